@@ -1,0 +1,1 @@
+//! A group of one rank, and groups of CPU threads of one process.

@@ -1,0 +1,1 @@
+//! Command line, environment and file to one configuration.

@@ -1,0 +1,300 @@
+//! The operations a decoder needs, fused as its layers use them, and the devices that provide them.
+//!
+//! The CPU device is the reference and the embedded default; a CUDA device has the same operations with the same
+//! quantisation points, so that the two differ by summation order alone.
+//!
+//! Buffers are allocated at start-up for the largest step and reused; an operation sets the row count of what it
+//! writes from what it reads. For every operation, a row of the output depends on the same row of the input only,
+//! in an order of summation that does not depend on how many rows there are.
+
+pub mod cpu;
+pub mod host;
+
+use std::fmt::Debug;
+
+pub use host::{HostMatrix, MatrixData};
+
+/// A failure of the device itself: ours to fix, fatal to the process.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{op}: {message}")]
+pub struct DeviceError {
+    /// The operation or kernel.
+    pub op: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
+/// How the input of a matrix product is stored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ActQuant {
+    /// Rounded to BF16.
+    Bf16,
+    /// E4M3 with one scale per row, amax / 448 of that row (1 for a row of zeros).
+    Fp8PerToken,
+    /// E4M3 with this scale for all rows, from the checkpoint; values beyond ±448 × scale saturate.
+    Fp8Static(f32),
+}
+
+/// LayerNorm1p subtracts the mean and multiplies by (1 + weight); RMSNorm does neither. Computed in F32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum NormKind {
+    /// (x − mean) / sqrt(var + eps) × (1 + weight) + bias.
+    LayerNorm1p,
+    /// x / sqrt(mean(x²) + eps) × weight.
+    RmsNorm,
+}
+
+/// The weights of one normalisation.
+#[derive(Debug)]
+pub struct Norm<V> {
+    /// Which formula.
+    pub kind: NormKind,
+    /// As stored in the checkpoint, \[hidden\].
+    pub weight: V,
+    /// Present for LayerNorm1p, \[hidden\].
+    pub bias: Option<V>,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// The nonlinearity between the two halves of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// relu(x)², input \[rows, ffn\].
+    SquaredRelu,
+    /// silu(gate) × up, input \[rows, 2 × ffn\], gate first.
+    SwiGlu,
+}
+
+/// Storage of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvDtype {
+    /// E4M3 with a scale per layer for K and for V.
+    Fp8,
+    /// BF16, no scale.
+    Bf16,
+}
+
+/// Heads as one rank sees them. A QKV row is \[q_heads × head_dim | kv_heads × head_dim | kv_heads × head_dim\].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads.
+    pub q_heads: usize,
+    /// Key and value heads; divides `q_heads`; query head h reads KV head h / (q_heads / kv_heads).
+    pub kv_heads: usize,
+    /// Elements per head.
+    pub head_dim: usize,
+}
+
+/// Shape and storage of a paged KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheSpec {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Blocks of [`BLOCK_TOKENS`] positions, shared by all layers: one id addresses a block in each.
+    pub blocks: usize,
+    /// Heads.
+    pub heads: HeadShape,
+    /// Element type.
+    pub dtype: KvDtype,
+}
+
+/// Positions per KV block.
+pub const BLOCK_TOKENS: usize = 64;
+
+/// Inverse frequencies of the rotary embedding: pairs (i, i + rotary_dim / 2) of the first `2 × inv_freq.len()`
+/// elements of each head turn (the NeoX half-split); the rest pass through.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// One per pair, Llama 3 scaling already applied.
+    pub inv_freq: Vec<f32>,
+}
+
+/// Which of the cache's values a step writes and reads, for one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerKv {
+    /// Layer index.
+    pub layer: usize,
+    /// K is stored as E4M3(k / k_scale); 1 where the checkpoint has none.
+    pub k_scale: f32,
+    /// As `k_scale`, for V.
+    pub v_scale: f32,
+}
+
+/// One sequence's tokens in a step: rows `first..first + len` of the step, at positions `position..position + len`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Segment {
+    /// First row.
+    pub first: usize,
+    /// Rows.
+    pub len: usize,
+    /// Position of the first row in its sequence.
+    pub position: usize,
+    /// Cache blocks of positions 0.., enough for `position + len`.
+    pub blocks: Vec<u32>,
+}
+
+/// The inputs of one forward pass.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepInputs {
+    /// One id per row.
+    pub tokens: Vec<u32>,
+    /// In row order, without gaps.
+    pub segments: Vec<Segment>,
+}
+
+/// One row of logits to draw from.
+#[derive(Debug, Clone)]
+pub struct SampleRow<'a> {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// 1 keeps all.
+    pub top_p: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    /// 0 keeps all.
+    pub min_p: f32,
+    /// 1 is off.
+    pub repetition_penalty: f32,
+    /// 0 is off.
+    pub presence_penalty: f32,
+    /// 0 is off.
+    pub frequency_penalty: f32,
+    /// (id, added to its logit).
+    pub logit_bias: &'a [(u32, f32)],
+    /// Masked ids.
+    pub barred: &'a [u32],
+    /// Tokens of the prompt, for the repetition penalty; any order, repeats allowed.
+    pub prompt: &'a [u32],
+    /// (id, occurrences) of the tokens generated so far.
+    pub output: &'a [(u32, u32)],
+    /// With `position`, the key of the draw.
+    pub seed: u64,
+    /// The position that the drawn token will have.
+    pub position: u32,
+    /// Alternatives to report; `None`: no log-probability at all.
+    pub logprobs: Option<u8>,
+}
+
+/// The token drawn from one row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Draw {
+    /// A token, and its log-probability under the raw logits where asked for.
+    Token(u32, Option<RowLogprob>),
+    /// The row holds NaN or infinity; nothing can be drawn from it.
+    NonFinite,
+}
+
+/// A token's log-probability under a row of raw logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowLogprob {
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// The most probable tokens, most probable first, lowest id first on ties.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// A device: where weights, activations and the KV cache live, and the operations over them.
+///
+/// All buffers belong to the device that made them. Shapes are checked by assertion: a wrong one is a bug of ours.
+pub trait Device: Send + 'static {
+    /// A weight matrix \[out, in\] in whatever layout its products like best.
+    type Matrix: Debug + Send + Sync;
+    /// A vector of F32.
+    type Vector: Debug + Send + Sync;
+    /// Floats \[rows, cols\]: the residual stream and the outputs of products. `rows` changes from step to step.
+    type Floats: Debug + Send;
+    /// Quantised inputs of matrix products \[rows, cols\], with their scales.
+    type Acts: Debug + Send;
+    /// A paged KV cache for all layers.
+    type Cache: Debug + Send;
+    /// The inputs of the current step.
+    type Step: Debug + Send;
+
+    /// Copies a matrix to the device.
+    fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
+    /// Copies a vector to the device.
+    fn vector(&self, host: &[f32]) -> Result<Self::Vector, DeviceError>;
+    /// A buffer for at most `rows` rows.
+    fn floats(&self, rows: usize, cols: usize) -> Result<Self::Floats, DeviceError>;
+    /// A buffer for at most `rows` rows.
+    fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
+    /// A cache of zeros.
+    fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
+    /// Room for a step of at most `rows` rows.
+    fn step(&self, rows: usize) -> Result<Self::Step, DeviceError>;
+
+    /// Makes `inputs` the current step.
+    fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
+    /// out\[r\] = table\[token\[r\]\], in F32.
+    fn embed(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Floats)
+    -> Result<(), DeviceError>;
+    /// residual += delta (if any); out = quant(norm(residual)).
+    fn norm(
+        &self,
+        residual: &mut Self::Floats,
+        delta: Option<&Self::Floats>,
+        norm: &Norm<Self::Vector>,
+        quant: ActQuant,
+        out: &mut Self::Acts,
+    ) -> Result<(), DeviceError>;
+    /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\]; F32 accumulation.
+    fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Self::Floats) -> Result<(), DeviceError>;
+    /// Turns Q and K of each row by its position and writes K and V into the cache.
+    fn rope(
+        &self,
+        step: &Self::Step,
+        rope: &Rope,
+        kv: LayerKv,
+        qkv: &mut Self::Floats,
+        cache: &mut Self::Cache,
+    ) -> Result<(), DeviceError>;
+    /// Causal attention of each row over its sequence's cached positions; reads K and V from the cache only.
+    /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
+    fn attention(
+        &self,
+        step: &Self::Step,
+        kv: LayerKv,
+        qkv: &Self::Floats,
+        cache: &Self::Cache,
+        quant: ActQuant,
+        out: &mut Self::Acts,
+    ) -> Result<(), DeviceError>;
+    /// out = quant(activation(h)).
+    fn activation(
+        &self,
+        kind: Activation,
+        h: &Self::Floats,
+        quant: ActQuant,
+        out: &mut Self::Acts,
+    ) -> Result<(), DeviceError>;
+    /// residual\[rows\] + delta\[rows\] → out: the rows whose logits are wanted, after the last layer.
+    fn select(
+        &self,
+        residual: &Self::Floats,
+        delta: &Self::Floats,
+        rows: &[u32],
+        out: &mut Self::Floats,
+    ) -> Result<(), DeviceError>;
+    /// Draws one token from each of the first `rows.len()` rows of logits; `vocab` is the number of ids that a
+    /// tokenizer knows, and padding beyond it is never drawn.
+    fn sample(
+        &self,
+        logits: &Self::Floats,
+        vocab: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Draw>, DeviceError>;
+    /// Scores `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row with NaN or
+    /// infinity.
+    fn score(
+        &self,
+        logits: &Self::Floats,
+        vocab: usize,
+        targets: &[u32],
+        top: u8,
+    ) -> Result<Vec<Option<RowLogprob>>, DeviceError>;
+    /// Copies the valid rows to the host, row-major.
+    fn read(&self, floats: &Self::Floats) -> Result<Vec<f32>, DeviceError>;
+    /// Overwrites the valid rows from the host; `host.len()` must be a multiple of the columns and sets the rows.
+    fn write(&self, host: &[f32], floats: &mut Self::Floats) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,3 @@
+//! The `octant` binary: wiring only.
+
+fn main() {}

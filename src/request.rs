@@ -1,0 +1,145 @@
+//! What the engine is asked and what it answers: plain data, tokens only, nothing optional left unresolved.
+//!
+//! A [`Request`] has been validated by the server and is validated again by the scheduler, since one out-of-range
+//! id must never reach a device. Its answer is a stream of [`Update`]s, of which exactly the last has a [`Finish`].
+
+use std::sync::Arc;
+
+/// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids of the prompt; at least one, each below the model's vocabulary size.
+    pub prompt: Arc<[u32]>,
+    /// How the next token is chosen.
+    pub sampling: Arc<SamplingParams>,
+    /// When generation ends.
+    pub stop: StopRules,
+    /// Smaller runs first, as in vLLM; ties go to the earlier arrival.
+    pub priority: i32,
+    /// Requests share cached prefixes only with requests of the same salt.
+    pub cache_salt: Option<Arc<str>>,
+    /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
+    pub prompt_logprobs: Option<u8>,
+}
+
+/// How the next token is chosen, in the order in which it is applied to a row of logits:
+/// bias, minimum-length mask, penalties, temperature, top-k, top-p, min-p, draw.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy (argmax, the lowest id on ties); otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
+    pub top_p: f32,
+    /// Keep the k most probable tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted once from the logit of every token in the output; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from a token's logit for each time it occurs in the output; 0 is off.
+    pub frequency_penalty: f32,
+    /// (token id, added to its logit).
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The draw for the token at position p depends on (seed, p) alone.
+    pub seed: u64,
+    /// Report the chosen token's log-probability and this many alternatives.
+    pub logprobs: Option<u8>,
+    /// Tokens of [`SamplingParams::barred`] are masked until this many tokens have been generated.
+    pub min_tokens: u32,
+    /// The ids that may not be drawn before `min_tokens`: end-of-sequence and stop ids.
+    pub barred: Vec<u32>,
+}
+
+/// When generation ends. Stop strings are text and are handled above the engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StopRules {
+    /// At most this many tokens are generated; at least 1 and prompt + max_tokens ≤ the model's context. 0 is
+    /// allowed together with `prompt_logprobs` only: the prompt is scored and nothing generated.
+    pub max_tokens: u32,
+    /// Generation ends with [`Finish::Stop`] after any of these.
+    pub stop_ids: Vec<u32>,
+}
+
+/// A token with its log-probability under the model's raw logits (before bias, penalties and temperature).
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token chosen, or the prompt token scored.
+    pub token: u32,
+    /// Natural logarithm of its probability; never -inf or NaN.
+    pub logprob: f32,
+    /// The most probable tokens, most probable first, lowest id first on ties.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// What one step yielded for one request.
+#[derive(Debug, Clone, Default)]
+pub struct Update {
+    /// The token generated, if any.
+    pub token: Option<u32>,
+    /// Its log-probability, if asked for.
+    pub logprob: Option<TokenLogprob>,
+    /// Scores of the prompt tokens 1.. that this step computed, if asked for; the first token has none.
+    pub prompt_logprobs: Vec<TokenLogprob>,
+    /// Prompt tokens found in the prefix cache; said once, with the first update.
+    pub cached_tokens: Option<u32>,
+    /// Set on the last update and on no other.
+    pub finish: Option<Finish>,
+}
+
+/// Why a request ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    /// A stop id, which is the last token.
+    Stop(u32),
+    /// `max_tokens` were generated.
+    Length,
+    /// The request failed through no fault of its own; the text says why.
+    Error(String),
+}
+
+/// The engine's refusal of a request, before anything was done for it.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Reject {
+    /// A field that the door should have caught.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The wire name of the field.
+        field: &'static str,
+        /// Expected versus got.
+        message: String,
+    },
+    /// Prompt and `max_tokens` exceed the context, or need more KV blocks than exist.
+    #[error("prompt of {prompt} and {max_tokens} new tokens exceed the limit of {limit} tokens")]
+    TooLong {
+        /// Prompt tokens.
+        prompt: usize,
+        /// New tokens asked for.
+        max_tokens: u32,
+        /// The most that fits.
+        limit: usize,
+    },
+    /// The queue is full, counted in requests.
+    #[error("the queue is full: {waiting} requests waiting, at most {limit}")]
+    QueueFull {
+        /// Requests waiting now.
+        waiting: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// The queue is full, counted in prompt tokens.
+    #[error("the queue is full: {waiting} prompt tokens waiting, at most {limit}")]
+    QueueTokensFull {
+        /// Prompt tokens waiting now.
+        waiting: usize,
+        /// The bound.
+        limit: usize,
+    },
+    /// The server drains and takes no new work.
+    #[error("the server is draining")]
+    Draining,
+    /// The device failed; the process is about to exit.
+    #[error("the engine has stopped: {0}")]
+    EngineDown(String),
+}

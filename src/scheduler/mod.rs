@@ -1,0 +1,3 @@
+//! Which tokens run next, in which KV blocks.
+
+pub mod plan;

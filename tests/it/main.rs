@@ -1,0 +1,12 @@
+//! One integration-test binary: it compiles once and links once. The modules mirror the crate.
+
+mod blocks;
+mod cpu;
+mod engine;
+mod http;
+mod model;
+mod scheduler;
+mod smollm2;
+mod text;
+mod tidy;
+mod validate;
