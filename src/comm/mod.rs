@@ -2,7 +2,6 @@
 
 pub mod local;
 
-
 use crate::device::{Device, DeviceError};
 
 /// One rank's handle on its group. Every rank calls the same operations in the same order.

@@ -227,8 +227,12 @@ pub trait Device: Send + 'static {
     /// Makes `inputs` the current step.
     fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
     /// out\[r\] = table\[token\[r\]\], in F32.
-    fn embed(&self, step: &Self::Step, table: &Self::Matrix, out: &mut Self::Floats)
-    -> Result<(), DeviceError>;
+    fn embed(
+        &self,
+        step: &Self::Step,
+        table: &Self::Matrix,
+        out: &mut Self::Floats,
+    ) -> Result<(), DeviceError>;
     /// residual += delta (if any); out = quant(norm(residual)).
     fn norm(
         &self,

@@ -1,1 +1,257 @@
-//! The step loop.
+//! The step loop, the account of every open request, and the seam to whatever executes a step.
+//!
+//! One OS thread owns the scheduler, the ledger and the executor, and repeats: take what clients ask, plan, enqueue,
+//! collect, commit, answer. With two steps in flight, the next is planned and enqueued while the device still works
+//! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
+//! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
+
+mod handle;
+mod ledger;
+mod stats;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+pub use handle::{EngineHandle, UpdateStream};
+pub use ledger::Ledger;
+pub use stats::Stats;
+
+use crate::request::{Reject, Update};
+use crate::scheduler::Scheduler;
+use crate::scheduler::plan::{StepOutput, StepPlan};
+pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
+use handle::{Command, Shared, Submission};
+
+/// Executes steps, in the order enqueued.
+pub trait Executor: Send {
+    /// Starts a step and returns without waiting for it. At most as many steps are outstanding as the engine was
+    /// started with.
+    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError>;
+    /// Waits for the earliest step not yet collected.
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError>;
+}
+
+/// The executor failed, for good: the engine answers every open request with this and ends.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ExecutorError {
+    /// What happened, as a client may read it.
+    pub message: String,
+}
+
+/// The loop's own state; lives on its thread.
+pub struct Engine<'a> {
+    shared: &'a Shared,
+    commands: &'a flume::Receiver<Command>,
+    executor: &'a mut dyn Executor,
+    ledger: &'a mut Ledger,
+    scheduler: Scheduler,
+    max_in_flight: usize,
+    in_flight: usize,
+    last_step: Option<Instant>,
+    busy_since: Option<Instant>,
+}
+
+/// Whether the loop goes on.
+#[derive(PartialEq)]
+enum Next {
+    Go,
+    Stop,
+}
+
+impl Engine<'_> {
+    /// Starts the engine on a thread of its own. `in_flight` is 1, or 2 to plan each step while the one before
+    /// runs.
+    ///
+    /// # Panics
+    /// If `in_flight` is neither, a limit of `config` is 0, or the system has no thread to give.
+    pub fn start(
+        config: SchedulerConfig,
+        in_flight: usize,
+        executor: Box<dyn Executor>,
+    ) -> (EngineHandle, EngineThread) {
+        assert!((1..=2).contains(&in_flight), "one or two steps in flight, got {in_flight}");
+        config.assert_sound();
+        let (sender, commands) = flume::unbounded();
+        let counts = Scheduler::new(config.clone()).counts();
+        let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
+        let handle = EngineHandle::new(Arc::clone(&shared), sender);
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || live(&shared, in_flight, executor, &commands))
+            .expect("the system can start a thread");
+        (handle, EngineThread { thread })
+    }
+
+    /// The step loop. Returns when told to stop, or with the reason why it cannot go on.
+    fn run(&mut self) -> Result<(), String> {
+        loop {
+            if self.take_commands()? == Next::Stop {
+                return Ok(());
+            }
+            while self.in_flight < self.max_in_flight
+                && let Some(plan) = self.scheduler.plan()
+            {
+                self.executor.enqueue(&plan).map_err(|e| e.message)?;
+                self.in_flight += 1;
+            }
+            if self.in_flight == 0 {
+                if !self.scheduler.is_idle() {
+                    return Err("the scheduler has work and plans none".to_owned());
+                }
+                continue;
+            }
+            self.publish();
+            let output = self.executor.collect().map_err(|e| e.message)?;
+            self.in_flight -= 1;
+            self.last_step = Some(Instant::now());
+            let updates = self.scheduler.commit(&output).map_err(|e| e.to_string())?;
+            self.answer(updates);
+        }
+    }
+
+    /// Takes every command there is; while idle, waits for one.
+    fn take_commands(&mut self) -> Result<Next, String> {
+        while self.in_flight == 0 && self.scheduler.is_idle() {
+            self.rest()?;
+            match self.commands.recv() {
+                Ok(command) => {
+                    if self.obey(command) == Next::Stop {
+                        return Ok(Next::Stop);
+                    }
+                }
+                Err(_all_handles_gone) => return Ok(Next::Stop),
+            }
+        }
+        self.busy_since.get_or_insert_with(Instant::now);
+        while let Ok(command) = self.commands.try_recv() {
+            if self.obey(command) == Next::Stop {
+                return Ok(Next::Stop);
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    /// Idle is when every block must be back, so that is when they are counted.
+    fn rest(&mut self) -> Result<(), String> {
+        self.scheduler.check_integrity()?;
+        if !self.ledger.is_empty() {
+            return Err(format!("{} requests were never answered", self.ledger.len()));
+        }
+        self.busy_since = None;
+        self.publish();
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Command) -> Next {
+        match command {
+            Command::Submit { group, reply } => {
+                let outcome = self.admit(group);
+                let _gone = reply.send(outcome);
+            }
+            Command::Abort(id) => {
+                // A request that has been answered, or was never taken, has nothing to abort.
+                if self.ledger.abandon(id) {
+                    self.scheduler.abort(id);
+                }
+            }
+            Command::Stop => return Next::Stop,
+        }
+        Next::Go
+    }
+
+    fn admit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
+        let (accounts, requests): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
+        self.scheduler.submit(requests)?;
+        for (id, updates) in accounts {
+            self.ledger.open(id, updates);
+        }
+        Ok(())
+    }
+
+    /// Publishes before answering: whoever has read a finish finds its blocks free in the stats.
+    fn answer(&mut self, updates: Vec<(RequestId, Update)>) {
+        self.publish();
+        for (id, update) in updates {
+            self.ledger.post(id, update);
+        }
+    }
+
+    fn publish(&self) {
+        self.shared.publish(Stats {
+            counts: self.scheduler.counts(),
+            in_flight: self.in_flight,
+            last_step: self.last_step,
+            busy_since: self.busy_since,
+            failed: None,
+        });
+    }
+}
+
+/// The engine's thread from its first to its last moment: whatever ends the loop, everyone gets an answer.
+fn live(
+    shared: &Shared,
+    max_in_flight: usize,
+    mut executor: Box<dyn Executor>,
+    commands: &flume::Receiver<Command>,
+) -> Result<(), String> {
+    let mut ledger = Ledger::default();
+    let end = catch_unwind(AssertUnwindSafe(|| {
+        let mut engine = Engine {
+            shared,
+            commands,
+            executor: &mut *executor,
+            ledger: &mut ledger,
+            scheduler: Scheduler::new(shared.config.clone()),
+            max_in_flight,
+            in_flight: 0,
+            last_step: None,
+            busy_since: None,
+        };
+        engine.run()
+    }));
+    let end = end.unwrap_or_else(|panic| Err(format!("the engine panicked: {}", panic_text(&*panic))));
+    let reason = match &end {
+        Ok(()) => "the server is shutting down",
+        Err(reason) => {
+            tracing::error!(%reason, "the engine has failed");
+            shared.set_failed(reason);
+            reason
+        }
+    };
+    shared.refuse(Reject::EngineDown(reason.to_owned()));
+    // The gate is closed: what is in the channel now is the last that will ever be.
+    for command in commands.try_iter() {
+        if let Command::Submit { reply, .. } = command {
+            let _gone = reply.send(Err(Reject::EngineDown(reason.to_owned())));
+        }
+    }
+    ledger.fail_all(reason);
+    end
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
+}
+
+/// The engine's thread, to be joined by whoever started it.
+pub struct EngineThread {
+    thread: JoinHandle<Result<(), String>>,
+}
+
+impl EngineThread {
+    /// Waits for the engine to end, which it does when stopped, when all handles are gone, or when it fails.
+    /// The error is why it failed.
+    pub fn join(self) -> Result<(), String> {
+        self.thread.join().unwrap_or_else(|_| Err("the engine's thread panicked".to_owned()))
+    }
+
+    /// Whether the thread has ended, by failure or otherwise.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}

@@ -1,0 +1,183 @@
+//! The engine as its clients see it: submit a group, read updates, drop to abort.
+//!
+//! Everything crosses into the engine's thread as a command over one channel. A command is sent only while the gate
+//! is open, under its lock, and the engine empties the channel after closing the gate, so that no command is ever
+//! left unanswered in a channel that nobody reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::engine::stats::Stats;
+use crate::request::{Finish, Reject, Request, Update};
+use crate::scheduler::{RequestId, SchedulerConfig};
+
+/// What a client asks of the engine's thread.
+pub(super) enum Command {
+    /// Take these, all or none, and say so.
+    Submit { group: Vec<Submission>, reply: flume::Sender<Result<(), Reject>> },
+    /// The client has gone.
+    Abort(RequestId),
+    /// End every request and the thread.
+    Stop,
+}
+
+/// One request of a group, and where its updates go.
+pub(super) struct Submission {
+    pub(super) id: RequestId,
+    pub(super) request: Request,
+    pub(super) updates: flume::Sender<Update>,
+}
+
+/// What the engine's thread and all handles share.
+pub(super) struct Shared {
+    pub(super) config: SchedulerConfig,
+    next_id: AtomicU64,
+    /// What every submit is answered with, once set.
+    refusal: Mutex<Option<Reject>>,
+    stats: Mutex<Stats>,
+}
+
+impl Shared {
+    pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
+        Self { config, next_id: AtomicU64::new(0), refusal: Mutex::new(None), stats: Mutex::new(stats) }
+    }
+
+    /// From here on every submit gets this answer; the first reason that ends the engine stands.
+    pub(super) fn refuse(&self, reject: Reject) {
+        let mut refusal = lock(&self.refusal);
+        if !matches!(*refusal, Some(Reject::EngineDown(_))) {
+            *refusal = Some(reject);
+        }
+    }
+
+    pub(super) fn publish(&self, stats: Stats) {
+        *lock(&self.stats) = stats;
+    }
+
+    pub(super) fn set_failed(&self, reason: &str) {
+        lock(&self.stats).failed = Some(reason.to_owned());
+    }
+}
+
+/// Data behind these locks is replaced whole, so that it is sound even after a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A client's end of the engine; cheap to clone. When all handles and streams are gone the engine ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    commands: flume::Sender<Command>,
+}
+
+impl EngineHandle {
+    pub(super) fn new(shared: Arc<Shared>, commands: flume::Sender<Command>) -> Self {
+        Self { shared, commands }
+    }
+
+    /// Submits the requests of one group, all or none, and resolves when the scheduler has taken them into its
+    /// bounded queue or refused. Dropping the future aborts the group, wherever it has got to.
+    pub async fn submit(&self, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
+        let (reply, answer) = flume::bounded(1);
+        // The streams exist before the command is sent, so that their drop covers every moment after it.
+        let (submissions, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| self.open(r)).unzip();
+        let outcome = match self.send_submit(submissions, reply) {
+            Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(self.refusal())),
+            Err(reject) => Err(reject),
+        };
+        match outcome {
+            Ok(()) => Ok(streams),
+            Err(reject) => {
+                streams.iter_mut().for_each(|stream| stream.finished = true);
+                Err(reject)
+            }
+        }
+    }
+
+    /// The last snapshot. Never waits for a step.
+    pub fn stats(&self) -> Stats {
+        lock(&self.shared.stats).clone()
+    }
+
+    /// The limits that the engine was started with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.shared.config
+    }
+
+    /// Refuses new requests with [`Reject::Draining`]; those already taken run to their end.
+    pub fn drain(&self) {
+        self.shared.refuse(Reject::Draining);
+    }
+
+    /// Ends the engine: open requests finish with an error, new ones are refused.
+    pub fn stop(&self) {
+        self.shared.refuse(Reject::EngineDown("the server is shutting down".to_owned()));
+        let _already_gone = self.commands.send(Command::Stop);
+    }
+
+    fn open(&self, request: Request) -> (Submission, UpdateStream) {
+        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let (sender, updates) = flume::unbounded();
+        let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
+        (Submission { id, request, updates: sender }, stream)
+    }
+
+    fn send_submit(
+        &self,
+        group: Vec<Submission>,
+        reply: flume::Sender<Result<(), Reject>>,
+    ) -> Result<(), Reject> {
+        let refusal = lock(&self.shared.refusal);
+        if let Some(reject) = &*refusal {
+            return Err(reject.clone());
+        }
+        self.commands.send(Command::Submit { group, reply }).map_err(|_| gone())
+    }
+
+    fn refusal(&self) -> Reject {
+        lock(&self.shared.refusal).clone().unwrap_or_else(gone)
+    }
+}
+
+fn gone() -> Reject {
+    Reject::EngineDown("the engine's thread has ended".to_owned())
+}
+
+/// The answer to one request. Dropping it before its finish aborts the request: its KV blocks are free within the
+/// step.
+pub struct UpdateStream {
+    id: RequestId,
+    updates: flume::Receiver<Update>,
+    commands: flume::Sender<Command>,
+    finished: bool,
+}
+
+impl UpdateStream {
+    /// The request's id, for logs.
+    pub fn id(&self) -> RequestId {
+        self.id
+    }
+
+    /// Waits for the next update. The last has a [`Finish`].
+    ///
+    /// # Panics
+    /// If called after the finish, which is a bug in the caller.
+    pub async fn next(&mut self) -> Update {
+        assert!(!self.finished, "request {} was read after its finish", self.id.0);
+        let update = self.updates.recv_async().await.unwrap_or_else(|_| {
+            let finish = Some(Finish::Error("the engine ended without an answer".to_owned()));
+            Update { finish, ..Update::default() }
+        });
+        self.finished = update.finish.is_some();
+        update
+    }
+}
+
+impl Drop for UpdateStream {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _engine_gone = self.commands.send(Command::Abort(self.id));
+        }
+    }
+}
