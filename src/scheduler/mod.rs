@@ -1,9 +1,38 @@
-//! Which tokens run next, in which KV blocks.
+//! Which tokens run next, in which KV blocks: pure decisions. No clock, no IO, no randomness, no device; the same
+//! calls always give the same plans.
+//!
+//! Continuous batching: each step, every sequence that is generating gets a row of one token, then prompts get what
+//! is left of the step's token budget, in chunks, first those already begun, then new ones by priority and arrival.
+//! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates. When
+//! none is left, the last in order gives up its blocks and waits to be computed again; the first in order is never
+//! the one to give up, and so always gets on.
+//!
+//! A step is planned, then committed when its output is there. One more may be planned in between; its decode rows
+//! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it
+//! has a row in flight keeps blocks and slot until that row is collected.
+//!
+//! `batch` makes plans, `sequence` is one request on its way, [`blocks`] and [`prefix`] are the KV cache's
+//! bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
+mod batch;
+pub mod blocks;
+mod door;
+mod integrity;
 pub mod plan;
+pub mod prefix;
+mod sequence;
+mod slots;
 
-use crate::request::{Reject, Request, Update};
-use plan::{StepOutput, StepPlan};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use crate::request::{Finish, Reject, Request, Update};
+use blocks::Pool;
+use plan::{RowOutput, StepOutput, StepPlan};
+use sequence::{Order, Pending, Sequence};
+use slots::Slots;
+
+/// Steps that may be planned and not yet committed.
+pub const MAX_IN_FLIGHT: usize = 2;
 
 /// Names one request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,7 +74,7 @@ impl SchedulerConfig {
 /// How things stand. Totals count up from the start.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
-    /// Sequences that hold a slot.
+    /// Sequences that run.
     pub running: usize,
     /// Sequences that wait, preempted ones among them.
     pub waiting: usize,
@@ -75,64 +104,244 @@ pub struct Counts {
 
 /// An output that does not fit the plan it answers: the executor is broken.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the executor answered step {got_id} with {got_rows} rows; expected step {want_id} with {want_rows}")]
+#[error("the executor returned (step, rows) {got:?}, expected {expected:?}")]
 pub struct Mismatch {
-    /// The id of the output.
-    pub got_id: u64,
-    /// Its rows.
-    pub got_rows: usize,
-    /// The id of the earliest plan not collected.
-    pub want_id: u64,
-    /// Its rows.
-    pub want_rows: usize,
+    /// Step id and number of rows of the output.
+    pub got: (u64, usize),
+    /// Those of the earliest plan not committed, if there is one.
+    pub expected: Option<(u64, usize)>,
 }
 
 /// Decides what each step computes.
 pub struct Scheduler {
     config: SchedulerConfig,
+    pool: Pool,
+    slots: Slots,
+    /// Hold neither blocks nor a slot.
+    waiting: BTreeMap<Order, Sequence>,
+    /// Hold a slot and the blocks of all tokens planned.
+    running: BTreeMap<Order, Sequence>,
+    /// Have left `running`, and hold blocks and slot for a row in flight.
+    leaving: BTreeMap<Order, Leaver>,
+    /// Every request that is owed an answer.
+    orders: HashMap<RequestId, Order>,
+    in_flight: VecDeque<Flight>,
+    waiting_tokens: usize,
+    arrivals: u64,
+    totals: Counts,
+}
+
+/// A sequence that gives up its blocks once its rows in flight are collected.
+struct Leaver {
+    sequence: Sequence,
+    fate: Fate,
+}
+
+/// What becomes of a sequence that leaves.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    /// Its output still counts, and it waits to run again.
+    Requeue,
+    /// It has been answered or aborted: its output is nobody's.
+    Discard,
+}
+
+/// A plan whose output has not come.
+struct Flight {
+    id: u64,
+    rows: Vec<Pending>,
 }
 
 impl Scheduler {
     /// With nothing running and all blocks free.
+    ///
+    /// # Panics
+    /// If a limit that must be positive is 0.
     pub fn new(config: SchedulerConfig) -> Self {
         config.assert_sound();
-        Self { config }
+        Self {
+            pool: Pool::new(config.num_blocks),
+            slots: Slots::new(config.max_num_seqs),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            orders: HashMap::new(),
+            in_flight: VecDeque::new(),
+            waiting_tokens: 0,
+            arrivals: 0,
+            totals: Counts::default(),
+            config,
+        }
     }
 
-    /// Takes a group into the queue, all or none.
+    /// Takes a group into the queue, all or none. Ids must be new.
     pub fn submit(&mut self, group: Vec<(RequestId, Request)>) -> Result<(), Reject> {
-        let _ = group;
-        Err(Reject::Draining)
+        for (_, request) in &group {
+            door::check(request, &self.config)?;
+        }
+        let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
+        self.check_queue(group.len(), tokens)?;
+        for (id, request) in group {
+            let sequence = Sequence::new(id, self.arrivals, request);
+            self.arrivals += 1;
+            let earlier = self.orders.insert(id, sequence.order);
+            assert!(earlier.is_none(), "request {} was submitted twice", id.0);
+            self.enqueue(sequence);
+        }
+        Ok(())
     }
 
-    /// Forgets a request; no further update names it.
+    /// Bounds what waits. An empty queue takes anything that can run at all, or it could never be served.
+    fn check_queue(&self, requests: usize, tokens: usize) -> Result<(), Reject> {
+        let (waiting, limit) = (self.waiting.len(), self.config.max_queue_requests);
+        if waiting > 0 && waiting + requests > limit {
+            return Err(Reject::QueueFull { waiting, limit });
+        }
+        let (waiting, limit) = (self.waiting_tokens, self.config.max_queue_tokens);
+        if waiting > 0 && waiting + tokens > limit {
+            return Err(Reject::QueueTokensFull { waiting, limit });
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, sequence: Sequence) {
+        self.waiting_tokens += sequence.prompt_len();
+        self.waiting.insert(sequence.order, sequence);
+    }
+
+    /// Forgets a request; no further update names it. Its blocks are free at once, or when its row in flight is
+    /// committed. A request that has ended, or never was, is no error.
     pub fn abort(&mut self, id: RequestId) {
-        let _ = id;
+        let Some(order) = self.orders.remove(&id) else { return };
+        if let Some(sequence) = self.waiting.remove(&order) {
+            self.waiting_tokens -= sequence.prompt_len();
+        } else if let Some(sequence) = self.running.remove(&order) {
+            self.depart(sequence, Fate::Discard);
+        } else if let Some(leaver) = self.leaving.get_mut(&order) {
+            leaver.fate = Fate::Discard;
+        }
     }
 
-    /// The next step, or `None` if there is nothing to compute now.
+    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their outputs.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        None
+        if self.in_flight.len() == MAX_IN_FLIGHT {
+            return None;
+        }
+        let (rows, pending) = self.plan_rows();
+        if rows.is_empty() {
+            return None;
+        }
+        let id = self.totals.steps;
+        self.totals.steps += 1;
+        self.in_flight.push_back(Flight { id, rows: pending });
+        Some(StepPlan { id, rows })
     }
 
-    /// Takes in what the earliest uncollected step computed.
+    /// Takes in what the earliest uncommitted step computed.
     pub fn commit(&mut self, output: &StepOutput) -> Result<Vec<(RequestId, Update)>, Mismatch> {
-        let _ = output;
-        Ok(Vec::new())
+        let expected = self.in_flight.front().map(|flight| (flight.id, flight.rows.len()));
+        if expected != Some((output.id, output.rows.len())) {
+            return Err(Mismatch { got: (output.id, output.rows.len()), expected });
+        }
+        let flight = self.in_flight.pop_front().expect("it has just been compared");
+        let mut updates = Vec::with_capacity(flight.rows.len());
+        for (row, output) in flight.rows.iter().zip(&output.rows) {
+            updates.extend(self.settle(row, output));
+        }
+        Ok(updates)
     }
 
-    /// Whether there is no request at all.
+    /// Brings one row's output to its sequence, and says what its client learns.
+    fn settle(&mut self, row: &Pending, output: &RowOutput) -> Option<(RequestId, Update)> {
+        if let Some(sequence) = self.running.get_mut(&row.order) {
+            let update = absorb(sequence, row, output, &self.pool, &self.config)?;
+            let (id, prompt) = (sequence.id, sequence.prompt_len());
+            if update.finish.is_some() {
+                let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
+                self.depart(sequence, Fate::Discard);
+            }
+            self.account(id, prompt, &update);
+            return Some((id, update));
+        }
+        let leaver = self.leaving.remove(&row.order).expect("whoever has a row in flight runs or leaves");
+        let (mut sequence, mut fate) = (leaver.sequence, leaver.fate);
+        let update = match fate {
+            Fate::Requeue => absorb(&mut sequence, row, output, &self.pool, &self.config),
+            Fate::Discard => {
+                sequence.discard();
+                None
+            }
+        };
+        let (id, prompt) = (sequence.id, sequence.prompt_len());
+        if update.as_ref().is_some_and(|update| update.finish.is_some()) {
+            fate = Fate::Discard;
+        }
+        self.depart(sequence, fate);
+        let update = update?;
+        self.account(id, prompt, &update);
+        Some((id, update))
+    }
+
+    /// A sequence that no longer runs gives up slot and blocks, now or when its last row in flight is collected.
+    fn depart(&mut self, mut sequence: Sequence, fate: Fate) {
+        if sequence.in_flight > 0 {
+            self.leaving.insert(sequence.order, Leaver { sequence, fate });
+        } else if fate == Fate::Requeue {
+            sequence.give_up();
+            self.enqueue(sequence);
+        }
+    }
+
+    fn account(&mut self, id: RequestId, prompt: usize, update: &Update) {
+        self.totals.generated_tokens += u64::from(update.token.is_some());
+        if update.cached_tokens.is_some() {
+            self.totals.prompt_tokens += prompt as u64;
+        }
+        if update.finish.is_some() {
+            self.orders.remove(&id);
+        }
+    }
+
+    /// Whether there is no request, and no row in flight.
     pub fn is_idle(&self) -> bool {
-        true
+        self.waiting.is_empty() && self.running.is_empty() && self.in_flight.is_empty()
     }
 
     /// How things stand.
     pub fn counts(&self) -> Counts {
-        Counts { blocks_total: self.config.num_blocks, ..Counts::default() }
+        Counts {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            waiting_tokens: self.waiting_tokens,
+            blocks_free: self.pool.free(),
+            blocks_used: self.pool.used(),
+            blocks_cached: self.pool.cached(),
+            blocks_total: self.pool.total(),
+            ..self.totals.clone()
+        }
     }
 
-    /// Recounts everything; the error says what does not add up.
-    pub fn check_integrity(&self) -> Result<(), String> {
-        Ok(())
+    /// The limits it was made with.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
     }
+}
+
+/// Takes in a row's output. Blocks that it completes are cached; if it failed, nothing that it wrote or read may be
+/// found again, since a chunk that draws no token does not show that its values are finite.
+fn absorb(
+    sequence: &mut Sequence,
+    row: &Pending,
+    output: &RowOutput,
+    pool: &Pool,
+    config: &SchedulerConfig,
+) -> Option<Update> {
+    let before = sequence.computed();
+    let update = sequence.absorb(row, output, config.vocab_size);
+    if let Some(Update { finish: Some(Finish::Error(_)), .. }) = update {
+        sequence.table.blocks().iter().for_each(|block| pool.forget(block));
+    } else if config.prefix_caching {
+        sequence.publish(before, pool);
+    }
+    update
 }

@@ -3,6 +3,7 @@
 mod blocks;
 mod cpu;
 mod engine;
+mod fake;
 mod http;
 mod model;
 mod scheduler;

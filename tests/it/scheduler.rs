@@ -1,1 +1,130 @@
-//! Tests of scheduler.
+//! The scheduler's decisions: scripted traces, one fact each, and random ones against a naive model.
+
+mod admission;
+mod preemption;
+mod random;
+mod steps;
+
+use std::collections::{HashMap, VecDeque};
+
+use octant::request::{Finish, Reject, Request, TokenLogprob, Update};
+use octant::scheduler::plan::{StepOutput, StepPlan};
+use octant::scheduler::{RequestId, Scheduler, SchedulerConfig};
+
+use crate::fake::{Answer, FakeModel};
+
+/// A scheduler with the fake model behind it, stepped by hand; everything is recounted at every call.
+pub struct Bench {
+    pub scheduler: Scheduler,
+    pub model: FakeModel,
+    outputs: VecDeque<StepOutput>,
+    pub heard: HashMap<u64, Vec<Update>>,
+    next_id: u64,
+}
+
+impl Bench {
+    pub fn new(config: SchedulerConfig) -> Self {
+        let model = FakeModel::new(&config);
+        let scheduler = Scheduler::new(config);
+        Self { scheduler, model, outputs: VecDeque::new(), heard: HashMap::new(), next_id: 0 }
+    }
+
+    /// Submits a group; ids count up from 0.
+    pub fn submit_group(&mut self, group: Vec<Request>) -> Result<Vec<u64>, Reject> {
+        let ids: Vec<u64> = (self.next_id..).take(group.len()).collect();
+        self.next_id += group.len() as u64;
+        self.scheduler.submit(ids.iter().map(|&id| RequestId(id)).zip(group).collect())?;
+        self.recount();
+        Ok(ids)
+    }
+
+    pub fn submit(&mut self, request: Request) -> u64 {
+        self.submit_group(vec![request]).expect("a sound request is taken")[0]
+    }
+
+    pub fn abort(&mut self, id: u64) {
+        self.scheduler.abort(RequestId(id));
+        self.recount();
+    }
+
+    /// Plans and executes a step.
+    pub fn plan(&mut self) -> Option<StepPlan> {
+        let plan = self.scheduler.plan()?;
+        self.recount();
+        self.outputs.push_back(self.model.step(&plan));
+        Some(plan)
+    }
+
+    /// Commits the earliest executed step.
+    pub fn commit(&mut self) {
+        let output = self.outputs.pop_front().expect("a step was executed");
+        let updates = self.scheduler.commit(&output).expect("outputs fit their plans");
+        self.recount();
+        for (id, update) in updates {
+            let heard = self.heard.entry(id.0).or_default();
+            let ended = heard.last().is_some_and(|last: &Update| last.finish.is_some());
+            assert!(!ended, "request {} was answered after its finish", id.0);
+            let first = heard.is_empty();
+            assert_eq!(update.cached_tokens.is_some(), first, "cached tokens are said with the first update");
+            heard.push(update);
+        }
+    }
+
+    /// A step with nothing in flight before or after it.
+    pub fn step(&mut self) -> StepPlan {
+        let plan = self.plan().expect("there is something to compute");
+        self.commit();
+        plan
+    }
+
+    /// Steps until idle, with up to `in_flight` steps outstanding. Returns the number of steps.
+    pub fn run(&mut self, in_flight: usize) -> usize {
+        let mut steps = 0;
+        while !self.scheduler.is_idle() {
+            while self.outputs.len() < in_flight && self.plan().is_some() {
+                steps += 1;
+            }
+            assert!(!self.outputs.is_empty(), "work is left and none is planned");
+            self.commit();
+        }
+        steps
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.outputs.len()
+    }
+
+    fn recount(&self) {
+        self.scheduler.check_integrity().expect("everything adds up");
+    }
+
+    /// Tokens heard of a request so far.
+    pub fn tokens(&self, id: u64) -> Vec<u32> {
+        self.updates(id).iter().filter_map(|update| update.token).collect()
+    }
+
+    pub fn finish(&self, id: u64) -> Option<Finish> {
+        self.updates(id).last().and_then(|update| update.finish.clone())
+    }
+
+    pub fn cached(&self, id: u64) -> u32 {
+        self.updates(id)[0].cached_tokens.expect("the first update says it")
+    }
+
+    pub fn updates(&self, id: u64) -> &[Update] {
+        self.heard.get(&id).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// All that was heard of a finished request.
+    pub fn answer(&self, id: u64) -> Option<Answer> {
+        let finish = self.finish(id)?;
+        let scores: Vec<TokenLogprob> =
+            self.updates(id).iter().flat_map(|update| update.prompt_logprobs.clone()).collect();
+        Some(Answer { tokens: self.tokens(id), finish, scores })
+    }
+}
+
+/// Distinct prompts of any length: token i is (first + i) modulo 97.
+pub fn prompt(first: u32, len: usize) -> Vec<u32> {
+    (first..).map(|token| token % 97).take(len).collect()
+}

@@ -1,0 +1,89 @@
+//! The scheduler's own check of a request. The server has validated it already; this is the second assertion, since
+//! one id out of range would make a device read past a table.
+
+use super::SchedulerConfig;
+use super::plan::BLOCK_TOKENS;
+use crate::request::{Reject, Request, SamplingParams};
+
+/// Says why a request can never run, if so.
+pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {
+    let vocab = config.vocab_size;
+    if request.prompt.is_empty() {
+        return Err(invalid("prompt", "expected at least one token"));
+    }
+    check_ids("prompt", request.prompt.iter().copied(), vocab)?;
+    check_ids("stop_token_ids", request.stop.stop_ids.iter().copied(), vocab)?;
+    check_sampling(&request.sampling, vocab)?;
+    check_alternatives("prompt_logprobs", request.prompt_logprobs, vocab)?;
+    let max_tokens = request.stop.max_tokens;
+    if max_tokens == 0 && request.prompt_logprobs.is_none() {
+        return Err(invalid("max_tokens", "expected at least 1, got 0"));
+    }
+    let min_tokens = request.sampling.min_tokens;
+    if min_tokens > max_tokens {
+        let message = format!("expected at most max_tokens = {max_tokens}, got {min_tokens}");
+        return Err(Reject::Invalid { field: "min_tokens", message });
+    }
+    check_length(request, config)
+}
+
+/// A sequence must fit the context, and must fit the cache when it is there alone.
+fn check_length(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {
+    let limit = config.max_model_len.min(config.num_blocks * BLOCK_TOKENS);
+    let (prompt, max_tokens) = (request.prompt.len(), request.stop.max_tokens);
+    if prompt.saturating_add(max_tokens as usize) > limit {
+        return Err(Reject::TooLong { prompt, max_tokens, limit });
+    }
+    Ok(())
+}
+
+fn check_sampling(sampling: &SamplingParams, vocab: usize) -> Result<(), Reject> {
+    let s = sampling;
+    check_float("temperature", s.temperature, s.temperature >= 0.0, "at least 0")?;
+    check_float("top_p", s.top_p, s.top_p > 0.0 && s.top_p <= 1.0, "above 0 and at most 1")?;
+    check_float("min_p", s.min_p, (0.0..=1.0).contains(&s.min_p), "from 0 to 1")?;
+    check_float("repetition_penalty", s.repetition_penalty, s.repetition_penalty > 0.0, "above 0")?;
+    for (field, value) in
+        [("presence_penalty", s.presence_penalty), ("frequency_penalty", s.frequency_penalty)]
+    {
+        check_float(field, value, (-2.0..=2.0).contains(&value), "from -2 to 2")?;
+    }
+    check_ids("logit_bias", s.logit_bias.iter().map(|&(id, _)| id), vocab)?;
+    for &(_, bias) in &s.logit_bias {
+        check_float("logit_bias", bias, (-100.0..=100.0).contains(&bias), "from -100 to 100")?;
+    }
+    check_ids("stop_token_ids", s.barred.iter().copied(), vocab)?;
+    check_alternatives("logprobs", s.logprobs, vocab)
+}
+
+fn check_ids(field: &'static str, ids: impl Iterator<Item = u32>, vocab: usize) -> Result<(), Reject> {
+    for id in ids {
+        if id as usize >= vocab {
+            let message = format!("expected token ids below {vocab}, got {id}");
+            return Err(Reject::Invalid { field, message });
+        }
+    }
+    Ok(())
+}
+
+fn check_float(field: &'static str, value: f32, in_range: bool, expected: &str) -> Result<(), Reject> {
+    if !value.is_finite() || !in_range {
+        let message = format!("expected a finite number {expected}, got {value}");
+        return Err(Reject::Invalid { field, message });
+    }
+    Ok(())
+}
+
+fn check_alternatives(field: &'static str, count: Option<u8>, vocab: usize) -> Result<(), Reject> {
+    match count {
+        Some(count) if usize::from(count) > vocab => {
+            let message = format!("expected at most {vocab}, got {count}");
+            Err(Reject::Invalid { field, message })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn invalid(field: &'static str, message: &str) -> Reject {
+    Reject::Invalid { field, message: message.to_owned() }
+}

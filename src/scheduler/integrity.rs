@@ -1,0 +1,87 @@
+//! Recounts everything that is kept twice. Called whenever the engine is idle, and by tests after every step.
+
+use std::collections::BTreeSet;
+
+use super::plan::BLOCK_TOKENS;
+use super::sequence::Sequence;
+use super::{Fate, Scheduler};
+
+impl Scheduler {
+    /// Recounts blocks and their holders, slots, queue sums and rows in flight; the error says what does not add
+    /// up.
+    pub fn check_integrity(&self) -> Result<(), String> {
+        self.check_blocks()?;
+        self.check_slots()?;
+        self.check_queue_sums()?;
+        self.check_flights()?;
+        if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
+            return Err(format!(
+                "idle with {} blocks used, {} requests, {} leaving",
+                self.pool.used(),
+                self.orders.len(),
+                self.leaving.len()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Everyone that holds blocks and a slot.
+    fn holders(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().chain(self.leaving.values().map(|leaver| &leaver.sequence))
+    }
+
+    fn check_blocks(&self) -> Result<(), String> {
+        let mut held = vec![0; self.pool.total()];
+        for sequence in self.holders() {
+            if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
+                return Err(format!("request {} has more positions than blocks", sequence.id.0));
+            }
+            for block in sequence.table.blocks() {
+                held[block.id() as usize] += 1;
+            }
+        }
+        self.pool.check(&held)
+    }
+
+    fn check_slots(&self) -> Result<(), String> {
+        let held: Vec<u32> = self.holders().filter_map(Sequence::slot).collect();
+        let distinct: BTreeSet<u32> = held.iter().copied().collect();
+        let (free, all) = (self.slots.free(), self.config.max_num_seqs);
+        if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
+            return Err(format!(
+                "{} slots held, {} distinct, {free} free of {all}",
+                held.len(),
+                distinct.len()
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_queue_sums(&self) -> Result<(), String> {
+        let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
+        if tokens != self.waiting_tokens {
+            return Err(format!("{tokens} prompt tokens wait, counted {}", self.waiting_tokens));
+        }
+        if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
+            return Err(format!("request {} waits and holds blocks or a slot", sequence.id.0));
+        }
+        let requeued = self.leaving.values().filter(|leaver| leaver.fate == Fate::Requeue).count();
+        let owed = self.waiting.len() + self.running.len() + requeued;
+        if owed != self.orders.len() {
+            return Err(format!("{owed} requests wait or run, {} are owed an answer", self.orders.len()));
+        }
+        Ok(())
+    }
+
+    fn check_flights(&self) -> Result<(), String> {
+        let rows: usize = self.in_flight.iter().map(|flight| flight.rows.len()).sum();
+        let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
+        if rows != held {
+            return Err(format!("{rows} rows in flight, sequences count {held}"));
+        }
+        match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
+            Some(leaver) => Err(format!("request {} leaves with no row in flight", leaver.sequence.id.0)),
+            None => Ok(()),
+        }
+    }
+}

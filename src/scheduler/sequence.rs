@@ -1,0 +1,287 @@
+//! One request on its way: the tokens it has, the positions it has computed, the blocks and the slot it holds.
+
+use std::sync::Arc;
+
+use super::RequestId;
+use super::blocks::{Pool, Table};
+use super::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
+use super::prefix::Key;
+use super::slots::Slot;
+use crate::request::{Finish, Request, Update};
+
+/// Who goes first: smaller priority, then earlier arrival. No two sequences are equal, and it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Order {
+    /// Smaller runs first.
+    pub priority: i32,
+    /// Counts up over all requests.
+    pub arrival: u64,
+}
+
+/// A request, waiting or running.
+pub struct Sequence {
+    /// Whose it is.
+    pub id: RequestId,
+    /// Its place among all.
+    pub order: Order,
+    /// Blocks of positions 0.., empty while waiting.
+    pub table: Table,
+    /// Rows planned and not collected.
+    pub in_flight: usize,
+    request: Request,
+    /// Prompt, then everything drawn and collected.
+    tokens: Vec<u32>,
+    /// Keys of the first full blocks of `tokens`, as far as they have been needed.
+    keys: Vec<Key>,
+    slot: Option<Slot>,
+    /// The next row tells the runner about the slot's new occupant.
+    starting: bool,
+    /// Positions in some plan.
+    planned: usize,
+    /// Positions collected.
+    computed: usize,
+    /// Tokens that uncollected rows will draw.
+    ahead: usize,
+    /// Prompt tokens whose score has been reported.
+    scored: usize,
+    /// Prompt tokens found in the prefix cache at first; known from the first start on.
+    cached: Option<u32>,
+    /// Whether an update has been sent.
+    answered: bool,
+}
+
+/// What must be remembered of a row until its output comes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pending {
+    /// Whose row.
+    pub order: Order,
+    position: usize,
+    len: usize,
+    sample: bool,
+    scores: usize,
+}
+
+impl Sequence {
+    /// Waiting, with nothing computed.
+    pub fn new(id: RequestId, arrival: u64, request: Request) -> Self {
+        Self {
+            id,
+            order: Order { priority: request.priority, arrival },
+            table: Table::default(),
+            in_flight: 0,
+            tokens: request.prompt.to_vec(),
+            request,
+            keys: Vec::new(),
+            slot: None,
+            starting: false,
+            planned: 0,
+            computed: 0,
+            ahead: 0,
+            scored: 0,
+            cached: None,
+            answered: false,
+        }
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_len(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Tokens known.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// The slot it holds.
+    pub fn slot(&self) -> Option<u32> {
+        self.slot.as_ref().map(Slot::index)
+    }
+
+    /// Positions in some plan.
+    pub fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// Tokens to feed before another can be drawn, one not yet collected among them. 0 once the last token that
+    /// may be drawn is drawn or in flight: nothing is ever planned beyond `max_tokens`.
+    pub fn pending(&self) -> usize {
+        let known = self.tokens.len() + self.ahead;
+        let max_tokens = self.request.stop.max_tokens as usize;
+        if max_tokens > 0 && known - self.prompt_len() >= max_tokens {
+            return 0;
+        }
+        known - self.planned
+    }
+
+    /// Whether the next token to feed lies beyond the blocks held.
+    pub fn needs_block(&self) -> bool {
+        self.planned >= self.table.len() * BLOCK_TOKENS
+    }
+
+    /// Keys of the blocks that a prefix hit may cover: at least one token is left to compute, and with it logits.
+    /// None where prompt tokens must be scored, since a cached prefix has no logits.
+    pub fn lookup_keys(&mut self) -> &[Key] {
+        if self.request.prompt_logprobs.is_some() {
+            return &[];
+        }
+        let blocks = (self.tokens.len() - 1) / BLOCK_TOKENS;
+        self.extend_keys(blocks);
+        &self.keys[..blocks]
+    }
+
+    fn extend_keys(&mut self, blocks: usize) {
+        while self.keys.len() < blocks {
+            let salt = self.request.cache_salt.as_deref();
+            let parent = self.keys.last().copied().unwrap_or_else(|| Key::root(salt));
+            let first = self.keys.len() * BLOCK_TOKENS;
+            self.keys.push(parent.child(&self.tokens[first..first + BLOCK_TOKENS]));
+        }
+    }
+
+    /// Takes up its slot and blocks, of which the first `cached` positions are computed already.
+    pub fn start(&mut self, slot: Slot, table: Table, cached: usize) {
+        self.slot = Some(slot);
+        self.table = table;
+        self.starting = true;
+        self.planned = cached;
+        self.computed = cached;
+        let reported = cached.min(self.prompt_len());
+        self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
+    }
+
+    /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
+    pub fn give_up(&mut self) {
+        debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
+        self.slot = None;
+        self.table.clear();
+        self.planned = 0;
+        self.computed = 0;
+    }
+
+    /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are held.
+    pub fn row(&mut self, len: usize) -> (Row, Pending) {
+        let position = self.planned;
+        let end = position + len;
+        let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
+        let score = self.targets(position, end);
+        let pending = Pending { order: self.order, position, len, sample, scores: score.len() };
+        let tokens = if position < self.tokens.len() {
+            TokenSource::Host(self.tokens[position..end].to_vec())
+        } else {
+            TokenSource::LastSampled
+        };
+        let row = Row {
+            slot: self.slot().expect("a running sequence has a slot"),
+            start: self.starting.then(|| self.slot_start()),
+            tokens,
+            position: u32::try_from(position).expect("positions fit in 32 bits"),
+            blocks: self.table.ids(end).to_vec(),
+            sample,
+            score,
+        };
+        self.starting = false;
+        self.planned = end;
+        self.ahead += usize::from(sample);
+        self.in_flight += 1;
+        (row, pending)
+    }
+
+    fn slot_start(&self) -> Arc<SlotStart> {
+        Arc::new(SlotStart {
+            sampling: Arc::clone(&self.request.sampling),
+            prompt_len: self.prompt_len(),
+            tokens: self.tokens.clone(),
+            prompt_logprobs: self.request.prompt_logprobs,
+        })
+    }
+
+    /// The prompt tokens that follow those fed, if they must be scored and not all have been before a preemption.
+    fn targets(&self, position: usize, end: usize) -> Vec<u32> {
+        let last = (end + 1).min(self.prompt_len());
+        if self.request.prompt_logprobs.is_none() || last <= self.scored + 1 {
+            return Vec::new();
+        }
+        self.tokens.get(position + 1..last).unwrap_or_default().to_vec()
+    }
+
+    /// Takes note that a row has been collected whose output nobody wants.
+    pub fn discard(&mut self) {
+        self.in_flight -= 1;
+    }
+
+    /// Takes in what one of its rows computed. `None` if that is nothing a client sees.
+    pub fn absorb(&mut self, row: &Pending, output: &RowOutput, vocab: usize) -> Option<Update> {
+        self.in_flight -= 1;
+        self.ahead -= usize::from(row.sample);
+        if let Some(fault) = fault(row, output, vocab) {
+            return Some(self.update(Update { finish: Some(Finish::Error(fault)), ..Update::default() }));
+        }
+        self.computed = row.position + row.len;
+        let again = self.scored.saturating_sub(row.position).min(output.scores.len());
+        let prompt_logprobs = output.scores[again..].to_vec();
+        self.scored += prompt_logprobs.len();
+        self.tokens.extend(output.token);
+        let finish = self.finish(output.token);
+        if output.token.is_none() && prompt_logprobs.is_empty() && finish.is_none() {
+            return None;
+        }
+        let (token, logprob) = (output.token, output.logprob.clone());
+        Some(self.update(Update { token, logprob, prompt_logprobs, finish, cached_tokens: None }))
+    }
+
+    /// The first update also says how much was cached.
+    fn update(&mut self, mut update: Update) -> Update {
+        if !self.answered {
+            update.cached_tokens = self.cached;
+        }
+        self.answered = true;
+        update
+    }
+
+    fn finish(&self, token: Option<u32>) -> Option<Finish> {
+        let generated = self.tokens.len() - self.prompt_len();
+        let Some(token) = token else {
+            let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
+            return scored_only.then_some(Finish::Length);
+        };
+        let long_enough = generated >= self.request.sampling.min_tokens as usize;
+        if long_enough && self.request.stop.stop_ids.contains(&token) {
+            return Some(Finish::Stop(token));
+        }
+        (generated >= self.request.stop.max_tokens as usize).then_some(Finish::Length)
+    }
+
+    /// Caches the blocks whose tokens have all been computed since `before`.
+    pub fn publish(&mut self, before: usize, pool: &Pool) {
+        let full = self.computed / BLOCK_TOKENS;
+        if full > before / BLOCK_TOKENS {
+            self.extend_keys(full);
+            for block in before / BLOCK_TOKENS..full {
+                pool.publish(self.keys[block], &self.table.blocks()[block]);
+            }
+        }
+    }
+
+    /// Positions collected.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+}
+
+/// Why a row's output cannot be used.
+fn fault(row: &Pending, output: &RowOutput, vocab: usize) -> Option<String> {
+    if output.non_finite {
+        return Some("the model computed NaN or infinity for this request".to_owned());
+    }
+    if output.scores.len() != row.scores {
+        return Some(format!("the executor returned {} scores for {}", output.scores.len(), row.scores));
+    }
+    match output.token {
+        Some(token) if token as usize >= vocab => Some(format!("the executor drew token {token} of {vocab}")),
+        token if token.is_some() != row.sample => {
+            Some("the executor drew a token unasked, or none where one was asked for".to_owned())
+        }
+        _ => None,
+    }
+}

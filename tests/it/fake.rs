@@ -1,0 +1,271 @@
+//! A fake executor whose tokens betray every scheduling error.
+//!
+//! It stores each token fed into a simulated block array, by block id and position, and reads a row's history back
+//! from there only. The next token is a hash of that history. A block shared wrongly, a write lost, a position
+//! skipped or a stale token therefore changes what comes out, and [`alone`] says what should.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use octant::engine::{Executor, ExecutorError};
+use octant::request::{Finish, Request, SamplingParams, StopRules, TokenLogprob};
+use octant::scheduler::SchedulerConfig;
+use octant::scheduler::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutput, StepPlan, TokenSource};
+
+/// A request with a prompt, greedy, that generates `max_tokens`.
+pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
+    Request {
+        prompt: prompt.into(),
+        sampling: Arc::new(greedy()),
+        stop: StopRules { max_tokens, stop_ids: Vec::new() },
+        priority: 0,
+        cache_salt: None,
+        prompt_logprobs: None,
+    }
+}
+
+/// Everything off.
+pub fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        seed: 0,
+        logprobs: None,
+        min_tokens: 0,
+        barred: Vec::new(),
+    }
+}
+
+/// A small engine: 4 slots, 64 tokens a step, 16 blocks, 100 token ids, room to wait.
+pub fn config() -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        max_model_len: 1024,
+        num_blocks: 16,
+        vocab_size: 100,
+        max_queue_requests: 64,
+        max_queue_tokens: 65_536,
+        prefix_caching: true,
+    }
+}
+
+/// What a request must yield, whatever runs beside it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub finish: Finish,
+    pub scores: Vec<TokenLogprob>,
+}
+
+/// The answer to a request by the definition of the fake model, with no blocks, steps or slots.
+pub fn alone(request: &Request, vocab: usize) -> Answer {
+    let mut history = request.prompt.to_vec();
+    let scores = match request.prompt_logprobs {
+        Some(_) => (1..history.len()).map(|i| score(&history[..i], history[i])).collect(),
+        None => Vec::new(),
+    };
+    let mut tokens = Vec::new();
+    while tokens.len() < request.stop.max_tokens as usize {
+        let token = next(&history, &request.sampling, tokens.len(), vocab);
+        tokens.push(token);
+        history.push(token);
+        let long_enough = tokens.len() >= request.sampling.min_tokens as usize;
+        if long_enough && request.stop.stop_ids.contains(&token) {
+            return Answer { tokens, finish: Finish::Stop(token), scores };
+        }
+    }
+    Answer { tokens, finish: Finish::Length, scores }
+}
+
+fn hash(history: &[u32], seed: u64) -> u64 {
+    let mix = |h: u64, token: u64| (h ^ token).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    let h = history.iter().fold(seed, |h, &token| mix(h, u64::from(token) + 1));
+    mix(h, history.len() as u64) >> 11
+}
+
+/// Any token but a barred one.
+fn next(history: &[u32], sampling: &SamplingParams, generated: usize, vocab: usize) -> u32 {
+    let mut token = (hash(history, sampling.seed) % vocab as u64) as u32;
+    while generated < sampling.min_tokens as usize && sampling.barred.contains(&token) {
+        token = (token + 1) % vocab as u32;
+    }
+    token
+}
+
+fn score(history: &[u32], token: u32) -> TokenLogprob {
+    TokenLogprob { token, logprob: -((hash(history, u64::from(token)) % 1000) as f32), top: Vec::new() }
+}
+
+/// The model's memory: what a device keeps between steps.
+pub struct FakeModel {
+    vocab: usize,
+    max_rows_tokens: usize,
+    blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
+    slots: Vec<Option<SlotState>>,
+    poison: Option<u32>,
+    steps: u64,
+}
+
+struct SlotState {
+    start: Arc<SlotStart>,
+    /// What it last drew, and in which step.
+    last: Option<(u32, u64)>,
+}
+
+impl FakeModel {
+    pub fn new(config: &SchedulerConfig) -> Self {
+        Self {
+            vocab: config.vocab_size,
+            max_rows_tokens: config.max_num_batched_tokens,
+            blocks: vec![[None; BLOCK_TOKENS]; config.num_blocks],
+            slots: (0..config.max_num_seqs).map(|_| None).collect(),
+            poison: None,
+            steps: 0,
+        }
+    }
+
+    /// Executes a step: all writes, then all reads, as a layer does.
+    pub fn step(&mut self, plan: &StepPlan) -> StepOutput {
+        assert_eq!(plan.id, self.steps, "plans come in order");
+        self.steps += 1;
+        check_plan(plan, self.max_rows_tokens);
+        for row in &plan.rows {
+            self.write(row, plan.id);
+        }
+        let rows = plan.rows.iter().map(|row| self.read(row, plan.id)).collect();
+        StepOutput { id: plan.id, rows }
+    }
+
+    fn write(&mut self, row: &Row, step: u64) {
+        let slot = &mut self.slots[row.slot as usize];
+        if let Some(start) = &row.start {
+            *slot = Some(SlotState { start: Arc::clone(start), last: None });
+        }
+        let tokens = match &row.tokens {
+            TokenSource::Host(tokens) => tokens.clone(),
+            TokenSource::LastSampled => {
+                let last = slot.as_ref().and_then(|slot| slot.last).expect("the slot has drawn a token");
+                assert_eq!(last.1 + 1, step, "the token was drawn in the step before");
+                vec![last.0]
+            }
+        };
+        for (position, token) in (row.position as usize..).zip(tokens) {
+            let block = row.blocks[position / BLOCK_TOKENS] as usize;
+            self.blocks[block][position % BLOCK_TOKENS] = Some(token);
+        }
+    }
+
+    fn read(&mut self, row: &Row, step: u64) -> RowOutput {
+        let end = row.position as usize + row.tokens.len();
+        let cell = |p: usize| self.blocks[row.blocks[p / BLOCK_TOKENS] as usize][p % BLOCK_TOKENS];
+        let history: Vec<u32> =
+            (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
+        let seen = row.sample || !row.score.is_empty();
+        if seen && self.poison.is_some_and(|poison| history.contains(&poison)) {
+            return RowOutput { non_finite: true, ..RowOutput::default() };
+        }
+        let after = |i: usize| &history[..row.position as usize + i + 1];
+        let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token)).collect();
+        if !row.sample {
+            return RowOutput { scores, ..RowOutput::default() };
+        }
+        let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
+        let generated = history.len() - slot.start.prompt_len;
+        let token = next(&history, &slot.start.sampling, generated, self.vocab);
+        slot.last = Some((token, step));
+        let logprob = slot.start.sampling.logprobs.map(|_| score(&history, token));
+        RowOutput { token: Some(token), logprob, scores, non_finite: false }
+    }
+}
+
+/// What every plan must keep to, whoever made it.
+fn check_plan(plan: &StepPlan, max_tokens: usize) {
+    assert!(!plan.rows.is_empty(), "a plan has rows");
+    let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+    assert!(tokens <= max_tokens, "{tokens} tokens planned, at most {max_tokens}");
+    for (i, row) in plan.rows.iter().enumerate() {
+        assert!(!row.tokens.is_empty(), "a row has tokens");
+        let (position, end) = (row.position as usize, row.position as usize + row.tokens.len());
+        assert_eq!(row.blocks.len(), end.div_ceil(BLOCK_TOKENS), "a row has the blocks up to its end");
+        for other in &plan.rows[i + 1..] {
+            assert_ne!(row.slot, other.slot, "two rows in one slot");
+            let written = &row.blocks[position / BLOCK_TOKENS..];
+            assert!(
+                !written.iter().any(|block| other.blocks.contains(block)),
+                "a row writes another's block"
+            );
+            let written = &other.blocks[other.position as usize / BLOCK_TOKENS..];
+            assert!(!written.iter().any(|block| row.blocks.contains(block)), "a row writes another's block");
+        }
+    }
+}
+
+/// The fake model behind the engine's seam.
+pub struct FakeExecutor {
+    model: FakeModel,
+    outputs: VecDeque<StepOutput>,
+    delay: Option<Duration>,
+    fail_at: Option<(u64, String)>,
+    permits: Option<flume::Receiver<()>>,
+}
+
+impl FakeExecutor {
+    pub fn new(config: &SchedulerConfig) -> Self {
+        let model = FakeModel::new(config);
+        Self { model, outputs: VecDeque::new(), delay: None, fail_at: None, permits: None }
+    }
+
+    /// Each step takes this long.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = Some(delay);
+        self
+    }
+
+    /// Step `id` fails on collection.
+    pub fn fail_at(mut self, id: u64, message: &str) -> Self {
+        self.fail_at = Some((id, message.to_owned()));
+        self
+    }
+
+    /// A sequence that contains this token computes NaN from there on.
+    pub fn poison(mut self, token: u32) -> Self {
+        self.model.poison = Some(token);
+        self
+    }
+
+    /// A step is collected for each permit sent, and for all once the sender is dropped.
+    pub fn gated(mut self) -> (Self, flume::Sender<()>) {
+        let (sender, permits) = flume::unbounded();
+        self.permits = Some(permits);
+        (self, sender)
+    }
+}
+
+impl Executor for FakeExecutor {
+    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+        self.outputs.push_back(self.model.step(plan));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        if let Some(permits) = &self.permits {
+            let _opened_for_good = permits.recv();
+        }
+        if let Some(delay) = self.delay {
+            std::thread::sleep(delay);
+        }
+        let output = self.outputs.pop_front().expect("a step was enqueued");
+        match &self.fail_at {
+            Some((id, message)) if *id == output.id => Err(ExecutorError { message: message.clone() }),
+            _ => Ok(output),
+        }
+    }
+}

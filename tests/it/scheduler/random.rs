@@ -1,0 +1,167 @@
+//! Random arrivals, cancels, lengths, priorities and salts, in pools small enough to force preemption and eviction:
+//! whatever happens, each request gets the tokens it would get alone, once, and every block comes back.
+
+use std::sync::Arc;
+
+use octant::request::Request;
+use octant::scheduler::SchedulerConfig;
+use proptest::prelude::*;
+
+use super::Bench;
+use crate::fake::{alone, greedy, request};
+
+const VOCAB: usize = 30;
+
+/// What happens before one step.
+#[derive(Debug, Clone)]
+enum Event {
+    Nothing,
+    Submit(Vec<Request>),
+    /// Aborts the i-th request modulo their number, finished or not.
+    Abort(usize),
+}
+
+/// Prompts of the same family begin alike and differ after `common` tokens, so that prefixes are shared.
+fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
+    (0..2u32, 0..200usize, 0..3u32, 1..260usize).prop_map(|(family, common, branch, len)| {
+        let token = |i: usize| if i < common { family * 7 + i as u32 } else { branch * 11 + 3 * i as u32 };
+        (0..len).map(|i| token(i) % VOCAB as u32).collect()
+    })
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let stops = prop_oneof![2 => Just(vec![]), 1 => Just(vec![3]), 1 => Just(vec![5, 17])];
+    let rules = (1..90u32, stops, 0..20u32);
+    let kind = (-1..2i32, prop::option::weighted(0.2, 0..2u8), prop::option::weighted(0.15, 0..3u8), 0..9u32);
+    (any_prompt(), rules, kind, 0..3u64).prop_map(|(prompt, rules, kind, seed)| {
+        let (max_tokens, stop_ids, min_tokens) = rules;
+        let (priority, salt, prompt_logprobs, zero) = kind;
+        let max_tokens = if zero == 0 && prompt_logprobs.is_some() { 0 } else { max_tokens };
+        let mut request = request(prompt, max_tokens);
+        let mut sampling = greedy();
+        sampling.seed = seed;
+        sampling.min_tokens = min_tokens.min(max_tokens);
+        sampling.barred = stop_ids.clone();
+        request.sampling = Arc::new(sampling);
+        request.stop.stop_ids = stop_ids;
+        request.priority = priority;
+        request.cache_salt = salt.map(|salt| Arc::from(salt.to_string()));
+        request.prompt_logprobs = prompt_logprobs;
+        request
+    })
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => Just(Event::Nothing),
+        3 => any_request().prop_map(|request| Event::Submit(vec![request])),
+        1 => (any_request(), 2..4usize).prop_map(|(r, n)| Event::Submit(vec![r; n])),
+        1 => (0..20usize).prop_map(Event::Abort),
+    ]
+}
+
+fn any_config() -> impl Strategy<Value = SchedulerConfig> {
+    (1..6usize, 1..150usize, 6..20usize, any::<bool>()).prop_map(|(seqs, tokens, blocks, prefix_caching)| {
+        SchedulerConfig {
+            max_num_seqs: seqs,
+            max_num_batched_tokens: tokens,
+            max_model_len: 350,
+            num_blocks: blocks,
+            vocab_size: VOCAB,
+            max_queue_requests: 1000,
+            max_queue_tokens: 1_000_000,
+            prefix_caching,
+        }
+    })
+}
+
+/// Runs a trace to its end and returns the bench with what was submitted: (id, request, aborted).
+fn play(
+    config: SchedulerConfig,
+    events: Vec<Event>,
+    in_flight: usize,
+) -> (Bench, Vec<(u64, Request, bool)>, usize) {
+    let mut bench = Bench::new(config);
+    let mut all: Vec<(u64, Request, bool)> = Vec::new();
+    let mut steps = 0;
+    for event in events {
+        match event {
+            Event::Nothing => {}
+            Event::Submit(group) => {
+                let ids = bench.submit_group(group.clone()).expect("all of these fit");
+                all.extend(ids.into_iter().zip(group).map(|(id, request)| (id, request, false)));
+            }
+            Event::Abort(i) if !all.is_empty() => {
+                let i = i % all.len();
+                bench.abort(all[i].0);
+                all[i].2 |= bench.finish(all[i].0).is_none();
+            }
+            Event::Abort(_) => {}
+        }
+        while bench.in_flight() < in_flight && bench.plan().is_some() {
+            steps += 1;
+        }
+        if bench.in_flight() > 0 {
+            bench.commit();
+        }
+    }
+    steps += bench.run(in_flight);
+    (bench, all, steps)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_request_is_answered_as_if_alone(
+        config in any_config(),
+        events in prop::collection::vec(any_event(), 1..60),
+        in_flight in 1..3usize,
+    ) {
+        let (bench, all, steps) = play(config, events, in_flight);
+        for (id, request, aborted) in &all {
+            let expected = alone(request, VOCAB);
+            match bench.answer(*id) {
+                Some(answer) => {
+                    prop_assert!(!aborted, "request {id} was answered after its abort");
+                    prop_assert_eq!(answer, expected, "request {}", id);
+                }
+                None => {
+                    prop_assert!(aborted, "request {id} was never answered");
+                    prop_assert!(expected.tokens.starts_with(&bench.tokens(*id)), "request {}", id);
+                }
+            }
+        }
+        let counts = bench.scheduler.counts();
+        prop_assert_eq!(counts.blocks_used, 0);
+        prop_assert_eq!(counts.blocks_free + counts.blocks_cached, counts.blocks_total);
+        let work: usize = all.iter().map(|(_, r, _)| r.prompt.len() + r.stop.max_tokens as usize + 2).sum();
+        prop_assert!(steps <= 2 * work, "{steps} steps for {work} tokens");
+    }
+}
+
+/// The traces above must reach what they are meant to test; this one is made to.
+#[test]
+fn small_pools_force_preemption_and_sharing() {
+    let config = SchedulerConfig {
+        max_num_seqs: 5,
+        max_num_batched_tokens: 100,
+        max_model_len: 350,
+        num_blocks: 8,
+        vocab_size: VOCAB,
+        max_queue_requests: 1000,
+        max_queue_tokens: 1_000_000,
+        prefix_caching: true,
+    };
+    for in_flight in [1, 2] {
+        let long = |first: u32| request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
+        let events = [0, 0, 1, 0, 2, 0].map(|first| Event::Submit(vec![long(first)])).to_vec();
+        let (bench, all, _) = play(config.clone(), events, in_flight);
+        for (id, request, _) in &all {
+            assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "request {id}, {in_flight} in flight");
+        }
+        let counts = bench.scheduler.counts();
+        assert!(counts.preemptions > 0, "nothing was preempted");
+        assert!(counts.prefix_hits > 0, "nothing was shared");
+    }
+}
