@@ -42,7 +42,8 @@ pub struct Row {
 pub enum TokenSource {
     /// Known to the scheduler; never empty.
     Host(Vec<u32>),
-    /// The one token that this slot sampled in the step before, which may not have been collected yet.
+    /// The one token that this slot sampled in the step before, which may not have been collected yet. If that step
+    /// drew none because its logits were not finite, any valid id will do: this row's output will be discarded.
     LastSampled,
 }
 

@@ -1,1 +1,218 @@
-//! Tests of blocks.
+//! KV blocks and the prefix cache, below the scheduler: handles, sharing, eviction.
+
+use std::collections::HashSet;
+
+use octant::scheduler::blocks::{Block, Pool, Table};
+use octant::scheduler::prefix::Key;
+use proptest::prelude::*;
+
+/// The key of a block that follows nothing and holds this token 64 times.
+fn key(token: u32) -> Key {
+    Key::root(None).child(&[token; 64])
+}
+
+#[test]
+fn every_block_can_be_taken_once() {
+    let pool = Pool::new(5);
+    let blocks: Vec<Block> = std::iter::from_fn(|| pool.take()).collect();
+    let ids: HashSet<u32> = blocks.iter().map(Block::id).collect();
+    assert_eq!(ids, HashSet::from([0, 1, 2, 3, 4]));
+}
+
+#[test]
+fn a_dropped_block_is_free_again() {
+    let pool = Pool::new(1);
+    drop(pool.take().unwrap());
+    assert_eq!((pool.free(), pool.used(), pool.cached()), (1, 0, 0));
+}
+
+#[test]
+fn a_shared_block_is_free_when_the_last_share_is_dropped() {
+    let pool = Pool::new(1);
+    let first = pool.take().unwrap();
+    let second = first.clone();
+    drop(first);
+    assert!(pool.take().is_none());
+    drop(second);
+    assert!(pool.take().is_some());
+}
+
+#[test]
+fn a_published_block_is_cached_when_dropped_and_found_by_its_key() {
+    let pool = Pool::new(2);
+    let block = pool.take().unwrap();
+    pool.publish(key(1), &block);
+    let id = block.id();
+    drop(block);
+    assert_eq!((pool.free(), pool.used(), pool.cached()), (1, 0, 1));
+    assert_eq!(pool.find(&key(1)).map(|block| block.id()), Some(id));
+}
+
+#[test]
+fn a_block_in_use_is_shared_by_its_key() {
+    let pool = Pool::new(2);
+    let block = pool.take().unwrap();
+    pool.publish(key(1), &block);
+    let other = pool.find(&key(1)).unwrap();
+    assert_eq!((other.id(), other.holders()), (block.id(), 2));
+}
+
+#[test]
+fn free_blocks_are_taken_before_cached_ones() {
+    let pool = Pool::new(2);
+    let block = pool.take().unwrap();
+    pool.publish(key(1), &block);
+    let id = block.id();
+    drop(block);
+    assert_ne!(pool.take().unwrap().id(), id);
+}
+
+#[test]
+fn the_block_unused_for_longest_is_evicted_first() {
+    let pool = Pool::new(3);
+    let blocks: Vec<Block> = std::iter::from_fn(|| pool.take()).collect();
+    for (token, block) in (0..).zip(&blocks) {
+        pool.publish(key(token), block);
+    }
+    drop(blocks);
+    drop(pool.find(&key(0)));
+    let held = [pool.take().unwrap(), pool.take().unwrap()];
+    assert!(pool.find(&key(1)).is_none() && pool.find(&key(2)).is_none());
+    assert!(pool.find(&key(0)).is_some(), "it was used since");
+    drop(held);
+}
+
+#[test]
+fn a_block_in_use_is_never_evicted() {
+    let pool = Pool::new(1);
+    let block = pool.take().unwrap();
+    pool.publish(key(1), &block);
+    assert!(pool.take().is_none());
+}
+
+#[test]
+fn the_second_of_two_equal_blocks_is_not_cached() {
+    let pool = Pool::new(2);
+    let blocks = [pool.take().unwrap(), pool.take().unwrap()];
+    blocks.iter().for_each(|block| pool.publish(key(1), block));
+    drop(blocks);
+    assert_eq!((pool.free(), pool.cached()), (1, 1));
+}
+
+#[test]
+fn a_forgotten_block_is_found_no_more_and_its_holder_keeps_it() {
+    let pool = Pool::new(1);
+    let block = pool.take().unwrap();
+    pool.publish(key(1), &block);
+    pool.forget(&block);
+    assert!(pool.find(&key(1)).is_none() && pool.take().is_none());
+    drop(block);
+    assert_eq!(pool.free(), 1);
+}
+
+#[test]
+fn a_table_returns_its_last_block_first() {
+    let pool = Pool::new(2);
+    let mut table = Table::default();
+    for token in 0..2 {
+        let block = pool.take().unwrap();
+        pool.publish(key(token), &block);
+        table.push(block);
+    }
+    drop(table);
+    let _taken = pool.take().unwrap();
+    assert!(pool.find(&key(1)).is_none(), "the tail was evicted");
+    assert!(pool.find(&key(0)).is_some(), "the head was not");
+}
+
+#[test]
+fn a_table_gives_the_blocks_that_hold_the_first_positions() {
+    let pool = Pool::new(3);
+    let mut table = Table::default();
+    std::iter::from_fn(|| pool.take()).for_each(|block| table.push(block));
+    assert_eq!([1, 64, 65, 192].map(|tokens| table.ids(tokens).len()), [1, 1, 2, 3]);
+}
+
+#[test]
+fn a_key_depends_on_salt_parent_and_every_token() {
+    let tokens = [7; 64];
+    let mut last = tokens;
+    last[63] = 8;
+    let root = Key::root(None);
+    let keys = [
+        root.child(&tokens),
+        root.child(&last),
+        root.child(&tokens).child(&tokens),
+        Key::root(Some("")).child(&tokens),
+        Key::root(Some("a")).child(&tokens),
+        Key::root(Some("b")).child(&tokens),
+    ];
+    assert_eq!(HashSet::from(keys).len(), keys.len());
+}
+
+/// What a random trace does with a pool of which it holds some blocks.
+#[derive(Debug, Clone)]
+enum Act {
+    Take,
+    Find(u32),
+    Share(usize),
+    Publish(usize, u32),
+    Forget(usize),
+    Drop(usize),
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        3 => Just(Act::Take),
+        2 => (0..6u32).prop_map(Act::Find),
+        1 => (0..9usize).prop_map(Act::Share),
+        2 => (0..9usize, 0..6u32).prop_map(|(i, token)| Act::Publish(i, token)),
+        1 => (0..9usize).prop_map(Act::Forget),
+        3 => (0..9usize).prop_map(Act::Drop),
+    ]
+}
+
+proptest! {
+    /// Whatever is done, no block is lost, handed out twice, or evicted while held.
+    #[test]
+    fn a_pool_adds_up_after_every_act(acts in prop::collection::vec(any_act(), 1..200)) {
+        let pool = Pool::new(6);
+        let mut held: Vec<Block> = Vec::new();
+        for act in acts {
+            let pick = |i: usize| if held.is_empty() { None } else { Some(i % held.len()) };
+            match act {
+                Act::Take => {
+                    if let Some(block) = pool.take() {
+                        prop_assert!(held.iter().all(|other| other.id() != block.id()), "taken twice");
+                        held.push(block);
+                    } else {
+                        prop_assert_eq!(held.iter().map(Block::id).collect::<HashSet<_>>().len(), 6);
+                    }
+                }
+                Act::Find(token) => held.extend(pool.find(&key(token))),
+                Act::Share(i) => {
+                    let share = pick(i).map(|i| held[i].clone());
+                    held.extend(share);
+                }
+                Act::Publish(i, token) => {
+                    if let Some(i) = pick(i) {
+                        pool.publish(key(token), &held[i]);
+                    }
+                }
+                Act::Forget(i) => {
+                    if let Some(i) = pick(i) {
+                        pool.forget(&held[i]);
+                    }
+                }
+                Act::Drop(i) => {
+                    if let Some(i) = pick(i) {
+                        held.swap_remove(i);
+                    }
+                }
+            }
+            let mut counts = vec![0; 6];
+            held.iter().for_each(|block| counts[block.id() as usize] += 1);
+            prop_assert_eq!(pool.check(&counts), Ok(()));
+        }
+    }
+}

@@ -1,1 +1,251 @@
-//! Tests of engine.
+//! The engine's thread: every request is answered exactly once, whatever ends it.
+
+use std::time::{Duration, Instant};
+
+use octant::engine::{Engine, EngineHandle, Stats, UpdateStream};
+use octant::request::{Finish, Reject, Request, Update};
+use octant::scheduler::SchedulerConfig;
+
+use crate::fake::{FakeExecutor, alone, config, request};
+use crate::scheduler::prompt;
+
+/// Waits until the engine's stats are as wanted.
+async fn until(handle: &EngineHandle, wanted: impl Fn(&Stats) -> bool) -> Stats {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let stats = handle.stats();
+        if wanted(&stats) {
+            return stats;
+        }
+        assert!(Instant::now() < end, "the stats did not get there: {stats:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn submit(handle: &EngineHandle, request: Request) -> UpdateStream {
+    handle.submit(vec![request]).await.expect("a sound request is taken").remove(0)
+}
+
+/// Reads an answer to its end.
+async fn read(stream: &mut UpdateStream) -> (Vec<u32>, Finish) {
+    let mut tokens = Vec::new();
+    loop {
+        let Update { token, finish, .. } = stream.next().await;
+        tokens.extend(token);
+        if let Some(finish) = finish {
+            return (tokens, finish);
+        }
+    }
+}
+
+fn error(reason: &str) -> Finish {
+    Finish::Error(reason.to_owned())
+}
+
+#[tokio::test]
+async fn an_answer_has_the_models_tokens_and_one_finish() {
+    for in_flight in [1, 2] {
+        let (handle, _thread) = Engine::start(config(), in_flight, Box::new(FakeExecutor::new(&config())));
+        let asked = request(prompt(0, 150), 20);
+        let mut stream = submit(&handle, asked.clone()).await;
+        assert_eq!(read(&mut stream).await, (alone(&asked, 100).tokens, Finish::Length));
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "read after its finish")]
+async fn reading_beyond_the_finish_is_a_bug() {
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let mut stream = submit(&handle, request(vec![1], 1)).await;
+    read(&mut stream).await;
+    stream.next().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_clients_at_once_get_their_own_answers() {
+    let small = SchedulerConfig { num_blocks: 12, ..config() };
+    let (handle, thread) = Engine::start(small.clone(), 2, Box::new(FakeExecutor::new(&small)));
+    let clients: Vec<_> = (0..64u32)
+        .map(|i| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                let asked = request(prompt(i, 20 + 2 * i as usize), 5 + i % 40);
+                let mut stream = submit(&handle, asked.clone()).await;
+                (alone(&asked, 100).tokens, read(&mut stream).await)
+            })
+        })
+        .collect();
+    for client in clients {
+        let (expected, got) = client.await.unwrap();
+        assert_eq!(got, (expected, Finish::Length));
+    }
+    let stats = until(&handle, |stats| !stats.pending()).await;
+    assert_eq!(stats.counts.blocks_used, 0);
+    drop(handle);
+    assert_eq!(thread.join(), Ok(()), "with all handles gone the engine ends");
+}
+
+#[tokio::test]
+async fn the_stats_show_a_finish_before_it_is_read() {
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let mut stream = submit(&handle, request(prompt(0, 150), 3)).await;
+    read(&mut stream).await;
+    let counts = handle.stats().counts;
+    assert_eq!((counts.running, counts.blocks_used, counts.generated_tokens), (0, 0, 3));
+}
+
+#[tokio::test]
+async fn a_dropped_stream_frees_its_blocks_within_the_step() {
+    for in_flight in [1, 2] {
+        let (executor, permits) = FakeExecutor::new(&config()).gated();
+        let (handle, _thread) = Engine::start(config(), in_flight, Box::new(executor));
+        let stream = submit(&handle, request(prompt(0, 150), 500)).await;
+        until(&handle, |stats| stats.counts.blocks_used == 3).await;
+        drop(stream);
+        // The step under way, and the one enqueued behind it before the abort could be heard.
+        (0..in_flight).for_each(|_| permits.send(()).unwrap());
+        let stats = until(&handle, |stats| !stats.pending()).await;
+        assert_eq!((stats.counts.blocks_used, stats.counts.steps), (0, in_flight as u64));
+    }
+}
+
+#[tokio::test]
+async fn a_submit_dropped_before_its_answer_is_aborted() {
+    let (executor, permits) = FakeExecutor::new(&config()).gated();
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let mut first = submit(&handle, request(vec![1], 2)).await;
+    until(&handle, |stats| stats.in_flight == 1).await;
+    // The engine waits for the step, so that this submit cannot be answered before it is dropped.
+    let second =
+        tokio::time::timeout(Duration::from_millis(20), handle.submit(vec![request(vec![2], 500)])).await;
+    assert!(second.is_err(), "the submit was still waiting");
+    drop(permits);
+    read(&mut first).await;
+    let stats = until(&handle, |stats| !stats.pending()).await;
+    assert_eq!(stats.counts.generated_tokens, 2, "of the first alone");
+}
+
+#[tokio::test]
+async fn a_refusal_leaves_the_engine_alive() {
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let refused = handle.submit(vec![request(vec![1], 2), request(vec![100], 2)]).await.err();
+    assert!(matches!(refused, Some(Reject::Invalid { field: "prompt", .. })), "{refused:?}");
+    let refused = handle.submit(vec![request(vec![1], 2000)]).await.err();
+    assert!(matches!(refused, Some(Reject::TooLong { .. })), "{refused:?}");
+    let mut stream = submit(&handle, request(vec![1], 2)).await;
+    assert_eq!(read(&mut stream).await.1, Finish::Length);
+}
+
+#[tokio::test]
+async fn a_failing_executor_answers_everyone_with_the_reason() {
+    for in_flight in [1, 2] {
+        let executor = FakeExecutor::new(&config()).fail_at(3, "the device caught fire");
+        let (executor, permits) = executor.gated();
+        let (handle, thread) = Engine::start(config(), in_flight, Box::new(executor));
+        let mut streams = handle.submit(vec![request(prompt(0, 30), 50); 6]).await.unwrap();
+        drop(permits);
+        for stream in &mut streams {
+            assert_eq!(read(stream).await.1, error("the device caught fire"));
+        }
+        let refused = handle.submit(vec![request(vec![1], 2)]).await.err();
+        assert_eq!(refused, Some(Reject::EngineDown("the device caught fire".to_owned())));
+        assert_eq!(handle.stats().failed.as_deref(), Some("the device caught fire"));
+        assert_eq!(thread.join(), Err("the device caught fire".to_owned()));
+    }
+}
+
+/// An executor that breaks down rather than returning an error.
+struct Panicking;
+
+impl octant::engine::Executor for Panicking {
+    fn enqueue(
+        &mut self,
+        _: &octant::scheduler::plan::StepPlan,
+    ) -> Result<(), octant::engine::ExecutorError> {
+        panic!("index out of bounds")
+    }
+
+    fn collect(&mut self) -> Result<octant::scheduler::plan::StepOutput, octant::engine::ExecutorError> {
+        panic!("nothing was enqueued")
+    }
+}
+
+#[tokio::test]
+async fn a_panic_answers_everyone_too() {
+    let (handle, thread) = Engine::start(config(), 1, Box::new(Panicking));
+    let mut stream = submit(&handle, request(vec![1], 2)).await;
+    let reason = "the engine panicked: index out of bounds";
+    assert_eq!(read(&mut stream).await.1, error(reason));
+    assert_eq!(thread.join(), Err(reason.to_owned()));
+    assert_eq!(handle.stats().failed.as_deref(), Some(reason));
+}
+
+#[tokio::test]
+async fn a_request_of_nan_fails_alone() {
+    let executor = FakeExecutor::new(&config()).poison(99);
+    let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
+    let good = request(vec![1], 4);
+    let mut bad_stream = submit(&handle, request(vec![99], 4)).await;
+    let mut good_stream = submit(&handle, good.clone()).await;
+    assert!(matches!(read(&mut bad_stream).await.1, Finish::Error(_)));
+    assert_eq!(read(&mut good_stream).await, (alone(&good, 100).tokens, Finish::Length));
+}
+
+#[tokio::test]
+async fn draining_refuses_new_requests_and_ends_old_ones() {
+    let (executor, permits) = FakeExecutor::new(&config()).gated();
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let mut stream = submit(&handle, request(vec![1], 9)).await;
+    handle.drain();
+    assert_eq!(handle.submit(vec![request(vec![1], 2)]).await.err(), Some(Reject::Draining));
+    drop(permits);
+    assert_eq!(read(&mut stream).await.1, Finish::Length);
+}
+
+#[tokio::test]
+async fn stopping_answers_everyone_and_refuses_later_ones() {
+    let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
+    let (handle, thread) = Engine::start(config(), 2, Box::new(executor));
+    let mut stream = submit(&handle, request(vec![1], 900)).await;
+    handle.stop();
+    assert_eq!(read(&mut stream).await.1, error("the server is shutting down"));
+    assert_eq!(thread.join(), Ok(()));
+    let refused = handle.submit(vec![request(vec![1], 2)]).await.err();
+    assert_eq!(refused, Some(Reject::EngineDown("the server is shutting down".to_owned())));
+    assert_eq!(handle.stats().failed, None, "to be stopped is not to fail");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submits_that_race_with_a_stop_are_all_answered() {
+    for _ in 0..30 {
+        let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+        let client = |i| {
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                match handle.submit(vec![request(vec![i], 3)]).await {
+                    Ok(mut streams) => read(&mut streams[0]).await.1,
+                    Err(reject) => error(&reject.to_string()),
+                }
+            })
+        };
+        let clients: Vec<_> = (0..8).map(client).collect();
+        handle.stop();
+        for client in clients {
+            let answer = tokio::time::timeout(Duration::from_secs(20), client).await;
+            answer.expect("nobody waits forever").unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_shows_in_the_stats() {
+    let (executor, permits) = FakeExecutor::new(&config()).gated();
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    assert!(!handle.stats().pending());
+    let mut stream = submit(&handle, request(vec![1], 2)).await;
+    let stats = until(&handle, |stats| stats.in_flight == 1).await;
+    assert!(stats.pending() && stats.last_step.is_none());
+    permits.send(()).unwrap();
+    stream.next().await;
+    assert!(handle.stats().last_step.is_some());
+}

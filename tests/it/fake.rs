@@ -132,6 +132,11 @@ impl FakeModel {
         }
     }
 
+    /// A sequence that contains this token computes NaN from there on.
+    pub fn poison(&mut self, token: u32) {
+        self.poison = Some(token);
+    }
+
     /// Executes a step: all writes, then all reads, as a layer does.
     pub fn step(&mut self, plan: &StepPlan) -> StepOutput {
         assert_eq!(plan.id, self.steps, "plans come in order");
@@ -170,6 +175,9 @@ impl FakeModel {
             (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
         let seen = row.sample || !row.score.is_empty();
         if seen && self.poison.is_some_and(|poison| history.contains(&poison)) {
+            // A row that is already in flight behind this one must be fed something; its output is discarded.
+            let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
+            slot.last = Some((0, step));
             return RowOutput { non_finite: true, ..RowOutput::default() };
         }
         let after = |i: usize| &history[..row.position as usize + i + 1];
@@ -237,7 +245,7 @@ impl FakeExecutor {
 
     /// A sequence that contains this token computes NaN from there on.
     pub fn poison(mut self, token: u32) -> Self {
-        self.model.poison = Some(token);
+        self.model.poison(token);
         self
     }
 

@@ -1,1 +1,257 @@
-//! Later.
+//! What a step contains, how its output is taken in, and what happens between a plan and its commit.
+
+use std::sync::Arc;
+
+use octant::request::{Finish, Request};
+use octant::scheduler::SchedulerConfig;
+use octant::scheduler::plan::{RowOutput, StepOutput, TokenSource};
+
+use super::{Bench, prompt};
+use crate::fake::{alone, config, greedy, request};
+
+#[test]
+fn a_long_prompt_is_computed_in_chunks_of_the_budget() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(prompt(0, 150), 4));
+    let chunks: Vec<_> = (0..3).map(|_| bench.step().rows[0].tokens.len()).collect();
+    assert_eq!(chunks, [64, 64, 22]);
+}
+
+#[test]
+fn only_the_last_chunk_draws() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(prompt(0, 150), 4));
+    let draws: Vec<_> = (0..3).map(|_| bench.step().rows[0].sample).collect();
+    assert_eq!(draws, [false, false, true]);
+}
+
+#[test]
+fn only_the_first_row_carries_the_start() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(prompt(0, 150), 4));
+    let first = bench.step().rows.remove(0).start.expect("the slot has a new occupant");
+    assert_eq!((first.prompt_len, first.tokens.clone()), (150, prompt(0, 150)));
+    assert_eq!(bench.step().rows[0].start, None);
+}
+
+#[test]
+fn decode_rows_come_first_and_prompts_get_the_rest_of_the_budget() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    bench.submit(request(vec![2], 9));
+    bench.step();
+    bench.submit(request(prompt(0, 150), 4));
+    let lengths: Vec<_> = bench.step().rows.iter().map(|row| row.tokens.len()).collect();
+    assert_eq!(lengths, [1, 1, 62]);
+}
+
+#[test]
+fn a_prompt_begun_goes_before_one_of_smaller_priority_that_is_not() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(prompt(0, 150), 4));
+    bench.step();
+    bench.submit(Request { priority: -1, ..request(prompt(50, 150), 4) });
+    assert_eq!(bench.step().rows.len(), 1, "the budget went to the prompt begun");
+}
+
+#[test]
+fn no_more_sequences_run_than_there_are_slots() {
+    let mut bench = Bench::new(config());
+    (0..6).for_each(|i| _ = bench.submit(request(vec![i], 9)));
+    assert_eq!(bench.step().rows.len(), 4);
+    assert_eq!((bench.scheduler.counts().running, bench.scheduler.counts().waiting), (4, 2));
+}
+
+#[test]
+fn a_stop_id_ends_the_answer_and_is_its_last_token() {
+    let mut bench = Bench::new(config());
+    let free = alone(&request(vec![1], 9), 100);
+    let mut stopped = request(vec![1], 9);
+    stopped.stop.stop_ids = vec![free.tokens[4]];
+    let id = bench.submit(stopped);
+    bench.run(1);
+    assert_eq!(bench.finish(id), Some(Finish::Stop(free.tokens[4])));
+    assert_eq!(bench.tokens(id), free.tokens[..5]);
+}
+
+#[test]
+fn nothing_stops_before_min_tokens() {
+    let mut bench = Bench::new(config());
+    let free = alone(&request(vec![1], 9), 100);
+    let mut stopped = request(vec![1], 9);
+    stopped.stop.stop_ids = vec![free.tokens[2]];
+    stopped.sampling = Arc::new(octant::request::SamplingParams { min_tokens: 9, ..greedy() });
+    let id = bench.submit(stopped);
+    bench.run(1);
+    assert_eq!((bench.finish(id), bench.tokens(id)), (Some(Finish::Length), free.tokens));
+}
+
+#[test]
+fn prompt_scores_cover_each_token_but_the_first_once() {
+    let mut bench = Bench::new(config());
+    let scored = Request { prompt_logprobs: Some(0), ..request(prompt(0, 150), 4) };
+    let id = bench.submit(scored.clone());
+    bench.run(1);
+    assert_eq!(bench.answer(id), Some(alone(&scored, 100)));
+}
+
+#[test]
+fn with_max_tokens_zero_a_prompt_is_scored_and_nothing_drawn() {
+    for len in [1, 150] {
+        let mut bench = Bench::new(config());
+        let scored = Request { prompt_logprobs: Some(2), ..request(prompt(0, len), 0) };
+        let id = bench.submit(scored.clone());
+        bench.run(2);
+        assert_eq!(bench.answer(id), Some(alone(&scored, 100)), "prompt of {len}");
+    }
+}
+
+#[test]
+fn with_one_step_in_flight_every_token_comes_from_the_host() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    while !bench.scheduler.is_idle() {
+        assert!(matches!(bench.step().rows[0].tokens, TokenSource::Host(_)));
+    }
+}
+
+#[test]
+fn with_two_steps_in_flight_a_decode_row_feeds_the_token_not_yet_known() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    bench.plan();
+    let row = bench.plan().unwrap().rows.remove(0);
+    assert_eq!((row.tokens, row.position), (TokenSource::LastSampled, 1));
+}
+
+#[test]
+fn a_third_step_is_not_planned_before_the_first_is_committed() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    bench.plan();
+    bench.plan();
+    assert!(bench.plan().is_none());
+}
+
+#[test]
+fn nothing_is_planned_beyond_max_tokens_even_before_they_are_known() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 2));
+    assert!(bench.plan().is_some() && bench.plan().is_some());
+    bench.commit();
+    assert!(bench.plan().is_none(), "the second and last token is in flight");
+}
+
+#[test]
+fn a_row_in_flight_beyond_a_stop_is_discarded_and_holds_its_slot_until_then() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, prefix_caching: false, ..config() });
+    let first = alone(&request(vec![1], 9), 100).tokens[0];
+    let mut stopped = request(vec![1], 9);
+    stopped.stop.stop_ids = vec![first];
+    let id = bench.submit(stopped);
+    bench.submit(request(vec![2], 9));
+    bench.plan();
+    bench.plan();
+    bench.commit();
+    assert_eq!(bench.finish(id), Some(Finish::Stop(first)));
+    assert!(bench.plan().is_none(), "the only slot is not free yet");
+    assert_eq!(bench.scheduler.counts().blocks_used, 1);
+    bench.commit();
+    assert_eq!(bench.scheduler.counts().blocks_used, 0);
+    assert_eq!(bench.plan().unwrap().rows[0].slot, 0);
+}
+
+#[test]
+fn an_abort_with_no_row_in_flight_frees_blocks_at_once() {
+    let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
+    let id = bench.submit(request(prompt(0, 150), 9));
+    bench.step();
+    assert_eq!(bench.scheduler.counts().blocks_used, 3);
+    bench.abort(id);
+    assert_eq!(bench.scheduler.counts().blocks_free, 16);
+}
+
+#[test]
+fn an_abort_with_a_row_in_flight_frees_blocks_when_that_is_committed() {
+    let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
+    let id = bench.submit(request(prompt(0, 150), 9));
+    bench.plan();
+    bench.abort(id);
+    assert_eq!(bench.scheduler.counts().blocks_used, 3);
+    bench.commit();
+    assert_eq!(bench.scheduler.counts().blocks_free, 16);
+    assert!(bench.updates(id).is_empty(), "nothing more is heard of it");
+}
+
+#[test]
+fn an_abort_while_waiting_leaves_the_queue() {
+    let mut bench = Bench::new(config());
+    let id = bench.submit(request(vec![1], 9));
+    bench.abort(id);
+    assert_eq!((bench.scheduler.counts().waiting, bench.scheduler.counts().waiting_tokens), (0, 0));
+    assert!(bench.scheduler.is_idle());
+}
+
+#[test]
+fn a_row_of_nan_fails_its_request_and_no_other() {
+    let mut bench = Bench::new(config());
+    bench.model.poison(99);
+    let bad = bench.submit(request([prompt(0, 70), vec![99]].concat(), 9));
+    let good = request(prompt(1, 70), 9);
+    let id = bench.submit(good.clone());
+    bench.run(2);
+    assert!(matches!(bench.finish(bad), Some(Finish::Error(_))));
+    assert!(bench.tokens(bad).is_empty());
+    assert_eq!(bench.answer(id).map(|answer| answer.tokens), Some(alone(&good, 100).tokens));
+}
+
+#[test]
+fn nothing_that_a_failed_request_computed_stays_in_the_cache() {
+    let mut bench = Bench::new(config());
+    bench.model.poison(99);
+    bench.submit(request([vec![99], prompt(0, 200)].concat(), 9));
+    bench.run(1);
+    assert_eq!(bench.scheduler.counts().blocks_free, 16);
+}
+
+/// Commits a step whose rows the caller makes up.
+fn outcome_of(output: RowOutput) -> Option<Finish> {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    let plan = bench.scheduler.plan().unwrap();
+    let updates = bench.scheduler.commit(&StepOutput { id: plan.id, rows: vec![output] }).unwrap();
+    updates[0].1.finish.clone()
+}
+
+#[test]
+fn an_executor_that_breaks_its_contract_fails_the_request_it_broke() {
+    let beyond = RowOutput { token: Some(100), ..RowOutput::default() };
+    assert!(matches!(outcome_of(beyond), Some(Finish::Error(_))), "a token beyond the vocabulary");
+    assert!(matches!(outcome_of(RowOutput::default()), Some(Finish::Error(_))), "no token");
+    assert_eq!(outcome_of(RowOutput { token: Some(99), ..RowOutput::default() }), None);
+}
+
+#[test]
+fn an_output_that_fits_no_plan_is_refused() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(vec![1], 9));
+    let plan = bench.scheduler.plan().unwrap();
+    let rows = vec![RowOutput { token: Some(1), ..RowOutput::default() }];
+    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows: vec![] }).is_err(), "too few rows");
+    assert!(
+        bench.scheduler.commit(&StepOutput { id: plan.id + 1, rows: rows.clone() }).is_err(),
+        "a later id"
+    );
+    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows: rows.clone() }).is_ok());
+    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows }).is_err(), "twice");
+}
+
+#[test]
+fn totals_count_prompts_once_and_every_token() {
+    let mut bench = Bench::new(config());
+    bench.submit(request(prompt(0, 150), 9));
+    bench.submit(request(vec![1], 3));
+    bench.run(2);
+    let counts = bench.scheduler.counts();
+    assert_eq!((counts.prompt_tokens, counts.generated_tokens), (151, 12));
+}
