@@ -18,8 +18,6 @@ struct Batch {
     budget: usize,
     /// Blocks that leaving sequences will free and no decode row of this step waits for.
     promised: usize,
-    /// Whether a decode row found no block: then nobody new starts.
-    short: bool,
 }
 
 impl Batch {
@@ -38,12 +36,10 @@ impl Scheduler {
     pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<Pending>) {
         let promised = self.leaving.values().map(|leaver| frees(&leaver.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
-        let mut batch = Batch { rows: Vec::new(), pending: Vec::new(), budget, promised, short: false };
+        let mut batch = Batch { rows: Vec::new(), pending: Vec::new(), budget, promised };
         self.plan_decodes(&mut batch);
         self.plan_prefills(&mut batch);
-        if !batch.short {
-            self.plan_starts(&mut batch);
-        }
+        self.plan_starts(&mut batch);
         (batch.rows, batch.pending)
     }
 
@@ -74,15 +70,11 @@ impl Scheduler {
                 sequence.table.push(block);
                 return true;
             }
-            batch.short = true;
             if batch.promised > 0 {
                 batch.promised -= 1;
                 return false;
             }
             let (&last, _) = self.running.last_key_value().expect("the one in need runs");
-            if last == order && !self.leaving.is_empty() {
-                return false;
-            }
             batch.promised += self.preempt(last);
         }
     }

@@ -88,10 +88,12 @@ async fn sixty_four_clients_at_once_get_their_own_answers() {
 #[tokio::test]
 async fn the_stats_show_a_finish_before_it_is_read() {
     let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
-    let mut stream = submit(&handle, request(prompt(0, 150), 3)).await;
-    read(&mut stream).await;
-    let counts = handle.stats().counts;
-    assert_eq!((counts.running, counts.blocks_used, counts.generated_tokens), (0, 0, 3));
+    for round in 1..200 {
+        let mut stream = submit(&handle, request(prompt(0, 70), 3)).await;
+        read(&mut stream).await;
+        let counts = handle.stats().counts;
+        assert_eq!((counts.running, counts.blocks_used, counts.generated_tokens), (0, 0, 3 * round));
+    }
 }
 
 #[tokio::test]
@@ -152,6 +154,19 @@ async fn a_failing_executor_answers_everyone_with_the_reason() {
         assert_eq!(handle.stats().failed.as_deref(), Some("the device caught fire"));
         assert_eq!(thread.join(), Err("the device caught fire".to_owned()));
     }
+}
+
+#[tokio::test]
+async fn a_submit_in_the_channel_when_the_executor_fails_is_answered() {
+    let (executor, permits) = FakeExecutor::new(&config()).fail_at(0, "out of memory").gated();
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let _first = submit(&handle, request(vec![1], 2)).await;
+    until(&handle, |stats| stats.in_flight == 1).await;
+    // The engine waits for the step that will fail; the submit is sent, then the step is let go.
+    let late = handle.submit(vec![request(vec![2], 2)]);
+    let (late, ()) =
+        tokio::join!(tokio::time::timeout(Duration::from_secs(20), late), async { drop(permits) });
+    assert_eq!(late.expect("it is answered").err(), Some(Reject::EngineDown("out of memory".to_owned())));
 }
 
 /// An executor that breaks down rather than returning an error.

@@ -101,6 +101,18 @@ fn blocks_are_found_only_once_their_step_is_committed() {
 }
 
 #[test]
+fn of_two_chunks_in_flight_only_the_committed_one_is_found() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 128, ..config() });
+    bench.submit(request(prompt(0, 200), 2));
+    bench.plan();
+    bench.plan();
+    bench.commit();
+    let id = bench.submit(request(prompt(0, 200), 2));
+    bench.run(2);
+    assert_eq!(bench.cached(id), 128);
+}
+
+#[test]
 fn the_least_recently_used_prefix_is_evicted_its_tail_first() {
     let mut bench = Bench::new(SchedulerConfig { num_blocks: 6, ..config() });
     let [a, b] = [prompt(0, 129), prompt(40, 129)];
@@ -146,6 +158,18 @@ fn the_first_to_come_ends_first() {
         bench.step();
     }
     assert!(bench.finish(second).is_none());
+}
+
+#[test]
+fn no_more_give_up_their_blocks_than_must() {
+    for in_flight in [1, 2] {
+        let mut bench = Bench::new(SchedulerConfig { num_blocks: 4, ..crowded() });
+        bench.submit(request(prompt(0, 60), 60));
+        bench.submit(request(prompt(20, 60), 60));
+        bench.submit(request(prompt(40, 100), 60));
+        bench.run(in_flight);
+        assert_eq!(bench.scheduler.counts().preemptions, 1, "the third's two blocks were enough for both");
+    }
 }
 
 #[test]

@@ -218,8 +218,9 @@ fn nothing_that_a_failed_request_computed_stays_in_the_cache() {
 fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let plan = bench.scheduler.plan().unwrap();
-    let updates = bench.scheduler.commit(&StepOutput { id: plan.id, rows: vec![output] }).unwrap();
+    let plan = bench.scheduler.plan().expect("a request waits");
+    let output = StepOutput { id: plan.id, rows: vec![output] };
+    let updates = bench.scheduler.commit(&output).expect("the output fits its plan");
     updates[0].1.finish.clone()
 }
 
