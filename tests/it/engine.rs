@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, EngineHandle, Stats, UpdateStream};
+use octant::engine::{Engine, EngineHandle, Ledger, RequestId, Stats, UpdateStream};
 use octant::request::{Finish, Reject, Request, Update};
 use octant::scheduler::SchedulerConfig;
 
@@ -263,4 +263,27 @@ async fn a_step_that_hangs_shows_in_the_stats() {
     permits.send(()).unwrap();
     stream.next().await;
     assert!(handle.stats().last_step.is_some());
+}
+
+#[test]
+fn an_account_is_closed_by_its_finish() {
+    let mut ledger = Ledger::default();
+    let (sender, updates) = flume::unbounded();
+    ledger.open(RequestId(7), sender);
+    ledger.post(RequestId(7), Update { token: Some(1), ..Update::default() });
+    assert_eq!(ledger.len(), 1);
+    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
+    assert!(ledger.is_empty());
+    assert_eq!(updates.drain().count(), 2);
+    assert!(updates.is_disconnected(), "nothing more can be said");
+}
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "request 7 answered after it was closed")]
+fn an_account_closed_twice_is_a_bug() {
+    let mut ledger = Ledger::default();
+    ledger.open(RequestId(7), flume::unbounded().0);
+    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
+    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
 }
