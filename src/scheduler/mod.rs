@@ -11,7 +11,7 @@
 //! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it
 //! has a row in flight keeps blocks and slot until that row is collected.
 //!
-//! `batch` makes plans, `sequence` is one request on its way, [`blocks`] and [`prefix`] are the KV cache's
+//! `batch` makes plans, `sequence` is one request on its way, `blocks` and `prefix` are the KV cache's
 //! bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
 mod batch;
