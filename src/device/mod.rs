@@ -8,6 +8,7 @@
 //! in an order of summation that does not depend on how many rows there are.
 
 pub mod cpu;
+pub mod fp8;
 pub mod host;
 
 use std::fmt::Debug;
@@ -119,6 +120,15 @@ pub struct LayerKv {
     pub k_scale: f32,
     /// As `k_scale`, for V.
     pub v_scale: f32,
+}
+
+/// One layer's part of a cache, to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Cached<'a, C> {
+    /// Which layer, and its scales.
+    pub kv: LayerKv,
+    /// The cache of all layers.
+    pub cache: &'a C,
 }
 
 /// One sequence's tokens in a step: rows `first..first + len` of the step, at positions `position..position + len`.
@@ -258,9 +268,8 @@ pub trait Device: Send + 'static {
     fn attention(
         &self,
         step: &Self::Step,
-        kv: LayerKv,
         qkv: &Self::Floats,
-        cache: &Self::Cache,
+        cached: Cached<'_, Self::Cache>,
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
