@@ -123,13 +123,22 @@ pub struct LayerKv {
 }
 
 /// One layer's part of a cache, to read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Cached<'a, C> {
     /// Which layer, and its scales.
     pub kv: LayerKv,
     /// The cache of all layers.
     pub cache: &'a C,
 }
+
+// By hand: a derive would ask that the cache itself be copied.
+impl<C> Clone for Cached<'_, C> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<C> Copy for Cached<'_, C> {}
 
 /// One sequence's tokens in a step: rows `first..first + len` of the step, at positions `position..position + len`.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,1 +1,410 @@
-//! The CPU device.
+//! The CPU device: the reference for every other, and the embedded default.
+//!
+//! Weights are packed once into panels of 32 output features, so that the lanes of a vector are outputs and the input
+//! is broadcast: one order of summation, whatever the number of rows. Elementwise operations are plain loops compiled
+//! for each instruction set. All threads of [`pool`] share each operation.
+#![allow(unsafe_code)]
+
+mod activation;
+mod attention;
+mod cache;
+mod embed;
+mod exp;
+mod isa;
+mod linear;
+mod matrix;
+mod norm;
+mod philox;
+mod pool;
+mod quant;
+mod rope;
+mod sample;
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use isa::Isa;
+
+use super::{
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, LayerKv,
+    Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
+};
+use isa::Checked;
+use pool::Pool;
+
+pub use cache::Cache;
+pub use matrix::Matrix;
+
+/// Elements that an elementwise operation does on the calling thread alone: a few microseconds of work.
+const ALONE: usize = 8192;
+
+/// How to use the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads per operation; at least 1.
+    pub threads: usize,
+    /// Instruction set; `None` takes the best there is.
+    pub isa: Option<Isa>,
+}
+
+/// A CPU as a [`Device`].
+#[derive(Debug)]
+pub struct Cpu {
+    pool: Pool,
+    isa: Checked,
+    /// One per thread, grown when weights and caches are made, so that steps allocate nothing.
+    scratch: Vec<Mutex<Scratch>>,
+    /// Attention's output before it is quantised, which takes whole rows.
+    stage: Mutex<Vec<f32>>,
+}
+
+/// A thread's own working memory.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// A decoded weight panel.
+    panel: Vec<u16>,
+    /// A block's keys and values, as F32.
+    kv: Vec<f32>,
+    /// A row before it is quantised, or a row of logits being sampled.
+    row: Vec<f32>,
+    /// Tokens that may be drawn: logit and id.
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Cpu {
+    /// Starts the threads. The error says that the machine lacks the instruction set asked for.
+    pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
+        let best = Isa::available()[0];
+        let isa = Checked::new(options.isa.unwrap_or(best)).ok_or_else(|| DeviceError {
+            op: "cpu",
+            message: format!("this machine has {:?}, not {:?}", Isa::available(), options.isa),
+        })?;
+        let threads = options.threads.max(1);
+        let scratch = (0..threads).map(|_| Mutex::default()).collect();
+        Ok(Self { pool: Pool::new(threads), isa, scratch, stage: Mutex::default() })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa.isa()
+    }
+
+    /// Threads per operation.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Calls `job(range, row)` with each thread's share of the rows and a working row of `cols` floats. Too little
+    /// work to share is done by the caller: waking the others would cost more.
+    fn split_rows(&self, rows: usize, cols: usize, job: impl Fn(Range<usize>, &mut [f32]) + Sync) {
+        if rows * cols <= ALONE {
+            return job(0..rows, &mut self.scratch(0).row);
+        }
+        self.pool.split(rows, |thread, range| job(range, &mut self.scratch(thread).row));
+    }
+
+    /// Makes one of each thread's buffers at least this long.
+    fn grow<T: Default + Clone>(&self, buffer: impl Fn(&mut Scratch) -> &mut Vec<T>, len: usize) {
+        for thread in 0..self.scratch.len() {
+            let mut scratch = self.scratch(thread);
+            let buffer = buffer(&mut scratch);
+            let len = len.max(buffer.len());
+            buffer.resize(len, T::default());
+        }
+    }
+
+    fn stage(&self) -> MutexGuard<'_, Vec<f32>> {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The working memory of one thread; nobody else takes it while an operation runs.
+    fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
+        self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Floats \[rows, cols\], row-major.
+#[derive(Debug)]
+pub struct Floats {
+    rows: usize,
+    cols: usize,
+    data: Vec<f32>,
+}
+
+impl Floats {
+    fn valid(&self) -> &[f32] {
+        &self.data[..self.rows * self.cols]
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        &self.data[row * self.cols..][..self.cols]
+    }
+
+    /// Sets the row count and returns the rows to be written.
+    fn resize(&mut self, rows: usize) -> &mut [f32] {
+        let size = rows * self.cols;
+        assert!(size <= self.data.len(), "{rows} rows of {} do not fit the buffer", self.cols);
+        self.rows = rows;
+        &mut self.data[..size]
+    }
+}
+
+/// Inputs of products \[rows, cols\]: BF16 bit patterns, which hold E4M3 codes exactly, with a scale per row.
+#[derive(Debug)]
+pub struct Acts {
+    rows: usize,
+    cols: usize,
+    values: Vec<u16>,
+    scales: Vec<f32>,
+}
+
+impl Acts {
+    /// Sets the row count and returns values and scales to be written.
+    fn resize(&mut self, rows: usize) -> (&mut [u16], &mut [f32]) {
+        let size = rows * self.cols;
+        assert!(size <= self.values.len(), "{rows} rows of {} do not fit the buffer", self.cols);
+        self.rows = rows;
+        (&mut self.values[..size], &mut self.scales[..rows])
+    }
+}
+
+/// The step's inputs, and for each row its position.
+#[derive(Debug)]
+pub struct Step {
+    inputs: StepInputs,
+    positions: Vec<u32>,
+    /// For each row, the cache block of its position.
+    places: Vec<u32>,
+    tiles: Vec<Tile>,
+    max_rows: usize,
+}
+
+/// Up to [`attention::TILE`] rows of one segment.
+#[derive(Debug)]
+struct Tile {
+    segment: usize,
+    first: usize,
+    len: usize,
+}
+
+impl Step {
+    /// The cache block of a row's position.
+    fn block(&self, row: usize) -> usize {
+        self.places[row] as usize
+    }
+
+    fn add(&mut self, index: usize, segment: &Segment) {
+        assert_eq!(segment.first, self.positions.len(), "segments must follow one another");
+        for position in segment.position..segment.position + segment.len {
+            self.positions.push(position as u32);
+            self.places.push(segment.blocks[position / BLOCK_TOKENS]);
+        }
+        for start in (0..segment.len).step_by(attention::TILE) {
+            let len = attention::TILE.min(segment.len - start);
+            self.tiles.push(Tile { segment: index, first: segment.first + start, len });
+        }
+    }
+}
+
+impl Device for Cpu {
+    type Matrix = Matrix;
+    type Vector = Vec<f32>;
+    type Floats = Floats;
+    type Acts = Acts;
+    type Cache = Cache;
+    type Step = Step;
+
+    fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
+        let matrix = matrix::pack(&self.pool, self.isa.isa(), host);
+        self.grow(|scratch| &mut scratch.panel, matrix.panel_elements());
+        Ok(matrix)
+    }
+
+    fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
+        Ok(host.to_vec())
+    }
+
+    fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
+        self.grow(|scratch| &mut scratch.row, cols);
+        Ok(Floats { rows: 0, cols, data: vec![0.0; rows * cols] })
+    }
+
+    fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
+        self.grow(|scratch| &mut scratch.row, cols);
+        let mut stage = self.stage();
+        let size = stage.len().max(rows * cols);
+        stage.resize(size, 0.0);
+        drop(stage);
+        Ok(Acts { rows: 0, cols, values: vec![0; rows * cols], scales: vec![1.0; rows] })
+    }
+
+    fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
+        self.grow(|scratch| &mut scratch.kv, attention::scratch_floats(spec.heads));
+        Ok(Cache::new(spec))
+    }
+
+    fn step(&self, rows: usize) -> Result<Step, DeviceError> {
+        Ok(Step {
+            inputs: StepInputs::default(),
+            positions: Vec::with_capacity(rows),
+            places: Vec::with_capacity(rows),
+            tiles: Vec::with_capacity(rows),
+            max_rows: rows,
+        })
+    }
+
+    fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+        let rows = inputs.tokens.len();
+        assert!(rows <= step.max_rows, "{rows} rows exceed the {} of the buffers", step.max_rows);
+        step.positions.clear();
+        step.places.clear();
+        step.tiles.clear();
+        for (index, segment) in inputs.segments.iter().enumerate() {
+            step.add(index, segment);
+        }
+        assert_eq!(step.positions.len(), rows, "segments must cover the rows");
+        step.inputs.clone_from(inputs);
+        Ok(())
+    }
+
+    fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+        embed::run(&self.pool, step, table, out);
+        Ok(())
+    }
+
+    fn norm(
+        &self,
+        residual: &mut Floats,
+        delta: Option<&Floats>,
+        norm: &Norm<Vec<f32>>,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        norm::run(self, residual, delta, norm, quant, out);
+        Ok(())
+    }
+
+    fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+        linear::run(self, x, w, out);
+        Ok(())
+    }
+
+    fn rope(
+        &self,
+        step: &Step,
+        rope: &Rope,
+        kv: LayerKv,
+        qkv: &mut Floats,
+        cache: &mut Cache,
+    ) -> Result<(), DeviceError> {
+        rope::run(self, rope::Job { step, rope, kv }, qkv, cache);
+        Ok(())
+    }
+
+    fn attention(
+        &self,
+        step: &Step,
+        qkv: &Floats,
+        cached: Cached<'_, Cache>,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        attention::run(self, attention::Job { step, qkv, cached, quant }, out);
+        Ok(())
+    }
+
+    fn activation(
+        &self,
+        kind: Activation,
+        h: &Floats,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        activation::run(self, kind, h, quant, out);
+        Ok(())
+    }
+
+    fn select(
+        &self,
+        residual: &Floats,
+        delta: &Floats,
+        rows: &[u32],
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        let cols = residual.cols;
+        let target = out.resize(rows.len());
+        for (row, target) in rows.iter().zip(target.chunks_exact_mut(cols)) {
+            let pairs = residual.row(*row as usize).iter().zip(delta.row(*row as usize));
+            target.iter_mut().zip(pairs).for_each(|(t, (a, b))| *t = a + b);
+        }
+        Ok(())
+    }
+
+    fn sample(
+        &self,
+        logits: &Floats,
+        vocab: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Draw>, DeviceError> {
+        Ok(sample::run(self, logits, vocab, rows))
+    }
+
+    fn score(
+        &self,
+        logits: &Floats,
+        vocab: usize,
+        targets: &[u32],
+        top: u8,
+    ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
+        Ok(sample::score(self, logits, vocab, targets, top))
+    }
+
+    fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
+        Ok(floats.valid().to_vec())
+    }
+
+    fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
+        assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
+        floats.resize(host.len() / floats.cols).copy_from_slice(host);
+        Ok(())
+    }
+}
+
+/// The BF16 bit pattern of an E4M3 code, which is exact.
+fn fp8_bf16(code: u8) -> u16 {
+    super::fp8::bf16_bits(super::fp8::decode(code))
+}
+
+/// A buffer that the threads of one operation write in disjoint parts.
+struct Parts<T>(*mut T, usize);
+
+// SAFETY: it is only a pointer; `Parts::part` states what its users must keep to.
+unsafe impl<T: Send> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    fn new(buffer: &mut [T]) -> Self {
+        Self(buffer.as_mut_ptr(), buffer.len())
+    }
+
+    /// A part of the buffer.
+    ///
+    /// # Safety
+    /// No two threads may hold overlapping parts, and the buffer must outlive them.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.1, "{range:?} of {}", self.1);
+        // SAFETY: inside the buffer by the assertion; disjoint and alive by this function's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
+    }
+
+    /// Sets one element.
+    ///
+    /// # Safety
+    /// As for [`Parts::part`].
+    unsafe fn set(&self, index: usize, value: T) {
+        // SAFETY: by this function's contract.
+        let part = unsafe { self.part(index..index + 1) };
+        part[0] = value;
+    }
+}

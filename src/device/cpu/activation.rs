@@ -1,0 +1,55 @@
+//! out = quant(activation(h)), a row per item.
+
+use std::ops::Range;
+
+use super::exp::silu;
+use super::isa::by_isa;
+use super::quant::Rows;
+use super::{Acts, Cpu, Floats};
+use crate::device::{ActQuant, Activation};
+
+struct Job<'a> {
+    kind: Activation,
+    h: &'a Floats,
+    out: Rows<'a>,
+}
+
+pub(super) fn run(cpu: &Cpu, kind: Activation, h: &Floats, quant: ActQuant, out: &mut Acts) {
+    let width = match kind {
+        Activation::SquaredRelu => out.cols,
+        Activation::SwiGlu => 2 * out.cols,
+    };
+    assert_eq!(h.cols, width, "columns of the input of {kind:?} with {} outputs", out.cols);
+    let cols = out.cols;
+    let job = Job { kind, h, out: Rows::new(out, h.rows, quant) };
+    cpu.split_rows(h.rows, cols, |range, scratch| {
+        let job = &job;
+        by_isa!(cpu.isa, rows_of(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]));
+    });
+}
+
+#[inline(always)]
+fn rows_of<const FMA: bool>(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]) {
+    let cols = job.out.cols;
+    for row in range {
+        let h = job.h.row(row);
+        let out = &mut scratch[..cols];
+        match job.kind {
+            Activation::SquaredRelu => {
+                for (o, x) in out.iter_mut().zip(h) {
+                    // Not max(): NaN must come out as NaN, so that the sampler sees it.
+                    let positive = if *x < 0.0 { 0.0 } else { *x };
+                    *o = positive * positive;
+                }
+            }
+            Activation::SwiGlu => {
+                let (gate, up) = h.split_at(cols);
+                for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                    *o = silu::<FMA>(*g) * u;
+                }
+            }
+        }
+        // SAFETY: each row is in one range.
+        unsafe { job.out.store(row, out) };
+    }
+}

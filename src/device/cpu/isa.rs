@@ -1,0 +1,89 @@
+//! Which vector instructions to use, chosen once when the device is made.
+//!
+//! Elementwise operations are written once, as plain loops, and compiled once per instruction set by [`by_isa`]. The
+//! matrix product alone has kernels by hand, in `linear/`.
+
+/// A set of vector instructions, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// AVX-512 with VBMI (byte permutes) and BF16 (dot products of pairs).
+    Avx512,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// Whatever the compiler makes of plain loops.
+    Portable,
+}
+
+impl Isa {
+    /// What this machine can run, best first; never empty. The operating system must have enabled the registers,
+    /// which some virtual machines do not although the processor claims the instructions.
+    pub fn available() -> Vec<Isa> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::is_x86_feature_detected!("avx512f")
+                && std::is_x86_feature_detected!("avx512bw")
+                && std::is_x86_feature_detected!("avx512dq")
+                && std::is_x86_feature_detected!("avx512vl")
+                && std::is_x86_feature_detected!("avx512vbmi")
+                && std::is_x86_feature_detected!("avx512bf16")
+                && std::is_x86_feature_detected!("fma")
+            {
+                found.push(Isa::Avx512);
+            }
+            if std::is_x86_feature_detected!("avx2")
+                && std::is_x86_feature_detected!("fma")
+                && std::is_x86_feature_detected!("f16c")
+            {
+                found.push(Isa::Avx2);
+            }
+        }
+        found.push(Isa::Portable);
+        found
+    }
+}
+
+/// An [`Isa`] that this machine was seen to have: the only way to the kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Checked(Isa);
+
+impl Checked {
+    /// `None` if the machine lacks it.
+    pub(super) fn new(isa: Isa) -> Option<Self> {
+        Isa::available().contains(&isa).then_some(Self(isa))
+    }
+
+    pub(super) fn isa(self) -> Isa {
+        self.0
+    }
+}
+
+/// Calls `$f::<FMA>(args)` compiled for the instruction set: `FMA` says whether fused multiply-add is one
+/// instruction, and not a call into the C library.
+macro_rules! by_isa {
+    ($checked:expr, $f:ident ( $($arg:ident : $ty:ty),* $(,)? ) $(-> $ret:ty)?) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
+            fn wide($($arg: $ty),*) $(-> $ret)? { $f::<true>($($arg),*) }
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn narrow($($arg: $ty),*) $(-> $ret)? { $f::<true>($($arg),*) }
+            match $checked.isa() {
+                // SAFETY: a `Checked` exists only for an instruction set that was detected on this machine.
+                $crate::device::cpu::Isa::Avx512 => unsafe { wide($($arg),*) },
+                // SAFETY: as above.
+                $crate::device::cpu::Isa::Avx2 => unsafe { narrow($($arg),*) },
+                $crate::device::cpu::Isa::Portable => $f::<false>($($arg),*),
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        { let _ = $checked; $f::<false>($($arg),*) }
+    }};
+}
+pub(super) use by_isa;
+
+/// a × b + c: fused where that is one instruction.
+#[inline(always)]
+pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}

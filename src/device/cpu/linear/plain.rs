@@ -1,0 +1,65 @@
+//! The product for AVX2 and for any machine: F32 multiply-adds over weights decoded panel by panel, row block by row
+//! block. The weights' layout is \[input\]\[32 outputs\].
+
+use std::ops::Range;
+
+use super::super::isa::{Checked, by_isa, mul_add};
+use super::super::matrix::{PANEL, Packed};
+use super::{Product, store};
+use crate::device::fp8;
+
+/// Rows that share one decode of a weight.
+const ROWS: usize = 4;
+
+/// Input features decoded at a time.
+const DEPTH: usize = 64;
+
+pub(super) fn panels(isa: Checked, product: &Product<'_>, panels: Range<usize>) {
+    by_isa!(isa, run_panels(product: &Product<'_>, panels: Range<usize>));
+}
+
+#[inline(always)]
+fn run_panels<const FMA: bool>(product: &Product<'_>, panels: Range<usize>) {
+    for panel in panels {
+        let rows = product.x.rows;
+        let mut m = 0;
+        while m + ROWS <= rows {
+            tile::<FMA, ROWS>(product, m, panel);
+            m += ROWS;
+        }
+        while m < rows {
+            tile::<FMA, 1>(product, m, panel);
+            m += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn tile<const FMA: bool, const R: usize>(product: &Product<'_>, first: usize, panel: usize) {
+    let (x, w) = (product.x, product.w);
+    let elements = w.panel_elements();
+    let mut sums = [[0.0f32; PANEL]; R];
+    let mut decoded = [0.0f32; DEPTH * PANEL];
+    for start in (0..x.cols).step_by(DEPTH) {
+        let depth = DEPTH.min(x.cols - start);
+        let range = panel * elements + start * PANEL..panel * elements + (start + depth) * PANEL;
+        match &w.data {
+            Packed::Bf16(values) => {
+                decoded.iter_mut().zip(&values[range]).for_each(|(d, v)| *d = fp8::bf16_value(*v));
+            }
+            Packed::Fp8 { codes, .. } => {
+                decoded.iter_mut().zip(&codes[range]).for_each(|(d, c)| *d = fp8::decode(*c));
+            }
+        }
+        for k in 0..depth {
+            let weights = &decoded[k * PANEL..(k + 1) * PANEL];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let value = fp8::bf16_value(x.values[(first + r) * x.cols + start + k]);
+                sums.iter_mut().zip(weights).for_each(|(s, w)| *s = mul_add::<FMA>(value, *w, *s));
+            }
+        }
+    }
+    for (r, sums) in sums.iter().enumerate() {
+        store(product, first + r, panel, sums);
+    }
+}

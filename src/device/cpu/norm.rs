@@ -1,0 +1,84 @@
+//! residual += delta; out = quant(norm(residual)), a row per item. F32 throughout; sums run in 16 lanes over the row,
+//! then over the lanes, whatever the number of rows.
+
+use std::ops::Range;
+
+use super::isa::{by_isa, mul_add};
+use super::quant::Rows;
+use super::{Acts, Cpu, Floats, Parts};
+use crate::device::{ActQuant, Norm, NormKind};
+
+struct Job<'a> {
+    residual: Parts<f32>,
+    delta: Option<&'a [f32]>,
+    norm: &'a Norm<Vec<f32>>,
+    out: Rows<'a>,
+}
+
+pub(super) fn run(
+    cpu: &Cpu,
+    residual: &mut Floats,
+    delta: Option<&Floats>,
+    norm: &Norm<Vec<f32>>,
+    quant: ActQuant,
+    out: &mut Acts,
+) {
+    let (rows, cols) = (residual.rows, residual.cols);
+    assert_eq!(norm.weight.len(), cols, "weights of a norm over {cols}");
+    assert_eq!(norm.bias.as_ref().map_or(cols, Vec::len), cols, "biases of a norm over {cols}");
+    if let Some(delta) = delta {
+        assert_eq!((delta.rows, delta.cols), (rows, cols), "shape of what is added to the residual");
+    }
+    let residual = Parts::new(residual.resize(rows));
+    let job = Job { residual, delta: delta.map(Floats::valid), norm, out: Rows::new(out, rows, quant) };
+    cpu.split_rows(rows, cols, |range, scratch| {
+        let job = &job;
+        by_isa!(cpu.isa, rows_of(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]));
+    });
+}
+
+#[inline(always)]
+fn rows_of<const FMA: bool>(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]) {
+    let cols = job.out.cols;
+    for row in range {
+        // SAFETY: each row is in one range.
+        let x = unsafe { job.residual.part(row * cols..(row + 1) * cols) };
+        if let Some(delta) = job.delta {
+            x.iter_mut().zip(&delta[row * cols..]).for_each(|(x, d)| *x += d);
+        }
+        let out = &mut scratch[..cols];
+        normalise::<FMA>(job.norm, x, out);
+        // SAFETY: each row is in one range.
+        unsafe { job.out.store(row, out) };
+    }
+}
+
+#[inline(always)]
+fn normalise<const FMA: bool>(norm: &Norm<Vec<f32>>, x: &[f32], out: &mut [f32]) {
+    let count = x.len() as f32;
+    let (mean, offset) = match norm.kind {
+        NormKind::LayerNorm1p => (fold_lanes(x, |sum, x| sum + x) / count, 1.0),
+        NormKind::RmsNorm => (0.0, 0.0),
+    };
+    let variance = fold_lanes(x, |sum, x| mul_add::<FMA>(x - mean, x - mean, sum)) / count;
+    let inverse = 1.0 / (variance + norm.eps).sqrt();
+    for ((o, x), w) in out.iter_mut().zip(x).zip(&norm.weight) {
+        *o = (*x - mean) * inverse * (*w + offset);
+    }
+    if let Some(bias) = &norm.bias {
+        out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+    }
+}
+
+/// Folds a row in 16 lanes, then adds the lanes in order.
+#[inline(always)]
+fn fold_lanes(x: &[f32], step: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let chunks = x.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = step(*lane, *x));
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane = step(*lane, *x));
+    lanes.iter().sum()
+}
