@@ -2,6 +2,8 @@
 
 pub mod local;
 
+pub use local::Local;
+
 use crate::device::{Device, DeviceError};
 
 /// One rank's handle on its group. Every rank calls the same operations in the same order.

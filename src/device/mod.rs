@@ -315,6 +315,8 @@ pub trait Device: Send + 'static {
         targets: &[u32],
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError>;
+    /// Elements per row of a buffer.
+    fn cols(&self, floats: &Self::Floats) -> usize;
     /// Copies the valid rows to the host, row-major.
     fn read(&self, floats: &Self::Floats) -> Result<Vec<f32>, DeviceError>;
     /// Overwrites the valid rows from the host; `host.len()` must be a multiple of the columns and sets the rows.

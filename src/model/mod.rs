@@ -1,1 +1,134 @@
-//! The decoder.
+//! The decoder: one struct for both families, whose forward pass reads like their equations.
+//!
+//! Nemotron-4 (arXiv 2402.16819): LayerNorm1p, squared ReLU without a gate, rotary embedding of half of each head.
+//! Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary embedding of whole heads. What differs is values of
+//! [`ModelConfig`], not code paths.
+
+mod checkpoint;
+mod config;
+mod convert;
+mod error;
+mod json;
+mod scheme;
+mod weights;
+mod workspace;
+
+use std::path::Path;
+
+pub use config::{GenerationConfig, ModelConfig};
+pub use error::LoadError;
+pub use scheme::{Fp8Scheme, Scheme};
+pub use weights::LoadProgress;
+pub use workspace::{LOGIT_ROWS, Workspace};
+
+use crate::comm::Communicator;
+use crate::device::{ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, StepInputs};
+
+/// What becomes of linear weights and of the inputs of their products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// E4M3 weights with a scale per output row, as stored or quantised on load; E4M3 inputs.
+    Fp8,
+    /// Weights as stored, rounded to BF16 where wider; BF16 inputs.
+    None,
+}
+
+/// A weight matrix and the form in which its product wants the input.
+#[derive(Debug)]
+struct Linear<M> {
+    matrix: M,
+    quant: ActQuant,
+}
+
+/// The weights of one decoder layer.
+#[derive(Debug)]
+struct Layer<D: Device> {
+    input_norm: Norm<D::Vector>,
+    /// Q, K and V, one after the other.
+    qkv: Linear<D::Matrix>,
+    kv: LayerKv,
+    output: Linear<D::Matrix>,
+    mlp_norm: Norm<D::Vector>,
+    /// With a gate, gate and up, one after the other.
+    up: Linear<D::Matrix>,
+    down: Linear<D::Matrix>,
+}
+
+/// A decoder's weights on a device.
+#[derive(Debug)]
+pub struct Model<D: Device> {
+    config: ModelConfig,
+    embedding: Linear<D::Matrix>,
+    layers: Vec<Layer<D>>,
+    final_norm: Norm<D::Vector>,
+    /// `None` where the embedding is the head.
+    head: Option<Linear<D::Matrix>>,
+    rope: Rope,
+}
+
+/// What a forward pass runs on, besides weights and buffers.
+pub struct Pass<'a, D: Device, C: Communicator<D>> {
+    /// The rank's device.
+    pub device: &'a D,
+    /// The rank's group.
+    pub comm: &'a C,
+    /// The rank's cache.
+    pub cache: &'a mut D::Cache,
+}
+
+impl<D: Device> Model<D> {
+    /// Loads the weights of a Hugging Face directory onto a device.
+    pub fn load(
+        dir: &Path,
+        config: &ModelConfig,
+        precision: Precision,
+        device: &D,
+        progress: &mut dyn FnMut(LoadProgress<'_>),
+    ) -> Result<Self, LoadError> {
+        weights::load(dir, config, precision, device, progress)
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Runs all layers over a step: fills the cache at the step's positions and leaves the residual stream in
+    /// `space`, for [`Model::logits`] to pick rows from.
+    pub fn forward<C: Communicator<D>>(
+        &self,
+        inputs: &StepInputs,
+        space: &mut Workspace<D>,
+        pass: Pass<'_, D, C>,
+    ) -> Result<(), DeviceError> {
+        let Pass { device, comm, cache } = pass;
+        let s = space;
+        device.begin(inputs, &mut s.step)?;
+        device.embed(&s.step, &self.embedding.matrix, &mut s.residual)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let delta = (index > 0).then_some(&s.delta);
+            device.norm(&mut s.residual, delta, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?;
+            device.linear(&s.hidden, &layer.qkv.matrix, &mut s.qkv)?;
+            device.rope(&s.step, &self.rope, layer.kv, &mut s.qkv, cache)?;
+            let cached = Cached { kv: layer.kv, cache: &*cache };
+            device.attention(&s.step, &s.qkv, cached, layer.output.quant, &mut s.attended)?;
+            device.linear(&s.attended, &layer.output.matrix, &mut s.delta)?;
+            comm.all_reduce(device, &mut s.delta)?;
+
+            device.norm(&mut s.residual, Some(&s.delta), &layer.mlp_norm, layer.up.quant, &mut s.hidden)?;
+            device.linear(&s.hidden, &layer.up.matrix, &mut s.ffn)?;
+            device.activation(self.config.activation, &s.ffn, layer.down.quant, &mut s.activated)?;
+            device.linear(&s.activated, &layer.down.matrix, &mut s.delta)?;
+            comm.all_reduce(device, &mut s.delta)?;
+        }
+        Ok(())
+    }
+
+    /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.
+    pub fn logits(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        device.select(&space.residual, &space.delta, rows, &mut space.selected)?;
+        device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
+        device.linear(&space.last, &head.matrix, &mut space.logits)
+    }
+}

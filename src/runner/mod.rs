@@ -1,1 +1,95 @@
-//! Executes step plans.
+//! Executes step plans: one OS thread per rank, each with a device, its shard of the model and a KV cache.
+//!
+//! Every rank is given a plan before any is waited for; the first rank's output is the step's. A rank that fails, or
+//! panics, answers with the reason instead.
+
+mod inputs;
+mod memory;
+mod rank;
+mod sampler;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, gib};
+pub use rank::RankParts;
+
+use crate::comm::Communicator;
+use crate::device::Device;
+use crate::engine::{Executor, ExecutorError};
+use crate::scheduler::plan::{StepOutput, StepPlan};
+
+// The scheduler leases what the device stores.
+const _: () = assert!(crate::scheduler::plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
+
+/// What a rank's thread says of a step.
+type Outcome = Result<StepOutput, String>;
+
+/// The ranks of one model, as an [`Executor`].
+#[derive(Debug)]
+pub struct Runner {
+    ranks: Vec<Rank>,
+}
+
+/// The engine's end of a rank.
+#[derive(Debug)]
+struct Rank {
+    /// `None` while dropping.
+    plans: Option<flume::Sender<Arc<StepPlan>>>,
+    outcomes: flume::Receiver<Outcome>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Runner {
+    /// Starts a thread for each rank.
+    ///
+    /// # Panics
+    /// If there is no rank, or the system has no thread to give.
+    pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>) -> Self {
+        assert!(!parts.is_empty(), "a runner needs a rank");
+        let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
+            let (plans, inbox) = flume::unbounded();
+            let (outbox, outcomes) = flume::unbounded();
+            let thread = std::thread::Builder::new()
+                .name(format!("rank-{index}"))
+                .spawn(move || rank::live(parts, &inbox, &outbox))
+                .expect("the system can start a thread");
+            Rank { plans: Some(plans), outcomes, thread: Some(thread) }
+        });
+        Self { ranks: ranks.collect() }
+    }
+}
+
+impl Executor for Runner {
+    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+        let plan = Arc::new(plan.clone());
+        for (index, rank) in self.ranks.iter().enumerate() {
+            let sent = rank.plans.as_ref().is_some_and(|plans| plans.send(Arc::clone(&plan)).is_ok());
+            if !sent {
+                return Err(ExecutorError { message: format!("rank {index} has ended") });
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        let mut first = None;
+        for (index, rank) in self.ranks.iter().enumerate() {
+            let outcome = rank.outcomes.recv().unwrap_or_else(|_| Err("its thread has ended".to_owned()));
+            let output =
+                outcome.map_err(|e| ExecutorError { message: format!("rank {index} failed: {e}") })?;
+            first.get_or_insert(output);
+        }
+        Ok(first.expect("a runner has a rank"))
+    }
+}
+
+impl Drop for Rank {
+    fn drop(&mut self) {
+        // The thread ends when its inbox does, after the steps still in it.
+        self.plans = None;
+        if let Some(thread) = self.thread.take() {
+            let _its_panic_was_answered = thread.join();
+        }
+    }
+}

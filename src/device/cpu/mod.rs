@@ -360,6 +360,10 @@ impl Device for Cpu {
         Ok(sample::score(self, logits, vocab, targets, top))
     }
 
+    fn cols(&self, floats: &Floats) -> usize {
+        floats.cols
+    }
+
     fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
         Ok(floats.valid().to_vec())
     }

@@ -6,7 +6,11 @@ use octant::device::fp8::{bf16_bits, bf16_value, decode, encode, is_nan, quantiz
 fn value(code: u8) -> f64 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
     let (exponent, mantissa) = (i32::from(code >> 3) & 15, f64::from(code & 7));
-    if exponent == 0 { sign * mantissa / 512.0 } else { sign * (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7) }
+    if exponent == 0 {
+        sign * mantissa / 512.0
+    } else {
+        sign * (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7)
+    }
 }
 
 #[test]

@@ -49,7 +49,11 @@ fn check(cpu: &Cpu, shape: (usize, usize, usize), quant: ActQuant) {
     ];
     let exact = [
         halves.iter().map(|w| f64::from(fp8::bf16_value(*w))).collect::<Vec<_>>(),
-        codes.iter().enumerate().map(|(i, c)| f64::from(fp8::decode(*c)) * f64::from(scales[i / input])).collect(),
+        codes
+            .iter()
+            .enumerate()
+            .map(|(i, c)| f64::from(fp8::decode(*c)) * f64::from(scales[i / input]))
+            .collect(),
     ];
     let quantised = acts(cpu, &x, input, quant);
     let x = rounded(&x, input, quant);
@@ -103,7 +107,8 @@ fn every_weight_code_is_multiplied_exactly() {
     // One input is 1 and the rest are 0, so that each output is one weight.
     let codes: Vec<u8> = (0..=255u8).map(|c| if fp8::is_nan(c) { 0 } else { c }).collect();
     for cpu in devices() {
-        let matrix = HostMatrix { out: 128, input: 2, data: MatrixData::Fp8 { codes: &codes, scales: &[1.0; 128] } };
+        let matrix =
+            HostMatrix { out: 128, input: 2, data: MatrixData::Fp8 { codes: &codes, scales: &[1.0; 128] } };
         for (k, x) in [[1.0, 0.0], [0.0, 1.0]].iter().enumerate() {
             let got = product(&cpu, &acts(&cpu, x, 2, ActQuant::Bf16), 1, matrix);
             let expected: Vec<f32> = (0..128).map(|n| fp8::decode(codes[n * 2 + k])).collect();

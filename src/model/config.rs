@@ -1,0 +1,279 @@
+//! `config.json` of either family and of both generations of the Hugging Face format, as pure numbers.
+
+use std::path::Path;
+
+use super::error::LoadError;
+use super::json::Object;
+use super::scheme::Scheme;
+use crate::device::{Activation, HeadShape, NormKind};
+
+/// A decoder's architecture. Everything that the two families differ in is a value here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The class name of the checkpoint's configuration.
+    pub architecture: &'static str,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Width between the halves of the MLP.
+    pub ffn: usize,
+    /// Rows of the embedding and of the LM head.
+    pub vocab: usize,
+    /// Positions that the model was trained for.
+    pub max_positions: usize,
+    /// Attention heads of the whole model.
+    pub heads: HeadShape,
+    /// LayerNorm1p or RMSNorm.
+    pub norm: NormKind,
+    /// Added to the variance.
+    pub norm_eps: f32,
+    /// Squared ReLU, or SwiGLU with its gate.
+    pub activation: Activation,
+    /// Whether the LM head is the embedding.
+    pub tied: bool,
+    /// Inverse frequencies of the rotary embedding, one per pair of turned dimensions.
+    pub inv_freq: Vec<f32>,
+    /// How the checkpoint's linear weights are stored.
+    pub scheme: Scheme,
+}
+
+/// The two families.
+#[derive(Clone, Copy, PartialEq)]
+enum Family {
+    Nemotron,
+    Llama,
+}
+
+impl ModelConfig {
+    /// Reads `config.json`, and `hf_quant_config.json` if there is one.
+    pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
+        let config = Object::read(&dir.join("config.json"))?;
+        let family = family(&config)?;
+        for key in ["attention_bias", "mlp_bias"] {
+            if config.flag(key)?.unwrap_or(false) {
+                return Err(config.error(key, "linear layers with biases are not supported"));
+            }
+        }
+        let hidden = config.require_count("hidden_size")?;
+        let heads = heads(&config, hidden)?;
+        let activation = activation(&config, family)?;
+        let eps_keys: &[&str] = match family {
+            Family::Nemotron => &["norm_eps", "layer_norm_eps"],
+            Family::Llama => &["rms_norm_eps"],
+        };
+        Ok(Self {
+            architecture: match family {
+                Family::Nemotron => "NemotronForCausalLM",
+                Family::Llama => "LlamaForCausalLM",
+            },
+            layers: config.require_count("num_hidden_layers")?,
+            hidden,
+            ffn: config.require_count("intermediate_size")?,
+            vocab: config.require_count("vocab_size")?,
+            max_positions: config.require_count("max_position_embeddings")?,
+            heads,
+            norm: match family {
+                Family::Nemotron => NormKind::LayerNorm1p,
+                Family::Llama => NormKind::RmsNorm,
+            },
+            norm_eps: first_number(&config, eps_keys)?.unwrap_or(if family == Family::Nemotron {
+                1e-5
+            } else {
+                1e-6
+            }) as f32,
+            activation,
+            tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
+            inv_freq: inverse_frequencies(&config, family, heads.head_dim)?,
+            scheme: Scheme::read(dir, &config)?,
+        })
+    }
+
+    /// Parameters of the whole model, biases and norms included; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
+        let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
+        let table = (self.vocab * self.hidden) as u64;
+        let tables = if self.tied { table } else { 2 * table };
+        self.layers as u64 * (qkv + o + up + down + 2 * per_norm) + per_norm + tables
+    }
+
+    /// (out, in) of a layer's merged QKV, O, merged gate and up, and down.
+    pub fn linear_shapes(&self) -> [(usize, usize); 4] {
+        let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
+        let gates = if self.activation == Activation::SwiGlu { 2 } else { 1 };
+        [
+            ((q_heads + 2 * kv_heads) * head_dim, self.hidden),
+            (self.hidden, q_heads * head_dim),
+            (gates * self.ffn, self.hidden),
+            (self.hidden, self.ffn),
+        ]
+    }
+}
+
+fn family(config: &Object) -> Result<Family, LoadError> {
+    match config.texts("architectures")?.as_slice() {
+        [name] if name == "NemotronForCausalLM" => Ok(Family::Nemotron),
+        [name] if name == "LlamaForCausalLM" => Ok(Family::Llama),
+        other => Err(config.error(
+            "architectures",
+            format!("expected [\"NemotronForCausalLM\"] or [\"LlamaForCausalLM\"], got {other:?}"),
+        )),
+    }
+}
+
+/// Without `num_key_value_heads` every query head has its own, as in the models from before grouped queries.
+fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
+    let q_heads = config.require_count("num_attention_heads")?;
+    let kv_heads = config.count("num_key_value_heads")?.unwrap_or(q_heads);
+    if q_heads % kv_heads != 0 {
+        let message = format!("expected a divisor of num_attention_heads = {q_heads}, got {kv_heads}");
+        return Err(config.error("num_key_value_heads", message));
+    }
+    let given = match config.count("head_dim")? {
+        None => config.count("kv_channels")?,
+        given => given,
+    };
+    let head_dim = match given {
+        Some(head_dim) => head_dim,
+        None if hidden.is_multiple_of(q_heads) => hidden / q_heads,
+        None => {
+            let message = format!("missing, and hidden_size {hidden} is no multiple of {q_heads} heads");
+            return Err(config.error("head_dim", message));
+        }
+    };
+    if head_dim % 8 != 0 {
+        return Err(config.error("head_dim", format!("expected a multiple of 8, got {head_dim}")));
+    }
+    Ok(HeadShape { q_heads, kv_heads, head_dim })
+}
+
+fn activation(config: &Object, family: Family) -> Result<Activation, LoadError> {
+    let (expected, activation) = match family {
+        Family::Nemotron => ("relu2", Activation::SquaredRelu),
+        Family::Llama => ("silu", Activation::SwiGlu),
+    };
+    match config.text("hidden_act")? {
+        None => Ok(activation),
+        Some(name) if name == expected => Ok(activation),
+        Some(name) => Err(config.error("hidden_act", format!("expected `{expected}`, got `{name}`"))),
+    }
+}
+
+fn first_number(config: &Object, keys: &[&str]) -> Result<Option<f64>, LoadError> {
+    for key in keys {
+        if let Some(number) = config.number(key)? {
+            return Ok(Some(number));
+        }
+    }
+    Ok(None)
+}
+
+/// theta^(-2i / d) for the d turned dimensions, rescaled if the configuration says so. New configurations nest all of
+/// it in `rope_parameters`; old ones have `rope_theta` and the fraction at top level and `rope_scaling` beside them.
+fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Result<Vec<f32>, LoadError> {
+    const FRACTIONS: [&str; 4] = ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"];
+    let nested = config.object("rope_parameters")?;
+    let mut theta = first_number(config, &["rope_theta"])?;
+    let mut fraction = first_number(config, &FRACTIONS)?;
+    if let Some(nested) = &nested {
+        theta = nested.number("rope_theta")?.or(theta);
+        fraction = first_number(nested, &FRACTIONS)?.or(fraction);
+    }
+    // Transformers' own defaults: a Nemotron configuration may leave its half out.
+    let fraction = fraction.unwrap_or(if family == Family::Nemotron { 0.5 } else { 1.0 });
+    let theta = theta.unwrap_or(10_000.0);
+    let rotary = (head_dim as f64 * fraction) as usize;
+    if !(fraction > 0.0 && fraction <= 1.0) || !rotary.is_multiple_of(2) || theta <= 1.0 {
+        let message =
+            format!("fraction {fraction} and theta {theta} of head_dim {head_dim} give {rotary} dimensions");
+        return Err(config.error("rope_parameters", message));
+    }
+    let mut inv_freq: Vec<f64> =
+        (0..rotary / 2).map(|i| theta.powf(-(2.0 * i as f64) / rotary as f64)).collect();
+    let scaling = match nested {
+        Some(nested) => Some(nested),
+        None => config.object("rope_scaling")?,
+    };
+    if let Some(scaling) = scaling {
+        rescale(&scaling, config, &mut inv_freq)?;
+    }
+    Ok(inv_freq.into_iter().map(|f| f as f32).collect())
+}
+
+/// Llama 3's scaling: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
+fn rescale(scaling: &Object, config: &Object, inv_freq: &mut [f64]) -> Result<(), LoadError> {
+    let kind = match scaling.text("rope_type")? {
+        None => scaling.text("type")?.unwrap_or("default"),
+        Some(kind) => kind,
+    };
+    match kind {
+        "default" => return Ok(()),
+        "llama3" => {}
+        other => {
+            return Err(scaling.error("rope_type", format!("expected `default` or `llama3`, got `{other}`")));
+        }
+    }
+    let need = |key: &str| scaling.number(key)?.ok_or_else(|| scaling.error(key, "missing"));
+    let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
+    let original = match scaling.number("original_max_position_embeddings")? {
+        Some(original) => original,
+        None => need("original_max_position_embeddings")
+            .or_else(|e| config.number("original_max_position_embeddings")?.ok_or(e))?,
+    };
+    if factor < 1.0 || low >= high || low <= 0.0 || original <= 0.0 {
+        let message =
+            format!("factor {factor}, low_freq_factor {low}, high_freq_factor {high} make no sense");
+        return Err(scaling.error("factor", message));
+    }
+    for f in inv_freq {
+        let turns = original * *f / std::f64::consts::TAU;
+        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        *f = *f / factor * (1.0 - smooth) + *f * smooth;
+    }
+    Ok(())
+}
+
+/// `generation_config.json`: how the model's authors mean it to be sampled, and what ends its answers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationConfig {
+    /// Ids that end generation.
+    pub eos: Vec<u32>,
+    /// Default temperature.
+    pub temperature: Option<f32>,
+    /// Default top-p.
+    pub top_p: Option<f32>,
+    /// Default top-k.
+    pub top_k: Option<u32>,
+}
+
+impl GenerationConfig {
+    /// Reads `generation_config.json` if there is one; end-of-sequence ids fall back to `config.json`.
+    pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
+        let config = Object::read(&dir.join("config.json"))?;
+        let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
+            return Ok(Self { eos: ids(&config, "eos_token_id")?, ..Self::default() });
+        };
+        let mut eos = ids(&file, "eos_token_id")?;
+        if eos.is_empty() {
+            eos = ids(&config, "eos_token_id")?;
+        }
+        // `do_sample: false` means greedy whatever else is said.
+        let greedy = file.flag("do_sample")? == Some(false);
+        let temperature = if greedy { Some(0.0) } else { file.number("temperature")?.map(|x| x as f32) };
+        Ok(Self {
+            eos,
+            temperature,
+            top_p: file.number("top_p")?.map(|x| x as f32),
+            top_k: file.number("top_k")?.map(|x| x as u32),
+        })
+    }
+}
+
+/// One id or a list of them.
+fn ids(object: &Object, key: &str) -> Result<Vec<u32>, LoadError> {
+    let Some(value) = object.get(key) else { return Ok(Vec::new()) };
+    let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+    let ids = items.iter().map(|i| i.as_u64().and_then(|i| u32::try_from(i).ok())).collect::<Option<_>>();
+    ids.ok_or_else(|| object.error(key, format!("expected a token id or a list of them, got {value}")))
+}

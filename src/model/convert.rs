@@ -1,0 +1,149 @@
+//! Stored tensors to what devices take: BF16, or E4M3 codes with a scale per output row.
+
+use safetensors::tensor::Dtype;
+
+use super::checkpoint::Tensor;
+use super::error::LoadError;
+use crate::device::fp8;
+
+/// Rows of a linear weight, ready for a device.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Rows {
+    Bf16(Vec<u16>),
+    Fp8 { codes: Vec<u8>, scales: Vec<f32> },
+}
+
+/// Rows that a thread converts at a time are not shared, so they are split evenly.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// A 16- or 32-bit float tensor as F32.
+pub(super) fn floats(tensor: &Tensor<'_>) -> Result<Vec<f32>, LoadError> {
+    let width = width(tensor)?;
+    let mut out = vec![0.0; tensor.bytes.len() / width];
+    widen(tensor.dtype, tensor.bytes, &mut out);
+    match out.iter().position(|x| !x.is_finite()) {
+        None => Ok(out),
+        Some(i) => Err(tensor.error(format!("element {i} is {}, expected a finite number", out[i]))),
+    }
+}
+
+/// Bytes per element of a float tensor.
+fn width(tensor: &Tensor<'_>) -> Result<usize, LoadError> {
+    match tensor.dtype {
+        Dtype::BF16 | Dtype::F16 => Ok(2),
+        Dtype::F32 => Ok(4),
+        other => Err(tensor.error(format!("expected BF16, F16 or F32, got {other:?}"))),
+    }
+}
+
+fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::BF16 => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *o = fp8::bf16_value(u16::from_le_bytes([b[0], b[1]]));
+            }
+        }
+        Dtype::F16 => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
+                *o = half::f16::from_bits(u16::from_le_bytes([b[0], b[1]])).to_f32();
+            }
+        }
+        _ => {
+            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
+                *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+    }
+}
+
+/// A float matrix rounded to BF16.
+pub(super) fn to_bf16(tensor: &Tensor<'_>) -> Result<Vec<u16>, LoadError> {
+    let width = width(tensor)?;
+    let mut out = vec![0u16; tensor.bytes.len() / width];
+    let per = out.len().div_ceil(threads()).max(1);
+    let finite = std::thread::scope(|scope| {
+        let parts = out.chunks_mut(per).zip(tensor.bytes.chunks(per * width));
+        let workers: Vec<_> =
+            parts.map(|(out, bytes)| scope.spawn(move || bf16_part(tensor.dtype, bytes, out))).collect();
+        workers.into_iter().all(|w| w.join().expect("conversion does not panic"))
+    });
+    if finite { Ok(out) } else { Err(tensor.error("holds NaN or infinity, expected finite numbers")) }
+}
+
+/// Converts, and says whether everything was finite.
+fn bf16_part(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
+    if dtype == Dtype::BF16 {
+        out.iter_mut().zip(bytes.chunks_exact(2)).for_each(|(o, b)| *o = u16::from_le_bytes([b[0], b[1]]));
+    } else {
+        let width = if dtype == Dtype::F16 { 2 } else { 4 };
+        let mut buffer = [0.0f32; 256];
+        for (out, bytes) in out.chunks_mut(256).zip(bytes.chunks(256 * width)) {
+            widen(dtype, bytes, &mut buffer);
+            out.iter_mut().zip(&buffer).for_each(|(o, x)| *o = fp8::bf16_bits(*x));
+        }
+    }
+    out.iter().fold(true, |all, x| all & (x & 0x7F80 != 0x7F80))
+}
+
+/// A float matrix \[out, in\] quantised, a scale per row.
+pub(super) fn quantize(tensor: &Tensor<'_>) -> Result<Rows, LoadError> {
+    let width = width(tensor)?;
+    let (out, input) = (tensor.shape[0], tensor.shape[1]);
+    let mut codes = vec![0u8; out * input];
+    let mut scales = vec![0.0f32; out];
+    let per = out.div_ceil(threads()).max(1);
+    std::thread::scope(|scope| {
+        let parts = codes.chunks_mut(per * input).zip(scales.chunks_mut(per));
+        for ((codes, scales), bytes) in parts.zip(tensor.bytes.chunks(per * input * width)) {
+            scope.spawn(move || {
+                let mut row = vec![0.0; input];
+                let rows = codes.chunks_exact_mut(input).zip(bytes.chunks_exact(input * width));
+                for ((codes, bytes), scale) in rows.zip(scales) {
+                    widen(tensor.dtype, bytes, &mut row);
+                    *scale = fp8::quantize_row(&row, codes);
+                    // An infinite element shows in the scale; a NaN has a code of its own.
+                    if codes.iter().fold(false, |any, c| any | fp8::is_nan(*c)) {
+                        *scale = f32::NAN;
+                    }
+                }
+            });
+        }
+    });
+    match scales.iter().position(|scale| !scale.is_finite()) {
+        None => Ok(Rows::Fp8 { codes, scales }),
+        Some(row) => Err(tensor.error(format!("row {row} holds NaN or infinity, expected finite numbers"))),
+    }
+}
+
+/// Stored E4M3 codes, none of them NaN.
+pub(super) fn codes(tensor: &Tensor<'_>) -> Result<Vec<u8>, LoadError> {
+    if tensor.dtype != Dtype::F8_E4M3 {
+        return Err(tensor.error(format!("expected F8_E4M3, got {:?}", tensor.dtype)));
+    }
+    if tensor.bytes.iter().fold(false, |any, code| any | fp8::is_nan(*code)) {
+        let at = tensor.bytes.iter().position(|code| fp8::is_nan(*code)).unwrap_or_default();
+        return Err(tensor.error(format!("element {at} is the NaN code {:#04x}", tensor.bytes[at])));
+    }
+    Ok(tensor.bytes.to_vec())
+}
+
+/// A stored scale as one F32 per output row: `[]`, `[1]`, `[out]` and `[out, 1]` are all in use.
+pub(super) fn row_scales(tensor: &Tensor<'_>, out: usize) -> Result<Vec<f32>, LoadError> {
+    let scales = floats(tensor)?;
+    if let Some(bad) = scales.iter().find(|scale| **scale <= 0.0) {
+        return Err(tensor.error(format!("expected positive scales, got {bad}")));
+    }
+    match tensor.shape {
+        [] | [1] | [1, 1] => Ok(vec![scales[0]; out]),
+        [n] | [n, 1] if *n == out => Ok(scales),
+        shape => Err(tensor.error(format!("expected shape [], [1], [{out}] or [{out}, 1], got {shape:?}"))),
+    }
+}
+
+/// A stored scale that is one number.
+pub(super) fn scalar(tensor: &Tensor<'_>) -> Result<f32, LoadError> {
+    let scales = row_scales(tensor, 1)?;
+    Ok(scales[0])
+}

@@ -1,0 +1,60 @@
+//! The buffers of a forward pass, allocated once for the largest step.
+
+use super::ModelConfig;
+use crate::device::{Device, DeviceError};
+
+/// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
+/// to score.
+pub const LOGIT_ROWS: usize = 64;
+
+/// The buffers of a forward pass.
+#[derive(Debug)]
+pub struct Workspace<D: Device> {
+    pub(super) step: D::Step,
+    /// The residual stream, \[rows, hidden\].
+    pub(super) residual: D::Floats,
+    /// What the last block adds to it, \[rows, hidden\].
+    pub(super) delta: D::Floats,
+    /// The normalised input of a block, \[rows, hidden\].
+    pub(super) hidden: D::Acts,
+    pub(super) qkv: D::Floats,
+    /// \[rows, q_heads × head_dim\].
+    pub(super) attended: D::Acts,
+    /// \[rows, ffn\], or twice that with a gate.
+    pub(super) ffn: D::Floats,
+    /// \[rows, ffn\].
+    pub(super) activated: D::Acts,
+    /// Rows whose logits are wanted, \[LOGIT_ROWS, hidden\].
+    pub(super) selected: D::Floats,
+    pub(super) last: D::Acts,
+    /// \[LOGIT_ROWS, vocab\].
+    pub logits: D::Floats,
+}
+
+impl<D: Device> Workspace<D> {
+    /// For steps of at most `rows` tokens.
+    pub fn new(device: &D, config: &ModelConfig, rows: usize) -> Result<Self, DeviceError> {
+        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
+        Ok(Self {
+            step: device.step(rows)?,
+            residual: device.floats(rows, hidden)?,
+            delta: device.floats(rows, hidden)?,
+            hidden: device.acts(rows, hidden)?,
+            qkv: device.floats(rows, qkv)?,
+            attended: device.acts(rows, attended)?,
+            ffn: device.floats(rows, ffn)?,
+            activated: device.acts(rows, activated)?,
+            selected: device.floats(LOGIT_ROWS, hidden)?,
+            last: device.acts(LOGIT_ROWS, hidden)?,
+            logits: device.floats(LOGIT_ROWS, config.vocab)?,
+        })
+    }
+
+    /// Bytes of these buffers on a device that stores floats in 4 bytes and products' inputs in 2.
+    pub fn bytes(config: &ModelConfig, rows: usize) -> u64 {
+        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
+        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + config.vocab);
+        let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
+        (floats * 4 + acts * 2) as u64
+    }
+}

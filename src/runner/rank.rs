@@ -1,0 +1,135 @@
+//! One rank: takes plans, runs them, answers. Everything that lives on the device lives on this thread.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use super::inputs;
+use super::sampler::{self, Slots};
+use super::{Outcome, StepOutput};
+use crate::comm::Communicator;
+use crate::device::{CacheSpec, Device, DeviceError};
+use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
+use crate::scheduler::plan::{RowOutput, StepPlan};
+
+/// What a rank is made of.
+#[derive(Debug)]
+pub struct RankParts<D: Device, C: Communicator<D>> {
+    /// Its device.
+    pub device: D,
+    /// Its end of the group.
+    pub comm: C,
+    /// Its shard of the model.
+    pub model: Model<D>,
+    /// Its KV cache, allocated when the rank starts.
+    pub cache: CacheSpec,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens per step.
+    pub max_num_batched_tokens: usize,
+    /// Ids below this may be drawn: the tokenizer's vocabulary, at most the model's.
+    pub vocab: usize,
+}
+
+/// A rank at work.
+pub(super) struct Rank<D: Device, C: Communicator<D>> {
+    pub(super) device: D,
+    pub(super) comm: C,
+    pub(super) model: Model<D>,
+    pub(super) vocab: usize,
+    pub(super) space: Workspace<D>,
+    cache: D::Cache,
+    slots: Slots,
+}
+
+/// Runs plans until there are no more, or one fails.
+pub(super) fn live<D: Device, C: Communicator<D>>(
+    parts: RankParts<D, C>,
+    plans: &flume::Receiver<Arc<StepPlan>>,
+    outcomes: &flume::Sender<Outcome>,
+) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut rank = Rank::new(parts).map_err(|e| e.to_string())?;
+        for plan in plans {
+            let output = rank.run(&plan).map_err(|e| e.to_string())?;
+            if outcomes.send(Ok(output)).is_err() {
+                break;
+            }
+        }
+        Ok(())
+    }));
+    let failure = match outcome {
+        Ok(Ok(())) => return,
+        Ok(Err(message)) => message,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            format!("panicked: {text}")
+        }
+    };
+    let _nobody_waits = outcomes.send(Err(failure));
+}
+
+impl<D: Device, C: Communicator<D>> Rank<D, C> {
+    fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
+        let space = Workspace::new(&parts.device, parts.model.config(), parts.max_num_batched_tokens)?;
+        Ok(Self {
+            space,
+            cache: parts.device.cache(parts.cache)?,
+            slots: Slots::new(parts.max_num_seqs),
+            vocab: parts.vocab.min(parts.model.config().vocab),
+            device: parts.device,
+            comm: parts.comm,
+            model: parts.model,
+        })
+    }
+
+    /// One step: forward, score prompt tokens, draw.
+    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, DeviceError> {
+        self.slots.admit(plan);
+        let inputs = inputs::flatten(plan, &self.slots);
+        let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
+        self.model.forward(&inputs, &mut self.space, pass)?;
+        let mut rows = vec![RowOutput::default(); plan.rows.len()];
+        let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
+        self.score(plan, &firsts, &mut rows)?;
+        self.sample(plan, &firsts, &mut rows)?;
+        Ok(StepOutput { id: plan.id, rows })
+    }
+
+    /// Log-probabilities of prompt tokens, for the rows that ask for them.
+    fn score(&mut self, plan: &StepPlan, firsts: &[usize], out: &mut [RowOutput]) -> Result<(), DeviceError> {
+        for (index, row) in plan.rows.iter().enumerate() {
+            for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
+                let start = firsts[index] + piece * LOGIT_ROWS;
+                let wanted: Vec<u32> = (start..start + targets.len()).map(|r| r as u32).collect();
+                self.model.logits(&self.device, &wanted, &mut self.space)?;
+                let top = self.slots.get(row.slot).prompt_top();
+                let scores = self.device.score(&self.space.logits, self.vocab, targets, top)?;
+                sampler::record_scores(targets, scores, &mut out[index]);
+            }
+        }
+        Ok(())
+    }
+
+    /// A token for each row that wants one.
+    fn sample(
+        &mut self,
+        plan: &StepPlan,
+        firsts: &[usize],
+        out: &mut [RowOutput],
+    ) -> Result<(), DeviceError> {
+        let wanting: Vec<usize> = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample).collect();
+        for piece in wanting.chunks(LOGIT_ROWS) {
+            let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
+            let wanted: Vec<u32> = piece.iter().map(last).collect();
+            self.model.logits(&self.device, &wanted, &mut self.space)?;
+            let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
+            let draws = self.device.sample(&self.space.logits, self.vocab, &rows)?;
+            drop(rows);
+            for (index, draw) in piece.iter().zip(draws) {
+                self.slots.record(plan.rows[*index].slot, draw, &mut out[*index]);
+            }
+        }
+        Ok(())
+    }
+}

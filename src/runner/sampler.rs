@@ -1,0 +1,123 @@
+//! What a rank remembers of each running sequence in order to draw its tokens.
+
+use std::sync::Arc;
+
+use crate::device::{Draw, RowLogprob, SampleRow};
+use crate::request::TokenLogprob;
+use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepPlan};
+
+/// One entry per slot of the scheduler.
+pub(super) struct Slots(Vec<Option<Slot>>);
+
+/// A running sequence.
+pub(super) struct Slot {
+    start: Arc<SlotStart>,
+    /// (id, occurrences) of the tokens generated; kept only if a penalty reads it.
+    output: Vec<(u32, u32)>,
+    /// The token drawn last.
+    last: u32,
+}
+
+impl Slot {
+    fn new(start: &Arc<SlotStart>) -> Self {
+        let last = start.tokens.last().copied().unwrap_or_default();
+        let mut slot = Self { start: Arc::clone(start), output: Vec::new(), last };
+        for token in &start.tokens[start.prompt_len..] {
+            slot.count(*token);
+        }
+        slot
+    }
+
+    /// The token drawn last; of a row that drew none, a token whose output nobody reads.
+    pub(super) fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// Alternatives to report with each scored prompt token.
+    pub(super) fn prompt_top(&self) -> u8 {
+        self.start.prompt_logprobs.unwrap_or_default()
+    }
+
+    fn count(&mut self, token: u32) {
+        let p = &self.start.sampling;
+        if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+            return;
+        }
+        match self.output.binary_search_by_key(&token, |(id, _)| *id) {
+            Ok(at) => self.output[at].1 += 1,
+            Err(at) => self.output.insert(at, (token, 1)),
+        }
+    }
+}
+
+impl Slots {
+    pub(super) fn new(count: usize) -> Self {
+        Self((0..count).map(|_| None).collect())
+    }
+
+    /// Takes in the sequences that begin with this step.
+    pub(super) fn admit(&mut self, plan: &StepPlan) {
+        for row in &plan.rows {
+            if let Some(start) = &row.start {
+                self.0[row.slot as usize] = Some(Slot::new(start));
+            }
+        }
+    }
+
+    pub(super) fn get(&self, slot: u32) -> &Slot {
+        self.0[slot as usize].as_ref().expect("a sequence's first row says how it starts")
+    }
+
+    /// How a row's token is to be drawn.
+    pub(super) fn sample_row<'a>(&'a self, row: &Row) -> SampleRow<'a> {
+        let slot = self.get(row.slot);
+        let p = &slot.start.sampling;
+        let position = row.position + row.tokens.len() as u32;
+        let generated = position as usize - slot.start.prompt_len;
+        let barred: &[u32] = if generated < p.min_tokens as usize { &p.barred } else { &[] };
+        SampleRow {
+            temperature: p.temperature,
+            top_p: p.top_p,
+            top_k: p.top_k,
+            min_p: p.min_p,
+            repetition_penalty: p.repetition_penalty,
+            presence_penalty: p.presence_penalty,
+            frequency_penalty: p.frequency_penalty,
+            logit_bias: &p.logit_bias,
+            barred,
+            prompt: &slot.start.tokens[..slot.start.prompt_len],
+            output: &slot.output,
+            seed: p.seed,
+            position,
+            logprobs: p.logprobs,
+        }
+    }
+
+    /// Notes what was drawn.
+    pub(super) fn record(&mut self, slot: u32, draw: Draw, out: &mut RowOutput) {
+        let slot = self.0[slot as usize].as_mut().expect("a row that draws has a slot");
+        match draw {
+            Draw::NonFinite => out.non_finite = true,
+            Draw::Token(token, logprob) => {
+                slot.last = token;
+                slot.count(token);
+                out.token = Some(token);
+                out.logprob = logprob.map(|logprob| with_token(token, logprob));
+            }
+        }
+    }
+}
+
+/// Notes the scores of one piece of a prompt.
+pub(super) fn record_scores(targets: &[u32], scores: Vec<Option<RowLogprob>>, out: &mut RowOutput) {
+    for (target, score) in targets.iter().zip(scores) {
+        match score {
+            Some(score) => out.scores.push(with_token(*target, score)),
+            None => out.non_finite = true,
+        }
+    }
+}
+
+fn with_token(token: u32, logprob: RowLogprob) -> TokenLogprob {
+    TokenLogprob { token, logprob: logprob.logprob, top: logprob.top }
+}
