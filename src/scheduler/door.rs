@@ -2,7 +2,6 @@
 //! one id out of range would make a device read past a table.
 
 use super::SchedulerConfig;
-use super::plan::BLOCK_TOKENS;
 use crate::request::{Reject, Request, SamplingParams};
 
 /// Says why a request can never run, if so.
@@ -27,9 +26,8 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
     check_length(request, config)
 }
 
-/// A sequence must fit the context, and must fit the cache when it is there alone.
 fn check_length(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {
-    let limit = config.max_model_len.min(config.num_blocks * BLOCK_TOKENS);
+    let limit = config.max_sequence_tokens();
     let (prompt, max_tokens) = (request.prompt.len(), request.stop.max_tokens);
     if prompt.saturating_add(max_tokens as usize) > limit {
         return Err(Reject::TooLong { prompt, max_tokens, limit });

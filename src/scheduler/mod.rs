@@ -60,6 +60,11 @@ pub struct SchedulerConfig {
 }
 
 impl SchedulerConfig {
+    /// Tokens of the longest sequence that can run: it must fit the context, and the cache when it is there alone.
+    pub fn max_sequence_tokens(&self) -> usize {
+        self.max_model_len.min(self.num_blocks * plan::BLOCK_TOKENS)
+    }
+
     /// # Panics
     /// If a limit that must be positive is 0.
     pub fn assert_sound(&self) {

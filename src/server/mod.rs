@@ -1,1 +1,6 @@
-//! HTTP: routes, state, accept loop, drain.
+//! HTTP: the only place that knows axum and OpenAI's JSON.
+
+pub mod body;
+pub mod error;
+pub mod fields;
+pub mod types;

@@ -1,0 +1,244 @@
+//! What a client is told when it is not given what it asked for: one enum, one table of statuses, one JSON object.
+//!
+//! The object always has all four keys. The texts are our own; nothing of a library's or the system's error text
+//! reaches a client. Statuses that clients retry (429, 5xx) are kept for what a retry may cure, and a deterministic
+//! failure says `x-should-retry: false`.
+
+use axum::body::Body;
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse;
+use serde::Serialize;
+
+use crate::request::Reject;
+
+/// Seconds after which a refused client may try again.
+const RETRY_AFTER_S: u64 = 1;
+
+/// Every way in which a request ends without an answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not JSON, or not JSON of the outer shape expected.
+    #[error("{0}")]
+    Malformed(String),
+    /// A field has a value outside what it may have.
+    #[error("{param}: {message}")]
+    Invalid {
+        /// The wire name of the field, as a path: `messages[0].content`.
+        param: String,
+        /// Expected versus got.
+        message: String,
+    },
+    /// A field that we know and whose meaning we cannot honour.
+    #[error("{param}: {message}")]
+    Unsupported {
+        /// The wire name of the field.
+        param: String,
+        /// What is not supported.
+        message: String,
+    },
+    /// Prompt and completion do not fit the context. Clients match this text.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the \
+         messages, {completion} in the completion). Please reduce the length of the messages or completion.",
+        prompt.saturating_add(*completion as usize)
+    )]
+    ContextLength {
+        /// `messages` or `prompt`.
+        param: &'static str,
+        /// Tokens that fit.
+        limit: usize,
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        completion: u32,
+    },
+    /// No key, or a wrong one.
+    #[error("Incorrect API key provided.")]
+    BadKey,
+    /// Not a model that we serve.
+    #[error("The model `{0}` does not exist.")]
+    ModelNotFound(String),
+    /// No such path.
+    #[error("Unknown request URL: {0}")]
+    NoRoute(String),
+    /// The path exists, the method does not.
+    #[error("Not allowed method for this URL: {0}")]
+    NoMethod(String),
+    /// The body took too long to arrive.
+    #[error("The request body did not arrive within {0} s.")]
+    TooSlow(u64),
+    /// The body is too large.
+    #[error("The request body is larger than {0} bytes.")]
+    TooLarge(usize),
+    /// An encoding or type of body that we do not read.
+    #[error("{0}")]
+    MediaType(String),
+    /// The head of the request is too large.
+    #[error("The request headers are larger than {0} bytes or more than {1}.")]
+    HeadersTooLarge(usize, usize),
+    /// The bounded queue is full.
+    #[error("{0}")]
+    QueueFull(String),
+    /// The server drains.
+    #[error("The server is shutting down and takes no new requests.")]
+    Draining,
+    /// The engine has stopped.
+    #[error("The engine is unavailable: {0}")]
+    EngineDown(String),
+    /// The request failed through no fault of its own, and would again.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// One row of the table: everything about an error but its text and field.
+struct Row {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    /// `x-should-retry`, where the status alone would tell a client's library the wrong thing.
+    should_retry: Option<bool>,
+}
+
+impl ApiError {
+    /// A field with a value that it may not have.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { param: param.into(), message: message.into() }
+    }
+
+    /// A field whose meaning we cannot honour.
+    pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Unsupported { param: param.into(), message: message.into() }
+    }
+
+    /// The status table.
+    fn row(&self) -> Row {
+        const REQUEST: &str = "invalid_request_error";
+        const SERVER: &str = "server_error";
+        let (status, kind, code, should_retry) = match self {
+            Self::Malformed(_) => (StatusCode::BAD_REQUEST, REQUEST, None, None),
+            Self::Invalid { .. } => (StatusCode::BAD_REQUEST, REQUEST, Some("invalid_value"), None),
+            Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, REQUEST, None, None),
+            Self::ContextLength { .. } => {
+                (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"), None)
+            }
+            Self::BadKey => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key"), None),
+            Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found"), None),
+            Self::NoRoute(_) => (StatusCode::NOT_FOUND, REQUEST, None, None),
+            Self::NoMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, None, None),
+            // A library would retry a 408, and the client would be as slow again.
+            Self::TooSlow(_) => {
+                (StatusCode::REQUEST_TIMEOUT, "timeout", Some("deadline_exceeded"), Some(false))
+            }
+            Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, None, None),
+            Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, None, None),
+            Self::HeadersTooLarge(..) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, None, None),
+            Self::QueueFull(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), None)
+            }
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining"), None),
+            Self::EngineDown(_) => {
+                (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("engine_unavailable"), None)
+            }
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, Some(false)),
+        };
+        Row { status, kind, code, should_retry }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.row().status
+    }
+
+    /// The field at fault.
+    pub fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } | Self::Unsupported { param, .. } => Some(param),
+            Self::ContextLength { param, .. } => Some(param),
+            Self::ModelNotFound(_) => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// The machine-readable code.
+    pub fn code(&self) -> Option<&'static str> {
+        self.row().code
+    }
+
+    /// `{"error": {...}}`, the body of a response or of an event within a stream.
+    pub fn to_json(&self) -> String {
+        let row = self.row();
+        let error = ErrorObject {
+            message: bounded(self.to_string()),
+            kind: row.kind,
+            param: self.param().map(|param| bounded(param.to_owned())),
+            code: row.code,
+        };
+        serde_json::to_string(&Envelope { error }).expect("strings can be written as JSON")
+    }
+
+    /// What the engine's refusal means to a client. `param` is the field that holds the prompt.
+    pub fn from_reject(reject: Reject, param: &'static str) -> Self {
+        match reject {
+            Reject::Invalid { field, message } => Self::invalid(field, message),
+            Reject::TooLong { prompt, max_tokens, limit } => {
+                Self::ContextLength { param, limit, prompt, completion: max_tokens }
+            }
+            Reject::QueueFull { .. } | Reject::QueueTokensFull { .. } => Self::QueueFull(reject.to_string()),
+            Reject::Draining => Self::Draining,
+            Reject::EngineDown(reason) => Self::EngineDown(reason),
+        }
+    }
+}
+
+/// A text that quotes a client must not grow with what the client sent.
+fn bounded(mut text: String) -> String {
+    const LIMIT: usize = 1000;
+    if text.len() > LIMIT {
+        text.truncate(text.floor_char_boundary(LIMIT));
+        text.push('…');
+    }
+    text
+}
+
+#[derive(Serialize)]
+struct Envelope {
+    error: ErrorObject,
+}
+
+#[derive(Serialize)]
+struct ErrorObject {
+    message: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    param: Option<String>,
+    code: Option<&'static str>,
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response<Body> {
+        let row = self.row();
+        let mut response = Response::new(Body::from(self.to_json()));
+        *response.status_mut() = row.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(retry) = row.should_retry {
+            headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
+        }
+        match self {
+            Self::QueueFull(_) | Self::Draining | Self::EngineDown(_) => {
+                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
+                headers.insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_S * 1000));
+            }
+            Self::BadKey => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        // The rest of a body that was not read must not be taken for the next request.
+        if matches!(self, Self::TooSlow(_) | Self::TooLarge(_) | Self::HeadersTooLarge(..) | Self::Draining) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,239 @@
+//! The two request bodies as they come: every field of the right JSON type, none checked for its value, `None` where
+//! the client said nothing. `validate` makes sense of them.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::Fields;
+
+/// The fields that chat and text completions share.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
+pub struct Common {
+    pub model: Option<String>,
+    pub n: Option<i128>,
+    pub best_of: Option<i128>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<i128>,
+    pub min_p: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub frequency_penalty: Option<f64>,
+    pub repetition_penalty: Option<f64>,
+    pub logit_bias: Option<Map<String, Value>>,
+    pub seed: Option<i128>,
+    pub stop: Option<Value>,
+    pub stop_token_ids: Option<Vec<Value>>,
+    pub max_tokens: Option<i128>,
+    pub min_tokens: Option<i128>,
+    pub ignore_eos: Option<bool>,
+    pub skip_special_tokens: Option<bool>,
+    pub include_stop_str_in_output: Option<bool>,
+    pub stream: Option<bool>,
+    /// `stream_options.include_usage`; the outer `None` is for no options.
+    pub stream_options: Option<Option<bool>>,
+    pub cache_salt: Option<String>,
+    pub priority: Option<i128>,
+    /// Fields that nobody took.
+    pub ignored: Vec<String>,
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
+pub struct ChatWire {
+    pub common: Common,
+    pub messages: Option<Vec<Value>>,
+    pub max_completion_tokens: Option<i128>,
+    pub logprobs: Option<bool>,
+    pub top_logprobs: Option<i128>,
+    pub add_generation_prompt: Option<bool>,
+    pub continue_final_message: Option<bool>,
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+}
+
+/// `POST /v1/completions`.
+#[derive(Debug, Default)]
+#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
+pub struct CompletionWire {
+    pub common: Common,
+    pub prompt: Option<Value>,
+    pub echo: Option<bool>,
+    pub logprobs: Option<i128>,
+    pub add_special_tokens: Option<bool>,
+}
+
+impl ChatWire {
+    /// # Errors
+    /// A field of a wrong type, or one that we know and do not support.
+    pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
+        refuse_unsupported(&mut fields, CHAT_ONLY)?;
+        let object = |map: Option<Fields>| map.map(Fields::into_map);
+        let mut wire = Self {
+            messages: fields.array("messages")?,
+            max_completion_tokens: fields.int("max_completion_tokens")?,
+            logprobs: fields.bool("logprobs")?,
+            top_logprobs: fields.int("top_logprobs")?,
+            add_generation_prompt: fields.bool("add_generation_prompt")?,
+            continue_final_message: fields.bool("continue_final_message")?,
+            chat_template_kwargs: object(fields.object("chat_template_kwargs")?),
+            ..Self::default()
+        };
+        wire.common = Common::read(fields)?;
+        Ok(wire)
+    }
+}
+
+impl CompletionWire {
+    /// # Errors
+    /// A field of a wrong type, or one that we know and do not support.
+    pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
+        refuse_unsupported(&mut fields, COMPLETIONS_ONLY)?;
+        let mut wire = Self {
+            prompt: fields.value("prompt"),
+            echo: fields.bool("echo")?,
+            logprobs: fields.int("logprobs")?,
+            add_special_tokens: fields.bool("add_special_tokens")?,
+            ..Self::default()
+        };
+        wire.common = Common::read(fields)?;
+        Ok(wire)
+    }
+}
+
+impl Common {
+    /// Takes the shared fields, the last to be taken.
+    fn read(mut fields: Fields) -> Result<Self, ApiError> {
+        refuse_unsupported(&mut fields, UNSUPPORTED)?;
+        for name in ACCEPTED_AND_UNUSED {
+            let _unused = fields.value(name);
+        }
+        let mut ignored = Vec::new();
+        let stream_options = match fields.object("stream_options")? {
+            None => None,
+            Some(mut options) => {
+                let include_usage = options.bool("include_usage")?;
+                ignored.extend(options.rest());
+                Some(include_usage)
+            }
+        };
+        let mut common = Self {
+            model: fields.string("model")?,
+            n: fields.int("n")?,
+            best_of: fields.int("best_of")?,
+            temperature: fields.float("temperature")?,
+            top_p: fields.float("top_p")?,
+            top_k: fields.int("top_k")?,
+            min_p: fields.float("min_p")?,
+            presence_penalty: fields.float("presence_penalty")?,
+            frequency_penalty: fields.float("frequency_penalty")?,
+            repetition_penalty: fields.float("repetition_penalty")?,
+            logit_bias: fields.object("logit_bias")?.map(Fields::into_map),
+            seed: fields.int("seed")?,
+            stop: fields.value("stop"),
+            stop_token_ids: fields.array("stop_token_ids")?,
+            max_tokens: fields.int("max_tokens")?,
+            min_tokens: fields.int("min_tokens")?,
+            ignore_eos: fields.bool("ignore_eos")?,
+            skip_special_tokens: fields.bool("skip_special_tokens")?,
+            include_stop_str_in_output: fields.bool("include_stop_str_in_output")?,
+            stream: fields.bool("stream")?,
+            stream_options,
+            cache_salt: fields.string("cache_salt")?,
+            priority: fields.int("priority")?,
+            ignored,
+        };
+        common.ignored.extend(fields.rest());
+        Ok(common)
+    }
+}
+
+/// Fields that change nothing about an answer.
+const ACCEPTED_AND_UNUSED: [&str; 5] = ["user", "metadata", "store", "service_tier", "parallel_tool_calls"];
+
+/// The values of an unsupported field that ask for nothing. Null never does.
+type Harmless = fn(&Value) -> bool;
+
+/// Fields that we know and whose meaning we cannot honour.
+const UNSUPPORTED: &[(&str, Harmless)] = &[
+    ("tools", is_empty),
+    ("tool_choice", is_none),
+    ("functions", is_empty),
+    ("function_call", is_none),
+    ("response_format", is_text_format),
+    ("audio", never),
+    ("modalities", is_text_only),
+    ("prediction", never),
+    ("web_search_options", never),
+    ("suffix", is_empty),
+    ("use_beam_search", is_false),
+    ("structured_outputs", never),
+    ("guided_json", never),
+    ("guided_regex", never),
+    ("guided_choice", never),
+    ("guided_grammar", never),
+    ("guided_decoding_backend", never),
+    ("guided_whitespace_pattern", never),
+    ("structural_tag", never),
+    ("prompt_logprobs", never),
+    ("truncate_prompt_tokens", never),
+    ("allowed_token_ids", never),
+    ("bad_words", is_empty),
+    ("logits_processors", is_empty),
+    ("prompt_embeds", never),
+    ("return_token_ids", is_false),
+    ("return_tokens_as_token_ids", is_false),
+    ("kv_transfer_params", never),
+    ("thinking_token_budget", never),
+    ("min_new_tokens", never),
+];
+
+const CHAT_ONLY: &[(&str, Harmless)] = &[
+    ("echo", is_false),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("add_special_tokens", is_false),
+    ("mm_processor_kwargs", is_empty),
+    ("prompt", never),
+];
+
+const COMPLETIONS_ONLY: &[(&str, Harmless)] =
+    &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
+
+fn refuse_unsupported(fields: &mut Fields, known: &[(&str, Harmless)]) -> Result<(), ApiError> {
+    for (name, harmless) in known {
+        if fields.value(name).is_some_and(|value| !harmless(&value)) {
+            return Err(ApiError::unsupported(*name, "this field is not supported"));
+        }
+    }
+    Ok(())
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_false(value: &Value) -> bool {
+    value == &Value::Bool(false)
+}
+
+fn is_none(value: &Value) -> bool {
+    value == "none"
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+fn is_text_format(value: &Value) -> bool {
+    value.get("type").is_some_and(|kind| kind == "text")
+}
+
+fn is_text_only(value: &Value) -> bool {
+    value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"))
+}
