@@ -20,6 +20,7 @@ pub use stats::Stats;
 
 use crate::request::{Reject, Update};
 use crate::scheduler::Scheduler;
+pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
 use handle::{Command, Shared, Submission};

@@ -1,6 +1,180 @@
 //! HTTP: the only place that knows axum and OpenAI's JSON.
+//!
+//! A request passes `listen` (the connection), [`door`] (head, key, drain), [`routes`], [`body`] (bytes to JSON),
+//! [`types`] (JSON to a wire struct), [`validate`] (to what is meant), and [`answer`], which generates and writes
+//! [`reply`]s, whole or through [`sse`]. Whatever ends badly on the way is an [`error::ApiError`].
 
+pub mod answer;
 pub mod body;
+pub mod door;
 pub mod error;
 pub mod fields;
+pub mod guard;
+pub mod health;
+pub mod listen;
+pub mod metrics;
+pub mod reply;
+pub mod routes;
+pub mod sse;
+pub mod tokens;
 pub mod types;
+pub mod validate;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::generation::Generator;
+use body::BodyLimits;
+use door::Key;
+pub use listen::{DrainTimes, Ended, bind, serve, signals};
+use metrics::Metrics;
+use validate::{Defaults, Limits};
+
+/// What the operator decides about the front end.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The names that the model answers to, the first being its own; at least one.
+    pub models: Vec<String>,
+    /// The key that clients must show; `None` lets everyone in.
+    pub api_key: Option<String>,
+    /// What holds where a client says nothing.
+    pub defaults: Defaults,
+    /// The ids that end a generation.
+    pub eos_ids: Vec<u32>,
+    /// With work pending and no step ended for this long, the server calls itself dead.
+    pub stalled_after: Duration,
+    /// Limits of HTTP.
+    pub http: HttpLimits,
+}
+
+impl Settings {
+    /// The least there is to say; all else has a default.
+    pub fn new(model: impl Into<String>, eos_ids: Vec<u32>) -> Self {
+        Self {
+            models: vec![model.into()],
+            api_key: None,
+            defaults: Defaults::default(),
+            eos_ids,
+            stalled_after: Duration::from_secs(60),
+            http: HttpLimits::default(),
+        }
+    }
+}
+
+/// A limit on everything that a client decides.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpLimits {
+    /// Connections at once; more wait in the system's queue.
+    pub max_connections: usize,
+    /// For the head of a request, from its first byte, and for the first byte of a new connection.
+    pub head_timeout: Duration,
+    /// Between two requests of a connection. Longer than a load balancer's, which is 60 s at most of them: whoever
+    /// hangs up first must be the one who does not send.
+    pub idle_timeout: Duration,
+    /// A client that takes no byte for this long is cut off.
+    pub write_stall: Duration,
+    /// Bytes of a request's head.
+    pub max_head_bytes: usize,
+    /// Headers of a request.
+    pub max_headers: usize,
+    /// The body.
+    pub body: BodyLimits,
+    /// A stream that is silent for this long gets a comment.
+    pub keep_alive: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_stall: Duration::from_secs(60),
+            max_head_bytes: 16 << 10,
+            max_headers: 64,
+            body: BodyLimits { max_bytes: 32 << 20, deadline: Duration::from_secs(30) },
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+}
+
+/// How far the shutdown has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Phase {
+    /// Not begun.
+    Serving,
+    /// Not ready any more, and still taking requests: those who send them have not heard yet.
+    Leaving,
+    /// New requests get a 503.
+    Refusing,
+    /// The engine has been told to end.
+    Stopped,
+}
+
+/// What all handlers share.
+pub struct ServerState {
+    pub(crate) generator: Generator,
+    pub(crate) settings: Settings,
+    pub(crate) limits: Limits,
+    pub(crate) metrics: Metrics,
+    pub(crate) key: Option<Key>,
+    /// Unix time.
+    pub(crate) started: u64,
+    phase: AtomicU8,
+    /// Requests whose response is not complete.
+    open: watch::Sender<usize>,
+}
+
+impl ServerState {
+    /// # Panics
+    /// If `settings` names no model.
+    pub fn new(generator: Generator, settings: Settings) -> Arc<Self> {
+        assert!(!settings.models.is_empty(), "a server serves at least one model");
+        let limits = Limits {
+            models: settings.models.clone(),
+            vocab_size: generator.vocab_size(),
+            eos_ids: settings.eos_ids.clone(),
+            defaults: settings.defaults.clone(),
+        };
+        let metrics = Metrics::new(&settings.models[0], generator.engine().config());
+        Arc::new(Self {
+            key: settings.api_key.as_deref().map(Key::new),
+            generator,
+            settings,
+            limits,
+            metrics,
+            started: answer::unix_time(),
+            phase: AtomicU8::new(Phase::Serving as u8),
+            open: watch::Sender::new(0),
+        })
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn max_model_len(&self) -> usize {
+        self.generator.engine().config().max_model_len
+    }
+
+    /// Whether the shutdown has begun.
+    pub fn draining(&self) -> bool {
+        self.phase.load(Ordering::Acquire) >= Phase::Leaving as u8
+    }
+
+    /// Whether new requests are refused.
+    pub fn refuses(&self) -> bool {
+        self.phase.load(Ordering::Acquire) >= Phase::Refusing as u8
+    }
+
+    /// Whether the engine has failed or was told to end, so that another server may do better.
+    pub fn engine_is_gone(&self) -> bool {
+        self.phase.load(Ordering::Acquire) >= Phase::Stopped as u8
+            || self.generator.engine().stats().failed.is_some()
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+}

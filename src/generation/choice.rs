@@ -1,0 +1,229 @@
+//! One sequence's tokens as text. The detokenizer holds back half characters, the stop matcher what may be the
+//! beginning of a stop string; a token's score is held back as long as its text is, so that the two leave together.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::{Ask, Delta, Failure, OutputRules, Prompt};
+use crate::request::{Finish, TokenLogprob, Update};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop id or a stop string.
+    Stop,
+    /// `max_tokens`.
+    Length,
+}
+
+impl FinishReason {
+    /// As the wire has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+        }
+    }
+}
+
+/// A token that could have been chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// Its text, or `bytes:\x..` where it has none by itself.
+    pub token: String,
+    /// Its true bytes.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability, at least -9999.
+    pub logprob: f32,
+}
+
+/// A token with its score.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scored {
+    /// Its text, or `bytes:\x..` where it has none by itself.
+    pub token: String,
+    /// Its true bytes.
+    pub bytes: Vec<u8>,
+    /// `None` for the first token of a prompt, which nothing predicts.
+    pub logprob: Option<f32>,
+    /// The most probable tokens, most probable first; empty for the first token of a prompt.
+    pub top: Vec<Candidate>,
+    /// Where its text begins, in characters of the choice's text.
+    pub text_offset: usize,
+}
+
+/// A score whose text is not out yet.
+struct Held {
+    scored: Scored,
+    /// Bytes of generated text before the token's.
+    begin: usize,
+    /// Bytes of generated text up to the token's end; unknown while the detokenizer holds it back.
+    end: Option<usize>,
+}
+
+/// One choice.
+pub(super) struct Choice {
+    tokenizer: Arc<Tokenizer>,
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    rules: Arc<OutputRules>,
+    min_tokens: u32,
+    generated: u32,
+    scores: bool,
+    /// The prompt to be echoed; taken when the first token is there.
+    echo: Option<Prompt>,
+    prompt_scores: Vec<TokenLogprob>,
+    held: VecDeque<Held>,
+    /// Characters of echoed and generated text that the detokenizer has given.
+    chars: usize,
+    /// Bytes of generated text that the detokenizer has given.
+    decoded: usize,
+    /// Bytes of generated text that have gone out.
+    released: usize,
+}
+
+impl Choice {
+    pub(super) fn new(tokenizer: &Arc<Tokenizer>, prompt: &Prompt, ask: &Ask) -> Self {
+        let rules = Arc::new(ask.output.clone());
+        Self {
+            tokenizer: Arc::clone(tokenizer),
+            detokenizer: Detokenizer::new(Arc::clone(tokenizer), rules.skip_special, &prompt.ids),
+            matcher: StopMatcher::new(rules.stop.clone(), rules.include_stop),
+            min_tokens: ask.sampling.min_tokens,
+            generated: 0,
+            scores: ask.sampling.logprobs.is_some(),
+            echo: rules.echo.then(|| prompt.clone()),
+            rules,
+            prompt_scores: Vec::new(),
+            held: VecDeque::new(),
+            chars: 0,
+            decoded: 0,
+            released: 0,
+        }
+    }
+
+    /// Takes what the engine yielded.
+    pub(super) fn push(&mut self, update: Update) -> Result<Delta, Failure> {
+        let mut delta = Delta { tokens: u32::from(update.token.is_some()), ..Delta::default() };
+        self.prompt_scores.extend(update.prompt_logprobs);
+        if let Some(Finish::Error(reason)) = update.finish {
+            return Err(Failure(reason));
+        }
+        if update.token.is_some() || update.finish.is_some() {
+            self.begin(&mut delta);
+        }
+        let stopped_by_id = matches!(update.finish, Some(Finish::Stop(_)));
+        if let Some(token) = update.token {
+            self.generated += 1;
+            self.token(token, update.logprob, stopped_by_id, &mut delta);
+        }
+        if delta.finish.is_none()
+            && let Some(finish) = update.finish
+        {
+            self.end(&mut delta);
+            let reason = if finish == Finish::Length { FinishReason::Length } else { FinishReason::Stop };
+            delta.finish = delta.finish.or(Some(reason));
+        }
+        Ok(delta)
+    }
+
+    /// Puts the echo, once, before the first token.
+    fn begin(&mut self, delta: &mut Delta) {
+        let Some(prompt) = self.echo.take() else { return };
+        let skip_special = self.rules.skip_special && prompt.text.is_none();
+        let mut detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), skip_special, &[]);
+        let (mut text, mut offset) = (String::new(), 0);
+        let mut scores = std::mem::take(&mut self.prompt_scores).into_iter();
+        for (i, &id) in prompt.ids.iter().enumerate() {
+            if self.scores {
+                let score = if i == 0 { None } else { scores.next() };
+                delta.scored.push(self.scored(id, score, offset));
+            }
+            if i >= prompt.added {
+                let piece = detokenizer.push(id);
+                offset += piece.chars().count();
+                text.push_str(&piece);
+            }
+        }
+        text.push_str(&detokenizer.finish());
+        let text = prompt.text.unwrap_or(text);
+        self.chars = text.chars().count();
+        delta.text.push_str(&text);
+    }
+
+    /// Takes one generated token.
+    fn token(&mut self, id: u32, score: Option<TokenLogprob>, is_stop: bool, delta: &mut Delta) {
+        let silent = is_stop && !self.rules.include_stop;
+        if self.scores && (!silent || self.rules.score_stop_id) {
+            let scored = self.scored(id, score, self.chars);
+            self.held.push_back(Held { scored, begin: self.decoded, end: None });
+        }
+        if !silent {
+            let piece = self.detokenizer.push(id);
+            self.release(&piece, delta);
+        }
+    }
+
+    /// Passes text that the detokenizer gave through the stop matcher, and lets go of the scores whose text is out.
+    fn release(&mut self, piece: &str, delta: &mut Delta) {
+        if piece.is_empty() {
+            return;
+        }
+        self.chars += piece.chars().count();
+        self.decoded += piece.len();
+        for held in self.held.iter_mut().rev().take_while(|held| held.end.is_none()) {
+            held.end = Some(self.decoded);
+        }
+        if self.generated <= self.min_tokens {
+            self.released += piece.len();
+            delta.text.push_str(piece);
+        } else {
+            let step = self.matcher.push(piece);
+            self.released += step.text.len();
+            delta.text.push_str(&step.text);
+            if step.matched.is_some() {
+                delta.finish = Some(FinishReason::Stop);
+                // What lies wholly within or behind the stop string is not part of the output.
+                let released = self.released;
+                self.held.retain(|held| held.begin < released);
+                delta.scored.extend(self.held.drain(..).map(|held| held.scored));
+                return;
+            }
+        }
+        while self.held.front().is_some_and(|held| held.end.is_some_and(|end| end <= self.released)) {
+            delta.scored.extend(self.held.pop_front().map(|held| held.scored));
+        }
+    }
+
+    /// Nothing more comes: what was held back is certain now.
+    fn end(&mut self, delta: &mut Delta) {
+        let tail = self.detokenizer.finish();
+        self.release(&tail, delta);
+        if delta.finish.is_none() {
+            let tail = self.matcher.finish();
+            delta.text.push_str(&tail);
+            delta.scored.extend(self.held.drain(..).map(|held| held.scored));
+        }
+    }
+
+    fn scored(&self, id: u32, score: Option<TokenLogprob>, text_offset: usize) -> Scored {
+        let candidate = |&(id, logprob): &(u32, f32)| Candidate {
+            token: self.tokenizer.token_str(id),
+            bytes: self.tokenizer.token_bytes(id),
+            logprob: floored(logprob),
+        };
+        Scored {
+            token: self.tokenizer.token_str(id),
+            bytes: self.tokenizer.token_bytes(id),
+            logprob: score.as_ref().map(|score| floored(score.logprob)),
+            top: score.map(|score| score.top.iter().map(candidate).collect()).unwrap_or_default(),
+            text_offset,
+        }
+    }
+}
+
+/// JSON has no infinity, and no NaN.
+fn floored(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}

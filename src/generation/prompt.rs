@@ -1,0 +1,99 @@
+//! From what a client writes to token ids. Runs on a thread that may block.
+
+use std::sync::Arc;
+
+use super::Refusal;
+use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Special, TextError, Tokenizer};
+
+/// What is to be continued.
+#[derive(Debug, Clone)]
+pub enum Prompts {
+    /// A conversation, rendered by the model's template.
+    Chat {
+        /// At least one message.
+        messages: Vec<ChatMessage>,
+        /// How to render.
+        options: RenderOptions,
+    },
+    /// Texts; special tokens written in them are read as such.
+    Texts {
+        /// At least one.
+        texts: Vec<String>,
+        /// Put before each what the tokenizer's post-processor would, such as a BOS.
+        add_special: bool,
+    },
+    /// Token ids, each below the vocabulary size; nothing is added.
+    Ids(Vec<Vec<u32>>),
+}
+
+impl Default for Prompts {
+    fn default() -> Self {
+        Self::Ids(Vec::new())
+    }
+}
+
+/// One prompt as the engine takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Prompt {
+    /// Token ids.
+    pub ids: Arc<[u32]>,
+    /// The text as the client wrote it, where that was one text.
+    pub text: Option<String>,
+    /// How many of the ids were put before the client's text.
+    pub added: usize,
+}
+
+impl Prompts {
+    /// Whether this is a conversation.
+    pub fn is_chat(&self) -> bool {
+        matches!(self, Self::Chat { .. })
+    }
+
+    /// How much text there is to tokenise.
+    pub fn text_bytes(&self) -> usize {
+        match self {
+            Self::Chat { messages, .. } => messages.iter().map(|message| message.content.len()).sum(),
+            Self::Texts { texts, .. } => texts.iter().map(String::len).sum(),
+            Self::Ids(_) => 0,
+        }
+    }
+
+    /// Renders and tokenises.
+    ///
+    /// # Errors
+    /// If there is no template, or it or the tokenizer refuses.
+    pub(super) fn tokenize(
+        self,
+        tokenizer: &Tokenizer,
+        template: Option<&ChatTemplate>,
+    ) -> Result<Vec<Prompt>, Refusal> {
+        match self {
+            Self::Chat { messages, options } => {
+                let rendered =
+                    template.ok_or(Refusal::NoTemplate)?.render(&messages, &options).map_err(text)?;
+                let ids = tokenizer.encode_prompt(&rendered).map_err(text)?;
+                Ok(vec![Prompt { ids: ids.into(), text: None, added: 0 }])
+            }
+            Self::Texts { texts, add_special } => {
+                texts.into_iter().map(|text| one_text(tokenizer, text, add_special)).collect()
+            }
+            Self::Ids(prompts) => {
+                Ok(prompts.into_iter().map(|ids| Prompt { ids: ids.into(), text: None, added: 0 }).collect())
+            }
+        }
+    }
+}
+
+fn one_text(tokenizer: &Tokenizer, written: String, add_special: bool) -> Result<Prompt, Refusal> {
+    let bare = tokenizer.encode(&written, Special::Parse).map_err(text)?;
+    if !add_special {
+        return Ok(Prompt { ids: bare.into(), text: Some(written), added: 0 });
+    }
+    let all = tokenizer.add_special(bare.clone());
+    let added = all.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
+    Ok(Prompt { ids: all.into(), text: Some(written), added })
+}
+
+fn text(error: TextError) -> Refusal {
+    if error.is_client() { Refusal::Text(error.to_string()) } else { Refusal::Internal(error.to_string()) }
+}

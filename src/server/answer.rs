@@ -1,0 +1,255 @@
+//! What chat and text completions have in common: begin the generation before any header goes out, then answer whole
+//! or in events. The two differ in the objects they write, which is what [`Kind`] decides.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderValue, Response};
+use serde::Serialize;
+
+use super::ServerState;
+use super::error::ApiError;
+use super::metrics::Tracker;
+use super::reply::{
+    ChatChoice, ChatChunkChoice, ChatDelta, Message, Reply, TextChoice, TextLogprobs, UsageWire,
+};
+use super::sse;
+use super::validate::ValidRequest;
+use crate::generation::{Delta, Failure, FinishReason, Generation, Refusal, Scored};
+
+/// Which objects an answer is written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `chat.completion` and `chat.completion.chunk`.
+    Chat,
+    /// `text_completion`, whole and in chunks.
+    Text,
+}
+
+/// What all parts of one answer say alike.
+#[derive(Debug, Clone)]
+pub struct Envelope {
+    kind: Kind,
+    id: String,
+    created: u64,
+    model: String,
+    /// Whether scores were asked for.
+    logprobs: bool,
+    /// Whether chunks have a usage.
+    include_usage: bool,
+}
+
+/// An admitted request on its way to a client.
+pub struct Answer {
+    /// What generates.
+    pub generation: Generation,
+    /// What its parts say alike.
+    pub envelope: Envelope,
+    /// What is measured of it.
+    pub tracker: Tracker,
+    /// Tells the cause of a failure.
+    pub state: Arc<ServerState>,
+}
+
+/// Answers a valid request: admission is decided before this returns, so that a refusal has its own status even where
+/// the answer would be a stream.
+///
+/// # Errors
+/// Whatever the request is refused or fails with.
+pub async fn answer(
+    state: Arc<ServerState>,
+    valid: ValidRequest,
+    kind: Kind,
+) -> Result<Response<Body>, ApiError> {
+    let ignored = header_list(valid.ignored());
+    let ValidRequest { model, ask, stream, include_usage, logprobs, .. } = valid;
+    let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
+    let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
+    let envelope = Envelope { kind, id, created: unix_time(), model, logprobs, include_usage };
+    let arrived = std::time::Instant::now();
+    let generation = state.generator.start(ask).await.map_err(|refusal| refused(refusal, kind))?;
+    let tracker = state.metrics.track(arrived, &generation);
+    let answer = Answer { generation, envelope, tracker, state };
+    let mut response = if stream { sse::respond(answer) } else { answer.whole().await? };
+    if let Some(names) = ignored {
+        response.headers_mut().insert("x-ignored-fields", names);
+    }
+    Ok(response)
+}
+
+impl Answer {
+    /// Waits for all choices. Dropped where the client leaves, which aborts them.
+    async fn whole(mut self) -> Result<Response<Body>, ApiError> {
+        let mut choices: Vec<Whole> = (0..self.generation.choices()).map(|_| Whole::default()).collect();
+        while let Some(step) = self.generation.next().await {
+            let delta = step.map_err(|failure| self.failed(failure))?;
+            self.tracker.delta(&delta);
+            let whole = &mut choices[delta.index];
+            whole.text.push_str(&delta.text);
+            whole.scored.extend(delta.scored);
+            whole.finish = delta.finish.or(whole.finish);
+        }
+        let usage = Some(Some(UsageWire::from(self.generation.usage())));
+        let body = self.envelope.whole(choices, usage);
+        let mut response = Response::new(Body::from(body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
+    }
+
+    /// What a failure means to the client: another server may do better only if this one is gone.
+    pub fn failed(&mut self, failure: Failure) -> ApiError {
+        self.tracker.failed();
+        if self.state.engine_is_gone() {
+            ApiError::EngineDown(failure.0)
+        } else {
+            tracing::error!(id = self.envelope.id, reason = failure.0, "a request failed");
+            ApiError::Internal(failure.0)
+        }
+    }
+}
+
+/// A choice, complete.
+#[derive(Default)]
+struct Whole {
+    text: String,
+    scored: Vec<Scored>,
+    finish: Option<FinishReason>,
+}
+
+impl Envelope {
+    /// The chunks that a delta makes: the role with the first token of a choice, what was generated, and the finish
+    /// on its own. `begun` is the choice's.
+    pub fn chunks(&self, delta: Delta, begun: &mut bool) -> Vec<String> {
+        let mut chunks = Vec::new();
+        let (index, finish) = (delta.index, delta.finish);
+        if !*begun && (delta.tokens > 0 || finish.is_some()) {
+            *begun = true;
+            if self.kind == Kind::Chat {
+                let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
+                chunks.push(self.chat_chunk(index, delta, Vec::new(), None));
+            }
+        }
+        if !delta.text.is_empty() || !delta.scored.is_empty() {
+            chunks.push(match self.kind {
+                Kind::Chat => {
+                    let text = ChatDelta { role: None, content: Some(delta.text) };
+                    self.chat_chunk(index, text, delta.scored, None)
+                }
+                Kind::Text => self.text_chunk(index, delta.text, delta.scored, None),
+            });
+        }
+        if finish.is_some() {
+            chunks.push(match self.kind {
+                Kind::Chat => self.chat_chunk(index, ChatDelta::default(), Vec::new(), finish),
+                Kind::Text => self.text_chunk(index, String::new(), Vec::new(), finish),
+            });
+        }
+        chunks
+    }
+
+    /// The chunk that only says the usage, if it was asked for.
+    pub fn usage_chunk(&self, usage: UsageWire) -> Option<String> {
+        self.include_usage.then(|| self.reply(true, Vec::<TextChoice>::new(), Some(Some(usage))))
+    }
+
+    fn chat_chunk(
+        &self,
+        index: usize,
+        delta: ChatDelta,
+        scored: Vec<Scored>,
+        finish: Option<FinishReason>,
+    ) -> String {
+        let logprobs = (!scored.is_empty()).then(|| scored.into());
+        let finish_reason = finish.map(FinishReason::as_str);
+        let choice = ChatChunkChoice { index, delta, logprobs, finish_reason };
+        self.reply(true, vec![choice], self.include_usage.then_some(None))
+    }
+
+    fn text_chunk(
+        &self,
+        index: usize,
+        text: String,
+        scored: Vec<Scored>,
+        finish: Option<FinishReason>,
+    ) -> String {
+        let logprobs = (!scored.is_empty()).then(|| scored.into());
+        let choice = TextChoice { index, text, logprobs, finish_reason: finish.map(FinishReason::as_str) };
+        self.reply(true, vec![choice], self.include_usage.then_some(None))
+    }
+
+    fn whole(&self, choices: Vec<Whole>, usage: Option<Option<UsageWire>>) -> String {
+        let finish = |whole: &Whole| whole.finish.map_or("stop", FinishReason::as_str);
+        let choices = choices.into_iter().enumerate();
+        match self.kind {
+            Kind::Chat => {
+                let chat = choices.map(|(index, whole)| ChatChoice {
+                    index,
+                    finish_reason: finish(&whole),
+                    message: Message { role: "assistant", content: whole.text, refusal: None },
+                    logprobs: self.logprobs.then(|| whole.scored.into()),
+                });
+                self.reply(false, chat.collect(), usage)
+            }
+            Kind::Text => {
+                let text = choices.map(|(index, whole)| TextChoice {
+                    index,
+                    finish_reason: Some(finish(&whole)),
+                    text: whole.text,
+                    logprobs: self.logprobs.then(|| TextLogprobs::from(whole.scored)),
+                });
+                self.reply(false, text.collect(), usage)
+            }
+        }
+    }
+
+    fn reply<C: Serialize>(&self, chunk: bool, choices: Vec<C>, usage: Option<Option<UsageWire>>) -> String {
+        let object = match (self.kind, chunk) {
+            (Kind::Chat, false) => "chat.completion",
+            (Kind::Chat, true) => "chat.completion.chunk",
+            (Kind::Text, _) => "text_completion",
+        };
+        let reply = Reply { id: &self.id, object, created: self.created, model: &self.model, choices, usage };
+        serde_json::to_string(&reply).expect("text and finite numbers can be written as JSON")
+    }
+}
+
+/// What a refusal means to a client.
+pub fn refused(refusal: Refusal, kind: Kind) -> ApiError {
+    let param = if kind == Kind::Chat { "messages" } else { "prompt" };
+    match refusal {
+        Refusal::TooLong { prompt, completion, limit } => {
+            ApiError::ContextLength { param, limit, prompt, completion }
+        }
+        Refusal::Rejected(reject) => ApiError::from_reject(reject, param),
+        Refusal::MinTokens { .. } => ApiError::invalid("min_tokens", refusal.to_string()),
+        Refusal::Internal(_) => ApiError::Internal(refusal.to_string()),
+        Refusal::NoTemplate | Refusal::Text(_) | Refusal::TooManyBytes { .. } | Refusal::EmptyPrompt => {
+            ApiError::invalid(param, refusal.to_string())
+        }
+    }
+}
+
+/// 64 bits from the operating system.
+///
+/// # Errors
+/// 500 where it has none to give.
+pub fn random() -> Result<u64, ApiError> {
+    getrandom::u64().map_err(|_| ApiError::Internal("the system has no randomness".to_owned()))
+}
+
+/// Seconds since 1970.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Names for a header: what a client sent, so of bounded length and harmless characters.
+fn header_list(names: &[String]) -> Option<HeaderValue> {
+    const MOST: usize = 32;
+    let tame = |name: &String| -> String {
+        name.chars().take(64).map(|c| if c.is_ascii_graphic() && c != ',' { c } else { '?' }).collect()
+    };
+    let list: Vec<String> = names.iter().take(MOST).map(tame).collect();
+    if list.is_empty() { None } else { HeaderValue::from_str(&list.join(",")).ok() }
+}

@@ -1,0 +1,91 @@
+//! What every request passes, whatever its route, known or not: limits of its head, the key, the drain; and what every
+//! response gets: a request id and a place in the metrics.
+//!
+//! A layer around the whole router asks for the key, so that a route added later is closed until it is put on the
+//! list of those that are open.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderValue, Response};
+use axum::middleware::Next;
+use axum::response::IntoResponse;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::ServerState;
+use super::answer::random;
+use super::error::ApiError;
+
+/// The only paths that need no key and are answered while draining: load balancers have no key.
+pub const PUBLIC: [&str; 6] =
+    ["/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping"];
+
+/// A key of which only the digest is kept.
+pub struct Key([u8; 32]);
+
+impl Key {
+    /// Digests a key.
+    pub fn new(key: &str) -> Self {
+        Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// Whether the headers carry this key. Takes as long for a nearly right key as for a wrong one: digests of equal
+    /// length are compared, in constant time.
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(value) = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes) else { return false };
+        let Some((scheme, key)) = value.split_at_checked(7) else { return false };
+        let digest: [u8; 32] = Sha256::digest(key.trim_ascii()).into();
+        scheme.eq_ignore_ascii_case(b"bearer ") && bool::from(digest.ct_eq(&self.0))
+    }
+}
+
+/// The layer.
+pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next: Next) -> Response<Body> {
+    let id = request_id(request.headers());
+    let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let method = match request.method().as_str() {
+        known @ ("GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "PATCH") => known.to_owned(),
+        _ => "OTHER".to_owned(),
+    };
+    let mut response = match check(&state, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    };
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    state.metrics.http(handler.as_deref().unwrap_or("none"), &method, response.status().as_u16());
+    response
+}
+
+fn check(state: &ServerState, request: &Request) -> Result<(), ApiError> {
+    let (limits, headers) = (&state.settings.http, request.headers());
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let line = request.uri().path().len() + request.uri().query().map_or(0, str::len);
+    if bytes + line > limits.max_head_bytes || headers.len() > limits.max_headers {
+        return Err(ApiError::HeadersTooLarge(limits.max_head_bytes, limits.max_headers));
+    }
+    if PUBLIC.contains(&request.uri().path()) {
+        return Ok(());
+    }
+    if state.key.as_ref().is_some_and(|key| !key.admits(headers)) {
+        return Err(ApiError::BadKey);
+    }
+    if state.refuses() && request.uri().path() != "/metrics" {
+        return Err(ApiError::Draining);
+    }
+    Ok(())
+}
+
+/// The client's id if it is a sane one, else one of ours.
+fn request_id(headers: &HeaderMap) -> String {
+    let sane = |id: &&str| {
+        let tame = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
+        (1..=128).contains(&id.len()) && id.bytes().all(tame)
+    };
+    let given = headers.get("x-request-id").and_then(|id| id.to_str().ok()).filter(sane);
+    given.map_or_else(|| format!("req-{:016x}", random().unwrap_or_default()), str::to_owned)
+}

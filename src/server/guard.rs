@@ -1,0 +1,189 @@
+//! A connection that ends by itself where a client lets it wait: for the head of a request, between requests, or for
+//! taking what is written to it. hyper's own timeout for the head would count the rest between two requests too.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::HttpLimits;
+
+/// Requests of one connection whose response is not complete.
+#[derive(Clone, Default)]
+pub struct Link(Arc<AtomicUsize>);
+
+impl Link {
+    fn busy(&self) -> bool {
+        self.0.load(Ordering::Acquire) > 0
+    }
+
+    /// Counts a request here and in the server's account for as long as the result lives.
+    pub fn begin(&self, open: &watch::Sender<usize>) -> Busy {
+        self.0.fetch_add(1, Ordering::AcqRel);
+        open.send_modify(|open| *open += 1);
+        Busy { link: self.clone(), open: open.clone() }
+    }
+}
+
+/// A request whose response is not complete.
+pub struct Busy {
+    link: Link,
+    open: watch::Sender<usize>,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.link.0.fetch_sub(1, Ordering::AcqRel);
+        self.open.send_modify(|open| *open -= 1);
+    }
+}
+
+/// A response's body that counts as open until it is sent or dropped.
+pub struct Held {
+    body: Body,
+    _busy: Busy,
+}
+
+impl Held {
+    /// Ties the two together.
+    pub fn new(body: Body, busy: Busy) -> Self {
+        Self { body, _busy: busy }
+    }
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The socket with its deadlines.
+pub struct Guarded {
+    stream: TcpStream,
+    link: Link,
+    head_timeout: Duration,
+    idle_timeout: Duration,
+    write_stall: Duration,
+    /// Runs while the next head is awaited.
+    read_timer: Option<Pin<Box<Sleep>>>,
+    /// Whether bytes of a head have come.
+    head_begun: bool,
+    /// Whether there has been a request.
+    used: bool,
+    /// Runs while the client takes nothing.
+    write_timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Guarded {
+    /// Guards a fresh connection.
+    pub fn new(stream: TcpStream, link: Link, limits: &HttpLimits) -> Self {
+        Self {
+            stream,
+            link,
+            head_timeout: limits.head_timeout,
+            idle_timeout: limits.idle_timeout,
+            write_stall: limits.write_stall,
+            read_timer: None,
+            head_begun: false,
+            used: false,
+            write_timer: None,
+        }
+    }
+
+    fn overdue(
+        timer: &mut Option<Pin<Box<Sleep>>>,
+        after: Duration,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Error> {
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep(after)));
+        ready!(timer.as_mut().poll(cx));
+        Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
+    }
+
+    /// What a write came to; one that cannot go on is timed.
+    fn written(&mut self, result: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.write_timer = None;
+            return result;
+        }
+        Self::overdue(&mut self.write_timer, self.write_stall, cx).map(Err)
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if this.link.busy() {
+            // The body's reader has its own deadline.
+            (this.read_timer, this.head_begun, this.used) = (None, false, true);
+            return result;
+        }
+        if result.is_ready() {
+            if buf.filled().len() > before && !this.head_begun {
+                this.head_begun = true;
+                this.read_timer =
+                    Some(Box::pin(tokio::time::sleep_until(Instant::now() + this.head_timeout)));
+            }
+            return result;
+        }
+        let rest = if this.used { this.idle_timeout } else { this.head_timeout };
+        Self::overdue(&mut this.read_timer, rest, cx).map(Err)
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.written(result, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        this.written(result, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}

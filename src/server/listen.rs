@@ -1,0 +1,198 @@
+//! The accept loop and the shutdown.
+//!
+//! On the first signal readiness goes down at once, and for a grace period requests are taken as before, since load
+//! balancers take a while to notice. Then new requests get a 503 with Retry-After on a listener that stays open,
+//! while running ones have until the drain's timeout. Those that are left then get an error, in their stream or as
+//! their status. A second signal ends all this at once.
+//!
+//! HTTP/1.1 only, as load balancers speak it. A client that closes its sending side is taken to have gone: there is
+//! no telling it from one that left, and whoever left must free its blocks.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tower::ServiceExt;
+
+use super::guard::{Guarded, Held, Link};
+use super::routes::router;
+use super::{Phase, ServerState};
+
+/// What the system holds for a client that does not read. Accepted sockets inherit it.
+const SEND_BUFFER: u32 = 256 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// hyper's own bound on a head, above ours, so that what lies between gets an answer with an error object.
+const HEAD_BUFFER: usize = 64 << 10;
+const HEAD_FIELDS: usize = 256;
+/// What ends of answers need to get out.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// How a shutdown is spaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainTimes {
+    /// From the first signal to the first refusal.
+    pub grace: Duration,
+    /// From the first refusal until running requests are cut off.
+    pub timeout: Duration,
+}
+
+/// How a shutdown went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Every request was answered to its end.
+    Drained,
+    /// So many requests were left, and got an error.
+    Cut(usize),
+    /// By a second signal.
+    Forced,
+}
+
+/// Listens at an address.
+///
+/// # Errors
+/// Of the system, such as an address in use.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// One message per SIGTERM or SIGINT, from now on.
+///
+/// # Errors
+/// Of the system.
+pub fn signals() -> io::Result<mpsc::Receiver<()>> {
+    let (sender, receiver) = mpsc::channel(4);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let (mut signal, sender) = (signal(kind)?, sender.clone());
+        tokio::spawn(async move {
+            while signal.recv().await.is_some() {
+                let _full_or_gone = sender.try_send(());
+            }
+        });
+    }
+    Ok(receiver)
+}
+
+/// Serves until a first signal, then drains. See the module's description.
+pub async fn serve(
+    listener: TcpListener,
+    state: Arc<ServerState>,
+    mut signals: mpsc::Receiver<()>,
+    times: DrainTimes,
+) -> Ended {
+    let connections = GracefulShutdown::new();
+    let ended = tokio::select! {
+        never = accept(listener, &state, &connections) => match never {},
+        ended = drain(&state, &mut signals, times) => ended,
+    };
+    if ended != Ended::Forced {
+        // Connections that rest are closed; those that just ended an answer get it out.
+        let _left = timeout(LAST_WORDS, connections.shutdown()).await;
+    }
+    ended
+}
+
+async fn drain(state: &ServerState, signals: &mut mpsc::Receiver<()>, times: DrainTimes) -> Ended {
+    // A sender that is gone sends no signal.
+    async fn next(signals: &mut mpsc::Receiver<()>) {
+        if signals.recv().await.is_none() {
+            std::future::pending().await
+        }
+    }
+    next(signals).await;
+    state.enter(Phase::Leaving);
+    tracing::info!(grace = ?times.grace, "shutting down: not ready any more");
+    tokio::select! {
+        () = sleep(times.grace) => {}
+        () = next(signals) => return Ended::Forced,
+    }
+    state.enter(Phase::Refusing);
+    state.generator.engine().drain();
+    let mut open = state.open.subscribe();
+    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: no new requests");
+    tokio::select! {
+        _all_answered = open.wait_for(|&open| open == 0) => return Ended::Drained,
+        () = sleep(times.timeout) => {}
+        () = next(signals) => return Ended::Forced,
+    }
+    let left = *open.borrow();
+    tracing::warn!(left, "shutting down: cutting off what still runs");
+    state.enter(Phase::Stopped);
+    state.generator.engine().stop();
+    let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;
+    Ended::Cut(left)
+}
+
+async fn accept(
+    listener: TcpListener,
+    state: &Arc<ServerState>,
+    connections: &GracefulShutdown,
+) -> Infallible {
+    let router = router(Arc::clone(state));
+    let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes the semaphore");
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                let connection = Connection { state: Arc::clone(state), router: router.clone(), permit };
+                tokio::spawn(connection.run(stream, connections.watcher()));
+            }
+            Err(error) => {
+                // Out of file descriptors, or a client that left already. Trying again at once would spin.
+                tracing::warn!(%error, "accepting a connection failed");
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+struct Connection {
+    state: Arc<ServerState>,
+    router: Router,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, watcher: Watcher) {
+        let Self { state, router, permit } = self;
+        // Without it each token would wait for the acknowledgement of the last.
+        let _unsupported = stream.set_nodelay(true);
+        let link = Link::default();
+        let io = TokioIo::new(Guarded::new(stream, link.clone(), &state.settings.http));
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let busy = link.begin(&state.open);
+            let answer = router.clone().oneshot(request.map(Body::new));
+            async move {
+                let response = answer.await?;
+                Ok::<_, Infallible>(response.map(|body| Held::new(body, busy)))
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .max_buf_size(HEAD_BUFFER)
+            .max_headers(HEAD_FIELDS)
+            .serve_connection(io, service);
+        if let Err(error) = watcher.watch(connection).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+        drop(permit);
+    }
+}

@@ -1,0 +1,98 @@
+//! The routes, each with its handler. The handlers are thin: read, validate, act, write.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, Response, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::answer::{Kind, answer, random};
+use super::error::ApiError;
+use super::fields::Fields;
+use super::{ServerState, body, door, health, tokens, validate};
+
+type Shared = State<Arc<ServerState>>;
+
+/// Every route. The test of the key goes through this list.
+pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
+    vec![
+        ("/v1/chat/completions", post(chat)),
+        ("/v1/completions", post(completions)),
+        ("/v1/models", get(models)),
+        ("/v1/models/{*id}", get(model)),
+        ("/tokenize", post(tokens::tokenize)),
+        ("/detokenize", post(tokens::detokenize)),
+        ("/health", get(health::ready)),
+        ("/health/live", get(health::live)),
+        ("/health/ready", get(health::ready)),
+        ("/v1/health/live", get(health::live)),
+        ("/v1/health/ready", get(health::ready)),
+        ("/ping", get(health::ready)),
+        ("/metrics", get(metrics)),
+        ("/version", get(version)),
+    ]
+}
+
+/// The whole service.
+pub fn router(state: Arc<ServerState>) -> Router {
+    let add = |router: Router<_>, (path, handler)| router.route(path, handler);
+    let router = routes().into_iter().fold(Router::new(), add);
+    let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
+    // Around everything, the fallbacks included.
+    router.layer(from_fn_with_state(Arc::clone(&state), door::pass)).with_state(state)
+}
+
+async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let map = body::read_json(request, &state.settings.http.body).await?;
+    let valid = validate::chat(Fields::new(map), &state.limits, random()?)?;
+    answer(state, valid, Kind::Chat).await
+}
+
+async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let map = body::read_json(request, &state.settings.http.body).await?;
+    let valid = validate::completion(Fields::new(map), &state.limits, random()?)?;
+    answer(state, valid, Kind::Text).await
+}
+
+async fn models(State(state): Shared) -> Json<Value> {
+    let data: Vec<Value> = state.limits.models.iter().map(|name| describe(&state, name)).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+async fn model(State(state): Shared, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let name = validate::served_model(Some(id), &state.limits.models)?;
+    Ok(Json(describe(&state, &name)))
+}
+
+fn describe(state: &ServerState, name: &str) -> Value {
+    json!({
+        "id": name,
+        "object": "model",
+        "created": state.started,
+        "owned_by": "octant",
+        "max_model_len": state.max_model_len(),
+    })
+}
+
+async fn metrics(State(state): Shared) -> impl IntoResponse {
+    let text = state.metrics.render(&state.generator.engine().stats());
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+}
+
+async fn no_route(method: Method, uri: Uri) -> ApiError {
+    ApiError::NoRoute(format!("{method} {}", uri.path()))
+}
+
+async fn no_method(method: Method, uri: Uri) -> ApiError {
+    ApiError::NoMethod(format!("{method} {}", uri.path()))
+}

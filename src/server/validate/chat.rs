@@ -1,0 +1,158 @@
+//! What only a chat has: messages, the template's options, and OpenAI's two spellings of some fields.
+
+use serde_json::{Map, Value};
+
+use super::{MAX_MESSAGES, alternatives, ranged};
+use crate::generation::{ChatMessage, MaxTokens, Prompts, RenderOptions, Role};
+use crate::server::error::ApiError;
+use crate::server::fields::{Fields, wrong};
+use crate::server::types::ChatWire;
+
+/// Names that mean something to the template or to those who render it, which a request must not redefine.
+const RESERVED_KWARGS: [&str; 16] = [
+    "messages",
+    "add_generation_prompt",
+    "continue_final_message",
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "tools",
+    "documents",
+    "tokenize",
+    "tokenizer",
+    "chat_template",
+    "conversation",
+    "raise_exception",
+    "strftime_now",
+    "return_dict",
+];
+
+/// `max_tokens` and `max_completion_tokens` mean the same.
+pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
+    let most = i128::from(u32::MAX);
+    let old = ranged("max_tokens", wire.common.max_tokens, 1, most)?;
+    let new = ranged("max_completion_tokens", wire.max_completion_tokens, 1, most)?;
+    match (old, new) {
+        (Some(old), Some(new)) if old != new => {
+            let text = format!("expected the same as max_tokens = {old}, got {new}");
+            Err(ApiError::invalid("max_completion_tokens", text))
+        }
+        _ => Ok(new.or(old).map(|tokens| MaxTokens::Exactly(tokens as u32))),
+    }
+}
+
+/// `logprobs` asks for the scores of the tokens chosen, `top_logprobs` for alternatives as well.
+pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
+    let top = alternatives("top_logprobs", wire.top_logprobs)?;
+    match (wire.logprobs.unwrap_or(false), top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => {
+            Err(ApiError::invalid("top_logprobs", "expected only together with logprobs = true"))
+        }
+    }
+}
+
+/// The conversation and how to render it.
+pub(super) fn prompts(wire: &ChatWire) -> Result<Prompts, ApiError> {
+    let messages = messages(wire.messages.as_deref())?;
+    let continues = wire.continue_final_message.unwrap_or(false);
+    if continues && wire.add_generation_prompt == Some(true) {
+        let text = "expected not to be true together with add_generation_prompt";
+        return Err(ApiError::invalid("continue_final_message", text));
+    }
+    if continues && !messages.last().is_some_and(|last| last.role == Role::Assistant) {
+        let text = "expected only where the last message is the assistant's";
+        return Err(ApiError::invalid("continue_final_message", text));
+    }
+    let options = RenderOptions {
+        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
+        continue_final_message: continues,
+        kwargs: kwargs(wire.chat_template_kwargs.as_ref())?,
+    };
+    Ok(Prompts::Chat { messages, options })
+}
+
+/// Arguments of the template's own.
+fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
+    let map = map.cloned().unwrap_or_default();
+    match map.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
+        Some(key) => Err(ApiError::invalid(
+            "chat_template_kwargs",
+            format!("expected none of the names in use: {key}"),
+        )),
+        None => Ok(map),
+    }
+}
+
+/// Messages of text.
+pub(in crate::server) fn messages(items: Option<&[Value]>) -> Result<Vec<ChatMessage>, ApiError> {
+    let items = items.unwrap_or_default();
+    if items.is_empty() {
+        return Err(ApiError::invalid("messages", "expected at least one message"));
+    }
+    if items.len() > MAX_MESSAGES {
+        let text = format!("expected at most {MAX_MESSAGES} messages, got {}", items.len());
+        return Err(ApiError::invalid("messages", text));
+    }
+    items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item)).collect()
+}
+
+fn message(path: &str, item: &Value) -> Result<ChatMessage, ApiError> {
+    let mut fields = Fields::at(path, item.clone())?;
+    for name in ["tool_calls", "function_call", "audio"] {
+        let asks = |value: &Value| value.as_array().is_none_or(|items| !items.is_empty());
+        if fields.value(name).is_some_and(|value| asks(&value)) {
+            return Err(ApiError::unsupported(format!("{path}.{name}"), "this field is not supported"));
+        }
+    }
+    let role = match fields.string("role")?.as_deref() {
+        Some("system" | "developer") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        Some("tool") => Role::Tool,
+        _ => {
+            let text = "expected one of system, developer, user, assistant, tool";
+            return Err(ApiError::invalid(format!("{path}.role"), text));
+        }
+    };
+    let content_path = format!("{path}.content");
+    let content = match fields.value("content") {
+        Some(value) => content(&content_path, value)?,
+        None => return Err(ApiError::invalid(content_path, "expected a string or an array of text parts")),
+    };
+    if role == Role::User && content.is_empty() {
+        return Err(ApiError::invalid(content_path, "expected text, got an empty message of the user"));
+    }
+    if role == Role::Tool && fields.string("tool_call_id")?.is_none() {
+        return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));
+    }
+    Ok(ChatMessage { role, content, name: fields.string("name")? })
+}
+
+/// A string, or an array of parts of which each must be text.
+fn content(path: &str, value: Value) -> Result<String, ApiError> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Array(parts) => {
+            parts.into_iter().enumerate().map(|(i, part)| text_part(&format!("{path}[{i}]"), part)).collect()
+        }
+        other => Err(wrong(path, "a string or an array of text parts", &other)),
+    }
+}
+
+fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
+    let mut fields = Fields::at(path, part)?;
+    match fields.string("type")?.as_deref() {
+        Some("text") => {}
+        Some(_) => {
+            return Err(ApiError::unsupported(
+                format!("{path}.type"),
+                "only parts of type text are supported",
+            ));
+        }
+        None => return Err(ApiError::invalid(format!("{path}.type"), "expected \"text\", got nothing")),
+    }
+    fields.string("text")?.ok_or_else(|| ApiError::invalid(format!("{path}.text"), "expected a string"))
+}

@@ -1,0 +1,55 @@
+//! The four shapes of a text completion's prompt.
+
+use serde_json::Value;
+
+use super::{MAX_SEQUENCES, token_id};
+use crate::generation::Prompts;
+use crate::server::error::ApiError;
+use crate::server::fields::wrong;
+
+const EXPECTED: &str = "a string, an array of strings, of token ids, or of arrays of token ids";
+
+/// A string, strings, ids, or lists of ids; never a mixture, never empty.
+pub(super) fn prompts(
+    prompt: Option<Value>,
+    add_special: bool,
+    vocab_size: usize,
+) -> Result<Prompts, ApiError> {
+    match prompt {
+        None => Err(ApiError::invalid("prompt", format!("expected {EXPECTED}, got nothing"))),
+        Some(Value::String(text)) => Ok(Prompts::Texts { texts: vec![text], add_special }),
+        Some(Value::Array(items)) => match items.first() {
+            None => Err(ApiError::invalid("prompt", "expected at least one prompt, got an empty array")),
+            Some(Value::Number(_)) => Ok(Prompts::Ids(vec![ids(&items, vocab_size)?])),
+            Some(Value::String(_)) => Ok(Prompts::Texts { texts: several(items, text)?, add_special }),
+            Some(Value::Array(_)) => Ok(Prompts::Ids(several(items, |item| match item {
+                Value::Array(list) => ids(&list, vocab_size),
+                other => Err(wrong("prompt", "an array of token ids", &other)),
+            })?)),
+            Some(other) => Err(wrong("prompt", EXPECTED, other)),
+        },
+        Some(other) => Err(wrong("prompt", EXPECTED, &other)),
+    }
+}
+
+fn several<T>(items: Vec<Value>, read: impl Fn(Value) -> Result<T, ApiError>) -> Result<Vec<T>, ApiError> {
+    if items.len() > MAX_SEQUENCES {
+        let text = format!("expected at most {MAX_SEQUENCES} prompts, got {}", items.len());
+        return Err(ApiError::invalid("prompt", text));
+    }
+    items.into_iter().map(read).collect()
+}
+
+fn text(item: Value) -> Result<String, ApiError> {
+    match item {
+        Value::String(text) => Ok(text),
+        other => Err(wrong("prompt", "a string", &other)),
+    }
+}
+
+fn ids(items: &[Value], vocab_size: usize) -> Result<Vec<u32>, ApiError> {
+    if items.is_empty() {
+        return Err(ApiError::invalid("prompt", "expected at least one token id, got an empty array"));
+    }
+    items.iter().map(|item| token_id("prompt", item, vocab_size)).collect()
+}
