@@ -184,7 +184,8 @@ fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Resu
     let fraction = fraction.unwrap_or(if family == Family::Nemotron { 0.5 } else { 1.0 });
     let theta = theta.unwrap_or(10_000.0);
     let rotary = (head_dim as f64 * fraction) as usize;
-    if !(fraction > 0.0 && fraction <= 1.0) || !rotary.is_multiple_of(2) || theta <= 1.0 {
+    let sound = fraction > 0.0 && fraction <= 1.0 && rotary.is_multiple_of(2) && theta > 1.0;
+    if !sound {
         let message =
             format!("fraction {fraction} and theta {theta} of head_dim {head_dim} give {rotary} dimensions");
         return Err(config.error("rope_parameters", message));

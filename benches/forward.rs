@@ -1,0 +1,171 @@
+//! Whole steps of a real model through the runner, without scheduler or HTTP: prefill of one prompt, and decode at
+//! some batch sizes, in tokens per second. The counterpart of other engines' model benchmarks.
+//!
+//!     cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]
+//!
+//! Decode starts from 128 cached tokens a sequence and generates 64. Figures are medians over the repetitions.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use octant::comm::Local;
+use octant::device::cpu::{Cpu, CpuOptions};
+use octant::device::{BLOCK_TOKENS, KvDtype};
+use octant::engine::Executor;
+use octant::model::{Model, ModelConfig, Precision};
+use octant::request::SamplingParams;
+use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
+use octant::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
+
+const PREFILL: usize = 512;
+const CONTEXT: usize = 128;
+const GENERATED: usize = 64;
+const BATCHES: [usize; 4] = [1, 4, 16, 64];
+
+struct Options {
+    dir: PathBuf,
+    threads: usize,
+    precision: Precision,
+    reps: usize,
+}
+
+fn options() -> Options {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut o = Options { dir: PathBuf::new(), threads, precision: Precision::Fp8, reps: 5 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number after the option");
+        match arg.as_str() {
+            "--threads" => o.threads = number(),
+            "--reps" => o.reps = number(),
+            "--unquantized" => o.precision = Precision::None,
+            // Cargo's own.
+            "--bench" => {}
+            other => o.dir = PathBuf::from(other),
+        }
+    }
+    o
+}
+
+fn main() {
+    let o = options();
+    if o.dir.as_os_str().is_empty() {
+        println!("usage: cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]");
+        return;
+    }
+    let kv = if o.precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
+    let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
+    let needs = MemoryNeeds::new(&config, o.precision, kv, PREFILL);
+    let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64).expect("memory has no end");
+    let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("the best there is");
+    println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);
+    let start = Instant::now();
+    let model = Model::load(&o.dir, &config, o.precision, &device, &mut |_| {}).expect("a whole checkpoint");
+    println!("loaded in {:.3} s", start.elapsed().as_secs_f64());
+    let vocab = config.vocab;
+    let cache = plan.cache(&config, kv);
+    let parts = RankParts {
+        device,
+        comm: Local::alone(),
+        model,
+        cache,
+        max_num_seqs: 64,
+        max_num_batched_tokens: PREFILL,
+        vocab,
+    };
+    let mut bench = Bench { runner: Runner::start(vec![parts]), steps: 0, vocab };
+    bench.prefill(1);
+    let mut rates: Vec<f64> = (0..o.reps).map(|_| PREFILL as f64 / bench.prefill(PREFILL)).collect();
+    println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", median(&mut rates));
+    for batch in BATCHES {
+        let mut rates: Vec<f64> = (0..o.reps).map(|_| bench.decode(batch)).collect();
+        println!("decode  batch {batch:4}  {:9.1} tokens/s", median(&mut rates));
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+struct Bench {
+    runner: Runner,
+    steps: u64,
+    vocab: usize,
+}
+
+impl Bench {
+    /// Seconds of one step over one prompt.
+    fn prefill(&mut self, tokens: usize) -> f64 {
+        let row = self.start(0, tokens);
+        self.step(vec![row])
+    }
+
+    /// Tokens per second of `batch` sequences.
+    fn decode(&mut self, batch: usize) -> f64 {
+        for slot in 0..batch {
+            let row = self.start(slot, CONTEXT);
+            self.step(vec![row]);
+        }
+        let seconds: f64 = (0..GENERATED)
+            .map(|i| {
+                let rows = (0..batch).map(|slot| row(slot, None, TokenSource::LastSampled, CONTEXT + i));
+                self.step(rows.collect())
+            })
+            .sum();
+        (batch * GENERATED) as f64 / seconds
+    }
+
+    fn start(&self, slot: usize, tokens: usize) -> Row {
+        let prompt: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + slot * 104_729 + 17) % self.vocab) as u32).collect();
+        let start = SlotStart {
+            sampling: Arc::new(greedy()),
+            prompt_len: tokens,
+            tokens: prompt.clone(),
+            prompt_logprobs: None,
+        };
+        row(slot, Some(Arc::new(start)), TokenSource::Host(prompt), 0)
+    }
+
+    fn step(&mut self, rows: Vec<Row>) -> f64 {
+        let plan = StepPlan { id: self.steps, rows };
+        self.steps += 1;
+        let start = Instant::now();
+        self.runner.enqueue(&plan).expect("the rank lives");
+        self.runner.collect().expect("the step succeeds");
+        start.elapsed().as_secs_f64()
+    }
+}
+
+fn row(slot: usize, start: Option<Arc<SlotStart>>, tokens: TokenSource, position: usize) -> Row {
+    let per_sequence = (PREFILL + BLOCK_TOKENS) / BLOCK_TOKENS;
+    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS);
+    let first = slot * per_sequence;
+    Row {
+        slot: slot as u32,
+        start,
+        tokens,
+        position: position as u32,
+        blocks: (first..first + blocks).map(|b| b as u32).collect(),
+        sample: true,
+        score: Vec::new(),
+    }
+}
+
+fn greedy() -> SamplingParams {
+    SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        seed: 0,
+        logprobs: None,
+        min_tokens: 0,
+        barred: Vec::new(),
+    }
+}
