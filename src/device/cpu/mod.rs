@@ -62,7 +62,7 @@ pub struct Cpu {
 #[derive(Debug, Default)]
 struct Scratch {
     /// A decoded weight panel.
-    panel: Vec<u16>,
+    panel: Vec<f32>,
     /// A block's keys and values, as F32.
     kv: Vec<f32>,
     /// A row before it is quantised, or a row of logits being sampled.
@@ -150,22 +150,24 @@ impl Floats {
     }
 }
 
-/// Inputs of products \[rows, cols\]: BF16 bit patterns, which hold E4M3 codes exactly, with a scale per row.
+/// Inputs of products \[rows, cols\]: BF16 values, which hold E4M3 codes exactly, with a scale per row. They are kept
+/// as bit patterns, for dot products of pairs, and as F32, for multiply-adds.
 #[derive(Debug)]
 pub struct Acts {
     rows: usize,
     cols: usize,
     values: Vec<u16>,
+    floats: Vec<f32>,
     scales: Vec<f32>,
 }
 
 impl Acts {
-    /// Sets the row count and returns values and scales to be written.
-    fn resize(&mut self, rows: usize) -> (&mut [u16], &mut [f32]) {
+    /// Sets the row count and returns values, floats and scales to be written.
+    fn resize(&mut self, rows: usize) -> (&mut [u16], &mut [f32], &mut [f32]) {
         let size = rows * self.cols;
         assert!(size <= self.values.len(), "{rows} rows of {} do not fit the buffer", self.cols);
         self.rows = rows;
-        (&mut self.values[..size], &mut self.scales[..rows])
+        (&mut self.values[..size], &mut self.floats[..size], &mut self.scales[..rows])
     }
 }
 
@@ -236,7 +238,8 @@ impl Device for Cpu {
         let size = stage.len().max(rows * cols);
         stage.resize(size, 0.0);
         drop(stage);
-        Ok(Acts { rows: 0, cols, values: vec![0; rows * cols], scales: vec![1.0; rows] })
+        let size = rows * cols;
+        Ok(Acts { rows: 0, cols, values: vec![0; size], floats: vec![0.0; size], scales: vec![1.0; rows] })
     }
 
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {

@@ -7,6 +7,7 @@ use crate::device::{ActQuant, fp8};
 pub(super) struct Rows<'a> {
     pub(super) cols: usize,
     values: Parts<u16>,
+    floats: Parts<f32>,
     scales: Parts<f32>,
     pub(super) quant: ActQuant,
     _buffers: std::marker::PhantomData<&'a mut [u16]>,
@@ -16,9 +17,9 @@ impl<'a> Rows<'a> {
     /// For `rows` rows of `out`.
     pub(super) fn new(out: &'a mut super::Acts, rows: usize, quant: ActQuant) -> Self {
         let cols = out.cols;
-        let (values, scales) = out.resize(rows);
-        let (values, scales) = (Parts::new(values), Parts::new(scales));
-        Self { cols, values, scales, quant, _buffers: std::marker::PhantomData }
+        let (values, floats, scales) = out.resize(rows);
+        let (values, floats, scales) = (Parts::new(values), Parts::new(floats), Parts::new(scales));
+        Self { cols, values, floats, scales, quant, _buffers: std::marker::PhantomData }
     }
 
     /// Quantises and stores one row.
@@ -28,27 +29,29 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub(super) unsafe fn store(&self, row: usize, values: &[f32]) {
         assert_eq!(values.len(), self.cols, "columns of the operation's output");
+        let range = row * self.cols..(row + 1) * self.cols;
         // SAFETY: one thread per row, by contract.
-        let (out, scale) = unsafe {
-            (self.values.part(row * self.cols..(row + 1) * self.cols), self.scales.part(row..row + 1))
+        let (bits, floats, scale) = unsafe {
+            (self.values.part(range.clone()), self.floats.part(range), self.scales.part(row..row + 1))
         };
-        scale[0] = quantize(values, self.quant, out);
+        scale[0] = quantize(values, self.quant, floats);
+        // Both kinds of value have at most 8 significant bits, so that BF16 is the upper half of F32.
+        bits.iter_mut().zip(floats).for_each(|(b, x)| *b = (x.to_bits() >> 16) as u16);
     }
 }
 
-/// Fills `out` with BF16 bit patterns of the quantised values and returns their scale.
+/// Fills `out` with the quantised values, before their scale, and returns the scale.
 #[inline(always)]
-fn quantize(values: &[f32], quant: ActQuant, out: &mut [u16]) -> f32 {
+fn quantize(values: &[f32], quant: ActQuant, out: &mut [f32]) -> f32 {
     let scale = match quant {
         ActQuant::Bf16 => {
-            out.iter_mut().zip(values).for_each(|(o, x)| *o = fp8::bf16_bits(*x));
+            out.iter_mut().zip(values).for_each(|(o, x)| *o = fp8::bf16_value(fp8::bf16_bits(*x)));
             return 1.0;
         }
         ActQuant::Fp8PerToken => fp8::scale_for(fp8::amax(values)),
         ActQuant::Fp8Static(scale) => scale,
     };
     let inverse = 1.0 / scale;
-    // An E4M3 value has 4 significant bits, so that its BF16 pattern is the upper half of its F32.
-    out.iter_mut().zip(values).for_each(|(o, x)| *o = (fp8::round(*x * inverse).to_bits() >> 16) as u16);
+    out.iter_mut().zip(values).for_each(|(o, x)| *o = fp8::round(*x * inverse));
     scale
 }

@@ -1,17 +1,27 @@
-//! The product with AVX-512: VBMI decodes E4M3 to BF16 by byte permutes, BF16 multiplies pairs.
+//! The product with AVX-512.
 //!
 //! An E4M3 value is exact in BF16, so its two bytes are two look-ups in a table of 128 entries, which is what a byte
-//! permute over two registers is; the sign bit is carried over. A dot product of pairs then takes 16 outputs × 2
-//! inputs from the weights and one broadcast pair from the input.
+//! permute over two registers is (VBMI); the sign bit is carried over.
+//!
+//! One or two rows take dot products of BF16 pairs, which need the fewest instructions per weight: they keep up with
+//! memory. More rows take F32 multiply-adds over a decoded panel, of which processors do four times as many a cycle
+//! as pairs. Both round the same sums: a pair's second product is added first, then its first, each as a fused
+//! multiply-add (the instruction's definition), and the product of two BF16 values is exact in F32.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::matrix::{PANEL, Packed, decode_tables};
-use super::{DIRECT_ROWS, Product, store};
+use super::{Product, store};
+
+/// The most rows that take dot products of pairs.
+const PAIR_ROWS: usize = 2;
 
 /// Rows per register tile over decoded panels: 12 × 2 sums leave room for weights and input.
 const TILE_ROWS: usize = 12;
+
+/// How far ahead of its use a weight is asked of memory, in bytes.
+const AHEAD: usize = 2048;
 
 /// The decode tables in registers.
 #[derive(Clone, Copy)]
@@ -64,12 +74,17 @@ struct Codes(*const u8, Tables);
 impl Weights for Codes {
     #[inline(always)]
     unsafe fn pair(&self, pair: usize) -> [__m512i; 2] {
-        // SAFETY: 64 codes a pair, inside the panel by contract; callers run with the features of `decode`.
-        unsafe { self.1.decode(_mm512_loadu_si512(self.0.add(pair * 64).cast())) }
+        // SAFETY: 64 codes a pair, inside the panel by contract; callers run with the features of `decode`. A prefetch
+        // may name any address.
+        unsafe {
+            let at = self.0.add(pair * 64);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+            self.1.decode(_mm512_loadu_si512(at.cast()))
+        }
     }
 }
 
-/// BF16, as stored or decoded before.
+/// BF16, as stored.
 #[derive(Clone, Copy)]
 struct Values(*const u16);
 
@@ -79,6 +94,8 @@ impl Weights for Values {
         // SAFETY: 64 values a pair, inside the panel by contract.
         unsafe {
             let at = self.0.add(pair * 64);
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD / 2).cast());
+            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD / 2 + 32).cast());
             [_mm512_loadu_si512(at.cast()), _mm512_loadu_si512(at.add(32).cast())]
         }
     }
@@ -86,83 +103,53 @@ impl Weights for Values {
 
 /// Computes all rows of some panels.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-pub(super) fn panels(product: &Product<'_>, panels: Range<usize>, scratch: &mut [u16]) {
-    let rows = product.x.rows;
+pub(super) fn panels(product: &Product<'_>, panels: Range<usize>, scratch: &mut [f32]) {
     let elements = product.w.panel_elements();
+    let tables = Tables::new();
+    if product.x.rows > PAIR_ROWS {
+        for panel in panels {
+            let range = panel * elements..(panel + 1) * elements;
+            let floats = &mut scratch[..elements];
+            match &product.w.data {
+                Packed::Bf16(values) => widen_panel(Values(values[range].as_ptr()), floats),
+                Packed::Fp8 { codes, .. } => widen_panel(Codes(codes[range].as_ptr(), tables), floats),
+            }
+            all_rows(product, panel, floats);
+        }
+        return;
+    }
     match &product.w.data {
         Packed::Bf16(values) => {
-            let source = |panel: usize| Values(values[panel * elements..][..elements].as_ptr());
-            sweep(product, panels, source);
-        }
-        Packed::Fp8 { codes, .. } if rows <= DIRECT_ROWS => {
-            let tables = Tables::new();
-            let source = |panel: usize| Codes(codes[panel * elements..][..elements].as_ptr(), tables);
-            sweep(product, panels, source);
+            sweep(product, panels, |panel| Values(values[panel * elements..][..elements].as_ptr()));
         }
         Packed::Fp8 { codes, .. } => {
-            let tables = Tables::new();
-            for panel in panels {
-                decode_panel(&codes[panel * elements..][..elements], tables, &mut scratch[..elements]);
-                let at = scratch.as_ptr();
-                sweep(product, panel..panel + 1, |_| Values(at));
-            }
+            sweep(product, panels, |panel| Codes(codes[panel * elements..][..elements].as_ptr(), tables));
         }
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn decode_panel(codes: &[u8], tables: Tables, values: &mut [u16]) {
-    for (codes, values) in codes.chunks_exact(64).zip(values.chunks_exact_mut(64)) {
-        // SAFETY: both chunks have 64 elements.
-        unsafe {
-            let [low, high] = tables.decode(_mm512_loadu_si512(codes.as_ptr().cast()));
-            _mm512_storeu_si512(values.as_mut_ptr().cast(), low);
-            _mm512_storeu_si512(values[32..].as_mut_ptr().cast(), high);
-        }
-    }
-}
-
-/// All rows over some panels. One row alone takes four panels at once, to have enough sums under way to hide the
-/// latency of the dot product.
+/// One or two rows over some panels, several at once: enough sums under way hide the latency of the dot product.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
 fn sweep<W: Weights>(product: &Product<'_>, panels: Range<usize>, source: impl Fn(usize) -> W) {
-    let rows = product.x.rows;
     let mut panel = panels.start;
-    while rows == 1 && panel + 4 <= panels.end {
-        tile::<1, 4, W>(product, 0, panel, [0, 1, 2, 3].map(|p| source(panel + p)));
-        panel += 4;
-    }
-    while rows <= 3 && panel + 2 <= panels.end {
-        let pair = [source(panel), source(panel + 1)];
-        match rows {
-            1 => tile::<1, 2, W>(product, 0, panel, pair),
-            2 => tile::<2, 2, W>(product, 0, panel, pair),
-            _ => tile::<3, 2, W>(product, 0, panel, pair),
+    if product.x.rows == 1 {
+        while panel + 4 <= panels.end {
+            tile::<1, 4, W>(product, panel, [0, 1, 2, 3].map(|p| source(panel + p)));
+            panel += 4;
         }
+        while panel < panels.end {
+            tile::<1, 1, W>(product, panel, [source(panel)]);
+            panel += 1;
+        }
+        return;
+    }
+    while panel + 2 <= panels.end {
+        tile::<2, 2, W>(product, panel, [source(panel), source(panel + 1)]);
         panel += 2;
     }
-    for panel in panel..panels.end {
-        all_rows(product, panel, source(panel));
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn all_rows<W: Weights>(product: &Product<'_>, panel: usize, weights: W) {
-    let rows = product.x.rows;
-    let mut m = 0;
-    while rows - m >= TILE_ROWS {
-        tile::<TILE_ROWS, 1, W>(product, m, panel, [weights]);
-        m += TILE_ROWS;
-    }
-    while rows - m >= 4 {
-        tile::<4, 1, W>(product, m, panel, [weights]);
-        m += 4;
-    }
-    while m < rows {
-        tile::<1, 1, W>(product, m, panel, [weights]);
-        m += 1;
+    if panel < panels.end {
+        tile::<2, 1, W>(product, panel, [source(panel)]);
     }
 }
 
@@ -171,13 +158,12 @@ fn all_rows<W: Weights>(product: &Product<'_>, panel: usize, weights: W) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
 fn tile<const R: usize, const P: usize, W: Weights>(
     product: &Product<'_>,
-    first: usize,
     panel: usize,
     weights: [W; P],
 ) {
     let x = product.x;
     let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
-    let inputs: [&[u16]; R] = std::array::from_fn(|r| &x.values[(first + r) * x.cols..][..x.cols]);
+    let inputs: [&[u16]; R] = std::array::from_fn(|r| &x.values[r * x.cols..][..x.cols]);
     for pair in 0..x.cols / 2 {
         let mut values = [_mm512_setzero_si512(); R];
         for r in 0..R {
@@ -196,13 +182,7 @@ fn tile<const R: usize, const P: usize, W: Weights>(
     }
     for (r, sums) in sums.iter().enumerate() {
         for (p, halves) in sums.iter().enumerate() {
-            let mut out = [0.0f32; PANEL];
-            // SAFETY: 32 floats.
-            unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), halves[0]);
-                _mm512_storeu_ps(out[16..].as_mut_ptr(), halves[1]);
-            }
-            store(product, first + r, panel + p, &out);
+            store_halves(product, r, panel + p, halves);
         }
     }
 }
@@ -216,4 +196,85 @@ fn dot(sum: __m512, weights: __m512i, values: __m512i) -> __m512 {
         (std::mem::transmute::<__m512i, __m512bh>(weights), std::mem::transmute::<__m512i, __m512bh>(values))
     };
     _mm512_dpbf16_ps(sum, weights, values)
+}
+
+/// A panel as F32, in the order in which [`tile_floats`] adds: of each pair, the second input's 32 outputs first.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+fn widen_panel<W: Weights>(weights: W, floats: &mut [f32]) {
+    let upper = _mm512_set1_epi32(-65536);
+    for (pair, out) in floats.chunks_exact_mut(64).enumerate() {
+        // SAFETY: a chunk is a pair of the panel, 64 elements.
+        unsafe {
+            for (half, pairs) in weights.pair(pair).into_iter().enumerate() {
+                let odd = _mm512_and_si512(pairs, upper);
+                let even = _mm512_slli_epi32::<16>(pairs);
+                _mm512_storeu_si512(out[half * 16..].as_mut_ptr().cast(), odd);
+                _mm512_storeu_si512(out[32 + half * 16..].as_mut_ptr().cast(), even);
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+fn all_rows(product: &Product<'_>, panel: usize, floats: &[f32]) {
+    let rows = product.x.rows;
+    let mut m = 0;
+    while rows - m >= TILE_ROWS {
+        tile_floats::<TILE_ROWS>(product, m, panel, floats);
+        m += TILE_ROWS;
+    }
+    match rows - m {
+        0 => {}
+        1 => tile_floats::<1>(product, m, panel, floats),
+        2 => tile_floats::<2>(product, m, panel, floats),
+        3 => tile_floats::<3>(product, m, panel, floats),
+        4 => tile_floats::<4>(product, m, panel, floats),
+        5 => tile_floats::<5>(product, m, panel, floats),
+        6 => tile_floats::<6>(product, m, panel, floats),
+        7 => tile_floats::<7>(product, m, panel, floats),
+        8 => tile_floats::<8>(product, m, panel, floats),
+        9 => tile_floats::<9>(product, m, panel, floats),
+        10 => tile_floats::<10>(product, m, panel, floats),
+        _ => tile_floats::<11>(product, m, panel, floats),
+    }
+}
+
+/// R rows × 32 outputs over a decoded panel.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+fn tile_floats<const R: usize>(product: &Product<'_>, first: usize, panel: usize, floats: &[f32]) {
+    let x = product.x;
+    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+    let inputs: [&[f32]; R] = std::array::from_fn(|r| &x.floats[(first + r) * x.cols..][..x.cols]);
+    for (pair, weights) in floats.chunks_exact(64).enumerate() {
+        for odd in [1, 0] {
+            let at = weights[(1 - odd) * 32..].as_ptr();
+            // SAFETY: 32 weights of one input; the input is below the columns of each row.
+            unsafe {
+                let w = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+                for r in 0..R {
+                    let value = _mm512_set1_ps(*inputs[r].as_ptr().add(pair * 2 + odd));
+                    sums[r][0] = _mm512_fmadd_ps(w[0], value, sums[r][0]);
+                    sums[r][1] = _mm512_fmadd_ps(w[1], value, sums[r][1]);
+                }
+            }
+        }
+    }
+    for (r, halves) in sums.iter().enumerate() {
+        store_halves(product, first + r, panel, halves);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+fn store_halves(product: &Product<'_>, row: usize, panel: usize, halves: &[__m512; 2]) {
+    let mut out = [0.0f32; PANEL];
+    // SAFETY: 32 floats.
+    unsafe {
+        _mm512_storeu_ps(out.as_mut_ptr(), halves[0]);
+        _mm512_storeu_ps(out[16..].as_mut_ptr(), halves[1]);
+    }
+    store(product, row, panel, &out);
 }

@@ -1,9 +1,9 @@
 //! out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\]: the lanes of a vector are 32 outputs,
-//! and the sum runs over k in order, a pair at a time with AVX-512 and one at a time otherwise. That order is the same
-//! for every number of rows, which is what makes a row's result independent of its neighbours.
+//! and the sum runs over k in one order for every number of rows, which is what makes a row's result independent of
+//! its neighbours.
 //!
-//! Threads take whole panels of 32 outputs. Up to [`DIRECT_ROWS`] rows, weights are decoded in registers as they
-//! stream by; for more rows a panel is decoded once into the thread's scratch, and all rows pass over that.
+//! Threads take whole panels of 32 outputs. For a row or two, weights are decoded in registers as they stream by; for
+//! more rows a panel is decoded once into the thread's scratch, and all rows pass over that.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -12,9 +12,6 @@ mod plain;
 use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed};
 use super::{Acts, Cpu, Floats, Parts};
-
-/// The most rows for which decoding in registers wins over decoding into scratch.
-const DIRECT_ROWS: usize = 8;
 
 /// One call's operands, shared by all threads.
 struct Product<'a> {

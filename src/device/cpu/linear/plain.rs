@@ -54,7 +54,7 @@ fn tile<const FMA: bool, const R: usize>(product: &Product<'_>, first: usize, pa
         for k in 0..depth {
             let weights = &decoded[k * PANEL..(k + 1) * PANEL];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let value = fp8::bf16_value(x.values[(first + r) * x.cols + start + k]);
+                let value = x.floats[(first + r) * x.cols + start + k];
                 sums.iter_mut().zip(weights).for_each(|(s, w)| *s = mul_add::<FMA>(value, *w, *s));
             }
         }
