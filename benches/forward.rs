@@ -118,7 +118,8 @@ impl Bench {
     }
 
     fn start(&self, slot: usize, tokens: usize) -> Row {
-        let prompt: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + slot * 104_729 + 17) % self.vocab) as u32).collect();
+        let prompt: Vec<u32> =
+            (0..tokens).map(|i| ((i * 7919 + slot * 104_729 + 17) % self.vocab) as u32).collect();
         let start = SlotStart {
             sampling: Arc::new(greedy()),
             prompt_len: tokens,

@@ -52,7 +52,8 @@ fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
 }
 
 fn bench(cpu: &Cpu, name: &str, (out, input): (usize, usize), fp8: bool, memory: f64) {
-    let codes: Vec<u8> = (0..out * input).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x77).collect();
+    let codes: Vec<u8> =
+        (0..out * input).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x77).collect();
     let halves: Vec<u16> = codes.iter().map(|c| 0x3C00 + u16::from(*c)).collect();
     let scales = vec![1.0; out];
     let data =

@@ -1,1 +1,322 @@
-//! Command line, environment and file to one configuration.
+//! The command line, the environment and a file as one validated configuration.
+//!
+//! Every setting of `octant serve` is one field of [`ServeArgs`]: a flag, an `OCTANT_*` variable and a key of the TOML
+//! file, all of the same name. A flag goes before the environment, that before the file, that before the default.
+//! [`Config`] is what they mean; only `main` and the commands read it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+/// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
+#[derive(Debug, Parser)]
+#[command(name = "octant", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP until SIGTERM or SIGINT.
+    Serve(Box<ServeArgs>),
+}
+
+/// What was typed: every setting may be absent.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct ServeArgs {
+    /// Hugging Face directory: config.json, *.safetensors, tokenizer.json. Required.
+    #[arg(long, env = "OCTANT_MODEL", value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// TOML file of these settings, by the flags' names without the dashes in front.
+    #[arg(long, env = "OCTANT_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1, this machine only]
+    #[arg(long, env = "OCTANT_HOST", value_name = "ADDRESS")]
+    pub host: Option<IpAddr>,
+    /// TCP port to listen on; 0 takes a free one [default: 8000]
+    #[arg(long, env = "OCTANT_PORT", value_name = "PORT")]
+    pub port: Option<u16>,
+    /// Names that clients call the model by, separated by commas [default: the directory's name]
+    #[arg(long, env = "OCTANT_SERVED_MODEL_NAME", value_name = "NAMES", value_delimiter = ',')]
+    pub served_model_name: Option<Vec<String>>,
+    /// Tokens of the longest sequence, prompt and answer together [default: the model's own limit]
+    #[arg(long, env = "OCTANT_MAX_MODEL_LEN", value_name = "TOKENS")]
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once [default: 256 on a GPU, 32 on a CPU]
+    #[arg(long, env = "OCTANT_MAX_NUM_SEQS", value_name = "N")]
+    pub max_num_seqs: Option<usize>,
+    /// Tokens per step: the larger, the faster prompts are taken in and the longer a step [default: 512 on a CPU]
+    #[arg(long, env = "OCTANT_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
+    pub max_num_batched_tokens: Option<usize>,
+    /// Requests that may wait; more are refused with 429 [default: 1024]
+    #[arg(long, env = "OCTANT_MAX_QUEUE_REQUESTS", value_name = "N")]
+    pub max_queue_requests: Option<usize>,
+    /// Prompt tokens that may wait; more are refused with 429 [default: 1048576]
+    #[arg(long, env = "OCTANT_MAX_QUEUE_TOKENS", value_name = "TOKENS")]
+    pub max_queue_tokens: Option<usize>,
+    /// Storage of keys and values [default: fp8, or bf16 without quantisation]
+    #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE")]
+    pub kv_cache_dtype: Option<KvCacheDtype>,
+    /// Linear layers in FP8 (E4M3 weights and inputs), or as the checkpoint stores them [default: fp8]
+    #[arg(long, env = "OCTANT_QUANTIZATION", value_name = "SCHEME")]
+    pub quantization: Option<Quantization>,
+    /// Where to run [default: cpu]
+    #[arg(long, env = "OCTANT_DEVICE", value_name = "DEVICE")]
+    pub device: Option<DeviceName>,
+    /// Threads of the CPU device [default: all cores]
+    #[arg(long, env = "OCTANT_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values, in bytes or as 4GiB, 512MiB
+    /// [default: enough for --max-num-seqs full-length requests, at most 80 % of what is available]
+    #[arg(long, env = "OCTANT_KV_CACHE_MEMORY", value_name = "SIZE")]
+    pub kv_cache_memory: Option<Size>,
+    /// Share the KV blocks of equal prompt beginnings [default: true]
+    #[arg(long, env = "OCTANT_ENABLE_PREFIX_CACHING", value_name = "BOOL")]
+    pub enable_prefix_caching: Option<bool>,
+    /// Key that clients must send as `Authorization: Bearer KEY` [default: none, everyone is let in]
+    #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// On SIGTERM, seconds during which requests are still taken while /health/ready says 503 [default: 5]
+    #[arg(long, env = "OCTANT_DRAIN_GRACE", value_name = "SECONDS")]
+    pub drain_grace: Option<u64>,
+    /// After that, seconds for running requests to end before they are cut off [default: 300]
+    #[arg(long, env = "OCTANT_DRAIN_TIMEOUT", value_name = "SECONDS")]
+    pub drain_timeout: Option<u64>,
+}
+
+/// Element type of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCacheDtype {
+    /// E4M3.
+    Fp8,
+    /// BF16.
+    Bf16,
+}
+
+/// What becomes of linear layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantization {
+    /// E4M3 weights and inputs.
+    Fp8,
+    /// As stored.
+    None,
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceName {
+    /// This machine's processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+/// A number of bytes, written plainly or with a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const UNITS: [(&str, u64); 9] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+            ("KB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("B", 1),
+        ];
+        let text = text.trim();
+        let (number, unit) = UNITS
+            .iter()
+            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
+            .unwrap_or((text, 1));
+        let number: f64 =
+            number.trim().parse().map_err(|_| format!("expected a size such as 4GiB, got `{text}`"))?;
+        let bytes = number * unit as f64;
+        if !(1.0..1e18).contains(&bytes) {
+            return Err(format!("expected a size between 1 B and 10^18 B, got `{text}`"));
+        }
+        Ok(Self(bytes as u64))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Bytes(u64),
+            Text(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Bytes(bytes) => Ok(Self(bytes)),
+            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+/// A setting that cannot be meant.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{setting}: {message}")]
+pub struct ConfigError {
+    /// The flag, or the file.
+    pub setting: String,
+    /// Expected versus got.
+    pub message: String,
+}
+
+impl ConfigError {
+    fn new(setting: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self { setting: setting.to_string(), message: message.to_string() }
+    }
+}
+
+/// What is meant: nothing left open but what depends on the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The model's directory.
+    pub model: PathBuf,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// Names of the model; at least one.
+    pub served_names: Vec<String>,
+    /// `None`: the model's own.
+    pub max_model_len: Option<usize>,
+    /// Sequences that run at once.
+    pub max_num_seqs: usize,
+    /// Tokens per step.
+    pub max_num_batched_tokens: usize,
+    /// Requests that may wait.
+    pub max_queue_requests: usize,
+    /// Prompt tokens that may wait.
+    pub max_queue_tokens: usize,
+    /// Whether linear layers are quantised.
+    pub quantization: Quantization,
+    /// Element type of the KV cache.
+    pub kv_cache_dtype: KvCacheDtype,
+    /// Bytes of the KV cache; `None` sizes it by what is available.
+    pub kv_cache_memory: Option<u64>,
+    /// Whether equal prefixes share KV blocks.
+    pub prefix_caching: bool,
+    /// Threads of the CPU device.
+    pub threads: usize,
+    /// The clients' key.
+    pub api_key: Option<String>,
+    /// From the first signal to the first refusal.
+    pub drain_grace: Duration,
+    /// From the first refusal until running requests are cut off.
+    pub drain_timeout: Duration,
+}
+
+impl ServeArgs {
+    /// What the arguments mean, with the file they name.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let file = match &self.config {
+            Some(path) => read_file(path)?,
+            None => Self::default(),
+        };
+        self.or(file).meaning()
+    }
+
+    /// These settings, and the file's where there is none.
+    fn or(self, file: Self) -> Self {
+        Self {
+            model: self.model.or(file.model),
+            config: self.config,
+            host: self.host.or(file.host),
+            port: self.port.or(file.port),
+            served_model_name: self.served_model_name.or(file.served_model_name),
+            max_model_len: self.max_model_len.or(file.max_model_len),
+            max_num_seqs: self.max_num_seqs.or(file.max_num_seqs),
+            max_num_batched_tokens: self.max_num_batched_tokens.or(file.max_num_batched_tokens),
+            max_queue_requests: self.max_queue_requests.or(file.max_queue_requests),
+            max_queue_tokens: self.max_queue_tokens.or(file.max_queue_tokens),
+            kv_cache_dtype: self.kv_cache_dtype.or(file.kv_cache_dtype),
+            quantization: self.quantization.or(file.quantization),
+            device: self.device.or(file.device),
+            threads: self.threads.or(file.threads),
+            kv_cache_memory: self.kv_cache_memory.or(file.kv_cache_memory),
+            enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
+            api_key: self.api_key.or(file.api_key),
+            drain_grace: self.drain_grace.or(file.drain_grace),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
+        }
+    }
+
+    fn meaning(self) -> Result<Config, ConfigError> {
+        let model = self.model.ok_or_else(|| ConfigError::new("--model", "missing; expected a directory"))?;
+        if self.device == Some(DeviceName::Cuda) {
+            let message = "this build has no CUDA device; it runs on the CPU (--device cpu)";
+            return Err(ConfigError::new("--device", message));
+        }
+        let quantization = self.quantization.unwrap_or(Quantization::Fp8);
+        let kv_default =
+            if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        Ok(Config {
+            address: SocketAddr::new(host, self.port.unwrap_or(8000)),
+            served_names: served_names(self.served_model_name, &model)?,
+            max_model_len: self.max_model_len.map(|n| positive("--max-model-len", n)).transpose()?,
+            max_num_seqs: positive("--max-num-seqs", self.max_num_seqs.unwrap_or(32))?,
+            max_num_batched_tokens: positive(
+                "--max-num-batched-tokens",
+                self.max_num_batched_tokens.unwrap_or(512),
+            )?,
+            max_queue_requests: self.max_queue_requests.unwrap_or(1024),
+            max_queue_tokens: self.max_queue_tokens.unwrap_or(1 << 20),
+            quantization,
+            kv_cache_dtype: self.kv_cache_dtype.unwrap_or(kv_default),
+            kv_cache_memory: self.kv_cache_memory.map(|size| size.0),
+            prefix_caching: self.enable_prefix_caching.unwrap_or(true),
+            threads: positive("--threads", self.threads.unwrap_or(cores))?,
+            api_key: self.api_key.map(api_key).transpose()?,
+            drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
+            drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
+            model,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError::new(path.display(), e))?;
+    toml::from_str(&text).map_err(|e| ConfigError::new(path.display(), e.to_string().trim_end()))
+}
+
+fn positive(flag: &str, value: usize) -> Result<usize, ConfigError> {
+    if value > 0 { Ok(value) } else { Err(ConfigError::new(flag, "expected at least 1, got 0")) }
+}
+
+fn api_key(key: String) -> Result<String, ConfigError> {
+    let sound = !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic());
+    if sound { Ok(key) } else { Err(ConfigError::new("--api-key", "expected visible ASCII characters")) }
+}
+
+fn served_names(given: Option<Vec<String>>, model: &Path) -> Result<Vec<String>, ConfigError> {
+    let names = given.unwrap_or_else(|| {
+        let absolute = std::fs::canonicalize(model).unwrap_or_else(|_| model.to_owned());
+        vec![absolute.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())]
+    });
+    if names.is_empty() || names.iter().any(String::is_empty) {
+        return Err(ConfigError::new("--served-model-name", format!("expected names, got {names:?}")));
+    }
+    Ok(names)
+}

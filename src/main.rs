@@ -1,3 +1,34 @@
 //! The `octant` binary: wiring only.
 
-fn main() {}
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use octant::commands;
+use octant::config::{Cli, Command};
+
+/// Exit status of a configuration that cannot be meant, as clap's own.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("OCTANT_LOG");
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let outcome = match cli.command {
+        Command::Serve(args) => match args.resolve() {
+            Ok(config) => commands::serve::run(config),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::from(BAD_CONFIGURATION);
+            }
+        },
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,1 +1,4 @@
-//! The subcommands.
+//! The subcommands of the binary, one file each.
+
+pub mod progress;
+pub mod serve;

@@ -170,8 +170,12 @@ impl ServerState {
 
     /// Whether the engine has failed or was told to end, so that another server may do better.
     pub fn engine_is_gone(&self) -> bool {
-        self.phase.load(Ordering::Acquire) >= Phase::Stopped as u8
-            || self.generator.engine().stats().failed.is_some()
+        self.phase.load(Ordering::Acquire) >= Phase::Stopped as u8 || self.engine_failed()
+    }
+
+    /// Whether the engine has failed, which it does for good.
+    pub fn engine_failed(&self) -> bool {
+        self.generator.engine().stats().failed.is_some()
     }
 
     fn enter(&self, phase: Phase) {

@@ -156,11 +156,7 @@ fn sweep<W: Weights>(product: &Product<'_>, panels: Range<usize>, source: impl F
 /// R rows × P panels of 32 outputs: every sum in a register of its own, over all pairs in order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn tile<const R: usize, const P: usize, W: Weights>(
-    product: &Product<'_>,
-    panel: usize,
-    weights: [W; P],
-) {
+fn tile<const R: usize, const P: usize, W: Weights>(product: &Product<'_>, panel: usize, weights: [W; P]) {
     let x = product.x;
     let mut sums = [[[_mm512_setzero_ps(); 2]; P]; R];
     let inputs: [&[u16]; R] = std::array::from_fn(|r| &x.values[r * x.cols..][..x.cols]);
