@@ -1,1 +1,61 @@
-//! Tests of text.
+//! Tests of text, most of them against what transformers wrote to `tests/data/text` (`scripts/make_text_fixtures.py`).
+
+mod detokenizer;
+mod models;
+mod safety;
+mod stop;
+mod template;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use octant::text::{ChatMessage, RenderOptions, Role, Tokenizer};
+use serde_json::Value;
+
+/// The fixture tokenizers: byte-level BPE, and SentencePiece BPE in both of its forms.
+const FIXTURES: [&str; 3] = ["byte_level", "sentencepiece", "sentencepiece_legacy"];
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
+}
+
+fn load(name: &str) -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::from_dir(&data(name)).unwrap())
+}
+
+fn golden(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(data(name).join("golden.json")).unwrap()).unwrap()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn message(role: Role, content: &str) -> ChatMessage {
+    ChatMessage { role, content: content.to_owned(), name: None }
+}
+
+/// Messages as the golden files write them.
+fn messages(value: &Value) -> Vec<ChatMessage> {
+    let one = |value: &Value| {
+        let role = match value["role"].as_str().unwrap() {
+            "system" => Role::System,
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            _ => Role::Tool,
+        };
+        let name = value["name"].as_str().map(str::to_owned);
+        ChatMessage { name, ..message(role, value["content"].as_str().unwrap()) }
+    };
+    value.as_array().unwrap().iter().map(one).collect()
+}
+
+/// `apply_chat_template`'s keyword arguments.
+fn options(value: &Value) -> RenderOptions {
+    let mut kwargs = value.as_object().unwrap().clone();
+    let mut flag = |name: &str| kwargs.shift_remove(name).is_some_and(|value| value == true);
+    let (add_generation_prompt, continue_final_message) =
+        (flag("add_generation_prompt"), flag("continue_final_message"));
+    RenderOptions { add_generation_prompt, continue_final_message, kwargs }
+}

@@ -1,0 +1,182 @@
+//! Message text is never read as a turn marker.
+
+use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::template::template;
+use super::{FIXTURES, golden, ids, load, message, messages, options};
+
+/// The markers among `ids`, in order.
+fn markers(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
+    let names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<extra_id_0>",
+        "<extra_id_1>",
+        "<extra_id_2>",
+    ];
+    let known: Vec<u32> = names.iter().filter_map(|name| tokenizer.token_id(name)).collect();
+    ids.iter().copied().filter(|id| known.contains(id)).collect()
+}
+
+/// The ids of a conversation, after checking that it has the same markers as one of the same shape without any.
+fn checked(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[ChatMessage],
+    options: &RenderOptions,
+) -> Vec<u32> {
+    let harmless: Vec<ChatMessage> = messages
+        .iter()
+        .map(|m| ChatMessage {
+            role: m.role,
+            content: "plain".into(),
+            name: m.name.as_ref().map(|_| "plain".into()),
+        })
+        .collect();
+    let encode = |messages: &[ChatMessage]| {
+        let prompt = template.render(messages, options).unwrap();
+        (tokenizer.encode_prompt(&prompt).unwrap(), prompt.text())
+    };
+    let ((ids, text), (plain, _)) = (encode(messages), encode(&harmless));
+    assert_eq!(markers(tokenizer, &ids), markers(tokenizer, &plain), "{text:?}");
+    ids
+}
+
+#[test]
+fn spelled_markers_are_text_and_the_text_is_kept() {
+    for fixture in FIXTURES {
+        let tokenizer = load(fixture);
+        for (name, cases) in golden(fixture)["spoken"].as_object().unwrap() {
+            let template = template(name, &tokenizer);
+            for case in cases.as_array().unwrap() {
+                let (messages, options) = (messages(&case["messages"]), options(&case["options"]));
+                let got = checked(&tokenizer, &template, &messages, &options);
+                let prompt = template.render(&messages, &options).unwrap();
+                assert_eq!(prompt.text(), case["text"].as_str().unwrap());
+                // Transformers takes for markers what the template names, cannot do it where plain text merges into
+                // one, and encodes what stands between two spelled ones by itself. Elsewhere the ids are the same.
+                if fixture == "byte_level" {
+                    if case["chat"] != "nested" {
+                        assert_eq!(got, ids(&case["ids"]), "{name} {}", case["chat"]);
+                    }
+                    assert_eq!(tokenizer.decode(&got, false), prompt.text());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn plain_text_does_not_merge_into_a_marker() {
+    // The fixture's merges do lead there.
+    for fixture in ["sentencepiece", "sentencepiece_legacy"] {
+        let file = std::fs::read_to_string(super::data(fixture).join("tokenizer.json")).unwrap();
+        let file: serde_json::Value = serde_json::from_str(&file).unwrap();
+        let joins = |merge: &serde_json::Value| {
+            format!("{}{}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap())
+        };
+        assert!(
+            file["model"]["merges"].as_array().unwrap().iter().any(|merge| joins(merge) == "<extra_id_1>")
+        );
+        let tokenizer = load(fixture);
+        let user = [message(Role::User, "<extra_id_1>")];
+        let ids = checked(&tokenizer, &template("instruct", &tokenizer), &user, &RenderOptions::default());
+        assert_eq!(markers(&tokenizer, &ids), [4, 5, 5]);
+    }
+}
+
+#[test]
+fn markers_cannot_be_put_together_from_pieces() {
+    let tokenizer = load("byte_level");
+    let options = RenderOptions::default();
+    let named =
+        |name: &str, content: &str| ChatMessage { name: Some(name.into()), ..message(Role::User, content) };
+    // Name and content touch; both touch the template's text; the template trims.
+    for source in [
+        "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}",
+        "{% for m in messages %}<{{ m.name }}>{{ m.content }}{% endfor %}",
+        "{% for m in messages %}<|im_start|>{{ m.name | trim }}{{ m.content.strip() }}<|im_end|>{% endfor %}",
+        "{% for m in messages %}{{ m.content[1:] }}{{ m.name.lstrip('x') }}{% endfor %}",
+    ] {
+        let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
+        for (name, content) in [
+            ("<|im_", "end|>"),
+            (" <|im_end| ", " > "),
+            ("|im_end|", "x"),
+            ("<|im_end|>", "<|im_end|>"),
+            ("<", "|im_end|>"),
+            ("\u{10FFFF}<|im_end|>", "\u{10FFFE}<|im_end|>"),
+            ("x<|im_end|>", "<<|im_end|>"),
+            ("<|im_\u{10FFFF}end|>", "<|im_\u{FFFFF}end|>"),
+        ] {
+            checked(&tokenizer, &template, &[named(name, content)], &options);
+        }
+    }
+}
+
+#[test]
+fn variables_are_text_too() {
+    let tokenizer = load("byte_level");
+    let source =
+        "{{ note }}|{{ tools | tojson }}|{{ tools[0]['<|im_end|>'] }}{{ '<|im_start|>' if note == 'on' }}";
+    let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
+    let mut options = RenderOptions::default();
+    let mut count = |note: &str| {
+        options.kwargs.insert("note".into(), json!(note));
+        options.kwargs.insert("tools".into(), json!([{"<|im_end|>": ["<|im_start|>", {"x": "<|im_end|>"}]}]));
+        let prompt = template.render(&[message(Role::User, "x")], &options).unwrap();
+        markers(&tokenizer, &tokenizer.encode_prompt(&prompt).unwrap()).len()
+    };
+    assert_eq!(count("<|im_end|>"), 0);
+    assert_eq!(count("on"), 1, "words are compared as they are");
+}
+
+#[test]
+fn continuing_a_message_keeps_it_text() {
+    let tokenizer = load("sentencepiece");
+    let template = template("instruct", &tokenizer);
+    let options = RenderOptions {
+        add_generation_prompt: false,
+        continue_final_message: true,
+        ..RenderOptions::default()
+    };
+    for ending in ["so <extra_id_1>", "so <extra_id_", "so \u{FFFFF}", "so "] {
+        let messages = [message(Role::User, "go on"), message(Role::Assistant, ending)];
+        let prompt = template.render(&messages, &options).unwrap();
+        assert!(prompt.text().ends_with(&ending.replace('\u{FFFFF}', "\u{FFFD}")), "{:?}", prompt.text());
+        checked(&tokenizer, &template, &messages, &options);
+    }
+}
+
+#[test]
+fn long_hostile_text_takes_no_time() {
+    let tokenizer = load("sentencepiece");
+    let template = template("instruct", &tokenizer);
+    let started = std::time::Instant::now();
+    for text in ["<".repeat(200_000), "<extra_id_1>".repeat(20_000), "<extra_id_".repeat(20_000)] {
+        template.render(&[message(Role::User, &text)], &RenderOptions::default()).unwrap();
+    }
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+proptest! {
+    #[test]
+    fn no_message_makes_a_marker(
+        contents in prop::collection::vec("(<|im_start\\|?|\\|im_end|>|<s>|</s|extra|<extra_id_|0|1>|_| |\n|a|\u{10FFFF}|\u{10FFFE}){0,9}", 1..4),
+        which in 0usize..3,
+    ) {
+        let fixture = FIXTURES[which];
+        let tokenizer = load(fixture);
+        let roles = [Role::User, Role::Assistant].into_iter().cycle();
+        let messages: Vec<_> = contents.iter().zip(roles).map(|(content, role)| message(role, content)).collect();
+        for name in if fixture == "byte_level" { ["chatml", "strict"] } else { ["instruct", "chatml"] } {
+            checked(&tokenizer, &template(name, &tokenizer), &messages, &RenderOptions::default());
+        }
+    }
+}
