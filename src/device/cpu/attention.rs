@@ -18,9 +18,6 @@ use crate::device::{ActQuant, BLOCK_TOKENS, Cached, HeadShape};
 /// Rows per tile.
 pub(super) const TILE: usize = 16;
 
-/// Terms that one sweep over a vector adds, so that the vector is loaded and stored once for all of them.
-const UNROLL: usize = 8;
-
 /// A call's operands.
 #[derive(Clone, Copy)]
 pub(super) struct Job<'a> {
@@ -40,7 +37,6 @@ pub(super) fn run(cpu: &Cpu, job: Job<'_>, out: &mut Acts) {
     let heads = job.cached.cache.spec.heads;
     let rows = job.step.positions.len();
     assert_eq!(job.qkv.cols, (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, "columns of QKV");
-    assert_eq!(heads.head_dim % UNROLL, 0, "a head of whole eights");
     assert_eq!(job.qkv.rows, rows, "rows of QKV");
     let width = heads.q_heads * heads.head_dim;
     let mut stage = cpu.stage();
@@ -178,15 +174,7 @@ struct State<'a> {
 #[inline(always)]
 fn absorb<const FMA: bool>(q: &[f32], scale: f32, block: (&[f32], &[f32]), seen: usize, state: State<'_>) {
     let mut scores = [0.0f32; BLOCK_TOKENS];
-    for (q, keys) in q.chunks_exact(UNROLL).zip(block.0.chunks_exact(UNROLL * BLOCK_TOKENS)) {
-        for (t, score) in scores.iter_mut().enumerate() {
-            let mut s = *score;
-            for (j, q) in q.iter().enumerate() {
-                s = mul_add::<FMA>(*q, keys[j * BLOCK_TOKENS + t], s);
-            }
-            *score = s;
-        }
-    }
+    weigh::<FMA>(q, block.0, BLOCK_TOKENS, &mut scores);
     let mut maximum = *state.maximum;
     for (t, score) in scores.iter_mut().enumerate() {
         *score = if t < seen { *score * scale } else { f32::NEG_INFINITY };
@@ -202,15 +190,49 @@ fn absorb<const FMA: bool>(q: &[f32], scale: f32, block: (&[f32], &[f32]), seen:
     *state.denominator = *state.denominator * correction + lanes.iter().sum::<f32>();
     *state.maximum = maximum;
     state.sum.iter_mut().for_each(|s| *s *= correction);
-    let head_dim = state.sum.len();
-    for (p, values) in scores.chunks_exact(UNROLL).zip(block.1.chunks_exact(UNROLL * head_dim)) {
-        let rows: [&[f32]; UNROLL] = std::array::from_fn(|j| &values[j * head_dim..(j + 1) * head_dim]);
-        for (d, sum) in state.sum.iter_mut().enumerate() {
-            let mut s = *sum;
-            for (p, row) in p.iter().zip(rows) {
-                s = mul_add::<FMA>(*p, row[d], s);
-            }
-            *sum = s;
+    weigh::<FMA>(&scores, block.1, state.sum.len(), state.sum);
+}
+
+/// sums += Σ_i weights\[i\] × rows\[i\], in the order of i, for rows of `cols` elements one after the other.
+#[inline(always)]
+fn weigh<const FMA: bool>(weights: &[f32], rows: &[f32], cols: usize, sums: &mut [f32]) {
+    let mut at = 0;
+    while at + 64 <= cols {
+        weigh_lanes::<FMA, 4>(weights, &rows[at..], cols, &mut sums[at..at + 64]);
+        at += 64;
+    }
+    while at + 16 <= cols {
+        weigh_lanes::<FMA, 1>(weights, &rows[at..], cols, &mut sums[at..at + 16]);
+        at += 16;
+    }
+    for (lane, sum) in sums.iter_mut().enumerate().skip(at) {
+        for (weight, row) in weights.iter().zip(rows.chunks(cols)) {
+            *sum = mul_add::<FMA>(*weight, row[lane], *sum);
         }
+    }
+}
+
+/// V vectors of 16 lanes, kept in registers over all rows.
+#[inline(always)]
+fn weigh_lanes<const FMA: bool, const V: usize>(
+    weights: &[f32],
+    rows: &[f32],
+    cols: usize,
+    sums: &mut [f32],
+) {
+    let mut vectors = [[0.0f32; 16]; V];
+    for (vector, sums) in vectors.iter_mut().zip(sums.chunks_exact(16)) {
+        vector.copy_from_slice(sums);
+    }
+    for (i, weight) in weights.iter().enumerate() {
+        let row = &rows[i * cols..][..V * 16];
+        for (vector, row) in vectors.iter_mut().zip(row.chunks_exact(16)) {
+            for (lane, x) in vector.iter_mut().zip(row) {
+                *lane = mul_add::<FMA>(*weight, *x, *lane);
+            }
+        }
+    }
+    for (vector, sums) in vectors.iter().zip(sums.chunks_exact_mut(16)) {
+        sums.copy_from_slice(vector);
     }
 }

@@ -61,8 +61,8 @@ pub struct Cpu {
 /// A thread's own working memory.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// A decoded weight panel.
-    panel: Vec<f32>,
+    /// A product's decoded weights and sums.
+    product: Vec<f32>,
     /// A block's keys and values, as F32.
     kv: Vec<f32>,
     /// A row before it is quantised, or a row of logits being sampled.
@@ -218,9 +218,7 @@ impl Device for Cpu {
     type Step = Step;
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        let matrix = matrix::pack(&self.pool, self.isa.isa(), host);
-        self.grow(|scratch| &mut scratch.panel, matrix.panel_elements());
-        Ok(matrix)
+        Ok(matrix::pack(&self.pool, self.isa.isa(), host))
     }
 
     fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
@@ -229,6 +227,7 @@ impl Device for Cpu {
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
         self.grow(|scratch| &mut scratch.row, cols);
+        self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows));
         Ok(Floats { rows: 0, cols, data: vec![0.0; rows * cols] })
     }
 

@@ -11,6 +11,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::super::Acts;
 use super::super::matrix::{PANEL, Packed, decode_tables};
 use super::{Product, store};
 
@@ -19,6 +20,14 @@ const PAIR_ROWS: usize = 2;
 
 /// Rows per register tile over decoded panels: 12 × 2 sums leave room for weights and input.
 const TILE_ROWS: usize = 12;
+
+/// Pairs decoded at a time: 24 KiB of F32, half of the first cache.
+const CHUNK_PAIRS: usize = 96;
+
+/// Floats of scratch that a product of so many rows needs.
+pub(super) fn scratch_floats(rows: usize) -> usize {
+    CHUNK_PAIRS * 64 + rows * PANEL
+}
 
 /// How far ahead of its use a weight is asked of memory, in bytes.
 const AHEAD: usize = 2048;
@@ -109,12 +118,12 @@ pub(super) fn panels(product: &Product<'_>, panels: Range<usize>, scratch: &mut 
     if product.x.rows > PAIR_ROWS {
         for panel in panels {
             let range = panel * elements..(panel + 1) * elements;
-            let floats = &mut scratch[..elements];
             match &product.w.data {
-                Packed::Bf16(values) => widen_panel(Values(values[range].as_ptr()), floats),
-                Packed::Fp8 { codes, .. } => widen_panel(Codes(codes[range].as_ptr(), tables), floats),
+                Packed::Bf16(values) => all_rows(product, panel, Values(values[range].as_ptr()), scratch),
+                Packed::Fp8 { codes, .. } => {
+                    all_rows(product, panel, Codes(codes[range].as_ptr(), tables), scratch);
+                }
             }
-            all_rows(product, panel, floats);
         }
         return;
     }
@@ -194,15 +203,15 @@ fn dot(sum: __m512, weights: __m512i, values: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, weights, values)
 }
 
-/// A panel as F32, in the order in which [`tile_floats`] adds: of each pair, the second input's 32 outputs first.
+/// Pairs of a panel as F32, in the order in which [`tile_floats`] adds: the second input's 32 outputs first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn widen_panel<W: Weights>(weights: W, floats: &mut [f32]) {
+fn widen<W: Weights>(weights: W, first: usize, floats: &mut [f32]) {
     let upper = _mm512_set1_epi32(-65536);
     for (pair, out) in floats.chunks_exact_mut(64).enumerate() {
         // SAFETY: a chunk is a pair of the panel, 64 elements.
         unsafe {
-            for (half, pairs) in weights.pair(pair).into_iter().enumerate() {
+            for (half, pairs) in weights.pair(first + pair).into_iter().enumerate() {
                 let odd = _mm512_and_si512(pairs, upper);
                 let even = _mm512_slli_epi32::<16>(pairs);
                 _mm512_storeu_si512(out[half * 16..].as_mut_ptr().cast(), odd);
@@ -212,54 +221,80 @@ fn widen_panel<W: Weights>(weights: W, floats: &mut [f32]) {
     }
 }
 
+/// One panel over any number of rows, some pairs at a time, so that their decoded weights stay in the first cache;
+/// the rows' sums wait in scratch meanwhile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn all_rows(product: &Product<'_>, panel: usize, floats: &[f32]) {
+fn all_rows<W: Weights>(product: &Product<'_>, panel: usize, weights: W, scratch: &mut [f32]) {
     let rows = product.x.rows;
-    let mut m = 0;
-    while rows - m >= TILE_ROWS {
-        tile_floats::<TILE_ROWS>(product, m, panel, floats);
-        m += TILE_ROWS;
+    let pairs = product.x.cols / 2;
+    let (floats, sums) = scratch.split_at_mut(CHUNK_PAIRS * 64);
+    let sums = &mut sums[..rows * PANEL];
+    sums.fill(0.0);
+    // Tiles of about equal size: a small last one would not hide the latency of its multiply-adds.
+    let size = rows.div_ceil(rows.div_ceil(TILE_ROWS));
+    for start in (0..pairs).step_by(CHUNK_PAIRS) {
+        let floats = &mut floats[..CHUNK_PAIRS.min(pairs - start) * 64];
+        widen(weights, start, floats);
+        for (tile, sums) in sums.chunks_mut(size * PANEL).enumerate() {
+            tile_of(product.x, tile * size, start, floats, sums);
+        }
     }
-    match rows - m {
-        0 => {}
-        1 => tile_floats::<1>(product, m, panel, floats),
-        2 => tile_floats::<2>(product, m, panel, floats),
-        3 => tile_floats::<3>(product, m, panel, floats),
-        4 => tile_floats::<4>(product, m, panel, floats),
-        5 => tile_floats::<5>(product, m, panel, floats),
-        6 => tile_floats::<6>(product, m, panel, floats),
-        7 => tile_floats::<7>(product, m, panel, floats),
-        8 => tile_floats::<8>(product, m, panel, floats),
-        9 => tile_floats::<9>(product, m, panel, floats),
-        10 => tile_floats::<10>(product, m, panel, floats),
-        _ => tile_floats::<11>(product, m, panel, floats),
+    for (row, sums) in sums.as_chunks::<PANEL>().0.iter().enumerate() {
+        store(product, row, panel, sums);
     }
 }
 
-/// R rows × 32 outputs over a decoded panel.
+/// Picks the tile kernel for as many rows as there are sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-fn tile_floats<const R: usize>(product: &Product<'_>, first: usize, panel: usize, floats: &[f32]) {
-    let x = product.x;
-    let mut sums = [[_mm512_setzero_ps(); 2]; R];
-    let inputs: [&[f32]; R] = std::array::from_fn(|r| &x.floats[(first + r) * x.cols..][..x.cols]);
-    for (pair, weights) in floats.chunks_exact(64).enumerate() {
-        for odd in [1, 0] {
-            let at = weights[(1 - odd) * 32..].as_ptr();
-            // SAFETY: 32 weights of one input; the input is below the columns of each row.
-            unsafe {
+fn tile_of(x: &Acts, first: usize, start: usize, floats: &[f32], sums: &mut [f32]) {
+    match sums.len() / PANEL {
+        1 => tile_floats::<1>(x, first, start, floats, sums),
+        2 => tile_floats::<2>(x, first, start, floats, sums),
+        3 => tile_floats::<3>(x, first, start, floats, sums),
+        4 => tile_floats::<4>(x, first, start, floats, sums),
+        5 => tile_floats::<5>(x, first, start, floats, sums),
+        6 => tile_floats::<6>(x, first, start, floats, sums),
+        7 => tile_floats::<7>(x, first, start, floats, sums),
+        8 => tile_floats::<8>(x, first, start, floats, sums),
+        9 => tile_floats::<9>(x, first, start, floats, sums),
+        10 => tile_floats::<10>(x, first, start, floats, sums),
+        11 => tile_floats::<11>(x, first, start, floats, sums),
+        _ => tile_floats::<TILE_ROWS>(x, first, start, floats, sums),
+    }
+}
+
+/// R rows × 32 outputs over some decoded pairs, from the `start`-th of the rows on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+fn tile_floats<const R: usize>(x: &Acts, first: usize, start: usize, floats: &[f32], sums: &mut [f32]) {
+    assert_eq!(sums.len(), R * PANEL, "32 sums a row");
+    let depth = floats.len() / PANEL;
+    let inputs: [&[f32]; R] = std::array::from_fn(|r| &x.floats[(first + r) * x.cols + start * 2..][..depth]);
+    let mut totals = [[_mm512_setzero_ps(); 2]; R];
+    // SAFETY: each row has 32 sums; a pair of `floats` is 64 weights, and its two inputs are below `depth`.
+    unsafe {
+        for r in 0..R {
+            let at = sums.as_ptr().add(r * PANEL);
+            totals[r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+        }
+        for (pair, weights) in floats.chunks_exact(64).enumerate() {
+            for odd in [1, 0] {
+                let at = weights.as_ptr().add((1 - odd) * 32);
                 let w = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
                 for r in 0..R {
                     let value = _mm512_set1_ps(*inputs[r].as_ptr().add(pair * 2 + odd));
-                    sums[r][0] = _mm512_fmadd_ps(w[0], value, sums[r][0]);
-                    sums[r][1] = _mm512_fmadd_ps(w[1], value, sums[r][1]);
+                    totals[r][0] = _mm512_fmadd_ps(w[0], value, totals[r][0]);
+                    totals[r][1] = _mm512_fmadd_ps(w[1], value, totals[r][1]);
                 }
             }
         }
-    }
-    for (r, halves) in sums.iter().enumerate() {
-        store_halves(product, first + r, panel, halves);
+        for r in 0..R {
+            let at = sums.as_mut_ptr().add(r * PANEL);
+            _mm512_storeu_ps(at, totals[r][0]);
+            _mm512_storeu_ps(at.add(16), totals[r][1]);
+        }
     }
 }
 

@@ -13,6 +13,19 @@ use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed};
 use super::{Acts, Cpu, Floats, Parts};
 
+/// Floats of scratch that a product of so many rows needs.
+pub(super) fn scratch_floats(rows: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        avx512::scratch_floats(rows)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = rows;
+        0
+    }
+}
+
 /// One call's operands, shared by all threads.
 struct Product<'a> {
     x: &'a Acts,
@@ -26,7 +39,7 @@ pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(w.input % 2, 0, "an even number of input features");
     let product = Product { x, w, out: Parts::new(out.resize(x.rows)) };
     cpu.pool.split(w.panels(), |thread, panels| {
-        let scratch = &mut cpu.scratch(thread).panel;
+        let scratch = &mut cpu.scratch(thread).product;
         match cpu.isa.isa() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `Checked` Avx512 was detected on this machine.
