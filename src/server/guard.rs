@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
+use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -19,18 +20,33 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::HttpLimits;
 
-/// Requests of one connection whose response is not complete.
+/// What a connection's socket must know of its requests.
 #[derive(Clone, Default)]
-pub struct Link(Arc<AtomicUsize>);
+pub struct Link(Arc<Requests>);
+
+#[derive(Default)]
+struct Requests {
+    /// Requests whose head has been read.
+    begun: AtomicUsize,
+    /// Those whose response is not complete.
+    open: AtomicUsize,
+    /// Who reads the socket: its rest begins when the last response is complete, which nothing else may tell it.
+    reader: AtomicWaker,
+}
 
 impl Link {
     fn busy(&self) -> bool {
-        self.0.load(Ordering::Acquire) > 0
+        self.0.open.load(Ordering::Acquire) > 0
+    }
+
+    fn begun(&self) -> usize {
+        self.0.begun.load(Ordering::Acquire)
     }
 
     /// Counts a request here and in the server's account for as long as the result lives.
     pub fn begin(&self, open: &watch::Sender<usize>) -> Busy {
-        self.0.fetch_add(1, Ordering::AcqRel);
+        self.0.begun.fetch_add(1, Ordering::AcqRel);
+        self.0.open.fetch_add(1, Ordering::AcqRel);
         open.send_modify(|open| *open += 1);
         Busy { link: self.clone(), open: open.clone() }
     }
@@ -44,7 +60,8 @@ pub struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.link.0.fetch_sub(1, Ordering::AcqRel);
+        self.link.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.link.0.reader.wake();
         self.open.send_modify(|open| *open -= 1);
     }
 }
@@ -93,8 +110,8 @@ pub struct Guarded {
     read_timer: Option<Pin<Box<Sleep>>>,
     /// Whether bytes of a head have come.
     head_begun: bool,
-    /// Whether there has been a request.
-    used: bool,
+    /// The requests whose heads are no concern of `read_timer` any more.
+    seen: usize,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
 }
@@ -110,7 +127,7 @@ impl Guarded {
             write_stall: limits.write_stall,
             read_timer: None,
             head_begun: false,
-            used: false,
+            seen: 0,
             write_timer: None,
         }
     }
@@ -140,9 +157,14 @@ impl AsyncRead for Guarded {
         let this = self.get_mut();
         let before = buf.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let begun = this.link.begun();
+        if begun != this.seen {
+            (this.seen, this.read_timer, this.head_begun) = (begun, None, false);
+        }
+        this.link.0.reader.register(cx.waker());
         if this.link.busy() {
             // The body's reader has its own deadline.
-            (this.read_timer, this.head_begun, this.used) = (None, false, true);
+            this.read_timer = None;
             return result;
         }
         if result.is_ready() {
@@ -153,7 +175,7 @@ impl AsyncRead for Guarded {
             }
             return result;
         }
-        let rest = if this.used { this.idle_timeout } else { this.head_timeout };
+        let rest = if this.seen > 0 { this.idle_timeout } else { this.head_timeout };
         Self::overdue(&mut this.read_timer, rest, cx).map(Err)
     }
 }

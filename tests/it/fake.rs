@@ -100,6 +100,21 @@ fn next(history: &[u32], sampling: &SamplingParams, generated: usize, vocab: usi
     token
 }
 
+/// Repeats the prompt, without a first token of `skip`, and then itself, for ever.
+fn parrot(history: &[u32], generated: usize, skip: u32) -> u32 {
+    history[generated + usize::from(history[0] == skip)]
+}
+
+/// A parrot's score: of the candidates the even ids prefer themselves, the odd ones their successor.
+fn parrot_score(token: u32, alternatives: u8, vocab: usize) -> TokenLogprob {
+    let (next, sure) = ((token + 1) % vocab as u32, token.is_multiple_of(2));
+    let (logprob, other): (f32, f32) = if sure { (-0.25, -1.75) } else { (-1.5, -0.3) };
+    let mut top = vec![(token, logprob), (next, other)];
+    top.sort_by(|a, b| b.1.total_cmp(&a.1));
+    top.truncate(alternatives.into());
+    TokenLogprob { token, logprob, top }
+}
+
 fn score(history: &[u32], token: u32) -> TokenLogprob {
     TokenLogprob { token, logprob: -((hash(history, u64::from(token)) % 1000) as f32), top: Vec::new() }
 }
@@ -111,6 +126,8 @@ pub struct FakeModel {
     blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
     slots: Vec<Option<SlotState>>,
     poison: Option<u32>,
+    /// Set where the model repeats its prompt: the token that it leaves out at its beginning.
+    parrot: Option<u32>,
     steps: u64,
 }
 
@@ -128,6 +145,7 @@ impl FakeModel {
             blocks: vec![[None; BLOCK_TOKENS]; config.num_blocks],
             slots: (0..config.max_num_seqs).map(|_| None).collect(),
             poison: None,
+            parrot: None,
             steps: 0,
         }
     }
@@ -181,15 +199,24 @@ impl FakeModel {
             return RowOutput { non_finite: true, ..RowOutput::default() };
         }
         let after = |i: usize| &history[..row.position as usize + i + 1];
-        let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token)).collect();
+        let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
+        let (parrots, vocab) = (self.parrot, self.vocab);
+        let asked = slot.start.prompt_logprobs.unwrap_or(0);
+        let score = |history: &[u32], token: u32, alternatives: u8| match parrots {
+            Some(_) => parrot_score(token, alternatives, vocab),
+            None => score(history, token),
+        };
+        let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
         if !row.sample {
             return RowOutput { scores, ..RowOutput::default() };
         }
-        let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
         let generated = history.len() - slot.start.prompt_len;
-        let token = next(&history, &slot.start.sampling, generated, self.vocab);
+        let token = match self.parrot {
+            Some(skip) => parrot(&history, generated, skip),
+            None => next(&history, &slot.start.sampling, generated, self.vocab),
+        };
         slot.last = Some((token, step));
-        let logprob = slot.start.sampling.logprobs.map(|_| score(&history, token));
+        let logprob = slot.start.sampling.logprobs.map(|k| score(&history, token, k));
         RowOutput { token: Some(token), logprob, scores, non_finite: false }
     }
 }
@@ -246,6 +273,12 @@ impl FakeExecutor {
     /// A sequence that contains this token computes NaN from there on.
     pub fn poison(mut self, token: u32) -> Self {
         self.model.poison(token);
+        self
+    }
+
+    /// The answer is the prompt, over and over, without a first token of `skip`.
+    pub fn parrot(mut self, skip: u32) -> Self {
+        self.model.parrot = Some(skip);
         self
     }
 

@@ -1,0 +1,76 @@
+//! Clients that leave or do not read: their blocks are free, and nobody else is held up.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::client::{Connection, post};
+use super::house::{BOS, Plan, chat_body, config, merged, metric};
+use crate::fake::FakeExecutor;
+
+/// Long enough not to end by itself, slow enough to be caught running.
+fn endless(more: Value) -> Value {
+    chat_body("abc", merged(json!({ "ignore_eos": true }), more))
+}
+
+fn slow() -> FakeExecutor {
+    FakeExecutor::new(&config()).parrot(BOS).delay(Duration::from_millis(5))
+}
+
+#[tokio::test]
+async fn leaving_frees_the_blocks_streaming_or_not() {
+    let house = Plan::new().over(slow());
+    for more in [json!({ "stream": true }), json!({ "stream": true, "n": 3 }), json!({}), json!({ "n": 3 })] {
+        let sequences = more["n"].as_u64().unwrap_or(1) as usize;
+        let mut connection = Connection::open(house.address).await;
+        let body = endless(more).to_string();
+        connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+        house.until(|stats| stats.counts.running == sequences).await;
+        let before = house.engine.stats().counts.generated_tokens;
+        drop(connection);
+        house.until_empty().await;
+        let after = house.engine.stats().counts.generated_tokens - before;
+        assert!(after < 400 * sequences as u64, "ended by leaving, not by length: {after}");
+    }
+    let metrics = house.get("/metrics").await;
+    let aborted = metric(metrics.text(), "vllm:request_success_total", &["finished_reason=\"abort\""]);
+    assert_eq!(aborted, 8.0);
+}
+
+#[tokio::test]
+async fn a_stop_string_ends_the_work_at_once() {
+    let house = Plan::new().over(slow());
+    let body = endless(json!({ "stop": "bc", "n": 2 }));
+    let reply = post(house.address, "/v1/chat/completions", &body).await;
+    assert_eq!(reply.json()["choices"][1]["message"]["content"], "a");
+    house.until_empty().await;
+    let generated = house.engine.stats().counts.generated_tokens;
+    assert!(generated < 50, "{generated} tokens for an answer of one");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off_and_holds_nobody_up() {
+    let mut plan = Plan::new();
+    plan.config.max_model_len = 4096;
+    plan.settings.http.write_stall = Duration::from_millis(200);
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS);
+    let house = plan.over(executor);
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(house.address).await.expect("the server listens");
+        // So many choices that their events overflow every buffer on the way.
+        let body =
+            endless(json!({ "stream": true, "n": 2, "logprobs": true, "top_logprobs": 2 })).to_string();
+        let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
+        stalled.push(stream);
+    }
+    let beside = house.chat("abcdef", json!({})).await;
+    assert_eq!(beside.json()["choices"][0]["message"]["content"], "abcdef");
+    house.until_empty().await;
+    let mut opened = Connection::open(house.address).await;
+    opened.request("GET", "/health", &[], b"").await;
+    assert_eq!(opened.reply().await.status, 200);
+}

@@ -1,0 +1,198 @@
+//! A client of HTTP/1.1 that hides nothing: status, headers, body, and whether the body came to its end.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Nothing in these tests takes as long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A response.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    /// False where the connection ended before the body did.
+    pub complete: bool,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("bodies are UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
+    }
+
+    /// The data of each event.
+    pub fn events(&self) -> Vec<String> {
+        let text = self.text();
+        assert!(text.is_empty() || text.ends_with("\n\n"), "events end with an empty line: {text:?}");
+        let data =
+            |event: &str| event.strip_prefix("data: ").expect("an event is one line of data").to_owned();
+        text.split_terminator("\n\n").map(data).collect()
+    }
+
+    /// The events that are JSON, in order.
+    pub fn chunks(&self) -> Vec<Value> {
+        let json = self.events().into_iter().filter(|data| data != "[DONE]");
+        json.map(|data| serde_json::from_str(&data).expect("an event is JSON")).collect()
+    }
+
+    /// status, error.code, error.param; an error that lacks one of its four keys is none.
+    pub fn error(&self) -> (u16, Option<String>, Option<String>) {
+        let json = self.json();
+        let error = json["error"].as_object().unwrap_or_else(|| panic!("no error in {json}"));
+        for key in ["message", "type", "param", "code"] {
+            assert!(error.contains_key(key), "no {key} in {json}");
+        }
+        assert!(error["message"].is_string() && error["type"].is_string(), "{json}");
+        let text = |key: &str| error[key].as_str().map(str::to_owned);
+        (self.status, text("code"), text("param"))
+    }
+}
+
+/// A connection.
+pub struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("the server listens");
+        Self { stream, buffer: Vec::new() }
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
+    pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: here\r\n");
+        if method == "POST" || !body.is_empty() {
+            head += &format!("content-length: {}\r\n", body.len());
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        let bytes = [head.as_bytes(), b"\r\n", body].concat();
+        // A server that refuses a large request may hang up before it has read it all.
+        let _refused = self.write(&bytes).await;
+    }
+
+    /// Reads more; false at the end of the connection.
+    async fn more(&mut self) -> bool {
+        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
+        matches!(read.expect("the server answers in time"), Ok(1..))
+    }
+
+    /// Reads until the other side hangs up, and returns what came.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        while self.more().await {}
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Reads until the bytes that came contain this text, and takes all up to its end.
+    pub async fn until(&mut self, text: &str) -> String {
+        loop {
+            if let Some(at) = find(&self.buffer, text.as_bytes()) {
+                let taken: Vec<u8> = self.buffer.drain(..at + text.len()).collect();
+                return String::from_utf8_lossy(&taken).into_owned();
+            }
+            let come = String::from_utf8_lossy(&self.buffer).into_owned();
+            assert!(self.more().await, "the connection ended without {text:?}: {come}");
+        }
+    }
+
+    /// Reads one response.
+    pub async fn reply(&mut self) -> Reply {
+        self.reply_to("GET").await
+    }
+
+    /// Reads the response to a method: HEAD has the headers of a body and none.
+    pub async fn reply_to(&mut self, method: &str) -> Reply {
+        let head = self.until("\r\n\r\n").await;
+        let mut lines = head.trim_end().lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).expect("a status line");
+        let header = |line: &str| {
+            let (name, value) = line.split_once(": ").expect("a header");
+            (name.to_ascii_lowercase(), value.to_owned())
+        };
+        let status = status.parse().expect("a status is a number");
+        let mut reply =
+            Reply { status, headers: lines.map(header).collect(), body: Vec::new(), complete: true };
+        if method == "HEAD" {
+            return reply;
+        }
+        if reply.header("transfer-encoding") == Some("chunked") {
+            reply.complete = self.chunked(&mut reply.body).await;
+        } else {
+            let length = reply.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+            while self.buffer.len() < length && self.more().await {}
+            reply.complete = self.buffer.len() >= length;
+            let taken = length.min(self.buffer.len());
+            reply.body = self.buffer.drain(..taken).collect();
+        }
+        reply
+    }
+
+    /// Reads chunks; false if they broke off.
+    async fn chunked(&mut self, body: &mut Vec<u8>) -> bool {
+        loop {
+            let Some(line) = find(&self.buffer, b"\r\n") else {
+                if self.more().await {
+                    continue;
+                }
+                return false;
+            };
+            let text = std::str::from_utf8(&self.buffer[..line]).expect("a length");
+            let length = usize::from_str_radix(text, 16).expect("a length in hexadecimal");
+            while self.buffer.len() < line + 2 + length + 2 {
+                if !self.more().await {
+                    return false;
+                }
+            }
+            body.extend_from_slice(&self.buffer[line + 2..line + 2 + length]);
+            self.buffer.drain(..line + 2 + length + 2);
+            if length == 0 {
+                return true;
+            }
+        }
+    }
+}
+
+fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text)
+}
+
+/// One request on a connection of its own.
+pub async fn send(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Reply {
+    let mut connection = Connection::open(address).await;
+    connection.request(method, path, headers, body).await;
+    connection.reply_to(method).await
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> Reply {
+    send(address, "GET", path, &[], b"").await
+}
+
+pub async fn post(address: SocketAddr, path: &str, body: &Value) -> Reply {
+    send(address, "POST", path, &[("content-type", "application/json")], body.to_string().as_bytes()).await
+}

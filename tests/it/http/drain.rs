@@ -1,0 +1,104 @@
+//! The shutdown, step by step.
+
+use std::time::Duration;
+
+use octant::server::{DrainTimes, Ended};
+use serde_json::json;
+
+use super::client::Connection;
+use super::house::{BOS, House, Plan, chat_body};
+use crate::fake::FakeExecutor;
+
+/// Steps of 10 ms, so that a stream of `running` takes about a second and a half.
+fn house(grace: u64, timeout: u64) -> House {
+    let mut plan = Plan::new();
+    plan.times = DrainTimes { grace: Duration::from_millis(grace), timeout: Duration::from_millis(timeout) };
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(10));
+    plan.over(executor)
+}
+
+async fn running(house: &House) -> Connection {
+    let mut connection = Connection::open(house.address).await;
+    let body = chat_body("abc", json!({ "stream": true, "ignore_eos": true, "max_tokens": 140 })).to_string();
+    connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    connection.until("\r\n\r\n").await;
+    connection
+}
+
+async fn until_status(house: &House, path: &str, status: u16) {
+    let end = tokio::time::Instant::now() + Duration::from_secs(10);
+    while house.get(path).await.status != status {
+        assert!(tokio::time::Instant::now() < end, "{path} never got to {status}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn readiness_goes_first_then_new_requests_then_the_last_stream_ends_well() {
+    let house = house(400, 10_000);
+    let mut stream = running(&house).await;
+    assert_eq!(house.get("/health/ready").await.status, 200);
+    house.signals.send(()).await.expect("the server runs");
+    until_status(&house, "/health/ready", 503).await;
+    assert_eq!(house.get("/health/live").await.status, 200, "leaving is not dying");
+    // In the grace period requests are taken as before.
+    let mut late = running(&house).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let refused = house.chat("abc", json!({ "stream": true })).await;
+    assert_eq!(refused.error(), (503, Some("draining".into()), None));
+    assert_eq!((refused.header("retry-after"), refused.header("connection")), (Some("1"), Some("close")));
+    assert_eq!(house.get("/health/ready").await.status, 503);
+    for connection in [&mut stream, &mut late] {
+        let text = connection.until("data: [DONE]\n\n").await;
+        assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
+    }
+    assert_eq!(house.served.await.expect("it ends"), Ended::Drained);
+}
+
+#[tokio::test]
+async fn what_outlasts_the_timeout_gets_an_error_in_its_stream() {
+    let house = house(0, 50);
+    let mut stream = Connection::open(house.address).await;
+    let endless = json!({ "stream": true, "ignore_eos": true });
+    let body = chat_body("abc", endless).to_string();
+    stream.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    let mut plain = Connection::open(house.address).await;
+    let body = chat_body("abc", json!({ "ignore_eos": true })).to_string();
+    plain.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    house.until(|stats| stats.counts.running == 2).await;
+    house.signals.send(()).await.expect("the server runs");
+    let (stream, plain) = (stream.reply().await, plain.reply().await);
+    assert_eq!((stream.status, stream.complete), (200, false));
+    let last = stream.events().pop().expect("events");
+    assert!(
+        last.starts_with(
+            "{\"error\":{\"message\":\"The engine is unavailable: the server is shutting down\""
+        ),
+        "{last}"
+    );
+    assert_eq!(plain.error(), (503, Some("engine_unavailable".into()), None));
+    assert_eq!(house.served.await.expect("it ends"), Ended::Cut(2));
+    tokio::task::spawn_blocking(|| house.thread.join()).await.expect("joined").expect("no failure");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let house = house(60_000, 60_000);
+    let _running = running(&house).await;
+    house.signals.send(()).await.expect("the server runs");
+    until_status(&house, "/health/ready", 503).await;
+    house.signals.send(()).await.expect("the server runs");
+    assert_eq!(house.served.await.expect("it ends"), Ended::Forced);
+}
+
+#[tokio::test]
+async fn resting_connections_do_not_hold_a_shutdown_up() {
+    let house = house(0, 60_000);
+    let mut resting = Connection::open(house.address).await;
+    resting.request("GET", "/version", &[], b"").await;
+    assert_eq!(resting.reply().await.status, 200);
+    house.signals.send(()).await.expect("the server runs");
+    let ended = tokio::time::timeout(Duration::from_secs(5), house.served).await;
+    assert_eq!(ended.expect("soon").expect("it ends"), Ended::Drained);
+    assert!(resting.rest().await.is_empty());
+}

@@ -1,0 +1,112 @@
+//! What a client gets when the engine cannot go on, or cannot take it.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::client::Connection;
+use super::house::{BOS, Plan, chat_body, config};
+use crate::fake::FakeExecutor;
+
+/// A token that makes the fake model compute NaN.
+const POISON: u32 = b'!' as u32;
+
+fn poisoned() -> FakeExecutor {
+    FakeExecutor::new(&config()).parrot(BOS).poison(POISON)
+}
+
+#[tokio::test]
+async fn a_request_that_fails_is_a_500_that_says_not_to_retry() {
+    let house = Plan::new().over(poisoned());
+    let reply = house.chat("abc!", json!({})).await;
+    assert_eq!(reply.error(), (500, None, None));
+    assert_eq!(reply.header("x-should-retry"), Some("false"));
+    assert_eq!(reply.json()["error"]["type"], "server_error");
+    assert_eq!(house.chat("abc", json!({})).await.status, 200, "its neighbours go on");
+    assert_eq!(house.get("/health/ready").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
+    // The poison is not in the prompt: it comes up after three steps, as the third generated token's id.
+    let (executor, permits) =
+        FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost").gated();
+    let house = Plan::new().over(executor);
+    let mut connection = Connection::open(house.address).await;
+    let body = chat_body("abcdef", json!({ "stream": true, "n": 2 })).to_string();
+    connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    house.until(|stats| stats.counts.running > 0).await;
+    drop(permits);
+    let reply = connection.reply().await;
+    assert_eq!((reply.status, reply.complete), (200, false));
+    let events = reply.events();
+    let last: serde_json::Value = serde_json::from_str(events.last().expect("events")).expect("JSON");
+    let expected = json!({ "error": {
+        "message": "The engine is unavailable: the device is lost",
+        "type": "server_error", "param": null, "code": "engine_unavailable",
+    } });
+    assert_eq!(last, expected);
+    assert!(
+        !reply.text().contains("[DONE]") && !reply.text().contains("\"finish_reason\":\""),
+        "{}",
+        reply.text()
+    );
+    // From here on there is no engine, and everything says so.
+    let after = house.chat("abc", json!({})).await;
+    assert_eq!(after.error(), (503, Some("engine_unavailable".into()), None));
+    assert_eq!(after.header("retry-after"), Some("1"));
+    for path in ["/health", "/health/live", "/health/ready"] {
+        let health = house.get(path).await;
+        assert_eq!(health.status, 503);
+        assert_eq!(health.json()["reason"], "the engine has failed: the device is lost");
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
+    let mut plan = Plan::new();
+    (plan.config.max_num_seqs, plan.config.max_queue_requests) = (1, 1);
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
+    let house = plan.over(executor);
+    let mut held = Vec::new();
+    for i in 0..2 {
+        let mut connection = Connection::open(house.address).await;
+        let body = chat_body("abc", json!({ "stream": true, "ignore_eos": true })).to_string();
+        connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+        connection.until("\r\n\r\n").await;
+        house.until(|stats| (stats.counts.running, stats.counts.waiting) == (1, i)).await;
+        held.push(connection);
+    }
+    for more in [json!({ "stream": true }), json!({})] {
+        let reply = house.chat("abc", more).await;
+        assert_eq!(reply.error(), (429, Some("queue_full".into()), None));
+        assert_eq!((reply.header("retry-after"), reply.header("retry-after-ms")), (Some("1"), Some("1000")));
+        assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
+    }
+    assert_eq!(house.get("/health").await.status, 200, "a queue that is full is no illness");
+    drop(held);
+    house.until_empty().await;
+    assert_eq!(house.chat("abc", json!({})).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_step_that_hangs_is_seen_and_a_rest_is_not() {
+    let mut plan = Plan::new();
+    plan.settings.stalled_after = Duration::from_millis(100);
+    let (executor, permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
+    let house = plan.over(executor);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(house.get("/health/live").await.status, 200, "idle is alive");
+    let mut connection = Connection::open(house.address).await;
+    let body = chat_body("abc", json!({})).to_string();
+    connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    house.until(|stats| stats.pending()).await;
+    assert_eq!(house.get("/health/live").await.status, 200, "a step may take its time");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for path in ["/health/live", "/health/ready"] {
+        assert_eq!(house.get(path).await.status, 503);
+    }
+    drop(permits);
+    assert_eq!(connection.reply().await.status, 200);
+    assert_eq!(house.get("/health/live").await.status, 200);
+}

@@ -1,0 +1,193 @@
+//! A server to test: a tokenizer of single bytes, an engine over a fake executor that repeats its prompt, and the
+//! real front end on a port of its own.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use octant::engine::{Engine, EngineHandle, EngineThread, Stats};
+use octant::generation::{ChatTemplate, Generator, Tokenizer};
+use octant::scheduler::SchedulerConfig;
+use octant::server::{DrainTimes, Ended, ServerState, Settings, bind, serve};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::client::{self, Reply};
+use crate::fake::FakeExecutor;
+
+pub const EOS: u32 = 257;
+pub const BOS: u32 = 258;
+/// Ids of the tokenizer; the model has a few rows more, as padding.
+pub const VOCAB: usize = 260;
+pub const PADDED_VOCAB: usize = 264;
+
+/// The messages' text, and the end: what the parrot makes of it is the text as an answer.
+const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|>";
+
+/// How a house is built.
+pub struct Plan {
+    pub config: SchedulerConfig,
+    pub settings: Settings,
+    pub times: DrainTimes,
+}
+
+impl Plan {
+    pub fn new() -> Self {
+        let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
+        Self { config: config(), settings: Settings::new("parrot", vec![EOS]), times }
+    }
+
+    /// Opens the house over an executor.
+    pub fn over(self, executor: FakeExecutor) -> House {
+        let (engine, thread) = Engine::start(self.config, 2, Box::new(executor));
+        let tokenizer = Arc::new(tokenizer());
+        let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
+        let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
+        let state = ServerState::new(generator, self.settings);
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+        let address = listener.local_addr().expect("it is bound");
+        let (signals, receiver) = mpsc::channel(4);
+        let served = tokio::spawn(serve(listener, state, receiver, self.times));
+        House { address, engine, thread, signals, served }
+    }
+
+    /// Opens the house over a parrot.
+    pub fn open(self) -> House {
+        let executor = FakeExecutor::new(&self.config).parrot(BOS);
+        self.over(executor)
+    }
+}
+
+/// A running server.
+pub struct House {
+    pub address: SocketAddr,
+    pub engine: EngineHandle,
+    pub thread: EngineThread,
+    pub signals: mpsc::Sender<()>,
+    pub served: JoinHandle<Ended>,
+}
+
+pub fn config() -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 128,
+        max_model_len: 512,
+        num_blocks: 64,
+        vocab_size: PADDED_VOCAB,
+        max_queue_requests: 64,
+        max_queue_tokens: 65_536,
+        prefix_caching: true,
+    }
+}
+
+impl House {
+    pub async fn get(&self, path: &str) -> Reply {
+        client::get(self.address, path).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Reply {
+        client::post(self.address, path, &body).await
+    }
+
+    /// A chat of one message, with more fields.
+    pub async fn chat(&self, text: &str, more: Value) -> Reply {
+        self.post("/v1/chat/completions", chat_body(text, more)).await
+    }
+
+    /// A text completion, with more fields.
+    pub async fn complete(&self, prompt: impl Into<Value>, more: Value) -> Reply {
+        let body = merged(json!({ "model": "parrot", "prompt": prompt.into() }), more);
+        self.post("/v1/completions", body).await
+    }
+
+    /// Waits until the engine's stats are as wanted.
+    pub async fn until(&self, wanted: impl Fn(&Stats) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            let stats = self.engine.stats();
+            if wanted(&stats) {
+                return;
+            }
+            assert!(Instant::now() < end, "the stats did not get there: {stats:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until nothing runs, waits or holds a block.
+    pub async fn until_empty(&self) {
+        self.until(|stats| {
+            stats.counts.running + stats.counts.waiting + stats.counts.blocks_used == 0 && !stats.pending()
+        })
+        .await;
+    }
+}
+
+pub fn chat_body(text: &str, more: Value) -> Value {
+    merged(json!({ "model": "parrot", "messages": [{ "role": "user", "content": text }] }), more)
+}
+
+pub fn merged(mut body: Value, more: Value) -> Value {
+    let fields = body.as_object_mut().expect("a body is an object");
+    fields.extend(more.as_object().expect("more fields are an object").clone());
+    body
+}
+
+/// Ids 0 to 255 are the bytes, 256 is "ll", and there are three special tokens.
+pub fn tokenizer() -> Tokenizer {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    write_tokenizer(dir.path());
+    Tokenizer::from_dir(dir.path()).expect("the tokenizer is sound")
+}
+
+fn write_tokenizer(dir: &Path) {
+    let mut vocab = serde_json::Map::new();
+    for (id, letter) in byte_letters().into_iter().enumerate() {
+        vocab.insert(letter.to_string(), id.into());
+    }
+    vocab.insert("ll".to_owned(), 256.into());
+    let special = |id: u32, content: &str| {
+        json!({ "id": id, "content": content, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
+    };
+    let bos = json!({ "SpecialToken": { "id": "<|bos|>", "type_id": 0 } });
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [special(EOS, "<|eos|>"), special(BOS, "<|bos|>"), special(259, "<|turn|>")],
+        "normalizer": null,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [bos, { "Sequence": { "id": "A", "type_id": 0 } }],
+            "pair": [bos, { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "special_tokens": { "<|bos|>": { "id": "<|bos|>", "ids": [BOS], "tokens": ["<|bos|>"] } },
+        },
+        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                   "vocab": vocab, "merges": [["l", "l"]] },
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("it can be written");
+    let config = json!({ "bos_token": "<|bos|>", "eos_token": "<|eos|>" });
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).expect("it can be written");
+}
+
+/// The letter that stands for each byte in a byte-level vocabulary.
+fn byte_letters() -> Vec<char> {
+    let shown = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut hidden = 256..;
+    let letter = |byte: u32| if shown(byte) { byte } else { hidden.next().expect("there is no last number") };
+    (0..256).map(letter).map(|code| char::from_u32(code).expect("a letter")).collect()
+}
+
+/// The value of the one sample of this name that has all these labels, as `name="value"`.
+pub fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let is_it = |line: &&str| {
+        let rest = line.strip_prefix(name).and_then(|rest| rest.strip_prefix('{'));
+        rest.is_some_and(|rest| labels.iter().all(|label| rest.contains(label)))
+    };
+    let lines: Vec<&str> = text.lines().filter(is_it).collect();
+    assert_eq!(lines.len(), 1, "{name} {labels:?}: {lines:?}");
+    lines[0].rsplit(' ').next().and_then(|value| value.parse().ok()).expect("a sample ends with its value")
+}

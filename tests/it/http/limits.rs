@@ -1,0 +1,230 @@
+//! Malformed, oversized and lingering requests, each beside an innocent stream that must come out as it does alone.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::client::{Connection, send};
+use super::house::{BOS, House, Plan, chat_body, config};
+use crate::fake::FakeExecutor;
+
+const CHAT: &str = "/v1/chat/completions";
+
+async fn post_raw(house: &House, headers: &[(&str, &str)], body: &[u8]) -> super::client::Reply {
+    send(house.address, "POST", CHAT, headers, body).await
+}
+
+/// A house with small limits.
+fn small() -> Plan {
+    let mut plan = Plan::new();
+    let http = &mut plan.settings.http;
+    http.head_timeout = Duration::from_millis(300);
+    http.idle_timeout = Duration::from_millis(900);
+    http.body.deadline = Duration::from_millis(300);
+    http.body.max_bytes = 100_000;
+    plan
+}
+
+#[tokio::test]
+async fn what_is_no_json_is_a_400_with_a_short_text() {
+    let house = Plan::new().open();
+    let deep = |n: usize| [b"[".repeat(n), b"]".repeat(n)].concat();
+    let ignored = [b"{\"ignored\":".to_vec(), deep(10_000), b"}".to_vec()].concat();
+    let cases: Vec<Vec<u8>> = vec![
+        b"".to_vec(),
+        b"{\"model\":".to_vec(),
+        b"{\"a\":\"\xff\"}".to_vec(),
+        b"{\"a\":\"\\ud800\"}".to_vec(),
+        b"{\"temperature\":NaN}".to_vec(),
+        b"{\"temperature\":Infinity}".to_vec(),
+        b"{\"temperature\":1e400}".to_vec(),
+        deep(33),
+        deep(100_000),
+        ignored,
+        [b"{\"n\":".to_vec(), b"1".repeat(1_000_000), b"}".to_vec()].concat(),
+        b"\xef\xbb\xbf{}".to_vec(),
+        b"{} x".to_vec(),
+        b"[]".to_vec(),
+        b"null".to_vec(),
+        b"\"messages\"".to_vec(),
+    ];
+    for body in cases {
+        let reply = post_raw(&house, &[], &body).await;
+        let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
+        assert_eq!(reply.error(), (400, None, None), "{shown}");
+        assert!(reply.body.len() < 500, "{shown}: {}", reply.text());
+    }
+}
+
+#[tokio::test]
+async fn a_body_may_be_32_levels_deep_and_have_brackets_in_strings() {
+    let house = Plan::new().open();
+    let deep = format!("{{\"x\":{}{}}}", "[".repeat(31), "]".repeat(31));
+    let reply = post_raw(&house, &[], deep.as_bytes()).await;
+    assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("messages".into())));
+    let text = "[{\\\"".repeat(500);
+    let body = format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}],\"max_tokens\":1}}");
+    assert_ne!(post_raw(&house, &[], body.as_bytes()).await.status, 500);
+}
+
+#[tokio::test]
+async fn types_and_encodings_of_bodies() {
+    let house = Plan::new().open();
+    let body = chat_body("ab", json!({})).to_string();
+    for kind in ["application/json", "text/plain", "application/x-www-form-urlencoded", ""] {
+        assert_eq!(post_raw(&house, &[("content-type", kind)], body.as_bytes()).await.status, 200, "{kind}");
+    }
+    for header in [
+        ("content-type", "multipart/form-data; boundary=x"),
+        ("content-encoding", "gzip"),
+        ("content-encoding", "br"),
+        ("content-encoding", "zstd"),
+    ] {
+        assert_eq!(
+            post_raw(&house, &[header], body.as_bytes()).await.error(),
+            (415, None, None),
+            "{header:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn bodies_and_heads_have_a_size() {
+    let house = small().open();
+    let body = chat_body(&"x".repeat(200_000), json!({})).to_string();
+    let reply = post_raw(&house, &[], body.as_bytes()).await;
+    assert_eq!(reply.error(), (413, None, None));
+    assert_eq!(reply.header("connection"), Some("close"));
+    let long = "x".repeat(17_000);
+    let many: Vec<(String, String)> = (0..65).map(|i| (format!("x-{i}"), "y".to_owned())).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    for headers in [&[("x-long", &*long)][..], &many] {
+        let reply = send(house.address, "GET", "/version", headers, b"").await;
+        assert_eq!(reply.error(), (431, None, None));
+    }
+    let path = format!("/{}", "x".repeat(17_000));
+    assert_eq!(house.get(&path).await.error().0, 431);
+    let huge = "x".repeat(1 << 20);
+    assert_eq!(send(house.address, "GET", "/version", &[("x-huge", &huge)], b"").await.status, 431);
+}
+
+#[tokio::test]
+async fn a_chunked_body_is_measured_too() {
+    let house = small().open();
+    let mut connection = Connection::open(house.address).await;
+    connection
+        .write(b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await
+        .expect("open");
+    let flood = b"1\r\nx\r\n".repeat(110_000);
+    let _cut_off = connection.write(&flood).await;
+    assert_eq!(connection.reply().await.error(), (413, None, None));
+}
+
+#[tokio::test]
+async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
+    let house = small().open();
+    let begun = Instant::now();
+    let mut silent = Connection::open(house.address).await;
+    let mut partial = Connection::open(house.address).await;
+    partial.write(b"GET /version HTTP/1.1\r\nhost").await.expect("open");
+    let mut slow_body = Connection::open(house.address).await;
+    slow_body
+        .write(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        .await
+        .expect("open");
+    let mut idle = Connection::open(house.address).await;
+    idle.request("GET", "/version", &[], b"").await;
+    assert_eq!(idle.reply().await.status, 200);
+    assert!(silent.rest().await.is_empty() && partial.rest().await.is_empty());
+    let slow = slow_body.reply().await;
+    assert_eq!(slow.error(), (408, Some("deadline_exceeded".into()), None));
+    assert_eq!(slow.header("x-should-retry"), Some("false"));
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+    idle.request("GET", "/version", &[], b"").await;
+    assert_eq!(idle.reply().await.status, 200, "resting is not lingering");
+    assert!(idle.rest().await.is_empty());
+    assert!(begun.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_long_answer_outlasts_the_deadlines_of_requests() {
+    let plan = small();
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(100));
+    let house = plan.over(executor);
+    let answer = house.chat("abcdefghijklm", json!({ "stream": true })).await;
+    assert!(answer.complete && answer.text().contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn requests_follow_one_another_on_a_connection() {
+    let house = Plan::new().open();
+    let mut connection = Connection::open(house.address).await;
+    for text in ["ab", "cd", ""] {
+        let body = chat_body(text, json!({})).to_string();
+        connection.request("POST", CHAT, &[], body.as_bytes()).await;
+        assert_eq!(connection.reply().await.status, if text.is_empty() { 400 } else { 200 });
+    }
+    let two = b"GET /version HTTP/1.1\r\n\r\nGET /health HTTP/1.1\r\n\r\n";
+    connection.write(two).await.expect("open");
+    assert!(connection.reply().await.json()["version"].is_string());
+    assert_eq!(connection.reply().await.json()["reason"], "ok");
+}
+
+#[tokio::test]
+async fn connections_are_counted_and_more_wait() {
+    let mut plan = small();
+    plan.settings.http.max_connections = 2;
+    let house = plan.open();
+    let _first = Connection::open(house.address).await;
+    let _second = Connection::open(house.address).await;
+    // The third is served once the first two have been silent for too long.
+    assert_eq!(house.get("/version").await.status, 200);
+}
+
+/// What no request of another's may change.
+async fn innocent(house: &House) -> String {
+    let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
+    let reply = house.chat("innocent", more).await;
+    assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"));
+    let chunks = reply.chunks().into_iter().map(|chunk| chunk["choices"].to_string());
+    chunks.collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
+    let plan = small();
+    let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
+    let house = plan.over(executor);
+    let alone = innocent(&house).await;
+    house.until_empty().await;
+    let bad = [
+        json!({ "logit_bias": { "261": 1 } }),
+        json!({ "stop_token_ids": [9_999_999], "min_tokens": 5 }),
+        json!({ "n": 1_000_000 }),
+        json!({ "temperature": -1 }),
+        json!({ "messages": [] }),
+        json!({ "max_tokens": 100_000 }),
+        json!({ "top_logprobs": 21, "logprobs": true }),
+        json!({ "stop": "x".repeat(50_000) }),
+        json!({ "model": "x".repeat(50_000) }),
+        json!({ "response_format": { "type": "json_object" } }),
+    ];
+    let trouble = async {
+        for round in 0..5 {
+            for more in &bad {
+                let reply = house.chat("guilty", more.clone()).await;
+                assert!((400..500).contains(&reply.status), "{more}: {}", reply.status);
+            }
+            let mut leaver = Connection::open(house.address).await;
+            let body =
+                chat_body("guilty", json!({ "stream": round % 2 == 0, "n": 3, "seed": 1 })).to_string();
+            leaver.request("POST", CHAT, &[], body.as_bytes()).await;
+            assert_eq!(post_raw(&house, &[], b"{").await.status, 400);
+        }
+    };
+    let (beside, ()) = tokio::join!(innocent(&house), trouble);
+    assert_eq!(beside, alone);
+    house.until_empty().await;
+    assert_eq!(house.get("/health/ready").await.status, 200);
+}

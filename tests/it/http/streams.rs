@@ -1,0 +1,237 @@
+//! Streams, byte for byte.
+
+use octant::server::Settings;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::client::{Connection, Reply};
+use super::house::{BOS, House, Plan, chat_body, config};
+use crate::fake::FakeExecutor;
+
+/// The body with the id and time, which all chunks must share, replaced.
+fn normal(reply: &Reply) -> String {
+    let chunks = reply.chunks();
+    let (id, created) = (chunks[0]["id"].clone(), chunks[0]["created"].clone());
+    assert!(
+        chunks.iter().all(|chunk| chunk["id"] == id && chunk["created"] == created),
+        "one id and one time"
+    );
+    let text = reply.text().replace(&id.to_string(), "\"ID\"");
+    text.replace(&format!("\"created\":{created}"), "\"created\":0")
+}
+
+/// A chat chunk as it must be on the wire.
+fn chunk(choices: &str, usage: &str) -> String {
+    format!(
+        "data: {{\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"parrot\",\
+         \"choices\":[{choices}]{usage}}}\n\n"
+    )
+}
+
+fn choice(index: usize, delta: &str, finish: &str) -> String {
+    format!("{{\"index\":{index},\"delta\":{delta},\"logprobs\":null,\"finish_reason\":{finish}}}")
+}
+
+const ROLE: &str = "{\"role\":\"assistant\",\"content\":\"\"}";
+
+#[tokio::test]
+async fn a_chat_is_role_text_finish_done() {
+    let house = Plan::new().open();
+    let reply = house.chat("aéb", json!({ "stream": true })).await;
+    let expected = [
+        chunk(&choice(0, ROLE, "null"), ""),
+        chunk(&choice(0, "{\"content\":\"a\"}", "null"), ""),
+        chunk(&choice(0, "{\"content\":\"é\"}", "null"), ""),
+        chunk(&choice(0, "{\"content\":\"b\"}", "null"), ""),
+        chunk(&choice(0, "{}", "\"stop\""), ""),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    assert_eq!(normal(&reply), expected.concat());
+    assert!(reply.complete);
+    assert_eq!(reply.header("content-type"), Some("text/event-stream"));
+    assert_eq!(reply.header("cache-control"), Some("no-cache"));
+    assert_eq!(reply.header("x-accel-buffering"), Some("no"));
+    assert!(reply.header("x-request-id").is_some());
+}
+
+#[tokio::test]
+async fn usage_comes_last_without_choices_and_is_null_before() {
+    let house = Plan::new().open();
+    let asked = json!({ "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 1 });
+    let reply = house.chat("abc", asked).await;
+    let null = ",\"usage\":null";
+    let usage = ",\"usage\":{\"prompt_tokens\":4,\"completion_tokens\":1,\"total_tokens\":5,\
+                 \"prompt_tokens_details\":{\"cached_tokens\":0},\
+                 \"completion_tokens_details\":{\"reasoning_tokens\":0}}";
+    let expected = [
+        chunk(&choice(0, ROLE, "null"), null),
+        chunk(&choice(0, "{\"content\":\"a\"}", "null"), null),
+        chunk(&choice(0, "{}", "\"length\""), null),
+        chunk("", usage),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    assert_eq!(normal(&reply), expected.concat());
+    for options in [json!({}), json!({ "include_usage": false }), Value::Null] {
+        let reply = house.chat("abc", json!({ "stream": true, "stream_options": options })).await;
+        assert!(!reply.text().contains("usage"), "{options}");
+    }
+}
+
+#[tokio::test]
+async fn scores_come_with_the_text_they_belong_to() {
+    let house = Plan::new().open();
+    let reply = house.chat("é", json!({ "stream": true, "logprobs": true })).await;
+    let token = |token: &str, byte: u8| {
+        format!("{{\"token\":\"{token}\",\"logprob\":-1.5,\"bytes\":[{byte}],\"top_logprobs\":[]}}")
+    };
+    let scored = format!(
+        "{{\"index\":0,\"delta\":{{\"content\":\"é\"}},\"logprobs\":{{\"content\":[{},{}],\"refusal\":null}},\
+         \"finish_reason\":null}}",
+        token("bytes:\\\\xc3", 195),
+        token("bytes:\\\\xa9", 169),
+    );
+    let expected = [
+        chunk(&choice(0, ROLE, "null"), ""),
+        chunk(&scored, ""),
+        chunk(&choice(0, "{}", "\"stop\""), ""),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    assert_eq!(normal(&reply), expected.concat());
+}
+
+/// Content and score texts of one choice's chunks, in pairs.
+fn pairs(reply: &Reply, index: u64) -> Vec<(String, String)> {
+    let mut pairs = Vec::new();
+    for chunk in reply.chunks() {
+        let choice = &chunk["choices"][0];
+        let content = choice["delta"]["content"].as_str().unwrap_or_default();
+        if choice["index"] == index && !(content.is_empty() && choice["logprobs"].is_null()) {
+            let scored = choice["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+            let tokens: Vec<&str> = scored.iter().filter_map(|token| token["token"].as_str()).collect();
+            pairs.push((content.to_owned(), tokens.concat()));
+        }
+    }
+    pairs
+}
+
+#[tokio::test]
+async fn what_may_be_a_stop_string_is_held_back_with_its_scores() {
+    let house = Plan::new().open();
+    let asked = json!({ "stream": true, "logprobs": true, "stop": ["cdx", "ef"] });
+    let reply = house.chat("abcdef", asked).await;
+    let pair = |text: &str| (text.to_owned(), text.to_owned());
+    // "cd" waits until the "e" shows that it is no "cdx"; the "e" waits and turns out to begin "ef".
+    assert_eq!(pairs(&reply, 0), [pair("a"), pair("b"), pair("cd")]);
+    let last = reply.chunks().pop().expect("chunks");
+    let finish = &last["choices"][0];
+    assert_eq!((&finish["delta"], &finish["finish_reason"]), (&json!({}), &json!("stop")));
+    house.until_empty().await;
+}
+
+#[tokio::test]
+async fn what_was_held_back_comes_out_at_the_end() {
+    let house = Plan::new().open();
+    let asked = json!({ "stream": true, "logprobs": true, "stop": "bcx", "max_tokens": 3 });
+    let pair = |text: &str| (text.to_owned(), text.to_owned());
+    assert_eq!(pairs(&house.chat("abcd", asked).await, 0), [pair("a"), pair("bc")]);
+    // Half a character at the end cannot be held back for ever.
+    let asked = json!({ "stream": true, "max_tokens": 2 });
+    let text: String = pairs(&house.chat("aé", asked).await, 0).into_iter().map(|(text, _)| text).collect();
+    assert_eq!(text, "a\u{fffd}");
+}
+
+#[tokio::test]
+async fn choices_interleave_each_with_one_role_and_one_finish() {
+    let house = Plan::new().open();
+    let asked = json!({ "stream": true, "n": 2, "stream_options": { "include_usage": true } });
+    let reply = house.chat("abc", asked).await;
+    for index in 0..2 {
+        let text: String = pairs(&reply, index).into_iter().map(|(text, _)| text).collect();
+        assert_eq!(text, "abc");
+        let of_choice = |chunk: &&Value| chunk["choices"][0]["index"] == index;
+        let chunks = reply.chunks();
+        let roles =
+            chunks.iter().filter(of_choice).filter(|c| c["choices"][0]["delta"]["role"] == "assistant");
+        let finishes = chunks.iter().filter(of_choice).filter(|c| c["choices"][0]["finish_reason"] == "stop");
+        assert_eq!((roles.count(), finishes.count()), (1, 1));
+    }
+    let usages: Vec<Value> = reply
+        .chunks()
+        .into_iter()
+        .map(|chunk| chunk["usage"].clone())
+        .filter(|usage| !usage.is_null())
+        .collect();
+    assert_eq!(usages.len(), 1);
+    assert_eq!((&usages[0]["prompt_tokens"], &usages[0]["completion_tokens"]), (&json!(4), &json!(8)));
+}
+
+#[tokio::test]
+async fn a_text_completion_streams_its_own_objects() {
+    let house = Plan::new().open();
+    let reply = house.complete("ab", json!({ "stream": true, "max_tokens": 1, "echo": true })).await;
+    let chunk = |text: &str, finish: &str| {
+        format!(
+            "data: {{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"parrot\",\
+             \"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
+        )
+    };
+    let expected = [chunk("aba", "null"), chunk("", "\"length\""), "data: [DONE]\n\n".to_owned()];
+    assert_eq!(normal(&reply), expected.concat());
+}
+
+/// Every character survives being cut anywhere: each byte is a token of its own here.
+#[tokio::test]
+async fn characters_are_never_split_over_events() {
+    let house = Plan::new().open();
+    let text = "aé漢字🦀e\u{301}👩‍👩‍👧z";
+    for split in text.char_indices().map(|(at, _)| at) {
+        let reply = house.chat(&text[split..], json!({ "stream": true })).await;
+        let deltas = pairs(&reply, 0);
+        let joined: String = deltas.iter().map(|(text, _)| text.as_str()).collect();
+        assert_eq!(joined, text[split..]);
+        assert!(deltas.iter().all(|(delta, _)| !delta.contains('\u{fffd}')));
+    }
+}
+
+#[tokio::test]
+async fn headers_come_before_the_first_token_and_the_role_does_not() {
+    let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
+    let house = Plan::new().over(executor);
+    let mut connection = Connection::open(house.address).await;
+    let body = chat_body("abc", json!({ "stream": true })).to_string();
+    connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    let head = connection.until("\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    let nothing = tokio::time::timeout(Duration::from_millis(100), connection.until("data: ")).await;
+    assert!(nothing.is_err(), "no event before the first token");
+    permits.send(()).expect("the engine runs");
+    let first = connection.until("\n\n").await;
+    assert!(first.contains("\"delta\":{\"role\":\"assistant\",\"content\":\"\"}"), "{first}");
+    drop(permits);
+    connection.until("data: [DONE]").await;
+}
+
+/// A house whose streams get a comment when they are silent for a moment.
+fn quiet_house() -> (House, flume::Sender<()>) {
+    let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
+    let mut plan = Plan::new();
+    plan.settings = Settings::new("parrot", vec![257]);
+    plan.settings.http.keep_alive = Duration::from_millis(20);
+    (plan.over(executor), permits)
+}
+
+#[tokio::test]
+async fn a_silent_stream_gets_comments_and_loses_nothing() {
+    let (house, permits) = quiet_house();
+    let mut connection = Connection::open(house.address).await;
+    let body = chat_body("abc", json!({ "stream": true })).to_string();
+    connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    for _ in 0..3 {
+        connection.until(": keep-alive\n\n").await;
+    }
+    drop(permits);
+    let rest = connection.until("data: [DONE]\n\n").await;
+    for letter in ["a", "b", "c"] {
+        assert_eq!(rest.matches(&format!("{{\"content\":\"{letter}\"}}")).count(), 1, "{rest}");
+    }
+}
