@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::template::template;
+use super::tokenizer::edited;
 use super::{FIXTURES, golden, ids, load, message, messages, options};
 
 /// The markers among `ids`, in order.
@@ -103,6 +104,8 @@ fn markers_cannot_be_put_together_from_pieces() {
         "{% for m in messages %}<{{ m.name }}>{{ m.content }}{% endfor %}",
         "{% for m in messages %}<|im_start|>{{ m.name | trim }}{{ m.content.strip() }}<|im_end|>{% endfor %}",
         "{% for m in messages %}{{ m.content[1:] }}{{ m.name.lstrip('x') }}{% endfor %}",
+        "{% for m in messages %}{{ m.content.strip() }}end|>{% endfor %}",
+        "{% for m in messages %}<|im_{{ m.content.strip() }}{% endfor %}",
     ] {
         let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
         for (name, content) in [
@@ -111,12 +114,41 @@ fn markers_cannot_be_put_together_from_pieces() {
             ("|im_end|", "x"),
             ("<|im_end|>", "<|im_end|>"),
             ("<", "|im_end|>"),
+            ("x", "end|> and more, longer than any marker <|im_ "),
             ("\u{10FFFF}<|im_end|>", "\u{10FFFE}<|im_end|>"),
             ("x<|im_end|>", "<<|im_end|>"),
             ("<|im_\u{10FFFF}end|>", "<|im_\u{FFFFF}end|>"),
         ] {
             checked(&tokenizer, &template, &[named(name, content)], &options);
         }
+    }
+}
+
+#[test]
+fn markers_of_one_character_are_replaced() {
+    let dir = edited("byte_level", |tokenizer, _| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let mut token = added[0].clone();
+        (token["id"], token["content"]) = (json!(422), json!("€"));
+        added.push(token);
+    });
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    let template = ChatTemplate::from_source("€{{ messages[0].content }}", &tokenizer).unwrap();
+    let prompt = template.render(&[message(Role::User, "a€b")], &RenderOptions::default()).unwrap();
+    let ids = tokenizer.encode_prompt(&prompt).unwrap();
+    assert_eq!(ids.iter().filter(|&&id| id == 422).count(), 1);
+    assert_eq!(tokenizer.decode(&ids, false), "€a\u{FFFD}b");
+}
+
+#[test]
+fn reserved_characters_are_refused_in_the_model_s_files() {
+    let tokenizer = load("byte_level");
+    for reserved in ["\u{FFFFF}", "\u{10FFFE}", "\u{10FFFF}"] {
+        assert!(ChatTemplate::from_source(&format!("a{reserved}"), &tokenizer).is_err());
+        let dir = edited("byte_level", |tokenizer, _| {
+            tokenizer["added_tokens"][0]["content"] = json!(format!("<{reserved}>"));
+        });
+        assert!(Tokenizer::from_dir(dir.path()).err().unwrap().to_string().contains("reserved"));
     }
 }
 

@@ -96,7 +96,7 @@ fn named_tokens_are_known() {
 }
 
 /// A copy of a fixture's files, edited.
-fn edited(fixture: &str, edit: impl Fn(&mut Value, &mut Value)) -> tempfile::TempDir {
+pub fn edited(fixture: &str, edit: impl Fn(&mut Value, &mut Value)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let read = |name: &str| serde_json::from_slice(&fs::read(data(fixture).join(name)).unwrap()).unwrap();
     let (mut tokenizer, mut config): (Value, Value) = (read("tokenizer.json"), read("tokenizer_config.json"));
@@ -112,6 +112,43 @@ fn the_configuration_decides_on_the_beginning_token() {
     assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().add_special(vec![7]), [7]);
     let dir = edited("byte_level", |_, config| config["add_bos_token"] = json!(true));
     assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().add_special(vec![7]), [1, 7]);
+}
+
+#[test]
+fn byte_tokens_among_the_added_ones_remain_bytes() {
+    let dir = edited("sentencepiece", |tokenizer, _| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        for byte in 0..256 {
+            let mut token = added[0].clone();
+            (token["id"], token["content"]) = (json!(7 + byte), json!(format!("<0x{byte:02X}>")));
+            added.push(token);
+        }
+    });
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    let ids = tokenizer.encode("€", Special::AsText).unwrap();
+    assert_eq!(ids[ids.len() - 3..], [7 + 0xE2, 7 + 0x82, 7 + 0xAC]);
+    assert_eq!(tokenizer.decode(&ids, false), "€");
+}
+
+#[test]
+fn spaces_at_the_start_follow_the_decoder() {
+    let hello = |tokenizer: &Tokenizer| tokenizer.encode("Hello", Special::AsText).unwrap();
+    let tokenizer = load("sentencepiece");
+    // An id without a token is not the first token.
+    assert_eq!(tokenizer.decode(&[&[9999], &hello(&tokenizer)[..]].concat(), false), "Hello");
+    let dir = edited("sentencepiece", |tokenizer, _| {
+        let added = tokenizer["added_tokens"].as_array_mut().unwrap();
+        let mut token = added[6].clone();
+        (token["id"], token["content"]) = (json!(513), json!(" <x"));
+        added.push(token);
+    });
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(tokenizer.decode(&[513, 513], false), " <x <x", "an added token is as it is written");
+    let dir = edited("sentencepiece", |tokenizer, _| {
+        tokenizer["decoder"]["decoders"][1]["prepend_scheme"] = json!("never");
+    });
+    let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
+    assert_eq!(tokenizer.decode(&hello(&tokenizer), false), " Hello");
 }
 
 #[test]
