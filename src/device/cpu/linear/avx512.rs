@@ -275,9 +275,8 @@ fn tile_floats<const R: usize>(x: &Acts, first: usize, start: usize, floats: &[f
     let mut totals = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: each row has 32 sums; a pair of `floats` is 64 weights, and its two inputs are below `depth`.
     unsafe {
-        for r in 0..R {
-            let at = sums.as_ptr().add(r * PANEL);
-            totals[r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
+        for (total, sums) in totals.iter_mut().zip(sums.chunks_exact(PANEL)) {
+            *total = [_mm512_loadu_ps(sums.as_ptr()), _mm512_loadu_ps(sums.as_ptr().add(16))];
         }
         for (pair, weights) in floats.chunks_exact(64).enumerate() {
             for odd in [1, 0] {
@@ -290,10 +289,9 @@ fn tile_floats<const R: usize>(x: &Acts, first: usize, start: usize, floats: &[f
                 }
             }
         }
-        for r in 0..R {
-            let at = sums.as_mut_ptr().add(r * PANEL);
-            _mm512_storeu_ps(at, totals[r][0]);
-            _mm512_storeu_ps(at.add(16), totals[r][1]);
+        for (total, sums) in totals.iter().zip(sums.chunks_exact_mut(PANEL)) {
+            _mm512_storeu_ps(sums.as_mut_ptr(), total[0]);
+            _mm512_storeu_ps(sums.as_mut_ptr().add(16), total[1]);
         }
     }
 }
