@@ -1,0 +1,228 @@
+"""The official `openai` client against a server of our own, started here.
+
+    openai_client.py OCTANT_BINARY MODEL_DIRECTORY
+"""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import openai
+from openai import OpenAI
+
+NAME = "demo"
+KEY = "a-key"
+FRUITS = [{"role": "user", "content": "Name three fruits."}]
+TESTS = []
+
+
+def test(function):
+    TESTS.append(function)
+    return function
+
+
+class Server:
+    """A server process on a free port."""
+
+    def __init__(self, binary: str, model: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", NAME]
+        command += ["--api-key", KEY, "--max-num-seqs", "8", "--max-model-len", "1024", "--drain-grace", "1"]
+        self.process = subprocess.Popen(command)
+        self.root = f"http://127.0.0.1:{self.port}"
+        deadline = time.monotonic() + 60
+        while not self.ready():
+            assert self.process.poll() is None, "the server ended while starting"
+            assert time.monotonic() < deadline, "the server is not ready after a minute"
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.root}/health/ready", timeout=2).status == 200
+        except OSError:
+            return False
+
+    def client(self, key: str = KEY) -> OpenAI:
+        return OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def blocks_used(self) -> int:
+        request = urllib.request.Request(f"{self.root}/metrics", headers={"Authorization": f"Bearer {KEY}"})
+        text = urllib.request.urlopen(request, timeout=5).read().decode()
+        return int(float(re.search(r'octant_kv_blocks\{[^}]*state="used"[^}]*\} (\S+)', text).group(1)))
+
+    def wait_for_no_blocks(self) -> None:
+        deadline = time.monotonic() + 5
+        while self.blocks_used() > 0:
+            assert time.monotonic() < deadline, f"{self.blocks_used()} KV blocks still in use"
+            time.sleep(0.02)
+
+
+def chat(client: OpenAI, messages=FRUITS, **more):
+    more.setdefault("temperature", 0)
+    more.setdefault("max_tokens", 24)
+    return client.chat.completions.create(model=NAME, messages=messages, **more)
+
+
+@test
+def answers_a_question(server):
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = chat(server.client(), question)
+    assert "Paris" in answer.choices[0].message.content, answer
+    assert answer.choices[0].finish_reason == "stop"
+    usage = answer.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+@test
+def a_stream_says_the_same_as_a_whole_answer(server):
+    whole = chat(server.client())
+    chunks = list(chat(server.client(), stream=True))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
+    assert [c.choices[0].delta.role for c in chunks if c.choices[0].delta.role] == ["assistant"]
+    finishes = [c for c in chunks if c.choices[0].finish_reason]
+    assert len(finishes) == 1 and finishes[0] is chunks[-1] and finishes[0].choices[0].delta.content is None
+    assert all(c.usage is None for c in chunks)
+
+
+@test
+def usage_comes_last_and_only_if_asked_for(server):
+    chunks = list(chat(server.client(), stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 24
+    assert all(c.usage is None and c.choices for c in chunks[:-1])
+
+
+@test
+def n_choices_differ_and_are_complete(server):
+    answer = chat(server.client(), n=2, temperature=1.0, seed=3)
+    assert [c.index for c in answer.choices] == [0, 1]
+    assert answer.choices[0].message.content != answer.choices[1].message.content
+    assert answer.usage.completion_tokens <= 48
+
+
+@test
+def a_seed_makes_an_answer_repeatable(server):
+    client = server.client()
+    first, again, other = (chat(client, temperature=1.0, seed=s).choices[0].message.content for s in (7, 7, 8))
+    assert first == again
+    assert first != other
+
+
+@test
+def logprobs_carry_the_bytes_of_the_text(server):
+    choice = chat(server.client(), logprobs=True, top_logprobs=3).choices[0]
+    entries = choice.logprobs.content
+    assert bytes(b for e in entries for b in e.bytes).decode() == choice.message.content
+    for entry in entries:
+        assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
+        assert entry.top_logprobs[0].token == entry.token, "greedy takes the most probable"
+
+
+@test
+def a_stop_string_ends_the_answer_before_it(server):
+    whole = chat(server.client()).choices[0].message.content
+    stop = whole[8:12]
+    choice = chat(server.client(), stop=[stop]).choices[0]
+    assert choice.finish_reason == "stop"
+    assert choice.message.content == whole[: whole.index(stop)]
+
+
+@test
+def completions_echo_with_logprobs(server):
+    client = server.client()
+    answer = client.completions.create(
+        model=NAME, prompt="The sky is blue", echo=True, logprobs=1, max_tokens=1, temperature=0
+    )
+    scored = answer.choices[0].logprobs
+    assert answer.choices[0].text.startswith("The sky is blue")
+    assert scored.token_logprobs[0] is None and all(x <= 0 for x in scored.token_logprobs[1:])
+    assert len(scored.tokens) == len(scored.token_logprobs) == len(scored.text_offset)
+    assert "".join(scored.tokens) == answer.choices[0].text
+
+
+@test
+def several_prompts_give_several_choices(server):
+    answer = server.client().completions.create(model=NAME, prompt=["One, two,", "Red,"], max_tokens=4, temperature=0)
+    assert [c.index for c in answer.choices] == [0, 1]
+
+
+@test
+def errors_say_what_is_wrong(server):
+    client = server.client()
+    expect(openai.BadRequestError, None, "temperature", lambda: chat(client, temperature=-1))
+    expect(openai.BadRequestError, None, "tools", lambda: chat(client, tools=[{"type": "function", "function": {"name": "f"}}]))
+    long = [{"role": "user", "content": "word " * 2000}]
+    expect(openai.BadRequestError, "context_length_exceeded", "messages", lambda: chat(client, long))
+    expect(openai.NotFoundError, "model_not_found", "model", lambda: client.models.retrieve("other"))
+    expect(openai.AuthenticationError, "invalid_api_key", None, lambda: chat(server.client("wrong")))
+
+
+def expect(kind, code, param, call):
+    try:
+        call()
+    except kind as error:
+        assert code is None or error.code == code, error
+        assert param is None or error.param == param, error
+        return
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+@test
+def models_are_listed(server):
+    assert [m.id for m in server.client().models.list()] == [NAME]
+
+
+@test
+def an_aborted_stream_frees_its_blocks(server):
+    stream = chat(server.client(), stream=True, max_tokens=900, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    assert server.blocks_used() > 0
+    stream.close()
+    server.wait_for_no_blocks()
+
+
+@test
+def an_aborted_plain_request_frees_its_blocks(server):
+    impatient = server.client().with_options(timeout=0.3)
+    try:
+        chat(impatient, max_tokens=900, extra_body={"ignore_eos": True})
+        raise AssertionError("900 tokens in 0.3 s")
+    except openai.APITimeoutError:
+        server.wait_for_no_blocks()
+
+
+@test
+def a_stream_under_way_survives_sigterm_and_the_server_exits_0(server):
+    stream = chat(server.client(), stream=True, max_tokens=300, extra_body={"ignore_eos": True})
+    chunks = [next(iter(stream))]
+    threading.Timer(0.1, lambda: server.process.send_signal(signal.SIGTERM)).start()
+    chunks += list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert server.process.wait(timeout=30) == 0
+
+
+def main() -> None:
+    server = Server(sys.argv[1], sys.argv[2])
+    failed = 0
+    try:
+        for function in TESTS:
+            try:
+                function(server)
+                print(f"ok      {function.__name__}", flush=True)
+            except Exception as error:  # noqa: BLE001
+                failed += 1
+                print(f"FAILED  {function.__name__}: {type(error).__name__}: {error}", flush=True)
+    finally:
+        server.process.kill()
+    print(f"{len(TESTS) - failed} passed, {failed} failed")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
