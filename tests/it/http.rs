@@ -4,6 +4,7 @@ mod abort;
 mod chat;
 mod client;
 mod completions;
+mod context;
 mod door;
 mod drain;
 mod failures;

@@ -1,1 +1,42 @@
-//! Tests of validate.
+//! What the door refuses, as one table, and what it makes of what it takes.
+
+mod accepted;
+mod refused;
+
+use octant::server::body::parse_object;
+use octant::server::error::ApiError;
+use octant::server::fields::Fields;
+use octant::server::validate::{self, Defaults, Limits, ValidRequest};
+use serde_json::{Value, json};
+
+/// A model of 100 ids of which 99 ends a generation.
+fn limits() -> Limits {
+    let defaults = Defaults { temperature: 0.7, top_p: 0.9, top_k: 40, min_p: 0.05, repetition_penalty: 1.1 };
+    let models = vec!["model".to_owned(), "alias".to_owned()];
+    Limits { models, vocab_size: 100, eos_ids: vec![99], defaults }
+}
+
+fn chat(body: &Value) -> Result<ValidRequest, ApiError> {
+    let map = parse_object(body.to_string().as_bytes())?;
+    validate::chat(Fields::new(map), &limits(), 4711)
+}
+
+fn completion(body: &Value) -> Result<ValidRequest, ApiError> {
+    let map = parse_object(body.to_string().as_bytes())?;
+    validate::completion(Fields::new(map), &limits(), 4711)
+}
+
+/// A sound request with more fields.
+fn with(base: Value, more: &Value) -> Value {
+    let mut base = base;
+    base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    base
+}
+
+fn a_chat(more: &Value) -> Value {
+    with(json!({ "messages": [{ "role": "user", "content": "hi" }] }), more)
+}
+
+fn a_completion(more: &Value) -> Value {
+    with(json!({ "prompt": "hi" }), more)
+}

@@ -1,0 +1,197 @@
+//! What becomes of what is taken: nothing is left open.
+
+use octant::generation::{ChatMessage, MaxTokens, Prompts, Role};
+use serde_json::{Value, json};
+
+use super::{a_chat, a_completion, chat, completion, with};
+
+#[test]
+fn silence_means_the_models_defaults() {
+    let request = chat(&a_chat(&json!({}))).unwrap();
+    let (ask, sampling) = (&request.ask, &request.ask.sampling);
+    assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.7, 0.9, 40));
+    assert_eq!((sampling.min_p, sampling.repetition_penalty), (0.05, 1.1));
+    assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (0.0, 0.0));
+    assert_eq!((sampling.seed, sampling.logprobs, sampling.min_tokens), (4711, None, 0));
+    assert_eq!((ask.n, ask.max_tokens, ask.priority), (1, MaxTokens::UpTo(u32::MAX), 0));
+    assert_eq!((&ask.stop_ids, &sampling.barred), (&vec![99], &vec![99]));
+    assert!(ask.output.stop.is_empty() && ask.output.skip_special && !ask.output.include_stop);
+    assert_eq!((request.model.as_str(), request.stream, request.include_usage), ("model", false, false));
+    assert_eq!(completion(&a_completion(&json!({}))).unwrap().ask.max_tokens, MaxTokens::UpTo(16));
+}
+
+#[test]
+fn null_is_silence() {
+    let nulls: serde_json::Map<String, Value> = [
+        "model",
+        "n",
+        "best_of",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "logit_bias",
+        "seed",
+        "stop",
+        "stop_token_ids",
+        "max_tokens",
+        "min_tokens",
+        "ignore_eos",
+        "skip_special_tokens",
+        "include_stop_str_in_output",
+        "stream",
+        "stream_options",
+        "cache_salt",
+        "priority",
+        "tools",
+        "tool_choice",
+        "response_format",
+        "logprobs",
+        "user",
+        "suffix",
+        "prompt_logprobs",
+        "unheard_of",
+    ]
+    .into_iter()
+    .map(|name| (name.to_owned(), Value::Null))
+    .collect();
+    let nulls = Value::Object(nulls);
+    let plain = format!("{:?}", chat(&a_chat(&json!({}))).unwrap());
+    assert_eq!(format!("{:?}", chat(&a_chat(&nulls)).unwrap()), plain);
+    let plain = format!("{:?}", completion(&a_completion(&json!({}))).unwrap());
+    assert_eq!(format!("{:?}", completion(&a_completion(&nulls)).unwrap()), plain);
+}
+
+#[test]
+fn the_ends_of_every_range_are_in_it() {
+    for (field, values) in [
+        ("n", json!([1, 128])),
+        ("temperature", json!([0, 0.0001, 2, 2.0])),
+        ("top_p", json!([1e-30, 1])),
+        ("top_k", json!([-1, 0, 1, 2_147_483_647])),
+        ("min_p", json!([0, 1])),
+        ("presence_penalty", json!([-2, 2])),
+        ("frequency_penalty", json!([-2, 2])),
+        ("repetition_penalty", json!([0.01, 100])),
+        ("max_tokens", json!([1, 4_294_967_295_u32])),
+        ("min_tokens", json!([0, 16])),
+        ("seed", json!([i64::MIN, -1, 0, u64::MAX])),
+        ("priority", json!([i32::MIN, i32::MAX])),
+        ("stop", json!(["a", vec!["a"; 16], "x".repeat(1024), []])),
+        ("stop_token_ids", json!([[], [0, 99], vec![1; 64]])),
+        ("logit_bias", json!([{}, { "0": -100, "99": 100 }])),
+        ("cache_salt", json!(["x", "é".repeat(1024)])),
+        ("best_of", json!([1])),
+        ("tools", json!([[]])),
+        ("bad_words", json!([[]])),
+        ("use_beam_search", json!([false])),
+    ] {
+        for value in values.as_array().unwrap() {
+            let more = json!({ field: value });
+            chat(&a_chat(&more)).unwrap_or_else(|e| panic!("{more}: {e}"));
+            completion(&a_completion(&more)).unwrap_or_else(|e| panic!("{more}: {e}"));
+        }
+    }
+}
+
+#[test]
+fn numbers_arrive_as_what_they_are() {
+    let more = json!({
+        "n": 3, "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.25, "presence_penalty": -2,
+        "frequency_penalty": 1.5, "repetition_penalty": 1, "logit_bias": { "7": -100, "0": 2.5 }, "seed": -1,
+        "max_tokens": 9, "min_tokens": 4, "stop_token_ids": [5, 3, 5], "priority": -7, "cache_salt": "s",
+        "stop": ["x", "y"], "stream": true, "stream_options": { "include_usage": true },
+        "include_stop_str_in_output": true, "skip_special_tokens": false, "model": "alias",
+    });
+    let request = chat(&a_chat(&more)).unwrap();
+    let (ask, sampling) = (&request.ask, &request.ask.sampling);
+    assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p), (0.0, 0.5, 0, 0.25));
+    assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (-2.0, 1.5));
+    assert_eq!(sampling.repetition_penalty, 1.0);
+    assert_eq!(sampling.logit_bias, [(7, -100.0), (0, 2.5)]);
+    assert_eq!((sampling.seed, sampling.min_tokens), (u64::MAX, 4));
+    assert_eq!((&ask.stop_ids, &sampling.barred), (&vec![3, 5, 99], &vec![3, 5, 99]));
+    assert_eq!((ask.n, ask.max_tokens, ask.priority), (3, MaxTokens::Exactly(9), -7));
+    assert_eq!(
+        (ask.cache_salt.as_deref(), &ask.output.stop),
+        (Some("s"), &vec!["x".to_owned(), "y".to_owned()])
+    );
+    assert!(ask.output.include_stop && !ask.output.skip_special && !ask.output.echo);
+    assert!(request.stream && request.include_usage && !request.logprobs);
+    assert_eq!(request.model, "alias");
+}
+
+#[test]
+fn ignore_eos_leaves_the_ids_that_were_named() {
+    let request = chat(&a_chat(&json!({ "ignore_eos": true, "stop_token_ids": [5] }))).unwrap();
+    assert_eq!((request.ask.stop_ids, request.ask.sampling.barred), (vec![5], vec![5]));
+}
+
+#[test]
+fn logprobs_in_both_spellings() {
+    let chosen = |more: Value| chat(&a_chat(&more)).unwrap().ask.sampling.logprobs;
+    assert_eq!(chosen(json!({ "logprobs": true })), Some(0));
+    assert_eq!(chosen(json!({ "logprobs": true, "top_logprobs": 20 })), Some(20));
+    assert_eq!(chosen(json!({ "logprobs": false, "top_logprobs": 0 })), None);
+    let request =
+        completion(&a_completion(&json!({ "logprobs": 20, "echo": true, "max_tokens": 0 }))).unwrap();
+    assert_eq!((request.ask.sampling.logprobs, request.ask.max_tokens), (Some(20), MaxTokens::Exactly(0)));
+    assert!(request.logprobs && request.ask.output.echo && request.ask.output.score_stop_id);
+}
+
+#[test]
+fn messages_are_text_by_role() {
+    let body = json!({ "messages": [
+        { "role": "developer", "content": "a" },
+        { "role": "user", "content": [{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }], "name": "me" },
+        { "role": "assistant", "content": "", "tool_calls": [], "reasoning_content": "x" },
+        { "role": "tool", "content": "d", "tool_call_id": "1" },
+    ] });
+    let Prompts::Chat { messages, options } = chat(&body).unwrap().ask.prompts else {
+        panic!("it is a chat")
+    };
+    let message = |role, content: &str, name: Option<&str>| ChatMessage {
+        role,
+        content: content.to_owned(),
+        name: name.map(str::to_owned),
+    };
+    let expected = [
+        message(Role::System, "a", None),
+        message(Role::User, "bc", Some("me")),
+        message(Role::Assistant, "", None),
+        message(Role::Tool, "d", None),
+    ];
+    assert_eq!(messages, expected);
+    assert!(options.add_generation_prompt && !options.continue_final_message && options.kwargs.is_empty());
+    let more = json!({ "continue_final_message": true, "chat_template_kwargs": { "thinking": false } });
+    let body = with(json!({ "messages": [{ "role": "assistant", "content": "I" }] }), &more);
+    let Prompts::Chat { options, .. } = chat(&body).unwrap().ask.prompts else { panic!("it is a chat") };
+    assert!(!options.add_generation_prompt && options.continue_final_message);
+    assert_eq!(options.kwargs["thinking"], false);
+}
+
+#[test]
+fn the_four_shapes_of_a_prompt() {
+    let prompts = |prompt: Value| completion(&json!({ "prompt": prompt })).unwrap().ask.prompts;
+    assert!(matches!(prompts(json!("a")), Prompts::Texts { texts, add_special: true } if texts == ["a"]));
+    assert!(matches!(prompts(json!(["a", "b"])), Prompts::Texts { texts, .. } if texts == ["a", "b"]));
+    assert!(matches!(prompts(json!([0, 99])), Prompts::Ids(ids) if ids == [[0, 99]]));
+    assert!(matches!(prompts(json!([[1, 2], [3]])), Prompts::Ids(ids) if ids == [vec![1, 2], vec![3]]));
+}
+
+#[test]
+fn what_nobody_knows_is_remembered_by_name() {
+    let more = json!({ "zebra": 1, "user": "me", "store": true, "length_penalty": 1.0, "apple": {} });
+    assert_eq!(chat(&a_chat(&more)).unwrap().ignored(), ["zebra", "length_penalty", "apple"]);
+}
+
+#[test]
+fn of_a_field_given_twice_the_last_counts() {
+    let body = b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":0,\"n\":2}";
+    let map = octant::server::body::parse_object(body).unwrap();
+    let fields = octant::server::fields::Fields::new(map);
+    assert_eq!(octant::server::validate::chat(fields, &super::limits(), 0).unwrap().ask.n, 2);
+}

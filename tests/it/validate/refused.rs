@@ -1,0 +1,322 @@
+//! Every refusal: status, code and the field at fault.
+
+use serde_json::{Value, json};
+
+use super::{a_chat, a_completion, chat, completion};
+
+const INVALID: Option<&str> = Some("invalid_value");
+
+/// Refused by both routes with this code, for this field.
+fn both(more: Value, code: Option<&str>, param: &str) {
+    for result in [chat(&a_chat(&more)), completion(&a_completion(&more))] {
+        expect(result, &more, code, param);
+    }
+}
+
+fn expect<T: std::fmt::Debug>(
+    result: Result<T, octant::server::error::ApiError>,
+    body: &Value,
+    code: Option<&str>,
+    param: &str,
+) {
+    let shown: String = body.to_string().chars().take(120).collect();
+    let error = result.expect_err(&shown);
+    assert_eq!((error.status().as_u16(), error.code(), error.param()), (400, code, Some(param)), "{shown}");
+    // The numbers of rates and statuses are what some clients look for in texts.
+    assert!(!error.to_string().contains("rate limit"), "{error}");
+    assert!(error.to_json().len() < 1500, "{shown}");
+}
+
+#[test]
+fn numbers_out_of_range_or_of_another_type() {
+    let big = 1_i64 << 40;
+    for (field, values) in [
+        ("n", json!([0, -1, 129, 2_147_483_648_i64, 1_000_000, 1.5, "2", true, [], {}])),
+        ("temperature", json!([-1, -0.001, 1e-40, 1e-5, 2.001, 1e300, "hot", true, []])),
+        ("top_p", json!([0, -0.1, 1.1, 1e-60, "1", false])),
+        ("top_k", json!([-2, big, 2_147_483_648_i64, 1.5, "5"])),
+        ("min_p", json!([-1, 2, 1.0001, "0"])),
+        ("presence_penalty", json!([-3, 3, 2.0001, "0"])),
+        ("frequency_penalty", json!([-3, 3, -2.0001, "0"])),
+        ("repetition_penalty", json!([0, -1, 0.001, 101, 1e39, "1"])),
+        ("max_tokens", json!([-1, 1.5, 9_223_372_036_854_775_808_u64, 4_294_967_296_i64, "9", true])),
+        ("min_tokens", json!([-1, 1.5, 4_294_967_296_i64, "9"])),
+        ("seed", json!([18_446_744_073_709_551_616.0, 1.5, -9.3e18, "1", true])),
+        ("priority", json!([2_147_483_648_i64, -2_147_483_649_i64, 0.5, "high"])),
+        ("ignore_eos", json!([0, 1, "true"])),
+        ("skip_special_tokens", json!([0, "false"])),
+        ("include_stop_str_in_output", json!([1, []])),
+        ("stream", json!([1, "true", {}])),
+        ("cache_salt", json!(["", "x".repeat(1025), 7])),
+        ("model", json!([7, [], {}])),
+    ] {
+        for value in values.as_array().unwrap() {
+            both(json!({ field: value }), INVALID, field);
+        }
+    }
+}
+
+#[test]
+fn lists_and_maps_of_ids() {
+    let many = |count: usize| vec![1; count];
+    for ids in [
+        json!([-1]),
+        json!([100]),
+        json!([9_999_999]),
+        json!([2_147_483_648_i64]),
+        json!([4_294_967_296_i64]),
+        json!([1_i64 << 40]),
+        json!([1.0]),
+        json!(["1"]),
+        json!([null]),
+        json!([[1]]),
+        json!(many(65)),
+        json!("1"),
+        json!({ "1": 1 }),
+    ] {
+        both(json!({ "stop_token_ids": ids }), INVALID, "stop_token_ids");
+    }
+    for key in ["-3", "100", "1e3", " 5", "5 ", "+5", "05", "", "x", "4294967301", "٣", "1.0"] {
+        both(json!({ "logit_bias": { key: 1 } }), INVALID, "logit_bias");
+    }
+    for value in [json!(101), json!(-100.5), json!(1e39), json!(null), json!("1"), json!([])] {
+        both(json!({ "logit_bias": { "5": value } }), INVALID, "logit_bias");
+    }
+    let crowd: serde_json::Map<_, _> = (0..100_000).map(|i| (i.to_string(), json!(1))).collect();
+    both(json!({ "logit_bias": crowd }), INVALID, "logit_bias");
+    both(json!({ "logit_bias": [1] }), INVALID, "logit_bias");
+}
+
+#[test]
+fn stop_strings() {
+    for stop in [
+        json!(""),
+        json!(["a", ""]),
+        json!(vec!["a"; 17]),
+        json!("x".repeat(1025)),
+        json!(["x".repeat(1_000_000)]),
+        json!([1]),
+        json!(1),
+        json!({}),
+        json!([null]),
+    ] {
+        both(json!({ "stop": stop }), INVALID, "stop");
+    }
+}
+
+#[test]
+fn fields_that_do_not_go_together() {
+    both(json!({ "min_tokens": 5, "max_tokens": 4 }), INVALID, "min_tokens");
+    both(json!({ "stream_options": {} }), INVALID, "stream_options");
+    both(json!({ "stream_options": { "include_usage": true }, "stream": false }), INVALID, "stream_options");
+    both(
+        json!({ "stream_options": { "include_usage": 1 }, "stream": true }),
+        INVALID,
+        "stream_options.include_usage",
+    );
+    both(json!({ "stream_options": true, "stream": true }), INVALID, "stream_options");
+    both(json!({ "best_of": 1, "n": 2 }), INVALID, "best_of");
+    both(json!({ "best_of": 0 }), INVALID, "best_of");
+    let only_chat = |more: Value, param: &str| expect(chat(&a_chat(&more)), &more, INVALID, param);
+    only_chat(json!({ "max_tokens": 0 }), "max_tokens");
+    only_chat(json!({ "max_completion_tokens": 0 }), "max_completion_tokens");
+    only_chat(json!({ "max_tokens": 5, "max_completion_tokens": 6 }), "max_completion_tokens");
+    only_chat(json!({ "top_logprobs": 2 }), "top_logprobs");
+    only_chat(json!({ "top_logprobs": 2, "logprobs": false }), "top_logprobs");
+    only_chat(json!({ "logprobs": true, "top_logprobs": 21 }), "top_logprobs");
+    only_chat(json!({ "logprobs": true, "top_logprobs": -1 }), "top_logprobs");
+    only_chat(json!({ "logprobs": 1 }), "logprobs");
+    let both_ends = json!({ "continue_final_message": true, "add_generation_prompt": true });
+    only_chat(both_ends, "continue_final_message");
+    only_chat(json!({ "continue_final_message": true }), "continue_final_message");
+    for name in ["messages", "tokenize", "chat_template", "add_generation_prompt", "tools", "bos_token"] {
+        only_chat(json!({ "chat_template_kwargs": { name: 1 } }), "chat_template_kwargs");
+    }
+    only_chat(json!({ "chat_template_kwargs": [1] }), "chat_template_kwargs");
+    let only_text =
+        |more: Value, param: &str| expect(completion(&a_completion(&more)), &more, INVALID, param);
+    only_text(json!({ "max_tokens": 0 }), "max_tokens");
+    only_text(json!({ "logprobs": 21 }), "logprobs");
+    only_text(json!({ "logprobs": 10_000 }), "logprobs");
+    only_text(json!({ "logprobs": true }), "logprobs");
+    only_text(json!({ "min_tokens": 17 }), "min_tokens");
+    only_text(json!({ "echo": "yes" }), "echo");
+}
+
+#[test]
+fn what_we_know_and_cannot_honour_is_refused_by_name() {
+    let tool = json!([{ "type": "function", "function": { "name": "f" } }]);
+    for (field, value) in [
+        ("tools", tool.clone()),
+        ("tool_choice", json!("auto")),
+        ("tool_choice", json!("required")),
+        ("tool_choice", json!({ "type": "function" })),
+        ("functions", tool),
+        ("function_call", json!("auto")),
+        ("response_format", json!({ "type": "json_object" })),
+        ("response_format", json!({ "type": "json_schema", "json_schema": {} })),
+        ("response_format", json!({ "type": "nonsense" })),
+        ("response_format", json!("text")),
+        ("audio", json!({})),
+        ("modalities", json!(["text", "audio"])),
+        ("prediction", json!({})),
+        ("best_of", json!(2)),
+        ("suffix", json!("end")),
+        ("use_beam_search", json!(true)),
+        ("structured_outputs", json!({})),
+        ("guided_json", json!({})),
+        ("guided_regex", json!("a")),
+        ("guided_choice", json!(["a"])),
+        ("guided_grammar", json!("a")),
+        ("prompt_logprobs", json!(0)),
+        ("prompt_logprobs", json!(1)),
+        ("truncate_prompt_tokens", json!(5)),
+        ("allowed_token_ids", json!([1])),
+        ("bad_words", json!(["a"])),
+        ("prompt_embeds", json!("x")),
+        ("return_token_ids", json!(true)),
+    ] {
+        both(json!({ field: value }), None, field);
+    }
+    for (field, value) in [
+        ("echo", json!(true)),
+        ("documents", json!([{}])),
+        ("chat_template", json!("{{ 1 }}")),
+        ("add_special_tokens", json!(true)),
+    ] {
+        let more = json!({ field: value });
+        expect(chat(&a_chat(&more)), &more, None, field);
+    }
+    for field in ["messages", "max_completion_tokens", "top_logprobs"] {
+        let more = json!({ field: 1 });
+        expect(completion(&a_completion(&more)), &more, None, field);
+    }
+}
+
+#[test]
+fn messages_of_another_shape() {
+    let user = |content: Value| json!([{ "role": "user", "content": content }]);
+    for (messages, code, param) in [
+        (json!(null), INVALID, "messages"),
+        (json!([]), INVALID, "messages"),
+        (json!({}), INVALID, "messages"),
+        (json!("hi"), INVALID, "messages"),
+        (json!(["hi"]), INVALID, "messages[0]"),
+        (json!(vec![json!({ "role": "user", "content": "a" }); 2049]), INVALID, "messages"),
+        (json!([{ "content": "a" }]), INVALID, "messages[0].role"),
+        (json!([{ "role": "function", "content": "a" }]), INVALID, "messages[0].role"),
+        (json!([{ "role": "User", "content": "a" }]), INVALID, "messages[0].role"),
+        (json!([{ "role": 1, "content": "a" }]), INVALID, "messages[0].role"),
+        (json!([{ "role": "user" }]), INVALID, "messages[0].content"),
+        (user(json!(null)), INVALID, "messages[0].content"),
+        (user(json!(7)), INVALID, "messages[0].content"),
+        (user(json!("")), INVALID, "messages[0].content"),
+        (user(json!([])), INVALID, "messages[0].content"),
+        (user(json!(["a"])), INVALID, "messages[0].content[0]"),
+        (user(json!([{ "text": "a" }])), INVALID, "messages[0].content[0].type"),
+        (user(json!([{ "type": "text" }])), INVALID, "messages[0].content[0].text"),
+        (user(json!([{ "type": "text", "text": 1 }])), INVALID, "messages[0].content[0].text"),
+        (user(json!([{ "type": "image_url", "image_url": {} }])), None, "messages[0].content[0].type"),
+        (user(json!([{ "type": "input_audio" }])), None, "messages[0].content[0].type"),
+        (
+            user(json!([{ "type": "text", "text": "a" }, { "type": "file" }])),
+            None,
+            "messages[0].content[1].type",
+        ),
+        (json!([{ "role": "user", "content": "a", "name": 5 }]), INVALID, "messages[0].name"),
+        (json!([{ "role": "tool", "content": "a" }]), INVALID, "messages[0].tool_call_id"),
+        (json!([{ "role": "assistant", "content": null }]), INVALID, "messages[0].content"),
+        (
+            json!([{ "role": "assistant", "content": "a", "tool_calls": [{}] }]),
+            None,
+            "messages[0].tool_calls",
+        ),
+        (
+            json!([{ "role": "assistant", "content": "a", "function_call": {} }]),
+            None,
+            "messages[0].function_call",
+        ),
+        (json!([{ "role": "assistant", "content": "a", "audio": {} }]), None, "messages[0].audio"),
+    ] {
+        let body = json!({ "messages": messages });
+        expect(chat(&body), &body, code, param);
+    }
+    let none = json!({});
+    expect(chat(&none), &none, INVALID, "messages");
+}
+
+#[test]
+fn prompts_of_another_shape() {
+    for prompt in [
+        json!(null),
+        json!([]),
+        json!([[]]),
+        json!([[1], []]),
+        json!([-1]),
+        json!([100]),
+        json!([2_147_483_648_i64]),
+        json!([4_294_967_296_i64]),
+        json!([1_i64 << 40]),
+        json!([1.5]),
+        json!([1, "a"]),
+        json!(["a", 1]),
+        json!([[1], "a"]),
+        json!([[1], 2]),
+        json!([[[1]]]),
+        json!([null]),
+        json!([true]),
+        json!({ "text": "a" }),
+        json!(5),
+        json!(vec!["a"; 257]),
+    ] {
+        let body = json!({ "prompt": prompt });
+        expect(completion(&body), &body, INVALID, "prompt");
+    }
+    let none = json!({});
+    expect(completion(&none), &none, INVALID, "prompt");
+    let fanned = json!({ "prompt": vec!["a"; 100], "n": 3 });
+    expect(completion(&fanned), &fanned, INVALID, "n");
+}
+
+#[test]
+fn models_that_are_not_served() {
+    for name in ["other", "", "../../etc/passwd", "model\0", "Model", &"m".repeat(1_000_000)] {
+        for result in
+            [chat(&a_chat(&json!({ "model": name }))), completion(&a_completion(&json!({ "model": name })))]
+        {
+            let error = result.expect_err("it is not served");
+            assert_eq!(error.status(), 404);
+            assert_eq!((error.code(), error.param()), (Some("model_not_found"), Some("model")));
+            assert!(error.to_json().len() < 1500);
+        }
+    }
+}
+
+#[test]
+fn every_error_has_four_keys_and_a_type() {
+    let error = chat(&a_chat(&json!({ "n": 0 }))).expect_err("n is at least 1");
+    let body: Value = serde_json::from_str(&error.to_json()).unwrap();
+    let expected = json!({ "error": {
+        "message": "n: expected an integer from 1 to 128, got 0",
+        "type": "invalid_request_error", "param": "n", "code": "invalid_value",
+    } });
+    assert_eq!(body, expected);
+}
+
+#[test]
+fn the_context_error_has_the_words_that_clients_look_for() {
+    let error = octant::server::error::ApiError::ContextLength {
+        param: "messages",
+        limit: 4096,
+        prompt: 4000,
+        completion: 1000,
+    };
+    let text = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the \
+                messages, 1000 in the completion). Please reduce the length of the messages or completion.";
+    assert_eq!(error.to_string(), text);
+    let body: Value = serde_json::from_str(&error.to_json()).unwrap();
+    let expected = json!({ "error": {
+        "message": text, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded",
+    } });
+    assert_eq!((error.status().as_u16(), body), (400, expected));
+}
