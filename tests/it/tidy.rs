@@ -1,1 +1,274 @@
-//! Tests of tidy.
+//! The project's rules as tests: each is a function from a file's path and text to its violations, and each is shown
+//! to find one.
+
+use std::path::{Path, PathBuf};
+
+/// What a module may import, in data-path order; what it does not name is out of bounds.
+const BOUNDARIES: [(&str, &[&str]); 13] = [
+    ("server", &["generation", "engine", "request"]),
+    ("generation", &["engine", "request", "text"]),
+    ("text", &[]),
+    ("request", &[]),
+    ("engine", &["request", "scheduler"]),
+    ("scheduler", &["request"]),
+    ("runner", &["engine", "scheduler", "model", "comm", "device", "request"]),
+    ("model", &["comm", "device"]),
+    ("comm", &["device"]),
+    ("device", &[]),
+    ("config", &[]),
+    (
+        "commands",
+        &["server", "generation", "text", "request", "engine", "runner", "model", "comm", "device", "config"],
+    ),
+    ("main", &["commands", "config"]),
+];
+
+/// Where unsafe code may be: vector kernels with what they share, and the memory map of the weights.
+const UNSAFE_MODULES: [&str; 2] = ["src/device/cpu/", "src/model/checkpoint.rs"];
+
+/// The traits there are. The last two are private: element types of the CPU's cache and weights, which its inner
+/// loops are compiled for.
+const TRAITS: [(&str, &str); 5] = [
+    ("src/engine/mod.rs", "Executor"),
+    ("src/device/mod.rs", "Device"),
+    ("src/comm/mod.rs", "Communicator"),
+    ("src/device/cpu/cache.rs", "Element"),
+    ("src/device/cpu/linear/avx512.rs", "Weights"),
+];
+
+const MAX_LINES: usize = 500;
+
+/// What every kernel file opens with, in this order.
+const KERNEL_HEADER: [&str; 8] = ["OP", "INPUTS", "OUTPUTS", "LAUNCH", "LIMITS", "NUMERICS", "COST", "TWINS"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// All files with one of these endings below the root, as (relative path, text).
+fn files(endings: &[&str]) -> Vec<(String, String)> {
+    const SKIPPED: [&str; 6] = ["target", "demo", ".git", ".venv", "__pycache__", "data"];
+    let mut found = Vec::new();
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+            if entry.is_dir() && !SKIPPED.contains(&name.as_str()) {
+                folders.push(entry);
+            } else if endings.iter().any(|ending| name.ends_with(ending)) && entry.is_file() {
+                let path = entry.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+                found.push((path, std::fs::read_to_string(&entry).unwrap()));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no files that end in {endings:?}");
+    found.sort();
+    found
+}
+
+/// Applies a rule to files and reports all violations at once.
+fn check(files: &[(String, String)], rule: impl Fn(&str, &str) -> Vec<String>) {
+    let found: Vec<String> = files.iter().flat_map(|(path, text)| rule(path, text)).collect();
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+/// The top-level module of a source file.
+fn module(path: &str) -> &str {
+    let inner = path.strip_prefix("src/").unwrap_or(path);
+    inner.split(['/', '.']).next().unwrap_or(inner)
+}
+
+/// Names of top-level modules after each `crate::` of a line, braces included.
+fn imports(line: &str) -> Vec<String> {
+    let code = line.split("//").next().unwrap_or(line);
+    let mut names = Vec::new();
+    for prefix in ["crate::", "octant::"] {
+        for (at, _) in code.match_indices(prefix) {
+            let rest = code[at + prefix.len()..].trim_start_matches('{');
+            names.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    names
+}
+
+fn boundaries(path: &str, text: &str) -> Vec<String> {
+    let own = module(path);
+    let Some((_, allowed)) = BOUNDARIES.iter().find(|(name, _)| *name == own) else {
+        return if own == "lib" {
+            Vec::new()
+        } else {
+            vec![format!("{path}: module `{own}` has no boundary")]
+        };
+    };
+    let known = |name: &str| BOUNDARIES.iter().any(|(module, _)| *module == name);
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for name in imports(line) {
+            if known(&name) && name != own && !allowed.contains(&name.as_str()) {
+                found.push(format!("{path}:{}: `{own}` must not import `{name}`", number + 1));
+            }
+        }
+    }
+    found
+}
+
+fn length(path: &str, text: &str) -> Vec<String> {
+    let lines = text.lines().count();
+    if lines <= MAX_LINES { Vec::new() } else { vec![format!("{path}: {lines} lines, at most {MAX_LINES}")] }
+}
+
+fn module_header(path: &str, text: &str) -> Vec<String> {
+    if text.starts_with("//! ") { Vec::new() } else { vec![format!("{path}: must open with a `//!` header")] }
+}
+
+fn unsafe_code(path: &str, text: &str) -> Vec<String> {
+    let allowed = UNSAFE_MODULES.iter().any(|module| path.starts_with(module));
+    let found = text.lines().enumerate().filter(|(_, line)| {
+        let code = line.split("//").next().unwrap_or(line);
+        code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")
+    });
+    let found = found.map(|(number, _)| format!("{path}:{}: unsafe code outside its modules", number + 1));
+    if allowed { Vec::new() } else { found.collect() }
+}
+
+fn globals(path: &str, text: &str) -> Vec<String> {
+    let banned = |line: &str| {
+        let code = line.split("//").next().unwrap_or(line).trim_start();
+        let code = code.strip_prefix("pub ").unwrap_or(code);
+        code.starts_with("static ")
+            || ["OnceLock", "LazyLock", "thread_local!", "lazy_static"].iter().any(|word| code.contains(word))
+    };
+    let found = text.lines().enumerate().filter(|(_, line)| banned(line));
+    found.map(|(number, _)| format!("{path}:{}: global state", number + 1)).collect()
+}
+
+fn traits(path: &str, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let code = line.trim_start();
+        let rest = ["trait ", "pub trait ", "pub(super) trait ", "pub(crate) trait "];
+        let Some(rest) = rest.iter().find_map(|prefix| code.strip_prefix(prefix)) else { continue };
+        let name: String = rest.chars().take_while(|c| c.is_alphanumeric()).collect();
+        if !TRAITS.contains(&(path, name.as_str())) {
+            found.push(format!("{path}:{}: trait `{name}` is not one of the agreed", number + 1));
+        }
+    }
+    found
+}
+
+/// What would tie the project to where it was written. Spelled in pieces, so as not to find themselves.
+fn foreign(path: &str, text: &str) -> Vec<String> {
+    let banned =
+        [["/wo", "rk/"], ["/ro", "ot/"], ["../sha", "red"], ["pythonho", "sted.org"], ["pypi", ".org"]];
+    let banned = banned.map(|parts| parts.concat());
+    let mut found = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        for word in banned.iter().filter(|word| line.contains(word.as_str())) {
+            found.push(format!("{path}:{}: names `{word}`", number + 1));
+        }
+    }
+    found
+}
+
+fn kernel_header(path: &str, text: &str) -> Vec<String> {
+    let mut lines = text.lines();
+    let mut found = Vec::new();
+    for word in KERNEL_HEADER {
+        if !lines.next().is_some_and(|line| line.starts_with(&format!("// {word}: "))) {
+            found.push(format!("{path}: the header must have a line `// {word}: ...` in its place"));
+        }
+    }
+    found
+}
+
+/// Paths in backquotes that look like files of the project and do not exist.
+fn named_files(path: &str, text: &str) -> Vec<String> {
+    let named = text.split('`').skip(1).step_by(2).filter(|name| {
+        let first = name.split('/').next().unwrap_or_default();
+        let top = ["src", "tests", "benches", "models", "scripts", "deploy", "kernels"].contains(&first);
+        top && name.contains('/') && !name.contains(['*', '{', ' ', '<'])
+    });
+    let missing = named.filter(|name| !root().join(name).exists());
+    missing.map(|name| format!("{path}: names `{name}`, which does not exist")).collect()
+}
+
+#[test]
+fn modules_import_only_what_their_boundary_allows() {
+    check(&sources(), boundaries);
+    assert!(!boundaries("src/scheduler/mod.rs", "use crate::device::Device;").is_empty());
+    assert!(!boundaries("src/text/stop.rs", "    let x = crate::request::Finish::Length;").is_empty());
+    assert!(!boundaries("src/new/mod.rs", "").is_empty());
+    assert!(boundaries("src/model/mod.rs", "use crate::comm::Local; // not crate::engine").is_empty());
+}
+
+#[test]
+fn files_are_short() {
+    check(&files(&[".rs", ".py", ".cu", ".cuh"]), length);
+    assert!(!length("src/a.rs", &"x\n".repeat(MAX_LINES + 1)).is_empty());
+}
+
+#[test]
+fn modules_say_what_they_are() {
+    check(&files(&[".rs"]), module_header);
+    assert!(!module_header("src/a.rs", "use std::fmt;\n").is_empty());
+}
+
+#[test]
+fn unsafe_code_stays_in_its_modules() {
+    check(&sources(), unsafe_code);
+    assert!(!unsafe_code("src/engine/mod.rs", "let x = unsafe { *p };").is_empty());
+}
+
+#[test]
+fn there_is_no_global_state() {
+    check(&sources(), globals);
+    for bad in ["static X: u8 = 0;", "pub static mut Y: u8 = 0;", "use std::sync::OnceLock;"] {
+        assert!(!globals("src/a.rs", bad).is_empty(), "{bad}");
+    }
+    assert!(globals("src/a.rs", "fn f(x: &'static str) {}").is_empty());
+}
+
+#[test]
+fn there_are_three_public_traits() {
+    check(&sources(), traits);
+    assert!(!traits("src/text/mod.rs", "pub trait Helper {").is_empty());
+    assert!(!traits("src/device/mod.rs", "    trait Other {").is_empty());
+}
+
+#[test]
+fn nothing_names_the_place_it_was_written_at() {
+    let endings = [".rs", ".py", ".md", ".toml", ".jinja", ".service", "run", "quickstart"];
+    check(&files(&endings), foreign);
+    assert!(!foreign("a", &["see /wo", "rk/notes"].concat()).is_empty());
+}
+
+#[test]
+fn kernels_state_their_contract_first() {
+    let kernels: Vec<_> =
+        files(&[".cu", "README.md"]).into_iter().filter(|(p, _)| p.ends_with(".cu")).collect();
+    check(&kernels, kernel_header);
+    let good: String = KERNEL_HEADER.iter().map(|word| format!("// {word}: x\n")).collect();
+    assert!(kernel_header("k.cu", &good).is_empty());
+    assert!(!kernel_header("k.cu", &good.replace("// COST", "// PRICE")).is_empty());
+}
+
+#[test]
+fn the_map_names_files_that_exist() {
+    let documents = files(&["ARCHITECTURE.md", "README.md"]);
+    check(&documents, named_files);
+    assert!(!named_files("A.md", "see `src/nowhere/mod.rs`").is_empty());
+}
+
+#[test]
+fn modules_stand_in_data_path_order() {
+    let text = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let declared: Vec<&str> =
+        text.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let order: Vec<&str> = BOUNDARIES.iter().map(|(name, _)| *name).filter(|name| *name != "main").collect();
+    assert_eq!(declared, order);
+}
+
+fn sources() -> Vec<(String, String)> {
+    let all = files(&[".rs"]);
+    all.into_iter().filter(|(path, _)| PathBuf::from(path).starts_with("src")).collect()
+}
