@@ -1,0 +1,1 @@
+//! FP8 checkpoints in every scheme.

@@ -1,0 +1,101 @@
+//! The same tokens and the same bits of their log-probabilities alone, in a full batch, with the prompt in chunks,
+//! after a prefix hit, after preemption, and with two steps in flight.
+
+use std::path::Path;
+
+use octant::engine::{EngineHandle, SchedulerConfig};
+use octant::request::{Request, TokenLogprob};
+
+use super::{engine, fixture, request};
+
+type Answer = Vec<(u32, TokenLogprob)>;
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+async fn answer(engine: &EngineHandle, request: Request) -> Answer {
+    let mut stream = engine.submit(vec![request]).await.unwrap().remove(0);
+    let mut answer = Vec::new();
+    loop {
+        let update = stream.next().await;
+        answer.extend(update.token.zip(update.logprob));
+        if let Some(finish) = update.finish {
+            assert_eq!(finish, octant::request::Finish::Length);
+            return answer;
+        }
+    }
+}
+
+/// Greedy and random requests over prompts of several blocks, two of which begin alike.
+fn requests() -> Vec<Request> {
+    let prompt =
+        |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
+    let lengths = [150, 3, 70, 64, 129, 20, 90, 65];
+    let mut all: Vec<Request> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, len)| request(&prompt(i as u32, *len), 40, (i % 2) as f32, i as u64))
+        .collect();
+    let mut shared = prompt(0, 130);
+    shared.extend([9, 8, 7]);
+    all.push(request(&shared, 40, 1.0, 99));
+    all
+}
+
+fn alone(dir: &Path) -> Vec<Answer> {
+    requests()
+        .into_iter()
+        .map(|request| {
+            let (handle, _thread) = engine(dir, |config| config.prefix_caching = false, 1);
+            block_on(answer(&handle, request))
+        })
+        .collect()
+}
+
+/// All requests at once.
+fn together(dir: &Path, config: impl FnOnce(&mut SchedulerConfig), in_flight: usize) -> (Vec<Answer>, u64) {
+    let (handle, _thread) = engine(dir, config, in_flight);
+    let answers = block_on(async {
+        let all = requests().into_iter().map(|request| answer(&handle, request));
+        futures_util::future::join_all(all).await
+    });
+    (answers, handle.stats().counts.preemptions)
+}
+
+#[test]
+fn a_request_has_the_same_bits_in_any_company() {
+    for name in ["nemotron", "llama"] {
+        let dir = fixture(name);
+        let expected = alone(&dir);
+        assert!(together(&dir, |_| {}, 1).0 == expected, "{name}: in a full batch");
+        assert!(together(&dir, |_| {}, 2).0 == expected, "{name}: with two steps in flight");
+        let chunked = together(&dir, |config| config.max_num_batched_tokens = 7, 1).0;
+        assert!(chunked == expected, "{name}: with prompts in chunks of 7");
+        let mut preemptions = 0;
+        for blocks in 4..=8 {
+            let (preempted, count) = together(&dir, |config| config.num_blocks = blocks, 1);
+            assert!(preempted == expected, "{name}: {count} preemptions with {blocks} blocks");
+            preemptions += count;
+        }
+        assert!(preemptions > 0, "{name}: so few blocks must force preemptions");
+    }
+}
+
+#[test]
+fn a_prefix_hit_changes_nothing() {
+    for name in ["nemotron", "llama"] {
+        let (handle, _thread) = engine(&fixture(name), |_| {}, 1);
+        for request in requests() {
+            let cold = block_on(answer(&handle, request.clone()));
+            let hits = handle.stats().counts.prefix_hits;
+            let warm = block_on(answer(&handle, request.clone()));
+            assert!(cold == warm, "{name}: prompt of {}", request.prompt.len());
+            let expected = (request.prompt.len() - 1) / 64 * 64;
+            assert!(
+                handle.stats().counts.prefix_hits - hits >= expected as u64,
+                "{name}: the second run hits"
+            );
+        }
+    }
+}

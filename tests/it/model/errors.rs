@@ -1,0 +1,151 @@
+//! Broken model directories: each error names the file and the tensor or key, with expected versus got.
+
+use std::path::Path;
+
+use octant::model::{ModelConfig, Precision};
+use serde_json::{Value, json};
+
+use super::{copy, edit, load};
+
+/// Loading must fail with a message that holds all of these.
+fn fails(dir: &Path, parts: &[&str]) {
+    let error = load(dir, Precision::Fp8).err().expect("loading must fail").to_string();
+    for part in parts {
+        assert!(error.contains(part), "`{error}` lacks `{part}`");
+    }
+}
+
+/// Rewrites the safetensors file with its header changed.
+fn reheader(dir: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = dir.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
+    change(&mut header);
+    let text = serde_json::to_vec(&header).unwrap();
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.extend(&text);
+    out.extend(&bytes[8 + size..]);
+    std::fs::write(path, out).unwrap();
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let dir = copy("llama");
+    edit(dir.path(), json!({"architectures": ["GPT2LMHeadModel"]}));
+    fails(dir.path(), &["config.json", "architectures", "GPT2LMHeadModel", "NemotronForCausalLM"]);
+}
+
+#[test]
+fn values_that_make_no_sense_are_named() {
+    let cases = [
+        (json!({"hidden_size": -4}), "hidden_size"),
+        (json!({"num_hidden_layers": null}), "num_hidden_layers"),
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads"),
+        (json!({"head_dim": 12}), "head_dim"),
+        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"attention_bias": true}), "attention_bias"),
+        (json!({"mlp_bias": true}), "mlp_bias"),
+        (json!({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}), "rope_parameters.rope_type"),
+        (json!({"rope_parameters": null, "rope_scaling": {"type": "linear", "factor": 2.0}}), "rope_type"),
+        (json!({"quantization_config": {"quant_method": "awq"}}), "quantization_config.quant_method"),
+        (
+            json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}),
+            "quantization_config.weight_block_size",
+        ),
+    ];
+    for (change, key) in cases {
+        let dir = copy("llama");
+        edit(dir.path(), change);
+        fails(dir.path(), &["config.json", key]);
+    }
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let dir = copy("nemotron");
+    edit(dir.path(), json!({"num_hidden_layers": 3}));
+    fails(dir.path(), &["model.layers.2.input_layernorm.weight", "missing"]);
+}
+
+#[test]
+fn an_extra_tensor_is_named() {
+    let dir = copy("nemotron");
+    edit(dir.path(), json!({"num_hidden_layers": 1}));
+    fails(dir.path(), &["model.safetensors", "model.layers.1.", "not part of this model"]);
+}
+
+#[test]
+fn a_tensor_of_the_wrong_shape_is_named() {
+    let dir = copy("llama");
+    edit(dir.path(), json!({"intermediate_size": 95}));
+    fails(dir.path(), &["model.layers.0.mlp.gate_proj.weight", "[95, 64]", "[96, 64]"]);
+}
+
+#[test]
+fn a_tensor_of_the_wrong_type_is_named() {
+    let dir = copy("llama");
+    reheader(dir.path(), |header| header["model.norm.weight"]["dtype"] = json!("I16"));
+    fails(dir.path(), &["model.norm.weight", "BF16, F16 or F32", "I16"]);
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let dir = copy("nemotron");
+    let path = dir.path().join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    for keep in [0, 5, 200, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..keep]).unwrap();
+        let error = load(dir.path(), Precision::Fp8).err().expect("loading must fail").to_string();
+        assert!(error.contains("model.safetensors"), "{keep} bytes: {error}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_named() {
+    for (precision, tensor) in [
+        (Precision::Fp8, "model.layers.0.mlp.down_proj.weight"),
+        (Precision::None, "model.layers.1.self_attn.q_proj.weight"),
+        (Precision::Fp8, "model.norm.weight"),
+        (Precision::Fp8, "model.embed_tokens.weight"),
+    ] {
+        for bits in [0x7F80u16, 0x7FC0] {
+            let dir = copy("llama");
+            let path = dir.path().join("model.safetensors");
+            let mut bytes = std::fs::read(&path).unwrap();
+            let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: Value = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
+            let at = 8 + size + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 20;
+            bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+            std::fs::write(&path, bytes).unwrap();
+            let error = load(dir.path(), precision).err().expect("loading must fail").to_string();
+            assert!(error.contains(tensor) && error.contains("model.safetensors"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn files_that_are_absent_or_no_json_are_named() {
+    let dir = copy("llama");
+    std::fs::write(dir.path().join("config.json"), "{").unwrap();
+    assert!(ModelConfig::from_dir(dir.path()).unwrap_err().to_string().contains("config.json"));
+    std::fs::remove_file(dir.path().join("config.json")).unwrap();
+    assert!(ModelConfig::from_dir(dir.path()).unwrap_err().to_string().contains("config.json"));
+    let dir = copy("llama");
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    fails(dir.path(), &["model.safetensors"]);
+}
+
+#[test]
+fn an_index_stays_in_its_directory_and_names_each_tensor_once() {
+    let dir = copy("llama");
+    let index = dir.path().join("model.safetensors.index.json");
+    for file in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", ""] {
+        std::fs::write(&index, json!({"weight_map": {"model.norm.weight": file}}).to_string()).unwrap();
+        fails(dir.path(), &["model.safetensors.index.json", "model.norm.weight"]);
+    }
+    std::fs::copy(dir.path().join("model.safetensors"), dir.path().join("two.safetensors")).unwrap();
+    let map = json!({"weight_map": {"a": "model.safetensors", "b": "two.safetensors"}});
+    std::fs::write(&index, map.to_string()).unwrap();
+    fails(dir.path(), &["two.safetensors", "also in"]);
+}
