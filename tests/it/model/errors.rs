@@ -7,9 +7,17 @@ use serde_json::{Value, json};
 
 use super::{copy, edit, load};
 
+/// The message with which loading fails.
+fn failure(dir: &Path, precision: Precision) -> String {
+    match load(dir, precision) {
+        Ok(_) => panic!("loading must fail"),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// Loading must fail with a message that holds all of these.
 fn fails(dir: &Path, parts: &[&str]) {
-    let error = load(dir, Precision::Fp8).err().expect("loading must fail").to_string();
+    let error = failure(dir, Precision::Fp8);
     for part in parts {
         assert!(error.contains(part), "`{error}` lacks `{part}`");
     }
@@ -96,7 +104,7 @@ fn a_truncated_file_is_named() {
     let bytes = std::fs::read(&path).unwrap();
     for keep in [0, 5, 200, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..keep]).unwrap();
-        let error = load(dir.path(), Precision::Fp8).err().expect("loading must fail").to_string();
+        let error = failure(dir.path(), Precision::Fp8);
         assert!(error.contains("model.safetensors"), "{keep} bytes: {error}");
     }
 }
@@ -118,7 +126,7 @@ fn weights_that_are_not_numbers_are_named() {
             let at = 8 + size + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize + 20;
             bytes[at..at + 2].copy_from_slice(&bits.to_le_bytes());
             std::fs::write(&path, bytes).unwrap();
-            let error = load(dir.path(), precision).err().expect("loading must fail").to_string();
+            let error = failure(dir.path(), precision);
             assert!(error.contains(tensor) && error.contains("model.safetensors"), "{error}");
         }
     }
