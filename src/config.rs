@@ -52,10 +52,10 @@ pub struct ServeArgs {
     /// Tokens of the longest sequence, prompt and answer together [default: the model's own limit]
     #[arg(long, env = "OCTANT_MAX_MODEL_LEN", value_name = "TOKENS")]
     pub max_model_len: Option<usize>,
-    /// Sequences that run at once [default: 256 on a GPU, 32 on a CPU]
+    /// Sequences that run at once [default: 32]
     #[arg(long, env = "OCTANT_MAX_NUM_SEQS", value_name = "N")]
     pub max_num_seqs: Option<usize>,
-    /// Tokens per step: the larger, the faster prompts are taken in and the longer a step [default: 512 on a CPU]
+    /// Tokens per step: the larger, the faster prompts are taken in and the longer a step [default: 512]
     #[arg(long, env = "OCTANT_MAX_NUM_BATCHED_TOKENS", value_name = "TOKENS")]
     pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait; more are refused with 429 [default: 1024]
