@@ -157,6 +157,13 @@ async fn a_repeated_prompt_is_reported_as_cached() {
     };
     assert_eq!(cached(&house).await, Some(0));
     assert_eq!(cached(&house).await, Some(192));
+    // Both choices hit it; what the prompt found in the cache still counts once, as the prompt does.
+    let twice = house.chat(&text, json!({ "max_tokens": 1, "n": 2 })).await.json();
+    let usage = &twice["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]),
+        (&json!(201), &json!(192))
+    );
     let salted = house.chat(&text, json!({ "max_tokens": 1, "cache_salt": "mine" })).await.json();
     assert_eq!(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 }
