@@ -1,1 +1,179 @@
-//! Tests of smollm2.
+//! The demo model against transformers (`scripts/make_smollm2_reference.py`): chat ids, greedy answers, perplexity.
+//! Skipped, with a word, where the demo model is not there; `tests/run` gets it first.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use octant::comm::Local;
+use octant::device::cpu::{Cpu, CpuOptions};
+use octant::device::{CacheSpec, KvDtype};
+use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
+use octant::model::{Model, ModelConfig, Precision};
+use octant::request::{Request, SamplingParams, StopRules, Update};
+use octant::runner::{RankParts, Runner};
+use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Reference {
+    /// Largest difference of a log-probability in transformers' bfloat16.
+    bf16_worst: f64,
+    prompts: Vec<Prompt>,
+    text: Vec<u32>,
+    /// Of `text`, in float32.
+    perplexity: f64,
+}
+
+#[derive(Deserialize)]
+struct Prompt {
+    question: String,
+    ids: Vec<u32>,
+    greedy: Vec<u32>,
+    margins: Vec<f64>,
+}
+
+fn reference() -> Reference {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2/reference.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn demo() -> Option<PathBuf> {
+    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/smollm2-135m-instruct");
+    let dir = PathBuf::from(std::env::var_os("OCTANT_DEMO_MODEL").unwrap_or_else(|| default.into()));
+    if dir.join("model.safetensors").exists() {
+        return Some(dir);
+    }
+    println!("skipped: no demo model at {}; scripts/demo_model.py gets it", dir.display());
+    None
+}
+
+fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineThread) {
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let model = Model::load(dir, &config, precision, &device, &mut |_| {}).unwrap();
+    let dtype = if precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
+    let scheduler = SchedulerConfig {
+        max_num_seqs: 10,
+        max_num_batched_tokens: 512,
+        max_model_len: 512,
+        num_blocks: 80,
+        vocab_size: config.vocab,
+        max_queue_requests: 10,
+        max_queue_tokens: 10_000,
+        prefix_caching: true,
+    };
+    let rank = RankParts {
+        device,
+        comm: Local::alone(),
+        model,
+        cache: CacheSpec { layers: config.layers, blocks: 80, heads: config.heads, dtype },
+        max_num_seqs: scheduler.max_num_seqs,
+        max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        vocab: config.vocab,
+    };
+    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank])))
+}
+
+fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
+    let sampling = SamplingParams {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        seed: 0,
+        logprobs: None,
+        min_tokens: 0,
+        barred: Vec::new(),
+    };
+    Request {
+        prompt: prompt.into(),
+        sampling: Arc::new(sampling),
+        stop: StopRules { max_tokens, stop_ids: vec![2] },
+        priority: 0,
+        cache_salt: None,
+        prompt_logprobs: score.then_some(0),
+    }
+}
+
+async fn updates(engine: &EngineHandle, request: Request) -> Vec<Update> {
+    let mut stream = engine.submit(vec![request]).await.unwrap().remove(0);
+    let mut all = Vec::new();
+    loop {
+        all.push(stream.next().await);
+        if all.last().is_some_and(|update| update.finish.is_some()) {
+            return all;
+        }
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+}
+
+#[test]
+fn chats_become_the_same_ids_as_in_transformers() {
+    let Some(dir) = demo() else { return };
+    let tokenizer = Tokenizer::from_dir(&dir).unwrap();
+    let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap().unwrap();
+    for prompt in reference().prompts {
+        let message = ChatMessage { role: Role::User, content: prompt.question.clone(), name: None };
+        let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
+        let rendered = template.render(&[message], &options).unwrap();
+        assert_eq!(tokenizer.encode_prompt(&rendered).unwrap(), prompt.ids, "{}", prompt.question);
+    }
+}
+
+#[test]
+fn greedy_answers_are_equal_up_to_the_first_near_tie() {
+    let Some(dir) = demo() else { return };
+    let (engine, _thread) = engine(&dir, Precision::None);
+    let reference = reference();
+    let answers = block_on(async {
+        let all =
+            reference.prompts.iter().map(|p| updates(&engine, request(&p.ids, p.greedy.len() as u32, false)));
+        futures_util::future::join_all(all).await
+    });
+    let mut compared = 0;
+    for (prompt, updates) in reference.prompts.iter().zip(answers) {
+        let answer: Vec<u32> = updates.iter().filter_map(|update| update.token).collect();
+        for (i, expected) in prompt.greedy.iter().enumerate() {
+            if answer.get(i) != Some(expected) {
+                let margin = prompt.margins[i];
+                assert!(
+                    margin < 2.0 * reference.bf16_worst,
+                    "{}: token {i}, margin {margin}",
+                    prompt.question
+                );
+                break;
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 60, "only {compared} tokens were equal before near-ties");
+}
+
+#[test]
+fn fp8_costs_less_than_2_percent_of_perplexity() {
+    let Some(dir) = demo() else { return };
+    let reference = reference();
+    let perplexity = |precision| {
+        let (engine, _thread) = engine(&dir, precision);
+        let updates = block_on(updates(&engine, request(&reference.text, 0, true)));
+        let scores: Vec<f64> =
+            updates.iter().flat_map(|u| &u.prompt_logprobs).map(|score| f64::from(score.logprob)).collect();
+        assert_eq!(scores.len(), reference.text.len() - 1);
+        (-scores.iter().sum::<f64>() / scores.len() as f64).exp()
+    };
+    let (plain, fp8) = (perplexity(Precision::None), perplexity(Precision::Fp8));
+    println!("perplexity: float32 {}, unquantised {plain}, FP8 {fp8}", reference.perplexity);
+    assert!(
+        (plain / reference.perplexity - 1.0).abs() < 0.005,
+        "unquantised {plain}, float32 {}",
+        reference.perplexity
+    );
+    assert!((fp8 / plain - 1.0).abs() < 0.02, "FP8 {fp8}, unquantised {plain}");
+}
