@@ -1,1 +1,161 @@
-//! Placeholder.
+//! Drawing and scoring.
+
+use octant::device::cpu::{Cpu, CpuOptions};
+use octant::device::{Device, Draw, SampleRow};
+
+use super::noise;
+
+fn row() -> SampleRow<'static> {
+    SampleRow {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: &[],
+        barred: &[],
+        prompt: &[],
+        output: &[],
+        seed: 1,
+        position: 0,
+        logprobs: None,
+    }
+}
+
+fn draw_all(threads: usize, logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<Draw> {
+    let cpu = Cpu::new(CpuOptions { threads, isa: None }).unwrap();
+    let mut floats = cpu.floats(rows.len(), cols).unwrap();
+    cpu.write(logits, &mut floats).unwrap();
+    cpu.sample(&floats, vocab, rows).unwrap()
+}
+
+fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
+    match &draw_all(1, logits, logits.len(), logits.len(), std::slice::from_ref(row))[0] {
+        Draw::Token(token, _) => *token,
+        Draw::NonFinite => panic!("nothing drawn"),
+    }
+}
+
+#[test]
+fn greedy_takes_the_largest_and_the_lowest_id_on_ties() {
+    assert_eq!(token(&[0.0, 3.0, 3.0, -1.0], &row()), 1);
+    assert_eq!(token(&[-5.0, -4.0], &row()), 1);
+}
+
+#[test]
+fn bias_penalties_and_bars_change_the_choice() {
+    let logits = [1.0, 2.0, 3.0, 2.5];
+    assert_eq!(token(&logits, &SampleRow { logit_bias: &[(0, 5.0)], ..row() }), 0);
+    assert_eq!(token(&logits, &SampleRow { barred: &[2], ..row() }), 3);
+    assert_eq!(token(&logits, &SampleRow { presence_penalty: 1.0, output: &[(2, 1)], ..row() }), 3);
+    assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 1)], ..row() }), 2);
+    assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 2)], ..row() }), 3);
+    // Seen twice in the prompt and once in the output: penalised once.
+    let repeated = SampleRow { repetition_penalty: 1.3, prompt: &[2, 2], output: &[(2, 1)], ..row() };
+    assert_eq!(token(&[1.0, 2.0, 3.0, 2.2], &repeated), 2, "3 / 1.3 is still above 2.2");
+    assert_eq!(token(&logits, &SampleRow { repetition_penalty: 1.3, prompt: &[2], ..row() }), 3);
+    assert_eq!(token(&[-1.0, -1.1], &SampleRow { repetition_penalty: 2.0, prompt: &[0], ..row() }), 1);
+}
+
+#[test]
+fn filters_leave_only_what_they_should() {
+    let logits = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0];
+    let drawn = |row: SampleRow<'static>| {
+        let mut seen: Vec<u32> =
+            (0..400).map(|seed| token(&logits, &SampleRow { seed, ..row.clone() })).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    };
+    let hot = SampleRow { temperature: 50.0, ..row() };
+    assert_eq!(drawn(hot.clone()), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(drawn(SampleRow { top_k: 2, ..hot.clone() }), [0, 1]);
+    assert_eq!(drawn(SampleRow { top_k: 1, ..hot.clone() }), [0]);
+    assert_eq!(drawn(SampleRow { top_p: 1e-6, ..hot.clone() }), [0], "at least one is kept");
+    // At temperature 1 the first two hold 0.634 + 0.233 of the mass.
+    assert_eq!(drawn(SampleRow { temperature: 1.0, top_p: 0.86, ..row() }), [0, 1]);
+    assert_eq!(drawn(SampleRow { temperature: 1.0, min_p: 0.3, ..row() }), [0, 1], "e^-1 is above 0.3");
+    assert_eq!(drawn(SampleRow { temperature: 1.0, min_p: 1.0, ..row() }), [0]);
+    assert_eq!(drawn(SampleRow { temperature: 1e-4, ..row() }), [0], "cold is greedy");
+}
+
+#[test]
+fn draws_follow_the_distribution() {
+    let weights = [0.4f64, 0.3, 0.2, 0.1];
+    let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32).collect();
+    let count = 20_000;
+    let mut seen = [0.0f64; 4];
+    for position in 0..count {
+        seen[token(&logits, &SampleRow { temperature: 1.0, position, ..row() }) as usize] += 1.0;
+    }
+    let expected = weights.map(|w| w * f64::from(count));
+    let chi: f64 = seen.iter().zip(expected).map(|(s, e)| (s - e).powi(2) / e).sum();
+    // Three degrees of freedom: 16.3 is exceeded once in a thousand seeds.
+    assert!(chi < 16.3, "chi-square {chi}: {seen:?}");
+}
+
+#[test]
+fn a_draw_depends_on_seed_and_position_alone() {
+    let vocab = 500;
+    let rows: Vec<SampleRow<'_>> = (0..9)
+        .map(|i| SampleRow { temperature: 1.0, top_k: 40, top_p: 0.9, seed: i, position: 7, ..row() })
+        .collect();
+    let logits = noise(1, vocab * rows.len());
+    let together = draw_all(3, &logits, vocab, vocab, &rows);
+    for (i, row) in rows.iter().enumerate() {
+        let alone = token(&logits[i * vocab..(i + 1) * vocab], row);
+        assert_eq!(together[i], Draw::Token(alone, None), "row {i}");
+    }
+    let other = SampleRow { seed: 1 << 40, ..rows[0].clone() };
+    let differs = (0..50).any(|p| {
+        let at = |row: &SampleRow<'_>| token(&logits[..vocab], &SampleRow { position: p, ..row.clone() });
+        at(&rows[0]) != at(&other)
+    });
+    assert!(differs, "the high half of the seed counts");
+}
+
+#[test]
+fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
+    let logits = [1.0, 2.0, f32::NAN, 1.0, 0.0, f32::INFINITY, 3.0, 1.0];
+    let draws = draw_all(2, &logits, 2, 2, &[row(), row(), row(), row()]);
+    assert_eq!(draws, [Draw::Token(1, None), Draw::NonFinite, Draw::NonFinite, Draw::Token(0, None)]);
+    let all = SampleRow { barred: &[0, 1], ..row() };
+    assert_eq!(draw_all(1, &[1.0, 2.0], 2, 2, &[all]), [Draw::NonFinite], "everything barred");
+}
+
+#[test]
+fn padding_beyond_the_vocabulary_is_never_drawn() {
+    let logits = [1.0, 2.0, 99.0, f32::NAN];
+    assert_eq!(draw_all(1, &logits, 4, 2, &[row()]), [Draw::Token(1, None)]);
+}
+
+#[test]
+fn logprobs_are_of_the_raw_logits_in_order() {
+    let logits = [1.0f32, 3.0, 3.0, -2.0];
+    let row = SampleRow { logprobs: Some(3), logit_bias: &[(3, 100.0)], ..row() };
+    let Draw::Token(3, Some(logprob)) = draw_all(1, &logits, 4, 4, &[row])[0].clone() else { panic!() };
+    let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
+    assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
+    assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
+    assert!(
+        logprob
+            .top
+            .iter()
+            .zip([3.0, 3.0, 1.0])
+            .all(|((_, l), x)| (f64::from(*l) - (x - sum.ln())).abs() < 1e-6)
+    );
+}
+
+#[test]
+fn scores_are_of_the_targets() {
+    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let mut floats = cpu.floats(2, 2).unwrap();
+    cpu.write(&[0.0, 0.0, f32::NAN, 1.0], &mut floats).unwrap();
+    let scores = cpu.score(&floats, 2, &[1, 0], 1).unwrap();
+    let first = scores[0].as_ref().unwrap();
+    assert!((first.logprob - 0.5f32.ln()).abs() < 1e-6);
+    assert_eq!(first.top[0].0, 0);
+    assert!(scores[1].is_none());
+}

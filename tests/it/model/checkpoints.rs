@@ -13,6 +13,8 @@ use super::{copy, edit, load, logits};
 /// A tensor: type, shape, bytes.
 type Tensor = (&'static str, Vec<usize>, Vec<u8>);
 type Tensors = BTreeMap<String, Tensor>;
+/// How a module's row scales are stored.
+type Form = fn(&[f32]) -> Tensor;
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 
@@ -149,7 +151,7 @@ fn loads_exactly(name: &str, q: &Quantised, tensors: &Tensors, config: Value) {
 fn one_scale_per_tensor_in_all_its_forms() {
     for name in ["nemotron", "llama"] {
         let q = quantise(name, false);
-        let forms: [(fn(&[f32]) -> Tensor, Value); 4] = [
+        let forms: [(Form, Value); 4] = [
             (|s| ("F32", vec![], f32s(&s[..1])), auto_fp8("dynamic")),
             (|s| ("F32", vec![1], f32s(&s[..1])), auto_fp8("dynamic")),
             (|s| ("BF16", vec![1], bf16s(&s[..1])), compressed("tensor", true)),
@@ -165,7 +167,7 @@ fn one_scale_per_tensor_in_all_its_forms() {
 fn one_scale_per_channel_in_all_its_forms() {
     for name in ["nemotron", "llama"] {
         let q = quantise(name, true);
-        let forms: [(fn(&[f32]) -> Tensor, Value); 3] = [
+        let forms: [(Form, Value); 3] = [
             (|s| ("BF16", vec![s.len(), 1], bf16s(s)), compressed("channel", true)),
             (|s| ("F32", vec![s.len(), 1], f32s(s)), compressed("channel", true)),
             (|s| ("F32", vec![s.len()], f32s(s)), model_opt("FP8_PER_CHANNEL_PER_TOKEN")),
