@@ -1,1 +1,184 @@
-//! Placeholder.
+//! Rotary embedding, paged cache and attention against F64, and the same bits however a sequence is cut into steps.
+
+use octant::device::cpu::Cpu;
+use octant::device::{
+    ActQuant, CacheSpec, Cached, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepInputs, fp8,
+};
+
+use super::{bf16, bf16_matrix, devices, noise, product};
+
+const SHAPES: [HeadShape; 3] = [
+    HeadShape { q_heads: 12, kv_heads: 1, head_dim: 16 },
+    HeadShape { q_heads: 6, kv_heads: 2, head_dim: 24 },
+    HeadShape { q_heads: 2, kv_heads: 1, head_dim: 192 },
+];
+
+struct Case<'a> {
+    cpu: &'a Cpu,
+    heads: HeadShape,
+    dtype: KvDtype,
+    kv: LayerKv,
+    rope: Rope,
+}
+
+impl<'a> Case<'a> {
+    fn new(cpu: &'a Cpu, heads: HeadShape, dtype: KvDtype) -> Self {
+        let half = heads.head_dim / 4;
+        let inv_freq = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
+        Self {
+            cpu,
+            heads,
+            dtype,
+            kv: LayerKv { layer: 1, k_scale: 0.5, v_scale: 0.25 },
+            rope: Rope { inv_freq },
+        }
+    }
+
+    fn width(&self) -> usize {
+        (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim
+    }
+
+    fn cache(&self) -> <Cpu as Device>::Cache {
+        self.cpu.cache(CacheSpec { layers: 2, blocks: 12, heads: self.heads, dtype: self.dtype }).unwrap()
+    }
+
+    /// Runs segments of sequences through rope and attention; `qkv` has their rows in order.
+    fn step(&self, cache: &mut <Cpu as Device>::Cache, segments: Vec<Segment>, qkv: &[f32]) -> Vec<f32> {
+        let rows = qkv.len() / self.width();
+        let columns = self.heads.q_heads * self.heads.head_dim;
+        let mut step = self.cpu.step(rows).unwrap();
+        self.cpu.begin(&StepInputs { tokens: vec![0; rows], segments }, &mut step).unwrap();
+        let mut floats = self.cpu.floats(rows, self.width()).unwrap();
+        self.cpu.write(qkv, &mut floats).unwrap();
+        self.cpu.rope(&step, &self.rope, self.kv, &mut floats, cache).unwrap();
+        let mut out = self.cpu.acts(rows, columns).unwrap();
+        let cached = Cached { kv: self.kv, cache: &*cache };
+        self.cpu.attention(&step, &floats, cached, ActQuant::Bf16, &mut out).unwrap();
+        let identity: Vec<f32> =
+            (0..columns * columns).map(|i| if i / columns == i % columns { 1.0 } else { 0.0 }).collect();
+        product(self.cpu, &out, rows, bf16_matrix(&bf16(&identity), columns))
+    }
+
+    /// What the cache gives back of a value.
+    fn stored(&self, x: f64, scale: f32) -> f64 {
+        match self.dtype {
+            KvDtype::Fp8 => f64::from(fp8::round(x as f32 / scale)) * f64::from(scale),
+            KvDtype::Bf16 => f64::from(fp8::bf16_value(fp8::bf16_bits(x as f32))),
+        }
+    }
+
+    fn turn(&self, head: &[f32], position: usize) -> Vec<f64> {
+        let half = self.rope.inv_freq.len();
+        let mut out: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
+        for i in 0..half {
+            let (sin, cos) = (position as f64 * f64::from(self.rope.inv_freq[i])).sin_cos();
+            let (a, b) = (f64::from(head[i]), f64::from(head[i + half]));
+            (out[i], out[i + half]) = (a * cos - b * sin, b * cos + a * sin);
+        }
+        out
+    }
+
+    /// Attention of one sequence in F64, \[rows, q_heads × head_dim\].
+    fn exact(&self, qkv: &[f32]) -> Vec<f64> {
+        let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
+        // A cache without scales multiplies by none.
+        let (k_scale, v_scale) = (self.kv.k_scale, self.kv.v_scale);
+        let rows: Vec<&[f32]> = qkv.chunks_exact(self.width()).collect();
+        let head = |row: usize, index: usize| &rows[row][index * head_dim..(index + 1) * head_dim];
+        let mut out = Vec::new();
+        for row in 0..rows.len() {
+            for q_head in 0..q_heads {
+                let q = self.turn(head(row, q_head), row);
+                let kv_head = q_head / (q_heads / kv_heads);
+                let score = |t: usize| {
+                    let k = self.turn(head(t, q_heads + kv_head), t);
+                    let terms = q.iter().zip(k).map(|(q, k)| q * self.stored(k, k_scale));
+                    terms.sum::<f64>() / (head_dim as f64).sqrt()
+                };
+                let scores: Vec<f64> = (0..=row).map(score).collect();
+                let largest = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
+                let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                for d in 0..head_dim {
+                    let value = |t: usize| {
+                        let v = head(t, q_heads + kv_heads + kv_head)[d];
+                        self.stored(f64::from(v), v_scale)
+                    };
+                    out.push(weights.iter().enumerate().map(|(t, w)| w * value(t)).sum::<f64>() / total);
+                }
+            }
+        }
+        out
+    }
+}
+
+fn segment(first: usize, len: usize, position: usize, blocks: &[u32]) -> Segment {
+    Segment { first, len, position, blocks: blocks.to_vec() }
+}
+
+#[test]
+fn agrees_with_f64() {
+    for cpu in devices() {
+        for heads in SHAPES {
+            for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
+                let mut case = Case::new(&cpu, heads, dtype);
+                if dtype == KvDtype::Bf16 {
+                    (case.kv.k_scale, case.kv.v_scale) = (1.0, 1.0);
+                }
+                let qkv = noise(1, 70 * case.width());
+                let got = case.step(&mut case.cache(), vec![segment(0, 70, 0, &[7, 2])], &qkv);
+                for (i, (got, exact)) in got.iter().zip(case.exact(&qkv)).enumerate() {
+                    // BF16 of the output; near a rounding border of the stored keys, F32 and F64 fall apart.
+                    let bound = exact.abs() / 128.0 + 0.02;
+                    let error = (f64::from(*got) - exact).abs();
+                    assert!(error <= bound, "{:?} {heads:?} {dtype:?} element {i}: {got} {exact}", cpu.isa());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_gives_the_same_bits_in_any_steps_blocks_and_company() {
+    for cpu in devices() {
+        for heads in SHAPES {
+            let case = Case::new(&cpu, heads, KvDtype::Fp8);
+            let (width, columns) = (case.width(), heads.q_heads * heads.head_dim);
+            let (a, b) = (noise(2, 135 * width), noise(3, 20 * width));
+            let expected = case.step(&mut case.cache(), vec![segment(0, 135, 0, &[0, 1, 2])], &a);
+
+            // In chunks, then token by token, in other blocks, beside another sequence.
+            let mut cache = case.cache();
+            let mut got = Vec::new();
+            for (start, end) in [(0, 40), (40, 41), (41, 100), (100, 130)] {
+                let rows = [&b[..20 * width], &a[start * width..end * width]].concat();
+                let segments = vec![segment(0, 20, 0, &[4]), segment(20, end - start, start, &[9, 3, 11])];
+                got.extend(&case.step(&mut cache, segments, &rows)[20 * columns..]);
+            }
+            for t in 130..135 {
+                got.extend(case.step(
+                    &mut cache,
+                    vec![segment(0, 1, t, &[9, 3, 11])],
+                    &a[t * width..(t + 1) * width],
+                ));
+            }
+            assert!(got == expected, "{:?} {heads:?}", cpu.isa());
+        }
+    }
+}
+
+#[test]
+fn what_a_former_owner_left_in_a_block_does_not_matter() {
+    for cpu in devices() {
+        for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
+            let case = Case::new(&cpu, SHAPES[0], dtype);
+            let qkv = noise(4, 5 * case.width());
+            let clean = case.step(&mut case.cache(), vec![segment(0, 5, 0, &[6])], &qkv);
+            let mut cache = case.cache();
+            let poison = vec![f32::NAN; 64 * case.width()];
+            case.step(&mut cache, vec![segment(0, 64, 0, &[6])], &poison);
+            let got = case.step(&mut cache, vec![segment(0, 5, 0, &[6])], &qkv);
+            assert!(got == clean, "{:?} {dtype:?}", cpu.isa());
+        }
+    }
+}
