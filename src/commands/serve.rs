@@ -64,9 +64,6 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
 /// Reads everything but the weights, and refuses what cannot be served.
 fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let mut model = ModelConfig::from_dir(&config.model)?;
-    let generation = GenerationConfig::from_dir(&config.model)?;
-    let tokenizer = Arc::new(Tokenizer::from_dir(&config.model)?);
-    let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
     if let Some(len) = config.max_model_len {
         let limit = model.max_positions;
         anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");
@@ -85,6 +82,9 @@ fn prepare(config: Config) -> anyhow::Result<Prepared> {
     let memory =
         MemoryPlan::new(needs, available, config.kv_cache_memory, model.max_positions, config.max_num_seqs)
             .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
+    let generation = GenerationConfig::from_dir(&config.model)?;
+    let tokenizer = Arc::new(Tokenizer::from_dir(&config.model)?);
+    let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
     Ok(Prepared { config, model, generation, precision, kv, memory, tokenizer, template })
 }
 

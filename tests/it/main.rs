@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blocks;
+mod config;
 mod cpu;
 mod engine;
 mod fake;

@@ -282,3 +282,34 @@ fn shards_load_as_one_file_does() {
     std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
     assert!(logits(dir.path(), Precision::Fp8, KvDtype::Fp8, &IDS) == whole);
 }
+
+#[test]
+fn f16_and_f32_weights_load_as_bf16_ones_do() {
+    let mut original = read(copy("nemotron").path());
+    for (_, _, bytes) in original.values_mut() {
+        for pair in bytes.chunks_exact_mut(2) {
+            // What F16 cannot hold exactly: it has 11 significant bits, but fewer below 2^-14.
+            if fp8::bf16_value(u16::from_le_bytes([pair[0], pair[1]])).abs() < 1e-3 {
+                pair.fill(0);
+            }
+        }
+    }
+    let widened = |dtype: &'static str, convert: fn(f32) -> Vec<u8>| -> Tensors {
+        let tensor = |(_, shape, bytes): &Tensor| {
+            let values = bytes.chunks_exact(2).map(|p| fp8::bf16_value(u16::from_le_bytes([p[0], p[1]])));
+            (dtype, shape.clone(), values.flat_map(convert).collect())
+        };
+        original.iter().map(|(name, value)| (name.clone(), tensor(value))).collect()
+    };
+    let f16 = widened("F16", |x| half::f16::from_f32(x).to_le_bytes().to_vec());
+    let f32 = widened("F32", |x| x.to_le_bytes().to_vec());
+    for precision in [Precision::None, Precision::Fp8] {
+        let run = |tensors: &Tensors| {
+            let dir = directory("nemotron", tensors, json!({}));
+            logits(dir.path(), precision, KvDtype::Bf16, &IDS)
+        };
+        let expected = run(&original);
+        assert!(run(&f16) == expected, "F16, {precision:?}");
+        assert!(run(&f32) == expected, "F32, {precision:?}");
+    }
+}

@@ -1,0 +1,106 @@
+//! Settings through the binary: precedence, refusals, and the plan that does not fit.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `octant serve` with no environment but `env`; it must end by itself.
+fn serve(args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+    command.env_clear().arg("serve").args(args).envs(env.iter().copied());
+    command.output().unwrap()
+}
+
+/// It must end with this status and say all of this on standard error.
+fn refuses(output: &Output, status: i32, parts: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "`{text}` lacks `{part}`");
+    }
+}
+
+fn tiny() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/nemotron").to_string_lossy().into_owned()
+}
+
+fn file(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), text).unwrap();
+    file
+}
+
+/// The limit that is refused names the value that won: the model has 256 positions.
+fn refused_len(args: &[&str], env: &[(&str, &str)], len: &str) {
+    let model = tiny();
+    let args = [&["--model", &model], args].concat();
+    refuses(&serve(&args, env), 1, &["--max-model-len", "at most the model's 256", &format!("got {len}")]);
+}
+
+#[test]
+fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+    let file = file("max-model-len = 1003\n");
+    let path = file.path().to_str().unwrap();
+    refused_len(&["--config", path], &[], "1003");
+    refused_len(&[], &[("OCTANT_CONFIG", path)], "1003");
+    refused_len(&["--config", path], &[("OCTANT_MAX_MODEL_LEN", "1002")], "1002");
+    refused_len(&["--config", path, "--max-model-len", "1001"], &[("OCTANT_MAX_MODEL_LEN", "1002")], "1001");
+}
+
+#[test]
+fn every_flag_is_a_variable_and_a_key_of_the_file() {
+    let help = Command::new(env!("CARGO_BIN_EXE_octant")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let flags: Vec<&str> = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")).collect();
+    let flags = flags.iter().filter_map(|line| line.split(' ').next());
+    let mut count = 0;
+    for flag in flags {
+        count += 1;
+        let variable = format!("OCTANT_{}", flag.to_uppercase().replace('-', "_"));
+        assert!(help.contains(&format!("[env: {variable}")), "{flag} has no variable {variable}");
+        if flag != "config" {
+            // A list is the wrong type for every key but one; an unknown key would be called unknown.
+            let file = file(&format!("{flag} = [[1]]\n"));
+            let output = serve(&["--config", file.path().to_str().unwrap()], &[]);
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("unknown field"), "{flag} is no key");
+        }
+    }
+    assert!(count >= 15, "only {count} flags found in the help");
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_by_name() {
+    let model = tiny();
+    let unknown = file("max-model-length = 5\n");
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&[], &["--model", "missing"]),
+        (&["--model", &model, "--device", "cuda"], &["--device", "no CUDA device"]),
+        (&["--model", &model, "--max-num-seqs", "0"], &["--max-num-seqs", "at least 1"]),
+        (&["--model", &model, "--kv-cache-memory", "lots"], &["--kv-cache-memory", "4GiB", "lots"]),
+        (&["--model", &model, "--kv-cache-dtype", "int4"], &["--kv-cache-dtype", "int4", "fp8"]),
+        (&["--model", &model, "--port", "70000"], &["--port", "70000"]),
+        (&["--model", &model, "--api-key", ""], &["--api-key"]),
+        (&["--config", unknown.path().to_str().unwrap()], &["unknown field", "max-model-length"]),
+        (&["--config", "/nowhere.toml"], &["/nowhere.toml"]),
+    ];
+    for (args, parts) in cases {
+        refuses(&serve(args, &[]), 2, parts);
+    }
+}
+
+#[test]
+fn a_plan_that_does_not_fit_names_both_numbers() {
+    let model = tiny();
+    let output = serve(&["--model", &model, "--kv-cache-memory", "900TB"], &[]);
+    refuses(&output, 1, &["needs", "are available", "--kv-cache-memory"]);
+    // One request of 256 positions needs 4 blocks of 2 layers x 2 x 16 x 64 bytes = 16 KiB.
+    let output = serve(&["--model", &model, "--kv-cache-memory", "12KiB"], &[]);
+    refuses(&output, 1, &["needs", "are available"]);
+}
+
+#[test]
+fn a_broken_model_directory_is_named() {
+    refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
+    refuses(&serve(&["--model", dir.path().to_str().unwrap()], &[]), 1, &["tokenizer.json"]);
+}
