@@ -3,8 +3,9 @@
 
     python3 scripts/make_golden.py            (needs torch, transformers, safetensors)
 
-For each model: a Hugging Face directory in BF16, and golden.json with prompts, the log-probability of every prompt
-token in float32, greedy continuations with the margin of each choice, and two tolerances measured here:
+For each model: a Hugging Face directory in BF16; logprobs.f32, the log-probabilities of all tokens at every position
+of the prompts, one after the other, in float32; and golden.json with the prompts, the log-probability of every prompt
+token, greedy continuations with the margin of each choice, and two tolerances measured here:
 
 - `bf16_worst`: the largest difference of transformers' own bfloat16 run from float32;
 - `fp8_mean_kl`: the mean KL divergence from float32 of a simulation of FP8 serving (weights in E4M3 per output row,
@@ -67,10 +68,11 @@ def make(name: str, model) -> None:
         golden["prompts"].append({
             "ids": ids[0].tolist(),
             "logprobs": [round(x, 6) for x in scored(e, ids).tolist()],
-            "last": [round(x, 5) for x in e[-1].tolist()],
             "greedy": tokens,
             "margins": margins,
         })
+    rows = torch.cat(exact).contiguous()
+    (folder / "logprobs.f32").write_bytes(rows.numpy().astype("<f4").tobytes())
     (folder / "golden.json").write_text(json.dumps(golden) + "\n")
     print(name, f"bf16_worst {worst:.4f} fp8_mean_kl {golden['fp8_mean_kl']:.5f}")
 
