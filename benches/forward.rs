@@ -121,7 +121,7 @@ impl Bench {
         let prompt: Vec<u32> =
             (0..tokens).map(|i| ((i * 7919 + slot * 104_729 + 17) % self.vocab) as u32).collect();
         let start = SlotStart {
-            sampling: Arc::new(greedy()),
+            sampling: Arc::new(SamplingParams::greedy()),
             prompt_len: tokens,
             tokens: prompt.clone(),
             prompt_logprobs: None,
@@ -151,22 +151,5 @@ fn row(slot: usize, start: Option<Arc<SlotStart>>, tokens: TokenSource, position
         blocks: (first..first + blocks).map(|b| b as u32).collect(),
         sample: true,
         score: Vec::new(),
-    }
-}
-
-fn greedy() -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: 0,
-        logprobs: None,
-        min_tokens: 0,
-        barred: Vec::new(),
     }
 }

@@ -86,6 +86,10 @@ pub struct ServeArgs {
     /// Key that clients must send as `Authorization: Bearer KEY` [default: none, everyone is let in]
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Refuse requests with fields that this server does not know, rather than name them in the response's
+    /// x-ignored-fields [default: false]
+    #[arg(long, env = "OCTANT_REJECT_UNKNOWN_FIELDS", value_name = "BOOL")]
+    pub reject_unknown_fields: Option<bool>,
     /// On SIGTERM, seconds during which requests are still taken while /health/ready says 503 [default: 5]
     #[arg(long, env = "OCTANT_DRAIN_GRACE", value_name = "SECONDS")]
     pub drain_grace: Option<u64>,
@@ -220,6 +224,8 @@ pub struct Config {
     pub threads: usize,
     /// The clients' key.
     pub api_key: Option<String>,
+    /// Whether a field that nobody knows is an error.
+    pub reject_unknown_fields: bool,
     /// From the first signal to the first refusal.
     pub drain_grace: Duration,
     /// From the first refusal until running requests are cut off.
@@ -256,6 +262,7 @@ impl ServeArgs {
             kv_cache_memory: self.kv_cache_memory.or(file.kv_cache_memory),
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
             api_key: self.api_key.or(file.api_key),
+            reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
@@ -289,6 +296,7 @@ impl ServeArgs {
             prefix_caching: self.enable_prefix_caching.unwrap_or(true),
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
+            reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
             drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,

@@ -1,4 +1,4 @@
-//! The data path of one request, above the engine: template → tokens → submit → updates → text.
+//! The data path of one request, above the engine: queue → template → tokens → submit → updates → text.
 //!
 //! [`Generator::start`] and [`Generation::next`] are that path, to be read from top to bottom; `prompt` makes tokens,
 //! `choice` makes text of one sequence's tokens again and keeps scores beside the text they belong to.
@@ -208,6 +208,7 @@ impl Generator {
     /// # Errors
     /// [`Refusal`]: nothing was begun.
     pub async fn start(&self, mut ask: Ask) -> Result<Generation, Refusal> {
+        let place = self.engine.enter(ask.prompts.count() * ask.n as usize)?;
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
@@ -218,7 +219,7 @@ impl Generator {
                 choices.push(Choice::new(&self.tokenizer, prompt, &ask));
             }
         }
-        let streams = self.engine.submit(requests).await?;
+        let streams = place.submit(requests).await?;
         let waiting: FuturesUnordered<NextUpdate> =
             streams.into_iter().enumerate().map(|(i, stream)| next_update(i, stream)).collect();
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();

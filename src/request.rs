@@ -52,6 +52,26 @@ pub struct SamplingParams {
     pub barred: Vec<u32>,
 }
 
+impl SamplingParams {
+    /// The most probable token, always; everything else off.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+            min_tokens: 0,
+            barred: Vec::new(),
+        }
+    }
+}
+
 /// When generation ends. Stop strings are text and are handled above the engine.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StopRules {

@@ -134,8 +134,10 @@ async fn serve(p: Prepared, engine: EngineHandle, start: Instant) -> anyhow::Res
             temperature: p.generation.temperature.unwrap_or(defaults.temperature),
             top_p: p.generation.top_p.unwrap_or(defaults.top_p),
             top_k: p.generation.top_k.unwrap_or(defaults.top_k),
-            ..defaults
+            min_p: p.generation.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: p.generation.repetition_penalty.unwrap_or(defaults.repetition_penalty),
         },
+        reject_unknown_fields: p.config.reject_unknown_fields,
         ..Settings::new(String::new(), p.generation.eos)
     };
     let state = ServerState::new(generator, settings);

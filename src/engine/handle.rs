@@ -1,4 +1,7 @@
-//! The engine as its clients see it: submit a group, read updates, drop to abort.
+//! The engine as its clients see it: enter the queue, submit a group, read updates, drop to abort.
+//!
+//! A place in the queue is taken before a prompt is rendered and tokenised, so that a burst that the queue cannot hold
+//! is refused before it costs anything.
 //!
 //! Everything crosses into the engine's thread as a command over one channel. A command is sent only while the gate
 //! is open, under its lock, and the engine empties the channel after closing the gate, so that no command is ever
@@ -34,12 +37,21 @@ pub(super) struct Shared {
     next_id: AtomicU64,
     /// What every submit is answered with, once set.
     refusal: Mutex<Option<Reject>>,
-    stats: Mutex<Stats>,
+    queue: Mutex<Queue>,
+}
+
+/// What waits, as far as the handles know it.
+struct Queue {
+    /// What the engine's thread last said.
+    stats: Stats,
+    /// Places taken by requests that the scheduler has not yet counted among those that wait.
+    entered: usize,
 }
 
 impl Shared {
     pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
-        Self { config, next_id: AtomicU64::new(0), refusal: Mutex::new(None), stats: Mutex::new(stats) }
+        let queue = Mutex::new(Queue { stats, entered: 0 });
+        Self { config, next_id: AtomicU64::new(0), refusal: Mutex::new(None), queue }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -51,11 +63,11 @@ impl Shared {
     }
 
     pub(super) fn publish(&self, stats: Stats) {
-        *lock(&self.stats) = stats;
+        lock(&self.queue).stats = stats;
     }
 
     pub(super) fn set_failed(&self, reason: &str) {
-        lock(&self.stats).failed = Some(reason.to_owned());
+        lock(&self.queue).stats.failed = Some(reason.to_owned());
     }
 }
 
@@ -76,28 +88,24 @@ impl EngineHandle {
         Self { shared, commands }
     }
 
-    /// Submits the requests of one group, all or none, and resolves when the scheduler has taken them into its
-    /// bounded queue or refused. Dropping the future aborts the group, wherever it has got to.
-    pub async fn submit(&self, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
-        let (reply, answer) = flume::bounded(1);
-        // The streams exist before the command is sent, so that their drop covers every moment after it.
-        let (submissions, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| self.open(r)).unzip();
-        let outcome = match self.send_submit(submissions, reply) {
-            Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(self.refusal())),
-            Err(reject) => Err(reject),
-        };
-        match outcome {
-            Ok(()) => Ok(streams),
-            Err(reject) => {
-                streams.iter_mut().for_each(|stream| stream.finished = true);
-                Err(reject)
-            }
+    /// Takes a place for each request of a group, or says that there is none. The scheduler has the last word: it
+    /// also counts the requests' tokens, which are not known yet.
+    pub fn enter(&self, requests: usize) -> Result<Place, Reject> {
+        if let Some(reject) = &*lock(&self.shared.refusal) {
+            return Err(reject.clone());
         }
+        let config = &self.shared.config;
+        let mut queue = lock(&self.shared.queue);
+        let counts = &queue.stats.counts;
+        config.check_queue_requests(counts.waiting + queue.entered, requests)?;
+        config.check_queue_tokens(counts.waiting_tokens, 1)?;
+        queue.entered += requests;
+        Ok(Place { engine: self.clone(), requests })
     }
 
     /// The last snapshot. Never waits for a step.
     pub fn stats(&self) -> Stats {
-        lock(&self.shared.stats).clone()
+        lock(&self.shared.queue).stats.clone()
     }
 
     /// The limits that the engine was started with.
@@ -115,11 +123,48 @@ impl EngineHandle {
         self.shared.refuse(Reject::EngineDown("the server is shutting down".to_owned()));
         let _already_gone = self.commands.send(Command::Stop);
     }
+}
+
+/// Room in the queue for the requests of one group, from before they are tokenised until the scheduler counts them.
+pub struct Place {
+    engine: EngineHandle,
+    requests: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.engine.shared.queue).entered -= self.requests;
+    }
+}
+
+impl Place {
+    /// Submits the group, all or none, and resolves when the scheduler has taken it into its bounded queue or
+    /// refused. Dropping the future aborts the group, wherever it has got to.
+    ///
+    /// # Panics
+    /// If the group is of another size than the place.
+    pub async fn submit(self, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
+        assert_eq!(group.len(), self.requests, "a group fills the place that was taken for it");
+        let (reply, answer) = flume::bounded(1);
+        // The streams exist before the command is sent, so that their drop covers every moment after it.
+        let (submissions, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| self.open(r)).unzip();
+        let outcome = match self.send_submit(submissions, reply) {
+            Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(self.refusal())),
+            Err(reject) => Err(reject),
+        };
+        match outcome {
+            Ok(()) => Ok(streams),
+            Err(reject) => {
+                streams.iter_mut().for_each(|stream| stream.finished = true);
+                Err(reject)
+            }
+        }
+    }
 
     fn open(&self, request: Request) -> (Submission, UpdateStream) {
-        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let id = RequestId(self.engine.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, updates) = flume::unbounded();
-        let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
+        let stream = UpdateStream { id, updates, commands: self.engine.commands.clone(), finished: false };
         (Submission { id, request, updates: sender }, stream)
     }
 
@@ -128,15 +173,15 @@ impl EngineHandle {
         group: Vec<Submission>,
         reply: flume::Sender<Result<(), Reject>>,
     ) -> Result<(), Reject> {
-        let refusal = lock(&self.shared.refusal);
+        let refusal = lock(&self.engine.shared.refusal);
         if let Some(reject) = &*refusal {
             return Err(reject.clone());
         }
-        self.commands.send(Command::Submit { group, reply }).map_err(|_| gone())
+        self.engine.commands.send(Command::Submit { group, reply }).map_err(|_| gone())
     }
 
     fn refusal(&self) -> Reject {
-        lock(&self.shared.refusal).clone().unwrap_or_else(gone)
+        lock(&self.engine.shared.refusal).clone().unwrap_or_else(gone)
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-pub use handle::{EngineHandle, UpdateStream};
+pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
 pub use stats::Stats;
 
@@ -150,6 +150,8 @@ impl Engine<'_> {
         match command {
             Command::Submit { group, reply } => {
                 let outcome = self.admit(group);
+                // Before the reply, upon which the group gives up its place: nobody is to slip in between.
+                self.publish();
                 let _gone = reply.send(outcome);
             }
             Command::Abort(id) => {

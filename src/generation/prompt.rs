@@ -49,6 +49,15 @@ impl Prompts {
         matches!(self, Self::Chat { .. })
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Chat { .. } => 1,
+            Self::Texts { texts, .. } => texts.len(),
+            Self::Ids(prompts) => prompts.len(),
+        }
+    }
+
     /// How much text there is to tokenise.
     pub fn text_bytes(&self) -> usize {
         match self {

@@ -246,10 +246,17 @@ pub struct GenerationConfig {
     pub top_p: Option<f32>,
     /// Default top-k.
     pub top_k: Option<u32>,
+    /// Default min-p.
+    pub min_p: Option<f32>,
+    /// Default repetition penalty.
+    pub repetition_penalty: Option<f32>,
 }
 
 impl GenerationConfig {
     /// Reads `generation_config.json` if there is one; end-of-sequence ids fall back to `config.json`.
+    ///
+    /// # Errors
+    /// For a value that no request may have: every request that leaves the default would be refused.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         let config = Object::read(&dir.join("config.json"))?;
         let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
@@ -261,13 +268,31 @@ impl GenerationConfig {
         }
         // `do_sample: false` means greedy whatever else is said.
         let greedy = file.flag("do_sample")? == Some(false);
-        let temperature = if greedy { Some(0.0) } else { file.number("temperature")?.map(|x| x as f32) };
+        let temperature = default_of(&file, "temperature", |x| x >= 0.0, "at least 0")?;
+        let top_k = default_of(&file, "top_k", |x| x >= 0.0 && x.fract() == 0.0, "an integer of at least 0")?;
         Ok(Self {
             eos,
-            temperature,
-            top_p: file.number("top_p")?.map(|x| x as f32),
-            top_k: file.number("top_k")?.map(|x| x as u32),
+            temperature: if greedy { Some(0.0) } else { temperature },
+            top_p: default_of(&file, "top_p", |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
+            top_k: top_k.map(|x| x as u32),
+            min_p: default_of(&file, "min_p", |x| (0.0..=1.0).contains(&x), "from 0 to 1")?,
+            repetition_penalty: default_of(&file, "repetition_penalty", |x| x > 0.0, "above 0")?,
         })
+    }
+}
+
+/// A sampling default, if there is one.
+fn default_of(
+    file: &Object,
+    key: &str,
+    sound: fn(f32) -> bool,
+    expected: &str,
+) -> Result<Option<f32>, LoadError> {
+    match file.number(key)?.map(|x| x as f32) {
+        Some(x) if !x.is_finite() || !sound(x) => {
+            Err(file.error(key, format!("expected {expected}, got {x}")))
+        }
+        value => Ok(value),
     }
 }
 

@@ -65,6 +65,25 @@ impl SchedulerConfig {
         self.max_model_len.min(self.num_blocks * plan::BLOCK_TOKENS)
     }
 
+    /// Whether requests may join those that wait. An empty queue takes any group that can run at all, or that could
+    /// never be served.
+    pub fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
+        let limit = self.max_queue_requests;
+        if waiting > 0 && waiting + more > limit {
+            return Err(Reject::QueueFull { waiting, limit });
+        }
+        Ok(())
+    }
+
+    /// Likewise for prompt tokens.
+    pub fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
+        let limit = self.max_queue_tokens;
+        if waiting > 0 && waiting + more > limit {
+            return Err(Reject::QueueTokensFull { waiting, limit });
+        }
+        Ok(())
+    }
+
     /// # Panics
     /// If a limit that must be positive is 0.
     pub fn assert_sound(&self) {
@@ -185,26 +204,14 @@ impl Scheduler {
             door::check(request, &self.config)?;
         }
         let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
-        self.check_queue(group.len(), tokens)?;
+        self.config.check_queue_requests(self.waiting.len(), group.len())?;
+        self.config.check_queue_tokens(self.waiting_tokens, tokens)?;
         for (id, request) in group {
             let sequence = Sequence::new(id, self.arrivals, request);
             self.arrivals += 1;
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
             self.enqueue(sequence);
-        }
-        Ok(())
-    }
-
-    /// Bounds what waits. An empty queue takes anything that can run at all, or it could never be served.
-    fn check_queue(&self, requests: usize, tokens: usize) -> Result<(), Reject> {
-        let (waiting, limit) = (self.waiting.len(), self.config.max_queue_requests);
-        if waiting > 0 && waiting + requests > limit {
-            return Err(Reject::QueueFull { waiting, limit });
-        }
-        let (waiting, limit) = (self.waiting_tokens, self.config.max_queue_tokens);
-        if waiting > 0 && waiting + tokens > limit {
-            return Err(Reject::QueueTokensFull { waiting, limit });
         }
         Ok(())
     }

@@ -44,6 +44,8 @@ pub struct Settings {
     pub defaults: Defaults,
     /// The ids that end a generation.
     pub eos_ids: Vec<u32>,
+    /// Whether a field that nobody knows is an error; else it is named in a header of the response.
+    pub reject_unknown_fields: bool,
     /// With work pending and no step ended for this long, the server calls itself dead.
     pub stalled_after: Duration,
     /// Limits of HTTP.
@@ -58,6 +60,7 @@ impl Settings {
             api_key: None,
             defaults: Defaults::default(),
             eos_ids,
+            reject_unknown_fields: false,
             stalled_after: Duration::from_secs(60),
             http: HttpLimits::default(),
         }
@@ -139,6 +142,7 @@ impl ServerState {
             vocab_size: generator.vocab_size(),
             eos_ids: settings.eos_ids.clone(),
             defaults: settings.defaults.clone(),
+            reject_unknown_fields: settings.reject_unknown_fields,
         };
         let metrics = Metrics::new(&settings.models[0], generator.engine().config());
         Arc::new(Self {

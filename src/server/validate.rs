@@ -75,6 +75,8 @@ pub struct Limits {
     pub eos_ids: Vec<u32>,
     /// What holds where a client says nothing.
     pub defaults: Defaults,
+    /// Whether a field that nobody knows is an error.
+    pub reject_unknown_fields: bool,
 }
 
 /// A request in which everything is decided.
@@ -180,6 +182,9 @@ struct Rest {
 }
 
 fn finish(wire: Common, rest: Rest, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
+    if let (true, Some(name)) = (limits.reject_unknown_fields, wire.ignored.first()) {
+        return Err(ApiError::unsupported(name, "unknown field"));
+    }
     let model = served_model(wire.model.clone(), &limits.models)?;
     let n = choices(&wire, &rest.prompts)?;
     let stream = wire.stream.unwrap_or(false);
@@ -244,12 +249,7 @@ fn choices(wire: &Common, prompts: &Prompts) -> Result<u32, ApiError> {
         Some(1) => {}
         Some(_) => return Err(ApiError::unsupported("best_of", "values above 1 are not supported")),
     }
-    let count = match prompts {
-        Prompts::Chat { .. } => 1,
-        Prompts::Texts { texts, .. } => texts.len(),
-        Prompts::Ids(ids) => ids.len(),
-    };
-    let n = n as u32;
+    let (count, n) = (prompts.count(), n as u32);
     if count * n as usize > MAX_SEQUENCES {
         let text = format!("expected at most {MAX_SEQUENCES} choices in all, got {count} prompts × {n}");
         return Err(ApiError::invalid(if n > 1 { "n" } else { "prompt" }, text));

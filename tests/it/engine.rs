@@ -23,7 +23,11 @@ async fn until(handle: &EngineHandle, wanted: impl Fn(&Stats) -> bool) -> Stats 
 }
 
 async fn submit(handle: &EngineHandle, request: Request) -> UpdateStream {
-    handle.submit(vec![request]).await.expect("a sound request is taken").remove(0)
+    submit_group(handle, vec![request]).await.expect("a sound request is taken").remove(0)
+}
+
+async fn submit_group(handle: &EngineHandle, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
+    handle.enter(group.len())?.submit(group).await
 }
 
 /// Reads an answer to its end.
@@ -119,7 +123,8 @@ async fn a_submit_dropped_before_its_answer_is_aborted() {
     until(&handle, |stats| stats.in_flight == 1).await;
     // The engine waits for the step, so that this submit cannot be answered before it is dropped.
     let second =
-        tokio::time::timeout(Duration::from_millis(20), handle.submit(vec![request(vec![2], 500)])).await;
+        tokio::time::timeout(Duration::from_millis(20), submit_group(&handle, vec![request(vec![2], 500)]))
+            .await;
     assert!(second.is_err(), "the submit was still waiting");
     drop(permits);
     read(&mut first).await;
@@ -128,11 +133,31 @@ async fn a_submit_dropped_before_its_answer_is_aborted() {
 }
 
 #[tokio::test]
+async fn a_place_counts_from_before_its_group_is_submitted_until_it_runs() {
+    let narrow = SchedulerConfig { max_num_seqs: 1, max_queue_requests: 3, ..config() };
+    let (executor, permits) = FakeExecutor::new(&narrow).gated();
+    let (handle, _thread) = Engine::start(narrow, 1, Box::new(executor));
+    let _running = submit(&handle, request(vec![1], 500)).await;
+    until(&handle, |stats| stats.counts.running == 1).await;
+    let full = |waiting| Some(Reject::QueueFull { waiting, limit: 3 });
+    let pair = handle.enter(2).unwrap();
+    let single = handle.enter(1).unwrap();
+    assert_eq!(handle.enter(1).err(), full(3), "all places are taken, though nothing has been submitted");
+    drop(single);
+    assert_eq!(handle.enter(2).err(), full(2), "a place given back is free, and no more than that");
+    let submitted = pair.submit(vec![request(vec![2], 2), request(vec![3], 2)]);
+    let (submitted, _sent) = tokio::join!(submitted, async { permits.send(()) });
+    let _waiting = submitted.unwrap();
+    assert_eq!(handle.enter(2).err(), full(2), "whoever waits is counted once");
+    assert!(handle.enter(1).is_ok());
+}
+
+#[tokio::test]
 async fn a_refusal_leaves_the_engine_alive() {
     let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
-    let refused = handle.submit(vec![request(vec![1], 2), request(vec![100], 2)]).await.err();
+    let refused = submit_group(&handle, vec![request(vec![1], 2), request(vec![100], 2)]).await.err();
     assert!(matches!(refused, Some(Reject::Invalid { field: "prompt", .. })), "{refused:?}");
-    let refused = handle.submit(vec![request(vec![1], 2000)]).await.err();
+    let refused = submit_group(&handle, vec![request(vec![1], 2000)]).await.err();
     assert!(matches!(refused, Some(Reject::TooLong { .. })), "{refused:?}");
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     assert_eq!(read(&mut stream).await.1, Finish::Length);
@@ -144,12 +169,12 @@ async fn a_failing_executor_answers_everyone_with_the_reason() {
         let executor = FakeExecutor::new(&config()).fail_at(3, "the device caught fire");
         let (executor, permits) = executor.gated();
         let (handle, thread) = Engine::start(config(), in_flight, Box::new(executor));
-        let mut streams = handle.submit(vec![request(prompt(0, 30), 50); 6]).await.unwrap();
+        let mut streams = submit_group(&handle, vec![request(prompt(0, 30), 50); 6]).await.unwrap();
         drop(permits);
         for stream in &mut streams {
             assert_eq!(read(stream).await.1, error("the device caught fire"));
         }
-        let refused = handle.submit(vec![request(vec![1], 2)]).await.err();
+        let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
         assert_eq!(refused, Some(Reject::EngineDown("the device caught fire".to_owned())));
         assert_eq!(handle.stats().failed.as_deref(), Some("the device caught fire"));
         assert_eq!(thread.join(), Err("the device caught fire".to_owned()));
@@ -163,7 +188,7 @@ async fn a_submit_in_the_channel_when_the_executor_fails_is_answered() {
     let _first = submit(&handle, request(vec![1], 2)).await;
     until(&handle, |stats| stats.in_flight == 1).await;
     // The engine waits for the step that will fail; the submit is sent, then the step is let go.
-    let late = handle.submit(vec![request(vec![2], 2)]);
+    let late = submit_group(&handle, vec![request(vec![2], 2)]);
     let (late, ()) =
         tokio::join!(tokio::time::timeout(Duration::from_secs(20), late), async { drop(permits) });
     assert_eq!(late.expect("it is answered").err(), Some(Reject::EngineDown("out of memory".to_owned())));
@@ -212,7 +237,7 @@ async fn draining_refuses_new_requests_and_ends_old_ones() {
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     let mut stream = submit(&handle, request(vec![1], 9)).await;
     handle.drain();
-    assert_eq!(handle.submit(vec![request(vec![1], 2)]).await.err(), Some(Reject::Draining));
+    assert_eq!(submit_group(&handle, vec![request(vec![1], 2)]).await.err(), Some(Reject::Draining));
     drop(permits);
     assert_eq!(read(&mut stream).await.1, Finish::Length);
 }
@@ -225,7 +250,7 @@ async fn stopping_answers_everyone_and_refuses_later_ones() {
     handle.stop();
     assert_eq!(read(&mut stream).await.1, error("the server is shutting down"));
     assert_eq!(thread.join(), Ok(()));
-    let refused = handle.submit(vec![request(vec![1], 2)]).await.err();
+    let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
     assert_eq!(refused, Some(Reject::EngineDown("the server is shutting down".to_owned())));
     assert_eq!(handle.stats().failed, None, "to be stopped is not to fail");
 }
@@ -237,7 +262,7 @@ async fn submits_that_race_with_a_stop_are_all_answered() {
         let client = |i| {
             let handle = handle.clone();
             tokio::spawn(async move {
-                match handle.submit(vec![request(vec![i], 3)]).await {
+                match submit_group(&handle, vec![request(vec![i], 3)]).await {
                     Ok(mut streams) => read(&mut streams[0]).await.1,
                     Err(reject) => error(&reject.to_string()),
                 }

@@ -17,29 +17,11 @@ use octant::scheduler::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutpu
 pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
     Request {
         prompt: prompt.into(),
-        sampling: Arc::new(greedy()),
+        sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
         cache_salt: None,
         prompt_logprobs: None,
-    }
-}
-
-/// Everything off.
-pub fn greedy() -> SamplingParams {
-    SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: 0,
-        logprobs: None,
-        min_tokens: 0,
-        barred: Vec::new(),
     }
 }
 
@@ -105,10 +87,12 @@ fn parrot(history: &[u32], generated: usize, skip: u32) -> u32 {
     history[generated + usize::from(history[0] == skip)]
 }
 
-/// A parrot's score: of the candidates the even ids prefer themselves, the odd ones their successor.
+/// A parrot's score: of the candidates the even ids prefer themselves, the odd ones their successor. `z` leaves its
+/// successor no chance at all.
 fn parrot_score(token: u32, alternatives: u8, vocab: usize) -> TokenLogprob {
     let (next, sure) = ((token + 1) % vocab as u32, token.is_multiple_of(2));
     let (logprob, other): (f32, f32) = if sure { (-0.25, -1.75) } else { (-1.5, -0.3) };
+    let other = if token == u32::from(b'z') { f32::NEG_INFINITY } else { other };
     let mut top = vec![(token, logprob), (next, other)];
     top.sort_by(|a, b| b.1.total_cmp(&a.1));
     top.truncate(alternatives.into());

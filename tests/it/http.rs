@@ -1,4 +1,25 @@
 //! The server on loopback, over the real engine and a fake executor, spoken to by a client that shows every byte.
+//!
+//! What clients rely on, and the tests that hold us to it:
+//!
+//! | rule | tests |
+//! |---|---|
+//! | `data: {json}`, an empty line, `data: [DONE]` at the end; whole characters only | `a_chat_is_role_text_finish_done`, `characters_are_never_split_over_events`, `a_silent_stream_gets_comments_and_loses_nothing` |
+//! | a failure within a stream is an `error` event, then the end without a finish | `a_stream_that_fails_ends_with_an_error_and_without_an_end` |
+//! | chunks of an answer share id, time and model; role first, once, with the first token; finish on its own | `a_chat_is_role_text_finish_done`, `headers_come_before_the_first_token_and_the_role_does_not` |
+//! | deltas add up: no key but an index repeats | `choices_interleave_each_with_one_role_and_one_finish` |
+//! | usage only on request, last, with empty choices, null before | `usage_comes_last_without_choices_and_is_null_before` |
+//! | `finish_reason` is `stop` or `length`; tools are refused by name | `max_tokens_ends_an_answer_and_its_two_spellings_are_one`, `what_we_know_and_cannot_honour_is_refused_by_name` |
+//! | chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | `logprobs_have_true_bytes_and_a_form_for_half_characters`, `scores_come_with_the_text_they_belong_to`, `a_score_of_minus_infinity_is_a_number_on_the_wire` |
+//! | completion logprobs: four columns, null first with echo | `prompts_are_scored_the_way_harnesses_count_on`, `offsets_count_characters_of_the_text` |
+//! | n choices: index in each chunk, one finish each, one usage; each takes a place in the queue | `choices_interleave_each_with_one_role_and_one_finish`, `every_choice_has_its_index_and_the_prompt_counts_once`, `a_place_counts_from_before_its_group_is_submitted_until_it_runs` |
+//! | errors have four keys and a code of text; the context's length is told in the known words | `what_does_not_fit_is_refused_in_the_known_words`, `what_is_no_json_is_a_400_with_a_short_text` |
+//! | 401, 404, 405, 408, 413, 415, 431 | `only_the_key_is_the_key`, `models_are_listed_by_every_name`, `paths_and_methods_that_are_none_get_an_error_object`, `slow_heads_slow_bodies_and_idlers_are_cut_off`, `bodies_and_heads_have_a_size`, `types_and_encodings_of_bodies` |
+//! | 429 with Retry-After, before a header of a stream and before tokenising | `a_full_queue_is_a_429_before_any_header_of_a_stream` |
+//! | 500 with x-should-retry: false; 503 with Retry-After | `a_request_that_fails_is_a_500_that_says_not_to_retry`, `readiness_goes_first_then_new_requests_then_the_last_stream_ends_well` |
+//! | a client that leaves frees its blocks within a step, streaming or not | `leaving_frees_the_blocks_streaming_or_not` |
+//! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
+//! | every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
 
 mod abort;
 mod chat;

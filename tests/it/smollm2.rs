@@ -75,23 +75,9 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
 }
 
 fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
-    let sampling = SamplingParams {
-        temperature: 0.0,
-        top_p: 1.0,
-        top_k: 0,
-        min_p: 0.0,
-        repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: 0,
-        logprobs: None,
-        min_tokens: 0,
-        barred: Vec::new(),
-    };
     Request {
         prompt: prompt.into(),
-        sampling: Arc::new(sampling),
+        sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens, stop_ids: vec![2] },
         priority: 0,
         cache_salt: None,
@@ -100,7 +86,7 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
 }
 
 async fn updates(engine: &EngineHandle, request: Request) -> Vec<Update> {
-    let mut stream = engine.submit(vec![request]).await.unwrap().remove(0);
+    let mut stream = engine.enter(1).unwrap().submit(vec![request]).await.unwrap().remove(0);
     let mut all = Vec::new();
     loop {
         all.push(stream.next().await);

@@ -192,6 +192,15 @@ fn named_files(path: &str, text: &str) -> Vec<String> {
     missing.map(|name| format!("{path}: names `{name}`, which does not exist")).collect()
 }
 
+/// Tests that a table in a module's header names and that are nowhere.
+fn named_tests(path: &str, text: &str, all: &str) -> Vec<String> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("//! |")?.rsplit('|').nth(1));
+    let names =
+        rows.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>());
+    let missing = names.filter(|name| !all.contains(&format!("fn {name}(")));
+    missing.map(|name| format!("{path}: names the test `{name}`, which does not exist")).collect()
+}
+
 #[test]
 fn modules_import_only_what_their_boundary_allows() {
     check(&sources(), boundaries);
@@ -271,4 +280,13 @@ fn modules_stand_in_data_path_order() {
 fn sources() -> Vec<(String, String)> {
     let all = files(&[".rs"]);
     all.into_iter().filter(|(path, _)| PathBuf::from(path).starts_with("src")).collect()
+}
+
+#[test]
+fn tables_of_rules_name_tests_that_exist() {
+    let tests: Vec<(String, String)> =
+        files(&[".rs"]).into_iter().filter(|(path, _)| path.starts_with("tests/it")).collect();
+    let all: String = tests.iter().map(|(_, text)| text.as_str()).collect();
+    check(&tests, |path, text| named_tests(path, text, &all));
+    assert!(!named_tests("tests/it/x.rs", "//! | a rule | `no_such_test` |", &all).is_empty());
 }

@@ -71,6 +71,29 @@ fn both_norms_agree_with_f64_to_bf16() {
 }
 
 #[test]
+fn one_is_added_to_a_norms_weight_in_f32() {
+    // Normalised to itself: one pair of 255/128, the others such that the variance is 1.
+    let high = 255.0f32 / 128.0;
+    let low = ((40.0 - 2.0 * high * high) / 38.0).sqrt();
+    let x: Vec<f32> =
+        (0..40).map(|i| if i < 2 { high } else { low } * if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    for cpu in devices() {
+        let norm = Norm {
+            kind: NormKind::LayerNorm1p,
+            weight: cpu.vector(&[0.003; 40]).unwrap(),
+            bias: None,
+            eps: 0.0,
+        };
+        let mut floats = cpu.floats(1, 40).unwrap();
+        cpu.write(&x, &mut floats).unwrap();
+        let mut out = cpu.acts(1, 40).unwrap();
+        cpu.norm(&mut floats, None, &norm, ActQuant::Bf16, &mut out).unwrap();
+        // 1.992 x 1.003 = 1.998 rounds to 2; in BF16 the weight would be 1, and this 1.992.
+        assert_eq!(seen(&cpu, &out, 1, 40)[..2], [2.0, -2.0], "{:?}", cpu.isa());
+    }
+}
+
+#[test]
 fn e4m3_is_as_near_as_three_mantissa_bits_allow() {
     let x = noise(3, 5 * 40);
     for cpu in devices() {
@@ -122,6 +145,25 @@ fn activations_agree_with_f64() {
                     cpu.isa()
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn a_squared_relu_outgrows_half_precision() {
+    for cpu in devices() {
+        let mut h = cpu.floats(1, 8).unwrap();
+        cpu.write(&[300.0, 1000.0, 4000.0, -300.0, 0.0, 1.0, 2.0, 3.0], &mut h).unwrap();
+        let mut out = cpu.acts(1, 8).unwrap();
+        for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken] {
+            cpu.activation(Activation::SquaredRelu, &h, quant, &mut out).unwrap();
+            let got = seen(&cpu, &out, 1, 8);
+            // F16 ends at 65504; half a unit of E4M3's 4 significant bits, or the row's smallest step.
+            for (got, x) in got.iter().zip([300.0f32, 1000.0, 4000.0]) {
+                let bound = (x * x / 16.0).max(4000.0 * 4000.0 / 448.0 / 1024.0);
+                assert!((got - x * x).abs() <= bound, "{:?} {quant:?}: {got}", cpu.isa());
+            }
+            assert_eq!(got[3], 0.0);
         }
     }
 }

@@ -108,6 +108,14 @@ fn outcome(answer: &Value) -> (&str, &str) {
 }
 
 #[tokio::test]
+async fn a_score_of_minus_infinity_is_a_number_on_the_wire() {
+    let house = Plan::new().open();
+    let reply = house.chat("z", json!({ "logprobs": true, "top_logprobs": 2, "max_tokens": 1 })).await;
+    let top = &reply.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"];
+    assert_eq!((&top[0]["logprob"], &top[1]["logprob"]), (&json!(-0.25), &json!(-9999.0)));
+}
+
+#[tokio::test]
 async fn stop_strings_end_an_answer_wherever_tokens_part() {
     let house = Plan::new().open();
     for (stop, include, content) in [
@@ -203,6 +211,19 @@ async fn unknown_fields_are_named_in_a_header() {
     let reply = house.chat("a", more).await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("x-ignored-fields"), Some("stream_options.odd,frobnicate,s?der????x"));
+}
+
+#[tokio::test]
+async fn unknown_fields_are_refused_by_name_where_the_operator_says_so() {
+    let mut plan = Plan::new();
+    plan.settings.reject_unknown_fields = true;
+    let house = plan.open();
+    let reply = house.chat("a", json!({ "frobnicate": 1 })).await;
+    assert_eq!(reply.error(), (400, None, Some("frobnicate".into())));
+    let options = json!({ "stream": true, "stream_options": { "odd": true } });
+    let reply = house.complete("a", options).await;
+    assert_eq!(reply.error(), (400, None, Some("stream_options.odd".into())));
+    assert_eq!(house.chat("a", json!({ "seed": 1, "tools": null })).await.status, 200);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use octant::request::SamplingParams;
 use serde_json::{Value, json};
 
 use super::house::{BOS, House, Plan, VOCAB, config};
-use crate::fake::{FakeExecutor, alone, greedy, request};
+use crate::fake::{FakeExecutor, alone, request};
 
 fn texts(answer: &Value) -> Vec<&str> {
     let choices = answer["choices"].as_array().unwrap_or_else(|| panic!("no choices in {answer}"));
@@ -134,7 +134,7 @@ async fn choice_i_draws_with_the_seed_plus_i() {
     let asked =
         json!({ "max_tokens": 5, "n": 3, "seed": 41, "temperature": 1.0, "ignore_eos": true, "logprobs": 0 });
     let answer = house.complete(json!([1, 2, 3]), asked).await.json();
-    let defaults = SamplingParams { temperature: 1.0, ..greedy() };
+    let defaults = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
     let tokenizer = super::house::tokenizer();
     for i in 0..3 {
         let mut asked = request(vec![1, 2, 3], 5);

@@ -66,7 +66,10 @@ async fn text_is_bounded_in_bytes_before_anyone_tokenises_it() {
 /// Refusals must leave nothing behind, however many there are.
 #[tokio::test]
 async fn a_refusal_many_times_over_and_at_once_changes_nothing() {
-    let house = Plan::new().open();
+    let mut plan = Plan::new();
+    // Room for all of a crowd, so that each is refused for what is wrong with it.
+    plan.config.max_queue_requests = 64 * 128;
+    let house = plan.open();
     let bad = [
         chat_body(&"x".repeat(600), json!({})),
         chat_body("x", json!({ "n": 129 })),

@@ -83,9 +83,17 @@ async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
         assert_eq!((reply.header("retry-after"), reply.header("retry-after-ms")), (Some("1"), Some("1000")));
         assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
     }
+    // Too long, which only its tokens tell: the place in the queue is decided before anyone renders or tokenises.
+    let long = "x".repeat(600);
+    assert_eq!(house.chat(&long, json!({})).await.error().0, 429);
     assert_eq!(house.get("/health").await.status, 200, "a queue that is full is no illness");
     drop(held);
     house.until_empty().await;
+    assert_eq!(
+        house.chat("", json!({})).await.error().0,
+        400,
+        "with room in the queue the text is looked at"
+    );
     assert_eq!(house.chat("abc", json!({})).await.status, 200);
 }
 

@@ -15,7 +15,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 async fn answer(engine: &EngineHandle, request: Request) -> Answer {
-    let mut stream = engine.submit(vec![request]).await.unwrap().remove(0);
+    let mut stream = engine.enter(1).unwrap().submit(vec![request]).await.unwrap().remove(0);
     let mut answer = Vec::new();
     loop {
         let update = stream.next().await;

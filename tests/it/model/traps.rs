@@ -1,4 +1,17 @@
-//! What is easily got wrong about the two families, one test each.
+//! What is easily got wrong about the two families.
+//!
+//! | trap | tests |
+//! |---|---|
+//! | rotary embedding turns halves, not neighbours | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
+//! | the rotary fraction has four names, and is one half where none is given | `every_name_of_the_rotary_fraction_is_read_in_both_generations`, `without_a_fraction_nemotron_turns_half_and_llama_all`, `frequencies_are_spaced_over_the_turned_dimensions` |
+//! | 1 is added to the weight of every LayerNorm, once, in F32 | `one_is_added_to_a_norms_weight_in_f32` |
+//! | norms have biases, though the paper says "no bias" | `each_norm_weight_and_bias_counts` |
+//! | LayerNorm subtracts the mean | `nemotron_subtracts_the_mean_has_biases_and_no_gate` |
+//! | the head size has three sources | `the_head_size_has_three_sources` |
+//! | the epsilon has two names | `the_epsilon_has_two_names` |
+//! | KV heads may be left out | `without_kv_heads_every_query_head_has_its_own` |
+//! | squared ReLU outgrows F16 | `a_squared_relu_outgrows_half_precision` |
+//! | merging Q, K and V must not requantise | `one_scale_per_tensor_in_all_its_forms`, `one_scale_per_channel_in_all_its_forms` |
 
 use octant::device::{Activation, KvDtype, NormKind};
 use octant::model::{GenerationConfig, ModelConfig, Precision};
@@ -111,4 +124,17 @@ fn end_of_sequence_ids_come_from_the_generation_config_first() {
     std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
     let generation = GenerationConfig::from_dir(dir.path()).unwrap();
     assert_eq!((generation.eos, generation.temperature, generation.top_k), (vec![5, 3], Some(0.5), Some(7)));
+}
+
+#[test]
+fn defaults_that_no_request_may_have_are_refused_by_name() {
+    let dir = copy("llama");
+    for (key, bad) in
+        [("temperature", -1.0), ("top_p", 0.0), ("top_k", 1.5), ("min_p", 1.1), ("repetition_penalty", 0.0)]
+    {
+        let text = json!({ key: bad }).to_string();
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        let error = GenerationConfig::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("generation_config.json") && error.contains(key), "{error}");
+    }
 }

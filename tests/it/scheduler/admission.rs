@@ -6,7 +6,7 @@ use octant::request::{Finish, Reject, Request, SamplingParams};
 use octant::scheduler::SchedulerConfig;
 
 use super::{Bench, prompt};
-use crate::fake::{config, greedy, request};
+use crate::fake::{config, request};
 
 /// The field that a request is refused for.
 fn refused_field(request: Request) -> &'static str {
@@ -23,7 +23,7 @@ fn refused_field(request: Request) -> &'static str {
 }
 
 fn sampling(change: impl FnOnce(&mut SamplingParams)) -> Request {
-    let mut sampling = greedy();
+    let mut sampling = SamplingParams::greedy();
     change(&mut sampling);
     Request { sampling: Arc::new(sampling), ..request(vec![1], 4) }
 }

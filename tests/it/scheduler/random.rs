@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use octant::request::Request;
+use octant::request::{Request, SamplingParams};
 use octant::scheduler::SchedulerConfig;
 use proptest::prelude::*;
 
 use super::Bench;
-use crate::fake::{alone, greedy, request};
+use crate::fake::{alone, request};
 
 const VOCAB: usize = 30;
 
@@ -38,7 +38,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         let (priority, salt, prompt_logprobs, zero) = kind;
         let max_tokens = if zero == 0 && prompt_logprobs.is_some() { 0 } else { max_tokens };
         let mut request = request(prompt, max_tokens);
-        let mut sampling = greedy();
+        let mut sampling = SamplingParams::greedy();
         sampling.seed = seed;
         sampling.min_tokens = min_tokens.min(max_tokens);
         sampling.barred = stop_ids.clone();

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use octant::request::{Finish, Request};
+use octant::request::{Finish, Request, SamplingParams};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::plan::{RowOutput, StepOutput, TokenSource};
 
 use super::{Bench, prompt};
-use crate::fake::{alone, config, greedy, request};
+use crate::fake::{alone, config, request};
 
 #[test]
 fn a_long_prompt_is_computed_in_chunks_of_the_budget() {
@@ -80,7 +80,7 @@ fn nothing_stops_before_min_tokens() {
     let free = alone(&request(vec![1], 9), 100);
     let mut stopped = request(vec![1], 9);
     stopped.stop.stop_ids = vec![free.tokens[2]];
-    stopped.sampling = Arc::new(octant::request::SamplingParams { min_tokens: 9, ..greedy() });
+    stopped.sampling = Arc::new(SamplingParams { min_tokens: 9, ..SamplingParams::greedy() });
     let id = bench.submit(stopped);
     bench.run(1);
     assert_eq!((bench.finish(id), bench.tokens(id)), (Some(Finish::Length), free.tokens));
