@@ -8,6 +8,8 @@
 //! in an order of summation that does not depend on how many rows there are.
 
 pub mod cpu;
+#[cfg(feature = "kernels")]
+pub mod cuda;
 pub mod fp8;
 pub mod host;
 
@@ -240,8 +242,8 @@ pub trait Device: Send + 'static {
     fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
     /// A cache of zeros.
     fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
-    /// Room for a step of at most `rows` rows.
-    fn step(&self, rows: usize) -> Result<Self::Step, DeviceError>;
+    /// Room for a step of at most `rows` rows, of sequences of at most `max_positions`.
+    fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
 
     /// Makes `inputs` the current step.
     fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;

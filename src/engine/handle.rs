@@ -17,7 +17,7 @@ use crate::scheduler::{RequestId, SchedulerConfig};
 /// What a client asks of the engine's thread.
 pub(super) enum Command {
     /// Take these, all or none, and say so.
-    Submit { group: Vec<Submission>, reply: flume::Sender<Result<(), Reject>> },
+    Submit { group: Vec<Submission>, place: Place, reply: flume::Sender<Result<(), Reject>> },
     /// The client has gone.
     Abort(RequestId),
     /// End every request and the thread.
@@ -64,6 +64,15 @@ impl Shared {
 
     pub(super) fn publish(&self, stats: Stats) {
         lock(&self.queue).stats = stats;
+    }
+
+    /// The same, of a queue that counts the requests of `place` by now: at no time are they counted twice, or not.
+    pub(super) fn publish_instead_of(&self, mut place: Place, stats: Stats) {
+        let mut queue = lock(&self.queue);
+        queue.stats = stats;
+        queue.entered -= std::mem::take(&mut place.requests);
+        // Before the place is dropped, which locks too.
+        drop(queue);
     }
 
     pub(super) fn set_failed(&self, reason: &str) {
@@ -123,6 +132,25 @@ impl EngineHandle {
         self.shared.refuse(Reject::EngineDown("the server is shutting down".to_owned()));
         let _already_gone = self.commands.send(Command::Stop);
     }
+
+    fn open(&self, request: Request) -> (Submission, UpdateStream) {
+        let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
+        let (sender, updates) = flume::unbounded();
+        let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
+        (Submission { id, request, updates: sender }, stream)
+    }
+
+    fn send(&self, command: Command) -> Result<(), Reject> {
+        let refusal = lock(&self.shared.refusal);
+        if let Some(reject) = &*refusal {
+            return Err(reject.clone());
+        }
+        self.commands.send(command).map_err(|_| gone())
+    }
+
+    fn refusal(&self) -> Reject {
+        lock(&self.shared.refusal).clone().unwrap_or_else(gone)
+    }
 }
 
 /// Room in the queue for the requests of one group, from before they are tokenised until the scheduler counts them.
@@ -146,10 +174,11 @@ impl Place {
     pub async fn submit(self, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
         assert_eq!(group.len(), self.requests, "a group fills the place that was taken for it");
         let (reply, answer) = flume::bounded(1);
+        let engine = self.engine.clone();
         // The streams exist before the command is sent, so that their drop covers every moment after it.
-        let (submissions, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| self.open(r)).unzip();
-        let outcome = match self.send_submit(submissions, reply) {
-            Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(self.refusal())),
+        let (group, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| engine.open(r)).unzip();
+        let outcome = match engine.send(Command::Submit { group, place: self, reply }) {
+            Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(engine.refusal())),
             Err(reject) => Err(reject),
         };
         match outcome {
@@ -159,29 +188,6 @@ impl Place {
                 Err(reject)
             }
         }
-    }
-
-    fn open(&self, request: Request) -> (Submission, UpdateStream) {
-        let id = RequestId(self.engine.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let (sender, updates) = flume::unbounded();
-        let stream = UpdateStream { id, updates, commands: self.engine.commands.clone(), finished: false };
-        (Submission { id, request, updates: sender }, stream)
-    }
-
-    fn send_submit(
-        &self,
-        group: Vec<Submission>,
-        reply: flume::Sender<Result<(), Reject>>,
-    ) -> Result<(), Reject> {
-        let refusal = lock(&self.engine.shared.refusal);
-        if let Some(reject) = &*refusal {
-            return Err(reject.clone());
-        }
-        self.engine.commands.send(Command::Submit { group, reply }).map_err(|_| gone())
-    }
-
-    fn refusal(&self) -> Reject {
-        lock(&self.engine.shared.refusal).clone().unwrap_or_else(gone)
     }
 }
 

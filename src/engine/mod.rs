@@ -148,10 +148,9 @@ impl Engine<'_> {
 
     fn obey(&mut self, command: Command) -> Next {
         match command {
-            Command::Submit { group, reply } => {
+            Command::Submit { group, place, reply } => {
                 let outcome = self.admit(group);
-                // Before the reply, upon which the group gives up its place: nobody is to slip in between.
-                self.publish();
+                self.shared.publish_instead_of(place, self.stats());
                 let _gone = reply.send(outcome);
             }
             Command::Abort(id) => {
@@ -184,13 +183,17 @@ impl Engine<'_> {
     }
 
     fn publish(&self) {
-        self.shared.publish(Stats {
+        self.shared.publish(self.stats());
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
             counts: self.scheduler.counts(),
             in_flight: self.in_flight,
             last_step: self.last_step,
             busy_since: self.busy_since,
             failed: None,
-        });
+        }
     }
 }
 

@@ -36,7 +36,7 @@ impl<D: Device> Workspace<D> {
     pub fn new(device: &D, config: &ModelConfig, rows: usize) -> Result<Self, DeviceError> {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
-            step: device.step(rows)?,
+            step: device.step(rows, config.max_positions)?,
             residual: device.floats(rows, hidden)?,
             delta: device.floats(rows, hidden)?,
             hidden: device.acts(rows, hidden)?,

@@ -4,9 +4,12 @@
 
 mod blocks;
 mod config;
-mod cpu;
+mod dev;
+#[path = "../device/mod.rs"]
+mod device;
 mod engine;
 mod fake;
+mod fp8;
 mod http;
 mod model;
 mod scheduler;

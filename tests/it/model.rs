@@ -1,26 +1,13 @@
-//! The decoder against Hugging Face transformers, on two tiny random models (`scripts/make_golden.py`), and the
-//! errors of broken checkpoints.
+//! Checkpoints in all their forms, what is easily got wrong about the two families, and the errors of broken ones. The
+//! models are two tiny random ones (`scripts/make_golden.py`).
 
 mod checkpoints;
-mod determinism;
 mod errors;
-mod golden;
 mod traps;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use octant::comm::Local;
-use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs};
-use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Workspace};
-use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
-}
+use crate::device::model::{fixture, load, logits};
 
 /// A copy of a fixture's model, to be changed.
 fn copy(name: &str) -> tempfile::TempDir {
@@ -44,103 +31,4 @@ fn edit(dir: &Path, changes: serde_json::Value) {
         }
     }
     std::fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
-}
-
-fn cpu() -> Cpu {
-    Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap()
-}
-
-fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Model<Cpu>), LoadError> {
-    let config = ModelConfig::from_dir(dir)?;
-    let model = Model::load(dir, &config, precision, &cpu(), &mut |_| {})?;
-    Ok((config, model))
-}
-
-/// Logits of every position of a prompt, \[tokens, vocab\].
-fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec<f32> {
-    let (config, model) = load(dir, precision).unwrap();
-    let device = cpu();
-    let blocks = ids.len().div_ceil(64);
-    let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
-    let mut cache = device.cache(spec).unwrap();
-    let mut space = Workspace::new(&device, &config, ids.len()).unwrap();
-    let blocks = (0..blocks as u32).rev().collect();
-    let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
-    let inputs = StepInputs { tokens: ids.to_vec(), segments: vec![segment] };
-    let comm = Local::alone();
-    model.forward(&inputs, &mut space, Pass { device: &device, comm: &comm, cache: &mut cache }).unwrap();
-    let rows: Vec<u32> = (0..ids.len() as u32).collect();
-    let mut all = Vec::new();
-    for rows in rows.chunks(LOGIT_ROWS) {
-        model.logits(&device, rows, &mut space).unwrap();
-        all.extend(device.read(&space.logits).unwrap());
-    }
-    all
-}
-
-/// Rows of log-probabilities, in F64.
-fn logprobs(logits: &[f32], vocab: usize) -> Vec<Vec<f64>> {
-    let row = |row: &[f32]| {
-        let largest = row.iter().fold(f32::MIN, |m, x| m.max(*x));
-        let sum: f64 = row.iter().map(|x| f64::from(x - largest).exp()).sum();
-        row.iter().map(|x| f64::from(x - largest) - sum.ln()).collect()
-    };
-    logits.chunks_exact(vocab).map(row).collect()
-}
-
-/// An engine over a fixture's model.
-fn engine(
-    dir: &Path,
-    config: impl FnOnce(&mut SchedulerConfig),
-    in_flight: usize,
-) -> (EngineHandle, EngineThread) {
-    let (model_config, model) = load(dir, Precision::Fp8).unwrap();
-    let mut scheduler = SchedulerConfig {
-        max_num_seqs: 16,
-        max_num_batched_tokens: 512,
-        max_model_len: 256,
-        num_blocks: 64,
-        vocab_size: model_config.vocab,
-        max_queue_requests: 100,
-        max_queue_tokens: 100_000,
-        prefix_caching: true,
-    };
-    config(&mut scheduler);
-    let spec = CacheSpec {
-        layers: model_config.layers,
-        blocks: scheduler.num_blocks,
-        heads: model_config.heads,
-        dtype: KvDtype::Fp8,
-    };
-    let rank = RankParts {
-        device: cpu(),
-        comm: Local::alone(),
-        model,
-        cache: spec,
-        max_num_seqs: scheduler.max_num_seqs,
-        max_num_batched_tokens: scheduler.max_num_batched_tokens,
-        vocab: model_config.vocab,
-    };
-    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank])))
-}
-
-fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> Request {
-    Request {
-        prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams {
-            temperature,
-            top_p: 0.95,
-            top_k: 50,
-            repetition_penalty: 1.1,
-            presence_penalty: 0.1,
-            frequency_penalty: 0.1,
-            seed,
-            logprobs: Some(2),
-            ..SamplingParams::greedy()
-        }),
-        stop: StopRules { max_tokens, stop_ids: Vec::new() },
-        priority: 0,
-        cache_salt: None,
-        prompt_logprobs: None,
-    }
 }

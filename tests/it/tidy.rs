@@ -23,8 +23,8 @@ const BOUNDARIES: [(&str, &[&str]); 13] = [
     ("main", &["commands", "config"]),
 ];
 
-/// Where unsafe code may be: vector kernels with what they share, and the memory map of the weights.
-const UNSAFE_MODULES: [&str; 2] = ["src/device/cpu/", "src/model/checkpoint.rs"];
+/// Where unsafe code may be: vector kernels with what they share, launches on a GPU, and the memory map of the weights.
+const UNSAFE_MODULES: [&str; 3] = ["src/device/cpu/", "src/device/cuda/", "src/model/checkpoint.rs"];
 
 /// The traits there are. The last two are private: element types of the CPU's cache and weights, which its inner
 /// loops are compiled for.
@@ -285,7 +285,7 @@ fn sources() -> Vec<(String, String)> {
 #[test]
 fn tables_of_rules_name_tests_that_exist() {
     let tests: Vec<(String, String)> =
-        files(&[".rs"]).into_iter().filter(|(path, _)| path.starts_with("tests/it")).collect();
+        files(&[".rs"]).into_iter().filter(|(path, _)| path.starts_with("tests/")).collect();
     let all: String = tests.iter().map(|(_, text)| text.as_str()).collect();
     check(&tests, |path, text| named_tests(path, text, &all));
     assert!(!named_tests("tests/it/x.rs", "//! | a rule | `no_such_test` |", &all).is_empty());

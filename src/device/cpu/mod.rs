@@ -246,7 +246,7 @@ impl Device for Cpu {
         Ok(Cache::new(spec))
     }
 
-    fn step(&self, rows: usize) -> Result<Step, DeviceError> {
+    fn step(&self, rows: usize, _max_positions: usize) -> Result<Step, DeviceError> {
         Ok(Step {
             inputs: StepInputs::default(),
             positions: Vec::with_capacity(rows),

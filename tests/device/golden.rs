@@ -4,7 +4,7 @@ use octant::device::KvDtype;
 use octant::model::Precision;
 use serde::Deserialize;
 
-use super::{fixture, logits, logprobs};
+use super::model::{fixture, logits, logprobs};
 
 #[derive(Deserialize)]
 struct Golden {

@@ -1,9 +1,9 @@
 //! Drawing and scoring.
 
-use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{Device, Draw, SampleRow};
 
 use super::noise;
+use crate::dev;
 
 fn row() -> SampleRow<'static> {
     SampleRow {
@@ -24,18 +24,33 @@ fn row() -> SampleRow<'static> {
     }
 }
 
-fn draw_all(threads: usize, logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<Draw> {
-    let cpu = Cpu::new(CpuOptions { threads, isa: None }).unwrap();
-    let mut floats = cpu.floats(rows.len(), cols).unwrap();
-    cpu.write(logits, &mut floats).unwrap();
-    cpu.sample(&floats, vocab, rows).unwrap()
+fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<Draw> {
+    draw_on(&dev::one(), logits, cols, vocab, rows)
+}
+
+fn draw_on(
+    device: &dev::Dev,
+    logits: &[f32],
+    cols: usize,
+    vocab: usize,
+    rows: &[SampleRow<'_>],
+) -> Vec<Draw> {
+    let mut floats = device.floats(rows.len(), cols).unwrap();
+    device.write(logits, &mut floats).unwrap();
+    device.sample(&floats, vocab, rows).unwrap()
 }
 
 fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
-    match &draw_all(1, logits, logits.len(), logits.len(), std::slice::from_ref(row))[0] {
-        Draw::Token(token, _) => *token,
+    tokens(logits, std::slice::from_ref(row))[0]
+}
+
+/// Draws from the same logits once for each row.
+fn tokens(logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<u32> {
+    let token = |draw: Draw| match draw {
+        Draw::Token(token, _) => token,
         Draw::NonFinite => panic!("nothing drawn"),
-    }
+    };
+    draw_all(&logits.repeat(rows.len()), logits.len(), logits.len(), rows).into_iter().map(token).collect()
 }
 
 #[test]
@@ -63,8 +78,8 @@ fn bias_penalties_and_bars_change_the_choice() {
 fn filters_leave_only_what_they_should() {
     let logits = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0];
     let drawn = |row: SampleRow<'static>| {
-        let mut seen: Vec<u32> =
-            (0..400).map(|seed| token(&logits, &SampleRow { seed, ..row.clone() })).collect();
+        let rows: Vec<SampleRow<'_>> = (0..400).map(|seed| SampleRow { seed, ..row.clone() }).collect();
+        let mut seen = tokens(&logits, &rows);
         seen.sort_unstable();
         seen.dedup();
         seen
@@ -87,9 +102,9 @@ fn draws_follow_the_distribution() {
     let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32).collect();
     let count = 20_000;
     let mut seen = [0.0f64; 4];
-    for position in 0..count {
-        seen[token(&logits, &SampleRow { temperature: 1.0, position, ..row() }) as usize] += 1.0;
-    }
+    let rows: Vec<SampleRow<'_>> =
+        (0..count).map(|position| SampleRow { temperature: 1.0, position, ..row() }).collect();
+    tokens(&logits, &rows).into_iter().for_each(|token| seen[token as usize] += 1.0);
     let expected = weights.map(|w| w * f64::from(count));
     let chi: f64 = seen.iter().zip(expected).map(|(s, e)| (s - e).powi(2) / e).sum();
     // Three degrees of freedom: 16.3 is exceeded once in a thousand seeds.
@@ -103,39 +118,40 @@ fn a_draw_depends_on_seed_and_position_alone() {
         .map(|i| SampleRow { temperature: 1.0, top_k: 40, top_p: 0.9, seed: i, position: 7, ..row() })
         .collect();
     let logits = noise(1, vocab * rows.len());
-    let together = draw_all(3, &logits, vocab, vocab, &rows);
+    let together = draw_on(&dev::other(&dev::one()), &logits, vocab, vocab, &rows);
     for (i, row) in rows.iter().enumerate() {
         let alone = token(&logits[i * vocab..(i + 1) * vocab], row);
         assert_eq!(together[i], Draw::Token(alone, None), "row {i}");
     }
     let other = SampleRow { seed: 1 << 40, ..rows[0].clone() };
-    let differs = (0..50).any(|p| {
-        let at = |row: &SampleRow<'_>| token(&logits[..vocab], &SampleRow { position: p, ..row.clone() });
-        at(&rows[0]) != at(&other)
-    });
-    assert!(differs, "the high half of the seed counts");
+    let at = |row: &SampleRow<'static>| {
+        let rows: Vec<SampleRow<'_>> =
+            (0..50).map(|position| SampleRow { position, ..row.clone() }).collect();
+        tokens(&logits[..vocab], &rows)
+    };
+    assert_ne!(at(&rows[0]), at(&other), "the high half of the seed counts");
 }
 
 #[test]
 fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
     let logits = [1.0, 2.0, f32::NAN, 1.0, 0.0, f32::INFINITY, 3.0, 1.0];
-    let draws = draw_all(2, &logits, 2, 2, &[row(), row(), row(), row()]);
+    let draws = draw_all(&logits, 2, 2, &[row(), row(), row(), row()]);
     assert_eq!(draws, [Draw::Token(1, None), Draw::NonFinite, Draw::NonFinite, Draw::Token(0, None)]);
     let all = SampleRow { barred: &[0, 1], ..row() };
-    assert_eq!(draw_all(1, &[1.0, 2.0], 2, 2, &[all]), [Draw::NonFinite], "everything barred");
+    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [Draw::NonFinite], "everything barred");
 }
 
 #[test]
 fn padding_beyond_the_vocabulary_is_never_drawn() {
     let logits = [1.0, 2.0, 99.0, f32::NAN];
-    assert_eq!(draw_all(1, &logits, 4, 2, &[row()]), [Draw::Token(1, None)]);
+    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [Draw::Token(1, None)]);
 }
 
 #[test]
 fn logprobs_are_of_the_raw_logits_in_order() {
     let logits = [1.0f32, 3.0, 3.0, -2.0];
     let row = SampleRow { logprobs: Some(3), logit_bias: &[(3, 100.0)], ..row() };
-    let Draw::Token(3, Some(logprob)) = draw_all(1, &logits, 4, 4, &[row])[0].clone() else { panic!() };
+    let Draw::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
     assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
@@ -150,10 +166,10 @@ fn logprobs_are_of_the_raw_logits_in_order() {
 
 #[test]
 fn scores_are_of_the_targets() {
-    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
-    let mut floats = cpu.floats(2, 2).unwrap();
-    cpu.write(&[0.0, 0.0, f32::NAN, 1.0], &mut floats).unwrap();
-    let scores = cpu.score(&floats, 2, &[1, 0], 1).unwrap();
+    let device = dev::one();
+    let mut floats = device.floats(2, 2).unwrap();
+    device.write(&[0.0, 0.0, f32::NAN, 1.0], &mut floats).unwrap();
+    let scores = device.score(&floats, 2, &[1, 0], 1).unwrap();
     let first = scores[0].as_ref().unwrap();
     assert!((first.logprob - 0.5f32.ln()).abs() < 1e-6);
     assert_eq!(first.top[0].0, 0);

@@ -6,7 +6,8 @@ use std::path::Path;
 use octant::engine::{EngineHandle, SchedulerConfig};
 use octant::request::{Request, TokenLogprob};
 
-use super::{engine, fixture, request};
+use super::model::{engine, fixture, request};
+use crate::dev;
 
 type Answer = Vec<(u32, TokenLogprob)>;
 
@@ -35,11 +36,11 @@ fn requests() -> Vec<Request> {
     let mut all: Vec<Request> = lengths
         .iter()
         .enumerate()
-        .map(|(i, len)| request(&prompt(i as u32, *len), 40, (i % 2) as f32, i as u64))
+        .map(|(i, len)| request(&prompt(i as u32, *len), dev::GENERATED, (i % 2) as f32, i as u64))
         .collect();
     let mut shared = prompt(0, 130);
     shared.extend([9, 8, 7]);
-    all.push(request(&shared, 40, 1.0, 99));
+    all.push(request(&shared, dev::GENERATED, 1.0, 99));
     all
 }
 

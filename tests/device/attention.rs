@@ -1,11 +1,11 @@
 //! Rotary embedding, paged cache and attention against F64, and the same bits however a sequence is cut into steps.
 
-use octant::device::cpu::Cpu;
+use crate::dev::{self, Dev};
 use octant::device::{
     ActQuant, CacheSpec, Cached, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepInputs, fp8,
 };
 
-use super::{bf16, bf16_matrix, devices, noise, product};
+use super::{noise, seen};
 
 const SHAPES: [HeadShape; 3] = [
     HeadShape { q_heads: 12, kv_heads: 1, head_dim: 16 },
@@ -14,7 +14,7 @@ const SHAPES: [HeadShape; 3] = [
 ];
 
 struct Case<'a> {
-    cpu: &'a Cpu,
+    device: &'a Dev,
     heads: HeadShape,
     dtype: KvDtype,
     kv: LayerKv,
@@ -22,11 +22,11 @@ struct Case<'a> {
 }
 
 impl<'a> Case<'a> {
-    fn new(cpu: &'a Cpu, heads: HeadShape, dtype: KvDtype) -> Self {
+    fn new(device: &'a Dev, heads: HeadShape, dtype: KvDtype) -> Self {
         let half = heads.head_dim / 4;
         let inv_freq = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
         Self {
-            cpu,
+            device,
             heads,
             dtype,
             kv: LayerKv { layer: 1, k_scale: 0.5, v_scale: 0.25 },
@@ -38,25 +38,23 @@ impl<'a> Case<'a> {
         (self.heads.q_heads + 2 * self.heads.kv_heads) * self.heads.head_dim
     }
 
-    fn cache(&self) -> <Cpu as Device>::Cache {
-        self.cpu.cache(CacheSpec { layers: 2, blocks: 12, heads: self.heads, dtype: self.dtype }).unwrap()
+    fn cache(&self) -> <Dev as Device>::Cache {
+        self.device.cache(CacheSpec { layers: 2, blocks: 12, heads: self.heads, dtype: self.dtype }).unwrap()
     }
 
     /// Runs segments of sequences through rope and attention; `qkv` has their rows in order.
-    fn step(&self, cache: &mut <Cpu as Device>::Cache, segments: Vec<Segment>, qkv: &[f32]) -> Vec<f32> {
+    fn step(&self, cache: &mut <Dev as Device>::Cache, segments: Vec<Segment>, qkv: &[f32]) -> Vec<f32> {
         let rows = qkv.len() / self.width();
         let columns = self.heads.q_heads * self.heads.head_dim;
-        let mut step = self.cpu.step(rows).unwrap();
-        self.cpu.begin(&StepInputs { tokens: vec![0; rows], segments }, &mut step).unwrap();
-        let mut floats = self.cpu.floats(rows, self.width()).unwrap();
-        self.cpu.write(qkv, &mut floats).unwrap();
-        self.cpu.rope(&step, &self.rope, self.kv, &mut floats, cache).unwrap();
-        let mut out = self.cpu.acts(rows, columns).unwrap();
+        let mut step = self.device.step(rows, 12 * 64).unwrap();
+        self.device.begin(&StepInputs { tokens: vec![0; rows], segments }, &mut step).unwrap();
+        let mut floats = self.device.floats(rows, self.width()).unwrap();
+        self.device.write(qkv, &mut floats).unwrap();
+        self.device.rope(&step, &self.rope, self.kv, &mut floats, cache).unwrap();
+        let mut out = self.device.acts(rows, columns).unwrap();
         let cached = Cached { kv: self.kv, cache: &*cache };
-        self.cpu.attention(&step, &floats, cached, ActQuant::Bf16, &mut out).unwrap();
-        let identity: Vec<f32> =
-            (0..columns * columns).map(|i| if i / columns == i % columns { 1.0 } else { 0.0 }).collect();
-        product(self.cpu, &out, rows, bf16_matrix(&bf16(&identity), columns))
+        self.device.attention(&step, &floats, cached, ActQuant::Bf16, &mut out).unwrap();
+        seen(self.device, &out, rows, columns)
     }
 
     /// What the cache gives back of a value.
@@ -118,10 +116,10 @@ fn segment(first: usize, len: usize, position: usize, blocks: &[u32]) -> Segment
 
 #[test]
 fn agrees_with_f64() {
-    for cpu in devices() {
+    for device in dev::all() {
         for heads in SHAPES {
             for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
-                let mut case = Case::new(&cpu, heads, dtype);
+                let mut case = Case::new(&device, heads, dtype);
                 if dtype == KvDtype::Bf16 {
                     (case.kv.k_scale, case.kv.v_scale) = (1.0, 1.0);
                 }
@@ -131,7 +129,11 @@ fn agrees_with_f64() {
                     // BF16 of the output; near a rounding border of the stored keys, F32 and F64 fall apart.
                     let bound = exact.abs() / 128.0 + 0.02;
                     let error = (f64::from(*got) - exact).abs();
-                    assert!(error <= bound, "{:?} {heads:?} {dtype:?} element {i}: {got} {exact}", cpu.isa());
+                    assert!(
+                        error <= bound,
+                        "{:?} {heads:?} {dtype:?} element {i}: {got} {exact}",
+                        dev::name(&device)
+                    );
                 }
             }
         }
@@ -140,9 +142,9 @@ fn agrees_with_f64() {
 
 #[test]
 fn a_sequence_gives_the_same_bits_in_any_steps_blocks_and_company() {
-    for cpu in devices() {
+    for device in dev::all() {
         for heads in SHAPES {
-            let case = Case::new(&cpu, heads, KvDtype::Fp8);
+            let case = Case::new(&device, heads, KvDtype::Fp8);
             let (width, columns) = (case.width(), heads.q_heads * heads.head_dim);
             let (a, b) = (noise(2, 135 * width), noise(3, 20 * width));
             let expected = case.step(&mut case.cache(), vec![segment(0, 135, 0, &[0, 1, 2])], &a);
@@ -162,23 +164,23 @@ fn a_sequence_gives_the_same_bits_in_any_steps_blocks_and_company() {
                     &a[t * width..(t + 1) * width],
                 ));
             }
-            assert!(got == expected, "{:?} {heads:?}", cpu.isa());
+            assert!(got == expected, "{:?} {heads:?}", dev::name(&device));
         }
     }
 }
 
 #[test]
 fn what_a_former_owner_left_in_a_block_does_not_matter() {
-    for cpu in devices() {
+    for device in dev::all() {
         for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
-            let case = Case::new(&cpu, SHAPES[0], dtype);
+            let case = Case::new(&device, SHAPES[0], dtype);
             let qkv = noise(4, 5 * case.width());
             let clean = case.step(&mut case.cache(), vec![segment(0, 5, 0, &[6])], &qkv);
             let mut cache = case.cache();
             let poison = vec![f32::NAN; 64 * case.width()];
             case.step(&mut cache, vec![segment(0, 64, 0, &[6])], &poison);
             let got = case.step(&mut cache, vec![segment(0, 5, 0, &[6])], &qkv);
-            assert!(got == clean, "{:?} {dtype:?}", cpu.isa());
+            assert!(got == clean, "{:?} {dtype:?}", dev::name(&device));
         }
     }
 }

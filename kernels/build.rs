@@ -1,0 +1,132 @@
+//! Compiles the kernels: with nvcc to cubins for sm_90a, which the binary carries (feature `cuda`), and with g++ to a
+//! library that runs them on the host (feature `host-kernels`). Without either it does nothing.
+//!
+//! nvcc is taken from `CUDA_HOME`, from `PATH`, or from where `scripts/cuda_toolkit.py` puts it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, thread};
+
+/// Kernels whose registers must not spill to memory.
+const HOT: [&str; 4] = ["octant_gemm_stream", "octant_attention_decode", "octant_norm", "octant_activation"];
+
+fn main() {
+    println!("cargo:rerun-if-changed=kernels");
+    let wanted = |feature: &str| env::var_os(format!("CARGO_FEATURE_{feature}")).is_some();
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    if wanted("CUDA") {
+        cubins(&out);
+    }
+    if wanted("HOST_KERNELS") {
+        host_library(&out);
+    }
+}
+
+/// Every `kernels/*.cu`, in order.
+fn sources() -> Vec<PathBuf> {
+    let files =
+        fs::read_dir("kernels").expect("kernels can be read").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    files.sort();
+    files
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().expect("a file has a name").to_string_lossy().into_owned()
+}
+
+/// Runs a command; its standard error, or an end of the build that shows it.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?} failed:\n{text}");
+    text
+}
+
+/// Writes a cubin per file, and `cubins.rs`, a table of them with the names of their kernels.
+fn cubins(out: &Path) {
+    let nvcc = nvcc();
+    let compile = |source: PathBuf| {
+        let (nvcc, cubin) = (nvcc.clone(), out.join(stem(&source)).with_extension("cubin"));
+        thread::spawn(move || {
+            let mut command = Command::new(nvcc);
+            command.args(["-arch=sm_90a", "-std=c++20", "-O3", "-lineinfo", "-cubin", "-Xptxas", "-v", "-o"]);
+            let log = run(command.arg(&cubin).arg(&source));
+            let names = entries(&source, &log);
+            format!("    (include_bytes!({cubin:?}), &{names:?}),\n")
+        })
+    };
+    let threads: Vec<_> = sources().into_iter().map(compile).collect();
+    let rows: String = threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
+    let table = format!(
+        "/// Cubins and the names of their kernels.\npub const CUBINS: &[(&[u8], &[&str])] = &[\n{rows}];\n"
+    );
+    fs::write(out.join("cubins.rs"), table).expect("OUT_DIR can be written");
+}
+
+/// The kernels that ptxas names, hot ones without spills.
+fn entries(source: &Path, log: &str) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for line in log.lines() {
+        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
+            names.push(rest.split('\'').next().unwrap_or_default().to_owned());
+        }
+        let spills =
+            line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill loads");
+        if let (true, Some(name)) = (spills, names.last()) {
+            let hot = HOT.iter().any(|hot| name.starts_with(hot));
+            assert!(!hot, "{}: {name} spills registers: {}", source.display(), line.trim());
+        }
+    }
+    assert!(!names.is_empty(), "{}: ptxas names no kernel:\n{log}", source.display());
+    names
+}
+
+fn nvcc() -> PathBuf {
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    println!("cargo:rerun-if-env-changed=PATH");
+    let name = Path::new("bin/nvcc");
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join(name));
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|folder| folder.join("nvcc"));
+    let local = fs::canonicalize(".cuda/nvidia/cu13").ok().map(|home| home.join(name));
+    let found = home.into_iter().chain(on_path).chain(local).find(|nvcc| nvcc.is_file());
+    found.expect("no nvcc in CUDA_HOME, in PATH or in .cuda; scripts/cuda_toolkit.py gets one")
+}
+
+/// Builds `libkernels_host.so`, with the sanitizers if `OCTANT_SANITIZE` is set, and tells the crate where it is.
+fn host_library(out: &Path) {
+    println!("cargo:rerun-if-env-changed=OCTANT_SANITIZE");
+    let sanitize: &[&str] = match env::var_os("OCTANT_SANITIZE") {
+        Some(_) => &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+        None => &[],
+    };
+    let compile = |source: PathBuf| {
+        let object = out.join(format!("{}.o", stem(&source)));
+        thread::spawn(move || {
+            let mut command = Command::new(env::var_os("CXX").unwrap_or_else(|| OsString::from("g++")));
+            command.args([
+                "-x",
+                "c++",
+                "-std=c++20",
+                "-O1",
+                "-g",
+                "-fPIC",
+                "-ffp-contract=off",
+                "-DOCTANT_HOST",
+            ]);
+            command.args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]).args(sanitize);
+            run(command.arg("-c").arg(&source).arg("-o").arg(&object));
+            object
+        })
+    };
+    let all = sources().into_iter().chain([PathBuf::from("kernels/host/cuda.cpp")]);
+    let threads: Vec<_> = all.map(compile).collect();
+    let objects: Vec<PathBuf> =
+        threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
+    let library = out.join("libkernels_host.so");
+    let mut link = Command::new(env::var_os("CXX").unwrap_or_else(|| OsString::from("g++")));
+    run(link.args(["-shared", "-o"]).arg(&library).args(sanitize).args(objects));
+    println!("cargo:rustc-env=OCTANT_HOST_KERNELS={}", library.display());
+}

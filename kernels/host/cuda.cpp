@@ -1,0 +1,353 @@
+// The fibers, warps and number formats behind cuda.h, and the entry point through which tests launch kernels.
+#include "cuda.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include <sys/mman.h>
+
+#if !defined(__x86_64__)
+#error "the host execution of kernels switches fibers in x86-64 assembly"
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Saves the callee's registers on the stack, the stack pointer in *from, and goes on where `to` was saved.
+extern "C" void octant_switch(void** from, void* to);
+asm(R"(
+.text
+.globl octant_switch
+.hidden octant_switch
+octant_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+)");
+
+namespace host {
+
+Place place;
+
+namespace {
+
+constexpr size_t stack_bytes = 256 << 10;
+
+struct Warp {
+    unsigned arrived = 0;
+    uint64_t round = 0;
+    const char* where = nullptr;
+    alignas(16) unsigned char in[32 * stride];
+    alignas(16) unsigned char out[32 * stride];
+};
+
+enum class State { ready, waits_for_block, waits_for_warp, ended };
+
+struct Fiber {
+    void* stack_pointer = nullptr;
+    unsigned char* stack = nullptr;
+    dim3 thread;
+    State state = State::ready;
+    const char* where = nullptr;
+    // The round of its warp that it waits for.
+    uint64_t round = 0;
+    void* fake_stack = nullptr;
+};
+
+struct Block {
+    std::vector<Fiber> fibers;
+    std::vector<Warp> warps;
+    unsigned at_barrier = 0;
+    unsigned ended = 0;
+    void (*kernel)(const void*) = nullptr;
+    const void* params = nullptr;
+    const char* name = nullptr;
+};
+
+Block block;
+size_t running;
+void* scheduler_stack_pointer;
+// What AddressSanitizer must know of the scheduler's own stack.
+[[maybe_unused]] void* scheduler_fake_stack;
+[[maybe_unused]] const void* scheduler_bottom;
+[[maybe_unused]] size_t scheduler_size;
+
+[[noreturn]] void die(const char* what) {
+    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block.name, place.block.x, place.block.y, place.block.z,
+                 what);
+    for (const Fiber& fiber : block.fibers) {
+        const char* state = fiber.state == State::ended ? "has ended" : fiber.where ? fiber.where : "runs";
+        std::fprintf(stderr, "  thread (%u, %u): %s\n", fiber.thread.x, fiber.thread.y, state);
+    }
+    std::abort();
+}
+
+// From a fiber to the scheduler.
+void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_bottom, scheduler_size);
+#endif
+    octant_switch(&fiber.stack_pointer, scheduler_stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
+#endif
+}
+
+// From the scheduler to a fiber.
+void enter(size_t index) {
+    Fiber& fiber = block.fibers[index];
+    running = index;
+    place.thread = fiber.thread;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, stack_bytes);
+#endif
+    octant_switch(&scheduler_stack_pointer, fiber.stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+void first_entry() {
+    Fiber& fiber = block.fibers[running];
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
+#endif
+    block.kernel(block.params);
+    fiber.state = State::ended;
+    ++block.ended;
+    leave(fiber, true);
+    std::abort();
+}
+
+void prepare(Fiber& fiber, dim3 thread) {
+    fiber.thread = thread;
+    fiber.state = State::ready;
+    fiber.where = nullptr;
+    auto* top = reinterpret_cast<void**>(fiber.stack + stack_bytes);
+    // A return address to begin at, on a stack aligned as after a call, below it six registers.
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(&first_entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    fiber.stack_pointer = top;
+}
+
+bool ready(const Fiber& fiber, size_t index) {
+    return fiber.state == State::ready ||
+           (fiber.state == State::waits_for_warp && block.warps[index / 32].round > fiber.round);
+}
+
+void run_block(bool descending) {
+    const size_t count = block.fibers.size();
+    while (block.ended < count) {
+        bool progress = false;
+        for (size_t i = 0; i < count; ++i) {
+            const size_t index = descending ? count - 1 - i : i;
+            if (ready(block.fibers[index], index)) {
+                block.fibers[index].state = State::ready;
+                enter(index);
+                progress = true;
+            }
+        }
+        if (block.at_barrier > 0 && block.at_barrier + block.ended == count) {
+            if (block.ended > 0) die("a barrier that some threads never reach");
+            block.at_barrier = 0;
+            for (Fiber& fiber : block.fibers) fiber.state = State::ready;
+            progress = true;
+        }
+        if (!progress && block.ended < count) die("a deadlock");
+    }
+}
+
+}  // namespace
+
+void sync_block(const char* where) {
+    Fiber& fiber = block.fibers[running];
+    fiber.state = State::waits_for_block;
+    fiber.where = where;
+    ++block.at_barrier;
+    leave(fiber, false);
+}
+
+void collective(const char* where, const void* in, void* out, unsigned size, Collective compute) {
+    Fiber& fiber = block.fibers[running];
+    const size_t index = running;
+    Warp& warp = block.warps[index / 32];
+    const size_t lane = index % 32;
+    if (size > stride) die("an operand too large");
+    if (warp.arrived > 0 && std::strcmp(warp.where, where) != 0) die("lanes of a warp at different operations");
+    warp.where = where;
+    std::memcpy(warp.in + lane * stride, in, size);
+    if (++warp.arrived == 32) {
+        compute(warp.in, warp.out, size);
+        warp.arrived = 0;
+        ++warp.round;
+    } else {
+        fiber.state = State::waits_for_warp;
+        fiber.where = where;
+        fiber.round = warp.round;
+        leave(fiber, false);
+    }
+    std::memcpy(out, warp.out + lane * stride, size);
+}
+
+float float_of_f16(uint16_t bits) {
+    _Float16 x;
+    std::memcpy(&x, &bits, sizeof x);
+    return static_cast<float>(x);
+}
+
+uint16_t f16_of(float x) {
+    const _Float16 half = static_cast<_Float16>(x);
+    uint16_t bits;
+    std::memcpy(&bits, &half, sizeof bits);
+    return bits;
+}
+
+float float_of_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
+
+uint16_t bf16_of(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    if (std::isnan(x)) return 0x7FFF;
+    return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+float float_of_e4m3(uint8_t code) {
+    const int exponent = (code >> 3) & 15, mantissa = code & 7;
+    float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
+                                    : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
+    if ((code & 0x7F) == 0x7F) magnitude = NAN;
+    return (code & 0x80) ? -magnitude : magnitude;
+}
+
+uint8_t e4m3_of(float x) {
+    if (std::isnan(x)) return 0x7F;
+    const uint8_t sign = std::signbit(x) ? 0x80 : 0;
+    const float magnitude = std::fmin(std::fabs(x), 448.0f);
+    int exponent;
+    std::frexp(magnitude, &exponent);
+    // The last place of a value in [2^(e-1), 2^e) with four significant bits; subnormals have that of 2^-6.
+    const int last = std::max(exponent - 4, -9);
+    // The default rounding mode is to nearest even.
+    const float units = std::nearbyint(std::ldexp(magnitude, -last));
+    const float rounded = std::ldexp(units, last);
+    if (rounded < std::ldexp(1.0f, -6)) return sign | static_cast<uint8_t>(std::ldexp(rounded, 9));
+    std::frexp(rounded, &exponent);
+    const int mantissa = static_cast<int>(std::ldexp(rounded, 4 - exponent)) - 8;
+    return sign | static_cast<uint8_t>((exponent + 6) << 3 | mantissa);
+}
+
+namespace {
+
+struct MmaOperand {
+    float d[4];
+    uint32_t a[4];
+    uint32_t b[2];
+};
+static_assert(sizeof(MmaOperand) <= stride);
+
+template <bool Bf16>
+float half_of(uint32_t pair, unsigned which) {
+    const auto bits = static_cast<uint16_t>(pair >> (16 * which));
+    return Bf16 ? float_of_bf16(bits) : float_of_f16(bits);
+}
+
+template <bool Bf16>
+void mma_of_warp(const unsigned char* in, unsigned char* out, unsigned) {
+    float a[16][16], b[16][8], d[16][8];
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        MmaOperand operand;
+        std::memcpy(&operand, in + lane * stride, sizeof operand);
+        const unsigned g = lane / 4, t = lane % 4;
+        for (unsigned i = 0; i < 2; ++i) {
+            a[g][2 * t + i] = half_of<Bf16>(operand.a[0], i);
+            a[g + 8][2 * t + i] = half_of<Bf16>(operand.a[1], i);
+            a[g][2 * t + 8 + i] = half_of<Bf16>(operand.a[2], i);
+            a[g + 8][2 * t + 8 + i] = half_of<Bf16>(operand.a[3], i);
+            b[2 * t + i][g] = half_of<Bf16>(operand.b[0], i);
+            b[2 * t + 8 + i][g] = half_of<Bf16>(operand.b[1], i);
+            d[g][2 * t + i] = operand.d[i];
+            d[g + 8][2 * t + i] = operand.d[2 + i];
+        }
+    }
+    for (unsigned m = 0; m < 16; ++m)
+        for (unsigned n = 0; n < 8; ++n)
+            for (unsigned k = 0; k < 16; ++k) d[m][n] += a[m][k] * b[k][n];
+    for (unsigned lane = 0; lane < 32; ++lane) {
+        const unsigned g = lane / 4, t = lane % 4;
+        const float result[4] = {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]};
+        std::memcpy(out + lane * stride, result, sizeof result);
+    }
+}
+
+}  // namespace
+
+void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    MmaOperand operand;
+    std::memcpy(operand.d, d, sizeof d);
+    std::memcpy(operand.a, a, sizeof a);
+    operand.b[0] = b0;
+    operand.b[1] = b1;
+    collective(bf16 ? "mma_bf16" : "mma_f16", &operand, &operand, sizeof operand,
+               bf16 ? mma_of_warp<true> : mma_of_warp<false>);
+    std::memcpy(d, operand.d, sizeof d);
+}
+
+}  // namespace host
+
+// What a launch says, as on a GPU.
+struct OctantLaunch {
+    const char* name;
+    void (*kernel)(const void*);
+    const void* params;
+    uint32_t grid[3];
+    uint32_t threads;
+    uint32_t shared_bytes;
+    uint32_t descending;
+};
+
+extern "C" void octant_launch(const OctantLaunch* launch) {
+    using namespace host;
+    block.name = launch->name;
+    block.kernel = launch->kernel;
+    block.params = launch->params;
+    if (launch->threads % 32 != 0) die("a block that is no whole number of warps");
+    while (block.fibers.size() < launch->threads) {
+        Fiber fiber;
+        void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (stack == MAP_FAILED) die("no memory for a stack");
+        fiber.stack = static_cast<unsigned char*>(stack);
+        block.fibers.push_back(fiber);
+    }
+    while (block.fibers.size() > launch->threads) {
+        munmap(block.fibers.back().stack, stack_bytes);
+        block.fibers.pop_back();
+    }
+    block.warps.assign(launch->threads / 32, Warp{});
+    place.block_dim = {launch->threads, 1, 1};
+    place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
+    for (uint32_t z = 0; z < launch->grid[2]; ++z)
+        for (uint32_t y = 0; y < launch->grid[1]; ++y)
+            for (uint32_t x = 0; x < launch->grid[0]; ++x) {
+                place.block = {x, y, z};
+                place.shared = static_cast<unsigned char*>(std::aligned_alloc(128, (launch->shared_bytes + 127) / 128 * 128));
+                std::memset(place.shared, 0xFF, launch->shared_bytes);
+                block.ended = 0;
+                block.at_barrier = 0;
+                for (uint32_t i = 0; i < launch->threads; ++i) prepare(block.fibers[i], {i, 0, 0});
+                run_block(launch->descending != 0);
+                std::free(place.shared);
+            }
+}

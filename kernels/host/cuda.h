@@ -1,0 +1,180 @@
+// CUDA's execution model on a processor, for tests: kernels compiled by g++ against this header run their blocks one
+// after the other, each thread of a block as a fiber. A fiber runs until it waits: at a barrier of the block, or for
+// the other lanes of its warp. Whoever waits for a thread that has ended, or at different places, is a deadlock, which
+// is reported and ends the process. Threads start in ascending or descending order, so that a barrier that is missing
+// shows in one of the two. Shared memory begins as NaN.
+//
+// What this cannot show: the memory order between blocks, bank conflicts, alignment of vector loads beyond what UBSan
+// sees, and anything about speed.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define KERNEL(name, Params, threads)                                                            \
+    static void name##_body(const Params& p);                                                    \
+    extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
+    static void name##_body(const Params& p)
+#define SHARED alignas(16) static
+#define DEVICE static inline
+#define DEVICE_MEMBER inline
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __restrict__
+
+struct dim3 {
+    unsigned x, y, z;
+};
+struct uint2 {
+    uint32_t x, y;
+};
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+namespace host {
+
+// Where a running thread is.
+struct Place {
+    dim3 thread, block, block_dim, grid_dim;
+    unsigned char* shared;
+};
+extern Place place;
+
+// Waits for all threads of the block.
+void sync_block(const char* where);
+
+using Collective = void (*)(const unsigned char* in, unsigned char* out, unsigned size);
+// Gives `size` bytes, waits for the other 31 lanes, and takes this lane's `size` bytes of the result. `compute` turns
+// the operands of all lanes, `stride` bytes apart, into their results, and is called once.
+constexpr unsigned stride = 64;
+void collective(const char* where, const void* in, void* out, unsigned size, Collective compute);
+
+template <typename T>
+struct Exchange {
+    T value;
+    uint32_t source;
+};
+
+template <typename T>
+T shuffle(T value, uint32_t source) {
+    static_assert(sizeof(Exchange<T>) <= stride);
+    Exchange<T> operand{value, source};
+    collective("a shuffle", &operand, &operand, sizeof operand, [](const unsigned char* in, unsigned char* out, unsigned) {
+        for (unsigned lane = 0; lane < 32; ++lane) {
+            Exchange<T> mine, other;
+            std::memcpy(&mine, in + lane * stride, sizeof mine);
+            std::memcpy(&other, in + (mine.source & 31) * stride, sizeof other);
+            std::memcpy(out + lane * stride, &other, sizeof other);
+        }
+    });
+    return operand.value;
+}
+
+float float_of_f16(uint16_t bits);
+uint16_t f16_of(float x);
+float float_of_bf16(uint16_t bits);
+uint16_t bf16_of(float x);
+float float_of_e4m3(uint8_t code);
+uint8_t e4m3_of(float x);
+void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+
+}  // namespace host
+
+#define threadIdx (host::place.thread)
+#define blockIdx (host::place.block)
+#define blockDim (host::place.block_dim)
+#define gridDim (host::place.grid_dim)
+
+static inline unsigned char* shared_memory() { return host::place.shared; }
+static inline void __syncthreads() { host::sync_block("__syncthreads"); }
+static inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+static inline unsigned lane_id() { return host::place.thread.x % 32; }
+
+template <typename T>
+static inline T __shfl_xor_sync(uint32_t, T value, int mask) {
+    return host::shuffle(value, lane_id() ^ static_cast<uint32_t>(mask));
+}
+template <typename T>
+static inline T __shfl_sync(uint32_t, T value, int source) {
+    return host::shuffle(value, static_cast<uint32_t>(source));
+}
+template <typename T>
+static inline T __shfl_up_sync(uint32_t, T value, unsigned delta) {
+    const unsigned lane = lane_id();
+    return host::shuffle(value, lane < delta ? lane : lane - delta);
+}
+static inline void __syncwarp(uint32_t = ~0u) { host::shuffle(0u, lane_id()); }
+
+// Blocks and threads take turns on one thread of the processor, so that these need no lock.
+template <typename T>
+static inline T atomicAdd(T* at, T value) {
+    T old = *at;
+    *at = old + value;
+    return old;
+}
+static inline uint32_t atomicOr(uint32_t* at, uint32_t value) {
+    uint32_t old = *at;
+    *at = old | value;
+    return old;
+}
+
+static inline uint32_t __float_as_uint(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+static inline float __uint_as_float(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline int __clz(uint32_t x) { return x == 0 ? 32 : __builtin_clz(x); }
+template <typename T>
+static inline T min(T a, T b) {
+    return b < a ? b : a;
+}
+template <typename T>
+static inline T max(T a, T b) {
+    return a < b ? b : a;
+}
+using std::isfinite;
+using std::isnan;
+
+// What ptx.cuh has, in software.
+static inline uint32_t f16x2_of_e4m3x2(uint16_t codes) {
+    const uint16_t low = host::f16_of(host::float_of_e4m3(codes & 0xFF));
+    const uint16_t high = host::f16_of(host::float_of_e4m3(codes >> 8));
+    return low | static_cast<uint32_t>(high) << 16;
+}
+static inline uint16_t e4m3x2(float low, float high) {
+    return static_cast<uint16_t>(host::e4m3_of(low) | host::e4m3_of(high) << 8);
+}
+static inline uint32_t f16x2(float low, float high) {
+    return host::f16_of(low) | static_cast<uint32_t>(host::f16_of(high)) << 16;
+}
+static inline uint32_t bf16x2(float low, float high) {
+    return host::bf16_of(low) | static_cast<uint32_t>(host::bf16_of(high)) << 16;
+}
+static inline float float_of_f16(uint16_t bits) { return host::float_of_f16(bits); }
+static inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    host::mma(false, d, a, b0, b1);
+}
+static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    host::mma(true, d, a, b0, b1);
+}
+static inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
+static inline float4 load_l2(const float4* from) { return *from; }

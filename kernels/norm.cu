@@ -1,0 +1,58 @@
+// OP: residual += delta; out = quant(LayerNorm1p(residual)), (x - mean) / sqrt(var + eps) * (1 + w) + b, or RMSNorm, x / sqrt(mean(x^2) + eps) * w
+// INPUTS: residual f32 [rows, cols], delta f32 [rows, cols] or null, weight f32 [cols], bias f32 [cols] or null
+// OUTPUTS: residual, if there is a delta; out [rows, cols] as BF16 or E4M3 with scales f32 [rows]
+// LAUNCH: one block of 32 to 512 threads per row, by cols alone; 4 * cols bytes of shared memory
+// LIMITS: cols even, at most 58,000
+// NUMERICS: F32, sums as a tree over the block; out within one unit of its last place of the CPU twin's
+// COST: rows * cols * (8 + 4 with delta + 4 if written back) bytes, and cols * 8; bound by memory
+// TWINS: src/device/cpu/norm.rs
+#include "row.cuh"
+
+struct NormParams {
+    float* residual;
+    const float* delta;
+    const float* weight;
+    const float* bias;
+    Quantised out;
+    uint32_t cols;
+    uint32_t layer_norm;
+    float eps;
+    uint32_t unused;
+};
+static_assert(sizeof(NormParams) == 72);
+
+KERNEL(norm, NormParams, ROW_THREADS) {
+    const uint32_t cols = p.cols;
+    auto* row = reinterpret_cast<float*>(shared_memory());
+    float* residual = p.residual + static_cast<size_t>(blockIdx.x) * cols;
+    const float* delta = p.delta + static_cast<size_t>(p.delta == nullptr ? 0 : blockIdx.x) * cols;
+    float sum = 0.0f;
+    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
+        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
+            float x = residual[i];
+            if (p.delta != nullptr) {
+                x += delta[i];
+                residual[i] = x;
+            }
+            row[i] = x;
+            sum += x;
+        }
+    }
+    const float count = static_cast<float>(cols);
+    const float mean = p.layer_norm ? block_sum(sum) / count : 0.0f;
+    float squares = 0.0f;
+    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
+        const float a = row[2 * pair] - mean, b = row[2 * pair + 1] - mean;
+        squares += a * a;
+        squares += b * b;
+    }
+    const float inverse = 1.0f / sqrtf(block_sum(squares) / count + p.eps);
+    const float offset = p.layer_norm ? 1.0f : 0.0f;
+    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
+        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
+            const float y = (row[i] - mean) * inverse * (p.weight[i] + offset);
+            row[i] = p.bias == nullptr ? y : y + p.bias[i];
+        }
+    }
+    store_row(row, cols, p.out, blockIdx.x);
+}

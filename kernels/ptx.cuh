@@ -1,0 +1,92 @@
+// Every instruction that CUDA C++ has no name for, one function each; host/cuda.h has the same functions in software.
+#pragma once
+
+#include <cstdint>
+
+// A kernel takes one struct of parameters, `p`, and `threads` threads a block. Its symbol is octant_NAME.
+#define KERNEL(name, Params, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) octant_##name(const __grid_constant__ Params p)
+// Shared memory of a fixed size.
+#define SHARED __shared__ __align__(16)
+#define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
+
+// The block's shared memory of the size that the launch asked for.
+DEVICE unsigned char* shared_memory() {
+    extern __shared__ __align__(128) unsigned char octant_shared[];
+    return octant_shared;
+}
+
+// Lane of the thread in its warp.
+DEVICE unsigned lane_id() { return threadIdx.x % 32; }
+
+// Two E4M3 codes, the first in the low byte, as two F16: exact.
+DEVICE uint32_t f16x2_of_e4m3x2(uint16_t codes) {
+    uint32_t out;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(codes));
+    return out;
+}
+
+// Two floats as E4M3 codes, to nearest even, saturating at 448; NaN becomes 0x7F.
+DEVICE uint16_t e4m3x2(float low, float high) {
+    uint16_t out;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+// Two floats as F16, to nearest even.
+DEVICE uint32_t f16x2(float low, float high) {
+    uint32_t out;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+// Two floats as BF16, to nearest even.
+DEVICE uint32_t bf16x2(float low, float high) {
+    uint32_t out;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+    return out;
+}
+
+// The value of an F16.
+DEVICE float float_of_f16(uint16_t bits) {
+    float out;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
+    return out;
+}
+
+// d += a × b: [16, 16] × [16, 8], F16 in and F32 out. Lane l holds, with g = l / 4 and t = l % 4, of `a` the pairs at
+// (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of `b` those at rows 2t and 2t + 8 of column g, and of `d` the
+// elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// The same for BF16.
+DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// 16 bytes that are read once, past L1.
+DEVICE uint4 load_once(const void* from) {
+    uint4 out;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(from));
+    return out;
+}
+
+// 16 bytes that another block has written, read from L2: an L1 line may be older.
+DEVICE float4 load_l2(const float4* from) {
+    float4 out;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+                 : "l"(from));
+    return out;
+}

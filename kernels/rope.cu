@@ -1,0 +1,61 @@
+// OP: turns Q and K of each row by its position, pairs (i, i + half) of a head, and stores K and V in the cache
+// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; positions u32 [rows]; blocks u32 [rows]: the KV block of each position; inv_freq f32 [half]
+// OUTPUTS: qkv in place; cache, E4M3(x / scale) or BF16, layer's [block][kv_head][K: 64 x padded_dim | V: padded_dim x 64]
+// LAUNCH: one block of 128 threads per row; no shared memory
+// LIMITS: 2 * half <= head_dim <= padded_dim; each position of a block belongs to one row
+// NUMERICS: F32; Q and K within 2e-6 of their size of the CPU twin's, codes within one unit of their last place
+// COST: rows * (q_heads + 2 * kv_heads) * head_dim * 8 bytes and the codes; bound by memory
+// TWINS: src/device/cpu/rope.rs
+#include "device.cuh"
+
+struct RopeParams {
+    float* qkv;
+    const uint32_t* positions;
+    const uint32_t* blocks;
+    const float* inv_freq;
+    // The layer's part of the cache.
+    void* cache;
+    uint32_t q_heads;
+    uint32_t kv_heads;
+    uint32_t head_dim;
+    uint32_t padded_dim;
+    uint32_t half;
+    uint32_t bf16;
+    float k_inverse;
+    float v_inverse;
+};
+static_assert(sizeof(RopeParams) == 72);
+
+DEVICE void store_element(const RopeParams& p, size_t at, float x, float inverse) {
+    if (p.bf16) {
+        static_cast<uint16_t*>(p.cache)[at] = static_cast<uint16_t>(bf16x2(x, 0.0f));
+    } else {
+        static_cast<uint8_t*>(p.cache)[at] = static_cast<uint8_t>(e4m3x2(x * inverse, 0.0f));
+    }
+}
+
+KERNEL(rope, RopeParams, 128) {
+    const uint32_t heads = p.q_heads + p.kv_heads;
+    float* row = p.qkv + static_cast<size_t>(blockIdx.x) * (heads + p.kv_heads) * p.head_dim;
+    const uint32_t position = p.positions[blockIdx.x];
+    for (uint32_t i = threadIdx.x; i < p.half; i += blockDim.x) {
+        float sine, cosine;
+        sincosf(static_cast<float>(position) * p.inv_freq[i], &sine, &cosine);
+        for (uint32_t head = 0; head < heads; ++head) {
+            float* x = row + head * p.head_dim;
+            const float a = x[i], b = x[i + p.half];
+            x[i] = a * cosine - b * sine;
+            x[i + p.half] = b * cosine + a * sine;
+        }
+    }
+    __syncthreads();
+    const uint32_t at = position % 64;
+    const float* keys = row + p.q_heads * p.head_dim;
+    const float* values = keys + p.kv_heads * p.head_dim;
+    for (uint32_t i = threadIdx.x; i < p.kv_heads * p.head_dim; i += blockDim.x) {
+        const uint32_t head = i / p.head_dim, d = i % p.head_dim;
+        const size_t start = (static_cast<size_t>(p.blocks[blockIdx.x]) * p.kv_heads + head) * 128 * p.padded_dim;
+        store_element(p, start + at * p.padded_dim + d, keys[i], p.k_inverse);
+        store_element(p, start + 64 * p.padded_dim + d * 64 + at, values[i], p.v_inverse);
+    }
+}

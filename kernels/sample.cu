@@ -1,0 +1,296 @@
+// OP: sample: a token per row of logits after bias, penalties and masks, greedy or drawn with temperature among what top-k, top-p and min-p leave; score: ln softmax of given tokens
+// INPUTS: logits f32 [rows, stride], of which `vocab` count; rows of SampleRow; lists u32: (id, bits of f32) of biases, ids barred, ids of the prompt, (id, occurrences) of the output
+// OUTPUTS: out SampleResult [rows]; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
+// LAUNCH: one block of 32 to 512 threads per row, by vocab alone; no dynamic shared memory
+// LIMITS: every id below vocab; ids of the output, each once; at most 20 alternatives
+// NUMERICS: probabilities relative to the largest in fixed point of 40 bits, so that sums have no order; draws differ from the CPU twin's where a number of 53 bits falls within 1e-6 of a boundary; log-probabilities within 1e-5
+// COST: rows * vocab * 4 bytes, times 2 greedy, 4 unfiltered, 30 with top-k and top-p, and one more per alternative; L2
+// TWINS: src/device/cpu/sample.rs
+#include "device.cuh"
+
+constexpr uint32_t THREADS = 512;  // at most
+constexpr uint32_t MOST_ALTERNATIVES = 20;
+
+struct SampleRow {
+    float temperature, top_p, min_p, repetition, presence, frequency;
+    uint32_t top_k, position;
+    uint32_t seed_low, seed_high;
+    // Alternatives to report; negative: no log-probability at all.
+    int32_t logprobs;
+    // Of `score`.
+    uint32_t target;
+    // Where this row's lists begin in `lists`, and how many entries they have.
+    uint32_t bias_begin, bias_count, barred_begin, barred_count;
+    uint32_t prompt_begin, prompt_count, output_begin, output_count;
+};
+static_assert(sizeof(SampleRow) == 80);
+
+struct SampleResult {
+    uint32_t token;
+    // Set if the row holds NaN or infinity, or nothing may be drawn from it.
+    uint32_t non_finite;
+    float logprob;
+    uint32_t alternatives;
+    uint32_t ids[MOST_ALTERNATIVES];
+    float logprobs[MOST_ALTERNATIVES];
+};
+static_assert(sizeof(SampleResult) == 176);
+
+struct SampleParams {
+    const float* logits;
+    const SampleRow* rows;
+    const uint32_t* lists;
+    float* work;
+    uint32_t* seen;
+    SampleResult* out;
+    uint32_t stride;
+    uint32_t vocab;
+};
+static_assert(sizeof(SampleParams) == 56);
+
+template <typename T, typename F>
+DEVICE T block_fold(T x, F f) {
+    SHARED unsigned char memory[THREADS / 32 * sizeof(T)];
+    auto* partial = reinterpret_cast<T*>(memory);
+    for (int step = 16; step > 0; step /= 2) x = f(x, __shfl_xor_sync(~0u, x, step));
+    __syncthreads();
+    if (lane_id() == 0) partial[threadIdx.x / 32] = x;
+    __syncthreads();
+    T all = partial[0];
+    for (uint32_t warp = 1; warp < blockDim.x / 32; ++warp) all = f(all, partial[warp]);
+    return all;
+}
+
+struct Add {
+    template <typename T>
+    DEVICE_MEMBER T operator()(T a, T b) const {
+        return a + b;
+    }
+};
+struct Larger {
+    template <typename T>
+    DEVICE_MEMBER T operator()(T a, T b) const {
+        return a < b ? b : a;
+    }
+};
+
+// Larger logits have larger keys, and of equal ones the lower id.
+DEVICE uint64_t key_of(float x, uint32_t id) {
+    const uint32_t bits = __float_as_uint(x);
+    const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return static_cast<uint64_t>(ordered) << 32 | static_cast<uint32_t>(~id);
+}
+DEVICE uint32_t id_of(uint64_t key) { return ~static_cast<uint32_t>(key); }
+
+// The key of the largest logit below `below`; 0 if there is none above -infinity.
+DEVICE uint64_t largest_below(const float* x, uint32_t vocab, uint64_t below) {
+    uint64_t best = 0;
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
+        const uint64_t key = key_of(x[i], i);
+        if (x[i] > -INFINITY && key < below && key > best) best = key;
+    }
+    return block_fold(best, Larger{});
+}
+
+DEVICE bool finite(const float* x, uint32_t vocab) {
+    uint32_t bad = 0;
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) bad += !isfinite(x[i]);
+    return block_fold(bad, Add{}) == 0;
+}
+
+// Bias, penalties, masks: everything that depends on tokens rather than on probabilities.
+DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw, float* x) {
+    const uint32_t words = (p.vocab + 31) / 32;
+    uint32_t* seen = p.seen + static_cast<size_t>(blockIdx.x) * words;
+    for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) x[i] = raw[i];
+    for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) seen[i] = 0;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        // One after the other, since an id may occur twice.
+        const uint32_t* bias = p.lists + row.bias_begin;
+        for (uint32_t i = 0; i < row.bias_count; ++i) x[bias[2 * i]] += __uint_as_float(bias[2 * i + 1]);
+    }
+    __syncthreads();
+    if (row.repetition != 1.0f) {
+        for (uint32_t i = threadIdx.x; i < row.prompt_count + row.output_count; i += blockDim.x) {
+            const uint32_t id = i < row.prompt_count ? p.lists[row.prompt_begin + i]
+                                                     : p.lists[row.output_begin + 2 * (i - row.prompt_count)];
+            const uint32_t bit = 1u << id % 32;
+            if (!(atomicOr(&seen[id / 32], bit) & bit)) x[id] = x[id] > 0.0f ? x[id] / row.repetition : x[id] * row.repetition;
+        }
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < row.output_count; i += blockDim.x) {
+        const uint32_t* entry = p.lists + row.output_begin + 2 * i;
+        x[entry[0]] -= row.presence + row.frequency * static_cast<float>(entry[1]);
+    }
+    __syncthreads();
+    for (uint32_t i = threadIdx.x; i < row.barred_count; i += blockDim.x) x[p.lists[row.barred_begin + i]] = -INFINITY;
+    __syncthreads();
+}
+
+// Philox4x32-10 of Salmon et al. (SC 2011): 53 bits of key `seed`, counter `position`, as a number in [0, 1).
+DEVICE double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) {
+    uint32_t counter[4] = {position, 0, 0, 0}, key[2] = {seed_low, seed_high};
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t a = 0xD2511F53ull * counter[0], b = 0xCD9E8D57ull * counter[2];
+        const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(b),
+                                  static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(a)};
+        for (int i = 0; i < 4; ++i) counter[i] = next[i];
+        key[0] += 0x9E3779B9u;
+        key[1] += 0xBB67AE85u;
+    }
+    const uint64_t bits = (static_cast<uint64_t>(counter[0]) << 32 | counter[1]) >> 11;
+    return static_cast<double>(bits) / 9007199254740992.0;
+}
+
+// The tokens that may be drawn, and their weights relative to the most probable one, in units of 2^-40.
+struct Candidates {
+    const float* x;
+    uint32_t vocab;
+    float best;
+    float temperature;
+    float min_p;
+    // Keys from here on.
+    uint64_t cut;
+
+    DEVICE_MEMBER uint64_t weight(float logit) const {
+        const double weight = exp(static_cast<double>(logit - best) / static_cast<double>(temperature));
+        return weight < static_cast<double>(min_p) ? 0 : static_cast<uint64_t>(weight * 1099511627776.0);
+    }
+
+    DEVICE_MEMBER uint64_t value(uint32_t i, bool count) const {
+        if (!(x[i] > -INFINITY) || key_of(x[i], i) < cut) return 0;
+        return count ? 1 : weight(x[i]);
+    }
+
+    DEVICE_MEMBER uint64_t total() const {
+        uint64_t sum = 0;
+        for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) sum += value(i, false);
+        return block_fold(sum, Add{});
+    }
+
+    // The key at which, from the largest on, the number (or weight) of candidates reaches `target`, which is at least 1
+    // and at most their total: a digit of 8 bits after the other.
+    DEVICE_MEMBER uint64_t reach(uint64_t target, bool count) const {
+        SHARED unsigned long long histogram[256];
+        SHARED uint64_t next[2];
+        uint64_t prefix = 0;
+        for (int shift = 56; shift >= 0; shift -= 8) {
+            __syncthreads();
+            for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
+            __syncthreads();
+            for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
+                const uint64_t key = key_of(x[i], i);
+                if (shift < 56 && key >> (shift + 8) != prefix) continue;
+                const unsigned long long amount = value(i, count);
+                if (amount > 0) atomicAdd(&histogram[key >> shift & 255], amount);
+            }
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                uint32_t digit = 255;
+                for (; digit > 0 && histogram[digit] < target; --digit) target -= histogram[digit];
+                next[0] = prefix << 8 | digit;
+                next[1] = target;
+            }
+            __syncthreads();
+            prefix = next[0];
+            target = next[1];
+        }
+        return prefix;
+    }
+
+    // The first id at which the weight of candidates, from the lowest id on, exceeds `threshold`.
+    DEVICE_MEMBER uint32_t reach_by_id(uint64_t threshold) const {
+        SHARED uint64_t sums[THREADS];
+        SHARED uint32_t found;
+        const uint32_t part = (vocab + blockDim.x - 1) / blockDim.x;
+        const uint32_t begin = min(vocab, threadIdx.x * part), end = min(vocab, begin + part);
+        uint64_t sum = 0;
+        for (uint32_t i = begin; i < end; ++i) sum += value(i, false);
+        __syncthreads();
+        sums[threadIdx.x] = sum;
+        __syncthreads();
+        uint64_t before = 0;
+        for (uint32_t i = 0; i < threadIdx.x; ++i) before += sums[i];
+        if (before <= threshold && threshold < before + sum) {
+            uint32_t i = begin;
+            for (uint64_t reached = before + value(i, false); reached <= threshold; reached += value(i, false)) ++i;
+            found = i;
+        }
+        __syncthreads();
+        return found;
+    }
+};
+
+DEVICE uint32_t draw(const SampleParams& p, const SampleRow& row, const float* x, float best) {
+    Candidates candidates{x, p.vocab, best, row.temperature, 0.0f, 0};
+    if (row.top_k > 0 && row.top_k < p.vocab) {
+        uint32_t possible = 0;
+        for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) possible += x[i] > -INFINITY;
+        if (row.top_k < block_fold(possible, Add{})) candidates.cut = candidates.reach(row.top_k, true);
+    }
+    if (row.top_p < 1.0f) {
+        const double mass = static_cast<double>(row.top_p) * static_cast<double>(candidates.total());
+        candidates.cut = candidates.reach(max(static_cast<uint64_t>(mass), static_cast<uint64_t>(1)), false);
+    }
+    candidates.min_p = row.min_p;
+    const double place = uniform(row.seed_low, row.seed_high, row.position) * static_cast<double>(candidates.total());
+    const auto threshold = static_cast<uint64_t>(place);
+    if (row.top_k > 0 || row.top_p < 1.0f) return id_of(candidates.reach(threshold + 1, false));
+    return candidates.reach_by_id(threshold);
+}
+
+// ln softmax of the raw logits, for a token and the most probable ones.
+DEVICE void report(const float* raw, uint32_t vocab, uint32_t token, uint32_t alternatives, SampleResult& out) {
+    const float largest = raw[id_of(largest_below(raw, vocab, ~0ull))];
+    double sum = 0.0;
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) sum += static_cast<double>(expf(raw[i] - largest));
+    const double log_sum = static_cast<double>(largest) + log(block_fold(sum, Add{}));
+    uint64_t key = ~0ull;
+    uint32_t found = 0;
+    for (; found < alternatives; ++found) {
+        key = largest_below(raw, vocab, key);
+        if (key == 0) break;
+        if (threadIdx.x == 0) {
+            out.ids[found] = id_of(key);
+            out.logprobs[found] = static_cast<float>(static_cast<double>(raw[id_of(key)]) - log_sum);
+        }
+    }
+    if (threadIdx.x == 0) {
+        out.alternatives = found;
+        out.logprob = static_cast<float>(static_cast<double>(raw[token]) - log_sum);
+    }
+}
+
+KERNEL(sample, SampleParams, THREADS) {
+    const SampleRow& row = p.rows[blockIdx.x];
+    SampleResult& out = p.out[blockIdx.x];
+    const float* raw = p.logits + static_cast<size_t>(blockIdx.x) * p.stride;
+    float* x = p.work + static_cast<size_t>(blockIdx.x) * p.vocab;
+    bool sound = finite(raw, p.vocab);
+    uint32_t token = 0;
+    if (sound) {
+        adjust(p, row, raw, x);
+        const uint64_t best = largest_below(x, p.vocab, ~0ull);
+        sound = best != 0;
+        if (sound) token = row.temperature == 0.0f ? id_of(best) : draw(p, row, x, x[id_of(best)]);
+    }
+    if (threadIdx.x == 0) {
+        out.token = token;
+        out.non_finite = !sound;
+    }
+    if (sound && row.logprobs >= 0) report(raw, p.vocab, token, static_cast<uint32_t>(row.logprobs), out);
+}
+
+KERNEL(score, SampleParams, THREADS) {
+    const SampleRow& row = p.rows[blockIdx.x];
+    SampleResult& out = p.out[blockIdx.x];
+    const float* raw = p.logits + static_cast<size_t>(blockIdx.x) * p.stride;
+    const bool sound = finite(raw, p.vocab);
+    if (threadIdx.x == 0) {
+        out.token = row.target;
+        out.non_finite = !sound;
+    }
+    if (sound) report(raw, p.vocab, row.target, static_cast<uint32_t>(row.logprobs), out);
+}

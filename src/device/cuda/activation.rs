@@ -1,0 +1,37 @@
+//! `kernels/activation.cu`.
+
+use super::row::{self, Quantised};
+use super::{Acts, Cuda, Floats, Launch};
+use crate::device::{ActQuant, Activation, DeviceError};
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ActivationParams {
+    h: u64,
+    out: Quantised,
+    cols: u32,
+    gated: u32,
+}
+const _: () = assert!(size_of::<ActivationParams>() == 40);
+
+pub(super) fn run(
+    cuda: &Cuda,
+    kind: Activation,
+    h: &Floats,
+    quant: ActQuant,
+    out: &mut Acts,
+) -> Result<(), DeviceError> {
+    let (rows, cols, gated) = (h.rows, out.cols, kind == Activation::SwiGlu);
+    let width = if gated { 2 * cols } else { cols };
+    assert_eq!(h.cols, width, "columns of the input of {kind:?} with {cols} outputs");
+    let params = ActivationParams {
+        h: h.data.address(),
+        out: out.target(rows, quant),
+        cols: cols as u32,
+        gated: u32::from(gated),
+    };
+    let launch =
+        Launch { kernel: "activation", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };
+    // SAFETY: the shapes have been compared.
+    unsafe { cuda.driver.launch(launch, &params) }
+}

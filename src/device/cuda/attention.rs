@@ -1,0 +1,160 @@
+//! `kernels/attention_decode.cu`, `kernels/attention_prefill.cu` and `kernels/attention_combine.cu`: few rows of a
+//! sequence split by split, many in tiles, and then all rows' parts added up and quantised.
+
+use super::row::{self, Quantised};
+use super::step::Entries;
+use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, Step};
+use crate::device::{ActQuant, CacheSpec, Cached, DeviceError, HeadShape, KvDtype};
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AttentionParams {
+    qkv: u64,
+    cache: u64,
+    blocks: u64,
+    items: u64,
+    sums: u64,
+    stats: u64,
+    q_heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    scale: f32,
+}
+const _: () = assert!(size_of::<AttentionParams>() == 64);
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AttentionCombineParams {
+    sums: u64,
+    stats: u64,
+    entries: u64,
+    out: Quantised,
+    q_heads: u32,
+    head_dim: u32,
+    v_scale: f32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<AttentionCombineParams>() == 64);
+
+/// Heads that a tile of `attention_decode` holds.
+const TILE_HEADS: usize = 16;
+/// Warps of a block of either kernel.
+const WARPS: usize = 4;
+
+/// What rows' parts are left in until they are added up.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// The most rows of a step.
+    rows: usize,
+    spec: Option<CacheSpec>,
+    sums: Option<Buffer<f32>>,
+    stats: Option<Buffer<f32>>,
+    entries: usize,
+}
+
+impl Scratch {
+    /// Makes room for steps of so many rows.
+    pub(super) fn fit_rows(&mut self, driver: &Driver, rows: usize) -> Result<(), DeviceError> {
+        self.rows = self.rows.max(rows);
+        self.grow(driver)
+    }
+
+    /// Makes room for a cache.
+    pub(super) fn fit_cache(&mut self, driver: &Driver, spec: &CacheSpec) -> Result<(), DeviceError> {
+        self.spec = Some(*spec);
+        self.grow(driver)
+    }
+
+    /// An entry for each row, and one for each split that the cache holds. Where sequences share so many blocks that
+    /// this is too little, rows do with one entry.
+    fn grow(&mut self, driver: &Driver) -> Result<(), DeviceError> {
+        let Some(spec) = &self.spec else { return Ok(()) };
+        let entries = self.rows + spec.blocks / 4;
+        self.sums = None;
+        self.sums = Some(driver.buffer(entries * spec.heads.q_heads * spec.heads.head_dim)?);
+        self.stats = Some(driver.buffer(entries * spec.heads.q_heads * 2)?);
+        self.entries = entries;
+        Ok(())
+    }
+
+    /// What a step may use.
+    pub(super) fn entries(&self) -> Entries {
+        let group = self.spec.as_ref().map_or(1, |spec| spec.heads.q_heads / spec.heads.kv_heads);
+        Entries { room: self.entries.max(self.rows), group }
+    }
+}
+
+/// A call's operands.
+pub(super) struct Job<'a> {
+    pub(super) step: &'a Step,
+    pub(super) qkv: &'a Floats,
+    pub(super) cached: Cached<'a, Cache>,
+    pub(super) quant: ActQuant,
+}
+
+pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), DeviceError> {
+    let Job { step, qkv, cached, quant } = job;
+    let spec = &cached.cache.spec;
+    let HeadShape { q_heads, kv_heads, head_dim } = spec.heads;
+    assert_eq!((qkv.rows, qkv.cols), (step.rows, (q_heads + 2 * kv_heads) * head_dim), "shape of QKV");
+    assert_eq!(out.cols, q_heads * head_dim, "columns of the output of attention");
+    assert!(step.largest_block < spec.blocks, "KV block {} of {}", step.largest_block, spec.blocks);
+    let padded = Cache::padded(head_dim);
+    let [decode, prefill] = kernels(padded, spec.dtype)?;
+    let scratch = &cuda.scratch().attention;
+    let room = "room was made for the cache";
+    let (sums, stats) = (scratch.sums.as_ref().expect(room), scratch.stats.as_ref().expect(room));
+    let params = AttentionParams {
+        qkv: qkv.data.address(),
+        cache: cached.cache.layer(cached.kv.layer),
+        blocks: step.blocks(),
+        items: step.decode_items(),
+        sums: sums.address(),
+        stats: stats.address(),
+        q_heads: q_heads as u32,
+        kv_heads: kv_heads as u32,
+        head_dim: head_dim as u32,
+        scale: cached.kv.k_scale / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E,
+    };
+    let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
+    let shared = WARPS * TILE_HEADS * (padded + 2) * 4;
+    let launch = Launch { kernel: decode, grid: [step.decodes, kv_heads, tiles], threads: 128, shared };
+    // SAFETY: the shapes have been compared, the blocks with the cache, and the items made for the scratch.
+    unsafe { cuda.driver.launch(launch, &params)? };
+    let params = AttentionParams { items: step.prefill_items(), ..params };
+    let shared = WARPS * (TILE_HEADS * padded + 128) * 4;
+    let launch = Launch { kernel: prefill, grid: [step.prefills, kv_heads, 1], threads: 128, shared };
+    // SAFETY: as above.
+    unsafe { cuda.driver.launch(launch, &params)? };
+    let params = AttentionCombineParams {
+        sums: sums.address(),
+        stats: stats.address(),
+        entries: step.entries(),
+        out: out.target(step.rows, quant),
+        q_heads: q_heads as u32,
+        head_dim: head_dim as u32,
+        v_scale: cached.kv.v_scale,
+        unused: 0,
+    };
+    let (grid, cols) = ([step.rows, 1, 1], q_heads * head_dim);
+    let launch = Launch { kernel: "attention_combine", grid, threads: row::threads(cols), shared: 4 * cols };
+    // SAFETY: as above.
+    unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// Decode's and prefill's kernel for heads of so many elements, as the cache stores them.
+fn kernels(padded: usize, dtype: KvDtype) -> Result<[&'static str; 2], DeviceError> {
+    let fp8 = dtype == KvDtype::Fp8;
+    Ok(match padded {
+        64 if fp8 => ["attention_decode_e4m3_64", "attention_prefill_e4m3_64"],
+        64 => ["attention_decode_bf16_64", "attention_prefill_bf16_64"],
+        128 if fp8 => ["attention_decode_e4m3_128", "attention_prefill_e4m3_128"],
+        128 => ["attention_decode_bf16_128", "attention_prefill_bf16_128"],
+        192 if fp8 => ["attention_decode_e4m3_192", "attention_prefill_e4m3_192"],
+        192 => ["attention_decode_bf16_192", "attention_prefill_bf16_192"],
+        _ => {
+            let message = format!("expected heads of at most 192 elements, got {padded}");
+            return Err(DeviceError { op: "attention", message });
+        }
+    })
+}

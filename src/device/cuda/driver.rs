@@ -1,0 +1,145 @@
+//! Memory and launches: on a GPU through CUDA's driver, or on the host, where tests run the same kernels.
+//!
+//! Everything is enqueued on one stream and runs in that order; only reading back waits.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+#[cfg(feature = "cuda")]
+use super::gpu::Gpu;
+#[cfg(feature = "host-kernels")]
+use super::host::Host;
+use crate::device::DeviceError;
+
+/// Where kernels run.
+#[derive(Debug, Clone)]
+pub(super) struct Driver(Arc<Kind>);
+
+#[derive(Debug)]
+enum Kind {
+    #[cfg(feature = "cuda")]
+    Gpu(Gpu),
+    #[cfg(feature = "host-kernels")]
+    Host(Host),
+}
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Launch {
+    /// Its name, without the prefix of its symbol.
+    pub(super) kernel: &'static str,
+    /// Blocks.
+    pub(super) grid: [usize; 3],
+    /// Threads of a block.
+    pub(super) threads: u32,
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: usize,
+}
+
+/// Calls one of the two.
+macro_rules! on {
+    ($driver:expr, $which:ident => $call:expr) => {
+        match &*$driver.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu($which) => $call,
+            #[cfg(feature = "host-kernels")]
+            Kind::Host($which) => $call,
+        }
+    };
+}
+
+impl Driver {
+    #[cfg(feature = "cuda")]
+    pub(super) fn gpu(ordinal: usize) -> Result<Self, DeviceError> {
+        Ok(Self(Arc::new(Kind::Gpu(Gpu::open(ordinal)?))))
+    }
+
+    #[cfg(feature = "host-kernels")]
+    pub(super) fn host(descending: bool) -> Result<Self, DeviceError> {
+        Ok(Self(Arc::new(Kind::Host(Host::open(descending)?))))
+    }
+
+    /// What it is, for people.
+    pub(super) fn name(&self) -> String {
+        on!(self, driver => driver.name())
+    }
+
+    /// A buffer of zeros.
+    pub(super) fn buffer<T: bytemuck::Pod>(&self, len: usize) -> Result<Buffer<T>, DeviceError> {
+        // A length of 0 has an address too.
+        let bytes = (len * size_of::<T>()).max(16);
+        let address = on!(self, driver => driver.alloc(bytes))?;
+        Ok(Buffer { driver: self.clone(), address, len, elements: PhantomData })
+    }
+
+    /// Enqueues a kernel. `params` is the kernel's one argument.
+    ///
+    /// # Errors
+    /// If the launch is refused. What goes wrong while the kernel runs shows when something is read back.
+    ///
+    /// # Safety
+    /// The kernel takes a `P`, and its pointers are valid for what the kernel does with them.
+    pub(super) unsafe fn launch<P: bytemuck::Pod>(
+        &self,
+        launch: Launch,
+        params: &P,
+    ) -> Result<(), DeviceError> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        // SAFETY: by this function's contract.
+        on!(self, driver => unsafe { driver.launch(launch, params) })
+    }
+}
+
+/// Memory of the device.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    driver: Driver,
+    address: u64,
+    len: usize,
+    elements: PhantomData<fn() -> T>,
+}
+
+impl<T: bytemuck::Pod> Buffer<T> {
+    /// Where it begins, for a kernel's parameters.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// The address of an element.
+    pub(super) fn at(&self, index: usize) -> u64 {
+        assert!(index <= self.len, "element {index} of {}", self.len);
+        self.address + (index * size_of::<T>()) as u64
+    }
+
+    /// Elements.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Overwrites the elements from `start` on.
+    pub(super) fn write(&self, start: usize, from: &[T]) -> Result<(), DeviceError> {
+        assert!(start + from.len() <= self.len, "{} elements from {start} on of {}", from.len(), self.len);
+        let bytes: &[u8] = bytemuck::cast_slice(from);
+        // SAFETY: inside the buffer by the assertion.
+        on!(self.driver, driver => unsafe { driver.write(self.at(start), bytes) })
+    }
+
+    /// Waits for all that was enqueued and copies the first elements.
+    pub(super) fn read(&self, len: usize) -> Result<Vec<T>, DeviceError> {
+        assert!(len <= self.len, "{len} elements of {}", self.len);
+        let mut out = vec![T::zeroed(); len];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
+        // SAFETY: inside the buffer by the assertion.
+        on!(self.driver, driver => unsafe { driver.read(self.address, bytes) })?;
+        Ok(out)
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // SAFETY: the address is this buffer's own, and nothing is launched with it any more.
+        on!(self.driver, driver => unsafe { driver.free(self.address) });
+    }
+}

@@ -1,0 +1,147 @@
+//! `kernels/gemm_stream.cu`.
+
+use super::matrix::TILE;
+use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
+use crate::device::DeviceError;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GemmStreamParams {
+    x: u64,
+    x_scales: u64,
+    w: u64,
+    w_scales: u64,
+    out: u64,
+    partials: u64,
+    counters: u64,
+    m: u32,
+    n: u32,
+    k: u32,
+    k_blocks: u32,
+    tiles: u32,
+    units: u32,
+    ctas: u32,
+    unused: u32,
+}
+const _: () = assert!(size_of::<GemmStreamParams>() == 88);
+
+/// Blocks of a launch: two for each multiprocessor of an H100. Fixed, since where work is cut decides the bits.
+const CTAS: usize = 264;
+/// K blocks of a unit of work.
+const UNIT: usize = 8;
+/// Rows of the largest variant; more take several passes over the weights.
+const MOST_ROWS: usize = 128;
+const THREADS: usize = 256;
+
+/// Where blocks leave their parts of a tile.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    /// Four sums each.
+    partials: Option<Buffer<[f32; 4]>>,
+    counters: Option<Buffer<u32>>,
+}
+
+impl Scratch {
+    /// Makes room for products with a matrix.
+    pub(super) fn grow(&mut self, driver: &Driver, matrix: &Matrix) -> Result<(), DeviceError> {
+        let tiles = matrix.tiles();
+        if self.counters.as_ref().is_none_or(|counters| counters.len() < tiles) {
+            self.counters = Some(driver.buffer(tiles)?);
+            self.partials = None;
+            self.partials = Some(driver.buffer((tiles + CTAS) * TILE * MOST_ROWS / 4)?);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+    assert_eq!(
+        (x.cols, out.cols),
+        (w.input, w.out),
+        "input and output of a [{}, {}] product",
+        w.out,
+        w.input
+    );
+    assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
+    out.resize(x.rows);
+    for first in (0..x.rows).step_by(MOST_ROWS) {
+        pass(cuda, x, w, out, first..x.rows.min(first + MOST_ROWS))?;
+    }
+    Ok(())
+}
+
+/// One pass over the weights.
+fn pass(
+    cuda: &Cuda,
+    x: &Acts,
+    w: &Matrix,
+    out: &Floats,
+    rows: std::ops::Range<usize>,
+) -> Result<(), DeviceError> {
+    let scratch = &cuda.scratch().product;
+    let room = "room was made for every matrix";
+    let (variant, columns) = variant(rows.len());
+    let (kernel, depth) = match (w.bf16(), x.bf16) {
+        (false, false) => (variant.e4m3, 32),
+        (false, true) => (variant.e4m3_bf16, 32),
+        (true, _) => (variant.bf16, 16),
+    };
+    let units = w.k_blocks().div_ceil(UNIT);
+    let params = GemmStreamParams {
+        x: x.values.at(rows.start * x.cols * if x.bf16 { 2 } else { 1 }),
+        x_scales: x.scales.at(rows.start),
+        w: w.data.address(),
+        w_scales: w.scales.as_ref().map_or(0, Buffer::address),
+        out: out.data.at(rows.start * out.cols),
+        partials: scratch.partials.as_ref().expect(room).address(),
+        counters: scratch.counters.as_ref().expect(room).address(),
+        m: rows.len() as u32,
+        n: w.out as u32,
+        k: w.input as u32,
+        k_blocks: w.k_blocks() as u32,
+        tiles: w.tiles() as u32,
+        units: units as u32,
+        ctas: CTAS.min(w.tiles() * units) as u32,
+        unused: 0,
+    };
+    // Rows of a unit's inputs in two bytes each, and what keeps them on different banks.
+    let stride = UNIT * depth + if depth == 16 { 16 } else { 32 };
+    let launch = Launch {
+        kernel,
+        grid: [params.ctas as usize, 1, 1],
+        threads: THREADS as u32,
+        shared: columns * stride * 2,
+    };
+    // SAFETY: the shapes have been compared, and the scratch grown for the matrix.
+    unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// The kernels for so many rows.
+struct Variant {
+    e4m3: &'static str,
+    e4m3_bf16: &'static str,
+    bf16: &'static str,
+}
+
+/// The smallest variant that takes so many rows, and its columns.
+fn variant(rows: usize) -> (Variant, usize) {
+    macro_rules! variant {
+        ($n:literal) => {
+            (
+                Variant {
+                    e4m3: concat!("gemm_stream_e4m3_", $n),
+                    e4m3_bf16: concat!("gemm_stream_e4m3_bf16_", $n),
+                    bf16: concat!("gemm_stream_bf16_", $n),
+                },
+                8 * $n,
+            )
+        };
+    }
+    match rows {
+        0..=8 => variant!(1),
+        9..=16 => variant!(2),
+        17..=32 => variant!(4),
+        33..=64 => variant!(8),
+        _ => variant!(16),
+    }
+}

@@ -1,0 +1,150 @@
+//! Launches on a GPU, through CUDA's driver, which is loaded when the first GPU is opened: the same binary starts where
+//! there is none.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result, sys,
+};
+use cudarc::nvrtc::Ptx;
+
+use super::driver::Launch;
+use crate::device::DeviceError;
+
+include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
+
+/// Dynamic shared memory that a block may ask for: what a Hopper multiprocessor has, less what kernels have fixed.
+const MAX_SHARED: i32 = 220 << 10;
+
+/// A GPU with our kernels on it, and one stream.
+#[derive(Debug)]
+pub(super) struct Gpu {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    kernels: HashMap<&'static str, CudaFunction>,
+}
+
+/// A kernel's parameters, which are plain bytes.
+#[repr(transparent)]
+struct Plain<P>(P);
+
+// SAFETY: `P` is plain old data with the layout of the kernel's argument, by the contract of `Driver::launch`.
+unsafe impl<P: bytemuck::Pod> DeviceRepr for Plain<P> {}
+
+impl Gpu {
+    /// Opens a GPU of compute capability 9.0 and loads the kernels.
+    pub(super) fn open(ordinal: usize) -> Result<Self, DeviceError> {
+        // SAFETY: only looks for the driver's library.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(error("cuda", "this machine has no CUDA driver (libcuda.so.1 was not found)"));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| driver("cuda", e))?;
+        // SAFETY: everything runs on one stream, so that nothing needs events to be ordered.
+        unsafe { context.disable_event_tracking() };
+        let capability = context.compute_capability().map_err(|e| driver("cuda", e))?;
+        if capability != (9, 0) {
+            let (major, minor) = capability;
+            let message =
+                format!("GPU {ordinal}: expected compute capability 9.0 (Hopper), got {major}.{minor}");
+            return Err(error("cuda", message));
+        }
+        let stream = context.new_stream().map_err(|e| driver("cuda", e))?;
+        let mut kernels = HashMap::new();
+        for (cubin, names) in CUBINS {
+            let module =
+                context.load_module(Ptx::from_binary(cubin.to_vec())).map_err(|e| driver("cuda", e))?;
+            for &name in *names {
+                let kernel = module.load_function(name).map_err(|e| driver("cuda", e))?;
+                kernel
+                    .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, MAX_SHARED)
+                    .map_err(|e| driver("cuda", e))?;
+                kernels.insert(name.trim_start_matches("octant_"), kernel);
+            }
+        }
+        Ok(Self { context, stream, kernels })
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.context.name().unwrap_or_else(|e| format!("a GPU without a name ({e:?})"))
+    }
+
+    /// Makes this GPU the calling thread's.
+    fn enter(&self, op: &'static str) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(|e| driver(op, e))
+    }
+
+    pub(super) fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.enter("alloc")?;
+        // SAFETY: a fresh allocation, of which every byte is set.
+        let address = unsafe {
+            let address = result::malloc_sync(bytes).map_err(|e| out_of_memory(e, bytes))?;
+            result::memset_d8_async(address, 0, bytes, self.stream.cu_stream())
+                .map_err(|e| driver("alloc", e))?;
+            address
+        };
+        Ok(address)
+    }
+
+    /// # Safety
+    /// The address came from `alloc`, and is not used any more.
+    pub(super) unsafe fn free(&self, address: u64) {
+        // SAFETY: by this function's contract. A GPU that has failed frees nothing, and the process ends.
+        let _failed = self.enter("free").map(|()| unsafe { result::free_sync(address) });
+    }
+
+    /// # Safety
+    /// The memory from `address` on is as long as `from`, and this device's.
+    pub(super) unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
+        self.enter("write")?;
+        // SAFETY: by this function's contract; memory that is not pinned has been copied when the call returns.
+        unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
+            .map_err(|e| driver("write", e))
+    }
+
+    /// # Safety
+    /// The memory from `address` on is as long as `to`, and this device's.
+    pub(super) unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        self.enter("read")?;
+        // SAFETY: by this function's contract, and nobody looks at `to` before the wait is over.
+        unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) }
+            .map_err(|e| driver("read", e))?;
+        self.stream.synchronize().map_err(|e| driver("read", e))
+    }
+
+    /// # Safety
+    /// As for `Driver::launch`.
+    pub(super) unsafe fn launch<P: bytemuck::Pod>(
+        &self,
+        launch: Launch,
+        params: &P,
+    ) -> Result<(), DeviceError> {
+        let op = launch.kernel;
+        let kernel = self.kernels.get(op).ok_or_else(|| error(op, "this binary carries no such kernel"))?;
+        let [x, y, z] = launch.grid.map(|n| n as u32);
+        let config = LaunchConfig {
+            grid_dim: (x, y, z),
+            block_dim: (launch.threads, 1, 1),
+            shared_mem_bytes: launch.shared as u32,
+        };
+        let params = Plain(*params);
+        let mut builder = self.stream.launch_builder(kernel);
+        builder.arg(&params);
+        // SAFETY: by this function's contract.
+        unsafe { builder.launch(config) }.map(|_no_events| ()).map_err(|e| driver(op, e))
+    }
+}
+
+fn error(op: &'static str, message: impl Into<String>) -> DeviceError {
+    DeviceError { op, message: message.into() }
+}
+
+fn driver(op: &'static str, e: DriverError) -> DeviceError {
+    error(op, format!("{e:?}"))
+}
+
+fn out_of_memory(e: DriverError, bytes: usize) -> DeviceError {
+    error("alloc", format!("{bytes} bytes: {e:?}"))
+}

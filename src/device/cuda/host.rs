@@ -1,0 +1,120 @@
+//! Launches on the host: the kernels as g++ compiled them, in a library of their own (`kernels/host/cuda.h`).
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_void};
+use std::sync::{Mutex, PoisonError};
+
+use libloading::Library;
+
+use super::driver::Launch;
+use crate::device::DeviceError;
+
+/// As `kernels/host/cuda.cpp` has it.
+#[repr(C)]
+struct HostLaunch {
+    name: *const c_char,
+    kernel: *const c_void,
+    params: *const c_void,
+    grid: [u32; 3],
+    threads: u32,
+    shared_bytes: u32,
+    descending: u32,
+}
+
+/// Alignment of device memory.
+const ALIGN: usize = 256;
+
+/// The library, and what it was given. One launch runs at a time.
+#[derive(Debug)]
+pub(super) struct Host {
+    library: Library,
+    descending: bool,
+    blocks: Mutex<HashMap<u64, Layout>>,
+}
+
+impl Host {
+    /// `descending` says in which order the threads of a block start.
+    pub(super) fn open(descending: bool) -> Result<Self, DeviceError> {
+        // SAFETY: our own library, which runs nothing on loading.
+        let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
+        let library = library.map_err(|e| error("host kernels", e.to_string()))?;
+        Ok(Self { library, descending, blocks: Mutex::default() })
+    }
+
+    pub(super) fn name(&self) -> String {
+        format!("kernels on the host, threads {}", if self.descending { "descending" } else { "ascending" })
+    }
+
+    fn blocks(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Layout>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+        let layout = Layout::from_size_align(bytes, ALIGN).map_err(|e| error("alloc", e.to_string()))?;
+        // SAFETY: the size is not 0.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        if pointer.is_null() {
+            return Err(error("alloc", format!("no memory for {bytes} bytes")));
+        }
+        self.blocks().insert(pointer as u64, layout);
+        Ok(pointer as u64)
+    }
+
+    /// # Safety
+    /// The address came from `alloc`, and is not used any more.
+    pub(super) unsafe fn free(&self, address: u64) {
+        if let Some(layout) = self.blocks().remove(&address) {
+            // SAFETY: allocated with this layout.
+            unsafe { dealloc(address as *mut u8, layout) };
+        }
+    }
+
+    /// # Safety
+    /// The memory from `address` on is as long as `from`, and this device's.
+    pub(super) unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: by this function's contract.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    /// # Safety
+    /// The memory from `address` on is as long as `to`, and this device's.
+    pub(super) unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+        // SAFETY: by this function's contract.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    /// # Safety
+    /// As for `Driver::launch`.
+    pub(super) unsafe fn launch<P>(&self, launch: Launch, params: &P) -> Result<(), DeviceError> {
+        // The library has one block under way, in its own globals.
+        let _alone = self.blocks();
+        let symbol = format!("octant_{}\0", launch.kernel);
+        // SAFETY: every kernel has this type in the library, and the entry point that of `octant_launch`.
+        let (kernel, entry) = unsafe {
+            let kernel = self.library.get::<unsafe extern "C" fn(*const c_void)>(symbol.as_bytes());
+            let entry = self.library.get::<unsafe extern "C" fn(*const HostLaunch)>(b"octant_launch\0");
+            let missing = |e: libloading::Error| error(launch.kernel, e.to_string());
+            (kernel.map_err(missing)?, entry.map_err(missing)?)
+        };
+        let name = CString::new(launch.kernel).map_err(|e| error(launch.kernel, e.to_string()))?;
+        let launch = HostLaunch {
+            name: name.as_ptr(),
+            kernel: *kernel as *const c_void,
+            params: std::ptr::from_ref(params).cast(),
+            grid: launch.grid.map(|n| n as u32),
+            threads: launch.threads,
+            shared_bytes: launch.shared as u32,
+            descending: u32::from(self.descending),
+        };
+        // SAFETY: the parameters are valid by this function's contract.
+        unsafe { entry(&launch) };
+        Ok(())
+    }
+}
+
+fn error(op: &'static str, message: String) -> DeviceError {
+    DeviceError { op, message }
+}

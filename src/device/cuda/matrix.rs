@@ -1,0 +1,77 @@
+//! Weights as `kernels/pack.cuh` lays them out.
+
+use super::{Buffer, Driver};
+use crate::device::{DeviceError, HostMatrix, MatrixData};
+
+/// Outputs are padded with zeros to whole tiles of this many, what a block of `gemm_stream` does at a time.
+pub(super) const TILE: usize = 128;
+
+/// A weight matrix \[out, in\], packed.
+#[derive(Debug)]
+pub struct Matrix {
+    pub(super) out: usize,
+    pub(super) input: usize,
+    pub(super) data: Buffer<u8>,
+    /// One per output, of E4M3.
+    pub(super) scales: Option<Buffer<f32>>,
+}
+
+impl Matrix {
+    /// Packs a matrix and copies it to the device.
+    ///
+    /// # Errors
+    /// If the inputs are no multiple of 16, which products need, or memory runs out.
+    pub(super) fn pack(driver: &Driver, host: HostMatrix<'_>) -> Result<Self, DeviceError> {
+        let (out, input) = (host.out, host.input);
+        if !input.is_multiple_of(16) {
+            let message = format!("expected a multiple of 16 input features, got a [{out}, {input}] matrix");
+            return Err(DeviceError { op: "matrix", message });
+        }
+        let (packed, scales) = match host.data {
+            MatrixData::Bf16(values) => (pack(bytemuck::cast_slice(values), out, input * 2), None),
+            MatrixData::Fp8 { codes, scales } => (pack(codes, out, input), Some(scales)),
+        };
+        let data = driver.buffer(packed.len())?;
+        data.write(0, &packed)?;
+        let scales = scales.map(|scales| {
+            assert_eq!(scales.len(), out, "scales of a [{out}, {input}] matrix");
+            let buffer = driver.buffer(out)?;
+            buffer.write(0, scales)?;
+            Ok(buffer)
+        });
+        Ok(Self { out, input, data, scales: scales.transpose()? })
+    }
+
+    /// Whether elements are BF16, rather than E4M3.
+    pub(super) fn bf16(&self) -> bool {
+        self.scales.is_none()
+    }
+
+    /// Blocks of 32 bytes' worth of inputs.
+    pub(super) fn k_blocks(&self) -> usize {
+        (self.input * if self.bf16() { 2 } else { 1 }).div_ceil(32)
+    }
+
+    /// Tiles of [`TILE`] outputs.
+    pub(super) fn tiles(&self) -> usize {
+        self.out.div_ceil(TILE)
+    }
+}
+
+/// Rows of `row_bytes`, in pieces of 8 bytes, each to its place.
+fn pack(rows: &[u8], out: usize, row_bytes: usize) -> Vec<u8> {
+    assert_eq!(rows.len(), out * row_bytes, "bytes of a matrix of {out} rows of {row_bytes}");
+    let blocks = row_bytes.div_ceil(32);
+    let mut packed = vec![0; out.next_multiple_of(TILE) * blocks * 32];
+    for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
+        let (tile, row_of_tile) = (output / 16, output % 16);
+        let start = tile * blocks * 512 + row_of_tile % 8 * 64 + row_of_tile / 8 * 8;
+        for (block, part) in row.chunks(32).enumerate() {
+            for (t, piece) in part.chunks(8).enumerate() {
+                let at = start + block * 512 + t * 16;
+                packed[at..at + piece.len()].copy_from_slice(piece);
+            }
+        }
+    }
+    packed
+}

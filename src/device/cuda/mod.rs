@@ -1,0 +1,269 @@
+//! The CUDA device: each operation is one launch, or a few, of a kernel of `kernels/` with the same name.
+//!
+//! A file here holds a kernel's parameters, laid out as the kernel has them, and decides the launch. Shapes are checked
+//! before anything is enqueued, since a kernel that is wrong about one reads other requests' memory. The same launches
+//! run on the host for tests, where the kernels are compiled by g++ (`driver`).
+#![allow(unsafe_code)]
+
+mod activation;
+mod attention;
+mod driver;
+mod embed;
+mod gemm_stream;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(feature = "host-kernels")]
+mod host;
+mod matrix;
+mod norm;
+mod rope;
+mod row;
+mod sample;
+mod select;
+mod step;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use driver::{Buffer, Driver, Launch};
+pub use matrix::Matrix;
+pub use row::Acts;
+pub use step::Step;
+
+use super::{
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, KvDtype,
+    LayerKv, Norm, Rope, RowLogprob, SampleRow, StepInputs,
+};
+
+/// A GPU, or its stand-in on the host, as a [`Device`].
+#[derive(Debug)]
+pub struct Cuda {
+    driver: Driver,
+    scratch: Mutex<Scratch>,
+}
+
+/// Memory that operations use one after the other, grown while weights, buffers and the cache are made.
+#[derive(Debug, Default)]
+struct Scratch {
+    product: gemm_stream::Scratch,
+    attention: attention::Scratch,
+    sample: sample::Scratch,
+    /// The rows of a `select`.
+    rows: Option<Buffer<u32>>,
+    /// The inverse frequencies that were used last, since every layer has the same.
+    inv_freq: Option<(Vec<f32>, Buffer<f32>)>,
+}
+
+impl Cuda {
+    /// Opens a GPU of compute capability 9.0, by its number.
+    ///
+    /// # Errors
+    /// Where there is no driver, no such GPU, or another kind of GPU.
+    #[cfg(feature = "cuda")]
+    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
+        Ok(Self { driver: Driver::gpu(ordinal)?, scratch: Mutex::default() })
+    }
+
+    /// The kernels on the host, for tests: slow, and exact about who waits for whom. `descending` says in which order
+    /// the threads of a block start.
+    ///
+    /// # Errors
+    /// If the library of the kernels cannot be loaded.
+    #[cfg(feature = "host-kernels")]
+    pub fn on_host(descending: bool) -> Result<Self, DeviceError> {
+        Ok(Self { driver: Driver::host(descending)?, scratch: Mutex::default() })
+    }
+
+    /// What it is, for people.
+    pub fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    /// The memory that operations share. One runs at a time.
+    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Floats \[rows, cols\], row-major.
+#[derive(Debug)]
+pub struct Floats {
+    rows: usize,
+    cols: usize,
+    data: Buffer<f32>,
+}
+
+impl Floats {
+    /// Sets the row count; the rows are about to be written.
+    fn resize(&mut self, rows: usize) {
+        assert!(rows * self.cols <= self.data.len(), "{rows} rows of {} do not fit the buffer", self.cols);
+        self.rows = rows;
+    }
+}
+
+/// A paged KV cache for all layers: \[layer\]\[block\]\[kv_head\]\[K: 64 × padded | V: padded × 64\].
+#[derive(Debug)]
+pub struct Cache {
+    spec: CacheSpec,
+    data: Buffer<u8>,
+}
+
+impl Cache {
+    /// Elements per head as they are stored: what the kernels are compiled for.
+    fn padded(head_dim: usize) -> usize {
+        head_dim.next_multiple_of(64)
+    }
+
+    /// Bytes of a layer.
+    fn layer_bytes(spec: &CacheSpec) -> usize {
+        let element = if spec.dtype == KvDtype::Fp8 { 1 } else { 2 };
+        spec.blocks * spec.heads.kv_heads * 2 * BLOCK_TOKENS * Self::padded(spec.heads.head_dim) * element
+    }
+
+    /// Where a layer begins.
+    fn layer(&self, layer: usize) -> u64 {
+        assert!(layer < self.spec.layers, "layer {layer} of {}", self.spec.layers);
+        self.data.at(layer * Self::layer_bytes(&self.spec))
+    }
+}
+
+impl Device for Cuda {
+    type Matrix = Matrix;
+    type Vector = Buffer<f32>;
+    type Floats = Floats;
+    type Acts = Acts;
+    type Cache = Cache;
+    type Step = Step;
+
+    fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
+        let matrix = Matrix::pack(&self.driver, host)?;
+        self.scratch().product.grow(&self.driver, &matrix)?;
+        Ok(matrix)
+    }
+
+    fn vector(&self, host: &[f32]) -> Result<Buffer<f32>, DeviceError> {
+        let buffer = self.driver.buffer(host.len())?;
+        buffer.write(0, host)?;
+        Ok(buffer)
+    }
+
+    fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
+        Ok(Floats { rows: 0, cols, data: self.driver.buffer(rows * cols)? })
+    }
+
+    fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
+        Acts::new(&self.driver, rows, cols)
+    }
+
+    fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
+        let data = self.driver.buffer(spec.layers * Cache::layer_bytes(&spec))?;
+        self.scratch().attention.fit_cache(&self.driver, &spec)?;
+        Ok(Cache { spec, data })
+    }
+
+    fn step(&self, rows: usize, max_positions: usize) -> Result<Step, DeviceError> {
+        let mut scratch = self.scratch();
+        scratch.attention.fit_rows(&self.driver, rows)?;
+        if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
+            scratch.rows = Some(self.driver.buffer(rows)?);
+        }
+        Step::new(&self.driver, rows, max_positions)
+    }
+
+    fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+        step.begin(inputs, self.scratch().attention.entries())
+    }
+
+    fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+        embed::run(self, step, table, out)
+    }
+
+    fn norm(
+        &self,
+        residual: &mut Floats,
+        delta: Option<&Floats>,
+        norm: &Norm<Buffer<f32>>,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        norm::run(self, residual, delta, norm, quant, out)
+    }
+
+    fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+        gemm_stream::run(self, x, w, out)
+    }
+
+    fn rope(
+        &self,
+        step: &Step,
+        rope: &Rope,
+        kv: LayerKv,
+        qkv: &mut Floats,
+        cache: &mut Cache,
+    ) -> Result<(), DeviceError> {
+        rope::run(self, rope::Job { step, rope, kv }, qkv, cache)
+    }
+
+    fn attention(
+        &self,
+        step: &Step,
+        qkv: &Floats,
+        cached: Cached<'_, Cache>,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        attention::run(self, attention::Job { step, qkv, cached, quant }, out)
+    }
+
+    fn activation(
+        &self,
+        kind: Activation,
+        h: &Floats,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        activation::run(self, kind, h, quant, out)
+    }
+
+    fn select(
+        &self,
+        residual: &Floats,
+        delta: &Floats,
+        rows: &[u32],
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        select::run(self, residual, delta, rows, out)
+    }
+
+    fn sample(
+        &self,
+        logits: &Floats,
+        vocab: usize,
+        rows: &[SampleRow<'_>],
+    ) -> Result<Vec<Draw>, DeviceError> {
+        sample::run(self, logits, vocab, rows)
+    }
+
+    fn score(
+        &self,
+        logits: &Floats,
+        vocab: usize,
+        targets: &[u32],
+        top: u8,
+    ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
+        sample::score(self, logits, vocab, targets, top)
+    }
+
+    fn cols(&self, floats: &Floats) -> usize {
+        floats.cols
+    }
+
+    fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
+        floats.data.read(floats.rows * floats.cols)
+    }
+
+    fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
+        assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
+        floats.resize(host.len() / floats.cols);
+        floats.data.write(0, host)
+    }
+}

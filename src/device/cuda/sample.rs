@@ -1,0 +1,188 @@
+//! `kernels/sample.cu`, both kernels: parameters of all rows in one upload, results in one small copy.
+
+use super::{Buffer, Cuda, Floats, Launch, row};
+use crate::device::{DeviceError, Draw, RowLogprob, SampleRow};
+
+const MOST_ALTERNATIVES: usize = 20;
+
+/// As the kernel has it: `SampleRow`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct DeviceRow {
+    temperature: f32,
+    top_p: f32,
+    min_p: f32,
+    repetition: f32,
+    presence: f32,
+    frequency: f32,
+    top_k: u32,
+    position: u32,
+    seed: [u32; 2],
+    logprobs: i32,
+    target: u32,
+    /// Where each list begins, and how many entries it has.
+    bias: [u32; 2],
+    barred: [u32; 2],
+    prompt: [u32; 2],
+    output: [u32; 2],
+}
+const _: () = assert!(size_of::<DeviceRow>() == 80);
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleResult {
+    token: u32,
+    non_finite: u32,
+    logprob: f32,
+    alternatives: u32,
+    ids: [u32; MOST_ALTERNATIVES],
+    logprobs: [f32; MOST_ALTERNATIVES],
+}
+const _: () = assert!(size_of::<SampleResult>() == 176);
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct SampleParams {
+    logits: u64,
+    rows: u64,
+    lists: u64,
+    work: u64,
+    seen: u64,
+    out: u64,
+    stride: u32,
+    vocab: u32,
+}
+const _: () = assert!(size_of::<SampleParams>() == 56);
+
+/// What the kernels work in.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    rows: Option<Buffer<DeviceRow>>,
+    lists: Option<Buffer<u32>>,
+    work: Option<Buffer<f32>>,
+    seen: Option<Buffer<u32>>,
+    out: Option<Buffer<SampleResult>>,
+}
+
+pub(super) fn run(
+    cuda: &Cuda,
+    logits: &Floats,
+    vocab: usize,
+    rows: &[SampleRow<'_>],
+) -> Result<Vec<Draw>, DeviceError> {
+    let mut lists = Vec::new();
+    let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, vocab, &mut lists)).collect();
+    let draw = |(row, result): (&DeviceRow, &SampleResult)| match result.non_finite {
+        0 => Draw::Token(result.token, (row.logprobs >= 0).then(|| logprob(result))),
+        _ => Draw::NonFinite,
+    };
+    let results = launch(cuda, "sample", (logits, vocab), &rows, &lists)?;
+    Ok(rows.iter().zip(&results).map(draw).collect())
+}
+
+pub(super) fn score(
+    cuda: &Cuda,
+    logits: &Floats,
+    vocab: usize,
+    targets: &[u32],
+    top: u8,
+) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
+    let row = |&target: &u32| {
+        assert!((target as usize) < vocab, "token {target} of {vocab}");
+        DeviceRow { target, logprobs: alternatives(Some(top)), ..bytemuck::Zeroable::zeroed() }
+    };
+    let rows: Vec<DeviceRow> = targets.iter().map(row).collect();
+    let results = launch(cuda, "score", (logits, vocab), &rows, &[])?;
+    Ok(results.iter().map(|result| (result.non_finite == 0).then(|| logprob(result))).collect())
+}
+
+/// Runs one of the kernels over the first rows of the logits.
+fn launch(
+    cuda: &Cuda,
+    kernel: &'static str,
+    (logits, vocab): (&Floats, usize),
+    rows: &[DeviceRow],
+    lists: &[u32],
+) -> Result<Vec<SampleResult>, DeviceError> {
+    assert!(vocab <= logits.cols && rows.len() <= logits.rows, "{} rows of {vocab} logits", rows.len());
+    let most = logits.data.len() / logits.cols;
+    let scratch = &mut cuda.scratch().sample;
+    let driver = &cuda.driver;
+    let device_rows = grown(&mut scratch.rows, most, |len| driver.buffer(len))?;
+    device_rows.write(0, rows)?;
+    let device_lists = grown(&mut scratch.lists, lists.len().next_power_of_two(), |len| driver.buffer(len))?;
+    device_lists.write(0, lists)?;
+    let out = grown(&mut scratch.out, most, |len| driver.buffer(len))?;
+    let params = SampleParams {
+        logits: logits.data.address(),
+        rows: device_rows.address(),
+        lists: device_lists.address(),
+        work: grown(&mut scratch.work, most * vocab, |len| driver.buffer(len))?.address(),
+        seen: grown(&mut scratch.seen, most * vocab.div_ceil(32), |len| driver.buffer(len))?.address(),
+        out: out.address(),
+        stride: logits.cols as u32,
+        vocab: vocab as u32,
+    };
+    let launch = Launch { kernel, grid: [rows.len(), 1, 1], threads: row::threads(vocab), shared: 0 };
+    // SAFETY: every id of the lists has been compared with the vocabulary, and the buffers are as long as asked.
+    unsafe { driver.launch(launch, &params)? };
+    out.read(rows.len())
+}
+
+/// The buffer, at least so long.
+fn grown<T: bytemuck::Pod>(
+    buffer: &mut Option<Buffer<T>>,
+    len: usize,
+    make: impl FnOnce(usize) -> Result<Buffer<T>, DeviceError>,
+) -> Result<&Buffer<T>, DeviceError> {
+    if buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
+        *buffer = Some(make(len)?);
+    }
+    Ok(buffer.as_ref().expect("it has just been made"))
+}
+
+fn device_row(row: &SampleRow<'_>, vocab: usize, lists: &mut Vec<u32>) -> DeviceRow {
+    let known = |id: u32| {
+        assert!((id as usize) < vocab, "token {id} of {vocab}");
+        id
+    };
+    let mut list = |count: usize, words: &mut dyn Iterator<Item = u32>| {
+        let begin = lists.len() as u32;
+        lists.extend(words);
+        [begin, count as u32]
+    };
+    // The prompt is read for this penalty only.
+    let prompt = if row.repetition_penalty == 1.0 { &[] } else { row.prompt };
+    DeviceRow {
+        temperature: row.temperature,
+        top_p: row.top_p,
+        min_p: row.min_p,
+        repetition: row.repetition_penalty,
+        presence: row.presence_penalty,
+        frequency: row.frequency_penalty,
+        top_k: row.top_k,
+        position: row.position,
+        seed: [row.seed as u32, (row.seed >> 32) as u32],
+        logprobs: alternatives(row.logprobs),
+        target: 0,
+        bias: list(
+            row.logit_bias.len(),
+            &mut row.logit_bias.iter().flat_map(|(id, bias)| [known(*id), bias.to_bits()]),
+        ),
+        barred: list(row.barred.len(), &mut row.barred.iter().map(|id| known(*id))),
+        prompt: list(prompt.len(), &mut prompt.iter().map(|id| known(*id))),
+        output: list(row.output.len(), &mut row.output.iter().flat_map(|(id, count)| [known(*id), *count])),
+    }
+}
+
+/// How many alternatives to report; negative for no log-probability at all.
+fn alternatives(asked: Option<u8>) -> i32 {
+    assert!(asked.is_none_or(|count| usize::from(count) <= MOST_ALTERNATIVES), "{asked:?} alternatives");
+    asked.map_or(-1, i32::from)
+}
+
+fn logprob(result: &SampleResult) -> RowLogprob {
+    let count = result.alternatives as usize;
+    let top = result.ids.iter().copied().zip(result.logprobs).take(count).collect();
+    RowLogprob { logprob: result.logprob, top }
+}

@@ -1,0 +1,208 @@
+//! A step's inputs on the device: one upload of all tables that its kernels read.
+
+use super::{Buffer, Driver};
+use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs};
+
+/// Positions of a split: 4 blocks, as `SPLIT` of `kernels/attention.cuh`.
+const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
+/// Query rows of a block of `attention_prefill`.
+const TILE_ROWS: usize = 64;
+/// Segments of at most so many rows are attended to split by split, which is quicker for long contexts. The bits are
+/// the same either way.
+const DECODE_ROWS: usize = 4;
+/// Query heads per KV head for which room is made.
+const MOST_GROUP: usize = 64;
+
+/// As `kernels/attention.cuh` has it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct AttentionItem {
+    row: u32,
+    rows: u32,
+    position: u32,
+    first_block: u32,
+    part: u32,
+    entry: u32,
+}
+/// Words of an item.
+const ITEM: usize = 6;
+const _: () = assert!(size_of::<AttentionItem>() == 4 * ITEM);
+
+/// The current step.
+#[derive(Debug)]
+pub struct Step {
+    words: Buffer<u32>,
+    pub(super) rows: usize,
+    pub(super) largest_token: usize,
+    pub(super) largest_block: usize,
+    pub(super) decodes: usize,
+    pub(super) prefills: usize,
+    starts: Starts,
+    max_rows: usize,
+}
+
+/// Where each table begins, in words.
+#[derive(Debug, Clone, Copy, Default)]
+struct Starts {
+    positions: usize,
+    places: usize,
+    entries: usize,
+    decodes: usize,
+    prefills: usize,
+    blocks: usize,
+}
+
+/// The scratch of attention: how many entries it has, and the query heads of a group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Entries {
+    pub(super) room: usize,
+    pub(super) group: usize,
+}
+
+/// The tables in the making.
+#[derive(Default)]
+struct Tables {
+    positions: Vec<u32>,
+    places: Vec<u32>,
+    entries: Vec<u32>,
+    decodes: Vec<AttentionItem>,
+    prefills: Vec<AttentionItem>,
+    blocks: Vec<u32>,
+    /// Entries taken: a row has one for each of its splits, or one.
+    taken: u32,
+}
+
+impl Step {
+    /// Room for steps of at most `rows` rows of sequences of at most `max_positions`.
+    pub(super) fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
+        let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
+        let prefills = rows + rows * MOST_GROUP / TILE_ROWS;
+        let blocks = rows * max_positions.div_ceil(BLOCK_TOKENS);
+        let words = driver.buffer(4 * rows + 1 + ITEM * (splits + prefills) + blocks)?;
+        let starts = Starts::default();
+        Ok(Self {
+            words,
+            rows: 0,
+            largest_token: 0,
+            largest_block: 0,
+            decodes: 0,
+            prefills: 0,
+            starts,
+            max_rows: rows,
+        })
+    }
+
+    /// Makes `inputs` the current step.
+    pub(super) fn begin(&mut self, inputs: &StepInputs, entries: Entries) -> Result<(), DeviceError> {
+        let rows = inputs.tokens.len();
+        assert!(rows <= self.max_rows, "{rows} rows exceed the {} of the buffers", self.max_rows);
+        let mut tables = Tables::default();
+        let mut left = rows;
+        for segment in &inputs.segments {
+            left = left.saturating_sub(segment.len);
+            tables.add(segment, entries, left);
+        }
+        assert_eq!(tables.positions.len(), rows, "segments must cover the rows");
+        tables.entries.push(tables.taken);
+        self.rows = rows;
+        self.largest_token = inputs.tokens.iter().copied().max().unwrap_or(0) as usize;
+        self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;
+        (self.decodes, self.prefills) = (tables.decodes.len(), tables.prefills.len());
+        let mut words = inputs.tokens.clone();
+        let mut append = |table: &[u32]| {
+            words.extend(table);
+            words.len() - table.len()
+        };
+        self.starts = Starts {
+            positions: append(&tables.positions),
+            places: append(&tables.places),
+            entries: append(&tables.entries),
+            decodes: append(bytemuck::cast_slice(&tables.decodes)),
+            prefills: append(bytemuck::cast_slice(&tables.prefills)),
+            blocks: append(&tables.blocks),
+        };
+        self.words.write(0, &words)
+    }
+
+    /// u32 \[rows\].
+    pub(super) fn tokens(&self) -> u64 {
+        self.words.address()
+    }
+
+    /// u32 \[rows\].
+    pub(super) fn positions(&self) -> u64 {
+        self.words.at(self.starts.positions)
+    }
+
+    /// u32 \[rows\]: the cache block of each row's position.
+    pub(super) fn places(&self) -> u64 {
+        self.words.at(self.starts.places)
+    }
+
+    /// u32 \[rows + 1\]: where each row's entries of attention begin.
+    pub(super) fn entries(&self) -> u64 {
+        self.words.at(self.starts.entries)
+    }
+
+    /// `AttentionItem` \[decodes\].
+    pub(super) fn decode_items(&self) -> u64 {
+        self.words.at(self.starts.decodes)
+    }
+
+    /// `AttentionItem` \[prefills\].
+    pub(super) fn prefill_items(&self) -> u64 {
+        self.words.at(self.starts.prefills)
+    }
+
+    /// u32: the block ids of all segments.
+    pub(super) fn blocks(&self) -> u64 {
+        self.words.at(self.starts.blocks)
+    }
+}
+
+impl Tables {
+    /// Adds one sequence's rows. `left` rows come after them, each of which needs an entry at least.
+    fn add(&mut self, segment: &Segment, entries: Entries, left: usize) {
+        assert_eq!(segment.first, self.positions.len(), "segments must follow one another");
+        let end = segment.position + segment.len;
+        let used = end.div_ceil(BLOCK_TOKENS);
+        assert!(segment.blocks.len() >= used, "a segment that ends in block {used} has fewer");
+        let item = AttentionItem {
+            row: segment.first as u32,
+            rows: segment.len as u32,
+            position: segment.position as u32,
+            first_block: self.blocks.len() as u32,
+            part: 0,
+            entry: self.taken,
+        };
+        for position in segment.position..end {
+            self.positions.push(position as u32);
+            self.places.push(segment.blocks[position / BLOCK_TOKENS]);
+        }
+        self.blocks.extend(&segment.blocks[..used]);
+        let splits: usize = (segment.position..end).map(|position| position / SPLIT_TOKENS + 1).sum();
+        let room = entries.room - item.entry as usize;
+        if segment.len <= DECODE_ROWS && splits + left <= room {
+            self.add_decodes(segment, item);
+        } else {
+            assert!(segment.len + left <= room, "an entry for each of {} rows in {room}", segment.len + left);
+            self.taken += item.rows;
+            self.entries.extend(item.entry..self.taken);
+            let parts = (0..segment.len * entries.group).step_by(TILE_ROWS);
+            self.prefills.extend(parts.map(|part| AttentionItem { part: part as u32, ..item }));
+        }
+    }
+
+    fn add_decodes(&mut self, segment: &Segment, mut item: AttentionItem) {
+        item.rows = 1;
+        for _ in 0..segment.len {
+            self.entries.push(item.entry);
+            let splits = item.position / SPLIT_TOKENS as u32 + 1;
+            self.decodes.extend((0..splits).map(|part| AttentionItem { part, ..item }));
+            item.row += 1;
+            item.position += 1;
+            item.entry += splits;
+        }
+        self.taken = item.entry;
+    }
+}

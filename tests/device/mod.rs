@@ -1,0 +1,76 @@
+//! What every device must do: its operations against plain references in F64, row by row the same bits in any company,
+//! and whole models against transformers. Each test binary has its own `dev`, which says what the device is.
+
+mod attention;
+mod determinism;
+mod golden;
+mod linear;
+pub mod model;
+mod rows;
+mod sample;
+
+use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec};
+
+use crate::dev::Dev;
+
+/// Reproducible noise in about [-2, 2], bell-shaped, by splitmix64.
+fn noise(seed: u64, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..len).map(|_| next() + next() + next() + next() - 2.0).collect()
+}
+
+/// Puts `x` through a device's quantisation by way of a norm that changes nothing: what products then see.
+fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as Device>::Acts {
+    let rows = x.len() / cols;
+    let mut out = device.acts(rows, cols).unwrap();
+    let mut residual = device.floats(rows, cols).unwrap();
+    device.write(x, &mut residual).unwrap();
+    // RMSNorm with an epsilon that dwarfs the variance multiplies by 2^-30; the weight brings it back, exactly.
+    let norm = Norm {
+        kind: NormKind::RmsNorm,
+        weight: device.vector(&vec![(1u64 << 30) as f32; cols]).unwrap(),
+        bias: None,
+        eps: (1u64 << 60) as f32,
+    };
+    device.norm(&mut residual, None, &norm, quant, &mut out).unwrap();
+    out
+}
+
+/// Rows of a matrix as E4M3 codes with their scales.
+fn quantized(w: &[f32], input: usize) -> (Vec<u8>, Vec<f32>) {
+    let mut codes = vec![0; w.len()];
+    let rows = w.chunks_exact(input).zip(codes.chunks_exact_mut(input));
+    let scales = rows.map(|(row, codes)| codec::quantize_row(row, codes)).collect();
+    (codes, scales)
+}
+
+fn bf16(w: &[f32]) -> Vec<u16> {
+    w.iter().map(|x| codec::bf16_bits(*x)).collect()
+}
+
+/// `[rows, input] x [out, input]` on a device.
+fn product(device: &Dev, x: &<Dev as Device>::Acts, rows: usize, w: HostMatrix<'_>) -> Vec<f32> {
+    let matrix = device.matrix(w).unwrap();
+    let mut out = device.floats(rows, w.out).unwrap();
+    device.linear(x, &matrix, &mut out).unwrap();
+    device.read(&out).unwrap()
+}
+
+fn bf16_matrix(w: &[u16], input: usize) -> HostMatrix<'_> {
+    HostMatrix { out: w.len() / input, input, data: MatrixData::Bf16(w) }
+}
+
+/// What products see of quantised rows: multiplied by the identity, to which BF16 and E4M3 are exact.
+fn seen(device: &Dev, acts: &<Dev as Device>::Acts, rows: usize, cols: usize) -> Vec<f32> {
+    let codes: Vec<u8> =
+        (0..cols * cols).map(|i| if i / cols == i % cols { codec::encode(1.0) } else { 0 }).collect();
+    let data = MatrixData::Fp8 { codes: &codes, scales: &vec![1.0; cols] };
+    product(device, acts, rows, HostMatrix { out: cols, input: cols, data })
+}

@@ -1,0 +1,44 @@
+//! The device under test: CUDA.
+
+use octant::device::cuda::Cuda;
+use octant::device::{ActQuant, HostMatrix, MatrixData};
+
+pub type Dev = Cuda;
+
+/// Products take a multiple of so many inputs.
+pub const INPUTS: usize = 16;
+
+/// Tokens per answer where whole models are tried in many ways: few, for on the host a step takes its time.
+pub const GENERATED: u32 = if cfg!(feature = "host-kernels") { 6 } else { 40 };
+
+/// The GPU if there is one, and the kernels on the host with threads in either order.
+pub fn all() -> Vec<Dev> {
+    let mut all = Vec::new();
+    #[cfg(feature = "cuda")]
+    match Cuda::new(0) {
+        Ok(gpu) => all.push(gpu),
+        Err(error) => eprintln!("not run on a GPU: {error}"),
+    }
+    #[cfg(feature = "host-kernels")]
+    all.extend([false, true].map(|descending| Cuda::on_host(descending).unwrap()));
+    all
+}
+
+/// The first of them.
+pub fn one() -> Dev {
+    all().into_iter().next().expect("a GPU, or the feature host-kernels")
+}
+
+/// One that must give the same bits.
+pub fn other(_device: &Dev) -> Dev {
+    all().pop().expect("a GPU, or the feature host-kernels")
+}
+
+pub fn name(device: &Dev) -> String {
+    device.name()
+}
+
+/// Whether a product of this matrix takes inputs quantised so.
+pub fn takes(matrix: &HostMatrix<'_>, quant: ActQuant) -> bool {
+    matches!(matrix.data, MatrixData::Fp8 { .. }) || quant == ActQuant::Bf16
+}

@@ -1,0 +1,37 @@
+//! The device under test: the CPU.
+
+use octant::device::cpu::{Cpu, CpuOptions, Isa};
+use octant::device::{ActQuant, HostMatrix};
+
+pub type Dev = Cpu;
+
+/// Products take a multiple of so many inputs.
+pub const INPUTS: usize = 2;
+
+/// Tokens per answer where whole models are tried in many ways.
+pub const GENERATED: u32 = 40;
+
+/// A device for each instruction set of this machine.
+pub fn all() -> Vec<Dev> {
+    let device = |isa| Cpu::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();
+    Isa::available().into_iter().map(device).collect()
+}
+
+/// The one that people get.
+pub fn one() -> Dev {
+    Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap()
+}
+
+/// One that must give the same bits.
+pub fn other(device: &Dev) -> Dev {
+    Cpu::new(CpuOptions { threads: 1, isa: Some(device.isa()) }).unwrap()
+}
+
+pub fn name(device: &Dev) -> String {
+    format!("{:?}", device.isa())
+}
+
+/// Whether a product of this matrix takes inputs quantised so.
+pub fn takes(_matrix: &HostMatrix<'_>, _quant: ActQuant) -> bool {
+    true
+}
