@@ -12,7 +12,7 @@ fn normed(
     norm: (NormKind, f32),
     quant: ActQuant,
 ) -> Vec<f32> {
-    let (rows, cols) = (x.len() / 40, 48);
+    let (rows, cols) = (x.len() / 48, 48);
     let floats = |values: &[f32]| {
         let mut floats = device.floats(rows, cols).unwrap();
         device.write(values, &mut floats).unwrap();
