@@ -56,7 +56,7 @@ fn main() {
     }
     let kv = if o.precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
-    let needs = MemoryNeeds::new(&config, o.precision, kv, PREFILL);
+    let needs = MemoryNeeds::new::<Cpu>(&config, o.precision, kv, PREFILL);
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64).expect("memory has no end");
     let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("the best there is");
     println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);

@@ -90,6 +90,14 @@ pub struct ServeArgs {
     /// x-ignored-fields [default: false]
     #[arg(long, env = "OCTANT_REJECT_UNKNOWN_FIELDS", value_name = "BOOL")]
     pub reject_unknown_fields: Option<bool>,
+    /// Status of a refusal because the queue is full: 429, or 503 for balancers that only retry elsewhere on that
+    /// [default: 429]
+    #[arg(long, env = "OCTANT_QUEUE_FULL_STATUS", value_name = "STATUS")]
+    pub queue_full_status: Option<u16>,
+    /// Seconds without the end of a step, with requests waiting for it, after which /health/live says 503
+    /// [default: 60]
+    #[arg(long, env = "OCTANT_STALL_TIMEOUT", value_name = "SECONDS")]
+    pub stall_timeout: Option<u64>,
     /// On SIGTERM, seconds during which requests are still taken while /health/ready says 503 [default: 5]
     #[arg(long, env = "OCTANT_DRAIN_GRACE", value_name = "SECONDS")]
     pub drain_grace: Option<u64>,
@@ -220,12 +228,18 @@ pub struct Config {
     pub kv_cache_memory: Option<u64>,
     /// Whether equal prefixes share KV blocks.
     pub prefix_caching: bool,
+    /// Where to run.
+    pub device: DeviceName,
     /// Threads of the CPU device.
     pub threads: usize,
     /// The clients' key.
     pub api_key: Option<String>,
     /// Whether a field that nobody knows is an error.
     pub reject_unknown_fields: bool,
+    /// Status of a refusal because the queue is full: 429 or 503.
+    pub queue_full_status: u16,
+    /// With work pending and no step ended for this long, the server calls itself dead.
+    pub stall_timeout: Duration,
     /// From the first signal to the first refusal.
     pub drain_grace: Duration,
     /// From the first refusal until running requests are cut off.
@@ -263,6 +277,8 @@ impl ServeArgs {
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
             api_key: self.api_key.or(file.api_key),
             reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
+            queue_full_status: self.queue_full_status.or(file.queue_full_status),
+            stall_timeout: self.stall_timeout.or(file.stall_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
@@ -270,10 +286,6 @@ impl ServeArgs {
 
     fn meaning(self) -> Result<Config, ConfigError> {
         let model = self.model.ok_or_else(|| ConfigError::new("--model", "missing; expected a directory"))?;
-        if self.device == Some(DeviceName::Cuda) {
-            let message = "this build has no CUDA device; it runs on the CPU (--device cpu)";
-            return Err(ConfigError::new("--device", message));
-        }
         let quantization = self.quantization.unwrap_or(Quantization::Fp8);
         let kv_default =
             if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
@@ -294,9 +306,12 @@ impl ServeArgs {
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(kv_default),
             kv_cache_memory: self.kv_cache_memory.map(|size| size.0),
             prefix_caching: self.enable_prefix_caching.unwrap_or(true),
+            device: self.device.unwrap_or(DeviceName::Cpu),
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
+            queue_full_status: queue_full_status(self.queue_full_status.unwrap_or(429))?,
+            stall_timeout: Duration::from_secs(self.stall_timeout.unwrap_or(60).max(1)),
             drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,
@@ -311,6 +326,13 @@ fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
 
 fn positive(flag: &str, value: usize) -> Result<usize, ConfigError> {
     if value > 0 { Ok(value) } else { Err(ConfigError::new(flag, "expected at least 1, got 0")) }
+}
+
+fn queue_full_status(status: u16) -> Result<u16, ConfigError> {
+    match status {
+        429 | 503 => Ok(status),
+        _ => Err(ConfigError::new("--queue-full-status", format!("expected 429 or 503, got {status}"))),
+    }
 }
 
 fn api_key(key: String) -> Result<String, ConfigError> {

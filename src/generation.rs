@@ -80,13 +80,13 @@ pub enum Refusal {
     /// The template, or the tokenizer, refused the messages.
     #[error("{0}")]
     Text(String),
-    /// More text than is taken on at once.
-    #[error("expected at most {limit} bytes of text, got {got}")]
+    /// So much text that it cannot fit, whatever its tokens.
+    #[error("{bytes} bytes of text do not fit {limit} tokens")]
     TooManyBytes {
-        /// The bound.
+        /// Of the prompt.
+        bytes: usize,
+        /// Tokens that fit.
         limit: usize,
-        /// Bytes asked for.
-        got: usize,
     },
     /// A prompt without a token.
     #[error("expected at least one token, got an empty prompt")]
@@ -155,13 +155,13 @@ pub struct Generator {
     template: Option<Arc<ChatTemplate>>,
     max_text_bytes: usize,
     /// Texts tokenised at once: it is work of the CPU, and more than this would only starve the engine.
-    tokenizing: Semaphore,
+    tokenizing: Arc<Semaphore>,
 }
 
 type NextUpdate = Pin<Box<dyn Future<Output = (usize, UpdateStream, Update)> + Send>>;
 
 impl Generator {
-    /// `max_text_bytes` bounds the text of one request.
+    /// `max_text_bytes` bounds the text of one prompt.
     pub fn new(
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
@@ -170,7 +170,7 @@ impl Generator {
     ) -> Self {
         let template = template.map(Arc::new);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { engine, tokenizer, template, max_text_bytes, tokenizing: Semaphore::new(cores) }
+        Self { engine, tokenizer, template, max_text_bytes, tokenizing: Arc::new(Semaphore::new(cores)) }
     }
 
     /// The engine behind.
@@ -193,14 +193,36 @@ impl Generator {
     /// # Errors
     /// [`Refusal`]; never of the engine.
     pub async fn tokenize(&self, prompts: Prompts) -> Result<Vec<Prompt>, Refusal> {
-        let (limit, got) = (self.max_text_bytes, prompts.text_bytes());
-        if got > limit {
-            return Err(Refusal::TooManyBytes { limit, got });
+        let bytes = prompts.text_bytes();
+        if bytes > self.max_text_bytes {
+            return Err(Refusal::TooManyBytes { bytes, limit: self.engine.config().max_sequence_tokens() });
         }
-        let _permit = self.tokenizing.acquire().await.map_err(|e| Refusal::Internal(e.to_string()))?;
         let (tokenizer, template) = (Arc::clone(&self.tokenizer), self.template.clone());
-        let work = tokio::task::spawn_blocking(move || prompts.tokenize(&tokenizer, template.as_deref()));
-        work.await.map_err(|_| Refusal::Internal("the tokenizer failed".to_owned()))?
+        self.blocking(move || prompts.tokenize(&tokenizer, template.as_deref())).await?
+    }
+
+    /// The text of ids, special tokens included, off the async threads.
+    ///
+    /// # Errors
+    /// [`Refusal::Internal`].
+    pub async fn detokenize(&self, ids: Vec<u32>) -> Result<String, Refusal> {
+        let tokenizer = Arc::clone(&self.tokenizer);
+        self.blocking(move || tokenizer.decode(&ids, false)).await
+    }
+
+    /// Runs the tokenizer's work on a thread that may block, a few at a time.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let permit = Arc::clone(&self.tokenizing).acquire_owned().await;
+        let permit = permit.map_err(|e| Refusal::Internal(e.to_string()))?;
+        let work = tokio::task::spawn_blocking(move || {
+            // Held by the work itself, which goes on if the client leaves.
+            let _permit = permit;
+            work()
+        });
+        work.await.map_err(|_| Refusal::Internal("the tokenizer failed".to_owned()))
     }
 
     /// Begins: returns when the scheduler has taken every choice of every prompt, or refused them all.

@@ -1,4 +1,5 @@
 //! The subcommands of the binary, one file each.
 
+pub mod place;
 pub mod progress;
 pub mod serve;

@@ -5,64 +5,77 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use axum::http::StatusCode;
+use tokio::net::TcpListener;
 
-use super::progress::Progress;
-use crate::comm::Local;
+use super::place::Place;
 use crate::config::{Config, KvCacheDtype, Quantization};
 use crate::device::KvDtype;
-use crate::device::cpu::{Cpu, CpuOptions};
-use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
+use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
-use crate::model::{GenerationConfig, Model, ModelConfig, Precision};
-use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
+use crate::model::{GenerationConfig, ModelConfig, Precision};
+use crate::runner::{MemoryPlan, gib};
 use crate::server::validate::Defaults;
 use crate::server::{self, DrainTimes, Ended, ServerState, Settings};
 use crate::text::{ChatTemplate, Tokenizer};
-
-/// Of the memory that is available, what the server may plan with.
-const MEMORY_SHARE: f64 = 0.8;
-
-/// Steps in flight: on a CPU, planning competes with the step it would overlap.
-const IN_FLIGHT: usize = 1;
 
 /// Bytes of text per token of context that a request may have: no tokenizer in use is that verbose.
 const BYTES_PER_TOKEN: usize = 64;
 
 /// What is known before any weight is read.
-struct Prepared {
-    config: Config,
-    model: ModelConfig,
-    generation: GenerationConfig,
-    precision: Precision,
-    kv: KvDtype,
-    memory: MemoryPlan,
-    tokenizer: Arc<Tokenizer>,
+pub struct Prepared {
+    /// What the operator said.
+    pub config: Config,
+    /// The architecture, its longest sequence as the operator said.
+    pub model: ModelConfig,
+    /// Defaults of the model's own.
+    pub generation: GenerationConfig,
+    /// What becomes of linear weights.
+    pub precision: Precision,
+    /// Element type of the KV cache.
+    pub kv: KvDtype,
+    /// What fits.
+    pub memory: MemoryPlan,
+    /// The model's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
     template: Option<ChatTemplate>,
 }
 
 /// Serves until told to stop. 0 after a drain, 1 after a failure.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
-    let prepared = prepare(config)?;
-    let (engine, thread) = start_engine(&prepared)?;
+    let place = Place::open(&config)?;
+    let prepared = prepare(config, &place)?;
+    print_banner(&prepared, &place);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(prepared.config.threads.clamp(1, 4))
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let ended = runtime.block_on(serve(prepared, engine.clone(), start))?;
-    engine.stop();
+    let (ended, thread) = runtime.block_on(load_and_serve(prepared, place, start))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let failure = thread.join();
-    if let Err(reason) = failure {
+    if let Err(reason) = thread.join() {
         anyhow::bail!("the engine failed: {reason}");
     }
     tracing::info!(?ended, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
+/// Listens from the first, so that an address in use shows before weights are loaded, and probes get an answer while
+/// they are.
+async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Result<(Ended, EngineThread)> {
+    let listener =
+        server::bind(p.config.address).with_context(|| format!("cannot listen on {}", p.config.address))?;
+    let load = tokio::task::spawn_blocking(move || place.start(&p).map(|engine| (engine, p)));
+    let loaded = server::while_starting(&listener, load).await.context("loading was interrupted")?;
+    let ((engine, thread), p) = loaded?;
+    let ended = serve(p, listener, engine.clone(), start).await?;
+    engine.stop();
+    Ok((ended, thread))
+}
+
 /// Reads everything but the weights, and refuses what cannot be served.
-fn prepare(config: Config) -> anyhow::Result<Prepared> {
+fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
     let mut model = ModelConfig::from_dir(&config.model)?;
     if let Some(len) = config.max_model_len {
         let limit = model.max_positions;
@@ -77,51 +90,29 @@ fn prepare(config: Config) -> anyhow::Result<Prepared> {
         KvCacheDtype::Fp8 => KvDtype::Fp8,
         KvCacheDtype::Bf16 => KvDtype::Bf16,
     };
-    let needs = MemoryNeeds::new(&model, precision, kv, config.max_num_batched_tokens);
-    let available = (available_memory()? as f64 * MEMORY_SHARE) as u64;
-    let memory =
-        MemoryPlan::new(needs, available, config.kv_cache_memory, model.max_positions, config.max_num_seqs)
-            .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
-    let generation = GenerationConfig::from_dir(&config.model)?;
+    let needs = place.needs(&model, precision, kv, config.max_num_batched_tokens);
+    let memory = MemoryPlan::new(
+        needs,
+        place.memory()?,
+        config.kv_cache_memory,
+        model.max_positions,
+        config.max_num_seqs,
+    )
+    .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
+    let mut generation = GenerationConfig::from_dir(&config.model)?;
     let tokenizer = Arc::new(Tokenizer::from_dir(&config.model)?);
+    let vocab = model.vocab.min(tokenizer.vocab_size());
+    generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
     Ok(Prepared { config, model, generation, precision, kv, memory, tokenizer, template })
 }
 
-/// Loads the weights and starts the engine over them.
-fn start_engine(p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    let device = Cpu::new(CpuOptions { threads: p.config.threads, isa: None })?;
-    let mut progress = Progress::start();
-    let model =
-        Model::load(&p.config.model, &p.model, p.precision, &device, &mut |done| progress.update(&done))?;
-    progress.finish();
-    print_banner(p, &device);
-    let scheduler = SchedulerConfig {
-        max_num_seqs: p.config.max_num_seqs,
-        max_num_batched_tokens: p.config.max_num_batched_tokens,
-        max_model_len: p.model.max_positions,
-        num_blocks: p.memory.blocks,
-        vocab_size: p.model.vocab.min(p.tokenizer.vocab_size()),
-        max_queue_requests: p.config.max_queue_requests,
-        max_queue_tokens: p.config.max_queue_tokens,
-        prefix_caching: p.config.prefix_caching,
-    };
-    let rank = RankParts {
-        device,
-        comm: Local::alone(),
-        model,
-        cache: p.memory.cache(&p.model, p.kv),
-        max_num_seqs: scheduler.max_num_seqs,
-        max_num_batched_tokens: scheduler.max_num_batched_tokens,
-        vocab: scheduler.vocab_size,
-    };
-    let runner = Runner::start(vec![rank]);
-    Ok(Engine::start(scheduler, IN_FLIGHT, Box::new(runner)))
-}
-
-async fn serve(p: Prepared, engine: EngineHandle, start: Instant) -> anyhow::Result<Ended> {
-    let listener =
-        server::bind(p.config.address).with_context(|| format!("cannot listen on {}", p.config.address))?;
+async fn serve(
+    p: Prepared,
+    listener: TcpListener,
+    engine: EngineHandle,
+    start: Instant,
+) -> anyhow::Result<Ended> {
     let address = listener.local_addr()?;
     let signals = server::signals()?;
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
@@ -138,6 +129,8 @@ async fn serve(p: Prepared, engine: EngineHandle, start: Instant) -> anyhow::Res
             repetition_penalty: p.generation.repetition_penalty.unwrap_or(defaults.repetition_penalty),
         },
         reject_unknown_fields: p.config.reject_unknown_fields,
+        queue_full_status: StatusCode::from_u16(p.config.queue_full_status)?,
+        stalled_after: p.config.stall_timeout,
         ..Settings::new(String::new(), p.generation.eos)
     };
     let state = ServerState::new(generator, settings);
@@ -158,7 +151,7 @@ async fn engine_death(state: &ServerState) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-fn print_banner(p: &Prepared, device: &Cpu) {
+fn print_banner(p: &Prepared, place: &Place) {
     let precision = match p.precision {
         Precision::Fp8 => "FP8 (E4M3 weights and inputs)",
         Precision::None => "unquantised (BF16 inputs)",
@@ -166,7 +159,7 @@ fn print_banner(p: &Prepared, device: &Cpu) {
     eprintln!("model       {} ({})", p.config.served_names.join(", "), p.model.architecture);
     eprintln!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
     eprintln!("precision   {precision}, KV cache {:?}", p.kv);
-    eprintln!("device      CPU, {} threads, {:?}", device.threads(), device.isa());
+    eprintln!("device      {}", place.describe());
     eprintln!(
         "memory      weights {}, workspace {}, KV cache {} = {} blocks of 64 tokens",
         gib(p.memory.needs.weights),
@@ -180,16 +173,4 @@ fn print_banner(p: &Prepared, device: &Cpu) {
         p.memory.full_length_requests(),
         p.model.max_positions,
     );
-}
-
-/// Bytes that the system can give without swapping, or that the control group allows, whichever is less.
-fn available_memory() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
-        .context("/proc/meminfo has no MemAvailable")?;
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|limit| limit.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
-    Ok((kib * 1024).min(group))
 }

@@ -215,6 +215,21 @@ pub struct RowLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
+/// How much memory a device takes for what it is given: the arithmetic of the memory plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// Output features of a matrix are padded to a multiple of this.
+    pub outputs: usize,
+    /// Elements of a cached head are padded to a multiple of this.
+    pub head_dim: usize,
+    /// Bytes of an element of [`Device::Acts`].
+    pub act_bytes: usize,
+    /// Bytes of scratch for each output feature of the widest matrix, and 264 tiles of such features more.
+    pub product_scratch: usize,
+    /// Bytes of scratch for each element of attention's output, per row and per four cache blocks.
+    pub attention_scratch: usize,
+}
+
 /// A device: where weights, activations and the KV cache live, and the operations over them.
 ///
 /// All buffers belong to the device that made them. Shapes are checked by assertion: a wrong one is a bug of ours.
@@ -231,6 +246,9 @@ pub trait Device: Send + 'static {
     type Cache: Debug + Send;
     /// The inputs of the current step.
     type Step: Debug + Send;
+
+    /// How much memory things take.
+    const LAYOUT: Layout;
 
     /// Copies a matrix to the device.
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;

@@ -58,11 +58,11 @@ impl Prompts {
         }
     }
 
-    /// How much text there is to tokenise.
+    /// Bytes of the longest prompt's text.
     pub fn text_bytes(&self) -> usize {
         match self {
             Self::Chat { messages, .. } => messages.iter().map(|message| message.content.len()).sum(),
-            Self::Texts { texts, .. } => texts.iter().map(String::len).sum(),
+            Self::Texts { texts, .. } => texts.iter().map(String::len).max().unwrap_or(0),
             Self::Ids(_) => 0,
         }
     }

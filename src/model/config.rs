@@ -281,6 +281,24 @@ impl GenerationConfig {
     }
 }
 
+impl GenerationConfig {
+    /// The ids that end a generation, or the tokenizer's own if the model names none.
+    ///
+    /// # Errors
+    /// If one is not below `vocab`: every request would be refused for it.
+    pub fn eos_within(&self, tokenizer: Option<u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
+        let ids = if self.eos.is_empty() { tokenizer.into_iter().collect() } else { self.eos.clone() };
+        match ids.iter().find(|id| **id as usize >= vocab) {
+            Some(id) => Err(LoadError::config(
+                Path::new("generation_config.json"),
+                "eos_token_id",
+                format!("expected ids below {vocab}, got {id}"),
+            )),
+            None => Ok(ids),
+        }
+    }
+}
+
 /// A sampling default, if there is one.
 fn default_of(
     file: &Object,

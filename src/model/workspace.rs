@@ -50,11 +50,11 @@ impl<D: Device> Workspace<D> {
         })
     }
 
-    /// Bytes of these buffers on a device that stores floats in 4 bytes and products' inputs in 2.
+    /// Bytes of these buffers.
     pub fn bytes(config: &ModelConfig, rows: usize) -> u64 {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + config.vocab);
         let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
-        (floats * 4 + acts * 2) as u64
+        (floats * 4 + acts * D::LAYOUT.act_bytes) as u64
     }
 }

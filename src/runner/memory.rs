@@ -1,7 +1,7 @@
 //! What fits: weights, working memory and KV blocks against the memory there is. Pure arithmetic, the same for the
 //! banner, the refusal to start, and planning without a device.
 
-use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype};
+use crate::device::{BLOCK_TOKENS, CacheSpec, Device, HeadShape, KvDtype, Layout};
 use crate::model::{ModelConfig, Precision, Scheme, Workspace};
 
 /// What a model needs, in bytes.
@@ -44,30 +44,41 @@ pub struct DoesNotFit {
 }
 
 impl MemoryNeeds {
-    /// What a model needs with this precision and cache, in steps of at most `rows` tokens.
-    pub fn new(config: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> Self {
+    /// What a model needs on a device with this precision and cache, in steps of at most `rows` tokens.
+    pub fn new<D: Device>(config: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> Self {
+        let layout = D::LAYOUT;
         let stored_fp8 = config.scheme != Scheme::None;
         let element = if precision == Precision::Fp8 || stored_fp8 { 1 } else { 2 };
         let linear = config.linear_shapes().into_iter().map(|(out, input)| {
-            // Packed in whole panels of 32 outputs, with a scale of 4 bytes for each.
-            let out = out.next_multiple_of(32) as u64;
+            // E4M3 has a scale of 4 bytes for each output.
+            let out = out.next_multiple_of(layout.outputs) as u64;
             out * input as u64 * element + if element == 1 { out * 4 } else { 0 }
         });
-        let table = (config.vocab.next_multiple_of(32) * config.hidden * 2) as u64;
+        let table = (config.vocab.next_multiple_of(layout.outputs) * config.hidden * 2) as u64;
         let tables = if config.tied { table } else { 2 * table };
         let norms = ((2 * config.layers + 1) * 2 * config.hidden * 4) as u64;
         Self {
             weights: config.layers as u64 * linear.sum::<u64>() + tables + norms,
-            workspace: Workspace::<crate::device::cpu::Cpu>::bytes(config, rows),
-            block: block_bytes(config.heads, config.layers, kv),
+            workspace: Workspace::<D>::bytes(config, rows) + scratch_bytes(config, &layout, rows),
+            block: block_bytes(config, &layout, kv),
         }
     }
 }
 
-/// Bytes of one KV block of all layers.
-fn block_bytes(heads: HeadShape, layers: usize, kv: KvDtype) -> u64 {
+/// Bytes of what a device's operations work in.
+fn scratch_bytes(config: &ModelConfig, layout: &Layout, rows: usize) -> u64 {
+    let widest = config.linear_shapes().into_iter().map(|(out, _)| out).chain([config.vocab]).max();
+    let product = (widest.unwrap_or(0) + 264 * layout.outputs) * layout.product_scratch;
+    (product + rows * config.heads.q_heads * (config.heads.head_dim + 2) * layout.attention_scratch) as u64
+}
+
+/// Bytes of one KV block of all layers, with its share of attention's scratch.
+fn block_bytes(config: &ModelConfig, layout: &Layout, kv: KvDtype) -> u64 {
+    let HeadShape { q_heads, kv_heads, head_dim } = config.heads;
     let element = if kv == KvDtype::Fp8 { 1 } else { 2 };
-    (2 * layers * heads.kv_heads * heads.head_dim * BLOCK_TOKENS * element) as u64
+    let padded = head_dim.next_multiple_of(layout.head_dim);
+    let scratch = q_heads * (head_dim + 2) * layout.attention_scratch / 4;
+    (2 * config.layers * kv_heads * padded * BLOCK_TOKENS * element + scratch) as u64
 }
 
 impl MemoryPlan {

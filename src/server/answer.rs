@@ -222,10 +222,11 @@ pub fn refused(refusal: Refusal, kind: Kind) -> ApiError {
         Refusal::TooLong { prompt, completion, limit } => {
             ApiError::ContextLength { param, limit, prompt, completion }
         }
+        Refusal::TooManyBytes { bytes, limit } => ApiError::ContextBytes { param, limit, bytes },
         Refusal::Rejected(reject) => ApiError::from_reject(reject, param),
         Refusal::MinTokens { .. } => ApiError::invalid("min_tokens", refusal.to_string()),
         Refusal::Internal(_) => ApiError::Internal(refusal.to_string()),
-        Refusal::NoTemplate | Refusal::Text(_) | Refusal::TooManyBytes { .. } | Refusal::EmptyPrompt => {
+        Refusal::NoTemplate | Refusal::Text(_) | Refusal::EmptyPrompt => {
             ApiError::invalid(param, refusal.to_string())
         }
     }

@@ -53,6 +53,19 @@ pub enum ApiError {
         /// Tokens asked for.
         completion: u32,
     },
+    /// So much text that it cannot fit the context, whatever its tokens.
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, your {param} have {bytes} bytes, more than \
+         so many tokens can hold. Please reduce the length of the messages or completion."
+    )]
+    ContextBytes {
+        /// `messages` or `prompt`.
+        param: &'static str,
+        /// Tokens that fit.
+        limit: usize,
+        /// Of the prompt's text.
+        bytes: usize,
+    },
     /// No key, or a wrong one.
     #[error("Incorrect API key provided.")]
     BadKey,
@@ -80,6 +93,9 @@ pub enum ApiError {
     /// The bounded queue is full.
     #[error("{0}")]
     QueueFull(String),
+    /// The model is being loaded.
+    #[error("The server is starting: the model is not loaded yet.")]
+    NotReady,
     /// The server drains.
     #[error("The server is shutting down and takes no new requests.")]
     Draining,
@@ -119,7 +135,7 @@ impl ApiError {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, REQUEST, None, None),
             Self::Invalid { .. } => (StatusCode::BAD_REQUEST, REQUEST, Some("invalid_value"), None),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, REQUEST, None, None),
-            Self::ContextLength { .. } => {
+            Self::ContextLength { .. } | Self::ContextBytes { .. } => {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"), None)
             }
             Self::BadKey => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key"), None),
@@ -136,6 +152,7 @@ impl ApiError {
             Self::QueueFull(_) => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), None)
             }
+            Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready"), None),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining"), None),
             Self::EngineDown(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("engine_unavailable"), None)
@@ -154,7 +171,7 @@ impl ApiError {
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } | Self::Unsupported { param, .. } => Some(param),
-            Self::ContextLength { param, .. } => Some(param),
+            Self::ContextLength { param, .. } | Self::ContextBytes { param, .. } => Some(param),
             Self::ModelNotFound(_) => Some("model"),
             _ => None,
         }
@@ -226,7 +243,7 @@ impl IntoResponse for ApiError {
             headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
         }
         match self {
-            Self::QueueFull(_) | Self::Draining | Self::EngineDown(_) => {
+            Self::QueueFull(_) | Self::NotReady | Self::Draining | Self::EngineDown(_) => {
                 headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
                 headers.insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_S * 1000));
             }
@@ -236,7 +253,14 @@ impl IntoResponse for ApiError {
             _ => {}
         }
         // The rest of a body that was not read must not be taken for the next request.
-        if matches!(self, Self::TooSlow(_) | Self::TooLarge(_) | Self::HeadersTooLarge(..) | Self::Draining) {
+        if matches!(
+            self,
+            Self::TooSlow(_)
+                | Self::TooLarge(_)
+                | Self::HeadersTooLarge(..)
+                | Self::NotReady
+                | Self::Draining
+        ) {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

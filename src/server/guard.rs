@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,8 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
@@ -101,7 +103,7 @@ impl HttpBody for Held {
 
 /// The socket with its deadlines.
 pub struct Guarded {
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     link: Link,
     head_timeout: Duration,
     idle_timeout: Duration,
@@ -118,7 +120,7 @@ pub struct Guarded {
 
 impl Guarded {
     /// Guards a fresh connection.
-    pub fn new(stream: TcpStream, link: Link, limits: &HttpLimits) -> Self {
+    pub fn new(stream: Arc<TcpStream>, link: Link, limits: &HttpLimits) -> Self {
         Self {
             stream,
             link,
@@ -156,7 +158,7 @@ impl AsyncRead for Guarded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let result = read(&this.stream, cx, buf);
         let begun = this.link.begun();
         if begun != this.seen {
             (this.seen, this.read_timer, this.head_begun) = (begun, None, false);
@@ -183,7 +185,7 @@ impl AsyncRead for Guarded {
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_write(cx, buf);
+        let result = write(&this.stream, cx, |stream| stream.try_write(buf));
         this.written(result, cx)
     }
 
@@ -193,19 +195,60 @@ impl AsyncWrite for Guarded {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let result = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
+        let result = write(&this.stream, cx, |stream| stream.try_write_vectored(bufs));
         this.written(result, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A socket has nothing to flush.
+        Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&*self.stream).shutdown(Shutdown::Write))
+    }
+}
+
+/// What the socket has, or a wait for it.
+fn read(stream: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    loop {
+        ready!(stream.poll_read_ready(cx))?;
+        match stream.try_read(buf.initialize_unfilled()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return Poll::Ready(outcome.map(|count| buf.advance(count))),
+        }
+    }
+}
+
+/// What the socket takes, or a wait for it.
+fn write(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    attempt: impl Fn(&TcpStream) -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(stream.poll_write_ready(cx))?;
+        match attempt(stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return Poll::Ready(outcome),
+        }
+    }
+}
+
+/// Ends when the client has closed its side. hyper sees that by itself, unless it still holds bytes of a next request
+/// that it has not read.
+pub async fn hung_up(stream: &TcpStream) {
+    const LOOK: Duration = Duration::from_millis(100);
+    loop {
+        // A socket with unread bytes is ready at once, so that a mere wait for it would spin.
+        tokio::time::sleep(LOOK).await;
+        match stream.ready(Interest::READABLE).await {
+            Ok(ready) if !ready.is_read_closed() => {}
+            _closed_or_broken => return,
+        }
     }
 }

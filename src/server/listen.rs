@@ -9,6 +9,7 @@
 //! no telling it from one that left, and whoever left must free its blocks.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,8 +28,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use super::guard::{Guarded, Held, Link};
-use super::routes::router;
+use super::guard::{Guarded, Held, Link, hung_up};
+use super::routes::{router, starting_router};
 use super::{Phase, ServerState};
 
 /// What the system holds for a client that does not read. Accepted sockets inherit it.
@@ -88,6 +89,33 @@ pub fn signals() -> io::Result<mpsc::Receiver<()>> {
         });
     }
     Ok(receiver)
+}
+
+/// Answers while the model is being loaded: alive, and nothing else yet.
+pub async fn while_starting<T>(listener: &TcpListener, load: impl Future<Output = T>) -> T {
+    let accept = async {
+        let router = starting_router();
+        loop {
+            match listener.accept().await {
+                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, router.clone())),
+                Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    tokio::select! {
+        loaded = load => loaded,
+        never = accept => never,
+    }
+}
+
+async fn answer_once(stream: TcpStream, router: Router) {
+    let service =
+        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let mut builder = http1::Builder::new();
+    let connection =
+        builder.timer(TokioTimer::new()).keep_alive(false).serve_connection(TokioIo::new(stream), service);
+    // A client that keeps this waiting is none of ours.
+    let _late_or_broken = timeout(LAST_WORDS, connection).await;
 }
 
 /// Serves until a first signal, then drains. See the module's description.
@@ -163,6 +191,17 @@ async fn accept(
     }
 }
 
+/// Nobody waits for the response any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the client has gone")]
+struct Gone;
+
+impl From<Infallible> for Gone {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 struct Connection {
     state: Arc<ServerState>,
     router: Router,
@@ -175,13 +214,17 @@ impl Connection {
         // Without it each token would wait for the acknowledgement of the last.
         let _unsupported = stream.set_nodelay(true);
         let link = Link::default();
-        let io = TokioIo::new(Guarded::new(stream, link.clone(), &state.settings.http));
+        let stream = Arc::new(stream);
+        let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let busy = link.begin(&state.open);
             let answer = router.clone().oneshot(request.map(Body::new));
+            let stream = Arc::clone(&stream);
             async move {
-                let response = answer.await?;
-                Ok::<_, Infallible>(response.map(|body| Held::new(body, busy)))
+                tokio::select! {
+                    response = answer => Ok(response?.map(|body| Held::new(body, busy))),
+                    () = hung_up(&stream) => Err(Gone),
+                }
             }
         });
         let connection = http1::Builder::new()

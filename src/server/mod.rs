@@ -24,12 +24,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use axum::http::StatusCode;
+use tokio::sync::{Semaphore, watch};
 
 use crate::generation::Generator;
 use body::BodyLimits;
 use door::Key;
-pub use listen::{DrainTimes, Ended, bind, serve, signals};
+pub use listen::{DrainTimes, Ended, bind, serve, signals, while_starting};
 use metrics::Metrics;
 use validate::{Defaults, Limits};
 
@@ -46,6 +47,8 @@ pub struct Settings {
     pub eos_ids: Vec<u32>,
     /// Whether a field that nobody knows is an error; else it is named in a header of the response.
     pub reject_unknown_fields: bool,
+    /// Status of a refusal because the queue is full.
+    pub queue_full_status: StatusCode,
     /// With work pending and no step ended for this long, the server calls itself dead.
     pub stalled_after: Duration,
     /// Limits of HTTP.
@@ -61,6 +64,7 @@ impl Settings {
             defaults: Defaults::default(),
             eos_ids,
             reject_unknown_fields: false,
+            queue_full_status: StatusCode::TOO_MANY_REQUESTS,
             stalled_after: Duration::from_secs(60),
             http: HttpLimits::default(),
         }
@@ -127,6 +131,8 @@ pub struct ServerState {
     pub(crate) key: Option<Key>,
     /// Unix time.
     pub(crate) started: u64,
+    /// Large bodies parsed at once: a parsed body takes many times its size.
+    pub(crate) parsing: Arc<Semaphore>,
     phase: AtomicU8,
     /// Requests whose response is not complete.
     open: watch::Sender<usize>,
@@ -152,6 +158,7 @@ impl ServerState {
             limits,
             metrics,
             started: answer::unix_time(),
+            parsing: Arc::new(Semaphore::new(4)),
             phase: AtomicU8::new(Phase::Serving as u8),
             open: watch::Sender::new(0),
         })

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Method, Response, Uri};
@@ -48,14 +49,22 @@ pub fn router(state: Arc<ServerState>) -> Router {
     router.layer(from_fn_with_state(Arc::clone(&state), door::pass)).with_state(state)
 }
 
+/// What there is before the model is loaded.
+pub fn starting_router() -> Router {
+    let alive = || async { Json(json!({ "object": "health.response", "status": "starting" })) };
+    let not_ready = || async { ApiError::NotReady };
+    let router = Router::new().route("/health/live", get(alive)).route("/v1/health/live", get(alive));
+    router.fallback(not_ready)
+}
+
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let map = body::read_json(request, &state.settings.http.body).await?;
+    let map = body::read_json(request, &state).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?;
     answer(state, valid, Kind::Chat).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let map = body::read_json(request, &state.settings.http.body).await?;
+    let map = body::read_json(request, &state).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?;
     answer(state, valid, Kind::Text).await
 }
@@ -65,7 +74,12 @@ async fn models(State(state): Shared) -> Json<Value> {
     Json(json!({ "object": "list", "data": data }))
 }
 
-async fn model(State(state): Shared, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    State(state): Shared,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    // What is no UTF-8 is no model's name.
+    let Path(id) = id.map_err(|_| ApiError::ModelNotFound("\u{FFFD}".to_owned()))?;
     let name = validate::served_model(Some(id), &state.limits.models)?;
     Ok(Json(describe(&state, &name)))
 }

@@ -18,7 +18,7 @@ type Shared = State<Arc<ServerState>>;
 /// # Errors
 /// 400, or 404 for the model.
 pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
-    let map = body::read_json(request, &state.settings.http.body).await?;
+    let map = body::read_json(request, &state).await?;
     let (prompts, strings) = validate::tokenize(Fields::new(map), &state.limits)?;
     let tokenized = state.generator.tokenize(prompts.clone()).await;
     let kind = if prompts.is_chat() { Kind::Chat } else { Kind::Text };
@@ -39,10 +39,8 @@ pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Val
 /// # Errors
 /// 400, or 404 for the model.
 pub async fn detokenize(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
-    let map = body::read_json(request, &state.settings.http.body).await?;
+    let map = body::read_json(request, &state).await?;
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
-    let tokenizer = Arc::clone(state.generator.tokenizer());
-    let work = tokio::task::spawn_blocking(move || tokenizer.decode(&ids, false));
-    let prompt = work.await.map_err(|_| ApiError::Internal("the tokenizer failed".to_owned()))?;
+    let prompt = state.generator.detokenize(ids).await.map_err(|refusal| refused(refusal, Kind::Text))?;
     Ok(Json(json!({ "prompt": prompt })))
 }

@@ -67,7 +67,7 @@ impl ChatWire {
     /// # Errors
     /// A field of a wrong type, or one that we know and do not support.
     pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse_unsupported(&mut fields, CHAT_ONLY)?;
+        refuse(&mut fields, CHAT_ONLY)?;
         let object = |map: Option<Fields>| map.map(Fields::into_map);
         let mut wire = Self {
             messages: fields.array("messages")?,
@@ -88,7 +88,7 @@ impl CompletionWire {
     /// # Errors
     /// A field of a wrong type, or one that we know and do not support.
     pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse_unsupported(&mut fields, COMPLETIONS_ONLY)?;
+        refuse(&mut fields, COMPLETIONS_ONLY)?;
         let mut wire = Self {
             prompt: fields.value("prompt"),
             echo: fields.bool("echo")?,
@@ -104,7 +104,7 @@ impl CompletionWire {
 impl Common {
     /// Takes the shared fields, the last to be taken.
     fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse_unsupported(&mut fields, UNSUPPORTED)?;
+        refuse_unsupported(&mut fields)?;
         for name in ACCEPTED_AND_UNUSED {
             let _unused = fields.value(name);
         }
@@ -200,7 +200,15 @@ const CHAT_ONLY: &[(&str, Harmless)] = &[
 const COMPLETIONS_ONLY: &[(&str, Harmless)] =
     &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
 
-fn refuse_unsupported(fields: &mut Fields, known: &[(&str, Harmless)]) -> Result<(), ApiError> {
+/// Refuses by name what no route supports.
+///
+/// # Errors
+/// 400, where such a field asks for anything.
+pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse(fields, UNSUPPORTED)
+}
+
+fn refuse(fields: &mut Fields, known: &[(&str, Harmless)]) -> Result<(), ApiError> {
     for (name, harmless) in known {
         if fields.value(name).is_some_and(|value| !harmless(&value)) {
             return Err(ApiError::unsupported(*name, "this field is not supported"));

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
-use super::types::{ChatWire, Common, CompletionWire};
+use super::types::{ChatWire, Common, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
 use crate::request::SamplingParams;
 
@@ -108,10 +108,10 @@ impl ValidRequest {
 /// # Errors
 /// 400, or 404 for the model.
 pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
-    let wire = ChatWire::read(fields)?;
+    let mut wire = ChatWire::read(fields)?;
     let asked = chat::max_tokens(&wire)?;
     let logprobs = chat::logprobs(&wire)?;
-    let prompts = chat::prompts(&wire)?;
+    let prompts = chat::prompts(&mut wire)?;
     let rest =
         Rest { prompts, logprobs, max_tokens: asked.unwrap_or(MaxTokens::UpTo(u32::MAX)), echo: false };
     finish(wire.common, rest, limits, fresh_seed)
@@ -152,14 +152,15 @@ pub fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), 
     if fields.bool("add_special_tokens")?.unwrap_or(false) {
         return Err(ApiError::unsupported("add_special_tokens", "the template decides for messages"));
     }
-    let wire = ChatWire {
+    refuse_unsupported(&mut fields)?;
+    let mut wire = ChatWire {
         messages: Some(messages),
         add_generation_prompt: fields.bool("add_generation_prompt")?,
         continue_final_message: fields.bool("continue_final_message")?,
         chat_template_kwargs: fields.object("chat_template_kwargs")?.map(Fields::into_map),
         ..ChatWire::default()
     };
-    Ok((chat::prompts(&wire)?, strings))
+    Ok((chat::prompts(&mut wire)?, strings))
 }
 
 /// `POST /detokenize`: the ids.
@@ -308,12 +309,11 @@ fn id_list(
 }
 
 fn token_id(param: &str, item: &Value, vocab_size: usize) -> Result<u32, ApiError> {
-    let expected = format!("a token id from 0 to {}", vocab_size.saturating_sub(1));
-    let id = integer(item).ok_or_else(|| wrong(param, &expected, item))?;
-    match u32::try_from(id) {
-        Ok(id) if (id as usize) < vocab_size => Ok(id),
-        _ => Err(wrong(param, &expected, item)),
-    }
+    let id = integer(item).and_then(|id| u32::try_from(id).ok()).filter(|id| (*id as usize) < vocab_size);
+    id.ok_or_else(|| {
+        let expected = format!("a token id from 0 to {}", vocab_size.saturating_sub(1));
+        wrong(param, &expected, item)
+    })
 }
 
 /// An integer within bounds.

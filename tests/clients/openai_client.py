@@ -52,13 +52,20 @@ class Server:
     def client(self, key: str = KEY) -> OpenAI:
         return OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0, timeout=60)
 
-    def blocks_used(self) -> int:
+    def metric(self, pattern: str) -> int:
         request = urllib.request.Request(f"{self.root}/metrics", headers={"Authorization": f"Bearer {KEY}"})
         text = urllib.request.urlopen(request, timeout=5).read().decode()
-        return int(float(re.search(r'octant_kv_blocks\{[^}]*state="used"[^}]*\} (\S+)', text).group(1)))
+        return int(float(re.search(pattern + r"\{[^}]*\} (\S+)", text).group(1)))
+
+    def blocks_used(self) -> int:
+        return self.metric(r'octant_kv_blocks(?=\{[^}]*state="used")')
+
+    def generated(self) -> int:
+        return self.metric("vllm:generation_tokens_total")
 
     def wait_for_no_blocks(self) -> None:
-        deadline = time.monotonic() + 5
+        # A step takes a few milliseconds; an answer that ends by itself takes seconds.
+        deadline = time.monotonic() + 1
         while self.blocks_used() > 0:
             assert time.monotonic() < deadline, f"{self.blocks_used()} KV blocks still in use"
             time.sleep(0.02)
@@ -180,21 +187,29 @@ def models_are_listed(server):
 
 @test
 def an_aborted_stream_frees_its_blocks(server):
+    before = server.generated()
     stream = chat(server.client(), stream=True, max_tokens=900, extra_body={"ignore_eos": True})
     next(iter(stream))
     assert server.blocks_used() > 0
     stream.close()
     server.wait_for_no_blocks()
+    assert server.generated() - before < 450, "it ran on"
 
 
 @test
 def an_aborted_plain_request_frees_its_blocks(server):
+    before, used = server.generated(), []
     impatient = server.client().with_options(timeout=0.3)
+    watch = threading.Timer(0.15, lambda: used.append(server.blocks_used()))
+    watch.start()
     try:
         chat(impatient, max_tokens=900, extra_body={"ignore_eos": True})
         raise AssertionError("900 tokens in 0.3 s")
     except openai.APITimeoutError:
         server.wait_for_no_blocks()
+    watch.join()
+    assert used[0] > 0, "it never ran"
+    assert server.generated() - before < 450, "it ran on"
 
 
 @test

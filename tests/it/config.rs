@@ -73,7 +73,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
     let unknown = file("max-model-length = 5\n");
     let cases: [(&[&str], &[&str]); 9] = [
         (&[], &["--model", "missing"]),
-        (&["--model", &model, "--device", "cuda"], &["--device", "no CUDA device"]),
+        (&["--model", &model, "--queue-full-status", "418"], &["--queue-full-status", "429 or 503", "418"]),
         (&["--model", &model, "--max-num-seqs", "0"], &["--max-num-seqs", "at least 1"]),
         (&["--model", &model, "--kv-cache-memory", "lots"], &["--kv-cache-memory", "4GiB", "lots"]),
         (&["--model", &model, "--kv-cache-dtype", "int4"], &["--kv-cache-dtype", "int4", "fp8"]),
@@ -95,6 +95,11 @@ fn a_plan_that_does_not_fit_names_both_numbers() {
     // One request of 256 positions needs 4 blocks of 2 layers x 2 x 16 x 64 bytes = 16 KiB.
     let output = serve(&["--model", &model, "--kv-cache-memory", "12KiB"], &[]);
     refuses(&output, 1, &["needs", "are available"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    refuses(&serve(&["--model", &tiny(), "--device", "cuda"], &[]), 1, &["--device cuda"]);
 }
 
 #[test]

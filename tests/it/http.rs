@@ -15,10 +15,10 @@
 //! | n choices: index in each chunk, one finish each, one usage; each takes a place in the queue | `choices_interleave_each_with_one_role_and_one_finish`, `every_choice_has_its_index_and_the_prompt_counts_once`, `a_place_counts_from_before_its_group_is_submitted_until_it_runs` |
 //! | errors have four keys and a code of text; the context's length is told in the known words | `what_does_not_fit_is_refused_in_the_known_words`, `what_is_no_json_is_a_400_with_a_short_text` |
 //! | 401, 404, 405, 408, 413, 415, 431 | `only_the_key_is_the_key`, `models_are_listed_by_every_name`, `paths_and_methods_that_are_none_get_an_error_object`, `slow_heads_slow_bodies_and_idlers_are_cut_off`, `bodies_and_heads_have_a_size`, `types_and_encodings_of_bodies` |
-//! | 429 with Retry-After, before a header of a stream and before tokenising | `a_full_queue_is_a_429_before_any_header_of_a_stream` |
-//! | 500 with x-should-retry: false; 503 with Retry-After | `a_request_that_fails_is_a_500_that_says_not_to_retry`, `readiness_goes_first_then_new_requests_then_the_last_stream_ends_well` |
-//! | a client that leaves frees its blocks within a step, streaming or not | `leaving_frees_the_blocks_streaming_or_not` |
-//! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
+//! | 429 with Retry-After, before a header of a stream and before tokenising | `a_full_queue_is_a_429_before_any_header_of_a_stream`, `a_full_queue_may_have_another_status` |
+//! | 500 with x-should-retry: false; 503 with Retry-After while starting and draining | `a_request_that_fails_is_a_500_that_says_not_to_retry`, `before_the_model_is_loaded_the_server_is_alive_and_not_ready`, `readiness_goes_first_then_new_requests_then_the_last_stream_ends_well` |
+//! | a client that leaves frees its blocks within a step, streaming or not | `leaving_frees_the_blocks_streaming_or_not`, `a_client_that_left_bytes_behind_has_left_all_the_same` |
+//! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_of_messages_and_parts_are_named_too`, `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
 //! | every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
 
 mod abort;

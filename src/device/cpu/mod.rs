@@ -27,7 +27,7 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, LayerKv,
-    Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
+    Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
 };
 use isa::Checked;
 use pool::Pool;
@@ -216,6 +216,15 @@ impl Device for Cpu {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+
+    const LAYOUT: Layout = Layout {
+        outputs: matrix::PANEL,
+        head_dim: 1,
+        // A bit pattern, a float, and what attention stages before it quantises.
+        act_bytes: 2 + 4 + 4,
+        product_scratch: 0,
+        attention_scratch: 0,
+    };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
         Ok(matrix::pack(&self.pool, self.isa.isa(), host))

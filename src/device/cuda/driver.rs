@@ -59,6 +59,16 @@ impl Driver {
         Ok(Self(Arc::new(Kind::Host(Host::open(descending)?))))
     }
 
+    /// Bytes that nobody uses.
+    #[cfg(feature = "cuda")]
+    pub(super) fn free_memory(&self) -> Result<u64, DeviceError> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => gpu.free_memory(),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => Ok(u64::MAX),
+        }
+    }
+
     /// What it is, for people.
     pub(super) fn name(&self) -> String {
         on!(self, driver => driver.name())

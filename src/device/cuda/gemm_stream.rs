@@ -32,6 +32,8 @@ const UNIT: usize = 8;
 /// Rows of the largest variant; more take several passes over the weights.
 const MOST_ROWS: usize = 128;
 const THREADS: usize = 256;
+/// Bytes of scratch for an output feature: a sum of F32 for each row.
+pub(super) const SCRATCH_BYTES: usize = 4 * MOST_ROWS;
 
 /// Where blocks leave their parts of a tile.
 #[derive(Debug, Default)]

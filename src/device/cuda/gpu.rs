@@ -67,6 +67,11 @@ impl Gpu {
         Ok(Self { context, stream, kernels })
     }
 
+    pub(super) fn free_memory(&self) -> Result<u64, DeviceError> {
+        let (free, _total) = self.context.mem_get_info().map_err(|e| driver("memory", e))?;
+        Ok(free as u64)
+    }
+
     pub(super) fn name(&self) -> String {
         self.context.name().unwrap_or_else(|e| format!("a GPU without a name ({e:?})"))
     }

@@ -31,8 +31,11 @@ pub use step::Step;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, KvDtype,
-    LayerKv, Norm, Rope, RowLogprob, SampleRow, StepInputs,
+    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, StepInputs,
 };
+
+/// Heads are cached in multiples of so many elements, which the kernels are compiled for.
+const HEAD_DIM: usize = 64;
 
 /// A GPU, or its stand-in on the host, as a [`Device`].
 #[derive(Debug)]
@@ -73,6 +76,15 @@ impl Cuda {
         Ok(Self { driver: Driver::host(descending)?, scratch: Mutex::default() })
     }
 
+    /// Bytes of device memory that nobody uses.
+    ///
+    /// # Errors
+    /// If the device does not answer.
+    #[cfg(feature = "cuda")]
+    pub fn free_memory(&self) -> Result<u64, DeviceError> {
+        self.driver.free_memory()
+    }
+
     /// What it is, for people.
     pub fn name(&self) -> String {
         self.driver.name()
@@ -110,7 +122,7 @@ pub struct Cache {
 impl Cache {
     /// Elements per head as they are stored: what the kernels are compiled for.
     fn padded(head_dim: usize) -> usize {
-        head_dim.next_multiple_of(64)
+        head_dim.next_multiple_of(HEAD_DIM)
     }
 
     /// Bytes of a layer.
@@ -133,6 +145,14 @@ impl Device for Cuda {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+
+    const LAYOUT: Layout = Layout {
+        outputs: matrix::TILE,
+        head_dim: HEAD_DIM,
+        act_bytes: 2,
+        product_scratch: gemm_stream::SCRATCH_BYTES,
+        attention_scratch: 4,
+    };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
         let matrix = Matrix::pack(&self.driver, host)?;

@@ -54,9 +54,9 @@ pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     }
 }
 
-/// The conversation and how to render it.
-pub(super) fn prompts(wire: &ChatWire) -> Result<Prompts, ApiError> {
-    let messages = messages(wire.messages.as_deref())?;
+/// The conversation and how to render it. Names of fields that nobody knows join those of the request.
+pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
+    let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
         let text = "expected not to be true together with add_generation_prompt";
@@ -87,7 +87,10 @@ fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiErr
 }
 
 /// Messages of text.
-pub(in crate::server) fn messages(items: Option<&[Value]>) -> Result<Vec<ChatMessage>, ApiError> {
+pub(in crate::server) fn messages(
+    items: Option<&[Value]>,
+    ignored: &mut Vec<String>,
+) -> Result<Vec<ChatMessage>, ApiError> {
     let items = items.unwrap_or_default();
     if items.is_empty() {
         return Err(ApiError::invalid("messages", "expected at least one message"));
@@ -96,10 +99,11 @@ pub(in crate::server) fn messages(items: Option<&[Value]>) -> Result<Vec<ChatMes
         let text = format!("expected at most {MAX_MESSAGES} messages, got {}", items.len());
         return Err(ApiError::invalid("messages", text));
     }
-    items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item)).collect()
+    items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item, ignored)).collect()
 }
 
-fn message(path: &str, item: &Value) -> Result<ChatMessage, ApiError> {
+/// One message; names of fields that nobody knows go to `ignored`.
+fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMessage, ApiError> {
     let mut fields = Fields::at(path, item.clone())?;
     for name in ["tool_calls", "function_call", "audio"] {
         let asks = |value: &Value| value.as_array().is_none_or(|items| !items.is_empty());
@@ -119,30 +123,38 @@ fn message(path: &str, item: &Value) -> Result<ChatMessage, ApiError> {
     };
     let content_path = format!("{path}.content");
     let content = match fields.value("content") {
-        Some(value) => content(&content_path, value)?,
+        Some(value) => content(&content_path, value, ignored)?,
         None => return Err(ApiError::invalid(content_path, "expected a string or an array of text parts")),
     };
     if role == Role::User && content.is_empty() {
         return Err(ApiError::invalid(content_path, "expected text, got an empty message of the user"));
     }
-    if role == Role::Tool && fields.string("tool_call_id")?.is_none() {
+    let tool_call_id = fields.string("tool_call_id")?;
+    if role == Role::Tool && tool_call_id.is_none() {
         return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));
     }
-    Ok(ChatMessage { role, content, name: fields.string("name")? })
+    let name = fields.string("name")?;
+    // What an answer of ours has, and clients send back.
+    for known in ["refusal", "reasoning", "reasoning_content", "annotations"] {
+        let _unused = fields.value(known);
+    }
+    ignored.extend(fields.rest());
+    Ok(ChatMessage { role, content, name })
 }
 
 /// A string, or an array of parts of which each must be text.
-fn content(path: &str, value: Value) -> Result<String, ApiError> {
+fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<String, ApiError> {
     match value {
         Value::String(text) => Ok(text),
         Value::Array(parts) => {
-            parts.into_iter().enumerate().map(|(i, part)| text_part(&format!("{path}[{i}]"), part)).collect()
+            let part = |(i, part)| text_part(&format!("{path}[{i}]"), part, ignored);
+            parts.into_iter().enumerate().map(part).collect()
         }
         other => Err(wrong(path, "a string or an array of text parts", &other)),
     }
 }
 
-fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
+fn text_part(path: &str, part: Value, ignored: &mut Vec<String>) -> Result<String, ApiError> {
     let mut fields = Fields::at(path, part)?;
     match fields.string("type")?.as_deref() {
         Some("text") => {}
@@ -154,5 +166,8 @@ fn text_part(path: &str, part: Value) -> Result<String, ApiError> {
         }
         None => return Err(ApiError::invalid(format!("{path}.type"), "expected \"text\", got nothing")),
     }
-    fields.string("text")?.ok_or_else(|| ApiError::invalid(format!("{path}.text"), "expected a string"))
+    let text = fields.string("text")?;
+    let _unused = fields.value("cache_control");
+    ignored.extend(fields.rest());
+    text.ok_or_else(|| ApiError::invalid(format!("{path}.text"), "expected a string"))
 }

@@ -40,6 +40,23 @@ async fn leaving_frees_the_blocks_streaming_or_not() {
 }
 
 #[tokio::test]
+async fn a_client_that_left_bytes_behind_has_left_all_the_same() {
+    let house = Plan::new().over(slow());
+    let body = endless(json!({})).to_string();
+    for behind in ["\r\n", "GET /version HTTP/1.1\r\n\r\n"] {
+        let mut connection = Connection::open(house.address).await;
+        connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+        connection.write(behind.as_bytes()).await.expect("open");
+        house.until(|stats| stats.counts.running == 1).await;
+        let before = house.engine.stats().counts.generated_tokens;
+        drop(connection);
+        house.until_empty().await;
+        let after = house.engine.stats().counts.generated_tokens - before;
+        assert!(after < 400, "ended by leaving, not by length: {after}");
+    }
+}
+
+#[tokio::test]
 async fn a_stop_string_ends_the_work_at_once() {
     let house = Plan::new().over(slow());
     let body = endless(json!({ "stop": "bc", "n": 2 }));

@@ -214,6 +214,18 @@ async fn unknown_fields_are_named_in_a_header() {
 }
 
 #[tokio::test]
+async fn unknown_fields_of_messages_and_parts_are_named_too() {
+    let house = Plan::new().open();
+    let messages = json!([
+        { "role": "assistant", "content": "x", "prefix": true, "refusal": null, "annotations": [] },
+        { "role": "user", "content": [{ "type": "text", "text": "a", "odd": 1 }] },
+    ]);
+    let reply = house.post("/v1/chat/completions", json!({ "messages": messages })).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("x-ignored-fields"), Some("messages[0].prefix,messages[1].content[0].odd"));
+}
+
+#[tokio::test]
 async fn unknown_fields_are_refused_by_name_where_the_operator_says_so() {
     let mut plan = Plan::new();
     plan.settings.reject_unknown_fields = true;

@@ -156,6 +156,14 @@ async fn without_a_seed_each_request_draws_anew() {
 }
 
 #[tokio::test]
+async fn tokenize_refuses_what_it_would_leave_out() {
+    let house = Plan::new().open();
+    let body = json!({ "messages": [{ "role": "user", "content": "a" }], "tools": [{ "type": "function" }] });
+    let reply = house.post("/tokenize", body).await;
+    assert_eq!(reply.error(), (400, None, Some("tools".into())));
+}
+
+#[tokio::test]
 async fn tokenize_does_what_a_completion_does() {
     let house = Plan::new().open();
     let reply = house.post("/tokenize", json!({ "prompt": "hé<|eos|>", "return_token_strs": true })).await;

@@ -59,8 +59,15 @@ async fn min_tokens_must_fit_the_rest_of_the_context() {
 #[tokio::test]
 async fn text_is_bounded_in_bytes_before_anyone_tokenises_it() {
     let house = Plan::new().open();
-    let reply = house.chat(&"x".repeat((1 << 20) + 1), json!({})).await;
-    assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("messages".into())));
+    let long = "x".repeat((1 << 20) + 1);
+    let reply = house.chat(&long, json!({})).await;
+    assert_eq!(reply.error(), (400, Some("context_length_exceeded".into()), Some("messages".into())));
+    let message = reply.json()["error"]["message"].to_string();
+    assert!(message.contains("maximum context length is 512 tokens. However, "), "{message}");
+    // Each prompt is measured by itself.
+    let half = "x".repeat(1 << 19);
+    let reply = house.complete(json!([half, half, half]), json!({})).await;
+    assert_eq!(reply.json()["error"]["message"], words((1 << 19) + 1, 1));
 }
 
 /// Refusals must leave nothing behind, however many there are.

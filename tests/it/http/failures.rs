@@ -1,10 +1,13 @@
 //! What a client gets when the engine cannot go on, or cannot take it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::http::StatusCode;
+use octant::server::{bind, while_starting};
 use serde_json::json;
 
-use super::client::Connection;
+use super::client::{self, Connection};
 use super::house::{BOS, Plan, chat_body, config};
 use crate::fake::FakeExecutor;
 
@@ -95,6 +98,37 @@ async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
         "with room in the queue the text is looked at"
     );
     assert_eq!(house.chat("abc", json!({})).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_full_queue_may_have_another_status() {
+    let mut plan = Plan::new();
+    (plan.config.max_num_seqs, plan.config.max_queue_requests) = (1, 1);
+    plan.settings.queue_full_status = StatusCode::SERVICE_UNAVAILABLE;
+    let house = plan.open();
+    // An empty queue takes one group of any size, and nothing beside it.
+    let _place = house.engine.enter(1).expect("the queue is empty");
+    let reply = house.chat("abc", json!({})).await;
+    assert_eq!(reply.error(), (503, Some("queue_full".into()), None));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+}
+
+#[tokio::test]
+async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
+    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+    let address = listener.local_addr().expect("it is bound");
+    let (loaded, load) = tokio::sync::oneshot::channel();
+    let starting = tokio::spawn(async move { while_starting(&listener, load).await });
+    for path in ["/health/live", "/v1/health/live"] {
+        assert_eq!(client::get(address, path).await.status, 200);
+    }
+    for path in ["/health/ready", "/health", "/v1/models", "/nothing"] {
+        let reply = client::get(address, path).await;
+        assert_eq!(reply.error(), (503, Some("not_ready".into()), None));
+        assert_eq!((reply.header("retry-after"), reply.header("connection")), (Some("1"), Some("close")));
+    }
+    loaded.send("a model").expect("it is waited for");
+    assert_eq!(starting.await.expect("no panic"), Ok("a model"));
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ async fn what_is_no_json_is_a_400_with_a_short_text() {
         deep(100_000),
         ignored,
         [b"{\"n\":".to_vec(), b"1".repeat(1_000_000), b"}".to_vec()].concat(),
+        [b"{\"prompt\":[".to_vec(), b"0,".repeat(1_300_000), b"0]}".to_vec()].concat(),
         b"\xef\xbb\xbf{}".to_vec(),
         b"{} x".to_vec(),
         b"[]".to_vec(),

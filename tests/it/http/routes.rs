@@ -17,7 +17,7 @@ async fn models_are_listed_by_every_name() {
     assert_eq!(list["data"][0]["max_model_len"], 512);
     let one = house.get("/v1/models/nvidia/bird").await.json();
     assert_eq!((&one["id"], &one["object"]), (&json!("nvidia/bird"), &json!("model")));
-    for path in ["/v1/models/other", "/v1/models/../../etc/passwd", "/v1/models/%00"] {
+    for path in ["/v1/models/other", "/v1/models/../../etc/passwd", "/v1/models/%00", "/v1/models/%ff"] {
         let reply = house.get(path).await;
         assert_eq!(reply.error(), (404, Some("model_not_found".into()), Some("model".into())), "{path}");
     }

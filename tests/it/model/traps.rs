@@ -127,6 +127,15 @@ fn end_of_sequence_ids_come_from_the_generation_config_first() {
 }
 
 #[test]
+fn ids_that_end_a_generation_exist() {
+    let named = GenerationConfig { eos: vec![2, 99], ..GenerationConfig::default() };
+    assert_eq!(named.eos_within(Some(7), 100).unwrap(), [2, 99]);
+    let error = named.eos_within(None, 99).unwrap_err().to_string();
+    assert!(error.contains("eos_token_id") && error.contains("below 99, got 99"), "{error}");
+    assert_eq!(GenerationConfig::default().eos_within(Some(7), 100).unwrap(), [7], "the tokenizer's");
+}
+
+#[test]
 fn defaults_that_no_request_may_have_are_refused_by_name() {
     let dir = copy("llama");
     for (key, bad) in
