@@ -28,7 +28,7 @@ pub enum Place {
     Cpu(Cpu),
     /// An NVIDIA GPU.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
 impl Place {
@@ -37,7 +37,7 @@ impl Place {
         match config.device {
             DeviceName::Cpu => Ok(Self::Cpu(Cpu::new(CpuOptions { threads: config.threads, isa: None })?)),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda => Ok(Self::Cuda(Cuda::new(0).context("--device cuda")?)),
+            DeviceName::Cuda => Ok(Self::Cuda(Box::new(Cuda::new(0).context("--device cuda")?))),
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda => anyhow::bail!(
                 "--device cuda: this binary was built without CUDA (cargo build --release --features cuda)"
@@ -78,7 +78,7 @@ impl Place {
         match self {
             Self::Cpu(cpu) => start_on(cpu, p),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => start_on(cuda, p),
+            Self::Cuda(cuda) => start_on(*cuda, p),
         }
     }
 }

@@ -74,7 +74,7 @@ fn a_request_has_the_same_bits_in_any_company() {
         let chunked = together(&dir, |config| config.max_num_batched_tokens = 7, 1).0;
         assert!(chunked == expected, "{name}: with prompts in chunks of 7");
         let mut preemptions = 0;
-        for blocks in 4..=8 {
+        for blocks in dev::SCARCE {
             let (preempted, count) = together(&dir, |config| config.num_blocks = blocks, 1);
             assert!(preempted == expected, "{name}: {count} preemptions with {blocks} blocks");
             preemptions += count;

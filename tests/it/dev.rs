@@ -11,6 +11,9 @@ pub const INPUTS: usize = 2;
 /// Tokens per answer where whole models are tried in many ways.
 pub const GENERATED: u32 = 40;
 
+/// Numbers of KV blocks so small that sequences are preempted.
+pub const SCARCE: std::ops::RangeInclusive<usize> = 4..=8;
+
 /// A device for each instruction set of this machine.
 pub fn all() -> Vec<Dev> {
     let device = |isa| Cpu::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();

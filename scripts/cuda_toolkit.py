@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Gets nvcc for machines without a CUDA toolkit: NVIDIA's own packages from the Python package index, below .cuda/.
+
+    python3 scripts/cuda_toolkit.py
+
+The build of the feature `cuda` finds it there. Needs Python 3 with pip, no GPU, and about 400 MB. It does nothing if
+the toolkit is there, and starts over if it was interrupted.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = [
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-cccl==13.0.85",
+]
+
+
+def main() -> None:
+    target = Path(__file__).resolve().parent.parent / ".cuda"
+    complete = target / "complete"
+    if complete.exists():
+        print(f"{target} is there")
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--target", str(target), *PACKAGES], check=True)
+    nvcc = target / "nvidia" / "cu13" / "bin" / "nvcc"
+    subprocess.run([str(nvcc), "--version"], check=True, stdout=subprocess.DEVNULL)
+    complete.touch()
+    print(f"nvcc is at {nvcc}")
+
+
+if __name__ == "__main__":
+    main()
