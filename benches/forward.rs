@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::Instant;
 
 use octant::comm::Local;
@@ -74,7 +75,7 @@ fn main() {
         max_num_batched_tokens: PREFILL,
         vocab,
     };
-    let mut bench = Bench { runner: Runner::start(vec![parts]), steps: 0, vocab };
+    let mut bench = Bench { runner: Runner::start(vec![parts], Duration::from_secs(600)), steps: 0, vocab };
     bench.prefill(1);
     let mut rates: Vec<f64> = (0..o.reps).map(|_| PREFILL as f64 / bench.prefill(PREFILL)).collect();
     println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", median(&mut rates));

@@ -27,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM or SIGINT.
     Serve(Box<ServeArgs>),
+    /// Say what this machine has of what serving needs. Status 0, or 1 if something is missing.
+    Doctor,
 }
 
 /// What was typed: every setting may be absent.
@@ -98,6 +100,9 @@ pub struct ServeArgs {
     /// [default: 60]
     #[arg(long, env = "OCTANT_STALL_TIMEOUT", value_name = "SECONDS")]
     pub stall_timeout: Option<u64>,
+    /// Seconds that a step may take before the device is given up and the process exits [default: 600]
+    #[arg(long, env = "OCTANT_STEP_TIMEOUT", value_name = "SECONDS")]
+    pub step_timeout: Option<u64>,
     /// On SIGTERM, seconds during which requests are still taken while /health/ready says 503 [default: 5]
     #[arg(long, env = "OCTANT_DRAIN_GRACE", value_name = "SECONDS")]
     pub drain_grace: Option<u64>,
@@ -240,6 +245,8 @@ pub struct Config {
     pub queue_full_status: u16,
     /// With work pending and no step ended for this long, the server calls itself dead.
     pub stall_timeout: Duration,
+    /// What a step may take.
+    pub step_timeout: Duration,
     /// From the first signal to the first refusal.
     pub drain_grace: Duration,
     /// From the first refusal until running requests are cut off.
@@ -279,6 +286,7 @@ impl ServeArgs {
             reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
             queue_full_status: self.queue_full_status.or(file.queue_full_status),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
+            step_timeout: self.step_timeout.or(file.step_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
         }
@@ -312,6 +320,7 @@ impl ServeArgs {
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
             queue_full_status: queue_full_status(self.queue_full_status.unwrap_or(429))?,
             stall_timeout: Duration::from_secs(self.stall_timeout.unwrap_or(60).max(1)),
+            step_timeout: Duration::from_secs(self.step_timeout.unwrap_or(600).max(1)),
             drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,

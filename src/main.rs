@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let outcome = match cli.command {
+        Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),
             Err(error) => {

@@ -107,12 +107,12 @@ fn start_on<D: Device>(device: D, p: &Prepared) -> anyhow::Result<(EngineHandle,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: scheduler.vocab_size,
     };
-    let runner = Runner::start(vec![rank]);
+    let runner = Runner::start(vec![rank], p.config.step_timeout);
     Ok(Engine::start(scheduler, IN_FLIGHT, Box::new(runner)))
 }
 
 /// Bytes that the system can give without swapping, or that the control group allows, whichever is less.
-fn available_memory() -> anyhow::Result<u64> {
+pub fn available_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib: u64 = line

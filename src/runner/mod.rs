@@ -1,7 +1,7 @@
 //! Executes step plans: one OS thread per rank, each with a device, its shard of the model and a KV cache.
 //!
 //! Every rank is given a plan before any is waited for; the first rank's output is the step's. A rank that fails, or
-//! panics, answers with the reason instead.
+//! panics, answers with the reason instead; one that does not answer in time is given up, and named.
 
 mod inputs;
 mod memory;
@@ -10,6 +10,7 @@ mod sampler;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, gib};
 pub use rank::RankParts;
@@ -29,6 +30,7 @@ type Outcome = Result<StepOutput, String>;
 #[derive(Debug)]
 pub struct Runner {
     ranks: Vec<Rank>,
+    step_timeout: Duration,
 }
 
 /// The engine's end of a rank.
@@ -37,15 +39,16 @@ struct Rank {
     /// `None` while dropping.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
     outcomes: flume::Receiver<Outcome>,
+    /// `None` while dropping, or if it hangs: nobody may wait for it then.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Runner {
-    /// Starts a thread for each rank.
+    /// Starts a thread for each rank. A step that takes longer than `step_timeout` is a failure.
     ///
     /// # Panics
     /// If there is no rank, or the system has no thread to give.
-    pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>) -> Self {
+    pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, step_timeout: Duration) -> Self {
         assert!(!parts.is_empty(), "a runner needs a rank");
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
             let (plans, inbox) = flume::unbounded();
@@ -56,7 +59,7 @@ impl Runner {
                 .expect("the system can start a thread");
             Rank { plans: Some(plans), outcomes, thread: Some(thread) }
         });
-        Self { ranks: ranks.collect() }
+        Self { ranks: ranks.collect(), step_timeout }
     }
 }
 
@@ -74,13 +77,27 @@ impl Executor for Runner {
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
         let mut first = None;
-        for (index, rank) in self.ranks.iter().enumerate() {
-            let outcome = rank.outcomes.recv().unwrap_or_else(|_| Err("its thread has ended".to_owned()));
+        for (index, rank) in self.ranks.iter_mut().enumerate() {
+            let outcome = rank.outcome(self.step_timeout);
             let output =
                 outcome.map_err(|e| ExecutorError { message: format!("rank {index} failed: {e}") })?;
             first.get_or_insert(output);
         }
         Ok(first.expect("a runner has a rank"))
+    }
+}
+
+impl Rank {
+    /// Waits for the earliest step, and not for ever.
+    fn outcome(&mut self, timeout: Duration) -> Outcome {
+        match self.outcomes.recv_timeout(timeout) {
+            Ok(outcome) => outcome,
+            Err(flume::RecvTimeoutError::Disconnected) => Err("its thread has ended".to_owned()),
+            Err(flume::RecvTimeoutError::Timeout) => {
+                self.thread = None;
+                Err(format!("a step did not end within {} s", timeout.as_secs_f64()))
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use octant::comm::Local;
 use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs};
@@ -88,7 +89,7 @@ pub fn engine(
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: model_config.vocab,
     };
-    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank])))
+    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
 }
 
 pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> Request {

@@ -103,6 +103,16 @@ fn a_device_that_is_not_there_is_named() {
 }
 
 #[test]
+fn the_doctor_reports_what_there_is() {
+    let output = Command::new(env!("CARGO_BIN_EXE_octant")).arg("doctor").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["ok       cpu", "ok       memory", "cuda"] {
+        assert!(text.contains(part), "`{text}` lacks `{part}`");
+    }
+    assert_eq!(output.status.code(), Some(i32::from(text.contains("missing"))));
+}
+
+#[test]
 fn a_broken_model_directory_is_named() {
     refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
     let dir = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@ mod fake;
 mod fp8;
 mod http;
 mod model;
+mod runner;
 mod scheduler;
 mod smollm2;
 mod text;

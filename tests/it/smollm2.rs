@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use octant::comm::Local;
 use octant::device::cpu::{Cpu, CpuOptions};
@@ -71,7 +72,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: config.vocab,
     };
-    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank])))
+    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
 }
 
 fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {

@@ -141,6 +141,12 @@ impl Gpu {
     }
 }
 
+/// Whether a library can be loaded.
+pub fn library_loads(file: &str) -> bool {
+    // SAFETY: used for libraries of NVIDIA's, whose loading does nothing that we rely on.
+    unsafe { libloading::Library::new(file) }.is_ok()
+}
+
 fn error(op: &'static str, message: impl Into<String>) -> DeviceError {
     DeviceError { op, message: message.into() }
 }

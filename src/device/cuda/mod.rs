@@ -25,6 +25,8 @@ mod step;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::{Buffer, Driver, Launch};
+#[cfg(feature = "cuda")]
+pub use gpu::library_loads;
 pub use matrix::Matrix;
 pub use row::Acts;
 pub use step::Step;

@@ -1,0 +1,131 @@
+//! `octant doctor`: what this machine has of what serving needs, a line each, and what is missing.
+
+use std::process::ExitCode;
+
+use super::place::available_memory;
+use crate::device::cpu::Isa;
+use crate::runner::gib;
+
+/// A line of the report.
+struct Finding {
+    name: &'static str,
+    /// What there is, or what is missing.
+    outcome: Result<String, String>,
+    /// Whether serving needs it.
+    needed: bool,
+}
+
+impl Finding {
+    fn needed(name: &'static str, outcome: Result<String, String>) -> Self {
+        Self { name, outcome, needed: true }
+    }
+}
+
+/// Prints the report. 0 if nothing is missing, else 1.
+pub fn run() -> ExitCode {
+    let mut findings = vec![cpu(), memory()];
+    findings.extend(gpu::findings());
+    let missing = findings.iter().any(|finding| finding.needed && finding.outcome.is_err());
+    for Finding { name, outcome, needed } in findings {
+        match outcome {
+            Ok(text) => println!("ok       {name:12} {text}"),
+            Err(text) if needed => println!("missing  {name:12} {text}"),
+            Err(text) => println!("absent   {name:12} {text}"),
+        }
+    }
+    if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn cpu() -> Finding {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Finding::needed("cpu", Ok(format!("{cores} threads, {:?}", Isa::available()[0])))
+}
+
+fn memory() -> Finding {
+    let outcome = available_memory().map(|bytes| format!("{} available", gib(bytes)));
+    Finding::needed("memory", outcome.map_err(|e| format!("{e:#}")))
+}
+
+#[cfg(not(feature = "cuda"))]
+mod gpu {
+    use super::Finding;
+
+    /// Nothing is missing of what this binary can use.
+    pub(super) fn findings() -> Vec<Finding> {
+        let text = "this binary was built without CUDA and serves on the CPU".to_owned();
+        vec![Finding::needed("cuda", Ok(text))]
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use nvml_wrapper::Nvml;
+    use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
+    use nvml_wrapper::error::NvmlError;
+
+    use super::Finding;
+    use crate::device::cuda::{Cuda, library_loads};
+    use crate::runner::gib;
+
+    /// Links of a GPU that are looked at: an H100 has 18.
+    const LINKS: u32 = 18;
+
+    pub(super) fn findings() -> Vec<Finding> {
+        let mut findings = vec![
+            library("cublaslt", &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]),
+            library("nccl", &["libnccl.so.2", "libnccl.so"]),
+        ];
+        match Nvml::init() {
+            Ok(nvml) => findings.extend(gpus(&nvml)),
+            Err(error) => findings.push(Finding::needed("driver", Err(error.to_string()))),
+        }
+        let opens = Cuda::new(0).map(|gpu| format!("{} takes our kernels", gpu.name()));
+        findings.push(Finding::needed("kernels", opens.map_err(|e| e.to_string())));
+        findings
+    }
+
+    /// Whether one of the names can be loaded. Nothing uses these libraries yet.
+    fn library(name: &'static str, files: &[&str]) -> Finding {
+        let found = files.iter().find(|file| library_loads(file));
+        let missing = || format!("none of {} can be loaded; not used yet", files.join(", "));
+        Finding { name, outcome: found.map(|file| (*file).to_owned()).ok_or_else(missing), needed: false }
+    }
+
+    fn gpus(nvml: &Nvml) -> Vec<Finding> {
+        let version = |nvml: &Nvml| -> Result<String, NvmlError> {
+            let cuda = nvml.sys_cuda_driver_version()?;
+            Ok(format!("{}, CUDA {}.{}", nvml.sys_driver_version()?, cuda / 1000, cuda % 1000 / 10))
+        };
+        let outcome = version(nvml).map_err(|e| e.to_string());
+        let mut findings = vec![Finding::needed("driver", outcome)];
+        let count = nvml.device_count().unwrap_or(0);
+        if count == 0 {
+            findings.push(Finding::needed("gpu", Err("the driver shows no GPU".to_owned())));
+        }
+        for index in 0..count {
+            let outcome = describe(nvml, index).map_err(|e| format!("GPU {index}: {e}"));
+            findings.push(Finding::needed("gpu", outcome));
+        }
+        findings
+    }
+
+    fn describe(nvml: &Nvml, index: u32) -> Result<String, NvmlError> {
+        let gpu = nvml.device_by_index(index)?;
+        let (memory, capability) = (gpu.memory_info()?, gpu.cuda_compute_capability()?);
+        // What a GPU does not have, or does not tell, is left out.
+        let ecc =
+            gpu.is_ecc_enabled().map_or("unknown", |ecc| if ecc.currently_enabled { "on" } else { "off" });
+        let links =
+            (0..LINKS).filter(|link| gpu.link_wrapper_for(*link).is_active().unwrap_or(false)).count();
+        let clock = gpu.clock_info(Clock::SM).map_or("?".to_owned(), |mhz| mhz.to_string());
+        let heat = gpu.temperature(TemperatureSensor::Gpu).map_or("?".to_owned(), |c| c.to_string());
+        Ok(format!(
+            "{index}: {}, capability {}.{}, {} of {} free, ECC {ecc}, {links} NVLinks, {clock} MHz, {heat} C",
+            gpu.name()?,
+            capability.major,
+            capability.minor,
+            gib(memory.free),
+            gib(memory.total),
+        ))
+    }
+}
