@@ -6,18 +6,15 @@
 //! Decode starts from 128 cached tokens a sequence and generates 64. Figures are medians over the repetitions.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
 
 use octant::comm::Local;
+use octant::commands::bench::Steps;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, KvDtype};
-use octant::engine::Executor;
 use octant::model::{Model, ModelConfig, Precision};
-use octant::request::SamplingParams;
 use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
-use octant::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
 
 const PREFILL: usize = 512;
 const CONTEXT: usize = 128;
@@ -75,12 +72,18 @@ fn main() {
         max_num_batched_tokens: PREFILL,
         vocab,
     };
-    let mut bench = Bench { runner: Runner::start(vec![parts], Duration::from_secs(600)), steps: 0, vocab };
-    bench.prefill(1);
-    let mut rates: Vec<f64> = (0..o.reps).map(|_| PREFILL as f64 / bench.prefill(PREFILL)).collect();
+    let runner = Runner::start(vec![parts], Duration::from_secs(600));
+    let mut steps = Steps::new(runner, vocab, PREFILL + BLOCK_TOKENS);
+    steps.prefill(0, 1).expect("a step");
+    let rate = |seconds: f64| PREFILL as f64 / seconds;
+    let mut rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();
     println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", median(&mut rates));
     for batch in BATCHES {
-        let mut rates: Vec<f64> = (0..o.reps).map(|_| bench.decode(batch)).collect();
+        let mut decode = || {
+            let times = steps.decode(batch, CONTEXT, 0, GENERATED).expect("steps");
+            (batch * GENERATED) as f64 / times.iter().sum::<f64>()
+        };
+        let mut rates: Vec<f64> = (0..o.reps).map(|_| decode()).collect();
         println!("decode  batch {batch:4}  {:9.1} tokens/s", median(&mut rates));
     }
 }
@@ -88,69 +91,4 @@ fn main() {
 fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
-}
-
-struct Bench {
-    runner: Runner,
-    steps: u64,
-    vocab: usize,
-}
-
-impl Bench {
-    /// Seconds of one step over one prompt.
-    fn prefill(&mut self, tokens: usize) -> f64 {
-        let row = self.start(0, tokens);
-        self.step(vec![row])
-    }
-
-    /// Tokens per second of `batch` sequences.
-    fn decode(&mut self, batch: usize) -> f64 {
-        for slot in 0..batch {
-            let row = self.start(slot, CONTEXT);
-            self.step(vec![row]);
-        }
-        let seconds: f64 = (0..GENERATED)
-            .map(|i| {
-                let rows = (0..batch).map(|slot| row(slot, None, TokenSource::LastSampled, CONTEXT + i));
-                self.step(rows.collect())
-            })
-            .sum();
-        (batch * GENERATED) as f64 / seconds
-    }
-
-    fn start(&self, slot: usize, tokens: usize) -> Row {
-        let prompt: Vec<u32> =
-            (0..tokens).map(|i| ((i * 7919 + slot * 104_729 + 17) % self.vocab) as u32).collect();
-        let start = SlotStart {
-            sampling: Arc::new(SamplingParams::greedy()),
-            prompt_len: tokens,
-            tokens: prompt.clone(),
-            prompt_logprobs: None,
-        };
-        row(slot, Some(Arc::new(start)), TokenSource::Host(prompt), 0)
-    }
-
-    fn step(&mut self, rows: Vec<Row>) -> f64 {
-        let plan = StepPlan { id: self.steps, rows };
-        self.steps += 1;
-        let start = Instant::now();
-        self.runner.enqueue(&plan).expect("the rank lives");
-        self.runner.collect().expect("the step succeeds");
-        start.elapsed().as_secs_f64()
-    }
-}
-
-fn row(slot: usize, start: Option<Arc<SlotStart>>, tokens: TokenSource, position: usize) -> Row {
-    let per_sequence = (PREFILL + BLOCK_TOKENS) / BLOCK_TOKENS;
-    let blocks = (position + tokens.len()).div_ceil(BLOCK_TOKENS);
-    let first = slot * per_sequence;
-    Row {
-        slot: slot as u32,
-        start,
-        tokens,
-        position: position as u32,
-        blocks: (first..first + blocks).map(|b| b as u32).collect(),
-        sample: true,
-        score: Vec::new(),
-    }
 }

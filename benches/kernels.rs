@@ -3,9 +3,9 @@
 //!
 //!     cargo bench --bench kernels [-- --threads N]
 
-use std::hint::black_box;
 use std::time::Instant;
 
+use octant::commands::bench::cpu_read_bandwidth;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind};
 
@@ -26,29 +26,13 @@ fn main() {
     let default = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.next().and_then(|n| n.parse().ok()).unwrap_or(default);
     let cpu = Cpu::new(CpuOptions { threads, isa: None }).expect("the best there is");
-    let memory = read_bandwidth(threads, 1 << 30);
+    let memory = cpu_read_bandwidth(threads, 1 << 30);
     println!("{:?}, {threads} threads, reads {:.1} GB/s from 1 GiB", cpu.isa(), memory / 1e9);
     for fp8 in [true, false] {
         for (name, out, input) in SHAPES {
             bench(&cpu, name, (out, input), fp8, memory);
         }
     }
-}
-
-/// Bytes per second of plain sums over a buffer much larger than any cache, best of three.
-fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
-    let data = vec![1u64; bytes / 8];
-    let part = data.len() / threads;
-    let run = || {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for chunk in data.chunks(part) {
-                scope.spawn(move || black_box(chunk.iter().fold(0u64, |sum, x| sum.wrapping_add(*x))));
-            }
-        });
-        bytes as f64 / start.elapsed().as_secs_f64()
-    };
-    (0..3).map(|_| run()).fold(0.0, f64::max)
 }
 
 fn bench(cpu: &Cpu, name: &str, (out, input): (usize, usize), fp8: bool, memory: f64) {

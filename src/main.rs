@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use octant::commands;
-use octant::config::{Cli, Command};
+use octant::config::{BenchCommand, Cli, Command};
 
 /// Exit status of a configuration that cannot be meant, as clap's own.
 const BAD_CONFIGURATION: u8 = 2;
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let outcome = match cli.command {
+        Command::Bench(BenchCommand::Rank(args)) => commands::bench::rank(&args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

@@ -1,5 +1,6 @@
 //! The subcommands of the binary, one file each.
 
+pub mod bench;
 pub mod doctor;
 pub mod place;
 pub mod progress;

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 
+use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
 use crate::comm::Local;
@@ -34,8 +35,13 @@ pub enum Place {
 impl Place {
     /// Opens the device that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
-        match config.device {
-            DeviceName::Cpu => Ok(Self::Cpu(Cpu::new(CpuOptions { threads: config.threads, isa: None })?)),
+        Self::open_device(config.device, config.threads)
+    }
+
+    /// Opens a device; `threads` are those of a CPU.
+    pub fn open_device(device: DeviceName, threads: usize) -> anyhow::Result<Self> {
+        match device {
+            DeviceName::Cpu => Ok(Self::Cpu(Cpu::new(CpuOptions { threads, isa: None })?)),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda => Ok(Self::Cuda(Box::new(Cuda::new(0).context("--device cuda")?))),
             #[cfg(not(feature = "cuda"))]
@@ -51,6 +57,15 @@ impl Place {
             Self::Cpu(cpu) => format!("CPU, {} threads, {:?}", cpu.threads(), cpu.isa()),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.name(),
+        }
+    }
+
+    /// Bytes per second that it reads, measured now.
+    pub fn read_bandwidth(&self) -> anyhow::Result<f64> {
+        match self {
+            Self::Cpu(cpu) => Ok(cpu_read_bandwidth(cpu.threads(), 1 << 30)),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Ok(cuda.stream_read(&vec![1; 1 << 30], 20)?.0),
         }
     }
 

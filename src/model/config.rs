@@ -89,6 +89,27 @@ impl ModelConfig {
         })
     }
 
+    /// One of `ranks` ranks' share: heads, the width of the MLP and the vocabulary are divided, and where there are
+    /// fewer KV heads than ranks, each rank has one.
+    ///
+    /// # Errors
+    /// What cannot be divided, as expected versus got.
+    pub fn share(&self, ranks: usize) -> Result<Self, String> {
+        let divide = |what: &str, count: usize| match count % ranks {
+            0 => Ok(count / ranks),
+            _ => Err(format!("{what}: expected a multiple of {ranks} ranks, got {count}")),
+        };
+        let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
+        let q_heads = divide("query heads", q_heads)?;
+        let kv_heads = if kv_heads < ranks { 1 } else { divide("KV heads", kv_heads)? };
+        Ok(Self {
+            heads: HeadShape { q_heads, kv_heads, head_dim },
+            ffn: divide("MLP width", self.ffn)?,
+            vocab: divide("vocabulary", self.vocab)?,
+            ..self.clone()
+        })
+    }
+
     /// Parameters of the whole model, biases and norms included; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);

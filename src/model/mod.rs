@@ -9,6 +9,7 @@ mod config;
 mod convert;
 mod error;
 mod json;
+mod random;
 mod scheme;
 mod weights;
 mod workspace;

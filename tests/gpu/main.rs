@@ -6,3 +6,4 @@
 mod dev;
 #[path = "../device/mod.rs"]
 mod device;
+mod stream_read;

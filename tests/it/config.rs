@@ -113,6 +113,28 @@ fn the_doctor_reports_what_there_is() {
 }
 
 #[test]
+fn a_rank_of_any_share_can_be_measured() {
+    let bench = |tp: &str| {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/llama");
+        let sizes = ["--batch", "1,3", "--context", "70", "--prefill", "65", "--reps", "2", "--warm-up", "1"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+        command.args(["bench", "rank", "--json", "--tp", tp, "--config"]).arg(model).args(sizes);
+        command.output().unwrap()
+    };
+    for tp in ["1", "4"] {
+        let output = bench(tp);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let report: serde_json::Value = serde_json::from_str(&text[text.find('{').unwrap()..]).unwrap();
+        let steps: Vec<_> = report["steps"].as_array().unwrap().iter().collect();
+        let kinds: Vec<_> =
+            steps.iter().map(|step| (step["kind"].as_str().unwrap(), &step["batch"])).collect();
+        assert_eq!(kinds, [("decode", &1.into()), ("decode", &3.into()), ("prefill", &1.into())]);
+        assert!(steps.iter().all(|step| step["ratio"].as_f64().unwrap() > 0.0), "{report}");
+    }
+    refuses(&bench("3"), 1, &["query heads", "a multiple of 3 ranks, got 4"]);
+}
+
+#[test]
 fn a_broken_model_directory_is_named() {
     refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
     let dir = tempfile::tempdir().unwrap();

@@ -18,7 +18,19 @@ const BOUNDARIES: [(&str, &[&str]); 13] = [
     ("config", &[]),
     (
         "commands",
-        &["server", "generation", "text", "request", "engine", "runner", "model", "comm", "device", "config"],
+        &[
+            "server",
+            "generation",
+            "text",
+            "request",
+            "engine",
+            "scheduler",
+            "runner",
+            "model",
+            "comm",
+            "device",
+            "config",
+        ],
     ),
     ("main", &["commands", "config"]),
 ];

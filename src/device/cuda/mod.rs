@@ -21,6 +21,7 @@ mod row;
 mod sample;
 mod select;
 mod step;
+mod stream_read;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -85,6 +86,14 @@ impl Cuda {
     #[cfg(feature = "cuda")]
     pub fn free_memory(&self) -> Result<u64, DeviceError> {
         self.driver.free_memory()
+    }
+
+    /// Reads `words` once to check, then `times` times against the clock: bytes per second, and their bitwise sum.
+    ///
+    /// # Errors
+    /// If memory runs out, or the kernel fails.
+    pub fn stream_read(&self, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
+        stream_read::run(self, words, times)
     }
 
     /// What it is, for people.

@@ -1,0 +1,39 @@
+//! `kernels/stream_read.cu`: how fast this device reads, which is what weights are measured by.
+
+use std::time::Instant;
+
+use super::{Cuda, Launch};
+use crate::device::DeviceError;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct StreamReadParams {
+    data: u64,
+    out: u64,
+    vectors: u64,
+}
+const _: () = assert!(size_of::<StreamReadParams>() == 24);
+
+/// Blocks of a launch: four for each multiprocessor of an H100.
+const BLOCKS: usize = 528;
+
+/// Reads `words`, 4 at a time, once to check and then `times` times against the clock. Bytes per second, and the
+/// bitwise sum of all.
+pub(super) fn run(cuda: &Cuda, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
+    let data = cuda.driver.buffer::<u32>(words.len())?;
+    data.write(0, words)?;
+    let out = cuda.driver.buffer::<u32>(BLOCKS)?;
+    let params =
+        StreamReadParams { data: data.address(), out: out.address(), vectors: (words.len() / 4) as u64 };
+    let launch = Launch { kernel: "stream_read", grid: [BLOCKS, 1, 1], threads: 512, shared: 0 };
+    // SAFETY: both buffers are as long as the parameters say.
+    let once = || unsafe { cuda.driver.launch(launch, &params) };
+    once()?;
+    let sum = out.read(BLOCKS)?.into_iter().fold(0, |sum, x| sum ^ x);
+    let start = Instant::now();
+    for _ in 0..times {
+        once()?;
+    }
+    out.read(1)?;
+    Ok(((words.len() * 4 * times) as f64 / start.elapsed().as_secs_f64(), sum))
+}
