@@ -20,8 +20,10 @@ const CPU_SHARE: f64 = 0.8;
 #[cfg(feature = "cuda")]
 const GPU_SHARE: f64 = 0.92;
 
-/// Steps in flight: on a CPU, planning competes with the step it would overlap.
-const IN_FLIGHT: usize = 1;
+/// Steps in flight: on a CPU, planning competes with the step that it would overlap.
+const CPU_IN_FLIGHT: usize = 1;
+#[cfg(feature = "cuda")]
+const GPU_IN_FLIGHT: usize = 2;
 
 /// A device, opened.
 pub enum Place {
@@ -91,14 +93,18 @@ impl Place {
     /// Loads the weights and starts the engine over them.
     pub fn start(self, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
         match self {
-            Self::Cpu(cpu) => start_on(cpu, p),
+            Self::Cpu(cpu) => start_on(cpu, CPU_IN_FLIGHT, p),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => start_on(*cuda, p),
+            Self::Cuda(cuda) => start_on(*cuda, GPU_IN_FLIGHT, p),
         }
     }
 }
 
-fn start_on<D: Device>(device: D, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
+fn start_on<D: Device>(
+    device: D,
+    in_flight: usize,
+    p: &Prepared,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let mut progress = Progress::start();
     let model =
         Model::load(&p.config.model, &p.model, p.precision, &device, &mut |done| progress.update(&done))?;
@@ -123,7 +129,7 @@ fn start_on<D: Device>(device: D, p: &Prepared) -> anyhow::Result<(EngineHandle,
         vocab: scheduler.vocab_size,
     };
     let runner = Runner::start(vec![rank], p.config.step_timeout);
-    Ok(Engine::start(scheduler, IN_FLIGHT, Box::new(runner)))
+    Ok(Engine::start(scheduler, in_flight, Box::new(runner)))
 }
 
 /// Bytes that the system can give without swapping, or that the control group allows, whichever is less.

@@ -113,9 +113,11 @@ impl Gpu {
     pub(super) unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
         self.enter("read")?;
         // SAFETY: by this function's contract, and nobody looks at `to` before the wait is over.
-        unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) }
-            .map_err(|e| driver("read", e))?;
-        self.stream.synchronize().map_err(|e| driver("read", e))
+        let copied = unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) };
+        // What went wrong in any kernel before shows here.
+        copied.and_then(|()| self.stream.synchronize()).map_err(|e| {
+            error("read", format!("{e:?}; with CUDA_LAUNCH_BLOCKING=1 the error names the kernel"))
+        })
     }
 
     /// # Safety

@@ -58,20 +58,34 @@ impl Matrix {
     }
 }
 
-/// Rows of `row_bytes`, in pieces of 8 bytes, each to its place.
+/// Rows of `row_bytes`, in pieces of 8 bytes, each to its place; each thread packs some tiles.
 fn pack(rows: &[u8], out: usize, row_bytes: usize) -> Vec<u8> {
     assert_eq!(rows.len(), out * row_bytes, "bytes of a matrix of {out} rows of {row_bytes}");
-    let blocks = row_bytes.div_ceil(32);
-    let mut packed = vec![0; out.next_multiple_of(TILE) * blocks * 32];
-    for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
-        let (tile, row_of_tile) = (output / 16, output % 16);
-        let start = tile * blocks * 512 + row_of_tile % 8 * 64 + row_of_tile / 8 * 8;
+    let tile_bytes = row_bytes.div_ceil(32) * 512;
+    let mut packed = vec![0; out.next_multiple_of(TILE) / 16 * tile_bytes];
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = out.div_ceil(16).div_ceil(threads).max(1);
+    let parts = rows.chunks(share * 16 * row_bytes).zip(packed.chunks_mut(share * tile_bytes));
+    std::thread::scope(|scope| {
+        for (rows, packed) in parts {
+            scope.spawn(move || {
+                let tiles = rows.chunks(16 * row_bytes).zip(packed.chunks_exact_mut(tile_bytes));
+                tiles.for_each(|(rows, tile)| pack_tile(rows, row_bytes, tile));
+            });
+        }
+    });
+    packed
+}
+
+/// Up to 16 rows.
+fn pack_tile(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
+    for (index, row) in rows.chunks_exact(row_bytes).enumerate() {
+        let start = index % 8 * 64 + index / 8 * 8;
         for (block, part) in row.chunks(32).enumerate() {
             for (t, piece) in part.chunks(8).enumerate() {
                 let at = start + block * 512 + t * 16;
-                packed[at..at + piece.len()].copy_from_slice(piece);
+                tile[at..at + piece.len()].copy_from_slice(piece);
             }
         }
     }
-    packed
 }
