@@ -29,7 +29,7 @@ def main() -> None:
         return
     shutil.rmtree(target, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--target", str(target), *PACKAGES], check=True)
+    subprocess.run([*pip, "--root-user-action=ignore", "--target", str(target), *PACKAGES], check=True)
     nvcc = target / "nvidia" / "cu13" / "bin" / "nvcc"
     subprocess.run([str(nvcc), "--version"], check=True, stdout=subprocess.DEVNULL)
     complete.touch()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What transformers computes with the demo model, for tests/it/smollm2.rs.
+"""What transformers computes with the demo model, for tests/device/smollm2.rs.
 
     python3 scripts/make_smollm2_reference.py demo/smollm2-135m-instruct     (needs torch and transformers)
 

@@ -1,8 +1,9 @@
 //! `octant bench rank`: whole steps of one rank's share of a model, with random weights, against the time that reading
 //! its weights and its keys and values would take.
 //!
-//! What the ranks say to each other is left out: it needs the others. The floor is bytes over the bandwidth of a kernel
-//! that only reads, measured in the same run.
+//! What the ranks say to each other is left out: it needs the others. For eight ranks it is added from published
+//! latencies, and called a projection. The floor is bytes over the bandwidth of a kernel that only reads, measured in
+//! the same run.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -14,6 +15,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::place::Place;
+use super::projection::all_reduce_seconds;
 use crate::comm::Local;
 use crate::config::{BenchRankArgs, DeviceName};
 use crate::device::{BLOCK_TOKENS, Device, KvDtype};
@@ -54,6 +56,8 @@ struct Step {
     context: usize,
     /// Bytes of weights, and of keys and values, that it must read.
     bytes: u64,
+    /// Seconds that eight ranks' all-reduces would add.
+    reduces: Option<f64>,
 }
 
 fn measure<D: Device>(
@@ -87,18 +91,30 @@ fn measure<D: Device>(
     let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };
     let weights = needs.weights - embedding;
     let token = (2 * config.layers * config.heads.kv_heads * config.heads.head_dim) as u64;
+    let reduces = |rows: usize| {
+        let message = (rows * config.hidden * 2) as f64;
+        (args.tp == 8).then(|| 2.0 * config.layers as f64 * all_reduce_seconds(message))
+    };
     let mut report = Vec::new();
     for &context in contexts {
         for &batch in batches {
             let bytes = weights + token * (batch * context) as u64;
             let times = steps.decode(batch, context, args.warm_up, args.reps).context("decode")?;
-            report.push(show(&Step { kind: "decode", batch, context, bytes }, times, read));
+            report.push(show(
+                &Step { kind: "decode", batch, context, bytes, reduces: reduces(batch) },
+                times,
+                read,
+            ));
         }
     }
     for &context in prefills {
         let times: anyhow::Result<Vec<f64>> =
             (0..args.reps.div_ceil(10)).map(|_| steps.prefill(0, context)).collect();
-        report.push(show(&Step { kind: "prefill", batch: 1, context, bytes: weights }, times?, read));
+        report.push(show(
+            &Step { kind: "prefill", batch: 1, context, bytes: weights, reduces: reduces(context) },
+            times?,
+            read,
+        ));
     }
     Ok(report)
 }
@@ -109,15 +125,17 @@ fn show(step: &Step, mut times: Vec<f64>, read: f64) -> Value {
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
     let floor = step.bytes as f64 / read * 1e3;
     let (p10, median, p90) = (at(0.1), at(0.5), at(0.9));
-    let Step { kind, batch, context, bytes } = step;
+    let Step { kind, batch, context, bytes, reduces } = step;
+    let projected = reduces.map(|seconds| median + seconds * 1e3);
+    let projection = projected.map_or(String::new(), |ms| format!(", projection for 8 GPUs {ms:.3} ms"));
     println!(
         "{kind:7} batch {batch:3} context {context:5}: {median:9.3} ms ({p10:.3} to {p90:.3}), floor {floor:9.3} ms, \
-         ratio {:.2}",
+         ratio {:.2}{projection}",
         median / floor
     );
     json!({
         "kind": kind, "batch": batch, "context": context, "bytes": bytes, "ms": median, "p10_ms": p10,
-        "p90_ms": p90, "floor_ms": floor, "ratio": median / floor,
+        "p90_ms": p90, "floor_ms": floor, "ratio": median / floor, "projected_8_gpus_ms": projected,
     })
 }
 

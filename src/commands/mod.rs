@@ -4,4 +4,5 @@ pub mod bench;
 pub mod doctor;
 pub mod place;
 pub mod progress;
+pub mod projection;
 pub mod serve;

@@ -8,6 +8,7 @@ mod linear;
 pub mod model;
 mod rows;
 mod sample;
+mod smollm2;
 
 use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec};
 

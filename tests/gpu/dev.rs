@@ -15,6 +15,12 @@ pub const GENERATED: u32 = if cfg!(feature = "host-kernels") { 6 } else { 40 };
 pub const SCARCE: std::ops::RangeInclusive<usize> =
     if cfg!(feature = "host-kernels") { 7..=7 } else { 4..=8 };
 
+/// Prompts, and tokens of each, for which the demo model is compared.
+pub const SMOLLM2: (usize, usize) =
+    if cfg!(feature = "host-kernels") { (1, 1) } else { (usize::MAX, usize::MAX) };
+/// Whether whole texts can be scored.
+pub const FAST: bool = !cfg!(feature = "host-kernels");
+
 /// The GPU if there is one, and the kernels on the host with threads in either order.
 pub fn all() -> Vec<Dev> {
     let mut all = Vec::new();

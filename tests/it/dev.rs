@@ -14,6 +14,11 @@ pub const GENERATED: u32 = 40;
 /// Numbers of KV blocks so small that sequences are preempted.
 pub const SCARCE: std::ops::RangeInclusive<usize> = 4..=8;
 
+/// Prompts, and tokens of each, for which the demo model is compared.
+pub const SMOLLM2: (usize, usize) = (usize::MAX, usize::MAX);
+/// Whether whole texts can be scored.
+pub const FAST: bool = true;
+
 /// A device for each instruction set of this machine.
 pub fn all() -> Vec<Dev> {
     let device = |isa| Cpu::new(CpuOptions { threads: 2, isa: Some(isa) }).unwrap();

@@ -14,7 +14,6 @@ mod http;
 mod model;
 mod runner;
 mod scheduler;
-mod smollm2;
 mod text;
 mod tidy;
 mod validate;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::comm::Local;
-use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{CacheSpec, KvDtype};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision};
@@ -14,6 +13,8 @@ use octant::request::{Request, SamplingParams, StopRules, Update};
 use octant::runner::{RankParts, Runner};
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use serde::Deserialize;
+
+use crate::dev;
 
 #[derive(Deserialize)]
 struct Reference {
@@ -50,7 +51,7 @@ fn demo() -> Option<PathBuf> {
 
 fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
-    let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let device = dev::one();
     let model = Model::load(dir, &config, precision, &device, &mut |_| {}).unwrap();
     let dtype = if precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let scheduler = SchedulerConfig {
@@ -114,11 +115,15 @@ fn chats_become_the_same_ids_as_in_transformers() {
     }
 }
 
+/// The first tokens of all answers, or what the device has time for.
 #[test]
 fn greedy_answers_are_equal_up_to_the_first_near_tie() {
     let Some(dir) = demo() else { return };
     let (engine, _thread) = engine(&dir, Precision::None);
-    let reference = reference();
+    let mut reference = reference();
+    let (prompts, tokens) = dev::SMOLLM2;
+    reference.prompts.truncate(prompts);
+    reference.prompts.iter_mut().for_each(|prompt| prompt.greedy.truncate(tokens));
     let answers = block_on(async {
         let all =
             reference.prompts.iter().map(|p| updates(&engine, request(&p.ids, p.greedy.len() as u32, false)));
@@ -140,12 +145,17 @@ fn greedy_answers_are_equal_up_to_the_first_near_tie() {
             compared += 1;
         }
     }
-    assert!(compared > 60, "only {compared} tokens were equal before near-ties");
+    let most: usize = reference.prompts.iter().map(|prompt| prompt.greedy.len()).sum();
+    assert!(compared > most / 5, "only {compared} of {most} tokens were equal before near-ties");
 }
 
 #[test]
 fn fp8_costs_less_than_2_percent_of_perplexity() {
     let Some(dir) = demo() else { return };
+    if !dev::FAST {
+        println!("skipped: a whole text takes this device too long");
+        return;
+    }
     let reference = reference();
     let perplexity = |precision| {
         let (engine, _thread) = engine(&dir, precision);
