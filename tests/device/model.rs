@@ -13,8 +13,13 @@ use octant::runner::{RankParts, Runner};
 
 use crate::dev::{self, Dev};
 
+/// Where the project is: where the tests were built, or on another machine where `OCTANT_ROOT` says.
+pub fn root() -> PathBuf {
+    std::env::var_os("OCTANT_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden").join(name)
+    root().join("tests/data/golden").join(name)
 }
 
 /// A device with a model on it.

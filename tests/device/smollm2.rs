@@ -14,6 +14,7 @@ use octant::runner::{RankParts, Runner};
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use serde::Deserialize;
 
+use super::model::root;
 use crate::dev;
 
 #[derive(Deserialize)]
@@ -35,13 +36,13 @@ struct Prompt {
 }
 
 fn reference() -> Reference {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/smollm2/reference.json");
+    let path = root().join("tests/data/smollm2/reference.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 fn demo() -> Option<PathBuf> {
-    let default = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/smollm2-135m-instruct");
-    let dir = PathBuf::from(std::env::var_os("OCTANT_DEMO_MODEL").unwrap_or_else(|| default.into()));
+    let default = root().join("demo/smollm2-135m-instruct");
+    let dir = std::env::var_os("OCTANT_DEMO_MODEL").map_or(default, PathBuf::from);
     if dir.join("model.safetensors").exists() {
         return Some(dir);
     }
