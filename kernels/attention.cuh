@@ -21,6 +21,8 @@ struct AttentionParams {
     // Block ids of all sequences, one after the other.
     const uint32_t* blocks;
     const struct AttentionItem* items;
+    // How many there are: read when the kernel runs, since a recorded launch has a grid of its own.
+    const uint32_t* count;
     // [entry][q_heads][head_dim]: sums of a split of a row; [entry][q_heads][2]: maximum and denominator.
     float* sums;
     float* stats;
@@ -30,7 +32,7 @@ struct AttentionParams {
     // k_scale / sqrt(head_dim) * log2(e).
     float scale;
 };
-static_assert(sizeof(AttentionParams) == 64);
+static_assert(sizeof(AttentionParams) == 72);
 
 // Decode: one split of one row. Prefill: 64 query rows, tokens times heads of a group, of one sequence.
 struct AttentionItem {

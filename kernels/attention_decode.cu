@@ -1,7 +1,7 @@
 // OP: for each item, a split of 256 positions of one row: sums of e^(q . k - max) * v, that maximum, and the sum of e^(q . k - max)
 // INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16; items of attention.cuh
 // OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + item.part
-// LAUNCH: one block of 128 threads per (item, KV head, 16 heads of its group); (4 * 16 * (D + 2)) * 4 bytes of shared memory
+// LAUNCH: blocks of 128 threads, any number for the items, one per KV head and per 16 heads of its group; (4 * 16 * (D + 2)) * 4 bytes of shared memory
 // LIMITS: head_dim at most D of the variant: 64, 128 or 192; head_dim even; cache padded to D with zeros
 // NUMERICS: Q and P in F16 (E4M3 cache) or BF16 (BF16 cache), sums in F32 in an order that depends on the position alone; after the combine within 2e-3 (F16) or 2e-2 (BF16) of the largest value
 // COST: positions * kv_heads * 2 * D bytes of cache elements, read once for all heads of a group; bound by memory
@@ -12,9 +12,8 @@
 #include "attention.cuh"
 
 template <uint32_t D, bool Bf16>
-DEVICE void attend(const AttentionParams& p) {
+DEVICE void attend(const AttentionParams& p, const AttentionItem& item) {
     constexpr uint32_t bytes = Bf16 ? 2 : 1;
-    const AttentionItem item = p.items[blockIdx.x];
     const uint32_t kv_head = blockIdx.y, group = p.q_heads / p.kv_heads, first_head = blockIdx.z * 16;
     const uint32_t warp = threadIdx.x / 32, g = lane_id() / 4, t = lane_id() % 4;
     // [warp][16][D], then [warp][16][2].
@@ -68,9 +67,19 @@ DEVICE void attend(const AttentionParams& p) {
     }
 }
 
+template <uint32_t D, bool Bf16>
+DEVICE void attend_all(const AttentionParams& p) {
+    const uint32_t count = *p.count;
+    for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
+        attend<D, Bf16>(p, p.items[i]);
+        // The next item overwrites what this one has in shared memory.
+        __syncthreads();
+    }
+}
+
 #define ATTENTION_DECODE(D)                                                                       \
-    KERNEL(attention_decode_e4m3_##D, AttentionParams, 128) { attend<D, false>(p); }              \
-    KERNEL(attention_decode_bf16_##D, AttentionParams, 128) { attend<D, true>(p); }
+    KERNEL(attention_decode_e4m3_##D, AttentionParams, 128) { attend_all<D, false>(p); }          \
+    KERNEL(attention_decode_bf16_##D, AttentionParams, 128) { attend_all<D, true>(p); }
 
 ATTENTION_DECODE(64)
 ATTENTION_DECODE(128)

@@ -162,6 +162,9 @@ pub struct StepInputs {
     pub tokens: Vec<u32>,
     /// In row order, without gaps.
     pub segments: Vec<Segment>,
+    /// Rows that the step's operations do, if more than there are tokens: those of recorded work, which was recorded
+    /// for so many. What the rows beyond the tokens compute is nobody's.
+    pub recorded_rows: usize,
 }
 
 /// One row of logits to draw from.
@@ -246,9 +249,13 @@ pub trait Device: Send + 'static {
     type Cache: Debug + Send;
     /// The inputs of the current step.
     type Step: Debug + Send;
+    /// Operations recorded once, to be repeated over the inputs of another step.
+    type Recording: Debug + Send;
 
     /// How much memory things take.
     const LAYOUT: Layout;
+    /// Whether operations can be recorded, which is worth it where to call one costs time.
+    const RECORDS: bool;
 
     /// Copies a matrix to the device.
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
@@ -265,6 +272,17 @@ pub trait Device: Send + 'static {
 
     /// Makes `inputs` the current step.
     fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
+    /// Records operations over the current step, which must have been done once before, instead of doing them. Only
+    /// where the device records.
+    fn record(
+        &self,
+        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Self::Recording, DeviceError>;
+    /// Does what was recorded over the current step, begun with as many `recorded_rows` as when it was recorded.
+    /// `false` if the step cannot be done so, and nothing was.
+    fn repeat(&self, recording: &Self::Recording, step: &Self::Step) -> Result<bool, DeviceError>;
+    /// Says how many rows of a buffer a repeated operation has written.
+    fn written(&self, floats: &mut Self::Floats, rows: usize);
     /// out\[r\] = table\[token\[r\]\], in F32.
     fn embed(
         &self,

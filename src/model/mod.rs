@@ -102,9 +102,47 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
         pass: Pass<'_, D, C>,
     ) -> Result<(), DeviceError> {
+        pass.device.begin(inputs, &mut space.step)?;
+        self.layers(space, pass)
+    }
+
+    /// Records all layers over steps of `rows` rows, each of another sequence. Only where the device records.
+    pub fn record<C: Communicator<D>>(
+        &self,
+        rows: usize,
+        space: &mut Workspace<D>,
+        pass: Pass<'_, D, C>,
+    ) -> Result<D::Recording, DeviceError> {
+        let Pass { device, comm, cache } = pass;
+        device.begin(&StepInputs { recorded_rows: rows, ..StepInputs::default() }, &mut space.step)?;
+        self.layers(space, Pass { device, comm, cache: &mut *cache })?;
+        device.record(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
+    }
+
+    /// Repeats recorded layers over a step. `false` if the step cannot be done so, and nothing was.
+    pub fn repeat(
+        &self,
+        recording: &D::Recording,
+        inputs: &StepInputs,
+        space: &mut Workspace<D>,
+        device: &D,
+    ) -> Result<bool, DeviceError> {
+        device.begin(inputs, &mut space.step)?;
+        let done = device.repeat(recording, &space.step)?;
+        if done {
+            device.written(&mut space.residual, inputs.recorded_rows);
+            device.written(&mut space.delta, inputs.recorded_rows);
+        }
+        Ok(done)
+    }
+
+    fn layers<C: Communicator<D>>(
+        &self,
+        space: &mut Workspace<D>,
+        pass: Pass<'_, D, C>,
+    ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
         let s = space;
-        device.begin(inputs, &mut s.step)?;
         device.embed(&s.step, &self.embedding.matrix, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let delta = (index > 0).then_some(&s.delta);

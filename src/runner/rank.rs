@@ -7,7 +7,7 @@ use super::inputs;
 use super::sampler::{self, Slots};
 use super::{Outcome, StepOutput};
 use crate::comm::Communicator;
-use crate::device::{CacheSpec, Device, DeviceError};
+use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
 use crate::scheduler::plan::{RowOutput, StepPlan};
 
@@ -39,6 +39,8 @@ pub(super) struct Rank<D: Device, C: Communicator<D>> {
     pub(super) space: Workspace<D>,
     cache: D::Cache,
     slots: Slots,
+    /// Layers over steps of so many rows, of which each is another sequence's, fewest first.
+    recordings: Vec<(usize, D::Recording)>,
 }
 
 /// Runs plans until there are no more, or one fails.
@@ -72,7 +74,7 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
 impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let space = Workspace::new(&parts.device, parts.model.config(), parts.max_num_batched_tokens)?;
-        Ok(Self {
+        let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
             slots: Slots::new(parts.max_num_seqs),
@@ -80,15 +82,45 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             device: parts.device,
             comm: parts.comm,
             model: parts.model,
-        })
+            recordings: Vec::new(),
+        };
+        if D::RECORDS {
+            rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
+        }
+        Ok(rank)
+    }
+
+    /// Records decode steps of 1, 2, 4, … rows, and of the most there can be.
+    fn record(&mut self, most: usize) -> Result<(), DeviceError> {
+        let powers = (0..usize::BITS).map(|i| 1 << i).take_while(|rows| *rows < most);
+        for rows in powers.chain([most]) {
+            let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
+            self.recordings.push((rows, self.model.record(rows, &mut self.space, pass)?));
+        }
+        Ok(())
+    }
+
+    /// All layers over a step, recorded ones if there are some for it.
+    fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
+        let rows = inputs.tokens.len();
+        let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
+        let fits = self.recordings.iter().find(|(most, _)| decodes && rows <= *most);
+        if let Some((most, recording)) = fits {
+            inputs.recorded_rows = *most;
+            if self.model.repeat(recording, inputs, &mut self.space, &self.device)? {
+                return Ok(());
+            }
+            inputs.recorded_rows = 0;
+        }
+        let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
+        self.model.forward(inputs, &mut self.space, pass)
     }
 
     /// One step: forward, score prompt tokens, draw.
     fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, DeviceError> {
         self.slots.admit(plan);
-        let inputs = inputs::flatten(plan, &self.slots);
-        let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-        self.model.forward(&inputs, &mut self.space, pass)?;
+        let mut inputs = inputs::flatten(plan, &self.slots);
+        self.forward(&mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
         self.score(plan, &firsts, &mut rows)?;

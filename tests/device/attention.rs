@@ -47,7 +47,9 @@ impl<'a> Case<'a> {
         let rows = qkv.len() / self.width();
         let columns = self.heads.q_heads * self.heads.head_dim;
         let mut step = self.device.step(rows, 12 * 64).unwrap();
-        self.device.begin(&StepInputs { tokens: vec![0; rows], segments }, &mut step).unwrap();
+        self.device
+            .begin(&StepInputs { tokens: vec![0; rows], segments, ..Default::default() }, &mut step)
+            .unwrap();
         let mut floats = self.device.floats(rows, self.width()).unwrap();
         self.device.write(qkv, &mut floats).unwrap();
         self.device.rope(&step, &self.rope, self.kv, &mut floats, cache).unwrap();

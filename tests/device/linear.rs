@@ -139,7 +139,11 @@ fn embedding_reads_back_the_packed_rows() {
         let table = device.matrix(bf16_matrix(&w, cols)).unwrap();
         let mut step = device.step(3, 64).unwrap();
         let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: vec![0] };
-        let inputs = octant::device::StepInputs { tokens: vec![74, 0, 33], segments: vec![segment] };
+        let inputs = octant::device::StepInputs {
+            tokens: vec![74, 0, 33],
+            segments: vec![segment],
+            ..Default::default()
+        };
         device.begin(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
         device.embed(&step, &table, &mut out).unwrap();

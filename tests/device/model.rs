@@ -39,7 +39,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let mut space = Workspace::new(&device, &config, ids.len()).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
-    let inputs = StepInputs { tokens: ids.to_vec(), segments: vec![segment] };
+    let inputs = StepInputs { tokens: ids.to_vec(), segments: vec![segment], ..Default::default() };
     let comm = Local::alone();
     model.forward(&inputs, &mut space, Pass { device: &device, comm: &comm, cache: &mut cache }).unwrap();
     let rows: Vec<u32> = (0..ids.len() as u32).collect();

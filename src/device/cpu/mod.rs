@@ -216,7 +216,9 @@ impl Device for Cpu {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+    type Recording = std::convert::Infallible;
 
+    const RECORDS: bool = false;
     const LAYOUT: Layout = Layout {
         outputs: matrix::PANEL,
         head_dim: 1,
@@ -277,6 +279,21 @@ impl Device for Cpu {
         assert_eq!(step.positions.len(), rows, "segments must cover the rows");
         step.inputs.clone_from(inputs);
         Ok(())
+    }
+
+    fn record(
+        &self,
+        _operations: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Self::Recording, DeviceError> {
+        Err(DeviceError { op: "record", message: "the CPU device records nothing".to_owned() })
+    }
+
+    fn repeat(&self, recording: &Self::Recording, _step: &Step) -> Result<bool, DeviceError> {
+        match *recording {}
+    }
+
+    fn written(&self, floats: &mut Floats, rows: usize) {
+        floats.rows = rows;
     }
 
     fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {

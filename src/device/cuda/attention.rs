@@ -13,6 +13,7 @@ struct AttentionParams {
     cache: u64,
     blocks: u64,
     items: u64,
+    count: u64,
     sums: u64,
     stats: u64,
     q_heads: u32,
@@ -20,7 +21,7 @@ struct AttentionParams {
     head_dim: u32,
     scale: f32,
 }
-const _: () = assert!(size_of::<AttentionParams>() == 64);
+const _: () = assert!(size_of::<AttentionParams>() == 72);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -38,6 +39,8 @@ const _: () = assert!(size_of::<AttentionCombineParams>() == 64);
 
 /// Heads that a tile of `attention_decode` holds.
 const TILE_HEADS: usize = 16;
+/// Blocks of a recorded launch of `attention_decode`: four for each multiprocessor of an H100.
+const DECODE_BLOCKS: usize = 528;
 /// Warps of a block of either kernel.
 const WARPS: usize = 4;
 
@@ -80,7 +83,8 @@ impl Scratch {
     /// What a step may use.
     pub(super) fn entries(&self) -> Entries {
         let group = self.spec.as_ref().map_or(1, |spec| spec.heads.q_heads / spec.heads.kv_heads);
-        Entries { room: self.entries.max(self.rows), group }
+        let spare_block = self.spec.as_ref().map_or(0, |spec| spec.blocks as u32 - 1);
+        Entries { room: self.entries.max(self.rows), group, spare_block }
     }
 }
 
@@ -109,6 +113,7 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), Devic
         cache: cached.cache.layer(cached.kv.layer),
         blocks: step.blocks(),
         items: step.decode_items(),
+        count: step.decode_count(),
         sums: sums.address(),
         stats: stats.address(),
         q_heads: q_heads as u32,
@@ -118,7 +123,9 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), Devic
     };
     let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
     let shared = WARPS * TILE_HEADS * (padded + 2) * 4;
-    let launch = Launch { kernel: decode, grid: [step.decodes, kv_heads, tiles], threads: 128, shared };
+    // Recorded, the launch must do for any number of items.
+    let blocks = if step.recorded > 0 { DECODE_BLOCKS } else { step.decodes };
+    let launch = Launch { kernel: decode, grid: [blocks, kv_heads, tiles], threads: 128, shared };
     // SAFETY: the shapes have been compared, the blocks with the cache, and the items made for the scratch.
     unsafe { cuda.driver.launch(launch, &params)? };
     let params = AttentionParams { items: step.prefill_items(), ..params };

@@ -23,6 +23,17 @@ enum Kind {
     Host(Host),
 }
 
+/// Launches recorded once, to be repeated.
+#[derive(Debug)]
+pub enum Recording {
+    #[cfg(feature = "cuda")]
+    #[doc(hidden)]
+    Gpu(super::gpu::Graph),
+    #[cfg(feature = "host-kernels")]
+    #[doc(hidden)]
+    Host(super::host::Launches),
+}
+
 /// How a kernel is launched.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch {
@@ -72,6 +83,31 @@ impl Driver {
     /// What it is, for people.
     pub(super) fn name(&self) -> String {
         on!(self, driver => driver.name())
+    }
+
+    /// Records launches instead of doing them.
+    pub(super) fn record(
+        &self,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Recording, DeviceError> {
+        match &*self.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu(gpu) => gpu.record(launches).map(Recording::Gpu),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(host) => host.record(launches).map(Recording::Host),
+        }
+    }
+
+    /// Does what was recorded.
+    pub(super) fn repeat(&self, recording: &Recording) -> Result<(), DeviceError> {
+        match (&*self.0, recording) {
+            #[cfg(feature = "cuda")]
+            (Kind::Gpu(gpu), Recording::Gpu(graph)) => gpu.repeat(graph),
+            #[cfg(feature = "host-kernels")]
+            (Kind::Host(host), Recording::Host(launches)) => host.repeat(launches),
+            #[cfg(all(feature = "cuda", feature = "host-kernels"))]
+            _ => unreachable!("a recording is repeated by the device that made it"),
+        }
     }
 
     /// A buffer of zeros.

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg, result, sys,
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    result, sys,
 };
 use cudarc::nvrtc::Ptx;
 
@@ -24,6 +26,18 @@ pub(super) struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
+}
+
+/// A CUDA graph of launches.
+pub struct Graph(CudaGraph);
+
+// SAFETY: a graph may be launched by any one thread at a time; its owner, a rank, is one.
+unsafe impl Send for Graph {}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Graph")
+    }
 }
 
 /// A kernel's parameters, which are plain bytes.
@@ -118,6 +132,25 @@ impl Gpu {
         copied.and_then(|()| self.stream.synchronize()).map_err(|e| {
             error("read", format!("{e:?}; with CUDA_LAUNCH_BLOCKING=1 the error names the kernel"))
         })
+    }
+
+    /// Captures launches of this thread as a graph.
+    pub(super) fn record(
+        &self,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Graph, DeviceError> {
+        self.enter("record")?;
+        self.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(|e| driver("record", e))?;
+        let outcome = launches();
+        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        outcome?;
+        let graph = graph.map_err(|e| driver("record", e))?;
+        graph.map(Graph).ok_or_else(|| error("record", "nothing was captured"))
+    }
+
+    pub(super) fn repeat(&self, graph: &Graph) -> Result<(), DeviceError> {
+        self.enter("repeat")?;
+        graph.0.launch().map_err(|e| driver("repeat", e))
     }
 
     /// # Safety

@@ -31,7 +31,13 @@ pub(super) struct Host {
     library: Library,
     descending: bool,
     blocks: Mutex<HashMap<u64, Layout>>,
+    /// While launches are recorded.
+    recording: Mutex<Option<Launches>>,
 }
+
+/// Launches with their parameters.
+#[derive(Debug, Default)]
+pub struct Launches(Vec<(Launch, Vec<u8>)>);
 
 impl Host {
     /// `descending` says in which order the threads of a block start.
@@ -39,7 +45,7 @@ impl Host {
         // SAFETY: our own library, which runs nothing on loading.
         let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
         let library = library.map_err(|e| error("host kernels", e.to_string()))?;
-        Ok(Self { library, descending, blocks: Mutex::default() })
+        Ok(Self { library, descending, blocks: Mutex::default(), recording: Mutex::default() })
     }
 
     pub(super) fn name(&self) -> String {
@@ -88,7 +94,57 @@ impl Host {
 
     /// # Safety
     /// As for `Driver::launch`.
-    pub(super) unsafe fn launch<P>(&self, launch: Launch, params: &P) -> Result<(), DeviceError> {
+    pub(super) unsafe fn launch<P: bytemuck::Pod>(
+        &self,
+        launch: Launch,
+        params: &P,
+    ) -> Result<(), DeviceError> {
+        let bytes = bytemuck::bytes_of(params);
+        if let Some(recorded) = &mut *self.recording() {
+            recorded.0.push((launch, bytes.to_vec()));
+            return Ok(());
+        }
+        // SAFETY: by this function's contract.
+        unsafe { self.run(launch, bytes) }
+    }
+
+    pub(super) fn record(
+        &self,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Launches, DeviceError> {
+        *self.recording() = Some(Launches::default());
+        let outcome = launches();
+        let recorded = self.recording().take().unwrap_or_default();
+        outcome.map(|()| recorded)
+    }
+
+    pub(super) fn repeat(&self, launches: &Launches) -> Result<(), DeviceError> {
+        for (launch, params) in &launches.0 {
+            // SAFETY: what was promised of the launch when it was recorded holds as long as its buffers live, which
+            // those who repeat it own.
+            unsafe { self.run(*launch, params) }?;
+        }
+        Ok(())
+    }
+
+    fn recording(&self) -> std::sync::MutexGuard<'_, Option<Launches>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a kernel over the bytes of its parameters.
+    ///
+    /// # Safety
+    /// As for `Driver::launch`.
+    unsafe fn run(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
+        // The parameters' alignment, which bytes have not.
+        let words: Vec<u64> = params
+            .chunks(8)
+            .map(|chunk| {
+                let mut word = [0; 8];
+                word[..chunk.len()].copy_from_slice(chunk);
+                u64::from_ne_bytes(word)
+            })
+            .collect();
         // The library has one block under way, in its own globals.
         let _alone = self.blocks();
         let symbol = format!("octant_{}\0", launch.kernel);
@@ -103,7 +159,7 @@ impl Host {
         let launch = HostLaunch {
             name: name.as_ptr(),
             kernel: *kernel as *const c_void,
-            params: std::ptr::from_ref(params).cast(),
+            params: words.as_ptr().cast(),
             grid: launch.grid.map(|n| n as u32),
             threads: launch.threads,
             shared_bytes: launch.shared as u32,

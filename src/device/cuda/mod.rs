@@ -156,7 +156,9 @@ impl Device for Cuda {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+    type Recording = driver::Recording;
 
+    const RECORDS: bool = true;
     const LAYOUT: Layout = Layout {
         outputs: matrix::TILE,
         head_dim: HEAD_DIM,
@@ -186,6 +188,8 @@ impl Device for Cuda {
     }
 
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
+        // One block more than anyone leases: that of rows that are nobody's.
+        let spec = CacheSpec { blocks: spec.blocks + 1, ..spec };
         let data = self.driver.buffer(spec.layers * Cache::layer_bytes(&spec))?;
         self.scratch().attention.fit_cache(&self.driver, &spec)?;
         Ok(Cache { spec, data })
@@ -202,6 +206,25 @@ impl Device for Cuda {
 
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
         step.begin(inputs, self.scratch().attention.entries())
+    }
+
+    fn record(
+        &self,
+        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<driver::Recording, DeviceError> {
+        self.driver.record(operations)
+    }
+
+    fn repeat(&self, recording: &driver::Recording, step: &Step) -> Result<bool, DeviceError> {
+        // Rows that found no room for their splits are attended to by a launch that was not recorded.
+        if step.prefills > 0 {
+            return Ok(false);
+        }
+        self.driver.repeat(recording).map(|()| true)
+    }
+
+    fn written(&self, floats: &mut Floats, rows: usize) {
+        floats.resize(rows);
     }
 
     fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {

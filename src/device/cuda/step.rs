@@ -32,21 +32,24 @@ const _: () = assert!(size_of::<AttentionItem>() == 4 * ITEM);
 #[derive(Debug)]
 pub struct Step {
     words: Buffer<u32>,
+    /// Rows that operations do: the tokens', or those of a recording.
     pub(super) rows: usize,
+    /// Rows of a recording; 0 outside of one.
+    pub(super) recorded: usize,
     pub(super) largest_token: usize,
     pub(super) largest_block: usize,
     pub(super) decodes: usize,
     pub(super) prefills: usize,
-    starts: Starts,
     max_rows: usize,
+    /// Where each table begins, in words; the same in every step, since recorded work has their addresses.
+    starts: Starts,
+    /// The tables in the making, kept so that steps allocate nothing.
+    tables: Tables,
 }
 
-/// Where each table begins, in words.
-#[derive(Debug, Clone, Copy, Default)]
+/// Tables of one word per row come first, `max_rows` each, then the number of decode items.
+#[derive(Debug, Clone, Copy)]
 struct Starts {
-    positions: usize,
-    places: usize,
-    entries: usize,
     decodes: usize,
     prefills: usize,
     blocks: usize,
@@ -57,10 +60,12 @@ struct Starts {
 pub(super) struct Entries {
     pub(super) room: usize,
     pub(super) group: usize,
+    /// The block of rows that are nobody's.
+    pub(super) spare_block: u32,
 }
 
 /// The tables in the making.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Tables {
     positions: Vec<u32>,
     places: Vec<u32>,
@@ -70,58 +75,73 @@ struct Tables {
     blocks: Vec<u32>,
     /// Entries taken: a row has one for each of its splits, or one.
     taken: u32,
+    /// The tables of one word per row, one after the other.
+    head: Vec<u32>,
 }
 
 impl Step {
     /// Room for steps of at most `rows` rows of sequences of at most `max_positions`.
     pub(super) fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
         let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
-        let prefills = rows + rows * MOST_GROUP / TILE_ROWS;
-        let blocks = rows * max_positions.div_ceil(BLOCK_TOKENS);
-        let words = driver.buffer(4 * rows + 1 + ITEM * (splits + prefills) + blocks)?;
-        let starts = Starts::default();
+        let decodes = 4 * rows + 2;
+        let prefills = decodes + ITEM * splits;
+        let blocks = prefills + ITEM * (rows + rows * MOST_GROUP / TILE_ROWS);
+        let words = driver.buffer(blocks + rows * max_positions.div_ceil(BLOCK_TOKENS))?;
         Ok(Self {
             words,
             rows: 0,
+            recorded: 0,
             largest_token: 0,
             largest_block: 0,
             decodes: 0,
             prefills: 0,
-            starts,
             max_rows: rows,
+            starts: Starts { decodes, prefills, blocks },
+            tables: Tables::default(),
         })
     }
 
     /// Makes `inputs` the current step.
     pub(super) fn begin(&mut self, inputs: &StepInputs, entries: Entries) -> Result<(), DeviceError> {
-        let rows = inputs.tokens.len();
+        let rows = inputs.tokens.len().max(inputs.recorded_rows);
         assert!(rows <= self.max_rows, "{rows} rows exceed the {} of the buffers", self.max_rows);
-        let mut tables = Tables::default();
+        let tables = &mut self.tables;
+        tables.clear();
         let mut left = rows;
         for segment in &inputs.segments {
             left = left.saturating_sub(segment.len);
             tables.add(segment, entries, left);
         }
-        assert_eq!(tables.positions.len(), rows, "segments must cover the rows");
+        assert_eq!(tables.positions.len(), inputs.tokens.len(), "segments must cover the rows");
+        for first in inputs.tokens.len()..rows {
+            left -= 1;
+            let spare = Segment { first, len: 1, position: 0, blocks: vec![entries.spare_block] };
+            tables.add(&spare, entries, left);
+        }
         tables.entries.push(tables.taken);
         self.rows = rows;
+        self.recorded = inputs.recorded_rows;
         self.largest_token = inputs.tokens.iter().copied().max().unwrap_or(0) as usize;
         self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;
         (self.decodes, self.prefills) = (tables.decodes.len(), tables.prefills.len());
-        let mut words = inputs.tokens.clone();
-        let mut append = |table: &[u32]| {
-            words.extend(table);
-            words.len() - table.len()
-        };
-        self.starts = Starts {
-            positions: append(&tables.positions),
-            places: append(&tables.places),
-            entries: append(&tables.entries),
-            decodes: append(bytemuck::cast_slice(&tables.decodes)),
-            prefills: append(bytemuck::cast_slice(&tables.prefills)),
-            blocks: append(&tables.blocks),
-        };
-        self.words.write(0, &words)
+        self.upload(&inputs.tokens)
+    }
+
+    /// Copies the tables to where they belong.
+    fn upload(&mut self, tokens: &[u32]) -> Result<(), DeviceError> {
+        let (rows, tables) = (self.max_rows, &mut self.tables);
+        tables.head.clear();
+        tables.head.resize(4 * rows + 2, 0);
+        for (start, table) in
+            [(0, tokens), (rows, &tables.positions), (2 * rows, &tables.places), (3 * rows, &tables.entries)]
+        {
+            tables.head[start..start + table.len()].copy_from_slice(table);
+        }
+        tables.head[4 * rows + 1] = tables.decodes.len() as u32;
+        self.words.write(0, &tables.head)?;
+        self.words.write(self.starts.decodes, bytemuck::cast_slice(&tables.decodes))?;
+        self.words.write(self.starts.prefills, bytemuck::cast_slice(&tables.prefills))?;
+        self.words.write(self.starts.blocks, &tables.blocks)
     }
 
     /// u32 \[rows\].
@@ -131,17 +151,22 @@ impl Step {
 
     /// u32 \[rows\].
     pub(super) fn positions(&self) -> u64 {
-        self.words.at(self.starts.positions)
+        self.words.at(self.max_rows)
     }
 
     /// u32 \[rows\]: the cache block of each row's position.
     pub(super) fn places(&self) -> u64 {
-        self.words.at(self.starts.places)
+        self.words.at(2 * self.max_rows)
     }
 
     /// u32 \[rows + 1\]: where each row's entries of attention begin.
     pub(super) fn entries(&self) -> u64 {
-        self.words.at(self.starts.entries)
+        self.words.at(3 * self.max_rows)
+    }
+
+    /// u32: the number of decode items.
+    pub(super) fn decode_count(&self) -> u64 {
+        self.words.at(4 * self.max_rows + 1)
     }
 
     /// `AttentionItem` \[decodes\].
@@ -161,6 +186,16 @@ impl Step {
 }
 
 impl Tables {
+    fn clear(&mut self) {
+        self.positions.clear();
+        self.places.clear();
+        self.entries.clear();
+        self.decodes.clear();
+        self.prefills.clear();
+        self.blocks.clear();
+        self.taken = 0;
+    }
+
     /// Adds one sequence's rows. `left` rows come after them, each of which needs an entry at least.
     fn add(&mut self, segment: &Segment, entries: Entries, left: usize) {
         assert_eq!(segment.first, self.positions.len(), "segments must follow one another");
