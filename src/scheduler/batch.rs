@@ -115,6 +115,9 @@ impl Scheduler {
     /// Moves the sequence from waiting to running if there are blocks for all its tokens.
     fn start(&mut self, order: Order, slot: Slot) -> bool {
         let cached = self.cached_prefix(order);
+        if self.in_the_making(order, cached.len()) {
+            return false;
+        }
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
         let reserve = if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE };
@@ -135,6 +138,18 @@ impl Scheduler {
         sequence.start(slot, table, computed);
         self.running.insert(order, sequence);
         true
+    }
+
+    /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it
+    /// is there to be shared. So the choices of one prompt, or conversations under one system prompt, that come
+    /// together compute what they have in common once.
+    fn in_the_making(&mut self, order: Order, block: usize) -> bool {
+        if !self.config.prefix_caching {
+            return false;
+        }
+        let sequence = self.waiting.get_mut(&order).expect("it was just found there");
+        let Some(key) = sequence.lookup_keys().get(block).copied() else { return false };
+        self.running.values().any(|sequence| sequence.is_making(block, key))
     }
 
     /// Shares of the cached blocks that a waiting sequence's tokens begin with.

@@ -5,7 +5,8 @@
 //! is left of the step's token budget, in chunks, first those already begun, then new ones by priority and arrival.
 //! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates. When
 //! none is left, the last in order gives up its blocks and waits to be computed again; the first in order is never
-//! the one to give up, and so always gets on.
+//! the one to give up, and so always gets on. What a sequence could share with one that is about to compute it, it
+//! waits for.
 //!
 //! A step is planned, then committed when its output is there. One more may be planned in between; its decode rows
 //! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it

@@ -263,6 +263,11 @@ impl Sequence {
         }
     }
 
+    /// Whether it holds a full block that others will find under this key once it is computed.
+    pub fn is_making(&self, block: usize, key: Key) -> bool {
+        self.keys.get(block) == Some(&key) && self.computed < (block + 1) * BLOCK_TOKENS
+    }
+
     /// Positions collected.
     pub fn computed(&self) -> usize {
         self.computed

@@ -91,25 +91,28 @@ fn nothing_is_shared_with_the_cache_off() {
 }
 
 #[test]
-fn blocks_are_found_only_once_their_step_is_committed() {
+fn blocks_are_waited_for_and_found_once_their_step_is_committed() {
     let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 300, ..config() });
     bench.submit(request(prompt(0, 130), 2));
     bench.plan();
     let early = bench.submit(request(prompt(0, 130), 2));
+    let plan = bench.plan().expect("the first generates");
+    assert_eq!(plan.rows.len(), 1, "the second waits: what it would share is not there yet");
     bench.run(2);
-    assert_eq!(bench.cached(early), 0);
+    assert_eq!(bench.cached(early), 128);
 }
 
 #[test]
-fn of_two_chunks_in_flight_only_the_committed_one_is_found() {
+fn of_two_chunks_in_flight_the_uncommitted_one_is_waited_for() {
     let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 128, ..config() });
     bench.submit(request(prompt(0, 200), 2));
     bench.plan();
     bench.plan();
     bench.commit();
     let id = bench.submit(request(prompt(0, 200), 2));
+    assert_eq!(bench.plan().map(|plan| plan.rows.len()), Some(1), "the first alone, generating");
     bench.run(2);
-    assert_eq!(bench.cached(id), 128);
+    assert_eq!(bench.cached(id), 192);
 }
 
 #[test]

@@ -256,3 +256,33 @@ fn totals_count_prompts_once_and_every_token() {
     let counts = bench.scheduler.counts();
     assert_eq!((counts.prompt_tokens, counts.generated_tokens), (151, 12));
 }
+
+#[test]
+fn choices_of_one_prompt_compute_it_once() {
+    for in_flight in [1, 2] {
+        let mut bench = Bench::new(config());
+        let asked = request(prompt(0, 130), 4);
+        let ids = bench.submit_group(vec![asked.clone(); 3]).unwrap();
+        let other = bench.submit(request(prompt(50, 20), 4));
+        bench.run(in_flight);
+        for id in ids {
+            assert_eq!(bench.answer(id), Some(alone(&asked, 100)));
+            assert_eq!(bench.cached(id), if id == 0 { 0 } else { 128 });
+        }
+        assert_eq!(bench.tokens(other).len(), 4);
+        let counts = bench.scheduler.counts();
+        assert_eq!(counts.prefix_hits, 2 * 128);
+    }
+}
+
+#[test]
+fn who_waits_for_a_block_in_the_making_gets_on_if_its_maker_is_gone() {
+    let mut bench = Bench::new(config());
+    let asked = request(prompt(0, 130), 4);
+    let ids = bench.submit_group(vec![asked.clone(); 2]).unwrap();
+    // One chunk of 64 tokens of the first, whose next block the second waits for once it is there.
+    bench.step();
+    bench.abort(ids[0]);
+    bench.run(1);
+    assert_eq!(bench.answer(ids[1]), Some(alone(&asked, 100)));
+}
