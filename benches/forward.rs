@@ -73,7 +73,7 @@ fn main() {
         vocab,
     };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));
-    let mut steps = Steps::new(runner, vocab, PREFILL + BLOCK_TOKENS);
+    let mut steps = Steps::new(runner, vocab, plan.blocks);
     steps.prefill(0, 1).expect("a step");
     let rate = |seconds: f64| PREFILL as f64 / seconds;
     let mut rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();

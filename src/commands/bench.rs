@@ -33,20 +33,29 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = Place::open_device(args.device.unwrap_or(DeviceName::Cpu), threads)?;
     let device = place.describe();
-    let read = place.read_bandwidth()?;
+    let machine = Machine { read: place.read_bandwidth()?, memory: place.memory()? };
     let measured = match place {
-        Place::Cpu(cpu) => measure(cpu, &config, args, read)?,
+        Place::Cpu(cpu) => measure(cpu, &config, args, machine)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(cuda) => measure(*cuda, &config, args, read)?,
+        Place::Cuda(cuda) => measure(*cuda, &config, args, machine)?,
     };
     if args.json {
         let report = json!({
             "device": device, "config": args.config, "tp": args.tp, "layers": config.layers,
-            "read_bytes_per_s": read, "steps": measured,
+            "read_bytes_per_s": machine.read, "steps": measured,
         });
         println!("{report:#}");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the device can do.
+#[derive(Clone, Copy)]
+struct Machine {
+    /// Bytes per second.
+    read: f64,
+    /// Bytes.
+    memory: u64,
 }
 
 /// What is measured of one kind of step.
@@ -64,7 +73,7 @@ fn measure<D: Device>(
     device: D,
     config: &ModelConfig,
     args: &BenchRankArgs,
-    read: f64,
+    Machine { read, memory }: Machine,
 ) -> anyhow::Result<Vec<Value>> {
     let (batches, contexts, prefills) = (&args.batch, &args.context, &args.prefill);
     let batch = batches.iter().copied().max().unwrap_or(1);
@@ -73,7 +82,7 @@ fn measure<D: Device>(
     let rows = prefills.iter().copied().chain([batch]).max().unwrap_or(1);
     let needs = crate::runner::MemoryNeeds::new::<D>(config, Precision::Fp8, KvDtype::Fp8, rows);
     let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
-    let plan = MemoryPlan::new(needs, u64::MAX, None, limited.max_positions, batch)?;
+    let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
     eprintln!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
     let model = Model::random(&limited, Precision::Fp8, &device, &mut |layers| {
         eprint!("\rmade {layers} of {} layers", config.layers);
@@ -86,7 +95,7 @@ fn measure<D: Device>(
     let parts =
         RankParts { device, comm: Local::alone(), model, cache, max_num_seqs, max_num_batched_tokens, vocab };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));
-    let mut steps = Steps::new(runner, vocab, limited.max_positions);
+    let mut steps = Steps::new(runner, vocab, plan.blocks);
     // Of the embedding a step reads its tokens' rows, which are nothing, unless it is the head too.
     let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };
     let weights = needs.weights - embedding;
@@ -98,6 +107,10 @@ fn measure<D: Device>(
     let mut report = Vec::new();
     for &context in contexts {
         for &batch in batches {
+            if !steps.fits(batch, context + args.warm_up + args.reps) {
+                println!("decode  batch {batch:3} context {context:5}: does not fit");
+                continue;
+            }
             let bytes = weights + token * (batch * context) as u64;
             let times = steps.decode(batch, context, args.warm_up, args.reps).context("decode")?;
             report.push(show(
@@ -144,14 +157,21 @@ pub struct Steps {
     runner: Runner,
     steps: u64,
     vocab: usize,
-    /// Blocks of a sequence: sequence `slot` has those from `slot` times this on.
+    /// Blocks of the cache.
     blocks: usize,
+    /// Blocks of a sequence: sequence `slot` has those from `slot` times this on.
+    each: usize,
 }
 
 impl Steps {
-    /// Sequences of at most `positions`.
-    pub fn new(runner: Runner, vocab: usize, positions: usize) -> Self {
-        Self { runner, steps: 0, vocab, blocks: positions.div_ceil(BLOCK_TOKENS) }
+    /// Over a cache of so many blocks.
+    pub fn new(runner: Runner, vocab: usize, blocks: usize) -> Self {
+        Self { runner, steps: 0, vocab, blocks, each: blocks }
+    }
+
+    /// Whether the cache holds so many sequences of so many tokens.
+    pub fn fits(&self, batch: usize, tokens: usize) -> bool {
+        batch * tokens.div_ceil(BLOCK_TOKENS) <= self.blocks
     }
 
     /// Seconds of one step over one prompt.
@@ -169,6 +189,7 @@ impl Steps {
         warm_up: usize,
         reps: usize,
     ) -> anyhow::Result<Vec<f64>> {
+        self.each = (context + warm_up + reps).div_ceil(BLOCK_TOKENS);
         for slot in 0..batch {
             self.prefill(slot, 1)?;
         }
@@ -193,7 +214,7 @@ impl Steps {
     }
 
     fn row(&self, slot: usize, start: Option<Arc<SlotStart>>, tokens: TokenSource, position: usize) -> Row {
-        let (first, blocks) = (slot * self.blocks, (position + tokens.len()).div_ceil(BLOCK_TOKENS));
+        let (first, blocks) = (slot * self.each, (position + tokens.len()).div_ceil(BLOCK_TOKENS));
         Row {
             slot: slot as u32,
             start,
