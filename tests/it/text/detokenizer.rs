@@ -144,7 +144,9 @@ proptest! {
             // SentencePiece cannot tell its mark for spaces from a space.
             let expected = if fixture == "byte_level" { text.clone() } else { text.replace('\u{2581}', " ") };
             let got = tokenizer.decode(&ids, false);
-            prop_assert!(got == expected || fixture != "byte_level" && got == expected.trim_start_matches(' '), "{} {:?}", fixture, got);
+            // Nor a space at the beginning from the one that it puts there itself, and takes away again.
+            let shorter = expected.strip_prefix(' ').unwrap_or(&expected);
+            prop_assert!(got == expected || fixture != "byte_level" && got == shorter, "{} {:?}", fixture, got);
             prop_assert_eq!(stream(&tokenizer, &[], &ids, false), got);
         }
     }
