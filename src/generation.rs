@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
-use crate::engine::{EngineHandle, UpdateStream};
+use crate::engine::{EngineHandle, Place, UpdateStream};
 use crate::request::{Reject, Request, SamplingParams, StopRules, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
@@ -225,12 +225,13 @@ impl Generator {
         work.await.map_err(|_| Refusal::Internal("the tokenizer failed".to_owned()))
     }
 
-    /// Begins: returns when the scheduler has taken every choice of every prompt, or refused them all.
+    /// Begins in a place of the queue: returns when the scheduler has taken every choice of every prompt, or refused
+    /// them all.
     ///
     /// # Errors
     /// [`Refusal`]: nothing was begun.
-    pub async fn start(&self, mut ask: Ask) -> Result<Generation, Refusal> {
-        let place = self.engine.enter(ask.prompts.count() * ask.n as usize)?;
+    pub async fn start(&self, mut place: Place, mut ask: Ask) -> Result<Generation, Refusal> {
+        place.resize(ask.prompts.count() * ask.n as usize)?;
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();

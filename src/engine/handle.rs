@@ -1,7 +1,7 @@
 //! The engine as its clients see it: enter the queue, submit a group, read updates, drop to abort.
 //!
-//! A place in the queue is taken before a prompt is rendered and tokenised, so that a burst that the queue cannot hold
-//! is refused before it costs anything.
+//! A place in the queue is taken at a request's first byte, before its body is read, let alone rendered and tokenised,
+//! so that a burst that the queue cannot hold is refused before it costs anything.
 //!
 //! Everything crosses into the engine's thread as a command over one channel. A command is sent only while the gate
 //! is open, under its lock, and the engine empties the channel after closing the gate, so that no command is ever
@@ -97,8 +97,9 @@ impl EngineHandle {
         Self { shared, commands }
     }
 
-    /// Takes a place for each request of a group, or says that there is none. The scheduler has the last word: it
-    /// also counts the requests' tokens, which are not known yet.
+    /// Takes a place for each request of a group, or says that there is none; how many a group has may turn out later
+    /// ([`Place::resize`]). The scheduler has the last word: it also counts the requests' tokens, which are not known
+    /// yet.
     pub fn enter(&self, requests: usize) -> Result<Place, Reject> {
         if let Some(reject) = &*lock(&self.shared.refusal) {
             return Err(reject.clone());
@@ -166,6 +167,23 @@ impl Drop for Place {
 }
 
 impl Place {
+    /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes
+    /// a group of any size.
+    ///
+    /// # Errors
+    /// [`Reject::QueueFull`]; the place stays as it was.
+    pub fn resize(&mut self, requests: usize) -> Result<(), Reject> {
+        let mut queue = lock(&self.engine.shared.queue);
+        let others = queue.entered - self.requests;
+        if requests > self.requests {
+            let waiting = queue.stats.counts.waiting + others;
+            self.engine.shared.config.check_queue_requests(waiting, requests)?;
+        }
+        queue.entered = others + requests;
+        self.requests = requests;
+        Ok(())
+    }
+
     /// Submits the group, all or none, and resolves when the scheduler has taken it into its bounded queue or
     /// refused. Dropping the future aborts the group, wherever it has got to.
     ///

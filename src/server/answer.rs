@@ -17,6 +17,7 @@ use super::reply::{
 };
 use super::sse;
 use super::validate::ValidRequest;
+use crate::engine::Place;
 use crate::generation::{Delta, Failure, FinishReason, Generation, Refusal, Scored};
 
 /// Which objects an answer is written in.
@@ -60,6 +61,7 @@ pub struct Answer {
 /// Whatever the request is refused or fails with.
 pub async fn answer(
     state: Arc<ServerState>,
+    place: Place,
     valid: ValidRequest,
     kind: Kind,
 ) -> Result<Response<Body>, ApiError> {
@@ -69,7 +71,7 @@ pub async fn answer(
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
     let envelope = Envelope { kind, id, created: unix_time(), model, logprobs, include_usage };
     let arrived = std::time::Instant::now();
-    let generation = state.generator.start(ask).await.map_err(|refusal| refused(refusal, kind))?;
+    let generation = state.generator.start(place, ask).await.map_err(|refusal| refused(refusal, kind))?;
     let tracker = state.metrics.track(arrived, &generation);
     let answer = Answer { generation, envelope, tracker, state };
     let mut response = if stream { sse::respond(answer) } else { answer.whole().await? };

@@ -13,10 +13,12 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
 
-use super::answer::{Kind, answer, random};
+use super::answer::{Kind, answer, random, refused};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::{ServerState, body, door, health, tokens, validate};
+use crate::engine::Place;
+use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
 
@@ -58,15 +60,22 @@ pub fn starting_router() -> Router {
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let place = enter(&state, Kind::Chat)?;
     let map = body::read_json(request, &state).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?;
-    answer(state, valid, Kind::Chat).await
+    answer(state, place, valid, Kind::Chat).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let place = enter(&state, Kind::Text)?;
     let map = body::read_json(request, &state).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?;
-    answer(state, valid, Kind::Text).await
+    answer(state, place, valid, Kind::Text).await
+}
+
+/// One place in the queue, before the body is read: whom the queue cannot hold need not send it.
+fn enter(state: &ServerState, kind: Kind) -> Result<Place, ApiError> {
+    state.generator.engine().enter(1).map_err(|reject| refused(Refusal::Rejected(reject), kind))
 }
 
 async fn models(State(state): Shared) -> Json<Value> {

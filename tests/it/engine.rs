@@ -140,9 +140,11 @@ async fn a_place_counts_from_before_its_group_is_submitted_until_it_runs() {
     let _running = submit(&handle, request(vec![1], 500)).await;
     until(&handle, |stats| stats.counts.running == 1).await;
     let full = |waiting| Some(Reject::QueueFull { waiting, limit: 3 });
-    let pair = handle.enter(2).unwrap();
-    let single = handle.enter(1).unwrap();
+    let mut pair = handle.enter(1).unwrap();
+    let mut single = handle.enter(1).unwrap();
+    pair.resize(2).unwrap();
     assert_eq!(handle.enter(1).err(), full(3), "all places are taken, though nothing has been submitted");
+    assert_eq!(single.resize(2).err(), full(2), "a place grows only where there is room");
     drop(single);
     assert_eq!(handle.enter(2).err(), full(2), "a place given back is free, and no more than that");
     let submitted = pair.submit(vec![request(vec![2], 2), request(vec![3], 2)]);

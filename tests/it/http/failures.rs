@@ -86,9 +86,14 @@ async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
         assert_eq!((reply.header("retry-after"), reply.header("retry-after-ms")), (Some("1"), Some("1000")));
         assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
     }
-    // Too long, which only its tokens tell: the place in the queue is decided before anyone renders or tokenises.
+    // Neither the size of its text nor its body matters: the place in the queue is decided at the first byte.
     let long = "x".repeat(600);
     assert_eq!(house.chat(&long, json!({})).await.error().0, 429);
+    let mut connection = Connection::open(house.address).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+    connection.write(head.as_bytes()).await.unwrap();
+    let answer = connection.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 429"), "a body that has only begun: {answer}");
     assert_eq!(house.get("/health").await.status, 200, "a queue that is full is no illness");
     drop(held);
     house.until_empty().await;
