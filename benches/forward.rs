@@ -3,7 +3,8 @@
 //!
 //!     cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]
 //!
-//! Decode starts from 128 cached tokens a sequence and generates 64. Figures are medians over the repetitions.
+//! Decode starts at position 128 of each sequence, over whatever the cache holds there, and generates 64 tokens.
+//! Figures are medians over the repetitions.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::HttpLimits;
+use super::{HttpLimits, malformed};
 
 /// What a connection's socket must know of its requests.
 #[derive(Clone, Default)]
@@ -116,6 +116,9 @@ pub struct Guarded {
     seen: usize,
     /// Runs while the client takes nothing.
     write_timer: Option<Pin<Box<Sleep>>>,
+    limits: HttpLimits,
+    /// What is left of a response sent instead of hyper's own.
+    instead: Option<Bytes>,
 }
 
 impl Guarded {
@@ -131,6 +134,8 @@ impl Guarded {
             head_begun: false,
             seen: 0,
             write_timer: None,
+            limits: limits.clone(),
+            instead: None,
         }
     }
 
@@ -184,9 +189,7 @@ impl AsyncRead for Guarded {
 
 impl AsyncWrite for Guarded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let result = write(&this.stream, cx, |stream| stream.try_write(buf));
-        this.written(result, cx)
+        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
     }
 
     fn poll_write_vectored(
@@ -195,6 +198,17 @@ impl AsyncWrite for Guarded {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.instead.is_none() && !this.link.busy() {
+            this.instead = bufs.first().and_then(|head| malformed::instead(head, &this.limits));
+        }
+        while let Some(left) = this.instead.clone().filter(|left| !left.is_empty()) {
+            let result = write(&this.stream, cx, |stream| stream.try_write(&left));
+            let count = ready!(this.written(result, cx))?;
+            this.instead = Some(left.slice(count..));
+        }
+        if this.instead.take().is_some() {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let result = write(&this.stream, cx, |stream| stream.try_write_vectored(bufs));
         this.written(result, cx)
     }

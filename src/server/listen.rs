@@ -36,7 +36,7 @@ use super::{Phase, ServerState};
 const SEND_BUFFER: u32 = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// hyper's own bound on a head, above ours, so that what lies between gets an answer with an error object.
+/// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
 const HEAD_BUFFER: usize = 64 << 10;
 const HEAD_FIELDS: usize = 256;
 /// What ends of answers need to get out.

@@ -12,6 +12,7 @@ pub mod fields;
 pub mod guard;
 pub mod health;
 pub mod listen;
+pub mod malformed;
 pub mod metrics;
 pub mod reply;
 pub mod routes;

@@ -106,7 +106,19 @@ async fn bodies_and_heads_have_a_size() {
     let path = format!("/{}", "x".repeat(17_000));
     assert_eq!(house.get(&path).await.error().0, 431);
     let huge = "x".repeat(1 << 20);
-    assert_eq!(send(house.address, "GET", "/version", &[("x-huge", &huge)], b"").await.status, 431);
+    let reply = send(house.address, "GET", "/version", &[("x-huge", &huge)], b"").await;
+    assert_eq!((reply.error(), reply.header("connection")), ((431, None, None), Some("close")));
+    let hosts = "x: y\r\n".repeat(300);
+    for (head, status) in [
+        (format!("GET /version HTTP/1.1\r\n{hosts}\r\n"), 431),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000)), 431),
+        ("no request\r\n\r\n".to_owned(), 400),
+        ("GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400),
+    ] {
+        let mut connection = Connection::open(house.address).await;
+        connection.write(head.as_bytes()).await.unwrap();
+        assert_eq!(connection.reply().await.error(), (status, None, None), "{}", &head[..20.min(head.len())]);
+    }
 }
 
 #[tokio::test]

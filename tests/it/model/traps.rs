@@ -11,6 +11,7 @@
 //! | the epsilon has two names | `the_epsilon_has_two_names` |
 //! | KV heads may be left out | `without_kv_heads_every_query_head_has_its_own` |
 //! | squared ReLU outgrows F16 | `a_squared_relu_outgrows_half_precision` |
+//! | `apply_query_key_layer_scaling` changes nothing | `query_key_layer_scaling_is_no_part_of_the_formula` |
 //! | merging Q, K and V must not requantise | `one_scale_per_tensor_in_all_its_forms`, `one_scale_per_channel_in_all_its_forms` |
 
 use octant::device::{Activation, KvDtype, NormKind};
@@ -48,6 +49,15 @@ fn without_a_fraction_nemotron_turns_half_and_llama_all() {
 fn frequencies_are_spaced_over_the_turned_dimensions() {
     let expected: Vec<f32> = (0..4).map(|i| 10000f64.powf(-2.0 * f64::from(i) / 8.0) as f32).collect();
     assert_eq!(config("nemotron", json!({})).inv_freq, expected, "8 dimensions turn, not 16");
+}
+
+#[test]
+fn query_key_layer_scaling_is_no_part_of_the_formula() {
+    let dir = copy("nemotron");
+    let run = || logits(dir.path(), Precision::None, KvDtype::Bf16, &[5, 80, 33, 7]);
+    let without = (ModelConfig::from_dir(dir.path()).unwrap(), run());
+    edit(dir.path(), json!({"apply_query_key_layer_scaling": true, "attention_softmax_in_fp32": false}));
+    assert_eq!((ModelConfig::from_dir(dir.path()).unwrap(), run()), without);
 }
 
 #[test]
