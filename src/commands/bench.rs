@@ -33,15 +33,22 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let place = Place::open_device(args.device.unwrap_or(DeviceName::Cpu), threads)?;
     let device = place.describe();
+    let conditions = place.conditions()?;
+    let before = conditions();
+    eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
     let machine = Machine { read: place.read_bandwidth()?, memory: place.memory()? };
     let measured = match place {
         Place::Cpu(cpu) => measure(cpu, &config, args, machine)?,
         #[cfg(feature = "cuda")]
         Place::Cuda(cuda) => measure(*cuda, &config, args, machine)?,
     };
+    let after = conditions();
+    if let Some(after) = &after {
+        eprintln!("after: {after}");
+    }
     if args.json {
         let report = json!({
-            "device": device, "config": args.config, "tp": args.tp, "layers": config.layers,
+            "device": device, "before": before, "after": after, "config": args.config, "tp": args.tp, "layers": config.layers,
             "read_bytes_per_s": machine.read, "steps": measured,
         });
         println!("{report:#}");

@@ -60,15 +60,11 @@ mod gpu {
 #[cfg(feature = "cuda")]
 mod gpu {
     use nvml_wrapper::Nvml;
-    use nvml_wrapper::enum_wrappers::device::{Clock, TemperatureSensor};
     use nvml_wrapper::error::NvmlError;
 
+    use super::super::gpu::describe;
     use super::Finding;
     use crate::device::cuda::{Cuda, library_loads};
-    use crate::runner::gib;
-
-    /// Links of a GPU that are looked at: an H100 has 18.
-    const LINKS: u32 = 18;
 
     pub(super) fn findings() -> Vec<Finding> {
         let mut findings = vec![
@@ -103,29 +99,10 @@ mod gpu {
             findings.push(Finding::needed("gpu", Err("the driver shows no GPU".to_owned())));
         }
         for index in 0..count {
-            let outcome = describe(nvml, index).map_err(|e| format!("GPU {index}: {e}"));
+            let described = nvml.device_by_index(index).and_then(|gpu| describe(&gpu));
+            let outcome = described.map_err(|e| format!("GPU {index}: {e}"));
             findings.push(Finding::needed("gpu", outcome));
         }
         findings
-    }
-
-    fn describe(nvml: &Nvml, index: u32) -> Result<String, NvmlError> {
-        let gpu = nvml.device_by_index(index)?;
-        let (memory, capability) = (gpu.memory_info()?, gpu.cuda_compute_capability()?);
-        // What a GPU does not have, or does not tell, is left out.
-        let ecc =
-            gpu.is_ecc_enabled().map_or("unknown", |ecc| if ecc.currently_enabled { "on" } else { "off" });
-        let links =
-            (0..LINKS).filter(|link| gpu.link_wrapper_for(*link).is_active().unwrap_or(false)).count();
-        let clock = gpu.clock_info(Clock::SM).map_or("?".to_owned(), |mhz| mhz.to_string());
-        let heat = gpu.temperature(TemperatureSensor::Gpu).map_or("?".to_owned(), |c| c.to_string());
-        Ok(format!(
-            "{index}: {}, capability {}.{}, {} of {} free, ECC {ecc}, {links} NVLinks, {clock} MHz, {heat} C",
-            gpu.name()?,
-            capability.major,
-            capability.minor,
-            gib(memory.free),
-            gib(memory.total),
-        ))
     }
 }

@@ -2,6 +2,8 @@
 
 pub mod bench;
 pub mod doctor;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 pub mod place;
 pub mod progress;
 pub mod projection;

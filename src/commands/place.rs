@@ -62,6 +62,21 @@ impl Place {
         }
     }
 
+    /// Asks for clocks, temperature and the like, without which a measurement on a GPU is worth little.
+    pub fn conditions(&self) -> anyhow::Result<impl Fn() -> Option<String> + use<>> {
+        let pci: Option<String> = match self {
+            Self::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Some(cuda.pci()?),
+        };
+        Ok(move || {
+            #[cfg(feature = "cuda")]
+            return pci.as_deref().map(super::gpu::conditions_at);
+            #[cfg(not(feature = "cuda"))]
+            pci.clone()
+        })
+    }
+
     /// Bytes per second that it reads, measured now.
     pub fn read_bandwidth(&self) -> anyhow::Result<f64> {
         match self {
@@ -95,7 +110,10 @@ impl Place {
         match self {
             Self::Cpu(cpu) => start_on(cpu, CPU_IN_FLIGHT, p),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => start_on(*cuda, GPU_IN_FLIGHT, p),
+            Self::Cuda(cuda) => {
+                super::gpu::watch(cuda.pci()?);
+                start_on(*cuda, GPU_IN_FLIGHT, p)
+            }
         }
     }
 }

@@ -12,10 +12,12 @@ pub mod cpu;
 pub mod cuda;
 pub mod fp8;
 pub mod host;
+pub mod noise;
 
 use std::fmt::Debug;
 
 pub use host::{HostMatrix, MatrixData};
+pub use noise::Noise;
 
 /// A failure of the device itself: ours to fix, fatal to the process.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -259,6 +261,24 @@ pub trait Device: Send + 'static {
 
     /// Copies a matrix to the device.
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
+    /// Makes a matrix of random weights; on the host, if the device has no way of its own.
+    fn noise(&self, noise: &Noise<'_>) -> Result<Self::Matrix, DeviceError> {
+        let (out, input, codes) = (noise.out, noise.input, noise.codes());
+        match noise.bf16 {
+            true => {
+                let halves = noise.halves(&codes);
+                self.matrix(HostMatrix { out, input, data: MatrixData::Bf16(&halves) })
+            }
+            false => {
+                let scales = vec![noise.scale; out];
+                self.matrix(HostMatrix {
+                    out,
+                    input,
+                    data: MatrixData::Fp8 { codes: &codes, scales: &scales },
+                })
+            }
+        }
+    }
     /// Copies a vector to the device.
     fn vector(&self, host: &[f32]) -> Result<Self::Vector, DeviceError>;
     /// A buffer for at most `rows` rows.

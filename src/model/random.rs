@@ -2,9 +2,8 @@
 //! are, and different in every layer, so that no cache flatters the result.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision};
-use crate::device::{
-    ActQuant, Device, DeviceError, HostMatrix, LayerKv, MatrixData, Norm, NormKind, Rope, fp8,
-};
+use crate::device::noise::splitmix64;
+use crate::device::{ActQuant, Device, DeviceError, LayerKv, Noise, Norm, NormKind, Rope, fp8};
 
 /// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
 const DEVIATION: f32 = 110.0;
@@ -51,19 +50,10 @@ impl<D: Device> Model<D> {
 fn quantiles() -> [u8; 256] {
     let mut state = 7;
     let mut sample =
-        || (0..12).map(|_| (next(&mut state) >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
+        || (0..12).map(|_| (splitmix64(&mut state) >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
     let mut samples: Vec<f32> = (0..256 * 64).map(|_| sample()).collect();
     samples.sort_by(f32::total_cmp);
     std::array::from_fn(|i| fp8::encode(samples[i * 64 + 32] * DEVIATION))
-}
-
-/// Splitmix64.
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 impl<D: Device> Source<'_, D> {
@@ -89,37 +79,28 @@ impl<D: Device> Source<'_, D> {
         Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
     }
 
-    fn codes(&mut self, count: usize) -> Vec<u8> {
-        let mut codes = vec![0; count];
-        for chunk in codes.chunks_mut(8) {
-            let bytes = next(&mut self.state).to_le_bytes();
-            chunk.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.quantiles[usize::from(byte)]);
-        }
-        codes
-    }
-
     /// A product whose outputs are about as large as its inputs.
     fn linear(&mut self, (out, input): (usize, usize)) -> Result<Linear<D::Matrix>, DeviceError> {
-        let codes = self.codes(out * input);
         let scale = 1.0 / (DEVIATION * (input as f32).sqrt());
-        let (data, quant) = match self.precision {
-            Precision::Fp8 => {
-                (MatrixData::Fp8 { codes: &codes, scales: &vec![scale; out] }, ActQuant::Fp8PerToken)
-            }
-            Precision::None => (MatrixData::Bf16(&halves(&codes, scale)), ActQuant::Bf16),
-        };
-        Ok(Linear { matrix: self.device.matrix(HostMatrix { out, input, data })?, quant })
+        let bf16 = self.precision == Precision::None;
+        let quant = if bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
+        Ok(Linear { matrix: self.matrix((out, input), scale, bf16)?, quant })
     }
 
     /// An embedding or a head.
     fn table(&mut self) -> Result<Linear<D::Matrix>, DeviceError> {
-        let (out, input) = (self.config.vocab, self.config.hidden);
-        let halves = halves(&self.codes(out * input), 1.0 / DEVIATION);
-        let matrix = self.device.matrix(HostMatrix { out, input, data: MatrixData::Bf16(&halves) })?;
+        let matrix = self.matrix((self.config.vocab, self.config.hidden), 1.0 / DEVIATION, true)?;
         Ok(Linear { matrix, quant: ActQuant::Bf16 })
     }
-}
 
-fn halves(codes: &[u8], scale: f32) -> Vec<u16> {
-    codes.iter().map(|code| fp8::bf16_bits(fp8::decode(*code) * scale)).collect()
+    /// The next matrix, unlike any before it.
+    fn matrix(
+        &mut self,
+        (out, input): (usize, usize),
+        scale: f32,
+        bf16: bool,
+    ) -> Result<D::Matrix, DeviceError> {
+        let seed = splitmix64(&mut self.state);
+        self.device.noise(&Noise { out, input, seed, codes: &self.quantiles, scale, bf16 })
+    }
 }

@@ -6,6 +6,7 @@ mod determinism;
 mod golden;
 mod linear;
 pub mod model;
+mod noise;
 mod rows;
 mod sample;
 mod smollm2;

@@ -80,6 +80,16 @@ impl Driver {
         }
     }
 
+    /// The GPU's PCI address.
+    #[cfg(feature = "cuda")]
+    pub(super) fn pci(&self) -> Result<String, DeviceError> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => gpu.pci(),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => Err(DeviceError { op: "pci", message: "the host has none".to_owned() }),
+        }
+    }
+
     /// What it is, for people.
     pub(super) fn name(&self) -> String {
         on!(self, driver => driver.name())

@@ -89,6 +89,17 @@ impl Gpu {
         self.context.name().unwrap_or_else(|e| format!("a GPU without a name ({e:?})"))
     }
 
+    /// Its address, as NVIDIA's management library takes it.
+    pub(super) fn pci(&self) -> Result<String, DeviceError> {
+        use sys::CUdevice_attribute_enum::{
+            CU_DEVICE_ATTRIBUTE_PCI_BUS_ID, CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID,
+            CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,
+        };
+        let part = |attribute| self.context.attribute(attribute).map_err(|e| driver("pci", e));
+        let (domain, bus) = (part(CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID)?, part(CU_DEVICE_ATTRIBUTE_PCI_BUS_ID)?);
+        Ok(format!("{domain:08x}:{bus:02x}:{:02x}.0", part(CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID)?))
+    }
+
     /// Makes this GPU the calling thread's.
     fn enter(&self, op: &'static str) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(|e| driver(op, e))

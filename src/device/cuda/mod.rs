@@ -15,6 +15,7 @@ mod gpu;
 #[cfg(feature = "host-kernels")]
 mod host;
 mod matrix;
+mod noise;
 mod norm;
 mod rope;
 mod row;
@@ -34,7 +35,7 @@ pub use step::Step;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, KvDtype,
-    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, StepInputs,
+    LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs,
 };
 
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
@@ -86,6 +87,15 @@ impl Cuda {
     #[cfg(feature = "cuda")]
     pub fn free_memory(&self) -> Result<u64, DeviceError> {
         self.driver.free_memory()
+    }
+
+    /// The GPU's PCI address, as NVIDIA's management library takes it.
+    ///
+    /// # Errors
+    /// If the driver does not tell.
+    #[cfg(feature = "cuda")]
+    pub fn pci(&self) -> Result<String, DeviceError> {
+        self.driver.pci()
     }
 
     /// Reads `words` once to check, then `times` times against the clock: bytes per second, and their bitwise sum.
@@ -169,6 +179,12 @@ impl Device for Cuda {
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
         let matrix = Matrix::pack(&self.driver, host)?;
+        self.scratch().product.grow(&self.driver, &matrix)?;
+        Ok(matrix)
+    }
+
+    fn noise(&self, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {
+        let matrix = noise::run(self, noise)?;
         self.scratch().product.grow(&self.driver, &matrix)?;
         Ok(matrix)
     }

@@ -1,0 +1,61 @@
+// OP: w[o][i] = codes[byte i % 8 of mix(seed + (o * k / 8 + i / 8 + 1) * golden)], splitmix64: random weights, made where they stay
+// INPUTS: codes u8 [256], E4M3; scale f32
+// OUTPUTS: w packed as in pack.cuh, E4M3 codes as they are, or BF16 of code * scale; scales f32 [n], all `scale`, for E4M3
+// LAUNCH: any number of blocks of 256 threads; no dynamic shared memory
+// LIMITS: k a multiple of 8; w zero before, since padding is left as it is
+// NUMERICS: exact
+// COST: bytes of w, and a hash for each 8 elements; bound by memory
+// TWINS: src/device/noise.rs
+#include "pack.cuh"
+
+struct NoiseParams {
+    uint8_t* w;
+    // Null for BF16.
+    float* scales;
+    uint64_t seed;
+    uint64_t codes[32];
+    uint32_t n;
+    uint32_t k;
+    uint32_t k_blocks;
+    float scale;
+};
+static_assert(sizeof(NoiseParams) == 296);
+
+// The n-th output of splitmix64, from 1.
+DEVICE uint64_t splitmix64(uint64_t seed, uint64_t n) {
+    uint64_t z = seed + n * 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+DEVICE uint64_t code_of(const NoiseParams& p, uint64_t byte) { return (p.codes[byte / 8] >> (byte % 8 * 8)) & 0xff; }
+
+// The bits of code * scale in BF16, to nearest even; no code is NaN.
+DEVICE uint64_t scaled(uint64_t code, float scale) {
+    const uint32_t half = f16x2_of_e4m3x2(static_cast<uint16_t>(code));
+    const uint32_t bits = __float_as_uint(float_of_f16(static_cast<uint16_t>(half)) * scale);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+KERNEL(noise, NoiseParams, 256) {
+    const uint64_t per_row = p.k / 8, pieces = per_row * p.n, stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
+    for (uint64_t piece = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; piece < pieces; piece += stride) {
+        const uint64_t bytes = splitmix64(p.seed, piece + 1);
+        const uint32_t output = static_cast<uint32_t>(piece / per_row);
+        const uint32_t input = static_cast<uint32_t>(piece % per_row) * 8;
+        uint64_t codes = 0, low = 0, high = 0;
+        for (uint32_t i = 0; i < 8; ++i) {
+            const uint64_t code = code_of(p, (bytes >> (8 * i)) & 0xff);
+            codes |= code << (8 * i);
+            (i < 4 ? low : high) |= scaled(code, p.scale) << (16 * (i % 4));
+        }
+        if (p.scales != nullptr) {
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<false>(output, input, p.k_blocks)) = codes;
+            if (input == 0) p.scales[output] = p.scale;
+        } else {
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input, p.k_blocks)) = low;
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input + 4, p.k_blocks)) = high;
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `kernels/noise.cu`.
+
+use super::{Buffer, Cuda, Launch, Matrix};
+use crate::device::{DeviceError, Noise};
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct NoiseParams {
+    w: u64,
+    scales: u64,
+    seed: u64,
+    codes: [u64; 32],
+    n: u32,
+    k: u32,
+    k_blocks: u32,
+    scale: f32,
+}
+const _: () = assert!(size_of::<NoiseParams>() == 296);
+
+/// Blocks of a launch: eight for each multiprocessor of an H100.
+const BLOCKS: usize = 1056;
+const THREADS: usize = 256;
+
+pub(super) fn run(cuda: &Cuda, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {
+    let matrix = Matrix::zeros(&cuda.driver, (noise.out, noise.input), noise.bf16)?;
+    let codes = std::array::from_fn(|word| {
+        u64::from_le_bytes(std::array::from_fn(|byte| noise.codes[word * 8 + byte]))
+    });
+    let params = NoiseParams {
+        w: matrix.data.address(),
+        scales: matrix.scales.as_ref().map_or(0, Buffer::address),
+        seed: noise.seed,
+        codes,
+        n: matrix.out as u32,
+        k: matrix.input as u32,
+        k_blocks: matrix.k_blocks() as u32,
+        scale: noise.scale,
+    };
+    let blocks = BLOCKS.min((noise.out * noise.input / 8).div_ceil(THREADS));
+    let launch = Launch { kernel: "noise", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
+    // SAFETY: the matrix has room for all outputs and inputs.
+    unsafe { cuda.driver.launch(launch, &params) }?;
+    Ok(matrix)
+}

@@ -1,0 +1,49 @@
+//! Random weights from a formula, so that a device may make its own where they stay.
+
+use super::fp8;
+
+/// A matrix \[out, in\] of random E4M3 values times a scale: element (o, i) is the value that the i mod 8-th byte of
+/// splitmix64's (o × in / 8 + i / 8)-th output picks from a table.
+#[derive(Debug, Clone)]
+pub struct Noise<'a> {
+    /// Output features.
+    pub out: usize,
+    /// Input features, a multiple of 8.
+    pub input: usize,
+    /// Of the generator.
+    pub seed: u64,
+    /// E4M3 codes, none of them NaN, all equally probable.
+    pub codes: &'a [u8; 256],
+    /// Multiplies all of them.
+    pub scale: f32,
+    /// Whether to store BF16, instead of E4M3 with scales.
+    pub bf16: bool,
+}
+
+impl Noise<'_> {
+    /// All codes, row-major.
+    pub fn codes(&self) -> Vec<u8> {
+        assert!(self.input.is_multiple_of(8), "a multiple of 8 inputs, not {}", self.input);
+        let mut state = self.seed;
+        let mut codes = vec![0; self.out * self.input];
+        for piece in codes.chunks_exact_mut(8) {
+            let bytes = splitmix64(&mut state).to_le_bytes();
+            piece.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.codes[usize::from(byte)]);
+        }
+        codes
+    }
+
+    /// BF16 bit patterns of `codes` times the scale.
+    pub fn halves(&self, codes: &[u8]) -> Vec<u16> {
+        codes.iter().map(|code| fp8::bf16_bits(fp8::decode(*code) * self.scale)).collect()
+    }
+}
+
+/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
+pub fn splitmix64(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

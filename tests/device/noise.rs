@@ -1,0 +1,36 @@
+//! Random weights are those of the formula, wherever they are made.
+
+use octant::device::{CacheSpec, Device, HeadShape, KvDtype, Noise, Segment, StepInputs, fp8};
+
+use crate::dev;
+
+/// All rows of a matrix, by way of the embedding, which is exact.
+fn rows(device: &dev::Dev, table: &<dev::Dev as Device>::Matrix, out: usize, input: usize) -> Vec<f32> {
+    let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
+    let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
+    let mut step = device.step(out, 256).unwrap();
+    let mut floats = device.floats(out, input).unwrap();
+    let segments = vec![Segment { first: 0, len: out, position: 0, blocks: vec![0, 1, 2, 3] }];
+    let inputs = StepInputs { tokens: (0..out as u32).collect(), segments, ..StepInputs::default() };
+    device.begin(&inputs, &mut step).unwrap();
+    device.embed(&step, table, &mut floats).unwrap();
+    device.read(&floats).unwrap()
+}
+
+#[test]
+fn made_weights_are_those_of_the_formula() {
+    let codes = std::array::from_fn(|i| fp8::encode((i as f32 - 128.0) * 3.0));
+    for device in dev::all() {
+        for (out, input) in [(1, 16), (130, 48), (200, 208)] {
+            for bf16 in [false, true] {
+                let noise = Noise { out, input, seed: 7 + out as u64, codes: &codes, scale: 0.0103, bf16 };
+                let made = rows(&device, &device.noise(&noise).unwrap(), out, input);
+                let expected: Vec<f32> = match bf16 {
+                    false => noise.codes().iter().map(|code| fp8::decode(*code) * noise.scale).collect(),
+                    true => noise.halves(&noise.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect(),
+                };
+                assert_eq!(made, expected, "{}: [{out}, {input}], bf16: {bf16}", dev::name(&device));
+            }
+        }
+    }
+}
