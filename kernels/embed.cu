@@ -1,8 +1,8 @@
-// OP: out[r] = table[tokens[r]], read from the packed matrix: a tied LM head and embedding are one copy
-// INPUTS: tokens u32 [rows]; table, packed BF16 or E4M3 as in pack.cuh; scales f32 [vocabulary], or null for BF16
+// OP: out[r] = table[t], t = tokens[r], or last[slot] where that is slot + 2^31; read from the packed matrix: a tied LM head and embedding are one copy
+// INPUTS: tokens u32 [rows]; last u32 [slots]; table, packed BF16 or E4M3 as in pack.cuh; scales f32 [vocabulary], or null for BF16
 // OUTPUTS: out f32 [rows, cols]
 // LAUNCH: one block of 256 threads per row; no shared memory
-// LIMITS: every token is an output of the table
+// LIMITS: every token is an output of the table, every slot within last
 // NUMERICS: exact
 // COST: rows * cols * (4 + bytes of an element); bound by memory
 // TWINS: src/device/cpu/embed.rs
@@ -10,16 +10,18 @@
 
 struct EmbedParams {
     const uint32_t* tokens;
+    const uint32_t* last;
     const uint8_t* table;
     const float* scales;
     float* out;
     uint32_t cols;
     uint32_t k_blocks;
 };
-static_assert(sizeof(EmbedParams) == 40);
+static_assert(sizeof(EmbedParams) == 48);
 
 KERNEL(embed, EmbedParams, 256) {
-    const uint32_t token = p.tokens[blockIdx.x];
+    const uint32_t word = p.tokens[blockIdx.x];
+    const uint32_t token = word >> 31 != 0 ? p.last[word & 0x7fffffff] : word;
     float* out = p.out + static_cast<size_t>(blockIdx.x) * p.cols;
     for (uint32_t i = threadIdx.x; i < p.cols; i += blockDim.x) {
         if (p.scales == nullptr) {

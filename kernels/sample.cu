@@ -1,8 +1,8 @@
 // OP: sample: a token per row of logits after bias, penalties and masks, greedy or drawn with temperature among what top-k, top-p and min-p leave; score: ln softmax of given tokens
 // INPUTS: logits f32 [rows, stride], of which `vocab` count; rows of SampleRow; lists u32: (id, bits of f32) of biases, ids barred, ids of the prompt, (id, occurrences) of the output
-// OUTPUTS: out SampleResult [rows]; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
+// OUTPUTS: out SampleResult [rows]; of sample, last u32 [slots], the row's slot; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
 // LAUNCH: one block of 32 to 512 threads per row, by vocab alone; no dynamic shared memory
-// LIMITS: every id below vocab; ids of the output, each once; at most 20 alternatives
+// LIMITS: every id below vocab; every slot within last, each once; ids of the output, each once; at most 20 alternatives
 // NUMERICS: probabilities relative to the largest in fixed point of 40 bits, so that sums have no order; draws differ from the CPU twin's where a number of 53 bits falls within 1e-6 of a boundary; log-probabilities within 1e-5
 // COST: rows * vocab * 4 bytes, times 2 greedy, 4 unfiltered, 30 with top-k and top-p, and one more per alternative; L2
 // TWINS: src/device/cpu/sample.rs
@@ -22,8 +22,10 @@ struct SampleRow {
     // Where this row's lists begin in `lists`, and how many entries they have.
     uint32_t bias_begin, bias_count, barred_begin, barred_count;
     uint32_t prompt_begin, prompt_count, output_begin, output_count;
+    // Where the token is left for the next step.
+    uint32_t slot;
 };
-static_assert(sizeof(SampleRow) == 80);
+static_assert(sizeof(SampleRow) == 84);
 
 struct SampleResult {
     uint32_t token;
@@ -43,10 +45,11 @@ struct SampleParams {
     float* work;
     uint32_t* seen;
     SampleResult* out;
+    uint32_t* last;
     uint32_t stride;
     uint32_t vocab;
 };
-static_assert(sizeof(SampleParams) == 56);
+static_assert(sizeof(SampleParams) == 64);
 
 template <typename T, typename F>
 DEVICE T block_fold(T x, F f) {
@@ -277,7 +280,8 @@ KERNEL(sample, SampleParams, THREADS) {
         if (sound) token = row.temperature == 0.0f ? id_of(best) : draw(p, row, x, x[id_of(best)]);
     }
     if (threadIdx.x == 0) {
-        out.token = token;
+        // A row that draws nothing leaves 0: its sequence ends, but the next step may be under way.
+        p.last[row.slot] = out.token = token;
         out.non_finite = !sound;
     }
     if (sound && row.logprobs >= 0) report(raw, p.vocab, token, static_cast<uint32_t>(row.logprobs), out);

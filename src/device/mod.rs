@@ -157,11 +157,23 @@ pub struct Segment {
     pub blocks: Vec<u32>,
 }
 
+/// A token to feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Token {
+    /// This one.
+    Id(u32),
+    /// The one that a sequence drew last, which only the device may know yet.
+    Last {
+        /// The sequence's [`SampleRow::slot`].
+        slot: u32,
+    },
+}
+
 /// The inputs of one forward pass.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInputs {
-    /// One id per row.
-    pub tokens: Vec<u32>,
+    /// One per row.
+    pub tokens: Vec<Token>,
     /// In row order, without gaps.
     pub segments: Vec<Segment>,
     /// Rows that the step's operations do, if more than there are tokens: those of recorded work, which was recorded
@@ -200,6 +212,17 @@ pub struct SampleRow<'a> {
     pub position: u32,
     /// Alternatives to report; `None`: no log-probability at all.
     pub logprobs: Option<u8>,
+    /// Where the token is kept for [`Token::Last`]; no two rows of a sample have the same.
+    pub slot: u32,
+}
+
+/// How much may be drawn before it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrawRoom {
+    /// Calls of [`Device::sample`].
+    pub samples: usize,
+    /// Rows of each.
+    pub rows: usize,
 }
 
 /// The token drawn from one row.
@@ -251,6 +274,8 @@ pub trait Device: Send + 'static {
     type Cache: Debug + Send;
     /// The inputs of the current step.
     type Step: Debug + Send;
+    /// What sequences drew last, and what was drawn and not asked for yet.
+    type Draws: Debug + Send;
     /// Operations recorded once, to be repeated over the inputs of another step.
     type Recording: Debug + Send;
 
@@ -290,6 +315,9 @@ pub trait Device: Send + 'static {
     /// Room for a step of at most `rows` rows, of sequences of at most `max_positions`.
     fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
 
+    /// Room for what `slots` sequences draw.
+    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Self::Draws, DeviceError>;
+
     /// Makes `inputs` the current step.
     fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
     /// Records operations over the current step, which must have been done once before, instead of doing them. Only
@@ -308,6 +336,7 @@ pub trait Device: Send + 'static {
         &self,
         step: &Self::Step,
         table: &Self::Matrix,
+        draws: &Self::Draws,
         out: &mut Self::Floats,
     ) -> Result<(), DeviceError>;
     /// residual += delta (if any); out = quant(norm(residual)).
@@ -357,13 +386,16 @@ pub trait Device: Send + 'static {
         out: &mut Self::Floats,
     ) -> Result<(), DeviceError>;
     /// Draws one token from each of the first `rows.len()` rows of logits; `vocab` is the number of ids that a
-    /// tokenizer knows, and padding beyond it is never drawn.
+    /// tokenizer knows, and padding beyond it is never drawn. Need not wait: the next step may feed the tokens.
     fn sample(
         &self,
         logits: &Self::Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-    ) -> Result<Vec<Draw>, DeviceError>;
+        draws: &mut Self::Draws,
+    ) -> Result<(), DeviceError>;
+    /// Waits for the earliest sample that has not been asked for, and for nothing that was enqueued after it.
+    fn drawn(&self, draws: &mut Self::Draws) -> Result<Vec<Draw>, DeviceError>;
     /// Scores `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row with NaN or
     /// infinity.
     fn score(

@@ -143,7 +143,7 @@ impl<D: Device> Model<D> {
     ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
         let s = space;
-        device.embed(&s.step, &self.embedding.matrix, &mut s.residual)?;
+        device.embed(&s.step, &self.embedding.matrix, &s.draws, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let delta = (index > 0).then_some(&s.delta);
             device.norm(&mut s.residual, delta, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?;

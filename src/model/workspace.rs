@@ -1,7 +1,7 @@
 //! The buffers of a forward pass, allocated once for the largest step.
 
 use super::ModelConfig;
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, DrawRoom};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
 /// to score.
@@ -29,11 +29,17 @@ pub struct Workspace<D: Device> {
     pub(super) last: D::Acts,
     /// \[LOGIT_ROWS, vocab\].
     pub logits: D::Floats,
+    /// What sequences drew.
+    pub draws: D::Draws,
 }
 
+/// Steps whose tokens may be drawn before those of the first are asked for.
+const STEPS_AHEAD: usize = 2;
+
 impl<D: Device> Workspace<D> {
-    /// For steps of at most `rows` tokens.
-    pub fn new(device: &D, config: &ModelConfig, rows: usize) -> Result<Self, DeviceError> {
+    /// For steps of at most `rows` tokens of `slots` sequences.
+    pub fn new(device: &D, config: &ModelConfig, rows: usize, slots: usize) -> Result<Self, DeviceError> {
+        let room = DrawRoom { samples: STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS), rows: LOGIT_ROWS };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
@@ -47,6 +53,7 @@ impl<D: Device> Workspace<D> {
             selected: device.floats(LOGIT_ROWS, hidden)?,
             last: device.acts(LOGIT_ROWS, hidden)?,
             logits: device.floats(LOGIT_ROWS, config.vocab)?,
+            draws: device.draws(slots, room)?,
         })
     }
 

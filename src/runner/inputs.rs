@@ -1,17 +1,16 @@
 //! A plan's rows as the flat arrays of a forward pass.
 
-use super::sampler::Slots;
-use crate::device::{Segment, StepInputs};
+use crate::device::{Segment, StepInputs, Token};
 use crate::scheduler::plan::{StepPlan, TokenSource};
 
 /// Rows one after the other, each a segment.
-pub(super) fn flatten(plan: &StepPlan, slots: &Slots) -> StepInputs {
+pub(super) fn flatten(plan: &StepPlan) -> StepInputs {
     let mut inputs = StepInputs::default();
     for row in &plan.rows {
         let first = inputs.tokens.len();
         match &row.tokens {
-            TokenSource::Host(tokens) => inputs.tokens.extend(tokens),
-            TokenSource::LastSampled => inputs.tokens.push(slots.get(row.slot).last()),
+            TokenSource::Host(tokens) => inputs.tokens.extend(tokens.iter().map(|id| Token::Id(*id))),
+            TokenSource::LastSampled => inputs.tokens.push(Token::Last { slot: row.slot }),
         }
         inputs.segments.push(Segment {
             first,

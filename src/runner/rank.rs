@@ -9,7 +9,7 @@ use super::{Outcome, StepOutput};
 use crate::comm::Communicator;
 use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
-use crate::scheduler::plan::{RowOutput, StepPlan};
+use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// What a rank is made of.
 #[derive(Debug)]
@@ -43,7 +43,16 @@ pub(super) struct Rank<D: Device, C: Communicator<D>> {
     recordings: Vec<(usize, D::Recording)>,
 }
 
-/// Runs plans until there are no more, or one fails.
+/// A step whose tokens have been drawn and not asked for.
+struct Launched {
+    plan: Arc<StepPlan>,
+    rows: Vec<RowOutput>,
+    /// Rows that draw, in order, with who has their slots.
+    drawing: Vec<(usize, Arc<SlotStart>)>,
+}
+
+/// Runs plans until there are no more, or one fails. The next step is launched before the results of the one before
+/// are waited for, if its plan is there, so that a device that runs by itself never waits for the host.
 pub(super) fn live<D: Device, C: Communicator<D>>(
     parts: RankParts<D, C>,
     plans: &flume::Receiver<Arc<StepPlan>>,
@@ -51,13 +60,25 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut rank = Rank::new(parts).map_err(|e| e.to_string())?;
-        for plan in plans {
-            let output = rank.run(&plan).map_err(|e| e.to_string())?;
-            if outcomes.send(Ok(output)).is_err() {
-                break;
+        let mut before: Option<Launched> = None;
+        loop {
+            let next = if before.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
+            if next.is_none() && before.is_none() {
+                return Ok(());
+            }
+            let mut outputs = Vec::new();
+            if next.as_deref().is_some_and(|plan| rank.needs_last_tokens(plan)) {
+                outputs.extend(before.take().map(|step| rank.finish(step)));
+            }
+            let launched = next.map(|plan| rank.launch(plan)).transpose().map_err(|e| e.to_string())?;
+            outputs.extend(before.take().map(|step| rank.finish(step)));
+            before = launched;
+            for output in outputs {
+                if outcomes.send(Ok(output.map_err(|e| e.to_string())?)).is_err() {
+                    return Ok(());
+                }
             }
         }
-        Ok(())
     }));
     let failure = match outcome {
         Ok(Ok(())) => return,
@@ -73,7 +94,8 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
 
 impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
-        let space = Workspace::new(&parts.device, parts.model.config(), parts.max_num_batched_tokens)?;
+        let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
+        let space = Workspace::new(&parts.device, parts.model.config(), rows, slots)?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
@@ -116,15 +138,35 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         self.model.forward(inputs, &mut self.space, pass)
     }
 
+    /// Whether a plan cannot be launched before the tokens of the step before are known.
+    fn needs_last_tokens(&self, plan: &StepPlan) -> bool {
+        let feeds_last = |row: &&Row| row.tokens == TokenSource::LastSampled && row.start.is_none();
+        plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).counts())
+    }
+
     /// One step: forward, score prompt tokens, draw.
-    fn run(&mut self, plan: &StepPlan) -> Result<StepOutput, DeviceError> {
-        self.slots.admit(plan);
-        let mut inputs = inputs::flatten(plan, &self.slots);
+    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<Launched, DeviceError> {
+        self.slots.admit(&plan);
+        let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
-        self.score(plan, &firsts, &mut rows)?;
-        self.sample(plan, &firsts, &mut rows)?;
+        self.score(&plan, &firsts, &mut rows)?;
+        self.sample(&plan, &firsts)?;
+        let drawing = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
+        let drawing = drawing.map(|(index, row)| (index, Arc::clone(self.slots.get(row.slot).start())));
+        Ok(Launched { drawing: drawing.collect(), plan, rows })
+    }
+
+    /// Waits for the tokens of a step.
+    fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
+        let Launched { plan, mut rows, drawing } = step;
+        for piece in drawing.chunks(LOGIT_ROWS) {
+            let draws = self.device.drawn(&mut self.space.draws)?;
+            for ((index, start), draw) in piece.iter().zip(draws) {
+                self.slots.record(plan.rows[*index].slot, start, draw, &mut rows[*index]);
+            }
+        }
         Ok(StepOutput { id: plan.id, rows })
     }
 
@@ -143,24 +185,15 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         Ok(())
     }
 
-    /// A token for each row that wants one.
-    fn sample(
-        &mut self,
-        plan: &StepPlan,
-        firsts: &[usize],
-        out: &mut [RowOutput],
-    ) -> Result<(), DeviceError> {
+    /// Draws a token for each row that wants one.
+    fn sample(&mut self, plan: &StepPlan, firsts: &[usize]) -> Result<(), DeviceError> {
         let wanting: Vec<usize> = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample).collect();
         for piece in wanting.chunks(LOGIT_ROWS) {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
             self.model.logits(&self.device, &wanted, &mut self.space)?;
             let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
-            let draws = self.device.sample(&self.space.logits, self.vocab, &rows)?;
-            drop(rows);
-            for (index, draw) in piece.iter().zip(draws) {
-                self.slots.record(plan.rows[*index].slot, draw, &mut out[*index]);
-            }
+            self.device.sample(&self.space.logits, self.vocab, &rows, &mut self.space.draws)?;
         }
         Ok(())
     }

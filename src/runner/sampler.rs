@@ -14,23 +14,26 @@ pub(super) struct Slot {
     start: Arc<SlotStart>,
     /// (id, occurrences) of the tokens generated; kept only if a penalty reads it.
     output: Vec<(u32, u32)>,
-    /// The token drawn last.
-    last: u32,
 }
 
 impl Slot {
     fn new(start: &Arc<SlotStart>) -> Self {
-        let last = start.tokens.last().copied().unwrap_or_default();
-        let mut slot = Self { start: Arc::clone(start), output: Vec::new(), last };
+        let mut slot = Self { start: Arc::clone(start), output: Vec::new() };
         for token in &start.tokens[start.prompt_len..] {
             slot.count(*token);
         }
         slot
     }
 
-    /// The token drawn last; of a row that drew none, a token whose output nobody reads.
-    pub(super) fn last(&self) -> u32 {
-        self.last
+    /// Who has the slot.
+    pub(super) fn start(&self) -> &Arc<SlotStart> {
+        &self.start
+    }
+
+    /// Whether how its next token is drawn depends on which it drew before.
+    pub(super) fn counts(&self) -> bool {
+        let p = &self.start.sampling;
+        p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
     }
 
     /// Alternatives to report with each scored prompt token.
@@ -39,8 +42,7 @@ impl Slot {
     }
 
     fn count(&mut self, token: u32) {
-        let p = &self.start.sampling;
-        if p.repetition_penalty == 1.0 && p.presence_penalty == 0.0 && p.frequency_penalty == 0.0 {
+        if !self.counts() {
             return;
         }
         match self.output.binary_search_by_key(&token, |(id, _)| *id) {
@@ -90,17 +92,19 @@ impl Slots {
             seed: p.seed,
             position,
             logprobs: p.logprobs,
+            slot: row.slot,
         }
     }
 
-    /// Notes what was drawn.
-    pub(super) fn record(&mut self, slot: u32, draw: Draw, out: &mut RowOutput) {
-        let slot = self.0[slot as usize].as_mut().expect("a row that draws has a slot");
+    /// Notes what was drawn for a sequence, which may have left its slot since.
+    pub(super) fn record(&mut self, slot: u32, start: &Arc<SlotStart>, draw: Draw, out: &mut RowOutput) {
         match draw {
             Draw::NonFinite => out.non_finite = true,
             Draw::Token(token, logprob) => {
-                slot.last = token;
-                slot.count(token);
+                let slot = self.0[slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
+                if let Some(slot) = slot {
+                    slot.count(token);
+                }
                 out.token = Some(token);
                 out.logprob = logprob.map(|logprob| with_token(token, logprob));
             }

@@ -2,7 +2,7 @@
 
 use crate::dev::{self, Dev};
 use octant::device::{
-    ActQuant, CacheSpec, Cached, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepInputs, fp8,
+    ActQuant, CacheSpec, Cached, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepInputs, Token, fp8,
 };
 
 use super::{noise, seen};
@@ -48,7 +48,10 @@ impl<'a> Case<'a> {
         let columns = self.heads.q_heads * self.heads.head_dim;
         let mut step = self.device.step(rows, 12 * 64).unwrap();
         self.device
-            .begin(&StepInputs { tokens: vec![0; rows], segments, ..Default::default() }, &mut step)
+            .begin(
+                &StepInputs { tokens: vec![Token::Id(0); rows], segments, ..Default::default() },
+                &mut step,
+            )
             .unwrap();
         let mut floats = self.device.floats(rows, self.width()).unwrap();
         self.device.write(qkv, &mut floats).unwrap();

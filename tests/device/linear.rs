@@ -1,8 +1,9 @@
 //! The product: exact to F32 rounding against F64, and the same bits for a row whatever the number of rows.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8};
+use octant::device::{ActQuant, Device, DrawRoom, HostMatrix, MatrixData, SampleRow, Token, fp8};
 
+use super::sample::row as greedy;
 use super::{acts, bf16, bf16_matrix, noise, product, quantized};
 
 /// (rows, out, in): whole and broken panels, row tiles of every size, the demo model's shapes, few and many rows.
@@ -140,14 +141,19 @@ fn embedding_reads_back_the_packed_rows() {
         let mut step = device.step(3, 64).unwrap();
         let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: vec![0] };
         let inputs = octant::device::StepInputs {
-            tokens: vec![74, 0, 33],
+            tokens: vec![Token::Id(74), Token::Last { slot: 1 }, Token::Id(33)],
             segments: vec![segment],
             ..Default::default()
         };
         device.begin(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
-        device.embed(&step, &table, &mut out).unwrap();
-        let expected: Vec<f32> = [74usize, 0, 33]
+        // The second token is one that another step drew: 2 of 3.
+        let mut draws = device.draws(2, DrawRoom { samples: 1, rows: 1 }).unwrap();
+        let mut logits = device.floats(1, 3).unwrap();
+        device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
+        device.sample(&logits, 3, &[SampleRow { slot: 1, ..greedy() }], &mut draws).unwrap();
+        device.embed(&step, &table, &draws, &mut out).unwrap();
+        let expected: Vec<f32> = [74usize, 2, 33]
             .iter()
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::comm::Local;
-use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs};
+use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Workspace};
 use octant::request::{Request, SamplingParams, StopRules};
@@ -36,10 +36,14 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let blocks = ids.len().div_ceil(64);
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();
-    let mut space = Workspace::new(&device, &config, ids.len()).unwrap();
+    let mut space = Workspace::new(&device, &config, ids.len(), 1).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
-    let inputs = StepInputs { tokens: ids.to_vec(), segments: vec![segment], ..Default::default() };
+    let inputs = StepInputs {
+        tokens: ids.iter().map(|id| Token::Id(*id)).collect(),
+        segments: vec![segment],
+        ..Default::default()
+    };
     let comm = Local::alone();
     model.forward(&inputs, &mut space, Pass { device: &device, comm: &comm, cache: &mut cache }).unwrap();
     let rows: Vec<u32> = (0..ids.len() as u32).collect();

@@ -1,6 +1,8 @@
 //! Random weights are those of the formula, wherever they are made.
 
-use octant::device::{CacheSpec, Device, HeadShape, KvDtype, Noise, Segment, StepInputs, fp8};
+use octant::device::{
+    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, Noise, Segment, StepInputs, Token, fp8,
+};
 
 use crate::dev;
 
@@ -9,11 +11,13 @@ fn rows(device: &dev::Dev, table: &<dev::Dev as Device>::Matrix, out: usize, inp
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
     let mut step = device.step(out, 256).unwrap();
+    let draws = device.draws(1, DrawRoom { samples: 1, rows: 1 }).unwrap();
     let mut floats = device.floats(out, input).unwrap();
     let segments = vec![Segment { first: 0, len: out, position: 0, blocks: vec![0, 1, 2, 3] }];
-    let inputs = StepInputs { tokens: (0..out as u32).collect(), segments, ..StepInputs::default() };
+    let inputs =
+        StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
     device.begin(&inputs, &mut step).unwrap();
-    device.embed(&step, table, &mut floats).unwrap();
+    device.embed(&step, table, &draws, &mut floats).unwrap();
     device.read(&floats).unwrap()
 }
 

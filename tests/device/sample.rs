@@ -1,11 +1,12 @@
 //! Drawing and scoring.
 
-use octant::device::{Device, Draw, SampleRow};
+use octant::device::{Device, Draw, DrawRoom, SampleRow};
 
 use super::noise;
 use crate::dev;
 
-fn row() -> SampleRow<'static> {
+/// Greedy, and nothing else.
+pub fn row() -> SampleRow<'static> {
     SampleRow {
         temperature: 0.0,
         top_p: 1.0,
@@ -21,6 +22,7 @@ fn row() -> SampleRow<'static> {
         seed: 1,
         position: 0,
         logprobs: None,
+        slot: 0,
     }
 }
 
@@ -37,7 +39,11 @@ fn draw_on(
 ) -> Vec<Draw> {
     let mut floats = device.floats(rows.len(), cols).unwrap();
     device.write(logits, &mut floats).unwrap();
-    device.sample(&floats, vocab, rows).unwrap()
+    let rows: Vec<SampleRow<'_>> =
+        rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
+    let mut draws = device.draws(rows.len(), DrawRoom { samples: 1, rows: rows.len() }).unwrap();
+    device.sample(&floats, vocab, &rows, &mut draws).unwrap();
+    device.drawn(&mut draws).unwrap()
 }
 
 fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
@@ -109,6 +115,25 @@ fn draws_follow_the_distribution() {
     let chi: f64 = seen.iter().zip(expected).map(|(s, e)| (s - e).powi(2) / e).sum();
     // Three degrees of freedom: 16.3 is exceeded once in a thousand seeds.
     assert!(chi < 16.3, "chi-square {chi}: {seen:?}");
+}
+
+#[test]
+fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
+    for device in dev::all() {
+        let mut floats = device.floats(2, 4).unwrap();
+        let mut draws = device.draws(8, DrawRoom { samples: 2, rows: 2 }).unwrap();
+        for round in 0..5 {
+            for favoured in [round % 3, 3] {
+                let logits: Vec<f32> = (0..8).map(|i| if i % 4 == favoured { 1.0 } else { 0.0 }).collect();
+                device.write(&logits, &mut floats).unwrap();
+                let rows = [SampleRow { slot: 6, ..row() }, SampleRow { slot: 1, barred: &[3], ..row() }];
+                device.sample(&floats, 4, &rows, &mut draws).unwrap();
+            }
+            let token = |id: usize| Draw::Token(id as u32, None);
+            assert_eq!(device.drawn(&mut draws).unwrap(), [token(round % 3), token(round % 3)]);
+            assert_eq!(device.drawn(&mut draws).unwrap(), [token(3), token(0)]);
+        }
+    }
 }
 
 #[test]

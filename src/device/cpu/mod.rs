@@ -20,14 +20,15 @@ mod quant;
 mod rope;
 mod sample;
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, LayerKv,
-    Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
+    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
 };
 use isa::Checked;
 use pool::Pool;
@@ -171,6 +172,13 @@ impl Acts {
     }
 }
 
+/// What sequences drew last, and what was drawn and not asked for yet, oldest first.
+#[derive(Debug)]
+pub struct Draws {
+    last: Vec<u32>,
+    under_way: VecDeque<Vec<Draw>>,
+}
+
 /// The step's inputs, and for each row its position.
 #[derive(Debug)]
 pub struct Step {
@@ -216,6 +224,7 @@ impl Device for Cpu {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+    type Draws = Draws;
     type Recording = std::convert::Infallible;
 
     const RECORDS: bool = false;
@@ -267,6 +276,10 @@ impl Device for Cpu {
         })
     }
 
+    fn draws(&self, slots: usize, _room: DrawRoom) -> Result<Draws, DeviceError> {
+        Ok(Draws { last: vec![0; slots], under_way: VecDeque::new() })
+    }
+
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         assert!(rows <= step.max_rows, "{rows} rows exceed the {} of the buffers", step.max_rows);
@@ -296,8 +309,14 @@ impl Device for Cpu {
         floats.rows = rows;
     }
 
-    fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
-        embed::run(&self.pool, step, table, out);
+    fn embed(
+        &self,
+        step: &Step,
+        table: &Matrix,
+        draws: &Draws,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        embed::run(&self.pool, step, table, draws, out);
         Ok(())
     }
 
@@ -374,8 +393,14 @@ impl Device for Cpu {
         logits: &Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-    ) -> Result<Vec<Draw>, DeviceError> {
-        Ok(sample::run(self, logits, vocab, rows))
+        draws: &mut Draws,
+    ) -> Result<(), DeviceError> {
+        sample::run(self, logits, vocab, rows, draws);
+        Ok(())
+    }
+
+    fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
+        Ok(draws.under_way.pop_front().expect("a sample is under way"))
     }
 
     fn score(

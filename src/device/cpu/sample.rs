@@ -6,10 +6,10 @@
 use std::cmp::Ordering;
 
 use super::philox;
-use super::{Cpu, Floats, Parts};
+use super::{Cpu, Draws, Floats, Parts};
 use crate::device::{Draw, RowLogprob, SampleRow};
 
-pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<Draw> {
+pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Draws) {
     assert!(vocab <= logits.cols, "a vocabulary of {vocab} in rows of {}", logits.cols);
     let mut draws = vec![Draw::NonFinite; rows.len()];
     let parts = Parts::new(&mut draws);
@@ -23,7 +23,11 @@ pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_
             unsafe { parts.set(row, drawn) };
         }
     });
-    draws
+    for (row, draw) in rows.iter().zip(&draws) {
+        // A row that draws nothing leaves 0: its sequence ends, but the next step may have been planned.
+        out.last[row.slot as usize] = if let Draw::Token(token, _) = draw { *token } else { 0 };
+    }
+    out.under_way.push_back(draws);
 }
 
 pub(super) fn score(

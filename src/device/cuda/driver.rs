@@ -199,3 +199,64 @@ impl<T> Drop for Buffer<T> {
         on!(self.driver, driver => unsafe { driver.free(self.address) });
     }
 }
+
+/// A buffer of results, and on the host a copy that is fetched while the device goes on.
+#[derive(Debug)]
+pub(super) struct Mirror<T> {
+    buffer: Buffer<T>,
+    /// Elements that were fetched last.
+    fetched: usize,
+    #[cfg(feature = "cuda")]
+    pinned: Option<super::pinned::Pinned>,
+}
+
+impl<T: bytemuck::Pod> Mirror<T> {
+    pub(super) fn new(driver: &Driver, len: usize) -> Result<Self, DeviceError> {
+        Ok(Self {
+            buffer: driver.buffer(len)?,
+            fetched: 0,
+            #[cfg(feature = "cuda")]
+            pinned: match &*driver.0 {
+                Kind::Gpu(gpu) => Some(gpu.pinned(len * size_of::<T>())?),
+                #[cfg(feature = "host-kernels")]
+                Kind::Host(_) => None,
+            },
+        })
+    }
+
+    /// The results on the device.
+    pub(super) fn buffer(&self) -> &Buffer<T> {
+        &self.buffer
+    }
+
+    /// Enqueues a copy of the first elements to the host.
+    pub(super) fn fetch(&mut self, len: usize) -> Result<(), DeviceError> {
+        assert!(len <= self.buffer.len, "{len} elements of {}", self.buffer.len);
+        self.fetched = len;
+        match &*self.buffer.driver.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu(gpu) => {
+                let pinned = self.pinned.as_mut().expect("a GPU's mirror has pinned memory");
+                // SAFETY: inside the buffer by the assertion.
+                unsafe { gpu.fetch(pinned, self.buffer.address, len * size_of::<T>()) }
+            }
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => Ok(()),
+        }
+    }
+
+    /// Waits for the copy, and not for what was enqueued after it.
+    pub(super) fn wait(&mut self) -> Result<Vec<T>, DeviceError> {
+        match &*self.buffer.driver.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu(gpu) => {
+                let pinned = self.pinned.as_mut().expect("a GPU's mirror has pinned memory");
+                let mut out = vec![T::zeroed(); self.fetched];
+                gpu.fetched(pinned, bytemuck::cast_slice_mut(&mut out))?;
+                Ok(out)
+            }
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => self.buffer.read(self.fetched),
+        }
+    }
+}

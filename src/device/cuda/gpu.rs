@@ -2,7 +2,7 @@
 //! there is none.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
@@ -13,6 +13,7 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 
 use super::driver::Launch;
+use super::pinned::{Pinned, Staging};
 use crate::device::DeviceError;
 
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
@@ -26,6 +27,7 @@ pub(super) struct Gpu {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
+    staging: Mutex<Staging>,
 }
 
 /// A CUDA graph of launches.
@@ -77,7 +79,8 @@ impl Gpu {
                 kernels.insert(name.trim_start_matches("octant_"), kernel);
             }
         }
-        Ok(Self { context, stream, kernels })
+        let staging = Mutex::new(Staging::new(&context).map_err(|e| driver("pinned memory", e))?);
+        Ok(Self { context, stream, kernels, staging })
     }
 
     pub(super) fn free_memory(&self) -> Result<u64, DeviceError> {
@@ -128,9 +131,33 @@ impl Gpu {
     /// The memory from `address` on is as long as `from`, and this device's.
     pub(super) unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
         self.enter("write")?;
-        // SAFETY: by this function's contract; memory that is not pinned has been copied when the call returns.
-        unsafe { result::memcpy_htod_async(address, from, self.stream.cu_stream()) }
-            .map_err(|e| driver("write", e))
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: by this function's contract.
+        unsafe { staging.write(&self.stream, address, from) }.map_err(|e| driver("write", e))
+    }
+
+    /// Host memory for so many bytes, to be fetched into.
+    pub(super) fn pinned(&self, bytes: usize) -> Result<Pinned, DeviceError> {
+        Pinned::new(&self.context, bytes).map_err(|e| driver("pinned memory", e))
+    }
+
+    /// # Safety
+    /// `bytes` from `address` on are this device's.
+    pub(super) unsafe fn fetch(
+        &self,
+        to: &mut Pinned,
+        address: u64,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.enter("fetch")?;
+        // SAFETY: by this function's contract.
+        unsafe { to.fetch(&self.stream, address, bytes) }.map_err(failed)
+    }
+
+    /// Waits for what was fetched last, and for no more than that.
+    pub(super) fn fetched(&self, pinned: &mut Pinned, to: &mut [u8]) -> Result<(), DeviceError> {
+        to.copy_from_slice(&pinned.wait().map_err(failed)?[..to.len()]);
+        Ok(())
     }
 
     /// # Safety
@@ -139,10 +166,7 @@ impl Gpu {
         self.enter("read")?;
         // SAFETY: by this function's contract, and nobody looks at `to` before the wait is over.
         let copied = unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) };
-        // What went wrong in any kernel before shows here.
-        copied.and_then(|()| self.stream.synchronize()).map_err(|e| {
-            error("read", format!("{e:?}; with CUDA_LAUNCH_BLOCKING=1 the error names the kernel"))
-        })
+        copied.and_then(|()| self.stream.synchronize()).map_err(failed)
     }
 
     /// Captures launches of this thread as a graph.
@@ -199,6 +223,11 @@ fn error(op: &'static str, message: impl Into<String>) -> DeviceError {
 
 fn driver(op: &'static str, e: DriverError) -> DeviceError {
     error(op, format!("{e:?}"))
+}
+
+/// What went wrong in any kernel before shows where the host waits.
+fn failed(e: DriverError) -> DeviceError {
+    error("read", format!("{e:?}; with CUDA_LAUNCH_BLOCKING=1 the error names the kernel"))
 }
 
 fn out_of_memory(e: DriverError, bytes: usize) -> DeviceError {

@@ -17,6 +17,8 @@ mod host;
 mod matrix;
 mod noise;
 mod norm;
+#[cfg(feature = "cuda")]
+mod pinned;
 mod rope;
 mod row;
 mod sample;
@@ -31,11 +33,12 @@ use driver::{Buffer, Driver, Launch};
 pub use gpu::library_loads;
 pub use matrix::Matrix;
 pub use row::Acts;
+pub use sample::Draws;
 pub use step::Step;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, HostMatrix, KvDtype,
-    LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs,
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
+    KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs,
 };
 
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
@@ -166,6 +169,7 @@ impl Device for Cuda {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
+    type Draws = Draws;
     type Recording = driver::Recording;
 
     const RECORDS: bool = true;
@@ -220,6 +224,10 @@ impl Device for Cuda {
         Step::new(&self.driver, rows, max_positions)
     }
 
+    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Draws, DeviceError> {
+        Draws::new(&self.driver, slots, room)
+    }
+
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
         step.begin(inputs, self.scratch().attention.entries())
     }
@@ -243,8 +251,8 @@ impl Device for Cuda {
         floats.resize(rows);
     }
 
-    fn embed(&self, step: &Step, table: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
-        embed::run(self, step, table, out)
+    fn embed(&self, step: &Step, table: &Matrix, draws: &Draws, out: &mut Floats) -> Result<(), DeviceError> {
+        embed::run(self, step, table, draws, out)
     }
 
     fn norm(
@@ -309,8 +317,13 @@ impl Device for Cuda {
         logits: &Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-    ) -> Result<Vec<Draw>, DeviceError> {
-        sample::run(self, logits, vocab, rows)
+        draws: &mut Draws,
+    ) -> Result<(), DeviceError> {
+        sample::run(self, logits, vocab, rows, draws)
+    }
+
+    fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
+        sample::drawn(draws)
     }
 
     fn score(

@@ -1,7 +1,10 @@
 //! `kernels/sample.cu`, both kernels: parameters of all rows in one upload, results in one small copy.
 
-use super::{Buffer, Cuda, Floats, Launch, row};
-use crate::device::{DeviceError, Draw, RowLogprob, SampleRow};
+use std::collections::VecDeque;
+
+use super::driver::Mirror;
+use super::{Buffer, Cuda, Driver, Floats, Launch, row};
+use crate::device::{DeviceError, Draw, DrawRoom, RowLogprob, SampleRow};
 
 const MOST_ALTERNATIVES: usize = 20;
 
@@ -25,8 +28,9 @@ struct DeviceRow {
     barred: [u32; 2],
     prompt: [u32; 2],
     output: [u32; 2],
+    slot: u32,
 }
-const _: () = assert!(size_of::<DeviceRow>() == 80);
+const _: () = assert!(size_of::<DeviceRow>() == 84);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -49,10 +53,11 @@ struct SampleParams {
     work: u64,
     seen: u64,
     out: u64,
+    last: u64,
     stride: u32,
     vocab: u32,
 }
-const _: () = assert!(size_of::<SampleParams>() == 56);
+const _: () = assert!(size_of::<SampleParams>() == 64);
 
 /// What the kernels work in.
 #[derive(Debug, Default)]
@@ -64,20 +69,70 @@ pub(super) struct Scratch {
     out: Option<Buffer<SampleResult>>,
 }
 
+/// What sequences drew last, and results on their way to the host.
+#[derive(Debug)]
+pub struct Draws {
+    /// \[slots\].
+    last: Buffer<u32>,
+    /// Oldest first.
+    under_way: VecDeque<Piece>,
+    free: Vec<Piece>,
+}
+
+/// The results of one launch.
+#[derive(Debug)]
+struct Piece {
+    results: Mirror<SampleResult>,
+    /// Of each row, whether it wants log-probabilities.
+    logprobs: Vec<bool>,
+}
+
+impl Draws {
+    pub(super) fn new(driver: &Driver, slots: usize, room: DrawRoom) -> Result<Self, DeviceError> {
+        let piece = |_| Ok(Piece { results: Mirror::new(driver, room.rows)?, logprobs: Vec::new() });
+        let free: Result<Vec<Piece>, DeviceError> = (0..room.samples).map(piece).collect();
+        Ok(Self { last: driver.buffer(slots)?, under_way: VecDeque::new(), free: free? })
+    }
+
+    /// u32 \[slots\].
+    pub(super) fn last(&self) -> u64 {
+        self.last.address()
+    }
+
+    pub(super) fn slots(&self) -> usize {
+        self.last.len()
+    }
+}
+
 pub(super) fn run(
     cuda: &Cuda,
     logits: &Floats,
     vocab: usize,
     rows: &[SampleRow<'_>],
-) -> Result<Vec<Draw>, DeviceError> {
+    draws: &mut Draws,
+) -> Result<(), DeviceError> {
     let mut lists = Vec::new();
+    assert!(rows.iter().all(|row| (row.slot as usize) < draws.slots()), "slots of {}", draws.slots());
     let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, vocab, &mut lists)).collect();
-    let draw = |(row, result): (&DeviceRow, &SampleResult)| match result.non_finite {
-        0 => Draw::Token(result.token, (row.logprobs >= 0).then(|| logprob(result))),
+    let mut piece = draws.free.pop().expect("room for as many samples as are under way");
+    let (out, last) = (piece.results.buffer(), draws.last());
+    launch(cuda, "sample", (logits, vocab), (&rows, &lists), Targets { out, last })?;
+    piece.results.fetch(rows.len())?;
+    piece.logprobs.clear();
+    piece.logprobs.extend(rows.iter().map(|row| row.logprobs >= 0));
+    draws.under_way.push_back(piece);
+    Ok(())
+}
+
+pub(super) fn drawn(draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
+    let mut piece = draws.under_way.pop_front().expect("a sample is under way");
+    let draw = |(logprobs, result): (&bool, &SampleResult)| match result.non_finite {
+        0 => Draw::Token(result.token, logprobs.then(|| logprob(result))),
         _ => Draw::NonFinite,
     };
-    let results = launch(cuda, "sample", (logits, vocab), &rows, &lists)?;
-    Ok(rows.iter().zip(&results).map(draw).collect())
+    let drawn = piece.logprobs.iter().zip(&piece.results.wait()?).map(draw).collect();
+    draws.free.push(piece);
+    Ok(drawn)
 }
 
 pub(super) fn score(
@@ -92,8 +147,18 @@ pub(super) fn score(
         DeviceRow { target, logprobs: alternatives(Some(top)), ..bytemuck::Zeroable::zeroed() }
     };
     let rows: Vec<DeviceRow> = targets.iter().map(row).collect();
-    let results = launch(cuda, "score", (logits, vocab), &rows, &[])?;
+    let mut out = cuda.scratch().sample.out.take();
+    let results = grown(&mut out, logits.data.len() / logits.cols, |len| cuda.driver.buffer(len))?;
+    launch(cuda, "score", (logits, vocab), (&rows, &[]), Targets { out: results, last: 0 })?;
+    let results = results.read(rows.len())?;
+    cuda.scratch().sample.out = out;
     Ok(results.iter().map(|result| (result.non_finite == 0).then(|| logprob(result))).collect())
+}
+
+/// Where a launch leaves its results, and the tokens of slots.
+struct Targets<'a> {
+    out: &'a Buffer<SampleResult>,
+    last: u64,
 }
 
 /// Runs one of the kernels over the first rows of the logits.
@@ -101,10 +166,11 @@ fn launch(
     cuda: &Cuda,
     kernel: &'static str,
     (logits, vocab): (&Floats, usize),
-    rows: &[DeviceRow],
-    lists: &[u32],
-) -> Result<Vec<SampleResult>, DeviceError> {
+    (rows, lists): (&[DeviceRow], &[u32]),
+    Targets { out, last }: Targets<'_>,
+) -> Result<(), DeviceError> {
     assert!(vocab <= logits.cols && rows.len() <= logits.rows, "{} rows of {vocab} logits", rows.len());
+    assert!(rows.len() <= out.len(), "{} rows of results for {}", out.len(), rows.len());
     let most = logits.data.len() / logits.cols;
     let scratch = &mut cuda.scratch().sample;
     let driver = &cuda.driver;
@@ -112,7 +178,6 @@ fn launch(
     device_rows.write(0, rows)?;
     let device_lists = grown(&mut scratch.lists, lists.len().next_power_of_two(), |len| driver.buffer(len))?;
     device_lists.write(0, lists)?;
-    let out = grown(&mut scratch.out, most, |len| driver.buffer(len))?;
     let params = SampleParams {
         logits: logits.data.address(),
         rows: device_rows.address(),
@@ -120,13 +185,14 @@ fn launch(
         work: grown(&mut scratch.work, most * vocab, |len| driver.buffer(len))?.address(),
         seen: grown(&mut scratch.seen, most * vocab.div_ceil(32), |len| driver.buffer(len))?.address(),
         out: out.address(),
+        last,
         stride: logits.cols as u32,
         vocab: vocab as u32,
     };
     let launch = Launch { kernel, grid: [rows.len(), 1, 1], threads: row::threads(vocab), shared: 0 };
-    // SAFETY: every id of the lists has been compared with the vocabulary, and the buffers are as long as asked.
-    unsafe { driver.launch(launch, &params)? };
-    out.read(rows.len())
+    // SAFETY: every id of the lists has been compared with the vocabulary, every slot with the tokens of slots, and
+    // the buffers are as long as asked.
+    unsafe { driver.launch(launch, &params) }
 }
 
 /// The buffer, at least so long.
@@ -172,6 +238,7 @@ fn device_row(row: &SampleRow<'_>, vocab: usize, lists: &mut Vec<u32>) -> Device
         barred: list(row.barred.len(), &mut row.barred.iter().map(|id| known(*id))),
         prompt: list(prompt.len(), &mut prompt.iter().map(|id| known(*id))),
         output: list(row.output.len(), &mut row.output.iter().flat_map(|(id, count)| [known(*id), *count])),
+        slot: row.slot,
     }
 }
 

@@ -1,7 +1,7 @@
 //! A step's inputs on the device: one upload of all tables that its kernels read.
 
 use super::{Buffer, Driver};
-use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs};
+use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs, Token};
 
 /// Positions of a split: 4 blocks, as `SPLIT` of `kernels/attention.cuh`.
 const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
@@ -10,6 +10,8 @@ const TILE_ROWS: usize = 64;
 /// Segments of at most so many rows are attended to split by split, which is quicker for long contexts. The bits are
 /// the same either way.
 const DECODE_ROWS: usize = 4;
+/// Added to a slot whose last token is fed, in place of the token.
+const SLOT: u32 = 1 << 31;
 /// Query heads per KV head for which room is made.
 const MOST_GROUP: usize = 64;
 
@@ -37,6 +39,8 @@ pub struct Step {
     /// Rows of a recording; 0 outside of one.
     pub(super) recorded: usize,
     pub(super) largest_token: usize,
+    /// More than the largest slot whose last token is fed.
+    pub(super) slots: usize,
     pub(super) largest_block: usize,
     pub(super) decodes: usize,
     pub(super) prefills: usize,
@@ -92,6 +96,7 @@ impl Step {
             rows: 0,
             recorded: 0,
             largest_token: 0,
+            slots: 0,
             largest_block: 0,
             decodes: 0,
             prefills: 0,
@@ -121,19 +126,28 @@ impl Step {
         tables.entries.push(tables.taken);
         self.rows = rows;
         self.recorded = inputs.recorded_rows;
-        self.largest_token = inputs.tokens.iter().copied().max().unwrap_or(0) as usize;
+        let id = |token: &Token| if let Token::Id(id) = token { *id as usize } else { 0 };
+        let slot = |token: &Token| if let Token::Last { slot } = token { *slot as usize + 1 } else { 0 };
+        self.largest_token = inputs.tokens.iter().map(id).max().unwrap_or(0);
+        self.slots = inputs.tokens.iter().map(slot).max().unwrap_or(0);
         self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;
         (self.decodes, self.prefills) = (tables.decodes.len(), tables.prefills.len());
         self.upload(&inputs.tokens)
     }
 
     /// Copies the tables to where they belong.
-    fn upload(&mut self, tokens: &[u32]) -> Result<(), DeviceError> {
+    fn upload(&mut self, tokens: &[Token]) -> Result<(), DeviceError> {
         let (rows, tables) = (self.max_rows, &mut self.tables);
         tables.head.clear();
         tables.head.resize(4 * rows + 2, 0);
+        for (word, token) in tables.head.iter_mut().zip(tokens) {
+            *word = match token {
+                Token::Id(id) => *id,
+                Token::Last { slot } => SLOT + slot,
+            };
+        }
         for (start, table) in
-            [(0, tokens), (rows, &tables.positions), (2 * rows, &tables.places), (3 * rows, &tables.entries)]
+            [(rows, &tables.positions), (2 * rows, &tables.places), (3 * rows, &tables.entries)]
         {
             tables.head[start..start + table.len()].copy_from_slice(table);
         }

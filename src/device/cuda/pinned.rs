@@ -1,0 +1,129 @@
+//! Host memory that a GPU copies from and to by itself, while the processor goes on.
+
+use std::ptr::NonNull;
+use std::slice;
+use std::sync::Arc;
+
+use cudarc::driver::sys::{CUevent, CUevent_flags_enum::CU_EVENT_DISABLE_TIMING};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+
+/// Bytes of each half of a staging buffer.
+const HALF: usize = 16 << 20;
+
+/// Page-locked memory, and an event after which the GPU is done with it.
+#[derive(Debug)]
+pub(super) struct Pinned {
+    context: Arc<CudaContext>,
+    memory: NonNull<u8>,
+    bytes: usize,
+    event: CUevent,
+}
+
+// SAFETY: it owns its memory, and an event may be used by any thread.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DriverError> {
+        context.bind_to_thread()?;
+        // SAFETY: the memory is set before anyone reads it, and freed once, by `drop`.
+        let memory = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
+        let memory = NonNull::new(memory).expect("memory that was given has an address");
+        // SAFETY: `bytes` were given.
+        unsafe { memory.write_bytes(0, bytes) };
+        let event = result::event::create(CU_EVENT_DISABLE_TIMING)?;
+        Ok(Self { context: Arc::clone(context), memory, bytes, event })
+    }
+
+    /// Enqueues a copy of device memory to the first bytes.
+    ///
+    /// # Safety
+    /// `bytes` from `address` on are this device's.
+    pub(super) unsafe fn fetch(
+        &mut self,
+        stream: &CudaStream,
+        address: u64,
+        bytes: usize,
+    ) -> Result<(), DriverError> {
+        assert!(bytes <= self.bytes, "{bytes} bytes to {}", self.bytes);
+        // SAFETY: nobody reads the memory before `wait`, since that takes the exclusive reference which this has now.
+        let to = unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), bytes) };
+        // SAFETY: by this function's contract; the memory lives until `drop`, which waits.
+        unsafe { result::memcpy_dtoh_async(to, address, stream.cu_stream()) }?;
+        self.mark(stream)
+    }
+
+    /// The GPU is done with the memory when it gets here.
+    fn mark(&mut self, stream: &CudaStream) -> Result<(), DriverError> {
+        // SAFETY: both are alive.
+        unsafe { result::event::record(self.event, stream.cu_stream()) }
+    }
+
+    /// Waits until the GPU is done with the memory.
+    pub(super) fn wait(&mut self) -> Result<&mut [u8], DriverError> {
+        self.context.bind_to_thread()?;
+        // SAFETY: the event is alive; one that was never recorded is no wait.
+        unsafe { result::event::synchronize(self.event) }?;
+        // SAFETY: the memory is ours, and the GPU is done with it.
+        Ok(unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.bytes) })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // A GPU that has failed waits for nothing; its process ends.
+        let _failed = self.wait().map(|_| ());
+        // SAFETY: nothing uses the event and the memory any more.
+        let _failed = unsafe { result::event::destroy(self.event) };
+        // SAFETY: as above; the memory came from `malloc_host`.
+        let _failed = unsafe { result::free_host(self.memory.as_ptr().cast()) };
+    }
+}
+
+/// Two halves: one is filled while the GPU copies the other. What is written has been taken when the call returns.
+#[derive(Debug)]
+pub(super) struct Staging {
+    halves: [Pinned; 2],
+    current: usize,
+    used: usize,
+}
+
+impl Staging {
+    pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
+        Ok(Self { halves: [Pinned::new(context, HALF)?, Pinned::new(context, HALF)?], current: 0, used: 0 })
+    }
+
+    /// Enqueues copies of `from` to device memory.
+    ///
+    /// # Safety
+    /// As many bytes from `address` on are this device's.
+    pub(super) unsafe fn write(
+        &mut self,
+        stream: &CudaStream,
+        address: u64,
+        from: &[u8],
+    ) -> Result<(), DriverError> {
+        let mut address = address;
+        let mut left = from;
+        while !left.is_empty() {
+            if self.used == HALF {
+                self.halves[self.current].mark(stream)?;
+                self.current = 1 - self.current;
+                self.halves[self.current].wait()?;
+                self.used = 0;
+            }
+            let (piece, rest) = left.split_at(left.len().min(HALF - self.used));
+            // SAFETY: these bytes have not been given to the GPU since the half was waited for.
+            let room = unsafe {
+                let start = self.halves[self.current].memory.as_ptr().add(self.used);
+                slice::from_raw_parts_mut(start, piece.len())
+            };
+            room.copy_from_slice(piece);
+            // SAFETY: by this function's contract.
+            unsafe { result::memcpy_htod_async(address, room, stream.cu_stream()) }?;
+            self.used += piece.len();
+            address += piece.len() as u64;
+            left = rest;
+        }
+        Ok(())
+    }
+}
