@@ -2,9 +2,10 @@
 //! after a prefix hit, after preemption, and with two steps in flight.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use octant::engine::{EngineHandle, SchedulerConfig};
-use octant::request::{Request, TokenLogprob};
+use octant::request::{Request, SamplingParams, TokenLogprob};
 
 use super::model::{engine, fixture, request};
 use crate::dev;
@@ -28,7 +29,7 @@ async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     }
 }
 
-/// Greedy and random requests over prompts of several blocks, two of which begin alike.
+/// Greedy and random requests over prompts of several blocks, two of which begin alike; half of them without penalties.
 fn requests() -> Vec<Request> {
     let prompt =
         |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
@@ -41,6 +42,15 @@ fn requests() -> Vec<Request> {
     let mut shared = prompt(0, 130);
     shared.extend([9, 8, 7]);
     all.push(request(&shared, dev::GENERATED, 1.0, 99));
+    for request in all.iter_mut().skip(1).step_by(2) {
+        let plain = SamplingParams {
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            ..SamplingParams::clone(&request.sampling)
+        };
+        request.sampling = Arc::new(plain);
+    }
     all
 }
 
@@ -56,9 +66,18 @@ fn alone(dir: &Path) -> Vec<Answer> {
 
 /// All requests at once.
 fn together(dir: &Path, config: impl FnOnce(&mut SchedulerConfig), in_flight: usize) -> (Vec<Answer>, u64) {
+    at_once(dir, requests(), config, in_flight)
+}
+
+fn at_once(
+    dir: &Path,
+    requests: Vec<Request>,
+    config: impl FnOnce(&mut SchedulerConfig),
+    in_flight: usize,
+) -> (Vec<Answer>, u64) {
     let (handle, _thread) = engine(dir, config, in_flight);
     let answers = block_on(async {
-        let all = requests().into_iter().map(|request| answer(&handle, request));
+        let all = requests.into_iter().map(|request| answer(&handle, request));
         futures_util::future::join_all(all).await
     });
     (answers, handle.stats().counts.preemptions)
@@ -71,6 +90,10 @@ fn a_request_has_the_same_bits_in_any_company() {
         let expected = alone(&dir);
         assert!(together(&dir, |_| {}, 1).0 == expected, "{name}: in a full batch");
         assert!(together(&dir, |_| {}, 2).0 == expected, "{name}: with two steps in flight");
+        // Without penalties a step is launched before the tokens that it feeds are known to the host.
+        let plain = requests().into_iter().skip(1).step_by(2).collect();
+        let answers = at_once(&dir, plain, |_| {}, 2).0;
+        assert!(answers.iter().eq(expected.iter().skip(1).step_by(2)), "{name}: fed on the device");
         let chunked = together(&dir, |config| config.max_num_batched_tokens = 7, 1).0;
         assert!(chunked == expected, "{name}: with prompts in chunks of 7");
         let mut preemptions = 0;

@@ -1,7 +1,7 @@
 //! The ranks' threads, and what becomes of one that fails or hangs.
 
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use octant::comm::Communicator;
@@ -52,23 +52,37 @@ fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
     (Runner::start(vec![parts], step_timeout), strings)
 }
 
+fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
+    let (prompt_len, tokens) = (prompt.len(), prompt.to_vec());
+    Some(Arc::new(SlotStart { sampling: sampling.into(), prompt_len, tokens, prompt_logprobs: None }))
+}
+
+fn step(id: u64, start: Option<Arc<SlotStart>>, position: u32, tokens: &[u32], sample: bool) -> StepPlan {
+    let tokens = TokenSource::Host(tokens.to_vec());
+    let row = Row { slot: 0, start, tokens, position, blocks: vec![0], sample, score: Vec::new() };
+    StepPlan { id, rows: vec![row] }
+}
+
 fn plan() -> StepPlan {
-    let start = SlotStart {
-        sampling: SamplingParams::greedy().into(),
-        prompt_len: 2,
-        tokens: vec![5, 6],
-        prompt_logprobs: None,
+    step(0, start(SamplingParams::greedy(), &[5, 6]), 0, &[5, 6], true)
+}
+
+#[test]
+fn a_slot_that_changes_hands_between_two_steps_forgets_whose_it_was() {
+    // So negative a penalty that whatever counts as drawn before is drawn again.
+    let sticky = SamplingParams { frequency_penalty: -1000.0, ..SamplingParams::greedy() };
+    let (mut runner, strings) = runner(Duration::from_secs(60));
+    drop(strings);
+    let mut run = |plans: &[StepPlan]| -> Vec<Option<u32>> {
+        plans.iter().for_each(|plan| runner.enqueue(plan).unwrap());
+        plans.iter().map(|_| runner.collect().unwrap().rows[0].token).collect()
     };
-    let row = Row {
-        slot: 0,
-        start: Some(start.into()),
-        tokens: TokenSource::Host(vec![5, 6]),
-        position: 0,
-        blocks: vec![0],
-        sample: true,
-        score: Vec::new(),
-    };
-    StepPlan { id: 0, rows: vec![row] }
+    let alone = [step(1, start(sticky.clone(), &[9, 10]), 0, &[9], false), step(2, None, 1, &[10], true)];
+    let expected = run(&alone);
+    let [first, second] = alone;
+    let after = run(&[step(0, start(sticky, &[5, 6]), 0, &[5, 6], true), first, second]);
+    assert_ne!(after[0], expected[1], "the two draw different tokens, or this shows nothing");
+    assert_eq!(after[1..], expected);
 }
 
 #[test]

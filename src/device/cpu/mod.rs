@@ -309,13 +309,7 @@ impl Device for Cpu {
         floats.rows = rows;
     }
 
-    fn embed(
-        &self,
-        step: &Step,
-        table: &Matrix,
-        draws: &Draws,
-        out: &mut Floats,
-    ) -> Result<(), DeviceError> {
+    fn embed(&self, step: &Step, table: &Matrix, draws: &Draws, out: &mut Floats) -> Result<(), DeviceError> {
         embed::run(&self.pool, step, table, draws, out);
         Ok(())
     }
