@@ -1,8 +1,10 @@
 //! Collective operations between the ranks of a tensor-parallel group.
 
 pub mod local;
+pub mod stand_in;
 
 pub use local::Local;
+pub use stand_in::StandIn;
 
 use crate::device::{Device, DeviceError};
 

@@ -1,10 +1,11 @@
 //! `octant bench rank`: whole steps of one rank's share of a model, with random weights, against the time that reading
 //! its weights and its keys and values would take.
 //!
-//! What the ranks say to each other is left out: it needs the others. For eight ranks it is added from published
-//! latencies, and called a projection. The floor is bytes over the bandwidth of a kernel that only reads, measured in
+//! What the ranks say to each other needs the others: a kernel that reads and adds as much on this device stands in for
+//! it. For eight ranks published latencies are put in its place, and the result is called a projection. The floor is bytes over the bandwidth of a kernel that only reads, measured in
 //! the same run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
 use std::io::Write;
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::place::Place;
 use super::projection::all_reduce_seconds;
-use crate::comm::Local;
+use crate::comm::{Communicator, StandIn};
 use crate::config::{BenchRankArgs, DeviceName};
 use crate::device::{BLOCK_TOKENS, Device, KvDtype};
 use crate::engine::Executor;
@@ -72,7 +73,7 @@ struct Step {
     context: usize,
     /// Bytes of weights, and of keys and values, that it must read.
     bytes: u64,
-    /// Seconds that eight ranks' all-reduces would add.
+    /// Seconds that eight ranks' all-reduces would add to what their stand-in takes.
     reduces: Option<f64>,
 }
 
@@ -89,6 +90,13 @@ fn measure<D: Device>(
     let rows = prefills.iter().copied().chain([batch]).max().unwrap_or(1);
     let needs = crate::runner::MemoryNeeds::new::<D>(config, Precision::Fp8, KvDtype::Fp8, rows);
     let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
+    let comm = StandIn::new(&device, args.tp, rows, config.hidden)?;
+    let counts: BTreeSet<usize> = batches.iter().chain(prefills).copied().collect();
+    let stand_in: BTreeMap<usize, f64> = counts
+        .into_iter()
+        .map(|rows| Ok((rows, stand_in_seconds(&device, &comm, rows, config.hidden)?)))
+        .collect::<anyhow::Result<_>>()?;
+    let memory = memory.saturating_sub(StandIn::<D>::bytes(args.tp, rows, config.hidden));
     let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
     eprintln!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
     let model = Model::random(&limited, Precision::Fp8, &device, &mut |layers| {
@@ -99,8 +107,7 @@ fn measure<D: Device>(
     let cache = plan.cache(&limited, KvDtype::Fp8);
     let vocab = limited.vocab;
     let (max_num_seqs, max_num_batched_tokens) = (batch, rows);
-    let parts =
-        RankParts { device, comm: Local::alone(), model, cache, max_num_seqs, max_num_batched_tokens, vocab };
+    let parts = RankParts { device, comm, model, cache, max_num_seqs, max_num_batched_tokens, vocab };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));
     let mut steps = Steps::new(runner, vocab, plan.blocks);
     // Of the embedding a step reads its tokens' rows, which are nothing, unless it is the head too.
@@ -109,7 +116,8 @@ fn measure<D: Device>(
     let token = (2 * config.layers * config.heads.kv_heads * config.heads.head_dim) as u64;
     let reduces = |rows: usize| {
         let message = (rows * config.hidden * 2) as f64;
-        (args.tp == 8).then(|| 2.0 * config.layers as f64 * all_reduce_seconds(message))
+        let more = all_reduce_seconds(message) - stand_in[&rows];
+        (args.tp == 8).then_some(2.0 * config.layers as f64 * more)
     };
     let mut report = Vec::new();
     for &context in contexts {
@@ -137,6 +145,28 @@ fn measure<D: Device>(
         ));
     }
     Ok(report)
+}
+
+/// Seconds of the all-reduce that is done on this device alone, of so many rows.
+fn stand_in_seconds<D: Device>(
+    device: &D,
+    comm: &StandIn<D>,
+    rows: usize,
+    cols: usize,
+) -> anyhow::Result<f64> {
+    const TIMES: usize = 50;
+    let mut x = device.floats(rows, cols)?;
+    device.write(&vec![0.0; rows * cols], &mut x)?;
+    let mut mark = device.floats(1, 1)?;
+    device.write(&[0.0], &mut mark)?;
+    // Reading back waits for all that was begun.
+    device.read(&mark)?;
+    let start = Instant::now();
+    for _ in 0..TIMES {
+        comm.all_reduce(device, &mut x)?;
+    }
+    device.read(&mark)?;
+    Ok(start.elapsed().as_secs_f64() / TIMES as f64)
 }
 
 /// Prints one measurement, its median against the floor.

@@ -405,6 +405,10 @@ pub trait Device: Send + 'static {
         targets: &[u32],
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError>;
+    /// x = x + each of the parts, element by element and in their order; the parts have as many elements at least.
+    fn add(&self, parts: &[Self::Floats], x: &mut Self::Floats) -> Result<(), DeviceError>;
+    /// Valid rows of a buffer.
+    fn rows(&self, floats: &Self::Floats) -> usize;
     /// Elements per row of a buffer.
     fn cols(&self, floats: &Self::Floats) -> usize;
     /// Copies the valid rows to the host, row-major.

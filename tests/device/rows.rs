@@ -186,6 +186,27 @@ fn nan_is_never_laundered() {
 }
 
 #[test]
+fn parts_are_added_in_their_order() {
+    let (rows, cols) = (3, 20);
+    for device in dev::all() {
+        for count in [0, 1, 3, 7] {
+            let values: Vec<Vec<f32>> = (0..=count as u64).map(|i| noise(i, rows * cols)).collect();
+            let floats = |values: &[f32]| {
+                let mut floats = device.floats(rows + 1, cols).unwrap();
+                device.write(values, &mut floats).unwrap();
+                floats
+            };
+            let parts: Vec<_> = values[1..].iter().map(|part| floats(part)).collect();
+            let mut x = floats(&values[0]);
+            device.add(&parts, &mut x).unwrap();
+            let sum = |i: usize| values[1..].iter().fold(values[0][i], |sum, part| sum + part[i]);
+            let expected: Vec<f32> = (0..rows * cols).map(sum).collect();
+            assert_eq!(device.read(&x).unwrap(), expected, "{}: {count} parts", dev::name(&device));
+        }
+    }
+}
+
+#[test]
 fn select_adds_and_picks() {
     for device in dev::all() {
         let (x, delta) = (noise(5, 4 * 6), noise(6, 4 * 6));

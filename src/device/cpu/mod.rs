@@ -407,6 +407,19 @@ impl Device for Cpu {
         Ok(sample::score(self, logits, vocab, targets, top))
     }
 
+    fn add(&self, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
+        let (rows, cols) = (x.rows, x.cols);
+        for part in parts {
+            let whole = &part.data[..rows * cols];
+            x.data[..rows * cols].iter_mut().zip(whole).for_each(|(x, part)| *x += part);
+        }
+        Ok(())
+    }
+
+    fn rows(&self, floats: &Floats) -> usize {
+        floats.rows
+    }
+
     fn cols(&self, floats: &Floats) -> usize {
         floats.cols
     }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod activation;
+mod add;
 mod attention;
 mod driver;
 mod embed;
@@ -334,6 +335,14 @@ impl Device for Cuda {
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
         sample::score(self, logits, vocab, targets, top)
+    }
+
+    fn add(&self, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
+        add::run(self, parts, x)
+    }
+
+    fn rows(&self, floats: &Floats) -> usize {
+        floats.rows
     }
 
     fn cols(&self, floats: &Floats) -> usize {
