@@ -54,6 +54,9 @@ pub struct BenchRankArgs {
     /// Where to run [default: cpu]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceName>,
+    /// Whether products of many rows may not be done by cuBLASLt; on CUDA only
+    #[arg(long, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub deterministic: bool,
     /// Layers, rather than the model's number
     #[arg(long, value_name = "N")]
     pub layers: Option<usize>,
@@ -131,6 +134,10 @@ pub struct ServeArgs {
     /// Share the KV blocks of equal prompt beginnings [default: true]
     #[arg(long, env = "OCTANT_ENABLE_PREFIX_CACHING", value_name = "BOOL")]
     pub enable_prefix_caching: Option<bool>,
+    /// Whether a request's tokens never depend on what else runs. If not, products of many rows are done by cuBLASLt
+    /// where that is measured to be faster; on CUDA only [default: true]
+    #[arg(long, env = "OCTANT_DETERMINISTIC", value_name = "BOOL")]
+    pub deterministic: Option<bool>,
     /// Key that clients must send as `Authorization: Bearer KEY` [default: none, everyone is let in]
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -283,6 +290,8 @@ pub struct Config {
     pub device: DeviceName,
     /// Threads of the CPU device.
     pub threads: usize,
+    /// Whether a row has the same bits in any company.
+    pub deterministic: bool,
     /// The clients' key.
     pub api_key: Option<String>,
     /// Whether a field that nobody knows is an error.
@@ -328,6 +337,7 @@ impl ServeArgs {
             threads: self.threads.or(file.threads),
             kv_cache_memory: self.kv_cache_memory.or(file.kv_cache_memory),
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
+            deterministic: self.deterministic.or(file.deterministic),
             api_key: self.api_key.or(file.api_key),
             reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
             queue_full_status: self.queue_full_status.or(file.queue_full_status),
@@ -344,6 +354,7 @@ impl ServeArgs {
         let kv_default =
             if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let device = self.device.unwrap_or(DeviceName::Cpu);
         let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Config {
             address: SocketAddr::new(host, self.port.unwrap_or(8000)),
@@ -360,7 +371,8 @@ impl ServeArgs {
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(kv_default),
             kv_cache_memory: self.kv_cache_memory.map(|size| size.0),
             prefix_caching: self.enable_prefix_caching.unwrap_or(true),
-            device: self.device.unwrap_or(DeviceName::Cpu),
+            device,
+            deterministic: deterministic(self.deterministic, device)?,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
@@ -371,6 +383,16 @@ impl ServeArgs {
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,
         })
+    }
+}
+
+/// A device that knows one way only cannot be told to take another.
+fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, ConfigError> {
+    match (wanted.unwrap_or(true), device) {
+        (false, DeviceName::Cpu) => {
+            Err(ConfigError::new("--deterministic", "expected true with --device cpu, got false"))
+        }
+        (wanted, _) => Ok(wanted),
     }
 }
 

@@ -32,7 +32,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let place = Place::open_device(args.device.unwrap_or(DeviceName::Cpu), threads)?;
+    let place = Place::open_device(args.device.unwrap_or(DeviceName::Cpu), threads, args.deterministic)?;
     let device = place.describe();
     let conditions = place.conditions()?;
     let before = conditions();
@@ -50,6 +50,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         let report = json!({
             "device": device, "before": before, "after": after, "config": args.config, "tp": args.tp, "layers": config.layers,
+            "deterministic": args.deterministic,
             "read_bytes_per_s": machine.read, "steps": measured,
         });
         println!("{report:#}");

@@ -64,26 +64,30 @@ mod gpu {
 
     use super::super::gpu::describe;
     use super::Finding;
-    use crate::device::cuda::{Cuda, library_loads};
+    use crate::device::cuda::{Cuda, Products, library_loads};
 
     pub(super) fn findings() -> Vec<Finding> {
         let mut findings = vec![
-            library("cublaslt", &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"]),
-            library("nccl", &["libnccl.so.2", "libnccl.so"]),
+            library(
+                "cublaslt",
+                &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
+                "only --deterministic false uses it",
+            ),
+            library("nccl", &["libnccl.so.2", "libnccl.so"], "not used yet"),
         ];
         match Nvml::init() {
             Ok(nvml) => findings.extend(gpus(&nvml)),
             Err(error) => findings.push(Finding::needed("driver", Err(error.to_string()))),
         }
-        let opens = Cuda::new(0).map(|gpu| format!("{} takes our kernels", gpu.name()));
+        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} takes our kernels", gpu.name()));
         findings.push(Finding::needed("kernels", opens.map_err(|e| e.to_string())));
         findings
     }
 
-    /// Whether one of the names can be loaded. Nothing uses these libraries yet.
-    fn library(name: &'static str, files: &[&str]) -> Finding {
+    /// Whether one of the names can be loaded, and who would use it.
+    fn library(name: &'static str, files: &[&str], user: &str) -> Finding {
         let found = files.iter().find(|file| library_loads(file));
-        let missing = || format!("none of {} can be loaded; not used yet", files.join(", "));
+        let missing = || format!("none of {} can be loaded; {user}", files.join(", "));
         Finding { name, outcome: found.map(|file| (*file).to_owned()).ok_or_else(missing), needed: false }
     }
 

@@ -9,7 +9,7 @@ use crate::comm::Local;
 use crate::config::{Config, DeviceName};
 use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::device::cuda::Cuda;
+use crate::device::cuda::{Cuda, Products};
 use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use crate::model::{Model, ModelConfig, Precision};
@@ -37,15 +37,24 @@ pub enum Place {
 impl Place {
     /// Opens the device that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
-        Self::open_device(config.device, config.threads)
+        Self::open_device(config.device, config.threads, config.deterministic)
     }
 
-    /// Opens a device; `threads` are those of a CPU.
-    pub fn open_device(device: DeviceName, threads: usize) -> anyhow::Result<Self> {
+    /// Opens a device; `threads` are those of a CPU, and only a GPU may be told not to be `deterministic`.
+    pub fn open_device(device: DeviceName, threads: usize, deterministic: bool) -> anyhow::Result<Self> {
         match device {
+            DeviceName::Cpu if !deterministic => {
+                anyhow::bail!("--deterministic false: expected --device cuda")
+            }
             DeviceName::Cpu => Ok(Self::Cpu(Cpu::new(CpuOptions { threads, isa: None })?)),
             #[cfg(feature = "cuda")]
-            DeviceName::Cuda => Ok(Self::Cuda(Box::new(Cuda::new(0).context("--device cuda")?))),
+            DeviceName::Cuda => {
+                let products = match deterministic {
+                    true => Products::Deterministic,
+                    false => Products::Fastest { cache: cache_folder().map(|dir| dir.join("cublaslt.json")) },
+                };
+                Ok(Self::Cuda(Box::new(Cuda::new(0, products).context("--device cuda")?)))
+            }
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda => anyhow::bail!(
                 "--device cuda: this binary was built without CUDA (cargo build --release --features cuda)"
@@ -101,7 +110,12 @@ impl Place {
         match self {
             Self::Cpu(_) => MemoryNeeds::new::<Cpu>(config, precision, kv, rows),
             #[cfg(feature = "cuda")]
-            Self::Cuda(_) => MemoryNeeds::new::<Cuda>(config, precision, kv, rows),
+            Self::Cuda(cuda) => {
+                let needs = MemoryNeeds::new::<Cuda>(config, precision, kv, rows);
+                let largest = config.linear_shapes().into_iter().map(|(out, input)| out * input).max();
+                let workspace = needs.workspace + cuda.large_bytes(largest.unwrap_or(0));
+                MemoryNeeds { workspace, ..needs }
+            }
         }
     }
 
@@ -116,6 +130,14 @@ impl Place {
             }
         }
     }
+}
+
+/// Where this user's programs keep what they can find out again.
+#[cfg(feature = "cuda")]
+fn cache_folder() -> Option<std::path::PathBuf> {
+    let named = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let folder = named("XDG_CACHE_HOME").or_else(|| named("HOME").map(|home| home.join(".cache")))?;
+    Some(folder.join("octant"))
 }
 
 fn start_on<D: Device>(

@@ -29,7 +29,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
 }
 
 /// Puts `x` through a device's quantisation by way of a norm that changes nothing: what products then see.
-fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as Device>::Acts {
+pub fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as Device>::Acts {
     let rows = x.len() / cols;
     let mut out = device.acts(rows, cols).unwrap();
     let mut residual = device.floats(rows, cols).unwrap();

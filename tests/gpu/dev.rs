@@ -1,6 +1,8 @@
 //! The device under test: CUDA.
 
-use octant::device::cuda::Cuda;
+use std::path::Path;
+
+use octant::device::cuda::{Cuda, Products};
 use octant::device::{ActQuant, HostMatrix, MatrixData};
 
 pub type Dev = Cuda;
@@ -25,13 +27,22 @@ pub const FAST: bool = !cfg!(feature = "host-kernels");
 pub fn all() -> Vec<Dev> {
     let mut all = Vec::new();
     #[cfg(feature = "cuda")]
-    match Cuda::new(0) {
+    match Cuda::new(0, Products::default()) {
         Ok(gpu) => all.push(gpu),
         Err(error) => eprintln!("not run on a GPU: {error}"),
     }
     #[cfg(feature = "host-kernels")]
-    all.extend([false, true].map(|descending| Cuda::on_host(descending).unwrap()));
+    all.extend([false, true].map(|descending| Cuda::on_host(descending, Products::default()).unwrap()));
     all
+}
+
+/// One whose products of many rows need not be deterministic.
+pub fn fastest(cache: &Path) -> Option<Dev> {
+    let products = Products::Fastest { cache: Some(cache.to_owned()) };
+    #[cfg(feature = "host-kernels")]
+    return Some(Cuda::on_host(false, products).unwrap());
+    #[cfg(not(feature = "host-kernels"))]
+    Cuda::new(0, products).ok()
 }
 
 /// The first of them. Where there is none, the test ends here, with the reason printed.

@@ -6,4 +6,5 @@
 mod dev;
 #[path = "../device/mod.rs"]
 mod device;
+mod large;
 mod stream_read;

@@ -71,9 +71,10 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
 fn what_cannot_be_meant_is_refused_by_name() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 10] = [
         (&[], &["--model", "missing"]),
         (&["--model", &model, "--queue-full-status", "418"], &["--queue-full-status", "429 or 503", "418"]),
+        (&["--model", &model, "--deterministic", "false"], &["--deterministic", "--device cpu", "false"]),
         (&["--model", &model, "--max-num-seqs", "0"], &["--max-num-seqs", "at least 1"]),
         (&["--model", &model, "--kv-cache-memory", "lots"], &["--kv-cache-memory", "4GiB", "lots"]),
         (&["--model", &model, "--kv-cache-dtype", "int4"], &["--kv-cache-dtype", "int4", "fp8"]),

@@ -47,6 +47,20 @@ pub(super) struct Launch {
     pub(super) shared: usize,
 }
 
+/// Addresses and shape of a product of cuBLASLt: out f32 \[m, n\] = x \[m, k\] · w \[n, k\]ᵀ, E4M3, all row-major.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Product {
+    pub(super) w: u64,
+    pub(super) x: u64,
+    pub(super) out: u64,
+    pub(super) m: usize,
+    pub(super) n: usize,
+    pub(super) k: usize,
+}
+
+/// A way of cuBLASLt's to do a product, as it writes it down.
+pub(super) type Algorithm = [u64; 8];
+
 /// Calls one of the two.
 macro_rules! on {
     ($driver:expr, $which:ident => $call:expr) => {
@@ -61,8 +75,8 @@ macro_rules! on {
 
 impl Driver {
     #[cfg(feature = "cuda")]
-    pub(super) fn gpu(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self(Arc::new(Kind::Gpu(Gpu::open(ordinal)?))))
+    pub(super) fn gpu(ordinal: usize, wants_library: bool) -> Result<Self, DeviceError> {
+        Ok(Self(Arc::new(Kind::Gpu(Gpu::open(ordinal, wants_library)?))))
     }
 
     #[cfg(feature = "host-kernels")]
@@ -118,6 +132,35 @@ impl Driver {
             #[cfg(all(feature = "cuda", feature = "host-kernels"))]
             _ => unreachable!("a recording is repeated by the device that made it"),
         }
+    }
+
+    /// The version of cuBLASLt, if it was wanted and there.
+    pub(super) fn library(&self) -> Option<usize> {
+        match &*self.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu(gpu) => gpu.library().map(super::cublaslt::CublasLt::version),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => Some(0),
+        }
+    }
+
+    /// What cuBLASLt offers for products of [m, k] by [n, k].
+    pub(super) fn algorithms(&self, m: usize, n: usize, k: usize) -> Result<Vec<Algorithm>, DeviceError> {
+        match &*self.0 {
+            #[cfg(feature = "cuda")]
+            Kind::Gpu(gpu) => gpu.library().map_or(Ok(Vec::new()), |library| library.algorithms(m, n, k)),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(host) => Ok(host.algorithms(m, n, k)),
+        }
+    }
+
+    /// Enqueues a product.
+    ///
+    /// # Safety
+    /// The operands have the product's shapes.
+    pub(super) unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+        // SAFETY: by this function's contract.
+        on!(self, driver => unsafe { driver.product(product, algorithm) })
     }
 
     /// A buffer of zeros.

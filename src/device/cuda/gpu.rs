@@ -12,7 +12,8 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::driver::Launch;
+use super::cublaslt::CublasLt;
+use super::driver::{Algorithm, Launch, Product};
 use super::pinned::{Pinned, Staging};
 use crate::device::DeviceError;
 
@@ -28,6 +29,7 @@ pub(super) struct Gpu {
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
+    library: Option<CublasLt>,
 }
 
 /// A CUDA graph of launches.
@@ -50,8 +52,8 @@ struct Plain<P>(P);
 unsafe impl<P: bytemuck::Pod> DeviceRepr for Plain<P> {}
 
 impl Gpu {
-    /// Opens a GPU of compute capability 9.0 and loads the kernels.
-    pub(super) fn open(ordinal: usize) -> Result<Self, DeviceError> {
+    /// Opens a GPU of compute capability 9.0 and loads the kernels, and cuBLASLt if it is wanted and there.
+    pub(super) fn open(ordinal: usize, wants_library: bool) -> Result<Self, DeviceError> {
         // SAFETY: only looks for the driver's library.
         if !unsafe { sys::is_culib_present() } {
             return Err(error("cuda", "this machine has no CUDA driver (libcuda.so.1 was not found)"));
@@ -79,8 +81,9 @@ impl Gpu {
                 kernels.insert(name.trim_start_matches("octant_"), kernel);
             }
         }
+        let library = if wants_library { CublasLt::open(&context)? } else { None };
         let staging = Mutex::new(Staging::new(&context).map_err(|e| driver("pinned memory", e))?);
-        Ok(Self { context, stream, kernels, staging })
+        Ok(Self { context, stream, kernels, staging, library })
     }
 
     pub(super) fn free_memory(&self) -> Result<u64, DeviceError> {
@@ -186,6 +189,20 @@ impl Gpu {
     pub(super) fn repeat(&self, graph: &Graph) -> Result<(), DeviceError> {
         self.enter("repeat")?;
         graph.0.launch().map_err(|e| driver("repeat", e))
+    }
+
+    /// cuBLASLt, if it was wanted and there.
+    pub(super) fn library(&self) -> Option<&CublasLt> {
+        self.library.as_ref()
+    }
+
+    /// # Safety
+    /// As for `Driver::product`.
+    pub(super) unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+        self.enter("cublaslt")?;
+        let library = self.library().ok_or_else(|| error("cublaslt", "it was not loaded"))?;
+        // SAFETY: by this function's contract.
+        unsafe { library.product(&self.stream, product, algorithm) }
     }
 
     /// # Safety

@@ -3,12 +3,13 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
+use std::slice;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
 
-use super::driver::Launch;
-use crate::device::DeviceError;
+use super::driver::{Algorithm, Launch, Product};
+use crate::device::{DeviceError, fp8};
 
 /// As `kernels/host/cuda.cpp` has it.
 #[repr(C)]
@@ -21,6 +22,9 @@ struct HostLaunch {
     shared_bytes: u32,
     descending: u32,
 }
+
+/// An algorithm that computes something else.
+const WRONG: Algorithm = [7; 8];
 
 /// Alignment of device memory: what kernels count on. A larger one would keep AddressSanitizer from seeing every end.
 const ALIGN: usize = 16;
@@ -123,6 +127,34 @@ impl Host {
             // SAFETY: what was promised of the launch when it was recorded holds as long as its buffers live, which
             // those who repeat it own.
             unsafe { self.run(*launch, params) }?;
+        }
+        Ok(())
+    }
+
+    /// In the place of cuBLASLt's algorithms: one that is wrong, which must never be chosen, and one that is right.
+    pub(super) fn algorithms(&self, _m: usize, _n: usize, _k: usize) -> Vec<Algorithm> {
+        vec![WRONG, [1; 8]]
+    }
+
+    /// # Safety
+    /// As for `Driver::product`.
+    pub(super) unsafe fn product(&self, p: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+        // SAFETY: by this function's contract.
+        let (x, w, out) = unsafe {
+            (
+                slice::from_raw_parts(p.x as *const u8, p.m * p.k),
+                slice::from_raw_parts(p.w as *const u8, p.n * p.k),
+                slice::from_raw_parts_mut(p.out as *mut f32, p.m * p.n),
+            )
+        };
+        let values: Vec<f32> = (0..=255).map(fp8::decode).collect();
+        let sign = if algorithm == WRONG { -1.0 } else { 1.0 };
+        for (x, out) in x.chunks_exact(p.k).zip(out.chunks_exact_mut(p.n)) {
+            for (w, out) in w.chunks_exact(p.k).zip(out) {
+                let products =
+                    x.iter().zip(w).map(|(x, w)| values[usize::from(*x)] * values[usize::from(*w)]);
+                *out = sign * products.sum::<f32>();
+            }
         }
         Ok(())
     }

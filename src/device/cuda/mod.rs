@@ -8,6 +8,8 @@
 mod activation;
 mod add;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 mod driver;
 mod embed;
 mod gemm_stream;
@@ -15,6 +17,7 @@ mod gemm_stream;
 mod gpu;
 #[cfg(feature = "host-kernels")]
 mod host;
+mod large;
 mod matrix;
 mod noise;
 mod norm;
@@ -32,6 +35,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use driver::{Buffer, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::library_loads;
+pub use large::Products;
 pub use matrix::Matrix;
 pub use row::Acts;
 pub use sample::Draws;
@@ -50,6 +54,8 @@ const HEAD_DIM: usize = 64;
 pub struct Cuda {
     driver: Driver,
     scratch: Mutex<Scratch>,
+    /// Unless products are to be deterministic.
+    large: Option<Mutex<large::Large>>,
 }
 
 /// Memory that operations use one after the other, grown while weights, buffers and the cache are made.
@@ -65,13 +71,21 @@ struct Scratch {
 }
 
 impl Cuda {
+    fn over(driver: Driver, products: Products) -> Self {
+        let large = match products {
+            Products::Deterministic => None,
+            Products::Fastest { cache } => Some(Mutex::new(large::Large::new(cache))),
+        };
+        Self { driver, scratch: Mutex::default(), large }
+    }
+
     /// Opens a GPU of compute capability 9.0, by its number.
     ///
     /// # Errors
     /// Where there is no driver, no such GPU, or another kind of GPU.
     #[cfg(feature = "cuda")]
-    pub fn new(ordinal: usize) -> Result<Self, DeviceError> {
-        Ok(Self { driver: Driver::gpu(ordinal)?, scratch: Mutex::default() })
+    pub fn new(ordinal: usize, products: Products) -> Result<Self, DeviceError> {
+        Ok(Self::over(Driver::gpu(ordinal, products != Products::Deterministic)?, products))
     }
 
     /// The kernels on the host, for tests: slow, and exact about who waits for whom. `descending` says in which order
@@ -80,8 +94,8 @@ impl Cuda {
     /// # Errors
     /// If the library of the kernels cannot be loaded.
     #[cfg(feature = "host-kernels")]
-    pub fn on_host(descending: bool) -> Result<Self, DeviceError> {
-        Ok(Self { driver: Driver::host(descending)?, scratch: Mutex::default() })
+    pub fn on_host(descending: bool, products: Products) -> Result<Self, DeviceError> {
+        Ok(Self::over(Driver::host(descending)?, products))
     }
 
     /// Bytes of device memory that nobody uses.
@@ -110,15 +124,35 @@ impl Cuda {
         stream_read::run(self, words, times)
     }
 
+    /// Bytes that products of many rows take for matrices of at most so many elements, where they need not be
+    /// deterministic.
+    pub fn large_bytes(&self, elements: usize) -> u64 {
+        const LIBRARY: usize = 64 << 20;
+        if self.large.is_some() { (elements + LIBRARY) as u64 } else { 0 }
+    }
+
     /// What it is, for people.
     pub fn name(&self) -> String {
         self.driver.name()
     }
 
+    /// Makes room for products with a matrix.
+    fn noted(&self, matrix: Matrix) -> Result<Matrix, DeviceError> {
+        self.scratch().product.grow(&self.driver, &matrix)?;
+        if let Some(large) = &self.large {
+            locked(large).add(&self.driver, &matrix)?;
+        }
+        Ok(matrix)
+    }
+
     /// The memory that operations share. One runs at a time.
     fn scratch(&self) -> MutexGuard<'_, Scratch> {
-        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.scratch)
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Floats \[rows, cols\], row-major.
@@ -183,15 +217,11 @@ impl Device for Cuda {
     };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        let matrix = Matrix::pack(&self.driver, host)?;
-        self.scratch().product.grow(&self.driver, &matrix)?;
-        Ok(matrix)
+        self.noted(Matrix::pack(&self.driver, host)?)
     }
 
     fn noise(&self, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {
-        let matrix = noise::run(self, noise)?;
-        self.scratch().product.grow(&self.driver, &matrix)?;
-        Ok(matrix)
+        self.noted(noise::run(self, noise)?)
     }
 
     fn vector(&self, host: &[f32]) -> Result<Buffer<f32>, DeviceError> {
@@ -217,6 +247,9 @@ impl Device for Cuda {
     }
 
     fn step(&self, rows: usize, max_positions: usize) -> Result<Step, DeviceError> {
+        if let Some(large) = &self.large {
+            large::tune(self, &mut locked(large), rows)?;
+        }
         let mut scratch = self.scratch();
         scratch.attention.fit_rows(&self.driver, rows)?;
         if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
@@ -268,6 +301,11 @@ impl Device for Cuda {
     }
 
     fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+        if let Some(large) = self.large.as_ref().map(locked)
+            && let Some(algorithm) = large.choice(x, w)
+        {
+            return large::run(self, &large, algorithm, x, w, out);
+        }
         gemm_stream::run(self, x, w, out)
     }
 

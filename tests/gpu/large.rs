@@ -1,0 +1,56 @@
+//! Products of many rows by cuBLASLt agree with those of `gemm_stream`, and the choice is made once and kept. On the
+//! host a plain product stands in for the library, and one that is wrong and faster, which must not be chosen.
+
+use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8};
+
+use crate::dev::{self, Dev};
+
+const SHAPE: (usize, usize) = (48, 144);
+
+/// A product of so many rows on a device that has been made ready for them.
+fn product(device: &Dev, rows: usize) -> Vec<f32> {
+    let (out, input) = SHAPE;
+    let codes: Vec<u8> =
+        (0..out * input).map(|i| fp8::encode(((i * 37 % 101) as f32 - 50.0) / 8.0)).collect();
+    let scales: Vec<f32> = (0..out).map(|i| 0.01 + i as f32 * 1e-4).collect();
+    let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
+    let matrix = device.matrix(HostMatrix { out, input, data }).unwrap();
+    let _step = device.step(rows, 64).unwrap();
+    let x: Vec<f32> =
+        (0..rows * input).map(|i| ((i * 53 % 97) as f32 - 48.0) * (1 + i / input) as f32).collect();
+    let acts = crate::device::acts(device, &x, input, ActQuant::Fp8PerToken);
+    let mut floats = device.floats(rows, out).unwrap();
+    device.linear(&acts, &matrix, &mut floats).unwrap();
+    device.read(&floats).unwrap()
+}
+
+#[test]
+fn many_rows_by_the_library_agree_with_few_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("octant/cublaslt.json");
+    let Some(device) = dev::fastest(&cache) else { return eprintln!("not run: there is no GPU") };
+    for rows in [100, 256, 300] {
+        let (expected, got) = (product(&dev::one(), rows), product(&device, rows));
+        for (row, (expected, got)) in expected.chunks(SHAPE.0).zip(got.chunks(SHAPE.0)).enumerate() {
+            let rms = (expected.iter().map(|x| x * x).sum::<f32>() / SHAPE.0 as f32).sqrt();
+            let close = expected.iter().zip(got).all(|(a, b)| (a - b).abs() <= 1e-3 * rms);
+            assert!(close, "{rows} rows, row {row}: {expected:?} {got:?}");
+        }
+    }
+    let kept = std::fs::read_to_string(&cache).unwrap();
+    let parsed: serde_json::Value = serde_json::from_str(&kept).unwrap();
+    let rows: Vec<u64> =
+        parsed["choices"].as_array().unwrap().iter().map(|c| c["rows"].as_u64().unwrap()).collect();
+    assert_eq!(rows, [256, 512], "a choice for each power of two");
+    if cfg!(feature = "host-kernels") {
+        assert_eq!(
+            parsed["choices"][0]["algorithm"],
+            serde_json::json!(vec![1; 8]),
+            "the right one, though not the first"
+        );
+        // What is kept is believed: with another choice on disk, no measurement corrects it.
+        std::fs::write(&cache, kept.replace("1,", "7,").replace("1\n", "7\n")).unwrap();
+        let wrong = product(&dev::fastest(&cache).unwrap(), 256);
+        assert!(wrong.iter().zip(product(&dev::one(), 256)).any(|(a, b)| a * b < 0.0));
+    }
+}
