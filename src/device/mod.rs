@@ -223,6 +223,8 @@ pub struct DrawRoom {
     pub samples: usize,
     /// Rows of each.
     pub rows: usize,
+    /// Logits of a row.
+    pub vocab: usize,
 }
 
 /// The token drawn from one row.

@@ -39,7 +39,8 @@ const STEPS_AHEAD: usize = 2;
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
     pub fn new(device: &D, config: &ModelConfig, rows: usize, slots: usize) -> Result<Self, DeviceError> {
-        let room = DrawRoom { samples: STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS), rows: LOGIT_ROWS };
+        let samples = STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS);
+        let room = DrawRoom { samples, rows: LOGIT_ROWS, vocab: config.vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
@@ -60,7 +61,8 @@ impl<D: Device> Workspace<D> {
     /// Bytes of these buffers.
     pub fn bytes(config: &ModelConfig, rows: usize) -> u64 {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
-        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + config.vocab);
+        // Logits, and as many again that sampling works over.
+        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + 2 * config.vocab);
         let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
         (floats * 4 + acts * D::LAYOUT.act_bytes) as u64
     }

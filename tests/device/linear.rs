@@ -148,7 +148,7 @@ fn embedding_reads_back_the_packed_rows() {
         device.begin(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
         // The second token is one that another step drew: 2 of 3.
-        let mut draws = device.draws(2, DrawRoom { samples: 1, rows: 1 }).unwrap();
+        let mut draws = device.draws(2, DrawRoom { samples: 1, rows: 1, vocab: 3 }).unwrap();
         let mut logits = device.floats(1, 3).unwrap();
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
         device.sample(&logits, 3, &[SampleRow { slot: 1, ..greedy() }], &mut draws).unwrap();

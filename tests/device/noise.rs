@@ -11,7 +11,7 @@ fn rows(device: &dev::Dev, table: &<dev::Dev as Device>::Matrix, out: usize, inp
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
     let mut step = device.step(out, 256).unwrap();
-    let draws = device.draws(1, DrawRoom { samples: 1, rows: 1 }).unwrap();
+    let draws = device.draws(1, DrawRoom { samples: 1, rows: 1, vocab: 1 }).unwrap();
     let mut floats = device.floats(out, input).unwrap();
     let segments = vec![Segment { first: 0, len: out, position: 0, blocks: vec![0, 1, 2, 3] }];
     let inputs =

@@ -41,7 +41,7 @@ fn draw_on(
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
         rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
-    let mut draws = device.draws(rows.len(), DrawRoom { samples: 1, rows: rows.len() }).unwrap();
+    let mut draws = device.draws(rows.len(), DrawRoom { samples: 1, rows: rows.len(), vocab }).unwrap();
     device.sample(&floats, vocab, &rows, &mut draws).unwrap();
     device.drawn(&mut draws).unwrap()
 }
@@ -121,7 +121,7 @@ fn draws_follow_the_distribution() {
 fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
     for device in dev::all() {
         let mut floats = device.floats(2, 4).unwrap();
-        let mut draws = device.draws(8, DrawRoom { samples: 2, rows: 2 }).unwrap();
+        let mut draws = device.draws(8, DrawRoom { samples: 2, rows: 2, vocab: 4 }).unwrap();
         for round in 0..5 {
             for favoured in [round % 3, 3] {
                 let logits: Vec<f32> = (0..8).map(|i| if i % 4 == favoured { 1.0 } else { 0.0 }).collect();

@@ -259,6 +259,7 @@ impl Device for Cuda {
     }
 
     fn draws(&self, slots: usize, room: DrawRoom) -> Result<Draws, DeviceError> {
+        self.scratch().sample.fit(&self.driver, room)?;
         Draws::new(&self.driver, slots, room)
     }
 

@@ -59,7 +59,10 @@ struct SampleParams {
 }
 const _: () = assert!(size_of::<SampleParams>() == 64);
 
-/// What the kernels work in.
+/// Words of the lists of a row for which room is made from the first: a long prompt under a penalty, say. More are rare.
+const LISTS: usize = 8192;
+
+/// What the kernels work in, made for the largest sample.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     rows: Option<Buffer<DeviceRow>>,
@@ -67,6 +70,18 @@ pub(super) struct Scratch {
     work: Option<Buffer<f32>>,
     seen: Option<Buffer<u32>>,
     out: Option<Buffer<SampleResult>>,
+}
+
+impl Scratch {
+    pub(super) fn fit(&mut self, driver: &Driver, room: DrawRoom) -> Result<(), DeviceError> {
+        let DrawRoom { rows, vocab, .. } = room;
+        grown(&mut self.rows, rows, |len| driver.buffer(len))?;
+        grown(&mut self.lists, rows * LISTS, |len| driver.buffer(len))?;
+        grown(&mut self.work, rows * vocab, |len| driver.buffer(len))?;
+        grown(&mut self.seen, rows * vocab.div_ceil(32), |len| driver.buffer(len))?;
+        grown(&mut self.out, rows, |len| driver.buffer(len))?;
+        Ok(())
+    }
 }
 
 /// What sequences drew last, and results on their way to the host.
