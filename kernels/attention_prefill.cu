@@ -15,66 +15,82 @@ template <uint32_t D, bool Bf16>
 struct Prefill {
     const AttentionParams& p;
     const AttentionItem& item;
-    uint32_t group;
-    uint32_t kv_head;
-    // Of rows g and g + 8: the token within the item and its head, and whether there is one.
-    uint32_t token[2];
-    uint32_t head[2];
-    bool real[2];
+    // The first of the warp's 16 query rows, in tokens times heads.
+    uint32_t first;
 
-    DEVICE_MEMBER void run(uint32_t first, float* totals) {
+    DEVICE_MEMBER void run(float* totals) {
         constexpr uint32_t bytes = Bf16 ? 2 : 1;
-        const uint32_t g = lane_id() / 4, t = lane_id() % 4, rows = item.rows * group;
-        const float* row[2];
-        uint32_t end[2];
-#pragma unroll
-        for (uint32_t r = 0; r < 2; ++r) {
-            const uint32_t index = first + g + 8 * r;
-            real[r] = index < rows;
-            token[r] = real[r] ? index / group : 0;
-            head[r] = kv_head * group + index % group;
-            row[r] = real[r] ? query(r) : nullptr;
-            end[r] = real[r] ? item.position + token[r] + 1 : 0;
-        }
+        const uint32_t rows = item.rows * group();
         Queries<D, Bf16> queries;
-        queries.load(row[0], row[1], p.head_dim);
+        queries.load(query(row(0)), query(row(1)), p.head_dim);
         float* stats = totals + 16 * D;
         float maximum[2], denominator[2];
-        const uint32_t last = item.position + min(first + 15, rows - 1) / group + 1;
-        const uint32_t count = (last + BLOCK - 1) / BLOCK;
-        for (uint32_t split = 0; split * SPLIT < count; ++split) {
-            float sums[D / 8][4];
+        const uint32_t last = item.position + min(first + 15, rows - 1) / group() + 1;
+        float sums[D / 8][4];
+        for (uint32_t block = 0; block * BLOCK < last; ++block) {
+            if (block % SPLIT == 0) {
 #pragma unroll
-            for (uint32_t n = 0; n < D / 8; ++n) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0.0f;
-            maximum[0] = maximum[1] = -INFINITY;
-            denominator[0] = denominator[1] = 0.0f;
-            for (uint32_t block = split * SPLIT; block < min(count, (split + 1) * SPLIT); ++block) {
-                const uint32_t start = block * BLOCK;
-                const uint32_t seen[2] = {end[0] > start ? min(BLOCK, end[0] - start) : 0,
-                                          end[1] > start ? min(BLOCK, end[1] - start) : 0};
-                const uint8_t* keys = p.cache + (static_cast<size_t>(p.blocks[item.first_block + block]) * p.kv_heads +
-                                                 kv_head) * 2 * BLOCK * D * bytes;
-                const auto weights = weigh<D, Bf16>(queries, keys, p.scale, seen);
-                const Merge a = merge(maximum[0], weights.maximum[0]), b = merge(maximum[1], weights.maximum[1]);
-#pragma unroll
-                for (uint32_t n = 0; n < D / 8; ++n) {
-                    float out[4];
-                    apply<D, Bf16>(weights, keys + BLOCK * D * bytes, n, min(BLOCK, last - start), out);
-                    sums[n][0] = blend(a.mine, sums[n][0], a.other, out[0]);
-                    sums[n][1] = blend(a.mine, sums[n][1], a.other, out[1]);
-                    sums[n][2] = blend(b.mine, sums[n][2], b.other, out[2]);
-                    sums[n][3] = blend(b.mine, sums[n][3], b.other, out[3]);
-                }
-                maximum[0] = a.maximum, maximum[1] = b.maximum;
-                denominator[0] = blend(a.mine, denominator[0], a.other, weights.denominator[0]);
-                denominator[1] = blend(b.mine, denominator[1], b.other, weights.denominator[1]);
+                for (uint32_t n = 0; n < D / 8; ++n) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0.0f;
+                maximum[0] = maximum[1] = -INFINITY;
+                denominator[0] = denominator[1] = 0.0f;
             }
-            add_split(split == 0, sums, maximum, denominator, totals, stats);
-        }
+            const uint32_t start = block * BLOCK;
+            const uint32_t seen[2] = {seen_by(row(0), start), seen_by(row(1), start)};
+            const uint8_t* keys = p.cache + (static_cast<size_t>(p.blocks[item.first_block + block]) * p.kv_heads +
+                                             blockIdx.y) * 2 * BLOCK * D * bytes;
+            const auto weights = weigh<D, Bf16>(queries, keys, p.scale, seen);
+            const Merge a = merge(maximum[0], weights.maximum[0]), b = merge(maximum[1], weights.maximum[1]);
 #pragma unroll
+            for (uint32_t n = 0; n < D / 8; ++n) {
+                float out[4];
+                apply<D, Bf16>(weights, keys + BLOCK * D * bytes, n, min(BLOCK, last - start), out);
+                sums[n][0] = blend(a.mine, sums[n][0], a.other, out[0]);
+                sums[n][1] = blend(a.mine, sums[n][1], a.other, out[1]);
+                sums[n][2] = blend(b.mine, sums[n][2], b.other, out[2]);
+                sums[n][3] = blend(b.mine, sums[n][3], b.other, out[3]);
+            }
+            maximum[0] = a.maximum, maximum[1] = b.maximum;
+            denominator[0] = blend(a.mine, denominator[0], a.other, weights.denominator[0]);
+            denominator[1] = blend(b.mine, denominator[1], b.other, weights.denominator[1]);
+            if (block % SPLIT == SPLIT - 1 || start + BLOCK >= last) {
+                add_split(block < SPLIT, sums, maximum, denominator, totals, stats);
+            }
+        }
+        write(totals, stats);
+    }
+
+    DEVICE_MEMBER uint32_t group() const { return p.q_heads / p.kv_heads; }
+
+    // A query row: its token within the item and its head, and whether there is one.
+    struct Row {
+        uint32_t token, head;
+        bool real;
+    };
+
+    // Rows g and g + 8 of the warp: found again where they are wanted, rather than kept in registers.
+    DEVICE_MEMBER Row row(uint32_t r) const {
+        const uint32_t index = first + lane_id() / 4 + 8 * r;
+        return {index / group(), blockIdx.y * group() + index % group(), index < item.rows * group()};
+    }
+
+    // How many of the block's positions a row sees.
+    DEVICE_MEMBER uint32_t seen_by(const Row& row, uint32_t start) const {
+        const uint32_t end = row.real ? item.position + row.token + 1 : 0;
+        return end > start ? min(BLOCK, end - start) : 0;
+    }
+
+    DEVICE_MEMBER const float* query(const Row& row) const {
+        if (!row.real) return nullptr;
+        const size_t at = (static_cast<size_t>(item.row) + row.token) * (p.q_heads + 2 * p.kv_heads);
+        return p.qkv + (at + row.head) * p.head_dim;
+    }
+
+    DEVICE_MEMBER void write(const float* totals, const float* stats) const {
+        const uint32_t t = lane_id() % 4;
         for (uint32_t r = 0; r < 2; ++r) {
-            if (!real[r]) continue;
-            const size_t out = static_cast<size_t>(item.entry + token[r]) * p.q_heads + head[r];
+            const Row row = this->row(r);
+            if (!row.real) continue;
+            const size_t out = static_cast<size_t>(item.entry + row.token) * p.q_heads + row.head;
             for (uint32_t n = 0; n < D / 8; ++n) {
                 const float* from = totals + (n * 32 + lane_id()) * 4 + 2 * r;
                 const uint32_t d = 8 * n + 2 * t;
@@ -88,11 +104,6 @@ struct Prefill {
                 p.stats[out * 2 + 1] = stats[lane_id() * 4 + 2 + r];
             }
         }
-    }
-
-    DEVICE_MEMBER const float* query(uint32_t r) const {
-        const size_t row = (static_cast<size_t>(item.row) + token[r]) * (p.q_heads + 2 * p.kv_heads);
-        return p.qkv + (row + head[r]) * p.head_dim;
     }
 
     // Each lane keeps its own part of the totals: 4 sums of each 8 dimensions, and of its two rows maxima and
@@ -116,13 +127,13 @@ struct Prefill {
 
 template <uint32_t D, bool Bf16>
 DEVICE void attend(const AttentionParams& p) {
-    const AttentionItem item = p.items[blockIdx.x];
+    const AttentionItem& item = p.items[blockIdx.x];
     const uint32_t group = p.q_heads / p.kv_heads, warp = threadIdx.x / 32;
     const uint32_t first = item.part + warp * 16;
     if (first >= item.rows * group) return;
     auto* totals = reinterpret_cast<float*>(shared_memory()) + warp * (16 * D + 128);
-    Prefill<D, Bf16> prefill{p, item, group, blockIdx.y, {}, {}, {}};
-    prefill.run(first, totals);
+    Prefill<D, Bf16> prefill{p, item, first};
+    prefill.run(totals);
 }
 
 #define ATTENTION_PREFILL(D)                                                                       \

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::{env, fs, thread};
 
 /// Kernels whose registers must not spill to memory.
-const HOT: [&str; 4] = ["octant_gemm_stream", "octant_attention_decode", "octant_norm", "octant_activation"];
+const HOT: [&str; 4] = ["octant_gemm_stream", "octant_attention", "octant_norm", "octant_activation"];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
