@@ -14,7 +14,7 @@ use octant::comm::Local;
 use octant::commands::bench::Steps;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, KvDtype};
-use octant::model::{Model, ModelConfig, Precision};
+use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
 
 const PREFILL: usize = 512;
@@ -55,12 +55,13 @@ fn main() {
     }
     let kv = if o.precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
-    let needs = MemoryNeeds::new::<Cpu>(&config, o.precision, kv, PREFILL);
+    let needs = MemoryNeeds::new::<Cpu>(&config, 1, o.precision, kv, PREFILL);
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64).expect("memory has no end");
     let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("the best there is");
     println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);
     let start = Instant::now();
-    let model = Model::load(&o.dir, &config, o.precision, &device, &mut |_| {}).expect("a whole checkpoint");
+    let model = Model::load(&o.dir, &config, (Shard::WHOLE, o.precision), &device, &mut |_| {})
+        .expect("a whole checkpoint");
     println!("loaded in {:.3} s", start.elapsed().as_secs_f64());
     let vocab = config.vocab;
     let cache = plan.cache(&config, kv);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures of tests/data/golden: two tiny random models and what transformers computes with them.
+"""Makes the golden fixtures of tests/data/golden: three tiny random models and what transformers computes with them.
 
     python3 scripts/make_golden.py            (needs torch, transformers, safetensors)
 
@@ -44,6 +44,14 @@ def main() -> None:
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )
     make("llama", LlamaForCausalLM(llama))
+    # For eight ranks: three query heads each, KV heads that four ranks have in common, an odd vocabulary.
+    wide = NemotronConfig(
+        vocab_size=389, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=24,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, partial_rotary_factor=0.5,
+        norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False, hidden_act="relu2",
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )
+    make("wide", NemotronForCausalLM(wide))
 
 
 @torch.no_grad()

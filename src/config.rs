@@ -124,7 +124,10 @@ pub struct ServeArgs {
     /// Where to run [default: cpu]
     #[arg(long, env = "OCTANT_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceName>,
-    /// Threads of the CPU device [default: all cores]
+    /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1]
+    #[arg(long, env = "OCTANT_TENSOR_PARALLEL_SIZE", value_name = "N")]
+    pub tensor_parallel_size: Option<usize>,
+    /// Threads of the CPU device, divided between ranks [default: all cores]
     #[arg(long, env = "OCTANT_THREADS", value_name = "N")]
     pub threads: Option<usize>,
     /// Memory for keys and values, in bytes or as 4GiB, 512MiB
@@ -288,6 +291,8 @@ pub struct Config {
     pub prefix_caching: bool,
     /// Where to run.
     pub device: DeviceName,
+    /// Ranks that share the model.
+    pub ranks: usize,
     /// Threads of the CPU device.
     pub threads: usize,
     /// Whether a row has the same bits in any company.
@@ -334,6 +339,7 @@ impl ServeArgs {
             kv_cache_dtype: self.kv_cache_dtype.or(file.kv_cache_dtype),
             quantization: self.quantization.or(file.quantization),
             device: self.device.or(file.device),
+            tensor_parallel_size: self.tensor_parallel_size.or(file.tensor_parallel_size),
             threads: self.threads.or(file.threads),
             kv_cache_memory: self.kv_cache_memory.or(file.kv_cache_memory),
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
@@ -373,6 +379,7 @@ impl ServeArgs {
             prefix_caching: self.enable_prefix_caching.unwrap_or(true),
             device,
             deterministic: deterministic(self.deterministic, device)?,
+            ranks: ranks(self.tensor_parallel_size.unwrap_or(1))?,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
@@ -383,6 +390,13 @@ impl ServeArgs {
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,
         })
+    }
+}
+
+fn ranks(size: usize) -> Result<usize, ConfigError> {
+    match size {
+        1 | 2 | 4 | 8 => Ok(size),
+        _ => Err(ConfigError::new("--tensor-parallel-size", format!("expected 1, 2, 4 or 8, got {size}"))),
     }
 }
 

@@ -8,6 +8,9 @@ pub use stand_in::StandIn;
 
 use crate::device::{Device, DeviceError};
 
+/// [`DeviceError::op`] of a failure that is another rank's, which says more about it than this one can.
+pub const PEER: &str = "peer";
+
 /// One rank's handle on its group. Every rank calls the same operations in the same order.
 pub trait Communicator<D: Device>: Send + 'static {
     /// This rank, below `size`.

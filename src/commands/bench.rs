@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::place::Place;
+use super::place::{Devices, Place};
 use super::projection::all_reduce_seconds;
 use crate::comm::{Communicator, StandIn};
 use crate::config::{BenchRankArgs, DeviceName};
@@ -32,16 +32,18 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let place = Place::open_device(args.device.unwrap_or(DeviceName::Cpu), threads, args.deterministic)?;
+    let device = args.device.unwrap_or(DeviceName::Cpu);
+    let place =
+        Place::open_devices(Devices { device, ranks: 1, threads, deterministic: args.deterministic })?;
     let device = place.describe();
     let conditions = place.conditions()?;
     let before = conditions();
     eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
     let machine = Machine { read: place.read_bandwidth()?, memory: place.memory()? };
     let measured = match place {
-        Place::Cpu(cpu) => measure(cpu, &config, args, machine)?,
+        Place::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, machine)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(cuda) => measure(*cuda, &config, args, machine)?,
+        Place::Cuda(mut gpus) => measure(gpus.remove(0), &config, args, machine)?,
     };
     let after = conditions();
     if let Some(after) = &after {
@@ -89,7 +91,7 @@ fn measure<D: Device>(
     let longest = contexts.iter().map(|context| context + args.reps + args.warm_up + 1);
     let longest = longest.chain(prefills.iter().copied()).max().unwrap_or(1);
     let rows = prefills.iter().copied().chain([batch]).max().unwrap_or(1);
-    let needs = crate::runner::MemoryNeeds::new::<D>(config, Precision::Fp8, KvDtype::Fp8, rows);
+    let needs = crate::runner::MemoryNeeds::new::<D>(config, 1, Precision::Fp8, KvDtype::Fp8, rows);
     let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
     let comm = StandIn::new(&device, args.tp, rows, config.hidden)?;
     let counts: BTreeSet<usize> = batches.iter().chain(prefills).copied().collect();

@@ -1,5 +1,7 @@
 //! The device that a command runs on, chosen at run time.
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::Context;
 
 use super::bench::cpu_read_bandwidth;
@@ -12,7 +14,7 @@ use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::cuda::{Cuda, Products};
 use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use crate::model::{Model, ModelConfig, Precision};
+use crate::model::{Model, ModelConfig, Precision, Shard};
 use crate::runner::{MemoryNeeds, RankParts, Runner};
 
 /// Of the memory that is available, what the server may plan with.
@@ -25,35 +27,58 @@ const CPU_IN_FLIGHT: usize = 1;
 #[cfg(feature = "cuda")]
 const GPU_IN_FLIGHT: usize = 2;
 
-/// A device, opened.
+/// Devices, opened, one for each rank.
 pub enum Place {
     /// This machine's processor.
-    Cpu(Cpu),
-    /// An NVIDIA GPU.
+    Cpu(Vec<Cpu>),
+    /// NVIDIA GPUs.
     #[cfg(feature = "cuda")]
-    Cuda(Box<Cuda>),
+    Cuda(Vec<Cuda>),
+}
+
+/// How devices are opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Devices {
+    /// Which kind.
+    pub device: DeviceName,
+    /// Ranks, each with one.
+    pub ranks: usize,
+    /// Threads of a CPU, of all ranks together.
+    pub threads: usize,
+    /// Only a GPU may be told not to be.
+    pub deterministic: bool,
 }
 
 impl Place {
-    /// Opens the device that the configuration names.
+    /// Opens the devices that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
-        Self::open_device(config.device, config.threads, config.deterministic)
+        let Config { device, ranks, threads, deterministic, .. } = *config;
+        Self::open_devices(Devices { device, ranks, threads, deterministic })
     }
 
-    /// Opens a device; `threads` are those of a CPU, and only a GPU may be told not to be `deterministic`.
-    pub fn open_device(device: DeviceName, threads: usize, deterministic: bool) -> anyhow::Result<Self> {
+    /// Opens devices.
+    pub fn open_devices(devices: Devices) -> anyhow::Result<Self> {
+        let Devices { device, ranks, threads, deterministic } = devices;
         match device {
             DeviceName::Cpu if !deterministic => {
                 anyhow::bail!("--deterministic false: expected --device cuda")
             }
-            DeviceName::Cpu => Ok(Self::Cpu(Cpu::new(CpuOptions { threads, isa: None })?)),
+            DeviceName::Cpu => {
+                let options = CpuOptions { threads: (threads / ranks).max(1), isa: None };
+                let cpus = (0..ranks).map(|_| Cpu::new(options));
+                Ok(Self::Cpu(cpus.collect::<Result<_, _>>()?))
+            }
             #[cfg(feature = "cuda")]
             DeviceName::Cuda => {
+                anyhow::ensure!(
+                    ranks == 1,
+                    "--tensor-parallel-size: expected 1 with --device cuda, got {ranks}: GPUs cannot talk to each other yet"
+                );
                 let products = match deterministic {
                     true => Products::Deterministic,
                     false => Products::Fastest { cache: cache_folder().map(|dir| dir.join("cublaslt.json")) },
                 };
-                Ok(Self::Cuda(Box::new(Cuda::new(0, products).context("--device cuda")?)))
+                Ok(Self::Cuda(vec![Cuda::new(0, products).context("--device cuda")?]))
             }
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda => anyhow::bail!(
@@ -64,10 +89,22 @@ impl Place {
 
     /// For people.
     pub fn describe(&self) -> String {
-        match self {
-            Self::Cpu(cpu) => format!("CPU, {} threads, {:?}", cpu.threads(), cpu.isa()),
+        let (first, ranks) = match self {
+            Self::Cpu(cpus) => {
+                (format!("CPU, {} threads, {:?}", cpus[0].threads(), cpus[0].isa()), cpus.len())
+            }
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.name(),
+            Self::Cuda(gpus) => (gpus[0].name(), gpus.len()),
+        };
+        if ranks == 1 { first } else { format!("{ranks} ranks, each {first}") }
+    }
+
+    /// Ranks.
+    pub fn ranks(&self) -> usize {
+        match self {
+            Self::Cpu(cpus) => cpus.len(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpus) => gpus.len(),
         }
     }
 
@@ -76,7 +113,7 @@ impl Place {
         let pci: Option<String> = match self {
             Self::Cpu(_) => None,
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => Some(cuda.pci()?),
+            Self::Cuda(gpus) => Some(gpus[0].pci()?),
         };
         Ok(move || {
             #[cfg(feature = "cuda")]
@@ -86,34 +123,36 @@ impl Place {
         })
     }
 
-    /// Bytes per second that it reads, measured now.
+    /// Bytes per second that the first rank reads, measured now.
     pub fn read_bandwidth(&self) -> anyhow::Result<f64> {
         match self {
-            Self::Cpu(cpu) => Ok(cpu_read_bandwidth(cpu.threads(), 1 << 30)),
+            Self::Cpu(cpus) => Ok(cpu_read_bandwidth(cpus[0].threads(), 1 << 30)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => Ok(cuda.stream_read(&vec![1; 1 << 30], 20)?.0),
+            Self::Cuda(gpus) => Ok(gpus[0].stream_read(&vec![1; 1 << 30], 20)?.0),
         }
     }
 
-    /// Bytes to plan with.
+    /// Bytes that each rank may plan with.
     pub fn memory(&self) -> anyhow::Result<u64> {
         let (available, share) = match self {
-            Self::Cpu(_) => (available_memory()?, CPU_SHARE),
+            // They have one memory.
+            Self::Cpu(cpus) => (available_memory()? / cpus.len() as u64, CPU_SHARE),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => (cuda.free_memory()?, GPU_SHARE),
+            Self::Cuda(gpus) => (gpus[0].free_memory()?, GPU_SHARE),
         };
         Ok((available as f64 * share) as u64)
     }
 
-    /// What a model needs here.
-    pub fn needs(&self, config: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> MemoryNeeds {
+    /// What each rank of a model needs here, `share` being one's.
+    pub fn needs(&self, share: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> MemoryNeeds {
+        let ranks = self.ranks();
         match self {
-            Self::Cpu(_) => MemoryNeeds::new::<Cpu>(config, precision, kv, rows),
+            Self::Cpu(_) => MemoryNeeds::new::<Cpu>(share, ranks, precision, kv, rows),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => {
-                let needs = MemoryNeeds::new::<Cuda>(config, precision, kv, rows);
-                let largest = config.linear_shapes().into_iter().map(|(out, input)| out * input).max();
-                let workspace = needs.workspace + cuda.large_bytes(largest.unwrap_or(0));
+            Self::Cuda(gpus) => {
+                let needs = MemoryNeeds::new::<Cuda>(share, ranks, precision, kv, rows);
+                let largest = share.linear_shapes().into_iter().map(|(out, input)| out * input).max();
+                let workspace = needs.workspace + gpus[0].large_bytes(largest.unwrap_or(0));
                 MemoryNeeds { workspace, ..needs }
             }
         }
@@ -122,11 +161,13 @@ impl Place {
     /// Loads the weights and starts the engine over them.
     pub fn start(self, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
         match self {
-            Self::Cpu(cpu) => start_on(cpu, CPU_IN_FLIGHT, p),
+            Self::Cpu(cpus) => start_on(cpus, CPU_IN_FLIGHT, p),
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => {
-                super::gpu::watch(cuda.pci()?);
-                start_on(*cuda, GPU_IN_FLIGHT, p)
+            Self::Cuda(gpus) => {
+                for gpu in &gpus {
+                    super::gpu::watch(gpu.pci()?);
+                }
+                start_on(gpus, GPU_IN_FLIGHT, p)
             }
         }
     }
@@ -141,14 +182,10 @@ fn cache_folder() -> Option<std::path::PathBuf> {
 }
 
 fn start_on<D: Device>(
-    device: D,
+    devices: Vec<D>,
     in_flight: usize,
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    let mut progress = Progress::start();
-    let model =
-        Model::load(&p.config.model, &p.model, p.precision, &device, &mut |done| progress.update(&done))?;
-    progress.finish();
     let scheduler = SchedulerConfig {
         max_num_seqs: p.config.max_num_seqs,
         max_num_batched_tokens: p.config.max_num_batched_tokens,
@@ -159,17 +196,41 @@ fn start_on<D: Device>(
         max_queue_tokens: p.config.max_queue_tokens,
         prefix_caching: p.config.prefix_caching,
     };
-    let rank = RankParts {
+    let share = p.model.share(devices.len()).map_err(anyhow::Error::msg)?;
+    let loaded = load(devices, p)?;
+    // A rank that fails by itself, or does not come at all, is named before the step as a whole is given up.
+    let group = Local::group(loaded.len(), p.config.step_timeout.mul_f64(0.75));
+    let ranks = loaded.into_iter().zip(group).map(|((device, model), comm)| RankParts {
         device,
-        comm: Local::alone(),
+        comm,
         model,
-        cache: p.memory.cache(&p.model, p.kv),
+        cache: p.memory.cache(&share, p.kv),
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: scheduler.vocab_size,
-    };
-    let runner = Runner::start(vec![rank], p.config.step_timeout);
+    });
+    let runner = Runner::start(ranks.collect(), p.config.step_timeout);
     Ok(Engine::start(scheduler, in_flight, Box::new(runner)))
+}
+
+/// Loads every rank's part onto its device, all at the same time.
+fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
+    let ranks = devices.len();
+    let progress = Mutex::new(Progress::start(ranks));
+    let part = |device: D, shard: Shard| {
+        let model = Model::load(&p.config.model, &p.model, (shard, p.precision), &device, &mut |done| {
+            progress.lock().unwrap_or_else(PoisonError::into_inner).update(shard.rank, &done);
+        });
+        model.map(|model| (device, model))
+    };
+    let loaded: Result<Vec<_>, _> = std::thread::scope(|scope| {
+        let part = &part;
+        let ranks = devices.into_iter().zip(Shard::all(ranks));
+        let threads: Vec<_> = ranks.map(|(device, shard)| scope.spawn(move || part(device, shard))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("loading does not panic")).collect()
+    });
+    progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+    Ok(loaded?)
 }
 
 /// Bytes that the system can give without swapping, or that the control group allows, whichever is less.

@@ -90,7 +90,8 @@ fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
         KvCacheDtype::Fp8 => KvDtype::Fp8,
         KvCacheDtype::Bf16 => KvDtype::Bf16,
     };
-    let needs = place.needs(&model, precision, kv, config.max_num_batched_tokens);
+    let share = model.share(place.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
+    let needs = place.needs(&share, precision, kv, config.max_num_batched_tokens);
     let memory = MemoryPlan::new(
         needs,
         place.memory()?,
@@ -160,8 +161,9 @@ fn print_banner(p: &Prepared, place: &Place) {
     eprintln!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
     eprintln!("precision   {precision}, KV cache {:?}", p.kv);
     eprintln!("device      {}", place.describe());
+    let each = if place.ranks() == 1 { "" } else { "of each rank: " };
     eprintln!(
-        "memory      weights {}, workspace {}, KV cache {} = {} blocks of 64 tokens",
+        "memory      {each}weights {}, workspace {}, KV cache {} = {} blocks of 64 tokens",
         gib(p.memory.needs.weights),
         gib(p.memory.needs.workspace),
         gib(p.memory.kv_bytes()),

@@ -126,6 +126,15 @@ pub struct LayerKv {
     pub v_scale: f32,
 }
 
+/// Embeddings of the ids from `first` on, \[ids, hidden\].
+#[derive(Debug)]
+pub struct Table<'a, M> {
+    /// Packed as for a product.
+    pub matrix: &'a M,
+    /// Of the first row.
+    pub first: usize,
+}
+
 /// One layer's part of a cache, to read.
 #[derive(Debug)]
 pub struct Cached<'a, C> {
@@ -333,11 +342,11 @@ pub trait Device: Send + 'static {
     fn repeat(&self, recording: &Self::Recording, step: &Self::Step) -> Result<bool, DeviceError>;
     /// Says how many rows of a buffer a repeated operation has written.
     fn written(&self, floats: &mut Self::Floats, rows: usize);
-    /// out\[r\] = table\[token\[r\]\], in F32.
+    /// out\[r\] = table\[token\[r\]\], in F32; 0 for tokens that the table does not have.
     fn embed(
         &self,
         step: &Self::Step,
-        table: &Self::Matrix,
+        table: Table<'_, Self::Matrix>,
         draws: &Self::Draws,
         out: &mut Self::Floats,
     ) -> Result<(), DeviceError>;

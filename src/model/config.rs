@@ -89,8 +89,8 @@ impl ModelConfig {
         })
     }
 
-    /// One of `ranks` ranks' share: heads, the width of the MLP and the vocabulary are divided, and where there are
-    /// fewer KV heads than ranks, each rank has one.
+    /// One of `ranks` ranks' share: heads, the width of the MLP and the vocabulary are divided; where there are fewer KV
+    /// heads than ranks, each rank has one, and a vocabulary that cannot be divided is padded.
     ///
     /// # Errors
     /// What cannot be divided, as expected versus got.
@@ -101,11 +101,18 @@ impl ModelConfig {
         };
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
         let q_heads = divide("query heads", q_heads)?;
-        let kv_heads = if kv_heads < ranks { 1 } else { divide("KV heads", kv_heads)? };
+        let kv_heads = match ranks % kv_heads {
+            0 => 1,
+            // A rank's query heads must not read KV heads of which it has a part only.
+            _ if kv_heads < ranks => {
+                return Err(format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}"));
+            }
+            _ => divide("KV heads", kv_heads)?,
+        };
         Ok(Self {
             heads: HeadShape { q_heads, kv_heads, head_dim },
             ffn: divide("MLP width", self.ffn)?,
-            vocab: divide("vocabulary", self.vocab)?,
+            vocab: self.vocab.div_ceil(ranks),
             ..self.clone()
         })
     }

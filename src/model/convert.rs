@@ -1,4 +1,6 @@
-//! Stored tensors to what devices take: BF16, or E4M3 codes with a scale per output row.
+//! Stored tensors to what devices take: BF16, or E4M3 codes with a scale per output row; all of a matrix, or a slice.
+
+use std::ops::Range;
 
 use safetensors::tensor::Dtype;
 
@@ -11,6 +13,27 @@ use crate::device::fp8;
 pub(super) enum Rows {
     Bf16(Vec<u16>),
     Fp8 { codes: Vec<u8>, scales: Vec<f32> },
+}
+
+/// The rows and columns of a stored matrix that are wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Slice {
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+}
+
+impl Slice {
+    /// The bytes of each wanted row of a matrix whose rows have `row_bytes` and whose elements `width`.
+    fn of<'a>(
+        &self,
+        bytes: &'a [u8],
+        row_bytes: usize,
+        width: usize,
+    ) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let cols = self.cols.start * width..self.cols.end * width;
+        let rows = &bytes[self.rows.start * row_bytes..self.rows.end * row_bytes];
+        rows.chunks_exact(row_bytes).map(move |row| &row[cols.clone()])
+    }
 }
 
 /// Rows that a thread converts at a time are not shared, so they are split evenly.
@@ -58,15 +81,23 @@ fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// A float matrix rounded to BF16.
-pub(super) fn to_bf16(tensor: &Tensor<'_>) -> Result<Vec<u16>, LoadError> {
-    let width = width(tensor)?;
-    let mut out = vec![0u16; tensor.bytes.len() / width];
-    let per = out.len().div_ceil(threads()).max(1);
+/// A slice of a float matrix rounded to BF16.
+pub(super) fn to_bf16(tensor: &Tensor<'_>, slice: &Slice) -> Result<Vec<u16>, LoadError> {
+    let (width, row_bytes) = (width(tensor)?, tensor.shape[1] * width(tensor)?);
+    let (rows, cols) = (slice.rows.len(), slice.cols.len());
+    let mut out = vec![0u16; rows * cols];
+    let per = rows.div_ceil(threads()).max(1);
     let finite = std::thread::scope(|scope| {
-        let parts = out.chunks_mut(per).zip(tensor.bytes.chunks(per * width));
-        let workers: Vec<_> =
-            parts.map(|(out, bytes)| scope.spawn(move || bf16_part(tensor.dtype, bytes, out))).collect();
+        let parts = out.chunks_mut((per * cols).max(1)).enumerate();
+        let part = |(index, out): (usize, &mut [u16])| {
+            let first = slice.rows.start + index * per;
+            let slice = Slice { rows: first..first + out.len() / cols, cols: slice.cols.clone() };
+            slice
+                .of(tensor.bytes, row_bytes, width)
+                .zip(out.chunks_exact_mut(cols))
+                .fold(true, |finite, (bytes, out)| finite & bf16_part(tensor.dtype, bytes, out))
+        };
+        let workers: Vec<_> = parts.map(|chunk| scope.spawn(move || part(chunk))).collect();
         workers.into_iter().all(|w| w.join().expect("conversion does not panic"))
     });
     if finite { Ok(out) } else { Err(tensor.error("holds NaN or infinity, expected finite numbers")) }
@@ -87,46 +118,57 @@ fn bf16_part(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
     out.iter().fold(true, |all, x| all & (x & 0x7F80 != 0x7F80))
 }
 
-/// A float matrix \[out, in\] quantised, a scale per row.
-pub(super) fn quantize(tensor: &Tensor<'_>) -> Result<Rows, LoadError> {
+/// A slice of a float matrix \[out, in\] quantised, a scale per row: that of the whole row, whatever part of it is wanted,
+/// so that the ranks of a group have the weights that one rank would have.
+pub(super) fn quantize(tensor: &Tensor<'_>, slice: &Slice) -> Result<Rows, LoadError> {
     let width = width(tensor)?;
-    let (out, input) = (tensor.shape[0], tensor.shape[1]);
-    let mut codes = vec![0u8; out * input];
-    let mut scales = vec![0.0f32; out];
-    let per = out.div_ceil(threads()).max(1);
+    let (input, cols) = (tensor.shape[1], slice.cols.len());
+    let mut codes = vec![0u8; slice.rows.len() * cols];
+    let mut scales = vec![0.0f32; slice.rows.len()];
+    let per = slice.rows.len().div_ceil(threads()).max(1);
+    let bytes = &tensor.bytes[slice.rows.start * input * width..slice.rows.end * input * width];
     std::thread::scope(|scope| {
-        let parts = codes.chunks_mut(per * input).zip(scales.chunks_mut(per));
-        for ((codes, scales), bytes) in parts.zip(tensor.bytes.chunks(per * input * width)) {
+        let parts = codes.chunks_mut((per * cols).max(1)).zip(scales.chunks_mut(per));
+        for ((codes, scales), bytes) in parts.zip(bytes.chunks(per * input * width)) {
             scope.spawn(move || {
-                let mut row = vec![0.0; input];
-                let rows = codes.chunks_exact_mut(input).zip(bytes.chunks_exact(input * width));
+                let (mut row, mut whole) = (vec![0.0; input], vec![0; input]);
+                let rows = codes.chunks_exact_mut(cols).zip(bytes.chunks_exact(input * width));
                 for ((codes, bytes), scale) in rows.zip(scales) {
                     widen(tensor.dtype, bytes, &mut row);
-                    *scale = fp8::quantize_row(&row, codes);
+                    *scale = fp8::quantize_row(&row, &mut whole);
                     // An infinite element shows in the scale; a NaN has a code of its own.
-                    if codes.iter().fold(false, |any, c| any | fp8::is_nan(*c)) {
+                    if whole.iter().fold(false, |any, c| any | fp8::is_nan(*c)) {
                         *scale = f32::NAN;
                     }
+                    codes.copy_from_slice(&whole[slice.cols.clone()]);
                 }
             });
         }
     });
     match scales.iter().position(|scale| !scale.is_finite()) {
         None => Ok(Rows::Fp8 { codes, scales }),
-        Some(row) => Err(tensor.error(format!("row {row} holds NaN or infinity, expected finite numbers"))),
+        Some(row) => {
+            let row = slice.rows.start + row;
+            Err(tensor.error(format!("row {row} holds NaN or infinity, expected finite numbers")))
+        }
     }
 }
 
-/// Stored E4M3 codes, none of them NaN.
-pub(super) fn codes(tensor: &Tensor<'_>) -> Result<Vec<u8>, LoadError> {
+/// A slice of stored E4M3 codes, none of them NaN.
+pub(super) fn codes(tensor: &Tensor<'_>, slice: &Slice) -> Result<Vec<u8>, LoadError> {
     if tensor.dtype != Dtype::F8_E4M3 {
         return Err(tensor.error(format!("expected F8_E4M3, got {:?}", tensor.dtype)));
     }
-    if tensor.bytes.iter().fold(false, |any, code| any | fp8::is_nan(*code)) {
-        let at = tensor.bytes.iter().position(|code| fp8::is_nan(*code)).unwrap_or_default();
-        return Err(tensor.error(format!("element {at} is the NaN code {:#04x}", tensor.bytes[at])));
+    let input = tensor.shape[1];
+    let mut codes = Vec::with_capacity(slice.rows.len() * slice.cols.len());
+    slice.of(tensor.bytes, input, 1).for_each(|row| codes.extend_from_slice(row));
+    if codes.iter().fold(false, |any, code| any | fp8::is_nan(*code)) {
+        let at = codes.iter().position(|code| fp8::is_nan(*code)).unwrap_or_default();
+        let cols = slice.cols.len();
+        let element = (slice.rows.start + at / cols) * input + slice.cols.start + at % cols;
+        return Err(tensor.error(format!("element {element} is the NaN code {:#04x}", codes[at])));
     }
-    Ok(tensor.bytes.to_vec())
+    Ok(codes)
 }
 
 /// A stored scale as one F32 per output row: `[]`, `[1]`, `[out]` and `[out, 1]` are all in use.

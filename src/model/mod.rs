@@ -11,6 +11,7 @@ mod error;
 mod json;
 mod random;
 mod scheme;
+mod shard;
 mod weights;
 mod workspace;
 
@@ -19,11 +20,12 @@ use std::path::Path;
 pub use config::{GenerationConfig, ModelConfig};
 pub use error::LoadError;
 pub use scheme::{Fp8Scheme, Scheme};
+pub use shard::Shard;
 pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, Workspace};
 
 use crate::comm::Communicator;
-use crate::device::{ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, StepInputs};
+use crate::device::{ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, StepInputs, Table, Token};
 
 /// What becomes of linear weights and of the inputs of their products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +57,14 @@ struct Layer<D: Device> {
     down: Linear<D::Matrix>,
 }
 
-/// A decoder's weights on a device.
+/// A decoder's weights on a device, or one rank's part of them.
 #[derive(Debug)]
 pub struct Model<D: Device> {
+    /// This rank's share.
     config: ModelConfig,
+    shard: Shard,
+    /// Ids of the whole model.
+    vocab: usize,
     embedding: Linear<D::Matrix>,
     layers: Vec<Layer<D>>,
     final_norm: Norm<D::Vector>,
@@ -78,20 +84,25 @@ pub struct Pass<'a, D: Device, C: Communicator<D>> {
 }
 
 impl<D: Device> Model<D> {
-    /// Loads the weights of a Hugging Face directory onto a device.
+    /// Loads a rank's part of the weights of a Hugging Face directory onto its device. `config` is the whole model's.
     pub fn load(
         dir: &Path,
         config: &ModelConfig,
-        precision: Precision,
+        (shard, precision): (Shard, Precision),
         device: &D,
         progress: &mut dyn FnMut(LoadProgress<'_>),
     ) -> Result<Self, LoadError> {
-        weights::load(dir, config, precision, device, progress)
+        weights::load(dir, config, (shard, precision), device, progress)
     }
 
-    /// The architecture.
+    /// The architecture, as this rank has a share of it.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Ids of the whole model.
+    pub fn vocab(&self) -> usize {
+        self.vocab
     }
 
     /// Runs all layers over a step: fills the cache at the step's positions and leaves the residual stream in
@@ -102,7 +113,7 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
         pass: Pass<'_, D, C>,
     ) -> Result<(), DeviceError> {
-        pass.device.begin(inputs, &mut space.step)?;
+        self.begin(inputs, space, pass.device)?;
         self.layers(space, pass)
     }
 
@@ -127,13 +138,24 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
         device: &D,
     ) -> Result<bool, DeviceError> {
-        device.begin(inputs, &mut space.step)?;
+        self.begin(inputs, space, device)?;
         let done = device.repeat(recording, &space.step)?;
         if done {
             device.written(&mut space.residual, inputs.recorded_rows);
             device.written(&mut space.delta, inputs.recorded_rows);
         }
         Ok(done)
+    }
+
+    fn begin(&self, inputs: &StepInputs, space: &mut Workspace<D>, device: &D) -> Result<(), DeviceError> {
+        for token in &inputs.tokens {
+            assert!(
+                !matches!(token, Token::Id(id) if *id as usize >= self.vocab),
+                "{token:?} of {}",
+                self.vocab
+            );
+        }
+        device.begin(inputs, &mut space.step)
     }
 
     fn layers<C: Communicator<D>>(
@@ -143,7 +165,9 @@ impl<D: Device> Model<D> {
     ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
         let s = space;
-        device.embed(&s.step, &self.embedding.matrix, &s.draws, &mut s.residual)?;
+        let table = Table { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
+        device.embed(&s.step, table, &s.draws, &mut s.residual)?;
+        comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let delta = (index > 0).then_some(&s.delta);
             device.norm(&mut s.residual, delta, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?;
@@ -164,10 +188,22 @@ impl<D: Device> Model<D> {
     }
 
     /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.
-    pub fn logits(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
+    pub fn logits<C: Communicator<D>>(
+        &self,
+        device: &D,
+        comm: &C,
+        rows: &[u32],
+        space: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         device.select(&space.residual, &space.delta, rows, &mut space.selected)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
-        device.linear(&space.last, &head.matrix, &mut space.logits)
+        match &mut space.part {
+            None => device.linear(&space.last, &head.matrix, &mut space.logits),
+            Some(part) => {
+                device.linear(&space.last, &head.matrix, part)?;
+                comm.all_gather(device, part, &mut space.logits)
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A model of random weights, for measuring speed without a checkpoint: normally distributed, quantised as real ones
 //! are, and different in every layer, so that no cache flatters the result.
 
-use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision};
+use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::noise::splitmix64;
 use crate::device::{ActQuant, Device, DeviceError, LayerKv, Noise, Norm, NormKind, Rope, fp8};
 
@@ -41,6 +41,8 @@ impl<D: Device> Model<D> {
             head: if config.tied { None } else { Some(source.table()?) },
             layers,
             rope: Rope { inv_freq: config.inv_freq.clone() },
+            shard: Shard::WHOLE,
+            vocab: config.vocab,
             config: config.clone(),
         })
     }

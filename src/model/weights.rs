@@ -1,16 +1,19 @@
 //! From a checkpoint's tensors to a device's matrices: names, merges and quantisation, a tensor at a time.
 
+use std::ops::Range;
 use std::path::Path;
 
 use safetensors::tensor::Dtype;
 
 use super::checkpoint::Checkpoint;
 use super::config::ModelConfig;
-use super::convert::{self, Rows};
+use super::convert::{self, Rows, Slice};
 use super::error::LoadError;
 use super::scheme::Scheme;
-use super::{Layer, Linear, Model, Precision};
-use crate::device::{ActQuant, Activation, Device, HostMatrix, LayerKv, MatrixData, Norm, NormKind, Rope};
+use super::{Layer, Linear, Model, Precision, Shard};
+use crate::device::{
+    ActQuant, Activation, Device, HeadShape, HostMatrix, LayerKv, MatrixData, Norm, NormKind, Rope,
+};
 
 /// How far loading has got.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,7 +28,9 @@ pub struct LoadProgress<'a> {
 
 struct Loader<'a, D: Device> {
     device: &'a D,
+    /// The whole model's.
     config: &'a ModelConfig,
+    shard: Shard,
     precision: Precision,
     checkpoint: Checkpoint,
     done: u64,
@@ -33,17 +38,25 @@ struct Loader<'a, D: Device> {
     progress: &'a mut dyn FnMut(LoadProgress<'_>),
 }
 
-/// Loads a model's weights onto a device.
+/// A module of a product: its name, its outputs, and those that a rank has.
+struct Module {
+    name: &'static str,
+    out: usize,
+    rows: Range<usize>,
+}
+
+/// Loads a rank's part of a model's weights onto its device.
 pub(super) fn load<D: Device>(
     dir: &Path,
     config: &ModelConfig,
-    precision: Precision,
+    (shard, precision): (Shard, Precision),
     device: &D,
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Model<D>, LoadError> {
+    let share = config.share(shard.ranks).map_err(|message| LoadError::file(dir, message))?;
     let checkpoint = Checkpoint::open(dir)?;
     let total = checkpoint.bytes();
-    let mut loader = Loader { device, config, precision, checkpoint, done: 0, total, progress };
+    let mut loader = Loader { device, config, shard, precision, checkpoint, done: 0, total, progress };
     let layers = (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
     let final_norm = loader.norm("model.norm")?;
     let embedding = loader.table("model.embed_tokens")?;
@@ -56,48 +69,63 @@ pub(super) fn load<D: Device>(
     };
     loader.checkpoint.finish()?;
     let rope = Rope { inv_freq: config.inv_freq.clone() };
-    Ok(Model { config: config.clone(), embedding, layers, final_norm, head, rope })
+    Ok(Model { config: share, shard, vocab: config.vocab, embedding, layers, final_norm, head, rope })
 }
 
 impl<D: Device> Loader<'_, D> {
     fn layer(&mut self, index: usize) -> Result<Layer<D>, LoadError> {
         let base = format!("model.layers.{index}");
-        let [(_, hidden), (_, attention), _, (_, ffn)] = self.config.linear_shapes();
-        let heads = self.config.heads;
-        let (q, kv) = (heads.q_heads * heads.head_dim, heads.kv_heads * heads.head_dim);
-        let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
+        let HeadShape { q_heads, kv_heads, head_dim } = self.config.heads;
+        let (hidden, ffn) = (self.config.hidden, self.config.ffn);
+        // How each tensor is divided: Q, K, V, gate and up by their outputs, O and down by their inputs.
+        let of_heads = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
+        let own_q = of_heads(self.shard.part(q_heads));
+        let own_kv = of_heads(self.shard.kv_heads(kv_heads));
+        let own_ffn = self.shard.part(ffn);
+        let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
+        let module = |name, out, rows: &Range<usize>| Module { name, out, rows: rows.clone() };
+        let qkv = [
+            module("self_attn.q_proj", q, &own_q),
+            module("self_attn.k_proj", kv, &own_kv),
+            module("self_attn.v_proj", kv, &own_kv),
+        ];
+        let up_proj = module("mlp.up_proj", ffn, &own_ffn);
         let up: &[_] = match self.config.activation {
-            Activation::SquaredRelu => &[("mlp.up_proj", ffn)],
-            Activation::SwiGlu => &[("mlp.gate_proj", ffn), ("mlp.up_proj", ffn)],
+            Activation::SquaredRelu => &[up_proj],
+            Activation::SwiGlu => &[module("mlp.gate_proj", ffn, &own_ffn), up_proj],
         };
+        let whole = 0..hidden;
+        let output = [module("self_attn.o_proj", hidden, &whole)];
+        let down = [module("mlp.down_proj", hidden, &whole)];
         Ok(Layer {
             input_norm: self.norm(&format!("{base}.input_layernorm"))?,
-            qkv: self.linear(&base, &qkv, hidden)?,
+            qkv: self.linear(&base, &qkv, (hidden, &whole))?,
             kv: self.kv_scales(index, &base)?,
-            output: self.linear(&base, &[("self_attn.o_proj", hidden)], attention)?,
+            output: self.linear(&base, &output, (q, &own_q))?,
             mlp_norm: self.norm(&format!("{base}.post_attention_layernorm"))?,
-            up: self.linear(&base, up, hidden)?,
-            down: self.linear(&base, &[("mlp.down_proj", hidden)], ffn)?,
+            up: self.linear(&base, up, (hidden, &whole))?,
+            down: self.linear(&base, &down, (ffn, &own_ffn))?,
         })
     }
 
-    /// One product of one or more modules, their outputs one after the other.
+    /// One product of one or more modules, their outputs one after the other. Of their inputs, `cols` are this rank's.
     fn linear(
         &mut self,
         base: &str,
-        parts: &[(&str, usize)],
-        input: usize,
+        parts: &[Module],
+        (input, cols): (usize, &Range<usize>),
     ) -> Result<Linear<D::Matrix>, LoadError> {
         let mut merged: Option<Rows> = None;
         let mut input_scale: Option<f32> = None;
         let mut stored_fp8 = 0;
-        for (name, out) in parts {
+        for Module { name, out, rows } in parts {
             let module = format!("{base}.{name}");
+            let slice = Slice { rows: rows.clone(), cols: cols.clone() };
             let (rows, scale) = if self.config.scheme.covers(&module) {
                 stored_fp8 += 1;
-                self.stored_fp8(&module, *out, input)?
+                self.stored_fp8(&module, (*out, input), &slice)?
             } else {
-                (self.float_rows(&module, *out, input)?, None)
+                (self.float_rows(&module, (*out, input), &slice)?, None)
             };
             input_scale = max(input_scale, scale);
             merged = Some(match merged {
@@ -112,8 +140,8 @@ impl<D: Device> Loader<'_, D> {
             (Precision::Fp8, Some(scale)) if stored_fp8 == parts.len() => ActQuant::Fp8Static(scale),
             (Precision::Fp8, _) => ActQuant::Fp8PerToken,
         };
-        let out = parts.iter().map(|(_, out)| out).sum();
-        Ok(Linear { matrix: self.upload(out, input, &rows)?, quant })
+        let out = parts.iter().map(|module| module.rows.len()).sum();
+        Ok(Linear { matrix: self.upload(out, cols.len(), &rows)?, quant })
     }
 
     fn append(&self, merged: Rows, rows: Rows, module: &str) -> Result<Rows, LoadError> {
@@ -139,13 +167,14 @@ impl<D: Device> Loader<'_, D> {
     fn stored_fp8(
         &mut self,
         module: &str,
-        out: usize,
-        input: usize,
+        (out, input): (usize, usize),
+        slice: &Slice,
     ) -> Result<(Rows, Option<f32>), LoadError> {
         let name = format!("{module}.weight");
-        let codes = convert::codes(&self.checkpoint.take_shaped(&name, &[out, input])?)?;
+        let codes = convert::codes(&self.checkpoint.take_shaped(&name, &[out, input])?, slice)?;
         self.took(&name);
         let scales = convert::row_scales(&self.checkpoint.take(&format!("{module}.weight_scale"))?, out)?;
+        let scales = scales[slice.rows.clone()].to_vec();
         let is_static = matches!(&self.config.scheme, Scheme::Fp8(scheme) if scheme.static_activations);
         let input_scale = if is_static {
             Some(convert::scalar(&self.checkpoint.take(&format!("{module}.input_scale"))?)?)
@@ -156,24 +185,36 @@ impl<D: Device> Loader<'_, D> {
     }
 
     /// A module whose weight is stored as floats, quantised if asked for.
-    fn float_rows(&mut self, module: &str, out: usize, input: usize) -> Result<Rows, LoadError> {
+    fn float_rows(
+        &mut self,
+        module: &str,
+        (out, input): (usize, usize),
+        slice: &Slice,
+    ) -> Result<Rows, LoadError> {
         let name = format!("{module}.weight");
         let tensor = self.checkpoint.take_shaped(&name, &[out, input])?;
         let rows = match self.precision {
-            Precision::Fp8 => convert::quantize(&tensor)?,
-            Precision::None => Rows::Bf16(convert::to_bf16(&tensor)?),
+            Precision::Fp8 => convert::quantize(&tensor, slice)?,
+            Precision::None => Rows::Bf16(convert::to_bf16(&tensor, slice)?),
         };
         self.took(&name);
         Ok(rows)
     }
 
-    /// An embedding or LM head: BF16, unless it is stored as E4M3.
+    /// An embedding or LM head, divided by ids: BF16, unless it is stored as E4M3. Ranks whose ids are fewer than the
+    /// others' have zeros for the rest.
     fn table(&mut self, module: &str) -> Result<Linear<D::Matrix>, LoadError> {
         let name = format!("{module}.weight");
-        let (out, input) = (self.config.vocab, self.config.hidden);
-        let tensor = self.checkpoint.take_shaped(&name, &[out, input])?;
+        let (vocab, input) = (self.config.vocab, self.config.hidden);
+        let slice = Slice { rows: self.shard.ids(vocab), cols: 0..input };
+        let out = vocab.div_ceil(self.shard.ranks);
+        let tensor = self.checkpoint.take_shaped(&name, &[vocab, input])?;
         if tensor.dtype == Dtype::F8_E4M3 {
-            let (rows, scale) = self.stored_fp8(module, out, input)?;
+            let (mut rows, scale) = self.stored_fp8(module, (vocab, input), &slice)?;
+            if let Rows::Fp8 { codes, scales } = &mut rows {
+                codes.resize(out * input, 0);
+                scales.resize(out, 1.0);
+            }
             let quant = match (self.precision, scale) {
                 (Precision::None, _) => ActQuant::Bf16,
                 (Precision::Fp8, Some(scale)) => ActQuant::Fp8Static(scale),
@@ -181,7 +222,9 @@ impl<D: Device> Loader<'_, D> {
             };
             return Ok(Linear { matrix: self.upload(out, input, &rows)?, quant });
         }
-        let rows = Rows::Bf16(convert::to_bf16(&tensor)?);
+        let mut halves = convert::to_bf16(&tensor, &slice)?;
+        halves.resize(out * input, 0);
+        let rows = Rows::Bf16(halves);
         self.took(&name);
         Ok(Linear { matrix: self.upload(out, input, &rows)?, quant: ActQuant::Bf16 })
     }

@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once for the largest step.
 
-use super::ModelConfig;
+use super::{Model, ModelConfig};
 use crate::device::{Device, DeviceError, DrawRoom};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
@@ -27,7 +27,9 @@ pub struct Workspace<D: Device> {
     /// Rows whose logits are wanted, \[LOGIT_ROWS, hidden\].
     pub(super) selected: D::Floats,
     pub(super) last: D::Acts,
-    /// \[LOGIT_ROWS, vocab\].
+    /// This rank's logits, where there are other ranks, \[LOGIT_ROWS, share of the vocabulary\].
+    pub(super) part: Option<D::Floats>,
+    /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
     pub logits: D::Floats,
     /// What sequences drew.
     pub draws: D::Draws,
@@ -38,9 +40,11 @@ const STEPS_AHEAD: usize = 2;
 
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
-    pub fn new(device: &D, config: &ModelConfig, rows: usize, slots: usize) -> Result<Self, DeviceError> {
+    pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
+        let (config, ranks) = (&model.config, model.shard.ranks);
+        let vocab = config.vocab * ranks;
         let samples = STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS);
-        let room = DrawRoom { samples, rows: LOGIT_ROWS, vocab: config.vocab };
+        let room = DrawRoom { samples, rows: LOGIT_ROWS, vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
@@ -53,16 +57,18 @@ impl<D: Device> Workspace<D> {
             activated: device.acts(rows, activated)?,
             selected: device.floats(LOGIT_ROWS, hidden)?,
             last: device.acts(LOGIT_ROWS, hidden)?,
-            logits: device.floats(LOGIT_ROWS, config.vocab)?,
+            part: if ranks > 1 { Some(device.floats(LOGIT_ROWS, config.vocab)?) } else { None },
+            logits: device.floats(LOGIT_ROWS, vocab)?,
             draws: device.draws(slots, room)?,
         })
     }
 
-    /// Bytes of these buffers.
-    pub fn bytes(config: &ModelConfig, rows: usize) -> u64 {
+    /// Bytes of these buffers on each of `ranks` ranks, `config` being the share of one.
+    pub fn bytes(config: &ModelConfig, ranks: usize, rows: usize) -> u64 {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         // Logits, and as many again that sampling works over.
-        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + 2 * config.vocab);
+        let logits = if ranks > 1 { (1 + 2 * ranks) * config.vocab } else { 2 * config.vocab };
+        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + logits);
         let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
         (floats * 4 + acts * D::LAYOUT.act_bytes) as u64
     }

@@ -44,8 +44,15 @@ pub struct DoesNotFit {
 }
 
 impl MemoryNeeds {
-    /// What a model needs on a device with this precision and cache, in steps of at most `rows` tokens.
-    pub fn new<D: Device>(config: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> Self {
+    /// What each of `ranks` ranks needs on its device with this precision and cache, in steps of at most `rows` tokens.
+    /// `config` is the share of one.
+    pub fn new<D: Device>(
+        config: &ModelConfig,
+        ranks: usize,
+        precision: Precision,
+        kv: KvDtype,
+        rows: usize,
+    ) -> Self {
         let layout = D::LAYOUT;
         let stored_fp8 = config.scheme != Scheme::None;
         let element = if precision == Precision::Fp8 || stored_fp8 { 1 } else { 2 };
@@ -59,7 +66,7 @@ impl MemoryNeeds {
         let norms = ((2 * config.layers + 1) * 2 * config.hidden * 4) as u64;
         Self {
             weights: config.layers as u64 * linear.sum::<u64>() + tables + norms,
-            workspace: Workspace::<D>::bytes(config, rows) + scratch_bytes(config, &layout, rows),
+            workspace: Workspace::<D>::bytes(config, ranks, rows) + scratch_bytes(config, &layout, rows),
             block: block_bytes(config, &layout, kv),
         }
     }

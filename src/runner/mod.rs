@@ -10,7 +10,7 @@ mod sampler;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, gib};
 pub use rank::RankParts;
@@ -24,7 +24,16 @@ use crate::scheduler::plan::{StepOutput, StepPlan};
 const _: () = assert!(crate::scheduler::plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
 
 /// What a rank's thread says of a step.
-type Outcome = Result<StepOutput, String>;
+type Outcome = Result<StepOutput, Failure>;
+
+/// Why a rank has no output.
+#[derive(Debug)]
+enum Failure {
+    /// It failed, or hangs.
+    Own(String),
+    /// It waited for another in vain.
+    Peer(String),
+}
 
 /// The ranks of one model, as an [`Executor`].
 #[derive(Debug)]
@@ -76,26 +85,38 @@ impl Executor for Runner {
     }
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
-        let mut first = None;
+        let deadline = Instant::now() + self.step_timeout;
+        let (mut first, mut peer) = (None, None);
         for (index, rank) in self.ranks.iter_mut().enumerate() {
-            let outcome = rank.outcome(self.step_timeout);
-            let output =
-                outcome.map_err(|e| ExecutorError { message: format!("rank {index} failed: {e}") })?;
-            first.get_or_insert(output);
+            match rank.outcome(deadline, self.step_timeout) {
+                Ok(output) => _ = first.get_or_insert(output),
+                Err(Failure::Own(message)) => {
+                    return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
+                }
+                // The one that it waited for may have more to say.
+                Err(Failure::Peer(message)) => _ = peer.get_or_insert((index, message)),
+            }
         }
-        Ok(first.expect("a runner has a rank"))
+        match (peer, first) {
+            (Some((index, message)), _) => {
+                Err(ExecutorError { message: format!("rank {index} failed: {message}") })
+            }
+            (None, first) => Ok(first.expect("a runner has a rank")),
+        }
     }
 }
 
 impl Rank {
     /// Waits for the earliest step, and not for ever.
-    fn outcome(&mut self, timeout: Duration) -> Outcome {
-        match self.outcomes.recv_timeout(timeout) {
+    fn outcome(&mut self, deadline: Instant, timeout: Duration) -> Outcome {
+        match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
-            Err(flume::RecvTimeoutError::Disconnected) => Err("its thread has ended".to_owned()),
+            Err(flume::RecvTimeoutError::Disconnected) => {
+                Err(Failure::Own("its thread has ended".to_owned()))
+            }
             Err(flume::RecvTimeoutError::Timeout) => {
                 self.thread = None;
-                Err(format!("a step did not end within {} s", timeout.as_secs_f64()))
+                Err(Failure::Own(format!("a step did not end within {} s", timeout.as_secs_f64())))
             }
         }
     }

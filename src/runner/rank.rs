@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::inputs;
 use super::sampler::{self, Slots};
-use super::{Outcome, StepOutput};
-use crate::comm::Communicator;
+use super::{Failure, Outcome, StepOutput};
+use crate::comm::{Communicator, PEER};
 use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
 use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
@@ -58,8 +58,8 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     plans: &flume::Receiver<Arc<StepPlan>>,
     outcomes: &flume::Sender<Outcome>,
 ) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut rank = Rank::new(parts).map_err(|e| e.to_string())?;
+    let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
+        let mut rank = Rank::new(parts)?;
         let mut before: Option<Launched> = None;
         loop {
             let next = if before.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
@@ -70,11 +70,11 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
             if next.as_deref().is_some_and(|plan| rank.needs_last_tokens(plan)) {
                 outputs.extend(before.take().map(|step| rank.finish(step)));
             }
-            let launched = next.map(|plan| rank.launch(plan)).transpose().map_err(|e| e.to_string())?;
+            let launched = next.map(|plan| rank.launch(plan)).transpose()?;
             outputs.extend(before.take().map(|step| rank.finish(step)));
             before = launched;
             for output in outputs {
-                if outcomes.send(Ok(output.map_err(|e| e.to_string())?)).is_err() {
+                if outcomes.send(Ok(output?)).is_err() {
                     return Ok(());
                 }
             }
@@ -82,11 +82,12 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     }));
     let failure = match outcome {
         Ok(Ok(())) => return,
-        Ok(Err(message)) => message,
+        Ok(Err(error)) if error.op == PEER => Failure::Peer(error.to_string()),
+        Ok(Err(error)) => Failure::Own(error.to_string()),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-            format!("panicked: {text}")
+            Failure::Own(format!("panicked: {text}"))
         }
     };
     let _nobody_waits = outcomes.send(Err(failure));
@@ -95,12 +96,12 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
 impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        let space = Workspace::new(&parts.device, parts.model.config(), rows, slots)?;
+        let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
             slots: Slots::new(parts.max_num_seqs),
-            vocab: parts.vocab.min(parts.model.config().vocab),
+            vocab: parts.vocab.min(parts.model.vocab()),
             device: parts.device,
             comm: parts.comm,
             model: parts.model,
@@ -176,7 +177,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
                 let start = firsts[index] + piece * LOGIT_ROWS;
                 let wanted: Vec<u32> = (start..start + targets.len()).map(|r| r as u32).collect();
-                self.model.logits(&self.device, &wanted, &mut self.space)?;
+                self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
                 let top = self.slots.get(row.slot).prompt_top();
                 let scores = self.device.score(&self.space.logits, self.vocab, targets, top)?;
                 sampler::record_scores(targets, scores, &mut out[index]);
@@ -191,7 +192,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         for piece in wanting.chunks(LOGIT_ROWS) {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
-            self.model.logits(&self.device, &wanted, &mut self.space)?;
+            self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
             let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
             self.device.sample(&self.space.logits, self.vocab, &rows, &mut self.space.draws)?;
         }

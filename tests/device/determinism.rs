@@ -10,13 +10,13 @@ use octant::request::{Request, SamplingParams, TokenLogprob};
 use super::model::{engine, fixture, request};
 use crate::dev;
 
-type Answer = Vec<(u32, TokenLogprob)>;
+pub type Answer = Vec<(u32, TokenLogprob)>;
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-async fn answer(engine: &EngineHandle, request: Request) -> Answer {
+pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     let mut stream = engine.enter(1).unwrap().submit(vec![request]).await.unwrap().remove(0);
     let mut answer = Vec::new();
     loop {

@@ -1,7 +1,7 @@
 //! The product: exact to F32 rounding against F64, and the same bits for a row whatever the number of rows.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Device, DrawRoom, HostMatrix, MatrixData, SampleRow, Token, fp8};
+use octant::device::{ActQuant, Device, DrawRoom, HostMatrix, MatrixData, SampleRow, Table, Token, fp8};
 
 use super::sample::row as greedy;
 use super::{acts, bf16, bf16_matrix, noise, product, quantized};
@@ -152,11 +152,20 @@ fn embedding_reads_back_the_packed_rows() {
         let mut logits = device.floats(1, 3).unwrap();
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
         device.sample(&logits, 3, &[SampleRow { slot: 1, ..greedy() }], &mut draws).unwrap();
-        device.embed(&step, &table, &draws, &mut out).unwrap();
+        device.embed(&step, Table { matrix: &table, first: 0 }, &draws, &mut out).unwrap();
         let expected: Vec<f32> = [74usize, 2, 33]
             .iter()
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();
         assert_eq!(device.read(&out).unwrap(), expected, "{:?}", dev::name(&device));
+        // A rank that has the ids from 33 on: one of the three is before them.
+        device.embed(&step, Table { matrix: &table, first: 33 }, &draws, &mut out).unwrap();
+        let only: Vec<f32> =
+            [expected_row(&w, 41, cols), vec![0.0; cols], expected_row(&w, 0, cols)].concat();
+        assert_eq!(device.read(&out).unwrap(), only);
     }
+}
+
+fn expected_row(w: &[u16], row: usize, cols: usize) -> Vec<f32> {
+    w[row * cols..(row + 1) * cols].iter().map(|x| fp8::bf16_value(*x)).collect()
 }

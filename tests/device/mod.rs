@@ -2,8 +2,8 @@
 //! and whole models against transformers. Each test binary has its own `dev`, which says what the device is.
 
 mod attention;
-mod determinism;
-mod golden;
+pub mod determinism;
+pub mod golden;
 mod linear;
 pub mod model;
 mod noise;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use octant::comm::Local;
 use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Workspace};
+use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace};
 use octant::request::{Request, SamplingParams, StopRules};
 use octant::runner::{RankParts, Runner};
 
@@ -26,7 +26,7 @@ pub fn fixture(name: &str) -> PathBuf {
 pub fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Dev, Model<Dev>), LoadError> {
     let config = ModelConfig::from_dir(dir)?;
     let device = dev::one();
-    let model = Model::load(dir, &config, precision, &device, &mut |_| {})?;
+    let model = Model::load(dir, &config, (Shard::WHOLE, precision), &device, &mut |_| {})?;
     Ok((config, device, model))
 }
 
@@ -36,7 +36,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let blocks = ids.len().div_ceil(64);
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();
-    let mut space = Workspace::new(&device, &config, ids.len(), 1).unwrap();
+    let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
     let inputs = StepInputs {
@@ -49,7 +49,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let rows: Vec<u32> = (0..ids.len() as u32).collect();
     let mut all = Vec::new();
     for rows in rows.chunks(LOGIT_ROWS) {
-        model.logits(&device, rows, &mut space).unwrap();
+        model.logits(&device, &comm, rows, &mut space).unwrap();
         all.extend(device.read(&space.logits).unwrap());
     }
     all

@@ -1,7 +1,7 @@
 //! Random weights are those of the formula, wherever they are made.
 
 use octant::device::{
-    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, Noise, Segment, StepInputs, Token, fp8,
+    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, Noise, Segment, StepInputs, Table, Token, fp8,
 };
 
 use crate::dev;
@@ -17,7 +17,7 @@ fn rows(device: &dev::Dev, table: &<dev::Dev as Device>::Matrix, out: usize, inp
     let inputs =
         StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
     device.begin(&inputs, &mut step).unwrap();
-    device.embed(&step, table, &draws, &mut floats).unwrap();
+    device.embed(&step, Table { matrix: table, first: 0 }, &draws, &mut floats).unwrap();
     device.read(&floats).unwrap()
 }
 

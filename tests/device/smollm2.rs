@@ -8,7 +8,7 @@ use std::time::Duration;
 use octant::comm::Local;
 use octant::device::{CacheSpec, KvDtype};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use octant::model::{Model, ModelConfig, Precision};
+use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules, Update};
 use octant::runner::{RankParts, Runner};
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
@@ -53,7 +53,7 @@ fn demo() -> Option<PathBuf> {
 fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let device = dev::one();
-    let model = Model::load(dir, &config, precision, &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, (Shard::WHOLE, precision), &device, &mut |_| {}).unwrap();
     let dtype = if precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let scheduler = SchedulerConfig {
         max_num_seqs: 10,

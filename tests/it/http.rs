@@ -23,7 +23,7 @@
 
 mod abort;
 mod chat;
-mod client;
+pub mod client;
 mod completions;
 mod context;
 mod door;

@@ -14,6 +14,7 @@ mod http;
 mod model;
 mod runner;
 mod scheduler;
+mod tensor_parallel;
 mod text;
 mod tidy;
 mod validate;

@@ -2,11 +2,12 @@
 
 use super::pool::Pool;
 use super::{Draws, Floats, Matrix, Parts, Step};
-use crate::device::Token;
+use crate::device::{Table, Token};
 
-pub(super) fn run(pool: &Pool, step: &Step, table: &Matrix, draws: &Draws, out: &mut Floats) {
+pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, draws: &Draws, out: &mut Floats) {
     let cols = out.cols;
-    assert_eq!(table.input, cols, "columns of an embedding of {cols}");
+    let Table { matrix, first } = table;
+    assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");
     let tokens = &step.inputs.tokens;
     let parts = Parts::new(out.resize(tokens.len()));
     pool.split(tokens.len(), |_, range| {
@@ -15,10 +16,12 @@ pub(super) fn run(pool: &Pool, step: &Step, table: &Matrix, draws: &Draws, out: 
                 Token::Id(id) => id as usize,
                 Token::Last { slot } => draws.last[slot as usize] as usize,
             };
-            assert!(token < table.out, "token {token} of {}", table.out);
             // SAFETY: each row is in one range.
             let out = unsafe { parts.part(row * cols..(row + 1) * cols) };
-            out.iter_mut().enumerate().for_each(|(i, o)| *o = table.get(token, i));
+            match token.checked_sub(first).filter(|row| *row < matrix.out) {
+                Some(token) => out.iter_mut().enumerate().for_each(|(i, o)| *o = matrix.get(token, i)),
+                None => out.fill(0.0),
+            }
         }
     });
 }

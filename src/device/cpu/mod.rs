@@ -28,7 +28,7 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs,
+    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
 };
 use isa::Checked;
 use pool::Pool;
@@ -309,7 +309,13 @@ impl Device for Cpu {
         floats.rows = rows;
     }
 
-    fn embed(&self, step: &Step, table: &Matrix, draws: &Draws, out: &mut Floats) -> Result<(), DeviceError> {
+    fn embed(
+        &self,
+        step: &Step,
+        table: Table<'_, Matrix>,
+        draws: &Draws,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
         embed::run(&self.pool, step, table, draws, out);
         Ok(())
     }

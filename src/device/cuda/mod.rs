@@ -43,7 +43,7 @@ pub use step::Step;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs,
+    KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs, Table,
 };
 
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
@@ -286,7 +286,13 @@ impl Device for Cuda {
         floats.resize(rows);
     }
 
-    fn embed(&self, step: &Step, table: &Matrix, draws: &Draws, out: &mut Floats) -> Result<(), DeviceError> {
+    fn embed(
+        &self,
+        step: &Step,
+        table: Table<'_, Matrix>,
+        draws: &Draws,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
         embed::run(self, step, table, draws, out)
     }
 

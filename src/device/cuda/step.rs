@@ -38,7 +38,6 @@ pub struct Step {
     pub(super) rows: usize,
     /// Rows of a recording; 0 outside of one.
     pub(super) recorded: usize,
-    pub(super) largest_token: usize,
     /// More than the largest slot whose last token is fed.
     pub(super) slots: usize,
     pub(super) largest_block: usize,
@@ -95,7 +94,6 @@ impl Step {
             words,
             rows: 0,
             recorded: 0,
-            largest_token: 0,
             slots: 0,
             largest_block: 0,
             decodes: 0,
@@ -126,9 +124,7 @@ impl Step {
         tables.entries.push(tables.taken);
         self.rows = rows;
         self.recorded = inputs.recorded_rows;
-        let id = |token: &Token| if let Token::Id(id) = token { *id as usize } else { 0 };
         let slot = |token: &Token| if let Token::Last { slot } = token { *slot as usize + 1 } else { 0 };
-        self.largest_token = inputs.tokens.iter().map(id).max().unwrap_or(0);
         self.slots = inputs.tokens.iter().map(slot).max().unwrap_or(0);
         self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;
         (self.decodes, self.prefills) = (tables.decodes.len(), tables.prefills.len());
