@@ -9,7 +9,14 @@ use std::process::Command;
 use std::{env, fs, thread};
 
 /// Kernels whose registers must not spill to memory.
-const HOT: [&str; 4] = ["octant_gemm_stream", "octant_attention", "octant_norm", "octant_activation"];
+const HOT: [&str; 6] = [
+    "octant_gemm_stream",
+    "octant_attention",
+    "octant_norm",
+    "octant_activation",
+    "octant_reduce",
+    "octant_gather",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
@@ -95,15 +102,15 @@ fn nvcc() -> PathBuf {
     found.expect("no nvcc in CUDA_HOME, in PATH or in .cuda; scripts/cuda_toolkit.py gets one")
 }
 
-/// Builds `libkernels_host.so`, with the sanitizers if `OCTANT_SANITIZE` is set, and tells the crate where it is.
+/// Builds `libkernels_host.so`, with the sanitizers that `OCTANT_SANITIZE` names, and tells the crate where it is.
 fn host_library(out: &Path) {
     println!("cargo:rerun-if-env-changed=OCTANT_SANITIZE");
-    let sanitize: &[&str] = match env::var_os("OCTANT_SANITIZE") {
-        Some(_) => &["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-        None => &[],
+    let sanitize: Vec<String> = match env::var("OCTANT_SANITIZE") {
+        Ok(which) => vec![format!("-fsanitize={which}"), "-fno-sanitize-recover=all".to_owned()],
+        Err(_) => Vec::new(),
     };
     let compile = |source: PathBuf| {
-        let object = out.join(format!("{}.o", stem(&source)));
+        let (object, sanitize) = (out.join(format!("{}.o", stem(&source))), sanitize.clone());
         thread::spawn(move || {
             let mut command = Command::new(env::var_os("CXX").unwrap_or_else(|| OsString::from("g++")));
             command.args([
@@ -127,6 +134,6 @@ fn host_library(out: &Path) {
         threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
     let library = out.join("libkernels_host.so");
     let mut link = Command::new(env::var_os("CXX").unwrap_or_else(|| OsString::from("g++")));
-    run(link.args(["-shared", "-o"]).arg(&library).args(sanitize).args(objects));
+    run(link.args(["-shared", "-o"]).arg(&library).args(&sanitize).args(objects));
     println!("cargo:rustc-env=OCTANT_HOST_KERNELS={}", library.display());
 }

@@ -6,3 +6,5 @@
 #else
 #include "ptx.cuh"
 #endif
+
+DEVICE float4 add(const float4& a, const float4& b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }

@@ -38,21 +38,6 @@ KERNEL(norm, NormParams, ROW_THREADS) {
             sum += x;
         }
     }
-    const float count = static_cast<float>(cols);
-    const float mean = p.layer_norm ? block_sum(sum) / count : 0.0f;
-    float squares = 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        const float a = row[2 * pair] - mean, b = row[2 * pair + 1] - mean;
-        squares += a * a;
-        squares += b * b;
-    }
-    const float inverse = 1.0f / sqrtf(block_sum(squares) / count + p.eps);
-    const float offset = p.layer_norm ? 1.0f : 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
-            const float y = (row[i] - mean) * inverse * (p.weight[i] + offset);
-            row[i] = p.bias == nullptr ? y : y + p.bias[i];
-        }
-    }
+    norm_row(row, cols, sum, {p.weight, p.bias, p.layer_norm, p.eps});
     store_row(row, cols, p.out, blockIdx.x);
 }

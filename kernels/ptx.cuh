@@ -90,3 +90,35 @@ DEVICE float4 load_l2(const float4* from) {
                  : "l"(from));
     return out;
 }
+
+// An element that another GPU may have written, past L1.
+DEVICE float load_l2(const float* from) {
+    float out;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(from));
+    return out;
+}
+
+// A word that other GPUs or the host write; what they wrote before it is seen after it.
+DEVICE uint32_t load_acquire(const uint32_t* from) {
+    uint32_t out;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(out) : "l"(from) : "memory");
+    return out;
+}
+
+// A word for other GPUs or the host, after all that this thread wrote or was told of.
+DEVICE void store_release(uint32_t* to, uint32_t value) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(to), "r"(value) : "memory");
+}
+
+// What this thread wrote or was told of is seen by other GPUs and the host before what it writes next.
+DEVICE void fence_system() { __threadfence_system(); }
+
+// The GPU's clock.
+DEVICE uint64_t nanoseconds() {
+    uint64_t out;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(out));
+    return out;
+}
+
+// Leaves the multiprocessor to others for a moment.
+DEVICE void pause_briefly() { __nanosleep(20); }

@@ -41,18 +41,45 @@ DEVICE float block_max(float x) {
     return largest;
 }
 
-// Quantises a row of shared memory, each element of which was written by the thread that reads it here: element i by
-// thread i / 2 modulo the block's size. `cols` is even.
-DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uint32_t index) {
-    const size_t start = static_cast<size_t>(index) * cols;
-    if (out.kind == 0) {
-        auto* values = reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(out.values) + start);
-        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x) values[i] = bf16x2(row[2 * i], row[2 * i + 1]);
-        if (threadIdx.x == 0) out.scales[index] = 1.0f;
-        return;
+// The weights of a norm.
+struct NormWeights {
+    const float* weight;
+    const float* bias;
+    uint32_t layer_norm;
+    float eps;
+};
+
+// Normalises a row of shared memory in place; `sum` is this thread's part of the row's sum. Element i is read and written
+// by thread i / 2 modulo the block's size. `cols` is even.
+DEVICE void norm_row(float* row, uint32_t cols, float sum, const NormWeights& norm) {
+    const float count = static_cast<float>(cols);
+    const float mean = norm.layer_norm ? block_sum(sum) / count : 0.0f;
+    float squares = 0.0f;
+    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
+        const float a = row[2 * pair] - mean, b = row[2 * pair + 1] - mean;
+        squares += a * a;
+        squares += b * b;
     }
-    float scale = out.static_scale;
-    if (out.kind == 1) {
+    const float inverse = 1.0f / sqrtf(block_sum(squares) / count + norm.eps);
+    const float offset = norm.layer_norm ? 1.0f : 0.0f;
+    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
+        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
+            const float y = (row[i] - mean) * inverse * (norm.weight[i] + offset);
+            row[i] = norm.bias == nullptr ? y : y + norm.bias[i];
+        }
+    }
+}
+
+// Quantises a row of shared memory, each element of which was written by the thread that reads it here: element i by
+// thread i / 2 modulo the block's size. `cols` is even. Every thread gets the scale.
+DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float static_scale, void* to) {
+    if (kind == 0) {
+        auto* values = static_cast<uint32_t*>(to);
+        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x) values[i] = bf16x2(row[2 * i], row[2 * i + 1]);
+        return 1.0f;
+    }
+    float scale = static_scale;
+    if (kind == 1) {
         float amax = 0.0f;
         for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x)
             amax = fmaxf(amax, fmaxf(fabsf(row[2 * i]), fabsf(row[2 * i + 1])));
@@ -61,8 +88,15 @@ DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uin
         scale = amax > 1e-30f ? amax / 448.0f : 1.0f;
     }
     const float inverse = 1.0f / scale;
-    auto* codes = reinterpret_cast<uint16_t*>(static_cast<uint8_t*>(out.values) + start);
+    auto* codes = static_cast<uint16_t*>(to);
     for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x)
         codes[i] = e4m3x2(row[2 * i] * inverse, row[2 * i + 1] * inverse);
+    return scale;
+}
+
+// The same, to where it belongs.
+DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uint32_t index) {
+    const size_t start = static_cast<size_t>(index) * cols * (out.kind == 0 ? 2 : 1);
+    const float scale = quantise_row(row, cols, out.kind, out.static_scale, static_cast<unsigned char*>(out.values) + start);
     if (threadIdx.x == 0) out.scales[index] = scale;
 }

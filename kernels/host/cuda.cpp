@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include <sys/mman.h>
@@ -12,6 +13,9 @@
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
+#endif
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
 #endif
 
 // Saves the callee's registers on the stack, the stack pointer in *from, and goes on where `to` was saved.
@@ -40,7 +44,7 @@ octant_switch:
 
 namespace host {
 
-Place place;
+constinit thread_local Place place{};
 
 namespace {
 
@@ -56,15 +60,36 @@ struct Warp {
 
 enum class State { ready, waits_for_block, waits_for_warp, ended };
 
+// A thread's stack.
+class Stack {
+   public:
+    Stack() {
+        void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED) std::abort();
+        bottom_ = static_cast<unsigned char*>(memory);
+    }
+    Stack(Stack&& other) noexcept : bottom_(std::exchange(other.bottom_, nullptr)) {}
+    Stack& operator=(Stack&&) = delete;
+    ~Stack() {
+        if (bottom_ != nullptr) munmap(bottom_, stack_bytes);
+    }
+    unsigned char* bottom() const { return bottom_; }
+
+   private:
+    unsigned char* bottom_;
+};
+
 struct Fiber {
     void* stack_pointer = nullptr;
-    unsigned char* stack = nullptr;
-    dim3 thread;
+    Stack stack;
+    dim3 thread = {};
     State state = State::ready;
     const char* where = nullptr;
     // The round of its warp that it waits for.
     uint64_t round = 0;
     void* fake_stack = nullptr;
+    // What ThreadSanitizer knows it by, from its first entry to its end.
+    void* known_as = nullptr;
 };
 
 struct Block {
@@ -72,18 +97,21 @@ struct Block {
     std::vector<Warp> warps;
     unsigned at_barrier = 0;
     unsigned ended = 0;
+    // Whether any thread says so, at its vote.
+    bool any = false;
     void (*kernel)(const void*) = nullptr;
     const void* params = nullptr;
     const char* name = nullptr;
 };
 
-Block block;
-size_t running;
-void* scheduler_stack_pointer;
-// What AddressSanitizer must know of the scheduler's own stack.
-[[maybe_unused]] void* scheduler_fake_stack;
-[[maybe_unused]] const void* scheduler_bottom;
-[[maybe_unused]] size_t scheduler_size;
+thread_local Block block;
+thread_local size_t running;
+thread_local void* scheduler_stack_pointer;
+// What the sanitizers must know of the scheduler's own stack.
+[[maybe_unused]] thread_local void* scheduler_fake_stack;
+[[maybe_unused]] thread_local const void* scheduler_bottom;
+[[maybe_unused]] thread_local size_t scheduler_size;
+[[maybe_unused]] thread_local void* scheduler_known_as;
 
 [[noreturn]] void die(const char* what) {
     std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block.name, place.block.x, place.block.y, place.block.z,
@@ -100,6 +128,9 @@ void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_bottom, scheduler_size);
 #endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(scheduler_known_as, 0);
+#endif
     octant_switch(&fiber.stack_pointer, scheduler_stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
@@ -112,11 +143,19 @@ void enter(size_t index) {
     running = index;
     place.thread = fiber.thread;
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack, stack_bytes);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.bottom(), stack_bytes);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    scheduler_known_as = __tsan_get_current_fiber();
+    if (fiber.known_as == nullptr) fiber.known_as = __tsan_create_fiber(0);
+    __tsan_switch_to_fiber(fiber.known_as, 0);
 #endif
     octant_switch(&scheduler_stack_pointer, fiber.stack_pointer);
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
+#endif
+#if defined(__SANITIZE_THREAD__)
+    if (fiber.state == State::ended) __tsan_destroy_fiber(std::exchange(fiber.known_as, nullptr));
 #endif
 }
 
@@ -136,7 +175,7 @@ void prepare(Fiber& fiber, dim3 thread) {
     fiber.thread = thread;
     fiber.state = State::ready;
     fiber.where = nullptr;
-    auto* top = reinterpret_cast<void**>(fiber.stack + stack_bytes);
+    auto* top = reinterpret_cast<void**>(fiber.stack.bottom() + stack_bytes);
     // A return address to begin at, on a stack aligned as after a call, below it six registers.
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(&first_entry);
@@ -179,6 +218,16 @@ void sync_block(const char* where) {
     fiber.where = where;
     ++block.at_barrier;
     leave(fiber, false);
+}
+
+bool any_of_block(bool says) {
+    block.any |= says;
+    sync_block("__syncthreads_or");
+    const bool any = block.any;
+    sync_block("__syncthreads_or");
+    block.any = false;
+    sync_block("__syncthreads_or");
+    return any;
 }
 
 void collective(const char* where, const void* in, void* out, unsigned size, Collective compute) {
@@ -324,17 +373,8 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
     block.kernel = launch->kernel;
     block.params = launch->params;
     if (launch->threads % 32 != 0) die("a block that is no whole number of warps");
-    while (block.fibers.size() < launch->threads) {
-        Fiber fiber;
-        void* stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (stack == MAP_FAILED) die("no memory for a stack");
-        fiber.stack = static_cast<unsigned char*>(stack);
-        block.fibers.push_back(fiber);
-    }
-    while (block.fibers.size() > launch->threads) {
-        munmap(block.fibers.back().stack, stack_bytes);
-        block.fibers.pop_back();
-    }
+    while (block.fibers.size() < launch->threads) block.fibers.emplace_back();
+    while (block.fibers.size() > launch->threads) block.fibers.pop_back();
     block.warps.assign(launch->threads / 32, Warp{});
     place.block_dim = {launch->threads, 1, 1};
     place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};

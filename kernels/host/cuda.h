@@ -1,7 +1,8 @@
 // CUDA's execution model on a processor, for tests: kernels compiled by g++ against this header run their blocks one
 // after the other, each thread of a block as a fiber. A fiber runs until it waits: at a barrier of the block, or for
 // the other lanes of its warp. Whoever waits for a thread that has ended, or at different places, is a deadlock, which
-// is reported and ends the process. Threads start in ascending or descending order, so that a barrier that is missing
+// is reported and ends the process. Launches of different threads of the processor run side by side, as on different
+// GPUs, and reach one another's memory. Threads start in ascending or descending order, so that a barrier that is missing
 // shows in one of the two. Shared memory begins as NaN.
 //
 // What this cannot show: the memory order between blocks, bank conflicts, alignment of vector loads beyond what UBSan
@@ -9,15 +10,18 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 
 #define KERNEL(name, Params, threads)                                                            \
     static void name##_body(const Params& p);                                                    \
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
-#define SHARED alignas(16) static
+// Each thread of the processor has a GPU of its own.
+#define SHARED alignas(16) static thread_local
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
 #define __device__
@@ -51,10 +55,12 @@ struct Place {
     dim3 thread, block, block_dim, grid_dim;
     unsigned char* shared;
 };
-extern Place place;
+extern constinit thread_local Place place;
 
 // Waits for all threads of the block.
 void sync_block(const char* where);
+// The same, and whether any of them says so.
+bool any_of_block(bool says);
 
 using Collective = void (*)(const unsigned char* in, unsigned char* out, unsigned size);
 // Gives `size` bytes, waits for the other 31 lanes, and takes this lane's `size` bytes of the result. `compute` turns
@@ -100,6 +106,7 @@ void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 
 static inline unsigned char* shared_memory() { return host::place.shared; }
 static inline void __syncthreads() { host::sync_block("__syncthreads"); }
+static inline int __syncthreads_or(int says) { return host::any_of_block(says != 0); }
 static inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 static inline unsigned lane_id() { return host::place.thread.x % 32; }
 
@@ -118,7 +125,7 @@ static inline T __shfl_up_sync(uint32_t, T value, unsigned delta) {
 }
 static inline void __syncwarp(uint32_t = ~0u) { host::shuffle(0u, lane_id()); }
 
-// Blocks and threads take turns on one thread of the processor, so that these need no lock.
+// Blocks and threads of a launch take turns on one thread of the processor, so that these need no lock.
 template <typename T>
 static inline T atomicAdd(T* at, T value) {
     T old = *at;
@@ -179,3 +186,12 @@ static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
 }
 static inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
 static inline float4 load_l2(const float4* from) { return *from; }
+static inline float load_l2(const float* from) { return *from; }
+static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
+static inline void store_release(uint32_t* to, uint32_t value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
+// All threads of a launch are one thread of the processor, whose order a release keeps.
+static inline void fence_system() {}
+static inline uint64_t nanoseconds() {
+    return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+}
+static inline void pause_briefly() { std::this_thread::yield(); }

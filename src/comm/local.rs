@@ -3,7 +3,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Communicator, PEER};
+use super::{Communicator, PEER, did_not_come, has_ended};
 use crate::device::{Device, DeviceError};
 
 /// A rank of a group of threads.
@@ -51,8 +51,18 @@ impl Local {
         (0..size).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
     }
 
+    /// How long ranks wait for one another.
+    #[cfg(feature = "kernels")]
+    pub(super) fn patience(&self) -> Duration {
+        self.shared.patience
+    }
+
     /// Shows this rank's part to all, and hands each rank's part to `take` in rank order.
-    fn exchange(&self, part: Vec<f32>, mut take: impl FnMut(usize, &[f32])) -> Result<(), DeviceError> {
+    pub(super) fn exchange(
+        &self,
+        part: Vec<f32>,
+        mut take: impl FnMut(usize, &[f32]),
+    ) -> Result<(), DeviceError> {
         let parts = &self.shared.parts;
         *locked(&parts[self.rank]) = part;
         self.meet()?;
@@ -64,8 +74,7 @@ impl Local {
     }
 
     /// Waits until every rank is here, or says which is not.
-    fn meet(&self) -> Result<(), DeviceError> {
-        let error = |message| Err(DeviceError { op: PEER, message });
+    pub(super) fn meet(&self) -> Result<(), DeviceError> {
         let Shared { meeting, changed, patience, .. } = &*self.shared;
         let mut meeting = locked(meeting);
         meeting.arrived[self.rank] = true;
@@ -81,12 +90,12 @@ impl Local {
             changed.wait_timeout_while(meeting, *patience, waits).unwrap_or_else(PoisonError::into_inner);
         match meeting.left {
             _ if meeting.ended > round => Ok(()),
-            Some(rank) => error(format!("rank {rank} has ended")),
+            Some(rank) => Err(has_ended(rank)),
             None if late.timed_out() => {
                 let missing = meeting.arrived.iter().position(|here| !here).unwrap_or(self.rank);
-                error(format!("rank {missing} did not come within {} s", patience.as_secs_f64()))
+                Err(did_not_come(missing, *patience))
             }
-            None => error("woken before the meeting ended".to_owned()),
+            None => Err(DeviceError { op: PEER, message: "woken before the meeting ended".to_owned() }),
         }
     }
 }
@@ -109,6 +118,11 @@ impl<D: Device> Communicator<D> for Local {
 
     fn size(&self) -> usize {
         self.shared.parts.len()
+    }
+
+    fn records(&self) -> bool {
+        // Others' parts come by way of the host.
+        self.shared.parts.len() == 1
     }
 
     fn all_reduce(&self, device: &D, x: &mut D::Floats) -> Result<(), DeviceError> {

@@ -388,11 +388,10 @@ pub trait Device: Send + 'static {
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// residual\[rows\] + delta\[rows\] → out: the rows whose logits are wanted, after the last layer.
+    /// residual\[rows\] → out: the rows whose logits are wanted, after the last layer.
     fn select(
         &self,
         residual: &Self::Floats,
-        delta: &Self::Floats,
         rows: &[u32],
         out: &mut Self::Floats,
     ) -> Result<(), DeviceError>;

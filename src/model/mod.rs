@@ -142,7 +142,6 @@ impl<D: Device> Model<D> {
         let done = device.repeat(recording, &space.step)?;
         if done {
             device.written(&mut space.residual, inputs.recorded_rows);
-            device.written(&mut space.delta, inputs.recorded_rows);
         }
         Ok(done)
     }
@@ -169,22 +168,34 @@ impl<D: Device> Model<D> {
         device.embed(&s.step, table, &s.draws, &mut s.residual)?;
         comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let delta = (index > 0).then_some(&s.delta);
-            device.norm(&mut s.residual, delta, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?;
+            match index {
+                0 => device.norm(&mut s.residual, None, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?,
+                _ => comm.reduce_norm(
+                    device,
+                    (&mut s.residual, &mut s.mlp_delta),
+                    &layer.input_norm,
+                    layer.qkv.quant,
+                    &mut s.hidden,
+                )?,
+            }
             device.linear(&s.hidden, &layer.qkv.matrix, &mut s.qkv)?;
             device.rope(&s.step, &self.rope, layer.kv, &mut s.qkv, cache)?;
             let cached = Cached { kv: layer.kv, cache: &*cache };
             device.attention(&s.step, &s.qkv, cached, layer.output.quant, &mut s.attended)?;
-            device.linear(&s.attended, &layer.output.matrix, &mut s.delta)?;
-            comm.all_reduce(device, &mut s.delta)?;
+            device.linear(&s.attended, &layer.output.matrix, &mut s.attention_delta)?;
 
-            device.norm(&mut s.residual, Some(&s.delta), &layer.mlp_norm, layer.up.quant, &mut s.hidden)?;
+            comm.reduce_norm(
+                device,
+                (&mut s.residual, &mut s.attention_delta),
+                &layer.mlp_norm,
+                layer.up.quant,
+                &mut s.hidden,
+            )?;
             device.linear(&s.hidden, &layer.up.matrix, &mut s.ffn)?;
             device.activation(self.config.activation, &s.ffn, layer.down.quant, &mut s.activated)?;
-            device.linear(&s.activated, &layer.down.matrix, &mut s.delta)?;
-            comm.all_reduce(device, &mut s.delta)?;
+            device.linear(&s.activated, &layer.down.matrix, &mut s.mlp_delta)?;
         }
-        Ok(())
+        comm.settle(device, &mut s.residual, &mut s.mlp_delta)
     }
 
     /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.
@@ -196,7 +207,7 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        device.select(&space.residual, &space.delta, rows, &mut space.selected)?;
+        device.select(&space.residual, rows, &mut space.selected)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
         match &mut space.part {
             None => device.linear(&space.last, &head.matrix, &mut space.logits),

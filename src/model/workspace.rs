@@ -1,6 +1,7 @@
 //! The buffers of a forward pass, allocated once for the largest step.
 
 use super::{Model, ModelConfig};
+use crate::comm::Communicator;
 use crate::device::{Device, DeviceError, DrawRoom};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
@@ -13,8 +14,10 @@ pub struct Workspace<D: Device> {
     pub(super) step: D::Step,
     /// The residual stream, \[rows, hidden\].
     pub(super) residual: D::Floats,
-    /// What the last block adds to it, \[rows, hidden\].
-    pub(super) delta: D::Floats,
+    /// What attention adds to it, \[rows, hidden\]; or this rank's part of that.
+    pub(super) attention_delta: D::Floats,
+    /// What the MLP adds to it, \[rows, hidden\]; or this rank's part of that.
+    pub(super) mlp_delta: D::Floats,
     /// The normalised input of a block, \[rows, hidden\].
     pub(super) hidden: D::Acts,
     pub(super) qkv: D::Floats,
@@ -40,7 +43,12 @@ const STEPS_AHEAD: usize = 2;
 
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
-    pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
+    pub fn new<C: Communicator<D>>(
+        device: &D,
+        comm: &C,
+        model: &Model<D>,
+        (rows, slots): (usize, usize),
+    ) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let vocab = config.vocab * ranks;
         let samples = STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS);
@@ -48,16 +56,17 @@ impl<D: Device> Workspace<D> {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
-            residual: device.floats(rows, hidden)?,
-            delta: device.floats(rows, hidden)?,
-            hidden: device.acts(rows, hidden)?,
+            residual: comm.floats(device, rows, hidden)?,
+            attention_delta: comm.floats(device, rows, hidden)?,
+            mlp_delta: comm.floats(device, rows, hidden)?,
+            hidden: comm.acts(device, rows, hidden)?,
             qkv: device.floats(rows, qkv)?,
             attended: device.acts(rows, attended)?,
             ffn: device.floats(rows, ffn)?,
             activated: device.acts(rows, activated)?,
             selected: device.floats(LOGIT_ROWS, hidden)?,
             last: device.acts(LOGIT_ROWS, hidden)?,
-            part: if ranks > 1 { Some(device.floats(LOGIT_ROWS, config.vocab)?) } else { None },
+            part: if ranks > 1 { Some(comm.floats(device, LOGIT_ROWS, config.vocab)?) } else { None },
             logits: device.floats(LOGIT_ROWS, vocab)?,
             draws: device.draws(slots, room)?,
         })
@@ -68,7 +77,7 @@ impl<D: Device> Workspace<D> {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         // Logits, and as many again that sampling works over.
         let logits = if ranks > 1 { (1 + 2 * ranks) * config.vocab } else { 2 * config.vocab };
-        let floats = rows * (2 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + logits);
+        let floats = rows * (3 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + logits);
         let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
         (floats * 4 + acts * D::LAYOUT.act_bytes) as u64
     }

@@ -96,7 +96,8 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
 impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
+        parts.comm.prepare(&parts.device, rows, parts.model.config().hidden)?;
+        let space = Workspace::new(&parts.device, &parts.comm, &parts.model, (rows, slots))?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
@@ -107,7 +108,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             model: parts.model,
             recordings: Vec::new(),
         };
-        if D::RECORDS {
+        if D::RECORDS && rank.comm.records() {
             rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }
         Ok(rank)
@@ -168,6 +169,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
                 self.slots.record(plan.rows[*index].slot, start, draw, &mut rows[*index]);
             }
         }
+        self.comm.check()?;
         Ok(StepOutput { id: plan.id, rows })
     }
 

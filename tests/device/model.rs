@@ -36,7 +36,8 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let blocks = ids.len().div_ceil(64);
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();
-    let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
+    let comm = Local::alone();
+    let mut space = Workspace::new(&device, &comm, &model, (ids.len(), 1)).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
     let inputs = StepInputs {
@@ -44,7 +45,6 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
         segments: vec![segment],
         ..Default::default()
     };
-    let comm = Local::alone();
     model.forward(&inputs, &mut space, Pass { device: &device, comm: &comm, cache: &mut cache }).unwrap();
     let rows: Vec<u32> = (0..ids.len() as u32).collect();
     let mut all = Vec::new();

@@ -207,21 +207,16 @@ fn parts_are_added_in_their_order() {
 }
 
 #[test]
-fn select_adds_and_picks() {
+fn select_picks() {
     for device in dev::all() {
-        let (x, delta) = (noise(5, 4 * 6), noise(6, 4 * 6));
-        let buffer = |values: &[f32]| {
-            let mut floats = device.floats(4, 6).unwrap();
-            device.write(values, &mut floats).unwrap();
-            floats
-        };
+        let x = noise(5, 4 * 6);
+        let mut residual = device.floats(4, 6).unwrap();
+        device.write(&x, &mut residual).unwrap();
         let mut out = device.floats(2, 6).unwrap();
         // Whoever selects rows has begun a step.
         let _room = device.step(4, 64).unwrap();
-        device.select(&buffer(&x), &buffer(&delta), &[3, 1], &mut out).unwrap();
-        let expected: Vec<f32> =
-            [3, 1].iter().flat_map(|r| (r * 6..r * 6 + 6).map(|i| x[i] + delta[i])).collect();
-        assert_eq!(device.read(&out).unwrap(), expected);
+        device.select(&residual, &[3, 1], &mut out).unwrap();
+        assert_eq!(device.read(&out).unwrap(), [&x[18..24], &x[6..12]].concat());
         assert_eq!(fp8::MAX, 448.0);
     }
 }

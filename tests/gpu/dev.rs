@@ -45,6 +45,17 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     Cuda::new(0, products).ok()
 }
 
+/// Ranks that share the GPU, or one each on the host, half of them with threads the other way round.
+pub fn ranks(count: usize) -> Vec<Dev> {
+    #[cfg(feature = "host-kernels")]
+    return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, Products::default()).unwrap()).collect();
+    #[cfg(not(feature = "host-kernels"))]
+    {
+        one();
+        (0..count).map(|_| Cuda::new(0, Products::default()).unwrap()).collect()
+    }
+}
+
 /// The first of them. Where there is none, the test ends here, with the reason printed.
 pub fn one() -> Dev {
     all().into_iter().next().unwrap_or_else(|| std::process::exit(0))

@@ -7,4 +7,5 @@ mod dev;
 #[path = "../device/mod.rs"]
 mod device;
 mod large;
+mod p2p;
 mod stream_read;

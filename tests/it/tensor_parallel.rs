@@ -37,7 +37,7 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
         let heads = model.config().heads;
         let blocks = ids.len().div_ceil(64);
         let mut cache = device.cache(CacheSpec { layers: config.layers, blocks, heads, dtype: kv }).unwrap();
-        let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
+        let mut space = Workspace::new(&device, &comm, &model, (ids.len(), 1)).unwrap();
         let blocks = (0..blocks as u32).collect();
         let segments = vec![Segment { first: 0, len: ids.len(), position: 0, blocks }];
         let tokens = ids.iter().map(|id| Token::Id(*id)).collect();

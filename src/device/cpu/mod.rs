@@ -372,18 +372,11 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn select(
-        &self,
-        residual: &Floats,
-        delta: &Floats,
-        rows: &[u32],
-        out: &mut Floats,
-    ) -> Result<(), DeviceError> {
+    fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
         let cols = residual.cols;
         let target = out.resize(rows.len());
         for (row, target) in rows.iter().zip(target.chunks_exact_mut(cols)) {
-            let pairs = residual.row(*row as usize).iter().zip(delta.row(*row as usize));
-            target.iter_mut().zip(pairs).for_each(|(t, (a, b))| *t = a + b);
+            target.copy_from_slice(residual.row(*row as usize));
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 #[cfg(feature = "cuda")]
 use super::gpu::Gpu;
@@ -168,7 +169,38 @@ impl Driver {
         // A length of 0 has an address too.
         let bytes = (len * size_of::<T>()).max(16);
         let address = on!(self, driver => driver.alloc(bytes))?;
-        Ok(Buffer { driver: self.clone(), address, len, elements: PhantomData })
+        let memory = Arc::new(Allocation { driver: self.clone(), address });
+        Ok(Buffer { memory, len, elements: PhantomData })
+    }
+
+    /// Words of the host's memory, all 0, which every device reads and writes too.
+    pub(super) fn words(&self, len: usize) -> Result<Words, DeviceError> {
+        let address = on!(self, driver => driver.alloc_on_host(len * 4))?;
+        Ok(Words { driver: self.clone(), address, len })
+    }
+
+    /// Lets kernels of this device reach the other's memory.
+    pub(super) fn reach(&self, other: &Self) -> Result<(), DeviceError> {
+        match (&*self.0, &*other.0) {
+            #[cfg(feature = "cuda")]
+            (Kind::Gpu(own), Kind::Gpu(other)) => own.reach(other),
+            #[cfg(feature = "host-kernels")]
+            (Kind::Host(_), Kind::Host(_)) => Ok(()),
+            #[cfg(all(feature = "cuda", feature = "host-kernels"))]
+            _ => unreachable!("a group's devices are of one kind"),
+        }
+    }
+
+    /// Whether both are one GPU.
+    pub(super) fn same_as(&self, other: &Self) -> bool {
+        match (&*self.0, &*other.0) {
+            #[cfg(feature = "cuda")]
+            (Kind::Gpu(own), Kind::Gpu(other)) => own.ordinal() == other.ordinal(),
+            #[cfg(feature = "host-kernels")]
+            (Kind::Host(_), Kind::Host(_)) => true,
+            #[cfg(all(feature = "cuda", feature = "host-kernels"))]
+            _ => false,
+        }
     }
 
     /// Enqueues a kernel. `params` is the kernel's one argument.
@@ -191,11 +223,31 @@ impl Driver {
     }
 }
 
-/// Memory of the device.
+/// Memory of the device, which whoever reads it keeps.
 #[derive(Debug)]
-pub struct Buffer<T> {
+pub(super) struct Allocation {
     driver: Driver,
     address: u64,
+}
+
+impl Allocation {
+    /// Where it begins.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: the address is this allocation's own, and nothing is launched with it any more.
+        on!(self.driver, driver => unsafe { driver.free(self.address) });
+    }
+}
+
+/// Elements in the memory of the device.
+#[derive(Debug)]
+pub struct Buffer<T> {
+    memory: Arc<Allocation>,
     len: usize,
     elements: PhantomData<fn() -> T>,
 }
@@ -203,13 +255,13 @@ pub struct Buffer<T> {
 impl<T: bytemuck::Pod> Buffer<T> {
     /// Where it begins, for a kernel's parameters.
     pub(super) fn address(&self) -> u64 {
-        self.address
+        self.memory.address
     }
 
     /// The address of an element.
     pub(super) fn at(&self, index: usize) -> u64 {
         assert!(index <= self.len, "element {index} of {}", self.len);
-        self.address + (index * size_of::<T>()) as u64
+        self.address() + (index * size_of::<T>()) as u64
     }
 
     /// Elements.
@@ -217,12 +269,17 @@ impl<T: bytemuck::Pod> Buffer<T> {
         self.len
     }
 
+    /// The memory, for other ranks that read and write it.
+    pub(super) fn memory(&self) -> Arc<Allocation> {
+        Arc::clone(&self.memory)
+    }
+
     /// Overwrites the elements from `start` on.
     pub(super) fn write(&self, start: usize, from: &[T]) -> Result<(), DeviceError> {
         assert!(start + from.len() <= self.len, "{} elements from {start} on of {}", from.len(), self.len);
         let bytes: &[u8] = bytemuck::cast_slice(from);
         // SAFETY: inside the buffer by the assertion.
-        on!(self.driver, driver => unsafe { driver.write(self.at(start), bytes) })
+        on!(self.memory.driver, driver => unsafe { driver.write(self.at(start), bytes) })
     }
 
     /// Waits for all that was enqueued and copies the first elements.
@@ -231,15 +288,37 @@ impl<T: bytemuck::Pod> Buffer<T> {
         let mut out = vec![T::zeroed(); len];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
         // SAFETY: inside the buffer by the assertion.
-        on!(self.driver, driver => unsafe { driver.read(self.address, bytes) })?;
+        on!(self.memory.driver, driver => unsafe { driver.read(self.address(), bytes) })?;
         Ok(out)
     }
 }
 
-impl<T> Drop for Buffer<T> {
+/// Words of the host's memory that devices read and write.
+#[derive(Debug)]
+pub(super) struct Words {
+    driver: Driver,
+    address: u64,
+    len: usize,
+}
+
+impl Words {
+    /// Where they begin, for a kernel's parameters.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// One of them.
+    pub(super) fn word(&self, index: usize) -> &AtomicU32 {
+        assert!(index < self.len, "word {index} of {}", self.len);
+        // SAFETY: inside the words by the assertion; all access, also the device's, is atomic.
+        unsafe { &*(self.address as *const AtomicU32).add(index) }
+    }
+}
+
+impl Drop for Words {
     fn drop(&mut self) {
-        // SAFETY: the address is this buffer's own, and nothing is launched with it any more.
-        on!(self.driver, driver => unsafe { driver.free(self.address) });
+        // SAFETY: the memory is these words' own, and nothing is launched with it any more.
+        on!(self.driver, driver => unsafe { driver.free_on_host(self.address) });
     }
 }
 
@@ -276,12 +355,12 @@ impl<T: bytemuck::Pod> Mirror<T> {
     pub(super) fn fetch(&mut self, len: usize) -> Result<(), DeviceError> {
         assert!(len <= self.buffer.len, "{len} elements of {}", self.buffer.len);
         self.fetched = len;
-        match &*self.buffer.driver.0 {
+        match &*self.buffer.memory.driver.0 {
             #[cfg(feature = "cuda")]
             Kind::Gpu(gpu) => {
                 let pinned = self.pinned.as_mut().expect("a GPU's mirror has pinned memory");
                 // SAFETY: inside the buffer by the assertion.
-                unsafe { gpu.fetch(pinned, self.buffer.address, len * size_of::<T>()) }
+                unsafe { gpu.fetch(pinned, self.buffer.address(), len * size_of::<T>()) }
             }
             #[cfg(feature = "host-kernels")]
             Kind::Host(_) => Ok(()),
@@ -290,7 +369,7 @@ impl<T: bytemuck::Pod> Mirror<T> {
 
     /// Waits for the copy, and not for what was enqueued after it.
     pub(super) fn wait(&mut self) -> Result<Vec<T>, DeviceError> {
-        match &*self.buffer.driver.0 {
+        match &*self.buffer.memory.driver.0 {
             #[cfg(feature = "cuda")]
             Kind::Gpu(gpu) => {
                 let pinned = self.pinned.as_mut().expect("a GPU's mirror has pinned memory");

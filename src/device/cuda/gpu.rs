@@ -25,6 +25,7 @@ const MAX_SHARED: i32 = 220 << 10;
 /// A GPU with our kernels on it, and one stream.
 #[derive(Debug)]
 pub(super) struct Gpu {
+    ordinal: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, CudaFunction>,
@@ -83,12 +84,63 @@ impl Gpu {
         }
         let library = if wants_library { CublasLt::open(&context)? } else { None };
         let staging = Mutex::new(Staging::new(&context).map_err(|e| driver("pinned memory", e))?);
-        Ok(Self { context, stream, kernels, staging, library })
+        Ok(Self { ordinal, context, stream, kernels, staging, library })
     }
 
     pub(super) fn free_memory(&self) -> Result<u64, DeviceError> {
         let (free, _total) = self.context.mem_get_info().map_err(|e| driver("memory", e))?;
         Ok(free as u64)
+    }
+
+    /// Its number.
+    pub(super) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    /// Lets this GPU's kernels reach another's memory.
+    pub(super) fn reach(&self, other: &Self) -> Result<(), DeviceError> {
+        const OP: &str = "peer access";
+        if self.ordinal == other.ordinal {
+            return Ok(());
+        }
+        self.enter(OP)?;
+        let mut can = 0;
+        // SAFETY: both are open, and `can` outlives the call.
+        let asked = unsafe {
+            sys::cuDeviceCanAccessPeer(&raw mut can, self.context.cu_device(), other.context.cu_device())
+        };
+        asked.result().map_err(|e| driver(OP, e))?;
+        if can == 0 {
+            let message = format!("GPU {} cannot reach the memory of GPU {}", self.ordinal, other.ordinal);
+            return Err(error(OP, message));
+        }
+        // SAFETY: both contexts are alive, and stay so as long as the process: they are the GPUs' primary ones.
+        let enabled = unsafe { sys::cuCtxEnablePeerAccess(other.context.cu_ctx(), 0) };
+        match enabled {
+            sys::CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+            other => other.result().map_err(|e| driver(OP, e)),
+        }
+    }
+
+    /// Page-locked memory that every GPU reaches at the same address, of zeros.
+    pub(super) fn alloc_on_host(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.enter("pinned memory")?;
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        // SAFETY: fresh memory, of which every byte is set.
+        let memory = unsafe {
+            let memory = result::malloc_host(bytes, flags).map_err(|e| driver("pinned memory", e))?;
+            memory.cast::<u8>().write_bytes(0, bytes);
+            memory
+        };
+        Ok(memory as u64)
+    }
+
+    /// # Safety
+    /// The address came from `alloc_on_host`, and is not used any more.
+    pub(super) unsafe fn free_on_host(&self, address: u64) {
+        // SAFETY: by this function's contract. A GPU that has failed frees nothing, and the process ends.
+        let _failed =
+            self.enter("free").map(|()| unsafe { result::free_host(address as *mut std::ffi::c_void) });
     }
 
     pub(super) fn name(&self) -> String {

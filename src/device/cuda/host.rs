@@ -29,7 +29,7 @@ const WRONG: Algorithm = [7; 8];
 /// Alignment of device memory: what kernels count on. A larger one would keep AddressSanitizer from seeing every end.
 const ALIGN: usize = 16;
 
-/// The library, and what it was given. One launch runs at a time.
+/// The library, and what it was given. Launches of different threads run side by side.
 #[derive(Debug)]
 pub(super) struct Host {
     library: Library,
@@ -78,6 +78,17 @@ impl Host {
             // SAFETY: allocated with this layout.
             unsafe { dealloc(address as *mut u8, layout) };
         }
+    }
+
+    pub(super) fn alloc_on_host(&self, bytes: usize) -> Result<u64, DeviceError> {
+        self.alloc(bytes)
+    }
+
+    /// # Safety
+    /// The address came from `alloc_on_host`, and is not used any more.
+    pub(super) unsafe fn free_on_host(&self, address: u64) {
+        // SAFETY: by this function's contract.
+        unsafe { self.free(address) };
     }
 
     /// # Safety
@@ -177,8 +188,6 @@ impl Host {
                 u64::from_ne_bytes(word)
             })
             .collect();
-        // The library has one block under way, in its own globals.
-        let _alone = self.blocks();
         let symbol = format!("octant_{}\0", launch.kernel);
         // SAFETY: every kernel has this type in the library, and the entry point that of `octant_launch`.
         let (kernel, entry) = unsafe {

@@ -12,6 +12,7 @@ mod attention;
 mod cublaslt;
 mod driver;
 mod embed;
+mod gather;
 mod gemm_stream;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -21,8 +22,11 @@ mod large;
 mod matrix;
 mod noise;
 mod norm;
+mod peers;
 #[cfg(feature = "cuda")]
 mod pinned;
+mod reduce;
+mod reduce_norm;
 mod rope;
 mod row;
 mod sample;
@@ -37,6 +41,9 @@ use driver::{Buffer, Driver, Launch};
 pub use gpu::library_loads;
 pub use large::Products;
 pub use matrix::Matrix;
+pub use peers::{Missed, Peers};
+pub use reduce::Rows;
+pub use reduce_norm::Reduction;
 pub use row::Acts;
 pub use sample::Draws;
 pub use step::Step;
@@ -348,14 +355,8 @@ impl Device for Cuda {
         activation::run(self, kind, h, quant, out)
     }
 
-    fn select(
-        &self,
-        residual: &Floats,
-        delta: &Floats,
-        rows: &[u32],
-        out: &mut Floats,
-    ) -> Result<(), DeviceError> {
-        select::run(self, residual, delta, rows, out)
+    fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+        select::run(self, residual, rows, out)
     }
 
     fn sample(

@@ -35,6 +35,13 @@ pub(super) struct Quantised {
 }
 const _: () = assert!(size_of::<Quantised>() == 24);
 
+impl Quantised {
+    /// The same form in another place.
+    pub(super) fn at(self, values: u64, scales: u64) -> Self {
+        Self { values, scales, ..self }
+    }
+}
+
 impl Acts {
     pub(super) fn new(driver: &Driver, rows: usize, cols: usize) -> Result<Self, DeviceError> {
         let (values, scales) = (driver.buffer(rows * cols * 2)?, driver.buffer(rows)?);

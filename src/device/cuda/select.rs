@@ -7,24 +7,17 @@ use crate::device::DeviceError;
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct SelectParams {
     residual: u64,
-    delta: u64,
     rows: u64,
     out: u64,
     cols: u32,
     unused: u32,
 }
-const _: () = assert!(size_of::<SelectParams>() == 40);
+const _: () = assert!(size_of::<SelectParams>() == 32);
 
-pub(super) fn run(
-    cuda: &Cuda,
-    residual: &Floats,
-    delta: &Floats,
-    rows: &[u32],
-    out: &mut Floats,
-) -> Result<(), DeviceError> {
+pub(super) fn run(cuda: &Cuda, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
     let cols = residual.cols;
-    assert_eq!((delta.cols, out.cols), (cols, cols), "columns of what is selected");
-    let known = residual.rows.min(delta.rows);
+    assert_eq!(out.cols, cols, "columns of what is selected");
+    let known = residual.rows;
     assert!(rows.iter().all(|row| (*row as usize) < known), "rows {rows:?} of {known}");
     let scratch = cuda.scratch();
     let buffer = scratch.rows.as_ref().expect("a step was made before rows are selected from it");
@@ -32,7 +25,6 @@ pub(super) fn run(
     out.resize(rows.len());
     let params = SelectParams {
         residual: residual.data.address(),
-        delta: delta.data.address(),
         rows: buffer.address(),
         out: out.data.address(),
         cols: cols as u32,

@@ -1,0 +1,40 @@
+//! `kernels/gather.cu`.
+
+use super::peers::{MOST_RANKS, Peers, PeersParams};
+use super::{Cuda, Floats, Launch};
+use crate::device::DeviceError;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GatherParams {
+    peers: PeersParams,
+    parts: [u64; MOST_RANKS],
+    whole: u64,
+    rows: u32,
+    cols: u32,
+}
+const _: () = assert!(size_of::<GatherParams>() == 168);
+
+const THREADS: u32 = 256;
+
+impl Peers {
+    /// Each rank's `part` \[rows, cols\] beside the others' in `whole`. `part` was offered.
+    ///
+    /// # Errors
+    /// If the launch is refused.
+    pub fn gather(&self, cuda: &Cuda, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {
+        assert_eq!(whole.cols, part.cols * self.size(), "columns of what is gathered");
+        whole.resize(part.rows);
+        let params = GatherParams {
+            peers: self.params(),
+            parts: self.addresses(&part.data),
+            whole: whole.data.address(),
+            rows: part.rows as u32,
+            cols: part.cols as u32,
+        };
+        let grid = [self.blocks(part.rows * self.size()), 1, 1];
+        let launch = Launch { kernel: "gather", grid, threads: THREADS, shared: 0 };
+        // SAFETY: `whole` was fitted to the rows; parts have as many elements on every rank, and the group keeps them.
+        unsafe { cuda.driver.launch(launch, &params) }
+    }
+}

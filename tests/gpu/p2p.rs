@@ -1,0 +1,328 @@
+//! Ranks that reach one another's memory: sums in rank order, the same bits in either way and in any step, whole models
+//! as over the group of threads; and a rank that stalls or ends is named in time.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use octant::comm::{Communicator, Local, P2p};
+use octant::device::cuda::{Acts, Cuda, Floats};
+use octant::device::{ActQuant, CacheSpec, Device, DeviceError, KvDtype, Norm, NormKind};
+use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
+use octant::model::{Model, ModelConfig, Precision, Shard};
+use octant::request::{Request, SamplingParams, StopRules};
+use octant::runner::{RankParts, Runner};
+
+use crate::dev;
+use crate::device::determinism::{Answer, answer, block_on};
+use crate::device::model::fixture;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Reproducible numbers that do not add up exactly.
+fn values(seed: usize, len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 3001.0 - 1.7).collect()
+}
+
+/// Does the same on every rank of a group, each on a thread of its own.
+fn on_ranks<T: Send>(
+    count: usize,
+    everywhere_rows: Option<usize>,
+    rank: impl Fn(&Cuda, P2p) -> T + Sync,
+) -> Vec<T> {
+    let devices = dev::ranks(count);
+    let group = P2p::group(&devices, PATIENCE, everywhere_rows).unwrap();
+    std::thread::scope(|scope| {
+        let rank = &rank;
+        let ranks = devices.into_iter().zip(group);
+        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Σ over ranks of what each begins with, in rank order.
+fn sum(count: usize, len: usize) -> Vec<f32> {
+    let mut sum = vec![0.0f32; len];
+    for rank in 0..count {
+        sum.iter_mut().zip(values(rank, len)).for_each(|(s, x)| *s += x);
+    }
+    sum
+}
+
+#[test]
+fn sums_are_made_in_rank_order_and_again_and_again() {
+    for count in [1, 2, 3, 8] {
+        for (rows, cols) in [(1, 64), (3, 20), (50, 32)] {
+            let all = on_ranks(count, Some(0), |device, comm| {
+                let mut x = comm.floats(device, rows, cols).unwrap();
+                (0..3)
+                    .map(|turn| {
+                        device.write(&values(comm.rank(), (rows - turn % rows) * cols), &mut x).unwrap();
+                        comm.all_reduce(device, &mut x).unwrap();
+                        let sum = device.read(&x).unwrap();
+                        comm.check().unwrap();
+                        sum
+                    })
+                    .collect::<Vec<_>>()
+            });
+            for (turn, got) in all[0].iter().enumerate() {
+                assert_eq!(*got, sum(count, (rows - turn % rows) * cols), "{count} ranks, {rows} x {cols}");
+            }
+            assert!(all.iter().all(|rank| *rank == all[0]), "{count} ranks, {rows} x {cols}");
+        }
+    }
+}
+
+#[test]
+fn parts_are_gathered_by_columns() {
+    for (count, rows, cols) in [(1, 2, 5), (2, 3, 8), (8, 1, 33), (8, 40, 7)] {
+        let expected: Vec<f32> = (0..rows)
+            .flat_map(|row| {
+                (0..count).flat_map(move |rank| values(rank, rows * cols)[row * cols..][..cols].to_vec())
+            })
+            .collect();
+        let all = on_ranks(count, Some(0), |device, comm| {
+            let mut part = comm.floats(device, rows, cols).unwrap();
+            let mut whole = device.floats(rows, cols * count).unwrap();
+            (0..3)
+                .map(|_| {
+                    device.write(&values(comm.rank(), rows * cols), &mut part).unwrap();
+                    comm.all_gather(device, &part, &mut whole).unwrap();
+                    device.write(&vec![f32::NAN; rows * cols], &mut part).unwrap();
+                    device.read(&whole).unwrap()
+                })
+                .collect::<Vec<_>>()
+        });
+        assert!(all.iter().flatten().all(|whole| *whole == expected), "{count} ranks, {rows} x {cols}");
+    }
+}
+
+/// The buffers of a step, and what is done with them.
+struct Step {
+    residual: Floats,
+    deltas: [Floats; 2],
+    out: Acts,
+    identity: <Cuda as Device>::Matrix,
+}
+
+const COLS: usize = 64;
+const MOST_ROWS: usize = 9;
+
+impl Step {
+    fn new(device: &Cuda, comm: &impl Communicator<Cuda>) -> Self {
+        let codes: Vec<u8> = (0..COLS * COLS).map(|i| if i / COLS == i % COLS { 0x38 } else { 0 }).collect();
+        let data = octant::device::MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
+        let floats = || comm.floats(device, MOST_ROWS, COLS).unwrap();
+        Self {
+            residual: floats(),
+            deltas: [floats(), floats()],
+            out: comm.acts(device, MOST_ROWS, COLS).unwrap(),
+            identity: device.matrix(octant::device::HostMatrix { out: COLS, input: COLS, data }).unwrap(),
+        }
+    }
+
+    /// A few reductions and a settlement: every normalised row as products see it, and the residual at the end.
+    fn run(
+        &mut self,
+        device: &Cuda,
+        comm: &impl Communicator<Cuda>,
+        rows: usize,
+        quant: ActQuant,
+    ) -> Vec<f32> {
+        let norm = Norm {
+            kind: NormKind::LayerNorm1p,
+            weight: device.vector(&values(90, COLS)).unwrap(),
+            bias: Some(device.vector(&values(91, COLS)).unwrap()),
+            eps: 1e-5,
+        };
+        let mut seen = device.floats(rows, COLS).unwrap();
+        let mut all = Vec::new();
+        device.write(&values(50, rows * COLS), &mut self.residual).unwrap();
+        for turn in 0..5 {
+            let delta = &mut self.deltas[turn % 2];
+            device.write(&values(comm.rank() + 10 * turn, rows * COLS), delta).unwrap();
+            comm.reduce_norm(device, (&mut self.residual, delta), &norm, quant, &mut self.out).unwrap();
+            device.linear(&self.out, &self.identity, &mut seen).unwrap();
+            all.extend(device.read(&seen).unwrap());
+        }
+        device.write(&values(comm.rank() + 77, rows * COLS), &mut self.deltas[1]).unwrap();
+        comm.settle(device, &mut self.residual, &mut self.deltas[1]).unwrap();
+        all.extend(device.read(&self.residual).unwrap());
+        comm.check().unwrap();
+        all
+    }
+}
+
+#[test]
+fn both_ways_of_reducing_give_the_bits_of_the_group_of_threads() {
+    for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken, ActQuant::Fp8Static(0.01)] {
+        for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
+            let devices = dev::ranks(count);
+            let expected: Vec<_> = std::thread::scope(|scope| {
+                let ranks = devices.into_iter().zip(Local::group(count, PATIENCE));
+                let run =
+                    |device: Cuda, comm: Local| Step::new(&device, &comm).run(&device, &comm, rows, quant);
+                let threads: Vec<_> =
+                    ranks.map(|(device, comm)| scope.spawn(move || run(device, comm))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            for everywhere in [0, MOST_ROWS] {
+                let got = on_ranks(count, Some(everywhere), |device, comm| {
+                    Step::new(device, &comm).run(device, &comm, rows, quant)
+                });
+                assert!(
+                    got == expected,
+                    "{quant:?}, {count} ranks, {rows} rows, everywhere up to {everywhere}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn steps_of_any_size_follow_one_another() {
+    let rows = [1, 9, 2, 8, 1, 1, 5, 9];
+    let all = on_ranks(4, Some(3), |device, comm| {
+        let mut step = Step::new(device, &comm);
+        rows.map(|rows| {
+            // Ranks that are never together.
+            std::thread::sleep(Duration::from_millis(((comm.rank() * 7 + rows * 3) % 5) as u64));
+            step.run(device, &comm, rows, ActQuant::Fp8PerToken)
+        })
+    });
+    assert!(all.iter().all(|rank| *rank == all[0]));
+    let alone = on_ranks(4, Some(0), |device, comm| {
+        Step::new(device, &comm).run(device, &comm, 5, ActQuant::Fp8PerToken)
+    });
+    assert!(all[0][6] == alone[0]);
+}
+
+#[test]
+fn which_way_is_faster_is_measured_and_all_agree() {
+    let all = on_ranks(2, None, |device, comm| {
+        comm.prepare(device, MOST_ROWS, COLS).unwrap();
+        Step::new(device, &comm).run(device, &comm, 4, ActQuant::Fp8PerToken)
+    });
+    assert!(all[0] == all[1]);
+}
+
+/// What the other ranks say when one does `fate` at some operation, and after how long.
+fn failures(fate: impl Fn(P2p) + Sync, patience: Duration) -> Vec<(String, Duration)> {
+    let devices = dev::ranks(4);
+    let group = P2p::group(&devices, patience, Some(1)).unwrap();
+    let rank = |device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
+        let mut x = comm.floats(device, 2, COLS).unwrap();
+        device.write(&values(1, 2 * COLS), &mut x).unwrap();
+        comm.all_reduce(device, &mut x).unwrap();
+        device.read(&x).unwrap();
+        comm.check().unwrap();
+        if comm.rank() == 2 {
+            fate(comm);
+            return None;
+        }
+        let begun = Instant::now();
+        comm.all_reduce(device, &mut x).unwrap();
+        device.read(&x).unwrap();
+        let error: DeviceError = comm.check().unwrap_err();
+        assert_eq!(error.op, octant::comm::PEER);
+        // Nobody waits a second time.
+        comm.all_reduce(device, &mut x).unwrap();
+        device.read(&x).unwrap();
+        Some((error.message, begun.elapsed()))
+    };
+    std::thread::scope(|scope| {
+        let rank = &rank;
+        let ranks = devices.into_iter().zip(group);
+        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_rank_that_ends_is_named_at_once() {
+    let failures = failures(drop, PATIENCE);
+    assert_eq!(failures.len(), 3);
+    for (message, took) in failures {
+        assert_eq!(message, "rank 2 has ended");
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+}
+
+#[test]
+fn a_rank_that_stalls_is_named_in_time() {
+    let stall = |comm: P2p| {
+        std::thread::sleep(Duration::from_secs(4));
+        drop(comm);
+    };
+    let failures = failures(stall, Duration::from_millis(500));
+    assert_eq!(failures.len(), 3);
+    for (message, took) in failures {
+        assert_eq!(message, "rank 2 did not come within 0.5 s");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+    }
+}
+
+/// An engine over ranks that share a device, or have one each.
+fn engine<C: Communicator<Cuda>>(
+    dir: &Path,
+    devices: Vec<Cuda>,
+    group: Vec<C>,
+) -> (EngineHandle, EngineThread) {
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let scheduler = SchedulerConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 24,
+        max_model_len: 128,
+        num_blocks: 9,
+        vocab_size: config.vocab,
+        max_queue_requests: 100,
+        max_queue_tokens: 100_000,
+        prefix_caching: true,
+    };
+    let count = devices.len();
+    let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {
+        let model = Model::load(dir, &config, (shard, Precision::Fp8), &device, &mut |_| {}).unwrap();
+        let cache = CacheSpec {
+            layers: config.layers,
+            blocks: scheduler.num_blocks,
+            heads: model.config().heads,
+            dtype: KvDtype::Fp8,
+        };
+        let (max_num_seqs, max_num_batched_tokens) =
+            (scheduler.max_num_seqs, scheduler.max_num_batched_tokens);
+        RankParts { device, comm, model, cache, max_num_seqs, max_num_batched_tokens, vocab: config.vocab }
+    });
+    let runner = Runner::start(parts.collect(), PATIENCE);
+    Engine::start(scheduler, 2, Box::new(runner))
+}
+
+/// Greedy and random answers to prompts that come together.
+fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
+    let ask = |index: u32| Request {
+        prompt: (0..3 + 11 * index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
+        sampling: Arc::new(SamplingParams {
+            temperature: (index % 2) as f32,
+            seed: u64::from(index),
+            logprobs: Some(2),
+            ..SamplingParams::greedy()
+        }),
+        stop: StopRules { max_tokens: dev::GENERATED.min(8), stop_ids: Vec::new() },
+        priority: 0,
+        cache_salt: None,
+        prompt_logprobs: None,
+    };
+    let all = (0..3).map(|index| answer(&engine.0, ask(index)));
+    block_on(futures_util::future::join_all(all))
+}
+
+#[test]
+fn models_over_peers_have_the_bits_that_they_have_over_threads() {
+    let dir = fixture("wide");
+    for count in [2, 8] {
+        let expected = answers(&engine(&dir, dev::ranks(count), Local::group(count, PATIENCE)));
+        // Two rows at a time are reduced by all, and more by shares.
+        let devices = dev::ranks(count);
+        let group = P2p::group(&devices, PATIENCE, Some(2)).unwrap();
+        assert!(answers(&engine(&dir, devices, group)) == expected, "{count} ranks");
+    }
+}
