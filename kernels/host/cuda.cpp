@@ -16,6 +16,10 @@
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+// Functions that switch stacks do not return where they were entered, which ThreadSanitizer counts on.
+#define SWITCHES __attribute__((no_sanitize_thread))
+#else
+#define SWITCHES
 #endif
 
 // Saves the callee's registers on the stack, the stack pointer in *from, and goes on where `to` was saved.
@@ -88,7 +92,7 @@ struct Fiber {
     // The round of its warp that it waits for.
     uint64_t round = 0;
     void* fake_stack = nullptr;
-    // What ThreadSanitizer knows it by, from its first entry to its end.
+    // What ThreadSanitizer knows it by.
     void* known_as = nullptr;
 };
 
@@ -124,7 +128,7 @@ thread_local void* scheduler_stack_pointer;
 }
 
 // From a fiber to the scheduler.
-void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
+SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_bottom, scheduler_size);
 #endif
@@ -138,7 +142,7 @@ void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 }
 
 // From the scheduler to a fiber.
-void enter(size_t index) {
+SWITCHES void enter(size_t index) {
     Fiber& fiber = block.fibers[index];
     running = index;
     place.thread = fiber.thread;
@@ -154,12 +158,9 @@ void enter(size_t index) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
-#if defined(__SANITIZE_THREAD__)
-    if (fiber.state == State::ended) __tsan_destroy_fiber(std::exchange(fiber.known_as, nullptr));
-#endif
 }
 
-void first_entry() {
+SWITCHES void first_entry() {
     Fiber& fiber = block.fibers[running];
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);

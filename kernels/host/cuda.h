@@ -107,7 +107,7 @@ void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 static inline unsigned char* shared_memory() { return host::place.shared; }
 static inline void __syncthreads() { host::sync_block("__syncthreads"); }
 static inline int __syncthreads_or(int says) { return host::any_of_block(says != 0); }
-static inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+static inline void __threadfence() { std::atomic_signal_fence(std::memory_order_seq_cst); }
 static inline unsigned lane_id() { return host::place.thread.x % 32; }
 
 template <typename T>

@@ -326,3 +326,24 @@ fn models_over_peers_have_the_bits_that_they_have_over_threads() {
         assert!(answers(&engine(&dir, devices, group)) == expected, "{count} ranks");
     }
 }
+
+/// Under ThreadSanitizer, which this test's own binary is not compiled for.
+#[cfg(feature = "host-kernels")]
+#[test]
+fn eight_threads_race_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (program, source) =
+        (dir.path().join("peers"), crate::device::model::root().join("tests/host/peers.cpp"));
+    let run = |command: &mut std::process::Command| {
+        let output = command.env_remove("LD_PRELOAD").output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let mut compile = std::process::Command::new(std::env::var_os("CXX").unwrap_or_else(|| "g++".into()));
+    compile.args(["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-ffp-contract=off", "-DOCTANT_HOST"]);
+    compile.args(["-Wno-unknown-pragmas", "-x", "c++"]).arg(&source).arg("-o").arg(&program);
+    assert_eq!(run(&mut compile), (Some(0), String::new()));
+    let good = run(&mut std::process::Command::new(&program));
+    assert_eq!(good, (Some(0), "eight ranks agree\n".to_owned()));
+    let (status, report) = run(std::process::Command::new(&program).arg("broken"));
+    assert!(status != Some(0) && report.contains("data race"), "{status:?}: {report}");
+}
