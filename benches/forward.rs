@@ -68,6 +68,7 @@ fn main() {
     let parts = RankParts {
         device,
         comm: Local::alone(),
+        processors: Vec::new(),
         model,
         cache,
         max_num_seqs: 64,

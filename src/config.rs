@@ -127,6 +127,13 @@ pub struct ServeArgs {
     /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1]
     #[arg(long, env = "OCTANT_TENSOR_PARALLEL_SIZE", value_name = "N")]
     pub tensor_parallel_size: Option<usize>,
+    /// GPUs of the ranks by their numbers, separated by commas; several ranks may share one [default: the first ones]
+    #[arg(long, env = "OCTANT_GPUS", value_name = "NUMBERS", value_delimiter = ',')]
+    pub gpus: Option<Vec<usize>>,
+    /// How GPUs add up: through one another's memory, in the order of ranks, or by NCCL, which is not deterministic
+    /// [default: p2p]
+    #[arg(long, env = "OCTANT_COMMUNICATOR", value_name = "WAY")]
+    pub communicator: Option<CommunicatorName>,
     /// Threads of the CPU device, divided between ranks [default: all cores]
     #[arg(long, env = "OCTANT_THREADS", value_name = "N")]
     pub threads: Option<usize>,
@@ -195,6 +202,16 @@ pub enum DeviceName {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+}
+
+/// How GPUs add up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CommunicatorName {
+    /// Through one another's memory.
+    P2p,
+    /// NVIDIA's library.
+    Nccl,
 }
 
 /// A number of bytes, written plainly or with a unit.
@@ -293,6 +310,10 @@ pub struct Config {
     pub device: DeviceName,
     /// Ranks that share the model.
     pub ranks: usize,
+    /// A GPU for each rank, on CUDA.
+    pub gpus: Vec<usize>,
+    /// How they add up.
+    pub communicator: CommunicatorName,
     /// Threads of the CPU device.
     pub threads: usize,
     /// Whether a row has the same bits in any company.
@@ -340,6 +361,8 @@ impl ServeArgs {
             quantization: self.quantization.or(file.quantization),
             device: self.device.or(file.device),
             tensor_parallel_size: self.tensor_parallel_size.or(file.tensor_parallel_size),
+            gpus: self.gpus.or(file.gpus),
+            communicator: self.communicator.or(file.communicator),
             threads: self.threads.or(file.threads),
             kv_cache_memory: self.kv_cache_memory.or(file.kv_cache_memory),
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
@@ -361,6 +384,8 @@ impl ServeArgs {
             if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let device = self.device.unwrap_or(DeviceName::Cpu);
+        let deterministic = deterministic(self.deterministic, device)?;
+        let ranks = ranks(self.tensor_parallel_size.unwrap_or(1))?;
         let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Config {
             address: SocketAddr::new(host, self.port.unwrap_or(8000)),
@@ -378,8 +403,10 @@ impl ServeArgs {
             kv_cache_memory: self.kv_cache_memory.map(|size| size.0),
             prefix_caching: self.enable_prefix_caching.unwrap_or(true),
             device,
-            deterministic: deterministic(self.deterministic, device)?,
-            ranks: ranks(self.tensor_parallel_size.unwrap_or(1))?,
+            deterministic,
+            gpus: gpus(self.gpus, device, ranks)?,
+            communicator: communicator(self.communicator, device, deterministic)?,
+            ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
@@ -407,6 +434,34 @@ fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, Confi
             Err(ConfigError::new("--deterministic", "expected true with --device cpu, got false"))
         }
         (wanted, _) => Ok(wanted),
+    }
+}
+
+/// One for each rank.
+fn gpus(named: Option<Vec<usize>>, device: DeviceName, ranks: usize) -> Result<Vec<usize>, ConfigError> {
+    let wrong = |message| Err(ConfigError::new("--gpus", message));
+    match (named, device) {
+        (Some(gpus), DeviceName::Cuda) if gpus.len() == ranks => Ok(gpus),
+        (Some(gpus), DeviceName::Cuda) => {
+            wrong(format!("expected one for each of {ranks} ranks, got {}", gpus.len()))
+        }
+        (Some(_), DeviceName::Cpu) => wrong("expected --device cuda, got cpu".to_owned()),
+        (None, _) => Ok((0..ranks).collect()),
+    }
+}
+
+fn communicator(
+    named: Option<CommunicatorName>,
+    device: DeviceName,
+    deterministic: bool,
+) -> Result<CommunicatorName, ConfigError> {
+    let wrong = |message| Err(ConfigError::new("--communicator", message));
+    match named {
+        Some(_) if device == DeviceName::Cpu => wrong("expected --device cuda, got cpu"),
+        Some(CommunicatorName::Nccl) if deterministic => {
+            wrong("nccl adds up in an order of its own; expected --deterministic false with it")
+        }
+        named => Ok(named.unwrap_or(CommunicatorName::P2p)),
     }
 }
 

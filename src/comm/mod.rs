@@ -1,6 +1,8 @@
 //! Collective operations between the ranks of a tensor-parallel group.
 
 pub mod local;
+#[cfg(feature = "cuda")]
+pub mod nccl;
 #[cfg(feature = "kernels")]
 pub mod p2p;
 pub mod stand_in;

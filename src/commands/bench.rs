@@ -34,7 +34,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = args.device.unwrap_or(DeviceName::Cpu);
     let place =
-        Place::open_devices(Devices { device, ranks: 1, threads, deterministic: args.deterministic })?;
+        Place::open_devices(&Devices { device, gpus: vec![0], threads, deterministic: args.deterministic })?;
     let device = place.describe();
     let conditions = place.conditions()?;
     let before = conditions();
@@ -110,7 +110,16 @@ fn measure<D: Device>(
     let cache = plan.cache(&limited, KvDtype::Fp8);
     let vocab = limited.vocab;
     let (max_num_seqs, max_num_batched_tokens) = (batch, rows);
-    let parts = RankParts { device, comm, model, cache, max_num_seqs, max_num_batched_tokens, vocab };
+    let parts = RankParts {
+        device,
+        comm,
+        processors: Vec::new(),
+        model,
+        cache,
+        max_num_seqs,
+        max_num_batched_tokens,
+        vocab,
+    };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));
     let mut steps = Steps::new(runner, vocab, plan.blocks);
     // Of the embedding a step reads its tokens' rows, which are nothing, unless it is the head too.

@@ -64,7 +64,7 @@ mod gpu {
 
     use super::super::gpu::describe;
     use super::Finding;
-    use crate::device::cuda::{Cuda, Products, library_loads};
+    use crate::device::cuda::{Cuda, Products, library_loads, nccl_version};
 
     pub(super) fn findings() -> Vec<Finding> {
         let mut findings = vec![
@@ -73,7 +73,7 @@ mod gpu {
                 &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"],
                 "only --deterministic false uses it",
             ),
-            library("nccl", &["libnccl.so.2", "libnccl.so"], "not used yet"),
+            nccl(),
         ];
         match Nvml::init() {
             Ok(nvml) => findings.extend(gpus(&nvml)),
@@ -89,6 +89,12 @@ mod gpu {
         let found = files.iter().find(|file| library_loads(file));
         let missing = || format!("none of {} can be loaded; {user}", files.join(", "));
         Finding { name, outcome: found.map(|file| (*file).to_owned()).ok_or_else(missing), needed: false }
+    }
+
+    fn nccl() -> Finding {
+        let version = nccl_version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100));
+        let missing = || "libnccl.so.2 cannot be loaded; only --communicator nccl uses it".to_owned();
+        Finding { name: "nccl", outcome: version.ok_or_else(missing), needed: false }
     }
 
     fn gpus(nvml: &Nvml) -> Vec<Finding> {

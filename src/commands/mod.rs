@@ -4,6 +4,7 @@ pub mod bench;
 pub mod doctor;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod numa;
 pub mod place;
 pub mod progress;
 pub mod projection;

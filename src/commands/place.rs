@@ -7,11 +7,15 @@ use anyhow::Context;
 use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
-use crate::comm::Local;
+#[cfg(feature = "cuda")]
+use crate::comm::P2p;
+use crate::comm::{Communicator, Local};
+#[cfg(feature = "cuda")]
+use crate::config::CommunicatorName;
 use crate::config::{Config, DeviceName};
 use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::device::cuda::{Cuda, Products};
+use crate::device::cuda::{Cuda, Nccl, Products};
 use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use crate::model::{Model, ModelConfig, Precision, Shard};
@@ -37,12 +41,12 @@ pub enum Place {
 }
 
 /// How devices are opened.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Devices {
     /// Which kind.
     pub device: DeviceName,
-    /// Ranks, each with one.
-    pub ranks: usize,
+    /// A GPU for each rank, by its number; of other devices, as many.
+    pub gpus: Vec<usize>,
     /// Threads of a CPU, of all ranks together.
     pub threads: usize,
     /// Only a GPU may be told not to be.
@@ -52,33 +56,30 @@ pub struct Devices {
 impl Place {
     /// Opens the devices that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
-        let Config { device, ranks, threads, deterministic, .. } = *config;
-        Self::open_devices(Devices { device, ranks, threads, deterministic })
+        let Config { device, threads, deterministic, .. } = *config;
+        Self::open_devices(&Devices { device, gpus: config.gpus.clone(), threads, deterministic })
     }
 
     /// Opens devices.
-    pub fn open_devices(devices: Devices) -> anyhow::Result<Self> {
-        let Devices { device, ranks, threads, deterministic } = devices;
+    pub fn open_devices(devices: &Devices) -> anyhow::Result<Self> {
+        let Devices { device, ref gpus, threads, deterministic } = *devices;
         match device {
             DeviceName::Cpu if !deterministic => {
                 anyhow::bail!("--deterministic false: expected --device cuda")
             }
             DeviceName::Cpu => {
-                let options = CpuOptions { threads: (threads / ranks).max(1), isa: None };
-                let cpus = (0..ranks).map(|_| Cpu::new(options));
+                let options = CpuOptions { threads: (threads / gpus.len()).max(1), isa: None };
+                let cpus = gpus.iter().map(|_| Cpu::new(options));
                 Ok(Self::Cpu(cpus.collect::<Result<_, _>>()?))
             }
             #[cfg(feature = "cuda")]
             DeviceName::Cuda => {
-                anyhow::ensure!(
-                    ranks == 1,
-                    "--tensor-parallel-size: expected 1 with --device cuda, got {ranks}: GPUs cannot talk to each other yet"
-                );
                 let products = match deterministic {
                     true => Products::Deterministic,
                     false => Products::Fastest { cache: cache_folder().map(|dir| dir.join("cublaslt.json")) },
                 };
-                Ok(Self::Cuda(vec![Cuda::new(0, products).context("--device cuda")?]))
+                let open = |gpu: &usize| Cuda::new(*gpu, products.clone()).context("--device cuda");
+                Ok(Self::Cuda(gpus.iter().map(open).collect::<Result<_, _>>()?))
             }
             #[cfg(not(feature = "cuda"))]
             DeviceName::Cuda => anyhow::bail!(
@@ -138,7 +139,7 @@ impl Place {
             // They have one memory.
             Self::Cpu(cpus) => (available_memory()? / cpus.len() as u64, CPU_SHARE),
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpus) => (gpus[0].free_memory()?, GPU_SHARE),
+            Self::Cuda(gpus) => (free_memory(gpus)?, GPU_SHARE),
         };
         Ok((available as f64 * share) as u64)
     }
@@ -160,15 +161,61 @@ impl Place {
 
     /// Loads the weights and starts the engine over them.
     pub fn start(self, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
+        // A rank that fails by itself, or does not come at all, is named before the step as a whole is given up.
+        let patience = p.config.step_timeout.mul_f64(0.75);
         match self {
-            Self::Cpu(cpus) => start_on(cpus, CPU_IN_FLIGHT, p),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(gpus) => {
-                for gpu in &gpus {
-                    super::gpu::watch(gpu.pci()?);
-                }
-                start_on(gpus, GPU_IN_FLIGHT, p)
+            Self::Cpu(cpus) => {
+                let group = Local::group(cpus.len(), patience);
+                start_on(Ranks { devices: cpus, group, near: Vec::new() }, CPU_IN_FLIGHT, p)
             }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
+        }
+    }
+}
+
+/// What ranks are made of before there is a model.
+struct Ranks<D, C> {
+    devices: Vec<D>,
+    group: Vec<C>,
+    /// Of each rank, the processors near its device; nothing for any.
+    near: Vec<Vec<usize>>,
+}
+
+/// As much as every rank can have: those that share a GPU share its memory.
+#[cfg(feature = "cuda")]
+fn free_memory(gpus: &[Cuda]) -> anyhow::Result<u64> {
+    let places = gpus.iter().map(Cuda::pci).collect::<Result<Vec<_>, _>>()?;
+    let mut least = u64::MAX;
+    for (gpu, place) in gpus.iter().zip(&places) {
+        let sharing = places.iter().filter(|other| *other == place).count() as u64;
+        least = least.min(gpu.free_memory()? / sharing);
+    }
+    Ok(least)
+}
+
+#[cfg(feature = "cuda")]
+fn start_on_gpus(
+    gpus: Vec<Cuda>,
+    patience: std::time::Duration,
+    p: &Prepared,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let mut near = Vec::new();
+    for gpu in &gpus {
+        let pci = gpu.pci()?;
+        near.push(super::numa::processors_near(&pci));
+        super::gpu::watch(pci);
+    }
+    match (gpus.len(), p.config.communicator) {
+        (1, _) => start_on(Ranks { devices: gpus, group: vec![Local::alone()], near }, GPU_IN_FLIGHT, p),
+        (_, CommunicatorName::P2p) => {
+            let group = P2p::group(&gpus, patience, None)
+                .context("--communicator p2p (--communicator nccl does without)")?;
+            start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
+        }
+        (_, CommunicatorName::Nccl) => {
+            let group = Nccl::group(&gpus).context("--communicator nccl")?;
+            start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
         }
     }
 }
@@ -181,11 +228,12 @@ fn cache_folder() -> Option<std::path::PathBuf> {
     Some(folder.join("octant"))
 }
 
-fn start_on<D: Device>(
-    devices: Vec<D>,
+fn start_on<D: Device, C: Communicator<D>>(
+    ranks: Ranks<D, C>,
     in_flight: usize,
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let Ranks { devices, group, mut near } = ranks;
     let scheduler = SchedulerConfig {
         max_num_seqs: p.config.max_num_seqs,
         max_num_batched_tokens: p.config.max_num_batched_tokens,
@@ -198,17 +246,18 @@ fn start_on<D: Device>(
     };
     let share = p.model.share(devices.len()).map_err(anyhow::Error::msg)?;
     let loaded = load(devices, p)?;
-    // A rank that fails by itself, or does not come at all, is named before the step as a whole is given up.
-    let group = Local::group(loaded.len(), p.config.step_timeout.mul_f64(0.75));
-    let ranks = loaded.into_iter().zip(group).map(|((device, model), comm)| RankParts {
-        device,
-        comm,
-        model,
-        cache: p.memory.cache(&share, p.kv),
-        max_num_seqs: scheduler.max_num_seqs,
-        max_num_batched_tokens: scheduler.max_num_batched_tokens,
-        vocab: scheduler.vocab_size,
-    });
+    near.resize(loaded.len(), Vec::new());
+    let ranks =
+        loaded.into_iter().zip(group).zip(near).map(|(((device, model), comm), processors)| RankParts {
+            device,
+            comm,
+            processors,
+            model,
+            cache: p.memory.cache(&share, p.kv),
+            max_num_seqs: scheduler.max_num_seqs,
+            max_num_batched_tokens: scheduler.max_num_batched_tokens,
+            vocab: scheduler.vocab_size,
+        });
     let runner = Runner::start(ranks.collect(), p.config.step_timeout);
     Ok(Engine::start(scheduler, in_flight, Box::new(runner)))
 }

@@ -29,8 +29,10 @@ type Outcome = Result<StepOutput, Failure>;
 /// Why a rank has no output.
 #[derive(Debug)]
 enum Failure {
-    /// It failed, or hangs.
+    /// It failed.
     Own(String),
+    /// It has not answered in time.
+    Late,
     /// It waited for another in vain.
     Peer(String),
 }
@@ -86,29 +88,34 @@ impl Executor for Runner {
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
         let deadline = Instant::now() + self.step_timeout;
-        let (mut first, mut peer) = (None, None);
+        let (mut first, mut peer, mut late) = (None, None, Vec::new());
         for (index, rank) in self.ranks.iter_mut().enumerate() {
-            match rank.outcome(deadline, self.step_timeout) {
+            match rank.outcome(deadline) {
                 Ok(output) => _ = first.get_or_insert(output),
                 Err(Failure::Own(message)) => {
                     return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
                 }
-                // The one that it waited for may have more to say.
-                Err(Failure::Peer(message)) => _ = peer.get_or_insert((index, message)),
+                // The ones that it waited for may have more to say.
+                Err(Failure::Peer(message)) => {
+                    _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
+                }
+                Err(Failure::Late) => late.push(index.to_string()),
             }
         }
-        match (peer, first) {
-            (Some((index, message)), _) => {
-                Err(ExecutorError { message: format!("rank {index} failed: {message}") })
-            }
-            (None, first) => Ok(first.expect("a runner has a rank")),
-        }
+        let took = self.step_timeout.as_secs_f64();
+        let message = match (late.len(), peer) {
+            (0, None) => return Ok(first.expect("a runner has a rank")),
+            (0, Some(message)) => message,
+            (1, _) => format!("rank {} failed: a step did not end within {took} s", late[0]),
+            (_, _) => format!("ranks {} failed: a step did not end within {took} s", late.join(", ")),
+        };
+        Err(ExecutorError { message })
     }
 }
 
 impl Rank {
     /// Waits for the earliest step, and not for ever.
-    fn outcome(&mut self, deadline: Instant, timeout: Duration) -> Outcome {
+    fn outcome(&mut self, deadline: Instant) -> Outcome {
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
             Err(flume::RecvTimeoutError::Disconnected) => {
@@ -116,7 +123,7 @@ impl Rank {
             }
             Err(flume::RecvTimeoutError::Timeout) => {
                 self.thread = None;
-                Err(Failure::Own(format!("a step did not end within {} s", timeout.as_secs_f64())))
+                Err(Failure::Late)
             }
         }
     }

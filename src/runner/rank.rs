@@ -3,6 +3,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
 use super::inputs;
 use super::sampler::{self, Slots};
 use super::{Failure, Outcome, StepOutput};
@@ -18,6 +20,8 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
     pub device: D,
     /// Its end of the group.
     pub comm: C,
+    /// Those near its device, on which its thread runs; nothing for any.
+    pub processors: Vec<usize>,
     /// Its shard of the model.
     pub model: Model<D>,
     /// Its KV cache, allocated when the rank starts.
@@ -59,6 +63,7 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     outcomes: &flume::Sender<Outcome>,
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
+        stay_on(&parts.processors);
         let mut rank = Rank::new(parts)?;
         let mut before: Option<Launched> = None;
         loop {
@@ -91,6 +96,16 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
         }
     };
     let _nobody_waits = outcomes.send(Err(failure));
+}
+
+/// Keeps this thread on some processors, as far as it may be there. That is for speed only, and may fail.
+fn stay_on(processors: &[usize]) {
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut set = CpuSet::new();
+    processors.iter().filter(|n| **n < CpuSet::MAX_CPU && allowed.is_set(**n)).for_each(|n| set.set(*n));
+    if set.count() > 0 {
+        let _anywhere = sched_setaffinity(None, &set);
+    }
 }
 
 impl<D: Device, C: Communicator<D>> Rank<D, C> {

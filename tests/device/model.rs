@@ -92,6 +92,7 @@ pub fn engine(
     let rank = RankParts {
         device,
         comm: Local::alone(),
+        processors: Vec::new(),
         model,
         cache: spec,
         max_num_seqs: scheduler.max_num_seqs,

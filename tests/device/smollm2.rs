@@ -68,6 +68,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
     let rank = RankParts {
         device,
         comm: Local::alone(),
+        processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 80, heads: config.heads, dtype },
         max_num_seqs: scheduler.max_num_seqs,

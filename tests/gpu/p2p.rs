@@ -290,7 +290,16 @@ fn engine<C: Communicator<Cuda>>(
         };
         let (max_num_seqs, max_num_batched_tokens) =
             (scheduler.max_num_seqs, scheduler.max_num_batched_tokens);
-        RankParts { device, comm, model, cache, max_num_seqs, max_num_batched_tokens, vocab: config.vocab }
+        RankParts {
+            device,
+            comm,
+            processors: Vec::new(),
+            model,
+            cache,
+            max_num_seqs,
+            max_num_batched_tokens,
+            vocab: config.vocab,
+        }
     });
     let runner = Runner::start(parts.collect(), PATIENCE);
     Engine::start(scheduler, 2, Box::new(runner))

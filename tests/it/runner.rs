@@ -43,6 +43,7 @@ fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
     let parts = RankParts {
         device,
         comm: Puppet(Mutex::new(told)),
+        processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 2, heads: config.heads, dtype: KvDtype::Fp8 },
         max_num_seqs: 1,

@@ -137,6 +137,7 @@ fn parts_of<C: Communicator<Cpu>>(
     RankParts {
         device,
         comm,
+        processors: Vec::new(),
         cache: CacheSpec { layers: config.layers, blocks, heads, dtype: KvDtype::Bf16 },
         model,
         max_num_seqs: scheduler.max_num_seqs,

@@ -7,6 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 #[cfg(feature = "cuda")]
+use cudarc::driver::{CudaContext, CudaStream};
+
+#[cfg(feature = "cuda")]
 use super::gpu::Gpu;
 #[cfg(feature = "host-kernels")]
 use super::host::Host;
@@ -102,6 +105,16 @@ impl Driver {
             Kind::Gpu(gpu) => gpu.pci(),
             #[cfg(feature = "host-kernels")]
             Kind::Host(_) => Err(DeviceError { op: "pci", message: "the host has none".to_owned() }),
+        }
+    }
+
+    /// Where everything is enqueued, on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(super) fn stream(&self) -> Option<(Arc<CudaContext>, Arc<CudaStream>)> {
+        match &*self.0 {
+            Kind::Gpu(gpu) => Some(gpu.stream()),
+            #[cfg(feature = "host-kernels")]
+            Kind::Host(_) => None,
         }
     }
 

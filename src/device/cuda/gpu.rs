@@ -92,6 +92,11 @@ impl Gpu {
         Ok(free as u64)
     }
 
+    /// Where everything is enqueued.
+    pub(super) fn stream(&self) -> (Arc<CudaContext>, Arc<CudaStream>) {
+        (Arc::clone(&self.context), Arc::clone(&self.stream))
+    }
+
     /// Its number.
     pub(super) fn ordinal(&self) -> usize {
         self.ordinal

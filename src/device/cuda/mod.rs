@@ -20,6 +20,8 @@ mod gpu;
 mod host;
 mod large;
 mod matrix;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod noise;
 mod norm;
 mod peers;
@@ -41,6 +43,8 @@ use driver::{Buffer, Driver, Launch};
 pub use gpu::library_loads;
 pub use large::Products;
 pub use matrix::Matrix;
+#[cfg(feature = "cuda")]
+pub use nccl::{Nccl, version as nccl_version};
 pub use peers::{Missed, Peers};
 pub use reduce::Rows;
 pub use reduce_norm::Reduction;
