@@ -1,6 +1,6 @@
-// OP: sample: a token per row of logits after bias, penalties and masks, greedy or drawn with temperature among what top-k, top-p and min-p leave; score: ln softmax of given tokens
+// OP: sample: a token per row of logits after bias, penalties and masks, greedy or drawn with temperature among what top-k, top-p and min-p leave; score: ln softmax of given tokens; shortlist: the largest of a rank's logits after bias, penalties and masks; pick: as sample, from the shortlists of all ranks
 // INPUTS: logits f32 [rows, stride], of which `vocab` count; rows of SampleRow; lists u32: (id, bits of f32) of biases, ids barred, ids of the prompt, (id, occurrences) of the output
-// OUTPUTS: out SampleResult [rows]; of sample, last u32 [slots], the row's slot; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
+// OUTPUTS: out SampleResult [rows]; of sample, last u32 [slots], the row's slot; shortlists f32 [rows, 2 * SHORTLIST], values and then ids, of each rank one after the other; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
 // LAUNCH: one block of 32 to 512 threads per row, by vocab alone; no dynamic shared memory
 // LIMITS: every id below vocab; every slot within last, each once; ids of the output, each once; at most 20 alternatives
 // NUMERICS: probabilities relative to the largest in fixed point of 40 bits, so that sums have no order; draws differ from the CPU twin's where a number of 53 bits falls within 1e-6 of a boundary; log-probabilities within 1e-5
@@ -10,6 +10,7 @@
 
 constexpr uint32_t THREADS = 512;  // at most
 constexpr uint32_t MOST_ALTERNATIVES = 20;
+constexpr uint32_t SHORTLIST = 64;
 
 struct SampleRow {
     float temperature, top_p, min_p, repetition, presence, frequency;
@@ -46,10 +47,16 @@ struct SampleParams {
     uint32_t* seen;
     SampleResult* out;
     uint32_t* last;
+    float* shortlists;
+    // Of a row of logits, or of shortlists.
     uint32_t stride;
+    // Logits of a row that count; of `pick`, all that are listed.
     uint32_t vocab;
+    // Of `shortlist`: the id of the first logit.
+    uint32_t first;
+    uint32_t unused;
 };
-static_assert(sizeof(SampleParams) == 64);
+static_assert(sizeof(SampleParams) == 80);
 
 template <typename T, typename F>
 DEVICE T block_fold(T x, F f) {
@@ -285,6 +292,65 @@ KERNEL(sample, SampleParams, THREADS) {
         out.non_finite = !sound;
     }
     if (sound && row.logprobs >= 0) report(raw, p.vocab, token, static_cast<uint32_t>(row.logprobs), out);
+}
+
+KERNEL(shortlist, SampleParams, THREADS) {
+    SHARED uint32_t counts[THREADS];
+    const float* raw = p.logits + static_cast<size_t>(blockIdx.x) * p.stride;
+    float* x = p.work + static_cast<size_t>(blockIdx.x) * p.vocab;
+    float* values = p.shortlists + static_cast<size_t>(blockIdx.x) * 2 * SHORTLIST;
+    float* ids = values + SHORTLIST;
+    const bool sound = finite(raw, p.vocab);
+    for (uint32_t i = threadIdx.x; i < SHORTLIST; i += blockDim.x) {
+        values[i] = sound || i > 0 ? -INFINITY : NAN;
+        ids[i] = 0.0f;
+    }
+    if (!sound) return;
+    adjust(p, p.rows[blockIdx.x], raw, x);
+    uint32_t possible = 0;
+    for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) possible += x[i] > -INFINITY;
+    Candidates candidates{x, p.vocab, 0.0f, 1.0f, 0.0f, 0};
+    if (block_fold(possible, Add{}) > SHORTLIST) candidates.cut = candidates.reach(SHORTLIST, true);
+    // Each thread has some ids in a row, so that the list is in their order.
+    const uint32_t part = (p.vocab + blockDim.x - 1) / blockDim.x;
+    const uint32_t begin = min(p.vocab, threadIdx.x * part), end = min(p.vocab, begin + part);
+    uint32_t count = 0;
+    for (uint32_t i = begin; i < end; ++i) count += candidates.value(i, true) != 0;
+    counts[threadIdx.x] = count;
+    __syncthreads();
+    uint32_t place = 0;
+    for (uint32_t i = 0; i < threadIdx.x; ++i) place += counts[i];
+    for (uint32_t i = begin; i < end; ++i) {
+        if (candidates.value(i, true) == 0) continue;
+        values[place] = x[i];
+        ids[place++] = static_cast<float>(p.first + i);
+    }
+}
+
+KERNEL(pick, SampleParams, THREADS) {
+    const SampleRow& row = p.rows[blockIdx.x];
+    SampleResult& out = p.out[blockIdx.x];
+    const float* lists = p.shortlists + static_cast<size_t>(blockIdx.x) * p.stride;
+    float* x = p.work + static_cast<size_t>(blockIdx.x) * p.vocab;
+    uint32_t bad = 0;
+    for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) {
+        x[i] = lists[2 * (i - i % SHORTLIST) + i % SHORTLIST];
+        bad += isnan(x[i]);
+    }
+    bool sound = block_fold(bad, Add{}) == 0;
+    uint32_t token = 0;
+    if (sound) {
+        const uint64_t best = largest_below(x, p.vocab, ~0ull);
+        sound = best != 0;
+        if (sound) {
+            const uint32_t i = row.temperature == 0.0f ? id_of(best) : draw(p, row, x, x[id_of(best)]);
+            token = static_cast<uint32_t>(lists[2 * (i - i % SHORTLIST) + SHORTLIST + i % SHORTLIST]);
+        }
+    }
+    if (threadIdx.x == 0) {
+        p.last[row.slot] = out.token = token;
+        out.non_finite = !sound;
+    }
 }
 
 KERNEL(score, SampleParams, THREADS) {

@@ -15,6 +15,7 @@ pub mod host;
 pub mod noise;
 
 use std::fmt::Debug;
+use std::ops::Range;
 
 pub use host::{HostMatrix, MatrixData};
 pub use noise::Noise;
@@ -225,10 +226,21 @@ pub struct SampleRow<'a> {
     pub slot: u32,
 }
 
+/// Candidates that a rank of a group names for each row: no row that is drawn from such lists may have a larger top-k.
+pub const SHORTLIST: usize = 64;
+
+impl SampleRow<'_> {
+    /// Whether the largest [`SHORTLIST`] logits of each rank are all that the draw depends on.
+    pub fn is_short(&self) -> bool {
+        let few = self.temperature == 0.0 || (1..=SHORTLIST as u32).contains(&self.top_k);
+        few && self.logprobs.is_none()
+    }
+}
+
 /// How much may be drawn before it is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrawRoom {
-    /// Calls of [`Device::sample`].
+    /// Calls of [`Device::sample`] and [`Device::pick`].
     pub samples: usize,
     /// Rows of each.
     pub rows: usize,
@@ -401,6 +413,23 @@ pub trait Device: Send + 'static {
         &self,
         logits: &Self::Floats,
         vocab: usize,
+        rows: &[SampleRow<'_>],
+        draws: &mut Self::Draws,
+    ) -> Result<(), DeviceError>;
+    /// The largest of each row of a rank's logits, which are those of `ids`, after bias, penalties and masks, in the order
+    /// of ids: `out` \[rows, 2 × SHORTLIST\] gets them, -∞ where there are fewer, and then their ids as numbers. A row
+    /// that holds NaN or infinity begins with NaN.
+    fn shortlist(
+        &self,
+        logits: &Self::Floats,
+        ids: Range<u32>,
+        rows: &[SampleRow<'_>],
+        out: &mut Self::Floats,
+    ) -> Result<(), DeviceError>;
+    /// As [`Device::sample`], from the shortlists of all ranks, one after the other; every row is short.
+    fn pick(
+        &self,
+        shortlists: &Self::Floats,
         rows: &[SampleRow<'_>],
         draws: &mut Self::Draws,
     ) -> Result<(), DeviceError>;

@@ -25,7 +25,9 @@ pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, Workspace};
 
 use crate::comm::Communicator;
-use crate::device::{ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, StepInputs, Table, Token};
+use crate::device::{
+    ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, SampleRow, StepInputs, Table, Token,
+};
 
 /// What becomes of linear weights and of the inputs of their products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,15 +208,43 @@ impl<D: Device> Model<D> {
         rows: &[u32],
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
+        self.head(device, rows, space)?;
+        match &space.part {
+            None => Ok(()),
+            Some(part) => comm.all_gather(device, part, &mut space.logits),
+        }
+    }
+
+    /// Whether this is one rank's part of a model.
+    pub fn is_divided(&self) -> bool {
+        self.shard.ranks > 1
+    }
+
+    /// As [`Model::logits`], but of each rank's only the largest, after what `sampling` does to them, into
+    /// `space.shortlists`. Ids are below `vocab`. Only for a divided model.
+    pub fn shortlists<C: Communicator<D>>(
+        &self,
+        (device, comm): (&D, &C),
+        rows: &[u32],
+        (sampling, vocab): (&[SampleRow<'_>], usize),
+        space: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        self.head(device, rows, space)?;
+        let Workspace { part: Some(part), shortlists: Some(lists), .. } = space else {
+            unreachable!("a divided model has buffers for a rank's part of the logits")
+        };
+        let ids = self.shard.ids(self.vocab);
+        let ids = ids.start.min(vocab) as u32..ids.end.min(vocab) as u32;
+        device.shortlist(part, ids, sampling, &mut lists.own)?;
+        comm.all_gather(device, &lists.own, &mut lists.all)
+    }
+
+    /// This rank's logits, into `space.part` or, if it has all, into `space.logits`.
+    fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         device.select(&space.residual, rows, &mut space.selected)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
-        match &mut space.part {
-            None => device.linear(&space.last, &head.matrix, &mut space.logits),
-            Some(part) => {
-                device.linear(&space.last, &head.matrix, part)?;
-                comm.all_gather(device, part, &mut space.logits)
-            }
-        }
+        let own = space.part.as_mut().unwrap_or(&mut space.logits);
+        device.linear(&space.last, &head.matrix, own)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Model, ModelConfig};
 use crate::comm::Communicator;
-use crate::device::{Device, DeviceError, DrawRoom};
+use crate::device::{Device, DeviceError, DrawRoom, SHORTLIST};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
 /// to score.
@@ -32,10 +32,28 @@ pub struct Workspace<D: Device> {
     pub(super) last: D::Acts,
     /// This rank's logits, where there are other ranks, \[LOGIT_ROWS, share of the vocabulary\].
     pub(super) part: Option<D::Floats>,
+    /// The largest of them, where there are other ranks.
+    pub shortlists: Option<Shortlists<D>>,
     /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
     pub logits: D::Floats,
     /// What sequences drew.
     pub draws: D::Draws,
+}
+
+/// The largest logits of ranks, as [`Device::shortlist`] has them.
+#[derive(Debug)]
+pub struct Shortlists<D: Device> {
+    /// \[LOGIT_ROWS, 2 × SHORTLIST\].
+    pub(super) own: D::Floats,
+    /// Of all ranks, \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
+    pub all: D::Floats,
+}
+
+impl<D: Device> Shortlists<D> {
+    fn new<C: Communicator<D>>(device: &D, comm: &C) -> Result<Self, DeviceError> {
+        let own = comm.floats(device, LOGIT_ROWS, 2 * SHORTLIST)?;
+        Ok(Self { own, all: device.floats(LOGIT_ROWS, comm.size() * 2 * SHORTLIST)? })
+    }
 }
 
 /// Steps whose tokens may be drawn before those of the first are asked for.
@@ -50,8 +68,9 @@ impl<D: Device> Workspace<D> {
         (rows, slots): (usize, usize),
     ) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
-        let vocab = config.vocab * ranks;
-        let samples = STEPS_AHEAD * slots.div_ceil(LOGIT_ROWS);
+        let (vocab, divided) = (config.vocab * ranks, ranks > 1);
+        // Rows that are drawn from shortlists, and others.
+        let samples = STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1);
         let room = DrawRoom { samples, rows: LOGIT_ROWS, vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
@@ -66,7 +85,8 @@ impl<D: Device> Workspace<D> {
             activated: device.acts(rows, activated)?,
             selected: device.floats(LOGIT_ROWS, hidden)?,
             last: device.acts(LOGIT_ROWS, hidden)?,
-            part: if ranks > 1 { Some(comm.floats(device, LOGIT_ROWS, config.vocab)?) } else { None },
+            part: divided.then(|| comm.floats(device, LOGIT_ROWS, config.vocab)).transpose()?,
+            shortlists: divided.then(|| Shortlists::new(device, comm)).transpose()?,
             logits: device.floats(LOGIT_ROWS, vocab)?,
             draws: device.draws(slots, room)?,
         })
@@ -76,7 +96,10 @@ impl<D: Device> Workspace<D> {
     pub fn bytes(config: &ModelConfig, ranks: usize, rows: usize) -> u64 {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         // Logits, and as many again that sampling works over.
-        let logits = if ranks > 1 { (1 + 2 * ranks) * config.vocab } else { 2 * config.vocab };
+        let logits = match ranks {
+            1 => 2 * config.vocab,
+            _ => (1 + 2 * ranks) * config.vocab + (1 + ranks) * 2 * SHORTLIST,
+        };
         let floats = rows * (3 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + logits);
         let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
         (floats * 4 + acts * D::LAYOUT.act_bytes) as u64

@@ -51,8 +51,8 @@ pub(super) struct Rank<D: Device, C: Communicator<D>> {
 struct Launched {
     plan: Arc<StepPlan>,
     rows: Vec<RowOutput>,
-    /// Rows that draw, in order, with who has their slots.
-    drawing: Vec<(usize, Arc<SlotStart>)>,
+    /// Rows that draw, as they were sampled together, with who has their slots.
+    drawing: Vec<Vec<(usize, Arc<SlotStart>)>>,
 }
 
 /// Runs plans until there are no more, or one fails. The next step is launched before the results of the one before
@@ -169,16 +169,16 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
         self.score(&plan, &firsts, &mut rows)?;
-        self.sample(&plan, &firsts)?;
-        let drawing = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
-        let drawing = drawing.map(|(index, row)| (index, Arc::clone(self.slots.get(row.slot).start())));
-        Ok(Launched { drawing: drawing.collect(), plan, rows })
+        let pieces = self.sample(&plan, &firsts)?;
+        let drawing = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
+        let drawing = pieces.into_iter().map(|piece| piece.into_iter().map(drawing).collect()).collect();
+        Ok(Launched { drawing, plan, rows })
     }
 
     /// Waits for the tokens of a step.
     fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
         let Launched { plan, mut rows, drawing } = step;
-        for piece in drawing.chunks(LOGIT_ROWS) {
+        for piece in &drawing {
             let draws = self.device.drawn(&mut self.space.draws)?;
             for ((index, start), draw) in piece.iter().zip(draws) {
                 self.slots.record(plan.rows[*index].slot, start, draw, &mut rows[*index]);
@@ -203,16 +203,29 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         Ok(())
     }
 
-    /// Draws a token for each row that wants one.
-    fn sample(&mut self, plan: &StepPlan, firsts: &[usize]) -> Result<(), DeviceError> {
-        let wanting: Vec<usize> = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample).collect();
-        for piece in wanting.chunks(LOGIT_ROWS) {
+    /// Draws a token for each row that wants one. Says which rows were sampled together.
+    fn sample(&mut self, plan: &StepPlan, firsts: &[usize]) -> Result<Vec<Vec<usize>>, DeviceError> {
+        let wanting = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample);
+        // Ranks that share a vocabulary name their largest logits, where that is enough, rather than exchange all.
+        let divided = self.model.is_divided();
+        let is_short = |index: &usize| divided && self.slots.sample_row(&plan.rows[*index]).is_short();
+        let (short, whole): (Vec<usize>, Vec<usize>) = wanting.partition(is_short);
+        let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
+        let pieces: Vec<_> = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false))).collect();
+        for (piece, is_short) in &pieces {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
-            self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
             let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
-            self.device.sample(&self.space.logits, self.vocab, &rows, &mut self.space.draws)?;
+            let (group, space) = ((&self.device, &self.comm), &mut self.space);
+            if *is_short {
+                self.model.shortlists(group, &wanted, (&rows, self.vocab), space)?;
+                let lists = space.shortlists.as_ref().expect("a divided model has them");
+                self.device.pick(&lists.all, &rows, &mut space.draws)?;
+            } else {
+                self.model.logits(&self.device, &self.comm, &wanted, space)?;
+                self.device.sample(&space.logits, self.vocab, &rows, &mut space.draws)?;
+            }
         }
-        Ok(())
+        Ok(pieces.into_iter().map(|(piece, _)| piece.to_vec()).collect())
     }
 }

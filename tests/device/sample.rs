@@ -1,6 +1,6 @@
 //! Drawing and scoring.
 
-use octant::device::{Device, Draw, DrawRoom, SampleRow};
+use octant::device::{Device, Draw, DrawRoom, SHORTLIST, SampleRow};
 
 use super::noise;
 use crate::dev;
@@ -199,4 +199,89 @@ fn scores_are_of_the_targets() {
     assert!((first.logprob - 0.5f32.ln()).abs() < 1e-6);
     assert_eq!(first.top[0].0, 0);
     assert!(scores[1].is_none());
+}
+
+/// Draws as the ranks of a group do: each names the largest of its share of the ids.
+fn draw_divided(
+    logits: &[f32],
+    cols: usize,
+    vocab: usize,
+    ranks: usize,
+    rows: &[SampleRow<'_>],
+) -> Vec<Draw> {
+    let device = dev::one();
+    let room = DrawRoom { samples: 1, rows: rows.len(), vocab: cols };
+    let mut draws = device.draws(rows.len(), room).unwrap();
+    let share = cols.div_ceil(ranks);
+    let mut lists = vec![Vec::new(); rows.len()];
+    for rank in 0..ranks {
+        let mut part = device.floats(rows.len(), share).unwrap();
+        let own = |row: &[f32]| {
+            (rank * share..(rank + 1) * share).map(|i| row.get(i).copied().unwrap_or(0.0)).collect()
+        };
+        let own: Vec<Vec<f32>> = logits.chunks_exact(cols).map(own).collect();
+        device.write(&own.concat(), &mut part).unwrap();
+        let ids = (rank * share).min(vocab) as u32..((rank + 1) * share).min(vocab) as u32;
+        let mut out = device.floats(rows.len(), 2 * SHORTLIST).unwrap();
+        device.shortlist(&part, ids, rows, &mut out).unwrap();
+        let named = device.read(&out).unwrap();
+        lists
+            .iter_mut()
+            .zip(named.chunks_exact(2 * SHORTLIST))
+            .for_each(|(list, named)| list.extend_from_slice(named));
+    }
+    let mut all = device.floats(rows.len(), ranks * 2 * SHORTLIST).unwrap();
+    device.write(&lists.concat(), &mut all).unwrap();
+    device.pick(&all, rows, &mut draws).unwrap();
+    device.drawn(&mut draws).unwrap()
+}
+
+#[test]
+fn what_ranks_name_is_all_that_a_short_draw_needs() {
+    let (cols, vocab) = (700, 691);
+    let mut logits = Vec::new();
+    let mut rows = Vec::new();
+    let bias = [(3, 2.5), (650, 4.0), (3, 1.0)];
+    let (prompt, output) = ([5, 600, 5, 77], [(650, 3), (9, 1)]);
+    let barred: Vec<u32> = (100..690).collect();
+    for (i, top_k) in [0, 1, 7, 64, 64, 3].into_iter().enumerate() {
+        for variant in 0..4 {
+            // Coarse, so that there are ties.
+            let coarse = noise(rows.len() as u64, cols).into_iter().map(|x| (x * 3.0).round());
+            logits.extend(coarse);
+            let mut row = SampleRow {
+                temperature: if top_k == 0 { 0.0 } else { 0.5 + i as f32 * 0.3 },
+                top_k,
+                top_p: [1.0, 0.8][i % 2],
+                min_p: [0.0, 0.02][variant % 2],
+                seed: (7 * i + variant) as u64,
+                slot: rows.len() as u32,
+                ..row()
+            };
+            if variant >= 1 {
+                (row.logit_bias, row.prompt, row.output) = (&bias, &prompt, &output);
+                (row.repetition_penalty, row.presence_penalty, row.frequency_penalty) = (1.4, 0.3, 0.2);
+            }
+            if variant >= 2 {
+                row.barred = &barred;
+            }
+            rows.push(row);
+        }
+    }
+    // Nothing left to draw, and nothing that could be drawn from.
+    let all: Vec<u32> = (0..vocab as u32).collect();
+    rows[2].barred = &all;
+    logits[5 * cols + 300] = f32::NAN;
+    logits[6 * cols + 690] = f32::INFINITY;
+    // Of ids that no tokenizer knows.
+    logits[7 * cols + 695] = f32::NAN;
+    let expected = draw_on(&dev::one(), &logits, cols, vocab, &rows);
+    assert_eq!(expected.iter().filter(|draw| **draw == Draw::NonFinite).count(), 3);
+    for ranks in [1, 2, 3, 8] {
+        assert_eq!(draw_divided(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
+    }
+    assert!(SampleRow { top_k: 5, ..row() }.is_short() && row().is_short());
+    assert!(!SampleRow { temperature: 1.0, top_k: 65, ..row() }.is_short());
+    assert!(!SampleRow { temperature: 1.0, ..row() }.is_short());
+    assert!(!SampleRow { logprobs: Some(0), ..row() }.is_short());
 }

@@ -392,6 +392,27 @@ impl Device for Cpu {
         Ok(())
     }
 
+    fn shortlist(
+        &self,
+        logits: &Floats,
+        ids: Range<u32>,
+        rows: &[SampleRow<'_>],
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        sample::shortlist(self, logits, &ids, rows, out);
+        Ok(())
+    }
+
+    fn pick(
+        &self,
+        shortlists: &Floats,
+        rows: &[SampleRow<'_>],
+        draws: &mut Draws,
+    ) -> Result<(), DeviceError> {
+        sample::pick(self, shortlists, rows, draws);
+        Ok(())
+    }
+
     fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
         Ok(draws.under_way.pop_front().expect("a sample is under way"))
     }

@@ -4,21 +4,52 @@
 //! 256,000 logits costs more than everything else here.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
 use super::philox;
 use super::{Cpu, Draws, Floats, Parts};
-use crate::device::{Draw, RowLogprob, SampleRow};
+use crate::device::{Draw, RowLogprob, SHORTLIST, SampleRow};
 
 pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Draws) {
     assert!(vocab <= logits.cols, "a vocabulary of {vocab} in rows of {}", logits.cols);
+    draw_rows(cpu, rows, out, |index, work, candidates| {
+        let raw = &logits.row(index)[..vocab];
+        draw(raw, &rows[index], &mut work[..vocab], candidates)
+    });
+}
+
+/// Draws from what ranks have named.
+pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: &mut Draws) {
+    draw_rows(cpu, rows, out, |index, work, candidates| {
+        let lists = shortlists.row(index).chunks_exact(2 * SHORTLIST);
+        let named = work[..shortlists.cols / 2].chunks_exact_mut(SHORTLIST);
+        named.zip(lists.clone()).for_each(|(to, list)| to.copy_from_slice(&list[..SHORTLIST]));
+        let work = &work[..shortlists.cols / 2];
+        if work.iter().any(|x| x.is_nan()) {
+            return Draw::NonFinite;
+        }
+        let place = choose(work, &rows[index], candidates);
+        let id = |place: u32| {
+            let (rank, place) = (place as usize / SHORTLIST, place as usize % SHORTLIST);
+            shortlists.row(index)[(2 * rank + 1) * SHORTLIST + place] as u32
+        };
+        place.map_or(Draw::NonFinite, |place| Draw::Token(id(place), None))
+    });
+}
+
+/// Draws each row, and notes what its slot drew.
+fn draw_rows(
+    cpu: &Cpu,
+    rows: &[SampleRow<'_>],
+    out: &mut Draws,
+    draw: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> Draw + Sync,
+) {
     let mut draws = vec![Draw::NonFinite; rows.len()];
     let parts = Parts::new(&mut draws);
     cpu.pool.split(rows.len(), |thread, range| {
         let scratch = &mut *cpu.scratch(thread);
         for row in range {
-            let raw = &logits.row(row)[..vocab];
-            let work = &mut scratch.row[..vocab];
-            let drawn = draw(raw, &rows[row], work, &mut scratch.candidates);
+            let drawn = draw(row, &mut scratch.row, &mut scratch.candidates);
             // SAFETY: each row is in one range.
             unsafe { parts.set(row, drawn) };
         }
@@ -28,6 +59,48 @@ pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_
         out.last[row.slot as usize] = if let Draw::Token(token, _) = draw { *token } else { 0 };
     }
     out.under_way.push_back(draws);
+}
+
+/// The largest logits of a rank.
+pub(super) fn shortlist(
+    cpu: &Cpu,
+    logits: &Floats,
+    ids: &Range<u32>,
+    rows: &[SampleRow<'_>],
+    out: &mut Floats,
+) {
+    let count = ids.len();
+    assert!(count <= logits.cols, "{count} ids in rows of {}", logits.cols);
+    let cols = out.cols;
+    let parts = Parts::new(out.resize(rows.len()));
+    cpu.pool.split(rows.len(), |thread, range| {
+        let scratch = &mut *cpu.scratch(thread);
+        for row in range {
+            // SAFETY: each row is in one range.
+            let (values, names) = unsafe { parts.part(row * cols..(row + 1) * cols) }.split_at_mut(SHORTLIST);
+            values.fill(f32::NEG_INFINITY);
+            names.fill(0.0);
+            let (raw, work) = (&logits.row(row)[..count], &mut scratch.row[..count]);
+            if !finite(raw) {
+                values[0] = f32::NAN;
+                continue;
+            }
+            work.copy_from_slice(raw);
+            adjust(&rows[row], work, ids);
+            let candidates = &mut scratch.candidates;
+            candidates.clear();
+            let kept = work.iter().zip(ids.clone()).filter(|(x, _)| **x > f32::NEG_INFINITY);
+            candidates.extend(kept.map(|(x, id)| (*x, id)));
+            if candidates.len() > SHORTLIST {
+                candidates.select_nth_unstable_by(SHORTLIST - 1, order);
+                candidates.truncate(SHORTLIST);
+            }
+            candidates.sort_unstable_by_key(|(_, id)| *id);
+            for ((x, id), (value, name)) in candidates.iter().zip(values.iter_mut().zip(names)) {
+                (*value, *name) = (*x, *id as f32);
+            }
+        }
+    });
 }
 
 pub(super) fn score(
@@ -59,37 +132,43 @@ fn draw(raw: &[f32], row: &SampleRow<'_>, work: &mut [f32], candidates: &mut Vec
         return Draw::NonFinite;
     }
     work.copy_from_slice(raw);
-    adjust(row, work);
-    let Some(best) = argmax(work) else { return Draw::NonFinite };
-    let token = if row.temperature == 0.0 {
-        best
-    } else {
-        let uniform = philox::uniform(row.seed, row.position);
-        random(row, work, work[best as usize], candidates, uniform)
-    };
+    adjust(row, work, &(0..raw.len() as u32));
+    let Some(token) = choose(work, row, candidates) else { return Draw::NonFinite };
     Draw::Token(token, row.logprobs.map(|top| logprob(raw, token, top)))
 }
 
-/// Bias, mask, penalties: everything that depends on tokens rather than on probabilities.
-fn adjust(row: &SampleRow<'_>, logits: &mut [f32]) {
+/// The index of a logit; `None` if all are masked.
+fn choose(logits: &[f32], row: &SampleRow<'_>, candidates: &mut Vec<(f32, u32)>) -> Option<u32> {
+    let best = argmax(logits)?;
+    if row.temperature == 0.0 {
+        return Some(best);
+    }
+    let uniform = philox::uniform(row.seed, row.position);
+    Some(random(row, logits, logits[best as usize], candidates, uniform))
+}
+
+/// Bias, mask, penalties: everything that depends on tokens rather than on probabilities. Logits are those of `ids`.
+fn adjust(row: &SampleRow<'_>, logits: &mut [f32], ids: &Range<u32>) {
+    let place = |id: &u32| ids.contains(id).then(|| (id - ids.start) as usize);
     for (token, bias) in row.logit_bias {
-        logits[*token as usize] += bias;
+        place(token).into_iter().for_each(|i| logits[i] += bias);
     }
     if row.repetition_penalty != 1.0 {
         let output = row.output.iter().map(|(token, _)| *token);
         let mut seen: Vec<u32> = row.prompt.iter().copied().chain(output).collect();
         seen.sort_unstable();
         seen.dedup();
-        for token in seen {
-            let x = &mut logits[token as usize];
+        for i in seen.iter().filter_map(place) {
+            let x = &mut logits[i];
             *x = if *x > 0.0 { *x / row.repetition_penalty } else { *x * row.repetition_penalty };
         }
     }
     for (token, count) in row.output {
-        logits[*token as usize] -= row.presence_penalty + row.frequency_penalty * *count as f32;
+        let penalty = row.presence_penalty + row.frequency_penalty * *count as f32;
+        place(token).into_iter().for_each(|i| logits[i] -= penalty);
     }
-    for token in row.barred {
-        logits[*token as usize] = f32::NEG_INFINITY;
+    for i in row.barred.iter().filter_map(place) {
+        logits[i] = f32::NEG_INFINITY;
     }
 }
 
@@ -128,6 +207,8 @@ fn random(
     if top_k > 0 && top_k < candidates.len() {
         candidates.select_nth_unstable_by(top_k - 1, order);
         candidates.truncate(top_k);
+        // Sums then have one order, however many others there were.
+        candidates.sort_unstable_by(order);
     }
     if row.top_p < 1.0 {
         let total: f64 = candidates.iter().map(|(x, _)| weight(*x)).sum();

@@ -36,6 +36,7 @@ mod select;
 mod step;
 mod stream_read;
 
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use driver::{Buffer, Driver, Launch};
@@ -371,6 +372,25 @@ impl Device for Cuda {
         draws: &mut Draws,
     ) -> Result<(), DeviceError> {
         sample::run(self, logits, vocab, rows, draws)
+    }
+
+    fn shortlist(
+        &self,
+        logits: &Floats,
+        ids: Range<u32>,
+        rows: &[SampleRow<'_>],
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        sample::shortlist(self, logits, ids, rows, out)
+    }
+
+    fn pick(
+        &self,
+        shortlists: &Floats,
+        rows: &[SampleRow<'_>],
+        draws: &mut Draws,
+    ) -> Result<(), DeviceError> {
+        sample::pick(self, shortlists, rows, draws)
     }
 
     fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {

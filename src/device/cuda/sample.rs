@@ -1,10 +1,11 @@
-//! `kernels/sample.cu`, both kernels: parameters of all rows in one upload, results in one small copy.
+//! `kernels/sample.cu`, all its kernels: parameters of all rows in one upload, results in one small copy.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::driver::Mirror;
 use super::{Buffer, Cuda, Driver, Floats, Launch, row};
-use crate::device::{DeviceError, Draw, DrawRoom, RowLogprob, SampleRow};
+use crate::device::{DeviceError, Draw, DrawRoom, RowLogprob, SHORTLIST, SampleRow};
 
 const MOST_ALTERNATIVES: usize = 20;
 
@@ -54,10 +55,13 @@ struct SampleParams {
     seen: u64,
     out: u64,
     last: u64,
+    shortlists: u64,
     stride: u32,
     vocab: u32,
+    first: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<SampleParams>() == 64);
+const _: () = assert!(size_of::<SampleParams>() == 80);
 
 /// Words of the lists of a row for which room is made from the first: a long prompt under a penalty, say. More are rare.
 const LISTS: usize = 8192;
@@ -126,17 +130,88 @@ pub(super) fn run(
     rows: &[SampleRow<'_>],
     draws: &mut Draws,
 ) -> Result<(), DeviceError> {
+    let source = Source { kernel: "sample", logits, vocab, first: 0, shortlists: 0 };
+    draw(cuda, source, rows, draws)
+}
+
+/// From the shortlists of all ranks.
+pub(super) fn pick(
+    cuda: &Cuda,
+    shortlists: &Floats,
+    rows: &[SampleRow<'_>],
+    draws: &mut Draws,
+) -> Result<(), DeviceError> {
+    assert!(rows.iter().all(SampleRow::is_short), "rows that shortlists are enough for");
+    // Bias, penalties and masks are in the lists.
+    let rows: Vec<SampleRow<'_>> = rows.iter().map(bare).collect();
+    let source = Source {
+        kernel: "pick",
+        logits: shortlists,
+        vocab: shortlists.cols / 2,
+        first: 0,
+        shortlists: shortlists.data.address(),
+    };
+    draw(cuda, source, &rows, draws)
+}
+
+/// A row without what is in its shortlists already.
+fn bare<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
+    SampleRow {
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: &[],
+        barred: &[],
+        prompt: &[],
+        output: &[],
+        ..*row
+    }
+}
+
+/// Draws from each row, by one kernel or the other.
+fn draw(
+    cuda: &Cuda,
+    source: Source<'_>,
+    rows: &[SampleRow<'_>],
+    draws: &mut Draws,
+) -> Result<(), DeviceError> {
     let mut lists = Vec::new();
     assert!(rows.iter().all(|row| (row.slot as usize) < draws.slots()), "slots of {}", draws.slots());
-    let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, vocab, &mut lists)).collect();
+    let ids = 0..source.vocab as u32;
+    let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, &ids, &mut lists)).collect();
     let mut piece = draws.free.pop().expect("room for as many samples as are under way");
     let (out, last) = (piece.results.buffer(), draws.last());
-    launch(cuda, "sample", (logits, vocab), (&rows, &lists), Targets { out, last })?;
+    launch(cuda, source, (&rows, &lists), Targets { out, last })?;
     piece.results.fetch(rows.len())?;
     piece.logprobs.clear();
     piece.logprobs.extend(rows.iter().map(|row| row.logprobs >= 0));
     draws.under_way.push_back(piece);
     Ok(())
+}
+
+/// The largest logits of a rank.
+pub(super) fn shortlist(
+    cuda: &Cuda,
+    logits: &Floats,
+    ids: Range<u32>,
+    rows: &[SampleRow<'_>],
+    out: &mut Floats,
+) -> Result<(), DeviceError> {
+    assert_eq!(out.cols, 2 * SHORTLIST, "columns of a shortlist");
+    out.resize(rows.len());
+    let mut lists = Vec::new();
+    let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, &ids, &mut lists)).collect();
+    let source = Source {
+        kernel: "shortlist",
+        logits,
+        vocab: ids.len(),
+        first: ids.start,
+        shortlists: out.data.address(),
+    };
+    let results = cuda.scratch().sample.out.take().expect("room for draws was made");
+    let launched = launch(cuda, source, (&rows, &lists), Targets { out: &results, last: 0 });
+    cuda.scratch().sample.out = Some(results);
+    launched
 }
 
 pub(super) fn drawn(draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
@@ -164,10 +239,25 @@ pub(super) fn score(
     let rows: Vec<DeviceRow> = targets.iter().map(row).collect();
     let mut out = cuda.scratch().sample.out.take();
     let results = grown(&mut out, logits.data.len() / logits.cols, |len| cuda.driver.buffer(len))?;
-    launch(cuda, "score", (logits, vocab), (&rows, &[]), Targets { out: results, last: 0 })?;
+    let source = Source { kernel: "score", logits, vocab, first: 0, shortlists: 0 };
+    launch(cuda, source, (&rows, &[]), Targets { out: results, last: 0 })?;
     let results = results.read(rows.len())?;
     cuda.scratch().sample.out = out;
     Ok(results.iter().map(|result| (result.non_finite == 0).then(|| logprob(result))).collect())
+}
+
+/// What a launch reads.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    kernel: &'static str,
+    /// Or shortlists of all ranks.
+    logits: &'a Floats,
+    /// Of a row.
+    vocab: usize,
+    /// The id of the first.
+    first: u32,
+    /// Read or written, where there are any.
+    shortlists: u64,
 }
 
 /// Where a launch leaves its results, and the tokens of slots.
@@ -179,8 +269,7 @@ struct Targets<'a> {
 /// Runs one of the kernels over the first rows of the logits.
 fn launch(
     cuda: &Cuda,
-    kernel: &'static str,
-    (logits, vocab): (&Floats, usize),
+    Source { kernel, logits, vocab, first, shortlists }: Source<'_>,
     (rows, lists): (&[DeviceRow], &[u32]),
     Targets { out, last }: Targets<'_>,
 ) -> Result<(), DeviceError> {
@@ -201,8 +290,11 @@ fn launch(
         seen: grown(&mut scratch.seen, most * vocab.div_ceil(32), |len| driver.buffer(len))?.address(),
         out: out.address(),
         last,
+        shortlists,
         stride: logits.cols as u32,
         vocab: vocab as u32,
+        first,
+        unused: 0,
     };
     let launch = Launch { kernel, grid: [rows.len(), 1, 1], threads: row::threads(vocab), shared: 0 };
     // SAFETY: every id of the lists has been compared with the vocabulary, every slot with the tokens of slots, and
@@ -222,18 +314,18 @@ fn grown<T: bytemuck::Pod>(
     Ok(buffer.as_ref().expect("it has just been made"))
 }
 
-fn device_row(row: &SampleRow<'_>, vocab: usize, lists: &mut Vec<u32>) -> DeviceRow {
-    let known = |id: u32| {
-        assert!((id as usize) < vocab, "token {id} of {vocab}");
-        id
-    };
-    let mut list = |count: usize, words: &mut dyn Iterator<Item = u32>| {
-        let begin = lists.len() as u32;
+/// A row for logits of some ids: of its lists, the entries for those, counted from the first.
+fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> DeviceRow {
+    let place = |id: u32| ids.contains(&id).then(|| id - ids.start);
+    let mut list = |words: &mut dyn Iterator<Item = u32>, width: usize| {
+        let begin = lists.len();
         lists.extend(words);
-        [begin, count as u32]
+        [begin as u32, ((lists.len() - begin) / width) as u32]
     };
     // The prompt is read for this penalty only.
     let prompt = if row.repetition_penalty == 1.0 { &[] } else { row.prompt };
+    let bias = row.logit_bias.iter().filter_map(|(id, bias)| Some([place(*id)?, bias.to_bits()]));
+    let output = row.output.iter().filter_map(|(id, count)| Some([place(*id)?, *count]));
     DeviceRow {
         temperature: row.temperature,
         top_p: row.top_p,
@@ -246,13 +338,10 @@ fn device_row(row: &SampleRow<'_>, vocab: usize, lists: &mut Vec<u32>) -> Device
         seed: [row.seed as u32, (row.seed >> 32) as u32],
         logprobs: alternatives(row.logprobs),
         target: 0,
-        bias: list(
-            row.logit_bias.len(),
-            &mut row.logit_bias.iter().flat_map(|(id, bias)| [known(*id), bias.to_bits()]),
-        ),
-        barred: list(row.barred.len(), &mut row.barred.iter().map(|id| known(*id))),
-        prompt: list(prompt.len(), &mut prompt.iter().map(|id| known(*id))),
-        output: list(row.output.len(), &mut row.output.iter().flat_map(|(id, count)| [known(*id), *count])),
+        bias: list(&mut bias.flatten(), 2),
+        barred: list(&mut row.barred.iter().filter_map(|id| place(*id)), 1),
+        prompt: list(&mut prompt.iter().filter_map(|id| place(*id)), 1),
+        output: list(&mut output.flatten(), 2),
         slot: row.slot,
     }
 }
