@@ -33,6 +33,9 @@ const FENCE: &str = "\u{1FFFE}";
 /// More replacements than this one after the other would make encoding slow.
 const MOST_REPLACEMENTS: usize = 64;
 
+/// More nodes than a table's trie has: `nmt_nfkc` has 225,276 rules.
+const MOST_NODES: usize = 1 << 22;
+
 /// Steps that together rewrite a text as `charsmap` does.
 pub(super) fn steps(charsmap: &[u8]) -> Result<Vec<Value>, SentencePieceError> {
     let rules = Rules::read(charsmap)?;
@@ -42,9 +45,6 @@ pub(super) fn steps(charsmap: &[u8]) -> Result<Vec<Value>, SentencePieceError> {
     // A table without NFKC leaves alone most of what NFKC changes.
     if kept.len() * 2 > changed.len() { rules.by_replacing() } else { rules.by_nfkc(charsmap, &kept) }
 }
-
-/// More nodes than any table has (`nmt_nfkc`: some 400,000).
-const MOST_NODES: usize = 1 << 22;
 
 /// A table of rules: what is rewritten to what.
 struct Rules {
@@ -150,7 +150,7 @@ impl Rules {
             text.chars().any(|c| c.len_utf8() == 4 || rest.get(&c).is_some_and(|to| !to.trim().is_empty()))
         };
         let wrong = |(from, to): &&(String, String)| self.apply(&nfkc(from)) != *to && !newer(from);
-        if kept.len() > MOST_REPLACEMENTS || self.others.iter().any(|rule| wrong(&rule)) {
+        if kept.len() > aside().count() || self.others.iter().any(|rule| wrong(&rule)) {
             return Err(unsupported());
         }
         let mut steps = Vec::new();
@@ -164,9 +164,10 @@ impl Rules {
         }
         // What goes leaves a fence, so that no accent comes to another character.
         let outcome = |to: &'r str| if to.is_empty() { FENCE } else { to };
+        let again = rest.values().any(|to| self.apply(to) != *to);
         let short =
             by_outcome(rest.iter().filter(|(c, _)| c.len_utf8() < 4).map(|(&c, to)| (c, outcome(to))));
-        if short.len() > MOST_REPLACEMENTS {
+        if again || short.len() > MOST_REPLACEMENTS {
             return Err(unsupported());
         }
         steps.extend(short);
@@ -213,11 +214,11 @@ impl Rules {
         let refused =
             refused.iter().map(|(then, first)| format!("|(?<=[{}])[{}]", class(first), class(then)));
         let refused: String = refused.collect();
-        let follows = follows.join("|");
+        let follows = if follows.is_empty() { String::new() } else { format!("(?!{})", follows.join("|")) };
         let double =
             if double.is_empty() { String::new() } else { format!(r"|(?<=[\s\S])[{}]", class(&double)) };
         // Never at the start: what `tokenizers` puts there, its normal forms lose again.
-        format!(r"(?=\p{{M}})(?=(?<=\p{{M}})(?!{follows}){refused}{double})")
+        format!(r"(?=\p{{M}})(?=(?<=\p{{M}}){follows}{refused}{double})")
     }
 }
 
@@ -232,9 +233,9 @@ fn assigned() -> impl Iterator<Item = char> {
     ('\u{1}'..='\u{3FFFF}').chain('\u{E0000}'..='\u{E0FFF}')
 }
 
-/// Noncharacters for what is set aside.
+/// Noncharacters for what is set aside; not those of planes 15 and 16, which `text` has other uses for.
 fn aside() -> impl Iterator<Item = char> {
-    (2..=15_u32).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]).filter_map(char::from_u32)
+    (2..=14_u32).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]).filter_map(char::from_u32)
 }
 
 /// One replacement for all characters with the same outcome.

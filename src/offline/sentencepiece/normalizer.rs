@@ -43,7 +43,8 @@ pub(super) fn replace_all(pattern: &str, content: &str) -> Value {
 }
 
 /// Where the prefix goes: before a text, but not before the name of a user-defined piece, since the names of added
-/// tokens are normalised as texts are.
+/// tokens are normalised as texts are. A name may have an unassigned character before it: where the server reads the
+/// file, it tells its own markers from text that spells them so.
 fn start(model: &Model) -> String {
     let names: Vec<String> = model
         .pieces
