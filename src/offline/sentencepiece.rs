@@ -10,9 +10,15 @@
 //! | control pieces are never found in text | special tokens: the reader of the file decides |
 //! | characters that are no piece are bytes, or a run of them is unknown | `byte_fallback`, `fuse_unk` |
 //!
-//! What cannot be said in tokenizer.json is refused by name. Known differences that remain:
-//! - A text that is nothing but one user-defined piece is that piece alone, without the prefix of a space.
-//! - Where a text is normalised, see `normalizer.rs`.
+//! What cannot be said in tokenizer.json is refused by name. Differences that remain, all found by comparing:
+//! - A text that is nothing but one user-defined piece is that piece alone, without the space that goes before a text.
+//! - Readers that parse special tokens take control pieces out of a text, and what is between two is a text of its own.
+//! - Text that is the name of a user-defined piece only once it is normalised (in wide letters, say) is that piece for
+//!   SentencePiece, and for readers of the file where added tokens are taken out after normalising. The server never
+//!   reads it so.
+//! - Where a text is normalised by NFKC, see `charsmap.rs`.
+//! - Ids that no text yields: with `remove_extra_whitespaces`, all spaces at the start of a text go, where SentencePiece
+//!   takes one from each piece until there is text.
 
 mod charsmap;
 mod merges;

@@ -116,6 +116,21 @@ fn markers_of_a_template_are_pieces_and_those_of_messages_are_text() {
 }
 
 #[test]
+fn text_that_becomes_a_marker_by_normalising_is_text() {
+    let model = model("nmt_nfkc", &[]);
+    let wide = "a\u{FF1C}extra_id_1\u{FF1E}b";
+    // In the file by itself it is a marker, as it is for SentencePiece.
+    let file: tokenizers::Tokenizer = tokenizer_json(&model).unwrap().parse().unwrap();
+    assert!(file.encode(wide, false).unwrap().get_ids().contains(&5));
+    let tokenizer = converted(&model);
+    for special in [Special::Parse, Special::AsText] {
+        let ids = tokenizer.encode(wide, special).unwrap();
+        assert!(!ids.contains(&5));
+        assert_eq!(tokenizer.decode(&ids, false), "a<extra_id_1>b");
+    }
+}
+
+#[test]
 fn the_configuration_names_the_special_pieces() {
     let config = tokenizer_config(&model("plain", &[])).unwrap();
     let named = |name: &str| config[name].as_str();
