@@ -6,8 +6,9 @@
 
 Four models, trained on the licence and the lines below: `plain` as NVIDIA describes the tokenizer of Nemotron-4 (text as
 it is, digits apart, bytes for unknown characters), `spaces` the same without pieces of several spaces, `nmt_nfkc` with
-SentencePiece's defaults, `rules` with a few rules of its own. A model file is a protobuf message, and bytes after its end override or add fields; so what else there is to
-test is a model and some more bytes. Running it again writes the same files.
+SentencePiece's defaults, `rules` with a few rules of its own. A model file is a protobuf message, and bytes after its
+end override or add fields; so what else there is to test is a model and some more bytes. Running it again writes the
+same files.
 """
 
 import io
