@@ -45,6 +45,9 @@ pub mod comm;
 /// The operations a decoder needs, and the devices that provide them.
 pub mod device;
 
+/// Conversions done once, before anything is served.
+pub mod offline;
+
 /// Command line, environment and file to one validated configuration.
 pub mod config;
 

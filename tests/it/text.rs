@@ -3,6 +3,7 @@
 mod detokenizer;
 mod models;
 mod safety;
+mod sentencepiece;
 mod stop;
 mod template;
 mod tokenizer;

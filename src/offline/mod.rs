@@ -1,0 +1,3 @@
+//! Conversions done once, before anything is served.
+
+pub mod sentencepiece;
