@@ -4,6 +4,8 @@
 //! file, all of the same name. A flag goes before the environment, that before the file, that before the default.
 //! [`Config`] is what they mean; only `main` and the commands read it.
 
+mod offline;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -12,6 +14,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
+
+pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -30,6 +34,10 @@ pub enum Command {
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write the FP8 checkpoint of a BF16, F16 or F32 one. Given again after it was interrupted, goes on from there.
+    Quantize(QuantizeArgs),
+    /// Write the Hugging Face directory of NVIDIA's NeMo files. Given again after it was interrupted, goes on from there.
+    ImportNemo(ImportNemoArgs),
     /// Say what this machine has of what serving needs. Status 0, or 1 if something is missing.
     Doctor,
 }

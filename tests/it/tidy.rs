@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 13] = [
+const BOUNDARIES: [(&str, &[&str]); 14] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -15,6 +15,7 @@ const BOUNDARIES: [(&str, &[&str]); 13] = [
     ("model", &["comm", "device"]),
     ("comm", &["device"]),
     ("device", &[]),
+    ("offline", &["model", "device"]),
     ("config", &[]),
     (
         "commands",
@@ -29,6 +30,7 @@ const BOUNDARIES: [(&str, &[&str]); 13] = [
             "model",
             "comm",
             "device",
+            "offline",
             "config",
         ],
     ),
