@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::item::{Item, RowMap, Source};
-use super::journal::{Identity, hex};
+use super::journal::{Identity, Input, hex};
 use super::writer::{Output, REPORT, Small, write};
 use super::{Conversion, Converted, Granularity, OnProgress};
 use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored};
@@ -136,7 +135,7 @@ fn items(
 }
 
 /// What tells this input from any other: the files of weights by size, time and layout, and the configuration.
-fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, String>, LoadError> {
+fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, Input>, LoadError> {
     let mut layouts: BTreeMap<&Path, Sha256> = BTreeMap::new();
     for tensor in stored {
         let Stored { name, path, dtype, shape, offset } = tensor;
@@ -145,14 +144,15 @@ fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, String>, Loa
     let mut inputs = BTreeMap::new();
     for (path, layout) in layouts {
         let meta = std::fs::metadata(path).map_err(|e| LoadError::io(path, e))?;
-        let time = meta.modified().map_err(|e| LoadError::io(path, e))?;
-        let time = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let name = path.strip_prefix(dir).unwrap_or(path).display().to_string();
-        inputs.insert(name, format!("{} bytes of time {time}, {}", meta.len(), hex(&layout.finalize())));
+        let layout = format!("{} bytes, {}", meta.len(), hex(&layout.finalize()));
+        let mut input = Input { layout, ..Input::default() };
+        input.add(meta.modified().map_err(|e| LoadError::io(path, e))?);
+        inputs.insert(name, input);
     }
     let path = dir.join(CONFIG);
     let config = std::fs::read(&path).map_err(|e| LoadError::io(&path, e))?;
-    inputs.insert(CONFIG.to_owned(), hex(&Sha256::digest(config)));
+    inputs.insert(CONFIG.to_owned(), Input { layout: hex(&Sha256::digest(config)), ..Input::default() });
     Ok(inputs)
 }
 

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -26,8 +27,19 @@ pub(super) struct Identity {
     octant: String,
     /// The command and its settings.
     pub(super) settings: Map<String, Value>,
-    /// The input's files or arrays, each with what tells whether it has changed.
-    pub(super) inputs: BTreeMap<String, String>,
+    /// The input's files or arrays.
+    pub(super) inputs: BTreeMap<String, Input>,
+}
+
+/// What tells whether a file or an array has changed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Input {
+    /// Sizes, names and shapes, or a hash of them.
+    pub(super) layout: String,
+    /// When the file, or the newest of an array's files, was written, in nanoseconds since 1970.
+    pub(super) newest: u64,
+    /// The sum of all its files' times.
+    pub(super) times: u64,
 }
 
 /// A weight that is on disk.
@@ -46,13 +58,19 @@ pub(super) struct Journal {
 }
 
 impl Identity {
-    pub(super) fn new(settings: Map<String, Value>, inputs: BTreeMap<String, String>) -> Self {
+    pub(super) fn new(settings: Map<String, Value>, inputs: BTreeMap<String, Input>) -> Self {
         Self { octant: env!("CARGO_PKG_VERSION").to_owned(), settings, inputs }
     }
 
-    /// One line for all of it.
+    /// All of it but the times, so that a copy of the input gives the same.
     pub(super) fn hash(&self) -> String {
-        hex(&Sha256::digest(json!(self).to_string()))
+        let layouts: Vec<_> = self.inputs.iter().map(|(name, input)| (name, &input.layout)).collect();
+        hex(&Sha256::digest(json!([self.octant, self.settings, layouts]).to_string()))
+    }
+
+    /// When the newest part of the input was written, in nanoseconds since 1970.
+    pub(super) fn newest(&self) -> u64 {
+        self.inputs.values().map(|input| input.newest).max().unwrap_or(0)
     }
 
     /// What of this is not as in `other`.
@@ -66,13 +84,27 @@ impl Identity {
                 return Some(format!("`{key}` was {before} then and is {value}"));
             }
         }
-        let changed = |(name, state): &(&String, &String)| other.inputs.get(*name) != Some(*state);
+        let changed = |(name, state): &(&String, &Input)| other.inputs.get(*name) != Some(*state);
         if let Some((name, _)) = self.inputs.iter().find(changed) {
             return Some(format!("`{name}` has changed since, or is new"));
         }
         let gone = other.inputs.keys().find(|name| !self.inputs.contains_key(*name));
         gone.map(|name| format!("`{name}` is gone"))
     }
+}
+
+impl Input {
+    /// Adds one of its files.
+    pub(super) fn add(&mut self, time: SystemTime) {
+        let time = nanoseconds(time);
+        self.newest = self.newest.max(time);
+        self.times = self.times.wrapping_add(time);
+    }
+}
+
+/// Since 1970.
+pub(super) fn nanoseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
 }
 
 impl Journal {

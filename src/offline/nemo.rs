@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::hugging_face::{quantization_config, settings};
 use super::item::{Item, RowMap, Source};
-use super::journal::{Identity, hex};
+use super::journal::{Identity, Input, hex};
 use super::nemo_config::{self, Stored};
 use super::writer::{Output, Small, write};
 use super::zarr::Array;
@@ -50,10 +50,10 @@ pub fn import_nemo(conversion: &Conversion, on_progress: OnProgress<'_>) -> Resu
     if let Some(granularity) = conversion.granularity {
         config.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
     }
-    let mut inputs: BTreeMap<String, String> = BTreeMap::new();
+    let mut inputs: BTreeMap<String, Input> = BTreeMap::new();
     let text = std::fs::read(dir.join(CONFIG)).map_err(|e| LoadError::io(&dir.join(CONFIG), e))?;
-    inputs.insert(CONFIG.to_owned(), hex(&Sha256::digest(text)));
-    inputs.extend(arrays.open.iter().map(|(name, array)| (name.clone(), array.state().to_owned())));
+    inputs.insert(CONFIG.to_owned(), Input { layout: hex(&Sha256::digest(text)), ..Input::default() });
+    inputs.extend(arrays.open.iter().map(|(name, array)| (name.clone(), array.state().clone())));
     let output = Output {
         items,
         identity: Identity::new(settings("import-nemo", conversion), inputs),

@@ -6,14 +6,15 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use serde_json::Value;
 
 use super::bands::{Target, Work, convert};
 use super::hugging_face::CONFIG;
-use super::journal::{Identity, Journal};
+use super::journal::{Identity, Journal, nanoseconds};
 use super::plan::{Plan, Shard};
-use super::report;
+use super::report::{self, Errors};
 use super::{Conversion, ConversionProgress, Converted, Item, OnProgress, TensorReport};
 use crate::model::{LoadError, Object};
 
@@ -57,7 +58,7 @@ pub(super) fn write(
     };
     std::fs::create_dir_all(dir).map_err(|e| LoadError::io(dir, e))?;
     if !Journal::is_in(dir) {
-        if is_whole(dir, &plan, &source)? {
+        if is_whole(dir, &plan, &output.identity)? {
             return Ok(converted(true, Vec::new()));
         }
         expect_empty(dir)?;
@@ -83,16 +84,16 @@ pub(super) fn write(
     Ok(converted(false, reports))
 }
 
-/// Whether the directory is what this very conversion has made.
-fn is_whole(dir: &Path, plan: &Plan, source: &str) -> Result<bool, LoadError> {
-    if !dir.join(CONFIG).exists() {
-        return Ok(false);
-    }
+/// Whether the directory is what this very conversion has made, of input that nobody has written to since.
+fn is_whole(dir: &Path, plan: &Plan, identity: &Identity) -> Result<bool, LoadError> {
+    let Ok(config) = std::fs::metadata(dir.join(CONFIG)) else { return Ok(false) };
     let Some(index) = Object::read_if_exists(&dir.join(INDEX))? else { return Ok(false) };
+    let source = identity.hash();
     let same = index.object("metadata")?.is_some_and(|metadata| {
         metadata.get("octant_source").and_then(Value::as_str).is_some_and(|before| before == source)
     });
-    Ok(same && plan.shards.iter().all(|shard| has_len(&dir.join(&shard.file), shard.len)))
+    let newer = config.modified().is_ok_and(|time| nanoseconds(time) >= identity.newest());
+    Ok(same && newer && plan.shards.iter().all(|shard| has_len(&dir.join(&shard.file), shard.len)))
 }
 
 fn has_len(path: &Path, len: u64) -> bool {
@@ -137,25 +138,52 @@ fn write_shards(
         let path = partial(dir, &shard.file);
         let file = begin(&path, shard)?;
         sync_dir(dir)?;
-        for (index, place) in &shard.items {
-            if journal.done.contains_key(index) {
-                continue;
+        let missing: Vec<_> =
+            shard.items.iter().filter(|(index, _)| !journal.done.contains_key(index)).collect();
+        commit_each(&file, &path, journal, |commit| {
+            for (index, place) in missing {
+                let item = &output.items[*index];
+                let progress = |bytes: u64| {
+                    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                    on_progress(ConversionProgress { done, earlier, total, tensor: &item.name });
+                };
+                let work = Work { threads: conversion.threads, progress: &progress };
+                let errors = convert(item, &Target { file: &file, path: &path, place }, &work)?;
+                if commit.send((*index, errors)).is_err() {
+                    break;
+                }
             }
-            let item = &output.items[*index];
-            let progress = |bytes: u64| {
-                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                on_progress(ConversionProgress { done, earlier, total, tensor: &item.name });
-            };
-            let work = Work { threads: conversion.threads, progress: &progress };
-            let errors = convert(item, &Target { file: &file, path: &path, place }, &work)?;
-            file.sync_data().map_err(|e| LoadError::io(&path, e))?;
-            journal.add(*index, errors)?;
-        }
+            Ok(())
+        })?;
         file.sync_all().map_err(|e| LoadError::io(&path, e))?;
         rename(&path, &dir.join(&shard.file))?;
         sync_dir(dir)?;
     }
     Ok(())
+}
+
+/// Runs `convert_all`, which sends what it has written; meanwhile another thread waits for that to reach the disk, and
+/// puts it down in the journal.
+fn commit_each(
+    file: &File,
+    path: &Path,
+    journal: &mut Journal,
+    convert_all: impl FnOnce(&SyncSender<(usize, Option<Errors>)>) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(1);
+        let committer = scope.spawn(move || {
+            for (index, errors) in receiver {
+                file.sync_data().map_err(|e| LoadError::io(path, e))?;
+                journal.add(index, errors)?;
+            }
+            Ok(())
+        });
+        let converted = convert_all(&sender);
+        drop(sender);
+        // If the committer has failed, that is why conversion broke off.
+        committer.join().expect("the committer does not panic").and(converted)
+    })
 }
 
 /// What the journal says of a shard holds for the file that was there then: without it, nothing is done.

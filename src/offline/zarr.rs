@@ -8,11 +8,11 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use safetensors::tensor::Dtype;
 use sha2::{Digest, Sha256};
 
+use super::journal::{Input, hex};
 use crate::model::{LoadError, Object};
 
 /// An array of one to three axes, all its chunks seen to be there.
@@ -26,7 +26,7 @@ pub(super) struct Array {
     separator: &'static str,
     /// Whether the first axis is that of layers.
     stacked: bool,
-    state: String,
+    state: Input,
 }
 
 /// Layer, row and column.
@@ -64,7 +64,7 @@ impl Array {
         };
         let dtype = dtype(&meta)?;
         let name = name.to_owned();
-        let mut array = Self { dir, name, dtype, shape, chunks, separator, stacked, state: String::new() };
+        let mut array = Self { dir, name, dtype, shape, chunks, separator, stacked, state: Input::default() };
         array.state = array.look()?;
         Ok(array)
     }
@@ -85,9 +85,8 @@ impl Array {
         &self.shape
     }
 
-    /// What tells this array from one that has been written to since: a hash of the metadata, and of every chunk's size
-    /// and time.
-    pub(super) fn state(&self) -> &str {
+    /// What tells this array from one that has been written to since.
+    pub(super) fn state(&self) -> &Input {
         &self.state
     }
 
@@ -164,13 +163,13 @@ impl Array {
     }
 
     /// Sees that every chunk is there and whole, and returns their state.
-    fn look(&self) -> Result<String, LoadError> {
+    fn look(&self) -> Result<Input, LoadError> {
         let width = if self.dtype == Dtype::F32 { 4 } else { 2 };
         let expected = (self.chunks.iter().product::<usize>() * width) as u64;
         let (shape, chunk) = (self.axes(&self.shape), self.axes(&self.chunks));
         let counts = [0, 1, 2].map(|axis| shape[axis].div_ceil(chunk[axis]));
-        let mut hash = Sha256::new();
-        hash.update(format!("{:?} {:?} {:?}", self.dtype, self.shape, self.chunks));
+        let layout = format!("{:?} {:?} {:?}", self.dtype, self.shape, self.chunks);
+        let mut state = Input { layout: hex(&Sha256::digest(layout)), ..Input::default() };
         for index in 0..counts.iter().product::<usize>() {
             let place = [index / counts[2] / counts[1], index / counts[2] % counts[1], index % counts[2]];
             let path = self.chunk_path(place);
@@ -188,10 +187,9 @@ impl Array {
                     format!("chunk `{file}`: expected {expected} bytes, got {}: truncated?", meta.len());
                 return Err(self.error(message));
             }
-            let time = meta.modified().map_err(|e| LoadError::io(&path, e))?;
-            hash.update(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos().to_le_bytes());
+            state.add(meta.modified().map_err(|e| LoadError::io(&path, e))?);
         }
-        Ok(super::journal::hex(&hash.finalize()))
+        Ok(state)
     }
 
     fn error(&self, message: impl Into<String>) -> LoadError {
