@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::item::{Item, RowMap, Source};
 use super::journal::{Identity, Input, hex};
-use super::writer::{Output, REPORT, Small, write};
+use super::writer::{Beside, Contents, Output, REPORT, write};
 use super::{Conversion, Converted, Granularity, OnProgress};
 use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored};
 
@@ -40,13 +40,13 @@ pub fn quantize(conversion: &Conversion, on_progress: OnProgress<'_>) -> Result<
     }
     let stored = Checkpoint::open(dir)?.stored();
     let items = items(dir, &model, &stored, conversion.granularity)?;
-    let (small, left_behind) = small_files(dir)?;
+    let (beside, left_behind) = small_files(dir)?;
     let mut map = config.into_map();
     if let Some(granularity) = conversion.granularity {
         map.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
     }
     let identity = Identity::new(settings("quantize", conversion), inputs(dir, &stored)?);
-    let output = Output { items, identity, small, config: Value::Object(map), left_behind };
+    let output = Output { items, identity, beside, config: Value::Object(map), left_behind };
     write(&output, conversion, on_progress)
 }
 
@@ -157,7 +157,7 @@ fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, Input>, Load
 }
 
 /// Files that go along as they are, and names of those that do not.
-fn small_files(dir: &Path) -> Result<(Vec<(String, Small)>, Vec<String>), LoadError> {
+fn small_files(dir: &Path) -> Result<(Vec<Beside>, Vec<String>), LoadError> {
     let (mut small, mut left_behind) = (Vec::new(), Vec::new());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| LoadError::io(dir, e))? {
@@ -173,7 +173,7 @@ fn small_files(dir: &Path) -> Result<(Vec<(String, Small)>, Vec<String>), LoadEr
         }
         let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending));
         if meta.is_file() && meta.len() <= SMALL && !weights {
-            small.push((name, Small::Copy(path)));
+            small.push(Beside { name, contents: Contents::Of(path) });
         } else {
             left_behind.push(name);
         }

@@ -148,7 +148,8 @@ mod tests {
         let keys = RowMap { first: 6, block: 2, stride: 10 };
         assert_eq!(keys.runs(0..4).collect::<Vec<_>>(), [6..8, 16..18]);
         assert_eq!(keys.runs(1..3).collect::<Vec<_>>(), [7..8, 16..17]);
-        assert_eq!(RowMap::ALL.runs(5..9).collect::<Vec<_>>(), [5..9]);
+        assert_eq!(RowMap::ALL.runs(5..9).next(), Some(5..9));
+        assert_eq!(RowMap::ALL.runs(5..9).count(), 1);
         assert_eq!(keys.runs(2..2).count(), 0);
     }
 }

@@ -5,7 +5,7 @@
 //! stored next to the linear weight that follows them, as they are: nothing is added to LayerNorm1p's weights.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
@@ -16,7 +16,7 @@ use super::hugging_face::{quantization_config, settings};
 use super::item::{Item, RowMap, Source};
 use super::journal::{Identity, Input, hex};
 use super::nemo_config::{self, Stored};
-use super::writer::{Output, Small, write};
+use super::writer::{Beside, Contents, Output, write};
 use super::zarr::Array;
 use super::{Conversion, Converted, OnProgress};
 use crate::device::HeadShape;
@@ -57,7 +57,7 @@ pub fn import_nemo(conversion: &Conversion, on_progress: OnProgress<'_>) -> Resu
     let output = Output {
         items,
         identity: Identity::new(settings("import-nemo", conversion), inputs),
-        small: vec![("tokenizer.model".to_owned(), Small::Copy(tokenizer(dir, &yaml)?))],
+        beside: tokenizer(dir, &yaml)?,
         config: Value::Object(config),
         left_behind: Vec::new(),
     };
@@ -232,8 +232,8 @@ fn rows(name: &str, shape: &[usize], heads: HeadShape) -> (RowMap, Vec<usize>) {
     (RowMap { first, block, stride }, vec![kv_heads * stride, shape[1]])
 }
 
-/// The SentencePiece model that the configuration names, as `nemo:FILE`.
-fn tokenizer(dir: &Path, yaml: &Object) -> Result<PathBuf, LoadError> {
+/// The SentencePiece model that the configuration names, as `nemo:FILE`, as the files that go with the output.
+fn tokenizer(dir: &Path, yaml: &Object) -> Result<Vec<Beside>, LoadError> {
     let tokenizer = yaml.object("tokenizer")?.ok_or_else(|| yaml.error("tokenizer", "missing"))?;
     match tokenizer.text("library")? {
         Some("sentencepiece") => {}
@@ -246,8 +246,9 @@ fn tokenizer(dir: &Path, yaml: &Object) -> Result<PathBuf, LoadError> {
         return Err(tokenizer.error(key, format!("expected `nemo:` and the name of a file, got `{named}`")));
     }
     let path = dir.join(file);
-    match path.is_file() {
-        true => Ok(path),
-        false => Err(tokenizer.error(key, format!("expected a file of this directory, got `{named}`"))),
+    if !path.is_file() {
+        return Err(tokenizer.error(key, format!("expected a file of this directory, got `{named}`")));
     }
+    let model = std::fs::read(&path).map_err(|e| LoadError::io(&path, e))?;
+    Ok(vec![Beside { name: "tokenizer.model".to_owned(), contents: Contents::Bytes(model) }])
 }

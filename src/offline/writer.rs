@@ -28,16 +28,23 @@ pub(super) struct Output {
     pub(super) items: Vec<Item>,
     pub(super) identity: Identity,
     /// Files that go beside the weights.
-    pub(super) small: Vec<(String, Small)>,
+    pub(super) beside: Vec<Beside>,
     /// The contents of `config.json`.
     pub(super) config: Value,
     pub(super) left_behind: Vec<String>,
 }
 
 /// A file that goes beside the weights.
-pub(super) enum Small {
-    /// Copied from here.
-    Copy(PathBuf),
+pub(super) struct Beside {
+    pub(super) name: String,
+    pub(super) contents: Contents,
+}
+
+/// What such a file holds.
+pub(super) enum Contents {
+    /// What this file holds.
+    Of(PathBuf),
+    Bytes(Vec<u8>),
 }
 
 /// Writes what is not there yet.
@@ -70,9 +77,14 @@ pub(super) fn write(
         errors.map(|errors| TensorReport::new(item, &errors))
     };
     let reports: Vec<TensorReport> = output.items.iter().enumerate().filter_map(report).collect();
-    for (name, Small::Copy(from)) in &output.small {
-        let bytes = std::fs::read(from).map_err(|e| LoadError::io(from, e))?;
-        write_small(dir, name, &bytes)?;
+    for Beside { name, contents } in &output.beside {
+        match contents {
+            Contents::Bytes(bytes) => write_small(dir, name, bytes)?,
+            Contents::Of(from) => {
+                let bytes = std::fs::read(from).map_err(|e| LoadError::io(from, e))?;
+                write_small(dir, name, &bytes)?;
+            }
+        }
     }
     if let Some(granularity) = conversion.granularity {
         write_small(dir, REPORT, &pretty(&report::json(granularity, &reports)))?;

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::Dtype;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::journal::{Input, hex};
@@ -47,8 +48,8 @@ impl Array {
         if shape.is_empty() || shape.len() > 2 + usize::from(stacked) {
             return Err(meta.error("shape", format!("expected a vector or a matrix, got {shape:?}")));
         }
-        require(&meta, "zarr_format", "2")?;
-        require(&meta, "order", "\"C\"")?;
+        require(&meta, "zarr_format", &json!(2))?;
+        require(&meta, "order", &json!("C"))?;
         for key in ["compressor", "filters"] {
             if let Some(value) = meta.get(key) {
                 let value = value.get("id").unwrap_or(value);
@@ -199,14 +200,14 @@ impl Array {
 
 fn counts(meta: &Object, key: &str) -> Result<Vec<usize>, LoadError> {
     let value = meta.get(key).ok_or_else(|| meta.error(key, "missing"))?;
-    let count = |n: &serde_json::Value| n.as_u64().filter(|n| (1..=1 << 40).contains(n)).map(|n| n as usize);
+    let count = |n: &Value| n.as_u64().filter(|n| (1..=1 << 40).contains(n)).map(|n| n as usize);
     let counts = value.as_array().and_then(|sizes| sizes.iter().map(count).collect::<Option<Vec<_>>>());
     counts.ok_or_else(|| meta.error(key, format!("expected a list of positive integers, got {value}")))
 }
 
-fn require(meta: &Object, key: &str, expected: &str) -> Result<(), LoadError> {
+fn require(meta: &Object, key: &str, expected: &Value) -> Result<(), LoadError> {
     match meta.get(key) {
-        Some(value) if value.to_string() == expected => Ok(()),
+        Some(value) if value == expected => Ok(()),
         Some(value) => Err(meta.error(key, format!("expected {expected}, got {value}"))),
         None => Err(meta.error(key, "missing")),
     }

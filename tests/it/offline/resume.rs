@@ -176,6 +176,35 @@ fn a_torn_journal_and_a_lost_shard_are_done_again() {
 }
 
 #[test]
+fn the_small_files_at_the_end_are_gone_on_with_too() {
+    let (dir, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(fixture("nemotron").join(file), dir.path().join(file)).unwrap();
+    }
+    std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();
+    quantize(dir.path(), whole.path(), Granularity::Channel).unwrap();
+    for name in ["tokenizer.json", "quantization_report.json", "model.safetensors.index.json", "config.json"]
+    {
+        let out = tempfile::tempdir().unwrap();
+        let convert = |progress: &(dyn Fn(ConversionProgress<'_>) + Sync)| {
+            let conversion = conversion(dir.path(), out.path(), Some(Granularity::Channel));
+            octant::offline::quantize(&conversion, progress)
+        };
+        let cut = |_: ConversionProgress<'_>| resume_unwind(Box::new("cut off"));
+        assert!(catch_unwind(AssertUnwindSafe(|| convert(&cut))).is_err());
+        // A directory in the way: the file cannot be written, and nothing that comes after it is.
+        let obstacle = out.path().join(format!("{name}.partial"));
+        std::fs::create_dir(&obstacle).unwrap();
+        let error = convert(&|_| {}).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+        assert!(load(out.path(), Precision::Fp8).is_err(), "{name} lacks, and it is taken for whole");
+        std::fs::remove_dir(&obstacle).unwrap();
+        convert(&|_| {}).unwrap();
+        same(out.path(), whole.path());
+    }
+}
+
+#[test]
 fn two_processes_do_not_write_the_same_directory() {
     let (dir, out) = unfinished();
     let journal = std::fs::File::open(out.path().join("conversion.journal")).unwrap();
