@@ -48,6 +48,13 @@ impl Array {
         if shape.is_empty() || shape.len() > 2 + usize::from(stacked) {
             return Err(meta.error("shape", format!("expected a vector or a matrix, got {shape:?}")));
         }
+        let size =
+            |sizes: &[usize]| sizes.iter().try_fold(4usize, |product, size| product.checked_mul(*size));
+        if size(&shape).is_none() || size(&chunks).is_none() {
+            return Err(
+                meta.error("shape", format!("expected a size that can be, got {shape:?} in {chunks:?}"))
+            );
+        }
         require(&meta, "zarr_format", &json!(2))?;
         require(&meta, "order", &json!("C"))?;
         for key in ["compressor", "filters"] {

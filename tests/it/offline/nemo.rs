@@ -217,6 +217,8 @@ fn arrays_of_other_forms_are_named() {
         ("\"filters\":null", "\"filters\":[{\"id\":\"delta\"}]", "`filters`"),
         ("\"order\":\"C\"", "\"order\":\"F\"", "`order`"),
         ("\"bfloat16\"", "\"<i2\"", "`dtype`"),
+        ("\"shape\":[2,", "\"shape\":[1099511627776,1099511627776,", "`shape`"),
+        ("\"shape\":[2,64,", "\"shape\":[1099511627776,1099511627776,", "expected a size that can be"),
         ("\"zarr_format\":2", "\"zarr_format\":3", "`zarr_format`"),
         ("\"chunks\":[1,", "\"chunks\":[0,", "`chunks`"),
         ("\"chunks\":[1,64,", "\"chunks\":[1,32,", "expected 1024 bytes, got 2048"),
