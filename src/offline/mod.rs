@@ -1,8 +1,8 @@
 //! Whole directories converted on disk, with no device and no server: [`quantize`] makes an FP8 checkpoint of a Hugging
 //! Face one, [`import_nemo`] makes a Hugging Face checkpoint, FP8 or not, of NVIDIA's NeMo files.
 //!
-//! Both list what is to be written, an [`Item`] a weight; [`plan`] lays the items out in shards, which follows from
-//! their names and sizes alone; [`writer`] writes them in that order. A weight is read, converted and written in bands
+//! Both list what is to be written, an item a weight; `plan.rs` lays the items out in shards, which follows from
+//! their names and sizes alone; `writer.rs` writes them in that order. A weight is read, converted and written in bands
 //! of rows, by all cores, so that memory does not grow with the model. A journal beside the shards says which weights
 //! are on disk. Whoever runs the same command again goes on from there, and gets the same bytes as if nothing had
 //! happened; `config.json` comes last, so that nothing takes what is unfinished for a model.

@@ -2,6 +2,8 @@
 //!
 //! The keys are those of NeMo's `MegatronGPTModel`; what one means where it is absent is NeMo's default. A value that
 //! this family does not have would change what the weights mean, so each is checked, also those that nothing uses.
+//! `apply_query_key_layer_scaling` is not: it divides by the layer's number before the softmax and multiplies within it,
+//! against overflow, and changes nothing.
 
 use std::path::Path;
 

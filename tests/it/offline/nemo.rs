@@ -257,6 +257,28 @@ fn parts_that_lack_or_are_too_many_are_named() {
 }
 
 #[test]
+fn a_reward_model_may_lack_a_bias_and_a_head_for_tokens() {
+    let (dir, out) = (copy("reward"), tempfile::tempdir().unwrap());
+    let weights = dir.path().join("model_weights");
+    std::fs::remove_dir_all(weights.join("model.rm_head.bias")).unwrap();
+    std::fs::remove_dir_all(weights.join("model.output_layer.weight")).unwrap();
+    import(dir.path(), out.path(), Some(Granularity::Channel)).unwrap();
+    let imported = read(out.path());
+    assert_eq!(imported["rm_head.weight"].1, [9, 64]);
+    assert!(!imported.contains_key("rm_head.bias") && !imported.contains_key("lm_head.weight"));
+    let error = load(out.path(), Precision::Fp8).err().unwrap().to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("missing"), "{error}");
+    // Nor is a head for tokens left out of any other model.
+    let dir = copy("base");
+    std::fs::remove_dir_all(dir.path().join("model_weights/model.output_layer.weight")).unwrap();
+    fails(dir.path(), &["model.output_layer.weight", "missing"]);
+    let dir = copy("reward");
+    let zarray = "model_weights/model.rm_head.weight/.zarray";
+    replace(dir.path(), zarray, "\"shape\":[9,64]", "\"shape\":[9,48]");
+    fails(dir.path(), &["model.rm_head.weight", "expected shape [9, 64], got [9, 48]"]);
+}
+
+#[test]
 fn other_types_of_numbers_are_kept() {
     let dir = copy("base");
     let norm = "model_weights/model.decoder.final_layernorm.weight";
