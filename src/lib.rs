@@ -45,7 +45,7 @@ pub mod comm;
 /// The operations a decoder needs, and the devices that provide them.
 pub mod device;
 
-/// Conversions done once, before anything is served.
+/// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
 pub mod offline;
 
 /// Command line, environment and file to one validated configuration.

@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         .init();
     let outcome = match cli.command {
         Command::Bench(BenchCommand::Rank(args)) => commands::bench::rank(&args),
+        Command::Quantize(args) => commands::convert::quantize(args),
+        Command::ImportNemo(args) => commands::convert::import_nemo(args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

@@ -27,8 +27,19 @@ struct Entry {
     taken: bool,
 }
 
+/// Where a tensor is stored, for those who read files rather than map them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+    pub(crate) dtype: Dtype,
+    pub(crate) shape: Vec<usize>,
+    /// The file's byte at which it begins.
+    pub(crate) offset: u64,
+}
+
 /// All tensors of a model directory.
-pub(super) struct Checkpoint {
+pub(crate) struct Checkpoint {
     dir: PathBuf,
     shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
@@ -52,7 +63,7 @@ impl Tensor<'_> {
 
 impl Checkpoint {
     /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
-    pub(super) fn open(dir: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
         let index = dir.join("model.safetensors.index.json");
         let files =
             if index.exists() { shard_files(dir, &index)? } else { vec![dir.join("model.safetensors")] };
@@ -90,6 +101,20 @@ impl Checkpoint {
         }
         self.shards.push(Shard { path, map });
         Ok(())
+    }
+
+    /// Where all tensors are, in the files' order.
+    pub(crate) fn stored(&self) -> Vec<Stored> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|(_, entry)| (entry.shard, entry.start));
+        let stored = |(name, entry): (&String, &Entry)| Stored {
+            name: name.clone(),
+            path: self.shards[entry.shard].path.clone(),
+            dtype: entry.dtype,
+            shape: entry.shape.clone(),
+            offset: entry.start as u64,
+        };
+        entries.into_iter().map(stored).collect()
     }
 
     /// Bytes of all tensors.

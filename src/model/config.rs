@@ -34,9 +34,15 @@ pub struct ModelConfig {
     pub tied: bool,
     /// Inverse frequencies of the rotary embedding, one per pair of turned dimensions.
     pub inv_freq: Vec<f32>,
+    /// Whether the checkpoint has a reward head beside the LM head.
+    pub reward: bool,
     /// How the checkpoint's linear weights are stored.
     pub scheme: Scheme,
 }
+
+/// The class name of a checkpoint with `rm_head.weight` \[rewards, hidden\], and perhaps `rm_head.bias` \[rewards\].
+/// transformers' class of the name calls its own head `score`; this one is NeMo's, with a bias.
+pub(crate) const REWARD: &str = "NemotronForSequenceClassification";
 
 /// The two families.
 #[derive(Clone, Copy, PartialEq)]
@@ -48,25 +54,26 @@ enum Family {
 impl ModelConfig {
     /// Reads `config.json`, and `hf_quant_config.json` if there is one.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
-        let config = Object::read(&dir.join("config.json"))?;
-        let family = family(&config)?;
+        Self::from_object(dir, &Object::read(&dir.join("config.json"))?)
+    }
+
+    /// From the contents of a `config.json` of `dir`.
+    pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
+        let (architecture, family) = architecture(config)?;
         for key in ["attention_bias", "mlp_bias"] {
             if config.flag(key)?.unwrap_or(false) {
                 return Err(config.error(key, "linear layers with biases are not supported"));
             }
         }
         let hidden = config.require_count("hidden_size")?;
-        let heads = heads(&config, hidden)?;
-        let activation = activation(&config, family)?;
+        let heads = heads(config, hidden)?;
+        let activation = activation(config, family)?;
         let eps_keys: &[&str] = match family {
             Family::Nemotron => &["norm_eps", "layer_norm_eps"],
             Family::Llama => &["rms_norm_eps"],
         };
         Ok(Self {
-            architecture: match family {
-                Family::Nemotron => "NemotronForCausalLM",
-                Family::Llama => "LlamaForCausalLM",
-            },
+            architecture,
             layers: config.require_count("num_hidden_layers")?,
             hidden,
             ffn: config.require_count("intermediate_size")?,
@@ -77,15 +84,16 @@ impl ModelConfig {
                 Family::Nemotron => NormKind::LayerNorm1p,
                 Family::Llama => NormKind::RmsNorm,
             },
-            norm_eps: first_number(&config, eps_keys)?.unwrap_or(if family == Family::Nemotron {
+            norm_eps: first_number(config, eps_keys)?.unwrap_or(if family == Family::Nemotron {
                 1e-5
             } else {
                 1e-6
             }) as f32,
             activation,
             tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
-            inv_freq: inverse_frequencies(&config, family, heads.head_dim)?,
-            scheme: Scheme::read(dir, &config)?,
+            inv_freq: inverse_frequencies(config, family, heads.head_dim)?,
+            reward: architecture == REWARD,
+            scheme: Scheme::read(dir, config)?,
         })
     }
 
@@ -117,7 +125,7 @@ impl ModelConfig {
         })
     }
 
-    /// Parameters of the whole model, biases and norms included; a tied head counts once.
+    /// Parameters of the whole model, biases and norms included; a tied head counts once, a reward head not at all.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
         let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
@@ -139,15 +147,21 @@ impl ModelConfig {
     }
 }
 
-fn family(config: &Object) -> Result<Family, LoadError> {
-    match config.texts("architectures")?.as_slice() {
-        [name] if name == "NemotronForCausalLM" => Ok(Family::Nemotron),
-        [name] if name == "LlamaForCausalLM" => Ok(Family::Llama),
-        other => Err(config.error(
-            "architectures",
-            format!("expected [\"NemotronForCausalLM\"] or [\"LlamaForCausalLM\"], got {other:?}"),
-        )),
-    }
+fn architecture(config: &Object) -> Result<(&'static str, Family), LoadError> {
+    const KNOWN: [(&str, Family); 3] = [
+        ("NemotronForCausalLM", Family::Nemotron),
+        (REWARD, Family::Nemotron),
+        ("LlamaForCausalLM", Family::Llama),
+    ];
+    let names = config.texts("architectures")?;
+    let known = match names.as_slice() {
+        [name] => KNOWN.into_iter().find(|(known, _)| known == name),
+        _ => None,
+    };
+    known.ok_or_else(|| {
+        let expected = KNOWN.map(|(name, _)| format!("[\"{name}\"]")).join(" or ");
+        config.error("architectures", format!("expected {expected}, got {names:?}"))
+    })
 }
 
 /// Without `num_key_value_heads` every query head has its own, as in the models from before grouped queries.

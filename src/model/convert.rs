@@ -61,7 +61,8 @@ fn width(tensor: &Tensor<'_>) -> Result<usize, LoadError> {
     }
 }
 
-fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+/// Stored floats, little-endian, as F32.
+pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::BF16 => {
             for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
@@ -118,6 +119,14 @@ fn bf16_part(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
     out.iter().fold(true, |all, x| all & (x & 0x7F80 != 0x7F80))
 }
 
+/// Quantises one stored row, leaving it in `row` as F32. Returns its scale, which is finite only if the whole row is.
+pub(crate) fn quantize_row(dtype: Dtype, bytes: &[u8], row: &mut [f32], codes: &mut [u8]) -> f32 {
+    widen(dtype, bytes, row);
+    let scale = fp8::quantize_row(row, codes);
+    // An infinite element shows in the scale; a NaN has a code of its own.
+    if codes.iter().fold(false, |any, c| any | fp8::is_nan(*c)) { f32::NAN } else { scale }
+}
+
 /// A slice of a float matrix \[out, in\] quantised, a scale per row: that of the whole row, whatever part of it is wanted,
 /// so that the ranks of a group have the weights that one rank would have.
 pub(super) fn quantize(tensor: &Tensor<'_>, slice: &Slice) -> Result<Rows, LoadError> {
@@ -134,12 +143,7 @@ pub(super) fn quantize(tensor: &Tensor<'_>, slice: &Slice) -> Result<Rows, LoadE
                 let (mut row, mut whole) = (vec![0.0; input], vec![0; input]);
                 let rows = codes.chunks_exact_mut(cols).zip(bytes.chunks_exact(input * width));
                 for ((codes, bytes), scale) in rows.zip(scales) {
-                    widen(tensor.dtype, bytes, &mut row);
-                    *scale = fp8::quantize_row(&row, &mut whole);
-                    // An infinite element shows in the scale; a NaN has a code of its own.
-                    if whole.iter().fold(false, |any, c| any | fp8::is_nan(*c)) {
-                        *scale = f32::NAN;
-                    }
+                    *scale = quantize_row(tensor.dtype, bytes, &mut row, &mut whole);
                     codes.copy_from_slice(&whole[slice.cols.clone()]);
                 }
             });

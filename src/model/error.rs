@@ -47,19 +47,19 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    pub(super) fn io(path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
-    pub(super) fn file(path: &Path, message: impl Into<String>) -> Self {
+    pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {
         Self::File { path: path.to_owned(), message: message.into() }
     }
 
-    pub(super) fn config(path: &Path, key: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn config(path: &Path, key: &str, message: impl Into<String>) -> Self {
         Self::Config { path: path.to_owned(), key: key.to_owned(), message: message.into() }
     }
 
-    pub(super) fn tensor(path: &Path, tensor: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn tensor(path: &Path, tensor: &str, message: impl Into<String>) -> Self {
         Self::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), message: message.into() }
     }
 }

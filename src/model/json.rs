@@ -8,15 +8,15 @@ use super::error::LoadError;
 
 /// A JSON object and the file it came from.
 #[derive(Debug, Clone)]
-pub(super) struct Object {
-    pub(super) path: PathBuf,
+pub(crate) struct Object {
+    pub(crate) path: PathBuf,
     prefix: String,
     map: Map<String, Value>,
 }
 
 impl Object {
     /// Reads a file that holds one object.
-    pub(super) fn read(path: &Path) -> Result<Self, LoadError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
         let text = std::fs::read_to_string(path).map_err(|e| LoadError::io(path, e))?;
         match serde_json::from_str(&text) {
             Ok(Value::Object(map)) => Ok(Self { path: path.to_owned(), prefix: String::new(), map }),
@@ -25,16 +25,25 @@ impl Object {
         }
     }
 
+    /// An object that was read from a file of another form, or is to be written.
+    pub(crate) fn from_map(path: &Path, map: Map<String, Value>) -> Self {
+        Self { path: path.to_owned(), prefix: String::new(), map }
+    }
+
+    pub(crate) fn into_map(self) -> Map<String, Value> {
+        self.map
+    }
+
     /// As [`Object::read`], with `None` for a file that does not exist.
-    pub(super) fn read_if_exists(path: &Path) -> Result<Option<Self>, LoadError> {
+    pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Self>, LoadError> {
         if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
     }
 
-    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    pub(super) fn object(&self, key: &str) -> Result<Option<Self>, LoadError> {
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, LoadError> {
         match self.get(key) {
             None => Ok(None),
             Some(Value::Object(map)) => {
@@ -46,11 +55,11 @@ impl Object {
     }
 
     /// All nested objects, for groups whose names do not matter.
-    pub(super) fn objects(&self) -> Result<Vec<Self>, LoadError> {
+    pub(crate) fn objects(&self) -> Result<Vec<Self>, LoadError> {
         self.map.keys().map(|key| Ok(self.object(key)?.unwrap_or_else(|| self.clone()))).collect()
     }
 
-    pub(super) fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
+    pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let count = value.as_u64().filter(|n| (1..=1 << 40).contains(n));
         let count =
@@ -58,17 +67,17 @@ impl Object {
         Ok(Some(count as usize))
     }
 
-    pub(super) fn require_count(&self, key: &str) -> Result<usize, LoadError> {
+    pub(crate) fn require_count(&self, key: &str) -> Result<usize, LoadError> {
         self.count(key)?.ok_or_else(|| self.error(key, "missing"))
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
+    pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|x| x.is_finite());
         number.map(Some).ok_or_else(|| self.error(key, format!("expected a number, got {value}")))
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value
             .as_bool()
@@ -76,19 +85,19 @@ impl Object {
             .ok_or_else(|| self.error(key, format!("expected true or false, got {value}")))
     }
 
-    pub(super) fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.error(key, format!("expected a string, got {value}")))
     }
 
-    pub(super) fn texts(&self, key: &str) -> Result<Vec<String>, LoadError> {
+    pub(crate) fn texts(&self, key: &str) -> Result<Vec<String>, LoadError> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let items = value.as_array().map(|items| items.iter().map(|i| i.as_str().map(str::to_owned)));
         let items = items.and_then(|items| items.collect::<Option<Vec<_>>>());
         items.ok_or_else(|| self.error(key, format!("expected a list of strings, got {value}")))
     }
 
-    pub(super) fn error(&self, key: &str, message: impl Into<String>) -> LoadError {
+    pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> LoadError {
         LoadError::config(&self.path, &format!("{}{key}", self.prefix), message)
     }
 }

@@ -8,6 +8,7 @@ mod checkpoint;
 mod config;
 mod convert;
 mod error;
+mod inventory;
 mod json;
 mod random;
 mod scheme;
@@ -17,8 +18,13 @@ mod workspace;
 
 use std::path::Path;
 
+pub(crate) use checkpoint::{Checkpoint, Stored};
+pub(crate) use config::REWARD;
 pub use config::{GenerationConfig, ModelConfig};
+pub(crate) use convert::{quantize_row, widen};
 pub use error::LoadError;
+pub(crate) use inventory::{Expected, is_optional, tensors};
+pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
 pub use weights::LoadProgress;

@@ -67,6 +67,9 @@ pub(super) fn load<D: Device>(
     } else {
         Some(loader.table("lm_head")?)
     };
+    if config.reward {
+        loader.reward_head()?;
+    }
     loader.checkpoint.finish()?;
     let rope = Rope { inv_freq: config.inv_freq.clone() };
     Ok(Model { config: share, shard, vocab: config.vocab, embedding, layers, final_norm, head, rope })
@@ -227,6 +230,23 @@ impl<D: Device> Loader<'_, D> {
         let rows = Rows::Bf16(halves);
         self.took(&name);
         Ok(Linear { matrix: self.upload(out, input, &rows)?, quant: ActQuant::Bf16 })
+    }
+
+    /// The reward head is held to its shape; nothing computes with it yet.
+    fn reward_head(&mut self) -> Result<(), LoadError> {
+        let (name, hidden) = ("rm_head.weight", self.config.hidden);
+        let weight = self.checkpoint.take(name)?;
+        let [rewards, input] = *weight.shape else {
+            return Err(weight.error(format!("expected shape [rewards, {hidden}], got {:?}", weight.shape)));
+        };
+        if input != hidden {
+            return Err(weight.error(format!("expected shape [{rewards}, {hidden}], got {:?}", weight.shape)));
+        }
+        convert::floats(&weight)?;
+        if self.checkpoint.has("rm_head.bias") {
+            convert::floats(&self.checkpoint.take_shaped("rm_head.bias", &[rewards])?)?;
+        }
+        Ok(())
     }
 
     fn norm(&mut self, module: &str) -> Result<Norm<D::Vector>, LoadError> {

@@ -12,6 +12,7 @@ mod fake;
 mod fp8;
 mod http;
 mod model;
+mod offline;
 mod runner;
 mod scheduler;
 mod tensor_parallel;

@@ -15,7 +15,7 @@ const BOUNDARIES: [(&str, &[&str]); 14] = [
     ("model", &["comm", "device"]),
     ("comm", &["device"]),
     ("device", &[]),
-    ("offline", &[]),
+    ("offline", &["model", "device"]),
     ("config", &[]),
     (
         "commands",

@@ -1,0 +1,78 @@
+//! The subcommands, and the settings of those that measure.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::{DeviceName, ImportNemoArgs, QuantizeArgs, ServeArgs};
+
+/// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
+#[derive(Debug, Parser)]
+#[command(name = "octant", version, about, max_term_width = 110)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model over HTTP until SIGTERM or SIGINT.
+    Serve(Box<ServeArgs>),
+    /// Measure.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Write the FP8 checkpoint of a BF16, F16 or F32 one. Given again after it was interrupted, goes on from there.
+    Quantize(QuantizeArgs),
+    /// Write the Hugging Face directory of NVIDIA's NeMo files. Given again after it was interrupted, goes on from there.
+    ImportNemo(ImportNemoArgs),
+    /// Say what this machine has of what serving needs. Status 0, or 1 if something is missing.
+    Doctor,
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Whole steps of one rank's share of a model, with random weights and nothing of the other ranks, against the time
+    /// that reading its weights, keys and values would take.
+    Rank(BenchRankArgs),
+}
+
+/// `octant bench rank`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchRankArgs {
+    /// Directory with the model's config.json
+    #[arg(long, value_name = "DIR")]
+    pub config: PathBuf,
+    /// Ranks that share the model
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub tp: usize,
+    /// Where to run [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceName>,
+    /// Whether products of many rows may not be done by cuBLASLt; on CUDA only
+    #[arg(long, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub deterministic: bool,
+    /// Layers, rather than the model's number
+    #[arg(long, value_name = "N")]
+    pub layers: Option<usize>,
+    /// Sequences that decode at once
+    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32,64,128,256")]
+    pub batch: Vec<usize>,
+    /// Tokens that each has behind it
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,2048,3500")]
+    pub context: Vec<usize>,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', default_value = "512,2048,4096")]
+    pub prefill: Vec<usize>,
+    /// Steps that are timed; a tenth of them for prompts
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub reps: usize,
+    /// Steps before those
+    #[arg(long, value_name = "N", default_value = "20")]
+    pub warm_up: usize,
+    /// End with all figures as JSON
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,71 @@
+//! Which tensors a checkpoint of a model has, by name and shape, for who writes one. The loader in `weights.rs` asks for
+//! the same names one by one.
+
+use super::config::ModelConfig;
+use crate::device::{Activation, HeadShape, NormKind};
+
+/// A tensor that a model must have.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Expected {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// Whether FP8 serving has it in E4M3: a linear weight of a layer.
+    pub(crate) linear: bool,
+}
+
+/// All tensors that a model must have, as stored unquantised, in the order of a forward pass. The reward head, whose
+/// size the configuration does not know, is not among them.
+pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
+    let HeadShape { q_heads, kv_heads, head_dim } = config.heads;
+    let (hidden, ffn, q, kv) = (config.hidden, config.ffn, q_heads * head_dim, kv_heads * head_dim);
+    let mut all = vec![Expected::table("model.embed_tokens", config)];
+    for layer in 0..config.layers {
+        let base = format!("model.layers.{layer}");
+        let linear = |name: &str, out: usize, input: usize| Expected {
+            name: format!("{base}.{name}.weight"),
+            shape: vec![out, input],
+            linear: true,
+        };
+        all.extend(Expected::norm(&format!("{base}.input_layernorm"), config));
+        all.push(linear("self_attn.q_proj", q, hidden));
+        all.push(linear("self_attn.k_proj", kv, hidden));
+        all.push(linear("self_attn.v_proj", kv, hidden));
+        all.push(linear("self_attn.o_proj", hidden, q));
+        all.extend(Expected::norm(&format!("{base}.post_attention_layernorm"), config));
+        if config.activation == Activation::SwiGlu {
+            all.push(linear("mlp.gate_proj", ffn, hidden));
+        }
+        all.push(linear("mlp.up_proj", ffn, hidden));
+        all.push(linear("mlp.down_proj", hidden, ffn));
+    }
+    all.extend(Expected::norm("model.norm", config));
+    if !config.tied {
+        all.push(Expected::table("lm_head", config));
+    }
+    all
+}
+
+/// Whether a checkpoint of a model may have a tensor beside those, by its name.
+pub(crate) fn is_optional(name: &str, config: &ModelConfig) -> bool {
+    let ignored = name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
+    ignored || (config.reward && matches!(name, "rm_head.weight" | "rm_head.bias"))
+}
+
+impl Expected {
+    fn table(module: &str, config: &ModelConfig) -> Self {
+        Self { name: format!("{module}.weight"), shape: vec![config.vocab, config.hidden], linear: false }
+    }
+
+    fn norm(module: &str, config: &ModelConfig) -> impl Iterator<Item = Self> + use<> {
+        let parts: &[&str] = match config.norm {
+            NormKind::LayerNorm1p => &["weight", "bias"],
+            NormKind::RmsNorm => &["weight"],
+        };
+        let (module, hidden) = (module.to_owned(), config.hidden);
+        parts.iter().map(move |part| Self {
+            name: format!("{module}.{part}"),
+            shape: vec![hidden],
+            linear: false,
+        })
+    }
+}

@@ -1,0 +1,154 @@
+//! `model_config.yaml` of a NeMo model as a Hugging Face `config.json`.
+//!
+//! The keys are those of NeMo's `MegatronGPTModel`; what one means where it is absent is NeMo's default. A value that
+//! this family does not have would change what the weights mean, so each is checked, also those that nothing uses.
+//! `apply_query_key_layer_scaling` is not: it divides by the layer's number before the softmax and multiplies within it,
+//! against overflow, and changes nothing.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use crate::model::{LoadError, Object, REWARD};
+
+/// What a model of this family says, and whether saying nothing means the same.
+const FIXED: [(&str, &str, bool); 17] = [
+    ("normalization", "\"layernorm1p\"", false),
+    ("activation", "\"squared-relu\"", false),
+    ("position_embedding_type", "\"rope\"", false),
+    ("bias", "false", false),
+    ("share_embeddings_and_output_weights", "false", false),
+    ("transformer_block_type", "\"pre_ln\"", true),
+    ("attention_type", "\"multihead\"", true),
+    ("rotary_interleaved", "false", true),
+    ("seq_len_interpolation_factor", "null", true),
+    ("fp32_residual_connection", "false", true),
+    ("normalize_attention_scores", "true", true),
+    ("headscale", "false", true),
+    ("qk_layernorm", "false", true),
+    ("apply_embedding_scaling", "false", true),
+    ("num_moe_experts", "null", true),
+    ("window_size", "null", true),
+    ("megatron_legacy", "false", true),
+];
+
+/// Ids of the family's SentencePiece models.
+const BOS: u32 = 2;
+const EOS: u32 = 3;
+const PAD: u32 = 0;
+
+/// What the arrays say that the configuration does not.
+pub(super) struct Stored {
+    /// Rows of the embedding.
+    pub(super) vocab: usize,
+    /// As transformers calls the type of the weights.
+    pub(super) dtype: &'static str,
+    /// Whether there is a reward head.
+    pub(super) reward: bool,
+}
+
+/// Reads a YAML file of one mapping.
+pub(super) fn read(path: &Path) -> Result<Object, LoadError> {
+    let text = std::fs::read_to_string(path).map_err(|e| LoadError::io(path, e))?;
+    let map: Value =
+        yaml_serde::from_str(&text).map_err(|e| LoadError::file(path, format!("not YAML: {e}")))?;
+    let Value::Object(map) = map else { return Err(LoadError::file(path, "expected a mapping")) };
+    Ok(Object::from_map(path, resolved(path, map)?))
+}
+
+/// Replaces values that stand for the value of another key, as `${.encoder_seq_length}`.
+fn resolved(path: &Path, map: Map<String, Value>) -> Result<Map<String, Value>, LoadError> {
+    let mut out = map.clone();
+    for (key, value) in &mut out {
+        let Some(text) = value.as_str().filter(|text| text.contains("${")) else { continue };
+        let name = text.strip_prefix("${.").and_then(|rest| rest.strip_suffix('}'));
+        let target = name.and_then(|name| map.get(name));
+        // Nothing that is read but is computed, such as `${multiply:4, ${.hidden_size}}`, is guessed at.
+        match target.filter(|target| !target.to_string().contains("${")) {
+            Some(target) => *value = target.clone(),
+            None if is_read(key) => {
+                return Err(LoadError::config(path, key, format!("expected a value, got `{text}`")));
+            }
+            None => {}
+        }
+    }
+    Ok(out)
+}
+
+/// Whether [`hugging_face`] looks at a key.
+fn is_read(key: &str) -> bool {
+    const OTHERS: [&str; 12] = [
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "max_position_embeddings",
+        "encoder_seq_length",
+        "layernorm_epsilon",
+        "rotary_percentage",
+        "rotary_base",
+        "init_method_std",
+    ];
+    OTHERS.contains(&key) || FIXED.iter().any(|(fixed, _, _)| *fixed == key)
+}
+
+/// The contents of `config.json`.
+pub(super) fn hugging_face(yaml: &Object, stored: &Stored) -> Result<Map<String, Value>, LoadError> {
+    for (key, expected, or_absent) in FIXED {
+        let value = yaml.get(key).unwrap_or(&Value::Null).to_string();
+        let absent = value == "null" && or_absent;
+        if value != expected && !absent {
+            return Err(yaml.error(key, format!("expected {expected}, got {value}")));
+        }
+    }
+    let hidden = yaml.require_count("hidden_size")?;
+    let heads = yaml.require_count("num_attention_heads")?;
+    let head_dim = match yaml.count("kv_channels")? {
+        Some(head_dim) => head_dim,
+        None if hidden.is_multiple_of(heads) => hidden / heads,
+        None => {
+            let message = format!("missing, and hidden_size {hidden} is no multiple of {heads} heads");
+            return Err(yaml.error("kv_channels", message));
+        }
+    };
+    let positions = match yaml.count("max_position_embeddings")? {
+        Some(positions) => positions,
+        None => yaml.require_count("encoder_seq_length")?,
+    };
+    let number = |key: &str| yaml.number(key)?.ok_or_else(|| yaml.error(key, "missing"));
+    let rotary = number("rotary_percentage")?;
+    if !(rotary > 0.0 && rotary <= 1.0) {
+        return Err(yaml.error("rotary_percentage", format!("expected above 0 and at most 1, got {rotary}")));
+    }
+    let config = json!({
+        "architectures": [if stored.reward { REWARD } else { "NemotronForCausalLM" }],
+        "attention_bias": false,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "head_dim": head_dim,
+        "hidden_act": "relu2",
+        "hidden_size": hidden,
+        "initializer_range": yaml.number("init_method_std")?,
+        "intermediate_size": yaml.require_count("ffn_hidden_size")?,
+        "max_position_embeddings": positions,
+        "mlp_bias": false,
+        "model_type": "nemotron",
+        "norm_eps": number("layernorm_epsilon")?,
+        "num_attention_heads": heads,
+        "num_hidden_layers": yaml.require_count("num_layers")?,
+        "num_key_value_heads": yaml.count("num_query_groups")?.unwrap_or(heads),
+        "pad_token_id": PAD,
+        "partial_rotary_factor": rotary,
+        "rope_scaling": null,
+        "rope_theta": yaml.number("rotary_base")?.unwrap_or(10_000.0),
+        "tie_word_embeddings": false,
+        "torch_dtype": stored.dtype,
+        "use_cache": true,
+        "vocab_size": stored.vocab,
+    });
+    let Value::Object(mut config) = config else { unreachable!("the value above is an object") };
+    config.retain(|key, value| !value.is_null() || key == "rope_scaling");
+    Ok(config)
+}
