@@ -49,22 +49,56 @@ impl P2p {
         if everywhere { Rows::Everywhere } else { Rows::SharedOut }
     }
 
+    /// The seconds that a reduction of each number of rows takes, by every rank and by shares. Every rank measures; no
+    /// two have the same figures.
+    ///
+    /// # Errors
+    /// If a rank does not come, or memory runs out.
+    pub fn measure(&self, cuda: &Cuda, counts: &[usize], cols: usize) -> Result<Vec<[f64; 2]>, DeviceError> {
+        let most = counts.iter().copied().max().unwrap_or(1);
+        let floats = || self.floats(cuda, most, cols);
+        let mut bench = Bench {
+            residual: cuda.floats(most, cols)?,
+            deltas: [floats()?, floats()?],
+            norm: Norm {
+                kind: NormKind::RmsNorm,
+                weight: cuda.vector(&vec![1.0; cols])?,
+                bias: None,
+                eps: 1.0,
+            },
+            out: self.acts(cuda, most, cols)?,
+            mark: cuda.floats(1, 1)?,
+        };
+        cuda.write(&[0.0], &mut bench.mark)?;
+        let ways = [Rows::Everywhere, Rows::SharedOut];
+        let mut measured = Vec::new();
+        for rows in counts {
+            let [everywhere, shared_out] = ways.map(|way| self.time(cuda, &mut bench, *rows, way));
+            measured.push([everywhere?, shared_out?]);
+        }
+        // Nobody takes back what others still read.
+        self.threads.meet()?;
+        self.peers.withdraw(4);
+        self.threads.meet()?;
+        Ok(measured)
+    }
+
     /// The seconds that a reduction takes in one way.
     fn time(&self, cuda: &Cuda, bench: &mut Bench, rows: usize, lie: Rows) -> Result<f64, DeviceError> {
-        let Bench { residual, deltas, norm, out } = bench;
+        let Bench { residual, deltas, norm, out, mark } = bench;
         let zeros = vec![0.0; rows * cuda.cols(residual)];
         cuda.write(&zeros, residual)?;
         deltas.iter_mut().try_for_each(|delta| cuda.write(&zeros, delta))?;
         let mut best = f64::INFINITY;
         for _ in 0..TIMES {
-            cuda.read(&deltas[0])?;
+            cuda.read(mark)?;
             self.threads.meet()?;
             let begun = Instant::now();
             for turn in 0..REDUCTIONS {
                 let reduction = Reduction { residual: &mut *residual, delta: &deltas[turn % 2], rows: lie };
                 self.peers.reduce_norm(cuda, reduction, norm, ActQuant::Fp8PerToken, out)?;
             }
-            cuda.read(&deltas[0])?;
+            cuda.read(mark)?;
             best = best.min(begun.elapsed().as_secs_f64() / REDUCTIONS as f64);
             self.check()?;
         }
@@ -78,6 +112,8 @@ struct Bench {
     deltas: [Floats; 2],
     norm: Norm<<Cuda as Device>::Vector>,
     out: Acts,
+    /// Small, to be read: everything that was enqueued before has then been done.
+    mark: Floats,
 }
 
 impl Communicator<Cuda> for P2p {
@@ -105,32 +141,16 @@ impl Communicator<Cuda> for P2p {
         if self.everywhere_rows.load(Ordering::Relaxed) != usize::MAX || self.peers.size() == 1 {
             return Ok(());
         }
-        let most = rows.min(MEASURED_ROWS[MEASURED_ROWS.len() - 1]);
-        let mut bench = Bench {
-            residual: cuda.floats(most, cols)?,
-            deltas: [self.floats(cuda, most, cols)?, self.floats(cuda, most, cols)?],
-            norm: Norm {
-                kind: NormKind::RmsNorm,
-                weight: cuda.vector(&vec![1.0; cols])?,
-                bias: None,
-                eps: 1.0,
-            },
-            out: self.acts(cuda, most, cols)?,
-        };
-        let mut wins = Vec::new();
-        for rows in MEASURED_ROWS.into_iter().filter(|rows| *rows <= most) {
-            let everywhere = self.time(cuda, &mut bench, rows, Rows::Everywhere)?;
-            wins.push((rows, everywhere <= self.time(cuda, &mut bench, rows, Rows::SharedOut)?));
-        }
-        let everywhere = wins.iter().take_while(|(_, wins)| *wins).last().map_or(0, |(rows, _)| *rows);
-        // All go by what the first has measured. Nobody takes back what others still read.
+        let counts: Vec<usize> = MEASURED_ROWS.into_iter().filter(|count| *count <= rows.max(1)).collect();
+        let measured = self.measure(cuda, &counts, cols)?;
+        let wins = |([everywhere, shared_out], _): &(&[f64; 2], &usize)| everywhere <= shared_out;
+        let everywhere = measured.iter().zip(&counts).take_while(wins).last().map_or(0, |(_, rows)| *rows);
+        // All go by what the first has measured.
         self.threads.exchange(vec![everywhere as f32], |rank, rows| {
             if rank == 0 {
                 self.everywhere_rows.store(rows[0] as usize, Ordering::Relaxed);
             }
-        })?;
-        self.peers.withdraw(4);
-        self.threads.meet()
+        })
     }
 
     fn all_reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {

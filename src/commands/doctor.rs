@@ -93,8 +93,8 @@ mod gpu {
 
     fn nccl() -> Finding {
         let version = nccl_version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100));
-        let missing = || "libnccl.so.2 cannot be loaded; only --communicator nccl uses it".to_owned();
-        Finding { name: "nccl", outcome: version.ok_or_else(missing), needed: false }
+        let outcome = version.map_err(|e| format!("{}; only --communicator nccl uses it", e.message));
+        Finding { name: "nccl", outcome, needed: false }
     }
 
     fn gpus(nvml: &Nvml) -> Vec<Finding> {

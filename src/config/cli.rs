@@ -37,6 +37,28 @@ pub enum BenchCommand {
     /// Whole steps of one rank's share of a model, with random weights and nothing of the other ranks, against the time
     /// that reading its weights, keys and values would take.
     Rank(BenchRankArgs),
+    /// What ranks on GPUs take to add up, by the number of rows: fused with the norm, by every rank and by shares, and as
+    /// an all-reduce, also NCCL's.
+    Reduce(BenchReduceArgs),
+}
+
+/// `octant bench reduce`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchReduceArgs {
+    /// GPUs of the ranks by their numbers; several ranks may share one, but not for NCCL
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',', default_value = "0,1,2,3,4,5,6,7")]
+    pub gpus: Vec<usize>,
+    /// Elements of a row
+    #[arg(long, value_name = "N", default_value = "18432")]
+    pub hidden: usize,
+    /// Rows
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,2,4,8,16,32,64,128,256,512,2048"
+    )]
+    pub rows: Vec<usize>,
 }
 
 /// `octant bench rank`.

@@ -7,5 +7,7 @@ mod dev;
 #[path = "../device/mod.rs"]
 mod device;
 mod large;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod p2p;
 mod stream_read;

@@ -200,6 +200,8 @@ fn steps_of_any_size_follow_one_another() {
 #[test]
 fn which_way_is_faster_is_measured_and_all_agree() {
     let all = on_ranks(2, None, |device, comm| {
+        let measured = comm.measure(device, &[1, 5], COLS).unwrap();
+        assert!(measured.len() == 2 && measured.as_flattened().iter().all(|seconds| *seconds > 0.0));
         comm.prepare(device, MOST_ROWS, COLS).unwrap();
         Step::new(device, &comm).run(device, &comm, 4, ActQuant::Fp8PerToken)
     });

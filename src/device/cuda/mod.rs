@@ -45,7 +45,7 @@ pub use gpu::library_loads;
 pub use large::Products;
 pub use matrix::Matrix;
 #[cfg(feature = "cuda")]
-pub use nccl::{Nccl, version as nccl_version};
+pub use nccl::{Nccl, nccl_version};
 pub use peers::{Missed, Peers};
 pub use reduce::Rows;
 pub use reduce_norm::Reduction;

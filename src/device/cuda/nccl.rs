@@ -1,21 +1,111 @@
 //! NCCL, loaded when a group over it is first asked for: sums and gathers in whatever order it finds fastest.
+//!
+//! Loaded by ourselves, since cudarc looks for `libnccl.so`, which only development packages have.
 
-use std::mem::MaybeUninit;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
-use cudarc::nccl::result::{self, NcclError};
-use cudarc::nccl::sys::{self, ncclComm_t, ncclDataType_t::ncclFloat32, ncclRedOp_t::ncclSum, ncclUniqueId};
+use libloading::Library;
 
 use super::{Cuda, Floats};
 use crate::device::DeviceError;
 
+const FILES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+/// Of `nccl.h`: `ncclFloat32` and `ncclSum`.
+const FLOAT32: c_int = 7;
+const SUM: c_int = 0;
+
+/// `ncclUniqueId`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UniqueId([u8; 128]);
+
+type Comm = *mut c_void;
+type Stream = *mut c_void;
+
+/// The library's functions, of the types that `nccl.h` has.
+#[derive(Debug)]
+struct Functions {
+    get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    comm_init_rank: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int) -> c_int,
+    comm_abort: unsafe extern "C" fn(Comm) -> c_int,
+    all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int,
+    group_start: unsafe extern "C" fn() -> c_int,
+    group_end: unsafe extern "C" fn() -> c_int,
+    get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    /// Whose they are.
+    _library: Library,
+}
+
+impl Functions {
+    fn load() -> Result<Self, DeviceError> {
+        // SAFETY: NVIDIA's library, whose loading does nothing that we rely on.
+        let library = FILES.iter().find_map(|file| unsafe { Library::new(*file) }.ok());
+        let library = library.ok_or_else(|| error(format!("none of {} can be loaded", FILES.join(", "))))?;
+        let missing = |e: libloading::Error| error(e.to_string());
+        // SAFETY: the types are those of the library's header.
+        unsafe {
+            Ok(Self {
+                get_version: *library.get(b"ncclGetVersion\0").map_err(missing)?,
+                get_unique_id: *library.get(b"ncclGetUniqueId\0").map_err(missing)?,
+                comm_init_rank: *library.get(b"ncclCommInitRank\0").map_err(missing)?,
+                comm_abort: *library.get(b"ncclCommAbort\0").map_err(missing)?,
+                all_reduce: *library.get(b"ncclAllReduce\0").map_err(missing)?,
+                all_gather: *library.get(b"ncclAllGather\0").map_err(missing)?,
+                group_start: *library.get(b"ncclGroupStart\0").map_err(missing)?,
+                group_end: *library.get(b"ncclGroupEnd\0").map_err(missing)?,
+                get_error_string: *library.get(b"ncclGetErrorString\0").map_err(missing)?,
+                _library: library,
+            })
+        }
+    }
+
+    /// What a function says, if it is not well.
+    fn check(&self, status: c_int) -> Result<(), DeviceError> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: the library's own text, which lives as long as that.
+        let text = unsafe { CStr::from_ptr((self.get_error_string)(status)) };
+        Err(error(text.to_string_lossy().into_owned()))
+    }
+
+    /// Calls that the library takes together.
+    fn together<T>(&self, calls: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        // SAFETY: a start, and its end below.
+        self.check(unsafe { (self.group_start)() })?;
+        let outcome = calls();
+        // SAFETY: as above.
+        let ended = self.check(unsafe { (self.group_end)() });
+        let outcome = outcome?;
+        ended.map(|()| outcome)
+    }
+}
+
+/// The version of the library, as it numbers them.
+///
+/// # Errors
+/// If it cannot be loaded.
+pub fn nccl_version() -> Result<i32, DeviceError> {
+    let functions = Functions::load()?;
+    let mut version = 0;
+    // SAFETY: it writes one number.
+    functions.check(unsafe { (functions.get_version)(&raw mut version) })?;
+    Ok(version)
+}
+
 /// A rank's handle on a group.
 #[derive(Debug)]
 pub struct Nccl {
+    functions: Arc<Functions>,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    comm: ncclComm_t,
+    comm: Comm,
     rank: usize,
     size: usize,
 }
@@ -23,55 +113,34 @@ pub struct Nccl {
 // SAFETY: a communicator may be used by any one thread at a time; its owner, a rank, is one.
 unsafe impl Send for Nccl {}
 
-/// The version of NCCL, as it numbers them, if it is there.
-pub fn version() -> Option<i32> {
-    // SAFETY: only looks for the library.
-    let there = unsafe { sys::is_culib_present() };
-    if there { result::get_nccl_version().ok() } else { None }
-}
-
 impl Nccl {
     /// The ranks of a group on these devices, each on a GPU of its own.
     ///
     /// # Errors
     /// Without the library, and whatever it finds wrong: it takes no GPU twice.
     pub fn group(devices: &[Cuda]) -> Result<Vec<Self>, DeviceError> {
-        if version().is_none() {
-            return Err(DeviceError { op: "nccl", message: "libnccl.so.2 cannot be loaded".to_owned() });
-        }
-        let id = result::get_uniqueid().map_err(error)?;
-        result::group_start().map_err(error)?;
-        let begun: Result<Vec<_>, _> = devices
-            .iter()
-            .enumerate()
-            .map(|(rank, device)| Self::begin(device, (rank, devices.len()), id))
-            .collect();
-        // Only this makes the communicators, of all ranks together.
-        let ended = result::group_end().map_err(error);
-        let mut group = begun?;
-        ended?;
-        for (rank, comm) in &mut group {
-            // SAFETY: the group has ended, and each handle was written.
-            rank.comm = unsafe { comm.assume_init_read() };
-        }
-        Ok(group.into_iter().map(|(rank, _)| rank).collect())
+        let functions = Arc::new(Functions::load()?);
+        let mut id = UniqueId([0; 128]);
+        // SAFETY: it writes one.
+        functions.check(unsafe { (functions.get_unique_id)(&raw mut id) })?;
+        let size = devices.len();
+        let rank = |(rank, device): (usize, &Cuda)| {
+            let place = device.driver.stream();
+            let (context, stream) = place.ok_or_else(|| error("the kernels run on the host".to_owned()))?;
+            Ok(Self { functions: Arc::clone(&functions), context, stream, comm: null_mut(), rank, size })
+        };
+        let mut group = devices.iter().enumerate().map(rank).collect::<Result<Vec<_>, DeviceError>>()?;
+        functions.together(|| group.iter_mut().try_for_each(|rank| rank.begin(id)))?;
+        Ok(group)
     }
 
-    /// Has a communicator made when the group of calls ends, where the library writes it.
-    fn begin(
-        device: &Cuda,
-        (rank, size): (usize, usize),
-        id: ncclUniqueId,
-    ) -> Result<(Self, Box<MaybeUninit<ncclComm_t>>), DeviceError> {
-        let (context, stream) = device
-            .driver
-            .stream()
-            .ok_or_else(|| DeviceError { op: "nccl", message: "the kernels run on the host".to_owned() })?;
-        context.bind_to_thread().map_err(|e| DeviceError { op: "nccl", message: format!("{e:?}") })?;
-        let mut comm = Box::new(MaybeUninit::uninit());
-        // SAFETY: the handle's place outlives the group of calls.
-        unsafe { result::comm_init_rank(comm.as_mut_ptr(), size as i32, id, rank as i32) }.map_err(error)?;
-        Ok((Self { context, stream, comm: std::ptr::null_mut(), rank, size }, comm))
+    /// Has the communicator made, when the group of calls ends.
+    fn begin(&mut self, id: UniqueId) -> Result<(), DeviceError> {
+        self.context.bind_to_thread().map_err(|e| error(format!("{e:?}")))?;
+        let (size, rank) = (self.size as c_int, self.rank as c_int);
+        // SAFETY: the handle's place is not moved before the group of calls ends.
+        let status = unsafe { (self.functions.comm_init_rank)(&raw mut self.comm, size, id, rank) };
+        self.functions.check(status)
     }
 
     /// This rank.
@@ -84,19 +153,21 @@ impl Nccl {
         self.size
     }
 
+    fn stream(&self) -> Stream {
+        self.stream.cu_stream().cast()
+    }
+
     /// x = Σ over ranks of x.
     ///
     /// # Errors
     /// If the library refuses.
     pub fn reduce(&self, x: &mut Floats) -> Result<(), DeviceError> {
-        let address = x.data.address();
-        let stream = self.stream.cu_stream().cast();
+        let (address, elements) = (x.data.address() as *mut c_void, x.rows * x.cols);
         // SAFETY: the valid rows are this buffer's, and every rank has as many.
-        let done = unsafe {
-            let (from, to) = (address as *const _, address as *mut _);
-            result::all_reduce(from, to, x.rows * x.cols, ncclFloat32, ncclSum, self.comm, stream)
+        let status = unsafe {
+            (self.functions.all_reduce)(address, address, elements, FLOAT32, SUM, self.comm, self.stream())
         };
-        done.map(|_| ()).map_err(error)
+        self.functions.check(status)
     }
 
     /// Each rank's `part` \[rows, cols\] beside the others' in `whole`.
@@ -106,27 +177,16 @@ impl Nccl {
     pub fn gather(&self, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {
         assert_eq!(whole.cols, part.cols * self.size, "columns of what is gathered");
         whole.resize(part.rows);
-        result::group_start().map_err(error)?;
-        let rows: Result<Vec<_>, _> = (0..part.rows)
-            .map(|row| {
-                let (from, to) = (part.data.at(row * part.cols), whole.data.at(row * whole.cols));
-                let stream = self.stream.cu_stream().cast();
-                // SAFETY: a row of each, of which the second is as long as those of all ranks.
-                unsafe {
-                    result::all_gather(
-                        from as *const _,
-                        to as *mut _,
-                        part.cols,
-                        ncclFloat32,
-                        self.comm,
-                        stream,
-                    )
-                }
-            })
-            .collect();
-        let ended = result::group_end().map_err(error);
-        rows.map_err(error)?;
-        ended.map(|_| ())
+        let row = |row: usize| {
+            let from = part.data.at(row * part.cols) as *const c_void;
+            let to = whole.data.at(row * whole.cols) as *mut c_void;
+            // SAFETY: a row of each, of which the second is as long as those of all ranks.
+            let status = unsafe {
+                (self.functions.all_gather)(from, to, part.cols, FLOAT32, self.comm, self.stream())
+            };
+            self.functions.check(status)
+        };
+        self.functions.together(|| (0..part.rows).try_for_each(row))
     }
 }
 
@@ -137,10 +197,11 @@ impl Drop for Nccl {
         }
         // Another rank may be gone: nobody waits for it here.
         // SAFETY: the communicator is this one's, and nothing uses it any more.
-        let _failed = self.context.bind_to_thread().map(|()| unsafe { result::comm_abort(self.comm) });
+        let _failed =
+            self.context.bind_to_thread().map(|()| unsafe { (self.functions.comm_abort)(self.comm) });
     }
 }
 
-fn error(e: NcclError) -> DeviceError {
-    DeviceError { op: "nccl", message: format!("{:?}", e.0) }
+fn error(message: String) -> DeviceError {
+    DeviceError { op: "nccl", message }
 }
