@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         .init();
     let outcome = match cli.command {
         Command::Bench(BenchCommand::Rank(args)) => commands::bench::rank(&args),
+        Command::Bench(BenchCommand::Load(args)) => commands::bench_load::run(&args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

@@ -9,9 +9,11 @@ mod config;
 mod convert;
 mod error;
 mod json;
+mod plan;
 mod random;
 mod scheme;
 mod shard;
+mod stream;
 mod weights;
 mod workspace;
 

@@ -10,6 +10,7 @@ mod attention;
 mod cache;
 mod embed;
 mod exp;
+mod filling;
 mod isa;
 mod linear;
 mod matrix;
@@ -17,6 +18,7 @@ mod norm;
 mod philox;
 mod pool;
 mod quant;
+mod quantizer;
 mod rope;
 mod sample;
 
@@ -28,13 +30,15 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
+    HostRows, LayerKv, Layout, MatrixData, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
 };
 use isa::Checked;
 use pool::Pool;
 
 pub use cache::Cache;
+pub use filling::Filling;
 pub use matrix::Matrix;
+pub use quantizer::Quantizer;
 
 /// Elements that an elementwise operation does on the calling thread alone: a few microseconds of work.
 const ALONE: usize = 8192;
@@ -219,6 +223,7 @@ impl Step {
 
 impl Device for Cpu {
     type Matrix = Matrix;
+    type Filling = Filling;
     type Vector = Vec<f32>;
     type Floats = Floats;
     type Acts = Acts;
@@ -238,7 +243,23 @@ impl Device for Cpu {
     };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        Ok(matrix::pack(&self.pool, self.isa.isa(), host))
+        let filling =
+            Filling::new((host.out, host.input), matches!(host.data, MatrixData::Bf16(_)), self.isa.isa());
+        filling.put_all(&self.pool, host);
+        Ok(filling.done())
+    }
+
+    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
+        Ok(Filling::new((out, input), bf16, self.isa.isa()))
+    }
+
+    fn fill(&self, filling: &Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
+        filling.put(first, rows);
+        Ok(())
+    }
+
+    fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
+        Ok(filling.done())
     }
 
     fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
