@@ -1,18 +1,21 @@
 //! `octant bench load`: loading a model as `octant serve` does, against reading the same files and doing nothing with
-//! them, in the same run and in turn; from the disk, with the files dropped from the system's cache before, and from
-//! the cache. And how much more memory loading takes than the weights it leaves.
+//! them, and against reading them into as much new memory, in the same run and in turn; from the disk, with the files
+//! dropped from the system's cache before, and from the cache. And how much more memory loading takes than the weights
+//! it leaves.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use super::place::{Devices, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
+use crate::device::cpu::zeros;
 use crate::device::{Device, KvDtype};
 use crate::model::{Model, ModelConfig, Precision};
 
@@ -34,7 +37,7 @@ struct Load {
 /// Measures and prints.
 pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.model)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads() as usize;
     let device = args.device.unwrap_or(DeviceName::Cpu);
     let place = Place::open_devices(Devices { device, ranks: args.tp, threads, deterministic: true })?;
     let precision = match args.quantization.unwrap_or(Quantization::Fp8) {
@@ -52,7 +55,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         files.len(),
         gb(weights)
     );
-    let run = Run { args, config: &config, precision, files: &files, weights };
+    let run = Run { args, config: &config, precision, files: &files, stored, weights };
     match place {
         Place::Cpu(cpus) => run.all(&cpus)?,
         #[cfg(feature = "cuda")]
@@ -67,39 +70,48 @@ struct Run<'a> {
     config: &'a ModelConfig,
     precision: Precision,
     files: &'a [PathBuf],
+    /// Bytes of the files.
+    stored: u64,
     /// Bytes of all ranks' weights.
     weights: u64,
+}
+
+/// Bytes per second of all that is compared.
+struct Rates {
+    /// Reading into a buffer.
+    files: f64,
+    /// Reading into memory as large as the files, that nobody has used yet.
+    kept: f64,
+    /// Loading.
+    load: f64,
 }
 
 impl Run<'_> {
     fn all<D: Device>(&self, devices: &[D]) -> anyhow::Result<()> {
         for (state, cold) in [("cold", true), ("warm", false)] {
-            let (mut raw, mut loaded, mut ratios, mut beyond) =
-                (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+            let (mut rates, mut beyond) = (Vec::new(), f64::MIN);
             for _ in 0..self.args.reps {
-                let alone = self.read_raw(cold)?;
-                let load = self.load(devices, cold)?;
-                let rate = load.bytes as f64 / load.seconds;
-                println!(
-                    "{state}: files alone {:.2} GB/s, loading {:.2} GB/s ({:.2} GB in {:.2} s)",
-                    alone / 1e9,
-                    rate / 1e9,
-                    gb(load.bytes),
-                    load.seconds
-                );
-                raw.push(alone);
-                loaded.push(rate);
-                ratios.push(rate / alone);
-                beyond.push(load.peak as f64 - self.weights as f64);
+                let (files, kept) = (self.read_files(cold)?, self.keep_files(cold)?);
+                let Load { seconds, bytes, peak } = self.load(devices, cold)?;
+                let load = bytes as f64 / seconds;
+                show(state, &Rates { files, kept, load });
+                rates.push(Rates { files, kept, load });
+                beyond = beyond.max(peak as f64 - self.weights as f64);
             }
+            let median = |of: fn(&Rates) -> f64| {
+                let mut values: Vec<f64> = rates.iter().map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            show(
+                &format!("{state}, medians"),
+                &Rates { files: median(|r| r.files), kept: median(|r| r.kept), load: median(|r| r.load) },
+            );
             println!(
-                "{state}, median of {}: files alone {:.2} GB/s, loading {:.2} GB/s, ratio {:.2}; memory beyond the weights at \
-                 most {:.0} MB",
-                self.args.reps,
-                median(&mut raw) / 1e9,
-                median(&mut loaded) / 1e9,
-                median(&mut ratios),
-                beyond.iter().copied().fold(f64::MIN, f64::max) / 1e6,
+                "{state}, medians of ratios: to files {:.2}, to files kept {:.2}; memory beyond the weights at most {:.0} MB",
+                median(|r| r.load / r.files),
+                median(|r| r.load / r.kept),
+                beyond / 1e6
             );
         }
         Ok(())
@@ -118,34 +130,52 @@ impl Run<'_> {
     }
 
     /// Bytes per second of reading all files by as many threads as there are cores, each a part of every file.
-    fn read_raw(&self, cold: bool) -> anyhow::Result<f64> {
+    fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.settle(cold)?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
         let start = Instant::now();
-        let mut bytes = 0;
         for file in self.files {
-            let each = file.metadata()?.len().div_ceil(threads);
-            bytes += std::thread::scope(|scope| {
-                let part = |thread: u64| scope.spawn(move || read(file, thread * each, each));
-                let parts: Vec<_> = (0..threads).map(part).collect();
-                parts
-                    .into_iter()
-                    .map(|part| part.join().expect("reading does not panic"))
-                    .sum::<anyhow::Result<u64>>()
-            })?;
+            let each = file.metadata()?.len().div_ceil(threads());
+            let part = |thread: u64| move || read(file, thread * each, each);
+            together((0..threads()).map(part))?;
         }
-        Ok(bytes as f64 / start.elapsed().as_secs_f64())
+        Ok(self.stored as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// As `read_files`, into memory that keeps it all: what whoever loads into this machine's memory does at the least.
+    fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
+        self.settle(cold)?;
+        let mut memory = zeros::<u8>(self.stored as usize);
+        let mut rest = memory.as_mut_slice();
+        let start = Instant::now();
+        for path in self.files {
+            let file = File::open(path)?;
+            let (own, others) = rest.split_at_mut(file.metadata()?.len() as usize);
+            rest = others;
+            let each = own.len().div_ceil(threads() as usize).max(1);
+            together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
+                let file = &file;
+                move || {
+                    for (i, piece) in part.chunks_mut(READ).enumerate() {
+                        file.read_exact_at(piece, (thread * each + i * READ) as u64)?;
+                    }
+                    Ok(0)
+                }
+            }))?;
+        }
+        Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
     fn load<D: Device>(&self, devices: &[D], cold: bool) -> anyhow::Result<Load> {
         self.settle(cold)?;
-        let (peak, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        let peak = AtomicU64::new(0);
         std::thread::scope(|scope| {
             let before = anonymous_memory()?;
-            scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) {
+            let (ended, end) = mpsc::channel::<()>();
+            let peak = &peak;
+            scope.spawn(move || {
+                // Disconnected when loading has ended, however it did.
+                while end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
                     peak.fetch_max(anonymous_memory().unwrap_or(0), Ordering::Relaxed);
-                    std::thread::sleep(LOOK_EVERY);
                 }
             });
             let start = Instant::now();
@@ -155,11 +185,34 @@ impl Run<'_> {
                     bytes = progress.done;
                 });
             let seconds = start.elapsed().as_secs_f64();
-            ended.store(true, Ordering::Relaxed);
+            drop(ended);
             drop(models?);
             Ok(Load { seconds, bytes, peak: peak.load(Ordering::Relaxed).saturating_sub(before) })
         })
     }
+}
+
+/// One line.
+fn show(state: &str, Rates { files, kept, load }: &Rates) {
+    let gb = 1e9;
+    println!(
+        "{state}: files {:.2} GB/s, files kept {:.2} GB/s, loading {:.2} GB/s",
+        files / gb,
+        kept / gb,
+        load / gb
+    );
+}
+
+fn threads() -> u64 {
+    std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64)
+}
+
+/// Does all jobs at once, each on its own thread; the sum of what they return.
+fn together<J: FnOnce() -> anyhow::Result<u64> + Send>(jobs: impl Iterator<Item = J>) -> anyhow::Result<u64> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).sum()
+    })
 }
 
 /// The checkpoint's files, in the order of their names.
@@ -203,11 +256,6 @@ fn anonymous_memory() -> anyhow::Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     Ok(kib.context("/proc/self/status has no RssAnon")? * 1024)
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn gb(bytes: u64) -> f64 {

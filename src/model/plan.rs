@@ -199,11 +199,15 @@ impl Planner<'_> {
                 self.stored_floats(&module, &[*out, input])?
             };
             let is_bf16 = matches!(form, Form::Bf16);
-            if *bf16.get_or_insert(is_bf16) != is_bf16 {
-                let message = "stored unquantised beside quantised ones of the same product, or the other way \
-                               round; load it with FP8 quantisation";
+            if bf16.is_some_and(|bf16| bf16 != is_bf16) {
+                let Source { tensor: other, .. } = &self.sources[self.sources.len() - 1];
+                let message = format!(
+                    "expected {:?} as of `{}`, a part of the same product, got {:?}; FP8 quantisation takes both",
+                    other.dtype, other.name, tensor.dtype
+                );
                 return Err(tensor.error(message));
             }
+            bf16 = Some(is_bf16);
             let parts = rows.iter().zip(cols).enumerate().map(|(rank, (rows, cols))| {
                 let (rows, cols) = (rows.clone(), cols.clone());
                 Part { rank, product, rows, cols, first }

@@ -43,10 +43,8 @@ struct Shared<T>(UnsafeCell<Vec<T>>);
 unsafe impl<T: Send> Sync for Shared<T> {}
 
 impl<T: Default + Clone> Shared<T> {
-    fn zeros(len: usize) -> Self {
-        let buffer = vec![T::default(); len];
-        ask_for_huge_pages(&buffer);
-        Self(UnsafeCell::new(buffer))
+    fn new(len: usize) -> Self {
+        Self(UnsafeCell::new(zeros(len)))
     }
 
     /// A panel of so many elements.
@@ -69,8 +67,8 @@ impl Filling {
         let panels = out.div_ceil(PANEL);
         let size = panels * PANEL * input.next_multiple_of(2);
         let data = match bf16 {
-            true => Elements::Bf16(Shared::zeros(size)),
-            false => Elements::Fp8(Shared::zeros(size)),
+            true => Elements::Bf16(Shared::new(size)),
+            false => Elements::Fp8(Shared::new(size)),
         };
         let scales = Mutex::new(vec![0.0; if bf16 { 0 } else { panels * PANEL }]);
         let turns = (0..panels).map(|_| Mutex::default()).collect();
@@ -220,6 +218,13 @@ fn pack_four(groups: &mut [u8], lane: usize, rows: [&[u8]; 4]) {
             group[place..place + 8].copy_from_slice(&column.to_le_bytes());
         }
     }
+}
+
+/// Memory as weights lie in: new, and in large pages where the system has them.
+pub fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
+    let buffer = vec![T::default(); len];
+    ask_for_huge_pages(&buffer);
+    buffer
 }
 
 /// Weights are read from end to end once a step: with pages of 2 MiB the processor looks up few translations. Has to

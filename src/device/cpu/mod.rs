@@ -36,7 +36,7 @@ use isa::Checked;
 use pool::Pool;
 
 pub use cache::Cache;
-pub use filling::Filling;
+pub use filling::{Filling, zeros};
 pub use matrix::Matrix;
 pub use quantizer::Quantizer;
 
