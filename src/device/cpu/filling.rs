@@ -76,13 +76,14 @@ impl Filling {
     }
 
     /// Packs a whole matrix, each thread some panels.
-    pub(super) fn put_all(&self, pool: &Pool, host: HostMatrix<'_>) {
+    pub(super) fn whole(pool: &Pool, isa: Isa, host: HostMatrix<'_>) -> Matrix {
         let elements = match host.data {
             MatrixData::Bf16(values) => values.len(),
             MatrixData::Fp8 { codes, .. } => codes.len(),
         };
         assert_eq!(elements, host.out * host.input, "elements of a [{}, {}] matrix", host.out, host.input);
-        pool.split(self.turns.len(), |_, panels| {
+        let filling = Self::new((host.out, host.input), matches!(host.data, MatrixData::Bf16(_)), isa);
+        pool.split(filling.turns.len(), |_, panels| {
             let rows = panels.start * PANEL..(panels.end * PANEL).min(host.out);
             let range = rows.start * host.input..rows.end * host.input;
             let data = match host.data {
@@ -92,8 +93,9 @@ impl Filling {
                 }
             };
             let (input, stride) = (host.input, host.input);
-            self.put(rows.start, HostRows { rows: rows.len(), input, stride, data });
+            filling.put(rows.start, HostRows { rows: rows.len(), input, stride, data });
         });
+        filling.done()
     }
 
     /// Packs rows from `first` on.

@@ -30,7 +30,7 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    HostRows, LayerKv, Layout, MatrixData, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
+    HostRows, LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
 };
 use isa::Checked;
 use pool::Pool;
@@ -243,10 +243,7 @@ impl Device for Cpu {
     };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        let filling =
-            Filling::new((host.out, host.input), matches!(host.data, MatrixData::Bf16(_)), self.isa.isa());
-        filling.put_all(&self.pool, host);
-        Ok(filling.done())
+        Ok(Filling::whole(&self.pool, self.isa.isa(), host))
     }
 
     fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
