@@ -17,7 +17,7 @@ use super::place::{Devices, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::cpu::zeros;
 use crate::device::{Device, KvDtype};
-use crate::model::{Model, ModelConfig, Precision};
+use crate::model::{Model, ModelConfig, Precision, load_threads};
 
 /// Bytes of one read of the files alone.
 const READ: usize = 8 << 20;
@@ -37,7 +37,7 @@ struct Load {
 /// Measures and prints.
 pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.model)?;
-    let threads = threads() as usize;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = args.device.unwrap_or(DeviceName::Cpu);
     let place = Place::open_devices(Devices { device, ranks: args.tp, threads, deterministic: true })?;
     let precision = match args.quantization.unwrap_or(Quantization::Fp8) {
@@ -129,14 +129,15 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Bytes per second of reading all files by as many threads as there are cores, each a part of every file.
+    /// Bytes per second of reading all files by as many threads as load them, each a part of every file.
     fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.settle(cold)?;
+        let threads = load_threads() as u64;
         let start = Instant::now();
         for file in self.files {
-            let each = file.metadata()?.len().div_ceil(threads());
+            let each = file.metadata()?.len().div_ceil(threads);
             let part = |thread: u64| move || read(file, thread * each, each);
-            together((0..threads()).map(part))?;
+            together((0..threads).map(part))?;
         }
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
@@ -151,7 +152,7 @@ impl Run<'_> {
             let file = File::open(path)?;
             let (own, others) = rest.split_at_mut(file.metadata()?.len() as usize);
             rest = others;
-            let each = own.len().div_ceil(threads() as usize).max(1);
+            let each = own.len().div_ceil(load_threads()).max(1);
             together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
                 let file = &file;
                 move || {
@@ -201,10 +202,6 @@ fn show(state: &str, Rates { files, kept, load }: &Rates) {
         kept / gb,
         load / gb
     );
-}
-
-fn threads() -> u64 {
-    std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64)
 }
 
 /// Does all jobs at once, each on its own thread; the sum of what they return.

@@ -23,6 +23,7 @@ pub use config::{GenerationConfig, ModelConfig};
 pub use error::LoadError;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
+pub use stream::load_threads;
 pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, Workspace};
 

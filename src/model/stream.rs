@@ -89,7 +89,7 @@ pub(super) fn run<D: Device>(
     let mut done = 0;
     std::thread::scope(|scope| {
         let (report, reports) = mpsc::channel();
-        for _ in 0..threads().min(pieces.len()) {
+        for _ in 0..load_threads().min(pieces.len()) {
             let (work, report) = (&work, report.clone());
             scope.spawn(move || work.run(&report));
         }
@@ -111,8 +111,8 @@ pub(super) fn run<D: Device>(
     filled.collect()
 }
 
-/// More than there are cores, so that some read while others pack.
-fn threads() -> usize {
+/// Threads that read and convert: more than there are cores, so that some read while others pack.
+pub fn load_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     (2 * cores).clamp(4, 64)
 }
