@@ -16,7 +16,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-pub use cli::{BenchCommand, BenchRankArgs, BenchReduceArgs, Cli, Command};
+pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 
 /// What was typed: every setting may be absent.

@@ -1,6 +1,7 @@
 //! The subcommands of the binary, one file each.
 
 pub mod bench;
+pub mod bench_load;
 pub mod convert;
 pub mod doctor;
 #[cfg(feature = "cuda")]

@@ -1,7 +1,5 @@
 //! The device that a command runs on, chosen at run time.
 
-use std::sync::{Mutex, PoisonError};
-
 use anyhow::Context;
 
 use super::bench::cpu_read_bandwidth;
@@ -18,7 +16,7 @@ use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::cuda::{Cuda, Nccl, Products};
 use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use crate::model::{Model, ModelConfig, Precision, Shard};
+use crate::model::{Model, ModelConfig, Precision};
 use crate::runner::{MemoryNeeds, RankParts, Runner};
 
 /// Of the memory that is available, what the server may plan with.
@@ -264,22 +262,12 @@ fn start_on<D: Device, C: Communicator<D>>(
 
 /// Loads every rank's part onto its device, all at the same time.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
-    let ranks = devices.len();
-    let progress = Mutex::new(Progress::start(ranks));
-    let part = |device: D, shard: Shard| {
-        let model = Model::load(&p.config.model, &p.model, (shard, p.precision), &device, &mut |done| {
-            progress.lock().unwrap_or_else(PoisonError::into_inner).update(shard.rank, &done);
-        });
-        model.map(|model| (device, model))
-    };
-    let loaded: Result<Vec<_>, _> = std::thread::scope(|scope| {
-        let part = &part;
-        let ranks = devices.into_iter().zip(Shard::all(ranks));
-        let threads: Vec<_> = ranks.map(|(device, shard)| scope.spawn(move || part(device, shard))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("loading does not panic")).collect()
-    });
-    progress.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
-    Ok(loaded?)
+    let mut progress = Progress::start();
+    let models = Model::load_all(&p.config.model, &p.model, p.precision, &devices, &mut |done| {
+        progress.update(&done);
+    })?;
+    progress.finish();
+    Ok(devices.into_iter().zip(models).collect())
 }
 
 /// Bytes that the system can give without swapping, or that the control group allows, whichever is less.

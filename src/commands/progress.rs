@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::model::LoadProgress;
-use crate::runner::gib;
 
 /// How often a line is written where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -16,40 +15,34 @@ pub struct Progress {
     bar: Option<ProgressBar>,
     start: Instant,
     last_line: Instant,
-    /// Bytes that each rank has gone through.
-    done: Vec<u64>,
+    done: u64,
 }
 
 impl Progress {
-    /// Begins; nothing is shown before the first tensor.
-    pub fn start(ranks: usize) -> Self {
+    /// Begins; nothing is shown before the first piece.
+    pub fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(
-                "loading {bar:32} {bytes}/{total_bytes} {bytes_per_sec} {eta} left  {msg}",
+                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}",
             );
             ProgressBar::new(0).with_style(style.expect("the template is sound"))
         });
-        Self { bar, start: Instant::now(), last_line: Instant::now(), done: vec![0; ranks] }
+        Self { bar, start: Instant::now(), last_line: Instant::now(), done: 0 }
     }
 
-    /// A rank has gone through one more tensor.
-    pub fn update(&mut self, rank: usize, progress: &LoadProgress<'_>) {
-        self.done[rank] = progress.done;
-        let done = self.done();
+    /// A piece of a tensor has been taken in.
+    pub fn update(&mut self, progress: &LoadProgress<'_>) {
+        self.done = progress.done;
         if let Some(bar) = &self.bar {
             bar.set_length(progress.total);
-            bar.set_position(done);
-            bar.set_message(progress.tensor.to_owned());
+            bar.set_position(progress.done);
+            if bar.message() != progress.tensor {
+                bar.set_message(progress.tensor.to_owned());
+            }
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            let share = 100.0 * done as f64 / progress.total.max(1) as f64;
-            eprintln!("loading {share:.0} % of {}: {}", gib(progress.total), progress.tensor);
+            eprintln!("{}", line(progress, self.start.elapsed()));
         }
-    }
-
-    /// Of the checkpoint, in ranks' parts: each rank takes its own from every tensor.
-    fn done(&self) -> u64 {
-        self.done.iter().sum::<u64>() / self.done.len() as u64
     }
 
     /// Everything is in.
@@ -58,7 +51,21 @@ impl Progress {
             bar.finish_and_clear();
         }
         let seconds = self.start.elapsed().as_secs_f64();
-        let rate = self.done() as f64 / 1e9 / seconds.max(1e-9);
-        eprintln!("loaded {} in {seconds:.2} s ({rate:.2} GB/s)", gib(self.done()));
+        let gb = self.done as f64 / 1e9;
+        eprintln!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
     }
+}
+
+/// How far loading has got after so long, and how long it will take at this rate.
+pub fn line(progress: &LoadProgress<'_>, elapsed: Duration) -> String {
+    let LoadProgress { done, total, tensor } = progress;
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let rate = gb(*done) / elapsed.as_secs_f64().max(1e-9);
+    let left = gb(total.saturating_sub(*done)) / rate.max(1e-9);
+    let share = 100.0 * *done as f64 / (*total).max(1) as f64;
+    format!(
+        "loading {:.2} of {:.2} GB ({share:.0} %), {rate:.2} GB/s, {left:.0} s left: {tensor}",
+        gb(*done),
+        gb(*total)
+    )
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{DeviceName, ImportNemoArgs, QuantizeArgs, ServeArgs};
+use super::{DeviceName, ImportNemoArgs, Quantization, QuantizeArgs, ServeArgs};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -37,6 +37,8 @@ pub enum BenchCommand {
     /// Whole steps of one rank's share of a model, with random weights and nothing of the other ranks, against the time
     /// that reading its weights, keys and values would take.
     Rank(BenchRankArgs),
+    /// Loading a model as `serve` does, against reading its files and nothing else.
+    Load(BenchLoadArgs),
     /// What ranks on GPUs take to add up, by the number of rows: fused with the norm, by every rank and by shares, and as
     /// an all-reduce, also NCCL's.
     Reduce(BenchReduceArgs),
@@ -97,4 +99,24 @@ pub struct BenchRankArgs {
     /// End with all figures as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `octant bench load`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchLoadArgs {
+    /// Hugging Face directory: config.json and *.safetensors; a tokenizer is not needed
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// Ranks that share the model
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=64))]
+    pub tp: usize,
+    /// Where to load it [default: cpu]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceName>,
+    /// Linear layers in FP8, or as the checkpoint stores them [default: fp8]
+    #[arg(long, value_name = "SCHEME")]
+    pub quantization: Option<Quantization>,
+    /// How often each is measured, in turn
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub reps: usize,
 }

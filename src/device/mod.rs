@@ -17,7 +17,7 @@ pub mod noise;
 use std::fmt::Debug;
 use std::ops::Range;
 
-pub use host::{HostMatrix, MatrixData};
+pub use host::{HostMatrix, HostRows, MatrixData};
 pub use noise::Noise;
 
 /// A failure of the device itself: ours to fix, fatal to the process.
@@ -284,9 +284,11 @@ pub struct Layout {
 /// A device: where weights, activations and the KV cache live, and the operations over them.
 ///
 /// All buffers belong to the device that made them. Shapes are checked by assertion: a wrong one is a bug of ours.
-pub trait Device: Send + 'static {
+pub trait Device: Send + Sync + 'static {
     /// A weight matrix \[out, in\] in whatever layout its products like best.
     type Matrix: Debug + Send + Sync;
+    /// A matrix whose rows are on their way.
+    type Filling: Debug + Send + Sync;
     /// A vector of F32.
     type Vector: Debug + Send + Sync;
     /// Floats \[rows, cols\]: the residual stream and the outputs of products. `rows` changes from step to step.
@@ -309,6 +311,12 @@ pub trait Device: Send + 'static {
 
     /// Copies a matrix to the device.
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
+    /// Room for a matrix \[out, in\] of BF16 or E4M3, whose rows come piece by piece. Rows that never come are zeros.
+    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Self::Filling, DeviceError>;
+    /// Copies rows from `first` on, each row once and in any order, from any thread.
+    fn fill(&self, filling: &Self::Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError>;
+    /// The matrix, all of whose rows have come.
+    fn filled(&self, filling: Self::Filling) -> Result<Self::Matrix, DeviceError>;
     /// Makes a matrix of random weights; on the host, if the device has no way of its own.
     fn noise(&self, noise: &Noise<'_>) -> Result<Self::Matrix, DeviceError> {
         let (out, input, codes) = (noise.out, noise.input, noise.codes());

@@ -1,33 +1,77 @@
-//! A directory of safetensors files, mapped into memory: every tensor by name, checked against what is expected of it,
-//! and none left over.
+//! A directory of safetensors files: every tensor by name, checked against what is expected of it, none left over, and
+//! read where it is wanted.
+//!
+//! Only headers are read when a checkpoint is opened, so that what they show to be wrong shows before any weight is read.
+//! Files are read at positions and not mapped: a file that is cut short meanwhile is an error, and not a signal.
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use memmap2::{Mmap, UncheckedAdvice};
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::{Dtype, Metadata};
 
 use super::error::LoadError;
 use super::json::Object;
 
-/// One mapped file.
-struct Shard {
+/// The longest header that is believed: the safetensors library's own limit.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// One open file.
+#[derive(Debug)]
+struct Source {
     path: PathBuf,
-    map: Mmap,
+    file: File,
 }
 
-/// Where a tensor is.
-struct Entry {
-    shard: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    start: usize,
-    end: usize,
-    taken: bool,
+/// One tensor, row-major and little-endian: where it is, not what it holds.
+#[derive(Debug, Clone)]
+pub(super) struct Tensor {
+    source: Arc<Source>,
+    pub(super) name: String,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Of the file.
+    pub(super) start: u64,
+    pub(super) bytes: u64,
 }
 
-/// Where a tensor is stored, for those who read files rather than map them.
+impl Tensor {
+    pub(super) fn error(&self, message: impl Into<String>) -> LoadError {
+        LoadError::tensor(self.path(), &self.name, message)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.source.path
+    }
+
+    /// Reads from a byte of the tensor on.
+    pub(super) fn read(&self, from: u64, to: &mut [u8]) -> Result<(), LoadError> {
+        assert!(from + to.len() as u64 <= self.bytes, "{} bytes from {from} on of {}", to.len(), self.bytes);
+        self.source.file.read_exact_at(to, self.start + from).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                let end = self.start + from + to.len() as u64;
+                self.error(format!("the file ends before byte {end}: cut short while it was read?"))
+            }
+            _ => self.error(format!("cannot be read: {e}")),
+        })
+    }
+
+    /// Has the system begin to read, without waiting for it.
+    #[cfg(target_os = "linux")]
+    pub(super) fn expect(&self, from: u64, bytes: u64) {
+        use rustix::fs::{Advice, fadvise};
+        let bytes = std::num::NonZeroU64::new(bytes);
+        // A refusal only means that reading waits later.
+        let _refused = fadvise(&self.source.file, self.start + from, bytes, Advice::WillNeed);
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn expect(&self, _from: u64, _bytes: u64) {}
+}
+
+/// Where a tensor is stored, for those who convert it on disk.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) name: String,
@@ -38,98 +82,97 @@ pub(crate) struct Stored {
     pub(crate) offset: u64,
 }
 
+/// What the checkpoint has under a name.
+struct Entry {
+    tensor: Tensor,
+    taken: bool,
+}
+
 /// All tensors of a model directory.
 pub(crate) struct Checkpoint {
     dir: PathBuf,
-    shards: Vec<Shard>,
     entries: BTreeMap<String, Entry>,
 }
 
-/// One tensor's bytes, row-major and little-endian.
-#[derive(Clone, Copy)]
-pub(super) struct Tensor<'a> {
-    pub(super) path: &'a Path,
-    pub(super) name: &'a str,
-    pub(super) dtype: Dtype,
-    pub(super) shape: &'a [usize],
-    pub(super) bytes: &'a [u8],
-}
-
-impl Tensor<'_> {
-    pub(super) fn error(&self, message: impl Into<String>) -> LoadError {
-        LoadError::tensor(self.path, self.name, message)
-    }
-}
-
 impl Checkpoint {
-    /// Maps `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` names.
     pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
+        let mut checkpoint = Self { dir: dir.to_owned(), entries: BTreeMap::new() };
         let index = dir.join("model.safetensors.index.json");
-        let files =
-            if index.exists() { shard_files(dir, &index)? } else { vec![dir.join("model.safetensors")] };
-        let mut checkpoint = Self { dir: dir.to_owned(), shards: Vec::new(), entries: BTreeMap::new() };
-        for path in files {
+        if !index.exists() {
+            checkpoint.add(dir.join("model.safetensors"))?;
+            return Ok(checkpoint);
+        }
+        let weight_map = weight_map(&index)?;
+        let mut files = BTreeMap::new();
+        for (tensor, file) in &weight_map {
+            files.entry(file).or_insert(tensor);
+        }
+        for (file, tensor) in files {
+            let path = dir.join(file);
+            if !path.exists() {
+                let message = format!("there is no such file, which {} names for it", index.display());
+                return Err(LoadError::tensor(&path, tensor, message));
+            }
             checkpoint.add(path)?;
+        }
+        for (tensor, file) in &weight_map {
+            let path = dir.join(file);
+            let message = match checkpoint.entries.get(tensor).map(|entry| entry.tensor.path()) {
+                Some(found) if found == path => continue,
+                Some(found) => {
+                    format!("{} names this file for it, but it is in {}", index.display(), found.display())
+                }
+                None => format!("not in this file, which {} names for it", index.display()),
+            };
+            return Err(LoadError::tensor(&path, tensor, message));
         }
         Ok(checkpoint)
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
         let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;
-        let map = map_file(&file).map_err(|e| LoadError::io(&path, e))?;
-        let (header, metadata) =
-            SafeTensors::read_metadata(&map).map_err(|e| header_error(&path, &map, &e))?;
-        let data = header + 8;
+        let bytes = file.metadata().map_err(|e| LoadError::io(&path, e))?.len();
+        let (metadata, data) = header(&path, &file, bytes)?;
+        let source = Arc::new(Source { path, file });
         for (name, info) in metadata.tensors() {
-            let entry = Entry {
-                shard: self.shards.len(),
+            let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
+            let tensor = Tensor {
+                source: Arc::clone(&source),
+                name: name.clone(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
-                start: data + info.data_offsets.0,
-                end: data + info.data_offsets.1,
-                taken: false,
+                start,
+                bytes: end - start,
             };
-            if entry.end > map.len() {
-                let message =
-                    format!("ends at byte {}, but the file has {}: truncated?", entry.end, map.len());
-                return Err(LoadError::tensor(&path, &name, message));
+            if end > bytes {
+                return Err(tensor.error(format!("ends at byte {end}, but the file has {bytes}: truncated?")));
             }
-            if let Some(other) = self.entries.insert(name.clone(), entry) {
-                let message = format!("also in {}", self.shards[other.shard].path.display());
-                return Err(LoadError::tensor(&path, &name, message));
+            if let Some(other) = self.entries.get(&name) {
+                return Err(tensor.error(format!("also in {}", other.tensor.path().display())));
             }
+            self.entries.insert(name, Entry { tensor, taken: false });
         }
-        self.shards.push(Shard { path, map });
+        let end = data + metadata.data_len() as u64;
+        if end != bytes {
+            let message = format!("expected {end} bytes, as its header says, got {bytes}");
+            return Err(LoadError::file(&source.path, message));
+        }
         Ok(())
     }
 
     /// Where all tensors are, in the files' order.
     pub(crate) fn stored(&self) -> Vec<Stored> {
-        let mut entries: Vec<_> = self.entries.iter().collect();
-        entries.sort_by_key(|(_, entry)| (entry.shard, entry.start));
-        let stored = |(name, entry): (&String, &Entry)| Stored {
-            name: name.clone(),
-            path: self.shards[entry.shard].path.clone(),
-            dtype: entry.dtype,
-            shape: entry.shape.clone(),
-            offset: entry.start as u64,
+        let mut tensors: Vec<&Tensor> = self.entries.values().map(|entry| &entry.tensor).collect();
+        tensors.sort_by_key(|tensor| (tensor.path(), tensor.start));
+        let stored = |tensor: &Tensor| Stored {
+            name: tensor.name.clone(),
+            path: tensor.path().to_owned(),
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            offset: tensor.start,
         };
-        entries.into_iter().map(stored).collect()
-    }
-
-    /// Bytes of all tensors.
-    pub(super) fn bytes(&self) -> u64 {
-        self.entries.values().map(|entry| (entry.end - entry.start) as u64).sum()
-    }
-
-    /// The directory, for errors about what is not in it.
-    pub(super) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Bytes of a tensor; 0 if there is none of the name.
-    pub(super) fn size(&self, name: &str) -> u64 {
-        self.entries.get(name).map_or(0, |entry| (entry.end - entry.start) as u64)
+        tensors.into_iter().map(stored).collect()
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -137,42 +180,21 @@ impl Checkpoint {
     }
 
     /// A tensor that must be there, whatever its shape.
-    pub(super) fn take<'a>(&'a mut self, name: &'a str) -> Result<Tensor<'a>, LoadError> {
+    pub(super) fn take(&mut self, name: &str) -> Result<Tensor, LoadError> {
         let Some(entry) = self.entries.get_mut(name) else {
             return Err(LoadError::tensor(&self.dir, name, "missing from the checkpoint"));
         };
         entry.taken = true;
-        let shard = &self.shards[entry.shard];
-        Ok(Tensor {
-            path: &shard.path,
-            name,
-            dtype: entry.dtype,
-            shape: &entry.shape,
-            bytes: &shard.map[entry.start..entry.end],
-        })
+        Ok(entry.tensor.clone())
     }
 
     /// A tensor that must be there with this shape.
-    pub(super) fn take_shaped<'a>(
-        &'a mut self,
-        name: &'a str,
-        shape: &[usize],
-    ) -> Result<Tensor<'a>, LoadError> {
+    pub(super) fn take_shaped(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.take(name)?;
         if tensor.shape != shape {
             return Err(tensor.error(format!("expected shape {shape:?}, got {:?}", tensor.shape)));
         }
         Ok(tensor)
-    }
-
-    /// Lets the system drop the tensor's pages: it has been copied, and a model need not be in memory twice.
-    pub(super) fn release(&self, name: &str) {
-        const PAGE: usize = 4096;
-        let Some(entry) = self.entries.get(name) else { return };
-        let (start, end) = (entry.start.next_multiple_of(PAGE), entry.end / PAGE * PAGE);
-        if start < end {
-            release_pages(&self.shards[entry.shard].map, start, end - start);
-        }
     }
 
     /// Marks a tensor as known although nothing needs it.
@@ -185,23 +207,23 @@ impl Checkpoint {
     /// Fails if a tensor was never taken: a checkpoint with more in it than the model is not this model.
     pub(super) fn finish(&self) -> Result<(), LoadError> {
         // Old exports carry the rotary frequencies, which follow from the configuration.
-        let unused = self.entries.iter().find(|(name, e)| !e.taken && !name.ends_with("rotary_emb.inv_freq"));
+        let unused =
+            self.entries.values().find(|e| !e.taken && !e.tensor.name.ends_with("rotary_emb.inv_freq"));
         match unused {
             None => Ok(()),
-            Some((name, entry)) => {
-                let path = &self.shards[entry.shard].path;
-                Err(LoadError::tensor(path, name, format!("not part of this model, shape {:?}", entry.shape)))
+            Some(Entry { tensor, .. }) => {
+                Err(tensor.error(format!("not part of this model, shape {:?}", tensor.shape)))
             }
         }
     }
 }
 
-/// The files of an index, each once, none outside the directory.
-fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
+/// The file of each tensor, none outside the directory.
+fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
     let object = Object::read(index)?;
     let map = object.get("weight_map").and_then(|map| map.as_object());
     let map = map.ok_or_else(|| object.error("weight_map", "expected an object of file names"))?;
-    let mut files = std::collections::BTreeSet::new();
+    let mut files = BTreeMap::new();
     for (tensor, file) in map {
         let name = file.as_str().unwrap_or_default();
         let mut parts = Path::new(name).components();
@@ -209,35 +231,34 @@ fn shard_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, LoadError> {
         if !plain {
             return Err(object.error("weight_map", format!("`{tensor}`: expected a file name, got {file}")));
         }
-        files.insert(dir.join(name));
+        files.insert(tensor.clone(), name.to_owned());
     }
-    Ok(files.into_iter().collect())
+    Ok(files)
 }
 
-fn header_error(path: &Path, map: &[u8], error: &safetensors::SafeTensorError) -> LoadError {
-    use safetensors::SafeTensorError as E;
-    let message = match error {
-        E::MetadataIncompleteBuffer | E::InvalidHeaderLength | E::HeaderTooSmall => {
-            format!(
-                "the header and its tensors do not fit the file's {} bytes ({error}): truncated?",
-                map.len()
-            )
-        }
-        other => format!("not a safetensors file: {other}"),
+/// A file's header, and where the data begin: after a length of 8 bytes and as many of JSON
+/// (the safetensors format).
+fn header(path: &Path, file: &File, bytes: u64) -> Result<(Metadata, u64), LoadError> {
+    let read = |to: &mut [u8], at| file.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
+    let truncated = |least: u64| {
+        LoadError::file(path, format!("expected {least} bytes of header at least, got {bytes}: truncated?"))
     };
-    LoadError::file(path, message)
-}
-
-#[allow(unsafe_code)]
-fn map_file(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is only read. A file that is changed while it is mapped would change under us, as it would for
-    // any program that maps its model; operators are told not to write to a model directory in use.
-    unsafe { Mmap::map(file) }
-}
-
-#[allow(unsafe_code)]
-fn release_pages(map: &Mmap, start: usize, len: usize) {
-    // SAFETY: the mapping is of a file and read-only, so that dropped pages come back from the file when read again.
-    // A failure only means that they stay in memory.
-    let _kept = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+    if bytes < 8 {
+        return Err(truncated(8));
+    }
+    let mut length = [0; 8];
+    read(&mut length, 0)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        let message = format!("not a safetensors file: a header of {length} bytes, at most {MAX_HEADER}");
+        return Err(LoadError::file(path, message));
+    }
+    if bytes < 8 + length {
+        return Err(truncated(8 + length));
+    }
+    let mut text = vec![0; length as usize];
+    read(&mut text, 8)?;
+    let metadata = serde_json::from_slice(&text);
+    let metadata = metadata.map_err(|e| LoadError::file(path, format!("not a safetensors file: {e}")))?;
+    Ok((metadata, 8 + length))
 }

@@ -10,9 +10,11 @@ mod convert;
 mod error;
 mod inventory;
 mod json;
+mod plan;
 mod random;
 mod scheme;
 mod shard;
+mod stream;
 mod weights;
 mod workspace;
 
@@ -27,6 +29,7 @@ pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
+pub use stream::load_threads;
 pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, Workspace};
 

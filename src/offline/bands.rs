@@ -17,6 +17,7 @@ use super::item::Reader;
 use super::plan::Place;
 use super::report::Errors;
 use super::{Granularity, Item};
+use crate::device::cpu::Quantizer;
 use crate::device::fp8;
 use crate::model::{LoadError, quantize_row, widen};
 
@@ -181,11 +182,11 @@ impl Bands<'_> {
         b.codes.resize(rows.len() * cols, 0);
         b.row.resize(cols, 0.0);
         b.scales.clear();
-        let mut errors = Errors::default();
+        let (mut errors, quantizer) = (Errors::default(), Quantizer::new());
         let stored = bytes.chunks_exact(self.row_bytes()).zip(b.codes.chunks_exact_mut(cols));
         for (index, (bytes, codes)) in stored.enumerate() {
             let scale = match given {
-                None => quantize_row(self.item.dtype, bytes, &mut b.row, codes),
+                None => quantize_row(quantizer, (self.item.dtype, bytes), &mut b.row, codes),
                 Some(scale) => {
                     widen(self.item.dtype, bytes, &mut b.row);
                     let inverse = 1.0 / scale;

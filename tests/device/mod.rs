@@ -3,6 +3,7 @@
 
 mod attention;
 pub mod determinism;
+mod filling;
 pub mod golden;
 mod linear;
 pub mod model;

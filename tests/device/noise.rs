@@ -7,7 +7,12 @@ use octant::device::{
 use crate::dev;
 
 /// All rows of a matrix, by way of the embedding, which is exact.
-fn rows(device: &dev::Dev, table: &<dev::Dev as Device>::Matrix, out: usize, input: usize) -> Vec<f32> {
+pub(super) fn rows(
+    device: &dev::Dev,
+    table: &<dev::Dev as Device>::Matrix,
+    out: usize,
+    input: usize,
+) -> Vec<f32> {
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
     let mut step = device.step(out, 256).unwrap();

@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod errors;
+mod loading;
 mod traps;
 
 use std::path::Path;

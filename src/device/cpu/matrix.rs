@@ -7,10 +7,7 @@
 //!
 //! Outputs are padded with zeros to whole panels, and inputs to a whole pair.
 
-use super::isa::Isa;
-use super::pool::Pool;
-use super::{Parts, fp8_bf16};
-use crate::device::{HostMatrix, MatrixData};
+use super::fp8_bf16;
 
 /// Output features per panel.
 pub(super) const PANEL: usize = 32;
@@ -72,7 +69,7 @@ impl Matrix {
 
 /// Where element (lane, input) is within its panel.
 #[inline(always)]
-fn within(pairs: bool, fp8: bool, lane: usize, input: usize) -> usize {
+pub(super) fn within(pairs: bool, fp8: bool, lane: usize, input: usize) -> usize {
     if !pairs {
         return input * PANEL + lane;
     }
@@ -81,82 +78,6 @@ fn within(pairs: bool, fp8: bool, lane: usize, input: usize) -> usize {
     // A byte unpack takes 8 bytes of each 16-byte group for the low result and 8 for the high one.
     let place = if fp8 { (lane / 4) * 16 + half * 8 + (lane % 4) * 2 } else { half * 32 + lane * 2 };
     pair * 64 + place + odd
-}
-
-/// Packs a matrix, each thread some panels.
-pub(super) fn pack(pool: &Pool, isa: Isa, host: HostMatrix<'_>) -> Matrix {
-    let pairs = isa == Isa::Avx512;
-    let (out, input) = (host.out, host.input);
-    let size = out.div_ceil(PANEL) * PANEL * input.next_multiple_of(2);
-    let data = match host.data {
-        MatrixData::Bf16(values) => {
-            assert_eq!(values.len(), out * input, "elements of a [{out}, {input}] matrix");
-            let mut packed = vec![0u16; size];
-            ask_for_huge_pages(&packed);
-            pack_panels(pool, values, &mut packed, Shape { pairs, fp8: false, input });
-            Packed::Bf16(packed)
-        }
-        MatrixData::Fp8 { codes, scales } => {
-            assert_eq!(codes.len(), out * input, "elements of a [{out}, {input}] matrix");
-            assert_eq!(scales.len(), out, "scales of a [{out}, {input}] matrix");
-            let mut packed = vec![0u8; size];
-            ask_for_huge_pages(&packed);
-            pack_panels(pool, codes, &mut packed, Shape { pairs, fp8: true, input });
-            let mut scales = scales.to_vec();
-            scales.resize(out.next_multiple_of(PANEL), 0.0);
-            Packed::Fp8 { codes: packed, scales }
-        }
-    };
-    Matrix { out, input, pairs, data }
-}
-
-/// Weights are read from end to end once a step: with pages of 2 MiB the processor looks up few translations. Has to
-/// come before the first write, and costs nothing where the system has no such pages.
-#[cfg(target_os = "linux")]
-fn ask_for_huge_pages<T>(buffer: &[T]) {
-    const HUGE: usize = 2 << 20;
-    let (start, len) = (buffer.as_ptr() as usize, std::mem::size_of_val(buffer));
-    let first = start.next_multiple_of(HUGE);
-    let end = (start + len) / HUGE * HUGE;
-    if first < end {
-        // SAFETY: whole pages inside a live allocation; the advice does not change what they hold. Whether it is
-        // taken does not matter.
-        let _ = unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_for_huge_pages<T>(_buffer: &[T]) {}
-
-#[derive(Clone, Copy)]
-struct Shape {
-    pairs: bool,
-    fp8: bool,
-    input: usize,
-}
-
-fn pack_panels<T: Copy + Send + Sync>(pool: &Pool, from: &[T], to: &mut [T], shape: Shape) {
-    let input = shape.input;
-    let panel_elements = PANEL * input.next_multiple_of(2);
-    let panels = to.len() / panel_elements;
-    let parts = Parts::new(to);
-    pool.split(panels, |_, range| {
-        for panel in range {
-            // SAFETY: each panel belongs to one range.
-            let target = unsafe { parts.part(panel * panel_elements..(panel + 1) * panel_elements) };
-            let rows = from[panel * PANEL * input..].chunks_exact(input).take(PANEL);
-            for (lane, row) in rows.enumerate() {
-                if shape.pairs {
-                    let place = within(true, shape.fp8, lane, 0);
-                    for (group, pair) in target.chunks_exact_mut(64).zip(row.chunks(2)) {
-                        group[place..place + pair.len()].copy_from_slice(pair);
-                    }
-                } else {
-                    target.iter_mut().skip(lane).step_by(PANEL).zip(row).for_each(|(t, x)| *t = *x);
-                }
-            }
-        }
-    });
 }
 
 /// BF16 bit patterns of the 128 non-negative E4M3 codes: high bytes, then low bytes.

@@ -10,13 +10,16 @@ mod attention;
 mod cache;
 mod embed;
 mod exp;
+mod filling;
 mod isa;
 mod linear;
 mod matrix;
 mod norm;
+mod parts;
 mod philox;
 mod pool;
 mod quant;
+mod quantizer;
 mod rope;
 mod sample;
 
@@ -28,13 +31,16 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
+    HostRows, LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
 };
 use isa::Checked;
+use parts::Parts;
 use pool::Pool;
 
 pub use cache::Cache;
+pub use filling::{Filling, zeros};
 pub use matrix::Matrix;
+pub use quantizer::Quantizer;
 
 /// Elements that an elementwise operation does on the calling thread alone: a few microseconds of work.
 const ALONE: usize = 8192;
@@ -219,6 +225,7 @@ impl Step {
 
 impl Device for Cpu {
     type Matrix = Matrix;
+    type Filling = Filling;
     type Vector = Vec<f32>;
     type Floats = Floats;
     type Acts = Acts;
@@ -238,7 +245,20 @@ impl Device for Cpu {
     };
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        Ok(matrix::pack(&self.pool, self.isa.isa(), host))
+        Ok(Filling::whole(&self.pool, self.isa.isa(), host))
+    }
+
+    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
+        Ok(Filling::new((out, input), bf16, self.isa.isa()))
+    }
+
+    fn fill(&self, filling: &Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
+        filling.put(first, rows);
+        Ok(())
+    }
+
+    fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
+        Ok(filling.done())
     }
 
     fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
@@ -458,37 +478,4 @@ impl Device for Cpu {
 /// The BF16 bit pattern of an E4M3 code, which is exact.
 fn fp8_bf16(code: u8) -> u16 {
     super::fp8::bf16_bits(super::fp8::decode(code))
-}
-
-/// A buffer that the threads of one operation write in disjoint parts.
-struct Parts<T>(*mut T, usize);
-
-// SAFETY: it is only a pointer; `Parts::part` states what its users must keep to.
-unsafe impl<T: Send> Sync for Parts<T> {}
-
-impl<T> Parts<T> {
-    fn new(buffer: &mut [T]) -> Self {
-        Self(buffer.as_mut_ptr(), buffer.len())
-    }
-
-    /// A part of the buffer.
-    ///
-    /// # Safety
-    /// No two threads may hold overlapping parts, and the buffer must outlive them.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
-        assert!(range.start <= range.end && range.end <= self.1, "{range:?} of {}", self.1);
-        // SAFETY: inside the buffer by the assertion; disjoint and alive by this function's contract.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
-    }
-
-    /// Sets one element.
-    ///
-    /// # Safety
-    /// As for [`Parts::part`].
-    unsafe fn set(&self, index: usize, value: T) {
-        // SAFETY: by this function's contract.
-        let part = unsafe { self.part(index..index + 1) };
-        part[0] = value;
-    }
 }

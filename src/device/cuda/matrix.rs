@@ -1,10 +1,16 @@
 //! Weights as `kernels/pack.cuh` lays them out.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
 use super::{Buffer, Driver};
-use crate::device::{DeviceError, HostMatrix, MatrixData};
+use crate::device::{DeviceError, HostMatrix, HostRows, MatrixData};
 
 /// Outputs are padded with zeros to whole tiles of this many, what a block of `gemm_stream` does at a time.
 pub(super) const TILE: usize = 128;
+
+/// Outputs of a tile as `kernels/pack.cuh` has it.
+const ROWS: usize = 16;
 
 /// A weight matrix \[out, in\], packed.
 #[derive(Debug)]
@@ -36,24 +42,32 @@ impl Matrix {
         Ok(Self { out, input, data, scales })
     }
 
-    /// Packs a matrix and copies it to the device.
+    /// Packs a matrix and copies it to the device; each thread packs some tiles.
     ///
     /// # Errors
     /// As of `zeros`.
     pub(super) fn pack(driver: &Driver, host: HostMatrix<'_>) -> Result<Self, DeviceError> {
         let (out, input) = (host.out, host.input);
-        let bf16 = matches!(host.data, MatrixData::Bf16(_));
-        let matrix = Self::zeros(driver, (out, input), bf16)?;
-        let packed = match host.data {
-            MatrixData::Bf16(values) => pack(bytemuck::cast_slice(values), out, input * 2),
-            MatrixData::Fp8 { codes, .. } => pack(codes, out, input),
-        };
-        matrix.data.write(0, &packed)?;
-        if let (MatrixData::Fp8 { scales, .. }, Some(buffer)) = (host.data, &matrix.scales) {
-            assert_eq!(scales.len(), out, "scales of a [{out}, {input}] matrix");
-            buffer.write(0, scales)?;
-        }
-        Ok(matrix)
+        let filling = Filling::new(driver, (out, input), matches!(host.data, MatrixData::Bf16(_)))?;
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let each = out.div_ceil(threads).next_multiple_of(ROWS);
+        std::thread::scope(|scope| {
+            let part = |first: usize| {
+                let rows = each.min(out - first);
+                let range = first * input..(first + rows) * input;
+                let data = match host.data {
+                    MatrixData::Bf16(values) => MatrixData::Bf16(&values[range]),
+                    MatrixData::Fp8 { codes, scales } => {
+                        MatrixData::Fp8 { codes: &codes[range], scales: &scales[first..first + rows] }
+                    }
+                };
+                let filling = &filling;
+                scope.spawn(move || filling.put(first, HostRows { rows, input, stride: input, data }))
+            };
+            let workers: Vec<_> = (0..out).step_by(each.max(1)).map(part).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().expect("packing does not panic"))
+        })?;
+        filling.done()
     }
 
     /// Whether elements are BF16, rather than E4M3.
@@ -72,6 +86,93 @@ impl Matrix {
     }
 }
 
+/// A matrix of which some rows may be there. What is packed is written a tile of 16 rows at a time, so that of pieces
+/// that do not end with a tile the last rows wait for the next.
+#[derive(Debug)]
+pub struct Filling {
+    matrix: Matrix,
+    /// By tile: packed rows, and how many.
+    partial: Mutex<BTreeMap<usize, (Vec<u8>, usize)>>,
+}
+
+impl Filling {
+    /// Zeros.
+    ///
+    /// # Errors
+    /// As of `Matrix::zeros`.
+    pub(super) fn new(driver: &Driver, shape: (usize, usize), bf16: bool) -> Result<Self, DeviceError> {
+        Ok(Self { matrix: Matrix::zeros(driver, shape, bf16)?, partial: Mutex::default() })
+    }
+
+    /// Packs rows from `first` on and copies them to the device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(super) fn put(&self, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
+        rows.check();
+        let matrix = &self.matrix;
+        assert_eq!(rows.input, matrix.input, "elements of a row");
+        assert!(first + rows.rows <= matrix.out, "{} rows from {first} on of {}", rows.rows, matrix.out);
+        let (bytes, width): (&[u8], usize) = match rows.data {
+            MatrixData::Bf16(values) => (bytemuck::cast_slice(values), 2),
+            MatrixData::Fp8 { codes, .. } => (codes, 1),
+        };
+        assert_eq!(matrix.bf16(), width == 2, "rows of another type than their matrix");
+        if let (MatrixData::Fp8 { scales, .. }, Some(buffer)) = (rows.data, &matrix.scales) {
+            buffer.write(first, scales)?;
+        }
+        let (row_bytes, stride) = (rows.input * width, rows.stride * width);
+        let row = |row: usize| &bytes[(row - first) * stride..][..row_bytes];
+        let end = first + rows.rows;
+        // Whole tiles from `begin` to `rest`, and some rows before and after.
+        let begin = first.next_multiple_of(ROWS).min(end);
+        let rest = if end == matrix.out { end } else { (end / ROWS * ROWS).max(begin) };
+        let size = tile_bytes(row_bytes);
+        let mut packed = vec![0; (rest - begin).div_ceil(ROWS) * size];
+        for (tile, start) in packed.chunks_exact_mut(size).zip((begin..rest).step_by(ROWS)) {
+            (start..rest.min(start + ROWS)).for_each(|r| pack_row(row(r), r % ROWS, tile));
+        }
+        matrix.data.write(begin / ROWS * size, &packed)?;
+        self.put_partial(first..begin, &row)?;
+        self.put_partial(rest..end, &row)
+    }
+
+    /// Rows of one tile that are not all of it.
+    fn put_partial<'a>(
+        &self,
+        rows: std::ops::Range<usize>,
+        row: &impl Fn(usize) -> &'a [u8],
+    ) -> Result<(), DeviceError> {
+        let (tile, count) = (rows.start / ROWS, rows.len());
+        if count == 0 {
+            return Ok(());
+        }
+        let size = tile_bytes(row(rows.start).len());
+        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
+        let (packed, there) = partial.entry(tile).or_insert_with(|| (vec![0; size], 0));
+        rows.for_each(|r| pack_row(row(r), r % ROWS, packed));
+        *there += count;
+        if *there == ROWS.min(self.matrix.out - tile * ROWS) {
+            self.matrix.data.write(tile * size, packed)?;
+            partial.remove(&tile);
+        }
+        Ok(())
+    }
+
+    /// The matrix.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub(super) fn done(self) -> Result<Matrix, DeviceError> {
+        // Rows that never came are zeros.
+        let partial = self.partial.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for (tile, (packed, _)) in partial {
+            self.matrix.data.write(tile * packed.len(), &packed)?;
+        }
+        Ok(self.matrix)
+    }
+}
+
 /// Bytes of so many rows of `row_bytes`, packed.
 fn packed_bytes(out: usize, row_bytes: usize) -> usize {
     out.next_multiple_of(TILE) / 16 * tile_bytes(row_bytes)
@@ -82,34 +183,13 @@ fn tile_bytes(row_bytes: usize) -> usize {
     row_bytes.div_ceil(32) * 512
 }
 
-/// Rows of `row_bytes`, in pieces of 8 bytes, each to its place; each thread packs some tiles.
-fn pack(rows: &[u8], out: usize, row_bytes: usize) -> Vec<u8> {
-    assert_eq!(rows.len(), out * row_bytes, "bytes of a matrix of {out} rows of {row_bytes}");
-    let tile_bytes = tile_bytes(row_bytes);
-    let mut packed = vec![0; packed_bytes(out, row_bytes)];
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = out.div_ceil(16).div_ceil(threads).max(1);
-    let parts = rows.chunks(share * 16 * row_bytes).zip(packed.chunks_mut(share * tile_bytes));
-    std::thread::scope(|scope| {
-        for (rows, packed) in parts {
-            scope.spawn(move || {
-                let tiles = rows.chunks(16 * row_bytes).zip(packed.chunks_exact_mut(tile_bytes));
-                tiles.for_each(|(rows, tile)| pack_tile(rows, row_bytes, tile));
-            });
-        }
-    });
-    packed
-}
-
-/// Up to 16 rows.
-fn pack_tile(rows: &[u8], row_bytes: usize, tile: &mut [u8]) {
-    for (index, row) in rows.chunks_exact(row_bytes).enumerate() {
-        let start = index % 8 * 64 + index / 8 * 8;
-        for (block, part) in row.chunks(32).enumerate() {
-            for (t, piece) in part.chunks(8).enumerate() {
-                let at = start + block * 512 + t * 16;
-                tile[at..at + piece.len()].copy_from_slice(piece);
-            }
+/// A row, in pieces of 8 bytes, each to its place in the tile.
+fn pack_row(row: &[u8], index: usize, tile: &mut [u8]) {
+    let start = index % 8 * 64 + index / 8 * 8;
+    for (block, part) in row.chunks(32).enumerate() {
+        for (t, piece) in part.chunks(8).enumerate() {
+            let at = start + block * 512 + t * 16;
+            tile[at..at + piece.len()].copy_from_slice(piece);
         }
     }
 }

@@ -43,7 +43,7 @@ use driver::{Buffer, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::library_loads;
 pub use large::Products;
-pub use matrix::Matrix;
+pub use matrix::{Filling, Matrix};
 #[cfg(feature = "cuda")]
 pub use nccl::{Nccl, nccl_version};
 pub use peers::{Missed, Peers};
@@ -55,7 +55,7 @@ pub use step::Step;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs, Table,
+    HostRows, KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs, Table,
 };
 
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
@@ -211,6 +211,7 @@ impl Cache {
 
 impl Device for Cuda {
     type Matrix = Matrix;
+    type Filling = Filling;
     type Vector = Buffer<f32>;
     type Floats = Floats;
     type Acts = Acts;
@@ -230,6 +231,18 @@ impl Device for Cuda {
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
         self.noted(Matrix::pack(&self.driver, host)?)
+    }
+
+    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
+        Filling::new(&self.driver, (out, input), bf16)
+    }
+
+    fn fill(&self, filling: &Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
+        filling.put(first, rows)
+    }
+
+    fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
+        self.noted(filling.done()?)
     }
 
     fn noise(&self, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use super::{copy, edit, load, logits};
 
 /// A tensor: type, shape, bytes.
-type Tensor = (&'static str, Vec<usize>, Vec<u8>);
-type Tensors = BTreeMap<String, Tensor>;
+pub(super) type Tensor = (&'static str, Vec<usize>, Vec<u8>);
+pub(super) type Tensors = BTreeMap<String, Tensor>;
 /// How a module's row scales are stored.
 type Form = fn(&[f32]) -> Tensor;
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 
-fn read(dir: &Path) -> Tensors {
+pub(super) fn read(dir: &Path) -> Tensors {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
@@ -31,7 +31,7 @@ fn read(dir: &Path) -> Tensors {
     tensors.map(|(name, info)| (name.clone(), tensor(info))).collect()
 }
 
-fn write(path: &Path, tensors: &Tensors) {
+pub(super) fn write(path: &Path, tensors: &Tensors) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
     for (name, (dtype, shape, bytes)) in tensors {
         let offsets = [data.len(), data.len() + bytes.len()];
@@ -207,6 +207,31 @@ fn modules_left_out_of_the_scheme_are_stored_as_floats() {
     let mut config = compressed("channel", true);
     config["quantization_config"]["ignore"] = json!(["lm_head", name]);
     loads_exactly("llama", &q, &tensors, config);
+}
+
+#[test]
+fn types_mixed_in_one_product_are_named() {
+    let q = quantise("nemotron", true);
+    let name = "model.layers.1.self_attn.k_proj";
+    let weight = format!("{name}.weight");
+    let mut tensors = with_scales(&q, |s| ("F32", vec![s.len(), 1], f32s(s)));
+    tensors.remove(&format!("{name}.weight_scale"));
+    tensors.insert(weight.clone(), q.dequantised[&weight].clone());
+    let fails = |config: Value, precision, parts: &[&str]| {
+        let dir = directory("nemotron", &tensors, config);
+        let error = load(dir.path(), precision).err().map(|e| e.to_string()).unwrap_or_default();
+        for part in parts.iter().chain(&["model.safetensors", weight.as_str()]) {
+            assert!(error.contains(part), "`{error}` lacks `{part}`");
+        }
+    };
+    // The configuration does not say so.
+    fails(compressed("channel", true), Precision::Fp8, &["expected F8_E4M3", "got BF16"]);
+    // It does, but nothing brings them to one type.
+    let mut config = compressed("channel", true);
+    config["quantization_config"]["ignore"] = json!(["lm_head", name]);
+    fails(config.clone(), Precision::None, &["BF16", "F8_E4M3", "model.layers.1.self_attn.q_proj.weight"]);
+    let dir = directory("nemotron", &tensors, config);
+    load(dir.path(), Precision::Fp8).unwrap();
 }
 
 #[test]

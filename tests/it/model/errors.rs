@@ -1,11 +1,15 @@
 //! Broken model directories: each error names the file and the tensor or key, with expected versus got.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use octant::model::{ModelConfig, Precision};
 use serde_json::{Value, json};
 
+use super::checkpoints::{read, write};
 use super::{copy, edit, load};
+
+const INDEX: &str = "model.safetensors.index.json";
 
 /// The message with which loading fails.
 fn failure(dir: &Path, precision: Precision) -> String {
@@ -106,6 +110,66 @@ fn a_truncated_file_is_named() {
         std::fs::write(&path, &bytes[..keep]).unwrap();
         let error = failure(dir.path(), Precision::Fp8);
         assert!(error.contains("model.safetensors"), "{keep} bytes: {error}");
+    }
+}
+
+#[test]
+fn a_truncated_shard_names_the_tensor_that_is_cut_off() {
+    let dir = copy("nemotron");
+    let mut tensors = read(dir.path());
+    let norm =
+        BTreeMap::from([("model.norm.weight".to_owned(), tensors.remove("model.norm.weight").unwrap())]);
+    write(&dir.path().join("model.safetensors"), &tensors);
+    write(&dir.path().join("last.safetensors"), &norm);
+    let names = tensors.keys().map(|name| (name.clone(), json!("model.safetensors")));
+    let map: serde_json::Map<String, Value> =
+        names.chain([("model.norm.weight".to_owned(), json!("last.safetensors"))]).collect();
+    std::fs::write(dir.path().join(INDEX), json!({"weight_map": map}).to_string()).unwrap();
+    load(dir.path(), Precision::Fp8).unwrap();
+    let path = dir.path().join("last.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 30]).unwrap();
+    let (whole, cut) = (bytes.len().to_string(), (bytes.len() - 30).to_string());
+    fails(dir.path(), &["last.safetensors", "model.norm.weight", &whole, &cut, "truncated"]);
+    // And one that is too long.
+    std::fs::write(&path, [bytes.as_slice(), &[0; 3]].concat()).unwrap();
+    fails(dir.path(), &["last.safetensors", &whole, &(bytes.len() + 3).to_string()]);
+}
+
+#[test]
+fn an_index_names_files_that_are_there_and_tensors_that_are_in_them() {
+    let dir = copy("nemotron");
+    let tensors = read(dir.path());
+    let index = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
+        let names = tensors.keys().map(|name| (name.clone(), json!("model.safetensors")));
+        let mut map: serde_json::Map<String, Value> = names.collect();
+        change(&mut map);
+        std::fs::write(dir.path().join(INDEX), json!({"weight_map": map}).to_string()).unwrap();
+    };
+    let name = "model.layers.1.mlp.up_proj.weight";
+    index(&|map| map[name] = json!("model-00002-of-00002.safetensors"));
+    fails(dir.path(), &["model-00002-of-00002.safetensors", name, "no such file", INDEX]);
+    index(&|map| _ = map.insert("model.layers.7.extra".to_owned(), json!("model.safetensors")));
+    fails(dir.path(), &["model.safetensors", "model.layers.7.extra", "not in this file", INDEX]);
+    std::fs::write(dir.path().join("two.safetensors"), b"\x02\0\0\0\0\0\0\0{}").unwrap();
+    index(&|map| map[name] = json!("two.safetensors"));
+    fails(dir.path(), &["two.safetensors", name, "model.safetensors"]);
+}
+
+#[test]
+fn float_weights_of_different_types_are_named() {
+    let first = "model.layers.0.self_attn.q_proj.weight";
+    // Beside others of the same product, and in another layer.
+    for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
+        for precision in [Precision::Fp8, Precision::None] {
+            let dir = copy("llama");
+            // As wide as BF16, so that all else stays right.
+            reheader(dir.path(), |header| header[name]["dtype"] = json!("F16"));
+            let error = failure(dir.path(), precision);
+            for part in ["model.safetensors", name, "expected BF16", first, "got F16"] {
+                assert!(error.contains(part), "`{error}` lacks `{part}`");
+            }
+        }
     }
 }
 

@@ -1,0 +1,261 @@
+//! `octant bench load`: loading a model as `octant serve` does, against reading the same files and doing nothing with
+//! them, and against reading them into as much new memory, in the same run and in turn; from the disk, with the files
+//! dropped from the system's cache before, and from the cache. And how much more memory loading takes than the weights
+//! it leaves.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use super::place::{Devices, Place};
+use crate::config::{BenchLoadArgs, DeviceName, Quantization};
+use crate::device::cpu::zeros;
+use crate::device::{Device, KvDtype};
+use crate::model::{Model, ModelConfig, Precision, load_threads};
+
+/// Bytes of one read of the files alone.
+const READ: usize = 8 << 20;
+
+/// How often memory is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// What one load took.
+struct Load {
+    seconds: f64,
+    /// Bytes of the files that were read.
+    bytes: u64,
+    /// Bytes of memory at the highest, above those before.
+    peak: u64,
+}
+
+/// Measures and prints.
+pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
+    let config = ModelConfig::from_dir(&args.model)?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let device = args.device.unwrap_or(DeviceName::Cpu);
+    let place =
+        Place::open_devices(&Devices { device, gpus: (0..args.tp).collect(), threads, deterministic: true })?;
+    let precision = match args.quantization.unwrap_or(Quantization::Fp8) {
+        Quantization::Fp8 => Precision::Fp8,
+        Quantization::None => Precision::None,
+    };
+    let share = config.share(args.tp).map_err(anyhow::Error::msg)?;
+    let weights = place.needs(&share, precision, KvDtype::Fp8, 1).weights * args.tp as u64;
+    let files = files(&args.model)?;
+    let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;
+    println!(
+        "{}; {:.2} GB in {} files, {:.2} GB of weights",
+        place.describe(),
+        gb(stored),
+        files.len(),
+        gb(weights)
+    );
+    let run = Run { args, config: &config, precision, files: &files, stored, weights };
+    match place {
+        Place::Cpu(cpus) => run.all(&cpus)?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpus) => run.all(&gpus)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is measured.
+struct Run<'a> {
+    args: &'a BenchLoadArgs,
+    config: &'a ModelConfig,
+    precision: Precision,
+    files: &'a [PathBuf],
+    /// Bytes of the files.
+    stored: u64,
+    /// Bytes of all ranks' weights.
+    weights: u64,
+}
+
+/// Bytes per second of all that is compared.
+struct Rates {
+    /// Reading into a buffer.
+    files: f64,
+    /// Reading into memory as large as the files, that nobody has used yet.
+    kept: f64,
+    /// Loading.
+    load: f64,
+}
+
+impl Run<'_> {
+    fn all<D: Device>(&self, devices: &[D]) -> anyhow::Result<()> {
+        for (state, cold) in [("cold", true), ("warm", false)] {
+            let (mut rates, mut beyond) = (Vec::new(), f64::MIN);
+            for _ in 0..self.args.reps {
+                let (files, kept) = (self.read_files(cold)?, self.keep_files(cold)?);
+                let Load { seconds, bytes, peak } = self.load(devices, cold)?;
+                let load = bytes as f64 / seconds;
+                show(state, &Rates { files, kept, load });
+                rates.push(Rates { files, kept, load });
+                beyond = beyond.max(peak as f64 - self.weights as f64);
+            }
+            let median = |of: fn(&Rates) -> f64| {
+                let mut values: Vec<f64> = rates.iter().map(of).collect();
+                values.sort_by(f64::total_cmp);
+                values[values.len() / 2]
+            };
+            show(
+                &format!("{state}, medians"),
+                &Rates { files: median(|r| r.files), kept: median(|r| r.kept), load: median(|r| r.load) },
+            );
+            println!(
+                "{state}, medians of ratios: to files {:.2}, to files kept {:.2}; memory beyond the weights at most {:.0} MB",
+                median(|r| r.load / r.files),
+                median(|r| r.load / r.kept),
+                beyond / 1e6
+            );
+        }
+        Ok(())
+    }
+
+    /// Drops the files from the cache, or has them all in it as far as there is room.
+    fn settle(&self, cold: bool) -> anyhow::Result<()> {
+        for file in self.files {
+            if cold {
+                forget(file)?
+            } else {
+                read(file, 0, u64::MAX)?;
+            };
+        }
+        Ok(())
+    }
+
+    /// Bytes per second of reading all files by as many threads as load them, each a part of every file.
+    fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
+        self.settle(cold)?;
+        let threads = load_threads() as u64;
+        let start = Instant::now();
+        for file in self.files {
+            let each = file.metadata()?.len().div_ceil(threads);
+            let part = |thread: u64| move || read(file, thread * each, each);
+            together((0..threads).map(part))?;
+        }
+        Ok(self.stored as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// As `read_files`, into memory that keeps it all: what whoever loads into this machine's memory does at the least.
+    fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
+        self.settle(cold)?;
+        let mut memory = zeros::<u8>(self.stored as usize);
+        let mut rest = memory.as_mut_slice();
+        let start = Instant::now();
+        for path in self.files {
+            let file = File::open(path)?;
+            let (own, others) = rest.split_at_mut(file.metadata()?.len() as usize);
+            rest = others;
+            let each = own.len().div_ceil(load_threads()).max(1);
+            together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
+                let file = &file;
+                move || {
+                    for (i, piece) in part.chunks_mut(READ).enumerate() {
+                        file.read_exact_at(piece, (thread * each + i * READ) as u64)?;
+                    }
+                    Ok(0)
+                }
+            }))?;
+        }
+        Ok(self.stored as f64 / start.elapsed().as_secs_f64())
+    }
+
+    fn load<D: Device>(&self, devices: &[D], cold: bool) -> anyhow::Result<Load> {
+        self.settle(cold)?;
+        let peak = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let before = anonymous_memory()?;
+            let (ended, end) = mpsc::channel::<()>();
+            let peak = &peak;
+            scope.spawn(move || {
+                // Disconnected when loading has ended, however it did.
+                while end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                    peak.fetch_max(anonymous_memory().unwrap_or(0), Ordering::Relaxed);
+                }
+            });
+            let start = Instant::now();
+            let mut bytes = 0;
+            let models =
+                Model::load_all(&self.args.model, self.config, self.precision, devices, &mut |progress| {
+                    bytes = progress.done;
+                });
+            let seconds = start.elapsed().as_secs_f64();
+            drop(ended);
+            drop(models?);
+            Ok(Load { seconds, bytes, peak: peak.load(Ordering::Relaxed).saturating_sub(before) })
+        })
+    }
+}
+
+/// One line.
+fn show(state: &str, Rates { files, kept, load }: &Rates) {
+    let gb = 1e9;
+    println!(
+        "{state}: files {:.2} GB/s, files kept {:.2} GB/s, loading {:.2} GB/s",
+        files / gb,
+        kept / gb,
+        load / gb
+    );
+}
+
+/// Does all jobs at once, each on its own thread; the sum of what they return.
+fn together<J: FnOnce() -> anyhow::Result<u64> + Send>(jobs: impl Iterator<Item = J>) -> anyhow::Result<u64> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).sum()
+    })
+}
+
+/// The checkpoint's files, in the order of their names.
+fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let mut files: Vec<PathBuf> =
+        paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors")).collect();
+    anyhow::ensure!(!files.is_empty(), "{}: no *.safetensors", dir.display());
+    files.sort();
+    Ok(files)
+}
+
+/// Reads at most `len` bytes from `from` on, and returns how many there were.
+fn read(path: &Path, from: u64, len: u64) -> anyhow::Result<u64> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut buffer = vec![0; READ];
+    let mut done = 0;
+    while done < len {
+        let want = (len - done).min(READ as u64) as usize;
+        match file.read_at(&mut buffer[..want], from + done)? {
+            0 => break,
+            count => done += count as u64,
+        }
+    }
+    Ok(done)
+}
+
+/// Asks the system to drop a file from its cache. It keeps what has not been written to the disk yet, so that is first.
+fn forget(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    file.sync_all()?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
+/// Bytes of this process's memory that are of no file.
+fn anonymous_memory() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    Ok(kib.context("/proc/self/status has no RssAnon")? * 1024)
+}
+
+fn gb(bytes: u64) -> f64 {
+    bytes as f64 / 1e9
+}

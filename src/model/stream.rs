@@ -1,0 +1,330 @@
+//! Reads weights and hands them to devices: pieces of some rows, in the order of the files, by several threads at once.
+//!
+//! A thread reads a piece into its buffer, converts it there while it is in the cache, and hands every rank its rows and
+//! columns of it, so that reading, converting and packing overlap, whatever is slowest, and what several ranks have parts
+//! of is read once. The system is told of what is wanted some pieces ahead. Besides the weights themselves, memory holds
+//! a piece or two for each thread, whatever the size of the model.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError, mpsc};
+
+use super::checkpoint::Tensor;
+use super::convert;
+use super::error::LoadError;
+use super::plan::{Form, Part, Plan, Source};
+use super::weights::LoadProgress;
+use crate::device::cpu::Quantizer;
+use crate::device::{Device, HostRows, MatrixData};
+
+/// Bytes of a piece: few enough to stay in a cache until they are packed, many enough for a disk.
+const PIECE: usize = 2 << 20;
+
+/// Rows of a piece are a multiple of this: what devices pack together.
+const ROWS: usize = 32;
+
+/// Bytes that the system is told of in advance.
+const AHEAD: usize = 64 << 20;
+
+/// If no rank wants so many bytes of each row, they are skipped, and every row is read by itself.
+const SKIPPED: usize = 16 << 10;
+
+/// Some rows of a stored matrix, and the columns that are read of them.
+#[derive(Debug, Clone, PartialEq)]
+struct Piece {
+    /// Index into the plan's.
+    source: usize,
+    rows: Range<usize>,
+    cols: Range<usize>,
+}
+
+/// What a thread works in.
+#[derive(Default)]
+struct Room {
+    /// As read.
+    bytes: Vec<u8>,
+    halves: Vec<u16>,
+    codes: Vec<u8>,
+    scales: Vec<f32>,
+    row: Vec<f32>,
+}
+
+/// What the threads share.
+struct Work<'a, D: Device> {
+    plan: &'a Plan,
+    pieces: &'a [Piece],
+    devices: &'a [&'a D],
+    /// By rank and product.
+    fillings: &'a [Vec<D::Filling>],
+    quantizer: Quantizer,
+    next: AtomicUsize,
+    stop: AtomicBool,
+    /// Of the pieces that failed, the first: its error.
+    failure: Mutex<Option<(usize, LoadError)>>,
+}
+
+/// Fills the plan's products on each device. The matrices are by rank and product.
+pub(super) fn run<D: Device>(
+    plan: &Plan,
+    devices: &[&D],
+    progress: &mut dyn FnMut(LoadProgress<'_>),
+) -> Result<Vec<Vec<D::Matrix>>, LoadError> {
+    let fillings = devices.iter().map(|device| {
+        let products = plan.products.iter();
+        products.map(|product| device.filling(product.out, product.input, product.bf16)).collect()
+    });
+    let fillings: Vec<Vec<D::Filling>> = fillings.collect::<Result<_, _>>()?;
+    let pieces = pieces(&plan.sources);
+    let work = Work {
+        plan,
+        pieces: &pieces,
+        devices,
+        fillings: &fillings,
+        quantizer: Quantizer::new(),
+        next: AtomicUsize::new(0),
+        stop: AtomicBool::new(false),
+        failure: Mutex::new(None),
+    };
+    let total = pieces.iter().map(|piece| piece.bytes(plan)).sum();
+    let mut done = 0;
+    std::thread::scope(|scope| {
+        let (report, reports) = mpsc::channel();
+        for _ in 0..load_threads().min(pieces.len()) {
+            let (work, report) = (&work, report.clone());
+            scope.spawn(move || work.run(&report));
+        }
+        // Ends when the last of the threads has.
+        drop(report);
+        for index in reports {
+            let piece: &Piece = &pieces[index];
+            done += piece.bytes(plan);
+            progress(LoadProgress { done, total, tensor: &plan.sources[piece.source].tensor.name });
+        }
+    });
+    let failure = work.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, error)) = failure {
+        return Err(error);
+    }
+    let filled = fillings.into_iter().zip(devices).map(|(fillings, device)| {
+        fillings.into_iter().map(|filling| Ok(device.filled(filling)?)).collect::<Result<Vec<_>, LoadError>>()
+    });
+    filled.collect()
+}
+
+/// Threads that read and convert: more than there are cores, so that some read while others pack.
+pub fn load_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (2 * cores).clamp(4, 64)
+}
+
+/// All that the ranks want, each of it once, in the order of the files.
+fn pieces(sources: &[Source]) -> Vec<Piece> {
+    let mut order: Vec<usize> = (0..sources.len()).collect();
+    order.sort_by_key(|source| {
+        let tensor = &sources[*source].tensor;
+        (tensor.path(), tensor.start)
+    });
+    order.into_iter().flat_map(|source| cut(source, &sources[source])).collect()
+}
+
+/// The rows that some rank has, in pieces.
+fn cut(source: usize, stored: &Source) -> Vec<Piece> {
+    let Source { tensor, form, parts } = stored;
+    let [_, input] = tensor.shape[..] else { unreachable!("the plan has matrices only") };
+    let width = width(tensor);
+    let start = parts.iter().map(|part| part.cols.start).min().unwrap_or(0);
+    let end = parts.iter().map(|part| part.cols.end).max().unwrap_or(0);
+    // A scale is that of the whole row.
+    let whole = matches!(form, Form::Quantised) || (input - (end - start)) * width < SKIPPED;
+    let cols = if whole { 0..input } else { start..end };
+    let rows = (PIECE / (cols.len() * width).max(1) / ROWS * ROWS).max(ROWS);
+    let pieces = wanted(parts).into_iter().flat_map(|wanted| {
+        let starts = wanted.clone().step_by(rows);
+        starts.map(move |start| start..wanted.end.min(start + rows))
+    });
+    pieces.map(|rows| Piece { source, rows, cols: cols.clone() }).collect()
+}
+
+/// The rows that some part has, as ranges that do not touch.
+fn wanted(parts: &[Part]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<_> = parts.iter().map(|part| part.rows.clone()).filter(|r| !r.is_empty()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut merged: Vec<Range<usize>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+/// Bytes per element.
+fn width(tensor: &Tensor) -> usize {
+    tensor.bytes as usize / tensor.shape.iter().product::<usize>().max(1)
+}
+
+impl Piece {
+    fn bytes(&self, plan: &Plan) -> u64 {
+        (self.rows.len() * self.cols.len() * width(&plan.sources[self.source].tensor)) as u64
+    }
+
+    /// Whether it is one run of bytes.
+    fn is_whole(&self, tensor: &Tensor) -> bool {
+        self.cols.len() == tensor.shape[1]
+    }
+
+    /// Has the system begin to read it. What is not one run would be read with all that lies between.
+    fn expect(&self, plan: &Plan) {
+        let tensor = &plan.sources[self.source].tensor;
+        if self.is_whole(tensor) {
+            let row_bytes = (tensor.shape[1] * width(tensor)) as u64;
+            tensor.expect(self.rows.start as u64 * row_bytes, self.rows.len() as u64 * row_bytes);
+        }
+    }
+
+    /// Reads it, row after row without what lies between.
+    fn read(&self, tensor: &Tensor, to: &mut [u8]) -> Result<(), LoadError> {
+        let width = width(tensor);
+        let row_bytes = tensor.shape[1] * width;
+        if self.is_whole(tensor) {
+            return tensor.read((self.rows.start * row_bytes) as u64, to);
+        }
+        let rows = self.rows.clone().zip(to.chunks_exact_mut(self.cols.len() * width));
+        for (row, to) in rows {
+            tensor.read((row * row_bytes + self.cols.start * width) as u64, to)?;
+        }
+        Ok(())
+    }
+}
+
+impl<D: Device> Work<'_, D> {
+    /// Takes pieces until there are no more, or one fails; reports those that are done.
+    fn run(&self, report: &mpsc::Sender<usize>) {
+        let mut room = Room::default();
+        let ahead = AHEAD / PIECE;
+        while !self.stop.load(Ordering::Relaxed) {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = self.pieces.get(index) else { return };
+            if index == 0 {
+                self.pieces.iter().take(ahead).skip(1).for_each(|piece| piece.expect(self.plan));
+            }
+            if let Some(later) = self.pieces.get(index + ahead) {
+                later.expect(self.plan);
+            }
+            match self.take(piece, &mut room) {
+                Ok(()) => report.send(index).expect("reports are read until the last thread ends"),
+                Err(error) => self.fail(index, error),
+            }
+        }
+    }
+
+    fn fail(&self, index: usize, error: LoadError) {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if failure.as_ref().is_none_or(|(first, _)| index < *first) {
+            *failure = Some((index, error));
+        }
+    }
+
+    /// Reads a piece and hands it to the ranks that have a part of it.
+    fn take(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
+        let source = &self.plan.sources[piece.source];
+        room.bytes.resize(piece.bytes(self.plan) as usize, 0);
+        piece.read(&source.tensor, &mut room.bytes)?;
+        match &source.form {
+            Form::Codes(scales) => self.take_codes(piece, scales, &room.bytes),
+            Form::Quantised => self.quantise(piece, room),
+            Form::Bf16 => self.take_halves(piece, room),
+        }
+    }
+
+    /// The parts that have rows of a piece, and these rows.
+    fn parts<'p>(&'p self, piece: &'p Piece) -> impl Iterator<Item = (&'p Part, Range<usize>)> {
+        self.plan.sources[piece.source].parts.iter().filter_map(|part| {
+            let rows = part.rows.start.max(piece.rows.start)..part.rows.end.min(piece.rows.end);
+            (!rows.is_empty()).then_some((part, rows))
+        })
+    }
+
+    /// Hands rows to the rank whose part they are of.
+    fn fill(&self, part: &Part, first: usize, rows: HostRows<'_>) -> Result<(), LoadError> {
+        let filling = &self.fillings[part.rank][part.product];
+        Ok(self.devices[part.rank].fill(filling, part.first + first - part.rows.start, rows)?)
+    }
+
+    /// Stored codes, of which a rank takes what is its part; `scales` are those of all rows.
+    fn take_codes(&self, piece: &Piece, scales: &[f32], codes: &[u8]) -> Result<(), LoadError> {
+        let tensor = &self.plan.sources[piece.source].tensor;
+        let stride = piece.cols.len();
+        if convert::has_nan(codes) {
+            let at = codes.iter().position(|code| code & 0x7F == 0x7F).unwrap_or_default();
+            let (row, col) = (piece.rows.start + at / stride, piece.cols.start + at % stride);
+            let element = row * tensor.shape[1] + col;
+            return Err(tensor.error(format!("element {element} is the NaN code {:#04x}", codes[at])));
+        }
+        self.fill_codes(piece, codes, |rows| &scales[rows])
+    }
+
+    /// Codes of a piece, and the scales of a range of the tensor's rows, to the ranks.
+    fn fill_codes<'s>(
+        &self,
+        piece: &Piece,
+        codes: &[u8],
+        scales: impl Fn(Range<usize>) -> &'s [f32],
+    ) -> Result<(), LoadError> {
+        let stride = piece.cols.len();
+        for (part, rows) in self.parts(piece) {
+            let start = (rows.start - piece.rows.start) * stride + part.cols.start - piece.cols.start;
+            let data = MatrixData::Fp8 { codes: &codes[start..], scales: scales(rows.clone()) };
+            self.fill(part, rows.start, HostRows { rows: rows.len(), input: part.cols.len(), stride, data })?;
+        }
+        Ok(())
+    }
+
+    /// Quantises whole rows.
+    fn quantise(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
+        let tensor = &self.plan.sources[piece.source].tensor;
+        let input = piece.cols.len();
+        let Room { bytes, codes, scales, row, .. } = room;
+        codes.resize(piece.rows.len() * input, 0);
+        row.resize(input, 0.0);
+        scales.clear();
+        let rows = bytes.chunks_exact(input * width(tensor)).zip(codes.chunks_exact_mut(input));
+        for (index, (bytes, codes)) in rows.enumerate() {
+            let scale = convert::quantize_row(self.quantizer, (tensor.dtype, bytes), row, codes);
+            if !scale.is_finite() {
+                let row = piece.rows.start + index;
+                return Err(tensor.error(format!("row {row} holds NaN or infinity, expected finite numbers")));
+            }
+            scales.push(scale);
+        }
+        self.fill_codes(piece, codes, |r| &scales[r.start - piece.rows.start..r.end - piece.rows.start])
+    }
+
+    /// Rounds each rank's part to BF16.
+    fn take_halves(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
+        let tensor = &self.plan.sources[piece.source].tensor;
+        let width = width(tensor);
+        let row_bytes = piece.cols.len() * width;
+        let Room { bytes, halves, .. } = room;
+        for (part, rows) in self.parts(piece) {
+            let (count, input) = (rows.len(), part.cols.len());
+            halves.resize(count * input, 0);
+            let cols = part.cols.start - piece.cols.start..part.cols.end - piece.cols.start;
+            let stored = bytes[(rows.start - piece.rows.start) * row_bytes..].chunks_exact(row_bytes);
+            for (index, (bytes, out)) in stored.zip(halves.chunks_exact_mut(input)).enumerate() {
+                let bytes = &bytes[cols.start * width..cols.end * width];
+                if !convert::bf16_row(tensor.dtype, bytes, out) {
+                    let row = rows.start + index;
+                    return Err(
+                        tensor.error(format!("row {row} holds NaN or infinity, expected finite numbers"))
+                    );
+                }
+            }
+            let data = MatrixData::Bf16(halves);
+            self.fill(part, rows.start, HostRows { rows: count, input, stride: input, data })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,97 @@
+//! A matrix whose rows come in pieces is the matrix: pieces of any size, in any order, from several threads, and out of
+//! wider rows.
+
+use octant::device::{Device, HostMatrix, HostRows, MatrixData, fp8};
+
+use super::noise::rows;
+use super::{bf16, bf16_matrix, noise, quantized};
+use crate::dev::{self, Dev};
+
+/// Elements of the source between one row's last and the next one's first.
+const GAP: usize = 7;
+
+/// Rows with a gap after each that holds what must not be taken.
+fn widened<T: Copy>(values: &[T], input: usize, other: T) -> Vec<T> {
+    let rows = values.chunks_exact(input);
+    rows.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(other, GAP))).collect()
+}
+
+/// Cuts `0..out` into pieces of changing size, and shuffles them.
+fn pieces(out: usize) -> Vec<std::ops::Range<usize>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut size) = (0, 1);
+    while start < out {
+        let end = (start + size).min(out);
+        pieces.push(start..end);
+        (start, size) = (end, size * 5 % 47 + 1);
+    }
+    let len = pieces.len();
+    // 7919 is a prime that divides no such number.
+    (0..len).map(|i| pieces[i * 7919 % len].clone()).collect()
+}
+
+/// Fills a matrix by three threads, leaving out the rows from `end` on.
+fn filled(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Matrix {
+    let (out, input, stride) = (host.out, host.input, host.input + GAP);
+    let is_bf16 = matches!(host.data, MatrixData::Bf16(_));
+    let (halves, codes, scales) = match host.data {
+        MatrixData::Bf16(values) => (widened(values, input, 0x7FC0), Vec::new(), Vec::new()),
+        MatrixData::Fp8 { codes, scales } => (Vec::new(), widened(codes, input, 0x7F), scales.to_vec()),
+    };
+    let filling = device.filling(out, input, is_bf16).unwrap();
+    let pieces = pieces(end);
+    std::thread::scope(|scope| {
+        for thread in 0..3 {
+            let (filling, pieces, halves, codes, scales) = (&filling, &pieces, &halves, &codes, &scales);
+            scope.spawn(move || {
+                for piece in pieces.iter().skip(thread).step_by(3) {
+                    // Without the gap after the last row.
+                    let range = piece.start * stride..piece.end * stride - GAP;
+                    let data = match is_bf16 {
+                        true => MatrixData::Bf16(&halves[range]),
+                        false => MatrixData::Fp8 { codes: &codes[range], scales: &scales[piece.clone()] },
+                    };
+                    let rows = HostRows { rows: piece.len(), input, stride, data };
+                    device.fill(filling, piece.start, rows).unwrap();
+                }
+            });
+        }
+    });
+    device.filled(filling).unwrap()
+}
+
+#[test]
+fn a_matrix_may_come_in_pieces() {
+    for device in dev::all() {
+        for (out, input) in [(1, 2), (31, 25), (128, 64), (133, 33), (250, 96)] {
+            let input = input * dev::INPUTS;
+            let w = noise(out as u64, out * input);
+            let (codes, scales) = quantized(&w, input);
+            let halves = bf16(&w);
+            let hosts = [
+                bf16_matrix(&halves, input),
+                HostMatrix { out, input, data: MatrixData::Fp8 { codes: &codes, scales: &scales } },
+            ];
+            for host in hosts {
+                let whole = rows(&device, &device.matrix(host).unwrap(), out, input);
+                let expected: Vec<f32> = match host.data {
+                    MatrixData::Bf16(values) => values.iter().map(|bits| fp8::bf16_value(*bits)).collect(),
+                    MatrixData::Fp8 { .. } => {
+                        codes.iter().enumerate().map(|(i, c)| fp8::decode(*c) * scales[i / input]).collect()
+                    }
+                };
+                assert_eq!(whole, expected, "{}: [{out}, {input}] at once", dev::name(&device));
+                for end in [out, out / 2] {
+                    let got = rows(&device, &filled(&device, host, end), out, input);
+                    let (there, absent) = got.split_at(end * input);
+                    let name = dev::name(&device);
+                    assert_eq!(there, &expected[..end * input], "{name}: {end} of [{out}, {input}]");
+                    assert!(
+                        absent.iter().all(|x| *x == 0.0),
+                        "{name}: rows from {end} on of [{out}, {input}]"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! How a model is loaded: once for all ranks, no more than they have, and no further than the first error.
+
+use std::path::Path;
+use std::time::Duration;
+
+use octant::commands::progress::line;
+use octant::device::fp8;
+use octant::model::{LoadError, LoadProgress, Model, ModelConfig, Precision, Shard};
+use serde_json::json;
+
+use super::checkpoints::{Tensors, read, write};
+use super::{copy, edit};
+use crate::dev::{self, Dev};
+use crate::device::model::fixture;
+
+/// What was told of progress last, and how often.
+#[derive(Default)]
+struct Told {
+    done: u64,
+    total: u64,
+    times: usize,
+}
+
+impl Told {
+    fn hear(&mut self, progress: &LoadProgress<'_>) {
+        assert!(progress.done > self.done && progress.done <= progress.total);
+        (self.done, self.total) = (progress.done, progress.total);
+        self.times += 1;
+    }
+}
+
+fn together(dir: &Path, precision: Precision, ranks: usize) -> (Result<Vec<Model<Dev>>, LoadError>, Told) {
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let devices: Vec<Dev> = (0..ranks).map(|_| dev::one()).collect();
+    let mut told = Told::default();
+    let models = Model::load_all(dir, &config, precision, &devices, &mut |progress| told.hear(&progress));
+    (models, told)
+}
+
+fn apart(dir: &Path, precision: Precision, shard: Shard) -> (Model<Dev>, Told) {
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let mut told = Told::default();
+    let mut hear = |progress: LoadProgress<'_>| told.hear(&progress);
+    let model = Model::load(dir, &config, (shard, precision), &dev::one(), &mut hear).unwrap();
+    (model, told)
+}
+
+/// Bytes of the linear weights and tables that a rank's own rows have, in a type of 2 bytes: O's and down's are those of
+/// all ranks, which a rank has columns of.
+fn bytes_of_rows(config: &ModelConfig, ranks: usize) -> u64 {
+    let (share, [qkv, _, up, _]) =
+        (config.share(ranks).unwrap(), config.share(ranks).unwrap().linear_shapes());
+    let [_, output, _, down] = config.linear_shapes();
+    let layer: usize = [qkv, output, up, down].iter().map(|(out, input)| out * input).sum();
+    (2 * (config.layers * layer + 2 * share.vocab * config.hidden)) as u64
+}
+
+#[test]
+fn ranks_that_are_loaded_together_are_those_that_are_loaded_apart() {
+    for (name, ranks) in [("nemotron", 4), ("llama", 2), ("wide", 8)] {
+        for precision in [Precision::Fp8, Precision::None] {
+            let (models, told) = together(&fixture(name), precision, ranks);
+            assert_eq!(told.done, told.total);
+            for (model, shard) in models.unwrap().iter().zip(Shard::all(ranks)) {
+                let (alone, _) = apart(&fixture(name), precision, shard);
+                assert!(format!("{model:?}") == format!("{alone:?}"), "{name}, {precision:?}, {shard:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_reads_its_own_rows_and_a_group_reads_everything_once() {
+    let dir = fixture("wide");
+    let config = ModelConfig::from_dir(&dir).unwrap();
+    let (_, group) = together(&dir, Precision::Fp8, 8);
+    assert_eq!(group.total, bytes_of_rows(&config, 1));
+    let (_, rank) = apart(&dir, Precision::Fp8, Shard { rank: 3, ranks: 8 });
+    assert_eq!(rank.total, bytes_of_rows(&config, 8));
+    assert!(rank.total * 2 < group.total, "{} of {}", rank.total, group.total);
+}
+
+/// A checkpoint whose down projections are so wide that a rank's columns are read row by row.
+fn wide_rows() -> tempfile::TempDir {
+    const FFN: usize = 32_768;
+    let dir = copy("nemotron");
+    edit(dir.path(), json!({"intermediate_size": FFN}));
+    let mut tensors = read(dir.path());
+    let hidden = 64;
+    for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains(".mlp.")) {
+        tensor.1 = if name.contains("down") { vec![hidden, FFN] } else { vec![FFN, hidden] };
+        let value = |i: usize| fp8::bf16_bits(((i * 37 + name.len()) % 251) as f32 / 256.0 - 0.5);
+        tensor.2 = (0..hidden * FFN).flat_map(|i| value(i).to_le_bytes()).collect();
+    }
+    write(&dir.path().join("model.safetensors"), &tensors);
+    dir
+}
+
+#[test]
+fn columns_of_wide_rows_are_read_by_themselves() {
+    let dir = wide_rows();
+    let config = ModelConfig::from_dir(dir.path()).unwrap();
+    let (models, _) = together(dir.path(), Precision::None, 2);
+    for (model, shard) in models.unwrap().iter().zip(Shard::all(2)) {
+        let (alone, told) = apart(dir.path(), Precision::None, shard);
+        assert!(format!("{model:?}") == format!("{alone:?}"), "{shard:?}");
+        // Half of each down projection is the other rank's.
+        let other = config.layers * config.hidden * config.ffn / 2 * 2;
+        assert_eq!(told.total, bytes_of_rows(&config, 2) - other as u64);
+        assert_eq!(told.done, told.total);
+    }
+}
+
+/// Many ids, so that there are many pieces; and which tensor the file begins with.
+fn many_ids() -> (tempfile::TempDir, Tensors) {
+    const IDS: usize = 400_000;
+    let dir = copy("nemotron");
+    edit(dir.path(), json!({"vocab_size": IDS}));
+    let mut tensors = read(dir.path());
+    for name in ["lm_head.weight", "model.embed_tokens.weight"] {
+        tensors.insert(name.to_owned(), ("BF16", vec![IDS, 64], vec![0; IDS * 64 * 2]));
+    }
+    (dir, tensors)
+}
+
+#[test]
+fn an_error_in_one_ranks_part_ends_loading_for_all() {
+    let (dir, mut tensors) = many_ids();
+    let path = dir.path().join("model.safetensors");
+    // The first tensor of the file, in the second rank's half.
+    let head = tensors.get_mut("lm_head.weight").unwrap();
+    head.2[200_010 * 128..][..2].copy_from_slice(&0x7FC0u16.to_le_bytes());
+    write(&path, &tensors);
+    let (models, told) = together(dir.path(), Precision::Fp8, 2);
+    let error = models.err().map(|e| e.to_string()).unwrap_or_default();
+    for part in ["model.safetensors", "lm_head.weight", "row 200010", "NaN"] {
+        assert!(error.contains(part), "`{error}` lacks `{part}`");
+    }
+    // A quarter of the bytes come before it; what other threads had begun is finished.
+    let share = told.done as f64 / told.total as f64;
+    assert!(told.times > 0 && share < 0.7, "{share} of the bytes were read");
+}
+
+#[test]
+fn what_headers_show_to_be_wrong_is_found_before_any_weight_is_read() {
+    let (dir, mut tensors) = many_ids();
+    tensors.remove("model.norm.bias");
+    write(&dir.path().join("model.safetensors"), &tensors);
+    let (models, told) = together(dir.path(), Precision::Fp8, 2);
+    assert!(models.is_err_and(|e| e.to_string().contains("model.norm.bias")));
+    assert_eq!(told.times, 0);
+}
+
+#[test]
+fn progress_is_in_gigabytes_with_a_rate_and_the_time_that_is_left() {
+    let tensor = "model.layers.3.mlp.up_proj.weight";
+    let progress = LoadProgress { done: 12_000_000_000, total: 350_000_000_000, tensor };
+    assert_eq!(
+        line(&progress, Duration::from_secs(4)),
+        format!("loading 12.00 of 350.00 GB (3 %), 3.00 GB/s, 113 s left: {tensor}")
+    );
+    let nothing = LoadProgress { done: 0, total: 0, tensor: "x" };
+    assert!(line(&nothing, Duration::ZERO).starts_with("loading 0.00 of 0.00 GB"));
+}
