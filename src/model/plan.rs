@@ -300,6 +300,10 @@ impl Planner<'_> {
         let weight = self.checkpoint.take("rm_head.weight")?;
         let rewards = match weight.shape[..] {
             [rewards, input] if input == hidden => rewards,
+            [rewards, _] => {
+                let message = format!("expected shape [{rewards}, {hidden}], got {:?}", weight.shape);
+                return Err(weight.error(message));
+            }
             _ => {
                 let message = format!("expected shape [rewards, {hidden}], got {:?}", weight.shape);
                 return Err(weight.error(message));
