@@ -87,6 +87,8 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool meet) {
     if (threadIdx.x == 0) {
         fence_system();
         last = atomicAdd(&own->blocks, 1u) == gridDim.x - 1;
+        // What the other blocks wrote, before this block says that all is written.
+        fence_system();
     }
     __syncthreads();
     if (!last) return;

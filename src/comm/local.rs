@@ -51,12 +51,6 @@ impl Local {
         (0..size).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
     }
 
-    /// How long ranks wait for one another.
-    #[cfg(feature = "kernels")]
-    pub(super) fn patience(&self) -> Duration {
-        self.shared.patience
-    }
-
     /// Shows this rank's part to all, and hands each rank's part to `take` in rank order.
     pub(super) fn exchange(
         &self,
@@ -118,6 +112,10 @@ impl<D: Device> Communicator<D> for Local {
 
     fn size(&self) -> usize {
         self.shared.parts.len()
+    }
+
+    fn meet(&self) -> Result<(), DeviceError> {
+        Self::meet(self)
     }
 
     fn records(&self) -> bool {

@@ -10,6 +10,8 @@ pub mod stand_in;
 use std::time::Duration;
 
 pub use local::Local;
+#[cfg(feature = "cuda")]
+pub use nccl::Nccl;
 #[cfg(feature = "kernels")]
 pub use p2p::P2p;
 pub use stand_in::StandIn;
@@ -41,6 +43,8 @@ pub trait Communicator<D: Device>: Send + 'static {
     fn prepare(&self, _device: &D, _rows: usize, _cols: usize) -> Result<(), DeviceError> {
         Ok(())
     }
+    /// Waits, on the host, until every rank is here.
+    fn meet(&self) -> Result<(), DeviceError>;
     /// x = Σ over ranks of x, summed in rank order on every rank.
     fn all_reduce(&self, device: &D, x: &mut D::Floats) -> Result<(), DeviceError>;
     /// Concatenates each rank's `part` \[rows, cols\] by columns, in rank order: `whole` \[rows, size × cols\].
@@ -68,6 +72,10 @@ pub trait Communicator<D: Device>: Send + 'static {
         Ok(())
     }
 }
+
+/// How long threads wait for one another while they allocate and measure, which takes some longer than others.
+#[cfg(feature = "kernels")]
+const START: Duration = Duration::from_secs(600);
 
 /// What a rank says of another that has ended.
 fn has_ended(rank: usize) -> DeviceError {

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Communicator, Local, did_not_come, has_ended};
+use super::{Communicator, Local, START, did_not_come, has_ended};
 use crate::device::cuda::{Acts, Cuda, Floats, Peers, Reduction, Rows};
 use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind};
 
@@ -37,7 +37,7 @@ impl P2p {
         patience: Duration,
         everywhere_rows: Option<usize>,
     ) -> Result<Vec<Self>, DeviceError> {
-        let threads = Local::group(devices.len(), patience);
+        let threads = Local::group(devices.len(), patience.max(START));
         let rows = everywhere_rows.unwrap_or(usize::MAX);
         let ranks = Peers::group(devices, patience)?.into_iter().zip(threads);
         Ok(ranks.map(|(peers, threads)| Self { peers, threads, everywhere_rows: rows.into() }).collect())
@@ -153,6 +153,10 @@ impl Communicator<Cuda> for P2p {
         })
     }
 
+    fn meet(&self) -> Result<(), DeviceError> {
+        self.threads.meet()
+    }
+
     fn all_reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
         self.peers.reduce(cuda, x)
     }
@@ -182,7 +186,7 @@ impl Communicator<Cuda> for P2p {
         let Some(missed) = self.peers.missed() else { return Ok(()) };
         Err(match missed.has_ended {
             true => has_ended(missed.rank),
-            false => did_not_come(missed.rank, self.threads.patience()),
+            false => did_not_come(missed.rank, self.peers.patience()),
         })
     }
 }

@@ -5,15 +5,15 @@ use anyhow::Context;
 use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
-#[cfg(feature = "cuda")]
-use crate::comm::P2p;
 use crate::comm::{Communicator, Local};
+#[cfg(feature = "cuda")]
+use crate::comm::{Nccl, P2p};
 #[cfg(feature = "cuda")]
 use crate::config::CommunicatorName;
 use crate::config::{Config, DeviceName};
 use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
-use crate::device::cuda::{Cuda, Nccl, Products};
+use crate::device::cuda::{Cuda, Products};
 use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use crate::model::{Model, ModelConfig, Precision};
@@ -212,7 +212,7 @@ fn start_on_gpus(
             start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
         }
         (_, CommunicatorName::Nccl) => {
-            let group = Nccl::group(&gpus).context("--communicator nccl")?;
+            let group = Nccl::group(&gpus, patience).context("--communicator nccl")?;
             start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
         }
     }

@@ -46,9 +46,9 @@ mod on_gpus {
 
     use anyhow::Context;
 
-    use crate::comm::{Communicator, P2p};
+    use crate::comm::{Communicator, Nccl, P2p};
     use crate::config::BenchReduceArgs;
-    use crate::device::cuda::{Cuda, Nccl, Products};
+    use crate::device::cuda::{Cuda, Products};
     use crate::device::{Device, DeviceError};
 
     const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,7 +94,7 @@ mod on_gpus {
     /// NCCL's.
     pub(super) fn nccl(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = Nccl::group(&devices)?;
+        let group = Nccl::group(&devices, PATIENCE)?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 
@@ -109,6 +109,7 @@ mod on_gpus {
         // Small, to be read: everything that was enqueued before has then been done.
         let mut mark = device.floats(1, 1)?;
         device.write(&[0.0], &mut mark)?;
+        comm.meet()?;
         let mut times = Vec::new();
         for rows in &args.rows {
             device.write(&vec![0.0; rows * args.hidden], &mut x)?;

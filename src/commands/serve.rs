@@ -77,6 +77,12 @@ async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Re
 /// Reads everything but the weights, and refuses what cannot be served.
 fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
     let mut model = ModelConfig::from_dir(&config.model)?;
+    // Its other head, for tokens, was not trained: answers would be noise.
+    anyhow::ensure!(
+        !model.reward,
+        "--model: {} is a reward model, which is not served yet",
+        config.model.display()
+    );
     if let Some(len) = config.max_model_len {
         let limit = model.max_positions;
         anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");

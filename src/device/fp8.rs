@@ -40,10 +40,17 @@ pub fn code_of(rounded: f32) -> u8 {
     (code | ((bits >> 24) & 0x80)) as u8
 }
 
-/// The code nearest to `x`.
+/// The code nearest to `x`: that of [`round`], in fewer steps, since conversions of whole models wait for it.
 #[inline(always)]
 pub fn encode(x: f32) -> u8 {
-    code_of(round(x))
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7FFF_FFFF;
+    let normal = ((magnitude + 0x7_FFFF + ((magnitude >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
+    // The last place of 2^14 is 2^-9, that of subnormal values: up to 8 of them, which is the smallest normal one.
+    let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits() & 0xF;
+    let code = if magnitude < MIN_NORMAL.to_bits() { subnormal } else { normal.min(0x7E) };
+    let code = if magnitude > 0x7F80_0000 { 0x7F } else { code };
+    (code | ((bits >> 24) & 0x80)) as u8
 }
 
 /// The value of a code.

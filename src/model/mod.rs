@@ -138,6 +138,8 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         device.begin(&StepInputs { recorded_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
+        // Nothing may still wait for other ranks when recording begins.
+        device.read(&space.residual)?;
         device.record(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
     }
 

@@ -36,15 +36,17 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
 
 /// A rank at work.
 pub(super) struct Rank<D: Device, C: Communicator<D>> {
-    pub(super) device: D,
-    pub(super) comm: C,
-    pub(super) model: Model<D>,
-    pub(super) vocab: usize,
-    pub(super) space: Workspace<D>,
-    cache: D::Cache,
-    slots: Slots,
+    // Dropped in this order: NCCL waits for the graphs that use it, and other ranks hear of this one's end before its
+    // memory is freed, which waits for what still runs.
     /// Layers over steps of so many rows, of which each is another sequence's, fewest first.
     recordings: Vec<(usize, D::Recording)>,
+    comm: C,
+    device: D,
+    model: Model<D>,
+    vocab: usize,
+    space: Workspace<D>,
+    cache: D::Cache,
+    slots: Slots,
 }
 
 /// A step whose tokens have been drawn and not asked for.
@@ -123,6 +125,8 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             model: parts.model,
             recordings: Vec::new(),
         };
+        // Nobody launches what waits for others while these still allocate: a driver may do one thing at a time.
+        rank.comm.meet()?;
         if D::RECORDS && rank.comm.records() {
             rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }

@@ -1,8 +1,10 @@
 //! A group over NCCL, as far as one GPU goes: it takes no GPU twice, so that there is one rank.
 
-use octant::comm::Communicator;
+use std::time::Duration;
+
+use octant::comm::{Communicator, Nccl};
 use octant::device::Device;
-use octant::device::cuda::{Cuda, Nccl, Products, nccl_version};
+use octant::device::cuda::{Cuda, Products, nccl_version};
 
 #[test]
 fn a_group_of_one_adds_up_and_gathers() {
@@ -13,7 +15,7 @@ fn a_group_of_one_adds_up_and_gathers() {
         }
         (Err(error), _) | (_, Err(error)) => return eprintln!("not run: {error}"),
     };
-    let comm = Nccl::group(std::slice::from_ref(&device)).unwrap().remove(0);
+    let comm = Nccl::group(std::slice::from_ref(&device), Duration::from_secs(10)).unwrap().remove(0);
     let values: Vec<f32> = (0..24).map(|i| i as f32 / 3.0).collect();
     let mut x = comm.floats(&device, 4, 6).unwrap();
     device.write(&values, &mut x).unwrap();

@@ -71,7 +71,17 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
 fn what_cannot_be_meant_is_refused_by_name() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: [(&[&str], &[&str]); 14] = [
+        (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
+        (
+            &["--model", &model, "--device", "cuda", "--gpus", "0,1"],
+            &["--gpus", "one for each of 1 ranks", "got 2"],
+        ),
+        (&["--model", &model, "--communicator", "p2p"], &["--communicator", "--device cuda", "cpu"]),
+        (
+            &["--model", &model, "--device", "cuda", "--communicator", "nccl"],
+            &["--communicator", "--deterministic false"],
+        ),
         (&[], &["--model", "missing"]),
         (&["--model", &model, "--queue-full-status", "418"], &["--queue-full-status", "429 or 503", "418"]),
         (&["--model", &model, "--deterministic", "false"], &["--deterministic", "--device cpu", "false"]),
@@ -141,4 +151,15 @@ fn a_broken_model_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
     refuses(&serve(&["--model", dir.path().to_str().unwrap()], &[]), 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn a_reward_model_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(Path::new(&tiny()).join("config.json")).unwrap();
+    assert!(config.contains("NemotronForCausalLM"));
+    let config = config.replace("NemotronForCausalLM", "NemotronForSequenceClassification");
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let model = dir.path().to_str().unwrap();
+    refuses(&serve(&["--model", model], &[]), 1, &["--model", "reward model, which is not served yet"]);
 }

@@ -224,6 +224,10 @@ impl Communicator<Cpu> for Doomed {
         Communicator::<Cpu>::size(&self.local)
     }
 
+    fn meet(&self) -> Result<(), DeviceError> {
+        Communicator::<Cpu>::meet(&self.local)
+    }
+
     fn all_reduce(&self, device: &Cpu, x: &mut Floats) -> Result<(), DeviceError> {
         self.call()?;
         self.local.all_reduce(device, x)

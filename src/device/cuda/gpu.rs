@@ -224,6 +224,8 @@ impl Gpu {
     /// The memory from `address` on is as long as `to`, and this device's.
     pub(super) unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
         self.enter("read")?;
+        // A copy to pageable memory waits inside the driver, where other ranks' threads may need to pass.
+        self.stream.synchronize().map_err(failed)?;
         // SAFETY: by this function's contract, and nobody looks at `to` before the wait is over.
         let copied = unsafe { result::memcpy_dtoh_async(to, address, self.stream.cu_stream()) };
         copied.and_then(|()| self.stream.synchronize()).map_err(failed)

@@ -267,7 +267,12 @@ impl Device for Cuda {
         // One block more than anyone leases: that of rows that are nobody's.
         let spec = CacheSpec { blocks: spec.blocks + 1, ..spec };
         let data = self.driver.buffer(spec.layers * Cache::layer_bytes(&spec))?;
-        self.scratch().attention.fit_cache(&self.driver, &spec)?;
+        let mut scratch = self.scratch();
+        scratch.attention.fit_cache(&self.driver, &spec)?;
+        let frequencies = spec.heads.head_dim / 2;
+        if scratch.inv_freq.as_ref().is_none_or(|(_, buffer)| buffer.len() < frequencies) {
+            scratch.inv_freq = Some((Vec::new(), self.driver.buffer(frequencies)?));
+        }
         Ok(Cache { spec, data })
     }
 

@@ -72,9 +72,10 @@ impl Peers {
     /// For none, or more than eight.
     pub fn group(devices: &[Cuda], patience: Duration) -> Result<Vec<Self>, DeviceError> {
         assert!((1..=MOST_RANKS).contains(&devices.len()), "{} ranks", devices.len());
-        let pairs = devices.iter().flat_map(|one| devices.iter().map(move |other| (one, other)));
-        pairs.clone().try_for_each(|(one, other)| one.driver.reach(&other.driver))?;
-        let on_one = pairs.filter(|(one, other)| one.driver.same_as(&other.driver)).count() / devices.len();
+        let mut pairs = devices.iter().flat_map(|one| devices.iter().map(move |other| (one, other)));
+        pairs.try_for_each(|(one, other)| one.driver.reach(&other.driver))?;
+        let sharing = |one: &Cuda| devices.iter().filter(|other| one.driver.same_as(&other.driver)).count();
+        let on_one = devices.iter().map(sharing).max().unwrap_or(1);
         let mailbox = |device: &Cuda| {
             let mailbox = device.driver.buffer::<u8>(MAILBOX_BYTES)?;
             // Its zeros must be there before anyone else writes.
@@ -85,7 +86,7 @@ impl Peers {
             words: devices[0].driver.words(1 + MOST_RANKS)?,
             offers: Mutex::default(),
             patience,
-            blocks: BLOCKS / on_one.max(1),
+            blocks: BLOCKS / on_one,
         });
         Ok((0..devices.len()).map(|rank| Self { rank, group: Arc::clone(&group) }).collect())
     }
@@ -98,6 +99,11 @@ impl Peers {
     /// Ranks in the group.
     pub fn size(&self) -> usize {
         self.group.mailboxes.len()
+    }
+
+    /// How long an operation waits for a rank.
+    pub fn patience(&self) -> Duration {
+        self.group.patience
     }
 
     /// Whom this rank waited for in vain, if that has happened. Certain once the operation has been waited for.

@@ -43,7 +43,8 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache
     );
     let scratch = &mut *cuda.scratch();
     if scratch.inv_freq.as_ref().is_none_or(|(known, _)| *known != rope.inv_freq) {
-        let buffer = cuda.driver.buffer(rope.inv_freq.len())?;
+        let (_, buffer) =
+            scratch.inv_freq.take().expect("a cache was made, and room for a head's frequencies");
         buffer.write(0, &rope.inv_freq)?;
         scratch.inv_freq = Some((rope.inv_freq.clone(), buffer));
     }
