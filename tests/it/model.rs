@@ -1,7 +1,7 @@
 //! Checkpoints in all their forms, what is easily got wrong about the two families, and the errors of broken ones. The
 //! models are two tiny random ones (`scripts/make_golden.py`).
 
-mod checkpoints;
+pub mod checkpoints;
 mod errors;
 mod loading;
 mod traps;

@@ -14,6 +14,7 @@ use octant::offline::{Conversion, Converted, Granularity};
 use serde_json::{Value, json};
 
 use crate::device::model::fixture;
+use crate::model::checkpoints::{is_linear, write};
 
 /// A stored tensor: type, shape, bytes.
 type Tensor = (String, Vec<usize>, Vec<u8>);
@@ -63,26 +64,8 @@ fn same(one: &Path, other: &Path) {
     }
 }
 
-fn write(path: &Path, tensors: &Tensors) {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
-    for (name, (dtype, shape, bytes)) in tensors {
-        let offsets = [data.len(), data.len() + bytes.len()];
-        header.insert(name.clone(), json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}));
-        data.extend(bytes);
-    }
-    let text = serde_json::to_vec(&header).unwrap();
-    let mut out = (text.len() as u64).to_le_bytes().to_vec();
-    out.extend(text);
-    out.extend(data);
-    std::fs::write(path, out).unwrap();
-}
-
 fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn is_linear(name: &str) -> bool {
-    name.contains("_proj.weight")
 }
 
 /// BF16, F16 or F32 bytes as numbers.

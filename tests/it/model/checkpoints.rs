@@ -31,7 +31,8 @@ pub(super) fn read(dir: &Path) -> Tensors {
     tensors.map(|(name, info)| (name.clone(), tensor(info))).collect()
 }
 
-pub(super) fn write(path: &Path, tensors: &Tensors) {
+/// Writes a safetensors file, types by their names.
+pub fn write<N: serde::Serialize>(path: &Path, tensors: &BTreeMap<String, (N, Vec<usize>, Vec<u8>)>) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
     for (name, (dtype, shape, bytes)) in tensors {
         let offsets = [data.len(), data.len() + bytes.len()];
@@ -45,7 +46,7 @@ pub(super) fn write(path: &Path, tensors: &Tensors) {
     std::fs::write(path, out).unwrap();
 }
 
-fn is_linear(name: &str) -> bool {
+pub fn is_linear(name: &str) -> bool {
     name.contains("_proj.weight")
 }
 

@@ -10,7 +10,7 @@ use octant::model::Precision;
 use octant::offline::{Conversion, ConversionProgress, Converted, Granularity};
 
 use super::{conversion, files, json_of, quantize, random_model, read, same, write};
-use crate::device::model::{fixture, load};
+use crate::device::model::{fixture, load, root};
 
 fn octant(args: &[&str], paths: [&Path; 2]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
@@ -31,6 +31,32 @@ fn finish(child: Child) -> String {
     text
 }
 
+/// Starts a command ten times and kills it (SIGKILL), each time after some more weights and a moment. Says after how many
+/// kills a shard was in work, and after how many a weight was done.
+fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], moment: Duration) -> [usize; 2] {
+    let (mut partial, mut between) = (0, 0);
+    for round in 0..10 {
+        let before = written(out);
+        let mut child = octant(args, [input, out]);
+        let target = before + round % 4;
+        while written(out) < target && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(moment * round as u32);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if out.join("config.json").exists() {
+            break;
+        }
+        assert!(written(out) >= before, "round {round}: what was written is done again");
+        assert!(load(out, Precision::Fp8).is_err(), "round {round}");
+        let names: Vec<String> = files(out).into_keys().collect();
+        partial += usize::from(names.iter().any(|name| name.ends_with(".safetensors.partial")));
+        between += usize::from(written(out) > 0);
+    }
+    [partial, between]
+}
+
 #[test]
 fn a_killed_process_leaves_what_the_next_goes_on_with() {
     let model = tempfile::tempdir().unwrap();
@@ -40,37 +66,28 @@ fn a_killed_process_leaves_what_the_next_goes_on_with() {
         let args = ["quantize", "--scheme", scheme, "--shard-size", "9MB"];
         let said = finish(octant(&args, [model.path(), whole.path()]));
         assert!(said.contains("relative RMS error") && said.contains("24 weights quantised"), "{said}");
-        let (mut partial, mut between) = (0, 0);
-        for round in 0..10 {
-            let before = written(out.path());
-            let mut child = octant(&args, [model.path(), out.path()]);
-            // At some moment after so many more weights.
-            let target = before + round % 4;
-            while written(out.path()) < target && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            std::thread::sleep(Duration::from_micros(1500 * round as u64));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            assert!(written(out.path()) >= before, "round {round}: what was written is done again");
-            if out.path().join("config.json").exists() {
-                break;
-            }
-            assert!(load(out.path(), Precision::Fp8).is_err(), "round {round}");
-            let names: Vec<String> = files(out.path()).into_keys().collect();
-            partial += usize::from(names.iter().any(|name| name.ends_with(".safetensors.partial")));
-            between += usize::from(written(out.path()) > 0);
-        }
-        assert!(
-            partial >= 3 && between >= 3,
-            "{partial} kills left a shard in work, {between} a weight done"
-        );
+        let kills = kill_ten_times(&args, [model.path(), out.path()], Duration::from_micros(1500));
+        assert!(kills.iter().all(|count| *count >= 3), "{kills:?} kills left a shard in work, a weight done");
         finish(octant(&args, [model.path(), out.path()]));
         same(out.path(), whole.path());
         let said = finish(octant(&args, [model.path(), out.path()]));
         assert!(said.contains("is whole already"), "{said}");
         same(out.path(), whole.path());
         load(out.path(), Precision::Fp8).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_import_leaves_what_the_next_goes_on_with() {
+    let model = root().join("tests/data/nemo/base");
+    for more in [&[][..], &["--quantize", "channel"]] {
+        let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let args = [&["import-nemo", "--shard-size", "60KB"], more].concat();
+        finish(octant(&args, [&model, whole.path()]));
+        let kills = kill_ten_times(&args, [&model, out.path()], Duration::from_micros(50));
+        assert!(kills.iter().all(|count| *count >= 3), "{kills:?} kills left a shard in work, a weight done");
+        finish(octant(&args, [&model, out.path()]));
+        same(out.path(), whole.path());
     }
 }
 
