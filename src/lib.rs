@@ -45,6 +45,9 @@ pub mod comm;
 /// The operations a decoder needs, and the devices that provide them.
 pub mod device;
 
+/// What a step takes on GPUs that need not be there: the roofline as arithmetic.
+pub mod cost;
+
 /// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
 pub mod offline;
 

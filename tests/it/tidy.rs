@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 14] = [
+const BOUNDARIES: [(&str, &[&str]); 15] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -15,6 +15,7 @@ const BOUNDARIES: [(&str, &[&str]); 14] = [
     ("model", &["comm", "device"]),
     ("comm", &["device"]),
     ("device", &[]),
+    ("cost", &["model", "device"]),
     ("offline", &["model", "device"]),
     ("config", &[]),
     (
@@ -30,6 +31,7 @@ const BOUNDARIES: [(&str, &[&str]); 14] = [
             "model",
             "comm",
             "device",
+            "cost",
             "offline",
             "config",
         ],
