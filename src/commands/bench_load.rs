@@ -1,6 +1,6 @@
 //! `octant bench load`: loading a model as `octant serve` does, against reading the same files and doing nothing with
-//! them, and against reading them into as much new memory, in the same run and in turn; from the disk, with the files
-//! dropped from the system's cache before, and from the cache. And how much more memory loading takes than the weights
+//! them, by way of the system's cache and past it, and against reading them into as much new memory, in the same run and
+//! in turn; from the disk, with the files dropped from the system's cache before, and from the cache. And how much more memory loading takes than the weights
 //! it leaves.
 
 use std::fs::File;
@@ -17,10 +17,10 @@ use super::place::{Devices, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::cpu::zeros;
 use crate::device::{Device, KvDtype};
-use crate::model::{Model, ModelConfig, Precision, load_threads};
+use crate::model::{Landing, Model, ModelConfig, Precision, Storage, load_threads};
 
 /// Bytes of one read of the files alone.
-const READ: usize = 8 << 20;
+const READ: u64 = 8 << 20;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
@@ -79,8 +79,10 @@ struct Run<'a> {
 
 /// Bytes per second of all that is compared.
 struct Rates {
-    /// Reading into a buffer.
+    /// Reading into a buffer, by way of the system's cache.
     files: f64,
+    /// The same as the loader reads: past the cache what is not in it.
+    past: f64,
     /// Reading into memory as large as the files, that nobody has used yet.
     kept: f64,
     /// Loading.
@@ -92,11 +94,12 @@ impl Run<'_> {
         for (state, cold) in [("cold", true), ("warm", false)] {
             let (mut rates, mut beyond) = (Vec::new(), f64::MIN);
             for _ in 0..self.args.reps {
-                let (files, kept) = (self.read_files(cold)?, self.keep_files(cold)?);
+                let (files, past) = (self.read_files(cold)?, self.read_past(cold)?);
+                let kept = self.keep_files(cold)?;
                 let Load { seconds, bytes, peak } = self.load(devices, cold)?;
                 let load = bytes as f64 / seconds;
-                show(state, &Rates { files, kept, load });
-                rates.push(Rates { files, kept, load });
+                show(state, &Rates { files, past, kept, load });
+                rates.push(Rates { files, past, kept, load });
                 beyond = beyond.max(peak as f64 - self.weights as f64);
             }
             let median = |of: fn(&Rates) -> f64| {
@@ -104,13 +107,17 @@ impl Run<'_> {
                 values.sort_by(f64::total_cmp);
                 values[values.len() / 2]
             };
-            show(
-                &format!("{state}, medians"),
-                &Rates { files: median(|r| r.files), kept: median(|r| r.kept), load: median(|r| r.load) },
-            );
+            let medians = Rates {
+                files: median(|r| r.files),
+                past: median(|r| r.past),
+                kept: median(|r| r.kept),
+                load: median(|r| r.load),
+            };
+            show(&format!("{state}, medians"), &medians);
             println!(
-                "{state}, medians of ratios: to files {:.2}, to files kept {:.2}; memory beyond the weights at most {:.0} MB",
+                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; memory beyond the weights at most {:.0} MB",
                 median(|r| r.load / r.files),
+                median(|r| r.load / r.past),
                 median(|r| r.load / r.kept),
                 beyond / 1e6
             );
@@ -143,6 +150,30 @@ impl Run<'_> {
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
+    /// As `read_files`, in the loader's way and its pieces.
+    fn read_past(&self, cold: bool) -> anyhow::Result<f64> {
+        self.settle(cold)?;
+        let start = Instant::now();
+        for path in self.files {
+            let file = Storage::open(path.clone())?;
+            let (file, len) = (&file, file.len()?);
+            let next = &AtomicU64::new(0);
+            together((0..load_threads()).map(|_| {
+                move || {
+                    let mut landing = Landing::default();
+                    loop {
+                        let at = next.fetch_add(READ, Ordering::Relaxed);
+                        if at >= len {
+                            return Ok(0);
+                        }
+                        file.read_once(at, READ.min(len - at) as usize, &mut landing)?;
+                    }
+                }
+            }))?;
+        }
+        Ok(self.stored as f64 / start.elapsed().as_secs_f64())
+    }
+
     /// As `read_files`, into memory that keeps it all: what whoever loads into this machine's memory does at the least.
     fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.settle(cold)?;
@@ -157,8 +188,8 @@ impl Run<'_> {
             together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
                 let file = &file;
                 move || {
-                    for (i, piece) in part.chunks_mut(READ).enumerate() {
-                        file.read_exact_at(piece, (thread * each + i * READ) as u64)?;
+                    for (i, piece) in part.chunks_mut(READ as usize).enumerate() {
+                        file.read_exact_at(piece, (thread * each) as u64 + i as u64 * READ)?;
                     }
                     Ok(0)
                 }
@@ -195,11 +226,12 @@ impl Run<'_> {
 }
 
 /// One line.
-fn show(state: &str, Rates { files, kept, load }: &Rates) {
+fn show(state: &str, Rates { files, past, kept, load }: &Rates) {
     let gb = 1e9;
     println!(
-        "{state}: files {:.2} GB/s, files kept {:.2} GB/s, loading {:.2} GB/s",
+        "{state}: files {:.2} GB/s, past the cache {:.2} GB/s, files kept {:.2} GB/s, loading {:.2} GB/s",
         files / gb,
+        past / gb,
         kept / gb,
         load / gb
     );
@@ -227,10 +259,10 @@ fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// Reads at most `len` bytes from `from` on, and returns how many there were.
 fn read(path: &Path, from: u64, len: u64) -> anyhow::Result<u64> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
-    let mut buffer = vec![0; READ];
+    let mut buffer = vec![0; READ as usize];
     let mut done = 0;
     while done < len {
-        let want = (len - done).min(READ as u64) as usize;
+        let want = (len - done).min(READ) as usize;
         match file.read_at(&mut buffer[..want], from + done)? {
             0 => break,
             count => done += count as u64,

@@ -5,8 +5,6 @@
 //! Files are read at positions and not mapped: a file that is cut short meanwhile is an error, and not a signal.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,21 +12,15 @@ use safetensors::tensor::{Dtype, Metadata};
 
 use super::error::LoadError;
 use super::json::Object;
+use super::storage::{Landing, Storage, is_short};
 
 /// The longest header that is believed: the safetensors library's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// One open file.
-#[derive(Debug)]
-struct Source {
-    path: PathBuf,
-    file: File,
-}
-
 /// One tensor, row-major and little-endian: where it is, not what it holds.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
-    source: Arc<Source>,
+    storage: Arc<Storage>,
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
@@ -43,32 +35,46 @@ impl Tensor {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.source.path
+        &self.storage.path
     }
 
     /// Reads from a byte of the tensor on.
     pub(super) fn read(&self, from: u64, to: &mut [u8]) -> Result<(), LoadError> {
-        assert!(from + to.len() as u64 <= self.bytes, "{} bytes from {from} on of {}", to.len(), self.bytes);
-        self.source.file.read_exact_at(to, self.start + from).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                let end = self.start + from + to.len() as u64;
-                self.error(format!("the file ends before byte {end}: cut short while it was read?"))
-            }
-            _ => self.error(format!("cannot be read: {e}")),
-        })
+        self.check(from, to.len());
+        self.storage
+            .read_exact_at(to, self.start + from)
+            .map_err(|e| self.unreadable(from + to.len() as u64, &e))
+    }
+
+    /// Reads much that is wanted once, past the system's cache if possible.
+    pub(super) fn read_once<'l>(
+        &self,
+        from: u64,
+        bytes: usize,
+        landing: &'l mut Landing,
+    ) -> Result<&'l [u8], LoadError> {
+        self.check(from, bytes);
+        self.storage
+            .read_once(self.start + from, bytes, landing)
+            .map_err(|e| self.unreadable(from + bytes as u64, &e))
+    }
+
+    fn check(&self, from: u64, bytes: usize) {
+        assert!(from + bytes as u64 <= self.bytes, "{bytes} bytes from {from} on of {}", self.bytes);
+    }
+
+    fn unreadable(&self, end: u64, error: &std::io::Error) -> LoadError {
+        if is_short(error) {
+            let end = self.start + end;
+            return self.error(format!("the file ends before byte {end}: cut short while it was read?"));
+        }
+        self.error(format!("cannot be read: {error}"))
     }
 
     /// Has the system begin to read, without waiting for it.
-    #[cfg(target_os = "linux")]
     pub(super) fn expect(&self, from: u64, bytes: u64) {
-        use rustix::fs::{Advice, fadvise};
-        let bytes = std::num::NonZeroU64::new(bytes);
-        // A refusal only means that reading waits later.
-        let _refused = fadvise(&self.source.file, self.start + from, bytes, Advice::WillNeed);
+        self.storage.expect(self.start + from, bytes);
     }
-
-    #[cfg(not(target_os = "linux"))]
-    pub(super) fn expect(&self, _from: u64, _bytes: u64) {}
 }
 
 /// Where a tensor is stored, for those who convert it on disk.
@@ -131,14 +137,14 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
-        let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;
-        let bytes = file.metadata().map_err(|e| LoadError::io(&path, e))?.len();
-        let (metadata, data) = header(&path, &file, bytes)?;
-        let source = Arc::new(Source { path, file });
+        let storage = Storage::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
+        let bytes = storage.len().map_err(|e| LoadError::io(&path, e))?;
+        let (metadata, data) = header(&storage, bytes)?;
+        let storage = Arc::new(storage);
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
             let tensor = Tensor {
-                source: Arc::clone(&source),
+                storage: Arc::clone(&storage),
                 name: name.clone(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
@@ -156,7 +162,7 @@ impl Checkpoint {
         let end = data + metadata.data_len() as u64;
         if end != bytes {
             let message = format!("expected {end} bytes, as its header says, got {bytes}");
-            return Err(LoadError::file(&source.path, message));
+            return Err(LoadError::file(&storage.path, message));
         }
         Ok(())
     }
@@ -238,8 +244,9 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
 
 /// A file's header, and where the data begin: after a length of 8 bytes and as many of JSON
 /// (the safetensors format).
-fn header(path: &Path, file: &File, bytes: u64) -> Result<(Metadata, u64), LoadError> {
-    let read = |to: &mut [u8], at| file.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
+fn header(storage: &Storage, bytes: u64) -> Result<(Metadata, u64), LoadError> {
+    let path = &storage.path;
+    let read = |to: &mut [u8], at| storage.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
     let truncated = |least: u64| {
         LoadError::file(path, format!("expected {least} bytes of header at least, got {bytes}: truncated?"))
     };

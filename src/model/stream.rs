@@ -13,6 +13,7 @@ use super::checkpoint::Tensor;
 use super::convert;
 use super::error::LoadError;
 use super::plan::{Form, Part, Plan, Source};
+use super::storage::Landing;
 use super::weights::LoadProgress;
 use crate::device::cpu::Quantizer;
 use crate::device::{Device, HostRows, MatrixData};
@@ -38,11 +39,16 @@ struct Piece {
     cols: Range<usize>,
 }
 
-/// What a thread works in.
+/// What a thread reads into and works in.
 #[derive(Default)]
 struct Room {
-    /// As read.
-    bytes: Vec<u8>,
+    landing: Landing,
+    desk: Desk,
+}
+
+/// What a thread converts into.
+#[derive(Default)]
+struct Desk {
     halves: Vec<u16>,
     codes: Vec<u8>,
     scales: Vec<f32>,
@@ -111,10 +117,10 @@ pub(super) fn run<D: Device>(
     filled.collect()
 }
 
-/// Threads that read and convert: more than there are cores, so that some read while others pack.
+/// Threads that read and convert: many more than a few cores, so that a disk has many reads to do while some convert.
 pub fn load_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (2 * cores).clamp(4, 64)
+    (2 * cores).clamp(16, 64)
 }
 
 /// All that the ranks want, each of it once, in the order of the files.
@@ -184,17 +190,19 @@ impl Piece {
     }
 
     /// Reads it, row after row without what lies between.
-    fn read(&self, tensor: &Tensor, to: &mut [u8]) -> Result<(), LoadError> {
+    fn read<'l>(&self, tensor: &Tensor, landing: &'l mut Landing) -> Result<&'l [u8], LoadError> {
         let width = width(tensor);
         let row_bytes = tensor.shape[1] * width;
         if self.is_whole(tensor) {
-            return tensor.read((self.rows.start * row_bytes) as u64, to);
+            let from = (self.rows.start * row_bytes) as u64;
+            return tensor.read_once(from, self.rows.len() * row_bytes, landing);
         }
-        let rows = self.rows.clone().zip(to.chunks_exact_mut(self.cols.len() * width));
-        for (row, to) in rows {
+        let each = self.cols.len() * width;
+        let to = landing.bytes(self.rows.len() * each);
+        for (row, to) in self.rows.clone().zip(to.chunks_exact_mut(each)) {
             tensor.read((row * row_bytes + self.cols.start * width) as u64, to)?;
         }
-        Ok(())
+        Ok(to)
     }
 }
 
@@ -230,12 +238,11 @@ impl<D: Device> Work<'_, D> {
     /// Reads a piece and hands it to the ranks that have a part of it.
     fn take(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
         let source = &self.plan.sources[piece.source];
-        room.bytes.resize(piece.bytes(self.plan) as usize, 0);
-        piece.read(&source.tensor, &mut room.bytes)?;
+        let bytes = piece.read(&source.tensor, &mut room.landing)?;
         match &source.form {
-            Form::Codes(scales) => self.take_codes(piece, scales, &room.bytes),
-            Form::Quantised => self.quantise(piece, room),
-            Form::Bf16 => self.take_halves(piece, room),
+            Form::Codes(scales) => self.take_codes(piece, scales, bytes),
+            Form::Quantised => self.quantise(piece, bytes, &mut room.desk),
+            Form::Bf16 => self.take_halves(piece, bytes, &mut room.desk),
         }
     }
 
@@ -283,10 +290,10 @@ impl<D: Device> Work<'_, D> {
     }
 
     /// Quantises whole rows.
-    fn quantise(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
+    fn quantise(&self, piece: &Piece, bytes: &[u8], desk: &mut Desk) -> Result<(), LoadError> {
         let tensor = &self.plan.sources[piece.source].tensor;
         let input = piece.cols.len();
-        let Room { bytes, codes, scales, row, .. } = room;
+        let Desk { codes, scales, row, .. } = desk;
         codes.resize(piece.rows.len() * input, 0);
         row.resize(input, 0.0);
         scales.clear();
@@ -303,11 +310,11 @@ impl<D: Device> Work<'_, D> {
     }
 
     /// Rounds each rank's part to BF16.
-    fn take_halves(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
+    fn take_halves(&self, piece: &Piece, bytes: &[u8], desk: &mut Desk) -> Result<(), LoadError> {
         let tensor = &self.plan.sources[piece.source].tensor;
         let width = width(tensor);
         let row_bytes = piece.cols.len() * width;
-        let Room { bytes, halves, .. } = room;
+        let halves = &mut desk.halves;
         for (part, rows) in self.parts(piece) {
             let (count, input) = (rows.len(), part.cols.len());
             halves.resize(count * input, 0);

@@ -4,6 +4,7 @@
 pub mod checkpoints;
 mod errors;
 mod loading;
+mod storage;
 mod traps;
 
 use std::path::Path;

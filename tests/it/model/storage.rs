@@ -1,0 +1,70 @@
+//! Bytes of a file are the same by either way, wherever they begin and end, in the cache or not.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use octant::model::{Landing, Storage};
+
+/// Not a multiple of what reads past the cache come in.
+const LEN: usize = 3 * 4096 + 1234;
+
+fn write(path: &Path) -> Vec<u8> {
+    let bytes: Vec<u8> = (0..LEN).map(|i| (i * 7 + i / 256) as u8).collect();
+    std::fs::write(path, &bytes).unwrap();
+    bytes
+}
+
+/// Has the system forget what it has of the file.
+fn forget(path: &Path) {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+#[test]
+fn a_read_past_the_cache_has_the_bytes_of_the_file() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("file");
+    let bytes = write(&path);
+    let storage = Storage::open(path.clone()).unwrap();
+    let mut landing = Landing::default();
+    for cached in [false, true] {
+        for at in [0, 1, 511, 4095, 4096, 4097, 8192, 3 * 4096, LEN - 1] {
+            for len in [0, 1, 100, 4096, 5000, LEN] {
+                let len = len.min(LEN - at);
+                if !cached {
+                    forget(&path);
+                }
+                let read = storage.read_once(at as u64, len, &mut landing).unwrap();
+                assert!(read == &bytes[at..at + len], "{len} bytes from {at} on, cached: {cached}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_lies_beyond_the_end_is_an_error() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("file");
+    write(&path);
+    let storage = Storage::open(path.clone()).unwrap();
+    for (at, len) in [(0, LEN + 1), (LEN, 1), (LEN + 9000, 1)] {
+        forget(&path);
+        let error = storage.read_once(at as u64, len, &mut Landing::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{len} bytes from {at} on");
+    }
+}
+
+#[test]
+fn a_file_cut_short_while_it_is_open_is_an_error() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("file");
+    write(&path);
+    let storage = Storage::open(path.clone()).unwrap();
+    File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
+    let error = storage.read_once(4000, 2000, &mut Landing::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+    assert_eq!(storage.read_once(4000, 1000, &mut Landing::default()).unwrap().len(), 1000);
+}
