@@ -6,6 +6,7 @@
 
 mod cli;
 mod offline;
+mod simulate;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+pub use simulate::Simulation;
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]
@@ -63,7 +65,7 @@ pub struct ServeArgs {
     /// Where to run [default: cpu]
     #[arg(long, env = "OCTANT_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceName>,
-    /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1]
+    /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1; 8 when simulating]
     #[arg(long, env = "OCTANT_TENSOR_PARALLEL_SIZE", value_name = "N")]
     pub tensor_parallel_size: Option<usize>,
     /// GPUs of the ranks by their numbers, separated by commas; several ranks may share one [default: the first ones]
@@ -111,6 +113,18 @@ pub struct ServeArgs {
     /// After that, seconds for running requests to end before they are cut off [default: 300]
     #[arg(long, env = "OCTANT_DRAIN_TIMEOUT", value_name = "SECONDS")]
     pub drain_timeout: Option<u64>,
+    /// GPUs to simulate: h100-80gb, or a .toml file as in models/ [default: h100-80gb]
+    #[arg(long, env = "OCTANT_GPU", value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Directory of the config.json of the model to simulate [default: that of --model, which has the tokenizer]
+    #[arg(long, env = "OCTANT_SIMULATE_CONFIG", value_name = "DIR")]
+    pub simulate_config: Option<PathBuf>,
+    /// How long simulated steps take: 1 as long as on the GPUs, 0 as short as this machine can [default: 1]
+    #[arg(long, env = "OCTANT_SIMULATE_PACE", value_name = "FACTOR")]
+    pub simulate_pace: Option<f64>,
+    /// Tokens of a simulated answer, on average [default: 256]
+    #[arg(long, env = "OCTANT_SIMULATE_ANSWER_TOKENS", value_name = "MEAN")]
+    pub simulate_answer_tokens: Option<f64>,
 }
 
 /// Element type of the KV cache.
@@ -141,6 +155,18 @@ pub enum DeviceName {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// GPUs that are not there.
+    Simulate,
+}
+
+impl DeviceName {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Simulate => "simulate",
+        }
+    }
 }
 
 /// How GPUs add up.
@@ -253,6 +279,8 @@ pub struct Config {
     pub gpus: Vec<usize>,
     /// How they add up.
     pub communicator: CommunicatorName,
+    /// With [`DeviceName::Simulate`] alone.
+    pub simulation: Option<Simulation>,
     /// Threads of the CPU device.
     pub threads: usize,
     /// Whether a row has the same bits in any company.
@@ -313,18 +341,24 @@ impl ServeArgs {
             step_timeout: self.step_timeout.or(file.step_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            gpu: self.gpu.or(file.gpu),
+            simulate_config: self.simulate_config.or(file.simulate_config),
+            simulate_pace: self.simulate_pace.or(file.simulate_pace),
+            simulate_answer_tokens: self.simulate_answer_tokens.or(file.simulate_answer_tokens),
         }
     }
 
     fn meaning(self) -> Result<Config, ConfigError> {
+        let device = self.device.unwrap_or(DeviceName::Cpu);
+        let simulation = simulate::simulation(&self, device)?;
         let model = self.model.ok_or_else(|| ConfigError::new("--model", "missing; expected a directory"))?;
         let quantization = self.quantization.unwrap_or(Quantization::Fp8);
         let kv_default =
             if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let device = self.device.unwrap_or(DeviceName::Cpu);
         let deterministic = deterministic(self.deterministic, device)?;
-        let ranks = ranks(self.tensor_parallel_size.unwrap_or(1))?;
+        let usual_ranks = if device == DeviceName::Simulate { 8 } else { 1 };
+        let ranks = ranks(self.tensor_parallel_size.unwrap_or(usual_ranks))?;
         let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Config {
             address: SocketAddr::new(host, self.port.unwrap_or(8000)),
@@ -345,6 +379,7 @@ impl ServeArgs {
             deterministic,
             gpus: gpus(self.gpus, device, ranks)?,
             communicator: communicator(self.communicator, device, deterministic)?,
+            simulation,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
@@ -369,8 +404,9 @@ fn ranks(size: usize) -> Result<usize, ConfigError> {
 /// A device that knows one way only cannot be told to take another.
 fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, ConfigError> {
     match (wanted.unwrap_or(true), device) {
-        (false, DeviceName::Cpu) => {
-            Err(ConfigError::new("--deterministic", "expected true with --device cpu, got false"))
+        (false, DeviceName::Cpu | DeviceName::Simulate) => {
+            let message = format!("expected true with --device {}, got false", device.as_str());
+            Err(ConfigError::new("--deterministic", message))
         }
         (wanted, _) => Ok(wanted),
     }
@@ -384,7 +420,7 @@ fn gpus(named: Option<Vec<usize>>, device: DeviceName, ranks: usize) -> Result<V
         (Some(gpus), DeviceName::Cuda) => {
             wrong(format!("expected one for each of {ranks} ranks, got {}", gpus.len()))
         }
-        (Some(_), DeviceName::Cpu) => wrong("expected --device cuda, got cpu".to_owned()),
+        (Some(_), _) => wrong(format!("expected --device cuda, got {}", device.as_str())),
         (None, _) => Ok((0..ranks).collect()),
     }
 }
@@ -394,9 +430,11 @@ fn communicator(
     device: DeviceName,
     deterministic: bool,
 ) -> Result<CommunicatorName, ConfigError> {
-    let wrong = |message| Err(ConfigError::new("--communicator", message));
+    let wrong = |message: &str| Err(ConfigError::new("--communicator", message));
     match named {
-        Some(_) if device == DeviceName::Cpu => wrong("expected --device cuda, got cpu"),
+        Some(_) if device != DeviceName::Cuda => {
+            wrong(&format!("expected --device cuda, got {}", device.as_str()))
+        }
         Some(CommunicatorName::Nccl) if deterministic => {
             wrong("nccl adds up in an order of its own; expected --deterministic false with it")
         }

@@ -12,3 +12,4 @@ pub mod progress;
 pub mod projection;
 pub mod reduce;
 pub mod serve;
+pub mod simulated;
