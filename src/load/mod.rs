@@ -63,7 +63,9 @@ pub enum SetupError {
         why: String,
     },
     /// The URL is one of TLS.
-    #[error("https is not supported, only plain http: measure the server itself, or put a TLS proxy on this machine before it")]
+    #[error(
+        "https is not supported, only plain http: measure the server itself, or put a TLS proxy on this machine before it"
+    )]
     Https,
     /// The API key cannot be sent.
     #[error("the API key has characters that a header cannot have")]

@@ -64,9 +64,9 @@ impl Prompts {
         let wrong = |why: String| SetupError::Prompts { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let prompts = match path.extension().and_then(|end| end.to_str()) {
-            Some("jsonl") => lines(&text, |line| {
-                from_json(serde_json::from_str(line).map_err(|error| error.to_string())?)
-            }),
+            Some("jsonl") => {
+                lines(&text, |line| from_json(serde_json::from_str(line).map_err(|error| error.to_string())?))
+            }
             Some("json") => conversations(&text),
             _ => lines(&text, |line| Ok(text_prompt(line.to_owned()))),
         };
@@ -126,9 +126,7 @@ fn push_words(text: &mut String, count: usize, mut random: Random) {
 
 fn lines(text: &str, parse: impl Fn(&str) -> Result<Prompt, String>) -> Result<Vec<Prompt>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines
-        .map(|(number, line)| parse(line).map_err(|why| format!("line {}: {why}", number + 1)))
-        .collect()
+    lines.map(|(number, line)| parse(line).map_err(|why| format!("line {}: {why}", number + 1))).collect()
 }
 
 fn from_json(value: Value) -> Result<Prompt, String> {

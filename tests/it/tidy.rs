@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 15] = [
+const BOUNDARIES: [(&str, &[&str]); 16] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -17,6 +17,7 @@ const BOUNDARIES: [(&str, &[&str]); 15] = [
     ("device", &[]),
     ("cost", &["model", "device"]),
     ("offline", &["model", "device"]),
+    ("load", &[]),
     ("config", &[]),
     (
         "commands",
@@ -33,6 +34,7 @@ const BOUNDARIES: [(&str, &[&str]); 15] = [
             "device",
             "cost",
             "offline",
+            "load",
             "config",
         ],
     ),
