@@ -6,6 +6,7 @@
 
 mod cli;
 mod offline;
+mod serving;
 mod simulate;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
 pub use simulate::Simulation;
 
 /// What was typed: every setting may be absent.

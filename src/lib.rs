@@ -54,6 +54,9 @@ pub mod simulator;
 /// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
 pub mod offline;
 
+/// A load client for any server with OpenAI's API, and what its times amount to.
+pub mod load;
+
 /// Command line, environment and file to one validated configuration.
 pub mod config;
 

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod bench_load;
+pub mod bench_serving;
 pub mod convert;
 pub mod doctor;
 #[cfg(feature = "cuda")]

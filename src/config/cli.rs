@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::serving::BenchServingArgs;
 use super::{DeviceName, ImportNemoArgs, Quantization, QuantizeArgs, ServeArgs};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -39,6 +40,8 @@ pub enum BenchCommand {
     Rank(BenchRankArgs),
     /// Loading a model as `serve` does, against reading its files and nothing else.
     Load(BenchLoadArgs),
+    /// Any server with OpenAI's API under load, in an open or a closed loop: latencies, throughput, goodput.
+    Serving(Box<BenchServingArgs>),
     /// What ranks on GPUs take to add up, by the number of rows: fused with the norm, by every rank and by shares, and as
     /// an all-reduce, also NCCL's.
     Reduce(BenchReduceArgs),

@@ -18,6 +18,7 @@ const BOUNDARIES: [(&str, &[&str]); 16] = [
     ("cost", &["model", "device"]),
     ("simulator", &["engine", "scheduler", "request", "cost"]),
     ("offline", &["model", "device"]),
+    ("load", &[]),
     ("config", &[]),
     (
         "commands",
@@ -35,6 +36,7 @@ const BOUNDARIES: [(&str, &[&str]); 16] = [
             "cost",
             "simulator",
             "offline",
+            "load",
             "config",
         ],
     ),

@@ -1,0 +1,251 @@
+//! `octant bench serving`: a load client for any server with OpenAI's API.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+
+use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
+use crate::load::arrivals::{Rate, Spacing};
+use crate::load::body::{Bodies, Endpoint};
+use crate::load::client::{Client, Target};
+use crate::load::drive::{self, Pace, Plan, Progress};
+use crate::load::measure::{Objectives, Summary};
+use crate::load::prompts::Prompts;
+use crate::load::{plot, report};
+
+/// How often a line is written where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Requests of a run of which nothing says when it ends.
+const DEFAULT_REQUESTS: u64 = 100;
+
+/// Runs, shows and writes. Status 0 if a request ended well; 1 if none did.
+pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+    // One thread: see the header of the module `load`.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(measure(args))
+}
+
+async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+    let plan = plan(args).await?;
+    eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
+    let mut shown = Shown::start(&plan);
+    let stop = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // Without the signal's handler the signal ends the process.
+            std::future::pending::<()>().await;
+        }
+    };
+    let run = drive::run(&plan, stop, &mut |progress| shown.update(progress)).await;
+    shown.finish();
+    let objectives = Objectives {
+        ttft_ms: args.slo_ttft,
+        itl_ms: args.slo_itl,
+        tpot_ms: args.slo_tpot,
+        e2e_ms: args.slo_e2e,
+    };
+    let summary = Summary::of(&run, objectives);
+    print!("{}", report::text(&summary, plan.bodies.prompts.distinct()));
+    if let Some(path) = &args.json {
+        let json = report::json(&summary, settings(args, &plan), &run);
+        write(path, &serde_json::to_string_pretty(&json)?)?;
+    }
+    if let Some(path) = &args.plot {
+        write(path, &plot::svg(&run, &format!("{}: {}", plan.bodies.model, describe(&plan)))?)?;
+    }
+    Ok(if summary.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn plan(args: &BenchServingArgs) -> anyhow::Result<Plan> {
+    let duration = args.duration.map(Duration::from_secs_f64);
+    let timeout = Duration::from_secs_f64(args.timeout);
+    let target = Target::parse(&args.url, args.api_key.as_deref())?;
+    let prompts = match &args.prompts {
+        Some(path) => Prompts::from_file(path)?,
+        None => Prompts::Synthetic {
+            tokens: args.prompt_tokens,
+            shared_prefix: args.shared_prefix,
+            seed: args.seed,
+        },
+    };
+    let endpoint = match args.endpoint {
+        EndpointName::Chat => Endpoint::Chat,
+        EndpointName::Completions => Endpoint::Completions,
+    };
+    anyhow::ensure!(
+        endpoint == Endpoint::Chat || !prompts.need_chat(),
+        "the file has `messages`, which only --endpoint chat can send"
+    );
+    anyhow::ensure!(
+        args.shared_prefix <= args.prompt_tokens,
+        "--shared-prefix is longer than --prompt-tokens"
+    );
+    let extra: Map<String, Value> = match &args.extra_body {
+        Some(text) => serde_json::from_str(text).context("--extra-body is no JSON object")?,
+        None => Map::new(),
+    };
+    let pace = pace(args)?;
+    let model = match &args.model {
+        Some(name) => name.clone(),
+        None => Client::new(target.clone(), timeout).first_model().await?,
+    };
+    Ok(Plan {
+        target,
+        bodies: Bodies {
+            prompts,
+            endpoint,
+            model,
+            max_tokens: args.max_tokens,
+            ignore_eos: args.ignore_eos,
+            temperature: args.temperature,
+            extra,
+        },
+        pace,
+        requests: args.requests.or(duration.is_none().then_some(DEFAULT_REQUESTS)),
+        duration,
+        warm_up: args.warm_up,
+        timeout,
+        seed: args.seed,
+    })
+}
+
+fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
+    let spacing = match (args.arrivals, args.burstiness) {
+        (ArrivalName::Gamma, burstiness) => Spacing::Gamma { burstiness: burstiness.unwrap_or(1.0) },
+        (_, Some(_)) => anyhow::bail!("--burstiness is of --arrivals gamma"),
+        (ArrivalName::Poisson, None) => Spacing::Poisson,
+        (ArrivalName::Constant, None) => Spacing::Constant,
+    };
+    match (args.rate, args.concurrency) {
+        (Some(rate), most) => {
+            anyhow::ensure!(
+                rate.from == rate.to || args.duration.is_some(),
+                "a rate that changes needs --duration"
+            );
+            Ok(Pace::Open { rate: Rate { from: rate.from, to: rate.to }, spacing, most })
+        }
+        (None, Some(concurrency)) => Ok(Pace::Closed { concurrency }),
+        (None, None) => anyhow::bail!("--rate or --concurrency must be given"),
+    }
+}
+
+/// The plan in a line.
+fn describe(plan: &Plan) -> String {
+    let mut text = match plan.pace {
+        Pace::Closed { concurrency } => format!("closed loop, {concurrency} at once"),
+        Pace::Open { rate, spacing, most } => {
+            let spacing = match spacing {
+                Spacing::Constant => "constant".to_owned(),
+                Spacing::Poisson => "Poisson".to_owned(),
+                Spacing::Gamma { burstiness } => format!("gamma, burstiness {burstiness}"),
+            };
+            let rate = match rate {
+                Rate { from, to } if from == to => from.to_string(),
+                Rate { from, to } => format!("{from} to {to}"),
+            };
+            let most = most.map_or(String::new(), |most| format!(", at most {most} at once"));
+            format!("open loop, {rate} requests/s, {spacing}{most}")
+        }
+    };
+    if let Some(requests) = plan.requests {
+        text.push_str(&format!(", {requests} requests"));
+    }
+    if let Some(duration) = plan.duration {
+        text.push_str(&format!(", {} s", duration.as_secs_f64()));
+    }
+    text
+}
+
+/// The settings for the JSON report: what is needed to repeat the run, the key left out.
+fn settings(args: &BenchServingArgs, plan: &Plan) -> Value {
+    json!({
+        "url": args.url,
+        "endpoint": plan.bodies.endpoint.path(),
+        "model": plan.bodies.model,
+        "pace": describe(plan),
+        "requests": plan.requests,
+        "duration_s": args.duration,
+        "warm_up": args.warm_up,
+        "timeout_s": args.timeout,
+        "seed": args.seed,
+        "prompts": args.prompts,
+        "prompt_tokens": args.prompts.is_none().then_some(args.prompt_tokens),
+        "shared_prefix": args.prompts.is_none().then_some(args.shared_prefix),
+        "max_tokens": args.max_tokens,
+        "ignore_eos": args.ignore_eos,
+        "temperature": args.temperature,
+        "extra_body": plan.bodies.extra,
+        "version": env!("CARGO_PKG_VERSION"),
+    })
+}
+
+fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    eprintln!("wrote {}", path.display());
+    Ok(())
+}
+
+/// Progress on standard error: a bar on a terminal, a line now and then anywhere else.
+struct Shown {
+    bar: Option<ProgressBar>,
+    last_line: Instant,
+    /// Chunks and time at the last look that counted, for the speed between.
+    before: (u64, Duration),
+}
+
+impl Shown {
+    fn start(plan: &Plan) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let (bar, template) = match plan.requests {
+                Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
+                None => (ProgressBar::no_length(), "{spinner} {msg}"),
+            };
+            bar.with_style(ProgressStyle::with_template(template).expect("the template is sound"))
+        });
+        Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
+    }
+
+    fn update(&mut self, progress: &Progress) {
+        let every = if self.bar.is_some() { Duration::from_secs(1) } else { LINE_EVERY };
+        if let Some(bar) = &self.bar {
+            bar.set_position(if progress.warming_up { 0 } else { progress.ended });
+        }
+        if progress.elapsed < self.before.1 {
+            // The warm-up is over and the run has begun.
+            self.before = (0, Duration::ZERO);
+        }
+        if self.last_line.elapsed() < every {
+            return;
+        }
+        self.last_line = Instant::now();
+        let seconds = (progress.elapsed - self.before.1).as_secs_f64();
+        let line = line(progress, progress.chunks.saturating_sub(self.before.0) as f64 / seconds.max(1e-9));
+        self.before = (progress.chunks, progress.elapsed);
+        match &self.bar {
+            Some(bar) => bar.set_message(line),
+            None => eprintln!("{line}"),
+        }
+    }
+
+    fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// How a run is getting on.
+fn line(progress: &Progress, chunks_per_second: f64) -> String {
+    let Progress { warming_up, elapsed, sent, ended, failed, .. } = progress;
+    let phase = if *warming_up { "warming up, " } else { "" };
+    format!(
+        "{phase}{:.0} s: {ended} ended, {} out, {failed} failed, {chunks_per_second:.0} chunks/s",
+        elapsed.as_secs_f64(),
+        sent - ended
+    )
+}
