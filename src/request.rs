@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,

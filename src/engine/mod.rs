@@ -7,6 +7,8 @@
 
 mod handle;
 mod ledger;
+mod pipeline;
+pub mod record;
 mod stats;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +18,11 @@ use std::time::Instant;
 
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
+pub use pipeline::Pipeline;
+pub use record::Recorder;
 pub use stats::Stats;
 
 use crate::request::{Reject, Update};
-use crate::scheduler::Scheduler;
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
@@ -48,9 +51,7 @@ pub struct Engine<'a> {
     commands: &'a flume::Receiver<Command>,
     executor: &'a mut dyn Executor,
     ledger: &'a mut Ledger,
-    scheduler: Scheduler,
-    max_in_flight: usize,
-    in_flight: usize,
+    pipeline: Pipeline,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
 }
@@ -73,15 +74,27 @@ impl Engine<'_> {
         in_flight: usize,
         executor: Box<dyn Executor>,
     ) -> (EngineHandle, EngineThread) {
-        assert!((1..=2).contains(&in_flight), "one or two steps in flight, got {in_flight}");
-        config.assert_sound();
+        Self::start_recorded(config, in_flight, executor, None)
+    }
+
+    /// The same, and tells the recorder what it does.
+    ///
+    /// # Panics
+    /// As [`Engine::start`].
+    pub fn start_recorded(
+        config: SchedulerConfig,
+        in_flight: usize,
+        executor: Box<dyn Executor>,
+        recorder: Option<Recorder>,
+    ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
-        let counts = Scheduler::new(config.clone()).counts();
+        // Not the one that will be used, which cannot change threads; but what is wrong shows here.
+        let counts = Pipeline::new(config.clone(), in_flight, None).scheduler().counts();
         let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || live(&shared, in_flight, executor, &commands))
+            .spawn(move || live(&shared, in_flight, recorder, executor, &commands))
             .expect("the system can start a thread");
         (handle, EngineThread { thread })
     }
@@ -92,30 +105,26 @@ impl Engine<'_> {
             if self.take_commands()? == Next::Stop {
                 return Ok(());
             }
-            while self.in_flight < self.max_in_flight
-                && let Some(plan) = self.scheduler.plan()
-            {
+            while let Some(plan) = self.pipeline.start() {
                 self.executor.enqueue(&plan).map_err(|e| e.message)?;
-                self.in_flight += 1;
             }
-            if self.in_flight == 0 {
-                if !self.scheduler.is_idle() {
+            if self.pipeline.in_flight() == 0 {
+                if !self.pipeline.scheduler().is_idle() {
                     return Err("the scheduler has work and plans none".to_owned());
                 }
                 continue;
             }
             self.publish();
             let output = self.executor.collect().map_err(|e| e.message)?;
-            self.in_flight -= 1;
             self.last_step = Some(Instant::now());
-            let updates = self.scheduler.commit(&output).map_err(|e| e.to_string())?;
+            let updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
             self.answer(updates);
         }
     }
 
     /// Takes every command there is; while idle, waits for one.
     fn take_commands(&mut self) -> Result<Next, String> {
-        while self.in_flight == 0 && self.scheduler.is_idle() {
+        while self.pipeline.scheduler().is_idle() {
             self.rest()?;
             match self.commands.recv() {
                 Ok(command) => {
@@ -137,7 +146,7 @@ impl Engine<'_> {
 
     /// Idle is when every block must be back, so that is when they are counted.
     fn rest(&mut self) -> Result<(), String> {
-        self.scheduler.check_integrity()?;
+        self.pipeline.scheduler().check_integrity()?;
         if !self.ledger.is_empty() {
             return Err(format!("{} requests were never answered", self.ledger.len()));
         }
@@ -156,7 +165,7 @@ impl Engine<'_> {
             Command::Abort(id) => {
                 // A request that has been answered, or was never taken, has nothing to abort.
                 if self.ledger.abandon(id) {
-                    self.scheduler.abort(id);
+                    self.pipeline.abort(id);
                 }
             }
             Command::Stop => return Next::Stop,
@@ -167,7 +176,7 @@ impl Engine<'_> {
     fn admit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
         let (accounts, requests): (Vec<_>, Vec<_>) =
             group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
-        self.scheduler.submit(requests)?;
+        self.pipeline.submit(requests)?;
         for (id, updates) in accounts {
             self.ledger.open(id, updates);
         }
@@ -188,8 +197,8 @@ impl Engine<'_> {
 
     fn stats(&self) -> Stats {
         Stats {
-            counts: self.scheduler.counts(),
-            in_flight: self.in_flight,
+            counts: self.pipeline.scheduler().counts(),
+            in_flight: self.pipeline.in_flight(),
             last_step: self.last_step,
             busy_since: self.busy_since,
             failed: None,
@@ -200,7 +209,8 @@ impl Engine<'_> {
 /// The engine's thread from its first to its last moment: whatever ends the loop, everyone gets an answer.
 fn live(
     shared: &Shared,
-    max_in_flight: usize,
+    in_flight: usize,
+    recorder: Option<Recorder>,
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<Command>,
 ) -> Result<(), String> {
@@ -211,9 +221,7 @@ fn live(
             commands,
             executor: &mut *executor,
             ledger: &mut ledger,
-            scheduler: Scheduler::new(shared.config.clone()),
-            max_in_flight,
-            in_flight: 0,
+            pipeline: Pipeline::new(shared.config.clone(), in_flight, recorder),
             last_step: None,
             busy_since: None,
         };

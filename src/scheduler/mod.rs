@@ -18,6 +18,7 @@
 mod batch;
 pub mod blocks;
 mod door;
+mod fingerprint;
 mod integrity;
 pub mod plan;
 pub mod prefix;

@@ -4,13 +4,20 @@
 //! `tokens` is what is said, `machine` is a step outside of time. [`Simulator`] runs steps on the wall clock, behind the
 //! real engine and the real server.
 
+mod codec;
+mod journey;
 mod machine;
+pub mod report;
 mod tokens;
+pub mod trace;
+pub mod virtual_time;
+pub mod workload;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
+pub use journey::{Journey, Outcome, Sample};
 pub use machine::{Machine, shape};
 pub use tokens::{Key, Voice};
 

@@ -17,7 +17,7 @@
 use crate::request::{Finish, Request, SamplingParams, TokenLogprob};
 
 /// 2^64 by the golden ratio: consecutive multiples differ in many bits.
-const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(super) const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Which tokens there are, and how long answers are.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +29,7 @@ pub struct Voice {
 }
 
 /// Names one answer: all that its tokens depend on beside their number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Key(u64);
 
 impl Voice {
@@ -109,7 +109,8 @@ impl Voice {
     }
 }
 
-fn mix(x: u64) -> u64 {
+/// SplitMix64's finaliser.
+pub(super) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(STEP);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

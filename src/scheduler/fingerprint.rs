@@ -1,0 +1,73 @@
+//! A plan as one number, so that two can be compared without keeping both.
+
+use super::plan::{Row, SlotStart, StepPlan, TokenSource};
+use crate::request::SamplingParams;
+
+/// 64 bits of everything that goes in, in order. The same on every machine, and part of the format of recordings.
+struct Fingerprint(u64);
+
+impl StepPlan {
+    /// A hash of every bit of the plan. Not against those who want two plans to look alike.
+    pub fn fingerprint(&self) -> u64 {
+        let mut print = Fingerprint(0);
+        print.add(self.id);
+        print.add(self.rows.len() as u64);
+        for row in &self.rows {
+            print.row(row);
+        }
+        print.0
+    }
+}
+
+impl Fingerprint {
+    fn add(&mut self, word: u64) {
+        let x = (self.0 ^ word).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 32)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = x ^ (x >> 29);
+    }
+
+    fn list(&mut self, words: impl ExactSizeIterator<Item = u64>) {
+        self.add(words.len() as u64);
+        words.for_each(|word| self.add(word));
+    }
+
+    fn ids(&mut self, ids: &[u32]) {
+        self.list(ids.iter().map(|id| u64::from(*id)));
+    }
+
+    fn row(&mut self, row: &Row) {
+        self.add(u64::from(row.slot));
+        self.add(u64::from(row.start.is_some()));
+        if let Some(start) = &row.start {
+            self.start(start);
+        }
+        match &row.tokens {
+            TokenSource::Host(tokens) => self.ids(tokens),
+            // No list of the host's is so long.
+            TokenSource::LastSampled => self.add(u64::MAX),
+        }
+        self.add(u64::from(row.position));
+        self.ids(&row.blocks);
+        self.add(u64::from(row.sample));
+        self.ids(&row.score);
+    }
+
+    fn start(&mut self, start: &SlotStart) {
+        self.add(start.prompt_len as u64);
+        self.ids(&start.tokens);
+        self.add(start.prompt_logprobs.map_or(u64::MAX, u64::from));
+        self.sampling(&start.sampling);
+    }
+
+    fn sampling(&mut self, p: &SamplingParams) {
+        let floats =
+            [p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty];
+        self.list(floats.iter().map(|x| u64::from(x.to_bits())));
+        self.list(p.logit_bias.iter().map(|(id, x)| u64::from(*id) << 32 | u64::from(x.to_bits())));
+        self.add(u64::from(p.top_k));
+        self.add(p.seed);
+        self.add(p.logprobs.map_or(u64::MAX, u64::from));
+        self.add(u64::from(p.min_tokens));
+        self.ids(&p.barred);
+    }
+}

@@ -1,0 +1,227 @@
+//! The real scheduler over simulated GPUs, on a clock that jumps from the end of one step to the end of the next: no
+//! threads, no sleeping, no randomness. What takes hours takes seconds, and takes them in the same way every time.
+//!
+//! A turn has the order of the engine's, which [`Pipeline`] keeps for both: what has happened by now is taken, steps are
+//! started until two are in flight, the earliest ends. What the host itself takes is not counted; with two steps in
+//! flight it is hidden behind them.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::journey::{Journey, Outcome, Sample};
+use super::machine::Machine;
+use crate::engine::Pipeline;
+use crate::request::{Finish, Request, SamplingParams, StopRules};
+use crate::scheduler::plan::StepOutput;
+use crate::scheduler::{RequestId, Scheduler, SchedulerConfig};
+
+/// A request as the GPUs will answer it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ask {
+    /// What is asked.
+    pub request: Request,
+    /// The tokens of its answer.
+    pub answer: Arc<[u32]>,
+}
+
+impl Ask {
+    /// A prompt that is answered so, and no further.
+    pub fn new(prompt: Arc<[u32]>, answer: Arc<[u32]>) -> Self {
+        let max_tokens = u32::try_from(answer.len()).unwrap_or(u32::MAX);
+        let request = Request {
+            prompt,
+            sampling: Arc::new(SamplingParams::greedy()),
+            stop: StopRules { max_tokens, stop_ids: Vec::new() },
+            priority: 0,
+            cache_salt: None,
+            prompt_logprobs: None,
+        };
+        Self { request, answer }
+    }
+}
+
+/// What a turn did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// A step ended.
+    Step,
+    /// Nothing runs; something has been taken that leaves nothing to run.
+    Idle,
+    /// Nothing runs and nothing will happen.
+    Done,
+}
+
+enum Happening {
+    Arrive(Vec<(RequestId, Request)>),
+    Leave(RequestId),
+}
+
+/// A server in virtual time.
+pub struct VirtualTime {
+    pipeline: Pipeline,
+    machine: Machine,
+    /// By the bits of the time, which order as the time does since none is negative; then as they were added.
+    to_come: BTreeMap<(u64, u64), Happening>,
+    added: u64,
+    now: f64,
+    free_at: f64,
+    flights: VecDeque<(StepOutput, f64)>,
+    journeys: HashMap<RequestId, Journey>,
+    samples: Vec<Sample>,
+    busy: f64,
+    ids: u64,
+}
+
+impl VirtualTime {
+    /// At time 0 with nothing to do. The machine is to be a scripted one.
+    ///
+    /// # Panics
+    /// If a limit of `config` is 0, or there are neither one nor two steps in flight.
+    pub fn new(config: SchedulerConfig, in_flight: usize, machine: Machine) -> Self {
+        Self {
+            pipeline: Pipeline::new(config, in_flight, None),
+            machine,
+            to_come: BTreeMap::new(),
+            added: 0,
+            now: 0.0,
+            free_at: 0.0,
+            flights: VecDeque::new(),
+            journeys: HashMap::new(),
+            samples: Vec::new(),
+            busy: 0.0,
+            ids: 0,
+        }
+    }
+
+    /// A group comes at this time, in seconds, or now if that has passed. Returns the ids of its requests.
+    pub fn arrive(&mut self, at: f64, group: Vec<Ask>) -> Vec<RequestId> {
+        let mut requests = Vec::new();
+        for Ask { mut request, answer } in group {
+            let id = RequestId(self.ids);
+            self.ids += 1;
+            let seed = self.machine.learn(answer);
+            request.sampling = Arc::new(SamplingParams { seed, ..(*request.sampling).clone() });
+            self.journeys.insert(id, Journey::new(at, request.prompt.len()));
+            requests.push((id, request));
+        }
+        let ids = requests.iter().map(|(id, _)| *id).collect();
+        self.add(at, Happening::Arrive(requests));
+        ids
+    }
+
+    /// The client of a request leaves at this time.
+    pub fn leave(&mut self, at: f64, id: RequestId) {
+        self.add(at, Happening::Leave(id));
+    }
+
+    fn add(&mut self, at: f64, happening: Happening) {
+        // `max` also makes an order of what is not a number.
+        self.to_come.insert((at.max(0.0).to_bits(), self.added), happening);
+        self.added += 1;
+    }
+
+    /// One turn of the loop.
+    ///
+    /// # Errors
+    /// The scheduler is broken.
+    pub fn step(&mut self) -> Result<Turn, String> {
+        if self.pipeline.scheduler().is_idle() {
+            self.pipeline.scheduler().check_integrity()?;
+            let Some((&(at, _), _)) = self.to_come.first_key_value() else { return Ok(Turn::Done) };
+            self.now = self.now.max(f64::from_bits(at));
+        }
+        self.happen();
+        while let Some(plan) = self.pipeline.start() {
+            let (output, time) = self.machine.step(&plan);
+            let took = time.total();
+            self.free_at = self.free_at.max(self.now) + took;
+            self.busy += took;
+            self.flights.push_back((output, self.free_at));
+        }
+        let Some((output, end)) = self.flights.pop_front() else {
+            return match self.pipeline.scheduler().is_idle() {
+                true => Ok(Turn::Idle),
+                false => Err("the scheduler has work and plans none".to_owned()),
+            };
+        };
+        self.now = self.now.max(end);
+        let updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+        for (id, update) in updates {
+            let journey = self.journeys.get_mut(&id).ok_or("an update for a request that never was")?;
+            if update.token.is_some() {
+                journey.tokens.push(self.now);
+            }
+            match update.finish {
+                Some(Finish::Error(reason)) => return Err(reason),
+                Some(_) => journey.outcome = Outcome::Finished(self.now),
+                None => {}
+            }
+        }
+        self.samples.push(Sample::new(self.now, &self.pipeline.scheduler().counts()));
+        Ok(Turn::Step)
+    }
+
+    /// Takes what has come by now.
+    fn happen(&mut self) {
+        while let Some(entry) = self.to_come.first_entry()
+            && f64::from_bits(entry.key().0) <= self.now
+        {
+            match entry.remove() {
+                Happening::Arrive(group) => {
+                    let ids: Vec<RequestId> = group.iter().map(|(id, _)| *id).collect();
+                    if self.pipeline.submit(group).is_err() {
+                        ids.iter().for_each(|id| self.end(*id, Outcome::Refused));
+                    }
+                }
+                Happening::Leave(id) => {
+                    if self.journeys.get(&id).is_some_and(|journey| journey.outcome == Outcome::Open) {
+                        self.pipeline.abort(id);
+                        self.end(id, Outcome::Left);
+                    }
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, id: RequestId, outcome: Outcome) {
+        if let Some(journey) = self.journeys.get_mut(&id) {
+            journey.outcome = outcome;
+        }
+    }
+
+    /// Turns until nothing is left to do.
+    ///
+    /// # Errors
+    /// The scheduler is broken.
+    pub fn run(&mut self) -> Result<(), String> {
+        while self.step()? != Turn::Done {}
+        Ok(())
+    }
+
+    /// Seconds since the beginning.
+    pub fn now(&self) -> f64 {
+        self.now
+    }
+
+    /// Seconds during which the GPUs worked, or will have with the steps in flight.
+    pub fn busy(&self) -> f64 {
+        self.busy
+    }
+
+    /// The scheduler, to be looked at between turns.
+    pub fn scheduler(&self) -> &Scheduler {
+        self.pipeline.scheduler()
+    }
+
+    /// What became of a request.
+    pub fn journey(&self, id: RequestId) -> Option<&Journey> {
+        self.journeys.get(&id)
+    }
+
+    /// What became of all requests, by their ids, and of the server after each step.
+    pub fn history(&self) -> (Vec<&Journey>, &[Sample]) {
+        let mut all: Vec<_> = self.journeys.iter().collect();
+        all.sort_by_key(|(id, _)| **id);
+        (all.into_iter().map(|(_, journey)| journey).collect(), &self.samples)
+    }
+}
