@@ -9,12 +9,10 @@
 mod choice;
 mod prompt;
 
-use std::future::Future;
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::sync::Semaphore;
 
 pub use choice::{Candidate, FinishReason, Scored};
@@ -158,8 +156,6 @@ pub struct Generator {
     tokenizing: Arc<Semaphore>,
 }
 
-type NextUpdate = Pin<Box<dyn Future<Output = (usize, UpdateStream, Update)> + Send>>;
-
 impl Generator {
     /// `max_text_bytes` bounds the text of one prompt.
     pub fn new(
@@ -242,12 +238,10 @@ impl Generator {
                 choices.push(Choice::new(&self.tokenizer, prompt, &ask));
             }
         }
-        let streams = place.submit(requests).await?;
-        let waiting: FuturesUnordered<NextUpdate> =
-            streams.into_iter().enumerate().map(|(i, stream)| next_update(i, stream)).collect();
+        let streams = place.submit(requests).await?.into_iter().map(Some).collect();
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let usage = Usage { prompt_tokens: prompts.iter().sum(), ..Usage::default() };
-        Ok(Generation { choices, waiting, usage, prompts, n: ask.n as usize })
+        Ok(Generation { choices, streams, turn: 0, usage, prompts, n: ask.n as usize })
     }
 
     /// How many tokens each choice of a prompt may have.
@@ -288,17 +282,13 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
     }
 }
 
-fn next_update(index: usize, mut stream: UpdateStream) -> NextUpdate {
-    Box::pin(async move {
-        let update = stream.next().await;
-        (index, stream, update)
-    })
-}
-
 /// An answer on its way: all choices of one wire request.
 pub struct Generation {
     choices: Vec<Choice>,
-    waiting: FuturesUnordered<NextUpdate>,
+    /// Of each choice that has not finished.
+    streams: Vec<Option<UpdateStream>>,
+    /// The choice to look at first, so that none is kept waiting by those before it.
+    turn: usize,
     usage: Usage,
     /// The length of each prompt.
     prompts: Vec<usize>,
@@ -312,21 +302,36 @@ impl Generation {
     /// # Errors
     /// [`Failure`] if the engine failed this request.
     pub async fn next(&mut self) -> Option<Result<Delta, Failure>> {
-        let (index, stream, update) = self.waiting.next().await?;
+        let (index, update) = poll_fn(|context| self.poll_update(context)).await?;
         self.account(index, &update);
         match self.choices[index].push(update) {
             Ok(delta) => {
-                // A finished choice's stream is dropped here: where a stop string ended it, that is its abort.
-                if delta.finish.is_none() {
-                    self.waiting.push(next_update(index, stream));
+                if delta.finish.is_some() {
+                    // Where a stop string ended it, this is its abort.
+                    self.streams[index] = None;
                 }
                 Some(Ok(Delta { index, ..delta }))
             }
             Err(failure) => {
-                self.waiting.clear();
+                self.streams.fill_with(|| None);
                 Some(Err(failure))
             }
         }
+    }
+
+    /// The next update of any choice, and which.
+    fn poll_update(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Update)>> {
+        let choices = self.streams.len();
+        let mut open = false;
+        for index in (self.turn..choices).chain(0..self.turn) {
+            let Some(stream) = &mut self.streams[index] else { continue };
+            if let Poll::Ready(update) = stream.poll_next(context) {
+                self.turn = (index + 1) % choices;
+                return Poll::Ready(Some((index, update)));
+            }
+            open = true;
+        }
+        if open { Poll::Pending } else { Poll::Ready(None) }
     }
 
     /// Choices in all.

@@ -7,8 +7,12 @@
 //! is open, under its lock, and the engine empties the channel after closing the gate, so that no command is ever
 //! left unanswered in a channel that nobody reads.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::sync::mpsc;
 
 use crate::engine::stats::Stats;
 use crate::request::{Finish, Reject, Request, Update};
@@ -28,7 +32,7 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub(super) id: RequestId,
     pub(super) request: Request,
-    pub(super) updates: flume::Sender<Update>,
+    pub(super) updates: mpsc::UnboundedSender<Update>,
 }
 
 /// What the engine's thread and all handles share.
@@ -136,7 +140,7 @@ impl EngineHandle {
 
     fn open(&self, request: Request) -> (Submission, UpdateStream) {
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
-        let (sender, updates) = flume::unbounded();
+        let (sender, updates) = mpsc::unbounded_channel();
         let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
         (Submission { id, request, updates: sender }, stream)
     }
@@ -217,7 +221,7 @@ fn gone() -> Reject {
 /// step.
 pub struct UpdateStream {
     id: RequestId,
-    updates: flume::Receiver<Update>,
+    updates: mpsc::UnboundedReceiver<Update>,
     commands: flume::Sender<Command>,
     finished: bool,
 }
@@ -233,13 +237,21 @@ impl UpdateStream {
     /// # Panics
     /// If called after the finish, which is a bug in the caller.
     pub async fn next(&mut self) -> Update {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// As [`Self::next`], for those who wait for several.
+    ///
+    /// # Panics
+    /// As [`Self::next`].
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Update> {
         assert!(!self.finished, "request {} was read after its finish", self.id.0);
-        let update = self.updates.recv_async().await.unwrap_or_else(|_| {
+        let update = ready!(self.updates.poll_recv(context)).unwrap_or_else(|| {
             let finish = Some(Finish::Error("the engine ended without an answer".to_owned()));
             Update { finish, ..Update::default() }
         });
         self.finished = update.finish.is_some();
-        update
+        Poll::Ready(update)
     }
 }
 

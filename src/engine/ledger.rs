@@ -3,19 +3,21 @@
 
 use std::collections::HashMap;
 
+use tokio::sync::mpsc;
+
 use crate::request::{Finish, Update};
 use crate::scheduler::RequestId;
 
 /// The open requests and where their updates go.
 #[derive(Debug, Default)]
 pub struct Ledger {
-    accounts: HashMap<RequestId, flume::Sender<Update>>,
+    accounts: HashMap<RequestId, mpsc::UnboundedSender<Update>>,
 }
 
 impl Ledger {
     /// Opens an account. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
     /// that the engine never waits for a client.
-    pub fn open(&mut self, id: RequestId, updates: flume::Sender<Update>) {
+    pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>) {
         let earlier = self.accounts.insert(id, updates);
         contain(earlier.is_none(), id, "opened twice");
     }
@@ -23,13 +25,14 @@ impl Ledger {
     /// Sends an update, and closes the account with the last one. A client that has gone is none of our concern
     /// here: its abort is under way.
     pub fn post(&mut self, id: RequestId, update: Update) {
-        let account = match update.finish {
-            Some(_) => self.accounts.remove(&id),
-            None => self.accounts.get(&id).cloned(),
-        };
+        let last = update.finish.is_some();
+        let account = self.accounts.get(&id);
         contain(account.is_some(), id, "answered after it was closed");
         if let Some(account) = account {
             let _gone = account.send(update);
+        }
+        if last {
+            self.accounts.remove(&id);
         }
     }
 

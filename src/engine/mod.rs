@@ -54,6 +54,8 @@ pub struct Engine<'a> {
     pipeline: Pipeline,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
+    /// Committed, and not said yet.
+    updates: Vec<(RequestId, Update)>,
 }
 
 /// Whether the loop goes on.
@@ -99,32 +101,31 @@ impl Engine<'_> {
         (handle, EngineThread { thread })
     }
 
-    /// The step loop. Returns when told to stop, or with the reason why it cannot go on.
+    /// The step loop. Returns when told to stop, or with the reason why it cannot go on. The executor has its next step
+    /// before anyone is told of the last: what the host does meanwhile costs no time of the device.
     fn run(&mut self) -> Result<(), String> {
         loop {
             if self.take_commands()? == Next::Stop {
                 return Ok(());
             }
-            while let Some(plan) = self.pipeline.start() {
-                self.executor.enqueue(&plan).map_err(|e| e.message)?;
-            }
+            self.launch()?;
+            self.answer();
             if self.pipeline.in_flight() == 0 {
                 if !self.pipeline.scheduler().is_idle() {
                     return Err("the scheduler has work and plans none".to_owned());
                 }
                 continue;
             }
-            self.publish();
             let output = self.executor.collect().map_err(|e| e.message)?;
             self.last_step = Some(Instant::now());
-            let updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
-            self.answer(updates);
+            self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
         }
     }
 
     /// Takes every command there is; while idle, waits for one.
     fn take_commands(&mut self) -> Result<Next, String> {
         while self.pipeline.scheduler().is_idle() {
+            self.answer();
             self.rest()?;
             match self.commands.recv() {
                 Ok(command) => {
@@ -142,6 +143,14 @@ impl Engine<'_> {
             }
         }
         Ok(Next::Go)
+    }
+
+    /// Starts as many steps as may be in flight.
+    fn launch(&mut self) -> Result<(), String> {
+        while let Some(plan) = self.pipeline.start() {
+            self.executor.enqueue(&plan).map_err(|e| e.message)?;
+        }
+        Ok(())
     }
 
     /// Idle is when every block must be back, so that is when they are counted.
@@ -165,6 +174,7 @@ impl Engine<'_> {
             Command::Abort(id) => {
                 // A request that has been answered, or was never taken, has nothing to abort.
                 if self.ledger.abandon(id) {
+                    self.updates.retain(|(of, _)| *of != id);
                     self.pipeline.abort(id);
                 }
             }
@@ -183,10 +193,11 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Publishes before answering: whoever has read a finish finds its blocks free in the stats.
-    fn answer(&mut self, updates: Vec<(RequestId, Update)>) {
+    /// Says what the last step yielded. Publishes before that: whoever has read a finish finds its blocks free in the
+    /// stats.
+    fn answer(&mut self) {
         self.publish();
-        for (id, update) in updates {
+        for (id, update) in self.updates.drain(..) {
             self.ledger.post(id, update);
         }
     }
@@ -224,8 +235,12 @@ fn live(
             pipeline: Pipeline::new(shared.config.clone(), in_flight, recorder),
             last_step: None,
             busy_since: None,
+            updates: Vec::new(),
         };
-        engine.run()
+        let end = engine.run();
+        // Whatever ended it, what was committed before is true.
+        engine.answer();
+        end
     }));
     let end = end.unwrap_or_else(|panic| Err(format!("the engine panicked: {}", panic_text(&*panic))));
     let reason = match &end {

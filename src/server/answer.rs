@@ -40,6 +40,8 @@ pub struct Envelope {
     logprobs: bool,
     /// Whether chunks have a usage.
     include_usage: bool,
+    /// What every chunk begins with, up to its choices.
+    chunk_head: String,
 }
 
 /// An admitted request on its way to a client.
@@ -69,7 +71,7 @@ pub async fn answer(
     let ValidRequest { model, ask, stream, include_usage, logprobs, .. } = valid;
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
-    let envelope = Envelope { kind, id, created: unix_time(), model, logprobs, include_usage };
+    let envelope = Envelope::new(kind, id, model).with(logprobs, include_usage);
     let arrived = std::time::Instant::now();
     let generation = state.generator.start(place, ask).await.map_err(|refusal| refused(refusal, kind))?;
     let tracker = state.metrics.track(arrived, &generation);
@@ -121,34 +123,53 @@ struct Whole {
 }
 
 impl Envelope {
-    /// The chunks that a delta makes: the role with the first token of a choice, what was generated, and the finish
-    /// on its own. `begun` is the choice's.
-    pub fn chunks(&self, delta: Delta, begun: &mut bool) -> Vec<String> {
-        let mut chunks = Vec::new();
+    fn new(kind: Kind, id: String, model: String) -> Self {
+        let created = unix_time();
+        let head = Self {
+            kind,
+            id,
+            created,
+            model,
+            logprobs: false,
+            include_usage: false,
+            chunk_head: String::new(),
+        };
+        let empty = head.reply(true, Vec::<TextChoice>::new(), None);
+        let chunk_head =
+            empty.strip_suffix("]}").expect("an object that ends with its empty list").to_owned();
+        Self { chunk_head, ..head }
+    }
+
+    fn with(self, logprobs: bool, include_usage: bool) -> Self {
+        Self { logprobs, include_usage, ..self }
+    }
+
+    /// The events that a delta makes, added to what is to be sent: the role with the first token of a choice, what was
+    /// generated, and the finish on its own. `begun` is the choice's.
+    pub fn write(&self, delta: Delta, begun: &mut bool, out: &mut Vec<u8>) {
         let (index, finish) = (delta.index, delta.finish);
         if !*begun && (delta.tokens > 0 || finish.is_some()) {
             *begun = true;
             if self.kind == Kind::Chat {
                 let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
-                chunks.push(self.chat_chunk(index, delta, Vec::new(), None));
+                self.write_chat(index, delta, Vec::new(), None, out);
             }
         }
         if !delta.text.is_empty() || !delta.scored.is_empty() {
-            chunks.push(match self.kind {
+            match self.kind {
                 Kind::Chat => {
                     let text = ChatDelta { role: None, content: Some(delta.text) };
-                    self.chat_chunk(index, text, delta.scored, None)
+                    self.write_chat(index, text, delta.scored, None, out);
                 }
-                Kind::Text => self.text_chunk(index, delta.text, delta.scored, None),
-            });
+                Kind::Text => self.write_text(index, delta.text, delta.scored, None, out),
+            }
         }
         if finish.is_some() {
-            chunks.push(match self.kind {
-                Kind::Chat => self.chat_chunk(index, ChatDelta::default(), Vec::new(), finish),
-                Kind::Text => self.text_chunk(index, String::new(), Vec::new(), finish),
-            });
+            match self.kind {
+                Kind::Chat => self.write_chat(index, ChatDelta::default(), Vec::new(), finish, out),
+                Kind::Text => self.write_text(index, String::new(), Vec::new(), finish, out),
+            }
         }
-        chunks
     }
 
     /// The chunk that only says the usage, if it was asked for.
@@ -156,29 +177,39 @@ impl Envelope {
         self.include_usage.then(|| self.reply(true, Vec::<TextChoice>::new(), Some(Some(usage))))
     }
 
-    fn chat_chunk(
+    fn write_chat(
         &self,
         index: usize,
         delta: ChatDelta,
         scored: Vec<Scored>,
         finish: Option<FinishReason>,
-    ) -> String {
+        out: &mut Vec<u8>,
+    ) {
         let logprobs = (!scored.is_empty()).then(|| scored.into());
         let finish_reason = finish.map(FinishReason::as_str);
-        let choice = ChatChunkChoice { index, delta, logprobs, finish_reason };
-        self.reply(true, vec![choice], self.include_usage.then_some(None))
+        self.write_chunk(&ChatChunkChoice { index, delta, logprobs, finish_reason }, out);
     }
 
-    fn text_chunk(
+    fn write_text(
         &self,
         index: usize,
         text: String,
         scored: Vec<Scored>,
         finish: Option<FinishReason>,
-    ) -> String {
+        out: &mut Vec<u8>,
+    ) {
         let logprobs = (!scored.is_empty()).then(|| scored.into());
-        let choice = TextChoice { index, text, logprobs, finish_reason: finish.map(FinishReason::as_str) };
-        self.reply(true, vec![choice], self.include_usage.then_some(None))
+        let finish_reason = finish.map(FinishReason::as_str);
+        self.write_chunk(&TextChoice { index, text, logprobs, finish_reason }, out);
+    }
+
+    /// One chunk as an event. All but its choice is the same in all, and written once.
+    fn write_chunk<C: Serialize>(&self, choice: &C, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(self.chunk_head.as_bytes());
+        serde_json::to_writer(&mut *out, choice).expect("text and finite numbers can be written as JSON");
+        let end: &[u8] = if self.include_usage { b"],\"usage\":null}\n\n" } else { b"]}\n\n" };
+        out.extend_from_slice(end);
     }
 
     fn whole(&self, choices: Vec<Whole>, usage: Option<Option<UsageWire>>) -> String {

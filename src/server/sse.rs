@@ -7,26 +7,32 @@
 //! A failure after the headers is an event with an `error`, and then the connection ends without `[DONE]` and without
 //! the mark of a complete body, so that no client can take it for success.
 
-use std::collections::VecDeque;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderValue, Response};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
+use tokio::time::{Instant, Sleep};
 
 use super::answer::Answer;
+use crate::generation::{Delta, Failure};
 
 /// Between the error event and the break of the connection, so that the event is out by then.
 const FLUSH: Duration = Duration::from_millis(50);
+
+/// Bytes that go out at once at most, where a client is behind.
+const MOST: usize = 16 << 10;
 
 /// A response whose body is the answer's events.
 pub fn respond(answer: Answer) -> Response<Body> {
     let begun = vec![false; answer.generation.choices()];
     let quiet = answer.state.settings.http.keep_alive;
-    let events = Events { answer, begun, ready: VecDeque::new(), stage: Stage::Running, quiet };
+    let alarm = Box::pin(tokio::time::sleep(quiet));
+    let events = Events { answer, begun, stage: Stage::Running, quiet, alarm, last: Instant::now() };
     let body = Body::from_stream(stream::unfold(events, |mut events| async {
         let event = events.next().await?;
         Some((event, events))
@@ -49,58 +55,89 @@ struct Events {
     answer: Answer,
     /// Which choices have had their first token.
     begun: Vec<bool>,
-    /// Events that are due.
-    ready: VecDeque<Bytes>,
     stage: Stage,
     /// After this long without an event a comment goes out, so that nothing between us and the client hangs up.
     quiet: Duration,
+    /// Rings at the earliest when it has been quiet for so long: it is not set anew for every event.
+    alarm: Pin<Box<Sleep>>,
+    /// When the last events went out.
+    last: Instant,
 }
 
 impl Events {
     async fn next(&mut self) -> Option<io::Result<Bytes>> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(Ok(event));
+        match self.stage {
+            Stage::Running => {
+                let events = self.run().await;
+                self.last = Instant::now();
+                Some(Ok(events))
             }
-            match self.stage {
-                Stage::Running => {
-                    // The wait holds nothing: a token that comes just then is there on the next call.
-                    let Ok(step) = tokio::time::timeout(self.quiet, self.answer.generation.next()).await
-                    else {
-                        return Some(Ok(Bytes::from_static(b": keep-alive\n\n")));
-                    };
-                    match step {
-                        Some(Ok(delta)) => {
-                            self.answer.tracker.delta(&delta);
-                            let begun = &mut self.begun[delta.index];
-                            let chunks = self.answer.envelope.chunks(delta, begun);
-                            self.ready.extend(chunks.iter().map(|json| event(json)));
-                        }
-                        Some(Err(failure)) => {
-                            let error = self.answer.failed(failure);
-                            self.ready.push_back(event(&error.to_json()));
-                            self.stage = Stage::Failed;
-                        }
-                        None => {
-                            let usage = self.answer.generation.usage().into();
-                            let usage = self.answer.envelope.usage_chunk(usage);
-                            self.ready.extend(usage.map(|json| event(&json)));
-                            self.ready.push_back(event("[DONE]"));
-                            self.stage = Stage::Ended;
-                        }
+            Stage::Failed => {
+                tokio::time::sleep(FLUSH).await;
+                self.stage = Stage::Ended;
+                Some(Err(io::Error::other("the answer failed after its headers")))
+            }
+            Stage::Ended => None,
+        }
+    }
+
+    /// All events that are due, once there is one; those of several tokens if the client is behind.
+    async fn run(&mut self) -> Bytes {
+        let mut out = Vec::with_capacity(512);
+        loop {
+            // The waits hold nothing: a token that comes just when the alarm rings is there on the next call.
+            tokio::select! {
+                biased;
+                step = self.answer.generation.next() => self.take(step, &mut out),
+                () = &mut self.alarm => {
+                    let due = self.last + self.quiet;
+                    if Instant::now() >= due {
+                        self.alarm.as_mut().reset(Instant::now() + self.quiet);
+                        return Bytes::from_static(b": keep-alive\n\n");
                     }
+                    self.alarm.as_mut().reset(due);
                 }
-                Stage::Failed => {
-                    tokio::time::sleep(FLUSH).await;
-                    self.stage = Stage::Ended;
-                    return Some(Err(io::Error::other("the answer failed after its headers")));
+            }
+            while matches!(self.stage, Stage::Running)
+                && out.len() < MOST
+                && let Some(step) = self.answer.generation.next().now_or_never()
+            {
+                self.take(step, &mut out);
+            }
+            // Tokens whose text is not certain yet make no event.
+            if !out.is_empty() {
+                return Bytes::from(out);
+            }
+        }
+    }
+
+    /// Writes the events of what came.
+    fn take(&mut self, step: Option<Result<Delta, Failure>>, out: &mut Vec<u8>) {
+        match step {
+            Some(Ok(delta)) => {
+                self.answer.tracker.delta(&delta);
+                let begun = &mut self.begun[delta.index];
+                self.answer.envelope.write(delta, begun, out);
+            }
+            Some(Err(failure)) => {
+                let error = self.answer.failed(failure);
+                write_event(&error.to_json(), out);
+                self.stage = Stage::Failed;
+            }
+            None => {
+                let usage = self.answer.generation.usage().into();
+                if let Some(chunk) = self.answer.envelope.usage_chunk(usage) {
+                    write_event(&chunk, out);
                 }
-                Stage::Ended => return None,
+                write_event("[DONE]", out);
+                self.stage = Stage::Ended;
             }
         }
     }
 }
 
-fn event(data: &str) -> Bytes {
-    Bytes::from(format!("data: {data}\n\n"))
+fn write_event(data: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"data: ");
+    out.extend_from_slice(data.as_bytes());
+    out.extend_from_slice(b"\n\n");
 }
