@@ -9,6 +9,5 @@ pub mod gpu;
 pub mod numa;
 pub mod place;
 pub mod progress;
-pub mod projection;
 pub mod reduce;
 pub mod serve;

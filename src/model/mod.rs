@@ -31,7 +31,7 @@ pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
 pub use stream::load_threads;
 pub use weights::LoadProgress;
-pub use workspace::{LOGIT_ROWS, Workspace};
+pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::Communicator;
 use crate::device::{
