@@ -6,6 +6,7 @@
 
 mod cli;
 mod offline;
+mod plan;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+pub use plan::PlanArgs;
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod gpu;
 pub mod numa;
 pub mod place;
+pub mod plan;
 pub mod progress;
 pub mod reduce;
 pub mod serve;

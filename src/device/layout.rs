@@ -18,6 +18,8 @@ pub struct Layout {
     pub act_bytes: usize,
     /// For each element of the largest `Acts`, once.
     pub act_stage: usize,
+    /// Rows of a product for which its matrix is read once, where products are deterministic.
+    pub pass_rows: usize,
     /// Scratch for each output feature of the widest matrix, padded, and for `product_tiles` tiles of such features more.
     pub product_scratch: usize,
     /// Tiles of output features.
@@ -62,6 +64,7 @@ impl Layout {
         act_bytes: 2 + 4,
         // What attention stages before it quantises.
         act_stage: 4,
+        pass_rows: usize::MAX,
         product_scratch: 0,
         product_tiles: 0,
         product_counter: 0,
@@ -89,7 +92,8 @@ impl Layout {
         spare_blocks: 1,
         act_bytes: 2,
         act_stage: 0,
-        // A sum of F32 for each of 128 rows.
+        pass_rows: 128,
+        // A sum of F32 for each of these rows.
         product_scratch: 4 * 128,
         product_tiles: 264,
         product_counter: 4,

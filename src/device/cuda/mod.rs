@@ -66,7 +66,11 @@ const _: () = {
     let Layout { outputs, head_dim, product_scratch, product_tiles, draw_row, draw_result, .. } =
         Layout::CUDA;
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
-    assert!(product_scratch == gemm_stream::SCRATCH_BYTES && product_tiles == gemm_stream::CTAS);
+    assert!(
+        product_scratch == 4 * Layout::CUDA.pass_rows
+            && product_scratch == gemm_stream::SCRATCH_BYTES
+            && product_tiles == gemm_stream::CTAS
+    );
     assert!(draw_row == sample::ROW_BYTES && draw_result == sample::RESULT_BYTES);
     assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);
 };
