@@ -108,17 +108,15 @@ fn measure<D: Device>(
         let _shown = std::io::stderr().flush();
     })?;
     eprintln!();
-    let cache = plan.cache(&limited, KvDtype::Fp8);
     let vocab = limited.vocab;
-    let (max_num_seqs, max_num_batched_tokens) = (batch, rows);
     let parts = RankParts {
         device,
         comm,
         processors: Vec::new(),
         model,
-        cache,
-        max_num_seqs,
-        max_num_batched_tokens,
+        cache: plan.cache(&limited, KvDtype::Fp8),
+        max_num_seqs: batch,
+        max_num_batched_tokens: rows,
         vocab,
     };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));

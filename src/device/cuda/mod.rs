@@ -150,6 +150,11 @@ impl Cuda {
         stream_read::run(self, words, times)
     }
 
+    /// Bytes of weights, buffers, caches and scratch that this device has made and that are still there.
+    pub fn allocated(&self) -> u64 {
+        self.driver.allocated()
+    }
+
     /// What it is, for people.
     pub fn name(&self) -> String {
         self.driver.name()
