@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod activation;
+mod allocated;
 mod attention;
 mod cache;
 mod embed;
@@ -25,7 +26,7 @@ mod sample;
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
@@ -120,32 +121,6 @@ impl Cpu {
             return job(0..rows, &mut self.scratch(0).row);
         }
         self.pool.split(rows, |thread, range| job(range, &mut self.scratch(thread).row));
-    }
-
-    /// Makes one of each thread's buffers at least this long.
-    fn grow<T: Default + Clone>(&self, buffer: impl Fn(&mut Scratch) -> &mut Vec<T>, len: usize) {
-        for thread in 0..self.scratch.len() {
-            let mut scratch = self.scratch(thread);
-            let buffer = buffer(&mut scratch);
-            let len = len.max(buffer.len());
-            buffer.resize(len, T::default());
-        }
-    }
-
-    /// Bytes of weights, buffers and caches that this device has made, threads' own working memory aside.
-    pub fn allocated(&self) -> u64 {
-        self.allocated.load(Ordering::Relaxed)
-    }
-
-    /// Counts memory that was just made.
-    fn count<T>(&self, made: &Vec<T>) {
-        self.allocated.fetch_add((made.capacity() * size_of::<T>()) as u64, Ordering::Relaxed);
-    }
-
-    /// Counts a matrix that was just made.
-    fn counted(&self, matrix: Matrix) -> Matrix {
-        self.allocated.fetch_add(matrix.bytes() as u64, Ordering::Relaxed);
-        matrix
     }
 
     fn stage(&self) -> MutexGuard<'_, Vec<f32>> {
@@ -298,14 +273,8 @@ impl Device for Cpu {
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
         self.grow(|scratch| &mut scratch.row, cols);
-        let mut stage = self.stage();
-        let (size, before) = (rows * cols, stage.len());
-        if size > before {
-            stage.reserve_exact(size - before);
-            stage.resize(size, 0.0);
-            self.allocated.fetch_add(4 * (size - before) as u64, Ordering::Relaxed);
-        }
-        drop(stage);
+        let size = rows * cols;
+        self.grow_stage(size);
         let (values, floats, scales) = (vec![0; size], vec![0.0; size], vec![1.0; rows]);
         self.count(&values);
         self.count(&floats);
@@ -316,7 +285,7 @@ impl Device for Cpu {
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
         self.grow(|scratch| &mut scratch.kv, attention::scratch_floats(spec.heads));
         let cache = Cache::new(spec);
-        self.allocated.fetch_add(cache.bytes() as u64, Ordering::Relaxed);
+        self.count_bytes(cache.bytes());
         Ok(cache)
     }
 
