@@ -1,4 +1,4 @@
-//! The memory plan is what the device allocates for a rank of a server, without a checkpoint's or a GPU's help.
+//! The memory plan is what the device allocates for a rank of a server: weights, buffers, scratch and cache.
 
 use std::time::Duration;
 
