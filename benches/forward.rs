@@ -13,8 +13,8 @@ use std::time::Instant;
 use octant::comm::Local;
 use octant::commands::bench::Steps;
 use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{BLOCK_TOKENS, KvDtype};
-use octant::model::{Model, ModelConfig, Precision, Shard};
+use octant::device::{BLOCK_TOKENS, Device, KvDtype};
+use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
 use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
 
 const PREFILL: usize = 512;
@@ -55,7 +55,12 @@ fn main() {
     }
     let kv = if o.precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
-    let needs = MemoryNeeds::new::<Cpu>(&config, 1, o.precision, kv, PREFILL);
+    let needs = MemoryNeeds::new(
+        &config,
+        &Cpu::LAYOUT,
+        (o.precision, kv),
+        &StepRoom { ranks: 1, rows: PREFILL, slots: 64, deterministic: true },
+    );
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64).expect("memory has no end");
     let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("the best there is");
     println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);

@@ -6,6 +6,7 @@
 
 mod cli;
 mod offline;
+mod plan;
 mod serving;
 mod simulate;
 
@@ -20,6 +21,7 @@ use serde::Deserialize;
 
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+pub use plan::PlanArgs;
 pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
 pub use simulate::Simulation;
 

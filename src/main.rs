@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::ImportNemo(args) => commands::convert::import_nemo(args),
         Command::Bench(BenchCommand::Load(args)) => commands::bench_load::run(&args),
         Command::Bench(BenchCommand::Serving(args)) => commands::bench_serving::run(&args),
+        Command::Plan(args) => commands::plan::run(&args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

@@ -16,14 +16,14 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::place::{Devices, NOT_THERE, Place};
-use super::projection::all_reduce_seconds;
 use crate::comm::{Communicator, StandIn};
 use crate::config::{BenchRankArgs, DeviceName};
+use crate::cost::Hardware;
 use crate::device::{BLOCK_TOKENS, Device, KvDtype};
 use crate::engine::Executor;
-use crate::model::{Model, ModelConfig, Precision};
+use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::request::SamplingParams;
-use crate::runner::{MemoryPlan, RankParts, Runner, gib};
+use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
 use crate::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
 
 /// Runs the benchmark and prints a line per measurement, and with `--json` all of them as one object at the end.
@@ -92,8 +92,9 @@ fn measure<D: Device>(
     let longest = contexts.iter().map(|context| context + args.reps + args.warm_up + 1);
     let longest = longest.chain(prefills.iter().copied()).max().unwrap_or(1);
     let rows = prefills.iter().copied().chain([batch]).max().unwrap_or(1);
-    let needs = crate::runner::MemoryNeeds::new::<D>(config, 1, Precision::Fp8, KvDtype::Fp8, rows);
     let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
+    let room = StepRoom { ranks: 1, rows, slots: batch, deterministic: args.deterministic };
+    let needs = MemoryNeeds::new(&limited, &D::LAYOUT, (Precision::Fp8, KvDtype::Fp8), &room);
     let comm = StandIn::new(&device, args.tp, rows, config.hidden)?;
     let counts: BTreeSet<usize> = batches.iter().chain(prefills).copied().collect();
     let stand_in: BTreeMap<usize, f64> = counts
@@ -108,17 +109,15 @@ fn measure<D: Device>(
         let _shown = std::io::stderr().flush();
     })?;
     eprintln!();
-    let cache = plan.cache(&limited, KvDtype::Fp8);
     let vocab = limited.vocab;
-    let (max_num_seqs, max_num_batched_tokens) = (batch, rows);
     let parts = RankParts {
         device,
         comm,
         processors: Vec::new(),
         model,
-        cache,
-        max_num_seqs,
-        max_num_batched_tokens,
+        cache: plan.cache(&limited, KvDtype::Fp8),
+        max_num_seqs: batch,
+        max_num_batched_tokens: rows,
         vocab,
     };
     let runner = Runner::start(vec![parts], Duration::from_secs(600));
@@ -127,9 +126,10 @@ fn measure<D: Device>(
     let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };
     let weights = needs.weights - embedding;
     let token = (2 * config.layers * config.heads.kv_heads * config.heads.head_dim) as u64;
+    let published = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
     let reduces = |rows: usize| {
         let message = (rows * config.hidden * 2) as f64;
-        let more = all_reduce_seconds(message) - stand_in[&rows];
+        let more = published.all_reduce_seconds(message) - stand_in[&rows];
         (args.tp == 8).then_some(2.0 * config.layers as f64 * more)
     };
     let mut report = Vec::new();

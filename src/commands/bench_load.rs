@@ -15,9 +15,10 @@ use anyhow::Context;
 
 use super::place::{Devices, NOT_THERE, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
+use crate::device::Device;
 use crate::device::cpu::zeros;
-use crate::device::{Device, KvDtype};
 use crate::model::{Landing, Model, ModelConfig, Precision, Storage, load_threads};
+use crate::runner::WeightBytes;
 
 /// Bytes of one read of the files alone.
 const READ: u64 = 8 << 20;
@@ -46,7 +47,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         Quantization::None => Precision::None,
     };
     let share = config.share(args.tp).map_err(anyhow::Error::msg)?;
-    let weights = place.needs(&share, precision, KvDtype::Fp8, 1).weights * args.tp as u64;
+    let weights = WeightBytes::new(&share, &place.layout(), precision).total() * args.tp as u64;
     let files = files(&args.model)?;
     let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;
     println!(

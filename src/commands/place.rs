@@ -5,25 +5,25 @@ use anyhow::Context;
 use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
-use super::simulated::{self, SimulatedGpus};
+use super::simulated::SimulatedGpus;
 use crate::comm::{Communicator, Local};
 #[cfg(feature = "cuda")]
 use crate::comm::{Nccl, P2p};
 #[cfg(feature = "cuda")]
 use crate::config::CommunicatorName;
 use crate::config::{Config, DeviceName};
+#[cfg(feature = "cuda")]
+use crate::cost::Hardware;
 use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::{Cuda, Products};
-use crate::device::{Device, KvDtype};
+use crate::device::{Device, Layout};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use crate::model::{Model, ModelConfig, Precision};
-use crate::runner::{MemoryNeeds, RankParts, Runner};
+use crate::model::Model;
+use crate::runner::{RankParts, Runner};
 
 /// Of the memory that is available, what the server may plan with.
 const CPU_SHARE: f64 = 0.8;
-#[cfg(feature = "cuda")]
-const GPU_SHARE: f64 = 0.92;
 
 /// Steps in flight: on a CPU, planning competes with the step that it would overlap.
 const CPU_IN_FLIGHT: usize = 1;
@@ -150,25 +150,23 @@ impl Place {
             // They have one memory.
             Self::Cpu(cpus) => (available_memory()? / cpus.len() as u64, CPU_SHARE),
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpus) => (free_memory(gpus)?, GPU_SHARE),
+            // The devices are of one kind, as `octant plan` knows it.
+            Self::Cuda(gpus) => {
+                let hardware = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
+                (free_memory(gpus)?, hardware.usable)
+            }
             Self::Simulated(gpus) => return Ok(gpus.memory()),
         };
         Ok((available as f64 * share) as u64)
     }
 
-    /// What each rank of a model needs here, `share` being one's.
-    pub fn needs(&self, share: &ModelConfig, precision: Precision, kv: KvDtype, rows: usize) -> MemoryNeeds {
-        let ranks = self.ranks();
+    /// What its devices add to what they are given.
+    pub fn layout(&self) -> Layout {
         match self {
-            Self::Cpu(_) => MemoryNeeds::new::<Cpu>(share, ranks, precision, kv, rows),
+            Self::Cpu(_) => Cpu::LAYOUT,
             #[cfg(feature = "cuda")]
-            Self::Cuda(gpus) => {
-                let needs = MemoryNeeds::new::<Cuda>(share, ranks, precision, kv, rows);
-                let largest = share.linear_shapes().into_iter().map(|(out, input)| out * input).max();
-                let workspace = needs.workspace + gpus[0].large_bytes(largest.unwrap_or(0));
-                MemoryNeeds { workspace, ..needs }
-            }
-            Self::Simulated(_) => simulated::needs(share, ranks, precision, kv, rows),
+            Self::Cuda(_) => Cuda::LAYOUT,
+            Self::Simulated(_) => Layout::CUDA,
         }
     }
 

@@ -13,8 +13,8 @@ use crate::config::{Config, KvCacheDtype, Quantization};
 use crate::device::KvDtype;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
-use crate::model::{GenerationConfig, ModelConfig, Precision};
-use crate::runner::{MemoryPlan, gib};
+use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
+use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::validate::Defaults;
 use crate::server::{self, DrainTimes, Ended, ServerState, Settings};
 use crate::text::{ChatTemplate, Tokenizer};
@@ -98,7 +98,13 @@ fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
         KvCacheDtype::Bf16 => KvDtype::Bf16,
     };
     let share = model.share(place.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
-    let needs = place.needs(&share, precision, kv, config.max_num_batched_tokens);
+    let room = StepRoom {
+        ranks: place.ranks(),
+        rows: config.max_num_batched_tokens,
+        slots: config.max_num_seqs,
+        deterministic: config.deterministic,
+    };
+    let needs = MemoryNeeds::new(&share, &place.layout(), (precision, kv), &room);
     let memory = MemoryPlan::new(
         needs,
         place.memory()?,
@@ -169,10 +175,15 @@ fn print_banner(p: &Prepared, place: &Place) {
     eprintln!("precision   {precision}, KV cache {:?}", p.kv);
     eprintln!("device      {}", place.describe());
     let each = if place.ranks() == 1 { "" } else { "of each rank: " };
+    let needs = &p.memory.needs;
     eprintln!(
-        "memory      {each}weights {}, workspace {}, KV cache {} = {} blocks of 64 tokens",
-        gib(p.memory.needs.weights),
-        gib(p.memory.needs.workspace),
+        "memory      {each}weights {}, activations {}, communication {}, scratch {}, recorded steps {} (estimate), \
+         KV cache {} = {} blocks of 64 tokens",
+        gib(needs.weights),
+        gib(needs.activations),
+        gib(needs.communication),
+        gib(needs.scratch),
+        gib(needs.recordings),
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );

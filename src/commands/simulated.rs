@@ -5,10 +5,6 @@ use anyhow::Context;
 use super::serve::Prepared;
 use crate::config::Simulation;
 use crate::cost::{CostModel, Hardware};
-use crate::device::cpu::Cpu;
-use crate::device::{BLOCK_TOKENS, KvDtype};
-use crate::model::{ModelConfig, Precision};
-use crate::runner::MemoryNeeds;
 use crate::simulator::{Machine, Simulator, Voice};
 use crate::text::Tokenizer;
 
@@ -58,21 +54,6 @@ impl SimulatedGpus {
         let pace = self.settings.pace;
         Simulator::new(Machine::new(cost, voice), pace).map_err(anyhow::Error::msg).context("--simulate-pace")
     }
-}
-
-/// What each of `ranks` GPUs needs, `share` being one's: weights and workspace are counted as a processor lays them out,
-/// which differs by the padding; a KV block as a GPU does, by its heads alone.
-pub fn needs(
-    share: &ModelConfig,
-    ranks: usize,
-    precision: Precision,
-    kv: KvDtype,
-    rows: usize,
-) -> MemoryNeeds {
-    let element = if kv == KvDtype::Fp8 { 1 } else { 2 };
-    let heads = share.heads;
-    let block = 2 * share.layers * heads.kv_heads * heads.head_dim * BLOCK_TOKENS * element;
-    MemoryNeeds { block: block as u64, ..MemoryNeeds::new::<Cpu>(share, ranks, precision, kv, rows) }
 }
 
 /// Ids below `vocab` that a simulated model may say: whole words, a space before ASCII letters, or where a vocabulary

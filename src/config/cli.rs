@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::serving::BenchServingArgs;
-use super::{DeviceName, ImportNemoArgs, Quantization, QuantizeArgs, ServeArgs};
+use super::{DeviceName, ImportNemoArgs, PlanArgs, Quantization, QuantizeArgs, ServeArgs};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -21,6 +21,9 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM or SIGINT.
     Serve(Box<ServeArgs>),
+    /// Say what fits on GPUs, and how fast it would be, by arithmetic: without weights or GPUs. Status 1 if it does not
+    /// fit.
+    Plan(PlanArgs),
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -15,8 +15,15 @@ pub struct Hardware {
     pub name: String,
     /// Bytes of its memory.
     pub memory: u64,
-    /// The part of it that a server may plan with.
+    /// Bytes of it that are taken before a server has asked for any: the driver's context and the kernels. 0 if not said.
+    #[serde(default)]
+    pub context: u64,
+    /// The part of the rest that a server may plan with.
     pub usable: f64,
+    /// Bytes of the cache through which all of memory is reached; results that fit there are not read from memory. 0 if
+    /// not said.
+    #[serde(default)]
+    pub cache: f64,
     /// Bytes per second read from memory.
     pub read: f64,
     /// FLOP per second of FP8 products of many rows.
@@ -32,22 +39,82 @@ pub struct Hardware {
 }
 
 impl Hardware {
+    /// The name of the GPU of a DGX H100.
+    pub const H100: &str = "h100-80gb";
+
     /// By the name of one that is built in, or from a TOML file.
     ///
     /// # Errors
     /// What is wrong, naming the file or the key.
     pub fn named(name: &str) -> Result<Self, String> {
         let (text, from) = match name {
-            "h100-80gb" => (H100_80GB.to_owned(), name.to_owned()),
+            Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
                 let text = std::fs::read_to_string(Path::new(path)).map_err(|e| format!("{path}: {e}"))?;
                 (text, path.to_owned())
             }
-            other => return Err(format!("expected h100-80gb or a .toml file, got `{other}`")),
+            other => return Err(format!("expected {} or a .toml file, got `{other}`", Self::H100)),
         };
         let hardware: Self =
             toml::from_str(&text).map_err(|e| format!("{from}: {}", e.to_string().trim_end()))?;
+        hardware.check().map_err(|message| format!("{from}: {message}"))?;
         Ok(hardware)
+    }
+
+    /// Bytes that a server may plan with.
+    pub fn available(&self) -> u64 {
+        ((self.memory - self.context) as f64 * self.usable) as u64
+    }
+
+    /// Refuses values that no GPU has, by their key.
+    fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("memory", self.memory as f64),
+            ("usable", self.usable),
+            ("read", self.read),
+            ("products", self.products),
+            ("attention", self.attention),
+        ];
+        for (key, value) in positive {
+            if !(value.is_finite() && value > 0.0) {
+                return Err(format!("{key}: expected a number above 0, got {value}"));
+            }
+        }
+        for (key, value) in [
+            ("step_overhead", self.step_overhead),
+            ("layer_overhead", self.layer_overhead),
+            ("cache", self.cache),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(format!("{key}: expected a number of at least 0, got {value}"));
+            }
+        }
+        if self.usable > 1.0 {
+            return Err(format!("usable: expected a part, at most 1, got {}", self.usable));
+        }
+        if self.context >= self.memory {
+            return Err(format!(
+                "context: expected less than the memory's {}, got {}",
+                self.memory, self.context
+            ));
+        }
+        self.check_table()
+    }
+
+    fn check_table(&self) -> Result<(), String> {
+        if self.all_reduce.is_empty() {
+            return Err("all_reduce: expected [bytes, seconds] of at least one size, got none".to_owned());
+        }
+        let sound = |x: f64| x.is_finite() && x > 0.0;
+        if let Some((bytes, seconds)) = self.all_reduce.iter().find(|(b, s)| !sound(*b) || !sound(*s)) {
+            return Err(format!("all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"));
+        }
+        match self.all_reduce.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
+            None => Ok(()),
+            Some(pair) => {
+                Err(format!("all_reduce: expected growing sizes, got {} after {}", pair[1].0, pair[0].0))
+            }
+        }
     }
 
     /// Seconds of one all-reduce of so many bytes: between two sizes of the table in proportion, below the smallest as

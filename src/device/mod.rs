@@ -12,12 +12,14 @@ pub mod cpu;
 pub mod cuda;
 pub mod fp8;
 pub mod host;
+mod layout;
 pub mod noise;
 
 use std::fmt::Debug;
 use std::ops::Range;
 
 pub use host::{HostMatrix, HostRows, MatrixData};
+pub use layout::{Layout, SPLIT_BLOCKS};
 pub use noise::Noise;
 
 /// A failure of the device itself: ours to fix, fatal to the process.
@@ -264,21 +266,6 @@ pub struct RowLogprob {
     pub logprob: f32,
     /// The most probable tokens, most probable first, lowest id first on ties.
     pub top: Vec<(u32, f32)>,
-}
-
-/// How much memory a device takes for what it is given: the arithmetic of the memory plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
-    /// Output features of a matrix are padded to a multiple of this.
-    pub outputs: usize,
-    /// Elements of a cached head are padded to a multiple of this.
-    pub head_dim: usize,
-    /// Bytes of an element of [`Device::Acts`].
-    pub act_bytes: usize,
-    /// Bytes of scratch for each output feature of the widest matrix, and 264 tiles of such features more.
-    pub product_scratch: usize,
-    /// Bytes of scratch for each element of attention's output, per row and per four cache blocks.
-    pub attention_scratch: usize,
 }
 
 /// A device: where weights, activations and the KV cache live, and the operations over them.

@@ -33,7 +33,7 @@ pub use shard::Shard;
 pub use storage::{Landing, Storage};
 pub use stream::load_threads;
 pub use weights::LoadProgress;
-pub use workspace::{LOGIT_ROWS, Workspace};
+pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::Communicator;
 use crate::device::{

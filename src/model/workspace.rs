@@ -2,7 +2,7 @@
 
 use super::{Model, ModelConfig};
 use crate::comm::Communicator;
-use crate::device::{Device, DeviceError, DrawRoom, SHORTLIST};
+use crate::device::{BLOCK_TOKENS, Device, DeviceError, DrawRoom, Layout, SHORTLIST, SPLIT_BLOCKS};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
 /// to score.
@@ -59,6 +59,93 @@ impl<D: Device> Shortlists<D> {
 /// Steps whose tokens may be drawn before those of the first are asked for.
 const STEPS_AHEAD: usize = 2;
 
+/// Samples that may be under way: of each step, of rows that are drawn from shortlists, and of others.
+fn samples(slots: usize) -> usize {
+    STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1)
+}
+
+/// The steps that room is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepRoom {
+    /// Ranks that share the model.
+    pub ranks: usize,
+    /// Tokens of the largest step.
+    pub rows: usize,
+    /// Sequences that run at once.
+    pub slots: usize,
+    /// Whether products of many rows are, too, where a device has another way.
+    pub deterministic: bool,
+}
+
+/// What steps take on each rank beside weights and keys and values, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepBytes {
+    /// Inputs of a step and its intermediate results.
+    pub activations: u64,
+    /// Those that other ranks read or write, and what is gathered from them.
+    pub communication: u64,
+    /// What a device's operations work in.
+    pub scratch: u64,
+}
+
+impl StepBytes {
+    /// Of a device with this layout, `config` being the share of one rank: what [`Workspace::new`] has it allocate, and
+    /// what that makes its scratch grow to, but for attention's, which goes by the KV cache.
+    pub fn new(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> Self {
+        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
+        let StepRoom { ranks, rows, slots, .. } = *room;
+        let floats = |rows: usize, cols: usize| 4 * rows * cols;
+        let acts = |rows: usize, cols: usize| rows * (cols * layout.act_bytes + 4);
+        // The residual, what attention and MLP add to it, and the input of a block.
+        let exchanged = 3 * floats(rows, hidden) + acts(rows, hidden);
+        let logits = floats(LOGIT_ROWS, config.vocab * ranks);
+        let own = step_tables(layout, rows, config.max_positions)
+            + floats(rows, qkv + ffn)
+            + acts(rows, attended)
+            + acts(rows, activated)
+            + floats(LOGIT_ROWS, hidden)
+            + acts(LOGIT_ROWS, hidden)
+            + 4 * slots;
+        let part = floats(LOGIT_ROWS, config.vocab + 2 * SHORTLIST * (1 + ranks)) + layout.mailbox;
+        let (activations, communication) = match ranks {
+            1 => (own + exchanged + logits, 0),
+            _ => (own, exchanged + logits + part),
+        };
+        Self {
+            activations: activations as u64,
+            communication: communication as u64,
+            scratch: scratch(config, layout, room) as u64,
+        }
+    }
+}
+
+/// Bytes of a step's tables.
+fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> usize {
+    let [fixed, row, split, block] = layout.step;
+    let blocks = max_positions.div_ceil(BLOCK_TOKENS);
+    fixed + rows * (row + split * blocks.div_ceil(SPLIT_BLOCKS) + block * blocks)
+}
+
+/// Bytes of what products, rope, sampling and quantisation work in.
+fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
+    let shapes = config.linear_shapes();
+    let [(_, hidden), (_, attended), _, (_, activated)] = shapes;
+    let widest = shapes.into_iter().map(|(out, _)| out).chain([config.vocab]).max().unwrap_or(0);
+    let tiles = widest.div_ceil(layout.outputs);
+    let products = (tiles + layout.product_tiles) * layout.outputs * layout.product_scratch
+        + tiles * layout.product_counter;
+    let largest = shapes.into_iter().map(|(out, input)| out * input).max().unwrap_or(0);
+    let library =
+        if room.deterministic || layout.large_products == 0 { 0 } else { largest + layout.large_products };
+    let stage = (room.rows * hidden.max(attended).max(activated)).max(LOGIT_ROWS * hidden) * layout.act_stage;
+    let vocab = config.vocab * room.ranks;
+    let draw = layout.draw_row
+        + samples(room.slots) * layout.draw_result
+        + vocab * layout.draw_logit
+        + vocab.div_ceil(32) * layout.draw_logits;
+    products + library + stage + LOGIT_ROWS * draw + config.heads.head_dim / 2 * layout.rope_pair
+}
+
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
     pub fn new<C: Communicator<D>>(
@@ -69,9 +156,7 @@ impl<D: Device> Workspace<D> {
     ) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
-        // Rows that are drawn from shortlists, and others.
-        let samples = STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1);
-        let room = DrawRoom { samples, rows: LOGIT_ROWS, vocab };
+        let room = DrawRoom { samples: samples(slots), rows: LOGIT_ROWS, vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
@@ -90,18 +175,5 @@ impl<D: Device> Workspace<D> {
             logits: device.floats(LOGIT_ROWS, vocab)?,
             draws: device.draws(slots, room)?,
         })
-    }
-
-    /// Bytes of these buffers on each of `ranks` ranks, `config` being the share of one.
-    pub fn bytes(config: &ModelConfig, ranks: usize, rows: usize) -> u64 {
-        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
-        // Logits, and as many again that sampling works over.
-        let logits = match ranks {
-            1 => 2 * config.vocab,
-            _ => (1 + 2 * ranks) * config.vocab + (1 + ranks) * 2 * SHORTLIST,
-        };
-        let floats = rows * (3 * hidden + qkv + ffn) + LOGIT_ROWS * (hidden + logits);
-        let acts = rows * (hidden + attended + activated) + LOGIT_ROWS * hidden;
-        (floats * 4 + acts * D::LAYOUT.act_bytes) as u64
     }
 }

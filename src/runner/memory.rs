@@ -1,18 +1,51 @@
 //! What fits: weights, working memory and KV blocks against the memory there is. Pure arithmetic, the same for the
 //! banner, the refusal to start, and planning without a device.
 
-use crate::device::{BLOCK_TOKENS, CacheSpec, Device, HeadShape, KvDtype, Layout};
-use crate::model::{ModelConfig, Precision, Scheme, Workspace};
+use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype, Layout, NormKind, SPLIT_BLOCKS};
+use crate::model::{ModelConfig, Precision, Scheme, StepBytes, StepRoom};
 
-/// What a model needs, in bytes.
+/// Bytes of weights on a rank, as they lie on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Of one layer: QKV, O, up with a gate if there is one, and down.
+    pub products: [u64; 4],
+    /// Of one layer: the scales of these.
+    pub scales: u64,
+    /// How many layers.
+    pub layers: u64,
+    /// The embedding.
+    pub embedding: u64,
+    /// The head; 0 where it is the embedding.
+    pub head: u64,
+    /// All norms.
+    pub norms: u64,
+}
+
+/// What a model needs on each rank, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryNeeds {
     /// All weights as they lie on the device.
     pub weights: u64,
-    /// Buffers of the largest step.
-    pub workspace: u64,
-    /// One KV block, of all layers.
+    /// Inputs of the largest step and its intermediate results.
+    pub activations: u64,
+    /// Buffers that other ranks read and write, and what is gathered from them.
+    pub communication: u64,
+    /// What operations work in, and KV blocks that nobody leases.
+    pub scratch: u64,
+    /// Recorded steps: an estimate, see [`RECORDED_LAUNCH`].
+    pub recordings: u64,
+    /// One KV block, of all layers, with its share of attention's scratch.
     pub block: u64,
+}
+
+/// An estimate of what a launch takes in a recorded step, in bytes: not measured. Its parameters are some 100 bytes; the
+/// rest is the driver's own.
+pub const RECORDED_LAUNCH: u64 = 8 << 10;
+
+/// Row counts for which decode steps are recorded: 1, 2, 4, …, and the most there can be.
+pub fn recorded_rows(most: usize) -> impl Iterator<Item = usize> {
+    let powers = (0..usize::BITS).map(|i| 1 << i).take_while(move |rows| *rows < most);
+    powers.chain([most])
 }
 
 /// How memory is used.
@@ -31,7 +64,7 @@ pub struct MemoryPlan {
 #[error(
     "needs {} ({} of weights, {} of working memory, {} for the KV cache of one full-length request) \
      but {} are available",
-    gib(*.need), gib(.needs.weights), gib(.needs.workspace), gib(.need - .needs.weights - .needs.workspace),
+    gib(*.need), gib(.needs.weights), gib(.needs.workspace()), gib(.need - .needs.weights - .needs.workspace()),
     gib(*.have)
 )]
 pub struct DoesNotFit {
@@ -43,49 +76,87 @@ pub struct DoesNotFit {
     pub have: u64,
 }
 
-impl MemoryNeeds {
-    /// What each of `ranks` ranks needs on its device with this precision and cache, in steps of at most `rows` tokens.
-    /// `config` is the share of one.
-    pub fn new<D: Device>(
-        config: &ModelConfig,
-        ranks: usize,
-        precision: Precision,
-        kv: KvDtype,
-        rows: usize,
-    ) -> Self {
-        let layout = D::LAYOUT;
-        let stored_fp8 = config.scheme != Scheme::None;
-        let element = if precision == Precision::Fp8 || stored_fp8 { 1 } else { 2 };
-        let linear = config.linear_shapes().into_iter().map(|(out, input)| {
-            // E4M3 has a scale of 4 bytes for each output.
-            let out = out.next_multiple_of(layout.outputs) as u64;
-            out * input as u64 * element + if element == 1 { out * 4 } else { 0 }
-        });
-        let table = (config.vocab.next_multiple_of(layout.outputs) * config.hidden * 2) as u64;
-        let tables = if config.tied { table } else { 2 * table };
-        let norms = ((2 * config.layers + 1) * 2 * config.hidden * 4) as u64;
+impl WeightBytes {
+    /// Of one rank's share of a model.
+    pub fn new(config: &ModelConfig, layout: &Layout, precision: Precision) -> Self {
+        let fp8 = precision == Precision::Fp8 || config.scheme != Scheme::None;
+        let matrix = |(out, input): (usize, usize), fp8: bool| {
+            let (size, multiple) = if fp8 { (1, layout.inputs[0]) } else { (2, layout.inputs[1]) };
+            (out.next_multiple_of(layout.outputs) * input.next_multiple_of(multiple) * size) as u64
+        };
+        let shapes = config.linear_shapes();
+        let scales: usize = shapes.iter().map(|(out, _)| out.next_multiple_of(layout.scales) * 4).sum();
+        let table = matrix((config.vocab, config.hidden), false);
+        let vectors = if config.norm == NormKind::LayerNorm1p { 2 } else { 1 };
         Self {
-            weights: config.layers as u64 * linear.sum::<u64>() + tables + norms,
-            workspace: Workspace::<D>::bytes(config, ranks, rows) + scratch_bytes(config, &layout, rows),
-            block: block_bytes(config, &layout, kv),
+            products: shapes.map(|shape| matrix(shape, fp8)),
+            scales: if fp8 { scales as u64 } else { 0 },
+            layers: config.layers as u64,
+            embedding: table,
+            head: if config.tied { 0 } else { table },
+            norms: ((2 * config.layers + 1) * vectors * config.hidden * 4) as u64,
         }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let layer = self.products.iter().sum::<u64>() + self.scales;
+        self.layers * layer + self.embedding + self.head + self.norms
     }
 }
 
-/// Bytes of what a device's operations work in.
-fn scratch_bytes(config: &ModelConfig, layout: &Layout, rows: usize) -> u64 {
-    let widest = config.linear_shapes().into_iter().map(|(out, _)| out).chain([config.vocab]).max();
-    let product = (widest.unwrap_or(0) + 264 * layout.outputs) * layout.product_scratch;
-    (product + rows * config.heads.q_heads * (config.heads.head_dim + 2) * layout.attention_scratch) as u64
+impl MemoryNeeds {
+    /// What each rank needs on a device with this layout, with weights of this precision, such a cache and room for such
+    /// steps. `config` is the share of one.
+    pub fn new(
+        config: &ModelConfig,
+        layout: &Layout,
+        (precision, kv): (Precision, KvDtype),
+        room: &StepRoom,
+    ) -> Self {
+        let StepBytes { activations, communication, scratch } = StepBytes::new(config, layout, room);
+        let HeadShape { q_heads, head_dim, .. } = config.heads;
+        let attention = room.rows * q_heads * (head_dim + 2) * layout.attention_scratch;
+        let block = block_bytes(config, layout, kv);
+        let recorded =
+            recorded_rows(room.slots.min(room.rows)).count() * config.layers * layout.recorded_launches;
+        Self {
+            weights: WeightBytes::new(config, layout, precision).total(),
+            activations,
+            communication,
+            scratch: scratch + attention as u64 + layout.spare_blocks as u64 * block,
+            recordings: recorded as u64 * RECORDED_LAUNCH,
+            block,
+        }
+    }
+
+    /// All but weights and KV cache.
+    pub fn workspace(&self) -> u64 {
+        self.activations + self.communication + self.scratch + self.recordings
+    }
+
+    /// KV blocks for which there is room.
+    pub fn blocks_within(&self, available: u64) -> u64 {
+        available.saturating_sub(self.weights + self.workspace()) / self.block
+    }
 }
 
 /// Bytes of one KV block of all layers, with its share of attention's scratch.
 fn block_bytes(config: &ModelConfig, layout: &Layout, kv: KvDtype) -> u64 {
-    let HeadShape { q_heads, kv_heads, head_dim } = config.heads;
+    let HeadShape { q_heads, head_dim, .. } = config.heads;
+    let padded = ModelConfig {
+        heads: HeadShape { head_dim: head_dim.next_multiple_of(layout.head_dim), ..config.heads },
+        ..config.clone()
+    };
+    let scratch = q_heads * (head_dim + 2) * layout.attention_scratch / SPLIT_BLOCKS;
+    token_bytes(&padded, kv) * BLOCK_TOKENS as u64 + scratch as u64
+}
+
+/// Bytes of the keys and values of one token, of all layers.
+pub fn token_bytes(config: &ModelConfig, kv: KvDtype) -> u64 {
+    let HeadShape { kv_heads, head_dim, .. } = config.heads;
     let element = if kv == KvDtype::Fp8 { 1 } else { 2 };
-    let padded = head_dim.next_multiple_of(layout.head_dim);
-    let scratch = q_heads * (head_dim + 2) * layout.attention_scratch / 4;
-    (2 * config.layers * kv_heads * padded * BLOCK_TOKENS * element + scratch) as u64
+    (2 * config.layers * kv_heads * head_dim * element) as u64
 }
 
 impl MemoryPlan {
@@ -99,7 +170,7 @@ impl MemoryPlan {
         max_num_seqs: usize,
     ) -> Result<Self, DoesNotFit> {
         let per_request = max_model_len.div_ceil(BLOCK_TOKENS) as u64;
-        let fixed = needs.weights + needs.workspace;
+        let fixed = needs.weights + needs.workspace();
         let wanted = kv_memory.map_or(per_request * max_num_seqs as u64, |bytes| bytes / needs.block);
         let least = fixed + per_request * needs.block;
         let explicit = kv_memory.map_or(0, |bytes| fixed + bytes);
@@ -111,7 +182,7 @@ impl MemoryPlan {
             let have = fixed + wanted * needs.block;
             return Err(DoesNotFit { needs, need: least, have });
         }
-        let blocks = wanted.min((available - fixed) / needs.block) as usize;
+        let blocks = wanted.min(needs.blocks_within(available)) as usize;
         Ok(Self { needs, blocks, max_model_len })
     }
 

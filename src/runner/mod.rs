@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, gib};
+pub use memory::{
+    DoesNotFit, MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, gib, recorded_rows, token_bytes,
+};
 pub use rank::RankParts;
 
 use crate::comm::Communicator;

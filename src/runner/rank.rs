@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::inputs;
+use super::memory::recorded_rows;
 use super::sampler::{self, Slots};
 use super::{Failure, Outcome, StepOutput};
 use crate::comm::{Communicator, PEER};
@@ -133,10 +134,9 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         Ok(rank)
     }
 
-    /// Records decode steps of 1, 2, 4, … rows, and of the most there can be.
+    /// Records decode steps of some numbers of rows, at most so many.
     fn record(&mut self, most: usize) -> Result<(), DeviceError> {
-        let powers = (0..usize::BITS).map(|i| 1 << i).take_while(|rows| *rows < most);
-        for rows in powers.chain([most]) {
+        for rows in recorded_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
             self.recordings.push((rows, self.model.record(rows, &mut self.space, pass)?));
         }

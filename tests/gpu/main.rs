@@ -7,6 +7,7 @@ mod dev;
 #[path = "../device/mod.rs"]
 mod device;
 mod large;
+mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod p2p;

@@ -28,6 +28,14 @@ impl Cache {
         Self { spec, data }
     }
 
+    /// Bytes of all of it.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.data {
+            Store::Fp8(codes) => codes.len(),
+            Store::Bf16(values) => values.len() * 2,
+        }
+    }
+
     /// Where K of (layer, block, KV head) begins; V follows it.
     pub(super) fn offset(&self, layer: usize, block: u32, head: usize) -> usize {
         let spec = &self.spec;

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod activation;
+mod allocated;
 mod attention;
 mod cache;
 mod embed;
@@ -25,6 +26,7 @@ mod sample;
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
@@ -41,6 +43,9 @@ pub use cache::Cache;
 pub use filling::{Filling, zeros};
 pub use matrix::Matrix;
 pub use quantizer::Quantizer;
+
+// The memory plan counts with these.
+const _: () = assert!(Layout::CPU.outputs == matrix::PANEL && Layout::CPU.step[1] == 8 + size_of::<Tile>());
 
 /// Elements that an elementwise operation does on the calling thread alone: a few microseconds of work.
 const ALONE: usize = 8192;
@@ -63,6 +68,8 @@ pub struct Cpu {
     scratch: Vec<Mutex<Scratch>>,
     /// Attention's output before it is quantised, which takes whole rows.
     stage: Mutex<Vec<f32>>,
+    /// Bytes of everything that was made, as it was made.
+    allocated: AtomicU64,
 }
 
 /// A thread's own working memory.
@@ -88,7 +95,13 @@ impl Cpu {
         })?;
         let threads = options.threads.max(1);
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
-        Ok(Self { pool: Pool::new(threads), isa, scratch, stage: Mutex::default() })
+        Ok(Self {
+            pool: Pool::new(threads),
+            isa,
+            scratch,
+            stage: Mutex::default(),
+            allocated: AtomicU64::new(0),
+        })
     }
 
     /// The instruction set in use.
@@ -108,16 +121,6 @@ impl Cpu {
             return job(0..rows, &mut self.scratch(0).row);
         }
         self.pool.split(rows, |thread, range| job(range, &mut self.scratch(thread).row));
-    }
-
-    /// Makes one of each thread's buffers at least this long.
-    fn grow<T: Default + Clone>(&self, buffer: impl Fn(&mut Scratch) -> &mut Vec<T>, len: usize) {
-        for thread in 0..self.scratch.len() {
-            let mut scratch = self.scratch(thread);
-            let buffer = buffer(&mut scratch);
-            let len = len.max(buffer.len());
-            buffer.resize(len, T::default());
-        }
     }
 
     fn stage(&self) -> MutexGuard<'_, Vec<f32>> {
@@ -235,17 +238,10 @@ impl Device for Cpu {
     type Recording = std::convert::Infallible;
 
     const RECORDS: bool = false;
-    const LAYOUT: Layout = Layout {
-        outputs: matrix::PANEL,
-        head_dim: 1,
-        // A bit pattern, a float, and what attention stages before it quantises.
-        act_bytes: 2 + 4 + 4,
-        product_scratch: 0,
-        attention_scratch: 0,
-    };
+    const LAYOUT: Layout = Layout::CPU;
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        Ok(Filling::whole(&self.pool, self.isa.isa(), host))
+        Ok(self.counted(Filling::whole(&self.pool, self.isa.isa(), host)))
     }
 
     fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
@@ -258,46 +254,54 @@ impl Device for Cpu {
     }
 
     fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
-        Ok(filling.done())
+        Ok(self.counted(filling.done()))
     }
 
     fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
-        Ok(host.to_vec())
+        let vector = host.to_vec();
+        self.count(&vector);
+        Ok(vector)
     }
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
         self.grow(|scratch| &mut scratch.row, cols);
         self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows));
-        Ok(Floats { rows: 0, cols, data: vec![0.0; rows * cols] })
+        let data = vec![0.0; rows * cols];
+        self.count(&data);
+        Ok(Floats { rows: 0, cols, data })
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
         self.grow(|scratch| &mut scratch.row, cols);
-        let mut stage = self.stage();
-        let size = stage.len().max(rows * cols);
-        stage.resize(size, 0.0);
-        drop(stage);
         let size = rows * cols;
-        Ok(Acts { rows: 0, cols, values: vec![0; size], floats: vec![0.0; size], scales: vec![1.0; rows] })
+        self.grow_stage(size);
+        let (values, floats, scales) = (vec![0; size], vec![0.0; size], vec![1.0; rows]);
+        self.count(&values);
+        self.count(&floats);
+        self.count(&scales);
+        Ok(Acts { rows: 0, cols, values, floats, scales })
     }
 
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
         self.grow(|scratch| &mut scratch.kv, attention::scratch_floats(spec.heads));
-        Ok(Cache::new(spec))
+        let cache = Cache::new(spec);
+        self.count_bytes(cache.bytes());
+        Ok(cache)
     }
 
     fn step(&self, rows: usize, _max_positions: usize) -> Result<Step, DeviceError> {
-        Ok(Step {
-            inputs: StepInputs::default(),
-            positions: Vec::with_capacity(rows),
-            places: Vec::with_capacity(rows),
-            tiles: Vec::with_capacity(rows),
-            max_rows: rows,
-        })
+        let (positions, places) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let tiles = Vec::with_capacity(rows);
+        self.count(&positions);
+        self.count(&places);
+        self.count(&tiles);
+        Ok(Step { inputs: StepInputs::default(), positions, places, tiles, max_rows: rows })
     }
 
     fn draws(&self, slots: usize, _room: DrawRoom) -> Result<Draws, DeviceError> {
-        Ok(Draws { last: vec![0; slots], under_way: VecDeque::new() })
+        let last = vec![0; slots];
+        self.count(&last);
+        Ok(Draws { last, under_way: VecDeque::new() })
     }
 
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {

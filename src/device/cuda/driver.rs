@@ -4,7 +4,7 @@
 
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[cfg(feature = "cuda")]
 use cudarc::driver::{CudaContext, CudaStream};
@@ -15,9 +15,9 @@ use super::gpu::Gpu;
 use super::host::Host;
 use crate::device::DeviceError;
 
-/// Where kernels run.
+/// Where kernels run, and bytes of the buffers that are there.
 #[derive(Debug, Clone)]
-pub(super) struct Driver(Arc<Kind>);
+pub(super) struct Driver(Arc<Kind>, Arc<AtomicU64>);
 
 #[derive(Debug)]
 enum Kind {
@@ -80,12 +80,12 @@ macro_rules! on {
 impl Driver {
     #[cfg(feature = "cuda")]
     pub(super) fn gpu(ordinal: usize, wants_library: bool) -> Result<Self, DeviceError> {
-        Ok(Self(Arc::new(Kind::Gpu(Gpu::open(ordinal, wants_library)?))))
+        Ok(Self(Arc::new(Kind::Gpu(Gpu::open(ordinal, wants_library)?)), Arc::default()))
     }
 
     #[cfg(feature = "host-kernels")]
     pub(super) fn host(descending: bool) -> Result<Self, DeviceError> {
-        Ok(Self(Arc::new(Kind::Host(Host::open(descending)?))))
+        Ok(Self(Arc::new(Kind::Host(Host::open(descending)?)), Arc::default()))
     }
 
     /// Bytes that nobody uses.
@@ -177,12 +177,18 @@ impl Driver {
         on!(self, driver => unsafe { driver.product(product, algorithm) })
     }
 
+    /// Bytes of all buffers that there are.
+    pub(super) fn allocated(&self) -> u64 {
+        self.1.load(Ordering::Relaxed)
+    }
+
     /// A buffer of zeros.
     pub(super) fn buffer<T: bytemuck::Pod>(&self, len: usize) -> Result<Buffer<T>, DeviceError> {
         // A length of 0 has an address too.
         let bytes = (len * size_of::<T>()).max(16);
         let address = on!(self, driver => driver.alloc(bytes))?;
-        let memory = Arc::new(Allocation { driver: self.clone(), address });
+        self.1.fetch_add(bytes as u64, Ordering::Relaxed);
+        let memory = Arc::new(Allocation { driver: self.clone(), address, bytes: bytes as u64 });
         Ok(Buffer { memory, len, elements: PhantomData })
     }
 
@@ -241,6 +247,7 @@ impl Driver {
 pub(super) struct Allocation {
     driver: Driver,
     address: u64,
+    bytes: u64,
 }
 
 impl Allocation {
@@ -254,6 +261,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: the address is this allocation's own, and nothing is launched with it any more.
         on!(self.driver, driver => unsafe { driver.free(self.address) });
+        self.driver.1.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 

@@ -26,7 +26,7 @@ struct GemmStreamParams {
 const _: () = assert!(size_of::<GemmStreamParams>() == 88);
 
 /// Blocks of a launch: two for each multiprocessor of an H100. Fixed, since where work is cut decides the bits.
-const CTAS: usize = 264;
+pub(super) const CTAS: usize = 264;
 /// K blocks of a unit of work.
 const UNIT: usize = 8;
 /// Rows of the largest variant; more take several passes over the weights.

@@ -61,6 +61,20 @@ use super::{
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
 const HEAD_DIM: usize = 64;
 
+// The memory plan counts with these.
+const _: () = {
+    let Layout { outputs, head_dim, product_scratch, product_tiles, draw_row, draw_result, .. } =
+        Layout::CUDA;
+    assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
+    assert!(
+        product_scratch == 4 * Layout::CUDA.pass_rows
+            && product_scratch == gemm_stream::SCRATCH_BYTES
+            && product_tiles == gemm_stream::CTAS
+    );
+    assert!(draw_row == sample::ROW_BYTES && draw_result == sample::RESULT_BYTES);
+    assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);
+};
+
 /// A GPU, or its stand-in on the host, as a [`Device`].
 #[derive(Debug)]
 pub struct Cuda {
@@ -136,11 +150,9 @@ impl Cuda {
         stream_read::run(self, words, times)
     }
 
-    /// Bytes that products of many rows take for matrices of at most so many elements, where they need not be
-    /// deterministic.
-    pub fn large_bytes(&self, elements: usize) -> u64 {
-        const LIBRARY: usize = 64 << 20;
-        if self.large.is_some() { (elements + LIBRARY) as u64 } else { 0 }
+    /// Bytes of weights, buffers, caches and scratch that this device has made and that are still there.
+    pub fn allocated(&self) -> u64 {
+        self.driver.allocated()
     }
 
     /// What it is, for people.
@@ -221,13 +233,7 @@ impl Device for Cuda {
     type Recording = driver::Recording;
 
     const RECORDS: bool = true;
-    const LAYOUT: Layout = Layout {
-        outputs: matrix::TILE,
-        head_dim: HEAD_DIM,
-        act_bytes: 2,
-        product_scratch: gemm_stream::SCRATCH_BYTES,
-        attention_scratch: 4,
-    };
+    const LAYOUT: Layout = Layout::CUDA;
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
         self.noted(Matrix::pack(&self.driver, host)?)

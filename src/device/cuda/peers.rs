@@ -17,7 +17,7 @@ pub(super) const MOST_RANKS: usize = 8;
 const BLOCKS: usize = 132;
 
 /// Bytes of a rank's mailbox.
-const MAILBOX_BYTES: usize = 80;
+pub(super) const MAILBOX_BYTES: usize = 80;
 
 /// Added to 1 + the rank that is missed, if it has ended.
 const HAS_ENDED: u32 = 0x100;

@@ -66,6 +66,11 @@ const _: () = assert!(size_of::<SampleParams>() == 80);
 /// Words of the lists of a row for which room is made from the first: a long prompt under a penalty, say. More are rare.
 const LISTS: usize = 8192;
 
+/// Bytes of a result.
+pub(super) const RESULT_BYTES: usize = size_of::<SampleResult>();
+/// Bytes that the scratch has for a row, beside its logits.
+pub(super) const ROW_BYTES: usize = size_of::<DeviceRow>() + 4 * LISTS + RESULT_BYTES;
+
 /// What the kernels work in, made for the largest sample.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {

@@ -1,0 +1,46 @@
+//! `octant plan`: its arithmetic against published tables for the 340B on eight H100s, against what a device really
+//! allocates, and what the command prints and refuses.
+
+mod allocated;
+mod command;
+mod tables;
+mod time;
+
+use std::path::PathBuf;
+
+use octant::cost::{CostModel, Hardware, RowShape, StepTime};
+use octant::device::KvDtype;
+use octant::model::{ModelConfig, Precision};
+
+fn dir_340b() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct")
+}
+
+fn model_340b() -> ModelConfig {
+    ModelConfig::from_dir(&dir_340b()).unwrap()
+}
+
+fn h100() -> Hardware {
+    Hardware::named("h100-80gb").unwrap()
+}
+
+/// An H100 that does nothing but what the terms under test say, with messages at a picosecond a byte.
+fn bare(read: f64, products: f64) -> Hardware {
+    let (step_overhead, layer_overhead, all_reduce) = (0.0, 0.0, vec![(1.0, 1e-12)]);
+    Hardware { read, products, step_overhead, layer_overhead, all_reduce, ..h100() }
+}
+
+fn cost(kv: KvDtype, hardware: Hardware) -> CostModel {
+    CostModel::new(&model_340b(), 8, Precision::Fp8, kv, hardware).unwrap()
+}
+
+/// A step in which sequences of so many tokens, the one that is fed included, generate one each.
+fn decode(cost: &CostModel, batch: usize, tokens: u32) -> StepTime {
+    cost.step(std::iter::repeat_n(RowShape { tokens: 1, position: tokens - 1, logits: 1 }, batch))
+}
+
+/// Whether a figure is what was printed, to half of the last printed digit.
+#[track_caller]
+fn printed(what: &str, got: f64, expected: f64, unit: f64) {
+    assert!((got - expected).abs() <= 0.5001 * unit, "{what}: expected {expected}, got {got}");
+}

@@ -1,0 +1,71 @@
+//! The plan is what a device allocates when a model is really loaded, as far as a rank of a server does that.
+
+use std::path::Path;
+use std::time::Duration;
+
+use octant::comm::Local;
+use octant::device::cpu::{Cpu, CpuOptions};
+use octant::device::{Device, KvDtype};
+use octant::model::{Model, ModelConfig, Precision, Shard, StepBytes, StepRoom, Workspace};
+use octant::offline::{Conversion, Granularity};
+use octant::runner::{MemoryNeeds, MemoryPlan, WeightBytes};
+
+use crate::device::model::fixture;
+
+const ROWS: usize = 96;
+const SLOTS: usize = 5;
+
+/// Loads a rank's part, makes its buffers and its cache, and compares each with the plan.
+fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
+    let config = ModelConfig::from_dir(dir).unwrap();
+    let share = config.share(ranks).unwrap();
+    let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
+    let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form, &room);
+    let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, SLOTS).unwrap();
+
+    let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let (shard, what) = (Shard { rank: 0, ranks }, format!("{} over {ranks}, {form:?}", dir.display()));
+    let model = Model::load(dir, &config, (shard, form.0), &device, &mut |_| {}).unwrap();
+    let weights = device.allocated();
+    assert_eq!(weights, needs.weights, "weights of {what}");
+    assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
+
+    let comm = Local::group(ranks, Duration::from_secs(60)).swap_remove(0);
+    let space = Workspace::new(&device, &comm, &model, (ROWS, SLOTS)).unwrap();
+    let workspace = device.allocated() - weights;
+    assert_eq!(workspace, needs.workspace(), "buffers of {what}");
+    let bytes = StepBytes::new(&share, &Cpu::LAYOUT, &room);
+    assert_eq!(bytes.communication == 0, ranks == 1, "{what}");
+
+    let cache = device.cache(plan.cache(&share, form.1)).unwrap();
+    assert_eq!(device.allocated() - weights - workspace, plan.kv_bytes(), "cache of {what}");
+    drop((space, cache));
+}
+
+#[test]
+fn what_is_allocated_is_what_was_planned() {
+    for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 1), ("wide", 2), ("wide", 8)] {
+        for precision in [Precision::Fp8, Precision::None] {
+            for kv in [KvDtype::Fp8, KvDtype::Bf16] {
+                agrees(&fixture(name), ranks, (precision, kv));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_stored_in_fp8_is_planned_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let conversion = Conversion {
+        input: fixture("wide"),
+        output: dir.path().join("fp8"),
+        granularity: Some(Granularity::Channel),
+        tokenizer: false,
+        shard_size: 8_000_000_000,
+        threads: 2,
+    };
+    octant::offline::quantize(&conversion, &|_| {}).unwrap();
+    for precision in [Precision::Fp8, Precision::None] {
+        agrees(&conversion.output, 2, (precision, KvDtype::Fp8));
+    }
+}

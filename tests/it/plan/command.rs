@@ -1,0 +1,180 @@
+//! `octant plan` through the binary.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::dir_340b;
+use crate::device::model::fixture;
+
+fn plan(dir: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+    command.env_clear().arg("plan").arg("--config").arg(dir).args(args).output().unwrap()
+}
+
+fn json(dir: &Path, args: &[&str]) -> Value {
+    let output = plan(dir, &[args, &["--json"]].concat());
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
+}
+
+/// Words of each line.
+fn lines(text: &str) -> Vec<Vec<&str>> {
+    text.lines().map(|line| line.split_whitespace().collect()).collect()
+}
+
+/// A row of either table of steps, as it must be printed.
+fn row(step: &Value, first: &str, second: &str) -> Vec<String> {
+    let ms = |value: f64| format!("{:.2}", value * 1e3);
+    let terms = &step["terms"];
+    let term = |name: &str| terms[name].as_f64().unwrap();
+    let mut words =
+        vec![step[first].to_string(), step[second].to_string(), ms(step["seconds"].as_f64().unwrap())];
+    words.extend(["weights", "products"].map(|name| ms(term(name))));
+    words.push(ms(term("head_weights").max(term("head_products"))));
+    words.extend(["kv", "attention", "activations"].map(|name| ms(term(name))));
+    words.push(ms(term("reduce") + term("gather")));
+    words.push(ms(term("overhead")));
+    words.push(format!("{:.1}", step["tokens_per_second"].as_f64().unwrap()));
+    words.push(step["bound"].as_str().unwrap().to_owned());
+    words
+}
+
+/// Every figure of the JSON is in the table, rounded.
+fn same_figures(dir: &Path, args: &[&str]) {
+    let (json, output) = (json(dir, args), plan(dir, args));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (lines, mut rest) = (lines(&text), text.as_str());
+    let gb = |value: &Value| format!("{:.3}", value.as_u64().unwrap() as f64 / 1e9);
+    for line in json["memory"].as_array().unwrap() {
+        let name: Vec<&str> = line["name"].as_str().unwrap().split(' ').collect();
+        let shown = lines.iter().find(|words| words.starts_with(&name)).unwrap_or_else(|| panic!("{line}"));
+        assert_eq!(shown[name.len()], gb(&line["bytes"]), "{line}");
+        assert_eq!(shown.contains(&"estimate:"), line["estimate"].as_bool().unwrap(), "{line}");
+    }
+    assert!(text.contains(&format!("({} of them to plan with)", gb(&json["available"]))));
+    for kv in json["kv"].as_array().unwrap() {
+        // Its part of the text: after its title.
+        let title =
+            format!("{} KV cache: {} bytes per token", kv["dtype"].as_str().unwrap(), kv["token_bytes"]);
+        rest = &rest[rest.find(&title).unwrap_or_else(|| panic!("{title}"))..];
+        let part = self::lines(rest);
+        let shows = |words: &[&str]| part.iter().any(|line| line.starts_with(words));
+        assert!(shows(&["scratch", &gb(&kv["scratch"])]) && shows(&["KV", "cache", &gb(&kv["bytes"])]));
+        let numbers = ["blocks", "tokens", "requests"].map(|name| kv[name].to_string());
+        let room =
+            format!("room for {} blocks = {} tokens = {} requests", numbers[0], numbers[1], numbers[2]);
+        let lacks = format!("lacks {} bytes", kv["short_by"]);
+        assert!(rest.contains(if kv["short_by"] == 0 { &room } else { &lacks }), "{room}, or {lacks}");
+        let decodes = kv["decode"].as_array().unwrap().iter().map(|step| row(step, "batch", "context"));
+        let prompts = kv["prefill"].as_array().unwrap().iter().map(|step| row(step, "steps", "tokens"));
+        for row in decodes.chain(prompts) {
+            let words: Vec<&str> = row.iter().map(String::as_str).collect();
+            // A step that does not fit has more to say after a comma.
+            let line = |line: &Vec<&str>| line.iter().zip(&words).all(|(a, b)| a.trim_end_matches(',') == *b);
+            assert!(part.iter().any(|words| words.len() >= row.len() && line(words)), "{row:?} in\n{rest}");
+        }
+    }
+}
+
+#[test]
+fn tables_and_json_say_the_same() {
+    same_figures(&dir_340b(), &["--tp", "8"]);
+    same_figures(&dir_340b(), &["--tp", "4"]);
+    same_figures(
+        &fixture("wide"),
+        &["--tp", "2", "--quantization", "none", "--batch", "1,7", "--prefill", "90,3"],
+    );
+}
+
+#[test]
+fn the_340b_fits_eight_gpus() {
+    let report = json(&dir_340b(), &["--tp", "8"]);
+    let kv = |index: usize, key: &str| report["kv"][index][key].as_u64().unwrap();
+    // Of 85.52 GB, 0.6 are the driver's, and of the rest 8 % are kept free; weights and all else are 44.27 GB.
+    assert_eq!(report["available"], 78_127_145_185_u64);
+    assert_eq!((kv(0, "token_bytes"), kv(1, "token_bytes")), (36_864, 73_728));
+    assert_eq!((kv(0, "blocks"), kv(0, "tokens"), kv(0, "requests")), (14_337, 917_568, 224));
+    assert_eq!((kv(1, "blocks"), kv(1, "tokens"), kv(1, "requests")), (7_171, 458_944, 112));
+    // 32 requests of 4096 tokens.
+    assert_eq!((kv(0, "server_blocks"), kv(1, "server_blocks")), (2048, 2048));
+    // The lines of weights are all there is of them.
+    let bytes = |name: &str| {
+        let lines = report["memory"].as_array().unwrap();
+        lines.iter().find(|line| line["name"] == name).unwrap()["bytes"].as_u64().unwrap()
+    };
+    let parts = ["QKV", "attention output", "MLP up", "MLP down", "scales", "embedding", "head", "norms"];
+    assert_eq!(parts.map(bytes).iter().sum::<u64>(), bytes("weights"));
+    // All lines are all of the memory, but for less than a block.
+    let lines = ["weights", "activations", "communication", "graphs", "context", "kept free"].map(bytes);
+    let all = lines.iter().sum::<u64>() + kv(0, "scratch") + kv(0, "bytes");
+    let left = (81_559_u64 << 20).checked_sub(all).unwrap();
+    assert!(left < kv(0, "block_bytes"), "{left}");
+}
+
+#[test]
+fn what_does_not_fit_says_by_how_much() {
+    let output = plan(&dir_340b(), &["--tp", "4"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report = json(&dir_340b(), &["--tp", "4"]);
+    let line = |name: &str| {
+        let lines = report["memory"].as_array().unwrap();
+        lines.iter().find(|line| line["name"] == name).unwrap()["bytes"].as_u64().unwrap()
+    };
+    let kv = &report["kv"][0];
+    let fixed = ["weights", "activations", "communication", "graphs"].map(line).iter().sum::<u64>();
+    let needs = fixed + kv["scratch"].as_u64().unwrap() + 64 * kv["block_bytes"].as_u64().unwrap();
+    assert_eq!(kv["short_by"].as_u64().unwrap(), needs - report["available"].as_u64().unwrap());
+    assert_eq!((&kv["blocks"], &kv["server_blocks"]), (&Value::from(0), &Value::from(0)));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("does not fit: one request of 4096 tokens lacks "), "{text}");
+    assert_eq!(plan(&dir_340b(), &["--tp", "8"]).status.code(), Some(0));
+}
+
+#[test]
+fn settings_change_what_they_name() {
+    let dir = dir_340b();
+    let base = json(&dir, &["--tp", "8"]);
+    let of = |report: &Value, pointer: &str| report.pointer(pointer).unwrap().as_f64().unwrap();
+    let differs = |args: &[&str], pointer: &str| {
+        let changed = json(&dir, &[&["--tp", "8"], args].concat());
+        assert_ne!(of(&changed, pointer), of(&base, pointer), "{args:?} {pointer}");
+        changed
+    };
+    differs(&["--max-model-len", "2048"], "/kv/0/requests");
+    differs(&["--max-num-seqs", "64"], "/kv/0/server_blocks");
+    differs(&["--max-num-batched-tokens", "2048"], "/kv/0/prefill/1/steps");
+    differs(&["--max-num-batched-tokens", "2048"], "/kv/0/blocks");
+    differs(&["--quantization", "none"], "/kv/0/decode/0/terms/products");
+    differs(&["--deterministic", "false"], "/kv/0/prefill/0/terms/weights");
+    differs(&["--deterministic", "false"], "/kv/0/scratch");
+    let listed = differs(&["--batch", "3,5", "--context", "77", "--prefill", "9"], "/kv/0/decode/0/batch");
+    let steps = listed["kv"][1]["decode"].as_array().unwrap();
+    let pairs: Vec<_> = steps.iter().map(|step| (step["batch"].clone(), step["context"].clone())).collect();
+    assert_eq!(pairs, [(3.into(), 77.into()), (5.into(), 77.into())]);
+    assert_eq!(listed["kv"][1]["prefill"][0]["tokens"], 9);
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/h100-80gb.toml");
+    assert_eq!(json(&dir, &["--tp", "8", "--gpu", file.to_str().unwrap()]), base);
+}
+
+#[test]
+fn what_cannot_be_meant_names_the_flag() {
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
+        (&["--tp", "9"], &["--tp", "9"]),
+        (&["--gpu", "b200"], &["--gpu", "h100-80gb", "`b200`"]),
+        (&["--max-model-len", "4097"], &["--max-model-len", "at most the model's 4096", "got 4097"]),
+        (&["--context", "4096"], &["--context", "at most 4095", "got 4096"]),
+        (&["--prefill", "1,5000"], &["--prefill", "at most 4096", "got 5000"]),
+        (&["--batch", "0"], &["--batch", "0"]),
+        (&["--quantization", "int4"], &["--quantization", "int4", "fp8"]),
+    ];
+    for (args, parts) in cases {
+        let output = plan(&dir_340b(), args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{args:?}");
+        assert!(parts.iter().all(|part| text.contains(part)), "{args:?}: {text}");
+    }
+    let nowhere = plan(Path::new("/nowhere"), &[]);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("/nowhere/config.json"));
+}
