@@ -6,6 +6,7 @@
 
 VENV is a virtual environment with `pip install aiperf`. With --scripted the server is one in this script that sends
 tokens at times known beforehand, so that both clients can be held against the truth and not only against each other.
+With --flood it sends them as fast as it can, to octant alone, which shows what a token costs the client.
 The names are aiperf's where the two differ: its ITL is TPOT of `octant bench serving`, its ICL is ITL there.
 """
 
@@ -49,10 +50,14 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 writer.write(b"%x\r\n%b\r\n" % (len(payload), payload))
 
             chunk = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "scripted"}
+            choice = {"index": 0, "delta": {"role": "assistant", "content": " word"}, "finish_reason": None}
+            token = json.dumps(chunk | {"choices": [choice]})
             for n in range(count):
-                await asyncio.sleep(start + FIRST_S + n * NEXT_S - loop.time())
-                choice = {"index": 0, "delta": {"role": "assistant", "content": " word"}, "finish_reason": None}
-                event(json.dumps(chunk | {"choices": [choice]}))
+                if body["model"] == "flood":
+                    await writer.drain()
+                else:
+                    await asyncio.sleep(start + FIRST_S + n * NEXT_S - loop.time())
+                event(token)
             event(json.dumps(chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}))
             usage = {"prompt_tokens": 128, "completion_tokens": count, "total_tokens": 128 + count}
             event(json.dumps(chunk | {"choices": [], "usage": usage}))
@@ -97,6 +102,9 @@ def run_octant(args: argparse.Namespace, url: str, model: str, seed: int) -> dic
     figures["prompt tokens per request"] = (summary["prompt_tokens"] / summary["ok"],)
     figures["output tokens per request"] = (summary["output_tokens"] / summary["ok"],)
     figures["client CPU, s"] = (summary["client_cpu_seconds"],)
+    if model == "flood":
+        figures["client CPU, us per token"] = (summary["client_cpu_us_per_chunk"],)
+        figures["client CPU, share of a core"] = (summary["client_cpu_share"],)
     return figures
 
 
@@ -143,12 +151,13 @@ def show(runs: dict[str, list[dict]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--aiperf", required=True, metavar="VENV")
+    parser.add_argument("--aiperf", metavar="VENV")
     parser.add_argument("--octant", default="target/release/octant")
     parser.add_argument("--url")
     parser.add_argument("--scripted", action="store_true")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--tokenizer", required=True, metavar="DIR")
+    parser.add_argument("--flood", action="store_true")
+    parser.add_argument("--tokenizer", metavar="DIR")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--concurrency", type=int, default=4)
     parser.add_argument("--requests", type=int, default=32)
@@ -156,8 +165,15 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=64)
     parser.add_argument("--verbose", action="store_true")
     args = parser.parse_args()
-    if args.scripted == bool(args.url):
-        parser.error("either --url or --scripted")
+    if [args.scripted, args.flood, bool(args.url)].count(True) != 1:
+        parser.error("one of --url, --scripted and --flood")
+    if args.flood:
+        args.concurrency, args.requests, args.output_tokens = 32, 64, 4000
+        for name, values in run_octant(args, scripted_server(), "flood", seed=1).items():
+            print(f"{name}: {', '.join(f'{value:.2f}' for value in values)}")
+        return
+    if not args.aiperf or not args.tokenizer:
+        parser.error("--aiperf and --tokenizer are needed")
     url, model = (scripted_server(), "scripted") if args.scripted else (args.url, args.model)
     runs: dict[str, list[dict]] = {"octant": [], "aiperf": []}
     for pair in range(args.pairs):
