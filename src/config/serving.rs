@@ -132,7 +132,7 @@ impl FromStr for RateRange {
 
 fn positive(text: &str) -> Result<f64, String> {
     match text.trim().parse::<f64>() {
-        Ok(value) if value.is_finite() && value >= 1e-6 && value <= 1e9 => Ok(value),
+        Ok(value) if (1e-6..=1e9).contains(&value) => Ok(value),
         _ => Err(format!("`{text}` is no number above 0")),
     }
 }

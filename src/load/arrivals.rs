@@ -21,11 +21,11 @@ impl Random {
     /// The sequence of one of many things of a seed: of its n-th prompt, for example.
     pub fn of(seed: u64, thing: u64) -> Self {
         let mut random = Self(seed);
-        Self(random.next().wrapping_add(thing.wrapping_mul(0xd129_0242_b5f4_9a2d)))
+        Self(random.bits().wrapping_add(thing.wrapping_mul(0xd129_0242_b5f4_9a2d)))
     }
 
     /// 64 random bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -35,7 +35,7 @@ impl Random {
 
     /// Uniform in (0, 1): never 0, so that it has a logarithm.
     pub fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+        ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
     }
 
     fn exponential(&mut self) -> f64 {

@@ -1,8 +1,8 @@
 //! An HTTP/1.1 client that streams answers and notes when what of them came.
 //!
 //! A request takes a connection that is idle, or opens one: an open loop needs as many as requests are out, and none is
-//! made to wait for another. A connection that the server closed just as it was taken is replaced, once, before anything
-//! of the request was answered. No request is tried again after a failure, a 429 included: what a server turns away is a
+//! made to wait for another. A connection that the server closed just as it was taken is replaced, if nothing
+//! of the request has gone out yet. No request is tried again after a failure, a 429 included: what a server turns away is a
 //! finding. Plain HTTP only.
 
 use std::sync::atomic::{AtomicU64, Ordering};

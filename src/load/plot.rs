@@ -119,7 +119,7 @@ type Failed = DrawingAreaErrorKind<std::io::Error>;
 fn draw(out: &mut String, title: &str, panels: &[Panel<'_>; 4]) -> Result<(), Failed> {
     let root = SVGBackend::with_string(out, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
-    let below = root.titled(title, ("sans-serif", 22))?;
+    let below = root.titled(title, ("sans-serif", 26))?;
     for (area, panel) in below.split_evenly((2, 2)).iter().zip(panels) {
         draw_panel(area, panel)?;
     }
@@ -137,7 +137,7 @@ fn draw_panel(
         max => max * 1.03,
     };
     let mut chart = ChartBuilder::on(area)
-        .caption(panel.title, ("sans-serif", 16))
+        .caption(panel.title, ("sans-serif", 20))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(64)
@@ -149,13 +149,20 @@ fn draw_panel(
         .y_desc(panel.y)
         .x_label_formatter(&number)
         .y_label_formatter(&number)
+        .label_style(("sans-serif", 17))
+        .axis_desc_style(("sans-serif", 18))
         .light_line_style(TRANSPARENT)
         .draw()?;
     for curve in panel.curves.iter().filter(|curve| !curve.points.is_empty()) {
         draw_curve(&mut chart, curve)?;
     }
     if all().next().is_some() {
-        chart.configure_series_labels().background_style(WHITE).border_style(BLACK.mix(0.3)).draw()?;
+        chart
+            .configure_series_labels()
+            .label_font(("sans-serif", 17))
+            .background_style(WHITE)
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
     }
     Ok(())
 }

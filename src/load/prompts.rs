@@ -120,7 +120,7 @@ fn push_words(text: &mut String, count: usize, mut random: Random) {
         if !text.is_empty() {
             text.push(' ');
         }
-        text.push_str(words[(random.next() % words.len() as u64) as usize]);
+        text.push_str(words[(random.bits() % words.len() as u64) as usize]);
     }
 }
 

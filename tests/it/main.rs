@@ -11,6 +11,7 @@ mod engine;
 mod fake;
 mod fp8;
 mod http;
+mod load;
 mod model;
 mod offline;
 mod plan;
