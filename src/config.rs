@@ -7,6 +7,7 @@
 mod cli;
 mod offline;
 mod simulate;
+mod simulation;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -20,6 +21,7 @@ use serde::Deserialize;
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 pub use simulate::Simulation;
+pub use simulation::{MeanAndCv, SimulateArgs};
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]
@@ -125,6 +127,9 @@ pub struct ServeArgs {
     /// Tokens of a simulated answer, on average [default: 256]
     #[arg(long, env = "OCTANT_SIMULATE_ANSWER_TOKENS", value_name = "MEAN")]
     pub simulate_answer_tokens: Option<f64>,
+    /// File to write all that the scheduler does to, for `octant simulate --replay`. It holds prompts and answers
+    #[arg(long, env = "OCTANT_RECORD", value_name = "FILE")]
+    pub record: Option<PathBuf>,
 }
 
 /// Element type of the KV cache.
@@ -279,6 +284,8 @@ pub struct Config {
     pub gpus: Vec<usize>,
     /// How they add up.
     pub communicator: CommunicatorName,
+    /// Where to record.
+    pub record: Option<PathBuf>,
     /// With [`DeviceName::Simulate`] alone.
     pub simulation: Option<Simulation>,
     /// Threads of the CPU device.
@@ -341,6 +348,7 @@ impl ServeArgs {
             step_timeout: self.step_timeout.or(file.step_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            record: self.record.or(file.record),
             gpu: self.gpu.or(file.gpu),
             simulate_config: self.simulate_config.or(file.simulate_config),
             simulate_pace: self.simulate_pace.or(file.simulate_pace),
@@ -379,6 +387,7 @@ impl ServeArgs {
             deterministic,
             gpus: gpus(self.gpus, device, ranks)?,
             communicator: communicator(self.communicator, device, deterministic)?,
+            record: self.record,
             simulation,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,

@@ -12,4 +12,5 @@ pub mod progress;
 pub mod projection;
 pub mod reduce;
 pub mod serve;
+pub mod simulate;
 pub mod simulated;

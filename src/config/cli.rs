@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::{DeviceName, ImportNemoArgs, Quantization, QuantizeArgs, ServeArgs};
+use super::{DeviceName, ImportNemoArgs, Quantization, QuantizeArgs, ServeArgs, SimulateArgs};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -20,6 +20,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM or SIGINT.
     Serve(Box<ServeArgs>),
+    /// Say what serving requests would be like on GPUs that are not there: in virtual time, without waiting.
+    Simulate(Box<SimulateArgs>),
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),

@@ -7,6 +7,8 @@
 mod codec;
 mod journey;
 mod machine;
+pub mod plot;
+pub mod replay;
 pub mod report;
 mod tokens;
 pub mod trace;

@@ -15,6 +15,7 @@ mod model;
 mod offline;
 mod runner;
 mod scheduler;
+mod simulation;
 mod tensor_parallel;
 mod text;
 mod tidy;
