@@ -1,5 +1,8 @@
 //! A recording, done again: the same calls of a scheduler, whose plans must be the same bit for bit; and what a
 //! simulation of other settings needs of it.
+//!
+//! Requests that were refused changed nothing and are not in a recording: a simulation with a longer queue does not know
+//! of them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +11,7 @@ use super::journey::{Journey, Outcome, Sample};
 use super::trace::Trace;
 use super::virtual_time::{Ask, VirtualTime};
 use crate::engine::record::{Drawn, Event};
-use crate::request::{Request, TokenLogprob, Update};
+use crate::request::{Finish, Request, SamplingParams, TokenLogprob, Update};
 use crate::scheduler::plan::{RowOutput, StepOutput};
 use crate::scheduler::{RequestId, Scheduler};
 
@@ -68,11 +71,10 @@ pub fn replay(trace: &Trace) -> Result<Replayed, Divergence> {
 }
 
 /// The recorded requests, at the times at which they came and left, in a server with other settings. A client that left
-/// leaves at the same time.
+/// leaves at the same time; a request that failed, or had not ended, gets the tokens that are known, or one.
 pub fn resimulate(replayed: &Replayed, server: &mut VirtualTime) {
     for group in &replayed.groups {
         let Some(first) = group.first() else { continue };
-        let ask = |r: &RecordedRequest| Ask { request: r.request.clone(), answer: Arc::from(&*r.answer) };
         let ids = server.arrive(first.journey.arrived, group.iter().map(ask).collect());
         for (id, recorded) in ids.into_iter().zip(group) {
             if let Some(at) = recorded.left {
@@ -80,6 +82,17 @@ pub fn resimulate(replayed: &Replayed, server: &mut VirtualTime) {
             }
         }
     }
+}
+
+fn ask(recorded: &RecordedRequest) -> Ask {
+    let mut request = recorded.request.clone();
+    if matches!(recorded.journey.outcome, Outcome::Open | Outcome::Failed) && request.stop.max_tokens > 0 {
+        let known = u32::try_from(recorded.answer.len().max(1)).unwrap_or(u32::MAX);
+        request.stop.max_tokens = known;
+        let min_tokens = request.sampling.min_tokens.min(known);
+        request.sampling = Arc::new(SamplingParams { min_tokens, ..(*request.sampling).clone() });
+    }
+    Ask { request, answer: Arc::from(&*recorded.answer) }
 }
 
 struct Player {
@@ -152,8 +165,10 @@ impl Player {
             request.answer.push(token);
             request.journey.tokens.push(at);
         }
-        if update.finish.is_some() {
-            request.journey.outcome = Outcome::Finished(at);
+        match update.finish {
+            Some(Finish::Error(_)) => request.journey.outcome = Outcome::Failed,
+            Some(_) => request.journey.outcome = Outcome::Finished(at),
+            None => {}
         }
         Ok(())
     }

@@ -28,7 +28,8 @@ fn asked(prompt: Vec<u32>, max_tokens: u32, sampling: SamplingParams) -> Request
 }
 
 fn prompt(i: u32, len: u32) -> Vec<u32> {
-    (0..len).map(|at| 40 + (i * 31 + at * (i + 1)) % 200).collect()
+    // Whole characters: what half a one leaves behind would be part of the text.
+    (0..len).map(|at| 40 + (i * 31 + at * (i + 1)) % 80).collect()
 }
 
 /// Text and reason of the answer that must come.

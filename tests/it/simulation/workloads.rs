@@ -90,7 +90,8 @@ fn reports_count_what_they_say() {
 fn pictures_are_svg_with_every_runs_name() {
     let mut journey = Journey::new(0.0, 10);
     journey.tokens = vec![0.5, 0.6];
-    let run = |name| plot::Run { name, journeys: &[&journey], samples: &[] };
+    let journeys = [&journey];
+    let run = |name| plot::Run { name, journeys: &journeys, samples: &[] };
     let svg = plot::svg(&[run("first run"), run("second run")]).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
     assert!(svg.contains("first run") && svg.contains("second run"));
