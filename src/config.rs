@@ -9,6 +9,7 @@ mod offline;
 mod plan;
 mod serving;
 mod simulate;
+mod simulation;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,6 +25,7 @@ pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 pub use plan::PlanArgs;
 pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
 pub use simulate::Simulation;
+pub use simulation::{MeanAndCv, SimulateArgs};
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]
@@ -129,6 +131,9 @@ pub struct ServeArgs {
     /// Tokens of a simulated answer, on average [default: 256]
     #[arg(long, env = "OCTANT_SIMULATE_ANSWER_TOKENS", value_name = "MEAN")]
     pub simulate_answer_tokens: Option<f64>,
+    /// File to write all that the scheduler does to, for `octant simulate --replay`. It holds prompts and answers
+    #[arg(long, env = "OCTANT_RECORD", value_name = "FILE")]
+    pub record: Option<PathBuf>,
 }
 
 /// Element type of the KV cache.
@@ -283,6 +288,8 @@ pub struct Config {
     pub gpus: Vec<usize>,
     /// How they add up.
     pub communicator: CommunicatorName,
+    /// Where to record.
+    pub record: Option<PathBuf>,
     /// With [`DeviceName::Simulate`] alone.
     pub simulation: Option<Simulation>,
     /// Threads of the CPU device.
@@ -345,6 +352,7 @@ impl ServeArgs {
             step_timeout: self.step_timeout.or(file.step_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            record: self.record.or(file.record),
             gpu: self.gpu.or(file.gpu),
             simulate_config: self.simulate_config.or(file.simulate_config),
             simulate_pace: self.simulate_pace.or(file.simulate_pace),
@@ -383,6 +391,7 @@ impl ServeArgs {
             deterministic,
             gpus: gpus(self.gpus, device, ranks)?,
             communicator: communicator(self.communicator, device, deterministic)?,
+            record: self.record,
             simulation,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
@@ -408,7 +417,7 @@ fn ranks(size: usize) -> Result<usize, ConfigError> {
 /// A device that knows one way only cannot be told to take another.
 fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, ConfigError> {
     match (wanted.unwrap_or(true), device) {
-        (false, DeviceName::Cpu | DeviceName::Simulate) => {
+        (false, DeviceName::Cpu) => {
             let message = format!("expected true with --device {}, got false", device.as_str());
             Err(ConfigError::new("--deterministic", message))
         }

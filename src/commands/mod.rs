@@ -13,4 +13,5 @@ pub mod plan;
 pub mod progress;
 pub mod reduce;
 pub mod serve;
+pub mod simulate;
 pub mod simulated;

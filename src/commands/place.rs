@@ -119,6 +119,16 @@ impl Place {
         }
     }
 
+    /// Steps in flight here: 1 or 2.
+    pub fn in_flight(&self) -> usize {
+        match self {
+            Self::Cpu(_) => CPU_IN_FLIGHT,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => GPU_IN_FLIGHT,
+            Self::Simulated(_) => GPU_IN_FLIGHT,
+        }
+    }
+
     /// Asks for clocks, temperature and the like, without which a measurement on a GPU is worth little.
     pub fn conditions(&self) -> anyhow::Result<impl Fn() -> Option<String> + use<>> {
         let pci: Option<String> = match self {
@@ -182,7 +192,8 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
             Self::Simulated(gpus) => {
-                Ok(Engine::start(scheduler(p), GPU_IN_FLIGHT, Box::new(gpus.executor(p)?)))
+                let executor = Box::new(gpus.executor(p)?);
+                Ok(Engine::start_recorded(scheduler(p), GPU_IN_FLIGHT, executor, p.recorder.clone()))
             }
         }
     }
@@ -242,7 +253,8 @@ fn cache_folder() -> Option<std::path::PathBuf> {
     Some(folder.join("octant"))
 }
 
-fn scheduler(p: &Prepared) -> SchedulerConfig {
+/// The limits that a configuration gives the scheduler.
+pub(super) fn scheduler(p: &Prepared) -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: p.config.max_num_seqs,
         max_num_batched_tokens: p.config.max_num_batched_tokens,
@@ -277,7 +289,7 @@ fn start_on<D: Device, C: Communicator<D>>(
             vocab: scheduler.vocab_size,
         });
     let runner = Runner::start(ranks.collect(), p.config.step_timeout);
-    Ok(Engine::start(scheduler, in_flight, Box::new(runner)))
+    Ok(Engine::start_recorded(scheduler, in_flight, Box::new(runner), p.recorder.clone()))
 }
 
 /// Loads every rank's part onto its device, all at the same time.

@@ -8,15 +8,17 @@ use anyhow::Context;
 use axum::http::StatusCode;
 use tokio::net::TcpListener;
 
-use super::place::Place;
+use super::place::{self, Place};
+use super::simulated;
 use crate::config::{Config, KvCacheDtype, Quantization};
 use crate::device::KvDtype;
-use crate::engine::{EngineHandle, EngineThread};
+use crate::engine::{EngineHandle, EngineThread, Recorder};
 use crate::generation::Generator;
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::validate::Defaults;
 use crate::server::{self, DrainTimes, Ended, ServerState, Settings};
+use crate::simulator::trace::Recording;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Bytes of text per token of context that a request may have: no tokenizer in use is that verbose.
@@ -38,6 +40,8 @@ pub struct Prepared {
     pub memory: MemoryPlan,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
+    /// Hears what the engine does.
+    pub recorder: Option<Recorder>,
     template: Option<ChatTemplate>,
 }
 
@@ -45,20 +49,35 @@ pub struct Prepared {
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let place = Place::open(&config)?;
-    let prepared = prepare(config, &place)?;
+    let mut prepared = prepare(config, &place)?;
+    let recording = record(&mut prepared, &place)?;
     print_banner(&prepared, &place);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(prepared.config.threads.clamp(1, 4))
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let (ended, thread) = runtime.block_on(load_and_serve(prepared, place, start))?;
+    let outcome = runtime.block_on(load_and_serve(prepared, place, start));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    if let Err(reason) = thread.join() {
-        anyhow::bail!("the engine failed: {reason}");
-    }
+    let outcome = outcome.and_then(|(ended, thread)| match thread.join() {
+        Ok(()) => Ok(ended),
+        Err(reason) => anyhow::bail!("the engine failed: {reason}"),
+    });
+    // Also after a failure, which is when a recording is wanted most.
+    let recorded = recording.map(Recording::finish).transpose().context("--record");
+    let ended = outcome?;
+    recorded?;
     tracing::info!(?ended, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Begins a recording if one is asked for.
+fn record(p: &mut Prepared, place: &Place) -> anyhow::Result<Option<Recording>> {
+    let Some(path) = p.config.record.clone() else { return Ok(None) };
+    let (recorder, recording) =
+        simulated::record(p, place.ranks(), place::scheduler(p), place.in_flight(), &path)?;
+    p.recorder = Some(recorder);
+    Ok(Some(recording))
 }
 
 /// Listens from the first, so that an address in use shows before weights are loaded, and probes get an answer while
@@ -118,7 +137,7 @@ fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
-    Ok(Prepared { config, model, generation, precision, kv, memory, tokenizer, template })
+    Ok(Prepared { config, model, generation, precision, kv, memory, tokenizer, recorder: None, template })
 }
 
 async fn serve(

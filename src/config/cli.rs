@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::serving::BenchServingArgs;
-use super::{DeviceName, ImportNemoArgs, PlanArgs, Quantization, QuantizeArgs, ServeArgs};
+use super::{DeviceName, ImportNemoArgs, PlanArgs, Quantization, QuantizeArgs, ServeArgs, SimulateArgs};
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ pub enum Command {
     /// Say what fits on GPUs, and how fast it would be, by arithmetic: without weights or GPUs. Status 1 if it does not
     /// fit.
     Plan(PlanArgs),
+    /// Say what serving requests would be like on GPUs that are not there: in virtual time, without waiting.
+    Simulate(Box<SimulateArgs>),
     /// Measure.
     #[command(subcommand)]
     Bench(BenchCommand),

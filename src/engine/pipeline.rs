@@ -48,7 +48,10 @@ impl Pipeline {
         if self.in_flight == self.max_in_flight {
             return None;
         }
-        let plan = self.scheduler.plan()?;
+        let Some(plan) = self.scheduler.plan() else {
+            self.record(|| Event::NoPlan);
+            return None;
+        };
         self.in_flight += 1;
         self.record(|| Event::Plan { id: plan.id, fingerprint: plan.fingerprint() });
         Some(plan)

@@ -25,6 +25,8 @@ pub enum Event {
         /// Its [`crate::scheduler::plan::StepPlan::fingerprint`].
         fingerprint: u64,
     },
+    /// Nothing could be planned. Said too, since looking may preempt, or touch what the prefix cache keeps longest.
+    NoPlan,
     /// A step was committed.
     Commit {
         /// The plan's id.

@@ -57,6 +57,16 @@ impl ModelConfig {
         Self::from_object(dir, &Object::read(&dir.join("config.json"))?)
     }
 
+    /// From the text of a `config.json`, whose directory is not at hand.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::from_dir`].
+    pub fn from_text(text: &str) -> Result<Self, LoadError> {
+        let path = Path::new("config.json");
+        let map = serde_json::from_str(text).map_err(|e| LoadError::file(path, format!("not JSON: {e}")))?;
+        Self::from_object(path, &Object::from_map(path, map))
+    }
+
     /// From the contents of a `config.json` of `dir`.
     pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
         let (architecture, family) = architecture(config)?;

@@ -11,6 +11,7 @@ const SUBMIT: u8 = 1;
 const ABORT: u8 = 2;
 const PLAN: u8 = 3;
 const COMMIT: u8 = 4;
+const NO_PLAN: u8 = 5;
 
 /// Bytes in the making.
 #[derive(Debug, Default)]
@@ -84,6 +85,7 @@ impl Writer {
                 self.number(*id);
                 self.0.extend(fingerprint.to_le_bytes());
             }
+            Event::NoPlan => self.head(NO_PLAN, *at),
             Event::Commit { id, rows } => {
                 self.head(COMMIT, *at);
                 self.number(*id);
@@ -227,6 +229,7 @@ impl Reader<'_> {
             }
             ABORT => Event::Abort(RequestId(self.number()?)),
             PLAN => Event::Plan { id: self.number()?, fingerprint: self.bytes().map(u64::from_le_bytes)? },
+            NO_PLAN => Event::NoPlan,
             COMMIT => {
                 let (id, count) = (self.number()?, self.count()?);
                 Event::Commit { id, rows: (0..count).map(|_| self.drawn()).collect::<Option<_>>()? }

@@ -24,6 +24,8 @@ pub enum Outcome {
     Refused,
     /// Its client left.
     Left,
+    /// It was answered with an error.
+    Failed,
     /// With its last token, at this time.
     Finished(f64),
 }

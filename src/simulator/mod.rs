@@ -2,11 +2,14 @@
 //! anyone can compute.
 //!
 //! `tokens` is what is said, `machine` is a step outside of time. [`Simulator`] runs steps on the wall clock, behind the
-//! real engine and the real server.
+//! real engine and the real server; `virtual_time` drives the real scheduler on a clock that jumps, over requests of
+//! `workload`. `trace` is a recording of the engine, `replay` does it again, `report` and `plot` are what one sees of it.
 
 mod codec;
 mod journey;
 mod machine;
+pub mod plot;
+pub mod replay;
 pub mod report;
 mod tokens;
 pub mod trace;
@@ -24,8 +27,9 @@ pub use tokens::{Key, Voice};
 use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::plan::{StepOutput, StepPlan};
 
-/// What a sleeping thread wakes up too late by, usually; it sleeps so much less and yields until the time has come.
-const OVERSLEEP: Duration = Duration::from_micros(60);
+/// What a sleeping thread wakes up too late by, usually; it sleeps so much less and spins for the rest. It does not yield
+/// its core meanwhile: on a busy machine it would get it back milliseconds later.
+const OVERSLEEP: Duration = Duration::from_micros(30);
 
 /// An executor on the wall clock. A step begins when it is enqueued or when the one before ends, whichever is later,
 /// so that ends do not drift: a late waking is not added to the next step as long as two are in flight.
@@ -88,6 +92,6 @@ fn wait_until(end: Instant) {
         std::thread::sleep(asleep);
     }
     while Instant::now() < end {
-        std::thread::yield_now();
+        std::hint::spin_loop();
     }
 }

@@ -37,6 +37,8 @@ pub struct Report {
     pub refused: usize,
     /// Those whose client left.
     pub left: usize,
+    /// Those that failed, or had not ended when the run did.
+    pub unfinished: usize,
     /// Seconds from the first arrival to the last token.
     pub seconds: f64,
     /// Prompt tokens of requests that were answered or begun to be.
@@ -108,6 +110,7 @@ impl Report {
             finished,
             refused: ended(Outcome::Refused),
             left,
+            unfinished: ended(Outcome::Failed) + ended(Outcome::Open),
             seconds,
             prompt_tokens,
             generated_tokens,
@@ -150,6 +153,7 @@ pub fn table(reports: &[(&str, &Report)]) -> String {
     let percentiles = |p: Percentiles| format!("{:.4} {:.4} {:.4}", p.p50, p.p90, p.p99);
     line("requests", &|r| r.requests.to_string());
     line("  finished/refused/left", &|r| format!("{}/{}/{}", r.finished, r.refused, r.left));
+    line("  failed or not ended", &|r| r.unfinished.to_string());
     line("seconds", &|r| format!("{:.3}", r.seconds));
     line("requests/s", &|r| format!("{:.3}", r.requests_per_second));
     line("prompt tokens/s", &|r| format!("{:.1}", r.prompt_tokens_per_second));

@@ -29,7 +29,7 @@ mod context;
 mod door;
 mod drain;
 mod failures;
-mod house;
+pub mod house;
 mod limits;
 mod routes;
 mod streams;

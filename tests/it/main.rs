@@ -17,6 +17,7 @@ mod offline;
 mod plan;
 mod runner;
 mod scheduler;
+mod simulation;
 mod tensor_parallel;
 mod text;
 mod tidy;

@@ -2,7 +2,7 @@
 
 mod admission;
 mod preemption;
-mod random;
+pub mod random;
 mod steps;
 
 use std::collections::{HashMap, VecDeque};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, EngineHandle, EngineThread, Stats};
+use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
 use octant::server::{DrainTimes, Ended, ServerState, Settings, bind, serve};
@@ -40,7 +40,7 @@ impl Plan {
     }
 
     /// Opens the house over an executor.
-    pub fn over(self, executor: FakeExecutor) -> House {
+    pub fn over(self, executor: impl Executor + 'static) -> House {
         let (engine, thread) = Engine::start(self.config, 2, Box::new(executor));
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");

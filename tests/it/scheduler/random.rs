@@ -14,7 +14,7 @@ const VOCAB: usize = 30;
 
 /// What happens before one step.
 #[derive(Debug, Clone)]
-enum Event {
+pub enum Event {
     Nothing,
     Submit(Vec<Request>),
     /// Aborts the i-th request modulo their number, finished or not.
@@ -51,7 +51,7 @@ fn any_request() -> impl Strategy<Value = Request> {
     })
 }
 
-fn any_event() -> impl Strategy<Value = Event> {
+pub fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         6 => Just(Event::Nothing),
         3 => any_request().prop_map(|request| Event::Submit(vec![request])),
@@ -60,7 +60,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
-fn any_config() -> impl Strategy<Value = SchedulerConfig> {
+pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     (1..6usize, 1..150usize, 6..20usize, any::<bool>()).prop_map(|(seqs, tokens, blocks, prefix_caching)| {
         SchedulerConfig {
             max_num_seqs: seqs,

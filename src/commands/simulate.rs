@@ -1,0 +1,231 @@
+//! `octant simulate`: the scheduler in virtual time, over requests drawn, read or recorded.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+
+use super::simulated::{About, Changes, memory_of};
+use crate::config::{MeanAndCv, SimulateArgs};
+use crate::device::Layout;
+use crate::engine::SchedulerConfig;
+use crate::model::StepRoom;
+use crate::runner::{MemoryNeeds, MemoryPlan};
+use crate::simulator::plot::{self, Run};
+use crate::simulator::replay::{self, Replayed};
+use crate::simulator::report::{Report, Slo, table};
+use crate::simulator::trace::{End, Trace};
+use crate::simulator::virtual_time::VirtualTime;
+use crate::simulator::workload::{self, Arrival, Spread, Synthetic};
+use crate::simulator::{Journey, Machine, Sample};
+
+/// As on GPUs.
+const IN_FLIGHT: usize = 2;
+
+/// A run that is over, under its name.
+struct Past {
+    name: &'static str,
+    journeys: Vec<Journey>,
+    samples: Vec<Sample>,
+}
+
+/// Simulates and reports. Status 1 if a replay is not the same as what was recorded.
+pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+    let pasts = match &args.replay {
+        Some(path) => match recorded(args, path)? {
+            Some(pasts) => pasts,
+            None => return Ok(ExitCode::FAILURE),
+        },
+        None => vec![drawn(args)?],
+    };
+    report(args, &pasts)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
+    let about = About::new(&changes(args), None)?;
+    let config = scheduler(args, &about, None)?;
+    let (vocab, limit) = (config.vocab_size, config.max_sequence_tokens());
+    let arrivals = match &args.trace {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            workload::parse(&text, vocab, args.seed)
+                .map_err(anyhow::Error::msg)
+                .with_context(|| path.display().to_string())?
+        }
+        None => {
+            let (arrivals, cut) = synthetic(args)?.draw(vocab, limit);
+            if cut > 0 {
+                eprintln!("{cut} requests were cut to {limit} tokens, --max-model-len");
+            }
+            arrivals
+        }
+    };
+    let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(about.cost()?));
+    for Arrival { at, ask } in arrivals {
+        server.arrive(at, vec![ask]);
+    }
+    finish("simulated", server)
+}
+
+fn synthetic(args: &SimulateArgs) -> anyhow::Result<Synthetic> {
+    let rate = args.poisson.context("--poisson: missing")?;
+    let spread = |MeanAndCv { mean, cv }| Spread { mean, cv };
+    Ok(Synthetic {
+        requests: args.requests,
+        interval: Spread { mean: 1.0 / rate.mean, cv: rate.cv },
+        prompt: spread(args.prompt_tokens),
+        answer: spread(args.answer_tokens),
+        seed: args.seed,
+    })
+}
+
+/// Runs to the end, and says how much faster than time that was.
+fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<Past> {
+    let start = Instant::now();
+    server.run().map_err(anyhow::Error::msg)?;
+    eprintln!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
+    let (journeys, samples) = server.history();
+    Ok(Past { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
+}
+
+/// The recording as it was, and where a setting is given, simulated as it was and as it would be; `None` if the replay is
+/// not the same.
+fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>>> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
+    match trace.end {
+        End::Complete => {}
+        End::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
+        End::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
+    }
+    let replayed = match replay::replay(&trace) {
+        Ok(replayed) => replayed,
+        Err(divergence) => {
+            eprintln!("not the same: {divergence}");
+            return Ok(None);
+        }
+    };
+    println!("{} plans, all equal", replayed.plans);
+    let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
+    let mut pasts = vec![Past { name: "recorded", journeys, samples: replayed.samples.clone() }];
+    if args.changes() {
+        pasts.push(again("as recorded", &trace, &replayed, &as_recorded(&trace)?, None)?);
+        let about = About::new(&changes(args), Some(&trace.header.about))?;
+        let config = scheduler(args, &about, Some(&trace.header.config))?;
+        pasts.push(again("as changed", &trace, &replayed, &about, Some(config))?);
+    }
+    Ok(Some(pasts))
+}
+
+/// What the recording says alone.
+fn as_recorded(trace: &Trace) -> anyhow::Result<About> {
+    About::new(&Changes::default(), Some(&trace.header.about))
+}
+
+fn again(
+    name: &'static str,
+    trace: &Trace,
+    replayed: &Replayed,
+    about: &About,
+    config: Option<SchedulerConfig>,
+) -> anyhow::Result<Past> {
+    let config = config.unwrap_or_else(|| trace.header.config.clone());
+    let machine = Machine::scripted(about.cost()?);
+    let mut server = VirtualTime::new(config, trace.header.in_flight, machine);
+    replay::resimulate(replayed, &mut server);
+    finish(name, server)
+}
+
+/// What the arguments say of the model and the GPUs.
+fn changes(args: &SimulateArgs) -> Changes {
+    Changes {
+        config: args.config.clone(),
+        gpu: args.gpu.clone(),
+        ranks: args.tp,
+        quantization: args.quantization,
+        kv_cache_dtype: args.kv_cache_dtype,
+        deterministic: args.deterministic,
+    }
+}
+
+/// The limits that the arguments give, or else the recording, or else the defaults of `octant serve`.
+fn scheduler(
+    args: &SimulateArgs,
+    about: &About,
+    recorded: Option<&SchedulerConfig>,
+) -> anyhow::Result<SchedulerConfig> {
+    let pick = |flag: &str, given: Option<usize>, then: Option<usize>, default: usize| {
+        ensure!(given != Some(0), "{flag}: expected at least 1, got 0");
+        Ok(given.or(then).unwrap_or(default))
+    };
+    let r = recorded;
+    let model = &about.model;
+    let max_num_seqs = pick("--max-num-seqs", args.max_num_seqs, r.map(|c| c.max_num_seqs), 32)?;
+    let max_num_batched_tokens = pick(
+        "--max-num-batched-tokens",
+        args.max_num_batched_tokens,
+        r.map(|c| c.max_num_batched_tokens),
+        512,
+    )?;
+    let limit = model.max_positions;
+    let max_model_len = pick("--max-model-len", args.max_model_len, r.map(|c| c.max_model_len), limit)?;
+    ensure!(
+        max_model_len <= limit,
+        "--max-model-len: expected at most the model's {limit}, got {max_model_len}"
+    );
+    // Blocks are as recorded unless what they are made of, or their number, is said anew.
+    let resized = args.kv_cache_memory.is_some() || args.tp.is_some() || args.gpu.is_some();
+    let resized = resized || args.kv_cache_dtype.is_some() || args.quantization.is_some();
+    let num_blocks = match r.filter(|_| !resized && args.config.is_none()) {
+        Some(recorded) => recorded.num_blocks,
+        None => {
+            let share = model.share(about.ranks).map_err(anyhow::Error::msg).context("--tp")?;
+            let room = StepRoom {
+                ranks: about.ranks,
+                rows: max_num_batched_tokens,
+                slots: max_num_seqs,
+                deterministic: about.deterministic,
+            };
+            let needs = MemoryNeeds::new(&share, &Layout::CUDA, (about.precision, about.kv), &room);
+            let memory = memory_of(&about.hardware);
+            let kv = args.kv_cache_memory.map(|size| size.0);
+            MemoryPlan::new(needs, memory, kv, max_model_len, max_num_seqs)?.blocks
+        }
+    };
+    Ok(SchedulerConfig {
+        max_num_seqs,
+        max_num_batched_tokens,
+        max_model_len,
+        num_blocks,
+        vocab_size: r.map_or(model.vocab, |c| c.vocab_size),
+        max_queue_requests: args.max_queue_requests.or(r.map(|c| c.max_queue_requests)).unwrap_or(1024),
+        max_queue_tokens: args.max_queue_tokens.or(r.map(|c| c.max_queue_tokens)).unwrap_or(1 << 20),
+        prefix_caching: args.enable_prefix_caching.or(r.map(|c| c.prefix_caching)).unwrap_or(true),
+    })
+}
+
+fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
+    let slo = Slo { ttft: args.slo_ttft, itl: args.slo_itl };
+    let journeys: Vec<Vec<&Journey>> = pasts.iter().map(|past| past.journeys.iter().collect()).collect();
+    let report = |(past, journeys): (&Past, &Vec<&Journey>)| Report::new(journeys, &past.samples, slo);
+    let reports: Vec<Report> = pasts.iter().zip(&journeys).map(report).collect();
+    let named: Vec<(&str, &Report)> = pasts.iter().map(|past| past.name).zip(&reports).collect();
+    print!("{}", table(&named));
+    if let Some(path) = &args.json {
+        let all: serde_json::Map<_, _> = named
+            .iter()
+            .map(|(name, report)| Ok((name.replace(' ', "_"), serde_json::to_value(report)?)))
+            .collect::<serde_json::Result<_>>()?;
+        let text = serde_json::to_string_pretty(&all)? + "\n";
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &args.svg {
+        let runs = pasts.iter().zip(&journeys);
+        let runs = runs.map(|(past, journeys)| Run { name: past.name, journeys, samples: &past.samples });
+        let svg = plot::svg(&runs.collect::<Vec<_>>()).map_err(anyhow::Error::msg)?;
+        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}

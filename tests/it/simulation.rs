@@ -1,0 +1,21 @@
+//! GPUs that are not there: what they say, how long they take, and recordings that can be replayed.
+
+mod binary;
+mod content;
+mod replays;
+mod virtual_time;
+mod workloads;
+
+use std::path::Path;
+
+use octant::cost::{CostModel, Hardware};
+use octant::device::KvDtype;
+use octant::model::{ModelConfig, Precision};
+
+/// The 340B on 8 H100s.
+pub fn cost() -> CostModel {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct");
+    let model = ModelConfig::from_dir(&dir).unwrap();
+    let hardware = Hardware::named("h100-80gb").unwrap();
+    CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap()
+}

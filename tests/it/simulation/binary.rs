@@ -1,0 +1,120 @@
+//! The commands, as people use them.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::http::client;
+
+const INSTRUCT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nemotron-4-340b-instruct");
+
+fn octant(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_octant")).env_clear().args(args).output().unwrap()
+}
+
+/// A directory with a configuration and a tokenizer, and no weights.
+fn model() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    std::fs::copy(data.join("golden/nemotron/config.json"), dir.path().join("config.json")).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+        std::fs::copy(data.join("text/byte_level").join(name), dir.path().join(name)).unwrap();
+    }
+    dir
+}
+
+#[tokio::test]
+async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
+    let dir = model();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let mut server = Command::new(env!("CARGO_BIN_EXE_octant"))
+        .args([
+            "serve",
+            "--model",
+            &path(""),
+            "--served-model-name",
+            "m",
+            "--port",
+            "0",
+            "--device",
+            "simulate",
+        ])
+        .args(["--simulate-config", INSTRUCT, "--simulate-pace", "0", "--drain-grace", "0"])
+        .args(["--record", &path("recording")])
+        .env_clear()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let ready =
+        lines.find_map(|line| line.unwrap().split_once("http://").map(|(_, at)| at.to_owned())).unwrap();
+    let address: SocketAddr = ready.parse().unwrap();
+    for i in 0..3 {
+        let body =
+            json!({ "model": "m", "prompt": format!("the fox {i}"), "max_tokens": 20, "ignore_eos": true });
+        let reply = client::post(address, "/v1/completions", &body).await;
+        assert_eq!(reply.json()["usage"]["completion_tokens"], 20);
+    }
+    let stop = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+    assert!(stop.success());
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(server.wait().unwrap().success(), "{rest:?}");
+
+    let same = octant(&["simulate", "--replay", &path("recording")]);
+    let text = String::from_utf8_lossy(&same.stdout);
+    assert!(same.status.success() && text.contains("plans, all equal"), "{text} {same:?}");
+    let args = ["simulate", "--replay", &path("recording"), "--max-num-seqs", "1", "--json", &path("report")];
+    let other = octant(&[&args[..], &["--svg", &path("picture")]].concat());
+    assert!(other.status.success(), "{other:?}");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(path("report")).unwrap()).unwrap();
+    for name in ["recorded", "as_recorded", "as_changed"] {
+        assert_eq!(report[name]["generated_tokens"], 60, "{name} of {report}");
+    }
+    assert!(std::fs::read_to_string(path("picture")).unwrap().contains("as changed"));
+
+    let mut damaged = std::fs::read(path("recording")).unwrap();
+    let middle = damaged.len() / 2;
+    damaged[middle] ^= 1;
+    std::fs::write(path("damaged"), damaged).unwrap();
+    let refused = octant(&["simulate", "--replay", &path("damaged")]);
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && text.contains("at byte"), "{text}");
+}
+
+#[test]
+fn requests_at_random_are_reported() {
+    let args =
+        ["simulate", "--config", INSTRUCT, "--poisson", "3", "--requests", "40", "--answer-tokens", "20:0.5"];
+    let output = octant(&args);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    for part in ["TTFT", "goodput", "KV use", "40/0/0"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused() {
+    let model = model();
+    let dir = model.path().to_string_lossy();
+    let serve = ["serve", "--model", &dir];
+    let cases: [(&[&str], i32, &str); 7] = [
+        (&["--simulate-pace", "1"], 2, "expected --device simulate, got cpu"),
+        (&["--device", "simulate", "--simulate-pace=-1"], 2, "expected a factor from 0"),
+        (&["--device", "simulate", "--simulate-answer-tokens", "0.5"], 2, "--simulate-answer-tokens"),
+        (&["--device", "simulate", "--gpus", "0"], 2, "expected --device cuda, got simulate"),
+        (&["--device", "simulate", "--gpu", "abacus"], 1, "--gpu"),
+        (&["--device", "simulate"], 1, "--tensor-parallel-size"),
+        (&["--device", "simulate", "--simulate-config", INSTRUCT, "--record", "/dev/null/no"], 1, "--record"),
+    ];
+    for (args, status, part) in cases {
+        let output = octant(&[&serve[..], args].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(status) && text.contains(part), "{args:?}: {text}");
+    }
+    let none = octant(&["simulate", "--config", INSTRUCT]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+}

@@ -1,0 +1,132 @@
+//! What simulated GPUs say, through the real server.
+
+use std::sync::Arc;
+
+use octant::commands::simulated::words;
+use octant::request::{Finish, Request, SamplingParams, StopRules};
+use octant::simulator::{Machine, Simulator, Voice};
+use serde_json::json;
+
+use super::cost;
+use crate::fake::request;
+use crate::http::client::Connection;
+use crate::http::house::{EOS, House, PADDED_VOCAB, Plan, VOCAB, tokenizer};
+
+fn voice(mean: f64) -> Voice {
+    Voice::new(words(&tokenizer(), VOCAB), vec![EOS], mean, PADDED_VOCAB).unwrap()
+}
+
+fn house(mean: f64, pace: f64) -> House {
+    Plan::new().over(Simulator::new(Machine::new(cost(), voice(mean)), pace).unwrap())
+}
+
+/// As the server makes it of a completion.
+fn asked(prompt: Vec<u32>, max_tokens: u32, sampling: SamplingParams) -> Request {
+    let sampling = Arc::new(SamplingParams { barred: vec![EOS], ..sampling });
+    let stop = StopRules { max_tokens, stop_ids: vec![EOS] };
+    Request { sampling, stop, ..request(prompt, max_tokens) }
+}
+
+fn prompt(i: u32, len: u32) -> Vec<u32> {
+    // Whole characters: what half a one leaves behind would be part of the text.
+    (0..len).map(|at| 40 + (i * 31 + at * (i + 1)) % 80).collect()
+}
+
+/// Text and reason of the answer that must come.
+fn expected(request: &Request, mean: f64) -> (String, &'static str) {
+    let (mut tokens, finish) = voice(mean).answer(request);
+    let reason = if finish == Finish::Stop(EOS) { "stop" } else { "length" };
+    tokens.retain(|token| *token != EOS);
+    (tokenizer().decode(&tokens, true), reason)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
+    let house = Arc::new(house(30.0, 0.0));
+    let clients: Vec<_> = (0..24u32)
+        .map(|i| {
+            let house = Arc::clone(&house);
+            tokio::spawn(async move {
+                let prompt = prompt(i, 5 + 13 * i);
+                let (temperature, seed) = (f32::from(i % 2 == 1), u64::from(i / 2));
+                let more = json!({ "max_tokens": 40, "temperature": temperature, "seed": seed });
+                let reply = house.complete(prompt.clone(), more).await.json();
+                let sampling = SamplingParams { temperature, seed, ..SamplingParams::greedy() };
+                let (text, reason) = expected(&asked(prompt, 40, sampling), 30.0);
+                assert_eq!(reply["choices"][0]["text"], text.as_str(), "request {i}");
+                assert_eq!(reply["choices"][0]["finish_reason"], reason, "request {i}");
+                reason
+            })
+        })
+        .collect();
+    let mut reasons = Vec::new();
+    for client in clients {
+        reasons.push(client.await.unwrap());
+    }
+    assert!(reasons.contains(&"stop") && reasons.contains(&"length"), "{reasons:?}");
+    house.until_empty().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
+    let house = house(1e6, 0.05);
+    let mut leavers = Vec::new();
+    for i in 1..8 {
+        let body = json!({ "model": "parrot", "prompt": prompt(i, 90), "max_tokens": 200, "stream": true });
+        let mut connection = Connection::open(house.address).await;
+        let headers = [("content-type", "application/json")];
+        connection.request("POST", "/v1/completions", &headers, body.to_string().as_bytes()).await;
+        leavers.push(connection);
+    }
+    let alone = asked(prompt(0, 100), 60, SamplingParams::greedy());
+    let more = json!({ "max_tokens": 60, "temperature": 0 });
+    let innocent = house.complete(prompt(0, 100), more);
+    let leaving = async {
+        for mut leaver in leavers {
+            leaver.until("data: ").await;
+            drop(leaver);
+        }
+    };
+    let (reply, ()) = tokio::join!(innocent, leaving);
+    assert_eq!(reply.json()["choices"][0]["text"], expected(&alone, 1e6).0.as_str());
+    house.until_empty().await;
+}
+
+#[tokio::test]
+async fn what_ends_an_answer_is_heeded() {
+    let house = house(1.0, 0.0);
+    let usage =
+        async |more| house.complete(prompt(3, 9), more).await.json()["usage"]["completion_tokens"].clone();
+    assert_eq!(usage(json!({ "max_tokens": 30 })).await, 1, "a mean of one token is always one");
+    assert_eq!(usage(json!({ "max_tokens": 30, "min_tokens": 7 })).await, 8, "the end is barred for seven");
+    assert_eq!(usage(json!({ "max_tokens": 30, "ignore_eos": true })).await, 30, "it never comes unasked");
+}
+
+#[tokio::test]
+async fn scores_are_well_formed() {
+    let house = house(1e6, 0.0);
+    let more = json!({ "max_tokens": 3, "echo": true, "logprobs": 4, "temperature": 0 });
+    let reply = house.complete(prompt(1, 70), more).await.json();
+    let scores = reply["choices"][0]["logprobs"].clone();
+    let values = scores["token_logprobs"].as_array().unwrap();
+    assert_eq!(values.len(), 73);
+    assert!(values[1..].iter().all(|x| x.as_f64().is_some_and(|x| x < 0.0)), "{values:?}");
+    for top in &scores["top_logprobs"].as_array().unwrap()[1..] {
+        let sum: f64 = top.as_object().unwrap().values().map(|x| x.as_f64().unwrap().exp()).sum();
+        assert!(sum <= 1.0 && sum > 0.9, "{top}");
+    }
+}
+
+#[test]
+fn answers_have_the_mean_length_and_plain_words() {
+    let voice = voice(20.0);
+    let count = 4000;
+    let greedy = SamplingParams::greedy();
+    let lengths = (0..count).map(|i| voice.length(Voice::key(&[i, 7], &greedy)));
+    let mean = lengths.sum::<u64>() as f64 / f64::from(count);
+    assert!((mean - 20.0).abs() < 1.5, "{mean}");
+    assert!(Voice::new(Vec::new(), vec![1], 5.0, 10).is_err());
+    assert!(Voice::new(vec![1], vec![1], 5.0, 10).is_err());
+    assert!(Voice::new(vec![10], vec![1], 5.0, 10).is_err());
+    assert!(Voice::new(vec![2], vec![1], 0.5, 10).is_err());
+}

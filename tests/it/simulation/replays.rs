@@ -1,0 +1,141 @@
+//! Recordings: whatever happened is made again bit for bit, and damage is named.
+
+use std::collections::VecDeque;
+
+use octant::engine::{Engine, Pipeline, Recorder, RequestId};
+use octant::scheduler::SchedulerConfig;
+use octant::simulator::replay::replay;
+use octant::simulator::trace::{End, Header, Trace, write_events, write_header};
+use proptest::prelude::*;
+
+use crate::fake::{FakeExecutor, FakeModel, config, request};
+use crate::scheduler::prompt;
+use crate::scheduler::random::{Event, any_config, any_event};
+
+/// Does what happens through a pipeline that is recorded; returns the file and the number of plans.
+fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Vec<u8>, u64) {
+    let (recorder, listener) = Recorder::new(1 << 20);
+    let mut pipeline = Pipeline::new(config.clone(), in_flight, Some(recorder));
+    let mut model = FakeModel::new(config);
+    let (mut outputs, mut ids, mut plans) = (VecDeque::new(), 0, 0);
+    let mut events = events.into_iter();
+    loop {
+        match events.next() {
+            Some(Event::Submit(group)) => {
+                let group = group.into_iter().map(|request| {
+                    ids += 1;
+                    (RequestId(ids), request)
+                });
+                pipeline.submit(group.collect()).unwrap();
+            }
+            Some(Event::Abort(i)) => pipeline_abort(&mut pipeline, i as u64, ids),
+            Some(Event::Nothing) => {}
+            None if pipeline.scheduler().is_idle() => break,
+            None => {}
+        }
+        while let Some(plan) = pipeline.start() {
+            plans += 1;
+            outputs.push_back(model.step(&plan));
+        }
+        if let Some(output) = outputs.pop_front() {
+            pipeline.commit(&output).unwrap();
+        }
+    }
+    drop(pipeline);
+    let mut file = Vec::new();
+    let about = vec![("gpu".to_owned(), "none".to_owned())];
+    write_header(&mut file, &Header { config: config.clone(), in_flight, about }).unwrap();
+    assert_eq!(write_events(&mut file, &listener).unwrap(), End::Complete);
+    (file, plans)
+}
+
+/// The engine never aborts what has not come.
+fn pipeline_abort(pipeline: &mut Pipeline, i: u64, ids: u64) {
+    if ids > 0 {
+        pipeline.abort(RequestId(1 + i % ids));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_was_recorded_is_planned_again_bit_for_bit(
+        config in any_config(),
+        events in prop::collection::vec(any_event(), 1..60),
+        in_flight in 1..3usize,
+    ) {
+        let (file, plans) = record(&config, events, in_flight);
+        let trace = Trace::parse(&file).unwrap();
+        prop_assert_eq!((&trace.header.config, trace.header.in_flight, trace.end), (&config, in_flight, End::Complete));
+        let replayed = replay(&trace).unwrap();
+        prop_assert_eq!(replayed.plans, plans);
+    }
+}
+
+/// A recording with preemptions.
+fn sample() -> Vec<u8> {
+    let group = |i| Event::Submit(vec![request(prompt(i, 100 + 9 * i as usize), 150)]);
+    record(&SchedulerConfig { num_blocks: 9, ..config() }, (0..5).map(group).collect(), 2).0
+}
+
+#[test]
+fn another_scheduler_is_caught_at_its_first_other_plan() {
+    let mut trace = Trace::parse(&sample()).unwrap();
+    assert!(replay(&trace).unwrap().samples.last().unwrap().preemptions > 0);
+    trace.header.config.num_blocks = 8;
+    let divergence = replay(&trace).unwrap_err();
+    assert!(divergence.event > 0 && divergence.message.contains("plan"), "{divergence}");
+}
+
+#[test]
+fn a_cut_file_is_replayed_up_to_its_end() {
+    let file = sample();
+    let whole = Trace::parse(&file).unwrap();
+    let mut events = 0;
+    for length in (8..file.len()).step_by(97) {
+        match Trace::parse(&file[..length]) {
+            Ok(trace) => {
+                assert!(matches!(trace.end, End::Cut(at) if at <= length));
+                assert!(trace.events.len() >= events && whole.events.starts_with(&trace.events));
+                events = trace.events.len();
+                replay(&trace).unwrap();
+            }
+            Err(error) => assert!(error.message.contains("header"), "{error}"),
+        }
+    }
+}
+
+#[test]
+fn damage_is_found_and_located() {
+    let file = sample();
+    for at in (0..file.len()).step_by(53) {
+        let mut damaged = file.clone();
+        damaged[at] ^= 0x10;
+        let error = Trace::parse(&damaged).expect_err("a bit was changed");
+        assert!(error.offset <= at, "byte {at}: {error}");
+    }
+    let error = Trace::parse(b"no such thing").unwrap_err();
+    assert_eq!(error.offset, 0);
+    assert!(error.to_string().contains("at byte 0"), "{error}");
+    let longer = [&file[..], b"more"].concat();
+    assert_eq!(Trace::parse(&longer).unwrap_err().offset, file.len());
+}
+
+#[tokio::test]
+async fn an_engine_does_not_wait_for_a_slow_disk() {
+    let (recorder, listener) = Recorder::new(5);
+    let executor = Box::new(FakeExecutor::new(&config()));
+    let (handle, thread) = Engine::start_recorded(config(), 2, executor, Some(recorder));
+    let mut stream =
+        handle.enter(1).unwrap().submit(vec![request(prompt(0, 50), 30)]).await.unwrap().remove(0);
+    while stream.next().await.finish.is_none() {}
+    drop((stream, handle));
+    thread.join().unwrap();
+    let mut file = Vec::new();
+    write_header(&mut file, &Header { config: config(), in_flight: 2, about: Vec::new() }).unwrap();
+    assert_eq!(write_events(&mut file, &listener).unwrap(), End::Incomplete);
+    let trace = Trace::parse(&file).unwrap();
+    assert_eq!((trace.events.len(), trace.end), (5, End::Incomplete));
+    assert!(replay(&trace).is_ok());
+}
