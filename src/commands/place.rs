@@ -18,6 +18,7 @@ use crate::device::{Device, KvDtype};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use crate::model::{Model, ModelConfig, Precision};
 use crate::runner::{MemoryNeeds, RankParts, Runner};
+use crate::server::Stage;
 
 /// Of the memory that is available, what the server may plan with.
 const CPU_SHARE: f64 = 0.8;
@@ -256,16 +257,21 @@ fn start_on<D: Device, C: Communicator<D>>(
             max_num_batched_tokens: scheduler.max_num_batched_tokens,
             vocab: scheduler.vocab_size,
         });
-    let runner = Runner::start(ranks.collect(), p.config.step_timeout);
+    let mut runner = Runner::start(ranks.collect(), p.config.step_timeout);
+    // Whoever is told that the server is ready is not to wait for recordings.
+    runner.prepared()?;
     Ok(Engine::start(scheduler, in_flight, Box::new(runner)))
 }
 
 /// Loads every rank's part onto its device, all at the same time.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
     let mut progress = Progress::start();
+    p.board.starting(Stage::Loading);
     let models = Model::load_all(&p.config.model, &p.model, p.precision, &devices, &mut |done| {
+        p.board.loading(done.done, done.total);
         progress.update(&done);
     })?;
+    p.board.starting(Stage::Preparing);
     progress.finish();
     Ok(devices.into_iter().zip(models).collect())
 }

@@ -7,6 +7,7 @@
 
 mod handle;
 mod ledger;
+mod pulse;
 mod stats;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +17,7 @@ use std::time::Instant;
 
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
+pub use pulse::{Beat, Mark, Pulse};
 pub use stats::Stats;
 
 use crate::request::{Reject, Update};
@@ -127,6 +129,8 @@ impl Engine<'_> {
             }
         }
         self.busy_since.get_or_insert_with(Instant::now);
+        // Before anything that may hang.
+        self.shared.pulse.busy(self.busy_since);
         while let Ok(command) = self.commands.try_recv() {
             if self.obey(command) == Next::Stop {
                 return Ok(Next::Stop);
@@ -147,6 +151,7 @@ impl Engine<'_> {
     }
 
     fn obey(&mut self, command: Command) -> Next {
+        self.shared.pulse.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, reply } => {
                 let outcome = self.admit(group);

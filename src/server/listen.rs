@@ -1,9 +1,4 @@
-//! The accept loop and the shutdown.
-//!
-//! On the first signal readiness goes down at once, and for a grace period requests are taken as before, since load
-//! balancers take a while to notice. Then new requests get a 503 with Retry-After on a listener that stays open,
-//! while running ones have until the drain's timeout. Those that are left then get an error, in their stream or as
-//! their status. A second signal ends all this at once.
+//! The accept loop.
 //!
 //! HTTP/1.1 only, as load balancers speak it. A client that closes its sending side is taken to have gone: there is
 //! no telling it from one that left, and whoever left must free its blocks.
@@ -28,9 +23,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
+use super::drain::{DrainTimes, Ended, LAST_WORDS, drain};
 use super::guard::{Guarded, Held, Link, hung_up};
-use super::routes::{router, starting_router};
-use super::{Phase, ServerState};
+use super::routes::{before_start, router};
+use super::{Board, ServerState};
 
 /// What the system holds for a client that does not read. Accepted sockets inherit it.
 const SEND_BUFFER: u32 = 256 << 10;
@@ -39,28 +35,6 @@ const BACKLOG: u32 = 1024;
 /// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
 const HEAD_BUFFER: usize = 64 << 10;
 const HEAD_FIELDS: usize = 256;
-/// What ends of answers need to get out.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// How a shutdown is spaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrainTimes {
-    /// From the first signal to the first refusal.
-    pub grace: Duration,
-    /// From the first refusal until running requests are cut off.
-    pub timeout: Duration,
-}
-
-/// How a shutdown went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// Every request was answered to its end.
-    Drained,
-    /// So many requests were left, and got an error.
-    Cut(usize),
-    /// By a second signal.
-    Forced,
-}
 
 /// Listens at an address.
 ///
@@ -91,13 +65,16 @@ pub fn signals() -> io::Result<mpsc::Receiver<()>> {
     Ok(receiver)
 }
 
-/// Answers while the model is being loaded: alive, and nothing else yet.
-pub async fn while_starting<T>(listener: &TcpListener, load: impl Future<Output = T>) -> T {
+/// Answers while the model is being loaded: probes, and nothing else yet.
+pub async fn while_starting<T>(
+    listener: &TcpListener,
+    board: &Arc<Board>,
+    load: impl Future<Output = T>,
+) -> T {
     let accept = async {
-        let router = starting_router();
         loop {
             match listener.accept().await {
-                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, router.clone())),
+                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(board))),
                 Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
             }
         }
@@ -108,9 +85,11 @@ pub async fn while_starting<T>(listener: &TcpListener, load: impl Future<Output 
     }
 }
 
-async fn answer_once(stream: TcpStream, router: Router) {
-    let service =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+async fn answer_once(stream: TcpStream, board: Arc<Board>) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let response = before_start(&board, request.uri().path(), request.method());
+        async move { Ok::<_, Infallible>(response) }
+    });
     let mut builder = http1::Builder::new();
     let connection =
         builder.timer(TokioTimer::new()).keep_alive(false).serve_connection(TokioIo::new(stream), service);
@@ -118,7 +97,7 @@ async fn answer_once(stream: TcpStream, router: Router) {
     let _late_or_broken = timeout(LAST_WORDS, connection).await;
 }
 
-/// Serves until a first signal, then drains. See the module's description.
+/// Serves until the shutdown is over: see [`super::drain`].
 pub async fn serve(
     listener: TcpListener,
     state: Arc<ServerState>,
@@ -135,37 +114,6 @@ pub async fn serve(
         let _left = timeout(LAST_WORDS, connections.shutdown()).await;
     }
     ended
-}
-
-async fn drain(state: &ServerState, signals: &mut mpsc::Receiver<()>, times: DrainTimes) -> Ended {
-    // A sender that is gone sends no signal.
-    async fn next(signals: &mut mpsc::Receiver<()>) {
-        if signals.recv().await.is_none() {
-            std::future::pending().await
-        }
-    }
-    next(signals).await;
-    state.enter(Phase::Leaving);
-    tracing::info!(grace = ?times.grace, "shutting down: not ready any more");
-    tokio::select! {
-        () = sleep(times.grace) => {}
-        () = next(signals) => return Ended::Forced,
-    }
-    state.enter(Phase::Refusing);
-    state.generator.engine().drain();
-    let mut open = state.open.subscribe();
-    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: no new requests");
-    tokio::select! {
-        _all_answered = open.wait_for(|&open| open == 0) => return Ended::Drained,
-        () = sleep(times.timeout) => {}
-        () = next(signals) => return Ended::Forced,
-    }
-    let left = *open.borrow();
-    tracing::warn!(left, "shutting down: cutting off what still runs");
-    state.enter(Phase::Stopped);
-    state.generator.engine().stop();
-    let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;
-    Ended::Cut(left)
 }
 
 async fn accept(
@@ -217,7 +165,7 @@ impl Connection {
         let stream = Arc::new(stream);
         let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = link.begin(&state.open);
+            let busy = link.begin(&state);
             let answer = router.clone().oneshot(request.map(Body::new));
             let stream = Arc::clone(&stream);
             async move {
