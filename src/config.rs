@@ -6,18 +6,21 @@
 
 mod cli;
 mod offline;
+mod simulate;
+mod size;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
+pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command, DrainArgs};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+pub use simulate::Simulation;
+pub use size::Size;
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]
@@ -73,7 +76,7 @@ pub struct ServeArgs {
     /// Where to run [default: cpu]
     #[arg(long, env = "OCTANT_DEVICE", value_name = "DEVICE")]
     pub device: Option<DeviceName>,
-    /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1]
+    /// Ranks that share the model: 1, 2, 4 or 8, each with its part of every layer [default: 1; 8 when simulating]
     #[arg(long, env = "OCTANT_TENSOR_PARALLEL_SIZE", value_name = "N")]
     pub tensor_parallel_size: Option<usize>,
     /// GPUs of the ranks by their numbers, separated by commas; several ranks may share one [default: the first ones]
@@ -124,6 +127,18 @@ pub struct ServeArgs {
     /// After that, seconds for running requests to end before they are cut off [default: 300]
     #[arg(long, env = "OCTANT_DRAIN_TIMEOUT", value_name = "SECONDS")]
     pub drain_timeout: Option<u64>,
+    /// GPUs to simulate: h100-80gb, or a .toml file as in models/ [default: h100-80gb]
+    #[arg(long, env = "OCTANT_GPU", value_name = "NAME")]
+    pub gpu: Option<String>,
+    /// Directory of the config.json of the model to simulate [default: that of --model, which has the tokenizer]
+    #[arg(long, env = "OCTANT_SIMULATE_CONFIG", value_name = "DIR")]
+    pub simulate_config: Option<PathBuf>,
+    /// How long simulated steps take: 1 as long as on the GPUs, 0 as short as this machine can [default: 1]
+    #[arg(long, env = "OCTANT_SIMULATE_PACE", value_name = "FACTOR")]
+    pub simulate_pace: Option<f64>,
+    /// Tokens of a simulated answer, on average [default: 256]
+    #[arg(long, env = "OCTANT_SIMULATE_ANSWER_TOKENS", value_name = "MEAN")]
+    pub simulate_answer_tokens: Option<f64>,
 }
 
 /// Element type of the KV cache.
@@ -154,6 +169,18 @@ pub enum DeviceName {
     Cpu,
     /// An NVIDIA GPU.
     Cuda,
+    /// GPUs that are not there.
+    Simulate,
+}
+
+impl DeviceName {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Simulate => "simulate",
+        }
+    }
 }
 
 /// How GPUs add up.
@@ -164,55 +191,6 @@ pub enum CommunicatorName {
     P2p,
     /// NVIDIA's library.
     Nccl,
-}
-
-/// A number of bytes, written plainly or with a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, u64); 9] = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("TiB", 1 << 40),
-            ("KB", 1_000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("TB", 1_000_000_000_000),
-            ("B", 1),
-        ];
-        let text = text.trim();
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
-            .unwrap_or((text, 1));
-        let number: f64 =
-            number.trim().parse().map_err(|_| format!("expected a size such as 4GiB, got `{text}`"))?;
-        let bytes = number * unit as f64;
-        if !(1.0..1e18).contains(&bytes) {
-            return Err(format!("expected a size between 1 B and 10^18 B, got `{text}`"));
-        }
-        Ok(Self(bytes as u64))
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Bytes(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Bytes(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
 }
 
 /// A setting that cannot be meant.
@@ -270,6 +248,8 @@ pub struct Config {
     pub gpus: Vec<usize>,
     /// How they add up.
     pub communicator: CommunicatorName,
+    /// With [`DeviceName::Simulate`] alone.
+    pub simulation: Option<Simulation>,
     /// Threads of the CPU device.
     pub threads: usize,
     /// Whether a row has the same bits in any company.
@@ -337,18 +317,24 @@ impl ServeArgs {
             write_timeout: self.write_timeout.or(file.write_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
+            gpu: self.gpu.or(file.gpu),
+            simulate_config: self.simulate_config.or(file.simulate_config),
+            simulate_pace: self.simulate_pace.or(file.simulate_pace),
+            simulate_answer_tokens: self.simulate_answer_tokens.or(file.simulate_answer_tokens),
         }
     }
 
     fn meaning(self) -> Result<Config, ConfigError> {
+        let device = self.device.unwrap_or(DeviceName::Cpu);
+        let simulation = simulate::simulation(&self, device)?;
         let model = self.model.ok_or_else(|| ConfigError::new("--model", "missing; expected a directory"))?;
         let quantization = self.quantization.unwrap_or(Quantization::Fp8);
         let kv_default =
             if quantization == Quantization::Fp8 { KvCacheDtype::Fp8 } else { KvCacheDtype::Bf16 };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let device = self.device.unwrap_or(DeviceName::Cpu);
         let deterministic = deterministic(self.deterministic, device)?;
-        let ranks = ranks(self.tensor_parallel_size.unwrap_or(1))?;
+        let usual_ranks = if device == DeviceName::Simulate { 8 } else { 1 };
+        let ranks = ranks(self.tensor_parallel_size.unwrap_or(usual_ranks))?;
         let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Config {
             address: SocketAddr::new(host, self.port.unwrap_or(8000)),
@@ -371,6 +357,7 @@ impl ServeArgs {
             deterministic,
             gpus: gpus(self.gpus, device, ranks)?,
             communicator: communicator(self.communicator, device, deterministic)?,
+            simulation,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
@@ -403,8 +390,9 @@ fn ranks(size: usize) -> Result<usize, ConfigError> {
 /// A device that knows one way only cannot be told to take another.
 fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, ConfigError> {
     match (wanted.unwrap_or(true), device) {
-        (false, DeviceName::Cpu) => {
-            Err(ConfigError::new("--deterministic", "expected true with --device cpu, got false"))
+        (false, DeviceName::Cpu | DeviceName::Simulate) => {
+            let message = format!("expected true with --device {}, got false", device.as_str());
+            Err(ConfigError::new("--deterministic", message))
         }
         (wanted, _) => Ok(wanted),
     }
@@ -418,7 +406,7 @@ fn gpus(named: Option<Vec<usize>>, device: DeviceName, ranks: usize) -> Result<V
         (Some(gpus), DeviceName::Cuda) => {
             wrong(format!("expected one for each of {ranks} ranks, got {}", gpus.len()))
         }
-        (Some(_), DeviceName::Cpu) => wrong("expected --device cuda, got cpu".to_owned()),
+        (Some(_), _) => wrong(format!("expected --device cuda, got {}", device.as_str())),
         (None, _) => Ok((0..ranks).collect()),
     }
 }
@@ -428,9 +416,11 @@ fn communicator(
     device: DeviceName,
     deterministic: bool,
 ) -> Result<CommunicatorName, ConfigError> {
-    let wrong = |message| Err(ConfigError::new("--communicator", message));
+    let wrong = |message: &str| Err(ConfigError::new("--communicator", message));
     match named {
-        Some(_) if device == DeviceName::Cpu => wrong("expected --device cuda, got cpu"),
+        Some(_) if device != DeviceName::Cuda => {
+            wrong(&format!("expected --device cuda, got {}", device.as_str()))
+        }
         Some(CommunicatorName::Nccl) if deterministic => {
             wrong("nccl adds up in an order of its own; expected --deterministic false with it")
         }

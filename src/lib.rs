@@ -48,6 +48,9 @@ pub mod device;
 /// What a step takes on GPUs that need not be there: the roofline as arithmetic.
 pub mod cost;
 
+/// GPUs that are not there: the executor that waits and says what anyone can compute.
+pub mod simulator;
+
 /// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
 pub mod offline;
 

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         Command::Quantize(args) => commands::convert::quantize(args),
         Command::ImportNemo(args) => commands::convert::import_nemo(args),
         Command::Bench(BenchCommand::Load(args)) => commands::bench_load::run(&args),
+        Command::Drain(args) => commands::drain::run(&args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

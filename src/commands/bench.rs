@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::place::{Devices, Place};
+use super::place::{Devices, NOT_THERE, Place};
 use super::projection::all_reduce_seconds;
 use crate::comm::{Communicator, StandIn};
 use crate::config::{BenchRankArgs, DeviceName};
@@ -44,6 +44,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
         Place::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, machine)?,
         #[cfg(feature = "cuda")]
         Place::Cuda(mut gpus) => measure(gpus.remove(0), &config, args, machine)?,
+        Place::Simulated(_) => anyhow::bail!(NOT_THERE),
     };
     let after = conditions();
     if let Some(after) = &after {

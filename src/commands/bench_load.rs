@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::place::{Devices, Place};
+use super::place::{Devices, NOT_THERE, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::cpu::zeros;
 use crate::device::{Device, KvDtype};
@@ -61,6 +61,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         Place::Cpu(cpus) => run.all(&cpus)?,
         #[cfg(feature = "cuda")]
         Place::Cuda(gpus) => run.all(&gpus)?,
+        Place::Simulated(_) => anyhow::bail!(NOT_THERE),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod bench_load;
 pub mod convert;
 pub mod doctor;
+pub mod drain;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod numa;
@@ -12,3 +13,4 @@ pub mod progress;
 pub mod projection;
 pub mod reduce;
 pub mod serve;
+pub mod simulated;

@@ -5,6 +5,7 @@ use anyhow::Context;
 use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
+use super::simulated::{self, SimulatedGpus};
 use crate::comm::{Communicator, Local};
 #[cfg(feature = "cuda")]
 use crate::comm::{Nccl, P2p};
@@ -27,8 +28,11 @@ const GPU_SHARE: f64 = 0.92;
 
 /// Steps in flight: on a CPU, planning competes with the step that it would overlap.
 const CPU_IN_FLIGHT: usize = 1;
-#[cfg(feature = "cuda")]
+/// On GPUs, as the simulated ones are.
 const GPU_IN_FLIGHT: usize = 2;
+/// Why nothing else is done with them.
+pub(super) const NOT_THERE: &str =
+    "--device simulate: there is nothing to measure on GPUs that are not there";
 
 /// Devices, opened, one for each rank.
 pub enum Place {
@@ -37,6 +41,8 @@ pub enum Place {
     /// NVIDIA GPUs.
     #[cfg(feature = "cuda")]
     Cuda(Vec<Cuda>),
+    /// GPUs that are not there.
+    Simulated(SimulatedGpus),
 }
 
 /// How devices are opened.
@@ -56,6 +62,9 @@ impl Place {
     /// Opens the devices that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let Config { device, threads, deterministic, .. } = *config;
+        if let Some(simulation) = &config.simulation {
+            return Ok(Self::Simulated(SimulatedGpus::new(simulation, config.ranks)?));
+        }
         Self::open_devices(&Devices { device, gpus: config.gpus.clone(), threads, deterministic })
     }
 
@@ -63,6 +72,7 @@ impl Place {
     pub fn open_devices(devices: &Devices) -> anyhow::Result<Self> {
         let Devices { device, ref gpus, threads, deterministic } = *devices;
         match device {
+            DeviceName::Simulate => anyhow::bail!(NOT_THERE),
             DeviceName::Cpu if !deterministic => {
                 anyhow::bail!("--deterministic false: expected --device cuda")
             }
@@ -95,6 +105,7 @@ impl Place {
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => (gpus[0].name(), gpus.len()),
+            Self::Simulated(gpus) => (gpus.describe(), gpus.ranks),
         };
         if ranks == 1 { first } else { format!("{ranks} ranks, each {first}") }
     }
@@ -105,13 +116,14 @@ impl Place {
             Self::Cpu(cpus) => cpus.len(),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => gpus.len(),
+            Self::Simulated(gpus) => gpus.ranks,
         }
     }
 
     /// Asks for clocks, temperature and the like, without which a measurement on a GPU is worth little.
     pub fn conditions(&self) -> anyhow::Result<impl Fn() -> Option<String> + use<>> {
         let pci: Option<String> = match self {
-            Self::Cpu(_) => None,
+            Self::Cpu(_) | Self::Simulated(_) => None,
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => Some(gpus[0].pci()?),
         };
@@ -129,6 +141,7 @@ impl Place {
             Self::Cpu(cpus) => Ok(cpu_read_bandwidth(cpus[0].threads(), 1 << 30)),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => Ok(gpus[0].stream_read(&vec![1; 1 << 30], 20)?.0),
+            Self::Simulated(_) => anyhow::bail!(NOT_THERE),
         }
     }
 
@@ -139,6 +152,7 @@ impl Place {
             Self::Cpu(cpus) => (available_memory()? / cpus.len() as u64, CPU_SHARE),
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => (free_memory(gpus)?, GPU_SHARE),
+            Self::Simulated(gpus) => return Ok(gpus.memory()),
         };
         Ok((available as f64 * share) as u64)
     }
@@ -155,6 +169,7 @@ impl Place {
                 let workspace = needs.workspace + gpus[0].large_bytes(largest.unwrap_or(0));
                 MemoryNeeds { workspace, ..needs }
             }
+            Self::Simulated(_) => simulated::needs(share, ranks, precision, kv, rows),
         }
     }
 
@@ -169,6 +184,10 @@ impl Place {
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
+            Self::Simulated(gpus) => {
+                p.board.starting(Stage::Preparing);
+                Ok(Engine::start(scheduler(p), GPU_IN_FLIGHT, Box::new(gpus.executor(p)?)))
+            }
         }
     }
 }
@@ -227,13 +246,8 @@ fn cache_folder() -> Option<std::path::PathBuf> {
     Some(folder.join("octant"))
 }
 
-fn start_on<D: Device, C: Communicator<D>>(
-    ranks: Ranks<D, C>,
-    in_flight: usize,
-    p: &Prepared,
-) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    let Ranks { devices, group, mut near } = ranks;
-    let scheduler = SchedulerConfig {
+fn scheduler(p: &Prepared) -> SchedulerConfig {
+    SchedulerConfig {
         max_num_seqs: p.config.max_num_seqs,
         max_num_batched_tokens: p.config.max_num_batched_tokens,
         max_model_len: p.model.max_positions,
@@ -242,7 +256,16 @@ fn start_on<D: Device, C: Communicator<D>>(
         max_queue_requests: p.config.max_queue_requests,
         max_queue_tokens: p.config.max_queue_tokens,
         prefix_caching: p.config.prefix_caching,
-    };
+    }
+}
+
+fn start_on<D: Device, C: Communicator<D>>(
+    ranks: Ranks<D, C>,
+    in_flight: usize,
+    p: &Prepared,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let Ranks { devices, group, mut near } = ranks;
+    let scheduler = scheduler(p);
     let share = p.model.share(devices.len()).map_err(anyhow::Error::msg)?;
     let loaded = load(devices, p)?;
     near.resize(loaded.len(), Vec::new());

@@ -101,7 +101,8 @@ async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Re
 
 /// Reads everything but the weights, and refuses what cannot be served.
 fn prepare(config: Config, place: &Place, board: Arc<Board>) -> anyhow::Result<Prepared> {
-    let mut model = ModelConfig::from_dir(&config.model)?;
+    let simulated = config.simulation.as_ref().and_then(|simulation| simulation.config.as_ref());
+    let mut model = ModelConfig::from_dir(simulated.unwrap_or(&config.model))?;
     // Its other head, for tokens, was not trained: answers would be noise.
     anyhow::ensure!(
         !model.reward,

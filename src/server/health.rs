@@ -153,7 +153,9 @@ impl Health {
             }
             Self::Stalled { age, bound } => {
                 let (age, bound) = (age.as_secs_f64(), bound.as_secs_f64());
-                format!("no step has ended for {age:.1} s with work pending; expected one within {bound:.1} s")
+                format!(
+                    "no step has ended for {age:.1} s with work pending; expected one within {bound:.1} s"
+                )
             }
             Self::Failed(reason) => format!("the engine has failed: {reason}"),
         }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 15] = [
+const BOUNDARIES: [(&str, &[&str]); 16] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -16,6 +16,7 @@ const BOUNDARIES: [(&str, &[&str]); 15] = [
     ("comm", &["device"]),
     ("device", &[]),
     ("cost", &["model", "device"]),
+    ("simulator", &["engine", "scheduler", "request", "cost"]),
     ("offline", &["model", "device"]),
     ("config", &[]),
     (
@@ -32,6 +33,7 @@ const BOUNDARIES: [(&str, &[&str]); 15] = [
             "comm",
             "device",
             "cost",
+            "simulator",
             "offline",
             "config",
         ],
