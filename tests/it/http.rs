@@ -32,7 +32,7 @@ mod door;
 mod drain;
 mod failures;
 mod health;
-mod house;
+pub mod house;
 mod limits;
 mod routes;
 mod streams;

@@ -13,6 +13,7 @@ mod fp8;
 mod http;
 mod model;
 mod offline;
+mod proxies;
 mod runner;
 mod scheduler;
 mod tensor_parallel;

@@ -145,7 +145,7 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(dir.path()).expect("the tokenizer is sound")
 }
 
-fn write_tokenizer(dir: &Path) {
+pub fn write_tokenizer(dir: &Path) {
     let mut vocab = serde_json::Map::new();
     for (id, letter) in byte_letters().into_iter().enumerate() {
         vocab.insert(letter.to_string(), id.into());
