@@ -27,7 +27,7 @@ const BYTES_PER_TOKEN: usize = 64;
 /// What the last step may take once nobody waits for it.
 const LAST_STEP: Duration = Duration::from_secs(5);
 /// File descriptors for all else than connections.
-const OTHER_FILES: u64 = 256;
+const OTHER_FILES: u64 = 512;
 
 /// What is known before any weight is read.
 pub struct Prepared {

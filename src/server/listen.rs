@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +27,14 @@ use tower::ServiceExt;
 use super::drain::{DrainTimes, Ended, LAST_WORDS, drain};
 use super::guard::{Guarded, Held, Link, hung_up};
 use super::routes::{before_start, router};
-use super::{Board, ServerState};
+use super::{Board, ServerState, health};
 
 /// What the system holds for a client that does not read. Accepted sockets inherit it.
 const SEND_BUFFER: u32 = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// Connections beyond the limit that are looked at: a probe is answered, others wait for a place.
+const LOBBY: usize = 128;
 /// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
 const HEAD_BUFFER: usize = 64 << 10;
 const HEAD_FIELDS: usize = 256;
@@ -123,12 +126,20 @@ async fn accept(
 ) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
+    let lobby = Arc::new(Semaphore::new(LOBBY));
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes the semaphore");
+        let seat = Arc::clone(&lobby).acquire_owned().await.expect("nobody closes the semaphore");
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let connection = Connection { state: Arc::clone(state), router: router.clone(), permit };
-                tokio::spawn(connection.run(stream, connections.watcher()));
+                let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
+                let watcher = connections.watcher();
+                tokio::spawn(async move {
+                    let Some(permit) = admit(&stream, permits).await else {
+                        return answer_once(stream, Arc::clone(&state.board)).await;
+                    };
+                    drop(seat);
+                    Connection { state, router, permit }.run(stream, watcher).await;
+                });
             }
             Err(error) => {
                 // Out of file descriptors, or a client that left already. Trying again at once would spin.
@@ -137,6 +148,39 @@ async fn accept(
             }
         }
     }
+}
+
+/// Waits for a place among the connections. A probe does not wait, and gets none.
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+        return Some(permit);
+    }
+    let mut permit = pin!(permits.acquire_owned());
+    tokio::select! {
+        permit = &mut permit => return permit.ok(),
+        asks = timeout(LAST_WORDS, is_probe(stream)) => if asks == Ok(true) {
+            return None;
+        },
+    }
+    permit.await.ok()
+}
+
+/// Whether what comes first is a probe's request line.
+async fn is_probe(stream: &TcpStream) -> bool {
+    let mut line = [0; 64];
+    while let Ok(count @ 1..) = stream.peek(&mut line).await {
+        let begun = String::from_utf8_lossy(&line[..count]);
+        let mut words = begun.split_inclusive(' ').take(2).filter_map(|word| word.strip_suffix(' '));
+        match (words.next(), words.next()) {
+            (Some("GET" | "HEAD"), Some(path)) => return health::probe(path).is_some(),
+            // The rest is on its way; a socket that has something is ready at once.
+            (Some("GET" | "HEAD") | None, None) if count < line.len() => {
+                sleep(Duration::from_millis(10)).await;
+            }
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Nobody waits for the response any more.

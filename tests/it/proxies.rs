@@ -21,9 +21,6 @@ use crate::http::house::write_tokenizer;
 
 const CLIENTS: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A check every 500 ms, two of which must agree.
-const PROXY_NOTICES: Duration = Duration::from_millis(1500);
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -58,7 +55,7 @@ impl Server {
         command.env_clear().env("OCTANT_LOG", "warn").arg("serve").arg("--model").arg(model);
         command.args(["--port", &main, "--health-port", &health, "--admin-port", &admin]);
         command.args(["--device", "simulate", "--tensor-parallel-size", "8", "--served-model-name", "m"]);
-        command.args(["--simulate-answer-tokens", "1000", "--drain-grace", "2", "--drain-timeout", "20"]);
+        command.args(["--simulate-answer-tokens", "1000", "--drain-grace", "1", "--drain-timeout", "20"]);
         // What a server complains of is shown where the test fails.
         let process = command.stdout(Stdio::null()).spawn().unwrap();
         let server = Self { process: Process(process), ports, model: model.to_owned() };
@@ -75,6 +72,11 @@ impl Server {
     fn again(mut self) -> Self {
         assert_eq!(self.process.0.wait().unwrap().code(), Some(0), "a drain ends with 0");
         Self::start(&self.model, self.ports)
+    }
+
+    fn running(&self) -> u64 {
+        let health = get(self.ports[1], "/health").expect("it answers");
+        serde_json::from_str::<serde_json::Value>(&health).unwrap()["running"].as_u64().unwrap()
     }
 
     /// Answers that it has given, all its life.
@@ -134,9 +136,11 @@ fn get(port: u16, path: &str) -> Option<String> {
     exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).ok()
 }
 
-/// A completion of 25 tokens, whole or in events.
-fn complete(port: u16, stream: bool) -> Result<(), String> {
-    let body = format!(r#"{{"model":"m","prompt":"hello","max_tokens":25,"ignore_eos":true,"stream":{stream}}}"#);
+/// A completion of so many tokens, whole or in events.
+fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
+    let body = format!(
+        r#"{{"model":"m","prompt":"hello","max_tokens":{tokens},"ignore_eos":true,"stream":{stream}}}"#
+    );
     let answer = exchange(
         port,
         &format!(
@@ -164,19 +168,20 @@ struct Clients {
 }
 
 impl Clients {
-    /// Each request is tried again so often.
+    /// Each request is tried again so often. Those who may try again ask for streams alone, of which a proxy cannot
+    /// try again what has begun.
     fn start(port: u16, retries: usize) -> Self {
         let load = Arc::new(Load::default());
         let client = |number: usize| {
-            let load = Arc::clone(&load);
+            let (load, stream) = (Arc::clone(&load), retries > 0 || number.is_multiple_of(2));
             std::thread::spawn(move || {
                 let mut failures = Vec::new();
                 while !load.over.load(Ordering::Relaxed) {
-                    let mut outcome = complete(port, number.is_multiple_of(2));
+                    let mut outcome = complete(port, stream, 25);
                     for _ in 0..retries {
                         if outcome.is_err() {
                             load.retried.fetch_add(1, Ordering::Relaxed);
-                            outcome = complete(port, number.is_multiple_of(2));
+                            outcome = complete(port, stream, 25);
                         }
                     }
                     load.answered.fetch_add(1, Ordering::Relaxed);
@@ -259,24 +264,31 @@ fn nginx(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Proce
 /// A proxy's start, from its program, a folder of its own, its port and the servers'.
 type Starter = fn(&Path, &Path, u16, [[u16; 3]; 2]) -> Process;
 
-/// A rolling restart, by SIGTERM and by the admin port, fails nobody; a SIGKILL nobody who tries once more.
-fn restarts_under_load(name: &str, start: Starter) {
-    let Some(program) = installed(name) else { return };
+/// A model to simulate: the configuration of a large one, and a small tokenizer.
+fn model() -> TempDir {
     let dir = TempDir::new().unwrap();
     write_tokenizer(dir.path());
     let config = root().join("models/nemotron-4-340b-instruct/config.json");
     std::fs::copy(config, dir.path().join("config.json")).unwrap();
+    dir
+}
+
+/// A rolling restart, by SIGTERM and by the admin port, fails nobody; a SIGKILL nobody who tries once more.
+fn restarts_under_load(name: &str, start: Starter) {
+    let Some(program) = installed(name) else { return };
+    let dir = model();
     let [port, a, b, c, d, e, f] = free_ports();
     let ports = [[a, b, c], [d, e, f]];
     let [mut one, mut two] = ports.map(|ports| Server::start(dir.path(), ports));
     let _proxy = start(&program, dir.path(), port, ports);
     until("the proxy serves", || get(port, "/health/ready").is_some());
-    std::thread::sleep(PROXY_NOTICES);
 
     let clients = Clients::start(port, 0);
+    until("both serve", || one.answered() > 0.0 && two.answered() > 0.0);
     one.terminate();
     one = one.again();
-    std::thread::sleep(PROXY_NOTICES);
+    // A proxy takes a while to notice; who restarts servers waits until each has its share again.
+    until("the first serves again", || one.answered() > 0.0);
     let admin = format!("127.0.0.1:{}", ports[1][2]);
     let drain =
         Command::new(env!("CARGO_BIN_EXE_octant")).args(["drain", "--admin", &admin]).output().unwrap();
@@ -286,13 +298,13 @@ fn restarts_under_load(name: &str, start: Starter) {
     two.terminate();
     two = two.again();
     assert!(begun.elapsed() < PATIENCE, "what has drained ends at once");
-    std::thread::sleep(PROXY_NOTICES);
-    until("both serve again", || one.answered() > 0.0 && two.answered() > 0.0);
+    until("the second serves again", || two.answered() > 0.0);
     let (answered, _, failures) = clients.end();
     assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
     println!("{name}: {answered} requests over a rolling restart, none failed");
 
     let clients = Clients::start(port, 1);
+    until("one of them streams", || one.running() > 0);
     drop(one);
     let before = clients.answered();
     until("they go on", || clients.answered() > before + 4 * CLIENTS);
@@ -310,6 +322,26 @@ fn haproxy_restarts_servers_and_fails_nobody() {
 #[test]
 fn nginx_restarts_servers_and_fails_nobody() {
     restarts_under_load("nginx", nginx);
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let dir = model();
+    let mut server = Server::start(dir.path(), free_ports());
+    let [port, health, _] = server.ports;
+    let client = std::thread::spawn(move || complete(port, true, 4000));
+    until("it is answering", || server.running() == 1);
+    server.terminate();
+    until("it is not ready", || get(health, "/health/ready").is_none());
+    assert!(get(health, "/health/live").is_some(), "leaving is not dying");
+    // Long after the grace, which is a second, the answer goes on, and would for a minute.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(server.process.0.try_wait().unwrap(), None);
+    server.terminate();
+    let begun = Instant::now();
+    assert_eq!(server.process.0.wait().unwrap().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    client.join().unwrap().expect_err("it was cut off");
 }
 
 /// The value of a flag among a container's arguments.
