@@ -114,7 +114,7 @@ fn admin(house: &House) -> (SideThread, SocketAddr) {
 
 #[tokio::test]
 async fn the_admin_port_drains_and_the_supervisor_ends_it() {
-    let house = house(100, 10_000);
+    let house = house(1_000, 10_000);
     let (_side, admin) = admin(&house);
     let mut stream = running(&house).await;
     let status = send(admin, "GET", "/admin/drain", &[], b"").await.json();
