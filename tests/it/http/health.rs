@@ -199,6 +199,9 @@ fn starting_is_told_step_by_step() {
     board.started(&Arc::default());
     assert_eq!(ask(&mut probe, "/startupz").0, 200);
     assert_eq!(ask(&mut probe, "/readyz").0, 200);
+    // Whoever asks for a drain need not wait until somebody begins it.
+    board.ask_drain();
+    assert_eq!(ask(&mut probe, "/readyz").0, 503);
 }
 
 #[tokio::test]
