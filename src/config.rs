@@ -10,22 +10,23 @@ mod plan;
 mod serving;
 mod simulate;
 mod simulation;
+mod size;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
-pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command};
+pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command, DrainArgs};
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 pub use plan::PlanArgs;
 pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
 pub use simulate::Simulation;
 pub use simulation::{MeanAndCv, SimulateArgs};
+pub use size::Size;
 
 /// What was typed: every setting may be absent.
 #[derive(Debug, Default, Clone, Args, Deserialize)]
@@ -44,6 +45,16 @@ pub struct ServeArgs {
     /// TCP port to listen on; 0 takes a free one [default: 8000]
     #[arg(long, env = "OCTANT_PORT", value_name = "PORT")]
     pub port: Option<u16>,
+    /// A further port for probes alone, answered by a thread of its own whatever the server is busy with; 0 takes a
+    /// free one [default: none, probes come to --port]
+    #[arg(long, env = "OCTANT_HEALTH_PORT", value_name = "PORT")]
+    pub health_port: Option<u16>,
+    /// Port of /admin/drain, by which a supervisor begins the shutdown; needs no key [default: none]
+    #[arg(long, env = "OCTANT_ADMIN_PORT", value_name = "PORT")]
+    pub admin_port: Option<u16>,
+    /// Address of --admin-port [default: 127.0.0.1, this machine only]
+    #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "ADDRESS")]
+    pub admin_host: Option<IpAddr>,
     /// Names that clients call the model by, separated by commas [default: the directory's name]
     #[arg(long, env = "OCTANT_SERVED_MODEL_NAME", value_name = "NAMES", value_delimiter = ',')]
     pub served_model_name: Option<Vec<String>>,
@@ -106,13 +117,16 @@ pub struct ServeArgs {
     /// [default: 429]
     #[arg(long, env = "OCTANT_QUEUE_FULL_STATUS", value_name = "STATUS")]
     pub queue_full_status: Option<u16>,
-    /// Seconds without the end of a step, with requests waiting for it, after which /health/live says 503
-    /// [default: 60]
+    /// Seconds without the end of a step, with requests waiting for it, beyond what a step is expected to take, after
+    /// which /health/live says 503 [default: 60]
     #[arg(long, env = "OCTANT_STALL_TIMEOUT", value_name = "SECONDS")]
     pub stall_timeout: Option<u64>,
     /// Seconds that a step may take before the device is given up and the process exits [default: 600]
     #[arg(long, env = "OCTANT_STEP_TIMEOUT", value_name = "SECONDS")]
     pub step_timeout: Option<u64>,
+    /// Seconds after which a client that takes nothing of its answer is cut off and its request aborted [default: 60]
+    #[arg(long, env = "OCTANT_WRITE_TIMEOUT", value_name = "SECONDS")]
+    pub write_timeout: Option<u64>,
     /// On SIGTERM, seconds during which requests are still taken while /health/ready says 503 [default: 5]
     #[arg(long, env = "OCTANT_DRAIN_GRACE", value_name = "SECONDS")]
     pub drain_grace: Option<u64>,
@@ -188,55 +202,6 @@ pub enum CommunicatorName {
     Nccl,
 }
 
-/// A number of bytes, written plainly or with a unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
-
-impl FromStr for Size {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const UNITS: [(&str, u64); 9] = [
-            ("KiB", 1 << 10),
-            ("MiB", 1 << 20),
-            ("GiB", 1 << 30),
-            ("TiB", 1 << 40),
-            ("KB", 1_000),
-            ("MB", 1_000_000),
-            ("GB", 1_000_000_000),
-            ("TB", 1_000_000_000_000),
-            ("B", 1),
-        ];
-        let text = text.trim();
-        let (number, unit) = UNITS
-            .iter()
-            .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
-            .unwrap_or((text, 1));
-        let number: f64 =
-            number.trim().parse().map_err(|_| format!("expected a size such as 4GiB, got `{text}`"))?;
-        let bytes = number * unit as f64;
-        if !(1.0..1e18).contains(&bytes) {
-            return Err(format!("expected a size between 1 B and 10^18 B, got `{text}`"));
-        }
-        Ok(Self(bytes as u64))
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Bytes(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Bytes(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
-    }
-}
-
 /// A setting that cannot be meant.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{setting}: {message}")]
@@ -260,6 +225,10 @@ pub struct Config {
     pub model: PathBuf,
     /// Where to listen.
     pub address: SocketAddr,
+    /// Where else to answer probes.
+    pub health_address: Option<SocketAddr>,
+    /// Where to take the operator's orders.
+    pub admin_address: Option<SocketAddr>,
     /// Names of the model; at least one.
     pub served_names: Vec<String>,
     /// `None`: the model's own.
@@ -302,10 +271,13 @@ pub struct Config {
     pub reject_unknown_fields: bool,
     /// Status of a refusal because the queue is full: 429 or 503.
     pub queue_full_status: u16,
-    /// With work pending and no step ended for this long, the server calls itself dead.
+    /// With work pending and no step ended for this long beyond what one is expected to take, the server calls
+    /// itself dead.
     pub stall_timeout: Duration,
     /// What a step may take.
     pub step_timeout: Duration,
+    /// A client that takes nothing for this long is cut off.
+    pub write_timeout: Duration,
     /// From the first signal to the first refusal.
     pub drain_grace: Duration,
     /// From the first refusal until running requests are cut off.
@@ -329,6 +301,9 @@ impl ServeArgs {
             config: self.config,
             host: self.host.or(file.host),
             port: self.port.or(file.port),
+            health_port: self.health_port.or(file.health_port),
+            admin_port: self.admin_port.or(file.admin_port),
+            admin_host: self.admin_host.or(file.admin_host),
             served_model_name: self.served_model_name.or(file.served_model_name),
             max_model_len: self.max_model_len.or(file.max_model_len),
             max_num_seqs: self.max_num_seqs.or(file.max_num_seqs),
@@ -350,6 +325,7 @@ impl ServeArgs {
             queue_full_status: self.queue_full_status.or(file.queue_full_status),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
             step_timeout: self.step_timeout.or(file.step_timeout),
+            write_timeout: self.write_timeout.or(file.write_timeout),
             drain_grace: self.drain_grace.or(file.drain_grace),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             record: self.record.or(file.record),
@@ -374,6 +350,8 @@ impl ServeArgs {
         let host = self.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         Ok(Config {
             address: SocketAddr::new(host, self.port.unwrap_or(8000)),
+            health_address: self.health_port.map(|port| SocketAddr::new(host, port)),
+            admin_address: admin_address(self.admin_host, self.admin_port)?,
             served_names: served_names(self.served_model_name, &model)?,
             max_model_len: self.max_model_len.map(|n| positive("--max-model-len", n)).transpose()?,
             max_num_seqs: positive("--max-num-seqs", self.max_num_seqs.unwrap_or(32))?,
@@ -400,11 +378,19 @@ impl ServeArgs {
             queue_full_status: queue_full_status(self.queue_full_status.unwrap_or(429))?,
             stall_timeout: Duration::from_secs(self.stall_timeout.unwrap_or(60).max(1)),
             step_timeout: Duration::from_secs(self.step_timeout.unwrap_or(600).max(1)),
+            write_timeout: Duration::from_secs(self.write_timeout.unwrap_or(60).max(1)),
             drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,
         })
     }
+}
+
+fn admin_address(host: Option<IpAddr>, port: Option<u16>) -> Result<Option<SocketAddr>, ConfigError> {
+    if host.is_some() && port.is_none() {
+        return Err(ConfigError::new("--admin-host", "expected --admin-port with it"));
+    }
+    Ok(port.map(|port| SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port)))
 }
 
 fn ranks(size: usize) -> Result<usize, ConfigError> {

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Bench(BenchCommand::Serving(args)) => commands::bench_serving::run(&args),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Simulate(args) => commands::simulate::run(&args),
+        Command::Drain(args) => commands::drain::run(&args),
         Command::Doctor => return commands::doctor::run(),
         Command::Serve(args) => match args.resolve() {
             Ok(config) => commands::serve::run(config),

@@ -5,6 +5,7 @@ pub mod bench_load;
 pub mod bench_serving;
 pub mod convert;
 pub mod doctor;
+pub mod drain;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 pub mod numa;

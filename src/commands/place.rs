@@ -21,6 +21,7 @@ use crate::device::{Device, Layout};
 use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use crate::model::Model;
 use crate::runner::{RankParts, Runner};
+use crate::server::Stage;
 
 /// Of the memory that is available, what the server may plan with.
 const CPU_SHARE: f64 = 0.8;
@@ -192,6 +193,7 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
             Self::Simulated(gpus) => {
+                p.board.starting(Stage::Preparing);
                 let executor = Box::new(gpus.executor(p)?);
                 Ok(Engine::start_recorded(scheduler(p), GPU_IN_FLIGHT, executor, p.recorder.clone()))
             }
@@ -288,16 +290,21 @@ fn start_on<D: Device, C: Communicator<D>>(
             max_num_batched_tokens: scheduler.max_num_batched_tokens,
             vocab: scheduler.vocab_size,
         });
-    let runner = Runner::start(ranks.collect(), p.config.step_timeout);
+    let mut runner = Runner::start(ranks.collect(), p.config.step_timeout);
+    // Whoever is told that the server is ready is not to wait for recordings.
+    runner.prepared()?;
     Ok(Engine::start_recorded(scheduler, in_flight, Box::new(runner), p.recorder.clone()))
 }
 
 /// Loads every rank's part onto its device, all at the same time.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
     let mut progress = Progress::start();
+    p.board.starting(Stage::Loading);
     let models = Model::load_all(&p.config.model, &p.model, p.precision, &devices, &mut |done| {
+        p.board.loading(done.done, done.total);
         progress.update(&done);
     })?;
+    p.board.starting(Stage::Preparing);
     progress.finish();
     Ok(devices.into_iter().zip(models).collect())
 }

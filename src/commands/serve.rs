@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use axum::http::StatusCode;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
 use super::place::{self, Place};
@@ -16,13 +17,19 @@ use crate::engine::{EngineHandle, EngineThread, Recorder};
 use crate::generation::Generator;
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
+use crate::server::HttpLimits;
 use crate::server::validate::Defaults;
-use crate::server::{self, DrainTimes, Ended, ServerState, Settings};
+use crate::server::{self, Board, DrainTimes, Ended, ServerState, Settings, SidePorts, Stage};
 use crate::simulator::trace::Recording;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// Bytes of text per token of context that a request may have: no tokenizer in use is that verbose.
 const BYTES_PER_TOKEN: usize = 64;
+
+/// What the last step may take once nobody waits for it.
+const LAST_STEP: Duration = Duration::from_secs(5);
+/// File descriptors for all else than connections.
+const OTHER_FILES: u64 = 512;
 
 /// What is known before any weight is read.
 pub struct Prepared {
@@ -38,6 +45,8 @@ pub struct Prepared {
     pub kv: KvDtype,
     /// What fits.
     pub memory: MemoryPlan,
+    /// Where starting says how far it has got.
+    pub board: Arc<Board>,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Hears what the engine does.
@@ -48,26 +57,32 @@ pub struct Prepared {
 /// Serves until told to stop. 0 after a drain, 1 after a failure.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
+    let board = Board::new(config.stall_timeout);
+    let ports = SidePorts { health: config.health_address, admin: config.admin_address };
+    // From the first to the last moment.
+    let side = server::side::start(ports, &board).context("cannot listen for probes")?;
     let place = Place::open(&config)?;
-    let mut prepared = prepare(config, &place)?;
+    board.starting(Stage::Reading);
+    let mut prepared = prepare(config, &place, board)?;
     let recording = record(&mut prepared, &place)?;
     print_banner(&prepared, &place);
+    print_side_ports(side.ports);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(prepared.config.threads.clamp(1, 4))
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
     let outcome = runtime.block_on(load_and_serve(prepared, place, start));
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    let outcome = outcome.and_then(|(ended, thread)| match thread.join() {
-        Ok(()) => Ok(ended),
-        Err(reason) => anyhow::bail!("the engine failed: {reason}"),
-    });
-    // Also after a failure, which is when a recording is wanted most.
-    let recorded = recording.map(Recording::finish).transpose().context("--record");
-    let ended = outcome?;
+    let forced = matches!(outcome, Ok((Ended::Forced, _)));
+    let patience = if forced { Duration::ZERO } else { LAST_STEP };
+    runtime.shutdown_timeout(patience.min(Duration::from_secs(1)));
+    let ended = outcome.and_then(|(ended, thread)| join(thread, patience).map(|whole| (ended, whole)));
+    // Also after a failure, which is when a recording is wanted most; but an engine in the middle of a step still has it.
+    let over = !matches!(ended, Ok((_, false)));
+    let recorded = recording.filter(|_| over).map(Recording::finish).transpose().context("--record");
+    let (ended, whole) = ended?;
     recorded?;
-    tracing::info!(?ended, "stopped");
+    tracing::info!(?ended, in_a_step = !whole, "stopped");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -80,13 +95,27 @@ fn record(p: &mut Prepared, place: &Place) -> anyhow::Result<Option<Recording>> 
     Ok(Some(recording))
 }
 
+/// Waits for the engine's last step, and not for ever: its thread goes down with the process. Says whether it ended.
+fn join(thread: EngineThread, patience: Duration) -> anyhow::Result<bool> {
+    let give_up = Instant::now() + patience;
+    while !thread.is_finished() && Instant::now() < give_up {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if !thread.is_finished() {
+        return Ok(false);
+    }
+    thread.join().map_err(|reason| anyhow::anyhow!("the engine failed: {reason}"))?;
+    Ok(true)
+}
+
 /// Listens from the first, so that an address in use shows before weights are loaded, and probes get an answer while
 /// they are.
 async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Result<(Ended, EngineThread)> {
     let listener =
         server::bind(p.config.address).with_context(|| format!("cannot listen on {}", p.config.address))?;
+    let board = Arc::clone(&p.board);
     let load = tokio::task::spawn_blocking(move || place.start(&p).map(|engine| (engine, p)));
-    let loaded = server::while_starting(&listener, load).await.context("loading was interrupted")?;
+    let loaded = server::while_starting(&listener, &board, load).await.context("loading was interrupted")?;
     let ((engine, thread), p) = loaded?;
     let ended = serve(p, listener, engine.clone(), start).await?;
     engine.stop();
@@ -94,7 +123,7 @@ async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Re
 }
 
 /// Reads everything but the weights, and refuses what cannot be served.
-fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
+fn prepare(config: Config, place: &Place, board: Arc<Board>) -> anyhow::Result<Prepared> {
     let simulated = config.simulation.as_ref().and_then(|simulation| simulation.config.as_ref());
     let mut model = ModelConfig::from_dir(simulated.unwrap_or(&config.model))?;
     // Its other head, for tokens, was not trained: answers would be noise.
@@ -137,7 +166,8 @@ fn prepare(config: Config, place: &Place) -> anyhow::Result<Prepared> {
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
-    Ok(Prepared { config, model, generation, precision, kv, memory, tokenizer, recorder: None, template })
+    let recorder = None;
+    Ok(Prepared { config, model, generation, precision, kv, memory, board, tokenizer, recorder, template })
 }
 
 async fn serve(
@@ -151,6 +181,8 @@ async fn serve(
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
     let defaults = Defaults::default();
+    let mut http = HttpLimits { write_stall: p.config.write_timeout, ..HttpLimits::default() };
+    http.max_connections = connections(http.max_connections);
     let settings = Settings {
         models: p.config.served_names,
         api_key: p.config.api_key,
@@ -163,10 +195,10 @@ async fn serve(
         },
         reject_unknown_fields: p.config.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.queue_full_status)?,
-        stalled_after: p.config.stall_timeout,
+        http,
         ..Settings::new(String::new(), p.generation.eos)
     };
-    let state = ServerState::new(generator, settings);
+    let state = ServerState::new(generator, settings, p.board);
     eprintln!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
     let times = DrainTimes { grace: p.config.drain_grace, timeout: p.config.drain_timeout };
     let watched = Arc::clone(&state);
@@ -182,6 +214,29 @@ async fn engine_death(state: &ServerState) {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// How many connections there are file descriptors for, at most `wanted`: the system's soft limit is raised as far as
+/// it takes.
+fn connections(wanted: usize) -> usize {
+    let needed = wanted as u64 + OTHER_FILES;
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|current| current < needed) {
+        limit.current = Some(limit.maximum.map_or(needed, |maximum| maximum.min(needed)));
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files could not be raised");
+        }
+    }
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    (files.saturating_sub(OTHER_FILES) as usize).clamp(1, wanted)
+}
+
+fn print_side_ports(ports: SidePorts) {
+    for (name, address) in [("health", ports.health), ("admin", ports.admin)] {
+        if let Some(address) = address {
+            eprintln!("{name:<12}http://{address}");
+        }
+    }
 }
 
 fn print_banner(p: &Prepared, place: &Place) {

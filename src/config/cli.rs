@@ -1,5 +1,6 @@
 //! The subcommands, and the settings of those that measure.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -33,8 +34,21 @@ pub enum Command {
     Quantize(QuantizeArgs),
     /// Write the Hugging Face directory of NVIDIA's NeMo files. Given again after it was interrupted, goes on from there.
     ImportNemo(ImportNemoArgs),
+    /// Have a running server end its requests and take no more, and say when that is done: see --admin-port of serve.
+    Drain(DrainArgs),
     /// Say what this machine has of what serving needs. Status 0, or 1 if something is missing.
     Doctor,
+}
+
+/// `octant drain`.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct DrainArgs {
+    /// The server's admin port
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8002")]
+    pub admin: SocketAddr,
+    /// Return when no request is open any more, rather than at once
+    #[arg(long, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
+    pub wait: bool,
 }
 
 /// What can be measured.

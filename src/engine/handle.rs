@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::sync::mpsc;
 
+use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
 use crate::request::{Finish, Reject, Request, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
@@ -38,6 +39,8 @@ pub(super) struct Submission {
 /// What the engine's thread and all handles share.
 pub(super) struct Shared {
     pub(super) config: SchedulerConfig,
+    /// What of the queue's stats a health check reads, without the lock.
+    pub(super) pulse: Arc<Pulse>,
     next_id: AtomicU64,
     /// What every submit is answered with, once set.
     refusal: Mutex<Option<Reject>>,
@@ -55,7 +58,7 @@ struct Queue {
 impl Shared {
     pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
         let queue = Mutex::new(Queue { stats, entered: 0 });
-        Self { config, next_id: AtomicU64::new(0), refusal: Mutex::new(None), queue }
+        Self { config, pulse: Arc::default(), next_id: AtomicU64::new(0), refusal: Mutex::new(None), queue }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -67,11 +70,13 @@ impl Shared {
     }
 
     pub(super) fn publish(&self, stats: Stats) {
+        self.pulse.publish(&stats);
         lock(&self.queue).stats = stats;
     }
 
     /// The same, of a queue that counts the requests of `place` by now: at no time are they counted twice, or not.
     pub(super) fn publish_instead_of(&self, mut place: Place, stats: Stats) {
+        self.pulse.publish(&stats);
         let mut queue = lock(&self.queue);
         queue.stats = stats;
         queue.entered -= std::mem::take(&mut place.requests);
@@ -81,6 +86,7 @@ impl Shared {
 
     pub(super) fn set_failed(&self, reason: &str) {
         lock(&self.queue).stats.failed = Some(reason.to_owned());
+        self.pulse.fail(reason);
     }
 }
 
@@ -122,6 +128,11 @@ impl EngineHandle {
         lock(&self.shared.queue).stats.clone()
     }
 
+    /// The heartbeat, which can be read whatever state the engine is in.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.shared.pulse
+    }
+
     /// The limits that the engine was started with.
     pub fn config(&self) -> &SchedulerConfig {
         &self.shared.config
@@ -150,6 +161,7 @@ impl EngineHandle {
         if let Some(reject) = &*refusal {
             return Err(reject.clone());
         }
+        self.shared.pulse.asked();
         self.commands.send(command).map_err(|_| gone())
     }
 

@@ -8,6 +8,7 @@
 mod handle;
 mod ledger;
 mod pipeline;
+mod pulse;
 pub mod record;
 mod stats;
 
@@ -19,6 +20,7 @@ use std::time::Instant;
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
 pub use pipeline::Pipeline;
+pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
 pub use stats::Stats;
 
@@ -137,6 +139,8 @@ impl Engine<'_> {
             }
         }
         self.busy_since.get_or_insert_with(Instant::now);
+        // Before anything that may hang.
+        self.shared.pulse.busy(self.busy_since);
         while let Ok(command) = self.commands.try_recv() {
             if self.obey(command) == Next::Stop {
                 return Ok(Next::Stop);
@@ -165,6 +169,7 @@ impl Engine<'_> {
     }
 
     fn obey(&mut self, command: Command) -> Next {
+        self.shared.pulse.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, reply } => {
                 let outcome = self.admit(group);

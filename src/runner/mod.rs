@@ -52,6 +52,8 @@ struct Rank {
     /// `None` while dropping.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
     outcomes: flume::Receiver<Outcome>,
+    /// Says so once the rank takes plans; closed if it never will.
+    prepared: flume::Receiver<()>,
     /// `None` while dropping, or if it hangs: nobody may wait for it then.
     thread: Option<JoinHandle<()>>,
 }
@@ -66,13 +68,39 @@ impl Runner {
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
             let (plans, inbox) = flume::unbounded();
             let (outbox, outcomes) = flume::unbounded();
+            let (done, prepared) = flume::bounded(1);
             let thread = std::thread::Builder::new()
                 .name(format!("rank-{index}"))
-                .spawn(move || rank::live(parts, &inbox, &outbox))
+                .spawn(move || rank::live(parts, &inbox, &outbox, done))
                 .expect("the system can start a thread");
-            Rank { plans: Some(plans), outcomes, thread: Some(thread) }
+            Rank { plans: Some(plans), outcomes, prepared, thread: Some(thread) }
         });
         Self { ranks: ranks.collect(), step_timeout }
+    }
+
+    /// Waits until every rank has allocated, met the others and recorded its steps. Plans may be enqueued before.
+    ///
+    /// # Errors
+    /// Why a rank will never take a plan; it is no use to go on then.
+    pub fn prepared(&mut self) -> Result<(), ExecutorError> {
+        let mut peer = None;
+        for (index, rank) in self.ranks.iter().enumerate() {
+            if rank.prepared.recv().is_ok() {
+                continue;
+            }
+            // A thread that ends without having said so has said why.
+            match rank.outcomes.recv() {
+                // The one that it waited for may have more to say.
+                Ok(Err(Failure::Peer(message))) => {
+                    _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
+                }
+                Ok(Err(Failure::Own(message))) => {
+                    return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
+                }
+                _ => return Err(ExecutorError { message: format!("rank {index} has ended") }),
+            }
+        }
+        peer.map_or(Ok(()), |message| Err(ExecutorError { message }))
     }
 }
 

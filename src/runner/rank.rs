@@ -64,10 +64,12 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     parts: RankParts<D, C>,
     plans: &flume::Receiver<Arc<StepPlan>>,
     outcomes: &flume::Sender<Outcome>,
+    prepared: flume::Sender<()>,
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
         stay_on(&parts.processors);
         let mut rank = Rank::new(parts)?;
+        let _nobody_asks = prepared.send(());
         let mut before: Option<Launched> = None;
         loop {
             let next = if before.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };

@@ -1,27 +1,23 @@
 //! What every request passes, whatever its route, known or not: limits of its head, the key, the drain; and what every
 //! response gets: a request id and a place in the metrics.
 //!
-//! A layer around the whole router asks for the key, so that a route added later is closed until it is put on the
-//! list of those that are open.
+//! A layer around the whole router asks for the key, so that a route added later is closed unless it is a
+//! probe's.
 
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::AUTHORIZATION;
+use axum::http::header::{AUTHORIZATION, CONNECTION};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::ServerState;
 use super::answer::random;
 use super::error::ApiError;
-
-/// The only paths that need no key and are answered while draining: load balancers have no key.
-pub const PUBLIC: [&str; 6] =
-    ["/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready", "/ping"];
+use super::{ServerState, health};
 
 /// A key of which only the digest is kept.
 pub struct Key([u8; 32]);
@@ -60,6 +56,10 @@ pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next:
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
+    if state.draining() {
+        // So that a balancer's pool of connections empties while there is still time.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     state.metrics.http(handler.as_deref().unwrap_or("none"), &method, response.status().as_u16());
     response
 }
@@ -71,7 +71,8 @@ fn check(state: &ServerState, request: &Request) -> Result<(), ApiError> {
     if bytes + line > limits.max_head_bytes || headers.len() > limits.max_headers {
         return Err(ApiError::HeadersTooLarge(limits.max_head_bytes, limits.max_headers));
     }
-    if PUBLIC.contains(&request.uri().path()) {
+    // Probes need no key and are answered while draining: load balancers have no key.
+    if health::probe(request.uri().path()).is_some() {
         return Ok(());
     }
     if state.key.as_ref().is_some_and(|key| !key.admits(headers)) {

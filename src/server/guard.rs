@@ -17,10 +17,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::{HttpLimits, malformed};
+use super::{HttpLimits, ServerState, malformed};
 
 /// What a connection's socket must know of its requests.
 #[derive(Clone, Default)]
@@ -46,25 +45,27 @@ impl Link {
     }
 
     /// Counts a request here and in the server's account for as long as the result lives.
-    pub fn begin(&self, open: &watch::Sender<usize>) -> Busy {
+    pub fn begin(&self, state: &Arc<ServerState>) -> Busy {
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         self.0.open.fetch_add(1, Ordering::AcqRel);
-        open.send_modify(|open| *open += 1);
-        Busy { link: self.clone(), open: open.clone() }
+        state.board.opened();
+        state.open.send_modify(|open| *open += 1);
+        Busy { link: self.clone(), state: Arc::clone(state) }
     }
 }
 
 /// A request whose response is not complete.
 pub struct Busy {
     link: Link,
-    open: watch::Sender<usize>,
+    state: Arc<ServerState>,
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
         self.link.0.open.fetch_sub(1, Ordering::AcqRel);
         self.link.0.reader.wake();
-        self.open.send_modify(|open| *open -= 1);
+        self.state.board.closed();
+        self.state.open.send_modify(|open| *open -= 1);
     }
 }
 

@@ -1,9 +1,4 @@
-//! The accept loop and the shutdown.
-//!
-//! On the first signal readiness goes down at once, and for a grace period requests are taken as before, since load
-//! balancers take a while to notice. Then new requests get a 503 with Retry-After on a listener that stays open,
-//! while running ones have until the drain's timeout. Those that are left then get an error, in their stream or as
-//! their status. A second signal ends all this at once.
+//! The accept loop.
 //!
 //! HTTP/1.1 only, as load balancers speak it. A client that closes its sending side is taken to have gone: there is
 //! no telling it from one that left, and whoever left must free its blocks.
@@ -12,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,39 +24,20 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
+use super::drain::{DrainTimes, Ended, LAST_WORDS, drain};
 use super::guard::{Guarded, Held, Link, hung_up};
-use super::routes::{router, starting_router};
-use super::{Phase, ServerState};
+use super::routes::{before_start, router};
+use super::{Board, ServerState, health};
 
 /// What the system holds for a client that does not read. Accepted sockets inherit it.
 const SEND_BUFFER: u32 = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
+/// Connections beyond the limit that are looked at: a probe is answered, others wait for a place.
+const LOBBY: usize = 128;
 /// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
 const HEAD_BUFFER: usize = 64 << 10;
 const HEAD_FIELDS: usize = 256;
-/// What ends of answers need to get out.
-const LAST_WORDS: Duration = Duration::from_secs(2);
-
-/// How a shutdown is spaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrainTimes {
-    /// From the first signal to the first refusal.
-    pub grace: Duration,
-    /// From the first refusal until running requests are cut off.
-    pub timeout: Duration,
-}
-
-/// How a shutdown went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// Every request was answered to its end.
-    Drained,
-    /// So many requests were left, and got an error.
-    Cut(usize),
-    /// By a second signal.
-    Forced,
-}
 
 /// Listens at an address.
 ///
@@ -91,13 +68,16 @@ pub fn signals() -> io::Result<mpsc::Receiver<()>> {
     Ok(receiver)
 }
 
-/// Answers while the model is being loaded: alive, and nothing else yet.
-pub async fn while_starting<T>(listener: &TcpListener, load: impl Future<Output = T>) -> T {
+/// Answers while the model is being loaded: probes, and nothing else yet.
+pub async fn while_starting<T>(
+    listener: &TcpListener,
+    board: &Arc<Board>,
+    load: impl Future<Output = T>,
+) -> T {
     let accept = async {
-        let router = starting_router();
         loop {
             match listener.accept().await {
-                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, router.clone())),
+                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(board))),
                 Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
             }
         }
@@ -108,9 +88,11 @@ pub async fn while_starting<T>(listener: &TcpListener, load: impl Future<Output 
     }
 }
 
-async fn answer_once(stream: TcpStream, router: Router) {
-    let service =
-        service_fn(move |request: hyper::Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+async fn answer_once(stream: TcpStream, board: Arc<Board>) {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let response = before_start(&board, request.uri().path(), request.method());
+        async move { Ok::<_, Infallible>(response) }
+    });
     let mut builder = http1::Builder::new();
     let connection =
         builder.timer(TokioTimer::new()).keep_alive(false).serve_connection(TokioIo::new(stream), service);
@@ -118,7 +100,7 @@ async fn answer_once(stream: TcpStream, router: Router) {
     let _late_or_broken = timeout(LAST_WORDS, connection).await;
 }
 
-/// Serves until a first signal, then drains. See the module's description.
+/// Serves until the shutdown is over: see [`super::drain`].
 pub async fn serve(
     listener: TcpListener,
     state: Arc<ServerState>,
@@ -137,37 +119,6 @@ pub async fn serve(
     ended
 }
 
-async fn drain(state: &ServerState, signals: &mut mpsc::Receiver<()>, times: DrainTimes) -> Ended {
-    // A sender that is gone sends no signal.
-    async fn next(signals: &mut mpsc::Receiver<()>) {
-        if signals.recv().await.is_none() {
-            std::future::pending().await
-        }
-    }
-    next(signals).await;
-    state.enter(Phase::Leaving);
-    tracing::info!(grace = ?times.grace, "shutting down: not ready any more");
-    tokio::select! {
-        () = sleep(times.grace) => {}
-        () = next(signals) => return Ended::Forced,
-    }
-    state.enter(Phase::Refusing);
-    state.generator.engine().drain();
-    let mut open = state.open.subscribe();
-    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: no new requests");
-    tokio::select! {
-        _all_answered = open.wait_for(|&open| open == 0) => return Ended::Drained,
-        () = sleep(times.timeout) => {}
-        () = next(signals) => return Ended::Forced,
-    }
-    let left = *open.borrow();
-    tracing::warn!(left, "shutting down: cutting off what still runs");
-    state.enter(Phase::Stopped);
-    state.generator.engine().stop();
-    let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;
-    Ended::Cut(left)
-}
-
 async fn accept(
     listener: TcpListener,
     state: &Arc<ServerState>,
@@ -175,12 +126,20 @@ async fn accept(
 ) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
+    let lobby = Arc::new(Semaphore::new(LOBBY));
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("nobody closes the semaphore");
+        let seat = Arc::clone(&lobby).acquire_owned().await.expect("nobody closes the semaphore");
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let connection = Connection { state: Arc::clone(state), router: router.clone(), permit };
-                tokio::spawn(connection.run(stream, connections.watcher()));
+                let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
+                let watcher = connections.watcher();
+                tokio::spawn(async move {
+                    let Some(permit) = admit(&stream, permits).await else {
+                        return answer_once(stream, Arc::clone(&state.board)).await;
+                    };
+                    drop(seat);
+                    Connection { state, router, permit }.run(stream, watcher).await;
+                });
             }
             Err(error) => {
                 // Out of file descriptors, or a client that left already. Trying again at once would spin.
@@ -189,6 +148,39 @@ async fn accept(
             }
         }
     }
+}
+
+/// Waits for a place among the connections. A probe does not wait, and gets none.
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+        return Some(permit);
+    }
+    let mut permit = pin!(permits.acquire_owned());
+    tokio::select! {
+        permit = &mut permit => return permit.ok(),
+        asks = timeout(LAST_WORDS, is_probe(stream)) => if asks == Ok(true) {
+            return None;
+        },
+    }
+    permit.await.ok()
+}
+
+/// Whether what comes first is a probe's request line.
+async fn is_probe(stream: &TcpStream) -> bool {
+    let mut line = [0; 64];
+    while let Ok(count @ 1..) = stream.peek(&mut line).await {
+        let begun = String::from_utf8_lossy(&line[..count]);
+        let mut words = begun.split_inclusive(' ').take(2).filter_map(|word| word.strip_suffix(' '));
+        match (words.next(), words.next()) {
+            (Some("GET" | "HEAD"), Some(path)) => return health::probe(path).is_some(),
+            // The rest is on its way; a socket that has something is ready at once.
+            (Some("GET" | "HEAD") | None, None) if count < line.len() => {
+                sleep(Duration::from_millis(10)).await;
+            }
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// Nobody waits for the response any more.
@@ -217,7 +209,7 @@ impl Connection {
         let stream = Arc::new(stream);
         let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = link.begin(&state.open);
+            let busy = link.begin(&state);
             let answer = router.clone().oneshot(request.map(Body::new));
             let stream = Arc::clone(&stream);
             async move {

@@ -5,8 +5,10 @@
 //! [`reply`]s, whole or through [`sse`]. Whatever ends badly on the way is an [`error::ApiError`].
 
 pub mod answer;
+pub mod board;
 pub mod body;
 pub mod door;
+pub mod drain;
 pub mod error;
 pub mod fields;
 pub mod guard;
@@ -16,23 +18,27 @@ pub mod malformed;
 pub mod metrics;
 pub mod reply;
 pub mod routes;
+pub mod side;
 pub mod sse;
 pub mod tokens;
 pub mod types;
 pub mod validate;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 use tokio::sync::{Semaphore, watch};
 
 use crate::generation::Generator;
+use board::Phase;
+pub use board::{Board, Stage};
 use body::BodyLimits;
 use door::Key;
-pub use listen::{DrainTimes, Ended, bind, serve, signals, while_starting};
+pub use drain::{DrainTimes, Ended};
+pub use listen::{bind, serve, signals, while_starting};
 use metrics::Metrics;
+pub use side::{SidePorts, SideThread};
 use validate::{Defaults, Limits};
 
 /// What the operator decides about the front end.
@@ -50,8 +56,6 @@ pub struct Settings {
     pub reject_unknown_fields: bool,
     /// Status of a refusal because the queue is full.
     pub queue_full_status: StatusCode,
-    /// With work pending and no step ended for this long, the server calls itself dead.
-    pub stalled_after: Duration,
     /// Limits of HTTP.
     pub http: HttpLimits,
 }
@@ -66,7 +70,6 @@ impl Settings {
             eos_ids,
             reject_unknown_fields: false,
             queue_full_status: StatusCode::TOO_MANY_REQUESTS,
-            stalled_after: Duration::from_secs(60),
             http: HttpLimits::default(),
         }
     }
@@ -97,7 +100,7 @@ pub struct HttpLimits {
 impl Default for HttpLimits {
     fn default() -> Self {
         Self {
-            max_connections: 4096,
+            max_connections: 16_384,
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_stall: Duration::from_secs(60),
@@ -107,20 +110,6 @@ impl Default for HttpLimits {
             keep_alive: Duration::from_secs(15),
         }
     }
-}
-
-/// How far the shutdown has got.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-enum Phase {
-    /// Not begun.
-    Serving,
-    /// Not ready any more, and still taking requests: those who send them have not heard yet.
-    Leaving,
-    /// New requests get a 503.
-    Refusing,
-    /// The engine has been told to end.
-    Stopped,
 }
 
 /// What all handlers share.
@@ -134,15 +123,18 @@ pub struct ServerState {
     pub(crate) started: u64,
     /// Large bodies parsed at once: a parsed body takes many times its size.
     pub(crate) parsing: Arc<Semaphore>,
-    phase: AtomicU8,
+    /// What health checks read.
+    pub(crate) board: Arc<Board>,
     /// Requests whose response is not complete.
     open: watch::Sender<usize>,
 }
 
 impl ServerState {
+    /// From here on `board` says that the server has started.
+    ///
     /// # Panics
     /// If `settings` names no model.
-    pub fn new(generator: Generator, settings: Settings) -> Arc<Self> {
+    pub fn new(generator: Generator, settings: Settings, board: Arc<Board>) -> Arc<Self> {
         assert!(!settings.models.is_empty(), "a server serves at least one model");
         let limits = Limits {
             models: settings.models.clone(),
@@ -151,6 +143,7 @@ impl ServerState {
             defaults: settings.defaults.clone(),
             reject_unknown_fields: settings.reject_unknown_fields,
         };
+        board.started(generator.engine().pulse());
         let metrics = Metrics::new(&settings.models[0], generator.engine().config());
         Arc::new(Self {
             key: settings.api_key.as_deref().map(Key::new),
@@ -160,7 +153,7 @@ impl ServerState {
             metrics,
             started: answer::unix_time(),
             parsing: Arc::new(Semaphore::new(4)),
-            phase: AtomicU8::new(Phase::Serving as u8),
+            board,
             open: watch::Sender::new(0),
         })
     }
@@ -172,25 +165,21 @@ impl ServerState {
 
     /// Whether the shutdown has begun.
     pub fn draining(&self) -> bool {
-        self.phase.load(Ordering::Acquire) >= Phase::Leaving as u8
+        self.board.phase() >= Phase::Leaving
     }
 
     /// Whether new requests are refused.
     pub fn refuses(&self) -> bool {
-        self.phase.load(Ordering::Acquire) >= Phase::Refusing as u8
+        self.board.phase() >= Phase::Refusing
     }
 
     /// Whether the engine has failed or was told to end, so that another server may do better.
     pub fn engine_is_gone(&self) -> bool {
-        self.phase.load(Ordering::Acquire) >= Phase::Stopped as u8 || self.engine_failed()
+        self.board.phase() >= Phase::Stopped || self.engine_failed()
     }
 
     /// Whether the engine has failed, which it does for good.
     pub fn engine_failed(&self) -> bool {
-        self.generator.engine().stats().failed.is_some()
-    }
-
-    fn enter(&self, phase: Phase) {
-        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+        self.generator.engine().pulse().failed()
     }
 }

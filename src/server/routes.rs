@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::answer::{Kind, answer, random, refused};
 use super::error::ApiError;
 use super::fields::Fields;
-use super::{ServerState, body, door, health, tokens, validate};
+use super::{Board, ServerState, body, door, health, tokens, validate};
 use crate::engine::Place;
 use crate::generation::Refusal;
 
@@ -24,22 +24,22 @@ type Shared = State<Arc<ServerState>>;
 
 /// Every route. The test of the key goes through this list.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
-    vec![
+    let probe = |(path, probe, _)| {
+        let handler = move |State(state): Shared| async move { health::answer(&state.board, probe) };
+        (path, get(handler))
+    };
+    let mut routes = vec![
         ("/v1/chat/completions", post(chat)),
         ("/v1/completions", post(completions)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
         ("/tokenize", post(tokens::tokenize)),
         ("/detokenize", post(tokens::detokenize)),
-        ("/health", get(health::ready)),
-        ("/health/live", get(health::live)),
-        ("/health/ready", get(health::ready)),
-        ("/v1/health/live", get(health::live)),
-        ("/v1/health/ready", get(health::ready)),
-        ("/ping", get(health::ready)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
-    ]
+    ];
+    routes.extend(health::ALIASES.map(probe));
+    routes
 }
 
 /// The whole service.
@@ -52,11 +52,11 @@ pub fn router(state: Arc<ServerState>) -> Router {
 }
 
 /// What there is before the model is loaded.
-pub fn starting_router() -> Router {
-    let alive = || async { Json(json!({ "object": "health.response", "status": "starting" })) };
-    let not_ready = || async { ApiError::NotReady };
-    let router = Router::new().route("/health/live", get(alive)).route("/v1/health/live", get(alive));
-    router.fallback(not_ready)
+pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body> {
+    match health::probe(path) {
+        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::answer(board, probe),
+        _ => ApiError::NotReady.into_response(),
+    }
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {

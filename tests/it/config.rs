@@ -71,7 +71,7 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
 fn what_cannot_be_meant_is_refused_by_name() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
-    let cases: [(&[&str], &[&str]); 14] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
         (
             &["--model", &model, "--device", "cuda", "--gpus", "0,1"],
@@ -82,6 +82,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
             &["--model", &model, "--device", "cuda", "--communicator", "nccl"],
             &["--communicator", "--deterministic false"],
         ),
+        (&["--model", &model, "--admin-host", "::1"], &["--admin-host", "--admin-port"]),
         (&[], &["--model", "missing"]),
         (&["--model", &model, "--queue-full-status", "418"], &["--queue-full-status", "429 or 503", "418"]),
         (&["--model", &model, "--deterministic", "false"], &["--deterministic", "--device cpu", "false"]),

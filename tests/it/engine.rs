@@ -1,10 +1,14 @@
 //! The engine's thread: every request is answered exactly once, whatever ends it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, EngineHandle, Ledger, RequestId, Stats, UpdateStream};
+use octant::engine::{
+    Beat, Engine, EngineHandle, Executor, ExecutorError, Ledger, RequestId, Stats, UpdateStream,
+};
 use octant::request::{Finish, Reject, Request, Update};
 use octant::scheduler::SchedulerConfig;
+use octant::scheduler::plan::{StepOutput, StepPlan};
 
 use crate::fake::{FakeExecutor, alone, config, request};
 use crate::scheduler::prompt;
@@ -313,4 +317,43 @@ fn an_account_closed_twice_is_a_bug() {
     ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0);
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
+}
+
+/// An executor that does not get past its first step's start.
+struct Stuck(flume::Receiver<()>);
+
+impl Executor for Stuck {
+    fn enqueue(&mut self, _plan: &StepPlan) -> Result<(), ExecutorError> {
+        let _freed = self.0.recv();
+        Err(ExecutorError { message: "stuck".to_owned() })
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        unreachable!("nothing was enqueued")
+    }
+}
+
+#[tokio::test]
+async fn work_pends_from_the_moment_it_is_sent() {
+    let (free, stuck) = flume::bounded::<()>(0);
+    let (handle, thread) = Engine::start(config(), 1, Box::new(Stuck(stuck)));
+    let pulse = Arc::clone(handle.pulse());
+    assert_eq!(pulse.beat(), Beat::default(), "nothing is asked");
+    let before = Instant::now();
+    let mut stream = submit(&handle, request(vec![1], 2)).await;
+    // The engine hangs before a step is enqueued, and will hear of nothing any more.
+    while pulse.beat().pending_since.is_none() {
+        assert!(before.elapsed() < Duration::from_secs(10), "the pulse does not show it");
+        tokio::task::yield_now().await;
+    }
+    let since = pulse.beat().pending_since;
+    assert!(since >= Some(before) && pulse.beat().last_step.is_none());
+    let unheard = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)]);
+    let waited = tokio::time::timeout(Duration::from_millis(50), unheard).await;
+    assert!(waited.is_err(), "nobody took it");
+    assert_eq!(pulse.beat().pending_since, since, "later requests make it no younger");
+    drop(free);
+    assert!(matches!(stream.next().await.finish, Some(Finish::Error(_))));
+    assert!(tokio::task::spawn_blocking(|| thread.join()).await.unwrap().is_err());
+    assert_eq!(pulse.beat().failed.as_deref(), Some("stuck"));
 }

@@ -16,8 +16,10 @@
 //! | errors have four keys and a code of text; the context's length is told in the known words | `what_does_not_fit_is_refused_in_the_known_words`, `what_is_no_json_is_a_400_with_a_short_text` |
 //! | 401, 404, 405, 408, 413, 415, 431 | `only_the_key_is_the_key`, `models_are_listed_by_every_name`, `paths_and_methods_that_are_none_get_an_error_object`, `slow_heads_slow_bodies_and_idlers_are_cut_off`, `bodies_and_heads_have_a_size`, `types_and_encodings_of_bodies` |
 //! | 429 with Retry-After, before a header of a stream and before tokenising | `a_full_queue_is_a_429_before_any_header_of_a_stream`, `a_full_queue_may_have_another_status` |
-//! | 500 with x-should-retry: false; 503 with Retry-After while starting and draining | `a_request_that_fails_is_a_500_that_says_not_to_retry`, `before_the_model_is_loaded_the_server_is_alive_and_not_ready`, `readiness_goes_first_then_new_requests_then_the_last_stream_ends_well` |
+//! | 500 with x-should-retry: false; 503 with Retry-After while starting and draining | `a_request_that_fails_is_a_500_that_says_not_to_retry`, `before_the_model_is_loaded_the_server_is_alive_and_not_ready`, `the_admin_port_drains_and_the_supervisor_ends_it`, `readiness_goes_first_then_new_requests_then_the_last_stream_ends_well` |
+//! | probes answer at any load, from atomics, and say what is wrong | `what_a_reading_means`, `every_alias_answers_on_every_port`, `a_stuck_engine_is_seen_while_every_worker_is_stuck_too`, `ten_thousand_in_the_queue_delay_no_probe` |
 //! | a client that leaves frees its blocks within a step, streaming or not | `leaving_frees_the_blocks_streaming_or_not`, `a_client_that_left_bytes_behind_has_left_all_the_same` |
+//! | a client that reads too slowly is cut off | `a_client_that_never_reads_is_cut_off_and_holds_nobody_up`, `a_client_that_drips_is_cut_off_like_one_that_never_reads` |
 //! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_of_messages_and_parts_are_named_too`, `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
 //! | every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
 
@@ -29,6 +31,7 @@ mod context;
 mod door;
 mod drain;
 mod failures;
+mod health;
 pub mod house;
 mod limits;
 mod routes;

@@ -15,6 +15,7 @@ mod load;
 mod model;
 mod offline;
 mod plan;
+mod proxies;
 mod runner;
 mod scheduler;
 mod simulation;

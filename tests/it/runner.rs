@@ -15,8 +15,8 @@ use octant::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::model::{fixture, load};
 
-/// A group of one whose reductions do as told: go on, fail, or hang.
-struct Puppet(Mutex<Receiver<Result<(), String>>>);
+/// A group of one whose reductions do as told: go on, fail, or hang; and which may not come together at all.
+struct Puppet(Mutex<Receiver<Result<(), String>>>, Option<&'static str>);
 
 impl Communicator<Cpu> for Puppet {
     fn rank(&self) -> usize {
@@ -28,7 +28,10 @@ impl Communicator<Cpu> for Puppet {
     }
 
     fn meet(&self) -> Result<(), DeviceError> {
-        Ok(())
+        match self.1 {
+            Some(message) => Err(DeviceError { op: "meet", message: message.to_owned() }),
+            None => Ok(()),
+        }
     }
 
     fn all_reduce(&self, _: &Cpu, _: &mut Floats) -> Result<(), DeviceError> {
@@ -42,11 +45,18 @@ impl Communicator<Cpu> for Puppet {
 }
 
 fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
+    runner_that_meets(step_timeout, None)
+}
+
+fn runner_that_meets(
+    step_timeout: Duration,
+    failure: Option<&'static str>,
+) -> (Runner, Sender<Result<(), String>>) {
     let (strings, told) = channel();
     let (config, device, model) = load(&fixture("llama"), Precision::Fp8).unwrap();
     let parts = RankParts {
         device,
-        comm: Puppet(Mutex::new(told)),
+        comm: Puppet(Mutex::new(told), failure),
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 2, heads: config.heads, dtype: KvDtype::Fp8 },
@@ -110,4 +120,13 @@ fn a_rank_that_hangs_is_given_up_in_time_and_not_waited_for() {
     drop(runner);
     assert!(begun.elapsed() < Duration::from_secs(10));
     drop(strings);
+}
+
+#[test]
+fn ranks_say_when_they_are_prepared_and_why_they_never_will_be() {
+    let (mut sound, _told) = runner(Duration::from_secs(20));
+    assert_eq!(sound.prepared(), Ok(()));
+    let (mut broken, _told) = runner_that_meets(Duration::from_secs(20), Some("nobody came"));
+    let error = broken.prepared().expect_err("it cannot take a plan");
+    assert!(error.message.contains("rank 0 failed") && error.message.contains("nobody came"), "{error}");
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::client::{Connection, post};
@@ -93,4 +93,30 @@ async fn a_client_that_never_reads_is_cut_off_and_holds_nobody_up() {
         assert!(Instant::now() < end, "the connection is still there");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn a_client_that_drips_is_cut_off_like_one_that_never_reads() {
+    let mut plan = Plan::new();
+    (plan.config.max_model_len, plan.config.num_blocks) = (4096, 7 * 64 + 8);
+    plan.settings.http.write_stall = Duration::from_millis(200);
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS);
+    let house = plan.over(executor);
+    let mut dripping = TcpStream::connect(house.address).await.expect("the server listens");
+    let body = endless(json!({ "stream": true, "n": 7, "logprobs": true, "top_logprobs": 2 })).to_string();
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    dripping.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
+    let end = Instant::now() + Duration::from_secs(10);
+    let (mut byte, mut taken) = ([0], 0);
+    // A byte at a time: each resets no clock of the server's, since none of its bytes gets room by it.
+    loop {
+        taken += dripping.read(&mut byte).await.unwrap_or(0);
+        let metrics = house.get("/metrics").await;
+        if metric(metrics.text(), "vllm:request_success_total", &["finished_reason=\"abort\""]) > 0.0 {
+            break;
+        }
+        assert!(Instant::now() < end, "the connection is still there after {taken} bytes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    house.until_empty().await;
 }

@@ -1,11 +1,12 @@
 //! The shutdown, step by step.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use octant::server::{DrainTimes, Ended};
+use octant::server::{DrainTimes, Ended, SidePorts, SideThread, side};
 use serde_json::json;
 
-use super::client::Connection;
+use super::client::{Connection, send};
 use super::house::{BOS, House, Plan, chat_body};
 use crate::fake::FakeExecutor;
 
@@ -101,4 +102,52 @@ async fn resting_connections_do_not_hold_a_shutdown_up() {
     let ended = tokio::time::timeout(Duration::from_secs(5), house.served).await;
     assert_eq!(ended.expect("soon").expect("it ends"), Ended::Drained);
     assert!(resting.rest().await.is_empty());
+}
+
+/// The admin port of a house, and one request to it.
+fn admin(house: &House) -> (SideThread, SocketAddr) {
+    let ports = SidePorts { health: None, admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))) };
+    let side = side::start(ports, &house.board).expect("a port is free");
+    let address = side.ports.admin.expect("bound");
+    (side, address)
+}
+
+#[tokio::test]
+async fn the_admin_port_drains_and_the_supervisor_ends_it() {
+    let house = house(1_000, 10_000);
+    let (_side, admin) = admin(&house);
+    let mut stream = running(&house).await;
+    let status = send(admin, "GET", "/admin/drain", &[], b"").await.json();
+    assert_eq!((&status["phase"], &status["ready"]), (&json!("serving"), &json!(true)));
+    assert_eq!(send(admin, "POST", "/admin/drain?wait=maybe", &[], b"").await.error().0, 400);
+    assert_eq!(send(admin, "DELETE", "/admin/drain", &[], b"").await.error().0, 405);
+    let begun = send(admin, "POST", "/admin/drain?wait=false", &[], b"").await.json();
+    assert_eq!((&begun["phase"], &begun["ready"]), (&json!("leaving"), &json!(false)));
+    assert_eq!(house.get("/health/ready").await.status, 503, "at once");
+    let in_grace = house.chat("ab", json!({})).await;
+    assert_eq!((in_grace.status, in_grace.header("connection")), (200, Some("close")));
+    let waiting = tokio::spawn(async move { send(admin, "POST", "/admin/drain", &[], b"").await.json() });
+    let text = stream.until("data: [DONE]\n\n").await;
+    assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
+    drop(stream);
+    let done = waiting.await.expect("no panic");
+    assert_eq!((&done["phase"], &done["open_requests"]), (&json!("drained"), &json!(0)));
+    assert!(!house.served.is_finished(), "it is the supervisor who ends it");
+    assert_eq!(house.get("/health/live").await.status, 200, "and until then it lives");
+    assert_eq!(house.chat("ab", json!({})).await.error(), (503, Some("draining".into()), None));
+    house.signals.send(()).await.expect("the server runs");
+    assert_eq!(house.served.await.expect("it ends"), Ended::Drained);
+}
+
+#[tokio::test]
+async fn a_first_signal_during_a_drain_of_the_admins_is_not_a_second() {
+    let house = house(60_000, 60_000);
+    let (_side, admin) = admin(&house);
+    let _running = running(&house).await;
+    send(admin, "POST", "/admin/drain?wait=false", &[], b"").await;
+    house.signals.send(()).await.expect("the server runs");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!house.served.is_finished());
+    house.signals.send(()).await.expect("the server runs");
+    assert_eq!(house.served.await.expect("it ends"), Ended::Forced);
 }

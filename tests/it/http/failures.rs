@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use octant::server::{bind, while_starting};
+use octant::server::{Board, bind, while_starting};
 use serde_json::json;
 
 use super::client::{self, Connection};
@@ -123,11 +123,16 @@ async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
-    let starting = tokio::spawn(async move { while_starting(&listener, load).await });
+    let board = Board::new(Duration::from_secs(60));
+    let starting = tokio::spawn(async move { while_starting(&listener, &board, load).await });
     for path in ["/health/live", "/v1/health/live"] {
         assert_eq!(client::get(address, path).await.status, 200);
     }
-    for path in ["/health/ready", "/health", "/v1/models", "/nothing"] {
+    for path in ["/health/ready", "/health", "/health/startup"] {
+        let reply = client::get(address, path).await;
+        assert_eq!((reply.status, &reply.json()["phase"]), (503, &json!("opening_devices")));
+    }
+    for path in ["/v1/models", "/nothing"] {
         let reply = client::get(address, path).await;
         assert_eq!(reply.error(), (503, Some("not_ready".into()), None));
         assert_eq!((reply.header("retry-after"), reply.header("connection")), (Some("1"), Some("close")));
@@ -139,7 +144,7 @@ async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
 #[tokio::test]
 async fn a_step_that_hangs_is_seen_and_a_rest_is_not() {
     let mut plan = Plan::new();
-    plan.settings.stalled_after = Duration::from_millis(100);
+    plan.stalled_after = Duration::from_millis(100);
     let (executor, permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
     let house = plan.over(executor);
     tokio::time::sleep(Duration::from_millis(150)).await;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
-use octant::server::{DrainTimes, Ended, ServerState, Settings, bind, serve};
+use octant::server::{Board, DrainTimes, Ended, ServerState, Settings, bind, serve};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -31,12 +31,14 @@ pub struct Plan {
     pub config: SchedulerConfig,
     pub settings: Settings,
     pub times: DrainTimes,
+    pub stalled_after: Duration,
 }
 
 impl Plan {
     pub fn new() -> Self {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
-        Self { config: config(), settings: Settings::new("parrot", vec![EOS]), times }
+        let settings = Settings::new("parrot", vec![EOS]);
+        Self { config: config(), settings, times, stalled_after: Duration::from_secs(60) }
     }
 
     /// Opens the house over an executor.
@@ -45,12 +47,13 @@ impl Plan {
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
-        let state = ServerState::new(generator, self.settings);
+        let board = Board::new(self.stalled_after);
+        let state = ServerState::new(generator, self.settings, Arc::clone(&board));
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (signals, receiver) = mpsc::channel(4);
         let served = tokio::spawn(serve(listener, state, receiver, self.times));
-        House { address, engine, thread, signals, served }
+        House { address, engine, thread, board, signals, served }
     }
 
     /// Opens the house over a parrot.
@@ -65,6 +68,7 @@ pub struct House {
     pub address: SocketAddr,
     pub engine: EngineHandle,
     pub thread: EngineThread,
+    pub board: Arc<Board>,
     pub signals: mpsc::Sender<()>,
     pub served: JoinHandle<Ended>,
 }
@@ -141,7 +145,7 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(dir.path()).expect("the tokenizer is sound")
 }
 
-fn write_tokenizer(dir: &Path) {
+pub fn write_tokenizer(dir: &Path) {
     let mut vocab = serde_json::Map::new();
     for (id, letter) in byte_letters().into_iter().enumerate() {
         vocab.insert(letter.to_string(), id.into());

@@ -241,3 +241,26 @@ async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
     house.until_empty().await;
     assert_eq!(house.get("/health/ready").await.status, 200);
 }
+
+#[tokio::test]
+async fn probes_wait_for_no_place_among_connections() {
+    let mut plan = Plan::new();
+    plan.settings.http.max_connections = 1;
+    let house = plan.open();
+    let mut only = Connection::open(house.address).await;
+    only.request("GET", "/version", &[], b"").await;
+    assert_eq!(only.reply().await.status, 200);
+    let mut waiting = Connection::open(house.address).await;
+    waiting.request("GET", "/version", &[], b"").await;
+    let mut slow_probe = Connection::open(house.address).await;
+    slow_probe.write(b"GET /liv").await.expect("open");
+    for path in ["/health/live", "/readyz", "/ping"] {
+        assert_eq!(house.get(path).await.status, 200, "{path}");
+    }
+    slow_probe.write(b"ez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
+    assert_eq!(slow_probe.reply().await.json()["status"], "live");
+    let early = tokio::time::timeout(Duration::from_millis(50), waiting.reply()).await;
+    assert!(early.is_err(), "there is still no place for it");
+    drop(only);
+    assert_eq!(waiting.reply().await.status, 200);
+}

@@ -28,7 +28,7 @@ async fn models_are_listed_by_every_name() {
 #[tokio::test]
 async fn probes_answer_get_and_head_with_a_reason() {
     let house = Plan::new().open();
-    for path in octant::server::door::PUBLIC {
+    for (path, ..) in octant::server::health::ALIASES {
         let reply = house.get(path).await;
         assert_eq!((reply.status, &reply.json()["reason"]), (200, &json!("ok")), "{path}");
         assert_eq!(reply.json()["object"], "health.response");

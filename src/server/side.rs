@@ -1,0 +1,203 @@
+//! The health port and the admin port, on a thread of their own with a runtime of its own: they answer while every
+//! worker of the server is busy, while weights are loaded, and while the engine hangs.
+//!
+//! The health port knows the paths of [`ALIASES`](super::health::ALIASES). The admin port knows those too, and
+//! `/admin/drain`: POST begins the shutdown, as a first signal does, and answers when no request is open any more, or
+//! at once with `?wait=false`; GET says how far it has got. It has no key: who reaches it may use it, which is why it
+//! listens to this machine alone unless told otherwise.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Method, Request, Response};
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{sleep, timeout};
+
+use super::board::{Board, Phase, Stage};
+use super::error::ApiError;
+use super::health::{self, Probe};
+use super::listen::bind;
+
+/// The only path of the admin port's own.
+const DRAIN: &str = "/admin/drain";
+/// Connections of a port at once; more wait to be accepted.
+const MAX_CONNECTIONS: usize = 64;
+/// A connection that has sent no whole head for so long is closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection lives no longer than this, whatever it does, unless it waits for the end of a drain.
+const LIFE: Duration = Duration::from_secs(60);
+/// How often a wait for the end of a drain looks.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Which of the two ports a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Port {
+    Health,
+    Admin,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SidePorts {
+    /// For probes.
+    pub health: Option<SocketAddr>,
+    /// For the operator.
+    pub admin: Option<SocketAddr>,
+}
+
+/// The thread; it ends when this is dropped.
+pub struct SideThread {
+    /// Where it listens, with the ports that the system chose.
+    pub ports: SidePorts,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for SideThread {
+    fn drop(&mut self) {
+        self.stop = None;
+        if let Some(thread) = self.thread.take() {
+            let _its_panic_is_shown_by_then = thread.join();
+        }
+    }
+}
+
+/// Listens, and answers from then on; starts no thread where there is no port.
+///
+/// # Errors
+/// Of the system, such as an address in use, naming it.
+pub fn start(ports: SidePorts, board: &Arc<Board>) -> io::Result<SideThread> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let listen = |address: Option<SocketAddr>| -> io::Result<Option<StdListener>> {
+        let Some(address) = address else { return Ok(None) };
+        let _inside = runtime.enter();
+        let listener = bind(address).and_then(TcpListener::into_std);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        listener.map(Some).map_err(named)
+    };
+    let (health, admin) = (listen(ports.health)?, listen(ports.admin)?);
+    let bound = |listener: &Option<StdListener>| listener.as_ref().map(StdListener::local_addr).transpose();
+    let ports = SidePorts { health: bound(&health)?, admin: bound(&admin)? };
+    if ports == SidePorts::default() {
+        return Ok(SideThread { ports, stop: None, thread: None });
+    }
+    let (stop, stopped) = oneshot::channel();
+    let board = Arc::clone(board);
+    let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            for (listener, port) in [(health, Port::Health), (admin, Port::Admin)] {
+                let Some(listener) = listener else { continue };
+                match TcpListener::from_std(listener) {
+                    Ok(listener) => _ = tokio::spawn(accept(listener, port, Arc::clone(&board))),
+                    Err(error) => tracing::error!(%error, ?port, "a port is not served"),
+                }
+            }
+            let _dropped = stopped.await;
+            // Whoever waits for the end of a drain is told of it first.
+            sleep(2 * LOOK).await;
+        });
+    })?;
+    Ok(SideThread { ports, stop: Some(stop), thread: Some(thread) })
+}
+
+async fn accept(listener: TcpListener, port: Port, board: Arc<Board>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                let board = Arc::clone(&board);
+                tokio::spawn(async move {
+                    serve(stream, port, &board).await;
+                    drop(permit);
+                });
+            }
+            Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, port: Port, board: &Arc<Board>) {
+    let _unsupported = stream.set_nodelay(true);
+    let service = service_fn(|request: Request<Incoming>| {
+        let board = Arc::clone(board);
+        async move { Ok::<_, Infallible>(answer(&request, port, &board).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    match port {
+        Port::Health => _ = timeout(LIFE, connection).await,
+        // A drain may take long, and few may ask for one.
+        Port::Admin => _ = connection.await,
+    }
+}
+
+async fn answer(request: &Request<Incoming>, port: Port, board: &Board) -> Response<Body> {
+    let (method, path) = (request.method(), request.uri().path());
+    let refused = format!("{method} {path}");
+    if let Some(probe) = health::probe(path) {
+        return match *method {
+            Method::GET | Method::HEAD => health::answer(board, probe),
+            _ => ApiError::NoMethod(refused).into_response(),
+        };
+    }
+    if port != Port::Admin || path != DRAIN {
+        return ApiError::NoRoute(refused).into_response();
+    }
+    match *method {
+        Method::GET | Method::HEAD => {}
+        Method::POST => {
+            let wait = match request.uri().query() {
+                None | Some("wait=true") => true,
+                Some("wait=false") => false,
+                Some(_) => return ApiError::invalid("wait", "expected true or false").into_response(),
+            };
+            if board.read().stage != Stage::Started {
+                return ApiError::NotReady.into_response();
+            }
+            board.ask_drain();
+            while wait && board.phase() < Phase::Drained {
+                sleep(LOOK).await;
+            }
+        }
+        _ => return ApiError::NoMethod(refused).into_response(),
+    }
+    status(board)
+}
+
+/// How far the shutdown has got.
+fn status(board: &Board) -> Response<Body> {
+    let now = Instant::now();
+    let reading = board.read();
+    let phase = match reading.phase {
+        Phase::Serving => "serving",
+        Phase::Leaving => "leaving",
+        Phase::Refusing => "refusing",
+        Phase::Stopped => "stopped",
+        Phase::Drained => "drained",
+    };
+    let left = reading.drained_by.map(|by| by.saturating_duration_since(now).as_secs_f64());
+    let health = health::judge(&reading, now);
+    let body = json!({
+        "object": "drain.status",
+        "phase": phase,
+        "open_requests": reading.open,
+        "drain_remaining_s": left,
+        "ready": health.answers(Probe::Ready),
+    });
+    axum::Json(body).into_response()
+}

@@ -1,0 +1,385 @@
+//! The files of `deploy/`, for real: HAProxy and nginx before two servers of two processes, under load.
+//!
+//! The servers simulate GPUs, so that they answer at a known pace and leave this machine's processors alone. Where a
+//! proxy is not installed its tests say so and end.
+
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use octant::server::health::probe;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::http::house::write_tokenizer;
+
+const CLIENTS: usize = 6;
+/// At 17 ms each they take longer than the grace, which is a second.
+const STREAM_TOKENS: usize = 90;
+const PATIENCE: Duration = Duration::from_secs(30);
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+/// A child process that does not outlive the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ended_by_itself = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// `octant serve`, and where it listens.
+struct Server {
+    process: Process,
+    ports: [u16; 3],
+    model: PathBuf,
+}
+
+impl Server {
+    fn start(model: &Path, ports: [u16; 3]) -> Self {
+        let [main, health, admin] = ports.map(|port| port.to_string());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+        command.env_clear().env("OCTANT_LOG", "warn").arg("serve").arg("--model").arg(model);
+        command.args(["--port", &main, "--health-port", &health, "--admin-port", &admin]);
+        command.args(["--device", "simulate", "--tensor-parallel-size", "8", "--served-model-name", "m"]);
+        command.args(["--simulate-answer-tokens", "1000", "--drain-grace", "1", "--drain-timeout", "20"]);
+        // What a server complains of is shown where the test fails.
+        let process = command.stdout(Stdio::null()).spawn().unwrap();
+        let server = Self { process: Process(process), ports, model: model.to_owned() };
+        until("a server is ready", || get(health.parse().unwrap(), "/health/ready").is_some());
+        server
+    }
+
+    fn terminate(&self) {
+        let pid = Pid::from_child(&self.process.0);
+        kill_process(pid, Signal::TERM).unwrap();
+    }
+
+    /// Waits for its end, which must be a good one, and starts it again.
+    fn again(mut self) -> Self {
+        assert_eq!(self.process.0.wait().unwrap().code(), Some(0), "a drain ends with 0");
+        Self::start(&self.model, self.ports)
+    }
+
+    fn running(&self) -> u64 {
+        let health = get(self.ports[1], "/health").expect("it answers");
+        serde_json::from_str::<serde_json::Value>(&health).unwrap()["running"].as_u64().unwrap()
+    }
+
+    /// Answers that it has given, all its life.
+    fn answered(&self) -> f64 {
+        let text = get(self.ports[0], "/metrics").expect("it answers");
+        let samples = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < end, "{what}: never");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One request on a connection of its own; why there is no complete answer of 200, if there is none.
+fn exchange(port: u16, request: &str) -> Result<String, String> {
+    let told = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = TcpStream::connect(address).map_err(told("connect"))?;
+    stream.set_read_timeout(Some(PATIENCE)).map_err(told("timeout"))?;
+    stream.write_all(request.as_bytes()).map_err(told("write"))?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).map_err(told("read"))?;
+    let text = String::from_utf8_lossy(&bytes);
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {text:?}"))?;
+    if !head.starts_with("HTTP/1.1 200") {
+        return Err(format!("{head}: {body}"));
+    }
+    let head = head.to_ascii_lowercase();
+    let length: Option<usize> =
+        head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+    match length {
+        Some(length) if body.len() == length => Ok(body.to_owned()),
+        None if head.contains("transfer-encoding: chunked") => unchunked(body),
+        _ => Err(format!("cut off: {head}: {body}")),
+    }
+}
+
+fn unchunked(mut body: &str) -> Result<String, String> {
+    let mut whole = String::new();
+    loop {
+        let (length, rest) = body.split_once("\r\n").ok_or_else(|| format!("cut off after {whole:?}"))?;
+        let length = usize::from_str_radix(length, 16).map_err(|e| format!("{e} in {body:?}"))?;
+        if length == 0 {
+            return Ok(whole);
+        }
+        whole += rest.get(..length).ok_or_else(|| format!("cut off after {whole:?}"))?;
+        body = rest.get(length + 2..).ok_or_else(|| format!("cut off after {whole:?}"))?;
+    }
+}
+
+fn get(port: u16, path: &str) -> Option<String> {
+    exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).ok()
+}
+
+/// A completion of so many tokens, whole or in events.
+fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
+    let body = format!(
+        r#"{{"model":"m","prompt":"hello","max_tokens":{tokens},"ignore_eos":true,"stream":{stream}}}"#
+    );
+    let answer = exchange(
+        port,
+        &format!(
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        ),
+    )?;
+    let ended = if stream { answer.ends_with("data: [DONE]\n\n") } else { answer.contains("\"usage\"") };
+    let good = ended && answer.contains("\"finish_reason\":\"length\"");
+    if good { Ok(()) } else { Err(format!("no whole answer: {answer}")) }
+}
+
+/// Clients that ask without a pause, and what became of it.
+#[derive(Default)]
+struct Load {
+    over: AtomicBool,
+    answered: AtomicUsize,
+    retried: AtomicUsize,
+}
+
+struct Clients {
+    load: Arc<Load>,
+    threads: Vec<JoinHandle<Vec<String>>>,
+}
+
+impl Clients {
+    /// Each request is tried again so often. Those who may try again ask for streams alone, of which a proxy cannot
+    /// try again what has begun.
+    fn start(port: u16, retries: usize) -> Self {
+        let load = Arc::new(Load::default());
+        let client = |number: usize| {
+            let (load, stream) = (Arc::clone(&load), retries > 0 || number.is_multiple_of(2));
+            let tokens = if stream { STREAM_TOKENS } else { 25 };
+            std::thread::spawn(move || {
+                let mut failures = Vec::new();
+                while !load.over.load(Ordering::Relaxed) {
+                    let mut outcome = complete(port, stream, tokens);
+                    for _ in 0..retries {
+                        if outcome.is_err() {
+                            load.retried.fetch_add(1, Ordering::Relaxed);
+                            outcome = complete(port, stream, tokens);
+                        }
+                    }
+                    load.answered.fetch_add(1, Ordering::Relaxed);
+                    failures.extend(outcome.err());
+                }
+                failures
+            })
+        };
+        let threads = (0..CLIENTS).map(client).collect();
+        let clients = Self { load, threads };
+        until("every client was answered", || clients.answered() > CLIENTS);
+        clients
+    }
+
+    fn answered(&self) -> usize {
+        self.load.answered.load(Ordering::Relaxed)
+    }
+
+    /// Ends them: how many answers and retries there were, and every failure.
+    fn end(self) -> (usize, usize, Vec<String>) {
+        self.load.over.store(true, Ordering::Relaxed);
+        let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        (count(&self.load.answered), count(&self.load.retried), failures)
+    }
+}
+
+/// A program, wherever Debian puts it.
+fn installed(name: &str) -> Option<PathBuf> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let folders = path.split(':').chain(["/usr/sbin", "/usr/local/sbin"]);
+    let found = folders.map(|folder| Path::new(folder).join(name)).find(|file| file.is_file());
+    if found.is_none() {
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}
+
+/// A file of `deploy/` with the addresses of a test.
+fn adapted(file: &str, port: u16, servers: [[u16; 3]; 2]) -> String {
+    let mut text = std::fs::read_to_string(root().join("deploy").join(file)).unwrap();
+    let mut replace = |from: &str, to: String| {
+        assert!(text.contains(from), "{file} has no {from}");
+        text = text.replace(from, &to);
+    };
+    replace("0.0.0.0:8080", format!("127.0.0.1:{port}"));
+    for (number, [main, health, _]) in (1..).zip(servers) {
+        if file == "haproxy.cfg" {
+            let from = format!("10.0.0.{number}:8000 port 8001");
+            replace(&from, format!("127.0.0.1:{main} port {health}"));
+        } else {
+            replace(&format!("10.0.0.{number}:8000"), format!("127.0.0.1:{main}"));
+        }
+    }
+    text
+}
+
+fn haproxy(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Process {
+    let file = dir.join("haproxy.cfg");
+    std::fs::write(&file, adapted("haproxy.cfg", port, servers)).unwrap();
+    let mut command = Command::new(program);
+    command.args(["-db", "-q", "-f"]).arg(file);
+    Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+fn nginx(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Process {
+    let file = dir.join("nginx.conf");
+    let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+    let folder = |kind: &str| format!("{kind}_temp_path {};\n", dir.join(kind).display());
+    let folders: String = kinds.map(folder).concat();
+    let text = adapted("nginx.conf", port, servers).replace("http {", &format!("http {{\n{folders}"));
+    std::fs::write(&file, text).unwrap();
+    let pid = dir.join("nginx.pid");
+    let mut command = Command::new(program);
+    command.arg("-p").arg(dir).arg("-c").arg(file);
+    command.arg("-g").arg(format!("daemon off; master_process off; pid {};", pid.display()));
+    Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+}
+
+/// A proxy's start, from its program, a folder of its own, its port and the servers'.
+type Starter = fn(&Path, &Path, u16, [[u16; 3]; 2]) -> Process;
+
+/// A model to simulate: the configuration of a large one, and a small tokenizer.
+fn model() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    write_tokenizer(dir.path());
+    let config = root().join("models/nemotron-4-340b-instruct/config.json");
+    std::fs::copy(config, dir.path().join("config.json")).unwrap();
+    dir
+}
+
+/// A rolling restart, by SIGTERM and by the admin port, fails nobody; a SIGKILL nobody who tries once more.
+fn restarts_under_load(name: &str, start: Starter) {
+    let Some(program) = installed(name) else { return };
+    let dir = model();
+    let [port, a, b, c, d, e, f] = free_ports();
+    let ports = [[a, b, c], [d, e, f]];
+    let [mut one, mut two] = ports.map(|ports| Server::start(dir.path(), ports));
+    let _proxy = start(&program, dir.path(), port, ports);
+    until("the proxy serves", || get(port, "/health/ready").is_some());
+
+    let clients = Clients::start(port, 0);
+    until("both serve", || one.answered() > 0.0 && two.answered() > 0.0);
+    one.terminate();
+    one = one.again();
+    // A proxy takes a while to notice; who restarts servers waits until each has its share again.
+    until("the first serves again", || one.answered() > 0.0);
+    let admin = format!("127.0.0.1:{}", ports[1][2]);
+    let drain =
+        Command::new(env!("CARGO_BIN_EXE_octant")).args(["drain", "--admin", &admin]).output().unwrap();
+    let said = String::from_utf8_lossy(&drain.stdout).into_owned();
+    assert!(drain.status.success() && said.contains("\"phase\":\"drained\""), "{drain:?}");
+    let begun = Instant::now();
+    two.terminate();
+    two = two.again();
+    assert!(begun.elapsed() < PATIENCE, "what has drained ends at once");
+    until("the second serves again", || two.answered() > 0.0);
+    let (answered, _, failures) = clients.end();
+    assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
+    println!("{name}: {answered} requests over a rolling restart, none failed");
+
+    let clients = Clients::start(port, 1);
+    until("one of them streams", || one.running() > 0);
+    drop(one);
+    let before = clients.answered();
+    until("they go on", || clients.answered() > before + 2 * CLIENTS);
+    let (answered, retried, failures) = clients.end();
+    println!("{name}: {answered} requests over a SIGKILL, {retried} tried again, {} failed", failures.len());
+    assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
+    assert!(retried > 0, "some were being answered by the one that was killed");
+}
+
+#[test]
+fn haproxy_restarts_servers_and_fails_nobody() {
+    restarts_under_load("haproxy", haproxy);
+}
+
+#[test]
+fn nginx_restarts_servers_and_fails_nobody() {
+    restarts_under_load("nginx", nginx);
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    let dir = model();
+    let mut server = Server::start(dir.path(), free_ports());
+    let [port, health, _] = server.ports;
+    let client = std::thread::spawn(move || complete(port, true, 4000));
+    until("it is answering", || server.running() == 1);
+    server.terminate();
+    until("it is not ready", || get(health, "/health/ready").is_none());
+    assert!(get(health, "/health/live").is_some(), "leaving is not dying");
+    // Long after the grace, which is a second, the answer goes on, and would for a minute.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(server.process.0.try_wait().unwrap(), None);
+    server.terminate();
+    let begun = Instant::now();
+    assert_eq!(server.process.0.wait().unwrap().code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    client.join().unwrap().expect_err("it was cut off");
+}
+
+/// The value of a flag among a container's arguments.
+fn flag(arguments: &[String], name: &str) -> u64 {
+    let value = arguments.iter().find_map(|argument| argument.strip_prefix(&format!("--{name}=")));
+    value.unwrap_or_else(|| panic!("no --{name}")).parse().unwrap()
+}
+
+#[test]
+fn the_manifest_probes_what_there_is_and_waits_long_enough() {
+    let text = std::fs::read_to_string(root().join("deploy/kubernetes.yaml")).unwrap();
+    let deployment = text.split("\n---\n").next().unwrap();
+    let deployment: serde_json::Value = yaml_serde::from_str(deployment).unwrap();
+    let pod = &deployment["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    let arguments: Vec<String> = serde_json::from_value(container["args"].clone()).unwrap();
+    let mut asked = BTreeSet::new();
+    for kind in ["startupProbe", "livenessProbe", "readinessProbe"] {
+        let get = &container[kind]["httpGet"];
+        let path = get["path"].as_str().unwrap();
+        asked.insert(format!("{:?}", probe(path).unwrap_or_else(|| panic!("{kind} asks {path}"))));
+        assert_eq!(get["port"], "health");
+    }
+    assert_eq!(asked.len(), 3, "each asks something else: {asked:?}");
+    let health = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "health").unwrap();
+    assert_eq!(health["containerPort"], flag(&arguments, "health-port"));
+    let hook = container["lifecycle"]["preStop"]["exec"]["command"].as_array().unwrap();
+    let admin = format!("127.0.0.1:{}", flag(&arguments, "admin-port"));
+    assert_eq!(
+        hook.iter().map(|part| part.as_str().unwrap()).collect::<Vec<_>>()[..],
+        ["octant", "drain", "--admin", &admin]
+    );
+    let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+    assert!(grace > flag(&arguments, "drain-grace") + flag(&arguments, "drain-timeout"));
+    // What is no flag is refused with status 2; a model that is not there with 1.
+    let output = Command::new(env!("CARGO_BIN_EXE_octant")).env_clear().args(&arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+}
