@@ -119,23 +119,22 @@ fn who_leaves_and_who_is_refused_is_counted() {
     assert_eq!(server.scheduler().counts().blocks_used, 0);
 }
 
-/// What comes, and half a step later so that neither clock's jitter moves it over a step's end.
+/// Requests that each come in the middle of a step, and no two in the same: neither clock's jitter moves one over a step's
+/// end, or before another.
 fn short_trace() -> Vec<(f64, Ask)> {
     let (arrivals, _) = synthetic(6, 12.0, 600.0, 6.0).draw(1000, 4096);
-    let mut planned = Vec::new();
-    let mut all: Vec<_> = arrivals.into_iter().map(|arrival| (arrival.at, arrival.ask)).collect();
-    all[0].0 = 0.0;
-    for (at, ask) in all {
+    let mut planned: Vec<(f64, Ask)> = Vec::new();
+    for arrival in arrivals {
         let mut server = VirtualTime::new(config(), 2, Machine::scripted(cost()));
         for (at, ask) in &planned {
-            let ask: &Ask = ask;
             server.arrive(*at, vec![ask.clone()]);
         }
         server.run().unwrap();
         let (_, samples) = server.history();
-        let ends: Vec<f64> = samples.iter().map(|sample| sample.at).collect();
-        let middle = ends.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0).find(|middle| *middle >= at);
-        planned.push((if at == 0.0 { 0.0 } else { middle.unwrap_or(at) }, ask));
+        let after = planned.last().map_or(0.0, |(at, _)| arrival.at.max(*at));
+        let mut middles = samples.windows(2).map(|pair| (pair[0].at + pair[1].at) / 2.0);
+        let at = middles.find(|middle| *middle > after).unwrap_or(after);
+        planned.push((at, arrival.ask));
     }
     planned
 }
