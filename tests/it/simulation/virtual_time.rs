@@ -56,7 +56,7 @@ fn report(server: &VirtualTime) -> Report {
 }
 
 #[test]
-fn ten_thousand_requests_take_seconds_and_the_same_ones_again() {
+fn ten_thousand_requests_take_seconds() {
     let start = Instant::now();
     let work = synthetic(10_000, 30.0, 120.0, 12.0);
     let large = SchedulerConfig { max_num_seqs: 64, num_blocks: 4096, ..config() };
