@@ -1,5 +1,6 @@
 //! `octant simulate`: the scheduler in virtual time, over requests drawn, read or recorded.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -81,6 +82,11 @@ fn synthetic(args: &SimulateArgs) -> anyhow::Result<Synthetic> {
     })
 }
 
+/// Prints; an error, rather than a panic, where nobody reads.
+fn say(text: &str) -> anyhow::Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).context("standard output")
+}
+
 /// Runs to the end, and says how much faster than time that was.
 fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<Past> {
     let start = Instant::now();
@@ -107,7 +113,7 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>
             return Ok(None);
         }
     };
-    println!("{} plans, all equal", replayed.plans);
+    say(&format!("{} plans, all equal\n", replayed.plans))?;
     let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
     let mut pasts = vec![Past { name: "recorded", journeys, samples: replayed.samples.clone() }];
     if args.changes() {
@@ -212,7 +218,7 @@ fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
     let report = |(past, journeys): (&Past, &Vec<&Journey>)| Report::new(journeys, &past.samples, slo);
     let reports: Vec<Report> = pasts.iter().zip(&journeys).map(report).collect();
     let named: Vec<(&str, &Report)> = pasts.iter().map(|past| past.name).zip(&reports).collect();
-    print!("{}", table(&named));
+    say(&table(&named))?;
     if let Some(path) = &args.json {
         let all: serde_json::Map<_, _> = named
             .iter()

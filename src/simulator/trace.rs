@@ -1,6 +1,7 @@
 //! A recording on disk: what a step loop did, from which every plan can be made again.
 //!
-//! It holds prompts and answers as token ids, and so is as confidential as they are.
+//! It holds prompts and answers as token ids, and so is as confidential as they are: others on the machine may not read
+//! it.
 //!
 //! The magic, then frames, each its length (4 bytes), the lowest byte of a hash of the length, a payload of that length,
 //! and 4 bytes of a hash of the payload; all least significant byte first. The first frame is the header, the others are
@@ -10,6 +11,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
@@ -85,7 +87,7 @@ impl Recording {
     /// # Errors
     /// The file cannot be written, or there is no thread to be had.
     pub fn start(path: &Path, header: &Header) -> std::io::Result<(Recorder, Self)> {
-        let mut file = BufWriter::new(File::create(path)?);
+        let mut file = BufWriter::new(private(path)?);
         write_header(&mut file, header)?;
         file.flush()?;
         let (recorder, listener) = Recorder::new(ROOM);
@@ -110,6 +112,11 @@ impl Recording {
         tracing::info!(file = %self.path.display(), ?end, "recorded");
         Ok(end)
     }
+}
+
+/// A new file that nobody else may read.
+fn private(path: &Path) -> std::io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
 /// Writes the beginning of a recording.

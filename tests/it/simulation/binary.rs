@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -63,6 +64,8 @@ async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
     let rest: Vec<String> = lines.map(Result::unwrap).collect();
     assert!(server.wait().unwrap().success(), "{rest:?}");
 
+    let mode = std::fs::metadata(path("recording")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o077, 0, "prompts are nobody else's");
     let same = octant(&["simulate", "--replay", &path("recording")]);
     let text = String::from_utf8_lossy(&same.stdout);
     assert!(same.status.success() && text.contains("plans, all equal"), "{text} {same:?}");
