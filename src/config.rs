@@ -5,6 +5,7 @@
 //! [`Config`] is what they mean; only `main` and the commands read it.
 
 mod cli;
+mod host;
 mod offline;
 mod plan;
 mod serving;
@@ -21,6 +22,7 @@ use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command, DrainArgs};
+pub use host::BenchHostArgs;
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 pub use plan::PlanArgs;
 pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         .init();
     let outcome = match cli.command {
         Command::Bench(BenchCommand::Rank(args)) => commands::bench::rank(&args),
+        Command::Bench(BenchCommand::Host(args)) => commands::bench_host::run(&args),
         Command::Bench(BenchCommand::Reduce(args)) => commands::reduce::run(&args),
         Command::Quantize(args) => commands::convert::quantize(args),
         Command::ImportNemo(args) => commands::convert::import_nemo(args),

@@ -1,6 +1,7 @@
 //! The subcommands of the binary, one file each.
 
 pub mod bench;
+pub mod bench_host;
 pub mod bench_load;
 pub mod bench_serving;
 pub mod convert;
@@ -8,6 +9,8 @@ pub mod doctor;
 pub mod drain;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod host_engine;
+pub mod host_server;
 pub mod numa;
 pub mod place;
 pub mod plan;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::host::BenchHostArgs;
 use super::serving::BenchServingArgs;
 use super::{DeviceName, ImportNemoArgs, PlanArgs, Quantization, QuantizeArgs, ServeArgs, SimulateArgs};
 
@@ -57,6 +58,8 @@ pub enum BenchCommand {
     /// Whole steps of one rank's share of a model, with random weights and nothing of the other ranks, against the time
     /// that reading its weights, keys and values would take.
     Rank(BenchRankArgs),
+    /// What everything above the device costs: scheduler, engine and server, over steps that take no time of this machine.
+    Host(BenchHostArgs),
     /// Loading a model as `serve` does, against reading its files and nothing else.
     Load(BenchLoadArgs),
     /// Any server with OpenAI's API under load, in an open or a closed loop: latencies, throughput, goodput.

@@ -1,0 +1,167 @@
+//! The scheduler and the engine, timed without a server around them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig};
+use crate::request::{Request, SamplingParams, StopRules};
+use crate::scheduler::Scheduler;
+use crate::scheduler::plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
+
+/// Ids of the vocabulary here.
+const VOCAB: usize = 256_000;
+
+/// Steps that a median is of.
+const STEPS: usize = 101;
+
+/// What the scheduler has to look after.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Sequences that generate.
+    pub running: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Tokens of each prompt.
+    pub prompt: usize,
+}
+
+/// Median microseconds of a plan and of a commit of a step in which all that runs generates.
+pub fn scheduler(load: Load) -> (f64, f64) {
+    let mut scheduler = Scheduler::new(config(load.running, load.prompt, load.waiting));
+    let submit = |scheduler: &mut Scheduler, ids: std::ops::Range<usize>| {
+        for id in ids {
+            let request = request(id, load.prompt, 4 * STEPS as u32);
+            scheduler.submit(vec![(RequestId(id as u64), request)]).expect("the queue is as long as that");
+        }
+    };
+    submit(&mut scheduler, 0..load.running);
+    while scheduler.counts().waiting > 0 {
+        let plan = scheduler.plan().expect("something waits");
+        scheduler.commit(&output(&plan)).expect("the output is the plan's");
+    }
+    submit(&mut scheduler, load.running..load.running + load.waiting);
+    let (mut plans, mut commits) = (Vec::new(), Vec::new());
+    for _ in 0..STEPS {
+        let start = Instant::now();
+        let plan = scheduler.plan().expect("something runs");
+        plans.push(start.elapsed());
+        assert_eq!(plan.rows.len(), load.running, "all that runs is in each step, and nothing else");
+        let output = output(&plan);
+        let start = Instant::now();
+        let updates = scheduler.commit(&output).expect("the output is the plan's");
+        commits.push(start.elapsed());
+        assert_eq!(updates.len(), load.running);
+    }
+    (median(plans), median(commits))
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e6
+}
+
+/// Room for so many to run and wait.
+fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
+    let len = prompt + 8 * STEPS;
+    SchedulerConfig {
+        max_num_seqs: running,
+        max_num_batched_tokens: 8192.max(running),
+        max_model_len: len.max(4096),
+        num_blocks: (running + 1) * (len / BLOCK_TOKENS + 2) * 101 / 100 + 1,
+        vocab_size: VOCAB,
+        max_queue_requests: running + waiting,
+        max_queue_tokens: (running + waiting) * prompt,
+        prefix_caching: true,
+    }
+}
+
+/// One that shares nothing with another.
+fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
+    Request {
+        prompt: (0..prompt).map(|i| ((id * 7919 + i * 31) % VOCAB) as u32).collect(),
+        sampling: Arc::new(SamplingParams::greedy()),
+        stop: StopRules { max_tokens, stop_ids: vec![0] },
+        priority: 0,
+        cache_salt: None,
+        prompt_logprobs: None,
+    }
+}
+
+/// Some token for each row that asks for one.
+fn output(plan: &StepPlan) -> StepOutput {
+    let row = |row: &crate::scheduler::plan::Row| RowOutput {
+        token: row.sample.then_some(1 + row.slot),
+        ..RowOutput::default()
+    };
+    StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect() }
+}
+
+/// Steps of one length, and how long after the results of one came the next.
+struct Metronome {
+    step: Duration,
+    free_at: Instant,
+    outstanding: VecDeque<(StepOutput, Instant)>,
+    collected: Option<Instant>,
+    gaps: flume::Sender<Duration>,
+    rows: usize,
+}
+
+impl Executor for Metronome {
+    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+        let now = Instant::now();
+        // Only steps of which all streams are part.
+        let whole = plan.rows.len() == self.rows;
+        if let Some(collected) = self.collected.take().filter(|_| whole) {
+            let _nobody_counts = self.gaps.send(now - collected);
+        }
+        self.free_at = self.free_at.max(now) + self.step;
+        self.outstanding.push_back((output(plan), self.free_at));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        let (output, end) = self.outstanding.pop_front().expect("a step was enqueued");
+        std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        self.collected = Some(Instant::now());
+        Ok(output)
+    }
+}
+
+/// Microseconds from the results of a step to the next launch, for each step of so many streams, each read by a task of
+/// its own.
+pub fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
+    let (gaps, heard) = flume::unbounded();
+    let executor = Metronome {
+        step: Duration::from_secs_f64(step),
+        free_at: Instant::now(),
+        outstanding: VecDeque::new(),
+        collected: None,
+        gaps,
+        rows,
+    };
+    let (engine, thread) = Engine::start(config(rows, 512, rows), 2, Box::new(executor));
+    let runtime = tokio::runtime::Builder::new_multi_thread().build().context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let streams = (0..rows).map(|id| {
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                let mut streams = engine.enter(1)?.submit(vec![request(id, 512, tokens)]).await?;
+                while streams[0].next().await.finish.is_none() {}
+                anyhow::Ok(())
+            })
+        });
+        let streams: Vec<_> = streams.collect();
+        for stream in streams {
+            stream.await.context("a client failed")??;
+        }
+        anyhow::Ok(())
+    })?;
+    engine.stop();
+    thread.join().map_err(anyhow::Error::msg)?;
+    let micros: Vec<f64> = heard.try_iter().map(|gap| gap.as_secs_f64() * 1e6).collect();
+    anyhow::ensure!(!micros.is_empty(), "--tokens: too few for a step of all {rows} streams");
+    Ok(micros)
+}

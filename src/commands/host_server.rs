@@ -1,0 +1,205 @@
+//! The server as a process of its own over simulated steps of one length, under load from here.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::config::BenchHostArgs;
+use crate::load::body::{Bodies, Endpoint};
+use crate::load::client::{Client, Target};
+use crate::load::drive::{self, Pace, Plan};
+use crate::load::measure::{Distribution, ms};
+use crate::load::prompts::Prompts;
+
+/// Tokens of a prompt, about.
+const PROMPT: usize = 128;
+
+/// What a run showed.
+#[derive(Debug, Serialize)]
+pub struct Figures {
+    /// Streams at once.
+    pub streams: usize,
+    /// Milliseconds of a step.
+    pub step_ms: f64,
+    /// Tokens that clients received, per second.
+    pub tokens_per_second: f64,
+    /// Processor time of the server for each, in microseconds.
+    pub cpu_us: f64,
+    /// The part of it that the system took.
+    pub system: f64,
+    /// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
+    pub late_ms: Option<Distribution>,
+    /// The most memory that the server had, in MB.
+    pub memory_mb: f64,
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { streams, step_ms, tokens_per_second, cpu_us, system, memory_mb, .. } = self;
+        let late = |of: fn(&Distribution) -> f64| {
+            self.late_ms.as_ref().map_or("-".to_owned(), |late| format!("{:.2}", of(late)))
+        };
+        let (p50, p99) = (late(|late| late.p50), late(|late| late.p99));
+        let system = format!("{:.0} %", 100.0 * system);
+        write!(
+            f,
+            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {memory_mb:>10.0}"
+        )
+    }
+}
+
+/// Starts a server, puts it under load, and ends it.
+pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
+    let server = Server::start(args, streams, step_ms)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let timeout = Duration::from_secs(600);
+        let target = Target::parse(&server.url, None)?;
+        let model = Client::new(target.clone(), timeout).first_model().await?;
+        let bodies = Bodies {
+            prompts: Prompts::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
+            endpoint: Endpoint::Chat,
+            model,
+            max_tokens: u64::from(args.tokens),
+            ignore_eos: true,
+            temperature: None,
+            extra: serde_json::Map::new(),
+        };
+        let plan = Plan {
+            target,
+            bodies,
+            pace: Pace::Closed { concurrency: streams },
+            // The second half keeps connections, and tokenises while the first is being answered.
+            requests: Some(2 * streams as u64),
+            duration: None,
+            warm_up: 0,
+            timeout,
+            seed: 1,
+        };
+        let before = server.usage()?;
+        let run = drive::run(&plan, std::future::pending(), &mut |_| {}).await;
+        let after = server.usage()?;
+        let failed = run.records.iter().filter_map(|record| record.outcome.as_ref().err()).next();
+        anyhow::ensure!(failed.is_none(), "a request failed: {failed:?}");
+        let tokens: u64 = run.records.iter().map(|record| record.tokens()).sum();
+        let (user, system) = (after.user - before.user, after.system - before.system);
+        let late = |gap: Duration| ms(gap) - step_ms;
+        let gaps = || run.records.iter().flat_map(|record| record.gaps().map(late)).collect();
+        Ok(Figures {
+            streams,
+            step_ms,
+            tokens_per_second: tokens as f64 / run.elapsed.as_secs_f64(),
+            cpu_us: (user + system) * 1e6 / tokens as f64,
+            system: system / (user + system),
+            late_ms: (step_ms > 0.0).then(|| Distribution::of(gaps())),
+            memory_mb: after.memory / 1e6,
+        })
+    })
+}
+
+/// A process that ends with this.
+struct Server {
+    child: Child,
+    url: String,
+    _gpu: GpuFile,
+}
+
+/// What a process has used.
+struct Usage {
+    /// Seconds of processor time.
+    user: f64,
+    system: f64,
+    /// Bytes at the most.
+    memory: f64,
+}
+
+/// A description of a GPU, for as long as it is needed.
+struct GpuFile(std::path::PathBuf);
+
+impl Drop for GpuFile {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+impl GpuFile {
+    /// A GPU on which every step takes as long as every other.
+    fn with_steps_of(seconds: f64) -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("octant-bench-host-{}.toml", std::process::id()));
+        let text = format!(
+            "name = \"a GPU of steps of {seconds} s\"\nmemory = 85_520_809_984\nusable = 0.92\nread = 1e21\n\
+             products = 1e24\nattention = 1e24\nstep_overhead = {seconds:?}\nlayer_overhead = 1e-12\n\
+             all_reduce = [[1.0, 1e-12]]\n"
+        );
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(Self(path))
+    }
+}
+
+impl Server {
+    fn start(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Self> {
+        let gpu = GpuFile::with_steps_of((step_ms / 1e3).max(1e-3))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["serve", "--device", "simulate", "--port", "0", "--tensor-parallel-size", "8"]);
+        command.arg("--model").arg(&args.model).arg("--gpu").arg(&gpu.0);
+        if let Some(config) = &args.simulate_config {
+            command.arg("--simulate-config").arg(config);
+        }
+        command.args(["--simulate-pace", if step_ms > 0.0 { "1" } else { "0" }]);
+        command.args(["--max-num-seqs", &streams.to_string(), "--max-num-batched-tokens", "8192"]);
+        command.args(["--drain-grace", "0"]);
+        let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let stderr = child.stderr.take().context("the server's standard error is ours")?;
+        let (found, url) = flume::bounded(1);
+        std::thread::spawn(move || listen(stderr, &found));
+        let url = url.recv_timeout(Duration::from_secs(60));
+        let gone = |error| {
+            let _already_gone = child.kill();
+            anyhow::anyhow!("the server did not become ready: {error}")
+        };
+        let url = url.map_err(gone)?;
+        Ok(Self { child, url, _gpu: gpu })
+    }
+
+    fn usage(&self) -> anyhow::Result<Usage> {
+        let pid = self.child.id();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // After the name, which may hold anything, fields 3 and on of proc(5).
+        let fields: Vec<&str> =
+            stat.rsplit_once(')').context("no name")?.1.split_ascii_whitespace().collect();
+        let hertz = rustix::param::clock_ticks_per_second() as f64;
+        let seconds =
+            |field: usize| anyhow::Ok(fields.get(field - 3).context("too short")?.parse::<f64>()? / hertz);
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<f64>().ok());
+        let memory = kib.context("no VmHWM")? * 1024.0;
+        Ok(Usage { user: seconds(14)?, system: seconds(15)?, memory })
+    }
+}
+
+/// Passes on what the server says, and finds its address there.
+fn listen(stderr: ChildStderr, found: &flume::Sender<String>) {
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        match line.split_once(" on http://") {
+            Some((ready, address)) if ready.starts_with("ready") => {
+                let _heard = found.try_send(format!("http://{}", address.trim()));
+            }
+            _ if line.contains("ERROR") || line.contains("error:") => {
+                let _unheard = writeln!(std::io::stderr(), "{line}");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _already_gone = self.child.kill();
+        let _its_status = self.child.wait();
+    }
+}
