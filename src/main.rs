@@ -7,6 +7,11 @@ use clap::Parser;
 use octant::commands;
 use octant::config::{BenchCommand, Cli, Command};
 
+/// Tokens are made on one thread and freed on others, which the system's allocator makes the engine wait for
+/// (benches/results/2026-11-24-host-cost.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit status of a configuration that cannot be meant, as clap's own.
 const BAD_CONFIGURATION: u8 = 2;
 

@@ -144,10 +144,10 @@ impl Server {
     fn start(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Self> {
         let gpu = GpuFile::with_steps_of((step_ms / 1e3).max(1e-3))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["serve", "--device", "simulate", "--port", "0", "--tensor-parallel-size", "8"]);
+        command.args(["serve", "--device", "simulate", "--port", "0"]);
         command.arg("--model").arg(&args.model).arg("--gpu").arg(&gpu.0);
         if let Some(config) = &args.simulate_config {
-            command.arg("--simulate-config").arg(config);
+            command.arg("--simulate-config").arg(config).args(["--tensor-parallel-size", "8"]);
         }
         command.args(["--simulate-pace", if step_ms > 0.0 { "1" } else { "0" }]);
         command.args(["--max-num-seqs", &streams.to_string(), "--max-num-batched-tokens", "8192"]);

@@ -36,7 +36,10 @@ impl Scheduler {
     pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<Pending>) {
         let promised = self.leaving.values().map(|leaver| frees(&leaver.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
-        let mut batch = Batch { rows: Vec::new(), pending: Vec::new(), budget, promised };
+        // Most of what runs has a row; a list that grows is copied again and again.
+        let expected = self.running.len() + 8;
+        let (rows, pending) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
+        let mut batch = Batch { rows, pending, budget, promised };
         self.plan_decodes(&mut batch);
         self.plan_prefills(&mut batch);
         self.plan_starts(&mut batch);
