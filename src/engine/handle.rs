@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
+use crate::engine::turn::Submission;
 use crate::request::{Finish, Reject, Request, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
 
@@ -27,13 +28,6 @@ pub(super) enum Command {
     Abort(RequestId),
     /// End every request and the thread.
     Stop,
-}
-
-/// One request of a group, and where its updates go.
-pub(super) struct Submission {
-    pub(super) id: RequestId,
-    pub(super) request: Request,
-    pub(super) updates: mpsc::UnboundedSender<Update>,
 }
 
 /// What the engine's thread and all handles share.

@@ -11,6 +11,7 @@ mod pipeline;
 mod pulse;
 pub mod record;
 mod stats;
+mod turn;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -23,12 +24,13 @@ pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
 pub use stats::Stats;
+pub use turn::{Submission, Turns};
 
-use crate::request::{Reject, Update};
+use crate::request::Reject;
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
-use handle::{Command, Shared, Submission};
+use handle::{Command, Shared};
 
 /// Executes steps, in the order enqueued.
 pub trait Executor: Send {
@@ -52,12 +54,9 @@ pub struct Engine<'a> {
     shared: &'a Shared,
     commands: &'a flume::Receiver<Command>,
     executor: &'a mut dyn Executor,
-    ledger: &'a mut Ledger,
-    pipeline: Pipeline,
+    turns: &'a mut Turns,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
-    /// Committed, and not said yet.
-    updates: Vec<(RequestId, Update)>,
 }
 
 /// Whether the loop goes on.
@@ -103,30 +102,21 @@ impl Engine<'_> {
         (handle, EngineThread { thread })
     }
 
-    /// The step loop. Returns when told to stop, or with the reason why it cannot go on. The executor has its next step
-    /// before anyone is told of the last: what the host does meanwhile costs no time of the device.
+    /// The step loop. Returns when told to stop, or with the reason why it cannot go on.
     fn run(&mut self) -> Result<(), String> {
-        loop {
-            if self.take_commands()? == Next::Stop {
-                return Ok(());
+        while self.take_commands()? == Next::Go {
+            let (shared, last_step, busy_since) = (self.shared, self.last_step, self.busy_since);
+            let publish = |turns: &Turns| shared.publish(stats(turns, last_step, busy_since));
+            if self.turns.turn(self.executor, publish)? {
+                self.last_step = Some(Instant::now());
             }
-            self.launch()?;
-            self.answer();
-            if self.pipeline.in_flight() == 0 {
-                if !self.pipeline.scheduler().is_idle() {
-                    return Err("the scheduler has work and plans none".to_owned());
-                }
-                continue;
-            }
-            let output = self.executor.collect().map_err(|e| e.message)?;
-            self.last_step = Some(Instant::now());
-            self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
         }
+        Ok(())
     }
 
     /// Takes every command there is; while idle, waits for one.
     fn take_commands(&mut self) -> Result<Next, String> {
-        while self.pipeline.scheduler().is_idle() {
+        while self.turns.is_idle() {
             self.answer();
             self.rest()?;
             match self.commands.recv() {
@@ -149,20 +139,8 @@ impl Engine<'_> {
         Ok(Next::Go)
     }
 
-    /// Starts as many steps as may be in flight.
-    fn launch(&mut self) -> Result<(), String> {
-        while let Some(plan) = self.pipeline.start() {
-            self.executor.enqueue(&plan).map_err(|e| e.message)?;
-        }
-        Ok(())
-    }
-
-    /// Idle is when every block must be back, so that is when they are counted.
     fn rest(&mut self) -> Result<(), String> {
-        self.pipeline.scheduler().check_integrity()?;
-        if !self.ledger.is_empty() {
-            return Err(format!("{} requests were never answered", self.ledger.len()));
-        }
+        self.turns.rest()?;
         self.busy_since = None;
         self.publish();
         Ok(())
@@ -172,39 +150,21 @@ impl Engine<'_> {
         self.shared.pulse.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, reply } => {
-                let outcome = self.admit(group);
+                let outcome = self.turns.submit(group);
                 self.shared.publish_instead_of(place, self.stats());
                 let _gone = reply.send(outcome);
             }
-            Command::Abort(id) => {
-                // A request that has been answered, or was never taken, has nothing to abort.
-                if self.ledger.abandon(id) {
-                    self.updates.retain(|(of, _)| *of != id);
-                    self.pipeline.abort(id);
-                }
-            }
+            Command::Abort(id) => self.turns.abort(id),
             Command::Stop => return Next::Stop,
         }
         Next::Go
-    }
-
-    fn admit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
-        let (accounts, requests): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
-        self.pipeline.submit(requests)?;
-        for (id, updates) in accounts {
-            self.ledger.open(id, updates);
-        }
-        Ok(())
     }
 
     /// Says what the last step yielded. Publishes before that: whoever has read a finish finds its blocks free in the
     /// stats.
     fn answer(&mut self) {
         self.publish();
-        for (id, update) in self.updates.drain(..) {
-            self.ledger.post(id, update);
-        }
+        self.turns.answer();
     }
 
     fn publish(&self) {
@@ -212,14 +172,14 @@ impl Engine<'_> {
     }
 
     fn stats(&self) -> Stats {
-        Stats {
-            counts: self.pipeline.scheduler().counts(),
-            in_flight: self.pipeline.in_flight(),
-            last_step: self.last_step,
-            busy_since: self.busy_since,
-            failed: None,
-        }
+        stats(self.turns, self.last_step, self.busy_since)
     }
+}
+
+fn stats(turns: &Turns, last_step: Option<Instant>, busy_since: Option<Instant>) -> Stats {
+    let pipeline = turns.pipeline();
+    let counts = pipeline.scheduler().counts();
+    Stats { counts, in_flight: pipeline.in_flight(), last_step, busy_since, failed: None }
 }
 
 /// The engine's thread from its first to its last moment: whatever ends the loop, everyone gets an answer.
@@ -230,17 +190,16 @@ fn live(
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<Command>,
 ) -> Result<(), String> {
-    let mut ledger = Ledger::default();
+    // Outlives a panic of the loop, so that everyone gets an answer.
+    let mut turns = Turns::new(Pipeline::new(shared.config.clone(), in_flight, recorder));
     let end = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine {
             shared,
             commands,
             executor: &mut *executor,
-            ledger: &mut ledger,
-            pipeline: Pipeline::new(shared.config.clone(), in_flight, recorder),
+            turns: &mut turns,
             last_step: None,
             busy_since: None,
-            updates: Vec::new(),
         };
         let end = engine.run();
         // Whatever ended it, what was committed before is true.
@@ -263,7 +222,7 @@ fn live(
             let _gone = reply.send(Err(Reject::EngineDown(reason.to_owned())));
         }
     }
-    ledger.fail_all(reason);
+    turns.fail(reason);
     end
 }
 

@@ -1,6 +1,7 @@
 //! GPUs that are not there: what they say, how long they take, and recordings that can be replayed.
 
 mod binary;
+mod chaos;
 mod content;
 mod replays;
 mod virtual_time;

@@ -1,0 +1,125 @@
+//! What the engine does, without its thread: no clock, no channel of commands, nothing that waits but the executor.
+//!
+//! The order of things is here and nowhere else. Between turns commands are taken: requests come, clients leave. A turn
+//! starts steps until as many are in flight as may be, tells clients what the step before yielded, and takes in the
+//! earliest output. The engine's thread drives turns, and so does whoever simulates the engine in a time of its own.
+
+use tokio::sync::mpsc;
+
+use super::{Executor, Ledger, Pipeline};
+use crate::request::{Reject, Request, Update};
+use crate::scheduler::RequestId;
+
+/// One request of a group, and where its updates go.
+pub struct Submission {
+    /// Never used before.
+    pub id: RequestId,
+    /// What is asked.
+    pub request: Request,
+    /// Bounded in fact by the request's `max_tokens`.
+    pub updates: mpsc::UnboundedSender<Update>,
+}
+
+/// Scheduler, accounts, and what has been committed but not said.
+pub struct Turns {
+    pipeline: Pipeline,
+    ledger: Ledger,
+    /// Committed, and not said yet.
+    updates: Vec<(RequestId, Update)>,
+}
+
+impl Turns {
+    /// With nobody served yet.
+    pub fn new(pipeline: Pipeline) -> Self {
+        Self { pipeline, ledger: Ledger::default(), updates: Vec::new() }
+    }
+
+    /// Takes a group into the queue, all or none. Accounts are opened for a group that is taken only.
+    ///
+    /// # Errors
+    /// The scheduler's refusal.
+    pub fn submit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
+        let (accounts, requests): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
+        self.pipeline.submit(requests)?;
+        for (id, updates) in accounts {
+            self.ledger.open(id, updates);
+        }
+        Ok(())
+    }
+
+    /// Its client has gone. A request that has been answered, or was never taken, has nothing to abort.
+    pub fn abort(&mut self, id: RequestId) {
+        if self.ledger.abandon(id) {
+            self.updates.retain(|(of, _)| *of != id);
+            self.pipeline.abort(id);
+        }
+    }
+
+    /// One turn. The executor has its next step before anyone is told of the last: what the host does meanwhile costs
+    /// no time of the device. `publish` is called before that: whoever has read a finish finds its blocks free in what
+    /// was published. Says whether a step was taken in; if not, there is nothing to do.
+    ///
+    /// # Errors
+    /// Why the engine cannot go on. What was committed before may still have to be said ([`Turns::answer`]).
+    pub fn turn(&mut self, executor: &mut dyn Executor, publish: impl FnOnce(&Self)) -> Result<bool, String> {
+        while let Some(plan) = self.pipeline.start() {
+            executor.enqueue(&plan).map_err(|e| e.message)?;
+        }
+        publish(self);
+        self.answer();
+        if self.pipeline.in_flight() == 0 {
+            return match self.is_idle() {
+                true => Ok(false),
+                false => Err("the scheduler has work and plans none".to_owned()),
+            };
+        }
+        let output = executor.collect().map_err(|e| e.message)?;
+        self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+        Ok(true)
+    }
+
+    /// Says what the last step yielded.
+    pub fn answer(&mut self) {
+        for (id, update) in self.updates.drain(..) {
+            self.ledger.post(id, update);
+        }
+    }
+
+    /// Idle is when every block must be back, and every request answered, so that is when they are counted.
+    ///
+    /// # Errors
+    /// What does not add up.
+    pub fn rest(&mut self) -> Result<(), String> {
+        self.pipeline.scheduler().check_integrity()?;
+        match self.ledger.len() {
+            0 => Ok(()),
+            open => Err(format!("{open} requests were never answered")),
+        }
+    }
+
+    /// Ends every open request with an error. Nothing can be taken after that.
+    pub fn fail(&mut self, reason: &str) {
+        self.ledger.fail_all(reason);
+    }
+
+    /// Whether there is no request, and no step in flight. The last updates may still have to be said.
+    pub fn is_idle(&self) -> bool {
+        self.pipeline.scheduler().is_idle()
+    }
+
+    /// Requests whose last update has not been said.
+    pub fn open(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Updates committed and not said yet.
+    pub fn unsaid(&self) -> usize {
+        self.updates.len()
+    }
+
+    /// The scheduler, with its steps in flight.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+}

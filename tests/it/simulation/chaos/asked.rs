@@ -1,0 +1,110 @@
+//! What clients of a world ask, and what they must be answered.
+
+use std::sync::Arc;
+
+use octant::request::{Request, SamplingParams};
+use octant::scheduler::SchedulerConfig;
+use octant::simulator::Voice;
+use octant::simulator::workload::Draws;
+
+use crate::fake::{Answer, alone, request};
+
+pub const VOCAB: usize = 30;
+
+/// Dice.
+pub fn below(draws: &mut Draws, limit: usize) -> usize {
+    (draws.bits() % limit as u64) as usize
+}
+
+/// Whether one in so many has come up.
+pub fn one_in(draws: &mut Draws, sides: usize) -> bool {
+    below(draws, sides) == 0
+}
+
+/// Of a server that is short of everything; of a large one, seldom.
+pub fn config(draws: &mut Draws) -> SchedulerConfig {
+    let large = one_in(draws, 40);
+    let (seqs, tokens, blocks) = match large {
+        true => (48, 256, 200),
+        false => (1 + below(draws, 6), 1 + below(draws, 150), 6 + below(draws, 10)),
+    };
+    let scarce = one_in(draws, 4);
+    SchedulerConfig {
+        max_num_seqs: seqs,
+        max_num_batched_tokens: tokens,
+        max_model_len: 350,
+        num_blocks: blocks,
+        vocab_size: VOCAB,
+        max_queue_requests: if scarce { 1 + below(draws, 6) } else { 1000 },
+        max_queue_tokens: if one_in(draws, 6) { 400 } else { 1_000_000 },
+        prefix_caching: !one_in(draws, 3),
+    }
+}
+
+pub fn voice() -> Voice {
+    let eos = VOCAB as u32 - 1;
+    Voice::new((0..eos).collect(), vec![eos], 60.0, VOCAB).unwrap()
+}
+
+/// Prompts of a family begin alike, so that prefixes are shared.
+fn prompt(draws: &mut Draws) -> Vec<u32> {
+    let (family, common, branch) = (below(draws, 2), below(draws, 200), below(draws, 3));
+    let len = if one_in(draws, 8) { 1 + below(draws, 3) } else { 1 + below(draws, 260) };
+    let token = |i: usize| if i < common { family * 7 + i } else { branch * 11 + 3 * i };
+    (0..len).map(|i| (token(i) % VOCAB) as u32).collect()
+}
+
+/// Any request, also such as must be refused. Its seed names it: nobody else is answered like it.
+pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
+    let mut asked = request(prompt(draws), 1 + below(draws, 140) as u32);
+    let len = asked.prompt.len();
+    let room = config.max_sequence_tokens().saturating_sub(len) as u32;
+    if one_in(draws, 6) {
+        asked.prompt_logprobs = Some(below(draws, 3) as u8);
+    }
+    asked.stop.max_tokens = match below(draws, 24) {
+        0 => 1,
+        1 => room,
+        2 => room + 1,
+        // To score a prompt and say nothing, or else to ask for nothing.
+        3 => 0,
+        _ => asked.stop.max_tokens,
+    };
+    if one_in(draws, 60) {
+        asked.prompt = Arc::from([]);
+    }
+    if one_in(draws, 60) {
+        asked.prompt = Arc::from([1, VOCAB as u32]);
+    }
+    let eos = VOCAB as u32 - 1;
+    asked.stop.stop_ids = [vec![], vec![eos], vec![3], vec![5, 17, eos]][below(draws, 4)].clone();
+    asked.sampling = Arc::new(SamplingParams {
+        temperature: 1.0,
+        seed,
+        logprobs: one_in(draws, 5).then_some(2),
+        min_tokens: (below(draws, 20) as u32).min(asked.stop.max_tokens),
+        barred: asked.stop.stop_ids.clone(),
+        ..SamplingParams::greedy()
+    });
+    asked.priority = [0, 0, 0, -1, 1][below(draws, 5)];
+    asked.cache_salt = one_in(draws, 5).then(|| Arc::from("salt"));
+    asked
+}
+
+/// Whether a server can ever serve it.
+pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
+    let total = asked.prompt.len() + asked.stop.max_tokens as usize;
+    !asked.prompt.is_empty()
+        && asked.prompt.iter().all(|id| (*id as usize) < VOCAB)
+        && (asked.stop.max_tokens > 0 || asked.prompt_logprobs.is_some())
+        && total <= config.max_model_len.min(config.num_blocks * 64)
+}
+
+/// What it is answered undisturbed, by the voice or by the model that reads its blocks.
+pub fn answer(asked: &Request, voice: Option<&Voice>) -> Answer {
+    let Some(voice) = voice else { return alone(asked, VOCAB) };
+    let (tokens, finish) = voice.answer(asked);
+    let scored = asked.prompt_logprobs.map_or(&[][..], |_| &asked.prompt[1..]);
+    let scores = scored.iter().map(|token| voice.score(*token, asked.prompt_logprobs.unwrap_or(0)));
+    Answer { tokens, finish, scores: scores.collect() }
+}

@@ -1,0 +1,139 @@
+//! A client: what it was told so far, held against what it must be told.
+
+use octant::request::{Finish, Request, Update};
+use octant::scheduler::RequestId;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use crate::fake::Answer;
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum End {
+    /// As it would have undisturbed.
+    Answered,
+    /// With an error of its own.
+    Failed(String),
+    /// It left.
+    Left,
+    /// It was not taken.
+    Refused,
+}
+
+pub struct Client {
+    pub request: Request,
+    pub expected: Answer,
+    /// It leaves after so many turns, if it is still there.
+    pub leaves_after: Option<u64>,
+    /// Turns from one look into its inbox to the next.
+    pub reads_every: u64,
+    /// Times that it may yet try again.
+    pub retries: usize,
+    pub now: Option<Visit>,
+    pub end: Option<End>,
+}
+
+/// A request under way.
+pub struct Visit {
+    pub id: RequestId,
+    pub inbox: mpsc::UnboundedReceiver<Update>,
+    /// The turn in which it was taken.
+    pub since: u64,
+    /// Tokens that it may have to wait for: its own, those that were there, and those that go before it.
+    pub work: usize,
+    pub tokens: usize,
+    pub scores: usize,
+    /// The turn in which its first token was read.
+    pub begun: Option<u64>,
+    said: bool,
+}
+
+impl Visit {
+    pub fn new(id: RequestId, inbox: mpsc::UnboundedReceiver<Update>, since: u64, work: usize) -> Self {
+        Self { id, inbox, since, work, tokens: 0, scores: 0, begun: None, said: false }
+    }
+}
+
+impl Client {
+    /// Tokens to compute for it, and two steps that may be lost.
+    pub fn work(&self) -> usize {
+        self.request.prompt.len() + self.expected.tokens.len() + 2
+    }
+
+    /// Reads what there is; `dead` is the reason if the engine has ended. Says whether it has come to its end.
+    pub fn read(&mut self, turn: u64, dead: Option<&str>) -> Result<bool, String> {
+        let Some(mut visit) = self.now.take() else { return Ok(true) };
+        loop {
+            match visit.inbox.try_recv() {
+                Ok(update) => {
+                    if self.end.is_some() {
+                        return Err(format!("was told something after its end: {update:?}"));
+                    }
+                    self.hear(&mut visit, update, turn, dead)?;
+                }
+                Err(TryRecvError::Empty) if self.end.is_some() => {
+                    return Err("was told the end and its account is still open".to_owned());
+                }
+                Err(TryRecvError::Disconnected) if self.end.is_none() => {
+                    return Err("its account was closed without an answer".to_owned());
+                }
+                Err(TryRecvError::Disconnected) => return Ok(true),
+                Err(TryRecvError::Empty) => break,
+            }
+        }
+        self.now = Some(visit);
+        Ok(false)
+    }
+
+    fn hear(
+        &mut self,
+        visit: &mut Visit,
+        update: Update,
+        turn: u64,
+        dead: Option<&str>,
+    ) -> Result<(), String> {
+        let dies = matches!(&update.finish, Some(Finish::Error(reason)) if dead == Some(reason));
+        // Whoever never ran has no word of its cache.
+        if update.cached_tokens.is_some() == visit.said && !dies {
+            return Err(format!("was told of cached tokens not once: {update:?}"));
+        }
+        visit.said = true;
+        if update.cached_tokens.is_some_and(|cached| cached as usize > self.request.prompt.len()) {
+            return Err(format!("has more tokens cached than it has: {update:?}"));
+        }
+        for score in &update.prompt_logprobs {
+            if self.expected.scores.get(visit.scores) != Some(score) {
+                return Err(format!("score {} is {score:?}", visit.scores));
+            }
+            visit.scores += 1;
+        }
+        if let Some(token) = update.token {
+            let expected = self.expected.tokens.get(visit.tokens);
+            if expected != Some(&token) {
+                return Err(format!("token {} is {token}, expected {expected:?}", visit.tokens));
+            }
+            let asked = self.request.sampling.logprobs.map(|_| token);
+            if update.logprob.as_ref().map(|logprob| logprob.token).is_some() != asked.is_some() {
+                return Err(format!("has a log-probability unasked, or none: {:?}", update.logprob));
+            }
+            visit.tokens += 1;
+            visit.begun.get_or_insert(turn);
+        }
+        match update.finish {
+            None => {}
+            Some(Finish::Error(reason)) => self.end = Some(End::Failed(reason)),
+            Some(finish) => {
+                let whole =
+                    (visit.tokens, visit.scores) == (self.expected.tokens.len(), self.expected.scores.len());
+                if finish != self.expected.finish || !whole {
+                    return Err(format!(
+                        "ended with {finish:?} after {} tokens and {} scores, expected {:?}",
+                        visit.tokens, visit.scores, self.expected
+                    ));
+                }
+                self.end = Some(End::Answered);
+            }
+        }
+        Ok(())
+    }
+}
