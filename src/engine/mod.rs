@@ -5,6 +5,8 @@
 //! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
 //! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
 
+mod deadlines;
+pub mod forecast;
 mod handle;
 mod ledger;
 mod pipeline;
@@ -12,11 +14,13 @@ mod pulse;
 pub mod record;
 mod stats;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+pub use forecast::Forecast;
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
 pub use pipeline::Pipeline;
@@ -24,10 +28,11 @@ pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
 pub use stats::Stats;
 
-use crate::request::{Reject, Update};
+use crate::request::{Finish, Reject, Request, Update};
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
+use deadlines::Deadlines;
 use handle::{Command, Shared, Submission};
 
 /// Executes steps, in the order enqueued.
@@ -47,6 +52,26 @@ pub struct ExecutorError {
     pub message: String,
 }
 
+/// How an engine is started, beside the scheduler's limits.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Steps in flight: 1, or 2 to plan each step while the one before runs.
+    pub in_flight: usize,
+    /// Is told what the engine does.
+    pub recorder: Option<Recorder>,
+    /// A request whose first token is predicted to come later than this is refused, unless the engine has nothing to do.
+    pub max_ttft: Option<Duration>,
+    /// What is known of steps before there are any.
+    pub forecast: Forecast,
+}
+
+impl Start {
+    /// So many steps in flight, and nothing else.
+    pub fn new(in_flight: usize) -> Self {
+        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default() }
+    }
+}
+
 /// The loop's own state; lives on its thread.
 pub struct Engine<'a> {
     shared: &'a Shared,
@@ -56,6 +81,11 @@ pub struct Engine<'a> {
     pipeline: Pipeline,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
+    max_ttft: Option<Duration>,
+    forecast: Forecast,
+    /// Of each step in flight, its tokens and when it was enqueued.
+    launched: VecDeque<(usize, Instant)>,
+    deadlines: Deadlines,
     /// Committed, and not said yet.
     updates: Vec<(RequestId, Update)>,
 }
@@ -91,14 +121,26 @@ impl Engine<'_> {
         executor: Box<dyn Executor>,
         recorder: Option<Recorder>,
     ) -> (EngineHandle, EngineThread) {
+        Self::start_as(config, executor, Start { recorder, ..Start::new(in_flight) })
+    }
+
+    /// The same, with all that can be said of it.
+    ///
+    /// # Panics
+    /// As [`Engine::start`].
+    pub fn start_as(
+        config: SchedulerConfig,
+        executor: Box<dyn Executor>,
+        start: Start,
+    ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
         // Not the one that will be used, which cannot change threads; but what is wrong shows here.
-        let counts = Pipeline::new(config.clone(), in_flight, None).scheduler().counts();
+        let counts = Pipeline::new(config.clone(), start.in_flight, None).scheduler().counts();
         let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || live(&shared, in_flight, recorder, executor, &commands))
+            .spawn(move || live(&shared, start, executor, &commands))
             .expect("the system can start a thread");
         (handle, EngineThread { thread })
     }
@@ -119,13 +161,36 @@ impl Engine<'_> {
                 continue;
             }
             let output = self.executor.collect().map_err(|e| e.message)?;
-            self.last_step = Some(Instant::now());
+            self.learn(Instant::now());
             self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+            let ended = self.updates.iter().filter(|(_, update)| update.finish.is_some());
+            ended.clone().for_each(|(id, _)| self.deadlines.remove(*id));
+            let tokens = self.updates.iter().filter(|(_, update)| update.token.is_some()).count();
+            self.forecast.answers(tokens, ended.count());
+        }
+    }
+
+    /// A step has ended: how long did it take? It began when it was enqueued or when the one before ended.
+    fn learn(&mut self, now: Instant) {
+        if let Some((tokens, enqueued)) = self.launched.pop_front() {
+            let begin = self.last_step.map_or(enqueued, |last| last.max(enqueued));
+            self.forecast.step(tokens, now.duration_since(begin).as_secs_f64());
+        }
+        self.last_step = Some(now);
+    }
+
+    /// Ends those whose deadline has passed; their blocks are free now, or when their row in flight is collected.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some(id) = self.deadlines.pop(now) {
+            self.pipeline.abort(id);
+            self.updates.push((id, Update { finish: Some(Finish::Late), ..Update::default() }));
         }
     }
 
     /// Takes every command there is; while idle, waits for one.
     fn take_commands(&mut self) -> Result<Next, String> {
+        self.expire();
         while self.pipeline.scheduler().is_idle() {
             self.answer();
             self.rest()?;
@@ -152,6 +217,8 @@ impl Engine<'_> {
     /// Starts as many steps as may be in flight.
     fn launch(&mut self) -> Result<(), String> {
         while let Some(plan) = self.pipeline.start() {
+            let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+            self.launched.push_back((tokens, Instant::now()));
             self.executor.enqueue(&plan).map_err(|e| e.message)?;
         }
         Ok(())
@@ -172,13 +239,14 @@ impl Engine<'_> {
         self.shared.pulse.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, reply } => {
-                let outcome = self.admit(group);
+                let outcome = self.admit(group, place.due);
                 self.shared.publish_instead_of(place, self.stats());
                 let _gone = reply.send(outcome);
             }
             Command::Abort(id) => {
                 // A request that has been answered, or was never taken, has nothing to abort.
                 if self.ledger.abandon(id) {
+                    self.deadlines.remove(id);
                     self.updates.retain(|(of, _)| *of != id);
                     self.pipeline.abort(id);
                 }
@@ -188,14 +256,40 @@ impl Engine<'_> {
         Next::Go
     }
 
-    fn admit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
+    fn admit(&mut self, group: Vec<Submission>, due: Option<Instant>) -> Result<(), Reject> {
+        if let Some(first) = group.first() {
+            self.check_wait(&first.request, due)?;
+        }
         let (accounts, requests): (Vec<_>, Vec<_>) =
             group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
         self.pipeline.submit(requests)?;
         for (id, updates) in accounts {
             self.ledger.open(id, updates);
+            if let Some(due) = due {
+                self.deadlines.add(id, due);
+            }
         }
         Ok(())
+    }
+
+    /// Refuses a request whose first token would come too late for the operator, or for the client.
+    fn check_wait(&self, request: &Request, due: Option<Instant>) -> Result<(), Reject> {
+        if due.is_none() && self.max_ttft.is_none() {
+            return Ok(());
+        }
+        let seconds = self.forecast.first_token(&self.pipeline.load(request));
+        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        match (left, self.max_ttft) {
+            (Some(left), _) if left < predicted || left.is_zero() => {
+                Err(Reject::DeadlineUnmet { predicted, left })
+            }
+            // Otherwise a bound that is too small for any request would refuse all.
+            (_, Some(limit)) if limit < predicted && !self.pipeline.scheduler().is_idle() => {
+                Err(Reject::Busy { predicted, limit })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says what the last step yielded. Publishes before that: whoever has read a finish finds its blocks free in the
@@ -217,6 +311,7 @@ impl Engine<'_> {
             in_flight: self.pipeline.in_flight(),
             last_step: self.last_step,
             busy_since: self.busy_since,
+            next_end: self.forecast.next_end(self.pipeline.scheduler().counts().running),
             failed: None,
         }
     }
@@ -225,8 +320,7 @@ impl Engine<'_> {
 /// The engine's thread from its first to its last moment: whatever ends the loop, everyone gets an answer.
 fn live(
     shared: &Shared,
-    in_flight: usize,
-    recorder: Option<Recorder>,
+    start: Start,
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<Command>,
 ) -> Result<(), String> {
@@ -237,9 +331,13 @@ fn live(
             commands,
             executor: &mut *executor,
             ledger: &mut ledger,
-            pipeline: Pipeline::new(shared.config.clone(), in_flight, recorder),
+            pipeline: Pipeline::new(shared.config.clone(), start.in_flight, start.recorder),
             last_step: None,
             busy_since: None,
+            max_ttft: start.max_ttft,
+            forecast: start.forecast,
+            launched: VecDeque::new(),
+            deadlines: Deadlines::default(),
             updates: Vec::new(),
         };
         let end = engine.run();

@@ -2,6 +2,7 @@
 
 mod binary;
 mod content;
+mod forecasts;
 mod replays;
 mod virtual_time;
 mod workloads;
