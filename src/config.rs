@@ -4,9 +4,11 @@
 //! file, all of the same name. A flag goes before the environment, that before the file, that before the default.
 //! [`Config`] is what they mean; only `main` and the commands read it.
 
+mod admission;
 mod cli;
 mod host;
 mod offline;
+mod place;
 mod plan;
 mod serving;
 mod simulate;
@@ -21,6 +23,9 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use place::{communicator, deterministic, gpus, ranks};
+
+pub use admission::{Admission, ApiKey};
 pub use cli::{BenchCommand, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, Cli, Command, DrainArgs};
 pub use host::BenchHostArgs;
 pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
@@ -75,6 +80,21 @@ pub struct ServeArgs {
     /// Prompt tokens that may wait; more are refused with 429 [default: 1048576]
     #[arg(long, env = "OCTANT_MAX_QUEUE_TOKENS", value_name = "TOKENS")]
     pub max_queue_tokens: Option<usize>,
+    /// Predicted seconds to a first token above which a request is refused with 429, and told when to try again
+    /// [default: none]
+    #[arg(long, env = "OCTANT_MAX_TTFT", value_name = "SECONDS")]
+    pub max_ttft: Option<f64>,
+    /// Steps of waiting that lift a request by one priority; 0 is never [default: 1000]
+    #[arg(long, env = "OCTANT_AGEING_STEPS", value_name = "STEPS")]
+    pub ageing_steps: Option<u64>,
+    /// Times that a running request may be made to give up its KV blocks and be computed again; with 0, all that its
+    /// max_tokens may need is reserved before it starts [default: 3]
+    #[arg(long, env = "OCTANT_MAX_PREEMPTIONS", value_name = "N")]
+    pub max_preemptions: Option<u32>,
+    /// Share of the KV blocks that a request's max_tokens may need, beside its prompt's, that is reserved when it starts;
+    /// with 1 nothing is ever preempted [default: 0]
+    #[arg(long, env = "OCTANT_KV_RESERVE", value_name = "FRACTION")]
+    pub kv_reserve: Option<f32>,
     /// Storage of keys and values [default: fp8, or bf16 without quantisation]
     #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE")]
     pub kv_cache_dtype: Option<KvCacheDtype>,
@@ -111,6 +131,11 @@ pub struct ServeArgs {
     /// Key that clients must send as `Authorization: Bearer KEY` [default: none, everyone is let in]
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// TOML file of several keys, each a table [[keys]] with name, key, and if wanted weight (of its share where all wait)
+    /// and priority (added to its requests'): the server is shared fairly between keys, instead of between `user` fields
+    /// [default: none]
+    #[arg(long, env = "OCTANT_API_KEYS", value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
     /// Refuse requests with fields that this server does not know, rather than name them in the response's
     /// x-ignored-fields [default: false]
     #[arg(long, env = "OCTANT_REJECT_UNKNOWN_FIELDS", value_name = "BOOL")]
@@ -269,6 +294,8 @@ pub struct Config {
     pub deterministic: bool,
     /// The clients' key.
     pub api_key: Option<String>,
+    /// Who waits for whom, and who is refused.
+    pub admission: Admission,
     /// Whether a field that nobody knows is an error.
     pub reject_unknown_fields: bool,
     /// Status of a refusal because the queue is full: 429 or 503.
@@ -323,6 +350,11 @@ impl ServeArgs {
             enable_prefix_caching: self.enable_prefix_caching.or(file.enable_prefix_caching),
             deterministic: self.deterministic.or(file.deterministic),
             api_key: self.api_key.or(file.api_key),
+            api_keys: self.api_keys.or(file.api_keys),
+            max_ttft: self.max_ttft.or(file.max_ttft),
+            ageing_steps: self.ageing_steps.or(file.ageing_steps),
+            max_preemptions: self.max_preemptions.or(file.max_preemptions),
+            kv_reserve: self.kv_reserve.or(file.kv_reserve),
             reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
             queue_full_status: self.queue_full_status.or(file.queue_full_status),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
@@ -341,6 +373,7 @@ impl ServeArgs {
     fn meaning(self) -> Result<Config, ConfigError> {
         let device = self.device.unwrap_or(DeviceName::Cpu);
         let simulation = simulate::simulation(&self, device)?;
+        let admission = admission::admission(&self)?;
         let model = self.model.ok_or_else(|| ConfigError::new("--model", "missing; expected a directory"))?;
         let quantization = self.quantization.unwrap_or(Quantization::Fp8);
         let kv_default =
@@ -373,6 +406,7 @@ impl ServeArgs {
             communicator: communicator(self.communicator, device, deterministic)?,
             record: self.record,
             simulation,
+            admission,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,
@@ -393,54 +427,6 @@ fn admin_address(host: Option<IpAddr>, port: Option<u16>) -> Result<Option<Socke
         return Err(ConfigError::new("--admin-host", "expected --admin-port with it"));
     }
     Ok(port.map(|port| SocketAddr::new(host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), port)))
-}
-
-fn ranks(size: usize) -> Result<usize, ConfigError> {
-    match size {
-        1 | 2 | 4 | 8 => Ok(size),
-        _ => Err(ConfigError::new("--tensor-parallel-size", format!("expected 1, 2, 4 or 8, got {size}"))),
-    }
-}
-
-/// A device that knows one way only cannot be told to take another.
-fn deterministic(wanted: Option<bool>, device: DeviceName) -> Result<bool, ConfigError> {
-    match (wanted.unwrap_or(true), device) {
-        (false, DeviceName::Cpu) => {
-            let message = format!("expected true with --device {}, got false", device.as_str());
-            Err(ConfigError::new("--deterministic", message))
-        }
-        (wanted, _) => Ok(wanted),
-    }
-}
-
-/// One for each rank.
-fn gpus(named: Option<Vec<usize>>, device: DeviceName, ranks: usize) -> Result<Vec<usize>, ConfigError> {
-    let wrong = |message| Err(ConfigError::new("--gpus", message));
-    match (named, device) {
-        (Some(gpus), DeviceName::Cuda) if gpus.len() == ranks => Ok(gpus),
-        (Some(gpus), DeviceName::Cuda) => {
-            wrong(format!("expected one for each of {ranks} ranks, got {}", gpus.len()))
-        }
-        (Some(_), _) => wrong(format!("expected --device cuda, got {}", device.as_str())),
-        (None, _) => Ok((0..ranks).collect()),
-    }
-}
-
-fn communicator(
-    named: Option<CommunicatorName>,
-    device: DeviceName,
-    deterministic: bool,
-) -> Result<CommunicatorName, ConfigError> {
-    let wrong = |message: &str| Err(ConfigError::new("--communicator", message));
-    match named {
-        Some(_) if device != DeviceName::Cuda => {
-            wrong(&format!("expected --device cuda, got {}", device.as_str()))
-        }
-        Some(CommunicatorName::Nccl) if deterministic => {
-            wrong("nccl adds up in an order of its own; expected --deterministic false with it")
-        }
-        named => Ok(named.unwrap_or(CommunicatorName::P2p)),
-    }
 }
 
 fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {

@@ -19,7 +19,7 @@ pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{EngineHandle, Place, UpdateStream};
-use crate::request::{Reject, Request, SamplingParams, StopRules, Update};
+use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
 
@@ -40,6 +40,8 @@ pub struct Ask {
     pub output: OutputRules,
     /// Smaller runs first.
     pub priority: i32,
+    /// For whom.
+    pub tenant: Tenant,
     /// Prefixes are shared within a salt.
     pub cache_salt: Option<Arc<str>>,
 }
@@ -117,8 +119,14 @@ pub enum Refusal {
 
 /// A request that was begun and failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct Failure(pub String);
+pub enum Failure {
+    /// The engine failed it.
+    #[error("{0}")]
+    Engine(String),
+    /// Its deadline has passed.
+    #[error("the request's deadline has passed")]
+    Late,
+}
 
 /// What one token did to one choice.
 #[derive(Debug, Clone, Default)]
@@ -278,6 +286,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
         sampling: Arc::new(sampling),
         stop: StopRules { max_tokens, stop_ids: ask.stop_ids.clone() },
         priority: ask.priority,
+        tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
     }
 }

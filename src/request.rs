@@ -4,6 +4,7 @@
 //! id must never reach a device. Its answer is a stream of [`Update`]s, of which exactly the last has a [`Finish`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,12 +15,29 @@ pub struct Request {
     pub sampling: Arc<SamplingParams>,
     /// When generation ends.
     pub stop: StopRules,
-    /// Smaller runs first, as in vLLM; ties go to the earlier arrival.
+    /// Smaller runs first, as in vLLM; ties go to whose tenant has been served least, then to the earlier arrival.
     pub priority: i32,
+    /// For whom.
+    pub tenant: Tenant,
     /// Requests share cached prefixes only with requests of the same salt.
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
+}
+
+/// Whose requests they are, among whom the server is shared fairly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tenant {
+    /// A key's name, or a user's; empty for those who have none, who are one tenant.
+    pub name: Arc<str>,
+    /// At least 1. Where all have requests waiting, each is served in proportion to its weight.
+    pub weight: u32,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { name: Arc::from(""), weight: 1 }
+    }
 }
 
 /// How the next token is chosen, in the order in which it is applied to a row of logits:
@@ -117,6 +135,8 @@ pub enum Finish {
     Length,
     /// The request failed through no fault of its own; the text says why.
     Error(String),
+    /// The client's deadline has passed.
+    Late,
 }
 
 /// The engine's refusal of a request, before anything was done for it.
@@ -155,6 +175,24 @@ pub enum Reject {
         waiting: usize,
         /// The bound.
         limit: usize,
+    },
+    /// The first token would come later than the operator lets anyone wait.
+    #[error(
+        "the server is busy: the first token is expected in {predicted:.1?}, and nobody is to wait longer than {limit:.1?}"
+    )]
+    Busy {
+        /// Until the first token.
+        predicted: Duration,
+        /// The bound.
+        limit: Duration,
+    },
+    /// The first token would come after the client's deadline.
+    #[error("the first token is expected in {predicted:.1?}, after the request's deadline in {left:.1?}")]
+    DeadlineUnmet {
+        /// Until the first token.
+        predicted: Duration,
+        /// Until the deadline.
+        left: Duration,
     },
     /// The server drains and takes no new work.
     #[error("the server is draining")]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig};
-use crate::request::{Request, SamplingParams, StopRules};
+use crate::request::{Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::Scheduler;
 use crate::scheduler::plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
 
@@ -75,6 +75,7 @@ fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
         max_queue_requests: running + waiting,
         max_queue_tokens: (running + waiting) * prompt,
         prefix_caching: true,
+        policy: crate::scheduler::Policy::default(),
     }
 }
 
@@ -87,6 +88,7 @@ fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
         priority: 0,
         cache_salt: None,
         prompt_logprobs: None,
+        tenant: Tenant::default(),
     }
 }
 

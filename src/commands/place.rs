@@ -1,11 +1,13 @@
 //! The device that a command runs on, chosen at run time.
 
+use std::time::Duration;
+
 use anyhow::Context;
 
 use super::bench::cpu_read_bandwidth;
 use super::progress::Progress;
 use super::serve::Prepared;
-use super::simulated::SimulatedGpus;
+use super::simulated::{SimulatedGpus, forecast};
 use crate::comm::{Communicator, Local};
 #[cfg(feature = "cuda")]
 use crate::comm::{Nccl, P2p};
@@ -18,9 +20,10 @@ use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::{Cuda, Products};
 use crate::device::{Device, Layout};
-use crate::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
+use crate::engine::{Engine, EngineHandle, EngineThread, Forecast, SchedulerConfig, Start};
 use crate::model::Model;
 use crate::runner::{RankParts, Runner};
+use crate::scheduler::Policy;
 use crate::server::Stage;
 
 /// Of the memory that is available, what the server may plan with.
@@ -195,7 +198,8 @@ impl Place {
             Self::Simulated(gpus) => {
                 p.board.starting(Stage::Preparing);
                 let executor = Box::new(gpus.executor(p)?);
-                Ok(Engine::start_recorded(scheduler(p), GPU_IN_FLIGHT, executor, p.recorder.clone()))
+                let forecast = forecast(&gpus.about(p).cost()?, &scheduler(p), gpus.settings.pace);
+                Ok(Engine::start_as(scheduler(p), executor, how(p, GPU_IN_FLIGHT, forecast)))
             }
         }
     }
@@ -255,6 +259,12 @@ fn cache_folder() -> Option<std::path::PathBuf> {
     Some(folder.join("octant"))
 }
 
+/// How the engine is started.
+fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> Start {
+    let max_ttft = p.config.admission.max_ttft.map(Duration::from_secs_f64);
+    Start { in_flight, recorder: p.recorder.clone(), max_ttft, forecast }
+}
+
 /// The limits that a configuration gives the scheduler.
 pub(super) fn scheduler(p: &Prepared) -> SchedulerConfig {
     SchedulerConfig {
@@ -266,6 +276,11 @@ pub(super) fn scheduler(p: &Prepared) -> SchedulerConfig {
         max_queue_requests: p.config.max_queue_requests,
         max_queue_tokens: p.config.max_queue_tokens,
         prefix_caching: p.config.prefix_caching,
+        policy: Policy {
+            ageing_steps: p.config.admission.ageing_steps,
+            max_preemptions: p.config.admission.max_preemptions,
+            kv_reserve: p.config.admission.kv_reserve,
+        },
     }
 }
 
@@ -293,7 +308,8 @@ fn start_on<D: Device, C: Communicator<D>>(
     let mut runner = Runner::start(ranks.collect(), p.config.step_timeout);
     // Whoever is told that the server is ready is not to wait for recordings.
     runner.prepared()?;
-    Ok(Engine::start_recorded(scheduler, in_flight, Box::new(runner), p.recorder.clone()))
+    // Its steps are measured from the first on.
+    Ok(Engine::start_as(scheduler, Box::new(runner), how(p, in_flight, Forecast::default())))
 }
 
 /// Loads every rank's part onto its device, all at the same time.

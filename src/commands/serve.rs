@@ -11,13 +11,15 @@ use tokio::net::TcpListener;
 
 use super::place::{self, Place};
 use super::simulated;
-use crate::config::{Config, KvCacheDtype, Quantization};
+use crate::config::{ApiKey, Config, KvCacheDtype, Quantization};
 use crate::device::KvDtype;
 use crate::engine::{EngineHandle, EngineThread, Recorder};
 use crate::generation::Generator;
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
+use crate::request::Tenant;
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::HttpLimits;
+use crate::server::door::Caller;
 use crate::server::validate::Defaults;
 use crate::server::{self, Board, DrainTimes, Ended, ServerState, Settings, SidePorts, Stage};
 use crate::simulator::trace::Recording;
@@ -186,6 +188,7 @@ async fn serve(
     let settings = Settings {
         models: p.config.served_names,
         api_key: p.config.api_key,
+        named_keys: callers(p.config.admission.keys),
         defaults: Defaults {
             temperature: p.generation.temperature.unwrap_or(defaults.temperature),
             top_p: p.generation.top_p.unwrap_or(defaults.top_p),
@@ -206,6 +209,15 @@ async fn serve(
         ended = server::serve(listener, state, signals, times) => Ok(ended),
         () = engine_death(&watched) => anyhow::bail!("the engine has stopped; exiting so that a supervisor restarts"),
     }
+}
+
+/// Keys as the server's door knows them. A name of a key is not a name that a client could choose.
+fn callers(keys: Vec<ApiKey>) -> Vec<(String, Caller)> {
+    let caller = |ApiKey { name, key, weight, priority }| {
+        let tenant = Tenant { name: format!("key:{name}").into(), weight };
+        (key, Caller { tenant, priority })
+    };
+    keys.into_iter().map(caller).collect()
 }
 
 /// Resolves some moments after the engine has failed: open requests get their errors out first.

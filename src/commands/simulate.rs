@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::simulated::{About, Changes, memory_of};
+use super::simulated::{About, Changes, forecast, memory_of};
 use crate::config::{MeanAndCv, SimulateArgs};
 use crate::device::Layout;
 use crate::engine::SchedulerConfig;
@@ -15,7 +15,7 @@ use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::simulator::plot::{self, Run};
 use crate::simulator::replay::{self, Replayed};
-use crate::simulator::report::{Report, Slo, table};
+use crate::simulator::report::{Report, Slo, foreseen, table};
 use crate::simulator::trace::{End, Trace};
 use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, Synthetic};
@@ -63,7 +63,10 @@ fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
             arrivals
         }
     };
-    let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(about.cost()?));
+    let cost = about.cost()?;
+    let forecast = forecast(&cost, &config, 1.0);
+    let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(cost));
+    server.foresee(forecast);
     for Arrival { at, ask } in arrivals {
         server.arrive(at, vec![ask]);
     }
@@ -209,6 +212,7 @@ fn scheduler(
         max_queue_requests: args.max_queue_requests.or(r.map(|c| c.max_queue_requests)).unwrap_or(1024),
         max_queue_tokens: args.max_queue_tokens.or(r.map(|c| c.max_queue_tokens)).unwrap_or(1 << 20),
         prefix_caching: args.enable_prefix_caching.or(r.map(|c| c.prefix_caching)).unwrap_or(true),
+        policy: r.map(|c| c.policy.clone()).unwrap_or_default(),
     })
 }
 
@@ -226,6 +230,10 @@ fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
             .collect::<serde_json::Result<_>>()?;
         let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let (Some(path), Some(journeys)) = (&args.forecast_svg, journeys.first()) {
+        let svg = plot::foresight(&foreseen(journeys)).map_err(anyhow::Error::msg)?;
+        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.svg {
         let runs = pasts.iter().zip(&journeys);

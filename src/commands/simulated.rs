@@ -6,9 +6,9 @@ use anyhow::Context;
 
 use super::serve::Prepared;
 use crate::config::{KvCacheDtype, Quantization, Simulation};
-use crate::cost::{CostModel, Hardware};
+use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::{KvDtype, Layout};
-use crate::engine::{Recorder, SchedulerConfig};
+use crate::engine::{Forecast, Recorder, SchedulerConfig};
 use crate::model::{ModelConfig, Precision};
 use crate::simulator::trace::{Header, Recording};
 use crate::simulator::{Machine, Simulator, Voice};
@@ -48,17 +48,21 @@ impl SimulatedGpus {
         memory_of(&self.hardware)
     }
 
-    /// The executor of a model on these GPUs.
-    pub fn executor(&self, p: &Prepared) -> anyhow::Result<Simulator> {
-        let about = About {
+    /// What costs of the model are counted from.
+    pub fn about(&self, p: &Prepared) -> About {
+        About {
             model: p.model.clone(),
             hardware: self.hardware.clone(),
             ranks: self.ranks,
             precision: p.precision,
             kv: p.kv,
             deterministic: p.config.deterministic,
-        };
-        let cost = about.cost()?;
+        }
+    }
+
+    /// The executor of a model on these GPUs.
+    pub fn executor(&self, p: &Prepared) -> anyhow::Result<Simulator> {
+        let cost = self.about(p).cost()?;
         let vocab = p.model.vocab.min(p.tokenizer.vocab_size());
         let words = words(&p.tokenizer, vocab);
         let voice = Voice::new(words, p.generation.eos.clone(), self.settings.answer_tokens, vocab)
@@ -169,6 +173,16 @@ impl About {
             .context("the number of ranks")?;
         Ok(if self.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost })
     }
+}
+
+/// What the cost model says of steps at both ends and in the middle, on GPUs that take `pace` times as long.
+pub fn forecast(cost: &CostModel, config: &SchedulerConfig, pace: f64) -> Forecast {
+    let most = config.max_num_batched_tokens.max(2);
+    let step = |tokens: usize| {
+        let row = RowShape { tokens: u32::try_from(tokens).unwrap_or(u32::MAX), position: 0, logits: 1 };
+        (tokens, cost.step([row]).total() * pace)
+    };
+    Forecast::new(&[1, most / 2, most].map(step))
 }
 
 fn find<'a>(about: &'a [(String, String)], name: &str) -> Option<&'a str> {

@@ -111,6 +111,9 @@ pub struct SimulateArgs {
     /// Draw the runs here as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// Draw here, as SVG, each request's time to its first token against what was predicted of it when it came
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub forecast_svg: Option<PathBuf>,
 }
 
 impl SimulateArgs {

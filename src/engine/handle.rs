@@ -11,9 +11,11 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::engine::forecast::retry_after;
 use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
 use crate::engine::turn::Submission;
@@ -114,7 +116,13 @@ impl EngineHandle {
         config.check_queue_requests(counts.waiting + queue.entered, requests)?;
         config.check_queue_tokens(counts.waiting_tokens, 1)?;
         queue.entered += requests;
-        Ok(Place { engine: self.clone(), requests })
+        Ok(Place { engine: self.clone(), requests, taken: Instant::now(), due: None })
+    }
+
+    /// After how long someone whom the queue had no place for should try again, by what is predicted.
+    pub fn retry_after(&self) -> Duration {
+        let queue = lock(&self.shared.queue);
+        retry_after(queue.stats.next_end)
     }
 
     /// The last snapshot. Never waits for a step.
@@ -168,6 +176,8 @@ impl EngineHandle {
 pub struct Place {
     engine: EngineHandle,
     requests: usize,
+    taken: Instant,
+    pub(super) due: Option<Instant>,
 }
 
 impl Drop for Place {
@@ -177,6 +187,13 @@ impl Drop for Place {
 }
 
 impl Place {
+    /// The group's answers are worth nothing unless they are there within so long of when the place was taken. Of several
+    /// such times the shortest holds.
+    pub fn due_within(&mut self, time: Duration) {
+        let due = self.taken.checked_add(time);
+        self.due = self.due.into_iter().chain(due).min();
+    }
+
     /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes
     /// a group of any size.
     ///

@@ -5,6 +5,8 @@
 //! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
 //! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
 
+mod deadlines;
+pub mod forecast;
 mod handle;
 mod ledger;
 mod pipeline;
@@ -12,25 +14,29 @@ mod pulse;
 pub mod record;
 mod stats;
 mod turn;
+mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+pub use forecast::Forecast;
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
 pub use stats::Stats;
-pub use turn::{Submission, Turns};
+pub use turn::{Moment, Submission, Turns};
 
-use crate::request::Reject;
+use crate::request::{Reject, Request};
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
+use deadlines::Deadlines;
 use handle::{Command, Shared};
+use watch::Watch;
 
 /// Executes steps, in the order enqueued.
 pub trait Executor: Send {
@@ -49,14 +55,35 @@ pub struct ExecutorError {
     pub message: String,
 }
 
+/// How an engine is started, beside the scheduler's limits.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Steps in flight: 1, or 2 to plan each step while the one before runs.
+    pub in_flight: usize,
+    /// Is told what the engine does.
+    pub recorder: Option<Recorder>,
+    /// A request whose first token is predicted to come later than this is refused, unless the engine has nothing to do.
+    pub max_ttft: Option<Duration>,
+    /// What is known of steps before there are any.
+    pub forecast: Forecast,
+}
+
+impl Start {
+    /// So many steps in flight, and nothing else.
+    pub fn new(in_flight: usize) -> Self {
+        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default() }
+    }
+}
+
 /// The loop's own state; lives on its thread.
 pub struct Engine<'a> {
     shared: &'a Shared,
     commands: &'a flume::Receiver<Command>,
     executor: &'a mut dyn Executor,
     turns: &'a mut Turns,
-    last_step: Option<Instant>,
-    busy_since: Option<Instant>,
+    watch: Watch,
+    deadlines: Deadlines,
+    max_ttft: Option<Duration>,
 }
 
 /// Whether the loop goes on.
@@ -90,14 +117,26 @@ impl Engine<'_> {
         executor: Box<dyn Executor>,
         recorder: Option<Recorder>,
     ) -> (EngineHandle, EngineThread) {
+        Self::start_as(config, executor, Start { recorder, ..Start::new(in_flight) })
+    }
+
+    /// The same, with all that can be said of it.
+    ///
+    /// # Panics
+    /// As [`Engine::start`].
+    pub fn start_as(
+        config: SchedulerConfig,
+        executor: Box<dyn Executor>,
+        start: Start,
+    ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
         // Not the one that will be used, which cannot change threads; but what is wrong shows here.
-        let counts = Pipeline::new(config.clone(), in_flight, None).scheduler().counts();
+        let counts = Pipeline::new(config.clone(), start.in_flight, None).scheduler().counts();
         let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
-            .spawn(move || live(&shared, in_flight, recorder, executor, &commands))
+            .spawn(move || live(&shared, start, executor, &commands))
             .expect("the system can start a thread");
         (handle, EngineThread { thread })
     }
@@ -105,17 +144,25 @@ impl Engine<'_> {
     /// The step loop. Returns when told to stop, or with the reason why it cannot go on.
     fn run(&mut self) -> Result<(), String> {
         while self.take_commands()? == Next::Go {
-            let (shared, last_step, busy_since) = (self.shared, self.last_step, self.busy_since);
-            let publish = |turns: &Turns| shared.publish(stats(turns, last_step, busy_since));
-            if self.turns.turn(self.executor, publish)? {
-                self.last_step = Some(Instant::now());
-            }
+            let Self { shared, executor, turns, watch, deadlines, .. } = self;
+            turns.turn(&mut **executor, &mut |pipeline, moment| {
+                if let Moment::Committed(updates) = &moment {
+                    let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
+                    ended.for_each(|(id, _)| deadlines.remove(*id));
+                }
+                let telling = matches!(moment, Moment::Telling);
+                watch.see(pipeline, moment);
+                if telling {
+                    shared.publish(watch.stats(pipeline));
+                }
+            })?;
         }
         Ok(())
     }
 
     /// Takes every command there is; while idle, waits for one.
     fn take_commands(&mut self) -> Result<Next, String> {
+        self.expire();
         while self.turns.is_idle() {
             self.answer();
             self.rest()?;
@@ -128,9 +175,8 @@ impl Engine<'_> {
                 Err(_all_handles_gone) => return Ok(Next::Stop),
             }
         }
-        self.busy_since.get_or_insert_with(Instant::now);
         // Before anything that may hang.
-        self.shared.pulse.busy(self.busy_since);
+        self.shared.pulse.busy(self.watch.busy());
         while let Ok(command) = self.commands.try_recv() {
             if self.obey(command) == Next::Stop {
                 return Ok(Next::Stop);
@@ -139,9 +185,17 @@ impl Engine<'_> {
         Ok(Next::Go)
     }
 
+    /// Ends those whose deadline has passed; their blocks are free now, or when their row in flight is collected.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        while let Some(id) = self.deadlines.pop(now) {
+            self.turns.expire(id);
+        }
+    }
+
     fn rest(&mut self) -> Result<(), String> {
         self.turns.rest()?;
-        self.busy_since = None;
+        self.watch.rest();
         self.publish();
         Ok(())
     }
@@ -150,14 +204,49 @@ impl Engine<'_> {
         self.shared.pulse.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, reply } => {
-                let outcome = self.turns.submit(group);
+                let outcome = self.admit(group, place.due);
                 self.shared.publish_instead_of(place, self.stats());
                 let _gone = reply.send(outcome);
             }
-            Command::Abort(id) => self.turns.abort(id),
+            Command::Abort(id) => {
+                self.deadlines.remove(id);
+                self.turns.abort(id);
+            }
             Command::Stop => return Next::Stop,
         }
         Next::Go
+    }
+
+    fn admit(&mut self, group: Vec<Submission>, due: Option<Instant>) -> Result<(), Reject> {
+        if let Some(first) = group.first() {
+            self.check_wait(&first.request, due)?;
+        }
+        let ids: Vec<RequestId> = group.iter().map(|submission| submission.id).collect();
+        self.turns.submit(group)?;
+        if let Some(due) = due {
+            ids.into_iter().for_each(|id| self.deadlines.add(id, due));
+        }
+        Ok(())
+    }
+
+    /// Refuses a request whose first token would come too late for the operator, or for the client.
+    fn check_wait(&self, request: &Request, due: Option<Instant>) -> Result<(), Reject> {
+        if due.is_none() && self.max_ttft.is_none() {
+            return Ok(());
+        }
+        let seconds = self.watch.forecast().first_token(&self.turns.pipeline().load(request));
+        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        match (left, self.max_ttft) {
+            (Some(left), _) if left < predicted || left.is_zero() => {
+                Err(Reject::DeadlineUnmet { predicted, left })
+            }
+            // Otherwise a bound that is too small for any request would refuse all.
+            (_, Some(limit)) if limit < predicted && !self.turns.is_idle() => {
+                Err(Reject::Busy { predicted, limit })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says what the last step yielded. Publishes before that: whoever has read a finish finds its blocks free in the
@@ -172,34 +261,28 @@ impl Engine<'_> {
     }
 
     fn stats(&self) -> Stats {
-        stats(self.turns, self.last_step, self.busy_since)
+        self.watch.stats(self.turns.pipeline())
     }
-}
-
-fn stats(turns: &Turns, last_step: Option<Instant>, busy_since: Option<Instant>) -> Stats {
-    let pipeline = turns.pipeline();
-    let counts = pipeline.scheduler().counts();
-    Stats { counts, in_flight: pipeline.in_flight(), last_step, busy_since, failed: None }
 }
 
 /// The engine's thread from its first to its last moment: whatever ends the loop, everyone gets an answer.
 fn live(
     shared: &Shared,
-    in_flight: usize,
-    recorder: Option<Recorder>,
+    start: Start,
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<Command>,
 ) -> Result<(), String> {
     // Outlives a panic of the loop, so that everyone gets an answer.
-    let mut turns = Turns::new(Pipeline::new(shared.config.clone(), in_flight, recorder));
+    let mut turns = Turns::new(Pipeline::new(shared.config.clone(), start.in_flight, start.recorder));
     let end = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine {
             shared,
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            last_step: None,
-            busy_since: None,
+            watch: Watch::new(start.forecast),
+            deadlines: Deadlines::default(),
+            max_ttft: start.max_ttft,
         };
         let end = engine.run();
         // Whatever ended it, what was committed before is true.

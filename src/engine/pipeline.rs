@@ -3,9 +3,10 @@
 //! The order of a turn is the engine's: take what clients ask, start steps until as many are in flight as may be, commit
 //! the earliest. Whoever else drives a scheduler, on a clock of its own, drives this one.
 
+use super::forecast::Load;
 use super::record::{Event, Recorder};
 use crate::request::{Reject, Request, Update};
-use crate::scheduler::plan::{StepOutput, StepPlan};
+use crate::scheduler::plan::{BLOCK_TOKENS, StepOutput, StepPlan};
 use crate::scheduler::{Mismatch, RequestId, Scheduler, SchedulerConfig};
 
 /// A scheduler, and how many of its steps are in flight.
@@ -74,6 +75,25 @@ impl Pipeline {
     /// Steps started and not committed.
     pub fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    /// What a request that came now would find.
+    pub fn load(&self, request: &Request) -> Load {
+        let (counts, config) = (self.scheduler.counts(), self.scheduler.config());
+        let ahead = self.scheduler.ahead(&request.tenant, request.priority);
+        // Sequences like those that wait find room in the cache for so many.
+        let each = (ahead.tokens + request.prompt.len()).div_ceil(ahead.requests + 1).div_ceil(BLOCK_TOKENS);
+        let available = counts.blocks_total - counts.blocks_used - counts.blocks_reserved;
+        let places = (config.max_num_seqs.saturating_sub(counts.running)).min(available / each.max(1));
+        Load {
+            ahead: ahead.requests,
+            tokens: ahead.tokens + self.scheduler.unfed_tokens(),
+            prompt: request.prompt.len(),
+            running: counts.running,
+            places,
+            step_tokens: config.max_num_batched_tokens,
+            in_flight: self.in_flight,
+        }
     }
 
     /// How things stand.

@@ -17,6 +17,8 @@ pub struct Stats {
     /// Since when there has been work without a pause; `None` while idle. Work that is pending while `last_step`
     /// and this are both long past means that the device hangs.
     pub busy_since: Option<Instant>,
+    /// Seconds until another sequence is predicted to end; 0 where nobody can tell.
+    pub next_end: f64,
     /// Why the engine failed. Once set it stays, and every submit gets [`crate::request::Reject::EngineDown`].
     pub failed: Option<String>,
 }

@@ -7,8 +7,9 @@
 use tokio::sync::mpsc;
 
 use super::{Executor, Ledger, Pipeline};
-use crate::request::{Reject, Request, Update};
+use crate::request::{Finish, Reject, Request, Update};
 use crate::scheduler::RequestId;
+use crate::scheduler::plan::StepPlan;
 
 /// One request of a group, and where its updates go.
 pub struct Submission {
@@ -18,6 +19,19 @@ pub struct Submission {
     pub request: Request,
     /// Bounded in fact by the request's `max_tokens`.
     pub updates: mpsc::UnboundedSender<Update>,
+}
+
+/// What whoever drives a turn may want to know of it, or of the time at which it is.
+pub enum Moment<'a> {
+    /// The executor is about to be given this step.
+    Launching(&'a StepPlan),
+    /// It has all the steps that it can have; clients are told next. Whoever has read a finish finds its blocks free in
+    /// what is published now.
+    Telling,
+    /// The results of the earliest step are there.
+    Results,
+    /// They have been taken in, and this is what will be said.
+    Committed(&'a mut [(RequestId, Update)]),
 }
 
 /// Scheduler, accounts, and what has been committed but not said.
@@ -56,17 +70,27 @@ impl Turns {
         }
     }
 
+    /// Its time is up: the last that its client hears is that, and it hears it next.
+    pub fn expire(&mut self, id: RequestId) {
+        self.pipeline.abort(id);
+        self.updates.push((id, Update { finish: Some(Finish::Late), ..Update::default() }));
+    }
+
     /// One turn. The executor has its next step before anyone is told of the last: what the host does meanwhile costs
-    /// no time of the device. `publish` is called before that: whoever has read a finish finds its blocks free in what
-    /// was published. Says whether a step was taken in; if not, there is nothing to do.
+    /// no time of the device. Says whether a step was taken in; if not, there is nothing to do.
     ///
     /// # Errors
     /// Why the engine cannot go on. What was committed before may still have to be said ([`Turns::answer`]).
-    pub fn turn(&mut self, executor: &mut dyn Executor, publish: impl FnOnce(&Self)) -> Result<bool, String> {
+    pub fn turn(
+        &mut self,
+        executor: &mut dyn Executor,
+        watch: &mut dyn FnMut(&Pipeline, Moment<'_>),
+    ) -> Result<bool, String> {
         while let Some(plan) = self.pipeline.start() {
+            watch(&self.pipeline, Moment::Launching(&plan));
             executor.enqueue(&plan).map_err(|e| e.message)?;
         }
-        publish(self);
+        watch(&self.pipeline, Moment::Telling);
         self.answer();
         if self.pipeline.in_flight() == 0 {
             return match self.is_idle() {
@@ -75,7 +99,9 @@ impl Turns {
             };
         }
         let output = executor.collect().map_err(|e| e.message)?;
+        watch(&self.pipeline, Moment::Results);
         self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+        watch(&self.pipeline, Moment::Committed(&mut self.updates));
         Ok(true)
     }
 

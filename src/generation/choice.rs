@@ -107,8 +107,11 @@ impl Choice {
     pub(super) fn push(&mut self, update: Update) -> Result<Delta, Failure> {
         let mut delta = Delta { tokens: u32::from(update.token.is_some()), ..Delta::default() };
         self.prompt_scores.extend(update.prompt_logprobs);
+        if update.finish == Some(Finish::Late) {
+            return Err(Failure::Late);
+        }
         if let Some(Finish::Error(reason)) = update.finish {
-            return Err(Failure(reason));
+            return Err(Failure::Engine(reason));
         }
         if update.token.is_some() || update.finish.is_some() {
             self.begin(&mut delta);

@@ -1,5 +1,12 @@
 //! One step's rows: decodes, then prompts begun, then new ones, each in order; and who gives up blocks when none
 //! is left.
+//!
+//! A preempted sequence computes all again, so preemptions are bounded by reservations, blocks that are available and
+//! promised: `available >= reserved` always, and only a sequence's own reservation, or what exceeds all of them, is ever
+//! taken. One that has been preempted as often as may be starts again only where all it can need is reserved; it is then
+//! before all others, never asks for more, and is never the one to give up. So there is no deadlock either: the first in
+//! order has what it needs or takes it from those behind it, down to the last; and if nothing runs, everything is
+//! available and nothing reserved, and whatever waits fits, or it would not have been taken.
 
 use super::blocks::{Block, Table};
 use super::plan::{BLOCK_TOKENS, Row};
@@ -69,14 +76,18 @@ impl Scheduler {
             if !sequence.needs_block() {
                 return true;
             }
-            if let Some(block) = self.pool.take() {
-                sequence.table.push(block);
+            let own = sequence.reserved > 0;
+            if own || self.pool.available() > self.reserved {
+                sequence.table.push(self.pool.take().expect("what is reserved is available"));
+                sequence.reserved -= usize::from(own);
+                self.reserved -= usize::from(own);
                 return true;
             }
             if batch.promised > 0 {
                 batch.promised -= 1;
                 return false;
             }
+            // It is exposed, since the one in need is: whoever is not has reserved all it can need.
             let (&last, _) = self.running.last_key_value().expect("the one in need runs");
             batch.promised += self.preempt(last);
         }
@@ -84,7 +95,9 @@ impl Scheduler {
 
     /// Makes a sequence give up its blocks; returns how many that will free later rather than now.
     fn preempt(&mut self, order: Order) -> usize {
-        let sequence = self.running.remove(&order).expect("it was just found there");
+        let mut sequence = self.running.remove(&order).expect("it was just found there");
+        debug_assert!(order.exposed, "request {} was preempted too often", sequence.id.0);
+        sequence.preemptions += 1;
         self.totals.preemptions += 1;
         let later = if sequence.in_flight > 0 { frees(&sequence) } else { 0 };
         self.depart(sequence, Fate::Requeue);
@@ -104,28 +117,30 @@ impl Scheduler {
     /// Starts sequences strictly in order: one that does not fit holds back those behind it, or it would never fit.
     fn plan_starts(&mut self, batch: &mut Batch) {
         while batch.budget > 0
-            && let Some((&order, _)) = self.waiting.first_key_value()
+            && let Some((order, class)) =
+                self.waiting.first(self.totals.steps, self.config.policy.ageing_steps)
             && let Some(slot) = self.slots.take()
         {
-            if !self.start(order, slot) {
-                return;
-            }
+            let Some(order) = self.start(order, class, slot) else { return };
             let sequence = self.running.get_mut(&order).expect("it has just started");
             batch.add(sequence);
         }
     }
 
-    /// Moves the sequence from waiting to running if there are blocks for all its tokens.
-    fn start(&mut self, order: Order, slot: Slot) -> bool {
+    /// Moves the sequence from waiting to running if there are blocks for all its tokens, and for what it is to have
+    /// reserved: of what it may grow by a share, or all of it once it may not be preempted again.
+    fn start(&mut self, order: Order, class: i64, slot: Slot) -> Option<Order> {
         let cached = self.cached_prefix(order);
         if self.in_the_making(order, cached.len()) {
-            return false;
+            return None;
         }
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
+        let exposed = sequence.preemptions < self.config.policy.max_preemptions;
+        let kept = if exposed { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
         let reserve = if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE };
-        if self.pool.available() < missing + reserve {
-            return false;
+        if self.pool.available() < self.reserved + missing + kept + reserve {
+            return None;
         }
         if self.config.prefix_caching {
             self.totals.prefix_queries += sequence.len() as u64;
@@ -138,9 +153,16 @@ impl Scheduler {
         }
         let mut sequence = self.waiting.remove(&order).expect("it was just found there");
         self.waiting_tokens -= sequence.prompt_len();
-        sequence.start(slot, table, computed);
+        if !sequence.has_started() {
+            self.waiting.charge_prompt(sequence.tenant(), sequence.prompt_len());
+        }
+        let order = Order { exposed, class, ..order };
+        self.orders.insert(sequence.id, order);
+        self.reserved += kept;
+        sequence.reserved = kept;
+        sequence.start(order, slot, table, computed);
         self.running.insert(order, sequence);
-        true
+        Some(order)
     }
 
     /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::plan::BLOCK_TOKENS;
-use super::sequence::Sequence;
+use super::sequence::{Order, Sequence};
 use super::{Fate, Scheduler};
 
 impl Scheduler {
@@ -13,6 +13,8 @@ impl Scheduler {
         self.check_blocks()?;
         self.check_slots()?;
         self.check_queue_sums()?;
+        self.waiting.check()?;
+        self.check_reservations()?;
         self.check_flights()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
             return Err(format!(
@@ -41,6 +43,21 @@ impl Scheduler {
             }
         }
         self.pool.check(&held)
+    }
+
+    fn check_reservations(&self) -> Result<(), String> {
+        let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
+        let (reserved, available) = (self.reserved, self.pool.available());
+        if sum != reserved || reserved > available {
+            return Err(format!("{sum} blocks reserved, counted {reserved}, {available} available"));
+        }
+        let misplaced = |(order, sequence): &(&Order, &Sequence)| {
+            **order != sequence.order || self.orders.get(&sequence.id) != Some(*order)
+        };
+        match self.running.iter().find(misplaced) {
+            Some((_, sequence)) => Err(format!("request {} runs under another order", sequence.id.0)),
+            None => Ok(()),
+        }
     }
 
     fn check_slots(&self) -> Result<(), String> {

@@ -2,22 +2,23 @@
 //! calls always give the same plans.
 //!
 //! Continuous batching: each step, every sequence that is generating gets a row of one token, then prompts get what
-//! is left of the step's token budget, in chunks, first those already begun, then new ones by priority and arrival.
+//! is left of the step's token budget, in chunks, first those already begun, then new ones in the order of `fair`.
 //! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates. When
-//! none is left, the last in order gives up its blocks and waits to be computed again; the first in order is never
-//! the one to give up, and so always gets on. What a sequence could share with one that is about to compute it, it
-//! waits for.
+//! none is left that is not reserved, the last in order gives up its blocks and waits to be computed again, but not more
+//! often than a setting says (see `batch`). What a sequence could share with one that is about to compute it, it waits
+//! for.
 //!
 //! A step is planned, then committed when its output is there. One more may be planned in between; its decode rows
 //! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it
 //! has a row in flight keeps blocks and slot until that row is collected.
 //!
-//! `batch` makes plans, `sequence` is one request on its way, `blocks` and `prefix` are the KV cache's
-//! bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
+//! `batch` makes plans, `fair` says who is next, `sequence` is one request on its way, `blocks` and `prefix` are the KV
+//! cache's bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
 mod batch;
 pub mod blocks;
 mod door;
+pub mod fair;
 mod fingerprint;
 mod integrity;
 pub mod plan;
@@ -27,8 +28,9 @@ mod slots;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::request::{Finish, Reject, Request, Update};
+use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
+use fair::{Ahead, Queue};
 use plan::{RowOutput, StepOutput, StepPlan};
 use sequence::{Order, Pending, Sequence};
 use slots::Slots;
@@ -59,6 +61,33 @@ pub struct SchedulerConfig {
     pub max_queue_tokens: usize,
     /// Whether requests share the KV blocks of equal prefixes.
     pub prefix_caching: bool,
+    /// Who waits for whom.
+    pub policy: Policy,
+}
+
+/// How those that wait and run make way for one another.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    /// Steps of waiting that lift a request by one priority; 0 is never.
+    pub ageing_steps: u64,
+    /// Times that a sequence may be made to give up its blocks. With 0 all that it can need is reserved from the start.
+    pub max_preemptions: u32,
+    /// Of the blocks that a sequence may grow by, the share that is reserved when it starts; from 0 to 1. With 1 nothing is
+    /// ever preempted, and what answers do not use of their `max_tokens` lies idle while they run.
+    pub kv_reserve: f32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { ageing_steps: 1000, max_preemptions: 3, kv_reserve: 0.0 }
+    }
+}
+
+impl Policy {
+    /// Blocks to reserve of so many, rounded up.
+    fn share_of(&self, growth: usize) -> usize {
+        ((growth as f64 * f64::from(self.kv_reserve)).ceil() as usize).min(growth)
+    }
 }
 
 impl SchedulerConfig {
@@ -94,6 +123,7 @@ impl SchedulerConfig {
         assert!(self.max_model_len > 0, "max_model_len must be positive");
         assert!(self.num_blocks > 0, "num_blocks must be positive");
         assert!(self.vocab_size > 0, "vocab_size must be positive");
+        assert!((0.0..=1.0).contains(&self.policy.kv_reserve), "kv_reserve must be from 0 to 1");
     }
 }
 
@@ -114,6 +144,8 @@ pub struct Counts {
     pub blocks_cached: usize,
     /// All KV blocks: the sum of the three.
     pub blocks_total: usize,
+    /// Of the free and the cached ones, those that are kept for sequences that run: part of these two.
+    pub blocks_reserved: usize,
     /// Total: steps planned.
     pub steps: u64,
     /// Total: preemptions.
@@ -144,7 +176,7 @@ pub struct Scheduler {
     pool: Pool,
     slots: Slots,
     /// Hold neither blocks nor a slot.
-    waiting: BTreeMap<Order, Sequence>,
+    waiting: Queue,
     /// Hold a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
     /// Have left `running`, and hold blocks and slot for a row in flight.
@@ -153,6 +185,8 @@ pub struct Scheduler {
     orders: HashMap<RequestId, Order>,
     in_flight: VecDeque<Flight>,
     waiting_tokens: usize,
+    /// The sum of what sequences have reserved.
+    reserved: usize,
     arrivals: u64,
     totals: Counts,
 }
@@ -188,12 +222,13 @@ impl Scheduler {
         Self {
             pool: Pool::new(config.num_blocks),
             slots: Slots::new(config.max_num_seqs),
-            waiting: BTreeMap::new(),
+            waiting: Queue::default(),
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
             in_flight: VecDeque::new(),
             waiting_tokens: 0,
+            reserved: 0,
             arrivals: 0,
             totals: Counts::default(),
             config,
@@ -208,19 +243,23 @@ impl Scheduler {
         let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
         self.config.check_queue_requests(self.waiting.len(), group.len())?;
         self.config.check_queue_tokens(self.waiting_tokens, tokens)?;
+        if self.orders.is_empty() {
+            self.waiting.forget();
+        }
         for (id, request) in group {
-            let sequence = Sequence::new(id, self.arrivals, request);
+            let sequence = Sequence::new(id, self.arrivals, self.totals.steps, request);
             self.arrivals += 1;
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
-            self.enqueue(sequence);
+            self.waiting_tokens += sequence.prompt_len();
+            self.waiting.arrive(sequence);
         }
         Ok(())
     }
 
-    fn enqueue(&mut self, sequence: Sequence) {
-        self.waiting_tokens += sequence.prompt_len();
-        self.waiting.insert(sequence.order, sequence);
+    /// What would start before a request of this tenant and priority that came now.
+    pub fn ahead(&self, tenant: &Tenant, priority: i32) -> Ahead {
+        self.waiting.ahead(&tenant.name, priority, self.totals.steps, self.config.policy.ageing_steps)
     }
 
     /// Forgets a request; no further update names it. Its blocks are free at once, or when its row in flight is
@@ -270,6 +309,9 @@ impl Scheduler {
         if let Some(sequence) = self.running.get_mut(&row.order) {
             let update = absorb(sequence, row, output, &self.pool, &self.config)?;
             let (id, prompt) = (sequence.id, sequence.prompt_len());
+            if update.token.is_some() {
+                self.waiting.charge_output(sequence.tenant());
+            }
             if update.finish.is_some() {
                 let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
                 self.depart(sequence, Fate::Discard);
@@ -287,6 +329,9 @@ impl Scheduler {
             }
         };
         let (id, prompt) = (sequence.id, sequence.prompt_len());
+        if update.as_ref().is_some_and(|update| update.token.is_some()) {
+            self.waiting.charge_output(sequence.tenant());
+        }
         if update.as_ref().is_some_and(|update| update.finish.is_some()) {
             fate = Fate::Discard;
         }
@@ -298,11 +343,13 @@ impl Scheduler {
 
     /// A sequence that no longer runs gives up slot and blocks, now or when its last row in flight is collected.
     fn depart(&mut self, mut sequence: Sequence, fate: Fate) {
+        self.reserved -= std::mem::take(&mut sequence.reserved);
         if sequence.in_flight > 0 {
             self.leaving.insert(sequence.order, Leaver { sequence, fate });
         } else if fate == Fate::Requeue {
             sequence.give_up();
-            self.enqueue(sequence);
+            self.waiting_tokens += sequence.prompt_len();
+            self.waiting.insert(sequence);
         }
     }
 
@@ -314,6 +361,11 @@ impl Scheduler {
         if update.finish.is_some() {
             self.orders.remove(&id);
         }
+    }
+
+    /// Prompt tokens that running sequences have still to feed.
+    pub fn unfed_tokens(&self) -> usize {
+        self.running.values().map(Sequence::pending).filter(|pending| *pending > 1).sum()
     }
 
     /// Whether there is no request, and no row in flight.
@@ -331,6 +383,7 @@ impl Scheduler {
             blocks_used: self.pool.used(),
             blocks_cached: self.pool.cached(),
             blocks_total: self.pool.total(),
+            blocks_reserved: self.reserved,
             ..self.totals.clone()
         }
     }

@@ -7,13 +7,16 @@ use super::blocks::{Pool, Table};
 use super::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use super::prefix::Key;
 use super::slots::Slot;
-use crate::request::{Finish, Request, Update};
+use crate::request::{Finish, Request, Tenant, Update};
 
-/// Who goes first: smaller priority, then earlier arrival. No two sequences are equal, and it never changes.
+/// Which of those that run goes first, the last of whom gives up its blocks where there are too few. No two sequences
+/// are equal. It is given anew whenever a sequence starts, and does not change while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
-    /// Smaller runs first.
-    pub priority: i32,
+    /// Whether it may be made to give up its blocks.
+    pub exposed: bool,
+    /// Its priority, with what waiting has made of it; smaller runs first.
+    pub class: i64,
     /// Counts up over all requests.
     pub arrival: u64,
 }
@@ -28,6 +31,12 @@ pub struct Sequence {
     pub table: Table,
     /// Rows planned and not collected.
     pub in_flight: usize,
+    /// Steps that had been planned when it came.
+    pub arrived: u64,
+    /// Times that it was made to give up its blocks.
+    pub preemptions: u32,
+    /// Blocks that are kept available for it beside those of its table.
+    pub reserved: usize,
     request: Request,
     /// Prompt, then everything drawn and collected.
     tokens: Vec<u32>,
@@ -62,13 +71,16 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Waiting, with nothing computed.
-    pub fn new(id: RequestId, arrival: u64, request: Request) -> Self {
+    /// Waiting, with nothing computed. `arrival` counts requests, `arrived` steps.
+    pub fn new(id: RequestId, arrival: u64, arrived: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { priority: request.priority, arrival },
+            order: Order { exposed: true, class: i64::from(request.priority), arrival },
             table: Table::default(),
             in_flight: 0,
+            arrived,
+            preemptions: 0,
+            reserved: 0,
             tokens: request.prompt.to_vec(),
             request,
             keys: Vec::new(),
@@ -86,6 +98,27 @@ impl Sequence {
     /// Tokens of the prompt.
     pub fn prompt_len(&self) -> usize {
         self.request.prompt.len()
+    }
+
+    /// Whose it is.
+    pub fn tenant(&self) -> &Tenant {
+        &self.request.tenant
+    }
+
+    /// As it was given.
+    pub fn priority(&self) -> i32 {
+        self.request.priority
+    }
+
+    /// Whether it has ever run.
+    pub fn has_started(&self) -> bool {
+        self.cached.is_some()
+    }
+
+    /// Blocks that it needs beyond those of its known tokens if it generates all it may. The last token is fed to nobody.
+    pub fn growth(&self) -> usize {
+        let most = self.prompt_len() + (self.request.stop.max_tokens as usize).max(1) - 1;
+        most.div_ceil(BLOCK_TOKENS).saturating_sub(self.len().div_ceil(BLOCK_TOKENS))
     }
 
     /// Tokens known.
@@ -139,8 +172,9 @@ impl Sequence {
         }
     }
 
-    /// Takes up its slot and blocks, of which the first `cached` positions are computed already.
-    pub fn start(&mut self, slot: Slot, table: Table, cached: usize) {
+    /// Takes up its place among those that run, its slot and blocks, of which the first `cached` positions are computed already.
+    pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
+        self.order = order;
         self.slot = Some(slot);
         self.table = table;
         self.starting = true;

@@ -63,17 +63,21 @@ pub struct Answer {
 /// Whatever the request is refused or fails with.
 pub async fn answer(
     state: Arc<ServerState>,
-    place: Place,
+    mut place: Place,
     valid: ValidRequest,
     kind: Kind,
 ) -> Result<Response<Body>, ApiError> {
     let ignored = header_list(valid.ignored());
-    let ValidRequest { model, ask, stream, include_usage, logprobs, .. } = valid;
+    let ValidRequest { model, ask, timeout, stream, include_usage, logprobs, .. } = valid;
+    if let Some(time) = timeout {
+        place.due_within(time);
+    }
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
     let envelope = Envelope::new(kind, id, model).with(logprobs, include_usage);
     let arrived = std::time::Instant::now();
-    let generation = state.generator.start(place, ask).await.map_err(|refusal| refused(refusal, kind))?;
+    let generation =
+        state.generator.start(place, ask).await.map_err(|refusal| refused(&state, refusal, kind))?;
     let tracker = state.metrics.track(arrived, &generation);
     let answer = Answer { generation, envelope, tracker, state };
     let mut response = if stream { sse::respond(answer) } else { answer.whole().await? };
@@ -105,11 +109,12 @@ impl Answer {
     /// What a failure means to the client: another server may do better only if this one is gone.
     pub fn failed(&mut self, failure: Failure) -> ApiError {
         self.tracker.failed();
+        let Failure::Engine(reason) = failure else { return ApiError::DeadlineExceeded };
         if self.state.engine_is_gone() {
-            ApiError::EngineDown(failure.0)
+            ApiError::EngineDown(reason)
         } else {
-            tracing::error!(id = self.envelope.id, reason = failure.0, "a request failed");
-            ApiError::Internal(failure.0)
+            tracing::error!(id = self.envelope.id, reason, "a request failed");
+            ApiError::Internal(reason)
         }
     }
 }
@@ -249,14 +254,16 @@ impl Envelope {
 }
 
 /// What a refusal means to a client.
-pub fn refused(refusal: Refusal, kind: Kind) -> ApiError {
+pub fn refused(state: &ServerState, refusal: Refusal, kind: Kind) -> ApiError {
     let param = if kind == Kind::Chat { "messages" } else { "prompt" };
     match refusal {
         Refusal::TooLong { prompt, completion, limit } => {
             ApiError::ContextLength { param, limit, prompt, completion }
         }
         Refusal::TooManyBytes { bytes, limit } => ApiError::ContextBytes { param, limit, bytes },
-        Refusal::Rejected(reject) => ApiError::from_reject(reject, param),
+        Refusal::Rejected(reject) => {
+            ApiError::from_reject(reject, param).or_retry_after(state.generator.engine().retry_after())
+        }
         Refusal::MinTokens { .. } => ApiError::invalid("min_tokens", refusal.to_string()),
         Refusal::Internal(_) => ApiError::Internal(refusal.to_string()),
         Refusal::NoTemplate | Refusal::Text(_) | Refusal::EmptyPrompt => {

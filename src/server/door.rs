@@ -18,6 +18,7 @@ use subtle::ConstantTimeEq;
 use super::answer::random;
 use super::error::ApiError;
 use super::{ServerState, health};
+use crate::request::Tenant;
 
 /// A key of which only the digest is kept.
 pub struct Key([u8; 32]);
@@ -38,8 +39,40 @@ impl Key {
     }
 }
 
+/// Whose a key is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Caller {
+    /// Who is served.
+    pub tenant: Tenant,
+    /// Added to that of each request.
+    pub priority: i32,
+}
+
+/// All keys that open the door; with none it stands open. A key need not say whose it is.
+#[derive(Default)]
+pub struct Keys(Vec<(Key, Option<Caller>)>);
+
+impl Keys {
+    /// One for all, and several that say whose they are.
+    pub fn new(shared: Option<&str>, named: &[(String, Caller)]) -> Self {
+        let shared = shared.map(|key| (Key::new(key), None));
+        let named = named.iter().map(|(key, caller)| (Key::new(key), Some(caller.clone())));
+        Self(shared.into_iter().chain(named).collect())
+    }
+
+    /// Whose request it is, if anybody's. All keys are compared, whichever is right.
+    fn admit(&self, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
+        let right = self.0.iter().filter(|(key, _)| key.admits(headers)).last();
+        match right {
+            Some((_, caller)) => Ok(caller.clone()),
+            None if self.0.is_empty() => Ok(None),
+            None => Err(ApiError::BadKey),
+        }
+    }
+}
+
 /// The layer.
-pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next: Next) -> Response<Body> {
+pub async fn pass(State(state): State<Arc<ServerState>>, mut request: Request, next: Next) -> Response<Body> {
     let id = request_id(request.headers());
     let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = match request.method().as_str() {
@@ -47,7 +80,12 @@ pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next:
         _ => "OTHER".to_owned(),
     };
     let mut response = match check(&state, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     };
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
@@ -64,7 +102,7 @@ pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next:
     response
 }
 
-fn check(state: &ServerState, request: &Request) -> Result<(), ApiError> {
+fn check(state: &ServerState, request: &Request) -> Result<Option<Caller>, ApiError> {
     let (limits, headers) = (&state.settings.http, request.headers());
     let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let line = request.uri().path().len() + request.uri().query().map_or(0, str::len);
@@ -73,15 +111,13 @@ fn check(state: &ServerState, request: &Request) -> Result<(), ApiError> {
     }
     // Probes need no key and are answered while draining: load balancers have no key.
     if health::probe(request.uri().path()).is_some() {
-        return Ok(());
+        return Ok(None);
     }
-    if state.key.as_ref().is_some_and(|key| !key.admits(headers)) {
-        return Err(ApiError::BadKey);
-    }
+    let caller = state.keys.admit(headers)?;
     if state.refuses() && request.uri().path() != "/metrics" {
         return Err(ApiError::Draining);
     }
-    Ok(())
+    Ok(caller)
 }
 
 /// The client's id if it is a sane one, else one of ours.

@@ -4,15 +4,18 @@
 //! reaches a client. Statuses that clients retry (429, 5xx) are kept for what a retry may cure, and a deterministic
 //! failure says `x-should-retry: false`.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
 
+use crate::engine::forecast::retry_after;
 use crate::request::Reject;
 
-/// Seconds after which a refused client may try again.
+/// Seconds after which a client may try again where nothing is predicted.
 const RETRY_AFTER_S: u64 = 1;
 
 /// Every way in which a request ends without an answer.
@@ -90,9 +93,25 @@ pub enum ApiError {
     /// The head of the request is too large.
     #[error("The request headers are larger than {0} bytes or more than {1}.")]
     HeadersTooLarge(usize, usize),
-    /// The bounded queue is full.
-    #[error("{0}")]
-    QueueFull(String),
+    /// The bounded queue is full, or the wait in it too long.
+    #[error("{message}")]
+    QueueFull {
+        /// Which bound, and by how much.
+        message: String,
+        /// When there may be room; `None` until somebody has worked it out.
+        retry_after: Option<Duration>,
+    },
+    /// The deadline that the client set cannot be met now.
+    #[error("{message}")]
+    DeadlineUnmet {
+        /// What is predicted.
+        message: String,
+        /// When it may be met.
+        retry_after: Duration,
+    },
+    /// The deadline that the client set has passed.
+    #[error("The request's deadline has passed: its timeout, or x-request-deadline-ms.")]
+    DeadlineExceeded,
     /// The model is being loaded.
     #[error("The server is starting: the model is not loaded yet.")]
     NotReady,
@@ -149,8 +168,15 @@ impl ApiError {
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, None, None),
             Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, None, None),
             Self::HeadersTooLarge(..) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, None, None),
-            Self::QueueFull(_) => {
+            Self::QueueFull { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), None)
+            }
+            Self::DeadlineUnmet { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("deadline_unmet"), None)
+            }
+            // Another try would have passed its deadline before it begins.
+            Self::DeadlineExceeded => {
+                (StatusCode::GATEWAY_TIMEOUT, "timeout", Some("deadline_exceeded"), Some(false))
             }
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("not_ready"), None),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining"), None),
@@ -182,6 +208,18 @@ impl ApiError {
         self.row().code
     }
 
+    /// Seconds after which to try again.
+    fn retry_after(&self) -> Option<u64> {
+        match self {
+            Self::QueueFull { retry_after, .. } => {
+                Some(retry_after.map_or(RETRY_AFTER_S, |time| time.as_secs()))
+            }
+            Self::DeadlineUnmet { retry_after, .. } => Some(retry_after.as_secs()),
+            Self::NotReady | Self::Draining | Self::EngineDown(_) => Some(RETRY_AFTER_S),
+            _ => None,
+        }
+    }
+
     /// `{"error": {...}}`, the body of a response or of an event within a stream.
     pub fn to_json(&self) -> String {
         let row = self.row();
@@ -194,6 +232,16 @@ impl ApiError {
         serde_json::to_string(&Envelope { error }).expect("strings can be written as JSON")
     }
 
+    /// The same, with the time after which to try again where that is still open.
+    pub fn or_retry_after(self, time: Duration) -> Self {
+        match self {
+            Self::QueueFull { message, retry_after: None } => {
+                Self::QueueFull { message, retry_after: Some(time) }
+            }
+            other => other,
+        }
+    }
+
     /// What the engine's refusal means to a client. `param` is the field that holds the prompt.
     pub fn from_reject(reject: Reject, param: &'static str) -> Self {
         match reject {
@@ -201,11 +249,26 @@ impl ApiError {
             Reject::TooLong { prompt, max_tokens, limit } => {
                 Self::ContextLength { param, limit, prompt, completion: max_tokens }
             }
-            Reject::QueueFull { .. } | Reject::QueueTokensFull { .. } => Self::QueueFull(reject.to_string()),
+            Reject::QueueFull { .. } | Reject::QueueTokensFull { .. } => {
+                Self::QueueFull { message: reject.to_string(), retry_after: None }
+            }
+            Reject::Busy { predicted, limit } => {
+                let retry_after = Some(after(predicted.saturating_sub(limit)));
+                Self::QueueFull { message: reject.to_string(), retry_after }
+            }
+            Reject::DeadlineUnmet { predicted, left } => {
+                let retry_after = after(predicted.saturating_sub(left));
+                Self::DeadlineUnmet { message: reject.to_string(), retry_after }
+            }
             Reject::Draining => Self::Draining,
             Reject::EngineDown(reason) => Self::EngineDown(reason),
         }
     }
+}
+
+/// Whole seconds, as the header has them.
+fn after(wait: Duration) -> Duration {
+    retry_after(wait.as_secs_f64())
 }
 
 /// A text that quotes a client must not grow with what the client sent.
@@ -242,11 +305,11 @@ impl IntoResponse for ApiError {
         if let Some(retry) = row.should_retry {
             headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
         }
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert("retry-after-ms", HeaderValue::from(seconds * 1000));
+        }
         match self {
-            Self::QueueFull(_) | Self::NotReady | Self::Draining | Self::EngineDown(_) => {
-                headers.insert(RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
-                headers.insert("retry-after-ms", HeaderValue::from(RETRY_AFTER_S * 1000));
-            }
             Self::BadKey => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }

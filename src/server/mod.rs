@@ -34,7 +34,7 @@ use crate::generation::Generator;
 use board::Phase;
 pub use board::{Board, Stage};
 use body::BodyLimits;
-use door::Key;
+use door::{Caller, Keys};
 pub use drain::{DrainTimes, Ended};
 pub use listen::{bind, serve, signals, while_starting};
 use metrics::Metrics;
@@ -48,6 +48,8 @@ pub struct Settings {
     pub models: Vec<String>,
     /// The key that clients must show; `None` lets everyone in.
     pub api_key: Option<String>,
+    /// Further keys, and whose they are.
+    pub named_keys: Vec<(String, Caller)>,
     /// What holds where a client says nothing.
     pub defaults: Defaults,
     /// The ids that end a generation.
@@ -66,6 +68,7 @@ impl Settings {
         Self {
             models: vec![model.into()],
             api_key: None,
+            named_keys: Vec::new(),
             defaults: Defaults::default(),
             eos_ids,
             reject_unknown_fields: false,
@@ -118,7 +121,7 @@ pub struct ServerState {
     pub(crate) settings: Settings,
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
-    pub(crate) key: Option<Key>,
+    pub(crate) keys: Keys,
     /// Unix time.
     pub(crate) started: u64,
     /// Large bodies parsed at once: a parsed body takes many times its size.
@@ -146,7 +149,7 @@ impl ServerState {
         board.started(generator.engine().pulse());
         let metrics = Metrics::new(&settings.models[0], generator.engine().config());
         Arc::new(Self {
-            key: settings.api_key.as_deref().map(Key::new),
+            keys: Keys::new(settings.api_key.as_deref(), &settings.named_keys),
             generator,
             settings,
             limits,

@@ -14,6 +14,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::answer::{Kind, answer, random, refused};
+use super::door::Caller;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::{Board, ServerState, body, door, health, tokens, validate};
@@ -60,22 +61,29 @@ pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let place = enter(&state, Kind::Chat)?;
+    let (place, caller) = enter(&state, &request, Kind::Chat)?;
     let map = body::read_json(request, &state).await?;
-    let valid = validate::chat(Fields::new(map), &state.limits, random()?)?;
+    let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Chat).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let place = enter(&state, Kind::Text)?;
+    let (place, caller) = enter(&state, &request, Kind::Text)?;
     let map = body::read_json(request, &state).await?;
-    let valid = validate::completion(Fields::new(map), &state.limits, random()?)?;
+    let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Text).await
 }
 
-/// One place in the queue, before the body is read: whom the queue cannot hold need not send it.
-fn enter(state: &ServerState, kind: Kind) -> Result<Place, ApiError> {
-    state.generator.engine().enter(1).map_err(|reject| refused(Refusal::Rejected(reject), kind))
+/// One place in the queue, before the body is read: whom the queue cannot hold need not send it. And whose request it is,
+/// where the key says so.
+fn enter(state: &ServerState, request: &Request, kind: Kind) -> Result<(Place, Option<Caller>), ApiError> {
+    let deadline = validate::deadline(request.headers().get(validate::DEADLINE_HEADER))?;
+    let place = state.generator.engine().enter(1);
+    let mut place = place.map_err(|reject| refused(state, Refusal::Rejected(reject), kind))?;
+    if let Some(time) = deadline {
+        place.due_within(time);
+    }
+    Ok((place, request.extensions().get::<Caller>().cloned()))
 }
 
 async fn models(State(state): Shared) -> Json<Value> {

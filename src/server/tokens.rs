@@ -22,7 +22,7 @@ pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Val
     let (prompts, strings) = validate::tokenize(Fields::new(map), &state.limits)?;
     let tokenized = state.generator.tokenize(prompts.clone()).await;
     let kind = if prompts.is_chat() { Kind::Chat } else { Kind::Text };
-    let prompts = tokenized.map_err(|refusal| refused(refusal, kind))?;
+    let prompts = tokenized.map_err(|refusal| refused(&state, refusal, kind))?;
     let ids: &[u32] = prompts.first().map_or(&[], |prompt| &prompt.ids);
     let tokenizer = state.generator.tokenizer();
     let token_strs = strings.then(|| ids.iter().map(|&id| tokenizer.token_str(id)).collect::<Vec<_>>());
@@ -41,6 +41,7 @@ pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Val
 pub async fn detokenize(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
     let map = body::read_json(request, &state).await?;
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
-    let prompt = state.generator.detokenize(ids).await.map_err(|refusal| refused(refusal, Kind::Text))?;
+    let prompt =
+        state.generator.detokenize(ids).await.map_err(|refusal| refused(&state, refusal, Kind::Text))?;
     Ok(Json(json!({ "prompt": prompt })))
 }

@@ -13,14 +13,17 @@ mod completion;
 mod sampling;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use axum::http::HeaderValue;
 use serde_json::Value;
 
+use super::door::Caller;
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
 use super::types::{ChatWire, Common, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
-use crate::request::SamplingParams;
+use crate::request::{SamplingParams, Tenant};
 
 /// Stop strings per request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -40,6 +43,12 @@ pub const MAX_MESSAGES: usize = 2048;
 pub const MAX_TOP_LOGPROBS: u8 = 20;
 /// Characters of `cache_salt`.
 pub const MAX_SALT_CHARS: usize = 1024;
+/// Says in how many milliseconds the whole answer must be there.
+pub const DEADLINE_HEADER: &str = "x-request-deadline-ms";
+/// Bytes of `user`.
+pub const MAX_USER_BYTES: usize = 512;
+/// Seconds of `timeout`, and of the header: a day.
+pub const MAX_TIMEOUT: f64 = 86_400.0;
 /// Ids of one `/detokenize`.
 pub const MAX_DETOKENIZE: usize = 1 << 20;
 
@@ -86,6 +95,8 @@ pub struct ValidRequest {
     pub model: String,
     /// What to generate.
     pub ask: Ask,
+    /// How long the client waits for the whole answer.
+    pub timeout: Option<Duration>,
     /// Answer as events.
     pub stream: bool,
     /// End the events with one of the usage.
@@ -97,6 +108,15 @@ pub struct ValidRequest {
 }
 
 impl ValidRequest {
+    /// The same, as the request of whoever holds a key.
+    pub fn of(mut self, caller: Option<Caller>) -> Self {
+        if let Some(Caller { tenant, priority }) = caller {
+            self.ask.tenant = tenant;
+            self.ask.priority = self.ask.priority.saturating_add(priority);
+        }
+        self
+    }
+
     /// Fields that nobody knows; they are named in a header of the response.
     pub fn ignored(&self) -> &[String] {
         &self.ignored
@@ -216,12 +236,25 @@ fn finish(wire: Common, rest: Rest, limits: &Limits, fresh_seed: u64) -> Result<
         score_stop_id: !matches!(rest.prompts, Prompts::Chat { .. }),
     };
     let cache_salt = cache_salt(wire.cache_salt)?;
+    let tenant = tenant(wire.user)?;
+    let timeout = timeout(wire.timeout)?;
     let max_tokens = rest.max_tokens;
-    let ask = Ask { prompts: rest.prompts, n, sampling, max_tokens, stop_ids, output, priority, cache_salt };
+    let ask = Ask {
+        prompts: rest.prompts,
+        n,
+        sampling,
+        max_tokens,
+        stop_ids,
+        output,
+        priority,
+        tenant,
+        cache_salt,
+    };
     Ok(ValidRequest {
         model,
         ask,
         stream,
+        timeout,
         include_usage: wire.stream_options.flatten().unwrap_or(false),
         logprobs: rest.logprobs.is_some(),
         ignored: wire.ignored,
@@ -328,6 +361,46 @@ fn ranged(param: &str, value: Option<i128>, least: i128, most: i128) -> Result<O
 
 fn alternatives(param: &str, value: Option<i128>) -> Result<Option<u8>, ApiError> {
     Ok(ranged(param, value, 0, i128::from(MAX_TOP_LOGPROBS))?.map(|count| count as u8))
+}
+
+/// Whose share of the server the request takes, unless its key says so.
+fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
+    match user {
+        Some(user) if user.len() > MAX_USER_BYTES => {
+            let text = format!("expected at most {MAX_USER_BYTES} bytes, got {}", user.len());
+            Err(ApiError::invalid("user", text))
+        }
+        user => {
+            Ok(Tenant { name: user.map(|user| format!("user:{user}")).unwrap_or_default().into(), weight: 1 })
+        }
+    }
+}
+
+/// The header's milliseconds.
+///
+/// # Errors
+/// 400.
+pub fn deadline(header: Option<&HeaderValue>) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = header else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+    match ms.filter(|ms| (1..=(MAX_TIMEOUT * 1000.0) as u64).contains(ms)) {
+        Some(ms) => Ok(Some(Duration::from_millis(ms))),
+        None => Err(ApiError::invalid(
+            DEADLINE_HEADER,
+            "expected whole milliseconds, at least 1 and at most a day",
+        )),
+    }
+}
+
+/// Seconds as a duration.
+fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
+    match seconds {
+        Some(seconds) if !(seconds > 0.0 && seconds <= MAX_TIMEOUT) => {
+            let text = format!("expected seconds above 0 and at most {MAX_TIMEOUT}, got {seconds}");
+            Err(ApiError::invalid("timeout", text))
+        }
+        seconds => Ok(seconds.map(Duration::from_secs_f64)),
+    }
 }
 
 fn cache_salt(salt: Option<String>) -> Result<Option<Arc<str>>, ApiError> {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::engine::record::{Drawn, Event, Timed};
-use crate::request::{Request, SamplingParams, StopRules};
-use crate::scheduler::{RequestId, SchedulerConfig};
+use crate::request::{Request, SamplingParams, StopRules, Tenant};
+use crate::scheduler::{Policy, RequestId, SchedulerConfig};
 
 const SUBMIT: u8 = 1;
 const ABORT: u8 = 2;
@@ -64,6 +64,9 @@ impl Writer {
         ];
         sizes.iter().for_each(|size| self.number(*size as u64));
         self.byte(u8::from(c.prefix_caching));
+        self.number(c.policy.ageing_steps);
+        self.number(u64::from(c.policy.max_preemptions));
+        self.float(c.policy.kv_reserve);
     }
 
     pub(super) fn event(&mut self, (at, event): &Timed) {
@@ -113,6 +116,8 @@ impl Writer {
         self.number(u64::from(request.stop.max_tokens));
         self.ids(&request.stop.stop_ids);
         self.number(u64::from(request.priority.cast_unsigned()));
+        self.text(&request.tenant.name);
+        self.number(u64::from(request.tenant.weight));
         self.byte(u8::from(request.cache_salt.is_some()));
         self.text(request.cache_salt.as_deref().unwrap_or_default());
         self.option(request.prompt_logprobs.map(u64::from));
@@ -211,12 +216,17 @@ impl Reader<'_> {
             max_queue_requests: self.small()?,
             max_queue_tokens: self.small()?,
             prefix_caching: self.flag()?,
+            policy: Policy {
+                ageing_steps: self.number()?,
+                max_preemptions: self.small()?,
+                kv_reserve: self.float()?,
+            },
         };
         let c = &config;
         let sizes = [c.max_num_seqs, c.max_num_batched_tokens, c.max_model_len, c.num_blocks, c.vocab_size];
         // A scheduler has a table of its blocks and its slots.
         let sound = sizes.iter().all(|size| (1..1 << 32).contains(size));
-        sound.then_some(config)
+        (sound && (0.0..=1.0).contains(&c.policy.kv_reserve)).then_some(config)
     }
 
     pub(super) fn event(&mut self) -> Option<Timed> {
@@ -257,6 +267,7 @@ impl Reader<'_> {
             sampling: Arc::new(self.sampling()?),
             stop: StopRules { max_tokens: self.small()?, stop_ids: self.ids()? },
             priority: self.small::<u32>()?.cast_signed(),
+            tenant: Tenant { name: self.text()?.into(), weight: self.small()? },
             cache_salt: {
                 let there = self.flag()?;
                 let salt = self.text()?;

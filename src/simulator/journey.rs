@@ -11,6 +11,8 @@ pub struct Journey {
     pub prompt: usize,
     /// When each token of its answer was there.
     pub tokens: Vec<f64>,
+    /// Seconds from its arrival until its first token as they were predicted when it came, if they were.
+    pub predicted: Option<f64>,
     /// How it ended.
     pub outcome: Outcome,
 }
@@ -33,7 +35,7 @@ pub enum Outcome {
 impl Journey {
     /// Of a request that has just come.
     pub fn new(arrived: f64, prompt: usize) -> Self {
-        Self { arrived, prompt, tokens: Vec::new(), outcome: Outcome::Open }
+        Self { arrived, prompt, tokens: Vec::new(), predicted: None, outcome: Outcome::Open }
     }
 
     /// Seconds from its arrival to its first token.

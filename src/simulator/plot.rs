@@ -2,7 +2,7 @@
 
 use plotters::coord::Shift;
 use plotters::prelude::{
-    ChartBuilder, Color, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor,
+    ChartBuilder, Circle, Color, DrawingArea, IntoDrawingArea, IntoFont, LineSeries, PathElement, RGBColor,
     SVGBackend, WHITE,
 };
 
@@ -74,6 +74,34 @@ pub fn svg(runs: &[Run<'_>]) -> Result<String, String> {
             "seconds",
             &share(|j| j.gaps().collect()),
         )?;
+        root.present().map_err(|e| e.to_string())?;
+    }
+    Ok(text)
+}
+
+/// Draws the time to the first token against what was predicted of it, both in seconds, a point for each request.
+///
+/// # Errors
+/// The drawing library's.
+pub fn foresight(pairs: &[(f64, f64)]) -> Result<String, String> {
+    let mut text = String::new();
+    {
+        let root = SVGBackend::with_string(&mut text, (700, 700)).into_drawing_area();
+        root.fill(&WHITE).map_err(|e| e.to_string())?;
+        let most = pairs.iter().map(|(x, y)| x.max(*y)).fold(1e-9, f64::max) * 1.03;
+        let mut chart = ChartBuilder::on(&root)
+            .caption("time to first token, s", ("sans-serif", 18).into_font())
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(52)
+            .build_cartesian_2d(0.0..most, 0.0..most)
+            .map_err(|e| e.to_string())?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc("predicted when it came").y_desc("as it was").draw().map_err(|e| e.to_string())?;
+        let equal = LineSeries::new([(0.0, 0.0), (most, most)], COLOURS[1].stroke_width(1));
+        chart.draw_series(equal).map_err(|e| e.to_string())?;
+        let points = thin(pairs.to_vec()).into_iter().map(|at| Circle::new(at, 2, COLOURS[0].filled()));
+        chart.draw_series(points).map_err(|e| e.to_string())?;
         root.present().map_err(|e| e.to_string())?;
     }
     Ok(text)

@@ -55,6 +55,8 @@ pub struct Report {
     pub generated_tokens_per_second: f64,
     /// From arrival to first token.
     pub ttft: Percentiles,
+    /// How far the predicted time to the first token was from what it was, where it was predicted.
+    pub ttft_off: Percentiles,
     /// From token to token, of all pairs.
     pub itl: Percentiles,
     /// From arrival to the end, of those finished.
@@ -119,6 +121,7 @@ impl Report {
             prompt_tokens_per_second: per_second(prompt_tokens),
             generated_tokens_per_second: per_second(generated_tokens),
             ttft: Percentiles::of(journeys.iter().filter_map(|j| j.first_token()).collect()),
+            ttft_off: Percentiles::of(foreseen(journeys).iter().map(|(x, y)| (x - y).abs()).collect()),
             itl: Percentiles::of(journeys.iter().flat_map(|j| j.gaps()).collect()),
             latency: Percentiles::of(latency),
             slo,
@@ -130,6 +133,11 @@ impl Report {
             prefix_hit_rate: if queries == 0 { 0.0 } else { hits as f64 / queries as f64 },
         }
     }
+}
+
+/// Of each request whose first token was predicted: in how many seconds, and in how many it came.
+pub fn foreseen(journeys: &[&Journey]) -> Vec<(f64, f64)> {
+    journeys.iter().filter_map(|journey| Some((journey.predicted?, journey.first_token()?))).collect()
 }
 
 fn is_good(journey: &Journey, slo: Slo) -> bool {
@@ -159,6 +167,7 @@ pub fn table(reports: &[(&str, &Report)]) -> String {
     line("prompt tokens/s", &|r| format!("{:.1}", r.prompt_tokens_per_second));
     line("generated tokens/s", &|r| format!("{:.1}", r.generated_tokens_per_second));
     line("TTFT s, p50 p90 p99", &|r| percentiles(r.ttft));
+    line("  predicted, off by", &|r| percentiles(r.ttft_off));
     line("inter-token s, p50 p90 p99", &|r| percentiles(r.itl));
     line("latency s, p50 p90 p99", &|r| percentiles(r.latency));
     line("within the SLO", &|r| format!("{:.2} %", 100.0 * r.good_share));

@@ -19,7 +19,7 @@ use super::codec::{Reader, Writer};
 use crate::engine::record::{Listener, Timed};
 use crate::engine::{Recorder, SchedulerConfig};
 
-const MAGIC: &[u8; 8] = b"OCTREC01";
+const MAGIC: &[u8; 8] = b"OCTREC02";
 /// Bytes before and after a payload.
 const HEAD: usize = 5;
 const TAIL: usize = 4;
@@ -177,8 +177,11 @@ impl Trace {
     /// It is none, or is damaged elsewhere than at its end.
     pub fn parse(bytes: &[u8]) -> Result<Self, TraceError> {
         let wrong = |offset, message: &str| TraceError { offset, message: message.to_owned() };
+        if bytes.starts_with(b"OCTREC01") {
+            return Err(wrong(0, "a recording of version 1, which has no tenants; expected version 2"));
+        }
         if !bytes.starts_with(MAGIC) {
-            return Err(wrong(0, "expected a recording of octant serve --record, version 1"));
+            return Err(wrong(0, "expected a recording of octant serve --record, version 2"));
         }
         let mut offset = MAGIC.len();
         let first = frame(bytes, offset)?.ok_or_else(|| wrong(offset, "the header is cut off"))?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use super::journey::{Journey, Outcome, Sample};
 use super::machine::Machine;
-use crate::engine::Pipeline;
-use crate::request::{Finish, Request, SamplingParams, StopRules};
+use crate::engine::{Forecast, Pipeline};
+use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::plan::StepOutput;
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig};
 
@@ -33,6 +33,7 @@ impl Ask {
             sampling: Arc::new(SamplingParams::greedy()),
             stop: StopRules { max_tokens, stop_ids: Vec::new() },
             priority: 0,
+            tenant: Tenant::default(),
             cache_salt: None,
             prompt_logprobs: None,
         };
@@ -56,6 +57,14 @@ enum Happening {
     Leave(RequestId),
 }
 
+/// A step under way.
+struct Flight {
+    output: StepOutput,
+    tokens: usize,
+    took: f64,
+    end: f64,
+}
+
 /// A server in virtual time.
 pub struct VirtualTime {
     pipeline: Pipeline,
@@ -65,11 +74,12 @@ pub struct VirtualTime {
     added: u64,
     now: f64,
     free_at: f64,
-    flights: VecDeque<(StepOutput, f64)>,
+    flights: VecDeque<Flight>,
     journeys: HashMap<RequestId, Journey>,
     samples: Vec<Sample>,
     busy: f64,
     ids: u64,
+    forecast: Option<Forecast>,
 }
 
 impl VirtualTime {
@@ -90,7 +100,13 @@ impl VirtualTime {
             samples: Vec::new(),
             busy: 0.0,
             ids: 0,
+            forecast: None,
         }
+    }
+
+    /// From here on every request's time to its first token is predicted when it comes, as the engine does.
+    pub fn foresee(&mut self, forecast: Forecast) {
+        self.forecast = Some(forecast);
     }
 
     /// A group comes at this time, in seconds, or now if that has passed. Returns the ids of its requests.
@@ -136,9 +152,10 @@ impl VirtualTime {
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
             self.busy += took;
-            self.flights.push_back((output, self.free_at));
+            let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+            self.flights.push_back(Flight { output, tokens, took, end: self.free_at });
         }
-        let Some((output, end)) = self.flights.pop_front() else {
+        let Some(Flight { output, tokens, took, end }) = self.flights.pop_front() else {
             return match self.pipeline.scheduler().is_idle() {
                 true => Ok(Turn::Idle),
                 false => Err("the scheduler has work and plans none".to_owned()),
@@ -146,6 +163,11 @@ impl VirtualTime {
         };
         self.now = self.now.max(end);
         let updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+        if let Some(forecast) = &mut self.forecast {
+            forecast.step(tokens, took);
+            let drawn = updates.iter().filter(|(_, update)| update.token.is_some()).count();
+            forecast.answers(drawn, updates.iter().filter(|(_, update)| update.finish.is_some()).count());
+        }
         for (id, update) in updates {
             let journey = self.journeys.get_mut(&id).ok_or("an update for a request that never was")?;
             if update.token.is_some() {
@@ -168,6 +190,7 @@ impl VirtualTime {
         {
             match entry.remove() {
                 Happening::Arrive(group) => {
+                    self.predict(&group);
                     let ids: Vec<RequestId> = group.iter().map(|(id, _)| *id).collect();
                     if self.pipeline.submit(group).is_err() {
                         ids.iter().for_each(|id| self.end(*id, Outcome::Refused));
@@ -179,6 +202,17 @@ impl VirtualTime {
                         self.end(id, Outcome::Left);
                     }
                 }
+            }
+        }
+    }
+
+    /// Says of each of a group when its first token is to be expected: of all from what is there before the group.
+    fn predict(&mut self, group: &[(RequestId, Request)]) {
+        let Some(forecast) = &self.forecast else { return };
+        for (id, request) in group {
+            let wait = forecast.first_token(&self.pipeline.load(request));
+            if let Some(journey) = self.journeys.get_mut(id) {
+                journey.predicted = Some(self.now - journey.arrived + wait);
             }
         }
     }

@@ -64,6 +64,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         max_queue_requests: 10,
         max_queue_tokens: 10_000,
         prefix_caching: true,
+        policy: Default::default(),
     };
     let rank = RankParts {
         device,
@@ -84,6 +85,7 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
         sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens, stop_ids: vec![2] },
         priority: 0,
+        tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: score.then_some(0),
     }

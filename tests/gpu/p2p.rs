@@ -280,6 +280,7 @@ fn engine<C: Communicator<Cuda>>(
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        policy: Default::default(),
     };
     let count = devices.len();
     let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {
@@ -319,6 +320,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         }),
         stop: StopRules { max_tokens: dev::GENERATED.min(8), stop_ids: Vec::new() },
         priority: 0,
+        tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
     };

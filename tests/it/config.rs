@@ -164,3 +164,30 @@ fn a_reward_model_is_refused() {
     let model = dir.path().to_str().unwrap();
     refuses(&serve(&["--model", model], &[]), 1, &["--model", "reward model, which is not served yet"]);
 }
+
+#[test]
+fn keys_come_from_a_file_that_no_error_quotes() {
+    for (text, part) in [
+        ("", "[[keys]]"),
+        ("keys = []\n", "at least one key"),
+        ("[[keys]]\nname = \"a\"\n", "line "),
+        ("[[keys]]\nname = \"\"\nkey = \"sesame\"\n", "a name of 1 to 64 bytes"),
+        ("[[keys]]\nname = \"a\"\nkey = \"sesame\"\nweight = 0\n", "a weight from 1 to 1000, got 0"),
+        ("[[keys]]\nname = \"a\"\nkey = \"two words sesame\"\n", "visible ASCII"),
+        ("[[keys]]\nname = \"a\"\nkey = \"sesame\"\nsesame = 1\n", "line "),
+        (
+            "[[keys]]\nname = \"a\"\nkey = \"sesame\"\n[[keys]]\nname = \"b\"\nkey = \"sesame\"\n",
+            "also that of a",
+        ),
+    ] {
+        let file = file(text);
+        let output = serve(&["--model", &tiny(), "--api-keys", file.path().to_str().unwrap()], &[]);
+        refuses(&output, 1, &["--api-keys", part]);
+        assert!(!String::from_utf8_lossy(&output.stderr).contains("sesame"), "{text}");
+    }
+    for (flag, value) in
+        [("--max-ttft", "0"), ("--max-ttft", "NaN"), ("--kv-reserve", "1.5"), ("--kv-reserve", "NaN")]
+    {
+        refuses(&serve(&["--model", &tiny(), flag, value], &[]), 1, &[flag, "expected"]);
+    }
+}

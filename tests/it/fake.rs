@@ -20,6 +20,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         sampling: Arc::new(SamplingParams::greedy()),
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
+        tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
     }
@@ -36,6 +37,7 @@ pub fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        policy: Default::default(),
     }
 }
 

@@ -24,6 +24,7 @@
 //! | every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
 
 mod abort;
+mod admission;
 mod chat;
 pub mod client;
 mod completions;

@@ -1,6 +1,7 @@
 //! The scheduler's decisions: scripted traces, one fact each, and random ones against a naive model.
 
 mod admission;
+mod fairness;
 mod preemption;
 pub mod random;
 mod steps;

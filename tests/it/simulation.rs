@@ -3,6 +3,7 @@
 mod binary;
 mod chaos;
 mod content;
+mod forecasts;
 mod replays;
 mod virtual_time;
 mod workloads;

@@ -113,6 +113,7 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        policy: Default::default(),
     }
 }
 
@@ -154,6 +155,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         sampling: Arc::new(SamplingParams { logprobs: Some(2), ..SamplingParams::greedy() }),
         stop: StopRules { max_tokens: prompt.greedy.len() as u32, stop_ids: Vec::new() },
         priority: 0,
+        tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
     };

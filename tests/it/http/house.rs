@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Stats};
+use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Start, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
 use octant::server::{Board, DrainTimes, Ended, ServerState, Settings, bind, serve};
@@ -32,18 +32,25 @@ pub struct Plan {
     pub settings: Settings,
     pub times: DrainTimes,
     pub stalled_after: Duration,
+    pub start: Start,
 }
 
 impl Plan {
     pub fn new() -> Self {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
         let settings = Settings::new("parrot", vec![EOS]);
-        Self { config: config(), settings, times, stalled_after: Duration::from_secs(60) }
+        Self {
+            config: config(),
+            settings,
+            times,
+            stalled_after: Duration::from_secs(60),
+            start: Start::new(2),
+        }
     }
 
     /// Opens the house over an executor.
     pub fn over(self, executor: impl Executor + 'static) -> House {
-        let (engine, thread) = Engine::start(self.config, 2, Box::new(executor));
+        let (engine, thread) = Engine::start_as(self.config, Box::new(executor), self.start);
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
@@ -83,6 +90,7 @@ pub fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        policy: Default::default(),
     }
 }
 

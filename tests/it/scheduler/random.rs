@@ -71,6 +71,7 @@ pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
             max_queue_requests: 1000,
             max_queue_tokens: 1_000_000,
             prefix_caching,
+            policy: Default::default(),
         }
     })
 }
@@ -152,6 +153,7 @@ fn small_pools_force_preemption_and_sharing() {
         max_queue_requests: 1000,
         max_queue_tokens: 1_000_000,
         prefix_caching: true,
+        policy: Default::default(),
     };
     for in_flight in [1, 2] {
         let long = |first: u32| request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);

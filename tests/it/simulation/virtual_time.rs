@@ -27,6 +27,7 @@ fn config() -> SchedulerConfig {
         max_queue_requests: 20_000,
         max_queue_tokens: 100_000_000,
         prefix_caching: true,
+        policy: Default::default(),
     }
 }
 

@@ -38,6 +38,7 @@ pub fn config(draws: &mut Draws) -> SchedulerConfig {
         max_queue_requests: if scarce { 1 + below(draws, 6) } else { 1000 },
         max_queue_tokens: if one_in(draws, 6) { 400 } else { 1_000_000 },
         prefix_caching: !one_in(draws, 3),
+        policy: Default::default(),
     }
 }
 

@@ -218,7 +218,7 @@ impl World {
             self.tally.stops += 1;
             return Ok(Next::Death("the server is shutting down".to_owned()));
         }
-        if let Err(reason) = self.turns.turn(&mut self.device, |_| ()) {
+        if let Err(reason) = self.turns.turn(&mut self.device, &mut |_, _| ()) {
             return match self.device.broke {
                 Some(why) if reason.starts_with(why) => {
                     self.tally.faults[self.device.fault.expect("it broke").1 as usize] += 1;

@@ -1,0 +1,133 @@
+//! What admission predicts, against what happens in virtual time, and the arithmetic by itself.
+
+use std::time::Duration;
+
+use octant::cost::RowShape;
+use octant::engine::Forecast;
+use octant::engine::forecast::{Load, retry_after};
+use octant::scheduler::SchedulerConfig;
+use octant::simulator::report::foreseen;
+use octant::simulator::virtual_time::VirtualTime;
+use octant::simulator::workload::{Spread, Synthetic};
+use octant::simulator::{Journey, Machine, plot};
+
+use super::cost;
+
+fn close(got: f64, expected: f64) {
+    assert!((got - expected).abs() < 1e-9 * expected.abs().max(1.0), "{got}, expected {expected}");
+}
+
+/// 10 ms and 0.1 ms a token.
+fn known() -> Forecast {
+    Forecast::new(&[(1, 0.0101), (101, 0.0201), (201, 0.0301)])
+}
+
+#[test]
+fn steps_are_a_line_through_those_that_were() {
+    let (base, per_token) = known().line();
+    close(base, 0.01);
+    close(per_token, 0.0001);
+    assert_eq!(Forecast::default().line(), (0.0, 0.0), "nothing is known");
+    let mut alike = Forecast::default();
+    (0..10).for_each(|_| alike.step(8, 0.02));
+    close(alike.line().0, 0.02);
+    let mut changed = known();
+    (0..2000).for_each(|i| changed.step(1 + i % 100, 0.05));
+    assert!((changed.line().0 - 0.05).abs() < 1e-4, "the later ones count more: {:?}", changed.line());
+    let mut nonsense = known();
+    nonsense.step(5, f64::NAN);
+    nonsense.step(5, f64::INFINITY);
+    assert_eq!(nonsense, known());
+}
+
+#[test]
+fn a_first_token_waits_for_prompts_ahead_and_for_a_place() {
+    let forecast = known();
+    let idle = Load { prompt: 100, places: 4, step_tokens: 100, ..Load::default() };
+    close(forecast.first_token(&idle), 0.01 + 0.01);
+    // Three steps of prompts, its own among them.
+    close(forecast.first_token(&Load { tokens: 200, ahead: 1, ..idle }), 0.03 + 0.03);
+    // No place: of 4 that run one ends every 32 steps, and two must.
+    let full =
+        Load { running: 4, places: 0, ahead: 1, tokens: 50, prompt: 50, step_tokens: 100, in_flight: 0 };
+    let steps = 2.0 * 128.0 / 4.0 + 1.0;
+    close(forecast.first_token(&full), steps * 0.01 + (100.0 + 4.0 * steps) * 0.0001);
+    let mut short = forecast.clone();
+    (0..500).for_each(|_| short.answers(8, 1));
+    assert!(short.first_token(&full) < forecast.first_token(&full) / 8.0, "answers are short here");
+    close(short.next_end(4), 0.0104 * 8.0 / 4.0);
+}
+
+#[test]
+fn a_time_to_come_back_is_whole_seconds_that_clients_heed() {
+    let seconds = [(0.0, 1), (0.2, 1), (3.0, 3), (3.01, 4), (1e9, 120), (f64::INFINITY, 120)];
+    for (wait, expected) in seconds {
+        assert_eq!(retry_after(wait), Duration::from_secs(expected), "{wait}");
+    }
+}
+
+/// What was predicted of all that came at random at this rate, and what it was.
+fn run(rate: f64) -> Vec<(f64, f64)> {
+    let config = SchedulerConfig {
+        max_num_seqs: 32,
+        max_num_batched_tokens: 512,
+        max_model_len: 4096,
+        num_blocks: 4096,
+        vocab_size: 1000,
+        max_queue_requests: 10_000,
+        max_queue_tokens: 10_000_000,
+        prefix_caching: false,
+        policy: Default::default(),
+    };
+    let spread = |mean, cv| Spread { mean, cv };
+    let work = Synthetic {
+        requests: 400,
+        interval: spread(1.0 / rate, 1.0),
+        prompt: spread(512.0, 0.5),
+        answer: spread(128.0, 0.5),
+        seed: 5,
+    };
+    let (arrivals, _) = work.draw(config.vocab_size, config.max_sequence_tokens());
+    let step = |tokens| (tokens as usize, cost().step([RowShape { tokens, position: 0, logits: 1 }]).total());
+    let mut server = VirtualTime::new(config, 2, Machine::scripted(cost()));
+    server.foresee(Forecast::new(&[1, 256, 512].map(step)));
+    arrivals.into_iter().for_each(|arrival| _ = server.arrive(arrival.at, vec![arrival.ask]));
+    server.run().unwrap();
+    let (journeys, _) = server.history();
+    let pairs = foreseen(&journeys);
+    assert_eq!(pairs.len(), 400);
+    pairs
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+#[test]
+fn predictions_are_near_what_happens_below_and_above_what_the_server_can_do() {
+    for (rate, off) in [(1.0, 0.35), (8.0, 0.35)] {
+        let pairs = run(rate);
+        let relative = median(pairs.iter().map(|(x, y)| (x / y - 1.0).abs()).collect());
+        let bias =
+            pairs.iter().map(|(x, _)| x).sum::<f64>() / pairs.iter().map(|(_, y)| y).sum::<f64>() - 1.0;
+        println!(
+            "{rate} requests a second: median {:.1} % off, {:+.1} % in sum",
+            100.0 * relative,
+            100.0 * bias
+        );
+        assert!(relative < off && bias.abs() < 0.35, "{rate}: {relative} {bias}");
+    }
+}
+
+#[test]
+fn the_picture_has_a_point_for_every_request() {
+    let mut journey = Journey::new(1.0, 10);
+    journey.tokens = vec![1.5];
+    assert!(foreseen(&[&journey]).is_empty(), "nothing was predicted");
+    journey.predicted = Some(0.4);
+    assert_eq!(foreseen(&[&journey]), [(0.4, 0.5)]);
+    let svg = plot::foresight(&[(0.4, 0.5), (1.0, 2.0), (3.0, 1.0)]).unwrap();
+    // The last is drawn once more where points are thinned out.
+    assert!(svg.matches("<circle").count() >= 3 && svg.contains("predicted"), "{svg}");
+}
