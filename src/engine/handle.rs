@@ -11,9 +11,11 @@ use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::engine::meters::{Meters, Payer};
 use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
 use crate::request::{Finish, Reject, Request, Update};
@@ -34,6 +36,9 @@ pub(super) struct Submission {
     pub(super) id: RequestId,
     pub(super) request: Request,
     pub(super) updates: mpsc::UnboundedSender<Update>,
+    pub(super) submitted: Instant,
+    /// Whose counters its cost goes to.
+    pub(super) payer: Option<Arc<Payer>>,
 }
 
 /// What the engine's thread and all handles share.
@@ -41,6 +46,7 @@ pub(super) struct Shared {
     pub(super) config: SchedulerConfig,
     /// What of the queue's stats a health check reads, without the lock.
     pub(super) pulse: Arc<Pulse>,
+    pub(super) meters: Meters,
     next_id: AtomicU64,
     /// What every submit is answered with, once set.
     refusal: Mutex<Option<Reject>>,
@@ -58,7 +64,8 @@ struct Queue {
 impl Shared {
     pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
         let queue = Mutex::new(Queue { stats, entered: 0 });
-        Self { config, pulse: Arc::default(), next_id: AtomicU64::new(0), refusal: Mutex::new(None), queue }
+        let (pulse, meters, next_id) = (Arc::default(), Meters::default(), AtomicU64::new(0));
+        Self { config, pulse, meters, next_id, refusal: Mutex::new(None), queue }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -120,7 +127,7 @@ impl EngineHandle {
         config.check_queue_requests(counts.waiting + queue.entered, requests)?;
         config.check_queue_tokens(counts.waiting_tokens, 1)?;
         queue.entered += requests;
-        Ok(Place { engine: self.clone(), requests })
+        Ok(Place { engine: self.clone(), requests, payer: None })
     }
 
     /// The last snapshot. Never waits for a step.
@@ -131,6 +138,11 @@ impl EngineHandle {
     /// The heartbeat, which can be read whatever state the engine is in.
     pub fn pulse(&self) -> &Arc<Pulse> {
         &self.shared.pulse
+    }
+
+    /// What the engine's thread counts.
+    pub fn meters(&self) -> &Meters {
+        &self.shared.meters
     }
 
     /// The limits that the engine was started with.
@@ -149,11 +161,11 @@ impl EngineHandle {
         let _already_gone = self.commands.send(Command::Stop);
     }
 
-    fn open(&self, request: Request) -> (Submission, UpdateStream) {
+    fn open(&self, request: Request, payer: Option<Arc<Payer>>) -> (Submission, UpdateStream) {
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, updates) = mpsc::unbounded_channel();
         let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
-        (Submission { id, request, updates: sender }, stream)
+        (Submission { id, request, updates: sender, submitted: Instant::now(), payer }, stream)
     }
 
     fn send(&self, command: Command) -> Result<(), Reject> {
@@ -174,6 +186,7 @@ impl EngineHandle {
 pub struct Place {
     engine: EngineHandle,
     requests: usize,
+    payer: Option<Arc<Payer>>,
 }
 
 impl Drop for Place {
@@ -183,6 +196,11 @@ impl Drop for Place {
 }
 
 impl Place {
+    /// Whose counters get what the group costs; without this it is on nobody's.
+    pub fn bill_to(&mut self, payer: Arc<Payer>) {
+        self.payer = Some(payer);
+    }
+
     /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes
     /// a group of any size.
     ///
@@ -210,7 +228,9 @@ impl Place {
         let (reply, answer) = flume::bounded(1);
         let engine = self.engine.clone();
         // The streams exist before the command is sent, so that their drop covers every moment after it.
-        let (group, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| engine.open(r)).unzip();
+        let payer = self.payer.clone();
+        let (group, mut streams): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|r| engine.open(r, payer.clone())).unzip();
         let outcome = match engine.send(Command::Submit { group, place: self, reply }) {
             Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(engine.refusal())),
             Err(reject) => Err(reject),

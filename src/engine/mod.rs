@@ -5,20 +5,24 @@
 //! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
 //! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
 
+pub mod account;
 mod handle;
 mod ledger;
+mod meters;
 mod pipeline;
 mod pulse;
 pub mod record;
 mod stats;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
+pub use meters::{Meters, Payer};
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
@@ -28,6 +32,7 @@ use crate::request::{Reject, Update};
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
+use account::Account;
 use handle::{Command, Shared, Submission};
 
 /// Executes steps, in the order enqueued.
@@ -37,6 +42,10 @@ pub trait Executor: Send {
     fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError>;
     /// Waits for the earliest step not yet collected.
     fn collect(&mut self) -> Result<StepOutput, ExecutorError>;
+    /// What a step should take, where the executor can tell. Metrics compare it with what it took.
+    fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
+        None
+    }
 }
 
 /// The executor failed, for good: the engine answers every open request with this and ends.
@@ -56,6 +65,11 @@ pub struct Engine<'a> {
     pipeline: Pipeline,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
+    account: Account,
+    /// Since when the results of a step have been there without another launch.
+    results_since: Option<Instant>,
+    /// What each step in flight should take.
+    predicted: VecDeque<Option<Duration>>,
     /// Committed, and not said yet.
     updates: Vec<(RequestId, Update)>,
 }
@@ -119,8 +133,15 @@ impl Engine<'_> {
                 continue;
             }
             let output = self.executor.collect().map_err(|e| e.message)?;
-            self.last_step = Some(Instant::now());
+            let now = Instant::now();
+            self.results(now);
             self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+            for (id, update) in &mut self.updates {
+                update.cost = self.account.cost(*id, update.token.is_some());
+                if update.finish.is_some() {
+                    update.cost = self.account.close(*id, now);
+                }
+            }
         }
     }
 
@@ -151,10 +172,45 @@ impl Engine<'_> {
 
     /// Starts as many steps as may be in flight.
     fn launch(&mut self) -> Result<(), String> {
+        let mut launched = false;
         while let Some(plan) = self.pipeline.start() {
+            let began = Instant::now();
             self.executor.enqueue(&plan).map_err(|e| e.message)?;
+            let now = Instant::now();
+            if let Some(results) = self.results_since.filter(|_| !launched) {
+                self.shared.meters.host.observe((now - results).as_secs_f64());
+            }
+            let idle_since = self.results_since.or(self.busy_since).filter(|_| self.pipeline.in_flight() == 1);
+            self.shared.meters.idle.observe(idle_since.map_or(0.0, |since| (began - since).as_secs_f64()));
+            let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+            self.shared.meters.tokens.observe(tokens as f64);
+            self.predicted.push_back(self.executor.predict(&plan));
+            self.account.launched(&plan, self.pipeline.scheduler().owners(), began);
+            launched = true;
         }
+        if launched {
+            self.results_since = None;
+        }
+        // The device has its step: what this takes it does not see.
+        self.account.hold(self.pipeline.scheduler().holdings(), Instant::now());
         Ok(())
+    }
+
+    /// Takes note of when the earliest step's results came.
+    fn results(&mut self, now: Instant) {
+        (self.last_step, self.results_since) = (Some(now), Some(now));
+        let meters = &self.shared.meters;
+        let before = self.account.totals();
+        let took = self.account.results(now);
+        let totals = self.account.totals();
+        meters.step.observe(took);
+        meters.prefill.inc_by(totals.prefill - before.prefill);
+        meters.decode.inc_by(totals.decode - before.decode);
+        meters.kv_block_seconds.inc_by(totals.kv_block_seconds - meters.kv_block_seconds.get());
+        meters.recomputed.inc_by(totals.recomputed_tokens - meters.recomputed.get());
+        if let Some(expected) = self.predicted.pop_front().flatten().filter(|expected| !expected.is_zero()) {
+            meters.ratio.observe(took / expected.as_secs_f64());
+        }
     }
 
     /// Idle is when every block must be back, so that is when they are counted.
@@ -163,7 +219,8 @@ impl Engine<'_> {
         if !self.ledger.is_empty() {
             return Err(format!("{} requests were never answered", self.ledger.len()));
         }
-        self.busy_since = None;
+        (self.busy_since, self.results_since) = (None, None);
+        self.account.rest();
         self.publish();
         Ok(())
     }
@@ -181,6 +238,7 @@ impl Engine<'_> {
                 if self.ledger.abandon(id) {
                     self.updates.retain(|(of, _)| *of != id);
                     self.pipeline.abort(id);
+                    self.account.close(id, Instant::now());
                 }
             }
             Command::Stop => return Next::Stop,
@@ -189,10 +247,12 @@ impl Engine<'_> {
     }
 
     fn admit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
+        let bill = |s: &Submission| (s.request.prompt.len(), s.submitted, s.payer.clone());
         let (accounts, requests): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
+            group.into_iter().map(|s| ((s.id, bill(&s), s.updates), (s.id, s.request))).unzip();
         self.pipeline.submit(requests)?;
-        for (id, updates) in accounts {
+        for (id, (prompt, submitted, payer), updates) in accounts {
+            self.account.open(id, prompt, submitted, payer);
             self.ledger.open(id, updates);
         }
         Ok(())
@@ -240,6 +300,9 @@ fn live(
             pipeline: Pipeline::new(shared.config.clone(), in_flight, recorder),
             last_step: None,
             busy_since: None,
+            account: Account::default(),
+            results_since: None,
+            predicted: VecDeque::new(),
             updates: Vec::new(),
         };
         let end = engine.run();

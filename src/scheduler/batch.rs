@@ -118,9 +118,9 @@ impl Scheduler {
         if self.in_the_making(order, cached.len()) {
             return false;
         }
+        let reserve = self.reserve();
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
-        let reserve = if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE };
         if self.pool.available() < missing + reserve {
             return false;
         }
@@ -138,6 +138,11 @@ impl Scheduler {
         sequence.start(slot, table, computed);
         self.running.insert(order, sequence);
         true
+    }
+
+    /// Blocks that a new sequence leaves alone. None where nothing runs.
+    pub(super) fn reserve(&self) -> usize {
+        if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE }
     }
 
     /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it
