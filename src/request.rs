@@ -124,6 +124,42 @@ pub struct Update {
     pub cached_tokens: Option<u32>,
     /// Set on the last update and on no other.
     pub finish: Option<Finish>,
+    /// What the request has cost so far, this update's step included; on the last one all of it.
+    pub cost: Cost,
+}
+
+/// What a request has cost. Times are in seconds; how a step's time is divided is told in the engine's account.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// From its submission to its first row in a step.
+    pub queue: f64,
+    /// Its share of the device's time for rows that feed its prompt, or feed tokens again.
+    pub prefill: f64,
+    /// Its share of the device's time for rows that feed what was drawn last.
+    pub decode: f64,
+    /// KV blocks held times seconds; a block that several hold is divided between them.
+    pub kv_block_seconds: f64,
+    /// Prompt tokens found in the prefix cache at its first start.
+    pub cached_tokens: u64,
+    /// Tokens fed to the model for the first time.
+    pub computed_tokens: u64,
+    /// Tokens fed again after a preemption.
+    pub recomputed_tokens: u64,
+}
+
+impl Cost {
+    /// Both together: of the choices of a request, or of a key's requests.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            queue: self.queue + other.queue,
+            prefill: self.prefill + other.prefill,
+            decode: self.decode + other.decode,
+            kv_block_seconds: self.kv_block_seconds + other.kv_block_seconds,
+            cached_tokens: self.cached_tokens + other.cached_tokens,
+            computed_tokens: self.computed_tokens + other.computed_tokens,
+            recomputed_tokens: self.recomputed_tokens + other.recomputed_tokens,
+        }
+    }
 }
 
 /// Why a request ended.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::engine::forecast::retry_after;
+use crate::engine::meters::{Meters, Payer};
 use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
 use crate::engine::turn::Submission;
@@ -25,7 +26,12 @@ use crate::scheduler::{RequestId, SchedulerConfig};
 /// What a client asks of the engine's thread.
 pub(super) enum Command {
     /// Take these, all or none, and say so.
-    Submit { group: Vec<Submission>, place: Place, reply: flume::Sender<Result<(), Reject>> },
+    Submit {
+        group: Vec<Submission>,
+        place: Place,
+        submitted: Instant,
+        reply: flume::Sender<Result<(), Reject>>,
+    },
     /// The client has gone.
     Abort(RequestId),
     /// End every request and the thread.
@@ -37,6 +43,7 @@ pub(super) struct Shared {
     pub(super) config: SchedulerConfig,
     /// What of the queue's stats a health check reads, without the lock.
     pub(super) pulse: Arc<Pulse>,
+    pub(super) meters: Meters,
     next_id: AtomicU64,
     /// What every submit is answered with, once set.
     refusal: Mutex<Option<Reject>>,
@@ -54,7 +61,8 @@ struct Queue {
 impl Shared {
     pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
         let queue = Mutex::new(Queue { stats, entered: 0 });
-        Self { config, pulse: Arc::default(), next_id: AtomicU64::new(0), refusal: Mutex::new(None), queue }
+        let (pulse, meters, next_id) = (Arc::default(), Meters::default(), AtomicU64::new(0));
+        Self { config, pulse, meters, next_id, refusal: Mutex::new(None), queue }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -116,7 +124,7 @@ impl EngineHandle {
         config.check_queue_requests(counts.waiting + queue.entered, requests)?;
         config.check_queue_tokens(counts.waiting_tokens, 1)?;
         queue.entered += requests;
-        Ok(Place { engine: self.clone(), requests, taken: Instant::now(), due: None })
+        Ok(Place { engine: self.clone(), requests, taken: Instant::now(), due: None, payer: None })
     }
 
     /// After how long someone whom the queue had no place for should try again, by what is predicted.
@@ -133,6 +141,11 @@ impl EngineHandle {
     /// The heartbeat, which can be read whatever state the engine is in.
     pub fn pulse(&self) -> &Arc<Pulse> {
         &self.shared.pulse
+    }
+
+    /// What the engine's thread counts.
+    pub fn meters(&self) -> &Meters {
+        &self.shared.meters
     }
 
     /// The limits that the engine was started with.
@@ -178,6 +191,7 @@ pub struct Place {
     requests: usize,
     taken: Instant,
     pub(super) due: Option<Instant>,
+    pub(super) payer: Option<Arc<Payer>>,
 }
 
 impl Drop for Place {
@@ -192,6 +206,11 @@ impl Place {
     pub fn due_within(&mut self, time: Duration) {
         let due = self.taken.checked_add(time);
         self.due = self.due.into_iter().chain(due).min();
+    }
+
+    /// Whose counters get what the group costs; without this it is on nobody's.
+    pub fn bill_to(&mut self, payer: Arc<Payer>) {
+        self.payer = Some(payer);
     }
 
     /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes
@@ -222,7 +241,8 @@ impl Place {
         let engine = self.engine.clone();
         // The streams exist before the command is sent, so that their drop covers every moment after it.
         let (group, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| engine.open(r)).unzip();
-        let outcome = match engine.send(Command::Submit { group, place: self, reply }) {
+        let submitted = Instant::now();
+        let outcome = match engine.send(Command::Submit { group, place: self, submitted, reply }) {
             Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(engine.refusal())),
             Err(reject) => Err(reject),
         };

@@ -5,10 +5,12 @@
 //! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
 //! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
 
+pub mod account;
 mod deadlines;
 pub mod forecast;
 mod handle;
 mod ledger;
+mod meters;
 mod pipeline;
 mod pulse;
 pub mod record;
@@ -24,6 +26,7 @@ use std::time::{Duration, Instant};
 pub use forecast::Forecast;
 pub use handle::{EngineHandle, Place, UpdateStream};
 pub use ledger::Ledger;
+pub use meters::{Meters, Payer};
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
@@ -45,6 +48,10 @@ pub trait Executor: Send {
     fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError>;
     /// Waits for the earliest step not yet collected.
     fn collect(&mut self) -> Result<StepOutput, ExecutorError>;
+    /// What a step should take, where the executor can tell. Metrics compare it with what it took.
+    fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
+        None
+    }
 }
 
 /// The executor failed, for good: the engine answers every open request with this and ends.
@@ -189,7 +196,8 @@ impl Engine<'_> {
     fn expire(&mut self) {
         let now = Instant::now();
         while let Some(id) = self.deadlines.pop(now) {
-            self.turns.expire(id);
+            let cost = self.watch.close(id);
+            self.turns.expire(id, cost);
         }
     }
 
@@ -203,28 +211,32 @@ impl Engine<'_> {
     fn obey(&mut self, command: Command) -> Next {
         self.shared.pulse.heard(!self.commands.is_empty());
         match command {
-            Command::Submit { group, place, reply } => {
-                let outcome = self.admit(group, place.due);
+            Command::Submit { group, place, submitted, reply } => {
+                let outcome = self.admit(group, &place, submitted);
                 self.shared.publish_instead_of(place, self.stats());
                 let _gone = reply.send(outcome);
             }
             Command::Abort(id) => {
                 self.deadlines.remove(id);
                 self.turns.abort(id);
+                self.watch.close(id);
             }
             Command::Stop => return Next::Stop,
         }
         Next::Go
     }
 
-    fn admit(&mut self, group: Vec<Submission>, due: Option<Instant>) -> Result<(), Reject> {
+    fn admit(&mut self, group: Vec<Submission>, place: &Place, submitted: Instant) -> Result<(), Reject> {
         if let Some(first) = group.first() {
-            self.check_wait(&first.request, due)?;
+            self.check_wait(&first.request, place.due)?;
         }
-        let ids: Vec<RequestId> = group.iter().map(|submission| submission.id).collect();
+        let taken: Vec<_> = group.iter().map(|s| (s.id, s.request.prompt.len())).collect();
         self.turns.submit(group)?;
-        if let Some(due) = due {
-            ids.into_iter().for_each(|id| self.deadlines.add(id, due));
+        for (id, prompt) in taken {
+            self.watch.open(id, prompt, submitted, place.payer.clone());
+            if let Some(due) = place.due {
+                self.deadlines.add(id, due);
+            }
         }
         Ok(())
     }
@@ -280,7 +292,7 @@ fn live(
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            watch: Watch::new(start.forecast),
+            watch: Watch::new(start.forecast, shared.meters.clone()),
             deadlines: Deadlines::default(),
             max_ttft: start.max_ttft,
         };

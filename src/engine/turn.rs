@@ -4,10 +4,12 @@
 //! starts steps until as many are in flight as may be, tells clients what the step before yielded, and takes in the
 //! earliest output. The engine's thread drives turns, and so does whoever simulates the engine in a time of its own.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 
 use super::{Executor, Ledger, Pipeline};
-use crate::request::{Finish, Reject, Request, Update};
+use crate::request::{Cost, Finish, Reject, Request, Update};
 use crate::scheduler::RequestId;
 use crate::scheduler::plan::StepPlan;
 
@@ -23,8 +25,10 @@ pub struct Submission {
 
 /// What whoever drives a turn may want to know of it, or of the time at which it is.
 pub enum Moment<'a> {
-    /// The executor is about to be given this step.
-    Launching(&'a StepPlan),
+    /// The executor is about to be given a step.
+    Launching,
+    /// It has been given this one, which should take so long, if it can tell.
+    Launched(&'a StepPlan, Option<Duration>),
     /// It has all the steps that it can have; clients are told next. Whoever has read a finish finds its blocks free in
     /// what is published now.
     Telling,
@@ -71,9 +75,9 @@ impl Turns {
     }
 
     /// Its time is up: the last that its client hears is that, and it hears it next.
-    pub fn expire(&mut self, id: RequestId) {
+    pub fn expire(&mut self, id: RequestId, cost: Cost) {
         self.pipeline.abort(id);
-        self.updates.push((id, Update { finish: Some(Finish::Late), ..Update::default() }));
+        self.updates.push((id, Update { finish: Some(Finish::Late), cost, ..Update::default() }));
     }
 
     /// One turn. The executor has its next step before anyone is told of the last: what the host does meanwhile costs
@@ -87,8 +91,9 @@ impl Turns {
         watch: &mut dyn FnMut(&Pipeline, Moment<'_>),
     ) -> Result<bool, String> {
         while let Some(plan) = self.pipeline.start() {
-            watch(&self.pipeline, Moment::Launching(&plan));
+            watch(&self.pipeline, Moment::Launching);
             executor.enqueue(&plan).map_err(|e| e.message)?;
+            watch(&self.pipeline, Moment::Launched(&plan, executor.predict(&plan)));
         }
         watch(&self.pipeline, Moment::Telling);
         self.answer();

@@ -1,50 +1,119 @@
-//! The clock beside the turns: what steps took, and what that says of the steps to come.
+//! The clock beside the turns: what steps took, who pays for it, and what it says of the steps to come.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::account::Account;
 use super::turn::Moment;
-use super::{Forecast, Pipeline, Stats};
+use super::{Forecast, Meters, Payer, Pipeline, Stats};
+use crate::request::{Cost, Update};
+use crate::scheduler::RequestId;
+use crate::scheduler::plan::StepPlan;
 
 /// What is known of time; told of each moment of a turn as it passes.
 pub(super) struct Watch {
+    meters: Meters,
+    account: Account,
+    forecast: Forecast,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
-    forecast: Forecast,
-    /// Of each step in flight, its tokens and when it was enqueued.
-    launched: VecDeque<(usize, Instant)>,
+    /// Since when the results of a step have been there without another launch.
+    results_since: Option<Instant>,
+    /// When the step that is being launched was.
+    launching: Option<Instant>,
+    /// Of each step in flight, its tokens and what it should take.
+    launched: VecDeque<(usize, Option<Duration>)>,
 }
 
 impl Watch {
     /// With nothing to do.
-    pub(super) fn new(forecast: Forecast) -> Self {
-        Self { last_step: None, busy_since: None, forecast, launched: VecDeque::new() }
+    pub(super) fn new(forecast: Forecast, meters: Meters) -> Self {
+        Self {
+            meters,
+            account: Account::default(),
+            forecast,
+            last_step: None,
+            busy_since: None,
+            results_since: None,
+            launching: None,
+            launched: VecDeque::new(),
+        }
     }
 
     /// A moment of a turn.
-    pub(super) fn see(&mut self, _pipeline: &Pipeline, moment: Moment<'_>) {
+    pub(super) fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>) {
+        let now = Instant::now();
         match moment {
-            Moment::Launching(plan) => {
-                let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
-                self.launched.push_back((tokens, Instant::now()));
-            }
-            Moment::Telling => {}
-            Moment::Results => self.results(Instant::now()),
-            Moment::Committed(updates) => {
-                let tokens = updates.iter().filter(|(_, update)| update.token.is_some()).count();
-                let ended = updates.iter().filter(|(_, update)| update.finish.is_some()).count();
-                self.forecast.answers(tokens, ended);
-            }
+            Moment::Launching => self.launching = Some(now),
+            Moment::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
+            // The device has its steps: what this takes it does not see.
+            Moment::Telling => self.account.hold(pipeline.scheduler().holdings(), now),
+            Moment::Results => self.results(now),
+            Moment::Committed(updates) => self.committed(updates),
         }
     }
 
-    /// A step has ended: how long did it take? It began when it was enqueued or when the one before ended.
-    fn results(&mut self, now: Instant) {
-        if let Some((tokens, enqueued)) = self.launched.pop_front() {
-            let begin = self.last_step.map_or(enqueued, |last| last.max(enqueued));
-            self.forecast.step(tokens, now.duration_since(begin).as_secs_f64());
+    fn launched(&mut self, pipeline: &Pipeline, plan: &StepPlan, predicted: Option<Duration>, now: Instant) {
+        let began = self.launching.take().unwrap_or(now);
+        let idle_since = self.results_since.or(self.busy_since).filter(|_| pipeline.in_flight() == 1);
+        self.meters.idle.observe(idle_since.map_or(0.0, |since| (began - since).as_secs_f64()));
+        if let Some(results) = self.results_since.take() {
+            self.meters.host.observe((now - results).as_secs_f64());
         }
-        self.last_step = Some(now);
+        let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        self.meters.tokens.observe(tokens as f64);
+        self.launched.push_back((tokens, predicted));
+        self.account.launched(plan, pipeline.scheduler().owners(), began);
+    }
+
+    /// The results of the earliest step have come: how long did it take?
+    fn results(&mut self, now: Instant) {
+        (self.last_step, self.results_since) = (Some(now), Some(now));
+        let before = self.account.totals();
+        let took = self.account.results(now);
+        let totals = self.account.totals();
+        let meters = &self.meters;
+        meters.step.observe(took);
+        meters.prefill.inc_by(totals.prefill - before.prefill);
+        meters.decode.inc_by(totals.decode - before.decode);
+        meters.kv_block_seconds.inc_by(totals.kv_block_seconds - meters.kv_block_seconds.get());
+        meters.recomputed.inc_by(totals.recomputed_tokens - meters.recomputed.get());
+        let Some((tokens, predicted)) = self.launched.pop_front() else { return };
+        self.forecast.step(tokens, took);
+        if let Some(expected) = predicted.filter(|expected| !expected.is_zero()) {
+            self.meters.ratio.observe(took / expected.as_secs_f64());
+        }
+    }
+
+    /// What was drawn is charged to whom it was drawn for.
+    fn committed(&mut self, updates: &mut [(RequestId, Update)]) {
+        let (mut tokens, mut ended) = (0, 0);
+        for (id, update) in updates {
+            tokens += usize::from(update.token.is_some());
+            update.cost = self.account.cost(*id, update.token.is_some());
+            if update.finish.is_some() {
+                ended += 1;
+                update.cost = self.close(*id);
+            }
+        }
+        self.forecast.answers(tokens, ended);
+    }
+
+    /// A request has been taken.
+    pub(super) fn open(
+        &mut self,
+        id: RequestId,
+        prompt: usize,
+        submitted: Instant,
+        payer: Option<Arc<Payer>>,
+    ) {
+        self.account.open(id, prompt, submitted, payer);
+    }
+
+    /// A request has ended, or its client has left. Returns what it has cost.
+    pub(super) fn close(&mut self, id: RequestId) -> Cost {
+        self.account.close(id, Instant::now())
     }
 
     /// There is something to do. Returns since when.
@@ -55,7 +124,8 @@ impl Watch {
 
     /// There is nothing to do.
     pub(super) fn rest(&mut self) {
-        self.busy_since = None;
+        (self.busy_since, self.results_since) = (None, None);
+        self.account.rest();
     }
 
     /// What to expect.

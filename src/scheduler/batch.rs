@@ -134,11 +134,11 @@ impl Scheduler {
         if self.in_the_making(order, cached.len()) {
             return None;
         }
+        let reserve = self.reserve();
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
         let exposed = sequence.preemptions < self.config.policy.max_preemptions;
         let kept = if exposed { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
-        let reserve = if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE };
         if self.pool.available() < self.reserved + missing + kept + reserve {
             return None;
         }
@@ -163,6 +163,11 @@ impl Scheduler {
         sequence.start(order, slot, table, computed);
         self.running.insert(order, sequence);
         Some(order)
+    }
+
+    /// Blocks that a new sequence leaves alone. None where nothing runs.
+    pub(super) fn reserve(&self) -> usize {
+        if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE }
     }
 
     /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it

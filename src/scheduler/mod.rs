@@ -142,7 +142,7 @@ pub struct Counts {
     pub blocks_used: usize,
     /// KV blocks that hold a cached prefix and nobody holds: free when needed.
     pub blocks_cached: usize,
-    /// All KV blocks: the sum of the three.
+    /// All KV blocks: free, used and cached ones.
     pub blocks_total: usize,
     /// Of the free and the cached ones, those that are kept for sequences that run: part of these two.
     pub blocks_reserved: usize,
@@ -386,6 +386,22 @@ impl Scheduler {
             blocks_reserved: self.reserved,
             ..self.totals.clone()
         }
+    }
+
+    /// Whose the rows of the last plan are, in their order. Nothing if all plans are committed.
+    pub fn owners(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.in_flight.back().into_iter().flat_map(|flight| flight.rows.iter().map(|row| row.id))
+    }
+
+    /// Who holds KV blocks, and how many: of a block that several hold each has its part, so that the sum is the number of
+    /// blocks used.
+    pub fn holdings(&self) -> impl Iterator<Item = (RequestId, f64)> + '_ {
+        let leaving = self.leaving.values().map(|leaver| &leaver.sequence);
+        let share = |sequence: &Sequence| {
+            let parts = sequence.table.blocks().iter().map(|block| 1.0 / block.holders() as f64);
+            (sequence.id, parts.sum())
+        };
+        self.running.values().chain(leaving).map(share)
     }
 
     /// The limits it was made with.

@@ -64,6 +64,8 @@ pub struct Sequence {
 pub struct Pending {
     /// Whose row.
     pub order: Order,
+    /// The same, by the name that the engine has for it.
+    pub id: RequestId,
     position: usize,
     len: usize,
     sample: bool,
@@ -199,7 +201,7 @@ impl Sequence {
         let end = position + len;
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
         let score = self.targets(position, end);
-        let pending = Pending { order: self.order, position, len, sample, scores: score.len() };
+        let pending = Pending { order: self.order, id: self.id, position, len, sample, scores: score.len() };
         let tokens = if position < self.tokens.len() {
             TokenSource::Host(self.tokens[position..end].to_vec())
         } else {
@@ -261,7 +263,7 @@ impl Sequence {
             return None;
         }
         let (token, logprob) = (output.token, output.logprob.clone());
-        Some(self.update(Update { token, logprob, prompt_logprobs, finish, cached_tokens: None }))
+        Some(self.update(Update { token, logprob, prompt_logprobs, finish, ..Update::default() }))
     }
 
     /// The first update also says how much was cached.

@@ -58,9 +58,14 @@ impl Machine {
     /// # Panics
     /// If a row's slot was never started, which is a bug in the scheduler.
     pub fn step(&mut self, plan: &StepPlan) -> (StepOutput, StepTime) {
-        let time = self.cost.step(plan.rows.iter().map(shape));
+        let time = self.predict(plan);
         let rows = plan.rows.iter().map(|row| self.row(row)).collect();
         (StepOutput { id: plan.id, rows }, time)
+    }
+
+    /// What a step would take.
+    pub fn predict(&self, plan: &StepPlan) -> StepTime {
+        self.cost.step(plan.rows.iter().map(shape))
     }
 
     fn row(&mut self, row: &Row) -> RowOutput {

@@ -83,6 +83,10 @@ impl Executor for Simulator {
         wait_until(end);
         Ok(output)
     }
+
+    fn predict(&self, plan: &StepPlan) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.machine.predict(plan).total() * self.pace).ok()
+    }
 }
 
 /// Returns at `end` or some microseconds later, however short the wait.
