@@ -70,7 +70,7 @@ fn keys(path: &Path) -> Result<Vec<ApiKey>, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     // The parser's own message would quote a line of the file, and with it a key.
     let file: KeyFile = toml::from_str(&text).map_err(|e| {
-        let at = e.span().map_or(0, |span| text[..span.start].lines().count());
+        let at = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
         wrong(format!("line {at}: expected tables [[keys]] with name, key, weight and priority"))
     })?;
     if file.keys.is_empty() {

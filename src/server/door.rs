@@ -62,9 +62,12 @@ impl Keys {
 
     /// Whose request it is, if anybody's. All keys are compared, whichever is right.
     fn admit(&self, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
-        let right = self.0.iter().filter(|(key, _)| key.admits(headers)).last();
+        let right = self.0.iter().fold(None, |right, (key, caller)| match key.admits(headers) {
+            true => Some(caller),
+            false => right,
+        });
         match right {
-            Some((_, caller)) => Ok(caller.clone()),
+            Some(caller) => Ok(caller.clone()),
             None if self.0.is_empty() => Ok(None),
             None => Err(ApiError::BadKey),
         }

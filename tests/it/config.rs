@@ -182,12 +182,12 @@ fn keys_come_from_a_file_that_no_error_quotes() {
     ] {
         let file = file(text);
         let output = serve(&["--model", &tiny(), "--api-keys", file.path().to_str().unwrap()], &[]);
-        refuses(&output, 1, &["--api-keys", part]);
+        refuses(&output, 2, &["--api-keys", part]);
         assert!(!String::from_utf8_lossy(&output.stderr).contains("sesame"), "{text}");
     }
     for (flag, value) in
         [("--max-ttft", "0"), ("--max-ttft", "NaN"), ("--kv-reserve", "1.5"), ("--kv-reserve", "NaN")]
     {
-        refuses(&serve(&["--model", &tiny(), flag, value], &[]), 1, &[flag, "expected"]);
+        refuses(&serve(&["--model", &tiny(), flag, value], &[]), 2, &[flag, "expected"]);
     }
 }
