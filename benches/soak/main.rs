@@ -79,6 +79,7 @@ impl Findings {
         let bound = echo + HEALTH_MS;
         self.row("p99 of /health/live on the main port, ms", &format!("{main:.2}"), main < bound);
         self.row("p99 of /health/ready on the health port, ms", &format!("{health:.2}"), health < bound);
+        self.row("idle connections of probes that were closed", &probes.reopened.to_string(), true);
         let unwell = probes.unwell.first().map_or(String::new(), |first| format!(", first {first}"));
         let count = probes.unwell.len();
         self.row("probes that were told unwell", &format!("{count}{unwell}"), count == 0);

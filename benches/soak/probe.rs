@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// From one round of probes to the next.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// After so long without an answer a probe has failed.
+const LIMIT: Duration = Duration::from_secs(30);
+
 /// What probes found.
 #[derive(Default)]
 pub struct Probes {
@@ -18,6 +21,8 @@ pub struct Probes {
     pub times: [Vec<Duration>; 3],
     /// Every answer that was not 200.
     pub unwell: Vec<String>,
+    /// Connections that the server closed before it answered.
+    pub reopened: usize,
 }
 
 /// Probes until told to stop.
@@ -40,7 +45,17 @@ impl Prober {
                 probes.times[0].push(start.elapsed());
                 for (i, stream, path) in [(1, &mut main, "/health/live"), (2, &mut health, "/health/ready")] {
                     let start = Instant::now();
-                    let (status, body) = ask(stream, path);
+                    // A server short of connections may close one that is idle; that is no answer yet.
+                    let (status, body) = loop {
+                        match try_ask(stream, path) {
+                            Some(answer) => break answer,
+                            None => *stream = connect(stream.peer_addr().expect("it was open")),
+                        }
+                        probes.reopened += 1;
+                        if start.elapsed() > LIMIT {
+                            break (0, "no connection stays open for a probe".to_owned());
+                        }
+                    };
                     probes.times[i].push(start.elapsed());
                     if status != 200 {
                         probes.unwell.push(format!("{path}: {status} {body}"));
@@ -74,26 +89,37 @@ fn echo() -> SocketAddr {
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("it listens");
     stream.set_nodelay(true).expect("it can be set");
-    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("it can be set");
+    stream.set_read_timeout(Some(LIMIT)).expect("it can be set");
     stream
 }
 
 /// Status and body.
 pub fn ask(stream: &mut TcpStream, path: &str) -> (u16, String) {
+    try_ask(stream, path).expect("the connection stays open")
+}
+
+/// The same, or `None` if the connection is closed with nothing said.
+fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String)> {
     let head = format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n");
-    stream.write_all(head.as_bytes()).expect("it is open");
+    stream.write_all(head.as_bytes()).ok()?;
     let mut bytes = Vec::new();
     loop {
         let mut buffer = [0; 4096];
-        let count = stream.read(&mut buffer).expect("a probe is answered within 30 s");
-        assert!(count > 0, "a probe's connection was closed");
+        let count = match stream.read(&mut buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+            count => count.expect("a probe is answered in time"),
+        };
+        if count == 0 && bytes.is_empty() {
+            return None;
+        }
+        assert!(count > 0, "a probe's answer was cut off");
         bytes.extend_from_slice(&buffer[..count]);
         let text = String::from_utf8_lossy(&bytes);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
         if body.len() == length.parse::<usize>().expect("a number") {
             let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-            return (status.expect("a status"), body.to_owned());
+            return Some((status.expect("a status"), body.to_owned()));
         }
     }
 }
