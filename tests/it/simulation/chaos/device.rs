@@ -13,7 +13,7 @@ use crate::fake::FakeModel;
 /// Who draws the tokens.
 pub enum Brain {
     /// By position alone, with times of the 340B's.
-    Machine(Machine),
+    Machine(Box<Machine>),
     /// From what stands in the blocks: what is shared, lost or stale shows.
     Fake(FakeModel),
 }

@@ -82,7 +82,7 @@ impl World {
         let in_flight = 1 + below(&mut draws, 2);
         let voice = (!one_in(&mut draws, 4)).then(asked::voice);
         let turns = Turns::new(Pipeline::new(config.clone(), in_flight, None));
-        let device = Device::new(Brain::Machine(machine.clone()), 0.0, seed);
+        let device = Device::new(Brain::Machine(Box::new(machine.clone())), 0.0, seed);
         let mut world = Self {
             draws,
             config,
@@ -172,7 +172,7 @@ impl World {
     fn be_born(&mut self, last: bool) {
         let draws = &mut self.draws;
         let brain = match self.voice {
-            Some(_) => Brain::Machine(self.machine.clone()),
+            Some(_) => Brain::Machine(Box::new(self.machine.clone())),
             None => Brain::Fake(FakeModel::new(&self.config)),
         };
         self.turns = Turns::new(Pipeline::new(self.config.clone(), self.in_flight, None));

@@ -1,0 +1,100 @@
+//! A server in a process of its own, and what the system says of that process.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// `octant serve --device simulate`; killed when dropped.
+pub struct Server {
+    child: Child,
+    /// The API, with probes.
+    pub main: SocketAddr,
+    /// Probes alone.
+    pub health: SocketAddr,
+    _model: tempfile::TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_by_itself = self.child.kill();
+        let _status = self.child.wait();
+    }
+}
+
+/// Where the tokenizer is.
+pub fn tokenizer() -> std::path::PathBuf {
+    Path::new(ROOT).join("tests/data/text/byte_level")
+}
+
+impl Server {
+    /// Starts one with these further settings, and waits until it is ready.
+    pub fn start(more: &[&str]) -> Self {
+        let model = tempfile::tempdir().expect("a folder can be made");
+        let config = Path::new(ROOT).join("tests/data/golden/nemotron/config.json");
+        std::fs::copy(config, model.path().join("config.json")).expect("it can be copied");
+        for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
+            std::fs::copy(tokenizer().join(name), model.path().join(name)).expect("it can be copied");
+        }
+        let path = model.path().to_string_lossy();
+        let config = format!("{ROOT}/models/nemotron-4-340b-instruct");
+        let args = ["serve", "--model", &path, "--served-model-name", "soak", "--port", "0"];
+        let simulate = ["--health-port", "0", "--device", "simulate", "--simulate-config", &config];
+        let mut child = Command::new(env!("CARGO_BIN_EXE_octant"))
+            .args(args)
+            .args(simulate)
+            .args(more)
+            .env_clear()
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server is built");
+        let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
+        let (mut main, mut health) = (None, None);
+        while main.is_none() {
+            let line = lines.next().expect("it says when it is ready").expect("it says text");
+            let Some((name, address)) = line.split_once("http://") else { continue };
+            let address = address.trim().parse().expect("an address");
+            if name.starts_with("health") {
+                health = Some(address);
+            } else if name.starts_with("ready") {
+                main = Some(address);
+            }
+        }
+        // What it says from here on must not fill the pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("server: {line}")));
+        let (main, health) = (main.expect("just found"), health.expect("said before it is ready"));
+        Self { child, main, health, _model: model }
+    }
+
+    /// Whether it still runs.
+    pub fn lives(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_none())
+    }
+
+    /// Resident memory, in MiB.
+    pub fn resident(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
+        kib.unwrap_or(f64::NAN) / 1024.0
+    }
+
+    /// Open file descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
+    }
+}
+
+/// MiB per minute, by least squares over the second half of samples of (seconds, MiB).
+pub fn slope(samples: &[(f64, f64)]) -> f64 {
+    let half = &samples[samples.len() / 2..];
+    let n = half.len() as f64;
+    let (x, y) = half.iter().fold((0.0, 0.0), |(x, y), sample| (x + sample.0 / n, y + sample.1 / n));
+    let (up, down) = half.iter().fold((0.0, 0.0), |(up, down), sample| {
+        (up + (sample.0 - x) * (sample.1 - y), down + (sample.0 - x).powi(2))
+    });
+    up / down * 60.0
+}
