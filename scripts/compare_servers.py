@@ -5,6 +5,7 @@
         --llama-server BIN --gguf FILE [--dynamo VENV] [--cores 0,1] [--rounds 3] [--scale 1] [--json FILE]
 
 With --llama-server: Octant on the CPU in FP8 against llama.cpp's server with --gguf, for the model that both hold.
+Both compute every token of every prompt: they differ in how much of a chat template's beginning they would remember.
 With --dynamo: Octant over simulated GPUs at pace 0 against Dynamo's HTTP front end over its mocker, neither of which
 computes a model, so that what is measured is HTTP, tokenizer, scheduling and streaming. VENV has `ai-dynamo`.
 
@@ -80,12 +81,14 @@ class Running:
 
 def octant_on_cpu(args: argparse.Namespace) -> Server:
     command = [args.octant, "serve", "--model", args.model, "--port", "{port}", "--threads", str(len(args.cores))]
-    return Server("Octant, FP8", [command + ["--max-num-seqs", "16", "--max-model-len", "512"]])
+    command += ["--max-num-seqs", "16", "--max-model-len", "512", "--enable-prefix-caching", "false"]
+    return Server("Octant, FP8", [command])
 
 
 def llama_server(args: argparse.Namespace) -> Server:
     command = [args.llama_server, "-m", args.gguf, "--port", "{port}", "-t", str(len(args.cores)), "-np", "16"]
-    return Server("llama.cpp, " + args.gguf_type, [command + ["-c", str(16 * 512), "--cont-batching", "--no-webui"]])
+    command += ["-c", str(16 * 512), "--cont-batching", "--no-webui", "--no-cache-prompt", "--cache-ram", "0"]
+    return Server("llama.cpp, " + args.gguf_type, [command])
 
 
 def octant_simulated(args: argparse.Namespace) -> Server:
