@@ -324,6 +324,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    # As an exit, so that servers are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     suites = []
     if args.llama_server:
         suites.append(([octant_on_cpu(args), llama_server(args)], MODEL_CASES))
