@@ -6,8 +6,7 @@ use prometheus::{Counter, Histogram, HistogramOpts, IntCounter};
 use crate::request::Cost;
 
 /// From a few microseconds to what nobody should see.
-const HOST: [f64; 14] =
-    [5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1];
+const HOST: [f64; 14] = [5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1];
 /// Of a step of any model.
 const STEP: [f64; 16] =
     [5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];

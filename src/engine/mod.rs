@@ -180,7 +180,8 @@ impl Engine<'_> {
             if let Some(results) = self.results_since.filter(|_| !launched) {
                 self.shared.meters.host.observe((now - results).as_secs_f64());
             }
-            let idle_since = self.results_since.or(self.busy_since).filter(|_| self.pipeline.in_flight() == 1);
+            let idle_since =
+                self.results_since.or(self.busy_since).filter(|_| self.pipeline.in_flight() == 1);
             self.shared.meters.idle.observe(idle_since.map_or(0.0, |since| (began - since).as_secs_f64()));
             let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
             self.shared.meters.tokens.observe(tokens as f64);

@@ -5,6 +5,7 @@
 //! probe's.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -28,6 +29,11 @@ impl Key {
         Self(Sha256::digest(key.as_bytes()).into())
     }
 
+    /// What it is called in metrics and logs: enough of the digest to tell keys apart, and too little to find one.
+    pub fn label(&self) -> String {
+        self.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Whether the headers carry this key. Takes as long for a nearly right key as for a wrong one: digests of equal
     /// length are compared, in constant time.
     fn admits(&self, headers: &HeaderMap) -> bool {
@@ -40,6 +46,7 @@ impl Key {
 
 /// The layer.
 pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next: Next) -> Response<Body> {
+    let began = Instant::now();
     let id = request_id(request.headers());
     let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = match request.method().as_str() {
@@ -60,7 +67,8 @@ pub async fn pass(State(state): State<Arc<ServerState>>, request: Request, next:
         // So that a balancer's pool of connections empties while there is still time.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    state.metrics.http(handler.as_deref().unwrap_or("none"), &method, response.status().as_u16());
+    let status = response.status().as_u16();
+    state.metrics.http(handler.as_deref().unwrap_or("none"), &method, status, began.elapsed());
     response
 }
 

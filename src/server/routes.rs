@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, Response, Uri};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, Method, Response, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::answer::{Kind, answer, random, refused};
 use super::error::ApiError;
 use super::fields::Fields;
+use super::metrics::exposition::Format;
 use super::{Board, ServerState, body, door, health, tokens, validate};
 use crate::engine::Place;
 use crate::generation::Refusal;
@@ -75,7 +76,11 @@ async fn completions(State(state): Shared, request: Request) -> Result<Response<
 
 /// One place in the queue, before the body is read: whom the queue cannot hold need not send it.
 fn enter(state: &ServerState, kind: Kind) -> Result<Place, ApiError> {
-    state.generator.engine().enter(1).map_err(|reject| refused(Refusal::Rejected(reject), kind))
+    state.generator.engine().enter(1).map_err(|reject| {
+        let refusal = Refusal::Rejected(reject);
+        state.metrics.refused(&refusal);
+        refused(refusal, kind)
+    })
 }
 
 async fn models(State(state): Shared) -> Json<Value> {
@@ -103,9 +108,11 @@ fn describe(state: &ServerState, name: &str) -> Value {
     })
 }
 
-async fn metrics(State(state): Shared) -> impl IntoResponse {
-    let text = state.metrics.render(&state.generator.engine().stats());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let format = Format::asked(accept);
+    let text = state.metrics.render(&state.generator.engine().stats(), &state.board, format);
+    ([(CONTENT_TYPE, format.content_type())], text)
 }
 
 async fn version() -> Json<Value> {

@@ -34,6 +34,8 @@ pub struct Common {
     pub stream_options: Option<Option<bool>>,
     pub cache_salt: Option<String>,
     pub priority: Option<i128>,
+    pub user: Option<String>,
+    pub return_cost: Option<bool>,
     /// Fields that nobody took.
     pub ignored: Vec<String>,
 }
@@ -141,6 +143,8 @@ impl Common {
             stream_options,
             cache_salt: fields.string("cache_salt")?,
             priority: fields.int("priority")?,
+            user: fields.string("user")?,
+            return_cost: fields.bool("return_cost")?,
             ignored,
         };
         common.ignored.extend(fields.rest());
@@ -149,7 +153,7 @@ impl Common {
 }
 
 /// Fields that change nothing about an answer.
-const ACCEPTED_AND_UNUSED: [&str; 5] = ["user", "metadata", "store", "service_tier", "parallel_tool_calls"];
+const ACCEPTED_AND_UNUSED: [&str; 4] = ["metadata", "store", "service_tier", "parallel_tool_calls"];
 
 /// The values of an unsupported field that ask for nothing. Null never does.
 type Harmless = fn(&Value) -> bool;

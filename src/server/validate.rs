@@ -90,6 +90,10 @@ pub struct ValidRequest {
     pub stream: bool,
     /// End the events with one of the usage.
     pub include_usage: bool,
+    /// End the answer with what it has cost.
+    pub include_cost: bool,
+    /// Whose counters that goes to, where the client names somebody; not empty.
+    pub user: Option<String>,
     /// Whether the answer shows scores.
     pub logprobs: bool,
     /// Private, so that only this module makes one.
@@ -223,6 +227,8 @@ fn finish(wire: Common, rest: Rest, limits: &Limits, fresh_seed: u64) -> Result<
         ask,
         stream,
         include_usage: wire.stream_options.flatten().unwrap_or(false),
+        include_cost: wire.return_cost.unwrap_or(false),
+        user: wire.user.filter(|user| !user.is_empty()),
         logprobs: rest.logprobs.is_some(),
         ignored: wire.ignored,
     })

@@ -34,5 +34,6 @@ mod failures;
 mod health;
 pub mod house;
 mod limits;
+mod metrics;
 mod routes;
 mod streams;
