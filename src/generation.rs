@@ -12,6 +12,7 @@ mod prompt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
@@ -19,6 +20,7 @@ pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{EngineHandle, Place, UpdateStream};
+pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
@@ -141,6 +143,8 @@ pub struct Delta {
     pub scored: Vec<Scored>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
+    /// What the choice has cost so far.
+    pub cost: Cost,
 }
 
 /// Tokens so far.
@@ -239,17 +243,22 @@ impl Generator {
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
+        let mut most = 0;
         for prompt in &prompts {
             let max_tokens = self.room(prompt.ids.len(), &ask)?;
+            most = max_tokens.max(most);
             for i in 0..ask.n {
                 requests.push(request(prompt, i, max_tokens, &ask));
                 choices.push(Choice::new(&self.tokenizer, prompt, &ask));
             }
         }
+        let submitted = Instant::now();
         let streams = place.submit(requests).await?.into_iter().map(Some).collect();
+        let costs = vec![Cost::default(); choices.len()];
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let usage = Usage { prompt_tokens: prompts.iter().sum(), ..Usage::default() };
-        Ok(Generation { choices, streams, turn: 0, usage, prompts, n: ask.n as usize })
+        let n = ask.n as usize;
+        Ok(Generation { choices, streams, turn: 0, usage, costs, prompts, n, submitted, max_tokens: most })
     }
 
     /// How many tokens each choice of a prompt may have.
@@ -299,9 +308,13 @@ pub struct Generation {
     /// The choice to look at first, so that none is kept waiting by those before it.
     turn: usize,
     usage: Usage,
+    /// Of each choice, as last heard.
+    costs: Vec<Cost>,
     /// The length of each prompt.
     prompts: Vec<usize>,
     n: usize,
+    submitted: Instant,
+    max_tokens: u32,
 }
 
 impl Generation {
@@ -313,13 +326,14 @@ impl Generation {
     pub async fn next(&mut self) -> Option<Result<Delta, Failure>> {
         let (index, update) = poll_fn(|context| self.poll_update(context)).await?;
         self.account(index, &update);
+        let cost = update.cost;
         match self.choices[index].push(update) {
             Ok(delta) => {
                 if delta.finish.is_some() {
                     // Where a stop string ended it, this is its abort.
                     self.streams[index] = None;
                 }
-                Some(Ok(Delta { index, ..delta }))
+                Some(Ok(Delta { index, cost, ..delta }))
             }
             Err(failure) => {
                 self.streams.fill_with(|| None);
@@ -358,7 +372,29 @@ impl Generation {
         self.usage
     }
 
+    /// What all choices have cost so far. Of one that a stop string ended, up to that string: what the engine had begun
+    /// before it heard of it is on the payer's counters alone.
+    pub fn cost(&self) -> Cost {
+        self.costs.iter().fold(Cost::default(), |sum, cost| sum.and(*cost))
+    }
+
+    /// Choices per prompt.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// The most tokens that a choice may have.
+    pub fn max_tokens(&self) -> u32 {
+        self.max_tokens
+    }
+
+    /// When the choices were handed to the engine.
+    pub fn submitted(&self) -> Instant {
+        self.submitted
+    }
+
     fn account(&mut self, index: usize, update: &Update) {
+        self.costs[index] = update.cost;
         self.usage.completion_tokens += usize::from(update.token.is_some());
         // A prompt's second choice may well hit what its first has left; only the first says what was there before.
         if index.is_multiple_of(self.n) {

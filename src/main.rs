@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // A log that nobody reads any more must not fail the requests that it tells of.
+        .log_internal_errors(false)
         .init();
     let outcome = match cli.command {
         Command::Bench(BenchCommand::Rank(args)) => commands::bench::rank(&args),

@@ -2,7 +2,7 @@
 //! or in events. The two differ in the objects they write, which is what [`Kind`] decides.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::ServerState;
 use super::error::ApiError;
-use super::metrics::Tracker;
+use super::metrics::{Admitted, Tracker};
 use super::reply::{
-    ChatChoice, ChatChunkChoice, ChatDelta, Message, Reply, TextChoice, TextLogprobs, UsageWire,
+    ChatChoice, ChatChunkChoice, ChatDelta, CostWire, Message, Reply, TextChoice, TextLogprobs, UsageWire,
 };
 use super::sse;
 use super::validate::ValidRequest;
@@ -40,6 +40,8 @@ pub struct Envelope {
     logprobs: bool,
     /// Whether chunks have a usage.
     include_usage: bool,
+    /// Whether the answer ends with its cost.
+    include_cost: bool,
     /// What every chunk begins with, up to its choices.
     chunk_head: String,
 }
@@ -68,17 +70,21 @@ pub async fn answer(
     kind: Kind,
 ) -> Result<Response<Body>, ApiError> {
     let ignored = header_list(valid.ignored());
-    let ValidRequest { model, ask, timeout, stream, include_usage, logprobs, .. } = valid;
+    let ValidRequest { model, ask, timeout, stream, include_usage, include_cost, logprobs, .. } = valid;
     if let Some(time) = timeout {
         place.due_within(time);
     }
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
-    let envelope = Envelope::new(kind, id, model).with(logprobs, include_usage);
-    let arrived = std::time::Instant::now();
-    let generation =
-        state.generator.start(place, ask).await.map_err(|refusal| refused(&state, refusal, kind))?;
-    let tracker = state.metrics.track(arrived, &generation);
+    let (key, payer) = state.metrics.payer(&state.keys.payer(&ask.tenant));
+    place.bill_to(payer);
+    let admitted = Admitted { id: id.clone(), key, arrived: Instant::now() };
+    let envelope = Envelope { logprobs, include_usage, include_cost, ..Envelope::new(kind, id, model) };
+    let generation = state.generator.start(place, ask).await.map_err(|refusal| {
+        state.metrics.refused(&refusal);
+        refused(&state, refusal, kind)
+    })?;
+    let tracker = state.metrics.track(admitted, &generation);
     let answer = Answer { generation, envelope, tracker, state };
     let mut response = if stream { sse::respond(answer) } else { answer.whole().await? };
     if let Some(names) = ignored {
@@ -99,8 +105,8 @@ impl Answer {
             whole.scored.extend(delta.scored);
             whole.finish = delta.finish.or(whole.finish);
         }
-        let usage = Some(Some(UsageWire::from(self.generation.usage())));
-        let body = self.envelope.whole(choices, usage);
+        let cost = self.generation.cost();
+        let body = self.envelope.whole(choices, self.generation.usage().into(), cost.into());
         let mut response = Response::new(Body::from(body));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(response)
@@ -137,16 +143,13 @@ impl Envelope {
             model,
             logprobs: false,
             include_usage: false,
+            include_cost: false,
             chunk_head: String::new(),
         };
-        let empty = head.reply(true, Vec::<TextChoice>::new(), None);
+        let empty = head.reply(true, Vec::<TextChoice>::new(), None, None);
         let chunk_head =
             empty.strip_suffix("]}").expect("an object that ends with its empty list").to_owned();
         Self { chunk_head, ..head }
-    }
-
-    fn with(self, logprobs: bool, include_usage: bool) -> Self {
-        Self { logprobs, include_usage, ..self }
     }
 
     /// The events that a delta makes, added to what is to be sent: the role with the first token of a choice, what was
@@ -177,9 +180,12 @@ impl Envelope {
         }
     }
 
-    /// The chunk that only says the usage, if it was asked for.
-    pub fn usage_chunk(&self, usage: UsageWire) -> Option<String> {
-        self.include_usage.then(|| self.reply(true, Vec::<TextChoice>::new(), Some(Some(usage))))
+    /// The chunk that only says the usage, or the cost, if either was asked for.
+    pub fn last_chunk(&self, usage: UsageWire, cost: CostWire) -> Option<String> {
+        let usage = self.include_usage.then_some(Some(usage));
+        let cost = self.include_cost.then_some(cost);
+        let any = usage.is_some() || cost.is_some();
+        any.then(|| self.reply(true, Vec::<TextChoice>::new(), usage, cost))
     }
 
     fn write_chat(
@@ -217,7 +223,8 @@ impl Envelope {
         out.extend_from_slice(end);
     }
 
-    fn whole(&self, choices: Vec<Whole>, usage: Option<Option<UsageWire>>) -> String {
+    fn whole(&self, choices: Vec<Whole>, usage: UsageWire, cost: CostWire) -> String {
+        let (usage, cost) = (Some(Some(usage)), self.include_cost.then_some(cost));
         let finish = |whole: &Whole| whole.finish.map_or("stop", FinishReason::as_str);
         let choices = choices.into_iter().enumerate();
         match self.kind {
@@ -228,7 +235,7 @@ impl Envelope {
                     message: Message { role: "assistant", content: whole.text, refusal: None },
                     logprobs: self.logprobs.then(|| whole.scored.into()),
                 });
-                self.reply(false, chat.collect(), usage)
+                self.reply(false, chat.collect(), usage, cost)
             }
             Kind::Text => {
                 let text = choices.map(|(index, whole)| TextChoice {
@@ -237,18 +244,25 @@ impl Envelope {
                     text: whole.text,
                     logprobs: self.logprobs.then(|| TextLogprobs::from(whole.scored)),
                 });
-                self.reply(false, text.collect(), usage)
+                self.reply(false, text.collect(), usage, cost)
             }
         }
     }
 
-    fn reply<C: Serialize>(&self, chunk: bool, choices: Vec<C>, usage: Option<Option<UsageWire>>) -> String {
+    fn reply<C: Serialize>(
+        &self,
+        chunk: bool,
+        choices: Vec<C>,
+        usage: Option<Option<UsageWire>>,
+        octant: Option<CostWire>,
+    ) -> String {
         let object = match (self.kind, chunk) {
             (Kind::Chat, false) => "chat.completion",
             (Kind::Chat, true) => "chat.completion.chunk",
             (Kind::Text, _) => "text_completion",
         };
-        let reply = Reply { id: &self.id, object, created: self.created, model: &self.model, choices, usage };
+        let (id, model, created) = (&self.id, &self.model, self.created);
+        let reply = Reply { id, object, created, model, choices, usage, octant };
         serde_json::to_string(&reply).expect("text and finite numbers can be written as JSON")
     }
 }

@@ -48,6 +48,8 @@ pub struct Board {
     /// itself dead.
     pub stall_margin: Duration,
     stage: AtomicU8,
+    /// When each stage was entered.
+    entered: [Mark; 5],
     loaded: AtomicU64,
     to_load: AtomicU64,
     loading_since: Mark,
@@ -83,9 +85,12 @@ pub struct Reading {
 impl Board {
     /// A server that begins to start.
     pub fn new(stall_margin: Duration) -> Arc<Self> {
+        let entered: [Mark; 5] = Default::default();
+        entered[Stage::Opening as usize].begin(Instant::now());
         Arc::new(Self {
             stall_margin,
             stage: AtomicU8::new(Stage::Opening as u8),
+            entered,
             loaded: AtomicU64::new(0),
             to_load: AtomicU64::new(0),
             loading_since: Mark::default(),
@@ -102,7 +107,28 @@ impl Board {
         if stage == Stage::Loading {
             self.loading_since.begin(Instant::now());
         }
+        self.enter_stage(stage);
+    }
+
+    fn enter_stage(&self, stage: Stage) {
+        self.entered[stage as usize].begin(Instant::now());
         self.stage.store(stage as u8, Ordering::Release);
+    }
+
+    /// What each stage of starting took, or has taken so far; nothing for one that was left out.
+    pub fn startup(&self) -> [(&'static str, Duration); 4] {
+        let entered: Vec<Option<Instant>> = self.entered.iter().map(Mark::get).collect();
+        let took = |stage: Stage| {
+            let Some(began) = entered[stage as usize] else { return Duration::ZERO };
+            let ended = entered[stage as usize + 1..].iter().flatten().next();
+            ended.copied().unwrap_or_else(Instant::now).saturating_duration_since(began)
+        };
+        [
+            ("opening", took(Stage::Opening)),
+            ("reading", took(Stage::Reading)),
+            ("loading", took(Stage::Loading)),
+            ("preparing", took(Stage::Preparing)),
+        ]
     }
 
     /// Of so many bytes of weights so many are in.
@@ -114,7 +140,7 @@ impl Board {
     /// There is an engine, and its heart beats here.
     pub fn started(&self, engine: &Arc<Pulse>) {
         let _one_engine_only = self.engine.set(Arc::clone(engine));
-        self.stage.store(Stage::Started as u8, Ordering::Release);
+        self.enter_stage(Stage::Started);
     }
 
     /// Asks for a shutdown as the first signal does. Readiness is down when this returns.

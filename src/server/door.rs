@@ -5,6 +5,7 @@
 //! probe's.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -27,6 +28,11 @@ impl Key {
     /// Digests a key.
     pub fn new(key: &str) -> Self {
         Self(Sha256::digest(key.as_bytes()).into())
+    }
+
+    /// What it is called in metrics and logs: enough of the digest to tell keys apart, and too little to find one.
+    pub fn label(&self) -> String {
+        self.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Whether the headers carry this key. Takes as long for a nearly right key as for a wrong one: digests of equal
@@ -60,6 +66,15 @@ impl Keys {
         Self(shared.into_iter().chain(named).collect())
     }
 
+    /// Who pays for a tenant's requests, in metrics and logs: the tenant by its name, or else the key that all share.
+    pub fn payer(&self, tenant: &Tenant) -> String {
+        if !tenant.name.is_empty() {
+            return tenant.name.to_string();
+        }
+        let shared = self.0.iter().find(|(_, caller)| caller.is_none());
+        shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label())
+    }
+
     /// Whose request it is, if anybody's. All keys are compared, whichever is right.
     fn admit(&self, headers: &HeaderMap) -> Result<Option<Caller>, ApiError> {
         let right = self.0.iter().fold(None, |right, (key, caller)| match key.admits(headers) {
@@ -76,6 +91,7 @@ impl Keys {
 
 /// The layer.
 pub async fn pass(State(state): State<Arc<ServerState>>, mut request: Request, next: Next) -> Response<Body> {
+    let began = Instant::now();
     let id = request_id(request.headers());
     let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = match request.method().as_str() {
@@ -101,7 +117,8 @@ pub async fn pass(State(state): State<Arc<ServerState>>, mut request: Request, n
         // So that a balancer's pool of connections empties while there is still time.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    state.metrics.http(handler.as_deref().unwrap_or("none"), &method, response.status().as_u16());
+    let status = response.status().as_u16();
+    state.metrics.http(handler.as_deref().unwrap_or("none"), &method, status, began.elapsed());
     response
 }
 

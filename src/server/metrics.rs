@@ -1,46 +1,57 @@
 //! Prometheus metrics in vLLM's names, so that its dashboards, autoscalers and gateways read them as they are.
 //!
-//! Gauges and the scheduler's totals are read from the engine's last snapshot when scraped; a scrape waits for no
-//! step. What only the front end sees is counted as it happens. Latencies and lengths are counted per choice.
+//! [`names`] is the table of all of them, [`exposition`] how they are written, `keys` the counters by key, `tracker` what
+//! is measured of one request. Gauges and the scheduler's totals are read from the engine's last snapshot when scraped,
+//! and the steps' histograms are atomics of the engine's thread: a scrape waits for no step, and no step for a scrape.
+//! What only the front end sees is counted as it happens. Latencies and lengths are counted per choice.
+
+pub mod exposition;
+mod keys;
+pub mod names;
+mod tracker;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
-    TextEncoder,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    Opts, Registry,
 };
 
-use crate::engine::{BLOCK_TOKENS, SchedulerConfig, Stats};
-use crate::generation::{Delta, Generation};
+use super::Board;
+use super::answer::unix_time;
+use crate::engine::{BLOCK_TOKENS, EngineHandle, Payer, Stats};
+use crate::generation::{Generation, Refusal};
+use crate::request::Reject;
+use exposition::Format;
+use keys::Keys;
+use tracker::RequestMetrics;
+pub use tracker::{Admitted, Tracker};
 
-const TTFT: [f64; 22] = [
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-    80.0, 160.0, 640.0, 2560.0,
-];
-/// vLLM's, and finer below 10 ms, where all of a fast device's steps lie.
-const INTER_TOKEN: [f64; 25] = [
-    0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
-    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-];
-const REQUEST: [f64; 21] = [
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
-    960.0, 1920.0, 7680.0,
-];
+/// Of HTTP: to the head of the response, which for a stream comes when the scheduler has taken the request.
+const HTTP: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
+/// Ticks per second of the times in `/proc`, on all of Linux's 64-bit architectures.
+const TICKS: f64 = 100.0;
 
 /// All metrics of one server, in a registry of its own.
 pub struct Metrics {
     registry: Registry,
-    from_engine: Mutex<FromEngine>,
+    /// Held by a scrape until it has gathered, so that what it shows is of one moment. Only scrapes wait for it.
+    copied: Mutex<Copied>,
     requests: Arc<RequestMetrics>,
     http: IntCounterVec,
+    http_time: HistogramVec,
+    admissions: IntCounterVec,
+    keys: Keys,
 }
 
-/// What is copied from a snapshot.
-struct FromEngine {
+/// What is copied from elsewhere when scraped.
+struct Copied {
     running: Gauge,
     waiting: Gauge,
+    waiting_by_reason: GaugeVec,
+    lora: Gauge,
     kv_usage: Gauge,
     blocks: GaugeVec,
     prompt_tokens: IntCounter,
@@ -48,20 +59,14 @@ struct FromEngine {
     preemptions: IntCounter,
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
+    cached: IntCounter,
     steps: IntCounter,
+    startup: GaugeVec,
+    memory: Gauge,
+    cpu: Counter,
 }
 
-/// What is counted per choice.
-struct RequestMetrics {
-    finished: IntCounterVec,
-    ttft: Histogram,
-    inter_token: Histogram,
-    e2e: Histogram,
-    prompt: Histogram,
-    generation: Histogram,
-}
-
-/// Makes metrics and registers them.
+/// Makes metrics of the table and registers them.
 struct Maker<'a>(&'a Registry);
 
 impl Maker<'_> {
@@ -71,105 +76,181 @@ impl Maker<'_> {
         metric
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Gauge {
-        self.keep(Gauge::new(name, help))
+    fn options(name: &str) -> (Opts, &'static [&'static str]) {
+        let known = names::find(name).expect("the table has every name");
+        (Opts::new(known.name, known.help), known.labels)
     }
 
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.keep(IntCounter::new(name, help))
+    fn gauge(&self, name: &str) -> Gauge {
+        self.keep(Gauge::with_opts(Self::options(name).0))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.keep(IntCounterVec::new(Opts::new(name, help), labels))
+    fn gauges(&self, name: &str) -> GaugeVec {
+        let (options, labels) = Self::options(name);
+        self.keep(GaugeVec::new(options, labels))
     }
 
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-        self.keep(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+    fn counter(&self, name: &str) -> IntCounter {
+        self.keep(IntCounter::with_opts(Self::options(name).0))
+    }
+
+    fn counters(&self, name: &str) -> IntCounterVec {
+        let (options, labels) = Self::options(name);
+        self.keep(IntCounterVec::new(options, labels))
+    }
+
+    fn seconds(&self, name: &str) -> CounterVec {
+        let (options, labels) = Self::options(name);
+        self.keep(CounterVec::new(options, labels))
+    }
+
+    fn histogram(&self, name: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::from(Self::options(name).0).buckets(buckets.to_vec());
+        self.keep(Histogram::with_opts(options))
     }
 }
 
 impl Metrics {
     /// `model` is the value of the label `model_name` on all of them.
-    pub fn new(model: &str, config: &SchedulerConfig) -> Self {
+    pub fn new(model: &str, engine: &EngineHandle) -> Self {
         let labels = [("model_name", model), ("engine", "0")];
         let labels: HashMap<String, String> =
             labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         let registry = Registry::new_custom(None, Some(labels)).expect("the labels are valid");
         let make = Maker(&registry);
-        let from_engine = Mutex::new(FromEngine::new(&make));
+        let config = engine.config();
+        let copied = Mutex::new(Copied::new(&make));
         let requests = Arc::new(RequestMetrics::new(&make, config.max_model_len));
-        let http = make.counters(
-            "http_requests_total",
-            "HTTP responses begun, by route, method and class of status",
-            &["handler", "method", "status"],
-        );
-        let info = make.keep(GaugeVec::new(
-            Opts::new(
-                "vllm:cache_config_info",
-                "The KV cache's configuration, as labels; the value is always 1",
-            ),
-            &["block_size", "num_gpu_blocks", "enable_prefix_caching"],
-        ));
+        let (options, labels) = Maker::options("http_request_duration_seconds");
+        let options = HistogramOpts::from(options).buckets(HTTP.to_vec());
+        let http_time = make.keep(HistogramVec::new(options, labels));
         let caching = if config.prefix_caching { "True" } else { "False" };
-        info.with_label_values(&[&BLOCK_TOKENS.to_string(), &config.num_blocks.to_string(), caching])
+        make.gauges("vllm:cache_config_info")
+            .with_label_values(&[&BLOCK_TOKENS.to_string(), &config.num_blocks.to_string(), caching])
             .set(1.0);
-        Self { registry, from_engine, requests, http }
+        for never in ["vllm:cpu_cache_usage_perc", "vllm:num_requests_swapped"] {
+            make.gauge(never).set(0.0);
+        }
+        make.gauge("process_start_time_seconds").set(unix_time() as f64);
+        register_meters(&make, engine);
+        let admissions = make.counters("octant_admissions_total");
+        for decision in ["admitted", "queue_full"] {
+            admissions.with_label_values(&[decision]);
+        }
+        let keys = Keys {
+            requests: make.counters("octant_key_requests_total"),
+            queue: make.seconds("octant_key_queue_seconds_total"),
+            prefill: make.seconds("octant_key_prefill_seconds_total"),
+            decode: make.seconds("octant_key_decode_seconds_total"),
+            kv_block_seconds: make.seconds("octant_key_kv_block_seconds_total"),
+            tokens: make.counters("octant_key_tokens_total"),
+            known: Mutex::default(),
+        };
+        let http = make.counters("http_requests_total");
+        Self { registry, copied, requests, http, http_time, admissions, keys }
     }
 
     /// Begins to measure an admitted request.
-    pub fn track(&self, arrived: Instant, generation: &Generation) -> Tracker {
-        let open = |prompt| Open { last_token: None, tokens: 0, prompt };
-        let choices = generation.prompt_lengths().map(|prompt| Some(open(prompt))).collect();
-        Tracker { metrics: Arc::clone(&self.requests), arrived, choices }
+    pub fn track(&self, admitted: Admitted, generation: &Generation) -> Tracker {
+        self.admissions.with_label_values(&["admitted"]).inc();
+        Tracker::new(Arc::clone(&self.requests), admitted, generation)
     }
 
-    /// Counts a response.
-    pub fn http(&self, handler: &str, method: &str, status: u16) {
+    /// Counts a request that was refused.
+    pub fn refused(&self, refusal: &Refusal) {
+        self.admissions.with_label_values(&[decision(refusal)]).inc();
+    }
+
+    /// The counters of a key, and the label that it has.
+    pub fn payer(&self, key: &str) -> (String, Arc<Payer>) {
+        self.keys.payer(key)
+    }
+
+    /// Counts a response whose head took so long.
+    pub fn http(&self, handler: &str, method: &str, status: u16, took: Duration) {
         let class = format!("{}xx", status / 100);
         self.http.with_label_values(&[handler, method, &class]).inc();
+        self.http_time.with_label_values(&[handler, method]).observe(took.as_secs_f64());
     }
 
     /// The text of a scrape.
-    pub fn render(&self, stats: &Stats) -> String {
-        self.from_engine.lock().unwrap_or_else(PoisonError::into_inner).set(stats);
-        let mut text = Vec::new();
-        let written = TextEncoder::new().encode(&self.registry.gather(), &mut text);
-        debug_assert!(written.is_ok(), "writing to memory does not fail");
-        String::from_utf8_lossy(&text).into_owned()
+    pub fn render(&self, stats: &Stats, board: &Board, format: Format) -> String {
+        let families = {
+            let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
+            copied.set(stats, board);
+            self.registry.gather()
+        };
+        exposition::write(&families, format)
     }
 }
 
-impl FromEngine {
+fn register_meters(make: &Maker<'_>, engine: &EngineHandle) {
+    let meters = engine.meters().clone();
+    for histogram in [meters.host, meters.idle, meters.step, meters.ratio, meters.tokens] {
+        make.keep(Ok(histogram));
+    }
+    for counter in [meters.prefill, meters.decode, meters.kv_block_seconds] {
+        make.keep(Ok(counter));
+    }
+    make.keep(Ok(meters.recomputed));
+}
+
+/// What a refusal was decided by.
+fn decision(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::Rejected(Reject::QueueFull { .. } | Reject::QueueTokensFull { .. }) => "queue_full",
+        Refusal::Rejected(Reject::Draining) => "draining",
+        Refusal::Rejected(Reject::EngineDown(_)) => "engine_down",
+        Refusal::TooLong { .. }
+        | Refusal::TooManyBytes { .. }
+        | Refusal::Rejected(Reject::TooLong { .. }) => "too_long",
+        Refusal::Rejected(Reject::Busy { .. }) => "busy",
+        Refusal::Rejected(Reject::DeadlineUnmet { .. }) => "deadline_unmet",
+        Refusal::Internal(_) => "internal",
+        _ => "invalid",
+    }
+}
+
+impl Copied {
     fn new(make: &Maker<'_>) -> Self {
+        let (cpu, _) = Maker::options("process_cpu_seconds_total");
         Self {
-            running: make.gauge("vllm:num_requests_running", "Sequences that run"),
-            waiting: make.gauge("vllm:num_requests_waiting", "Sequences that wait"),
-            kv_usage: make
-                .gauge("vllm:kv_cache_usage_perc", "Share of the KV blocks that sequences hold, 0 to 1"),
-            blocks: make.keep(GaugeVec::new(
-                Opts::new("octant_kv_blocks", "KV blocks by state; the sum is constant"),
-                &["state"],
-            )),
-            prompt_tokens: make.counter("vllm:prompt_tokens_total", "Prompt tokens of requests answered"),
-            generation_tokens: make.counter("vllm:generation_tokens_total", "Tokens generated"),
-            preemptions: make
-                .counter("vllm:num_preemptions_total", "Sequences that had to give up their blocks"),
-            prefix_queries: make
-                .counter("vllm:prefix_cache_queries_total", "Tokens looked up in the prefix cache"),
-            prefix_hits: make.counter("vllm:prefix_cache_hits_total", "Tokens found in the prefix cache"),
-            steps: make.counter("octant_steps_total", "Steps planned"),
+            running: make.gauge("vllm:num_requests_running"),
+            waiting: make.gauge("vllm:num_requests_waiting"),
+            waiting_by_reason: make.gauges("vllm:num_requests_waiting_by_reason"),
+            lora: make.gauges("vllm:lora_requests_info").with_label_values(&["0", "", ""]),
+            kv_usage: make.gauge("vllm:kv_cache_usage_perc"),
+            blocks: make.gauges("octant_kv_blocks"),
+            prompt_tokens: make.counter("vllm:prompt_tokens_total"),
+            generation_tokens: make.counter("vllm:generation_tokens_total"),
+            preemptions: make.counter("vllm:num_preemptions_total"),
+            prefix_queries: make.counter("vllm:prefix_cache_queries_total"),
+            prefix_hits: make.counter("vllm:prefix_cache_hits_total"),
+            cached: make.counter("vllm:prompt_tokens_cached_total"),
+            steps: make.counter("octant_steps_total"),
+            startup: make.gauges("octant_startup_seconds"),
+            memory: make.gauge("process_resident_memory_bytes"),
+            cpu: make.keep(Counter::with_opts(cpu)),
         }
     }
 
     /// Callers take turns, so a total is never added twice.
-    fn set(&self, stats: &Stats) {
+    fn set(&self, stats: &Stats, board: &Board) {
         let counts = &stats.counts;
         self.running.set(counts.running as f64);
         self.waiting.set(counts.waiting as f64);
+        self.waiting_by_reason.with_label_values(&["capacity"]).set(counts.waiting as f64);
+        self.waiting_by_reason.with_label_values(&["deferred"]).set(0.0);
+        self.lora.set(unix_time() as f64);
         self.kv_usage.set(counts.blocks_used as f64 / counts.blocks_total.max(1) as f64);
-        let blocks =
-            [("free", counts.blocks_free), ("used", counts.blocks_used), ("cached", counts.blocks_cached)];
-        for (state, count) in blocks {
+        // Free blocks are given before cached ones are.
+        let free = counts.blocks_free.saturating_sub(counts.blocks_reserved);
+        let rest = counts.blocks_reserved.saturating_sub(counts.blocks_free);
+        let cached = counts.blocks_cached.saturating_sub(rest);
+        let reserved = (counts.blocks_free - free) + (counts.blocks_cached - cached);
+        let states =
+            [("free", free), ("used", counts.blocks_used), ("cached", cached), ("reserved", reserved)];
+        for (state, count) in states {
             self.blocks.with_label_values(&[state]).set(count as f64);
         }
         let totals = [
@@ -178,113 +259,31 @@ impl FromEngine {
             (&self.preemptions, counts.preemptions),
             (&self.prefix_queries, counts.prefix_queries),
             (&self.prefix_hits, counts.prefix_hits),
+            (&self.cached, counts.prefix_hits),
             (&self.steps, counts.steps),
         ];
         for (counter, total) in totals {
             // Two scrapes may take their snapshots in one order and get here in the other.
             counter.inc_by(total.saturating_sub(counter.get()));
         }
-    }
-}
-
-impl RequestMetrics {
-    fn new(make: &Maker<'_>, max_model_len: usize) -> Self {
-        let tokens = token_buckets(max_model_len);
-        let finished = make.counters(
-            "vllm:request_success_total",
-            "Choices that ended, by reason; aborted and failed ones among them",
-            &["finished_reason"],
-        );
-        for reason in ["stop", "length", "abort", "error"] {
-            finished.with_label_values(&[reason]);
+        for (phase, took) in board.startup() {
+            self.startup.with_label_values(&[phase]).set(took.as_secs_f64());
         }
-        Self {
-            finished,
-            ttft: make.histogram(
-                "vllm:time_to_first_token_seconds",
-                "From the validated request to the first token",
-                &TTFT,
-            ),
-            inter_token: make.histogram(
-                "vllm:inter_token_latency_seconds",
-                "Between two tokens of a choice",
-                &INTER_TOKEN,
-            ),
-            e2e: make.histogram(
-                "vllm:e2e_request_latency_seconds",
-                "From the validated request to the end",
-                &REQUEST,
-            ),
-            prompt: make.histogram("vllm:request_prompt_tokens", "Prompt tokens of a choice", &tokens),
-            generation: make.histogram(
-                "vllm:request_generation_tokens",
-                "Tokens generated for a choice",
-                &tokens,
-            ),
-        }
+        let (memory, cpu) = process();
+        self.memory.set(memory);
+        self.cpu.inc_by((cpu - self.cpu.get()).max(0.0));
     }
 }
 
-/// 1, 2, 5 per decade.
-fn token_buckets(most: usize) -> Vec<f64> {
-    let decades = (0..12).map(|power| 10_usize.pow(power));
-    let all = decades.flat_map(|decade| [decade, 2 * decade, 5 * decade]);
-    all.take_while(|&bucket| bucket <= most.max(1)).map(|bucket| bucket as f64).collect()
-}
-
-/// Measures one request; what has not finished when it is dropped was aborted.
-pub struct Tracker {
-    metrics: Arc<RequestMetrics>,
-    arrived: Instant,
-    /// `None` once finished.
-    choices: Vec<Option<Open>>,
-}
-
-struct Open {
-    last_token: Option<Instant>,
-    tokens: u32,
-    prompt: usize,
-}
-
-impl Tracker {
-    /// Counts what a delta brought.
-    pub fn delta(&mut self, delta: &Delta) {
-        let Some(open) = &mut self.choices[delta.index] else { return };
-        let now = Instant::now();
-        if delta.tokens > 0 {
-            match open.last_token.replace(now) {
-                None => self.metrics.ttft.observe((now - self.arrived).as_secs_f64()),
-                Some(last) => self.metrics.inter_token.observe((now - last).as_secs_f64()),
-            }
-            open.tokens += delta.tokens;
-        }
-        if let Some(finish) = delta.finish {
-            self.finish(delta.index, finish.as_str());
-        }
-    }
-
-    /// Counts all that is still open as failed.
-    pub fn failed(&mut self) {
-        self.finish_all("error");
-    }
-
-    fn finish_all(&mut self, reason: &str) {
-        for index in 0..self.choices.len() {
-            self.finish(index, reason);
-        }
-    }
-
-    fn finish(&mut self, index: usize, reason: &str) {
-        let Some(open) = self.choices[index].take() else { return };
-        self.metrics.finished.with_label_values(&[reason]).inc();
-        self.metrics.e2e.observe(self.arrived.elapsed().as_secs_f64());
-        self.metrics.prompt.observe(open.prompt as f64);
-        self.metrics.generation.observe(f64::from(open.tokens));
-    }
-}
-
-impl Drop for Tracker {
-    fn drop(&mut self) {
-        self.finish_all("abort");
-    }
+/// Bytes in RAM and seconds of processors, as the system counts them; 0 where it does not say.
+fn process() -> (f64, f64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+    let kib: f64 = resident.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0);
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name, which may contain anything, ends with the last parenthesis; the two times are the 12th and 13th behind.
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    let ticks: f64 =
+        rest.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum();
+    (kib * 1024.0, ticks / TICKS)
 }

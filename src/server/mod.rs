@@ -147,7 +147,7 @@ impl ServerState {
             reject_unknown_fields: settings.reject_unknown_fields,
         };
         board.started(generator.engine().pulse());
-        let metrics = Metrics::new(&settings.models[0], generator.engine().config());
+        let metrics = Metrics::new(&settings.models[0], generator.engine());
         Arc::new(Self {
             keys: Keys::new(settings.api_key.as_deref(), &settings.named_keys),
             generator,

@@ -2,7 +2,7 @@
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::generation::{Candidate, Scored, Usage};
+use crate::generation::{Candidate, Cost, Scored, Usage};
 
 /// A whole answer or a chunk of one; `C` is its kind of choice.
 #[derive(Debug, serde::Serialize)]
@@ -20,6 +20,36 @@ pub struct Reply<'a, C> {
     /// Absent where not asked for, null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<UsageWire>>,
+    /// What the request has cost, where asked for by `return_cost`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub octant: Option<CostWire>,
+}
+
+/// What all choices of a request have cost together.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[expect(missing_docs, reason = "each is the field of a cost of the same name")]
+pub struct CostWire {
+    pub queue_seconds: f64,
+    pub prefill_seconds: f64,
+    pub decode_seconds: f64,
+    pub kv_block_seconds: f64,
+    pub cached_tokens: u64,
+    pub computed_tokens: u64,
+    pub recomputed_tokens: u64,
+}
+
+impl From<Cost> for CostWire {
+    fn from(cost: Cost) -> Self {
+        Self {
+            queue_seconds: cost.queue,
+            prefill_seconds: cost.prefill,
+            decode_seconds: cost.decode,
+            kv_block_seconds: cost.kv_block_seconds,
+            cached_tokens: cost.cached_tokens,
+            computed_tokens: cost.computed_tokens,
+            recomputed_tokens: cost.recomputed_tokens,
+        }
+    }
 }
 
 /// Token counts.

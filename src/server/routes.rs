@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{Method, Response, Uri};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, Method, Response, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
@@ -17,6 +17,7 @@ use super::answer::{Kind, answer, random, refused};
 use super::door::Caller;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::metrics::exposition::Format;
 use super::{Board, ServerState, body, door, health, tokens, validate};
 use crate::engine::Place;
 use crate::generation::Refusal;
@@ -79,7 +80,11 @@ async fn completions(State(state): Shared, request: Request) -> Result<Response<
 fn enter(state: &ServerState, request: &Request, kind: Kind) -> Result<(Place, Option<Caller>), ApiError> {
     let deadline = validate::deadline(request.headers().get(validate::DEADLINE_HEADER))?;
     let place = state.generator.engine().enter(1);
-    let mut place = place.map_err(|reject| refused(state, Refusal::Rejected(reject), kind))?;
+    let mut place = place.map_err(|reject| {
+        let refusal = Refusal::Rejected(reject);
+        state.metrics.refused(&refusal);
+        refused(state, refusal, kind)
+    })?;
     if let Some(time) = deadline {
         place.due_within(time);
     }
@@ -111,9 +116,11 @@ fn describe(state: &ServerState, name: &str) -> Value {
     })
 }
 
-async fn metrics(State(state): Shared) -> impl IntoResponse {
-    let text = state.metrics.render(&state.generator.engine().stats());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let format = Format::asked(accept);
+    let text = state.metrics.render(&state.generator.engine().stats(), &state.board, format);
+    ([(CONTENT_TYPE, format.content_type())], text)
 }
 
 async fn version() -> Json<Value> {

@@ -125,8 +125,8 @@ impl Events {
                 self.stage = Stage::Failed;
             }
             None => {
-                let usage = self.answer.generation.usage().into();
-                if let Some(chunk) = self.answer.envelope.usage_chunk(usage) {
+                let (usage, cost) = (self.answer.generation.usage(), self.answer.generation.cost());
+                if let Some(chunk) = self.answer.envelope.last_chunk(usage.into(), cost.into()) {
                     write_event(&chunk, out);
                 }
                 write_event("[DONE]", out);

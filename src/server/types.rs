@@ -36,6 +36,7 @@ pub struct Common {
     pub priority: Option<i128>,
     pub user: Option<String>,
     pub timeout: Option<f64>,
+    pub return_cost: Option<bool>,
     /// Fields that nobody took.
     pub ignored: Vec<String>,
 }
@@ -145,6 +146,7 @@ impl Common {
             priority: fields.int("priority")?,
             user: fields.string("user")?,
             timeout: fields.float("timeout")?,
+            return_cost: fields.bool("return_cost")?,
             ignored,
         };
         common.ignored.extend(fields.rest());

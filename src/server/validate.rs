@@ -101,6 +101,8 @@ pub struct ValidRequest {
     pub stream: bool,
     /// End the events with one of the usage.
     pub include_usage: bool,
+    /// End the answer with what it has cost.
+    pub include_cost: bool,
     /// Whether the answer shows scores.
     pub logprobs: bool,
     /// Private, so that only this module makes one.
@@ -256,6 +258,7 @@ fn finish(wire: Common, rest: Rest, limits: &Limits, fresh_seed: u64) -> Result<
         stream,
         timeout,
         include_usage: wire.stream_options.flatten().unwrap_or(false),
+        include_cost: wire.return_cost.unwrap_or(false),
         logprobs: rest.logprobs.is_some(),
         ignored: wire.ignored,
     })

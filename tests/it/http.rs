@@ -37,5 +37,6 @@ mod failures;
 mod health;
 pub mod house;
 mod limits;
+mod metrics;
 mod routes;
 mod streams;

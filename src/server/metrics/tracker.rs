@@ -1,0 +1,211 @@
+//! One request, from its admission to its end: its latencies and lengths by choice, and the line of the log that says
+//! what it was and what it cost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use prometheus::{Histogram, IntCounterVec};
+
+use super::Maker;
+use crate::generation::{Cost, Delta, Generation};
+
+const TTFT: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
+];
+/// vLLM's, and finer below 10 ms, where all of a fast device's steps lie.
+const INTER_TOKEN: [f64; 25] = [
+    0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
+    1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+];
+const REQUEST: [f64; 21] = [
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
+    960.0, 1920.0, 7680.0,
+];
+const CHOICES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
+
+/// What is counted per choice, and of requests as a whole.
+pub(super) struct RequestMetrics {
+    finished: IntCounterVec,
+    ttft: Histogram,
+    inter_token: Histogram,
+    per_token: Histogram,
+    e2e: Histogram,
+    queue: Histogram,
+    inference: Histogram,
+    prefill: Histogram,
+    decode: Histogram,
+    prompt: Histogram,
+    generation: Histogram,
+    longest: Histogram,
+    n: Histogram,
+    max_tokens: Histogram,
+    computed: Histogram,
+}
+
+impl RequestMetrics {
+    pub(super) fn new(make: &Maker<'_>, max_model_len: usize) -> Self {
+        let tokens = token_buckets(max_model_len);
+        let finished = make.counters("vllm:request_success_total");
+        for reason in ["stop", "length", "abort", "error"] {
+            finished.with_label_values(&[reason]);
+        }
+        Self {
+            finished,
+            ttft: make.histogram("vllm:time_to_first_token_seconds", &TTFT),
+            inter_token: make.histogram("vllm:inter_token_latency_seconds", &INTER_TOKEN),
+            per_token: make.histogram("vllm:request_time_per_output_token_seconds", &INTER_TOKEN),
+            e2e: make.histogram("vllm:e2e_request_latency_seconds", &REQUEST),
+            queue: make.histogram("vllm:request_queue_time_seconds", &REQUEST),
+            inference: make.histogram("vllm:request_inference_time_seconds", &REQUEST),
+            prefill: make.histogram("vllm:request_prefill_time_seconds", &REQUEST),
+            decode: make.histogram("vllm:request_decode_time_seconds", &REQUEST),
+            prompt: make.histogram("vllm:request_prompt_tokens", &tokens),
+            generation: make.histogram("vllm:request_generation_tokens", &tokens),
+            longest: make.histogram("vllm:request_max_num_generation_tokens", &tokens),
+            n: make.histogram("vllm:request_params_n", &CHOICES),
+            max_tokens: make.histogram("vllm:request_params_max_tokens", &tokens),
+            computed: make.histogram("vllm:request_prefill_kv_computed_tokens", &tokens),
+        }
+    }
+}
+
+/// 1, 2, 5 per decade.
+fn token_buckets(most: usize) -> Vec<f64> {
+    let decades = (0..12).map(|power| 10_usize.pow(power));
+    let all = decades.flat_map(|decade| [decade, 2 * decade, 5 * decade]);
+    all.take_while(|&bucket| bucket <= most.max(1)).map(|bucket| bucket as f64).collect()
+}
+
+/// What is known of a request when it is admitted.
+pub struct Admitted {
+    /// Of the answer, for the log.
+    pub id: String,
+    /// Of whoever pays.
+    pub key: String,
+    /// When it had been read and found valid.
+    pub arrived: Instant,
+}
+
+/// Measures one request; what has not finished when it is dropped was aborted.
+pub struct Tracker {
+    metrics: Arc<RequestMetrics>,
+    admitted: Admitted,
+    submitted: Instant,
+    choices: Vec<Choice>,
+}
+
+struct Choice {
+    prompt: usize,
+    tokens: u32,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    cost: Cost,
+    /// How it ended, once it has.
+    ended: Option<&'static str>,
+}
+
+impl Tracker {
+    pub(super) fn new(metrics: Arc<RequestMetrics>, admitted: Admitted, generation: &Generation) -> Self {
+        metrics.n.observe(generation.n() as f64);
+        metrics.max_tokens.observe(f64::from(generation.max_tokens()));
+        let choice = |prompt| Choice {
+            prompt,
+            tokens: 0,
+            first_token: None,
+            last_token: None,
+            cost: Cost::default(),
+            ended: None,
+        };
+        let choices = generation.prompt_lengths().map(choice).collect();
+        Self { metrics, admitted, submitted: generation.submitted(), choices }
+    }
+
+    /// Counts what a delta brought.
+    pub fn delta(&mut self, delta: &Delta) {
+        let choice = &mut self.choices[delta.index];
+        let now = Instant::now();
+        choice.cost = delta.cost;
+        if delta.tokens > 0 {
+            choice.first_token.get_or_insert(now);
+            match choice.last_token.replace(now) {
+                None => self.metrics.ttft.observe((now - self.admitted.arrived).as_secs_f64()),
+                Some(last) => self.metrics.inter_token.observe((now - last).as_secs_f64()),
+            }
+            choice.tokens += delta.tokens;
+        }
+        if let Some(finish) = delta.finish {
+            self.finish(delta.index, finish.as_str());
+        }
+    }
+
+    /// Counts all that is still open as failed.
+    pub fn failed(&mut self) {
+        self.finish_all("error");
+    }
+
+    fn finish_all(&mut self, reason: &'static str) {
+        for index in 0..self.choices.len() {
+            self.finish(index, reason);
+        }
+    }
+
+    fn finish(&mut self, index: usize, reason: &'static str) {
+        let choice = &mut self.choices[index];
+        if choice.ended.is_some() {
+            return;
+        }
+        choice.ended = Some(reason);
+        let metrics = &self.metrics;
+        metrics.finished.with_label_values(&[reason]).inc();
+        metrics.e2e.observe(self.admitted.arrived.elapsed().as_secs_f64());
+        metrics.prompt.observe(choice.prompt as f64);
+        metrics.generation.observe(f64::from(choice.tokens));
+        if let (Some(first), Some(last)) = (choice.first_token, choice.last_token) {
+            let queue = Duration::try_from_secs_f64(choice.cost.queue).unwrap_or_default();
+            let started = self.submitted + queue;
+            let since = |later: Instant, earlier| later.saturating_duration_since(earlier).as_secs_f64();
+            metrics.queue.observe(choice.cost.queue);
+            metrics.prefill.observe(since(first, started));
+            metrics.decode.observe(since(last, first));
+            metrics.inference.observe(since(last, started));
+            let cached = choice.cost.cached_tokens as usize;
+            metrics.computed.observe(choice.prompt.saturating_sub(cached) as f64);
+            if choice.tokens > 1 {
+                metrics.per_token.observe(since(last, first) / f64::from(choice.tokens - 1));
+            }
+        }
+    }
+
+    /// One line for each request, whatever became of it.
+    fn log(&self) {
+        let cost = self.choices.iter().fold(Cost::default(), |sum, choice| sum.and(choice.cost));
+        let ended: Vec<&str> = self.choices.iter().filter_map(|choice| choice.ended).collect();
+        let millis = |seconds: f64| (seconds * 1e6).round() / 1e3;
+        tracing::info!(
+            id = self.admitted.id,
+            key = self.admitted.key,
+            ended = ended.join(","),
+            prompt_tokens = self.choices.iter().map(|choice| choice.prompt).sum::<usize>(),
+            generated_tokens = self.choices.iter().map(|choice| choice.tokens).sum::<u32>(),
+            cached_tokens = cost.cached_tokens,
+            computed_tokens = cost.computed_tokens,
+            recomputed_tokens = cost.recomputed_tokens,
+            queue_ms = millis(cost.queue),
+            prefill_ms = millis(cost.prefill),
+            decode_ms = millis(cost.decode),
+            kv_block_s = millis(cost.kv_block_seconds) / 1e3,
+            total_ms = millis(self.admitted.arrived.elapsed().as_secs_f64()),
+            "request"
+        );
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.finish_all("abort");
+        let longest = self.choices.iter().map(|choice| choice.tokens).max().unwrap_or(0);
+        self.metrics.longest.observe(f64::from(longest));
+        self.log();
+    }
+}
