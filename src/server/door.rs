@@ -69,7 +69,8 @@ impl Keys {
     /// Who pays for a tenant's requests, in metrics and logs: the tenant by its name, or else the key that all share.
     pub fn payer(&self, tenant: &Tenant) -> String {
         if !tenant.name.is_empty() {
-            return tenant.name.to_string();
+            // A user has a tenant's name that no key can have; where there are users there are no keys with names.
+            return tenant.name.strip_prefix("user:").unwrap_or(&tenant.name).to_owned();
         }
         let shared = self.0.iter().find(|(_, caller)| caller.is_none());
         shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label())
