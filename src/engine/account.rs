@@ -136,6 +136,8 @@ impl Account {
     }
 
     fn charge_blocks(&mut self, now: Instant) {
+        // Results are accounted for some moments after they came, when somebody may have left since.
+        let now = self.held_since.map_or(now, |since| since.max(now));
         let Some(since) = self.held_since.replace(now) else { return };
         let seconds = now.saturating_duration_since(since).as_secs_f64();
         for &(id, blocks) in &self.held {

@@ -153,15 +153,7 @@ impl Engine<'_> {
         while self.take_commands()? == Next::Go {
             let Self { shared, executor, turns, watch, deadlines, .. } = self;
             turns.turn(&mut **executor, &mut |pipeline, moment| {
-                if let Moment::Committed(updates) = &moment {
-                    let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
-                    ended.for_each(|(id, _)| deadlines.remove(*id));
-                }
-                let telling = matches!(moment, Moment::Telling);
-                watch.see(pipeline, moment);
-                if telling {
-                    shared.publish(watch.stats(pipeline));
-                }
+                see(shared, watch, deadlines, (pipeline, moment));
             })?;
         }
         Ok(())
@@ -196,8 +188,7 @@ impl Engine<'_> {
     fn expire(&mut self) {
         let now = Instant::now();
         while let Some(id) = self.deadlines.pop(now) {
-            let cost = self.watch.close(id);
-            self.turns.expire(id, cost);
+            self.turns.expire(id);
         }
     }
 
@@ -261,11 +252,10 @@ impl Engine<'_> {
         }
     }
 
-    /// Says what the last step yielded. Publishes before that: whoever has read a finish finds its blocks free in the
-    /// stats.
+    /// Says what the last step yielded.
     fn answer(&mut self) {
-        self.publish();
-        self.turns.answer();
+        let Self { shared, turns, watch, deadlines, .. } = self;
+        turns.answer(&mut |pipeline, moment| see(shared, watch, deadlines, (pipeline, moment)));
     }
 
     fn publish(&self) {
@@ -274,6 +264,24 @@ impl Engine<'_> {
 
     fn stats(&self) -> Stats {
         self.watch.stats(self.turns.pipeline())
+    }
+}
+
+/// A moment of a turn. What is told has no deadline any more, and is published before that.
+fn see(
+    shared: &Shared,
+    watch: &mut Watch,
+    deadlines: &mut Deadlines,
+    (pipeline, moment): (&Pipeline, Moment<'_>),
+) {
+    let telling = matches!(moment, Moment::Telling(_));
+    if let Moment::Telling(updates) = &moment {
+        let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
+        ended.for_each(|(id, _)| deadlines.remove(*id));
+    }
+    watch.see(pipeline, moment);
+    if telling {
+        shared.publish(watch.stats(pipeline));
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Executor, Ledger, Pipeline};
-use crate::request::{Cost, Finish, Reject, Request, Update};
+use crate::request::{Finish, Reject, Request, Update};
 use crate::scheduler::RequestId;
 use crate::scheduler::plan::StepPlan;
 
@@ -29,13 +29,11 @@ pub enum Moment<'a> {
     Launching,
     /// It has been given this one, which should take so long, if it can tell.
     Launched(&'a StepPlan, Option<Duration>),
-    /// It has all the steps that it can have; clients are told next. Whoever has read a finish finds its blocks free in
-    /// what is published now.
-    Telling,
-    /// The results of the earliest step are there.
+    /// It has all the steps that it can have, and clients are told this next. Whoever has read a finish finds its blocks
+    /// free in what is published now.
+    Telling(&'a mut [(RequestId, Update)]),
+    /// The results of the earliest step are there. The device may be waiting: what can be done later is done later.
     Results,
-    /// They have been taken in, and this is what will be said.
-    Committed(&'a mut [(RequestId, Update)]),
 }
 
 /// Scheduler, accounts, and what has been committed but not said.
@@ -74,10 +72,13 @@ impl Turns {
         }
     }
 
-    /// Its time is up: the last that its client hears is that, and it hears it next.
-    pub fn expire(&mut self, id: RequestId, cost: Cost) {
-        self.pipeline.abort(id);
-        self.updates.push((id, Update { finish: Some(Finish::Late), cost, ..Update::default() }));
+    /// Its time is up: the last that its client hears is that, and it hears it next; unless it has ended just now.
+    pub fn expire(&mut self, id: RequestId) {
+        let ended = self.updates.iter().any(|(of, update)| *of == id && update.finish.is_some());
+        if !ended {
+            self.pipeline.abort(id);
+            self.updates.push((id, Update { finish: Some(Finish::Late), ..Update::default() }));
+        }
     }
 
     /// One turn. The executor has its next step before anyone is told of the last: what the host does meanwhile costs
@@ -95,8 +96,7 @@ impl Turns {
             executor.enqueue(&plan).map_err(|e| e.message)?;
             watch(&self.pipeline, Moment::Launched(&plan, executor.predict(&plan)));
         }
-        watch(&self.pipeline, Moment::Telling);
-        self.answer();
+        self.answer(watch);
         if self.pipeline.in_flight() == 0 {
             return match self.is_idle() {
                 true => Ok(false),
@@ -106,12 +106,12 @@ impl Turns {
         let output = executor.collect().map_err(|e| e.message)?;
         watch(&self.pipeline, Moment::Results);
         self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
-        watch(&self.pipeline, Moment::Committed(&mut self.updates));
         Ok(true)
     }
 
     /// Says what the last step yielded.
-    pub fn answer(&mut self) {
+    pub fn answer(&mut self, watch: &mut dyn FnMut(&Pipeline, Moment<'_>)) {
+        watch(&self.pipeline, Moment::Telling(&mut self.updates));
         for (id, update) in self.updates.drain(..) {
             self.ledger.post(id, update);
         }

@@ -20,6 +20,8 @@ pub(super) struct Watch {
     busy_since: Option<Instant>,
     /// Since when the results of a step have been there without another launch.
     results_since: Option<Instant>,
+    /// When results came that have not been accounted for.
+    results_seen: Option<Instant>,
     /// When the step that is being launched was.
     launching: Option<Instant>,
     /// Of each step in flight, its tokens and what it should take.
@@ -36,6 +38,7 @@ impl Watch {
             last_step: None,
             busy_since: None,
             results_since: None,
+            results_seen: None,
             launching: None,
             launched: VecDeque::new(),
         }
@@ -48,9 +51,16 @@ impl Watch {
             Moment::Launching => self.launching = Some(now),
             Moment::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
             // The device has its steps: what this takes it does not see.
-            Moment::Telling => self.account.hold(pipeline.scheduler().holdings(), now),
-            Moment::Results => self.results(now),
-            Moment::Committed(updates) => self.committed(updates),
+            Moment::Telling(updates) => {
+                if let Some(results) = self.results_seen.take() {
+                    self.results(results);
+                }
+                self.charge(updates);
+                self.account.hold(pipeline.scheduler().holdings(), now);
+            }
+            Moment::Results => {
+                (self.last_step, self.results_since, self.results_seen) = (Some(now), Some(now), Some(now));
+            }
         }
     }
 
@@ -67,9 +77,8 @@ impl Watch {
         self.account.launched(plan, pipeline.scheduler().owners(), began);
     }
 
-    /// The results of the earliest step have come: how long did it take?
+    /// The results of the earliest step came at this time: how long did it take?
     fn results(&mut self, now: Instant) {
-        (self.last_step, self.results_since) = (Some(now), Some(now));
         let before = self.account.totals();
         let took = self.account.results(now);
         let totals = self.account.totals();
@@ -87,7 +96,7 @@ impl Watch {
     }
 
     /// What was drawn is charged to whom it was drawn for.
-    fn committed(&mut self, updates: &mut [(RequestId, Update)]) {
+    fn charge(&mut self, updates: &mut [(RequestId, Update)]) {
         let (mut tokens, mut ended) = (0, 0);
         for (id, update) in updates {
             tokens += usize::from(update.token.is_some());

@@ -198,7 +198,7 @@ impl World {
     fn turn(&mut self) -> Result<Next, String> {
         self.turn += 1;
         if self.turns.is_idle() {
-            self.turns.answer();
+            self.turns.answer(&mut |_, _| ());
             self.turns.rest()?;
             self.read(true)?;
             let Some((at, _)) = self.to_come.last() else { return Ok(Next::Rest) };
@@ -441,7 +441,7 @@ impl World {
     /// The engine ends: everyone gets the reason, once, and some come again to the next.
     fn die(&mut self, reason: &str) -> Result<(), String> {
         self.death = Some(reason.to_owned());
-        self.turns.answer();
+        self.turns.answer(&mut |_, _| ());
         self.turns.fail(reason);
         if self.turns.open() != 0 {
             return Err(format!("{} accounts outlive the engine", self.turns.open()));
