@@ -221,7 +221,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), Failure> {
-        let mut request = self.request(method, path, body);
+        let mut request = self.request(method.clone(), path, body.clone());
         loop {
             let idle = self.idle().pop();
             let old = idle.is_some();
@@ -236,6 +236,12 @@ impl Client {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if old => request = unsent,
+                    // A server may close a connection that it has kept just when it is used again. Nothing of an answer has
+                    // come, so it is asked again, over a new one.
+                    None if old => {
+                        self.idle().clear();
+                        request = self.request(method.clone(), path, body.clone());
+                    }
                     _ => return Err(Failure::new(Kind::Cut, error.into_error().to_string())),
                 },
             }
