@@ -1,7 +1,7 @@
 //! `octant bench load`: loading a model as `octant serve` does, against reading the same files and doing nothing with
 //! them, by way of the system's cache and past it, and against reading them into as much new memory, in the same run and
-//! in turn; from the disk, with the files dropped from the system's cache before, and from the cache. And how much more memory loading takes than the weights
-//! it leaves.
+//! in turn; from the disk, with the files dropped from the system's cache before, and from the cache. And how much more
+//! memory loading takes than the weights it leaves.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,7 +17,7 @@ use super::place::{Devices, NOT_THERE, Place};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::Device;
 use crate::device::cpu::zeros;
-use crate::model::{Landing, Model, ModelConfig, Precision, Storage, load_threads};
+use crate::model::{Landing, Model, ModelConfig, Precision, Storage, read_threads};
 use crate::runner::WeightBytes;
 
 /// Bytes of one read of the files alone.
@@ -142,7 +142,7 @@ impl Run<'_> {
     /// Bytes per second of reading all files by as many threads as load them, each a part of every file.
     fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.settle(cold)?;
-        let threads = load_threads() as u64;
+        let threads = read_threads() as u64;
         let start = Instant::now();
         for file in self.files {
             let each = file.metadata()?.len().div_ceil(threads);
@@ -160,7 +160,7 @@ impl Run<'_> {
             let file = Storage::open(path.clone())?;
             let (file, len) = (&file, file.len()?);
             let next = &AtomicU64::new(0);
-            together((0..load_threads()).map(|_| {
+            together((0..read_threads()).map(|_| {
                 move || {
                     let mut landing = Landing::default();
                     loop {
@@ -186,7 +186,7 @@ impl Run<'_> {
             let file = File::open(path)?;
             let (own, others) = rest.split_at_mut(file.metadata()?.len() as usize);
             rest = others;
-            let each = own.len().div_ceil(load_threads()).max(1);
+            let each = own.len().div_ceil(read_threads()).max(1);
             together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
                 let file = &file;
                 move || {

@@ -47,12 +47,7 @@ impl Tensor {
     }
 
     /// Reads much that is wanted once, past the system's cache if possible.
-    pub(super) fn read_once<'l>(
-        &self,
-        from: u64,
-        bytes: usize,
-        landing: &'l mut Landing,
-    ) -> Result<&'l [u8], LoadError> {
+    pub(super) fn read_once(&self, from: u64, bytes: usize, landing: &mut Landing) -> Result<(), LoadError> {
         self.check(from, bytes);
         self.storage
             .read_once(self.start + from, bytes, landing)

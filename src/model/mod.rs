@@ -31,7 +31,7 @@ pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
 pub use storage::{Landing, Storage};
-pub use stream::load_threads;
+pub use stream::read_threads;
 pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 

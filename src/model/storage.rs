@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -25,16 +26,25 @@ pub struct Storage {
 #[derive(Debug, Default)]
 pub struct Landing {
     bytes: Vec<u8>,
+    /// Where what was wanted of the last read is.
+    wanted: Range<usize>,
 }
 
 impl Landing {
-    /// So many bytes, from an aligned address on.
-    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
+    /// Room for `wanted` of a read that begins at an aligned address; all the read's bytes.
+    pub(super) fn room(&mut self, wanted: Range<usize>) -> &mut [u8] {
+        let len = wanted.end.next_multiple_of(ALIGN);
         if self.bytes.len() < len + ALIGN {
             self.bytes.resize(len + ALIGN, 0);
         }
         let first = self.bytes.as_ptr().align_offset(ALIGN);
+        self.wanted = first + wanted.start..first + wanted.end;
         &mut self.bytes[first..first + len]
+    }
+
+    /// What the last read was to bring.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.wanted.clone()]
     }
 }
 
@@ -61,10 +71,10 @@ impl Storage {
     ///
     /// # Errors
     /// As [`FileExt::read_exact_at`].
-    pub fn read_once<'l>(&self, at: u64, len: usize, landing: &'l mut Landing) -> std::io::Result<&'l [u8]> {
+    pub fn read_once(&self, at: u64, len: usize, landing: &mut Landing) -> std::io::Result<()> {
         // Aligned around what is wanted.
         let before = (at % ALIGN as u64) as usize;
-        let room = landing.bytes((before + len).next_multiple_of(ALIGN));
+        let room = landing.room(before..before + len);
         let done = match &self.direct {
             Some(direct) if !self.is_cached(at) => read_most(direct, room, at - before as u64),
             _ => 0,
@@ -72,8 +82,7 @@ impl Storage {
         // Whatever the other way would not do.
         let wanted = &mut room[before..before + len];
         let rest = done.saturating_sub(before).min(len);
-        self.file.read_exact_at(&mut wanted[rest..], at + rest as u64)?;
-        Ok(wanted)
+        self.file.read_exact_at(&mut wanted[rest..], at + rest as u64)
     }
 
     /// Has the system begin to read what will be read by way of its cache, without waiting for it.

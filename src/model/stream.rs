@@ -1,13 +1,14 @@
 //! Reads weights and hands them to devices: pieces of some rows, in the order of the files, by several threads at once.
 //!
-//! A thread reads a piece into its buffer, converts it there while it is in the cache, and hands every rank its rows and
-//! columns of it, so that reading, converting and packing overlap, whatever is slowest, and what several ranks have parts
-//! of is read once. The system is told of what is wanted some pieces ahead. Besides the weights themselves, memory holds
-//! a piece or two for each thread, whatever the size of the model.
+//! Some threads only read, into one landing after the other, so that the disk always has reads to do; others convert what
+//! has landed and hand every rank its rows and columns of it, so that what several ranks have parts of is read once. Disks
+//! of virtual machines say of many reads at once that they are done, so threads that did both by turns would all convert
+//! while the disk stands still, and then all read. The system is told of what is wanted some pieces ahead. Besides the
+//! weights themselves, memory holds two pieces for each thread that reads, whatever the size of the model.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError};
 
 use super::checkpoint::Tensor;
 use super::convert;
@@ -39,12 +40,8 @@ struct Piece {
     cols: Range<usize>,
 }
 
-/// What a thread reads into and works in.
-#[derive(Default)]
-struct Room {
-    landing: Landing,
-    desk: Desk,
-}
+/// A piece that has been read: its index, and where it is.
+type Landed = (usize, Landing);
 
 /// What a thread converts into.
 #[derive(Default)]
@@ -91,22 +88,7 @@ pub(super) fn run<D: Device>(
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    let total = pieces.iter().map(|piece| piece.bytes(plan)).sum();
-    let mut done = 0;
-    std::thread::scope(|scope| {
-        let (report, reports) = mpsc::channel();
-        for _ in 0..load_threads().min(pieces.len()) {
-            let (work, report) = (&work, report.clone());
-            scope.spawn(move || work.run(&report));
-        }
-        // Ends when the last of the threads has.
-        drop(report);
-        for index in reports {
-            let piece: &Piece = &pieces[index];
-            done += piece.bytes(plan);
-            progress(LoadProgress { done, total, tensor: &plan.sources[piece.source].tensor.name });
-        }
-    });
+    work.all(progress);
     let failure = work.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, error)) = failure {
         return Err(error);
@@ -117,10 +99,18 @@ pub(super) fn run<D: Device>(
     filled.collect()
 }
 
-/// Threads that read and convert: many more than a few cores, so that a disk has many reads to do while some convert.
-pub fn load_threads() -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (2 * cores).clamp(16, 64)
+/// Threads that read: many more than a few cores, so that a disk has many reads to do.
+pub fn read_threads() -> usize {
+    (2 * cores()).clamp(16, 64)
+}
+
+/// Threads that convert.
+fn convert_threads() -> usize {
+    cores().min(64)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// All that the ranks want, each of it once, in the order of the files.
@@ -190,7 +180,7 @@ impl Piece {
     }
 
     /// Reads it, row after row without what lies between.
-    fn read<'l>(&self, tensor: &Tensor, landing: &'l mut Landing) -> Result<&'l [u8], LoadError> {
+    fn read(&self, tensor: &Tensor, landing: &mut Landing) -> Result<(), LoadError> {
         let width = width(tensor);
         let row_bytes = tensor.shape[1] * width;
         if self.is_whole(tensor) {
@@ -198,32 +188,85 @@ impl Piece {
             return tensor.read_once(from, self.rows.len() * row_bytes, landing);
         }
         let each = self.cols.len() * width;
-        let to = landing.bytes(self.rows.len() * each);
+        let to = landing.room(0..self.rows.len() * each);
         for (row, to) in self.rows.clone().zip(to.chunks_exact_mut(each)) {
             tensor.read((row * row_bytes + self.cols.start * width) as u64, to)?;
         }
-        Ok(to)
+        Ok(())
     }
 }
 
 impl<D: Device> Work<'_, D> {
-    /// Takes pieces until there are no more, or one fails; reports those that are done.
-    fn run(&self, report: &mpsc::Sender<usize>) {
-        let mut room = Room::default();
+    /// Reads and converts all pieces, or until one fails.
+    fn all(&self, progress: &mut dyn FnMut(LoadProgress<'_>)) {
+        let total = self.pieces.iter().map(|piece| piece.bytes(self.plan)).sum();
+        let mut done = 0;
+        let readers = read_threads().min(self.pieces.len());
+        let (give_back, free) = flume::unbounded();
+        // As many to convert as are being read: whoever has read one goes on at once.
+        (0..2 * readers).for_each(|_| give_back.send(Landing::default()).expect("the other end is here"));
+        let (land, landed) = flume::unbounded();
+        let (report, reports) = flume::unbounded();
+        std::thread::scope(|scope| {
+            for _ in 0..readers {
+                let (free, land) = (free.clone(), land.clone());
+                scope.spawn(move || self.read(&free, &land));
+            }
+            for _ in 0..convert_threads() {
+                let (landed, give_back, report) = (landed.clone(), give_back.clone(), report.clone());
+                scope.spawn(move || self.convert(&landed, &give_back, &report));
+            }
+            // Each channel ends with the last thread that sends.
+            drop((free, give_back, land, landed, report));
+            for index in reports {
+                let piece: &Piece = &self.pieces[index];
+                done += piece.bytes(self.plan);
+                progress(LoadProgress { done, total, tensor: &self.plan.sources[piece.source].tensor.name });
+            }
+        });
+    }
+
+    /// Reads pieces into free landings until there are no more pieces, or one fails.
+    fn read(&self, free: &flume::Receiver<Landing>, land: &flume::Sender<Landed>) {
         let ahead = AHEAD / PIECE;
-        while !self.stop.load(Ordering::Relaxed) {
+        // Nobody is left to give any back if those who convert have panicked.
+        for mut landing in free {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(piece) = self.pieces.get(index) else { return };
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
             if index == 0 {
                 self.pieces.iter().take(ahead).skip(1).for_each(|piece| piece.expect(self.plan));
             }
             if let Some(later) = self.pieces.get(index + ahead) {
                 later.expect(self.plan);
             }
-            match self.take(piece, &mut room) {
-                Ok(()) => report.send(index).expect("reports are read until the last thread ends"),
-                Err(error) => self.fail(index, error),
+            match piece.read(&self.plan.sources[piece.source].tensor, &mut landing) {
+                Ok(()) if land.send((index, landing)).is_ok() => {}
+                Ok(()) => return,
+                Err(error) => return self.fail(index, error),
             }
+        }
+    }
+
+    /// Converts what has landed until all has, and reports it; once a piece has failed, it only gives landings back.
+    fn convert(
+        &self,
+        landed: &flume::Receiver<Landed>,
+        give_back: &flume::Sender<Landing>,
+        report: &flume::Sender<usize>,
+    ) {
+        let mut desk = Desk::default();
+        for (index, landing) in landed {
+            if !self.stop.load(Ordering::Relaxed) {
+                match self.take(&self.pieces[index], landing.bytes(), &mut desk) {
+                    Ok(()) => report.send(index).expect("reports are read until the last thread ends"),
+                    Err(error) => self.fail(index, error),
+                }
+            }
+            // Refused when all has been read.
+            let _unwanted = give_back.send(landing);
         }
     }
 
@@ -235,14 +278,12 @@ impl<D: Device> Work<'_, D> {
         }
     }
 
-    /// Reads a piece and hands it to the ranks that have a part of it.
-    fn take(&self, piece: &Piece, room: &mut Room) -> Result<(), LoadError> {
-        let source = &self.plan.sources[piece.source];
-        let bytes = piece.read(&source.tensor, &mut room.landing)?;
-        match &source.form {
+    /// Hands a piece to the ranks that have a part of it.
+    fn take(&self, piece: &Piece, bytes: &[u8], desk: &mut Desk) -> Result<(), LoadError> {
+        match &self.plan.sources[piece.source].form {
             Form::Codes(scales) => self.take_codes(piece, scales, bytes),
-            Form::Quantised => self.quantise(piece, bytes, &mut room.desk),
-            Form::Bf16 => self.take_halves(piece, bytes, &mut room.desk),
+            Form::Quantised => self.quantise(piece, bytes, desk),
+            Form::Bf16 => self.take_halves(piece, bytes, desk),
         }
     }
 
