@@ -8,7 +8,7 @@
 //! order has what it needs or takes it from those behind it, down to the last; and if nothing runs, everything is
 //! available and nothing reserved, and whatever waits fits, or it would not have been taken.
 
-use super::blocks::{Block, Table};
+use super::blocks::{Block, Pool, Table};
 use super::plan::{BLOCK_TOKENS, Row};
 use super::sequence::{Order, Pending, Sequence};
 use super::slots::Slot;
@@ -54,8 +54,10 @@ impl Scheduler {
     }
 
     fn plan_decodes(&mut self, batch: &mut Batch) {
+        let Some(first) = self.plan_easy_decodes(batch) else { return };
         let decoding = |sequence: &&Sequence| sequence.pending() == 1;
-        let orders: Vec<Order> = self.running.values().filter(decoding).map(|s| s.order).collect();
+        let rest = self.running.range(first..).map(|(_, sequence)| sequence);
+        let orders: Vec<Order> = rest.filter(decoding).map(|s| s.order).collect();
         for order in orders {
             if batch.budget == 0 {
                 return;
@@ -67,6 +69,23 @@ impl Scheduler {
         }
     }
 
+    /// Those up to the first for which somebody would have to give up a block, which it returns; mostly that is all.
+    fn plan_easy_decodes(&mut self, batch: &mut Batch) -> Option<Order> {
+        for (order, sequence) in &mut self.running {
+            if sequence.pending() != 1 {
+                continue;
+            }
+            if batch.budget == 0 {
+                return None;
+            }
+            if sequence.needs_block() && !grow(sequence, &mut self.pool, &mut self.reserved) {
+                return Some(*order);
+            }
+            batch.add(sequence);
+        }
+        None
+    }
+
     /// Gets the block that a decode row writes to, taking it from the last in order if there is none. `false` if
     /// the row cannot be in this step: its sequence was preempted itself, or waits for a block that another gives
     /// up once its row in flight is collected.
@@ -76,11 +95,7 @@ impl Scheduler {
             if !sequence.needs_block() {
                 return true;
             }
-            let own = sequence.reserved > 0;
-            if own || self.pool.available() > self.reserved {
-                sequence.table.push(self.pool.take().expect("what is reserved is available"));
-                sequence.reserved -= usize::from(own);
-                self.reserved -= usize::from(own);
+            if grow(sequence, &mut self.pool, &mut self.reserved) {
                 return true;
             }
             if batch.promised > 0 {
@@ -197,6 +212,18 @@ impl Scheduler {
         }
         table
     }
+}
+
+/// Gives a sequence one more block, of what is reserved for it or for nobody. `false` if there is none.
+fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool {
+    let own = sequence.reserved > 0;
+    if !own && pool.available() <= *reserved {
+        return false;
+    }
+    sequence.table.push(pool.take().expect("what is reserved is available"));
+    sequence.reserved -= usize::from(own);
+    *reserved -= usize::from(own);
+    true
 }
 
 /// Blocks that nobody else holds.

@@ -188,6 +188,11 @@ impl Table {
         &self.ids[..tokens.div_ceil(BLOCK_TOKENS)]
     }
 
+    /// Id of the block of the last positions.
+    pub fn last_id(&self) -> Option<u32> {
+        self.ids.last().copied()
+    }
+
     /// Blocks.
     pub fn len(&self) -> usize {
         self.blocks.len()

@@ -186,6 +186,19 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
+    /// Something of all that the next commit and the next plan need; a number of no meaning.
+    pub fn touch(&self) -> u64 {
+        let Request { sampling, stop, tenant, .. } = &self.request;
+        let far = [
+            u64::from(self.tokens.last().copied().unwrap_or(0)),
+            u64::from(self.table.last_id().unwrap_or(0)),
+            u64::from(stop.stop_ids.first().copied().unwrap_or(0)),
+            u64::from(sampling.min_tokens),
+        ];
+        let near = [u64::from(tenant.weight), self.arrived, self.keys.len() as u64, self.scored as u64];
+        far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
+    }
+
     /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
     pub fn give_up(&mut self) {
         debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
