@@ -95,6 +95,10 @@ pub struct ServeArgs {
     /// with 1 nothing is ever preempted [default: 0]
     #[arg(long, env = "OCTANT_KV_RESERVE", value_name = "FRACTION")]
     pub kv_reserve: Option<f32>,
+    /// Tokens that a stream is told at a time, after the first. More save the server, and its clients, processor time,
+    /// most of it the system's [default: 1]
+    #[arg(long, env = "OCTANT_STREAM_INTERVAL", value_name = "TOKENS")]
+    pub stream_interval: Option<usize>,
     /// Storage of keys and values [default: fp8, or bf16 without quantisation]
     #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE")]
     pub kv_cache_dtype: Option<KvCacheDtype>,
@@ -296,6 +300,8 @@ pub struct Config {
     pub api_key: Option<String>,
     /// Who waits for whom, and who is refused.
     pub admission: Admission,
+    /// Tokens that a stream is told at a time.
+    pub stream_interval: usize,
     /// Whether a field that nobody knows is an error.
     pub reject_unknown_fields: bool,
     /// Status of a refusal because the queue is full: 429 or 503.
@@ -355,6 +361,7 @@ impl ServeArgs {
             ageing_steps: self.ageing_steps.or(file.ageing_steps),
             max_preemptions: self.max_preemptions.or(file.max_preemptions),
             kv_reserve: self.kv_reserve.or(file.kv_reserve),
+            stream_interval: self.stream_interval.or(file.stream_interval),
             reject_unknown_fields: self.reject_unknown_fields.or(file.reject_unknown_fields),
             queue_full_status: self.queue_full_status.or(file.queue_full_status),
             stall_timeout: self.stall_timeout.or(file.stall_timeout),
@@ -407,6 +414,7 @@ impl ServeArgs {
             record: self.record,
             simulation,
             admission,
+            stream_interval: positive("--stream-interval", self.stream_interval.unwrap_or(1))?,
             ranks,
             threads: positive("--threads", self.threads.unwrap_or(cores))?,
             api_key: self.api_key.map(api_key).transpose()?,

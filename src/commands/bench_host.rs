@@ -1,14 +1,14 @@
 //! `octant bench host`: what everything above the device costs, beside a device that takes no time of this machine.
 //!
-//! Three measurements. The scheduler alone: a plan and a commit, as running, waiting and prompts grow. The engine: from a
+//! Four measurements. The scheduler alone: a plan and a commit, as running, waiting and prompts grow. The engine: from a
 //! step's results to the next launch, while clients are told. The server: another process of this program, over steps of
-//! a fixed length, and a client here that shares the machine with it.
+//! a fixed length, and a client here that shares the machine with it. And what of that no server could do without.
 
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::{host_engine, host_server};
+use super::{host_bare, host_engine, host_server};
 use crate::config::BenchHostArgs;
 use crate::load::measure::Distribution;
 
@@ -39,6 +39,14 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         }
     }
     all.insert("server".to_owned(), Value::Array(servers));
+    println!("A thread that only writes an event to each stream, under the same client");
+    let mut bare = Vec::new();
+    for &streams in &args.streams {
+        let figures = host_bare::measure(args, streams, args.step)?;
+        println!("{figures}");
+        bare.push(serde_json::to_value(&figures)?);
+    }
+    all.insert("bare".to_owned(), Value::Array(bare));
     println!("late: milliseconds between two tokens of a stream beyond a step's length");
     if args.json {
         println!("{}", serde_json::to_string_pretty(&all)?);

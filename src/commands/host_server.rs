@@ -10,9 +10,9 @@ use serde::Serialize;
 
 use crate::config::BenchHostArgs;
 use crate::load::body::{Bodies, Endpoint};
-use crate::load::client::{Client, Target};
+use crate::load::client::Target;
 use crate::load::drive::{self, Pace, Plan};
-use crate::load::measure::{Distribution, ms};
+use crate::load::measure::{Distribution, Run, ms};
 use crate::load::prompts::Prompts;
 
 /// Tokens of a prompt, about.
@@ -29,12 +29,12 @@ pub struct Figures {
     pub tokens_per_second: f64,
     /// Processor time of the server for each, in microseconds.
     pub cpu_us: f64,
-    /// The part of it that the system took.
-    pub system: f64,
+    /// The part of it that the system took, where that is known.
+    pub system: Option<f64>,
     /// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
     pub late_ms: Option<Distribution>,
     /// The most memory that the server had, in MB.
-    pub memory_mb: f64,
+    pub memory_mb: Option<f64>,
 }
 
 impl fmt::Display for Figures {
@@ -44,10 +44,11 @@ impl fmt::Display for Figures {
             self.late_ms.as_ref().map_or("-".to_owned(), |late| format!("{:.2}", of(late)))
         };
         let (p50, p99) = (late(|late| late.p50), late(|late| late.p99));
-        let system = format!("{:.0} %", 100.0 * system);
+        let system = system.map_or("-".to_owned(), |part| format!("{:.0} %", 100.0 * part));
+        let memory = memory_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
         write!(
             f,
-            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {memory_mb:>10.0}"
+            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {memory:>10}"
         )
     }
 }
@@ -55,50 +56,61 @@ impl fmt::Display for Figures {
 /// Starts a server, puts it under load, and ends it.
 pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
     let server = Server::start(args, streams, step_ms)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let timeout = Duration::from_secs(600);
-        let target = Target::parse(&server.url, None)?;
-        let model = Client::new(target.clone(), timeout).first_model().await?;
-        let bodies = Bodies {
+    let before = server.usage()?;
+    // The second half keeps connections, and tokenises while the first is being answered.
+    let run = load(args, &server.url, "octant", streams, 2 * streams as u64)?;
+    let after = server.usage()?;
+    let tokens: u64 = run.records.iter().map(|record| record.tokens()).sum();
+    let (user, system) = (after.user - before.user, after.system - before.system);
+    Ok(Figures {
+        streams,
+        step_ms,
+        tokens_per_second: tokens as f64 / run.elapsed.as_secs_f64(),
+        cpu_us: (user + system) * 1e6 / tokens as f64,
+        system: Some(system / (user + system)),
+        late_ms: late(&run, step_ms),
+        memory_mb: Some(after.memory / 1e6),
+    })
+}
+
+/// Asks so many requests of a server, as many at once as there are streams, each for as many tokens as the others.
+pub fn load(
+    args: &BenchHostArgs,
+    url: &str,
+    model: &str,
+    streams: usize,
+    requests: u64,
+) -> anyhow::Result<Run> {
+    let plan = Plan {
+        target: Target::parse(url, None)?,
+        bodies: Bodies {
             prompts: Prompts::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
             endpoint: Endpoint::Chat,
-            model,
+            model: model.to_owned(),
             max_tokens: u64::from(args.tokens),
             ignore_eos: true,
             temperature: None,
             extra: serde_json::Map::new(),
-        };
-        let plan = Plan {
-            target,
-            bodies,
-            pace: Pace::Closed { concurrency: streams },
-            // The second half keeps connections, and tokenises while the first is being answered.
-            requests: Some(2 * streams as u64),
-            duration: None,
-            warm_up: 0,
-            timeout,
-            seed: 1,
-        };
-        let before = server.usage()?;
-        let run = drive::run(&plan, std::future::pending(), &mut |_| {}).await;
-        let after = server.usage()?;
-        let failed = run.records.iter().filter_map(|record| record.outcome.as_ref().err()).next();
-        anyhow::ensure!(failed.is_none(), "a request failed: {failed:?}");
-        let tokens: u64 = run.records.iter().map(|record| record.tokens()).sum();
-        let (user, system) = (after.user - before.user, after.system - before.system);
-        let late = |gap: Duration| ms(gap) - step_ms;
-        let gaps = || run.records.iter().flat_map(|record| record.gaps().map(late)).collect();
-        Ok(Figures {
-            streams,
-            step_ms,
-            tokens_per_second: tokens as f64 / run.elapsed.as_secs_f64(),
-            cpu_us: (user + system) * 1e6 / tokens as f64,
-            system: system / (user + system),
-            late_ms: (step_ms > 0.0).then(|| Distribution::of(gaps())),
-            memory_mb: after.memory / 1e6,
-        })
-    })
+        },
+        pace: Pace::Closed { concurrency: streams },
+        requests: Some(requests),
+        duration: None,
+        warm_up: 0,
+        timeout: Duration::from_secs(600),
+        seed: 1,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = runtime.block_on(drive::run(&plan, std::future::pending(), &mut |_| {}));
+    let failed = run.records.iter().filter_map(|record| record.outcome.as_ref().err()).next();
+    anyhow::ensure!(failed.is_none(), "a request failed: {failed:?}");
+    Ok(run)
+}
+
+/// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
+pub fn late(run: &Run, step_ms: f64) -> Option<Distribution> {
+    let late = |gap: Duration| ms(gap) - step_ms;
+    let gaps = || run.records.iter().flat_map(|record| record.gaps().map(late)).collect();
+    (step_ms > 0.0).then(|| Distribution::of(gaps()))
 }
 
 /// A process that ends with this.
@@ -151,7 +163,8 @@ impl Server {
         }
         command.args(["--simulate-pace", if step_ms > 0.0 { "1" } else { "0" }]);
         command.args(["--max-num-seqs", &streams.to_string(), "--max-num-batched-tokens", "8192"]);
-        command.args(["--drain-grace", "0"]);
+        command.args(["--drain-grace", "0", "--served-model-name", "octant"]);
+        command.args(["--stream-interval", &args.stream_interval.to_string()]);
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let stderr = child.stderr.take().context("the server's standard error is ours")?;
         let (found, url) = flume::bounded(1);

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod drain;
 #[cfg(feature = "cuda")]
 pub mod gpu;
+pub mod host_bare;
 pub mod host_engine;
 pub mod host_server;
 pub mod numa;

@@ -262,7 +262,8 @@ fn cache_folder() -> Option<std::path::PathBuf> {
 /// How the engine is started.
 fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> Start {
     let max_ttft = p.config.admission.max_ttft.map(Duration::from_secs_f64);
-    Start { in_flight, recorder: p.recorder.clone(), max_ttft, forecast }
+    let stream_interval = p.config.stream_interval;
+    Start { in_flight, recorder: p.recorder.clone(), max_ttft, forecast, stream_interval }
 }
 
 /// The limits that a configuration gives the scheduler.

@@ -22,6 +22,9 @@ pub struct BenchHostArgs {
     /// Tokens of each answer, and steps of the engine
     #[arg(long, value_name = "TOKENS", default_value = "300")]
     pub tokens: u32,
+    /// As of `octant serve`
+    #[arg(long, value_name = "TOKENS", default_value = "1", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    pub stream_interval: usize,
     /// End with all figures as JSON
     #[arg(long)]
     pub json: bool,

@@ -9,16 +9,32 @@ use crate::request::{Finish, Update};
 use crate::scheduler::RequestId;
 
 /// The open requests and where their updates go.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
-    accounts: HashMap<RequestId, mpsc::UnboundedSender<Update>>,
+    accounts: HashMap<RequestId, Account>,
+    interval: usize,
+}
+
+/// What a client has been told, and what not yet.
+#[derive(Debug)]
+struct Account {
+    updates: mpsc::UnboundedSender<Update>,
+    /// Whether it has been told a token.
+    begun: bool,
+    held: Vec<Update>,
 }
 
 impl Ledger {
+    /// A client hears its first token at once, and what comes then `interval` updates at a time: to tell somebody something takes the
+    /// same however much it is, most of it the system's. What ends an answer is never held back, nor anything before it.
+    pub fn new(interval: usize) -> Self {
+        Self { accounts: HashMap::new(), interval }
+    }
+
     /// Opens an account. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
     /// that the engine never waits for a client.
     pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>) {
-        let earlier = self.accounts.insert(id, updates);
+        let earlier = self.accounts.insert(id, Account { updates, begun: false, held: Vec::new() });
         contain(earlier.is_none(), id, "opened twice");
     }
 
@@ -26,10 +42,14 @@ impl Ledger {
     /// here: its abort is under way.
     pub fn post(&mut self, id: RequestId, update: Update) {
         let last = update.finish.is_some();
-        let account = self.accounts.get(&id);
+        let account = self.accounts.get_mut(&id);
         contain(account.is_some(), id, "answered after it was closed");
         if let Some(account) = account {
-            let _gone = account.send(update);
+            if account.begun && !last && account.held.len() + 1 < self.interval {
+                account.held.push(update);
+                return;
+            }
+            account.tell(update);
         }
         if last {
             self.accounts.remove(&id);
@@ -43,9 +63,9 @@ impl Ledger {
 
     /// Ends every open request with an error.
     pub fn fail_all(&mut self, reason: &str) {
-        for (_, account) in self.accounts.drain() {
+        for (_, mut account) in self.accounts.drain() {
             let finish = Some(Finish::Error(reason.to_owned()));
-            let _gone = account.send(Update { finish, ..Update::default() });
+            account.tell(Update { finish, ..Update::default() });
         }
     }
 
@@ -57,6 +77,15 @@ impl Ledger {
     /// Whether every request has been answered.
     pub fn is_empty(&self) -> bool {
         self.accounts.is_empty()
+    }
+}
+
+impl Account {
+    fn tell(&mut self, update: Update) {
+        self.begun |= update.token.is_some();
+        for update in self.held.drain(..).chain([update]) {
+            let _gone = self.updates.send(update);
+        }
     }
 }
 

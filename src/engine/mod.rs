@@ -73,12 +73,14 @@ pub struct Start {
     pub max_ttft: Option<Duration>,
     /// What is known of steps before there are any.
     pub forecast: Forecast,
+    /// Updates that a client is told at a time, after the first.
+    pub stream_interval: usize,
 }
 
 impl Start {
     /// So many steps in flight, and nothing else.
     pub fn new(in_flight: usize) -> Self {
-        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default() }
+        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default(), stream_interval: 1 }
     }
 }
 
@@ -293,7 +295,8 @@ fn live(
     commands: &flume::Receiver<Command>,
 ) -> Result<(), String> {
     // Outlives a panic of the loop, so that everyone gets an answer.
-    let mut turns = Turns::new(Pipeline::new(shared.config.clone(), start.in_flight, start.recorder));
+    let pipeline = Pipeline::new(shared.config.clone(), start.in_flight, start.recorder);
+    let mut turns = Turns::new(pipeline, start.stream_interval);
     let end = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine {
             shared,

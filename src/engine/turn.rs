@@ -45,9 +45,9 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// With nobody served yet.
-    pub fn new(pipeline: Pipeline) -> Self {
-        Self { pipeline, ledger: Ledger::default(), updates: Vec::new() }
+    /// With nobody served yet. A client is told `interval` updates at a time.
+    pub fn new(pipeline: Pipeline, interval: usize) -> Self {
+        Self { pipeline, ledger: Ledger::new(interval), updates: Vec::new() }
     }
 
     /// Takes a group into the queue, all or none. Accounts are opened for a group that is taken only.

@@ -298,7 +298,7 @@ async fn a_step_that_hangs_shows_in_the_stats() {
 
 #[test]
 fn an_account_is_closed_by_its_finish() {
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(1);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     ledger.open(RequestId(7), sender);
     ledger.post(RequestId(7), Update { token: Some(1), ..Update::default() });
@@ -309,11 +309,57 @@ fn an_account_is_closed_by_its_finish() {
     assert_eq!(updates.try_recv().err(), Some(tokio::sync::mpsc::error::TryRecvError::Disconnected));
 }
 
+fn posted(ledger: &mut Ledger, token: Option<u32>, finish: Option<Finish>) {
+    ledger.post(RequestId(7), Update { token, finish, ..Update::default() });
+}
+
+#[test]
+fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
+    for interval in 1..6 {
+        for len in 1..20 {
+            let mut ledger = Ledger::new(interval);
+            let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
+            ledger.open(RequestId(7), sender);
+            let mut told = Vec::new();
+            for token in 0..len {
+                posted(&mut ledger, Some(token), None);
+                let new: Vec<_> = std::iter::from_fn(|| updates.try_recv().ok()?.token).collect();
+                // The first at once; then none or as many as are told at a time.
+                let wanted = match token as usize {
+                    0 => 1,
+                    later if later % interval == 0 => interval,
+                    _ => 0,
+                };
+                assert_eq!(new.len(), wanted, "interval {interval}, token {token}");
+                told.extend(new);
+            }
+            posted(&mut ledger, None, Some(Finish::Length));
+            let rest: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
+            told.extend(rest.iter().filter_map(|update| update.token));
+            assert_eq!(told, (0..len).collect::<Vec<_>>(), "interval {interval}");
+            assert!(rest.iter().rev().skip(1).all(|update| update.finish.is_none()));
+            assert_eq!(rest.last().unwrap().finish, Some(Finish::Length));
+        }
+    }
+}
+
+#[test]
+fn what_was_held_back_comes_before_the_engines_failure() {
+    let mut ledger = Ledger::new(8);
+    let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
+    ledger.open(RequestId(7), sender);
+    (0..4).for_each(|token| posted(&mut ledger, Some(token), None));
+    ledger.fail_all("broken");
+    let all: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
+    assert_eq!(all.iter().filter_map(|update| update.token).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(all.last().unwrap().finish, Some(error("broken")));
+}
+
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "request 7 answered after it was closed")]
 fn an_account_closed_twice_is_a_bug() {
-    let mut ledger = Ledger::default();
+    let mut ledger = Ledger::new(1);
     ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0);
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });

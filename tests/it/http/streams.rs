@@ -55,6 +55,33 @@ async fn a_chat_is_role_text_finish_done() {
 }
 
 #[tokio::test]
+async fn the_stream_interval_changes_no_byte() {
+    let asked =
+        json!({ "stream": true, "n": 3, "logprobs": true, "stream_options": { "include_usage": true } });
+    let mut replies = Vec::new();
+    for stream_interval in [1, 2, 7, 1000] {
+        let mut plan = Plan::new();
+        plan.start.stream_interval = stream_interval;
+        let reply = plan.open().chat("a longer text, said again", asked.clone()).await;
+        assert!(reply.complete);
+        replies.push(by_choice(&reply));
+    }
+    assert_eq!(replies[0].len(), 3);
+    assert!(replies.iter().all(|reply| *reply == replies[0]));
+}
+
+/// What each choice was told, in order.
+fn by_choice(reply: &Reply) -> Vec<Vec<Value>> {
+    let mut choices = vec![Vec::new(); 3];
+    for chunk in reply.chunks() {
+        for choice in chunk["choices"].as_array().unwrap() {
+            choices[choice["index"].as_u64().unwrap() as usize].push(choice.clone());
+        }
+    }
+    choices
+}
+
+#[tokio::test]
 async fn usage_comes_last_without_choices_and_is_null_before() {
     let house = Plan::new().open();
     let asked = json!({ "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 1 });

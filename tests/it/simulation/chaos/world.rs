@@ -60,6 +60,7 @@ pub struct World {
     draws: Draws,
     config: SchedulerConfig,
     in_flight: usize,
+    interval: usize,
     voice: Option<Voice>,
     machine: Machine,
     clients: Vec<Client>,
@@ -81,12 +82,14 @@ impl World {
         let config = asked::config(&mut draws);
         let in_flight = 1 + below(&mut draws, 2);
         let voice = (!one_in(&mut draws, 4)).then(asked::voice);
-        let turns = Turns::new(Pipeline::new(config.clone(), in_flight, None));
+        let interval = if one_in(&mut draws, 2) { 1 } else { 1 + below(&mut draws, 12) };
+        let turns = Turns::new(Pipeline::new(config.clone(), in_flight, None), interval);
         let device = Device::new(Brain::Machine(Box::new(machine.clone())), 0.0, seed);
         let mut world = Self {
             draws,
             config,
             in_flight,
+            interval,
             voice,
             machine,
             clients: Vec::new(),
@@ -175,7 +178,8 @@ impl World {
             Some(_) => Brain::Machine(Box::new(self.machine.clone())),
             None => Brain::Fake(FakeModel::new(&self.config)),
         };
-        self.turns = Turns::new(Pipeline::new(self.config.clone(), self.in_flight, None));
+        let pipeline = Pipeline::new(self.config.clone(), self.in_flight, None);
+        self.turns = Turns::new(pipeline, self.interval);
         let mut device = Device::new(brain, self.device.now, draws.bits());
         device.spoils = if one_in(draws, 2) { 40 + below(draws, 400) } else { 0 };
         let seeds = self.clients.iter().enumerate();
