@@ -27,8 +27,8 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
     all.insert("gap".to_owned(), gaps.collect::<anyhow::Result<Value>>()?);
     println!("\nThe server, end to end; its processor time includes the system's");
     println!(
-        "{:>8} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
-        "streams", "step ms", "tokens/s", "us/token", "of system", "late p50", "late p99", "MB"
+        "{:>8} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "streams", "step ms", "tokens/s", "us/token", "of system", "late p50", "late p99", "settled", "MB"
     );
     let mut servers = Vec::new();
     for step in [args.step, 0.0] {
@@ -47,7 +47,8 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         bare.push(serde_json::to_value(&figures)?);
     }
     all.insert("bare".to_owned(), Value::Array(bare));
-    println!("late: milliseconds between two tokens of a stream beyond a step's length");
+    println!("late: milliseconds between two tokens of a stream beyond a step's length; settled: its p99 without the");
+    println!("first {} tokens of each answer, while which all others arrive", host_server::SETTLED);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&all)?);
     }

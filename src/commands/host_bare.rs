@@ -38,7 +38,8 @@ pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Re
         tokens_per_second: generated as f64 / run.elapsed.as_secs_f64(),
         cpu_us: cpu.as_secs_f64() * 1e6 / generated as f64,
         system: None,
-        late_ms: host_server::late(&run, step_ms),
+        late_ms: host_server::late(&run, step_ms, 0),
+        settled_late_ms: host_server::late(&run, step_ms, host_server::SETTLED),
         memory_mb: None,
     })
 }

@@ -18,6 +18,9 @@ use crate::load::prompts::Prompts;
 /// Tokens of a prompt, about.
 const PROMPT: usize = 128;
 
+/// Tokens of an answer until those that came with it have been tokenised and begun too.
+pub const SETTLED: usize = 30;
+
 /// What a run showed.
 #[derive(Debug, Serialize)]
 pub struct Figures {
@@ -33,6 +36,8 @@ pub struct Figures {
     pub system: Option<f64>,
     /// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
     pub late_ms: Option<Distribution>,
+    /// The same without each answer's first tokens, while which as many others arrive as there are streams.
+    pub settled_late_ms: Option<Distribution>,
     /// The most memory that the server had, in MB.
     pub memory_mb: Option<f64>,
 }
@@ -40,15 +45,16 @@ pub struct Figures {
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { streams, step_ms, tokens_per_second, cpu_us, system, memory_mb, .. } = self;
-        let late = |of: fn(&Distribution) -> f64| {
-            self.late_ms.as_ref().map_or("-".to_owned(), |late| format!("{:.2}", of(late)))
+        let late = |late: &Option<Distribution>, of: fn(&Distribution) -> f64| {
+            late.as_ref().map_or("-".to_owned(), |late| format!("{:.2}", of(late)))
         };
-        let (p50, p99) = (late(|late| late.p50), late(|late| late.p99));
+        let (p50, p99) = (late(&self.late_ms, |late| late.p50), late(&self.late_ms, |late| late.p99));
+        let settled = late(&self.settled_late_ms, |late| late.p99);
         let system = system.map_or("-".to_owned(), |part| format!("{:.0} %", 100.0 * part));
         let memory = memory_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
         write!(
             f,
-            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {memory:>10}"
+            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {settled:>10} {memory:>10}"
         )
     }
 }
@@ -68,7 +74,8 @@ pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Re
         tokens_per_second: tokens as f64 / run.elapsed.as_secs_f64(),
         cpu_us: (user + system) * 1e6 / tokens as f64,
         system: Some(system / (user + system)),
-        late_ms: late(&run, step_ms),
+        late_ms: late(&run, step_ms, 0),
+        settled_late_ms: late(&run, step_ms, SETTLED),
         memory_mb: Some(after.memory / 1e6),
     })
 }
@@ -106,10 +113,11 @@ pub fn load(
     Ok(run)
 }
 
-/// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
-pub fn late(run: &Run, step_ms: f64) -> Option<Distribution> {
+/// Milliseconds between two tokens of a stream beyond a step's length, from so many tokens on; nothing where steps have
+/// no length.
+pub fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
     let late = |gap: Duration| ms(gap) - step_ms;
-    let gaps = || run.records.iter().flat_map(|record| record.gaps().map(late)).collect();
+    let gaps = || run.records.iter().flat_map(|record| record.gaps().skip(from).map(late)).collect();
     (step_ms > 0.0).then(|| Distribution::of(gaps()))
 }
 
