@@ -275,11 +275,16 @@ fn see(
     (pipeline, moment): (&Pipeline, Moment<'_>),
 ) {
     let telling = matches!(moment, Moment::Telling(_));
+    let launched = matches!(moment, Moment::Launched(..));
     if let Moment::Telling(updates) = &moment {
         let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
         ended.for_each(|(id, _)| deadlines.remove(*id));
     }
     watch.see(pipeline, moment);
+    if launched {
+        // The time of the last step's end is not published yet: until it is, what was expected of that step counts too.
+        shared.pulse.expect_step(watch.expected_step());
+    }
     if telling {
         shared.publish(watch.stats(pipeline));
     }

@@ -232,8 +232,10 @@ fn check_plan(plan: &StepPlan, max_tokens: usize) {
 /// The fake model behind the engine's seam.
 pub struct FakeExecutor {
     model: FakeModel,
-    outputs: VecDeque<StepOutput>,
+    /// Of each step its tokens and what it yields.
+    outputs: VecDeque<(u32, StepOutput)>,
     delay: Option<Duration>,
+    per_token: Duration,
     fail_at: Option<(u64, String)>,
     permits: Option<flume::Receiver<()>>,
 }
@@ -241,12 +243,19 @@ pub struct FakeExecutor {
 impl FakeExecutor {
     pub fn new(config: &SchedulerConfig) -> Self {
         let model = FakeModel::new(config);
-        Self { model, outputs: VecDeque::new(), delay: None, fail_at: None, permits: None }
+        let (outputs, per_token) = (VecDeque::new(), Duration::ZERO);
+        Self { model, outputs, delay: None, per_token, fail_at: None, permits: None }
     }
 
     /// Each step takes this long.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
+        self
+    }
+
+    /// And this long for each of its tokens.
+    pub fn per_token(mut self, per_token: Duration) -> Self {
+        self.per_token = per_token;
         self
     }
 
@@ -278,7 +287,8 @@ impl FakeExecutor {
 
 impl Executor for FakeExecutor {
     fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
-        self.outputs.push_back(self.model.step(plan));
+        let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        self.outputs.push_back((tokens as u32, self.model.step(plan)));
         Ok(())
     }
 
@@ -286,10 +296,11 @@ impl Executor for FakeExecutor {
         if let Some(permits) = &self.permits {
             let _opened_for_good = permits.recv();
         }
-        if let Some(delay) = self.delay {
-            std::thread::sleep(delay);
+        let (tokens, output) = self.outputs.pop_front().expect("a step was enqueued");
+        let takes = self.delay.unwrap_or_default() + self.per_token * tokens;
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
         }
-        let output = self.outputs.pop_front().expect("a step was enqueued");
         match &self.fail_at {
             Some((id, message)) if *id == output.id => Err(ExecutorError { message: message.clone() }),
             _ => Ok(output),
