@@ -30,7 +30,7 @@ pub use meters::{Meters, Payer};
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
-pub use stats::Stats;
+pub use stats::{Line, Outlook, Stats};
 pub use turn::{Moment, Submission, Turns};
 
 use crate::request::{Reject, Request};
@@ -90,7 +90,6 @@ pub struct Engine<'a> {
     turns: &'a mut Turns,
     watch: Watch,
     deadlines: Deadlines,
-    max_ttft: Option<Duration>,
 }
 
 /// Whether the loop goes on.
@@ -139,7 +138,7 @@ impl Engine<'_> {
         let (sender, commands) = flume::unbounded();
         // Not the one that will be used, which cannot change threads; but what is wrong shows here.
         let counts = Pipeline::new(config.clone(), start.in_flight, None).scheduler().counts();
-        let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
+        let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }, start.max_ttft));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -234,22 +233,11 @@ impl Engine<'_> {
 
     /// Refuses a request whose first token would come too late for the operator, or for the client.
     fn check_wait(&self, request: &Request, due: Option<Instant>) -> Result<(), Reject> {
-        if due.is_none() && self.max_ttft.is_none() {
+        if due.is_none() && self.shared.max_ttft.is_none() {
             return Ok(());
         }
         let seconds = self.watch.forecast().first_token(&self.turns.pipeline().load(request));
-        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-        match (left, self.max_ttft) {
-            (Some(left), _) if left < predicted || left.is_zero() => {
-                Err(Reject::DeadlineUnmet { predicted, left })
-            }
-            // Otherwise a bound that is too small for any request would refuse all.
-            (_, Some(limit)) if limit < predicted && !self.turns.is_idle() => {
-                Err(Reject::Busy { predicted, limit })
-            }
-            _ => Ok(()),
-        }
+        self.shared.check_wait(seconds, due, self.turns.is_idle())
     }
 
     /// Says what the last step yielded.
@@ -307,7 +295,6 @@ fn live(
             turns: &mut turns,
             watch: Watch::new(start.forecast, shared.meters.clone()),
             deadlines: Deadlines::default(),
-            max_ttft: start.max_ttft,
         };
         let end = engine.run();
         // Whatever ended it, what was committed before is true.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::account::Account;
+use super::stats::Outlook;
 use super::turn::Moment;
 use super::{Forecast, Meters, Payer, Pipeline, Stats};
 use crate::request::{Cost, Update};
@@ -170,6 +171,7 @@ impl Watch {
             busy_since: self.busy_since,
             expected_step: self.expected_step(),
             next_end: self.forecast.next_end(counts.running),
+            outlook: Outlook::new(pipeline, &self.forecast),
             counts,
             failed: None,
         }
