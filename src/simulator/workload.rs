@@ -130,10 +130,12 @@ struct Line {
     prompt_tokens: Option<usize>,
     prompt: Option<Vec<u32>>,
     answer_tokens: usize,
+    #[serde(default)]
+    priority: i32,
 }
 
 /// Reads a trace: a line of JSON for each request, `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}`, or
-/// `"prompt": [ids]` in place of the number; or CSV whose first line names the columns, as those of Azure's public
+/// `"prompt": [ids]` in place of the number, and `"priority": n` where it is not 0; or CSV whose first line names the columns, as those of Azure's public
 /// traces: `TIMESTAMP,ContextTokens,GeneratedTokens`. Times become seconds since the first request. Prompts that are not
 /// given are drawn with the seed.
 ///
@@ -152,7 +154,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String
             Some(columns) => columns.line(line).map_err(wrong)?,
             None => serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?,
         };
-        let ask = match (line.prompt, line.prompt_tokens) {
+        let mut ask = match (line.prompt, line.prompt_tokens) {
             (Some(prompt), None) => {
                 if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
                     return Err(wrong(format!("expected token ids below {vocab}, got {id}")));
@@ -165,6 +167,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String
         if !line.at.is_finite() || ask.request.prompt.is_empty() || ask.answer.is_empty() {
             return Err(wrong("expected a time, and at least one token of prompt and answer".to_owned()));
         }
+        ask.request.priority = line.priority;
         arrivals.push(Arrival { at: line.at, ask });
     }
     arrivals.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -206,7 +209,7 @@ impl Columns {
         let at = cell(self.at)?;
         let at = seconds(at).ok_or_else(|| format!("expected seconds or a date and time, got `{at}`"))?;
         let (prompt, answer_tokens) = (count(self.prompt)?, count(self.answer)?);
-        Ok(Line { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens })
+        Ok(Line { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens, priority: 0 })
     }
 }
 
