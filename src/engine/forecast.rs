@@ -92,7 +92,7 @@ impl Forecast {
     /// Seconds that a step of so many tokens should take; `None` before anything is known.
     pub fn step_takes(&self, tokens: usize) -> Option<f64> {
         let (base, per_token) = self.line();
-        (self.sums[0] > 0.0).then(|| base + per_token * tokens as f64)
+        (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
     }
 
     /// Seconds that such a step should take at most, as far as is known: where it has more tokens than those that ended

@@ -110,20 +110,7 @@ impl Engine<'_> {
         in_flight: usize,
         executor: Box<dyn Executor>,
     ) -> (EngineHandle, EngineThread) {
-        Self::start_recorded(config, in_flight, executor, None)
-    }
-
-    /// The same, and tells the recorder what it does.
-    ///
-    /// # Panics
-    /// As [`Engine::start`].
-    pub fn start_recorded(
-        config: SchedulerConfig,
-        in_flight: usize,
-        executor: Box<dyn Executor>,
-        recorder: Option<Recorder>,
-    ) -> (EngineHandle, EngineThread) {
-        Self::start_as(config, executor, Start { recorder, ..Start::new(in_flight) })
+        Self::start_as(config, executor, Start::new(in_flight))
     }
 
     /// The same, with all that can be said of it.

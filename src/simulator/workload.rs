@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::tokens::{STEP, mix};
 use super::virtual_time::Ask;
+use crate::random::{Random, STEP, mix};
 
 /// A number that varies: gamma distributed, or fixed with a coefficient of variation of 0. With one of 1 it is
 /// exponential, and times between arrivals make a Poisson process.
@@ -41,48 +41,20 @@ pub struct Synthetic {
     pub seed: u64,
 }
 
-/// A source of random numbers: SplitMix64.
+/// What is drawn for a simulation.
 #[derive(Debug, Clone)]
-pub struct Draws(u64);
+pub struct Draws(Random);
 
 impl Draws {
-    /// The sequence of this seed.
+    /// The sequence of this seed. It is another than [`Random`]'s own, so that arrivals of the load client and of a
+    /// simulation with the same seed have nothing in common.
     pub fn new(seed: u64) -> Self {
-        Self(mix(seed))
+        Self(Random::new(mix(seed).wrapping_add(STEP)))
     }
 
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(STEP);
-        mix(self.0)
-    }
-
-    /// Above 0 and below 1.
-    fn uniform(&mut self) -> f64 {
-        ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    /// Box and Muller's.
-    fn normal(&mut self) -> f64 {
-        let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
-        radius * angle.cos()
-    }
-
-    /// Marsaglia and Tsang's method, of scale 1.
-    fn gamma(&mut self, shape: f64) -> f64 {
-        if shape < 1.0 {
-            let power = self.uniform().powf(1.0 / shape);
-            return self.gamma(shape + 1.0) * power;
-        }
-        let d = shape - 1.0 / 3.0;
-        let c = 1.0 / (9.0 * d).sqrt();
-        loop {
-            let x = self.normal();
-            let v = (1.0 + c * x).powi(3);
-            if v > 0.0 && self.uniform().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-                return d * v;
-            }
-        }
+        self.0.bits()
     }
 
     fn of(&mut self, spread: Spread) -> f64 {
@@ -90,7 +62,7 @@ impl Draws {
             return spread.mean;
         }
         let variance = spread.cv * spread.cv;
-        self.gamma(1.0 / variance) * spread.mean * variance
+        self.0.gamma(1.0 / variance) * spread.mean * variance
     }
 
     /// Random tokens below `vocab`: no two prompts begin alike but by chance.

@@ -41,6 +41,24 @@ pub fn config() -> SchedulerConfig {
     }
 }
 
+/// Ids of [`scarce`] engines.
+pub const SCARCE_VOCAB: usize = 30;
+
+/// An engine that is short of slots, tokens or blocks, so that sequences are preempted; with room to wait.
+pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: bool) -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: seqs,
+        max_num_batched_tokens: tokens,
+        max_model_len: 350,
+        num_blocks: blocks,
+        vocab_size: SCARCE_VOCAB,
+        max_queue_requests: 1000,
+        max_queue_tokens: 1_000_000,
+        prefix_caching,
+        policy: Default::default(),
+    }
+}
+
 /// What a request must yield, whatever runs beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
