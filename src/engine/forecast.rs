@@ -96,13 +96,13 @@ impl Forecast {
     }
 
     /// Seconds that such a step should take at most, as far as is known: where it has more tokens than those that ended
-    /// had, all that they took may have been for their tokens, even if the line says otherwise. 0 before anything is known.
-    pub fn step_takes_at_most(&self, tokens: usize) -> f64 {
+    /// had, all that they took may have been for their tokens, even if the line says otherwise. `None` before anything is
+    /// known.
+    pub fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
-        let Some(line) = self.step_takes(tokens) else { return 0.0 };
         // Of the mean step, whose tokens are x / n.
         let times = if x > 0.0 { (tokens as f64 * n / x).max(1.0) } else { 1.0 };
-        line.max(times * y / n)
+        self.step_takes(tokens).map(|line| line.max(times * y / n))
     }
 
     /// Tokens of an answer.

@@ -73,12 +73,15 @@ pub struct Start {
     pub max_ttft: Option<Duration>,
     /// What is known of steps before there are any.
     pub forecast: Forecast,
+    /// What a step may take, beyond the bound of a stall, before anything is known of steps.
+    pub unknown_step: Duration,
 }
 
 impl Start {
     /// So many steps in flight, and nothing else.
     pub fn new(in_flight: usize) -> Self {
-        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default() }
+        let (recorder, max_ttft, unknown_step) = (None, None, Duration::ZERO);
+        Self { in_flight, recorder, max_ttft, forecast: Forecast::default(), unknown_step }
     }
 }
 
@@ -280,7 +283,7 @@ fn live(
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            watch: Watch::new(start.forecast, shared.meters.clone()),
+            watch: Watch::new(start.forecast, start.unknown_step, shared.meters.clone()),
             deadlines: Deadlines::default(),
         };
         let end = engine.run();

@@ -17,6 +17,8 @@ pub(super) struct Watch {
     meters: Meters,
     account: Account,
     forecast: Forecast,
+    /// Seconds that a step may take before anything is known of steps.
+    unknown_step: f64,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
     /// Since when the results of a step have been there without another launch.
@@ -40,11 +42,12 @@ struct Launched {
 
 impl Watch {
     /// With nothing to do.
-    pub(super) fn new(forecast: Forecast, meters: Meters) -> Self {
+    pub(super) fn new(forecast: Forecast, unknown_step: Duration, meters: Meters) -> Self {
         Self {
             meters,
             account: Account::default(),
             forecast,
+            unknown_step: unknown_step.as_secs_f64(),
             last_step: None,
             busy_since: None,
             results_since: None,
@@ -86,7 +89,8 @@ impl Watch {
         // Whoever executes steps knows best, or else those that have been.
         let predicted = predicted.map(|time| time.as_secs_f64());
         let expected = predicted.or_else(|| self.forecast.step_takes(tokens));
-        let at_most = predicted.unwrap_or_else(|| self.forecast.step_takes_at_most(tokens));
+        let at_most = predicted.or_else(|| self.forecast.step_takes_at_most(tokens));
+        let at_most = at_most.unwrap_or(self.unknown_step);
         self.launched.push_back(Launched { tokens, expected, at_most });
         self.account.launched(plan, pipeline.scheduler().owners(), began, expected);
     }

@@ -261,17 +261,20 @@ async fn life_during(house: &House, prompt: String) -> (bool, f64) {
 /// As on processors, where a step of a long prompt may take longer than what is a stall elsewhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_step_is_no_stall_where_steps_have_been_seen() {
-    let slow = || {
+    let slow = |unknown_step| {
         let mut plan = Plan::new();
+        plan.start.unknown_step = unknown_step;
         plan.stalled_after = Duration::from_millis(250);
         let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
         plan.over(executor.per_token(Duration::from_millis(7)))
     };
-    // A step of 120 tokens takes 0.85 s. Whoever has seen none cannot know that.
-    let (always, bound) = life_during(&slow(), "y".repeat(119)).await;
+    // A step of 120 tokens takes 0.85 s. Whoever has seen none cannot know that, and needs to be told what to expect.
+    let (always, bound) = life_during(&slow(Duration::ZERO), "y".repeat(119)).await;
     assert!(!always && bound == 0.25, "nothing is known: {bound}");
+    let (always, bound) = life_during(&slow(Duration::from_secs(9)), "y".repeat(119)).await;
+    assert!(always && bound == 9.25, "{bound}");
     // Short steps say how long a long one may be: so many times as long, at most.
-    let house = slow();
+    let house = slow(Duration::ZERO);
     let short = json!({ "max_tokens": 8, "ignore_eos": true });
     assert_eq!(house.complete("ab", short).await.status, 200);
     house.until_empty().await;
