@@ -126,9 +126,11 @@ impl Engine<'_> {
         start: Start,
     ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
-        // Not the one that will be used, which cannot change threads; but what is wrong shows here.
-        let counts = Pipeline::new(config.clone(), start.in_flight, None).scheduler().counts();
-        let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }, start.max_ttft));
+        // Not the one that will be used, which cannot change threads; but what is wrong shows here, and how things stand.
+        let pipeline = Pipeline::new(config.clone(), start.in_flight, None);
+        let outlook = Outlook::new(&pipeline, &start.forecast);
+        let stats = Stats { counts: pipeline.scheduler().counts(), outlook, ..Stats::default() };
+        let shared = Arc::new(Shared::new(config, stats, start.max_ttft));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
