@@ -32,7 +32,7 @@ pub use offline::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 pub use plan::PlanArgs;
 pub use serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
 pub use simulate::Simulation;
-pub use simulation::{MeanAndCv, SimulateArgs};
+pub use simulation::{MeanAndCv, PolicyArgs, SimulateArgs};
 pub use size::Size;
 
 /// What was typed: every setting may be absent.

@@ -240,6 +240,8 @@ impl Generator {
     /// [`Refusal`]: nothing was begun.
     pub async fn start(&self, mut place: Place, mut ask: Ask) -> Result<Generation, Refusal> {
         place.resize(ask.prompts.count() * ask.n as usize)?;
+        // Tokenising is the most that a refusal could cost.
+        place.check_wait(&ask.tenant, ask.priority)?;
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();

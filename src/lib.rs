@@ -57,6 +57,9 @@ pub mod offline;
 /// A load client for any server with OpenAI's API, and what its times amount to.
 pub mod load;
 
+/// Random numbers that are a function of a seed.
+pub mod random;
+
 /// Command line, environment and file to one validated configuration.
 pub mod config;
 

@@ -47,7 +47,9 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         bare.push(serde_json::to_value(&figures)?);
     }
     all.insert("bare".to_owned(), Value::Array(bare));
-    println!("late: milliseconds between two tokens of a stream beyond a step's length; settled: its p99 without the");
+    println!(
+        "late: milliseconds between two tokens of a stream beyond a step's length; settled: its p99 without the"
+    );
     println!("first {} tokens of each answer, while which all others arrive", host_server::SETTLED);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&all)?);

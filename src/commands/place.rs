@@ -191,7 +191,12 @@ impl Place {
         match self {
             Self::Cpu(cpus) => {
                 let group = Local::group(cpus.len(), patience);
-                start_on(Ranks { devices: cpus, group, near: Vec::new() }, CPU_IN_FLIGHT, p)
+                // Processors may take long for a prompt, and the first is as good a prompt as any.
+                let start = Start {
+                    unknown_step: p.config.step_timeout,
+                    ..how(p, CPU_IN_FLIGHT, Forecast::default())
+                };
+                start_on(Ranks { devices: cpus, group, near: Vec::new() }, start, p)
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
@@ -232,21 +237,22 @@ fn start_on_gpus(
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let mut near = Vec::new();
+    let start = how(p, GPU_IN_FLIGHT, Forecast::default());
     for gpu in &gpus {
         let pci = gpu.pci()?;
         near.push(super::numa::processors_near(&pci));
         super::gpu::watch(pci);
     }
     match (gpus.len(), p.config.communicator) {
-        (1, _) => start_on(Ranks { devices: gpus, group: vec![Local::alone()], near }, GPU_IN_FLIGHT, p),
+        (1, _) => start_on(Ranks { devices: gpus, group: vec![Local::alone()], near }, start, p),
         (_, CommunicatorName::P2p) => {
             let group = P2p::group(&gpus, patience, None)
                 .context("--communicator p2p (--communicator nccl does without)")?;
-            start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
+            start_on(Ranks { devices: gpus, group, near }, start, p)
         }
         (_, CommunicatorName::Nccl) => {
             let group = Nccl::group(&gpus, patience).context("--communicator nccl")?;
-            start_on(Ranks { devices: gpus, group, near }, GPU_IN_FLIGHT, p)
+            start_on(Ranks { devices: gpus, group, near }, start, p)
         }
     }
 }
@@ -262,8 +268,8 @@ fn cache_folder() -> Option<std::path::PathBuf> {
 /// How the engine is started.
 fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> Start {
     let max_ttft = p.config.admission.max_ttft.map(Duration::from_secs_f64);
-    let stream_interval = p.config.stream_interval;
-    Start { in_flight, recorder: p.recorder.clone(), max_ttft, forecast, stream_interval }
+    let (recorder, stream_interval) = (p.recorder.clone(), p.config.stream_interval);
+    Start { recorder, max_ttft, forecast, stream_interval, ..Start::new(in_flight) }
 }
 
 /// The limits that a configuration gives the scheduler.
@@ -287,7 +293,7 @@ pub(super) fn scheduler(p: &Prepared) -> SchedulerConfig {
 
 fn start_on<D: Device, C: Communicator<D>>(
     ranks: Ranks<D, C>,
-    in_flight: usize,
+    start: Start,
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let Ranks { devices, group, mut near } = ranks;
@@ -310,7 +316,7 @@ fn start_on<D: Device, C: Communicator<D>>(
     // Whoever is told that the server is ready is not to wait for recordings.
     runner.prepared()?;
     // Its steps are measured from the first on.
-    Ok(Engine::start_as(scheduler, Box::new(runner), how(p, in_flight, Forecast::default())))
+    Ok(Engine::start_as(scheduler, Box::new(runner), start))
 }
 
 /// Loads every rank's part onto its device, all at the same time.

@@ -8,11 +8,12 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 
 use super::simulated::{About, Changes, forecast, memory_of};
-use crate::config::{MeanAndCv, SimulateArgs};
+use crate::config::{MeanAndCv, PolicyArgs, SimulateArgs};
 use crate::device::Layout;
 use crate::engine::SchedulerConfig;
 use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
+use crate::scheduler::Policy;
 use crate::simulator::plot::{self, Run};
 use crate::simulator::replay::{self, Replayed};
 use crate::simulator::report::{Report, Slo, foreseen, table};
@@ -33,6 +34,7 @@ struct Past {
 
 /// Simulates and reports. Status 1 if a replay is not the same as what was recorded.
 pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+    args.policy.check()?;
     let pasts = match &args.replay {
         Some(path) => match recorded(args, path)? {
             Some(pasts) => pasts,
@@ -67,6 +69,7 @@ fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
     let forecast = forecast(&cost, &config, 1.0);
     let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(cost));
     server.foresee(forecast);
+    server.refuse_beyond(args.policy.max_ttft);
     for Arrival { at, ask } in arrivals {
         server.arrive(at, vec![ask]);
     }
@@ -120,10 +123,11 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>
     let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
     let mut pasts = vec![Past { name: "recorded", journeys, samples: replayed.samples.clone() }];
     if args.changes() {
-        pasts.push(again("as recorded", &trace, &replayed, &as_recorded(&trace)?, None)?);
+        let (about, config) = (as_recorded(&trace)?, trace.header.config.clone());
+        pasts.push(again("as recorded", (&trace, &replayed), &about, config, None)?);
         let about = About::new(&changes(args), Some(&trace.header.about))?;
         let config = scheduler(args, &about, Some(&trace.header.config))?;
-        pasts.push(again("as changed", &trace, &replayed, &about, Some(config))?);
+        pasts.push(again("as changed", (&trace, &replayed), &about, config, args.policy.max_ttft)?);
     }
     Ok(Some(pasts))
 }
@@ -135,14 +139,16 @@ fn as_recorded(trace: &Trace) -> anyhow::Result<About> {
 
 fn again(
     name: &'static str,
-    trace: &Trace,
-    replayed: &Replayed,
+    (trace, replayed): (&Trace, &Replayed),
     about: &About,
-    config: Option<SchedulerConfig>,
+    config: SchedulerConfig,
+    max_ttft: Option<f64>,
 ) -> anyhow::Result<Past> {
-    let config = config.unwrap_or_else(|| trace.header.config.clone());
-    let machine = Machine::scripted(about.cost()?);
-    let mut server = VirtualTime::new(config, trace.header.in_flight, machine);
+    let cost = about.cost()?;
+    let forecast = forecast(&cost, &config, 1.0);
+    let mut server = VirtualTime::new(config, trace.header.in_flight, Machine::scripted(cost));
+    server.foresee(forecast);
+    server.refuse_beyond(max_ttft);
     replay::resimulate(replayed, &mut server);
     finish(name, server)
 }
@@ -212,8 +218,17 @@ fn scheduler(
         max_queue_requests: args.max_queue_requests.or(r.map(|c| c.max_queue_requests)).unwrap_or(1024),
         max_queue_tokens: args.max_queue_tokens.or(r.map(|c| c.max_queue_tokens)).unwrap_or(1 << 20),
         prefix_caching: args.enable_prefix_caching.or(r.map(|c| c.prefix_caching)).unwrap_or(true),
-        policy: r.map(|c| c.policy.clone()).unwrap_or_default(),
+        policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
     })
+}
+
+/// Who waits for whom: as given, else as it was.
+fn policy(args: &PolicyArgs, was: Policy) -> Policy {
+    Policy {
+        ageing_steps: args.ageing_steps.unwrap_or(was.ageing_steps),
+        max_preemptions: args.max_preemptions.unwrap_or(was.max_preemptions),
+        kv_reserve: args.kv_reserve.unwrap_or(was.kv_reserve),
+    }
 }
 
 fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {

@@ -47,20 +47,25 @@ fn one() -> u32 {
     1
 }
 
-/// What the arguments say, with the file of keys that they name.
-pub(super) fn admission(args: &ServeArgs) -> Result<Admission, ConfigError> {
-    if let Some(bad) = args.max_ttft.filter(|seconds| !(*seconds > 0.0 && *seconds <= 1e9)) {
+/// Whether two of these numbers make sense, if they are given.
+pub(super) fn check(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Result<(), ConfigError> {
+    if let Some(bad) = max_ttft.filter(|seconds| !(*seconds > 0.0 && *seconds <= 1e9)) {
         return Err(ConfigError::new("--max-ttft", format!("expected seconds above 0, got {bad}")));
     }
-    let kv_reserve = args.kv_reserve.unwrap_or(0.0);
-    if !(0.0..=1.0).contains(&kv_reserve) {
-        return Err(ConfigError::new("--kv-reserve", format!("expected from 0 to 1, got {kv_reserve}")));
+    if let Some(bad) = kv_reserve.filter(|share| !(0.0..=1.0).contains(share)) {
+        return Err(ConfigError::new("--kv-reserve", format!("expected from 0 to 1, got {bad}")));
     }
+    Ok(())
+}
+
+/// What the arguments say, with the file of keys that they name.
+pub(super) fn admission(args: &ServeArgs) -> Result<Admission, ConfigError> {
+    check(args.max_ttft, args.kv_reserve)?;
     Ok(Admission {
         max_ttft: args.max_ttft,
         ageing_steps: args.ageing_steps.unwrap_or(1000),
         max_preemptions: args.max_preemptions.unwrap_or(3),
-        kv_reserve,
+        kv_reserve: args.kv_reserve.unwrap_or(0.0),
         keys: args.api_keys.as_deref().map(keys).transpose()?.unwrap_or_default(),
     })
 }

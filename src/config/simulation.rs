@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 
-use super::{KvCacheDtype, Quantization, Size};
+use super::{ConfigError, KvCacheDtype, Quantization, Size, admission};
 
 /// A mean, and after a colon a coefficient of variation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,6 +25,35 @@ impl FromStr for MeanAndCv {
         let (mean, cv) = (mean.parse().map_err(|_| wrong())?, cv.parse().map_err(|_| wrong())?);
         let sound = (1e-6..=1e9).contains(&mean) && (0.0..=100.0).contains(&cv);
         if sound { Ok(Self { mean, cv }) } else { Err(wrong()) }
+    }
+}
+
+/// Who waits for whom, and who is refused: as of `octant serve`.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct PolicyArgs {
+    /// Predicted seconds to a first token above which a request is refused [default: none]
+    #[arg(long, value_name = "SECONDS")]
+    pub max_ttft: Option<f64>,
+    /// Steps of waiting that lift a request by one priority; 0 is never [default: 1000, or as recorded]
+    #[arg(long, value_name = "STEPS")]
+    pub ageing_steps: Option<u64>,
+    /// Times that a running request may be made to give up its KV blocks and be computed again; with 0, all that its
+    /// max_tokens may need is reserved before it starts [default: 3, or as recorded]
+    #[arg(long, value_name = "N")]
+    pub max_preemptions: Option<u32>,
+    /// Share of the KV blocks that a request's max_tokens may need, beside its prompt's, that is reserved when it starts;
+    /// with 1 nothing is ever preempted [default: 0, or as recorded]
+    #[arg(long, value_name = "FRACTION")]
+    pub kv_reserve: Option<f32>,
+}
+
+impl PolicyArgs {
+    /// Whether the numbers make sense.
+    ///
+    /// # Errors
+    /// Names the flag whose number does not.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        admission::check(self.max_ttft, self.kv_reserve)
     }
 }
 
@@ -55,8 +84,8 @@ pub struct SimulateArgs {
     /// Poisson process, 0 a clock, more comes in bursts
     #[arg(long, value_name = "RATE[:CV]", group = "workload")]
     pub poisson: Option<MeanAndCv>,
-    /// Requests from a file: lines of JSON with `at`, `prompt_tokens` or `prompt`, and `answer_tokens`; or CSV with
-    /// TIMESTAMP, ContextTokens and GeneratedTokens
+    /// Requests from a file: lines of JSON with `at`, `prompt_tokens` or `prompt`, `answer_tokens`, and `priority` where it
+    /// is not 0; or CSV with TIMESTAMP, ContextTokens and GeneratedTokens
     #[arg(long, value_name = "FILE", group = "workload")]
     pub trace: Option<PathBuf>,
     /// A recording of `octant serve --record`. Its plans are made again and must be the same. With any setting given, its
@@ -98,6 +127,9 @@ pub struct SimulateArgs {
     /// Share the KV blocks of equal prompt beginnings [default: true, or as recorded]
     #[arg(long, value_name = "BOOL")]
     pub enable_prefix_caching: Option<bool>,
+    /// Who waits for whom, and who is refused.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
 
     /// Seconds to the first token with which a request counts as served well
     #[arg(long, value_name = "SECONDS", default_value = "2")]
@@ -132,5 +164,6 @@ impl SimulateArgs {
             || self.max_queue_requests.is_some()
             || self.max_queue_tokens.is_some()
             || self.enable_prefix_caching.is_some()
+            || self.policy != PolicyArgs::default()
     }
 }

@@ -6,7 +6,8 @@
 //!   that it reads. Where it feeds what was drawn last it is decode, else prefill.
 //! - Blocks are charged for the time between two looks at who holds them, of which there is one after every launch.
 //! - A request may end while it has a row in flight, whose result nobody will want. Its answer does not wait for that: it
-//!   pays for the row in advance what its last one took, and for its blocks as long. What that is off by nobody pays.
+//!   pays in advance for its part of that step, and for its blocks as long, by what the step should take, or where nobody
+//!   can tell by what the last one took. What that is off by nobody pays.
 //!
 //! So the sum of all costs is what the device took, but for those advances.
 
@@ -61,14 +62,16 @@ struct Meter {
     started: bool,
     /// Positions below this have been fed, or were cached at its first start.
     fed: usize,
-    /// What its last row took, in seconds.
-    last_row: f64,
     generated: u64,
 }
 
 struct Flight {
     launched: Instant,
+    /// What it should take, in seconds.
+    expected: Option<f64>,
     parts: Vec<Part>,
+    /// The sum of the parts'.
+    weight: f64,
 }
 
 struct Part {
@@ -80,21 +83,20 @@ struct Part {
 impl Account {
     /// A request has been taken.
     pub fn open(&mut self, id: RequestId, prompt: usize, submitted: Instant, payer: Option<Arc<Payer>>) {
-        let meter = Meter {
-            cost: Cost::default(),
-            payer,
-            submitted,
-            prompt,
-            started: false,
-            fed: 0,
-            last_row: 0.0,
-            generated: 0,
-        };
+        let meter =
+            Meter { cost: Cost::default(), payer, submitted, prompt, started: false, fed: 0, generated: 0 };
         self.open.insert(id, meter);
     }
 
-    /// A step is launched at this time; `owners` has the request of each row.
-    pub fn launched(&mut self, plan: &StepPlan, owners: impl Iterator<Item = RequestId>, now: Instant) {
+    /// A step is launched at this time; `owners` has the request of each row. It should take `expected` seconds, if anybody
+    /// can tell.
+    pub fn launched(
+        &mut self,
+        plan: &StepPlan,
+        owners: impl Iterator<Item = RequestId>,
+        now: Instant,
+        expected: Option<f64>,
+    ) {
         let mut parts = Vec::with_capacity(plan.rows.len());
         for (row, id) in plan.rows.iter().zip(owners) {
             let Some(meter) = self.open.get_mut(&id) else { continue };
@@ -103,7 +105,8 @@ impl Account {
             self.totals.recomputed_tokens += meter.cost.recomputed_tokens - before;
             parts.push(Part { id, weight: weight(row), decode });
         }
-        self.flights.push_back(Flight { launched: now, parts });
+        let weight = parts.iter().map(|part| part.weight).sum();
+        self.flights.push_back(Flight { launched: now, expected, parts, weight });
     }
 
     /// The results of the earliest step are there. Returns the seconds that it took.
@@ -114,15 +117,13 @@ impl Account {
         self.last_results = Some(now);
         let took = now.saturating_duration_since(began).as_secs_f64();
         self.last_step = took;
-        let weights: f64 = flight.parts.iter().map(|part| part.weight).sum();
         for part in &flight.parts {
-            let share = took * part.weight / weights;
+            let share = took * part.weight / flight.weight;
             let total = if part.decode { &mut self.totals.decode } else { &mut self.totals.prefill };
             *total += share;
             // Its advance has been paid if it has ended.
             if let Some(meter) = self.open.get_mut(&part.id) {
                 *meter.device(part.decode) += share;
-                meter.last_row = share;
             }
         }
         took
@@ -162,10 +163,13 @@ impl Account {
         let Some(mut meter) = self.open.remove(&id) else { return Cost::default() };
         let blocks = self.held.iter().find(|(holder, _)| *holder == id).map_or(0.0, |(_, blocks)| *blocks);
         let mut in_flight = false;
-        for part in self.flights.iter().flat_map(|flight| &flight.parts).filter(|part| part.id == id) {
-            in_flight = true;
-            *meter.device(part.decode) += meter.last_row;
-            meter.cost.kv_block_seconds += blocks * self.last_step;
+        for flight in &self.flights {
+            let takes = flight.expected.unwrap_or(self.last_step);
+            for part in flight.parts.iter().filter(|part| part.id == id) {
+                in_flight = true;
+                *meter.device(part.decode) += takes * part.weight / flight.weight;
+                meter.cost.kv_block_seconds += blocks * takes;
+            }
         }
         if !in_flight {
             // They are free.

@@ -89,6 +89,22 @@ impl Forecast {
         ((y - slope * x) / n, slope)
     }
 
+    /// Seconds that a step of so many tokens should take; `None` before anything is known.
+    pub fn step_takes(&self, tokens: usize) -> Option<f64> {
+        let (base, per_token) = self.line();
+        (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
+    }
+
+    /// Seconds that such a step should take at most, as far as is known: where it has more tokens than those that ended
+    /// had, all that they took may have been for their tokens, even if the line says otherwise. `None` before anything is
+    /// known.
+    pub fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
+        let [n, x, y, ..] = self.sums;
+        // Of the mean step, whose tokens are x / n.
+        let times = if x > 0.0 { (tokens as f64 * n / x).max(1.0) } else { 1.0 };
+        self.step_takes(tokens).map(|line| line.max(times * y / n))
+    }
+
     /// Tokens of an answer.
     pub fn answer_tokens(&self) -> f64 {
         (self.answers.0 / self.answers.1).max(1.0)

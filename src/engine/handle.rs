@@ -20,7 +20,7 @@ use crate::engine::meters::{Meters, Payer};
 use crate::engine::pulse::Pulse;
 use crate::engine::stats::Stats;
 use crate::engine::turn::Submission;
-use crate::request::{Finish, Reject, Request, Update};
+use crate::request::{Finish, Reject, Request, Tenant, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
 
 /// What a client asks of the engine's thread.
@@ -44,6 +44,8 @@ pub(super) struct Shared {
     /// What of the queue's stats a health check reads, without the lock.
     pub(super) pulse: Arc<Pulse>,
     pub(super) meters: Meters,
+    /// As in [`super::Start`].
+    pub(super) max_ttft: Option<Duration>,
     next_id: AtomicU64,
     /// What every submit is answered with, once set.
     refusal: Mutex<Option<Reject>>,
@@ -59,10 +61,24 @@ struct Queue {
 }
 
 impl Shared {
-    pub(super) fn new(config: SchedulerConfig, stats: Stats) -> Self {
+    pub(super) fn new(config: SchedulerConfig, stats: Stats, max_ttft: Option<Duration>) -> Self {
         let queue = Mutex::new(Queue { stats, entered: 0 });
         let (pulse, meters, next_id) = (Arc::default(), Meters::default(), AtomicU64::new(0));
-        Self { config, pulse, meters, next_id, refusal: Mutex::new(None), queue }
+        Self { config, pulse, meters, max_ttft, next_id, refusal: Mutex::new(None), queue }
+    }
+
+    /// Refuses a request whose first token, so many seconds from now, is too late for the client or for the operator.
+    pub(super) fn check_wait(&self, seconds: f64, due: Option<Instant>, idle: bool) -> Result<(), Reject> {
+        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
+        match (left, self.max_ttft) {
+            (Some(left), _) if left < predicted || left.is_zero() => {
+                Err(Reject::DeadlineUnmet { predicted, left })
+            }
+            // Otherwise a bound that is too small for any request would refuse all.
+            (_, Some(limit)) if limit < predicted && !idle => Err(Reject::Busy { predicted, limit }),
+            _ => Ok(()),
+        }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -211,6 +227,23 @@ impl Place {
     /// Whose counters get what the group costs; without this it is on nobody's.
     pub fn bill_to(&mut self, payer: Arc<Payer>) {
         self.payer = Some(payer);
+    }
+
+    /// Refuses at once what would be refused once its prompt is known, however short that is. What is not refused here may
+    /// still be: the engine's thread predicts again, from the prompt's tokens.
+    ///
+    /// # Errors
+    /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
+    pub fn check_wait(&self, tenant: &Tenant, priority: i32) -> Result<(), Reject> {
+        let shared = &self.engine.shared;
+        if self.due.is_none() && shared.max_ttft.is_none() {
+            return Ok(());
+        }
+        let (seconds, idle) = {
+            let queue = lock(&shared.queue);
+            (queue.stats.outlook.first_token_at_least(tenant, priority), !queue.stats.pending())
+        };
+        shared.check_wait(seconds, self.due, idle)
     }
 
     /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes

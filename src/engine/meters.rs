@@ -26,7 +26,7 @@ pub struct Meters {
     pub idle: Histogram,
     /// Seconds of the device for each step.
     pub step: Histogram,
-    /// What a step took over what it was predicted to take. Empty where nobody can predict.
+    /// What a step took over what it was expected to take when it was launched, by the executor or by the steps before it.
     pub ratio: Histogram,
     /// Tokens of each step.
     pub tokens: Histogram,

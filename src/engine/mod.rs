@@ -30,7 +30,7 @@ pub use meters::{Meters, Payer};
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
-pub use stats::Stats;
+pub use stats::{Line, Outlook, Stats};
 pub use turn::{Moment, Submission, Turns};
 
 use crate::request::{Reject, Request};
@@ -73,14 +73,18 @@ pub struct Start {
     pub max_ttft: Option<Duration>,
     /// What is known of steps before there are any.
     pub forecast: Forecast,
-    /// Updates that a client is told at a time, after the first.
+    /// Updates that a client is told at a time, after the first token.
     pub stream_interval: usize,
+    /// What a step may take, beyond the bound of a stall, before anything is known of steps.
+    pub unknown_step: Duration,
 }
 
 impl Start {
     /// So many steps in flight, and nothing else.
     pub fn new(in_flight: usize) -> Self {
-        Self { in_flight, recorder: None, max_ttft: None, forecast: Forecast::default(), stream_interval: 1 }
+        let (recorder, max_ttft, unknown_step) = (None, None, Duration::ZERO);
+        let forecast = Forecast::default();
+        Self { in_flight, recorder, max_ttft, forecast, stream_interval: 1, unknown_step }
     }
 }
 
@@ -92,7 +96,6 @@ pub struct Engine<'a> {
     turns: &'a mut Turns,
     watch: Watch,
     deadlines: Deadlines,
-    max_ttft: Option<Duration>,
 }
 
 /// Whether the loop goes on.
@@ -113,20 +116,7 @@ impl Engine<'_> {
         in_flight: usize,
         executor: Box<dyn Executor>,
     ) -> (EngineHandle, EngineThread) {
-        Self::start_recorded(config, in_flight, executor, None)
-    }
-
-    /// The same, and tells the recorder what it does.
-    ///
-    /// # Panics
-    /// As [`Engine::start`].
-    pub fn start_recorded(
-        config: SchedulerConfig,
-        in_flight: usize,
-        executor: Box<dyn Executor>,
-        recorder: Option<Recorder>,
-    ) -> (EngineHandle, EngineThread) {
-        Self::start_as(config, executor, Start { recorder, ..Start::new(in_flight) })
+        Self::start_as(config, executor, Start::new(in_flight))
     }
 
     /// The same, with all that can be said of it.
@@ -139,9 +129,11 @@ impl Engine<'_> {
         start: Start,
     ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
-        // Not the one that will be used, which cannot change threads; but what is wrong shows here.
-        let counts = Pipeline::new(config.clone(), start.in_flight, None).scheduler().counts();
-        let shared = Arc::new(Shared::new(config, Stats { counts, ..Stats::default() }));
+        // Not the one that will be used, which cannot change threads; but what is wrong shows here, and how things stand.
+        let pipeline = Pipeline::new(config.clone(), start.in_flight, None);
+        let outlook = Outlook::new(&pipeline, &start.forecast);
+        let stats = Stats { counts: pipeline.scheduler().counts(), outlook, ..Stats::default() };
+        let shared = Arc::new(Shared::new(config, stats, start.max_ttft));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -236,22 +228,11 @@ impl Engine<'_> {
 
     /// Refuses a request whose first token would come too late for the operator, or for the client.
     fn check_wait(&self, request: &Request, due: Option<Instant>) -> Result<(), Reject> {
-        if due.is_none() && self.max_ttft.is_none() {
+        if due.is_none() && self.shared.max_ttft.is_none() {
             return Ok(());
         }
         let seconds = self.watch.forecast().first_token(&self.turns.pipeline().load(request));
-        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-        match (left, self.max_ttft) {
-            (Some(left), _) if left < predicted || left.is_zero() => {
-                Err(Reject::DeadlineUnmet { predicted, left })
-            }
-            // Otherwise a bound that is too small for any request would refuse all.
-            (_, Some(limit)) if limit < predicted && !self.turns.is_idle() => {
-                Err(Reject::Busy { predicted, limit })
-            }
-            _ => Ok(()),
-        }
+        self.shared.check_wait(seconds, due, self.turns.is_idle())
     }
 
     /// Says what the last step yielded.
@@ -277,11 +258,16 @@ fn see(
     (pipeline, moment): (&Pipeline, Moment<'_>),
 ) {
     let telling = matches!(moment, Moment::Telling(_));
+    let launched = matches!(moment, Moment::Launched(..));
     if let Moment::Telling(updates) = &moment {
         let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
         ended.for_each(|(id, _)| deadlines.remove(*id));
     }
     watch.see(pipeline, moment);
+    if launched {
+        // The time of the last step's end is not published yet: until it is, what was expected of that step counts too.
+        shared.pulse.expect_step(watch.expected_step());
+    }
     if telling {
         shared.publish(watch.stats(pipeline));
     }
@@ -303,9 +289,8 @@ fn live(
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            watch: Watch::new(start.forecast, shared.meters.clone()),
+            watch: Watch::new(start.forecast, start.unknown_step, shared.meters.clone()),
             deadlines: Deadlines::default(),
-            max_ttft: start.max_ttft,
         };
         let end = engine.run();
         // Whatever ended it, what was committed before is true.

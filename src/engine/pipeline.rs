@@ -96,6 +96,20 @@ impl Pipeline {
         }
     }
 
+    /// What any request that came now would find at least, whatever its length, tenant and priority: nobody goes before it,
+    /// and the earliest step in flight ends this moment.
+    pub fn least_load(&self) -> Load {
+        let (counts, config) = (self.scheduler.counts(), self.scheduler.config());
+        let available = counts.blocks_total - counts.blocks_used - counts.blocks_reserved;
+        Load {
+            running: counts.running,
+            places: config.max_num_seqs.saturating_sub(counts.running).min(available),
+            step_tokens: config.max_num_batched_tokens,
+            in_flight: self.in_flight.saturating_sub(1),
+            ..Load::default()
+        }
+    }
+
     /// How things stand.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler

@@ -85,6 +85,8 @@ impl Pulse {
     /// Reads everything. Take `now`, by which the result is judged, before the call.
     pub fn beat(&self) -> Beat {
         let failed = self.failed.load(Ordering::Acquire);
+        // Before the last step's end: what is found is what was expected of a step that began no later than that.
+        let expected_step = Duration::from_nanos(self.expected_step_ns.load(Ordering::Acquire));
         // Work before steps: a step that ends in between makes the engine look better.
         let pending_since = self.busy_since.get().or_else(|| self.unheard_since.get());
         let reason = || self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -93,7 +95,7 @@ impl Pulse {
             waiting: self.waiting.load(Ordering::Relaxed),
             last_step: self.last_step.get(),
             pending_since,
-            expected_step: Duration::from_nanos(self.expected_step_ns.load(Ordering::Relaxed)),
+            expected_step,
             failed: failed.then(reason),
         }
     }
@@ -105,7 +107,8 @@ impl Pulse {
 
     /// Says what the next steps are expected to take, at most. The bound of a stall is counted from there.
     pub fn expect_step(&self, at_most: Duration) {
-        self.expected_step_ns.store(at_most.as_nanos() as u64, Ordering::Relaxed);
+        let nanos = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
+        self.expected_step_ns.store(nanos, Ordering::Release);
     }
 
     pub(super) fn publish(&self, stats: &Stats) {
@@ -113,6 +116,8 @@ impl Pulse {
         self.waiting.store(stats.counts.waiting, Ordering::Relaxed);
         self.last_step.set(stats.last_step);
         self.busy_since.set(stats.busy_since);
+        // After the last step: whoever finds the new bound finds the new time.
+        self.expect_step(stats.expected_step);
     }
 
     pub(super) fn busy(&self, since: Option<Instant>) {

@@ -1,9 +1,63 @@
 //! What the engine last said about itself: a snapshot behind a mutex that is held for a copy and never longer, so
 //! that a health check neither waits for a step nor delays one.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::Pipeline;
+use super::forecast::{Forecast, Load};
+use crate::request::Tenant;
 use crate::scheduler::Counts;
+
+/// How long a request would wait at least, from what the engine's thread last said.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outlook {
+    /// Steps as they have been.
+    pub forecast: Forecast,
+    /// What anyone would find at least.
+    pub least: Load,
+    /// Those that wait, and their tenant and priority, where those of all are the same.
+    pub line: Option<Line>,
+}
+
+/// Those that wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// Of all of them.
+    pub tenant: Arc<str>,
+    /// Of all of them.
+    pub priority: i32,
+    /// How many.
+    pub requests: usize,
+    /// Tokens of their prompts.
+    pub tokens: usize,
+}
+
+impl Outlook {
+    /// From how things stand.
+    pub fn new(pipeline: &Pipeline, forecast: &Forecast) -> Self {
+        let counts = pipeline.scheduler().counts();
+        let line = pipeline.scheduler().only_line().map(|(tenant, priority)| Line {
+            tenant: Arc::clone(tenant),
+            priority: *priority,
+            requests: counts.waiting,
+            tokens: counts.waiting_tokens,
+        });
+        Self { forecast: forecast.clone(), least: pipeline.least_load(), line }
+    }
+
+    /// Seconds to the first token of a request of this tenant and priority, however short its prompt; 0 where nothing is
+    /// known.
+    pub fn first_token_at_least(&self, tenant: &Tenant, priority: i32) -> f64 {
+        let mut load = self.least;
+        if let Some(line) = &self.line
+            && (line.priority < priority || line.priority == priority && line.tenant == tenant.name)
+        {
+            (load.ahead, load.tokens) = (line.requests, line.tokens);
+        }
+        self.forecast.first_token(&load)
+    }
+}
 
 /// The engine at the end of its last step.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -17,8 +71,12 @@ pub struct Stats {
     /// Since when there has been work without a pause; `None` while idle. Work that is pending while `last_step`
     /// and this are both long past means that the device hangs.
     pub busy_since: Option<Instant>,
+    /// What the steps in flight are expected to take each, at most; 0 where nobody can tell.
+    pub expected_step: Duration,
     /// Seconds until another sequence is predicted to end; 0 where nobody can tell.
     pub next_end: f64,
+    /// What a first token is predicted from before it is known how long its prompt is.
+    pub outlook: Outlook,
     /// Why the engine failed. Once set it stays, and every submit gets [`crate::request::Reject::EngineDown`].
     pub failed: Option<String>,
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::account::Account;
+use super::stats::Outlook;
 use super::turn::Moment;
 use super::{Forecast, Meters, Payer, Pipeline, Stats};
 use crate::request::{Cost, Update};
@@ -16,6 +17,8 @@ pub(super) struct Watch {
     meters: Meters,
     account: Account,
     forecast: Forecast,
+    /// Seconds that a step may take before anything is known of steps.
+    unknown_step: f64,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
     /// Since when the results of a step have been there without another launch.
@@ -24,17 +27,27 @@ pub(super) struct Watch {
     results_seen: Option<Instant>,
     /// When the step that is being launched was.
     launching: Option<Instant>,
-    /// Of each step in flight, its tokens and what it should take.
-    launched: VecDeque<(usize, Option<Duration>)>,
+    /// Steps in flight, and one whose results have come and are not accounted for.
+    launched: VecDeque<Launched>,
+}
+
+/// A step, as it was launched.
+struct Launched {
+    tokens: usize,
+    /// Seconds that it should take, if anybody can tell.
+    expected: Option<f64>,
+    /// Seconds that it should take at most.
+    at_most: f64,
 }
 
 impl Watch {
     /// With nothing to do.
-    pub(super) fn new(forecast: Forecast, meters: Meters) -> Self {
+    pub(super) fn new(forecast: Forecast, unknown_step: Duration, meters: Meters) -> Self {
         Self {
             meters,
             account: Account::default(),
             forecast,
+            unknown_step: unknown_step.as_secs_f64(),
             last_step: None,
             busy_since: None,
             results_since: None,
@@ -73,8 +86,13 @@ impl Watch {
         }
         let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
         self.meters.tokens.observe(tokens as f64);
-        self.launched.push_back((tokens, predicted));
-        self.account.launched(plan, pipeline.scheduler().owners(), began);
+        // Whoever executes steps knows best, or else those that have been.
+        let predicted = predicted.map(|time| time.as_secs_f64());
+        let expected = predicted.or_else(|| self.forecast.step_takes(tokens));
+        let at_most = predicted.or_else(|| self.forecast.step_takes_at_most(tokens));
+        let at_most = at_most.unwrap_or(self.unknown_step);
+        self.launched.push_back(Launched { tokens, expected, at_most });
+        self.account.launched(plan, pipeline.scheduler().owners(), began, expected);
     }
 
     /// The results of the earliest step came at this time: how long did it take?
@@ -88,10 +106,10 @@ impl Watch {
         meters.decode.inc_by(totals.decode - before.decode);
         meters.kv_block_seconds.inc_by(totals.kv_block_seconds - meters.kv_block_seconds.get());
         meters.recomputed.inc_by(totals.recomputed_tokens - meters.recomputed.get());
-        let Some((tokens, predicted)) = self.launched.pop_front() else { return };
+        let Some(Launched { tokens, expected, .. }) = self.launched.pop_front() else { return };
         self.forecast.step(tokens, took);
-        if let Some(expected) = predicted.filter(|expected| !expected.is_zero()) {
-            self.meters.ratio.observe(took / expected.as_secs_f64());
+        if let Some(expected) = expected.filter(|seconds| *seconds > 0.0) {
+            self.meters.ratio.observe(took / expected);
         }
     }
 
@@ -137,6 +155,12 @@ impl Watch {
         self.account.rest();
     }
 
+    /// What the steps in flight should take each, at most; 0 where nobody can tell.
+    pub(super) fn expected_step(&self) -> Duration {
+        let longest = self.launched.iter().map(|step| step.at_most).fold(0.0, f64::max);
+        Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX)
+    }
+
     /// What to expect.
     pub(super) fn forecast(&self) -> &Forecast {
         &self.forecast
@@ -149,7 +173,9 @@ impl Watch {
             in_flight: pipeline.in_flight(),
             last_step: self.last_step,
             busy_since: self.busy_since,
+            expected_step: self.expected_step(),
             next_end: self.forecast.next_end(counts.running),
+            outlook: Outlook::new(pipeline, &self.forecast),
             counts,
             failed: None,
         }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::SetupError;
-use super::arrivals::Random;
+use crate::random::Random;
 
 /// Words that are one token each, with the space before them, in the vocabularies of the GPT and Llama families.
 const WORDS: &str = "the of and to in is that for it as was with be by on not he this are or his from at which but have \

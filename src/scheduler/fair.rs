@@ -119,6 +119,11 @@ impl Queue {
         Some((order, class))
     }
 
+    /// The tenant and the priority of all that wait, where those of all are the same.
+    pub(super) fn only_line(&self) -> Option<&(Arc<str>, i32)> {
+        self.lines.keys().next().filter(|_| self.lines.len() == 1)
+    }
+
     /// What would be before a request of this tenant and priority: all of a higher class, its tenant's others, and of
     /// every other tenant as many, and one more, since they take turns. An estimate: turns are counted in tokens.
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {

@@ -27,6 +27,7 @@ mod sequence;
 mod slots;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
@@ -260,6 +261,12 @@ impl Scheduler {
     /// What would start before a request of this tenant and priority that came now.
     pub fn ahead(&self, tenant: &Tenant, priority: i32) -> Ahead {
         self.waiting.ahead(&tenant.name, priority, self.totals.steps, self.config.policy.ageing_steps)
+    }
+
+    /// The tenant and the priority of all that wait, where those of all are the same: a request of these two, or of a lower
+    /// priority, waits for all of them, whatever their ages.
+    pub fn only_line(&self) -> Option<&(Arc<str>, i32)> {
+        self.waiting.only_line()
     }
 
     /// Forgets a request; no further update names it. Its blocks are free at once, or when its row in flight is

@@ -2,7 +2,8 @@
 //!
 //! - Started: the model is loaded and its steps are recorded.
 //! - Live: the engine has not failed, and if there is work, a step has ended lately. Busy is not hung, idle is alive,
-//!   and so is a server that still loads. Lately is `--stall-timeout` beyond what a step is expected to take.
+//!   and so is a server that still loads. Lately is `--stall-timeout` beyond what the steps in flight are expected to take,
+//!   by the executor's cost model or by the steps that have ended.
 //! - Ready: started, live, and taking new requests. A full queue is no reason to say no.
 //!
 //! [`ALIASES`] has every path. They are the same on the main port, where routes lead here, and on the health port,

@@ -14,10 +14,8 @@
 //! and the like have no effect: there are no logits. Log-probabilities are those of a model that gives its choice 1/2,
 //! the next candidate 1/4, and so on.
 
+use crate::random::{STEP, mix};
 use crate::request::{Finish, Request, SamplingParams, TokenLogprob};
-
-/// 2^64 by the golden ratio: consecutive multiples differ in many bits.
-pub(super) const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Which tokens there are, and how long answers are.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,12 +105,4 @@ impl Voice {
         let top = std::iter::once(token).chain(rest).zip((0..alternatives).map(half)).collect();
         TokenLogprob { token, logprob: half(0), top }
     }
-}
-
-/// SplitMix64's finaliser.
-pub(super) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(STEP);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

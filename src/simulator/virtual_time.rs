@@ -80,6 +80,8 @@ pub struct VirtualTime {
     busy: f64,
     ids: u64,
     forecast: Option<Forecast>,
+    /// Seconds.
+    max_ttft: Option<f64>,
 }
 
 impl VirtualTime {
@@ -101,12 +103,18 @@ impl VirtualTime {
             busy: 0.0,
             ids: 0,
             forecast: None,
+            max_ttft: None,
         }
     }
 
     /// From here on every request's time to its first token is predicted when it comes, as the engine does.
     pub fn foresee(&mut self, forecast: Forecast) {
         self.forecast = Some(forecast);
+    }
+
+    /// And whoever's would come later than this, in seconds, is refused, unless there is nothing to do.
+    pub fn refuse_beyond(&mut self, max_ttft: Option<f64>) {
+        self.max_ttft = max_ttft;
     }
 
     /// A group comes at this time, in seconds, or now if that has passed. Returns the ids of its requests.
@@ -190,9 +198,11 @@ impl VirtualTime {
         {
             match entry.remove() {
                 Happening::Arrive(group) => {
-                    self.predict(&group);
                     let ids: Vec<RequestId> = group.iter().map(|(id, _)| *id).collect();
-                    if self.pipeline.submit(group).is_err() {
+                    let busy = !self.pipeline.scheduler().is_idle();
+                    let wait = self.predict(&group);
+                    let too_long = self.max_ttft.is_some_and(|limit| wait > limit && busy);
+                    if too_long || self.pipeline.submit(group).is_err() {
                         ids.iter().for_each(|id| self.end(*id, Outcome::Refused));
                     }
                 }
@@ -206,15 +216,19 @@ impl VirtualTime {
         }
     }
 
-    /// Says of each of a group when its first token is to be expected: of all from what is there before the group.
-    fn predict(&mut self, group: &[(RequestId, Request)]) {
-        let Some(forecast) = &self.forecast else { return };
+    /// Says of each of a group when its first token is to be expected: of all from what is there before the group. Returns
+    /// the seconds that the first of them is to wait; 0 where nobody foresees.
+    fn predict(&mut self, group: &[(RequestId, Request)]) -> f64 {
+        let Some(forecast) = &self.forecast else { return 0.0 };
+        let mut first = None;
         for (id, request) in group {
             let wait = forecast.first_token(&self.pipeline.load(request));
+            first.get_or_insert(wait);
             if let Some(journey) = self.journeys.get_mut(id) {
                 journey.predicted = Some(self.now - journey.arrived + wait);
             }
         }
+        first.unwrap_or(0.0)
     }
 
     fn end(&mut self, id: RequestId, outcome: Outcome) {

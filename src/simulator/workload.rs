@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::tokens::{STEP, mix};
 use super::virtual_time::Ask;
+use crate::random::{Random, STEP, mix};
 
 /// A number that varies: gamma distributed, or fixed with a coefficient of variation of 0. With one of 1 it is
 /// exponential, and times between arrivals make a Poisson process.
@@ -41,48 +41,20 @@ pub struct Synthetic {
     pub seed: u64,
 }
 
-/// A source of random numbers: SplitMix64.
+/// What is drawn for a simulation.
 #[derive(Debug, Clone)]
-pub struct Draws(u64);
+pub struct Draws(Random);
 
 impl Draws {
-    /// The sequence of this seed.
+    /// The sequence of this seed. It is another than [`Random`]'s own, so that arrivals of the load client and of a
+    /// simulation with the same seed have nothing in common.
     pub fn new(seed: u64) -> Self {
-        Self(mix(seed))
+        Self(Random::new(mix(seed).wrapping_add(STEP)))
     }
 
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(STEP);
-        mix(self.0)
-    }
-
-    /// Above 0 and below 1.
-    fn uniform(&mut self) -> f64 {
-        ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
-    }
-
-    /// Box and Muller's.
-    fn normal(&mut self) -> f64 {
-        let (radius, angle) = ((-2.0 * self.uniform().ln()).sqrt(), std::f64::consts::TAU * self.uniform());
-        radius * angle.cos()
-    }
-
-    /// Marsaglia and Tsang's method, of scale 1.
-    fn gamma(&mut self, shape: f64) -> f64 {
-        if shape < 1.0 {
-            let power = self.uniform().powf(1.0 / shape);
-            return self.gamma(shape + 1.0) * power;
-        }
-        let d = shape - 1.0 / 3.0;
-        let c = 1.0 / (9.0 * d).sqrt();
-        loop {
-            let x = self.normal();
-            let v = (1.0 + c * x).powi(3);
-            if v > 0.0 && self.uniform().ln() < 0.5 * x * x + d - d * v + d * v.ln() {
-                return d * v;
-            }
-        }
+        self.0.bits()
     }
 
     fn of(&mut self, spread: Spread) -> f64 {
@@ -90,7 +62,7 @@ impl Draws {
             return spread.mean;
         }
         let variance = spread.cv * spread.cv;
-        self.gamma(1.0 / variance) * spread.mean * variance
+        self.0.gamma(1.0 / variance) * spread.mean * variance
     }
 
     /// Random tokens below `vocab`: no two prompts begin alike but by chance.
@@ -130,10 +102,12 @@ struct Line {
     prompt_tokens: Option<usize>,
     prompt: Option<Vec<u32>>,
     answer_tokens: usize,
+    #[serde(default)]
+    priority: i32,
 }
 
 /// Reads a trace: a line of JSON for each request, `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}`, or
-/// `"prompt": [ids]` in place of the number; or CSV whose first line names the columns, as those of Azure's public
+/// `"prompt": [ids]` in place of the number, and `"priority": n` where it is not 0; or CSV whose first line names the columns, as those of Azure's public
 /// traces: `TIMESTAMP,ContextTokens,GeneratedTokens`. Times become seconds since the first request. Prompts that are not
 /// given are drawn with the seed.
 ///
@@ -152,7 +126,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String
             Some(columns) => columns.line(line).map_err(wrong)?,
             None => serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?,
         };
-        let ask = match (line.prompt, line.prompt_tokens) {
+        let mut ask = match (line.prompt, line.prompt_tokens) {
             (Some(prompt), None) => {
                 if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
                     return Err(wrong(format!("expected token ids below {vocab}, got {id}")));
@@ -165,6 +139,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String
         if !line.at.is_finite() || ask.request.prompt.is_empty() || ask.answer.is_empty() {
             return Err(wrong("expected a time, and at least one token of prompt and answer".to_owned()));
         }
+        ask.request.priority = line.priority;
         arrivals.push(Arrival { at: line.at, ask });
     }
     arrivals.sort_by(|a, b| a.at.total_cmp(&b.at));
@@ -206,7 +181,7 @@ impl Columns {
         let at = cell(self.at)?;
         let at = seconds(at).ok_or_else(|| format!("expected seconds or a date and time, got `{at}`"))?;
         let (prompt, answer_tokens) = (count(self.prompt)?, count(self.answer)?);
-        Ok(Line { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens })
+        Ok(Line { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens, priority: 0 })
     }
 }
 

@@ -1,5 +1,5 @@
-"""A real Prometheus against a server of our own: it scrapes, promtool reads what it scrapes and the alerts, every query
-of the dashboard returns data and every alert evaluates.
+"""A real Prometheus against a server of our own: it scrapes, promtool reads what it scrapes and the alerts and tests
+these, every query of the dashboard returns data and every alert evaluates.
 
     prometheus.py OCTANT_BINARY MODEL_DIRECTORY
 
@@ -149,9 +149,13 @@ def check_dashboard(port: int) -> int:
 
 def check_alerts(port: int) -> int:
     subprocess.run(["promtool", "check", "rules", str(ROOT / "deploy/alerts.yml")], check=True)
+    # Each by series that fire it and series that do not.
+    tests = (ROOT / "deploy/alerts_test.yml").read_text()
+    subprocess.run(["promtool", "test", "rules", str(ROOT / "deploy/alerts_test.yml")], check=True)
     groups = json.loads(get(port, "/api/v1/rules"))["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     for rule in rules:
+        assert re.search(rf"alertname: {rule['name']}\n +exp_alerts:\n", tests), f"nothing fires {rule['name']}"
         assert rule["health"] == "ok" and not rule.get("lastError"), rule
         assert rule["state"] != "firing", f"{rule['name']} fires on a server that is well"
         query(port, rule["query"])

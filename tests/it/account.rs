@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::account::Account;
-use octant::engine::{Engine, EngineHandle, Payer, Pipeline, RequestId};
+use octant::engine::{Engine, EngineHandle, Forecast, Payer, Pipeline, RequestId};
 use octant::request::{Cost, Finish, Request, StopRules, Update};
 use octant::scheduler::SchedulerConfig;
 use prometheus::{Counter, IntCounter};
@@ -34,8 +34,10 @@ struct Bench {
     pipeline: Pipeline,
     model: FakeModel,
     account: Account,
+    forecast: Forecast,
     now: Instant,
-    outputs: std::collections::VecDeque<(octant::scheduler::plan::StepOutput, Duration)>,
+    /// Of each step in flight, what it yields, its tokens, and what it takes.
+    outputs: std::collections::VecDeque<(octant::scheduler::plan::StepOutput, usize, Duration)>,
     costs: Vec<(RequestId, Cost)>,
     /// Blocks used times seconds, from the scheduler's own counts.
     block_seconds: f64,
@@ -48,6 +50,7 @@ impl Bench {
             pipeline: Pipeline::new(config.clone(), in_flight, None),
             model: FakeModel::new(config),
             account: Account::default(),
+            forecast: Forecast::default(),
             now: Instant::now(),
             outputs: std::collections::VecDeque::new(),
             costs: Vec::new(),
@@ -66,19 +69,21 @@ impl Bench {
     fn turn(&mut self) -> bool {
         while let Some(plan) = self.pipeline.start() {
             let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-            self.account.launched(&plan, self.pipeline.scheduler().owners(), self.now);
+            let expected = self.forecast.step_takes(tokens);
+            self.account.launched(&plan, self.pipeline.scheduler().owners(), self.now, expected);
             let took = Duration::from_millis(1) + Duration::from_micros(10 * tokens as u64);
-            self.outputs.push_back((self.model.step(&plan), took));
+            self.outputs.push_back((self.model.step(&plan), tokens, took));
         }
         let counts = self.pipeline.scheduler().counts();
         let held: f64 = self.pipeline.scheduler().holdings().map(|(_, blocks)| blocks).sum();
         assert!((held - counts.blocks_used as f64).abs() < 1e-9, "parts of blocks add up to blocks");
         self.account.hold(self.pipeline.scheduler().holdings(), self.now);
-        let Some((output, took)) = self.outputs.pop_front() else { return false };
+        let Some((output, tokens, took)) = self.outputs.pop_front() else { return false };
         self.now += took;
         self.busy += took.as_secs_f64();
         self.block_seconds += counts.blocks_used as f64 * took.as_secs_f64();
         let measured = self.account.results(self.now);
+        self.forecast.step(tokens, measured);
         assert!((measured - took.as_secs_f64()).abs() < 1e-9, "{measured} {took:?}");
         for (id, update) in self.pipeline.commit(&output).unwrap() {
             let so_far = self.account.cost(id, update.token.is_some());
@@ -144,6 +149,34 @@ fn costs_add_up_to_what_the_device_took() {
         close(sum.kv_block_seconds, totals.kv_block_seconds, "blocks of requests");
         assert_eq!(sum.recomputed_tokens, totals.recomputed_tokens);
         assert!(sum.recomputed_tokens > 0, "somebody was preempted");
+    }
+}
+
+/// Their last row was their prompt, and the one in flight is a token, in a step that may take longer or less long.
+#[test]
+fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again() {
+    // Each step has some prompts and tokens for nobody; or they take turns; or there is one request at a time.
+    for (max_num_seqs, together) in [(8, 4), (4, 4), (1, 1)] {
+        let config = SchedulerConfig { max_num_seqs, max_num_batched_tokens: 100, ..config() };
+        let mut bench = Bench::new(&config, 2);
+        for id in 0..1000 {
+            let tokens = (0..20).map(|i| (id * 7 + i * (1 + id / 100)) % 100).collect();
+            let mut asked = request(tokens, 2);
+            asked.stop.stop_ids = vec![alone(&asked, 100).tokens[0]];
+            bench.submit(id.into(), asked);
+            // As many come as may start, so that none waits.
+            while (id + 1) % together == 0 && bench.pipeline.scheduler().counts().waiting > 0 {
+                assert!(bench.turn());
+            }
+        }
+        let bench = bench.run();
+        let (sum, totals) = (bench.sum(), bench.account.totals());
+        assert_eq!(bench.costs.len(), 1000);
+        assert!(totals.decode > 0.04 * totals.prefill, "rows were in flight for nobody: {totals:?}");
+        close(totals.prefill + totals.decode, bench.busy, "the device's time");
+        close(sum.prefill, totals.prefill, "prefill");
+        close(sum.decode, totals.decode, "decode");
+        close(sum.kv_block_seconds, totals.kv_block_seconds, "blocks of requests");
     }
 }
 
@@ -241,6 +274,9 @@ async fn the_engine_tells_each_request_its_cost_and_its_payer_too() {
     close(device, sum.prefill + sum.decode, "the payer's");
     let steps = handle.stats().counts.steps;
     assert_eq!((meters.step.get_sample_count(), meters.idle.get_sample_count()), (steps, steps));
+    // The executor cannot tell what a step takes: they are compared with those before them, once the first has been
+    // accounted for, which is when the third is on its way.
+    assert_eq!(meters.ratio.get_sample_count(), steps - 3);
     assert_eq!(meters.tokens.get_sample_sum(), (sum.computed_tokens + sum.recomputed_tokens) as f64);
     assert!(meters.host.get_sample_count() > 10);
 }

@@ -41,6 +41,24 @@ pub fn config() -> SchedulerConfig {
     }
 }
 
+/// Ids of [`scarce`] engines.
+pub const SCARCE_VOCAB: usize = 30;
+
+/// An engine that is short of slots, tokens or blocks, so that sequences are preempted; with room to wait.
+pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: bool) -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: seqs,
+        max_num_batched_tokens: tokens,
+        max_model_len: 350,
+        num_blocks: blocks,
+        vocab_size: SCARCE_VOCAB,
+        max_queue_requests: 1000,
+        max_queue_tokens: 1_000_000,
+        prefix_caching,
+        policy: Default::default(),
+    }
+}
+
 /// What a request must yield, whatever runs beside it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
@@ -232,8 +250,10 @@ fn check_plan(plan: &StepPlan, max_tokens: usize) {
 /// The fake model behind the engine's seam.
 pub struct FakeExecutor {
     model: FakeModel,
-    outputs: VecDeque<StepOutput>,
+    /// Of each step its tokens and what it yields.
+    outputs: VecDeque<(u32, StepOutput)>,
     delay: Option<Duration>,
+    per_token: Duration,
     fail_at: Option<(u64, String)>,
     permits: Option<flume::Receiver<()>>,
 }
@@ -241,12 +261,19 @@ pub struct FakeExecutor {
 impl FakeExecutor {
     pub fn new(config: &SchedulerConfig) -> Self {
         let model = FakeModel::new(config);
-        Self { model, outputs: VecDeque::new(), delay: None, fail_at: None, permits: None }
+        let (outputs, per_token) = (VecDeque::new(), Duration::ZERO);
+        Self { model, outputs, delay: None, per_token, fail_at: None, permits: None }
     }
 
     /// Each step takes this long.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
+        self
+    }
+
+    /// And this long for each of its tokens.
+    pub fn per_token(mut self, per_token: Duration) -> Self {
+        self.per_token = per_token;
         self
     }
 
@@ -278,7 +305,8 @@ impl FakeExecutor {
 
 impl Executor for FakeExecutor {
     fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
-        self.outputs.push_back(self.model.step(plan));
+        let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        self.outputs.push_back((tokens as u32, self.model.step(plan)));
         Ok(())
     }
 
@@ -286,10 +314,11 @@ impl Executor for FakeExecutor {
         if let Some(permits) = &self.permits {
             let _opened_for_good = permits.recv();
         }
-        if let Some(delay) = self.delay {
-            std::thread::sleep(delay);
+        let (tokens, output) = self.outputs.pop_front().expect("a step was enqueued");
+        let takes = self.delay.unwrap_or_default() + self.per_token * tokens;
+        if !takes.is_zero() {
+            std::thread::sleep(takes);
         }
-        let output = self.outputs.pop_front().expect("a step was enqueued");
         match &self.fail_at {
             Some((id, message)) if *id == output.id => Err(ExecutorError { message: message.clone() }),
             _ => Ok(output),

@@ -12,6 +12,7 @@ use std::path::Path;
 
 use octant::cost::{CostModel, Hardware};
 use octant::device::KvDtype;
+use octant::engine::{Recorder, Start};
 use octant::model::{ModelConfig, Precision};
 
 /// The 340B on 8 H100s.
@@ -20,4 +21,9 @@ pub fn cost() -> CostModel {
     let model = ModelConfig::from_dir(&dir).unwrap();
     let hardware = Hardware::named("h100-80gb").unwrap();
     CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap()
+}
+
+/// Two steps in flight, and everything recorded.
+pub fn recorded(recorder: Recorder) -> Start {
+    Start { recorder: Some(recorder), ..Start::new(2) }
 }

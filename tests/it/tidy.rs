@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 17] = [
+const BOUNDARIES: [(&str, &[&str]); 18] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -16,9 +16,10 @@ const BOUNDARIES: [(&str, &[&str]); 17] = [
     ("comm", &["device"]),
     ("device", &[]),
     ("cost", &["model", "device"]),
-    ("simulator", &["engine", "scheduler", "request", "cost"]),
+    ("simulator", &["engine", "scheduler", "request", "cost", "random"]),
     ("offline", &["model", "device"]),
-    ("load", &[]),
+    ("load", &["random"]),
+    ("random", &[]),
     ("config", &[]),
     (
         "commands",

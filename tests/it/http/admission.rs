@@ -8,7 +8,7 @@ use octant::server::door::Caller;
 use serde_json::{Value, json};
 
 use super::client::{Connection, Reply, send};
-use super::house::{BOS, House, Plan, chat_body, merged};
+use super::house::{BOS, House, Plan, chat_body, merged, metric};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -58,6 +58,29 @@ async fn a_wait_that_would_be_too_long_is_refused_with_the_time_to_come_back() {
     let (first, ()) = tokio::join!(house.post(CHAT, long(json!({}))), trouble);
     assert_eq!(content(&first), content(&alone.post(CHAT, long(json!({}))).await));
     house.until_empty().await;
+}
+
+/// The prompt is longer than the context, which is found out by tokenising it, and is an error of the client's.
+#[tokio::test]
+async fn whom_the_wait_is_too_long_for_is_refused_before_its_prompt_is_tokenised() {
+    let huge = chat_body(&"x".repeat(100_000), json!({ "max_tokens": 5 }));
+    let mut plan = believing(10.0);
+    plan.start.max_ttft = Some(Duration::from_secs(2));
+    let busy = slow(plan);
+    let mut running = Connection::open(busy.address).await;
+    running.request("POST", CHAT, &[], long(json!({})).to_string().as_bytes()).await;
+    busy.until(|stats| stats.counts.running == 1).await;
+    assert_eq!(busy.post(CHAT, huge.clone()).await.error().0, 429);
+    drop(running);
+    busy.until_empty().await;
+    // Nobody is ahead, so that nothing speaks against tokenising it.
+    assert_eq!(busy.post(CHAT, huge.clone()).await.error().0, 400);
+    let idle = slow(believing(10.0));
+    let unmet = Some("deadline_unmet".to_owned());
+    assert_eq!(with_deadline(&idle, "3000", &huge).await.error(), (429, unmet, None));
+    assert_eq!(with_deadline(&idle, "60000", &huge).await.error().0, 400);
+    let reply = busy.get("/metrics").await;
+    assert_eq!(metric(reply.text(), "octant_admissions_total", &["decision=\"busy\""]), 1.0);
 }
 
 #[tokio::test]

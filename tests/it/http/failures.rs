@@ -69,6 +69,8 @@ async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
 async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
     let mut plan = Plan::new();
     (plan.config.max_num_seqs, plan.config.max_queue_requests) = (1, 1);
+    // Answers are believed to be short, so that a place is free within a second however busy this machine is.
+    (0..200).for_each(|_| plan.start.forecast.answers(2, 1));
     let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
     let house = plan.over(executor);
     let mut held = Vec::new();

@@ -236,6 +236,56 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
     assert_eq!(ask(&mut probe, "/livez").0, 200);
 }
 
+/// What the probe is told of life while a request is answered: whether always yes, and the longest bound of a stall.
+async fn life_during(house: &House, prompt: String) -> (bool, f64) {
+    let (_side, health, _) = side_ports(&house.board);
+    let mut connection = Connection::open(house.address).await;
+    let body = json!({ "model": "parrot", "prompt": prompt, "max_tokens": 1 }).to_string();
+    connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
+    house.until(|stats| stats.counts.running == 1).await;
+    let engine = house.engine.clone();
+    let probed = tokio::task::spawn_blocking(move || {
+        let (mut probe, mut always, mut bound) = (connect(health), true, 0.0_f64);
+        while engine.stats().counts.running > 0 {
+            let (status, body) = ask(&mut probe, "/livez");
+            always &= status == 200;
+            bound = bound.max(body["stall_bound_s"].as_f64().expect("a number"));
+            std::thread::sleep(Duration::from_millis(3));
+        }
+        (always, bound)
+    });
+    assert_eq!(connection.reply().await.status, 200);
+    probed.await.expect("no panic")
+}
+
+/// As on processors, where a step of a long prompt may take longer than what is a stall elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_step_is_no_stall_where_steps_have_been_seen() {
+    let slow = |unknown_step| {
+        let mut plan = Plan::new();
+        plan.start.unknown_step = unknown_step;
+        plan.stalled_after = Duration::from_millis(250);
+        let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
+        plan.over(executor.per_token(Duration::from_millis(7)))
+    };
+    // A step of 120 tokens takes 0.85 s. Whoever has seen none cannot know that, and needs to be told what to expect.
+    let (always, bound) = life_during(&slow(Duration::ZERO), "y".repeat(119)).await;
+    assert!(!always && bound == 0.25, "nothing is known: {bound}");
+    let (always, bound) = life_during(&slow(Duration::from_secs(9)), "y".repeat(119)).await;
+    assert!(always && bound == 9.25, "{bound}");
+    // Short steps say how long a long one may be: so many times as long, at most.
+    let house = slow(Duration::ZERO);
+    let short = json!({ "max_tokens": 8, "ignore_eos": true });
+    assert_eq!(house.complete("ab", short).await.status, 200);
+    house.until_empty().await;
+    let (always, bound) = life_during(&house, "y".repeat(119)).await;
+    assert!(always, "it lives, within {bound} s");
+    assert!((0.25 + 0.85..0.25 + 2.5).contains(&bound), "{bound}");
+    // It is over, and a stall is again what it was for short steps.
+    let (always, bound) = life_during(&house, "ab".to_owned()).await;
+    assert!(always && bound < 0.8, "{bound}");
+}
+
 /// What comes back as it was sent: how long this machine takes for that is nothing of a server's.
 fn echo() -> SocketAddr {
     let listener = TcpListener::bind(LOCAL).expect("a port is free");

@@ -9,7 +9,7 @@ use octant::server::metrics::exposition::Format;
 use octant::server::metrics::names::{ALIASES, Kind, NAMES};
 use serde_json::{Value, json};
 
-use super::client::{Reply, send};
+use super::client::{Connection, Reply, send};
 use super::house::{House, Plan, metric};
 use crate::fake::FakeExecutor;
 use crate::http::house::BOS;
@@ -251,6 +251,40 @@ async fn refusals_are_counted_by_what_decided() {
         metric(reply.text(), "octant_admissions_total", &[&format!("decision=\"{decision}\"")])
     };
     assert_eq!((count("admitted"), count("too_long"), count("queue_full")), (1.0, 1.0, 0.0));
+}
+
+/// What is kept for those that run is taken out of what is free, then out of what is cached: a block is in one state.
+#[tokio::test]
+async fn what_is_reserved_is_neither_free_nor_cached() {
+    let mut plan = Plan::new();
+    plan.config.num_blocks = 8;
+    plan.config.policy.kv_reserve = 1.0;
+    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(4));
+    let house = plan.over(executor);
+    assert_eq!(house.complete("a".repeat(290), json!({ "max_tokens": 5 })).await.status, 200);
+    house.until_empty().await;
+    assert_eq!(house.engine.stats().counts.blocks_cached, 4);
+    let body = json!({ "prompt": "b".repeat(10), "max_tokens": 400, "ignore_eos": true }).to_string();
+    let mut running = Connection::open(house.address).await;
+    running.request("POST", "/v1/completions", &[], body.as_bytes()).await;
+    house.until(|stats| stats.counts.running == 1).await;
+    let mut last = 0.0;
+    // It needs 7 of the 8 blocks, those in use and those to come; of the 4 cached ones 3 are kept for it.
+    for _ in 0..20 {
+        let reply = house.get("/metrics").await;
+        let state = |state: &str| metric(reply.text(), "octant_kv_blocks", &[&format!("state=\"{state}\"")]);
+        let (free, used, cached, reserved) =
+            (state("free"), state("used"), state("cached"), state("reserved"));
+        assert_eq!((free, cached, used + reserved), (0.0, 1.0, 7.0), "{used} used, {reserved} reserved");
+        assert!(used >= last && reserved > 0.0);
+        last = used;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(last > 1.0, "it has grown into what was kept for it");
+    drop(running);
+    house.until_empty().await;
+    let reply = house.get("/metrics").await;
+    assert_eq!(metric(reply.text(), "octant_kv_blocks", &["state=\"reserved\""]), 0.0);
 }
 
 /// Scraped as often as a gateway does while requests come and go: what each scrape shows is of one moment.

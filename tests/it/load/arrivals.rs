@@ -52,6 +52,24 @@ fn a_seed_gives_the_same_times_and_another_gives_others() {
     assert_ne!(times(7), times(8));
 }
 
+/// Runs are compared by their seeds, so that a seed must never come to mean other times. These numbers are from the
+/// definition of SplitMix64 and of the methods, computed elsewhere.
+#[test]
+fn a_seed_means_these_times() {
+    let times = |spacing| -> Vec<f64> {
+        let all = Arrivals::new(steady(3.0), None, spacing, 7).take(3);
+        all.map(|time| time.as_secs_f64()).collect()
+    };
+    for (spacing, expected) in [
+        (Spacing::Poisson, [0.3140150592, 1.6763728558, 1.7112114131]),
+        (Spacing::Gamma { burstiness: 0.25 }, [0.1668400874, 0.1709556927, 0.1719730834]),
+        (Spacing::Gamma { burstiness: 4.0 }, [0.5792239609, 0.7521493338, 0.9741044995]),
+    ] {
+        let near = times(spacing).iter().zip(expected).all(|(time, expected)| (time - expected).abs() < 2e-9);
+        assert!(near, "{spacing:?}: {:?}", times(spacing));
+    }
+}
+
 #[test]
 fn a_constant_rate_fills_its_time_exactly() {
     let duration = Some(Duration::from_secs(2));

@@ -8,9 +8,7 @@ use octant::scheduler::SchedulerConfig;
 use proptest::prelude::*;
 
 use super::Bench;
-use crate::fake::{alone, request};
-
-const VOCAB: usize = 30;
+use crate::fake::{SCARCE_VOCAB as VOCAB, alone, request, scarce};
 
 /// What happens before one step.
 #[derive(Debug, Clone)]
@@ -61,19 +59,8 @@ pub fn any_event() -> impl Strategy<Value = Event> {
 }
 
 pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
-    (1..6usize, 1..150usize, 6..20usize, any::<bool>()).prop_map(|(seqs, tokens, blocks, prefix_caching)| {
-        SchedulerConfig {
-            max_num_seqs: seqs,
-            max_num_batched_tokens: tokens,
-            max_model_len: 350,
-            num_blocks: blocks,
-            vocab_size: VOCAB,
-            max_queue_requests: 1000,
-            max_queue_tokens: 1_000_000,
-            prefix_caching,
-            policy: Default::default(),
-        }
-    })
+    let sizes = (1..6usize, 1..150usize, 6..20usize);
+    (sizes, any::<bool>()).prop_map(|(sizes, prefix_caching)| scarce(sizes, prefix_caching))
 }
 
 /// Runs a trace to its end and returns the bench with what was submitted: (id, request, aborted).
@@ -144,17 +131,7 @@ proptest! {
 /// The traces above must reach what they are meant to test; this one is made to.
 #[test]
 fn small_pools_force_preemption_and_sharing() {
-    let config = SchedulerConfig {
-        max_num_seqs: 5,
-        max_num_batched_tokens: 100,
-        max_model_len: 350,
-        num_blocks: 8,
-        vocab_size: VOCAB,
-        max_queue_requests: 1000,
-        max_queue_tokens: 1_000_000,
-        prefix_caching: true,
-        policy: Default::default(),
-    };
+    let config = scarce((5, 100, 8), true);
     for in_flight in [1, 2] {
         let long = |first: u32| request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
         let events = [0, 0, 1, 0, 2, 0].map(|first| Event::Submit(vec![long(first)])).to_vec();

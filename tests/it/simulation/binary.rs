@@ -99,6 +99,47 @@ fn requests_at_random_are_reported() {
     }
 }
 
+/// The report of a run with more arguments.
+fn report(args: &[&str], more: &[&str]) -> Value {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_string_lossy().into_owned();
+    let output = octant(&[&["simulate", "--config", INSTRUCT, "--json", &path], args, more].concat());
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    report["simulated"].clone()
+}
+
+#[test]
+fn every_setting_of_admission_changes_what_is_simulated() {
+    // More than the KV blocks hold.
+    let crowd =
+        ["--poisson", "20", "--requests", "60", "--prompt-tokens", "200:0", "--answer-tokens", "400:0"];
+    let crowd = [&crowd[..], &["--max-model-len", "1024", "--kv-cache-memory", "256MiB"]].concat();
+    let usual = report(&crowd, &[]);
+    let number = |report: &Value, name: &str| report[name].as_u64().unwrap();
+    assert!(number(&usual, "preemptions") > 0 && number(&usual, "refused") == 0, "{usual}");
+    for flag in [["--kv-reserve", "1"], ["--max-preemptions", "0"]] {
+        let other = report(&crowd, &flag);
+        assert_eq!((number(&other, "preemptions"), number(&other, "finished")), (0, 60), "{flag:?}");
+    }
+    let other = report(&crowd, &["--max-ttft", "1"]);
+    assert!(number(&other, "refused") > 0 && number(&other, "finished") > 0, "{other}");
+    assert!(other["ttft"]["max"].as_f64() < usual["ttft"]["max"].as_f64(), "{other}");
+
+    // One of low priority, and more before it whenever there is a place.
+    let ask = |at: f64, priority: i32| {
+        json!({ "at": at, "prompt_tokens": 20, "answer_tokens": 40, "priority": priority }).to_string()
+    };
+    let lines: Vec<String> = (0..30).map(|i| ask(0.2 * f64::from(i), i32::from(i == 1))).collect();
+    let trace = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(trace.path(), lines.join("\n")).unwrap();
+    let path = trace.path().to_string_lossy().into_owned();
+    let line = ["--trace", &path, "--max-num-seqs", "1"];
+    let longest = |steps: &str| report(&line, &["--ageing-steps", steps])["ttft"]["max"].as_f64().unwrap();
+    let (never, soon) = (longest("0"), longest("10"));
+    assert!(soon < 0.8 * never, "{soon} {never}");
+}
+
 #[test]
 fn what_cannot_be_meant_is_refused() {
     let model = model();
@@ -117,6 +158,13 @@ fn what_cannot_be_meant_is_refused() {
         let output = octant(&[&serve[..], args].concat());
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(status) && text.contains(part), "{args:?}: {text}");
+    }
+    for (flag, part) in
+        [("--kv-reserve=1.5", "expected from 0 to 1"), ("--max-ttft=0", "expected seconds above 0")]
+    {
+        let output = octant(&["simulate", "--config", INSTRUCT, "--poisson", "1", flag]);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(1) && text.contains(part), "{flag}: {text}");
     }
     let none = octant(&["simulate", "--config", INSTRUCT]);
     assert_eq!(none.status.code(), Some(2), "{none:?}");

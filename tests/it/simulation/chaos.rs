@@ -10,7 +10,7 @@
 //! A failure names its seed. `OCTANT_CHAOS_SEED=n` runs that world alone, `OCTANT_CHAOS_STEPS=n` sets how many steps
 //! are run in all.
 
-mod asked;
+pub mod asked;
 mod client;
 mod device;
 mod world;

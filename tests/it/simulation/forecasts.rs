@@ -1,16 +1,19 @@
 //! What admission predicts, against what happens in virtual time, and the arithmetic by itself.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use octant::cost::RowShape;
-use octant::engine::Forecast;
 use octant::engine::forecast::{Load, retry_after};
+use octant::engine::{Forecast, Outlook, Pipeline, RequestId};
+use octant::request::Tenant;
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::report::foreseen;
 use octant::simulator::virtual_time::VirtualTime;
-use octant::simulator::workload::{Spread, Synthetic};
+use octant::simulator::workload::{Draws, Spread, Synthetic};
 use octant::simulator::{Journey, Machine, plot};
 
+use super::chaos::asked::{self, below};
 use super::cost;
 
 fn close(got: f64, expected: f64) {
@@ -56,6 +59,50 @@ fn a_first_token_waits_for_prompts_ahead_and_for_a_place() {
     (0..2000).for_each(|_| short.answers(8, 1));
     assert!(short.first_token(&full) < forecast.first_token(&full) / 8.0, "answers are short here");
     close(short.next_end(4), 0.0104 * 8.0 / 4.0);
+}
+
+/// Whoever is refused before its prompt is tokenised would have been refused with its tokens too.
+#[test]
+fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
+    let (mut draws, mut behind_a_line, mut most) = (Draws::new(3), 0, 0.0_f64);
+    for _ in 0..400 {
+        let config = asked::config(&mut draws);
+        let mut forecast = known();
+        (0..below(&mut draws, 40)).for_each(|i| forecast.answers(10, i % 2));
+        let (mut pipeline, mut model) =
+            (Pipeline::new(config.clone(), 2, None), Machine::new(cost(), asked::voice()));
+        let mut outputs = VecDeque::new();
+        let alike = below(&mut draws, 2) == 0;
+        let of = |draws: &mut Draws, i: u64| {
+            let mut asked = asked::any(draws, i, &config);
+            if alike {
+                asked.priority = 0;
+            } else {
+                asked.tenant = Tenant { name: ["a", "b"][below(draws, 2)].into(), weight: 1 };
+            }
+            asked
+        };
+        for i in 0..below(&mut draws, 30) as u64 {
+            let _refused = pipeline.submit(vec![(RequestId(i), of(&mut draws, i))]);
+            if below(&mut draws, 2) == 0 {
+                outputs.extend(pipeline.start().map(|plan| model.step(&plan).0));
+                outputs.pop_front().into_iter().for_each(|output| _ = pipeline.commit(&output).unwrap());
+            }
+        }
+        outputs.extend(pipeline.start().map(|plan| model.step(&plan).0));
+        let asked = of(&mut draws, 99);
+        let outlook = Outlook::new(&pipeline, &forecast);
+        let least = outlook.first_token_at_least(&asked.tenant, asked.priority);
+        let load = pipeline.load(&asked);
+        let exact = forecast.first_token(&load);
+        assert!(least <= exact + 1e-9, "{least} {exact}: {outlook:?} {load:?}");
+        behind_a_line += usize::from(alike && load.ahead > 2);
+        most = most.max(if load.ahead > 2 { least / exact } else { 0.0 });
+    }
+    assert!(
+        behind_a_line > 20 && most > 0.9,
+        "{behind_a_line} waited behind others, {most} of the wait is seen"
+    );
 }
 
 #[test]

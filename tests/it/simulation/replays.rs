@@ -8,6 +8,7 @@ use octant::simulator::replay::replay;
 use octant::simulator::trace::{End, Header, Trace, write_events, write_header};
 use proptest::prelude::*;
 
+use super::recorded;
 use crate::fake::{FakeExecutor, FakeModel, config, request};
 use crate::scheduler::prompt;
 use crate::scheduler::random::{Event, any_config, any_event};
@@ -126,7 +127,7 @@ fn damage_is_found_and_located() {
 async fn an_engine_does_not_wait_for_a_slow_disk() {
     let (recorder, listener) = Recorder::new(5);
     let executor = Box::new(FakeExecutor::new(&config()));
-    let (handle, thread) = Engine::start_recorded(config(), 2, executor, Some(recorder));
+    let (handle, thread) = Engine::start_as(config(), executor, recorded(recorder));
     let mut stream =
         handle.enter(1).unwrap().submit(vec![request(prompt(0, 50), 30)]).await.unwrap().remove(0);
     while stream.next().await.finish.is_none() {}

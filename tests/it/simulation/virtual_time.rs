@@ -12,7 +12,7 @@ use octant::simulator::virtual_time::{Ask, Turn, VirtualTime};
 use octant::simulator::workload::{Spread, Synthetic};
 use octant::simulator::{Journey, Machine, Outcome, Sample, Simulator, Voice};
 
-use super::cost;
+use super::{cost, recorded};
 use crate::fake::request;
 
 const SLO: Slo = Slo { ttft: 0.5, itl: 0.05 };
@@ -150,7 +150,7 @@ async fn on_the_wall_clock(trace: Vec<(f64, Ask)>) -> (Vec<f64>, Vec<Journey>, V
     let simulator = Simulator::new(Machine::new(cost(), voice), PACE).unwrap();
     let (recorder, listener) = Recorder::new(1 << 20);
     let begin = tokio::time::Instant::now();
-    let (handle, thread) = Engine::start_recorded(config(), 2, Box::new(simulator), Some(recorder));
+    let (handle, thread) = Engine::start_as(config(), Box::new(simulator), recorded(recorder));
     let client = |(at, ask): (f64, Ask)| {
         let handle = handle.clone();
         tokio::spawn(async move {
@@ -213,7 +213,7 @@ async fn a_setting_that_is_changed_in_a_replay_changes_the_report() {
     let (recorder, listener) = Recorder::new(1 << 20);
     let voice = Voice::new((1..1000).collect(), vec![0], 1e9, 1000).unwrap();
     let simulator = Simulator::new(Machine::new(cost(), voice), 0.0).unwrap();
-    let (handle, thread) = Engine::start_recorded(config(), 2, Box::new(simulator), Some(recorder));
+    let (handle, thread) = Engine::start_as(config(), Box::new(simulator), recorded(recorder));
     let group = (0..8).map(|i| request((0..300).map(|t| (t * 7 + i) % 1000).collect(), 20 + i)).collect();
     let mut streams = handle.enter(8).unwrap().submit(group).await.unwrap();
     for stream in &mut streams {

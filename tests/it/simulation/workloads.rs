@@ -26,6 +26,31 @@ fn draws_have_the_mean_and_the_variation_asked_for() {
     }
 }
 
+/// Simulations are compared by their seeds, so that a seed must never come to mean other requests. These numbers are from
+/// the definition of SplitMix64 and of the methods, computed elsewhere.
+#[test]
+fn a_seed_means_these_requests() {
+    let spread = |mean, cv| Spread { mean, cv };
+    let work = Synthetic {
+        requests: 3,
+        interval: spread(0.5, 1.0),
+        prompt: spread(20.0, 0.5),
+        answer: spread(6.0, 2.0),
+        seed: 9,
+    };
+    let (arrivals, _) = work.draw(1000, 100);
+    let expected = [
+        (1.612881756613, 24, [442, 420], 819),
+        (1.845473489058, 30, [796, 528], 665),
+        (3.113485733818, 24, [215, 382], 609),
+    ];
+    for (arrival, (at, prompt, first, last)) in arrivals.iter().zip(expected) {
+        let (asked, answer) = (&arrival.ask.request.prompt, &arrival.ask.answer);
+        assert!((arrival.at - at).abs() < 1e-11, "{}, expected {at}", arrival.at);
+        assert_eq!((asked.len(), &asked[..2], answer.last()), (prompt, &first[..], Some(&last)));
+    }
+}
+
 #[test]
 fn what_is_too_long_is_cut_and_counted() {
     let fixed = |mean| Spread { mean, cv: 0.0 };

@@ -7,9 +7,9 @@ use octant::scheduler::SchedulerConfig;
 use octant::simulator::Voice;
 use octant::simulator::workload::Draws;
 
-use crate::fake::{Answer, alone, request};
+use crate::fake::{Answer, alone, request, scarce};
 
-pub const VOCAB: usize = 30;
+pub use crate::fake::SCARCE_VOCAB as VOCAB;
 
 /// Dice.
 pub fn below(draws: &mut Draws, limit: usize) -> usize {
@@ -24,21 +24,17 @@ pub fn one_in(draws: &mut Draws, sides: usize) -> bool {
 /// Of a server that is short of everything; of a large one, seldom.
 pub fn config(draws: &mut Draws) -> SchedulerConfig {
     let large = one_in(draws, 40);
-    let (seqs, tokens, blocks) = match large {
+    let sizes = match large {
         true => (48, 256, 200),
         false => (1 + below(draws, 6), 1 + below(draws, 150), 6 + below(draws, 10)),
     };
-    let scarce = one_in(draws, 4);
+    let few = one_in(draws, 4).then(|| 1 + below(draws, 6));
+    let short = one_in(draws, 6).then_some(400);
+    let usual = scarce(sizes, !one_in(draws, 3));
     SchedulerConfig {
-        max_num_seqs: seqs,
-        max_num_batched_tokens: tokens,
-        max_model_len: 350,
-        num_blocks: blocks,
-        vocab_size: VOCAB,
-        max_queue_requests: if scarce { 1 + below(draws, 6) } else { 1000 },
-        max_queue_tokens: if one_in(draws, 6) { 400 } else { 1_000_000 },
-        prefix_caching: !one_in(draws, 3),
-        policy: Default::default(),
+        max_queue_requests: few.unwrap_or(usual.max_queue_requests),
+        max_queue_tokens: short.unwrap_or(usual.max_queue_tokens),
+        ..usual
     }
 }
 
