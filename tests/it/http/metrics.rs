@@ -14,12 +14,11 @@ use super::house::{House, Plan, metric};
 use crate::fake::FakeExecutor;
 use crate::http::house::BOS;
 
-/// What llm-d's simulator of vLLM exposes: the least that a drop-in must have, with the labels that its readers use.
+/// What llm-d's simulator of vLLM documents (docs/metrics.md, August 2026): the least that a drop-in must have, with the labels that its readers use.
 const CONFORMANCE: [(&str, Kind, &[&str]); 23] = [
     ("vllm:cache_config_info", Kind::Gauge, &["block_size", "num_gpu_blocks"]),
     ("vllm:e2e_request_latency_seconds", Kind::Histogram, &[]),
     ("vllm:generation_tokens_total", Kind::Counter, &[]),
-    ("vllm:gpu_cache_usage_perc", Kind::Gauge, &[]),
     ("vllm:inter_token_latency_seconds", Kind::Histogram, &[]),
     ("vllm:kv_cache_usage_perc", Kind::Gauge, &[]),
     ("vllm:lora_requests_info", Kind::Gauge, &["max_lora", "running_lora_adapters", "waiting_lora_adapters"]),
@@ -37,6 +36,7 @@ const CONFORMANCE: [(&str, Kind, &[&str]); 23] = [
     ("vllm:request_prompt_tokens", Kind::Histogram, &[]),
     ("vllm:request_queue_time_seconds", Kind::Histogram, &[]),
     ("vllm:request_success_total", Kind::Counter, &["finished_reason"]),
+    ("vllm:request_time_per_output_token_seconds", Kind::Histogram, &[]),
     ("vllm:time_per_output_token_seconds", Kind::Histogram, &[]),
     ("vllm:time_to_first_token_seconds", Kind::Histogram, &[]),
 ];
