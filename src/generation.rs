@@ -145,6 +145,8 @@ pub struct Delta {
     pub finish: Option<FinishReason>,
     /// What the choice has cost so far.
     pub cost: Cost,
+    /// When the token was there, which may be before it is read.
+    pub made: Option<Instant>,
 }
 
 /// Tokens so far.
@@ -240,6 +242,10 @@ impl Generator {
     /// [`Refusal`]: nothing was begun.
     pub async fn start(&self, mut place: Place, mut ask: Ask) -> Result<Generation, Refusal> {
         place.resize(ask.prompts.count() * ask.n as usize)?;
+        if !ask.output.stop.is_empty() {
+            // What the engine computes before it hears of a stop string is wasted.
+            place.tell_each();
+        }
         // Tokenising is the most that a refusal could cost.
         place.check_wait(&ask.tenant, ask.priority)?;
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
@@ -328,14 +334,14 @@ impl Generation {
     pub async fn next(&mut self) -> Option<Result<Delta, Failure>> {
         let (index, update) = poll_fn(|context| self.poll_update(context)).await?;
         self.account(index, &update);
-        let cost = update.cost;
+        let (cost, made) = (update.cost, update.made);
         match self.choices[index].push(update) {
             Ok(delta) => {
                 if delta.finish.is_some() {
                     // Where a stop string ended it, this is its abort.
                     self.streams[index] = None;
                 }
-                Some(Ok(Delta { index, cost, ..delta }))
+                Some(Ok(Delta { index, cost, made, ..delta }))
             }
             Err(failure) => {
                 self.streams.fill_with(|| None);

@@ -4,7 +4,7 @@
 //! id must never reach a device. Its answer is a stream of [`Update`]s, of which exactly the last has a [`Finish`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
 #[derive(Debug, Clone, PartialEq)]
@@ -126,6 +126,8 @@ pub struct Update {
     pub finish: Option<Finish>,
     /// What the request has cost so far, this update's step included; on the last one all of it.
     pub cost: Cost,
+    /// When its step's results came, where anybody has a clock.
+    pub made: Option<Instant>,
 }
 
 /// What a request has cost. Times are in seconds; how a step's time is divided is told in the engine's account.

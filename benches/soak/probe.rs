@@ -36,29 +36,34 @@ impl Prober {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let (mut echo, mut main, mut health) = (connect(echo()), connect(main), connect(health));
+            let mut echo = connect(echo());
+            let mut ports = [(1, main, "/health/live"), (2, health, "/health/ready")]
+                .map(|(i, address, path)| (i, address, path, connect(address)));
             let mut probes = Probes::default();
             while !told.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 echo.write_all(&[0; 64]).expect("it is open");
                 echo.read_exact(&mut [0; 64]).expect("it comes back");
                 probes.times[0].push(start.elapsed());
-                for (i, stream, path) in [(1, &mut main, "/health/live"), (2, &mut health, "/health/ready")] {
+                for (i, address, path, stream) in &mut ports {
                     let start = Instant::now();
                     // A server short of connections may close one that is idle; that is no answer yet.
-                    let (status, body) = loop {
+                    let (status, body, last) = loop {
                         match try_ask(stream, path) {
                             Some(answer) => break answer,
-                            None => *stream = connect(stream.peer_addr().expect("it was open")),
+                            None => *stream = connect(*address),
                         }
                         probes.reopened += 1;
                         if start.elapsed() > LIMIT {
-                            break (0, "no connection stays open for a probe".to_owned());
+                            break (0, "no connection stays open for a probe".to_owned(), true);
                         }
                     };
-                    probes.times[i].push(start.elapsed());
+                    probes.times[*i].push(start.elapsed());
                     if status != 200 {
                         probes.unwell.push(format!("{path}: {status} {body}"));
+                    }
+                    if last {
+                        *stream = connect(*address);
                     }
                 }
                 std::thread::sleep(INTERVAL);
@@ -95,11 +100,12 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 
 /// Status and body.
 pub fn ask(stream: &mut TcpStream, path: &str) -> (u16, String) {
-    try_ask(stream, path).expect("the connection stays open")
+    let (status, body, _last) = try_ask(stream, path).expect("the connection stays open");
+    (status, body)
 }
 
 /// The same, or `None` if the connection is closed with nothing said.
-fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String)> {
+fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, bool)> {
     let head = format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n");
     stream.write_all(head.as_bytes()).ok()?;
     let mut bytes = Vec::new();
@@ -119,7 +125,8 @@ fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String)> {
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
         if body.len() == length.parse::<usize>().expect("a number") {
             let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-            return Some((status.expect("a status"), body.to_owned()));
+            let last = head.contains("connection: close");
+            return Some((status.expect("a status"), body.to_owned(), last));
         }
     }
 }

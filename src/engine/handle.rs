@@ -104,6 +104,18 @@ impl Shared {
         drop(queue);
     }
 
+    /// The engine has ended as it was told to: nobody runs or waits, and nothing is pending.
+    pub(super) fn publish_end(&self) {
+        let mut stats = lock(&self.queue).stats.clone();
+        let counts = &mut stats.counts;
+        (counts.running, counts.waiting, counts.waiting_tokens) = (0, 0, 0);
+        (counts.blocks_used, counts.blocks_reserved) = (0, 0);
+        counts.blocks_free = counts.blocks_total - counts.blocks_cached;
+        (stats.in_flight, stats.busy_since) = (0, None);
+        self.pulse.heard(false);
+        self.publish(stats);
+    }
+
     pub(super) fn set_failed(&self, reason: &str) {
         lock(&self.queue).stats.failed = Some(reason.to_owned());
         self.pulse.fail(reason);
@@ -140,7 +152,14 @@ impl EngineHandle {
         config.check_queue_requests(counts.waiting + queue.entered, requests)?;
         config.check_queue_tokens(counts.waiting_tokens, 1)?;
         queue.entered += requests;
-        Ok(Place { engine: self.clone(), requests, taken: Instant::now(), due: None, payer: None })
+        Ok(Place {
+            engine: self.clone(),
+            requests,
+            taken: Instant::now(),
+            due: None,
+            each: false,
+            payer: None,
+        })
     }
 
     /// After how long someone whom the queue had no place for should try again, by what is predicted.
@@ -180,11 +199,11 @@ impl EngineHandle {
         let _already_gone = self.commands.send(Command::Stop);
     }
 
-    fn open(&self, request: Request) -> (Submission, UpdateStream) {
+    fn open(&self, request: Request, each: bool) -> (Submission, UpdateStream) {
         let id = RequestId(self.shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, updates) = mpsc::unbounded_channel();
         let stream = UpdateStream { id, updates, commands: self.commands.clone(), finished: false };
-        (Submission { id, request, updates: sender }, stream)
+        (Submission { id, request, updates: sender, each }, stream)
     }
 
     fn send(&self, command: Command) -> Result<(), Reject> {
@@ -207,6 +226,7 @@ pub struct Place {
     requests: usize,
     taken: Instant,
     pub(super) due: Option<Instant>,
+    each: bool,
     pub(super) payer: Option<Arc<Payer>>,
 }
 
@@ -224,13 +244,18 @@ impl Place {
         self.due = self.due.into_iter().chain(due).min();
     }
 
+    /// Each token is told as soon as it is there, whatever the stream interval: its reader may want no more after any.
+    pub fn tell_each(&mut self) {
+        self.each = true;
+    }
+
     /// Whose counters get what the group costs; without this it is on nobody's.
     pub fn bill_to(&mut self, payer: Arc<Payer>) {
         self.payer = Some(payer);
     }
 
-    /// Refuses at once what would be refused once its prompt is known, however short that is. What is not refused here may
-    /// still be: the engine's thread predicts again, from the prompt's tokens.
+    /// Refuses at once what would have been refused when the last step began, however short its prompt. What is not
+    /// refused here may still be: the engine's thread predicts again, from the prompt's tokens and what has ended since.
     ///
     /// # Errors
     /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
@@ -273,7 +298,8 @@ impl Place {
         let (reply, answer) = flume::bounded(1);
         let engine = self.engine.clone();
         // The streams exist before the command is sent, so that their drop covers every moment after it.
-        let (group, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(|r| engine.open(r)).unzip();
+        let open = |request| engine.open(request, self.each);
+        let (group, mut streams): (Vec<_>, Vec<_>) = group.into_iter().map(open).unzip();
         let submitted = Instant::now();
         let outcome = match engine.send(Command::Submit { group, place: self, submitted, reply }) {
             Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(engine.refusal())),

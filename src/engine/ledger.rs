@@ -19,6 +19,8 @@ pub struct Ledger {
 #[derive(Debug)]
 struct Account {
     updates: mpsc::UnboundedSender<Update>,
+    /// Updates that it is told at a time.
+    interval: usize,
     /// Whether it has been told a token.
     begun: bool,
     held: Vec<Update>,
@@ -31,10 +33,11 @@ impl Ledger {
         Self { accounts: HashMap::new(), interval }
     }
 
-    /// Opens an account. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
+    /// Opens an account, `each` of whose updates is told at once or not. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
     /// that the engine never waits for a client.
-    pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>) {
-        let earlier = self.accounts.insert(id, Account { updates, begun: false, held: Vec::new() });
+    pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, each: bool) {
+        let interval = if each { 1 } else { self.interval };
+        let earlier = self.accounts.insert(id, Account { updates, interval, begun: false, held: Vec::new() });
         contain(earlier.is_none(), id, "opened twice");
     }
 
@@ -45,7 +48,7 @@ impl Ledger {
         let account = self.accounts.get_mut(&id);
         contain(account.is_some(), id, "answered after it was closed");
         if let Some(account) = account {
-            if account.begun && !last && account.held.len() + 1 < self.interval {
+            if account.begun && !last && account.held.len() + 1 < account.interval {
                 account.held.push(update);
                 return;
             }

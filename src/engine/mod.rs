@@ -314,6 +314,9 @@ fn live(
         }
     }
     turns.fail(reason);
+    if end.is_ok() {
+        shared.publish_end();
+    }
     end
 }
 

@@ -21,6 +21,8 @@ pub struct Submission {
     pub request: Request,
     /// Bounded in fact by the request's `max_tokens`.
     pub updates: mpsc::UnboundedSender<Update>,
+    /// Whether each update is told as soon as it is there, whatever the interval.
+    pub each: bool,
 }
 
 /// What whoever drives a turn may want to know of it, or of the time at which it is.
@@ -56,10 +58,10 @@ impl Turns {
     /// The scheduler's refusal.
     pub fn submit(&mut self, group: Vec<Submission>) -> Result<(), Reject> {
         let (accounts, requests): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|s| ((s.id, s.updates), (s.id, s.request))).unzip();
+            group.into_iter().map(|s| ((s.id, s.updates, s.each), (s.id, s.request))).unzip();
         self.pipeline.submit(requests)?;
-        for (id, updates) in accounts {
-            self.ledger.open(id, updates);
+        for (id, updates, each) in accounts {
+            self.ledger.open(id, updates, each);
         }
         Ok(())
     }

@@ -119,6 +119,7 @@ impl Watch {
         for (id, update) in updates {
             tokens += usize::from(update.token.is_some());
             update.cost = self.account.cost(*id, update.token.is_some());
+            update.made = self.last_step;
             if update.finish.is_some() {
                 ended += 1;
                 update.cost = self.close(*id);

@@ -4,7 +4,8 @@
 //! has landed and hand every rank its rows and columns of it, so that what several ranks have parts of is read once. Disks
 //! of virtual machines say of many reads at once that they are done, so threads that did both by turns would all convert
 //! while the disk stands still, and then all read. The system is told of what is wanted some pieces ahead. Besides the
-//! weights themselves, memory holds two pieces for each thread that reads, whatever the size of the model.
+//! weights themselves, memory holds two pieces for each thread that reads and one converted for each that converts, whatever
+//! the size of the model: of 32 rows at least, which are 4.7 MB where a row is 73,728 elements of BF16.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -68,12 +68,16 @@ impl Keys {
 
     /// Who pays for a tenant's requests, in metrics and logs: the tenant by its name, or else the key that all share.
     pub fn payer(&self, tenant: &Tenant) -> String {
-        if !tenant.name.is_empty() {
-            // A user has a tenant's name that no key can have; where there are users there are no keys with names.
-            return tenant.name.strip_prefix("user:").unwrap_or(&tenant.name).to_owned();
-        }
         let shared = self.0.iter().find(|(_, caller)| caller.is_none());
-        shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label())
+        let shared = shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label());
+        match tenant.name.strip_prefix("user:") {
+            // A user may have any name, also one that stands for others: it keeps what says that it is a user's.
+            Some(user) if user.starts_with("key:") || user.starts_with("user:") => tenant.name.to_string(),
+            Some(user) if ["none", "other", &shared].contains(&user) => tenant.name.to_string(),
+            Some(user) => user.to_owned(),
+            None if tenant.name.is_empty() => shared,
+            None => tenant.name.to_string(),
+        }
     }
 
     /// Whose request it is, if anybody's. All keys are compared, whichever is right.

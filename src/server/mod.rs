@@ -126,6 +126,8 @@ pub struct ServerState {
     pub(crate) started: u64,
     /// Large bodies parsed at once: a parsed body takes many times its size.
     pub(crate) parsing: Arc<Semaphore>,
+    /// Requests that only want tokens, or the text of some.
+    pub(crate) asides: tokens::Asides,
     /// What health checks read.
     pub(crate) board: Arc<Board>,
     /// Requests whose response is not complete.
@@ -156,6 +158,7 @@ impl ServerState {
             metrics,
             started: answer::unix_time(),
             parsing: Arc::new(Semaphore::new(4)),
+            asides: tokens::Asides::default(),
             board,
             open: watch::Sender::new(0),
         })

@@ -10,11 +10,13 @@ use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response};
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Method, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -36,8 +38,12 @@ const DRAIN: &str = "/admin/drain";
 const MAX_CONNECTIONS: usize = 64;
 /// A connection that has sent no whole head for so long is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection lives no longer than this, whatever it does, unless it waits for the end of a drain.
+/// A connection to the health port answers no more after so long, or so many requests; the last answer says so, since a
+/// supervisor that keeps its connection must not take the end of it for that of the server.
 const LIFE: Duration = Duration::from_secs(60);
+const ANSWERS: usize = 1000;
+/// What then takes longer is a client that does not read.
+const LAST_ANSWER: Duration = Duration::from_secs(10);
 /// How often a wait for the end of a drain looks.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -131,16 +137,24 @@ async fn accept(listener: TcpListener, port: Port, board: Arc<Board>) {
 
 async fn serve(stream: TcpStream, port: Port, board: &Arc<Board>) {
     let _unsupported = stream.set_nodelay(true);
+    let (began, answers) = (Instant::now(), AtomicUsize::new(0));
     let service = service_fn(|request: Request<Incoming>| {
         let board = Arc::clone(board);
-        async move { Ok::<_, Infallible>(answer(&request, port, &board).await) }
+        let is_last = answers.fetch_add(1, Ordering::Relaxed) + 1 >= ANSWERS || began.elapsed() >= LIFE;
+        async move {
+            let mut response = answer(&request, port, &board).await;
+            if is_last && port == Port::Health {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     match port {
-        Port::Health => _ = timeout(LIFE, connection).await,
+        Port::Health => _ = timeout(LIFE + LAST_ANSWER, connection).await,
         // A drain may take long, and few may ask for one.
         Port::Admin => _ = connection.await,
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Beat, Engine, EngineHandle, Executor, ExecutorError, Ledger, RequestId, Stats, UpdateStream,
+    Beat, Engine, EngineHandle, Executor, ExecutorError, Ledger, RequestId, Start, Stats, UpdateStream,
 };
 use octant::request::{Finish, Reject, Request, Update};
 use octant::scheduler::SchedulerConfig;
@@ -258,7 +258,11 @@ async fn stopping_answers_everyone_and_refuses_later_ones() {
     assert_eq!(thread.join(), Ok(()));
     let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
     assert_eq!(refused, Some(Reject::EngineDown("the server is shutting down".to_owned())));
-    assert_eq!(handle.stats().failed, None, "to be stopped is not to fail");
+    let stats = handle.stats();
+    assert_eq!(stats.failed, None, "to be stopped is not to fail");
+    assert!(!stats.pending(), "what is cut off is not pending: {stats:?}");
+    assert_eq!((stats.counts.running, stats.counts.blocks_used), (0, 0));
+    assert_eq!(handle.pulse().beat().pending_since, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -296,11 +300,35 @@ async fn a_step_that_hangs_shows_in_the_stats() {
     assert!(handle.stats().last_step.is_some());
 }
 
+#[tokio::test]
+async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
+    for (each, held) in [(false, true), (true, false)] {
+        let (executor, permits) = FakeExecutor::new(&config()).gated();
+        let start = Start { stream_interval: 100, ..Start::new(1) };
+        let (handle, _thread) = Engine::start_as(config(), Box::new(executor), start);
+        let mut place = handle.enter(1).unwrap();
+        if each {
+            place.tell_each();
+        }
+        let mut stream = place.submit(vec![request(vec![1], 9)]).await.unwrap().remove(0);
+        for tokens in 1..=4 {
+            permits.send(()).unwrap();
+            until(&handle, |stats| stats.counts.generated_tokens == tokens).await;
+        }
+        assert!(stream.next().await.token.is_some(), "the first is told at once");
+        // Stats are published before clients are told, so the last may be on its way.
+        let next = tokio::time::timeout(Duration::from_secs(if held { 0 } else { 20 }), stream.next()).await;
+        assert_eq!(next.is_err(), held, "each: {each}");
+        (0..5).for_each(|_| permits.send(()).unwrap());
+        assert_eq!(read(&mut stream).await.1, Finish::Length);
+    }
+}
+
 #[test]
 fn an_account_is_closed_by_its_finish() {
     let mut ledger = Ledger::new(1);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-    ledger.open(RequestId(7), sender);
+    ledger.open(RequestId(7), sender, false);
     ledger.post(RequestId(7), Update { token: Some(1), ..Update::default() });
     assert_eq!(ledger.len(), 1);
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
@@ -319,7 +347,7 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
         for len in 1..20 {
             let mut ledger = Ledger::new(interval);
             let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-            ledger.open(RequestId(7), sender);
+            ledger.open(RequestId(7), sender, false);
             let mut told = Vec::new();
             for token in 0..len {
                 posted(&mut ledger, Some(token), None);
@@ -347,7 +375,7 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
 fn what_was_held_back_comes_before_the_engines_failure() {
     let mut ledger = Ledger::new(8);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-    ledger.open(RequestId(7), sender);
+    ledger.open(RequestId(7), sender, false);
     (0..4).for_each(|token| posted(&mut ledger, Some(token), None));
     ledger.fail_all("broken");
     let all: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
@@ -360,7 +388,7 @@ fn what_was_held_back_comes_before_the_engines_failure() {
 #[should_panic(expected = "request 7 answered after it was closed")]
 fn an_account_closed_twice_is_a_bug() {
     let mut ledger = Ledger::new(1);
-    ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0);
+    ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0, false);
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
 }

@@ -117,7 +117,7 @@ pub const NAMES: &[Name] = &[
     ),
     histogram(
         "octant_step_prediction_ratio",
-        "A step's time over what was expected of it, by a cost model or by the steps before it",
+        "A step's time over what was expected of it, by a cost model or, where there is none, by the steps before it",
     ),
     counter("octant_prefill_seconds_total", &[], "Time of the device for prompts and recomputation"),
     counter("octant_decode_seconds_total", &[], "Time of the device for generation"),

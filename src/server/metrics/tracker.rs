@@ -124,13 +124,19 @@ impl Tracker {
     /// Counts what a delta brought.
     pub fn delta(&mut self, delta: &Delta) {
         let choice = &mut self.choices[delta.index];
-        let now = Instant::now();
+        // Not when it is read: a slow reader's pauses, and those of the stream interval, are not the server's.
+        let now = delta.made.unwrap_or_else(Instant::now);
         choice.cost = delta.cost;
         if delta.tokens > 0 {
             choice.first_token.get_or_insert(now);
             match choice.last_token.replace(now) {
-                None => self.metrics.ttft.observe((now - self.admitted.arrived).as_secs_f64()),
-                Some(last) => self.metrics.inter_token.observe((now - last).as_secs_f64()),
+                None => {
+                    let arrived = self.admitted.arrived;
+                    self.metrics.ttft.observe(now.saturating_duration_since(arrived).as_secs_f64());
+                }
+                Some(last) => {
+                    self.metrics.inter_token.observe(now.saturating_duration_since(last).as_secs_f64());
+                }
             }
             choice.tokens += delta.tokens;
         }

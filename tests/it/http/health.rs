@@ -168,6 +168,20 @@ async fn every_alias_answers_on_every_port() {
 }
 
 #[test]
+fn a_connection_says_when_it_answers_for_the_last_time() {
+    let board = Board::new(Duration::from_secs(60));
+    let (_side, health, admin) = side_ports(&board);
+    let mut kept = connect(admin);
+    (0..1010).for_each(|_| assert_eq!(ask(&mut kept, "/livez").0, 200));
+    let mut probe = connect(health);
+    (0..999).for_each(|_| assert_eq!(ask(&mut probe, "/livez").0, 200));
+    probe.write_all(b"GET /livez HTTP/1.1\r\nhost: here\r\n\r\n").expect("it is open");
+    let mut last = String::new();
+    probe.read_to_string(&mut last).expect("it ends without a reset");
+    assert!(last.starts_with("HTTP/1.1 200") && last.contains("connection: close"), "{last}");
+}
+
+#[test]
 fn starting_is_told_step_by_step() {
     let board = Board::new(Duration::from_secs(60));
     let (_side, health, admin) = side_ports(&board);

@@ -135,6 +135,33 @@ async fn a_chunked_body_is_measured_too() {
 }
 
 #[tokio::test]
+async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
+    let house = Plan::new().open();
+    let body = b"{\"prompt\": \"ab\"}";
+    let mut others = Vec::new();
+    for _ in 0..64 {
+        let mut connection = Connection::open(house.address).await;
+        let head = format!("POST /tokenize HTTP/1.1\r\nhost: here\r\ncontent-length: {}\r\n\r\n", body.len());
+        connection.write(head.as_bytes()).await.expect("open");
+        others.push(connection);
+    }
+    // Their heads may still be on their way.
+    let mut refused = house.post("/detokenize", json!({ "tokens": [97] })).await;
+    let end = Instant::now() + Duration::from_secs(20);
+    while refused.status == 200 && Instant::now() < end {
+        refused = house.post("/detokenize", json!({ "tokens": [97] })).await;
+    }
+    assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(house.chat("ab", json!({})).await.status, 200, "who generates is not concerned");
+    for other in &mut others {
+        other.write(body).await.expect("open");
+        assert_eq!(other.reply().await.json()["count"], 3);
+    }
+    assert_eq!(house.post("/detokenize", json!({ "tokens": [97] })).await.status, 200);
+}
+
+#[tokio::test]
 async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
     let house = small().open();
     let begun = Instant::now();

@@ -261,7 +261,8 @@ impl World {
             let (updates, inbox) = mpsc::unbounded_channel();
             let id = RequestId(self.ids);
             self.ids += 1;
-            submissions.push(Submission { id, request: self.clients[i].request.clone(), updates });
+            let (request, each) = (self.clients[i].request.clone(), one_in(&mut self.draws, 3));
+            submissions.push(Submission { id, request, updates, each });
             inboxes.push((i, id, inbox));
         }
         let outcome = self.turns.submit(submissions);
