@@ -95,8 +95,8 @@ pub struct ServeArgs {
     /// with 1 nothing is ever preempted [default: 0]
     #[arg(long, env = "OCTANT_KV_RESERVE", value_name = "FRACTION")]
     pub kv_reserve: Option<f32>,
-    /// Tokens that a stream is told at a time, after the first. More save the server, and its clients, processor time,
-    /// most of it the system's [default: 1]
+    /// Tokens that a client is told at a time, after the first. More save the server, and its clients, processor time,
+    /// most of it the system's. Requests with `stop` strings are told each token [default: 1]
     #[arg(long, env = "OCTANT_STREAM_INTERVAL", value_name = "TOKENS")]
     pub stream_interval: Option<usize>,
     /// Storage of keys and values [default: fp8, or bf16 without quantisation]

@@ -269,7 +269,8 @@ fn cache_folder() -> Option<std::path::PathBuf> {
 fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> Start {
     let max_ttft = p.config.admission.max_ttft.map(Duration::from_secs_f64);
     let (recorder, stream_interval) = (p.recorder.clone(), p.config.stream_interval);
-    Start { recorder, max_ttft, forecast, stream_interval, ..Start::new(in_flight) }
+    let longest_step = p.config.step_timeout;
+    Start { recorder, max_ttft, forecast, stream_interval, longest_step, ..Start::new(in_flight) }
 }
 
 /// The limits that a configuration gives the scheduler.

@@ -77,6 +77,8 @@ pub struct Start {
     pub stream_interval: usize,
     /// What a step may take, beyond the bound of a stall, before anything is known of steps.
     pub unknown_step: Duration,
+    /// What a step may take at all: no more is ever expected of one.
+    pub longest_step: Duration,
 }
 
 impl Start {
@@ -84,7 +86,8 @@ impl Start {
     pub fn new(in_flight: usize) -> Self {
         let (recorder, max_ttft, unknown_step) = (None, None, Duration::ZERO);
         let forecast = Forecast::default();
-        Self { in_flight, recorder, max_ttft, forecast, stream_interval: 1, unknown_step }
+        let longest_step = Duration::MAX;
+        Self { in_flight, recorder, max_ttft, forecast, stream_interval: 1, unknown_step, longest_step }
     }
 }
 
@@ -289,7 +292,11 @@ fn live(
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            watch: Watch::new(start.forecast, start.unknown_step, shared.meters.clone()),
+            watch: Watch::new(
+                start.forecast,
+                (start.unknown_step, start.longest_step),
+                shared.meters.clone(),
+            ),
             deadlines: Deadlines::default(),
         };
         let end = engine.run();

@@ -19,6 +19,8 @@ pub(super) struct Watch {
     forecast: Forecast,
     /// Seconds that a step may take before anything is known of steps.
     unknown_step: f64,
+    /// What a step may take at all.
+    longest_step: Duration,
     last_step: Option<Instant>,
     busy_since: Option<Instant>,
     /// Since when the results of a step have been there without another launch.
@@ -42,12 +44,17 @@ struct Launched {
 
 impl Watch {
     /// With nothing to do.
-    pub(super) fn new(forecast: Forecast, unknown_step: Duration, meters: Meters) -> Self {
+    pub(super) fn new(
+        forecast: Forecast,
+        (unknown_step, longest_step): (Duration, Duration),
+        meters: Meters,
+    ) -> Self {
         Self {
             meters,
             account: Account::default(),
             forecast,
             unknown_step: unknown_step.as_secs_f64(),
+            longest_step,
             last_step: None,
             busy_since: None,
             results_since: None,
@@ -159,7 +166,7 @@ impl Watch {
     /// What the steps in flight should take each, at most; 0 where nobody can tell.
     pub(super) fn expected_step(&self) -> Duration {
         let longest = self.launched.iter().map(|step| step.at_most).fold(0.0, f64::max);
-        Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX).min(self.longest_step)
     }
 
     /// What to expect.

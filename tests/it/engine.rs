@@ -393,6 +393,39 @@ fn an_account_closed_twice_is_a_bug() {
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
 }
 
+/// An executor whose steps take hours, as it says.
+struct Slow(flume::Receiver<()>);
+
+impl Executor for Slow {
+    fn enqueue(&mut self, _plan: &StepPlan) -> Result<(), ExecutorError> {
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        let _freed = self.0.recv();
+        Err(ExecutorError { message: "slow".to_owned() })
+    }
+
+    fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
+        Some(Duration::from_secs(10_000))
+    }
+}
+
+#[tokio::test]
+async fn no_step_is_expected_to_take_more_than_it_may() {
+    for (longest, expected) in [(7, 7), (100_000, 10_000)] {
+        let (free, slow) = flume::bounded::<()>(0);
+        let start = Start { longest_step: Duration::from_secs(longest), ..Start::new(1) };
+        let (handle, thread) = Engine::start_as(config(), Box::new(Slow(slow)), start);
+        let mut stream = submit(&handle, request(vec![1], 2)).await;
+        until(&handle, |stats| stats.in_flight == 1).await;
+        assert_eq!(handle.pulse().beat().expected_step, Duration::from_secs(expected));
+        drop(free);
+        assert_eq!(read(&mut stream).await.1, error("slow"));
+        assert!(thread.join().is_err());
+    }
+}
+
 /// An executor that does not get past its first step's start.
 struct Stuck(flume::Receiver<()>);
 

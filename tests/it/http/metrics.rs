@@ -5,6 +5,8 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use octant::request::Tenant;
+use octant::server::door::Caller;
 use octant::server::metrics::exposition::Format;
 use octant::server::metrics::names::{ALIASES, Kind, NAMES};
 use serde_json::{Value, json};
@@ -239,6 +241,39 @@ async fn keys_are_bounded_and_have_no_secret() {
     assert_eq!(lines.count(), 257, "256 and all others");
     assert_eq!(metric(reply.text(), "octant_key_requests_total", &["key=\"other\""]), 5.0);
     assert!(!reply.text().contains("secret"));
+}
+
+#[tokio::test]
+async fn no_user_pays_on_the_account_of_a_key() {
+    let mut plan = Plan::new();
+    plan.settings.api_key = Some("shared".to_owned());
+    let tenant = Tenant { name: "key:alice".into(), weight: 1 };
+    plan.settings.named_keys = vec![("hers".to_owned(), Caller { tenant, priority: 0 })];
+    let house = plan.open();
+    let ask = async |key: &str, user: Option<&str>| {
+        let bearer = format!("Bearer {key}");
+        let headers = [("authorization", &*bearer), ("content-type", "application/json")];
+        let body = json!({ "prompt": "a", "max_tokens": 1, "user": user }).to_string();
+        assert_eq!(
+            send(house.address, "POST", "/v1/completions", &headers, body.as_bytes()).await.status,
+            200
+        );
+    };
+    ask("hers", Some("whoever")).await;
+    let sha = "a4d26868";
+    for user in ["key:alice", "none", "other", "user:bob", "bob", sha] {
+        ask("shared", Some(user)).await;
+    }
+    ask("shared", None).await;
+    let headers = [("authorization", "Bearer shared")];
+    let reply = send(house.address, "GET", "/metrics", &headers, b"").await;
+    let paid = |key: &str| metric(reply.text(), "octant_key_requests_total", &[&format!("key=\"{key}\"")]);
+    assert_eq!(paid("key:alice"), 1.0);
+    for user in
+        ["user:key:alice", "user:none", "user:other", "user:user:bob", "bob", &format!("user:{sha}"), sha]
+    {
+        assert_eq!(paid(user), 1.0, "{user}");
+    }
 }
 
 #[tokio::test]
