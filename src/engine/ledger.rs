@@ -1,7 +1,7 @@
 //! One account per open request, which is answered exactly once: an account is opened when the scheduler has taken
 //! the request, receives its updates, and is closed by the one with a finish, or by the client's leaving.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::mpsc;
 
@@ -13,6 +13,10 @@ use crate::scheduler::RequestId;
 pub struct Ledger {
     accounts: HashMap<RequestId, Account>,
     interval: usize,
+    /// Steps whose updates have all been posted.
+    steps: usize,
+    /// Accounts that began to hold something back, and in which step, in the order in which they did.
+    holding: VecDeque<(RequestId, usize)>,
 }
 
 /// What a client has been told, and what not yet.
@@ -24,20 +28,24 @@ struct Account {
     /// Whether it has been told a token.
     begun: bool,
     held: Vec<Update>,
+    /// The step of the first update that is held.
+    held_since: usize,
 }
 
 impl Ledger {
     /// A client hears its first token at once, and what comes then `interval` updates at a time: to tell somebody something takes the
-    /// same however much it is, most of it the system's. What ends an answer is never held back, nor anything before it.
+    /// same however much it is, most of it the system's. What ends an answer is never held back, nor anything before it, and nothing
+    /// is for more than `interval` steps, though its sequence be preempted.
     pub fn new(interval: usize) -> Self {
-        Self { accounts: HashMap::new(), interval }
+        Self { accounts: HashMap::new(), interval, steps: 0, holding: VecDeque::new() }
     }
 
     /// Opens an account, `each` of whose updates is told at once or not. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
     /// that the engine never waits for a client.
     pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, each: bool) {
         let interval = if each { 1 } else { self.interval };
-        let earlier = self.accounts.insert(id, Account { updates, interval, begun: false, held: Vec::new() });
+        let account = Account { updates, interval, begun: false, held: Vec::new(), held_since: 0 };
+        let earlier = self.accounts.insert(id, account);
         contain(earlier.is_none(), id, "opened twice");
     }
 
@@ -49,13 +57,29 @@ impl Ledger {
         contain(account.is_some(), id, "answered after it was closed");
         if let Some(account) = account {
             if account.begun && !last && account.held.len() + 1 < account.interval {
+                if account.held.is_empty() {
+                    account.held_since = self.steps;
+                    self.holding.push_back((id, self.steps));
+                }
                 account.held.push(update);
                 return;
             }
-            account.tell(update);
+            account.tell(Some(update));
         }
         if last {
             self.accounts.remove(&id);
+        }
+    }
+
+    /// All updates of a step have been posted. Who would have heard more by now, had there been more, hears what there is.
+    pub fn step(&mut self) {
+        self.steps += 1;
+        while let Some((id, since)) =
+            self.holding.pop_front_if(|(_, since)| self.steps - *since >= self.interval)
+        {
+            if let Some(account) = self.accounts.get_mut(&id).filter(|account| account.held_since == since) {
+                account.tell(None);
+            }
         }
     }
 
@@ -68,7 +92,7 @@ impl Ledger {
     pub fn fail_all(&mut self, reason: &str) {
         for (_, mut account) in self.accounts.drain() {
             let finish = Some(Finish::Error(reason.to_owned()));
-            account.tell(Update { finish, ..Update::default() });
+            account.tell(Some(Update { finish, ..Update::default() }));
         }
     }
 
@@ -84,9 +108,9 @@ impl Ledger {
 }
 
 impl Account {
-    fn tell(&mut self, update: Update) {
-        self.begun |= update.token.is_some();
-        for update in self.held.drain(..).chain([update]) {
+    fn tell(&mut self, update: Option<Update>) {
+        for update in self.held.drain(..).chain(update) {
+            self.begun |= update.token.is_some();
             let _gone = self.updates.send(update);
         }
     }

@@ -117,6 +117,7 @@ impl Turns {
         for (id, update) in self.updates.drain(..) {
             self.ledger.post(id, update);
         }
+        self.ledger.step();
     }
 
     /// Idle is when every block must be back, and every request answered, so that is when they are counted.

@@ -372,6 +372,33 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
 }
 
 #[test]
+fn nothing_is_held_back_for_more_steps_than_the_interval() {
+    for interval in 2..6 {
+        let mut ledger = Ledger::new(interval);
+        let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
+        ledger.open(RequestId(7), sender, false);
+        for token in 0..2 {
+            posted(&mut ledger, Some(token), None);
+            ledger.step();
+        }
+        assert_eq!(updates.try_recv().unwrap().token, Some(0));
+        // Its sequence waits now, while others go on.
+        for _ in 1..interval - 1 {
+            ledger.step();
+            assert!(updates.try_recv().is_err(), "interval {interval}: told early");
+        }
+        ledger.step();
+        assert_eq!(updates.try_recv().map(|update| update.token), Ok(Some(1)), "interval {interval}");
+        // And so again, from where it goes on.
+        posted(&mut ledger, Some(2), None);
+        (1..interval).for_each(|_| ledger.step());
+        assert!(updates.try_recv().is_err(), "interval {interval}: told early");
+        ledger.step();
+        assert_eq!(updates.try_recv().map(|update| update.token), Ok(Some(2)), "interval {interval}");
+    }
+}
+
+#[test]
 fn what_was_held_back_comes_before_the_engines_failure() {
     let mut ledger = Ledger::new(8);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
