@@ -136,7 +136,7 @@ pub struct ServeArgs {
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// TOML file of several keys, each a table [[keys]] with name, key, and if wanted weight (of its share where all wait)
-    /// and priority (added to its requests'): the server is shared fairly between keys, instead of between `user` fields
+    /// and priority (added to that of its requests, which is not below 0 then): the server is shared fairly between keys, instead of between `user` fields
     /// [default: none]
     #[arg(long, env = "OCTANT_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,

@@ -4,7 +4,7 @@
 //! `choice` makes text of one sequence's tokens again and keeps scores beside the text they belong to.
 //!
 //! Nothing here waits for a client: a [`Generation`] is pulled, and dropping it (or having it matched a stop string)
-//! drops the engine's streams, which frees their KV blocks within the step.
+//! aborts the engine's requests, which frees their KV blocks within the step.
 
 mod choice;
 mod prompt;
@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
-use crate::engine::{EngineHandle, Place, UpdateStream};
+use crate::engine::{EngineHandle, Leaving, Place, UpdateStream};
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
@@ -266,7 +266,19 @@ impl Generator {
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let usage = Usage { prompt_tokens: prompts.iter().sum(), ..Usage::default() };
         let n = ask.n as usize;
-        Ok(Generation { choices, streams, turn: 0, usage, costs, prompts, n, submitted, max_tokens: most })
+        let left = Vec::new();
+        Ok(Generation {
+            choices,
+            streams,
+            left,
+            turn: 0,
+            usage,
+            costs,
+            prompts,
+            n,
+            submitted,
+            max_tokens: most,
+        })
     }
 
     /// How many tokens each choice of a prompt may have.
@@ -313,6 +325,8 @@ pub struct Generation {
     choices: Vec<Choice>,
     /// Of each choice that has not finished.
     streams: Vec<Option<UpdateStream>>,
+    /// Choices that were aborted.
+    left: Vec<(usize, Leaving)>,
     /// The choice to look at first, so that none is kept waiting by those before it.
     turn: usize,
     usage: Usage,
@@ -339,15 +353,27 @@ impl Generation {
             Ok(delta) => {
                 if delta.finish.is_some() {
                     // Where a stop string ended it, this is its abort.
-                    self.streams[index] = None;
+                    self.part(index);
                 }
                 Some(Ok(Delta { index, cost, made, ..delta }))
             }
             Err(failure) => {
-                self.streams.fill_with(|| None);
+                (0..self.streams.len()).for_each(|index| self.part(index));
                 Some(Err(failure))
             }
         }
+    }
+
+    /// Nothing more is wanted of a choice.
+    fn part(&mut self, index: usize) {
+        let stream = self.streams[index].take().filter(|stream| !stream.is_finished());
+        self.left.extend(stream.map(|stream| (index, stream.leave())));
+    }
+
+    /// Aborts what has not finished. Returns the choices that were aborted at any time, whose costs are still to come.
+    pub fn leave(&mut self) -> Vec<(usize, Leaving)> {
+        (0..self.streams.len()).for_each(|index| self.part(index));
+        std::mem::take(&mut self.left)
     }
 
     /// The next update of any choice, and which.
@@ -384,6 +410,11 @@ impl Generation {
     /// before it heard of it is on the payer's counters alone.
     pub fn cost(&self) -> Cost {
         self.costs.iter().fold(Cost::default(), |sum, cost| sum.and(*cost))
+    }
+
+    /// What each choice has cost so far.
+    pub fn costs(&self) -> &[Cost] {
+        &self.costs
     }
 
     /// Choices per prompt.

@@ -25,6 +25,10 @@ pub struct Request {
     pub prompt_logprobs: Option<u8>,
 }
 
+/// What the priority of a request may be, and of a key, from minus this to this: what low priorities wait is bounded by how
+/// far apart they can be.
+pub const MAX_PRIORITY: i32 = 100;
+
 /// Whose requests they are, among whom the server is shared fairly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
@@ -224,13 +228,17 @@ pub enum Reject {
         /// The bound.
         limit: Duration,
     },
-    /// The first token would come after the client's deadline.
-    #[error("the first token is expected in {predicted:.1?}, after the request's deadline in {left:.1?}")]
+    /// The answer cannot be there by the client's deadline.
+    #[error(
+        "the answer is expected in {predicted:.1?} at the earliest, after the request's deadline in {left:.1?}"
+    )]
     DeadlineUnmet {
-        /// Until the first token.
+        /// Until the last choice has its first token, and as many more as it must have.
         predicted: Duration,
         /// Until the deadline.
         left: Duration,
+        /// Whether a server with nothing else to do could meet it.
+        ever: bool,
     },
     /// The server drains and takes no new work.
     #[error("the server is draining")]

@@ -16,12 +16,12 @@ use crate::device::KvDtype;
 use crate::engine::{EngineHandle, EngineThread, Recorder};
 use crate::generation::Generator;
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
-use crate::request::Tenant;
+use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::HttpLimits;
 use crate::server::door::Caller;
 use crate::server::validate::Defaults;
-use crate::server::{self, Board, DrainTimes, Ended, ServerState, Settings, SidePorts, Stage};
+use crate::server::{self, Board, DrainTimes, Ended, ServerState, Settings, SidePorts, Signals, Stage};
 use crate::simulator::trace::Recording;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -56,36 +56,54 @@ pub struct Prepared {
     template: Option<ChatTemplate>,
 }
 
-/// Serves until told to stop. 0 after a drain, 1 after a failure.
+/// Serves until told to stop. 0 when told to, however far it had got, 1 after a failure.
 pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.threads.clamp(1, 4))
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    // From the first moment: the first process of a container never hears of a signal that it has no handler for.
+    let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
     let board = Board::new(config.stall_timeout);
     let ports = SidePorts { health: config.health_address, admin: config.admin_address };
     // From the first to the last moment.
     let side = server::side::start(ports, &board).context("cannot listen for probes")?;
-    let place = Place::open(&config)?;
-    board.starting(Stage::Reading);
-    let mut prepared = prepare(config, &place, board)?;
+    print_side_ports(side.ports);
+    let opened = Arc::clone(&board);
+    let open = runtime.spawn_blocking(move || open(config, opened));
+    let Some(opened) = runtime.block_on(server::unless_told_to_end(&board, &mut signals, open)) else {
+        runtime.shutdown_background();
+        return Ok(stopped(Ended::Early, false));
+    };
+    let (mut prepared, place) = opened.context("reading was interrupted")??;
     let recording = record(&mut prepared, &place)?;
     print_banner(&prepared, &place);
-    print_side_ports(side.ports);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(prepared.config.threads.clamp(1, 4))
-        .enable_all()
-        .build()
-        .context("cannot start the async runtime")?;
-    let outcome = runtime.block_on(load_and_serve(prepared, place, start));
-    let forced = matches!(outcome, Ok((Ended::Forced, _)));
-    let patience = if forced { Duration::ZERO } else { LAST_STEP };
-    runtime.shutdown_timeout(patience.min(Duration::from_secs(1)));
-    let ended = outcome.and_then(|(ended, thread)| join(thread, patience).map(|whole| (ended, whole)));
+    let outcome = runtime.block_on(load_and_serve(prepared, place, &mut signals, start));
+    match outcome {
+        Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
+        _ => runtime.shutdown_timeout(Duration::from_secs(1)),
+    }
+    let ended = outcome.and_then(|(ended, thread)| join(thread).map(|whole| (ended, whole)));
     // Also after a failure, which is when a recording is wanted most; but an engine in the middle of a step still has it.
     let over = !matches!(ended, Ok((_, false)));
     let recorded = recording.filter(|_| over).map(Recording::finish).transpose().context("--record");
     let (ended, whole) = ended?;
     recorded?;
-    tracing::info!(?ended, in_a_step = !whole, "stopped");
-    Ok(ExitCode::SUCCESS)
+    Ok(stopped(ended, ended != Ended::Early && !whole))
+}
+
+fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
+    tracing::info!(?ended, in_a_step, "stopped");
+    ExitCode::SUCCESS
+}
+
+/// Everything but the weights.
+fn open(config: Config, board: Arc<Board>) -> anyhow::Result<(Prepared, Place)> {
+    let place = Place::open(&config)?;
+    board.starting(Stage::Reading);
+    Ok((prepare(config, &place, board)?, place))
 }
 
 /// Begins a recording if one is asked for.
@@ -97,31 +115,44 @@ fn record(p: &mut Prepared, place: &Place) -> anyhow::Result<Option<Recording>> 
     Ok(Some(recording))
 }
 
-/// Waits for the engine's last step, and not for ever: its thread goes down with the process. Says whether it ended.
-fn join(thread: EngineThread, patience: Duration) -> anyhow::Result<bool> {
-    let give_up = Instant::now() + patience;
-    while !thread.is_finished() && Instant::now() < give_up {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    if !thread.is_finished() {
-        return Ok(false);
-    }
+/// Says whether the engine's thread, where there is one, has ended; else it goes down with the process.
+fn join(thread: Option<EngineThread>) -> anyhow::Result<bool> {
+    let Some(thread) = thread.filter(EngineThread::is_finished) else { return Ok(false) };
     thread.join().map_err(|reason| anyhow::anyhow!("the engine failed: {reason}"))?;
     Ok(true)
 }
 
+/// Waits for the engine's last step, and not for ever.
+async fn last_step(thread: &EngineThread) {
+    let give_up = Instant::now() + LAST_STEP;
+    while !thread.is_finished() && Instant::now() < give_up {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// Listens from the first, so that an address in use shows before weights are loaded, and probes get an answer while
 /// they are.
-async fn load_and_serve(p: Prepared, place: Place, start: Instant) -> anyhow::Result<(Ended, EngineThread)> {
+async fn load_and_serve(
+    p: Prepared,
+    place: Place,
+    signals: &mut Signals,
+    start: Instant,
+) -> anyhow::Result<(Ended, Option<EngineThread>)> {
     let listener =
         server::bind(p.config.address).with_context(|| format!("cannot listen on {}", p.config.address))?;
     let board = Arc::clone(&p.board);
     let load = tokio::task::spawn_blocking(move || place.start(&p).map(|engine| (engine, p)));
-    let loaded = server::while_starting(&listener, &board, load).await.context("loading was interrupted")?;
-    let ((engine, thread), p) = loaded?;
-    let ended = serve(p, listener, engine.clone(), start).await?;
+    let load = server::while_starting(&listener, &board, load);
+    let Some(loaded) = server::unless_told_to_end(&board, signals, load).await else {
+        return Ok((Ended::Early, None));
+    };
+    let ((engine, thread), p) = loaded.context("loading was interrupted")??;
+    let mut ended = serve(p, listener, engine.clone(), signals, start).await?;
     engine.stop();
-    Ok((ended, thread))
+    if ended != Ended::Forced && !signals.leave_time_for(last_step(&thread)).await {
+        ended = Ended::Forced;
+    }
+    Ok((ended, Some(thread)))
 }
 
 /// Reads everything but the weights, and refuses what cannot be served.
@@ -176,10 +207,10 @@ async fn serve(
     p: Prepared,
     listener: TcpListener,
     engine: EngineHandle,
+    signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<Ended> {
     let address = listener.local_addr()?;
-    let signals = server::signals()?;
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
     let defaults = Defaults::default();
@@ -188,7 +219,7 @@ async fn serve(
     let settings = Settings {
         models: p.config.served_names,
         api_key: p.config.api_key,
-        named_keys: callers(p.config.admission.keys),
+        named_keys: callers(p.config.admission.keys)?,
         defaults: Defaults {
             temperature: p.generation.temperature.unwrap_or(defaults.temperature),
             top_p: p.generation.top_p.unwrap_or(defaults.top_p),
@@ -212,10 +243,16 @@ async fn serve(
 }
 
 /// Keys as the server's door knows them. A name of a key is not a name that a client could choose.
-fn callers(keys: Vec<ApiKey>) -> Vec<(String, Caller)> {
+fn callers(keys: Vec<ApiKey>) -> anyhow::Result<Vec<(String, Caller)>> {
     let caller = |ApiKey { name, key, weight, priority }| {
+        let most = MAX_PRIORITY;
+        let fits = (-most..=most).contains(&priority);
+        anyhow::ensure!(
+            fits,
+            "--api-keys: {name}: expected a priority from -{most} to {most}, got {priority}"
+        );
         let tenant = Tenant { name: format!("key:{name}").into(), weight };
-        (key, Caller { tenant, priority })
+        Ok((key, Caller { tenant, priority }))
     };
     keys.into_iter().map(caller).collect()
 }

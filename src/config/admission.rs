@@ -32,7 +32,7 @@ pub struct ApiKey {
     /// Of its share of the server, where others wait too.
     #[serde(default = "one")]
     pub weight: u32,
-    /// Added to that of its requests.
+    /// Added to that of its requests, which is not below 0.
     #[serde(default)]
     pub priority: i32,
 }

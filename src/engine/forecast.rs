@@ -112,15 +112,16 @@ impl Forecast {
 
     /// Seconds until the request has its first token; 0 where nothing is known.
     ///
-    /// It starts when those ahead have started and there is a place for it. While all places are taken, of `running`
-    /// sequences one ends every `answer_tokens / running` steps; prompts ahead share these steps. Then come the steps of
+    /// It starts when those ahead have started and there is a place for it. While all places are taken, of so many sequences
+    /// one ends every `answer_tokens / running` steps; prompts ahead share these steps. Then come the steps of
     /// its own prompt. Steps in flight come first: requests are taken when one has just ended.
     pub fn first_token(&self, load: &Load) -> f64 {
         let (base, per_token) = self.line();
         let decodes = load.running as f64;
         let room = (load.step_tokens as f64 - decodes).max(1.0);
         let short = (load.ahead + 1).saturating_sub(load.places) as f64;
-        let turns = if load.running == 0 { 0.0 } else { short * self.answer_tokens() / decodes };
+        let taken = load.running + load.places;
+        let turns = if taken == 0 { 0.0 } else { short * self.answer_tokens() / taken as f64 };
         let before = turns.max((load.tokens as f64 / room).floor());
         let left = (load.tokens as f64 - before * room).max(0.0);
         let own = ((load.prompt as f64 + left) / room).ceil().max(1.0);

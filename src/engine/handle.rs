@@ -1,7 +1,7 @@
 //! The engine as its clients see it: enter the queue, submit a group, read updates, drop to abort.
 //!
-//! A place in the queue is taken at a request's first byte, before its body is read, let alone rendered and tokenised,
-//! so that a burst that the queue cannot hold is refused before it costs anything.
+//! Whether the queue has room is asked at a request's first byte, and a place is taken before the body is parsed, let alone
+//! rendered and tokenised, so that a burst that the queue cannot hold is refused before it costs anything.
 //!
 //! Everything crosses into the engine's thread as a command over one channel. A command is sent only while the gate
 //! is open, under its lock, and the engine empties the channel after closing the gate, so that no command is ever
@@ -18,9 +18,9 @@ use tokio::sync::mpsc;
 use crate::engine::forecast::retry_after;
 use crate::engine::meters::{Meters, Payer};
 use crate::engine::pulse::Pulse;
-use crate::engine::stats::Stats;
+use crate::engine::stats::{Stats, Wait};
 use crate::engine::turn::Submission;
-use crate::request::{Finish, Reject, Request, Tenant, Update};
+use crate::request::{Cost, Finish, Reject, Request, Tenant, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
 
 /// What a client asks of the engine's thread.
@@ -65,20 +65,6 @@ impl Shared {
         let queue = Mutex::new(Queue { stats, entered: 0 });
         let (pulse, meters, next_id) = (Arc::default(), Meters::default(), AtomicU64::new(0));
         Self { config, pulse, meters, max_ttft, next_id, refusal: Mutex::new(None), queue }
-    }
-
-    /// Refuses a request whose first token, so many seconds from now, is too late for the client or for the operator.
-    pub(super) fn check_wait(&self, seconds: f64, due: Option<Instant>, idle: bool) -> Result<(), Reject> {
-        let predicted = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
-        let left = due.map(|due| due.saturating_duration_since(Instant::now()));
-        match (left, self.max_ttft) {
-            (Some(left), _) if left < predicted || left.is_zero() => {
-                Err(Reject::DeadlineUnmet { predicted, left })
-            }
-            // Otherwise a bound that is too small for any request would refuse all.
-            (_, Some(limit)) if limit < predicted && !idle => Err(Reject::Busy { predicted, limit }),
-            _ => Ok(()),
-        }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -143,15 +129,7 @@ impl EngineHandle {
     /// ([`Place::resize`]). The scheduler has the last word: it also counts the requests' tokens, which are not known
     /// yet.
     pub fn enter(&self, requests: usize) -> Result<Place, Reject> {
-        if let Some(reject) = &*lock(&self.shared.refusal) {
-            return Err(reject.clone());
-        }
-        let config = &self.shared.config;
-        let mut queue = lock(&self.shared.queue);
-        let counts = &queue.stats.counts;
-        config.check_queue_requests(counts.waiting + queue.entered, requests)?;
-        config.check_queue_tokens(counts.waiting_tokens, 1)?;
-        queue.entered += requests;
+        self.room(requests)?.entered += requests;
         Ok(Place {
             engine: self.clone(),
             requests,
@@ -160,6 +138,27 @@ impl EngineHandle {
             each: false,
             payer: None,
         })
+    }
+
+    /// Whether there is room for so many requests now, which nobody holds for whoever asks.
+    ///
+    /// # Errors
+    /// As of [`Self::enter`].
+    pub fn check_room(&self, requests: usize) -> Result<(), Reject> {
+        self.room(requests).map(|_| ())
+    }
+
+    /// The queue, if it has room.
+    fn room(&self, requests: usize) -> Result<MutexGuard<'_, Queue>, Reject> {
+        if let Some(reject) = &*lock(&self.shared.refusal) {
+            return Err(reject.clone());
+        }
+        let config = &self.shared.config;
+        let queue = lock(&self.shared.queue);
+        let counts = &queue.stats.counts;
+        config.check_queue_requests(counts.waiting + queue.entered, requests)?;
+        config.check_queue_tokens(counts.waiting_tokens, 1)?;
+        Ok(queue)
     }
 
     /// After how long someone whom the queue had no place for should try again, by what is predicted.
@@ -237,7 +236,12 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// The group's answers are worth nothing unless they are there within so long of when the place was taken. Of several
+    /// Whoever got the place has waited since then, by which times are counted.
+    pub fn asked_for(&mut self, at: Instant) {
+        self.taken = at;
+    }
+
+    /// The group's answers are worth nothing unless they are there within so long of when they were asked for. Of several
     /// such times the shortest holds.
     pub fn due_within(&mut self, time: Duration) {
         let due = self.taken.checked_add(time);
@@ -260,15 +264,37 @@ impl Place {
     /// # Errors
     /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
     pub fn check_wait(&self, tenant: &Tenant, priority: i32) -> Result<(), Reject> {
-        let shared = &self.engine.shared;
-        if self.due.is_none() && shared.max_ttft.is_none() {
+        if !self.may_come_too_late() {
             return Ok(());
         }
-        let (seconds, idle) = {
-            let queue = lock(&shared.queue);
-            (queue.stats.outlook.first_token_at_least(tenant, priority), !queue.stats.pending())
+        let (wait, idle) = {
+            let queue = lock(&self.engine.shared.queue);
+            (queue.stats.outlook.at_least(tenant, priority), !queue.stats.pending())
         };
-        shared.check_wait(seconds, self.due, idle)
+        self.check(&wait, idle)
+    }
+
+    /// Whether there is a time by which the group's tokens must be there.
+    pub(super) fn may_come_too_late(&self) -> bool {
+        self.due.is_some() || self.engine.shared.max_ttft.is_some()
+    }
+
+    /// Refuses a group that must wait for too long for the client or for the operator.
+    pub(super) fn check(&self, wait: &Wait, idle: bool) -> Result<(), Reject> {
+        let time = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        if let Some(due) = self.due {
+            let (predicted, left) = (time(wait.whole), due.saturating_duration_since(Instant::now()));
+            if left < predicted || left.is_zero() {
+                let ever = time(wait.alone) <= due.saturating_duration_since(self.taken);
+                return Err(Reject::DeadlineUnmet { predicted, left, ever });
+            }
+        }
+        let predicted = time(wait.first);
+        match self.engine.shared.max_ttft {
+            // Otherwise a bound that is too small for any request would refuse all.
+            Some(limit) if limit < predicted && !idle => Err(Reject::Busy { predicted, limit }),
+            _ => Ok(()),
+        }
     }
 
     /// Makes it a place for so many requests, as if it were taken now: a queue that is empty but for this place takes
@@ -329,6 +355,23 @@ pub struct UpdateStream {
 }
 
 impl UpdateStream {
+    /// Aborts the request, unless it has ended. What it has cost is there soon.
+    pub fn leave(mut self) -> Leaving {
+        self.abort();
+        Leaving(self)
+    }
+
+    /// Whether its last update has been read.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    fn abort(&mut self) {
+        if !std::mem::replace(&mut self.finished, true) {
+            let _engine_gone = self.commands.send(Command::Abort(self.id));
+        }
+    }
+
     /// The request's id, for logs.
     pub fn id(&self) -> RequestId {
         self.id
@@ -359,8 +402,21 @@ impl UpdateStream {
 
 impl Drop for UpdateStream {
     fn drop(&mut self) {
-        if !self.finished {
-            let _engine_gone = self.commands.send(Command::Abort(self.id));
+        self.abort();
+    }
+}
+
+/// A request that was aborted, of which only the cost is still of interest.
+pub struct Leaving(UpdateStream);
+
+impl Leaving {
+    /// What it has cost in all; `None` if the engine ended before it said so.
+    pub async fn cost(mut self) -> Option<Cost> {
+        loop {
+            let update = self.0.updates.recv().await?;
+            if update.finish.is_some() {
+                return Some(update.cost);
+            }
         }
     }
 }

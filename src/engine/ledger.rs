@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 
 use tokio::sync::mpsc;
 
-use crate::request::{Finish, Update};
+use crate::request::{Cost, Finish, Update};
 use crate::scheduler::RequestId;
 
 /// The open requests and where their updates go.
@@ -83,16 +83,17 @@ impl Ledger {
         }
     }
 
-    /// Closes an account without an answer, since nobody listens. Says whether it was open.
-    pub fn abandon(&mut self, id: RequestId) -> bool {
-        self.accounts.remove(&id).is_some()
+    /// Closes an account whose client wants no more, but may still listen for what it has cost. Says whether it was open.
+    pub fn abandon(&mut self, id: RequestId, cost: Cost) -> bool {
+        let Some(mut account) = self.accounts.remove(&id) else { return false };
+        account.end("the client has left", cost);
+        true
     }
 
-    /// Ends every open request with an error.
-    pub fn fail_all(&mut self, reason: &str) {
-        for (_, mut account) in self.accounts.drain() {
-            let finish = Some(Finish::Error(reason.to_owned()));
-            account.tell(Some(Update { finish, ..Update::default() }));
+    /// Ends every open request with an error, and with what it has cost.
+    pub fn fail_all(&mut self, reason: &str, mut cost: impl FnMut(RequestId) -> Cost) {
+        for (id, mut account) in self.accounts.drain() {
+            account.end(reason, cost(id));
         }
     }
 
@@ -108,6 +109,11 @@ impl Ledger {
 }
 
 impl Account {
+    fn end(&mut self, reason: &str, cost: Cost) {
+        let finish = Some(Finish::Error(reason.to_owned()));
+        self.tell(Some(Update { finish, cost, ..Update::default() }));
+    }
+
     fn tell(&mut self, update: Option<Update>) {
         for update in self.held.drain(..).chain(update) {
             self.begun |= update.token.is_some();

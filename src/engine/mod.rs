@@ -24,16 +24,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use forecast::Forecast;
-pub use handle::{EngineHandle, Place, UpdateStream};
+pub use handle::{EngineHandle, Leaving, Place, UpdateStream};
 pub use ledger::Ledger;
 pub use meters::{Meters, Payer};
 pub use pipeline::Pipeline;
 pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
-pub use stats::{Line, Outlook, Stats};
+pub use stats::{Line, Outlook, Stats, Wait};
 pub use turn::{Moment, Submission, Turns};
 
-use crate::request::{Reject, Request};
+use crate::request::Reject;
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
@@ -206,8 +206,8 @@ impl Engine<'_> {
             }
             Command::Abort(id) => {
                 self.deadlines.remove(id);
-                self.turns.abort(id);
-                self.watch.close(id);
+                let cost = self.watch.close(id);
+                self.turns.abort(id, cost);
             }
             Command::Stop => return Next::Stop,
         }
@@ -215,9 +215,7 @@ impl Engine<'_> {
     }
 
     fn admit(&mut self, group: Vec<Submission>, place: &Place, submitted: Instant) -> Result<(), Reject> {
-        if let Some(first) = group.first() {
-            self.check_wait(&first.request, place.due)?;
-        }
+        self.check_wait(&group, place)?;
         let taken: Vec<_> = group.iter().map(|s| (s.id, s.request.prompt.len())).collect();
         self.turns.submit(group)?;
         for (id, prompt) in taken {
@@ -229,13 +227,14 @@ impl Engine<'_> {
         Ok(())
     }
 
-    /// Refuses a request whose first token would come too late for the operator, or for the client.
-    fn check_wait(&self, request: &Request, due: Option<Instant>) -> Result<(), Reject> {
-        if due.is_none() && self.shared.max_ttft.is_none() {
+    /// Refuses a group whose first token would come too late for the operator, or its answers for the client.
+    fn check_wait(&self, group: &[Submission], place: &Place) -> Result<(), Reject> {
+        if !place.may_come_too_late() {
             return Ok(());
         }
-        let seconds = self.watch.forecast().first_token(&self.turns.pipeline().load(request));
-        self.shared.check_wait(seconds, due, self.turns.is_idle())
+        let requests = group.iter().map(|submission| &submission.request);
+        let wait = Wait::of(requests, self.turns.pipeline(), self.watch.forecast());
+        place.check(&wait, self.turns.is_idle())
     }
 
     /// Says what the last step yielded.
@@ -302,9 +301,12 @@ fn live(
         let end = engine.run();
         // Whatever ended it, what was committed before is true.
         engine.answer();
-        end
+        (end, engine.watch)
     }));
-    let end = end.unwrap_or_else(|panic| Err(format!("the engine panicked: {}", panic_text(&*panic))));
+    let (end, mut watch) = match end {
+        Ok((end, watch)) => (end, Some(watch)),
+        Err(panic) => (Err(format!("the engine panicked: {}", panic_text(&*panic))), None),
+    };
     let reason = match &end {
         Ok(()) => "the server is shutting down",
         Err(reason) => {
@@ -320,7 +322,7 @@ fn live(
             let _gone = reply.send(Err(Reject::EngineDown(reason.to_owned())));
         }
     }
-    turns.fail(reason);
+    turns.fail(reason, |id| watch.as_mut().map(|watch| watch.close(id)).unwrap_or_default());
     if end.is_ok() {
         shared.publish_end();
     }

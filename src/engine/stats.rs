@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Pipeline;
 use super::forecast::{Forecast, Load};
-use crate::request::Tenant;
+use crate::request::{Request, Tenant};
 use crate::scheduler::Counts;
 
 /// How long a request would wait at least, from what the engine's thread last said.
@@ -46,16 +46,58 @@ impl Outlook {
         Self { forecast: forecast.clone(), least: pipeline.least_load(), line }
     }
 
-    /// Seconds to the first token of a request of this tenant and priority, however short its prompt; 0 where nothing is
-    /// known.
-    pub fn first_token_at_least(&self, tenant: &Tenant, priority: i32) -> f64 {
+    /// What a request of this tenant and priority waits, however short its prompt; 0 where nothing is known.
+    pub fn at_least(&self, tenant: &Tenant, priority: i32) -> Wait {
         let mut load = self.least;
         if let Some(line) = &self.line
             && (line.priority < priority || line.priority == priority && line.tenant == tenant.name)
         {
             (load.ahead, load.tokens) = (line.requests, line.tokens);
         }
-        self.forecast.first_token(&load)
+        let first = self.forecast.first_token(&load);
+        let idle = Load { step_tokens: load.step_tokens, ..Load::default() };
+        Wait { first, whole: first, alone: self.forecast.first_token(&idle) }
+    }
+}
+
+/// Seconds that a group must wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Wait {
+    /// Until its first token.
+    pub first: f64,
+    /// Until all its answers can be there at the earliest: the last has its first token, and as many more as it must have.
+    pub whole: f64,
+    /// The same on a server with nothing else to do.
+    pub alone: f64,
+}
+
+impl Wait {
+    /// Of a group that comes now; 0 where nothing is known.
+    pub fn of<'a>(
+        group: impl Iterator<Item = &'a Request>,
+        pipeline: &Pipeline,
+        forecast: &Forecast,
+    ) -> Self {
+        let group: Vec<&Request> = group.collect();
+        let (Some(first), Some(last)) = (group.first(), group.last()) else { return Self::default() };
+        // Choices of one prompt find it cached.
+        let prompts = group.chunk_by(|one, next| Arc::ptr_eq(&one.prompt, &next.prompt));
+        let tokens: usize = prompts.map(|same| same[0].prompt.len()).sum();
+        let behind = |load: Load| Load {
+            ahead: load.ahead + group.len() - 1,
+            tokens: load.tokens + tokens - last.prompt.len(),
+            prompt: last.prompt.len(),
+            ..load
+        };
+        let rest = f64::from(last.sampling.min_tokens.saturating_sub(1));
+        let whole = |load: &Load| {
+            let step = forecast.step_takes(load.running + 1).unwrap_or(0.0);
+            forecast.first_token(load) + rest * step
+        };
+        let load = pipeline.load(first);
+        let config = pipeline.scheduler().config();
+        let idle = Load { places: config.max_num_seqs, step_tokens: load.step_tokens, ..Load::default() };
+        Self { first: forecast.first_token(&load), whole: whole(&behind(load)), alone: whole(&behind(idle)) }
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::{Executor, Ledger, Pipeline};
-use crate::request::{Finish, Reject, Request, Update};
+use crate::request::{Cost, Finish, Reject, Request, Update};
 use crate::scheduler::RequestId;
 use crate::scheduler::plan::StepPlan;
 
@@ -66,9 +66,10 @@ impl Turns {
         Ok(())
     }
 
-    /// Its client has gone. A request that has been answered, or was never taken, has nothing to abort.
-    pub fn abort(&mut self, id: RequestId) {
-        if self.ledger.abandon(id) {
+    /// Its client has gone, and it has cost so much. A request that has been answered, or was never taken, has nothing to
+    /// abort.
+    pub fn abort(&mut self, id: RequestId, cost: Cost) {
+        if self.ledger.abandon(id, cost) {
             self.updates.retain(|(of, _)| *of != id);
             self.pipeline.abort(id);
         }
@@ -132,9 +133,9 @@ impl Turns {
         }
     }
 
-    /// Ends every open request with an error. Nothing can be taken after that.
-    pub fn fail(&mut self, reason: &str) {
-        self.ledger.fail_all(reason);
+    /// Ends every open request with an error, and what it has cost. Nothing can be taken after that.
+    pub fn fail(&mut self, reason: &str, cost: impl FnMut(RequestId) -> Cost) {
+        self.ledger.fail_all(reason, cost);
     }
 
     /// Whether there is no request, and no step in flight. The last updates may still have to be said.

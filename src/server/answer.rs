@@ -2,12 +2,14 @@
 //! or in events. The two differ in the objects they write, which is what [`Kind`] decides.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Response};
 use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 use super::ServerState;
 use super::error::ApiError;
@@ -19,6 +21,9 @@ use super::sse;
 use super::validate::ValidRequest;
 use crate::engine::Place;
 use crate::generation::{Delta, Failure, FinishReason, Generation, Refusal, Scored};
+
+/// What the engine has to say of the cost of an aborted request comes with the next step, if any does.
+const LAST_WORD: Duration = Duration::from_secs(10);
 
 /// Which objects an answer is written in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +57,8 @@ pub struct Answer {
     pub generation: Generation,
     /// What its parts say alike.
     pub envelope: Envelope,
-    /// What is measured of it.
-    pub tracker: Tracker,
+    /// What is measured of it, until it ends.
+    tracker: Option<Tracker>,
     /// Tells the cause of a failure.
     pub state: Arc<ServerState>,
 }
@@ -70,8 +75,9 @@ pub async fn answer(
     kind: Kind,
 ) -> Result<Response<Body>, ApiError> {
     let ignored = header_list(valid.ignored());
-    let ValidRequest { model, ask, timeout, stream, include_usage, include_cost, logprobs, .. } = valid;
-    if let Some(time) = timeout {
+    let ValidRequest { model, ask, timeout: within, stream, include_usage, include_cost, logprobs, .. } =
+        valid;
+    if let Some(time) = within {
         place.due_within(time);
     }
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
@@ -84,7 +90,7 @@ pub async fn answer(
         state.metrics.refused(&refusal);
         refused(&state, refusal, kind)
     })?;
-    let tracker = state.metrics.track(admitted, &generation);
+    let tracker = Some(state.metrics.track(admitted, &generation));
     let answer = Answer { generation, envelope, tracker, state };
     let mut response = if stream { sse::respond(answer) } else { answer.whole().await? };
     if let Some(names) = ignored {
@@ -94,12 +100,25 @@ pub async fn answer(
 }
 
 impl Answer {
+    /// As [`Generation::next`], measured.
+    ///
+    /// # Errors
+    /// What the client is told of a failure.
+    pub async fn next(&mut self) -> Option<Result<Delta, ApiError>> {
+        match self.generation.next().await? {
+            Ok(delta) => {
+                self.tracker.iter_mut().for_each(|tracker| tracker.delta(&delta));
+                Some(Ok(delta))
+            }
+            Err(failure) => Some(Err(self.failed(failure))),
+        }
+    }
+
     /// Waits for all choices. Dropped where the client leaves, which aborts them.
     async fn whole(mut self) -> Result<Response<Body>, ApiError> {
         let mut choices: Vec<Whole> = (0..self.generation.choices()).map(|_| Whole::default()).collect();
-        while let Some(step) = self.generation.next().await {
-            let delta = step.map_err(|failure| self.failed(failure))?;
-            self.tracker.delta(&delta);
+        while let Some(step) = self.next().await {
+            let delta = step?;
             let whole = &mut choices[delta.index];
             whole.text.push_str(&delta.text);
             whole.scored.extend(delta.scored);
@@ -113,14 +132,33 @@ impl Answer {
     }
 
     /// What a failure means to the client: another server may do better only if this one is gone.
-    pub fn failed(&mut self, failure: Failure) -> ApiError {
-        self.tracker.failed();
+    fn failed(&mut self, failure: Failure) -> ApiError {
+        self.tracker.iter_mut().for_each(|tracker| tracker.failed(self.generation.costs()));
         let Failure::Engine(reason) = failure else { return ApiError::DeadlineExceeded };
         if self.state.engine_is_gone() {
             ApiError::EngineDown(reason)
         } else {
             tracing::error!(id = self.envelope.id, reason, "a request failed");
             ApiError::Internal(reason)
+        }
+    }
+}
+
+impl Drop for Answer {
+    /// What it has cost is known at last when the engine has heard of its end, which nobody but the log waits for.
+    fn drop(&mut self) {
+        let Some(mut tracker) = self.tracker.take() else { return };
+        tracker.end(self.generation.costs());
+        let left = self.generation.leave();
+        // Without a runtime the server ends, and the log has what is known.
+        if let (false, Ok(runtime)) = (left.is_empty(), Handle::try_current()) {
+            runtime.spawn(timeout(LAST_WORD, async move {
+                for (index, choice) in left {
+                    if let Some(cost) = choice.cost().await {
+                        tracker.cost(index, cost);
+                    }
+                }
+            }));
         }
     }
 }

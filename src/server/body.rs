@@ -33,14 +33,26 @@ pub struct BodyLimits {
     pub deadline: Duration,
 }
 
-/// Reads a body that must be a JSON object. No content type, or a wrong one such as curl's default, is taken for
-/// JSON; a form of parts or a compressed body is not.
+/// Reads a body that should be JSON. No content type, or a wrong one such as curl's default, is taken for JSON; a form
+/// of parts or a compressed body is not.
 ///
 /// # Errors
-/// 400, 408, 413 or 415.
-pub async fn read_json(request: Request<Body>, state: &ServerState) -> Result<Map<String, Value>, ApiError> {
+/// 400, 408, 413 or 415; 429 if too many others come meanwhile, 503 if the server ends.
+pub async fn read(request: Request<Body>, state: &ServerState) -> Result<Bytes, ApiError> {
     check_type(request.headers())?;
-    let bytes = read(request.into_body(), &state.settings.http.body).await?;
+    let mut seat = state.reading.enter();
+    tokio::select! {
+        bytes = all(request.into_body(), &state.settings.http.body) => bytes,
+        () = seat.lost() => Err(ApiError::TooManyBodies(state.settings.http.max_reading)),
+        () = state.cut_off() => Err(ApiError::Draining),
+    }
+}
+
+/// Parses a body that must be a JSON object.
+///
+/// # Errors
+/// 400.
+pub async fn parse(bytes: Bytes, state: &ServerState) -> Result<Map<String, Value>, ApiError> {
     if bytes.len() <= SMALL {
         return parse_object(&bytes);
     }
@@ -54,7 +66,7 @@ pub async fn read_json(request: Request<Body>, state: &ServerState) -> Result<Ma
     work.await.map_err(|e| internal(e.to_string()))?
 }
 
-async fn read(body: Body, limits: &BodyLimits) -> Result<Bytes, ApiError> {
+async fn all(body: Body, limits: &BodyLimits) -> Result<Bytes, ApiError> {
     let all = Limited::new(body, limits.max_bytes).collect();
     match tokio::time::timeout(limits.deadline, all).await {
         Err(_elapsed) => Err(ApiError::TooSlow(limits.deadline.as_secs())),

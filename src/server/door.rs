@@ -50,7 +50,7 @@ impl Key {
 pub struct Caller {
     /// Who is served.
     pub tenant: Tenant,
-    /// Added to that of each request.
+    /// Added to that of each request, which is not below 0.
     pub priority: i32,
 }
 

@@ -6,7 +6,8 @@
 //! error, in their stream or as their status.
 //!
 //! A second signal ends all this at once. One that the admin port began waits for a first signal when all is done:
-//! whoever asked is to hear of it, and the supervisor decides when the process ends.
+//! whoever asked is to hear of it, and the supervisor decides when the process ends. Before the model is loaded there is
+//! nothing to drain, and the first signal ends all.
 
 use std::future::Future;
 use std::pin::pin;
@@ -16,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::ServerState;
-use super::board::Phase;
+use super::board::{Board, Phase};
 
 /// What ends of answers need to get out.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -39,15 +40,22 @@ pub enum Ended {
     Cut(usize),
     /// By a second signal.
     Forced,
+    /// Before the model was loaded.
+    Early,
 }
 
 /// The signals that have come.
-struct Signals<'a> {
-    receiver: &'a mut mpsc::Receiver<()>,
+pub struct Signals {
+    receiver: mpsc::Receiver<()>,
     first: bool,
 }
 
-impl Signals<'_> {
+impl Signals {
+    /// One for each message.
+    pub fn new(receiver: mpsc::Receiver<()>) -> Self {
+        Self { receiver, first: false }
+    }
+
     /// A sender that is gone sends no signal.
     async fn next(&mut self) {
         if self.receiver.recv().await.is_none() {
@@ -56,7 +64,7 @@ impl Signals<'_> {
     }
 
     /// Whether `work` came to its end: from the second signal on nobody waits for it.
-    async fn leave_time_for(&mut self, work: impl Future) -> bool {
+    pub async fn leave_time_for(&mut self, work: impl Future) -> bool {
         let mut work = pin!(work);
         loop {
             tokio::select! {
@@ -71,10 +79,27 @@ impl Signals<'_> {
     }
 }
 
+/// What `work` comes to, while there is nothing to drain: `None` if a shutdown is asked for first.
+pub async fn unless_told_to_end<T>(
+    board: &Board,
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        done = work => return Some(done),
+        () = signals.next() => {}
+        () = board.drain_asked() => {
+            tracing::info!("told to shut down before the model is loaded: waiting for a signal to end");
+            board.enter(Phase::Drained, Some(Instant::now()));
+            signals.next().await;
+        }
+    }
+    None
+}
+
 /// Waits for a shutdown to be asked for, and does it.
-pub async fn drain(state: &ServerState, signals: &mut mpsc::Receiver<()>, times: DrainTimes) -> Ended {
+pub async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
     let board = &state.board;
-    let mut signals = Signals { receiver: signals, first: false };
     tokio::select! {
         () = signals.next() => signals.first = true,
         () = board.drain_asked() => {}
@@ -93,7 +118,10 @@ pub async fn drain(state: &ServerState, signals: &mut mpsc::Receiver<()>, times:
     if !signals.leave_time_for(async { all = answered.await }).await {
         return Ended::Forced;
     }
-    let ended = if all { Ended::Drained } else { cut(state).await };
+    let mut ended = Ended::Drained;
+    if !all && !signals.leave_time_for(async { ended = cut(state).await }).await {
+        return Ended::Forced;
+    }
     board.enter(Phase::Drained, Some(Instant::now()));
     if !signals.first {
         tracing::info!("drained: waiting for a signal to end");
@@ -107,6 +135,7 @@ async fn cut(state: &ServerState) -> Ended {
     let left = *open.borrow();
     tracing::warn!(left, "shutting down: cutting off what still runs");
     state.board.enter(Phase::Stopped, Some(Instant::now()));
+    state.cut.send_replace(true);
     state.generator.engine().stop();
     let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;
     Ended::Cut(left)

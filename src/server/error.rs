@@ -101,13 +101,16 @@ pub enum ApiError {
         /// When there may be room; `None` until somebody has worked it out.
         retry_after: Option<Duration>,
     },
+    /// Too many bodies are on their way.
+    #[error("The server reads {0} request bodies at once, and this one had been on its way for the longest.")]
+    TooManyBodies(usize),
     /// The deadline that the client set cannot be met now.
     #[error("{message}")]
     DeadlineUnmet {
         /// What is predicted.
         message: String,
-        /// When it may be met.
-        retry_after: Duration,
+        /// When it may be met; `None` if no server of this kind can ever meet it.
+        retry_after: Option<Duration>,
     },
     /// The deadline that the client set has passed.
     #[error("The request's deadline has passed: its timeout, or x-request-deadline-ms.")]
@@ -168,11 +171,12 @@ impl ApiError {
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, None, None),
             Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, None, None),
             Self::HeadersTooLarge(..) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, None, None),
-            Self::QueueFull { .. } => {
+            Self::QueueFull { .. } | Self::TooManyBodies(_) => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), None)
             }
-            Self::DeadlineUnmet { .. } => {
-                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("deadline_unmet"), None)
+            Self::DeadlineUnmet { retry_after, .. } => {
+                let hopeless = retry_after.is_none().then_some(false);
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("deadline_unmet"), hopeless)
             }
             // Another try would have passed its deadline before it begins.
             Self::DeadlineExceeded => {
@@ -214,8 +218,10 @@ impl ApiError {
             Self::QueueFull { retry_after, .. } => {
                 Some(retry_after.map_or(RETRY_AFTER_S, |time| time.as_secs()))
             }
-            Self::DeadlineUnmet { retry_after, .. } => Some(retry_after.as_secs()),
-            Self::NotReady | Self::Draining | Self::EngineDown(_) => Some(RETRY_AFTER_S),
+            Self::DeadlineUnmet { retry_after, .. } => retry_after.map(|time| time.as_secs()),
+            Self::TooManyBodies(_) | Self::NotReady | Self::Draining | Self::EngineDown(_) => {
+                Some(RETRY_AFTER_S)
+            }
             _ => None,
         }
     }
@@ -256,8 +262,8 @@ impl ApiError {
                 let retry_after = Some(after(predicted.saturating_sub(limit)));
                 Self::QueueFull { message: reject.to_string(), retry_after }
             }
-            Reject::DeadlineUnmet { predicted, left } => {
-                let retry_after = after(predicted.saturating_sub(left));
+            Reject::DeadlineUnmet { predicted, left, ever } => {
+                let retry_after = ever.then(|| after(predicted.saturating_sub(left)));
                 Self::DeadlineUnmet { message: reject.to_string(), retry_after }
             }
             Reject::Draining => Self::Draining,
@@ -317,6 +323,7 @@ impl IntoResponse for ApiError {
             self,
             Self::TooSlow(_)
                 | Self::TooLarge(_)
+                | Self::TooManyBodies(_)
                 | Self::HeadersTooLarge(..)
                 | Self::NotReady
                 | Self::Draining

@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,8 +23,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use super::drain::{DrainTimes, Ended, LAST_WORDS, drain};
+use super::drain::{DrainTimes, Ended, LAST_WORDS, Signals, drain};
 use super::guard::{Guarded, Held, Link, hung_up};
+use super::lobby::{Lobby, Seat};
 use super::routes::{before_start, router};
 use super::{Board, ServerState, health};
 
@@ -33,8 +33,11 @@ use super::{Board, ServerState, health};
 const SEND_BUFFER: u32 = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// Connections beyond the limit that are looked at: a probe is answered, others wait for a place.
+/// Connections beyond the limit that are looked at: a probe is answered, others wait for a place as long as no more come.
 const LOBBY: usize = 128;
+/// For how long what a client still sends is read when its last response is out: a connection that is closed with bytes
+/// unread takes the response with it.
+const LINGER: Duration = Duration::from_secs(1);
 /// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
 const HEAD_BUFFER: usize = 64 << 10;
 const HEAD_FIELDS: usize = 256;
@@ -55,7 +58,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 ///
 /// # Errors
 /// Of the system.
-pub fn signals() -> io::Result<mpsc::Receiver<()>> {
+pub fn signals() -> io::Result<Signals> {
     let (sender, receiver) = mpsc::channel(4);
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let (mut signal, sender) = (signal(kind)?, sender.clone());
@@ -65,7 +68,7 @@ pub fn signals() -> io::Result<mpsc::Receiver<()>> {
             }
         });
     }
-    Ok(receiver)
+    Ok(Signals::new(receiver))
 }
 
 /// Answers while the model is being loaded: probes, and nothing else yet.
@@ -104,17 +107,18 @@ async fn answer_once(stream: TcpStream, board: Arc<Board>) {
 pub async fn serve(
     listener: TcpListener,
     state: Arc<ServerState>,
-    mut signals: mpsc::Receiver<()>,
+    signals: &mut Signals,
     times: DrainTimes,
 ) -> Ended {
     let connections = GracefulShutdown::new();
     let ended = tokio::select! {
         never = accept(listener, &state, &connections) => match never {},
-        ended = drain(&state, &mut signals, times) => ended,
+        ended = drain(&state, signals, times) => ended,
     };
-    if ended != Ended::Forced {
-        // Connections that rest are closed; those that just ended an answer get it out.
-        let _left = timeout(LAST_WORDS, connections.shutdown()).await;
+    // Connections that rest are closed; those that just ended an answer get it out.
+    let closed = timeout(LAST_WORDS, connections.shutdown());
+    if ended != Ended::Forced && !signals.leave_time_for(closed).await {
+        return Ended::Forced;
     }
     ended
 }
@@ -126,19 +130,20 @@ async fn accept(
 ) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
-    let lobby = Arc::new(Semaphore::new(LOBBY));
+    let lobby = Lobby::new(LOBBY);
     loop {
-        let seat = Arc::clone(&lobby).acquire_owned().await.expect("nobody closes the semaphore");
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
-                let watcher = connections.watcher();
+                let (watcher, seat) = (connections.watcher(), lobby.enter());
                 tokio::spawn(async move {
-                    let Some(permit) = admit(&stream, permits).await else {
-                        return answer_once(stream, Arc::clone(&state.board)).await;
-                    };
-                    drop(seat);
-                    Connection { state, router, permit }.run(stream, watcher).await;
+                    match admit(&stream, permits, seat).await {
+                        Admitted::With(permit) => {
+                            Connection { state, router, permit }.run(stream, watcher).await;
+                        }
+                        Admitted::AsProbe => answer_once(stream, Arc::clone(&state.board)).await,
+                        Admitted::Not => {}
+                    }
                 });
             }
             Err(error) => {
@@ -150,19 +155,29 @@ async fn accept(
     }
 }
 
-/// Waits for a place among the connections. A probe does not wait, and gets none.
-async fn admit(stream: &TcpStream, permits: Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+/// What becomes of a connection.
+enum Admitted {
+    With(OwnedSemaphorePermit),
+    AsProbe,
+    Not,
+}
+
+/// Waits for a place among the connections, as long as nobody takes the seat to wait on. A probe does not wait.
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut seat: Seat) -> Admitted {
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-        return Some(permit);
+        return Admitted::With(permit);
     }
-    let mut permit = pin!(permits.acquire_owned());
+    let probe = async {
+        // What has not said so by now is none.
+        if timeout(LAST_WORDS, is_probe(stream)).await != Ok(true) {
+            std::future::pending::<()>().await;
+        }
+    };
     tokio::select! {
-        permit = &mut permit => return permit.ok(),
-        asks = timeout(LAST_WORDS, is_probe(stream)) => if asks == Ok(true) {
-            return None;
-        },
+        permit = permits.acquire_owned() => permit.map_or(Admitted::Not, Admitted::With),
+        () = probe => Admitted::AsProbe,
+        () = seat.lost() => Admitted::Not,
     }
-    permit.await.ok()
 }
 
 /// Whether what comes first is a probe's request line.
@@ -181,6 +196,18 @@ async fn is_probe(stream: &TcpStream) -> bool {
         }
     }
     false
+}
+
+/// Reads to the end, for nothing.
+async fn swallow(stream: &TcpStream) {
+    let mut sink = [0; 16 << 10];
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut sink) {
+            Ok(0) => return,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
+            _ => {}
+        }
+    }
 }
 
 /// Nobody waits for the response any more.
@@ -207,6 +234,7 @@ impl Connection {
         let _unsupported = stream.set_nodelay(true);
         let link = Link::default();
         let stream = Arc::new(stream);
+        let rest = Arc::clone(&stream);
         let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let busy = link.begin(&state);
@@ -227,8 +255,9 @@ impl Connection {
             // Events are short: copied into one buffer they cost the system less than as a list of pieces.
             .writev(false)
             .serve_connection(io, service);
-        if let Err(error) = watcher.watch(connection).await {
-            tracing::debug!(%error, "a connection ended early");
+        match watcher.watch(connection).await {
+            Ok(()) => _ = timeout(LINGER, swallow(&rest)).await,
+            Err(error) => tracing::debug!(%error, "a connection ended early"),
         }
         drop(permit);
     }

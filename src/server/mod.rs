@@ -14,6 +14,7 @@ pub mod fields;
 pub mod guard;
 pub mod health;
 pub mod listen;
+pub mod lobby;
 pub mod malformed;
 pub mod metrics;
 pub mod reply;
@@ -35,8 +36,9 @@ use board::Phase;
 pub use board::{Board, Stage};
 use body::BodyLimits;
 use door::{Caller, Keys};
-pub use drain::{DrainTimes, Ended};
+pub use drain::{DrainTimes, Ended, Signals, unless_told_to_end};
 pub use listen::{bind, serve, signals, while_starting};
+use lobby::Lobby;
 use metrics::Metrics;
 pub use side::{SidePorts, SideThread};
 use validate::{Defaults, Limits};
@@ -96,6 +98,8 @@ pub struct HttpLimits {
     pub max_headers: usize,
     /// The body.
     pub body: BodyLimits,
+    /// Bodies that are read at once: of more, the one that takes longest is refused.
+    pub max_reading: usize,
     /// A stream that is silent for this long gets a comment.
     pub keep_alive: Duration,
 }
@@ -110,6 +114,7 @@ impl Default for HttpLimits {
             max_head_bytes: 16 << 10,
             max_headers: 64,
             body: BodyLimits { max_bytes: 32 << 20, deadline: Duration::from_secs(30) },
+            max_reading: 1024,
             keep_alive: Duration::from_secs(15),
         }
     }
@@ -130,8 +135,12 @@ pub struct ServerState {
     pub(crate) asides: tokens::Asides,
     /// What health checks read.
     pub(crate) board: Arc<Board>,
+    /// Requests whose body is on its way.
+    pub(crate) reading: Lobby,
     /// Requests whose response is not complete.
     open: watch::Sender<usize>,
+    /// Whether what still runs is being cut off.
+    cut: watch::Sender<bool>,
 }
 
 impl ServerState {
@@ -147,9 +156,11 @@ impl ServerState {
             eos_ids: settings.eos_ids.clone(),
             defaults: settings.defaults.clone(),
             reject_unknown_fields: settings.reject_unknown_fields,
+            keys_have_priorities: !settings.named_keys.is_empty(),
         };
         board.started(generator.engine().pulse());
         let metrics = Metrics::new(&settings.models[0], generator.engine());
+        let max_reading = settings.http.max_reading;
         Arc::new(Self {
             keys: Keys::new(settings.api_key.as_deref(), &settings.named_keys),
             generator,
@@ -160,7 +171,9 @@ impl ServerState {
             parsing: Arc::new(Semaphore::new(4)),
             asides: tokens::Asides::default(),
             board,
+            reading: Lobby::new(max_reading),
             open: watch::Sender::new(0),
+            cut: watch::Sender::new(false),
         })
     }
 
@@ -177,6 +190,13 @@ impl ServerState {
     /// Whether new requests are refused.
     pub fn refuses(&self) -> bool {
         self.board.phase() >= Phase::Refusing
+    }
+
+    /// Resolves when what still runs is being cut off.
+    pub(crate) async fn cut_off(&self) {
+        let mut cut = self.cut.subscribe();
+        // The sender lives as long as the state.
+        let _cut = cut.wait_for(|cut| *cut).await;
     }
 
     /// Whether the engine has failed or was told to end, so that another server may do better.

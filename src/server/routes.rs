@@ -1,6 +1,7 @@
 //! The routes, each with its handler. The handlers are thin: read, validate, act, write.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -11,7 +12,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::answer::{Kind, answer, random, refused};
 use super::door::Caller;
@@ -62,33 +63,40 @@ pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let (place, caller) = enter(&state, &request, Kind::Chat)?;
-    let map = body::read_json(request, &state).await?;
+    let (place, caller, map) = enter(&state, request, Kind::Chat).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Chat).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let (place, caller) = enter(&state, &request, Kind::Text)?;
-    let map = body::read_json(request, &state).await?;
+    let (place, caller, map) = enter(&state, request, Kind::Text).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Text).await
 }
 
-/// One place in the queue, before the body is read: whom the queue cannot hold need not send it. And whose request it is,
-/// where the key says so.
-fn enter(state: &ServerState, request: &Request, kind: Kind) -> Result<(Place, Option<Caller>), ApiError> {
-    let deadline = validate::deadline(request.headers().get(validate::DEADLINE_HEADER))?;
-    let place = state.generator.engine().enter(1);
-    let mut place = place.map_err(|reject| {
+/// One place in the queue, whose request it is where the key says so, and the body. Whom the queue cannot hold need not send
+/// a body; a place is taken when all of it is there, so that nobody holds one by sending nothing.
+async fn enter(
+    state: &ServerState,
+    request: Request,
+    kind: Kind,
+) -> Result<(Place, Option<Caller>, Map<String, Value>), ApiError> {
+    let (began, engine) = (Instant::now(), state.generator.engine());
+    let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
         refused(state, refusal, kind)
-    })?;
+    };
+    let deadline = validate::deadline(request.headers())?;
+    let caller = request.extensions().get::<Caller>().cloned();
+    engine.check_room(1).map_err(refuse)?;
+    let bytes = body::read(request, state).await?;
+    let mut place = engine.enter(1).map_err(refuse)?;
+    place.asked_for(began);
     if let Some(time) = deadline {
         place.due_within(time);
     }
-    Ok((place, request.extensions().get::<Caller>().cloned()))
+    Ok((place, caller, body::parse(bytes, state).await?))
 }
 
 async fn models(State(state): Shared) -> Json<Value> {

@@ -3,7 +3,7 @@
 //!
 //! The health port knows the paths of [`ALIASES`](super::health::ALIASES). The admin port knows those too, and
 //! `/admin/drain`: POST begins the shutdown, as a first signal does, and answers when no request is open any more, or
-//! at once with `?wait=false`; GET says how far it has got. It has no key: who reaches it may use it, which is why it
+//! at once with `?wait=false`; a server that still starts gives that up. GET says how far it has got. It has no key: who reaches it may use it, which is why it
 //! listens to this machine alone unless told otherwise.
 
 use std::convert::Infallible;
@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::header::CONNECTION;
+use axum::http::header::{CONNECTION, ORIGIN};
 use axum::http::{HeaderValue, Method, Request, Response};
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
@@ -24,17 +24,18 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::board::{Board, Phase, Stage};
+use super::board::{Board, Phase};
 use super::error::ApiError;
 use super::health::{self, Probe};
 use super::listen::bind;
+use super::lobby::Lobby;
 
 /// The only path of the admin port's own.
 const DRAIN: &str = "/admin/drain";
-/// Connections of a port at once; more wait to be accepted.
+/// Connections of a port at once. One more ends the oldest, so that probes get in whoever else holds connections.
 const MAX_CONNECTIONS: usize = 64;
 /// A connection that has sent no whole head for so long is closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,15 +120,16 @@ pub fn start(ports: SidePorts, board: &Arc<Board>) -> io::Result<SideThread> {
 }
 
 async fn accept(listener: TcpListener, port: Port, board: Arc<Board>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let lobby = Lobby::new(MAX_CONNECTIONS);
     loop {
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let board = Arc::clone(&board);
+                let (board, mut seat) = (Arc::clone(&board), lobby.enter());
                 tokio::spawn(async move {
-                    serve(stream, port, &board).await;
-                    drop(permit);
+                    tokio::select! {
+                        () = serve(stream, port, &board) => {}
+                        () = seat.lost() => {}
+                    }
                 });
             }
             Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
@@ -180,8 +182,10 @@ async fn answer(request: &Request<Incoming>, port: Port, board: &Board) -> Respo
                 Some("wait=false") => false,
                 Some(_) => return ApiError::invalid("wait", "expected true or false").into_response(),
             };
-            if board.read().stage != Stage::Started {
-                return ApiError::NotReady.into_response();
+            // Pages of other origins may send such a request from a browser on this machine.
+            if request.headers().contains_key(ORIGIN) {
+                return ApiError::invalid("origin", "a drain is not asked for from a browser")
+                    .into_response();
             }
             board.ask_drain();
             while wait && board.phase() < Phase::Drained {

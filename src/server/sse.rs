@@ -19,7 +19,8 @@ use futures_util::{FutureExt, stream};
 use tokio::time::{Instant, Sleep};
 
 use super::answer::Answer;
-use crate::generation::{Delta, Failure};
+use super::error::ApiError;
+use crate::generation::Delta;
 
 /// Between the error event and the break of the connection, so that the event is out by then.
 const FLUSH: Duration = Duration::from_millis(50);
@@ -88,7 +89,7 @@ impl Events {
             // The waits hold nothing: a token that comes just when the alarm rings is there on the next call.
             tokio::select! {
                 biased;
-                step = self.answer.generation.next() => self.take(step, &mut out),
+                step = self.answer.next() => self.take(step, &mut out),
                 () = &mut self.alarm => {
                     let due = self.last + self.quiet;
                     if Instant::now() >= due {
@@ -100,7 +101,7 @@ impl Events {
             }
             while matches!(self.stage, Stage::Running)
                 && out.len() < MOST
-                && let Some(step) = self.answer.generation.next().now_or_never()
+                && let Some(step) = self.answer.next().now_or_never()
             {
                 self.take(step, &mut out);
             }
@@ -112,15 +113,13 @@ impl Events {
     }
 
     /// Writes the events of what came.
-    fn take(&mut self, step: Option<Result<Delta, Failure>>, out: &mut Vec<u8>) {
+    fn take(&mut self, step: Option<Result<Delta, ApiError>>, out: &mut Vec<u8>) {
         match step {
             Some(Ok(delta)) => {
-                self.answer.tracker.delta(&delta);
                 let begun = &mut self.begun[delta.index];
                 self.answer.envelope.write(delta, begun, out);
             }
-            Some(Err(failure)) => {
-                let error = self.answer.failed(failure);
+            Some(Err(error)) => {
                 write_event(&error.to_json(), out);
                 self.stage = Stage::Failed;
             }

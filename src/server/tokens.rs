@@ -1,6 +1,6 @@
 //! `/tokenize` and `/detokenize`: exactly what a completion would do with the same text or messages.
 //!
-//! They take no place in the engine's queue, so they have places of their own, taken before a body is read; and since nobody
+//! They take no place in the engine's queue, so they have places of their own, taken before a body is parsed; and since nobody
 //! waits for an answer's tokens here, their texts are done one at a time, beside those of requests that generate.
 
 use std::sync::Arc;
@@ -53,8 +53,9 @@ impl Asides {
 /// # Errors
 /// 400, 404 for the model, or 429.
 pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(request, &state).await?;
     let _place = state.asides.enter()?;
-    let map = body::read_json(request, &state).await?;
+    let map = body::parse(bytes, &state).await?;
     let (prompts, strings) = validate::tokenize(Fields::new(map), &state.limits)?;
     let _turn = state.asides.turn.lock().await;
     let tokenized = state.generator.tokenize(prompts.clone()).await;
@@ -76,8 +77,9 @@ pub async fn tokenize(State(state): Shared, request: Request) -> Result<Json<Val
 /// # Errors
 /// 400, 404 for the model, or 429.
 pub async fn detokenize(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(request, &state).await?;
     let _place = state.asides.enter()?;
-    let map = body::read_json(request, &state).await?;
+    let map = body::parse(bytes, &state).await?;
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
     let _turn = state.asides.turn.lock().await;
     let prompt =

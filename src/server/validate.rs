@@ -15,7 +15,7 @@ mod sampling;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderValue;
+use axum::http::HeaderMap;
 use serde_json::Value;
 
 use super::door::Caller;
@@ -23,7 +23,7 @@ use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
 use super::types::{ChatWire, Common, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
-use crate::request::{SamplingParams, Tenant};
+use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 
 /// Stop strings per request.
 pub const MAX_STOP_STRINGS: usize = 16;
@@ -86,6 +86,8 @@ pub struct Limits {
     pub defaults: Defaults,
     /// Whether a field that nobody knows is an error.
     pub reject_unknown_fields: bool,
+    /// Whether the operator has given keys their priorities, before which no request of theirs may put itself.
+    pub keys_have_priorities: bool,
 }
 
 /// A request in which everything is decided.
@@ -228,8 +230,9 @@ fn finish(wire: Common, rest: Rest, limits: &Limits, fresh_seed: u64) -> Result<
         logprobs: rest.logprobs,
         ..sampling::params(&wire, limits, fresh_seed)?
     };
-    let priority =
-        ranged("priority", wire.priority, i128::from(i32::MIN), i128::from(i32::MAX))?.unwrap_or(0) as i32;
+    // A request may come later than its key's, and never earlier.
+    let first = if limits.keys_have_priorities { 0 } else { -MAX_PRIORITY };
+    let priority = ranged("priority", wire.priority, first.into(), MAX_PRIORITY.into())?.unwrap_or(0) as i32;
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
@@ -379,20 +382,19 @@ fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
     }
 }
 
-/// The header's milliseconds.
+/// The header's milliseconds; of several such headers the shortest time, since each may be a proxy's.
 ///
 /// # Errors
 /// 400.
-pub fn deadline(header: Option<&HeaderValue>) -> Result<Option<Duration>, ApiError> {
-    let Some(value) = header else { return Ok(None) };
-    let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
-    match ms.filter(|ms| (1..=(MAX_TIMEOUT * 1000.0) as u64).contains(ms)) {
-        Some(ms) => Ok(Some(Duration::from_millis(ms))),
-        None => Err(ApiError::invalid(
-            DEADLINE_HEADER,
-            "expected whole milliseconds, at least 1 and at most a day",
-        )),
-    }
+pub fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let all = headers.get_all(DEADLINE_HEADER).iter().map(|value| {
+        let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+        ms.filter(|ms| (1..=(MAX_TIMEOUT * 1000.0) as u64).contains(ms)).ok_or_else(|| {
+            ApiError::invalid(DEADLINE_HEADER, "expected whole milliseconds, at least 1 and at most a day")
+        })
+    });
+    let all: Vec<u64> = all.collect::<Result<_, _>>()?;
+    Ok(all.into_iter().min().map(Duration::from_millis))
 }
 
 /// Seconds as a duration.

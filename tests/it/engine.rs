@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use octant::engine::{
     Beat, Engine, EngineHandle, Executor, ExecutorError, Ledger, RequestId, Start, Stats, UpdateStream,
 };
-use octant::request::{Finish, Reject, Request, Update};
+use octant::request::{Cost, Finish, Reject, Request, Update};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::plan::{StepOutput, StepPlan};
 
@@ -404,7 +404,7 @@ fn what_was_held_back_comes_before_the_engines_failure() {
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     ledger.open(RequestId(7), sender, false);
     (0..4).for_each(|token| posted(&mut ledger, Some(token), None));
-    ledger.fail_all("broken");
+    ledger.fail_all("broken", |_| Cost::default());
     let all: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
     assert_eq!(all.iter().filter_map(|update| update.token).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(all.last().unwrap().finish, Some(error("broken")));

@@ -13,7 +13,14 @@ use serde_json::{Value, json};
 fn limits() -> Limits {
     let defaults = Defaults { temperature: 0.7, top_p: 0.9, top_k: 40, min_p: 0.05, repetition_penalty: 1.1 };
     let models = vec!["model".to_owned(), "alias".to_owned()];
-    Limits { models, vocab_size: 100, eos_ids: vec![99], defaults, reject_unknown_fields: false }
+    Limits {
+        models,
+        vocab_size: 100,
+        eos_ids: vec![99],
+        defaults,
+        reject_unknown_fields: false,
+        keys_have_priorities: false,
+    }
 }
 
 fn chat(body: &Value) -> Result<ValidRequest, ApiError> {

@@ -93,6 +93,8 @@ pub struct Tracker {
     admitted: Admitted,
     submitted: Instant,
     choices: Vec<Choice>,
+    /// When the last of it was heard.
+    ended: Option<Instant>,
 }
 
 struct Choice {
@@ -118,7 +120,7 @@ impl Tracker {
             ended: None,
         };
         let choices = generation.prompt_lengths().map(choice).collect();
-        Self { metrics, admitted, submitted: generation.submitted(), choices }
+        Self { metrics, admitted, submitted: generation.submitted(), choices, ended: None }
     }
 
     /// Counts what a delta brought.
@@ -145,9 +147,26 @@ impl Tracker {
         }
     }
 
-    /// Counts all that is still open as failed.
-    pub fn failed(&mut self) {
+    /// It has cost so much so far, and nobody waits for more of it.
+    pub fn end(&mut self, costs: &[Cost]) {
+        self.set_costs(costs);
+        self.finish_all("abort");
+        self.ended = Some(Instant::now());
+    }
+
+    /// A choice that was aborted has cost so much in all.
+    pub fn cost(&mut self, index: usize, cost: Cost) {
+        self.choices[index].cost = cost;
+    }
+
+    /// Counts all that is still open as failed, having cost so much so far.
+    pub fn failed(&mut self, costs: &[Cost]) {
+        self.set_costs(costs);
         self.finish_all("error");
+    }
+
+    fn set_costs(&mut self, costs: &[Cost]) {
+        self.choices.iter_mut().zip(costs).for_each(|(choice, cost)| choice.cost = *cost);
     }
 
     fn finish_all(&mut self, reason: &'static str) {
@@ -201,7 +220,8 @@ impl Tracker {
             prefill_ms = millis(cost.prefill),
             decode_ms = millis(cost.decode),
             kv_block_s = millis(cost.kv_block_seconds) / 1e3,
-            total_ms = millis(self.admitted.arrived.elapsed().as_secs_f64()),
+            total_ms =
+                millis((self.ended.unwrap_or_else(Instant::now) - self.admitted.arrived).as_secs_f64()),
             "request"
         );
     }

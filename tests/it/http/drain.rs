@@ -1,10 +1,14 @@
 //! The shutdown, step by step.
 
+use std::future::pending;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::time::Duration;
 
-use octant::server::{DrainTimes, Ended, SidePorts, SideThread, side};
+use octant::server::board::Phase;
+use octant::server::{Board, DrainTimes, Ended, SidePorts, SideThread, Signals, side, unless_told_to_end};
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use super::client::{Connection, send};
 use super::house::{BOS, House, Plan, chat_body};
@@ -90,6 +94,59 @@ async fn a_second_signal_ends_it_at_once() {
     until_status(&house, "/health/ready", 503).await;
     house.signals.send(()).await.expect("the server runs");
     assert_eq!(house.served.await.expect("it ends"), Ended::Forced);
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_last_words_too() {
+    let mut plan = Plan::new();
+    plan.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::ZERO };
+    // Its step never ends, so that its client waits as long as it may.
+    let (executor, _permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
+    let house = plan.over(executor);
+    let mut plain = Connection::open(house.address).await;
+    plain
+        .request("POST", "/v1/chat/completions", &[], chat_body("abc", json!({})).to_string().as_bytes())
+        .await;
+    house.until(|stats| stats.counts.running == 1).await;
+    house.signals.send(()).await.expect("the server runs");
+    while house.board.phase() < Phase::Stopped {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    house.signals.send(()).await.expect("the server runs");
+    let ended = tokio::time::timeout(Duration::from_millis(1000), house.served).await;
+    assert_eq!(ended.expect("at once").expect("it ends"), Ended::Forced);
+}
+
+#[tokio::test]
+async fn a_body_on_its_way_holds_nothing_up_and_is_told_why() {
+    let house = house(0, 50);
+    let mut slow = Connection::open(house.address).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+    slow.write(head.as_bytes()).await.expect("open");
+    while house.board.read().open == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    house.signals.send(()).await.expect("the server runs");
+    assert_eq!(slow.reply().await.error(), (503, Some("draining".into()), None));
+    let ended = tokio::time::timeout(Duration::from_millis(1500), house.served).await;
+    assert_eq!(ended.expect("before the time for last words").expect("it ends"), Ended::Cut(1));
+}
+
+#[tokio::test]
+async fn what_is_begun_before_there_is_anything_to_drain_ends_at_the_first_signal() {
+    let board = Board::new(Duration::from_secs(60));
+    let (signal, receiver) = mpsc::channel(4);
+    let mut signals = Signals::new(receiver);
+    assert_eq!(unless_told_to_end(&board, &mut signals, async { 7 }).await, Some(7));
+    signal.send(()).await.expect("there is room");
+    assert_eq!(unless_told_to_end(&board, &mut signals, pending::<()>()).await, None);
+    // The admin port's wish too, but the supervisor says when.
+    board.ask_drain();
+    let mut ended = pin!(unless_told_to_end(&board, &mut signals, pending::<()>()));
+    assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
+    assert_eq!(board.phase(), Phase::Drained);
+    signal.send(()).await.expect("there is room");
+    assert_eq!(ended.await, None);
 }
 
 #[tokio::test]

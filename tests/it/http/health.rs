@@ -182,6 +182,17 @@ fn a_connection_says_when_it_answers_for_the_last_time() {
 }
 
 #[test]
+fn nobody_keeps_probes_out_by_saying_nothing() {
+    let board = Board::new(Duration::from_secs(60));
+    let (_side, health, _admin) = side_ports(&board);
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect(health)).collect();
+    let begun = Instant::now();
+    assert_eq!(ask(&mut connect(health), "/livez").0, 200);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}, as long as Kubernetes waits", begun.elapsed());
+    drop(silent);
+}
+
+#[test]
 fn starting_is_told_step_by_step() {
     let board = Board::new(Duration::from_secs(60));
     let (_side, health, admin) = side_ports(&board);
@@ -204,18 +215,20 @@ fn starting_is_told_step_by_step() {
     board.loading(340_000_000_000, 340_000_000_000);
     board.starting(Stage::Preparing);
     told("preparing_steps", 100.0, true);
-    // There is nothing to drain yet.
-    let mut early = connect(admin);
-    early.write_all(b"POST /admin/drain HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").expect("open");
-    let mut text = String::new();
-    early.read_to_string(&mut text).expect("text");
-    assert!(text.starts_with("HTTP/1.1 503"), "{text}");
     board.started(&Arc::default());
     assert_eq!(ask(&mut probe, "/startupz").0, 200);
     assert_eq!(ask(&mut probe, "/readyz").0, 200);
-    // Whoever asks for a drain need not wait until somebody begins it.
-    board.ask_drain();
-    assert_eq!(ask(&mut probe, "/readyz").0, 503);
+    // A browser's page may not ask for a drain; whoever else does need not wait until somebody begins it.
+    for (origin, status) in [("origin: http://evil.example\r\n", 400), ("", 200)] {
+        let mut early = connect(admin);
+        let head =
+            format!("POST /admin/drain?wait=false HTTP/1.1\r\nhost: x\r\n{origin}connection: close\r\n\r\n");
+        early.write_all(head.as_bytes()).expect("open");
+        let mut text = String::new();
+        early.read_to_string(&mut text).expect("text");
+        assert!(text.starts_with(&format!("HTTP/1.1 {status}")), "{text}");
+        assert_eq!(ask(&mut probe, "/readyz").0, if status == 200 { 503 } else { 200 });
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Start, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
-use octant::server::{Board, DrainTimes, Ended, ServerState, Settings, bind, serve};
+use octant::server::{Board, DrainTimes, Ended, ServerState, Settings, Signals, bind, serve};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -59,7 +59,8 @@ impl Plan {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (signals, receiver) = mpsc::channel(4);
-        let served = tokio::spawn(serve(listener, state, receiver, self.times));
+        let mut receiver = Signals::new(receiver);
+        let served = tokio::spawn(async move { serve(listener, state, &mut receiver, self.times).await });
         House { address, engine, thread, board, signals, served }
     }
 

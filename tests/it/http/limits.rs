@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::client::{Connection, send};
+use super::client::{Connection, Reply, send};
 use super::house::{BOS, House, Plan, chat_body, config};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn post_raw(house: &House, headers: &[(&str, &str)], body: &[u8]) -> super::client::Reply {
+async fn post_raw(house: &House, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     send(house.address, "POST", CHAT, headers, body).await
 }
 
@@ -137,26 +139,16 @@ async fn a_chunked_body_is_measured_too() {
 #[tokio::test]
 async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
     let house = Plan::new().open();
-    let body = b"{\"prompt\": \"ab\"}";
-    let mut others = Vec::new();
-    for _ in 0..64 {
-        let mut connection = Connection::open(house.address).await;
-        let head = format!("POST /tokenize HTTP/1.1\r\nhost: here\r\ncontent-length: {}\r\n\r\n", body.len());
-        connection.write(head.as_bytes()).await.expect("open");
-        others.push(connection);
-    }
-    // Their heads may still be on their way.
-    let mut refused = house.post("/detokenize", json!({ "tokens": [97] })).await;
-    let end = Instant::now() + Duration::from_secs(20);
-    while refused.status == 200 && Instant::now() < end {
-        refused = house.post("/detokenize", json!({ "tokens": [97] })).await;
-    }
-    assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
-    assert_eq!(refused.header("retry-after"), Some("1"));
-    assert_eq!(house.chat("ab", json!({})).await.status, 200, "who generates is not concerned");
-    for other in &mut others {
-        other.write(body).await.expect("open");
-        assert_eq!(other.reply().await.json()["count"], 3);
+    let text = "ab ".repeat(100_000);
+    let all = (0..100).map(|_| house.post("/tokenize", json!({ "prompt": text })));
+    let (all, beside) = tokio::join!(join_all(all), house.chat("ab", json!({})));
+    assert_eq!(beside.status, 200, "who generates is not concerned");
+    let (served, refused): (Vec<Reply>, Vec<Reply>) = all.into_iter().partition(|reply| reply.status == 200);
+    assert!(served.len() >= 64 && !refused.is_empty(), "{} served", served.len());
+    assert!(served.iter().all(|reply| reply.json()["count"] == 300_001));
+    for reply in refused {
+        assert_eq!(reply.error(), (429, Some("queue_full".into()), None));
+        assert_eq!(reply.header("retry-after"), Some("1"));
     }
     assert_eq!(house.post("/detokenize", json!({ "tokens": [97] })).await.status, 200);
 }
@@ -290,4 +282,61 @@ async fn probes_wait_for_no_place_among_connections() {
     assert!(early.is_err(), "there is still no place for it");
     drop(only);
     assert_eq!(waiting.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_refusal_outlives_the_body_that_it_refuses() {
+    let house = small().open();
+    let mut client = tokio::net::TcpStream::connect(house.address).await.expect("open");
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
+    // As some clients do: first all of the body, then the answer.
+    client.write_all(head.as_bytes()).await.expect("open");
+    let piece = vec![b' '; 1 << 20];
+    for _ in 0..28 {
+        client.write_all(&piece).await.expect("the server still reads");
+    }
+    let mut answer = vec![0; 12];
+    client.read_exact(&mut answer).await.expect("the answer is there");
+    assert_eq!(answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn probes_wait_for_nobody_who_says_nothing() {
+    let mut plan = Plan::new();
+    plan.settings.http.max_connections = 1;
+    let house = plan.open();
+    let mut only = Connection::open(house.address).await;
+    only.request("GET", "/version", &[], b"").await;
+    assert_eq!(only.reply().await.status, 200);
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(Connection::open(house.address).await);
+    }
+    let begun = Instant::now();
+    assert_eq!(house.get("/health/live").await.status, 200);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_takes_nobodys_place() {
+    let mut plan = Plan::new();
+    (plan.config.max_queue_requests, plan.settings.http.max_reading) = (2, 4);
+    let house = plan.open();
+    let mut slow = Vec::new();
+    for i in 1..=4 {
+        let mut connection = Connection::open(house.address).await;
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+        connection.write(head.as_bytes()).await.expect("open");
+        while house.board.read().open < i {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        slow.push(connection);
+    }
+    assert_eq!(house.chat("abc", json!({})).await.status, 200);
+    // Of more than may be read at once the one that takes longest is sent away; the others are still waited for.
+    let refused = slow[0].reply().await;
+    assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
+    assert_eq!(refused.header("connection"), Some("close"), "the rest of its body is no request");
+    let early = tokio::time::timeout(Duration::from_millis(50), slow[3].reply()).await;
+    assert!(early.is_err(), "it may still come");
 }

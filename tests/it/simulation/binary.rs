@@ -27,6 +27,41 @@ fn model() -> tempfile::TempDir {
     dir
 }
 
+#[test]
+fn a_server_that_is_told_to_end_while_it_starts_ends_well() {
+    let dir = model();
+    // Its end comes when somebody writes it, which nobody does.
+    std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    assert!(Command::new("mkfifo").arg(dir.path().join("tokenizer.json")).status().unwrap().success());
+    for drain in [false, true] {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_octant"))
+            .args(["serve", "--model", &dir.path().to_string_lossy(), "--port", "0"])
+            .args(["--admin-port", "0", "--health-port", "0", "--device", "simulate"])
+            .args(["--simulate-config", INSTRUCT])
+            .env_clear()
+            .env("OCTANT_LOG", "info")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // They answer when signals are heard.
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let addresses: Vec<String> = lines
+            .by_ref()
+            .filter_map(|line| Some(line.split_once("http://")?.1.to_owned()))
+            .take(2)
+            .collect();
+        if drain {
+            let drained = octant(&["drain", "--admin", &addresses[1]]);
+            let text = String::from_utf8_lossy(&drained.stdout);
+            assert!(drained.status.success() && text.contains("\"phase\":\"drained\""), "{drained:?}");
+            assert!(server.try_wait().unwrap().is_none(), "the supervisor says when it ends");
+        }
+        let stop = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
+        assert!(stop.success());
+        assert_eq!(server.wait().unwrap().code(), Some(0));
+    }
+}
+
 #[tokio::test]
 async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
     let dir = model();

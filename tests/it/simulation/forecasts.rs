@@ -92,7 +92,7 @@ fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
         outputs.extend(pipeline.start().map(|plan| model.step(&plan).0));
         let asked = of(&mut draws, 99);
         let outlook = Outlook::new(&pipeline, &forecast);
-        let least = outlook.first_token_at_least(&asked.tenant, asked.priority);
+        let least = outlook.at_least(&asked.tenant, asked.priority).first;
         let load = pipeline.load(&asked);
         let exact = forecast.first_token(&load);
         assert!(least <= exact + 1e-9, "{least} {exact}: {outlook:?} {load:?}");

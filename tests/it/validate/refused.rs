@@ -42,7 +42,7 @@ fn numbers_out_of_range_or_of_another_type() {
         ("max_tokens", json!([-1, 1.5, 9_223_372_036_854_775_808_u64, 4_294_967_296_i64, "9", true])),
         ("min_tokens", json!([-1, 1.5, 4_294_967_296_i64, "9"])),
         ("seed", json!([18_446_744_073_709_551_616.0, 1.5, -9.3e18, "1", true])),
-        ("priority", json!([2_147_483_648_i64, -2_147_483_649_i64, 0.5, "high"])),
+        ("priority", json!([101, -101, 2_147_483_648_i64, -2_147_483_649_i64, 0.5, "high"])),
         ("ignore_eos", json!([0, 1, "true"])),
         ("skip_special_tokens", json!([0, "false"])),
         ("include_stop_str_in_output", json!([1, []])),

@@ -1,7 +1,7 @@
 //! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
 
 use octant::engine::{Pipeline, RequestId, Submission, Turns};
-use octant::request::{Reject, Update};
+use octant::request::{Cost, Reject, Update};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::workload::Draws;
 use octant::simulator::{Machine, Voice};
@@ -273,7 +273,7 @@ impl World {
         }
         if outcome.is_err() {
             // One that was never taken has nothing to abort.
-            self.turns.abort(inboxes[0].1);
+            self.turns.abort(inboxes[0].1, Cost::default());
             if inboxes.iter_mut().any(|(_, _, inbox)| !is_closed(inbox)) {
                 return Err("a refused request has an account".to_owned());
             }
@@ -334,7 +334,7 @@ impl World {
             client.leaves_after = None;
             let ended = client.read(self.turn, None).map_err(|e| format!("client {i} {e}"))?;
             let unsaid = self.turns.unsaid();
-            self.turns.abort(id);
+            self.turns.abort(id, Cost::default());
             self.tally.left_unsaid += (unsaid - self.turns.unsaid()) as u64;
             if ended {
                 self.settle(i)?;
@@ -342,8 +342,8 @@ impl World {
             }
             let client = &mut self.clients[i];
             let mut visit = client.now.take().expect("it has not ended");
-            if !is_closed(&mut visit.inbox) {
-                return Err(format!("client {i} left and is still told something"));
+            if !is_parting(&mut visit.inbox) {
+                return Err(format!("client {i} left and is told more than that"));
             }
             client.end = Some(End::Left);
             self.tally.left += 1;
@@ -447,7 +447,7 @@ impl World {
     fn die(&mut self, reason: &str) -> Result<(), String> {
         self.death = Some(reason.to_owned());
         self.turns.answer(&mut |_, _| ());
-        self.turns.fail(reason);
+        self.turns.fail(reason, |_| Cost::default());
         if self.turns.open() != 0 {
             return Err(format!("{} accounts outlive the engine", self.turns.open()));
         }
@@ -472,6 +472,16 @@ type Inbox = mpsc::UnboundedReceiver<Update>;
 /// Whether nothing is there and nothing can come.
 fn is_closed(inbox: &mut Inbox) -> bool {
     matches!(inbox.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+}
+
+/// Whether all that is there ends with what a client that has left has cost, and nothing can come.
+fn is_parting(inbox: &mut Inbox) -> bool {
+    while let Ok(update) = inbox.try_recv() {
+        if update.finish.is_some() {
+            return update.token.is_none() && is_closed(inbox);
+        }
+    }
+    false
 }
 
 /// What follows a turn.
