@@ -214,7 +214,13 @@ async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
     assert!((told / ann - 1.0).abs() < 0.01, "three choices: {told} of {ann}");
     let blocks = metric(text.text(), "octant_kv_block_seconds_total", &[]);
     let told = cost(&whole, "kv_block_seconds") + cost(&last, "kv_block_seconds");
+    // The third request was not asked about.
     assert!(told <= blocks * 1.01 && told > 0.9 * blocks, "{told} of {blocks}");
+    let held: f64 = ["ann", "none"]
+        .map(|key| metric(text.text(), "octant_key_kv_block_seconds_total", &[&format!("key=\"{key}\"")]))
+        .into_iter()
+        .sum();
+    assert!((held / blocks - 1.0).abs() < 0.01, "keys pay for {held} of {blocks}");
     assert_eq!(cost(&whole, "cached_tokens"), 256.0, "two choices find the first one's blocks");
     assert_eq!(cost(&whole, "computed_tokens") + cost(&whole, "cached_tokens"), 3.0 * (151.0 + 19.0));
     let tokens = |kind: &str| {
