@@ -63,16 +63,18 @@ pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let (place, caller) = enter(&state, &request, Kind::Chat)?;
+    let id = door::id_of(&request);
     let map = body::read_json(request, &state).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Chat).await
+    answer(state, place, valid, Kind::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let (place, caller) = enter(&state, &request, Kind::Text)?;
+    let id = door::id_of(&request);
     let map = body::read_json(request, &state).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Text).await
+    answer(state, place, valid, Kind::Text, id).await
 }
 
 /// One place in the queue, before the body is read: whom the queue cannot hold need not send it. And whose request it is,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounterVec};
 
 use super::Maker;
-use crate::generation::{Cost, Delta, Generation};
+use crate::generation::{Cost, Delta, Failure, Generation};
 
 const TTFT: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -47,7 +47,7 @@ impl RequestMetrics {
     pub(super) fn new(make: &Maker<'_>, max_model_len: usize) -> Self {
         let tokens = token_buckets(max_model_len);
         let finished = make.counters("vllm:request_success_total");
-        for reason in ["stop", "length", "abort", "error"] {
+        for reason in ["stop", "length", "abort", "deadline", "error"] {
             finished.with_label_values(&[reason]);
         }
         Self {
@@ -81,6 +81,8 @@ fn token_buckets(most: usize) -> Vec<f64> {
 pub struct Admitted {
     /// Of the answer, for the log.
     pub id: String,
+    /// Of the HTTP request, for the log: `x-request-id`.
+    pub request_id: String,
     /// Of whoever pays.
     pub key: String,
     /// When it had been read and found valid.
@@ -145,9 +147,12 @@ impl Tracker {
         }
     }
 
-    /// Counts all that is still open as failed.
-    pub fn failed(&mut self) {
-        self.finish_all("error");
+    /// Counts all that is still open as failed, by the server or by the client's deadline.
+    pub fn failed(&mut self, failure: &Failure) {
+        self.finish_all(match failure {
+            Failure::Engine(_) => "error",
+            Failure::Late => "deadline",
+        });
     }
 
     fn finish_all(&mut self, reason: &'static str) {
@@ -167,11 +172,14 @@ impl Tracker {
         metrics.e2e.observe(self.admitted.arrived.elapsed().as_secs_f64());
         metrics.prompt.observe(choice.prompt as f64);
         metrics.generation.observe(f64::from(choice.tokens));
+        // Who never got a token waited too, or overload would look better than it is.
+        let waited = choice.first_token.is_some() || choice.cost.queue > 0.0;
+        let waited = if waited { choice.cost.queue } else { self.submitted.elapsed().as_secs_f64() };
+        metrics.queue.observe(waited);
         if let (Some(first), Some(last)) = (choice.first_token, choice.last_token) {
             let queue = Duration::try_from_secs_f64(choice.cost.queue).unwrap_or_default();
             let started = self.submitted + queue;
             let since = |later: Instant, earlier| later.saturating_duration_since(earlier).as_secs_f64();
-            metrics.queue.observe(choice.cost.queue);
             metrics.prefill.observe(since(first, started));
             metrics.decode.observe(since(last, first));
             metrics.inference.observe(since(last, started));
@@ -190,6 +198,7 @@ impl Tracker {
         let millis = |seconds: f64| (seconds * 1e6).round() / 1e3;
         tracing::info!(
             id = self.admitted.id,
+            request_id = self.admitted.request_id,
             key = self.admitted.key,
             ended = ended.join(","),
             prompt_tokens = self.choices.iter().map(|choice| choice.prompt).sum::<usize>(),

@@ -222,6 +222,27 @@ async fn connections_are_counted_and_more_wait() {
     assert_eq!(house.get("/version").await.status, 200);
 }
 
+#[tokio::test]
+async fn http_2_is_refused_and_disturbs_nobody() {
+    let plan = small();
+    let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
+    let house = plan.over(executor);
+    let alone = innocent(&house).await;
+    let prior_knowledge = async {
+        for _ in 0..20 {
+            let mut connection = Connection::open(house.address).await;
+            // The preface, and a frame of empty settings.
+            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+            connection.write(preface).await.expect("open");
+            let answer = connection.rest().await;
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
+        }
+    };
+    let (beside, ()) = tokio::join!(innocent(&house), prior_knowledge);
+    assert_eq!(beside, alone);
+    assert_eq!(house.get("/health/ready").await.status, 200);
+}
+
 /// What no request of another's may change.
 async fn innocent(house: &House) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
