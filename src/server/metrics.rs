@@ -11,6 +11,7 @@ pub mod names;
 mod tracker;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct Metrics {
     errors: IntCounterVec,
     admissions: IntCounterVec,
     keys: Keys,
+    /// Of the text of the last scrape.
+    length: AtomicUsize,
 }
 
 /// What is copied from elsewhere when scraped.
@@ -140,7 +143,17 @@ impl Metrics {
         }
         let keys = Keys::new(common.to_vec());
         let http = make.counters("http_requests_total");
-        Self { registry, copied, requests, http, http_time, errors, admissions, keys }
+        Self {
+            registry,
+            copied,
+            requests,
+            http,
+            http_time,
+            errors,
+            admissions,
+            keys,
+            length: AtomicUsize::new(0),
+        }
     }
 
     /// Begins to measure an admitted request.
@@ -183,10 +196,12 @@ impl Metrics {
             copied.set(stats, board);
             self.registry.gather()
         };
-        let mut out = String::with_capacity(128 << 10);
+        // It grows little from one scrape to the next.
+        let mut out = String::with_capacity(self.length.load(Ordering::Relaxed) + (4 << 10));
         exposition::write(&families, format, &mut out);
         self.keys.write(format, &mut out);
         exposition::write_end(format, &mut out);
+        self.length.store(out.len(), Ordering::Relaxed);
         out
     }
 }

@@ -106,26 +106,33 @@ fn write_family(family: &MetricFamily, name: &str, format: Format, out: &mut Str
 
 fn write_histogram(metric: &Metric, name: &str, format: Format, out: &mut String) {
     let histogram = metric.get_histogram();
-    let pairs = metric.get_label();
-    let bucket_name = format!("{name}_bucket");
-    let buckets = begin(&bucket_name, pairs);
-    let open = buckets.strip_suffix("} ").unwrap_or(&buckets);
-    let comma = if pairs.is_empty() { "" } else { "," };
-    for bucket in histogram.get_bucket() {
-        let bound = bucket.upper_bound();
-        let fraction = if format == Format::OpenMetrics && bound.fract() == 0.0 { ".0" } else { "" };
-        let count = bucket.cumulative_count();
-        put(out, format_args!("{open}{comma}le=\"{bound}{fraction}\"}} {count}\n"));
+    let labels = begin("", metric.get_label());
+    let open = labels.strip_suffix("} ").unwrap_or(&labels);
+    let comma = if metric.get_label().is_empty() { "" } else { "," };
+    let mut bucket = |bound: f64, count: u64| {
+        [name, "_bucket", open, comma, "le=\""].iter().for_each(|part| out.push_str(part));
+        push_number(out, bound);
+        let fraction = format == Format::OpenMetrics && bound.fract() == 0.0;
+        out.push_str(if fraction { ".0\"} " } else { "\"} " });
+        put(out, format_args!("{count}\n"));
+    };
+    for each in histogram.get_bucket() {
+        bucket(each.upper_bound(), each.cumulative_count());
     }
     let count = histogram.get_sample_count();
-    put(out, format_args!("{open}{comma}le=\"+Inf\"}} {count}\n"));
-    sample(out, &begin(&format!("{name}_sum"), pairs), histogram.get_sample_sum());
-    put(out, format_args!("{}{count}\n", begin(&format!("{name}_count"), pairs)));
+    bucket(f64::INFINITY, count);
+    sample(out, &format!("{name}_sum{labels}"), histogram.get_sample_sum());
+    put(out, format_args!("{name}_count{labels}{count}\n"));
 }
 
 /// A sample, after what [`labelled`] has made.
 pub fn sample(out: &mut String, begin: &str, value: f64) {
     out.push_str(begin);
+    push_number(out, value);
+    out.push('\n');
+}
+
+fn push_number(out: &mut String, value: f64) {
     match value {
         f64::INFINITY => out.push_str("+Inf"),
         f64::NEG_INFINITY => out.push_str("-Inf"),
@@ -133,7 +140,6 @@ pub fn sample(out: &mut String, begin: &str, value: f64) {
         value if value.fract() == 0.0 && value.abs() < 1e15 => put(out, format_args!("{}", value as i64)),
         value => put(out, format_args!("{value}")),
     }
-    out.push('\n');
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
@@ -151,7 +157,7 @@ pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>
     out.push('{');
     for (index, (name, value)) in labels.enumerate() {
         let comma = if index == 0 { "" } else { "," };
-        put(&mut out, format_args!("{comma}{name}=\"{}\"", escaped(value)));
+        [comma, name, "=\"", &escaped(value), "\""].iter().for_each(|part| out.push_str(part));
     }
     out.push_str("} ");
     out
@@ -160,7 +166,7 @@ pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>
 /// A value of a label, or a help: what is escaped in the one may be in the other in both formats, but for quotes, which no
 /// help of ours has.
 fn escaped(text: &str) -> Cow<'_, str> {
-    if text.contains(['\\', '"', '\n']) {
+    if text.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
         Cow::Owned(text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
     } else {
         Cow::Borrowed(text)
