@@ -144,8 +144,8 @@ pub struct ServeArgs {
     /// x-ignored-fields [default: false]
     #[arg(long, env = "OCTANT_REJECT_UNKNOWN_FIELDS", value_name = "BOOL")]
     pub reject_unknown_fields: Option<bool>,
-    /// Status of a refusal because the queue is full: 429, or 503 for balancers that only retry elsewhere on that
-    /// [default: 429]
+    /// Status of refusals for want of room or time - a full queue, a wait or deadline that cannot be met, too many at
+    /// /tokenize: 429, or 503 for balancers that only retry elsewhere on that [default: 429]
     #[arg(long, env = "OCTANT_QUEUE_FULL_STATUS", value_name = "STATUS")]
     pub queue_full_status: Option<u16>,
     /// Seconds without the end of a step, with requests waiting for it, beyond what a step is expected to take, after
@@ -401,8 +401,8 @@ impl ServeArgs {
                 "--max-num-batched-tokens",
                 self.max_num_batched_tokens.unwrap_or(512),
             )?,
-            max_queue_requests: self.max_queue_requests.unwrap_or(1024),
-            max_queue_tokens: self.max_queue_tokens.unwrap_or(1 << 20),
+            max_queue_requests: positive("--max-queue-requests", self.max_queue_requests.unwrap_or(1024))?,
+            max_queue_tokens: positive("--max-queue-tokens", self.max_queue_tokens.unwrap_or(1 << 20))?,
             quantization,
             kv_cache_dtype: self.kv_cache_dtype.unwrap_or(kv_default),
             kv_cache_memory: self.kv_cache_memory.map(|size| size.0),
@@ -420,9 +420,9 @@ impl ServeArgs {
             api_key: self.api_key.map(api_key).transpose()?,
             reject_unknown_fields: self.reject_unknown_fields.unwrap_or(false),
             queue_full_status: queue_full_status(self.queue_full_status.unwrap_or(429))?,
-            stall_timeout: Duration::from_secs(self.stall_timeout.unwrap_or(60).max(1)),
-            step_timeout: Duration::from_secs(self.step_timeout.unwrap_or(600).max(1)),
-            write_timeout: Duration::from_secs(self.write_timeout.unwrap_or(60).max(1)),
+            stall_timeout: seconds("--stall-timeout", self.stall_timeout.unwrap_or(60))?,
+            step_timeout: seconds("--step-timeout", self.step_timeout.unwrap_or(600))?,
+            write_timeout: seconds("--write-timeout", self.write_timeout.unwrap_or(60))?,
             drain_grace: Duration::from_secs(self.drain_grace.unwrap_or(5)),
             drain_timeout: Duration::from_secs(self.drain_timeout.unwrap_or(300)),
             model,
@@ -442,8 +442,12 @@ fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
     toml::from_str(&text).map_err(|e| ConfigError::new(path.display(), e.to_string().trim_end()))
 }
 
-fn positive(flag: &str, value: usize) -> Result<usize, ConfigError> {
-    if value > 0 { Ok(value) } else { Err(ConfigError::new(flag, "expected at least 1, got 0")) }
+fn positive<N: Default + PartialEq>(flag: &str, value: N) -> Result<N, ConfigError> {
+    if value != N::default() { Ok(value) } else { Err(ConfigError::new(flag, "expected at least 1, got 0")) }
+}
+
+fn seconds(flag: &str, value: u64) -> Result<Duration, ConfigError> {
+    positive(flag, value).map(Duration::from_secs)
 }
 
 fn queue_full_status(status: u16) -> Result<u16, ConfigError> {

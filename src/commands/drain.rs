@@ -11,7 +11,8 @@ use crate::config::DrainArgs;
 
 /// Posts the drain and shows the answer, which comes when no request is open any more. 0 if the server says so.
 pub fn run(args: &DrainArgs) -> anyhow::Result<ExitCode> {
-    let DrainArgs { admin, wait } = *args;
+    let DrainArgs { admin, wait } = args;
+    // Every address that the name has is tried.
     let mut stream = TcpStream::connect(admin).with_context(|| format!("cannot reach {admin}"))?;
     let head = format!(
         "POST /admin/drain?wait={wait} HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"

@@ -1,6 +1,5 @@
 //! The subcommands, and the settings of those that measure.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -42,11 +41,11 @@ pub enum Command {
 }
 
 /// `octant drain`.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DrainArgs {
-    /// The server's admin port
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8002")]
-    pub admin: SocketAddr,
+    /// The server's admin port, by name or address
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8002")]
+    pub admin: String,
     /// Return when no request is open any more, rather than at once
     #[arg(long, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
     pub wait: bool,

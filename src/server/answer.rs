@@ -73,6 +73,7 @@ pub async fn answer(
     mut place: Place,
     valid: ValidRequest,
     kind: Kind,
+    request_id: String,
 ) -> Result<Response<Body>, ApiError> {
     let ignored = header_list(valid.ignored());
     let ValidRequest { model, ask, timeout: within, stream, include_usage, include_cost, logprobs, .. } =
@@ -84,7 +85,7 @@ pub async fn answer(
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
     let (key, payer) = state.metrics.payer(&state.keys.payer(&ask.tenant));
     place.bill_to(payer);
-    let admitted = Admitted { id: id.clone(), key, arrived: Instant::now() };
+    let admitted = Admitted { id: id.clone(), request_id, key, arrived: Instant::now() };
     let envelope = Envelope { logprobs, include_usage, include_cost, ..Envelope::new(kind, id, model) };
     let generation = state.generator.start(place, ask).await.map_err(|refusal| {
         state.metrics.refused(&refusal);
@@ -133,10 +134,10 @@ impl Answer {
 
     /// What a failure means to the client: another server may do better only if this one is gone.
     fn failed(&mut self, failure: Failure) -> ApiError {
-        self.tracker.iter_mut().for_each(|tracker| tracker.failed(self.generation.costs()));
+        self.tracker.iter_mut().for_each(|tracker| tracker.failed(&failure, self.generation.costs()));
         let Failure::Engine(reason) = failure else { return ApiError::DeadlineExceeded };
         if self.state.engine_is_gone() {
-            ApiError::EngineDown(reason)
+            ApiError::EngineFailed(reason)
         } else {
             tracing::error!(id = self.envelope.id, reason, "a request failed");
             ApiError::Internal(reason)

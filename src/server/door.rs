@@ -10,16 +10,20 @@ use std::time::Instant;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{AUTHORIZATION, CONNECTION};
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::answer::random;
-use super::error::ApiError;
+use super::error::{ApiError, ErrorLabel};
 use super::{ServerState, health};
-use crate::request::Tenant;
+use crate::generation::Refusal;
+use crate::request::{Reject, Tenant};
+
+/// The routes whose requests are admitted or refused.
+const GENERATE: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
 
 /// A key of which only the digest is kept.
 pub struct Key([u8; 32]);
@@ -66,6 +70,14 @@ impl Keys {
         Self(shared.into_iter().chain(named).collect())
     }
 
+    /// Every key that may pay, by what it is called in metrics and logs.
+    pub fn payers(&self) -> Vec<String> {
+        let nobody = Tenant::default();
+        let payer = |caller: &Option<Caller>| self.payer(caller.as_ref().map_or(&nobody, |c| &c.tenant));
+        let open = self.0.is_empty().then(|| self.payer(&nobody));
+        open.into_iter().chain(self.0.iter().map(|(_, caller)| payer(caller))).collect()
+    }
+
     /// Who pays for a tenant's requests, in metrics and logs: the tenant by its name, or else the key that all share.
     pub fn payer(&self, tenant: &Tenant) -> String {
         let shared = self.0.iter().find(|(_, caller)| caller.is_none());
@@ -105,6 +117,7 @@ pub async fn pass(State(state): State<Arc<ServerState>>, mut request: Request, n
     };
     let mut response = match check(&state, &request) {
         Ok(caller) => {
+            request.extensions_mut().insert(RequestId(id.clone()));
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
@@ -123,6 +136,10 @@ pub async fn pass(State(state): State<Arc<ServerState>>, mut request: Request, n
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();
+    if let Some(ErrorLabel(code)) = response.extensions().get() {
+        state.metrics.error(code);
+        tracing::debug!(request_id = id, status, code, "an error");
+    }
     state.metrics.http(handler.as_deref().unwrap_or("none"), &method, status, began.elapsed());
     response
 }
@@ -140,9 +157,21 @@ fn check(state: &ServerState, request: &Request) -> Result<Option<Caller>, ApiEr
     }
     let caller = state.keys.admit(headers)?;
     if state.refuses() && request.uri().path() != "/metrics" {
+        if request.method() == Method::POST && GENERATE.contains(&request.uri().path()) {
+            state.metrics.refused(&Refusal::Rejected(Reject::Draining));
+        }
         return Err(ApiError::Draining);
     }
     Ok(caller)
+}
+
+/// The request's id, for its handler.
+#[derive(Debug, Clone)]
+struct RequestId(String);
+
+/// The id of a request that has passed.
+pub fn id_of(request: &Request) -> String {
+    request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
 }
 
 /// The client's id if it is a sane one, else one of ours.

@@ -121,9 +121,13 @@ pub enum ApiError {
     /// The server drains.
     #[error("The server is shutting down and takes no new requests.")]
     Draining,
-    /// The engine has stopped.
+    /// The engine has stopped, and nothing was done.
     #[error("The engine is unavailable: {0}")]
     EngineDown(String),
+    /// The engine has stopped, or was told to, while it worked on the request: another try may do better, but who makes
+    /// it should know that this one may be the reason.
+    #[error("The engine is unavailable: {0}")]
+    EngineFailed(String),
     /// The request failed through no fault of its own, and would again.
     #[error("{0}")]
     Internal(String),
@@ -187,6 +191,10 @@ impl ApiError {
             Self::EngineDown(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("engine_unavailable"), None)
             }
+            // No 503, which proxies ask another server for: that is for what was not begun.
+            Self::EngineFailed(_) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("engine_unavailable"), None)
+            }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, Some(false)),
         };
         Row { status, kind, code, should_retry }
@@ -212,6 +220,29 @@ impl ApiError {
         self.row().code
     }
 
+    /// Every label there is.
+    pub const LABELS: [&str; 12] = [
+        "invalid_request",
+        "invalid_value",
+        "context_length_exceeded",
+        "invalid_api_key",
+        "model_not_found",
+        "deadline_exceeded",
+        "queue_full",
+        "deadline_unmet",
+        "not_ready",
+        "draining",
+        "engine_unavailable",
+        "internal",
+    ];
+
+    /// The code for metrics and logs, where every error has one.
+    pub fn label(&self) -> &'static str {
+        let row = self.row();
+        let without = if row.status.is_server_error() { "internal" } else { "invalid_request" };
+        row.code.unwrap_or(without)
+    }
+
     /// Seconds after which to try again.
     fn retry_after(&self) -> Option<u64> {
         match self {
@@ -219,9 +250,11 @@ impl ApiError {
                 Some(retry_after.map_or(RETRY_AFTER_S, |time| time.as_secs()))
             }
             Self::DeadlineUnmet { retry_after, .. } => retry_after.map(|time| time.as_secs()),
-            Self::TooManyBodies(_) | Self::NotReady | Self::Draining | Self::EngineDown(_) => {
-                Some(RETRY_AFTER_S)
-            }
+            Self::TooManyBodies(_)
+            | Self::NotReady
+            | Self::Draining
+            | Self::EngineDown(_)
+            | Self::EngineFailed(_) => Some(RETRY_AFTER_S),
             _ => None,
         }
     }
@@ -301,11 +334,16 @@ struct ErrorObject {
     code: Option<&'static str>,
 }
 
+/// Of a response that is an error: [`ApiError::label`].
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorLabel(pub &'static str);
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let row = self.row();
         let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = row.status;
+        response.extensions_mut().insert(ErrorLabel(self.label()));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(retry) = row.should_retry {

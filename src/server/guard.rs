@@ -40,7 +40,8 @@ impl Link {
         self.0.open.load(Ordering::Acquire) > 0
     }
 
-    fn begun(&self) -> usize {
+    /// Requests so far.
+    pub fn begun(&self) -> usize {
         self.0.begun.load(Ordering::Acquire)
     }
 

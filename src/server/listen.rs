@@ -7,8 +7,9 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -16,10 +17,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
@@ -35,6 +35,8 @@ const SEND_BUFFER: u32 = 256 << 10;
 const BACKLOG: u32 = 1024;
 /// Connections beyond the limit that are looked at: a probe is answered, others wait for a place as long as no more come.
 const LOBBY: usize = 128;
+/// What the first request of a connection needs to get here.
+const FIRST_WORDS: Duration = Duration::from_millis(500);
 /// For how long what a client still sends is read when its last response is out: a connection that is closed with bytes
 /// unread takes the response with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -110,24 +112,22 @@ pub async fn serve(
     signals: &mut Signals,
     times: DrainTimes,
 ) -> Ended {
-    let connections = GracefulShutdown::new();
+    let end = watch::Sender::new(false);
     let ended = tokio::select! {
-        never = accept(listener, &state, &connections) => match never {},
+        never = accept(listener, &state, &end) => match never {},
         ended = drain(&state, signals, times) => ended,
     };
     // Connections that rest are closed; those that just ended an answer get it out.
-    let closed = timeout(LAST_WORDS, connections.shutdown());
+    end.send_replace(true);
+    let closed = timeout(LAST_WORDS, end.closed());
     if ended != Ended::Forced && !signals.leave_time_for(closed).await {
         return Ended::Forced;
     }
     ended
 }
 
-async fn accept(
-    listener: TcpListener,
-    state: &Arc<ServerState>,
-    connections: &GracefulShutdown,
-) -> Infallible {
+/// `end` is told to connections, which hold it until they are closed.
+async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
     let lobby = Lobby::new(LOBBY);
@@ -135,11 +135,11 @@ async fn accept(
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
-                let (watcher, seat) = (connections.watcher(), lobby.enter());
+                let (end, seat) = (end.subscribe(), lobby.enter());
                 tokio::spawn(async move {
                     match admit(&stream, permits, seat).await {
                         Admitted::With(permit) => {
-                            Connection { state, router, permit }.run(stream, watcher).await;
+                            Connection { state, router, permit }.run(stream, end).await;
                         }
                         Admitted::AsProbe => answer_once(stream, Arc::clone(&state.board)).await,
                         Admitted::Not => {}
@@ -198,6 +198,17 @@ async fn is_probe(stream: &TcpStream) -> bool {
     false
 }
 
+/// Resolves when a connection must not wait for another request: at the end of the shutdown, or a little later where it has
+/// had none yet, since whoever has just come is told to go elsewhere, not hung up on.
+async fn told_to_end(mut end: watch::Receiver<bool>, link: Link) -> watch::Receiver<bool> {
+    let _ended = end.wait_for(|end| *end).await.is_ok();
+    let since = Instant::now();
+    while link.begun() == 0 && since.elapsed() < FIRST_WORDS {
+        sleep(Duration::from_millis(5)).await;
+    }
+    end
+}
+
 /// Reads to the end, for nothing.
 async fn swallow(stream: &TcpStream) {
     let mut sink = [0; 16 << 10];
@@ -228,7 +239,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, watcher: Watcher) {
+    async fn run(self, stream: TcpStream, end: watch::Receiver<bool>) {
         let Self { state, router, permit } = self;
         // Without it each token would wait for the acknowledgement of the last.
         let _unsupported = stream.set_nodelay(true);
@@ -236,6 +247,7 @@ impl Connection {
         let stream = Arc::new(stream);
         let rest = Arc::clone(&stream);
         let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
+        let told = told_to_end(end, link.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let busy = link.begin(&state);
             let answer = router.clone().oneshot(request.map(Body::new));
@@ -247,7 +259,8 @@ impl Connection {
                 }
             }
         });
-        let connection = http1::Builder::new()
+        let mut builder = http1::Builder::new();
+        let connection = builder
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .max_buf_size(HEAD_BUFFER)
@@ -255,7 +268,15 @@ impl Connection {
             // Events are short: copied into one buffer they cost the system less than as a list of pieces.
             .writev(false)
             .serve_connection(io, service);
-        match watcher.watch(connection).await {
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            _held = told => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        match ended {
             Ok(()) => _ = timeout(LINGER, swallow(&rest)).await,
             Err(error) => tracing::debug!(%error, "a connection ended early"),
         }

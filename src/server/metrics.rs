@@ -11,16 +11,18 @@ pub mod names;
 mod tracker;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    Opts, Registry,
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts,
+    Registry,
 };
 
 use super::Board;
 use super::answer::unix_time;
+use super::error::ApiError;
 use crate::engine::{BLOCK_TOKENS, EngineHandle, Payer, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;
@@ -42,8 +44,12 @@ pub struct Metrics {
     requests: Arc<RequestMetrics>,
     http: IntCounterVec,
     http_time: HistogramVec,
+    errors: IntCounterVec,
     admissions: IntCounterVec,
     keys: Keys,
+    reading: Gauge,
+    /// Of the text of the last scrape.
+    length: AtomicUsize,
 }
 
 /// What is copied from elsewhere when scraped.
@@ -99,11 +105,6 @@ impl Maker<'_> {
         self.keep(IntCounterVec::new(options, labels))
     }
 
-    fn seconds(&self, name: &str) -> CounterVec {
-        let (options, labels) = Self::options(name);
-        self.keep(CounterVec::new(options, labels))
-    }
-
     fn histogram(&self, name: &str, buckets: &[f64]) -> Histogram {
         let options = HistogramOpts::from(Self::options(name).0).buckets(buckets.to_vec());
         self.keep(Histogram::with_opts(options))
@@ -113,9 +114,9 @@ impl Maker<'_> {
 impl Metrics {
     /// `model` is the value of the label `model_name` on all of them.
     pub fn new(model: &str, engine: &EngineHandle) -> Self {
-        let labels = [("model_name", model), ("engine", "0")];
-        let labels: HashMap<String, String> =
-            labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let common = [("model_name", model), ("engine", "0")];
+        let common = common.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let labels = HashMap::from(common.clone());
         let registry = Registry::new_custom(None, Some(labels)).expect("the labels are valid");
         let make = Maker(&registry);
         let config = engine.config();
@@ -134,20 +135,28 @@ impl Metrics {
         make.gauge("process_start_time_seconds").set(unix_time() as f64);
         register_meters(&make, engine);
         let admissions = make.counters("octant_admissions_total");
-        for decision in ["admitted", "queue_full"] {
+        for decision in DECISIONS {
             admissions.with_label_values(&[decision]);
         }
-        let keys = Keys {
-            requests: make.counters("octant_key_requests_total"),
-            queue: make.seconds("octant_key_queue_seconds_total"),
-            prefill: make.seconds("octant_key_prefill_seconds_total"),
-            decode: make.seconds("octant_key_decode_seconds_total"),
-            kv_block_seconds: make.seconds("octant_key_kv_block_seconds_total"),
-            tokens: make.counters("octant_key_tokens_total"),
-            known: Mutex::default(),
-        };
+        let errors = make.counters("octant_http_errors_total");
+        for code in ApiError::LABELS {
+            errors.with_label_values(&[code]);
+        }
+        let keys = Keys::new(common.to_vec());
+        let reading = make.gauge("octant_requests_reading");
         let http = make.counters("http_requests_total");
-        Self { registry, copied, requests, http, http_time, admissions, keys }
+        Self {
+            registry,
+            copied,
+            requests,
+            http,
+            http_time,
+            errors,
+            admissions,
+            keys,
+            reading,
+            length: AtomicUsize::new(0),
+        }
     }
 
     /// Begins to measure an admitted request.
@@ -156,12 +165,22 @@ impl Metrics {
         Tracker::new(Arc::clone(&self.requests), admitted, generation)
     }
 
+    /// So many bodies are on their way.
+    pub fn reading(&self, bodies: usize) {
+        self.reading.set(bodies as f64);
+    }
+
     /// Counts a request that was refused.
     pub fn refused(&self, refusal: &Refusal) {
         self.admissions.with_label_values(&[decision(refusal)]).inc();
     }
 
-    /// The counters of a key, and the label that it has.
+    /// Has counters of a key of the operator's from now on, whatever users there will be.
+    pub fn register_key(&self, label: &str) {
+        self.keys.register(label);
+    }
+
+    /// The counters of a key or user, and the label that it has.
     pub fn payer(&self, key: &str) -> (String, Arc<Payer>) {
         self.keys.payer(key)
     }
@@ -173,6 +192,11 @@ impl Metrics {
         self.http_time.with_label_values(&[handler, method]).observe(took.as_secs_f64());
     }
 
+    /// Counts a response that is an error, by its label.
+    pub fn error(&self, label: &str) {
+        self.errors.with_label_values(&[label]).inc();
+    }
+
     /// The text of a scrape.
     pub fn render(&self, stats: &Stats, board: &Board, format: Format) -> String {
         let families = {
@@ -180,7 +204,13 @@ impl Metrics {
             copied.set(stats, board);
             self.registry.gather()
         };
-        exposition::write(&families, format)
+        // It grows little from one scrape to the next.
+        let mut out = String::with_capacity(self.length.load(Ordering::Relaxed) + (4 << 10));
+        exposition::write(&families, format, &mut out);
+        self.keys.write(format, &mut out);
+        exposition::write_end(format, &mut out);
+        self.length.store(out.len(), Ordering::Relaxed);
+        out
     }
 }
 
@@ -194,6 +224,19 @@ fn register_meters(make: &Maker<'_>, engine: &EngineHandle) {
     }
     make.keep(Ok(meters.recomputed));
 }
+
+/// What decides about a request, all of it.
+const DECISIONS: [&str; 9] = [
+    "admitted",
+    "queue_full",
+    "busy",
+    "deadline_unmet",
+    "draining",
+    "engine_down",
+    "too_long",
+    "invalid",
+    "internal",
+];
 
 /// What a refusal was decided by.
 fn decision(refusal: &Refusal) -> &'static str {

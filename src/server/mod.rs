@@ -161,8 +161,10 @@ impl ServerState {
         board.started(generator.engine().pulse());
         let metrics = Metrics::new(&settings.models[0], generator.engine());
         let max_reading = settings.http.max_reading;
+        let keys = Keys::new(settings.api_key.as_deref(), &settings.named_keys);
+        keys.payers().iter().for_each(|payer| metrics.register_key(payer));
         Arc::new(Self {
-            keys: Keys::new(settings.api_key.as_deref(), &settings.named_keys),
+            keys,
             generator,
             settings,
             limits,

@@ -63,15 +63,17 @@ pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let id = door::id_of(&request);
     let (place, caller, map) = enter(&state, request, Kind::Chat).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Chat).await
+    answer(state, place, valid, Kind::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let id = door::id_of(&request);
     let (place, caller, map) = enter(&state, request, Kind::Text).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Text).await
+    answer(state, place, valid, Kind::Text, id).await
 }
 
 /// One place in the queue, whose request it is where the key says so, and the body. Whom the queue cannot hold need not send
@@ -127,6 +129,7 @@ fn describe(state: &ServerState, name: &str) -> Value {
 async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::asked(accept);
+    state.metrics.reading(state.reading.seated());
     let text = state.metrics.render(&state.generator.engine().stats(), &state.board, format);
     ([(CONTENT_TYPE, format.content_type())], text)
 }

@@ -376,8 +376,10 @@ fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
             let text = format!("expected at most {MAX_USER_BYTES} bytes, got {}", user.len());
             Err(ApiError::invalid("user", text))
         }
+        // An empty name is nobody's.
         user => {
-            Ok(Tenant { name: user.map(|user| format!("user:{user}")).unwrap_or_default().into(), weight: 1 })
+            let name = user.filter(|user| !user.is_empty()).map(|user| format!("user:{user}"));
+            Ok(Tenant { name: name.unwrap_or_default().into(), weight: 1 })
         }
     }
 }

@@ -191,3 +191,13 @@ fn keys_come_from_a_file_that_no_error_quotes() {
         refuses(&serve(&["--model", &tiny(), flag, value], &[]), 2, &[flag, "expected"]);
     }
 }
+
+#[test]
+fn nothing_is_no_limit_and_no_time() {
+    for flag in
+        ["--max-queue-requests", "--max-queue-tokens", "--stall-timeout", "--step-timeout", "--write-timeout"]
+    {
+        let output = serve(&["--model", &tiny(), flag, "0"], &[]);
+        refuses(&output, 2, &[flag, "expected at least 1, got 0"]);
+    }
+}

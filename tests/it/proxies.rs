@@ -1,7 +1,10 @@
 //! The files of `deploy/`, for real: HAProxy and nginx before two servers of two processes, under load.
 //!
-//! The servers simulate GPUs, so that they answer at a known pace and leave this machine's processors alone. Where a
-//! proxy is not installed its tests say so and end.
+//! The servers simulate GPUs, so that they answer at a known pace and leave this machine's processors alone; in `retries`
+//! they are scripted. Where a proxy is not installed its tests say so and end, or fail where `OCTANT_REQUIRE_PROGRAMS` is 1;
+//! where `OCTANT_SKIP_PROXIES` is 1 they do nothing.
+
+mod retries;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -23,6 +26,9 @@ const CLIENTS: usize = 6;
 /// At 17 ms each they take longer than the grace, which is a second.
 const STREAM_TOKENS: usize = 90;
 const PATIENCE: Duration = Duration::from_secs(30);
+/// OpenAI's libraries wait for 0.375 to 0.5 s before they try again. Without any wait one may meet the port of a process that is
+/// being killed before the system has closed it: HAProxy does not ask again whoever took a connection and broke it.
+const BACKOFF: Duration = Duration::from_millis(375);
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -184,6 +190,7 @@ impl Clients {
                     for _ in 0..retries {
                         if outcome.is_err() {
                             load.retried.fetch_add(1, Ordering::Relaxed);
+                            std::thread::sleep(BACKOFF);
                             outcome = complete(port, stream, tokens);
                         }
                     }
@@ -212,15 +219,42 @@ impl Clients {
     }
 }
 
-/// A program, wherever Debian puts it.
+/// A program, wherever Debian puts it; `None` where its tests are to be left out.
 fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').chain(["/usr/sbin", "/usr/local/sbin"]);
     let found = folders.map(|folder| Path::new(folder).join(name)).find(|file| file.is_file());
+    let is_one = |variable: &str| std::env::var(variable).is_ok_and(|value| value == "1");
+    found_or_skipped(name, found, is_one("OCTANT_SKIP_PROXIES"), is_one("OCTANT_REQUIRE_PROGRAMS"))
+}
+
+fn found_or_skipped(name: &str, found: Option<PathBuf>, skip: bool, require: bool) -> Option<PathBuf> {
+    if skip {
+        eprintln!("skipped: OCTANT_SKIP_PROXIES=1");
+        return None;
+    }
+    assert!(
+        found.is_some() || !require,
+        "{name} is not installed; OCTANT_SKIP_PROXIES=1 leaves its tests out"
+    );
     if found.is_none() {
         eprintln!("skipped: {name} is not installed");
     }
     found
+}
+
+#[test]
+fn a_program_that_is_missing_fails_the_tests_where_it_is_required() {
+    let file = || Some(PathBuf::from("/usr/sbin/nginx"));
+    let missing = |skip, require| {
+        let outcome = std::panic::catch_unwind(|| found_or_skipped("nginx", None, skip, require));
+        outcome.map_err(|panic| panic.downcast::<String>().expect("it says what is missing"))
+    };
+    assert_eq!(found_or_skipped("nginx", file(), false, true), file());
+    assert_eq!(found_or_skipped("nginx", file(), true, true), None, "left out is left out");
+    assert_eq!(missing(false, false), Ok(None), "a newcomer's run is well without");
+    assert_eq!(missing(true, true), Ok(None));
+    assert!(missing(false, true).unwrap_err().starts_with("nginx is not installed"));
 }
 
 /// A file of `deploy/` with the addresses of a test.

@@ -19,19 +19,21 @@ pub enum Format {
 }
 
 impl Format {
-    /// What the `Accept` header asks for: OpenMetrics if it is named, and preferred to plain text.
+    /// What the `Accept` header asks for: OpenMetrics if it is wanted, and no less than plain text. A range that names
+    /// more of a type says more about it; of several alike the most wanted counts.
     pub fn asked(accept: &str) -> Self {
-        let quality = |kind: &str| {
-            let ranges = accept.split(',').filter_map(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case(kind));
-                let quality = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f64>().ok());
-                named.then_some(quality.unwrap_or(1.0))
-            });
-            ranges.fold(0.0, f64::max)
+        let ranges: Vec<(&str, f64)> = accept.split(',').map(range).collect();
+        let quality = |kinds: &[&str]| {
+            let of = |kind: &&str| {
+                let named = ranges.iter().filter(|(name, _)| name.eq_ignore_ascii_case(kind));
+                named.map(|(_, quality)| *quality).reduce(f64::max)
+            };
+            kinds.iter().find_map(of).unwrap_or(0.0)
         };
-        let open = quality("application/openmetrics-text");
-        if open > 0.0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Text }
+        // Who takes whatever there is gets what all read.
+        let open = quality(&["application/openmetrics-text"]);
+        let text = quality(&["text/plain", "text/*", "*/*"]);
+        if open > 0.0 && open >= text { Self::OpenMetrics } else { Self::Text }
     }
 
     /// The header of the response.
@@ -43,19 +45,42 @@ impl Format {
     }
 }
 
+/// A range of the `Accept` header, and how much it is wanted, which without a word is 1.
+fn range(text: &str) -> (&str, f64) {
+    let mut parts = text.split(';').map(str::trim);
+    let name = parts.next().unwrap_or_default();
+    let quality = parts.find_map(|part| {
+        let (name, value) = part.split_once('=')?;
+        name.trim_end().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f64>().unwrap_or(0.0))
+    });
+    (name, quality.unwrap_or(1.0))
+}
+
 /// Writes all families, each also under the name that it had of old.
-pub fn write(families: &[MetricFamily], format: Format) -> String {
-    let mut out = String::with_capacity(64 << 10);
+pub fn write(families: &[MetricFamily], format: Format, out: &mut String) {
     for family in families {
-        write_family(family, family.name(), format, &mut out);
+        write_family(family, family.name(), format, out);
         for (old, _) in ALIASES.iter().filter(|(_, new)| *new == family.name()) {
-            write_family(family, old, format, &mut out);
+            write_family(family, old, format, out);
         }
     }
+}
+
+/// Marks the end.
+pub fn write_end(format: Format, out: &mut String) {
     if format == Format::OpenMetrics {
         out.push_str("# EOF\n");
     }
-    out
+}
+
+/// What comes before a family's samples.
+pub fn write_title(name: &str, kind: &str, help: &str, format: Format, out: &mut String) {
+    // In OpenMetrics the suffix is the sample's and not the family's.
+    let title = match (format, kind) {
+        (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
+        _ => name,
+    };
+    put(out, format_args!("# HELP {title} {}\n# TYPE {title} {kind}\n", escaped(help)));
 }
 
 fn write_family(family: &MetricFamily, name: &str, format: Format, out: &mut String) {
@@ -64,69 +89,84 @@ fn write_family(family: &MetricFamily, name: &str, format: Format, out: &mut Str
         MetricType::HISTOGRAM => "histogram",
         _ => "gauge",
     };
-    // In OpenMetrics the suffix is the sample's and not the family's.
-    let title = match (format, kind) {
-        (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
-        _ => name,
-    };
-    let help = find(family.name()).map_or(family.help(), |known| known.help);
-    put(out, format_args!("# HELP {title} {}\n# TYPE {title} {kind}\n", escaped(help)));
+    write_title(name, kind, find(family.name()).map_or(family.help(), |known| known.help), format, out);
     for metric in family.get_metric() {
-        let labels = labels(metric.get_label());
-        match family.get_field_type() {
-            MetricType::COUNTER => {
-                sample(out, name, "", &labels, metric.get_counter().get_value());
+        let labels = metric.get_label();
+        let value = match family.get_field_type() {
+            MetricType::COUNTER => metric.get_counter().get_value(),
+            MetricType::HISTOGRAM => {
+                write_histogram(metric, name, format, out);
+                continue;
             }
-            MetricType::HISTOGRAM => write_histogram(metric, name, &labels, format, out),
-            _ => sample(out, name, "", &labels, metric.get_gauge().get_value()),
-        }
+            _ => metric.get_gauge().get_value(),
+        };
+        sample(out, &begin(name, labels), value);
     }
 }
 
-fn write_histogram(metric: &Metric, name: &str, labels: &str, format: Format, out: &mut String) {
+fn write_histogram(metric: &Metric, name: &str, format: Format, out: &mut String) {
     let histogram = metric.get_histogram();
-    let comma = if labels.is_empty() { "" } else { "," };
-    for bucket in histogram.get_bucket() {
-        let bound = number(bucket.upper_bound());
-        let fraction = if format == Format::OpenMetrics && !bound.contains('.') { ".0" } else { "" };
-        let count = bucket.cumulative_count();
-        put(out, format_args!("{name}_bucket{{{labels}{comma}le=\"{bound}{fraction}\"}} {count}\n"));
+    let labels = begin("", metric.get_label());
+    let open = labels.strip_suffix("} ").unwrap_or(&labels);
+    let comma = if metric.get_label().is_empty() { "" } else { "," };
+    let mut bucket = |bound: f64, count: u64| {
+        [name, "_bucket", open, comma, "le=\""].iter().for_each(|part| out.push_str(part));
+        push_number(out, bound);
+        let fraction = format == Format::OpenMetrics && bound.fract() == 0.0;
+        out.push_str(if fraction { ".0\"} " } else { "\"} " });
+        put(out, format_args!("{count}\n"));
+    };
+    for each in histogram.get_bucket() {
+        bucket(each.upper_bound(), each.cumulative_count());
     }
     let count = histogram.get_sample_count();
-    put(out, format_args!("{name}_bucket{{{labels}{comma}le=\"+Inf\"}} {count}\n"));
-    sample(out, name, "_sum", labels, histogram.get_sample_sum());
-    put(out, format_args!("{name}_count{{{labels}}} {count}\n"));
+    bucket(f64::INFINITY, count);
+    sample(out, &format!("{name}_sum{labels}"), histogram.get_sample_sum());
+    put(out, format_args!("{name}_count{labels}{count}\n"));
 }
 
-fn sample(out: &mut String, name: &str, suffix: &str, labels: &str, value: f64) {
-    put(out, format_args!("{name}{suffix}{{{labels}}} {}\n", number(value)));
+/// A sample, after what [`labelled`] has made.
+pub fn sample(out: &mut String, begin: &str, value: f64) {
+    out.push_str(begin);
+    push_number(out, value);
+    out.push('\n');
+}
+
+fn push_number(out: &mut String, value: f64) {
+    match value {
+        f64::INFINITY => out.push_str("+Inf"),
+        f64::NEG_INFINITY => out.push_str("-Inf"),
+        // Most are whole, and much sooner written as integers.
+        value if value.fract() == 0.0 && value.abs() < 1e15 => put(out, format_args!("{}", value as i64)),
+        value => put(out, format_args!("{value}")),
+    }
 }
 
 fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a string takes what it is given");
 }
 
-fn number(value: f64) -> String {
-    match value {
-        f64::INFINITY => "+Inf".to_owned(),
-        f64::NEG_INFINITY => "-Inf".to_owned(),
-        value => value.to_string(),
-    }
+fn begin(name: &str, pairs: &[LabelPair]) -> String {
+    labelled(name, pairs.iter().map(|pair| (pair.name(), pair.value())))
 }
 
-fn labels(pairs: &[LabelPair]) -> String {
-    let mut out = String::new();
-    for pair in pairs {
-        let comma = if out.is_empty() { "" } else { "," };
-        put(&mut out, format_args!("{comma}{}=\"{}\"", pair.name(), escaped(pair.value())));
+/// A sample's name and labels, up to its value.
+pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut out = String::with_capacity(128);
+    out.push_str(name);
+    out.push('{');
+    for (index, (name, value)) in labels.enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        [comma, name, "=\"", &escaped(value), "\""].iter().for_each(|part| out.push_str(part));
     }
+    out.push_str("} ");
     out
 }
 
 /// A value of a label, or a help: what is escaped in the one may be in the other in both formats, but for quotes, which no
 /// help of ours has.
 fn escaped(text: &str) -> Cow<'_, str> {
-    if text.contains(['\\', '"', '\n']) {
+    if text.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
         Cow::Owned(text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
     } else {
         Cow::Borrowed(text)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use prometheus::{Histogram, IntCounterVec};
 
 use super::Maker;
-use crate::generation::{Cost, Delta, Generation};
+use crate::generation::{Cost, Delta, Failure, Generation};
 
 const TTFT: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -47,7 +47,7 @@ impl RequestMetrics {
     pub(super) fn new(make: &Maker<'_>, max_model_len: usize) -> Self {
         let tokens = token_buckets(max_model_len);
         let finished = make.counters("vllm:request_success_total");
-        for reason in ["stop", "length", "abort", "error"] {
+        for reason in ["stop", "length", "abort", "deadline", "error"] {
             finished.with_label_values(&[reason]);
         }
         Self {
@@ -81,6 +81,8 @@ fn token_buckets(most: usize) -> Vec<f64> {
 pub struct Admitted {
     /// Of the answer, for the log.
     pub id: String,
+    /// Of the HTTP request, for the log: `x-request-id`.
+    pub request_id: String,
     /// Of whoever pays.
     pub key: String,
     /// When it had been read and found valid.
@@ -105,6 +107,8 @@ struct Choice {
     cost: Cost,
     /// How it ended, once it has.
     ended: Option<&'static str>,
+    /// Whether its time in the queue has been counted.
+    queue_told: bool,
 }
 
 impl Tracker {
@@ -118,6 +122,7 @@ impl Tracker {
             last_token: None,
             cost: Cost::default(),
             ended: None,
+            queue_told: false,
         };
         let choices = generation.prompt_lengths().map(choice).collect();
         Self { metrics, admitted, submitted: generation.submitted(), choices, ended: None }
@@ -159,10 +164,13 @@ impl Tracker {
         self.choices[index].cost = cost;
     }
 
-    /// Counts all that is still open as failed, having cost so much so far.
-    pub fn failed(&mut self, costs: &[Cost]) {
+    /// Counts all that is still open as failed, by the server or by the client's deadline, having cost so much so far.
+    pub fn failed(&mut self, failure: &Failure, costs: &[Cost]) {
         self.set_costs(costs);
-        self.finish_all("error");
+        self.finish_all(match failure {
+            Failure::Engine(_) => "error",
+            Failure::Late => "deadline",
+        });
     }
 
     fn set_costs(&mut self, costs: &[Cost]) {
@@ -186,11 +194,14 @@ impl Tracker {
         metrics.e2e.observe(self.admitted.arrived.elapsed().as_secs_f64());
         metrics.prompt.observe(choice.prompt as f64);
         metrics.generation.observe(f64::from(choice.tokens));
+        if choice.first_token.is_some() || choice.cost.queue > 0.0 {
+            choice.queue_told = true;
+            metrics.queue.observe(choice.cost.queue);
+        }
         if let (Some(first), Some(last)) = (choice.first_token, choice.last_token) {
             let queue = Duration::try_from_secs_f64(choice.cost.queue).unwrap_or_default();
             let started = self.submitted + queue;
             let since = |later: Instant, earlier| later.saturating_duration_since(earlier).as_secs_f64();
-            metrics.queue.observe(choice.cost.queue);
             metrics.prefill.observe(since(first, started));
             metrics.decode.observe(since(last, first));
             metrics.inference.observe(since(last, started));
@@ -203,12 +214,13 @@ impl Tracker {
     }
 
     /// One line for each request, whatever became of it.
-    fn log(&self) {
+    fn log(&self, ended_at: Instant) {
         let cost = self.choices.iter().fold(Cost::default(), |sum, choice| sum.and(choice.cost));
         let ended: Vec<&str> = self.choices.iter().filter_map(|choice| choice.ended).collect();
         let millis = |seconds: f64| (seconds * 1e6).round() / 1e3;
         tracing::info!(
             id = self.admitted.id,
+            request_id = self.admitted.request_id,
             key = self.admitted.key,
             ended = ended.join(","),
             prompt_tokens = self.choices.iter().map(|choice| choice.prompt).sum::<usize>(),
@@ -220,8 +232,7 @@ impl Tracker {
             prefill_ms = millis(cost.prefill),
             decode_ms = millis(cost.decode),
             kv_block_s = millis(cost.kv_block_seconds) / 1e3,
-            total_ms =
-                millis((self.ended.unwrap_or_else(Instant::now) - self.admitted.arrived).as_secs_f64()),
+            total_ms = millis(ended_at.saturating_duration_since(self.admitted.arrived).as_secs_f64()),
             "request"
         );
     }
@@ -230,8 +241,15 @@ impl Tracker {
 impl Drop for Tracker {
     fn drop(&mut self) {
         self.finish_all("abort");
+        let ended = *self.ended.get_or_insert_with(Instant::now);
+        // Who never got a token waited too, or overload would look better than it is: as long as the engine says by now, or if
+        // it does not, all the time.
+        for choice in self.choices.iter().filter(|choice| !choice.queue_told) {
+            let all = ended.saturating_duration_since(self.submitted).as_secs_f64();
+            self.metrics.queue.observe(if choice.cost.queue > 0.0 { choice.cost.queue } else { all });
+        }
         let longest = self.choices.iter().map(|choice| choice.tokens).max().unwrap_or(0);
         self.metrics.longest.observe(f64::from(longest));
-        self.log();
+        self.log(ended);
     }
 }

@@ -183,6 +183,17 @@ async fn a_deadline_that_passes_ends_the_request_and_nobody_elses() {
     let (beside, ()) = tokio::join!(house.post(CHAT, long(json!({}))), late);
     assert_eq!(content(&beside), alone);
     house.until_empty().await;
+    let reply = house.get("/metrics").await;
+    let ended = |reason: &str| {
+        metric(reply.text(), "vllm:request_success_total", &[&format!("finished_reason=\"{reason}\"")])
+    };
+    assert_eq!(
+        (ended("deadline"), ended("error"), ended("length")),
+        (3.0, 0.0, 2.0),
+        "no fault of the server"
+    );
+    let late = metric(reply.text(), "octant_http_errors_total", &["code=\"deadline_exceeded\""]);
+    assert_eq!(late, 1.0, "within a stream it is no response");
     assert_eq!(house.get("/health/ready").await.status, 200);
 }
 
@@ -203,6 +214,10 @@ async fn a_deadline_passes_in_the_queue_too() {
     let (first, ()) = tokio::join!(house.post(CHAT, long(json!({}))), late);
     assert_eq!(first.status, 200);
     house.until_empty().await;
+    let reply = house.get("/metrics").await;
+    let queue = |of: &str| metric(reply.text(), &format!("vllm:request_queue_time_seconds_{of}"), &[]);
+    assert_eq!(queue("count"), 2.0, "who never began has waited too");
+    assert!(queue("sum") > 0.6, "{}", queue("sum"));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use octant::server::board::Phase;
@@ -11,7 +12,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::client::{Connection, send};
-use super::house::{BOS, House, Plan, chat_body};
+use super::house::{BOS, House, Plan, chat_body, metric};
 use crate::fake::FakeExecutor;
 
 /// Steps of 10 ms, so that a stream of `running` takes about a second and a half.
@@ -53,6 +54,12 @@ async fn readiness_goes_first_then_new_requests_then_the_last_stream_ends_well()
     assert_eq!(refused.error(), (503, Some("draining".into()), None));
     assert_eq!((refused.header("retry-after"), refused.header("connection")), (Some("1"), Some("close")));
     assert_eq!(house.get("/health/ready").await.status, 503);
+    assert_eq!(house.get("/v1/models").await.status, 503);
+    let metrics = house.get("/metrics").await;
+    let counted = |decision: &str| {
+        metric(metrics.text(), "octant_admissions_total", &[&format!("decision=\"{decision}\"")])
+    };
+    assert_eq!((counted("admitted"), counted("draining")), (2.0, 1.0), "a list of models is no generation");
     for connection in [&mut stream, &mut late] {
         let text = connection.until("data: [DONE]\n\n").await;
         assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
@@ -81,7 +88,7 @@ async fn what_outlasts_the_timeout_gets_an_error_in_its_stream() {
         ),
         "{last}"
     );
-    assert_eq!(plain.error(), (503, Some("engine_unavailable".into()), None));
+    assert_eq!(plain.error(), (500, Some("engine_unavailable".into()), None), "it had begun");
     assert_eq!(house.served.await.expect("it ends"), Ended::Cut(2));
     tokio::task::spawn_blocking(|| house.thread.join()).await.expect("joined").expect("no failure");
 }
@@ -150,6 +157,22 @@ async fn what_is_begun_before_there_is_anything_to_drain_ends_at_the_first_signa
 }
 
 #[tokio::test]
+async fn whoever_comes_last_is_told_to_go_elsewhere() {
+    let house = house(0, 60_000);
+    let mut fresh = Connection::open(house.address).await;
+    // It is accepted by the time that another, which came later, is answered.
+    assert_eq!(house.get("/health/live").await.status, 200);
+    house.signals.send(()).await.expect("the server runs");
+    while house.board.phase() < Phase::Drained {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    fresh.request("POST", "/v1/completions", &[], b"{}").await;
+    assert_eq!(fresh.reply().await.error(), (503, Some("draining".into()), None));
+    assert_eq!(house.served.await.expect("it ends"), Ended::Drained);
+}
+
+#[tokio::test]
 async fn resting_connections_do_not_hold_a_shutdown_up() {
     let house = house(0, 60_000);
     let mut resting = Connection::open(house.address).await;
@@ -207,4 +230,34 @@ async fn a_first_signal_during_a_drain_of_the_admins_is_not_a_second() {
     assert!(!house.served.is_finished());
     house.signals.send(()).await.expect("the server runs");
     assert_eq!(house.served.await.expect("it ends"), Ended::Forced);
+}
+
+/// `octant drain`, which ends by itself.
+async fn octant_drain(admin: String, wait: &'static str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+    command.env_clear().args(["drain", "--admin", &admin, "--wait", wait]);
+    tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs")
+}
+
+#[tokio::test]
+async fn the_drain_command_takes_names_of_hosts_and_says_what_became_of_it() {
+    let house = house(0, 10_000);
+    let (_side, admin) = admin(&house);
+    let mut stream = running(&house).await;
+    let by_name = format!("localhost:{}", admin.port());
+    let begun = octant_drain(by_name.clone(), "false").await;
+    let said = String::from_utf8_lossy(&begun.stdout);
+    assert!(begun.status.success() && said.contains("\"ready\":false"), "{begun:?}");
+    let text = stream.until("data: [DONE]\n\n").await;
+    assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
+    let done = octant_drain(by_name, "true").await;
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && said.contains("\"phase\":\"drained\""), "{done:?}");
+    house.signals.send(()).await.expect("the server runs");
+    assert_eq!(house.served.await.expect("it ends"), Ended::Drained);
+    for nowhere in ["localhost:1", "localhost"] {
+        let lost = octant_drain(nowhere.to_owned(), "true").await;
+        let said = String::from_utf8_lossy(&lost.stderr);
+        assert!(lost.status.code() == Some(1) && said.contains(nowhere), "{lost:?}");
+    }
 }

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use octant::server::error::ApiError;
 use octant::server::{Board, bind, while_starting};
 use serde_json::json;
 
 use super::client::{self, Connection};
-use super::house::{BOS, Plan, chat_body, config};
+use super::house::{BOS, Plan, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
 /// A token that makes the fake model compute NaN.
@@ -63,6 +64,54 @@ async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
         assert_eq!(health.status, 503);
         assert_eq!(health.json()["reason"], "the engine has failed: the device is lost");
     }
+}
+
+/// Proxies ask another server for what has a 503: it must not have been begun. Clients' libraries try a 500 again.
+#[tokio::test]
+async fn a_request_whose_engine_fails_is_a_500_that_may_be_tried_again() {
+    let executor = FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost");
+    let house = Plan::new().over(executor);
+    let reply = house.chat("abcdef", json!({})).await;
+    assert_eq!(reply.error(), (500, Some("engine_unavailable".into()), None));
+    assert_eq!((reply.header("x-should-retry"), reply.header("retry-after")), (None, Some("1")));
+    assert_eq!(house.chat("abc", json!({})).await.error(), (503, Some("engine_unavailable".into()), None));
+    let text = house.get("/metrics").await;
+    let count = |name: &str, label: &str| metric(text.text(), name, &[label]);
+    assert_eq!(count("octant_http_errors_total", "code=\"engine_unavailable\""), 2.0);
+    assert_eq!(count("vllm:request_success_total", "finished_reason=\"error\""), 1.0);
+}
+
+#[test]
+fn every_error_has_a_label_that_metrics_know() {
+    let text = || "text".to_owned();
+    for error in [
+        ApiError::Malformed(text()),
+        ApiError::invalid("a", "b"),
+        ApiError::unsupported("a", "b"),
+        ApiError::ContextLength { param: "prompt", limit: 1, prompt: 1, completion: 1 },
+        ApiError::ContextBytes { param: "prompt", limit: 1, bytes: 1 },
+        ApiError::BadKey,
+        ApiError::ModelNotFound(text()),
+        ApiError::NoRoute(text()),
+        ApiError::NoMethod(text()),
+        ApiError::TooSlow(1),
+        ApiError::TooLarge(1),
+        ApiError::MediaType(text()),
+        ApiError::HeadersTooLarge(1, 1),
+        ApiError::QueueFull { message: text(), retry_after: None },
+        ApiError::DeadlineUnmet { message: text(), retry_after: None },
+        ApiError::TooManyBodies(9),
+        ApiError::DeadlineExceeded,
+        ApiError::NotReady,
+        ApiError::Draining,
+        ApiError::EngineDown(text()),
+        ApiError::EngineFailed(text()),
+        ApiError::Internal(text()),
+    ] {
+        assert!(ApiError::LABELS.contains(&error.label()), "{error:?}: {}", error.label());
+        assert!(error.code().is_none_or(|code| code == error.label()));
+    }
+    assert_eq!(ApiError::Internal(text()).label(), "internal");
 }
 
 #[tokio::test]

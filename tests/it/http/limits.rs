@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Connection, Reply, send};
-use super::house::{BOS, House, Plan, chat_body, config};
+use super::house::{BOS, House, Plan, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -214,6 +214,27 @@ async fn connections_are_counted_and_more_wait() {
     assert_eq!(house.get("/version").await.status, 200);
 }
 
+#[tokio::test]
+async fn http_2_is_refused_and_disturbs_nobody() {
+    let plan = small();
+    let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
+    let house = plan.over(executor);
+    let alone = innocent(&house).await;
+    let prior_knowledge = async {
+        for _ in 0..20 {
+            let mut connection = Connection::open(house.address).await;
+            // The preface, and a frame of empty settings.
+            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
+            connection.write(preface).await.expect("open");
+            let answer = connection.rest().await;
+            assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
+        }
+    };
+    let (beside, ()) = tokio::join!(innocent(&house), prior_knowledge);
+    assert_eq!(beside, alone);
+    assert_eq!(house.get("/health/ready").await.status, 200);
+}
+
 /// What no request of another's may change.
 async fn innocent(house: &House) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
@@ -332,6 +353,7 @@ async fn a_body_that_does_not_come_takes_nobodys_place() {
         }
         slow.push(connection);
     }
+    assert_eq!(metric(house.get("/metrics").await.text(), "octant_requests_reading", &[]), 4.0);
     assert_eq!(house.chat("abc", json!({})).await.status, 200);
     // Of more than may be read at once the one that takes longest is sent away; the others are still waited for.
     let refused = slow[0].reply().await;
