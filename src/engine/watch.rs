@@ -72,9 +72,7 @@ impl Watch {
             Moment::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
             // The device has its steps: what this takes it does not see.
             Moment::Telling(updates) => {
-                if let Some(results) = self.results_seen.take() {
-                    self.results(results);
-                }
+                self.catch_up();
                 self.charge(updates, now);
                 self.account.hold(pipeline.scheduler().holdings(), now);
             }
@@ -100,6 +98,13 @@ impl Watch {
         let at_most = at_most.unwrap_or(self.unknown_step);
         self.launched.push_back(Launched { tokens, expected, at_most });
         self.account.launched(plan, pipeline.scheduler().owners(), began, expected);
+    }
+
+    /// Accounts for results that have come.
+    fn catch_up(&mut self) {
+        if let Some(results) = self.results_seen.take() {
+            self.results(results);
+        }
     }
 
     /// The results of the earliest step came at this time: how long did it take?
@@ -142,6 +147,8 @@ impl Watch {
 
     /// A request has ended, or its client has left. Returns what it has cost.
     pub fn close(&mut self, id: RequestId, now: Instant) -> Cost {
+        // Or it would pay in advance for a step that has ended, and for its blocks twice.
+        self.catch_up();
         self.account.close(id, now)
     }
 
