@@ -8,7 +8,7 @@
 //! - Rows fed are tokens computed and tokens computed again, exactly.
 //! - Payers were charged what their requests were told, once each.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -68,6 +68,13 @@ fn payer() -> Arc<Payer> {
     })
 }
 
+/// A request that has not ended.
+struct Entry {
+    opened: f64,
+    /// When it first had a row.
+    started: Option<f64>,
+}
+
 /// Of one life.
 pub struct Books {
     clock: Clock,
@@ -76,10 +83,14 @@ pub struct Books {
     deadlines: Deadlines,
     /// By tenant.
     payers: Vec<Arc<Payer>>,
-    open: BTreeSet<RequestId>,
+    open: BTreeMap<RequestId, Entry>,
     closed: BTreeMap<RequestId, Cost>,
+    /// Tokens of all prompts.
+    prompts: u64,
     /// Tokens in all rows.
     fed: u64,
+    /// Tokens drawn, of requests that had not ended.
+    drawn: u64,
     /// Blocks held since the last look, and those before times their seconds.
     blocks: (f64, usize),
     block_seconds: f64,
@@ -98,9 +109,11 @@ impl Books {
             meters,
             deadlines: Deadlines::default(),
             payers: TENANTS.iter().map(|_| payer()).collect(),
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             closed: BTreeMap::new(),
+            prompts: 0,
             fed: 0,
+            drawn: 0,
             blocks: (clock.now(), 0),
             block_seconds: 0.0,
             metered: 0.0,
@@ -120,6 +133,7 @@ impl Books {
             Moment::Telling(updates) => {
                 let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
                 ended.for_each(|(id, _)| self.deadlines.remove(*id));
+                self.drawn += updates.iter().filter(|(_, update)| update.token.is_some()).count() as u64;
                 self.watch.see(pipeline, Moment::Telling(&mut *updates), now);
                 for (id, update) in updates.iter().filter(|(_, update)| update.finish.is_some()) {
                     self.note(*id, update.cost);
@@ -129,6 +143,10 @@ impl Books {
             }
             Moment::Launched(plan, _) => {
                 self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
+                let now = self.clock.now();
+                for id in pipeline.scheduler().owners() {
+                    self.open.entry(id).and_modify(|entry| _ = entry.started.get_or_insert(now));
+                }
             }
             Moment::Results => {
                 let since = self.clock.now() - self.blocks.0;
@@ -149,16 +167,20 @@ impl Books {
     fn note(&mut self, id: RequestId, cost: Cost) {
         let Cost { queue, prefill, decode, kv_block_seconds, .. } = cost;
         let sound = [queue, prefill, decode, kv_block_seconds].iter().all(|x| x.is_finite() && *x >= 0.0);
-        let open = self.open.remove(&id);
-        if !sound || !open || self.closed.insert(id, cost).is_some() {
-            self.wrong.get_or_insert(format!("request {}, open: {open}, has cost {cost:?}", id.0));
+        let waited = self.open.remove(&id).map(|entry| {
+            let waited = entry.started.unwrap_or(self.clock.now()) - entry.opened;
+            (waited - queue).abs() < EXACT
+        });
+        if !sound || waited != Some(true) || self.closed.insert(id, cost).is_some() {
+            self.wrong.get_or_insert(format!("request {} waited as it paid: {waited:?}, {cost:?}", id.0));
         }
     }
 
     /// A request has been taken, which must have ended by then.
     pub fn open(&mut self, id: RequestId, (prompt, tenant): (usize, usize), due: Option<f64>) {
         self.watch.open(id, prompt, self.now(), Some(Arc::clone(&self.payers[tenant])));
-        self.open.insert(id);
+        self.open.insert(id, Entry { opened: self.clock.now(), started: None });
+        self.prompts += prompt as u64;
         if let Some(due) = due {
             self.deadlines.add(id, self.clock.instant(due));
         }
@@ -169,7 +191,7 @@ impl Books {
         self.hold(pipeline);
         self.deadlines.remove(id);
         let cost = self.watch.close(id, self.now());
-        if self.open.contains(&id) {
+        if self.open.contains_key(&id) {
             self.note(id, cost);
         } else if cost != Cost::default() {
             self.wrong.get_or_insert(format!("request {} paid twice", id.0));
@@ -219,7 +241,7 @@ impl Books {
     /// `outstanding` seconds of work that nobody has seen the end of. Returns what was paid and what there was to pay, in
     /// seconds and block-seconds.
     pub fn settle(&mut self, life: &Life, pipeline: &Pipeline) -> Result<[[f64; 2]; 2], String> {
-        for id in self.open.clone() {
+        for id in self.open.keys().copied().collect::<Vec<_>>() {
             self.leave(id, pipeline);
         }
         self.check()?;
@@ -261,14 +283,18 @@ impl Books {
         close(seconds(|payer| &payer.kv_block_seconds), sum.kv_block_seconds, EXACT, "the payers' blocks")?;
         let counted = [
             count(|payer| &payer.requests),
+            count(|payer| &payer.prompt_tokens),
+            count(|payer| &payer.generated_tokens),
             count(|payer| &payer.cached_tokens),
             count(|payer| &payer.computed_tokens),
             count(|payer| &payer.recomputed_tokens),
         ];
-        let closed = self.closed.len() as u64;
-        match counted == [closed, sum.cached_tokens, sum.computed_tokens, sum.recomputed_tokens] {
+        let Cost { cached_tokens: cached, computed_tokens, recomputed_tokens, .. } = *sum;
+        let requests = self.closed.len() as u64;
+        let expected = [requests, self.prompts, self.drawn, cached, computed_tokens, recomputed_tokens];
+        match counted == expected {
             true => Ok(()),
-            false => Err(format!("payers have {counted:?} of {closed} requests with {sum:?}")),
+            false => Err(format!("payers have {counted:?}, expected {expected:?}")),
         }
     }
 }

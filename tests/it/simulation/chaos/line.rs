@@ -3,6 +3,7 @@
 //! - Whoever starts for the first time has the first class of all that wait, as priorities and ages make it, and of its
 //!   own tenant's of that class nobody came before it. So of two of a tenant the later one never starts first once the
 //!   earlier one has waited as many times the steps of ageing as their priorities are apart.
+//! - Nobody is preempted more often than may be, which is never where all blocks are reserved.
 //! - Where all are of one priority, two tenants that both have requests waiting for their first start are served alike by
 //!   their weights, within the bound that is stated.
 
@@ -24,7 +25,8 @@ struct Member {
     prompt: usize,
     /// Steps planned when it came.
     arrived: u64,
-    started: bool,
+    /// Times that it has started.
+    starts: u32,
 }
 
 /// A plan with starts, as it was when it had been made.
@@ -41,6 +43,8 @@ type Window = Option<(f64, f64)>;
 /// Of one life.
 pub struct Line {
     ageing: u64,
+    /// Times that one may be preempted.
+    preemptions: u32,
     /// By how much shares may differ for a tenant of weight 1; `None` where there is no such bound.
     bound: Option<f64>,
     /// What a step may add to a share that is not seen at once.
@@ -48,6 +52,8 @@ pub struct Line {
     /// Of everyone that was ever taken, its tenant.
     tenants: BTreeMap<RequestId, usize>,
     open: BTreeMap<RequestId, Member>,
+    /// Those that were ever preempted.
+    restarted: BTreeSet<RequestId>,
     made: Vec<Made>,
     /// By tenant: by its weight what it was served, and its requests that wait for their first start.
     served: [f64; TENANTS.len()],
@@ -65,10 +71,13 @@ impl Line {
         let bounded = flat && config.max_num_batched_tokens >= config.max_num_seqs;
         Self {
             ageing: config.policy.ageing_steps,
+            // Whose blocks are all reserved never gives them up.
+            preemptions: if config.policy.kv_reserve < 1.0 { config.policy.max_preemptions } else { 0 },
             bound: bounded.then_some(2.0 * unit as f64),
             unseen: (OUTPUT_COST * config.max_num_seqs as u64) as f64,
             tenants: BTreeMap::new(),
             open: BTreeMap::new(),
+            restarted: BTreeSet::new(),
             made: Vec::new(),
             served: [0.0; TENANTS.len()],
             waiting: [0; TENANTS.len()],
@@ -80,21 +89,26 @@ impl Line {
     pub fn arrive(&mut self, id: RequestId, request: &Request, tenant: usize, arrived: u64) {
         let (priority, prompt) = (request.priority, request.prompt.len());
         self.tenants.insert(id, tenant);
-        self.open.insert(id, Member { tenant, priority, prompt, arrived, started: false });
+        self.open.insert(id, Member { tenant, priority, prompt, arrived, starts: 0 });
         self.waiting[tenant] += 1;
     }
 
     /// It has left, or its time is up; so many updates for it will not be said.
     pub fn leave(&mut self, id: RequestId, unsaid: usize) {
         self.serve(id, OUTPUT_COST * unsaid as u64);
-        if let Some(member) = self.open.remove(&id).filter(|member| !member.started) {
+        if let Some(member) = self.open.remove(&id).filter(|member| member.starts == 0) {
             self.wait_less(member.tenant);
         }
     }
 
     /// Whether it has started, if it is there.
     pub fn has_started(&self, id: RequestId) -> Option<bool> {
-        self.open.get(&id).map(|member| member.started)
+        self.open.get(&id).map(|member| member.starts > 0)
+    }
+
+    /// Whether it was ever preempted, ended or not.
+    pub fn was_preempted(&self, id: RequestId) -> bool {
+        self.restarted.contains(&id)
     }
 
     /// Whether one that comes now with this priority can start before that one, of its tenant, however long both wait.
@@ -149,8 +163,12 @@ impl Line {
             return;
         }
         for id in &starts {
-            let Some(member) = self.open.get_mut(id).filter(|member| !member.started) else { continue };
-            member.started = true;
+            let Some(member) = self.open.get_mut(id) else { continue };
+            member.starts += 1;
+            if member.starts > 1 {
+                self.restarted.insert(*id);
+                continue;
+            }
             let (tenant, cost) = (member.tenant, PROMPT_COST * member.prompt as u64);
             self.serve(*id, cost);
             self.wait_less(tenant);
@@ -169,6 +187,9 @@ impl Line {
         }
         for id in made.starts.iter().rev() {
             let Some(member) = self.open.get(id) else { return Err(format!("request {} starts", id.0)) };
+            if member.starts > 1 + self.preemptions {
+                return Err(format!("request {} starts {} times", id.0, member.starts));
+            }
             waiting.insert(*id, member);
             let top = waiting.values().map(|member| member.priority).min().unwrap_or(0);
             let class = |member: &Member| {

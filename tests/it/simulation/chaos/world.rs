@@ -360,8 +360,10 @@ impl World {
         let most = (prompt + said).min(prompt + u64::from(client.request.stop.max_tokens.max(1)) - 1);
         let fits = match &client.end {
             Some(End::Answered) => {
-                let least = (prompt + said).saturating_sub(u64::from(said > 0));
-                let most = if self.in_flight == 1 { least } else { most };
+                let all = (prompt + said).saturating_sub(u64::from(said > 0));
+                let most = if self.in_flight == 1 { all } else { most };
+                // What others had computed when it started again is neither its own nor counted as cached.
+                let least = if self.line.was_preempted(visit.id) { 1 } else { all };
                 ran && (least..=most).contains(&known) && visit.cached == Some(cost.cached_tokens as u32)
             }
             Some(End::Late | End::Left) => {
