@@ -22,7 +22,9 @@ use super::asked::TENANTS;
 /// Of what can be known exactly, for the nanoseconds of clocks.
 const EXACT: f64 = 1e-6;
 /// Of what is paid for blocks: who holds what part of one may change while a row is in flight for nobody.
-const NEAR: f64 = 0.003;
+const NEAR: f64 = 0.01;
+/// And no less than a block for one step.
+const BLOCK_STEP: f64 = 0.02;
 
 /// A virtual time that the device and whoever watches it have in common.
 #[derive(Clone)]
@@ -252,6 +254,7 @@ impl Books {
         // Who holds what is looked at after launches only.
         let seen = if life.host { NEAR } else { EXACT };
         close(self.meters.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
+        let near = NEAR + BLOCK_STEP / block_seconds.max(BLOCK_STEP);
         let due = prefill + decode + life.outstanding;
         if life.exact {
             close(sum.prefill + sum.decode, due, EXACT, "the requests' time")?;
@@ -259,7 +262,7 @@ impl Books {
         if life.exact && life.outstanding == 0.0 {
             close(sum.prefill, prefill, EXACT, "prefill")?;
             close(sum.decode, decode, EXACT, "decode")?;
-            close(sum.kv_block_seconds, block_seconds, NEAR, "the requests' blocks")?;
+            close(sum.kv_block_seconds, block_seconds, near, "the requests' blocks")?;
         }
         let again = self.recomputed();
         if sum.recomputed_tokens != again || life.preemptions == 0 && again != 0 {

@@ -32,6 +32,8 @@ struct Member {
 /// A plan with starts, as it was when it had been made.
 struct Made {
     step: u64,
+    /// Whether somebody gave up blocks for it.
+    preempts: bool,
     starts: Vec<RequestId>,
     holders: BTreeSet<RequestId>,
     waiting: usize,
@@ -45,6 +47,8 @@ pub struct Line {
     ageing: u64,
     /// Times that one may be preempted.
     preemptions: u32,
+    /// The same, whatever is reserved.
+    exposures: u32,
     /// By how much shares may differ for a tenant of weight 1; `None` where there is no such bound.
     bound: Option<f64>,
     /// What a step may add to a share that is not seen at once.
@@ -52,6 +56,11 @@ pub struct Line {
     /// Of everyone that was ever taken, its tenant.
     tenants: BTreeMap<RequestId, usize>,
     open: BTreeMap<RequestId, Member>,
+    /// Those that run, and the order in which they do: those behind give up their blocks first.
+    running: BTreeMap<RequestId, (bool, i64, RequestId)>,
+    /// Whether nothing is in flight when a step is planned: whoever gives up its blocks then does so at once.
+    at_once: bool,
+    preempted: u64,
     /// Those that were ever preempted.
     restarted: BTreeSet<RequestId>,
     made: Vec<Made>,
@@ -65,18 +74,22 @@ pub struct Line {
 impl Line {
     /// Shares are bounded where `flat`: all are of one priority. A step must have room for all that run: else some
     /// stand still while others go on in the blocks of those that ended.
-    pub fn new(config: &SchedulerConfig, flat: bool, longest: usize) -> Self {
+    pub fn new(config: &SchedulerConfig, flat: bool, longest: usize, in_flight: usize) -> Self {
         let cache = config.num_blocks * BLOCK_TOKENS;
         let unit = (PROMPT_COST * longest as u64).max(OUTPUT_COST * cache as u64);
         let bounded = flat && config.max_num_batched_tokens >= config.max_num_seqs;
         Self {
             ageing: config.policy.ageing_steps,
+            exposures: config.policy.max_preemptions,
             // Whose blocks are all reserved never gives them up.
             preemptions: if config.policy.kv_reserve < 1.0 { config.policy.max_preemptions } else { 0 },
             bound: bounded.then_some(2.0 * unit as f64),
             unseen: (OUTPUT_COST * config.max_num_seqs as u64) as f64,
             tenants: BTreeMap::new(),
             open: BTreeMap::new(),
+            running: BTreeMap::new(),
+            at_once: in_flight == 1,
+            preempted: 0,
             restarted: BTreeSet::new(),
             made: Vec::new(),
             served: [0.0; TENANTS.len()],
@@ -96,6 +109,7 @@ impl Line {
     /// It has left, or its time is up; so many updates for it will not be said.
     pub fn leave(&mut self, id: RequestId, unsaid: usize) {
         self.serve(id, OUTPUT_COST * unsaid as u64);
+        self.running.remove(&id);
         if let Some(member) = self.open.remove(&id).filter(|member| member.starts == 0) {
             self.wait_less(member.tenant);
         }
@@ -143,10 +157,12 @@ impl Line {
                     if update.finish.is_some() {
                         // It has started, or left the line when its time was up.
                         self.open.remove(id);
+                        self.running.remove(id);
                     }
                 }
                 for made in std::mem::take(&mut self.made) {
-                    if let Err(why) = self.check_starts(&made, tally) {
+                    let checked = self.check_victims(&made).and_then(|()| self.check_starts(&made, tally));
+                    if let Err(why) = checked {
                         self.wrong.get_or_insert(why);
                     }
                 }
@@ -159,7 +175,10 @@ impl Line {
     fn launched(&mut self, pipeline: &Pipeline, plan: &StepPlan) {
         let rows = plan.rows.iter().zip(pipeline.scheduler().owners());
         let starts: Vec<RequestId> = rows.filter(|(row, _)| row.start.is_some()).map(|(_, id)| id).collect();
-        if starts.is_empty() {
+        let counts = pipeline.scheduler().counts();
+        let preempts = counts.preemptions > self.preempted;
+        self.preempted = counts.preemptions;
+        if starts.is_empty() && !preempts {
             return;
         }
         for id in &starts {
@@ -174,12 +193,30 @@ impl Line {
             self.wait_less(tenant);
         }
         let holders = pipeline.scheduler().holdings().map(|(id, _)| id).collect();
-        let waiting = pipeline.scheduler().counts().waiting;
-        self.made.push(Made { step: plan.id, starts, holders, waiting });
+        self.made.push(Made { step: plan.id, preempts, starts, holders, waiting: counts.waiting });
+    }
+
+    /// Whoever gave up its blocks was behind all that kept them.
+    fn check_victims(&mut self, made: &Made) -> Result<(), String> {
+        if !(made.preempts && self.at_once) {
+            return Ok(());
+        }
+        let kept = self.running.iter().filter(|(id, _)| made.holders.contains(id));
+        let last = kept.filter(|(id, _)| !made.starts.contains(id)).map(|(_, order)| *order).max();
+        let lost = self.running.iter().filter(|(id, _)| !made.holders.contains(id));
+        let first = lost.map(|(_, order)| *order).min();
+        self.running.retain(|id, _| made.holders.contains(id));
+        match (first, last) {
+            (Some(first), Some(last)) if first < last => Err(format!(
+                "in step {} {first:?} gave up its blocks, and {last:?} behind it kept them",
+                made.step
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Those that started did so one after the other, each before all that then waited.
-    fn check_starts(&self, made: &Made, tally: &mut Tally) -> Result<(), String> {
+    fn check_starts(&mut self, made: &Made, tally: &mut Tally) -> Result<(), String> {
         let waited = self.open.iter().filter(|(id, _)| !made.holders.contains(id));
         let mut waiting: BTreeMap<RequestId, &Member> = waited.map(|(id, member)| (*id, member)).collect();
         if waiting.len() != made.waiting {
@@ -196,6 +233,7 @@ impl Line {
                 let lifts = (made.step - member.arrived).checked_div(self.ageing).unwrap_or(0);
                 (i64::from(member.priority) - lifts as i64).max(top.into())
             };
+            self.running.insert(*id, (member.starts <= self.exposures, class(member), *id));
             for (other, behind) in waiting.iter().filter(|(other, _)| *other != id) {
                 let came_before = behind.tenant == member.tenant && other < id;
                 if class(behind) < class(member) || came_before && class(behind) == class(member) {

@@ -34,9 +34,10 @@ pub struct Tally {
     pub longest: f64,
     /// The longest that one waited for its start, likewise.
     pub longest_start: f64,
-    /// Where steps could not be predicted: what requests paid, in seconds and in block-seconds, and what the device did.
-    pub paid: [f64; 2],
-    pub took: [f64; 2],
+    /// What requests paid, in seconds and in block-seconds, first where nobody could say what steps take, then where the
+    /// executor said it; and what the device did. Of lives that ended in peace.
+    pub paid: [f64; 4],
+    pub took: [f64; 4],
     /// Of everything that was said and when.
     pub print: u64,
 }
@@ -46,7 +47,7 @@ impl Tally {
         for (sum, one) in self.counts().into_iter().zip(one.clone().counts()) {
             *sum += *one;
         }
-        for i in 0..2 {
+        for i in 0..4 {
             self.paid[i] += one.paid[i];
             self.took[i] += one.took[i];
         }
@@ -67,7 +68,7 @@ impl Tally {
         arrays.chain(ends).chain(lives).chain(turns).chain([&mut self.compared]).collect()
     }
 
-    /// Whether all has come about that worlds are made for, and costs add up where nobody could say them exactly.
+    /// Whether all has come about that worlds are made for, and costs add up, in all lives together still better.
     pub fn check(&mut self) -> Result<(), String> {
         if let Some(place) = self.counts().iter().position(|count| **count <= 10) {
             return Err(format!("count {place} is too low to mean anything: {self:?}"));

@@ -39,8 +39,10 @@ struct Crowd {
     clients: usize,
     /// The first so many tenants have requests.
     tenants: usize,
-    /// Whether all come at once, and nobody leaves.
+    /// Whether all of a tenant come at once, and nobody leaves.
     at_once: bool,
+    /// Seconds from one tenant's coming to the next one's, if so.
+    apart: f64,
     /// Of groups, one in so many has deadlines; 0 for none.
     hurried: usize,
 }
@@ -92,6 +94,7 @@ impl World {
             clients: if at_once { 3 * CLIENTS } else { CLIENTS },
             tenants: if at_once { 2 + below(&mut draws, 3) } else { 1 + below(&mut draws, 4) },
             at_once,
+            apart: below(&mut draws, 300) as f64 / 100.0,
             hurried: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
         };
         let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
@@ -100,7 +103,7 @@ impl World {
         let device = Device::new(Brain::Machine(Box::new(machine.clone())), clock.clone(), seed);
         let mut world = Self {
             draws,
-            line: Line::new(&config, flat, 0),
+            line: Line::new(&config, flat, 0, in_flight),
             config,
             in_flight,
             host: 0.0,
@@ -130,12 +133,15 @@ impl World {
         let (mut at, rate) = (0.0, INTERVALS[below(&mut self.draws, 3)]);
         while self.clients.len() < self.crowd.clients {
             let draws = &mut self.draws;
-            at += if self.crowd.at_once { 0.0 } else { rate * below(draws, 200) as f64 / 100.0 };
             let n = if one_in(draws, 8) { 2 + below(draws, 3) } else { 1 };
             let first = self.clients.len();
             let mut like = asked::any(draws, first as u64, &self.config);
             let tenant = below(draws, self.crowd.tenants);
             like.tenant = asked::tenant(tenant);
+            at = match self.crowd.at_once {
+                true => tenant as f64 * self.crowd.apart,
+                false => at + rate * below(draws, 200) as f64 / 100.0,
+            };
             like.priority = if self.flat { 0 } else { like.priority };
             let hurried = self.crowd.hurried > 0 && one_in(draws, self.crowd.hurried);
             let due_after = hurried.then(|| below(draws, 400) as f64 / 100.0);
@@ -148,7 +154,7 @@ impl World {
             }
             self.to_come.push((at, (first..first + n).collect()));
         }
-        self.to_come.reverse();
+        self.to_come.sort_by(|(a, _), (b, _)| b.total_cmp(a));
     }
 
     fn client(&mut self, request: Request, tenant: usize, due_after: Option<f64>) -> Client {
@@ -208,10 +214,10 @@ impl World {
         let (outstanding, host) = (self.device.outstanding(), self.host > 0.0);
         let life = Life { busy, outstanding, exact: predicts, host, preemptions };
         let sums = self.books.settle(&life, self.turns.pipeline())?;
-        if !predicts {
+        if outstanding == 0.0 {
             for (i, [paid, took]) in sums.into_iter().enumerate() {
-                self.tally.paid[i] += paid;
-                self.tally.took[i] += took;
+                self.tally.paid[i + 2 * usize::from(predicts)] += paid;
+                self.tally.took[i + 2 * usize::from(predicts)] += took;
             }
         }
         Ok(())
@@ -227,7 +233,7 @@ impl World {
         let pipeline = Pipeline::new(self.config.clone(), self.in_flight, None);
         self.turns = Turns::new(pipeline, self.interval);
         let longest = self.clients.iter().map(|client| client.request.prompt.len()).max();
-        self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0));
+        self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
         self.books = Books::new(self.clock.clone());
         let mut device = Device::new(brain, self.clock.clone(), draws.bits());
         device.predicts = one_in(draws, 2);
