@@ -66,14 +66,9 @@ pub struct Ahead {
 }
 
 impl Queue {
-    /// A request that has just come.
+    /// One that waits, for the first time or again.
     pub(super) fn arrive(&mut self, sequence: Sequence) {
         self.lift(&sequence.tenant().name);
-        self.insert(sequence);
-    }
-
-    /// One that waits, for the first time or again.
-    pub(super) fn insert(&mut self, sequence: Sequence) {
         let (line, arrival) = (line(&sequence), sequence.order.arrival);
         self.lines.entry(line).or_default().insert(arrival);
         self.waiting.insert(arrival, sequence);
