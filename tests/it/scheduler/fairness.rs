@@ -176,6 +176,26 @@ fn one_that_is_preempted_has_saved_nothing_up_for_its_tenant() {
 }
 
 #[test]
+fn who_comes_is_not_put_before_its_class_by_one_that_starves_in_another() {
+    let config = SchedulerConfig { num_blocks: 12, ..shared() };
+    let mut bench = Bench::new(config.clone());
+    let mut served = Served::default();
+    for i in 0..1000 {
+        let id = bench.submit(of("busy", 1, request(prompt(i * 13, 60), 1)));
+        served.add(id, "busy", 1, 60);
+    }
+    bench.step();
+    bench.submit(Request { priority: 5, ..of("low", 1, request(prompt(3, 60), 1)) });
+    (0..300).for_each(|_| _ = bench.step());
+    for i in 0..200 {
+        let id = bench.submit(of("late", 1, request(prompt(i * 13, 60), 1)));
+        served.add(id, "late", 1, 60);
+    }
+    let most = apart(&mut bench, &mut served, 150, 2.0 * bound(&config, 60));
+    assert!(most <= 1.0, "{most} of what is allowed");
+}
+
+#[test]
 fn the_lowest_priority_is_served_in_the_stated_time_among_endless_higher_ones() {
     const AGEING: u64 = 20;
     for priority in [1, 3, 7] {
