@@ -138,8 +138,10 @@ impl World {
             let mut like = asked::any(draws, first as u64, &self.config);
             let tenant = below(draws, self.crowd.tenants);
             like.tenant = asked::tenant(tenant);
+            // Some come before the others of their tenant.
+            let before = if one_in(draws, 12) { below(draws, 100) as f64 / 100.0 } else { 1.0 };
             at = match self.crowd.at_once {
-                true => tenant as f64 * self.crowd.apart,
+                true => tenant as f64 * self.crowd.apart * before,
                 false => at + rate * below(draws, 200) as f64 / 100.0,
             };
             like.priority = if self.flat { 0 } else { like.priority };
