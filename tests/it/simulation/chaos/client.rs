@@ -126,9 +126,11 @@ impl Client {
         visit.cached = visit.cached.or(update.cached_tokens);
         if !dies {
             let (before, now) = (visit.cost, update.cost);
-            let fell = [before.prefill > now.prefill, before.decode > now.decode].contains(&true);
-            if fell || before.kv_block_seconds > now.kv_block_seconds {
-                return Err(format!("was told less than before: {before:?}, {now:?}"));
+            let fell = before.prefill > now.prefill || before.decode > now.decode;
+            // It pays for the step of each token no later than it hears the token.
+            let unpaid = update.token.is_some() && before.prefill + before.decode == now.prefill + now.decode;
+            if fell || unpaid || before.kv_block_seconds > now.kv_block_seconds {
+                return Err(format!("was told of {update:?} after {before:?}"));
             }
             visit.cost = now;
         }
