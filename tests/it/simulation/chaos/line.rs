@@ -72,18 +72,16 @@ pub struct Line {
 }
 
 impl Line {
-    /// Shares are bounded where `flat`: all are of one priority. A step must have room for all that run: else some
-    /// stand still while others go on in the blocks of those that ended.
+    /// Shares are bounded where `flat`: all are of one priority.
     pub fn new(config: &SchedulerConfig, flat: bool, longest: usize, in_flight: usize) -> Self {
         let cache = config.num_blocks * BLOCK_TOKENS;
         let unit = (PROMPT_COST * longest as u64).max(OUTPUT_COST * cache as u64);
-        let bounded = flat && config.max_num_batched_tokens >= config.max_num_seqs;
         Self {
             ageing: config.policy.ageing_steps,
             exposures: config.policy.max_preemptions,
             // Whose blocks are all reserved never gives them up.
             preemptions: if config.policy.kv_reserve < 1.0 { config.policy.max_preemptions } else { 0 },
-            bound: bounded.then_some(2.0 * unit as f64),
+            bound: flat.then_some(2.0 * unit as f64),
             unseen: (OUTPUT_COST * config.max_num_seqs as u64) as f64,
             tenants: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -257,8 +255,8 @@ impl Line {
 
     fn compare(&mut self, tally: &mut Tally) {
         let Some(bound) = self.bound else { return };
-        for a in 0..TENANTS.len() {
-            for b in a + 1..TENANTS.len() {
+        for (a, (_, weight)) in TENANTS.iter().enumerate() {
+            for (b, (_, other)) in TENANTS.iter().enumerate().skip(a + 1) {
                 if self.waiting[a] == 0 || self.waiting[b] == 0 {
                     continue;
                 }
@@ -266,8 +264,7 @@ impl Line {
                 let (least, most) = self.windows[a][b].unwrap_or((apart, apart));
                 let (least, most) = (least.min(apart), most.max(apart));
                 self.windows[a][b] = Some((least, most));
-                let weight = f64::from(TENANTS[a].1.min(TENANTS[b].1));
-                let allowed = (bound + self.unseen) / weight;
+                let allowed = (bound + self.unseen) / f64::from(*weight.min(other));
                 tally.compared += 1;
                 tally.apart = tally.apart.max((most - least) / allowed);
                 if most - least > allowed {
