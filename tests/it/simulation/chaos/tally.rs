@@ -22,9 +22,9 @@ pub struct Tally {
     pub retries: u64,
     pub preemptions: u64,
     pub prefix_hits: u64,
-    /// First starts before somebody of a lower number, whom waiting has not yet lifted so far.
+    /// Starts before somebody who came earlier and is of a lower priority.
     pub passed: u64,
-    /// First starts before somebody of a lower number that are due to age alone.
+    /// Starts before somebody who is of a higher priority: by age alone.
     pub aged: u64,
     /// Steps after which the shares of two tenants were compared.
     pub compared: u64,
