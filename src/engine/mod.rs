@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use deadlines::Deadlines;
 pub use forecast::Forecast;
 pub use handle::{EngineHandle, Leaving, Place, UpdateStream};
 pub use ledger::Ledger;
@@ -32,14 +33,13 @@ pub use pulse::{Beat, Mark, Pulse};
 pub use record::Recorder;
 pub use stats::{Line, Outlook, Stats, Wait};
 pub use turn::{Moment, Submission, Turns};
+pub use watch::Watch;
 
 use crate::request::Reject;
 pub use crate::scheduler::plan::BLOCK_TOKENS;
 use crate::scheduler::plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
-use deadlines::Deadlines;
 use handle::{Command, Shared};
-use watch::Watch;
 
 /// Executes steps, in the order enqueued.
 pub trait Executor: Send {
@@ -172,7 +172,7 @@ impl Engine<'_> {
             }
         }
         // Before anything that may hang.
-        self.shared.pulse.busy(self.watch.busy());
+        self.shared.pulse.busy(self.watch.busy(Instant::now()));
         while let Ok(command) = self.commands.try_recv() {
             if self.obey(command) == Next::Stop {
                 return Ok(Next::Stop);
@@ -206,7 +206,7 @@ impl Engine<'_> {
             }
             Command::Abort(id) => {
                 self.deadlines.remove(id);
-                let cost = self.watch.close(id);
+                let cost = self.watch.close(id, Instant::now());
                 self.turns.abort(id, cost);
             }
             Command::Stop => return Next::Stop,
@@ -265,7 +265,7 @@ fn see(
         let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
         ended.for_each(|(id, _)| deadlines.remove(*id));
     }
-    watch.see(pipeline, moment);
+    watch.see(pipeline, moment, Instant::now());
     if launched {
         // The time of the last step's end is not published yet: until it is, what was expected of that step counts too.
         shared.pulse.expect_step(watch.expected_step());
@@ -322,7 +322,7 @@ fn live(
             let _gone = reply.send(Err(Reject::EngineDown(reason.to_owned())));
         }
     }
-    turns.fail(reason, |id| watch.as_mut().map(|watch| watch.close(id)).unwrap_or_default());
+    turns.fail(reason, |id| watch.as_mut().map(|watch| watch.close(id, Instant::now())).unwrap_or_default());
     if end.is_ok() {
         shared.publish_end();
     }

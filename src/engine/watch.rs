@@ -1,4 +1,5 @@
-//! The clock beside the turns: what steps took, who pays for it, and what it says of the steps to come.
+//! The clock beside the turns: what steps took, who pays for it, and what it says of the steps to come. It is told the
+//! time, so that it is the same beside a clock that jumps.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use crate::scheduler::RequestId;
 use crate::scheduler::plan::StepPlan;
 
 /// What is known of time; told of each moment of a turn as it passes.
-pub(super) struct Watch {
+pub struct Watch {
     meters: Meters,
     account: Account,
     forecast: Forecast,
@@ -44,7 +45,7 @@ struct Launched {
 
 impl Watch {
     /// With nothing to do.
-    pub(super) fn new(
+    pub fn new(
         forecast: Forecast,
         (unknown_step, longest_step): (Duration, Duration),
         meters: Meters,
@@ -65,17 +66,14 @@ impl Watch {
     }
 
     /// A moment of a turn.
-    pub(super) fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>) {
-        let now = Instant::now();
+    pub fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>, now: Instant) {
         match moment {
             Moment::Launching => self.launching = Some(now),
             Moment::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
             // The device has its steps: what this takes it does not see.
             Moment::Telling(updates) => {
-                if let Some(results) = self.results_seen.take() {
-                    self.results(results);
-                }
-                self.charge(updates);
+                self.catch_up();
+                self.charge(updates, now);
                 self.account.hold(pipeline.scheduler().holdings(), now);
             }
             Moment::Results => {
@@ -102,6 +100,13 @@ impl Watch {
         self.account.launched(plan, pipeline.scheduler().owners(), began, expected);
     }
 
+    /// Accounts for results that have come.
+    fn catch_up(&mut self) {
+        if let Some(results) = self.results_seen.take() {
+            self.results(results);
+        }
+    }
+
     /// The results of the earliest step came at this time: how long did it take?
     fn results(&mut self, now: Instant) {
         let before = self.account.totals();
@@ -121,7 +126,7 @@ impl Watch {
     }
 
     /// What was drawn is charged to whom it was drawn for.
-    fn charge(&mut self, updates: &mut [(RequestId, Update)]) {
+    fn charge(&mut self, updates: &mut [(RequestId, Update)], now: Instant) {
         let (mut tokens, mut ended) = (0, 0);
         for (id, update) in updates {
             tokens += usize::from(update.token.is_some());
@@ -129,53 +134,49 @@ impl Watch {
             update.made = self.last_step;
             if update.finish.is_some() {
                 ended += 1;
-                update.cost = self.close(*id);
+                update.cost = self.close(*id, now);
             }
         }
         self.forecast.answers(tokens, ended);
     }
 
     /// A request has been taken.
-    pub(super) fn open(
-        &mut self,
-        id: RequestId,
-        prompt: usize,
-        submitted: Instant,
-        payer: Option<Arc<Payer>>,
-    ) {
+    pub fn open(&mut self, id: RequestId, prompt: usize, submitted: Instant, payer: Option<Arc<Payer>>) {
         self.account.open(id, prompt, submitted, payer);
     }
 
     /// A request has ended, or its client has left. Returns what it has cost.
-    pub(super) fn close(&mut self, id: RequestId) -> Cost {
-        self.account.close(id, Instant::now())
+    pub fn close(&mut self, id: RequestId, now: Instant) -> Cost {
+        // Or it would pay in advance for a step that has ended, and for its blocks twice.
+        self.catch_up();
+        self.account.close(id, now)
     }
 
     /// There is something to do. Returns since when.
-    pub(super) fn busy(&mut self) -> Option<Instant> {
-        self.busy_since.get_or_insert_with(Instant::now);
+    pub fn busy(&mut self, now: Instant) -> Option<Instant> {
+        self.busy_since.get_or_insert(now);
         self.busy_since
     }
 
     /// There is nothing to do.
-    pub(super) fn rest(&mut self) {
+    pub fn rest(&mut self) {
         (self.busy_since, self.results_since) = (None, None);
         self.account.rest();
     }
 
     /// What the steps in flight should take each, at most; 0 where nobody can tell.
-    pub(super) fn expected_step(&self) -> Duration {
+    pub fn expected_step(&self) -> Duration {
         let longest = self.launched.iter().map(|step| step.at_most).fold(0.0, f64::max);
         Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX).min(self.longest_step)
     }
 
     /// What to expect.
-    pub(super) fn forecast(&self) -> &Forecast {
+    pub fn forecast(&self) -> &Forecast {
         &self.forecast
     }
 
     /// How things stand.
-    pub(super) fn stats(&self, pipeline: &Pipeline) -> Stats {
+    pub fn stats(&self, pipeline: &Pipeline) -> Stats {
         let counts = pipeline.scheduler().counts();
         Stats {
             in_flight: pipeline.in_flight(),

@@ -3,8 +3,8 @@
 //!
 //! A tenant's counter is what it has been served, [`PROMPT_COST`] for each prompt token when its sequence first starts
 //! and [`OUTPUT_COST`] for each token generated, divided by its weight. The tenant of the least counter goes first, and
-//! within a tenant who came first. One that had nothing waiting is lifted to the least counter of those that have, so
-//! that nobody saves up. With one tenant this is the order of arrival.
+//! within a tenant who came first. One that had nothing waiting of a priority or a higher one is lifted, when it has, to
+//! the least counter of those that had, so that nobody saves up. With one tenant this is the order of arrival.
 //!
 //! A class is a priority; smaller goes first. For every so many steps that a request has waited it is lifted by one, up
 //! to the first class that anyone waiting was given, where counters decide. So it may bring a request before those of a
@@ -41,7 +41,7 @@ const IDLE_COUNTERS: usize = 1024;
 #[derive(Debug, Default)]
 struct Counters {
     of: HashMap<Arc<str>, u64>,
-    /// That of the tenant whose sequence last started, as it was before.
+    /// The greatest with which a tenant's sequence has started, as it was before.
     last: u64,
 }
 
@@ -66,14 +66,9 @@ pub struct Ahead {
 }
 
 impl Queue {
-    /// A request that has just come.
-    pub(super) fn arrive(&mut self, sequence: Sequence) {
-        self.lift(&sequence.tenant().name);
-        self.insert(sequence);
-    }
-
     /// One that waits, for the first time or again.
-    pub(super) fn insert(&mut self, sequence: Sequence) {
+    pub(super) fn arrive(&mut self, sequence: Sequence) {
+        self.lift(&sequence.tenant().name, sequence.priority());
         let (line, arrival) = (line(&sequence), sequence.order.arrival);
         self.lines.entry(line).or_default().insert(arrival);
         self.waiting.insert(arrival, sequence);
@@ -152,7 +147,7 @@ impl Queue {
 
     /// A sequence of the tenant starts for the first time.
     pub(super) fn charge_prompt(&mut self, tenant: &Tenant, tokens: usize) {
-        self.counters.last = self.counters.get(&tenant.name);
+        self.counters.last = self.counters.get(&tenant.name).max(self.counters.last);
         self.counters.charge(tenant, PROMPT_COST * tokens as u64);
     }
 
@@ -180,15 +175,17 @@ impl Queue {
         self.counters = Counters::default();
     }
 
-    fn lift(&mut self, name: &Arc<str>) {
+    /// Before one of this priority waits. Those of lower ones have been served less because of that, and lend it to nobody.
+    fn lift(&mut self, name: &Arc<str>, priority: i32) {
         let waits = |name: &Arc<str>| {
             let line = self.lines.range((Arc::clone(name), i32::MIN)..).next();
-            line.is_some_and(|((of, _), _)| of == name)
+            line.is_some_and(|((of, highest), _)| of == name && *highest <= priority)
         };
         if waits(name) {
             return;
         }
-        let least = self.lines.keys().map(|(name, _)| self.counters.get(name)).min();
+        let level = self.lines.keys().filter(|(_, of)| *of <= priority);
+        let least = level.map(|(name, _)| self.counters.get(name)).min();
         let counter = self.counters.get(name).max(least.unwrap_or(self.counters.last));
         if self.counters.of.len() > IDLE_COUNTERS + self.lines.len() {
             let waiting: BTreeSet<&Arc<str>> = self.lines.keys().map(|(name, _)| name).collect();

@@ -365,7 +365,7 @@ impl Scheduler {
         } else if fate == Fate::Requeue {
             sequence.give_up();
             self.waiting_tokens += sequence.prompt_len();
-            self.waiting.insert(sequence);
+            self.waiting.arrive(sequence);
         }
     }
 

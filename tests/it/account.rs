@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::account::Account;
-use octant::engine::{Engine, EngineHandle, Forecast, Payer, Pipeline, RequestId};
+use octant::engine::{
+    Engine, EngineHandle, Forecast, Meters, Moment, Payer, Pipeline, RequestId, Submission, Turns, Watch,
+};
 use octant::request::{Cost, Finish, Request, StopRules, Update};
 use octant::scheduler::SchedulerConfig;
 use prometheus::{Counter, IntCounter};
@@ -236,6 +238,36 @@ fn whoever_leaves_pays_for_what_is_in_flight() {
     let (sum, totals) = (bench.sum(), bench.account.totals());
     close(sum.prefill + sum.decode, totals.prefill + totals.decode, "the device's time");
     close(sum.kv_block_seconds, bench.block_seconds, "blocks");
+}
+
+/// The engine's own clock, told the time: a step takes ten milliseconds.
+#[test]
+fn whoever_leaves_when_a_step_has_ended_pays_for_it_once() {
+    for in_flight in [1, 2] {
+        let (meters, mut now) = (Meters::default(), Instant::now());
+        let mut watch = Watch::new(Forecast::default(), (Duration::ZERO, Duration::MAX), meters.clone());
+        let mut turns = Turns::new(Pipeline::new(config(), in_flight, None), 1);
+        let mut executor = FakeExecutor::new(&config());
+        let (id, (updates, _inbox)) = (RequestId(1), tokio::sync::mpsc::unbounded_channel());
+        let asked = request(prompt(0, 100), 300);
+        turns.submit(vec![Submission { id, request: asked, updates, each: true }]).unwrap();
+        watch.open(id, 100, now, None);
+        let mut turn = |turns: &mut Turns, watch: &mut Watch| {
+            let see = &mut |pipeline: &Pipeline, moment: Moment<'_>| {
+                now += Duration::from_millis(if matches!(moment, Moment::Results) { 10 } else { 0 });
+                watch.see(pipeline, moment, now);
+            };
+            (turns.turn(&mut executor, see).unwrap(), now)
+        };
+        let left = (0..5).map(|_| turn(&mut turns, &mut watch).1).last().unwrap();
+        turns.abort(id, Cost::default());
+        let cost = watch.close(id, left);
+        while turn(&mut turns, &mut watch).0 {}
+        let steps = (4 + in_flight) as f64;
+        assert!((meters.prefill.get() + meters.decode.get() - 0.01 * steps).abs() < 1e-9);
+        close(cost.prefill + cost.decode, 0.01 * steps, "the device's time");
+        close(cost.kv_block_seconds, 2.0 * 0.01 * steps, "two blocks");
+    }
 }
 
 async fn run(handle: &EngineHandle, group: Vec<Request>, payer: &Arc<Payer>) -> Vec<Cost> {

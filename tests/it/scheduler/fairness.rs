@@ -139,6 +139,62 @@ fn who_was_idle_saved_nothing_up() {
     );
 }
 
+/// How far two tenants come apart while both wait, of what they may.
+fn apart(bench: &mut Bench, served: &mut Served, steps: usize, allowed: f64) -> f64 {
+    served.count(bench);
+    let start = served.of("late") - served.of("busy");
+    let mut most: f64 = 0.0;
+    for _ in 0..steps {
+        bench.step();
+        served.count(bench);
+        most = most.max((served.of("late") - served.of("busy") - start).abs());
+    }
+    most / allowed
+}
+
+#[test]
+fn one_that_is_preempted_has_saved_nothing_up_for_its_tenant() {
+    let policy = Policy { max_preemptions: 100, ..Policy::default() };
+    let config = SchedulerConfig { num_blocks: 12, policy, ..shared() };
+    let mut bench = Bench::new(config.clone());
+    let mut served = Served::default();
+    let ask = |bench: &mut Bench, served: &mut Served, name, i, (len, answer)| {
+        let id = bench.submit(of(name, 1, request(prompt(i, len), answer)));
+        served.add(id, name, 1, len);
+        id
+    };
+    (0..2).for_each(|i| _ = ask(&mut bench, &mut served, "busy", i, (10, 300)));
+    (0..1000).for_each(|i| _ = ask(&mut bench, &mut served, "busy", i * 13, (60, 1)));
+    (0..20).for_each(|_| _ = bench.step());
+    ask(&mut bench, &mut served, "late", 5, (10, 300));
+    while bench.scheduler.counts().preemptions == 0 {
+        bench.step();
+    }
+    (0..200).for_each(|i| _ = ask(&mut bench, &mut served, "late", i * 13, (60, 1)));
+    let most = apart(&mut bench, &mut served, 150, 2.0 * bound(&config, 60));
+    assert!(most <= 1.0, "{most} of what is allowed");
+}
+
+#[test]
+fn who_comes_is_not_put_before_its_class_by_one_that_starves_in_another() {
+    let config = SchedulerConfig { num_blocks: 12, ..shared() };
+    let mut bench = Bench::new(config.clone());
+    let mut served = Served::default();
+    for i in 0..1000 {
+        let id = bench.submit(of("busy", 1, request(prompt(i * 13, 60), 1)));
+        served.add(id, "busy", 1, 60);
+    }
+    bench.step();
+    bench.submit(Request { priority: 5, ..of("low", 1, request(prompt(3, 60), 1)) });
+    (0..300).for_each(|_| _ = bench.step());
+    for i in 0..200 {
+        let id = bench.submit(of("late", 1, request(prompt(i * 13, 60), 1)));
+        served.add(id, "late", 1, 60);
+    }
+    let most = apart(&mut bench, &mut served, 150, 2.0 * bound(&config, 60));
+    assert!(most <= 1.0, "{most} of what is allowed");
+}
+
 #[test]
 fn the_lowest_priority_is_served_in_the_stated_time_among_endless_higher_ones() {
     const AGEING: u64 = 20;

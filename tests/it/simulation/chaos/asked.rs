@@ -2,14 +2,22 @@
 
 use std::sync::Arc;
 
-use octant::request::{Request, SamplingParams};
-use octant::scheduler::SchedulerConfig;
+use octant::request::{Request, SamplingParams, Tenant};
+use octant::scheduler::{Policy, SchedulerConfig};
 use octant::simulator::Voice;
 use octant::simulator::workload::Draws;
 
 use crate::fake::{Answer, alone, request, scarce};
 
 pub use crate::fake::SCARCE_VOCAB as VOCAB;
+
+/// Whoever asks asks for one of these: names, and weights.
+pub const TENANTS: [(&str, u32); 4] = [("", 1), ("bronze", 1), ("silver", 3), ("gold", 8)];
+
+pub fn tenant(i: usize) -> Tenant {
+    let (name, weight) = TENANTS[i];
+    Tenant { name: name.into(), weight }
+}
 
 /// Dice.
 pub fn below(draws: &mut Draws, limit: usize) -> usize {
@@ -35,6 +43,23 @@ pub fn config(draws: &mut Draws) -> SchedulerConfig {
         max_queue_requests: few.unwrap_or(usual.max_queue_requests),
         max_queue_tokens: short.unwrap_or(usual.max_queue_tokens),
         ..usual
+    }
+}
+
+/// Whoever waits ages fast, slowly or never; whoever runs makes way never, seldom or often.
+pub fn policy(draws: &mut Draws) -> Policy {
+    Policy {
+        ageing_steps: [0, 1, 5, 40, 1000][below(draws, 5)],
+        max_preemptions: below(draws, 4) as u32,
+        kv_reserve: [0.0, 0.0, 0.25, 0.5, 1.0][below(draws, 5)],
+    }
+}
+
+/// Most often one of few; or any of many.
+pub fn priority(draws: &mut Draws) -> i32 {
+    match one_in(draws, 3) {
+        true => below(draws, 11) as i32 - 5,
+        false => [0, 0, 0, -1, 1][below(draws, 5)],
     }
 }
 
@@ -83,7 +108,7 @@ pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
         barred: asked.stop.stop_ids.clone(),
         ..SamplingParams::greedy()
     });
-    asked.priority = [0, 0, 0, -1, 1][below(draws, 5)];
+    asked.priority = priority(draws);
     asked.cache_salt = one_in(draws, 5).then(|| Arc::from("salt"));
     asked
 }

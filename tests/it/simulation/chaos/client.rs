@@ -1,6 +1,6 @@
 //! A client: what it was told so far, held against what it must be told.
 
-use octant::request::{Finish, Request, Update};
+use octant::request::{Cost, Finish, Request, Update};
 use octant::scheduler::RequestId;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
@@ -14,6 +14,8 @@ pub enum End {
     Answered,
     /// With an error of its own.
     Failed(String),
+    /// Its time was up.
+    Late,
     /// It left.
     Left,
     /// It was not taken.
@@ -22,9 +24,13 @@ pub enum End {
 
 pub struct Client {
     pub request: Request,
+    /// Whose, of the tenants there are.
+    pub tenant: usize,
     pub expected: Answer,
     /// It leaves after so many turns, if it is still there.
     pub leaves_after: Option<u64>,
+    /// Seconds after which it must have been answered.
+    pub due_after: Option<f64>,
     /// Turns from one look into its inbox to the next.
     pub reads_every: u64,
     /// Times that it may yet try again.
@@ -39,18 +45,42 @@ pub struct Visit {
     pub inbox: mpsc::UnboundedReceiver<Update>,
     /// The turn in which it was taken.
     pub since: u64,
+    /// When it must have been answered.
+    pub due: Option<f64>,
+    /// Whether that has passed before its end was said.
+    pub overdue: bool,
     /// Tokens that it may have to wait for: its own, those that were there, and those that go before it.
     pub work: usize,
+    /// The same until it starts.
+    pub start_work: usize,
+    /// Tokens that had been fed again when it came.
+    pub recomputed: u64,
     pub tokens: usize,
     pub scores: usize,
-    /// The turn in which its first token was read.
-    pub begun: Option<u64>,
+    /// Tokens of its prompt that it was told are cached.
+    pub cached: Option<u32>,
+    /// What it cost so far, as it was told.
+    pub cost: Cost,
     said: bool,
 }
 
 impl Visit {
-    pub fn new(id: RequestId, inbox: mpsc::UnboundedReceiver<Update>, since: u64, work: usize) -> Self {
-        Self { id, inbox, since, work, tokens: 0, scores: 0, begun: None, said: false }
+    pub fn new(id: RequestId, inbox: mpsc::UnboundedReceiver<Update>, since: u64) -> Self {
+        Self {
+            id,
+            inbox,
+            since,
+            due: None,
+            overdue: false,
+            work: 0,
+            start_work: 0,
+            recomputed: 0,
+            tokens: 0,
+            scores: 0,
+            cached: None,
+            cost: Cost::default(),
+            said: false,
+        }
     }
 }
 
@@ -60,16 +90,16 @@ impl Client {
         self.request.prompt.len() + self.expected.tokens.len() + 2
     }
 
-    /// Reads what there is; `dead` is the reason if the engine has ended. Says whether it has come to its end.
-    pub fn read(&mut self, turn: u64, dead: Option<&str>) -> Result<bool, String> {
-        let Some(mut visit) = self.now.take() else { return Ok(true) };
+    /// Reads what there is; `dead` is the reason if the engine has ended. Returns its visit if it has come to its end.
+    pub fn read(&mut self, dead: Option<&str>) -> Result<Option<Visit>, String> {
+        let Some(mut visit) = self.now.take() else { return Err("is not there".to_owned()) };
         loop {
             match visit.inbox.try_recv() {
                 Ok(update) => {
                     if self.end.is_some() {
                         return Err(format!("was told something after its end: {update:?}"));
                     }
-                    self.hear(&mut visit, update, turn, dead)?;
+                    self.hear(&mut visit, update, dead)?;
                 }
                 Err(TryRecvError::Empty) if self.end.is_some() => {
                     return Err("was told the end and its account is still open".to_owned());
@@ -77,27 +107,31 @@ impl Client {
                 Err(TryRecvError::Disconnected) if self.end.is_none() => {
                     return Err("its account was closed without an answer".to_owned());
                 }
-                Err(TryRecvError::Disconnected) => return Ok(true),
+                Err(TryRecvError::Disconnected) => return Ok(Some(visit)),
                 Err(TryRecvError::Empty) => break,
             }
         }
         self.now = Some(visit);
-        Ok(false)
+        Ok(None)
     }
 
-    fn hear(
-        &mut self,
-        visit: &mut Visit,
-        update: Update,
-        turn: u64,
-        dead: Option<&str>,
-    ) -> Result<(), String> {
+    fn hear(&mut self, visit: &mut Visit, update: Update, dead: Option<&str>) -> Result<(), String> {
         let dies = matches!(&update.finish, Some(Finish::Error(reason)) if dead == Some(reason));
+        let cut_off = dies || update.finish == Some(Finish::Late);
         // Whoever never ran has no word of its cache.
-        if update.cached_tokens.is_some() == visit.said && !dies {
+        if update.cached_tokens.is_some() == visit.said && !cut_off {
             return Err(format!("was told of cached tokens not once: {update:?}"));
         }
         visit.said = true;
+        visit.cached = visit.cached.or(update.cached_tokens);
+        let (before, now) = (visit.cost, update.cost);
+        let fell = before.prefill > now.prefill || before.decode > now.decode;
+        // It pays for the step of each token no later than it hears the token.
+        let unpaid = update.token.is_some() && before.prefill + before.decode == now.prefill + now.decode;
+        if fell || unpaid || before.kv_block_seconds > now.kv_block_seconds {
+            return Err(format!("was told of {update:?} after {before:?}"));
+        }
+        visit.cost = now;
         if update.cached_tokens.is_some_and(|cached| cached as usize > self.request.prompt.len()) {
             return Err(format!("has more tokens cached than it has: {update:?}"));
         }
@@ -117,14 +151,17 @@ impl Client {
                 return Err(format!("has a log-probability unasked, or none: {:?}", update.logprob));
             }
             visit.tokens += 1;
-            visit.begun.get_or_insert(turn);
         }
+        let whole = (visit.tokens, visit.scores) == (self.expected.tokens.len(), self.expected.scores.len());
         match update.finish {
             None => {}
             Some(Finish::Error(reason)) => self.end = Some(End::Failed(reason)),
+            Some(Finish::Late) if !visit.overdue => return Err("is late before its time".to_owned()),
+            Some(Finish::Late) if whole && visit.tokens + visit.scores > 0 => {
+                return Err("is late with the whole answer".to_owned());
+            }
+            Some(Finish::Late) => self.end = Some(End::Late),
             Some(finish) => {
-                let whole =
-                    (visit.tokens, visit.scores) == (self.expected.tokens.len(), self.expected.scores.len());
                 if finish != self.expected.finish || !whole {
                     return Err(format!(
                         "ended with {finish:?} after {} tokens and {} scores, expected {:?}",

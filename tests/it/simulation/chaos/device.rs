@@ -1,6 +1,7 @@
 //! GPUs on a clock of their own that fail when they are told to.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
 use octant::scheduler::plan::{Row, RowOutput, StepOutput, StepPlan};
@@ -8,6 +9,7 @@ use octant::simulator::Machine;
 use octant::simulator::workload::Draws;
 
 use super::asked::{VOCAB, below, one_in};
+use super::books::Clock;
 use crate::fake::FakeModel;
 
 /// Who draws the tokens.
@@ -33,10 +35,13 @@ pub enum Fault {
 
 pub struct Device {
     pub brain: Brain,
-    /// Seconds.
-    pub now: f64,
+    clock: Clock,
     free_at: f64,
-    outputs: VecDeque<(StepOutput, f64)>,
+    flights: VecDeque<Flight>,
+    /// Whether it says what a step takes.
+    pub predicts: bool,
+    /// Seconds of steps that have been collected.
+    pub busy: f64,
     /// What occupies each slot: its seed, and tokens of its prompt.
     slots: HashMap<u32, (u64, usize)>,
     /// Tokens that will be said to each seed.
@@ -50,16 +55,29 @@ pub struct Device {
     /// What the engine must end with, once it has happened.
     pub broke: Option<&'static str>,
     pub steps: u64,
+    /// Seeds of which the step that was collected last drew the last token.
+    pub ended: Vec<u64>,
     draws: Draws,
 }
 
+/// A step that has not been collected.
+struct Flight {
+    output: StepOutput,
+    took: f64,
+    end: f64,
+    /// Seeds of which it draws the last token.
+    ends: Vec<u64>,
+}
+
 impl Device {
-    pub fn new(brain: Brain, now: f64, seed: u64) -> Self {
+    pub fn new(brain: Brain, clock: Clock, seed: u64) -> Self {
         Self {
             brain,
-            now,
-            free_at: now,
-            outputs: VecDeque::new(),
+            free_at: clock.now(),
+            clock,
+            flights: VecDeque::new(),
+            predicts: false,
+            busy: 0.0,
             slots: HashMap::new(),
             lengths: HashMap::new(),
             spoiled: HashSet::new(),
@@ -67,15 +85,29 @@ impl Device {
             fault: None,
             broke: None,
             steps: 0,
+            ended: Vec::new(),
             draws: Draws::new(seed),
         }
     }
 
-    /// Makes a row's output such as fails its request, where that request is still owed something by it.
-    fn spoil(&mut self, row: &Row, output: &mut RowOutput) {
+    /// Seconds of work that it was given and that nobody has seen the end of.
+    pub fn outstanding(&self) -> f64 {
+        self.flights.iter().map(|flight| flight.took).sum()
+    }
+
+    /// Notes who is in the row's slot. Says for whom it draws the last token, if it does.
+    fn seat(&mut self, row: &Row) -> Option<u64> {
         if let Some(start) = &row.start {
             self.slots.insert(row.slot, (start.sampling.seed, start.prompt_len));
         }
+        let (seed, prompt) = self.slots[&row.slot];
+        let drawn =
+            row.position as usize + row.tokens.len() - prompt.min(row.position as usize + row.tokens.len());
+        (row.sample && drawn + 1 == self.lengths[&seed]).then_some(seed)
+    }
+
+    /// Makes a row's output such as fails its request, where that request is still owed something by it.
+    fn spoil(&mut self, row: &Row, output: &mut RowOutput) {
         if self.spoils == 0 || !one_in(&mut self.draws, self.spoils) {
             return;
         }
@@ -120,21 +152,26 @@ impl Executor for Device {
             }
             Brain::Fake(model) => (model.step(plan), 0.02),
         };
+        let mut ends = Vec::new();
         for (row, output) in plan.rows.iter().zip(&mut output.rows) {
+            ends.extend(self.seat(row));
             self.spoil(row, output);
         }
-        self.free_at = self.free_at.max(self.now) + took;
-        self.outputs.push_back((output, self.free_at));
+        self.free_at = self.free_at.max(self.clock.now()) + took;
+        self.flights.push_back(Flight { output, took, end: self.free_at, ends });
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
-        let (mut output, end) = self.outputs.pop_front().expect("a step was enqueued");
-        self.now = self.now.max(end);
+        let Flight { output, end, .. } = self.flights.front().expect("a step was enqueued");
+        let (id, end) = (output.id, *end);
+        self.clock.reach(end);
         self.steps += 1;
-        if self.fails(output.id, Fault::Collect, "it burns") {
+        if self.fails(id, Fault::Collect, "it burns") {
             return Err(error("it burns"));
         }
+        let Flight { mut output, took, ends, .. } = self.flights.pop_front().expect("it is there");
+        (self.busy, self.ended) = (self.busy + took, ends);
         if self.fails(output.id, Fault::ShortOfARow, "the executor returned") {
             output.rows.pop();
         }
@@ -142,5 +179,10 @@ impl Executor for Device {
             output.id += 1;
         }
         Ok(output)
+    }
+
+    fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
+        let last = self.flights.back().filter(|_| self.predicts)?;
+        Some(Duration::from_secs_f64(last.took))
     }
 }

@@ -1,16 +1,18 @@
 //! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
 
-use octant::engine::{Pipeline, RequestId, Submission, Turns};
-use octant::request::{Cost, Reject, Update};
+use octant::engine::{Moment, Pipeline, Turns};
+use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::workload::Draws;
 use octant::simulator::{Machine, Voice};
-use tokio::sync::mpsc;
 
 use super::asked::{self, below, one_in};
+use super::books::{Books, Clock, Life};
 use super::client::{Client, End, Visit};
 use super::device::{Brain, Device, Fault};
-use crate::fake::FakeModel;
+use super::line::Line;
+use super::tally::Tally;
+use crate::fake::{Answer, FakeModel};
 
 /// Clients of a world.
 const CLIENTS: usize = 60;
@@ -18,30 +20,6 @@ const CLIENTS: usize = 60;
 const FAIRNESS: f64 = 1.1;
 /// Seconds between groups, on average: hardly one at a time, some at once, a crowd. A step takes about 0.02.
 const INTERVALS: [f64; 3] = [0.4, 0.1, 0.02];
-
-/// What happened, to be summed up.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct Tally {
-    pub worlds: u64,
-    pub steps: u64,
-    pub answered: u64,
-    pub left: u64,
-    /// Updates that had been committed when their client left.
-    pub left_unsaid: u64,
-    pub refused: u64,
-    pub spoiled: u64,
-    pub killed: u64,
-    pub faults: [u64; 4],
-    pub stops: u64,
-    pub drains: u64,
-    pub retries: u64,
-    pub preemptions: u64,
-    pub prefix_hits: u64,
-    /// The longest that one waited, by the tokens that went before it.
-    pub longest: f64,
-    /// Of everything that was said and when.
-    pub print: u64,
-}
 
 /// How a life ends.
 #[derive(PartialEq)]
@@ -56,42 +34,87 @@ enum Course {
     Fault,
 }
 
+/// Who comes.
+struct Crowd {
+    clients: usize,
+    /// The first so many tenants have requests.
+    tenants: usize,
+    /// Whether all of a tenant come at once, and nobody leaves.
+    at_once: bool,
+    /// Seconds from one tenant's coming to the next one's, if so.
+    apart: f64,
+    /// Of groups, one in so many has deadlines; 0 for none.
+    hurried: usize,
+}
+
 pub struct World {
-    draws: Draws,
-    config: SchedulerConfig,
+    pub(super) draws: Draws,
+    pub(super) config: SchedulerConfig,
     in_flight: usize,
+    /// Seconds from a step's results to the next launch.
+    host: f64,
     interval: usize,
+    /// Whether all are of one priority.
+    pub(super) flat: bool,
+    crowd: Crowd,
+    /// Seconds within which first tokens are promised.
+    pub(super) promised: Option<f64>,
     voice: Option<Voice>,
     machine: Machine,
-    clients: Vec<Client>,
+    pub(super) clock: Clock,
+    pub(super) clients: Vec<Client>,
     /// Groups that will come, the last first: when, and who.
-    to_come: Vec<(f64, Vec<usize>)>,
-    turns: Turns,
-    device: Device,
+    pub(super) to_come: Vec<(f64, Vec<usize>)>,
+    pub(super) turns: Turns,
+    pub(super) device: Device,
+    pub(super) books: Books,
+    pub(super) line: Line,
     course: Course,
     /// Why the engine has ended.
     death: Option<String>,
-    ids: u64,
-    turn: u64,
-    tally: Tally,
+    pub(super) ids: u64,
+    pub(super) turn: u64,
+    pub(super) tally: Tally,
 }
 
 impl World {
     pub fn new(seed: u64, machine: Machine) -> Self {
         let mut draws = Draws::new(seed);
-        let config = asked::config(&mut draws);
+        let mut config = asked::config(&mut draws);
+        config.policy = asked::policy(&mut draws);
         let in_flight = 1 + below(&mut draws, 2);
         let voice = (!one_in(&mut draws, 4)).then(asked::voice);
         let interval = if one_in(&mut draws, 2) { 1 } else { 1 + below(&mut draws, 12) };
+        let flat = one_in(&mut draws, 3);
+        let at_once = flat && one_in(&mut draws, 2);
+        if at_once {
+            (config.max_queue_requests, config.max_queue_tokens) = (1000, 1_000_000);
+        }
+        let crowd = Crowd {
+            clients: if at_once { 3 * CLIENTS } else { CLIENTS },
+            tenants: if at_once { 2 + below(&mut draws, 3) } else { 1 + below(&mut draws, 4) },
+            at_once,
+            apart: below(&mut draws, 300) as f64 / 100.0,
+            hurried: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
+        };
+        let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
         let turns = Turns::new(Pipeline::new(config.clone(), in_flight, None), interval);
-        let device = Device::new(Brain::Machine(Box::new(machine.clone())), 0.0, seed);
+        let clock = Clock::new();
+        let device = Device::new(Brain::Machine(Box::new(machine.clone())), clock.clone(), seed);
         let mut world = Self {
             draws,
+            line: Line::new(&config, flat, 0, in_flight),
             config,
             in_flight,
+            host: 0.0,
             interval,
+            flat,
+            crowd,
+            promised,
             voice,
             machine,
+            books: Books::new(clock.clone()),
+            clock,
             clients: Vec::new(),
             to_come: Vec::new(),
             turns,
@@ -108,38 +131,51 @@ impl World {
 
     fn populate(&mut self) {
         let (mut at, rate) = (0.0, INTERVALS[below(&mut self.draws, 3)]);
-        while self.clients.len() < CLIENTS {
-            at += rate * below(&mut self.draws, 200) as f64 / 100.0;
-            let n = if one_in(&mut self.draws, 8) { 2 + below(&mut self.draws, 3) } else { 1 };
+        while self.clients.len() < self.crowd.clients {
+            let draws = &mut self.draws;
+            let n = if one_in(draws, 8) { 2 + below(draws, 3) } else { 1 };
             let first = self.clients.len();
-            let like = asked::any(&mut self.draws, first as u64, &self.config);
+            let mut like = asked::any(draws, first as u64, &self.config);
+            let tenant = below(draws, self.crowd.tenants);
+            like.tenant = asked::tenant(tenant);
+            // Some come before the others of their tenant.
+            let before = if one_in(draws, 12) { below(draws, 100) as f64 / 100.0 } else { 1.0 };
+            at = match self.crowd.at_once {
+                true => tenant as f64 * self.crowd.apart * before,
+                false => at + rate * below(draws, 200) as f64 / 100.0,
+            };
+            like.priority = if self.flat { 0 } else { like.priority };
+            let hurried = self.crowd.hurried > 0 && one_in(draws, self.crowd.hurried);
+            let due_after = hurried.then(|| below(draws, 400) as f64 / 100.0);
             for seed in first..first + n {
                 // The choices of one request differ in their seeds alone.
                 let mut request = like.clone();
                 std::sync::Arc::make_mut(&mut request.sampling).seed = seed as u64;
-                let sound = asked::sound(&request, &self.config);
-                let expected = match sound {
-                    true => asked::answer(&request, self.voice.as_ref()),
-                    false => crate::fake::Answer {
-                        tokens: Vec::new(),
-                        finish: octant::request::Finish::Length,
-                        scores: Vec::new(),
-                    },
-                };
-                let draws = &mut self.draws;
-                self.clients.push(Client {
-                    request,
-                    expected,
-                    leaves_after: one_in(draws, 4).then(|| below(draws, 120) as u64),
-                    reads_every: if one_in(draws, 4) { 2 + below(draws, 40) as u64 } else { 1 },
-                    retries: below(draws, 4),
-                    now: None,
-                    end: None,
-                });
+                let client = self.client(request, tenant, due_after);
+                self.clients.push(client);
             }
             self.to_come.push((at, (first..first + n).collect()));
         }
-        self.to_come.reverse();
+        self.to_come.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+    }
+
+    fn client(&mut self, request: Request, tenant: usize, due_after: Option<f64>) -> Client {
+        let expected = match asked::sound(&request, &self.config) {
+            true => asked::answer(&request, self.voice.as_ref()),
+            false => Answer { tokens: Vec::new(), finish: Finish::Length, scores: Vec::new() },
+        };
+        let draws = &mut self.draws;
+        Client {
+            request,
+            tenant,
+            expected,
+            leaves_after: (!self.crowd.at_once && one_in(draws, 4)).then(|| below(draws, 120) as u64),
+            due_after,
+            reads_every: if one_in(draws, 4) { 2 + below(draws, 40) as u64 } else { 1 },
+            retries: below(draws, 4),
+            now: None,
+            end: None,
+        }
     }
 
     /// Runs it to its end.
@@ -158,9 +194,12 @@ impl World {
             self.tally.steps += self.device.steps;
             self.tally.preemptions += counts.preemptions;
             self.tally.prefix_hits += counts.prefix_hits;
-            match death {
-                Some(reason) => self.die(&reason)?,
-                None => break,
+            if let Some(reason) = &death {
+                self.die(reason)?;
+            }
+            self.add_up(counts.preemptions)?;
+            if death.is_none() {
+                break;
             }
         }
         for (i, client) in self.clients.iter().enumerate() {
@@ -169,6 +208,21 @@ impl World {
             }
         }
         Ok(self.tally)
+    }
+
+    /// The life has ended: what everyone paid is what the device did.
+    fn add_up(&mut self, preemptions: u64) -> Result<(), String> {
+        let Device { busy, predicts, .. } = self.device;
+        let (outstanding, host) = (self.device.outstanding(), self.host > 0.0);
+        let life = Life { busy, outstanding, exact: predicts, host, preemptions };
+        let sums = self.books.settle(&life, self.turns.pipeline())?;
+        if outstanding == 0.0 {
+            for (i, [paid, took]) in sums.into_iter().enumerate() {
+                self.tally.paid[i + 2 * usize::from(predicts)] += paid;
+                self.tally.took[i + 2 * usize::from(predicts)] += took;
+            }
+        }
+        Ok(())
     }
 
     /// A fresh server, with nothing in its blocks.
@@ -180,12 +234,17 @@ impl World {
         };
         let pipeline = Pipeline::new(self.config.clone(), self.in_flight, None);
         self.turns = Turns::new(pipeline, self.interval);
-        let mut device = Device::new(brain, self.device.now, draws.bits());
+        let longest = self.clients.iter().map(|client| client.request.prompt.len()).max();
+        self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
+        self.books = Books::new(self.clock.clone());
+        let mut device = Device::new(brain, self.clock.clone(), draws.bits());
+        device.predicts = one_in(draws, 2);
+        self.host = [0.0, 0.002][below(draws, 2)];
         device.spoils = if one_in(draws, 2) { 40 + below(draws, 400) } else { 0 };
         let seeds = self.clients.iter().enumerate();
         device.lengths = seeds.map(|(seed, client)| (seed as u64, client.expected.tokens.len())).collect();
         let at = self.turn + below(draws, 400) as u64;
-        self.course = match below(draws, if last { 2 } else { 8 }) {
+        self.course = match below(draws, if self.crowd.at_once || last { 2 } else { 8 }) {
             0 => Course::Peace,
             1 => Course::Drain(at),
             2 | 3 => Course::Stop(at),
@@ -201,12 +260,14 @@ impl World {
 
     fn turn(&mut self) -> Result<Next, String> {
         self.turn += 1;
+        self.expire()?;
         if self.turns.is_idle() {
-            self.turns.answer(&mut |_, _| ());
+            self.answer();
             self.turns.rest()?;
+            self.books.rest();
             self.read(true)?;
             let Some((at, _)) = self.to_come.last() else { return Ok(Next::Rest) };
-            self.device.now = self.device.now.max(*at);
+            self.clock.reach(*at);
         }
         match self.course {
             Course::Drain(at) if at <= self.turn => {
@@ -222,7 +283,10 @@ impl World {
             self.tally.stops += 1;
             return Ok(Next::Death("the server is shutting down".to_owned()));
         }
-        if let Err(reason) = self.turns.turn(&mut self.device, &mut |_, _| ()) {
+        self.books.busy();
+        let Self { turns, device, books, line, tally, .. } = self;
+        let turned = turns.turn(device, &mut |pipeline, moment| see(pipeline, moment, (books, line, tally)));
+        if let Err(reason) = turned {
             return match self.device.broke {
                 Some(why) if reason.starts_with(why) => {
                     self.tally.faults[self.device.fault.expect("it broke").1 as usize] += 1;
@@ -236,119 +300,14 @@ impl World {
         }
         self.read(false)?;
         self.check()?;
+        self.clock.reach(self.clock.now() + self.host);
         Ok(Next::Turn)
     }
 
-    /// Takes who has come by now.
-    fn arrive(&mut self) -> Result<(), String> {
-        while let Some((at, _)) = self.to_come.last()
-            && *at <= self.device.now
-        {
-            let (_, group) = self.to_come.pop().expect("it was just looked at");
-            self.submit(&group)?;
-        }
-        Ok(())
-    }
-
-    fn submit(&mut self, group: &[usize]) -> Result<(), String> {
-        let counts = self.turns.pipeline().scheduler().counts();
-        let sound = group.iter().all(|i| asked::sound(&self.clients[*i].request, &self.config));
-        let tokens: usize = group.iter().map(|i| self.clients[*i].request.prompt.len()).sum();
-        let full = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
-            || counts.waiting_tokens > 0 && counts.waiting_tokens + tokens > self.config.max_queue_tokens;
-        let (mut submissions, mut inboxes) = (Vec::new(), Vec::new());
-        for &i in group {
-            let (updates, inbox) = mpsc::unbounded_channel();
-            let id = RequestId(self.ids);
-            self.ids += 1;
-            let (request, each) = (self.clients[i].request.clone(), one_in(&mut self.draws, 3));
-            submissions.push(Submission { id, request, updates, each });
-            inboxes.push((i, id, inbox));
-        }
-        let outcome = self.turns.submit(submissions);
-        match (&outcome, sound, full) {
-            (Ok(()), true, false) | (Err(Reject::Invalid { .. } | Reject::TooLong { .. }), false, _) => {}
-            (Err(Reject::QueueFull { .. } | Reject::QueueTokensFull { .. }), true, true) => {}
-            _ => return Err(format!("{outcome:?} to a group that is sound: {sound}, a queue full: {full}")),
-        }
-        if outcome.is_err() {
-            // One that was never taken has nothing to abort.
-            self.turns.abort(inboxes[0].1, Cost::default());
-            if inboxes.iter_mut().any(|(_, _, inbox)| !is_closed(inbox)) {
-                return Err("a refused request has an account".to_owned());
-            }
-            if sound && self.again(group) {
-                return Ok(());
-            }
-            self.refuse(group);
-            return Ok(());
-        }
-        for (i, id, inbox) in inboxes {
-            self.welcome(i, id, inbox);
-        }
-        Ok(())
-    }
-
-    /// Counts who goes before whom.
-    fn welcome(&mut self, i: usize, id: RequestId, inbox: Inbox) {
-        let (priority, own) = (self.clients[i].request.priority, self.clients[i].work());
-        let mut work = own;
-        for other in &mut self.clients {
-            let before = other.work();
-            if let Some(visit) = &mut other.now {
-                work += before;
-                visit.work += if other.request.priority > priority { own } else { 0 };
-            }
-        }
-        self.clients[i].now = Some(Visit::new(id, inbox, self.turn, work));
-    }
-
-    /// Comes again later, if they want to.
-    fn again(&mut self, group: &[usize]) -> bool {
-        if self.clients[group[0]].retries == 0 {
-            return false;
-        }
-        group.iter().for_each(|i| self.clients[*i].end = None);
-        self.clients[group[0]].retries -= 1;
-        self.tally.retries += 1;
-        let at = self.device.now + below(&mut self.draws, 1000) as f64 / 200.0;
-        let place = self.to_come.partition_point(|(other, _)| *other > at);
-        self.to_come.insert(place, (at, group.to_vec()));
-        true
-    }
-
-    fn refuse(&mut self, group: &[usize]) {
-        self.tally.refused += group.len() as u64;
-        group.iter().for_each(|i| self.clients[*i].end = Some(End::Refused));
-    }
-
-    /// Whoever leaves does so when a step has been committed, and perhaps not said.
-    fn leave(&mut self) -> Result<(), String> {
-        for i in 0..self.clients.len() {
-            let client = &mut self.clients[i];
-            let Some(visit) = &client.now else { continue };
-            let id = visit.id;
-            if client.leaves_after.is_none_or(|after| self.turn - visit.since < after) {
-                continue;
-            }
-            client.leaves_after = None;
-            let ended = client.read(self.turn, None).map_err(|e| format!("client {i} {e}"))?;
-            let unsaid = self.turns.unsaid();
-            self.turns.abort(id, Cost::default());
-            self.tally.left_unsaid += (unsaid - self.turns.unsaid()) as u64;
-            if ended {
-                self.settle(i)?;
-                continue;
-            }
-            let client = &mut self.clients[i];
-            let mut visit = client.now.take().expect("it has not ended");
-            if !is_parting(&mut visit.inbox) {
-                return Err(format!("client {i} left and is told more than that"));
-            }
-            client.end = Some(End::Left);
-            self.tally.left += 1;
-        }
-        Ok(())
+    /// Says what the last step yielded.
+    fn answer(&mut self) {
+        let Self { turns, books, line, tally, .. } = self;
+        turns.answer(&mut |pipeline, moment| see(pipeline, moment, (books, line, tally)));
     }
 
     /// Everyone, or everyone whose turn it is, looks into the inbox.
@@ -358,18 +317,20 @@ impl World {
             if client.now.is_none() || !(everyone || self.turn.is_multiple_of(client.reads_every)) {
                 continue;
             }
-            if client.read(self.turn, self.death.as_deref()).map_err(|e| format!("client {i} {e}"))? {
-                self.settle(i)?;
+            let ended = client.read(self.death.as_deref()).map_err(|e| format!("client {i} {e}"))?;
+            if let Some(visit) = ended {
+                self.settle(i, &visit)?;
             }
         }
         Ok(())
     }
 
     /// One has come to its end.
-    fn settle(&mut self, i: usize) -> Result<(), String> {
+    pub(super) fn settle(&mut self, i: usize, visit: &Visit) -> Result<(), String> {
+        self.check_cost(i, visit)?;
         let spoiled = self.device.spoiled.contains(&(i as u64));
         self.tally.print =
-            self.tally.print.rotate_left(7) ^ (self.turn << 20) ^ i as u64 ^ self.device.now.to_bits();
+            self.tally.print.rotate_left(7) ^ (self.turn << 20) ^ i as u64 ^ self.clock.now().to_bits();
         match &self.clients[i].end {
             Some(End::Answered) if spoiled => Err(format!("client {i} was answered from a spoilt row")),
             Some(End::Answered) => {
@@ -385,11 +346,50 @@ impl World {
                 }
                 Ok(())
             }
+            // Its deadline is told in the tally, by how far it had come.
+            Some(End::Late) => Ok(()),
             other => Err(format!("client {i} ended as {other:?}")),
         }
     }
 
+    /// What it has cost, where that follows from what it was answered.
+    pub(super) fn check_cost(&self, i: usize, visit: &Visit) -> Result<(), String> {
+        let client = &self.clients[i];
+        let Some(cost) = self.books.cost(visit.id) else {
+            return Err(format!("client {i} was never charged"));
+        };
+        let (prompt, said) = (client.request.prompt.len() as u64, client.expected.tokens.len() as u64);
+        let known = cost.cached_tokens + cost.computed_tokens;
+        let ran = cost.prefill + cost.decode > 0.0 && cost.kv_block_seconds > 0.0 && known > 0;
+        // A row may be in flight when the last token is drawn, where more might have been.
+        let most = (prompt + said).min(prompt + u64::from(client.request.stop.max_tokens.max(1)) - 1);
+        let fits = match &client.end {
+            Some(End::Answered) => {
+                let all = (prompt + said).saturating_sub(u64::from(said > 0));
+                let most = if self.in_flight == 1 { all } else { most };
+                // What others had computed when it started again is neither its own nor counted as cached.
+                let least = if self.line.was_preempted(visit.id) { 1 } else { all };
+                ran && (least..=most).contains(&known) && visit.cached == Some(cost.cached_tokens as u32)
+            }
+            end if matches!(end, Some(End::Late | End::Left)) || self.death.is_some() => {
+                let waited = Cost { queue: 0.0, ..*cost } == Cost::default();
+                known <= most && (ran || waited && visit.tokens + visit.scores == 0)
+            }
+            _ => ran && known <= most,
+        };
+        let told = matches!(client.end, Some(End::Left)) || visit.cost == *cost;
+        match fits && told {
+            true => Ok(()),
+            false => Err(format!(
+                "client {i}, of {prompt} tokens, answered with {said}, {:?}, was told {:?} and has cost {cost:?}",
+                client.end, visit.cost
+            )),
+        }
+    }
+
     fn check(&mut self) -> Result<(), String> {
+        self.books.check()?;
+        self.line.check()?;
         let scheduler = self.turns.pipeline().scheduler();
         // Recounting a large server is dear.
         if self.config.num_blocks <= 20 || self.turn.is_multiple_of(16) {
@@ -399,6 +399,10 @@ impl World {
         if counts.blocks_free + counts.blocks_used + counts.blocks_cached != counts.blocks_total {
             return Err(format!("blocks are lost: {counts:?}"));
         }
+        let mut visits = self.clients.iter().filter_map(|client| client.now.as_ref());
+        if let Some(visit) = visits.find(|visit| visit.overdue && !visit.inbox.is_closed()) {
+            return Err(format!("the time of request {} is up, and nobody told it", visit.id.0));
+        }
         let owed = self.clients.iter().filter_map(|client| client.now.as_ref());
         let owed = owed.filter(|visit| !visit.inbox.is_closed()).count();
         if owed != self.turns.open() {
@@ -407,37 +411,28 @@ impl World {
         self.check_fairness()
     }
 
-    /// Nobody waits for those behind; of equal priority nobody begins before whoever came before.
+    /// Nobody waits for those behind, neither for its start nor for its end.
     fn check_fairness(&mut self) -> Result<(), String> {
-        let prompt = self.clients.iter().enumerate().filter(|(_, client)| client.reads_every == 1);
-        let visits = prompt.filter_map(|(i, client)| Some((i, client, client.now.as_ref()?)));
-        let mut first_unbegun = std::collections::BTreeMap::new();
-        let mut begun = Vec::new();
-        for (i, client, visit) in visits {
-            let (steps, work) = ((self.turn - visit.since) as f64, visit.work as f64);
-            self.tally.longest = self.tally.longest.max(steps / work);
-            if steps > FAIRNESS * work {
-                return Err(format!("client {i} waits for {steps} steps, of {work} tokens"));
-            }
-            let priority = client.request.priority;
-            match visit.begun {
-                Some(turn) if turn == self.turn => begun.push((i, priority, visit.id)),
-                Some(_) => {}
-                // Whoever is only to be scored begins nothing.
-                None if client.expected.tokens.is_empty() => {}
-                None => {
-                    let first = first_unbegun.entry(priority).or_insert((visit.id, i));
-                    *first = (*first).min((visit.id, i));
+        let recomputed = self.books.recomputed();
+        for (i, client) in self.clients.iter().enumerate() {
+            let Some(visit) = &client.now else { continue };
+            let steps = (self.turn - visit.since) as f64;
+            let again = (recomputed - visit.recomputed) as f64;
+            let (work, start_work) = (visit.work as f64 + again, visit.start_work as f64 + again);
+            // Whoever looks seldom learns late that it has ended.
+            if client.reads_every == 1 {
+                self.tally.longest = self.tally.longest.max(steps / work);
+                if steps > FAIRNESS * work {
+                    return Err(format!("client {i} waits for {steps} steps, of {work} tokens"));
                 }
             }
-        }
-        for (i, priority, id) in begun {
-            if let Some((earlier, other)) = first_unbegun.get(&priority).filter(|(earlier, _)| *earlier < id)
-            {
-                return Err(format!(
-                    "client {i}, request {}, began before {other}, request {}",
-                    id.0, earlier.0
-                ));
+            if self.line.has_started(visit.id) == Some(false) {
+                self.tally.longest_start = self.tally.longest_start.max(steps / start_work);
+                if steps > start_work {
+                    return Err(format!(
+                        "client {i} waits to start for {steps} steps, of {start_work} tokens"
+                    ));
+                }
             }
         }
         Ok(())
@@ -446,8 +441,9 @@ impl World {
     /// The engine ends: everyone gets the reason, once, and some come again to the next.
     fn die(&mut self, reason: &str) -> Result<(), String> {
         self.death = Some(reason.to_owned());
-        self.turns.answer(&mut |_, _| ());
-        self.turns.fail(reason, |_| Cost::default());
+        self.answer();
+        let Self { turns, books, .. } = self;
+        turns.fail(reason, |id| books.end(id));
         if self.turns.open() != 0 {
             return Err(format!("{} accounts outlive the engine", self.turns.open()));
         }
@@ -467,23 +463,6 @@ impl World {
     }
 }
 
-type Inbox = mpsc::UnboundedReceiver<Update>;
-
-/// Whether nothing is there and nothing can come.
-fn is_closed(inbox: &mut Inbox) -> bool {
-    matches!(inbox.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
-}
-
-/// Whether all that is there ends with what a client that has left has cost, and nothing can come.
-fn is_parting(inbox: &mut Inbox) -> bool {
-    while let Ok(update) = inbox.try_recv() {
-        if update.finish.is_some() {
-            return update.token.is_none() && is_closed(inbox);
-        }
-    }
-    false
-}
-
 /// What follows a turn.
 enum Next {
     Turn,
@@ -491,4 +470,10 @@ enum Next {
     Rest,
     /// The engine has ended with this.
     Death(String),
+}
+
+/// A moment of a turn.
+fn see(pipeline: &Pipeline, moment: Moment<'_>, (books, line, tally): (&mut Books, &mut Line, &mut Tally)) {
+    line.see(pipeline, &moment, tally);
+    books.see(pipeline, moment);
 }

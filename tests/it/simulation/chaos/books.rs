@@ -1,0 +1,330 @@
+//! The clock beside the turns, as the engine keeps it: the real watch, deadlines and payers, told a virtual time. What
+//! requests pay is held against what the device did, counted here from what it was given.
+//!
+//! What follows from how costs are defined, and is checked when a life ends:
+//! - Where the executor knows what steps take, all that requests paid is what the device took, to a millionth, though
+//!   they share steps, are preempted, leave, are late or fail, with rows in flight or none. Where it does not, what is
+//!   paid in advance for a row in flight is a guess, and all lives together are within 1 %.
+//! - Rows fed are tokens computed and tokens computed again, exactly.
+//! - Payers were charged what their requests were told, once each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use octant::engine::{Deadlines, Forecast, Meters, Moment, Payer, Pipeline, RequestId, Watch};
+use octant::request::Cost;
+use prometheus::{Counter, IntCounter};
+
+use super::asked::TENANTS;
+
+/// Of what can be known exactly, for the nanoseconds of clocks.
+const EXACT: f64 = 1e-6;
+/// Of what is paid for blocks: who holds what part of one may change while a row is in flight for nobody.
+const NEAR: f64 = 0.01;
+/// And no less than a block for one step.
+const BLOCK_STEP: f64 = 0.02;
+
+/// A virtual time that the device and whoever watches it have in common.
+#[derive(Clone)]
+pub struct Clock {
+    zero: Instant,
+    bits: Arc<AtomicU64>,
+}
+
+impl Clock {
+    pub fn new() -> Self {
+        Self { zero: Instant::now(), bits: Arc::default() }
+    }
+
+    /// Seconds.
+    pub fn now(&self) -> f64 {
+        f64::from_bits(self.bits.load(Ordering::Relaxed))
+    }
+
+    /// Goes on to this time, if it is later.
+    pub fn reach(&self, at: f64) {
+        self.bits.store(self.now().max(at).to_bits(), Ordering::Relaxed);
+    }
+
+    pub fn instant(&self, at: f64) -> Instant {
+        self.zero + Duration::from_secs_f64(at)
+    }
+}
+
+fn payer() -> Arc<Payer> {
+    let counter = || Counter::new("seconds", "of a test").unwrap();
+    let tokens = || IntCounter::new("tokens", "of a test").unwrap();
+    Arc::new(Payer {
+        requests: tokens(),
+        queue: counter(),
+        prefill: counter(),
+        decode: counter(),
+        kv_block_seconds: counter(),
+        prompt_tokens: tokens(),
+        cached_tokens: tokens(),
+        computed_tokens: tokens(),
+        recomputed_tokens: tokens(),
+        generated_tokens: tokens(),
+    })
+}
+
+/// A request that has not ended.
+struct Entry {
+    opened: f64,
+    /// When it first had a row.
+    started: Option<f64>,
+}
+
+/// Of one life.
+pub struct Books {
+    clock: Clock,
+    watch: Watch,
+    meters: Meters,
+    deadlines: Deadlines,
+    /// By tenant.
+    payers: Vec<Arc<Payer>>,
+    open: BTreeMap<RequestId, Entry>,
+    closed: BTreeMap<RequestId, Cost>,
+    /// Tokens of all prompts.
+    prompts: u64,
+    /// Tokens in all rows.
+    fed: u64,
+    /// Tokens drawn, of requests that had not ended.
+    drawn: u64,
+    /// Blocks held since the last look, and those before times their seconds.
+    blocks: (f64, usize),
+    block_seconds: f64,
+    /// The latter when results last came, which is what meters show.
+    metered: f64,
+    /// What does not add up, said at the next occasion.
+    wrong: Option<String>,
+}
+
+impl Books {
+    pub fn new(clock: Clock) -> Self {
+        let meters = Meters::default();
+        let bounds = (Duration::ZERO, Duration::MAX);
+        Self {
+            watch: Watch::new(Forecast::default(), bounds, meters.clone()),
+            meters,
+            deadlines: Deadlines::default(),
+            payers: TENANTS.iter().map(|_| payer()).collect(),
+            open: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            prompts: 0,
+            fed: 0,
+            drawn: 0,
+            blocks: (clock.now(), 0),
+            block_seconds: 0.0,
+            metered: 0.0,
+            wrong: None,
+            clock,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        self.clock.instant(self.clock.now())
+    }
+
+    /// A moment of a turn, in the engine's order: what is told has no deadline any more.
+    pub fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>) {
+        let now = self.now();
+        match moment {
+            Moment::Telling(updates) => {
+                let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
+                ended.for_each(|(id, _)| self.deadlines.remove(*id));
+                self.drawn += updates.iter().filter(|(_, update)| update.token.is_some()).count() as u64;
+                self.watch.see(pipeline, Moment::Telling(&mut *updates), now);
+                for (id, update) in updates.iter().filter(|(_, update)| update.finish.is_some()) {
+                    self.note(*id, update.cost);
+                }
+                self.hold(pipeline);
+                return;
+            }
+            Moment::Launched(plan, _) => {
+                self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
+                let now = self.clock.now();
+                for id in pipeline.scheduler().owners() {
+                    self.open.entry(id).and_modify(|entry| _ = entry.started.get_or_insert(now));
+                }
+            }
+            Moment::Results => {
+                let since = self.clock.now() - self.blocks.0;
+                self.metered = self.block_seconds + since * self.blocks.1 as f64;
+            }
+            Moment::Launching => {}
+        }
+        self.watch.see(pipeline, moment, now);
+    }
+
+    /// So many blocks are held from now on.
+    fn hold(&mut self, pipeline: &Pipeline) {
+        let now = self.clock.now();
+        self.block_seconds += (now - self.blocks.0) * self.blocks.1 as f64;
+        self.blocks = (now, pipeline.scheduler().counts().blocks_used);
+    }
+
+    fn note(&mut self, id: RequestId, cost: Cost) {
+        let Cost { queue, prefill, decode, kv_block_seconds, .. } = cost;
+        let sound = [queue, prefill, decode, kv_block_seconds].iter().all(|x| x.is_finite() && *x >= 0.0);
+        let waited = self.open.remove(&id).map(|entry| {
+            let waited = entry.started.unwrap_or(self.clock.now()) - entry.opened;
+            (waited - queue).abs() < EXACT
+        });
+        if !sound || waited != Some(true) || self.closed.insert(id, cost).is_some() {
+            self.wrong.get_or_insert(format!("request {} waited as it paid: {waited:?}, {cost:?}", id.0));
+        }
+    }
+
+    /// A request has been taken, which must have ended by then.
+    pub fn open(&mut self, id: RequestId, (prompt, tenant): (usize, usize), due: Option<f64>) {
+        self.watch.open(id, prompt, self.now(), Some(Arc::clone(&self.payers[tenant])));
+        self.open.insert(id, Entry { opened: self.clock.now(), started: None });
+        self.prompts += prompt as u64;
+        if let Some(due) = due {
+            self.deadlines.add(id, self.clock.instant(due));
+        }
+    }
+
+    /// Its client has left, whether it has been answered or not. Returns what it has cost, if it had not ended.
+    pub fn leave(&mut self, id: RequestId, pipeline: &Pipeline) -> Cost {
+        self.hold(pipeline);
+        self.end(id)
+    }
+
+    /// The same, of one that is cut off.
+    pub fn end(&mut self, id: RequestId) -> Cost {
+        self.deadlines.remove(id);
+        let cost = self.watch.close(id, self.now());
+        if self.open.contains_key(&id) {
+            self.note(id, cost);
+        } else if cost != Cost::default() {
+            self.wrong.get_or_insert(format!("request {} paid twice", id.0));
+        }
+        cost
+    }
+
+    /// It must have ended at this time, and no later.
+    pub fn hurry(&mut self, id: RequestId, due: f64) {
+        self.deadlines.remove(id);
+        self.deadlines.add(id, self.clock.instant(due));
+    }
+
+    /// One whose time has come.
+    pub fn overdue(&mut self) -> Option<RequestId> {
+        self.deadlines.pop(self.now())
+    }
+
+    pub fn busy(&mut self) {
+        let now = self.now();
+        self.watch.busy(now);
+    }
+
+    pub fn rest(&mut self) {
+        self.watch.rest();
+    }
+
+    /// When requests would have their first token.
+    pub fn forecast(&self) -> &Forecast {
+        self.watch.forecast()
+    }
+
+    /// Tokens fed again so far.
+    pub fn recomputed(&self) -> u64 {
+        self.meters.recomputed.get()
+    }
+
+    /// What a request has cost that has ended.
+    pub fn cost(&self, id: RequestId) -> Option<&Cost> {
+        self.closed.get(&id)
+    }
+
+    pub fn check(&mut self) -> Result<(), String> {
+        self.wrong.take().map_or(Ok(()), Err)
+    }
+
+    /// The life has ended. Whoever was cut off pays for what it had. The device has worked for so long, and has been given
+    /// `outstanding` seconds of work that nobody has seen the end of. Returns what was paid and what there was to pay, in
+    /// seconds and block-seconds.
+    pub fn settle(&mut self, life: &Life, pipeline: &Pipeline) -> Result<[[f64; 2]; 2], String> {
+        for id in self.open.keys().copied().collect::<Vec<_>>() {
+            self.leave(id, pipeline);
+        }
+        self.check()?;
+        let sum = self.closed.values().fold(Cost::default(), |sum, cost| sum.and(*cost));
+        let (prefill, decode) = (self.meters.prefill.get(), self.meters.decode.get());
+        let block_seconds = self.block_seconds;
+        close(prefill + decode, life.busy, EXACT, "the device's time")?;
+        // Who holds what is looked at after launches only.
+        let seen = if life.host { NEAR } else { EXACT };
+        close(self.meters.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
+        let near = NEAR + BLOCK_STEP / block_seconds.max(BLOCK_STEP);
+        let due = prefill + decode + life.outstanding;
+        if life.exact {
+            close(sum.prefill + sum.decode, due, EXACT, "the requests' time")?;
+        }
+        if life.exact && life.outstanding == 0.0 {
+            close(sum.prefill, prefill, EXACT, "prefill")?;
+            close(sum.decode, decode, EXACT, "decode")?;
+            close(sum.kv_block_seconds, block_seconds, near, "the requests' blocks")?;
+        }
+        let again = self.recomputed();
+        if sum.recomputed_tokens != again || life.preemptions == 0 && again != 0 {
+            return Err(format!("{} tokens again, {again} by the device, {life:?}", sum.recomputed_tokens));
+        }
+        if sum.computed_tokens + again != self.fed {
+            return Err(format!("{} tokens were fed: {sum:?}", self.fed));
+        }
+        self.check_payers(&sum)?;
+        Ok([[sum.prefill + sum.decode, due], [sum.kv_block_seconds, block_seconds]])
+    }
+
+    fn check_payers(&self, sum: &Cost) -> Result<(), String> {
+        let seconds =
+            |of: fn(&Payer) -> &Counter| self.payers.iter().map(|payer| of(payer).get()).sum::<f64>();
+        let count =
+            |of: fn(&Payer) -> &IntCounter| self.payers.iter().map(|payer| of(payer).get()).sum::<u64>();
+        close(seconds(|payer| &payer.queue), sum.queue, EXACT, "the payers' waiting")?;
+        close(seconds(|payer| &payer.prefill), sum.prefill, EXACT, "the payers' prefill")?;
+        close(seconds(|payer| &payer.decode), sum.decode, EXACT, "the payers' decode")?;
+        close(seconds(|payer| &payer.kv_block_seconds), sum.kv_block_seconds, EXACT, "the payers' blocks")?;
+        let counted = [
+            count(|payer| &payer.requests),
+            count(|payer| &payer.prompt_tokens),
+            count(|payer| &payer.generated_tokens),
+            count(|payer| &payer.cached_tokens),
+            count(|payer| &payer.computed_tokens),
+            count(|payer| &payer.recomputed_tokens),
+        ];
+        let Cost { cached_tokens: cached, computed_tokens, recomputed_tokens, .. } = *sum;
+        let requests = self.closed.len() as u64;
+        let expected = [requests, self.prompts, self.drawn, cached, computed_tokens, recomputed_tokens];
+        match counted == expected {
+            true => Ok(()),
+            false => Err(format!("payers have {counted:?}, expected {expected:?}")),
+        }
+    }
+}
+
+/// What the device says of a life.
+#[derive(Debug)]
+pub struct Life {
+    /// Seconds that it worked.
+    pub busy: f64,
+    /// Seconds of steps that it was given and did not return.
+    pub outstanding: f64,
+    /// Whether it said beforehand what each step takes.
+    pub exact: bool,
+    /// Whether the host takes time between steps.
+    pub host: bool,
+    pub preemptions: u64,
+}
+
+fn close(got: f64, expected: f64, within: f64, what: &str) -> Result<(), String> {
+    match (got - expected).abs() <= within * expected + 1e-6 {
+        true => Ok(()),
+        false => Err(format!("{what}: {got}, expected {expected}")),
+    }
+}

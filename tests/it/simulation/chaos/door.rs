@@ -1,0 +1,208 @@
+//! Who comes to a world's server, is taken or refused, comes again, leaves, or runs out of time.
+
+use octant::engine::{RequestId, Submission};
+use octant::request::{Cost, Reject, Update};
+use tokio::sync::mpsc;
+
+use super::asked::{self, below, one_in};
+use super::client::{End, Visit};
+use super::world::World;
+
+type Inbox = mpsc::UnboundedReceiver<Update>;
+
+/// Whether nothing is there and nothing can come.
+fn is_closed(inbox: &mut Inbox) -> bool {
+    matches!(inbox.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
+}
+
+/// What a client that has left has cost, where that is the last of all that is there, and nothing can come.
+fn parting(inbox: &mut Inbox) -> Option<Cost> {
+    let all: Vec<Update> = std::iter::from_fn(|| inbox.try_recv().ok()).collect();
+    let ended = all.iter().position(|update| update.finish.is_some())? + 1 == all.len();
+    (ended && all.last()?.token.is_none() && is_closed(inbox)).then(|| all[all.len() - 1].cost)
+}
+
+impl World {
+    /// Takes who has come by now.
+    pub(super) fn arrive(&mut self) -> Result<(), String> {
+        while let Some((at, _)) = self.to_come.last()
+            && *at <= self.clock.now()
+        {
+            let (_, group) = self.to_come.pop().expect("it was just looked at");
+            self.submit(&group)?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self, group: &[usize]) -> Result<(), String> {
+        let counts = self.turns.pipeline().scheduler().counts();
+        let sound = group.iter().all(|i| asked::sound(&self.clients[*i].request, &self.config));
+        let tokens: usize = group.iter().map(|i| self.clients[*i].request.prompt.len()).sum();
+        let full = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
+            || counts.waiting_tokens > 0 && counts.waiting_tokens + tokens > self.config.max_queue_tokens;
+        if sound && self.is_too_late(group[0])? {
+            self.tally.unpromised += 1;
+            if !self.again(group) {
+                self.refuse(group);
+            }
+            return Ok(());
+        }
+        let (mut submissions, mut inboxes) = (Vec::new(), Vec::new());
+        for &i in group {
+            let (updates, inbox) = mpsc::unbounded_channel();
+            let id = RequestId(self.ids);
+            self.ids += 1;
+            let (request, each) = (self.clients[i].request.clone(), one_in(&mut self.draws, 3));
+            submissions.push(Submission { id, request, updates, each });
+            inboxes.push((i, id, inbox));
+        }
+        let outcome = self.turns.submit(submissions);
+        match (&outcome, sound, full) {
+            (Ok(()), true, false) | (Err(Reject::Invalid { .. } | Reject::TooLong { .. }), false, _) => {}
+            (Err(Reject::QueueFull { .. } | Reject::QueueTokensFull { .. }), true, true) => {}
+            _ => return Err(format!("{outcome:?} to a group that is sound: {sound}, a queue full: {full}")),
+        }
+        if outcome.is_err() {
+            // One that was never taken has nothing to abort.
+            self.turns.abort(inboxes[0].1, Cost::default());
+            self.books.leave(inboxes[0].1, self.turns.pipeline());
+            if inboxes.iter_mut().any(|(_, _, inbox)| !is_closed(inbox)) {
+                return Err("a refused request has an account".to_owned());
+            }
+            if sound && self.again(group) {
+                return Ok(());
+            }
+            self.refuse(group);
+            return Ok(());
+        }
+        for (i, id, inbox) in inboxes {
+            self.welcome(i, id, inbox);
+        }
+        Ok(())
+    }
+
+    /// Whether its first token is predicted to come later than its server promises, or than it can use.
+    fn is_too_late(&mut self, i: usize) -> Result<bool, String> {
+        let client = &self.clients[i];
+        let seconds = self.books.forecast().first_token(&self.turns.pipeline().load(&client.request));
+        if !(seconds.is_finite() && seconds >= 0.0) {
+            return Err(format!("client {i} is predicted to wait {seconds} s"));
+        }
+        let Some(promised) = self.promised else { return Ok(false) };
+        Ok(seconds > client.due_after.unwrap_or(f64::INFINITY) || seconds > promised && !self.turns.is_idle())
+    }
+
+    /// Counts who goes before whom.
+    fn welcome(&mut self, i: usize, id: RequestId, inbox: Inbox) {
+        let client = &self.clients[i];
+        let (priority, tenant, own) = (client.request.priority, client.tenant, client.work());
+        let counts = self.turns.pipeline().scheduler().counts();
+        let mut visit = Visit::new(id, inbox, self.turn);
+        (visit.work, visit.start_work, visit.recomputed) = (own, own, self.books.recomputed());
+        let may_age = self.config.policy.ageing_steps > 0 && !self.flat;
+        for other in &mut self.clients {
+            let before = other.work();
+            if let Some(earlier) = &mut other.now {
+                visit.work += before;
+                visit.start_work += before;
+                let anothers = other.tenant != tenant;
+                // Among those that run it may be before any that started when nobody had waited for long.
+                if anothers || other.request.priority > priority || may_age {
+                    earlier.work += own;
+                }
+                if anothers || self.line.may_pass(earlier.id, priority, counts.steps) {
+                    earlier.start_work += own;
+                }
+            }
+        }
+        let client = &mut self.clients[i];
+        visit.due = client.due_after.map(|after| self.clock.now() + after);
+        self.line.arrive(id, &client.request, tenant, counts.steps);
+        self.books.open(id, (client.request.prompt.len(), tenant), visit.due);
+        client.now = Some(visit);
+    }
+
+    /// Comes again later, if they want to.
+    pub(super) fn again(&mut self, group: &[usize]) -> bool {
+        if self.clients[group[0]].retries == 0 {
+            return false;
+        }
+        group.iter().for_each(|i| self.clients[*i].end = None);
+        self.clients[group[0]].retries -= 1;
+        self.tally.retries += 1;
+        let at = self.clock.now() + below(&mut self.draws, 1000) as f64 / 200.0;
+        let place = self.to_come.partition_point(|(other, _)| *other > at);
+        self.to_come.insert(place, (at, group.to_vec()));
+        true
+    }
+
+    pub(super) fn refuse(&mut self, group: &[usize]) {
+        self.tally.refused += group.len() as u64;
+        group.iter().for_each(|i| self.clients[*i].end = Some(End::Refused));
+    }
+
+    /// Whoever leaves does so when a step has been committed, and perhaps not said.
+    pub(super) fn leave(&mut self) -> Result<(), String> {
+        for i in 0..self.clients.len() {
+            let client = &mut self.clients[i];
+            let Some(visit) = &client.now else { continue };
+            let id = visit.id;
+            if client.leaves_after.is_none_or(|after| self.turn - visit.since < after) {
+                continue;
+            }
+            client.leaves_after = None;
+            let ended = client.read(None).map_err(|e| format!("client {i} {e}"))?;
+            let before = self.turns.unsaid();
+            let cost = self.books.leave(id, self.turns.pipeline());
+            self.turns.abort(id, cost);
+            let unsaid = before - self.turns.unsaid();
+            self.line.leave(id, unsaid);
+            self.tally.left_unsaid += unsaid as u64;
+            if let Some(visit) = ended {
+                self.settle(i, &visit)?;
+                continue;
+            }
+            let client = &mut self.clients[i];
+            let mut visit = client.now.take().expect("it has not ended");
+            if parting(&mut visit.inbox) != Some(cost) {
+                return Err(format!("client {i} left and is not told {cost:?}, or more than that"));
+            }
+            client.end = Some(End::Left);
+            self.check_cost(i, &visit)?;
+            self.tally.left += 1;
+        }
+        Ok(())
+    }
+
+    /// Ends those whose time is up. Of those that the last step ended some run out of time at that very moment.
+    pub(super) fn expire(&mut self) -> Result<(), String> {
+        for seed in std::mem::take(&mut self.device.ended) {
+            let client = &mut self.clients[seed as usize];
+            let hurried = |visit: &&mut Visit| visit.due.is_some() && !visit.inbox.is_closed();
+            let Some(visit) = client.now.as_mut().filter(hurried) else { continue };
+            if one_in(&mut self.draws, 2) {
+                visit.due = Some(self.clock.now());
+                self.books.hurry(visit.id, self.clock.now());
+            }
+        }
+        while let Some(id) = self.books.overdue() {
+            let visits = self.clients.iter_mut().filter_map(|client| client.now.as_mut());
+            let found = visits.into_iter().find(|visit| visit.id == id);
+            let Some(visit) = found.filter(|visit| !visit.overdue && !visit.inbox.is_closed()) else {
+                return Err(format!("the time of request {} is up again, or after its end", id.0));
+            };
+            visit.overdue = true;
+            let started = self.line.has_started(id).unwrap_or(true);
+            let begun = visit.tokens > 0 || visit.scores > 0;
+            let before = self.turns.unsaid();
+            self.turns.expire(id);
+            if self.turns.unsaid() == before {
+                self.tally.late[3] += 1;
+                continue;
+            }
+            self.line.leave(id, 0);
+            self.tally.late[usize::from(started) + usize::from(started && begun)] += 1;
+        }
+        Ok(())
+    }
+}
