@@ -211,7 +211,8 @@ async fn told_to_end(mut end: watch::Receiver<bool>, link: Link) -> watch::Recei
 
 /// Reads to the end, for nothing.
 async fn swallow(stream: &TcpStream) {
-    let mut sink = [0; 16 << 10];
+    // Not on the stack, which every connection would carry with it all its life.
+    let mut sink = vec![0; 16 << 10];
     while stream.readable().await.is_ok() {
         match stream.try_read(&mut sink) {
             Ok(0) => return,
