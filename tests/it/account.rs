@@ -14,7 +14,8 @@ use prometheus::{Counter, IntCounter};
 use crate::fake::{FakeExecutor, FakeModel, alone, config, request};
 use crate::scheduler::prompt;
 
-fn payer() -> Arc<Payer> {
+/// Somebody's counters.
+pub fn payer() -> Arc<Payer> {
     let counter = || Counter::new("seconds", "of a test").unwrap();
     let tokens = || IntCounter::new("tokens", "of a test").unwrap();
     Arc::new(Payer {

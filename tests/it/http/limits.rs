@@ -282,14 +282,20 @@ async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
     assert_eq!(house.get("/health/ready").await.status, 200);
 }
 
-#[tokio::test]
-async fn probes_wait_for_no_place_among_connections() {
+/// A house for one connection, and that.
+async fn crowded() -> (House, Connection) {
     let mut plan = Plan::new();
     plan.settings.http.max_connections = 1;
     let house = plan.open();
     let mut only = Connection::open(house.address).await;
     only.request("GET", "/version", &[], b"").await;
     assert_eq!(only.reply().await.status, 200);
+    (house, only)
+}
+
+#[tokio::test]
+async fn probes_wait_for_no_place_among_connections() {
+    let (house, only) = crowded().await;
     let mut waiting = Connection::open(house.address).await;
     waiting.request("GET", "/version", &[], b"").await;
     let mut slow_probe = Connection::open(house.address).await;
@@ -323,12 +329,7 @@ async fn a_refusal_outlives_the_body_that_it_refuses() {
 
 #[tokio::test]
 async fn probes_wait_for_nobody_who_says_nothing() {
-    let mut plan = Plan::new();
-    plan.settings.http.max_connections = 1;
-    let house = plan.open();
-    let mut only = Connection::open(house.address).await;
-    only.request("GET", "/version", &[], b"").await;
-    assert_eq!(only.reply().await.status, 200);
+    let (house, _only) = crowded().await;
     let mut silent = Vec::new();
     for _ in 0..300 {
         silent.push(Connection::open(house.address).await);

@@ -18,6 +18,7 @@ use octant::request::Cost;
 use prometheus::{Counter, IntCounter};
 
 use super::asked::TENANTS;
+use crate::account::payer;
 
 /// Of what can be known exactly, for the nanoseconds of clocks.
 const EXACT: f64 = 1e-6;
@@ -51,23 +52,6 @@ impl Clock {
     pub fn instant(&self, at: f64) -> Instant {
         self.zero + Duration::from_secs_f64(at)
     }
-}
-
-fn payer() -> Arc<Payer> {
-    let counter = || Counter::new("seconds", "of a test").unwrap();
-    let tokens = || IntCounter::new("tokens", "of a test").unwrap();
-    Arc::new(Payer {
-        requests: tokens(),
-        queue: counter(),
-        prefill: counter(),
-        decode: counter(),
-        kv_block_seconds: counter(),
-        prompt_tokens: tokens(),
-        cached_tokens: tokens(),
-        computed_tokens: tokens(),
-        recomputed_tokens: tokens(),
-        generated_tokens: tokens(),
-    })
 }
 
 /// A request that has not ended.
