@@ -112,9 +112,9 @@ impl Forecast {
 
     /// Seconds until the request has its first token; 0 where nothing is known.
     ///
-    /// It starts when those ahead have started and there is a place for it. While all places are taken, of so many sequences
-    /// one ends every `answer_tokens / running` steps; prompts ahead share these steps. Then come the steps of
-    /// its own prompt. Steps in flight come first: requests are taken when one has just ended.
+    /// It starts when those ahead have started and there is a place for it. When all places are taken, of `running + places`
+    /// sequences one ends every `answer_tokens` divided by that many steps; prompts ahead share these steps. Then come the
+    /// steps of its own prompt. Steps in flight come first: requests are taken when one has just ended.
     pub fn first_token(&self, load: &Load) -> f64 {
         let (base, per_token) = self.line();
         let decodes = load.running as f64;
