@@ -5,7 +5,7 @@
 // LIMITS: none
 // NUMERICS: F32, in the order above
 // COST: 8 * m * n bytes; bound by memory
-// TWINS: src/device/cuda/large.rs
+// TWINS: src/device/cuda/cublaslt_linear.rs
 #include "device.cuh"
 
 struct RescaleParams {

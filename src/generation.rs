@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
-use crate::engine::{EngineHandle, Leaving, Place, UpdateStream};
+use crate::engine::{EngineHandle, Leaving, QueuePermit, UpdateStream};
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
@@ -240,7 +240,7 @@ impl Generator {
     ///
     /// # Errors
     /// [`Refusal`]: nothing was begun.
-    pub async fn start(&self, mut place: Place, mut ask: Ask) -> Result<Generation, Refusal> {
+    pub async fn start(&self, mut place: QueuePermit, mut ask: Ask) -> Result<Generation, Refusal> {
         place.resize(ask.prompts.count() * ask.n as usize)?;
         if !ask.output.stop.is_empty() {
             // What the engine computes before it hears of a stop string is wasted.

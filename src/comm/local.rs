@@ -118,7 +118,7 @@ impl<D: Device> Communicator<D> for Local {
         Self::meet(self)
     }
 
-    fn records(&self) -> bool {
+    fn captures(&self) -> bool {
         // Others' parts come by way of the host.
         self.shared.parts.len() == 1
     }

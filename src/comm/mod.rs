@@ -5,7 +5,7 @@ pub mod local;
 pub mod nccl;
 #[cfg(feature = "kernels")]
 pub mod p2p;
-pub mod stand_in;
+pub mod single_device;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ pub use local::Local;
 pub use nccl::Nccl;
 #[cfg(feature = "kernels")]
 pub use p2p::P2p;
-pub use stand_in::StandIn;
+pub use single_device::SingleDeviceGroup;
 
 use crate::device::{ActQuant, Device, DeviceError, Norm};
 
@@ -28,7 +28,7 @@ pub trait Communicator<D: Device>: Send + 'static {
     /// Ranks in the group.
     fn size(&self) -> usize;
     /// Whether operations are launches of the device alone, so that it can record them.
-    fn records(&self) -> bool {
+    fn captures(&self) -> bool {
         true
     }
     /// A buffer that operations of the group take.

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::place::{Devices, NOT_THERE, Place};
-use crate::comm::{Communicator, StandIn};
+use super::devices::{DeviceChoice, Devices, NOT_THERE};
+use crate::comm::{Communicator, SingleDeviceGroup};
 use crate::config::{BenchRankArgs, DeviceName};
 use crate::cost::Hardware;
 use crate::device::{BLOCK_TOKENS, Device, KvDtype};
@@ -24,7 +24,7 @@ use crate::engine::Executor;
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::request::SamplingParams;
 use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
-use crate::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
+use crate::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 /// Runs the benchmark and prints a line per measurement, and with `--json` all of them as one object at the end.
 pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
@@ -33,18 +33,22 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     config.layers = args.layers.unwrap_or(config.layers);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = args.device.unwrap_or(DeviceName::Cpu);
-    let place =
-        Place::open_devices(&Devices { device, gpus: vec![0], threads, deterministic: args.deterministic })?;
+    let place = Devices::open_devices(&DeviceChoice {
+        device,
+        gpus: vec![0],
+        threads,
+        deterministic: args.deterministic,
+    })?;
     let device = place.describe();
     let conditions = place.conditions()?;
     let before = conditions();
     eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
     let machine = Machine { read: place.read_bandwidth()?, memory: place.memory()? };
     let measured = match place {
-        Place::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, machine)?,
+        Devices::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, machine)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(mut gpus) => measure(gpus.remove(0), &config, args, machine)?,
-        Place::Simulated(_) => anyhow::bail!(NOT_THERE),
+        Devices::Cuda(mut gpus) => measure(gpus.remove(0), &config, args, machine)?,
+        Devices::Simulated(_) => anyhow::bail!(NOT_THERE),
     };
     let after = conditions();
     if let Some(after) = &after {
@@ -95,13 +99,13 @@ fn measure<D: Device>(
     let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
     let room = StepRoom { ranks: 1, rows, slots: batch, deterministic: args.deterministic };
     let needs = MemoryNeeds::new(&limited, &D::LAYOUT, (Precision::Fp8, KvDtype::Fp8), &room);
-    let comm = StandIn::new(&device, args.tp, rows, config.hidden)?;
+    let comm = SingleDeviceGroup::new(&device, args.tp, rows, config.hidden)?;
     let counts: BTreeSet<usize> = batches.iter().chain(prefills).copied().collect();
-    let stand_in: BTreeMap<usize, f64> = counts
+    let single_device: BTreeMap<usize, f64> = counts
         .into_iter()
         .map(|rows| Ok((rows, stand_in_seconds(&device, &comm, rows, config.hidden)?)))
         .collect::<anyhow::Result<_>>()?;
-    let memory = memory.saturating_sub(StandIn::<D>::bytes(args.tp, rows, config.hidden));
+    let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, rows, config.hidden));
     let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
     eprintln!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
     let model = Model::random(&limited, Precision::Fp8, &device, &mut |layers| {
@@ -129,7 +133,7 @@ fn measure<D: Device>(
     let published = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
     let reduces = |rows: usize| {
         let message = (rows * config.hidden * 2) as f64;
-        let more = published.all_reduce_seconds(message) - stand_in[&rows];
+        let more = published.all_reduce_seconds(message) - single_device[&rows];
         (args.tp == 8).then_some(2.0 * config.layers as f64 * more)
     };
     let mut report = Vec::new();
@@ -163,7 +167,7 @@ fn measure<D: Device>(
 /// Seconds of the all-reduce that is done on this device alone, of so many rows.
 fn stand_in_seconds<D: Device>(
     device: &D,
-    comm: &StandIn<D>,
+    comm: &SingleDeviceGroup<D>,
     rows: usize,
     cols: usize,
 ) -> anyhow::Result<f64> {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::place::{Devices, NOT_THERE, Place};
+use super::devices::{DeviceChoice, Devices, NOT_THERE};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::Device;
 use crate::device::cpu::zeros;
@@ -40,8 +40,12 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.model)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = args.device.unwrap_or(DeviceName::Cpu);
-    let place =
-        Place::open_devices(&Devices { device, gpus: (0..args.tp).collect(), threads, deterministic: true })?;
+    let place = Devices::open_devices(&DeviceChoice {
+        device,
+        gpus: (0..args.tp).collect(),
+        threads,
+        deterministic: true,
+    })?;
     let precision = match args.quantization.unwrap_or(Quantization::Fp8) {
         Quantization::Fp8 => Precision::Fp8,
         Quantization::None => Precision::None,
@@ -59,10 +63,10 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     );
     let run = Run { args, config: &config, precision, files: &files, stored, weights };
     match place {
-        Place::Cpu(cpus) => run.all(&cpus)?,
+        Devices::Cpu(cpus) => run.all(&cpus)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpus) => run.all(&gpus)?,
-        Place::Simulated(_) => anyhow::bail!(NOT_THERE),
+        Devices::Cuda(gpus) => run.all(&gpus)?,
+        Devices::Simulated(_) => anyhow::bail!(NOT_THERE),
     }
     Ok(ExitCode::SUCCESS)
 }

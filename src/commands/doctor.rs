@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::place::available_memory;
+use super::devices::available_memory;
 use crate::device::cpu::Isa;
 use crate::runner::gib;
 

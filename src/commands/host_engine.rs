@@ -9,7 +9,7 @@ use anyhow::Context;
 use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig};
 use crate::request::{Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::Scheduler;
-use crate::scheduler::plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
+use crate::scheduler::step_plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
 
 /// Ids of the vocabulary here.
 const VOCAB: usize = 256_000;
@@ -94,7 +94,7 @@ fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
 
 /// Some token for each row that asks for one.
 fn output(plan: &StepPlan) -> StepOutput {
-    let row = |row: &crate::scheduler::plan::Row| RowOutput {
+    let row = |row: &crate::scheduler::step_plan::Row| RowOutput {
         token: row.sample.then_some(1 + row.slot),
         ..RowOutput::default()
     };

@@ -5,6 +5,7 @@ pub mod bench_host;
 pub mod bench_load;
 pub mod bench_serving;
 pub mod convert;
+pub mod devices;
 pub mod doctor;
 pub mod drain;
 #[cfg(feature = "cuda")]
@@ -13,7 +14,6 @@ pub mod host_bare;
 pub mod host_engine;
 pub mod host_server;
 pub mod numa;
-pub mod place;
 pub mod plan;
 pub mod progress;
 pub mod reduce;

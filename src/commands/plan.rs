@@ -13,7 +13,7 @@ use crate::config::{PlanArgs, Quantization};
 use crate::cost::{CostModel, Hardware, RowShape, StepTime};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::model::{ModelConfig, Precision, StepRoom};
-use crate::runner::{MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, recorded_rows, token_bytes};
+use crate::runner::{MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, graph_rows, token_bytes};
 
 pub use tables::tables;
 
@@ -228,7 +228,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     };
     let table = format!("BF16 [{}, {}]", share.vocab, share.hidden);
     let head = if weights.head == 0 { "the embedding".to_owned() } else { table.clone() };
-    let recorded = recorded_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
+    let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
     let launches = Layout::CUDA.recorded_launches;
     let graphs =
         format!("{recorded} steps × {layers} layers × {launches} launches × {RECORDED_LAUNCH} bytes");

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
-use super::place::{self, Place};
+use super::devices::{self, Devices};
 use super::simulated;
 use crate::config::{ApiKey, Config, KvCacheDtype, Quantization};
 use crate::device::KvDtype;
@@ -19,9 +19,11 @@ use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::HttpLimits;
-use crate::server::door::Caller;
+use crate::server::middleware::Caller;
 use crate::server::validate::Defaults;
-use crate::server::{self, Board, DrainTimes, Ended, ServerState, Settings, SidePorts, Signals, Stage};
+use crate::server::{
+    self, DrainTimes, Ended, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
+};
 use crate::simulator::trace::Recording;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -48,7 +50,7 @@ pub struct Prepared {
     /// What fits.
     pub memory: MemoryPlan,
     /// Where starting says how far it has got.
-    pub board: Arc<Board>,
+    pub status: Arc<ServerStatus>,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
     /// Hears what the engine does.
@@ -66,14 +68,14 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
         .context("cannot start the async runtime")?;
     // From the first moment: the first process of a container never hears of a signal that it has no handler for.
     let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
-    let board = Board::new(config.stall_timeout);
-    let ports = SidePorts { health: config.health_address, admin: config.admin_address };
+    let status = ServerStatus::new(config.stall_timeout);
+    let ports = ManagementPorts { health: config.health_address, admin: config.admin_address };
     // From the first to the last moment.
-    let side = server::side::start(ports, &board).context("cannot listen for probes")?;
+    let side = server::management::start(ports, &status).context("cannot listen for probes")?;
     print_side_ports(side.ports);
-    let opened = Arc::clone(&board);
+    let opened = Arc::clone(&status);
     let open = runtime.spawn_blocking(move || open(config, opened));
-    let Some(opened) = runtime.block_on(server::unless_told_to_end(&board, &mut signals, open)) else {
+    let Some(opened) = runtime.block_on(server::unless_told_to_end(&status, &mut signals, open)) else {
         runtime.shutdown_background();
         return Ok(stopped(Ended::Early, false));
     };
@@ -100,17 +102,17 @@ fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
 }
 
 /// Everything but the weights.
-fn open(config: Config, board: Arc<Board>) -> anyhow::Result<(Prepared, Place)> {
-    let place = Place::open(&config)?;
-    board.starting(Stage::Reading);
-    Ok((prepare(config, &place, board)?, place))
+fn open(config: Config, status: Arc<ServerStatus>) -> anyhow::Result<(Prepared, Devices)> {
+    let place = Devices::open(&config)?;
+    status.starting(Stage::Reading);
+    Ok((prepare(config, &place, status)?, place))
 }
 
 /// Begins a recording if one is asked for.
-fn record(p: &mut Prepared, place: &Place) -> anyhow::Result<Option<Recording>> {
+fn record(p: &mut Prepared, place: &Devices) -> anyhow::Result<Option<Recording>> {
     let Some(path) = p.config.record.clone() else { return Ok(None) };
     let (recorder, recording) =
-        simulated::record(p, place.ranks(), place::scheduler(p), place.in_flight(), &path)?;
+        simulated::record(p, place.ranks(), devices::scheduler(p), place.in_flight(), &path)?;
     p.recorder = Some(recorder);
     Ok(Some(recording))
 }
@@ -134,16 +136,16 @@ async fn last_step(thread: &EngineThread) {
 /// they are.
 async fn load_and_serve(
     p: Prepared,
-    place: Place,
+    place: Devices,
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
     let listener =
         server::bind(p.config.address).with_context(|| format!("cannot listen on {}", p.config.address))?;
-    let board = Arc::clone(&p.board);
+    let status = Arc::clone(&p.status);
     let load = tokio::task::spawn_blocking(move || place.start(&p).map(|engine| (engine, p)));
-    let load = server::while_starting(&listener, &board, load);
-    let Some(loaded) = server::unless_told_to_end(&board, signals, load).await else {
+    let load = server::while_starting(&listener, &status, load);
+    let Some(loaded) = server::unless_told_to_end(&status, signals, load).await else {
         return Ok((Ended::Early, None));
     };
     let ((engine, thread), p) = loaded.context("loading was interrupted")??;
@@ -156,7 +158,7 @@ async fn load_and_serve(
 }
 
 /// Reads everything but the weights, and refuses what cannot be served.
-fn prepare(config: Config, place: &Place, board: Arc<Board>) -> anyhow::Result<Prepared> {
+fn prepare(config: Config, place: &Devices, status: Arc<ServerStatus>) -> anyhow::Result<Prepared> {
     let simulated = config.simulation.as_ref().and_then(|simulation| simulation.config.as_ref());
     let mut model = ModelConfig::from_dir(simulated.unwrap_or(&config.model))?;
     // Its other head, for tokens, was not trained: answers would be noise.
@@ -200,7 +202,7 @@ fn prepare(config: Config, place: &Place, board: Arc<Board>) -> anyhow::Result<P
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(&config.model, &tokenizer)?;
     let recorder = None;
-    Ok(Prepared { config, model, generation, precision, kv, memory, board, tokenizer, recorder, template })
+    Ok(Prepared { config, model, generation, precision, kv, memory, status, tokenizer, recorder, template })
 }
 
 async fn serve(
@@ -232,7 +234,7 @@ async fn serve(
         http,
         ..Settings::new(String::new(), p.generation.eos)
     };
-    let state = ServerState::new(generator, settings, p.board);
+    let state = ServerState::new(generator, settings, p.status);
     eprintln!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
     let times = DrainTimes { grace: p.config.drain_grace, timeout: p.config.drain_timeout };
     let watched = Arc::clone(&state);
@@ -280,7 +282,7 @@ fn connections(wanted: usize) -> usize {
     (files.saturating_sub(OTHER_FILES) as usize).clamp(1, wanted)
 }
 
-fn print_side_ports(ports: SidePorts) {
+fn print_side_ports(ports: ManagementPorts) {
     for (name, address) in [("health", ports.health), ("admin", ports.admin)] {
         if let Some(address) = address {
             eprintln!("{name:<12}http://{address}");
@@ -288,7 +290,7 @@ fn print_side_ports(ports: SidePorts) {
     }
 }
 
-fn print_banner(p: &Prepared, place: &Place) {
+fn print_banner(p: &Prepared, place: &Devices) {
     let precision = match p.precision {
         Precision::Fp8 => "FP8 (E4M3 weights and inputs)",
         Precision::None => "unquantised (BF16 inputs)",

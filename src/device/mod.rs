@@ -13,14 +13,14 @@ pub mod cuda;
 pub mod fp8;
 pub mod host;
 mod layout;
-pub mod noise;
+pub mod random_weights;
 
 use std::fmt::Debug;
 use std::ops::Range;
 
 pub use host::{HostMatrix, HostRows, MatrixData};
 pub use layout::{Layout, SPLIT_BLOCKS};
-pub use noise::Noise;
+pub use random_weights::RandomWeights;
 
 /// A failure of the device itself: ours to fix, fatal to the process.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -190,7 +190,7 @@ pub struct StepInputs {
     pub segments: Vec<Segment>,
     /// Rows that the step's operations do, if more than there are tokens: those of recorded work, which was recorded
     /// for so many. What the rows beyond the tokens compute is nobody's.
-    pub recorded_rows: usize,
+    pub graph_rows: usize,
 }
 
 /// One row of logits to draw from.
@@ -287,14 +287,14 @@ pub trait Device: Send + Sync + 'static {
     /// The inputs of the current step.
     type Step: Debug + Send;
     /// What sequences drew last, and what was drawn and not asked for yet.
-    type Draws: Debug + Send;
+    type Sampled: Debug + Send;
     /// Operations recorded once, to be repeated over the inputs of another step.
     type Recording: Debug + Send;
 
     /// How much memory things take.
     const LAYOUT: Layout;
     /// Whether operations can be recorded, which is worth it where to call one costs time.
-    const RECORDS: bool;
+    const CAPTURES: bool;
 
     /// Copies a matrix to the device.
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
@@ -305,7 +305,7 @@ pub trait Device: Send + Sync + 'static {
     /// The matrix, all of whose rows have come.
     fn filled(&self, filling: Self::Filling) -> Result<Self::Matrix, DeviceError>;
     /// Makes a matrix of random weights; on the host, if the device has no way of its own.
-    fn noise(&self, noise: &Noise<'_>) -> Result<Self::Matrix, DeviceError> {
+    fn random_weights(&self, noise: &RandomWeights<'_>) -> Result<Self::Matrix, DeviceError> {
         let (out, input, codes) = (noise.out, noise.input, noise.codes());
         match noise.bf16 {
             true => {
@@ -334,7 +334,7 @@ pub trait Device: Send + Sync + 'static {
     fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
 
     /// Room for what `slots` sequences draw.
-    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Self::Draws, DeviceError>;
+    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Self::Sampled, DeviceError>;
 
     /// Makes `inputs` the current step.
     fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
@@ -344,7 +344,7 @@ pub trait Device: Send + Sync + 'static {
         &self,
         operations: &mut dyn FnMut() -> Result<(), DeviceError>,
     ) -> Result<Self::Recording, DeviceError>;
-    /// Does what was recorded over the current step, begun with as many `recorded_rows` as when it was recorded.
+    /// Does what was recorded over the current step, begun with as many `graph_rows` as when it was recorded.
     /// `false` if the step cannot be done so, and nothing was.
     fn repeat(&self, recording: &Self::Recording, step: &Self::Step) -> Result<bool, DeviceError>;
     /// Says how many rows of a buffer a repeated operation has written.
@@ -354,7 +354,7 @@ pub trait Device: Send + Sync + 'static {
         &self,
         step: &Self::Step,
         table: Table<'_, Self::Matrix>,
-        draws: &Self::Draws,
+        draws: &Self::Sampled,
         out: &mut Self::Floats,
     ) -> Result<(), DeviceError>;
     /// residual += delta (if any); out = quant(norm(residual)).
@@ -409,7 +409,7 @@ pub trait Device: Send + Sync + 'static {
         logits: &Self::Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-        draws: &mut Self::Draws,
+        draws: &mut Self::Sampled,
     ) -> Result<(), DeviceError>;
     /// The largest of each row of a rank's logits, which are those of `ids`, after bias, penalties and masks, in the order
     /// of ids: `out` \[rows, 2 × SHORTLIST\] gets them, -∞ where there are fewer, and then their ids as numbers. A row
@@ -426,10 +426,10 @@ pub trait Device: Send + Sync + 'static {
         &self,
         shortlists: &Self::Floats,
         rows: &[SampleRow<'_>],
-        draws: &mut Self::Draws,
+        draws: &mut Self::Sampled,
     ) -> Result<(), DeviceError>;
     /// Waits for the earliest sample that has not been asked for, and for nothing that was enqueued after it.
-    fn drawn(&self, draws: &mut Self::Draws) -> Result<Vec<Draw>, DeviceError>;
+    fn take_sampled(&self, draws: &mut Self::Sampled) -> Result<Vec<Draw>, DeviceError>;
     /// Scores `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row with NaN or
     /// infinity.
     fn score(

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::engine::core::Submission;
 use crate::engine::forecast::retry_after;
-use crate::engine::meters::{Meters, Payer};
-use crate::engine::pulse::Pulse;
+use crate::engine::heartbeat::Heartbeat;
+use crate::engine::metrics::{EngineMetrics, KeyCounters};
 use crate::engine::stats::{Stats, Wait};
-use crate::engine::turn::Submission;
 use crate::request::{Cost, Finish, Reject, Request, Tenant, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
 
@@ -28,7 +28,7 @@ pub(super) enum Command {
     /// Take these, all or none, and say so.
     Submit {
         group: Vec<Submission>,
-        place: Place,
+        place: QueuePermit,
         submitted: Instant,
         reply: flume::Sender<Result<(), Reject>>,
     },
@@ -42,8 +42,8 @@ pub(super) enum Command {
 pub(super) struct Shared {
     pub(super) config: SchedulerConfig,
     /// What of the queue's stats a health check reads, without the lock.
-    pub(super) pulse: Arc<Pulse>,
-    pub(super) meters: Meters,
+    pub(super) heartbeat: Arc<Heartbeat>,
+    pub(super) metrics: EngineMetrics,
     /// As in [`super::Start`].
     pub(super) max_ttft: Option<Duration>,
     next_id: AtomicU64,
@@ -63,8 +63,8 @@ struct Queue {
 impl Shared {
     pub(super) fn new(config: SchedulerConfig, stats: Stats, max_ttft: Option<Duration>) -> Self {
         let queue = Mutex::new(Queue { stats, entered: 0 });
-        let (pulse, meters, next_id) = (Arc::default(), Meters::default(), AtomicU64::new(0));
-        Self { config, pulse, meters, max_ttft, next_id, refusal: Mutex::new(None), queue }
+        let (heartbeat, metrics, next_id) = (Arc::default(), EngineMetrics::default(), AtomicU64::new(0));
+        Self { config, heartbeat, metrics, max_ttft, next_id, refusal: Mutex::new(None), queue }
     }
 
     /// From here on every submit gets this answer; the first reason that ends the engine stands.
@@ -76,13 +76,13 @@ impl Shared {
     }
 
     pub(super) fn publish(&self, stats: Stats) {
-        self.pulse.publish(&stats);
+        self.heartbeat.publish(&stats);
         lock(&self.queue).stats = stats;
     }
 
     /// The same, of a queue that counts the requests of `place` by now: at no time are they counted twice, or not.
-    pub(super) fn publish_instead_of(&self, mut place: Place, stats: Stats) {
-        self.pulse.publish(&stats);
+    pub(super) fn publish_instead_of(&self, mut place: QueuePermit, stats: Stats) {
+        self.heartbeat.publish(&stats);
         let mut queue = lock(&self.queue);
         queue.stats = stats;
         queue.entered -= std::mem::take(&mut place.requests);
@@ -98,13 +98,13 @@ impl Shared {
         (counts.blocks_used, counts.blocks_reserved) = (0, 0);
         counts.blocks_free = counts.blocks_total - counts.blocks_cached;
         (stats.in_flight, stats.busy_since) = (0, None);
-        self.pulse.heard(false);
+        self.heartbeat.heard(false);
         self.publish(stats);
     }
 
     pub(super) fn set_failed(&self, reason: &str) {
         lock(&self.queue).stats.failed = Some(reason.to_owned());
-        self.pulse.fail(reason);
+        self.heartbeat.fail(reason);
     }
 }
 
@@ -126,11 +126,11 @@ impl EngineHandle {
     }
 
     /// Takes a place for each request of a group, or says that there is none; how many a group has may turn out later
-    /// ([`Place::resize`]). The scheduler has the last word: it also counts the requests' tokens, which are not known
+    /// ([`QueuePermit::resize`]). The scheduler has the last word: it also counts the requests' tokens, which are not known
     /// yet.
-    pub fn enter(&self, requests: usize) -> Result<Place, Reject> {
+    pub fn enter(&self, requests: usize) -> Result<QueuePermit, Reject> {
         self.room(requests)?.entered += requests;
-        Ok(Place {
+        Ok(QueuePermit {
             engine: self.clone(),
             requests,
             taken: Instant::now(),
@@ -173,13 +173,13 @@ impl EngineHandle {
     }
 
     /// The heartbeat, which can be read whatever state the engine is in.
-    pub fn pulse(&self) -> &Arc<Pulse> {
-        &self.shared.pulse
+    pub fn heartbeat(&self) -> &Arc<Heartbeat> {
+        &self.shared.heartbeat
     }
 
     /// What the engine's thread counts.
-    pub fn meters(&self) -> &Meters {
-        &self.shared.meters
+    pub fn metrics(&self) -> &EngineMetrics {
+        &self.shared.metrics
     }
 
     /// The limits that the engine was started with.
@@ -210,7 +210,7 @@ impl EngineHandle {
         if let Some(reject) = &*refusal {
             return Err(reject.clone());
         }
-        self.shared.pulse.asked();
+        self.shared.heartbeat.asked();
         self.commands.send(command).map_err(|_| gone())
     }
 
@@ -220,22 +220,22 @@ impl EngineHandle {
 }
 
 /// Room in the queue for the requests of one group, from before they are tokenised until the scheduler counts them.
-pub struct Place {
+pub struct QueuePermit {
     engine: EngineHandle,
     requests: usize,
     taken: Instant,
     pub(super) due: Option<Instant>,
     each: bool,
-    pub(super) payer: Option<Arc<Payer>>,
+    pub(super) payer: Option<Arc<KeyCounters>>,
 }
 
-impl Drop for Place {
+impl Drop for QueuePermit {
     fn drop(&mut self) {
         lock(&self.engine.shared.queue).entered -= self.requests;
     }
 }
 
-impl Place {
+impl QueuePermit {
     /// Whoever got the place has waited since then, by which times are counted.
     pub fn asked_for(&mut self, at: Instant) {
         self.taken = at;
@@ -254,7 +254,7 @@ impl Place {
     }
 
     /// Whose counters get what the group costs; without this it is on nobody's.
-    pub fn bill_to(&mut self, payer: Arc<Payer>) {
+    pub fn bill_to(&mut self, payer: Arc<KeyCounters>) {
         self.payer = Some(payer);
     }
 

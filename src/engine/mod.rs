@@ -5,39 +5,39 @@
 //! on the last. The loop waits for the executor, and for commands when there is nothing to do; it never waits for a
 //! client. No refusal ends it; a failure of the executor, or a panic, ends it with an answer to everyone.
 
-pub mod account;
+mod core;
 mod deadlines;
 pub mod forecast;
 mod handle;
-mod ledger;
-mod meters;
+mod heartbeat;
+mod metrics;
+mod open_requests;
 mod pipeline;
-mod pulse;
-pub mod record;
+pub mod recorder;
 mod stats;
-mod turn;
-mod watch;
+mod step_clock;
+pub mod usage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use self::core::{EngineCore, StepEvent, Submission};
 pub use deadlines::Deadlines;
 pub use forecast::Forecast;
-pub use handle::{EngineHandle, Leaving, Place, UpdateStream};
-pub use ledger::Ledger;
-pub use meters::{Meters, Payer};
+pub use handle::{EngineHandle, Leaving, QueuePermit, UpdateStream};
+pub use heartbeat::{AtomicInstant, Heartbeat, Snapshot};
+pub use metrics::{EngineMetrics, KeyCounters};
+pub use open_requests::OpenRequests;
 pub use pipeline::Pipeline;
-pub use pulse::{Beat, Mark, Pulse};
-pub use record::Recorder;
+pub use recorder::Recorder;
 pub use stats::{Line, Outlook, Stats, Wait};
-pub use turn::{Moment, Submission, Turns};
-pub use watch::Watch;
+pub use step_clock::StepClock;
 
 use crate::request::Reject;
-pub use crate::scheduler::plan::BLOCK_TOKENS;
-use crate::scheduler::plan::{StepOutput, StepPlan};
+pub use crate::scheduler::step_plan::BLOCK_TOKENS;
+use crate::scheduler::step_plan::{StepOutput, StepPlan};
 pub use crate::scheduler::{Counts, RequestId, SchedulerConfig};
 use handle::{Command, Shared};
 
@@ -96,8 +96,8 @@ pub struct Engine<'a> {
     shared: &'a Shared,
     commands: &'a flume::Receiver<Command>,
     executor: &'a mut dyn Executor,
-    turns: &'a mut Turns,
-    watch: Watch,
+    turns: &'a mut EngineCore,
+    watch: StepClock,
     deadlines: Deadlines,
 }
 
@@ -172,7 +172,7 @@ impl Engine<'_> {
             }
         }
         // Before anything that may hang.
-        self.shared.pulse.busy(self.watch.busy(Instant::now()));
+        self.shared.heartbeat.busy(self.watch.busy(Instant::now()));
         while let Ok(command) = self.commands.try_recv() {
             if self.obey(command) == Next::Stop {
                 return Ok(Next::Stop);
@@ -197,7 +197,7 @@ impl Engine<'_> {
     }
 
     fn obey(&mut self, command: Command) -> Next {
-        self.shared.pulse.heard(!self.commands.is_empty());
+        self.shared.heartbeat.heard(!self.commands.is_empty());
         match command {
             Command::Submit { group, place, submitted, reply } => {
                 let outcome = self.admit(group, &place, submitted);
@@ -214,7 +214,12 @@ impl Engine<'_> {
         Next::Go
     }
 
-    fn admit(&mut self, group: Vec<Submission>, place: &Place, submitted: Instant) -> Result<(), Reject> {
+    fn admit(
+        &mut self,
+        group: Vec<Submission>,
+        place: &QueuePermit,
+        submitted: Instant,
+    ) -> Result<(), Reject> {
         self.check_wait(&group, place)?;
         let taken: Vec<_> = group.iter().map(|s| (s.id, s.request.prompt.len())).collect();
         self.turns.submit(group)?;
@@ -228,7 +233,7 @@ impl Engine<'_> {
     }
 
     /// Refuses a group whose first token would come too late for the operator, or its answers for the client.
-    fn check_wait(&self, group: &[Submission], place: &Place) -> Result<(), Reject> {
+    fn check_wait(&self, group: &[Submission], place: &QueuePermit) -> Result<(), Reject> {
         if !place.may_come_too_late() {
             return Ok(());
         }
@@ -255,20 +260,20 @@ impl Engine<'_> {
 /// A moment of a turn. What is told has no deadline any more, and is published before that.
 fn see(
     shared: &Shared,
-    watch: &mut Watch,
+    watch: &mut StepClock,
     deadlines: &mut Deadlines,
-    (pipeline, moment): (&Pipeline, Moment<'_>),
+    (pipeline, moment): (&Pipeline, StepEvent<'_>),
 ) {
-    let telling = matches!(moment, Moment::Telling(_));
-    let launched = matches!(moment, Moment::Launched(..));
-    if let Moment::Telling(updates) = &moment {
+    let telling = matches!(moment, StepEvent::Telling(_));
+    let launched = matches!(moment, StepEvent::Launched(..));
+    if let StepEvent::Telling(updates) = &moment {
         let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
         ended.for_each(|(id, _)| deadlines.remove(*id));
     }
     watch.see(pipeline, moment, Instant::now());
     if launched {
         // The time of the last step's end is not published yet: until it is, what was expected of that step counts too.
-        shared.pulse.expect_step(watch.expected_step());
+        shared.heartbeat.expect_step(watch.expected_step());
     }
     if telling {
         shared.publish(watch.stats(pipeline));
@@ -284,17 +289,17 @@ fn live(
 ) -> Result<(), String> {
     // Outlives a panic of the loop, so that everyone gets an answer.
     let pipeline = Pipeline::new(shared.config.clone(), start.in_flight, start.recorder);
-    let mut turns = Turns::new(pipeline, start.stream_interval);
+    let mut turns = EngineCore::new(pipeline, start.stream_interval);
     let end = catch_unwind(AssertUnwindSafe(|| {
         let mut engine = Engine {
             shared,
             commands,
             executor: &mut *executor,
             turns: &mut turns,
-            watch: Watch::new(
+            watch: StepClock::new(
                 start.forecast,
                 (start.unknown_step, start.longest_step),
-                shared.meters.clone(),
+                shared.metrics.clone(),
             ),
             deadlines: Deadlines::default(),
         };

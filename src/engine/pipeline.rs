@@ -4,9 +4,9 @@
 //! the earliest. Whoever else drives a scheduler, on a clock of its own, drives this one.
 
 use super::forecast::Load;
-use super::record::{Event, Recorder};
+use super::recorder::{Event, Recorder};
 use crate::request::{Reject, Request, Update};
-use crate::scheduler::plan::{BLOCK_TOKENS, StepOutput, StepPlan};
+use crate::scheduler::step_plan::{BLOCK_TOKENS, StepOutput, StepPlan};
 use crate::scheduler::{Mismatch, RequestId, Scheduler, SchedulerConfig};
 
 /// A scheduler, and how many of its steps are in flight.

@@ -138,7 +138,7 @@ impl<D: Device> Model<D> {
         pass: Pass<'_, D, C>,
     ) -> Result<D::Recording, DeviceError> {
         let Pass { device, comm, cache } = pass;
-        device.begin(&StepInputs { recorded_rows: rows, ..StepInputs::default() }, &mut space.step)?;
+        device.begin(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
         // Nothing may still wait for other ranks when recording begins.
         device.read(&space.residual)?;
@@ -156,7 +156,7 @@ impl<D: Device> Model<D> {
         self.begin(inputs, space, device)?;
         let done = device.repeat(recording, &space.step)?;
         if done {
-            device.written(&mut space.residual, inputs.recorded_rows);
+            device.written(&mut space.residual, inputs.graph_rows);
         }
         Ok(done)
     }

@@ -2,8 +2,8 @@
 //! are, and different in every layer, so that no cache flatters the result.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
-use crate::device::noise::splitmix64;
-use crate::device::{ActQuant, Device, DeviceError, LayerKv, Noise, Norm, NormKind, Rope, fp8};
+use crate::device::random_weights::splitmix64;
+use crate::device::{ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8};
 
 /// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
 const DEVIATION: f32 = 110.0;
@@ -103,6 +103,6 @@ impl<D: Device> Source<'_, D> {
         bf16: bool,
     ) -> Result<D::Matrix, DeviceError> {
         let seed = splitmix64(&mut self.state);
-        self.device.noise(&Noise { out, input, seed, codes: &self.quantiles, scale, bf16 })
+        self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
     }
 }

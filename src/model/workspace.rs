@@ -37,7 +37,7 @@ pub struct Workspace<D: Device> {
     /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
     pub logits: D::Floats,
     /// What sequences drew.
-    pub draws: D::Draws,
+    pub draws: D::Sampled,
 }
 
 /// The largest logits of ranks, as [`Device::shortlist`] has them.

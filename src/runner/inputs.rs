@@ -1,7 +1,7 @@
 //! A plan's rows as the flat arrays of a forward pass.
 
 use crate::device::{Segment, StepInputs, Token};
-use crate::scheduler::plan::{StepPlan, TokenSource};
+use crate::scheduler::step_plan::{StepPlan, TokenSource};
 
 /// Rows one after the other, each a segment.
 pub(super) fn flatten(plan: &StepPlan) -> StepInputs {

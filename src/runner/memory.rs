@@ -43,7 +43,7 @@ pub struct MemoryNeeds {
 pub const RECORDED_LAUNCH: u64 = 8 << 10;
 
 /// Row counts for which decode steps are recorded: 1, 2, 4, …, and the most there can be.
-pub fn recorded_rows(most: usize) -> impl Iterator<Item = usize> {
+pub fn graph_rows(most: usize) -> impl Iterator<Item = usize> {
     let powers = (0..usize::BITS).map(|i| 1 << i).take_while(move |rows| *rows < most);
     powers.chain([most])
 }
@@ -119,7 +119,7 @@ impl MemoryNeeds {
         let attention = room.rows * q_heads * (head_dim + 2) * layout.attention_scratch;
         let block = block_bytes(config, layout, kv);
         let recorded =
-            recorded_rows(room.slots.min(room.rows)).count() * config.layers * layout.recorded_launches;
+            graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.recorded_launches;
         Self {
             weights: WeightBytes::new(config, layout, precision).total(),
             activations,

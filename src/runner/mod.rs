@@ -13,17 +13,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use memory::{
-    DoesNotFit, MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, gib, recorded_rows, token_bytes,
+    DoesNotFit, MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, gib, graph_rows, token_bytes,
 };
 pub use rank::RankParts;
 
 use crate::comm::Communicator;
 use crate::device::Device;
 use crate::engine::{Executor, ExecutorError};
-use crate::scheduler::plan::{StepOutput, StepPlan};
+use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 // The scheduler leases what the device stores.
-const _: () = assert!(crate::scheduler::plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
+const _: () = assert!(crate::scheduler::step_plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
 
 /// What a rank's thread says of a step.
 type Outcome = Result<StepOutput, Failure>;

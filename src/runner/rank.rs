@@ -6,13 +6,13 @@ use std::sync::Arc;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::inputs;
-use super::memory::recorded_rows;
+use super::memory::graph_rows;
 use super::sampler::{self, Slots};
 use super::{Failure, Outcome, StepOutput};
 use crate::comm::{Communicator, PEER};
 use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
-use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
+use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// What a rank is made of.
 #[derive(Debug)]
@@ -130,7 +130,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         };
         // Nobody launches what waits for others while these still allocate: a driver may do one thing at a time.
         rank.comm.meet()?;
-        if D::RECORDS && rank.comm.records() {
+        if D::CAPTURES && rank.comm.captures() {
             rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }
         Ok(rank)
@@ -138,7 +138,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
 
     /// Records decode steps of some numbers of rows, at most so many.
     fn record(&mut self, most: usize) -> Result<(), DeviceError> {
-        for rows in recorded_rows(most) {
+        for rows in graph_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
             self.recordings.push((rows, self.model.record(rows, &mut self.space, pass)?));
         }
@@ -151,11 +151,11 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
         let fits = self.recordings.iter().find(|(most, _)| decodes && rows <= *most);
         if let Some((most, recording)) = fits {
-            inputs.recorded_rows = *most;
+            inputs.graph_rows = *most;
             if self.model.repeat(recording, inputs, &mut self.space, &self.device)? {
                 return Ok(());
             }
-            inputs.recorded_rows = 0;
+            inputs.graph_rows = 0;
         }
         let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
         self.model.forward(inputs, &mut self.space, pass)
@@ -185,7 +185,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
         let Launched { plan, mut rows, drawing } = step;
         for piece in &drawing {
-            let draws = self.device.drawn(&mut self.space.draws)?;
+            let draws = self.device.take_sampled(&mut self.space.draws)?;
             for ((index, start), draw) in piece.iter().zip(draws) {
                 self.slots.record(plan.rows[*index].slot, start, draw, &mut rows[*index]);
             }

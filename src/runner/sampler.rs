@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::{Draw, RowLogprob, SampleRow};
 use crate::request::TokenLogprob;
-use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepPlan};
+use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
 /// One entry per slot of the scheduler.
 pub(super) struct Slots(Vec<Option<Slot>>);

@@ -6,8 +6,8 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::plan::BLOCK_TOKENS;
 use super::prefix::{Index, Key};
+use super::step_plan::BLOCK_TOKENS;
 
 /// All KV blocks of a cache.
 pub struct Pool {

@@ -1,6 +1,6 @@
 //! A plan as one number, so that two can be compared without keeping both.
 
-use super::plan::{Row, SlotStart, StepPlan, TokenSource};
+use super::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 use crate::request::SamplingParams;
 
 /// 64 bits of everything that goes in, in order. The same on every machine, and part of the format of recordings.

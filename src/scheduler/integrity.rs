@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::plan::BLOCK_TOKENS;
 use super::sequence::{Order, Sequence};
+use super::step_plan::BLOCK_TOKENS;
 use super::{Fate, Scheduler};
 
 impl Scheduler {

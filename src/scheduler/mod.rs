@@ -15,26 +15,26 @@
 //! `batch` makes plans, `fair` says who is next, `sequence` is one request on its way, `blocks` and `prefix` are the KV
 //! cache's bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
-mod batch;
 pub mod blocks;
-mod door;
-pub mod fair;
+pub mod fair_queue;
 mod fingerprint;
 mod integrity;
-pub mod plan;
+mod planner;
 pub mod prefix;
+mod request_check;
 mod sequence;
 mod slots;
+pub mod step_plan;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
-use fair::{Ahead, Queue};
-use plan::{RowOutput, StepOutput, StepPlan};
+use fair_queue::{Ahead, Queue};
 use sequence::{Order, Pending, Sequence};
 use slots::Slots;
+use step_plan::{RowOutput, StepOutput, StepPlan};
 
 /// Steps that may be planned and not yet committed.
 pub const MAX_IN_FLIGHT: usize = 2;
@@ -52,7 +52,7 @@ pub struct SchedulerConfig {
     pub max_num_batched_tokens: usize,
     /// Tokens per sequence, prompt and output together.
     pub max_model_len: usize,
-    /// KV blocks of [`plan::BLOCK_TOKENS`] tokens.
+    /// KV blocks of [`step_plan::BLOCK_TOKENS`] tokens.
     pub num_blocks: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
@@ -94,7 +94,7 @@ impl Policy {
 impl SchedulerConfig {
     /// Tokens of the longest sequence that can run: it must fit the context, and the cache when it is there alone.
     pub fn max_sequence_tokens(&self) -> usize {
-        self.max_model_len.min(self.num_blocks * plan::BLOCK_TOKENS)
+        self.max_model_len.min(self.num_blocks * step_plan::BLOCK_TOKENS)
     }
 
     /// Whether requests may join those that wait. An empty queue takes any group that can run at all, or that could
@@ -239,7 +239,7 @@ impl Scheduler {
     /// Takes a group into the queue, all or none. Ids must be new.
     pub fn submit(&mut self, group: Vec<(RequestId, Request)>) -> Result<(), Reject> {
         for (_, request) in &group {
-            door::check(request, &self.config)?;
+            request_check::check(request, &self.config)?;
         }
         let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
         self.config.check_queue_requests(self.waiting.len(), group.len())?;

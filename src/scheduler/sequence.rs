@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use super::RequestId;
 use super::blocks::{Pool, Table};
-use super::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use super::prefix::Key;
 use super::slots::Slot;
+use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use crate::request::{Finish, Request, Tenant, Update};
 
 /// Which of those that run goes first, the last of whom gives up its blocks where there are too few. No two sequences
@@ -14,7 +14,7 @@ use crate::request::{Finish, Request, Tenant, Update};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
     /// Whether it may be made to give up its blocks.
-    pub exposed: bool,
+    pub preemptible: bool,
     /// Its priority, with what waiting has made of it; smaller runs first.
     pub class: i64,
     /// Counts up over all requests.
@@ -77,7 +77,7 @@ impl Sequence {
     pub fn new(id: RequestId, arrival: u64, arrived: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { exposed: true, class: i64::from(request.priority), arrival },
+            order: Order { preemptible: true, class: i64::from(request.priority), arrival },
             table: Table::default(),
             in_flight: 0,
             arrived,

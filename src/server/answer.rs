@@ -19,7 +19,7 @@ use super::reply::{
 };
 use super::sse;
 use super::validate::ValidRequest;
-use crate::engine::Place;
+use crate::engine::QueuePermit;
 use crate::generation::{Delta, Failure, FinishReason, Generation, Refusal, Scored};
 
 /// What the engine has to say of the cost of an aborted request comes with the next step, if any does.
@@ -70,7 +70,7 @@ pub struct Answer {
 /// Whatever the request is refused or fails with.
 pub async fn answer(
     state: Arc<ServerState>,
-    mut place: Place,
+    mut place: QueuePermit,
     valid: ValidRequest,
     kind: Kind,
     request_id: String,

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::ServerState;
-use super::board::{Board, Phase};
+use super::status::{Phase, ServerStatus};
 
 /// What ends of answers need to get out.
 pub const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -81,16 +81,16 @@ impl Signals {
 
 /// What `work` comes to, while there is nothing to drain: `None` if a shutdown is asked for first.
 pub async fn unless_told_to_end<T>(
-    board: &Board,
+    status: &ServerStatus,
     signals: &mut Signals,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     tokio::select! {
         done = work => return Some(done),
         () = signals.next() => {}
-        () = board.drain_asked() => {
+        () = status.drain_asked() => {
             tracing::info!("told to shut down before the model is loaded: waiting for a signal to end");
-            board.enter(Phase::Drained, Some(Instant::now()));
+            status.enter(Phase::Drained, Some(Instant::now()));
             signals.next().await;
         }
     }
@@ -99,17 +99,17 @@ pub async fn unless_told_to_end<T>(
 
 /// Waits for a shutdown to be asked for, and does it.
 pub async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
-    let board = &state.board;
+    let status = &state.status;
     tokio::select! {
         () = signals.next() => signals.first = true,
-        () = board.drain_asked() => {}
+        () = status.drain_asked() => {}
     }
-    board.enter(Phase::Leaving, Some(Instant::now() + times.grace + times.timeout));
+    status.enter(Phase::Leaving, Some(Instant::now() + times.grace + times.timeout));
     tracing::info!(grace = ?times.grace, "shutting down: not ready any more");
     if !signals.leave_time_for(sleep(times.grace)).await {
         return Ended::Forced;
     }
-    board.enter(Phase::Refusing, Some(Instant::now() + times.timeout));
+    status.enter(Phase::Refusing, Some(Instant::now() + times.timeout));
     state.generator.engine().drain();
     let mut open = state.open.subscribe();
     tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: no new requests");
@@ -122,7 +122,7 @@ pub async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes
     if !all && !signals.leave_time_for(async { ended = cut(state).await }).await {
         return Ended::Forced;
     }
-    board.enter(Phase::Drained, Some(Instant::now()));
+    status.enter(Phase::Drained, Some(Instant::now()));
     if !signals.first {
         tracing::info!("drained: waiting for a signal to end");
         signals.next().await;
@@ -134,7 +134,7 @@ async fn cut(state: &ServerState) -> Ended {
     let mut open = state.open.subscribe();
     let left = *open.borrow();
     tracing::warn!(left, "shutting down: cutting off what still runs");
-    state.board.enter(Phase::Stopped, Some(Instant::now()));
+    state.status.enter(Phase::Stopped, Some(Instant::now()));
     state.cut.send_replace(true);
     state.generator.engine().stop();
     let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;

@@ -49,7 +49,7 @@ impl Link {
     pub fn begin(&self, state: &Arc<ServerState>) -> Busy {
         self.0.begun.fetch_add(1, Ordering::AcqRel);
         self.0.open.fetch_add(1, Ordering::AcqRel);
-        state.board.opened();
+        state.status.opened();
         state.open.send_modify(|open| *open += 1);
         Busy { link: self.clone(), state: Arc::clone(state) }
     }
@@ -65,7 +65,7 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.link.0.open.fetch_sub(1, Ordering::AcqRel);
         self.link.0.reader.wake();
-        self.state.board.closed();
+        self.state.status.closed();
         self.state.open.send_modify(|open| *open -= 1);
     }
 }

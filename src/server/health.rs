@@ -7,7 +7,7 @@
 //! - Ready: started, live, and taking new requests. A full queue is no reason to say no.
 //!
 //! [`ALIASES`] has every path. They are the same on the main port, where routes lead here, and on the health port,
-//! which has a thread of its own ([`super::side`]).
+//! which has a thread of its own ([`super::management`]).
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::board::{Board, Phase, Reading, Stage};
+use super::status::{Phase, Reading, ServerStatus, Stage};
 
 /// What a probe asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -164,9 +164,9 @@ impl Health {
 }
 
 /// The answer to a probe, now.
-pub fn answer(board: &Board, probe: Probe) -> Response<Body> {
+pub fn answer(status: &ServerStatus, probe: Probe) -> Response<Body> {
     let now = Instant::now();
-    let reading = board.read();
+    let reading = status.read();
     let health = judge(&reading, now);
     let well = health.answers(probe);
     let mut response = Response::new(Body::from(describe(&reading, &health, probe, now).to_string()));

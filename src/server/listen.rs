@@ -24,10 +24,10 @@ use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
 use super::drain::{DrainTimes, Ended, LAST_WORDS, Signals, drain};
+use super::evicting_permits::{EvictingPermits, Permit};
 use super::guard::{Guarded, Held, Link, hung_up};
-use super::lobby::{Lobby, Seat};
 use super::routes::{before_start, router};
-use super::{Board, ServerState, health};
+use super::{ServerState, ServerStatus, health};
 
 /// What the system holds for a client that does not read. Accepted sockets inherit it.
 const SEND_BUFFER: u32 = 256 << 10;
@@ -76,13 +76,13 @@ pub fn signals() -> io::Result<Signals> {
 /// Answers while the model is being loaded: probes, and nothing else yet.
 pub async fn while_starting<T>(
     listener: &TcpListener,
-    board: &Arc<Board>,
+    status: &Arc<ServerStatus>,
     load: impl Future<Output = T>,
 ) -> T {
     let accept = async {
         loop {
             match listener.accept().await {
-                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(board))),
+                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(status))),
                 Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
             }
         }
@@ -93,9 +93,9 @@ pub async fn while_starting<T>(
     }
 }
 
-async fn answer_once(stream: TcpStream, board: Arc<Board>) {
+async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let response = before_start(&board, request.uri().path(), request.method());
+        let response = before_start(&status, request.uri().path(), request.method());
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
@@ -130,18 +130,18 @@ pub async fn serve(
 async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
-    let lobby = Lobby::new(LOBBY);
+    let evicting_permits = EvictingPermits::new(LOBBY);
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
-                let (end, seat) = (end.subscribe(), lobby.enter());
+                let (end, seat) = (end.subscribe(), evicting_permits.enter());
                 tokio::spawn(async move {
                     match admit(&stream, permits, seat).await {
                         Admitted::With(permit) => {
                             Connection { state, router, permit }.run(stream, end).await;
                         }
-                        Admitted::AsProbe => answer_once(stream, Arc::clone(&state.board)).await,
+                        Admitted::AsProbe => answer_once(stream, Arc::clone(&state.status)).await,
                         Admitted::Not => {}
                     }
                 });
@@ -163,7 +163,7 @@ enum Admitted {
 }
 
 /// Waits for a place among the connections, as long as nobody takes the seat to wait on. A probe does not wait.
-async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut seat: Seat) -> Admitted {
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut seat: Permit) -> Admitted {
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
         return Admitted::With(permit);
     }

@@ -20,10 +20,10 @@ use prometheus::{
     Registry,
 };
 
-use super::Board;
+use super::ServerStatus;
 use super::answer::unix_time;
 use super::error::ApiError;
-use crate::engine::{BLOCK_TOKENS, EngineHandle, Payer, Stats};
+use crate::engine::{BLOCK_TOKENS, EngineHandle, KeyCounters, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;
 use exposition::Format;
@@ -181,7 +181,7 @@ impl Metrics {
     }
 
     /// The counters of a key or user, and the label that it has.
-    pub fn payer(&self, key: &str) -> (String, Arc<Payer>) {
+    pub fn payer(&self, key: &str) -> (String, Arc<KeyCounters>) {
         self.keys.payer(key)
     }
 
@@ -198,10 +198,10 @@ impl Metrics {
     }
 
     /// The text of a scrape.
-    pub fn render(&self, stats: &Stats, board: &Board, format: Format) -> String {
+    pub fn render(&self, stats: &Stats, status: &ServerStatus, format: Format) -> String {
         let families = {
             let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
-            copied.set(stats, board);
+            copied.set(stats, status);
             self.registry.gather()
         };
         // It grows little from one scrape to the next.
@@ -215,7 +215,7 @@ impl Metrics {
 }
 
 fn register_meters(make: &Maker<'_>, engine: &EngineHandle) {
-    let meters = engine.meters().clone();
+    let meters = engine.metrics().clone();
     for histogram in [meters.host, meters.idle, meters.step, meters.ratio, meters.tokens] {
         make.keep(Ok(histogram));
     }
@@ -278,7 +278,7 @@ impl Copied {
     }
 
     /// Callers take turns, so a total is never added twice.
-    fn set(&self, stats: &Stats, board: &Board) {
+    fn set(&self, stats: &Stats, status: &ServerStatus) {
         let counts = &stats.counts;
         self.running.set(counts.running as f64);
         self.waiting.set(counts.waiting as f64);
@@ -309,7 +309,7 @@ impl Copied {
             // Two scrapes may take their snapshots in one order and get here in the other.
             counter.inc_by(total.saturating_sub(counter.get()));
         }
-        for (phase, took) in board.startup() {
+        for (phase, took) in status.startup() {
             self.startup.with_label_values(&[phase]).set(took.as_secs_f64());
         }
         let (memory, cpu) = process();

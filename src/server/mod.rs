@@ -5,22 +5,22 @@
 //! [`reply`]s, whole or through [`sse`]. Whatever ends badly on the way is an [`error::ApiError`].
 
 pub mod answer;
-pub mod board;
 pub mod body;
-pub mod door;
 pub mod drain;
 pub mod error;
+pub mod evicting_permits;
 pub mod fields;
 pub mod guard;
 pub mod health;
 pub mod listen;
-pub mod lobby;
 pub mod malformed;
+pub mod management;
 pub mod metrics;
+pub mod middleware;
 pub mod reply;
 pub mod routes;
-pub mod side;
 pub mod sse;
+pub mod status;
 pub mod tokens;
 pub mod types;
 pub mod validate;
@@ -32,15 +32,15 @@ use axum::http::StatusCode;
 use tokio::sync::{Semaphore, watch};
 
 use crate::generation::Generator;
-use board::Phase;
-pub use board::{Board, Stage};
 use body::BodyLimits;
-use door::{Caller, Keys};
 pub use drain::{DrainTimes, Ended, Signals, unless_told_to_end};
+use evicting_permits::EvictingPermits;
 pub use listen::{bind, serve, signals, while_starting};
-use lobby::Lobby;
+pub use management::{ManagementPorts, ManagementThread};
 use metrics::Metrics;
-pub use side::{SidePorts, SideThread};
+use middleware::{Caller, Keys};
+use status::Phase;
+pub use status::{ServerStatus, Stage};
 use validate::{Defaults, Limits};
 
 /// What the operator decides about the front end.
@@ -134,9 +134,9 @@ pub struct ServerState {
     /// Requests that only want tokens, or the text of some.
     pub(crate) asides: tokens::Asides,
     /// What health checks read.
-    pub(crate) board: Arc<Board>,
+    pub(crate) status: Arc<ServerStatus>,
     /// Requests whose body is on its way.
-    pub(crate) reading: Lobby,
+    pub(crate) reading: EvictingPermits,
     /// Requests whose response is not complete.
     open: watch::Sender<usize>,
     /// Whether what still runs is being cut off.
@@ -144,11 +144,11 @@ pub struct ServerState {
 }
 
 impl ServerState {
-    /// From here on `board` says that the server has started.
+    /// From here on `status` says that the server has started.
     ///
     /// # Panics
     /// If `settings` names no model.
-    pub fn new(generator: Generator, settings: Settings, board: Arc<Board>) -> Arc<Self> {
+    pub fn new(generator: Generator, settings: Settings, status: Arc<ServerStatus>) -> Arc<Self> {
         assert!(!settings.models.is_empty(), "a server serves at least one model");
         let limits = Limits {
             models: settings.models.clone(),
@@ -158,7 +158,7 @@ impl ServerState {
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),
         };
-        board.started(generator.engine().pulse());
+        status.started(generator.engine().heartbeat());
         let metrics = Metrics::new(&settings.models[0], generator.engine());
         let max_reading = settings.http.max_reading;
         let keys = Keys::new(settings.api_key.as_deref(), &settings.named_keys);
@@ -172,8 +172,8 @@ impl ServerState {
             started: answer::unix_time(),
             parsing: Arc::new(Semaphore::new(4)),
             asides: tokens::Asides::default(),
-            board,
-            reading: Lobby::new(max_reading),
+            status,
+            reading: EvictingPermits::new(max_reading),
             open: watch::Sender::new(0),
             cut: watch::Sender::new(false),
         })
@@ -186,12 +186,12 @@ impl ServerState {
 
     /// Whether the shutdown has begun.
     pub fn draining(&self) -> bool {
-        self.board.phase() >= Phase::Leaving
+        self.status.phase() >= Phase::Leaving
     }
 
     /// Whether new requests are refused.
     pub fn refuses(&self) -> bool {
-        self.board.phase() >= Phase::Refusing
+        self.status.phase() >= Phase::Refusing
     }
 
     /// Resolves when what still runs is being cut off.
@@ -203,11 +203,11 @@ impl ServerState {
 
     /// Whether the engine has failed or was told to end, so that another server may do better.
     pub fn engine_is_gone(&self) -> bool {
-        self.board.phase() >= Phase::Stopped || self.engine_failed()
+        self.status.phase() >= Phase::Stopped || self.engine_failed()
     }
 
     /// Whether the engine has failed, which it does for good.
     pub fn engine_failed(&self) -> bool {
-        self.generator.engine().pulse().failed()
+        self.generator.engine().heartbeat().failed()
     }
 }

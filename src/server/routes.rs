@@ -15,12 +15,12 @@ use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
 use super::answer::{Kind, answer, random, refused};
-use super::door::Caller;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::metrics::exposition::Format;
-use super::{Board, ServerState, body, door, health, tokens, validate};
-use crate::engine::Place;
+use super::middleware::Caller;
+use super::{ServerState, ServerStatus, body, health, middleware, tokens, validate};
+use crate::engine::QueuePermit;
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -28,7 +28,7 @@ type Shared = State<Arc<ServerState>>;
 /// Every route. The test of the key goes through this list.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     let probe = |(path, probe, _)| {
-        let handler = move |State(state): Shared| async move { health::answer(&state.board, probe) };
+        let handler = move |State(state): Shared| async move { health::answer(&state.status, probe) };
         (path, get(handler))
     };
     let mut routes = vec![
@@ -51,26 +51,26 @@ pub fn router(state: Arc<ServerState>) -> Router {
     let router = routes().into_iter().fold(Router::new(), add);
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
     // Around everything, the fallbacks included.
-    router.layer(from_fn_with_state(Arc::clone(&state), door::pass)).with_state(state)
+    router.layer(from_fn_with_state(Arc::clone(&state), middleware::pass)).with_state(state)
 }
 
 /// What there is before the model is loaded.
-pub fn before_start(board: &Board, path: &str, method: &Method) -> Response<Body> {
+pub fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Response<Body> {
     match health::probe(path) {
-        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::answer(board, probe),
+        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::answer(status, probe),
         _ => ApiError::NotReady.into_response(),
     }
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let id = door::id_of(&request);
+    let id = middleware::id_of(&request);
     let (place, caller, map) = enter(&state, request, Kind::Chat).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let id = door::id_of(&request);
+    let id = middleware::id_of(&request);
     let (place, caller, map) = enter(&state, request, Kind::Text).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
     answer(state, place, valid, Kind::Text, id).await
@@ -82,7 +82,7 @@ async fn enter(
     state: &ServerState,
     request: Request,
     kind: Kind,
-) -> Result<(Place, Option<Caller>, Map<String, Value>), ApiError> {
+) -> Result<(QueuePermit, Option<Caller>, Map<String, Value>), ApiError> {
     let (began, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
@@ -130,7 +130,7 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse 
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::asked(accept);
     state.metrics.reading(state.reading.seated());
-    let text = state.metrics.render(&state.generator.engine().stats(), &state.board, format);
+    let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
     ([(CONTENT_TYPE, format.content_type())], text)
 }
 

@@ -18,9 +18,9 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use serde_json::Value;
 
-use super::door::Caller;
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
+use super::middleware::Caller;
 use super::types::{ChatWire, Common, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::record::{Drawn, Event, Timed};
+use crate::engine::recorder::{Drawn, Event, Timed};
 use crate::request::{Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::{Policy, RequestId, SchedulerConfig};
 

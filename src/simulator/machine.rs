@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::tokens::{Key, Voice};
 use crate::cost::{CostModel, RowShape, StepTime};
 use crate::request::{SamplingParams, TokenLogprob};
-use crate::scheduler::plan::{Row, RowOutput, SlotStart, StepOutput, StepPlan};
+use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepOutput, StepPlan};
 
 /// The GPUs: a cost, what they say, and who has which slot.
 #[derive(Debug, Clone)]

@@ -25,7 +25,7 @@ pub use machine::{Machine, shape};
 pub use tokens::{Key, Voice};
 
 use crate::engine::{Executor, ExecutorError};
-use crate::scheduler::plan::{StepOutput, StepPlan};
+use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 /// What a sleeping thread wakes up too late by, usually; it sleeps so much less and spins for the rest. It does not yield
 /// its core meanwhile: on a busy machine it would get it back milliseconds later.

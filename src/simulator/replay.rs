@@ -10,9 +10,9 @@ use std::sync::Arc;
 use super::journey::{Journey, Outcome, Sample};
 use super::trace::Trace;
 use super::virtual_time::{Ask, VirtualTime};
-use crate::engine::record::{Drawn, Event};
+use crate::engine::recorder::{Drawn, Event};
 use crate::request::{Finish, Request, SamplingParams, TokenLogprob, Update};
-use crate::scheduler::plan::{RowOutput, StepOutput};
+use crate::scheduler::step_plan::{RowOutput, StepOutput};
 use crate::scheduler::{RequestId, Scheduler};
 
 /// What a recording that was replayed tells.

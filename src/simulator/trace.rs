@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use super::codec::{Reader, Writer};
-use crate::engine::record::{Listener, Timed};
+use crate::engine::recorder::{Listener, Timed};
 use crate::engine::{Recorder, SchedulerConfig};
 
 const MAGIC: &[u8; 8] = b"OCTREC02";

@@ -12,7 +12,7 @@ use super::journey::{Journey, Outcome, Sample};
 use super::machine::Machine;
 use crate::engine::{Forecast, Pipeline};
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
-use crate::scheduler::plan::StepOutput;
+use crate::scheduler::step_plan::StepOutput;
 use crate::scheduler::{RequestId, Scheduler, SchedulerConfig};
 
 /// A request as the GPUs will answer it.

@@ -3,7 +3,7 @@
 
 use octant::device::{Device, HostMatrix, HostRows, MatrixData, fp8};
 
-use super::noise::rows;
+use super::random_weights::rows;
 use super::{bf16, bf16_matrix, noise, quantized};
 use crate::dev::{self, Dev};
 

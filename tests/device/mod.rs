@@ -7,7 +7,7 @@ mod filling;
 pub mod golden;
 mod linear;
 pub mod model;
-mod noise;
+mod random_weights;
 mod rows;
 mod sample;
 mod smollm2;

@@ -43,7 +43,7 @@ fn draw_on(
         rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
     let mut draws = device.draws(rows.len(), DrawRoom { samples: 1, rows: rows.len(), vocab }).unwrap();
     device.sample(&floats, vocab, &rows, &mut draws).unwrap();
-    device.drawn(&mut draws).unwrap()
+    device.take_sampled(&mut draws).unwrap()
 }
 
 fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
@@ -130,8 +130,8 @@ fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
                 device.sample(&floats, 4, &rows, &mut draws).unwrap();
             }
             let token = |id: usize| Draw::Token(id as u32, None);
-            assert_eq!(device.drawn(&mut draws).unwrap(), [token(round % 3), token(round % 3)]);
-            assert_eq!(device.drawn(&mut draws).unwrap(), [token(3), token(0)]);
+            assert_eq!(device.take_sampled(&mut draws).unwrap(), [token(round % 3), token(round % 3)]);
+            assert_eq!(device.take_sampled(&mut draws).unwrap(), [token(3), token(0)]);
         }
     }
 }
@@ -233,7 +233,7 @@ fn draw_divided(
     let mut all = device.floats(rows.len(), ranks * 2 * SHORTLIST).unwrap();
     device.write(&lists.concat(), &mut all).unwrap();
     device.pick(&all, rows, &mut draws).unwrap();
-    device.drawn(&mut draws).unwrap()
+    device.take_sampled(&mut draws).unwrap()
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod cublaslt_linear;
 mod dev;
 #[path = "../device/mod.rs"]
 mod device;
-mod large;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;

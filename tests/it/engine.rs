@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Beat, Engine, EngineHandle, Executor, ExecutorError, Ledger, RequestId, Start, Stats, UpdateStream,
+    Engine, EngineHandle, Executor, ExecutorError, OpenRequests, RequestId, Snapshot, Start, Stats,
+    UpdateStream,
 };
 use octant::request::{Cost, Finish, Reject, Request, Update};
 use octant::scheduler::SchedulerConfig;
-use octant::scheduler::plan::{StepOutput, StepPlan};
+use octant::scheduler::step_plan::{StepOutput, StepPlan};
 
 use crate::fake::{FakeExecutor, alone, config, request};
 use crate::scheduler::prompt;
@@ -206,12 +207,12 @@ struct Panicking;
 impl octant::engine::Executor for Panicking {
     fn enqueue(
         &mut self,
-        _: &octant::scheduler::plan::StepPlan,
+        _: &octant::scheduler::step_plan::StepPlan,
     ) -> Result<(), octant::engine::ExecutorError> {
         panic!("index out of bounds")
     }
 
-    fn collect(&mut self) -> Result<octant::scheduler::plan::StepOutput, octant::engine::ExecutorError> {
+    fn collect(&mut self) -> Result<octant::scheduler::step_plan::StepOutput, octant::engine::ExecutorError> {
         panic!("nothing was enqueued")
     }
 }
@@ -262,7 +263,7 @@ async fn stopping_answers_everyone_and_refuses_later_ones() {
     assert_eq!(stats.failed, None, "to be stopped is not to fail");
     assert!(!stats.pending(), "what is cut off is not pending: {stats:?}");
     assert_eq!((stats.counts.running, stats.counts.blocks_used), (0, 0));
-    assert_eq!(handle.pulse().beat().pending_since, None);
+    assert_eq!(handle.heartbeat().snapshot().pending_since, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,7 +327,7 @@ async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
 
 #[test]
 fn an_account_is_closed_by_its_finish() {
-    let mut ledger = Ledger::new(1);
+    let mut ledger = OpenRequests::new(1);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     ledger.open(RequestId(7), sender, false);
     ledger.post(RequestId(7), Update { token: Some(1), ..Update::default() });
@@ -337,7 +338,7 @@ fn an_account_is_closed_by_its_finish() {
     assert_eq!(updates.try_recv().err(), Some(tokio::sync::mpsc::error::TryRecvError::Disconnected));
 }
 
-fn posted(ledger: &mut Ledger, token: Option<u32>, finish: Option<Finish>) {
+fn posted(ledger: &mut OpenRequests, token: Option<u32>, finish: Option<Finish>) {
     ledger.post(RequestId(7), Update { token, finish, ..Update::default() });
 }
 
@@ -345,7 +346,7 @@ fn posted(ledger: &mut Ledger, token: Option<u32>, finish: Option<Finish>) {
 fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
     for interval in 1..6 {
         for len in 1..20 {
-            let mut ledger = Ledger::new(interval);
+            let mut ledger = OpenRequests::new(interval);
             let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
             ledger.open(RequestId(7), sender, false);
             let mut told = Vec::new();
@@ -374,7 +375,7 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
 #[test]
 fn nothing_is_held_back_for_more_steps_than_the_interval() {
     for interval in 2..6 {
-        let mut ledger = Ledger::new(interval);
+        let mut ledger = OpenRequests::new(interval);
         let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
         ledger.open(RequestId(7), sender, false);
         for token in 0..2 {
@@ -400,7 +401,7 @@ fn nothing_is_held_back_for_more_steps_than_the_interval() {
 
 #[test]
 fn what_was_held_back_comes_before_the_engines_failure() {
-    let mut ledger = Ledger::new(8);
+    let mut ledger = OpenRequests::new(8);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     ledger.open(RequestId(7), sender, false);
     (0..4).for_each(|token| posted(&mut ledger, Some(token), None));
@@ -414,7 +415,7 @@ fn what_was_held_back_comes_before_the_engines_failure() {
 #[cfg(debug_assertions)]
 #[should_panic(expected = "request 7 answered after it was closed")]
 fn an_account_closed_twice_is_a_bug() {
-    let mut ledger = Ledger::new(1);
+    let mut ledger = OpenRequests::new(1);
     ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0, false);
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
     ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
@@ -446,7 +447,7 @@ async fn no_step_is_expected_to_take_more_than_it_may() {
         let (handle, thread) = Engine::start_as(config(), Box::new(Slow(slow)), start);
         let mut stream = submit(&handle, request(vec![1], 2)).await;
         until(&handle, |stats| stats.in_flight == 1).await;
-        assert_eq!(handle.pulse().beat().expected_step, Duration::from_secs(expected));
+        assert_eq!(handle.heartbeat().snapshot().expected_step, Duration::from_secs(expected));
         drop(free);
         assert_eq!(read(&mut stream).await.1, error("slow"));
         assert!(thread.join().is_err());
@@ -471,23 +472,23 @@ impl Executor for Stuck {
 async fn work_pends_from_the_moment_it_is_sent() {
     let (free, stuck) = flume::bounded::<()>(0);
     let (handle, thread) = Engine::start(config(), 1, Box::new(Stuck(stuck)));
-    let pulse = Arc::clone(handle.pulse());
-    assert_eq!(pulse.beat(), Beat::default(), "nothing is asked");
+    let pulse = Arc::clone(handle.heartbeat());
+    assert_eq!(pulse.snapshot(), Snapshot::default(), "nothing is asked");
     let before = Instant::now();
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     // The engine hangs before a step is enqueued, and will hear of nothing any more.
-    while pulse.beat().pending_since.is_none() {
+    while pulse.snapshot().pending_since.is_none() {
         assert!(before.elapsed() < Duration::from_secs(10), "the pulse does not show it");
         tokio::task::yield_now().await;
     }
-    let since = pulse.beat().pending_since;
-    assert!(since >= Some(before) && pulse.beat().last_step.is_none());
+    let since = pulse.snapshot().pending_since;
+    assert!(since >= Some(before) && pulse.snapshot().last_step.is_none());
     let unheard = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)]);
     let waited = tokio::time::timeout(Duration::from_millis(50), unheard).await;
     assert!(waited.is_err(), "nobody took it");
-    assert_eq!(pulse.beat().pending_since, since, "later requests make it no younger");
+    assert_eq!(pulse.snapshot().pending_since, since, "later requests make it no younger");
     drop(free);
     assert!(matches!(stream.next().await.finish, Some(Finish::Error(_))));
     assert!(tokio::task::spawn_blocking(|| thread.join()).await.unwrap().is_err());
-    assert_eq!(pulse.beat().failed.as_deref(), Some("stuck"));
+    assert_eq!(pulse.snapshot().failed.as_deref(), Some("stuck"));
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use octant::engine::{Executor, ExecutorError};
 use octant::request::{Finish, Request, SamplingParams, StopRules, TokenLogprob};
 use octant::scheduler::SchedulerConfig;
-use octant::scheduler::plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutput, StepPlan, TokenSource};
+use octant::scheduler::step_plan::{
+    BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutput, StepPlan, TokenSource,
+};
 
 /// A request with a prompt, greedy, that generates `max_tokens`.
 pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod account;
 mod blocks;
 mod config;
 mod dev;
@@ -23,4 +22,5 @@ mod simulation;
 mod tensor_parallel;
 mod text;
 mod tidy;
+mod usage;
 mod validate;

@@ -11,7 +11,7 @@ use octant::engine::Executor;
 use octant::model::Precision;
 use octant::request::SamplingParams;
 use octant::runner::{RankParts, Runner};
-use octant::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
+use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::model::{fixture, load};
 

@@ -9,7 +9,7 @@ mod steps;
 use std::collections::{HashMap, VecDeque};
 
 use octant::request::{Finish, Reject, Request, TokenLogprob, Update};
-use octant::scheduler::plan::{StepOutput, StepPlan};
+use octant::scheduler::step_plan::{StepOutput, StepPlan};
 use octant::scheduler::{RequestId, Scheduler, SchedulerConfig};
 
 use crate::fake::{Answer, FakeModel};

@@ -15,7 +15,7 @@ use octant::engine::{Engine, EngineHandle, EngineThread, Executor, SchedulerConf
 use octant::model::{LOGIT_ROWS, Model, ModelConfig, Pass, Precision, Shard, Workspace};
 use octant::request::{Request, SamplingParams, StopRules, TokenLogprob};
 use octant::runner::{RankParts, Runner};
-use octant::scheduler::plan::{Row, SlotStart, StepPlan, TokenSource};
+use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::determinism::{answer, block_on};
 use crate::device::golden::{Prompt, fp8_logits_are_near, golden};

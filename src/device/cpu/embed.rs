@@ -1,10 +1,10 @@
 //! out\[r\] = table\[token\[r\]\], read from the packed matrix: a tied LM head and embedding are one copy.
 
 use super::pool::Pool;
-use super::{Draws, Floats, Matrix, Parts, Step};
+use super::{Floats, Matrix, Parts, Sampled, Step};
 use crate::device::{Table, Token};
 
-pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, draws: &Draws, out: &mut Floats) {
+pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, draws: &Sampled, out: &mut Floats) {
     let cols = out.cols;
     let Table { matrix, first } = table;
     assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");

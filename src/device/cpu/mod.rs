@@ -183,7 +183,7 @@ impl Acts {
 
 /// What sequences drew last, and what was drawn and not asked for yet, oldest first.
 #[derive(Debug)]
-pub struct Draws {
+pub struct Sampled {
     last: Vec<u32>,
     under_way: VecDeque<Vec<Draw>>,
 }
@@ -234,10 +234,10 @@ impl Device for Cpu {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
-    type Draws = Draws;
+    type Sampled = Sampled;
     type Recording = std::convert::Infallible;
 
-    const RECORDS: bool = false;
+    const CAPTURES: bool = false;
     const LAYOUT: Layout = Layout::CPU;
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
@@ -298,10 +298,10 @@ impl Device for Cpu {
         Ok(Step { inputs: StepInputs::default(), positions, places, tiles, max_rows: rows })
     }
 
-    fn draws(&self, slots: usize, _room: DrawRoom) -> Result<Draws, DeviceError> {
+    fn draws(&self, slots: usize, _room: DrawRoom) -> Result<Sampled, DeviceError> {
         let last = vec![0; slots];
         self.count(&last);
-        Ok(Draws { last, under_way: VecDeque::new() })
+        Ok(Sampled { last, under_way: VecDeque::new() })
     }
 
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
@@ -337,7 +337,7 @@ impl Device for Cpu {
         &self,
         step: &Step,
         table: Table<'_, Matrix>,
-        draws: &Draws,
+        draws: &Sampled,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
         embed::run(&self.pool, step, table, draws, out);
@@ -410,7 +410,7 @@ impl Device for Cpu {
         logits: &Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-        draws: &mut Draws,
+        draws: &mut Sampled,
     ) -> Result<(), DeviceError> {
         sample::run(self, logits, vocab, rows, draws);
         Ok(())
@@ -431,13 +431,13 @@ impl Device for Cpu {
         &self,
         shortlists: &Floats,
         rows: &[SampleRow<'_>],
-        draws: &mut Draws,
+        draws: &mut Sampled,
     ) -> Result<(), DeviceError> {
         sample::pick(self, shortlists, rows, draws);
         Ok(())
     }
 
-    fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
+    fn take_sampled(&self, draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
         Ok(draws.under_way.pop_front().expect("a sample is under way"))
     }
 

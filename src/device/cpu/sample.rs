@@ -1,4 +1,4 @@
-//! Draws tokens from logits, a row per item, and scores given tokens.
+//! Sampled tokens from logits, a row per item, and scores given tokens.
 //!
 //! Candidates are ordered by logit, largest first, the lower id first on ties; selections are partial, since a sort of
 //! 256,000 logits costs more than everything else here.
@@ -7,10 +7,10 @@ use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::philox;
-use super::{Cpu, Draws, Floats, Parts};
+use super::{Cpu, Floats, Parts, Sampled};
 use crate::device::{Draw, RowLogprob, SHORTLIST, SampleRow};
 
-pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Draws) {
+pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Sampled) {
     assert!(vocab <= logits.cols, "a vocabulary of {vocab} in rows of {}", logits.cols);
     draw_rows(cpu, rows, out, |index, work, candidates| {
         let raw = &logits.row(index)[..vocab];
@@ -19,7 +19,7 @@ pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_
 }
 
 /// Draws from what ranks have named.
-pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: &mut Draws) {
+pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: &mut Sampled) {
     draw_rows(cpu, rows, out, |index, work, candidates| {
         let lists = shortlists.row(index).chunks_exact(2 * SHORTLIST);
         let named = work[..shortlists.cols / 2].chunks_exact_mut(SHORTLIST);
@@ -41,7 +41,7 @@ pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: 
 fn draw_rows(
     cpu: &Cpu,
     rows: &[SampleRow<'_>],
-    out: &mut Draws,
+    out: &mut Sampled,
     draw: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> Draw + Sync,
 ) {
     let mut draws = vec![Draw::NonFinite; rows.len()];

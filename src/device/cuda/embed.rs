@@ -1,6 +1,6 @@
 //! `kernels/embed.cu`.
 
-use super::{Buffer, Cuda, Draws, Floats, Launch, Matrix, Step};
+use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, Step};
 use crate::device::{DeviceError, Table};
 
 #[repr(C)]
@@ -22,7 +22,7 @@ pub(super) fn run(
     cuda: &Cuda,
     step: &Step,
     table: Table<'_, Matrix>,
-    draws: &Draws,
+    draws: &Sampled,
     out: &mut Floats,
 ) -> Result<(), DeviceError> {
     let Table { matrix, first } = table;

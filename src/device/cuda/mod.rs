@@ -10,23 +10,23 @@ mod add;
 mod attention;
 #[cfg(feature = "cuda")]
 mod cublaslt;
+mod cublaslt_linear;
 mod driver;
 mod embed;
 mod gather;
-mod gemm_stream;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "host-kernels")]
 mod host;
-mod large;
+mod linear;
 mod matrix;
 #[cfg(feature = "cuda")]
 mod nccl;
-mod noise;
 mod norm;
 mod peers;
 #[cfg(feature = "cuda")]
 mod pinned;
+mod random_weights;
 mod reduce;
 mod reduce_norm;
 mod rope;
@@ -39,10 +39,10 @@ mod stream_read;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use cublaslt_linear::Products;
 use driver::{Buffer, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::library_loads;
-pub use large::Products;
 pub use matrix::{Filling, Matrix};
 #[cfg(feature = "cuda")]
 pub use nccl::{Nccl, nccl_version};
@@ -50,12 +50,12 @@ pub use peers::{Missed, Peers};
 pub use reduce::Rows;
 pub use reduce_norm::Reduction;
 pub use row::Acts;
-pub use sample::Draws;
+pub use sample::Sampled;
 pub use step::Step;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    HostRows, KvDtype, LayerKv, Layout, Noise, Norm, Rope, RowLogprob, SampleRow, StepInputs, Table,
+    HostRows, KvDtype, LayerKv, Layout, Norm, RandomWeights, Rope, RowLogprob, SampleRow, StepInputs, Table,
 };
 
 /// Heads are cached in multiples of so many elements, which the kernels are compiled for.
@@ -68,8 +68,8 @@ const _: () = {
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
     assert!(
         product_scratch == 4 * Layout::CUDA.pass_rows
-            && product_scratch == gemm_stream::SCRATCH_BYTES
-            && product_tiles == gemm_stream::CTAS
+            && product_scratch == linear::SCRATCH_BYTES
+            && product_tiles == linear::CTAS
     );
     assert!(draw_row == sample::ROW_BYTES && draw_result == sample::RESULT_BYTES);
     assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);
@@ -81,13 +81,13 @@ pub struct Cuda {
     driver: Driver,
     scratch: Mutex<Scratch>,
     /// Unless products are to be deterministic.
-    large: Option<Mutex<large::Large>>,
+    large: Option<Mutex<cublaslt_linear::Large>>,
 }
 
 /// Memory that operations use one after the other, grown while weights, buffers and the cache are made.
 #[derive(Debug, Default)]
 struct Scratch {
-    product: gemm_stream::Scratch,
+    product: linear::Scratch,
     attention: attention::Scratch,
     sample: sample::Scratch,
     /// The rows of a `select`.
@@ -100,7 +100,7 @@ impl Cuda {
     fn over(driver: Driver, products: Products) -> Self {
         let large = match products {
             Products::Deterministic => None,
-            Products::Fastest { cache } => Some(Mutex::new(large::Large::new(cache))),
+            Products::Fastest { cache } => Some(Mutex::new(cublaslt_linear::Large::new(cache))),
         };
         Self { driver, scratch: Mutex::default(), large }
     }
@@ -229,10 +229,10 @@ impl Device for Cuda {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
-    type Draws = Draws;
+    type Sampled = Sampled;
     type Recording = driver::Recording;
 
-    const RECORDS: bool = true;
+    const CAPTURES: bool = true;
     const LAYOUT: Layout = Layout::CUDA;
 
     fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
@@ -251,8 +251,8 @@ impl Device for Cuda {
         self.noted(filling.done()?)
     }
 
-    fn noise(&self, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {
-        self.noted(noise::run(self, noise)?)
+    fn random_weights(&self, noise: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+        self.noted(random_weights::run(self, noise)?)
     }
 
     fn vector(&self, host: &[f32]) -> Result<Buffer<f32>, DeviceError> {
@@ -284,7 +284,7 @@ impl Device for Cuda {
 
     fn step(&self, rows: usize, max_positions: usize) -> Result<Step, DeviceError> {
         if let Some(large) = &self.large {
-            large::tune(self, &mut locked(large), rows)?;
+            cublaslt_linear::tune(self, &mut locked(large), rows)?;
         }
         let mut scratch = self.scratch();
         scratch.attention.fit_rows(&self.driver, rows)?;
@@ -294,9 +294,9 @@ impl Device for Cuda {
         Step::new(&self.driver, rows, max_positions)
     }
 
-    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Draws, DeviceError> {
+    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Sampled, DeviceError> {
         self.scratch().sample.fit(&self.driver, room)?;
-        Draws::new(&self.driver, slots, room)
+        Sampled::new(&self.driver, slots, room)
     }
 
     fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
@@ -326,7 +326,7 @@ impl Device for Cuda {
         &self,
         step: &Step,
         table: Table<'_, Matrix>,
-        draws: &Draws,
+        draws: &Sampled,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
         embed::run(self, step, table, draws, out)
@@ -347,9 +347,9 @@ impl Device for Cuda {
         if let Some(large) = self.large.as_ref().map(locked)
             && let Some(algorithm) = large.choice(x, w)
         {
-            return large::run(self, &large, algorithm, x, w, out);
+            return cublaslt_linear::run(self, &large, algorithm, x, w, out);
         }
-        gemm_stream::run(self, x, w, out)
+        linear::run(self, x, w, out)
     }
 
     fn rope(
@@ -393,7 +393,7 @@ impl Device for Cuda {
         logits: &Floats,
         vocab: usize,
         rows: &[SampleRow<'_>],
-        draws: &mut Draws,
+        draws: &mut Sampled,
     ) -> Result<(), DeviceError> {
         sample::run(self, logits, vocab, rows, draws)
     }
@@ -412,13 +412,13 @@ impl Device for Cuda {
         &self,
         shortlists: &Floats,
         rows: &[SampleRow<'_>],
-        draws: &mut Draws,
+        draws: &mut Sampled,
     ) -> Result<(), DeviceError> {
         sample::pick(self, shortlists, rows, draws)
     }
 
-    fn drawn(&self, draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
-        sample::drawn(draws)
+    fn take_sampled(&self, draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
+        sample::take_sampled(draws)
     }
 
     fn score(

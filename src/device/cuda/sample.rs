@@ -95,7 +95,7 @@ impl Scratch {
 
 /// What sequences drew last, and results on their way to the host.
 #[derive(Debug)]
-pub struct Draws {
+pub struct Sampled {
     /// \[slots\].
     last: Buffer<u32>,
     /// Oldest first.
@@ -111,7 +111,7 @@ struct Piece {
     logprobs: Vec<bool>,
 }
 
-impl Draws {
+impl Sampled {
     pub(super) fn new(driver: &Driver, slots: usize, room: DrawRoom) -> Result<Self, DeviceError> {
         let piece = |_| Ok(Piece { results: Mirror::new(driver, room.rows)?, logprobs: Vec::new() });
         let free: Result<Vec<Piece>, DeviceError> = (0..room.samples).map(piece).collect();
@@ -133,7 +133,7 @@ pub(super) fn run(
     logits: &Floats,
     vocab: usize,
     rows: &[SampleRow<'_>],
-    draws: &mut Draws,
+    draws: &mut Sampled,
 ) -> Result<(), DeviceError> {
     let source = Source { kernel: "sample", logits, vocab, first: 0, shortlists: 0 };
     draw(cuda, source, rows, draws)
@@ -144,7 +144,7 @@ pub(super) fn pick(
     cuda: &Cuda,
     shortlists: &Floats,
     rows: &[SampleRow<'_>],
-    draws: &mut Draws,
+    draws: &mut Sampled,
 ) -> Result<(), DeviceError> {
     assert!(rows.iter().all(SampleRow::is_short), "rows that shortlists are enough for");
     // Bias, penalties and masks are in the lists.
@@ -178,7 +178,7 @@ fn draw(
     cuda: &Cuda,
     source: Source<'_>,
     rows: &[SampleRow<'_>],
-    draws: &mut Draws,
+    draws: &mut Sampled,
 ) -> Result<(), DeviceError> {
     let mut lists = Vec::new();
     assert!(rows.iter().all(|row| (row.slot as usize) < draws.slots()), "slots of {}", draws.slots());
@@ -219,7 +219,7 @@ pub(super) fn shortlist(
     launched
 }
 
-pub(super) fn drawn(draws: &mut Draws) -> Result<Vec<Draw>, DeviceError> {
+pub(super) fn take_sampled(draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
     let mut piece = draws.under_way.pop_front().expect("a sample is under way");
     let draw = |(logprobs, result): (&bool, &SampleResult)| match result.non_finite {
         0 => Draw::Token(result.token, logprobs.then(|| logprob(result))),

@@ -106,7 +106,7 @@ impl Step {
 
     /// Makes `inputs` the current step.
     pub(super) fn begin(&mut self, inputs: &StepInputs, entries: Entries) -> Result<(), DeviceError> {
-        let rows = inputs.tokens.len().max(inputs.recorded_rows);
+        let rows = inputs.tokens.len().max(inputs.graph_rows);
         assert!(rows <= self.max_rows, "{rows} rows exceed the {} of the buffers", self.max_rows);
         let tables = &mut self.tables;
         tables.clear();
@@ -123,7 +123,7 @@ impl Step {
         }
         tables.entries.push(tables.taken);
         self.rows = rows;
-        self.recorded = inputs.recorded_rows;
+        self.recorded = inputs.graph_rows;
         let slot = |token: &Token| if let Token::Last { slot } = token { *slot as usize + 1 } else { 0 };
         self.slots = inputs.tokens.iter().map(slot).max().unwrap_or(0);
         self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::exposition::{Format, labelled, sample, write_title};
 use super::names::find;
-use crate::engine::Payer;
+use crate::engine::KeyCounters;
 
 /// Users that have counters of their own; all later ones share those of [`OTHERS`].
 const MOST: usize = 256;
@@ -51,7 +51,7 @@ struct Known {
 }
 
 struct Account {
-    payer: Arc<Payer>,
+    payer: Arc<KeyCounters>,
     /// Whether it is an operator's key, rather than a user.
     registered: bool,
     /// Of each metric its samples, up to their values.
@@ -71,7 +71,7 @@ impl Keys {
     }
 
     /// The counters of a key or user, and the label that it has.
-    pub fn payer(&self, name: &str) -> (String, Arc<Payer>) {
+    pub fn payer(&self, name: &str) -> (String, Arc<KeyCounters>) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let registered = known.accounts.get(name).is_some_and(|account| account.registered);
         let mut label = if registered { Cow::Borrowed(name) } else { tame(name) };
@@ -141,10 +141,10 @@ impl Account {
 }
 
 /// Who has paid nothing.
-fn nobody() -> Payer {
+fn nobody() -> KeyCounters {
     let whole = || IntCounter::new("key", "Of one key").expect("the name is valid");
     let part = || Counter::new("key", "Of one key").expect("the name is valid");
-    Payer {
+    KeyCounters {
         requests: whole(),
         queue: part(),
         prefill: part(),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use octant::engine::{Forecast, Start};
 use octant::request::Tenant;
-use octant::server::door::Caller;
+use octant::server::middleware::Caller;
 use serde_json::{Value, json};
 
 use super::client::{Connection, Reply, send};

@@ -6,8 +6,11 @@ use std::pin::pin;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use octant::server::board::Phase;
-use octant::server::{Board, DrainTimes, Ended, SidePorts, SideThread, Signals, side, unless_told_to_end};
+use octant::server::status::Phase;
+use octant::server::{
+    DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signals, management,
+    unless_told_to_end,
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -116,7 +119,7 @@ async fn a_second_signal_ends_the_last_words_too() {
         .await;
     house.until(|stats| stats.counts.running == 1).await;
     house.signals.send(()).await.expect("the server runs");
-    while house.board.phase() < Phase::Stopped {
+    while house.status.phase() < Phase::Stopped {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     house.signals.send(()).await.expect("the server runs");
@@ -130,7 +133,7 @@ async fn a_body_on_its_way_holds_nothing_up_and_is_told_why() {
     let mut slow = Connection::open(house.address).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
     slow.write(head.as_bytes()).await.expect("open");
-    while house.board.read().open == 0 {
+    while house.status.read().open == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     house.signals.send(()).await.expect("the server runs");
@@ -141,17 +144,17 @@ async fn a_body_on_its_way_holds_nothing_up_and_is_told_why() {
 
 #[tokio::test]
 async fn what_is_begun_before_there_is_anything_to_drain_ends_at_the_first_signal() {
-    let board = Board::new(Duration::from_secs(60));
+    let status = ServerStatus::new(Duration::from_secs(60));
     let (signal, receiver) = mpsc::channel(4);
     let mut signals = Signals::new(receiver);
-    assert_eq!(unless_told_to_end(&board, &mut signals, async { 7 }).await, Some(7));
+    assert_eq!(unless_told_to_end(&status, &mut signals, async { 7 }).await, Some(7));
     signal.send(()).await.expect("there is room");
-    assert_eq!(unless_told_to_end(&board, &mut signals, pending::<()>()).await, None);
+    assert_eq!(unless_told_to_end(&status, &mut signals, pending::<()>()).await, None);
     // The admin port's wish too, but the supervisor says when.
-    board.ask_drain();
-    let mut ended = pin!(unless_told_to_end(&board, &mut signals, pending::<()>()));
+    status.ask_drain();
+    let mut ended = pin!(unless_told_to_end(&status, &mut signals, pending::<()>()));
     assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
-    assert_eq!(board.phase(), Phase::Drained);
+    assert_eq!(status.phase(), Phase::Drained);
     signal.send(()).await.expect("there is room");
     assert_eq!(ended.await, None);
 }
@@ -163,7 +166,7 @@ async fn whoever_comes_last_is_told_to_go_elsewhere() {
     // It is accepted by the time that another, which came later, is answered.
     assert_eq!(house.get("/health/live").await.status, 200);
     house.signals.send(()).await.expect("the server runs");
-    while house.board.phase() < Phase::Drained {
+    while house.status.phase() < Phase::Drained {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -185,9 +188,9 @@ async fn resting_connections_do_not_hold_a_shutdown_up() {
 }
 
 /// The admin port of a house, and one request to it.
-fn admin(house: &House) -> (SideThread, SocketAddr) {
-    let ports = SidePorts { health: None, admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))) };
-    let side = side::start(ports, &house.board).expect("a port is free");
+fn admin(house: &House) -> (ManagementThread, SocketAddr) {
+    let ports = ManagementPorts { health: None, admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))) };
+    let side = management::start(ports, &house.status).expect("a port is free");
     let address = side.ports.admin.expect("bound");
     (side, address)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use octant::server::error::ApiError;
-use octant::server::{Board, bind, while_starting};
+use octant::server::{ServerStatus, bind, while_starting};
 use serde_json::json;
 
 use super::client::{self, Connection};
@@ -174,8 +174,8 @@ async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
-    let board = Board::new(Duration::from_secs(60));
-    let starting = tokio::spawn(async move { while_starting(&listener, &board, load).await });
+    let status = ServerStatus::new(Duration::from_secs(60));
+    let starting = tokio::spawn(async move { while_starting(&listener, &status, load).await });
     for path in ["/health/live", "/v1/health/live"] {
         assert_eq!(client::get(address, path).await.status, 200);
     }

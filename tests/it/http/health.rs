@@ -5,10 +5,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::Beat;
-use octant::server::board::{Phase, Reading};
+use octant::engine::Snapshot;
 use octant::server::health::{ALIASES, Health, Probe, judge};
-use octant::server::{Board, SidePorts, SideThread, Stage, side};
+use octant::server::status::{Phase, Reading};
+use octant::server::{ManagementPorts, ManagementThread, ServerStatus, Stage, management};
 use serde_json::{Value, json};
 
 use super::client::{Connection, send};
@@ -17,9 +17,9 @@ use crate::fake::FakeExecutor;
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-fn side_ports(board: &Arc<Board>) -> (SideThread, SocketAddr, SocketAddr) {
-    let ports = SidePorts { health: Some(LOCAL), admin: Some(LOCAL) };
-    let side = side::start(ports, board).expect("ports are free");
+fn side_ports(status: &Arc<ServerStatus>) -> (ManagementThread, SocketAddr, SocketAddr) {
+    let ports = ManagementPorts { health: Some(LOCAL), admin: Some(LOCAL) };
+    let side = management::start(ports, status).expect("ports are free");
     let (health, admin) = (side.ports.health.expect("bound"), side.ports.admin.expect("bound"));
     (side, health, admin)
 }
@@ -61,7 +61,7 @@ fn at_rest() -> Reading {
         phase: Phase::Serving,
         drained_by: None,
         open: 0,
-        beat: Beat::default(),
+        beat: Snapshot::default(),
     }
 }
 
@@ -70,15 +70,15 @@ fn what_a_reading_means() {
     let start = Instant::now();
     let at = |seconds: u64| start + Duration::from_secs(seconds);
     let seconds = Duration::from_secs;
-    let beat = |pending: Option<u64>, step: Option<u64>| Beat {
+    let beat = |pending: Option<u64>, step: Option<u64>| Snapshot {
         pending_since: pending.map(at),
         last_step: step.map(at),
-        ..Beat::default()
+        ..Snapshot::default()
     };
-    let with = |beat: Beat| Reading { beat, ..at_rest() };
-    let slow = |beat: Beat| with(Beat { expected_step: seconds(100), ..beat });
+    let with = |beat: Snapshot| Reading { beat, ..at_rest() };
+    let slow = |beat: Snapshot| with(Snapshot { expected_step: seconds(100), ..beat });
     let stalled = |age: u64, bound: u64| Health::Stalled { age: seconds(age), bound: seconds(bound) };
-    let failed = Beat { failed: Some("fire".to_owned()), ..beat(Some(0), None) };
+    let failed = Snapshot { failed: Some("fire".to_owned()), ..beat(Some(0), None) };
     let loading = |done, since| Reading {
         stage: Stage::Loading,
         loaded: (done, 400),
@@ -138,7 +138,7 @@ fn what_a_reading_means() {
 #[tokio::test]
 async fn every_alias_answers_on_every_port() {
     let house = Plan::new().open();
-    let (_side, health, admin) = side_ports(&house.board);
+    let (_side, health, admin) = side_ports(&house.status);
     for address in [house.address, health, admin] {
         for (path, probe, _) in ALIASES {
             let reply = send(address, "GET", path, &[], b"").await;
@@ -169,8 +169,8 @@ async fn every_alias_answers_on_every_port() {
 
 #[test]
 fn a_connection_says_when_it_answers_for_the_last_time() {
-    let board = Board::new(Duration::from_secs(60));
-    let (_side, health, admin) = side_ports(&board);
+    let status = ServerStatus::new(Duration::from_secs(60));
+    let (_side, health, admin) = side_ports(&status);
     let mut kept = connect(admin);
     (0..1010).for_each(|_| assert_eq!(ask(&mut kept, "/livez").0, 200));
     let mut probe = connect(health);
@@ -183,8 +183,8 @@ fn a_connection_says_when_it_answers_for_the_last_time() {
 
 #[test]
 fn nobody_keeps_probes_out_by_saying_nothing() {
-    let board = Board::new(Duration::from_secs(60));
-    let (_side, health, _admin) = side_ports(&board);
+    let status = ServerStatus::new(Duration::from_secs(60));
+    let (_side, health, _admin) = side_ports(&status);
     let silent: Vec<TcpStream> = (0..200).map(|_| connect(health)).collect();
     let begun = Instant::now();
     assert_eq!(ask(&mut connect(health), "/livez").0, 200);
@@ -194,8 +194,8 @@ fn nobody_keeps_probes_out_by_saying_nothing() {
 
 #[test]
 fn starting_is_told_step_by_step() {
-    let board = Board::new(Duration::from_secs(60));
-    let (_side, health, admin) = side_ports(&board);
+    let status = ServerStatus::new(Duration::from_secs(60));
+    let (_side, health, admin) = side_ports(&status);
     let mut probe = connect(health);
     let mut told = |stage: &str, percent: f64, eta: bool| {
         assert_eq!(ask(&mut probe, "/livez").0, 200, "loading is living");
@@ -205,17 +205,17 @@ fn starting_is_told_step_by_step() {
         assert_eq!(body["eta_s"].is_number(), eta, "{body}");
     };
     told("opening_devices", 0.0, false);
-    board.starting(Stage::Reading);
+    status.starting(Stage::Reading);
     told("reading_model", 0.0, false);
-    board.starting(Stage::Loading);
-    board.loading(0, 340_000_000_000);
+    status.starting(Stage::Loading);
+    status.loading(0, 340_000_000_000);
     told("loading_weights", 0.0, false);
-    board.loading(85_000_000_000, 340_000_000_000);
+    status.loading(85_000_000_000, 340_000_000_000);
     told("loading_weights", 25.0, true);
-    board.loading(340_000_000_000, 340_000_000_000);
-    board.starting(Stage::Preparing);
+    status.loading(340_000_000_000, 340_000_000_000);
+    status.starting(Stage::Preparing);
     told("preparing_steps", 100.0, true);
-    board.started(&Arc::default());
+    status.started(&Arc::default());
     assert_eq!(ask(&mut probe, "/startupz").0, 200);
     assert_eq!(ask(&mut probe, "/readyz").0, 200);
     // A browser's page may not ask for a drain; whoever else does need not wait until somebody begins it.
@@ -237,7 +237,7 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
     plan.stalled_after = Duration::from_secs(1);
     let (executor, permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
     let house = plan.over(executor);
-    let (_side, health, _) = side_ports(&house.board);
+    let (_side, health, _) = side_ports(&house.status);
     let begun = Instant::now();
     let mut connection = Connection::open(house.address).await;
     let body = json!({ "model": "parrot", "prompt": "abc", "max_tokens": 1 }).to_string();
@@ -254,9 +254,9 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
     let (status, body) = ask(&mut probe, "/readyz");
     assert_eq!((status, &body["phase"], &body["stall_bound_s"]), (503, &json!("stalled"), &json!(1.0)));
     // Whoever knows that steps take longer moves the bound.
-    house.engine.pulse().expect_step(Duration::from_secs(60));
+    house.engine.heartbeat().expect_step(Duration::from_secs(60));
     assert_eq!(ask(&mut probe, "/livez").0, 200);
-    house.engine.pulse().expect_step(Duration::ZERO);
+    house.engine.heartbeat().expect_step(Duration::ZERO);
     assert_eq!(ask(&mut probe, "/livez").0, 503);
     drop(permits);
     assert_eq!(connection.reply().await.status, 200);
@@ -265,7 +265,7 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
 
 /// What the probe is told of life while a request is answered: whether always yes, and the longest bound of a stall.
 async fn life_during(house: &House, prompt: String) -> (bool, f64) {
-    let (_side, health, _) = side_ports(&house.board);
+    let (_side, health, _) = side_ports(&house.status);
     let mut connection = Connection::open(house.address).await;
     let body = json!({ "model": "parrot", "prompt": prompt, "max_tokens": 1 }).to_string();
     connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
@@ -371,7 +371,7 @@ async fn ten_thousand_in_the_queue_delay_no_probe() {
     plan.stalled_after = Duration::from_secs(5);
     let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(1));
     let house = plan.over(executor);
-    let (_side, health, _) = side_ports(&house.board);
+    let (_side, health, _) = side_ports(&house.status);
     let queued = queue_up(&house, 10_000).await;
     let (address, echo) = (house.address, echo());
     let measured = tokio::task::spawn_blocking(move || {

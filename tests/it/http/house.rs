@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Start, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
-use octant::server::{Board, DrainTimes, Ended, ServerState, Settings, Signals, bind, serve};
+use octant::server::{DrainTimes, Ended, ServerState, ServerStatus, Settings, Signals, bind, serve};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -54,14 +54,14 @@ impl Plan {
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
-        let board = Board::new(self.stalled_after);
-        let state = ServerState::new(generator, self.settings, Arc::clone(&board));
+        let status = ServerStatus::new(self.stalled_after);
+        let state = ServerState::new(generator, self.settings, Arc::clone(&status));
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (signals, receiver) = mpsc::channel(4);
         let mut receiver = Signals::new(receiver);
         let served = tokio::spawn(async move { serve(listener, state, &mut receiver, self.times).await });
-        House { address, engine, thread, board, signals, served }
+        House { address, engine, thread, status, signals, served }
     }
 
     /// Opens the house over a parrot.
@@ -76,7 +76,7 @@ pub struct House {
     pub address: SocketAddr,
     pub engine: EngineHandle,
     pub thread: EngineThread,
-    pub board: Arc<Board>,
+    pub status: Arc<ServerStatus>,
     pub signals: mpsc::Sender<()>,
     pub served: JoinHandle<Ended>,
 }

@@ -1,7 +1,7 @@
 //! Whose the costs are: labels of users, of the operator's keys, and of nobody.
 
 use octant::request::Tenant;
-use octant::server::door::Caller;
+use octant::server::middleware::Caller;
 use serde_json::json;
 
 use super::client::send;

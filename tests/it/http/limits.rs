@@ -349,7 +349,7 @@ async fn a_body_that_does_not_come_takes_nobodys_place() {
         let mut connection = Connection::open(house.address).await;
         let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
         connection.write(head.as_bytes()).await.expect("open");
-        while house.board.read().open < i {
+        while house.status.read().open < i {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         slow.push(connection);

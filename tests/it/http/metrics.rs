@@ -377,7 +377,7 @@ async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
     let mut times: Vec<Duration> = (0..101)
         .map(|_| {
             let began = Instant::now();
-            let text = metrics.render(&house.engine.stats(), &house.board, Format::Text);
+            let text = metrics.render(&house.engine.stats(), &house.status, Format::Text);
             assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
             began.elapsed()
         })

@@ -1,11 +1,11 @@
-//! Shares, ages and preemptions: the bounds that `src/scheduler/fair.rs` and `src/scheduler/batch.rs` state, under loads
+//! Shares, ages and preemptions: the bounds that `src/scheduler/fair_queue.rs` and `src/scheduler/planner.rs` state, under loads
 //! that are made to break them.
 
 use std::collections::HashMap;
 
 use octant::request::{Request, Tenant};
-use octant::scheduler::fair::{Ahead, OUTPUT_COST, PROMPT_COST};
-use octant::scheduler::plan::BLOCK_TOKENS;
+use octant::scheduler::fair_queue::{Ahead, OUTPUT_COST, PROMPT_COST};
+use octant::scheduler::step_plan::BLOCK_TOKENS;
 use octant::scheduler::{Policy, SchedulerConfig};
 use proptest::prelude::*;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use octant::request::{Finish, Request, SamplingParams};
 use octant::scheduler::SchedulerConfig;
-use octant::scheduler::plan::{RowOutput, StepOutput, TokenSource};
+use octant::scheduler::step_plan::{RowOutput, StepOutput, TokenSource};
 
 use super::{Bench, prompt};
 use crate::fake::{alone, config, request};

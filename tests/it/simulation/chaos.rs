@@ -9,7 +9,7 @@
 //! and who was cut off asks again. After every step: blocks, slots and rows in flight are recounted; every open request has
 //! an account and no other has; what clients were told is what they would be told alone, up to there; nothing comes after
 //! an end; whose time is up hears so next; nobody waits for those behind (`door` and `client`). Starts and shares keep to
-//! the promises of `src/scheduler/fair.rs` (`line`), and after every life all that requests paid is what the device did
+//! the promises of `src/scheduler/fair_queue.rs` (`line`), and after every life all that requests paid is what the device did
 //! (`books`).
 //!
 //! A failure names its seed. `OCTANT_CHAOS_SEED=n` runs that world alone, `OCTANT_CHAOS_STEPS=n` sets how many steps

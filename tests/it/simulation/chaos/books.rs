@@ -13,12 +13,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use octant::engine::{Deadlines, Forecast, Meters, Moment, Payer, Pipeline, RequestId, Watch};
+use octant::engine::{
+    Deadlines, EngineMetrics, Forecast, KeyCounters, Pipeline, RequestId, StepClock, StepEvent,
+};
 use octant::request::Cost;
 use prometheus::{Counter, IntCounter};
 
 use super::asked::TENANTS;
-use crate::account::payer;
+use crate::usage::payer;
 
 /// Of what can be known exactly, for the nanoseconds of clocks.
 const EXACT: f64 = 1e-6;
@@ -64,11 +66,11 @@ struct Entry {
 /// Of one life.
 pub struct Books {
     clock: Clock,
-    watch: Watch,
-    meters: Meters,
+    watch: StepClock,
+    meters: EngineMetrics,
     deadlines: Deadlines,
     /// By tenant.
-    payers: Vec<Arc<Payer>>,
+    payers: Vec<Arc<KeyCounters>>,
     open: BTreeMap<RequestId, Entry>,
     closed: BTreeMap<RequestId, Cost>,
     /// Tokens of all prompts.
@@ -88,10 +90,10 @@ pub struct Books {
 
 impl Books {
     pub fn new(clock: Clock) -> Self {
-        let meters = Meters::default();
+        let meters = EngineMetrics::default();
         let bounds = (Duration::ZERO, Duration::MAX);
         Self {
-            watch: Watch::new(Forecast::default(), bounds, meters.clone()),
+            watch: StepClock::new(Forecast::default(), bounds, meters.clone()),
             meters,
             deadlines: Deadlines::default(),
             payers: TENANTS.iter().map(|_| payer()).collect(),
@@ -113,32 +115,32 @@ impl Books {
     }
 
     /// A moment of a turn, in the engine's order: what is told has no deadline any more.
-    pub fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>) {
+    pub fn see(&mut self, pipeline: &Pipeline, moment: StepEvent<'_>) {
         let now = self.now();
         match moment {
-            Moment::Telling(updates) => {
+            StepEvent::Telling(updates) => {
                 let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
                 ended.for_each(|(id, _)| self.deadlines.remove(*id));
                 self.drawn += updates.iter().filter(|(_, update)| update.token.is_some()).count() as u64;
-                self.watch.see(pipeline, Moment::Telling(&mut *updates), now);
+                self.watch.see(pipeline, StepEvent::Telling(&mut *updates), now);
                 for (id, update) in updates.iter().filter(|(_, update)| update.finish.is_some()) {
                     self.note(*id, update.cost);
                 }
                 self.hold(pipeline);
                 return;
             }
-            Moment::Launched(plan, _) => {
+            StepEvent::Launched(plan, _) => {
                 self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
                 let now = self.clock.now();
                 for id in pipeline.scheduler().owners() {
                     self.open.entry(id).and_modify(|entry| _ = entry.started.get_or_insert(now));
                 }
             }
-            Moment::Results => {
+            StepEvent::Results => {
                 let since = self.clock.now() - self.blocks.0;
                 self.metered = self.block_seconds + since * self.blocks.1 as f64;
             }
-            Moment::Launching => {}
+            StepEvent::Launching => {}
         }
         self.watch.see(pipeline, moment, now);
     }
@@ -267,9 +269,10 @@ impl Books {
 
     fn check_payers(&self, sum: &Cost) -> Result<(), String> {
         let seconds =
-            |of: fn(&Payer) -> &Counter| self.payers.iter().map(|payer| of(payer).get()).sum::<f64>();
-        let count =
-            |of: fn(&Payer) -> &IntCounter| self.payers.iter().map(|payer| of(payer).get()).sum::<u64>();
+            |of: fn(&KeyCounters) -> &Counter| self.payers.iter().map(|payer| of(payer).get()).sum::<f64>();
+        let count = |of: fn(&KeyCounters) -> &IntCounter| {
+            self.payers.iter().map(|payer| of(payer).get()).sum::<u64>()
+        };
         close(seconds(|payer| &payer.queue), sum.queue, EXACT, "the payers' waiting")?;
         close(seconds(|payer| &payer.prefill), sum.prefill, EXACT, "the payers' prefill")?;
         close(seconds(|payer| &payer.decode), sum.decode, EXACT, "the payers' decode")?;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
-use octant::scheduler::plan::{Row, RowOutput, StepOutput, StepPlan};
+use octant::scheduler::step_plan::{Row, RowOutput, StepOutput, StepPlan};
 use octant::simulator::Machine;
 use octant::simulator::workload::Draws;
 

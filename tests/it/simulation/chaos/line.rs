@@ -1,4 +1,4 @@
-//! Who waits and who starts, seen from outside, and what `src/scheduler/fair.rs` promises of it.
+//! Who waits and who starts, seen from outside, and what `src/scheduler/fair_queue.rs` promises of it.
 //!
 //! - Whoever starts for the first time has the first class of all that wait, as priorities and ages make it, and of its
 //!   own tenant's of that class nobody came before it. So of two of a tenant the later one never starts first once the
@@ -9,11 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use octant::engine::{Moment, Pipeline, RequestId};
+use octant::engine::{Pipeline, RequestId, StepEvent};
 use octant::request::Request;
 use octant::scheduler::SchedulerConfig;
-use octant::scheduler::fair::{OUTPUT_COST, PROMPT_COST};
-use octant::scheduler::plan::{BLOCK_TOKENS, StepPlan};
+use octant::scheduler::fair_queue::{OUTPUT_COST, PROMPT_COST};
+use octant::scheduler::step_plan::{BLOCK_TOKENS, StepPlan};
 
 use super::asked::TENANTS;
 use super::tally::Tally;
@@ -144,10 +144,10 @@ impl Line {
         }
     }
 
-    pub fn see(&mut self, pipeline: &Pipeline, moment: &Moment<'_>, tally: &mut Tally) {
+    pub fn see(&mut self, pipeline: &Pipeline, moment: &StepEvent<'_>, tally: &mut Tally) {
         match moment {
-            Moment::Launched(plan, _) => self.launched(pipeline, plan),
-            Moment::Telling(updates) => {
+            StepEvent::Launched(plan, _) => self.launched(pipeline, plan),
+            StepEvent::Telling(updates) => {
                 for (id, update) in updates.iter() {
                     if update.token.is_some() {
                         self.serve(*id, OUTPUT_COST);
@@ -166,7 +166,7 @@ impl Line {
                 }
                 self.compare(tally);
             }
-            Moment::Launching | Moment::Results => {}
+            StepEvent::Launching | StepEvent::Results => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
 
-use octant::engine::{Moment, Pipeline, Turns};
+use octant::engine::{EngineCore, Pipeline, StepEvent};
 use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::workload::Draws;
@@ -65,7 +65,7 @@ pub struct World {
     pub(super) clients: Vec<Client>,
     /// Groups that will come, the last first: when, and who.
     pub(super) to_come: Vec<(f64, Vec<usize>)>,
-    pub(super) turns: Turns,
+    pub(super) turns: EngineCore,
     pub(super) device: Device,
     pub(super) books: Books,
     pub(super) line: Line,
@@ -98,7 +98,7 @@ impl World {
             hurried: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
         };
         let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
-        let turns = Turns::new(Pipeline::new(config.clone(), in_flight, None), interval);
+        let turns = EngineCore::new(Pipeline::new(config.clone(), in_flight, None), interval);
         let clock = Clock::new();
         let device = Device::new(Brain::Machine(Box::new(machine.clone())), clock.clone(), seed);
         let mut world = Self {
@@ -233,7 +233,7 @@ impl World {
             None => Brain::Fake(FakeModel::new(&self.config)),
         };
         let pipeline = Pipeline::new(self.config.clone(), self.in_flight, None);
-        self.turns = Turns::new(pipeline, self.interval);
+        self.turns = EngineCore::new(pipeline, self.interval);
         let longest = self.clients.iter().map(|client| client.request.prompt.len()).max();
         self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
         self.books = Books::new(self.clock.clone());
@@ -473,7 +473,11 @@ enum Next {
 }
 
 /// A moment of a turn.
-fn see(pipeline: &Pipeline, moment: Moment<'_>, (books, line, tally): (&mut Books, &mut Line, &mut Tally)) {
+fn see(
+    pipeline: &Pipeline,
+    moment: StepEvent<'_>,
+    (books, line, tally): (&mut Books, &mut Line, &mut Tally),
+) {
     line.see(pipeline, &moment, tally);
     books.see(pipeline, moment);
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OnceCell};
 
-use crate::engine::{Beat, Mark, Pulse};
+use crate::engine::{AtomicInstant, Heartbeat, Snapshot};
 
 /// What is being done before there is an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,30 +41,30 @@ pub enum Phase {
     Drained,
 }
 
-/// The board.
+/// The status.
 #[derive(Debug)]
-pub struct Board {
+pub struct ServerStatus {
     /// With work pending and no step ended for this long beyond what a step is expected to take, the server calls
     /// itself dead.
     pub stall_margin: Duration,
     stage: AtomicU8,
     /// When each stage was entered.
-    entered: [Mark; 5],
+    entered: [AtomicInstant; 5],
     loaded: AtomicU64,
     to_load: AtomicU64,
-    loading_since: Mark,
+    loading_since: AtomicInstant,
     phase: AtomicU8,
-    drained_by: Mark,
+    drained_by: AtomicInstant,
     /// Requests whose response is not complete.
     open: AtomicUsize,
     drain_asked: Notify,
-    engine: OnceCell<Arc<Pulse>>,
+    engine: OnceCell<Arc<Heartbeat>>,
 }
 
-/// A reading of a [`Board`].
+/// A reading of a [`ServerStatus`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reading {
-    /// As in [`Board`].
+    /// As in [`ServerStatus`].
     pub stall_margin: Duration,
     /// What is being done before there is an engine.
     pub stage: Stage,
@@ -79,13 +79,13 @@ pub struct Reading {
     /// Requests whose response is not complete.
     pub open: usize,
     /// The engine, where there is one.
-    pub beat: Beat,
+    pub beat: Snapshot,
 }
 
-impl Board {
+impl ServerStatus {
     /// A server that begins to start.
     pub fn new(stall_margin: Duration) -> Arc<Self> {
-        let entered: [Mark; 5] = Default::default();
+        let entered: [AtomicInstant; 5] = Default::default();
         entered[Stage::Opening as usize].begin(Instant::now());
         Arc::new(Self {
             stall_margin,
@@ -93,16 +93,16 @@ impl Board {
             entered,
             loaded: AtomicU64::new(0),
             to_load: AtomicU64::new(0),
-            loading_since: Mark::default(),
+            loading_since: AtomicInstant::default(),
             phase: AtomicU8::new(Phase::Serving as u8),
-            drained_by: Mark::default(),
+            drained_by: AtomicInstant::default(),
             open: AtomicUsize::new(0),
             drain_asked: Notify::new(),
             engine: OnceCell::new(),
         })
     }
 
-    /// Starting has got so far. [`Stage::Started`] is [`Board::started`]'s to say.
+    /// Starting has got so far. [`Stage::Started`] is [`ServerStatus::started`]'s to say.
     pub fn starting(&self, stage: Stage) {
         if stage == Stage::Loading {
             self.loading_since.begin(Instant::now());
@@ -117,7 +117,7 @@ impl Board {
 
     /// What each stage of starting took, or has taken so far; nothing for one that was left out.
     pub fn startup(&self) -> [(&'static str, Duration); 4] {
-        let entered: Vec<Option<Instant>> = self.entered.iter().map(Mark::get).collect();
+        let entered: Vec<Option<Instant>> = self.entered.iter().map(AtomicInstant::get).collect();
         let took = |stage: Stage| {
             let Some(began) = entered[stage as usize] else { return Duration::ZERO };
             let ended = entered[stage as usize + 1..].iter().flatten().next();
@@ -138,7 +138,7 @@ impl Board {
     }
 
     /// There is an engine, and its heart beats here.
-    pub fn started(&self, engine: &Arc<Pulse>) {
+    pub fn started(&self, engine: &Arc<Heartbeat>) {
         let _one_engine_only = self.engine.set(Arc::clone(engine));
         self.enter_stage(Stage::Started);
     }
@@ -178,7 +178,7 @@ impl Board {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Reads everything. Take the time by which it is judged before the call, as for [`Pulse::beat`].
+    /// Reads everything. Take the time by which it is judged before the call, as for [`Heartbeat::beat`].
     pub fn read(&self) -> Reading {
         let stage = match self.stage.load(Ordering::Acquire) {
             0 => Stage::Opening,
@@ -195,7 +195,7 @@ impl Board {
             phase: self.phase(),
             drained_by: self.drained_by.get(),
             open: self.open.load(Ordering::Relaxed),
-            beat: self.engine.get().map(|pulse| pulse.beat()).unwrap_or_default(),
+            beat: self.engine.get().map(|pulse| pulse.snapshot()).unwrap_or_default(),
         }
     }
 }

@@ -15,10 +15,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::meters::Payer;
+use super::metrics::KeyCounters;
 use crate::request::Cost;
 use crate::scheduler::RequestId;
-use crate::scheduler::plan::{Row, StepPlan};
+use crate::scheduler::step_plan::{Row, StepPlan};
 
 /// Reading the keys and values of so many positions weighs as much as feeding one token: of models as large as those we
 /// serve, the one takes the memory about as long as the other takes the arithmetic.
@@ -26,8 +26,8 @@ pub const POSITIONS_PER_TOKEN: f64 = 4096.0;
 
 /// The account of everything that runs, and of the device.
 #[derive(Default)]
-pub struct Account {
-    open: HashMap<RequestId, Meter>,
+pub struct StepCosts {
+    open: HashMap<RequestId, RequestUsage>,
     flights: VecDeque<Flight>,
     /// Who held how many blocks when last looked.
     held: Vec<(RequestId, f64)>,
@@ -53,9 +53,9 @@ pub struct Totals {
 }
 
 /// What one open request has cost so far.
-struct Meter {
+struct RequestUsage {
     cost: Cost,
-    payer: Option<Arc<Payer>>,
+    payer: Option<Arc<KeyCounters>>,
     submitted: Instant,
     prompt: usize,
     /// Whether it has had a row.
@@ -80,11 +80,24 @@ struct Part {
     decode: bool,
 }
 
-impl Account {
+impl StepCosts {
     /// A request has been taken.
-    pub fn open(&mut self, id: RequestId, prompt: usize, submitted: Instant, payer: Option<Arc<Payer>>) {
-        let meter =
-            Meter { cost: Cost::default(), payer, submitted, prompt, started: false, fed: 0, generated: 0 };
+    pub fn open(
+        &mut self,
+        id: RequestId,
+        prompt: usize,
+        submitted: Instant,
+        payer: Option<Arc<KeyCounters>>,
+    ) {
+        let meter = RequestUsage {
+            cost: Cost::default(),
+            payer,
+            submitted,
+            prompt,
+            started: false,
+            fed: 0,
+            generated: 0,
+        };
         self.open.insert(id, meter);
     }
 
@@ -196,7 +209,7 @@ impl Account {
     }
 }
 
-impl Meter {
+impl RequestUsage {
     /// Takes note of a row, and says whether it is decode.
     fn row(&mut self, row: &Row, now: Instant) -> bool {
         let (position, tokens) = (row.position as usize, row.tokens.len());

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use crate::request::Request;
 use crate::scheduler::RequestId;
-use crate::scheduler::plan::StepOutput;
+use crate::scheduler::step_plan::StepOutput;
 
 /// A call of the scheduler.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +22,7 @@ pub enum Event {
     Plan {
         /// The plan's id.
         id: u64,
-        /// Its [`crate::scheduler::plan::StepPlan::fingerprint`].
+        /// Its [`crate::scheduler::step_plan::StepPlan::fingerprint`].
         fingerprint: u64,
     },
     /// Nothing could be planned. Said too, since looking may preempt, or touch what the prefix cache keeps longest.
@@ -49,7 +49,7 @@ pub struct Drawn {
 
 impl Event {
     pub(super) fn commit(output: &StepOutput) -> Self {
-        let drawn = |row: &crate::scheduler::plan::RowOutput| Drawn {
+        let drawn = |row: &crate::scheduler::step_plan::RowOutput| Drawn {
             token: row.token,
             non_finite: row.non_finite,
             scores: row.scores.len(),

@@ -1,4 +1,4 @@
-//! `kernels/gemm_stream.cu`.
+//! `kernels/linear.cu`.
 
 use super::matrix::TILE;
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::account::Account;
+use octant::engine::usage::StepCosts;
 use octant::engine::{
-    Engine, EngineHandle, Forecast, Meters, Moment, Payer, Pipeline, RequestId, Submission, Turns, Watch,
+    Engine, EngineCore, EngineHandle, EngineMetrics, Forecast, KeyCounters, Pipeline, RequestId, StepClock,
+    StepEvent, Submission,
 };
 use octant::request::{Cost, Finish, Request, StopRules, Update};
 use octant::scheduler::SchedulerConfig;
@@ -15,10 +16,10 @@ use crate::fake::{FakeExecutor, FakeModel, alone, config, request};
 use crate::scheduler::prompt;
 
 /// Somebody's counters.
-pub fn payer() -> Arc<Payer> {
+pub fn payer() -> Arc<KeyCounters> {
     let counter = || Counter::new("seconds", "of a test").unwrap();
     let tokens = || IntCounter::new("tokens", "of a test").unwrap();
-    Arc::new(Payer {
+    Arc::new(KeyCounters {
         requests: tokens(),
         queue: counter(),
         prefill: counter(),
@@ -36,11 +37,11 @@ pub fn payer() -> Arc<Payer> {
 struct Bench {
     pipeline: Pipeline,
     model: FakeModel,
-    account: Account,
+    account: StepCosts,
     forecast: Forecast,
     now: Instant,
     /// Of each step in flight, what it yields, its tokens, and what it takes.
-    outputs: std::collections::VecDeque<(octant::scheduler::plan::StepOutput, usize, Duration)>,
+    outputs: std::collections::VecDeque<(octant::scheduler::step_plan::StepOutput, usize, Duration)>,
     costs: Vec<(RequestId, Cost)>,
     /// Blocks used times seconds, from the scheduler's own counts.
     block_seconds: f64,
@@ -52,7 +53,7 @@ impl Bench {
         Self {
             pipeline: Pipeline::new(config.clone(), in_flight, None),
             model: FakeModel::new(config),
-            account: Account::default(),
+            account: StepCosts::default(),
             forecast: Forecast::default(),
             now: Instant::now(),
             outputs: std::collections::VecDeque::new(),
@@ -245,17 +246,17 @@ fn whoever_leaves_pays_for_what_is_in_flight() {
 #[test]
 fn whoever_leaves_when_a_step_has_ended_pays_for_it_once() {
     for in_flight in [1, 2] {
-        let (meters, mut now) = (Meters::default(), Instant::now());
-        let mut watch = Watch::new(Forecast::default(), (Duration::ZERO, Duration::MAX), meters.clone());
-        let mut turns = Turns::new(Pipeline::new(config(), in_flight, None), 1);
+        let (meters, mut now) = (EngineMetrics::default(), Instant::now());
+        let mut watch = StepClock::new(Forecast::default(), (Duration::ZERO, Duration::MAX), meters.clone());
+        let mut turns = EngineCore::new(Pipeline::new(config(), in_flight, None), 1);
         let mut executor = FakeExecutor::new(&config());
         let (id, (updates, _inbox)) = (RequestId(1), tokio::sync::mpsc::unbounded_channel());
         let asked = request(prompt(0, 100), 300);
         turns.submit(vec![Submission { id, request: asked, updates, each: true }]).unwrap();
         watch.open(id, 100, now, None);
-        let mut turn = |turns: &mut Turns, watch: &mut Watch| {
-            let see = &mut |pipeline: &Pipeline, moment: Moment<'_>| {
-                now += Duration::from_millis(if matches!(moment, Moment::Results) { 10 } else { 0 });
+        let mut turn = |turns: &mut EngineCore, watch: &mut StepClock| {
+            let see = &mut |pipeline: &Pipeline, moment: StepEvent<'_>| {
+                now += Duration::from_millis(if matches!(moment, StepEvent::Results) { 10 } else { 0 });
                 watch.see(pipeline, moment, now);
             };
             (turns.turn(&mut executor, see).unwrap(), now)
@@ -271,7 +272,7 @@ fn whoever_leaves_when_a_step_has_ended_pays_for_it_once() {
     }
 }
 
-async fn run(handle: &EngineHandle, group: Vec<Request>, payer: &Arc<Payer>) -> Vec<Cost> {
+async fn run(handle: &EngineHandle, group: Vec<Request>, payer: &Arc<KeyCounters>) -> Vec<Cost> {
     let mut place = handle.enter(group.len()).unwrap();
     place.bill_to(Arc::clone(payer));
     let mut costs = Vec::new();
@@ -297,7 +298,7 @@ async fn the_engine_tells_each_request_its_cost_and_its_payer_too() {
     let group = (0..4).map(|i| request(prompt(i, 100), 20)).collect();
     let costs = run(&handle, group, &payer).await;
     let sum = costs.iter().fold(Cost::default(), |sum, cost| sum.and(*cost));
-    let meters = handle.meters();
+    let meters = handle.metrics();
     close(sum.prefill, meters.prefill.get(), "prefill");
     close(sum.decode, meters.decode.get(), "decode");
     close(sum.kv_block_seconds, meters.kv_block_seconds.get(), "blocks");

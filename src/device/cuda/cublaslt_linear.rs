@@ -12,8 +12,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::driver::{Algorithm, Driver, Launch, Product};
-use super::{Acts, Buffer, Cuda, Floats, Matrix, gemm_stream, noise};
-use crate::device::{ActQuant, DeviceError, Noise, fp8};
+use super::{Acts, Buffer, Cuda, Floats, Matrix, linear, random_weights};
+use crate::device::{ActQuant, DeviceError, RandomWeights, fp8};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -216,11 +216,12 @@ fn fastest(
     rows: usize,
 ) -> Result<Option<Algorithm>, DeviceError> {
     let codes = std::array::from_fn(|i| fp8::encode((i as f32 - 127.5) / 64.0));
-    let noise_of = |out, seed| Noise { out, input, seed, codes: &codes, scale: 1.0 / 64.0, bf16: false };
-    let w = noise::run(cuda, &noise_of(out, 1))?;
+    let noise_of =
+        |out, seed| RandomWeights { out, input, seed, codes: &codes, scale: 1.0 / 64.0, bf16: false };
+    let w = random_weights::run(cuda, &noise_of(out, 1))?;
     let x = inputs(cuda, &noise_of(rows, 2))?;
     let mut floats = Floats { rows: 0, cols: out, data: cuda.driver.buffer(rows * out)? };
-    let streamed = time(&mut floats, &mut |floats| gemm_stream::run(cuda, &x, &w, floats))?;
+    let streamed = time(&mut floats, &mut |floats| linear::run(cuda, &x, &w, floats))?;
     let expected = floats.data.read(rows * out)?;
     let mut best = (streamed, None);
     for algorithm in cuda.driver.algorithms(rows, out, input)? {
@@ -243,7 +244,7 @@ fn fastest(
 }
 
 /// Random inputs, row-major as products read them.
-fn inputs(cuda: &Cuda, noise: &Noise<'_>) -> Result<Acts, DeviceError> {
+fn inputs(cuda: &Cuda, noise: &RandomWeights<'_>) -> Result<Acts, DeviceError> {
     let mut x = Acts::new(&cuda.driver, noise.out, noise.input)?;
     let _target = x.target(noise.out, ActQuant::Fp8PerToken);
     x.values.write(0, &noise.codes())?;

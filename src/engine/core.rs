@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Executor, Ledger, Pipeline};
+use super::{Executor, OpenRequests, Pipeline};
 use crate::request::{Cost, Finish, Reject, Request, Update};
 use crate::scheduler::RequestId;
-use crate::scheduler::plan::StepPlan;
+use crate::scheduler::step_plan::StepPlan;
 
 /// One request of a group, and where its updates go.
 pub struct Submission {
@@ -26,7 +26,7 @@ pub struct Submission {
 }
 
 /// What whoever drives a turn may want to know of it, or of the time at which it is.
-pub enum Moment<'a> {
+pub enum StepEvent<'a> {
     /// The executor is about to be given a step.
     Launching,
     /// It has been given this one, which should take so long, if it can tell.
@@ -39,17 +39,17 @@ pub enum Moment<'a> {
 }
 
 /// Scheduler, accounts, and what has been committed but not said.
-pub struct Turns {
+pub struct EngineCore {
     pipeline: Pipeline,
-    ledger: Ledger,
+    ledger: OpenRequests,
     /// Committed, and not said yet.
     updates: Vec<(RequestId, Update)>,
 }
 
-impl Turns {
+impl EngineCore {
     /// With nobody served yet. A client is told `interval` updates at a time.
     pub fn new(pipeline: Pipeline, interval: usize) -> Self {
-        Self { pipeline, ledger: Ledger::new(interval), updates: Vec::new() }
+        Self { pipeline, ledger: OpenRequests::new(interval), updates: Vec::new() }
     }
 
     /// Takes a group into the queue, all or none. Accounts are opened for a group that is taken only.
@@ -88,16 +88,16 @@ impl Turns {
     /// no time of the device. Says whether a step was taken in; if not, there is nothing to do.
     ///
     /// # Errors
-    /// Why the engine cannot go on. What was committed before may still have to be said ([`Turns::answer`]).
+    /// Why the engine cannot go on. What was committed before may still have to be said ([`EngineCore::answer`]).
     pub fn turn(
         &mut self,
         executor: &mut dyn Executor,
-        watch: &mut dyn FnMut(&Pipeline, Moment<'_>),
+        watch: &mut dyn FnMut(&Pipeline, StepEvent<'_>),
     ) -> Result<bool, String> {
         while let Some(plan) = self.pipeline.start() {
-            watch(&self.pipeline, Moment::Launching);
+            watch(&self.pipeline, StepEvent::Launching);
             executor.enqueue(&plan).map_err(|e| e.message)?;
-            watch(&self.pipeline, Moment::Launched(&plan, executor.predict(&plan)));
+            watch(&self.pipeline, StepEvent::Launched(&plan, executor.predict(&plan)));
         }
         self.answer(watch);
         if self.pipeline.in_flight() == 0 {
@@ -107,14 +107,14 @@ impl Turns {
             };
         }
         let output = executor.collect().map_err(|e| e.message)?;
-        watch(&self.pipeline, Moment::Results);
+        watch(&self.pipeline, StepEvent::Results);
         self.updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
         Ok(true)
     }
 
     /// Says what the last step yielded.
-    pub fn answer(&mut self, watch: &mut dyn FnMut(&Pipeline, Moment<'_>)) {
-        watch(&self.pipeline, Moment::Telling(&mut self.updates));
+    pub fn answer(&mut self, watch: &mut dyn FnMut(&Pipeline, StepEvent<'_>)) {
+        watch(&self.pipeline, StepEvent::Telling(&mut self.updates));
         for (id, update) in self.updates.drain(..) {
             self.ledger.post(id, update);
         }

@@ -1,7 +1,7 @@
 //! Random weights are those of the formula, wherever they are made.
 
 use octant::device::{
-    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, Noise, Segment, StepInputs, Table, Token, fp8,
+    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, RandomWeights, Segment, StepInputs, Table, Token, fp8,
 };
 
 use crate::dev;
@@ -32,8 +32,9 @@ fn made_weights_are_those_of_the_formula() {
     for device in dev::all() {
         for (out, input) in [(1, 16), (130, 48), (200, 208)] {
             for bf16 in [false, true] {
-                let noise = Noise { out, input, seed: 7 + out as u64, codes: &codes, scale: 0.0103, bf16 };
-                let made = rows(&device, &device.noise(&noise).unwrap(), out, input);
+                let noise =
+                    RandomWeights { out, input, seed: 7 + out as u64, codes: &codes, scale: 0.0103, bf16 };
+                let made = rows(&device, &device.random_weights(&noise).unwrap(), out, input);
                 let expected: Vec<f32> = match bf16 {
                     false => noise.codes().iter().map(|code| fp8::decode(*code) * noise.scale).collect(),
                     true => noise.halves(&noise.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect(),

@@ -5,7 +5,7 @@
 // LIMITS: k a multiple of 8; w zero before, since padding is left as it is
 // NUMERICS: exact
 // COST: bytes of w, and a hash for each 8 elements; bound by memory
-// TWINS: src/device/noise.rs
+// TWINS: src/device/random_weights.rs
 #include "pack.cuh"
 
 struct NoiseParams {

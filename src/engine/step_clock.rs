@@ -5,18 +5,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::account::Account;
+use super::core::StepEvent;
 use super::stats::Outlook;
-use super::turn::Moment;
-use super::{Forecast, Meters, Payer, Pipeline, Stats};
+use super::usage::StepCosts;
+use super::{EngineMetrics, Forecast, KeyCounters, Pipeline, Stats};
 use crate::request::{Cost, Update};
 use crate::scheduler::RequestId;
-use crate::scheduler::plan::StepPlan;
+use crate::scheduler::step_plan::StepPlan;
 
 /// What is known of time; told of each moment of a turn as it passes.
-pub struct Watch {
-    meters: Meters,
-    account: Account,
+pub struct StepClock {
+    meters: EngineMetrics,
+    account: StepCosts,
     forecast: Forecast,
     /// Seconds that a step may take before anything is known of steps.
     unknown_step: f64,
@@ -43,16 +43,16 @@ struct Launched {
     at_most: f64,
 }
 
-impl Watch {
+impl StepClock {
     /// With nothing to do.
     pub fn new(
         forecast: Forecast,
         (unknown_step, longest_step): (Duration, Duration),
-        meters: Meters,
+        meters: EngineMetrics,
     ) -> Self {
         Self {
             meters,
-            account: Account::default(),
+            account: StepCosts::default(),
             forecast,
             unknown_step: unknown_step.as_secs_f64(),
             longest_step,
@@ -66,17 +66,17 @@ impl Watch {
     }
 
     /// A moment of a turn.
-    pub fn see(&mut self, pipeline: &Pipeline, moment: Moment<'_>, now: Instant) {
+    pub fn see(&mut self, pipeline: &Pipeline, moment: StepEvent<'_>, now: Instant) {
         match moment {
-            Moment::Launching => self.launching = Some(now),
-            Moment::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
+            StepEvent::Launching => self.launching = Some(now),
+            StepEvent::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
             // The device has its steps: what this takes it does not see.
-            Moment::Telling(updates) => {
+            StepEvent::Telling(updates) => {
                 self.catch_up();
                 self.charge(updates, now);
                 self.account.hold(pipeline.scheduler().holdings(), now);
             }
-            Moment::Results => {
+            StepEvent::Results => {
                 (self.last_step, self.results_since, self.results_seen) = (Some(now), Some(now), Some(now));
             }
         }
@@ -141,7 +141,13 @@ impl Watch {
     }
 
     /// A request has been taken.
-    pub fn open(&mut self, id: RequestId, prompt: usize, submitted: Instant, payer: Option<Arc<Payer>>) {
+    pub fn open(
+        &mut self,
+        id: RequestId,
+        prompt: usize,
+        submitted: Instant,
+        payer: Option<Arc<KeyCounters>>,
+    ) {
         self.account.open(id, prompt, submitted, payer);
     }
 

@@ -1,7 +1,7 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x E4M3 [m, k] with scales f32 [m], or BF16 [m, k]; w packed as in pack.cuh, E4M3 with scales f32 [n], or BF16
 // OUTPUTS: out f32 [m, n]
-// LAUNCH: `ctas` blocks of 256 threads; shared memory as gemm_stream_shared() of src/device/cuda/gemm_stream.rs says
+// LAUNCH: `ctas` blocks of 256 threads; shared memory as gemm_stream_shared() of src/device/cuda/linear.rs says
 // LIMITS: m at most 8 * N of the variant, N = 1, 2, 4, 8 or 16; k a multiple of 16; partials and counters as below, counters zero
 // NUMERICS: exact products, F32 sums whose order depends on the weight's shape alone: a row's bits are the same whatever the rows beside it; within 1e-5 of the sum of magnitudes of F64
 // COST: bytes of w; bound by memory up to about 64 rows

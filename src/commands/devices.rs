@@ -38,7 +38,7 @@ pub(super) const NOT_THERE: &str =
     "--device simulate: there is nothing to measure on GPUs that are not there";
 
 /// Devices, opened, one for each rank.
-pub enum Place {
+pub enum Devices {
     /// This machine's processor.
     Cpu(Vec<Cpu>),
     /// NVIDIA GPUs.
@@ -50,7 +50,7 @@ pub enum Place {
 
 /// How devices are opened.
 #[derive(Debug, Clone)]
-pub struct Devices {
+pub struct DeviceChoice {
     /// Which kind.
     pub device: DeviceName,
     /// A GPU for each rank, by its number; of other devices, as many.
@@ -61,19 +61,19 @@ pub struct Devices {
     pub deterministic: bool,
 }
 
-impl Place {
+impl Devices {
     /// Opens the devices that the configuration names.
     pub fn open(config: &Config) -> anyhow::Result<Self> {
         let Config { device, threads, deterministic, .. } = *config;
         if let Some(simulation) = &config.simulation {
             return Ok(Self::Simulated(SimulatedGpus::new(simulation, config.ranks)?));
         }
-        Self::open_devices(&Devices { device, gpus: config.gpus.clone(), threads, deterministic })
+        Self::open_devices(&DeviceChoice { device, gpus: config.gpus.clone(), threads, deterministic })
     }
 
     /// Opens devices.
-    pub fn open_devices(devices: &Devices) -> anyhow::Result<Self> {
-        let Devices { device, ref gpus, threads, deterministic } = *devices;
+    pub fn open_devices(choice: &DeviceChoice) -> anyhow::Result<Self> {
+        let DeviceChoice { device, ref gpus, threads, deterministic } = *choice;
         match device {
             DeviceName::Simulate => anyhow::bail!(NOT_THERE),
             DeviceName::Cpu if !deterministic => {
@@ -201,7 +201,7 @@ impl Place {
             #[cfg(feature = "cuda")]
             Self::Cuda(gpus) => start_on_gpus(gpus, patience, p),
             Self::Simulated(gpus) => {
-                p.board.starting(Stage::Preparing);
+                p.status.starting(Stage::Preparing);
                 let executor = Box::new(gpus.executor(p)?);
                 let forecast = forecast(&gpus.about(p).cost()?, &scheduler(p), gpus.settings.pace);
                 Ok(Engine::start_as(scheduler(p), executor, how(p, GPU_IN_FLIGHT, forecast)))
@@ -323,12 +323,12 @@ fn start_on<D: Device, C: Communicator<D>>(
 /// Loads every rank's part onto its device, all at the same time.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
     let mut progress = Progress::start();
-    p.board.starting(Stage::Loading);
+    p.status.starting(Stage::Loading);
     let models = Model::load_all(&p.config.model, &p.model, p.precision, &devices, &mut |done| {
-        p.board.loading(done.done, done.total);
+        p.status.loading(done.done, done.total);
         progress.update(&done);
     })?;
-    p.board.starting(Stage::Preparing);
+    p.status.starting(Stage::Preparing);
     progress.finish();
     Ok(devices.into_iter().zip(models).collect())
 }

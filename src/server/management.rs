@@ -27,11 +27,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::board::{Board, Phase};
 use super::error::ApiError;
+use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
 use super::listen::bind;
-use super::lobby::Lobby;
+use super::status::{Phase, ServerStatus};
 
 /// The only path of the admin port's own.
 const DRAIN: &str = "/admin/drain";
@@ -57,7 +57,7 @@ enum Port {
 
 /// Where to listen.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SidePorts {
+pub struct ManagementPorts {
     /// For probes.
     pub health: Option<SocketAddr>,
     /// For the operator.
@@ -65,14 +65,14 @@ pub struct SidePorts {
 }
 
 /// The thread; it ends when this is dropped.
-pub struct SideThread {
+pub struct ManagementThread {
     /// Where it listens, with the ports that the system chose.
-    pub ports: SidePorts,
+    pub ports: ManagementPorts,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Drop for SideThread {
+impl Drop for ManagementThread {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
@@ -85,7 +85,7 @@ impl Drop for SideThread {
 ///
 /// # Errors
 /// Of the system, such as an address in use, naming it.
-pub fn start(ports: SidePorts, board: &Arc<Board>) -> io::Result<SideThread> {
+pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<ManagementThread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listen = |address: Option<SocketAddr>| -> io::Result<Option<StdListener>> {
         let Some(address) = address else { return Ok(None) };
@@ -96,18 +96,18 @@ pub fn start(ports: SidePorts, board: &Arc<Board>) -> io::Result<SideThread> {
     };
     let (health, admin) = (listen(ports.health)?, listen(ports.admin)?);
     let bound = |listener: &Option<StdListener>| listener.as_ref().map(StdListener::local_addr).transpose();
-    let ports = SidePorts { health: bound(&health)?, admin: bound(&admin)? };
-    if ports == SidePorts::default() {
-        return Ok(SideThread { ports, stop: None, thread: None });
+    let ports = ManagementPorts { health: bound(&health)?, admin: bound(&admin)? };
+    if ports == ManagementPorts::default() {
+        return Ok(ManagementThread { ports, stop: None, thread: None });
     }
     let (stop, stopped) = oneshot::channel();
-    let board = Arc::clone(board);
+    let status = Arc::clone(status);
     let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || {
         runtime.block_on(async {
             for (listener, port) in [(health, Port::Health), (admin, Port::Admin)] {
                 let Some(listener) = listener else { continue };
                 match TcpListener::from_std(listener) {
-                    Ok(listener) => _ = tokio::spawn(accept(listener, port, Arc::clone(&board))),
+                    Ok(listener) => _ = tokio::spawn(accept(listener, port, Arc::clone(&status))),
                     Err(error) => tracing::error!(%error, ?port, "a port is not served"),
                 }
             }
@@ -116,18 +116,18 @@ pub fn start(ports: SidePorts, board: &Arc<Board>) -> io::Result<SideThread> {
             sleep(2 * LOOK).await;
         });
     })?;
-    Ok(SideThread { ports, stop: Some(stop), thread: Some(thread) })
+    Ok(ManagementThread { ports, stop: Some(stop), thread: Some(thread) })
 }
 
-async fn accept(listener: TcpListener, port: Port, board: Arc<Board>) {
-    let lobby = Lobby::new(MAX_CONNECTIONS);
+async fn accept(listener: TcpListener, port: Port, status: Arc<ServerStatus>) {
+    let evicting_permits = EvictingPermits::new(MAX_CONNECTIONS);
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let (board, mut seat) = (Arc::clone(&board), lobby.enter());
+                let (status, mut seat) = (Arc::clone(&status), evicting_permits.enter());
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = serve(stream, port, &board) => {}
+                        () = serve(stream, port, &status) => {}
                         () = seat.lost() => {}
                     }
                 });
@@ -137,14 +137,14 @@ async fn accept(listener: TcpListener, port: Port, board: Arc<Board>) {
     }
 }
 
-async fn serve(stream: TcpStream, port: Port, board: &Arc<Board>) {
+async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
     let _unsupported = stream.set_nodelay(true);
     let (began, answers) = (Instant::now(), AtomicUsize::new(0));
     let service = service_fn(|request: Request<Incoming>| {
-        let board = Arc::clone(board);
+        let status = Arc::clone(status);
         let is_last = answers.fetch_add(1, Ordering::Relaxed) + 1 >= ANSWERS || began.elapsed() >= LIFE;
         async move {
-            let mut response = answer(&request, port, &board).await;
+            let mut response = answer(&request, port, &status).await;
             if is_last && port == Port::Health {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -162,12 +162,12 @@ async fn serve(stream: TcpStream, port: Port, board: &Arc<Board>) {
     }
 }
 
-async fn answer(request: &Request<Incoming>, port: Port, board: &Board) -> Response<Body> {
+async fn answer(request: &Request<Incoming>, port: Port, status: &ServerStatus) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     let refused = format!("{method} {path}");
     if let Some(probe) = health::probe(path) {
         return match *method {
-            Method::GET | Method::HEAD => health::answer(board, probe),
+            Method::GET | Method::HEAD => health::answer(status, probe),
             _ => ApiError::NoMethod(refused).into_response(),
         };
     }
@@ -187,20 +187,20 @@ async fn answer(request: &Request<Incoming>, port: Port, board: &Board) -> Respo
                 return ApiError::invalid("origin", "a drain is not asked for from a browser")
                     .into_response();
             }
-            board.ask_drain();
-            while wait && board.phase() < Phase::Drained {
+            status.ask_drain();
+            while wait && status.phase() < Phase::Drained {
                 sleep(LOOK).await;
             }
         }
         _ => return ApiError::NoMethod(refused).into_response(),
     }
-    status(board)
+    drain_status(status)
 }
 
 /// How far the shutdown has got.
-fn status(board: &Board) -> Response<Body> {
+fn drain_status(status: &ServerStatus) -> Response<Body> {
     let now = Instant::now();
-    let reading = board.read();
+    let reading = status.read();
     let phase = match reading.phase {
         Phase::Serving => "serving",
         Phase::Leaving => "leaving",

@@ -2,7 +2,7 @@
 //! ever waited for, by the engine or by whoever reads.
 //!
 //! Times are written by one side and read by the other without a lock. A reader takes the time of its reading first
-//! ([`Pulse::beat`]): whatever it finds was true at or after that moment, so that a reader that was held up between
+//! ([`Heartbeat::beat`]): whatever it finds was true at or after that moment, so that a reader that was held up between
 //! two reads may find the engine better than it is, and never worse.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,19 +13,19 @@ use super::Stats;
 
 /// A moment that may be none, set and read without a lock.
 #[derive(Debug)]
-pub struct Mark {
+pub struct AtomicInstant {
     base: Instant,
     /// Nanoseconds after `base`, plus one; 0 is none.
     nanos: AtomicU64,
 }
 
-impl Default for Mark {
+impl Default for AtomicInstant {
     fn default() -> Self {
         Self { base: Instant::now(), nanos: AtomicU64::new(0) }
     }
 }
 
-impl Mark {
+impl AtomicInstant {
     fn code(&self, at: Option<Instant>) -> u64 {
         // 2^64 ns are 584 years.
         at.map_or(0, |at| at.saturating_duration_since(self.base).as_nanos() as u64 + 1)
@@ -51,22 +51,22 @@ impl Mark {
 
 /// Written by the engine's thread and its handles.
 #[derive(Debug, Default)]
-pub struct Pulse {
+pub struct Heartbeat {
     running: AtomicUsize,
     waiting: AtomicUsize,
-    last_step: Mark,
-    busy_since: Mark,
+    last_step: AtomicInstant,
+    busy_since: AtomicInstant,
     /// Since when requests have been on their way to the engine's thread without its taking one.
-    unheard_since: Mark,
+    unheard_since: AtomicInstant,
     expected_step_ns: AtomicU64,
     failed: AtomicBool,
     /// Written once, before `failed` is set, and read only after that: nobody ever waits for this lock.
     reason: Mutex<String>,
 }
 
-/// A reading of a [`Pulse`].
+/// A reading of a [`Heartbeat`].
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Beat {
+pub struct Snapshot {
     /// Requests that hold KV blocks.
     pub running: usize,
     /// Requests in the queue.
@@ -81,16 +81,16 @@ pub struct Beat {
     pub failed: Option<String>,
 }
 
-impl Pulse {
+impl Heartbeat {
     /// Reads everything. Take `now`, by which the result is judged, before the call.
-    pub fn beat(&self) -> Beat {
+    pub fn snapshot(&self) -> Snapshot {
         let failed = self.failed.load(Ordering::Acquire);
         // Before the last step's end: what is found is what was expected of a step that began no later than that.
         let expected_step = Duration::from_nanos(self.expected_step_ns.load(Ordering::Acquire));
         // Work before steps: a step that ends in between makes the engine look better.
         let pending_since = self.busy_since.get().or_else(|| self.unheard_since.get());
         let reason = || self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        Beat {
+        Snapshot {
             running: self.running.load(Ordering::Relaxed),
             waiting: self.waiting.load(Ordering::Relaxed),
             last_step: self.last_step.get(),

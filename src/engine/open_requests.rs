@@ -10,8 +10,8 @@ use crate::scheduler::RequestId;
 
 /// The open requests and where their updates go.
 #[derive(Debug)]
-pub struct Ledger {
-    accounts: HashMap<RequestId, Account>,
+pub struct OpenRequests {
+    accounts: HashMap<RequestId, OpenRequest>,
     interval: usize,
     /// Steps whose updates have all been posted.
     steps: usize,
@@ -21,7 +21,7 @@ pub struct Ledger {
 
 /// What a client has been told, and what not yet.
 #[derive(Debug)]
-struct Account {
+struct OpenRequest {
     updates: mpsc::UnboundedSender<Update>,
     /// Updates that it is told at a time.
     interval: usize,
@@ -32,7 +32,7 @@ struct Account {
     held_since: usize,
 }
 
-impl Ledger {
+impl OpenRequests {
     /// A client hears its first token at once, and what comes then `interval` updates at a time: to tell somebody something takes the
     /// same however much it is, most of it the system's. What ends an answer is never held back, nor anything before it, and nothing
     /// is for more than `interval` steps, though its sequence be preempted.
@@ -44,7 +44,7 @@ impl Ledger {
     /// that the engine never waits for a client.
     pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, each: bool) {
         let interval = if each { 1 } else { self.interval };
-        let account = Account { updates, interval, begun: false, held: Vec::new(), held_since: 0 };
+        let account = OpenRequest { updates, interval, begun: false, held: Vec::new(), held_since: 0 };
         let earlier = self.accounts.insert(id, account);
         contain(earlier.is_none(), id, "opened twice");
     }
@@ -108,7 +108,7 @@ impl Ledger {
     }
 }
 
-impl Account {
+impl OpenRequest {
     fn end(&mut self, reason: &str, cost: Cost) {
         let finish = Some(Finish::Error(reason.to_owned()));
         self.tell(Some(Update { finish, cost, ..Update::default() }));

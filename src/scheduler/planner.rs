@@ -9,9 +9,9 @@
 //! available and nothing reserved, and whatever waits fits, or it would not have been taken.
 
 use super::blocks::{Block, Pool, Table};
-use super::plan::{BLOCK_TOKENS, Row};
 use super::sequence::{Order, Pending, Sequence};
 use super::slots::Slot;
+use super::step_plan::{BLOCK_TOKENS, Row};
 use super::{Fate, Scheduler};
 
 /// New sequences leave one block in this many free, so that those running do not at once take theirs back.
@@ -102,7 +102,7 @@ impl Scheduler {
                 batch.promised -= 1;
                 return false;
             }
-            // It is exposed, since the one in need is: whoever is not has reserved all it can need.
+            // It is preemptible, since the one in need is: whoever is not has reserved all it can need.
             let (&last, _) = self.running.last_key_value().expect("the one in need runs");
             batch.promised += self.preempt(last);
         }
@@ -111,7 +111,7 @@ impl Scheduler {
     /// Makes a sequence give up its blocks; returns how many that will free later rather than now.
     fn preempt(&mut self, order: Order) -> usize {
         let mut sequence = self.running.remove(&order).expect("it was just found there");
-        debug_assert!(order.exposed, "request {} was preempted too often", sequence.id.0);
+        debug_assert!(order.preemptible, "request {} was preempted too often", sequence.id.0);
         sequence.preemptions += 1;
         self.totals.preemptions += 1;
         let later = if sequence.in_flight > 0 { frees(&sequence) } else { 0 };
@@ -152,8 +152,9 @@ impl Scheduler {
         let reserve = self.reserve();
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
-        let exposed = sequence.preemptions < self.config.policy.max_preemptions;
-        let kept = if exposed { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
+        let preemptible = sequence.preemptions < self.config.policy.max_preemptions;
+        let kept =
+            if preemptible { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
         if self.pool.available() < self.reserved + missing + kept + reserve {
             return None;
         }
@@ -171,7 +172,7 @@ impl Scheduler {
         if !sequence.has_started() {
             self.waiting.charge_prompt(sequence.tenant(), sequence.prompt_len());
         }
-        let order = Order { exposed, class, ..order };
+        let order = Order { preemptible, class, ..order };
         self.orders.insert(sequence.id, order);
         self.reserved += kept;
         sequence.reserved = kept;

@@ -5,7 +5,7 @@ use super::fp8;
 /// A matrix \[out, in\] of random E4M3 values times a scale: element (o, i) is the value that the i mod 8-th byte of
 /// splitmix64's (o × in / 8 + i / 8)-th output picks from a table.
 #[derive(Debug, Clone)]
-pub struct Noise<'a> {
+pub struct RandomWeights<'a> {
     /// Output features.
     pub out: usize,
     /// Input features, a multiple of 8.
@@ -20,7 +20,7 @@ pub struct Noise<'a> {
     pub bf16: bool,
 }
 
-impl Noise<'_> {
+impl RandomWeights<'_> {
     /// All codes, row-major.
     pub fn codes(&self) -> Vec<u8> {
         assert!(self.input.is_multiple_of(8), "a multiple of 8 inputs, not {}", self.input);

@@ -13,14 +13,14 @@ const ONE_SHOT_ROWS: usize = 64;
 
 /// A rank that pretends to have peers.
 #[derive(Debug)]
-pub struct StandIn<D: Device> {
+pub struct SingleDeviceGroup<D: Device> {
     /// Of each peer, \[ONE_SHOT_ROWS, cols\], and the first as large as any message. A device's operations may be
     /// called from the rank's thread only, but the trait asks for a shared reference.
     peers: Mutex<Vec<D::Floats>>,
     device: PhantomData<D>,
 }
 
-impl<D: Device> StandIn<D> {
+impl<D: Device> SingleDeviceGroup<D> {
     /// The stand-in of a rank of `size`, for messages of at most \[rows, cols\].
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl<D: Device> StandIn<D> {
     }
 }
 
-impl<D: Device> Communicator<D> for StandIn<D> {
+impl<D: Device> Communicator<D> for SingleDeviceGroup<D> {
     fn rank(&self) -> usize {
         0
     }

@@ -8,20 +8,20 @@ use tokio::sync::oneshot;
 
 /// The seats; clones are the same room.
 #[derive(Clone)]
-pub struct Lobby {
+pub struct EvictingPermits {
     most: usize,
     /// From the one that has sat longest; some have left.
     seated: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
 }
 
-impl Lobby {
+impl EvictingPermits {
     /// With so many seats, at least one.
     pub fn new(most: usize) -> Self {
         Self { most: most.max(1), seated: Arc::default() }
     }
 
     /// A seat, which may be somebody else's until now.
-    pub fn enter(&self) -> Seat {
+    pub fn enter(&self) -> Permit {
         let (sender, lost) = oneshot::channel();
         let mut seated = self.seated.lock().unwrap_or_else(PoisonError::into_inner);
         if seated.len() >= self.most {
@@ -32,7 +32,7 @@ impl Lobby {
             seated.pop_front();
         }
         seated.push_back(sender);
-        Seat { lost }
+        Permit { lost }
     }
 
     /// How many sit there.
@@ -43,11 +43,11 @@ impl Lobby {
 }
 
 /// A seat, until it is dropped or lost.
-pub struct Seat {
+pub struct Permit {
     lost: oneshot::Receiver<()>,
 }
 
-impl Seat {
+impl Permit {
     /// Resolves when somebody else has got it. Not to be polled again then.
     pub async fn lost(&mut self) {
         let _its_sender_is_gone = (&mut self.lost).await;

@@ -1,7 +1,7 @@
-//! `kernels/noise.cu`.
+//! `kernels/random_weights.cu`.
 
 use super::{Buffer, Cuda, Launch, Matrix};
-use crate::device::{DeviceError, Noise};
+use crate::device::{DeviceError, RandomWeights};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<NoiseParams>() == 296);
 const BLOCKS: usize = 1056;
 const THREADS: usize = 256;
 
-pub(super) fn run(cuda: &Cuda, noise: &Noise<'_>) -> Result<Matrix, DeviceError> {
+pub(super) fn run(cuda: &Cuda, noise: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
     let matrix = Matrix::zeros(&cuda.driver, (noise.out, noise.input), noise.bf16)?;
     let codes = std::array::from_fn(|word| {
         u64::from_le_bytes(std::array::from_fn(|byte| noise.codes[word * 8 + byte]))

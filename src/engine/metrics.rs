@@ -18,7 +18,7 @@ const TOKENS: [f64; 13] =
 
 /// The steps' histograms. Clones count together.
 #[derive(Debug, Clone)]
-pub struct Meters {
+pub struct EngineMetrics {
     /// Seconds from a step's results to the end of the next launch: what the host takes.
     pub host: Histogram,
     /// Seconds for which a launch found the device without a step although there was work; 0 where it had one, which it may
@@ -40,7 +40,7 @@ pub struct Meters {
     pub recomputed: IntCounter,
 }
 
-impl Default for Meters {
+impl Default for EngineMetrics {
     fn default() -> Self {
         Self {
             host: histogram("octant_step_host_seconds", &HOST),
@@ -70,7 +70,7 @@ fn counter(name: &str) -> Counter {
 /// Whoever pays for requests: the counters of one key. Charged once for each request, when it ends or its client leaves.
 #[derive(Debug)]
 #[expect(missing_docs, reason = "each is the field of the same name of a cost, in all")]
-pub struct Payer {
+pub struct KeyCounters {
     pub requests: IntCounter,
     pub queue: Counter,
     pub prefill: Counter,
@@ -83,7 +83,7 @@ pub struct Payer {
     pub generated_tokens: IntCounter,
 }
 
-impl Payer {
+impl KeyCounters {
     /// A request of so many prompt tokens has cost this and drawn so many tokens.
     pub fn charge(&self, cost: &Cost, prompt: u64, generated: u64) {
         self.requests.inc();
