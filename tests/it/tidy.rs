@@ -1,7 +1,14 @@
 //! The project's rules as tests: each is a function from a file's path and text to its violations, and each is shown
 //! to find one.
 
+mod imports;
+mod prose;
+mod public;
+
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use imports::{code, file_cycles, imports};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
 const BOUNDARIES: [(&str, &[&str]); 18] = [
@@ -57,6 +64,9 @@ const TRAITS: [(&str, &str); 5] = [
     ("src/device/cpu/linear/avx512.rs", "Weights"),
 ];
 
+/// Public functions that tests alone call, each because a test has to see what production only acts on.
+const FOR_TESTS: [&str; 0] = [];
+
 const MAX_LINES: usize = 500;
 
 /// What every kernel file opens with, in this order.
@@ -99,16 +109,29 @@ fn module(path: &str) -> &str {
     inner.split(['/', '.']).next().unwrap_or(inner)
 }
 
-/// Names of top-level modules after each `crate::` of a line, braces included.
-fn imports(line: &str) -> Vec<String> {
-    let code = line.split("//").next().unwrap_or(line);
+/// Top-level modules that a file names, with the line: in `use` declarations, and in paths within the code.
+fn named_modules(text: &str) -> Vec<(usize, String)> {
     let mut names = Vec::new();
-    for prefix in ["crate::", "octant::"] {
-        for (at, _) in code.match_indices(prefix) {
-            let rest = code[at + prefix.len()..].trim_start_matches('{');
-            names.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+    for import in imports(text) {
+        if let [root, module, ..] = &import.path[..]
+            && ["crate", "octant"].contains(&root.as_str())
+        {
+            names.push((import.line, module.clone()));
         }
     }
+    for (number, line) in text.lines().enumerate() {
+        for prefix in ["crate::", "octant::"] {
+            for (at, _) in code(line).match_indices(prefix) {
+                let rest = &code(line)[at + prefix.len()..];
+                names.push((
+                    number + 1,
+                    rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect(),
+                ));
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
     names
 }
 
@@ -123,11 +146,9 @@ fn boundaries(path: &str, text: &str) -> Vec<String> {
     };
     let known = |name: &str| BOUNDARIES.iter().any(|(module, _)| *module == name);
     let mut found = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        for name in imports(line) {
-            if known(&name) && name != own && !allowed.contains(&name.as_str()) {
-                found.push(format!("{path}:{}: `{own}` must not import `{name}`", number + 1));
-            }
+    for (line, name) in named_modules(text) {
+        if known(&name) && name != own && !allowed.contains(&name.as_str()) {
+            found.push(format!("{path}:{line}: `{own}` must not import `{name}`"));
         }
     }
     found
@@ -229,8 +250,89 @@ fn modules_import_only_what_their_boundary_allows() {
     check(&sources(), boundaries);
     assert!(!boundaries("src/scheduler/mod.rs", "use crate::device::Device;").is_empty());
     assert!(!boundaries("src/text/stop.rs", "    let x = crate::request::Finish::Length;").is_empty());
+    assert!(
+        !boundaries(
+            "src/scheduler/mod.rs",
+            "use crate::{\n    request::Request,\n    device::{self, Device},\n};"
+        )
+        .is_empty()
+    );
+    assert!(boundaries("src/scheduler/mod.rs", "use crate::{request::{Finish, Request}};").is_empty());
     assert!(!boundaries("src/new/mod.rs", "").is_empty());
     assert!(boundaries("src/model/mod.rs", "use crate::comm::Local; // not crate::engine").is_empty());
+}
+
+#[test]
+fn files_of_a_module_do_not_import_one_another_in_circles() {
+    let cycles = file_cycles(&sources());
+    assert!(cycles.is_empty(), "files that import one another: {cycles:#?}");
+    let file = |path: &str, text: &str| (path.to_owned(), text.to_owned());
+    let circle = [
+        file("src/a/mod.rs", "mod b;\nmod c;\nmod d;"),
+        file("src/a/b.rs", "use super::{\n    c::{C, Other},\n};"),
+        file("src/a/c.rs", "use crate::a::d::D;"),
+        file("src/a/d.rs", "use super::b;"),
+    ];
+    assert_eq!(file_cycles(&circle), [["src/a/b.rs", "src/a/c.rs", "src/a/d.rs"]]);
+    assert!(file_cycles(&circle[..3]).is_empty());
+}
+
+#[test]
+fn public_items_are_named_outside_the_library() {
+    let sources = sources();
+    let outside: Vec<(String, String)> = files(&[".rs"])
+        .into_iter()
+        .filter(|(path, _)| {
+            path == "src/main.rs" || path.starts_with("tests/") || path.starts_with("benches/")
+        })
+        .collect();
+    let names = Names::new(&sources, &outside);
+    check(&sources, |path, text| unnamed_items(path, text, &names));
+    let library =
+        [("src/a.rs".to_owned(), "pub fn lonely() {}\npub fn f(x: Kept) {}\npub struct Kept;".to_owned())];
+    let tests = [("tests/t.rs".to_owned(), "f(x);".to_owned())];
+    let found = unnamed_items("src/a.rs", &library[0].1, &Names::new(&library, &tests));
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn items_for_tests_alone_are_listed() {
+    let sources = sources();
+    let named_in = |keep: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
+        let kept = files(&[".rs"]).into_iter().filter(|(path, _)| keep(path));
+        kept.flat_map(|(_, text)| public::words(&text)).collect()
+    };
+    let outside = named_in(&|path| path == "src/main.rs" || path.starts_with("benches/"));
+    let found = only_for_tests(&sources, &outside);
+    let unlisted: Vec<_> = found.difference(&FOR_TESTS.map(str::to_owned).into()).cloned().collect();
+    assert!(
+        unlisted.is_empty(),
+        "public for tests alone; remove it, or list it with its reason: {unlisted:#?}"
+    );
+    let listed: BTreeSet<String> = FOR_TESTS.map(str::to_owned).into();
+    let stale: Vec<_> = listed.difference(&found).collect();
+    assert!(stale.is_empty(), "listed as public for tests alone, and is not: {stale:?}");
+}
+
+#[test]
+fn lines_fit_the_columns() {
+    check(&files(&[".rs", ".py", ".cu", ".cuh", ".cpp", ".h", ".md"]), prose::wide);
+    assert!(!prose::wide("a.md", &"x".repeat(prose::MAX_COLUMNS + 1)).is_empty());
+    assert!(prose::wide("a.md", &format!("|{}", "x".repeat(prose::MAX_COLUMNS))).is_empty());
+}
+
+#[test]
+fn documentation_names_its_subject() {
+    check(&files(&[".rs"]), prose::fragments);
+    assert!(!prose::fragments("a.rs", "/// Of all prompts.").is_empty());
+    assert!(prose::fragments("a.rs", "/// Tokens of all prompts.\n/// At least one.").is_empty());
+}
+
+#[test]
+fn comments_say_who_is_meant() {
+    check(&files(&[".rs", ".cu", ".cuh", ".cpp", ".h"]), prose::riddles);
+    assert!(!prose::riddles("a.rs", "let x = 1; // nobody waits").is_empty());
+    assert!(prose::riddles("a.rs", "let nobody = 1; // no client waits").is_empty());
 }
 
 #[test]
@@ -298,6 +400,49 @@ fn modules_stand_in_data_path_order() {
         text.lines().filter_map(|l| l.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
     let order: Vec<&str> = BOUNDARIES.iter().map(|(name, _)| *name).filter(|name| *name != "main").collect();
     assert_eq!(declared, order);
+}
+
+/// What is known of the names of public items.
+struct Names {
+    /// Words of the binary, the tests and the benches.
+    outside: BTreeSet<String>,
+    /// Words of public signatures and fields of the library.
+    exposed: BTreeSet<String>,
+}
+
+impl Names {
+    fn new(library: &[(String, String)], outside: &[(String, String)]) -> Self {
+        let outside = outside.iter().flat_map(|(_, text)| public::words(text)).collect();
+        let exposed = library.iter().flat_map(|(_, text)| public::exposed_words(text)).collect();
+        Self { outside, exposed }
+    }
+}
+
+/// Public items that nothing outside the library names, and that no public signature exposes.
+fn unnamed_items(path: &str, text: &str, names: &Names) -> Vec<String> {
+    let items = public::public_items(path, text).into_iter().filter(|item| {
+        let exposed = !["fn", "const"].contains(&item.kind) && names.exposed.contains(&item.name);
+        !names.outside.contains(&item.name) && !exposed && path != "src/main.rs"
+    });
+    let text = |item: public::Item| {
+        format!("{path}:{}: `{}` is public, and only the library names it", item.line, item.name)
+    };
+    items.map(text).collect()
+}
+
+/// Names of public functions and constants that neither the rest of the library, the binary nor a bench mentions.
+fn only_for_tests(library: &[(String, String)], outside: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut mentions: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
+    for (_, text) in library {
+        for line in text.lines() {
+            for word in public::words(line) {
+                *mentions.entry(word).or_default() += 1;
+            }
+        }
+    }
+    let items = library.iter().flat_map(|(path, text)| public::public_items(path, text));
+    let items = items.filter(|item| ["fn", "const"].contains(&item.kind) && item.file != "src/main.rs");
+    items.map(|item| item.name).filter(|name| mentions[name] == 1 && !outside.contains(name)).collect()
 }
 
 fn sources() -> Vec<(String, String)> {
