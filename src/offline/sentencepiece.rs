@@ -2,28 +2,31 @@
 //!
 //! Both formats describe byte-pair encoding, in different terms:
 //!
-//! - Merges: SentencePiece merges the two neighbours whose concatenation has the highest score. tokenizer.json
-//!   merges the pair that comes first in its list. The list therefore holds every split of every piece into two
-//!   pieces, ordered by the score of the whole piece.
-//! - Words: SentencePiece normalises a text as a whole and does not split it into words, so tokenizer.json gets no
-//!   pre-tokenizer. If the normalizer looks at the ends of a text, added tokens are found after normalisation.
+//! - Merges: SentencePiece merges the two neighbours whose concatenation has the highest score.
+//!   tokenizer.json merges the pair that comes first in its list. The list therefore holds every split of
+//!   every piece into two pieces, ordered by the score of the whole piece.
+//! - Words: SentencePiece normalises a text as a whole and does not split it into words, so tokenizer.json
+//!   gets no pre-tokenizer. If the normalizer looks at the ends of a text, added tokens are found after
+//!   normalisation.
 //! - User-defined pieces: SentencePiece finds them before it encodes. They become added tokens, not special.
-//! - Control pieces: SentencePiece never finds them in a text. They become special tokens, and the program that
-//!   reads tokenizer.json decides whether to find them.
-//! - Characters without a piece: SentencePiece encodes their bytes, or a run of them as one unknown piece. The
-//!   settings `byte_fallback` and `fuse_unk` do the same.
+//! - Control pieces: SentencePiece never finds them in a text. They become special tokens, and the program
+//!   that reads tokenizer.json decides whether to find them.
+//! - Characters without a piece: SentencePiece encodes their bytes, or a run of them as one unknown piece.
+//!   The settings `byte_fallback` and `fuse_unk` do the same.
 //!
-//! A model that tokenizer.json cannot express is refused with the name of the setting. These differences remain;
-//! each was found by comparing with SentencePiece:
+//! A model that tokenizer.json cannot express is refused with the name of the setting. These differences
+//! remain; each was found by comparing with SentencePiece:
 //!
 //! - A text that consists of one user-defined piece gets no dummy prefix (a space), only that piece.
-//! - Programs that parse special tokens split a text at control pieces; each part is normalised as its own text.
-//! - A text may become the name of a user-defined piece only by normalisation (in full-width letters, for example).
-//!   SentencePiece reads it as that piece, and so do programs that find added tokens after normalisation. Octant's
-//!   server never does.
+//! - Programs that parse special tokens split a text at control pieces; each part is normalised as its own
+//!   text.
+//! - A text may become the name of a user-defined piece only by normalisation (in full-width letters, for
+//!   example). SentencePiece reads it as that piece, and so do programs that find added tokens after
+//!   normalisation. Octant's server never does.
 //! - Models that normalise by NFKC have the exceptions that `charsmap.rs` lists.
-//! - For ids that no text encodes to, the decoded text can differ: with `remove_extra_whitespaces` all spaces at the
-//!   start of a text are removed, while SentencePiece removes one from each piece until the first other character.
+//! - For ids that no text encodes to, the decoded text can differ: with `remove_extra_whitespaces` all spaces
+//!   at the start of a text are removed, while SentencePiece removes one from each piece until the first
+//!   other character.
 
 mod charsmap;
 mod error;
@@ -40,8 +43,8 @@ pub use error::SentencePieceError;
 
 use proto::{ModelProto, PieceType, SPACE, SentencePiece};
 
-/// Returns the `tokenizer.json` of a SentencePiece model, given the bytes of its `.model` file. Ids and decoded text
-/// are SentencePiece's. Like SentencePiece, the tokenizer adds no `<s>` or `</s>` by itself.
+/// Returns the `tokenizer.json` of a SentencePiece model, given the bytes of its `.model` file. Ids and
+/// decoded text are SentencePiece's. Like SentencePiece, the tokenizer adds no `<s>` or `</s>` by itself.
 ///
 /// # Errors
 /// `Malformed` if the bytes are not a SentencePiece model; `Unsupported` if tokenizer.json cannot express it.
@@ -81,11 +84,11 @@ pub fn tokenizer_json(model: &[u8]) -> Result<String, SentencePieceError> {
     Ok(tokenizer.to_string())
 }
 
-/// Returns the `tokenizer_config.json` of a SentencePiece model: its special pieces, and no beginning-of-sequence
-/// token before prompts (NeMo trains and serves Nemotron-4 340B without one).
+/// Returns the `tokenizer_config.json` of a SentencePiece model: its special pieces, and no
+/// beginning-of-sequence token before prompts (NeMo trains and serves Nemotron-4 340B without one).
 ///
-/// The model file holds neither `model_max_length` nor a chat template; the caller adds them. The templates of the
-/// Nemotron-4 340B family are `models/nemotron-4-340b-*/chat_template.jinja`.
+/// The model file holds neither `model_max_length` nor a chat template; the caller adds them. The templates
+/// of the Nemotron-4 340B family are `models/nemotron-4-340b-*/chat_template.jinja`.
 ///
 /// # Errors
 /// The same as those of [`tokenizer_json`].
@@ -195,8 +198,8 @@ fn ids(model: &ModelProto) -> Result<HashMap<&str, u32>, SentencePieceError> {
     }
 }
 
-/// Returns the entry of a piece in `added_tokens`; `None` for a piece that is not an added token.
-/// If `whole_text` is set, user-defined pieces are found in normalised text.
+/// Returns the entry of a piece in `added_tokens`; `None` for a piece that is not an added token. If
+/// `whole_text` is set, user-defined pieces are found in normalised text.
 fn added_token(piece: &SentencePiece, id: u32, whole_text: bool) -> Option<Value> {
     let special = match piece.piece_type() {
         PieceType::Control | PieceType::Unknown => true,

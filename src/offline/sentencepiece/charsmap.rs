@@ -1,28 +1,30 @@
 //! The character rewrites of a model (`precompiled_charsmap`), as normalizer steps of tokenizer.json.
 //!
-//! SentencePiece stores its rules as a table and applies the longest rule that matches at each position. Its built-in
-//! tables `nfkc` and `nmt_nfkc` spell out NFKC: some 220,000 rules for characters with their accents and, for `nmt`,
-//! some for control characters and spaces.
+//! SentencePiece stores its rules as a table and applies the longest rule that matches at each position. Its
+//! built-in tables `nfkc` and `nmt_nfkc` spell out NFKC: some 220,000 rules for characters with their accents
+//! and, for `nmt`, some for control characters and spaces.
 //!
-//! tokenizer.json has a normalizer, `Precompiled`, that reads such tables. It cannot be used here: it takes the first
-//! matching rule instead of the longest, applies it to a character together with all its accents, and looks at no more
-//! than five bytes. It therefore drops accents and leaves Korean and Japanese text decomposed.
+//! tokenizer.json has a normalizer, `Precompiled`, that reads such tables. It cannot be used for a whole
+//! table: it takes the first matching rule instead of the longest, applies it to a character together with
+//! all its accents, and looks at no more than five bytes. It therefore drops accents and leaves Korean and
+//! Japanese text decomposed.
 //!
-//! This module decomposes the table into steps that have none of these faults, and checks that each rule comes out the
-//! same:
+//! This module decomposes the table into steps that have none of these faults, and checks that each rule
+//! comes out the same:
 //!
 //! 1. Characters that NFKC changes and the table does not are replaced by placeholders.
-//! 2. A fence character goes before each accent that follows another accent and for which the table has no rule;
-//!    otherwise NFKC would reorder the accents.
+//! 2. A fence character goes before each accent that follows another accent and for which the table has no
+//!    rule; otherwise NFKC would reorder the accents.
 //! 3. NFKC is applied, and the placeholders are replaced by their characters again.
-//! 4. The other rules for single characters are applied, one step for all that have the same output. Rules for
-//!    characters of four UTF-8 bytes use `Precompiled`, which is correct for them: no accent fits into its five bytes.
+//! 4. The other rules for single characters are applied, one step for all that have the same output. Rules
+//!    for characters of four UTF-8 bytes use `Precompiled`, which is correct for them: no accent fits into
+//!    its five bytes.
 //! 5. The fences are removed.
 //!
-//! These differences remain, all in unusual texts: an accent that composes with a character is composed with it even
-//! if an accent that does not compose stands between them; accents after a character that is itself a space and
-//! accents may be reordered; and letters that are newer than the Unicode tables of `tokenizers` (Unicode 14 and later)
-//! keep their accents separate.
+//! These differences remain, all in unusual texts: an accent that composes with a character is composed with
+//! it even if an accent that does not compose stands between them; accents after a character that is itself a
+//! space and accents may be reordered; and letters that are newer than the Unicode tables of `tokenizers`
+//! (Unicode 14 and later) keep their accents separate.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -45,7 +47,8 @@ const MAX_TRIE_NODES: usize = 1 << 22;
 /// Returns steps that together rewrite a text as `charsmap` does.
 ///
 /// # Errors
-/// `Malformed` if the table is broken; `Unsupported` if it is neither NFKC nor a few independent replacements.
+/// `Malformed` if the table is broken; `Unsupported` if it is neither NFKC nor a few independent
+/// replacements.
 pub(super) fn steps(charsmap: &[u8]) -> Result<Vec<Value>, SentencePieceError> {
     let rules = Rules::read(charsmap)?;
     let changed: Vec<char> = code_points().filter(|&c| nfkc(c) != c.to_string()).collect();
@@ -68,11 +71,12 @@ struct Rules {
 }
 
 impl Rules {
-    /// Reads a `precompiled_charsmap`: the length of a trie in bytes (u32, little-endian), the trie, and the outputs,
-    /// each ended by a zero byte.
+    /// Reads a `precompiled_charsmap`: the length of a trie in bytes (u32, little-endian), the trie, and the
+    /// outputs, each ended by a zero byte.
     ///
-    /// The trie is a double array of u32 units in the format of Darts-clone (github.com/s-yata/darts-clone): the child
-    /// of a unit for a byte is at index (unit's index xor unit's offset xor byte) and has that byte as its label.
+    /// The trie is a double array of u32 units in the format of Darts-clone (github.com/s-yata/darts-clone):
+    /// the child of a unit for a byte is at index (unit's index xor unit's offset xor byte) and has that byte
+    /// as its label.
     fn read(charsmap: &[u8]) -> Result<Self, SentencePieceError> {
         let malformed =
             || SentencePieceError::Malformed("its table of normalisation rules is broken".to_owned());
@@ -100,7 +104,8 @@ impl Rules {
                     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| malformed());
                     rules.add(text(&key)?, text(output)?);
                 }
-                // Rules share suffixes, so more nodes are visited than units exist; a broken trie can contain a loop.
+                // Rules share suffixes, so more nodes are visited than units exist; a broken trie can contain
+                // a loop.
                 count += 1;
                 if key.len() > 64 || count > MAX_TRIE_NODES {
                     return Err(malformed());
@@ -134,7 +139,8 @@ impl Rules {
         applied
     }
 
-    /// Converts a small table: one replacement step per sequence rule, and one per output of the single characters.
+    /// Converts a small table: one replacement step per sequence rule, and one per output of the single
+    /// characters.
     fn replacement_steps(&self) -> Result<Vec<Value>, SentencePieceError> {
         let mut steps: Vec<Value> = self.sequences.iter().map(|(from, to)| replace(from, to)).collect();
         steps.extend(steps_by_output(self.singles.iter().map(|(&from, to)| (from, to.as_str()))));
@@ -142,8 +148,9 @@ impl Rules {
         if simple { Ok(steps) } else { Err(unsupported()) }
     }
 
-    /// Returns whether applying the rules one after the other gives the same result as the table: no rule matches the
-    /// output of an earlier one, and no two sequence rules share a character.
+    /// Returns whether applying the rules one after the other gives the same result as the table: no rule
+    /// matches the output of another, and no sequence rule shares a character with the input or output of an
+    /// earlier sequence rule.
     fn are_independent(&self) -> bool {
         let shared = |one: &str, other: &str| one.chars().any(|c| other.contains(c));
         let rewritten = |text: &str| self.apply(text) != text;
@@ -199,11 +206,11 @@ impl Rules {
         Ok(steps)
     }
 
-    /// Returns a pattern for the positions before an accent where NFKC would do something that no rule does: reorder
-    /// the accent, or compose it with a character that has an accent already.
+    /// Returns a pattern for the positions before an accent where NFKC would do something that no rule does:
+    /// reorder the accent, or compose it with a character that has an accent already.
     fn fence_pattern(&self) -> String {
-        // `follows`: the accents that a rule has after an accent. `refused`: sets of accents that must not compose, with
-        // the characters that they must not compose with.
+        // `follows`: the accents that a rule has after an accent. `refused`: sets of accents that must not
+        // compose, with the characters that they must not compose with.
         let mut follows: BTreeMap<char, BTreeSet<char>> = BTreeMap::new();
         let mut refused: BTreeMap<BTreeSet<char>, BTreeSet<char>> = BTreeMap::new();
         let (mut begun, mut accents) = (HashSet::new(), BTreeSet::new());
@@ -249,13 +256,14 @@ fn accented() -> impl Iterator<Item = char> {
     code_points().filter(|c| !('\u{AC00}'..='\u{D7A3}').contains(c)).filter(changes)
 }
 
-/// Returns the code points of planes 0 to 3 and U+E0000 to U+E0FFF: all that have characters, except the private-use
-/// planes 15 and 16.
+/// Returns the code points of planes 0 to 3 and U+E0000 to U+E0FFF: all that have characters, except the
+/// private-use planes 15 and 16.
 fn code_points() -> impl Iterator<Item = char> {
     ('\u{1}'..='\u{3FFFF}').chain('\u{E0000}'..='\u{E0FFF}')
 }
 
-/// Returns noncharacters for [`Rules::nfkc_steps`]; not those of planes 15 and 16, which `text` uses for other things.
+/// Returns noncharacters for [`Rules::nfkc_steps`]; not those of planes 15 and 16, which `text` uses for
+/// other things.
 fn placeholders() -> impl Iterator<Item = char> {
     (2..=14_u32).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]).filter_map(char::from_u32)
 }

@@ -1,12 +1,12 @@
 //! The merge list of tokenizer.json, from the scores of the pieces.
 //!
-//! SentencePiece merges any two neighbours whose concatenation is a piece. It takes the piece with the highest
-//! score first and, among equal scores, the leftmost pair. A merge list is applied in its order and, for one
-//! merge, from left to right. Both give the same result if no two mergeable pieces have equal scores.
+//! SentencePiece merges any two neighbours whose concatenation is a piece. It takes the piece with the
+//! highest score first and, among equal scores, the leftmost pair. A merge list is applied in its order and,
+//! for one merge, from left to right. Both give the same result if no two mergeable pieces have equal scores.
 //!
-//! Both also give the same result if all pieces with equal scores are runs of one character, such as the runs of
-//! spaces in Llama's models: there the leftmost merge extends the run that was begun last, and so does the merge
-//! that yields the longest run.
+//! Both also give the same result if all pieces with equal scores are runs of one character, such as the runs
+//! of spaces in Llama's models: there the leftmost merge extends the run that was begun last, and so does the
+//! merge that yields the longest run.
 
 use std::collections::HashMap;
 
@@ -18,8 +18,8 @@ use super::proto::{PieceType, SentencePiece};
 /// Returns all merges in order, each as `[left, right]`.
 ///
 /// # Errors
-/// `Unsupported` if a merge list cannot reproduce the model: a score is NaN, a character of a piece is not a piece
-/// itself, or equal scores leave the order open.
+/// `Unsupported` if a merge list cannot reproduce the model: a score is NaN, a character of a piece is not a
+/// piece itself, or equal scores leave the order open.
 pub(super) fn merges(
     pieces: &[SentencePiece],
     ids: &HashMap<&str, u32>,

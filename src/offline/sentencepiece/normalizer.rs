@@ -36,9 +36,9 @@ pub(super) fn normalizer(model: &ModelProto) -> Result<Value, SentencePieceError
 
 /// Returns a pattern that matches the empty string where the dummy prefix goes: at the start of a text.
 ///
-/// `tokenizers` also normalises the names of added tokens, so the pattern excludes a text that is only the name
-/// of a user-defined piece. One unassigned character may precede the name: the server inserts it to tell its own
-/// markers from text that spells them.
+/// `tokenizers` also normalises the names of added tokens, so the pattern excludes a text that is only the
+/// name of a user-defined piece. One unassigned character may precede the name: the server inserts it to tell
+/// its own markers from text that spells them.
 fn prefix_pattern(model: &ModelProto) -> String {
     let names: Vec<String> = model
         .pieces

@@ -1,7 +1,8 @@
 //! The parts of a SentencePiece model file that a conversion needs.
 //!
-//! The file is one `ModelProto` of `sentencepiece_model.proto` (google/sentencepiece). The messages, field names,
-//! tags and defaults below are that file's; unknown fields are skipped. `prost` quotes the names in its errors.
+//! The file is one `ModelProto` of `sentencepiece_model.proto` (google/sentencepiece). The messages, field
+//! names, tags and defaults below are that file's; unknown fields are skipped. `prost` quotes the names in
+//! its errors.
 
 use prost::Message;
 
@@ -87,7 +88,8 @@ impl ModelProto {
     /// Decodes a model file.
     ///
     /// # Errors
-    /// `Malformed` if the bytes are not a `ModelProto`, a piece has a type outside 1 to 6, or no piece exists.
+    /// `Malformed` if the bytes are not a `ModelProto`, a piece has a type outside 1 to 6, or no piece
+    /// exists.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, SentencePieceError> {
         let model = Self::decode(bytes).map_err(|e| SentencePieceError::Malformed(e.to_string()))?;
         let invalid = |value: &i32| !PieceType::is_valid(*value);

@@ -9,7 +9,8 @@ pub(super) fn replace(from: &str, to: &str) -> Value {
 
 /// Returns a step that replaces every match of a regular expression by `content`.
 ///
-/// `pattern` uses only syntax that Oniguruma (Hugging Face's default) and `fancy-regex` (Octant's) both accept.
+/// `pattern` uses only syntax that Oniguruma (Hugging Face's default) and `fancy-regex` (Octant's) both
+/// accept.
 pub(super) fn replace_all(pattern: &str, content: &str) -> Value {
     json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
 }

@@ -199,7 +199,7 @@ fn what_is_no_model_is_refused() {
         (piece("ab", 0.0, 9), "type 9"),
         // A table that says it has eight bytes, of which there are two.
         (field(3, &field(2, &[8, 0, 0, 0, 1, 2])), "table of normalisation rules is broken"),
-        (field(1, &field(1, &[0xFF])), "SentencePiece.piece: invalid string value: data is not UTF-8"),
+        (field(1, &field(1, &[0xFF])), "SentencePiece.piece: ModelProto.pieces: invalid string value"),
         (piece("", 0.0, 1), "is empty"),
         (piece("<s>", 0.0, 1), "\"<s>\" is both piece 2 and piece 900"),
         (piece("<unknown>", 0.0, 2), "2 unknown pieces"),
