@@ -11,26 +11,30 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{LoadError, Object, REWARD};
 
-/// Keys with the value that this model family requires (in JSON), and whether an absent key means the same
-/// value.
-const FIXED: [(&str, &str, bool); 17] = [
-    ("normalization", "\"layernorm1p\"", false),
-    ("activation", "\"squared-relu\"", false),
-    ("position_embedding_type", "\"rope\"", false),
-    ("bias", "false", false),
-    ("share_embeddings_and_output_weights", "false", false),
-    ("transformer_block_type", "\"pre_ln\"", true),
-    ("attention_type", "\"multihead\"", true),
-    ("rotary_interleaved", "false", true),
-    ("seq_len_interpolation_factor", "null", true),
-    ("fp32_residual_connection", "false", true),
-    ("normalize_attention_scores", "true", true),
-    ("headscale", "false", true),
-    ("qk_layernorm", "false", true),
-    ("apply_embedding_scaling", "false", true),
-    ("num_moe_experts", "null", true),
-    ("window_size", "null", true),
-    ("megatron_legacy", "false", true),
+/// Keys that must be present, with the value (in JSON) that this model family requires.
+const REQUIRED: [(&str, &str); 5] = [
+    ("normalization", "\"layernorm1p\""),
+    ("activation", "\"squared-relu\""),
+    ("position_embedding_type", "\"rope\""),
+    ("bias", "false"),
+    ("share_embeddings_and_output_weights", "false"),
+];
+
+/// Keys that may be absent, with the value (in JSON) that this model family requires; it is also the meaning
+/// of an absent key.
+const REQUIRED_OR_ABSENT: [(&str, &str); 12] = [
+    ("transformer_block_type", "\"pre_ln\""),
+    ("attention_type", "\"multihead\""),
+    ("rotary_interleaved", "false"),
+    ("seq_len_interpolation_factor", "null"),
+    ("fp32_residual_connection", "false"),
+    ("normalize_attention_scores", "true"),
+    ("headscale", "false"),
+    ("qk_layernorm", "false"),
+    ("apply_embedding_scaling", "false"),
+    ("num_moe_experts", "null"),
+    ("window_size", "null"),
+    ("megatron_legacy", "false"),
 ];
 
 /// Token ids of the family's SentencePiece models.
@@ -93,7 +97,7 @@ fn is_read(key: &str) -> bool {
         "rotary_base",
         "init_method_std",
     ];
-    OTHERS.contains(&key) || FIXED.iter().any(|(fixed, _, _)| *fixed == key)
+    OTHERS.contains(&key) || REQUIRED.iter().chain(&REQUIRED_OR_ABSENT).any(|(required, _)| *required == key)
 }
 
 /// Returns the contents of `config.json`.
@@ -101,9 +105,11 @@ fn is_read(key: &str) -> bool {
 /// # Errors
 /// If a key is missing, or has a value that this model family does not use.
 pub(super) fn hugging_face(yaml: &Object, facts: &ArrayFacts) -> Result<Map<String, Value>, LoadError> {
-    for (key, expected, or_absent) in FIXED {
+    let required = REQUIRED.map(|(key, expected)| (key, expected, false));
+    let optional = REQUIRED_OR_ABSENT.map(|(key, expected)| (key, expected, true));
+    for (key, expected, may_be_absent) in required.into_iter().chain(optional) {
         let value = yaml.get(key).unwrap_or(&Value::Null).to_string();
-        let absent = value == "null" && or_absent;
+        let absent = value == "null" && may_be_absent;
         if value != expected && !absent {
             return Err(yaml.error(key, format!("expected {expected}, got {value}")));
         }

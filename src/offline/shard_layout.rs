@@ -46,7 +46,7 @@ pub(super) struct ShardLayout {
 
 /// A tensor of the output.
 struct OutputTensor {
-    /// Index of the weight that this tensor is, or scales.
+    /// Index of the weight that this tensor stores or scales.
     weight: usize,
     name: String,
     dtype: Dtype,
