@@ -1,7 +1,11 @@
-//! The CPU device's matrix product over a table of shapes and row counts: time, bytes of weights per second as a
-//! fraction of the machine's read bandwidth measured in the same run, and arithmetic per second.
+//! Measures one kernel: the CPU device's linear (matrix product with FP8 or BF16 weights), over a table of
+//! shapes and row counts. No other CPU kernel and no CUDA kernel is measured, and the `COST` lines of the
+//! CUDA kernel files are neither computed nor compared here.
 //!
 //!     cargo bench --bench kernels [-- --threads N]
+//!
+//! Each line shows the median time of a product, bytes of weights read per second, that rate as a fraction of
+//! the machine's read bandwidth (measured at the start of the run), and floating-point operations per second.
 
 use std::time::Instant;
 
@@ -9,33 +13,44 @@ use octant::commands::bench::cpu_read_bandwidth;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind};
 
-/// (name, out, in): the demo model's, then one rank's of Nemotron-4 340B cut to a tenth of its outputs.
-const SHAPES: [(&str, usize, usize); 7] = [
-    ("demo qkv", 960, 576),
-    ("demo o", 576, 576),
-    ("demo gate+up", 3072, 576),
-    ("demo down", 576, 1536),
-    ("340B up / 10", 928, 18432),
-    ("340B down / 10", 1856, 9216),
-    ("large", 16384, 4096),
+/// A weight matrix to measure: [out, input].
+struct Shape {
+    name: &'static str,
+    out: usize,
+    input: usize,
+}
+
+/// Shapes of the demo model, of one rank of Nemotron-4 340B with a tenth of its outputs, and one large
+/// matrix.
+const SHAPES: [Shape; 7] = [
+    Shape { name: "demo qkv", out: 960, input: 576 },
+    Shape { name: "demo o", out: 576, input: 576 },
+    Shape { name: "demo gate+up", out: 3072, input: 576 },
+    Shape { name: "demo down", out: 576, input: 1536 },
+    Shape { name: "340B up / 10", out: 928, input: 18432 },
+    Shape { name: "340B down / 10", out: 1856, input: 9216 },
+    Shape { name: "large", out: 16384, input: 4096 },
 ];
+
+/// Rows of the activations.
 const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 64];
 
 fn main() {
     let mut args = std::env::args().skip_while(|arg| arg != "--threads").skip(1);
     let default = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = args.next().and_then(|n| n.parse().ok()).unwrap_or(default);
-    let cpu = Cpu::new(CpuOptions { threads, isa: None }).expect("the best there is");
+    let cpu = Cpu::new(CpuOptions { threads, isa: None }).expect("a CPU device");
     let memory = cpu_read_bandwidth(threads, 1 << 30);
     println!("{:?}, {threads} threads, reads {:.1} GB/s from 1 GiB", cpu.isa(), memory / 1e9);
     for fp8 in [true, false] {
-        for (name, out, input) in SHAPES {
-            bench(&cpu, name, (out, input), fp8, memory);
+        for shape in &SHAPES {
+            bench(&cpu, shape, fp8, memory);
         }
     }
 }
 
-fn bench(cpu: &Cpu, name: &str, (out, input): (usize, usize), fp8: bool, memory: f64) {
+/// Measures one shape with all row counts; `read_bandwidth` is in bytes per second.
+fn bench(cpu: &Cpu, &Shape { name, out, input }: &Shape, fp8: bool, read_bandwidth: f64) {
     let codes: Vec<u8> =
         (0..out * input).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x77).collect();
     let halves: Vec<u16> = codes.iter().map(|c| 0x3C00 + u16::from(*c)).collect();
@@ -59,16 +74,18 @@ fn bench(cpu: &Cpu, name: &str, (out, input): (usize, usize), fp8: bool, memory:
         let time = times[times.len() / 2];
         let flops = 2.0 * (rows * out * input) as f64 / time;
         println!(
-            "{} {name:14} [{out:5}, {input:5}] rows {rows:3}: {:9.1} us {:6.1} GB/s ({:4.2} of read) {:7.1} GFLOP/s",
+            "{} {name:14} [{out:5}, {input:5}] rows {rows:3}: {:9.1} us {:6.1} GB/s ({:4.2} of read) \
+             {:7.1} GFLOP/s",
             if fp8 { "fp8 " } else { "bf16" },
             time * 1e6,
             bytes / time / 1e9,
-            bytes / time / memory,
+            bytes / time / read_bandwidth,
             flops / 1e9,
         );
     }
 }
 
+/// Returns FP8 activations, quantised per token by a norm.
 fn inputs(cpu: &Cpu, rows: usize, cols: usize) -> <Cpu as Device>::Acts {
     let mut residual = cpu.floats(rows, cols).expect("memory");
     let values: Vec<f32> = (0..rows * cols).map(|i| (i % 251) as f32 - 125.0).collect();

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Asks a running server one question and prints the answer as it comes, with nothing but the standard library.
+"""Asks a running server one question and prints the answer as it streams. Standard library only.
 
     python3 scripts/ask.py URL QUESTION         asks
-    python3 scripts/ask.py URL --ready          says nothing; its status is 0 if the server is ready
+    python3 scripts/ask.py URL --ready          prints nothing; exits with 0 if the server is ready, else 1
 """
 
 import json

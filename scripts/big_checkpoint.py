@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Makes a checkpoint as large as one likes with the 340B's tensor names and layer shapes, to measure loading.
+"""Makes a large checkpoint with the 340B's tensor names and layer shapes, to measure loading.
 
     python3 scripts/big_checkpoint.py DIRECTORY --format FORMAT [--layers N] [--vocab IDS] [--shard-gb GB]
 
-FORMAT is bf16, autofp8 (a scale per tensor, activations per token), compressed-tensors (a BF16 scale per channel) or
-modelopt (a scale per tensor, and static activation scales). Weights are random and finite, one block of them repeated
-from a different place for each tensor: fine for measuring, useless for anything else. Two layers and 24000 ids are 8.7 GB
-in FP8; one layer is as much in BF16. There is no tokenizer: `octant bench load` needs none. Needs Python alone.
+FORMAT is bf16, autofp8 (one scale per tensor, activations per token), compressed-tensors (one BF16 scale per
+channel) or modelopt (one scale per tensor, and static activation scales). Weights are random and finite: one
+block of bytes, repeated from a different offset for each tensor. They suit measurements and nothing else.
+
+Two layers and 24000 ids are 8.7 GB in FP8; one layer is the same in BF16. The checkpoint has no tokenizer;
+`octant bench load` needs none. Requires only Python.
 """
 
 import argparse
@@ -19,16 +21,18 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ["bf16", "autofp8", "compressed-tensors", "modelopt"]
 SIZES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
-# Bytes that are repeated: odd, so that rows do not repeat.
+# Length of the repeated block in bytes: not a power of two, so that rows differ.
 BLOCK = (8 << 20) + 6
 LINEAR_SCALE = 2.0**-12
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("directory", type=Path)
     parser.add_argument("--format", choices=FORMATS, required=True)
-    parser.add_argument("--layers", type=int, help="default: 2, or 1 of bf16")
+    parser.add_argument("--layers", type=int, help="number of layers (default: 2, or 1 for bf16)")
     parser.add_argument("--vocab", type=int, default=24000)
     parser.add_argument("--shard-gb", type=float, default=2.0)
     args = parser.parse_args()
@@ -43,7 +47,7 @@ def main() -> None:
 
 
 def quantization(form: str) -> dict:
-    """The part of config.json that says how weights are stored."""
+    """Returns the part of config.json that describes the quantisation."""
     if form == "bf16":
         return {}
     if form == "autofp8":
@@ -63,7 +67,7 @@ def quantization(form: str) -> dict:
 
 
 def tensors(config: dict, form: str) -> list[tuple[str, str, list[int]]]:
-    """(name, type, shape) of all, in the order of the model."""
+    """Returns (name, type, shape) of every tensor, in the order of the model."""
     hidden, ffn, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
     linear = {
@@ -86,7 +90,7 @@ def tensors(config: dict, form: str) -> list[tuple[str, str, list[int]]]:
 
 
 def module(name: str, shape: list[int], form: str) -> list[tuple[str, str, list[int]]]:
-    """A linear module's tensors."""
+    """Returns (name, type, shape) of the tensors of a linear module."""
     if form == "bf16":
         return [(f"{name}.weight", "BF16", shape)]
     scales = {
@@ -98,6 +102,7 @@ def module(name: str, shape: list[int], form: str) -> list[tuple[str, str, list[
 
 
 def size(tensor: tuple[str, str, list[int]]) -> int:
+    """Returns the bytes of a tensor."""
     count = SIZES[tensor[1]]
     for n in tensor[2]:
         count *= n
@@ -105,7 +110,7 @@ def size(tensor: tuple[str, str, list[int]]) -> int:
 
 
 def shards(all_tensors: list, limit: float) -> list[list]:
-    """Files of about `limit` bytes, each at least one tensor."""
+    """Divides tensors into files of at most `limit` bytes, or of one larger tensor."""
     files, used = [[]], 0
     for tensor in all_tensors:
         if files[-1] and used + size(tensor) > limit:
@@ -117,10 +122,11 @@ def shards(all_tensors: list, limit: float) -> list[list]:
 
 
 def write(directory: Path, files: list[list]) -> int:
+    """Writes all files and their index. Returns the bytes of the tensors."""
     blocks = {"F8_E4M3": codes(), "BF16": halves()}
     weight_map, total = {}, 0
     for number, file in enumerate(files, 1):
-        # As the safetensors library orders them: wide elements first, then by name.
+        # The order of the safetensors library: wide elements first, then by name.
         file = sorted(file, key=lambda t: (-SIZES[t[1]], t[0]))
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         total += write_file(directory / name, file, blocks)
@@ -131,6 +137,7 @@ def write(directory: Path, files: list[list]) -> int:
 
 
 def write_file(path: Path, file: list, blocks: dict[str, bytes]) -> int:
+    """Writes one safetensors file. Returns the bytes of its tensors."""
     header, at = {}, 0
     for tensor in file:
         offsets = [at, at + size(tensor)]
@@ -145,20 +152,21 @@ def write_file(path: Path, file: list, blocks: dict[str, bytes]) -> int:
                 out.write(scales(tensor))
             else:
                 fill(out, blocks[tensor[1]], tensor)
-        # So that measuring can drop the file from the cache.
+        # A measurement can drop only synced pages from the page cache.
         out.flush()
         os.fsync(out.fileno())
     return at
 
 
 def scales(tensor: tuple[str, str, list[int]]) -> bytes:
+    """Returns the bytes of a scale tensor; every scale is the same power of two."""
     single = struct.pack("<f", LINEAR_SCALE if "weight" in tensor[0] else 1.0)
-    # A power of two: BF16 is its upper half.
+    # For a power of two, BF16 is the upper half of F32.
     return (single if tensor[1] == "F32" else single[2:]) * (size(tensor) // SIZES[tensor[1]])
 
 
 def fill(out, block: bytes, tensor: tuple[str, str, list[int]]) -> None:
-    """The block again and again, from a place that the name decides."""
+    """Writes a tensor by repeating the block, from an offset that depends on the tensor's name."""
     start = sum(tensor[0].encode()) * 4242 % (BLOCK // 2) * 2
     left, view = size(tensor), memoryview(block)
     while left:
@@ -169,12 +177,16 @@ def fill(out, block: bytes, tensor: tuple[str, str, list[int]]) -> None:
 
 
 def codes() -> bytes:
-    """Random E4M3 codes; the two that are NaN become others."""
-    return random.Random(1).randbytes(BLOCK).translate(bytes(c & 0xFE if c & 0x7F == 0x7F else c for c in range(256)))
+    """Returns random E4M3 codes without the two NaN codes."""
+    return (
+        random.Random(1)
+        .randbytes(BLOCK)
+        .translate(bytes(c & 0xFE if c & 0x7F == 0x7F else c for c in range(256)))
+    )
 
 
 def halves() -> bytes:
-    """Random BF16 of either sign with magnitudes from 2^-15 to 2^-6, about the deviation of trained weights."""
+    """Returns random BF16 numbers of both signs, with magnitudes from 2^-15 to 2^-6 like trained weights."""
     upper = bytes((c & 0x80) | 0x38 | (c % 5) for c in range(256))
     block = bytearray(random.Random(2).randbytes(BLOCK))
     block[1::2] = block[1::2].translate(upper)

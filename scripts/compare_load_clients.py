@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""`octant bench serving` and aiperf on the same workload, in turn, with their figures beside each other.
+"""Compares `octant bench serving` with aiperf: both run the same workload alternately.
 
     python3 scripts/compare_load_clients.py --aiperf VENV --octant target/release/octant \\
         --url http://127.0.0.1:8000 --tokenizer MODEL_DIR [--pairs 3]
 
-VENV is a virtual environment with `pip install aiperf`. With --scripted the server is one in this script that sends
-tokens at times known beforehand, so that both clients can be held against the truth and not only against each other.
-With --flood it sends them as fast as it can, to octant alone, which shows what a token costs the client.
-The names are aiperf's where the two differ: its ITL is TPOT of `octant bench serving`, its ICL is ITL there.
+VENV is a virtual environment with `pip install aiperf`. With --scripted this script is the server and sends
+tokens at known times, so that both clients can be compared with the truth and not only with each other. With
+--flood it sends tokens as fast as it can, to octant alone, which shows the client's CPU time per token.
+Where the names of the metrics differ, the tables use aiperf's: its ITL is the TPOT of `octant bench serving`,
+and its ICL is the ITL there.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import threading
 from pathlib import Path
 
 FIRST_S, NEXT_S = 0.100, 0.020
-# Row -> (aiperf's key, our key). Percentiles of both are interpolated.
+# Row -> (key of aiperf, key of octant). Both interpolate percentiles.
 ROWS = {
     "TTFT": ("time_to_first_token", "ttft_ms"),
     "ICL (our ITL)": ("inter_chunk_latency", "itl_ms"),
@@ -31,18 +32,31 @@ ROWS = {
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Serves one connection: the n-th token leaves at a time counted from the request's arrival."""
+    """Serves one connection: token n is sent FIRST_S + n * NEXT_S seconds after the request arrived."""
     loop = asyncio.get_running_loop()
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
             start = loop.time()
-            lengths = [line.split(b":")[1] for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-            body = json.loads(await reader.readexactly(int(lengths[0]))) if lengths and int(lengths[0]) else {}
+            lengths = [
+                line.split(b":")[1]
+                for line in head.lower().split(b"\r\n")
+                if line.startswith(b"content-length:")
+            ]
+            body = (
+                json.loads(await reader.readexactly(int(lengths[0]))) if lengths and int(lengths[0]) else {}
+            )
             if head.startswith(b"GET"):
-                text = json.dumps({"object": "list", "data": [{"id": "scripted", "object": "model"}]}).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+                text = json.dumps(
+                    {"object": "list", "data": [{"id": "scripted", "object": "model"}]}
+                ).encode()
+                writer.write(
+                    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+                    % (len(text), text)
+                )
                 continue
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+            writer.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
             count = body.get("max_tokens") or body.get("max_completion_tokens")
 
             def event(data: str) -> None:
@@ -70,7 +84,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def scripted_server() -> str:
-    """Starts the server on a thread of its own; its URL."""
+    """Starts the scripted server on its own thread and returns its URL."""
     ready, port = threading.Event(), []
 
     async def serve() -> None:
@@ -85,6 +99,7 @@ def scripted_server() -> str:
 
 
 def run_octant(args: argparse.Namespace, url: str, model: str, seed: int) -> dict:
+    """Runs `octant bench serving`. Returns (mean, p50, p99) or (value,) by figure."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
         subprocess.run(
@@ -97,7 +112,10 @@ def run_octant(args: argparse.Namespace, url: str, model: str, seed: int) -> dic
             stderr=subprocess.DEVNULL,
         )
         summary = json.loads(out.read_text())["summary"]
-    figures = {name: (summary[key]["mean"], summary[key]["p50"], summary[key]["p99"]) for name, (_, key) in ROWS.items()}
+    figures = {
+        name: (summary[key]["mean"], summary[key]["p50"], summary[key]["p99"])
+        for name, (_, key) in ROWS.items()
+    }
     figures["output tokens/s"] = (summary["output_tokens_per_second"],)
     figures["prompt tokens per request"] = (summary["prompt_tokens"] / summary["ok"],)
     figures["output tokens per request"] = (summary["output_tokens"] / summary["ok"],)
@@ -109,6 +127,7 @@ def run_octant(args: argparse.Namespace, url: str, model: str, seed: int) -> dic
 
 
 def run_aiperf(args: argparse.Namespace, url: str, model: str, seed: int) -> dict:
+    """Runs aiperf. Returns the figures in the form of `run_octant`."""
     with tempfile.TemporaryDirectory() as folder:
         before = os.times()
         subprocess.run(
@@ -129,14 +148,14 @@ def run_aiperf(args: argparse.Namespace, url: str, model: str, seed: int) -> dic
     figures["output tokens/s"] = (report["output_token_throughput"]["avg"],)
     figures["prompt tokens per request"] = (report["input_sequence_length"]["avg"],)
     figures["output tokens per request"] = (report["output_sequence_length"]["avg"],)
-    # All of its processes from start to exit, imports included.
+    # CPU time of all its processes from start to exit, including Python imports.
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     figures["client CPU, s"] = (cpu,)
     return figures
 
 
 def show(runs: dict[str, list[dict]]) -> None:
-    """A row for each figure: medians over the runs of each client, and their least and greatest."""
+    """Prints one row per figure: median, minimum and maximum over the runs of each client."""
     print("| figure | octant | aiperf | ratio of medians |\n|---|---|---|---|")
     for name in runs["octant"][0]:
         for i, stat in enumerate(("mean", "p50", "p99")[: len(runs["octant"][0][name])]):
@@ -150,41 +169,50 @@ def show(runs: dict[str, list[dict]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--aiperf", metavar="VENV")
-    parser.add_argument("--octant", default="target/release/octant")
-    parser.add_argument("--url")
-    parser.add_argument("--scripted", action="store_true")
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--flood", action="store_true")
-    parser.add_argument("--tokenizer", metavar="DIR")
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--concurrency", type=int, default=4)
-    parser.add_argument("--requests", type=int, default=32)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--verbose", action="store_true")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--aiperf", metavar="VENV", help="virtual environment with aiperf")
+    parser.add_argument("--octant", default="target/release/octant", help="the octant binary")
+    parser.add_argument("--url", help="server to measure")
+    parser.add_argument(
+        "--scripted",
+        action="store_true",
+        help="measure a server in this script that sends tokens at known times",
+    )
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="name of the served model")
+    parser.add_argument("--flood", action="store_true", help="measure the CPU time per token of octant alone")
+    parser.add_argument("--tokenizer", metavar="DIR", help="tokenizer for aiperf")
+    parser.add_argument("--pairs", type=int, default=3, help="runs of each client")
+    parser.add_argument("--concurrency", type=int, default=4, help="requests in flight")
+    parser.add_argument("--requests", type=int, default=32, help="requests of a run")
+    parser.add_argument("--prompt-tokens", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--output-tokens", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--verbose", action="store_true", help="show the output of aiperf")
     args = parser.parse_args()
     if [args.scripted, args.flood, bool(args.url)].count(True) != 1:
-        parser.error("one of --url, --scripted and --flood")
+        parser.error("give exactly one of --url, --scripted and --flood")
     if args.flood:
         args.concurrency, args.requests, args.output_tokens = 32, 64, 4000
         for name, values in run_octant(args, scripted_server(), "flood", seed=1).items():
             print(f"{name}: {', '.join(f'{value:.2f}' for value in values)}")
         return
     if not args.aiperf or not args.tokenizer:
-        parser.error("--aiperf and --tokenizer are needed")
+        parser.error("--aiperf and --tokenizer are required")
     url, model = (scripted_server(), "scripted") if args.scripted else (args.url, args.model)
     runs: dict[str, list[dict]] = {"octant": [], "aiperf": []}
     for pair in range(args.pairs):
-        # Whoever is first changes from pair to pair, as a machine's speed drifts.
+        # The order alternates from pair to pair, because a machine's speed drifts.
         order = [("octant", run_octant), ("aiperf", run_aiperf)]
         for client, run in order if pair % 2 == 0 else reversed(order):
             runs[client].append(run(args, url, model, seed=pair + 1))
             print(f"pair {pair + 1}: {client} done", flush=True)
     if args.scripted:
         n = args.output_tokens
-        print(f"truth: TTFT {1e3 * FIRST_S} ms, gaps {1e3 * NEXT_S} ms, E2E {1e3 * (FIRST_S + (n - 1) * NEXT_S):.0f} ms")
+        print(
+            f"truth: TTFT {1e3 * FIRST_S} ms, gaps {1e3 * NEXT_S} ms, "
+            f"E2E {1e3 * (FIRST_S + (n - 1) * NEXT_S):.0f} ms"
+        )
     show(runs)
 
 

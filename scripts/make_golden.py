@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures of tests/data/golden: three tiny random models and what transformers computes with them.
+"""Makes tests/data/golden: three tiny random models and transformers' results for them.
 
-    python3 scripts/make_golden.py            (needs torch, transformers, safetensors)
+    python3 scripts/make_golden.py            (requires torch, transformers, safetensors)
 
-For each model: a Hugging Face directory in BF16; logprobs.f32, the log-probabilities of all tokens at every position
-of the prompts, one after the other, in float32; and golden.json with the prompts, the log-probability of every prompt
-token, greedy continuations with the margin of each choice, and two tolerances measured here:
+Each model is a Hugging Face directory in BF16 with two more files. logprobs.f32 holds the log-probabilities
+of all tokens at every position of the prompts, in float32, one prompt after the other. golden.json holds
+the prompts, the log-probability of every prompt token, greedy continuations with the margin of each choice,
+and two tolerances measured here:
 
-- `bf16_worst`: the largest difference of transformers' own bfloat16 run from float32;
-- `fp8_mean_kl`: the mean KL divergence from float32 of a simulation of FP8 serving (weights in E4M3 per output row,
-  inputs of linear layers in E4M3 per token, keys and values in E4M3, embedding and head in BF16).
+- `bf16_worst`: the largest difference of a log-probability between transformers' bfloat16 and float32 runs;
+- `fp8_mean_kl`: the mean KL divergence of a simulation of FP8 serving from float32. The simulation has
+  weights in E4M3 with a scale per output row, inputs of linear layers in E4M3 with a scale per token, keys
+  and values in E4M3 without a scale, and the embedding and LM head in BF16.
 """
 
 import json
@@ -44,7 +46,7 @@ def main() -> None:
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )
     make("llama", LlamaForCausalLM(llama))
-    # For eight ranks: three query heads each, KV heads that four ranks have in common, an odd vocabulary.
+    # For eight ranks: three query heads each, KV heads that four ranks share, an odd vocabulary.
     wide = NemotronConfig(
         vocab_size=389, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=24,
         num_key_value_heads=2, head_dim=16, max_position_embeddings=256, partial_rotary_factor=0.5,
@@ -56,6 +58,7 @@ def main() -> None:
 
 @torch.no_grad()
 def make(name: str, model) -> None:
+    """Writes the fixture of one model."""
     randomise(model)
     folder = OUT / name
     model.to(torch.bfloat16).save_pretrained(folder)
@@ -65,7 +68,10 @@ def make(name: str, model) -> None:
     prompts = [torch.randint(3, VOCAB, (1, length)) for length in PROMPTS]
     exact = [logprobs(model, ids) for ids in prompts]
     half = type(model).from_pretrained(folder, dtype=torch.bfloat16).eval()
-    worst = max((scored(logprobs(half, ids), ids) - scored(e, ids)).abs().max().item() for ids, e in zip(prompts, exact))
+    worst = max(
+        (scored(logprobs(half, ids), ids) - scored(e, ids)).abs().max().item()
+        for ids, e in zip(prompts, exact)
+    )
     simulate_fp8(model)
     approximate = [logprobs(model, ids) for ids in prompts]
     kls = torch.cat([(e.exp() * (e - a)).sum(-1) for e, a in zip(exact, approximate)])
@@ -86,7 +92,7 @@ def make(name: str, model) -> None:
 
 
 def randomise(model) -> None:
-    """Weights that make logits far from flat, and norms that are not the identity."""
+    """Sets random weights that give clearly different logits, and norms that are not the identity."""
     for key, weight in model.named_parameters():
         if "norm" in key:
             base = 1.0 if "Llama" in type(model).__name__ and key.endswith("weight") else 0.0
@@ -99,14 +105,17 @@ def randomise(model) -> None:
 
 
 def logprobs(model, ids):
+    """Returns the log-probabilities of all tokens at every position: [positions, vocabulary]."""
     return model(ids).logits[0].float().log_softmax(-1)
 
 
 def scored(rows, ids):
+    """Returns the log-probability of each token after the first."""
     return rows[:-1].gather(1, ids[0, 1:, None])[:, 0]
 
 
 def greedy(model, ids):
+    """Returns a greedy continuation, and for each token the margin between the two largest logits."""
     tokens, margins = [], []
     for _ in range(GREEDY):
         top = model(ids).logits[0, -1].topk(2)
@@ -117,16 +126,18 @@ def greedy(model, ids):
 
 
 def e4m3(x, scale):
+    """Rounds to E4M3 with a scale, and returns float32."""
     return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).float() * scale
 
 
 def per_row(x):
+    """Rounds to E4M3 with one scale per row."""
     scale = x.abs().amax(-1, keepdim=True) / E4M3_MAX
     return e4m3(x, torch.where(scale > 0, scale, torch.ones_like(scale)))
 
 
 def simulate_fp8(model) -> None:
-    """Quantises weights in place, and inputs, keys and values by hooks."""
+    """Simulates FP8 serving: quantises weights in place, and inputs, keys and values with hooks."""
     for key, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "lm_head" not in key:
             module.weight.copy_(per_row(module.weight))
@@ -150,7 +161,7 @@ def simulate_fp8(model) -> None:
 
 
 def patch_nemotron(model) -> None:
-    """Nemotron's attention has no function of its own to replace: its KV repetition sees every key and value."""
+    """Quantises keys and values in `repeat_kv`, because Nemotron's attention has no function to replace."""
     import transformers.models.nemotron.modeling_nemotron as nemotron
 
     if not hasattr(nemotron, "_plain_repeat"):

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Makes tests/data/nemo: the golden models as NVIDIA would publish them, in unpacked .nemo directories.
+"""Makes tests/data/nemo: two golden models in the form of NVIDIA's unpacked .nemo directories.
 
-    python3 scripts/make_nemo_fixture.py            (needs numpy, ml_dtypes, tensorstore)
+    python3 scripts/make_nemo_fixture.py            (requires numpy, ml_dtypes, tensorstore)
 
-Each is a directory with model_config.yaml, a small SentencePiece model, and model_weights: one zarr array a
-tensor in BF16, written by a zarr library, the tensors of layers stacked over the layers. Chunks are one layer's, divided
-as tensor parallelism divides them. Q, K and V are one matrix, grouped by KV head.
+Each directory holds model_config.yaml, a small SentencePiece model, and model_weights: one zarr array per
+tensor in BF16, written by a zarr library; tensors of layers are stacked along the first axis. A chunk holds
+one rank's share of one layer. Q, K and V are one matrix, grouped by KV head.
 
-- `base` is `wide`: two groups of heads, and a vocabulary that the chunks of 8 ranks do not divide.
-- `reward` is `nemotron` with a random reward head and its bias, `/` between the indices of chunks, and two layers to a
-  chunk of fc1.
+- `base` is `wide`: two KV heads, and a vocabulary that is not a multiple of its 8 chunks.
+- `reward` is `nemotron` with a random reward head and its bias, chunk indices separated by `/`, and two
+  layers per chunk of linear_fc1.
 """
 
 import json
@@ -73,6 +73,7 @@ def main() -> None:
 
 
 def make(name: str, source: str, separator: str, ranks: int, reward: bool) -> None:
+    """Writes the directory `name` from the golden model `source`, with chunks for `ranks` ranks."""
     config = json.loads((DATA / "golden" / source / "config.json").read_text())
     tensors = read(DATA / "golden" / source / "model.safetensors")
     folder = OUT / name
@@ -101,7 +102,10 @@ def make(name: str, source: str, separator: str, ranks: int, reward: bool) -> No
     write(base + "self_attention.linear_proj.weight", proj, [1, hidden, proj.shape[2] // ranks])
     write(base + "mlp.linear_fc1.weight", stacked("mlp.up_proj.weight"), [per_chunk, ffn // ranks, hidden])
     write(base + "mlp.linear_fc2.weight", stacked("mlp.down_proj.weight"), [1, hidden, ffn // ranks])
-    for theirs, ours in [("self_attention.linear_qkv", "input_layernorm"), ("mlp.linear_fc1", "post_attention_layernorm")]:
+    for theirs, ours in [
+        ("self_attention.linear_qkv", "input_layernorm"),
+        ("mlp.linear_fc1", "post_attention_layernorm"),
+    ]:
         for part in ["weight", "bias"]:
             write(f"{base}{theirs}.layer_norm_{part}", stacked(f"{ours}.{part}"), [1, hidden])
     for extra in ["self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2"]:
@@ -119,12 +123,12 @@ def make(name: str, source: str, separator: str, ranks: int, reward: bool) -> No
         head = random.standard_normal((REWARDS, hidden)).astype(ml_dtypes.bfloat16)
         write("model.rm_head.weight", head, [REWARDS, hidden // ranks])
         write("model.rm_head.bias", random.standard_normal(REWARDS).astype(ml_dtypes.bfloat16), [REWARDS])
-        # What the tests compare with.
+        # The tests compare the imported head with these bytes.
         (folder / "rm_head.expected").write_bytes(head.tobytes())
 
 
 def grouped(tensors, layer, config):
-    """Megatron's QKV: for each KV head its query heads, its key head and its value head."""
+    """Returns Megatron's QKV matrix: for each KV head its query heads, its key head and its value head."""
     base = f"model.layers.{layer}.self_attn."
     size = config["head_dim"]
     groups = config["num_key_value_heads"]
@@ -136,6 +140,7 @@ def grouped(tensors, layer, config):
 
 
 def save(path: Path, array, chunks, separator: str) -> None:
+    """Writes a zarr array."""
     spec = {
         "driver": "zarr",
         "kvstore": {"driver": "file", "path": str(path)},
@@ -147,6 +152,7 @@ def save(path: Path, array, chunks, separator: str) -> None:
 
 
 def read(path: Path) -> dict:
+    """Returns the BF16 tensors of a safetensors file by name."""
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + size])

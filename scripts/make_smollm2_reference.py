@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What transformers computes with the demo model, for tests/device/smollm2.rs.
+"""Writes transformers' results for the demo model, for tests/device/smollm2.rs.
 
-    python3 scripts/make_smollm2_reference.py demo/smollm2-135m-instruct     (needs torch and transformers)
+    python3 scripts/make_smollm2_reference.py demo/smollm2-135m-instruct     (requires torch and transformers)
 
-Writes tests/data/smollm2/reference.json: for ten prompts the ids of the rendered chat, the greedy answer in float32
-with the margin between the two best logits at each step, and the largest difference of a log-probability between
-float32 and transformers' own bfloat16, which says how small a margin is a tie; and a fixed text with its perplexity.
+Writes tests/data/smollm2/reference.json. For ten prompts it holds the ids of the rendered chat and the greedy
+answer in float32, with the margin between the two largest logits at each step. `bf16_worst` is the largest
+difference of a log-probability between transformers' float32 and bfloat16 runs; a margin below it counts as a
+tie. The file also holds the ids of a fixed text and its perplexity.
 """
 
 import json
@@ -29,14 +30,23 @@ QUESTIONS = [
     "Explain what a prime number is.",
 ]
 TOKENS = 24
-TEXT = """The harbour lay quiet in the early morning. A thin fog covered the water, and the boats along the pier moved
-a little with each small wave. An old man sat on a wooden box and repaired a net, as he had done every morning for
-thirty years. He did not look up when the first gulls began to call, nor when the bakery across the street opened its
-doors and the smell of fresh bread reached the shore. His hands knew the work. They found the broken threads, cut them
-away, and tied new ones in their place, one knot after another. When the sun rose over the hills, the fog turned gold
-and then disappeared, and the town behind him woke up. Children ran to school, a bus stopped at the corner, and two
-women argued about the price of fish. The man folded his net, stood up slowly, and walked to his boat. There was a good
-wind from the west, and the day would be long."""
+TEXT = (
+    "The harbour lay quiet in the early morning. A thin "
+    "fog covered the water, and the boats along the pier moved\n"
+    "a little with each small wave. An old man sat on a "
+    "wooden box and repaired a net, as he had done every morning for\n"
+    "thirty years. He did not look up when the first gulls "
+    "began to call, nor when the bakery across the street opened its\n"
+    "doors and the smell of fresh bread reached the shore. His "
+    "hands knew the work. They found the broken threads, cut them\n"
+    "away, and tied new ones in their place, one knot after "
+    "another. When the sun rose over the hills, the fog turned gold\n"
+    "and then disappeared, and the town behind him woke up. Children "
+    "ran to school, a bus stopped at the corner, and two\n"
+    "women argued about the price of fish. The man folded his net, "
+    "stood up slowly, and walked to his boat. There was a good\n"
+    "wind from the west, and the day would be long."
+)
 
 
 @torch.no_grad()
@@ -63,11 +73,13 @@ def main() -> None:
 
 
 def scores(model, ids):
+    """Returns the log-probability of each token after the first."""
     rows = model(ids).logits[0].float().log_softmax(-1)
     return rows[:-1].gather(1, ids[0, 1:, None])[:, 0]
 
 
 def greedy(model, ids, eos):
+    """Returns a greedy answer of at most TOKENS tokens, and the margin at each step."""
     ids, answer, margins = torch.tensor([ids]), [], []
     while len(answer) < TOKENS and (not answer or answer[-1] != eos):
         top = model(ids).logits[0, -1].topk(2)

@@ -98,13 +98,13 @@ impl Shown {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        let Converted { already, tensors, bytes, reports, left_behind } = converted;
+        let Converted { already_complete, tensors, bytes, reports, not_copied } = converted;
         let out = conversion.output.display();
-        if *already {
+        if *already_complete {
             eprintln!("{out} is whole already");
             return;
         }
-        for name in left_behind {
+        for name in not_copied {
             eprintln!("not copied: {name}");
         }
         if !reports.is_empty() {

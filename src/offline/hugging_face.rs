@@ -1,4 +1,4 @@
-//! `octant quantize`: from a Hugging Face directory of floats to one of E4M3.
+//! `octant quantize`: converts a Hugging Face checkpoint in BF16, F16 or F32 to one in E4M3.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,50 +7,49 @@ use safetensors::tensor::Dtype;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::item::{Item, RowMap, Source};
-use super::journal::{Identity, Input, hex};
-use super::writer::{Beside, Contents, Output, REPORT, write};
-use super::{Conversion, Converted, Granularity, OnProgress};
+use super::conversion::{Conversion, Converted, OnProgress};
+use super::granularity::Granularity;
+use super::identity::{ConversionIdentity, InputState, hex};
+use super::output_weight::{OutputWeight, RowMap, WeightSource};
+use super::writer::{CONFIG, ConversionOutput, FileContents, REPORT, SmallFile, write};
 use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored};
 
-/// The name of a model's configuration.
-pub(super) const CONFIG: &str = "config.json";
+/// Largest file that is copied beside the weights, in bytes; a larger one is taken for weights.
+const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
 
-/// A file beside the weights that is larger is taken for weights.
-const SMALL: u64 = 64 << 20;
-
-/// Endings of files of weights, and of what goes with them.
-const WEIGHTS: [&str; 9] =
+/// Endings of weight files and their indexes, which are not copied.
+const WEIGHT_ENDINGS: [&str; 9] =
     [".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"];
 
-/// Quantises the linear weights of a Hugging Face directory of BF16, F16 or F32 to E4M3, with the scales that serving
-/// would compute; writes them as compressed-tensors' `float-quantized` does, with activations scaled per token.
-/// Embeddings, LM head and norms stay as they are stored.
+/// Quantises the linear weights of a Hugging Face checkpoint in BF16, F16 or F32 to E4M3, with the scales
+/// that serving would compute on load. Writes the `float-quantized` format of compressed-tensors with
+/// activations scaled per token. Embeddings, LM head and norms are copied as they are stored.
 ///
 /// # Errors
-/// If the input is no model of floats that could be served, or has changed since a run that is gone on with, or if the
-/// output is somebody else's.
+/// If the input is not a supported unquantised model, an element is not finite, the input or the settings
+/// have changed since the run that is continued, or the output directory holds other files.
 pub fn quantize(conversion: &Conversion, on_progress: OnProgress<'_>) -> Result<Converted, LoadError> {
     let dir = conversion.input.as_path();
     let config = Object::read(&dir.join(CONFIG))?;
     let model = ModelConfig::from_object(dir, &config)?;
     if model.scheme != Scheme::None {
-        let message = "expected a model of floats, got one that is quantised already";
+        let message = "expected BF16, F16 or F32 weights, got a model that is quantised already";
         return Err(LoadError::config(&dir.join(CONFIG), "quantization_config", message));
     }
     let stored = Checkpoint::open(dir)?.stored();
-    let items = items(dir, &model, &stored, conversion.granularity)?;
-    let (beside, left_behind) = small_files(dir)?;
+    let weights = output_weights(dir, &model, &stored, conversion.granularity)?;
+    let (small_files, not_copied) = small_files(dir)?;
     let mut map = config.into_map();
     if let Some(granularity) = conversion.granularity {
         map.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
     }
-    let identity = Identity::new(settings("quantize", conversion), inputs(dir, &stored)?);
-    let output = Output { items, identity, beside, config: Value::Object(map), left_behind };
+    let identity = ConversionIdentity::new(settings("quantize", conversion), input_states(dir, &stored)?);
+    let config = Value::Object(map);
+    let output = ConversionOutput { weights, identity, small_files, config, not_copied };
     write(&output, conversion, on_progress)
 }
 
-/// The settings that the output's bytes depend on.
+/// Returns the settings that the bytes of the output depend on.
 pub(super) fn settings(command: &str, conversion: &Conversion) -> Map<String, Value> {
     let scheme = conversion.granularity.map(Granularity::strategy);
     let settings = [
@@ -62,7 +61,8 @@ pub(super) fn settings(command: &str, conversion: &Conversion) -> Map<String, Va
     settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// What compressed-tensors, and vLLM with it, takes for E4M3 weights and E4M3 activations scaled per token.
+/// Returns the `quantization_config` by which compressed-tensors and vLLM read E4M3 weights, with E4M3
+/// activations scaled per token.
 pub(super) fn quantization_config(granularity: Granularity, reward: bool) -> Value {
     let ignore: &[&str] = if reward { &["lm_head", "rm_head"] } else { &["lm_head"] };
     json!({
@@ -94,16 +94,19 @@ pub(super) fn quantization_config(granularity: Granularity, reward: bool) -> Val
     })
 }
 
-/// Every stored tensor, in the order of the files. All that the model needs are there, and nothing that it does not know.
-fn items(
+/// Returns every stored tensor, in the order of the files.
+///
+/// # Errors
+/// If a tensor of the model is missing, has another shape or type, or does not belong to the model.
+fn output_weights(
     dir: &Path,
     config: &ModelConfig,
     stored: &[Stored],
     granularity: Option<Granularity>,
-) -> Result<Vec<Item>, LoadError> {
+) -> Result<Vec<OutputWeight>, LoadError> {
     let mut expected: BTreeMap<String, model::Expected> =
         model::tensors(config).into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-    let mut items = Vec::new();
+    let mut weights = Vec::new();
     for tensor in stored {
         let error = |message: String| LoadError::tensor(&tensor.path, &tensor.name, message);
         let expected = expected.remove(&tensor.name);
@@ -120,23 +123,24 @@ fn items(
             return Err(error(format!("expected BF16, F16 or F32, got {:?}", tensor.dtype)));
         }
         let linear = expected.is_some_and(|tensor| tensor.linear);
-        items.push(Item {
+        weights.push(OutputWeight {
             name: tensor.name.clone(),
             shape: tensor.shape.clone(),
             dtype: tensor.dtype,
             granularity: granularity.filter(|_| linear),
-            source: Source::File { path: tensor.path.clone(), offset: tensor.offset },
+            source: WeightSource::File { path: tensor.path.clone(), offset: tensor.offset },
             rows: RowMap::ALL,
         });
     }
     match expected.keys().next() {
         Some(name) => Err(LoadError::tensor(dir, name, "missing from the checkpoint")),
-        None => Ok(items),
+        None => Ok(weights),
     }
 }
 
-/// What tells this input from any other: the files of weights by size, time and layout, and the configuration.
-fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, Input>, LoadError> {
+/// Returns the state of the input: size, time and layout of each weight file, and a hash of the
+/// configuration.
+fn input_states(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, InputState>, LoadError> {
     let mut layouts: BTreeMap<&Path, Sha256> = BTreeMap::new();
     for tensor in stored {
         let Stored { name, path, dtype, shape, offset } = tensor;
@@ -147,19 +151,20 @@ fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, Input>, Load
         let meta = std::fs::metadata(path).map_err(|e| LoadError::io(path, e))?;
         let name = path.strip_prefix(dir).unwrap_or(path).display().to_string();
         let layout = format!("{} bytes, {}", meta.len(), hex(&layout.finalize()));
-        let mut input = Input { layout, ..Input::default() };
+        let mut input = InputState { layout, ..InputState::default() };
         input.add(meta.modified().map_err(|e| LoadError::io(path, e))?);
         inputs.insert(name, input);
     }
     let path = dir.join(CONFIG);
     let config = std::fs::read(&path).map_err(|e| LoadError::io(&path, e))?;
-    inputs.insert(CONFIG.to_owned(), Input { layout: hex(&Sha256::digest(config)), ..Input::default() });
+    let layout = hex(&Sha256::digest(config));
+    inputs.insert(CONFIG.to_owned(), InputState { layout, ..InputState::default() });
     Ok(inputs)
 }
 
-/// Files that go along as they are, and names of those that do not.
-fn small_files(dir: &Path) -> Result<(Vec<Beside>, Vec<String>), LoadError> {
-    let (mut small, mut left_behind) = (Vec::new(), Vec::new());
+/// Returns the files that are copied beside the weights, and the names of those that are not.
+fn small_files(dir: &Path) -> Result<(Vec<SmallFile>, Vec<String>), LoadError> {
+    let (mut small, mut not_copied) = (Vec::new(), Vec::new());
     let mut paths: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|e| LoadError::io(dir, e))? {
         paths.push(entry.map_err(|e| LoadError::io(dir, e))?.path());
@@ -172,12 +177,12 @@ fn small_files(dir: &Path) -> Result<(Vec<Beside>, Vec<String>), LoadError> {
         if read || name == CONFIG || name == REPORT || name.starts_with('.') {
             continue;
         }
-        let weights = WEIGHTS.iter().any(|ending| name.ends_with(ending));
-        if meta.is_file() && meta.len() <= SMALL && !weights {
-            small.push(Beside { name, contents: Contents::Of(path) });
+        let weights = WEIGHT_ENDINGS.iter().any(|ending| name.ends_with(ending));
+        if meta.is_file() && meta.len() <= MAX_SMALL_FILE_BYTES && !weights {
+            small.push(SmallFile { name, contents: FileContents::CopyOf(path) });
         } else {
-            left_behind.push(name);
+            not_copied.push(name);
         }
     }
-    Ok((small, left_behind))
+    Ok((small, not_copied))
 }

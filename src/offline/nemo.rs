@@ -1,8 +1,9 @@
-//! `octant import-nemo`: NVIDIA's unpacked `.nemo` directories to Hugging Face's names and layout.
+//! `octant import-nemo`: converts NVIDIA's unpacked `.nemo` directories to Hugging Face's names and layout.
 //!
-//! The weights lie in `model_weights`, one zarr array a tensor, those of layers stacked over the layers. Q, K and V are
-//! one matrix, grouped by KV head: a group's query heads, its key head, its value head, then the next group. Norms are
-//! stored next to the linear weight that follows them, as they are: nothing is added to LayerNorm1p's weights.
+//! The directory `model_weights` holds one zarr array per tensor; tensors of layers are stacked along the
+//! first axis. Q, K and V are one matrix, grouped by KV head: the query heads of a group, its key head, its
+//! value head, then the next group. A norm is named after the linear weight that follows it. The weights of
+//! LayerNorm1p are copied as they are stored; the 1 is added at run time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -12,28 +13,29 @@ use safetensors::tensor::Dtype;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::conversion::{Conversion, Converted, OnProgress};
 use super::hugging_face::{quantization_config, settings};
-use super::item::{Item, RowMap, Source};
-use super::journal::{Identity, Input, hex};
-use super::nemo_config::{self, Stored};
+use super::identity::{ConversionIdentity, InputState, hex};
+use super::nemo_config::{self, ArrayFacts};
+use super::output_weight::{OutputWeight, RowMap, WeightSource};
 use super::sentencepiece::{self, SentencePieceError};
-use super::writer::{Beside, Contents, Output, write};
-use super::zarr::Array;
-use super::{Conversion, Converted, OnProgress};
+use super::writer::{ConversionOutput, FileContents, SmallFile, write};
+use super::zarr::ZarrArray;
 use crate::device::HeadShape;
 use crate::model::{self, LoadError, ModelConfig, Object};
 
-const CONFIG: &str = "model_config.yaml";
+const NEMO_CONFIG: &str = "model_config.yaml";
 const WEIGHTS: &str = "model_weights";
 const LAYERS: &str = "model.decoder.layers.";
 
-/// Writes an unpacked `.nemo` directory of a Nemotron model as a Hugging Face one: weights as they are stored, or with
-/// linear ones in E4M3 as [`super::quantize`] makes them; the SentencePiece model as `tokenizer.model`, and as
-/// `tokenizer.json` and `tokenizer_config.json`.
+/// Converts an unpacked `.nemo` directory of a Nemotron model to a Hugging Face one. Weights are copied as
+/// they are stored, or the linear ones are quantised to E4M3 as by [`super::quantize`]. The SentencePiece
+/// model is copied as `tokenizer.model` and converted to `tokenizer.json` and `tokenizer_config.json`.
 ///
 /// # Errors
-/// If the input is not such a model, lacks a part of a weight or has weights beside, or has changed since a run that is
-/// gone on with, or if the output is somebody else's.
+/// If the input is not such a model, a weight or a chunk of one is missing, the input holds other weights, an
+/// element is not finite, the input or the settings have changed since the run that is continued, or the
+/// output directory holds other files.
 pub fn import_nemo(conversion: &Conversion, on_progress: OnProgress<'_>) -> Result<Converted, LoadError> {
     let dir = conversion.input.as_path();
     if dir.is_file() {
@@ -41,54 +43,58 @@ pub fn import_nemo(conversion: &Conversion, on_progress: OnProgress<'_>) -> Resu
                        `mkdir UNPACKED && tar -xf FILE -C UNPACKED`, then give UNPACKED";
         return Err(LoadError::file(dir, message));
     }
-    let yaml = nemo_config::read(&dir.join(CONFIG))?;
+    let yaml = nemo_config::read(&dir.join(NEMO_CONFIG))?;
     let weights = dir.join(WEIGHTS);
     check_backend(&weights)?;
     let mut arrays = Arrays { root: &weights, open: BTreeMap::new() };
     let (config, model) = configuration(dir, &yaml, &mut arrays)?;
-    let items = items(&model, &mut arrays, conversion)?;
-    arrays.check_none_left()?;
+    let weights = output_weights(&model, &mut arrays, conversion)?;
+    arrays.check_no_other_weights()?;
     let mut config = config;
-    let beside = tokenizer(dir, &yaml, conversion.tokenizer.then_some(&config))?;
+    let small_files = tokenizer_files(dir, &yaml, conversion.tokenizer.then_some(&config))?;
     if let Some(granularity) = conversion.granularity {
         config.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
     }
-    let mut inputs: BTreeMap<String, Input> = BTreeMap::new();
-    let text = std::fs::read(dir.join(CONFIG)).map_err(|e| LoadError::io(&dir.join(CONFIG), e))?;
-    inputs.insert(CONFIG.to_owned(), Input { layout: hex(&Sha256::digest(text)), ..Input::default() });
+    let mut inputs: BTreeMap<String, InputState> = BTreeMap::new();
+    let text = std::fs::read(dir.join(NEMO_CONFIG)).map_err(|e| LoadError::io(&dir.join(NEMO_CONFIG), e))?;
+    let layout = hex(&Sha256::digest(text));
+    inputs.insert(NEMO_CONFIG.to_owned(), InputState { layout, ..InputState::default() });
     inputs.extend(arrays.open.iter().map(|(name, array)| (name.clone(), array.state().clone())));
-    let output = Output {
-        items,
-        identity: Identity::new(settings("import-nemo", conversion), inputs),
-        beside,
+    let output = ConversionOutput {
+        weights,
+        identity: ConversionIdentity::new(settings("import-nemo", conversion), inputs),
+        small_files,
         config: Value::Object(config),
-        left_behind: Vec::new(),
+        not_copied: Vec::new(),
     };
     write(&output, conversion, on_progress)
 }
 
-/// The arrays of a checkpoint that have been opened, by name.
+/// The opened arrays of a checkpoint, by name.
 struct Arrays<'a> {
     root: &'a Path,
-    open: BTreeMap<String, Arc<Array>>,
+    open: BTreeMap<String, Arc<ZarrArray>>,
 }
 
 impl Arrays<'_> {
-    fn open(&mut self, name: &str) -> Result<Arc<Array>, LoadError> {
+    /// Opens an array, or returns the one that is open.
+    fn open(&mut self, name: &str) -> Result<Arc<ZarrArray>, LoadError> {
         if let Some(array) = self.open.get(name) {
             return Ok(Arc::clone(array));
         }
-        let array = Arc::new(Array::open(self.root, name, name.starts_with(LAYERS))?);
+        let array = Arc::new(ZarrArray::open(self.root, name, name.starts_with(LAYERS))?);
         self.open.insert(name.to_owned(), Arc::clone(&array));
         Ok(array)
     }
 
+    /// Returns whether the checkpoint has an array.
     fn has(&self, name: &str) -> bool {
         self.root.join(name).join(".zarray").exists()
     }
 
-    /// Fails if there is a weight that nothing asked for: a checkpoint with more in it than the model is not this model.
-    fn check_none_left(&self) -> Result<(), LoadError> {
+    /// Fails if the checkpoint holds a weight that has not been opened: it is then another model than the
+    /// configuration says.
+    fn check_no_other_weights(&self) -> Result<(), LoadError> {
         let entries = std::fs::read_dir(self.root).map_err(|e| LoadError::io(self.root, e))?;
         let mut names = BTreeSet::new();
         for entry in entries {
@@ -97,7 +103,7 @@ impl Arrays<'_> {
                 names.insert(entry.file_name().to_string_lossy().into_owned());
             }
         }
-        // What Transformer Engine keeps of FP8 training, and what the optimizer keeps, are not weights.
+        // FP8 states of Transformer Engine and states of the optimizer are not weights.
         let known = |name: &&String| {
             self.open.contains_key(*name) || name.ends_with("_extra_state") || name.starts_with("optimizer.")
         };
@@ -108,6 +114,7 @@ impl Arrays<'_> {
     }
 }
 
+/// Fails unless the checkpoint is stored as zarr.
 fn check_backend(weights: &Path) -> Result<(), LoadError> {
     let meta = Object::read(&weights.join("metadata.json"))?;
     match meta.text("sharded_backend")? {
@@ -116,7 +123,7 @@ fn check_backend(weights: &Path) -> Result<(), LoadError> {
     }
 }
 
-/// `config.json`, and what it means.
+/// Returns the contents of `config.json`, and the model configuration that they describe.
 fn configuration(
     dir: &Path,
     yaml: &Object,
@@ -129,24 +136,24 @@ fn configuration(
         _ => "bfloat16",
     };
     let reward = arrays.has("model.rm_head.weight");
-    let stored = Stored { vocab: embedding.shape()[0], dtype, reward };
-    let config = nemo_config::hugging_face(yaml, &stored)?;
-    let object = Object::from_map(&dir.join(CONFIG), config.clone());
+    let facts = ArrayFacts { vocab: embedding.shape()[0], dtype, reward };
+    let config = nemo_config::hugging_face(yaml, &facts)?;
+    let object = Object::from_map(&dir.join(NEMO_CONFIG), config.clone());
     let model = ModelConfig::from_object(dir, &object)?;
     Ok((config, model))
 }
 
-/// Every weight of the model, and where it is stored.
-fn items(
+/// Returns every weight of the model with its source.
+fn output_weights(
     model: &ModelConfig,
     arrays: &mut Arrays<'_>,
     conversion: &Conversion,
-) -> Result<Vec<Item>, LoadError> {
-    let mut items = Vec::new();
+) -> Result<Vec<OutputWeight>, LoadError> {
+    let mut weights = Vec::new();
     for expected in model::tensors(model) {
         let model::Expected { name, shape, linear } = expected;
         let (array, layer) = array_of(&name);
-        // A reward model need not have a head for tokens.
+        // A reward model may lack the LM head.
         if model.reward && name == "lm_head.weight" && !arrays.has(&array) {
             continue;
         }
@@ -154,43 +161,44 @@ fn items(
         let (rows, stored) = rows(&name, &shape, model.heads);
         let stacked = if array.name().starts_with(LAYERS) { vec![model.layers] } else { Vec::new() };
         array.expect(&[stacked, stored].concat())?;
-        items.push(Item {
+        weights.push(OutputWeight {
             name,
             shape,
             dtype: array.dtype(),
             granularity: conversion.granularity.filter(|_| linear),
-            source: Source::Zarr { array, layer },
+            source: WeightSource::Zarr { array, layer },
             rows,
         });
     }
     if model.reward {
-        items.extend(reward_head(model, arrays)?);
+        weights.extend(reward_head(model, arrays)?);
     }
-    Ok(items)
+    Ok(weights)
 }
 
-fn reward_head(model: &ModelConfig, arrays: &mut Arrays<'_>) -> Result<Vec<Item>, LoadError> {
-    let item = |name: &str, array: Arc<Array>| Item {
+/// Returns the weights of the reward head: a matrix and, if the checkpoint has one, a bias.
+fn reward_head(model: &ModelConfig, arrays: &mut Arrays<'_>) -> Result<Vec<OutputWeight>, LoadError> {
+    let head = |name: &str, array: Arc<ZarrArray>| OutputWeight {
         name: name.to_owned(),
         shape: array.shape().to_vec(),
         dtype: array.dtype(),
         granularity: None,
-        source: Source::Zarr { array, layer: 0 },
+        source: WeightSource::Zarr { array, layer: 0 },
         rows: RowMap::ALL,
     };
     let weight = arrays.open("model.rm_head.weight")?;
     let rewards = weight.shape()[0];
     weight.expect(&[rewards, model.hidden])?;
-    let mut items = vec![item("rm_head.weight", weight)];
+    let mut weights = vec![head("rm_head.weight", weight)];
     if arrays.has("model.rm_head.bias") {
         let bias = arrays.open("model.rm_head.bias")?;
         bias.expect(&[rewards])?;
-        items.push(item("rm_head.bias", bias));
+        weights.push(head("rm_head.bias", bias));
     }
-    Ok(items)
+    Ok(weights)
 }
 
-/// NeMo's name for a weight, and its layer; 0 for what is in no layer.
+/// Returns the name of the NeMo array that holds a weight, and its layer; 0 for a weight outside the layers.
 fn array_of(name: &str) -> (String, usize) {
     let in_layer = name.strip_prefix("model.layers.").and_then(|rest| {
         let (layer, rest) = rest.split_once('.')?;
@@ -218,7 +226,8 @@ fn array_of(name: &str) -> (String, usize) {
     (format!("{LAYERS}{array}"), layer)
 }
 
-/// Which rows of what is stored are a weight's, and the shape of what is stored.
+/// Returns the rows of a stored matrix that belong to a weight, and the shape of the stored matrix (of one
+/// layer).
 fn rows(name: &str, shape: &[usize], heads: HeadShape) -> (RowMap, Vec<usize>) {
     let HeadShape { q_heads, kv_heads, head_dim } = heads;
     let queries = q_heads / kv_heads;
@@ -235,13 +244,13 @@ fn rows(name: &str, shape: &[usize], heads: HeadShape) -> (RowMap, Vec<usize>) {
     (RowMap { first, block, stride }, vec![kv_heads * stride, shape[1]])
 }
 
-/// The SentencePiece model that the configuration names, as `nemo:FILE`, as the files that go with the output; with the
-/// output's `config.json`, what Hugging Face's tokenizers read too.
-fn tokenizer(
+/// Returns the tokenizer files of the output: a copy of the SentencePiece model that the configuration names
+/// as `nemo:FILE` and, if the output's `config.json` is given, the files that Hugging Face's tokenizers read.
+fn tokenizer_files(
     dir: &Path,
     yaml: &Object,
     config: Option<&Map<String, Value>>,
-) -> Result<Vec<Beside>, LoadError> {
+) -> Result<Vec<SmallFile>, LoadError> {
     let tokenizer = yaml.object("tokenizer")?.ok_or_else(|| yaml.error("tokenizer", "missing"))?;
     match tokenizer.text("library")? {
         Some("sentencepiece") => {}
@@ -251,17 +260,17 @@ fn tokenizer(
     let named = tokenizer.text(key)?.ok_or_else(|| tokenizer.error(key, "missing"))?;
     let file = named.strip_prefix("nemo:").unwrap_or(named);
     if file.is_empty() || file.contains('/') {
-        return Err(tokenizer.error(key, format!("expected `nemo:` and the name of a file, got `{named}`")));
+        return Err(tokenizer.error(key, format!("expected `nemo:` and a file name, got `{named}`")));
     }
     let path = dir.join(file);
     if !path.is_file() {
-        return Err(tokenizer.error(key, format!("expected a file of this directory, got `{named}`")));
+        return Err(tokenizer.error(key, format!("expected a file in the same directory, got `{named}`")));
     }
     let model = std::fs::read(&path).map_err(|e| LoadError::io(&path, e))?;
     let mut files = Vec::new();
     if let Some(config) = config {
         let error = |e: SentencePieceError| {
-            let advice = "--without-tokenizer converts the rest, for a tokenizer.json from elsewhere";
+            let advice = "to convert the weights alone, use --without-tokenizer";
             LoadError::file(&path, format!("{e} ({advice})"))
         };
         let mut settings = sentencepiece::tokenizer_config(&model).map_err(error)?;
@@ -270,7 +279,7 @@ fn tokenizer(
         files.push(("tokenizer_config.json", format!("{settings:#}\n").into_bytes()));
     }
     files.push(("tokenizer.model", model));
-    let beside =
-        |(name, bytes): (&str, _)| Beside { name: name.to_owned(), contents: Contents::Bytes(bytes) };
-    Ok(files.into_iter().map(beside).collect())
+    let small_file =
+        |(name, bytes): (&str, _)| SmallFile { name: name.to_owned(), contents: FileContents::Bytes(bytes) };
+    Ok(files.into_iter().map(small_file).collect())
 }

@@ -1,9 +1,9 @@
-//! `model_config.yaml` of a NeMo model as a Hugging Face `config.json`.
+//! Converts the `model_config.yaml` of a NeMo model to a Hugging Face `config.json`.
 //!
-//! The keys are those of NeMo's `MegatronGPTModel`; what one means where it is absent is NeMo's default. A value that
-//! this family does not have would change what the weights mean, so each is checked, also those that nothing uses.
-//! `apply_query_key_layer_scaling` is not: it divides by the layer's number before the softmax and multiplies within it,
-//! against overflow, and changes nothing.
+//! Keys and defaults are those of NeMo's `MegatronGPTModel`. A value that this model family does not use
+//! would change the meaning of the weights, so every such key is checked, even if nothing else reads it. The
+//! exception is `apply_query_key_layer_scaling`: it divides by the layer number before the softmax and
+//! multiplies within it, to avoid overflow, and does not change the result.
 
 use std::path::Path;
 
@@ -11,59 +11,65 @@ use serde_json::{Map, Value, json};
 
 use crate::model::{LoadError, Object, REWARD};
 
-/// What a model of this family says, and whether saying nothing means the same.
-const FIXED: [(&str, &str, bool); 17] = [
-    ("normalization", "\"layernorm1p\"", false),
-    ("activation", "\"squared-relu\"", false),
-    ("position_embedding_type", "\"rope\"", false),
-    ("bias", "false", false),
-    ("share_embeddings_and_output_weights", "false", false),
-    ("transformer_block_type", "\"pre_ln\"", true),
-    ("attention_type", "\"multihead\"", true),
-    ("rotary_interleaved", "false", true),
-    ("seq_len_interpolation_factor", "null", true),
-    ("fp32_residual_connection", "false", true),
-    ("normalize_attention_scores", "true", true),
-    ("headscale", "false", true),
-    ("qk_layernorm", "false", true),
-    ("apply_embedding_scaling", "false", true),
-    ("num_moe_experts", "null", true),
-    ("window_size", "null", true),
-    ("megatron_legacy", "false", true),
+/// Keys that must be present, with the value (in JSON) that this model family requires.
+const REQUIRED: [(&str, &str); 5] = [
+    ("normalization", "\"layernorm1p\""),
+    ("activation", "\"squared-relu\""),
+    ("position_embedding_type", "\"rope\""),
+    ("bias", "false"),
+    ("share_embeddings_and_output_weights", "false"),
 ];
 
-/// Ids of the family's SentencePiece models.
+/// Keys that may be absent, with the value (in JSON) that this model family requires; it is also the meaning
+/// of an absent key.
+const REQUIRED_OR_ABSENT: [(&str, &str); 12] = [
+    ("transformer_block_type", "\"pre_ln\""),
+    ("attention_type", "\"multihead\""),
+    ("rotary_interleaved", "false"),
+    ("seq_len_interpolation_factor", "null"),
+    ("fp32_residual_connection", "false"),
+    ("normalize_attention_scores", "true"),
+    ("headscale", "false"),
+    ("qk_layernorm", "false"),
+    ("apply_embedding_scaling", "false"),
+    ("num_moe_experts", "null"),
+    ("window_size", "null"),
+    ("megatron_legacy", "false"),
+];
+
+/// Token ids of the family's SentencePiece models.
 const BOS: u32 = 2;
 const EOS: u32 = 3;
 const PAD: u32 = 0;
 
-/// What the arrays say that the configuration does not.
-pub(super) struct Stored {
-    /// Rows of the embedding.
+/// Facts that only the stored arrays tell.
+pub(super) struct ArrayFacts {
+    /// Number of rows of the embedding.
     pub(super) vocab: usize,
-    /// As transformers calls the type of the weights.
+    /// Type of the weights, by transformers' name.
     pub(super) dtype: &'static str,
-    /// Whether there is a reward head.
+    /// Whether the checkpoint has a reward head.
     pub(super) reward: bool,
 }
 
-/// Reads a YAML file of one mapping.
+/// Reads a YAML file that holds one mapping.
 pub(super) fn read(path: &Path) -> Result<Object, LoadError> {
     let text = std::fs::read_to_string(path).map_err(|e| LoadError::io(path, e))?;
     let map: Value =
         yaml_serde::from_str(&text).map_err(|e| LoadError::file(path, format!("not YAML: {e}")))?;
     let Value::Object(map) = map else { return Err(LoadError::file(path, "expected a mapping")) };
-    Ok(Object::from_map(path, resolved(path, map)?))
+    Ok(Object::from_map(path, resolve_references(path, map)?))
 }
 
-/// Replaces values that stand for the value of another key, as `${.encoder_seq_length}`.
-fn resolved(path: &Path, map: Map<String, Value>) -> Result<Map<String, Value>, LoadError> {
+/// Replaces references to another key, such as `${.encoder_seq_length}`, by the value of that key.
+fn resolve_references(path: &Path, map: Map<String, Value>) -> Result<Map<String, Value>, LoadError> {
     let mut out = map.clone();
     for (key, value) in &mut out {
         let Some(text) = value.as_str().filter(|text| text.contains("${")) else { continue };
         let name = text.strip_prefix("${.").and_then(|rest| rest.strip_suffix('}'));
         let target = name.and_then(|name| map.get(name));
-        // Nothing that is read but is computed, such as `${multiply:4, ${.hidden_size}}`, is guessed at.
+        // An expression such as `${multiply:4, ${.hidden_size}}` is not evaluated: an error if the key is
+        // read.
         match target.filter(|target| !target.to_string().contains("${")) {
             Some(target) => *value = target.clone(),
             None if is_read(key) => {
@@ -75,7 +81,7 @@ fn resolved(path: &Path, map: Map<String, Value>) -> Result<Map<String, Value>, 
     Ok(out)
 }
 
-/// Whether [`hugging_face`] looks at a key.
+/// Returns whether [`hugging_face`] reads a key.
 fn is_read(key: &str) -> bool {
     const OTHERS: [&str; 12] = [
         "num_layers",
@@ -91,14 +97,19 @@ fn is_read(key: &str) -> bool {
         "rotary_base",
         "init_method_std",
     ];
-    OTHERS.contains(&key) || FIXED.iter().any(|(fixed, _, _)| *fixed == key)
+    OTHERS.contains(&key) || REQUIRED.iter().chain(&REQUIRED_OR_ABSENT).any(|(required, _)| *required == key)
 }
 
-/// The contents of `config.json`.
-pub(super) fn hugging_face(yaml: &Object, stored: &Stored) -> Result<Map<String, Value>, LoadError> {
-    for (key, expected, or_absent) in FIXED {
+/// Returns the contents of `config.json`.
+///
+/// # Errors
+/// If a key is missing, or has a value that this model family does not use.
+pub(super) fn hugging_face(yaml: &Object, facts: &ArrayFacts) -> Result<Map<String, Value>, LoadError> {
+    let required = REQUIRED.map(|(key, expected)| (key, expected, false));
+    let optional = REQUIRED_OR_ABSENT.map(|(key, expected)| (key, expected, true));
+    for (key, expected, may_be_absent) in required.into_iter().chain(optional) {
         let value = yaml.get(key).unwrap_or(&Value::Null).to_string();
-        let absent = value == "null" && or_absent;
+        let absent = value == "null" && may_be_absent;
         if value != expected && !absent {
             return Err(yaml.error(key, format!("expected {expected}, got {value}")));
         }
@@ -109,7 +120,8 @@ pub(super) fn hugging_face(yaml: &Object, stored: &Stored) -> Result<Map<String,
         Some(head_dim) => head_dim,
         None if hidden.is_multiple_of(heads) => hidden / heads,
         None => {
-            let message = format!("missing, and hidden_size {hidden} is no multiple of {heads} heads");
+            let message =
+                format!("missing, and hidden_size {hidden} is not a multiple of num_attention_heads {heads}");
             return Err(yaml.error("kv_channels", message));
         }
     };
@@ -123,7 +135,7 @@ pub(super) fn hugging_face(yaml: &Object, stored: &Stored) -> Result<Map<String,
         return Err(yaml.error("rotary_percentage", format!("expected above 0 and at most 1, got {rotary}")));
     }
     let config = json!({
-        "architectures": [if stored.reward { REWARD } else { "NemotronForCausalLM" }],
+        "architectures": [if facts.reward { REWARD } else { "NemotronForCausalLM" }],
         "attention_bias": false,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
@@ -144,9 +156,9 @@ pub(super) fn hugging_face(yaml: &Object, stored: &Stored) -> Result<Map<String,
         "rope_scaling": null,
         "rope_theta": yaml.number("rotary_base")?.unwrap_or(10_000.0),
         "tie_word_embeddings": false,
-        "torch_dtype": stored.dtype,
+        "torch_dtype": facts.dtype,
         "use_cache": true,
-        "vocab_size": stored.vocab,
+        "vocab_size": facts.vocab,
     });
     let Value::Object(mut config) = config else { unreachable!("the value above is an object") };
     config.retain(|key, value| !value.is_null() || key == "rope_scaling");

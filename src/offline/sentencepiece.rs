@@ -1,62 +1,64 @@
-//! A SentencePiece BPE model as the `tokenizer.json` and `tokenizer_config.json` of Hugging Face.
+//! Converts a SentencePiece BPE model to Hugging Face's `tokenizer.json` and `tokenizer_config.json`.
 //!
-//! The two describe the same algorithm in different terms:
+//! Both formats describe byte-pair encoding, in different terms:
 //!
-//! | SentencePiece | tokenizer.json |
-//! |---|---|
-//! | of all neighbours that together are a piece, those of the highest score are merged | of all neighbours in the list of merges, those that stand first: so every way to cut a piece in two pieces is a merge, by the score of the whole |
-//! | a text is normalised as a whole, and never cut into words | no pre-tokenizer; added tokens are taken out after normalising, where normalising looks at the ends of a text |
-//! | user-defined pieces are found first | added tokens, not special |
-//! | control pieces are never found in text | special tokens: the reader of the file decides |
-//! | characters that are no piece are bytes, or a run of them is unknown | `byte_fallback`, `fuse_unk` |
+//! - Merges: SentencePiece merges the two neighbours whose concatenation has the highest score.
+//!   tokenizer.json merges the pair that comes first in its list. The list therefore holds every split of
+//!   every piece into two pieces, ordered by the score of the whole piece.
+//! - Words: SentencePiece normalises a text as a whole and does not split it into words, so tokenizer.json
+//!   gets no pre-tokenizer. If the normalizer looks at the ends of a text, added tokens are found after
+//!   normalisation.
+//! - User-defined pieces: SentencePiece finds them before it encodes. They become added tokens, not special.
+//! - Control pieces: SentencePiece never finds them in a text. They become special tokens, and the program
+//!   that reads tokenizer.json decides whether to find them.
+//! - Characters without a piece: SentencePiece encodes their bytes, or a run of them as one unknown piece.
+//!   The settings `byte_fallback` and `fuse_unk` do the same.
 //!
-//! What cannot be said in tokenizer.json is refused by name. Differences that remain, all found by comparing:
-//! - A text that is nothing but one user-defined piece is that piece alone, without the space that goes before a text.
-//! - Readers that parse special tokens take control pieces out of a text, and what is between two is a text of its own.
-//! - Text that is the name of a user-defined piece only once it is normalised (in wide letters, say) is that piece for
-//!   SentencePiece, and for readers of the file where added tokens are taken out after normalising. The server never
-//!   reads it so.
-//! - Where a text is normalised by NFKC, see `charsmap.rs`.
-//! - Ids that no text yields: with `remove_extra_whitespaces`, all spaces at the start of a text go, where SentencePiece
-//!   takes one from each piece until there is text.
+//! A model that tokenizer.json cannot express is refused with the name of the setting. These differences
+//! remain; each was found by comparing with SentencePiece:
+//!
+//! - A text that consists of one user-defined piece gets no dummy prefix (a space), only that piece.
+//! - Programs that parse special tokens split a text at control pieces; each part is normalised as its own
+//!   text.
+//! - A text may become the name of a user-defined piece only by normalisation (in full-width letters, for
+//!   example). SentencePiece reads it as that piece, and so do programs that find added tokens after
+//!   normalisation. Octant's server never does.
+//! - Models that normalise by NFKC have the exceptions that `charsmap.rs` lists.
+//! - For ids that no text encodes to, the decoded text can differ: with `remove_extra_whitespaces` all spaces
+//!   at the start of a text are removed, while SentencePiece removes one from each piece until the first
+//!   other character.
 
 mod charsmap;
+mod error;
 mod merges;
 mod normalizer;
 mod proto;
+mod replace;
 
 use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use proto::{Kind, Model, Piece};
+pub use error::SentencePieceError;
 
-/// What stands for a space within pieces.
-const SPACE: char = '\u{2581}';
+use proto::{ModelProto, PieceType, SPACE, SentencePiece};
 
-/// A model file that has no tokenizer.json, and why.
-#[derive(Debug, thiserror::Error)]
-pub enum SentencePieceError {
-    /// The bytes are not a SentencePiece model.
-    #[error("not a SentencePiece model: {0}")]
-    Malformed(String),
-    /// The model does something that tokenizer.json cannot say, or that has no test here.
-    #[error("this SentencePiece model cannot become a tokenizer.json: {0}")]
-    Unsupported(String),
-}
-
-/// The `tokenizer.json` of a SentencePiece model (the bytes of its `.model` file): same ids, same text.
-/// It adds no `<s>` or `</s>` by itself, as SentencePiece does not.
+/// Returns the `tokenizer.json` of a SentencePiece model, given the bytes of its `.model` file. Ids and
+/// decoded text are SentencePiece's. Like SentencePiece, the tokenizer adds no `<s>` or `</s>` by itself.
+///
+/// # Errors
+/// `Malformed` if the bytes are not a SentencePiece model; `Unsupported` if tokenizer.json cannot express it.
 pub fn tokenizer_json(model: &[u8]) -> Result<String, SentencePieceError> {
-    let model = Model::read(model)?;
+    let model = ModelProto::read(model)?;
     check(&model)?;
     let ids = ids(&model)?;
-    let whole = normalizer::whole_text(&model.normalizer);
+    let whole = normalizer::needs_whole_text(&model.normalizer_spec);
     let added: Vec<Value> =
-        model.pieces.iter().zip(0..).filter_map(|(piece, id)| added(piece, id, whole)).collect();
+        model.pieces.iter().zip(0..).filter_map(|(piece, id)| added_token(piece, id, whole)).collect();
     let vocab: Map<String, Value> =
-        model.pieces.iter().zip(0..).map(|(piece, id)| (piece.text.to_owned(), json!(id))).collect();
-    let unknown = model.pieces.iter().find(|piece| piece.kind == Kind::Unknown).map(|piece| piece.text);
+        model.pieces.iter().zip(0..).map(|(piece, id)| (piece.piece().to_owned(), json!(id))).collect();
+    let unknown = model.pieces.iter().find(|piece| piece.piece_type() == PieceType::Unknown);
+    let unknown = unknown.map(SentencePiece::piece);
     let tokenizer = json!({
         "version": "1.0",
         "truncation": null,
@@ -73,7 +75,7 @@ pub fn tokenizer_json(model: &[u8]) -> Result<String, SentencePieceError> {
             "continuing_subword_prefix": null,
             "end_of_word_suffix": null,
             "fuse_unk": true,
-            "byte_fallback": model.trainer.byte_fallback,
+            "byte_fallback": model.trainer_spec.byte_fallback(),
             "ignore_merges": false,
             "vocab": vocab,
             "merges": merges::merges(&model.pieces, &ids)?,
@@ -82,19 +84,22 @@ pub fn tokenizer_json(model: &[u8]) -> Result<String, SentencePieceError> {
     Ok(tokenizer.to_string())
 }
 
-/// The `tokenizer_config.json` of a SentencePiece model: its named pieces, as far as it has them, and no
+/// Returns the `tokenizer_config.json` of a SentencePiece model: its special pieces, and no
 /// beginning-of-sequence token before prompts (NeMo trains and serves Nemotron-4 340B without one).
 ///
-/// `model_max_length` and the chat template are not in the model, and are the caller's to add; the templates of the
-/// Nemotron-4 340B family are `models/nemotron-4-340b-*/chat_template.jinja`.
+/// The model file holds neither `model_max_length` nor a chat template; the caller adds them. The templates
+/// of the Nemotron-4 340B family are `models/nemotron-4-340b-*/chat_template.jinja`.
+///
+/// # Errors
+/// The same as those of [`tokenizer_json`].
 pub fn tokenizer_config(model: &[u8]) -> Result<Value, SentencePieceError> {
-    let model = Model::read(model)?;
+    let model = ModelProto::read(model)?;
     check(&model)?;
     let ids = ids(&model)?;
-    let whole = normalizer::whole_text(&model.normalizer);
+    let whole = normalizer::needs_whole_text(&model.normalizer_spec);
     let mut decoder = Map::new();
     for (piece, id) in model.pieces.iter().zip(0..) {
-        if let Some(Value::Object(mut token)) = added(piece, id, whole) {
+        if let Some(Value::Object(mut token)) = added_token(piece, id, whole) {
             token.remove("id");
             decoder.insert(id.to_string(), Value::Object(token));
         }
@@ -103,16 +108,16 @@ pub fn tokenizer_config(model: &[u8]) -> Result<Value, SentencePieceError> {
     config.insert("add_bos_token".to_owned(), json!(false));
     config.insert("add_eos_token".to_owned(), json!(false));
     config.insert("added_tokens_decoder".to_owned(), Value::Object(decoder));
-    let trainer = &model.trainer;
+    let trainer = &model.trainer_spec;
     let names = [
-        ("bos_token", trainer.bos),
-        ("eos_token", trainer.eos),
-        ("unk_token", trainer.unk),
-        ("pad_token", trainer.pad),
+        ("bos_token", trainer.bos_piece()),
+        ("eos_token", trainer.eos_piece()),
+        ("unk_token", trainer.unk_piece()),
+        ("pad_token", trainer.pad_piece()),
     ];
     for (name, piece) in names {
-        let kind = ids.get(piece).map(|&id| model.pieces[id as usize].kind);
-        if matches!(kind, Some(Kind::Control | Kind::Unknown)) {
+        let piece_type = ids.get(piece).map(|&id| model.pieces[id as usize].piece_type());
+        if matches!(piece_type, Some(PieceType::Control | PieceType::Unknown)) {
             config.insert(name.to_owned(), json!(piece));
         }
     }
@@ -121,103 +126,107 @@ pub fn tokenizer_config(model: &[u8]) -> Result<Value, SentencePieceError> {
     Ok(Value::Object(config))
 }
 
-/// Refuses what cannot be said in tokenizer.json.
-fn check(model: &Model) -> Result<(), SentencePieceError> {
+/// Refuses a model that tokenizer.json cannot express.
+fn check(model: &ModelProto) -> Result<(), SentencePieceError> {
     let unsupported = |message: String| Err(SentencePieceError::Unsupported(message));
-    let kind = match model.trainer.model_type {
+    let model_type = model.trainer_spec.model_type();
+    let name = match model_type {
         2 => None,
         1 => Some("unigram"),
         3 => Some("word"),
         4 => Some("character"),
         _ => Some("unknown"),
     };
-    if let Some(kind) = kind {
-        return unsupported(format!(
-            "its type is {} ({kind}), only BPE (2) is converted",
-            model.trainer.model_type
-        ));
+    if let Some(name) = name {
+        return unsupported(format!("its type is {model_type} ({name}), only BPE (2) is converted"));
     }
-    if model.trainer.whitespace_as_suffix {
+    if model.trainer_spec.treat_whitespace_as_suffix() {
         return unsupported("treat_whitespace_as_suffix is set".to_owned());
     }
-    if !model.normalizer.escape_whitespaces {
+    if !model.normalizer_spec.escape_whitespaces() {
         return unsupported("escape_whitespaces is not set".to_owned());
     }
-    if model.denormalizes {
+    if !model.denormalizer_spec.precompiled_charsmap().is_empty() {
         return unsupported("it has rules to denormalise decoded text".to_owned());
     }
-    if let Some(piece) = model.pieces.iter().find(|piece| piece.kind == Kind::Unused) {
-        return unsupported(format!("the piece {:?} is marked unused", piece.text));
+    if let Some(piece) = model.pieces.iter().find(|piece| piece.piece_type() == PieceType::Unused) {
+        return unsupported(format!("the piece {:?} is marked unused", piece.piece()));
     }
-    let spaced = |piece: &&Piece| piece.kind == Kind::UserDefined && piece.text.contains([' ', SPACE]);
+    let spaced = |piece: &&SentencePiece| {
+        piece.piece_type() == PieceType::UserDefined && piece.piece().contains([' ', SPACE])
+    };
     if let Some(piece) = model.pieces.iter().find(spaced) {
-        return unsupported(format!("the user-defined piece {:?} has spaces", piece.text));
+        return unsupported(format!("the user-defined piece {:?} has spaces", piece.piece()));
     }
-    check_bytes(model)
+    check_byte_pieces(model)
 }
 
-/// With byte fallback there is a piece for each byte, without it for none.
-fn check_bytes(model: &Model) -> Result<(), SentencePieceError> {
-    let bytes: Vec<&str> =
-        model.pieces.iter().filter(|piece| piece.kind == Kind::Byte).map(|piece| piece.text).collect();
+/// Checks the byte pieces: all 256 with byte fallback, none without it.
+fn check_byte_pieces(model: &ModelProto) -> Result<(), SentencePieceError> {
+    let byte_pieces = model.pieces.iter().filter(|piece| piece.piece_type() == PieceType::Byte);
+    let bytes: Vec<&str> = byte_pieces.map(SentencePiece::piece).collect();
     let expected: Vec<String> = (0..=255).map(|byte: u8| format!("<0x{byte:02X}>")).collect();
     let missing = expected.iter().find(|name| !bytes.contains(&name.as_str()));
-    match (model.trainer.byte_fallback, missing) {
-        (true, Some(name)) => {
-            Err(SentencePieceError::Malformed(format!("byte_fallback is set, but there is no piece {name}")))
-        }
+    match (model.trainer_spec.byte_fallback(), missing) {
+        (true, Some(name)) => Err(SentencePieceError::Malformed(format!(
+            "byte_fallback is set, but the piece {name} is missing"
+        ))),
         (true, None) if bytes.len() == expected.len() => Ok(()),
         (false, _) if bytes.is_empty() => Ok(()),
         (set, _) => Err(SentencePieceError::Malformed(format!(
-            "byte_fallback is {set}, but there are {} byte pieces",
+            "byte_fallback is {set}, but the model has {} byte pieces",
             bytes.len()
         ))),
     }
 }
 
-/// Piece to id; every piece has a name of its own, and one is for what is unknown.
-fn ids<'m>(model: &Model<'m>) -> Result<HashMap<&'m str, u32>, SentencePieceError> {
+/// Returns the id of every piece. Checks that all pieces differ and that exactly one is the unknown piece.
+fn ids(model: &ModelProto) -> Result<HashMap<&str, u32>, SentencePieceError> {
     let mut ids = HashMap::with_capacity(model.pieces.len());
     for (piece, id) in model.pieces.iter().zip(0..) {
-        if piece.text.is_empty() {
+        if piece.piece().is_empty() {
             return Err(SentencePieceError::Malformed(format!("piece {id} is empty")));
         }
-        if let Some(other) = ids.insert(piece.text, id) {
-            let message = format!("{:?} is both piece {other} and piece {id}", piece.text);
+        if let Some(other) = ids.insert(piece.piece(), id) {
+            let message = format!("{:?} is both piece {other} and piece {id}", piece.piece());
             return Err(SentencePieceError::Malformed(message));
         }
     }
-    match model.pieces.iter().filter(|piece| piece.kind == Kind::Unknown).count() {
+    match model.pieces.iter().filter(|piece| piece.piece_type() == PieceType::Unknown).count() {
         1 => Ok(ids),
-        count => Err(SentencePieceError::Malformed(format!("it has {count} unknown pieces, not one"))),
+        count => Err(SentencePieceError::Malformed(format!("it has {count} unknown pieces, expected 1"))),
     }
 }
 
-/// A piece that is an added token. `whole_text`: text is normalised before user-defined pieces are taken out of it.
-fn added(piece: &Piece, id: u32, whole_text: bool) -> Option<Value> {
-    let special = match piece.kind {
-        Kind::Control | Kind::Unknown => true,
-        Kind::UserDefined => false,
-        Kind::Normal | Kind::Unused | Kind::Byte => return None,
+/// Returns the entry of a piece in `added_tokens`; `None` for a piece that is not an added token. If
+/// `whole_text` is set, user-defined pieces are found in normalised text.
+fn added_token(piece: &SentencePiece, id: u32, whole_text: bool) -> Option<Value> {
+    let special = match piece.piece_type() {
+        PieceType::Control | PieceType::Unknown => true,
+        PieceType::UserDefined => false,
+        PieceType::Normal | PieceType::Unused | PieceType::Byte => return None,
     };
     Some(json!({
-        "id": id, "content": piece.text, "single_word": false, "lstrip": false, "rstrip": false,
+        "id": id, "content": piece.piece(), "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": whole_text && !special, "special": special,
     }))
 }
 
-/// Spaces and bytes are put back, and what normalising puts before a text is taken away.
-fn decoder(model: &Model) -> Value {
+/// Returns the `decoder` object: restores spaces and bytes, and removes the dummy prefix.
+fn decoder(model: &ModelProto) -> Value {
     let mut decoders = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),
         json!({"type": "ByteFallback"}),
     ];
     decoders.push(json!({"type": "Fuse"}));
-    let normalizer = &model.normalizer;
-    let most =
-        if normalizer.remove_extra_whitespaces { u32::MAX } else { u32::from(normalizer.dummy_prefix) };
-    if most > 0 {
-        decoders.push(json!({"type": "Strip", "content": " ", "start": most, "stop": 0}));
+    let normalizer = &model.normalizer_spec;
+    let leading_spaces = if normalizer.remove_extra_whitespaces() {
+        u32::MAX
+    } else {
+        u32::from(normalizer.add_dummy_prefix())
+    };
+    if leading_spaces > 0 {
+        decoders.push(json!({"type": "Strip", "content": " ", "start": leading_spaces, "stop": 0}));
     }
     json!({"type": "Sequence", "decoders": decoders})
 }

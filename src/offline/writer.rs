@@ -1,5 +1,5 @@
-//! Shards onto disk, one after the other, each under another name until it is whole; then the small files, and
-//! `config.json` last.
+//! Writes the output: one shard after the other, then the small files, and `config.json` last. A file that is
+//! not complete yet has the suffix `.partial`.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,94 +10,104 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 use serde_json::Value;
 
-use super::bands::{Target, Work, convert};
-use super::hugging_face::CONFIG;
-use super::journal::{Identity, Journal, nanoseconds};
-use super::plan::{Plan, Shard};
-use super::report::{self, Errors};
-use super::{Conversion, ConversionProgress, Converted, Item, OnProgress, TensorReport};
+use super::bands::{BandOptions, WriteTarget, convert};
+use super::conversion::{Conversion, ConversionProgress, Converted, OnProgress};
+use super::identity::{ConversionIdentity, nanoseconds};
+use super::journal::Journal;
+use super::output_weight::OutputWeight;
+use super::quantization_report::{self, ErrorSums, TensorReport};
+use super::shard_layout::{ShardFile, ShardLayout};
 use crate::model::{LoadError, Object};
+
+/// Name of a model's configuration file.
+pub(super) const CONFIG: &str = "config.json";
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The report's name in the output's directory.
+/// Name of the report in the output directory.
 pub(super) const REPORT: &str = "quantization_report.json";
 
-/// Everything that is to be written.
-pub(super) struct Output {
-    pub(super) items: Vec<Item>,
-    pub(super) identity: Identity,
-    /// Files that go beside the weights.
-    pub(super) beside: Vec<Beside>,
+/// Everything that a conversion writes.
+pub(super) struct ConversionOutput {
+    pub(super) weights: Vec<OutputWeight>,
+    pub(super) identity: ConversionIdentity,
+    /// Small files that are written beside the weights.
+    pub(super) small_files: Vec<SmallFile>,
     /// The contents of `config.json`.
     pub(super) config: Value,
-    pub(super) left_behind: Vec<String>,
+    /// Names of the input's files that are neither read nor copied.
+    pub(super) not_copied: Vec<String>,
 }
 
-/// A file that goes beside the weights.
-pub(super) struct Beside {
+/// A small file that is written beside the weights.
+pub(super) struct SmallFile {
     pub(super) name: String,
-    pub(super) contents: Contents,
+    pub(super) contents: FileContents,
 }
 
-/// What such a file holds.
-pub(super) enum Contents {
-    /// What this file holds.
-    Of(PathBuf),
+/// The contents of a small file.
+pub(super) enum FileContents {
+    /// A copy of this file.
+    CopyOf(PathBuf),
     Bytes(Vec<u8>),
 }
 
-/// Writes what is not there yet.
+/// Writes the parts of the output that an earlier run has not written.
+///
+/// # Errors
+/// If reading or writing fails, an element is not finite, the output directory holds other files, or the
+/// input or settings have changed since the run that is continued.
 pub(super) fn write(
-    output: &Output,
+    output: &ConversionOutput,
     conversion: &Conversion,
     on_progress: OnProgress<'_>,
 ) -> Result<Converted, LoadError> {
     let dir = conversion.output.as_path();
-    let plan = Plan::new(&output.items, conversion.shard_size);
+    let layout = ShardLayout::new(&output.weights, conversion.shard_size);
     let source = output.identity.hash();
-    let converted = |already, reports| Converted {
-        already,
-        tensors: output.items.len(),
-        bytes: output.items.iter().map(Item::bytes).sum(),
+    let converted = |already_complete, reports| Converted {
+        already_complete,
+        tensors: output.weights.len(),
+        bytes: output.weights.iter().map(OutputWeight::bytes).sum(),
         reports,
-        left_behind: output.left_behind.clone(),
+        not_copied: output.not_copied.clone(),
     };
     std::fs::create_dir_all(dir).map_err(|e| LoadError::io(dir, e))?;
     if !Journal::is_in(dir) {
-        if is_whole(dir, &plan, &output.identity)? {
+        if is_complete(dir, &layout, &output.identity)? {
             return Ok(converted(true, Vec::new()));
         }
         expect_empty(dir)?;
     }
     let mut journal = Journal::open(dir, &output.identity)?;
-    write_shards(output, &plan, &mut journal, conversion, on_progress)?;
-    let report = |(index, item): (usize, &Item)| {
+    write_shards(output, &layout, &mut journal, conversion, on_progress)?;
+    let report = |(index, weight): (usize, &OutputWeight)| {
         let errors = journal.done.get(&index).copied().flatten();
-        errors.map(|errors| TensorReport::new(item, &errors))
+        errors.map(|errors| TensorReport::new(&weight.name, &weight.shape, &errors))
     };
-    let reports: Vec<TensorReport> = output.items.iter().enumerate().filter_map(report).collect();
-    for Beside { name, contents } in &output.beside {
+    let reports: Vec<TensorReport> = output.weights.iter().enumerate().filter_map(report).collect();
+    for SmallFile { name, contents } in &output.small_files {
         match contents {
-            Contents::Bytes(bytes) => write_small(dir, name, bytes)?,
-            Contents::Of(from) => {
+            FileContents::Bytes(bytes) => write_small(dir, name, bytes)?,
+            FileContents::CopyOf(from) => {
                 let bytes = std::fs::read(from).map_err(|e| LoadError::io(from, e))?;
                 write_small(dir, name, &bytes)?;
             }
         }
     }
     if let Some(granularity) = conversion.granularity {
-        write_small(dir, REPORT, &pretty(&report::json(granularity, &reports)))?;
+        write_small(dir, REPORT, &pretty(&quantization_report::json(granularity, &reports)))?;
     }
-    write_small(dir, INDEX, &pretty(&plan.index(&source)))?;
+    write_small(dir, INDEX, &pretty(&layout.index(&source)))?;
     write_small(dir, CONFIG, &pretty(&output.config))?;
     journal.remove()?;
     sync_dir(dir)?;
     Ok(converted(false, reports))
 }
 
-/// Whether the directory is what this very conversion has made, of input that nobody has written to since.
-fn is_whole(dir: &Path, plan: &Plan, identity: &Identity) -> Result<bool, LoadError> {
+/// Returns whether the directory is the complete output of this conversion and the input has not changed
+/// since.
+fn is_complete(dir: &Path, layout: &ShardLayout, identity: &ConversionIdentity) -> Result<bool, LoadError> {
     let Ok(config) = std::fs::metadata(dir.join(CONFIG)) else { return Ok(false) };
     let Some(index) = Object::read_if_exists(&dir.join(INDEX))? else { return Ok(false) };
     let source = identity.hash();
@@ -105,14 +115,15 @@ fn is_whole(dir: &Path, plan: &Plan, identity: &Identity) -> Result<bool, LoadEr
         metadata.get("octant_source").and_then(Value::as_str).is_some_and(|before| before == source)
     });
     let newer = config.modified().is_ok_and(|time| nanoseconds(time) >= identity.newest());
-    Ok(same && newer && plan.shards.iter().all(|shard| has_len(&dir.join(&shard.file), shard.len)))
+    Ok(same && newer && layout.shards.iter().all(|shard| has_len(&dir.join(&shard.file), shard.len)))
 }
 
+/// Returns whether a file exists with this length in bytes.
 fn has_len(path: &Path, len: u64) -> bool {
     std::fs::metadata(path).is_ok_and(|meta| meta.len() == len)
 }
 
-/// A directory of somebody else's is not written to.
+/// Fails unless the output directory is empty, so that no other files are overwritten.
 fn expect_empty(dir: &Path) -> Result<(), LoadError> {
     let mut entries = std::fs::read_dir(dir).map_err(|e| LoadError::io(dir, e))?;
     match entries.next() {
@@ -120,7 +131,7 @@ fn expect_empty(dir: &Path) -> Result<(), LoadError> {
         Some(entry) => {
             let name = entry.map_err(|e| LoadError::io(dir, e))?.file_name();
             let message = format!(
-                "expected an empty directory, or one that this conversion has begun; it holds `{}`",
+                "expected an empty directory or one that this conversion left unfinished; it holds `{}`",
                 name.display()
             );
             Err(LoadError::file(dir, message))
@@ -128,39 +139,42 @@ fn expect_empty(dir: &Path) -> Result<(), LoadError> {
     }
 }
 
+/// Writes the shards that are not complete yet.
 fn write_shards(
-    output: &Output,
-    plan: &Plan,
+    output: &ConversionOutput,
+    layout: &ShardLayout,
     journal: &mut Journal,
     conversion: &Conversion,
     on_progress: OnProgress<'_>,
 ) -> Result<(), LoadError> {
     let dir = conversion.output.as_path();
-    let total = output.items.iter().map(Item::bytes).sum();
-    for shard in &plan.shards {
-        forget_lost(dir, shard, journal);
+    let total = output.weights.iter().map(OutputWeight::bytes).sum();
+    for shard in &layout.shards {
+        forget_missing_shard(dir, shard, journal);
     }
-    let earlier = journal.done.keys().filter_map(|index| output.items.get(*index)).map(Item::bytes).sum();
+    let earlier = journal.done.keys().filter_map(|index| output.weights.get(*index));
+    let earlier = earlier.map(OutputWeight::bytes).sum();
     let done = AtomicU64::new(earlier);
-    for shard in &plan.shards {
+    for shard in &layout.shards {
         let is_done = |(index, _): &(usize, _)| journal.done.contains_key(index);
-        if has_len(&dir.join(&shard.file), shard.len) && shard.items.iter().all(is_done) {
+        if has_len(&dir.join(&shard.file), shard.len) && shard.weights.iter().all(is_done) {
             continue;
         }
         let path = partial(dir, &shard.file);
-        let file = begin(&path, shard)?;
+        let file = open_partial(&path, shard)?;
         sync_dir(dir)?;
         let missing: Vec<_> =
-            shard.items.iter().filter(|(index, _)| !journal.done.contains_key(index)).collect();
+            shard.weights.iter().filter(|(index, _)| !journal.done.contains_key(index)).collect();
         commit_each(&file, &path, journal, |commit| {
-            for (index, place) in missing {
-                let item = &output.items[*index];
+            for (index, placement) in missing {
+                let weight = &output.weights[*index];
                 let progress = |bytes: u64| {
                     let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    on_progress(ConversionProgress { done, earlier, total, tensor: &item.name });
+                    on_progress(ConversionProgress { done, earlier, total, tensor: &weight.name });
                 };
-                let work = Work { threads: conversion.threads, progress: &progress };
-                let errors = convert(item, &Target { file: &file, path: &path, place }, &work)?;
+                let options = BandOptions { threads: conversion.threads, progress: &progress };
+                let target = WriteTarget { file: &file, path: &path, placement };
+                let errors = convert(weight, &target, &options)?;
                 if commit.send((*index, errors)).is_err() {
                     break;
                 }
@@ -174,13 +188,13 @@ fn write_shards(
     Ok(())
 }
 
-/// Runs `convert_all`, which sends what it has written; meanwhile another thread waits for that to reach the disk, and
-/// puts it down in the journal.
+/// Runs `convert_all`, which sends the index of each weight that it has written. Meanwhile another thread
+/// syncs the file and records the weight in the journal.
 fn commit_each(
     file: &File,
     path: &Path,
     journal: &mut Journal,
-    convert_all: impl FnOnce(&SyncSender<(usize, Option<Errors>)>) -> Result<(), LoadError>,
+    convert_all: impl FnOnce(&SyncSender<(usize, Option<ErrorSums>)>) -> Result<(), LoadError>,
 ) -> Result<(), LoadError> {
     std::thread::scope(|scope| {
         let (sender, receiver) = sync_channel(1);
@@ -193,23 +207,24 @@ fn commit_each(
         });
         let converted = convert_all(&sender);
         drop(sender);
-        // If the committer has failed, that is why conversion broke off.
+        // An error of the committer comes first: it is the reason why the conversion stopped.
         committer.join().expect("the committer does not panic").and(converted)
     })
 }
 
-/// What the journal says of a shard holds for the file that was there then: without it, nothing is done.
-fn forget_lost(dir: &Path, shard: &Shard, journal: &mut Journal) {
-    let there = [dir.join(&shard.file), partial(dir, &shard.file)];
-    if !there.iter().any(|path| has_len(path, shard.len)) {
-        for (index, _) in &shard.items {
+/// Removes the weights of a shard from the journal if neither the shard nor its partial file exists in full
+/// length, so that they are written again.
+fn forget_missing_shard(dir: &Path, shard: &ShardFile, journal: &mut Journal) {
+    let candidates = [dir.join(&shard.file), partial(dir, &shard.file)];
+    if !candidates.iter().any(|path| has_len(path, shard.len)) {
+        for (index, _) in &shard.weights {
             journal.done.remove(index);
         }
     }
 }
 
-/// Opens a shard that is not whole yet, in its full length.
-fn begin(path: &Path, shard: &Shard) -> Result<File, LoadError> {
+/// Opens the partial file of a shard, sets its full length and writes its header.
+fn open_partial(path: &Path, shard: &ShardFile) -> Result<File, LoadError> {
     let open = || {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
         file.set_len(shard.len)?;
@@ -219,11 +234,12 @@ fn begin(path: &Path, shard: &Shard) -> Result<File, LoadError> {
     open().map_err(|e| LoadError::io(path, e))
 }
 
+/// Returns the path of a file that is not complete yet.
 fn partial(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.partial"))
 }
 
-/// Writes a small file so that it is there whole or not at all.
+/// Writes a small file atomically: under another name, then renamed.
 fn write_small(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), LoadError> {
     let path = partial(dir, name);
     let write = || {
@@ -240,7 +256,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), LoadError> {
     std::fs::rename(from, to).map_err(|e| LoadError::io(from, e))
 }
 
-/// Brings the names of a directory's files to disk.
+/// Syncs the entries of a directory to disk.
 fn sync_dir(dir: &Path) -> Result<(), LoadError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(|e| LoadError::io(dir, e))
 }

@@ -1,8 +1,8 @@
-//! Arrays as Megatron's distributed checkpoints store them: zarr, version 2 of its format, uncompressed.
+//! Reads the arrays of Megatron's distributed checkpoints: zarr format 2, uncompressed.
 //!
-//! An array is a directory with `.zarray`, which is JSON, and a file for each chunk of a regular grid, named by its
-//! place in the grid as `layer.row.col`. A chunk has its full size even where it reaches beyond the array. What a
-//! missing chunk would mean, the fill value, is never meant here: it is an error.
+//! An array is a directory with the JSON file `.zarray` and one file for each chunk of a regular grid, named
+//! by its grid indices, as in `layer.row.col`. A chunk has its full size even if it extends beyond the array.
+//! In zarr a missing chunk means the fill value; in a checkpoint it is an error.
 
 use std::fs::File;
 use std::ops::Range;
@@ -13,28 +13,33 @@ use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::journal::{Input, hex};
+use super::identity::{InputState, hex};
 use crate::model::{LoadError, Object};
 
-/// An array of one to three axes, all its chunks seen to be there.
+/// An array of one to three axes whose chunks all exist.
 #[derive(Debug)]
-pub(super) struct Array {
+pub(super) struct ZarrArray {
     dir: PathBuf,
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Shape of a chunk.
     chunks: Vec<usize>,
+    /// Separator of the indices in the name of a chunk file.
     separator: &'static str,
-    /// Whether the first axis is that of layers.
+    /// Whether the first axis is the layer.
     stacked: bool,
-    state: Input,
+    state: InputState,
 }
 
-/// Layer, row and column.
+/// Sizes or indices by layer, row and column.
 type Axes = [usize; 3];
 
-impl Array {
-    /// Opens an array of the directory `root`. The first of its axes is that of layers if it is `stacked`.
+impl ZarrArray {
+    /// Opens an array of the directory `root`; its first axis is the layer if it is `stacked`.
+    ///
+    /// # Errors
+    /// If the array is missing, its format is not supported, or a chunk is missing or truncated.
     pub(super) fn open(root: &Path, name: &str, stacked: bool) -> Result<Self, LoadError> {
         let dir = root.join(name);
         let meta = Object::read_if_exists(&dir.join(".zarray"))?
@@ -42,7 +47,7 @@ impl Array {
         let counts = |key: &str| counts(&meta, key);
         let (shape, chunks) = (counts("shape")?, counts("chunks")?);
         if chunks.len() != shape.len() {
-            let message = format!("expected {} sizes, as `shape` has, got {chunks:?}", shape.len());
+            let message = format!("expected {} sizes like `shape`, got {chunks:?}", shape.len());
             return Err(meta.error("chunks", message));
         }
         if shape.is_empty() || shape.len() > 2 + usize::from(stacked) {
@@ -51,9 +56,10 @@ impl Array {
         let size =
             |sizes: &[usize]| sizes.iter().try_fold(4usize, |product, size| product.checked_mul(*size));
         if size(&shape).is_none() || size(&chunks).is_none() {
-            return Err(
-                meta.error("shape", format!("expected a size that can be, got {shape:?} in {chunks:?}"))
-            );
+            return Err(meta.error(
+                "shape",
+                format!("expected a size below 2^64 bytes, got {shape:?} in chunks of {chunks:?}"),
+            ));
         }
         require(&meta, "zarr_format", &json!(2))?;
         require(&meta, "order", &json!("C"))?;
@@ -72,8 +78,9 @@ impl Array {
         };
         let dtype = dtype(&meta)?;
         let name = name.to_owned();
-        let mut array = Self { dir, name, dtype, shape, chunks, separator, stacked, state: Input::default() };
-        array.state = array.look()?;
+        let mut array =
+            Self { dir, name, dtype, shape, chunks, separator, stacked, state: InputState::default() };
+        array.state = array.check_chunks()?;
         Ok(array)
     }
 
@@ -93,8 +100,8 @@ impl Array {
         &self.shape
     }
 
-    /// What tells this array from one that has been written to since.
-    pub(super) fn state(&self) -> &Input {
+    /// Returns the state of the chunk files when the array was opened.
+    pub(super) fn state(&self) -> &InputState {
         &self.state
     }
 
@@ -106,7 +113,7 @@ impl Array {
         Err(self.error(format!("expected shape {shape:?}, got {:?}", self.shape)))
     }
 
-    /// Reads rows of a layer, all columns, one after the other into `out`.
+    /// Reads whole rows of a layer into `out`, which has exactly their size. `scratch` is a buffer to reuse.
     pub(super) fn read(
         &self,
         layer: usize,
@@ -122,15 +129,15 @@ impl Array {
             let end = rows.end.min((row / chunk[1] + 1) * chunk[1]);
             let (part, rest) = out.split_at_mut((end - row) * cols * width);
             for col in (0..cols).step_by(chunk[2]) {
-                let place = [layer / chunk[0], row / chunk[1], col / chunk[2]];
+                let index = [layer / chunk[0], row / chunk[1], col / chunk[2]];
                 let at = ((layer % chunk[0] * chunk[1] + row % chunk[1]) * chunk[2] * width) as u64;
                 let len = (end - row) * chunk[2] * width;
                 if chunk[2] == cols {
-                    self.read_chunk(place, at, part)?;
+                    self.read_chunk(index, at, part)?;
                     continue;
                 }
                 scratch.resize(len, 0);
-                self.read_chunk(place, at, scratch)?;
+                self.read_chunk(index, at, scratch)?;
                 let own = chunk[2].min(cols - col) * width;
                 for (to, from) in
                     part.chunks_exact_mut(cols * width).zip(scratch.chunks_exact(chunk[2] * width))
@@ -143,13 +150,14 @@ impl Array {
         Ok(())
     }
 
-    fn read_chunk(&self, place: Axes, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
-        let path = self.chunk_path(place);
+    /// Reads bytes of a chunk from the offset `at` on.
+    fn read_chunk(&self, index: Axes, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
+        let path = self.chunk_path(index);
         let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;
         file.read_exact_at(out, at).map_err(|e| LoadError::io(&path, e))
     }
 
-    /// Sizes by layer, row and column; 1 for an axis that the array lacks.
+    /// Returns sizes by layer, row and column; 1 for an axis that the array lacks.
     fn axes(&self, sizes: &[usize]) -> Axes {
         match (sizes, self.stacked) {
             ([cols], _) => [1, 1, *cols],
@@ -159,28 +167,29 @@ impl Array {
         }
     }
 
+    /// Returns the file of the chunk at a grid index.
     fn chunk_path(&self, [layer, row, col]: Axes) -> PathBuf {
-        let place = match (self.shape.len(), self.stacked) {
+        let indices = match (self.shape.len(), self.stacked) {
             (1, _) => vec![col],
             (2, true) => vec![layer, col],
             (2, false) => vec![row, col],
             _ => vec![layer, row, col],
         };
-        let place: Vec<String> = place.iter().map(usize::to_string).collect();
-        self.dir.join(place.join(self.separator))
+        let indices: Vec<String> = indices.iter().map(usize::to_string).collect();
+        self.dir.join(indices.join(self.separator))
     }
 
-    /// Sees that every chunk is there and whole, and returns their state.
-    fn look(&self) -> Result<Input, LoadError> {
+    /// Checks that every chunk exists in full size, and returns the state of their files.
+    fn check_chunks(&self) -> Result<InputState, LoadError> {
         let width = if self.dtype == Dtype::F32 { 4 } else { 2 };
         let expected = (self.chunks.iter().product::<usize>() * width) as u64;
         let (shape, chunk) = (self.axes(&self.shape), self.axes(&self.chunks));
         let counts = [0, 1, 2].map(|axis| shape[axis].div_ceil(chunk[axis]));
         let layout = format!("{:?} {:?} {:?}", self.dtype, self.shape, self.chunks);
-        let mut state = Input { layout: hex(&Sha256::digest(layout)), ..Input::default() };
-        for index in 0..counts.iter().product::<usize>() {
-            let place = [index / counts[2] / counts[1], index / counts[2] % counts[1], index % counts[2]];
-            let path = self.chunk_path(place);
+        let mut state = InputState { layout: hex(&Sha256::digest(layout)), ..InputState::default() };
+        for number in 0..counts.iter().product::<usize>() {
+            let index = [number / counts[2] / counts[1], number / counts[2] % counts[1], number % counts[2]];
+            let path = self.chunk_path(index);
             let meta = match std::fs::metadata(&path) {
                 Ok(meta) => meta,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -205,6 +214,7 @@ impl Array {
     }
 }
 
+/// Returns a list of positive integers from `.zarray`.
 fn counts(meta: &Object, key: &str) -> Result<Vec<usize>, LoadError> {
     let value = meta.get(key).ok_or_else(|| meta.error(key, "missing"))?;
     let count = |n: &Value| n.as_u64().filter(|n| (1..=1 << 40).contains(n)).map(|n| n as usize);
@@ -212,6 +222,7 @@ fn counts(meta: &Object, key: &str) -> Result<Vec<usize>, LoadError> {
     counts.ok_or_else(|| meta.error(key, format!("expected a list of positive integers, got {value}")))
 }
 
+/// Fails unless a key of `.zarray` has the expected value.
 fn require(meta: &Object, key: &str, expected: &Value) -> Result<(), LoadError> {
     match meta.get(key) {
         Some(value) if value == expected => Ok(()),
@@ -220,8 +231,8 @@ fn require(meta: &Object, key: &str, expected: &Value) -> Result<(), LoadError> 
     }
 }
 
-/// Megatron writes `bfloat16`, which zarr itself does not know; a library that does not know it either writes two
-/// bytes of no type.
+/// Returns the element type. Megatron writes `bfloat16`, which is not a type of zarr; a library without that
+/// type writes two untyped bytes (`V2`).
 fn dtype(meta: &Object) -> Result<Dtype, LoadError> {
     match meta.text("dtype")? {
         Some("bfloat16" | "<V2" | "|V2") => Ok(Dtype::BF16),

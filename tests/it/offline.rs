@@ -1,4 +1,4 @@
-//! Directories converted on disk: what comes out, what is refused, and what is left by processes that are killed.
+//! Conversions of model directories on disk: their output, refusals, and continuation after a kill.
 
 mod nemo;
 mod quantize;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::device::model::fixture;
 use crate::model::checkpoints::{is_linear, write};
 
-/// A stored tensor: type, shape, bytes.
+/// A stored tensor: safetensors type, shape, bytes.
 type Tensor = (String, Vec<usize>, Vec<u8>);
 type Tensors = BTreeMap<String, Tensor>;
 
@@ -35,7 +35,7 @@ fn quantize(input: &Path, output: &Path, granularity: Granularity) -> Result<Con
     octant::offline::quantize(&conversion(input, output, Some(granularity)), &|_| {})
 }
 
-/// All tensors of a directory's safetensors files.
+/// Returns all tensors of a directory's safetensors files.
 fn read(dir: &Path) -> Tensors {
     let mut all = Tensors::new();
     for (name, bytes) in files(dir).into_iter().filter(|(name, _)| name.ends_with(".safetensors")) {
@@ -49,13 +49,13 @@ fn read(dir: &Path) -> Tensors {
     all
 }
 
-/// All files of a directory, by name.
+/// Returns the contents of all files of a directory, by name.
 fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
     entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
-/// The same names and the same bytes.
+/// Asserts that two directories hold the same file names and the same bytes.
 fn same(one: &Path, other: &Path) {
     let (one, other) = (files(one), files(other));
     assert_eq!(one.keys().collect::<Vec<_>>(), other.keys().collect::<Vec<_>>());
@@ -68,7 +68,7 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// BF16, F16 or F32 bytes as numbers.
+/// Returns the elements of a BF16, F16 or F32 tensor.
 fn floats(tensor: &Tensor) -> Vec<f32> {
     let bytes = &tensor.2;
     match tensor.0.as_str() {
@@ -79,7 +79,7 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     }
 }
 
-/// A Nemotron model of two heads with random weights, in one file.
+/// Writes a Nemotron checkpoint with two query heads and random BF16 weights, in one file.
 fn random_model(dir: &Path, hidden: usize, layers: usize, vocab: usize) {
     let mut config = json_of(&fixture("nemotron").join("config.json"));
     let ffn = 4 * hidden;

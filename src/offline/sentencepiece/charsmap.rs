@@ -1,22 +1,30 @@
-//! The rules by which a model rewrites characters, as normalizers of tokenizer.json.
+//! The character rewrites of a model (`precompiled_charsmap`), as normalizer steps of tokenizer.json.
 //!
-//! SentencePiece writes rules as a table, and at each place of a text applies the longest that fits. Its own tables
-//! (`nfkc`, `nmt_nfkc`) are NFKC spelled out: some 220,000 rules for characters with their accents, and for `nmt` some
-//! for control characters and spaces. tokenizer.json has a normalizer that reads such tables, but it takes the first
-//! rule that fits instead of the longest, applies it to a character with all its accents, and does not see more than
-//! five bytes at once: it drops accents, and leaves Korean and Japanese decomposed. So the table is taken apart, and
-//! each rule is checked to come out the same by steps that have none of this:
+//! SentencePiece stores its rules as a table and applies the longest rule that matches at each position. Its
+//! built-in tables `nfkc` and `nmt_nfkc` spell out NFKC: some 220,000 rules for characters with their accents
+//! and, for `nmt`, some for control characters and spaces.
 //!
-//! 1. Characters that NFKC changes and the table does not are set aside.
-//! 2. Accents that the table has no rule for, after another accent, are fenced off: NFKC would sort them.
-//! 3. NFKC; what was set aside comes back.
-//! 4. The other rules for single characters, those with the same outcome at once. Those of four bytes go by the table,
-//!    which is right for them: no accent fits into what it sees.
-//! 5. The fences go.
+//! tokenizer.json has a normalizer, `Precompiled`, that reads such tables. It cannot be used for a whole
+//! table: it takes the first matching rule instead of the longest, applies it to a character together with
+//! all its accents, and looks at no more than five bytes. It therefore drops accents and leaves Korean and
+//! Japanese text decomposed.
 //!
-//! What remains, in texts that nobody writes: an accent that fits a character is put on it also where another that does
-//! not fit stands between; accents after a character that is itself a space and accents may be sorted; and letters that
-//! are newer than the Unicode tables of `tokenizers` (of Unicode 14 and later) keep their accents apart.
+//! This module decomposes the table into steps that have none of these faults, and checks that each rule
+//! comes out the same:
+//!
+//! 1. Characters that NFKC changes and the table does not are replaced by placeholders.
+//! 2. A fence character goes before each accent that follows another accent and for which the table has no
+//!    rule; otherwise NFKC would reorder the accents.
+//! 3. NFKC is applied, and the placeholders are replaced by their characters again.
+//! 4. The other rules for single characters are applied, one step for all that have the same output. Rules
+//!    for characters of four UTF-8 bytes use `Precompiled`, which is correct for them: no accent fits into
+//!    its five bytes.
+//! 5. The fences are removed.
+//!
+//! These differences remain, all in unusual texts: an accent that composes with a character is composed with
+//! it even if an accent that does not compose stands between them; accents after a character that is itself a
+//! space and accents may be reordered; and letters that are newer than the Unicode tables of `tokenizers`
+//! (Unicode 14 and later) keep their accents separate.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -24,50 +32,60 @@ use serde_json::{Value, json};
 use tokenizers::normalizers::{NFD, NFKC, Precompiled, StripAccents};
 use tokenizers::{NormalizedString, Normalizer};
 
-use super::SentencePieceError;
-use super::normalizer::{replace, replace_all};
+use super::error::SentencePieceError;
+use super::replace::{replace, replace_all};
 
-/// Stands before accents that are to stay where they are. A noncharacter, as [`aside`] are.
+/// Noncharacter that keeps the accent after it in its place; [`placeholders`] never yields it.
 const FENCE: &str = "\u{1FFFE}";
 
-/// More replacements than this one after the other would make encoding slow.
-const MOST_REPLACEMENTS: usize = 64;
+/// Most replacement steps of a converted normalizer: each one scans the text again.
+const MAX_REPLACEMENTS: usize = 64;
 
-/// More nodes than a table's trie has: `nmt_nfkc` has 225,276 rules.
-const MOST_NODES: usize = 1 << 22;
+/// Limit on the trie nodes visited, above that of the largest built-in table: `nmt_nfkc` has 225,276 rules.
+const MAX_TRIE_NODES: usize = 1 << 22;
 
-/// Steps that together rewrite a text as `charsmap` does.
+/// Returns steps that together rewrite a text as `charsmap` does.
+///
+/// # Errors
+/// `Malformed` if the table is broken; `Unsupported` if it is neither NFKC nor a few independent
+/// replacements.
 pub(super) fn steps(charsmap: &[u8]) -> Result<Vec<Value>, SentencePieceError> {
     let rules = Rules::read(charsmap)?;
-    let changed: Vec<char> = assigned().filter(|&c| nfkc(c) != c.to_string()).collect();
-    let kept: Vec<char> =
-        changed.iter().copied().filter(|c| rules.apply(&nfkc(c)) != rules.apply(&c.to_string())).collect();
-    // A table without NFKC leaves alone most of what NFKC changes.
-    if kept.len() * 2 > changed.len() { rules.by_replacing() } else { rules.by_nfkc(charsmap, &kept) }
+    let changed: Vec<char> = code_points().filter(|&c| nfkc(c) != c.to_string()).collect();
+    let preserved = |c: &char| rules.apply(&nfkc(c)) != rules.apply(&c.to_string());
+    let preserved: Vec<char> = changed.iter().copied().filter(preserved).collect();
+    // A table without NFKC preserves most of the characters that NFKC changes.
+    if preserved.len() * 2 > changed.len() {
+        rules.replacement_steps()
+    } else {
+        rules.nfkc_steps(charsmap, &preserved)
+    }
 }
 
-/// A table of rules: what is rewritten to what.
+/// The rules of a table: input text to output text.
 struct Rules {
     /// Rules for single characters.
     singles: HashMap<char, String>,
-    /// Rules for several, the longest first.
-    others: Vec<(String, String)>,
+    /// Rules for several characters, the longest first.
+    sequences: Vec<(String, String)>,
 }
 
 impl Rules {
-    /// Reads `precompiled_charsmap`: the length of a trie in bytes (u32, little-endian), the trie, and the outcomes,
-    /// each ended by a zero byte. The trie is a double array of u32 units as Darts-clone (github.com/s-yata/darts-clone)
-    /// writes it: a unit's child by a byte lies at its position xor its offset xor the byte, and has the byte as its
-    /// label.
+    /// Reads a `precompiled_charsmap`: the length of a trie in bytes (u32, little-endian), the trie, and the
+    /// outputs, each ended by a zero byte.
+    ///
+    /// The trie is a double array of u32 units in the format of Darts-clone (github.com/s-yata/darts-clone):
+    /// the child of a unit for a byte is at index (unit's index xor unit's offset xor byte) and has that byte
+    /// as its label.
     fn read(charsmap: &[u8]) -> Result<Self, SentencePieceError> {
         let malformed =
             || SentencePieceError::Malformed("its table of normalisation rules is broken".to_owned());
         let (length, rest) = charsmap.split_first_chunk::<4>().ok_or_else(malformed)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        let (trie, outcomes) = rest.split_at_checked(length).ok_or_else(malformed)?;
+        let (trie, outputs) = rest.split_at_checked(length).ok_or_else(malformed)?;
         let units: Vec<u32> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
         let root = *units.first().ok_or_else(malformed)?;
-        let mut rules = Self { singles: HashMap::new(), others: Vec::new() };
+        let mut rules = Self { singles: HashMap::new(), sequences: Vec::new() };
         let mut count = 0;
         let mut open = vec![(offset(root), Vec::new())];
         while let Some((position, key)) = open.pop() {
@@ -81,20 +99,21 @@ impl Rules {
                 let below = at ^ offset(unit);
                 if unit >> 8 & 1 == 1 {
                     let leaf = units.get(below).ok_or_else(malformed)?;
-                    let outcome = outcomes.get((leaf & 0x7FFF_FFFF) as usize..).ok_or_else(malformed)?;
-                    let outcome = outcome.split(|&byte| byte == 0).next().unwrap_or_default();
+                    let output = outputs.get((leaf & 0x7FFF_FFFF) as usize..).ok_or_else(malformed)?;
+                    let output = output.split(|&byte| byte == 0).next().unwrap_or_default();
                     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).map_err(|_| malformed());
-                    rules.add(text(&key)?, text(outcome)?);
+                    rules.add(text(&key)?, text(output)?);
                 }
-                // Rules share their ends, so there are more than units; but a broken trie may be a loop.
+                // Rules share suffixes, so more nodes are visited than units exist; a broken trie can contain
+                // a loop.
                 count += 1;
-                if key.len() > 64 || count > MOST_NODES {
+                if key.len() > 64 || count > MAX_TRIE_NODES {
                     return Err(malformed());
                 }
                 open.push((below, key));
             }
         }
-        rules.others.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+        rules.sequences.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
         Ok(rules)
     }
 
@@ -104,70 +123,77 @@ impl Rules {
             (Some(single), None) => {
                 self.singles.insert(single, to);
             }
-            _ => self.others.push((from, to)),
+            _ => self.sequences.push((from, to)),
         }
     }
 
-    /// What the rules for single characters make of a text.
+    /// Applies the rules for single characters to a text.
     fn apply(&self, text: &str) -> String {
         let mut applied = String::new();
         for character in text.chars() {
             match self.singles.get(&character) {
-                Some(outcome) => applied.push_str(outcome),
+                Some(output) => applied.push_str(output),
                 None => applied.push(character),
             }
         }
         applied
     }
 
-    /// A small table of any kind: a replacement for each rule, or each outcome.
-    fn by_replacing(&self) -> Result<Vec<Value>, SentencePieceError> {
-        let mut steps: Vec<Value> = self.others.iter().map(|(from, to)| replace(from, to)).collect();
-        steps.extend(by_outcome(self.singles.iter().map(|(&from, to)| (from, to.as_str()))));
-        let simple = steps.len() <= MOST_REPLACEMENTS && self.are_apart();
+    /// Converts a small table: one replacement step per sequence rule, and one per output of the single
+    /// characters.
+    fn replacement_steps(&self) -> Result<Vec<Value>, SentencePieceError> {
+        let mut steps: Vec<Value> = self.sequences.iter().map(|(from, to)| replace(from, to)).collect();
+        steps.extend(steps_by_output(self.singles.iter().map(|(&from, to)| (from, to.as_str()))));
+        let simple = steps.len() <= MAX_REPLACEMENTS && self.are_independent();
         if simple { Ok(steps) } else { Err(unsupported()) }
     }
 
-    /// Whether one replacement after the other does what the table does: none sees what an earlier one has made, and
-    /// no two rules for several characters are about the same text.
-    fn are_apart(&self) -> bool {
+    /// Returns whether applying the rules one after the other gives the same result as the table: no rule
+    /// matches the output of another, and no sequence rule shares a character with the input or output of an
+    /// earlier sequence rule.
+    fn are_independent(&self) -> bool {
         let shared = |one: &str, other: &str| one.chars().any(|c| other.contains(c));
         let rewritten = |text: &str| self.apply(text) != text;
-        let mut others = self.others.iter().enumerate();
-        let others = others.all(|(at, (from, to))| {
-            let later = &self.others[at + 1..];
+        let mut sequences = self.sequences.iter().enumerate();
+        let sequences = sequences.all(|(at, (from, to))| {
+            let later = &self.sequences[at + 1..];
             !rewritten(to) && !later.iter().any(|(other, _)| shared(from, other) || shared(to, other))
         });
-        others && !self.singles.values().any(|to| rewritten(to))
+        sequences && !self.singles.values().any(|to| rewritten(to))
     }
 
-    fn by_nfkc<'r>(&'r self, charsmap: &[u8], kept: &[char]) -> Result<Vec<Value>, SentencePieceError> {
+    /// Converts a table that contains NFKC; NFKC changes the `preserved` characters and the table does not.
+    fn nfkc_steps<'r>(
+        &'r self,
+        charsmap: &[u8],
+        preserved: &[char],
+    ) -> Result<Vec<Value>, SentencePieceError> {
         let stable = |c: char| nfkc(c) == c.to_string();
         let rest: BTreeMap<char, &str> =
             self.singles.iter().filter(|(c, _)| stable(**c)).map(|(&c, to)| (c, to.as_str())).collect();
-        // Letters that NFKC does not know yet.
+        // Letters that the NFKC of `tokenizers` does not know yet.
         let newer = |text: &str| {
             text.chars().any(|c| c.len_utf8() == 4 || rest.get(&c).is_some_and(|to| !to.trim().is_empty()))
         };
         let wrong = |(from, to): &&(String, String)| self.apply(&nfkc(from)) != *to && !newer(from);
-        if kept.len() > aside().count() || self.others.iter().any(|rule| wrong(&rule)) {
+        if preserved.len() > placeholders().count() || self.sequences.iter().any(|rule| wrong(&rule)) {
             return Err(unsupported());
         }
         let mut steps = Vec::new();
-        for (&character, stand_in) in kept.iter().zip(aside()) {
-            steps.push(replace(&character.to_string(), &stand_in.to_string()));
+        for (&character, placeholder) in preserved.iter().zip(placeholders()) {
+            steps.push(replace(&character.to_string(), &placeholder.to_string()));
         }
-        steps.push(replace_all(&self.fenced(), FENCE));
+        steps.push(replace_all(&self.fence_pattern(), FENCE));
         steps.push(json!({"type": "NFKC"}));
-        for (&character, stand_in) in kept.iter().zip(aside()) {
-            steps.push(replace(&stand_in.to_string(), &self.apply(&character.to_string())));
+        for (&character, placeholder) in preserved.iter().zip(placeholders()) {
+            steps.push(replace(&placeholder.to_string(), &self.apply(&character.to_string())));
         }
-        // What goes leaves a fence, so that no accent comes to another character.
-        let outcome = |to: &'r str| if to.is_empty() { FENCE } else { to };
+        // A removed character leaves a fence, so that its accents do not move to the character before it.
+        let output = |to: &'r str| if to.is_empty() { FENCE } else { to };
         let again = rest.values().any(|to| self.apply(to) != *to);
         let short =
-            by_outcome(rest.iter().filter(|(c, _)| c.len_utf8() < 4).map(|(&c, to)| (c, outcome(to))));
-        if again || short.len() > MOST_REPLACEMENTS {
+            steps_by_output(rest.iter().filter(|(c, _)| c.len_utf8() < 4).map(|(&c, to)| (c, output(to))));
+        if again || short.len() > MAX_REPLACEMENTS {
             return Err(unsupported());
         }
         steps.extend(short);
@@ -180,14 +206,15 @@ impl Rules {
         Ok(steps)
     }
 
-    /// The places before an accent where NFKC would do what no rule does: sort it, or put it on a character that has
-    /// an accent already.
-    fn fenced(&self) -> String {
-        // By the first of two characters; and by the set of seconds, its firsts.
+    /// Returns a pattern for the positions before an accent where NFKC would do something that no rule does:
+    /// reorder the accent, or compose it with a character that has an accent already.
+    fn fence_pattern(&self) -> String {
+        // `follows`: the accents that a rule has after an accent. `refused`: sets of accents that must not
+        // compose, with the characters that they must not compose with.
         let mut follows: BTreeMap<char, BTreeSet<char>> = BTreeMap::new();
         let mut refused: BTreeMap<BTreeSet<char>, BTreeSet<char>> = BTreeMap::new();
         let (mut begun, mut accents) = (HashSet::new(), BTreeSet::new());
-        for (from, _) in &self.others {
+        for (from, _) in &self.sequences {
             let characters: Vec<char> = from.chars().collect();
             begun.insert((characters[0], characters[1]));
             accents.extend(characters[1..].iter().copied().filter(|&c| is_mark(c)));
@@ -205,8 +232,9 @@ impl Rules {
                 refused.entry(wrong).or_default().insert(character);
             }
         }
-        // Marks of two parts, which no rule has after another character.
-        let double = assigned().filter(|&c| nfkc(c) != c.to_string() && is_mark(c) && !accents.contains(&c));
+        // Marks that decompose into two parts; no rule has one after another character.
+        let double =
+            code_points().filter(|&c| nfkc(c) != c.to_string() && is_mark(c) && !accents.contains(&c));
         let double: BTreeSet<char> = double.collect();
         let class = |characters: &BTreeSet<char>| characters.iter().copied().map(code).collect::<String>();
         let follows = follows.iter().map(|(&first, then)| format!("(?<={})[{}]", code(first), class(then)));
@@ -217,51 +245,53 @@ impl Rules {
         let follows = if follows.is_empty() { String::new() } else { format!("(?!{})", follows.join("|")) };
         let double =
             if double.is_empty() { String::new() } else { format!(r"|(?<=[\s\S])[{}]", class(&double)) };
-        // Never at the start: what `tokenizers` puts there, its normal forms lose again.
+        // Never at the start of a text: the normal forms of `tokenizers` drop a fence there.
         format!(r"(?=\p{{M}})(?=(?<=\p{{M}}){follows}{refused}{double})")
     }
 }
 
-/// The characters that NFKC or NFD changes, but for Korean syllables, which take no accents.
+/// Returns the characters that NFKC or NFD changes, without Korean syllables, which take no accents.
 fn accented() -> impl Iterator<Item = char> {
     let changes = |c: &char| [normal(&NFKC, *c), normal(&NFD, *c)].iter().any(|text| *text != c.to_string());
-    assigned().filter(|c| !('\u{AC00}'..='\u{D7A3}').contains(c)).filter(changes)
+    code_points().filter(|c| !('\u{AC00}'..='\u{D7A3}').contains(c)).filter(changes)
 }
 
-/// All planes of Unicode that have characters, but for private ones.
-fn assigned() -> impl Iterator<Item = char> {
+/// Returns the code points of planes 0 to 3 and U+E0000 to U+E0FFF: all that have characters, except the
+/// private-use planes 15 and 16.
+fn code_points() -> impl Iterator<Item = char> {
     ('\u{1}'..='\u{3FFFF}').chain('\u{E0000}'..='\u{E0FFF}')
 }
 
-/// Noncharacters for what is set aside; not those of planes 15 and 16, which `text` has other uses for.
-fn aside() -> impl Iterator<Item = char> {
+/// Returns noncharacters for [`Rules::nfkc_steps`]; not those of planes 15 and 16, which `text` uses for
+/// other things.
+fn placeholders() -> impl Iterator<Item = char> {
     (2..=14_u32).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]).filter_map(char::from_u32)
 }
 
-/// One replacement for all characters with the same outcome.
-fn by_outcome<'r>(rules: impl Iterator<Item = (char, &'r str)>) -> Vec<Value> {
-    let mut outcomes: BTreeMap<&str, BTreeSet<char>> = BTreeMap::new();
+/// Returns one replacement step for each output; it replaces all characters that have this output.
+fn steps_by_output<'r>(rules: impl Iterator<Item = (char, &'r str)>) -> Vec<Value> {
+    let mut outputs: BTreeMap<&str, BTreeSet<char>> = BTreeMap::new();
     for (from, to) in rules.filter(|(from, to)| *to != from.to_string()) {
-        outcomes.entry(to).or_default().insert(from);
+        outputs.entry(to).or_default().insert(from);
     }
-    let steps = outcomes.iter().map(|(to, from)| {
+    let steps = outputs.iter().map(|(to, from)| {
         let class: String = from.iter().copied().map(code).collect();
         replace_all(&format!("[{class}]"), to)
     });
     steps.collect()
 }
 
-/// A character as a regular expression has it.
+/// Returns a character as an escape of a regular expression.
 fn code(character: char) -> String {
     format!(r"\x{{{:X}}}", u32::from(character))
 }
 
-/// A text in Unicode's normal form NFKC.
+/// Returns a text in Unicode's normal form NFKC.
 fn nfkc(text: impl ToString) -> String {
     normal(&NFKC, text)
 }
 
-/// Whether a character is an accent or another mark on the one before.
+/// Returns whether a character is an accent or another combining mark.
 fn is_mark(character: char) -> bool {
     normal(&StripAccents, character).is_empty()
 }
@@ -272,10 +302,13 @@ fn normal(normalizer: &impl Normalizer, text: impl ToString) -> String {
     text.get().to_owned()
 }
 
+/// Returns the offset field of a unit of the double array.
 fn offset(unit: u32) -> usize {
     ((unit >> 10) << ((unit & 1 << 9) >> 6)) as usize
 }
 
 fn unsupported() -> SentencePieceError {
-    SentencePieceError::Unsupported("its rules to normalise text are neither NFKC nor few".to_owned())
+    SentencePieceError::Unsupported(
+        "its normalisation rules are neither NFKC nor a few independent replacements".to_owned(),
+    )
 }

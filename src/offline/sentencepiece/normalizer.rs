@@ -1,61 +1,55 @@
-//! How text is normalised.
+//! The normalizer of tokenizer.json: what SentencePiece does to a text before it encodes it.
 
 use serde_json::{Value, json};
 
-use super::proto::{Kind, Model, Normalizer};
-use super::{SPACE, SentencePieceError, charsmap};
+use super::charsmap;
+use super::error::SentencePieceError;
+use super::proto::{ModelProto, NormalizerSpec, PieceType, SPACE};
+use super::replace::{replace, replace_all};
 
-/// Whether normalising depends on where a text begins or ends, so that it must see all of it at once.
-pub(super) fn whole_text(normalizer: &Normalizer) -> bool {
-    normalizer.dummy_prefix || normalizer.remove_extra_whitespaces
+/// Returns whether normalisation depends on where a text begins or ends, so that it must see the whole text.
+pub(super) fn needs_whole_text(normalizer: &NormalizerSpec) -> bool {
+    normalizer.add_dummy_prefix() || normalizer.remove_extra_whitespaces()
 }
 
-/// The normalizer of tokenizer.json.
-pub(super) fn normalizer(model: &Model) -> Result<Value, SentencePieceError> {
-    let spec = &model.normalizer;
+/// Returns the `normalizer` object of tokenizer.json.
+pub(super) fn normalizer(model: &ModelProto) -> Result<Value, SentencePieceError> {
+    let spec = &model.normalizer_spec;
     let space = SPACE.to_string();
     let mut steps = Vec::new();
-    if !spec.charsmap.is_empty() {
-        steps.extend(charsmap::steps(spec.charsmap)?);
+    if !spec.precompiled_charsmap().is_empty() {
+        steps.extend(charsmap::steps(spec.precompiled_charsmap())?);
     }
-    if spec.remove_extra_whitespaces {
+    if spec.remove_extra_whitespaces() {
         steps.push(replace_all(" {2,}", " "));
         steps.push(replace_all(r"\A | \z", ""));
     }
     steps.push(replace(" ", &space));
-    if spec.remove_extra_whitespaces {
+    if spec.remove_extra_whitespaces() {
         steps.push(replace_all(&format!(r"{SPACE}+\z"), ""));
     }
-    if spec.dummy_prefix {
-        steps.push(replace_all(&start(model), &space));
+    if spec.add_dummy_prefix() {
+        steps.push(replace_all(&prefix_pattern(model), &space));
     }
     Ok(json!({"type": "Sequence", "normalizers": steps}))
 }
 
-/// Replaces a text wherever it stands.
-pub(super) fn replace(from: &str, to: &str) -> Value {
-    json!({"type": "Replace", "pattern": {"String": from}, "content": to})
-}
-
-/// Replaces all that matches a regular expression, in what Oniguruma and `fancy-regex` have in common.
-pub(super) fn replace_all(pattern: &str, content: &str) -> Value {
-    json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": content})
-}
-
-/// Where the prefix goes: before a text, but not before the name of a user-defined piece, since the names of added
-/// tokens are normalised as texts are. A name may have an unassigned character before it: where the server reads the
-/// file, it tells its own markers from text that spells them so.
-fn start(model: &Model) -> String {
+/// Returns a pattern that matches the empty string where the dummy prefix goes: at the start of a text.
+///
+/// `tokenizers` also normalises the names of added tokens, so the pattern excludes a text that is only the
+/// name of a user-defined piece. One unassigned character may precede the name: the server inserts it to tell
+/// its own markers from text that spells them.
+fn prefix_pattern(model: &ModelProto) -> String {
     let names: Vec<String> = model
         .pieces
         .iter()
-        .filter(|piece| piece.kind == Kind::UserDefined)
-        .map(|piece| escaped(piece.text))
+        .filter(|piece| piece.piece_type() == PieceType::UserDefined)
+        .map(|piece| escaped(piece.piece()))
         .collect();
     if names.is_empty() { r"\A".to_owned() } else { format!(r"\A(?!\p{{Cn}}?(?:{})\z)", names.join("|")) }
 }
 
-/// A text as a pattern that matches it.
+/// Returns a regular expression that matches exactly `text`.
 fn escaped(text: &str) -> String {
     let mut pattern = String::new();
     for character in text.chars() {

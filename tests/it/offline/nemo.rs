@@ -1,5 +1,5 @@
-//! `octant import-nemo`: directories that a zarr library wrote (`scripts/make_nemo_fixture.py`) come out as the models
-//! that they were made of, bit by bit.
+//! `octant import-nemo`: imports of directories that a zarr library wrote (`scripts/make_nemo_fixture.py`)
+//! equal the models that the directories were made from, bit for bit.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use octant::model::{LoadError, ModelConfig, Precision};
 use octant::offline::{Conversion, Converted, Granularity};
 use serde_json::json;
 
-use super::resume::cut_off;
+use super::resume::runs_until_finished;
 use super::{conversion, files, floats, json_of, quantize, read, same};
 use crate::device::model::{fixture, load, logits, root};
 
@@ -23,7 +23,7 @@ fn import(input: &Path, output: &Path, granularity: Option<Granularity>) -> Resu
     octant::offline::import_nemo(&conversion(input, output, granularity), &|_| {})
 }
 
-/// A directory, to be changed.
+/// Copies a NeMo directory, so that a test can change it.
 fn copy(name: &str) -> tempfile::TempDir {
     fn into(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
@@ -41,7 +41,7 @@ fn copy(name: &str) -> tempfile::TempDir {
     dir
 }
 
-/// Importing must fail with a message that holds all of these, and leave nothing that can be loaded.
+/// Asserts that an import fails with a message that holds all `parts`, and leaves nothing that can be loaded.
 fn fails(dir: &Path, parts: &[&str]) {
     let out = tempfile::tempdir().unwrap();
     let error = import(dir, out.path(), None).unwrap_err().to_string();
@@ -51,7 +51,7 @@ fn fails(dir: &Path, parts: &[&str]) {
     assert!(load(out.path(), Precision::Fp8).is_err());
 }
 
-/// Replaces text in a file of a directory; it must be there.
+/// Replaces text in a file of a directory; asserts that the file holds it.
 fn replace(dir: &Path, file: &str, from: &str, to: &str) {
     let path = dir.join(file);
     let text = std::fs::read_to_string(&path).unwrap();
@@ -60,7 +60,7 @@ fn replace(dir: &Path, file: &str, from: &str, to: &str) {
 }
 
 #[test]
-fn every_tensor_is_the_one_it_was_made_of() {
+fn imported_tensors_equal_those_of_the_original_model() {
     for (name, golden) in [("base", "wide"), ("reward", "nemotron")] {
         let out = tempfile::tempdir().unwrap();
         import(&source(name), out.path(), None).unwrap();
@@ -86,7 +86,7 @@ fn every_tensor_is_the_one_it_was_made_of() {
 }
 
 #[test]
-fn the_configuration_means_what_that_of_the_original_means() {
+fn the_imported_configuration_equals_that_of_the_original_model() {
     for (name, golden) in [("base", "wide"), ("reward", "nemotron")] {
         let out = tempfile::tempdir().unwrap();
         import(&source(name), out.path(), None).unwrap();
@@ -103,7 +103,7 @@ fn the_configuration_means_what_that_of_the_original_means() {
 }
 
 #[test]
-fn quantising_on_the_way_is_quantising_afterwards() {
+fn quantising_during_import_equals_quantising_afterwards() {
     for granularity in [Granularity::Channel, Granularity::Tensor] {
         for name in ["base", "reward"] {
             let [plain, after, directly] = [(); 3].map(|()| tempfile::tempdir().unwrap());
@@ -125,22 +125,24 @@ fn quantising_on_the_way_is_quantising_afterwards() {
 }
 
 #[test]
-fn what_is_cut_off_is_gone_on_with() {
+fn an_interrupted_import_continues_to_the_same_bytes() {
     for granularity in [None, Some(Granularity::Channel)] {
         let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let to =
             |out: &Path| Conversion { shard_size: 60_000, ..conversion(&source("reward"), out, granularity) };
         octant::offline::import_nemo(&to(whole.path()), &|_| {}).unwrap();
-        let runs = cut_off(4, |progress| octant::offline::import_nemo(&to(out.path()), progress).unwrap());
+        let runs = runs_until_finished(4, |progress| {
+            octant::offline::import_nemo(&to(out.path()), progress).unwrap()
+        });
         assert!(runs > 5, "{runs} runs");
         same(out.path(), whole.path());
     }
 }
 
 #[test]
-fn chunks_that_changed_are_noticed() {
+fn an_import_does_not_continue_after_a_chunk_has_changed() {
     let (dir, out) = (copy("base"), tempfile::tempdir().unwrap());
-    // The last weight that is written is broken, so that the conversion ends there.
+    // The last weight has an infinite element, so the conversion fails there.
     let head = dir.path().join("model_weights/model.output_layer.weight/0.0");
     let mut bytes = std::fs::read(&head).unwrap();
     bytes[..2].copy_from_slice(&0x7F80u16.to_le_bytes());
@@ -154,7 +156,7 @@ fn chunks_that_changed_are_noticed() {
 }
 
 #[test]
-fn settings_of_other_families_are_named() {
+fn a_setting_of_another_family_is_refused_by_name() {
     for (from, to, key) in [
         ("activation: squared-relu", "activation: gelu", "activation"),
         ("normalization: layernorm1p", "normalization: rmsnorm", "normalization"),
@@ -192,7 +194,7 @@ fn settings_of_other_families_are_named() {
 }
 
 #[test]
-fn sizes_that_do_not_fit_the_configuration_name_the_tensor() {
+fn a_shape_that_contradicts_the_configuration_names_the_tensor() {
     for (from, to, tensor) in [
         ("num_layers: 2", "num_layers: 3", "self_attention.linear_qkv.layer_norm_weight"),
         ("ffn_hidden_size: 128", "ffn_hidden_size: 256", "mlp.linear_fc1.weight"),
@@ -206,7 +208,7 @@ fn sizes_that_do_not_fit_the_configuration_name_the_tensor() {
 }
 
 #[test]
-fn arrays_of_other_forms_are_named() {
+fn unsupported_zarr_arrays_are_refused_by_name() {
     let zarray = format!("{LAYERS}mlp.linear_fc2.weight/.zarray");
     for (from, to, key) in [
         (
@@ -218,7 +220,7 @@ fn arrays_of_other_forms_are_named() {
         ("\"order\":\"C\"", "\"order\":\"F\"", "`order`"),
         ("\"bfloat16\"", "\"<i2\"", "`dtype`"),
         ("\"shape\":[2,", "\"shape\":[1099511627776,1099511627776,", "`shape`"),
-        ("\"shape\":[2,64,", "\"shape\":[1099511627776,1099511627776,", "expected a size that can be"),
+        ("\"shape\":[2,64,", "\"shape\":[1099511627776,1099511627776,", "expected a size below 2^64 bytes"),
         ("\"zarr_format\":2", "\"zarr_format\":3", "`zarr_format`"),
         ("\"chunks\":[1,", "\"chunks\":[0,", "`chunks`"),
         ("\"chunks\":[1,64,", "\"chunks\":[1,32,", "expected 1024 bytes, got 2048"),
@@ -231,7 +233,7 @@ fn arrays_of_other_forms_are_named() {
 }
 
 #[test]
-fn parts_that_lack_or_are_too_many_are_named() {
+fn missing_and_surplus_parts_are_named() {
     let base = "model.decoder.layers.self_attention.linear_proj.weight";
     let dir = copy("base");
     let chunk = dir.path().join("model_weights").join(base).join("1.0.3");
@@ -257,7 +259,7 @@ fn parts_that_lack_or_are_too_many_are_named() {
 }
 
 #[test]
-fn a_reward_model_may_lack_a_bias_and_a_head_for_tokens() {
+fn a_reward_model_may_lack_its_bias_and_the_lm_head() {
     let (dir, out) = (copy("reward"), tempfile::tempdir().unwrap());
     let weights = dir.path().join("model_weights");
     std::fs::remove_dir_all(weights.join("model.rm_head.bias")).unwrap();
@@ -268,7 +270,7 @@ fn a_reward_model_may_lack_a_bias_and_a_head_for_tokens() {
     assert!(!imported.contains_key("rm_head.bias") && !imported.contains_key("lm_head.weight"));
     let error = load(out.path(), Precision::Fp8).err().unwrap().to_string();
     assert!(error.contains("lm_head.weight") && error.contains("missing"), "{error}");
-    // Nor is a head for tokens left out of any other model.
+    // Every other model needs the LM head.
     let dir = copy("base");
     std::fs::remove_dir_all(dir.path().join("model_weights/model.output_layer.weight")).unwrap();
     fails(dir.path(), &["model.output_layer.weight", "missing"]);
@@ -279,7 +281,7 @@ fn a_reward_model_may_lack_a_bias_and_a_head_for_tokens() {
 }
 
 #[test]
-fn other_types_of_numbers_are_kept() {
+fn f32_and_untyped_bf16_arrays_keep_their_values() {
     let dir = copy("base");
     let norm = "model_weights/model.decoder.final_layernorm.weight";
     let chunk = dir.path().join(norm).join("0");
@@ -287,7 +289,7 @@ fn other_types_of_numbers_are_kept() {
     let values = floats(&tensor);
     std::fs::write(&chunk, values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     replace(dir.path(), &format!("{norm}/.zarray"), "bfloat16", "<f4");
-    // Two bytes of no type are BF16's.
+    // Untyped elements of two bytes are read as BF16.
     replace(dir.path(), &format!("{LAYERS}mlp.linear_fc1.weight/.zarray"), "bfloat16", "|V2");
     let out = tempfile::tempdir().unwrap();
     import(dir.path(), out.path(), None).unwrap();
@@ -299,7 +301,7 @@ fn other_types_of_numbers_are_kept() {
 }
 
 #[test]
-fn the_command_writes_what_the_library_does() {
+fn the_command_writes_the_same_files_as_the_library() {
     let (out, expected) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     import(&source("reward"), expected.path(), Some(Granularity::Tensor)).unwrap();
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_octant"));
@@ -310,7 +312,7 @@ fn the_command_writes_what_the_library_does() {
 }
 
 #[test]
-fn the_tokenizer_is_that_of_the_sentencepiece_model() {
+fn the_import_writes_the_tokenizer_of_the_sentencepiece_model() {
     let out = tempfile::tempdir().unwrap();
     import(&source("base"), out.path(), None).unwrap();
     let model = std::fs::read(source("base").join("0123456789abcdef_nemotron.model")).unwrap();
@@ -323,14 +325,17 @@ fn the_tokenizer_is_that_of_the_sentencepiece_model() {
 }
 
 #[test]
-fn a_sentencepiece_model_that_cannot_be_told_can_be_left_out() {
+fn an_unreadable_sentencepiece_model_can_be_left_out() {
     let copy = copy("base");
     std::fs::write(copy.path().join("0123456789abcdef_nemotron.model"), b"no protobuf at all").unwrap();
     let out = tempfile::tempdir().unwrap();
     let message = import(copy.path(), out.path(), None).unwrap_err().to_string();
     assert!(message.contains("0123456789abcdef_nemotron.model: not a SentencePiece model"), "{message}");
     assert!(message.contains("--without-tokenizer"), "{message}");
-    assert!(std::fs::read_dir(out.path()).unwrap().next().is_none(), "nothing is written before");
+    assert!(
+        std::fs::read_dir(out.path()).unwrap().next().is_none(),
+        "something was written before the error"
+    );
     let without = Conversion { tokenizer: false, ..conversion(copy.path(), out.path(), None) };
     octant::offline::import_nemo(&without, &|_| {}).unwrap();
     assert!(out.path().join("tokenizer.model").is_file() && !out.path().join("tokenizer.json").exists());

@@ -1,4 +1,4 @@
-//! `octant quantize`: what it makes is what serving would make of the same weights on load.
+//! `octant quantize`: its output equals the quantisation that serving does on load.
 
 use octant::device::{KvDtype, fp8};
 use octant::model::{ModelConfig, Precision, Scheme};
@@ -12,7 +12,7 @@ const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 const FIXTURES: [&str; 3] = ["nemotron", "llama", "wide"];
 
 #[test]
-fn channels_are_what_serving_makes_of_the_same_weights() {
+fn channel_scales_and_codes_equal_those_of_quantisation_on_load() {
     for name in FIXTURES {
         let out = tempfile::tempdir().unwrap();
         quantize(&fixture(name), out.path(), Granularity::Channel).unwrap();
@@ -20,7 +20,7 @@ fn channels_are_what_serving_makes_of_the_same_weights() {
         for (weight, tensor) in &before {
             let written = after.remove(weight).unwrap();
             if !is_linear(weight) {
-                assert!(&written == tensor, "{weight} is not as it was stored");
+                assert!(&written == tensor, "{weight} was changed");
                 continue;
             }
             let (dtype, shape, codes) = written;
@@ -44,7 +44,7 @@ fn channels_are_what_serving_makes_of_the_same_weights() {
 }
 
 #[test]
-fn a_tensor_has_one_scale() {
+fn tensor_granularity_stores_one_scale_per_weight() {
     for name in FIXTURES {
         let (out, channels) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         quantize(&fixture(name), out.path(), Granularity::Tensor).unwrap();
@@ -60,20 +60,20 @@ fn a_tensor_has_one_scale() {
         }
         let run = |dir| logits(dir, Precision::Fp8, KvDtype::Fp8, &IDS);
         let (one, many) = (run(out.path()), run(channels.path()));
-        assert!(one != many, "{name}: the same weights come of both schemes");
+        assert!(one != many, "{name}: both granularities give the same logits");
         assert!(one.iter().all(|x| x.is_finite()));
     }
 }
 
 #[test]
-fn the_configuration_says_what_was_done() {
+fn the_configuration_describes_the_quantisation() {
     for (granularity, strategy) in [(Granularity::Channel, "channel"), (Granularity::Tensor, "tensor")] {
         let out = tempfile::tempdir().unwrap();
         quantize(&fixture("nemotron"), out.path(), granularity).unwrap();
         let (before, mut after) =
             (json_of(&fixture("nemotron").join("config.json")), json_of(&out.path().join("config.json")));
         let quant = after.as_object_mut().unwrap().remove("quantization_config").unwrap();
-        assert_eq!(before, after, "the rest is as it was");
+        assert_eq!(before, after, "another key has changed");
         assert_eq!(quant["quant_method"], "compressed-tensors");
         assert_eq!(quant["format"], "float-quantized");
         assert_eq!(quant["ignore"], json!(["lm_head"]));
@@ -91,7 +91,7 @@ fn the_configuration_says_what_was_done() {
 }
 
 #[test]
-fn small_files_go_along_and_weights_of_other_forms_do_not() {
+fn small_files_are_copied_and_other_weight_files_are_not() {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for (name, bytes) in files(&fixture("nemotron")) {
         std::fs::write(dir.path().join(name), bytes).unwrap();
@@ -103,7 +103,7 @@ fn small_files_go_along_and_weights_of_other_forms_do_not() {
     }
     std::fs::create_dir(dir.path().join("original")).unwrap();
     let converted = quantize(dir.path(), out.path(), Granularity::Channel).unwrap();
-    assert_eq!(converted.left_behind, ["original", "pytorch_model.bin"]);
+    assert_eq!(converted.not_copied, ["original", "pytorch_model.bin"]);
     let names: Vec<String> = files(out.path()).into_keys().collect();
     let expected = [
         "chat_template.jinja",
@@ -121,7 +121,7 @@ fn small_files_go_along_and_weights_of_other_forms_do_not() {
 }
 
 #[test]
-fn shards_are_as_large_as_asked_for_and_load_as_one_file_does() {
+fn shards_respect_the_size_limit_and_load_like_one_file() {
     let (out, one) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let small = Conversion {
         shard_size: 30_000,
@@ -145,12 +145,12 @@ fn shards_are_as_large_as_asked_for_and_load_as_one_file_does() {
 }
 
 #[test]
-fn f16_and_f32_weights_give_the_codes_that_bf16_ones_do() {
+fn f16_and_f32_weights_give_the_same_codes_as_bf16() {
     let out = tempfile::tempdir().unwrap();
     let mut original = read(&fixture("nemotron"));
     for tensor in original.values_mut() {
         let kept = floats(tensor).into_iter().map(|x| half::f16::from_f32(x).to_f32());
-        // What all three types have.
+        // Values that all three types can hold.
         let kept: Vec<f32> = kept.map(|x| fp8::bf16_value(fp8::bf16_bits(x))).collect();
         tensor.2 = kept.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
         tensor.0 = "F16".to_owned();
@@ -173,7 +173,7 @@ fn f16_and_f32_weights_give_the_codes_that_bf16_ones_do() {
         let out = out.path().join(dtype);
         quantize(dir.path(), &out, Granularity::Channel).unwrap();
         let mut written = read(&out);
-        assert_eq!(written["model.norm.weight"].0, dtype, "norms are as they were");
+        assert_eq!(written["model.norm.weight"].0, dtype, "norms keep their type");
         written.retain(|name, _| is_linear(name));
         results.push(written);
     }
@@ -182,9 +182,9 @@ fn f16_and_f32_weights_give_the_codes_that_bf16_ones_do() {
 }
 
 #[test]
-fn threads_change_no_byte() {
+fn the_number_of_threads_changes_no_byte() {
     let model = tempfile::tempdir().unwrap();
-    // Bands of rows: the widest weights have 8 MiB.
+    // The largest weights have 8 MiB, more than one band.
     super::random_model(model.path(), 1024, 1, 64);
     for granularity in [Granularity::Channel, Granularity::Tensor] {
         let outs = [1, 3].map(|threads| {
@@ -199,7 +199,7 @@ fn threads_change_no_byte() {
 }
 
 #[test]
-fn the_report_is_true() {
+fn the_report_matches_the_written_weights() {
     for granularity in [Granularity::Channel, Granularity::Tensor] {
         let out = tempfile::tempdir().unwrap();
         let converted = quantize(&fixture("wide"), out.path(), granularity).unwrap();
@@ -222,9 +222,9 @@ fn the_report_is_true() {
                 saturated += u64::from(code & 0x7F == 0x7E);
                 zeroed += u64::from(code & 0x7F == 0 && *x != 0.0);
             }
-            let said = &report["tensors"][name];
+            let entry = &report["tensors"][name];
             let near = |key: &str, expected: f64| {
-                let got = said[key].as_f64().unwrap();
+                let got = entry[key].as_f64().unwrap();
                 assert!(
                     (got - expected).abs() <= 1e-4 * expected,
                     "{name}: {key} {got}, expected {expected}"
@@ -232,10 +232,14 @@ fn the_report_is_true() {
             };
             near("relative_rms_error", (error / square).sqrt());
             near("max_abs_error", max);
-            assert_eq!((&said["saturated"], &said["zeroed"]), (&json!(saturated), &json!(zeroed)), "{name}");
-            assert_eq!(said["shape"], json!(before[name].1));
-            // What rounding to 3 bits of mantissa gives, and nothing much worse.
-            assert!((0.01..0.04).contains(&said["relative_rms_error"].as_f64().unwrap()), "{name}: {said}");
+            assert_eq!(
+                (&entry["saturated"], &entry["zeroed"]),
+                (&json!(saturated), &json!(zeroed)),
+                "{name}"
+            );
+            assert_eq!(entry["shape"], json!(before[name].1));
+            // The error of rounding to 3 mantissa bits.
+            assert!((0.01..0.04).contains(&entry["relative_rms_error"].as_f64().unwrap()), "{name}: {entry}");
         }
     }
 }

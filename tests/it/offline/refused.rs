@@ -1,4 +1,4 @@
-//! Input that cannot be converted, and output that is not ours: named, and nothing is left that looks whole.
+//! Refusals of `octant quantize`: the error names the cause, and the output does not look complete.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Tensors, files, is_linear, json_of, quantize, read, write};
 use crate::device::model::{fixture, load};
 
-/// A copy of a fixture's model, to be changed.
+/// Copies a fixture's model, so that a test can change it.
 fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -18,7 +18,8 @@ fn copy(name: &str) -> tempfile::TempDir {
     dir
 }
 
-/// Quantising must fail with a message that holds all of these, and leave nothing that can be loaded.
+/// Asserts that quantising fails with a message that holds all `parts`, and leaves nothing that can be
+/// loaded.
 fn fails(dir: &Path, parts: &[&str]) {
     for granularity in [Granularity::Channel, Granularity::Tensor] {
         let out = tempfile::tempdir().unwrap();
@@ -33,6 +34,7 @@ fn fails(dir: &Path, parts: &[&str]) {
     }
 }
 
+/// Copies a fixture's model with changed tensors.
 fn changed(name: &str, change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
     let dir = copy(name);
     let mut tensors = read(dir.path());
@@ -42,7 +44,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Tensors)) -> tempfile::TempDir {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_named() {
+fn nan_and_infinite_weights_are_named() {
     for name in [
         "model.layers.1.mlp.up_proj.weight",
         "model.layers.0.self_attn.k_proj.weight",
@@ -59,11 +61,11 @@ fn weights_that_are_not_numbers_are_named() {
 }
 
 #[test]
-fn what_is_quantised_already_is_not_quantised_again() {
+fn a_quantised_model_is_not_quantised_again() {
     let once = tempfile::tempdir().unwrap();
     quantize(&fixture("nemotron"), once.path(), Granularity::Channel).unwrap();
     fails(once.path(), &["config.json", "quantization_config", "quantised already"]);
-    // Nor if the configuration does not say so.
+    // Codes without a quantization_config are refused too.
     let codes = changed("nemotron", |tensors| {
         for (_, tensor) in tensors.iter_mut().filter(|(name, _)| is_linear(name)) {
             tensor.2.truncate(tensor.2.len() / 2);
@@ -74,7 +76,7 @@ fn what_is_quantised_already_is_not_quantised_again() {
 }
 
 #[test]
-fn tensors_that_lack_or_are_too_many_or_too_large_are_named() {
+fn missing_surplus_and_misshapen_tensors_are_named() {
     let name = "model.layers.1.mlp.down_proj.weight";
     fails(changed("nemotron", |t| _ = t.remove(name)).path(), &[name, "missing"]);
     let extra = changed("nemotron", |t| {
@@ -98,7 +100,7 @@ fn truncated_files_are_named() {
 }
 
 #[test]
-fn a_directory_of_somebody_elses_is_not_written_to() {
+fn a_directory_with_other_files_is_not_written_to() {
     let out = tempfile::tempdir().unwrap();
     std::fs::write(out.path().join("notes.txt"), "mine").unwrap();
     let error = quantize(&fixture("nemotron"), out.path(), Granularity::Channel).unwrap_err().to_string();
@@ -112,7 +114,7 @@ fn a_directory_of_somebody_elses_is_not_written_to() {
 }
 
 #[test]
-fn a_reward_head_is_known_to_its_architecture_only_and_held_to_its_shape() {
+fn a_reward_head_needs_the_reward_architecture_and_the_right_shape() {
     let head = |shape: &[usize]| {
         let bytes = vec![0; shape.iter().product::<usize>() * 2];
         ("BF16".to_owned(), shape.to_vec(), bytes)
@@ -135,7 +137,7 @@ fn a_reward_head_is_known_to_its_architecture_only_and_held_to_its_shape() {
         load(dir.path(), Precision::Fp8).unwrap();
         let out = tempfile::tempdir().unwrap();
         quantize(dir.path(), out.path(), Granularity::Channel).unwrap();
-        assert_eq!(read(out.path())["rm_head.weight"], head(&[9, 64]), "it stays as it is");
+        assert_eq!(read(out.path())["rm_head.weight"], head(&[9, 64]), "the reward head is copied unchanged");
         load(out.path(), Precision::Fp8).unwrap();
     }
     let refused = |tensors: &[(&str, &[usize])], architecture: &str, parts: &[&str]| {

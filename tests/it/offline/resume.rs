@@ -1,4 +1,4 @@
-//! Conversions that are killed go on from where they were, to the same bytes; memory does not grow with the model.
+//! Interrupted conversions continue to the same bytes; memory does not grow with the model.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -18,12 +18,13 @@ fn octant(args: &[&str], paths: [&Path; 2]) -> Child {
     command.spawn().unwrap()
 }
 
-/// Weights that the journal has; 0 without one.
+/// Returns the number of weights in the journal; 0 without a journal.
 fn written(out: &Path) -> usize {
     let text = std::fs::read_to_string(out.join("conversion.journal")).unwrap_or_default();
     text.lines().count().saturating_sub(1)
 }
 
+/// Waits for a process, asserts that it succeeded, and returns its standard error.
 fn finish(child: Child) -> String {
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -31,9 +32,10 @@ fn finish(child: Child) -> String {
     text
 }
 
-/// Starts a command ten times and kills it (SIGKILL), each time after some more weights and a moment. Says after how many
-/// kills a shard was in work, and after how many a weight was done.
-fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], moment: Duration) -> [usize; 2] {
+/// Starts a command ten times and kills it with SIGKILL. Round n waits for n modulo 4 more weights in the
+/// journal, and then for n times `delay`. Returns the number of kills that left a partial shard, and the number
+/// that left at least one weight in the journal.
+fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], delay: Duration) -> [usize; 2] {
     let (mut partial, mut between) = (0, 0);
     for round in 0..10 {
         let before = written(out);
@@ -42,13 +44,13 @@ fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], moment: Duration) -> 
         while written(out) < target && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_micros(200));
         }
-        std::thread::sleep(moment * round as u32);
+        std::thread::sleep(delay * round as u32);
         child.kill().unwrap();
         child.wait().unwrap();
         if out.join("config.json").exists() {
             break;
         }
-        assert!(written(out) >= before, "round {round}: what was written is done again");
+        assert!(written(out) >= before, "round {round}: the journal lost weights");
         assert!(load(out, Precision::Fp8).is_err(), "round {round}");
         let names: Vec<String> = files(out).into_keys().collect();
         partial += usize::from(names.iter().any(|name| name.ends_with(".safetensors.partial")));
@@ -58,41 +60,48 @@ fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], moment: Duration) -> 
 }
 
 #[test]
-fn a_killed_process_leaves_what_the_next_goes_on_with() {
+fn a_killed_quantize_continues_to_the_same_bytes() {
     let model = tempfile::tempdir().unwrap();
     random_model(model.path(), 768, 4, 512);
     for scheme in ["channel", "tensor"] {
         let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let args = ["quantize", "--scheme", scheme, "--shard-size", "9MB"];
-        let said = finish(octant(&args, [model.path(), whole.path()]));
-        assert!(said.contains("relative RMS error") && said.contains("24 weights quantised"), "{said}");
+        let stderr = finish(octant(&args, [model.path(), whole.path()]));
+        assert!(stderr.contains("relative RMS error") && stderr.contains("24 weights quantised"), "{stderr}");
         let kills = kill_ten_times(&args, [model.path(), out.path()], Duration::from_micros(1500));
-        assert!(kills.iter().all(|count| *count >= 3), "{kills:?} kills left a shard in work, a weight done");
+        assert!(
+            kills.iter().all(|count| *count >= 3),
+            "{kills:?} kills left a partial shard and a written weight"
+        );
         finish(octant(&args, [model.path(), out.path()]));
         same(out.path(), whole.path());
-        let said = finish(octant(&args, [model.path(), out.path()]));
-        assert!(said.contains("is whole already"), "{said}");
+        let stderr = finish(octant(&args, [model.path(), out.path()]));
+        assert!(stderr.contains("is whole already"), "{stderr}");
         same(out.path(), whole.path());
         load(out.path(), Precision::Fp8).unwrap();
     }
 }
 
 #[test]
-fn a_killed_import_leaves_what_the_next_goes_on_with() {
+fn a_killed_import_continues_to_the_same_bytes() {
     let model = root().join("tests/data/nemo/base");
     for more in [&[][..], &["--quantize", "channel"]] {
         let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let args = [&["import-nemo", "--shard-size", "60KB"], more].concat();
         finish(octant(&args, [&model, whole.path()]));
         let kills = kill_ten_times(&args, [&model, out.path()], Duration::from_micros(50));
-        assert!(kills.iter().all(|count| *count >= 3), "{kills:?} kills left a shard in work, a weight done");
+        assert!(
+            kills.iter().all(|count| *count >= 3),
+            "{kills:?} kills left a partial shard and a written weight"
+        );
         finish(octant(&args, [&model, out.path()]));
         same(out.path(), whole.path());
     }
 }
 
-/// Runs conversions of which each is cut off at its `at`th report of progress, until one gets through. Returns how many.
-pub(super) fn cut_off(
+/// Repeats a conversion that is interrupted at its `at`th progress report, until one run finishes. Returns
+/// the number of runs.
+pub(super) fn runs_until_finished(
     at: usize,
     convert: impl Fn(&(dyn Fn(ConversionProgress<'_>) + Sync)) -> Converted,
 ) -> usize {
@@ -100,30 +109,31 @@ pub(super) fn cut_off(
         let reports = AtomicUsize::new(0);
         let progress = |_: ConversionProgress<'_>| {
             if reports.fetch_add(1, Ordering::Relaxed) + 1 == at {
-                resume_unwind(Box::new("cut off"));
+                resume_unwind(Box::new("interrupted"));
             }
         };
         if catch_unwind(AssertUnwindSafe(|| convert(&progress))).is_ok() {
             return run;
         }
     }
-    panic!("no conversion gets through");
+    panic!("no conversion finishes");
 }
 
 #[test]
-fn every_weight_is_a_place_to_go_on_from() {
+fn a_conversion_can_continue_after_any_weight() {
     let (out, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let to = |out: &Path| Conversion {
         shard_size: 40_000,
         ..conversion(&fixture("nemotron"), out, Some(Granularity::Channel))
     };
     octant::offline::quantize(&to(whole.path()), &|_| {}).unwrap();
-    let runs = cut_off(2, |progress| octant::offline::quantize(&to(out.path()), progress).unwrap());
+    let runs =
+        runs_until_finished(2, |progress| octant::offline::quantize(&to(out.path()), progress).unwrap());
     assert!(runs > 20, "{runs} runs");
     same(out.path(), whole.path());
 }
 
-/// An output whose conversion has failed at the last weight.
+/// Returns an input and the output of its conversion, which failed at the last weight.
 fn unfinished() -> (tempfile::TempDir, tempfile::TempDir) {
     let (dir, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::copy(fixture("nemotron").join("config.json"), dir.path().join("config.json")).unwrap();
@@ -136,7 +146,7 @@ fn unfinished() -> (tempfile::TempDir, tempfile::TempDir) {
 }
 
 #[test]
-fn other_input_or_settings_are_not_gone_on_with() {
+fn a_conversion_does_not_continue_with_other_input_or_settings() {
     let refused = |dir: &Path, out: &Path, granularity, parts: &[&str]| {
         let before = files(out);
         let error = quantize(dir, out, granularity).unwrap_err().to_string();
@@ -155,19 +165,19 @@ fn other_input_or_settings_are_not_gone_on_with() {
 }
 
 #[test]
-fn a_torn_journal_and_a_lost_shard_are_done_again() {
+fn weights_of_a_torn_journal_line_or_a_lost_shard_are_written_again() {
     let whole = tempfile::tempdir().unwrap();
     let small = |out: &Path| Conversion {
         shard_size: 40_000,
         ..conversion(&fixture("nemotron"), out, Some(Granularity::Channel))
     };
     octant::offline::quantize(&small(whole.path()), &|_| {}).unwrap();
-    let after_cut = |change: &dyn Fn(&Path)| {
+    let after_interruption = |change: &dyn Fn(&Path)| {
         let out = tempfile::tempdir().unwrap();
         let reports = AtomicUsize::new(0);
         let progress = |_: ConversionProgress<'_>| {
             if reports.fetch_add(1, Ordering::Relaxed) == 12 {
-                resume_unwind(Box::new("cut off"));
+                resume_unwind(Box::new("interrupted"));
             }
         };
         let run = || octant::offline::quantize(&small(out.path()), &progress);
@@ -177,23 +187,23 @@ fn a_torn_journal_and_a_lost_shard_are_done_again() {
         octant::offline::quantize(&small(out.path()), &|_| {}).unwrap();
         same(out.path(), whole.path());
     };
-    after_cut(&|out| {
+    after_interruption(&|out| {
         let path = out.join("conversion.journal");
         let text = std::fs::read(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 7]).unwrap();
     });
-    after_cut(&|out| {
+    after_interruption(&|out| {
         let name = files(out).into_keys().find(|name| name.ends_with(".partial")).unwrap();
         std::fs::remove_file(out.join(name)).unwrap();
     });
-    after_cut(&|out| {
+    after_interruption(&|out| {
         let shard = files(out).into_keys().find(|name| name.ends_with(".safetensors")).unwrap();
         std::fs::remove_file(out.join(shard)).unwrap();
     });
 }
 
 #[test]
-fn the_small_files_at_the_end_are_gone_on_with_too() {
+fn a_conversion_can_continue_at_each_small_file() {
     let (dir, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(fixture("nemotron").join(file), dir.path().join(file)).unwrap();
@@ -207,14 +217,14 @@ fn the_small_files_at_the_end_are_gone_on_with_too() {
             let conversion = conversion(dir.path(), out.path(), Some(Granularity::Channel));
             octant::offline::quantize(&conversion, progress)
         };
-        let cut = |_: ConversionProgress<'_>| resume_unwind(Box::new("cut off"));
+        let cut = |_: ConversionProgress<'_>| resume_unwind(Box::new("interrupted"));
         assert!(catch_unwind(AssertUnwindSafe(|| convert(&cut))).is_err());
-        // A directory in the way: the file cannot be written, and nothing that comes after it is.
+        // A directory with the name of the partial file: neither this file nor any after it can be written.
         let obstacle = out.path().join(format!("{name}.partial"));
         std::fs::create_dir(&obstacle).unwrap();
         let error = convert(&|_| {}).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
-        assert!(load(out.path(), Precision::Fp8).is_err(), "{name} lacks, and it is taken for whole");
+        assert!(load(out.path(), Precision::Fp8).is_err(), "the output loads without {name}");
         std::fs::remove_dir(&obstacle).unwrap();
         convert(&|_| {}).unwrap();
         same(out.path(), whole.path());
@@ -233,7 +243,7 @@ fn two_processes_do_not_write_the_same_directory() {
     assert!(error.contains("model.norm.weight"), "{error}");
 }
 
-/// The most memory that a process has had so far, in KiB; `None` once it has ended.
+/// Returns the peak resident memory of a process in KiB (`VmHWM`); `None` after it has ended.
 fn peak(child: &Child) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
@@ -242,7 +252,8 @@ fn peak(child: &Child) -> Option<u64> {
 
 #[test]
 fn memory_does_not_grow_with_the_model() {
-    // 64 MiB a table, 8 MiB and less a weight of a layer; the data is a hole in the file, which reads as zeros.
+    // Embedding and LM head have 64 MiB each, weights of layers at most 8 MiB. The data is a hole in the
+    // file, which reads as zeros.
     const LIMIT_KIB: u64 = 64 << 10;
     let (model, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     random_model(model.path(), 64, 2, 64);
@@ -290,7 +301,7 @@ fn memory_does_not_grow_with_the_model() {
     std::fs::write(&path, [&(text.len() as u64).to_le_bytes()[..], &text].concat()).unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
     file.set_len((8 + text.len() + end) as u64).unwrap();
-    assert!(end as u64 > 4 * LIMIT_KIB * 1024, "the model has {end} bytes only");
+    assert!(end as u64 > 4 * LIMIT_KIB * 1024, "the model has only {end} bytes");
 
     let mut child = octant(&["quantize", "--threads", "2"], [model.path(), out.path()]);
     let mut most = 0;

@@ -176,7 +176,7 @@ fn what_cannot_be_converted_is_refused_by_name() {
         (field(2, &[0xC0, 1, 1]), "treat_whitespace_as_suffix"),
         (field(3, &[5 << 3, 0]), "escape_whitespaces"),
         (field(5, &field(2, b"x")), "denormalise"),
-        (field(3, &field(2, &overlapping)), "neither NFKC nor few"),
+        (field(3, &field(2, &overlapping)), "neither NFKC nor a few independent replacements"),
         (piece("ab", 0.5, 5), "\"ab\" is marked unused"),
         (piece("a\u{2581}b", 0.0, 4), "user-defined piece \"a\u{2581}b\" has spaces"),
         (piece("a\u{4e00}", -9999.0, 1), "has '\u{4e00}', which is no piece"),
@@ -192,19 +192,19 @@ fn what_cannot_be_converted_is_refused_by_name() {
 #[test]
 fn what_is_no_model_is_refused() {
     for (more, expected) in [
-        (vec![0x0A, 0x7F, 0], "a field of 127 bytes has only 1 left"),
-        (vec![0x0B], "wire type 3"),
-        (vec![0x80; 11], "more than 64 bits"),
-        (vec![0x08, 1], "`pieces` has the wrong wire type"),
+        (vec![0x0A, 0x7F, 0], "ModelProto.pieces: buffer underflow"),
+        (vec![0x0B], "ModelProto.pieces: invalid wire type: StartGroup (expected LengthDelimited)"),
+        (vec![0x80; 11], "invalid varint"),
+        (vec![0x08, 1], "ModelProto.pieces: invalid wire type: Varint (expected LengthDelimited)"),
         (piece("ab", 0.0, 9), "type 9"),
         // A table that says it has eight bytes, of which there are two.
         (field(3, &field(2, &[8, 0, 0, 0, 1, 2])), "table of normalisation rules is broken"),
-        (field(1, &field(1, &[0xFF])), "not UTF-8"),
+        (field(1, &field(1, &[0xFF])), "SentencePiece.piece: ModelProto.pieces: invalid string value"),
         (piece("", 0.0, 1), "is empty"),
         (piece("<s>", 0.0, 1), "\"<s>\" is both piece 2 and piece 900"),
         (piece("<unknown>", 0.0, 2), "2 unknown pieces"),
         (piece("<0x00>x", 0.0, 6), "257 byte pieces"),
-        (field(2, &[0x98, 2, 0]), "byte_fallback is false, but there are 256"),
+        (field(2, &[0x98, 2, 0]), "byte_fallback is false, but the model has 256"),
     ] {
         let refused = tokenizer_json(&model("plain", &more)).unwrap_err();
         assert!(matches!(refused, SentencePieceError::Malformed(_)), "{refused}");

@@ -1,43 +1,48 @@
-//! How far quantised weights are from the stored ones.
+//! Quantisation error: the difference between the quantised weights and the stored ones.
 
 use serde_json::{Map, Value, json};
 
-use super::{Granularity, Item};
+use super::granularity::Granularity;
 use crate::device::fp8;
 
-/// Sums over a weight's elements, or some of them.
+/// Error sums over the elements of a weight, or of some of its rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(super) struct Errors {
-    /// Sum of the squares of what is stored.
+pub(super) struct ErrorSums {
+    /// Sum of the squares of the stored elements.
     square: f64,
     /// Sum of the squares of the differences.
     square_error: f64,
+    /// Largest absolute difference.
     max_abs_error: f64,
+    /// Elements stored as ±448, the largest code.
     saturated: u64,
+    /// Elements other than 0 stored as 0.
     zeroed: u64,
 }
 
-/// How far one quantised weight is from the stored one.
+/// Quantisation error of one weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorReport {
-    /// The weight.
+    /// Name of the weight.
     pub name: String,
     /// Rows and columns.
     pub shape: Vec<usize>,
-    /// Root of the mean square of the differences, over that of the weight; 0 for a weight of zeros.
+    /// RMS of the differences divided by the RMS of the weight; 0 for a weight of zeros.
     pub relative_rms_error: f64,
-    /// The largest difference.
+    /// Largest absolute difference.
     pub max_abs_error: f64,
-    /// Elements stored as ±448, the largest code; each scale is such that there is one at least.
+    /// Elements stored as ±448, the largest code; at least one for each scale.
     pub saturated: u64,
     /// Elements other than 0 stored as 0.
     pub zeroed: u64,
 }
 
-impl Errors {
-    /// Adds a row and its codes. Sums run in one order whatever the threads, so that a report has the same bytes always.
+impl ErrorSums {
+    /// Adds a row, its codes and its scale. The order of additions does not depend on the number of threads,
+    /// so a report always has the same bytes.
     pub(super) fn add_row(&mut self, row: &[f32], codes: &[u8], scale: f32) {
-        // In units of the scale, where no square can overflow or vanish; short sums in F32, in lanes, are exact enough.
+        // In units of the scale no square overflows or underflows. Sums of 512 elements in F32 lanes are
+        // exact enough.
         const LANES: usize = 8;
         let inverse = 1.0 / scale;
         let (mut square, mut square_error, mut max) = (0.0f64, 0.0f64, 0.0f32);
@@ -69,7 +74,7 @@ impl Errors {
         self.max_abs_error = self.max_abs_error.max(f64::from(max) * scale);
     }
 
-    /// These and those of the rows after.
+    /// Adds the sums of the rows that follow.
     pub(super) fn and(self, other: Self) -> Self {
         Self {
             square: self.square + other.square,
@@ -80,12 +85,13 @@ impl Errors {
         }
     }
 
-    /// For the journal, where text could lose a bit.
+    /// Returns the fields as integers for the journal, because decimal text could lose a bit.
     pub(super) fn bits(&self) -> [u64; 5] {
         let Self { square, square_error, max_abs_error, saturated, zeroed } = *self;
         [square.to_bits(), square_error.to_bits(), max_abs_error.to_bits(), saturated, zeroed]
     }
 
+    /// Restores sums from [`Self::bits`].
     pub(super) fn from_bits([square, square_error, max_abs_error, saturated, zeroed]: [u64; 5]) -> Self {
         Self {
             square: f64::from_bits(square),
@@ -98,11 +104,11 @@ impl Errors {
 }
 
 impl TensorReport {
-    pub(super) fn new(item: &Item, errors: &Errors) -> Self {
+    pub(super) fn new(name: &str, shape: &[usize], errors: &ErrorSums) -> Self {
         let ratio = if errors.square > 0.0 { errors.square_error / errors.square } else { 0.0 };
         Self {
-            name: item.name.clone(),
-            shape: item.shape.clone(),
+            name: name.to_owned(),
+            shape: shape.to_vec(),
             relative_rms_error: ratio.sqrt(),
             max_abs_error: errors.max_abs_error,
             saturated: errors.saturated,
@@ -111,7 +117,7 @@ impl TensorReport {
     }
 }
 
-/// The contents of `quantization_report.json`.
+/// Returns the contents of `quantization_report.json`.
 pub(super) fn json(granularity: Granularity, reports: &[TensorReport]) -> Value {
     let tensor = |report: &TensorReport| {
         let fields = json!({
@@ -129,30 +135,31 @@ pub(super) fn json(granularity: Granularity, reports: &[TensorReport]) -> Value 
 
 #[cfg(test)]
 mod tests {
-    use super::Errors;
+    use super::ErrorSums;
     use crate::device::fp8;
 
     #[test]
-    fn errors_are_what_they_say() {
-        // 448 and -448 fit; 17 lies between 16 and 18 and goes to the even code; 2^-11 is less than half the least code.
+    fn error_sums_match_a_row_computed_by_hand() {
+        // 448 and -448 are exact; 17 lies between 16 and 18 and rounds to the even code; 2^-11 is less than
+        // half of the smallest code, so it becomes 0.
         let row = [448.0, -448.0, 17.0, 0.0004882, 0.0, 1.0];
         let codes = row.map(fp8::encode);
-        let mut errors = Errors::default();
+        let mut errors = ErrorSums::default();
         errors.add_row(&row, &codes, 1.0);
         assert_eq!((errors.saturated, errors.zeroed), (2, 1));
         assert_eq!(errors.max_abs_error, 1.0);
         assert!((errors.square_error - 1.0).abs() < 1e-6, "{errors:?}");
         assert!((errors.square - (2.0 * 448.0 * 448.0 + 290.0)).abs() < 1.0, "{errors:?}");
-        assert_eq!(Errors::from_bits(errors.bits()), errors);
+        assert_eq!(ErrorSums::from_bits(errors.bits()), errors);
     }
 
     #[test]
-    fn neither_large_nor_small_weights_overflow() {
+    fn error_sums_of_very_large_and_very_small_weights_do_not_overflow() {
         for size in [1e-28f32, 1e30] {
             let row = [size, size * 0.37, size * 0.11];
             let mut codes = [0; 3];
             let scale = fp8::quantize_row(&row, &mut codes);
-            let mut errors = Errors::default();
+            let mut errors = ErrorSums::default();
             errors.add_row(&row, &codes, scale);
             let relative = (errors.square_error / errors.square).sqrt();
             assert!(relative > 1e-4 && relative < 0.05, "{size}: {relative}");

@@ -1,4 +1,4 @@
-//! One weight to be written: what it is called, where it is read, and what becomes of it.
+//! A weight of the output: its name and shape, the place it is read from, and how it is stored.
 
 use std::fs::File;
 use std::ops::Range;
@@ -8,35 +8,36 @@ use std::sync::Arc;
 
 use safetensors::tensor::Dtype;
 
-use super::Granularity;
-use super::zarr::Array;
+use super::granularity::Granularity;
+use super::zarr::ZarrArray;
 use crate::model::LoadError;
 
-/// One weight of the output, and its scales if it is quantised.
+/// A weight of the output, with its scales if it is quantised.
 #[derive(Debug, Clone)]
-pub(super) struct Item {
-    /// As the output calls it.
+pub(super) struct OutputWeight {
+    /// Name in the output.
     pub(super) name: String,
-    /// Of the output.
+    /// Shape in the output.
     pub(super) shape: Vec<usize>,
-    /// As stored in the input: BF16, F16 or F32.
+    /// Type of the input: BF16, F16 or F32.
     pub(super) dtype: Dtype,
-    /// `None`: as stored.
+    /// Granularity of the scales; `None` copies the weight as it is stored.
     pub(super) granularity: Option<Granularity>,
-    pub(super) source: Source,
+    pub(super) source: WeightSource,
+    /// Rows of the source that belong to this weight.
     pub(super) rows: RowMap,
 }
 
-/// Where a matrix is stored; a vector is a matrix of one row.
+/// The place where a matrix is stored; a vector is a matrix of one row.
 #[derive(Debug, Clone)]
-pub(super) enum Source {
-    /// From a byte of a file on, row after row.
+pub(super) enum WeightSource {
+    /// Consecutive rows in a file, from the byte `offset` on.
     File { path: PathBuf, offset: u64 },
-    /// One layer of an array.
-    Zarr { array: Arc<Array>, layer: usize },
+    /// One layer of a zarr array.
+    Zarr { array: Arc<ZarrArray>, layer: usize },
 }
 
-/// Which rows of the source are the item's: from `first` on, `block` of every `stride`.
+/// The rows of a source that belong to a weight: from `first` on, the first `block` of every `stride` rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowMap {
     pub(super) first: usize,
@@ -45,10 +46,10 @@ pub(super) struct RowMap {
 }
 
 impl RowMap {
-    /// All of them.
+    /// All rows.
     pub(super) const ALL: Self = Self { first: 0, block: usize::MAX, stride: 0 };
 
-    /// Runs of the source's rows that make up a range of the item's.
+    /// Returns the runs of source rows that hold a range of the weight's rows.
     fn runs(self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         let mut next = rows.start;
         std::iter::from_fn(move || {
@@ -61,49 +62,52 @@ impl RowMap {
     }
 }
 
-/// An item's source, opened.
-pub(super) struct Reader<'a> {
-    item: &'a Item,
-    /// Where the source is one file.
+/// Reads the rows of a weight from its opened source.
+pub(super) struct WeightReader<'a> {
+    weight: &'a OutputWeight,
+    /// The open file of a [`WeightSource::File`].
     file: Option<File>,
 }
 
-impl Item {
-    /// Rows and columns; a vector is one row.
+impl OutputWeight {
+    /// Returns the numbers of rows and columns; a vector is one row.
     pub(super) fn matrix(&self) -> (usize, usize) {
         let cols = self.shape.last().copied().unwrap_or(1);
         let outer = self.shape.len().saturating_sub(1);
         (self.shape[..outer].iter().product(), cols)
     }
 
+    /// Returns the number of elements.
     pub(super) fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Bytes of an element of the input.
+    /// Returns the bytes of an input element.
     pub(super) fn width(&self) -> usize {
         if self.dtype == Dtype::F32 { 4 } else { 2 }
     }
 
-    /// Bytes that are read.
+    /// Returns the bytes of the weight in the input.
     pub(super) fn bytes(&self) -> u64 {
         (self.elements() * self.width()) as u64
     }
 
+    /// Returns an error that names the source and the weight.
     pub(super) fn error(&self, message: impl Into<String>) -> LoadError {
         LoadError::tensor(self.source.path(), &self.name, message)
     }
 
-    pub(super) fn open(&self) -> Result<Reader<'_>, LoadError> {
+    /// Opens the source.
+    pub(super) fn open(&self) -> Result<WeightReader<'_>, LoadError> {
         let file = match &self.source {
-            Source::File { path, .. } => Some(File::open(path).map_err(|e| LoadError::io(path, e))?),
-            Source::Zarr { .. } => None,
+            WeightSource::File { path, .. } => Some(File::open(path).map_err(|e| LoadError::io(path, e))?),
+            WeightSource::Zarr { .. } => None,
         };
-        Ok(Reader { item: self, file })
+        Ok(WeightReader { weight: self, file })
     }
 }
 
-impl Source {
+impl WeightSource {
     fn path(&self) -> &Path {
         match self {
             Self::File { path, .. } => path,
@@ -112,25 +116,26 @@ impl Source {
     }
 }
 
-impl Reader<'_> {
-    /// Reads a range of the item's rows into `out`, which has their size. `scratch` is for the reader alone.
+impl WeightReader<'_> {
+    /// Reads a range of the weight's rows into `out`, which has exactly their size. `scratch` is a buffer to
+    /// reuse.
     pub(super) fn read(
         &self,
         rows: Range<usize>,
         out: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> Result<(), LoadError> {
-        let row_bytes = self.item.matrix().1 * self.item.width();
+        let row_bytes = self.weight.matrix().1 * self.weight.width();
         let mut out = out;
-        for run in self.item.rows.runs(rows) {
+        for run in self.weight.rows.runs(rows) {
             let (part, rest) = out.split_at_mut(run.len() * row_bytes);
-            match (&self.item.source, &self.file) {
-                (Source::Zarr { array, layer }, _) => array.read(*layer, run, part, scratch)?,
-                (Source::File { path, offset }, Some(file)) => {
+            match (&self.weight.source, &self.file) {
+                (WeightSource::Zarr { array, layer }, _) => array.read(*layer, run, part, scratch)?,
+                (WeightSource::File { path, offset }, Some(file)) => {
                     let at = offset + (run.start * row_bytes) as u64;
                     file.read_exact_at(part, at).map_err(|e| LoadError::io(path, e))?;
                 }
-                (Source::File { .. }, None) => unreachable!("`Item::open` opens files"),
+                (WeightSource::File { .. }, None) => unreachable!("`OutputWeight::open` opens files"),
             }
             out = rest;
         }
@@ -143,8 +148,8 @@ mod tests {
     use super::RowMap;
 
     #[test]
-    fn rows_of_groups_are_found() {
-        // Keys of two groups of 3 query heads, a key and a value of 2 rows each.
+    fn a_row_map_selects_the_key_rows_of_grouped_qkv() {
+        // Keys of two groups; each group has 3 query heads, 1 key head and 1 value head of 2 rows.
         let keys = RowMap { first: 6, block: 2, stride: 10 };
         assert_eq!(keys.runs(0..4).collect::<Vec<_>>(), [6..8, 16..18]);
         assert_eq!(keys.runs(1..3).collect::<Vec<_>>(), [7..8, 16..17]);
