@@ -98,9 +98,12 @@ impl Writer {
                     let first = row.tokens.first().map_or(0, |token| u64::from(*token) + 1);
                     self.number(first << 1 | u64::from(odd(row)));
                     if odd(row) {
-                        self.byte(u8::from(row.non_finite));
+                        let more = row.tokens.get(1..).unwrap_or_default();
+                        self.byte(u8::from(row.non_finite) | u8::from(!more.is_empty()) << 1);
                         self.number(row.scores as u64);
-                        self.ids(row.tokens.get(1..).unwrap_or_default());
+                        if !more.is_empty() {
+                            self.ids(more);
+                        }
                     }
                 }
             }
@@ -259,8 +262,11 @@ impl Reader<'_> {
             row.tokens.push(u32::try_from(first).ok()?);
         }
         if number & 1 == 1 {
-            (row.non_finite, row.scores) = (self.flag()?, self.small()?);
-            row.tokens.extend(self.ids()?);
+            let flags = self.byte().filter(|flags| *flags < 4)?;
+            (row.non_finite, row.scores) = (flags & 1 == 1, self.small()?);
+            if flags & 2 == 2 {
+                row.tokens.extend(self.ids()?);
+            }
         }
         Some(row)
     }
