@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
-use crate::engine::{EngineHandle, Leaving, QueuePermit, UpdateStream};
+use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
@@ -240,14 +240,17 @@ impl Generator {
     ///
     /// # Errors
     /// [`Refusal`]: nothing was begun.
-    pub async fn start(&self, mut place: QueuePermit, mut ask: Ask) -> Result<Generation, Refusal> {
-        place.resize(ask.prompts.count() * ask.n as usize)?;
-        if !ask.output.stop.is_empty() {
-            // What the engine computes before it hears of a stop string is wasted.
-            place.tell_each();
-        }
-        // Tokenising is the most that a refusal could cost.
-        place.check_wait(&ask.tenant, ask.priority)?;
+    pub async fn start(
+        &self,
+        permit: QueuePermit,
+        mut ask: Ask,
+        mut options: SubmitOptions,
+    ) -> Result<Generation, Refusal> {
+        let permit = permit.for_group(ask.prompts.count() * ask.n as usize)?;
+        // Tokens that the engine computes after a stop string are wasted.
+        options.flush_every_token |= !ask.output.stop.is_empty();
+        // Checked before tokenising, which is the most expensive part of a refusal.
+        self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
         let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
@@ -261,7 +264,7 @@ impl Generator {
             }
         }
         let submitted = Instant::now();
-        let streams = place.submit(requests).await?.into_iter().map(Some).collect();
+        let streams = permit.submit(requests, options).await?.into_iter().map(Some).collect();
         let costs = vec![Cost::default(); choices.len()];
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let usage = Usage { prompt_tokens: prompts.iter().sum(), ..Usage::default() };
@@ -326,7 +329,7 @@ pub struct Generation {
     /// Of each choice that has not finished.
     streams: Vec<Option<UpdateStream>>,
     /// Choices that were aborted.
-    left: Vec<(usize, Leaving)>,
+    left: Vec<(usize, AbortedRequest)>,
     /// The choice to look at first, so that none is kept waiting by those before it.
     turn: usize,
     usage: Usage,
@@ -347,10 +350,15 @@ impl Generation {
     /// [`Failure`] if the engine failed this request.
     pub async fn next(&mut self) -> Option<Result<Delta, Failure>> {
         let (index, update) = poll_fn(|context| self.poll_update(context)).await?;
-        self.account(index, &update);
+        self.costs[index] = update.cost;
+        // Only the first choice of a prompt reports its cached tokens: later ones may hit the first one's blocks.
+        if index.is_multiple_of(self.n) {
+            self.usage.cached_tokens += update.cached_tokens.unwrap_or(0) as usize;
+        }
         let (cost, made) = (update.cost, update.made);
         match self.choices[index].push(update) {
             Ok(delta) => {
+                self.usage.completion_tokens += delta.tokens as usize;
                 if delta.finish.is_some() {
                     // Where a stop string ended it, this is its abort.
                     self.part(index);
@@ -367,11 +375,11 @@ impl Generation {
     /// Nothing more is wanted of a choice.
     fn part(&mut self, index: usize) {
         let stream = self.streams[index].take().filter(|stream| !stream.is_finished());
-        self.left.extend(stream.map(|stream| (index, stream.leave())));
+        self.left.extend(stream.map(|stream| (index, stream.abort())));
     }
 
     /// Aborts what has not finished. Returns the choices that were aborted at any time, whose costs are still to come.
-    pub fn leave(&mut self) -> Vec<(usize, Leaving)> {
+    pub fn leave(&mut self) -> Vec<(usize, AbortedRequest)> {
         (0..self.streams.len()).for_each(|index| self.part(index));
         std::mem::take(&mut self.left)
     }
@@ -430,14 +438,5 @@ impl Generation {
     /// When the choices were handed to the engine.
     pub fn submitted(&self) -> Instant {
         self.submitted
-    }
-
-    fn account(&mut self, index: usize, update: &Update) {
-        self.costs[index] = update.cost;
-        self.usage.completion_tokens += usize::from(update.token.is_some());
-        // A prompt's second choice may well hit what its first has left; only the first says what was there before.
-        if index.is_multiple_of(self.n) {
-            self.usage.cached_tokens += update.cached_tokens.unwrap_or(0) as usize;
-        }
     }
 }

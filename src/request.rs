@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
+
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
@@ -115,13 +117,27 @@ pub struct TokenLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
-/// What one step yielded for one request.
+/// A token that a step sampled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SampledToken {
+    /// The token's id.
+    pub id: u32,
+    /// Its log-probability, if the request asks for it.
+    pub logprob: Option<TokenLogprob>,
+}
+
+impl SampledToken {
+    /// A token without its log-probability.
+    pub fn new(id: u32) -> Self {
+        Self { id, logprob: None }
+    }
+}
+
+/// The result of one step for one request.
 #[derive(Debug, Clone, Default)]
 pub struct Update {
-    /// The token generated, if any.
-    pub token: Option<u32>,
-    /// Its log-probability, if asked for.
-    pub logprob: Option<TokenLogprob>,
+    /// The tokens generated, in order; at most one without speculative decoding.
+    pub tokens: SmallVec<[SampledToken; 1]>,
     /// Scores of the prompt tokens 1.. that this step computed, if asked for; the first token has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// Prompt tokens found in the prefix cache; said once, with the first update.

@@ -281,7 +281,7 @@ impl Steps {
     }
 
     fn step(&mut self, rows: Vec<Row>) -> anyhow::Result<f64> {
-        let plan = StepPlan { id: self.steps, rows };
+        let plan = Arc::new(StepPlan { id: self.steps, rows });
         self.steps += 1;
         let start = Instant::now();
         self.runner.enqueue(&plan)?;

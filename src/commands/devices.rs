@@ -20,7 +20,7 @@ use crate::device::cpu::{Cpu, CpuOptions};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::{Cuda, Products};
 use crate::device::{Device, Layout};
-use crate::engine::{Engine, EngineHandle, EngineThread, Forecast, SchedulerConfig, Start};
+use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast, SchedulerConfig};
 use crate::model::Model;
 use crate::runner::{RankParts, Runner};
 use crate::scheduler::Policy;
@@ -192,7 +192,7 @@ impl Devices {
             Self::Cpu(cpus) => {
                 let group = Local::group(cpus.len(), patience);
                 // Processors may take long for a prompt, and the first is as good a prompt as any.
-                let start = Start {
+                let start = EngineOptions {
                     unknown_step: p.config.step_timeout,
                     ..how(p, CPU_IN_FLIGHT, Forecast::default())
                 };
@@ -204,7 +204,7 @@ impl Devices {
                 p.status.starting(Stage::Preparing);
                 let executor = Box::new(gpus.executor(p)?);
                 let forecast = forecast(&gpus.about(p).cost()?, &scheduler(p), gpus.settings.pace);
-                Ok(Engine::start_as(scheduler(p), executor, how(p, GPU_IN_FLIGHT, forecast)))
+                Ok(Engine::start_with(scheduler(p), executor, how(p, GPU_IN_FLIGHT, forecast)))
             }
         }
     }
@@ -266,11 +266,19 @@ fn cache_folder() -> Option<std::path::PathBuf> {
 }
 
 /// How the engine is started.
-fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> Start {
+fn how(p: &Prepared, in_flight: usize, forecast: Forecast) -> EngineOptions {
     let max_ttft = p.config.admission.max_ttft.map(Duration::from_secs_f64);
     let (recorder, stream_interval) = (p.recorder.clone(), p.config.stream_interval);
     let longest_step = p.config.step_timeout;
-    Start { recorder, max_ttft, forecast, stream_interval, longest_step, ..Start::new(in_flight) }
+    EngineOptions {
+        recorder,
+        max_ttft,
+        forecast,
+        stream_interval,
+        longest_step,
+        metrics: crate::server::metrics::engine_metrics(),
+        ..EngineOptions::new(in_flight)
+    }
 }
 
 /// The limits that a configuration gives the scheduler.
@@ -294,7 +302,7 @@ pub(super) fn scheduler(p: &Prepared) -> SchedulerConfig {
 
 fn start_on<D: Device, C: Communicator<D>>(
     ranks: Ranks<D, C>,
-    start: Start,
+    start: EngineOptions,
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let Ranks { devices, group, mut near } = ranks;
@@ -317,7 +325,7 @@ fn start_on<D: Device, C: Communicator<D>>(
     // Whoever is told that the server is ready is not to wait for recordings.
     runner.prepared()?;
     // Its steps are measured from the first on.
-    Ok(Engine::start_as(scheduler, Box::new(runner), start))
+    Ok(Engine::start_with(scheduler, Box::new(runner), start))
 }
 
 /// Loads every rank's part onto its device, all at the same time.

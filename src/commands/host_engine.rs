@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig};
-use crate::request::{Request, SamplingParams, StopRules, Tenant};
-use crate::scheduler::Scheduler;
+use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig, SubmitOptions};
+use crate::request::{Request, SampledToken, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
+use crate::scheduler::{PlannedStep, Scheduler};
 
 /// Ids of the vocabulary here.
 const VOCAB: usize = 256_000;
@@ -39,19 +39,20 @@ pub fn scheduler(load: Load) -> (f64, f64) {
     };
     submit(&mut scheduler, 0..load.running);
     while scheduler.counts().waiting > 0 {
-        let plan = scheduler.plan().expect("something waits");
-        scheduler.commit(&output(&plan)).expect("the output is the plan's");
+        let step = scheduler.plan().expect("something waits");
+        let output = output(&step.plan);
+        scheduler.commit(step.rows, output).expect("the output is the plan's");
     }
     submit(&mut scheduler, load.running..load.running + load.waiting);
     let (mut plans, mut commits) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         let start = Instant::now();
-        let plan = scheduler.plan().expect("something runs");
+        let PlannedStep { plan, rows } = scheduler.plan().expect("something runs");
         plans.push(start.elapsed());
         assert_eq!(plan.rows.len(), load.running, "all that runs is in each step, and nothing else");
         let output = output(&plan);
         let start = Instant::now();
-        let updates = scheduler.commit(&output).expect("the output is the plan's");
+        let updates = scheduler.commit(rows, output).expect("the output is the plan's");
         commits.push(start.elapsed());
         assert_eq!(updates.len(), load.running);
     }
@@ -95,7 +96,7 @@ fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
 /// Some token for each row that asks for one.
 fn output(plan: &StepPlan) -> StepOutput {
     let row = |row: &crate::scheduler::step_plan::Row| RowOutput {
-        token: row.sample.then_some(1 + row.slot),
+        tokens: row.sample.then(|| SampledToken::new(1 + row.slot)).into_iter().collect(),
         ..RowOutput::default()
     };
     StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect() }
@@ -112,7 +113,7 @@ struct Metronome {
 }
 
 impl Executor for Metronome {
-    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let now = Instant::now();
         // Only steps of which all streams are part.
         let whole = plan.rows.len() == self.rows;
@@ -150,7 +151,8 @@ pub fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
         let streams = (0..rows).map(|id| {
             let engine = engine.clone();
             tokio::spawn(async move {
-                let mut streams = engine.enter(1)?.submit(vec![request(id, 512, tokens)]).await?;
+                let mut streams =
+                    engine.enter(1)?.submit(vec![request(id, 512, tokens)], SubmitOptions::default()).await?;
                 while streams[0].next().await.finish.is_none() {}
                 anyhow::Ok(())
             })

@@ -17,6 +17,7 @@ pub mod random_weights;
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 pub use host::{HostMatrix, HostRows, MatrixData};
 pub use layout::{Layout, SPLIT_BLOCKS};
@@ -166,7 +167,7 @@ pub struct Segment {
     /// Position of the first row in its sequence.
     pub position: usize,
     /// Cache blocks of positions 0.., enough for `position + len`.
-    pub blocks: Vec<u32>,
+    pub blocks: Arc<[u32]>,
 }
 
 /// A token to feed.

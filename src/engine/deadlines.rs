@@ -1,35 +1,36 @@
-//! When open requests must have ended.
+//! Deadlines of open requests, earliest first.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use crate::scheduler::RequestId;
 
-/// The deadlines of those requests that have one.
+/// Deadlines of the open requests that have one.
 #[derive(Debug, Default)]
-pub struct Deadlines {
+pub(super) struct Deadlines {
     in_order: BTreeSet<(Instant, RequestId)>,
     of: HashMap<RequestId, Instant>,
 }
 
 impl Deadlines {
-    /// The request must have ended by then.
-    pub fn add(&mut self, id: RequestId, due: Instant) {
-        self.of.insert(id, due);
-        self.in_order.insert((due, id));
+    /// Sets a request's deadline.
+    pub(super) fn set(&mut self, id: RequestId, deadline: Instant) {
+        self.remove(id);
+        self.of.insert(id, deadline);
+        self.in_order.insert((deadline, id));
     }
 
-    /// The request has ended.
-    pub fn remove(&mut self, id: RequestId) {
-        if let Some(due) = self.of.remove(&id) {
-            self.in_order.remove(&(due, id));
+    /// Forgets a request's deadline.
+    pub(super) fn remove(&mut self, id: RequestId) {
+        if let Some(deadline) = self.of.remove(&id) {
+            self.in_order.remove(&(deadline, id));
         }
     }
 
-    /// Takes one whose time has come.
-    pub fn pop(&mut self, now: Instant) -> Option<RequestId> {
-        let (due, id) = *self.in_order.first()?;
-        if due > now {
+    /// Removes and returns a request whose deadline has passed.
+    pub(super) fn pop(&mut self, now: Instant) -> Option<RequestId> {
+        let (deadline, id) = *self.in_order.first()?;
+        if deadline > now {
             return None;
         }
         self.remove(id);

@@ -1,46 +1,44 @@
-//! When a request would have its first token, and how soon a place in the queue is free: what admission goes by.
+//! Predicts when a request gets its first token, and when the next sequence ends. Admission decides by these
+//! predictions.
 //!
-//! A step takes `base + per_token × tokens`, fitted to the steps that ended, the later ones counting more. Before there
-//! are any it is fitted to what the operator's cost model says of a few. A sequence takes as many steps as those that
-//! ended lately had tokens. With these three numbers a wait is arithmetic, pure, and the same in virtual time.
+//! A step takes `base + per_token × tokens` seconds. The two coefficients are fitted to the steps so far by weighted
+//! least squares; later steps weigh more. Before the first step they are fitted to a few steps of the operator's cost
+//! model, if there is one. A sequence takes as many steps as recently ended answers have tokens. From these three
+//! numbers a wait follows by arithmetic, also in virtual time.
 
-use std::time::Duration;
-
-/// What each step leaves of the weight of those before it.
+/// Factor by which each step lowers the weight of all earlier steps.
 const STEP_DECAY: f64 = 0.99;
-/// What each answer's end leaves of the weight of those before it.
+/// Factor by which each ended answer lowers the weight of all earlier answers.
 const ANSWER_DECAY: f64 = 0.97;
-/// Tokens of an answer before one has ended, and for how many answers that counts.
+/// Tokens of an answer before the first has ended, and the number of answers that this value counts as.
 const USUAL_ANSWER: (f64, f64) = (128.0, 1.0);
-/// Clients take no heed of a longer time to wait.
-const LONGEST_RETRY: f64 = 120.0;
 
-/// Steps and answers as they have been lately.
+/// Recent step times and answer lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
     /// Weighted sums over steps: 1, tokens, seconds, tokens², tokens × seconds.
     sums: [f64; 5],
-    /// Weighted sums over answers: tokens, ends.
+    /// Weighted sums over answers: tokens, ended answers.
     answers: (f64, f64),
 }
 
-/// How things stand when a request comes.
+/// The queue and the running sequences that a new request finds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Load {
-    /// Requests that would start before it.
-    pub ahead: usize,
-    /// Tokens of their prompts, and those that sequences which run have still to take in.
-    pub tokens: usize,
-    /// Its own.
-    pub prompt: usize,
-    /// Sequences that run.
+pub struct QueueState {
+    /// Requests that start before it.
+    pub requests_ahead: usize,
+    /// Prompt tokens of these requests, and of running sequences that have not fed theirs yet.
+    pub tokens_ahead: usize,
+    /// Prompt tokens of the request itself.
+    pub prompt_tokens: usize,
+    /// Running sequences.
     pub running: usize,
-    /// Sequences that could start now beside them.
-    pub places: usize,
-    /// Tokens that a step may have.
+    /// Sequences that could start now beside the running ones.
+    pub can_start: usize,
+    /// The most tokens of a step.
     pub step_tokens: usize,
     /// Steps in flight.
-    pub in_flight: usize,
+    pub steps_in_flight: usize,
 }
 
 impl Default for Forecast {
@@ -50,14 +48,14 @@ impl Default for Forecast {
 }
 
 impl Forecast {
-    /// Knows of a few steps what they would take: (tokens, seconds).
+    /// A forecast from a few known steps: (tokens, seconds).
     pub fn new(steps: &[(usize, f64)]) -> Self {
         let mut forecast = Self::default();
         steps.iter().for_each(|(tokens, seconds)| forecast.step(*tokens, *seconds));
         forecast
     }
 
-    /// A step of so many tokens took so long.
+    /// Adds a step of `tokens` tokens that took `seconds`. Ignores times that are negative or not finite.
     pub fn step(&mut self, tokens: usize, seconds: f64) {
         if !(seconds.is_finite() && seconds >= 0.0) {
             return;
@@ -68,7 +66,7 @@ impl Forecast {
         }
     }
 
-    /// So many tokens were generated since the last call, and so many answers ended.
+    /// Adds tokens generated and answers ended since the last call.
     pub fn answers(&mut self, tokens: usize, ends: usize) {
         self.answers.0 += tokens as f64;
         self.answers.1 += ends as f64;
@@ -76,71 +74,67 @@ impl Forecast {
         self.answers = (self.answers.0 * left, self.answers.1 * left);
     }
 
-    /// Seconds of a step, whatever it has, and for each token; both 0 where nothing is known.
-    pub fn line(&self) -> (f64, f64) {
+    /// The coefficients `base` and `per_token` in seconds; both 0 while nothing is known.
+    pub fn coefficients(&self) -> (f64, f64) {
         let [n, x, y, xx, xy] = self.sums;
         if n == 0.0 {
             return (0.0, 0.0);
         }
         let spread = n * xx - x * x;
-        // Steps all alike say nothing of what a token adds.
+        // Steps with equal numbers of tokens do not determine a slope.
         let slope = if spread > 1e-6 * n * xx { (n * xy - x * y) / spread } else { 0.0 };
         let slope = slope.clamp(0.0, if x > 0.0 { y / x } else { 0.0 });
         ((y - slope * x) / n, slope)
     }
 
-    /// Seconds that a step of so many tokens should take; `None` before anything is known.
+    /// Expected seconds of a step with this many tokens; `None` while nothing is known.
     pub fn step_takes(&self, tokens: usize) -> Option<f64> {
-        let (base, per_token) = self.line();
+        let (base, per_token) = self.coefficients();
         (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
     }
 
-    /// Seconds that such a step should take at most, as far as is known: where it has more tokens than those that ended
-    /// had, all that they took may have been for their tokens, even if the line says otherwise. `None` before anything is
-    /// known.
+    /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. A step with more tokens
+    /// than the mean step may take in proportion longer than the mean step, even if the fitted line says less.
     pub fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
-        // Of the mean step, whose tokens are x / n.
+        // The step's tokens relative to the mean step's, which are x / n.
         let times = if x > 0.0 { (tokens as f64 * n / x).max(1.0) } else { 1.0 };
         self.step_takes(tokens).map(|line| line.max(times * y / n))
     }
 
-    /// Tokens of an answer.
+    /// Expected tokens of an answer; at least 1.
     pub fn answer_tokens(&self) -> f64 {
         (self.answers.0 / self.answers.1).max(1.0)
     }
 
-    /// Seconds until the request has its first token; 0 where nothing is known.
+    /// Expected seconds until the request has its first token; 0 while nothing is known.
     ///
-    /// It starts when those ahead have started and there is a place for it. When all places are taken, of `running + places`
-    /// sequences one ends every `answer_tokens` divided by that many steps; prompts ahead share these steps. Then come the
-    /// steps of its own prompt. Steps in flight come first: requests are taken when one has just ended.
-    pub fn first_token(&self, load: &Load) -> f64 {
-        let (base, per_token) = self.line();
-        let decodes = load.running as f64;
-        let room = (load.step_tokens as f64 - decodes).max(1.0);
-        let short = (load.ahead + 1).saturating_sub(load.places) as f64;
-        let taken = load.running + load.places;
-        let turns = if taken == 0 { 0.0 } else { short * self.answer_tokens() / taken as f64 };
-        let before = turns.max((load.tokens as f64 / room).floor());
-        let left = (load.tokens as f64 - before * room).max(0.0);
-        let own = ((load.prompt as f64 + left) / room).ceil().max(1.0);
-        let steps = before + own;
-        let fed = load.tokens as f64 + load.prompt as f64 + decodes * steps;
-        let planned = load.in_flight as f64;
-        let busy = base + per_token * (decodes + (load.tokens as f64).min(room));
-        planned * busy + steps * base + fed * per_token
+    /// The request starts when those ahead have started and a slot with blocks is free. When all are taken, one of
+    /// `running + can_start` sequences ends every `answer_tokens` divided by that many steps; prompts ahead share these
+    /// steps. The steps of the request's own prompt follow. Steps in flight come first, since requests are taken when a
+    /// step has just ended.
+    pub fn first_token(&self, queue: &QueueState) -> f64 {
+        let (base, per_token) = self.coefficients();
+        let decodes = queue.running as f64;
+        let (tokens_ahead, prompt) = (queue.tokens_ahead as f64, queue.prompt_tokens as f64);
+        let prefill_tokens = (queue.step_tokens as f64 - decodes).max(1.0);
+        let must_end = (queue.requests_ahead + 1).saturating_sub(queue.can_start) as f64;
+        let most_running = queue.running + queue.can_start;
+        let steps_until_ended =
+            if most_running == 0 { 0.0 } else { must_end * self.answer_tokens() / most_running as f64 };
+        let steps_before = steps_until_ended.max((tokens_ahead / prefill_tokens).floor());
+        let tokens_left = (tokens_ahead - steps_before * prefill_tokens).max(0.0);
+        let own_steps = ((prompt + tokens_left) / prefill_tokens).ceil().max(1.0);
+        let steps = steps_before + own_steps;
+        let tokens_fed = tokens_ahead + prompt + decodes * steps;
+        let step_in_flight = base + per_token * (decodes + tokens_ahead.min(prefill_tokens));
+        queue.steps_in_flight as f64 * step_in_flight + steps * base + tokens_fed * per_token
     }
 
-    /// Seconds until another sequence ends, where so many run; 0 where nothing is known.
+    /// Expected seconds until one of `running` sequences ends; 0 while nothing is known.
     pub fn next_end(&self, running: usize) -> f64 {
-        let (base, per_token) = self.line();
+        let (base, per_token) = self.coefficients();
         let step = base + per_token * running as f64;
         if running == 0 { step } else { step * self.answer_tokens() / running as f64 }
     }
-}
-
-/// Whole seconds after which to try again, from what is predicted: at least one, and no more than clients heed.
-pub fn retry_after(seconds: f64) -> Duration {
-    Duration::from_secs(seconds.ceil().clamp(1.0, LONGEST_RETRY) as u64)
 }

@@ -1,9 +1,8 @@
-//! The engine's heartbeat in atomics: what a health check reads while everything else may be stuck. Nothing here is
-//! ever waited for, by the engine or by whoever reads.
+//! The engine's heartbeat: times and counts in atomics, so that a health check can read them even if the engine hangs.
+//! Neither the engine nor a reader ever waits here.
 //!
-//! Times are written by one side and read by the other without a lock. A reader takes the time of its reading first
-//! ([`Heartbeat::beat`]): whatever it finds was true at or after that moment, so that a reader that was held up between
-//! two reads may find the engine better than it is, and never worse.
+//! A reader takes the current time before it reads ([`Heartbeat::snapshot`]): every value it reads was true at or after
+//! that time. A reader that is delayed between two reads may find the engine healthier than it is, never less healthy.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -11,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::Stats;
 
-/// A moment that may be none, set and read without a lock.
+/// An optional [`Instant`] that is set and read without a lock.
 #[derive(Debug)]
 pub struct AtomicInstant {
     base: Instant,
-    /// Nanoseconds after `base`, plus one; 0 is none.
+    /// Nanoseconds after `base`, plus 1; 0 for `None`.
     nanos: AtomicU64,
 }
 
@@ -31,64 +30,64 @@ impl AtomicInstant {
         at.map_or(0, |at| at.saturating_duration_since(self.base).as_nanos() as u64 + 1)
     }
 
-    /// Makes it this moment.
+    /// Sets the instant.
     pub fn set(&self, at: Option<Instant>) {
         self.nanos.store(self.code(at), Ordering::Release);
     }
 
-    /// Makes it this moment if it is none.
-    pub fn begin(&self, at: Instant) {
-        let _begun_before =
+    /// Sets the instant if it is `None`.
+    pub fn set_if_none(&self, at: Instant) {
+        let _set_before =
             self.nanos.compare_exchange(0, self.code(Some(at)), Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// The moment.
+    /// Reads the instant.
     pub fn get(&self) -> Option<Instant> {
         let nanos = self.nanos.load(Ordering::Acquire);
         nanos.checked_sub(1).map(|nanos| self.base + Duration::from_nanos(nanos))
     }
 }
 
-/// Written by the engine's thread and its handles.
+/// The engine's times and counts. The engine's thread and its handles write them.
 #[derive(Debug, Default)]
 pub struct Heartbeat {
     running: AtomicUsize,
     waiting: AtomicUsize,
     last_step: AtomicInstant,
     busy_since: AtomicInstant,
-    /// Since when requests have been on their way to the engine's thread without its taking one.
-    unheard_since: AtomicInstant,
+    /// Since when commands have been in the engine's channel without the engine taking one.
+    untaken_since: AtomicInstant,
     expected_step_ns: AtomicU64,
     failed: AtomicBool,
-    /// Written once, before `failed` is set, and read only after that: nobody ever waits for this lock.
+    /// Written once, before `failed` is set, and read only after that, so that no thread waits for this lock.
     reason: Mutex<String>,
 }
 
-/// A reading of a [`Heartbeat`].
+/// The values of a [`Heartbeat`] at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
-    /// Requests that hold KV blocks.
+    /// Running requests.
     pub running: usize,
     /// Requests in the queue.
     pub waiting: usize,
-    /// When a step last ended.
+    /// When a step was last collected.
     pub last_step: Option<Instant>,
-    /// Since when there has been work without a pause, taken or still to be taken.
+    /// Since when work has been pending without a pause, taken by the engine or still in its channel.
     pub pending_since: Option<Instant>,
-    /// What the step that runs is expected to take; 0 where nobody can tell.
+    /// The longest expected time of a step in flight; 0 where unknown.
     pub expected_step: Duration,
     /// Why the engine failed.
     pub failed: Option<String>,
 }
 
 impl Heartbeat {
-    /// Reads everything. Take `now`, by which the result is judged, before the call.
+    /// Reads all values. Take the `now` that you compare them with before the call.
     pub fn snapshot(&self) -> Snapshot {
         let failed = self.failed.load(Ordering::Acquire);
-        // Before the last step's end: what is found is what was expected of a step that began no later than that.
+        // Read before `last_step`: the expectation then belongs to a step that began no later than that one ended.
         let expected_step = Duration::from_nanos(self.expected_step_ns.load(Ordering::Acquire));
-        // Work before steps: a step that ends in between makes the engine look better.
-        let pending_since = self.busy_since.get().or_else(|| self.unheard_since.get());
+        // Read before `last_step`: a step that ends in between makes the engine look healthier.
+        let pending_since = self.busy_since.get().or_else(|| self.untaken_since.get());
         let reason = || self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Snapshot {
             running: self.running.load(Ordering::Relaxed),
@@ -100,12 +99,12 @@ impl Heartbeat {
         }
     }
 
-    /// Whether the engine has failed, which it does for good.
+    /// Whether the engine has failed. A failure is final.
     pub fn failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Says what the next steps are expected to take, at most. The bound of a stall is counted from there.
+    /// Sets the longest expected time of a step. A step counts as stalled if it exceeds this time by the stall timeout.
     pub fn expect_step(&self, at_most: Duration) {
         let nanos = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
         self.expected_step_ns.store(nanos, Ordering::Release);
@@ -116,23 +115,23 @@ impl Heartbeat {
         self.waiting.store(stats.counts.waiting, Ordering::Relaxed);
         self.last_step.set(stats.last_step);
         self.busy_since.set(stats.busy_since);
-        // After the last step: whoever finds the new bound finds the new time.
+        // Written after `last_step`: a reader of the new expectation also reads the new time.
         self.expect_step(stats.expected_step);
     }
 
-    pub(super) fn busy(&self, since: Option<Instant>) {
-        self.busy_since.set(since);
+    pub(super) fn set_busy(&self, since: Instant) {
+        self.busy_since.set(Some(since));
     }
 
-    /// A request is about to be sent to the engine's thread.
-    pub(super) fn asked(&self) {
-        self.unheard_since.begin(Instant::now());
+    /// Records that a command is about to be sent to the engine's thread.
+    pub(super) fn command_sent(&self) {
+        self.untaken_since.set_if_none(Instant::now());
     }
 
-    /// The engine's thread has taken a command; `more` are there. One that is being sent at this very moment may go
-    /// unnoticed here until the next.
-    pub(super) fn heard(&self, more: bool) {
-        self.unheard_since.set(more.then(Instant::now));
+    /// Records that the engine's thread has taken a command; `more` tells whether others are in the channel. A command
+    /// that is being sent at this moment may be missed until the next one.
+    pub(super) fn command_taken(&self, more: bool) {
+        self.untaken_since.set(more.then(Instant::now));
     }
 
     pub(super) fn fail(&self, reason: &str) {

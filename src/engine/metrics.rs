@@ -1,75 +1,58 @@
-//! What the engine's thread counts as it goes: histograms and counters in atomics, which a scrape reads without its
-//! noticing. The server gives them their labels and shows them.
+//! Histograms and counters that the engine's thread writes. They are atomics: a scrape reads them without a lock. The
+//! server makes them with the names of its table and shows them; the engine does not know the names.
 
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter};
 
 use crate::request::Cost;
 
-/// From a few microseconds to what nobody should see.
-const HOST: [f64; 14] = [5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1];
-/// Of a step of any model.
-const STEP: [f64; 16] =
-    [5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
-/// Around 1, where the prediction was right.
-const RATIO: [f64; 13] = [0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0, 10.0];
-/// vLLM's.
-const TOKENS: [f64; 13] =
-    [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
-
-/// The steps' histograms. Clones count together.
+/// Metrics of steps. Clones share their values.
 #[derive(Debug, Clone)]
 pub struct EngineMetrics {
-    /// Seconds from a step's results to the end of the next launch: what the host takes.
+    /// Host time of a step, in seconds: from its results to the end of the next launch.
     pub host: Histogram,
-    /// Seconds for which a launch found the device without a step although there was work; 0 where it had one, which it may
-    /// have ended unseen.
+    /// Seconds for which a launch found the device without a step although work was pending; 0 where a step was in
+    /// flight, even if the device had already ended it.
     pub idle: Histogram,
-    /// Seconds of the device for each step.
+    /// Device time of a step, in seconds.
     pub step: Histogram,
-    /// What a step took over what it was expected to take when it was launched, by the executor or by the steps before it.
+    /// Device time of a step divided by the time expected at its launch, by the executor or else by earlier steps.
     pub ratio: Histogram,
-    /// Tokens of each step.
+    /// Tokens fed by a step.
     pub tokens: Histogram,
-    /// Seconds of the device for prefill rows, in all.
+    /// Total device time of prefill rows, in seconds.
     pub prefill: Counter,
-    /// The same for decode rows.
+    /// Total device time of decode rows, in seconds.
     pub decode: Counter,
-    /// KV blocks held times seconds, in all.
+    /// Total of KV blocks held times seconds.
     pub kv_block_seconds: Counter,
-    /// Tokens fed again after preemptions.
+    /// Total of tokens fed again after preemptions.
     pub recomputed: IntCounter,
 }
 
 impl Default for EngineMetrics {
+    /// Metrics of an engine whose metrics no server shows, with the histograms' default buckets.
     fn default() -> Self {
+        let help = "metrics of an engine without a server";
+        let histogram =
+            |name: &str| Histogram::with_opts(HistogramOpts::new(name, help)).expect("a valid name");
+        let counter = |name: &str| Counter::new(name, help).expect("a valid name");
         Self {
-            host: histogram("octant_step_host_seconds", &HOST),
-            idle: histogram("octant_step_device_idle_seconds", &HOST),
-            step: histogram("octant_step_seconds", &STEP),
-            ratio: histogram("octant_step_prediction_ratio", &RATIO),
-            tokens: histogram("vllm:iteration_tokens_total", &TOKENS),
-            prefill: counter("octant_prefill_seconds_total"),
-            decode: counter("octant_decode_seconds_total"),
-            kv_block_seconds: counter("octant_kv_block_seconds_total"),
-            recomputed: IntCounter::new("vllm:prompt_tokens_recomputed_total", "see the table of names")
-                .expect("the name is valid"),
+            host: histogram("host_seconds"),
+            idle: histogram("idle_seconds"),
+            step: histogram("step_seconds"),
+            ratio: histogram("prediction_ratio"),
+            tokens: histogram("step_tokens"),
+            prefill: counter("prefill_seconds"),
+            decode: counter("decode_seconds"),
+            kv_block_seconds: counter("kv_block_seconds"),
+            recomputed: IntCounter::new("recomputed_tokens", help).expect("a valid name"),
         }
     }
 }
 
-/// What the server's table of names says of a metric is what is shown, so that its help is given there alone.
-fn histogram(name: &str, buckets: &[f64]) -> Histogram {
-    let options = HistogramOpts::new(name, "see the table of names").buckets(buckets.to_vec());
-    Histogram::with_opts(options).expect("name and buckets are valid")
-}
-
-fn counter(name: &str) -> Counter {
-    Counter::new(name, "see the table of names").expect("the name is valid")
-}
-
-/// Whoever pays for requests: the counters of one key. Charged once for each request, when it ends or its client leaves.
+/// Counters of one key's requests. Each request is charged once, when it ends or its client leaves.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "each is the field of the same name of a cost, in all")]
+#[expect(missing_docs, reason = "each is the sum of the field of the same name of `Cost`")]
 pub struct KeyCounters {
     pub requests: IntCounter,
     pub queue: Counter,
@@ -84,7 +67,7 @@ pub struct KeyCounters {
 }
 
 impl KeyCounters {
-    /// A request of so many prompt tokens has cost this and drawn so many tokens.
+    /// Adds the cost of one request with `prompt` prompt tokens and `generated` generated tokens.
     pub fn charge(&self, cost: &Cost, prompt: u64, generated: u64) {
         self.requests.inc();
         self.queue.inc_by(cost.queue);

@@ -1,5 +1,5 @@
-//! One account per open request, which is answered exactly once: an account is opened when the scheduler has taken
-//! the request, receives its updates, and is closed by the one with a finish, or by the client's leaving.
+//! Open requests and the channels of their updates. Each request is answered exactly once: it is opened when the
+//! scheduler has taken it, and closed by the update with a finish or by its client's abort.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -8,124 +8,133 @@ use tokio::sync::mpsc;
 use crate::request::{Cost, Finish, Update};
 use crate::scheduler::RequestId;
 
-/// The open requests and where their updates go.
+/// The open requests, and the updates that are buffered for them.
 #[derive(Debug)]
 pub struct OpenRequests {
-    accounts: HashMap<RequestId, OpenRequest>,
+    requests: HashMap<RequestId, OpenRequest>,
     interval: usize,
-    /// Steps whose updates have all been posted.
+    /// Steps whose updates have all been sent or buffered.
     steps: usize,
-    /// Accounts that began to hold something back, and in which step, in the order in which they did.
-    holding: VecDeque<(RequestId, usize)>,
+    /// Requests that began to buffer updates, each with the step in which it did, in that order.
+    buffering: VecDeque<(RequestId, usize)>,
 }
 
-/// What a client has been told, and what not yet.
+/// One open request.
 #[derive(Debug)]
 struct OpenRequest {
     updates: mpsc::UnboundedSender<Update>,
-    /// Updates that it is told at a time.
+    /// Updates that the client gets at a time.
     interval: usize,
-    /// Whether it has been told a token.
+    /// Whether a token has been sent.
     begun: bool,
-    held: Vec<Update>,
-    /// The step of the first update that is held.
-    held_since: usize,
+    buffered: Vec<Update>,
+    /// The step of the first buffered update.
+    buffered_since: usize,
 }
 
 impl OpenRequests {
-    /// A client hears its first token at once, and what comes then `interval` updates at a time: to tell somebody something takes the
-    /// same however much it is, most of it the system's. What ends an answer is never held back, nor anything before it, and nothing
-    /// is for more than `interval` steps, though its sequence be preempted.
+    /// Sends a client its first token at once and later updates `interval` at a time: most of the cost of a message is
+    /// the operating system's and does not depend on the message's length. A finish is never held back, nor are the
+    /// updates before it, and no update is held back for more than `interval` steps, even if its sequence is preempted.
     pub fn new(interval: usize) -> Self {
-        Self { accounts: HashMap::new(), interval, steps: 0, holding: VecDeque::new() }
+        Self { requests: HashMap::new(), interval, steps: 0, buffering: VecDeque::new() }
     }
 
-    /// Opens an account, `each` of whose updates is told at once or not. The channel is unbounded in type, and bounded in fact by the request's `max_tokens`, so
-    /// that the engine never waits for a client.
-    pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, each: bool) {
-        let interval = if each { 1 } else { self.interval };
-        let account = OpenRequest { updates, interval, begun: false, held: Vec::new(), held_since: 0 };
-        let earlier = self.accounts.insert(id, account);
-        contain(earlier.is_none(), id, "opened twice");
+    /// Opens a request. With `flush_every_token` no update is buffered. The channel's type is unbounded so that the
+    /// engine never waits for a client; the request's `max_tokens` bounds its length.
+    pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, flush_every_token: bool) {
+        let interval = if flush_every_token { 1 } else { self.interval };
+        let (buffered, buffered_since) = (Vec::new(), 0);
+        let request = OpenRequest { updates, interval, begun: false, buffered, buffered_since };
+        let earlier = self.requests.insert(id, request);
+        report_bug(earlier.is_none(), id, "was opened twice");
     }
 
-    /// Sends an update, and closes the account with the last one. A client that has gone is none of our concern
-    /// here: its abort is under way.
-    pub fn post(&mut self, id: RequestId, update: Update) {
+    /// Sends or buffers an update, and closes the request with the last one. If the client has gone, the update is
+    /// dropped: the client's abort is on its way.
+    pub fn send(&mut self, id: RequestId, update: Update) {
         let last = update.finish.is_some();
-        let account = self.accounts.get_mut(&id);
-        contain(account.is_some(), id, "answered after it was closed");
-        if let Some(account) = account {
-            if account.begun && !last && account.held.len() + 1 < account.interval {
-                if account.held.is_empty() {
-                    account.held_since = self.steps;
-                    self.holding.push_back((id, self.steps));
+        let request = self.requests.get_mut(&id);
+        report_bug(request.is_some(), id, "was answered after it was closed");
+        if let Some(request) = request {
+            if request.begun && !last && request.buffered.len() + 1 < request.interval {
+                if request.buffered.is_empty() {
+                    request.buffered_since = self.steps;
+                    self.buffering.push_back((id, self.steps));
                 }
-                account.held.push(update);
+                request.buffered.push(update);
                 return;
             }
-            account.tell(Some(update));
+            request.flush(Some(update));
         }
         if last {
-            self.accounts.remove(&id);
+            self.requests.remove(&id);
         }
     }
 
-    /// All updates of a step have been posted. Who would have heard more by now, had there been more, hears what there is.
-    pub fn step(&mut self) {
+    /// Ends a step: flushes requests whose oldest buffered update is `interval` steps old.
+    pub fn end_step(&mut self) {
         self.steps += 1;
         while let Some((id, since)) =
-            self.holding.pop_front_if(|(_, since)| self.steps - *since >= self.interval)
+            self.buffering.pop_front_if(|(_, since)| self.steps - *since >= self.interval)
         {
-            if let Some(account) = self.accounts.get_mut(&id).filter(|account| account.held_since == since) {
-                account.tell(None);
+            let request = self.requests.get_mut(&id).filter(|request| request.buffered_since == since);
+            if let Some(request) = request {
+                request.flush(None);
             }
         }
     }
 
-    /// Closes an account whose client wants no more, but may still listen for what it has cost. Says whether it was open.
-    pub fn abandon(&mut self, id: RequestId, cost: Cost) -> bool {
-        let Some(mut account) = self.accounts.remove(&id) else { return false };
-        account.end("the client has left", cost);
-        true
+    /// Whether the request is open.
+    pub fn contains(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id)
     }
 
-    /// Ends every open request with an error, and with what it has cost.
-    pub fn fail_all(&mut self, reason: &str, mut cost: impl FnMut(RequestId) -> Cost) {
-        for (id, mut account) in self.accounts.drain() {
-            account.end(reason, cost(id));
+    /// Closes a request whose client has left. The client may still read the request's cost. Unknown requests are
+    /// ignored.
+    pub fn abort(&mut self, id: RequestId, cost: Cost) {
+        if let Some(mut request) = self.requests.remove(&id) {
+            request.end("the client has left", cost);
         }
     }
 
-    /// Open accounts.
+    /// Ends every open request with an error and its cost.
+    pub fn fail_all(&mut self, reason: &str, mut cost: impl FnMut(RequestId) -> Cost) {
+        for (id, mut request) in self.requests.drain() {
+            request.end(reason, cost(id));
+        }
+    }
+
+    /// Number of open requests.
     pub fn len(&self) -> usize {
-        self.accounts.len()
+        self.requests.len()
     }
 
     /// Whether every request has been answered.
     pub fn is_empty(&self) -> bool {
-        self.accounts.is_empty()
+        self.requests.is_empty()
     }
 }
 
 impl OpenRequest {
     fn end(&mut self, reason: &str, cost: Cost) {
         let finish = Some(Finish::Error(reason.to_owned()));
-        self.tell(Some(Update { finish, cost, ..Update::default() }));
+        self.flush(Some(Update { finish, cost, ..Update::default() }));
     }
 
-    fn tell(&mut self, update: Option<Update>) {
-        for update in self.held.drain(..).chain(update) {
-            self.begun |= update.token.is_some();
-            let _gone = self.updates.send(update);
+    fn flush(&mut self, last: Option<Update>) {
+        for update in self.buffered.drain(..).chain(last) {
+            self.begun |= !update.tokens.is_empty();
+            let _client_gone = self.updates.send(update);
         }
     }
 }
 
-/// A broken account is our bug: it stops a debug build, and in release it is logged and hurts no other request.
-fn contain(sound: bool, id: RequestId, what: &str) {
+/// Panics in a debug build if `sound` is false; a release build logs the bug and goes on, so that no other request
+/// fails.
+fn report_bug(sound: bool, id: RequestId, what: &str) {
     if !sound {
-        tracing::error!(request = id.0, "a bug in the ledger: request {what}");
+        tracing::error!(request = id.0, "a bug in the engine: request {what}");
     }
     debug_assert!(sound, "request {} {what}", id.0);
 }

@@ -1,11 +1,11 @@
-//! What the step loop tells of itself while it is recorded: every call of the scheduler that changes it, with a time.
-//!
-//! The loop never waits for whoever listens. If the queue between them is full, it says no more, for good: a recording
-//! with a hole could not be replayed.
+//! Records every call that changes the scheduler, with its time. The step loop never waits for the writer: if the queue
+//! between them is full, recording ends for good, since a recording with a gap cannot be replayed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+use smallvec::SmallVec;
 
 use crate::request::Request;
 use crate::scheduler::RequestId;
@@ -16,49 +16,50 @@ use crate::scheduler::step_plan::StepOutput;
 pub enum Event {
     /// A group was taken.
     Submit(Vec<(RequestId, Request)>),
-    /// A request was forgotten.
+    /// A request was aborted.
     Abort(RequestId),
     /// A step was planned.
     Plan {
         /// The plan's id.
         id: u64,
-        /// Its [`crate::scheduler::step_plan::StepPlan::fingerprint`].
+        /// See [`crate::scheduler::step_plan::StepPlan::fingerprint`].
         fingerprint: u64,
     },
-    /// Nothing could be planned. Said too, since looking may preempt, or touch what the prefix cache keeps longest.
+    /// Nothing could be planned. Recorded too, since planning may preempt sequences and refresh cached prefixes even if
+    /// it returns no plan.
     NoPlan,
     /// A step was committed.
     Commit {
         /// The plan's id.
         id: u64,
-        /// Of each row what the scheduler goes by.
-        rows: Vec<Drawn>,
+        /// One entry per row.
+        rows: Vec<RecordedRow>,
     },
 }
 
-/// What the scheduler goes by of a row's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Drawn {
-    /// The token drawn.
-    pub token: Option<u32>,
-    /// Whether there was a NaN or an infinity.
+/// The parts of a row's output that the scheduler's decisions depend on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RecordedRow {
+    /// Ids of the sampled tokens.
+    pub tokens: SmallVec<[u32; 2]>,
+    /// Whether a logit was NaN or infinite.
     pub non_finite: bool,
-    /// Prompt tokens scored.
+    /// Number of prompt tokens scored.
     pub scores: usize,
 }
 
 impl Event {
     pub(super) fn commit(output: &StepOutput) -> Self {
-        let drawn = |row: &crate::scheduler::step_plan::RowOutput| Drawn {
-            token: row.token,
+        let recorded = |row: &crate::scheduler::step_plan::RowOutput| RecordedRow {
+            tokens: row.tokens.iter().map(|token| token.id).collect(),
             non_finite: row.non_finite,
             scores: row.scores.len(),
         };
-        Self::Commit { id: output.id, rows: output.rows.iter().map(drawn).collect() }
+        Self::Commit { id: output.id, rows: output.rows.iter().map(recorded).collect() }
     }
 }
 
-/// An event and when it was, in microseconds since the recording began.
+/// An event with its time, in microseconds since the recording began.
 pub type Timed = (u64, Event);
 
 /// The step loop's end of a recording.
@@ -69,42 +70,40 @@ pub struct Recorder {
     incomplete: Arc<AtomicBool>,
 }
 
-/// The listener's end.
+/// The writer's end of a recording.
 #[derive(Debug)]
 pub struct Listener {
-    /// What happens, in order, until the engine ends or says no more.
+    /// The events in order. Closed when the engine ends or the recording does.
     pub events: flume::Receiver<Timed>,
     incomplete: Arc<AtomicBool>,
 }
 
 impl Listener {
-    /// Whether the engine stopped telling because the queue was full. To be asked when there are no more events.
+    /// Whether the recording ended early because the queue was full. Valid once `events` is closed.
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
     }
 }
 
 impl Recorder {
-    /// Both ends, with room for so many events between them.
-    pub fn new(room: usize) -> (Self, Listener) {
-        let (sender, events) = flume::bounded(room);
+    /// Both ends of a recording, with a queue of `capacity` events between them.
+    pub fn new(capacity: usize) -> (Self, Listener) {
+        let (sender, events) = flume::bounded(capacity);
         let incomplete = Arc::new(AtomicBool::new(false));
         let listener = Listener { events, incomplete: Arc::clone(&incomplete) };
         (Self { since: Instant::now(), events: Some(sender), incomplete }, listener)
     }
 
-    pub(super) fn tell(&mut self, event: Event) {
+    pub(super) fn record(&mut self, event: Event) {
         let Some(events) = &self.events else { return };
         let at = u64::try_from(self.since.elapsed().as_micros()).unwrap_or(u64::MAX);
         match events.try_send((at, event)) {
             Ok(()) => return,
             Err(flume::TrySendError::Full(_)) => {
                 self.incomplete.store(true, Ordering::Release);
-                tracing::error!(
-                    "the recording ends here: it cannot be written as fast as the engine goes on"
-                );
+                tracing::error!("the recording ends here: the file cannot be written as fast as steps run");
             }
-            // The listener has said why.
+            // The writer has logged why it stopped.
             Err(flume::TrySendError::Disconnected(_)) => {}
         }
         self.events = None;

@@ -1,198 +1,180 @@
-//! The clock beside the turns: what steps took, who pays for it, and what it says of the steps to come. It is told the
-//! time, so that it is the same beside a clock that jumps.
+//! Times of steps: charges each step to its requests, writes the step metrics, and predicts later steps. It reads no
+//! clock: [`super::EngineCore`] gives every time, so that it works the same in virtual time.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::core::StepEvent;
-use super::stats::Outlook;
-use super::usage::StepCosts;
-use super::{EngineMetrics, Forecast, KeyCounters, Pipeline, Stats};
+use super::forecast::Forecast;
+use super::metrics::EngineMetrics;
+use super::options::EngineOptions;
+use super::usage::{DeviceTotals, ExpectedTime, LaunchedStep, StepCosts};
 use crate::request::{Cost, Update};
-use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::StepPlan;
+use crate::scheduler::{PlannedRows, RequestId};
 
-/// What is known of time; told of each moment of a turn as it passes.
-pub struct StepClock {
-    meters: EngineMetrics,
-    account: StepCosts,
-    forecast: Forecast,
-    /// Seconds that a step may take before anything is known of steps.
-    unknown_step: f64,
-    /// What a step may take at all.
-    longest_step: Duration,
-    last_step: Option<Instant>,
-    busy_since: Option<Instant>,
-    /// Since when the results of a step have been there without another launch.
-    results_since: Option<Instant>,
-    /// When results came that have not been accounted for.
-    results_seen: Option<Instant>,
-    /// When the step that is being launched was.
-    launching: Option<Instant>,
-    /// Steps in flight, and one whose results have come and are not accounted for.
-    launched: VecDeque<Launched>,
+/// A launched step whose output has not been collected.
+pub(super) struct InFlightStep {
+    /// The part that the scheduler takes back.
+    pub(super) rows: PlannedRows,
+    /// Its times, and the shares of its requests.
+    pub(super) launched: LaunchedStep,
 }
 
-/// A step, as it was launched.
-struct Launched {
-    tokens: usize,
-    /// Seconds that it should take, if anybody can tell.
-    expected: Option<f64>,
-    /// Seconds that it should take at most.
-    at_most: f64,
+/// The times of one launch.
+pub(super) struct LaunchTimes {
+    /// Before the executor was given the step.
+    pub(super) began: Instant,
+    /// After the executor was given the step.
+    pub(super) ended: Instant,
+    /// The executor's prediction of the step's device time, if it makes one.
+    pub(super) predicted: Option<Duration>,
+    /// Whether no other step was in flight.
+    pub(super) device_idle: bool,
+}
+
+/// What the last call of [`super::EngineCore::publish`] charged.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Published {
+    /// Tokens published.
+    pub tokens: usize,
+    /// Requests that ended, with their costs.
+    pub finished: Vec<(RequestId, Cost)>,
+}
+
+/// Times, costs and predictions of steps.
+pub(super) struct StepClock {
+    metrics: EngineMetrics,
+    pub(super) costs: StepCosts,
+    pub(super) forecast: Forecast,
+    /// Seconds that a step may take while no step time is known.
+    unknown_step: f64,
+    /// Upper bound of every expected step time.
+    longest_step: Duration,
+    /// When results last came.
+    pub(super) last_step: Option<Instant>,
+    /// The start of the current period of work.
+    pub(super) busy_since: Option<Instant>,
+    /// When results came that no launch has followed yet.
+    results_since: Option<Instant>,
+    /// The step collected last and the time of its results, until the step is charged.
+    uncharged: Option<(LaunchedStep, Instant)>,
 }
 
 impl StepClock {
-    /// With nothing to do.
-    pub fn new(
-        forecast: Forecast,
-        (unknown_step, longest_step): (Duration, Duration),
-        meters: EngineMetrics,
-    ) -> Self {
+    pub(super) fn new(options: &EngineOptions) -> Self {
         Self {
-            meters,
-            account: StepCosts::default(),
-            forecast,
-            unknown_step: unknown_step.as_secs_f64(),
-            longest_step,
+            metrics: options.metrics.clone(),
+            costs: StepCosts::default(),
+            forecast: options.forecast.clone(),
+            unknown_step: options.unknown_step.as_secs_f64(),
+            longest_step: options.longest_step,
             last_step: None,
             busy_since: None,
             results_since: None,
-            results_seen: None,
-            launching: None,
-            launched: VecDeque::new(),
+            uncharged: None,
         }
     }
 
-    /// A moment of a turn.
-    pub fn see(&mut self, pipeline: &Pipeline, moment: StepEvent<'_>, now: Instant) {
-        match moment {
-            StepEvent::Launching => self.launching = Some(now),
-            StepEvent::Launched(plan, predicted) => self.launched(pipeline, plan, predicted, now),
-            // The device has its steps: what this takes it does not see.
-            StepEvent::Telling(updates) => {
-                self.catch_up();
-                self.charge(updates, now);
-                self.account.hold(pipeline.scheduler().holdings(), now);
-            }
-            StepEvent::Results => {
-                (self.last_step, self.results_since, self.results_seen) = (Some(now), Some(now), Some(now));
-            }
-        }
-    }
-
-    fn launched(&mut self, pipeline: &Pipeline, plan: &StepPlan, predicted: Option<Duration>, now: Instant) {
-        let began = self.launching.take().unwrap_or(now);
-        let idle_since = self.results_since.or(self.busy_since).filter(|_| pipeline.in_flight() == 1);
-        self.meters.idle.observe(idle_since.map_or(0.0, |since| (began - since).as_secs_f64()));
+    /// Records a launch. `request_ids` are the requests of the plan's rows.
+    pub(super) fn launched(
+        &mut self,
+        plan: &StepPlan,
+        request_ids: impl Iterator<Item = RequestId>,
+        times: &LaunchTimes,
+    ) -> LaunchedStep {
+        let LaunchTimes { began, ended, predicted, device_idle } = *times;
+        let idle_since = self.results_since.or(self.busy_since).filter(|_| device_idle);
+        self.metrics.idle.observe(idle_since.map_or(0.0, |since| (began - since).as_secs_f64()));
         if let Some(results) = self.results_since.take() {
-            self.meters.host.observe((now - results).as_secs_f64());
+            self.metrics.host.observe((ended - results).as_secs_f64());
         }
         let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-        self.meters.tokens.observe(tokens as f64);
-        // Whoever executes steps knows best, or else those that have been.
+        self.metrics.tokens.observe(tokens as f64);
+        // The executor's prediction is better than one from earlier steps.
         let predicted = predicted.map(|time| time.as_secs_f64());
         let expected = predicted.or_else(|| self.forecast.step_takes(tokens));
         let at_most = predicted.or_else(|| self.forecast.step_takes_at_most(tokens));
-        let at_most = at_most.unwrap_or(self.unknown_step);
-        self.launched.push_back(Launched { tokens, expected, at_most });
-        self.account.launched(plan, pipeline.scheduler().owners(), began, expected);
+        let time = ExpectedTime { expected, at_most: at_most.unwrap_or(self.unknown_step) };
+        self.costs.launch(plan, request_ids, began, time)
     }
 
-    /// Accounts for results that have come.
-    fn catch_up(&mut self) {
-        if let Some(results) = self.results_seen.take() {
-            self.results(results);
+    /// Records that a step's results came at `now`. The device may be waiting for the next step, so the charging is
+    /// left to [`Self::charge_collected`].
+    pub(super) fn collected(&mut self, step: LaunchedStep, now: Instant) {
+        self.charge_collected();
+        (self.last_step, self.results_since) = (Some(now), Some(now));
+        self.uncharged = Some((step, now));
+    }
+
+    /// Charges the step collected last, if that has not been done.
+    pub(super) fn charge_collected(&mut self) {
+        let Some((step, results_at)) = self.uncharged.take() else { return };
+        let before = self.costs.totals();
+        let took = self.costs.charge_step(&step, results_at);
+        let totals = self.costs.totals();
+        let metrics = &self.metrics;
+        metrics.step.observe(took);
+        metrics.prefill.inc_by(totals.prefill - before.prefill);
+        metrics.decode.inc_by(totals.decode - before.decode);
+        metrics.kv_block_seconds.inc_by(totals.kv_block_seconds - metrics.kv_block_seconds.get());
+        metrics.recomputed.inc_by(totals.recomputed_tokens - metrics.recomputed.get());
+        self.forecast.step(step.tokens, took);
+        if let Some(expected) = step.expected.filter(|seconds| *seconds > 0.0) {
+            metrics.ratio.observe(took / expected);
         }
     }
 
-    /// The results of the earliest step came at this time: how long did it take?
-    fn results(&mut self, now: Instant) {
-        let before = self.account.totals();
-        let took = self.account.results(now);
-        let totals = self.account.totals();
-        let meters = &self.meters;
-        meters.step.observe(took);
-        meters.prefill.inc_by(totals.prefill - before.prefill);
-        meters.decode.inc_by(totals.decode - before.decode);
-        meters.kv_block_seconds.inc_by(totals.kv_block_seconds - meters.kv_block_seconds.get());
-        meters.recomputed.inc_by(totals.recomputed_tokens - meters.recomputed.get());
-        let Some(Launched { tokens, expected, .. }) = self.launched.pop_front() else { return };
-        self.forecast.step(tokens, took);
-        if let Some(expected) = expected.filter(|seconds| *seconds > 0.0) {
-            self.meters.ratio.observe(took / expected);
-        }
-    }
-
-    /// What was drawn is charged to whom it was drawn for.
-    fn charge(&mut self, updates: &mut [(RequestId, Update)], now: Instant) {
-        let (mut tokens, mut ended) = (0, 0);
+    /// Writes costs and times into updates that are about to be published, and closes the usage of requests that ended.
+    pub(super) fn charge_updates(
+        &mut self,
+        updates: &mut [(RequestId, Update)],
+        in_flight: &VecDeque<InFlightStep>,
+        now: Instant,
+    ) -> Published {
+        self.charge_collected();
+        let mut published = Published::default();
         for (id, update) in updates {
-            tokens += usize::from(update.token.is_some());
-            update.cost = self.account.cost(*id, update.token.is_some());
+            published.tokens += update.tokens.len();
+            update.cost = self.costs.add_generated(*id, update.tokens.len());
             update.made = self.last_step;
             if update.finish.is_some() {
-                ended += 1;
-                update.cost = self.close(*id, now);
+                update.cost = self.close(*id, in_flight, now);
+                published.finished.push((*id, update.cost));
             }
         }
-        self.forecast.answers(tokens, ended);
+        self.forecast.answers(published.tokens, published.finished.len());
+        published
     }
 
-    /// A request has been taken.
-    pub fn open(
-        &mut self,
-        id: RequestId,
-        prompt: usize,
-        submitted: Instant,
-        payer: Option<Arc<KeyCounters>>,
-    ) {
-        self.account.open(id, prompt, submitted, payer);
+    /// Closes the usage of a request that ended or whose client left. Returns its cost.
+    pub(super) fn close(&mut self, id: RequestId, in_flight: &VecDeque<InFlightStep>, now: Instant) -> Cost {
+        // Before that, the request would be charged in advance for a step that has ended, and twice for its blocks.
+        self.charge_collected();
+        self.costs.close(id, in_flight.iter().map(|step| &step.launched), now)
     }
 
-    /// A request has ended, or its client has left. Returns what it has cost.
-    pub fn close(&mut self, id: RequestId, now: Instant) -> Cost {
-        // Or it would pay in advance for a step that has ended, and for its blocks twice.
-        self.catch_up();
-        self.account.close(id, now)
+    /// Records that work is pending at `now`. Returns the start of this period of work.
+    pub(super) fn set_busy(&mut self, now: Instant) -> Instant {
+        *self.busy_since.get_or_insert(now)
     }
 
-    /// There is something to do. Returns since when.
-    pub fn busy(&mut self, now: Instant) -> Option<Instant> {
-        self.busy_since.get_or_insert(now);
-        self.busy_since
-    }
-
-    /// There is nothing to do.
-    pub fn rest(&mut self) {
+    /// Records that no work is pending.
+    pub(super) fn set_idle(&mut self) {
         (self.busy_since, self.results_since) = (None, None);
-        self.account.rest();
+        self.costs.set_idle();
     }
 
-    /// What the steps in flight should take each, at most; 0 where nobody can tell.
-    pub fn expected_step(&self) -> Duration {
-        let longest = self.launched.iter().map(|step| step.at_most).fold(0.0, f64::max);
+    /// The longest expected time of a step in flight, or of the step whose results are not charged yet: readers of the
+    /// heartbeat do not know of its end before the next publication. 0 where unknown.
+    pub(super) fn expected_step(&self, in_flight: &VecDeque<InFlightStep>) -> Duration {
+        let uncharged = self.uncharged.iter().map(|(step, _)| step);
+        let steps = in_flight.iter().map(|step| &step.launched).chain(uncharged);
+        let longest = steps.map(|step| step.at_most).fold(0.0, f64::max);
         Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX).min(self.longest_step)
     }
 
-    /// What to expect.
-    pub fn forecast(&self) -> &Forecast {
-        &self.forecast
-    }
-
-    /// How things stand.
-    pub fn stats(&self, pipeline: &Pipeline) -> Stats {
-        let counts = pipeline.scheduler().counts();
-        Stats {
-            in_flight: pipeline.in_flight(),
-            last_step: self.last_step,
-            busy_since: self.busy_since,
-            expected_step: self.expected_step(),
-            next_end: self.forecast.next_end(counts.running),
-            outlook: Outlook::new(pipeline, &self.forecast),
-            counts,
-            failed: None,
-        }
+    /// Totals of the device over all requests.
+    pub(super) fn totals(&self) -> DeviceTotals {
+        self.costs.totals()
     }
 }

@@ -1,17 +1,19 @@
-//! Who pays for what the device did: each step's time divided between its rows, and KV blocks by the time they are held.
-//! Pure arithmetic on plans and times; the engine has the clock, and tells of every launch, result, end and abort.
+//! Divides each step's device time between its rows, and charges KV blocks by the time they are held. Pure arithmetic
+//! on plans and times: the caller gives the time of every launch, result, end and abort.
 //!
-//! - A step's time is from its launch, or from the results of the step before if they came later, to its own results. It
-//!   is divided by weight: a row counts one for each token fed and one for each [`POSITIONS_PER_TOKEN`] positions of KV
-//!   that it reads. Where it feeds what was drawn last it is decode, else prefill.
-//! - Blocks are charged for the time between two looks at who holds them, of which there is one after every launch.
-//! - A request may end while it has a row in flight, whose result nobody will want. Its answer does not wait for that: it
-//!   pays in advance for its part of that step, and for its blocks as long, by what the step should take, or where nobody
-//!   can tell by what the last one took. What that is off by nobody pays.
+//! - A step's time runs from its launch, or from the previous step's results if they came later, to its own results.
+//!   It is divided by weight: a row's weight is the number of tokens fed, plus 1 for each [`POSITIONS_PER_TOKEN`]
+//!   positions of KV that it reads. A row that feeds the last sampled token is decode, every other row is prefill.
+//! - Blocks are charged for the time between two calls of [`StepCosts::hold`]; the engine calls it once after each
+//!   launch.
+//! - A request may end while one of its rows is in flight, whose output is discarded. Its answer does not wait for that
+//!   row: the request is charged in advance for its share of that step, and for its blocks during it. The charge is
+//!   computed from the step's expected time, or from the last step's time if no expectation exists. The difference
+//!   between the estimate and the real time is not billed.
 //!
-//! So the sum of all costs is what the device took, but for those advances.
+//! So the sum of all costs is the device's time, but for the errors of those estimates.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,31 +22,30 @@ use crate::request::Cost;
 use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::{Row, StepPlan};
 
-/// Reading the keys and values of so many positions weighs as much as feeding one token: of models as large as those we
-/// serve, the one takes the memory about as long as the other takes the arithmetic.
+/// Reading the keys and values of this many positions weighs as much as feeding one token. In models of the size we
+/// serve, the memory traffic of the former takes about as long as the arithmetic of the latter.
 pub const POSITIONS_PER_TOKEN: f64 = 4096.0;
 
-/// The account of everything that runs, and of the device.
+/// Usage of all open requests and totals of the device.
 #[derive(Default)]
-pub struct StepCosts {
+pub(super) struct StepCosts {
     open: HashMap<RequestId, RequestUsage>,
-    flights: VecDeque<Flight>,
-    /// Who held how many blocks when last looked.
+    /// KV blocks of each request at the last call of `hold`.
     held: Vec<(RequestId, f64)>,
-    /// When that was, or when it was last charged for.
+    /// The time up to which `held` is charged.
     held_since: Option<Instant>,
     last_results: Option<Instant>,
-    /// What the last step took, in seconds.
+    /// Device time of the last step, in seconds.
     last_step: f64,
-    totals: Totals,
+    totals: DeviceTotals,
 }
 
-/// What the device did in all, whoever pays.
+/// Totals of the device over all requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Totals {
-    /// Seconds of prefill rows.
+pub struct DeviceTotals {
+    /// Device time of prefill rows, in seconds.
     pub prefill: f64,
-    /// Seconds of decode rows.
+    /// Device time of decode rows, in seconds.
     pub decode: f64,
     /// KV blocks held times seconds.
     pub kv_block_seconds: f64,
@@ -52,10 +53,10 @@ pub struct Totals {
     pub recomputed_tokens: u64,
 }
 
-/// What one open request has cost so far.
+/// The usage of one open request so far.
 struct RequestUsage {
     cost: Cost,
-    payer: Option<Arc<KeyCounters>>,
+    counters: Option<Arc<KeyCounters>>,
     submitted: Instant,
     prompt: usize,
     /// Whether it has had a row.
@@ -65,153 +66,173 @@ struct RequestUsage {
     generated: u64,
 }
 
-struct Flight {
-    launched: Instant,
-    /// What it should take, in seconds.
-    expected: Option<f64>,
-    parts: Vec<Part>,
-    /// The sum of the parts'.
+/// The times and shares of a launched step.
+pub struct LaunchedStep {
+    /// When the launch began.
+    pub launched_at: Instant,
+    /// Tokens fed.
+    pub tokens: usize,
+    /// Expected device time in seconds; `None` where unknown.
+    pub expected: Option<f64>,
+    /// Upper bound of the expected device time, in seconds.
+    pub at_most: f64,
+    shares: Vec<Share>,
+    /// The sum of the shares' weights.
     weight: f64,
 }
 
-struct Part {
+/// One row's share of a step.
+struct Share {
     id: RequestId,
     weight: f64,
     decode: bool,
 }
 
+impl LaunchedStep {
+    /// The part of `seconds` that a share is charged.
+    fn part(&self, share: &Share, seconds: f64) -> f64 {
+        seconds * share.weight / self.weight
+    }
+}
+
+/// Expected times of a step, in seconds.
+pub(super) struct ExpectedTime {
+    /// See [`LaunchedStep::expected`].
+    pub(super) expected: Option<f64>,
+    /// See [`LaunchedStep::at_most`].
+    pub(super) at_most: f64,
+}
+
 impl StepCosts {
-    /// A request has been taken.
-    pub fn open(
+    /// Opens the usage of a request that the scheduler has taken.
+    pub(super) fn open(
         &mut self,
         id: RequestId,
         prompt: usize,
         submitted: Instant,
-        payer: Option<Arc<KeyCounters>>,
+        counters: Option<Arc<KeyCounters>>,
     ) {
-        let meter = RequestUsage {
-            cost: Cost::default(),
-            payer,
-            submitted,
-            prompt,
-            started: false,
-            fed: 0,
-            generated: 0,
-        };
-        self.open.insert(id, meter);
+        let cost = Cost::default();
+        let usage = RequestUsage { cost, counters, submitted, prompt, started: false, fed: 0, generated: 0 };
+        self.open.insert(id, usage);
     }
 
-    /// A step is launched at this time; `owners` has the request of each row. It should take `expected` seconds, if anybody
-    /// can tell.
-    pub fn launched(
+    /// Records a launch at `launched_at`. `request_ids` are the requests of the plan's rows.
+    pub(super) fn launch(
         &mut self,
         plan: &StepPlan,
-        owners: impl Iterator<Item = RequestId>,
-        now: Instant,
-        expected: Option<f64>,
-    ) {
-        let mut parts = Vec::with_capacity(plan.rows.len());
-        for (row, id) in plan.rows.iter().zip(owners) {
-            let Some(meter) = self.open.get_mut(&id) else { continue };
-            let before = meter.cost.recomputed_tokens;
-            let decode = meter.row(row, now);
-            self.totals.recomputed_tokens += meter.cost.recomputed_tokens - before;
-            parts.push(Part { id, weight: weight(row), decode });
+        request_ids: impl Iterator<Item = RequestId>,
+        launched_at: Instant,
+        time: ExpectedTime,
+    ) -> LaunchedStep {
+        let mut shares = Vec::with_capacity(plan.rows.len());
+        for (row, id) in plan.rows.iter().zip(request_ids) {
+            let Some(usage) = self.open.get_mut(&id) else { continue };
+            let before = usage.cost.recomputed_tokens;
+            let decode = usage.add_row(row, launched_at);
+            self.totals.recomputed_tokens += usage.cost.recomputed_tokens - before;
+            shares.push(Share { id, weight: weight(row), decode });
         }
-        let weight = parts.iter().map(|part| part.weight).sum();
-        self.flights.push_back(Flight { launched: now, expected, parts, weight });
+        let weight = shares.iter().map(|share| share.weight).sum();
+        let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        let ExpectedTime { expected, at_most } = time;
+        LaunchedStep { launched_at, tokens, expected, at_most, shares, weight }
     }
 
-    /// The results of the earliest step are there. Returns the seconds that it took.
-    pub fn results(&mut self, now: Instant) -> f64 {
-        self.charge_blocks(now);
-        let Some(flight) = self.flights.pop_front() else { return 0.0 };
-        let began = self.last_results.map_or(flight.launched, |last| last.max(flight.launched));
-        self.last_results = Some(now);
-        let took = now.saturating_duration_since(began).as_secs_f64();
+    /// Charges the earliest step, whose results came at `results_at`. Returns its device time in seconds.
+    pub(super) fn charge_step(&mut self, step: &LaunchedStep, results_at: Instant) -> f64 {
+        self.charge_blocks(results_at);
+        let began = self.last_results.map_or(step.launched_at, |last| last.max(step.launched_at));
+        self.last_results = Some(results_at);
+        let took = results_at.saturating_duration_since(began).as_secs_f64();
         self.last_step = took;
-        for part in &flight.parts {
-            let share = took * part.weight / flight.weight;
-            let total = if part.decode { &mut self.totals.decode } else { &mut self.totals.prefill };
-            *total += share;
-            // Its advance has been paid if it has ended.
-            if let Some(meter) = self.open.get_mut(&part.id) {
-                *meter.device(part.decode) += share;
+        for share in &step.shares {
+            let part = step.part(share, took);
+            let total = if share.decode { &mut self.totals.decode } else { &mut self.totals.prefill };
+            *total += part;
+            // A request that has ended was charged in advance.
+            if let Some(usage) = self.open.get_mut(&share.id) {
+                *usage.device_time(share.decode) += part;
             }
         }
         took
     }
 
-    /// Who holds blocks from now on.
-    pub fn hold(&mut self, holdings: impl Iterator<Item = (RequestId, f64)>, now: Instant) {
+    /// Sets the KV blocks of each request from `now` on.
+    pub(super) fn hold(&mut self, holdings: impl Iterator<Item = (RequestId, f64)>, now: Instant) {
         self.charge_blocks(now);
         self.held.clear();
         self.held.extend(holdings);
     }
 
     fn charge_blocks(&mut self, now: Instant) {
-        // Results are accounted for some moments after they came, when somebody may have left since.
+        // Results are charged some time after they came, and a client may have left in between.
         let now = self.held_since.map_or(now, |since| since.max(now));
         let Some(since) = self.held_since.replace(now) else { return };
         let seconds = now.saturating_duration_since(since).as_secs_f64();
         for &(id, blocks) in &self.held {
             self.totals.kv_block_seconds += blocks * seconds;
-            if let Some(meter) = self.open.get_mut(&id) {
-                meter.cost.kv_block_seconds += blocks * seconds;
+            if let Some(usage) = self.open.get_mut(&id) {
+                usage.cost.kv_block_seconds += blocks * seconds;
             }
         }
     }
 
-    /// What a request has cost so far, one more token drawn or none.
-    pub fn cost(&mut self, id: RequestId, drawn: bool) -> Cost {
-        let Some(meter) = self.open.get_mut(&id) else { return Cost::default() };
-        meter.generated += u64::from(drawn);
-        meter.cost
+    /// Adds `generated` tokens to a request. Returns its cost so far.
+    pub(super) fn add_generated(&mut self, id: RequestId, generated: usize) -> Cost {
+        let Some(usage) = self.open.get_mut(&id) else { return Cost::default() };
+        usage.generated += generated as u64;
+        usage.cost
     }
 
-    /// A request has ended, or its client has left. Returns what it has cost, rows in flight included, of which its payer
-    /// is told.
-    pub fn close(&mut self, id: RequestId, now: Instant) -> Cost {
+    /// Closes the usage of a request that ended or whose client left, and charges its key. Returns its cost, rows in
+    /// flight included.
+    pub(super) fn close<'a>(
+        &mut self,
+        id: RequestId,
+        in_flight: impl Iterator<Item = &'a LaunchedStep>,
+        now: Instant,
+    ) -> Cost {
         self.charge_blocks(now);
-        let Some(mut meter) = self.open.remove(&id) else { return Cost::default() };
+        let Some(mut usage) = self.open.remove(&id) else { return Cost::default() };
         let blocks = self.held.iter().find(|(holder, _)| *holder == id).map_or(0.0, |(_, blocks)| *blocks);
-        let mut in_flight = false;
-        for flight in &self.flights {
-            let takes = flight.expected.unwrap_or(self.last_step);
-            for part in flight.parts.iter().filter(|part| part.id == id) {
-                in_flight = true;
-                *meter.device(part.decode) += takes * part.weight / flight.weight;
-                meter.cost.kv_block_seconds += blocks * takes;
+        let mut has_row_in_flight = false;
+        for step in in_flight {
+            let seconds = step.expected.unwrap_or(self.last_step);
+            for share in step.shares.iter().filter(|share| share.id == id) {
+                has_row_in_flight = true;
+                *usage.device_time(share.decode) += step.part(share, seconds);
+                usage.cost.kv_block_seconds += blocks * seconds;
             }
         }
-        if !in_flight {
-            // They are free.
+        if !has_row_in_flight {
+            // Its blocks are free now.
             self.held.retain(|(holder, _)| *holder != id);
         }
-        if !meter.started {
-            meter.cost.queue = now.saturating_duration_since(meter.submitted).as_secs_f64();
+        if !usage.started {
+            usage.cost.queue = now.saturating_duration_since(usage.submitted).as_secs_f64();
         }
-        if let Some(payer) = &meter.payer {
-            payer.charge(&meter.cost, meter.prompt as u64, meter.generated);
+        if let Some(counters) = &usage.counters {
+            counters.charge(&usage.cost, usage.prompt as u64, usage.generated);
         }
-        meter.cost
+        usage.cost
     }
 
-    /// Nothing runs, and nobody holds a block.
-    pub fn rest(&mut self) {
+    /// Records that nothing runs and no block is held.
+    pub(super) fn set_idle(&mut self) {
         self.held.clear();
         self.held_since = None;
     }
 
-    /// What the device did in all.
-    pub fn totals(&self) -> Totals {
+    /// Totals of the device over all requests.
+    pub(super) fn totals(&self) -> DeviceTotals {
         self.totals
     }
 }
 
 impl RequestUsage {
-    /// Takes note of a row, and says whether it is decode.
-    fn row(&mut self, row: &Row, now: Instant) -> bool {
+    /// Adds a row. Returns whether it is a decode row.
+    fn add_row(&mut self, row: &Row, now: Instant) -> bool {
         let (position, tokens) = (row.position as usize, row.tokens.len());
         let end = position + tokens;
         if !self.started {
@@ -227,12 +248,12 @@ impl RequestUsage {
         tokens == 1 && again == 0 && position >= self.prompt
     }
 
-    fn device(&mut self, decode: bool) -> &mut f64 {
+    fn device_time(&mut self, decode: bool) -> &mut f64 {
         if decode { &mut self.cost.decode } else { &mut self.cost.prefill }
     }
 }
 
-/// What a row weighs in its step.
+/// The weight of a row in its step.
 fn weight(row: &Row) -> f64 {
     let tokens = row.tokens.len() as f64;
     tokens + (f64::from(row.position) + tokens) / POSITIONS_PER_TOKEN

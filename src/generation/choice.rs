@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::{Ask, Delta, Failure, OutputRules, Prompt};
-use crate::request::{Finish, TokenLogprob, Update};
+use crate::request::{Finish, SampledToken, TokenLogprob, Update};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 
 /// Why a choice ended.
@@ -105,7 +105,7 @@ impl Choice {
 
     /// Takes what the engine yielded.
     pub(super) fn push(&mut self, update: Update) -> Result<Delta, Failure> {
-        let mut delta = Delta { tokens: u32::from(update.token.is_some()), ..Delta::default() };
+        let mut delta = Delta::default();
         self.prompt_scores.extend(update.prompt_logprobs);
         if update.finish == Some(Finish::Late) {
             return Err(Failure::Late);
@@ -113,13 +113,19 @@ impl Choice {
         if let Some(Finish::Error(reason)) = update.finish {
             return Err(Failure::Engine(reason));
         }
-        if update.token.is_some() || update.finish.is_some() {
+        if !update.tokens.is_empty() || update.finish.is_some() {
             self.begin(&mut delta);
         }
         let stopped_by_id = matches!(update.finish, Some(Finish::Stop(_)));
-        if let Some(token) = update.token {
+        let last = update.tokens.len().saturating_sub(1);
+        for (i, token) in update.tokens.into_iter().enumerate() {
+            delta.tokens += 1;
             self.generated += 1;
-            self.token(token, update.logprob, stopped_by_id, &mut delta);
+            self.token(token, stopped_by_id && i == last, &mut delta);
+            if delta.finish.is_some() {
+                // Tokens after a stop string are not part of the choice.
+                break;
+            }
         }
         if delta.finish.is_none()
             && let Some(finish) = update.finish
@@ -156,7 +162,8 @@ impl Choice {
     }
 
     /// Takes one generated token.
-    fn token(&mut self, id: u32, score: Option<TokenLogprob>, is_stop: bool, delta: &mut Delta) {
+    fn token(&mut self, token: SampledToken, is_stop: bool, delta: &mut Delta) {
+        let SampledToken { id, logprob: score } = token;
         let silent = is_stop && !self.rules.include_stop;
         if self.scores && (!silent || self.rules.score_stop_id) {
             let scored = self.scored(id, score, self.chars);

@@ -1,5 +1,7 @@
 //! A plan's rows as the flat arrays of a forward pass.
 
+use std::sync::Arc;
+
 use crate::device::{Segment, StepInputs, Token};
 use crate::scheduler::step_plan::{StepPlan, TokenSource};
 
@@ -16,7 +18,7 @@ pub(super) fn flatten(plan: &StepPlan) -> StepInputs {
             first,
             len: inputs.tokens.len() - first,
             position: row.position as usize,
-            blocks: row.blocks.clone(),
+            blocks: Arc::clone(&row.blocks),
         });
     }
     inputs

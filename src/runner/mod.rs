@@ -105,10 +105,9 @@ impl Runner {
 }
 
 impl Executor for Runner {
-    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
-        let plan = Arc::new(plan.clone());
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         for (index, rank) in self.ranks.iter().enumerate() {
-            let sent = rank.plans.as_ref().is_some_and(|plans| plans.send(Arc::clone(&plan)).is_ok());
+            let sent = rank.plans.as_ref().is_some_and(|plans| plans.send(Arc::clone(plan)).is_ok());
             if !sent {
                 return Err(ExecutorError { message: format!("rank {index} has ended") });
             }

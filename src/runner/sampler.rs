@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::{Draw, RowLogprob, SampleRow};
-use crate::request::TokenLogprob;
+use crate::request::{SampledToken, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
 /// One entry per slot of the scheduler.
@@ -105,8 +105,8 @@ impl Slots {
                 if let Some(slot) = slot {
                     slot.count(token);
                 }
-                out.token = Some(token);
-                out.logprob = logprob.map(|logprob| with_token(token, logprob));
+                let logprob = logprob.map(|logprob| with_token(token, logprob));
+                out.tokens.push(SampledToken { id: token, logprob });
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
-use super::{Fate, Scheduler};
+use super::{LeaveReason, Scheduler};
 
 impl Scheduler {
     /// Recounts blocks and their holders, slots, queue sums and rows in flight; the error says what does not add
@@ -15,7 +15,7 @@ impl Scheduler {
         self.check_queue_sums()?;
         self.waiting.check()?;
         self.check_reservations()?;
-        self.check_flights()?;
+        self.check_rows_in_flight()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
             return Err(format!(
                 "idle with {} blocks used, {} requests, {} leaving",
@@ -29,7 +29,7 @@ impl Scheduler {
 
     /// Everyone that holds blocks and a slot.
     fn holders(&self) -> impl Iterator<Item = &Sequence> {
-        self.running.values().chain(self.leaving.values().map(|leaver| &leaver.sequence))
+        self.running.values().chain(self.leaving.values().map(|leaving| &leaving.sequence))
     }
 
     fn check_blocks(&self) -> Result<(), String> {
@@ -82,7 +82,8 @@ impl Scheduler {
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
             return Err(format!("request {} waits and holds blocks or a slot", sequence.id.0));
         }
-        let requeued = self.leaving.values().filter(|leaver| leaver.fate == Fate::Requeue).count();
+        let requeued =
+            self.leaving.values().filter(|leaving| leaving.reason == LeaveReason::Preempted).count();
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
             return Err(format!("{owed} requests wait or run, {} are owed an answer", self.orders.len()));
@@ -90,14 +91,14 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_flights(&self) -> Result<(), String> {
-        let rows: usize = self.in_flight.iter().map(|flight| flight.rows.len()).sum();
+    fn check_rows_in_flight(&self) -> Result<(), String> {
+        let rows = self.rows_in_flight;
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
             return Err(format!("{rows} rows in flight, sequences count {held}"));
         }
-        match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
-            Some(leaver) => Err(format!("request {} leaves with no row in flight", leaver.sequence.id.0)),
+        match self.leaving.values().find(|leaving| leaving.sequence.in_flight == 0) {
+            Some(leaving) => Err(format!("request {} leaves with no row in flight", leaving.sequence.id.0)),
             None => Ok(()),
         }
     }

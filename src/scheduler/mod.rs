@@ -1,19 +1,20 @@
-//! Which tokens run next, in which KV blocks: pure decisions. No clock, no IO, no randomness, no device; the same
-//! calls always give the same plans.
+//! Decides which tokens run in the next step, and in which KV blocks. The decisions are pure: no clock, no IO, no
+//! randomness, no device. The same calls always give the same plans.
 //!
-//! Continuous batching: each step, every sequence that is generating gets a row of one token, then prompts get what
-//! is left of the step's token budget, in chunks, first those already begun, then new ones in the order of `fair`.
-//! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates. When
-//! none is left that is not reserved, the last in order gives up its blocks and waits to be computed again, but not more
-//! often than a setting says (see `batch`). What a sequence could share with one that is about to compute it, it waits
-//! for.
+//! Continuous batching: each step gives one token to every sequence that is generating. Prompts share the rest of
+//! the step's token budget in chunks: first the prompts already begun, then new ones in the order of `fair_queue`.
+//! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates.
+//! When every free block is reserved, the last running sequence in order is preempted: it gives up its blocks and
+//! is computed again later, at most as often as [`Policy::max_preemptions`] allows (see `planner`). A sequence waits
+//! for a prefix block that another sequence is about to compute.
 //!
-//! A step is planned, then committed when its output is there. One more may be planned in between; its decode rows
-//! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it
-//! has a row in flight keeps blocks and slot until that row is collected.
+//! [`Scheduler::plan`] returns a step; [`Scheduler::commit`] takes it back with its output. One more step may be
+//! planned in between; its decode rows feed tokens that are not known yet. A sequence that ends or is preempted while
+//! it has a row in flight keeps its blocks and its slot until that row is committed.
 //!
-//! `batch` makes plans, `fair` says who is next, `sequence` is one request on its way, `blocks` and `prefix` are the KV
-//! cache's bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
+//! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one request's
+//! state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that can never run, and
+//! `integrity` recounts everything.
 
 pub mod blocks;
 pub mod fair_queue;
@@ -26,55 +27,55 @@ mod sequence;
 mod slots;
 pub mod step_plan;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
 use fair_queue::{Ahead, Queue};
-use sequence::{Order, Pending, Sequence};
+use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
 
-/// Steps that may be planned and not yet committed.
+/// The most steps that may be planned and not yet committed.
 pub const MAX_IN_FLIGHT: usize = 2;
 
-/// Names one request for as long as the engine lives.
+/// Identifies one request. An id is never used twice while the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// The limits within which the scheduler decides.
+/// The scheduler's limits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
-    /// Slots: sequences that run at once.
+    /// The most sequences that run at once; each has a slot.
     pub max_num_seqs: usize,
-    /// Tokens per step.
+    /// The most tokens of a step.
     pub max_num_batched_tokens: usize,
-    /// Tokens per sequence, prompt and output together.
+    /// The most tokens of a sequence, prompt and output together.
     pub max_model_len: usize,
-    /// KV blocks of [`step_plan::BLOCK_TOKENS`] tokens.
+    /// KV blocks, each of [`step_plan::BLOCK_TOKENS`] tokens.
     pub num_blocks: usize,
     /// Token ids are below this.
     pub vocab_size: usize,
-    /// Requests that may wait. An empty queue takes any one group, whatever its size.
+    /// The most requests that wait. An empty queue takes one group of any size.
     pub max_queue_requests: usize,
-    /// Prompt tokens that may wait. An empty queue takes any one group, whatever its length.
+    /// The most prompt tokens that wait. An empty queue takes one group of any length.
     pub max_queue_tokens: usize,
-    /// Whether requests share the KV blocks of equal prefixes.
+    /// Enables sharing of KV blocks between requests with equal prefixes.
     pub prefix_caching: bool,
-    /// Who waits for whom.
+    /// Rules for ageing, preemption and reservation.
     pub policy: Policy,
 }
 
-/// How those that wait and run make way for one another.
+/// Rules for ageing, preemption and reservation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// Steps of waiting that lift a request by one priority; 0 is never.
+    /// Steps of waiting that raise a request by one priority; 0 disables ageing.
     pub ageing_steps: u64,
-    /// Times that a sequence may be made to give up its blocks. With 0 all that it can need is reserved from the start.
+    /// The most preemptions of one sequence. With 0, all blocks that a sequence can need are reserved when it starts.
     pub max_preemptions: u32,
-    /// Of the blocks that a sequence may grow by, the share that is reserved when it starts; from 0 to 1. With 1 nothing is
-    /// ever preempted, and what answers do not use of their `max_tokens` lies idle while they run.
+    /// Share of a sequence's possible growth that is reserved when it starts, from 0 to 1. With 1 no sequence is ever
+    /// preempted, and blocks for unused `max_tokens` stay idle while the sequence runs.
     pub kv_reserve: f32,
 }
 
@@ -85,20 +86,23 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Blocks to reserve of so many, rounded up.
+    /// Blocks to reserve for a growth of `growth` blocks, rounded up.
     fn share_of(&self, growth: usize) -> usize {
         ((growth as f64 * f64::from(self.kv_reserve)).ceil() as usize).min(growth)
     }
 }
 
 impl SchedulerConfig {
-    /// Tokens of the longest sequence that can run: it must fit the context, and the cache when it is there alone.
+    /// Tokens of the longest sequence that can run: it must fit the context and the whole KV cache.
     pub fn max_sequence_tokens(&self) -> usize {
         self.max_model_len.min(self.num_blocks * step_plan::BLOCK_TOKENS)
     }
 
-    /// Whether requests may join those that wait. An empty queue takes any group that can run at all, or that could
-    /// never be served.
+    /// Checks that `more` requests may join `waiting` ones. An empty queue takes a group of any size, since that
+    /// group could otherwise never be served.
+    ///
+    /// # Errors
+    /// [`Reject::QueueFull`].
     pub fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_requests;
         if waiting > 0 && waiting + more > limit {
@@ -107,7 +111,10 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    /// Likewise for prompt tokens.
+    /// Checks that `more` prompt tokens may join `waiting` ones. An empty queue takes any number.
+    ///
+    /// # Errors
+    /// [`Reject::QueueTokensFull`].
     pub fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_tokens;
         if waiting > 0 && waiting + more > limit {
@@ -117,7 +124,7 @@ impl SchedulerConfig {
     }
 
     /// # Panics
-    /// If a limit that must be positive is 0.
+    /// If a limit that must be positive is 0, or `kv_reserve` is not from 0 to 1.
     pub fn assert_sound(&self) {
         assert!(self.max_num_seqs > 0, "max_num_seqs must be positive");
         assert!(self.max_num_batched_tokens > 0, "max_num_batched_tokens must be positive");
@@ -128,24 +135,24 @@ impl SchedulerConfig {
     }
 }
 
-/// How things stand. Totals count up from the start.
+/// Current numbers of sequences and blocks, and totals since the start.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
-    /// Sequences that run.
+    /// Running sequences.
     pub running: usize,
-    /// Sequences that wait, preempted ones among them.
+    /// Waiting sequences, preempted ones included.
     pub waiting: usize,
-    /// Prompt tokens of those that wait.
+    /// Prompt tokens of waiting sequences.
     pub waiting_tokens: usize,
-    /// KV blocks that hold nothing.
+    /// Empty KV blocks.
     pub blocks_free: usize,
-    /// KV blocks that a sequence holds.
+    /// KV blocks that sequences hold.
     pub blocks_used: usize,
-    /// KV blocks that hold a cached prefix and nobody holds: free when needed.
+    /// KV blocks of cached prefixes that no sequence holds: evicted when needed.
     pub blocks_cached: usize,
-    /// All KV blocks: free, used and cached ones.
+    /// All KV blocks: free, used and cached.
     pub blocks_total: usize,
-    /// Of the free and the cached ones, those that are kept for sequences that run: part of these two.
+    /// Free or cached KV blocks that are reserved for running sequences.
     pub blocks_reserved: usize,
     /// Total: steps planned.
     pub steps: u64,
@@ -153,22 +160,50 @@ pub struct Counts {
     pub preemptions: u64,
     /// Total: tokens looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Total: tokens found there.
+    /// Total: tokens found in the prefix cache.
     pub prefix_hits: u64,
-    /// Total: prompt tokens of requests whose answer has begun.
+    /// Total: prompt tokens of requests that had their first update.
     pub prompt_tokens: u64,
     /// Total: tokens generated.
     pub generated_tokens: u64,
 }
 
-/// An output that does not fit the plan it answers: the executor is broken.
+impl Counts {
+    /// The counts of a scheduler without requests.
+    pub fn empty(config: &SchedulerConfig) -> Self {
+        Self { blocks_free: config.num_blocks, blocks_total: config.num_blocks, ..Self::default() }
+    }
+}
+
+/// An output that does not fit the planned step: the executor is broken.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("the executor returned (step, rows) {got:?}, expected {expected:?}")]
 pub struct Mismatch {
-    /// Step id and number of rows of the output.
+    /// The output's step id and number of rows.
     pub got: (u64, usize),
-    /// Those of the earliest plan not committed, if there is one.
+    /// The same numbers of the earliest step in flight; `None` if no step is in flight.
     pub expected: Option<(u64, usize)>,
+}
+
+/// A step as [`Scheduler::plan`] returns it.
+pub struct PlannedStep {
+    /// The plan that the executor runs.
+    pub plan: Arc<StepPlan>,
+    /// The part that [`Scheduler::commit`] takes back.
+    pub rows: PlannedRows,
+}
+
+/// What the scheduler must know of a step in flight. The caller keeps it and returns it to [`Scheduler::commit`].
+pub struct PlannedRows {
+    step: u64,
+    rows: Vec<PlannedRow>,
+}
+
+impl PlannedRows {
+    /// The request of each row, in row order.
+    pub fn request_ids(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.rows.iter().map(|row| row.id)
+    }
 }
 
 /// Decides what each step computes.
@@ -176,45 +211,42 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: Pool,
     slots: Slots,
-    /// Hold neither blocks nor a slot.
+    /// Sequences without blocks and without a slot.
     waiting: Queue,
-    /// Hold a slot and the blocks of all tokens planned.
+    /// Sequences with a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
-    /// Have left `running`, and hold blocks and slot for a row in flight.
-    leaving: BTreeMap<Order, Leaver>,
-    /// Every request that is owed an answer.
+    /// Sequences that have left `running` and keep blocks and slot for a row in flight.
+    leaving: BTreeMap<Order, LeavingSequence>,
+    /// Every request that still gets an update.
     orders: HashMap<RequestId, Order>,
-    in_flight: VecDeque<Flight>,
     waiting_tokens: usize,
-    /// The sum of what sequences have reserved.
+    /// The sum of all sequences' reserved blocks.
     reserved: usize,
-    arrivals: u64,
+    next_sequence_number: u64,
+    /// Steps committed; the id of the next step to commit.
+    committed_steps: u64,
+    /// Rows planned and not committed.
+    rows_in_flight: usize,
     totals: Counts,
 }
 
-/// A sequence that gives up its blocks once its rows in flight are collected.
-struct Leaver {
+/// A sequence that releases its blocks and its slot when its last row in flight is committed.
+struct LeavingSequence {
     sequence: Sequence,
-    fate: Fate,
+    reason: LeaveReason,
 }
 
-/// What becomes of a sequence that leaves.
+/// Why a sequence no longer runs.
 #[derive(Clone, Copy, PartialEq)]
-enum Fate {
-    /// Its output still counts, and it waits to run again.
-    Requeue,
-    /// It has been answered or aborted: its output is nobody's.
-    Discard,
-}
-
-/// A plan whose output has not come.
-struct Flight {
-    id: u64,
-    rows: Vec<Pending>,
+enum LeaveReason {
+    /// The sequence was preempted: its output in flight still counts, and it waits to run again.
+    Preempted,
+    /// The sequence has finished or was aborted: its output in flight is discarded.
+    Ended,
 }
 
 impl Scheduler {
-    /// With nothing running and all blocks free.
+    /// Makes a scheduler with no requests and all blocks free.
     ///
     /// # Panics
     /// If a limit that must be positive is 0.
@@ -227,16 +259,23 @@ impl Scheduler {
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
-            in_flight: VecDeque::new(),
             waiting_tokens: 0,
             reserved: 0,
-            arrivals: 0,
+            next_sequence_number: 0,
+            committed_steps: 0,
+            rows_in_flight: 0,
             totals: Counts::default(),
             config,
         }
     }
 
-    /// Takes a group into the queue, all or none. Ids must be new.
+    /// Takes a group of requests into the queue, all or none.
+    ///
+    /// # Errors
+    /// A request can never run, or the queue is full.
+    ///
+    /// # Panics
+    /// If a request's id was used before.
     pub fn submit(&mut self, group: Vec<(RequestId, Request)>) -> Result<(), Reject> {
         for (_, request) in &group {
             request_check::check(request, &self.config)?;
@@ -248,8 +287,8 @@ impl Scheduler {
             self.waiting.forget();
         }
         for (id, request) in group {
-            let sequence = Sequence::new(id, self.arrivals, self.totals.steps, request);
-            self.arrivals += 1;
+            let sequence = Sequence::new(id, self.next_sequence_number, self.totals.steps, request);
+            self.next_sequence_number += 1;
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
             self.waiting_tokens += sequence.prompt_len();
@@ -258,119 +297,125 @@ impl Scheduler {
         Ok(())
     }
 
-    /// What would start before a request of this tenant and priority that came now.
+    /// Requests that would start before a new request of this tenant and priority.
     pub fn ahead(&self, tenant: &Tenant, priority: i32) -> Ahead {
         self.waiting.ahead(&tenant.name, priority, self.totals.steps, self.config.policy.ageing_steps)
     }
 
-    /// The tenant and the priority of all that wait, where those of all are the same: a request of these two, or of a lower
-    /// priority, waits for all of them, whatever their ages.
-    pub fn only_line(&self) -> Option<&(Arc<str>, i32)> {
+    /// The tenant and priority of all waiting requests; `None` where they differ. A new request of this tenant and
+    /// priority, or of a lower priority, starts after all of them, whatever their ages.
+    pub fn uniform_queue(&self) -> Option<&(Arc<str>, i32)> {
         self.waiting.only_line()
     }
 
-    /// Forgets a request; no further update names it. Its blocks are free at once, or when its row in flight is
-    /// committed. A request that has ended, or never was, is no error.
+    /// Ends a request without a further update. Its blocks are free at once, or when its row in flight is committed.
+    /// An unknown or ended request is not an error.
     pub fn abort(&mut self, id: RequestId) {
         let Some(order) = self.orders.remove(&id) else { return };
         if let Some(sequence) = self.waiting.remove(&order) {
             self.waiting_tokens -= sequence.prompt_len();
         } else if let Some(sequence) = self.running.remove(&order) {
-            self.depart(sequence, Fate::Discard);
-        } else if let Some(leaver) = self.leaving.get_mut(&order) {
-            leaver.fate = Fate::Discard;
+            self.release(sequence, LeaveReason::Ended);
+        } else if let Some(leaving) = self.leaving.get_mut(&order) {
+            leaving.reason = LeaveReason::Ended;
         }
     }
 
-    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their outputs.
-    pub fn plan(&mut self) -> Option<StepPlan> {
-        if self.in_flight.len() == MAX_IN_FLIGHT {
+    /// Plans the next step. `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
+    pub fn plan(&mut self) -> Option<PlannedStep> {
+        if self.steps_in_flight() == MAX_IN_FLIGHT {
             return None;
         }
-        let (rows, pending) = self.plan_rows();
+        let (rows, planned) = self.plan_rows();
         if rows.is_empty() {
             return None;
         }
         let id = self.totals.steps;
         self.totals.steps += 1;
-        self.in_flight.push_back(Flight { id, rows: pending });
-        Some(StepPlan { id, rows })
+        self.rows_in_flight += planned.len();
+        let rows_of_step = PlannedRows { step: id, rows: planned };
+        Some(PlannedStep { plan: Arc::new(StepPlan { id, rows }), rows: rows_of_step })
     }
 
-    /// Takes in what the earliest uncommitted step computed.
-    pub fn commit(&mut self, output: &StepOutput) -> Result<Vec<(RequestId, Update)>, Mismatch> {
-        let expected = self.in_flight.front().map(|flight| (flight.id, flight.rows.len()));
-        if expected != Some((output.id, output.rows.len())) {
-            return Err(Mismatch { got: (output.id, output.rows.len()), expected });
+    /// Takes back the earliest step in flight, with its output. Returns the updates for clients.
+    ///
+    /// # Errors
+    /// The output does not fit the step, or the step is not the earliest in flight.
+    pub fn commit(
+        &mut self,
+        rows: PlannedRows,
+        output: StepOutput,
+    ) -> Result<Vec<(RequestId, Update)>, Mismatch> {
+        let (expected, got) = ((self.committed_steps, rows.rows.len()), (output.id, output.rows.len()));
+        if rows.step != self.committed_steps || expected != got {
+            let expected = (self.steps_in_flight() > 0).then_some(expected);
+            return Err(Mismatch { got, expected });
         }
-        self.touch();
-        let flight = self.in_flight.pop_front().expect("it has just been compared");
-        let mut updates = Vec::with_capacity(flight.rows.len());
-        for (row, output) in flight.rows.iter().zip(&output.rows) {
-            updates.extend(self.settle(row, output));
+        self.committed_steps += 1;
+        self.rows_in_flight -= rows.rows.len();
+        let mut updates = Vec::with_capacity(rows.rows.len());
+        for (row, output) in rows.rows.iter().zip(output.rows) {
+            updates.extend(self.commit_row(row, output));
         }
         self.waiting.settle();
         Ok(updates)
     }
 
-    /// While a step ran, what runs has left the processor's caches. A loop that only looks at it has many of its lines on
-    /// their way at once; the work that follows would wait for one after the other.
-    fn touch(&self) {
-        let sum = self.running.values().fold(0, |sum: u64, sequence| sum.wrapping_add(sequence.touch()));
-        std::hint::black_box(sum);
+    fn steps_in_flight(&self) -> usize {
+        (self.totals.steps - self.committed_steps) as usize
     }
 
-    /// Brings one row's output to its sequence, and says what its client learns.
-    fn settle(&mut self, row: &Pending, output: &RowOutput) -> Option<(RequestId, Update)> {
+    /// Applies one row's output to its sequence. Returns the update for the client, if the output has one.
+    fn commit_row(&mut self, row: &PlannedRow, output: RowOutput) -> Option<(RequestId, Update)> {
         if let Some(sequence) = self.running.get_mut(&row.order) {
-            let update = absorb(sequence, row, output, &self.pool, &self.config)?;
+            let update = apply_output(sequence, row, output, &self.pool, &self.config)?;
             let (id, prompt) = (sequence.id, sequence.prompt_len());
-            if update.token.is_some() {
-                self.waiting.charge_output(sequence.tenant());
-            }
+            self.waiting.charge_output(sequence.tenant(), update.tokens.len());
             if update.finish.is_some() {
                 let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
-                self.depart(sequence, Fate::Discard);
+                self.release(sequence, LeaveReason::Ended);
             }
-            self.account(id, prompt, &update);
+            self.count_update(id, prompt, &update);
             return Some((id, update));
         }
-        let leaver = self.leaving.remove(&row.order).expect("whoever has a row in flight runs or leaves");
-        let (mut sequence, mut fate) = (leaver.sequence, leaver.fate);
-        let update = match fate {
-            Fate::Requeue => absorb(&mut sequence, row, output, &self.pool, &self.config),
-            Fate::Discard => {
+        let leaving =
+            self.leaving.remove(&row.order).expect("a sequence with a row in flight runs or leaves");
+        let LeavingSequence { mut sequence, mut reason } = leaving;
+        let update = match reason {
+            LeaveReason::Preempted => apply_output(&mut sequence, row, output, &self.pool, &self.config),
+            LeaveReason::Ended => {
                 sequence.discard();
                 None
             }
         };
         let (id, prompt) = (sequence.id, sequence.prompt_len());
-        if update.as_ref().is_some_and(|update| update.token.is_some()) {
-            self.waiting.charge_output(sequence.tenant());
+        if let Some(update) = &update {
+            self.waiting.charge_output(sequence.tenant(), update.tokens.len());
+            if update.finish.is_some() {
+                reason = LeaveReason::Ended;
+            }
         }
-        if update.as_ref().is_some_and(|update| update.finish.is_some()) {
-            fate = Fate::Discard;
-        }
-        self.depart(sequence, fate);
+        self.release(sequence, reason);
         let update = update?;
-        self.account(id, prompt, &update);
+        self.count_update(id, prompt, &update);
         Some((id, update))
     }
 
-    /// A sequence that no longer runs gives up slot and blocks, now or when its last row in flight is collected.
-    fn depart(&mut self, mut sequence: Sequence, fate: Fate) {
+    /// Releases the blocks and the slot of a sequence that no longer runs, now or when its last row in flight is
+    /// committed.
+    fn release(&mut self, mut sequence: Sequence, reason: LeaveReason) {
         self.reserved -= std::mem::take(&mut sequence.reserved);
         if sequence.in_flight > 0 {
-            self.leaving.insert(sequence.order, Leaver { sequence, fate });
-        } else if fate == Fate::Requeue {
+            self.leaving.insert(sequence.order, LeavingSequence { sequence, reason });
+        } else if reason == LeaveReason::Preempted {
             sequence.give_up();
             self.waiting_tokens += sequence.prompt_len();
             self.waiting.arrive(sequence);
         }
     }
 
-    fn account(&mut self, id: RequestId, prompt: usize, update: &Update) {
-        self.totals.generated_tokens += u64::from(update.token.is_some());
+    fn count_update(&mut self, id: RequestId, prompt: usize, update: &Update) {
+        self.totals.generated_tokens += update.tokens.len() as u64;
         if update.cached_tokens.is_some() {
             self.totals.prompt_tokens += prompt as u64;
         }
@@ -379,17 +424,17 @@ impl Scheduler {
         }
     }
 
-    /// Prompt tokens that running sequences have still to feed.
+    /// Prompt tokens of running sequences that are not planned yet.
     pub fn unfed_tokens(&self) -> usize {
         self.running.values().map(Sequence::pending).filter(|pending| *pending > 1).sum()
     }
 
-    /// Whether there is no request, and no row in flight.
+    /// Whether no request waits or runs, and no step is in flight.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty() && self.in_flight.is_empty()
+        self.waiting.is_empty() && self.running.is_empty() && self.steps_in_flight() == 0
     }
 
-    /// How things stand.
+    /// Current numbers and totals.
     pub fn counts(&self) -> Counts {
         Counts {
             running: self.running.len(),
@@ -404,15 +449,10 @@ impl Scheduler {
         }
     }
 
-    /// Whose the rows of the last plan are, in their order. Nothing if all plans are committed.
-    pub fn owners(&self) -> impl Iterator<Item = RequestId> + '_ {
-        self.in_flight.back().into_iter().flat_map(|flight| flight.rows.iter().map(|row| row.id))
-    }
-
-    /// Who holds KV blocks, and how many: of a block that several hold each has its part, so that the sum is the number of
-    /// blocks used.
+    /// KV blocks of each request that holds some. A block that n requests share counts 1/n for each, so that the sum
+    /// is the number of blocks used.
     pub fn holdings(&self) -> impl Iterator<Item = (RequestId, f64)> + '_ {
-        let leaving = self.leaving.values().map(|leaver| &leaver.sequence);
+        let leaving = self.leaving.values().map(|leaving| &leaving.sequence);
         let share = |sequence: &Sequence| {
             let parts = sequence.table.blocks().iter().map(|block| 1.0 / block.holders() as f64);
             (sequence.id, parts.sum())
@@ -420,23 +460,24 @@ impl Scheduler {
         self.running.values().chain(leaving).map(share)
     }
 
-    /// The limits it was made with.
+    /// The scheduler's limits.
     pub fn config(&self) -> &SchedulerConfig {
         &self.config
     }
 }
 
-/// Takes in a row's output. Blocks that it completes are cached; if it failed, nothing that it wrote or read may be
-/// found again, since a chunk that draws no token does not show that its values are finite.
-fn absorb(
+/// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty, all blocks
+/// of the sequence leave the prefix cache: a prefill chunk that samples no token does not show whether its KV values
+/// are finite.
+fn apply_output(
     sequence: &mut Sequence,
-    row: &Pending,
-    output: &RowOutput,
+    row: &PlannedRow,
+    output: RowOutput,
     pool: &Pool,
     config: &SchedulerConfig,
 ) -> Option<Update> {
     let before = sequence.computed();
-    let update = sequence.absorb(row, output, config.vocab_size);
+    let update = sequence.apply_output(row, output, config.vocab_size);
     if let Some(Update { finish: Some(Finish::Error(_)), .. }) = update {
         sequence.table.blocks().iter().for_each(|block| pool.forget(block));
     } else if config.prefix_caching {

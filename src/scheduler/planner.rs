@@ -1,29 +1,31 @@
-//! One step's rows: decodes, then prompts begun, then new ones, each in order; and who gives up blocks when none
-//! is left.
+//! Plans one step's rows: decode rows first, then chunks of begun prompts, then new sequences, each in order; and
+//! preempts sequences when no block is left.
 //!
-//! A preempted sequence computes all again, so preemptions are bounded by reservations, blocks that are available and
-//! promised: `available >= reserved` always, and only a sequence's own reservation, or what exceeds all of them, is ever
-//! taken. One that has been preempted as often as may be starts again only where all it can need is reserved; it is then
-//! before all others, never asks for more, and is never the one to give up. So there is no deadlock either: the first in
-//! order has what it needs or takes it from those behind it, down to the last; and if nothing runs, everything is
-//! available and nothing reserved, and whatever waits fits, or it would not have been taken.
+//! A preempted sequence is computed again, so reservations bound preemptions. `available >= reserved` always holds, and
+//! a sequence takes blocks from its own reservation or from those that no reservation covers. A sequence that reached
+//! `max_preemptions` starts again only when all blocks it can need are reserved. It then sorts before all preemptible
+//! sequences, never needs a block from another, and is never preempted.
+//!
+//! So the scheduler cannot deadlock: the first sequence in order has its blocks or takes them from later ones, down to
+//! the last. When nothing runs, every block is available and none is reserved, and every waiting sequence fits, since
+//! `request_check` refuses requests that do not fit the cache.
 
 use super::blocks::{Block, Pool, Table};
-use super::sequence::{Order, Pending, Sequence};
+use super::sequence::{Order, PlannedRow, Sequence};
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row};
-use super::{Fate, Scheduler};
+use super::{LeaveReason, Scheduler};
 
-/// New sequences leave one block in this many free, so that those running do not at once take theirs back.
-const RESERVE: usize = 100;
+/// A new sequence starts only if one block in this many stays free, so that running sequences are not preempted at once.
+const FREE_SHARE: usize = 100;
 
-/// A step in the making.
+/// The step that is being planned.
 struct Batch {
     rows: Vec<Row>,
-    pending: Vec<Pending>,
+    planned: Vec<PlannedRow>,
     /// Tokens that may still be planned.
     budget: usize,
-    /// Blocks that leaving sequences will free and no decode row of this step waits for.
+    /// Blocks that leaving sequences will free, less one for each decode row that waits for such a block.
     promised: usize,
 }
 
@@ -31,30 +33,30 @@ impl Batch {
     fn add(&mut self, sequence: &mut Sequence) {
         let len = sequence.pending().min(self.budget);
         self.budget -= len;
-        let (row, pending) = sequence.row(len);
+        let (row, planned) = sequence.row(len);
         self.rows.push(row);
-        self.pending.push(pending);
+        self.planned.push(planned);
     }
 }
 
 impl Scheduler {
-    /// The rows of the next step, and what to remember of each. Empty only if nothing waits or runs, or all that
-    /// runs awaits the step in flight.
-    pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<Pending>) {
-        let promised = self.leaving.values().map(|leaver| frees(&leaver.sequence)).sum();
+    /// Plans the rows of the next step. Empty only if nothing waits or runs, or everything that runs awaits the step in
+    /// flight.
+    pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<PlannedRow>) {
+        let promised = self.leaving.values().map(|leaving| frees(&leaving.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
-        // Most of what runs has a row; a list that grows is copied again and again.
-        let expected = self.running.len() + 8;
-        let (rows, pending) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
-        let mut batch = Batch { rows, pending, budget, promised };
+        // Most running sequences get a row: with this capacity the lists are not reallocated.
+        let capacity = self.running.len() + 8;
+        let (rows, planned) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
+        let mut batch = Batch { rows, planned, budget, promised };
         self.plan_decodes(&mut batch);
         self.plan_prefills(&mut batch);
         self.plan_starts(&mut batch);
-        (batch.rows, batch.pending)
+        (batch.rows, batch.planned)
     }
 
     fn plan_decodes(&mut self, batch: &mut Batch) {
-        let Some(first) = self.plan_easy_decodes(batch) else { return };
+        let Some(first) = self.plan_decodes_without_preemption(batch) else { return };
         let decoding = |sequence: &&Sequence| sequence.pending() == 1;
         let rest = self.running.range(first..).map(|(_, sequence)| sequence);
         let orders: Vec<Order> = rest.filter(decoding).map(|s| s.order).collect();
@@ -69,8 +71,9 @@ impl Scheduler {
         }
     }
 
-    /// Those up to the first for which somebody would have to give up a block, which it returns; mostly that is all.
-    fn plan_easy_decodes(&mut self, batch: &mut Batch) -> Option<Order> {
+    /// Plans decode rows in order, up to the first that needs a block while none is free. Returns that sequence; `None`,
+    /// the usual case, if all decode rows are planned.
+    fn plan_decodes_without_preemption(&mut self, batch: &mut Batch) -> Option<Order> {
         for (order, sequence) in &mut self.running {
             if sequence.pending() != 1 {
                 continue;
@@ -86,9 +89,9 @@ impl Scheduler {
         None
     }
 
-    /// Gets the block that a decode row writes to, taking it from the last in order if there is none. `false` if
-    /// the row cannot be in this step: its sequence was preempted itself, or waits for a block that another gives
-    /// up once its row in flight is collected.
+    /// Gets the block that a decode row writes to, and preempts the last sequence in order if no block is free. `false`
+    /// if the row cannot be in this step: its own sequence was preempted, or it waits for a block that a leaving sequence
+    /// frees when its row in flight is committed.
     fn make_room(&mut self, order: Order, batch: &mut Batch) -> bool {
         loop {
             let Some(sequence) = self.running.get_mut(&order) else { return false };
@@ -102,24 +105,25 @@ impl Scheduler {
                 batch.promised -= 1;
                 return false;
             }
-            // It is preemptible, since the one in need is: whoever is not has reserved all it can need.
-            let (&last, _) = self.running.last_key_value().expect("the one in need runs");
+            // `last` is preemptible: non-preemptible sequences sort first and never need a block.
+            let (&last, _) = self.running.last_key_value().expect("the sequence of `order` runs");
             batch.promised += self.preempt(last);
         }
     }
 
-    /// Makes a sequence give up its blocks; returns how many that will free later rather than now.
+    /// Preempts a sequence. Returns the number of blocks that become free when its row in flight is committed; 0 if it
+    /// has none and they are free now.
     fn preempt(&mut self, order: Order) -> usize {
         let mut sequence = self.running.remove(&order).expect("it was just found there");
         debug_assert!(order.preemptible, "request {} was preempted too often", sequence.id.0);
         sequence.preemptions += 1;
         self.totals.preemptions += 1;
         let later = if sequence.in_flight > 0 { frees(&sequence) } else { 0 };
-        self.depart(sequence, Fate::Requeue);
+        self.release(sequence, LeaveReason::Preempted);
         later
     }
 
-    /// Prompts begun hold their blocks already, so only the budget limits them.
+    /// Plans chunks of begun prompts. They hold their blocks already, so only the token budget limits them.
     fn plan_prefills(&mut self, batch: &mut Batch) {
         for sequence in self.running.values_mut().filter(|sequence| sequence.pending() > 1) {
             if batch.budget == 0 {
@@ -129,7 +133,8 @@ impl Scheduler {
         }
     }
 
-    /// Starts sequences strictly in order: one that does not fit holds back those behind it, or it would never fit.
+    /// Starts waiting sequences strictly in order. A sequence that does not fit holds back those behind it: otherwise a
+    /// long one would never start.
     fn plan_starts(&mut self, batch: &mut Batch) {
         while batch.budget > 0
             && let Some((order, class)) =
@@ -142,20 +147,20 @@ impl Scheduler {
         }
     }
 
-    /// Moves the sequence from waiting to running if there are blocks for all its tokens, and for what it is to have
-    /// reserved: of what it may grow by a share, or all of it once it may not be preempted again.
+    /// Moves a sequence from waiting to running, if blocks are available for its known tokens and for its reservation:
+    /// a share of its possible growth, or all of its growth if it may not be preempted again.
     fn start(&mut self, order: Order, class: i64, slot: Slot) -> Option<Order> {
         let cached = self.cached_prefix(order);
-        if self.in_the_making(order, cached.len()) {
+        if self.prefix_is_being_computed(order, cached.len()) {
             return None;
         }
-        let reserve = self.reserve();
+        let kept_free = self.kept_free();
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
         let preemptible = sequence.preemptions < self.config.policy.max_preemptions;
         let kept =
             if preemptible { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
-        if self.pool.available() < self.reserved + missing + kept + reserve {
+        if self.pool.available() < self.reserved + missing + kept + kept_free {
             return None;
         }
         if self.config.prefix_caching {
@@ -181,15 +186,15 @@ impl Scheduler {
         Some(order)
     }
 
-    /// Blocks that a new sequence leaves alone. None where nothing runs.
-    pub(super) fn reserve(&self) -> usize {
-        if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE }
+    /// Blocks that must stay free when a sequence starts; 0 if nothing runs.
+    fn kept_free(&self) -> usize {
+        if self.running.is_empty() { 0 } else { self.pool.total() / FREE_SHARE }
     }
 
-    /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it
-    /// is there to be shared. So the choices of one prompt, or conversations under one system prompt, that come
-    /// together compute what they have in common once.
-    fn in_the_making(&mut self, order: Order, block: usize) -> bool {
+    /// Checks whether a running sequence is computing the first block that a waiting sequence did not find in the prefix
+    /// cache. If so, the waiting one starts a step later and shares the block. So the choices of one prompt, and
+    /// conversations with one system prompt that arrive together, compute their common prefix once.
+    fn prefix_is_being_computed(&mut self, order: Order, block: usize) -> bool {
         if !self.config.prefix_caching {
             return false;
         }
@@ -198,7 +203,7 @@ impl Scheduler {
         self.running.values().any(|sequence| sequence.is_making(block, key))
     }
 
-    /// Shares of the cached blocks that a waiting sequence's tokens begin with.
+    /// The cached blocks that a waiting sequence's tokens begin with.
     fn cached_prefix(&mut self, order: Order) -> Table {
         let mut table = Table::default();
         if !self.config.prefix_caching {
@@ -215,7 +220,7 @@ impl Scheduler {
     }
 }
 
-/// Gives a sequence one more block, of what is reserved for it or for nobody. `false` if there is none.
+/// Gives a sequence one more block, from its own reservation or from the unreserved ones. `false` if none is free.
 fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved {
@@ -227,7 +232,7 @@ fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool 
     true
 }
 
-/// Blocks that nobody else holds.
+/// Blocks that no other sequence holds.
 fn frees(sequence: &Sequence) -> usize {
     sequence.table.blocks().iter().map(Block::holders).filter(|&holders| holders == 1).count()
 }

@@ -18,7 +18,7 @@ pub struct Order {
     /// Its priority, with what waiting has made of it; smaller runs first.
     pub class: i64,
     /// Counts up over all requests.
-    pub arrival: u64,
+    pub sequence_number: u64,
 }
 
 /// A request, waiting or running.
@@ -32,7 +32,7 @@ pub struct Sequence {
     /// Rows planned and not collected.
     pub in_flight: usize,
     /// Steps that had been planned when it came.
-    pub arrived: u64,
+    pub arrived_at_step: u64,
     /// Times that it was made to give up its blocks.
     pub preemptions: u32,
     /// Blocks that are kept available for it beside those of its table.
@@ -59,12 +59,12 @@ pub struct Sequence {
     answered: bool,
 }
 
-/// What must be remembered of a row until its output comes.
+/// What the scheduler must know of a row in flight.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Pending {
-    /// Whose row.
+pub struct PlannedRow {
+    /// The order of the row's sequence.
     pub order: Order,
-    /// The same, by the name that the engine has for it.
+    /// The row's request.
     pub id: RequestId,
     position: usize,
     len: usize,
@@ -73,14 +73,14 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Waiting, with nothing computed. `arrival` counts requests, `arrived` steps.
-    pub fn new(id: RequestId, arrival: u64, arrived: u64, request: Request) -> Self {
+    /// Makes a waiting sequence. `sequence_number` counts requests, `arrived_at_step` steps.
+    pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { preemptible: true, class: i64::from(request.priority), arrival },
+            order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
             table: Table::default(),
             in_flight: 0,
-            arrived,
+            arrived_at_step,
             preemptions: 0,
             reserved: 0,
             tokens: request.prompt.to_vec(),
@@ -186,19 +186,6 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Something of all that the next commit and the next plan need; a number of no meaning.
-    pub fn touch(&self) -> u64 {
-        let Request { sampling, stop, tenant, .. } = &self.request;
-        let far = [
-            u64::from(self.tokens.last().copied().unwrap_or(0)),
-            u64::from(self.table.last_id().unwrap_or(0)),
-            u64::from(stop.stop_ids.first().copied().unwrap_or(0)),
-            u64::from(sampling.min_tokens),
-        ];
-        let near = [u64::from(tenant.weight), self.arrived, self.keys.len() as u64, self.scored as u64];
-        far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
-    }
-
     /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
     pub fn give_up(&mut self) {
         debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
@@ -209,12 +196,13 @@ impl Sequence {
     }
 
     /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are held.
-    pub fn row(&mut self, len: usize) -> (Row, Pending) {
+    pub fn row(&mut self, len: usize) -> (Row, PlannedRow) {
         let position = self.planned;
         let end = position + len;
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
         let score = self.targets(position, end);
-        let pending = Pending { order: self.order, id: self.id, position, len, sample, scores: score.len() };
+        let (order, id, scores) = (self.order, self.id, score.len());
+        let planned = PlannedRow { order, id, position, len, sample, scores };
         let tokens = if position < self.tokens.len() {
             TokenSource::Host(self.tokens[position..end].to_vec())
         } else {
@@ -225,7 +213,7 @@ impl Sequence {
             start: self.starting.then(|| self.slot_start()),
             tokens,
             position: u32::try_from(position).expect("positions fit in 32 bits"),
-            blocks: self.table.ids(end).to_vec(),
+            blocks: self.table.ids(end).into(),
             sample,
             score,
         };
@@ -233,7 +221,7 @@ impl Sequence {
         self.planned = end;
         self.ahead += usize::from(sample);
         self.in_flight += 1;
-        (row, pending)
+        (row, planned)
     }
 
     fn slot_start(&self) -> Arc<SlotStart> {
@@ -259,24 +247,32 @@ impl Sequence {
         self.in_flight -= 1;
     }
 
-    /// Takes in what one of its rows computed. `None` if that is nothing a client sees.
-    pub fn absorb(&mut self, row: &Pending, output: &RowOutput, vocab: usize) -> Option<Update> {
+    /// Applies the output of one of its rows. `None` if the client gets no update.
+    pub fn apply_output(&mut self, row: &PlannedRow, output: RowOutput, vocab: usize) -> Option<Update> {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
-        if let Some(fault) = fault(row, output, vocab) {
+        if let Some(fault) = fault(row, &output, vocab) {
             return Some(self.update(Update { finish: Some(Finish::Error(fault)), ..Update::default() }));
         }
         self.computed = row.position + row.len;
         let again = self.scored.saturating_sub(row.position).min(output.scores.len());
-        let prompt_logprobs = output.scores[again..].to_vec();
+        let mut prompt_logprobs = output.scores;
+        prompt_logprobs.drain(..again);
         self.scored += prompt_logprobs.len();
-        self.tokens.extend(output.token);
-        let finish = self.finish(output.token);
-        if output.token.is_none() && prompt_logprobs.is_empty() && finish.is_none() {
+        let mut tokens = output.tokens;
+        let mut finish = if tokens.is_empty() { self.finish_unsampled() } else { None };
+        let mut accepted = 0;
+        while accepted < tokens.len() && finish.is_none() {
+            self.tokens.push(tokens[accepted].id);
+            finish = self.finish(tokens[accepted].id);
+            accepted += 1;
+        }
+        // A request ends with its stop token: tokens sampled behind it do not count.
+        tokens.truncate(accepted);
+        if tokens.is_empty() && prompt_logprobs.is_empty() && finish.is_none() {
             return None;
         }
-        let (token, logprob) = (output.token, output.logprob.clone());
-        Some(self.update(Update { token, logprob, prompt_logprobs, finish, ..Update::default() }))
+        Some(self.update(Update { tokens, prompt_logprobs, finish, ..Update::default() }))
     }
 
     /// The first update also says how much was cached.
@@ -288,12 +284,15 @@ impl Sequence {
         update
     }
 
-    fn finish(&self, token: Option<u32>) -> Option<Finish> {
+    /// How the request ends after a row that sampled no token: a request that only scores its prompt ends with it.
+    fn finish_unsampled(&self) -> Option<Finish> {
+        let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
+        scored_only.then_some(Finish::Length)
+    }
+
+    /// How the request ends with this token, which is the last of `tokens`; `None` if it goes on.
+    fn finish(&self, token: u32) -> Option<Finish> {
         let generated = self.tokens.len() - self.prompt_len();
-        let Some(token) = token else {
-            let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
-            return scored_only.then_some(Finish::Length);
-        };
         let long_enough = generated >= self.request.sampling.min_tokens as usize;
         if long_enough && self.request.stop.stop_ids.contains(&token) {
             return Some(Finish::Stop(token));
@@ -324,18 +323,16 @@ impl Sequence {
 }
 
 /// Why a row's output cannot be used.
-fn fault(row: &Pending, output: &RowOutput, vocab: usize) -> Option<String> {
+fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
     }
     if output.scores.len() != row.scores {
         return Some(format!("the executor returned {} scores for {}", output.scores.len(), row.scores));
     }
-    match output.token {
-        Some(token) if token as usize >= vocab => Some(format!("the executor drew token {token} of {vocab}")),
-        token if token.is_some() != row.sample => {
-            Some("the executor drew a token unasked, or none where one was asked for".to_owned())
-        }
-        _ => None,
+    if let Some(token) = output.tokens.iter().find(|token| token.id as usize >= vocab) {
+        return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));
     }
+    let (got, expected) = (output.tokens.len(), usize::from(row.sample));
+    (got != expected).then(|| format!("the executor sampled {got} tokens, expected {expected}"))
 }

@@ -1,9 +1,11 @@
-//! One step as plain data: what [`crate::scheduler::Scheduler::plan`] decides and a runner executes, and what comes
-//! back from it.
+//! One step as plain data: the plan that [`crate::scheduler::Scheduler::plan`] makes and an executor runs, and the
+//! output that comes back.
 
 use std::sync::Arc;
 
-use crate::request::{SamplingParams, TokenLogprob};
+use smallvec::SmallVec;
+
+use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 
 /// Tokens per KV block.
 pub const BLOCK_TOKENS: usize = 64;
@@ -11,7 +13,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// One forward pass over rows of several sequences. Decode rows come before prefill rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
-    /// Counts up from 0; outputs are matched to plans by it.
+    /// Counts up from 0. An output names its plan by this id.
     pub id: u64,
     /// At most one row per sequence.
     pub rows: Vec<Row>,
@@ -20,35 +22,35 @@ pub struct StepPlan {
 /// The part of one sequence that a step computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Index below `max_num_seqs`, the sequence's own while it runs; runners keep per-sequence sampling state in it.
+    /// Index below `max_num_seqs`. A sequence keeps its slot while it runs; runners keep sampling state per slot.
     pub slot: u32,
-    /// Present in the first row of a slot's new occupant, and when a preempted sequence starts again.
+    /// Set in the first row of a slot's new sequence, also when a preempted sequence starts again.
     pub start: Option<Arc<SlotStart>>,
     /// The tokens to feed, at positions `position..position + len`.
     pub tokens: TokenSource,
     /// Position of the first token fed.
     pub position: u32,
-    /// KV block ids that hold positions `0..position + len`, in order.
-    pub blocks: Vec<u32>,
-    /// Whether a token is drawn from the logits after the last token fed.
+    /// Ids of the KV blocks of positions `0..position + len`, in order.
+    pub blocks: Arc<[u32]>,
+    /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
     /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens fed
-    /// where the prompt ends; empty unless asked for.
+    /// at the prompt's end; empty unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
 }
 
-/// Where a row's tokens come from.
+/// The source of a row's tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenSource {
-    /// Known to the scheduler; never empty.
+    /// Token ids known to the scheduler; never empty.
     Host(Vec<u32>),
-    /// The one token that this slot sampled in the step before, which may not have been collected yet. If that step
-    /// drew none because its logits were not finite, any valid id will do: this row's output will be discarded.
+    /// The last token that this slot sampled in the previous step, which may not have been collected yet. If that step
+    /// sampled none because its logits were not finite, any valid id will do: this row's output is discarded.
     LastSampled,
 }
 
 impl TokenSource {
-    /// How many tokens are fed; at least 1.
+    /// Number of tokens fed; at least 1.
     pub fn len(&self) -> usize {
         match self {
             TokenSource::Host(tokens) => tokens.len(),
@@ -56,43 +58,42 @@ impl TokenSource {
         }
     }
 
-    /// Never, in a valid plan.
+    /// Always `false` in a valid plan.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What a runner must know of a sequence for as long as it holds its slot.
+/// A sequence's data that a runner needs for as long as the sequence holds its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotStart {
-    /// How its tokens are drawn.
+    /// Sampling parameters of the sequence.
     pub sampling: Arc<SamplingParams>,
     /// `tokens[..prompt_len]` is the prompt; the rest was generated before a preemption.
     pub prompt_len: usize,
     /// All tokens known so far.
     pub tokens: Vec<u32>,
-    /// Alternatives to report with each scored prompt token.
+    /// Number of alternatives to report with each scored prompt token.
     pub prompt_logprobs: Option<u8>,
 }
 
-/// What a step computed: one entry per row of its plan, in the same order.
+/// The output of one step: one entry per row of its plan, in the same order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutput {
     /// The plan's id.
     pub id: u64,
-    /// One per row.
+    /// One entry per row.
     pub rows: Vec<RowOutput>,
 }
 
-/// What a step computed for one row.
+/// The output of one row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// The token drawn, where the row asked for one and its logits were finite.
-    pub token: Option<u32>,
-    /// Present if the sampling parameters ask for it.
-    pub logprob: Option<TokenLogprob>,
-    /// One per entry of [`Row::score`].
+    /// The tokens sampled: exactly one if the row asked for sampling and its logits were finite, else none. (A list,
+    /// since one row will yield several tokens with speculative decoding.)
+    pub tokens: SmallVec<[SampledToken; 1]>,
+    /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
-    /// NaN or infinity in this row's logits: this request fails, its neighbours do not.
+    /// NaN or infinity in this row's logits: this request fails, other requests do not.
     pub non_finite: bool,
 }

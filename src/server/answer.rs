@@ -19,7 +19,7 @@ use super::reply::{
 };
 use super::sse;
 use super::validate::ValidRequest;
-use crate::engine::QueuePermit;
+use crate::engine::{QueuePermit, SubmitOptions};
 use crate::generation::{Delta, Failure, FinishReason, Generation, Refusal, Scored};
 
 /// What the engine has to say of the cost of an aborted request comes with the next step, if any does.
@@ -63,6 +63,16 @@ pub struct Answer {
     pub state: Arc<ServerState>,
 }
 
+/// A request's place in the queue, and what its head said.
+pub struct Admission {
+    /// One place in the queue.
+    pub permit: QueuePermit,
+    /// When the request's head came.
+    pub received_at: Instant,
+    /// The time limit that the request's headers set.
+    pub timeout: Option<Duration>,
+}
+
 /// Answers a valid request: admission is decided before this returns, so that a refusal has its own status even where
 /// the answer would be a stream.
 ///
@@ -70,7 +80,7 @@ pub struct Answer {
 /// Whatever the request is refused or fails with.
 pub async fn answer(
     state: Arc<ServerState>,
-    mut place: QueuePermit,
+    admission: Admission,
     valid: ValidRequest,
     kind: Kind,
     request_id: String,
@@ -78,16 +88,18 @@ pub async fn answer(
     let ignored = header_list(valid.ignored());
     let ValidRequest { model, ask, timeout: within, stream, include_usage, include_cost, logprobs, .. } =
         valid;
-    if let Some(time) = within {
-        place.due_within(time);
-    }
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
-    let (key, payer) = state.metrics.payer(&state.keys.payer(&ask.tenant));
-    place.bill_to(payer);
+    let (key, counters) = state.metrics.payer(&state.keys.payer(&ask.tenant));
+    let Admission { permit, received_at, timeout } = admission;
+    // The shorter of the limits in the headers and in the body holds.
+    let timeout = timeout.into_iter().chain(within).min();
+    let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
+    let counters = Some(counters);
+    let options = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
     let admitted = Admitted { id: id.clone(), request_id, key, arrived: Instant::now() };
     let envelope = Envelope { logprobs, include_usage, include_cost, ..Envelope::new(kind, id, model) };
-    let generation = state.generator.start(place, ask).await.map_err(|refusal| {
+    let generation = state.generator.start(permit, ask, options).await.map_err(|refusal| {
         state.metrics.refused(&refusal);
         refused(&state, refusal, kind)
     })?;

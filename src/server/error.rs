@@ -12,7 +12,7 @@ use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use serde::Serialize;
 
-use crate::engine::forecast::retry_after;
+use crate::engine::admission::retry_after;
 use crate::request::Reject;
 
 /// Seconds after which a client may try again where nothing is predicted.

@@ -5,6 +5,7 @@
 //! and the steps' histograms are atomics of the engine's thread: a scrape waits for no step, and no step for a scrape.
 //! What only the front end sees is counted as it happens. Latencies and lengths are counted per choice.
 
+mod engine;
 pub mod exposition;
 mod keys;
 pub mod names;
@@ -26,6 +27,7 @@ use super::error::ApiError;
 use crate::engine::{BLOCK_TOKENS, EngineHandle, KeyCounters, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;
+pub use engine::engine_metrics;
 use exposition::Format;
 use keys::Keys;
 use tracker::RequestMetrics;
@@ -133,7 +135,7 @@ impl Metrics {
             make.gauge(never).set(0.0);
         }
         make.gauge("process_start_time_seconds").set(unix_time() as f64);
-        register_meters(&make, engine);
+        engine::register(&make, engine.metrics());
         let admissions = make.counters("octant_admissions_total");
         for decision in DECISIONS {
             admissions.with_label_values(&[decision]);
@@ -212,17 +214,6 @@ impl Metrics {
         self.length.store(out.len(), Ordering::Relaxed);
         out
     }
-}
-
-fn register_meters(make: &Maker<'_>, engine: &EngineHandle) {
-    let meters = engine.metrics().clone();
-    for histogram in [meters.host, meters.idle, meters.step, meters.ratio, meters.tokens] {
-        make.keep(Ok(histogram));
-    }
-    for counter in [meters.prefill, meters.decode, meters.kv_block_seconds] {
-        make.keep(Ok(counter));
-    }
-    make.keep(Ok(meters.recomputed));
 }
 
 /// What decides about a request, all of it.

@@ -14,13 +14,12 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::answer::{Kind, answer, random, refused};
+use super::answer::{Admission, Kind, answer, random, refused};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::metrics::exposition::Format;
 use super::middleware::Caller;
 use super::{ServerState, ServerStatus, body, health, middleware, tokens, validate};
-use crate::engine::QueuePermit;
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -64,41 +63,38 @@ pub fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Respo
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (place, caller, map) = enter(&state, request, Kind::Chat).await?;
+    let (admission, caller, map) = enter(&state, request, Kind::Chat).await?;
     let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Chat, id).await
+    answer(state, admission, valid, Kind::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (place, caller, map) = enter(&state, request, Kind::Text).await?;
+    let (admission, caller, map) = enter(&state, request, Kind::Text).await?;
     let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, place, valid, Kind::Text, id).await
+    answer(state, admission, valid, Kind::Text, id).await
 }
 
-/// One place in the queue, whose request it is where the key says so, and the body. Whom the queue cannot hold need not send
-/// a body; a place is taken when all of it is there, so that nobody holds one by sending nothing.
+/// Reads and parses the body, and takes one place in the queue. Returns both with the caller, if the key names one. A
+/// request that the queue has no room for is refused before its body is read. The place is taken when the whole body is
+/// there, so that a client cannot hold a place without sending its body.
 async fn enter(
     state: &ServerState,
     request: Request,
     kind: Kind,
-) -> Result<(QueuePermit, Option<Caller>, Map<String, Value>), ApiError> {
-    let (began, engine) = (Instant::now(), state.generator.engine());
+) -> Result<(Admission, Option<Caller>, Map<String, Value>), ApiError> {
+    let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
         refused(state, refusal, kind)
     };
-    let deadline = validate::deadline(request.headers())?;
+    let timeout = validate::deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
     engine.check_room(1).map_err(refuse)?;
     let bytes = body::read(request, state).await?;
-    let mut place = engine.enter(1).map_err(refuse)?;
-    place.asked_for(began);
-    if let Some(time) = deadline {
-        place.due_within(time);
-    }
-    Ok((place, caller, body::parse(bytes, state).await?))
+    let permit = engine.enter(1).map_err(refuse)?;
+    Ok((Admission { permit, received_at, timeout }, caller, body::parse(bytes, state).await?))
 }
 
 async fn models(State(state): Shared) -> Json<Value> {

@@ -86,7 +86,7 @@ impl ServerStatus {
     /// A server that begins to start.
     pub fn new(stall_margin: Duration) -> Arc<Self> {
         let entered: [AtomicInstant; 5] = Default::default();
-        entered[Stage::Opening as usize].begin(Instant::now());
+        entered[Stage::Opening as usize].set_if_none(Instant::now());
         Arc::new(Self {
             stall_margin,
             stage: AtomicU8::new(Stage::Opening as u8),
@@ -105,13 +105,13 @@ impl ServerStatus {
     /// Starting has got so far. [`Stage::Started`] is [`ServerStatus::started`]'s to say.
     pub fn starting(&self, stage: Stage) {
         if stage == Stage::Loading {
-            self.loading_since.begin(Instant::now());
+            self.loading_since.set_if_none(Instant::now());
         }
         self.enter_stage(stage);
     }
 
     fn enter_stage(&self, stage: Stage) {
-        self.entered[stage as usize].begin(Instant::now());
+        self.entered[stage as usize].set_if_none(Instant::now());
         self.stage.store(stage as u8, Ordering::Release);
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::recorder::{Drawn, Event, Timed};
+use crate::engine::recorder::{Event, RecordedRow, Timed};
 use crate::request::{Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::{Policy, RequestId, SchedulerConfig};
 
@@ -94,11 +94,16 @@ impl Writer {
                 self.number(*id);
                 self.number(rows.len() as u64);
                 for row in rows {
-                    // Most rows draw a token and nothing else: one number.
-                    self.number(row.token.map_or(0, |token| u64::from(token) + 1) << 1 | u64::from(odd(row)));
+                    // Most rows have one token and nothing else: one number.
+                    let first = row.tokens.first().map_or(0, |token| u64::from(*token) + 1);
+                    self.number(first << 1 | u64::from(odd(row)));
                     if odd(row) {
-                        self.byte(u8::from(row.non_finite));
+                        let more = row.tokens.get(1..).unwrap_or_default();
+                        self.byte(u8::from(row.non_finite) | u8::from(!more.is_empty()) << 1);
                         self.number(row.scores as u64);
+                        if !more.is_empty() {
+                            self.ids(more);
+                        }
                     }
                 }
             }
@@ -139,8 +144,9 @@ impl Writer {
     }
 }
 
-fn odd(row: &Drawn) -> bool {
-    row.non_finite || row.scores > 0
+/// Whether a row has more than one token at most.
+fn odd(row: &RecordedRow) -> bool {
+    row.non_finite || row.scores > 0 || row.tokens.len() > 1
 }
 
 impl Reader<'_> {
@@ -242,23 +248,27 @@ impl Reader<'_> {
             NO_PLAN => Event::NoPlan,
             COMMIT => {
                 let (id, count) = (self.number()?, self.count()?);
-                Event::Commit { id, rows: (0..count).map(|_| self.drawn()).collect::<Option<_>>()? }
+                Event::Commit { id, rows: (0..count).map(|_| self.recorded_row()).collect::<Option<_>>()? }
             }
             _ => return None,
         };
         Some((at, event))
     }
 
-    fn drawn(&mut self) -> Option<Drawn> {
+    fn recorded_row(&mut self) -> Option<RecordedRow> {
         let number = self.number()?;
-        let token = match number >> 1 {
-            0 => None,
-            more => Some(u32::try_from(more - 1).ok()?),
-        };
-        match number & 1 {
-            0 => Some(Drawn { token, ..Drawn::default() }),
-            _ => Some(Drawn { token, non_finite: self.flag()?, scores: self.small()? }),
+        let mut row = RecordedRow::default();
+        if let Some(first) = (number >> 1).checked_sub(1) {
+            row.tokens.push(u32::try_from(first).ok()?);
         }
+        if number & 1 == 1 {
+            let flags = self.byte().filter(|flags| *flags < 4)?;
+            (row.non_finite, row.scores) = (flags & 1 == 1, self.small()?);
+            if flags & 2 == 2 {
+                row.tokens.extend(self.ids()?);
+            }
+        }
+        Some(row)
     }
 
     fn request(&mut self) -> Option<Request> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::tokens::{Key, Voice};
 use crate::cost::{CostModel, RowShape, StepTime};
-use crate::request::{SamplingParams, TokenLogprob};
+use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepOutput, StepPlan};
 
 /// The GPUs: a cost, what they say, and who has which slot.
@@ -91,7 +91,8 @@ impl Machine {
         let generated = row.position as usize + row.tokens.len() - start.prompt_len;
         let token = self.speech.token(*key, generated, &start.sampling);
         let logprob = start.sampling.logprobs.map(|top| self.speech.score(token, top));
-        RowOutput { token: Some(token), logprob, scores, non_finite: false }
+        let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
+        RowOutput { tokens, scores, non_finite: false }
     }
 }
 

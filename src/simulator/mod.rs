@@ -18,6 +18,7 @@ pub mod workload;
 
 use std::collections::VecDeque;
 use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use journey::{Journey, Outcome, Sample};
@@ -67,7 +68,7 @@ impl Simulator {
 }
 
 impl Executor for Simulator {
-    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let now = Instant::now();
         let (output, time) = self.machine.step(plan);
         let took = Duration::try_from_secs_f64(time.total() * self.pace)

@@ -4,16 +4,16 @@
 //! Requests that were refused changed nothing and are not in a recording: a simulation with a longer queue does not know
 //! of them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::journey::{Journey, Outcome, Sample};
 use super::trace::Trace;
 use super::virtual_time::{Ask, VirtualTime};
-use crate::engine::recorder::{Drawn, Event};
-use crate::request::{Finish, Request, SamplingParams, TokenLogprob, Update};
+use crate::engine::recorder::{Event, RecordedRow};
+use crate::request::{Finish, Request, SampledToken, SamplingParams, TokenLogprob, Update};
 use crate::scheduler::step_plan::{RowOutput, StepOutput};
-use crate::scheduler::{RequestId, Scheduler};
+use crate::scheduler::{PlannedRows, RequestId, Scheduler};
 
 /// What a recording that was replayed tells.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +61,7 @@ pub fn replay(trace: &Trace) -> Result<Replayed, Divergence> {
     let mut player = Player {
         scheduler: Scheduler::new(trace.header.config.clone()),
         replayed: Replayed::default(),
+        in_flight: VecDeque::new(),
         places: HashMap::new(),
     };
     for (event, (at, what)) in trace.events.iter().enumerate() {
@@ -97,6 +98,8 @@ fn ask(recorded: &RecordedRequest) -> Ask {
 
 struct Player {
     scheduler: Scheduler,
+    /// Steps planned and not committed, earliest first.
+    in_flight: VecDeque<PlannedRows>,
     replayed: Replayed,
     /// Where each request is among the groups.
     places: HashMap<RequestId, (usize, usize)>,
@@ -114,11 +117,13 @@ impl Player {
                 Ok(())
             }
             Event::NoPlan => match self.scheduler.plan() {
-                Some(plan) => Err(format!("no plan was made, and now plan {}", plan.id)),
+                Some(step) => Err(format!("no plan was made, and now plan {}", step.plan.id)),
                 None => Ok(()),
             },
             Event::Plan { id, fingerprint } => {
-                let plan = self.scheduler.plan().ok_or_else(|| format!("plan {id} is not made"))?;
+                let step = self.scheduler.plan().ok_or_else(|| format!("plan {id} is not made"))?;
+                let plan = step.plan;
+                self.in_flight.push_back(step.rows);
                 if (plan.id, plan.fingerprint()) != (*id, *fingerprint) {
                     let got = plan.fingerprint();
                     let message = "was recorded with the fingerprint";
@@ -132,7 +137,8 @@ impl Player {
             }
             Event::Commit { id, rows } => {
                 let output = StepOutput { id: *id, rows: rows.iter().map(output).collect() };
-                let updates = self.scheduler.commit(&output).map_err(|e| e.to_string())?;
+                let step = self.in_flight.pop_front().ok_or("a step is committed that was never planned")?;
+                let updates = self.scheduler.commit(step, output).map_err(|e| e.to_string())?;
                 for (id, update) in updates {
                     self.take(at, id, &update)?;
                 }
@@ -161,8 +167,8 @@ impl Player {
 
     fn take(&mut self, at: f64, id: RequestId, update: &Update) -> Result<(), String> {
         let request = self.find(id)?;
-        if let Some(token) = update.token {
-            request.answer.push(token);
+        for token in &update.tokens {
+            request.answer.push(token.id);
             request.journey.tokens.push(at);
         }
         match update.finish {
@@ -180,9 +186,10 @@ impl Player {
     }
 }
 
-fn output(drawn: &Drawn) -> RowOutput {
+fn output(row: &RecordedRow) -> RowOutput {
     let score = TokenLogprob { token: 0, logprob: 0.0, top: Vec::new() };
     // A number of scores that no plan asks for is a fault whatever it is.
-    let scores = vec![score; drawn.scores.min(1 << 24)];
-    RowOutput { token: drawn.token, logprob: None, scores, non_finite: drawn.non_finite }
+    let scores = vec![score; row.scores.min(1 << 24)];
+    let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();
+    RowOutput { tokens, scores, non_finite: row.non_finite }
 }

@@ -1,19 +1,19 @@
 //! The real scheduler over simulated GPUs, on a clock that jumps from the end of one step to the end of the next: no
 //! threads, no sleeping, no randomness. What takes hours takes seconds, and takes them in the same way every time.
 //!
-//! A turn has the order of the engine's, which [`Pipeline`] keeps for both: what has happened by now is taken, steps are
-//! started until two are in flight, the earliest ends. What the host itself takes is not counted; with two steps in
-//! flight it is hidden behind them.
+//! Each turn has the order of [`crate::engine::EngineCore::step`]: take what has happened by now, launch steps until the
+//! most are in flight, then commit the earliest. Host time is not counted; with two steps in flight the device hides it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::journey::{Journey, Outcome, Sample};
 use super::machine::Machine;
-use crate::engine::{Forecast, Pipeline};
+use crate::engine::Forecast;
+use crate::engine::admission::queue_state;
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
-use crate::scheduler::{RequestId, Scheduler, SchedulerConfig};
+use crate::scheduler::{MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
 
 /// A request as the GPUs will answer it.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,8 +57,9 @@ enum Happening {
     Leave(RequestId),
 }
 
-/// A step under way.
-struct Flight {
+/// A step in flight.
+struct InFlightStep {
+    rows: PlannedRows,
     output: StepOutput,
     tokens: usize,
     took: f64,
@@ -67,14 +68,15 @@ struct Flight {
 
 /// A server in virtual time.
 pub struct VirtualTime {
-    pipeline: Pipeline,
+    scheduler: Scheduler,
+    max_in_flight: usize,
     machine: Machine,
     /// By the bits of the time, which order as the time does since none is negative; then as they were added.
     to_come: BTreeMap<(u64, u64), Happening>,
     added: u64,
     now: f64,
     free_at: f64,
-    flights: VecDeque<Flight>,
+    in_flight: VecDeque<InFlightStep>,
     journeys: HashMap<RequestId, Journey>,
     samples: Vec<Sample>,
     busy: f64,
@@ -90,14 +92,17 @@ impl VirtualTime {
     /// # Panics
     /// If a limit of `config` is 0, or there are neither one nor two steps in flight.
     pub fn new(config: SchedulerConfig, in_flight: usize, machine: Machine) -> Self {
+        let allowed = 1..=MAX_IN_FLIGHT;
+        assert!(allowed.contains(&in_flight), "one or two steps in flight, got {in_flight}");
         Self {
-            pipeline: Pipeline::new(config, in_flight, None),
+            scheduler: Scheduler::new(config),
+            max_in_flight: in_flight,
             machine,
             to_come: BTreeMap::new(),
             added: 0,
             now: 0.0,
             free_at: 0.0,
-            flights: VecDeque::new(),
+            in_flight: VecDeque::new(),
             journeys: HashMap::new(),
             samples: Vec::new(),
             busy: 0.0,
@@ -149,45 +154,45 @@ impl VirtualTime {
     /// # Errors
     /// The scheduler is broken.
     pub fn step(&mut self) -> Result<Turn, String> {
-        if self.pipeline.scheduler().is_idle() {
-            self.pipeline.scheduler().check_integrity()?;
+        if self.scheduler.is_idle() {
+            self.scheduler.check_integrity()?;
             let Some((&(at, _), _)) = self.to_come.first_key_value() else { return Ok(Turn::Done) };
             self.now = self.now.max(f64::from_bits(at));
         }
         self.happen();
-        while let Some(plan) = self.pipeline.start() {
+        while self.in_flight.len() < self.max_in_flight
+            && let Some(PlannedStep { plan, rows }) = self.scheduler.plan()
+        {
             let (output, time) = self.machine.step(&plan);
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
             self.busy += took;
             let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
-            self.flights.push_back(Flight { output, tokens, took, end: self.free_at });
+            self.in_flight.push_back(InFlightStep { rows, output, tokens, took, end: self.free_at });
         }
-        let Some(Flight { output, tokens, took, end }) = self.flights.pop_front() else {
-            return match self.pipeline.scheduler().is_idle() {
+        let Some(InFlightStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
+            return match self.scheduler.is_idle() {
                 true => Ok(Turn::Idle),
                 false => Err("the scheduler has work and plans none".to_owned()),
             };
         };
         self.now = self.now.max(end);
-        let updates = self.pipeline.commit(&output).map_err(|e| e.to_string())?;
+        let updates = self.scheduler.commit(rows, output).map_err(|e| e.to_string())?;
         if let Some(forecast) = &mut self.forecast {
             forecast.step(tokens, took);
-            let drawn = updates.iter().filter(|(_, update)| update.token.is_some()).count();
+            let drawn = updates.iter().map(|(_, update)| update.tokens.len()).sum();
             forecast.answers(drawn, updates.iter().filter(|(_, update)| update.finish.is_some()).count());
         }
         for (id, update) in updates {
             let journey = self.journeys.get_mut(&id).ok_or("an update for a request that never was")?;
-            if update.token.is_some() {
-                journey.tokens.push(self.now);
-            }
+            journey.tokens.extend(update.tokens.iter().map(|_| self.now));
             match update.finish {
                 Some(Finish::Error(reason)) => return Err(reason),
                 Some(_) => journey.outcome = Outcome::Finished(self.now),
                 None => {}
             }
         }
-        self.samples.push(Sample::new(self.now, &self.pipeline.scheduler().counts()));
+        self.samples.push(Sample::new(self.now, &self.scheduler.counts()));
         Ok(Turn::Step)
     }
 
@@ -199,16 +204,16 @@ impl VirtualTime {
             match entry.remove() {
                 Happening::Arrive(group) => {
                     let ids: Vec<RequestId> = group.iter().map(|(id, _)| *id).collect();
-                    let busy = !self.pipeline.scheduler().is_idle();
+                    let busy = !self.scheduler.is_idle();
                     let wait = self.predict(&group);
                     let too_long = self.max_ttft.is_some_and(|limit| wait > limit && busy);
-                    if too_long || self.pipeline.submit(group).is_err() {
+                    if too_long || self.scheduler.submit(group).is_err() {
                         ids.iter().for_each(|id| self.end(*id, Outcome::Refused));
                     }
                 }
                 Happening::Leave(id) => {
                     if self.journeys.get(&id).is_some_and(|journey| journey.outcome == Outcome::Open) {
-                        self.pipeline.abort(id);
+                        self.scheduler.abort(id);
                         self.end(id, Outcome::Left);
                     }
                 }
@@ -222,7 +227,7 @@ impl VirtualTime {
         let Some(forecast) = &self.forecast else { return 0.0 };
         let mut first = None;
         for (id, request) in group {
-            let wait = forecast.first_token(&self.pipeline.load(request));
+            let wait = forecast.first_token(&queue_state(&self.scheduler, self.in_flight.len(), request));
             first.get_or_insert(wait);
             if let Some(journey) = self.journeys.get_mut(id) {
                 journey.predicted = Some(self.now - journey.arrived + wait);
@@ -258,7 +263,7 @@ impl VirtualTime {
 
     /// The scheduler, to be looked at between turns.
     pub fn scheduler(&self) -> &Scheduler {
-        self.pipeline.scheduler()
+        &self.scheduler
     }
 
     /// What became of a request.

@@ -116,7 +116,7 @@ impl<'a> Case<'a> {
 }
 
 fn segment(first: usize, len: usize, position: usize, blocks: &[u32]) -> Segment {
-    Segment { first, len, position, blocks: blocks.to_vec() }
+    Segment { first, len, position, blocks: blocks.into() }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use octant::engine::{EngineHandle, SchedulerConfig};
+use octant::engine::{EngineHandle, SchedulerConfig, SubmitOptions};
 use octant::request::{Request, SamplingParams, TokenLogprob};
 
 use super::model::{engine, fixture, request};
@@ -17,11 +17,12 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
-    let mut stream = engine.enter(1).unwrap().submit(vec![request]).await.unwrap().remove(0);
+    let mut stream =
+        engine.enter(1).unwrap().submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
     let mut answer = Vec::new();
     loop {
         let update = stream.next().await;
-        answer.extend(update.token.zip(update.logprob));
+        answer.extend(update.tokens.into_iter().filter_map(|token| Some((token.id, token.logprob?))));
         if let Some(finish) = update.finish {
             assert_eq!(finish, octant::request::Finish::Length);
             return answer;

@@ -139,7 +139,7 @@ fn embedding_reads_back_the_packed_rows() {
     for device in dev::all() {
         let table = device.matrix(bf16_matrix(&w, cols)).unwrap();
         let mut step = device.step(3, 64).unwrap();
-        let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: vec![0] };
+        let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: [0].into() };
         let inputs = octant::device::StepInputs {
             tokens: vec![Token::Id(74), Token::Last { slot: 1 }, Token::Id(33)],
             segments: vec![segment],

@@ -18,7 +18,7 @@ pub(super) fn rows(
     let mut step = device.step(out, 256).unwrap();
     let draws = device.draws(1, DrawRoom { samples: 1, rows: 1, vocab: 1 }).unwrap();
     let mut floats = device.floats(out, input).unwrap();
-    let segments = vec![Segment { first: 0, len: out, position: 0, blocks: vec![0, 1, 2, 3] }];
+    let segments = vec![Segment { first: 0, len: out, position: 0, blocks: [0, 1, 2, 3].into() }];
     let inputs =
         StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
     device.begin(&inputs, &mut step).unwrap();

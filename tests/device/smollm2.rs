@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use octant::comm::Local;
 use octant::device::{CacheSpec, KvDtype};
-use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
+use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig, SubmitOptions};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules, Update};
 use octant::runner::{RankParts, Runner};
@@ -92,7 +92,8 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
 }
 
 async fn updates(engine: &EngineHandle, request: Request) -> Vec<Update> {
-    let mut stream = engine.enter(1).unwrap().submit(vec![request]).await.unwrap().remove(0);
+    let mut stream =
+        engine.enter(1).unwrap().submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
     let mut all = Vec::new();
     loop {
         all.push(stream.next().await);
@@ -135,7 +136,8 @@ fn greedy_answers_are_equal_up_to_the_first_near_tie() {
     });
     let mut compared = 0;
     for (prompt, updates) in reference.prompts.iter().zip(answers) {
-        let answer: Vec<u32> = updates.iter().filter_map(|update| update.token).collect();
+        let answer: Vec<u32> =
+            updates.iter().flat_map(|update| &update.tokens).map(|token| token.id).collect();
         for (i, expected) in prompt.greedy.iter().enumerate() {
             if answer.get(i) != Some(expected) {
                 let margin = prompt.margins[i];

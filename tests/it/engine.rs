@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Engine, EngineHandle, Executor, ExecutorError, OpenRequests, RequestId, Snapshot, Start, Stats,
-    UpdateStream,
+    Engine, EngineHandle, EngineOptions, Executor, ExecutorError, OpenRequests, RequestId, Snapshot, Stats,
+    SubmitOptions, UpdateStream,
 };
-use octant::request::{Cost, Finish, Reject, Request, Update};
+use octant::request::{Cost, Finish, Reject, Request, SampledToken, Update};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{StepOutput, StepPlan};
 
@@ -32,15 +32,15 @@ async fn submit(handle: &EngineHandle, request: Request) -> UpdateStream {
 }
 
 async fn submit_group(handle: &EngineHandle, group: Vec<Request>) -> Result<Vec<UpdateStream>, Reject> {
-    handle.enter(group.len())?.submit(group).await
+    handle.enter(group.len())?.submit(group, SubmitOptions::default()).await
 }
 
 /// Reads an answer to its end.
 async fn read(stream: &mut UpdateStream) -> (Vec<u32>, Finish) {
     let mut tokens = Vec::new();
     loop {
-        let Update { token, finish, .. } = stream.next().await;
-        tokens.extend(token);
+        let Update { tokens: new, finish, .. } = stream.next().await;
+        tokens.extend(new.iter().map(|token| token.id));
         if let Some(finish) = finish {
             return (tokens, finish);
         }
@@ -145,14 +145,14 @@ async fn a_place_counts_from_before_its_group_is_submitted_until_it_runs() {
     let _running = submit(&handle, request(vec![1], 500)).await;
     until(&handle, |stats| stats.counts.running == 1).await;
     let full = |waiting| Some(Reject::QueueFull { waiting, limit: 3 });
-    let mut pair = handle.enter(1).unwrap();
-    let mut single = handle.enter(1).unwrap();
-    pair.resize(2).unwrap();
+    let pair = handle.enter(1).unwrap();
+    let single = handle.enter(1).unwrap();
+    let pair = pair.for_group(2).unwrap();
     assert_eq!(handle.enter(1).err(), full(3), "all places are taken, though nothing has been submitted");
-    assert_eq!(single.resize(2).err(), full(2), "a place grows only where there is room");
-    drop(single);
+    assert_eq!(single.for_group(2).err(), full(2), "a permit grows only where there is room");
     assert_eq!(handle.enter(2).err(), full(2), "a place given back is free, and no more than that");
-    let submitted = pair.submit(vec![request(vec![2], 2), request(vec![3], 2)]);
+    let group = vec![request(vec![2], 2), request(vec![3], 2)];
+    let submitted = pair.submit(group, SubmitOptions::default());
     let (submitted, _sent) = tokio::join!(submitted, async { permits.send(()) });
     let _waiting = submitted.unwrap();
     assert_eq!(handle.enter(2).err(), full(2), "whoever waits is counted once");
@@ -207,7 +207,7 @@ struct Panicking;
 impl octant::engine::Executor for Panicking {
     fn enqueue(
         &mut self,
-        _: &octant::scheduler::step_plan::StepPlan,
+        _: &Arc<octant::scheduler::step_plan::StepPlan>,
     ) -> Result<(), octant::engine::ExecutorError> {
         panic!("index out of bounds")
     }
@@ -305,18 +305,16 @@ async fn a_step_that_hangs_shows_in_the_stats() {
 async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
     for (each, held) in [(false, true), (true, false)] {
         let (executor, permits) = FakeExecutor::new(&config()).gated();
-        let start = Start { stream_interval: 100, ..Start::new(1) };
-        let (handle, _thread) = Engine::start_as(config(), Box::new(executor), start);
-        let mut place = handle.enter(1).unwrap();
-        if each {
-            place.tell_each();
-        }
-        let mut stream = place.submit(vec![request(vec![1], 9)]).await.unwrap().remove(0);
+        let options = EngineOptions { stream_interval: 100, ..EngineOptions::new(1) };
+        let (handle, _thread) = Engine::start_with(config(), Box::new(executor), options);
+        let options = SubmitOptions { flush_every_token: each, ..SubmitOptions::default() };
+        let group = vec![request(vec![1], 9)];
+        let mut stream = handle.enter(1).unwrap().submit(group, options).await.unwrap().remove(0);
         for tokens in 1..=4 {
             permits.send(()).unwrap();
             until(&handle, |stats| stats.counts.generated_tokens == tokens).await;
         }
-        assert!(stream.next().await.token.is_some(), "the first is told at once");
+        assert!(!stream.next().await.tokens.is_empty(), "the first token is sent at once");
         // Stats are published before clients are told, so the last may be on its way.
         let next = tokio::time::timeout(Duration::from_secs(if held { 0 } else { 20 }), stream.next()).await;
         assert_eq!(next.is_err(), held, "each: {each}");
@@ -327,32 +325,38 @@ async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
 
 #[test]
 fn an_account_is_closed_by_its_finish() {
-    let mut ledger = OpenRequests::new(1);
+    let mut requests = OpenRequests::new(1);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-    ledger.open(RequestId(7), sender, false);
-    ledger.post(RequestId(7), Update { token: Some(1), ..Update::default() });
-    assert_eq!(ledger.len(), 1);
-    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
-    assert!(ledger.is_empty());
+    requests.open(RequestId(7), sender, false);
+    post(&mut requests, Some(1), None);
+    assert_eq!(requests.len(), 1);
+    post(&mut requests, None, Some(Finish::Length));
+    assert!(requests.is_empty());
     assert!(updates.try_recv().is_ok() && updates.try_recv().is_ok());
     assert_eq!(updates.try_recv().err(), Some(tokio::sync::mpsc::error::TryRecvError::Disconnected));
 }
 
-fn posted(ledger: &mut OpenRequests, token: Option<u32>, finish: Option<Finish>) {
-    ledger.post(RequestId(7), Update { token, finish, ..Update::default() });
+fn post(requests: &mut OpenRequests, token: Option<u32>, finish: Option<Finish>) {
+    let tokens = token.map(SampledToken::new).into_iter().collect();
+    requests.send(RequestId(7), Update { tokens, finish, ..Update::default() });
+}
+
+/// The first token of an update.
+fn first_token(update: &Update) -> Option<u32> {
+    update.tokens.first().map(|token| token.id)
 }
 
 #[test]
 fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
     for interval in 1..6 {
         for len in 1..20 {
-            let mut ledger = OpenRequests::new(interval);
+            let mut requests = OpenRequests::new(interval);
             let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-            ledger.open(RequestId(7), sender, false);
+            requests.open(RequestId(7), sender, false);
             let mut told = Vec::new();
             for token in 0..len {
-                posted(&mut ledger, Some(token), None);
-                let new: Vec<_> = std::iter::from_fn(|| updates.try_recv().ok()?.token).collect();
+                post(&mut requests, Some(token), None);
+                let new: Vec<_> = std::iter::from_fn(|| first_token(&updates.try_recv().ok()?)).collect();
                 // The first at once; then none or as many as are told at a time.
                 let wanted = match token as usize {
                     0 => 1,
@@ -362,9 +366,9 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
                 assert_eq!(new.len(), wanted, "interval {interval}, token {token}");
                 told.extend(new);
             }
-            posted(&mut ledger, None, Some(Finish::Length));
+            post(&mut requests, None, Some(Finish::Length));
             let rest: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
-            told.extend(rest.iter().filter_map(|update| update.token));
+            told.extend(rest.iter().filter_map(first_token));
             assert_eq!(told, (0..len).collect::<Vec<_>>(), "interval {interval}");
             assert!(rest.iter().rev().skip(1).all(|update| update.finish.is_none()));
             assert_eq!(rest.last().unwrap().finish, Some(Finish::Length));
@@ -375,57 +379,57 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
 #[test]
 fn nothing_is_held_back_for_more_steps_than_the_interval() {
     for interval in 2..6 {
-        let mut ledger = OpenRequests::new(interval);
+        let mut requests = OpenRequests::new(interval);
         let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-        ledger.open(RequestId(7), sender, false);
+        requests.open(RequestId(7), sender, false);
         for token in 0..2 {
-            posted(&mut ledger, Some(token), None);
-            ledger.step();
+            post(&mut requests, Some(token), None);
+            requests.end_step();
         }
-        assert_eq!(updates.try_recv().unwrap().token, Some(0));
+        assert_eq!(first_token(&updates.try_recv().unwrap()), Some(0));
         // Its sequence waits now, while others go on.
         for _ in 1..interval - 1 {
-            ledger.step();
+            requests.end_step();
             assert!(updates.try_recv().is_err(), "interval {interval}: told early");
         }
-        ledger.step();
-        assert_eq!(updates.try_recv().map(|update| update.token), Ok(Some(1)), "interval {interval}");
+        requests.end_step();
+        assert_eq!(updates.try_recv().map(|update| first_token(&update)), Ok(Some(1)), "interval {interval}");
         // And so again, from where it goes on.
-        posted(&mut ledger, Some(2), None);
-        (1..interval).for_each(|_| ledger.step());
+        post(&mut requests, Some(2), None);
+        (1..interval).for_each(|_| requests.end_step());
         assert!(updates.try_recv().is_err(), "interval {interval}: told early");
-        ledger.step();
-        assert_eq!(updates.try_recv().map(|update| update.token), Ok(Some(2)), "interval {interval}");
+        requests.end_step();
+        assert_eq!(updates.try_recv().map(|update| first_token(&update)), Ok(Some(2)), "interval {interval}");
     }
 }
 
 #[test]
 fn what_was_held_back_comes_before_the_engines_failure() {
-    let mut ledger = OpenRequests::new(8);
+    let mut requests = OpenRequests::new(8);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
-    ledger.open(RequestId(7), sender, false);
-    (0..4).for_each(|token| posted(&mut ledger, Some(token), None));
-    ledger.fail_all("broken", |_| Cost::default());
+    requests.open(RequestId(7), sender, false);
+    (0..4).for_each(|token| post(&mut requests, Some(token), None));
+    requests.fail_all("broken", |_| Cost::default());
     let all: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
-    assert_eq!(all.iter().filter_map(|update| update.token).collect::<Vec<_>>(), [0, 1, 2, 3]);
+    assert_eq!(all.iter().filter_map(first_token).collect::<Vec<_>>(), [0, 1, 2, 3]);
     assert_eq!(all.last().unwrap().finish, Some(error("broken")));
 }
 
 #[test]
 #[cfg(debug_assertions)]
-#[should_panic(expected = "request 7 answered after it was closed")]
+#[should_panic(expected = "request 7 was answered after it was closed")]
 fn an_account_closed_twice_is_a_bug() {
-    let mut ledger = OpenRequests::new(1);
-    ledger.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0, false);
-    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
-    ledger.post(RequestId(7), Update { finish: Some(Finish::Length), ..Update::default() });
+    let mut requests = OpenRequests::new(1);
+    requests.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0, false);
+    post(&mut requests, None, Some(Finish::Length));
+    post(&mut requests, None, Some(Finish::Length));
 }
 
 /// An executor whose steps take hours, as it says.
 struct Slow(flume::Receiver<()>);
 
 impl Executor for Slow {
-    fn enqueue(&mut self, _plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         Ok(())
     }
 
@@ -443,8 +447,9 @@ impl Executor for Slow {
 async fn no_step_is_expected_to_take_more_than_it_may() {
     for (longest, expected) in [(7, 7), (100_000, 10_000)] {
         let (free, slow) = flume::bounded::<()>(0);
-        let start = Start { longest_step: Duration::from_secs(longest), ..Start::new(1) };
-        let (handle, thread) = Engine::start_as(config(), Box::new(Slow(slow)), start);
+        let longest_step = Duration::from_secs(longest);
+        let options = EngineOptions { longest_step, ..EngineOptions::new(1) };
+        let (handle, thread) = Engine::start_with(config(), Box::new(Slow(slow)), options);
         let mut stream = submit(&handle, request(vec![1], 2)).await;
         until(&handle, |stats| stats.in_flight == 1).await;
         assert_eq!(handle.heartbeat().snapshot().expected_step, Duration::from_secs(expected));
@@ -458,7 +463,7 @@ async fn no_step_is_expected_to_take_more_than_it_may() {
 struct Stuck(flume::Receiver<()>);
 
 impl Executor for Stuck {
-    fn enqueue(&mut self, _plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let _freed = self.0.recv();
         Err(ExecutorError { message: "stuck".to_owned() })
     }
@@ -483,7 +488,7 @@ async fn work_pends_from_the_moment_it_is_sent() {
     }
     let since = pulse.snapshot().pending_since;
     assert!(since >= Some(before) && pulse.snapshot().last_step.is_none());
-    let unheard = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)]);
+    let unheard = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)], SubmitOptions::default());
     let waited = tokio::time::timeout(Duration::from_millis(50), unheard).await;
     assert!(waited.is_err(), "nobody took it");
     assert_eq!(pulse.snapshot().pending_since, since, "later requests make it no younger");

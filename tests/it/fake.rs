@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
-use octant::request::{Finish, Request, SamplingParams, StopRules, TokenLogprob};
+use octant::request::{Finish, Request, SampledToken, SamplingParams, StopRules, TokenLogprob};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{
     BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutput, StepPlan, TokenSource,
@@ -223,7 +223,8 @@ impl FakeModel {
         };
         slot.last = Some((token, step));
         let logprob = slot.start.sampling.logprobs.map(|k| score(&history, token, k));
-        RowOutput { token: Some(token), logprob, scores, non_finite: false }
+        let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
+        RowOutput { tokens, scores, non_finite: false }
     }
 }
 
@@ -306,7 +307,7 @@ impl FakeExecutor {
 }
 
 impl Executor for FakeExecutor {
-    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
         self.outputs.push_back((tokens as u32, self.model.step(plan)));
         Ok(())

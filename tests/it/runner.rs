@@ -74,7 +74,7 @@ fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
 
 fn step(id: u64, start: Option<Arc<SlotStart>>, position: u32, tokens: &[u32], sample: bool) -> StepPlan {
     let tokens = TokenSource::Host(tokens.to_vec());
-    let row = Row { slot: 0, start, tokens, position, blocks: vec![0], sample, score: Vec::new() };
+    let row = Row { slot: 0, start, tokens, position, blocks: [0].into(), sample, score: Vec::new() };
     StepPlan { id, rows: vec![row] }
 }
 
@@ -89,8 +89,8 @@ fn a_slot_that_changes_hands_between_two_steps_forgets_whose_it_was() {
     let (mut runner, strings) = runner(Duration::from_secs(60));
     drop(strings);
     let mut run = |plans: &[StepPlan]| -> Vec<Option<u32>> {
-        plans.iter().for_each(|plan| runner.enqueue(plan).unwrap());
-        plans.iter().map(|_| runner.collect().unwrap().rows[0].token).collect()
+        plans.iter().for_each(|plan| runner.enqueue(&Arc::new(plan.clone())).unwrap());
+        plans.iter().map(|_| runner.collect().unwrap().rows[0].tokens.first().map(|token| token.id)).collect()
     };
     let alone = [step(1, start(sticky.clone(), &[9, 10]), 0, &[9], false), step(2, None, 1, &[10], true)];
     let expected = run(&alone);
@@ -105,17 +105,17 @@ fn a_rank_that_fails_says_where() {
     let (mut runner, strings) = runner(Duration::from_secs(60));
     strings.send(Ok(())).unwrap();
     strings.send(Err("the link is down".to_owned())).unwrap();
-    runner.enqueue(&plan()).unwrap();
+    runner.enqueue(&Arc::new(plan())).unwrap();
     assert_eq!(runner.collect().unwrap_err().message, "rank 0 failed: all_reduce: the link is down");
     // Whoever asks again hears of it again, in other words.
-    assert!(runner.enqueue(&plan()).and_then(|()| runner.collect().map(|_| ())).is_err());
+    assert!(runner.enqueue(&Arc::new(plan())).and_then(|()| runner.collect().map(|_| ())).is_err());
 }
 
 #[test]
 fn a_rank_that_hangs_is_given_up_in_time_and_not_waited_for() {
     let (mut runner, strings) = runner(Duration::from_millis(200));
     let begun = Instant::now();
-    runner.enqueue(&plan()).unwrap();
+    runner.enqueue(&Arc::new(plan())).unwrap();
     assert_eq!(runner.collect().unwrap_err().message, "rank 0 failed: a step did not end within 0.2 s");
     drop(runner);
     assert!(begun.elapsed() < Duration::from_secs(10));

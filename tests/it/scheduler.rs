@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 
 use octant::request::{Finish, Reject, Request, TokenLogprob, Update};
 use octant::scheduler::step_plan::{StepOutput, StepPlan};
-use octant::scheduler::{RequestId, Scheduler, SchedulerConfig};
+use octant::scheduler::{PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
 
 use crate::fake::{Answer, FakeModel};
 
@@ -18,7 +18,8 @@ use crate::fake::{Answer, FakeModel};
 pub struct Bench {
     pub scheduler: Scheduler,
     pub model: FakeModel,
-    outputs: VecDeque<StepOutput>,
+    /// Steps in flight with their outputs, earliest first.
+    in_flight: VecDeque<(PlannedRows, StepOutput)>,
     pub heard: HashMap<u64, Vec<Update>>,
     next_id: u64,
 }
@@ -27,7 +28,7 @@ impl Bench {
     pub fn new(config: SchedulerConfig) -> Self {
         let model = FakeModel::new(&config);
         let scheduler = Scheduler::new(config);
-        Self { scheduler, model, outputs: VecDeque::new(), heard: HashMap::new(), next_id: 0 }
+        Self { scheduler, model, in_flight: VecDeque::new(), heard: HashMap::new(), next_id: 0 }
     }
 
     /// Submits a group; ids count up from 0.
@@ -50,16 +51,16 @@ impl Bench {
 
     /// Plans and executes a step.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        let plan = self.scheduler.plan()?;
+        let PlannedStep { plan, rows } = self.scheduler.plan()?;
         self.recount();
-        self.outputs.push_back(self.model.step(&plan));
-        Some(plan)
+        self.in_flight.push_back((rows, self.model.step(&plan)));
+        Some((*plan).clone())
     }
 
     /// Commits the earliest executed step.
     pub fn commit(&mut self) {
-        let output = self.outputs.pop_front().expect("a step was executed");
-        let updates = self.scheduler.commit(&output).expect("outputs fit their plans");
+        let (rows, output) = self.in_flight.pop_front().expect("a step was executed");
+        let updates = self.scheduler.commit(rows, output).expect("outputs fit their plans");
         self.recount();
         for (id, update) in updates {
             let heard = self.heard.entry(id.0).or_default();
@@ -82,17 +83,17 @@ impl Bench {
     pub fn run(&mut self, in_flight: usize) -> usize {
         let mut steps = 0;
         while !self.scheduler.is_idle() {
-            while self.outputs.len() < in_flight && self.plan().is_some() {
+            while self.in_flight.len() < in_flight && self.plan().is_some() {
                 steps += 1;
             }
-            assert!(!self.outputs.is_empty(), "work is left and none is planned");
+            assert!(!self.in_flight.is_empty(), "work is left and none is planned");
             self.commit();
         }
         steps
     }
 
     pub fn in_flight(&self) -> usize {
-        self.outputs.len()
+        self.in_flight.len()
     }
 
     fn recount(&self) {
@@ -101,7 +102,7 @@ impl Bench {
 
     /// Tokens heard of a request so far.
     pub fn tokens(&self, id: u64) -> Vec<u32> {
-        self.updates(id).iter().filter_map(|update| update.token).collect()
+        self.updates(id).iter().flat_map(|update| &update.tokens).map(|token| token.id).collect()
     }
 
     pub fn finish(&self, id: u64) -> Option<Finish> {

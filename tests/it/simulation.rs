@@ -12,7 +12,7 @@ use std::path::Path;
 
 use octant::cost::{CostModel, Hardware};
 use octant::device::KvDtype;
-use octant::engine::{Recorder, Start};
+use octant::engine::{EngineOptions, Recorder};
 use octant::model::{ModelConfig, Precision};
 
 /// The 340B on 8 H100s.
@@ -24,6 +24,6 @@ pub fn cost() -> CostModel {
 }
 
 /// Two steps in flight, and everything recorded.
-pub fn recorded(recorder: Recorder) -> Start {
-    Start { recorder: Some(recorder), ..Start::new(2) }
+pub fn recorded(recorder: Recorder) -> EngineOptions {
+    EngineOptions { recorder: Some(recorder), ..EngineOptions::new(2) }
 }

@@ -263,12 +263,12 @@ fn doomed_step(end: (usize, Fate), patience: Duration, step_timeout: Duration) -
         start: Some(start.into()),
         tokens: TokenSource::Host(vec![5, 6]),
         position: 0,
-        blocks: vec![0],
+        blocks: [0].into(),
         sample: true,
         score: Vec::new(),
     };
     let begun = Instant::now();
-    runner.enqueue(&StepPlan { id: 0, rows: vec![row] }).unwrap();
+    runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
     let message = runner.collect().unwrap_err().message;
     // Dropping it waits for every thread but one that hangs.
     drop(runner);

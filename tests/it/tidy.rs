@@ -57,7 +57,7 @@ const UNSAFE_MODULES: [&str; 2] = ["src/device/cpu/", "src/device/cuda/"];
 /// The traits there are. The last two are private: element types of the CPU's cache and weights, which its inner
 /// loops are compiled for.
 const TRAITS: [(&str, &str); 5] = [
-    ("src/engine/mod.rs", "Executor"),
+    ("src/engine/executor.rs", "Executor"),
     ("src/device/mod.rs", "Device"),
     ("src/comm/mod.rs", "Communicator"),
     ("src/device/cpu/cache.rs", "Element"),

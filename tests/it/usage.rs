@@ -1,22 +1,25 @@
-//! Who pays for what: the sums of all costs are what the device took, whatever shares, waits, is preempted or leaves.
+//! Costs of requests: their sum is the device's time, whatever requests share, wait, are preempted or abort.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use octant::engine::usage::StepCosts;
 use octant::engine::{
-    Engine, EngineCore, EngineHandle, EngineMetrics, Forecast, KeyCounters, Pipeline, RequestId, StepClock,
-    StepEvent, Submission,
+    Clock, Engine, EngineCore, EngineHandle, EngineMetrics, EngineOptions, Executor, ExecutorError,
+    KeyCounters, RequestId, Submission, SubmitOptions,
 };
 use octant::request::{Cost, Finish, Request, StopRules, Update};
 use octant::scheduler::SchedulerConfig;
+use octant::scheduler::step_plan::{StepOutput, StepPlan};
 use prometheus::{Counter, IntCounter};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::fake::{FakeExecutor, FakeModel, alone, config, request};
 use crate::scheduler::prompt;
 
-/// Somebody's counters.
-pub fn payer() -> Arc<KeyCounters> {
+/// Counters of one key, at 0.
+pub fn key_counters() -> Arc<KeyCounters> {
     let counter = || Counter::new("seconds", "of a test").unwrap();
     let tokens = || IntCounter::new("tokens", "of a test").unwrap();
     Arc::new(KeyCounters {
@@ -33,82 +36,146 @@ pub fn payer() -> Arc<KeyCounters> {
     })
 }
 
-/// The engine's turn on a clock of its own: a step takes a millisecond and what its tokens take.
-struct Bench {
-    pipeline: Pipeline,
+/// A device in virtual time: a step takes the time of `takes`, by its tokens, after the step before it.
+struct TimedExecutor {
     model: FakeModel,
-    account: StepCosts,
-    forecast: Forecast,
-    now: Instant,
-    /// Of each step in flight, what it yields, its tokens, and what it takes.
-    outputs: std::collections::VecDeque<(octant::scheduler::step_plan::StepOutput, usize, Duration)>,
+    takes: fn(usize) -> Duration,
+    clock: VirtualClock,
+    in_flight: VecDeque<(StepOutput, Duration)>,
+    /// Device time of the steps collected so far.
+    busy: Duration,
+}
+
+impl TimedExecutor {
+    fn new(config: &SchedulerConfig, takes: fn(usize) -> Duration, clock: VirtualClock) -> Self {
+        let (model, busy) = (FakeModel::new(config), Duration::ZERO);
+        Self { model, takes, clock, in_flight: VecDeque::new(), busy }
+    }
+}
+
+impl Executor for TimedExecutor {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+        let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        self.in_flight.push_back((self.model.step(plan), (self.takes)(tokens)));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        let (output, took) = self.in_flight.pop_front().expect("a step was enqueued");
+        self.clock.advance(took);
+        self.busy += took;
+        Ok(output)
+    }
+}
+
+/// A clock that only [`VirtualClock::advance`] moves.
+#[derive(Clone)]
+struct VirtualClock {
+    start: Instant,
+    nanos: Arc<AtomicU64>,
+}
+
+impl VirtualClock {
+    fn new() -> Self {
+        Self { start: Instant::now(), nanos: Arc::default() }
+    }
+
+    fn advance(&self, by: Duration) {
+        self.nanos.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Instant {
+        self.start + Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    /// The options of an engine on this clock, with these metrics.
+    fn options(&self, in_flight: usize, metrics: &EngineMetrics) -> EngineOptions {
+        let (clock, metrics) = (self.clone(), metrics.clone());
+        let clock = Clock::virtual_time(move || clock.now());
+        EngineOptions { clock, metrics, ..EngineOptions::new(in_flight) }
+    }
+}
+
+/// An engine in virtual time: a step takes 1 ms and 10 µs for each token.
+struct Bench {
+    core: EngineCore,
+    executor: TimedExecutor,
+    metrics: EngineMetrics,
+    clock: VirtualClock,
+    /// The updates of each request, and the last cost read from them.
+    streams: HashMap<RequestId, (UnboundedReceiver<Update>, Cost)>,
     costs: Vec<(RequestId, Cost)>,
     /// Blocks used times seconds, from the scheduler's own counts.
     block_seconds: f64,
-    busy: f64,
 }
 
 impl Bench {
     fn new(config: &SchedulerConfig, in_flight: usize) -> Self {
+        let (clock, metrics) = (VirtualClock::new(), EngineMetrics::default());
+        let takes = |tokens| Duration::from_millis(1) + Duration::from_micros(10 * tokens as u64);
         Self {
-            pipeline: Pipeline::new(config.clone(), in_flight, None),
-            model: FakeModel::new(config),
-            account: StepCosts::default(),
-            forecast: Forecast::default(),
-            now: Instant::now(),
-            outputs: std::collections::VecDeque::new(),
+            core: EngineCore::new(config.clone(), clock.options(in_flight, &metrics)),
+            executor: TimedExecutor::new(config, takes, clock.clone()),
+            metrics,
+            clock,
+            streams: HashMap::new(),
             costs: Vec::new(),
             block_seconds: 0.0,
-            busy: 0.0,
         }
     }
 
     fn submit(&mut self, id: u64, request: Request) {
+        let (updates, stream) = unbounded_channel();
         let id = RequestId(id);
-        self.account.open(id, request.prompt.len(), self.now, None);
-        self.pipeline.submit(vec![(id, request)]).unwrap();
+        self.streams.insert(id, (stream, Cost::default()));
+        let group = vec![Submission { id, request, updates }];
+        self.core.submit(group, &SubmitOptions::default(), self.clock.now()).unwrap();
     }
 
-    /// One turn; `false` when nothing is left.
+    /// One step; `false` when nothing is left.
     fn turn(&mut self) -> bool {
-        while let Some(plan) = self.pipeline.start() {
-            let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
-            let expected = self.forecast.step_takes(tokens);
-            self.account.launched(&plan, self.pipeline.scheduler().owners(), self.now, expected);
-            let took = Duration::from_millis(1) + Duration::from_micros(10 * tokens as u64);
-            self.outputs.push_back((self.model.step(&plan), tokens, took));
+        let collected_before = self.executor.busy.as_secs_f64();
+        while let Some(step) = self.core.schedule() {
+            self.core.launch(step, &mut self.executor).unwrap();
         }
-        let counts = self.pipeline.scheduler().counts();
-        let held: f64 = self.pipeline.scheduler().holdings().map(|(_, blocks)| blocks).sum();
+        let published = self.core.publish();
+        let measured = self.metrics.step.get_sample_sum();
+        assert!((measured - collected_before).abs() < 1e-9, "{measured} {collected_before}");
+        self.costs.extend(published.finished);
+        self.read_costs();
+        let counts = self.core.scheduler().counts();
+        let held: f64 = self.core.scheduler().holdings().map(|(_, blocks)| blocks).sum();
         assert!((held - counts.blocks_used as f64).abs() < 1e-9, "parts of blocks add up to blocks");
-        self.account.hold(self.pipeline.scheduler().holdings(), self.now);
-        let Some((output, tokens, took)) = self.outputs.pop_front() else { return false };
-        self.now += took;
-        self.busy += took.as_secs_f64();
-        self.block_seconds += counts.blocks_used as f64 * took.as_secs_f64();
-        let measured = self.account.results(self.now);
-        self.forecast.step(tokens, measured);
-        assert!((measured - took.as_secs_f64()).abs() < 1e-9, "{measured} {took:?}");
-        for (id, update) in self.pipeline.commit(&output).unwrap() {
-            let so_far = self.account.cost(id, update.token.is_some());
-            if update.finish.is_some() {
-                let cost = self.account.close(id, self.now);
-                assert!(cost.prefill + cost.decode >= so_far.prefill + so_far.decode);
-                self.costs.push((id, cost));
-            }
-        }
+        let Some(step) = self.core.collect(&mut self.executor).unwrap() else { return false };
+        let took = self.busy() - collected_before;
+        self.block_seconds += counts.blocks_used as f64 * took;
+        self.core.commit(step).unwrap();
         true
     }
 
+    /// Reads all updates: a request's cost never falls.
+    fn read_costs(&mut self) {
+        for (stream, last) in self.streams.values_mut() {
+            while let Ok(update) = stream.try_recv() {
+                let (before, now) = (*last, update.cost);
+                assert!(now.prefill + now.decode >= before.prefill + before.decode, "{now:?} {before:?}");
+                *last = now;
+            }
+        }
+    }
+
     fn abort(&mut self, id: u64) {
-        self.pipeline.abort(RequestId(id));
-        let cost = self.account.close(RequestId(id), self.now);
+        let cost = self.core.abort(RequestId(id));
         self.costs.push((RequestId(id), cost));
     }
 
     fn run(mut self) -> Self {
         while self.turn() {}
         self
+    }
+
+    fn busy(&self) -> f64 {
+        self.executor.busy.as_secs_f64()
     }
 
     fn sum(&self) -> Cost {
@@ -142,11 +209,11 @@ fn costs_add_up_to_what_the_device_took() {
             bench.submit(id.into(), stopping(id % 20));
         }
         let bench = bench.run();
-        let counts = bench.pipeline.scheduler().counts();
+        let counts = bench.core.scheduler().counts();
         assert!(counts.preemptions > 0 && counts.prefix_hits > 0, "{counts:?}");
-        let (sum, totals) = (bench.sum(), bench.account.totals());
+        let (sum, totals) = (bench.sum(), bench.core.device_totals());
         assert_eq!(bench.costs.len(), 24);
-        close(totals.prefill + totals.decode, bench.busy, "the device's time");
+        close(totals.prefill + totals.decode, bench.busy(), "the device's time");
         close(sum.prefill, totals.prefill, "prefill");
         close(sum.decode, totals.decode, "decode");
         close(totals.kv_block_seconds, bench.block_seconds, "blocks");
@@ -169,15 +236,15 @@ fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again
             asked.stop.stop_ids = vec![alone(&asked, 100).tokens[0]];
             bench.submit(id.into(), asked);
             // As many come as may start, so that none waits.
-            while (id + 1) % together == 0 && bench.pipeline.scheduler().counts().waiting > 0 {
+            while (id + 1) % together == 0 && bench.core.scheduler().counts().waiting > 0 {
                 assert!(bench.turn());
             }
         }
         let bench = bench.run();
-        let (sum, totals) = (bench.sum(), bench.account.totals());
+        let (sum, totals) = (bench.sum(), bench.core.device_totals());
         assert_eq!(bench.costs.len(), 1000);
         assert!(totals.decode > 0.04 * totals.prefill, "rows were in flight for nobody: {totals:?}");
-        close(totals.prefill + totals.decode, bench.busy, "the device's time");
+        close(totals.prefill + totals.decode, bench.busy(), "the device's time");
         close(sum.prefill, totals.prefill, "prefill");
         close(sum.decode, totals.decode, "decode");
         close(sum.kv_block_seconds, totals.kv_block_seconds, "blocks of requests");
@@ -210,7 +277,7 @@ fn what_is_cached_is_not_computed_and_a_shared_block_is_divided() {
     assert_eq!((first.computed_tokens, second.computed_tokens), (169, 41));
     assert!(first.kv_block_seconds > second.kv_block_seconds, "{first:?} {second:?}");
     // It holds three, of which two are shared as long as the other runs.
-    assert!(second.kv_block_seconds < 2.0 * bench.busy, "{second:?} {}", bench.busy);
+    assert!(second.kv_block_seconds < 2.0 * bench.busy(), "{second:?} {}", bench.busy());
     close(bench.sum().kv_block_seconds, bench.block_seconds, "blocks");
 }
 
@@ -237,46 +304,75 @@ fn whoever_leaves_pays_for_what_is_in_flight() {
     (0..100).for_each(|_| assert!(bench.turn()));
     bench.abort(1);
     let bench = bench.run();
-    let (sum, totals) = (bench.sum(), bench.account.totals());
+    let (sum, totals) = (bench.sum(), bench.core.device_totals());
     close(sum.prefill + sum.decode, totals.prefill + totals.decode, "the device's time");
     close(sum.kv_block_seconds, bench.block_seconds, "blocks");
 }
 
-/// The engine's own clock, told the time: a step takes ten milliseconds.
 #[test]
-fn whoever_leaves_when_a_step_has_ended_pays_for_it_once() {
+fn a_request_that_leaves_after_a_step_is_charged_for_it_once() {
     for in_flight in [1, 2] {
-        let (meters, mut now) = (EngineMetrics::default(), Instant::now());
-        let mut watch = StepClock::new(Forecast::default(), (Duration::ZERO, Duration::MAX), meters.clone());
-        let mut turns = EngineCore::new(Pipeline::new(config(), in_flight, None), 1);
-        let mut executor = FakeExecutor::new(&config());
-        let (id, (updates, _inbox)) = (RequestId(1), tokio::sync::mpsc::unbounded_channel());
-        let asked = request(prompt(0, 100), 300);
-        turns.submit(vec![Submission { id, request: asked, updates, each: true }]).unwrap();
-        watch.open(id, 100, now, None);
-        let mut turn = |turns: &mut EngineCore, watch: &mut StepClock| {
-            let see = &mut |pipeline: &Pipeline, moment: StepEvent<'_>| {
-                now += Duration::from_millis(if matches!(moment, StepEvent::Results) { 10 } else { 0 });
-                watch.see(pipeline, moment, now);
-            };
-            (turns.turn(&mut executor, see).unwrap(), now)
-        };
-        let left = (0..5).map(|_| turn(&mut turns, &mut watch).1).last().unwrap();
-        turns.abort(id, Cost::default());
-        let cost = watch.close(id, left);
-        while turn(&mut turns, &mut watch).0 {}
+        let (clock, metrics) = (VirtualClock::new(), EngineMetrics::default());
+        let mut core = EngineCore::new(config(), clock.options(in_flight, &metrics));
+        let mut executor = TimedExecutor::new(&config(), |_| Duration::from_millis(10), clock.clone());
+        let (id, (updates, _stream)) = (RequestId(1), unbounded_channel());
+        let group = vec![Submission { id, request: request(prompt(0, 100), 300), updates }];
+        core.submit(group, &SubmitOptions::default(), clock.now()).unwrap();
+        (0..5).for_each(|_| assert!(core.step(&mut executor).unwrap().committed));
+        let cost = core.abort(id);
+        while core.step(&mut executor).unwrap().committed {}
         let steps = (4 + in_flight) as f64;
-        assert!((meters.prefill.get() + meters.decode.get() - 0.01 * steps).abs() < 1e-9);
+        assert!((metrics.prefill.get() + metrics.decode.get() - 0.01 * steps).abs() < 1e-9);
         close(cost.prefill + cost.decode, 0.01 * steps, "the device's time");
         close(cost.kv_block_seconds, 2.0 * 0.01 * steps, "two blocks");
     }
 }
 
-async fn run(handle: &EngineHandle, group: Vec<Request>, payer: &Arc<KeyCounters>) -> Vec<Cost> {
-    let mut place = handle.enter(group.len()).unwrap();
-    place.bill_to(Arc::clone(payer));
+/// The order of a step: the executor has its next steps before a client gets an update of the step before.
+#[test]
+fn the_next_step_is_launched_before_updates_are_published() {
+    struct Watched {
+        inner: TimedExecutor,
+        stream: UnboundedReceiver<Update>,
+        launched: usize,
+        read: usize,
+    }
+    impl Executor for Watched {
+        fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+            self.launched += 1;
+            assert!(self.stream.is_empty(), "step {} is launched after updates", plan.id);
+            self.inner.enqueue(plan)
+        }
+
+        fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+            let output = self.inner.collect()?;
+            // All updates of earlier steps are there, each of which had one token.
+            self.read += std::iter::from_fn(|| self.stream.try_recv().ok()).count();
+            assert_eq!(self.read as u64, output.id, "updates read in step {}", output.id);
+            Ok(output)
+        }
+    }
+    for in_flight in [1, 2] {
+        let (clock, (updates, stream)) = (VirtualClock::new(), unbounded_channel());
+        let inner = TimedExecutor::new(&config(), |_| Duration::from_millis(1), clock.clone());
+        let mut executor = Watched { inner, stream, launched: 0, read: 0 };
+        let mut core = EngineCore::new(config(), clock.options(in_flight, &EngineMetrics::default()));
+        let group = vec![Submission { id: RequestId(1), request: request(vec![1], 20), updates }];
+        core.submit(group, &SubmitOptions::default(), clock.now()).unwrap();
+        while core.step(&mut executor).unwrap().committed {}
+        assert_eq!((executor.launched, executor.stream.len()), (20, 1), "the last update has the finish");
+    }
+}
+
+/// Options that charge these counters.
+fn charged_to(counters: &Arc<KeyCounters>) -> SubmitOptions {
+    SubmitOptions { counters: Some(Arc::clone(counters)), ..SubmitOptions::default() }
+}
+
+async fn run(handle: &EngineHandle, group: Vec<Request>, counters: &Arc<KeyCounters>) -> Vec<Cost> {
+    let permit = handle.enter(group.len()).unwrap();
     let mut costs = Vec::new();
-    for mut stream in place.submit(group).await.unwrap() {
+    for mut stream in permit.submit(group, charged_to(counters)).await.unwrap() {
         loop {
             let Update { finish, cost, .. } = stream.next().await;
             if let Some(finish) = finish {
@@ -294,43 +390,42 @@ async fn run(handle: &EngineHandle, group: Vec<Request>, payer: &Arc<KeyCounters
 async fn the_engine_tells_each_request_its_cost_and_its_payer_too() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(1));
     let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
-    let payer = payer();
+    let counters = key_counters();
     let group = (0..4).map(|i| request(prompt(i, 100), 20)).collect();
-    let costs = run(&handle, group, &payer).await;
+    let costs = run(&handle, group, &counters).await;
     let sum = costs.iter().fold(Cost::default(), |sum, cost| sum.and(*cost));
-    let meters = handle.metrics();
-    close(sum.prefill, meters.prefill.get(), "prefill");
-    close(sum.decode, meters.decode.get(), "decode");
-    close(sum.kv_block_seconds, meters.kv_block_seconds.get(), "blocks");
+    let metrics = handle.metrics();
+    close(sum.prefill, metrics.prefill.get(), "prefill");
+    close(sum.decode, metrics.decode.get(), "decode");
+    close(sum.kv_block_seconds, metrics.kv_block_seconds.get(), "blocks");
     assert!(sum.prefill + sum.decode > 0.02, "steps of a millisecond: {sum:?}");
-    let (tokens, device) = (payer.generated_tokens.get(), payer.prefill.get() + payer.decode.get());
-    assert_eq!((payer.requests.get(), payer.prompt_tokens.get(), tokens), (4, 400, 80));
-    close(device, sum.prefill + sum.decode, "the payer's");
+    let tokens = counters.generated_tokens.get();
+    assert_eq!((counters.requests.get(), counters.prompt_tokens.get(), tokens), (4, 400, 80));
+    close(counters.prefill.get() + counters.decode.get(), sum.prefill + sum.decode, "the key's");
     let steps = handle.stats().counts.steps;
-    assert_eq!((meters.step.get_sample_count(), meters.idle.get_sample_count()), (steps, steps));
+    assert_eq!((metrics.step.get_sample_count(), metrics.idle.get_sample_count()), (steps, steps));
     // The executor cannot tell what a step takes: they are compared with those before them, once the first has been
     // accounted for, which is when the third is on its way.
-    assert_eq!(meters.ratio.get_sample_count(), steps - 3);
-    assert_eq!(meters.tokens.get_sample_sum(), (sum.computed_tokens + sum.recomputed_tokens) as f64);
-    assert!(meters.host.get_sample_count() > 10);
+    assert_eq!(metrics.ratio.get_sample_count(), steps - 3);
+    assert_eq!(metrics.tokens.get_sample_sum(), (sum.computed_tokens + sum.recomputed_tokens) as f64);
+    assert!(metrics.host.get_sample_count() > 10);
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_is_billed_all_the_same() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
-    let payer = payer();
-    let mut place = handle.enter(1).unwrap();
-    place.bill_to(Arc::clone(&payer));
-    let stream = place.submit(vec![request(prompt(0, 100), 500)]).await.unwrap();
+    let counters = key_counters();
+    let group = vec![request(prompt(0, 100), 500)];
+    let stream = handle.enter(1).unwrap().submit(group, charged_to(&counters)).await.unwrap();
     (0..3).for_each(|_| permits.send(()).unwrap());
     while handle.stats().counts.steps < 4 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drop(stream);
     drop(permits);
-    while payer.requests.get() == 0 {
+    while counters.requests.get() == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(payer.prefill.get() > 0.0 && payer.computed_tokens.get() > 100);
+    assert!(counters.prefill.get() > 0.0 && counters.computed_tokens.get() > 100);
 }

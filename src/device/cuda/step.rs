@@ -118,7 +118,7 @@ impl Step {
         assert_eq!(tables.positions.len(), inputs.tokens.len(), "segments must cover the rows");
         for first in inputs.tokens.len()..rows {
             left -= 1;
-            let spare = Segment { first, len: 1, position: 0, blocks: vec![entries.spare_block] };
+            let spare = Segment { first, len: 1, position: 0, blocks: [entries.spare_block].into() };
             tables.add(&spare, entries, left);
         }
         tables.entries.push(tables.taken);
@@ -224,7 +224,7 @@ impl Tables {
             self.positions.push(position as u32);
             self.places.push(segment.blocks[position / BLOCK_TOKENS]);
         }
-        self.blocks.extend(&segment.blocks[..used]);
+        self.blocks.extend_from_slice(&segment.blocks[..used]);
         let splits: usize = (segment.position..end).map(|position| position / SPLIT_TOKENS + 1).sum();
         let room = entries.room - item.entry as usize;
         if segment.len <= DECODE_ROWS && splits + left <= room {

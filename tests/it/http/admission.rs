@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use octant::engine::{Forecast, Start};
+use octant::engine::Forecast;
 use octant::request::Tenant;
 use octant::server::middleware::Caller;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ const STEP: Duration = Duration::from_millis(20);
 /// A house whose steps take 20 ms and are believed to take so many seconds.
 fn believing(seconds: f64) -> Plan {
     let mut plan = Plan::new();
-    plan.start = Start { forecast: Forecast::new(&[(1, seconds); 400]), ..Start::new(2) };
+    plan.start.forecast = Forecast::new(&[(1, seconds); 400]);
     plan
 }
 

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, EngineHandle, EngineThread, Executor, Start, Stats};
+use octant::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Executor, Stats};
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
+use octant::server::metrics::engine_metrics;
 use octant::server::{DrainTimes, Ended, ServerState, ServerStatus, Settings, Signals, bind, serve};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -32,7 +33,7 @@ pub struct Plan {
     pub settings: Settings,
     pub times: DrainTimes,
     pub stalled_after: Duration,
-    pub start: Start,
+    pub start: EngineOptions,
 }
 
 impl Plan {
@@ -44,13 +45,13 @@ impl Plan {
             settings,
             times,
             stalled_after: Duration::from_secs(60),
-            start: Start::new(2),
+            start: EngineOptions { metrics: engine_metrics(), ..EngineOptions::new(2) },
         }
     }
 
     /// Opens the house over an executor.
     pub fn over(self, executor: impl Executor + 'static) -> House {
-        let (engine, thread) = Engine::start_as(self.config, Box::new(executor), self.start);
+        let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start);
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);

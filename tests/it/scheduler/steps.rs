@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use octant::request::{Finish, Request, SamplingParams};
+use octant::request::{Finish, Request, SampledToken, SamplingParams};
+use octant::scheduler::PlannedStep;
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{RowOutput, StepOutput, TokenSource};
 
@@ -218,33 +219,46 @@ fn nothing_that_a_failed_request_computed_stays_in_the_cache() {
 fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let plan = bench.scheduler.plan().expect("a request waits");
+    let PlannedStep { plan, rows } = bench.scheduler.plan().expect("a request waits");
     let output = StepOutput { id: plan.id, rows: vec![output] };
-    let updates = bench.scheduler.commit(&output).expect("the output fits its plan");
+    let updates = bench.scheduler.commit(rows, output).expect("the output fits its plan");
     updates[0].1.finish.clone()
+}
+
+/// The output of a row that sampled this token.
+fn sampled(token: u32) -> RowOutput {
+    RowOutput { tokens: [SampledToken::new(token)].into_iter().collect(), ..RowOutput::default() }
 }
 
 #[test]
 fn an_executor_that_breaks_its_contract_fails_the_request_it_broke() {
-    let beyond = RowOutput { token: Some(100), ..RowOutput::default() };
+    let beyond = sampled(100);
     assert!(matches!(outcome_of(beyond), Some(Finish::Error(_))), "a token beyond the vocabulary");
     assert!(matches!(outcome_of(RowOutput::default()), Some(Finish::Error(_))), "no token");
-    assert_eq!(outcome_of(RowOutput { token: Some(99), ..RowOutput::default() }), None);
+    assert_eq!(outcome_of(sampled(99)), None);
 }
 
 #[test]
 fn an_output_that_fits_no_plan_is_refused() {
+    // A step can be committed once only: `commit` consumes its planned rows.
+    let commit = |change: fn(&mut StepOutput)| {
+        let mut bench = Bench::new(config());
+        bench.submit(request(vec![1], 9));
+        let PlannedStep { plan, rows } = bench.scheduler.plan().unwrap();
+        let mut output = StepOutput { id: plan.id, rows: vec![sampled(1)] };
+        change(&mut output);
+        bench.scheduler.commit(rows, output)
+    };
+    assert!(commit(|output| output.rows.clear()).is_err(), "too few rows");
+    assert!(commit(|output| output.id += 1).is_err(), "a later id");
+    assert!(commit(|_| ()).is_ok());
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let plan = bench.scheduler.plan().unwrap();
-    let rows = vec![RowOutput { token: Some(1), ..RowOutput::default() }];
-    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows: vec![] }).is_err(), "too few rows");
-    assert!(
-        bench.scheduler.commit(&StepOutput { id: plan.id + 1, rows: rows.clone() }).is_err(),
-        "a later id"
-    );
-    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows: rows.clone() }).is_ok());
-    assert!(bench.scheduler.commit(&StepOutput { id: plan.id, rows }).is_err(), "twice");
+    let (first, second) = (bench.scheduler.plan().unwrap(), bench.scheduler.plan().unwrap());
+    let output = |step: &PlannedStep| StepOutput { id: step.plan.id, rows: vec![sampled(1)] };
+    let outputs = [output(&first), output(&second)];
+    assert!(bench.scheduler.commit(second.rows, outputs[1].clone()).is_err(), "not the earliest step");
+    assert!(bench.scheduler.commit(first.rows, outputs[0].clone()).is_ok());
 }
 
 #[test]

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use octant::cost::RowShape;
-use octant::engine::forecast::{Load, retry_after};
-use octant::engine::{Forecast, Outlook, Pipeline, RequestId};
+use octant::engine::admission::{QueueSnapshot, queue_state, retry_after};
+use octant::engine::{Forecast, QueueState, RequestId};
 use octant::request::Tenant;
-use octant::scheduler::SchedulerConfig;
+use octant::scheduler::{Scheduler, SchedulerConfig};
 use octant::simulator::report::foreseen;
 use octant::simulator::virtual_time::VirtualTime;
 use octant::simulator::workload::{Draws, Spread, Synthetic};
@@ -27,16 +27,20 @@ fn known() -> Forecast {
 
 #[test]
 fn steps_are_a_line_through_those_that_were() {
-    let (base, per_token) = known().line();
+    let (base, per_token) = known().coefficients();
     close(base, 0.01);
     close(per_token, 0.0001);
-    assert_eq!(Forecast::default().line(), (0.0, 0.0), "nothing is known");
+    assert_eq!(Forecast::default().coefficients(), (0.0, 0.0), "nothing is known");
     let mut alike = Forecast::default();
     (0..10).for_each(|_| alike.step(8, 0.02));
-    close(alike.line().0, 0.02);
+    close(alike.coefficients().0, 0.02);
     let mut changed = known();
     (0..2000).for_each(|i| changed.step(1 + i % 100, 0.05));
-    assert!((changed.line().0 - 0.05).abs() < 1e-4, "the later ones count more: {:?}", changed.line());
+    assert!(
+        (changed.coefficients().0 - 0.05).abs() < 1e-4,
+        "the later ones count more: {:?}",
+        changed.coefficients()
+    );
     let mut nonsense = known();
     nonsense.step(5, f64::NAN);
     nonsense.step(5, f64::INFINITY);
@@ -46,13 +50,20 @@ fn steps_are_a_line_through_those_that_were() {
 #[test]
 fn a_first_token_waits_for_prompts_ahead_and_for_a_place() {
     let forecast = known();
-    let idle = Load { prompt: 100, places: 4, step_tokens: 100, ..Load::default() };
+    let idle = QueueState { prompt_tokens: 100, can_start: 4, step_tokens: 100, ..QueueState::default() };
     close(forecast.first_token(&idle), 0.01 + 0.01);
     // Three steps of prompts, its own among them.
-    close(forecast.first_token(&Load { tokens: 200, ahead: 1, ..idle }), 0.03 + 0.03);
+    close(forecast.first_token(&QueueState { tokens_ahead: 200, requests_ahead: 1, ..idle }), 0.03 + 0.03);
     // No place: of 4 that run one ends every 32 steps, and two must.
-    let full =
-        Load { running: 4, places: 0, ahead: 1, tokens: 50, prompt: 50, step_tokens: 100, in_flight: 0 };
+    let full = QueueState {
+        requests_ahead: 1,
+        tokens_ahead: 50,
+        prompt_tokens: 50,
+        running: 4,
+        can_start: 0,
+        step_tokens: 100,
+        steps_in_flight: 0,
+    };
     let steps = 2.0 * 128.0 / 4.0 + 1.0;
     close(forecast.first_token(&full), steps * 0.01 + (100.0 + 4.0 * steps) * 0.0001);
     let mut short = forecast.clone();
@@ -69,9 +80,13 @@ fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
         let config = asked::config(&mut draws);
         let mut forecast = known();
         (0..below(&mut draws, 40)).for_each(|i| forecast.answers(10, i % 2));
-        let (mut pipeline, mut model) =
-            (Pipeline::new(config.clone(), 2, None), Machine::new(cost(), asked::voice()));
-        let mut outputs = VecDeque::new();
+        let (mut scheduler, mut model) =
+            (Scheduler::new(config.clone()), Machine::new(cost(), asked::voice()));
+        let mut in_flight = VecDeque::new();
+        let mut launch = |scheduler: &mut Scheduler, in_flight: &mut VecDeque<_>| {
+            let step = scheduler.plan();
+            in_flight.extend(step.map(|step| (step.rows, model.step(&step.plan).0)));
+        };
         let alike = below(&mut draws, 2) == 0;
         let of = |draws: &mut Draws, i: u64| {
             let mut asked = asked::any(draws, i, &config);
@@ -83,21 +98,23 @@ fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
             asked
         };
         for i in 0..below(&mut draws, 30) as u64 {
-            let _refused = pipeline.submit(vec![(RequestId(i), of(&mut draws, i))]);
+            let _refused = scheduler.submit(vec![(RequestId(i), of(&mut draws, i))]);
             if below(&mut draws, 2) == 0 {
-                outputs.extend(pipeline.start().map(|plan| model.step(&plan).0));
-                outputs.pop_front().into_iter().for_each(|output| _ = pipeline.commit(&output).unwrap());
+                launch(&mut scheduler, &mut in_flight);
+                if let Some((rows, output)) = in_flight.pop_front() {
+                    scheduler.commit(rows, output).unwrap();
+                }
             }
         }
-        outputs.extend(pipeline.start().map(|plan| model.step(&plan).0));
+        launch(&mut scheduler, &mut in_flight);
         let asked = of(&mut draws, 99);
-        let outlook = Outlook::new(&pipeline, &forecast);
-        let least = outlook.at_least(&asked.tenant, asked.priority).first;
-        let load = pipeline.load(&asked);
-        let exact = forecast.first_token(&load);
-        assert!(least <= exact + 1e-9, "{least} {exact}: {outlook:?} {load:?}");
-        behind_a_line += usize::from(alike && load.ahead > 2);
-        most = most.max(if load.ahead > 2 { least / exact } else { 0.0 });
+        let snapshot = QueueSnapshot::new(&scheduler, in_flight.len(), &forecast);
+        let least = snapshot.wait_at_least(&asked.tenant, asked.priority).first_token;
+        let state = queue_state(&scheduler, in_flight.len(), &asked);
+        let exact = forecast.first_token(&state);
+        assert!(least <= exact + 1e-9, "{least} {exact}: {snapshot:?} {state:?}");
+        behind_a_line += usize::from(alike && state.requests_ahead > 2);
+        most = most.max(if state.requests_ahead > 2 { least / exact } else { 0.0 });
     }
     assert!(
         behind_a_line > 20 && most > 0.9,

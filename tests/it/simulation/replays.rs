@@ -1,48 +1,44 @@
 //! Recordings: whatever happened is made again bit for bit, and damage is named.
 
-use std::collections::VecDeque;
+use std::time::Instant;
 
-use octant::engine::{Engine, Pipeline, Recorder, RequestId};
+use octant::engine::{Engine, EngineCore, EngineOptions, Recorder, RequestId, Submission, SubmitOptions};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::replay;
 use octant::simulator::trace::{End, Header, Trace, write_events, write_header};
 use proptest::prelude::*;
 
 use super::recorded;
-use crate::fake::{FakeExecutor, FakeModel, config, request};
+use crate::fake::{FakeExecutor, config, request};
 use crate::scheduler::prompt;
 use crate::scheduler::random::{Event, any_config, any_event};
 
 /// Does what happens through a pipeline that is recorded; returns the file and the number of plans.
 fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Vec<u8>, u64) {
     let (recorder, listener) = Recorder::new(1 << 20);
-    let mut pipeline = Pipeline::new(config.clone(), in_flight, Some(recorder));
-    let mut model = FakeModel::new(config);
-    let (mut outputs, mut ids, mut plans) = (VecDeque::new(), 0, 0);
+    let options = EngineOptions { recorder: Some(recorder), ..EngineOptions::new(in_flight) };
+    let mut core = EngineCore::new(config.clone(), options);
+    let mut executor = FakeExecutor::new(config);
+    let (mut ids, mut plans) = (0, 0);
     let mut events = events.into_iter();
     loop {
         match events.next() {
             Some(Event::Submit(group)) => {
                 let group = group.into_iter().map(|request| {
                     ids += 1;
-                    (RequestId(ids), request)
+                    let updates = tokio::sync::mpsc::unbounded_channel().0;
+                    Submission { id: RequestId(ids), request, updates }
                 });
-                pipeline.submit(group.collect()).unwrap();
+                core.submit(group.collect(), &SubmitOptions::default(), Instant::now()).unwrap();
             }
-            Some(Event::Abort(i)) => pipeline_abort(&mut pipeline, i as u64, ids),
+            Some(Event::Abort(i)) => abort(&mut core, i as u64, ids),
             Some(Event::Nothing) => {}
-            None if pipeline.scheduler().is_idle() => break,
+            None if core.is_idle() => break,
             None => {}
         }
-        while let Some(plan) = pipeline.start() {
-            plans += 1;
-            outputs.push_back(model.step(&plan));
-        }
-        if let Some(output) = outputs.pop_front() {
-            pipeline.commit(&output).unwrap();
-        }
+        plans += core.step(&mut executor).unwrap().launched as u64;
     }
-    drop(pipeline);
+    drop(core);
     let mut file = Vec::new();
     let about = vec![("gpu".to_owned(), "none".to_owned())];
     write_header(&mut file, &Header { config: config.clone(), in_flight, about }).unwrap();
@@ -50,10 +46,10 @@ fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Ve
     (file, plans)
 }
 
-/// The engine never aborts what has not come.
-fn pipeline_abort(pipeline: &mut Pipeline, i: u64, ids: u64) {
+/// The engine never aborts a request that was not submitted.
+fn abort(core: &mut EngineCore, i: u64, ids: u64) {
     if ids > 0 {
-        pipeline.abort(RequestId(1 + i % ids));
+        core.abort(RequestId(1 + i % ids));
     }
 }
 
@@ -127,9 +123,14 @@ fn damage_is_found_and_located() {
 async fn an_engine_does_not_wait_for_a_slow_disk() {
     let (recorder, listener) = Recorder::new(5);
     let executor = Box::new(FakeExecutor::new(&config()));
-    let (handle, thread) = Engine::start_as(config(), executor, recorded(recorder));
-    let mut stream =
-        handle.enter(1).unwrap().submit(vec![request(prompt(0, 50), 30)]).await.unwrap().remove(0);
+    let (handle, thread) = Engine::start_with(config(), executor, recorded(recorder));
+    let mut stream = handle
+        .enter(1)
+        .unwrap()
+        .submit(vec![request(prompt(0, 50), 30)], SubmitOptions::default())
+        .await
+        .unwrap()
+        .remove(0);
     while stream.next().await.finish.is_none() {}
     drop((stream, handle));
     thread.join().unwrap();

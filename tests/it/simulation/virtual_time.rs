@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use octant::engine::{Engine, Recorder};
+use octant::engine::{Engine, Recorder, SubmitOptions};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::{RecordedRequest, replay, resimulate};
 use octant::simulator::report::{Report, Slo};
@@ -150,14 +150,20 @@ async fn on_the_wall_clock(trace: Vec<(f64, Ask)>) -> (Vec<f64>, Vec<Journey>, V
     let simulator = Simulator::new(Machine::new(cost(), voice), PACE).unwrap();
     let (recorder, listener) = Recorder::new(1 << 20);
     let begin = tokio::time::Instant::now();
-    let (handle, thread) = Engine::start_as(config(), Box::new(simulator), recorded(recorder));
+    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), recorded(recorder));
     let client = |(at, ask): (f64, Ask)| {
         let handle = handle.clone();
         tokio::spawn(async move {
             tokio::time::sleep_until(begin + Duration::from_secs_f64(at * PACE)).await;
             let sent = begin.elapsed().as_secs_f64() / PACE;
             let asked = request(ask.request.prompt.to_vec(), ask.answer.len() as u32);
-            let mut stream = handle.enter(1).unwrap().submit(vec![asked]).await.unwrap().remove(0);
+            let mut stream = handle
+                .enter(1)
+                .unwrap()
+                .submit(vec![asked], SubmitOptions::default())
+                .await
+                .unwrap()
+                .remove(0);
             while stream.next().await.finish.is_none() {}
             (stream.id(), sent)
         })
@@ -213,9 +219,9 @@ async fn a_setting_that_is_changed_in_a_replay_changes_the_report() {
     let (recorder, listener) = Recorder::new(1 << 20);
     let voice = Voice::new((1..1000).collect(), vec![0], 1e9, 1000).unwrap();
     let simulator = Simulator::new(Machine::new(cost(), voice), 0.0).unwrap();
-    let (handle, thread) = Engine::start_as(config(), Box::new(simulator), recorded(recorder));
+    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), recorded(recorder));
     let group = (0..8).map(|i| request((0..300).map(|t| (t * 7 + i) % 1000).collect(), 20 + i)).collect();
-    let mut streams = handle.enter(8).unwrap().submit(group).await.unwrap();
+    let mut streams = handle.enter(8).unwrap().submit(group, SubmitOptions::default()).await.unwrap();
     for stream in &mut streams {
         while stream.next().await.finish.is_none() {}
     }

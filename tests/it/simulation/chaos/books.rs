@@ -13,14 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use octant::engine::{
-    Deadlines, EngineMetrics, Forecast, KeyCounters, Pipeline, RequestId, StepClock, StepEvent,
-};
+use octant::engine::{EngineCore, EngineMetrics, KeyCounters, Published, RequestId};
 use octant::request::Cost;
+use octant::scheduler::step_plan::StepPlan;
 use prometheus::{Counter, IntCounter};
 
 use super::asked::TENANTS;
-use crate::usage::payer;
+use crate::usage::key_counters;
 
 /// Of what can be known exactly, for the nanoseconds of clocks.
 const EXACT: f64 = 1e-6;
@@ -66,9 +65,7 @@ struct Entry {
 /// Of one life.
 pub struct Books {
     clock: Clock,
-    watch: StepClock,
-    meters: EngineMetrics,
-    deadlines: Deadlines,
+    metrics: EngineMetrics,
     /// By tenant.
     payers: Vec<Arc<KeyCounters>>,
     open: BTreeMap<RequestId, Entry>,
@@ -89,14 +86,11 @@ pub struct Books {
 }
 
 impl Books {
-    pub fn new(clock: Clock) -> Self {
-        let meters = EngineMetrics::default();
-        let bounds = (Duration::ZERO, Duration::MAX);
+    /// The books of an engine that writes these metrics.
+    pub fn new(clock: Clock, metrics: EngineMetrics) -> Self {
         Self {
-            watch: StepClock::new(Forecast::default(), bounds, meters.clone()),
-            meters,
-            deadlines: Deadlines::default(),
-            payers: TENANTS.iter().map(|_| payer()).collect(),
+            metrics,
+            payers: TENANTS.iter().map(|_| key_counters()).collect(),
             open: BTreeMap::new(),
             closed: BTreeMap::new(),
             prompts: 0,
@@ -110,46 +104,33 @@ impl Books {
         }
     }
 
-    fn now(&self) -> Instant {
-        self.clock.instant(self.clock.now())
-    }
-
-    /// A moment of a turn, in the engine's order: what is told has no deadline any more.
-    pub fn see(&mut self, pipeline: &Pipeline, moment: StepEvent<'_>) {
-        let now = self.now();
-        match moment {
-            StepEvent::Telling(updates) => {
-                let ended = updates.iter().filter(|(_, update)| update.finish.is_some());
-                ended.for_each(|(id, _)| self.deadlines.remove(*id));
-                self.drawn += updates.iter().filter(|(_, update)| update.token.is_some()).count() as u64;
-                self.watch.see(pipeline, StepEvent::Telling(&mut *updates), now);
-                for (id, update) in updates.iter().filter(|(_, update)| update.finish.is_some()) {
-                    self.note(*id, update.cost);
-                }
-                self.hold(pipeline);
-                return;
-            }
-            StepEvent::Launched(plan, _) => {
-                self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
-                let now = self.clock.now();
-                for id in pipeline.scheduler().owners() {
-                    self.open.entry(id).and_modify(|entry| _ = entry.started.get_or_insert(now));
-                }
-            }
-            StepEvent::Results => {
-                let since = self.clock.now() - self.blocks.0;
-                self.metered = self.block_seconds + since * self.blocks.1 as f64;
-            }
-            StepEvent::Launching => {}
+    /// Takes note of a launched plan with the requests of its rows.
+    pub fn launched(&mut self, plan: &StepPlan, ids: &[RequestId]) {
+        self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
+        let now = self.clock.now();
+        for id in ids {
+            self.open.entry(*id).and_modify(|entry| _ = entry.started.get_or_insert(now));
         }
-        self.watch.see(pipeline, moment, now);
     }
 
-    /// So many blocks are held from now on.
-    fn hold(&mut self, pipeline: &Pipeline) {
+    /// Takes note of a step's results.
+    pub fn collected(&mut self) {
+        let since = self.clock.now() - self.blocks.0;
+        self.metered = self.block_seconds + since * self.blocks.1 as f64;
+    }
+
+    /// Takes note of what the engine published.
+    pub fn published(&mut self, published: &Published, core: &EngineCore) {
+        self.drawn += published.tokens as u64;
+        published.finished.iter().for_each(|(id, cost)| self.note(*id, *cost));
+        self.hold(core);
+    }
+
+    /// Counts the blocks that are held from now on.
+    pub fn hold(&mut self, core: &EngineCore) {
         let now = self.clock.now();
         self.block_seconds += (now - self.blocks.0) * self.blocks.1 as f64;
-        self.blocks = (now, pipeline.scheduler().counts().blocks_used);
+        self.blocks = (now, core.scheduler().counts().blocks_used);
     }
 
     fn note(&mut self, id: RequestId, cost: Cost) {
@@ -164,62 +145,29 @@ impl Books {
         }
     }
 
-    /// A request has been taken, which must have ended by then.
-    pub fn open(&mut self, id: RequestId, (prompt, tenant): (usize, usize), due: Option<f64>) {
-        self.watch.open(id, prompt, self.now(), Some(Arc::clone(&self.payers[tenant])));
+    /// The counters of a tenant.
+    pub fn counters(&self, tenant: usize) -> Arc<KeyCounters> {
+        Arc::clone(&self.payers[tenant])
+    }
+
+    /// A request has been taken.
+    pub fn open(&mut self, id: RequestId, prompt: usize) {
         self.open.insert(id, Entry { opened: self.clock.now(), started: None });
         self.prompts += prompt as u64;
-        if let Some(due) = due {
-            self.deadlines.add(id, self.clock.instant(due));
-        }
     }
 
-    /// Its client has left, whether it has been answered or not. Returns what it has cost, if it had not ended.
-    pub fn leave(&mut self, id: RequestId, pipeline: &Pipeline) -> Cost {
-        self.hold(pipeline);
-        self.end(id)
-    }
-
-    /// The same, of one that is cut off.
-    pub fn end(&mut self, id: RequestId) -> Cost {
-        self.deadlines.remove(id);
-        let cost = self.watch.close(id, self.now());
+    /// A request was aborted or cut off, with this cost, whether it had been answered or not.
+    pub fn left(&mut self, id: RequestId, cost: Cost) {
         if self.open.contains_key(&id) {
             self.note(id, cost);
         } else if cost != Cost::default() {
             self.wrong.get_or_insert(format!("request {} paid twice", id.0));
         }
-        cost
-    }
-
-    /// It must have ended at this time, and no later.
-    pub fn hurry(&mut self, id: RequestId, due: f64) {
-        self.deadlines.remove(id);
-        self.deadlines.add(id, self.clock.instant(due));
-    }
-
-    /// One whose time has come.
-    pub fn overdue(&mut self) -> Option<RequestId> {
-        self.deadlines.pop(self.now())
-    }
-
-    pub fn busy(&mut self) {
-        let now = self.now();
-        self.watch.busy(now);
-    }
-
-    pub fn rest(&mut self) {
-        self.watch.rest();
-    }
-
-    /// When requests would have their first token.
-    pub fn forecast(&self) -> &Forecast {
-        self.watch.forecast()
     }
 
     /// Tokens fed again so far.
     pub fn recomputed(&self) -> u64 {
-        self.meters.recomputed.get()
+        self.metrics.recomputed.get()
     }
 
     /// What a request has cost that has ended.
@@ -234,18 +182,20 @@ impl Books {
     /// The life has ended. Whoever was cut off pays for what it had. The device has worked for so long, and has been given
     /// `outstanding` seconds of work that nobody has seen the end of. Returns what was paid and what there was to pay, in
     /// seconds and block-seconds.
-    pub fn settle(&mut self, life: &Life, pipeline: &Pipeline) -> Result<[[f64; 2]; 2], String> {
+    pub fn settle(&mut self, life: &Life, core: &mut EngineCore) -> Result<[[f64; 2]; 2], String> {
         for id in self.open.keys().copied().collect::<Vec<_>>() {
-            self.leave(id, pipeline);
+            self.hold(core);
+            let cost = core.abort(id);
+            self.left(id, cost);
         }
         self.check()?;
         let sum = self.closed.values().fold(Cost::default(), |sum, cost| sum.and(*cost));
-        let (prefill, decode) = (self.meters.prefill.get(), self.meters.decode.get());
+        let (prefill, decode) = (self.metrics.prefill.get(), self.metrics.decode.get());
         let block_seconds = self.block_seconds;
         close(prefill + decode, life.busy, EXACT, "the device's time")?;
         // Who holds what is looked at after launches only.
         let seen = if life.host { NEAR } else { EXACT };
-        close(self.meters.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
+        close(self.metrics.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
         let near = NEAR + BLOCK_STEP / block_seconds.max(BLOCK_STEP);
         let due = prefill + decode + life.outstanding;
         if life.exact {

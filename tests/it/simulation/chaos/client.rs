@@ -127,7 +127,7 @@ impl Client {
         let (before, now) = (visit.cost, update.cost);
         let fell = before.prefill > now.prefill || before.decode > now.decode;
         // It pays for the step of each token no later than it hears the token.
-        let unpaid = update.token.is_some() && before.prefill + before.decode == now.prefill + now.decode;
+        let unpaid = !update.tokens.is_empty() && before.prefill + before.decode == now.prefill + now.decode;
         if fell || unpaid || before.kv_block_seconds > now.kv_block_seconds {
             return Err(format!("was told of {update:?} after {before:?}"));
         }
@@ -141,14 +141,13 @@ impl Client {
             }
             visit.scores += 1;
         }
-        if let Some(token) = update.token {
+        for token in &update.tokens {
             let expected = self.expected.tokens.get(visit.tokens);
-            if expected != Some(&token) {
-                return Err(format!("token {} is {token}, expected {expected:?}", visit.tokens));
+            if expected != Some(&token.id) {
+                return Err(format!("token {} is {}, expected {expected:?}", visit.tokens, token.id));
             }
-            let asked = self.request.sampling.logprobs.map(|_| token);
-            if update.logprob.as_ref().map(|logprob| logprob.token).is_some() != asked.is_some() {
-                return Err(format!("has a log-probability unasked, or none: {:?}", update.logprob));
+            if token.logprob.is_some() != self.request.sampling.logprobs.is_some() {
+                return Err(format!("has a log-probability unasked, or none: {token:?}"));
             }
             visit.tokens += 1;
         }

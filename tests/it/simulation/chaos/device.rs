@@ -1,6 +1,7 @@
 //! GPUs on a clock of their own that fail when they are told to.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
@@ -118,8 +119,8 @@ impl Device {
             return;
         }
         match below(&mut self.draws, 4) {
-            0 if row.sample => output.token = Some(VOCAB as u32),
-            1 if row.sample => output.token = None,
+            0 if row.sample => output.tokens[0].id = VOCAB as u32,
+            1 if row.sample => output.tokens.clear(),
             2 if !row.score.is_empty() => drop(output.scores.pop()),
             _ => *output = RowOutput { non_finite: true, ..RowOutput::default() },
         }
@@ -141,7 +142,7 @@ fn error(message: &str) -> ExecutorError {
 }
 
 impl Executor for Device {
-    fn enqueue(&mut self, plan: &StepPlan) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         if self.fails(plan.id, Fault::Enqueue, "cannot start") {
             return Err(error("cannot start"));
         }

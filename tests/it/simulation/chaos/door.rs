@@ -1,6 +1,6 @@
 //! Who comes to a world's server, is taken or refused, comes again, leaves, or runs out of time.
 
-use octant::engine::{RequestId, Submission};
+use octant::engine::{RequestId, Submission, SubmitOptions};
 use octant::request::{Cost, Reject, Update};
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ fn is_closed(inbox: &mut Inbox) -> bool {
 fn parting(inbox: &mut Inbox) -> Option<Cost> {
     let all: Vec<Update> = std::iter::from_fn(|| inbox.try_recv().ok()).collect();
     let ended = all.iter().position(|update| update.finish.is_some())? + 1 == all.len();
-    (ended && all.last()?.token.is_none() && is_closed(inbox)).then(|| all[all.len() - 1].cost)
+    (ended && all.last()?.tokens.is_empty() && is_closed(inbox)).then(|| all[all.len() - 1].cost)
 }
 
 impl World {
@@ -35,7 +35,7 @@ impl World {
     }
 
     fn submit(&mut self, group: &[usize]) -> Result<(), String> {
-        let counts = self.turns.pipeline().scheduler().counts();
+        let counts = self.core.scheduler().counts();
         let sound = group.iter().all(|i| asked::sound(&self.clients[*i].request, &self.config));
         let tokens: usize = group.iter().map(|i| self.clients[*i].request.prompt.len()).sum();
         let full = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
@@ -47,16 +47,23 @@ impl World {
             }
             return Ok(());
         }
-        let (mut submissions, mut inboxes) = (Vec::new(), Vec::new());
+        let (mut submissions, mut inboxes, mut flush_every_token) = (Vec::new(), Vec::new(), false);
         for &i in group {
             let (updates, inbox) = mpsc::unbounded_channel();
             let id = RequestId(self.ids);
             self.ids += 1;
-            let (request, each) = (self.clients[i].request.clone(), one_in(&mut self.draws, 3));
-            submissions.push(Submission { id, request, updates, each });
+            flush_every_token = one_in(&mut self.draws, 3);
+            submissions.push(Submission { id, request: self.clients[i].request.clone(), updates });
             inboxes.push((i, id, inbox));
         }
-        let outcome = self.turns.submit(submissions);
+        let (first, now) = (&self.clients[group[0]], self.clock.now());
+        let options = SubmitOptions {
+            received_at: self.clock.instant(now),
+            deadline: first.due_after.map(|after| self.clock.instant(now + after)),
+            counters: Some(self.books.counters(first.tenant)),
+            flush_every_token,
+        };
+        let outcome = self.core.submit(submissions, &options, self.clock.instant(now));
         match (&outcome, sound, full) {
             (Ok(()), true, false) | (Err(Reject::Invalid { .. } | Reject::TooLong { .. }), false, _) => {}
             (Err(Reject::QueueFull { .. } | Reject::QueueTokensFull { .. }), true, true) => {}
@@ -64,8 +71,8 @@ impl World {
         }
         if outcome.is_err() {
             // One that was never taken has nothing to abort.
-            self.turns.abort(inboxes[0].1, Cost::default());
-            self.books.leave(inboxes[0].1, self.turns.pipeline());
+            let cost = self.core.abort(inboxes[0].1);
+            self.books.left(inboxes[0].1, cost);
             if inboxes.iter_mut().any(|(_, _, inbox)| !is_closed(inbox)) {
                 return Err("a refused request has an account".to_owned());
             }
@@ -84,19 +91,19 @@ impl World {
     /// Whether its first token is predicted to come later than its server promises, or than it can use.
     fn is_too_late(&mut self, i: usize) -> Result<bool, String> {
         let client = &self.clients[i];
-        let seconds = self.books.forecast().first_token(&self.turns.pipeline().load(&client.request));
+        let seconds = self.core.forecast().first_token(&self.core.queue_state(&client.request));
         if !(seconds.is_finite() && seconds >= 0.0) {
             return Err(format!("client {i} is predicted to wait {seconds} s"));
         }
         let Some(promised) = self.promised else { return Ok(false) };
-        Ok(seconds > client.due_after.unwrap_or(f64::INFINITY) || seconds > promised && !self.turns.is_idle())
+        Ok(seconds > client.due_after.unwrap_or(f64::INFINITY) || seconds > promised && !self.core.is_idle())
     }
 
     /// Counts who goes before whom.
     fn welcome(&mut self, i: usize, id: RequestId, inbox: Inbox) {
         let client = &self.clients[i];
         let (priority, tenant, own) = (client.request.priority, client.tenant, client.work());
-        let counts = self.turns.pipeline().scheduler().counts();
+        let counts = self.core.scheduler().counts();
         let mut visit = Visit::new(id, inbox, self.turn);
         (visit.work, visit.start_work, visit.recomputed) = (own, own, self.books.recomputed());
         let may_age = self.config.policy.ageing_steps > 0 && !self.flat;
@@ -118,7 +125,7 @@ impl World {
         let client = &mut self.clients[i];
         visit.due = client.due_after.map(|after| self.clock.now() + after);
         self.line.arrive(id, &client.request, tenant, counts.steps);
-        self.books.open(id, (client.request.prompt.len(), tenant), visit.due);
+        self.books.open(id, client.request.prompt.len());
         client.now = Some(visit);
     }
 
@@ -152,10 +159,11 @@ impl World {
             }
             client.leaves_after = None;
             let ended = client.read(None).map_err(|e| format!("client {i} {e}"))?;
-            let before = self.turns.unsaid();
-            let cost = self.books.leave(id, self.turns.pipeline());
-            self.turns.abort(id, cost);
-            let unsaid = before - self.turns.unsaid();
+            let before = self.core.unpublished().len();
+            self.books.hold(&self.core);
+            let cost = self.core.abort(id);
+            self.books.left(id, cost);
+            let unsaid = before - self.core.unpublished().len();
             self.line.leave(id, unsaid);
             self.tally.left_unsaid += unsaid as u64;
             if let Some(visit) = ended {
@@ -182,10 +190,10 @@ impl World {
             let Some(visit) = client.now.as_mut().filter(hurried) else { continue };
             if one_in(&mut self.draws, 2) {
                 visit.due = Some(self.clock.now());
-                self.books.hurry(visit.id, self.clock.now());
+                self.core.set_deadline(visit.id, self.clock.instant(self.clock.now()));
             }
         }
-        while let Some(id) = self.books.overdue() {
+        while let Some((id, ended)) = self.core.expire_next() {
             let visits = self.clients.iter_mut().filter_map(|client| client.now.as_mut());
             let found = visits.into_iter().find(|visit| visit.id == id);
             let Some(visit) = found.filter(|visit| !visit.overdue && !visit.inbox.is_closed()) else {
@@ -194,9 +202,7 @@ impl World {
             visit.overdue = true;
             let started = self.line.has_started(id).unwrap_or(true);
             let begun = visit.tokens > 0 || visit.scores > 0;
-            let before = self.turns.unsaid();
-            self.turns.expire(id);
-            if self.turns.unsaid() == before {
+            if !ended {
                 self.tally.late[3] += 1;
                 continue;
             }

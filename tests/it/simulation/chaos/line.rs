@@ -9,11 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use octant::engine::{Pipeline, RequestId, StepEvent};
-use octant::request::Request;
-use octant::scheduler::SchedulerConfig;
+use octant::engine::RequestId;
+use octant::request::{Request, Update};
 use octant::scheduler::fair_queue::{OUTPUT_COST, PROMPT_COST};
 use octant::scheduler::step_plan::{BLOCK_TOKENS, StepPlan};
+use octant::scheduler::{Scheduler, SchedulerConfig};
 
 use super::asked::TENANTS;
 use super::tally::Tally;
@@ -144,36 +144,30 @@ impl Line {
         }
     }
 
-    pub fn see(&mut self, pipeline: &Pipeline, moment: &StepEvent<'_>, tally: &mut Tally) {
-        match moment {
-            StepEvent::Launched(plan, _) => self.launched(pipeline, plan),
-            StepEvent::Telling(updates) => {
-                for (id, update) in updates.iter() {
-                    if update.token.is_some() {
-                        self.serve(*id, OUTPUT_COST);
-                    }
-                    if update.finish.is_some() {
-                        // It has started, or left the line when its time was up.
-                        self.open.remove(id);
-                        self.running.remove(id);
-                    }
-                }
-                for made in std::mem::take(&mut self.made) {
-                    let checked = self.check_victims(&made).and_then(|()| self.check_starts(&made, tally));
-                    if let Err(why) = checked {
-                        self.wrong.get_or_insert(why);
-                    }
-                }
-                self.compare(tally);
+    /// Takes note of updates that are about to be published, and checks the plans made since the last ones.
+    pub fn publishing(&mut self, updates: &[(RequestId, Update)], tally: &mut Tally) {
+        for (id, update) in updates {
+            self.serve(*id, OUTPUT_COST * update.tokens.len() as u64);
+            if update.finish.is_some() {
+                // It has started, or it left the queue when its deadline passed.
+                self.open.remove(id);
+                self.running.remove(id);
             }
-            StepEvent::Launching | StepEvent::Results => {}
         }
+        for made in std::mem::take(&mut self.made) {
+            let checked = self.check_victims(&made).and_then(|()| self.check_starts(&made, tally));
+            if let Err(why) = checked {
+                self.wrong.get_or_insert(why);
+            }
+        }
+        self.compare(tally);
     }
 
-    fn launched(&mut self, pipeline: &Pipeline, plan: &StepPlan) {
-        let rows = plan.rows.iter().zip(pipeline.scheduler().owners());
-        let starts: Vec<RequestId> = rows.filter(|(row, _)| row.start.is_some()).map(|(_, id)| id).collect();
-        let counts = pipeline.scheduler().counts();
+    /// Takes note of a launched plan with the requests of its rows.
+    pub fn launched(&mut self, scheduler: &Scheduler, plan: &StepPlan, ids: &[RequestId]) {
+        let rows = plan.rows.iter().zip(ids);
+        let starts: Vec<RequestId> = rows.filter(|(row, _)| row.start.is_some()).map(|(_, id)| *id).collect();
+        let counts = scheduler.counts();
         let preempts = counts.preemptions > self.preempted;
         self.preempted = counts.preemptions;
         if starts.is_empty() && !preempts {
@@ -190,7 +184,7 @@ impl Line {
             self.serve(*id, cost);
             self.wait_less(tenant);
         }
-        let holders = pipeline.scheduler().holdings().map(|(id, _)| id).collect();
+        let holders = scheduler.holdings().map(|(id, _)| id).collect();
         self.made.push(Made { step: plan.id, preempts, starts, holders, waiting: counts.waiting });
     }
 

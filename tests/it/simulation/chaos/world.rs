@@ -1,6 +1,8 @@
 //! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
 
-use octant::engine::{EngineCore, Pipeline, StepEvent};
+use std::sync::Arc;
+
+use octant::engine::{self, EngineCore, EngineMetrics, EngineOptions};
 use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::workload::Draws;
@@ -65,7 +67,7 @@ pub struct World {
     pub(super) clients: Vec<Client>,
     /// Groups that will come, the last first: when, and who.
     pub(super) to_come: Vec<(f64, Vec<usize>)>,
-    pub(super) turns: EngineCore,
+    pub(super) core: EngineCore,
     pub(super) device: Device,
     pub(super) books: Books,
     pub(super) line: Line,
@@ -98,8 +100,8 @@ impl World {
             hurried: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
         };
         let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
-        let turns = EngineCore::new(Pipeline::new(config.clone(), in_flight, None), interval);
-        let clock = Clock::new();
+        let (clock, metrics) = (Clock::new(), EngineMetrics::default());
+        let core = EngineCore::new(config.clone(), options(&clock, in_flight, interval, &metrics));
         let device = Device::new(Brain::Machine(Box::new(machine.clone())), clock.clone(), seed);
         let mut world = Self {
             draws,
@@ -113,11 +115,11 @@ impl World {
             promised,
             voice,
             machine,
-            books: Books::new(clock.clone()),
+            books: Books::new(clock.clone(), metrics),
             clock,
             clients: Vec::new(),
             to_come: Vec::new(),
-            turns,
+            core,
             device,
             course: Course::Peace,
             death: None,
@@ -150,7 +152,7 @@ impl World {
             for seed in first..first + n {
                 // The choices of one request differ in their seeds alone.
                 let mut request = like.clone();
-                std::sync::Arc::make_mut(&mut request.sampling).seed = seed as u64;
+                Arc::make_mut(&mut request.sampling).seed = seed as u64;
                 let client = self.client(request, tenant, due_after);
                 self.clients.push(client);
             }
@@ -190,7 +192,7 @@ impl World {
                     Next::Death(reason) => break Some(reason),
                 }
             };
-            let counts = self.turns.pipeline().scheduler().counts();
+            let counts = self.core.scheduler().counts();
             self.tally.steps += self.device.steps;
             self.tally.preemptions += counts.preemptions;
             self.tally.prefix_hits += counts.prefix_hits;
@@ -215,7 +217,7 @@ impl World {
         let Device { busy, predicts, .. } = self.device;
         let (outstanding, host) = (self.device.outstanding(), self.host > 0.0);
         let life = Life { busy, outstanding, exact: predicts, host, preemptions };
-        let sums = self.books.settle(&life, self.turns.pipeline())?;
+        let sums = self.books.settle(&life, &mut self.core)?;
         if outstanding == 0.0 {
             for (i, [paid, took]) in sums.into_iter().enumerate() {
                 self.tally.paid[i + 2 * usize::from(predicts)] += paid;
@@ -232,11 +234,12 @@ impl World {
             Some(_) => Brain::Machine(Box::new(self.machine.clone())),
             None => Brain::Fake(FakeModel::new(&self.config)),
         };
-        let pipeline = Pipeline::new(self.config.clone(), self.in_flight, None);
-        self.turns = EngineCore::new(pipeline, self.interval);
+        let metrics = EngineMetrics::default();
+        let options = options(&self.clock, self.in_flight, self.interval, &metrics);
+        self.core = EngineCore::new(self.config.clone(), options);
         let longest = self.clients.iter().map(|client| client.request.prompt.len()).max();
         self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
-        self.books = Books::new(self.clock.clone());
+        self.books = Books::new(self.clock.clone(), metrics);
         let mut device = Device::new(brain, self.clock.clone(), draws.bits());
         device.predicts = one_in(draws, 2);
         self.host = [0.0, 0.002][below(draws, 2)];
@@ -261,10 +264,9 @@ impl World {
     fn turn(&mut self) -> Result<Next, String> {
         self.turn += 1;
         self.expire()?;
-        if self.turns.is_idle() {
-            self.answer();
-            self.turns.rest()?;
-            self.books.rest();
+        if self.core.is_idle() {
+            self.publish();
+            self.core.check_idle()?;
             self.read(true)?;
             let Some((at, _)) = self.to_come.last() else { return Ok(Next::Rest) };
             self.clock.reach(*at);
@@ -283,10 +285,8 @@ impl World {
             self.tally.stops += 1;
             return Ok(Next::Death("the server is shutting down".to_owned()));
         }
-        self.books.busy();
-        let Self { turns, device, books, line, tally, .. } = self;
-        let turned = turns.turn(device, &mut |pipeline, moment| see(pipeline, moment, (books, line, tally)));
-        if let Err(reason) = turned {
+        self.core.set_busy();
+        if let Err(reason) = self.step() {
             return match self.device.broke {
                 Some(why) if reason.starts_with(why) => {
                     self.tally.faults[self.device.fault.expect("it broke").1 as usize] += 1;
@@ -304,10 +304,25 @@ impl World {
         Ok(Next::Turn)
     }
 
-    /// Says what the last step yielded.
-    fn answer(&mut self) {
-        let Self { turns, books, line, tally, .. } = self;
-        turns.answer(&mut |pipeline, moment| see(pipeline, moment, (books, line, tally)));
+    /// The phases of [`EngineCore::step`], with a look at each.
+    fn step(&mut self) -> Result<(), String> {
+        while let Some(step) = self.core.schedule() {
+            let (plan, ids) = (Arc::clone(&step.plan), step.rows.request_ids().collect::<Vec<_>>());
+            self.core.launch(step, &mut self.device)?;
+            self.line.launched(self.core.scheduler(), &plan, &ids);
+            self.books.launched(&plan, &ids);
+        }
+        self.publish();
+        let Some(step) = self.core.collect(&mut self.device)? else { return Ok(()) };
+        self.books.collected();
+        self.core.commit(step)
+    }
+
+    /// Publishes the updates of the last step.
+    fn publish(&mut self) {
+        self.line.publishing(self.core.unpublished(), &mut self.tally);
+        let published = self.core.publish();
+        self.books.published(&published, &self.core);
     }
 
     /// Everyone, or everyone whose turn it is, looks into the inbox.
@@ -390,7 +405,7 @@ impl World {
     fn check(&mut self) -> Result<(), String> {
         self.books.check()?;
         self.line.check()?;
-        let scheduler = self.turns.pipeline().scheduler();
+        let scheduler = self.core.scheduler();
         // Recounting a large server is dear.
         if self.config.num_blocks <= 20 || self.turn.is_multiple_of(16) {
             scheduler.check_integrity()?;
@@ -405,8 +420,11 @@ impl World {
         }
         let owed = self.clients.iter().filter_map(|client| client.now.as_ref());
         let owed = owed.filter(|visit| !visit.inbox.is_closed()).count();
-        if owed != self.turns.open() {
-            return Err(format!("{owed} wait for an answer, {} accounts are open", self.turns.open()));
+        if owed != self.core.open_requests() {
+            return Err(format!(
+                "{owed} wait for an answer, {} accounts are open",
+                self.core.open_requests()
+            ));
         }
         self.check_fairness()
     }
@@ -441,11 +459,12 @@ impl World {
     /// The engine ends: everyone gets the reason, once, and some come again to the next.
     fn die(&mut self, reason: &str) -> Result<(), String> {
         self.death = Some(reason.to_owned());
-        self.answer();
-        let Self { turns, books, .. } = self;
-        turns.fail(reason, |id| books.end(id));
-        if self.turns.open() != 0 {
-            return Err(format!("{} accounts outlive the engine", self.turns.open()));
+        self.publish();
+        for (id, cost) in self.core.fail(reason) {
+            self.books.left(id, cost);
+        }
+        if self.core.open_requests() != 0 {
+            return Err(format!("{} accounts outlive the engine", self.core.open_requests()));
         }
         let open: Vec<usize> = (0..self.clients.len()).filter(|i| self.clients[*i].now.is_some()).collect();
         self.read(true)?;
@@ -472,12 +491,13 @@ enum Next {
     Death(String),
 }
 
-/// A moment of a turn.
-fn see(
-    pipeline: &Pipeline,
-    moment: StepEvent<'_>,
-    (books, line, tally): (&mut Books, &mut Line, &mut Tally),
-) {
-    line.see(pipeline, &moment, tally);
-    books.see(pipeline, moment);
+/// Options of an engine on this clock.
+fn options(clock: &Clock, in_flight: usize, interval: usize, metrics: &EngineMetrics) -> EngineOptions {
+    let clock = clock.clone();
+    EngineOptions {
+        stream_interval: interval,
+        metrics: metrics.clone(),
+        clock: engine::Clock::virtual_time(move || clock.instant(clock.now())),
+        ..EngineOptions::new(in_flight)
+    }
 }
