@@ -20,7 +20,7 @@ use octant::server::health::probe;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::http::house::write_tokenizer;
+use crate::http::test_server::write_tokenizer;
 
 const CLIENTS: usize = 6;
 /// At 17 ms each they take longer than the grace, which is a second.

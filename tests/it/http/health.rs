@@ -12,7 +12,7 @@ use octant::server::{ManagementPorts, ManagementThread, ServerStatus, Stage, man
 use serde_json::{Value, json};
 
 use super::client::{Connection, send};
-use super::house::{BOS, House, Plan, merged};
+use super::test_server::{BOS, TestServer, Setup, merged};
 use crate::fake::FakeExecutor;
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -137,9 +137,9 @@ fn what_a_reading_means() {
 
 #[tokio::test]
 async fn every_alias_answers_on_every_port() {
-    let house = Plan::new().open();
-    let (_side, health, admin) = side_ports(&house.status);
-    for address in [house.address, health, admin] {
+    let server = Setup::new().launch();
+    let (_side, health, admin) = side_ports(&server.status);
+    for address in [server.address, health, admin] {
         for (path, probe, _) in ALIASES {
             let reply = send(address, "GET", path, &[], b"").await;
             let status = match probe {
@@ -233,16 +233,16 @@ fn starting_is_told_step_by_step() {
 
 #[tokio::test]
 async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
-    let mut plan = Plan::new();
-    plan.stalled_after = Duration::from_secs(1);
-    let (executor, permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
-    let house = plan.over(executor);
-    let (_side, health, _) = side_ports(&house.status);
+    let mut setup = Setup::new();
+    setup.stalled_after = Duration::from_secs(1);
+    let (executor, permits) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
+    let server = setup.launch_with(executor);
+    let (_side, health, _) = side_ports(&server.status);
     let begun = Instant::now();
-    let mut connection = Connection::open(house.address).await;
+    let mut connection = Connection::open(server.address).await;
     let body = json!({ "model": "parrot", "prompt": "abc", "max_tokens": 1 }).to_string();
     connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
-    house.until(|stats| stats.in_flight == 1).await;
+    server.until(|stats| stats.in_flight == 1).await;
     // From here on nothing of the server runs: this thread is its only worker, and does not yield.
     let mut probe = connect(health);
     assert_eq!(ask(&mut probe, "/livez").0, 200, "a step may take its time");
@@ -254,9 +254,9 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
     let (status, body) = ask(&mut probe, "/readyz");
     assert_eq!((status, &body["phase"], &body["stall_bound_s"]), (503, &json!("stalled"), &json!(1.0)));
     // Whoever knows that steps take longer moves the bound.
-    house.engine.heartbeat().expect_step(Duration::from_secs(60));
+    server.engine.heartbeat().expect_step(Duration::from_secs(60));
     assert_eq!(ask(&mut probe, "/livez").0, 200);
-    house.engine.heartbeat().expect_step(Duration::ZERO);
+    server.engine.heartbeat().expect_step(Duration::ZERO);
     assert_eq!(ask(&mut probe, "/livez").0, 503);
     drop(permits);
     assert_eq!(connection.reply().await.status, 200);
@@ -264,13 +264,13 @@ async fn a_stuck_engine_is_seen_while_every_worker_is_stuck_too() {
 }
 
 /// What the probe is told of life while a request is answered: whether always yes, and the longest bound of a stall.
-async fn life_during(house: &House, prompt: String) -> (bool, f64) {
-    let (_side, health, _) = side_ports(&house.status);
-    let mut connection = Connection::open(house.address).await;
+async fn life_during(server: &TestServer, prompt: String) -> (bool, f64) {
+    let (_side, health, _) = side_ports(&server.status);
+    let mut connection = Connection::open(server.address).await;
     let body = json!({ "model": "parrot", "prompt": prompt, "max_tokens": 1 }).to_string();
     connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
-    house.until(|stats| stats.counts.running == 1).await;
-    let engine = house.engine.clone();
+    server.until(|stats| stats.counts.running == 1).await;
+    let engine = server.engine.clone();
     let probed = tokio::task::spawn_blocking(move || {
         let (mut probe, mut always, mut bound) = (connect(health), true, 0.0_f64);
         while engine.stats().counts.running > 0 {
@@ -289,11 +289,11 @@ async fn life_during(house: &House, prompt: String) -> (bool, f64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_step_is_no_stall_where_steps_have_been_seen() {
     let slow = |unknown_step| {
-        let mut plan = Plan::new();
-        plan.start.unknown_step = unknown_step;
-        plan.stalled_after = Duration::from_millis(250);
-        let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
-        plan.over(executor.per_token(Duration::from_millis(7)))
+        let mut setup = Setup::new();
+        setup.start.unknown_step = unknown_step;
+        setup.stalled_after = Duration::from_millis(250);
+        let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
+        setup.launch_with(executor.per_token(Duration::from_millis(7)))
     };
     // A step of 120 tokens takes 0.85 s. Whoever has seen none cannot know that, and needs to be told what to expect.
     let (always, bound) = life_during(&slow(Duration::ZERO), "y".repeat(119)).await;
@@ -301,15 +301,15 @@ async fn a_long_step_is_no_stall_where_steps_have_been_seen() {
     let (always, bound) = life_during(&slow(Duration::from_secs(9)), "y".repeat(119)).await;
     assert!(always && bound == 9.25, "{bound}");
     // Short steps say how long a long one may be: so many times as long, at most.
-    let house = slow(Duration::ZERO);
+    let server = slow(Duration::ZERO);
     let short = json!({ "max_tokens": 8, "ignore_eos": true });
-    assert_eq!(house.complete("ab", short).await.status, 200);
-    house.until_empty().await;
-    let (always, bound) = life_during(&house, "y".repeat(119)).await;
+    assert_eq!(server.complete("ab", short).await.status, 200);
+    server.until_empty().await;
+    let (always, bound) = life_during(&server, "y".repeat(119)).await;
     assert!(always, "it lives, within {bound} s");
     assert!((0.25 + 0.85..0.25 + 2.5).contains(&bound), "{bound}");
     // It is over, and a stall is again what it was for short steps.
-    let (always, bound) = life_during(&house, "ab".to_owned()).await;
+    let (always, bound) = life_during(&server, "ab".to_owned()).await;
     assert!(always && bound < 0.8, "{bound}");
 }
 
@@ -351,29 +351,29 @@ fn round([control, main, side]: &mut [TcpStream; 3]) -> [Duration; 3] {
     times.map(p99)
 }
 
-async fn queue_up(house: &House, requests: usize) -> Vec<Connection> {
+async fn queue_up(server: &TestServer, requests: usize) -> Vec<Connection> {
     let more = json!({ "n": 128, "max_tokens": 400, "ignore_eos": true, "stream": true });
     let body = merged(json!({ "model": "parrot", "prompt": "abc" }), more).to_string();
     let mut connections = Vec::new();
     for _ in 0..requests.div_ceil(128) {
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
         connections.push(connection);
     }
-    house.until(|stats| stats.counts.waiting >= requests).await;
+    server.until(|stats| stats.counts.waiting >= requests).await;
     connections
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_in_the_queue_delay_no_probe() {
-    let mut plan = Plan::new();
-    (plan.config.max_queue_requests, plan.config.max_queue_tokens) = (20_000, 1 << 20);
-    plan.stalled_after = Duration::from_secs(5);
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(1));
-    let house = plan.over(executor);
-    let (_side, health, _) = side_ports(&house.status);
-    let queued = queue_up(&house, 10_000).await;
-    let (address, echo) = (house.address, echo());
+    let mut setup = Setup::new();
+    (setup.config.max_queue_requests, setup.config.max_queue_tokens) = (20_000, 1 << 20);
+    setup.stalled_after = Duration::from_secs(5);
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(1));
+    let server = setup.launch_with(executor);
+    let (_side, health, _) = side_ports(&server.status);
+    let queued = queue_up(&server, 10_000).await;
+    let (address, echo) = (server.address, echo());
     let measured = tokio::task::spawn_blocking(move || {
         let mut streams = [connect(echo), connect(address), connect(health)];
         // What other processes take away from this one for a moment is gone in one round of several.

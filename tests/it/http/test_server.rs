@@ -26,8 +26,8 @@ pub const PADDED_VOCAB: usize = 264;
 /// The messages' text, and the end: what the parrot makes of it is the text as an answer.
 const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|>";
 
-/// How a house is built.
-pub struct Plan {
+/// How a server is built.
+pub struct Setup {
     pub config: SchedulerConfig,
     pub settings: Settings,
     pub times: DrainTimes,
@@ -35,7 +35,7 @@ pub struct Plan {
     pub start: Start,
 }
 
-impl Plan {
+impl Setup {
     pub fn new() -> Self {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
         let settings = Settings::new("parrot", vec![EOS]);
@@ -48,8 +48,8 @@ impl Plan {
         }
     }
 
-    /// Opens the house over an executor.
-    pub fn over(self, executor: impl Executor + 'static) -> House {
+    /// Opens the server over an executor.
+    pub fn over(self, executor: impl Executor + 'static) -> TestServer {
         let (engine, thread) = Engine::start_as(self.config, Box::new(executor), self.start);
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
@@ -61,18 +61,18 @@ impl Plan {
         let (signals, receiver) = mpsc::channel(4);
         let mut receiver = Signals::new(receiver);
         let served = tokio::spawn(async move { serve(listener, state, &mut receiver, self.times).await });
-        House { address, engine, thread, status, signals, served }
+        TestServer { address, engine, thread, status, signals, served }
     }
 
-    /// Opens the house over a parrot.
-    pub fn open(self) -> House {
+    /// Opens the server over a parrot.
+    pub fn open(self) -> TestServer {
         let executor = FakeExecutor::new(&self.config).parrot(BOS);
-        self.over(executor)
+        self.launch_with(executor)
     }
 }
 
 /// A running server.
-pub struct House {
+pub struct TestServer {
     pub address: SocketAddr,
     pub engine: EngineHandle,
     pub thread: EngineThread,
@@ -95,7 +95,7 @@ pub fn config() -> SchedulerConfig {
     }
 }
 
-impl House {
+impl TestServer {
     pub async fn get(&self, path: &str) -> Reply {
         client::get(self.address, path).await
     }
