@@ -8,7 +8,7 @@ use octant::server::api_keys::Caller;
 use serde_json::{Value, json};
 
 use super::client::{Connection, Reply, send};
-use super::test_server::{BOS, TestServer, Setup, chat_body, merged, metric};
+use super::test_server::{BOS, Setup, TestServer, chat_body, merged, metric};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::client::Connection;
-use super::test_server::{TestServer, Setup, chat_body};
+use super::test_server::{Setup, TestServer, chat_body};
 
 const LIMIT: usize = 512;
 

@@ -15,7 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::client::{Connection, send};
-use super::test_server::{BOS, TestServer, Setup, chat_body, metric};
+use super::test_server::{BOS, Setup, TestServer, chat_body, metric};
 use crate::fake::FakeExecutor;
 
 /// Steps of 10 ms, so that a stream of `running` takes about a second and a half.

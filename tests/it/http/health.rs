@@ -12,7 +12,7 @@ use octant::server::{ManagementPorts, ManagementThread, ServerStatus, Stage, man
 use serde_json::{Value, json};
 
 use super::client::{Connection, send};
-use super::test_server::{BOS, TestServer, Setup, merged};
+use super::test_server::{BOS, Setup, TestServer, merged};
 use crate::fake::FakeExecutor;
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);

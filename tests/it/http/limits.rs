@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Connection, Reply, send};
-use super::test_server::{BOS, TestServer, Setup, chat_body, config, metric};
+use super::test_server::{BOS, Setup, TestServer, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";

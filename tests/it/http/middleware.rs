@@ -5,7 +5,7 @@ use octant::server::routes::routes;
 use serde_json::json;
 
 use super::client::{Reply, send};
-use super::test_server::{TestServer, Setup};
+use super::test_server::{Setup, TestServer};
 
 fn server() -> TestServer {
     let mut setup = Setup::new();

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 
 use super::client::{Connection, Reply};
-use super::test_server::{BOS, TestServer, Setup, chat_body, config};
+use super::test_server::{BOS, Setup, TestServer, chat_body, config};
 use crate::fake::FakeExecutor;
 
 /// The body with the id and time, which all chunks must share, replaced.
