@@ -244,7 +244,7 @@ fn found_or_skipped(name: &str, found: Option<PathBuf>, skip: bool, require: boo
 }
 
 #[test]
-fn a_program_that_is_missing_fails_the_tests_where_it_is_required() {
+fn a_missing_program_fails_the_tests_if_it_is_required() {
     let file = || Some(PathBuf::from("/usr/sbin/nginx"));
     let missing = |skip, require| {
         let outcome = std::panic::catch_unwind(|| found_or_skipped("nginx", None, skip, require));
@@ -352,12 +352,12 @@ fn restarts_under_load(name: &str, start: Starter) {
 }
 
 #[test]
-fn haproxy_restarts_servers_and_fails_nobody() {
+fn a_rolling_restart_behind_haproxy_loses_no_request() {
     restarts_under_load("haproxy", haproxy);
 }
 
 #[test]
-fn nginx_restarts_servers_and_fails_nobody() {
+fn a_rolling_restart_behind_nginx_loses_no_request() {
     restarts_under_load("nginx", nginx);
 }
 
@@ -388,7 +388,7 @@ fn flag(arguments: &[String], name: &str) -> u64 {
 }
 
 #[test]
-fn the_manifest_probes_what_there_is_and_waits_long_enough() {
+fn the_kubernetes_manifest_matches_the_servers_probes_and_drain_times() {
     let text = std::fs::read_to_string(root().join("deploy/kubernetes.yaml")).unwrap();
     let deployment = text.split("\n---\n").next().unwrap();
     let deployment: serde_json::Value = yaml_serde::from_str(deployment).unwrap();

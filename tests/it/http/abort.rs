@@ -20,7 +20,7 @@ fn slow() -> FakeExecutor {
 }
 
 #[tokio::test]
-async fn leaving_frees_the_blocks_streaming_or_not() {
+async fn a_disconnect_frees_the_kv_blocks_streaming_or_not() {
     let server = Setup::new().launch_with(slow());
     for more in [json!({ "stream": true }), json!({ "stream": true, "n": 3 }), json!({}), json!({ "n": 3 })] {
         let sequences = more["n"].as_u64().unwrap_or(1) as usize;
@@ -40,7 +40,7 @@ async fn leaving_frees_the_blocks_streaming_or_not() {
 }
 
 #[tokio::test]
-async fn a_client_that_left_bytes_behind_has_left_all_the_same() {
+async fn a_disconnect_with_unread_bytes_frees_the_kv_blocks() {
     let server = Setup::new().launch_with(slow());
     let body = endless(json!({})).to_string();
     for behind in ["\r\n", "GET /version HTTP/1.1\r\n\r\n"] {
@@ -57,7 +57,7 @@ async fn a_client_that_left_bytes_behind_has_left_all_the_same() {
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_work_at_once() {
+async fn a_stop_string_aborts_the_sequence() {
     let server = Setup::new().launch_with(slow());
     let body = endless(json!({ "stop": "bc", "n": 2 }));
     let reply = post(server.address, "/v1/chat/completions", &body).await;
@@ -68,7 +68,7 @@ async fn a_stop_string_ends_the_work_at_once() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off_and_holds_nobody_up() {
+async fn a_client_that_never_reads_is_disconnected_and_delays_no_request() {
     let mut setup = Setup::new();
     (setup.config.max_model_len, setup.config.num_blocks) = (4096, 7 * 64 + 8);
     setup.settings.http.write_stall = Duration::from_millis(200);
@@ -96,7 +96,7 @@ async fn a_client_that_never_reads_is_cut_off_and_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_client_that_drips_is_cut_off_like_one_that_never_reads() {
+async fn a_client_that_reads_too_slowly_is_disconnected() {
     let mut setup = Setup::new();
     (setup.config.max_model_len, setup.config.num_blocks) = (4096, 7 * 64 + 8);
     setup.settings.http.write_stall = Duration::from_millis(200);

@@ -40,7 +40,7 @@ async fn with_deadline(server: &TestServer, ms: &str, body: &Value) -> Reply {
 }
 
 #[tokio::test]
-async fn a_wait_that_would_be_too_long_is_refused_with_the_time_to_come_back() {
+async fn a_predicted_wait_over_max_ttft_is_a_429_with_retry_after() {
     let mut setup = believing(10.0);
     setup.start.max_ttft = Some(Duration::from_secs(2));
     let server = slow(setup);
@@ -62,7 +62,7 @@ async fn a_wait_that_would_be_too_long_is_refused_with_the_time_to_come_back() {
 
 /// The prompt is longer than the context, which is found out by tokenising it, and is an error of the client's.
 #[tokio::test]
-async fn whom_the_wait_is_too_long_for_is_refused_before_its_prompt_is_tokenised() {
+async fn a_long_wait_is_refused_before_the_prompt_is_tokenized() {
     let huge = chat_body(&"x".repeat(100_000), json!({ "max_tokens": 5 }));
     let mut setup = believing(10.0);
     setup.start.max_ttft = Some(Duration::from_secs(2));
@@ -84,7 +84,7 @@ async fn whom_the_wait_is_too_long_for_is_refused_before_its_prompt_is_tokenised
 }
 
 #[tokio::test]
-async fn a_full_queue_says_when_a_place_will_be_free() {
+async fn a_full_queue_predicts_retry_after() {
     let mut setup = believing(10.0);
     setup.config.max_num_seqs = 1;
     setup.config.max_queue_requests = 1;
@@ -102,7 +102,7 @@ async fn a_full_queue_says_when_a_place_will_be_free() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
+async fn an_unmeetable_deadline_is_refused_at_once() {
     let server = slow(believing(10.0));
     let begun = Instant::now();
     for reply in [
@@ -120,7 +120,7 @@ async fn a_deadline_that_cannot_be_met_is_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_deadline_counts_all_that_must_be_generated_and_the_last_of_a_group() {
+async fn a_deadline_covers_min_tokens_and_the_last_sequence_of_a_request() {
     let server = slow(believing(1.0));
     let hopeless = |reply: &Reply| {
         assert_eq!(reply.error(), (429, Some("deadline_unmet".into()), None));
@@ -138,7 +138,7 @@ async fn a_deadline_counts_all_that_must_be_generated_and_the_last_of_a_group() 
 }
 
 #[tokio::test]
-async fn of_several_deadlines_the_shortest_holds() {
+async fn the_shortest_of_several_deadlines_applies() {
     let server = slow(believing(10.0));
     let headers = [("x-request-deadline-ms", "60000"), ("x-request-deadline-ms", "3000")];
     let body = long(json!({})).to_string();
@@ -147,7 +147,7 @@ async fn of_several_deadlines_the_shortest_holds() {
 }
 
 #[tokio::test]
-async fn a_request_may_come_later_than_its_keys_and_never_earlier() {
+async fn a_request_can_only_lower_the_priority_of_its_key() {
     let mut setup = Setup::new();
     let tenant = Tenant { name: "key:a".into(), weight: 1 };
     setup.settings.api_key = Some("shared".to_owned());
@@ -163,7 +163,7 @@ async fn a_request_may_come_later_than_its_keys_and_never_earlier() {
 }
 
 #[tokio::test]
-async fn a_deadline_that_passes_ends_the_request_and_nobody_elses() {
+async fn an_expired_deadline_ends_only_its_own_request() {
     let server = slow(believing(0.0));
     let alone = content(&server.post(CHAT, long(json!({}))).await);
     server.until_empty().await;
@@ -198,7 +198,7 @@ async fn a_deadline_that_passes_ends_the_request_and_nobody_elses() {
 }
 
 #[tokio::test]
-async fn a_deadline_passes_in_the_queue_too() {
+async fn a_deadline_expires_in_the_queue() {
     let mut setup = believing(0.0);
     setup.config.max_num_seqs = 1;
     let server = slow(setup);
@@ -221,7 +221,7 @@ async fn a_deadline_passes_in_the_queue_too() {
 }
 
 #[tokio::test]
-async fn deadlines_that_make_no_sense_are_refused_by_name() {
+async fn invalid_deadlines_are_refused_by_name() {
     let server = Setup::new().launch();
     for bad in [json!(0), json!(-1), json!("3"), json!(1e9), json!([])] {
         let reply = server.chat("ab", json!({ "timeout": bad })).await;
@@ -265,7 +265,7 @@ async fn passed(server: &TestServer, heavy: (&str, &str), light: (&str, &str)) -
 }
 
 #[tokio::test]
-async fn the_server_is_shared_between_keys_or_between_users() {
+async fn fair_sharing_is_by_key_or_else_by_user() {
     let caller = |name: &str, priority| Caller { tenant: Tenant { name: name.into(), weight: 1 }, priority };
     let setup = |keys: &[&str]| {
         let mut setup = Setup::new();

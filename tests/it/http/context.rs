@@ -23,7 +23,7 @@ async fn refused(server: &TestServer, path: &str, body: Value, param: &str, text
 }
 
 #[tokio::test]
-async fn what_does_not_fit_is_refused_in_the_known_words() {
+async fn a_request_over_the_context_length_is_refused_in_openais_words() {
     let server = Setup::new().launch();
     let (chat, text) = ("/v1/chat/completions", "/v1/completions");
     // The template adds one token.
@@ -57,7 +57,7 @@ async fn min_tokens_must_fit_the_rest_of_the_context() {
 }
 
 #[tokio::test]
-async fn text_is_bounded_in_bytes_before_anyone_tokenises_it() {
+async fn text_size_is_limited_before_tokenization() {
     let server = Setup::new().launch();
     let long = "x".repeat((1 << 20) + 1);
     let reply = server.chat(&long, json!({})).await;
@@ -72,7 +72,7 @@ async fn text_is_bounded_in_bytes_before_anyone_tokenises_it() {
 
 /// Refusals must leave nothing behind, however many there are.
 #[tokio::test]
-async fn a_refusal_many_times_over_and_at_once_changes_nothing() {
+async fn many_refusals_change_nothing() {
     let mut setup = Setup::new();
     // Room for all of a crowd, so that each is refused for what is wrong with it.
     setup.config.max_queue_requests = 64 * 128;
@@ -103,7 +103,7 @@ async fn a_refusal_many_times_over_and_at_once_changes_nothing() {
 
 /// The ids between the tokenizer's and the model's padded vocabulary are nobody's.
 #[tokio::test]
-async fn ids_of_the_padding_are_refused_everywhere() {
+async fn ids_of_vocabulary_padding_are_refused() {
     let server = Setup::new().launch();
     for (body, param) in [
         (json!({ "prompt": [260] }), "prompt"),
@@ -116,7 +116,7 @@ async fn ids_of_the_padding_are_refused_everywhere() {
 }
 
 #[tokio::test]
-async fn heads_that_contradict_themselves_get_no_second_reading() {
+async fn malformed_and_contradictory_heads_are_refused() {
     let server = Setup::new().launch();
     for head in [
         "POST /v1/completions HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",

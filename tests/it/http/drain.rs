@@ -6,10 +6,10 @@ use std::pin::pin;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use octant::server::status::Phase;
+use octant::server::status::ShutdownPhase;
 use octant::server::{
     DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signals, management,
-    unless_told_to_end,
+    unless_shutdown,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -43,7 +43,7 @@ async fn until_status(server: &TestServer, path: &str, status: u16) {
 }
 
 #[tokio::test]
-async fn readiness_goes_first_then_new_requests_then_the_last_stream_ends_well() {
+async fn shutdown_drops_readiness_then_refuses_requests_then_completes_streams() {
     let server = server(400, 10_000);
     let mut stream = running(&server).await;
     assert_eq!(server.get("/health/ready").await.status, 200);
@@ -71,7 +71,7 @@ async fn readiness_goes_first_then_new_requests_then_the_last_stream_ends_well()
 }
 
 #[tokio::test]
-async fn what_outlasts_the_timeout_gets_an_error_in_its_stream() {
+async fn requests_beyond_the_drain_timeout_get_an_error() {
     let server = server(0, 50);
     let mut stream = Connection::open(server.address).await;
     let endless = json!({ "stream": true, "ignore_eos": true });
@@ -97,7 +97,7 @@ async fn what_outlasts_the_timeout_gets_an_error_in_its_stream() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn a_second_signal_ends_the_shutdown_at_once() {
     let server = server(60_000, 60_000);
     let _running = running(&server).await;
     server.signals.send(()).await.expect("the server runs");
@@ -107,7 +107,7 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_the_last_words_too() {
+async fn a_second_signal_ends_the_wait_for_aborted_requests() {
     let mut setup = Setup::new();
     setup.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::ZERO };
     // Its step never ends, so that its client waits as long as it may.
@@ -119,7 +119,7 @@ async fn a_second_signal_ends_the_last_words_too() {
         .await;
     server.until(|stats| stats.counts.running == 1).await;
     server.signals.send(()).await.expect("the server runs");
-    while server.status.phase() < Phase::Stopped {
+    while server.status.phase() < ShutdownPhase::Aborting {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     server.signals.send(()).await.expect("the server runs");
@@ -128,12 +128,12 @@ async fn a_second_signal_ends_the_last_words_too() {
 }
 
 #[tokio::test]
-async fn a_body_on_its_way_holds_nothing_up_and_is_told_why() {
+async fn an_unfinished_body_gets_a_503_and_delays_no_shutdown() {
     let server = server(0, 50);
     let mut slow = Connection::open(server.address).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
     slow.write(head.as_bytes()).await.expect("open");
-    while server.status.read().open == 0 {
+    while server.status.snapshot().open_requests == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     server.signals.send(()).await.expect("the server runs");
@@ -143,30 +143,30 @@ async fn a_body_on_its_way_holds_nothing_up_and_is_told_why() {
 }
 
 #[tokio::test]
-async fn what_is_begun_before_there_is_anything_to_drain_ends_at_the_first_signal() {
+async fn the_first_signal_ends_startup() {
     let status = ServerStatus::new(Duration::from_secs(60));
     let (signal, receiver) = mpsc::channel(4);
     let mut signals = Signals::new(receiver);
-    assert_eq!(unless_told_to_end(&status, &mut signals, async { 7 }).await, Some(7));
+    assert_eq!(unless_shutdown(&status, &mut signals, async { 7 }).await, Some(7));
     signal.send(()).await.expect("there is room");
-    assert_eq!(unless_told_to_end(&status, &mut signals, pending::<()>()).await, None);
+    assert_eq!(unless_shutdown(&status, &mut signals, pending::<()>()).await, None);
     // The admin port's wish too, but the supervisor says when.
-    status.ask_drain();
-    let mut ended = pin!(unless_told_to_end(&status, &mut signals, pending::<()>()));
+    status.request_drain();
+    let mut ended = pin!(unless_shutdown(&status, &mut signals, pending::<()>()));
     assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
-    assert_eq!(status.phase(), Phase::Drained);
+    assert_eq!(status.phase(), ShutdownPhase::Drained);
     signal.send(()).await.expect("there is room");
     assert_eq!(ended.await, None);
 }
 
 #[tokio::test]
-async fn whoever_comes_last_is_told_to_go_elsewhere() {
+async fn a_connection_opened_before_the_end_gets_a_503() {
     let server = server(0, 60_000);
     let mut fresh = Connection::open(server.address).await;
     // It is accepted by the time that another, which came later, is answered.
     assert_eq!(server.get("/health/live").await.status, 200);
     server.signals.send(()).await.expect("the server runs");
-    while server.status.phase() < Phase::Drained {
+    while server.status.phase() < ShutdownPhase::Drained {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -176,7 +176,7 @@ async fn whoever_comes_last_is_told_to_go_elsewhere() {
 }
 
 #[tokio::test]
-async fn resting_connections_do_not_hold_a_shutdown_up() {
+async fn idle_connections_do_not_delay_shutdown() {
     let server = server(0, 60_000);
     let mut resting = Connection::open(server.address).await;
     resting.request("GET", "/version", &[], b"").await;
@@ -196,7 +196,7 @@ fn admin(server: &TestServer) -> (ManagementThread, SocketAddr) {
 }
 
 #[tokio::test]
-async fn the_admin_port_drains_and_the_supervisor_ends_it() {
+async fn the_admin_port_drains_and_a_signal_ends_the_server() {
     let server = server(1_000, 10_000);
     let (_side, admin) = admin(&server);
     let mut stream = running(&server).await;
@@ -223,7 +223,7 @@ async fn the_admin_port_drains_and_the_supervisor_ends_it() {
 }
 
 #[tokio::test]
-async fn a_first_signal_during_a_drain_of_the_admins_is_not_a_second() {
+async fn the_first_signal_after_an_admin_drain_does_not_force_the_end() {
     let server = server(60_000, 60_000);
     let (_side, admin) = admin(&server);
     let _running = running(&server).await;
@@ -243,7 +243,7 @@ async fn octant_drain(admin: String, wait: &'static str) -> Output {
 }
 
 #[tokio::test]
-async fn the_drain_command_takes_names_of_hosts_and_says_what_became_of_it() {
+async fn the_drain_command_resolves_host_names_and_reports_the_outcome() {
     let server = server(0, 10_000);
     let (_side, admin) = admin(&server);
     let mut stream = running(&server).await;

@@ -20,7 +20,7 @@ fn poisoned() -> FakeExecutor {
 }
 
 #[tokio::test]
-async fn a_request_that_fails_is_a_500_that_says_not_to_retry() {
+async fn a_failed_request_is_a_500_with_x_should_retry_false() {
     let server = Setup::new().launch_with(poisoned());
     let reply = server.chat("abc!", json!({})).await;
     assert_eq!(reply.error(), (500, None, None));
@@ -31,7 +31,7 @@ async fn a_request_that_fails_is_a_500_that_says_not_to_retry() {
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
+async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
     // The poison is not in the prompt: it comes up after three steps, as the third generated token's id.
     let (executor, permits) =
         FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost").gated();
@@ -68,7 +68,7 @@ async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
 
 /// Proxies ask another server for what has a 503: it must not have been begun. Clients' libraries try a 500 again.
 #[tokio::test]
-async fn a_request_whose_engine_fails_is_a_500_that_may_be_tried_again() {
+async fn a_request_lost_to_an_engine_failure_is_a_retryable_500() {
     let executor = FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost");
     let server = Setup::new().launch_with(executor);
     let reply = server.chat("abcdef", json!({})).await;
@@ -115,7 +115,7 @@ fn every_error_has_a_label_that_metrics_know() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
+async fn a_full_queue_is_a_429_even_for_a_stream() {
     let mut setup = Setup::new();
     (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
     // Answers are believed to be short, so that a place is free within a second however busy this machine is.
@@ -157,7 +157,7 @@ async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
 }
 
 #[tokio::test]
-async fn a_full_queue_may_have_another_status() {
+async fn the_status_of_a_full_queue_is_configurable() {
     let mut setup = Setup::new();
     (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
     setup.settings.queue_full_status = StatusCode::SERVICE_UNAVAILABLE;
@@ -170,7 +170,7 @@ async fn a_full_queue_may_have_another_status() {
 }
 
 #[tokio::test]
-async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
+async fn a_server_that_loads_its_model_is_live_and_not_ready() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
@@ -193,9 +193,9 @@ async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
 }
 
 #[tokio::test]
-async fn a_step_that_hangs_is_seen_and_a_rest_is_not() {
+async fn a_hung_step_fails_liveness_and_an_idle_engine_does_not() {
     let mut setup = Setup::new();
-    setup.stalled_after = Duration::from_millis(100);
+    setup.stall_margin = Duration::from_millis(100);
     let (executor, permits) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
     let server = setup.launch_with(executor);
     tokio::time::sleep(Duration::from_millis(150)).await;

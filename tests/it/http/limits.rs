@@ -28,7 +28,7 @@ fn small() -> Setup {
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_a_400_with_a_short_text() {
+async fn invalid_json_is_a_400_with_a_short_text() {
     let server = Setup::new().launch();
     let deep = |n: usize| [b"[".repeat(n), b"]".repeat(n)].concat();
     let ignored = [b"{\"ignored\":".to_vec(), deep(10_000), b"}".to_vec()].concat();
@@ -60,7 +60,7 @@ async fn what_is_no_json_is_a_400_with_a_short_text() {
 }
 
 #[tokio::test]
-async fn a_body_may_be_32_levels_deep_and_have_brackets_in_strings() {
+async fn json_may_nest_32_levels_and_have_brackets_in_strings() {
     let server = Setup::new().launch();
     let deep = format!("{{\"x\":{}{}}}", "[".repeat(31), "]".repeat(31));
     let reply = post_raw(&server, &[], deep.as_bytes()).await;
@@ -71,7 +71,7 @@ async fn a_body_may_be_32_levels_deep_and_have_brackets_in_strings() {
 }
 
 #[tokio::test]
-async fn types_and_encodings_of_bodies() {
+async fn content_types_and_encodings() {
     let server = Setup::new().launch();
     let body = chat_body("ab", json!({})).to_string();
     for kind in ["application/json", "text/plain", "application/x-www-form-urlencoded", ""] {
@@ -92,7 +92,7 @@ async fn types_and_encodings_of_bodies() {
 }
 
 #[tokio::test]
-async fn bodies_and_heads_have_a_size() {
+async fn oversized_bodies_and_heads_are_refused() {
     let server = small().launch();
     let body = chat_body(&"x".repeat(200_000), json!({})).to_string();
     let reply = post_raw(&server, &[], body.as_bytes()).await;
@@ -124,7 +124,7 @@ async fn bodies_and_heads_have_a_size() {
 }
 
 #[tokio::test]
-async fn a_chunked_body_is_measured_too() {
+async fn oversized_chunked_bodies_are_refused() {
     let server = small().launch();
     let mut connection = Connection::open(server.address).await;
     connection
@@ -137,7 +137,7 @@ async fn a_chunked_body_is_measured_too() {
 }
 
 #[tokio::test]
-async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
+async fn tokenize_requests_are_bounded() {
     let server = Setup::new().launch();
     let text = "ab ".repeat(100_000);
     let all = (0..100).map(|_| server.post("/tokenize", json!({ "prompt": text })));
@@ -154,7 +154,7 @@ async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
 }
 
 #[tokio::test]
-async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
+async fn slow_heads_slow_bodies_and_idle_connections_time_out() {
     let server = small().launch();
     let begun = Instant::now();
     let mut silent = Connection::open(server.address).await;
@@ -180,7 +180,7 @@ async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_long_answer_outlasts_the_deadlines_of_requests() {
+async fn a_long_reply_is_not_cut_by_request_timeouts() {
     let setup = small();
     let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(100));
     let server = setup.launch_with(executor);
@@ -189,7 +189,7 @@ async fn a_long_answer_outlasts_the_deadlines_of_requests() {
 }
 
 #[tokio::test]
-async fn requests_follow_one_another_on_a_connection() {
+async fn connections_are_kept_alive_and_pipelined() {
     let server = Setup::new().launch();
     let mut connection = Connection::open(server.address).await;
     for text in ["ab", "cd", ""] {
@@ -204,7 +204,7 @@ async fn requests_follow_one_another_on_a_connection() {
 }
 
 #[tokio::test]
-async fn connections_are_counted_and_more_wait() {
+async fn connections_beyond_the_limit_wait() {
     let mut setup = small();
     setup.settings.http.max_connections = 2;
     let server = setup.launch();
@@ -215,7 +215,7 @@ async fn connections_are_counted_and_more_wait() {
 }
 
 #[tokio::test]
-async fn http_2_is_refused_and_disturbs_nobody() {
+async fn http_2_is_refused_and_changes_no_other_stream() {
     let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
     let server = setup.launch_with(executor);
@@ -245,7 +245,7 @@ async fn innocent(server: &TestServer) -> String {
 }
 
 #[tokio::test]
-async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
+async fn bad_requests_change_no_other_stream() {
     let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
     let server = setup.launch_with(executor);
@@ -294,7 +294,7 @@ async fn crowded() -> (TestServer, Connection) {
 }
 
 #[tokio::test]
-async fn probes_wait_for_no_place_among_connections() {
+async fn probes_are_answered_beyond_the_connection_limit() {
     let (server, only) = crowded().await;
     let mut waiting = Connection::open(server.address).await;
     waiting.request("GET", "/version", &[], b"").await;
@@ -312,7 +312,7 @@ async fn probes_wait_for_no_place_among_connections() {
 }
 
 #[tokio::test]
-async fn a_refusal_outlives_the_body_that_it_refuses() {
+async fn a_refusal_is_received_after_the_whole_body_is_sent() {
     let server = small().launch();
     let mut client = tokio::net::TcpStream::connect(server.address).await.expect("open");
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
@@ -328,7 +328,7 @@ async fn a_refusal_outlives_the_body_that_it_refuses() {
 }
 
 #[tokio::test]
-async fn probes_wait_for_nobody_who_says_nothing() {
+async fn silent_connections_do_not_block_probes() {
     let (server, _only) = crowded().await;
     let mut silent = Vec::new();
     for _ in 0..300 {
@@ -340,7 +340,7 @@ async fn probes_wait_for_nobody_who_says_nothing() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_takes_nobodys_place() {
+async fn an_unfinished_body_takes_no_place_in_the_queue() {
     let mut setup = Setup::new();
     (setup.config.max_queue_requests, setup.settings.http.max_reading) = (2, 4);
     let server = setup.launch();
@@ -349,7 +349,7 @@ async fn a_body_that_does_not_come_takes_nobodys_place() {
         let mut connection = Connection::open(server.address).await;
         let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
         connection.write(head.as_bytes()).await.expect("open");
-        while server.status.read().open < i {
+        while server.status.snapshot().open_requests < i {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         slow.push(connection);

@@ -76,7 +76,7 @@ fn logged(line: &str, name: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn whatever_ends_a_request_the_log_says_what_it_has_cost() {
+async fn the_log_has_the_cost_of_every_request_however_it_ends() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();

@@ -20,7 +20,7 @@ async fn with(server: &TestServer, method: &str, path: &str, authorization: Opti
 }
 
 #[tokio::test]
-async fn every_route_but_the_probes_wants_the_key() {
+async fn every_route_but_the_probes_needs_the_key() {
     let server = server();
     let mut closed = 0;
     let paths: Vec<String> = routes().into_iter().map(|(path, _)| path.replace("{*id}", "parrot")).collect();
@@ -42,7 +42,7 @@ async fn every_route_but_the_probes_wants_the_key() {
 }
 
 #[tokio::test]
-async fn only_the_key_is_the_key() {
+async fn only_the_exact_key_is_accepted() {
     let server = server();
     let long = format!("Bearer {}", "k".repeat(4000));
     for wrong in [
@@ -65,7 +65,7 @@ async fn only_the_key_is_the_key() {
 }
 
 #[tokio::test]
-async fn without_a_key_the_door_is_open() {
+async fn no_key_is_needed_if_none_is_configured() {
     let server = Setup::new().launch();
     assert_eq!(server.get("/v1/models").await.status, 200);
     assert_eq!(server.chat("a", json!({})).await.status, 200);

@@ -6,7 +6,7 @@ use super::client::send;
 use super::test_server::{Setup, metric};
 
 #[tokio::test]
-async fn models_are_listed_by_every_name() {
+async fn models_are_listed_under_every_name() {
     let mut setup = Setup::new();
     setup.settings.models = vec!["parrot".to_owned(), "nvidia/bird".to_owned()];
     let server = setup.launch();
@@ -41,7 +41,7 @@ async fn probes_answer_get_and_head_with_a_reason() {
 }
 
 #[tokio::test]
-async fn paths_and_methods_that_are_none_get_an_error_object() {
+async fn unknown_paths_and_methods_get_an_error_object() {
     let server = Setup::new().launch();
     for path in ["/", "/v1", "/v1/embeddings", "/v1/chat/completions/", "/admin", "/v1/models/"] {
         assert_eq!(server.get(path).await.error(), (404, None, None), "{path}");

@@ -35,7 +35,7 @@ fn choice(index: usize, delta: &str, finish: &str) -> String {
 const ROLE: &str = "{\"role\":\"assistant\",\"content\":\"\"}";
 
 #[tokio::test]
-async fn a_chat_is_role_text_finish_done() {
+async fn a_chat_stream_is_role_content_finish_done() {
     let server = Setup::new().launch();
     let reply = server.chat("aéb", json!({ "stream": true })).await;
     let expected = [
@@ -105,7 +105,7 @@ async fn usage_comes_last_without_choices_and_is_null_before() {
 }
 
 #[tokio::test]
-async fn scores_come_with_the_text_they_belong_to() {
+async fn logprobs_come_with_their_text() {
     let server = Setup::new().launch();
     let reply = server.chat("é", json!({ "stream": true, "logprobs": true })).await;
     let token = |token: &str, byte: u8| {
@@ -142,7 +142,7 @@ fn pairs(reply: &Reply, index: u64) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn what_may_be_a_stop_string_is_held_back_with_its_scores() {
+async fn a_possible_stop_string_is_held_back_with_its_logprobs() {
     let server = Setup::new().launch();
     let asked = json!({ "stream": true, "logprobs": true, "stop": ["cdx", "ef"] });
     let reply = server.chat("abcdef", asked).await;
@@ -156,7 +156,7 @@ async fn what_may_be_a_stop_string_is_held_back_with_its_scores() {
 }
 
 #[tokio::test]
-async fn what_was_held_back_comes_out_at_the_end() {
+async fn held_back_text_is_sent_at_the_end() {
     let server = Setup::new().launch();
     let asked = json!({ "stream": true, "logprobs": true, "stop": "bcx", "max_tokens": 3 });
     let pair = |text: &str| (text.to_owned(), text.to_owned());
@@ -193,7 +193,7 @@ async fn choices_interleave_each_with_one_role_and_one_finish() {
 }
 
 #[tokio::test]
-async fn a_text_completion_streams_its_own_objects() {
+async fn a_text_completion_streams_text_completion_objects() {
     let server = Setup::new().launch();
     let reply = server.complete("ab", json!({ "stream": true, "max_tokens": 1, "echo": true })).await;
     let chunk = |text: &str, finish: &str| {
@@ -221,7 +221,7 @@ async fn characters_are_never_split_over_events() {
 }
 
 #[tokio::test]
-async fn headers_come_before_the_first_token_and_the_role_does_not() {
+async fn headers_precede_the_first_token_and_the_role_comes_with_it() {
     let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
     let server = Setup::new().launch_with(executor);
     let mut connection = Connection::open(server.address).await;
@@ -248,7 +248,7 @@ fn quiet_house() -> (TestServer, flume::Sender<()>) {
 }
 
 #[tokio::test]
-async fn a_silent_stream_gets_comments_and_loses_nothing() {
+async fn a_silent_stream_sends_comments_and_loses_no_chunk() {
     let (server, permits) = quiet_house();
     let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({ "stream": true })).to_string();

@@ -145,11 +145,11 @@ fn asks_again(name: &str, start: Starter, again: usize) {
 }
 
 #[test]
-fn haproxy_asks_again_what_was_not_begun() {
+fn haproxy_retries_only_refused_requests() {
     asks_again("haproxy", haproxy, 0);
 }
 
 #[test]
-fn nginx_asks_again_what_was_not_begun_and_once_what_got_no_answer() {
+fn nginx_retries_refused_requests_and_once_requests_without_a_response() {
     asks_again("nginx", nginx, 1);
 }
