@@ -14,7 +14,8 @@ impl KeyDigest {
         Self(Sha256::digest(key).into())
     }
 
-    /// The key's label in metrics and logs: 8 hexadecimal digits, enough to tell keys apart and too few to find one.
+    /// The key's label in metrics and logs: 8 hexadecimal digits, enough to tell keys apart and too few to
+    /// find one.
     fn label(&self) -> String {
         self.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -30,8 +31,8 @@ impl KeyDigest {
 pub struct Caller {
     /// Tenant of every request with the key.
     pub tenant: Tenant,
-    /// Added to the priority of each request with the key. A request cannot undercut it: its own priority is at least
-    /// 0 where the operator gives keys priorities.
+    /// Added to the priority of each request with the key. A request cannot undercut it: its own priority is
+    /// at least 0 where the operator gives keys priorities.
     pub priority: i32,
 }
 
@@ -40,14 +41,15 @@ pub struct Caller {
 pub(crate) struct ApiKeys(Vec<(KeyDigest, Option<Caller>)>);
 
 impl ApiKeys {
-    /// Makes the list from the key that all clients share, if there is one, and the named keys.
+    /// Makes the list from the optional key that all clients share and the named keys.
     pub(crate) fn new(shared: Option<&str>, named: &[(String, Caller)]) -> Self {
         let shared = shared.map(|key| (KeyDigest::new(key.as_bytes()), None));
         let named = named.iter().map(|(key, caller)| (KeyDigest::new(key.as_bytes()), Some(caller.clone())));
         Self(shared.into_iter().chain(named).collect())
     }
 
-    /// Labels of usage in metrics and logs, one for each key, or one for requests without a key if there are no keys.
+    /// Labels of usage in metrics and logs, one for each key, or one for requests without a key if there are
+    /// no keys.
     pub(crate) fn usage_labels(&self) -> Vec<String> {
         let default = Tenant::default();
         let label =
@@ -56,7 +58,8 @@ impl ApiKeys {
         without_keys.into_iter().chain(self.0.iter().map(|(_, caller)| label(caller))).collect()
     }
 
-    /// Label of a tenant's usage in metrics and logs: the tenant's name, or the shared key's label if it has no name.
+    /// Label of a tenant's usage in metrics and logs: the tenant's name, or the shared key's label if it has
+    /// no name.
     pub(crate) fn usage_label(&self, tenant: &Tenant) -> String {
         let shared = self.0.iter().find(|(_, caller)| caller.is_none());
         let shared = shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label());

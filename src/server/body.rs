@@ -14,15 +14,16 @@ use super::json::parse_object;
 use super::settings::BodyLimits;
 use super::state::ServerState;
 
-/// Bytes of a body that is parsed on the async thread, which takes well under a millisecond. Those threads answer
-/// probes too, so a larger body is parsed on a blocking thread.
+/// Bytes of a body that is parsed on the async thread, which takes well under a millisecond. Those threads
+/// answer probes too, so a larger body is parsed on a blocking thread.
 const MAX_INLINE_PARSE: usize = 64 << 10;
 
-/// Reads the bytes of a body that should be JSON. The content type may be missing or wrong, as curl's default is;
-/// multipart and compressed bodies are refused.
+/// Reads the bytes of a body that should be JSON. The content type may be missing or wrong, as curl's default
+/// is; multipart and compressed bodies are refused.
 ///
 /// # Errors
-/// Status 400, 408, 413 or 415; 429 if too many other bodies arrive meanwhile; 503 if the shutdown aborts requests.
+/// Status 400, 408, 413 or 415; 429 if too many other bodies arrive meanwhile; 503 if the shutdown aborts
+/// requests.
 pub(crate) async fn read(request: Request<Body>, state: &ServerState) -> Result<Bytes, ApiError> {
     check_type(request.headers())?;
     let mut permit = state.body_permits.acquire();

@@ -1,13 +1,14 @@
 //! Graceful shutdown, begun by a signal or by the admin port.
 //!
-//! Readiness goes down at once. During the grace period requests are still accepted, because load balancers notice only
-//! with their next probes; each response then closes its connection. After that new requests get a 503 with
-//! `Retry-After`, while the listener stays open and running requests go on until the drain timeout. Requests that still
-//! run then are aborted, and get an error as their status or as an event of their stream.
+//! Readiness goes down at once. During the grace period requests are still accepted, because load balancers
+//! notice only with their next probes; each response then closes its connection. After that new requests get
+//! a 503 with `Retry-After`, while the listener stays open and running requests go on until the drain
+//! timeout. Requests that still run then are aborted, and get an error as their status or as an event of
+//! their stream.
 //!
-//! A second signal ends the process at once. If the admin port began the shutdown, the server waits for a first signal
-//! when it has drained: the response of the admin port must be sent, and the supervisor decides when the process ends.
-//! Before the model is loaded, the first signal ends the process.
+//! A second signal ends the process at once. If the admin port began the shutdown, the server waits for a
+//! first signal when it has drained: the response of the admin port must be sent, and the supervisor decides
+//! when the process ends. Before the model is loaded, the first signal ends the process.
 
 use std::future::Future;
 use std::pin::pin;
@@ -47,7 +48,7 @@ pub enum Ended {
 /// Shutdown signals received by the process.
 pub struct Signals {
     receiver: mpsc::Receiver<()>,
-    /// Whether the first signal has been received.
+    /// True once the first signal has been received.
     received: bool,
 }
 
@@ -80,7 +81,8 @@ impl Signals {
     }
 }
 
-/// Returns the output of `work`, which is part of startup; `None` if a shutdown is requested before it is done.
+/// Returns the output of `work`, which is part of startup; `None` if a shutdown is requested before it is
+/// done.
 pub async fn unless_shutdown<T>(
     status: &ServerStatus,
     signals: &mut Signals,

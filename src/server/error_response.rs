@@ -35,7 +35,8 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Whether the connection ends with the response: the unread rest of a body must not be taken for the next request.
+/// Returns true if the connection must end with the response, so that the unread rest of a body is not taken
+/// for the next request.
 fn closes_connection(error: &ApiError) -> bool {
     matches!(
         error,

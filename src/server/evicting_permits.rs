@@ -1,5 +1,5 @@
-//! A bounded number of permits for clients that may stay silent. When all are held, a new holder evicts the oldest, so
-//! that silent clients keep no one else out.
+//! A bounded number of permits for clients that may stay silent. When all are held, a new holder evicts the
+//! oldest, so that silent clients keep no one else out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,8 @@ use tokio::sync::oneshot;
 #[derive(Clone)]
 pub(crate) struct EvictingPermits {
     capacity: usize,
-    /// One sender per permit, oldest first. Senders of permits that were dropped are removed when room is needed.
+    /// One sender per permit, oldest first. Senders of permits that were dropped are removed when room is
+    /// needed.
     held: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
 }
 

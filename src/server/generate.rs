@@ -1,5 +1,5 @@
-//! Runs a validated request: admission, generation, metrics and log. Knows no transport; the reply is JSON, whole or in
-//! chunks.
+//! Runs a validated request: admission, generation, metrics and log. Knows no transport; the reply is JSON,
+//! whole or in chunks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,8 @@ use crate::generation::{Delta, Failure, Generation, Refusal};
 /// How long to wait for the final cost of aborted choices, which the engine reports with its next step.
 const FINAL_COST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An admitted request whose deltas are measured on their way to the client. Dropping it aborts what still runs.
+/// An admitted request whose deltas are measured on their way to the client. Dropping it aborts what still
+/// runs.
 pub(crate) struct TrackedGeneration {
     generation: Generation,
     /// Builds the reply's JSON.
@@ -29,8 +30,8 @@ pub(crate) struct TrackedGeneration {
     state: Arc<ServerState>,
 }
 
-/// Submits a validated request and waits until the scheduler has admitted or refused it. A refusal therefore has its
-/// own status even if the reply would be a stream.
+/// Submits a validated request and waits until the scheduler has admitted or refused it. A refusal therefore
+/// has its own status even if the reply would be a stream.
 ///
 /// # Errors
 /// The error that the request is refused with.
@@ -103,8 +104,8 @@ impl TrackedGeneration {
         Ok(self.builder.complete(choices, self.generation.usage(), self.generation.cost()))
     }
 
-    /// Records a failure and returns its error. [`ApiError::EngineFailed`], which clients retry, is used only if the
-    /// engine has stopped: otherwise the request would fail on another server too.
+    /// Records a failure and returns its error. [`ApiError::EngineFailed`], which clients retry, is used only
+    /// if the engine has stopped: otherwise the request would fail on another server too.
     fn failed(&mut self, failure: Failure) -> ApiError {
         self.tracker.iter_mut().for_each(|tracker| tracker.failed(&failure, self.generation.costs()));
         let Failure::Engine(reason) = failure else { return ApiError::DeadlineExceeded };
@@ -118,8 +119,8 @@ impl TrackedGeneration {
 }
 
 impl Drop for TrackedGeneration {
-    /// Aborts the choices that still run. Their final cost, known after the engine's next step, is only needed for the
-    /// log, so a task of its own waits for it.
+    /// Aborts the choices that still run. Their final cost, known after the engine's next step, is only
+    /// needed for the log, so a task of its own waits for it.
     fn drop(&mut self) {
         let Some(mut tracker) = self.tracker.take() else { return };
         tracker.end(self.generation.costs());

@@ -1,10 +1,11 @@
-//! Health from atomics: a probe takes no lock, no queue place and no step, and is answered as fast under full load as on
-//! an idle server.
+//! Health from atomics: a probe takes no lock, no queue place and no step, and is answered as fast under full
+//! load as on an idle server.
 //!
 //! - Started: the model is loaded and its steps are captured.
-//! - Live: the engine has not failed and is not stalled. It is stalled if it has work and no step has ended for
-//!   `--stall-timeout` beyond the expected duration of the steps in flight, which comes from the executor's cost model
-//!   or from earlier steps. An idle server is live, and so is one that still loads weights.
+//! - Live: the engine has not failed and is not stalled. It is stalled if it has work and no step has ended
+//!   for `--stall-timeout` beyond the expected duration of the steps in flight, which comes from the
+//!   executor's cost model or from earlier steps. An idle server is live, and so is one that still loads
+//!   weights.
 //! - Ready: started, live, and not shutting down. A server with a full queue is ready.
 //!
 //! [`ALIASES`] lists every path. They are the same on the main port, as routes, and on the health port
@@ -30,7 +31,8 @@ pub enum Probe {
     Ready,
 }
 
-/// Every probe's path, its kind, and the software that uses the path. None needs a key; all take GET and HEAD.
+/// Every probe's path, its kind, and the software that uses the path. None needs a key; all take GET and
+/// HEAD.
 pub const ALIASES: [(&str, Probe, &str); 15] = [
     ("/health", Probe::Ready, "vLLM, TGI, SGLang, llama.cpp"),
     ("/health/startup", Probe::Startup, "Octant"),
@@ -116,7 +118,7 @@ fn starting(snapshot: &StatusSnapshot, now: Instant) -> Health {
 }
 
 impl Health {
-    /// Whether a probe gets status 200.
+    /// Returns true if a probe gets status 200, false if it gets 503.
     pub fn passes(&self, probe: Probe) -> bool {
         match probe {
             Probe::Startup => !matches!(self, Self::Starting { .. }),

@@ -1,5 +1,5 @@
-//! Error objects for requests that hyper itself refuses because of their head. hyper answers those with a bare status
-//! before any route or middleware; the socket writes our response in its place.
+//! Error objects for requests that hyper itself refuses because of their head. hyper answers those with a
+//! bare status before any route or middleware; the socket writes our response in its place.
 
 use bytes::Bytes;
 
@@ -26,6 +26,7 @@ pub(crate) fn replacement(written: &[u8], limits: &HttpLimits) -> Option<Bytes> 
     let (status, body) = (error.status(), error.to_json());
     let length = body.len();
     Some(Bytes::from(format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}"
+        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\
+         connection: close\r\n\r\n{body}"
     )))
 }

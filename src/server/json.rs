@@ -1,7 +1,8 @@
 //! Bytes of a request to a JSON object, within limits of depth and number of values.
 //!
-//! Depth and number are checked on the raw bytes before a parser runs, because a parsed value takes far more memory
-//! than its digit and comma. The check covers fields that no route reads. If an object has a key twice, the last counts.
+//! Depth and number are checked on the raw bytes before a parser runs, because a parsed value takes far more
+//! memory than its digit and comma. The check covers fields that no route reads. If an object has a key
+//! twice, the last counts.
 
 use serde_json::{Map, Value};
 
@@ -30,15 +31,16 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
         Ok(Value::Object(map)) => Ok(map),
         Ok(_) => Err(ApiError::Malformed("Expected the request body to be a JSON object.".to_owned())),
         Err(error) => Err(ApiError::Malformed(format!(
-            "The request body is not valid JSON (syntax, UTF-8, escapes or a number's range) at line {}, column {}.",
+            "The request body is not valid JSON (syntax, UTF-8, escapes or a number's range) at line {}, \
+             column {}.",
             error.line(),
             error.column()
         ))),
     }
 }
 
-/// Returns the depth of nested brackets outside strings, and the number of commas and colons outside strings. The
-/// result is meaningless for bytes that are not JSON; the parser refuses those.
+/// Returns the depth of nested brackets outside strings, and the number of commas and colons outside strings.
+/// The result is meaningless for bytes that are not JSON; the parser refuses those.
 fn measure(bytes: &[u8]) -> (usize, usize) {
     let (mut depth, mut deepest, mut values) = (0_usize, 0, 0);
     let (mut in_string, mut escaped) = (false, false);

@@ -1,7 +1,8 @@
 //! The accept loop and the connections.
 //!
-//! HTTP/1.1 only, which is what load balancers speak to their servers. A client that closes its sending side counts as
-//! disconnected: the server cannot tell it from one that left, and the KV blocks of one that left must be freed.
+//! HTTP/1.1 only, which is what load balancers speak to their servers. A client that closes its sending side
+//! counts as disconnected: the server cannot tell it from one that left, and the KV blocks of one that left
+//! must be freed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -32,20 +33,21 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::timeout_stream::{TimeoutStream, client_closed};
 
-/// Bytes that the kernel buffers for a client that does not read. Accepted sockets inherit the listener's setting.
+/// Bytes that the kernel buffers for a client that does not read. Accepted sockets inherit the listener's
+/// setting.
 const SEND_BUFFER: u32 = 256 << 10;
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Connections beyond the limit that wait to be served. A probe among them is answered at once; when one more comes,
-/// the oldest is closed.
+/// Connections beyond the limit that wait to be served. A probe among them is answered at once; when one more
+/// comes, the oldest is closed.
 const MAX_WAITING: usize = 128;
 /// Time for the first request of a new connection to arrive once the shutdown is over.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
-/// Time for which input is discarded after the last response. Closing a socket with unread input resets the connection,
-/// and the client would lose the response.
+/// Time for which input is discarded after the last response. Closing a socket with unread input resets the
+/// connection, and the client would lose the response.
 const LINGER: Duration = Duration::from_secs(1);
-/// hyper's own limit on a head, in bytes. Our limit is lower and is checked by the middleware, whose response leaves
-/// the connection usable.
+/// hyper's own limit on a head, in bytes. Our limit is lower and is checked by the middleware, whose response
+/// leaves the connection usable.
 const HEAD_BUFFER: usize = 64 << 10;
 /// hyper's own limit on the number of headers, above ours for the same reason.
 const HEAD_FIELDS: usize = 256;
@@ -134,7 +136,8 @@ pub async fn serve(
     ended
 }
 
-/// Accepts connections forever. Each holds a receiver of `end` until it is closed, and ends when `end` becomes true.
+/// Accepts connections forever. Each holds a receiver of `end` until it is closed, and ends when `end`
+/// becomes true.
 async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
@@ -155,7 +158,8 @@ async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Se
                 });
             }
             Err(error) => {
-                // Out of file descriptors, or the client has disconnected. Without a pause the loop would spin.
+                // Out of file descriptors, or the client has disconnected. Without a pause the loop would
+                // spin.
                 tracing::warn!(%error, "accepting a connection failed");
                 sleep(ACCEPT_RETRY).await;
             }
@@ -191,7 +195,7 @@ async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut waiting: Evictin
     }
 }
 
-/// Whether the connection's first line requests a probe's path.
+/// Returns true if the connection's first line requests a probe's path.
 async fn is_probe(stream: &TcpStream) -> bool {
     let mut line = [0; 64];
     while let Ok(count @ 1..) = stream.peek(&mut line).await {
@@ -199,7 +203,8 @@ async fn is_probe(stream: &TcpStream) -> bool {
         let mut words = received.split_inclusive(' ').take(2).filter_map(|word| word.strip_suffix(' '));
         match (words.next(), words.next()) {
             (Some("GET" | "HEAD"), Some(path)) => return health::probe(path).is_some(),
-            // The rest of the line is still to come. `peek` returns at once when there is unread input, so pause.
+            // The rest of the line is still to come. `peek` returns at once while input is unread, hence the
+            // pause.
             (Some("GET" | "HEAD") | None, None) if count < line.len() => {
                 sleep(Duration::from_millis(10)).await;
             }
@@ -210,8 +215,8 @@ async fn is_probe(stream: &TcpStream) -> bool {
 }
 
 /// Resolves when a connection must not wait for another request. That is the end of the shutdown, or up to
-/// [`FIRST_REQUEST_TIMEOUT`] later for a connection without a request so far: a client that has just connected should
-/// get a 503 rather than a closed connection.
+/// [`FIRST_REQUEST_TIMEOUT`] later for a connection without a request so far: a client that has just
+/// connected should get a 503 rather than a closed connection.
 async fn shutdown_over(
     mut end: watch::Receiver<bool>,
     requests: ConnectionRequests,

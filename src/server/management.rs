@@ -1,10 +1,10 @@
-//! Health port and admin port, on a thread with an async runtime of its own: they answer while all workers of the
-//! server are busy, while weights are loaded, and while the engine hangs.
+//! Health port and admin port, on a thread with an async runtime of its own: they answer while all workers of
+//! the server are busy, while weights are loaded, and while the engine hangs.
 //!
-//! The health port has the paths of [`ALIASES`](super::health::ALIASES). The admin port has those and `/admin/drain`.
-//! POST begins the shutdown, as a first signal does, and responds when no request is open any more, or at once with
-//! `?wait=false`. A server that is still starting gives that up. GET returns the shutdown's progress. The admin port
-//! needs no key: anyone who reaches it may use it, so it listens on the loopback address by default.
+//! The health port has the paths of [`ALIASES`](super::health::ALIASES). The admin port has those and
+//! `/admin/drain`. POST begins the shutdown, as a first signal does, and responds when no request is open any
+//! more, or at once with `?wait=false`. A server that is still starting gives that up. GET returns the
+//! shutdown's progress. The admin port needs no key, so it listens on the loopback address by default.
 
 use std::convert::Infallible;
 use std::io;
@@ -35,12 +35,13 @@ use super::status::{ServerStatus, ShutdownPhase};
 
 /// The admin port's own path.
 const DRAIN: &str = "/admin/drain";
-/// Connections of a port. One more closes the oldest, so that probes get in however many connections are open.
+/// Connections of a port. One more closes the oldest, so that probes get in however many connections are
+/// open.
 const MAX_CONNECTIONS: usize = 64;
 /// Time for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Age and number of responses after which a connection to the health port closes. The last response says so with
-/// `connection: close`: a supervisor that keeps its connection must not take its end for the server's.
+/// Age and number of responses after which a connection to the health port closes. The last response says so
+/// with `connection: close`: a supervisor that keeps its connection must not take its end for the server's.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 const MAX_RESPONSES: usize = 1000;
 /// Time beyond [`MAX_CONNECTION_AGE`] for the last response.

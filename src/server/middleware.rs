@@ -1,7 +1,8 @@
-//! Middleware around all routes and fallbacks: limits of the request's head, the API key, the shutdown, the request id,
-//! and HTTP metrics.
+//! Middleware around all routes and fallbacks: limits of the request's head, the API key, the shutdown, the
+//! request id, and HTTP metrics.
 //!
-//! The key is checked here rather than in the routes, so that a route added later needs a key unless it is a probe.
+//! The key is checked here rather than in the routes, so that a route added later needs a key unless it is a
+//! probe.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -55,7 +56,8 @@ pub(crate) async fn handle(
         response.headers_mut().insert("x-request-id", id);
     }
     if state.shutting_down() {
-        // Load balancers keep connections open; they must give this server's up before it stops accepting requests.
+        // Load balancers keep connections open; they must give this server's up before it stops accepting
+        // requests.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();

@@ -1,5 +1,5 @@
-//! Counts requests whose response is not complete: those of a connection, for its timeouts, and those of the server,
-//! for the shutdown.
+//! Counts requests whose response is not complete: those of a connection, for its timeouts, and those of the
+//! server, for the shutdown.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,12 +23,13 @@ struct Counters {
     started: AtomicUsize,
     /// Requests whose response is not complete.
     open: AtomicUsize,
-    /// The task that reads the socket. It is woken when a response is complete, because its idle timeout starts then.
+    /// The task that reads the socket. It is woken when a response is complete, because its idle timeout
+    /// starts then.
     reader: AtomicWaker,
 }
 
 impl ConnectionRequests {
-    /// Whether a response is not complete.
+    /// Returns true while a response is not complete.
     pub(crate) fn any_open(&self) -> bool {
         self.0.open.load(Ordering::Acquire) > 0
     }

@@ -1,5 +1,5 @@
-//! JSON types of replies: OpenAI's objects for chat and text completions, whole and in chunks. Fields are written in
-//! the order in which they stand here.
+//! JSON types of replies: OpenAI's objects for chat and text completions, whole and in chunks. Fields are
+//! written in the order in which they stand here.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
@@ -122,7 +122,8 @@ pub(crate) struct ChatChunkChoice {
     pub(crate) finish_reason: Option<&'static str>,
 }
 
-/// What a chunk adds to the message. Clients concatenate the strings of all deltas, so only the first has the role.
+/// Text that a chunk adds to the message. Clients concatenate the strings of all deltas, so only the first
+/// has the role.
 #[derive(Debug, Default, serde::Serialize)]
 pub(crate) struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,8 +159,8 @@ pub(crate) struct TopToken {
 impl From<Vec<Scored>> for ChatLogprobs {
     fn from(scored: Vec<Scored>) -> Self {
         let top = |c: Candidate| TopToken { token: c.token, logprob: c.logprob, bytes: c.bytes };
-        // Every generated token has a log-probability. Only the first token of an echoed prompt has none, and a chat
-        // does not echo its prompt.
+        // Every generated token has a log-probability. Only the first token of an echoed prompt has none, and
+        // a chat does not echo its prompt.
         let token = |s: Scored| ChatToken {
             token: s.token,
             logprob: s.logprob.unwrap_or_default(),
@@ -201,9 +202,9 @@ impl From<Vec<Scored>> for TextLogprobs {
     }
 }
 
-/// Log-probabilities by token text: the most probable alternatives in descending order, then the token itself if it is
-/// not among them. The token's value equals the one in `token_logprobs` exactly, because evaluation harnesses compare
-/// the two to find out whether the token was the greedy one.
+/// Log-probabilities by token text: the most probable alternatives in descending order, then the token itself
+/// if it is not among them. The token's value equals the one in `token_logprobs` exactly, because evaluation
+/// harnesses compare the two to find out whether the token was the greedy one.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TopMap(Vec<(String, f32)>);
 

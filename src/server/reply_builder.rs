@@ -1,5 +1,5 @@
-//! Builds the JSON of a chat or text completion from generated deltas: one whole reply, or chunks. Knows no transport:
-//! a stream's framing is the caller's.
+//! Builds the JSON of a chat or text completion from generated deltas: one whole reply, or chunks. Knows no
+//! transport: a stream's framing is the caller's.
 
 use std::mem::take;
 
@@ -49,11 +49,11 @@ impl ReplyFormat {
 /// Optional parts of a reply.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ReplyOptions {
-    /// Whether choices have log-probabilities.
+    /// Choices have log-probabilities.
     pub(crate) logprobs: bool,
-    /// Whether chunks have a `usage` field. A whole reply always has one.
+    /// Chunks have a `usage` field. A whole reply always has one.
     pub(crate) include_usage: bool,
-    /// Whether the reply ends with the request's cost.
+    /// The reply ends with the request's cost.
     pub(crate) include_cost: bool,
 }
 
@@ -90,8 +90,9 @@ impl ReplyBuilder {
         &self.id
     }
 
-    /// Returns the chunks for a delta: the role, together with the first token of a chat's choice; the text; and the
-    /// finish reason in a chunk of its own. `role_sent` belongs to the delta's choice, and is false at first.
+    /// Returns the chunks for a delta: the role, together with the first token of a chat's choice; the text;
+    /// and the finish reason in a chunk of its own. `role_sent` belongs to the delta's choice, and is false
+    /// at first.
     pub(crate) fn chunks(
         &self,
         mut delta: Delta,
@@ -113,7 +114,8 @@ impl ReplyBuilder {
         [role, content, finish].into_iter().flatten()
     }
 
-    /// Appends the JSON of a chunk. All of it but the choice is the same in every chunk, and is built only once.
+    /// Appends the JSON of a chunk. All of it but the choice is the same in every chunk, and is built only
+    /// once.
     pub(crate) fn write_chunk(&self, choice: &ChunkChoice, out: &mut Vec<u8>) {
         out.extend_from_slice(self.chunk_head.as_bytes());
         serde_json::to_writer(&mut *out, choice).expect("text and finite numbers can be written as JSON");
@@ -121,7 +123,8 @@ impl ReplyBuilder {
         out.extend_from_slice(end);
     }
 
-    /// Returns the JSON of the last chunk, which has the usage, the cost or both; `None` if neither was requested.
+    /// Returns the JSON of the last chunk, which has the usage, the cost or both; `None` if neither was
+    /// requested.
     pub(crate) fn final_chunk(&self, usage: Usage, cost: Cost) -> Option<String> {
         let usage = self.options.include_usage.then_some(Some(usage.into()));
         let cost = self.options.include_cost.then_some(cost.into());

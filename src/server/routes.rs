@@ -1,4 +1,5 @@
-//! The routes and their handlers. A handler reads, validates, acts and writes; the work itself is done elsewhere.
+//! The routes and their handlers. A handler reads, validates, acts and writes; the work itself is done
+//! elsewhere.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -82,8 +83,8 @@ async fn completions(State(state): Shared, request: Request) -> Result<Response<
 
 /// Takes a place in the queue and reads the body. Returns also the caller, if the API key is a named one.
 ///
-/// A full queue refuses the request before its body is read. The place is taken only when the whole body has arrived,
-/// so that a client that sends nothing holds none.
+/// A full queue refuses the request before its body is read. The place is taken only when the whole body has
+/// arrived, so that a client that sends nothing holds none.
 async fn enter(
     state: &ServerState,
     request: Request,
@@ -129,8 +130,8 @@ async fn respond(
     Ok(response)
 }
 
-/// A header value that lists field names as a client sent them, so bounded: at most 32 names, each of at most 64
-/// characters, with `?` for every character that is not allowed there.
+/// A header value that lists field names as a client sent them, so bounded: at most 32 names, each of at most
+/// 64 characters, with `?` for every character that is not allowed there.
 fn header_list(names: &[String]) -> Option<HeaderValue> {
     const MAX_NAMES: usize = 32;
     const MAX_CHARS: usize = 64;

@@ -1,4 +1,4 @@
-//! What the operator configures of the front end: models, keys, sampling defaults, and limits of HTTP.
+//! Settings of the front end: models, API keys, sampling defaults, and limits of HTTP.
 
 use std::time::Duration;
 
@@ -7,7 +7,8 @@ use http::StatusCode;
 use super::api_keys::Caller;
 use super::validate::Defaults;
 
-/// `/tokenize` and `/detokenize` requests that are served or wait their turn at the same time; one more gets a 429.
+/// `/tokenize` and `/detokenize` requests that are served or wait their turn at the same time; one more gets
+/// a 429.
 pub(crate) const MAX_TOKENIZE_REQUESTS: usize = 64;
 /// Large request bodies parsed at the same time: a parsed body takes many times the memory of its bytes.
 pub(crate) const MAX_PARSING: usize = 4;
@@ -25,7 +26,7 @@ pub struct Settings {
     pub defaults: Defaults,
     /// Token ids that end a generation.
     pub eos_ids: Vec<u32>,
-    /// Whether an unknown field of a request is an error. Otherwise a response header lists unknown fields.
+    /// Unknown fields of a request are errors. If false, a response header lists them.
     pub reject_unknown_fields: bool,
     /// Status of a response that refuses a request because the queue is full. Default: 429.
     pub queue_full_status: StatusCode,
@@ -56,8 +57,8 @@ pub struct HttpLimits {
     pub max_connections: usize,
     /// Time for the head of a request, from its first byte, and for the first byte of a new connection.
     pub head_timeout: Duration,
-    /// Time between two requests of a connection. It must be longer than the load balancer's (60 s by default for
-    /// most): a request that the balancer sends while the server closes the connection would be lost.
+    /// Time between two requests of a connection. It must be longer than the load balancer's (60 s by default
+    /// for most): a request that the balancer sends while the server closes the connection would be lost.
     pub idle_timeout: Duration,
     /// A client that accepts no byte for this time is disconnected.
     pub write_stall: Duration,
@@ -67,7 +68,8 @@ pub struct HttpLimits {
     pub max_headers: usize,
     /// Limits of a request's body.
     pub body: BodyLimits,
-    /// Request bodies read at the same time. One more refuses the body that has been on its way for the longest.
+    /// Request bodies read at the same time. One more refuses the body that has been on its way for the
+    /// longest.
     pub max_reading: usize,
     /// A stream that sends nothing for this time sends a comment.
     pub keep_alive: Duration,

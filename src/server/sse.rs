@@ -1,11 +1,12 @@
-//! A reply as server-sent events: `data: {json}` and an empty line for each chunk, and `data: [DONE]` at the end.
+//! A reply as server-sent events: `data: {json}` and an empty line for each chunk, and `data: [DONE]` at the
+//! end.
 //!
-//! The connection pulls one piece of the body after another. If a client reads slowly, nothing pulls: the engine does
-//! not wait, and the request's tokens are buffered, at most `max_tokens` per choice. If a client disconnects, the
-//! connection drops the body and with it the generation, which aborts the request.
+//! The connection pulls one piece of the body after another. If a client reads slowly, nothing pulls: the
+//! engine does not wait, and the request's tokens are buffered, at most `max_tokens` per choice. If a client
+//! disconnects, the connection drops the body and with it the generation, which aborts the request.
 //!
-//! A failure after the headers is sent as an event with an `error` object. The connection then ends without `[DONE]`
-//! and without the last chunk of the HTTP body, so that no client takes it for a complete reply.
+//! A failure after the headers is sent as an event with an `error` object. The connection then ends without
+//! `[DONE]` and without the last chunk of the HTTP body, so that no client takes it for a complete reply.
 
 use std::io;
 use std::pin::Pin;
@@ -28,8 +29,8 @@ const ERROR_FLUSH: Duration = Duration::from_millis(50);
 /// Bytes after which no further events are added to a piece of the body, if the client is behind.
 const MAX_PIECE: usize = 16 << 10;
 
-/// Returns a response whose body is the generation's events. After `keep_alive` without an event it sends a comment, so
-/// that no proxy between server and client closes the connection as idle.
+/// Returns a response whose body is the generation's events. After `keep_alive` without an event it sends a
+/// comment, so that no proxy between server and client closes the connection as idle.
 pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Response<Body> {
     let events = EventStream {
         role_sent: vec![false; generation.choices()],
@@ -85,8 +86,8 @@ impl EventStream {
         }
     }
 
-    /// Waits for an event and returns it together with all others that are ready, which are several if the client is
-    /// behind.
+    /// Waits for an event and returns it together with all others that are ready, which are several if the
+    /// client is behind.
     async fn next_events(&mut self) -> Bytes {
         let mut out = Vec::with_capacity(512);
         loop {
@@ -109,7 +110,8 @@ impl EventStream {
             {
                 self.write_step(step, &mut out);
             }
-            // A delta without text makes no event: its token ends within a character or may begin a stop string.
+            // A delta without text makes no event: its token ends within a character or may begin a stop
+            // string.
             if !out.is_empty() {
                 return Bytes::from(out);
             }

@@ -29,7 +29,7 @@ pub struct ServerState {
     pub(crate) tokenize_permits: Semaphore,
     /// Held while a `/tokenize` or `/detokenize` request uses the tokenizer.
     pub(crate) tokenize_turn: Mutex<()>,
-    /// What health checks read.
+    /// Status for health checks.
     pub(crate) status: Arc<ServerStatus>,
     /// Permits for reading a request body.
     pub(crate) body_permits: EvictingPermits,
@@ -81,22 +81,22 @@ impl ServerState {
         self.generator.engine().config().max_model_len
     }
 
-    /// Whether the shutdown has begun; during its grace period requests are still accepted.
+    /// Returns true once the shutdown has begun. During its grace period requests are still accepted.
     pub(crate) fn shutting_down(&self) -> bool {
         self.status.phase() >= ShutdownPhase::Grace
     }
 
-    /// Whether the shutdown refuses new requests.
+    /// Returns true once the shutdown refuses new requests.
     pub(crate) fn refuses_requests(&self) -> bool {
         self.status.phase() >= ShutdownPhase::Refusing
     }
 
-    /// Whether the engine has failed or was stopped, so that the request may succeed on another server.
+    /// Returns true if the engine has failed or was stopped. A request may then succeed on another server.
     pub(crate) fn engine_is_gone(&self) -> bool {
         self.status.phase() >= ShutdownPhase::Aborting || self.engine_failed()
     }
 
-    /// Whether the engine has failed. It does not recover.
+    /// Returns true if the engine has failed. It does not recover.
     pub fn engine_failed(&self) -> bool {
         self.generator.engine().heartbeat().failed()
     }

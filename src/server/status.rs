@@ -1,5 +1,5 @@
-//! The server's status in atomics: startup stage, shutdown phase, open requests, and the engine's heartbeat. Health
-//! checks read it without a lock.
+//! The server's status in atomics: startup stage, shutdown phase, open requests, and the engine's heartbeat.
+//! Health checks read it without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ pub enum ShutdownPhase {
     Grace,
     /// New requests get a 503. Running requests go on.
     Refusing,
-    /// The engine has been told to stop; requests that still run are aborted.
+    /// The engine stops, and requests that still run are aborted.
     Aborting,
     /// No request is open.
     Drained,

@@ -1,4 +1,4 @@
-//! What the server takes from the operating system: random bits and the wall clock.
+//! Random bits and the wall clock, both from the operating system.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

@@ -1,5 +1,5 @@
-//! A connection's socket with timeouts: for the head of a request, between two requests, and for a client that does not
-//! read. hyper's own head timeout would count the idle time between two requests too.
+//! A connection's socket with timeouts: for the head of a request, between two requests, and for a client
+//! that does not read. hyper's own head timeout would count the idle time between two requests too.
 
 use std::future::Future;
 use std::io;
@@ -26,7 +26,7 @@ pub(crate) struct TimeoutStream {
     limits: HttpLimits,
     /// Runs while the head of a request is awaited.
     read_timer: Option<Pin<Box<Sleep>>>,
-    /// Whether bytes of that head have arrived.
+    /// True once bytes of that head have arrived.
     head_started: bool,
     /// [`ConnectionRequests::started`] as of the last read: a change means that a whole head has been read.
     requests_seen: usize,
@@ -171,8 +171,8 @@ fn poll_write(
     }
 }
 
-/// Resolves when the client has closed its sending side. hyper notices that by itself, except while it has unread bytes
-/// of a next request.
+/// Resolves when the client has closed its sending side. hyper notices that by itself, except while it has
+/// unread bytes of a next request.
 pub(crate) async fn client_closed(stream: &TcpStream) {
     const INTERVAL: Duration = Duration::from_millis(100);
     loop {

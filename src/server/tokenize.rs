@@ -1,8 +1,9 @@
-//! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages, and back.
+//! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages,
+//! and back.
 //!
-//! These requests take no place in the engine's queue. Their number is bounded by permits of their own, taken before a
-//! body is parsed. They use the tokenizer one at a time, so that they delay requests that generate as little as
-//! possible.
+//! These requests take no place in the engine's queue. Their number is bounded by permits of their own, taken
+//! before a body is parsed. They use the tokenizer one at a time, so that they delay requests that generate
+//! as little as possible.
 
 use std::sync::Arc;
 use std::time::Duration;

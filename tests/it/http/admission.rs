@@ -1,4 +1,5 @@
-//! Who is refused because the wait would be too long, when to come back, deadlines, and shares by key and by user.
+//! Admission: refusals because of the predicted wait, `Retry-After`, deadlines, and fair shares by API key
+//! and user.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +15,20 @@ use crate::fake::FakeExecutor;
 const CHAT: &str = "/v1/chat/completions";
 const STEP: Duration = Duration::from_millis(20);
 
-/// A server whose steps take 20 ms and are believed to take so many seconds.
-fn believing(seconds: f64) -> Setup {
+/// A setup whose forecast expects this many seconds per step.
+fn expecting(seconds: f64) -> Setup {
     let mut setup = Setup::new();
     setup.start = Start { forecast: Forecast::new(&[(1, seconds); 400]), ..Start::new(2) };
     setup
 }
 
+/// Starts a server whose steps take 20 ms.
 fn slow(setup: Setup) -> TestServer {
     let executor = FakeExecutor::new(&setup.config).delay(STEP);
     setup.launch_with(executor)
 }
 
+/// A chat of 100 tokens.
 fn long(more: Value) -> Value {
     chat_body("innocent", merged(json!({ "ignore_eos": true, "max_tokens": 100, "seed": 7 }), more))
 }
@@ -41,30 +44,30 @@ async fn with_deadline(server: &TestServer, ms: &str, body: &Value) -> Reply {
 
 #[tokio::test]
 async fn a_predicted_wait_over_max_ttft_is_a_429_with_retry_after() {
-    let mut setup = believing(10.0);
+    let mut setup = expecting(10.0);
     setup.start.max_ttft = Some(Duration::from_secs(2));
     let server = slow(setup);
-    let alone = slow(believing(0.0));
+    let alone = slow(expecting(0.0));
     let trouble = async {
         server.until(|stats| stats.counts.running == 1).await;
         let refused = server.chat("b", json!({ "stream": true })).await;
         assert_eq!(refused.error(), (429, Some("queue_full".into()), None), "before any header of a stream");
-        // One step in flight and one of its own, of about ten seconds each, less the two that it might wait.
+        // The step in flight and the request's own, of about ten seconds each, less the limit of two seconds.
         let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
         assert!((14..=18).contains(&seconds), "{seconds}");
         assert_eq!(refused.header("retry-after-ms"), Some(format!("{seconds}000").as_str()));
     };
-    // An idle engine takes what it believes to take ten seconds: nobody would be served else.
+    // An idle engine admits a request that it expects to take ten seconds; else it would never serve any.
     let (first, ()) = tokio::join!(server.post(CHAT, long(json!({}))), trouble);
     assert_eq!(content(&first), content(&alone.post(CHAT, long(json!({}))).await));
     server.until_empty().await;
 }
 
-/// The prompt is longer than the context, which is found out by tokenising it, and is an error of the client's.
+/// The prompt is longer than the context. Only tokenizing it can tell, and that is then a 400.
 #[tokio::test]
 async fn a_long_wait_is_refused_before_the_prompt_is_tokenized() {
     let huge = chat_body(&"x".repeat(100_000), json!({ "max_tokens": 5 }));
-    let mut setup = believing(10.0);
+    let mut setup = expecting(10.0);
     setup.start.max_ttft = Some(Duration::from_secs(2));
     let busy = slow(setup);
     let mut running = Connection::open(busy.address).await;
@@ -73,9 +76,9 @@ async fn a_long_wait_is_refused_before_the_prompt_is_tokenized() {
     assert_eq!(busy.post(CHAT, huge.clone()).await.error().0, 429);
     drop(running);
     busy.until_empty().await;
-    // Nobody is ahead, so that nothing speaks against tokenising it.
+    // The engine is idle, so the prompt is tokenized.
     assert_eq!(busy.post(CHAT, huge.clone()).await.error().0, 400);
-    let idle = slow(believing(10.0));
+    let idle = slow(expecting(10.0));
     let unmet = Some("deadline_unmet".to_owned());
     assert_eq!(with_deadline(&idle, "3000", &huge).await.error(), (429, unmet, None));
     assert_eq!(with_deadline(&idle, "60000", &huge).await.error().0, 400);
@@ -85,7 +88,7 @@ async fn a_long_wait_is_refused_before_the_prompt_is_tokenized() {
 
 #[tokio::test]
 async fn a_full_queue_predicts_retry_after() {
-    let mut setup = believing(10.0);
+    let mut setup = expecting(10.0);
     setup.config.max_num_seqs = 1;
     setup.config.max_queue_requests = 1;
     let server = slow(setup);
@@ -97,13 +100,13 @@ async fn a_full_queue_predicts_retry_after() {
     server.until(|stats| stats.counts.waiting == 1).await;
     let refused = server.chat("c", json!({})).await;
     assert_eq!(refused.error().0, 429);
-    // An answer of about 128 steps of ten seconds; what clients would not heed is not said.
+    // A reply of about 128 steps of ten seconds, capped at 120 s, beyond which clients ignore the header.
     assert_eq!(refused.header("retry-after"), Some("120"));
 }
 
 #[tokio::test]
 async fn an_unmeetable_deadline_is_refused_at_once() {
-    let server = slow(believing(10.0));
+    let server = slow(expecting(10.0));
     let begun = Instant::now();
     for reply in [
         with_deadline(&server, "3000", &long(json!({}))).await,
@@ -111,7 +114,7 @@ async fn an_unmeetable_deadline_is_refused_at_once() {
         server.post(CHAT, long(json!({ "timeout": 3.0, "stream": true }))).await,
     ] {
         assert_eq!(reply.error(), (429, Some("deadline_unmet".into()), None));
-        // With nothing else to do it takes longer than that.
+        // The request takes longer than its deadline even on an idle server, so a retry cannot help.
         assert_eq!((reply.header("retry-after"), reply.header("x-should-retry")), (None, Some("false")));
     }
     assert!(begun.elapsed() < Duration::from_secs(2));
@@ -121,12 +124,12 @@ async fn an_unmeetable_deadline_is_refused_at_once() {
 
 #[tokio::test]
 async fn a_deadline_covers_min_tokens_and_the_last_sequence_of_a_request() {
-    let server = slow(believing(1.0));
+    let server = slow(expecting(1.0));
     let hopeless = |reply: &Reply| {
         assert_eq!(reply.error(), (429, Some("deadline_unmet".into()), None));
         assert_eq!((reply.header("retry-after"), reply.header("x-should-retry")), (None, Some("false")));
     };
-    // Steps of a second: forty tokens at least, or five rounds of eight.
+    // Steps take a second: forty tokens need forty steps, and forty prompts five batches of eight.
     let forty = json!({ "min_tokens": 40, "max_tokens": 50 });
     hopeless(&with_deadline(&server, "20000", &chat_body("ab", forty.clone())).await);
     assert_eq!(with_deadline(&server, "60000", &chat_body("ab", forty)).await.status, 200);
@@ -139,7 +142,7 @@ async fn a_deadline_covers_min_tokens_and_the_last_sequence_of_a_request() {
 
 #[tokio::test]
 async fn the_shortest_of_several_deadlines_applies() {
-    let server = slow(believing(10.0));
+    let server = slow(expecting(10.0));
     let headers = [("x-request-deadline-ms", "60000"), ("x-request-deadline-ms", "3000")];
     let body = long(json!({})).to_string();
     let reply = send(server.address, "POST", CHAT, &headers, body.as_bytes()).await;
@@ -164,7 +167,7 @@ async fn a_request_can_only_lower_the_priority_of_its_key() {
 
 #[tokio::test]
 async fn an_expired_deadline_ends_only_its_own_request() {
-    let server = slow(believing(0.0));
+    let server = slow(expecting(0.0));
     let alone = content(&server.post(CHAT, long(json!({}))).await);
     server.until_empty().await;
     let late = async {
@@ -173,9 +176,9 @@ async fn an_expired_deadline_ends_only_its_own_request() {
         assert_eq!(whole.header("x-should-retry"), Some("false"));
         let stream = server.post(CHAT, long(json!({ "timeout": 0.4, "stream": true, "n": 2 }))).await;
         assert_eq!(stream.status, 200);
-        assert!(!stream.complete, "a stream that was cut off does not look like one that ended");
+        assert!(!stream.complete, "an aborted stream is incomplete on the wire");
         let events = stream.events();
-        assert!(events.len() > 4, "it had begun: {events:?}");
+        assert!(events.len() > 4, "it had started: {events:?}");
         let last: Value = serde_json::from_str(events.last().unwrap()).unwrap();
         assert_eq!(last["error"]["code"], "deadline_exceeded");
         assert!(!stream.text().contains("[DONE]"));
@@ -190,16 +193,16 @@ async fn an_expired_deadline_ends_only_its_own_request() {
     assert_eq!(
         (ended("deadline"), ended("error"), ended("length")),
         (3.0, 0.0, 2.0),
-        "no fault of the server"
+        "a missed deadline is not counted as a server error"
     );
     let late = metric(reply.text(), "octant_http_errors_total", &["code=\"deadline_exceeded\""]);
-    assert_eq!(late, 1.0, "within a stream it is no response");
+    assert_eq!(late, 1.0, "an error event of a stream is not counted as a response");
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
 #[tokio::test]
 async fn a_deadline_expires_in_the_queue() {
-    let mut setup = believing(0.0);
+    let mut setup = expecting(0.0);
     setup.config.max_num_seqs = 1;
     let server = slow(setup);
     let late = async {
@@ -209,14 +212,14 @@ async fn a_deadline_expires_in_the_queue() {
         assert_eq!(reply.error(), (504, Some("deadline_exceeded".into()), None));
         assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
         server.until(|stats| stats.counts.waiting == 0).await;
-        assert_eq!(server.engine.stats().counts.running, 1, "the other still runs");
+        assert_eq!(server.engine.stats().counts.running, 1, "the other request still runs");
     };
     let (first, ()) = tokio::join!(server.post(CHAT, long(json!({}))), late);
     assert_eq!(first.status, 200);
     server.until_empty().await;
     let reply = server.get("/metrics").await;
     let queue = |of: &str| metric(reply.text(), &format!("vllm:request_queue_time_seconds_{of}"), &[]);
-    assert_eq!(queue("count"), 2.0, "who never began has waited too");
+    assert_eq!(queue("count"), 2.0, "a request that never started counts too");
     assert!(queue("sum") > 0.6, "{}", queue("sum"));
 }
 
@@ -236,18 +239,18 @@ async fn invalid_deadlines_are_refused_by_name() {
     assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("user".into())));
 }
 
-/// Ten requests of one and then one of another; after how many of the ten the other's ended.
-async fn passed(server: &TestServer, heavy: (&str, &str), light: (&str, &str)) -> usize {
+/// Sends ten requests of one caller, then one of another. Returns how many of the ten ended before that one.
+async fn ended_before(server: &TestServer, heavy: (&str, &str), light: (&str, &str)) -> usize {
     let (ended, mut order) = tokio::sync::mpsc::unbounded_channel();
     let ask = |(key, user): (&str, &str)| {
         let (address, ended) = (server.address, ended.clone());
         let body = json!({ "user": user, "ignore_eos": true, "max_tokens": 6 });
         let body = chat_body("ab", body).to_string();
-        let (key, whose) = (format!("Bearer {key}"), format!("{key}{user}"));
+        let (key, sender) = (format!("Bearer {key}"), format!("{key}{user}"));
         tokio::spawn(async move {
             let reply = send(address, "POST", CHAT, &[("authorization", &key)], body.as_bytes()).await;
             assert_eq!(reply.status, 200, "{}", reply.text());
-            ended.send(whose).expect("somebody listens");
+            ended.send(sender).expect("the test still receives");
         })
     };
     for _ in 0..10 {
@@ -277,13 +280,13 @@ async fn fair_sharing_is_by_key_or_else_by_user() {
         setup.launch_with(executor)
     };
     let server = setup(&["one", "two", "low"]);
-    let by_key = passed(&server, ("one", ""), ("two", "")).await;
-    let same_key = passed(&server, ("one", "a"), ("one", "b")).await;
-    let by_user = passed(&server, ("shared", "a"), ("shared", "b")).await;
-    let low = passed(&server, ("one", ""), ("low", "")).await;
-    assert!(by_key <= 4 && by_user <= 4, "{by_key} {by_user} of ten before the one");
-    assert_eq!(same_key, 10, "a key is one tenant, whatever users it names");
-    assert_eq!(low, 10, "of a lower priority");
+    let by_key = ended_before(&server, ("one", ""), ("two", "")).await;
+    let same_key = ended_before(&server, ("one", "a"), ("one", "b")).await;
+    let by_user = ended_before(&server, ("shared", "a"), ("shared", "b")).await;
+    let low = ended_before(&server, ("one", ""), ("low", "")).await;
+    assert!(by_key <= 4 && by_user <= 4, "{by_key} and {by_user} of ten ended first");
+    assert_eq!(same_key, 10, "a named key is one tenant, whatever users its requests name");
+    assert_eq!(low, 10, "the priority of the key is lower");
     let wrong = send(server.address, "POST", CHAT, &[("authorization", "Bearer three")], b"{}").await;
     assert_eq!(wrong.error(), (401, Some("invalid_api_key".into()), None));
 }

@@ -1,4 +1,4 @@
-//! Requests that do not fit, and the same trouble many times over.
+//! Requests that do not fit the context, and refusals that must change nothing.
 
 use serde_json::{Value, json};
 
@@ -7,11 +7,12 @@ use super::test_server::{Setup, TestServer, chat_body};
 
 const LIMIT: usize = 512;
 
-/// The words that several clients look for.
-fn words(prompt: usize, completion: usize) -> String {
+/// OpenAI's error text, which several client libraries match.
+fn context_error(prompt: usize, completion: usize) -> String {
     format!(
-        "This model's maximum context length is {LIMIT} tokens. However, you requested {} tokens ({prompt} in the \
-         messages, {completion} in the completion). Please reduce the length of the messages or completion.",
+        "This model's maximum context length is {LIMIT} tokens. However, you requested {} tokens \
+         ({prompt} in the messages, {completion} in the completion). \
+         Please reduce the length of the messages or completion.",
         prompt + completion
     )
 }
@@ -29,19 +30,19 @@ async fn a_request_over_the_context_length_is_refused_in_openais_words() {
     // The template adds one token.
     for length in [LIMIT - 1, LIMIT, 10 * LIMIT] {
         let body = chat_body(&"x".repeat(length), json!({ "stream": true }));
-        refused(&server, chat, body, "messages", words(length + 1, 1)).await;
+        refused(&server, chat, body, "messages", context_error(length + 1, 1)).await;
     }
     let body = chat_body(&"x".repeat(99), json!({ "max_tokens": 413 }));
-    refused(&server, chat, body, "messages", words(100, 413)).await;
+    refused(&server, chat, body, "messages", context_error(100, 413)).await;
     let body = chat_body("x", json!({ "max_completion_tokens": 4_294_967_295_u32 }));
-    refused(&server, chat, body, "messages", words(2, 4_294_967_295)).await;
+    refused(&server, chat, body, "messages", context_error(2, 4_294_967_295)).await;
     let body = json!({ "prompt": vec![97; 500], "max_tokens": 13 });
-    refused(&server, text, body, "prompt", words(500, 13)).await;
+    refused(&server, text, body, "prompt", context_error(500, 13)).await;
     let body = json!({ "prompt": vec![97; 513], "max_tokens": 0, "echo": true });
-    refused(&server, text, body, "prompt", words(513, 1)).await;
-    // One prompt of several is enough, and then none runs.
+    refused(&server, text, body, "prompt", context_error(513, 1)).await;
+    // If one of several prompts does not fit, none runs.
     let body = json!({ "prompt": [[97], vec![97; 512]] });
-    refused(&server, text, body, "prompt", words(512, 1)).await;
+    refused(&server, text, body, "prompt", context_error(512, 1)).await;
     assert_eq!(server.engine.stats().counts.generated_tokens, 0);
     let whole = server.chat(&"x".repeat(99), json!({ "max_tokens": 412, "ignore_eos": true })).await;
     assert_eq!(whole.json()["usage"]["total_tokens"], LIMIT);
@@ -64,17 +65,17 @@ async fn text_size_is_limited_before_tokenization() {
     assert_eq!(reply.error(), (400, Some("context_length_exceeded".into()), Some("messages".into())));
     let message = reply.json()["error"]["message"].to_string();
     assert!(message.contains("maximum context length is 512 tokens. However, "), "{message}");
-    // Each prompt is measured by itself.
+    // The limit is per prompt.
     let half = "x".repeat(1 << 19);
     let reply = server.complete(json!([half, half, half]), json!({})).await;
-    assert_eq!(reply.json()["error"]["message"], words((1 << 19) + 1, 1));
+    assert_eq!(reply.json()["error"]["message"], context_error((1 << 19) + 1, 1));
 }
 
-/// Refusals must leave nothing behind, however many there are.
+/// Many refusals, in sequence and at once, take no block and no step.
 #[tokio::test]
 async fn many_refusals_change_nothing() {
     let mut setup = Setup::new();
-    // Room for all of a crowd, so that each is refused for what is wrong with it.
+    // The queue has room for all, so that each is refused for its own error.
     setup.config.max_queue_requests = 64 * 128;
     let server = setup.launch();
     let bad = [
@@ -87,21 +88,21 @@ async fn many_refusals_change_nothing() {
         for _ in 0..5 {
             assert_eq!(server.post("/v1/chat/completions", body.clone()).await.status, 400);
         }
-        let mut crowd = tokio::task::JoinSet::new();
+        let mut clients = tokio::task::JoinSet::new();
         for _ in 0..64 {
             let (address, body) = (server.address, body.clone());
-            crowd.spawn(
+            clients.spawn(
                 async move { super::client::post(address, "/v1/chat/completions", &body).await.status },
             );
         }
-        assert!(crowd.join_all().await.into_iter().all(|status| status == 400));
+        assert!(clients.join_all().await.into_iter().all(|status| status == 400));
     }
     let stats = server.engine.stats();
     assert_eq!((stats.counts.blocks_free, stats.counts.steps), (stats.counts.blocks_total, 0));
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// The ids between the tokenizer's and the model's padded vocabulary are nobody's.
+/// Ids between the tokenizer's vocabulary and the model's padded one have no text.
 #[tokio::test]
 async fn ids_of_vocabulary_padding_are_refused() {
     let server = Setup::new().launch();
@@ -130,7 +131,8 @@ async fn malformed_and_contradictory_heads_are_refused() {
         let answer = String::from_utf8_lossy(&connection.rest().await).into_owned();
         assert!(answer.starts_with("HTTP/1.1 4") && !answer.contains("200 OK"), "{head:?}: {answer:?}");
     }
-    // Where both lengths are given the chunks count, and nothing of the body is taken for a second request.
+    // With both `content-length` and chunks, the chunks count, and no part of the body is taken for a second
+    // request.
     let mut both = Connection::open(server.address).await;
     let smuggled =
         "POST /v1/completions HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";

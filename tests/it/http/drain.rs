@@ -1,4 +1,4 @@
-//! The shutdown, step by step.
+//! Graceful shutdown: its phases, signals, and the admin port.
 
 use std::future::pending;
 use std::net::SocketAddr;
@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use octant::server::status::ShutdownPhase;
 use octant::server::{
-    DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signals, management,
-    unless_shutdown,
+    DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signals, management, unless_shutdown,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -18,7 +17,8 @@ use super::client::{Connection, send};
 use super::test_server::{BOS, Setup, TestServer, chat_body, metric};
 use crate::fake::FakeExecutor;
 
-/// Steps of 10 ms, so that a stream of `running` takes about a second and a half.
+/// Starts a server with these drain times in ms. Its steps take 10 ms, so a stream of `running` takes about
+/// 1.5 s.
 fn server(grace: u64, timeout: u64) -> TestServer {
     let mut setup = Setup::new();
     setup.times = DrainTimes { grace: Duration::from_millis(grace), timeout: Duration::from_millis(timeout) };
@@ -26,6 +26,7 @@ fn server(grace: u64, timeout: u64) -> TestServer {
     setup.launch_with(executor)
 }
 
+/// Starts a stream of 140 tokens.
 async fn running(server: &TestServer) -> Connection {
     let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({ "stream": true, "ignore_eos": true, "max_tokens": 140 })).to_string();
@@ -49,8 +50,8 @@ async fn shutdown_drops_readiness_then_refuses_requests_then_completes_streams()
     assert_eq!(server.get("/health/ready").await.status, 200);
     server.signals.send(()).await.expect("the server runs");
     until_status(&server, "/health/ready", 503).await;
-    assert_eq!(server.get("/health/live").await.status, 200, "leaving is not dying");
-    // In the grace period requests are taken as before.
+    assert_eq!(server.get("/health/live").await.status, 200, "a server that shuts down is live");
+    // During the grace period requests are accepted.
     let mut late = running(&server).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     let refused = server.chat("abc", json!({ "stream": true })).await;
@@ -62,7 +63,7 @@ async fn shutdown_drops_readiness_then_refuses_requests_then_completes_streams()
     let counted = |decision: &str| {
         metric(metrics.text(), "octant_admissions_total", &[&format!("decision=\"{decision}\"")])
     };
-    assert_eq!((counted("admitted"), counted("draining")), (2.0, 1.0), "a list of models is no generation");
+    assert_eq!((counted("admitted"), counted("draining")), (2.0, 1.0), "not a generation");
     for connection in [&mut stream, &mut late] {
         let text = connection.until("data: [DONE]\n\n").await;
         assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
@@ -91,7 +92,7 @@ async fn requests_beyond_the_drain_timeout_get_an_error() {
         ),
         "{last}"
     );
-    assert_eq!(plain.error(), (500, Some("engine_unavailable".into()), None), "it had begun");
+    assert_eq!(plain.error(), (500, Some("engine_unavailable".into()), None), "started, so no 503");
     assert_eq!(server.served.await.expect("it ends"), Ended::Cut(2));
     tokio::task::spawn_blocking(|| server.thread.join()).await.expect("joined").expect("no failure");
 }
@@ -110,7 +111,7 @@ async fn a_second_signal_ends_the_shutdown_at_once() {
 async fn a_second_signal_ends_the_wait_for_aborted_requests() {
     let mut setup = Setup::new();
     setup.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::ZERO };
-    // Its step never ends, so that its client waits as long as it may.
+    // The step never ends, so the server waits for the request as long as it may.
     let (executor, _permits) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
     let server = setup.launch_with(executor);
     let mut plain = Connection::open(server.address).await;
@@ -139,7 +140,7 @@ async fn an_unfinished_body_gets_a_503_and_delays_no_shutdown() {
     server.signals.send(()).await.expect("the server runs");
     assert_eq!(slow.reply().await.error(), (503, Some("draining".into()), None));
     let ended = tokio::time::timeout(Duration::from_millis(1500), server.served).await;
-    assert_eq!(ended.expect("before the time for last words").expect("it ends"), Ended::Cut(1));
+    assert_eq!(ended.expect("before the flush timeout").expect("it ends"), Ended::Cut(1));
 }
 
 #[tokio::test]
@@ -150,7 +151,7 @@ async fn the_first_signal_ends_startup() {
     assert_eq!(unless_shutdown(&status, &mut signals, async { 7 }).await, Some(7));
     signal.send(()).await.expect("there is room");
     assert_eq!(unless_shutdown(&status, &mut signals, pending::<()>()).await, None);
-    // The admin port's wish too, but the supervisor says when.
+    // A drain requested by the admin port ends startup too, but only after a signal.
     status.request_drain();
     let mut ended = pin!(unless_shutdown(&status, &mut signals, pending::<()>()));
     assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
@@ -163,7 +164,7 @@ async fn the_first_signal_ends_startup() {
 async fn a_connection_opened_before_the_end_gets_a_503() {
     let server = server(0, 60_000);
     let mut fresh = Connection::open(server.address).await;
-    // It is accepted by the time that another, which came later, is answered.
+    // When a later connection is answered, this one has been accepted.
     assert_eq!(server.get("/health/live").await.status, 200);
     server.signals.send(()).await.expect("the server runs");
     while server.status.phase() < ShutdownPhase::Drained {
@@ -178,27 +179,27 @@ async fn a_connection_opened_before_the_end_gets_a_503() {
 #[tokio::test]
 async fn idle_connections_do_not_delay_shutdown() {
     let server = server(0, 60_000);
-    let mut resting = Connection::open(server.address).await;
-    resting.request("GET", "/version", &[], b"").await;
-    assert_eq!(resting.reply().await.status, 200);
+    let mut idle = Connection::open(server.address).await;
+    idle.request("GET", "/version", &[], b"").await;
+    assert_eq!(idle.reply().await.status, 200);
     server.signals.send(()).await.expect("the server runs");
     let ended = tokio::time::timeout(Duration::from_secs(5), server.served).await;
     assert_eq!(ended.expect("soon").expect("it ends"), Ended::Drained);
-    assert!(resting.rest().await.is_empty());
+    assert!(idle.rest().await.is_empty());
 }
 
-/// The admin port of a server, and one request to it.
+/// Starts the admin port of a server, and returns its address.
 fn admin(server: &TestServer) -> (ManagementThread, SocketAddr) {
     let ports = ManagementPorts { health: None, admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))) };
-    let side = management::start(ports, &server.status).expect("a port is free");
-    let address = side.ports.admin.expect("bound");
-    (side, address)
+    let thread = management::start(ports, &server.status).expect("a port is free");
+    let address = thread.ports.admin.expect("bound");
+    (thread, address)
 }
 
 #[tokio::test]
 async fn the_admin_port_drains_and_a_signal_ends_the_server() {
     let server = server(1_000, 10_000);
-    let (_side, admin) = admin(&server);
+    let (_thread, admin) = admin(&server);
     let mut stream = running(&server).await;
     let status = send(admin, "GET", "/admin/drain", &[], b"").await.json();
     assert_eq!((&status["phase"], &status["ready"]), (&json!("serving"), &json!(true)));
@@ -215,8 +216,8 @@ async fn the_admin_port_drains_and_a_signal_ends_the_server() {
     drop(stream);
     let done = waiting.await.expect("no panic");
     assert_eq!((&done["phase"], &done["open_requests"]), (&json!("drained"), &json!(0)));
-    assert!(!server.served.is_finished(), "it is the supervisor who ends it");
-    assert_eq!(server.get("/health/live").await.status, 200, "and until then it lives");
+    assert!(!server.served.is_finished(), "the server waits for a signal");
+    assert_eq!(server.get("/health/live").await.status, 200, "the server is live until then");
     assert_eq!(server.chat("ab", json!({})).await.error(), (503, Some("draining".into()), None));
     server.signals.send(()).await.expect("the server runs");
     assert_eq!(server.served.await.expect("it ends"), Ended::Drained);
@@ -225,7 +226,7 @@ async fn the_admin_port_drains_and_a_signal_ends_the_server() {
 #[tokio::test]
 async fn the_first_signal_after_an_admin_drain_does_not_force_the_end() {
     let server = server(60_000, 60_000);
-    let (_side, admin) = admin(&server);
+    let (_thread, admin) = admin(&server);
     let _running = running(&server).await;
     send(admin, "POST", "/admin/drain?wait=false", &[], b"").await;
     server.signals.send(()).await.expect("the server runs");
@@ -235,7 +236,7 @@ async fn the_first_signal_after_an_admin_drain_does_not_force_the_end() {
     assert_eq!(server.served.await.expect("it ends"), Ended::Forced);
 }
 
-/// `octant drain`, which ends by itself.
+/// Runs `octant drain` to its end.
 async fn octant_drain(admin: String, wait: &'static str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
     command.env_clear().args(["drain", "--admin", &admin, "--wait", wait]);
@@ -245,7 +246,7 @@ async fn octant_drain(admin: String, wait: &'static str) -> Output {
 #[tokio::test]
 async fn the_drain_command_resolves_host_names_and_reports_the_outcome() {
     let server = server(0, 10_000);
-    let (_side, admin) = admin(&server);
+    let (_thread, admin) = admin(&server);
     let mut stream = running(&server).await;
     let by_name = format!("localhost:{}", admin.port());
     let begun = octant_drain(by_name.clone(), "false").await;

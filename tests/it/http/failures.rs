@@ -1,4 +1,4 @@
-//! What a client gets when the engine cannot go on, or cannot take it.
+//! Responses when the engine fails, is full, or is not there yet.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::client::{self, Connection};
 use super::test_server::{BOS, Setup, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
-/// A token that makes the fake model compute NaN.
+/// Token for which the fake model computes NaN.
 const POISON: u32 = b'!' as u32;
 
 fn poisoned() -> FakeExecutor {
@@ -26,13 +26,12 @@ async fn a_failed_request_is_a_500_with_x_should_retry_false() {
     assert_eq!(reply.error(), (500, None, None));
     assert_eq!(reply.header("x-should-retry"), Some("false"));
     assert_eq!(reply.json()["error"]["type"], "server_error");
-    assert_eq!(server.chat("abc", json!({})).await.status, 200, "its neighbours go on");
+    assert_eq!(server.chat("abc", json!({})).await.status, 200, "other requests are served");
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
 #[tokio::test]
 async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
-    // The poison is not in the prompt: it comes up after three steps, as the third generated token's id.
     let (executor, permits) =
         FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost").gated();
     let server = Setup::new().launch_with(executor);
@@ -55,7 +54,7 @@ async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
         "{}",
         reply.text()
     );
-    // From here on there is no engine, and everything says so.
+    // The engine does not recover: requests and probes get a 503 from here on.
     let after = server.chat("abc", json!({})).await;
     assert_eq!(after.error(), (503, Some("engine_unavailable".into()), None));
     assert_eq!(after.header("retry-after"), Some("1"));
@@ -66,7 +65,8 @@ async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
     }
 }
 
-/// Proxies ask another server for what has a 503: it must not have been begun. Clients' libraries try a 500 again.
+/// Proxies send a request with a 503 to another server, so it must not have been started here. Client
+/// libraries retry a 500.
 #[tokio::test]
 async fn a_request_lost_to_an_engine_failure_is_a_retryable_500() {
     let executor = FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost");
@@ -118,7 +118,8 @@ fn every_error_has_a_label_that_metrics_know() {
 async fn a_full_queue_is_a_429_even_for_a_stream() {
     let mut setup = Setup::new();
     (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
-    // Answers are believed to be short, so that a place is free within a second however busy this machine is.
+    // The forecast expects replies of two tokens, so a place is predicted to be free within a second on any
+    // machine.
     (0..200).for_each(|_| setup.start.forecast.answers(2, 1));
     let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
     let server = setup.launch_with(executor);
@@ -137,21 +138,22 @@ async fn a_full_queue_is_a_429_even_for_a_stream() {
         assert_eq!((reply.header("retry-after"), reply.header("retry-after-ms")), (Some("1"), Some("1000")));
         assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
     }
-    // Neither the size of its text nor its body matters: the place in the queue is decided at the first byte.
+    // A full queue refuses a request by its head alone: neither the prompt's length nor an unfinished body
+    // matters.
     let long = "x".repeat(600);
     assert_eq!(server.chat(&long, json!({})).await.error().0, 429);
     let mut connection = Connection::open(server.address).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
     connection.write(head.as_bytes()).await.unwrap();
     let answer = connection.until("\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 429"), "a body that has only begun: {answer}");
-    assert_eq!(server.get("/health").await.status, 200, "a queue that is full is no illness");
+    assert!(answer.starts_with("HTTP/1.1 429"), "an unfinished body: {answer}");
+    assert_eq!(server.get("/health").await.status, 200, "a server with a full queue is ready");
     drop(held);
     server.until_empty().await;
     assert_eq!(
         server.chat("", json!({})).await.error().0,
         400,
-        "with room in the queue the text is looked at"
+        "once the queue has room the prompt is validated"
     );
     assert_eq!(server.chat("abc", json!({})).await.status, 200);
 }
@@ -162,7 +164,7 @@ async fn the_status_of_a_full_queue_is_configurable() {
     (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
     setup.settings.queue_full_status = StatusCode::SERVICE_UNAVAILABLE;
     let server = setup.launch();
-    // An empty queue takes one group of any size, and nothing beside it.
+    // An empty queue takes a request of any size, and then no other.
     let _place = server.engine.enter(1).expect("the queue is empty");
     let reply = server.chat("abc", json!({})).await;
     assert_eq!(reply.error(), (503, Some("queue_full".into()), None));
@@ -199,12 +201,12 @@ async fn a_hung_step_fails_liveness_and_an_idle_engine_does_not() {
     let (executor, permits) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
     let server = setup.launch_with(executor);
     tokio::time::sleep(Duration::from_millis(150)).await;
-    assert_eq!(server.get("/health/live").await.status, 200, "idle is alive");
+    assert_eq!(server.get("/health/live").await.status, 200, "an idle engine is live");
     let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({})).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
     server.until(|stats| stats.pending()).await;
-    assert_eq!(server.get("/health/live").await.status, 200, "a step may take its time");
+    assert_eq!(server.get("/health/live").await.status, 200, "a step may take some time");
     tokio::time::sleep(Duration::from_millis(200)).await;
     for path in ["/health/live", "/health/ready"] {
         assert_eq!(server.get(path).await.status, 503);

@@ -191,7 +191,8 @@ fn silent_connections_do_not_block_the_health_port() {
     let silent: Vec<TcpStream> = (0..200).map(|_| connect(health)).collect();
     let begun = Instant::now();
     assert_eq!(ask(&mut connect(health), "/livez").0, 200);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}, the timeout of a Kubernetes probe is 1 s", begun.elapsed());
+    // A Kubernetes probe times out after 1 s by default.
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     drop(silent);
 }
 
@@ -221,8 +222,8 @@ fn probes_report_the_progress_of_startup() {
     status.started(&Arc::default());
     assert_eq!(ask(&mut probe, "/startupz").0, 200);
     assert_eq!(ask(&mut probe, "/readyz").0, 200);
-    // A web page may not request a drain. Other clients may, and readiness is down at once, although no server runs the
-    // drain here.
+    // A web page may not request a drain. Other clients may, and readiness is down at once, although no
+    // server runs the drain here.
     for (origin, status) in [("origin: http://evil.example\r\n", 400), ("", 200)] {
         let mut early = connect(admin);
         let head =
@@ -247,7 +248,8 @@ async fn the_health_port_reports_a_stall_while_all_workers_are_blocked() {
     let body = json!({ "model": "parrot", "prompt": "abc", "max_tokens": 1 }).to_string();
     connection.request("POST", "/v1/completions", &[], body.as_bytes()).await;
     server.until(|stats| stats.in_flight == 1).await;
-    // From here on no task of the server runs: this thread is the runtime's only worker, and it does not yield.
+    // From here on no task of the server runs: this thread is the runtime's only worker, and it does not
+    // yield.
     let mut probe = connect(health);
     assert_eq!(ask(&mut probe, "/livez").0, 200, "a step may take some time");
     while ask(&mut probe, "/livez").0 == 200 {
@@ -267,8 +269,8 @@ async fn the_health_port_reports_a_stall_while_all_workers_are_blocked() {
     assert_eq!(ask(&mut probe, "/livez").0, 200);
 }
 
-/// Runs a request and probes liveness meanwhile. Returns whether every probe passed, and the longest stall bound in
-/// seconds.
+/// Runs a request and probes liveness meanwhile. Returns whether every probe passed, and the longest stall
+/// bound in seconds.
 async fn liveness_during(server: &TestServer, prompt: String) -> (bool, f64) {
     let (_thread, health, _) = management_ports(&server.status);
     let mut connection = Connection::open(server.address).await;
@@ -300,7 +302,8 @@ async fn a_long_step_is_no_stall_once_step_times_are_known() {
         let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
         setup.launch_with(executor.per_token(Duration::from_millis(7)))
     };
-    // A step of 120 tokens takes 0.85 s. Before the first step that is unknown, unless `unknown_step` says it.
+    // A step of 120 tokens takes 0.85 s. Before the first step that is unknown, unless `unknown_step` says
+    // it.
     let (live, bound) = liveness_during(&slow(Duration::ZERO), "y".repeat(119)).await;
     assert!(!live && bound == 0.25, "{bound}");
     let (live, bound) = liveness_during(&slow(Duration::from_secs(9)), "y".repeat(119)).await;
@@ -318,7 +321,8 @@ async fn a_long_step_is_no_stall_once_step_times_are_known() {
     assert!(live && bound < 0.8, "{bound}");
 }
 
-/// Starts an echo server, whose round trips are the time that this machine takes without any work by a server.
+/// Starts an echo server, whose round trips are the time that this machine takes without any work by a
+/// server.
 fn echo() -> SocketAddr {
     let listener = TcpListener::bind(LOCAL).expect("a port is free");
     let address = listener.local_addr().expect("bound");

@@ -1,4 +1,5 @@
-//! Malformed, oversized and lingering requests, each beside an innocent stream that must come out as it does alone.
+//! Malformed, oversized and slow requests, and connections beyond the limit. None may change another
+//! request's stream.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
 
+/// Posts bytes to the chat route.
 async fn post_raw(server: &TestServer, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     send(server.address, "POST", CHAT, headers, body).await
 }
@@ -142,7 +144,7 @@ async fn tokenize_requests_are_bounded() {
     let text = "ab ".repeat(100_000);
     let all = (0..100).map(|_| server.post("/tokenize", json!({ "prompt": text })));
     let (all, beside) = tokio::join!(join_all(all), server.chat("ab", json!({})));
-    assert_eq!(beside.status, 200, "who generates is not concerned");
+    assert_eq!(beside.status, 200, "requests that generate have no part in this limit");
     let (served, refused): (Vec<Reply>, Vec<Reply>) = all.into_iter().partition(|reply| reply.status == 200);
     assert!(served.len() >= 64 && !refused.is_empty(), "{} served", served.len());
     assert!(served.iter().all(|reply| reply.json()["count"] == 300_001));
@@ -174,7 +176,7 @@ async fn slow_heads_slow_bodies_and_idle_connections_time_out() {
     assert_eq!(slow.header("x-should-retry"), Some("false"));
     assert!(begun.elapsed() >= Duration::from_millis(300));
     idle.request("GET", "/version", &[], b"").await;
-    assert_eq!(idle.reply().await.status, 200, "resting is not lingering");
+    assert_eq!(idle.reply().await.status, 200, "an idle connection stays open for the idle timeout");
     assert!(idle.rest().await.is_empty());
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
@@ -219,24 +221,24 @@ async fn http_2_is_refused_and_changes_no_other_stream() {
     let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
     let server = setup.launch_with(executor);
-    let alone = innocent(&server).await;
+    let alone = stream_choices(&server).await;
     let prior_knowledge = async {
         for _ in 0..20 {
             let mut connection = Connection::open(server.address).await;
-            // The preface, and a frame of empty settings.
+            // The connection preface and an empty SETTINGS frame.
             let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
             connection.write(preface).await.expect("open");
             let answer = connection.rest().await;
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
         }
     };
-    let (beside, ()) = tokio::join!(innocent(&server), prior_knowledge);
+    let (beside, ()) = tokio::join!(stream_choices(&server), prior_knowledge);
     assert_eq!(beside, alone);
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// What no request of another's may change.
-async fn innocent(server: &TestServer) -> String {
+/// Streams a chat and returns its choices, which no other request may change.
+async fn stream_choices(server: &TestServer) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
     let reply = server.chat("innocent", more).await;
     assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"));
@@ -249,7 +251,7 @@ async fn bad_requests_change_no_other_stream() {
     let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
     let server = setup.launch_with(executor);
-    let alone = innocent(&server).await;
+    let alone = stream_choices(&server).await;
     server.until_empty().await;
     let bad = [
         json!({ "logit_bias": { "261": 1 } }),
@@ -263,27 +265,27 @@ async fn bad_requests_change_no_other_stream() {
         json!({ "model": "x".repeat(50_000) }),
         json!({ "response_format": { "type": "json_object" } }),
     ];
-    let trouble = async {
+    let bad_requests = async {
         for round in 0..5 {
             for more in &bad {
                 let reply = server.chat("guilty", more.clone()).await;
                 assert!((400..500).contains(&reply.status), "{more}: {}", reply.status);
             }
-            let mut leaver = Connection::open(server.address).await;
+            let mut disconnecting = Connection::open(server.address).await;
             let body =
                 chat_body("guilty", json!({ "stream": round % 2 == 0, "n": 3, "seed": 1 })).to_string();
-            leaver.request("POST", CHAT, &[], body.as_bytes()).await;
+            disconnecting.request("POST", CHAT, &[], body.as_bytes()).await;
             assert_eq!(post_raw(&server, &[], b"{").await.status, 400);
         }
     };
-    let (beside, ()) = tokio::join!(innocent(&server), trouble);
+    let (beside, ()) = tokio::join!(stream_choices(&server), bad_requests);
     assert_eq!(beside, alone);
     server.until_empty().await;
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// A server for one connection, and that.
-async fn crowded() -> (TestServer, Connection) {
+/// Starts a server with a limit of one connection, and opens that connection.
+async fn full_server() -> (TestServer, Connection) {
     let mut setup = Setup::new();
     setup.settings.http.max_connections = 1;
     let server = setup.launch();
@@ -295,7 +297,7 @@ async fn crowded() -> (TestServer, Connection) {
 
 #[tokio::test]
 async fn probes_are_answered_beyond_the_connection_limit() {
-    let (server, only) = crowded().await;
+    let (server, only) = full_server().await;
     let mut waiting = Connection::open(server.address).await;
     waiting.request("GET", "/version", &[], b"").await;
     let mut slow_probe = Connection::open(server.address).await;
@@ -306,7 +308,7 @@ async fn probes_are_answered_beyond_the_connection_limit() {
     slow_probe.write(b"ez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
     assert_eq!(slow_probe.reply().await.json()["status"], "live");
     let early = tokio::time::timeout(Duration::from_millis(50), waiting.reply()).await;
-    assert!(early.is_err(), "there is still no place for it");
+    assert!(early.is_err(), "the only connection is still open");
     drop(only);
     assert_eq!(waiting.reply().await.status, 200);
 }
@@ -316,7 +318,7 @@ async fn a_refusal_is_received_after_the_whole_body_is_sent() {
     let server = small().launch();
     let mut client = tokio::net::TcpStream::connect(server.address).await.expect("open");
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
-    // As some clients do: first all of the body, then the answer.
+    // Some clients send the whole body before they read the response.
     client.write_all(head.as_bytes()).await.expect("open");
     let piece = vec![b' '; 1 << 20];
     for _ in 0..28 {
@@ -329,7 +331,7 @@ async fn a_refusal_is_received_after_the_whole_body_is_sent() {
 
 #[tokio::test]
 async fn silent_connections_do_not_block_probes() {
-    let (server, _only) = crowded().await;
+    let (server, _only) = full_server().await;
     let mut silent = Vec::new();
     for _ in 0..300 {
         silent.push(Connection::open(server.address).await);
@@ -356,10 +358,10 @@ async fn an_unfinished_body_takes_no_place_in_the_queue() {
     }
     assert_eq!(metric(server.get("/metrics").await.text(), "octant_requests_reading", &[]), 4.0);
     assert_eq!(server.chat("abc", json!({})).await.status, 200);
-    // Of more than may be read at once the one that takes longest is sent away; the others are still waited for.
+    // One body more than may be read at once: the oldest is refused, the others may still arrive.
     let refused = slow[0].reply().await;
     assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
-    assert_eq!(refused.header("connection"), Some("close"), "the rest of its body is no request");
+    assert_eq!(refused.header("connection"), Some("close"), "the rest of the body is no request");
     let early = tokio::time::timeout(Duration::from_millis(50), slow[3].reply()).await;
-    assert!(early.is_err(), "it may still come");
+    assert!(early.is_err(), "the newest body may still arrive");
 }

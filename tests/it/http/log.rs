@@ -1,4 +1,4 @@
-//! The log: one line for each request, whatever became of it, and what it has cost.
+//! The log: one line for each admitted request, with its cost, however it ends.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -33,15 +33,15 @@ async fn the_log_has_one_line_for_each_request() {
     let subscriber = subscriber.with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let server = Setup::new().launch();
-    let ask = async |id: &str, body: Value| {
+    let send_chat = async |id: &str, body: Value| {
         let headers = [("x-request-id", id), ("content-type", "application/json")];
         send(server.address, "POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()).await
     };
     let body = chat_body("abc", json!({ "max_tokens": 3, "n": 2, "user": "bob" }));
-    let id = ask("mine-1", body).await.json()["id"].clone();
-    assert_eq!(ask("mine-2", chat_body(&"x".repeat(600), json!({}))).await.status, 400);
+    let id = send_chat("mine-1", body).await.json()["id"].clone();
+    assert_eq!(send_chat("mine-2", chat_body(&"x".repeat(600), json!({}))).await.status, 400);
     assert_eq!(
-        ask("mine-3", merged(chat_body("abc", json!({})), json!({ "model": "another" }))).await.status,
+        send_chat("mine-3", merged(chat_body("abc", json!({})), json!({ "model": "another" }))).await.status,
         404
     );
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
@@ -69,7 +69,7 @@ async fn the_log_has_one_line_for_each_request() {
     }
 }
 
-/// The number behind `name=` in a line of the log.
+/// Value of a numeric field in a line of the log.
 fn logged(line: &str, name: &str) -> f64 {
     let (_, rest) = line.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("{name} in {line}"));
     rest.split_whitespace().next().unwrap().parse().unwrap()
@@ -95,7 +95,8 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
         connection
     };
-    // One leaves in the middle, one in the queue; one's time passes in the middle; two are cut off by the shutdown.
+    // `leaves` disconnects while it runs, `queued` while it waits, `late` misses its deadline while it runs,
+    // and the shutdown aborts `cut`, which runs, and `waits`, which waits.
     let leaves = begin("leaves", json!({ "stream": true })).await;
     server.until(|stats| stats.counts.generated_tokens >= 5).await;
     let queued = begin("queued", json!({})).await;

@@ -1,4 +1,4 @@
-//! The key, over every route there is.
+//! API keys, checked on every route.
 
 use octant::server::health::{ALIASES, probe};
 use octant::server::routes::routes;
@@ -7,12 +7,14 @@ use serde_json::json;
 use super::client::{Reply, send};
 use super::test_server::{Setup, TestServer};
 
+/// Starts a server with the API key `secret`.
 fn server() -> TestServer {
     let mut setup = Setup::new();
     setup.settings.api_key = Some("secret".to_owned());
     setup.launch()
 }
 
+/// Sends a request with this `Authorization` header.
 async fn with(server: &TestServer, method: &str, path: &str, authorization: Option<&str>) -> Reply {
     let headers: Vec<(&str, &str)> =
         authorization.map(|value| ("authorization", value)).into_iter().collect();
@@ -22,7 +24,7 @@ async fn with(server: &TestServer, method: &str, path: &str, authorization: Opti
 #[tokio::test]
 async fn every_route_but_the_probes_needs_the_key() {
     let server = server();
-    let mut closed = 0;
+    let mut protected = 0;
     let paths: Vec<String> = routes().into_iter().map(|(path, _)| path.replace("{*id}", "parrot")).collect();
     for path in paths.iter().map(String::as_str).chain(["/no/such/route", "/v1/models/", "/metrics/"]) {
         for method in ["GET", "POST", "HEAD", "DELETE", "OPTIONS"] {
@@ -31,14 +33,14 @@ async fn every_route_but_the_probes_needs_the_key() {
                 assert!([200, 405].contains(&reply.status), "{method} {path}: {}", reply.status);
                 continue;
             }
-            closed += 1;
+            protected += 1;
             assert_eq!(reply.status, 401, "{method} {path}");
             assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
             let open = with(&server, method, path, Some("Bearer secret")).await;
             assert_ne!(open.status, 401, "{method} {path}");
         }
     }
-    assert_eq!(closed, 5 * (routes().len() - ALIASES.len() + 3), "the list of open routes is what it was");
+    assert_eq!(protected, 5 * (routes().len() - ALIASES.len() + 3), "only probes need no key");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The smaller routes, and paths and methods that are none.
+//! The smaller routes, and unknown paths and methods.
 
 use serde_json::json;
 
@@ -102,7 +102,7 @@ async fn metrics_have_the_names_that_dashboards_read() {
         .filter(|line| line.starts_with("octant_kv_blocks{"))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum();
-    assert_eq!(blocks, 64.0, "free, used and cached make all");
+    assert_eq!(blocks, 64.0, "the states add up to all blocks");
     let again = server.get("/metrics").await;
     assert_eq!(metric(again.text(), "vllm:prompt_tokens_total", &[]), 406.0, "a scrape adds nothing");
 }

@@ -1,4 +1,4 @@
-//! Streams, byte for byte.
+//! Server-sent events, byte for byte.
 
 use octant::server::Settings;
 use serde_json::{Value, json};
@@ -8,8 +8,8 @@ use super::client::{Connection, Reply};
 use super::test_server::{BOS, Setup, TestServer, chat_body, config};
 use crate::fake::FakeExecutor;
 
-/// The body with the id and time, which all chunks must share, replaced.
-fn normal(reply: &Reply) -> String {
+/// The body with id and time replaced by constants. All chunks must share them.
+fn normalized(reply: &Reply) -> String {
     let chunks = reply.chunks();
     let (id, created) = (chunks[0]["id"].clone(), chunks[0]["created"].clone());
     assert!(
@@ -20,7 +20,7 @@ fn normal(reply: &Reply) -> String {
     text.replace(&format!("\"created\":{created}"), "\"created\":0")
 }
 
-/// A chat chunk as it must be on the wire.
+/// Event of a chat chunk as expected on the wire.
 fn chunk(choices: &str, usage: &str) -> String {
     format!(
         "data: {{\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"parrot\",\
@@ -46,7 +46,7 @@ async fn a_chat_stream_is_role_content_finish_done() {
         chunk(&choice(0, "{}", "\"stop\""), ""),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
     assert!(reply.complete);
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
     assert_eq!(reply.header("cache-control"), Some("no-cache"));
@@ -70,7 +70,7 @@ async fn the_stream_interval_changes_no_byte() {
     assert!(replies.iter().all(|reply| *reply == replies[0]));
 }
 
-/// What each choice was told, in order.
+/// Chunks of each of three choices, in order.
 fn by_choice(reply: &Reply) -> Vec<Vec<Value>> {
     let mut choices = vec![Vec::new(); 3];
     for chunk in reply.chunks() {
@@ -97,7 +97,7 @@ async fn usage_comes_last_without_choices_and_is_null_before() {
         chunk("", usage),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
     for options in [json!({}), json!({ "include_usage": false }), Value::Null] {
         let reply = server.chat("abc", json!({ "stream": true, "stream_options": options })).await;
         assert!(!reply.text().contains("usage"), "{options}");
@@ -123,10 +123,10 @@ async fn logprobs_come_with_their_text() {
         chunk(&choice(0, "{}", "\"stop\""), ""),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
 }
 
-/// Content and score texts of one choice's chunks, in pairs.
+/// For each chunk of a choice, its text and the texts of its logprobs.
 fn pairs(reply: &Reply, index: u64) -> Vec<(String, String)> {
     let mut pairs = Vec::new();
     for chunk in reply.chunks() {
@@ -147,7 +147,7 @@ async fn a_possible_stop_string_is_held_back_with_its_logprobs() {
     let asked = json!({ "stream": true, "logprobs": true, "stop": ["cdx", "ef"] });
     let reply = server.chat("abcdef", asked).await;
     let pair = |text: &str| (text.to_owned(), text.to_owned());
-    // "cd" waits until the "e" shows that it is no "cdx"; the "e" waits and turns out to begin "ef".
+    // "cd" is held back until "e" rules out "cdx". "e" is held back and then belongs to the stop string "ef".
     assert_eq!(pairs(&reply, 0), [pair("a"), pair("b"), pair("cd")]);
     let last = reply.chunks().pop().expect("chunks");
     let finish = &last["choices"][0];
@@ -161,7 +161,7 @@ async fn held_back_text_is_sent_at_the_end() {
     let asked = json!({ "stream": true, "logprobs": true, "stop": "bcx", "max_tokens": 3 });
     let pair = |text: &str| (text.to_owned(), text.to_owned());
     assert_eq!(pairs(&server.chat("abcd", asked).await, 0), [pair("a"), pair("bc")]);
-    // Half a character at the end cannot be held back for ever.
+    // An incomplete character at the end is sent as a replacement character.
     let asked = json!({ "stream": true, "max_tokens": 2 });
     let text: String = pairs(&server.chat("aé", asked).await, 0).into_iter().map(|(text, _)| text).collect();
     assert_eq!(text, "a\u{fffd}");
@@ -199,14 +199,15 @@ async fn a_text_completion_streams_text_completion_objects() {
     let chunk = |text: &str, finish: &str| {
         format!(
             "data: {{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"parrot\",\
-             \"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
+             \"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\
+             \"finish_reason\":{finish}}}]}}\n\n"
         )
     };
     let expected = [chunk("aba", "null"), chunk("", "\"length\""), "data: [DONE]\n\n".to_owned()];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
 }
 
-/// Every character survives being cut anywhere: each byte is a token of its own here.
+/// Every byte is a token, so every chunk could end within a character.
 #[tokio::test]
 async fn characters_are_never_split_over_events() {
     let server = Setup::new().launch();
@@ -230,7 +231,7 @@ async fn headers_precede_the_first_token_and_the_role_comes_with_it() {
     let head = connection.until("\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let nothing = tokio::time::timeout(Duration::from_millis(100), connection.until("data: ")).await;
-    assert!(nothing.is_err(), "no event before the first token");
+    assert!(nothing.is_err(), "no event comes before the first token");
     permits.send(()).expect("the engine runs");
     let first = connection.until("\n\n").await;
     assert!(first.contains("\"delta\":{\"role\":\"assistant\",\"content\":\"\"}"), "{first}");
@@ -238,8 +239,8 @@ async fn headers_precede_the_first_token_and_the_role_comes_with_it() {
     connection.until("data: [DONE]").await;
 }
 
-/// A server whose streams get a comment when they are silent for a moment.
-fn quiet_house() -> (TestServer, flume::Sender<()>) {
+/// Starts a gated server whose streams send a comment after 20 ms of silence.
+fn silent_server() -> (TestServer, flume::Sender<()>) {
     let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
     let mut setup = Setup::new();
     setup.settings = Settings::new("parrot", vec![257]);
@@ -249,7 +250,7 @@ fn quiet_house() -> (TestServer, flume::Sender<()>) {
 
 #[tokio::test]
 async fn a_silent_stream_sends_comments_and_loses_no_chunk() {
-    let (server, permits) = quiet_house();
+    let (server, permits) = silent_server();
     let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({ "stream": true })).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;

@@ -1,5 +1,5 @@
-//! A server to test: a tokenizer whose tokens are single bytes, an engine over a fake executor that repeats the prompt
-//! ("parrot"), and the real HTTP front end on a free port of the loopback address.
+//! A server to test: a tokenizer whose tokens are single bytes, an engine over a fake executor that repeats
+//! the prompt ("parrot"), and the real HTTP front end on a free port of the loopback address.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,7 +24,8 @@ pub const VOCAB: usize = 260;
 /// Token ids of the model, which has a few rows more as padding.
 pub const PADDED_VOCAB: usize = 264;
 
-/// The messages' texts, then the end token. The parrot executor repeats it, so the reply is the messages' text.
+/// The messages' texts, then the end token. The parrot executor repeats it, so the reply is the messages'
+/// text.
 const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|>";
 
 /// Settings of a test server.
@@ -167,20 +168,25 @@ pub fn write_tokenizer(dir: &Path) {
                 "lstrip": false, "rstrip": false, "normalized": false })
     };
     let bos = json!({ "SpecialToken": { "id": "<|bos|>", "type_id": 0 } });
+    let [first, second] =
+        [("A", 0), ("B", 1)].map(|(id, type_id)| json!({ "Sequence": { "id": id, "type_id": type_id } }));
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
     let tokenizer = json!({
         "version": "1.0",
         "added_tokens": [special(EOS, "<|eos|>"), special(BOS, "<|bos|>"), special(259, "<|turn|>")],
         "normalizer": null,
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "pre_tokenizer": byte_level,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [bos, { "Sequence": { "id": "A", "type_id": 0 } }],
-            "pair": [bos, { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "single": [bos, first],
+            "pair": [bos, first, second],
             "special_tokens": { "<|bos|>": { "id": "<|bos|>", "ids": [BOS], "tokens": ["<|bos|>"] } },
         },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "decoder": byte_level,
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                   "ignore_merges": false,
                    "vocab": vocab, "merges": [["l", "l"]] },
     });
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("it can be written");
