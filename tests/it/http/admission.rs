@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use octant::engine::{Forecast, Start};
+use octant::engine::Forecast;
 use octant::request::Tenant;
 use octant::server::api_keys::Caller;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ const STEP: Duration = Duration::from_millis(20);
 /// A setup whose forecast expects this many seconds per step.
 fn expecting(seconds: f64) -> Setup {
     let mut setup = Setup::new();
-    setup.start = Start { forecast: Forecast::new(&[(1, seconds); 400]), ..Start::new(2) };
+    setup.start.forecast = Forecast::new(&[(1, seconds); 400]);
     setup
 }
 
