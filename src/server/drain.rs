@@ -38,7 +38,7 @@ pub enum Ended {
     /// All responses were completed.
     Drained,
     /// This number of requests was aborted at the drain timeout.
-    Cut(usize),
+    Aborted(usize),
     /// A second signal ended the shutdown.
     Forced,
     /// A signal came before the model was loaded.
@@ -66,7 +66,7 @@ impl Signals {
     }
 
     /// Waits for `work` until a second signal comes. Returns whether `work` has finished.
-    pub async fn wait_unless_forced(&mut self, work: impl Future) -> bool {
+    pub(crate) async fn wait_unless_forced(&mut self, work: impl Future) -> bool {
         let mut work = pin!(work);
         loop {
             tokio::select! {
@@ -142,5 +142,5 @@ async fn abort(state: &ServerState) -> Ended {
     state.abort.cancel();
     state.generator.engine().stop();
     let _left = timeout(FLUSH_TIMEOUT, open.wait_for(|&open| open == 0)).await;
-    Ended::Cut(left)
+    Ended::Aborted(left)
 }

@@ -97,7 +97,7 @@ impl ServerState {
     }
 
     /// Returns true if the engine has failed. It does not recover.
-    pub fn engine_failed(&self) -> bool {
+    pub(crate) fn engine_failed(&self) -> bool {
         self.generator.engine().heartbeat().failed()
     }
 }

@@ -93,7 +93,7 @@ async fn requests_beyond_the_drain_timeout_get_an_error() {
         "{last}"
     );
     assert_eq!(plain.error(), (500, Some("engine_unavailable".into()), None), "started, so no 503");
-    assert_eq!(server.served.await.expect("it ends"), Ended::Cut(2));
+    assert_eq!(server.served.await.expect("it ends"), Ended::Aborted(2));
     tokio::task::spawn_blocking(|| server.thread.join()).await.expect("joined").expect("no failure");
 }
 
@@ -140,7 +140,7 @@ async fn an_unfinished_body_gets_a_503_and_delays_no_shutdown() {
     server.signals.send(()).await.expect("the server runs");
     assert_eq!(slow.reply().await.error(), (503, Some("draining".into()), None));
     let ended = tokio::time::timeout(Duration::from_millis(1500), server.served).await;
-    assert_eq!(ended.expect("before the flush timeout").expect("it ends"), Ended::Cut(1));
+    assert_eq!(ended.expect("before the flush timeout").expect("it ends"), Ended::Aborted(1));
 }
 
 #[tokio::test]

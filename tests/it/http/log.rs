@@ -113,7 +113,7 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
     let _waits = begin("waits", json!({})).await;
     server.until(|stats| stats.counts.waiting == 1).await;
     server.signals.send(()).await.unwrap();
-    assert_eq!(server.served.await.unwrap(), Ended::Cut(2));
+    assert_eq!(server.served.await.unwrap(), Ended::Aborted(2));
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for (user, ran) in [("leaves", true), ("queued", false), ("late", true), ("cut", true), ("waits", false)]
     {
