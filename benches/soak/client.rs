@@ -1,4 +1,4 @@
-//! One client after another on a seat of its own: what it asks, how it behaves, and whether it was answered right.
+//! A client: the request that it sends, how it reads the response, and the check of the response's text.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-/// From the first byte sent to the last byte read.
+/// Time limit of a client, from the first byte sent to the last byte read.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What came of all clients.
+/// Counts of clients by outcome, and every error.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     pub streamed: u64,
@@ -44,7 +44,7 @@ impl Tally {
     }
 }
 
-/// What is said, as anyone can compute it.
+/// Computes the text that the simulated model generates for a prompt.
 pub struct Book {
     tokenizer: Tokenizer,
     voice: Voice,
@@ -60,7 +60,7 @@ impl Book {
         Self { tokenizer, voice, words }
     }
 
-    /// The text of an answer that only `max_tokens` ends.
+    /// Text of a completion that ends at `max_tokens`.
     fn text(&self, prompt: &[u32], max_tokens: usize) -> String {
         let greedy = SamplingParams::greedy();
         let key = Voice::key(prompt, &greedy);
@@ -68,23 +68,23 @@ impl Book {
         self.tokenizer.decode(&tokens, true)
     }
 
-    /// Words at random, so that prompts are unlike one another. Whole ones: what half a character leaves behind would
-    /// be part of the answer's text.
+    /// Prompt of 8 to 63 random words, so that prompts differ. Only tokens with whole characters: an
+    /// incomplete character at its end would change the completion's text.
     fn prompt(&self, draws: &mut Draws) -> Vec<u32> {
         let len = 8 + draws.bits() % 56;
         (0..len).map(|_| self.words[(draws.bits() % self.words.len() as u64) as usize]).collect()
     }
 }
 
-/// How one behaves.
+/// Behaviour of a client.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Stream,
-    /// Reads little at a time, and pauses.
+    /// Reads at most 512 bytes of the stream at a time, with pauses.
     Slow,
-    /// Wants the answer in one piece.
+    /// Requests a response without streaming.
     Whole,
-    /// Breaks off after so many bytes.
+    /// Disconnects after this number of bytes.
     Leave(usize),
 }
 
@@ -97,7 +97,7 @@ fn way(draws: &mut Draws) -> Way {
     }
 }
 
-/// One client; what it found wrong is in the tally.
+/// Runs one client and returns its outcome.
 pub async fn visit(address: SocketAddr, book: &Arc<Book>, draws: &mut Draws) -> Tally {
     let mut tally = Tally::default();
     let outcome = tokio::time::timeout(LIMIT, async {
@@ -109,7 +109,7 @@ pub async fn visit(address: SocketAddr, book: &Arc<Book>, draws: &mut Draws) -> 
     match outcome.await {
         Ok(Ok(())) => {}
         Ok(Err(why)) => tally.wrong.push(why),
-        Err(_) => tally.wrong.push(format!("no answer within {LIMIT:?}")),
+        Err(_) => tally.wrong.push(format!("no complete response within {LIMIT:?}")),
     }
     tally
 }
@@ -139,19 +139,19 @@ async fn ask(
     };
     let expected = book.text(&prompt, max_tokens);
     if text != expected {
-        return Err(format!("answered `{text}`, expected `{expected}`"));
+        return Err(format!("got `{text}`, expected `{expected}`"));
     }
     tally.tokens += max_tokens as u64;
     *match way {
         Way::Whole => &mut tally.whole,
         Way::Slow => &mut tally.slow,
-        // An answer that was shorter than its client's patience.
+        // `Leave`: the response was complete before the client disconnected.
         Way::Stream | Way::Leave(_) => &mut tally.streamed,
     } += 1;
     Ok(())
 }
 
-/// What no server should take: it must say so, with a status of the client's fault, and go on.
+/// Sends an invalid request, which must get a 4xx status other than 429.
 async fn nonsense(address: SocketAddr, draws: &mut Draws, tally: &mut Tally) -> Result<(), String> {
     let oversized = "POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
                      content-length: 999999999\r\nconnection: close\r\n\r\n{";
@@ -178,7 +178,7 @@ async fn nonsense(address: SocketAddr, draws: &mut Draws, tally: &mut Tally) -> 
     Ok(())
 }
 
-/// A request, whole.
+/// Bytes of a completion request with this body.
 pub fn post(body: &str) -> String {
     format!(
         "POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
@@ -187,7 +187,7 @@ pub fn post(body: &str) -> String {
     )
 }
 
-/// A request whose answer nobody reads yet.
+/// Sends a request and returns its connection unread.
 pub async fn begin(address: SocketAddr, body: &str) -> TcpStream {
     send(address, &post(body)).await.expect("the server takes connections")
 }
@@ -198,7 +198,7 @@ async fn send(address: SocketAddr, request: &str) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
-/// All there is to read; `None` if the client left before that.
+/// Reads the whole response; `None` if the client disconnects before its end.
 async fn read(stream: &mut TcpStream, way: Way) -> Result<Option<Vec<u8>>, String> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 8192];
@@ -217,10 +217,10 @@ async fn read(stream: &mut TcpStream, way: Way) -> Result<Option<Vec<u8>>, Strin
     }
 }
 
-/// Status and body, put together where it comes in chunks.
+/// Status and body of a response, with a chunked body decoded.
 fn response(bytes: &[u8]) -> Result<(u16, String), String> {
-    let text = std::str::from_utf8(bytes).map_err(|_| "an answer that is no text".to_owned())?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no whole head: `{text}`"))?;
+    let text = std::str::from_utf8(bytes).map_err(|_| "a response that is not UTF-8".to_owned())?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no complete head: `{text}`"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or("no status")?;
     if !head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
         return Ok((status, body.to_owned()));
@@ -239,21 +239,22 @@ fn response(bytes: &[u8]) -> Result<(u16, String), String> {
     }
 }
 
+/// Text of a response without streaming.
 fn whole(body: &str) -> Result<String, String> {
     let value: Value = serde_json::from_str(body).map_err(|e| format!("{e} in `{body}`"))?;
     let choice = &value["choices"][0];
     if choice["finish_reason"] != "length" {
-        return Err(format!("ended otherwise: {value}"));
+        return Err(format!("another finish reason: {value}"));
     }
     Ok(choice["text"].as_str().unwrap_or_default().to_owned())
 }
 
-/// The text of events, which must end once and say why once.
+/// Text of a stream, which must have one finish reason and end with `[DONE]`.
 fn streamed(body: &str) -> Result<String, String> {
     let (mut text, mut reasons, mut done) = (String::new(), Vec::new(), false);
     for data in body.lines().filter_map(|line| line.strip_prefix("data: ")) {
         if done {
-            return Err(format!("an event after the end: {data}"));
+            return Err(format!("an event after [DONE]: {data}"));
         }
         if data == "[DONE]" {
             done = true;
@@ -264,12 +265,12 @@ fn streamed(body: &str) -> Result<String, String> {
         match (&choice["text"], reasons.is_empty()) {
             (Value::String(more), true) => text.push_str(more),
             (Value::String(more), false) if more.is_empty() => {}
-            _ => return Err(format!("not an event of an answer: {data}")),
+            _ => return Err(format!("an unexpected event: {data}")),
         }
         reasons.extend(choice["finish_reason"].as_str().map(str::to_owned));
     }
     if !done || reasons != ["length"] {
-        return Err(format!("an answer without its end: `{text}`, {reasons:?}, done: {done}"));
+        return Err(format!("an incomplete stream: `{text}`, {reasons:?}, done: {done}"));
     }
     Ok(text)
 }

@@ -1,13 +1,15 @@
-//! A server on this machine under a crowd that behaves badly, for minutes: simulated GPUs, everything else as it is.
+//! Soak test: a server with simulated GPUs under clients that behave badly, for minutes.
 //!
 //!     cargo bench --bench soak -- [--minutes 10] [--streams 2000] [--pace 4] [--queued 10000] [--seed 1]
 //!
-//! First, so many seats are taken at all times, each by one client after another: a fifth break off at a random byte, a
-//! tenth read slowly, some want the answer in one piece, one in twenty sends something malformed or oversized. Every answer
-//! that is read to its end is compared with what the simulated model says to its prompt. Health is probed every 50 ms
-//! beside an echo on this machine; memory and descriptors of the server are watched. Second, so many requests wait in the
-//! queue of a slow server while health is probed. Third, the GPUs of a server hang, and it must say so within its bound.
-//! Status 1 if anything was wrong. A slope of memory is judged from five minutes on: before that, it is warming up.
+//! First, `--streams` clients are connected at all times. One client in twenty sends a malformed or oversized
+//! request. Of the others 20 % disconnect after a random number of bytes, 10 % read slowly and 5 % do not
+//! stream. Every complete response is compared with the text that the simulated model generates for its
+//! prompt. Health is probed every 50 ms, beside an echo server on this machine; memory and file descriptors
+//! of the server are recorded. Second, `--queued` requests wait in the queue of a slow server while health is
+//! probed. Third, the GPUs of a server hang, and its liveness probe must fail within its limit. The exit
+//! status is 1 if any check failed. The slope of memory is checked if the run takes five minutes or more; a
+//! shorter run has only warmed up.
 
 mod client;
 mod probe;
@@ -23,17 +25,17 @@ use octant::simulator::workload::Draws;
 use probe::{Prober, Probes, ask, connect, p99};
 use server::{Server, slope};
 
-/// What health may take at its 99th percentile, beyond an echo, in ms.
+/// Limit of a probe's p99 latency beyond an echo's, in ms.
 const HEALTH_MS: f64 = 5.0;
-/// MiB per minute that memory may grow by.
+/// Limit of the server's memory growth, in MiB per minute.
 const SLOPE: f64 = 2.0;
-/// How long memory is watched at least before its slope says something, in seconds.
+/// Shortest run whose slope of memory is checked, in seconds.
 const WARM: f64 = 300.0;
-/// Seconds without a step after which a server is to say that it is stuck.
+/// `--stall-timeout` of the server whose GPUs hang, in seconds.
 const STALL: u64 = 3;
-/// What a step may take at all, in seconds, which is what is expected of the steps of such GPUs.
+/// `--step-timeout` of that server in seconds, which is also the duration expected of its steps.
 const STEP: u64 = 1;
-/// GPUs whose steps take hours.
+/// Makes a simulated step take hours.
 const SLOW: &[&str] = &["--simulate-pace", "1000000"];
 
 struct Args {
@@ -62,7 +64,7 @@ fn args() -> Result<Args, String> {
     Ok(args)
 }
 
-/// Figures as they are found, and what is wrong with them.
+/// Prints results as table rows, and collects those that are wrong.
 #[derive(Default)]
 struct Findings {
     wrong: Vec<String>,
@@ -86,7 +88,7 @@ impl Findings {
         self.row("idle connections of probes that were closed", &probes.reopened.to_string(), true);
         let unwell = probes.unwell.first().map_or(String::new(), |first| format!(", first {first}"));
         let count = probes.unwell.len();
-        self.row("probes that were told unwell", &format!("{count}{unwell}"), count == 0);
+        self.row("probes that failed", &format!("{count}{unwell}"), count == 0);
     }
 }
 
@@ -98,18 +100,18 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    // Both ends of every stream are files of somebody on this machine.
+    // Client and server run on this machine, and each end of a connection is a file descriptor.
     let room = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let limit = rustix::process::Rlimit { current: room.maximum, maximum: room.maximum };
-    let _as_it_was = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+    let _unchanged_on_error = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be had");
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("threads can be started");
     let mut findings = Findings::default();
-    runtime.block_on(crowd(&args, &mut findings));
+    runtime.block_on(streams(&args, &mut findings));
     runtime.block_on(queue(&args, &mut findings));
     hang(&mut findings);
     if findings.wrong.is_empty() {
-        println!("\nall well");
+        println!("\nall checks passed");
         return ExitCode::SUCCESS;
     }
     println!("\nwrong:\n{}", findings.wrong.join("\n"));
@@ -118,10 +120,11 @@ fn main() -> ExitCode {
 
 fn heading(text: &str) {
     println!("\n## {text}\n\n| what | value | |\n|---|---|---|");
-    let _nobody_reads = std::io::stdout().flush();
+    let _closed = std::io::stdout().flush();
 }
 
-async fn crowd(args: &Args, findings: &mut Findings) {
+/// Keeps `--streams` clients connected.
+async fn streams(args: &Args, findings: &mut Findings) {
     heading(&format!("{} streams for {} minutes, pace {}", args.streams, args.minutes, args.pace));
     let (pace, seats) = (args.pace.to_string(), args.streams.to_string());
     let mut server = Server::start(&[
@@ -139,7 +142,7 @@ async fn crowd(args: &Args, findings: &mut Findings) {
         "0",
     ]);
     let book = Arc::new(Book::new());
-    // The first request also makes what is made once.
+    // The first request also initialises what is used once, before memory and descriptors are recorded.
     let warm = client::visit(server.main, &book, &mut Draws::new(args.seed)).await;
     assert!(warm.wrong.is_empty(), "{:?}", warm.wrong);
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -148,7 +151,9 @@ async fn crowd(args: &Args, findings: &mut Findings) {
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(args.minutes * 60.0);
     let seats: Vec<_> = (0..args.streams)
-        .map(|seat| tokio::spawn(sit(server.main, Arc::clone(&book), args.seed << 32 | seat as u64, end)))
+        .map(|seat| {
+            tokio::spawn(run_clients(server.main, Arc::clone(&book), args.seed << 32 | seat as u64, end))
+        })
         .collect();
     let (mut memory, mut most) = (Vec::new(), 0);
     while Instant::now() < end {
@@ -158,7 +163,7 @@ async fn crowd(args: &Args, findings: &mut Findings) {
     }
     let mut tally = Tally::default();
     for seat in seats {
-        tally.add(seat.await.expect("a seat does not panic"));
+        tally.add(seat.await.expect("a client does not panic"));
     }
     let took = start.elapsed().as_secs_f64();
     let probes = prober.stop();
@@ -168,8 +173,8 @@ async fn crowd(args: &Args, findings: &mut Findings) {
     let slope = slope(&memory);
     let judged = took < WARM || slope < SLOPE;
     let last = memory.last().map_or(f64::NAN, |last| last.1);
-    findings.row("resident at the end, MiB", &format!("{last:.0}"), last.is_finite());
-    findings.row("its slope in the second half, MiB/min", &format!("{slope:.2}"), judged);
+    findings.row("resident memory at the end, MiB", &format!("{last:.0}"), last.is_finite());
+    findings.row("memory slope in the second half, MiB/min", &format!("{slope:.2}"), judged);
     let descriptors = format!("{before}, {most}, {after}");
     findings.row(
         "descriptors before, at most, after",
@@ -178,12 +183,12 @@ async fn crowd(args: &Args, findings: &mut Findings) {
     );
     let (_, body) = ask(&mut connect(server.health), "/health/ready");
     let idle = body.contains("\"running\":0") && body.contains("\"waiting\":0");
-    findings.row("nothing runs or waits after that", &body, idle);
-    findings.row("the server runs", "", server.lives());
+    findings.row("no request runs or waits at the end", &body, idle);
+    findings.row("the server still runs", "", server.lives());
 }
 
-/// One client after another until the end.
-async fn sit(address: std::net::SocketAddr, book: Arc<Book>, seed: u64, end: Instant) -> Tally {
+/// Runs one client after another until `end`.
+async fn run_clients(address: std::net::SocketAddr, book: Arc<Book>, seed: u64, end: Instant) -> Tally {
     let (mut tally, mut draws) = (Tally::default(), Draws::new(seed));
     while Instant::now() < end {
         tally.add(client::visit(address, &book, &mut draws).await);
@@ -191,7 +196,7 @@ async fn sit(address: std::net::SocketAddr, book: Arc<Book>, seed: u64, end: Ins
     tally
 }
 
-/// The number of descriptors once it is what it was, or after ten seconds.
+/// Number of the server's file descriptors, once it has returned to `before` or after 10 s.
 async fn returned(server: &Server, before: usize) -> usize {
     for _ in 0..100 {
         if server.descriptors() <= before {
@@ -205,16 +210,20 @@ async fn returned(server: &Server, before: usize) -> usize {
 fn report(findings: &mut Findings, tally: &Tally, took: f64) {
     findings.row("requests", &tally.all().to_string(), tally.all() > 0);
     let right = format!("{}, {}, {}", tally.streamed, tally.slow, tally.whole);
-    findings.row("answered right: streamed, read slowly, in one piece", &right, tally.streamed > 0);
-    findings.row("broken off by the client", &tally.left.to_string(), true);
+    findings.row("correct responses: streamed, read slowly, not streamed", &right, tally.streamed > 0);
+    findings.row("disconnected by the client", &tally.left.to_string(), true);
     findings.row("malformed and oversized, refused", &tally.refused.to_string(), true);
-    findings.row("tokens a second in whole answers", &format!("{:.0}", tally.tokens as f64 / took), true);
+    findings.row(
+        "tokens per second in complete responses",
+        &format!("{:.0}", tally.tokens as f64 / took),
+        true,
+    );
     let first: Vec<&str> = tally.wrong.iter().take(3).map(String::as_str).collect();
     let wrong = format!("{} {}", tally.wrong.len(), first.join("; "));
-    findings.row("lost, mixed up, unfinished, or refused for no reason", &wrong, tally.wrong.is_empty());
+    findings.row("lost, wrong, incomplete, or wrongly refused", &wrong, tally.wrong.is_empty());
 }
 
-/// Groups of many choices fill the queue.
+/// Fills the queue with requests of 128 choices each.
 async fn queue(args: &Args, findings: &mut Findings) {
     heading(&format!("{} requests in the queue", args.queued));
     let server = Server::start(&[
@@ -254,14 +263,18 @@ async fn queue(args: &Args, findings: &mut Findings) {
     let time = Duration::from_secs_f64((args.minutes * 6.0).clamp(5.0, 60.0));
     tokio::time::sleep(time).await;
     let probes = prober.stop();
-    findings.row("waiting as health was probed", &waiting.to_string(), waiting >= args.queued as u64);
+    findings.row(
+        "requests waiting while health was probed",
+        &waiting.to_string(),
+        waiting >= args.queued as u64,
+    );
     findings.probes(&probes);
     drop(held);
 }
 
-/// GPUs that do not come back from a step.
+/// Checks that liveness fails while a step never ends.
 fn hang(findings: &mut Findings) {
-    heading("the engine's thread hangs");
+    heading("a step that never ends");
     let (stall, step) = (STALL.to_string(), STEP.to_string());
     let server = Server::start(
         &[SLOW, &["--stall-timeout", &stall, "--step-timeout", &step, "--drain-grace", "0"]].concat(),
@@ -277,7 +290,7 @@ fn hang(findings: &mut Findings) {
     }
     let took = start.elapsed().as_secs_f64();
     let bound = (STALL + STEP) as f64;
-    findings.row("live before that", &well.to_string(), well == 200);
+    findings.row("status of the live probe before", &well.to_string(), well == 200);
     let good = (bound..bound + 1.0).contains(&took);
-    findings.row(&format!("seconds until live says no, bound {bound}"), &format!("{took:.2}"), good);
+    findings.row(&format!("seconds until the live probe fails, limit {bound}"), &format!("{took:.2}"), good);
 }

@@ -1,5 +1,5 @@
-//! A supervisor that asks for health on connections that stay, and how long an echo takes in the same moments: what this
-//! machine takes for that is nothing of the server's.
+//! Health probes on kept connections, and echoes at the same times. The echo's latency is the machine's share
+//! of a probe's.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// From one round of probes to the next.
+/// Pause between two rounds of probes.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// After so long without an answer a probe has failed.
+/// Time after which a probe has failed.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What probes found.
+/// Results of all probes.
 #[derive(Default)]
 pub struct Probes {
-    /// Of the echo, of /health/live on the main port, of /health/ready on the port for health.
+    /// Latencies of the echo, of /health/live on the main port, and of /health/ready on the health port.
     pub times: [Vec<Duration>; 3],
-    /// Every answer that was not 200.
+    /// Every response whose status is not 200.
     pub unwell: Vec<String>,
-    /// Connections that the server closed before it answered.
+    /// Number of connections that the server closed before it responded.
     pub reopened: usize,
 }
 
-/// Probes until told to stop.
+/// A thread that probes until [`Prober::stop`].
 pub struct Prober {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Probes>,
@@ -34,20 +34,20 @@ pub struct Prober {
 impl Prober {
     pub fn start(main: SocketAddr, health: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut echo = connect(echo());
             let mut ports = [(1, main, "/health/live"), (2, health, "/health/ready")]
                 .map(|(i, address, path)| (i, address, path, connect(address)));
             let mut probes = Probes::default();
-            while !told.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let start = Instant::now();
                 echo.write_all(&[0; 64]).expect("it is open");
-                echo.read_exact(&mut [0; 64]).expect("it comes back");
+                echo.read_exact(&mut [0; 64]).expect("the echo returns");
                 probes.times[0].push(start.elapsed());
                 for (i, address, path, stream) in &mut ports {
                     let start = Instant::now();
-                    // A server short of connections may close one that is idle; that is no answer yet.
+                    // A server at its limit of connections may close an idle one, so connect again.
                     let (status, body, last) = loop {
                         match try_ask(stream, path) {
                             Some(answer) => break answer,
@@ -79,11 +79,12 @@ impl Prober {
     }
 }
 
+/// Starts an echo server.
 fn echo() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
     let address = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("one comes");
+        let (mut stream, _) = listener.accept().expect("a client connects");
         stream.set_nodelay(true).expect("it can be set");
         let mut buffer = [0; 64];
         while stream.read(&mut buffer).is_ok_and(|count| count > 0 && stream.write_all(&buffer).is_ok()) {}
@@ -98,13 +99,14 @@ pub fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Status and body.
+/// Sends a GET and returns status and body.
 pub fn ask(stream: &mut TcpStream, path: &str) -> (u16, String) {
     let (status, body, _last) = try_ask(stream, path).expect("the connection stays open");
     (status, body)
 }
 
-/// The same, or `None` if the connection is closed with nothing said.
+/// Sends a GET. Returns status, body, and true if the server closes the connection after it; `None` if the
+/// connection was closed without a response.
 fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, bool)> {
     let head = format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n");
     stream.write_all(head.as_bytes()).ok()?;
@@ -131,7 +133,7 @@ fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, bool)> {
     }
 }
 
-/// Of all but the slowest hundredth, the slowest, in ms.
+/// 99th percentile in ms.
 pub fn p99(times: &[Duration]) -> f64 {
     let mut times = times.to_vec();
     times.sort();

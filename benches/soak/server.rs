@@ -1,4 +1,5 @@
-//! A server in a process of its own, and what the system says of that process.
+//! A server in a process of its own, with its memory and file descriptors as the operating system counts
+//! them.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -7,12 +8,12 @@ use std::process::{Child, Command, Stdio};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// `octant serve --device simulate`; killed when dropped.
+/// A process of `octant serve --device simulate`, killed when dropped.
 pub struct Server {
     child: Child,
-    /// The API, with probes.
+    /// Main port: the API and probes.
     pub main: SocketAddr,
-    /// Probes alone.
+    /// Health port: probes only.
     pub health: SocketAddr,
     _model: tempfile::TempDir,
 }
@@ -24,13 +25,13 @@ impl Drop for Server {
     }
 }
 
-/// Where the tokenizer is.
+/// Folder of the tokenizer.
 pub fn tokenizer() -> std::path::PathBuf {
     Path::new(ROOT).join("tests/data/text/byte_level")
 }
 
 impl Server {
-    /// Starts one with these further settings, and waits until it is ready.
+    /// Starts a server with these further arguments, and waits until it is ready.
     pub fn start(more: &[&str]) -> Self {
         let model = tempfile::tempdir().expect("a folder can be made");
         let config = Path::new(ROOT).join("tests/data/golden/nemotron/config.json");
@@ -54,7 +55,7 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().expect("it is piped")).lines();
         let (mut main, mut health) = (None, None);
         while main.is_none() {
-            let line = lines.next().expect("it says when it is ready").expect("it says text");
+            let line = lines.next().expect("the server prints that it is ready").expect("it prints text");
             let Some((name, address)) = line.split_once("http://") else { continue };
             let address = address.trim().parse().expect("an address");
             if name.starts_with("health") {
@@ -63,18 +64,18 @@ impl Server {
                 main = Some(address);
             }
         }
-        // What it says from here on must not fill the pipe.
+        // The pipe must be read on, or the server would block once it is full.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("server: {line}")));
-        let (main, health) = (main.expect("just found"), health.expect("said before it is ready"));
+        let (main, health) = (main.expect("just found"), health.expect("printed before it is ready"));
         Self { child, main, health, _model: model }
     }
 
-    /// Whether it still runs.
+    /// Returns true while the process runs.
     pub fn lives(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|status| status.is_none())
     }
 
-    /// Resident memory, in MiB.
+    /// Resident memory in MiB.
     pub fn resident(&self) -> f64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -82,13 +83,13 @@ impl Server {
         kib.unwrap_or(f64::NAN) / 1024.0
     }
 
-    /// Open file descriptors.
+    /// Number of open file descriptors.
     pub fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).map_or(0, Iterator::count)
     }
 }
 
-/// MiB per minute, by least squares over the second half of samples of (seconds, MiB).
+/// Slope in MiB per minute, by least squares over the second half of samples of (seconds, MiB).
 pub fn slope(samples: &[(f64, f64)]) -> f64 {
     let half = &samples[samples.len() / 2..];
     let n = half.len() as f64;

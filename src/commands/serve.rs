@@ -19,7 +19,7 @@ use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::{MemoryNeeds, MemoryPlan, gib};
 use crate::server::HttpLimits;
-use crate::server::middleware::Caller;
+use crate::server::api_keys::Caller;
 use crate::server::validate::Defaults;
 use crate::server::{
     self, DrainTimes, Ended, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
@@ -75,7 +75,7 @@ pub fn run(config: Config) -> anyhow::Result<ExitCode> {
     print_side_ports(side.ports);
     let opened = Arc::clone(&status);
     let open = runtime.spawn_blocking(move || open(config, opened));
-    let Some(opened) = runtime.block_on(server::unless_told_to_end(&status, &mut signals, open)) else {
+    let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
         runtime.shutdown_background();
         return Ok(stopped(Ended::Early, false));
     };
@@ -145,13 +145,13 @@ async fn load_and_serve(
     let status = Arc::clone(&p.status);
     let load = tokio::task::spawn_blocking(move || place.start(&p).map(|engine| (engine, p)));
     let load = server::while_starting(&listener, &status, load);
-    let Some(loaded) = server::unless_told_to_end(&status, signals, load).await else {
+    let Some(loaded) = server::unless_shutdown(&status, signals, load).await else {
         return Ok((Ended::Early, None));
     };
     let ((engine, thread), p) = loaded.context("loading was interrupted")??;
     let mut ended = serve(p, listener, engine.clone(), signals, start).await?;
     engine.stop();
-    if ended != Ended::Forced && !signals.leave_time_for(last_step(&thread)).await {
+    if ended != Ended::Forced && !signals.wait_unless_forced(last_step(&thread)).await {
         ended = Ended::Forced;
     }
     Ok((ended, Some(thread)))

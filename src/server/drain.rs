@@ -1,13 +1,14 @@
-//! The shutdown, begun by a signal or by the admin port.
+//! Graceful shutdown, begun by a signal or by the admin port.
 //!
-//! Readiness goes down at once, and for a grace period requests are taken as before, since load balancers take a
-//! while to notice; their connections end with the answer at hand. Then new requests get a 503 with Retry-After on a
-//! listener that stays open, while running ones have until the drain's timeout. Those that are left then get an
-//! error, in their stream or as their status.
+//! Readiness goes down at once. During the grace period requests are still accepted, because load balancers
+//! notice only with their next probes; each response then closes its connection. After that new requests get
+//! a 503 with `Retry-After`, while the listener stays open and running requests go on until the drain
+//! timeout. Requests that still run then are aborted, and get an error as their status or as an event of
+//! their stream.
 //!
-//! A second signal ends all this at once. One that the admin port began waits for a first signal when all is done:
-//! whoever asked is to hear of it, and the supervisor decides when the process ends. Before the model is loaded there is
-//! nothing to drain, and the first signal ends all.
+//! A second signal ends the process at once. If the admin port began the shutdown, the server waits for a
+//! first signal when it has drained: the response of the admin port must be sent, and the supervisor decides
+//! when the process ends. Before the model is loaded, the first signal ends the process.
 
 use std::future::Future;
 use std::pin::pin;
@@ -16,61 +17,62 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::ServerState;
-use super::status::{Phase, ServerStatus};
+use super::state::ServerState;
+use super::status::{ServerStatus, ShutdownPhase};
 
-/// What ends of answers need to get out.
-pub const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Time for sending the last bytes of a response.
+pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a shutdown is spaced.
+/// Durations of a shutdown's phases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainTimes {
-    /// From the first signal to the first refusal.
+    /// From the request for a shutdown until new requests are refused.
     pub grace: Duration,
-    /// From the first refusal until running requests are cut off.
+    /// From then until running requests are aborted.
     pub timeout: Duration,
 }
 
-/// How a shutdown went.
+/// Outcome of a shutdown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// Every request was answered to its end.
+    /// All responses were completed.
     Drained,
-    /// So many requests were left, and got an error.
-    Cut(usize),
-    /// By a second signal.
+    /// This number of requests was aborted at the drain timeout.
+    Aborted(usize),
+    /// A second signal ended the shutdown.
     Forced,
-    /// Before the model was loaded.
+    /// A signal came before the model was loaded.
     Early,
 }
 
-/// The signals that have come.
+/// Shutdown signals received by the process.
 pub struct Signals {
     receiver: mpsc::Receiver<()>,
-    first: bool,
+    /// True once the first signal has been received.
+    received: bool,
 }
 
 impl Signals {
-    /// One for each message.
+    /// Takes each message as a signal.
     pub fn new(receiver: mpsc::Receiver<()>) -> Self {
-        Self { receiver, first: false }
+        Self { receiver, received: false }
     }
 
-    /// A sender that is gone sends no signal.
+    /// Waits for a signal; forever if the sender is dropped.
     async fn next(&mut self) {
         if self.receiver.recv().await.is_none() {
             std::future::pending().await
         }
     }
 
-    /// Whether `work` came to its end: from the second signal on nobody waits for it.
-    pub async fn leave_time_for(&mut self, work: impl Future) -> bool {
+    /// Waits for `work` until a second signal comes. Returns whether `work` has finished.
+    pub(crate) async fn wait_unless_forced(&mut self, work: impl Future) -> bool {
         let mut work = pin!(work);
         loop {
             tokio::select! {
-                _ended = &mut work => return true,
+                _finished = &mut work => return true,
                 () = self.next() => {
-                    if std::mem::replace(&mut self.first, true) {
+                    if std::mem::replace(&mut self.received, true) {
                         return false;
                     }
                 }
@@ -79,8 +81,9 @@ impl Signals {
     }
 }
 
-/// What `work` comes to, while there is nothing to drain: `None` if a shutdown is asked for first.
-pub async fn unless_told_to_end<T>(
+/// Returns the output of `work`, which is part of startup; `None` if a shutdown is requested before it is
+/// done.
+pub async fn unless_shutdown<T>(
     status: &ServerStatus,
     signals: &mut Signals,
     work: impl Future<Output = T>,
@@ -88,55 +91,56 @@ pub async fn unless_told_to_end<T>(
     tokio::select! {
         done = work => return Some(done),
         () = signals.next() => {}
-        () = status.drain_asked() => {
-            tracing::info!("told to shut down before the model is loaded: waiting for a signal to end");
-            status.enter(Phase::Drained, Some(Instant::now()));
+        () = status.drain_requested() => {
+            tracing::info!("shutdown requested before the model is loaded: waiting for a signal to end");
+            status.enter_phase(ShutdownPhase::Drained, Instant::now());
             signals.next().await;
         }
     }
     None
 }
 
-/// Waits for a shutdown to be asked for, and does it.
-pub async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
+/// Waits until a shutdown is requested, and runs its phases.
+pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
     let status = &state.status;
     tokio::select! {
-        () = signals.next() => signals.first = true,
-        () = status.drain_asked() => {}
+        () = signals.next() => signals.received = true,
+        () = status.drain_requested() => {}
     }
-    status.enter(Phase::Leaving, Some(Instant::now() + times.grace + times.timeout));
-    tracing::info!(grace = ?times.grace, "shutting down: not ready any more");
-    if !signals.leave_time_for(sleep(times.grace)).await {
+    status.enter_phase(ShutdownPhase::Grace, Instant::now() + times.grace + times.timeout);
+    tracing::info!(grace = ?times.grace, "shutting down: not ready, still accepting requests");
+    if !signals.wait_unless_forced(sleep(times.grace)).await {
         return Ended::Forced;
     }
-    status.enter(Phase::Refusing, Some(Instant::now() + times.timeout));
+    status.enter_phase(ShutdownPhase::Refusing, Instant::now() + times.timeout);
     state.generator.engine().drain();
-    let mut open = state.open.subscribe();
-    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: no new requests");
-    let answered = async { timeout(times.timeout, open.wait_for(|&open| open == 0)).await.is_ok() };
-    let mut all = false;
-    if !signals.leave_time_for(async { all = answered.await }).await {
+    let mut open = state.open_requests.subscribe();
+    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: refusing new requests");
+    let completed = async { timeout(times.timeout, open.wait_for(|&open| open == 0)).await.is_ok() };
+    let mut all_completed = false;
+    if !signals.wait_unless_forced(async { all_completed = completed.await }).await {
         return Ended::Forced;
     }
     let mut ended = Ended::Drained;
-    if !all && !signals.leave_time_for(async { ended = cut(state).await }).await {
+    if !all_completed && !signals.wait_unless_forced(async { ended = abort(state).await }).await {
         return Ended::Forced;
     }
-    status.enter(Phase::Drained, Some(Instant::now()));
-    if !signals.first {
+    status.enter_phase(ShutdownPhase::Drained, Instant::now());
+    if !signals.received {
         tracing::info!("drained: waiting for a signal to end");
         signals.next().await;
     }
     ended
 }
 
-async fn cut(state: &ServerState) -> Ended {
-    let mut open = state.open.subscribe();
+/// Aborts all open requests and waits a moment for their responses to end.
+async fn abort(state: &ServerState) -> Ended {
+    let mut open = state.open_requests.subscribe();
     let left = *open.borrow();
-    tracing::warn!(left, "shutting down: cutting off what still runs");
-    state.status.enter(Phase::Stopped, Some(Instant::now()));
-    state.cut.send_replace(true);
+    tracing::warn!(left, "shutting down: drain timeout reached, aborting open requests");
+    state.status.enter_phase(ShutdownPhase::Aborting, Instant::now());
+    state.abort.cancel();
     state.generator.engine().stop();
-    let _left = timeout(LAST_WORDS, open.wait_for(|&open| open == 0)).await;
-    Ended::Cut(left)
+    let _left = timeout(FLUSH_TIMEOUT, open.wait_for(|&open| open == 0)).await;
+    Ended::Aborted(left)
 }

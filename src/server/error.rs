@@ -6,13 +6,11 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use axum::http::{HeaderValue, Response, StatusCode};
-use axum::response::IntoResponse;
+use http::StatusCode;
 use serde::Serialize;
 
 use crate::engine::admission::retry_after;
+use crate::generation::Refusal;
 use crate::request::Reject;
 
 /// Seconds after which a client may try again where nothing is predicted.
@@ -243,8 +241,13 @@ impl ApiError {
         row.code.unwrap_or(without)
     }
 
+    /// Whether the response says `x-should-retry`, and what.
+    pub(super) fn should_retry(&self) -> Option<bool> {
+        self.row().should_retry
+    }
+
     /// Seconds after which to try again.
-    fn retry_after(&self) -> Option<u64> {
+    pub(super) fn retry_after(&self) -> Option<u64> {
         match self {
             Self::QueueFull { retry_after, .. } => {
                 Some(retry_after.map_or(RETRY_AFTER_S, |time| time.as_secs()))
@@ -303,6 +306,23 @@ impl ApiError {
             Reject::EngineDown(reason) => Self::EngineDown(reason),
         }
     }
+
+    /// What a refusal means to a client. `param` is the field that holds the prompt; `retry_after` is used where the
+    /// queue is full and no time was predicted.
+    pub fn from_refusal(refusal: Refusal, param: &'static str, retry_after: Duration) -> Self {
+        match refusal {
+            Refusal::TooLong { prompt, completion, limit } => {
+                Self::ContextLength { param, limit, prompt, completion }
+            }
+            Refusal::TooManyBytes { bytes, limit } => Self::ContextBytes { param, limit, bytes },
+            Refusal::Rejected(reject) => Self::from_reject(reject, param).or_retry_after(retry_after),
+            Refusal::MinTokens { .. } => Self::invalid("min_tokens", refusal.to_string()),
+            Refusal::Internal(_) => Self::Internal(refusal.to_string()),
+            Refusal::NoTemplate | Refusal::Text(_) | Refusal::EmptyPrompt => {
+                Self::invalid(param, refusal.to_string())
+            }
+        }
+    }
 }
 
 /// Whole seconds, as the header has them.
@@ -332,42 +352,4 @@ struct ErrorObject {
     kind: &'static str,
     param: Option<String>,
     code: Option<&'static str>,
-}
-
-/// Of a response that is an error: [`ApiError::label`].
-#[derive(Debug, Clone, Copy)]
-pub struct ErrorLabel(pub &'static str);
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response<Body> {
-        let row = self.row();
-        let mut response = Response::new(Body::from(self.to_json()));
-        *response.status_mut() = row.status;
-        response.extensions_mut().insert(ErrorLabel(self.label()));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(retry) = row.should_retry {
-            headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
-        }
-        if let Some(seconds) = self.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-            headers.insert("retry-after-ms", HeaderValue::from(seconds * 1000));
-        }
-        if self == Self::BadKey {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
-        // The rest of a body that was not read must not be taken for the next request.
-        if matches!(
-            self,
-            Self::TooSlow(_)
-                | Self::TooLarge(_)
-                | Self::TooManyBodies(_)
-                | Self::HeadersTooLarge(..)
-                | Self::NotReady
-                | Self::Draining
-        ) {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
-    }
 }

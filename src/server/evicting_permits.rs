@@ -1,55 +1,56 @@
-//! Room for those who must be let in before they have said what they want. When it is full, whoever comes gets the seat
-//! of the one that has sat longest: nobody is kept out by those who say nothing.
+//! A bounded number of permits for clients that may stay silent. When all are held, a new holder evicts the
+//! oldest, so that silent clients keep no one else out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// The seats; clones are the same room.
+/// The permits. Clones share them.
 #[derive(Clone)]
-pub struct EvictingPermits {
-    most: usize,
-    /// From the one that has sat longest; some have left.
-    seated: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
+pub(crate) struct EvictingPermits {
+    capacity: usize,
+    /// One sender per permit, oldest first. Senders of permits that were dropped are removed when room is
+    /// needed.
+    held: Arc<Mutex<VecDeque<oneshot::Sender<()>>>>,
 }
 
 impl EvictingPermits {
-    /// With so many seats, at least one.
-    pub fn new(most: usize) -> Self {
-        Self { most: most.max(1), seated: Arc::default() }
+    /// Makes `capacity` permits, at least one.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity: capacity.max(1), held: Arc::default() }
     }
 
-    /// A seat, which may be somebody else's until now.
-    pub fn enter(&self) -> Permit {
-        let (sender, lost) = oneshot::channel();
-        let mut seated = self.seated.lock().unwrap_or_else(PoisonError::into_inner);
-        if seated.len() >= self.most {
-            seated.retain(|seat| !seat.is_closed());
+    /// Returns a permit at once. If all are held, the oldest holder is evicted.
+    pub(crate) fn acquire(&self) -> EvictingPermit {
+        let (sender, evicted) = oneshot::channel();
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() >= self.capacity {
+            held.retain(|permit| !permit.is_closed());
         }
-        while seated.len() >= self.most {
-            // The seat hears it: its sender is dropped.
-            seated.pop_front();
+        while held.len() >= self.capacity {
+            // Dropping the sender notifies the holder.
+            held.pop_front();
         }
-        seated.push_back(sender);
-        Permit { lost }
+        held.push_back(sender);
+        EvictingPermit { evicted }
     }
 
-    /// How many sit there.
-    pub fn seated(&self) -> usize {
-        let seated = self.seated.lock().unwrap_or_else(PoisonError::into_inner);
-        seated.iter().filter(|seat| !seat.is_closed()).count()
+    /// Number of permits held.
+    pub(crate) fn held(&self) -> usize {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter().filter(|permit| !permit.is_closed()).count()
     }
 }
 
-/// A seat, until it is dropped or lost.
-pub struct Permit {
-    lost: oneshot::Receiver<()>,
+/// A permit, returned when dropped.
+pub(crate) struct EvictingPermit {
+    evicted: oneshot::Receiver<()>,
 }
 
-impl Permit {
-    /// Resolves when somebody else has got it. Not to be polled again then.
-    pub async fn lost(&mut self) {
-        let _its_sender_is_gone = (&mut self.lost).await;
+impl EvictingPermit {
+    /// Resolves when a newer holder has evicted this one. Must not be polled again after that.
+    pub(crate) async fn evicted(&mut self) {
+        let _sender_dropped = (&mut self.evicted).await;
     }
 }

@@ -1,13 +1,15 @@
-//! Health from atomics: a probe takes no slot, no lock and no step, and answers as fast under full load as when idle.
+//! Health from atomics: a probe takes no lock, no queue place and no step, and is answered as fast under full
+//! load as on an idle server.
 //!
-//! - Started: the model is loaded and its steps are recorded.
-//! - Live: the engine has not failed, and if there is work, a step has ended lately. Busy is not hung, idle is alive,
-//!   and so is a server that still loads. Lately is `--stall-timeout` beyond what the steps in flight are expected to take,
-//!   by the executor's cost model or by the steps that have ended.
-//! - Ready: started, live, and taking new requests. A full queue is no reason to say no.
+//! - Started: the model is loaded and its steps are captured.
+//! - Live: the engine has not failed and is not stalled. It is stalled if it has work and no step has ended
+//!   for `--stall-timeout` beyond the expected duration of the steps in flight, which comes from the
+//!   executor's cost model or from earlier steps. An idle server is live, and so is one that still loads
+//!   weights.
+//! - Ready: started, live, and not shutting down. A server with a full queue is ready.
 //!
-//! [`ALIASES`] has every path. They are the same on the main port, where routes lead here, and on the health port,
-//! which has a thread of its own ([`super::management`]).
+//! [`ALIASES`] lists every path. They are the same on the main port, as routes, and on the health port
+//! ([`super::management`]), which has a thread of its own.
 
 use std::time::{Duration, Instant};
 
@@ -16,20 +18,21 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::status::{Phase, Reading, ServerStatus, Stage};
+use super::status::{ServerStatus, ShutdownPhase, Stage, StatusSnapshot};
 
-/// What a probe asks.
+/// Kinds of probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
-    /// Whether starting is over.
+    /// Has the server started?
     Startup,
-    /// Whether a restart would not help.
+    /// Is the process healthy (if not, restart it)?
     Live,
-    /// Whether to send requests here.
+    /// Does the server accept requests (if not, send them elsewhere)?
     Ready,
 }
 
-/// Every path of a probe, what it asks, and who looks for it there. All need no key and take GET and HEAD.
+/// Every probe's path, its kind, and the software that uses the path. None needs a key; all take GET and
+/// HEAD.
 pub const ALIASES: [(&str, Probe, &str); 15] = [
     ("/health", Probe::Ready, "vLLM, TGI, SGLang, llama.cpp"),
     ("/health/startup", Probe::Startup, "Octant"),
@@ -48,84 +51,84 @@ pub const ALIASES: [(&str, Probe, &str); 15] = [
     ("/health_generate", Probe::Ready, "SGLang, TensorRT-LLM"),
 ];
 
-/// What a path asks, if it is a probe's.
+/// Returns the kind of probe at a path, if the path is a probe's.
 pub fn probe(path: &str) -> Option<Probe> {
     ALIASES.iter().find(|(alias, ..)| *alias == path).map(|(_, probe, _)| *probe)
 }
 
-/// What is wrong, if anything.
+/// Health of the server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Health {
     /// The model is not loaded yet.
     Starting {
-        /// What is being done.
+        /// Stage of startup.
         stage: Stage,
-        /// Of the weights' bytes.
+        /// Percentage of the weights' bytes that is loaded.
         percent: f64,
-        /// Until they are in, at the rate so far; `None` where there is none yet.
+        /// Time until all weights are loaded, at the rate so far; `None` before the first byte.
         eta: Option<Duration>,
     },
-    /// Nothing.
-    Well,
+    /// The server accepts requests and the engine makes progress.
+    Healthy,
     /// The server shuts down.
     Draining {
-        /// Until running requests are cut off.
+        /// Time until running requests are aborted.
         left: Duration,
     },
-    /// Work is pending and no step ends.
+    /// The engine has work and no step ends.
     Stalled {
-        /// For so long.
+        /// Time since the last step ended, or since work arrived if that was later.
         age: Duration,
-        /// Rather than this, at most.
+        /// The longest such time that counts as healthy.
         bound: Duration,
     },
-    /// The engine has failed, for this reason.
+    /// The engine has failed, with this reason.
     Failed(String),
 }
 
-/// What a reading means at a time, which was taken before it.
-pub fn judge(reading: &Reading, now: Instant) -> Health {
-    if let Some(reason) = &reading.beat.failed {
+/// Assesses a snapshot. `now` must have been taken before it.
+pub fn assess(snapshot: &StatusSnapshot, now: Instant) -> Health {
+    let engine = &snapshot.engine;
+    if let Some(reason) = &engine.failed {
         return Health::Failed(reason.clone());
     }
-    if reading.stage != Stage::Started {
-        return starting(reading, now);
+    if snapshot.stage != Stage::Started {
+        return starting(snapshot, now);
     }
-    // The later of the two: work that came after a long rest is not late yet.
-    let beat = &reading.beat;
-    let since = beat.pending_since.map(|work| beat.last_step.map_or(work, |step| step.max(work)));
+    // The later of the two: work that arrives after a long idle time is not late yet.
+    let since = engine.pending_since.map(|work| engine.last_step.map_or(work, |step| step.max(work)));
     let age = since.map(|since| now.saturating_duration_since(since));
-    let bound = reading.stall_margin + beat.expected_step;
+    let bound = snapshot.stall_margin + engine.expected_step;
     match age {
         Some(age) if age > bound => Health::Stalled { age, bound },
-        _ if reading.phase == Phase::Serving => Health::Well,
+        _ if snapshot.phase == ShutdownPhase::Serving => Health::Healthy,
         _ => {
-            let left = reading.drained_by.map(|by| by.saturating_duration_since(now));
+            let left = snapshot.drained_by.map(|by| by.saturating_duration_since(now));
             Health::Draining { left: left.unwrap_or_default() }
         }
     }
 }
 
-fn starting(reading: &Reading, now: Instant) -> Health {
-    let (done, total) = reading.loaded;
+fn starting(snapshot: &StatusSnapshot, now: Instant) -> Health {
+    let (done, total) = (snapshot.bytes_loaded, snapshot.bytes_total);
     let share = if total == 0 { 0.0 } else { done as f64 / total as f64 };
-    let elapsed = reading.loading_since.map(|since| now.saturating_duration_since(since));
+    let elapsed = snapshot.loading_since.map(|since| now.saturating_duration_since(since));
     let eta = elapsed.filter(|_| done > 0).map(|elapsed| elapsed.mul_f64((1.0 - share).max(0.0) / share));
-    Health::Starting { stage: reading.stage, percent: 100.0 * share, eta }
+    Health::Starting { stage: snapshot.stage, percent: 100.0 * share, eta }
 }
 
 impl Health {
-    /// Whether a probe is told yes.
-    pub fn answers(&self, probe: Probe) -> bool {
+    /// Returns true if a probe gets status 200, false if it gets 503.
+    pub fn passes(&self, probe: Probe) -> bool {
         match probe {
             Probe::Startup => !matches!(self, Self::Starting { .. }),
             Probe::Live => !matches!(self, Self::Stalled { .. } | Self::Failed(_)),
-            Probe::Ready => *self == Self::Well,
+            Probe::Ready => *self == Self::Healthy,
         }
     }
 
-    /// In one word.
-    pub fn phase(&self) -> &'static str {
+    /// The field `phase` of a probe's response.
+    fn phase(&self) -> &'static str {
         match self {
             Self::Starting { stage, .. } => match stage {
                 Stage::Opening => "opening_devices",
@@ -133,56 +136,53 @@ impl Health {
                 Stage::Loading => "loading_weights",
                 Stage::Preparing | Stage::Started => "preparing_steps",
             },
-            Self::Well => "serving",
+            Self::Healthy => "serving",
             Self::Draining { .. } => "draining",
             Self::Stalled { .. } => "stalled",
             Self::Failed(_) => "failed",
         }
     }
 
-    /// For people.
-    pub fn reason(&self) -> String {
+    /// The field `reason` of a probe's response, for people.
+    fn reason(&self) -> String {
         match self {
             Self::Starting { percent, eta, .. } => {
                 let phase = self.phase().replace('_', " ");
                 let eta = eta.map(|eta| format!(", {:.0} s left", eta.as_secs_f64())).unwrap_or_default();
-                format!("the server is starting: {phase}, {percent:.0} % of the weights are in{eta}")
+                format!("the server is starting: {phase}, {percent:.0} % of the weights loaded{eta}")
             }
-            Self::Well => "ok".to_owned(),
+            Self::Healthy => "ok".to_owned(),
             Self::Draining { left } => {
                 format!("the server is shutting down, within {} s", left.as_secs_f64().ceil())
             }
             Self::Stalled { age, bound } => {
                 let (age, bound) = (age.as_secs_f64(), bound.as_secs_f64());
-                format!(
-                    "no step has ended for {age:.1} s with work pending; expected one within {bound:.1} s"
-                )
+                format!("the engine has work but no step has ended for {age:.1} s; the limit is {bound:.1} s")
             }
             Self::Failed(reason) => format!("the engine has failed: {reason}"),
         }
     }
 }
 
-/// The answer to a probe, now.
-pub fn answer(status: &ServerStatus, probe: Probe) -> Response<Body> {
+/// Responds to a probe with the current health.
+pub(crate) fn respond(status: &ServerStatus, probe: Probe) -> Response<Body> {
     let now = Instant::now();
-    let reading = status.read();
-    let health = judge(&reading, now);
-    let well = health.answers(probe);
-    let mut response = Response::new(Body::from(describe(&reading, &health, probe, now).to_string()));
+    let snapshot = status.snapshot();
+    let health = assess(&snapshot, now);
+    let mut response = Response::new(Body::from(describe(&snapshot, &health, probe, now).to_string()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if !well {
+    if !health.passes(probe) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
     response
 }
 
-/// What a reading means, as JSON. `object`, `message` and `status` are as NIM has them.
-pub fn describe(reading: &Reading, health: &Health, probe: Probe, now: Instant) -> Value {
-    let status = match (probe, health.answers(probe)) {
+/// JSON of a probe's response. `object`, `message` and `status` are NVIDIA NIM's.
+fn describe(snapshot: &StatusSnapshot, health: &Health, probe: Probe, now: Instant) -> Value {
+    let status = match (probe, health.passes(probe)) {
         (Probe::Startup, true) => "started",
         (Probe::Startup, false) => "starting",
         (Probe::Live, true) => "live",
@@ -191,19 +191,19 @@ pub fn describe(reading: &Reading, health: &Health, probe: Probe, now: Instant) 
         (Probe::Ready, false) => "not_ready",
     };
     let reason = health.reason();
-    let beat = &reading.beat;
-    let age = beat.last_step.map(|step| now.saturating_duration_since(step).as_secs_f64());
+    let engine = &snapshot.engine;
+    let age = engine.last_step.map(|step| now.saturating_duration_since(step).as_secs_f64());
     let mut body = json!({
         "object": "health.response",
         "status": status,
         "message": reason,
         "reason": reason,
         "phase": health.phase(),
-        "running": beat.running,
-        "waiting": beat.waiting,
-        "open_requests": reading.open,
+        "running": engine.running,
+        "waiting": engine.waiting,
+        "open_requests": snapshot.open_requests,
         "last_step_age_s": age,
-        "stall_bound_s": (reading.stall_margin + beat.expected_step).as_secs_f64(),
+        "stall_bound_s": (snapshot.stall_margin + engine.expected_step).as_secs_f64(),
     });
     match health {
         Health::Starting { percent, eta, .. } => {

@@ -1,7 +1,8 @@
-//! The accept loop.
+//! The accept loop and the connections.
 //!
-//! HTTP/1.1 only, as load balancers speak it. A client that closes its sending side is taken to have gone: there is
-//! no telling it from one that left, and whoever left must free its blocks.
+//! HTTP/1.1 only, which is what load balancers speak to their servers. A client that closes its sending side
+//! counts as disconnected: the server cannot tell it from one that left, and the KV blocks of one that left
+//! must be freed.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -23,31 +24,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use super::drain::{DrainTimes, Ended, LAST_WORDS, Signals, drain};
-use super::evicting_permits::{EvictingPermits, Permit};
-use super::guard::{Guarded, Held, Link, hung_up};
+use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signals, drain};
+use super::evicting_permits::{EvictingPermit, EvictingPermits};
+use super::health;
+use super::open_requests::{ConnectionRequests, CountedBody};
 use super::routes::{before_start, router};
-use super::{ServerState, ServerStatus, health};
+use super::state::ServerState;
+use super::status::ServerStatus;
+use super::timeout_stream::{TimeoutStream, client_closed};
 
-/// What the system holds for a client that does not read. Accepted sockets inherit it.
+/// Bytes that the kernel buffers for a client that does not read. Accepted sockets inherit the listener's
+/// setting.
 const SEND_BUFFER: u32 = 256 << 10;
-/// Connections that wait to be accepted.
+/// Connections that the kernel holds until they are accepted.
 const BACKLOG: u32 = 1024;
-/// Connections beyond the limit that are looked at: a probe is answered, others wait for a place as long as no more come.
-const LOBBY: usize = 128;
-/// What the first request of a connection needs to get here.
-const FIRST_WORDS: Duration = Duration::from_millis(500);
-/// For how long what a client still sends is read when its last response is out: a connection that is closed with bytes
-/// unread takes the response with it.
+/// Connections beyond the limit that wait to be served. A probe among them is answered at once; when one more
+/// comes, the oldest is closed.
+const MAX_WAITING: usize = 128;
+/// Time for the first request of a new connection to arrive once the shutdown is over.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time for which input is discarded after the last response. Closing a socket with unread input resets the
+/// connection, and the client would lose the response.
 const LINGER: Duration = Duration::from_secs(1);
-/// hyper's own bound on a head, above ours, so that only what is far too large costs the connection.
+/// hyper's own limit on a head, in bytes. Our limit is lower and is checked by the middleware, whose response
+/// leaves the connection usable.
 const HEAD_BUFFER: usize = 64 << 10;
+/// hyper's own limit on the number of headers, above ours for the same reason.
 const HEAD_FIELDS: usize = 256;
+/// Pause after a failed accept, which would fail again at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 
-/// Listens at an address.
+/// Binds a listening socket to an address.
 ///
 /// # Errors
-/// Of the system, such as an address in use.
+/// The system's error, such as an address in use.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
@@ -56,24 +66,24 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// One message per SIGTERM or SIGINT, from now on.
+/// Handles SIGTERM and SIGINT from now on, and returns them.
 ///
 /// # Errors
-/// Of the system.
+/// The system's error, if a handler cannot be installed.
 pub fn signals() -> io::Result<Signals> {
     let (sender, receiver) = mpsc::channel(4);
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let (mut signal, sender) = (signal(kind)?, sender.clone());
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
-                let _full_or_gone = sender.try_send(());
+                let _full_or_closed = sender.try_send(());
             }
         });
     }
     Ok(Signals::new(receiver))
 }
 
-/// Answers while the model is being loaded: probes, and nothing else yet.
+/// Runs `load` and meanwhile answers probes; all other requests get a 503.
 pub async fn while_starting<T>(
     listener: &TcpListener,
     status: &Arc<ServerStatus>,
@@ -83,7 +93,7 @@ pub async fn while_starting<T>(
         loop {
             match listener.accept().await {
                 Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(status))),
-                Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
+                Err(_disconnected_or_no_descriptors) => sleep(ACCEPT_RETRY).await,
             }
         }
     };
@@ -93,6 +103,7 @@ pub async fn while_starting<T>(
     }
 }
 
+/// Answers one request as before the start of the engine, and closes the connection.
 async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let response = before_start(&status, request.uri().path(), request.method());
@@ -101,11 +112,10 @@ async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>) {
     let mut builder = http1::Builder::new();
     let connection =
         builder.timer(TokioTimer::new()).keep_alive(false).serve_connection(TokioIo::new(stream), service);
-    // A client that keeps this waiting is none of ours.
-    let _late_or_broken = timeout(LAST_WORDS, connection).await;
+    let _timed_out_or_broken = timeout(FLUSH_TIMEOUT, connection).await;
 }
 
-/// Serves until the shutdown is over: see [`super::drain`].
+/// Serves requests until a shutdown has run through its phases; see [`super::drain`].
 pub async fn serve(
     listener: TcpListener,
     state: Arc<ServerState>,
@@ -117,78 +127,84 @@ pub async fn serve(
         never = accept(listener, &state, &end) => match never {},
         ended = drain(&state, signals, times) => ended,
     };
-    // Connections that rest are closed; those that just ended an answer get it out.
+    // Idle connections are closed now; the others close when their last response is sent.
     end.send_replace(true);
-    let closed = timeout(LAST_WORDS, end.closed());
-    if ended != Ended::Forced && !signals.leave_time_for(closed).await {
+    let closed = timeout(FLUSH_TIMEOUT, end.closed());
+    if ended != Ended::Forced && !signals.wait_unless_forced(closed).await {
         return Ended::Forced;
     }
     ended
 }
 
-/// `end` is told to connections, which hold it until they are closed.
+/// Accepts connections forever. Each holds a receiver of `end` until it is closed, and ends when `end`
+/// becomes true.
 async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
-    let evicting_permits = EvictingPermits::new(LOBBY);
+    let waiting_permits = EvictingPermits::new(MAX_WAITING);
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
                 let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
-                let (end, seat) = (end.subscribe(), evicting_permits.enter());
+                let (end, waiting) = (end.subscribe(), waiting_permits.acquire());
                 tokio::spawn(async move {
-                    match admit(&stream, permits, seat).await {
-                        Admitted::With(permit) => {
+                    match admit(&stream, permits, waiting).await {
+                        Admission::Admitted(permit) => {
                             Connection { state, router, permit }.run(stream, end).await;
                         }
-                        Admitted::AsProbe => answer_once(stream, Arc::clone(&state.status)).await,
-                        Admitted::Not => {}
+                        Admission::Probe => answer_once(stream, Arc::clone(&state.status)).await,
+                        Admission::Evicted => {}
                     }
                 });
             }
             Err(error) => {
-                // Out of file descriptors, or a client that left already. Trying again at once would spin.
+                // Out of file descriptors, or the client has disconnected. Without a pause the loop would
+                // spin.
                 tracing::warn!(%error, "accepting a connection failed");
-                sleep(Duration::from_millis(20)).await;
+                sleep(ACCEPT_RETRY).await;
             }
         }
     }
 }
 
-/// What becomes of a connection.
-enum Admitted {
-    With(OwnedSemaphorePermit),
-    AsProbe,
-    Not,
+/// How a new connection is treated.
+enum Admission {
+    /// Served, within the limit on connections.
+    Admitted(OwnedSemaphorePermit),
+    /// Answered once, beyond the limit.
+    Probe,
+    /// Closed, because too many newer connections wait.
+    Evicted,
 }
 
-/// Waits for a place among the connections, as long as nobody takes the seat to wait on. A probe does not wait.
-async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut seat: Permit) -> Admitted {
+/// Waits until the number of connections is below its limit. A probe need not wait.
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut waiting: EvictingPermit) -> Admission {
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-        return Admitted::With(permit);
+        return Admission::Admitted(permit);
     }
     let probe = async {
-        // What has not said so by now is none.
-        if timeout(LAST_WORDS, is_probe(stream)).await != Ok(true) {
+        // A client that sends no request line in time is not a probe.
+        if timeout(FLUSH_TIMEOUT, is_probe(stream)).await != Ok(true) {
             std::future::pending::<()>().await;
         }
     };
     tokio::select! {
-        permit = permits.acquire_owned() => permit.map_or(Admitted::Not, Admitted::With),
-        () = probe => Admitted::AsProbe,
-        () = seat.lost() => Admitted::Not,
+        permit = permits.acquire_owned() => permit.map_or(Admission::Evicted, Admission::Admitted),
+        () = probe => Admission::Probe,
+        () = waiting.evicted() => Admission::Evicted,
     }
 }
 
-/// Whether what comes first is a probe's request line.
+/// Returns true if the connection's first line requests a probe's path.
 async fn is_probe(stream: &TcpStream) -> bool {
     let mut line = [0; 64];
     while let Ok(count @ 1..) = stream.peek(&mut line).await {
-        let begun = String::from_utf8_lossy(&line[..count]);
-        let mut words = begun.split_inclusive(' ').take(2).filter_map(|word| word.strip_suffix(' '));
+        let received = String::from_utf8_lossy(&line[..count]);
+        let mut words = received.split_inclusive(' ').take(2).filter_map(|word| word.strip_suffix(' '));
         match (words.next(), words.next()) {
             (Some("GET" | "HEAD"), Some(path)) => return health::probe(path).is_some(),
-            // The rest is on its way; a socket that has something is ready at once.
+            // The rest of the line is still to come. `peek` returns at once while input is unread, hence the
+            // pause.
             (Some("GET" | "HEAD") | None, None) if count < line.len() => {
                 sleep(Duration::from_millis(10)).await;
             }
@@ -198,23 +214,27 @@ async fn is_probe(stream: &TcpStream) -> bool {
     false
 }
 
-/// Resolves when a connection must not wait for another request: at the end of the shutdown, or a little later where it has
-/// had none yet, since whoever has just come is told to go elsewhere, not hung up on.
-async fn told_to_end(mut end: watch::Receiver<bool>, link: Link) -> watch::Receiver<bool> {
+/// Resolves when a connection must not wait for another request. That is the end of the shutdown, or up to
+/// [`FIRST_REQUEST_TIMEOUT`] later for a connection without a request so far: a client that has just
+/// connected should get a 503 rather than a closed connection.
+async fn shutdown_over(
+    mut end: watch::Receiver<bool>,
+    requests: ConnectionRequests,
+) -> watch::Receiver<bool> {
     let _ended = end.wait_for(|end| *end).await.is_ok();
     let since = Instant::now();
-    while link.begun() == 0 && since.elapsed() < FIRST_WORDS {
+    while requests.started() == 0 && since.elapsed() < FIRST_REQUEST_TIMEOUT {
         sleep(Duration::from_millis(5)).await;
     }
     end
 }
 
-/// Reads to the end, for nothing.
-async fn swallow(stream: &TcpStream) {
-    // Not on the stack, which every connection would carry with it all its life.
-    let mut sink = vec![0; 16 << 10];
+/// Reads and discards input until the client closes its side.
+async fn discard_input(stream: &TcpStream) {
+    // On the heap: on the stack it would be part of every connection's future.
+    let mut buffer = vec![0; 16 << 10];
     while stream.readable().await.is_ok() {
-        match stream.try_read(&mut sink) {
+        match stream.try_read(&mut buffer) {
             Ok(0) => return,
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
             _ => {}
@@ -222,12 +242,12 @@ async fn swallow(stream: &TcpStream) {
     }
 }
 
-/// Nobody waits for the response any more.
+/// The client has disconnected, so the response is not needed.
 #[derive(Debug, thiserror::Error)]
-#[error("the client has gone")]
-struct Gone;
+#[error("the client has disconnected")]
+struct ClientDisconnected;
 
-impl From<Infallible> for Gone {
+impl From<Infallible> for ClientDisconnected {
     fn from(never: Infallible) -> Self {
         match never {}
     }
@@ -242,21 +262,21 @@ struct Connection {
 impl Connection {
     async fn run(self, stream: TcpStream, end: watch::Receiver<bool>) {
         let Self { state, router, permit } = self;
-        // Without it each token would wait for the acknowledgement of the last.
+        // With Nagle's algorithm a token would wait for the acknowledgement of the one before it.
         let _unsupported = stream.set_nodelay(true);
-        let link = Link::default();
+        let requests = ConnectionRequests::default();
         let stream = Arc::new(stream);
-        let rest = Arc::clone(&stream);
-        let io = TokioIo::new(Guarded::new(Arc::clone(&stream), link.clone(), &state.settings.http));
-        let told = told_to_end(end, link.clone());
+        let input = Arc::clone(&stream);
+        let io = TimeoutStream::new(Arc::clone(&stream), requests.clone(), &state.settings.http);
+        let shutdown_over = shutdown_over(end, requests.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
-            let busy = link.begin(&state);
-            let answer = router.clone().oneshot(request.map(Body::new));
+            let open = requests.open(&state);
+            let response = router.clone().oneshot(request.map(Body::new));
             let stream = Arc::clone(&stream);
             async move {
                 tokio::select! {
-                    response = answer => Ok(response?.map(|body| Held::new(body, busy))),
-                    () = hung_up(&stream) => Err(Gone),
+                    response = response => Ok(response?.map(|body| CountedBody::new(body, open))),
+                    () = client_closed(&stream) => Err(ClientDisconnected),
                 }
             }
         });
@@ -266,19 +286,20 @@ impl Connection {
             .header_read_timeout(None)
             .max_buf_size(HEAD_BUFFER)
             .max_headers(HEAD_FIELDS)
-            // Events are short: copied into one buffer they cost the system less than as a list of pieces.
+            // Events are short: copying them into one buffer costs less than a vectored write.
             .writev(false)
-            .serve_connection(io, service);
+            .serve_connection(TokioIo::new(io), service);
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            _held = told => {
+            // Held until the connection is closed, for which the shutdown waits.
+            _end = shutdown_over => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
         };
         match ended {
-            Ok(()) => _ = timeout(LINGER, swallow(&rest)).await,
+            Ok(()) => _ = timeout(LINGER, discard_input(&input)).await,
             Err(error) => tracing::debug!(%error, "a connection ended early"),
         }
         drop(permit);

@@ -1,10 +1,10 @@
-//! The health port and the admin port, on a thread of their own with a runtime of its own: they answer while every
-//! worker of the server is busy, while weights are loaded, and while the engine hangs.
+//! Health port and admin port, on a thread with an async runtime of its own: they answer while all workers of
+//! the server are busy, while weights are loaded, and while the engine hangs.
 //!
-//! The health port knows the paths of [`ALIASES`](super::health::ALIASES). The admin port knows those too, and
-//! `/admin/drain`: POST begins the shutdown, as a first signal does, and answers when no request is open any more, or
-//! at once with `?wait=false`; a server that still starts gives that up. GET says how far it has got. It has no key: who reaches it may use it, which is why it
-//! listens to this machine alone unless told otherwise.
+//! The health port has the paths of [`ALIASES`](super::health::ALIASES). The admin port has those and
+//! `/admin/drain`. POST begins the shutdown, as a first signal does, and responds when no request is open any
+//! more, or at once with `?wait=false`. A server that is still starting gives that up. GET returns the
+//! shutdown's progress. The admin port needs no key, so it listens on the loopback address by default.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,42 +31,45 @@ use super::error::ApiError;
 use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
 use super::listen::bind;
-use super::status::{Phase, ServerStatus};
+use super::status::{ServerStatus, ShutdownPhase};
 
-/// The only path of the admin port's own.
+/// The admin port's own path.
 const DRAIN: &str = "/admin/drain";
-/// Connections of a port at once. One more ends the oldest, so that probes get in whoever else holds connections.
+/// Connections of a port. One more closes the oldest, so that probes get in however many connections are
+/// open.
 const MAX_CONNECTIONS: usize = 64;
-/// A connection that has sent no whole head for so long is closed.
+/// Time for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection to the health port answers no more after so long, or so many requests; the last answer says so, since a
-/// supervisor that keeps its connection must not take the end of it for that of the server.
-const LIFE: Duration = Duration::from_secs(60);
-const ANSWERS: usize = 1000;
-/// What then takes longer is a client that does not read.
-const LAST_ANSWER: Duration = Duration::from_secs(10);
-/// How often a wait for the end of a drain looks.
-const LOOK: Duration = Duration::from_millis(20);
+/// Age and number of responses after which a connection to the health port closes. The last response says so
+/// with `connection: close`: a supervisor that keeps its connection must not take its end for the server's.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
+const MAX_RESPONSES: usize = 1000;
+/// Time beyond [`MAX_CONNECTION_AGE`] for the last response.
+const LAST_RESPONSE: Duration = Duration::from_secs(10);
+/// Interval at which a POST looks for the end of the drain.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// Pause after a failed accept, which would fail again at once.
+const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 
-/// Which of the two ports a connection came to.
+/// The port that a connection came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Port {
     Health,
     Admin,
 }
 
-/// Where to listen.
+/// Addresses of the two ports; `None` for a port that is not served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ManagementPorts {
-    /// For probes.
+    /// Health port, for probes.
     pub health: Option<SocketAddr>,
-    /// For the operator.
+    /// Admin port, for the operator.
     pub admin: Option<SocketAddr>,
 }
 
-/// The thread; it ends when this is dropped.
+/// The thread of both ports. Dropping it stops the thread and waits for its end.
 pub struct ManagementThread {
-    /// Where it listens, with the ports that the system chose.
+    /// Bound addresses, with the port numbers that the system chose for port 0.
     pub ports: ManagementPorts,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -76,23 +79,23 @@ impl Drop for ManagementThread {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
-            let _its_panic_is_shown_by_then = thread.join();
+            let _panic_already_printed = thread.join();
         }
     }
 }
 
-/// Listens, and answers from then on; starts no thread where there is no port.
+/// Binds the ports and serves them from now on. Without a port, no thread is started.
 ///
 /// # Errors
-/// Of the system, such as an address in use, naming it.
+/// The system's error with the address, such as an address in use.
 pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<ManagementThread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let listen = |address: Option<SocketAddr>| -> io::Result<Option<StdListener>> {
         let Some(address) = address else { return Ok(None) };
         let _inside = runtime.enter();
         let listener = bind(address).and_then(TcpListener::into_std);
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        listener.map(Some).map_err(named)
+        let with_address = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        listener.map(Some).map_err(with_address)
     };
     let (health, admin) = (listen(ports.health)?, listen(ports.admin)?);
     let bound = |listener: &Option<StdListener>| listener.as_ref().map(StdListener::local_addr).transpose();
@@ -108,43 +111,44 @@ pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<M
                 let Some(listener) = listener else { continue };
                 match TcpListener::from_std(listener) {
                     Ok(listener) => _ = tokio::spawn(accept(listener, port, Arc::clone(&status))),
-                    Err(error) => tracing::error!(%error, ?port, "a port is not served"),
+                    Err(error) => tracing::error!(%error, ?port, "a port cannot be served"),
                 }
             }
             let _dropped = stopped.await;
-            // Whoever waits for the end of a drain is told of it first.
-            sleep(2 * LOOK).await;
+            // A POST that waits for the end of the drain must get its response first.
+            sleep(2 * DRAIN_POLL).await;
         });
     })?;
     Ok(ManagementThread { ports, stop: Some(stop), thread: Some(thread) })
 }
 
 async fn accept(listener: TcpListener, port: Port, status: Arc<ServerStatus>) {
-    let evicting_permits = EvictingPermits::new(MAX_CONNECTIONS);
+    let permits = EvictingPermits::new(MAX_CONNECTIONS);
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                let (status, mut seat) = (Arc::clone(&status), evicting_permits.enter());
+                let (status, mut permit) = (Arc::clone(&status), permits.acquire());
                 tokio::spawn(async move {
                     tokio::select! {
                         () = serve(stream, port, &status) => {}
-                        () = seat.lost() => {}
+                        () = permit.evicted() => {}
                     }
                 });
             }
-            Err(_left_or_no_descriptors) => sleep(Duration::from_millis(20)).await,
+            Err(_disconnected_or_no_descriptors) => sleep(ACCEPT_RETRY).await,
         }
     }
 }
 
 async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
     let _unsupported = stream.set_nodelay(true);
-    let (began, answers) = (Instant::now(), AtomicUsize::new(0));
+    let (began, responses) = (Instant::now(), AtomicUsize::new(0));
     let service = service_fn(|request: Request<Incoming>| {
         let status = Arc::clone(status);
-        let is_last = answers.fetch_add(1, Ordering::Relaxed) + 1 >= ANSWERS || began.elapsed() >= LIFE;
+        let is_last = responses.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_RESPONSES
+            || began.elapsed() >= MAX_CONNECTION_AGE;
         async move {
-            let mut response = answer(&request, port, &status).await;
+            let mut response = respond(&request, port, &status).await;
             if is_last && port == Port::Health {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -156,66 +160,71 @@ async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
     match port {
-        Port::Health => _ = timeout(LIFE + LAST_ANSWER, connection).await,
-        // A drain may take long, and few may ask for one.
+        Port::Health => _ = timeout(MAX_CONNECTION_AGE + LAST_RESPONSE, connection).await,
+        // A POST may wait for long, until the drain is over.
         Port::Admin => _ = connection.await,
     }
 }
 
-async fn answer(request: &Request<Incoming>, port: Port, status: &ServerStatus) -> Response<Body> {
+async fn respond(request: &Request<Incoming>, port: Port, status: &ServerStatus) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
-    let refused = format!("{method} {path}");
+    let requested = format!("{method} {path}");
     if let Some(probe) = health::probe(path) {
         return match *method {
-            Method::GET | Method::HEAD => health::answer(status, probe),
-            _ => ApiError::NoMethod(refused).into_response(),
+            Method::GET | Method::HEAD => health::respond(status, probe),
+            _ => ApiError::NoMethod(requested).into_response(),
         };
     }
     if port != Port::Admin || path != DRAIN {
-        return ApiError::NoRoute(refused).into_response();
+        return ApiError::NoRoute(requested).into_response();
     }
     match *method {
-        Method::GET | Method::HEAD => {}
-        Method::POST => {
-            let wait = match request.uri().query() {
-                None | Some("wait=true") => true,
-                Some("wait=false") => false,
-                Some(_) => return ApiError::invalid("wait", "expected true or false").into_response(),
-            };
-            // Pages of other origins may send such a request from a browser on this machine.
-            if request.headers().contains_key(ORIGIN) {
-                return ApiError::invalid("origin", "a drain is not asked for from a browser")
-                    .into_response();
-            }
-            status.ask_drain();
-            while wait && status.phase() < Phase::Drained {
-                sleep(LOOK).await;
-            }
-        }
-        _ => return ApiError::NoMethod(refused).into_response(),
+        Method::GET | Method::HEAD => drain_progress(status),
+        Method::POST => match drain(request, status).await {
+            Ok(()) => drain_progress(status),
+            Err(error) => error.into_response(),
+        },
+        _ => ApiError::NoMethod(requested).into_response(),
     }
-    drain_status(status)
 }
 
-/// How far the shutdown has got.
-fn drain_status(status: &ServerStatus) -> Response<Body> {
-    let now = Instant::now();
-    let reading = status.read();
-    let phase = match reading.phase {
-        Phase::Serving => "serving",
-        Phase::Leaving => "leaving",
-        Phase::Refusing => "refusing",
-        Phase::Stopped => "stopped",
-        Phase::Drained => "drained",
+/// Requests the shutdown, and waits for its end unless the query says otherwise.
+async fn drain(request: &Request<Incoming>, status: &ServerStatus) -> Result<(), ApiError> {
+    let wait = match request.uri().query() {
+        None | Some("wait=true") => true,
+        Some("wait=false") => false,
+        Some(_) => return Err(ApiError::invalid("wait", "expected true or false")),
     };
-    let left = reading.drained_by.map(|by| by.saturating_duration_since(now).as_secs_f64());
-    let health = health::judge(&reading, now);
+    // A web page of any origin can send such a request from a browser on this machine.
+    if request.headers().contains_key(ORIGIN) {
+        return Err(ApiError::invalid("origin", "a drain cannot be requested from a browser"));
+    }
+    status.request_drain();
+    while wait && status.phase() < ShutdownPhase::Drained {
+        sleep(DRAIN_POLL).await;
+    }
+    Ok(())
+}
+
+/// Responds with the progress of the shutdown.
+fn drain_progress(status: &ServerStatus) -> Response<Body> {
+    let now = Instant::now();
+    let snapshot = status.snapshot();
+    let phase = match snapshot.phase {
+        ShutdownPhase::Serving => "serving",
+        ShutdownPhase::Grace => "leaving",
+        ShutdownPhase::Refusing => "refusing",
+        ShutdownPhase::Aborting => "stopped",
+        ShutdownPhase::Drained => "drained",
+    };
+    let left = snapshot.drained_by.map(|by| by.saturating_duration_since(now).as_secs_f64());
+    let health = health::assess(&snapshot, now);
     let body = json!({
         "object": "drain.status",
         "phase": phase,
-        "open_requests": reading.open,
+        "open_requests": snapshot.open_requests,
         "drain_remaining_s": left,
-        "ready": health.answers(Probe::Ready),
+        "ready": health.passes(Probe::Ready),
     });
     axum::Json(body).into_response()
 }

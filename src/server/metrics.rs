@@ -21,9 +21,9 @@ use prometheus::{
     Registry,
 };
 
-use super::ServerStatus;
-use super::answer::unix_time;
 use super::error::ApiError;
+use super::status::ServerStatus;
+use super::system::unix_time;
 use crate::engine::{BLOCK_TOKENS, EngineHandle, KeyCounters, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;

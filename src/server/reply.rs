@@ -1,41 +1,41 @@
-//! The answers as they go: OpenAI's objects, for chat and text, whole and in chunks. Field order is the order here.
+//! JSON types of replies: OpenAI's objects for chat and text completions, whole and in chunks. Fields are
+//! written in the order in which they stand here.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::generation::{Candidate, Cost, Scored, Usage};
 
-/// A whole answer or a chunk of one; `C` is its kind of choice.
+/// A whole reply or a chunk of one, with choices of type `C`.
 #[derive(Debug, serde::Serialize)]
-pub struct Reply<'a, C> {
-    /// The same in all chunks of an answer.
-    pub id: &'a str,
-    /// Says which of the four kinds of reply this is.
-    pub object: &'static str,
+pub(crate) struct Reply<'a, C> {
+    /// The same in all chunks of a reply.
+    pub(crate) id: &'a str,
+    /// OpenAI's name of the type, such as `chat.completion.chunk`.
+    pub(crate) object: &'static str,
     /// Unix time in seconds.
-    pub created: u64,
-    /// As the client named it.
-    pub model: &'a str,
+    pub(crate) created: u64,
+    /// The model's name as the client gave it.
+    pub(crate) model: &'a str,
     /// Empty in the chunk that carries the usage.
-    pub choices: Vec<C>,
-    /// Absent where not asked for, null in all chunks but the last.
+    pub(crate) choices: Vec<C>,
+    /// `None` leaves the field out; `Some(None)` is null, as in all chunks before the last.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Option<UsageWire>>,
-    /// What the request has cost, where asked for by `return_cost`.
+    pub(crate) usage: Option<Option<UsageWire>>,
+    /// Cost of the request, if it asked for it with `return_cost`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub octant: Option<CostWire>,
+    pub(crate) octant: Option<CostWire>,
 }
 
-/// What all choices of a request have cost together.
+/// Cost of all choices of a request together.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of a cost of the same name")]
-pub struct CostWire {
-    pub queue_seconds: f64,
-    pub prefill_seconds: f64,
-    pub decode_seconds: f64,
-    pub kv_block_seconds: f64,
-    pub cached_tokens: u64,
-    pub computed_tokens: u64,
-    pub recomputed_tokens: u64,
+pub(crate) struct CostWire {
+    pub(crate) queue_seconds: f64,
+    pub(crate) prefill_seconds: f64,
+    pub(crate) decode_seconds: f64,
+    pub(crate) kv_block_seconds: f64,
+    pub(crate) cached_tokens: u64,
+    pub(crate) computed_tokens: u64,
+    pub(crate) recomputed_tokens: u64,
 }
 
 impl From<Cost> for CostWire {
@@ -54,27 +54,24 @@ impl From<Cost> for CostWire {
 
 /// Token counts.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct UsageWire {
-    pub prompt_tokens: usize,
-    pub completion_tokens: usize,
-    pub total_tokens: usize,
-    pub prompt_tokens_details: PromptDetails,
-    pub completion_tokens_details: CompletionDetails,
+pub(crate) struct UsageWire {
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) total_tokens: usize,
+    pub(crate) prompt_tokens_details: PromptDetails,
+    pub(crate) completion_tokens_details: CompletionDetails,
 }
 
 /// Part of [`UsageWire`].
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct PromptDetails {
-    pub cached_tokens: usize,
+pub(crate) struct PromptDetails {
+    pub(crate) cached_tokens: usize,
 }
 
 /// Part of [`UsageWire`].
 #[derive(Debug, Clone, Copy, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct CompletionDetails {
-    pub reasoning_tokens: usize,
+pub(crate) struct CompletionDetails {
+    pub(crate) reasoning_tokens: usize,
 }
 
 impl From<Usage> for UsageWire {
@@ -91,74 +88,79 @@ impl From<Usage> for UsageWire {
 
 /// A choice of a whole chat completion.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct ChatChoice {
-    pub index: usize,
-    pub message: Message,
-    pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: &'static str,
+pub(crate) struct ChatChoice {
+    pub(crate) index: usize,
+    pub(crate) message: Message,
+    pub(crate) logprobs: Option<ChatLogprobs>,
+    pub(crate) finish_reason: &'static str,
 }
 
 /// The assistant's message.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct Message {
-    pub role: &'static str,
-    pub content: String,
-    pub refusal: Option<&'static str>,
+pub(crate) struct Message {
+    pub(crate) role: &'static str,
+    pub(crate) content: String,
+    pub(crate) refusal: Option<&'static str>,
+}
+
+/// A choice of a chunk, of either kind.
+#[derive(Debug, serde::Serialize)]
+#[serde(untagged)]
+pub(crate) enum ChunkChoice {
+    /// For `chat.completion.chunk`.
+    Chat(ChatChunkChoice),
+    /// For `text_completion`.
+    Text(TextChoice),
 }
 
 /// A choice of a chat chunk.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct ChatChunkChoice {
-    pub index: usize,
-    pub delta: ChatDelta,
-    pub logprobs: Option<ChatLogprobs>,
-    pub finish_reason: Option<&'static str>,
+pub(crate) struct ChatChunkChoice {
+    pub(crate) index: usize,
+    pub(crate) delta: ChatDelta,
+    pub(crate) logprobs: Option<ChatLogprobs>,
+    pub(crate) finish_reason: Option<&'static str>,
 }
 
-/// What a chunk adds. Clients concatenate strings of all deltas, so the role is said once.
+/// Text that a chunk adds to the message. Clients concatenate the strings of all deltas, so only the first
+/// has the role.
 #[derive(Debug, Default, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct ChatDelta {
+pub(crate) struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub role: Option<&'static str>,
+    pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub content: Option<String>,
+    pub(crate) content: Option<String>,
 }
 
-/// Scores of a chat's tokens.
+/// Log-probabilities of a chat's tokens.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct ChatLogprobs {
-    pub content: Vec<ChatToken>,
-    pub refusal: Option<&'static str>,
+pub(crate) struct ChatLogprobs {
+    pub(crate) content: Vec<ChatToken>,
+    pub(crate) refusal: Option<&'static str>,
 }
 
-/// One token's score with its alternatives.
+/// Log-probability of a token, with the most probable alternatives.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct ChatToken {
-    pub token: String,
-    pub logprob: f32,
-    pub bytes: Vec<u8>,
-    pub top_logprobs: Vec<TopToken>,
+pub(crate) struct ChatToken {
+    pub(crate) token: String,
+    pub(crate) logprob: f32,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) top_logprobs: Vec<TopToken>,
 }
 
-/// An alternative.
+/// Log-probability of an alternative to a token.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct TopToken {
-    pub token: String,
-    pub logprob: f32,
-    pub bytes: Vec<u8>,
+pub(crate) struct TopToken {
+    pub(crate) token: String,
+    pub(crate) logprob: f32,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl From<Vec<Scored>> for ChatLogprobs {
     fn from(scored: Vec<Scored>) -> Self {
         let top = |c: Candidate| TopToken { token: c.token, logprob: c.logprob, bytes: c.bytes };
-        // A generated token always has a score; only an echoed prompt's first has none, and a chat echoes nothing.
+        // Every generated token has a log-probability. Only the first token of an echoed prompt has none, and
+        // a chat does not echo its prompt.
         let token = |s: Scored| ChatToken {
             token: s.token,
             logprob: s.logprob.unwrap_or_default(),
@@ -171,22 +173,20 @@ impl From<Vec<Scored>> for ChatLogprobs {
 
 /// A choice of a text completion, whole or in a chunk.
 #[derive(Debug, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct TextChoice {
-    pub index: usize,
-    pub text: String,
-    pub logprobs: Option<TextLogprobs>,
-    pub finish_reason: Option<&'static str>,
+pub(crate) struct TextChoice {
+    pub(crate) index: usize,
+    pub(crate) text: String,
+    pub(crate) logprobs: Option<TextLogprobs>,
+    pub(crate) finish_reason: Option<&'static str>,
 }
 
-/// Scores of a text's tokens, as columns. The first token of an echoed prompt has none.
+/// Log-probabilities of a text's tokens, as columns. The first token of an echoed prompt has none.
 #[derive(Debug, Default, serde::Serialize)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct TextLogprobs {
-    pub text_offset: Vec<usize>,
-    pub token_logprobs: Vec<Option<f32>>,
-    pub tokens: Vec<String>,
-    pub top_logprobs: Vec<Option<TopMap>>,
+pub(crate) struct TextLogprobs {
+    pub(crate) text_offset: Vec<usize>,
+    pub(crate) token_logprobs: Vec<Option<f32>>,
+    pub(crate) tokens: Vec<String>,
+    pub(crate) top_logprobs: Vec<Option<TopMap>>,
 }
 
 impl From<Vec<Scored>> for TextLogprobs {
@@ -202,10 +202,11 @@ impl From<Vec<Scored>> for TextLogprobs {
     }
 }
 
-/// Alternatives by their text, most probable first, and the token itself whether it is among them or not. Its score
-/// is the very number of `token_logprobs`, since who compares them takes equality for "greedy".
+/// Log-probabilities by token text: the most probable alternatives in descending order, then the token itself
+/// if it is not among them. The token's value equals the one in `token_logprobs` exactly, because evaluation
+/// harnesses compare the two to find out whether the token was the greedy one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct TopMap(Vec<(String, f32)>);
+pub(crate) struct TopMap(Vec<(String, f32)>);
 
 impl TopMap {
     fn new(token: &Scored, logprob: f32) -> Self {
@@ -217,7 +218,7 @@ impl TopMap {
         map
     }
 
-    /// Two ids can have one text; the more probable counts.
+    /// Two token ids can have the same text; the higher log-probability is kept.
     fn put(&mut self, token: &str, logprob: f32) {
         match self.0.iter_mut().find(|(known, _)| known == token) {
             Some((_, known)) => *known = known.max(logprob),

@@ -1,4 +1,5 @@
-//! The routes, each with its handler. The handlers are thin: read, validate, act, write.
+//! The routes and their handlers. A handler reads, validates, acts and writes; the work itself is done
+//! elsewhere.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,27 +8,32 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
-use axum::http::{HeaderMap, Method, Response, Uri};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::answer::{Admission, Kind, answer, random, refused};
+use super::api_keys::Caller;
 use super::error::ApiError;
 use super::fields::Fields;
+use super::generate::Admission;
 use super::metrics::exposition::Format;
-use super::middleware::Caller;
-use super::{ServerState, ServerStatus, body, health, middleware, tokens, validate};
+use super::reply_builder::ReplyFormat;
+use super::state::ServerState;
+use super::status::ServerStatus;
+use super::system::random_u64;
+use super::validate::ValidRequest;
+use super::{body, generate, health, middleware, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
 
-/// Every route. The test of the key goes through this list.
+/// Returns every route's path and handler. Tests check the API key on all of them.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     let probe = |(path, probe, _)| {
-        let handler = move |State(state): Shared| async move { health::answer(&state.status, probe) };
+        let handler = move |State(state): Shared| async move { health::respond(&state.status, probe) };
         (path, get(handler))
     };
     let mut routes = vec![
@@ -35,8 +41,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/completions", post(completions)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
-        ("/tokenize", post(tokens::tokenize)),
-        ("/detokenize", post(tokens::detokenize)),
+        ("/tokenize", post(tokenize::tokenize)),
+        ("/detokenize", post(tokenize::detokenize)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
     ];
@@ -44,50 +50,51 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     routes
 }
 
-/// The whole service.
-pub fn router(state: Arc<ServerState>) -> Router {
+/// Returns the router of all routes, with the middleware around it.
+pub(crate) fn router(state: Arc<ServerState>) -> Router {
     let add = |router: Router<_>, (path, handler)| router.route(path, handler);
     let router = routes().into_iter().fold(Router::new(), add);
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
-    // Around everything, the fallbacks included.
-    router.layer(from_fn_with_state(Arc::clone(&state), middleware::pass)).with_state(state)
+    // The middleware covers the fallbacks too.
+    router.layer(from_fn_with_state(Arc::clone(&state), middleware::handle)).with_state(state)
 }
 
-/// What there is before the model is loaded.
-pub fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Response<Body> {
+/// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
+pub(crate) fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Response<Body> {
     match health::probe(path) {
-        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::answer(status, probe),
+        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::respond(status, probe),
         _ => ApiError::NotReady.into_response(),
     }
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (admission, caller, map) = enter(&state, request, Kind::Chat).await?;
-    let valid = validate::chat(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, admission, valid, Kind::Chat, id).await
+    let (admission, caller, map) = enter(&state, request, ReplyFormat::Chat).await?;
+    let valid = validate::chat(Fields::new(map), &state.limits, random_u64()?)?.of(caller);
+    respond(&state, admission, valid, ReplyFormat::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (admission, caller, map) = enter(&state, request, Kind::Text).await?;
-    let valid = validate::completion(Fields::new(map), &state.limits, random()?)?.of(caller);
-    answer(state, admission, valid, Kind::Text, id).await
+    let (admission, caller, map) = enter(&state, request, ReplyFormat::Text).await?;
+    let valid = validate::completion(Fields::new(map), &state.limits, random_u64()?)?.of(caller);
+    respond(&state, admission, valid, ReplyFormat::Text, id).await
 }
 
-/// Reads and parses the body, and takes one place in the queue. Returns both with the caller, if the key names one. A
-/// request that the queue has no room for is refused before its body is read. The place is taken when the whole body is
-/// there, so that a client cannot hold a place without sending its body.
+/// Takes a place in the queue and reads the body. Returns also the caller, if the API key is a named one.
+///
+/// A full queue refuses the request before its body is read. The place is taken only when the whole body has
+/// arrived, so that a client that sends nothing holds none.
 async fn enter(
     state: &ServerState,
     request: Request,
-    kind: Kind,
+    format: ReplyFormat,
 ) -> Result<(Admission, Option<Caller>, Map<String, Value>), ApiError> {
     let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
-        refused(state, refusal, kind)
+        generate::refusal_error(state, refusal, format)
     };
     let timeout = validate::deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
@@ -95,6 +102,41 @@ async fn enter(
     let bytes = body::read(request, state).await?;
     let permit = engine.enter(1).map_err(refuse)?;
     Ok((Admission { permit, received_at, timeout }, caller, body::parse(bytes, state).await?))
+}
+
+/// Generates and writes the reply, whole or as events.
+async fn respond(
+    state: &Arc<ServerState>,
+    admission: Admission,
+    valid: ValidRequest,
+    format: ReplyFormat,
+    request_id: String,
+) -> Result<Response<Body>, ApiError> {
+    let (ignored, stream) = (header_list(valid.ignored()), valid.stream);
+    let generation = generate::start(state, admission, valid, format, request_id).await?;
+    let mut response = if stream {
+        sse::respond(generation, state.settings.http.keep_alive)
+    } else {
+        let body = generation.complete().await?;
+        ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(body)).into_response()
+    };
+    if let Some(names) = ignored {
+        response.headers_mut().insert("x-ignored-fields", names);
+    }
+    Ok(response)
+}
+
+/// A header value that lists field names as a client sent them, so bounded: at most 32 names, each of at most
+/// 64 characters, with `?` for every character that is not allowed there.
+fn header_list(names: &[String]) -> Option<HeaderValue> {
+    const MAX_NAMES: usize = 32;
+    const MAX_CHARS: usize = 64;
+    let clean = |name: &String| -> String {
+        let replace = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
+        name.chars().take(MAX_CHARS).map(replace).collect()
+    };
+    let list: Vec<String> = names.iter().take(MAX_NAMES).map(clean).collect();
+    if list.is_empty() { None } else { HeaderValue::from_str(&list.join(",")).ok() }
 }
 
 async fn models(State(state): Shared) -> Json<Value> {
@@ -106,7 +148,7 @@ async fn model(
     State(state): Shared,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    // What is no UTF-8 is no model's name.
+    // Model names are UTF-8, so a path that is not names no model.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound("\u{FFFD}".to_owned()))?;
     let name = validate::served_model(Some(id), &state.limits.models)?;
     Ok(Json(describe(&state, &name)))
@@ -125,7 +167,7 @@ fn describe(state: &ServerState, name: &str) -> Value {
 async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::asked(accept);
-    state.metrics.reading(state.reading.seated());
+    state.metrics.reading(state.body_permits.held());
     let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
     ([(CONTENT_TYPE, format.content_type())], text)
 }

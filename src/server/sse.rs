@@ -1,11 +1,12 @@
-//! An answer as server-sent events: `data: {json}`, an empty line, and at the end `data: [DONE]`.
+//! A reply as server-sent events: `data: {json}` and an empty line for each chunk, and `data: [DONE]` at the
+//! end.
 //!
-//! The connection pulls events one by one. A client that reads slowly stops the pull and nobody else: the engine
-//! never waits, and what it has produced meanwhile waits as tokens, at most `max_tokens` of them. A client that has
-//! gone has its connection dropped, with it the answer, and with that its requests are aborted.
+//! The connection pulls one piece of the body after another. If a client reads slowly, nothing pulls: the
+//! engine does not wait, and the request's tokens are buffered, at most `max_tokens` per choice. If a client
+//! disconnects, the connection drops the body and with it the generation, which aborts the request.
 //!
-//! A failure after the headers is an event with an `error`, and then the connection ends without `[DONE]` and without
-//! the mark of a complete body, so that no client can take it for success.
+//! A failure after the headers is sent as an event with an `error` object. The connection then ends without
+//! `[DONE]` and without the last chunk of the HTTP body, so that no client takes it for a complete reply.
 
 use std::io;
 use std::pin::Pin;
@@ -18,25 +19,30 @@ use bytes::Bytes;
 use futures_util::{FutureExt, stream};
 use tokio::time::{Instant, Sleep};
 
-use super::answer::Answer;
 use super::error::ApiError;
+use super::generate::TrackedGeneration;
 use crate::generation::Delta;
 
-/// Between the error event and the break of the connection, so that the event is out by then.
-const FLUSH: Duration = Duration::from_millis(50);
+/// Time from the error event to the end of the connection, so that the event has been sent by then.
+const ERROR_FLUSH: Duration = Duration::from_millis(50);
 
-/// Bytes that go out at once at most, where a client is behind.
-const MOST: usize = 16 << 10;
+/// Bytes after which no further events are added to a piece of the body, if the client is behind.
+const MAX_PIECE: usize = 16 << 10;
 
-/// A response whose body is the answer's events.
-pub fn respond(answer: Answer) -> Response<Body> {
-    let begun = vec![false; answer.generation.choices()];
-    let quiet = answer.state.settings.http.keep_alive;
-    let alarm = Box::pin(tokio::time::sleep(quiet));
-    let events = Events { answer, begun, stage: Stage::Running, quiet, alarm, last: Instant::now() };
+/// Returns a response whose body is the generation's events. After `keep_alive` without an event it sends a
+/// comment, so that no proxy between server and client closes the connection as idle.
+pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Response<Body> {
+    let events = EventStream {
+        role_sent: vec![false; generation.choices()],
+        generation,
+        stage: Stage::Running,
+        keep_alive,
+        timer: Box::pin(tokio::time::sleep(keep_alive)),
+        last_sent: Instant::now(),
+    };
     let body = Body::from_stream(stream::unfold(events, |mut events| async {
-        let event = events.next().await?;
-        Some((event, events))
+        let piece = events.next_piece().await?;
+        Some((piece, events))
     }));
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -52,80 +58,84 @@ enum Stage {
     Ended,
 }
 
-struct Events {
-    answer: Answer,
-    /// Which choices have had their first token.
-    begun: Vec<bool>,
+struct EventStream {
+    generation: TrackedGeneration,
+    /// For each choice, whether a chunk with its role has been sent.
+    role_sent: Vec<bool>,
     stage: Stage,
-    /// After this long without an event a comment goes out, so that nothing between us and the client hangs up.
-    quiet: Duration,
-    /// Rings at the earliest when it has been quiet for so long: it is not set anew for every event.
-    alarm: Pin<Box<Sleep>>,
-    /// When the last events went out.
-    last: Instant,
+    keep_alive: Duration,
+    /// Fires at or before `last_sent + keep_alive`. It is not reset for every event, which would cost more.
+    timer: Pin<Box<Sleep>>,
+    last_sent: Instant,
 }
 
-impl Events {
-    async fn next(&mut self) -> Option<io::Result<Bytes>> {
+impl EventStream {
+    async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
         match self.stage {
             Stage::Running => {
-                let events = self.run().await;
-                self.last = Instant::now();
+                let events = self.next_events().await;
+                self.last_sent = Instant::now();
                 Some(Ok(events))
             }
             Stage::Failed => {
-                tokio::time::sleep(FLUSH).await;
+                tokio::time::sleep(ERROR_FLUSH).await;
                 self.stage = Stage::Ended;
-                Some(Err(io::Error::other("the answer failed after its headers")))
+                Some(Err(io::Error::other("the generation failed after the response's headers")))
             }
             Stage::Ended => None,
         }
     }
 
-    /// All events that are due, once there is one; those of several tokens if the client is behind.
-    async fn run(&mut self) -> Bytes {
+    /// Waits for an event and returns it together with all others that are ready, which are several if the
+    /// client is behind.
+    async fn next_events(&mut self) -> Bytes {
         let mut out = Vec::with_capacity(512);
         loop {
-            // The waits hold nothing: a token that comes just when the alarm rings is there on the next call.
+            // `next` is cancel-safe: a delta that arrives as the timer fires is returned by the next call.
             tokio::select! {
                 biased;
-                step = self.answer.next() => self.take(step, &mut out),
-                () = &mut self.alarm => {
-                    let due = self.last + self.quiet;
+                step = self.generation.next() => self.write_step(step, &mut out),
+                () = &mut self.timer => {
+                    let due = self.last_sent + self.keep_alive;
                     if Instant::now() >= due {
-                        self.alarm.as_mut().reset(Instant::now() + self.quiet);
+                        self.timer.as_mut().reset(Instant::now() + self.keep_alive);
                         return Bytes::from_static(b": keep-alive\n\n");
                     }
-                    self.alarm.as_mut().reset(due);
+                    self.timer.as_mut().reset(due);
                 }
             }
             while matches!(self.stage, Stage::Running)
-                && out.len() < MOST
-                && let Some(step) = self.answer.next().now_or_never()
+                && out.len() < MAX_PIECE
+                && let Some(step) = self.generation.next().now_or_never()
             {
-                self.take(step, &mut out);
+                self.write_step(step, &mut out);
             }
-            // Tokens whose text is not certain yet make no event.
+            // A delta without text makes no event: its token ends within a character or may begin a stop
+            // string.
             if !out.is_empty() {
                 return Bytes::from(out);
             }
         }
     }
 
-    /// Writes the events of what came.
-    fn take(&mut self, step: Option<Result<Delta, ApiError>>, out: &mut Vec<u8>) {
+    /// Writes the events for what [`TrackedGeneration::next`] returned.
+    fn write_step(&mut self, step: Option<Result<Delta, ApiError>>, out: &mut Vec<u8>) {
+        let builder = &self.generation.builder;
         match step {
             Some(Ok(delta)) => {
-                let begun = &mut self.begun[delta.index];
-                self.answer.envelope.write(delta, begun, out);
+                let role_sent = &mut self.role_sent[delta.index];
+                for choice in builder.chunks(delta, role_sent) {
+                    out.extend_from_slice(b"data: ");
+                    builder.write_chunk(&choice, out);
+                    out.extend_from_slice(b"\n\n");
+                }
             }
             Some(Err(error)) => {
                 write_event(&error.to_json(), out);
                 self.stage = Stage::Failed;
             }
             None => {
-                let (usage, cost) = (self.answer.generation.usage(), self.answer.generation.cost());
-                if let Some(chunk) = self.answer.envelope.last_chunk(usage.into(), cost.into()) {
+                if let Some(chunk) = self.generation.final_chunk() {
                     write_event(&chunk, out);
                 }
                 write_event("[DONE]", out);

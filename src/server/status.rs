@@ -1,5 +1,5 @@
-//! Where the server stands, in atomics: how far starting has got, how far the shutdown, and the engine's heartbeat.
-//! Written by whoever gets on; read by health checks, which wait for nobody.
+//! The server's status in atomics: startup stage, shutdown phase, open requests, and the engine's heartbeat.
+//! Health checks read it without a lock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -9,177 +9,178 @@ use tokio::sync::{Notify, OnceCell};
 
 use crate::engine::{AtomicInstant, Heartbeat, Snapshot};
 
-/// What is being done before there is an engine.
+/// Stages of startup, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Stage {
-    /// Devices are being opened.
+    /// Devices are opened.
     Opening,
-    /// The model's configuration, tokenizer and headers are being read.
+    /// The model's configuration, tokenizer and weight headers are read.
     Reading,
-    /// Weights are being loaded.
+    /// Weights are loaded.
     Loading,
-    /// Ranks allocate, meet, and record their steps.
+    /// Ranks allocate memory, connect to each other, and capture their steps.
     Preparing,
-    /// Nothing: there is an engine.
+    /// The engine runs.
     Started,
 }
 
-/// How far the shutdown has got.
+/// Phases of the shutdown, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Phase {
-    /// Not begun.
+pub enum ShutdownPhase {
+    /// No shutdown has begun.
     Serving,
-    /// Not ready any more, and still taking requests: those who send them have not heard yet.
-    Leaving,
-    /// New requests get a 503.
+    /// Grace period: the server is not ready, but accepts requests until load balancers have noticed.
+    Grace,
+    /// New requests get a 503. Running requests go on.
     Refusing,
-    /// The engine has been told to end.
-    Stopped,
+    /// The engine stops, and requests that still run are aborted.
+    Aborting,
     /// No request is open.
     Drained,
 }
 
-/// The status.
+/// The server's status.
 #[derive(Debug)]
 pub struct ServerStatus {
-    /// With work pending and no step ended for this long beyond what a step is expected to take, the server calls
-    /// itself dead.
-    pub stall_margin: Duration,
+    /// Time beyond a step's expected duration after which an engine with pending work counts as stalled.
+    stall_margin: Duration,
     stage: AtomicU8,
-    /// When each stage was entered.
-    entered: [AtomicInstant; 5],
-    loaded: AtomicU64,
-    to_load: AtomicU64,
+    /// When each stage began.
+    stage_began: [AtomicInstant; 5],
+    bytes_loaded: AtomicU64,
+    bytes_total: AtomicU64,
     loading_since: AtomicInstant,
     phase: AtomicU8,
     drained_by: AtomicInstant,
-    /// Requests whose response is not complete.
-    open: AtomicUsize,
-    drain_asked: Notify,
+    open_requests: AtomicUsize,
+    drain_requested: Notify,
     engine: OnceCell<Arc<Heartbeat>>,
 }
 
-/// A reading of a [`ServerStatus`].
+/// Values of a [`ServerStatus`] at one time.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reading {
-    /// As in [`ServerStatus`].
+pub struct StatusSnapshot {
+    /// Time beyond a step's expected duration after which an engine with pending work counts as stalled.
     pub stall_margin: Duration,
-    /// What is being done before there is an engine.
+    /// Stage of startup.
     pub stage: Stage,
-    /// Bytes of weights that are in, and that there are.
-    pub loaded: (u64, u64),
-    /// When the first of them was asked for.
+    /// Bytes of weights loaded.
+    pub bytes_loaded: u64,
+    /// Bytes of weights to load in all; 0 while unknown.
+    pub bytes_total: u64,
+    /// When loading began.
     pub loading_since: Option<Instant>,
-    /// How far the shutdown has got.
-    pub phase: Phase,
-    /// When the shutdown is over at the latest.
+    /// Phase of the shutdown.
+    pub phase: ShutdownPhase,
+    /// Latest end of the shutdown, if it has begun.
     pub drained_by: Option<Instant>,
     /// Requests whose response is not complete.
-    pub open: usize,
-    /// The engine, where there is one.
-    pub beat: Snapshot,
+    pub open_requests: usize,
+    /// The engine's heartbeat; the default before the engine runs.
+    pub engine: Snapshot,
 }
 
 impl ServerStatus {
-    /// A server that begins to start.
+    /// Makes the status of a server that begins to start.
     pub fn new(stall_margin: Duration) -> Arc<Self> {
-        let entered: [AtomicInstant; 5] = Default::default();
-        entered[Stage::Opening as usize].set_if_none(Instant::now());
+        let stage_began: [AtomicInstant; 5] = Default::default();
+        stage_began[Stage::Opening as usize].set_if_none(Instant::now());
         Arc::new(Self {
             stall_margin,
             stage: AtomicU8::new(Stage::Opening as u8),
-            entered,
-            loaded: AtomicU64::new(0),
-            to_load: AtomicU64::new(0),
+            stage_began,
+            bytes_loaded: AtomicU64::new(0),
+            bytes_total: AtomicU64::new(0),
             loading_since: AtomicInstant::default(),
-            phase: AtomicU8::new(Phase::Serving as u8),
+            phase: AtomicU8::new(ShutdownPhase::Serving as u8),
             drained_by: AtomicInstant::default(),
-            open: AtomicUsize::new(0),
-            drain_asked: Notify::new(),
+            open_requests: AtomicUsize::new(0),
+            drain_requested: Notify::new(),
             engine: OnceCell::new(),
         })
     }
 
-    /// Starting has got so far. [`Stage::Started`] is [`ServerStatus::started`]'s to say.
+    /// Sets the stage of startup. Use [`ServerStatus::started`] for [`Stage::Started`].
     pub fn starting(&self, stage: Stage) {
         if stage == Stage::Loading {
             self.loading_since.set_if_none(Instant::now());
         }
-        self.enter_stage(stage);
+        self.begin_stage(stage);
     }
 
-    fn enter_stage(&self, stage: Stage) {
-        self.entered[stage as usize].set_if_none(Instant::now());
+    fn begin_stage(&self, stage: Stage) {
+        self.stage_began[stage as usize].set_if_none(Instant::now());
         self.stage.store(stage as u8, Ordering::Release);
     }
 
-    /// What each stage of starting took, or has taken so far; nothing for one that was left out.
-    pub fn startup(&self) -> [(&'static str, Duration); 4] {
-        let entered: Vec<Option<Instant>> = self.entered.iter().map(AtomicInstant::get).collect();
-        let took = |stage: Stage| {
-            let Some(began) = entered[stage as usize] else { return Duration::ZERO };
-            let ended = entered[stage as usize + 1..].iter().flatten().next();
-            ended.copied().unwrap_or_else(Instant::now).saturating_duration_since(began)
+    /// Durations of the stages of startup; so far, for the current one, and 0 for a stage that was skipped.
+    pub(crate) fn startup(&self) -> [(&'static str, Duration); 4] {
+        let began: Vec<Option<Instant>> = self.stage_began.iter().map(AtomicInstant::get).collect();
+        let duration = |stage: Stage| {
+            let Some(begin) = began[stage as usize] else { return Duration::ZERO };
+            let end = began[stage as usize + 1..].iter().flatten().next();
+            end.copied().unwrap_or_else(Instant::now).saturating_duration_since(begin)
         };
         [
-            ("opening", took(Stage::Opening)),
-            ("reading", took(Stage::Reading)),
-            ("loading", took(Stage::Loading)),
-            ("preparing", took(Stage::Preparing)),
+            ("opening", duration(Stage::Opening)),
+            ("reading", duration(Stage::Reading)),
+            ("loading", duration(Stage::Loading)),
+            ("preparing", duration(Stage::Preparing)),
         ]
     }
 
-    /// Of so many bytes of weights so many are in.
+    /// Sets the bytes of weights that are loaded and their total.
     pub fn loading(&self, done: u64, total: u64) {
-        self.to_load.store(total, Ordering::Release);
-        self.loaded.store(done, Ordering::Release);
+        self.bytes_total.store(total, Ordering::Release);
+        self.bytes_loaded.store(done, Ordering::Release);
     }
 
-    /// There is an engine, and its heart beats here.
+    /// Sets the stage to [`Stage::Started`] and takes the engine's heartbeat.
     pub fn started(&self, engine: &Arc<Heartbeat>) {
-        let _one_engine_only = self.engine.set(Arc::clone(engine));
-        self.enter_stage(Stage::Started);
+        let _set_once = self.engine.set(Arc::clone(engine));
+        self.begin_stage(Stage::Started);
     }
 
-    /// Asks for a shutdown as the first signal does. Readiness is down when this returns.
-    pub fn ask_drain(&self) {
-        self.phase.fetch_max(Phase::Leaving as u8, Ordering::AcqRel);
-        self.drain_asked.notify_one();
+    /// Requests a shutdown, as the first signal does. The server is not ready when this returns.
+    pub fn request_drain(&self) {
+        self.phase.fetch_max(ShutdownPhase::Grace as u8, Ordering::AcqRel);
+        self.drain_requested.notify_one();
     }
 
-    pub(super) async fn drain_asked(&self) {
-        self.drain_asked.notified().await;
+    /// Resolves after [`ServerStatus::request_drain`].
+    pub(super) async fn drain_requested(&self) {
+        self.drain_requested.notified().await;
     }
 
-    /// How far the shutdown has got.
-    pub fn phase(&self) -> Phase {
+    /// Phase of the shutdown.
+    pub fn phase(&self) -> ShutdownPhase {
         match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Serving,
-            1 => Phase::Leaving,
-            2 => Phase::Refusing,
-            3 => Phase::Stopped,
-            _ => Phase::Drained,
+            0 => ShutdownPhase::Serving,
+            1 => ShutdownPhase::Grace,
+            2 => ShutdownPhase::Refusing,
+            3 => ShutdownPhase::Aborting,
+            _ => ShutdownPhase::Drained,
         }
     }
 
-    /// The shutdown gets on, and will be over by then. It never goes back.
-    pub(super) fn enter(&self, phase: Phase, drained_by: Option<Instant>) {
-        self.drained_by.set(drained_by);
+    /// Enters a phase of the shutdown, which will be over by `drained_by`. An earlier phase is ignored.
+    pub(super) fn enter_phase(&self, phase: ShutdownPhase, drained_by: Instant) {
+        self.drained_by.set(Some(drained_by));
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
 
-    pub(super) fn opened(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn request_opened(&self) {
+        self.open_requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn closed(&self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+    pub(super) fn request_closed(&self) {
+        self.open_requests.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Reads everything. Take the time by which it is judged before the call, as for [`Heartbeat::beat`].
-    pub fn read(&self) -> Reading {
+    /// Reads all values. Take the time to compare them with before the call, as for [`Heartbeat::snapshot`].
+    pub fn snapshot(&self) -> StatusSnapshot {
         let stage = match self.stage.load(Ordering::Acquire) {
             0 => Stage::Opening,
             1 => Stage::Reading,
@@ -187,15 +188,16 @@ impl ServerStatus {
             3 => Stage::Preparing,
             _ => Stage::Started,
         };
-        Reading {
+        StatusSnapshot {
             stall_margin: self.stall_margin,
             stage,
-            loaded: (self.loaded.load(Ordering::Acquire), self.to_load.load(Ordering::Acquire)),
+            bytes_loaded: self.bytes_loaded.load(Ordering::Acquire),
+            bytes_total: self.bytes_total.load(Ordering::Acquire),
             loading_since: self.loading_since.get(),
             phase: self.phase(),
             drained_by: self.drained_by.get(),
-            open: self.open.load(Ordering::Relaxed),
-            beat: self.engine.get().map(|pulse| pulse.snapshot()).unwrap_or_default(),
+            open_requests: self.open_requests.load(Ordering::Relaxed),
+            engine: self.engine.get().map(|heartbeat| heartbeat.snapshot()).unwrap_or_default(),
         }
     }
 }

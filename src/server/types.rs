@@ -8,7 +8,6 @@ use super::fields::Fields;
 
 /// The fields that chat and text completions share.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
 pub struct Common {
     pub model: Option<String>,
     pub n: Option<i128>,
@@ -43,7 +42,6 @@ pub struct Common {
 
 /// `POST /v1/chat/completions`.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
 pub struct ChatWire {
     pub common: Common,
     pub messages: Option<Vec<Value>>,
@@ -57,7 +55,6 @@ pub struct ChatWire {
 
 /// `POST /v1/completions`.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
 pub struct CompletionWire {
     pub common: Common,
     pub prompt: Option<Value>,

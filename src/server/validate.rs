@@ -15,12 +15,12 @@ mod sampling;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
+use http::HeaderMap;
 use serde_json::Value;
 
+use super::api_keys::Caller;
 use super::error::ApiError;
 use super::fields::{Fields, integer, wrong};
-use super::middleware::Caller;
 use super::types::{ChatWire, Common, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};

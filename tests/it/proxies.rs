@@ -1,8 +1,9 @@
-//! The files of `deploy/`, for real: HAProxy and nginx before two servers of two processes, under load.
+//! The configuration files in `deploy/`, tested with HAProxy and nginx in front of two server processes under
+//! load.
 //!
-//! The servers simulate GPUs, so that they answer at a known pace and leave this machine's processors alone; in `retries`
-//! they are scripted. Where a proxy is not installed its tests say so and end, or fail where `OCTANT_REQUIRE_PROGRAMS` is 1;
-//! where `OCTANT_SKIP_PROXIES` is 1 they do nothing.
+//! The servers simulate GPUs, so they generate at a known pace and use little CPU time. In `retries` they are
+//! scripted. If a proxy is not installed, its tests print that and pass, or fail if `OCTANT_REQUIRE_PROGRAMS`
+//! is 1. If `OCTANT_SKIP_PROXIES` is 1, they do nothing.
 
 mod retries;
 
@@ -20,26 +21,29 @@ use octant::server::health::probe;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::http::house::write_tokenizer;
+use crate::http::test_server::write_tokenizer;
 
 const CLIENTS: usize = 6;
-/// At 17 ms each they take longer than the grace, which is a second.
+/// Tokens of a stream. At 17 ms each they take longer than the grace period of 1 s.
 const STREAM_TOKENS: usize = 90;
-const PATIENCE: Duration = Duration::from_secs(30);
-/// OpenAI's libraries wait for 0.375 to 0.5 s before they try again. Without any wait one may meet the port of a process that is
-/// being killed before the system has closed it: HAProxy does not ask again whoever took a connection and broke it.
+/// Time after which a wait or a read fails the test.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time before a retry. OpenAI's libraries wait for 0.375 to 0.5 s. A retry without a wait may reach a
+/// process that is being killed before the system has closed its port, and HAProxy does not retry a
+/// connection that was accepted.
 const BACKOFF: Duration = Duration::from_millis(375);
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Ports that were free a moment ago.
+/// Ports that are free when this returns.
 fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
-/// A child process that does not outlive the test.
+/// A child process, killed when dropped.
 struct Process(Child);
 
 impl Drop for Process {
@@ -49,7 +53,7 @@ impl Drop for Process {
     }
 }
 
-/// `octant serve`, and where it listens.
+/// A process of `octant serve` with its main, health and admin ports.
 struct Server {
     process: Process,
     ports: [u16; 3],
@@ -64,30 +68,32 @@ impl Server {
         command.args(["--port", &main, "--health-port", &health, "--admin-port", &admin]);
         command.args(["--device", "simulate", "--tensor-parallel-size", "8", "--served-model-name", "m"]);
         command.args(["--simulate-answer-tokens", "1000", "--drain-grace", "1", "--drain-timeout", "20"]);
-        // What a server complains of is shown where the test fails.
+        // stderr is inherited, so that a failed test shows the server's warnings.
         let process = command.stdout(Stdio::null()).spawn().unwrap();
         let server = Self { process: Process(process), ports, model: model.to_owned() };
         until("a server is ready", || get(health.parse().unwrap(), "/health/ready").is_some());
         server
     }
 
+    /// Sends SIGTERM.
     fn terminate(&self) {
         let pid = Pid::from_child(&self.process.0);
         kill_process(pid, Signal::TERM).unwrap();
     }
 
-    /// Waits for its end, which must be a good one, and starts it again.
-    fn again(mut self) -> Self {
-        assert_eq!(self.process.0.wait().unwrap().code(), Some(0), "a drain ends with 0");
+    /// Waits for the process to exit with status 0, and starts a new one.
+    fn restart(mut self) -> Self {
+        assert_eq!(self.process.0.wait().unwrap().code(), Some(0), "exit status after a drain");
         Self::start(&self.model, self.ports)
     }
 
+    /// Number of running requests.
     fn running(&self) -> u64 {
         let health = get(self.ports[1], "/health").expect("it answers");
         serde_json::from_str::<serde_json::Value>(&health).unwrap()["running"].as_u64().unwrap()
     }
 
-    /// Answers that it has given, all its life.
+    /// Number of requests that have ended since the process started.
     fn answered(&self) -> f64 {
         let text = get(self.ports[0], "/metrics").expect("it answers");
         let samples = text.lines().filter(|line| line.starts_with("vllm:request_success_total{"));
@@ -95,23 +101,25 @@ impl Server {
     }
 }
 
+/// Waits until `done` returns true.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !done() {
-        assert!(Instant::now() < end, "{what}: never");
+        assert!(Instant::now() < end, "timed out: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// One request on a connection of its own; why there is no complete answer of 200, if there is none.
+/// Sends a request on a new connection. Returns the body of a complete response with status 200; otherwise,
+/// as text, the reason.
 fn exchange(port: u16, request: &str) -> Result<String, String> {
-    let told = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
+    let during = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let mut stream = TcpStream::connect(address).map_err(told("connect"))?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(told("timeout"))?;
-    stream.write_all(request.as_bytes()).map_err(told("write"))?;
+    let mut stream = TcpStream::connect(address).map_err(during("connect"))?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(during("timeout"))?;
+    stream.write_all(request.as_bytes()).map_err(during("write"))?;
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).map_err(told("read"))?;
+    stream.read_to_end(&mut bytes).map_err(during("read"))?;
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {text:?}"))?;
     if !head.starts_with("HTTP/1.1 200") {
@@ -127,6 +135,7 @@ fn exchange(port: u16, request: &str) -> Result<String, String> {
     }
 }
 
+/// Decodes a chunked body.
 fn unchunked(mut body: &str) -> Result<String, String> {
     let mut whole = String::new();
     loop {
@@ -144,7 +153,8 @@ fn get(port: u16, path: &str) -> Option<String> {
     exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).ok()
 }
 
-/// A completion of so many tokens, whole or in events.
+/// Requests a completion of `tokens` tokens, streamed or not. Returns the reason if the reply is not
+/// complete.
 fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
     let body = format!(
         r#"{{"model":"m","prompt":"hello","max_tokens":{tokens},"ignore_eos":true,"stream":{stream}}}"#
@@ -152,8 +162,8 @@ fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
     let answer = exchange(
         port,
         &format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}",
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ),
     )?;
@@ -162,7 +172,7 @@ fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
     if good { Ok(()) } else { Err(format!("no whole answer: {answer}")) }
 }
 
-/// Clients that ask without a pause, and what became of it.
+/// Counters of all clients, and the flag that ends them.
 #[derive(Default)]
 struct Load {
     over: AtomicBool,
@@ -170,14 +180,15 @@ struct Load {
     retried: AtomicUsize,
 }
 
+/// Threads that send one request after another.
 struct Clients {
     load: Arc<Load>,
     threads: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Clients {
-    /// Each request is tried again so often. Those who may try again ask for streams alone, of which a proxy cannot
-    /// try again what has begun.
+    /// Starts the clients. Each request is retried up to `retries` times. Clients that retry only request
+    /// streams, because a proxy cannot retry a stream that has started.
     fn start(port: u16, retries: usize) -> Self {
         let load = Arc::new(Load::default());
         let client = |number: usize| {
@@ -210,7 +221,7 @@ impl Clients {
         self.load.answered.load(Ordering::Relaxed)
     }
 
-    /// Ends them: how many answers and retries there were, and every failure.
+    /// Stops the clients. Returns the numbers of requests and retries, and every failure.
     fn end(self) -> (usize, usize, Vec<String>) {
         self.load.over.store(true, Ordering::Relaxed);
         let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
@@ -219,7 +230,7 @@ impl Clients {
     }
 }
 
-/// A program, wherever Debian puts it; `None` where its tests are to be left out.
+/// Finds a program in `PATH` and Debian's system folders. `None` means that its tests are skipped.
 fn installed(name: &str) -> Option<PathBuf> {
     let path = std::env::var("PATH").unwrap_or_default();
     let folders = path.split(':').chain(["/usr/sbin", "/usr/local/sbin"]);
@@ -233,10 +244,7 @@ fn found_or_skipped(name: &str, found: Option<PathBuf>, skip: bool, require: boo
         eprintln!("skipped: OCTANT_SKIP_PROXIES=1");
         return None;
     }
-    assert!(
-        found.is_some() || !require,
-        "{name} is not installed; OCTANT_SKIP_PROXIES=1 leaves its tests out"
-    );
+    assert!(found.is_some() || !require, "{name} is not installed; OCTANT_SKIP_PROXIES=1 skips its tests");
     if found.is_none() {
         eprintln!("skipped: {name} is not installed");
     }
@@ -244,20 +252,20 @@ fn found_or_skipped(name: &str, found: Option<PathBuf>, skip: bool, require: boo
 }
 
 #[test]
-fn a_program_that_is_missing_fails_the_tests_where_it_is_required() {
+fn a_missing_program_fails_the_tests_if_it_is_required() {
     let file = || Some(PathBuf::from("/usr/sbin/nginx"));
     let missing = |skip, require| {
         let outcome = std::panic::catch_unwind(|| found_or_skipped("nginx", None, skip, require));
-        outcome.map_err(|panic| panic.downcast::<String>().expect("it says what is missing"))
+        outcome.map_err(|panic| panic.downcast::<String>().expect("a panic with text"))
     };
     assert_eq!(found_or_skipped("nginx", file(), false, true), file());
-    assert_eq!(found_or_skipped("nginx", file(), true, true), None, "left out is left out");
-    assert_eq!(missing(false, false), Ok(None), "a newcomer's run is well without");
+    assert_eq!(found_or_skipped("nginx", file(), true, true), None, "skipped although it is installed");
+    assert_eq!(missing(false, false), Ok(None), "missing and not required");
     assert_eq!(missing(true, true), Ok(None));
     assert!(missing(false, true).unwrap_err().starts_with("nginx is not installed"));
 }
 
-/// A file of `deploy/` with the addresses of a test.
+/// Reads a file of `deploy/` and replaces its addresses by those of a test.
 fn adapted(file: &str, port: u16, servers: [[u16; 3]; 2]) -> String {
     let mut text = std::fs::read_to_string(root().join("deploy").join(file)).unwrap();
     let mut replace = |from: &str, to: String| {
@@ -276,6 +284,7 @@ fn adapted(file: &str, port: u16, servers: [[u16; 3]; 2]) -> String {
     text
 }
 
+/// Starts HAProxy.
 fn haproxy(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Process {
     let file = dir.join("haproxy.cfg");
     std::fs::write(&file, adapted("haproxy.cfg", port, servers)).unwrap();
@@ -284,6 +293,7 @@ fn haproxy(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Pro
     Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
 }
 
+/// Starts nginx.
 fn nginx(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Process {
     let file = dir.join("nginx.conf");
     let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
@@ -298,10 +308,10 @@ fn nginx(program: &Path, dir: &Path, port: u16, servers: [[u16; 3]; 2]) -> Proce
     Process(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
 }
 
-/// A proxy's start, from its program, a folder of its own, its port and the servers'.
+/// Function that starts a proxy, given its program, its folder, its port and the servers' ports.
 type Starter = fn(&Path, &Path, u16, [[u16; 3]; 2]) -> Process;
 
-/// A model to simulate: the configuration of a large one, and a small tokenizer.
+/// Folder of a model to simulate: the configuration of Nemotron-4 340B and a small tokenizer.
 fn model() -> TempDir {
     let dir = TempDir::new().unwrap();
     write_tokenizer(dir.path());
@@ -310,7 +320,8 @@ fn model() -> TempDir {
     dir
 }
 
-/// A rolling restart, by SIGTERM and by the admin port, fails nobody; a SIGKILL nobody who tries once more.
+/// Restarts both servers in turn, one by SIGTERM and one by the admin port: no request may fail. Then kills
+/// one by SIGKILL: no request may fail that is retried once.
 fn restarts_under_load(name: &str, start: Starter) {
     let Some(program) = installed(name) else { return };
     let dir = model();
@@ -323,8 +334,9 @@ fn restarts_under_load(name: &str, start: Starter) {
     let clients = Clients::start(port, 0);
     until("both serve", || one.answered() > 0.0 && two.answered() > 0.0);
     one.terminate();
-    one = one.again();
-    // A proxy takes a while to notice; who restarts servers waits until each has its share again.
+    one = one.restart();
+    // The proxy takes a while to send requests to the new process. An operator waits for that before the next
+    // restart.
     until("the first serves again", || one.answered() > 0.0);
     let admin = format!("127.0.0.1:{}", ports[1][2]);
     let drain =
@@ -333,8 +345,8 @@ fn restarts_under_load(name: &str, start: Starter) {
     assert!(drain.status.success() && said.contains("\"phase\":\"drained\""), "{drain:?}");
     let begun = Instant::now();
     two.terminate();
-    two = two.again();
-    assert!(begun.elapsed() < PATIENCE, "what has drained ends at once");
+    two = two.restart();
+    assert!(begun.elapsed() < TIMEOUT, "a drained server exits at once");
     until("the second serves again", || two.answered() > 0.0);
     let (answered, _, failures) = clients.end();
     assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
@@ -348,16 +360,16 @@ fn restarts_under_load(name: &str, start: Starter) {
     let (answered, retried, failures) = clients.end();
     println!("{name}: {answered} requests over a SIGKILL, {retried} tried again, {} failed", failures.len());
     assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
-    assert!(retried > 0, "some were being answered by the one that was killed");
+    assert!(retried > 0, "the killed server was running some of the requests");
 }
 
 #[test]
-fn haproxy_restarts_servers_and_fails_nobody() {
+fn a_rolling_restart_behind_haproxy_loses_no_request() {
     restarts_under_load("haproxy", haproxy);
 }
 
 #[test]
-fn nginx_restarts_servers_and_fails_nobody() {
+fn a_rolling_restart_behind_nginx_loses_no_request() {
     restarts_under_load("nginx", nginx);
 }
 
@@ -370,25 +382,25 @@ fn a_second_signal_ends_the_process_at_once() {
     until("it is answering", || server.running() == 1);
     server.terminate();
     until("it is not ready", || get(health, "/health/ready").is_none());
-    assert!(get(health, "/health/live").is_some(), "leaving is not dying");
-    // Long after the grace, which is a second, the answer goes on, and would for a minute.
+    assert!(get(health, "/health/live").is_some(), "a server that shuts down is live");
+    // The grace period of 1 s is over, and the stream goes on; it would take about a minute.
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(server.process.0.try_wait().unwrap(), None);
     server.terminate();
     let begun = Instant::now();
     assert_eq!(server.process.0.wait().unwrap().code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
-    client.join().unwrap().expect_err("it was cut off");
+    client.join().unwrap().expect_err("the stream was cut off");
 }
 
-/// The value of a flag among a container's arguments.
+/// Value of a flag in a container's arguments.
 fn flag(arguments: &[String], name: &str) -> u64 {
     let value = arguments.iter().find_map(|argument| argument.strip_prefix(&format!("--{name}=")));
     value.unwrap_or_else(|| panic!("no --{name}")).parse().unwrap()
 }
 
 #[test]
-fn the_manifest_probes_what_there_is_and_waits_long_enough() {
+fn the_kubernetes_manifest_matches_the_servers_probes_and_drain_times() {
     let text = std::fs::read_to_string(root().join("deploy/kubernetes.yaml")).unwrap();
     let deployment = text.split("\n---\n").next().unwrap();
     let deployment: serde_json::Value = yaml_serde::from_str(deployment).unwrap();
@@ -402,7 +414,7 @@ fn the_manifest_probes_what_there_is_and_waits_long_enough() {
         asked.insert(format!("{:?}", probe(path).unwrap_or_else(|| panic!("{kind} asks {path}"))));
         assert_eq!(get["port"], "health");
     }
-    assert_eq!(asked.len(), 3, "each asks something else: {asked:?}");
+    assert_eq!(asked.len(), 3, "each probes something else: {asked:?}");
     let health = container["ports"].as_array().unwrap().iter().find(|port| port["name"] == "health").unwrap();
     assert_eq!(health["containerPort"], flag(&arguments, "health-port"));
     let hook = container["lifecycle"]["preStop"]["exec"]["command"].as_array().unwrap();
@@ -413,7 +425,7 @@ fn the_manifest_probes_what_there_is_and_waits_long_enough() {
     );
     let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert!(grace > flag(&arguments, "drain-grace") + flag(&arguments, "drain-timeout"));
-    // What is no flag is refused with status 2; a model that is not there with 1.
+    // An unknown flag would exit with status 2; a missing model exits with 1.
     let output = Command::new(env!("CARGO_BIN_EXE_octant")).env_clear().args(&arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -458,3 +458,47 @@ fn tables_of_rules_name_tests_that_exist() {
     check(&tests, |path, text| named_tests(path, text, &all));
     assert!(!named_tests("tests/it/x.rs", "//! | a rule | `no_such_test` |", &all).is_empty());
 }
+
+/// Files of the server that know no HTTP library, so that a batch file's lines and another protocol's requests can go
+/// the same way: JSON to validated requests, generation, and JSON of replies. A folder's name stands for all of it.
+const WITHOUT_TRANSPORT: [&str; 14] = [
+    "src/server/api_keys.rs",
+    "src/server/error.rs",
+    "src/server/evicting_permits.rs",
+    "src/server/fields.rs",
+    "src/server/generate.rs",
+    "src/server/json.rs",
+    "src/server/reply.rs",
+    "src/server/reply_builder.rs",
+    "src/server/settings.rs",
+    "src/server/state.rs",
+    "src/server/status.rs",
+    "src/server/system.rs",
+    "src/server/types.rs",
+    "src/server/validate",
+];
+
+/// Lines that name an HTTP library in a file that must not.
+fn transports(path: &str, text: &str) -> Vec<String> {
+    if !WITHOUT_TRANSPORT.iter().any(|file| path.starts_with(file)) {
+        return Vec::new();
+    }
+    let names = |line: &str| {
+        let code = line.split("//").next().unwrap_or(line);
+        ["axum", "hyper", "tower"].into_iter().find(|name| code.contains(&format!("{name}::")))
+    };
+    let lines = text.lines().enumerate();
+    let found = lines.filter_map(|(number, line)| Some((number + 1, names(line)?)));
+    found.map(|(number, name)| format!("{path}:{number}: names `{name}`")).collect()
+}
+
+#[test]
+fn requests_and_replies_know_no_http_library() {
+    check(&sources(), transports);
+    for file in WITHOUT_TRANSPORT {
+        assert!(root().join(file).exists(), "{file} does not exist");
+    }
+    assert!(!transports("src/server/json.rs", "use axum::body::Body;").is_empty());
+    assert!(!transports("src/server/validate/chat.rs", "    hyper::Request::new(())").is_empty());
+    assert!(transports("src/server/sse.rs", "use axum::body::Body;").is_empty());
+}

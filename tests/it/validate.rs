@@ -3,9 +3,9 @@
 mod accepted;
 mod refused;
 
-use octant::server::body::parse_object;
 use octant::server::error::ApiError;
 use octant::server::fields::Fields;
+use octant::server::json::parse_object;
 use octant::server::validate::{self, Defaults, Limits, ValidRequest};
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Clients that leave or do not read: their blocks are free, and nobody else is held up.
+//! Clients that disconnect or do not read: their KV blocks are freed, and other requests are not delayed.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::client::{Connection, post};
-use super::house::{BOS, Plan, chat_body, config, merged, metric};
+use super::test_server::{BOS, Setup, chat_body, config, merged, metric};
 use crate::fake::FakeExecutor;
 
-/// Long enough not to end by itself, slow enough to be caught running.
+/// A chat that generates until the context is full.
 fn endless(more: Value) -> Value {
     chat_body("abc", merged(json!({ "ignore_eos": true }), more))
 }
@@ -20,103 +20,104 @@ fn slow() -> FakeExecutor {
 }
 
 #[tokio::test]
-async fn leaving_frees_the_blocks_streaming_or_not() {
-    let house = Plan::new().over(slow());
+async fn a_disconnect_frees_the_kv_blocks_streaming_or_not() {
+    let server = Setup::new().launch_with(slow());
     for more in [json!({ "stream": true }), json!({ "stream": true, "n": 3 }), json!({}), json!({ "n": 3 })] {
         let sequences = more["n"].as_u64().unwrap_or(1) as usize;
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         let body = endless(more).to_string();
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
-        house.until(|stats| stats.counts.running == sequences).await;
-        let before = house.engine.stats().counts.generated_tokens;
+        server.until(|stats| stats.counts.running == sequences).await;
+        let before = server.engine.stats().counts.generated_tokens;
         drop(connection);
-        house.until_empty().await;
-        let after = house.engine.stats().counts.generated_tokens - before;
-        assert!(after < 400 * sequences as u64, "ended by leaving, not by length: {after}");
+        server.until_empty().await;
+        let after = server.engine.stats().counts.generated_tokens - before;
+        assert!(after < 400 * sequences as u64, "ended by the disconnect, not by length: {after}");
     }
-    let metrics = house.get("/metrics").await;
+    let metrics = server.get("/metrics").await;
     let aborted = metric(metrics.text(), "vllm:request_success_total", &["finished_reason=\"abort\""]);
     assert_eq!(aborted, 8.0);
 }
 
 #[tokio::test]
-async fn a_client_that_left_bytes_behind_has_left_all_the_same() {
-    let house = Plan::new().over(slow());
+async fn a_disconnect_with_unread_bytes_frees_the_kv_blocks() {
+    let server = Setup::new().launch_with(slow());
     let body = endless(json!({})).to_string();
-    for behind in ["\r\n", "GET /version HTTP/1.1\r\n\r\n"] {
-        let mut connection = Connection::open(house.address).await;
+    for unread in ["\r\n", "GET /version HTTP/1.1\r\n\r\n"] {
+        let mut connection = Connection::open(server.address).await;
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
-        connection.write(behind.as_bytes()).await.expect("open");
-        house.until(|stats| stats.counts.running == 1).await;
-        let before = house.engine.stats().counts.generated_tokens;
+        connection.write(unread.as_bytes()).await.expect("open");
+        server.until(|stats| stats.counts.running == 1).await;
+        let before = server.engine.stats().counts.generated_tokens;
         drop(connection);
-        house.until_empty().await;
-        let after = house.engine.stats().counts.generated_tokens - before;
-        assert!(after < 400, "ended by leaving, not by length: {after}");
+        server.until_empty().await;
+        let after = server.engine.stats().counts.generated_tokens - before;
+        assert!(after < 400, "ended by the disconnect, not by length: {after}");
     }
 }
 
 #[tokio::test]
-async fn a_stop_string_ends_the_work_at_once() {
-    let house = Plan::new().over(slow());
+async fn a_stop_string_aborts_the_sequence() {
+    let server = Setup::new().launch_with(slow());
     let body = endless(json!({ "stop": "bc", "n": 2 }));
-    let reply = post(house.address, "/v1/chat/completions", &body).await;
+    let reply = post(server.address, "/v1/chat/completions", &body).await;
     assert_eq!(reply.json()["choices"][1]["message"]["content"], "a");
-    house.until_empty().await;
-    let generated = house.engine.stats().counts.generated_tokens;
-    assert!(generated < 50, "{generated} tokens for an answer of one");
+    server.until_empty().await;
+    let generated = server.engine.stats().counts.generated_tokens;
+    assert!(generated < 50, "{generated} tokens for a reply of one");
 }
 
 #[tokio::test]
-async fn a_client_that_never_reads_is_cut_off_and_holds_nobody_up() {
-    let mut plan = Plan::new();
-    (plan.config.max_model_len, plan.config.num_blocks) = (4096, 7 * 64 + 8);
-    plan.settings.http.write_stall = Duration::from_millis(200);
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS);
-    let house = plan.over(executor);
-    let mut stalled = TcpStream::connect(house.address).await.expect("the server listens");
-    // So many choices that their events overflow every buffer on the way.
+async fn a_client_that_never_reads_is_disconnected_and_delays_no_request() {
+    let mut setup = Setup::new();
+    (setup.config.max_model_len, setup.config.num_blocks) = (4096, 7 * 64 + 8);
+    setup.settings.http.write_stall = Duration::from_millis(200);
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS);
+    let server = setup.launch_with(executor);
+    let mut stalled = TcpStream::connect(server.address).await.expect("the server listens");
+    // The events of seven choices overflow all buffers between server and client.
     let body = endless(json!({ "stream": true, "n": 7, "logprobs": true, "top_logprobs": 2 })).to_string();
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
     stalled.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
-    house.until(|stats| stats.counts.running == 7).await;
-    let beside = house.chat("abcdef", json!({})).await;
+    server.until(|stats| stats.counts.running == 7).await;
+    let beside = server.chat("abcdef", json!({})).await;
     assert_eq!(beside.json()["choices"][0]["message"]["content"], "abcdef");
-    // The engine gets to the end of it, since it waits for no one; the answer does not get out.
-    house.until_empty().await;
+    // The engine does not wait for the client and completes the request, but the reply is never read.
+    server.until_empty().await;
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        let metrics = house.get("/metrics").await;
+        let metrics = server.get("/metrics").await;
         if metric(metrics.text(), "vllm:request_success_total", &["finished_reason=\"abort\""]) > 0.0 {
             break;
         }
-        assert!(Instant::now() < end, "the connection is still there");
+        assert!(Instant::now() < end, "the connection is still open");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test]
-async fn a_client_that_drips_is_cut_off_like_one_that_never_reads() {
-    let mut plan = Plan::new();
-    (plan.config.max_model_len, plan.config.num_blocks) = (4096, 7 * 64 + 8);
-    plan.settings.http.write_stall = Duration::from_millis(200);
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS);
-    let house = plan.over(executor);
-    let mut dripping = TcpStream::connect(house.address).await.expect("the server listens");
+async fn a_client_that_reads_too_slowly_is_disconnected() {
+    let mut setup = Setup::new();
+    (setup.config.max_model_len, setup.config.num_blocks) = (4096, 7 * 64 + 8);
+    setup.settings.http.write_stall = Duration::from_millis(200);
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS);
+    let server = setup.launch_with(executor);
+    let mut slow = TcpStream::connect(server.address).await.expect("the server listens");
     let body = endless(json!({ "stream": true, "n": 7, "logprobs": true, "top_logprobs": 2 })).to_string();
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
-    dripping.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
+    slow.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
     let end = Instant::now() + Duration::from_secs(10);
     let (mut byte, mut taken) = ([0], 0);
-    // A byte at a time: each resets no clock of the server's, since none of its bytes gets room by it.
+    // One byte at a time frees too little of the socket's buffer for a write, so the server's write timer
+    // goes on.
     loop {
-        taken += dripping.read(&mut byte).await.unwrap_or(0);
-        let metrics = house.get("/metrics").await;
+        taken += slow.read(&mut byte).await.unwrap_or(0);
+        let metrics = server.get("/metrics").await;
         if metric(metrics.text(), "vllm:request_success_total", &["finished_reason=\"abort\""]) > 0.0 {
             break;
         }
-        assert!(Instant::now() < end, "the connection is still there after {taken} bytes");
+        assert!(Instant::now() < end, "the connection is still open after {taken} bytes");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    house.until_empty().await;
+    server.until_empty().await;
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::house::{House, Plan, chat_body};
+use super::test_server::{Setup, TestServer, chat_body};
 
 /// Takes what differs from run to run out of an answer, and shows it.
 fn normal(mut answer: Value) -> Value {
@@ -16,8 +16,8 @@ fn normal(mut answer: Value) -> Value {
 
 #[tokio::test]
 async fn an_answer_is_openais_object() {
-    let house = Plan::new().open();
-    let reply = house.chat("Héllo", json!({})).await;
+    let server = Setup::new().launch();
+    let reply = server.chat("Héllo", json!({})).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
     // Seven bytes, of which two are one token, and the end of sequence.
     let expected = json!({
@@ -39,9 +39,9 @@ async fn an_answer_is_openais_object() {
 
 #[tokio::test]
 async fn max_tokens_ends_an_answer_and_its_two_spellings_are_one() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     for field in ["max_tokens", "max_completion_tokens"] {
-        let answer = house.chat("abcdef", json!({ field: 3 })).await.json();
+        let answer = server.chat("abcdef", json!({ field: 3 })).await.json();
         assert_eq!(answer["choices"][0]["message"]["content"], "abc");
         assert_eq!(answer["choices"][0]["finish_reason"], "length");
         assert_eq!(answer["usage"]["completion_tokens"], 3);
@@ -50,16 +50,16 @@ async fn max_tokens_ends_an_answer_and_its_two_spellings_are_one() {
 
 #[tokio::test]
 async fn without_max_tokens_the_rest_of_the_context_is_used() {
-    let house = Plan::new().open();
-    let answer = house.chat("abc", json!({ "ignore_eos": true })).await.json();
+    let server = Setup::new().launch();
+    let answer = server.chat("abc", json!({ "ignore_eos": true })).await.json();
     assert_eq!(answer["usage"]["total_tokens"], 512);
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
 
 #[tokio::test]
 async fn every_choice_has_its_index_and_the_prompt_counts_once() {
-    let house = Plan::new().open();
-    let answer = house.chat("abc", json!({ "n": 3 })).await.json();
+    let server = Setup::new().launch();
+    let answer = server.chat("abc", json!({ "n": 3 })).await.json();
     let choices = answer["choices"].as_array().expect("choices");
     let indices: Vec<_> = choices.iter().map(|choice| choice["index"].as_u64()).collect();
     assert_eq!(indices, [Some(0), Some(1), Some(2)]);
@@ -72,9 +72,9 @@ async fn every_choice_has_its_index_and_the_prompt_counts_once() {
 
 #[tokio::test]
 async fn logprobs_have_true_bytes_and_a_form_for_half_characters() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "logprobs": true, "top_logprobs": 2, "max_tokens": 3 });
-    let answer = house.chat("aé", asked).await.json();
+    let answer = server.chat("aé", asked).await.json();
     let expected = json!({
         "content": [
             { "token": "a", "logprob": -1.5, "bytes": [97], "top_logprobs": [
@@ -94,7 +94,7 @@ async fn logprobs_have_true_bytes_and_a_form_for_half_characters() {
     });
     let got: Value = serde_json::from_str(&answer["choices"][0]["logprobs"].to_string()).expect("it is JSON");
     assert_eq!(got, expected);
-    let without = house.chat("a", json!({ "logprobs": true })).await.json();
+    let without = server.chat("a", json!({ "logprobs": true })).await.json();
     let content = &without["choices"][0]["logprobs"]["content"];
     assert_eq!(content[0]["top_logprobs"], json!([]));
     assert_eq!(content.as_array().map(Vec::len), Some(1), "a stop id is not part of a chat's output");
@@ -109,15 +109,15 @@ fn outcome(answer: &Value) -> (&str, &str) {
 
 #[tokio::test]
 async fn a_score_of_minus_infinity_is_a_number_on_the_wire() {
-    let house = Plan::new().open();
-    let reply = house.chat("z", json!({ "logprobs": true, "top_logprobs": 2, "max_tokens": 1 })).await;
+    let server = Setup::new().launch();
+    let reply = server.chat("z", json!({ "logprobs": true, "top_logprobs": 2, "max_tokens": 1 })).await;
     let top = &reply.json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"];
     assert_eq!((&top[0]["logprob"], &top[1]["logprob"]), (&json!(-0.25), &json!(-9999.0)));
 }
 
 #[tokio::test]
 async fn stop_strings_end_an_answer_wherever_tokens_part() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     for (stop, include, content) in [
         (json!("cd"), false, "ab"),
         (json!(["zz", "de"]), false, "abc"),
@@ -126,68 +126,69 @@ async fn stop_strings_end_an_answer_wherever_tokens_part() {
         (json!([]), false, "abcdef"),
     ] {
         let asked = json!({ "stop": stop, "include_stop_str_in_output": include, "logprobs": true });
-        let answer = house.chat("abcdef", asked).await.json();
+        let answer = server.chat("abcdef", asked).await.json();
         assert_eq!(outcome(&answer), (content, "stop"), "{stop}");
         let scored = answer["choices"][0]["logprobs"]["content"].as_array().expect("scores");
         let text: String = scored.iter().filter_map(|token| token["token"].as_str()).collect();
         assert_eq!(text, content, "the scores are those of the text");
     }
-    house.until_empty().await;
+    server.until_empty().await;
 }
 
 #[tokio::test]
 async fn min_tokens_puts_off_stop_strings_and_stop_ids() {
-    let house = Plan::new().open();
-    let answer = house.chat("ababab", json!({ "stop": "b", "min_tokens": 3 })).await.json();
+    let server = Setup::new().launch();
+    let answer = server.chat("ababab", json!({ "stop": "b", "min_tokens": 3 })).await.json();
     assert_eq!(outcome(&answer), ("aba", "stop"));
-    let by_id = house.chat("abc", json!({ "stop_token_ids": [98] })).await.json();
+    let by_id = server.chat("abc", json!({ "stop_token_ids": [98] })).await.json();
     assert_eq!((outcome(&by_id), &by_id["usage"]["completion_tokens"]), (("a", "stop"), &json!(2)));
-    let kept = house.chat("abc", json!({ "stop_token_ids": [98], "include_stop_str_in_output": true })).await;
+    let kept =
+        server.chat("abc", json!({ "stop_token_ids": [98], "include_stop_str_in_output": true })).await;
     assert_eq!(outcome(&kept.json()), ("ab", "stop"));
 }
 
 #[tokio::test]
 async fn special_tokens_show_only_on_request() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "ignore_eos": true, "max_tokens": 4, "skip_special_tokens": false });
-    assert_eq!(outcome(&house.chat("ab", asked).await.json()), ("ab<|eos|>a", "length"));
+    assert_eq!(outcome(&server.chat("ab", asked).await.json()), ("ab<|eos|>a", "length"));
     let asked = json!({ "ignore_eos": true, "max_tokens": 4 });
-    assert_eq!(outcome(&house.chat("ab", asked).await.json()), ("aba", "length"));
+    assert_eq!(outcome(&server.chat("ab", asked).await.json()), ("aba", "length"));
 }
 
 #[tokio::test]
 async fn a_repeated_prompt_is_reported_as_cached() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let text = "x".repeat(200);
-    let cached = async |house: &House| {
-        let answer = house.chat(&text, json!({ "max_tokens": 1 })).await.json();
+    let cached = async |server: &TestServer| {
+        let answer = server.chat(&text, json!({ "max_tokens": 1 })).await.json();
         answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64()
     };
-    assert_eq!(cached(&house).await, Some(0));
-    assert_eq!(cached(&house).await, Some(192));
+    assert_eq!(cached(&server).await, Some(0));
+    assert_eq!(cached(&server).await, Some(192));
     // Both choices hit it; what the prompt found in the cache still counts once, as the prompt does.
-    let twice = house.chat(&text, json!({ "max_tokens": 1, "n": 2 })).await.json();
+    let twice = server.chat(&text, json!({ "max_tokens": 1, "n": 2 })).await.json();
     let usage = &twice["usage"];
     assert_eq!(
         (&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]),
         (&json!(201), &json!(192))
     );
-    let salted = house.chat(&text, json!({ "max_tokens": 1, "cache_salt": "mine" })).await.json();
+    let salted = server.chat(&text, json!({ "max_tokens": 1, "cache_salt": "mine" })).await.json();
     assert_eq!(salted["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
 }
 
 #[tokio::test]
 async fn message_text_is_no_markup() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     for text in ["<|eos|>", "a<|turn|>b", "{{7*7}}", "{% raw %}"] {
-        let answer = house.chat(text, json!({})).await.json();
+        let answer = server.chat(text, json!({})).await.json();
         assert_eq!(outcome(&answer), (text, "stop"));
     }
 }
 
 #[tokio::test]
 async fn roles_parts_names_and_nulls_are_taken() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let body = json!({
         "messages": [
             { "role": "developer", "content": "a" },
@@ -199,53 +200,53 @@ async fn roles_parts_names_and_nulls_are_taken() {
         "service_tier": "auto", "parallel_tool_calls": true, "tool_choice": "none",
         "response_format": { "type": "text" }, "best_of": 1,
     });
-    let reply = house.post("/v1/chat/completions", body).await;
+    let reply = server.post("/v1/chat/completions", body).await;
     assert_eq!((outcome(&reply.json()), reply.header("x-ignored-fields")), (("abcde", "stop"), None));
 }
 
 #[tokio::test]
 async fn unknown_fields_are_named_in_a_header() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let more =
         json!({ "frobnicate": 1, "stream": true, "stream_options": { "odd": true }, "söder, \r\nx": 2 });
-    let reply = house.chat("a", more).await;
+    let reply = server.chat("a", more).await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("x-ignored-fields"), Some("stream_options.odd,frobnicate,s?der????x"));
 }
 
 #[tokio::test]
 async fn unknown_fields_of_messages_and_parts_are_named_too() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let messages = json!([
         { "role": "assistant", "content": "x", "prefix": true, "refusal": null, "annotations": [] },
         { "role": "user", "content": [{ "type": "text", "text": "a", "odd": 1 }] },
     ]);
-    let reply = house.post("/v1/chat/completions", json!({ "messages": messages })).await;
+    let reply = server.post("/v1/chat/completions", json!({ "messages": messages })).await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("x-ignored-fields"), Some("messages[0].prefix,messages[1].content[0].odd"));
 }
 
 #[tokio::test]
 async fn unknown_fields_are_refused_by_name_where_the_operator_says_so() {
-    let mut plan = Plan::new();
-    plan.settings.reject_unknown_fields = true;
-    let house = plan.open();
-    let reply = house.chat("a", json!({ "frobnicate": 1 })).await;
+    let mut setup = Setup::new();
+    setup.settings.reject_unknown_fields = true;
+    let server = setup.launch();
+    let reply = server.chat("a", json!({ "frobnicate": 1 })).await;
     assert_eq!(reply.error(), (400, None, Some("frobnicate".into())));
     let options = json!({ "stream": true, "stream_options": { "odd": true } });
-    let reply = house.complete("a", options).await;
+    let reply = server.complete("a", options).await;
     assert_eq!(reply.error(), (400, None, Some("stream_options.odd".into())));
-    assert_eq!(house.chat("a", json!({ "seed": 1, "tools": null })).await.status, 200);
+    assert_eq!(server.chat("a", json!({ "seed": 1, "tools": null })).await.status, 200);
 }
 
 #[tokio::test]
 async fn the_request_id_is_the_clients_if_it_is_sane() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let body = chat_body("a", json!({})).to_string();
     for (given, echoed) in [("abc-123", true), ("a b", false), (&*"x".repeat(129), false)] {
         let headers = [("x-request-id", given)];
         let reply =
-            super::client::send(house.address, "POST", "/v1/chat/completions", &headers, body.as_bytes())
+            super::client::send(server.address, "POST", "/v1/chat/completions", &headers, body.as_bytes())
                 .await;
         let id = reply.header("x-request-id").expect("every response has one").to_owned();
         assert_eq!(id == given, echoed, "{id}");

@@ -1,4 +1,4 @@
-//! A client of HTTP/1.1 that hides nothing: status, headers, body, and whether the body came to its end.
+//! An HTTP/1.1 client that returns status, headers and body, and tells if the body is complete.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Nothing in these tests takes as long.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time after which a read fails the test.
+const READ_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A response.
 #[derive(Debug, Clone)]
@@ -17,7 +17,7 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
-    /// False where the connection ended before the body did.
+    /// False if the connection ended before the body.
     pub complete: bool,
 }
 
@@ -34,7 +34,7 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
-    /// The data of each event.
+    /// Data of each server-sent event.
     pub fn events(&self) -> Vec<String> {
         let text = self.text();
         assert!(text.is_empty() || text.ends_with("\n\n"), "events end with an empty line: {text:?}");
@@ -43,13 +43,13 @@ impl Reply {
         text.split_terminator("\n\n").map(data).collect()
     }
 
-    /// The events that are JSON, in order.
+    /// JSON of each event except `[DONE]`, in order.
     pub fn chunks(&self) -> Vec<Value> {
         let json = self.events().into_iter().filter(|data| data != "[DONE]");
         json.map(|data| serde_json::from_str(&data).expect("an event is JSON")).collect()
     }
 
-    /// status, error.code, error.param; an error that lacks one of its four keys is none.
+    /// Returns status, `error.code` and `error.param`. Fails if the error lacks one of its four keys.
     pub fn error(&self) -> (u16, Option<String>, Option<String>) {
         let json = self.json();
         let error = json["error"].as_object().unwrap_or_else(|| panic!("no error in {json}"));
@@ -62,7 +62,7 @@ impl Reply {
     }
 }
 
-/// A connection.
+/// An open connection, with the bytes received and not yet used.
 pub struct Connection {
     stream: TcpStream,
     buffer: Vec<u8>,
@@ -87,31 +87,31 @@ impl Connection {
             head += &format!("{name}: {value}\r\n");
         }
         let bytes = [head.as_bytes(), b"\r\n", body].concat();
-        // A server that refuses a large request may hang up before it has read it all.
+        // A server that refuses a large request may close the connection before it has read all of it.
         let _refused = self.write(&bytes).await;
     }
 
-    /// Reads more; false at the end of the connection.
-    async fn more(&mut self) -> bool {
-        let read = timeout(PATIENCE, self.stream.read_buf(&mut self.buffer)).await;
+    /// Reads more bytes. Returns false at the end of the connection.
+    async fn read_more(&mut self) -> bool {
+        let read = timeout(READ_TIMEOUT, self.stream.read_buf(&mut self.buffer)).await;
         matches!(read.expect("the server answers in time"), Ok(1..))
     }
 
-    /// Reads until the other side hangs up, and returns what came.
+    /// Reads until the server closes the connection, and returns all bytes.
     pub async fn rest(&mut self) -> Vec<u8> {
-        while self.more().await {}
+        while self.read_more().await {}
         std::mem::take(&mut self.buffer)
     }
 
-    /// Reads until the bytes that came contain this text, and takes all up to its end.
+    /// Reads until the received bytes contain `text`, and takes them up to the end of it.
     pub async fn until(&mut self, text: &str) -> String {
         loop {
             if let Some(at) = find(&self.buffer, text.as_bytes()) {
                 let taken: Vec<u8> = self.buffer.drain(..at + text.len()).collect();
                 return String::from_utf8_lossy(&taken).into_owned();
             }
-            let come = String::from_utf8_lossy(&self.buffer).into_owned();
-            assert!(self.more().await, "the connection ended without {text:?}: {come}");
+            let received = String::from_utf8_lossy(&self.buffer).into_owned();
+            assert!(self.read_more().await, "the connection ended without {text:?}: {received}");
         }
     }
 
@@ -120,7 +120,7 @@ impl Connection {
         self.reply_to("GET").await
     }
 
-    /// Reads the response to a method: HEAD has the headers of a body and none.
+    /// Reads the response to a request with this method. A response to HEAD has no body.
     pub async fn reply_to(&mut self, method: &str) -> Reply {
         let head = self.until("\r\n\r\n").await;
         let mut lines = head.trim_end().lines();
@@ -136,10 +136,10 @@ impl Connection {
             return reply;
         }
         if reply.header("transfer-encoding") == Some("chunked") {
-            reply.complete = self.chunked(&mut reply.body).await;
+            reply.complete = self.read_chunks(&mut reply.body).await;
         } else {
             let length = reply.header("content-length").map_or(0, |length| length.parse().expect("a length"));
-            while self.buffer.len() < length && self.more().await {}
+            while self.buffer.len() < length && self.read_more().await {}
             reply.complete = self.buffer.len() >= length;
             let taken = length.min(self.buffer.len());
             reply.body = self.buffer.drain(..taken).collect();
@@ -147,11 +147,11 @@ impl Connection {
         reply
     }
 
-    /// Reads chunks; false if they broke off.
-    async fn chunked(&mut self, body: &mut Vec<u8>) -> bool {
+    /// Reads a chunked body. Returns false if the connection ended before its last chunk.
+    async fn read_chunks(&mut self, body: &mut Vec<u8>) -> bool {
         loop {
             let Some(line) = find(&self.buffer, b"\r\n") else {
-                if self.more().await {
+                if self.read_more().await {
                     continue;
                 }
                 return false;
@@ -159,7 +159,7 @@ impl Connection {
             let text = std::str::from_utf8(&self.buffer[..line]).expect("a length");
             let length = usize::from_str_radix(text, 16).expect("a length in hexadecimal");
             while self.buffer.len() < line + 2 + length + 2 {
-                if !self.more().await {
+                if !self.read_more().await {
                     return false;
                 }
             }
@@ -176,7 +176,7 @@ fn find(bytes: &[u8], text: &[u8]) -> Option<usize> {
     bytes.windows(text.len()).position(|window| window == text)
 }
 
-/// One request on a connection of its own.
+/// Sends a request on a new connection and returns the response.
 pub async fn send(
     address: SocketAddr,
     method: &str,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use octant::request::SamplingParams;
 use serde_json::{Value, json};
 
-use super::house::{BOS, House, Plan, VOCAB, config};
+use super::test_server::{BOS, Setup, TestServer, VOCAB, config};
 use crate::fake::{FakeExecutor, alone, request};
 
 fn texts(answer: &Value) -> Vec<&str> {
@@ -15,8 +15,8 @@ fn texts(answer: &Value) -> Vec<&str> {
 
 #[tokio::test]
 async fn an_answer_is_openais_object() {
-    let house = Plan::new().open();
-    let reply = house.complete("abcd", json!({ "max_tokens": 3 })).await;
+    let server = Setup::new().launch();
+    let reply = server.complete("abcd", json!({ "max_tokens": 3 })).await;
     let mut answer = reply.json();
     assert!(answer["id"].as_str().is_some_and(|id| id.starts_with("cmpl-")));
     (answer["id"], answer["created"]) = (json!("ID"), json!(0));
@@ -34,7 +34,7 @@ async fn an_answer_is_openais_object() {
 
 #[tokio::test]
 async fn a_prompt_is_text_texts_ids_or_lists_of_ids() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "max_tokens": 2 });
     for (prompt, expected) in [
         (json!("abc"), vec!["ab"]),
@@ -42,19 +42,19 @@ async fn a_prompt_is_text_texts_ids_or_lists_of_ids() {
         (json!([97, 98, 99]), vec!["ab"]),
         (json!([[97, 98], [120, 121]]), vec!["ab", "xy"]),
     ] {
-        let answer = house.complete(prompt.clone(), asked.clone()).await.json();
+        let answer = server.complete(prompt.clone(), asked.clone()).await.json();
         assert_eq!(texts(&answer), expected, "{prompt}");
     }
-    let two = house.complete(json!(["abc", "xyz"]), json!({ "max_tokens": 1, "n": 2 })).await.json();
+    let two = server.complete(json!(["abc", "xyz"]), json!({ "max_tokens": 1, "n": 2 })).await.json();
     assert_eq!(texts(&two), ["a", "a", "x", "x"]);
     assert_eq!((&two["usage"]["prompt_tokens"], &two["usage"]["completion_tokens"]), (&json!(8), &json!(4)));
 }
 
 #[tokio::test]
 async fn a_bos_is_put_before_text_and_never_before_ids() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let tokens = async |prompt: Value, more: Value| {
-        house.complete(prompt, more).await.json()["usage"]["prompt_tokens"].as_u64()
+        server.complete(prompt, more).await.json()["usage"]["prompt_tokens"].as_u64()
     };
     assert_eq!(tokens(json!("abc"), json!({})).await, Some(4));
     assert_eq!(tokens(json!("abc"), json!({ "add_special_tokens": false })).await, Some(3));
@@ -63,19 +63,19 @@ async fn a_bos_is_put_before_text_and_never_before_ids() {
 
 #[tokio::test]
 async fn sixteen_tokens_or_the_rest_of_the_context_where_nothing_is_said() {
-    let house = Plan::new().open();
-    assert_eq!(house.complete("abc", json!({})).await.json()["usage"]["completion_tokens"], 16);
-    let long = house.complete(vec![97; 506], json!({})).await.json();
+    let server = Setup::new().launch();
+    assert_eq!(server.complete("abc", json!({})).await.json()["usage"]["completion_tokens"], 16);
+    let long = server.complete(vec![97; 506], json!({})).await.json();
     assert_eq!(long["usage"]["completion_tokens"], 6);
 }
 
 #[tokio::test]
 async fn an_echo_shows_the_prompt_as_it_was_written() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let echo = json!({ "echo": true, "max_tokens": 2 });
-    assert_eq!(texts(&house.complete("a<|turn|>é", echo.clone()).await.json()), ["a<|turn|>éa"]);
-    assert_eq!(texts(&house.complete(json!([97, 98]), echo).await.json()), ["abab"]);
-    let nothing_new = house.complete("abc", json!({ "echo": true, "max_tokens": 0 })).await.json();
+    assert_eq!(texts(&server.complete("a<|turn|>é", echo.clone()).await.json()), ["a<|turn|>éa"]);
+    assert_eq!(texts(&server.complete(json!([97, 98]), echo).await.json()), ["abab"]);
+    let nothing_new = server.complete("abc", json!({ "echo": true, "max_tokens": 0 })).await.json();
     assert_eq!(
         (texts(&nothing_new), &nothing_new["choices"][0]["finish_reason"]),
         (vec!["abc"], &json!("length"))
@@ -87,11 +87,11 @@ async fn an_echo_shows_the_prompt_as_it_was_written() {
 /// for the token generated, which it leaves out. A wrong length or offset gives scores of chance and no error.
 #[tokio::test]
 async fn prompts_are_scored_the_way_harnesses_count_on() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     // The answer to the second is the end of sequence itself, which counts as a token too.
     for prompt in [vec![97, 98, 99, 100], vec![257, 97, 98]] {
         let asked = json!({ "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
-        let answer = house.complete(json!([prompt]), asked).await.json();
+        let answer = server.complete(json!([prompt]), asked).await.json();
         let logprobs = &answer["choices"][0]["logprobs"];
         let column = |name: &str| logprobs[name].as_array().expect("a column").clone();
         for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
@@ -112,9 +112,9 @@ async fn prompts_are_scored_the_way_harnesses_count_on() {
 
 #[tokio::test]
 async fn offsets_count_characters_of_the_text() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "max_tokens": 3, "logprobs": 0, "echo": true });
-    let answer = house.complete("aéb", asked).await.json();
+    let answer = server.complete("aéb", asked).await.json();
     let choice = &answer["choices"][0];
     assert_eq!(choice["text"], "aébaé");
     let expected = json!({
@@ -130,12 +130,12 @@ async fn offsets_count_characters_of_the_text() {
 
 #[tokio::test]
 async fn choice_i_draws_with_the_seed_plus_i() {
-    let house = Plan::new().over(FakeExecutor::new(&config()));
+    let server = Setup::new().launch_with(FakeExecutor::new(&config()));
     let asked =
         json!({ "max_tokens": 5, "n": 3, "seed": 41, "temperature": 1.0, "ignore_eos": true, "logprobs": 0 });
-    let answer = house.complete(json!([1, 2, 3]), asked).await.json();
+    let answer = server.complete(json!([1, 2, 3]), asked).await.json();
     let defaults = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
-    let tokenizer = super::house::tokenizer();
+    let tokenizer = super::test_server::tokenizer();
     for i in 0..3 {
         let mut asked = request(vec![1, 2, 3], 5);
         asked.sampling = Arc::new(SamplingParams { seed: 41 + i, ..defaults.clone() });
@@ -147,41 +147,41 @@ async fn choice_i_draws_with_the_seed_plus_i() {
 
 #[tokio::test]
 async fn without_a_seed_each_request_draws_anew() {
-    let house = Plan::new().over(FakeExecutor::new(&config()));
-    let draw = async |house: &House| {
+    let server = Setup::new().launch_with(FakeExecutor::new(&config()));
+    let draw = async |server: &TestServer| {
         let asked = json!({ "max_tokens": 8, "ignore_eos": true, "logprobs": 0 });
-        house.complete(json!([1, 2, 3]), asked).await.json()["choices"][0]["logprobs"]["tokens"].clone()
+        server.complete(json!([1, 2, 3]), asked).await.json()["choices"][0]["logprobs"]["tokens"].clone()
     };
-    assert_ne!(draw(&house).await, draw(&house).await);
+    assert_ne!(draw(&server).await, draw(&server).await);
 }
 
 #[tokio::test]
 async fn tokenize_refuses_what_it_would_leave_out() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let body = json!({ "messages": [{ "role": "user", "content": "a" }], "tools": [{ "type": "function" }] });
-    let reply = house.post("/tokenize", body).await;
+    let reply = server.post("/tokenize", body).await;
     assert_eq!(reply.error(), (400, None, Some("tools".into())));
 }
 
 #[tokio::test]
 async fn tokenize_does_what_a_completion_does() {
-    let house = Plan::new().open();
-    let reply = house.post("/tokenize", json!({ "prompt": "hé<|eos|>", "return_token_strs": true })).await;
+    let server = Setup::new().launch();
+    let reply = server.post("/tokenize", json!({ "prompt": "hé<|eos|>", "return_token_strs": true })).await;
     let expected = json!({
         "count": 5, "max_model_len": 512, "tokens": [BOS, 104, 195, 169, 257],
         "token_strs": ["<|bos|>", "h", "bytes:\\xc3", "bytes:\\xa9", "<|eos|>"],
     });
     assert_eq!(reply.json(), expected);
-    let bare = house.post("/tokenize", json!({ "prompt": "ab", "add_special_tokens": false })).await.json();
+    let bare = server.post("/tokenize", json!({ "prompt": "ab", "add_special_tokens": false })).await.json();
     assert_eq!((&bare["tokens"], &bare["token_strs"]), (&json!([97, 98]), &Value::Null));
     let messages = json!({ "messages": [{ "role": "user", "content": "a<|eos|>" }] });
-    let chat = house.post("/tokenize", messages).await.json();
+    let chat = server.post("/tokenize", messages).await.json();
     let text: Vec<u32> = "a<|eos|>".bytes().map(u32::from).chain([257]).collect();
     assert_eq!(chat["tokens"], json!(text));
-    let back = house.post("/detokenize", json!({ "tokens": [104, 195, 169, 257] })).await.json();
+    let back = server.post("/detokenize", json!({ "tokens": [104, 195, 169, 257] })).await.json();
     assert_eq!(back, json!({ "prompt": "hé<|eos|>" }));
     for tokens in [json!([VOCAB]), json!([-1]), json!("ab"), json!(null)] {
-        let reply = house.post("/detokenize", json!({ "tokens": tokens })).await;
+        let reply = server.post("/detokenize", json!({ "tokens": tokens })).await;
         assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("tokens".into())));
     }
 }

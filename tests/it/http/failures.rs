@@ -1,4 +1,4 @@
-//! What a client gets when the engine cannot go on, or cannot take it.
+//! Responses when the engine fails, is full, or is not there yet.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use octant::server::{ServerStatus, bind, while_starting};
 use serde_json::json;
 
 use super::client::{self, Connection};
-use super::house::{BOS, Plan, chat_body, config, metric};
+use super::test_server::{BOS, Setup, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
-/// A token that makes the fake model compute NaN.
+/// Token for which the fake model computes NaN.
 const POISON: u32 = b'!' as u32;
 
 fn poisoned() -> FakeExecutor {
@@ -20,26 +20,25 @@ fn poisoned() -> FakeExecutor {
 }
 
 #[tokio::test]
-async fn a_request_that_fails_is_a_500_that_says_not_to_retry() {
-    let house = Plan::new().over(poisoned());
-    let reply = house.chat("abc!", json!({})).await;
+async fn a_failed_request_is_a_500_with_x_should_retry_false() {
+    let server = Setup::new().launch_with(poisoned());
+    let reply = server.chat("abc!", json!({})).await;
     assert_eq!(reply.error(), (500, None, None));
     assert_eq!(reply.header("x-should-retry"), Some("false"));
     assert_eq!(reply.json()["error"]["type"], "server_error");
-    assert_eq!(house.chat("abc", json!({})).await.status, 200, "its neighbours go on");
-    assert_eq!(house.get("/health/ready").await.status, 200);
+    assert_eq!(server.chat("abc", json!({})).await.status, 200, "other requests are served");
+    assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
-    // The poison is not in the prompt: it comes up after three steps, as the third generated token's id.
+async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
     let (executor, permits) =
         FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost").gated();
-    let house = Plan::new().over(executor);
-    let mut connection = Connection::open(house.address).await;
+    let server = Setup::new().launch_with(executor);
+    let mut connection = Connection::open(server.address).await;
     let body = chat_body("abcdef", json!({ "stream": true, "n": 2 })).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
-    house.until(|stats| stats.counts.running > 0).await;
+    server.until(|stats| stats.counts.running > 0).await;
     drop(permits);
     let reply = connection.reply().await;
     assert_eq!((reply.status, reply.complete), (200, false));
@@ -55,27 +54,28 @@ async fn a_stream_that_fails_ends_with_an_error_and_without_an_end() {
         "{}",
         reply.text()
     );
-    // From here on there is no engine, and everything says so.
-    let after = house.chat("abc", json!({})).await;
+    // The engine does not recover: requests and probes get a 503 from here on.
+    let after = server.chat("abc", json!({})).await;
     assert_eq!(after.error(), (503, Some("engine_unavailable".into()), None));
     assert_eq!(after.header("retry-after"), Some("1"));
     for path in ["/health", "/health/live", "/health/ready"] {
-        let health = house.get(path).await;
+        let health = server.get(path).await;
         assert_eq!(health.status, 503);
         assert_eq!(health.json()["reason"], "the engine has failed: the device is lost");
     }
 }
 
-/// Proxies ask another server for what has a 503: it must not have been begun. Clients' libraries try a 500 again.
+/// Proxies send a request with a 503 to another server, so it must not have been started here. Client
+/// libraries retry a 500.
 #[tokio::test]
-async fn a_request_whose_engine_fails_is_a_500_that_may_be_tried_again() {
+async fn a_request_lost_to_an_engine_failure_is_a_retryable_500() {
     let executor = FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost");
-    let house = Plan::new().over(executor);
-    let reply = house.chat("abcdef", json!({})).await;
+    let server = Setup::new().launch_with(executor);
+    let reply = server.chat("abcdef", json!({})).await;
     assert_eq!(reply.error(), (500, Some("engine_unavailable".into()), None));
     assert_eq!((reply.header("x-should-retry"), reply.header("retry-after")), (None, Some("1")));
-    assert_eq!(house.chat("abc", json!({})).await.error(), (503, Some("engine_unavailable".into()), None));
-    let text = house.get("/metrics").await;
+    assert_eq!(server.chat("abc", json!({})).await.error(), (503, Some("engine_unavailable".into()), None));
+    let text = server.get("/metrics").await;
     let count = |name: &str, label: &str| metric(text.text(), name, &[label]);
     assert_eq!(count("octant_http_errors_total", "code=\"engine_unavailable\""), 2.0);
     assert_eq!(count("vllm:request_success_total", "finished_reason=\"error\""), 1.0);
@@ -115,62 +115,64 @@ fn every_error_has_a_label_that_metrics_know() {
 }
 
 #[tokio::test]
-async fn a_full_queue_is_a_429_before_any_header_of_a_stream() {
-    let mut plan = Plan::new();
-    (plan.config.max_num_seqs, plan.config.max_queue_requests) = (1, 1);
-    // Answers are believed to be short, so that a place is free within a second however busy this machine is.
-    (0..200).for_each(|_| plan.start.forecast.answers(2, 1));
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(5));
-    let house = plan.over(executor);
+async fn a_full_queue_is_a_429_even_for_a_stream() {
+    let mut setup = Setup::new();
+    (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
+    // The forecast expects replies of two tokens, so a place is predicted to be free within a second on any
+    // machine.
+    (0..200).for_each(|_| setup.start.forecast.answers(2, 1));
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
+    let server = setup.launch_with(executor);
     let mut held = Vec::new();
     for i in 0..2 {
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         let body = chat_body("abc", json!({ "stream": true, "ignore_eos": true })).to_string();
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
         connection.until("\r\n\r\n").await;
-        house.until(|stats| (stats.counts.running, stats.counts.waiting) == (1, i)).await;
+        server.until(|stats| (stats.counts.running, stats.counts.waiting) == (1, i)).await;
         held.push(connection);
     }
     for more in [json!({ "stream": true }), json!({})] {
-        let reply = house.chat("abc", more).await;
+        let reply = server.chat("abc", more).await;
         assert_eq!(reply.error(), (429, Some("queue_full".into()), None));
         assert_eq!((reply.header("retry-after"), reply.header("retry-after-ms")), (Some("1"), Some("1000")));
         assert_eq!(reply.json()["error"]["type"], "rate_limit_error");
     }
-    // Neither the size of its text nor its body matters: the place in the queue is decided at the first byte.
+    // A full queue refuses a request by its head alone: neither the prompt's length nor an unfinished body
+    // matters.
     let long = "x".repeat(600);
-    assert_eq!(house.chat(&long, json!({})).await.error().0, 429);
-    let mut connection = Connection::open(house.address).await;
+    assert_eq!(server.chat(&long, json!({})).await.error().0, 429);
+    let mut connection = Connection::open(server.address).await;
     let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
     connection.write(head.as_bytes()).await.unwrap();
     let answer = connection.until("\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 429"), "a body that has only begun: {answer}");
-    assert_eq!(house.get("/health").await.status, 200, "a queue that is full is no illness");
+    assert!(answer.starts_with("HTTP/1.1 429"), "an unfinished body: {answer}");
+    assert_eq!(server.get("/health").await.status, 200, "a server with a full queue is ready");
     drop(held);
-    house.until_empty().await;
+    server.until_empty().await;
     assert_eq!(
-        house.chat("", json!({})).await.error().0,
+        server.chat("", json!({})).await.error().0,
         400,
-        "with room in the queue the text is looked at"
+        "once the queue has room the prompt is validated"
     );
-    assert_eq!(house.chat("abc", json!({})).await.status, 200);
+    assert_eq!(server.chat("abc", json!({})).await.status, 200);
 }
 
 #[tokio::test]
-async fn a_full_queue_may_have_another_status() {
-    let mut plan = Plan::new();
-    (plan.config.max_num_seqs, plan.config.max_queue_requests) = (1, 1);
-    plan.settings.queue_full_status = StatusCode::SERVICE_UNAVAILABLE;
-    let house = plan.open();
-    // An empty queue takes one group of any size, and nothing beside it.
-    let _place = house.engine.enter(1).expect("the queue is empty");
-    let reply = house.chat("abc", json!({})).await;
+async fn the_status_of_a_full_queue_is_configurable() {
+    let mut setup = Setup::new();
+    (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
+    setup.settings.queue_full_status = StatusCode::SERVICE_UNAVAILABLE;
+    let server = setup.launch();
+    // An empty queue takes a request of any size, and then no other.
+    let _place = server.engine.enter(1).expect("the queue is empty");
+    let reply = server.chat("abc", json!({})).await;
     assert_eq!(reply.error(), (503, Some("queue_full".into()), None));
     assert_eq!(reply.header("retry-after"), Some("1"));
 }
 
 #[tokio::test]
-async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
+async fn a_server_that_loads_its_model_is_live_and_not_ready() {
     let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
@@ -193,23 +195,23 @@ async fn before_the_model_is_loaded_the_server_is_alive_and_not_ready() {
 }
 
 #[tokio::test]
-async fn a_step_that_hangs_is_seen_and_a_rest_is_not() {
-    let mut plan = Plan::new();
-    plan.stalled_after = Duration::from_millis(100);
-    let (executor, permits) = FakeExecutor::new(&plan.config).parrot(BOS).gated();
-    let house = plan.over(executor);
+async fn a_hung_step_fails_liveness_and_an_idle_engine_does_not() {
+    let mut setup = Setup::new();
+    setup.stall_margin = Duration::from_millis(100);
+    let (executor, permits) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
+    let server = setup.launch_with(executor);
     tokio::time::sleep(Duration::from_millis(150)).await;
-    assert_eq!(house.get("/health/live").await.status, 200, "idle is alive");
-    let mut connection = Connection::open(house.address).await;
+    assert_eq!(server.get("/health/live").await.status, 200, "an idle engine is live");
+    let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({})).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
-    house.until(|stats| stats.pending()).await;
-    assert_eq!(house.get("/health/live").await.status, 200, "a step may take its time");
+    server.until(|stats| stats.pending()).await;
+    assert_eq!(server.get("/health/live").await.status, 200, "a step may take some time");
     tokio::time::sleep(Duration::from_millis(200)).await;
     for path in ["/health/live", "/health/ready"] {
-        assert_eq!(house.get(path).await.status, 503);
+        assert_eq!(server.get(path).await.status, 503);
     }
     drop(permits);
     assert_eq!(connection.reply().await.status, 200);
-    assert_eq!(house.get("/health/live").await.status, 200);
+    assert_eq!(server.get("/health/live").await.status, 200);
 }

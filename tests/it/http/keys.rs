@@ -1,25 +1,25 @@
 //! Whose the costs are: labels of users, of the operator's keys, and of nobody.
 
 use octant::request::Tenant;
-use octant::server::middleware::Caller;
+use octant::server::api_keys::Caller;
 use serde_json::json;
 
 use super::client::send;
-use super::house::{House, Plan, metric};
+use super::test_server::{Setup, TestServer, metric};
 
 /// A completion by a key and a user.
-async fn ask(house: &House, key: &str, user: Option<&str>) {
+async fn ask(server: &TestServer, key: &str, user: Option<&str>) {
     let bearer = format!("Bearer {key}");
     let headers = [("authorization", &*bearer), ("content-type", "application/json")];
     let body = json!({ "prompt": "a", "max_tokens": 1, "user": user }).to_string();
-    let reply = send(house.address, "POST", "/v1/completions", &headers, body.as_bytes()).await;
+    let reply = send(server.address, "POST", "/v1/completions", &headers, body.as_bytes()).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
 /// The scrape.
-async fn scrape(house: &House, key: &str) -> String {
+async fn scrape(server: &TestServer, key: &str) -> String {
     let bearer = format!("Bearer {key}");
-    let reply = send(house.address, "GET", "/metrics", &[("authorization", &*bearer)], b"").await;
+    let reply = send(server.address, "GET", "/metrics", &[("authorization", &*bearer)], b"").await;
     reply.text().to_owned()
 }
 
@@ -35,31 +35,31 @@ fn labels(text: &str) -> Vec<String> {
     lines.map(|line| label(line).expect("it has a key")).collect()
 }
 
-fn named(house: &mut Plan, keys: &[(&str, &str)]) {
+fn named(server: &mut Setup, keys: &[(&str, &str)]) {
     let caller = |name: &str| Caller { tenant: Tenant { name: name.into(), weight: 1 }, priority: 0 };
     let keys = keys.iter().map(|(key, name)| ((*key).to_owned(), caller(name)));
-    house.settings.named_keys = keys.collect();
+    server.settings.named_keys = keys.collect();
 }
 
 #[tokio::test]
 async fn the_operators_keys_have_labels_however_many_users_there_are() {
-    let mut plan = Plan::new();
-    plan.settings.api_key = Some("shared".to_owned());
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("shared".to_owned());
     let long = format!("key:{}", "n".repeat(64));
-    named(&mut plan, &[("hers", "key:alice"), ("his", "key:bob"), ("its", &long)]);
-    let house = plan.open();
-    let before = scrape(&house, "shared").await;
+    named(&mut setup, &[("hers", "key:alice"), ("his", "key:bob"), ("its", &long)]);
+    let server = setup.launch();
+    let before = scrape(&server, "shared").await;
     for key in ["key:alice", "key:bob", &long, "a4d26868"] {
         assert_eq!(paid(&before, key), 0.0, "from the start");
     }
     for user in 0..300 {
-        ask(&house, "shared", Some(&format!("u{user}"))).await;
+        ask(&server, "shared", Some(&format!("u{user}"))).await;
     }
     for key in ["hers", "his", "its"] {
-        ask(&house, key, Some("whoever")).await;
+        ask(&server, key, Some("whoever")).await;
     }
-    ask(&house, "shared", None).await;
-    let after = scrape(&house, "shared").await;
+    ask(&server, "shared", None).await;
+    let after = scrape(&server, "shared").await;
     for key in ["key:alice", "key:bob", &long, "a4d26868", "u0", "u255"] {
         assert_eq!(paid(&after, key), 1.0, "{key}");
     }
@@ -69,24 +69,24 @@ async fn the_operators_keys_have_labels_however_many_users_there_are() {
 
 #[tokio::test]
 async fn an_empty_user_is_nobody() {
-    let house = Plan::new().open();
-    ask(&house, "", Some("")).await;
-    ask(&house, "", None).await;
-    let text = scrape(&house, "").await;
+    let server = Setup::new().launch();
+    ask(&server, "", Some("")).await;
+    ask(&server, "", None).await;
+    let text = scrape(&server, "").await;
     assert_eq!(labels(&text), ["none"]);
     assert_eq!(paid(&text, "none"), 2.0);
 }
 
 #[tokio::test]
 async fn names_that_are_changed_for_labels_stay_apart() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let long = "x".repeat(70);
     let mut users = vec!["a\u{1}b".to_owned(), "a\u{2}b".to_owned(), "a?b".to_owned()];
     users.extend([format!("{long}1"), format!("{long}2"), "x".repeat(64), "ü".repeat(65)]);
     for user in &users {
-        ask(&house, "", Some(user)).await;
+        ask(&server, "", Some(user)).await;
     }
-    let text = scrape(&house, "").await;
+    let text = scrape(&server, "").await;
     let known = labels(&text);
     assert_eq!(known.len(), users.len() + 1, "{known:?}");
     for label in known.iter().filter(|label| *label != "none") {
@@ -96,22 +96,22 @@ async fn names_that_are_changed_for_labels_stay_apart() {
     // Nor does it help to call oneself what another's label is.
     let changed: Vec<&String> = known.iter().filter(|label| label.contains('…')).collect();
     assert_eq!(changed.len(), 5, "{known:?}");
-    ask(&house, "", Some(changed[0])).await;
-    let text = scrape(&house, "").await;
+    ask(&server, "", Some(changed[0])).await;
+    let text = scrape(&server, "").await;
     assert_eq!(paid(&text, changed[0]), 1.0);
     assert_eq!(labels(&text).len(), users.len() + 2);
 }
 
 #[tokio::test]
 async fn keys_are_bounded_and_have_no_secret() {
-    let mut plan = Plan::new();
-    plan.settings.api_key = Some("secret".to_owned());
-    let house = plan.open();
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("secret".to_owned());
+    let server = setup.launch();
     for user in 0..260 {
-        ask(&house, "secret", Some(&format!("u{user}"))).await;
+        ask(&server, "secret", Some(&format!("u{user}"))).await;
     }
-    ask(&house, "secret", None).await;
-    let text = scrape(&house, "secret").await;
+    ask(&server, "secret", None).await;
+    let text = scrape(&server, "secret").await;
     assert_eq!(labels(&text).len(), 258, "256 users, all others, and the key");
     assert_eq!(paid(&text, "other"), 4.0);
     assert!(!text.contains("secret"));
@@ -119,17 +119,17 @@ async fn keys_are_bounded_and_have_no_secret() {
 
 #[tokio::test]
 async fn no_user_pays_on_the_account_of_a_key() {
-    let mut plan = Plan::new();
-    plan.settings.api_key = Some("shared".to_owned());
-    named(&mut plan, &[("hers", "key:alice")]);
-    let house = plan.open();
-    ask(&house, "hers", Some("whoever")).await;
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("shared".to_owned());
+    named(&mut setup, &[("hers", "key:alice")]);
+    let server = setup.launch();
+    ask(&server, "hers", Some("whoever")).await;
     let sha = "a4d26868";
     for user in ["key:alice", "none", "other", "user:bob", "bob", sha] {
-        ask(&house, "shared", Some(user)).await;
+        ask(&server, "shared", Some(user)).await;
     }
-    ask(&house, "shared", None).await;
-    let text = scrape(&house, "shared").await;
+    ask(&server, "shared", None).await;
+    let text = scrape(&server, "shared").await;
     assert_eq!(paid(&text, "key:alice"), 1.0);
     for user in
         ["user:key:alice", "user:none", "user:other", "user:user:bob", "bob", &format!("user:{sha}"), sha]

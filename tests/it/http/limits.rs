@@ -1,4 +1,5 @@
-//! Malformed, oversized and lingering requests, each beside an innocent stream that must come out as it does alone.
+//! Malformed, oversized and slow requests, and connections beyond the limit. None may change another
+//! request's stream.
 
 use std::time::{Duration, Instant};
 
@@ -7,29 +8,30 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Connection, Reply, send};
-use super::house::{BOS, House, Plan, chat_body, config, metric};
+use super::test_server::{BOS, Setup, TestServer, chat_body, config, metric};
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
 
-async fn post_raw(house: &House, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-    send(house.address, "POST", CHAT, headers, body).await
+/// Posts bytes to the chat route.
+async fn post_raw(server: &TestServer, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    send(server.address, "POST", CHAT, headers, body).await
 }
 
-/// A house with small limits.
-fn small() -> Plan {
-    let mut plan = Plan::new();
-    let http = &mut plan.settings.http;
+/// A server with small limits.
+fn small() -> Setup {
+    let mut setup = Setup::new();
+    let http = &mut setup.settings.http;
     http.head_timeout = Duration::from_millis(300);
     http.idle_timeout = Duration::from_millis(900);
     http.body.deadline = Duration::from_millis(300);
     http.body.max_bytes = 100_000;
-    plan
+    setup
 }
 
 #[tokio::test]
-async fn what_is_no_json_is_a_400_with_a_short_text() {
-    let house = Plan::new().open();
+async fn invalid_json_is_a_400_with_a_short_text() {
+    let server = Setup::new().launch();
     let deep = |n: usize| [b"[".repeat(n), b"]".repeat(n)].concat();
     let ignored = [b"{\"ignored\":".to_vec(), deep(10_000), b"}".to_vec()].concat();
     let cases: Vec<Vec<u8>> = vec![
@@ -52,7 +54,7 @@ async fn what_is_no_json_is_a_400_with_a_short_text() {
         b"\"messages\"".to_vec(),
     ];
     for body in cases {
-        let reply = post_raw(&house, &[], &body).await;
+        let reply = post_raw(&server, &[], &body).await;
         let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
         assert_eq!(reply.error(), (400, None, None), "{shown}");
         assert!(reply.body.len() < 500, "{shown}: {}", reply.text());
@@ -60,22 +62,22 @@ async fn what_is_no_json_is_a_400_with_a_short_text() {
 }
 
 #[tokio::test]
-async fn a_body_may_be_32_levels_deep_and_have_brackets_in_strings() {
-    let house = Plan::new().open();
+async fn json_may_nest_32_levels_and_have_brackets_in_strings() {
+    let server = Setup::new().launch();
     let deep = format!("{{\"x\":{}{}}}", "[".repeat(31), "]".repeat(31));
-    let reply = post_raw(&house, &[], deep.as_bytes()).await;
+    let reply = post_raw(&server, &[], deep.as_bytes()).await;
     assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("messages".into())));
     let text = "[{\\\"".repeat(500);
     let body = format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"{text}\"}}],\"max_tokens\":1}}");
-    assert_ne!(post_raw(&house, &[], body.as_bytes()).await.status, 500);
+    assert_ne!(post_raw(&server, &[], body.as_bytes()).await.status, 500);
 }
 
 #[tokio::test]
-async fn types_and_encodings_of_bodies() {
-    let house = Plan::new().open();
+async fn content_types_and_encodings() {
+    let server = Setup::new().launch();
     let body = chat_body("ab", json!({})).to_string();
     for kind in ["application/json", "text/plain", "application/x-www-form-urlencoded", ""] {
-        assert_eq!(post_raw(&house, &[("content-type", kind)], body.as_bytes()).await.status, 200, "{kind}");
+        assert_eq!(post_raw(&server, &[("content-type", kind)], body.as_bytes()).await.status, 200, "{kind}");
     }
     for header in [
         ("content-type", "multipart/form-data; boundary=x"),
@@ -84,7 +86,7 @@ async fn types_and_encodings_of_bodies() {
         ("content-encoding", "zstd"),
     ] {
         assert_eq!(
-            post_raw(&house, &[header], body.as_bytes()).await.error(),
+            post_raw(&server, &[header], body.as_bytes()).await.error(),
             (415, None, None),
             "{header:?}"
         );
@@ -92,23 +94,23 @@ async fn types_and_encodings_of_bodies() {
 }
 
 #[tokio::test]
-async fn bodies_and_heads_have_a_size() {
-    let house = small().open();
+async fn oversized_bodies_and_heads_are_refused() {
+    let server = small().launch();
     let body = chat_body(&"x".repeat(200_000), json!({})).to_string();
-    let reply = post_raw(&house, &[], body.as_bytes()).await;
+    let reply = post_raw(&server, &[], body.as_bytes()).await;
     assert_eq!(reply.error(), (413, None, None));
     assert_eq!(reply.header("connection"), Some("close"));
     let long = "x".repeat(17_000);
     let many: Vec<(String, String)> = (0..65).map(|i| (format!("x-{i}"), "y".to_owned())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     for headers in [&[("x-long", &*long)][..], &many] {
-        let reply = send(house.address, "GET", "/version", headers, b"").await;
+        let reply = send(server.address, "GET", "/version", headers, b"").await;
         assert_eq!(reply.error(), (431, None, None));
     }
     let path = format!("/{}", "x".repeat(17_000));
-    assert_eq!(house.get(&path).await.error().0, 431);
+    assert_eq!(server.get(&path).await.error().0, 431);
     let huge = "x".repeat(1 << 20);
-    let reply = send(house.address, "GET", "/version", &[("x-huge", &huge)], b"").await;
+    let reply = send(server.address, "GET", "/version", &[("x-huge", &huge)], b"").await;
     assert_eq!((reply.error(), reply.header("connection")), ((431, None, None), Some("close")));
     let hosts = "x: y\r\n".repeat(300);
     for (head, status) in [
@@ -117,16 +119,16 @@ async fn bodies_and_heads_have_a_size() {
         ("no request\r\n\r\n".to_owned(), 400),
         ("GET / HTTP/1.1\r\nbad header\r\n\r\n".to_owned(), 400),
     ] {
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         connection.write(head.as_bytes()).await.unwrap();
         assert_eq!(connection.reply().await.error(), (status, None, None), "{}", &head[..20.min(head.len())]);
     }
 }
 
 #[tokio::test]
-async fn a_chunked_body_is_measured_too() {
-    let house = small().open();
-    let mut connection = Connection::open(house.address).await;
+async fn oversized_chunked_bodies_are_refused() {
+    let server = small().launch();
+    let mut connection = Connection::open(server.address).await;
     connection
         .write(b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
         .await
@@ -137,12 +139,12 @@ async fn a_chunked_body_is_measured_too() {
 }
 
 #[tokio::test]
-async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
-    let house = Plan::new().open();
+async fn tokenize_requests_are_bounded() {
+    let server = Setup::new().launch();
     let text = "ab ".repeat(100_000);
-    let all = (0..100).map(|_| house.post("/tokenize", json!({ "prompt": text })));
-    let (all, beside) = tokio::join!(join_all(all), house.chat("ab", json!({})));
-    assert_eq!(beside.status, 200, "who generates is not concerned");
+    let all = (0..100).map(|_| server.post("/tokenize", json!({ "prompt": text })));
+    let (all, beside) = tokio::join!(join_all(all), server.chat("ab", json!({})));
+    assert_eq!(beside.status, 200, "requests that generate have no part in this limit");
     let (served, refused): (Vec<Reply>, Vec<Reply>) = all.into_iter().partition(|reply| reply.status == 200);
     assert!(served.len() >= 64 && !refused.is_empty(), "{} served", served.len());
     assert!(served.iter().all(|reply| reply.json()["count"] == 300_001));
@@ -150,22 +152,22 @@ async fn whoever_only_tokenises_has_a_bounded_number_of_places() {
         assert_eq!(reply.error(), (429, Some("queue_full".into()), None));
         assert_eq!(reply.header("retry-after"), Some("1"));
     }
-    assert_eq!(house.post("/detokenize", json!({ "tokens": [97] })).await.status, 200);
+    assert_eq!(server.post("/detokenize", json!({ "tokens": [97] })).await.status, 200);
 }
 
 #[tokio::test]
-async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
-    let house = small().open();
+async fn slow_heads_slow_bodies_and_idle_connections_time_out() {
+    let server = small().launch();
     let begun = Instant::now();
-    let mut silent = Connection::open(house.address).await;
-    let mut partial = Connection::open(house.address).await;
+    let mut silent = Connection::open(server.address).await;
+    let mut partial = Connection::open(server.address).await;
     partial.write(b"GET /version HTTP/1.1\r\nhost").await.expect("open");
-    let mut slow_body = Connection::open(house.address).await;
+    let mut slow_body = Connection::open(server.address).await;
     slow_body
         .write(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
         .await
         .expect("open");
-    let mut idle = Connection::open(house.address).await;
+    let mut idle = Connection::open(server.address).await;
     idle.request("GET", "/version", &[], b"").await;
     assert_eq!(idle.reply().await.status, 200);
     assert!(silent.rest().await.is_empty() && partial.rest().await.is_empty());
@@ -174,24 +176,24 @@ async fn slow_heads_slow_bodies_and_idlers_are_cut_off() {
     assert_eq!(slow.header("x-should-retry"), Some("false"));
     assert!(begun.elapsed() >= Duration::from_millis(300));
     idle.request("GET", "/version", &[], b"").await;
-    assert_eq!(idle.reply().await.status, 200, "resting is not lingering");
+    assert_eq!(idle.reply().await.status, 200, "an idle connection stays open for the idle timeout");
     assert!(idle.rest().await.is_empty());
     assert!(begun.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
-async fn a_long_answer_outlasts_the_deadlines_of_requests() {
-    let plan = small();
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(100));
-    let house = plan.over(executor);
-    let answer = house.chat("abcdefghijklm", json!({ "stream": true })).await;
+async fn a_long_reply_is_not_cut_by_request_timeouts() {
+    let setup = small();
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(100));
+    let server = setup.launch_with(executor);
+    let answer = server.chat("abcdefghijklm", json!({ "stream": true })).await;
     assert!(answer.complete && answer.text().contains("[DONE]"));
 }
 
 #[tokio::test]
-async fn requests_follow_one_another_on_a_connection() {
-    let house = Plan::new().open();
-    let mut connection = Connection::open(house.address).await;
+async fn connections_are_kept_alive_and_pipelined() {
+    let server = Setup::new().launch();
+    let mut connection = Connection::open(server.address).await;
     for text in ["ab", "cd", ""] {
         let body = chat_body(text, json!({})).to_string();
         connection.request("POST", CHAT, &[], body.as_bytes()).await;
@@ -204,53 +206,53 @@ async fn requests_follow_one_another_on_a_connection() {
 }
 
 #[tokio::test]
-async fn connections_are_counted_and_more_wait() {
-    let mut plan = small();
-    plan.settings.http.max_connections = 2;
-    let house = plan.open();
-    let _first = Connection::open(house.address).await;
-    let _second = Connection::open(house.address).await;
+async fn connections_beyond_the_limit_wait() {
+    let mut setup = small();
+    setup.settings.http.max_connections = 2;
+    let server = setup.launch();
+    let _first = Connection::open(server.address).await;
+    let _second = Connection::open(server.address).await;
     // The third is served once the first two have been silent for too long.
-    assert_eq!(house.get("/version").await.status, 200);
+    assert_eq!(server.get("/version").await.status, 200);
 }
 
 #[tokio::test]
-async fn http_2_is_refused_and_disturbs_nobody() {
-    let plan = small();
+async fn http_2_is_refused_and_changes_no_other_stream() {
+    let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
-    let house = plan.over(executor);
-    let alone = innocent(&house).await;
+    let server = setup.launch_with(executor);
+    let alone = stream_choices(&server).await;
     let prior_knowledge = async {
         for _ in 0..20 {
-            let mut connection = Connection::open(house.address).await;
-            // The preface, and a frame of empty settings.
+            let mut connection = Connection::open(server.address).await;
+            // The connection preface and an empty SETTINGS frame.
             let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00";
             connection.write(preface).await.expect("open");
             let answer = connection.rest().await;
             assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400 "), "{answer:?}");
         }
     };
-    let (beside, ()) = tokio::join!(innocent(&house), prior_knowledge);
+    let (beside, ()) = tokio::join!(stream_choices(&server), prior_knowledge);
     assert_eq!(beside, alone);
-    assert_eq!(house.get("/health/ready").await.status, 200);
+    assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// What no request of another's may change.
-async fn innocent(house: &House) -> String {
+/// Streams a chat and returns its choices, which no other request may change.
+async fn stream_choices(server: &TestServer) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
-    let reply = house.chat("innocent", more).await;
+    let reply = server.chat("innocent", more).await;
     assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"));
     let chunks = reply.chunks().into_iter().map(|chunk| chunk["choices"].to_string());
     chunks.collect::<Vec<_>>().join("\n")
 }
 
 #[tokio::test]
-async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
-    let plan = small();
+async fn bad_requests_change_no_other_stream() {
+    let setup = small();
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
-    let house = plan.over(executor);
-    let alone = innocent(&house).await;
-    house.until_empty().await;
+    let server = setup.launch_with(executor);
+    let alone = stream_choices(&server).await;
+    server.until_empty().await;
     let bad = [
         json!({ "logit_bias": { "261": 1 } }),
         json!({ "stop_token_ids": [9_999_999], "min_tokens": 5 }),
@@ -263,60 +265,60 @@ async fn an_innocent_stream_beside_all_this_is_as_it_is_alone() {
         json!({ "model": "x".repeat(50_000) }),
         json!({ "response_format": { "type": "json_object" } }),
     ];
-    let trouble = async {
+    let bad_requests = async {
         for round in 0..5 {
             for more in &bad {
-                let reply = house.chat("guilty", more.clone()).await;
+                let reply = server.chat("guilty", more.clone()).await;
                 assert!((400..500).contains(&reply.status), "{more}: {}", reply.status);
             }
-            let mut leaver = Connection::open(house.address).await;
+            let mut disconnecting = Connection::open(server.address).await;
             let body =
                 chat_body("guilty", json!({ "stream": round % 2 == 0, "n": 3, "seed": 1 })).to_string();
-            leaver.request("POST", CHAT, &[], body.as_bytes()).await;
-            assert_eq!(post_raw(&house, &[], b"{").await.status, 400);
+            disconnecting.request("POST", CHAT, &[], body.as_bytes()).await;
+            assert_eq!(post_raw(&server, &[], b"{").await.status, 400);
         }
     };
-    let (beside, ()) = tokio::join!(innocent(&house), trouble);
+    let (beside, ()) = tokio::join!(stream_choices(&server), bad_requests);
     assert_eq!(beside, alone);
-    house.until_empty().await;
-    assert_eq!(house.get("/health/ready").await.status, 200);
+    server.until_empty().await;
+    assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// A house for one connection, and that.
-async fn crowded() -> (House, Connection) {
-    let mut plan = Plan::new();
-    plan.settings.http.max_connections = 1;
-    let house = plan.open();
-    let mut only = Connection::open(house.address).await;
+/// Starts a server with a limit of one connection, and opens that connection.
+async fn full_server() -> (TestServer, Connection) {
+    let mut setup = Setup::new();
+    setup.settings.http.max_connections = 1;
+    let server = setup.launch();
+    let mut only = Connection::open(server.address).await;
     only.request("GET", "/version", &[], b"").await;
     assert_eq!(only.reply().await.status, 200);
-    (house, only)
+    (server, only)
 }
 
 #[tokio::test]
-async fn probes_wait_for_no_place_among_connections() {
-    let (house, only) = crowded().await;
-    let mut waiting = Connection::open(house.address).await;
+async fn probes_are_answered_beyond_the_connection_limit() {
+    let (server, only) = full_server().await;
+    let mut waiting = Connection::open(server.address).await;
     waiting.request("GET", "/version", &[], b"").await;
-    let mut slow_probe = Connection::open(house.address).await;
+    let mut slow_probe = Connection::open(server.address).await;
     slow_probe.write(b"GET /liv").await.expect("open");
     for path in ["/health/live", "/readyz", "/ping"] {
-        assert_eq!(house.get(path).await.status, 200, "{path}");
+        assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     slow_probe.write(b"ez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
     assert_eq!(slow_probe.reply().await.json()["status"], "live");
     let early = tokio::time::timeout(Duration::from_millis(50), waiting.reply()).await;
-    assert!(early.is_err(), "there is still no place for it");
+    assert!(early.is_err(), "the only connection is still open");
     drop(only);
     assert_eq!(waiting.reply().await.status, 200);
 }
 
 #[tokio::test]
-async fn a_refusal_outlives_the_body_that_it_refuses() {
-    let house = small().open();
-    let mut client = tokio::net::TcpStream::connect(house.address).await.expect("open");
+async fn a_refusal_is_received_after_the_whole_body_is_sent() {
+    let server = small().launch();
+    let mut client = tokio::net::TcpStream::connect(server.address).await.expect("open");
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
-    // As some clients do: first all of the body, then the answer.
+    // Some clients send the whole body before they read the response.
     client.write_all(head.as_bytes()).await.expect("open");
     let piece = vec![b' '; 1 << 20];
     for _ in 0..28 {
@@ -328,38 +330,38 @@ async fn a_refusal_outlives_the_body_that_it_refuses() {
 }
 
 #[tokio::test]
-async fn probes_wait_for_nobody_who_says_nothing() {
-    let (house, _only) = crowded().await;
+async fn silent_connections_do_not_block_probes() {
+    let (server, _only) = full_server().await;
     let mut silent = Vec::new();
     for _ in 0..300 {
-        silent.push(Connection::open(house.address).await);
+        silent.push(Connection::open(server.address).await);
     }
     let begun = Instant::now();
-    assert_eq!(house.get("/health/live").await.status, 200);
+    assert_eq!(server.get("/health/live").await.status, 200);
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_takes_nobodys_place() {
-    let mut plan = Plan::new();
-    (plan.config.max_queue_requests, plan.settings.http.max_reading) = (2, 4);
-    let house = plan.open();
+async fn an_unfinished_body_takes_no_place_in_the_queue() {
+    let mut setup = Setup::new();
+    (setup.config.max_queue_requests, setup.settings.http.max_reading) = (2, 4);
+    let server = setup.launch();
     let mut slow = Vec::new();
     for i in 1..=4 {
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
         connection.write(head.as_bytes()).await.expect("open");
-        while house.status.read().open < i {
+        while server.status.snapshot().open_requests < i {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         slow.push(connection);
     }
-    assert_eq!(metric(house.get("/metrics").await.text(), "octant_requests_reading", &[]), 4.0);
-    assert_eq!(house.chat("abc", json!({})).await.status, 200);
-    // Of more than may be read at once the one that takes longest is sent away; the others are still waited for.
+    assert_eq!(metric(server.get("/metrics").await.text(), "octant_requests_reading", &[]), 4.0);
+    assert_eq!(server.chat("abc", json!({})).await.status, 200);
+    // One body more than may be read at once: the oldest is refused, the others may still arrive.
     let refused = slow[0].reply().await;
     assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
-    assert_eq!(refused.header("connection"), Some("close"), "the rest of its body is no request");
+    assert_eq!(refused.header("connection"), Some("close"), "the rest of the body is no request");
     let early = tokio::time::timeout(Duration::from_millis(50), slow[3].reply()).await;
-    assert!(early.is_err(), "it may still come");
+    assert!(early.is_err(), "the newest body may still arrive");
 }

@@ -1,4 +1,4 @@
-//! The log: one line for each request, whatever became of it, and what it has cost.
+//! The log: one line for each admitted request, with its cost, however it ends.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use octant::server::{DrainTimes, Ended};
 use serde_json::{Value, json};
 
 use super::client::{Connection, send};
-use super::house::{BOS, Plan, chat_body, merged};
+use super::test_server::{BOS, Setup, chat_body, merged};
 use crate::fake::FakeExecutor;
 
 #[derive(Clone, Default)]
@@ -32,16 +32,16 @@ async fn the_log_has_one_line_for_each_request() {
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
     let subscriber = subscriber.with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let house = Plan::new().open();
-    let ask = async |id: &str, body: Value| {
+    let server = Setup::new().launch();
+    let send_chat = async |id: &str, body: Value| {
         let headers = [("x-request-id", id), ("content-type", "application/json")];
-        send(house.address, "POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()).await
+        send(server.address, "POST", "/v1/chat/completions", &headers, body.to_string().as_bytes()).await
     };
     let body = chat_body("abc", json!({ "max_tokens": 3, "n": 2, "user": "bob" }));
-    let id = ask("mine-1", body).await.json()["id"].clone();
-    assert_eq!(ask("mine-2", chat_body(&"x".repeat(600), json!({}))).await.status, 400);
+    let id = send_chat("mine-1", body).await.json()["id"].clone();
+    assert_eq!(send_chat("mine-2", chat_body(&"x".repeat(600), json!({}))).await.status, 400);
     assert_eq!(
-        ask("mine-3", merged(chat_body("abc", json!({})), json!({ "model": "another" }))).await.status,
+        send_chat("mine-3", merged(chat_body("abc", json!({})), json!({ "model": "another" }))).await.status,
         404
     );
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
@@ -69,50 +69,51 @@ async fn the_log_has_one_line_for_each_request() {
     }
 }
 
-/// The number behind `name=` in a line of the log.
+/// Value of a numeric field in a line of the log.
 fn logged(line: &str, name: &str) -> f64 {
     let (_, rest) = line.split_once(&format!(" {name}=")).unwrap_or_else(|| panic!("{name} in {line}"));
     rest.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
-async fn whatever_ends_a_request_the_log_says_what_it_has_cost() {
+async fn the_log_has_the_cost_of_every_request_however_it_ends() {
     let lines = Lines::default();
     let writer = lines.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
-    let mut plan = Plan::new();
-    plan.config.max_num_seqs = 1;
-    plan.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_millis(300) };
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(20));
-    let house = plan.over(executor);
+    let mut setup = Setup::new();
+    setup.config.max_num_seqs = 1;
+    setup.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_millis(300) };
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(20));
+    let server = setup.launch_with(executor);
     let long = |user: &str, more: Value| {
         chat_body("abc", merged(json!({ "ignore_eos": true, "max_tokens": 400, "user": user }), more))
     };
     let begin = async |user: &str, more: Value| {
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         let body = long(user, more).to_string();
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
         connection
     };
-    // One leaves in the middle, one in the queue; one's time passes in the middle; two are cut off by the shutdown.
+    // `leaves` disconnects while it runs, `queued` while it waits, `late` misses its deadline while it runs,
+    // and the shutdown aborts `cut`, which runs, and `waits`, which waits.
     let leaves = begin("leaves", json!({ "stream": true })).await;
-    house.until(|stats| stats.counts.generated_tokens >= 5).await;
+    server.until(|stats| stats.counts.generated_tokens >= 5).await;
     let queued = begin("queued", json!({})).await;
-    house.until(|stats| stats.counts.waiting == 1).await;
+    server.until(|stats| stats.counts.waiting == 1).await;
     tokio::time::sleep(Duration::from_millis(60)).await;
     drop(queued);
-    house.until(|stats| stats.counts.waiting == 0).await;
+    server.until(|stats| stats.counts.waiting == 0).await;
     drop(leaves);
-    house.until_empty().await;
-    let reply = house.post("/v1/chat/completions", long("late", json!({ "timeout": 0.3 }))).await;
+    server.until_empty().await;
+    let reply = server.post("/v1/chat/completions", long("late", json!({ "timeout": 0.3 }))).await;
     assert_eq!(reply.status, 504);
     let _cut = begin("cut", json!({ "stream": true })).await;
-    house.until(|stats| stats.counts.running == 1).await;
+    server.until(|stats| stats.counts.running == 1).await;
     let _waits = begin("waits", json!({})).await;
-    house.until(|stats| stats.counts.waiting == 1).await;
-    house.signals.send(()).await.unwrap();
-    assert_eq!(house.served.await.unwrap(), Ended::Cut(2));
+    server.until(|stats| stats.counts.waiting == 1).await;
+    server.signals.send(()).await.unwrap();
+    assert_eq!(server.served.await.unwrap(), Ended::Aborted(2));
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for (user, ran) in [("leaves", true), ("queued", false), ("late", true), ("cut", true), ("waits", false)]
     {

@@ -10,9 +10,9 @@ use octant::server::routes::routes;
 use serde_json::{Value, json};
 
 use super::client::{Connection, Reply, send};
-use super::house::{House, Plan, metric};
+use super::test_server::{Setup, TestServer, metric};
 use crate::fake::FakeExecutor;
-use crate::http::house::BOS;
+use crate::http::test_server::BOS;
 
 /// What llm-d's simulator of vLLM documents (docs/metrics.md, August 2026): the least that a drop-in must have, with the labels that its readers use.
 const CONFORMANCE: [(&str, Kind, &[&str]); 23] = [
@@ -74,9 +74,9 @@ fn assert_exposed(text: &str, name: &str, kind: Kind, labels: &[&str]) {
 
 #[tokio::test]
 async fn every_name_is_exposed_with_its_kind_and_labels() {
-    let house = Plan::new().open();
-    house.chat("abc", json!({ "max_tokens": 2 })).await;
-    let reply = house.get("/metrics").await;
+    let server = Setup::new().launch();
+    server.chat("abc", json!({ "max_tokens": 2 })).await;
+    let reply = server.get("/metrics").await;
     let text = reply.text();
     for name in NAMES {
         assert_exposed(text, name.name, name.kind, name.labels);
@@ -102,8 +102,8 @@ async fn every_name_is_exposed_with_its_kind_and_labels() {
 /// vLLM's buckets, and those below 10 ms.
 #[tokio::test]
 async fn buckets_are_those_that_dashboards_compute_with() {
-    let house = Plan::new().open();
-    let reply = house.get("/metrics").await;
+    let server = Setup::new().launch();
+    let reply = server.get("/metrics").await;
     let bounds = |name: &str| -> Vec<f64> {
         let begin = format!("{name}_bucket{{");
         let bound = |line: &str| line.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
@@ -172,17 +172,17 @@ fn open_metrics_is_for_those_who_ask() {
     }
 }
 
-async fn scrape(house: &House, accept: &str) -> Reply {
-    send(house.address, "GET", "/metrics", &[("accept", accept)], b"").await
+async fn scrape(server: &TestServer, accept: &str) -> Reply {
+    send(server.address, "GET", "/metrics", &[("accept", accept)], b"").await
 }
 
 #[tokio::test]
 async fn the_two_formats_have_the_same_samples() {
-    let house = Plan::new().open();
-    house.chat("abc", json!({ "max_tokens": 3, "user": "quo\"te\\" })).await;
-    house.until_empty().await;
-    let plain = scrape(&house, "text/plain").await;
-    let open = scrape(&house, "application/openmetrics-text").await;
+    let server = Setup::new().launch();
+    server.chat("abc", json!({ "max_tokens": 3, "user": "quo\"te\\" })).await;
+    server.until_empty().await;
+    let plain = scrape(&server, "text/plain").await;
+    let open = scrape(&server, "application/openmetrics-text").await;
     assert_eq!(plain.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     assert_eq!(open.header("content-type"), Some(kind));
@@ -205,21 +205,21 @@ async fn the_two_formats_have_the_same_samples() {
 /// The sum over choices, over both ways of answering.
 #[tokio::test]
 async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
-    let mut plan = Plan::new();
-    plan.settings.api_key = None;
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(1));
-    let house = plan.over(executor);
+    let mut setup = Setup::new();
+    setup.settings.api_key = None;
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(1));
+    let server = setup.launch_with(executor);
     let fields = json!({ "max_tokens": 20, "ignore_eos": true, "n": 3, "return_cost": true, "user": "ann" });
-    let whole = house.chat(&"x".repeat(150), fields).await.json();
+    let whole = server.chat(&"x".repeat(150), fields).await.json();
     let fields = json!({ "max_tokens": 20, "ignore_eos": true, "stream": true, "return_cost": true });
-    let stream = house.complete("y".repeat(70), fields).await;
+    let stream = server.complete("y".repeat(70), fields).await;
     let last = stream.text().lines().rfind(|line| line.contains("octant")).expect("a chunk with the cost");
     let last: Value = serde_json::from_str(last.strip_prefix("data: ").expect("an event")).expect("JSON");
     assert_eq!(last["choices"], json!([]));
-    let silent = house.chat("abc", json!({ "max_tokens": 2 })).await.json();
+    let silent = server.chat("abc", json!({ "max_tokens": 2 })).await.json();
     assert!(silent.get("octant").is_none(), "nobody asked");
-    house.until_empty().await;
-    let text = house.get("/metrics").await;
+    server.until_empty().await;
+    let text = server.get("/metrics").await;
     let cost = |answer: &Value, name: &str| answer["octant"][name].as_f64().expect("a number");
     let device = metric(text.text(), "octant_prefill_seconds_total", &[])
         + metric(text.text(), "octant_decode_seconds_total", &[]);
@@ -247,15 +247,15 @@ async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
         metric(text.text(), "octant_key_tokens_total", &["key=\"ann\"", &format!("kind=\"{kind}\"")])
     };
     assert_eq!((tokens("prompt"), tokens("generated"), tokens("cached")), (453.0, 60.0, 256.0));
-    let wrong = house.chat("abc", json!({ "return_cost": "yes" })).await;
+    let wrong = server.chat("abc", json!({ "return_cost": "yes" })).await;
     assert_eq!(wrong.error().2, Some("return_cost".into()));
 }
 
 /// A series that begins with its first count has no rate there.
 #[tokio::test]
 async fn every_decision_error_and_end_is_there_from_the_start() {
-    let house = Plan::new().open();
-    let reply = house.get("/metrics").await;
+    let server = Setup::new().launch();
+    let reply = server.get("/metrics").await;
     let zero = |name: &str, label: &str, value: &str| {
         let label = format!("{label}=\"{value}\"");
         assert_eq!(metric(reply.text(), name, &[&label]), 0.0, "{value}");
@@ -284,10 +284,10 @@ async fn every_decision_error_and_end_is_there_from_the_start() {
 
 #[tokio::test]
 async fn refusals_are_counted_by_what_decided() {
-    let house = Plan::new().open();
-    house.chat("abc", json!({ "max_tokens": 1 })).await;
-    house.chat(&"x".repeat(600), json!({})).await;
-    let reply = house.get("/metrics").await;
+    let server = Setup::new().launch();
+    server.chat("abc", json!({ "max_tokens": 1 })).await;
+    server.chat(&"x".repeat(600), json!({})).await;
+    let reply = server.get("/metrics").await;
     let count = |decision: &str| {
         metric(reply.text(), "octant_admissions_total", &[&format!("decision=\"{decision}\"")])
     };
@@ -297,22 +297,22 @@ async fn refusals_are_counted_by_what_decided() {
 /// What is kept for those that run is taken out of what is free, then out of what is cached: a block is in one state.
 #[tokio::test]
 async fn what_is_reserved_is_neither_free_nor_cached() {
-    let mut plan = Plan::new();
-    plan.config.num_blocks = 8;
-    plan.config.policy.kv_reserve = 1.0;
-    let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(4));
-    let house = plan.over(executor);
-    assert_eq!(house.complete("a".repeat(290), json!({ "max_tokens": 5 })).await.status, 200);
-    house.until_empty().await;
-    assert_eq!(house.engine.stats().counts.blocks_cached, 4);
+    let mut setup = Setup::new();
+    setup.config.num_blocks = 8;
+    setup.config.policy.kv_reserve = 1.0;
+    let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(4));
+    let server = setup.launch_with(executor);
+    assert_eq!(server.complete("a".repeat(290), json!({ "max_tokens": 5 })).await.status, 200);
+    server.until_empty().await;
+    assert_eq!(server.engine.stats().counts.blocks_cached, 4);
     let body = json!({ "prompt": "b".repeat(10), "max_tokens": 400, "ignore_eos": true }).to_string();
-    let mut running = Connection::open(house.address).await;
+    let mut running = Connection::open(server.address).await;
     running.request("POST", "/v1/completions", &[], body.as_bytes()).await;
-    house.until(|stats| stats.counts.running == 1).await;
+    server.until(|stats| stats.counts.running == 1).await;
     let mut last = 0.0;
     // It needs 7 of the 8 blocks, those in use and those to come; of the 4 cached ones 3 are kept for it.
     for _ in 0..20 {
-        let reply = house.get("/metrics").await;
+        let reply = server.get("/metrics").await;
         let state = |state: &str| metric(reply.text(), "octant_kv_blocks", &[&format!("state=\"{state}\"")]);
         let (free, used, cached, reserved) =
             (state("free"), state("used"), state("cached"), state("reserved"));
@@ -323,16 +323,16 @@ async fn what_is_reserved_is_neither_free_nor_cached() {
     }
     assert!(last > 1.0, "it has grown into what was kept for it");
     drop(running);
-    house.until_empty().await;
-    let reply = house.get("/metrics").await;
+    server.until_empty().await;
+    let reply = server.get("/metrics").await;
     assert_eq!(metric(reply.text(), "octant_kv_blocks", &["state=\"reserved\""]), 0.0);
 }
 
 /// Scraped as often as a gateway does while requests come and go: what each scrape shows is of one moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_scrape_under_load_is_of_one_moment() {
-    let house = Plan::new().open();
-    let address = house.address;
+    let server = Setup::new().launch();
+    let address = server.address;
     let clients: Vec<_> = (0..4)
         .map(|i| {
             let body = json!({ "prompt": "z".repeat(80 + i), "max_tokens": 60, "ignore_eos": true, "n": 3 });
@@ -345,7 +345,7 @@ async fn a_scrape_under_load_is_of_one_moment() {
         .collect();
     let mut before = 0.0;
     while !clients.iter().all(tokio::task::JoinHandle::is_finished) {
-        let reply = house.get("/metrics").await;
+        let reply = server.get("/metrics").await;
         let state = |state: &str| metric(reply.text(), "octant_kv_blocks", &[&format!("state=\"{state}\"")]);
         let used = state("used");
         assert_eq!(state("free") + used + state("cached") + state("reserved"), 64.0);
@@ -354,16 +354,16 @@ async fn a_scrape_under_load_is_of_one_moment() {
         assert!(tokens >= before, "totals only grow");
         before = tokens;
     }
-    house.until_empty().await;
-    let reply = house.get("/metrics").await;
+    server.until_empty().await;
+    let reply = server.get("/metrics").await;
     assert_eq!(metric(reply.text(), "vllm:generation_tokens_total", &[]), 4.0 * 5.0 * 3.0 * 60.0);
 }
 
 /// With as many keys as there can be, and every handler.
 #[tokio::test]
 async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
-    let house = Plan::new().open();
-    let metrics = octant::server::metrics::Metrics::new("parrot", &house.engine);
+    let server = Setup::new().launch();
+    let metrics = octant::server::metrics::Metrics::new("parrot", &server.engine);
     let cost = Cost { queue: 0.123, prefill: 4.0 / 3.0, decode: 2.0 / 3.0, ..Cost::default() };
     for user in 0..300 {
         let (_, payer) = metrics.payer(&format!("a user of some name {user}"));
@@ -377,7 +377,7 @@ async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
     let mut times: Vec<Duration> = (0..101)
         .map(|_| {
             let began = Instant::now();
-            let text = metrics.render(&house.engine.stats(), &house.status, Format::Text);
+            let text = metrics.render(&server.engine.stats(), &server.status, Format::Text);
             assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
             began.elapsed()
         })

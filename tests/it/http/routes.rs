@@ -1,69 +1,69 @@
-//! The smaller routes, and paths and methods that are none.
+//! The smaller routes, and unknown paths and methods.
 
 use serde_json::json;
 
 use super::client::send;
-use super::house::{Plan, metric};
+use super::test_server::{Setup, metric};
 
 #[tokio::test]
-async fn models_are_listed_by_every_name() {
-    let mut plan = Plan::new();
-    plan.settings.models = vec!["parrot".to_owned(), "nvidia/bird".to_owned()];
-    let house = plan.open();
-    let list = house.get("/v1/models").await.json();
+async fn models_are_listed_under_every_name() {
+    let mut setup = Setup::new();
+    setup.settings.models = vec!["parrot".to_owned(), "nvidia/bird".to_owned()];
+    let server = setup.launch();
+    let list = server.get("/v1/models").await.json();
     assert_eq!(list["object"], "list");
     let ids: Vec<_> = (0..2).map(|i| list["data"][i]["id"].clone()).collect();
     assert_eq!(ids, [json!("parrot"), json!("nvidia/bird")]);
     assert_eq!(list["data"][0]["max_model_len"], 512);
-    let one = house.get("/v1/models/nvidia/bird").await.json();
+    let one = server.get("/v1/models/nvidia/bird").await.json();
     assert_eq!((&one["id"], &one["object"]), (&json!("nvidia/bird"), &json!("model")));
     for path in ["/v1/models/other", "/v1/models/../../etc/passwd", "/v1/models/%00", "/v1/models/%ff"] {
-        let reply = house.get(path).await;
+        let reply = server.get(path).await;
         assert_eq!(reply.error(), (404, Some("model_not_found".into()), Some("model".into())), "{path}");
     }
-    let named = house.chat("a", json!({ "model": "nvidia/bird" })).await.json();
+    let named = server.chat("a", json!({ "model": "nvidia/bird" })).await.json();
     assert_eq!(named["model"], "nvidia/bird");
 }
 
 #[tokio::test]
 async fn probes_answer_get_and_head_with_a_reason() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     for (path, ..) in octant::server::health::ALIASES {
-        let reply = house.get(path).await;
+        let reply = server.get(path).await;
         assert_eq!((reply.status, &reply.json()["reason"]), (200, &json!("ok")), "{path}");
         assert_eq!(reply.json()["object"], "health.response");
-        let mut connection = super::client::Connection::open(house.address).await;
+        let mut connection = super::client::Connection::open(server.address).await;
         connection.request("HEAD", path, &[("connection", "close")], b"").await;
         let raw = String::from_utf8(connection.rest().await).expect("text");
         assert!(raw.starts_with("HTTP/1.1 200") && raw.ends_with("\r\n\r\n"), "{raw}");
     }
-    assert_eq!(house.get("/version").await.json(), json!({ "version": env!("CARGO_PKG_VERSION") }));
+    assert_eq!(server.get("/version").await.json(), json!({ "version": env!("CARGO_PKG_VERSION") }));
 }
 
 #[tokio::test]
-async fn paths_and_methods_that_are_none_get_an_error_object() {
-    let house = Plan::new().open();
+async fn unknown_paths_and_methods_get_an_error_object() {
+    let server = Setup::new().launch();
     for path in ["/", "/v1", "/v1/embeddings", "/v1/chat/completions/", "/admin", "/v1/models/"] {
-        assert_eq!(house.get(path).await.error(), (404, None, None), "{path}");
+        assert_eq!(server.get(path).await.error(), (404, None, None), "{path}");
     }
-    let wrong = send(house.address, "GET", "/v1/chat/completions", &[], b"").await;
+    let wrong = send(server.address, "GET", "/v1/chat/completions", &[], b"").await;
     assert_eq!(wrong.error(), (405, None, None));
     assert_eq!(wrong.header("allow"), Some("POST"));
-    assert_eq!(send(house.address, "DELETE", "/health", &[], b"").await.error().0, 405);
+    assert_eq!(send(server.address, "DELETE", "/health", &[], b"").await.error().0, 405);
 }
 
 #[tokio::test]
 async fn metrics_have_the_names_that_dashboards_read() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let text = "x".repeat(200);
     for _ in 0..2 {
-        house.chat(&text, json!({ "max_tokens": 3 })).await;
+        server.chat(&text, json!({ "max_tokens": 3 })).await;
     }
-    house.chat("abc", json!({})).await;
-    house.chat("abc", json!({ "n": 0 })).await;
-    house.get("/nowhere").await;
-    house.until_empty().await;
-    let reply = house.get("/metrics").await;
+    server.chat("abc", json!({})).await;
+    server.chat("abc", json!({ "n": 0 })).await;
+    server.get("/nowhere").await;
+    server.until_empty().await;
+    let reply = server.get("/metrics").await;
     assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let text = reply.text();
     let value = |name: &str, labels: &[&str]| {
@@ -102,7 +102,7 @@ async fn metrics_have_the_names_that_dashboards_read() {
         .filter(|line| line.starts_with("octant_kv_blocks{"))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum();
-    assert_eq!(blocks, 64.0, "free, used and cached make all");
-    let again = house.get("/metrics").await;
+    assert_eq!(blocks, 64.0, "the states add up to all blocks");
+    let again = server.get("/metrics").await;
     assert_eq!(metric(again.text(), "vllm:prompt_tokens_total", &[]), 406.0, "a scrape adds nothing");
 }

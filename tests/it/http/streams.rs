@@ -1,15 +1,15 @@
-//! Streams, byte for byte.
+//! Server-sent events, byte for byte.
 
 use octant::server::Settings;
 use serde_json::{Value, json};
 use std::time::Duration;
 
 use super::client::{Connection, Reply};
-use super::house::{BOS, House, Plan, chat_body, config};
+use super::test_server::{BOS, Setup, TestServer, chat_body, config};
 use crate::fake::FakeExecutor;
 
-/// The body with the id and time, which all chunks must share, replaced.
-fn normal(reply: &Reply) -> String {
+/// The body with id and time replaced by constants. All chunks must share them.
+fn normalized(reply: &Reply) -> String {
     let chunks = reply.chunks();
     let (id, created) = (chunks[0]["id"].clone(), chunks[0]["created"].clone());
     assert!(
@@ -20,7 +20,7 @@ fn normal(reply: &Reply) -> String {
     text.replace(&format!("\"created\":{created}"), "\"created\":0")
 }
 
-/// A chat chunk as it must be on the wire.
+/// Event of a chat chunk as expected on the wire.
 fn chunk(choices: &str, usage: &str) -> String {
     format!(
         "data: {{\"id\":\"ID\",\"object\":\"chat.completion.chunk\",\"created\":0,\"model\":\"parrot\",\
@@ -35,9 +35,9 @@ fn choice(index: usize, delta: &str, finish: &str) -> String {
 const ROLE: &str = "{\"role\":\"assistant\",\"content\":\"\"}";
 
 #[tokio::test]
-async fn a_chat_is_role_text_finish_done() {
-    let house = Plan::new().open();
-    let reply = house.chat("aéb", json!({ "stream": true })).await;
+async fn a_chat_stream_is_role_content_finish_done() {
+    let server = Setup::new().launch();
+    let reply = server.chat("aéb", json!({ "stream": true })).await;
     let expected = [
         chunk(&choice(0, ROLE, "null"), ""),
         chunk(&choice(0, "{\"content\":\"a\"}", "null"), ""),
@@ -46,7 +46,7 @@ async fn a_chat_is_role_text_finish_done() {
         chunk(&choice(0, "{}", "\"stop\""), ""),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
     assert!(reply.complete);
     assert_eq!(reply.header("content-type"), Some("text/event-stream"));
     assert_eq!(reply.header("cache-control"), Some("no-cache"));
@@ -60,9 +60,9 @@ async fn the_stream_interval_changes_no_byte() {
         json!({ "stream": true, "n": 3, "logprobs": true, "stream_options": { "include_usage": true } });
     let mut replies = Vec::new();
     for stream_interval in [1, 2, 7, 1000] {
-        let mut plan = Plan::new();
-        plan.start.stream_interval = stream_interval;
-        let reply = plan.open().chat("a longer text, said again", asked.clone()).await;
+        let mut setup = Setup::new();
+        setup.start.stream_interval = stream_interval;
+        let reply = setup.launch().chat("a longer text, said again", asked.clone()).await;
         assert!(reply.complete);
         replies.push(by_choice(&reply));
     }
@@ -70,7 +70,7 @@ async fn the_stream_interval_changes_no_byte() {
     assert!(replies.iter().all(|reply| *reply == replies[0]));
 }
 
-/// What each choice was told, in order.
+/// Chunks of each of three choices, in order.
 fn by_choice(reply: &Reply) -> Vec<Vec<Value>> {
     let mut choices = vec![Vec::new(); 3];
     for chunk in reply.chunks() {
@@ -83,9 +83,9 @@ fn by_choice(reply: &Reply) -> Vec<Vec<Value>> {
 
 #[tokio::test]
 async fn usage_comes_last_without_choices_and_is_null_before() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 1 });
-    let reply = house.chat("abc", asked).await;
+    let reply = server.chat("abc", asked).await;
     let null = ",\"usage\":null";
     let usage = ",\"usage\":{\"prompt_tokens\":4,\"completion_tokens\":1,\"total_tokens\":5,\
                  \"prompt_tokens_details\":{\"cached_tokens\":0},\
@@ -97,17 +97,17 @@ async fn usage_comes_last_without_choices_and_is_null_before() {
         chunk("", usage),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
     for options in [json!({}), json!({ "include_usage": false }), Value::Null] {
-        let reply = house.chat("abc", json!({ "stream": true, "stream_options": options })).await;
+        let reply = server.chat("abc", json!({ "stream": true, "stream_options": options })).await;
         assert!(!reply.text().contains("usage"), "{options}");
     }
 }
 
 #[tokio::test]
-async fn scores_come_with_the_text_they_belong_to() {
-    let house = Plan::new().open();
-    let reply = house.chat("é", json!({ "stream": true, "logprobs": true })).await;
+async fn logprobs_come_with_their_text() {
+    let server = Setup::new().launch();
+    let reply = server.chat("é", json!({ "stream": true, "logprobs": true })).await;
     let token = |token: &str, byte: u8| {
         format!("{{\"token\":\"{token}\",\"logprob\":-1.5,\"bytes\":[{byte}],\"top_logprobs\":[]}}")
     };
@@ -123,10 +123,10 @@ async fn scores_come_with_the_text_they_belong_to() {
         chunk(&choice(0, "{}", "\"stop\""), ""),
         "data: [DONE]\n\n".to_owned(),
     ];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
 }
 
-/// Content and score texts of one choice's chunks, in pairs.
+/// For each chunk of a choice, its text and the texts of its logprobs.
 fn pairs(reply: &Reply, index: u64) -> Vec<(String, String)> {
     let mut pairs = Vec::new();
     for chunk in reply.chunks() {
@@ -142,36 +142,36 @@ fn pairs(reply: &Reply, index: u64) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn what_may_be_a_stop_string_is_held_back_with_its_scores() {
-    let house = Plan::new().open();
+async fn a_possible_stop_string_is_held_back_with_its_logprobs() {
+    let server = Setup::new().launch();
     let asked = json!({ "stream": true, "logprobs": true, "stop": ["cdx", "ef"] });
-    let reply = house.chat("abcdef", asked).await;
+    let reply = server.chat("abcdef", asked).await;
     let pair = |text: &str| (text.to_owned(), text.to_owned());
-    // "cd" waits until the "e" shows that it is no "cdx"; the "e" waits and turns out to begin "ef".
+    // "cd" is held back until "e" rules out "cdx". "e" is held back and then belongs to the stop string "ef".
     assert_eq!(pairs(&reply, 0), [pair("a"), pair("b"), pair("cd")]);
     let last = reply.chunks().pop().expect("chunks");
     let finish = &last["choices"][0];
     assert_eq!((&finish["delta"], &finish["finish_reason"]), (&json!({}), &json!("stop")));
-    house.until_empty().await;
+    server.until_empty().await;
 }
 
 #[tokio::test]
-async fn what_was_held_back_comes_out_at_the_end() {
-    let house = Plan::new().open();
+async fn held_back_text_is_sent_at_the_end() {
+    let server = Setup::new().launch();
     let asked = json!({ "stream": true, "logprobs": true, "stop": "bcx", "max_tokens": 3 });
     let pair = |text: &str| (text.to_owned(), text.to_owned());
-    assert_eq!(pairs(&house.chat("abcd", asked).await, 0), [pair("a"), pair("bc")]);
-    // Half a character at the end cannot be held back for ever.
+    assert_eq!(pairs(&server.chat("abcd", asked).await, 0), [pair("a"), pair("bc")]);
+    // An incomplete character at the end is sent as a replacement character.
     let asked = json!({ "stream": true, "max_tokens": 2 });
-    let text: String = pairs(&house.chat("aé", asked).await, 0).into_iter().map(|(text, _)| text).collect();
+    let text: String = pairs(&server.chat("aé", asked).await, 0).into_iter().map(|(text, _)| text).collect();
     assert_eq!(text, "a\u{fffd}");
 }
 
 #[tokio::test]
 async fn choices_interleave_each_with_one_role_and_one_finish() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let asked = json!({ "stream": true, "n": 2, "stream_options": { "include_usage": true } });
-    let reply = house.chat("abc", asked).await;
+    let reply = server.chat("abc", asked).await;
     for index in 0..2 {
         let text: String = pairs(&reply, index).into_iter().map(|(text, _)| text).collect();
         assert_eq!(text, "abc");
@@ -193,26 +193,27 @@ async fn choices_interleave_each_with_one_role_and_one_finish() {
 }
 
 #[tokio::test]
-async fn a_text_completion_streams_its_own_objects() {
-    let house = Plan::new().open();
-    let reply = house.complete("ab", json!({ "stream": true, "max_tokens": 1, "echo": true })).await;
+async fn a_text_completion_streams_text_completion_objects() {
+    let server = Setup::new().launch();
+    let reply = server.complete("ab", json!({ "stream": true, "max_tokens": 1, "echo": true })).await;
     let chunk = |text: &str, finish: &str| {
         format!(
             "data: {{\"id\":\"ID\",\"object\":\"text_completion\",\"created\":0,\"model\":\"parrot\",\
-             \"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\"finish_reason\":{finish}}}]}}\n\n"
+             \"choices\":[{{\"index\":0,\"text\":\"{text}\",\"logprobs\":null,\
+             \"finish_reason\":{finish}}}]}}\n\n"
         )
     };
     let expected = [chunk("aba", "null"), chunk("", "\"length\""), "data: [DONE]\n\n".to_owned()];
-    assert_eq!(normal(&reply), expected.concat());
+    assert_eq!(normalized(&reply), expected.concat());
 }
 
-/// Every character survives being cut anywhere: each byte is a token of its own here.
+/// Every byte is a token, so every chunk could end within a character.
 #[tokio::test]
 async fn characters_are_never_split_over_events() {
-    let house = Plan::new().open();
+    let server = Setup::new().launch();
     let text = "aé漢字🦀e\u{301}👩‍👩‍👧z";
     for split in text.char_indices().map(|(at, _)| at) {
-        let reply = house.chat(&text[split..], json!({ "stream": true })).await;
+        let reply = server.chat(&text[split..], json!({ "stream": true })).await;
         let deltas = pairs(&reply, 0);
         let joined: String = deltas.iter().map(|(text, _)| text.as_str()).collect();
         assert_eq!(joined, text[split..]);
@@ -221,16 +222,16 @@ async fn characters_are_never_split_over_events() {
 }
 
 #[tokio::test]
-async fn headers_come_before_the_first_token_and_the_role_does_not() {
+async fn headers_precede_the_first_token_and_the_role_comes_with_it() {
     let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
-    let house = Plan::new().over(executor);
-    let mut connection = Connection::open(house.address).await;
+    let server = Setup::new().launch_with(executor);
+    let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({ "stream": true })).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
     let head = connection.until("\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     let nothing = tokio::time::timeout(Duration::from_millis(100), connection.until("data: ")).await;
-    assert!(nothing.is_err(), "no event before the first token");
+    assert!(nothing.is_err(), "no event comes before the first token");
     permits.send(()).expect("the engine runs");
     let first = connection.until("\n\n").await;
     assert!(first.contains("\"delta\":{\"role\":\"assistant\",\"content\":\"\"}"), "{first}");
@@ -238,19 +239,19 @@ async fn headers_come_before_the_first_token_and_the_role_does_not() {
     connection.until("data: [DONE]").await;
 }
 
-/// A house whose streams get a comment when they are silent for a moment.
-fn quiet_house() -> (House, flume::Sender<()>) {
+/// Starts a gated server whose streams send a comment after 20 ms of silence.
+fn silent_server() -> (TestServer, flume::Sender<()>) {
     let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
-    let mut plan = Plan::new();
-    plan.settings = Settings::new("parrot", vec![257]);
-    plan.settings.http.keep_alive = Duration::from_millis(20);
-    (plan.over(executor), permits)
+    let mut setup = Setup::new();
+    setup.settings = Settings::new("parrot", vec![257]);
+    setup.settings.http.keep_alive = Duration::from_millis(20);
+    (setup.launch_with(executor), permits)
 }
 
 #[tokio::test]
-async fn a_silent_stream_gets_comments_and_loses_nothing() {
-    let (house, permits) = quiet_house();
-    let mut connection = Connection::open(house.address).await;
+async fn a_silent_stream_sends_comments_and_loses_no_chunk() {
+    let (server, permits) = silent_server();
+    let mut connection = Connection::open(server.address).await;
     let body = chat_body("abc", json!({ "stream": true })).to_string();
     connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
     for _ in 0..3 {

@@ -1,4 +1,5 @@
-//! What a proxy asks another server again, with the very files of `deploy/`: what was not begun, and no more than they say.
+//! Retries by the proxies with the configuration files in `deploy/`: a proxy sends a request to another
+//! server only if the first has not started it, or as often as its file allows.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,37 +11,37 @@ use tempfile::TempDir;
 
 use super::{Process, Starter, exchange, free_ports, get, haproxy, installed, nginx, until};
 
-/// What a scripted server does with every POST.
+/// Behaviour of a scripted server for every POST.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Does {
-    /// 200.
+enum Behaviour {
+    /// Responds with 200.
     Answer,
-    /// 503, as one that drains.
+    /// Responds with 503, as a server that drains.
     Refuse,
-    /// 500, as one whose engine has failed.
+    /// Responds with 500, as a server whose engine has failed.
     Fail,
-    /// Reads all of the request and hangs up, as one whose process dies of it.
+    /// Reads the whole request and closes the connection, as a server whose process crashes.
     Die,
-    /// The same, after four seconds' work.
+    /// The same as `Die`, after 4 s.
     DieLate,
 }
 
-/// A scripted server; it counts what it is asked. To GET it says 200, so that checks are content.
+/// A scripted server, which counts its POSTs. It responds to GET with 200, so that health checks pass.
 struct Scripted {
     port: u16,
     asked: Arc<AtomicUsize>,
 }
 
 impl Scripted {
-    fn start(does: Does) -> Self {
+    fn start(behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (port, asked) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
         let count = Arc::clone(&asked);
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let count = Arc::clone(&count);
-                std::thread::spawn(move || serve(stream, does, &count));
+                std::thread::spawn(move || serve(stream, behaviour, &count));
             }
         });
         Self { port, asked }
@@ -51,8 +52,8 @@ impl Scripted {
     }
 }
 
-/// One request on a connection; none at all if the connection ends before.
-fn serve(mut stream: TcpStream, does: Does, asked: &AtomicUsize) -> Option<()> {
+/// Serves one request of a connection. Returns `None` if no response was sent.
+fn serve(mut stream: TcpStream, behaviour: Behaviour, asked: &AtomicUsize) -> Option<()> {
     let mut bytes = Vec::new();
     let (head, rest) = loop {
         let mut more = [0; 4096];
@@ -70,13 +71,13 @@ fn serve(mut stream: TcpStream, does: Does, asked: &AtomicUsize) -> Option<()> {
     if !is_check {
         asked.fetch_add(1, Ordering::Relaxed);
     }
-    let status = match does {
-        Does::Answer => "200 OK",
+    let status = match behaviour {
+        Behaviour::Answer => "200 OK",
         _ if is_check => "200 OK",
-        Does::Refuse => "503 Service Unavailable",
-        Does::Fail => "500 Internal Server Error",
-        Does::Die => return None,
-        Does::DieLate => {
+        Behaviour::Refuse => "503 Service Unavailable",
+        Behaviour::Fail => "500 Internal Server Error",
+        Behaviour::Die => return None,
+        Behaviour::DieLate => {
             std::thread::sleep(Duration::from_secs(4));
             return None;
         }
@@ -85,19 +86,19 @@ fn serve(mut stream: TcpStream, does: Does, asked: &AtomicUsize) -> Option<()> {
     stream.write_all(answer.as_bytes()).ok()
 }
 
-/// A proxy before two scripted servers.
-struct Before {
+/// A proxy in front of two scripted servers.
+struct ProxiedServers {
     _proxy: Process,
     _dir: TempDir,
     port: u16,
     servers: [Scripted; 2],
 }
 
-impl Before {
-    fn new(name: &str, start: Starter, does: [Does; 2]) -> Option<Self> {
+impl ProxiedServers {
+    fn new(name: &str, start: Starter, behaviour: [Behaviour; 2]) -> Option<Self> {
         let program = installed(name)?;
         let dir = TempDir::new().unwrap();
-        let servers = does.map(Scripted::start);
+        let servers = behaviour.map(Scripted::start);
         let [port] = free_ports();
         let ports = [0, 1].map(|i: usize| [servers[i].port; 3]);
         let proxy = start(&program, dir.path(), port, ports);
@@ -105,51 +106,62 @@ impl Before {
         Some(Self { _proxy: proxy, _dir: dir, port, servers })
     }
 
-    /// Posts a prompt of so many bytes.
+    /// Posts a prompt of this size in bytes.
     fn post(&self, bytes: usize) -> Result<String, String> {
         let body = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(bytes));
         let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
         exchange(self.port, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
     }
 
+    /// Number of POSTs that each server received.
     fn asked(&self) -> [usize; 2] {
         [0, 1].map(|i: usize| self.servers[i].asked())
     }
 }
 
-/// `again`: how often what got no answer is asked of another server.
-fn asks_again(name: &str, start: Starter, again: usize) {
-    let Some(before) = Before::new(name, start, [Does::Refuse, Does::Answer]) else { return };
+/// Tests the retries of a proxy. `retries` is how often it retries a request that got no response.
+fn check_retries(name: &str, start: Starter, retries: usize) {
+    let Some(servers) = ProxiedServers::new(name, start, [Behaviour::Refuse, Behaviour::Answer]) else {
+        return;
+    };
     for bytes in [100, 40_000].repeat(6) {
-        assert_eq!(before.post(bytes), Ok("{}".to_owned()), "{name}: a refusal, of {bytes} bytes");
+        assert_eq!(servers.post(bytes), Ok("{}".to_owned()), "{name}: a refused request of {bytes} bytes");
     }
-    assert!(before.asked()[0] > 0 && before.asked()[1] == 12, "{:?}", before.asked());
+    assert!(servers.asked()[0] > 0 && servers.asked()[1] == 12, "{:?}", servers.asked());
 
-    let Some(before) = Before::new(name, start, [Does::Fail, Does::Answer]) else { return };
-    let answers: Vec<_> = (0..12).map(|_| before.post(100)).collect();
+    let Some(servers) = ProxiedServers::new(name, start, [Behaviour::Fail, Behaviour::Answer]) else {
+        return;
+    };
+    let answers: Vec<_> = (0..12).map(|_| servers.post(100)).collect();
     let failed = answers.iter().filter(|answer| answer.is_err()).count();
     assert!(
         failed > 0 && answers.iter().flat_map(|answer| answer.as_ref().err()).all(|e| e.contains(" 500 "))
     );
-    assert_eq!(before.asked(), [failed, 12 - failed], "{name}: what had begun is asked once");
+    assert_eq!(servers.asked(), [failed, 12 - failed], "{name}: a request that was started is not retried");
 
-    let Some(before) = Before::new(name, start, [Does::Die, Does::Die]) else { return };
-    let error = before.post(100).unwrap_err();
+    let Some(servers) = ProxiedServers::new(name, start, [Behaviour::Die, Behaviour::Die]) else { return };
+    let error = servers.post(100).unwrap_err();
     assert!(error.contains(" 502 "), "{error}");
-    assert_eq!(before.asked().iter().sum::<usize>(), 1 + again, "{name}: what may have been the reason");
+    assert_eq!(
+        servers.asked().iter().sum::<usize>(),
+        1 + retries,
+        "{name}: the request may have caused the crash"
+    );
 
-    let Some(before) = Before::new(name, start, [Does::DieLate, Does::DieLate]) else { return };
-    let error = before.post(100).unwrap_err();
+    let Some(servers) = ProxiedServers::new(name, start, [Behaviour::DieLate, Behaviour::DieLate]) else {
+        return;
+    };
+    let error = servers.post(100).unwrap_err();
     assert!(error.contains(" 502 "), "{error}");
-    assert_eq!(before.asked().iter().sum::<usize>(), 1, "{name}: it was worked on");
+    assert_eq!(servers.asked().iter().sum::<usize>(), 1, "{name}: the server had worked on the request");
 }
 
 #[test]
-fn haproxy_asks_again_what_was_not_begun() {
-    asks_again("haproxy", haproxy, 0);
+fn haproxy_retries_only_refused_requests() {
+    check_retries("haproxy", haproxy, 0);
 }
 
 #[test]
-fn nginx_asks_again_what_was_not_begun_and_once_what_got_no_answer() {
-    asks_again("nginx", nginx, 1);
+fn nginx_retries_refused_requests_and_once_requests_without_a_response() {
+    check_retries("nginx", nginx, 1);
 }

@@ -10,14 +10,14 @@ use serde_json::json;
 use super::cost;
 use crate::fake::request;
 use crate::http::client::Connection;
-use crate::http::house::{EOS, House, PADDED_VOCAB, Plan, VOCAB, tokenizer};
+use crate::http::test_server::{EOS, PADDED_VOCAB, Setup, TestServer, VOCAB, tokenizer};
 
 fn voice(mean: f64) -> Voice {
     Voice::new(words(&tokenizer(), VOCAB), vec![EOS], mean, PADDED_VOCAB).unwrap()
 }
 
-fn house(mean: f64, pace: f64) -> House {
-    Plan::new().over(Simulator::new(Machine::new(cost(), voice(mean)), pace).unwrap())
+fn server(mean: f64, pace: f64) -> TestServer {
+    Setup::new().launch_with(Simulator::new(Machine::new(cost(), voice(mean)), pace).unwrap())
 }
 
 /// As the server makes it of a completion.
@@ -42,15 +42,15 @@ fn expected(request: &Request, mean: f64) -> (String, &'static str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
-    let house = Arc::new(house(30.0, 0.0));
+    let server = Arc::new(server(30.0, 0.0));
     let clients: Vec<_> = (0..24u32)
         .map(|i| {
-            let house = Arc::clone(&house);
+            let server = Arc::clone(&server);
             tokio::spawn(async move {
                 let prompt = prompt(i, 5 + 13 * i);
                 let (temperature, seed) = (f32::from(i % 2 == 1), u64::from(i / 2));
                 let more = json!({ "max_tokens": 40, "temperature": temperature, "seed": seed });
-                let reply = house.complete(prompt.clone(), more).await.json();
+                let reply = server.complete(prompt.clone(), more).await.json();
                 let sampling = SamplingParams { temperature, seed, ..SamplingParams::greedy() };
                 let (text, reason) = expected(&asked(prompt, 40, sampling), 30.0);
                 assert_eq!(reply["choices"][0]["text"], text.as_str(), "request {i}");
@@ -64,23 +64,23 @@ async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
         reasons.push(client.await.unwrap());
     }
     assert!(reasons.contains(&"stop") && reasons.contains(&"length"), "{reasons:?}");
-    house.until_empty().await;
+    server.until_empty().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
-    let house = house(1e6, 0.05);
+    let server = server(1e6, 0.05);
     let mut leavers = Vec::new();
     for i in 1..8 {
         let body = json!({ "model": "parrot", "prompt": prompt(i, 90), "max_tokens": 200, "stream": true });
-        let mut connection = Connection::open(house.address).await;
+        let mut connection = Connection::open(server.address).await;
         let headers = [("content-type", "application/json")];
         connection.request("POST", "/v1/completions", &headers, body.to_string().as_bytes()).await;
         leavers.push(connection);
     }
     let alone = asked(prompt(0, 100), 60, SamplingParams::greedy());
     let more = json!({ "max_tokens": 60, "temperature": 0 });
-    let innocent = house.complete(prompt(0, 100), more);
+    let innocent = server.complete(prompt(0, 100), more);
     let leaving = async {
         for mut leaver in leavers {
             leaver.until("data: ").await;
@@ -89,14 +89,14 @@ async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
     };
     let (reply, ()) = tokio::join!(innocent, leaving);
     assert_eq!(reply.json()["choices"][0]["text"], expected(&alone, 1e6).0.as_str());
-    house.until_empty().await;
+    server.until_empty().await;
 }
 
 #[tokio::test]
 async fn what_ends_an_answer_is_heeded() {
-    let house = house(1.0, 0.0);
+    let server = server(1.0, 0.0);
     let usage =
-        async |more| house.complete(prompt(3, 9), more).await.json()["usage"]["completion_tokens"].clone();
+        async |more| server.complete(prompt(3, 9), more).await.json()["usage"]["completion_tokens"].clone();
     assert_eq!(usage(json!({ "max_tokens": 30 })).await, 1, "a mean of one token is always one");
     assert_eq!(usage(json!({ "max_tokens": 30, "min_tokens": 7 })).await, 8, "the end is barred for seven");
     assert_eq!(usage(json!({ "max_tokens": 30, "ignore_eos": true })).await, 30, "it never comes unasked");
@@ -104,9 +104,9 @@ async fn what_ends_an_answer_is_heeded() {
 
 #[tokio::test]
 async fn scores_are_well_formed() {
-    let house = house(1e6, 0.0);
+    let server = server(1e6, 0.0);
     let more = json!({ "max_tokens": 3, "echo": true, "logprobs": 4, "temperature": 0 });
-    let reply = house.complete(prompt(1, 70), more).await.json();
+    let reply = server.complete(prompt(1, 70), more).await.json();
     let scores = reply["choices"][0]["logprobs"].clone();
     let values = scores["token_logprobs"].as_array().unwrap();
     assert_eq!(values.len(), 73);

@@ -191,7 +191,7 @@ fn what_nobody_knows_is_remembered_by_name() {
 #[test]
 fn of_a_field_given_twice_the_last_counts() {
     let body = b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":0,\"n\":2}";
-    let map = octant::server::body::parse_object(body).unwrap();
+    let map = octant::server::json::parse_object(body).unwrap();
     let fields = octant::server::fields::Fields::new(map);
     assert_eq!(octant::server::validate::chat(fields, &super::limits(), 0).unwrap().ask.n, 2);
 }

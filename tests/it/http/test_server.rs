@@ -1,5 +1,5 @@
-//! A server to test: a tokenizer of single bytes, an engine over a fake executor that repeats its prompt, and the
-//! real front end on a port of its own.
+//! A server to test: a tokenizer whose tokens are single bytes, an engine over a fake executor that repeats
+//! the prompt ("parrot"), and the real HTTP front end on a free port of the loopback address.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,23 +20,25 @@ use crate::fake::FakeExecutor;
 
 pub const EOS: u32 = 257;
 pub const BOS: u32 = 258;
-/// Ids of the tokenizer; the model has a few rows more, as padding.
+/// Token ids of the tokenizer.
 pub const VOCAB: usize = 260;
+/// Token ids of the model, which has a few rows more as padding.
 pub const PADDED_VOCAB: usize = 264;
 
-/// The messages' text, and the end: what the parrot makes of it is the text as an answer.
+/// The messages' texts, then the end token. The parrot executor repeats it, so the reply is the messages'
+/// text.
 const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|>";
 
-/// How a house is built.
-pub struct Plan {
+/// Settings of a test server.
+pub struct Setup {
     pub config: SchedulerConfig,
     pub settings: Settings,
     pub times: DrainTimes,
-    pub stalled_after: Duration,
+    pub stall_margin: Duration,
     pub start: EngineOptions,
 }
 
-impl Plan {
+impl Setup {
     pub fn new() -> Self {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
         let settings = Settings::new("parrot", vec![EOS]);
@@ -44,40 +46,41 @@ impl Plan {
             config: config(),
             settings,
             times,
-            stalled_after: Duration::from_secs(60),
+            stall_margin: Duration::from_secs(60),
             start: EngineOptions { metrics: engine_metrics(), ..EngineOptions::new(2) },
         }
     }
 
-    /// Opens the house over an executor.
-    pub fn over(self, executor: impl Executor + 'static) -> House {
+    /// Starts a server over this executor.
+    pub fn launch_with(self, executor: impl Executor + 'static) -> TestServer {
         let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start);
         let tokenizer = Arc::new(tokenizer());
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
-        let status = ServerStatus::new(self.stalled_after);
+        let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (signals, receiver) = mpsc::channel(4);
         let mut receiver = Signals::new(receiver);
         let served = tokio::spawn(async move { serve(listener, state, &mut receiver, self.times).await });
-        House { address, engine, thread, status, signals, served }
+        TestServer { address, engine, thread, status, signals, served }
     }
 
-    /// Opens the house over a parrot.
-    pub fn open(self) -> House {
+    /// Starts a server over the parrot executor.
+    pub fn launch(self) -> TestServer {
         let executor = FakeExecutor::new(&self.config).parrot(BOS);
-        self.over(executor)
+        self.launch_with(executor)
     }
 }
 
 /// A running server.
-pub struct House {
+pub struct TestServer {
     pub address: SocketAddr,
     pub engine: EngineHandle,
     pub thread: EngineThread,
     pub status: Arc<ServerStatus>,
+    /// Each message is a shutdown signal.
     pub signals: mpsc::Sender<()>,
     pub served: JoinHandle<Ended>,
 }
@@ -96,7 +99,7 @@ pub fn config() -> SchedulerConfig {
     }
 }
 
-impl House {
+impl TestServer {
     pub async fn get(&self, path: &str) -> Reply {
         client::get(self.address, path).await
     }
@@ -105,18 +108,18 @@ impl House {
         client::post(self.address, path, &body).await
     }
 
-    /// A chat of one message, with more fields.
+    /// Sends a chat of one message, with further fields.
     pub async fn chat(&self, text: &str, more: Value) -> Reply {
         self.post("/v1/chat/completions", chat_body(text, more)).await
     }
 
-    /// A text completion, with more fields.
+    /// Sends a text completion, with further fields.
     pub async fn complete(&self, prompt: impl Into<Value>, more: Value) -> Reply {
         let body = merged(json!({ "model": "parrot", "prompt": prompt.into() }), more);
         self.post("/v1/completions", body).await
     }
 
-    /// Waits until the engine's stats are as wanted.
+    /// Waits until the engine's stats meet a condition.
     pub async fn until(&self, wanted: impl Fn(&Stats) -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
@@ -129,7 +132,7 @@ impl House {
         }
     }
 
-    /// Waits until nothing runs, waits or holds a block.
+    /// Waits until no request runs, waits or holds a KV block.
     pub async fn until_empty(&self) {
         self.until(|stats| {
             stats.counts.running + stats.counts.waiting + stats.counts.blocks_used == 0 && !stats.pending()
@@ -148,7 +151,7 @@ pub fn merged(mut body: Value, more: Value) -> Value {
     body
 }
 
-/// Ids 0 to 255 are the bytes, 256 is "ll", and there are three special tokens.
+/// A byte-level tokenizer: ids 0 to 255 are the bytes, 256 is "ll", and 257 to 259 are special tokens.
 pub fn tokenizer() -> Tokenizer {
     let dir = tempfile::tempdir().expect("a temporary directory");
     write_tokenizer(dir.path());
@@ -166,20 +169,25 @@ pub fn write_tokenizer(dir: &Path) {
                 "lstrip": false, "rstrip": false, "normalized": false })
     };
     let bos = json!({ "SpecialToken": { "id": "<|bos|>", "type_id": 0 } });
+    let [first, second] =
+        [("A", 0), ("B", 1)].map(|(id, type_id)| json!({ "Sequence": { "id": id, "type_id": type_id } }));
+    let byte_level =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
     let tokenizer = json!({
         "version": "1.0",
         "added_tokens": [special(EOS, "<|eos|>"), special(BOS, "<|bos|>"), special(259, "<|turn|>")],
         "normalizer": null,
-        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "pre_tokenizer": byte_level,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [bos, { "Sequence": { "id": "A", "type_id": 0 } }],
-            "pair": [bos, { "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 1 } }],
+            "single": [bos, first],
+            "pair": [bos, first, second],
             "special_tokens": { "<|bos|>": { "id": "<|bos|>", "ids": [BOS], "tokens": ["<|bos|>"] } },
         },
-        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
+        "decoder": byte_level,
         "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                   "ignore_merges": false,
                    "vocab": vocab, "merges": [["l", "l"]] },
     });
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).expect("it can be written");
@@ -187,15 +195,15 @@ pub fn write_tokenizer(dir: &Path) {
     std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).expect("it can be written");
 }
 
-/// The letter that stands for each byte in a byte-level vocabulary.
+/// The character that a byte-level vocabulary writes for each byte.
 fn byte_letters() -> Vec<char> {
-    let shown = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    let mut hidden = 256..;
-    let letter = |byte: u32| if shown(byte) { byte } else { hidden.next().expect("there is no last number") };
-    (0..256).map(letter).map(|code| char::from_u32(code).expect("a letter")).collect()
+    let printable = |byte: u32| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut next = 256..;
+    let letter = |byte: u32| if printable(byte) { byte } else { next.next().expect("the range is endless") };
+    (0..256).map(letter).map(|code| char::from_u32(code).expect("a character")).collect()
 }
 
-/// The value of the one sample of this name that has all these labels, as `name="value"`.
+/// Returns the value of the only sample with this name and all these labels, each given as `name="value"`.
 pub fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
     let is_it = |line: &&str| {
         let rest = line.strip_prefix(name).and_then(|rest| rest.strip_prefix('{'));

@@ -1,0 +1,50 @@
+//! Writes an [`ApiError`] as an HTTP response: status, headers, and the JSON object as body.
+
+use axum::body::Body;
+use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, Response};
+use axum::response::IntoResponse;
+
+use super::error::ApiError;
+
+/// Extension of an error's response that carries [`ApiError::label`] to the middleware.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ErrorLabel(pub(crate) &'static str);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response<Body> {
+        let mut response = Response::new(Body::from(self.to_json()));
+        *response.status_mut() = self.status();
+        response.extensions_mut().insert(ErrorLabel(self.label()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(retry) = self.should_retry() {
+            headers.insert("x-should-retry", HeaderValue::from_static(if retry { "true" } else { "false" }));
+        }
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert("retry-after-ms", HeaderValue::from(seconds * 1000));
+        }
+        if self == Self::BadKey {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if closes_connection(&self) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+/// Returns true if the connection must end with the response, so that the unread rest of a body is not taken
+/// for the next request.
+fn closes_connection(error: &ApiError) -> bool {
+    matches!(
+        error,
+        ApiError::TooSlow(_)
+            | ApiError::TooLarge(_)
+            | ApiError::TooManyBodies(_)
+            | ApiError::HeadersTooLarge(..)
+            | ApiError::NotReady
+            | ApiError::Draining
+    )
+}

@@ -1,0 +1,101 @@
+//! Settings of the front end: models, API keys, sampling defaults, and limits of HTTP.
+
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::api_keys::Caller;
+use super::validate::Defaults;
+
+/// `/tokenize` and `/detokenize` requests that are served or wait their turn at the same time; one more gets
+/// a 429.
+pub(crate) const MAX_TOKENIZE_REQUESTS: usize = 64;
+/// Large request bodies parsed at the same time: a parsed body takes many times the memory of its bytes.
+pub(crate) const MAX_PARSING: usize = 4;
+
+/// Settings of the front end.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Names that requests may give as `model`, the model's own name first. At least one.
+    pub models: Vec<String>,
+    /// API key shared by all clients. With `None` and no named keys, every client is let in.
+    pub api_key: Option<String>,
+    /// Further API keys, each with the tenant and priority of its holder.
+    pub named_keys: Vec<(String, Caller)>,
+    /// Sampling parameters for requests that leave them out.
+    pub defaults: Defaults,
+    /// Token ids that end a generation.
+    pub eos_ids: Vec<u32>,
+    /// Unknown fields of a request are errors. If false, a response header lists them.
+    pub reject_unknown_fields: bool,
+    /// Status of a response that refuses a request because the queue is full. Default: 429.
+    pub queue_full_status: StatusCode,
+    /// Limits of HTTP.
+    pub http: HttpLimits,
+}
+
+impl Settings {
+    /// Returns the default settings for one model.
+    pub fn new(model: impl Into<String>, eos_ids: Vec<u32>) -> Self {
+        Self {
+            models: vec![model.into()],
+            api_key: None,
+            named_keys: Vec::new(),
+            defaults: Defaults::default(),
+            eos_ids,
+            reject_unknown_fields: false,
+            queue_full_status: StatusCode::TOO_MANY_REQUESTS,
+            http: HttpLimits::default(),
+        }
+    }
+}
+
+/// Limits on what a client may send, and on how long it may take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpLimits {
+    /// Open connections. Further clients wait in the listening socket's backlog.
+    pub max_connections: usize,
+    /// Time for the head of a request, from its first byte, and for the first byte of a new connection.
+    pub head_timeout: Duration,
+    /// Time between two requests of a connection. It must be longer than the load balancer's (60 s by default
+    /// for most): a request that the balancer sends while the server closes the connection would be lost.
+    pub idle_timeout: Duration,
+    /// A client that accepts no byte for this time is disconnected.
+    pub write_stall: Duration,
+    /// Bytes of a request's head.
+    pub max_head_bytes: usize,
+    /// Headers of a request.
+    pub max_headers: usize,
+    /// Limits of a request's body.
+    pub body: BodyLimits,
+    /// Request bodies read at the same time. One more refuses the body that has been on its way for the
+    /// longest.
+    pub max_reading: usize,
+    /// A stream that sends nothing for this time sends a comment.
+    pub keep_alive: Duration,
+}
+
+/// Limits of a request's body.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BodyLimits {
+    /// Size in bytes.
+    pub max_bytes: usize,
+    /// Time from the end of the head to the end of the body.
+    pub deadline: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16_384,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_stall: Duration::from_secs(60),
+            max_head_bytes: 16 << 10,
+            max_headers: 64,
+            body: BodyLimits { max_bytes: 32 << 20, deadline: Duration::from_secs(30) },
+            max_reading: 1024,
+            keep_alive: Duration::from_secs(15),
+        }
+    }
+}

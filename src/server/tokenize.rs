@@ -1,0 +1,79 @@
+//! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages,
+//! and back.
+//!
+//! These requests take no place in the engine's queue. Their number is bounded by permits of their own, taken
+//! before a body is parsed. They use the tokenizer one at a time, so that they delay requests that generate
+//! as little as possible.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Request, State};
+use serde_json::{Value, json};
+use tokio::sync::SemaphorePermit;
+
+use super::error::ApiError;
+use super::fields::Fields;
+use super::generate::refusal_error;
+use super::reply_builder::ReplyFormat;
+use super::settings::MAX_TOKENIZE_REQUESTS;
+use super::state::ServerState;
+use super::{body, validate};
+
+/// `Retry-After` of a refusal.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// `POST /tokenize`: token ids of a text or of messages.
+///
+/// # Errors
+/// Status 400, 404 for the model, or 429.
+pub(crate) async fn tokenize(
+    State(state): State<Arc<ServerState>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(request, &state).await?;
+    let _permit = acquire_permit(&state)?;
+    let map = body::parse(bytes, &state).await?;
+    let (prompts, strings) = validate::tokenize(Fields::new(map), &state.limits)?;
+    let _turn = state.tokenize_turn.lock().await;
+    let format = if prompts.is_chat() { ReplyFormat::Chat } else { ReplyFormat::Text };
+    let tokenized = state.generator.tokenize(prompts).await;
+    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, format))?;
+    let ids: &[u32] = prompts.first().map_or(&[], |prompt| &prompt.ids);
+    let tokenizer = state.generator.tokenizer();
+    let token_strs = strings.then(|| ids.iter().map(|&id| tokenizer.token_str(id)).collect::<Vec<_>>());
+    Ok(Json(json!({
+        "count": ids.len(),
+        "max_model_len": state.max_model_len(),
+        "tokens": ids,
+        "token_strs": token_strs,
+    })))
+}
+
+/// `POST /detokenize`: text of token ids, special tokens included.
+///
+/// # Errors
+/// Status 400, 404 for the model, or 429.
+pub(crate) async fn detokenize(
+    State(state): State<Arc<ServerState>>,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let bytes = body::read(request, &state).await?;
+    let _permit = acquire_permit(&state)?;
+    let map = body::parse(bytes, &state).await?;
+    let ids = validate::detokenize(Fields::new(map), &state.limits)?;
+    let _turn = state.tokenize_turn.lock().await;
+    let text = state.generator.detokenize(ids).await;
+    let text = text.map_err(|refusal| refusal_error(&state, refusal, ReplyFormat::Text))?;
+    Ok(Json(json!({ "prompt": text })))
+}
+
+fn acquire_permit(state: &ServerState) -> Result<SemaphorePermit<'_>, ApiError> {
+    state.tokenize_permits.try_acquire().map_err(|_none_left| ApiError::QueueFull {
+        message: format!(
+            "The server already has {MAX_TOKENIZE_REQUESTS} requests to tokenize or detokenize, its limit."
+        ),
+        retry_after: Some(RETRY_AFTER),
+    })
+}
