@@ -60,8 +60,17 @@ pub mod load;
 /// Random numbers that are a function of a seed.
 pub mod random;
 
-/// Command line, environment and file to one validated configuration.
+/// Facts about this machine: CPU cores and available memory.
+pub mod machine;
+
+/// Command line, environment and file to validated settings.
 pub mod config;
 
-/// The subcommands of the binary.
+/// Devices opened, memory planned, weights loaded, the engine started.
+pub mod launch;
+
+/// The benchmarks of the binary.
+pub mod bench;
+
+/// The other commands of the binary.
 pub mod commands;

@@ -1,17 +1,17 @@
-//! `octant doctor`: what this machine has of what serving needs, a line each, and what is missing.
+//! `octant doctor`: checks that this machine has what serving needs.
 
 use std::process::ExitCode;
 
-use super::devices::available_memory;
 use crate::device::cpu::Isa;
+use crate::machine::{available_memory, cores};
 use crate::runner::gib;
 
 /// A line of the report.
 struct Finding {
     name: &'static str,
-    /// What there is, or what is missing.
+    /// What was found, or what is missing.
     outcome: Result<String, String>,
-    /// Whether serving needs it.
+    /// Whether serving fails without it.
     needed: bool,
 }
 
@@ -21,7 +21,7 @@ impl Finding {
     }
 }
 
-/// Prints the report. 0 if nothing is missing, else 1.
+/// Prints the report. Exits with status 1 if something that serving needs is missing.
 pub fn run() -> ExitCode {
     let mut findings = vec![cpu(), memory()];
     findings.extend(gpu::findings());
@@ -37,8 +37,7 @@ pub fn run() -> ExitCode {
 }
 
 fn cpu() -> Finding {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Finding::needed("cpu", Ok(format!("{cores} threads, {:?}", Isa::available()[0])))
+    Finding::needed("cpu", Ok(format!("{} threads, {:?}", cores(), Isa::available()[0])))
 }
 
 fn memory() -> Finding {
@@ -50,7 +49,7 @@ fn memory() -> Finding {
 mod gpu {
     use super::Finding;
 
-    /// Nothing is missing of what this binary can use.
+    /// A build without CUDA needs no GPU.
     pub(super) fn findings() -> Vec<Finding> {
         let text = "this binary was built without CUDA and serves on the CPU".to_owned();
         vec![Finding::needed("cuda", Ok(text))]
@@ -62,9 +61,9 @@ mod gpu {
     use nvml_wrapper::Nvml;
     use nvml_wrapper::error::NvmlError;
 
-    use super::super::gpu::describe;
     use super::Finding;
     use crate::device::cuda::{Cuda, Products, library_loads, nccl_version};
+    use crate::launch::nvml::describe;
 
     pub(super) fn findings() -> Vec<Finding> {
         let mut findings = vec![
@@ -79,12 +78,12 @@ mod gpu {
             Ok(nvml) => findings.extend(gpus(&nvml)),
             Err(error) => findings.push(Finding::needed("driver", Err(error.to_string()))),
         }
-        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} takes our kernels", gpu.name()));
+        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} loads the kernels", gpu.name()));
         findings.push(Finding::needed("kernels", opens.map_err(|e| e.to_string())));
         findings
     }
 
-    /// Whether one of the names can be loaded, and who would use it.
+    /// Whether a library can be loaded by one of its file names. `user` says which setting uses it.
     fn library(name: &'static str, files: &[&str], user: &str) -> Finding {
         let found = files.iter().find(|file| library_loads(file));
         let missing = || format!("none of {} can be loaded; {user}", files.join(", "));

@@ -1,8 +1,6 @@
-//! Sizes as people write them.
+//! Sizes in bytes with an optional unit, such as `4GiB`.
 
 use std::str::FromStr;
-
-use serde::Deserialize;
 
 /// A number of bytes, written plainly or with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,20 +33,5 @@ impl FromStr for Size {
             return Err(format!("expected a size between 1 B and 10^18 B, got `{text}`"));
         }
         Ok(Self(bytes as u64))
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Bytes(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Bytes(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The settings of the commands that convert directories.
+//! Arguments of `octant quantize` and `octant import-nemo`.
 
 use std::path::PathBuf;
 
@@ -6,58 +6,57 @@ use clap::{Args, ValueEnum};
 
 use super::Size;
 
-/// `octant quantize`.
+/// Arguments of `octant quantize`.
 #[derive(Debug, Clone, Args)]
 pub struct QuantizeArgs {
-    /// Hugging Face directory of BF16, F16 or F32 weights
+    /// Hugging Face directory with BF16, F16 or F32 weights
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Directory to write: absent, empty, or begun by this very command
+    /// Output directory: absent, empty, or left by an interrupted run of the same command
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// What has a scale of its own: each output channel of a weight, or a whole weight
+    /// Granularity of scales: one per output channel, or one per weight
     #[arg(long, value_name = "SCHEME", default_value = "channel")]
     pub scheme: ScaleScheme,
     #[command(flatten)]
     pub(crate) common: ConversionArgs,
 }
 
-/// `octant import-nemo`.
+/// Arguments of `octant import-nemo`.
 #[derive(Debug, Clone, Args)]
 pub struct ImportNemoArgs {
     /// Unpacked .nemo directory: model_config.yaml, a SentencePiece model, model_weights
     #[arg(value_name = "IN")]
     pub input: PathBuf,
-    /// Directory to write: absent, empty, or begun by this very command
+    /// Output directory: absent, empty, or left by an interrupted run of the same command
     #[arg(value_name = "OUT")]
     pub output: PathBuf,
-    /// Write linear weights in FP8, as `quantize` does [default: as they are stored]
+    /// Convert linear weights to FP8 with this granularity of scales [default: no conversion]
     #[arg(long, value_name = "SCHEME")]
     pub quantize: Option<ScaleScheme>,
-    /// Leave tokenizer.json and tokenizer_config.json to the operator, as for a SentencePiece model that cannot become
-    /// one
+    /// Do not write tokenizer.json and tokenizer_config.json, for example if the SentencePiece model cannot be converted
     #[arg(long)]
     pub without_tokenizer: bool,
     #[command(flatten)]
     pub(crate) common: ConversionArgs,
 }
 
-/// What both have.
+/// Arguments of both conversions.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ConversionArgs {
-    /// Size of a file of weights, in bytes or as 8GB
+    /// Maximum size of a weight file, in bytes or with a unit
     #[arg(long, value_name = "SIZE", default_value = "8GB")]
     pub(crate) shard_size: Size,
-    /// Threads [default: all cores]
+    /// Worker threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub(crate) threads: Option<usize>,
 }
 
-/// What of a weight has a scale of its own.
+/// Granularity of the scales of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ScaleScheme {
-    /// Each output channel.
+    /// One scale per output channel.
     Channel,
-    /// The whole weight.
+    /// One scale per weight.
     Tensor,
 }
