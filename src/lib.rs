@@ -1,8 +1,9 @@
 //! Octant serves the Nemotron-4 340B family in FP8 from one DGX H100: an OpenAI-compatible front end, a
 //! continuous-batching scheduler, a paged KV cache, and a model generic over the device that runs it.
 //!
-//! The modules below stand in the order in which a request passes through them. [`generation`] and [`engine`] are
-//! the two files to read first: the first is the path from text to tokens and back, the second is the step loop.
+//! The modules below stand in the order in which a request passes through them. [`generation`] and [`engine`]
+//! are the two files to read first: the first is the path from text to tokens and back, the second is the
+//! step loop.
 //!
 //! # Invariants
 //! - The engine speaks tokens only; text ends at [`generation`].

@@ -7,7 +7,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes of memory that the system can provide without swapping, or the limit of the control group if that is lower.
+/// Bytes of memory that the system can provide without swapping, or the limit of the control group if that is
+/// lower.
 pub(crate) fn available_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));

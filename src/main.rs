@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use octant::config::{BenchCommand, Command};
 use octant::{bench, commands, config};
 
-/// Tokens are allocated on one thread and freed on others. With the system's allocator the engine waits for that
-/// (benches/results/2026-11-24-host-cost.md).
+/// Tokens are allocated on one thread and freed on others. With the system's allocator the engine waits for
+/// that (benches/results/2026-11-24-host-cost.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -129,8 +129,8 @@ impl Executor for FixedLengthSteps {
     }
 }
 
-/// Microseconds from the results of a step to the next launch, for each step of `rows` streams. Each stream is read by
-/// its own task.
+/// Microseconds from the results of a step to the next launch, for each step of `rows` streams. Each stream
+/// is read by its own task.
 pub(super) fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
     let (gaps, measured) = flume::unbounded();
     let executor = FixedLengthSteps {

@@ -1,15 +1,20 @@
-//! `octant bench host`: measures the host cost of everything above the device, with simulated steps that use no CPU.
+//! `octant bench host`: measures the host cost of everything above the device, with simulated steps that use
+//! no CPU.
 //!
 //! Four measurements:
-//! - The scheduler alone: a plan and a commit, by numbers of running and waiting sequences and by prompt length.
+//! - The scheduler alone: a plan and a commit, by numbers of running and waiting sequences and by prompt
+//!   length.
 //! - The engine: from the results of a step to the next launch, while clients receive tokens.
-//! - The server: a second process of this program with steps of a fixed length, under a client in this process.
-//! - A lower bound of the server's cost: a thread that only writes one event per token, under the same client.
+//! - The server: a second process of this program with steps of a fixed length, under a client in this
+//!   process.
+//! - A lower bound of the server's cost: a thread that only writes one event per token, under the same
+//!   client.
 
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use super::server_overhead::SETTLED;
 use super::{engine_overhead, server_overhead, write_floor};
 use crate::config::BenchHostArgs;
 use crate::load::measure::Distribution;
@@ -49,17 +54,18 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         bare.push(serde_json::to_value(&figures)?);
     }
     all.insert("bare".to_owned(), Value::Array(bare));
+    println!("late: milliseconds between two tokens of a stream beyond the length of a step");
     println!(
-        "late: milliseconds between two tokens of a stream beyond a step's length; settled: its p99 without the"
+        "settled: late p99 without the first {SETTLED} tokens of each answer, when other requests arrive"
     );
-    println!("first {} tokens of each answer, while which all others arrive", server_overhead::SETTLED);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&all)?);
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Times of the scheduler with 1, 2, 4 and 8 times the running sequences, the waiting ones, and the prompt length.
+/// Times of the scheduler with 1, 2, 4 and 8 times the running sequences, the waiting ones, and the prompt
+/// length.
 fn growth() -> Value {
     println!("The scheduler alone, medians, us");
     println!("{:>8} {:>8} {:>8} {:>8} {:>8}", "running", "waiting", "prompt", "plan", "commit");
@@ -79,7 +85,9 @@ fn growth() -> Value {
         let engine_overhead::Load { running, waiting, prompt } = load;
         let (plan, commit) = engine_overhead::scheduler(load);
         println!("{running:>8} {waiting:>8} {prompt:>8} {plan:>8.1} {commit:>8.1}");
-        json!({"running": running, "waiting": waiting, "prompt": prompt, "plan_us": plan, "commit_us": commit})
+        json!({
+            "running": running, "waiting": waiting, "prompt": prompt, "plan_us": plan, "commit_us": commit,
+        })
     });
     Value::Array(rows.collect())
 }

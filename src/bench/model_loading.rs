@@ -1,8 +1,9 @@
 //! `octant bench load`: compares loading a model as `octant serve` does with only reading its files.
 //!
-//! Each repetition reads the files through the page cache, reads them past it as the loader does, reads them into new
-//! memory of the same size, and loads the model. It does so cold, with the files dropped from the page cache before each
-//! measurement, and warm. The benchmark also reports the peak memory of loading beyond the weights.
+//! Each repetition reads the files through the page cache, reads them past it as the loader does, reads them
+//! into new memory of the same size, and loads the model. It does so cold, with the files dropped from the
+//! page cache before each measurement, and warm. The benchmark also reports the peak memory of loading beyond
+//! the weights.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -117,8 +118,8 @@ impl Run<'_> {
             };
             show(&format!("{state}, medians"), &medians);
             println!(
-                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; memory \
-                 beyond the weights at most {:.0} MB",
+                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; \
+                 memory beyond the weights at most {:.0} MB",
                 median(|r| r.load / r.files),
                 median(|r| r.load / r.past),
                 median(|r| r.load / r.kept),
@@ -140,8 +141,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Bytes per second of reading all files with as many threads as the loader uses. Each thread reads a part of every
-    /// file.
+    /// Bytes per second of reading all files with as many threads as the loader uses. Each thread reads a
+    /// part of every file.
     fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.prepare_cache(cold)?;
         let threads = read_threads() as u64;
@@ -178,8 +179,8 @@ impl Run<'_> {
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// Bytes per second of reading all files into new memory that keeps them: a lower bound for loading into this
-    /// machine's memory.
+    /// Bytes per second of reading all files into new memory that keeps them: a lower bound for loading into
+    /// this machine's memory.
     fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.prepare_cache(cold)?;
         let mut memory = zeros::<u8>(self.stored as usize);
@@ -278,8 +279,8 @@ fn read(path: &Path, from: u64, len: u64) -> anyhow::Result<u64> {
     Ok(done)
 }
 
-/// Asks the system to drop a file from its page cache. Pages not yet written to the disk would stay, so the file is
-/// synced first.
+/// Asks the system to drop a file from its page cache. Pages not yet written to the disk would stay, so the
+/// file is synced first.
 fn drop_from_cache(path: &Path) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
     file.sync_all()?;

@@ -1,10 +1,10 @@
-//! `octant bench rank`: times whole steps of one rank's share of a model with random weights, against the time to read
-//! its weights and its KV cache.
+//! `octant bench rank`: times whole steps of one rank's share of a model with random weights, against the
+//! time to read its weights and its KV cache.
 //!
-//! Communication needs the other ranks. [`SingleDeviceGroup`] replaces it by a kernel that reads and adds as many bytes
-//! on this device. For eight ranks, published latencies of all-reduces replace the time of that kernel, and the result
-//! is called a projection. The floor is bytes divided by the bandwidth of a kernel that only reads, measured in the same
-//! run.
+//! Communication needs the other ranks. [`SingleDeviceGroup`] replaces it by a kernel that reads and adds as
+//! many bytes on this device. For eight ranks, published latencies of all-reduces replace the time of that
+//! kernel, and the result is called a projection. The floor is bytes divided by the bandwidth of a kernel
+//! that only reads, measured in the same run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -31,7 +31,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(600);
 /// Ranks for which published latencies of all-reduces exist.
 const PROJECTED_RANKS: usize = 8;
 
-/// Runs the benchmark. Prints a line per measurement, and with `--json` one object with all of them at the end.
+/// Runs the benchmark. Prints a line per measurement, and with `--json` one object with all of them at the
+/// end.
 pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let whole = ModelConfig::from_dir(&args.config)?;
     let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
@@ -88,7 +89,8 @@ struct Setup {
     token: u64,
     /// Bytes per second that a kernel reads.
     read: f64,
-    /// Seconds to add to a step for the all-reduces of eight ranks, by rows. Empty for another number of ranks.
+    /// Seconds to add to a step for the all-reduces of eight ranks, by rows. Empty for another number of
+    /// ranks.
     projection: BTreeMap<usize, f64>,
 }
 
@@ -159,7 +161,8 @@ impl Setup {
             vocab,
         };
         let runner = Runner::start(vec![parts], STEP_TIMEOUT);
-        // A step reads only a few rows of the embedding, which are negligible, unless the embedding is also the head.
+        // A step reads only a few rows of the embedding, which are negligible, unless the embedding is also
+        // the head.
         let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };
         Ok(Self {
             steps: Steps::new(runner, vocab, plan.blocks),
@@ -198,8 +201,8 @@ impl Setup {
     }
 }
 
-/// Seconds that the all-reduces of eight ranks add to a step, by rows: the published latency minus the measured time of
-/// the kernel that replaces it, two per layer. Empty for another number of ranks.
+/// Seconds that the all-reduces of eight ranks add to a step, by rows: the published latency minus the
+/// measured time of the kernel that replaces it, two per layer. Empty for another number of ranks.
 fn projection<D: Device>(
     device: &D,
     comm: &SingleDeviceGroup<D>,
@@ -252,8 +255,8 @@ fn show(step: &Step, mut times: Vec<f64>, read: f64) -> Value {
     let projected = projection.map(|seconds| median + seconds * 1e3);
     let projection = projected.map_or(String::new(), |ms| format!(", projection for 8 GPUs {ms:.3} ms"));
     println!(
-        "{kind:7} batch {batch:3} context {context:5}: {median:9.3} ms ({p10:.3} to {p90:.3}), floor {floor:9.3} ms, \
-         ratio {:.2}{projection}",
+        "{kind:7} batch {batch:3} context {context:5}: {median:9.3} ms ({p10:.3} to {p90:.3}), \
+         floor {floor:9.3} ms, ratio {:.2}{projection}",
         median / floor
     );
     json!({

@@ -1,5 +1,5 @@
-//! Cost of the server per token: `octant serve` as a second process with simulated steps of one length, under load from
-//! this process.
+//! Cost of the server per token: `octant serve` as a second process with simulated steps of one length, under
+//! load from this process.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -19,7 +19,8 @@ use crate::load::prompts::Prompts;
 /// Approximate tokens of a prompt.
 const PROMPT: usize = 128;
 
-/// Tokens after which an answer counts as settled: the requests sent with it have then been tokenised and started.
+/// Tokens after which an answer counts as settled: the requests sent with it have then been tokenised and
+/// started.
 pub(super) const SETTLED: usize = 30;
 
 /// Results of a run.
@@ -55,8 +56,8 @@ impl fmt::Display for Figures {
         let memory = memory_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
         write!(
             f,
-            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} \
-             {settled:>10} {memory:>10}"
+            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} \
+             {p99:>10} {settled:>10} {memory:>10}"
         )
     }
 }
@@ -65,8 +66,8 @@ impl fmt::Display for Figures {
 pub(super) fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
     let server = Server::start(args, streams, step_ms)?;
     let before = server.usage()?;
-    // Twice as many requests as streams: the second half reuses connections, and is tokenised while the first half is
-    // being answered.
+    // Twice as many requests as streams: the second half reuses connections, and is tokenised while the first
+    // half is being answered.
     let run = load(args, &server.url, "octant", streams, 2 * streams as u64)?;
     let after = server.usage()?;
     let tokens: u64 = run.records.iter().map(|record| record.tokens()).sum();
@@ -117,8 +118,8 @@ pub(super) fn load(
     Ok(run)
 }
 
-/// Milliseconds between two tokens of a stream beyond the length of a step, from token `from` on. `None` for steps of
-/// length 0.
+/// Milliseconds between two tokens of a stream beyond the length of a step, from token `from` on. `None` for
+/// steps of length 0.
 pub(super) fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
     let late = |gap: Duration| ms(gap) - step_ms;
     let gaps = || run.records.iter().flat_map(|record| record.gaps().skip(from).map(late)).collect();
@@ -152,8 +153,8 @@ impl Drop for GpuFile {
 }
 
 impl GpuFile {
-    /// Describes a GPU on which every step takes `seconds`: all other costs are negligible, and every all-reduce is
-    /// smaller than the smallest in the table.
+    /// Describes a GPU on which every step takes `seconds`: all other costs are negligible, and every
+    /// all-reduce is smaller than the smallest in the table.
     fn with_step_length(seconds: f64) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("octant-bench-host-{}.toml", std::process::id()));
         let text = format!(

@@ -1,5 +1,5 @@
-//! Lower bound of a server's cost per token: a thread that only writes one prepared event to each stream at each step,
-//! under the same client. A server with one write per token cannot cost less.
+//! Lower bound of a server's cost per token: a thread that only writes one prepared event to each stream at
+//! each step, under the same client. A server with one write per token cannot cost less.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,9 +15,11 @@ use crate::config::BenchHostArgs;
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
 /// An event of the length of the server's event of one token.
-const EVENT: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef01234567\",\"object\":\"chat.completion.chunk\",\
-                     \"created\":1700000000,\"model\":\"bare\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\
-                     \"logprobs\":null,\"finish_reason\":null}]}\n\n";
+const EVENT: &str = concat!(
+    "data: {\"id\":\"chatcmpl-0123456789abcdef01234567\",\"object\":\"chat.completion.chunk\",",
+    "\"created\":1700000000,\"model\":\"bare\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},",
+    "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+);
 
 /// The last event of an answer.
 const END: &str = "data: [DONE]\n\n";

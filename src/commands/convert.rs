@@ -111,7 +111,7 @@ impl ProgressDisplay {
             for report in worst.into_iter().take(WORST) {
                 let saturated = report.saturated;
                 eprintln!(
-                    "  {:.3} %  {} (largest error {:.3e}; {saturated} stored as the largest value, {} as zero)",
+                    "  {:.3} %  {} (largest error {:.3e}; {saturated} values saturated, {} became zero)",
                     100.0 * report.relative_rms_error,
                     report.name,
                     report.max_abs_error,

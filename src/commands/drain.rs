@@ -1,5 +1,5 @@
-//! `octant drain`: begins the shutdown of a running server through its admin port, for supervisors without an HTTP
-//! client.
+//! `octant drain`: begins the shutdown of a running server through its admin port, for supervisors without an
+//! HTTP client.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

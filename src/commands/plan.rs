@@ -1,7 +1,7 @@
 //! `octant plan`: the memory plan and predicted step times of a model on GPUs, without the GPUs.
 //!
-//! A [`Report`] holds all figures; JSON prints them exactly, tables round them. The memory plan is the one that the
-//! server computes at start, with the layout of the CUDA device. Times come from the cost model.
+//! A [`Report`] holds all figures; JSON prints them exactly, tables round them. The memory plan is the one
+//! that the server computes at start, with the layout of the CUDA device. Times come from the cost model.
 
 mod tables;
 
@@ -20,109 +20,109 @@ use tables::tables;
 
 /// The plan. Sizes are in bytes, times in seconds.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
+struct Report {
     /// Architecture class of the model.
-    pub architecture: &'static str,
+    architecture: &'static str,
     /// Parameters of the whole model.
-    pub parameters: u64,
+    parameters: u64,
     /// Name of the GPU.
-    pub gpu: String,
+    gpu: String,
     /// GPUs that share the model. The figures below are for one of them.
-    pub tp: usize,
+    tp: usize,
     /// `fp8` or `none`.
-    pub quantization: String,
+    quantization: String,
     /// Maximum tokens of a sequence.
-    pub max_model_len: usize,
+    max_model_len: usize,
     /// Maximum sequences that run at once.
-    pub max_num_seqs: usize,
+    max_num_seqs: usize,
     /// Maximum tokens per step.
-    pub max_num_batched_tokens: usize,
+    max_num_batched_tokens: usize,
     /// Deterministic products.
-    pub deterministic: bool,
+    deterministic: bool,
     /// All parts of the memory plan except the KV cache.
-    pub memory: Vec<Line>,
+    memory: Vec<Line>,
     /// Bytes that a server may use.
-    pub available: u64,
+    available: u64,
     /// The plan of each element type of the KV cache.
-    pub kv: Vec<Kv>,
+    kv: Vec<Kv>,
 }
 
 /// A part of the memory plan.
 #[derive(Debug, Clone, Serialize)]
-pub struct Line {
+struct Line {
     /// Name of the part.
-    pub name: &'static str,
+    name: &'static str,
     /// Size.
-    pub bytes: u64,
+    bytes: u64,
     /// Whether the size is an estimate rather than the exact allocation.
-    pub estimate: bool,
+    estimate: bool,
     /// Derivation of the size.
-    pub from: String,
+    from: String,
 }
 
 /// The plan of a KV cache with one element type.
 #[derive(Debug, Clone, Serialize)]
-pub struct Kv {
+struct Kv {
     /// `fp8` or `bf16`.
-    pub dtype: String,
+    dtype: String,
     /// Bytes of keys and values of one token.
-    pub token_bytes: u64,
+    token_bytes: u64,
     /// Bytes of a block of 64 tokens, with padding and attention's scratch.
-    pub block_bytes: u64,
+    block_bytes: u64,
     /// Bytes of scratch memory of the operations, with a spare block.
-    pub scratch: u64,
+    scratch: u64,
     /// Missing bytes for one full-length request; 0 if it fits.
-    pub short_by: u64,
+    short_by: u64,
     /// Blocks that fit.
-    pub blocks: u64,
+    blocks: u64,
     /// Bytes of these blocks.
-    pub bytes: u64,
+    bytes: u64,
     /// Tokens in these blocks.
-    pub tokens: u64,
+    tokens: u64,
     /// Full-length requests in these blocks.
-    pub requests: u64,
+    requests: u64,
     /// Blocks that the server allocates: at most those of `max_num_seqs` full-length requests.
-    pub server_blocks: u64,
+    server_blocks: u64,
     /// Predicted decode steps.
-    pub decode: Vec<Decode>,
+    decode: Vec<Decode>,
     /// Predicted prefills.
-    pub prefill: Vec<Prefill>,
+    prefill: Vec<Prefill>,
 }
 
 /// A predicted decode step: every sequence generates one token.
 #[derive(Debug, Clone, Serialize)]
-pub struct Decode {
+struct Decode {
     /// Sequences in the step.
-    pub batch: usize,
+    batch: usize,
     /// Tokens of each sequence before the step.
-    pub context: usize,
+    context: usize,
     /// Whether the cache holds these sequences.
-    pub fits: bool,
+    fits: bool,
     /// Length of the step.
-    pub seconds: f64,
+    seconds: f64,
     /// Generated tokens per second of all sequences.
-    pub tokens_per_second: f64,
+    tokens_per_second: f64,
     /// The resource that bounds the step.
-    pub bound: &'static str,
+    bound: &'static str,
     /// Time of each term.
-    pub terms: StepTime,
+    terms: StepTime,
 }
 
 /// A predicted prefill of one prompt while nothing else runs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Prefill {
+struct Prefill {
     /// Tokens of the prompt.
-    pub tokens: usize,
+    tokens: usize,
     /// Steps, of at most `max_num_batched_tokens` tokens each.
-    pub steps: usize,
+    steps: usize,
     /// Time to the first token.
-    pub seconds: f64,
+    seconds: f64,
     /// Prompt tokens per second.
-    pub tokens_per_second: f64,
+    tokens_per_second: f64,
     /// The resource that bounds most of the time.
-    pub bound: &'static str,
+    bound: &'static str,
     /// Time of each term, summed over the steps.
-    pub terms: StepTime,
+    terms: StepTime,
 }
 
 /// Prints the plan. Exits with status 1 if one full-length request does not fit with either element type.
@@ -141,7 +141,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
 ///
 /// # Errors
 /// An invalid argument, naming the flag, or an unreadable file.
-pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
+fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
     let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
     limit_length(&mut model, args.max_model_len)?;

@@ -32,7 +32,8 @@ const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// File descriptors for everything except connections.
 const OTHER_FILES: u64 = 512;
 
-/// Serves until a signal or a drain. Exits with status 0 after either, also during the start, and 1 after a failure.
+/// Serves until a signal or a drain. Exits with status 0 after either, also during the start, and 1 after a
+/// failure.
 pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -63,7 +64,8 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
     }
     let ended = outcome.and_then(|(ended, thread)| join(thread).map(|joined| (ended, joined)));
-    // The recording is also finished after a failure, but not while the engine's thread, still in a step, holds it.
+    // The recording is also finished after a failure, but not while the engine's thread, still in a step,
+    // holds it.
     let over = !matches!(ended, Ok((_, false)));
     let recorded = recording.filter(|_| over).map(Recording::finish).transpose().context("--record");
     let (ended, joined) = ended?;
@@ -91,7 +93,8 @@ fn record(p: &mut Prepared, devices: &Devices) -> anyhow::Result<Option<Recordin
     Ok(Some(recording))
 }
 
-/// Joins the engine's thread if it has ended, and returns whether it has. Otherwise the thread ends with the process.
+/// Joins the engine's thread if it has ended, and returns whether it has. Otherwise the thread ends with the
+/// process.
 fn join(thread: Option<EngineThread>) -> anyhow::Result<bool> {
     let Some(thread) = thread.filter(EngineThread::is_finished) else { return Ok(false) };
     thread.join().map_err(|reason| anyhow::anyhow!("the engine failed: {reason}"))?;
@@ -106,7 +109,8 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the address before loading, so that an address in use fails early and probes are answered during the load.
+/// Binds the address before loading, so that an address in use fails early and probes are answered during the
+/// load.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
@@ -165,11 +169,14 @@ async fn serve(
     let watched = Arc::clone(&state);
     tokio::select! {
         ended = server::serve(listener, state, signals, times) => Ok(ended),
-        () = engine_death(&watched) => anyhow::bail!("the engine has stopped; exiting so that a supervisor restarts"),
+        () = engine_death(&watched) => {
+            anyhow::bail!("the engine has stopped; exiting so that a supervisor restarts")
+        }
     }
 }
 
-/// The keys with their tenants. The prefix `key:` keeps a key's tenant apart from those that clients name in `user`.
+/// The keys with their tenants. The prefix `key:` keeps a key's tenant apart from those that clients name in
+/// `user`.
 fn callers(keys: &[ApiKey]) -> anyhow::Result<Vec<(String, Caller)>> {
     let caller = |ApiKey { name, key, weight, priority }: &ApiKey| {
         let (most, priority) = (MAX_PRIORITY, *priority);
@@ -192,8 +199,8 @@ async fn engine_death(state: &ServerState) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Connections for which there are file descriptors, at most `wanted`. Raises the soft limit of the process as far as
-/// needed and allowed.
+/// Connections for which there are file descriptors, at most `wanted`. Raises the soft limit of the process
+/// as far as needed and allowed.
 fn connections(wanted: usize) -> usize {
     let needed = wanted as u64 + OTHER_FILES;
     let mut limit = getrlimit(Resource::Nofile);
@@ -227,8 +234,8 @@ fn print_banner(p: &Prepared, devices: &Devices) {
     let each = if devices.ranks() == 1 { "" } else { "of each rank: " };
     let needs = &p.memory.needs;
     eprintln!(
-        "memory      {each}weights {}, activations {}, communication {}, scratch {}, recorded steps {} (estimate), \
-         KV cache {} = {} blocks of 64 tokens",
+        "memory      {each}weights {}, activations {}, communication {}, scratch {}, \
+         recorded steps {} (estimate), KV cache {} = {} blocks of 64 tokens",
         gib(needs.weights),
         gib(needs.activations),
         gib(needs.communication),

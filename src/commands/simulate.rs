@@ -101,8 +101,8 @@ fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<Finishe
     Ok(FinishedRun { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
 }
 
-/// Replays the recording. If a setting is given, also simulates its requests with the recorded settings and with the
-/// given ones. `None` if the replay differs from the recording.
+/// Replays the recording. If a setting is given, also simulates its requests with the recorded settings and
+/// with the given ones. `None` if the replay differs from the recording.
 fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<FinishedRun>>> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
@@ -197,7 +197,8 @@ fn scheduler_config(
         max_model_len <= limit,
         "--max-model-len: expected at most the model's {limit}, got {max_model_len}"
     );
-    // The number of blocks is the recorded one unless an argument changes the size or the memory of the cache.
+    // The number of blocks is the recorded one unless an argument changes the size or the memory of the
+    // cache.
     let resized = args.config.is_some()
         || args.kv_cache_memory.is_some()
         || args.tp.is_some()

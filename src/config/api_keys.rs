@@ -1,23 +1,25 @@
 //! The file of `--api-keys`.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use anyhow::{anyhow, bail, ensure};
 use serde::Deserialize;
 
 /// One client's key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ApiKey {
+pub(crate) struct ApiKey {
     /// Name for logs and metrics, 1 to 64 bytes.
-    pub name: String,
+    pub(crate) name: String,
     /// The secret that the client sends.
-    pub key: String,
+    pub(crate) key: String,
     /// Share of the server relative to the other keys while requests wait, 1 to 1000.
     #[serde(default = "default_weight")]
-    pub weight: u32,
+    pub(crate) weight: u32,
     /// Added to the priority of each request of this key; a request's own priority is then not below 0.
     #[serde(default)]
-    pub priority: i32,
+    pub(crate) priority: i32,
 }
 
 #[derive(Deserialize)]
@@ -36,30 +38,21 @@ pub(super) fn is_valid(key: &str) -> bool {
 }
 
 /// Reads and validates the keys. No error text contains a key.
-pub(super) fn read(path: &Path) -> Result<Vec<ApiKey>, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
+    let text = std::fs::read_to_string(path)?;
     // The TOML parser's own message quotes a line of the file, which may hold a key.
-    let KeyFile { keys } = toml::from_str(&text).map_err(|e: toml::de::Error| {
+    let KeyFile { keys } = toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
-        format!("line {line}: expected tables [[keys]] with name, key, weight and priority")
+        anyhow!("line {line}: expected tables [[keys]] with name, key, weight and priority")
     })?;
-    if keys.is_empty() {
-        return Err("expected at least one key".to_owned());
-    }
-    for (i, key) in keys.iter().enumerate() {
-        let name = &key.name;
-        if name.is_empty() || name.len() > 64 {
-            return Err(format!("key {}: expected a name of 1 to 64 bytes", i + 1));
-        }
-        if !(1..=1000).contains(&key.weight) {
-            return Err(format!("{name}: expected a weight from 1 to 1000, got {}", key.weight));
-        }
-        if !is_valid(&key.key) {
-            return Err(format!("{name}: expected a key of visible ASCII characters"));
-        }
-        if let Some(twin) = keys[..i].iter().find(|other| other.name == *name || other.key == key.key) {
-            return Err(format!("{name}: its name or key is also that of {}", twin.name));
+    ensure!(!keys.is_empty(), "expected at least one key");
+    for (i, ApiKey { name, key, weight, .. }) in keys.iter().enumerate() {
+        ensure!((1..=64).contains(&name.len()), "key {}: expected a name of 1 to 64 bytes", i + 1);
+        ensure!((1..=1000).contains(weight), "{name}: expected a weight from 1 to 1000, got {weight}");
+        ensure!(is_valid(key), "{name}: expected a key of visible ASCII characters");
+        if let Some(twin) = keys[..i].iter().find(|other| other.name == *name || other.key == *key) {
+            bail!("{name}: its name or key is also that of {}", twin.name);
         }
     }
-    Ok(keys)
+    Ok(keys.into())
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
 use super::Size;
@@ -11,13 +12,13 @@ use super::Size;
 pub struct QuantizeArgs {
     /// Hugging Face directory with BF16, F16 or F32 weights
     #[arg(value_name = "IN")]
-    pub input: PathBuf,
+    pub(crate) input: PathBuf,
     /// Output directory: absent, empty, or left by an interrupted run of the same command
     #[arg(value_name = "OUT")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
     /// Granularity of scales: one per output channel, or one per weight
     #[arg(long, value_name = "SCHEME", default_value = "channel")]
-    pub scheme: ScaleScheme,
+    pub(crate) scheme: ScaleScheme,
     #[command(flatten)]
     pub(crate) common: ConversionArgs,
 }
@@ -27,16 +28,17 @@ pub struct QuantizeArgs {
 pub struct ImportNemoArgs {
     /// Unpacked .nemo directory: model_config.yaml, a SentencePiece model, model_weights
     #[arg(value_name = "IN")]
-    pub input: PathBuf,
+    pub(crate) input: PathBuf,
     /// Output directory: absent, empty, or left by an interrupted run of the same command
     #[arg(value_name = "OUT")]
-    pub output: PathBuf,
+    pub(crate) output: PathBuf,
     /// Convert linear weights to FP8 with this granularity of scales [default: no conversion]
     #[arg(long, value_name = "SCHEME")]
-    pub quantize: Option<ScaleScheme>,
-    /// Do not write tokenizer.json and tokenizer_config.json, for example if the SentencePiece model cannot be converted
+    pub(crate) quantize: Option<ScaleScheme>,
+    /// Do not write tokenizer.json and tokenizer_config.json, for example if the SentencePiece model cannot
+    /// be converted
     #[arg(long)]
-    pub without_tokenizer: bool,
+    pub(crate) without_tokenizer: bool,
     #[command(flatten)]
     pub(crate) common: ConversionArgs,
 }
@@ -48,13 +50,17 @@ pub(crate) struct ConversionArgs {
     #[arg(long, value_name = "SIZE", default_value = "8GB")]
     pub(crate) shard_size: Size,
     /// Worker threads [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
+    )]
     pub(crate) threads: Option<usize>,
 }
 
 /// Granularity of the scales of a weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum ScaleScheme {
+pub(crate) enum ScaleScheme {
     /// One scale per output channel.
     Channel,
     /// One scale per weight.

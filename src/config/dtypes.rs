@@ -33,6 +33,6 @@ impl ValueEnum for KvDtype {
 }
 
 /// The name of a value on the command line, for example `fp8`.
-pub fn name(value: &impl ValueEnum) -> String {
+pub(crate) fn name(value: &impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches};
@@ -12,11 +13,11 @@ use super::{Cli, Command, ConfigError, ServeArgs};
 /// The required flag of `octant serve`, which the file may give.
 const MODEL: &str = "model";
 
-/// Parses the command line, the environment, and for `octant serve` the file of `--config`.
-/// Prints help and exits for `--help`; prints the error and exits with status 2 for an invalid flag or variable.
+/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints help and
+/// exits for `--help`; prints the error and exits with status 2 for an invalid flag or variable.
 ///
-/// A setting of the file that neither a flag nor a variable gives is appended to the arguments as `--key=value`, so that
-/// every value goes through the flag's own parser.
+/// A setting of the file that neither a flag nor a variable gives is appended to the arguments as
+/// `--key=value`, so that every value goes through the flag's own parser.
 ///
 /// # Errors
 /// Names the flag, or the file and its key.
@@ -71,7 +72,7 @@ fn file_args(path: &Path, matches: &ArgMatches) -> Result<Vec<OsString>, ConfigE
 }
 
 /// A TOML value as the flag's text. Only flags that take lists accept an array.
-fn text_of(value: &toml::Value, arg: &Arg) -> Result<String, String> {
+fn text_of(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
     match value {
         toml::Value::String(text) => Ok(text.clone()),
         toml::Value::Integer(value) => Ok(value.to_string()),
@@ -79,12 +80,12 @@ fn text_of(value: &toml::Value, arg: &Arg) -> Result<String, String> {
         toml::Value::Boolean(value) => Ok(value.to_string()),
         toml::Value::Array(values) if arg.get_value_delimiter().is_some() => {
             let scalar = |value: &toml::Value| match value {
-                toml::Value::Array(_) => Err("expected a list of strings or numbers".to_owned()),
+                toml::Value::Array(_) => bail!("expected a list of strings or numbers"),
                 scalar => text_of(scalar, arg),
             };
-            Ok(values.iter().map(scalar).collect::<Result<Vec<_>, _>>()?.join(","))
+            Ok(values.iter().map(scalar).collect::<anyhow::Result<Vec<_>>>()?.join(","))
         }
-        other => Err(format!("expected a string, number or boolean, got {}", other.type_str())),
+        other => bail!("expected a string, number or boolean, got {}", other.type_str()),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Command-line arguments of every command, and the layering of settings for `octant serve`.
 //!
-//! A setting of `octant serve` is one field in [`serve`], with its default, help text and value parser. Its flag, its
-//! environment variable `OCTANT_*` and its key in the TOML file of `--config` have the same name. A flag overrides the
-//! environment, the environment overrides the file, and the file overrides the default ([`parse`]).
+//! A setting of `octant serve` is one field in [`serve`], with its default, help text and value parser. Its
+//! flag, its environment variable `OCTANT_*` and its key in the TOML file of `--config` have the same name. A
+//! flag overrides the environment, the environment overrides the file, and the file overrides the default
+//! ([`parse`]).
 
 mod api_keys;
 mod bench;
@@ -20,20 +21,21 @@ mod size;
 
 use std::fmt;
 
-pub use api_keys::ApiKey;
+pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
-pub use bench_serving::{ArrivalName, BenchServingArgs, EndpointName, RateRange};
+pub use bench_serving::BenchServingArgs;
+pub(crate) use bench_serving::{ArrivalName, EndpointName};
 pub use cli::{BenchCommand, Cli, Command, DrainArgs};
-pub use convert::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
-pub use dtypes::name;
+pub(crate) use convert::ScaleScheme;
+pub use convert::{ImportNemoArgs, QuantizeArgs};
+pub(crate) use dtypes::name;
 pub use file::parse;
 pub use plan::PlanArgs;
-pub use serve::{
-    AdmissionArgs, CommunicatorName, DeviceArgs, DeviceName, ModelArgs, NetworkArgs, SchedulingArgs,
-    ServeArgs, SimulationArgs, TimeoutArgs,
-};
-pub use simulate::{MeanAndCv, PolicyArgs, SimulateArgs};
-pub use size::Size;
+pub use serve::ServeArgs;
+pub(crate) use serve::{AdmissionArgs, CommunicatorName, DeviceName, SchedulingArgs, SimulationArgs};
+pub use simulate::SimulateArgs;
+pub(crate) use simulate::{MeanAndCv, PolicyArgs};
+pub(crate) use size::Size;
 
 /// An invalid setting.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

@@ -2,44 +2,40 @@
 
 use std::time::Duration;
 
+use anyhow::{Context, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 
 /// An integer of at least 1.
-pub(super) fn at_least_1(text: &str) -> Result<usize, String> {
-    match text.parse::<usize>() {
-        Ok(0) => Err("expected at least 1, got 0".to_owned()),
-        Ok(value) => Ok(value),
-        Err(error) => Err(format!("expected at least 1: {error}")),
-    }
+pub(super) fn at_least_1(text: &str) -> anyhow::Result<usize> {
+    let value = text.parse().with_context(|| format!("expected at least 1, got `{text}`"))?;
+    ensure!(value >= 1, "expected at least 1, got {value}");
+    Ok(value)
 }
 
 /// A whole number of seconds, at least 1.
-pub(super) fn at_least_1_second(text: &str) -> Result<Duration, String> {
+pub(super) fn at_least_1_second(text: &str) -> anyhow::Result<Duration> {
     at_least_1(text).map(|seconds| Duration::from_secs(seconds as u64))
 }
 
 /// A whole number of seconds.
-pub(super) fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().map_err(|error| format!("expected seconds: {error}"))?;
+pub(super) fn seconds(text: &str) -> anyhow::Result<Duration> {
+    let seconds = text.parse().with_context(|| format!("expected whole seconds, got `{text}`"))?;
     Ok(Duration::from_secs(seconds))
 }
 
 /// A number from `min` to `max`, both included.
-pub(super) fn number(
-    min: f64,
-    max: f64,
-) -> impl Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {
+pub(super) fn number(min: f64, max: f64) -> impl Fn(&str) -> anyhow::Result<f64> + Clone + Send + Sync {
     move |text| match text.trim().parse::<f64>() {
         Ok(value) if (min..=max).contains(&value) => Ok(value),
-        _ => Err(format!("expected a number from {min} to {max}, got `{text}`")),
+        _ => bail!("expected a number from {min} to {max}, got `{text}`"),
     }
 }
 
 /// A positive number.
-pub(super) fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> anyhow::Result<f64> {
     match text.trim().parse::<f64>() {
         Ok(value) if (1e-6..=1e9).contains(&value) => Ok(value),
-        _ => Err(format!("expected a number above 0, got `{text}`")),
+        _ => bail!("expected a number above 0, got `{text}`"),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::Precision;
 pub struct PlanArgs {
     /// Directory with the model's config.json; weights are not needed
     #[arg(long, value_name = "DIR")]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// GPUs that share the model
     #[arg(
         long,
@@ -23,16 +23,16 @@ pub struct PlanArgs {
         default_value = "1",
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=8)
     )]
-    pub tp: usize,
+    pub(crate) tp: usize,
     /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
     #[arg(long, value_name = "NAME|FILE.toml", default_value = Hardware::H100)]
-    pub gpu: String,
+    pub(crate) gpu: String,
     /// Number format of linear layers: FP8, or the format of the checkpoint
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
-    pub quantization: Precision,
+    pub(crate) quantization: Precision,
     /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = position_count())]
-    pub max_model_len: Option<usize>,
+    pub(crate) max_model_len: Option<usize>,
     /// Maximum sequences that run at once
     #[arg(
         long,
@@ -40,7 +40,7 @@ pub struct PlanArgs {
         default_value_t = SchedulingArgs::MAX_NUM_SEQS,
         value_parser = position_count()
     )]
-    pub max_num_seqs: usize,
+    pub(crate) max_num_seqs: usize,
     /// Maximum tokens per step
     #[arg(
         long,
@@ -48,10 +48,10 @@ pub struct PlanArgs {
         default_value_t = SchedulingArgs::MAX_NUM_BATCHED_TOKENS,
         value_parser = position_count()
     )]
-    pub max_num_batched_tokens: usize,
+    pub(crate) max_num_batched_tokens: usize,
     /// Deterministic products, as --deterministic of `octant serve`: they read the weights once per 128 rows
     #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
-    pub deterministic: bool,
+    pub(crate) deterministic: bool,
     /// Decode batch sizes, separated by commas
     #[arg(
         long,
@@ -60,14 +60,15 @@ pub struct PlanArgs {
         default_value = "1,8,32,64,128,256",
         value_parser = position_count()
     )]
-    pub batch: Vec<usize>,
-    /// Context lengths of the decoding sequences, in tokens [default: those of 512, 2048 and 3500 below --max-model-len]
+    pub(crate) batch: Vec<usize>,
+    /// Context lengths of the decoding sequences, in tokens [default: those of 512, 2048 and 3500 below
+    /// --max-model-len]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
-    pub context: Option<Vec<usize>>,
+    pub(crate) context: Option<Vec<usize>>,
     /// Prompt lengths, in tokens [default: those of 512, 2048 and 4096 up to --max-model-len]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
-    pub prefill: Option<Vec<usize>>,
+    pub(crate) prefill: Option<Vec<usize>>,
     /// Print one JSON object instead of tables
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }

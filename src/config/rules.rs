@@ -14,8 +14,8 @@ const DEVICE_SPECIFIC: [(&str, DeviceName); 6] = [
 ];
 
 impl ServeArgs {
-    /// Checks rules that involve more than one setting. `given` says whether a setting, by field name, was given by a
-    /// flag, the environment or the file.
+    /// Checks rules that involve more than one setting. `given` says whether a setting, by field name, was
+    /// given by a flag, the environment or the file.
     pub(super) fn check(&self, given: impl Fn(&str) -> bool) -> Result<(), ConfigError> {
         let DeviceArgs { device, communicator, deterministic, .. } = self.device;
         let wrong = |flag: &str, message: String| Err(ConfigError::new(flag, message));

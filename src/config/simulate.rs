@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use anyhow::bail;
 use clap::Args;
 
 use super::parsers::{at_least_1, rank_count};
@@ -12,43 +13,45 @@ use crate::model::Precision;
 
 /// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MeanAndCv {
+pub(crate) struct MeanAndCv {
     /// The mean.
-    pub mean: f64,
+    pub(crate) mean: f64,
     /// Standard deviation divided by the mean. Default 1, the value of an exponential distribution.
-    pub cv: f64,
+    pub(crate) cv: f64,
 }
 
 impl FromStr for MeanAndCv {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("expected MEAN or MEAN:CV, such as 512 or 512:0.5, got `{text}`");
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         let (mean, cv) = text.split_once(':').unwrap_or((text, "1"));
-        let (mean, cv) = (mean.parse().map_err(|_| wrong())?, cv.parse().map_err(|_| wrong())?);
-        let valid = (1e-6..=1e9).contains(&mean) && (0.0..=100.0).contains(&cv);
-        if valid { Ok(Self { mean, cv }) } else { Err(wrong()) }
+        match (mean.parse(), cv.parse()) {
+            (Ok(mean), Ok(cv)) if (1e-6..=1e9).contains(&mean) && (0.0..=100.0).contains(&cv) => {
+                Ok(Self { mean, cv })
+            }
+            _ => bail!("expected MEAN or MEAN:CV, such as 512 or 512:0.5, got `{text}`"),
+        }
     }
 }
 
 /// Scheduling policy and admission, as settings of `octant serve` of the same names.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
-pub struct PolicyArgs {
+pub(crate) struct PolicyArgs {
     /// Maximum predicted time to first token, in seconds. Requests above it are refused [default: no limit]
     #[arg(long, value_name = "SECONDS")]
-    pub max_ttft: Option<f64>,
-    /// Steps of waiting after which a request's priority improves by one; 0 disables ageing [default: 1000, or as
-    /// recorded]
+    pub(crate) max_ttft: Option<f64>,
+    /// Steps of waiting after which a request's priority improves by one; 0 disables ageing [default: 1000,
+    /// or as recorded]
     #[arg(long, value_name = "STEPS")]
-    pub ageing_steps: Option<u64>,
-    /// Maximum preemptions of one request; with 0, a request starts only when all blocks that its max_tokens may need are
-    /// reserved [default: 3, or as recorded]
+    pub(crate) ageing_steps: Option<u64>,
+    /// Maximum preemptions of one request; with 0, a request starts only when all blocks that its max_tokens
+    /// may need are reserved [default: 3, or as recorded]
     #[arg(long, value_name = "N")]
-    pub max_preemptions: Option<u32>,
-    /// Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, in addition to those
-    /// of its prompt. With 1, no request is ever preempted [default: 0, or as recorded]
+    pub(crate) max_preemptions: Option<u32>,
+    /// Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, in
+    /// addition to those of its prompt. With 1, no request is ever preempted [default: 0, or as recorded]
     #[arg(long, value_name = "FRACTION")]
-    pub kv_reserve: Option<f32>,
+    pub(crate) kv_reserve: Option<f32>,
 }
 
 impl PolicyArgs {
@@ -56,7 +59,7 @@ impl PolicyArgs {
     ///
     /// # Errors
     /// Names the flag whose number is out of range.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         check_policy(self.max_ttft, self.kv_reserve)
     }
 }
@@ -77,99 +80,101 @@ pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Re
 pub struct SimulateArgs {
     /// Directory with the model's config.json; not needed with --replay
     #[arg(long, value_name = "DIR", required_unless_present = "replay")]
-    pub config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// GPUs that share the model [default: 8, or as recorded]
     #[arg(long, value_name = "N", value_parser = rank_count())]
-    pub tp: Option<usize>,
-    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml [default: h100-80gb, or as recorded]
+    pub(crate) tp: Option<usize>,
+    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml [default: h100-80gb, or
+    /// as recorded]
     #[arg(long, value_name = "NAME")]
-    pub gpu: Option<String>,
+    pub(crate) gpu: Option<String>,
     /// Number format of linear layers [default: fp8, or as recorded]
     #[arg(long, value_name = "SCHEME")]
-    pub quantization: Option<Precision>,
+    pub(crate) quantization: Option<Precision>,
     /// Element type of the KV cache [default: fp8, or as recorded]
     #[arg(long, value_name = "TYPE")]
-    pub kv_cache_dtype: Option<KvDtype>,
+    pub(crate) kv_cache_dtype: Option<KvDtype>,
     /// Deterministic products, which read the weights once per 128 rows [default: true, or as recorded]
     #[arg(long, value_name = "BOOL")]
-    pub deterministic: Option<bool>,
+    pub(crate) deterministic: Option<bool>,
 
-    /// Random arrivals: requests per second, and the coefficient of variation of their intervals. 1 is a Poisson process,
-    /// 0 is constant intervals, above 1 is bursty
+    /// Random arrivals: requests per second, and the coefficient of variation of their intervals. 1 is a
+    /// Poisson process, 0 is constant intervals, above 1 is bursty
     #[arg(long, value_name = "RATE[:CV]", group = "workload")]
-    pub poisson: Option<MeanAndCv>,
-    /// Requests from a file: JSON Lines with `at`, `prompt_tokens` or `prompt`, `answer_tokens` and optionally `priority`;
-    /// or CSV with TIMESTAMP, ContextTokens and GeneratedTokens
+    pub(crate) poisson: Option<MeanAndCv>,
+    /// Requests from a file: JSON Lines with `at`, `prompt_tokens` or `prompt`, `answer_tokens` and
+    /// optionally `priority`; or CSV with TIMESTAMP, ContextTokens and GeneratedTokens
     #[arg(long, value_name = "FILE", group = "workload")]
-    pub trace: Option<PathBuf>,
-    /// A recording of `octant serve --record`. Its plans are computed again and must be equal. If any setting is given,
-    /// its requests are also simulated with the recorded settings and with the given ones
+    pub(crate) trace: Option<PathBuf>,
+    /// A recording of `octant serve --record`. Its plans are computed again and must be equal. If any setting
+    /// is given, its requests are also simulated with the recorded settings and with the given ones
     #[arg(
         long,
         value_name = "FILE",
         group = "workload",
         required_unless_present_any = ["poisson", "trace"]
     )]
-    pub replay: Option<PathBuf>,
+    pub(crate) replay: Option<PathBuf>,
     /// Number of random requests
     #[arg(long, value_name = "N", default_value = "1000", requires = "poisson", value_parser = at_least_1)]
-    pub requests: usize,
+    pub(crate) requests: usize,
     /// Prompt length of random requests, in tokens
     #[arg(long, value_name = "MEAN[:CV]", default_value = "512", requires = "poisson")]
-    pub prompt_tokens: MeanAndCv,
+    pub(crate) prompt_tokens: MeanAndCv,
     /// Answer length of random requests, in tokens
     #[arg(long, value_name = "MEAN[:CV]", default_value = "256", requires = "poisson")]
-    pub answer_tokens: MeanAndCv,
+    pub(crate) answer_tokens: MeanAndCv,
     /// Seed of the random numbers
     #[arg(long, value_name = "N", default_value = "0", conflicts_with = "replay")]
-    pub seed: u64,
+    pub(crate) seed: u64,
 
     /// Maximum sequences that run at once [default: 32, or as recorded]
     #[arg(long, value_name = "N")]
-    pub max_num_seqs: Option<usize>,
+    pub(crate) max_num_seqs: Option<usize>,
     /// Maximum tokens per step [default: 512, or as recorded]
     #[arg(long, value_name = "TOKENS")]
-    pub max_num_batched_tokens: Option<usize>,
+    pub(crate) max_num_batched_tokens: Option<usize>,
     /// Maximum tokens of a sequence [default: the model's own limit, or as recorded]
     #[arg(long, value_name = "TOKENS")]
-    pub max_model_len: Option<usize>,
-    /// Memory of each GPU for the KV cache [default: enough for --max-num-seqs full-length requests, at most the memory
-    /// left; or as recorded]
+    pub(crate) max_model_len: Option<usize>,
+    /// Memory of each GPU for the KV cache [default: enough for --max-num-seqs full-length requests, at most
+    /// the memory left; or as recorded]
     #[arg(long, value_name = "SIZE")]
-    pub kv_cache_memory: Option<Size>,
+    pub(crate) kv_cache_memory: Option<Size>,
     /// Maximum waiting requests [default: 1024, or as recorded]
     #[arg(long, value_name = "N")]
-    pub max_queue_requests: Option<usize>,
+    pub(crate) max_queue_requests: Option<usize>,
     /// Maximum prompt tokens of all waiting requests [default: 1048576, or as recorded]
     #[arg(long, value_name = "TOKENS")]
-    pub max_queue_tokens: Option<usize>,
-    /// Share KV blocks between requests whose prompts begin with the same tokens [default: true, or as recorded]
+    pub(crate) max_queue_tokens: Option<usize>,
+    /// Share KV blocks between requests whose prompts begin with the same tokens [default: true, or as
+    /// recorded]
     #[arg(long, value_name = "BOOL")]
-    pub enable_prefix_caching: Option<bool>,
+    pub(crate) enable_prefix_caching: Option<bool>,
     /// Scheduling policy and admission.
     #[command(flatten)]
-    pub policy: PolicyArgs,
+    pub(crate) policy: PolicyArgs,
 
     /// Latency objective for the time to first token, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "2")]
-    pub slo_ttft: f64,
+    pub(crate) slo_ttft: f64,
     /// Latency objective for the mean inter-token latency of a request, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "0.1")]
-    pub slo_itl: f64,
+    pub(crate) slo_itl: f64,
     /// Write the reports to this file as JSON
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    pub(crate) json: Option<PathBuf>,
     /// Write a plot of the runs to this SVG file
     #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
+    pub(crate) svg: Option<PathBuf>,
     /// Write a plot of predicted against simulated time to first token of each request to this SVG file
     #[arg(long, value_name = "FILE", conflicts_with = "replay")]
-    pub forecast_svg: Option<PathBuf>,
+    pub(crate) forecast_svg: Option<PathBuf>,
 }
 
 impl SimulateArgs {
     /// Whether any setting is given that overrides a recorded one.
-    pub fn has_overrides(&self) -> bool {
+    pub(crate) fn has_overrides(&self) -> bool {
         self.config.is_some()
             || self.tp.is_some()
             || self.gpu.is_some()

@@ -1,4 +1,5 @@
-//! The inputs of the cost model: from a server's settings, from a recording, or from the arguments of a simulation.
+//! The inputs of the cost model: from a server's settings, from a recording, or from the arguments of a
+//! simulation.
 
 use std::path::PathBuf;
 
@@ -61,8 +62,8 @@ impl CostInputs {
         }
     }
 
-    /// Takes each input from the arguments, else from the recording's header, else the default: 8 H100s in FP8,
-    /// deterministic. The model has no default.
+    /// Takes each input from the arguments, else from the recording's header, else the default: 8 H100s in
+    /// FP8, deterministic. The model has no default.
     pub(crate) fn new(args: &Overrides, recorded: Option<&[(String, String)]>) -> anyhow::Result<Self> {
         let field = |name: &str| recorded.and_then(|fields| find(fields, name));
         let model = match (&args.config, field("config")) {

@@ -1,7 +1,7 @@
 //! Starting an engine: which devices, what fits on them, and the model loaded onto them.
 //!
-//! The modules run one way. [`devices`] opens the devices, [`prepared`] reads everything but the weights and plans the
-//! memory, [`start`] loads the weights and starts the engine.
+//! The modules run one way. [`devices`] opens the devices, [`prepared`] reads everything but the weights and
+//! plans the memory, [`start`] loads the weights and starts the engine.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-/// CPUs of the NUMA node of the PCI device at this address, such as `00000000:1b:00.0`. Empty if the system does not
-/// say.
+/// CPUs of the NUMA node of the PCI device at this address, such as `00000000:1b:00.0`. Empty if the system
+/// does not say.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only tests call it without CUDA"))]
 pub(super) fn nearby_cpus(pci: &str) -> Vec<usize> {
     cpus_of_node(Path::new("/sys"), pci).unwrap_or_default()

@@ -78,9 +78,9 @@ pub(crate) fn conditions_at(pci: &str) -> String {
     nvml.device_by_pci_bus_id(pci).map_or_else(|error| format!("unknown ({error})"), |gpu| conditions(&gpu))
 }
 
-/// Starts a thread that logs hardware errors of the GPU at this PCI address until the process ends: Xid errors,
-/// uncorrectable memory errors, and throttled clocks. A lost GPU fails the next step or lets it time out, which ends the
-/// server; this log says why.
+/// Starts a thread that logs hardware errors of the GPU at this PCI address until the process ends: Xid
+/// errors, uncorrectable memory errors, and throttled clocks. A lost GPU fails the next step or lets it time
+/// out, which ends the server; this log says why.
 pub(crate) fn log_hardware_errors(pci: String) {
     let thread = thread::Builder::new().name("gpu-watch".to_owned()).spawn(move || {
         if let Err(error) = log_events(&pci) {
@@ -130,7 +130,8 @@ fn log_events(pci: &str) -> Result<(), NvmlErrorWithSource> {
     }
 }
 
-/// Meaning of an Xid and the action it needs (NVIDIA, "Xid Errors", GPU deployment and management documentation).
+/// Meaning of an Xid and the action it needs (NVIDIA, "Xid Errors", GPU deployment and management
+/// documentation).
 fn meaning(xid: u64) -> &'static str {
     match xid {
         13 | 31 | 43 => "illegal operation in a kernel: probably a bug of the server",

@@ -1,4 +1,5 @@
-//! Everything that a server knows before it reads weights: model, tokenizer, memory plan, scheduler configuration.
+//! Everything that a server knows before it reads weights: model, tokenizer, memory plan, scheduler
+//! configuration.
 
 use std::sync::Arc;
 

@@ -23,7 +23,8 @@ impl Progress {
     pub(crate) fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(
-                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}",
+                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  \
+                 {msg}",
             );
             ProgressBar::new(0).with_style(style.expect("the template is valid"))
         });

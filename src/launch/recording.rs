@@ -10,8 +10,8 @@ use crate::config::name;
 use crate::engine::Recorder;
 use crate::simulator::trace::{Header, Recording};
 
-/// Starts the recording in the file at `path`. The header stores the scheduler's configuration and the inputs of the
-/// cost model.
+/// Starts the recording in the file at `path`. The header stores the scheduler's configuration and the inputs
+/// of the cost model.
 pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Result<(Recorder, Recording)> {
     let simulation = &p.config.simulation;
     let dir = simulation.simulate_config.as_ref().unwrap_or(&p.config.model.model);

@@ -41,8 +41,8 @@ impl SimulatedGpus {
     }
 }
 
-/// Token ids below `vocab` that a simulated model generates: words of a space and ASCII letters, or printable ASCII if
-/// the vocabulary has no such words.
+/// Token ids below `vocab` that a simulated model generates: words of a space and ASCII letters, or printable
+/// ASCII if the vocabulary has no such words.
 pub fn words(tokenizer: &Tokenizer, vocab: usize) -> Vec<u32> {
     let limit = u32::try_from(vocab.min(tokenizer.vocab_size())).unwrap_or(u32::MAX);
     let plain = |id: &u32| !tokenizer.is_special(*id);

@@ -57,7 +57,8 @@ pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHan
 struct Ranks<D, C> {
     devices: Vec<D>,
     group: Vec<C>,
-    /// CPUs near the device of each rank. May be shorter than `devices`; a missing or empty entry means any CPU.
+    /// CPUs near the device of each rank. May be shorter than `devices`; a missing or empty entry means any
+    /// CPU.
     nearby_cpus: Vec<Vec<usize>>,
 }
 

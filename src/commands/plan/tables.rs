@@ -23,8 +23,8 @@ fn write_all(text: &mut String, report: &Report) -> std::fmt::Result {
     let products = if report.deterministic { "deterministic" } else { "fastest" };
     writeln!(
         text,
-        "quantization {}, products {products}, sequences of {max_model_len} tokens, {} at once, {} tokens per \
-         step\n",
+        "quantization {}, products {products}, sequences of {max_model_len} tokens, {} at once, \
+         {} tokens per step\n",
         report.quantization, report.max_num_seqs, report.max_num_batched_tokens
     )?;
     writeln!(text, "memory of each GPU, GB ({:.3} of them usable)", gb(report.available))?;
