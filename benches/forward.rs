@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::time::Instant;
 
+use octant::bench::steps::{DecodeRun, Steps};
 use octant::comm::Local;
-use octant::commands::bench::Steps;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, Device, KvDtype};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
@@ -30,7 +30,7 @@ struct Options {
 }
 
 fn options() -> Options {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = octant::machine::cores();
     let mut o = Options { dir: PathBuf::new(), threads, precision: Precision::Fp8, reps: 5 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -89,7 +89,9 @@ fn main() {
     println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", median(&mut rates));
     for batch in BATCHES {
         let mut decode = || {
-            let times = steps.decode(batch, CONTEXT, 0, GENERATED).expect("steps");
+            let times = steps
+                .decode(DecodeRun { batch, context: CONTEXT, warm_up: 0, reps: GENERATED })
+                .expect("steps");
             (batch * GENERATED) as f64 / times.iter().sum::<f64>()
         };
         let mut rates: Vec<f64> = (0..o.reps).map(|_| decode()).collect();

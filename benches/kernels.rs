@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use octant::commands::bench::cpu_read_bandwidth;
+use octant::bench::cpu_read_bandwidth;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind};
 
@@ -37,7 +37,7 @@ const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 64];
 
 fn main() {
     let mut args = std::env::args().skip_while(|arg| arg != "--threads").skip(1);
-    let default = std::thread::available_parallelism().map_or(1, usize::from);
+    let default = octant::machine::cores();
     let threads = args.next().and_then(|n| n.parse().ok()).unwrap_or(default);
     let cpu = Cpu::new(CpuOptions { threads, isa: None }).expect("a CPU device");
     let memory = cpu_read_bandwidth(threads, 1 << 30);

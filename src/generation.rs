@@ -20,6 +20,7 @@ pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
+use crate::machine;
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
@@ -179,7 +180,7 @@ impl Generator {
         max_text_bytes: usize,
     ) -> Self {
         let template = template.map(Arc::new);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let cores = machine::cores();
         Self { engine, tokenizer, template, max_text_bytes, tokenizing: Arc::new(Semaphore::new(cores)) }
     }
 

@@ -1,8 +1,9 @@
 //! Octant serves the Nemotron-4 340B family in FP8 from one DGX H100: an OpenAI-compatible front end, a
 //! continuous-batching scheduler, a paged KV cache, and a model generic over the device that runs it.
 //!
-//! The modules below stand in the order in which a request passes through them. [`generation`] and [`engine`] are
-//! the two files to read first: the first is the path from text to tokens and back, the second is the step loop.
+//! The modules below stand in the order in which a request passes through them. [`generation`] and [`engine`]
+//! are the two files to read first: the first is the path from text to tokens and back, the second is the
+//! step loop.
 //!
 //! # Invariants
 //! - The engine speaks tokens only; text ends at [`generation`].
@@ -60,8 +61,17 @@ pub mod load;
 /// Random numbers that are a function of a seed.
 pub mod random;
 
-/// Command line, environment and file to one validated configuration.
+/// Facts about this machine: CPU cores and available memory.
+pub mod machine;
+
+/// Command line, environment and file to validated settings.
 pub mod config;
 
-/// The subcommands of the binary.
+/// Devices opened, memory planned, weights loaded, the engine started.
+pub mod launch;
+
+/// The benchmarks of the binary.
+pub mod bench;
+
+/// The other commands of the binary.
 pub mod commands;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octant::commands::simulated::words;
+use octant::launch::simulated::words;
 use octant::request::SamplingParams;
 use octant::simulator::Voice;
 use octant::simulator::workload::Draws;

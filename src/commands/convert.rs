@@ -1,4 +1,4 @@
-//! `octant quantize` and `octant import-nemo`: directories to directories, shown as they go.
+//! `octant quantize` and `octant import-nemo`: convert checkpoint directories and show the progress.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+use crate::machine::cores;
 use crate::offline::{self, Conversion, ConversionProgress, Converted, Granularity};
 
-/// How often a line is written where there is no terminal.
+/// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Weights that the summary names.
+/// Weights with the largest errors that the summary lists.
 const WORST: usize = 3;
 
-/// Quantises a Hugging Face directory.
+/// Quantises a Hugging Face directory to FP8.
 pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
@@ -26,13 +27,13 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let shown = Shown::start("quantizing");
-    let converted = offline::quantize(&conversion, &|progress| shown.update(&progress))?;
-    shown.finish(&converted, &conversion);
+    let display = ProgressDisplay::start("quantizing");
+    let converted = offline::quantize(&conversion, &|progress| display.update(&progress))?;
+    display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
 }
 
-/// Converts a NeMo directory.
+/// Converts a NeMo directory to a Hugging Face directory.
 pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
@@ -42,9 +43,9 @@ pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let shown = Shown::start("importing");
-    let converted = offline::import_nemo(&conversion, &|progress| shown.update(&progress))?;
-    shown.finish(&converted, &conversion);
+    let display = ProgressDisplay::start("importing");
+    let converted = offline::import_nemo(&conversion, &|progress| display.update(&progress))?;
+    display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,24 +56,20 @@ fn granularity(scheme: ScaleScheme) -> Granularity {
     }
 }
 
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// A bar, or lines, on standard error.
-struct Shown {
+/// Progress on standard error: a bar on a terminal, else a line every five seconds.
+struct ProgressDisplay {
     verb: &'static str,
     bar: Option<ProgressBar>,
     start: Instant,
-    /// When a line was written last, and where the conversion was then.
+    /// Time of the last line, and the most bytes converted so far.
     last: Mutex<(Instant, u64)>,
 }
 
-impl Shown {
+impl ProgressDisplay {
     fn start(verb: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {bar:32} {msg}");
-            let bar = ProgressBar::new(0).with_style(style.expect("the template is sound"));
+            let bar = ProgressBar::new(0).with_style(style.expect("the template is valid"));
             bar.with_prefix(verb)
         });
         let start = Instant::now();
@@ -81,7 +78,7 @@ impl Shown {
 
     fn update(&self, progress: &ConversionProgress<'_>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // Threads report in no order.
+        // Threads report their progress out of order.
         last.1 = last.1.max(progress.done);
         let line = line(last.1, progress, self.start.elapsed());
         if let Some(bar) = &self.bar {
@@ -101,7 +98,7 @@ impl Shown {
         let Converted { already_complete, tensors, bytes, reports, not_copied } = converted;
         let out = conversion.output.display();
         if *already_complete {
-            eprintln!("{out} is whole already");
+            eprintln!("{out} is already complete");
             return;
         }
         for name in not_copied {
@@ -114,7 +111,7 @@ impl Shown {
             for report in worst.into_iter().take(WORST) {
                 let saturated = report.saturated;
                 eprintln!(
-                    "  {:.3} %  {} (largest error {:.3e}; {saturated} stored as the largest value, {} as zero)",
+                    "  {:.3} %  {} (largest error {:.3e}; {saturated} values saturated, {} became zero)",
                     100.0 * report.relative_rms_error,
                     report.name,
                     report.max_abs_error,
@@ -127,7 +124,7 @@ impl Shown {
     }
 }
 
-/// How far, how fast, how long still.
+/// One line: bytes done, the rate of this run, and the time left.
 fn line(done: u64, progress: &ConversionProgress<'_>, elapsed: Duration) -> String {
     let ConversionProgress { earlier, total, tensor, .. } = progress;
     let rate = (done - earlier.min(&done)) as f64 / elapsed.as_secs_f64().max(1e-9);

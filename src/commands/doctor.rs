@@ -1,27 +1,27 @@
-//! `octant doctor`: what this machine has of what serving needs, a line each, and what is missing.
+//! `octant doctor`: checks that this machine has what serving needs.
 
 use std::process::ExitCode;
 
-use super::devices::available_memory;
 use crate::device::cpu::Isa;
+use crate::machine::{available_memory, cores};
 use crate::runner::gib;
 
 /// A line of the report.
 struct Finding {
     name: &'static str,
-    /// What there is, or what is missing.
-    outcome: Result<String, String>,
-    /// Whether serving needs it.
+    /// What was found, or what is missing.
+    outcome: anyhow::Result<String>,
+    /// Whether serving fails without it.
     needed: bool,
 }
 
 impl Finding {
-    fn needed(name: &'static str, outcome: Result<String, String>) -> Self {
+    fn needed(name: &'static str, outcome: anyhow::Result<String>) -> Self {
         Self { name, outcome, needed: true }
     }
 }
 
-/// Prints the report. 0 if nothing is missing, else 1.
+/// Prints the report. Exits with status 1 if something that serving needs is missing.
 pub fn run() -> ExitCode {
     let mut findings = vec![cpu(), memory()];
     findings.extend(gpu::findings());
@@ -29,28 +29,27 @@ pub fn run() -> ExitCode {
     for Finding { name, outcome, needed } in findings {
         match outcome {
             Ok(text) => println!("ok       {name:12} {text}"),
-            Err(text) if needed => println!("missing  {name:12} {text}"),
-            Err(text) => println!("absent   {name:12} {text}"),
+            Err(error) if needed => println!("missing  {name:12} {error:#}"),
+            Err(error) => println!("absent   {name:12} {error:#}"),
         }
     }
     if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn cpu() -> Finding {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    Finding::needed("cpu", Ok(format!("{cores} threads, {:?}", Isa::available()[0])))
+    Finding::needed("cpu", Ok(format!("{} threads, {:?}", cores(), Isa::available()[0])))
 }
 
 fn memory() -> Finding {
     let outcome = available_memory().map(|bytes| format!("{} available", gib(bytes)));
-    Finding::needed("memory", outcome.map_err(|e| format!("{e:#}")))
+    Finding::needed("memory", outcome)
 }
 
 #[cfg(not(feature = "cuda"))]
 mod gpu {
     use super::Finding;
 
-    /// Nothing is missing of what this binary can use.
+    /// A build without CUDA needs no GPU.
     pub(super) fn findings() -> Vec<Finding> {
         let text = "this binary was built without CUDA and serves on the CPU".to_owned();
         vec![Finding::needed("cuda", Ok(text))]
@@ -59,12 +58,13 @@ mod gpu {
 
 #[cfg(feature = "cuda")]
 mod gpu {
+    use anyhow::{Context, anyhow};
     use nvml_wrapper::Nvml;
     use nvml_wrapper::error::NvmlError;
 
-    use super::super::gpu::describe;
     use super::Finding;
     use crate::device::cuda::{Cuda, Products, library_loads, nccl_version};
+    use crate::launch::nvml::describe;
 
     pub(super) fn findings() -> Vec<Finding> {
         let mut findings = vec![
@@ -77,23 +77,23 @@ mod gpu {
         ];
         match Nvml::init() {
             Ok(nvml) => findings.extend(gpus(&nvml)),
-            Err(error) => findings.push(Finding::needed("driver", Err(error.to_string()))),
+            Err(error) => findings.push(Finding::needed("driver", Err(error.into()))),
         }
-        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} takes our kernels", gpu.name()));
-        findings.push(Finding::needed("kernels", opens.map_err(|e| e.to_string())));
+        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} loads the kernels", gpu.name()));
+        findings.push(Finding::needed("kernels", opens.map_err(anyhow::Error::from)));
         findings
     }
 
-    /// Whether one of the names can be loaded, and who would use it.
+    /// Whether a library can be loaded by one of its file names. `user` says which setting uses it.
     fn library(name: &'static str, files: &[&str], user: &str) -> Finding {
         let found = files.iter().find(|file| library_loads(file));
-        let missing = || format!("none of {} can be loaded; {user}", files.join(", "));
+        let missing = || anyhow!("none of {} can be loaded; {user}", files.join(", "));
         Finding { name, outcome: found.map(|file| (*file).to_owned()).ok_or_else(missing), needed: false }
     }
 
     fn nccl() -> Finding {
         let version = nccl_version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100));
-        let outcome = version.map_err(|e| format!("{}; only --communicator nccl uses it", e.message));
+        let outcome = version.map_err(|e| anyhow!("{}; only --communicator nccl uses it", e.message));
         Finding { name: "nccl", outcome, needed: false }
     }
 
@@ -102,15 +102,15 @@ mod gpu {
             let cuda = nvml.sys_cuda_driver_version()?;
             Ok(format!("{}, CUDA {}.{}", nvml.sys_driver_version()?, cuda / 1000, cuda % 1000 / 10))
         };
-        let outcome = version(nvml).map_err(|e| e.to_string());
+        let outcome = version(nvml).map_err(anyhow::Error::from);
         let mut findings = vec![Finding::needed("driver", outcome)];
         let count = nvml.device_count().unwrap_or(0);
         if count == 0 {
-            findings.push(Finding::needed("gpu", Err("the driver shows no GPU".to_owned())));
+            findings.push(Finding::needed("gpu", Err(anyhow!("the driver shows no GPU"))));
         }
         for index in 0..count {
             let described = nvml.device_by_index(index).and_then(|gpu| describe(&gpu));
-            let outcome = described.map_err(|e| format!("GPU {index}: {e}"));
+            let outcome = described.with_context(|| format!("GPU {index}"));
             findings.push(Finding::needed("gpu", outcome));
         }
         findings

@@ -1,7 +1,7 @@
-//! `octant plan`: what fits on GPUs that need not be there, and what steps would take.
+//! `octant plan`: the memory plan and predicted step times of a model on GPUs, without the GPUs.
 //!
-//! All figures are made once, as a [`Report`]; the tables show them rounded, and JSON as they are. What fits is the
-//! arithmetic with which the server starts, over the layout of the CUDA device; times are the cost model's.
+//! A [`Report`] holds all figures; JSON prints them exactly, tables round them. The memory plan is the one
+//! that the server computes at start, with the layout of the CUDA device. Times come from the cost model.
 
 mod tables;
 
@@ -9,122 +9,123 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::config::{PlanArgs, Quantization};
+use crate::config::{PlanArgs, name};
 use crate::cost::{CostModel, Hardware, RowShape, StepTime};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
+use crate::launch::prepared::limit_length;
 use crate::model::{ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, graph_rows, token_bytes};
 
-pub use tables::tables;
+use tables::tables;
 
-/// Bytes are plain numbers of bytes, times are seconds.
+/// The plan. Sizes are in bytes, times in seconds.
 #[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// Class of the model.
-    pub architecture: &'static str,
-    /// Of the whole model.
-    pub parameters: u64,
-    /// What is planned for.
-    pub gpu: String,
-    /// GPUs that share the model. What follows is of one of them.
-    pub tp: usize,
+struct Report {
+    /// Architecture class of the model.
+    architecture: &'static str,
+    /// Parameters of the whole model.
+    parameters: u64,
+    /// Name of the GPU.
+    gpu: String,
+    /// GPUs that share the model. The figures below are for one of them.
+    tp: usize,
     /// `fp8` or `none`.
-    pub quantization: &'static str,
-    /// Tokens of the longest sequence.
-    pub max_model_len: usize,
-    /// Sequences that run at once.
-    pub max_num_seqs: usize,
-    /// Tokens per step.
-    pub max_num_batched_tokens: usize,
-    /// Whether products are deterministic.
-    pub deterministic: bool,
-    /// Every line of the memory plan but the KV cache.
-    pub memory: Vec<Line>,
-    /// Bytes that a server may plan with.
-    pub available: u64,
-    /// For each storage of the KV cache, what fits and what steps take.
-    pub kv: Vec<Kv>,
+    quantization: String,
+    /// Maximum tokens of a sequence.
+    max_model_len: usize,
+    /// Maximum sequences that run at once.
+    max_num_seqs: usize,
+    /// Maximum tokens per step.
+    max_num_batched_tokens: usize,
+    /// Deterministic products.
+    deterministic: bool,
+    /// All parts of the memory plan except the KV cache.
+    memory: Vec<Line>,
+    /// Bytes that a server may use.
+    available: u64,
+    /// The plan of each element type of the KV cache.
+    kv: Vec<Kv>,
 }
 
-/// A part of the memory.
+/// A part of the memory plan.
 #[derive(Debug, Clone, Serialize)]
-pub struct Line {
-    /// What.
-    pub name: &'static str,
-    /// How many.
-    pub bytes: u64,
-    /// Whether the figure is an estimate, rather than what is allocated.
-    pub estimate: bool,
-    /// Where it comes from.
-    pub from: String,
+struct Line {
+    /// Name of the part.
+    name: &'static str,
+    /// Size.
+    bytes: u64,
+    /// Whether the size is an estimate rather than the exact allocation.
+    estimate: bool,
+    /// Derivation of the size.
+    from: String,
 }
 
-/// What a KV cache of one element type is to the plan.
+/// The plan of a KV cache with one element type.
 #[derive(Debug, Clone, Serialize)]
-pub struct Kv {
+struct Kv {
     /// `fp8` or `bf16`.
-    pub dtype: &'static str,
-    /// Keys and values of one token.
-    pub token_bytes: u64,
-    /// A block of 64 tokens as it is planned with: padding and attention's scratch included.
-    pub block_bytes: u64,
-    /// Working memory of operations, which has a spare block of this type.
-    pub scratch: u64,
-    /// Bytes that the plan lacks for one full-length request; 0 if it fits.
-    pub short_by: u64,
-    /// Blocks for which there is room.
-    pub blocks: u64,
-    /// Bytes of them.
-    pub bytes: u64,
-    /// Tokens in them.
-    pub tokens: u64,
-    /// Full-length requests in them.
-    pub requests: u64,
-    /// Blocks that the server would allocate, for `max_num_seqs` full-length requests at most.
-    pub server_blocks: u64,
-    /// Steps in which sequences generate one token each.
-    pub decode: Vec<Decode>,
-    /// Prompts taken in.
-    pub prefill: Vec<Prefill>,
+    dtype: String,
+    /// Bytes of keys and values of one token.
+    token_bytes: u64,
+    /// Bytes of a block of 64 tokens, with padding and attention's scratch.
+    block_bytes: u64,
+    /// Bytes of scratch memory of the operations, with a spare block.
+    scratch: u64,
+    /// Missing bytes for one full-length request; 0 if it fits.
+    short_by: u64,
+    /// Blocks that fit.
+    blocks: u64,
+    /// Bytes of these blocks.
+    bytes: u64,
+    /// Tokens in these blocks.
+    tokens: u64,
+    /// Full-length requests in these blocks.
+    requests: u64,
+    /// Blocks that the server allocates: at most those of `max_num_seqs` full-length requests.
+    server_blocks: u64,
+    /// Predicted decode steps.
+    decode: Vec<Decode>,
+    /// Predicted prefills.
+    prefill: Vec<Prefill>,
 }
 
-/// A step in which sequences generate one token each.
+/// A predicted decode step: every sequence generates one token.
 #[derive(Debug, Clone, Serialize)]
-pub struct Decode {
-    /// Sequences.
-    pub batch: usize,
-    /// Tokens that each has behind it.
-    pub context: usize,
-    /// Whether the cache holds them.
-    pub fits: bool,
-    /// The whole step.
-    pub seconds: f64,
-    /// Of all sequences together.
-    pub tokens_per_second: f64,
-    /// What the step is bound by.
-    pub bound: &'static str,
-    /// What takes how long.
-    pub terms: StepTime,
+struct Decode {
+    /// Sequences in the step.
+    batch: usize,
+    /// Tokens of each sequence before the step.
+    context: usize,
+    /// Whether the cache holds these sequences.
+    fits: bool,
+    /// Length of the step.
+    seconds: f64,
+    /// Generated tokens per second of all sequences.
+    tokens_per_second: f64,
+    /// The resource that bounds the step.
+    bound: &'static str,
+    /// Time of each term.
+    terms: StepTime,
 }
 
-/// A prompt taken in while nothing else runs.
+/// A predicted prefill of one prompt while nothing else runs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Prefill {
+struct Prefill {
     /// Tokens of the prompt.
-    pub tokens: usize,
+    tokens: usize,
     /// Steps, of at most `max_num_batched_tokens` tokens each.
-    pub steps: usize,
-    /// Until its first token.
-    pub seconds: f64,
-    /// Of the prompt.
-    pub tokens_per_second: f64,
-    /// What most of it is bound by.
-    pub bound: &'static str,
-    /// What takes how long, added up over the steps.
-    pub terms: StepTime,
+    steps: usize,
+    /// Time to the first token.
+    seconds: f64,
+    /// Prompt tokens per second.
+    tokens_per_second: f64,
+    /// The resource that bounds most of the time.
+    bound: &'static str,
+    /// Time of each term, summed over the steps.
+    terms: StepTime,
 }
 
-/// Prints the plan. 1 if not even one full-length request fits, with either cache.
+/// Prints the plan. Exits with status 1 if one full-length request does not fit with either element type.
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let report = report(args)?;
     if args.json {
@@ -136,37 +137,31 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     Ok(if fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Everything that the arguments ask for.
+/// Computes the plan.
 ///
 /// # Errors
-/// What cannot be meant, naming the flag, or a file that cannot be read.
-pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
+/// An invalid argument, naming the flag, or an unreadable file.
+fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
     let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
-    if let Some(len) = args.max_model_len {
-        let limit = model.max_positions;
-        anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");
-        model.max_positions = len;
-    }
+    limit_length(&mut model, args.max_model_len)?;
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
-    let precision = match args.quantization {
-        Quantization::Fp8 => Precision::Fp8,
-        Quantization::None => Precision::None,
-    };
+    let precision = args.quantization;
     let lists = Lists::new(args, model.max_positions)?;
     let kv = [KvDtype::Fp8, KvDtype::Bf16].map(|kv| {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
         let cost = if args.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost };
         let needs = MemoryNeeds::new(&share, &Layout::CUDA, (precision, kv), &room(args));
-        Ok(cache(args, &share, (kv, needs), &cost, (&hardware, &lists)))
+        let available = hardware.available();
+        Ok(Inputs { args, share: &share, kv, needs, cost, available, lists: &lists }.cache())
     });
     Ok(Report {
         architecture: model.architecture,
         parameters: model.parameters(),
         gpu: hardware.name.clone(),
         tp: args.tp,
-        quantization: if precision == Precision::Fp8 { "fp8" } else { "none" },
+        quantization: name(&precision),
         max_model_len: model.max_positions,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
@@ -177,14 +172,14 @@ pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     })
 }
 
-/// The sizes that steps are predicted for.
+/// Lengths for which steps are predicted.
 struct Lists {
     contexts: Vec<usize>,
     prompts: Vec<usize>,
 }
 
 impl Lists {
-    /// Those that were asked for, or the usual ones as far as sequences go.
+    /// The given lengths, or the default ones up to the longest sequence.
     fn new(args: &PlanArgs, longest: usize) -> anyhow::Result<Self> {
         let list = |flag: &str, given: &Option<Vec<usize>>, usual: [usize; 3], most: usize| {
             let Some(given) = given else {
@@ -200,7 +195,7 @@ impl Lists {
             }
         };
         Ok(Self {
-            // One token comes on top.
+            // The step adds one token to the context.
             contexts: list("--context", &args.context, [512, 2048, 3500], longest.saturating_sub(1))?,
             prompts: list("--prefill", &args.prefill, [512, 2048, 4096], longest)?,
         })
@@ -216,7 +211,7 @@ fn room(args: &PlanArgs) -> StepRoom {
     }
 }
 
-/// The lines of the memory plan that do not depend on how keys and values are stored.
+/// The parts of the memory plan that do not depend on the element type of the KV cache.
 fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: &Hardware) -> Vec<Line> {
     let weights = WeightBytes::new(share, &Layout::CUDA, precision);
     let needs = MemoryNeeds::new(share, &Layout::CUDA, (precision, KvDtype::Fp8), &room(args));
@@ -256,30 +251,39 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     ]
 }
 
-/// What fits with a cache, and what steps take.
-fn cache(
-    args: &PlanArgs,
-    share: &ModelConfig,
-    (kv, needs): (KvDtype, MemoryNeeds),
-    cost: &CostModel,
-    (hardware, lists): (&Hardware, &Lists),
-) -> Kv {
-    let (available, longest) = (hardware.available(), share.max_positions);
-    let plan = MemoryPlan::new(needs, available, None, longest, args.max_num_seqs);
-    let blocks = needs.blocks_within(available);
-    Kv {
-        dtype: if kv == KvDtype::Fp8 { "fp8" } else { "bf16" },
-        token_bytes: token_bytes(share, kv),
-        block_bytes: needs.block,
-        scratch: needs.scratch,
-        short_by: plan.as_ref().err().map_or(0, |lack| lack.need - lack.have),
-        blocks,
-        bytes: blocks * needs.block,
-        tokens: blocks * BLOCK_TOKENS as u64,
-        requests: blocks / longest.div_ceil(BLOCK_TOKENS) as u64,
-        server_blocks: plan.map_or(0, |plan| plan.blocks as u64),
-        decode: decodes(args, &lists.contexts, cost, blocks),
-        prefill: lists.prompts.iter().map(|tokens| prefill(cost, *tokens, args)).collect(),
+/// Inputs of the plan of one KV cache.
+struct Inputs<'a> {
+    args: &'a PlanArgs,
+    /// One rank's share of the model.
+    share: &'a ModelConfig,
+    kv: KvDtype,
+    needs: MemoryNeeds,
+    cost: CostModel,
+    /// Bytes that a server may use.
+    available: u64,
+    lists: &'a Lists,
+}
+
+impl Inputs<'_> {
+    fn cache(self) -> Kv {
+        let Self { args, share, kv, needs, cost, available, lists } = self;
+        let longest = share.max_positions;
+        let plan = MemoryPlan::new(needs, available, None, longest, args.max_num_seqs);
+        let blocks = needs.blocks_within(available);
+        Kv {
+            dtype: name(&kv),
+            token_bytes: token_bytes(share, kv),
+            block_bytes: needs.block,
+            scratch: needs.scratch,
+            short_by: plan.as_ref().err().map_or(0, |lack| lack.need - lack.have),
+            blocks,
+            bytes: blocks * needs.block,
+            tokens: blocks * BLOCK_TOKENS as u64,
+            requests: blocks / longest.div_ceil(BLOCK_TOKENS) as u64,
+            server_blocks: plan.map_or(0, |plan| plan.blocks as u64),
+            decode: decodes(args, &lists.contexts, &cost, blocks),
+            prefill: lists.prompts.iter().map(|tokens| prefill(&cost, *tokens, args)).collect(),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! `octant simulate`: the scheduler in virtual time, over requests drawn, read or recorded.
+//! `octant simulate`: runs the scheduler in virtual time over random, read or recorded requests.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,10 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use super::simulated::{About, Changes, forecast, memory_of};
-use crate::config::{MeanAndCv, PolicyArgs, SimulateArgs};
+use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs};
 use crate::device::Layout;
 use crate::engine::SchedulerConfig;
+use crate::launch::cost_inputs::{CostInputs, Overrides, forecast};
+use crate::launch::devices::GPU_IN_FLIGHT;
+use crate::launch::simulated::usable_memory;
 use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::scheduler::Policy;
@@ -22,33 +24,30 @@ use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, Synthetic};
 use crate::simulator::{Journey, Machine, Sample};
 
-/// As on GPUs.
-const IN_FLIGHT: usize = 2;
-
-/// A run that is over, under its name.
-struct Past {
+/// A finished run.
+struct FinishedRun {
     name: &'static str,
     journeys: Vec<Journey>,
     samples: Vec<Sample>,
 }
 
-/// Simulates and reports. Status 1 if a replay is not the same as what was recorded.
+/// Simulates and reports. Exits with status 1 if a replay differs from its recording.
 pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
     args.policy.check()?;
-    let pasts = match &args.replay {
+    let runs = match &args.replay {
         Some(path) => match recorded(args, path)? {
-            Some(pasts) => pasts,
+            Some(runs) => runs,
             None => return Ok(ExitCode::FAILURE),
         },
-        None => vec![drawn(args)?],
+        None => vec![simulated(args)?],
     };
-    report(args, &pasts)?;
+    report(args, &runs)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
-    let about = About::new(&changes(args), None)?;
-    let config = scheduler(args, &about, None)?;
+fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
+    let inputs = CostInputs::new(&overrides(args), None)?;
+    let config = scheduler_config(args, &inputs, None)?;
     let (vocab, limit) = (config.vocab_size, config.max_sequence_tokens());
     let arrivals = match &args.trace {
         Some(path) => {
@@ -60,14 +59,14 @@ fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
         None => {
             let (arrivals, cut) = synthetic(args)?.draw(vocab, limit);
             if cut > 0 {
-                eprintln!("{cut} requests were cut to {limit} tokens, --max-model-len");
+                eprintln!("{cut} requests were shortened to {limit} tokens (--max-model-len)");
             }
             arrivals
         }
     };
-    let cost = about.cost()?;
+    let cost = inputs.cost()?;
     let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(cost));
+    let mut server = VirtualTime::new(config, GPU_IN_FLIGHT, Machine::scripted(cost));
     server.foresee(forecast);
     server.refuse_beyond(args.policy.max_ttft);
     for Arrival { at, ask } in arrivals {
@@ -88,101 +87,109 @@ fn synthetic(args: &SimulateArgs) -> anyhow::Result<Synthetic> {
     })
 }
 
-/// Prints; an error, rather than a panic, where nobody reads.
-fn say(text: &str) -> anyhow::Result<()> {
+/// Prints to standard output. A closed pipe is an error, not a panic.
+fn print(text: &str) -> anyhow::Result<()> {
     std::io::stdout().write_all(text.as_bytes()).context("standard output")
 }
 
-/// Runs to the end, and says how much faster than time that was.
-fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<Past> {
+/// Runs to the end, and prints the virtual and the real time.
+fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<FinishedRun> {
     let start = Instant::now();
     server.run().map_err(anyhow::Error::msg)?;
     eprintln!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
     let (journeys, samples) = server.history();
-    Ok(Past { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
+    Ok(FinishedRun { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
 }
 
-/// The recording as it was, and where a setting is given, simulated as it was and as it would be; `None` if the replay is
-/// not the same.
-fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>>> {
+/// Replays the recording. If a setting is given, also simulates its requests with the recorded settings and
+/// with the given ones. `None` if the replay differs from the recording.
+fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<FinishedRun>>> {
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
     match trace.end {
         End::Complete => {}
-        End::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
+        End::Incomplete => eprintln!("the recording stops before the server did: its disk was too slow"),
         End::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
     }
     let replayed = match replay::replay(&trace) {
         Ok(replayed) => replayed,
         Err(divergence) => {
-            eprintln!("not the same: {divergence}");
+            eprintln!("the replay differs: {divergence}");
             return Ok(None);
         }
     };
-    say(&format!("{} plans, all equal\n", replayed.plans))?;
+    print(&format!("{} plans, all equal\n", replayed.plans))?;
     let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
-    let mut pasts = vec![Past { name: "recorded", journeys, samples: replayed.samples.clone() }];
-    if args.changes() {
-        let (about, config) = (as_recorded(&trace)?, trace.header.config.clone());
-        pasts.push(again("as recorded", (&trace, &replayed), &about, config, None)?);
-        let about = About::new(&changes(args), Some(&trace.header.about))?;
-        let config = scheduler(args, &about, Some(&trace.header.config))?;
-        pasts.push(again("as changed", (&trace, &replayed), &about, config, args.policy.max_ttft)?);
+    let mut runs = vec![FinishedRun { name: "recorded", journeys, samples: replayed.samples.clone() }];
+    if args.has_overrides() {
+        let about = Some(trace.header.about.as_slice());
+        let as_recorded = Resimulation {
+            name: "as recorded",
+            inputs: CostInputs::new(&Overrides::default(), about)?,
+            config: trace.header.config.clone(),
+            max_ttft: None,
+        };
+        let inputs = CostInputs::new(&overrides(args), about)?;
+        let config = scheduler_config(args, &inputs, Some(&trace.header.config))?;
+        let as_changed = Resimulation { name: "as changed", inputs, config, max_ttft: args.policy.max_ttft };
+        for resimulation in [as_recorded, as_changed] {
+            runs.push(resimulation.run(&replayed, trace.header.in_flight)?);
+        }
     }
-    Ok(Some(pasts))
+    Ok(Some(runs))
 }
 
-/// What the recording says alone.
-fn as_recorded(trace: &Trace) -> anyhow::Result<About> {
-    About::new(&Changes::default(), Some(&trace.header.about))
-}
-
-fn again(
+/// A simulation of recorded requests.
+struct Resimulation {
     name: &'static str,
-    (trace, replayed): (&Trace, &Replayed),
-    about: &About,
+    inputs: CostInputs,
     config: SchedulerConfig,
     max_ttft: Option<f64>,
-) -> anyhow::Result<Past> {
-    let cost = about.cost()?;
-    let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, trace.header.in_flight, Machine::scripted(cost));
-    server.foresee(forecast);
-    server.refuse_beyond(max_ttft);
-    replay::resimulate(replayed, &mut server);
-    finish(name, server)
 }
 
-/// What the arguments say of the model and the GPUs.
-fn changes(args: &SimulateArgs) -> Changes {
-    Changes {
+impl Resimulation {
+    fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
+        let cost = self.inputs.cost()?;
+        let forecast = forecast(&cost, &self.config, 1.0);
+        let mut server = VirtualTime::new(self.config, in_flight, Machine::scripted(cost));
+        server.foresee(forecast);
+        server.refuse_beyond(self.max_ttft);
+        replay::resimulate(replayed, &mut server);
+        finish(self.name, server)
+    }
+}
+
+/// Arguments that override a recording, or the defaults of the cost model.
+fn overrides(args: &SimulateArgs) -> Overrides {
+    Overrides {
         config: args.config.clone(),
         gpu: args.gpu.clone(),
         ranks: args.tp,
-        quantization: args.quantization,
-        kv_cache_dtype: args.kv_cache_dtype,
+        precision: args.quantization,
+        kv: args.kv_cache_dtype,
         deterministic: args.deterministic,
     }
 }
 
-/// The limits that the arguments give, or else the recording, or else the defaults of `octant serve`.
-fn scheduler(
+/// Takes each limit from the arguments, else from the recording, else the default of `octant serve`.
+fn scheduler_config(
     args: &SimulateArgs,
-    about: &About,
+    inputs: &CostInputs,
     recorded: Option<&SchedulerConfig>,
 ) -> anyhow::Result<SchedulerConfig> {
-    let pick = |flag: &str, given: Option<usize>, then: Option<usize>, default: usize| {
+    let pick = |flag: &str, given: Option<usize>, recorded: Option<usize>, default: usize| {
         ensure!(given != Some(0), "{flag}: expected at least 1, got 0");
-        Ok(given.or(then).unwrap_or(default))
+        Ok(given.or(recorded).unwrap_or(default))
     };
     let r = recorded;
-    let model = &about.model;
-    let max_num_seqs = pick("--max-num-seqs", args.max_num_seqs, r.map(|c| c.max_num_seqs), 32)?;
+    let model = &inputs.model;
+    let max_num_seqs =
+        pick("--max-num-seqs", args.max_num_seqs, r.map(|c| c.max_num_seqs), SchedulingArgs::MAX_NUM_SEQS)?;
     let max_num_batched_tokens = pick(
         "--max-num-batched-tokens",
         args.max_num_batched_tokens,
         r.map(|c| c.max_num_batched_tokens),
-        512,
+        SchedulingArgs::MAX_NUM_BATCHED_TOKENS,
     )?;
     let limit = model.max_positions;
     let max_model_len = pick("--max-model-len", args.max_model_len, r.map(|c| c.max_model_len), limit)?;
@@ -190,54 +197,62 @@ fn scheduler(
         max_model_len <= limit,
         "--max-model-len: expected at most the model's {limit}, got {max_model_len}"
     );
-    // Blocks are as recorded unless what they are made of, or their number, is said anew.
-    let resized = args.kv_cache_memory.is_some() || args.tp.is_some() || args.gpu.is_some();
-    let resized = resized || args.kv_cache_dtype.is_some() || args.quantization.is_some();
-    let num_blocks = match r.filter(|_| !resized && args.config.is_none()) {
+    // The number of blocks is the recorded one unless an argument changes the size or the memory of the
+    // cache.
+    let resized = args.config.is_some()
+        || args.kv_cache_memory.is_some()
+        || args.tp.is_some()
+        || args.gpu.is_some()
+        || args.kv_cache_dtype.is_some()
+        || args.quantization.is_some();
+    let num_blocks = match r.filter(|_| !resized) {
         Some(recorded) => recorded.num_blocks,
         None => {
-            let share = model.share(about.ranks).map_err(anyhow::Error::msg).context("--tp")?;
+            let share = model.share(inputs.ranks).map_err(anyhow::Error::msg).context("--tp")?;
             let room = StepRoom {
-                ranks: about.ranks,
+                ranks: inputs.ranks,
                 rows: max_num_batched_tokens,
                 slots: max_num_seqs,
-                deterministic: about.deterministic,
+                deterministic: inputs.deterministic,
             };
-            let needs = MemoryNeeds::new(&share, &Layout::CUDA, (about.precision, about.kv), &room);
-            let memory = memory_of(&about.hardware);
+            let needs = MemoryNeeds::new(&share, &Layout::CUDA, (inputs.precision, inputs.kv), &room);
+            let memory = usable_memory(&inputs.hardware);
             let kv = args.kv_cache_memory.map(|size| size.0);
             MemoryPlan::new(needs, memory, kv, max_model_len, max_num_seqs)?.blocks
         }
     };
+    let requests = args.max_queue_requests.or(r.map(|c| c.max_queue_requests));
+    let tokens = args.max_queue_tokens.or(r.map(|c| c.max_queue_tokens));
+    let prefix_caching = args.enable_prefix_caching.or(r.map(|c| c.prefix_caching));
     Ok(SchedulerConfig {
         max_num_seqs,
         max_num_batched_tokens,
         max_model_len,
         num_blocks,
         vocab_size: r.map_or(model.vocab, |c| c.vocab_size),
-        max_queue_requests: args.max_queue_requests.or(r.map(|c| c.max_queue_requests)).unwrap_or(1024),
-        max_queue_tokens: args.max_queue_tokens.or(r.map(|c| c.max_queue_tokens)).unwrap_or(1 << 20),
-        prefix_caching: args.enable_prefix_caching.or(r.map(|c| c.prefix_caching)).unwrap_or(true),
+        max_queue_requests: requests.unwrap_or(AdmissionArgs::MAX_QUEUE_REQUESTS),
+        max_queue_tokens: tokens.unwrap_or(AdmissionArgs::MAX_QUEUE_TOKENS),
+        prefix_caching: prefix_caching.unwrap_or(SchedulingArgs::PREFIX_CACHING),
         policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
     })
 }
 
-/// Who waits for whom: as given, else as it was.
-fn policy(args: &PolicyArgs, was: Policy) -> Policy {
+/// The given policy settings over those of `base`.
+fn policy(args: &PolicyArgs, base: Policy) -> Policy {
     Policy {
-        ageing_steps: args.ageing_steps.unwrap_or(was.ageing_steps),
-        max_preemptions: args.max_preemptions.unwrap_or(was.max_preemptions),
-        kv_reserve: args.kv_reserve.unwrap_or(was.kv_reserve),
+        ageing_steps: args.ageing_steps.unwrap_or(base.ageing_steps),
+        max_preemptions: args.max_preemptions.unwrap_or(base.max_preemptions),
+        kv_reserve: args.kv_reserve.unwrap_or(base.kv_reserve),
     }
 }
 
-fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
+fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
     let slo = Slo { ttft: args.slo_ttft, itl: args.slo_itl };
-    let journeys: Vec<Vec<&Journey>> = pasts.iter().map(|past| past.journeys.iter().collect()).collect();
-    let report = |(past, journeys): (&Past, &Vec<&Journey>)| Report::new(journeys, &past.samples, slo);
-    let reports: Vec<Report> = pasts.iter().zip(&journeys).map(report).collect();
-    let named: Vec<(&str, &Report)> = pasts.iter().map(|past| past.name).zip(&reports).collect();
-    say(&table(&named))?;
+    let journeys: Vec<Vec<&Journey>> = runs.iter().map(|run| run.journeys.iter().collect()).collect();
+    let report = |(run, journeys): (&FinishedRun, &Vec<&Journey>)| Report::new(journeys, &run.samples, slo);
+    let reports: Vec<Report> = runs.iter().zip(&journeys).map(report).collect();
+    let named: Vec<(&str, &Report)> = runs.iter().map(|run| run.name).zip(&reports).collect();
+    print(&table(&named))?;
     if let Some(path) = &args.json {
         let all: serde_json::Map<_, _> = named
             .iter()
@@ -251,8 +266,8 @@ fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.svg {
-        let runs = pasts.iter().zip(&journeys);
-        let runs = runs.map(|(past, journeys)| Run { name: past.name, journeys, samples: &past.samples });
+        let runs = runs.iter().zip(&journeys);
+        let runs = runs.map(|(run, journeys)| Run { name: run.name, journeys, samples: &run.samples });
         let svg = plot::svg(&runs.collect::<Vec<_>>()).map_err(anyhow::Error::msg)?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }

@@ -1,54 +1,74 @@
-//! The settings of `octant plan`.
+//! Arguments of `octant plan`.
 
 use std::path::PathBuf;
 
-use clap::Args;
 use clap::builder::RangedU64ValueParser;
+use clap::{ArgAction, Args};
 
-use super::Quantization;
+use super::SchedulingArgs;
+use super::parsers::position_count;
+use crate::cost::Hardware;
+use crate::model::Precision;
 
-/// A number of something of which there is at least one. Below 2^31, so that sums of two are positions.
-fn count() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..1 << 31)
-}
-
-/// `octant plan`.
+/// Arguments of `octant plan`.
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
     /// Directory with the model's config.json; weights are not needed
     #[arg(long, value_name = "DIR")]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// GPUs that share the model
-    #[arg(long, value_name = "N", default_value = "1", value_parser = RangedU64ValueParser::<usize>::new().range(1..=8))]
-    pub tp: usize,
-    /// What each is: h100-80gb, or a TOML file of its figures
-    #[arg(long, value_name = "NAME|FILE.toml", default_value = "h100-80gb")]
-    pub gpu: String,
-    /// Linear layers in FP8, or as the checkpoint stores them
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=8)
+    )]
+    pub(crate) tp: usize,
+    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = Hardware::H100)]
+    pub(crate) gpu: String,
+    /// Number format of linear layers: FP8, or the format of the checkpoint
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
-    pub quantization: Quantization,
-    /// Tokens of the longest sequence, prompt and answer together [default: the model's own limit]
-    #[arg(long, value_name = "TOKENS", value_parser = count())]
-    pub max_model_len: Option<usize>,
-    /// Sequences that run at once
-    #[arg(long, value_name = "N", default_value = "32", value_parser = count())]
-    pub max_num_seqs: usize,
-    /// Tokens per step
-    #[arg(long, value_name = "TOKENS", default_value = "512", value_parser = count())]
-    pub max_num_batched_tokens: usize,
-    /// Whether products are deterministic, as `serve` has it: more than 128 rows read the weights again for each so many
-    #[arg(long, value_name = "BOOL", default_value = "true", action = clap::ArgAction::Set)]
-    pub deterministic: bool,
-    /// Sequences that decode at once
-    #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,8,32,64,128,256", value_parser = count())]
-    pub batch: Vec<usize>,
-    /// Tokens that each has behind it [default: 512,2048,3500, as far as the longest sequence goes]
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = count())]
-    pub context: Option<Vec<usize>>,
-    /// Tokens of a prompt [default: 512,2048,4096, as far as the longest sequence goes]
-    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = count())]
-    pub prefill: Option<Vec<usize>>,
-    /// Everything as one JSON object, instead of tables
+    pub(crate) quantization: Precision,
+    /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
+    #[arg(long, value_name = "TOKENS", value_parser = position_count())]
+    pub(crate) max_model_len: Option<usize>,
+    /// Maximum sequences that run at once
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = SchedulingArgs::MAX_NUM_SEQS,
+        value_parser = position_count()
+    )]
+    pub(crate) max_num_seqs: usize,
+    /// Maximum tokens per step
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value_t = SchedulingArgs::MAX_NUM_BATCHED_TOKENS,
+        value_parser = position_count()
+    )]
+    pub(crate) max_num_batched_tokens: usize,
+    /// Deterministic products, as --deterministic of `octant serve`: they read the weights once per 128 rows
+    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    pub(crate) deterministic: bool,
+    /// Decode batch sizes, separated by commas
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,8,32,64,128,256",
+        value_parser = position_count()
+    )]
+    pub(crate) batch: Vec<usize>,
+    /// Context lengths of the decoding sequences, in tokens [default: those of 512, 2048 and 3500 below
+    /// --max-model-len]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
+    pub(crate) context: Option<Vec<usize>>,
+    /// Prompt lengths, in tokens [default: those of 512, 2048 and 4096 up to --max-model-len]
+    #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
+    pub(crate) prefill: Option<Vec<usize>>,
+    /// Print one JSON object instead of tables
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }

@@ -1,50 +1,193 @@
-//! The settings of `--device simulate`.
+//! Arguments of `octant simulate`.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use super::{ConfigError, DeviceName, ServeArgs};
+use anyhow::bail;
+use clap::Args;
 
-/// GPUs that are not there.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Simulation {
-    /// Name or file of the GPU.
-    pub gpu: String,
-    /// Directory of the model whose steps are simulated, if it is not the one whose tokenizer is used.
-    pub config: Option<PathBuf>,
-    /// Factor on the times of steps; 0 does not wait.
-    pub pace: f64,
-    /// Mean length of an answer.
-    pub answer_tokens: f64,
+use super::parsers::{at_least_1, rank_count};
+use super::{ConfigError, Size};
+use crate::device::KvDtype;
+use crate::model::Precision;
+
+/// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct MeanAndCv {
+    /// The mean.
+    pub(crate) mean: f64,
+    /// Standard deviation divided by the mean. Default 1, the value of an exponential distribution.
+    pub(crate) cv: f64,
 }
 
-/// What the arguments say of a simulation, of which there is one with `--device simulate` alone.
-pub(super) fn simulation(args: &ServeArgs, device: DeviceName) -> Result<Option<Simulation>, ConfigError> {
-    let given = [
-        ("--gpu", args.gpu.is_some()),
-        ("--simulate-config", args.simulate_config.is_some()),
-        ("--simulate-pace", args.simulate_pace.is_some()),
-        ("--simulate-answer-tokens", args.simulate_answer_tokens.is_some()),
-    ];
-    if device != DeviceName::Simulate {
-        return match given.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
-                Err(ConfigError::new(flag, format!("expected --device simulate, got {}", device.as_str())))
+impl FromStr for MeanAndCv {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let (mean, cv) = text.split_once(':').unwrap_or((text, "1"));
+        match (mean.parse(), cv.parse()) {
+            (Ok(mean), Ok(cv)) if (1e-6..=1e9).contains(&mean) && (0.0..=100.0).contains(&cv) => {
+                Ok(Self { mean, cv })
             }
-            None => Ok(None),
-        };
+            _ => bail!("expected MEAN or MEAN:CV, such as 512 or 512:0.5, got `{text}`"),
+        }
     }
-    let pace = args.simulate_pace.unwrap_or(1.0);
-    if !(0.0..=1e6).contains(&pace) {
-        return Err(ConfigError::new(
-            "--simulate-pace",
-            format!("expected a factor from 0 to 10^6, got {pace}"),
-        ));
+}
+
+/// Scheduling policy and admission, as settings of `octant serve` of the same names.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub(crate) struct PolicyArgs {
+    /// Maximum predicted time to first token, in seconds. Requests above it are refused [default: no limit]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) max_ttft: Option<f64>,
+    /// Steps of waiting after which a request's priority improves by one; 0 disables ageing [default: 1000,
+    /// or as recorded]
+    #[arg(long, value_name = "STEPS")]
+    pub(crate) ageing_steps: Option<u64>,
+    /// Maximum preemptions of one request; with 0, a request starts only when all blocks that its max_tokens
+    /// may need are reserved [default: 3, or as recorded]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_preemptions: Option<u32>,
+    /// Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, in
+    /// addition to those of its prompt. With 1, no request is ever preempted [default: 0, or as recorded]
+    #[arg(long, value_name = "FRACTION")]
+    pub(crate) kv_reserve: Option<f32>,
+}
+
+impl PolicyArgs {
+    /// Validates the numbers.
+    ///
+    /// # Errors
+    /// Names the flag whose number is out of range.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        check_policy(self.max_ttft, self.kv_reserve)
     }
-    let answer_tokens = args.simulate_answer_tokens.unwrap_or(256.0);
-    if !(1.0..=1e9).contains(&answer_tokens) {
-        let message = format!("expected from 1 to 10^9 tokens, got {answer_tokens}");
-        return Err(ConfigError::new("--simulate-answer-tokens", message));
+}
+
+/// Validates two numbers, if given. Also used by `octant serve`.
+pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Result<(), ConfigError> {
+    if let Some(bad) = max_ttft.filter(|seconds| !(*seconds > 0.0 && *seconds <= 1e9)) {
+        return Err(ConfigError::new("--max-ttft", format!("expected seconds above 0, got {bad}")));
     }
-    let gpu = args.gpu.clone().unwrap_or_else(|| "h100-80gb".to_owned());
-    Ok(Some(Simulation { gpu, config: args.simulate_config.clone(), pace, answer_tokens }))
+    if let Some(bad) = kv_reserve.filter(|share| !(0.0..=1.0).contains(share)) {
+        return Err(ConfigError::new("--kv-reserve", format!("expected from 0 to 1, got {bad}")));
+    }
+    Ok(())
+}
+
+/// Arguments of `octant simulate`; exactly one of `--poisson`, `--trace` and `--replay` is given.
+#[derive(Debug, Clone, Args)]
+pub struct SimulateArgs {
+    /// Directory with the model's config.json; not needed with --replay
+    #[arg(long, value_name = "DIR", required_unless_present = "replay")]
+    pub(crate) config: Option<PathBuf>,
+    /// GPUs that share the model [default: 8, or as recorded]
+    #[arg(long, value_name = "N", value_parser = rank_count())]
+    pub(crate) tp: Option<usize>,
+    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml [default: h100-80gb, or
+    /// as recorded]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) gpu: Option<String>,
+    /// Number format of linear layers [default: fp8, or as recorded]
+    #[arg(long, value_name = "SCHEME")]
+    pub(crate) quantization: Option<Precision>,
+    /// Element type of the KV cache [default: fp8, or as recorded]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_cache_dtype: Option<KvDtype>,
+    /// Deterministic products, which read the weights once per 128 rows [default: true, or as recorded]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) deterministic: Option<bool>,
+
+    /// Random arrivals: requests per second, and the coefficient of variation of their intervals. 1 is a
+    /// Poisson process, 0 is constant intervals, above 1 is bursty
+    #[arg(long, value_name = "RATE[:CV]", group = "workload")]
+    pub(crate) poisson: Option<MeanAndCv>,
+    /// Requests from a file: JSON Lines with `at`, `prompt_tokens` or `prompt`, `answer_tokens` and
+    /// optionally `priority`; or CSV with TIMESTAMP, ContextTokens and GeneratedTokens
+    #[arg(long, value_name = "FILE", group = "workload")]
+    pub(crate) trace: Option<PathBuf>,
+    /// A recording of `octant serve --record`. Its plans are computed again and must be equal. If any setting
+    /// is given, its requests are also simulated with the recorded settings and with the given ones
+    #[arg(
+        long,
+        value_name = "FILE",
+        group = "workload",
+        required_unless_present_any = ["poisson", "trace"]
+    )]
+    pub(crate) replay: Option<PathBuf>,
+    /// Number of random requests
+    #[arg(long, value_name = "N", default_value = "1000", requires = "poisson", value_parser = at_least_1)]
+    pub(crate) requests: usize,
+    /// Prompt length of random requests, in tokens
+    #[arg(long, value_name = "MEAN[:CV]", default_value = "512", requires = "poisson")]
+    pub(crate) prompt_tokens: MeanAndCv,
+    /// Answer length of random requests, in tokens
+    #[arg(long, value_name = "MEAN[:CV]", default_value = "256", requires = "poisson")]
+    pub(crate) answer_tokens: MeanAndCv,
+    /// Seed of the random numbers
+    #[arg(long, value_name = "N", default_value = "0", conflicts_with = "replay")]
+    pub(crate) seed: u64,
+
+    /// Maximum sequences that run at once [default: 32, or as recorded]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_seqs: Option<usize>,
+    /// Maximum tokens per step [default: 512, or as recorded]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_num_batched_tokens: Option<usize>,
+    /// Maximum tokens of a sequence [default: the model's own limit, or as recorded]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_model_len: Option<usize>,
+    /// Memory of each GPU for the KV cache [default: enough for --max-num-seqs full-length requests, at most
+    /// the memory left; or as recorded]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) kv_cache_memory: Option<Size>,
+    /// Maximum waiting requests [default: 1024, or as recorded]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_queue_requests: Option<usize>,
+    /// Maximum prompt tokens of all waiting requests [default: 1048576, or as recorded]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) max_queue_tokens: Option<usize>,
+    /// Share KV blocks between requests whose prompts begin with the same tokens [default: true, or as
+    /// recorded]
+    #[arg(long, value_name = "BOOL")]
+    pub(crate) enable_prefix_caching: Option<bool>,
+    /// Scheduling policy and admission.
+    #[command(flatten)]
+    pub(crate) policy: PolicyArgs,
+
+    /// Latency objective for the time to first token, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "2")]
+    pub(crate) slo_ttft: f64,
+    /// Latency objective for the mean inter-token latency of a request, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "0.1")]
+    pub(crate) slo_itl: f64,
+    /// Write the reports to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Write a plot of the runs to this SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Write a plot of predicted against simulated time to first token of each request to this SVG file
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub(crate) forecast_svg: Option<PathBuf>,
+}
+
+impl SimulateArgs {
+    /// Whether any setting is given that overrides a recorded one.
+    pub(crate) fn has_overrides(&self) -> bool {
+        self.config.is_some()
+            || self.tp.is_some()
+            || self.gpu.is_some()
+            || self.quantization.is_some()
+            || self.kv_cache_dtype.is_some()
+            || self.deterministic.is_some()
+            || self.max_num_seqs.is_some()
+            || self.max_num_batched_tokens.is_some()
+            || self.max_model_len.is_some()
+            || self.kv_cache_memory.is_some()
+            || self.max_queue_requests.is_some()
+            || self.max_queue_tokens.is_some()
+            || self.enable_prefix_caching.is_some()
+            || self.policy != PolicyArgs::default()
+    }
 }

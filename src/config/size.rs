@@ -1,17 +1,17 @@
-//! Sizes as people write them.
+//! Sizes in bytes with an optional unit, such as `4GiB`.
 
 use std::str::FromStr;
 
-use serde::Deserialize;
+use anyhow::{Context, ensure};
 
 /// A number of bytes, written plainly or with a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl FromStr for Size {
-    type Err = String;
+    type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> anyhow::Result<Self> {
         const UNITS: [(&str, u64); 9] = [
             ("KiB", 1 << 10),
             ("MiB", 1 << 20),
@@ -29,26 +29,9 @@ impl FromStr for Size {
             .find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))
             .unwrap_or((text, 1));
         let number: f64 =
-            number.trim().parse().map_err(|_| format!("expected a size such as 4GiB, got `{text}`"))?;
+            number.trim().parse().with_context(|| format!("expected a size such as 4GiB, got `{text}`"))?;
         let bytes = number * unit as f64;
-        if !(1.0..1e18).contains(&bytes) {
-            return Err(format!("expected a size between 1 B and 10^18 B, got `{text}`"));
-        }
+        ensure!((1.0..1e18).contains(&bytes), "expected a size between 1 B and 10^18 B, got `{text}`");
         Ok(Self(bytes as u64))
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Bytes(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Bytes(bytes) => Ok(Self(bytes)),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
     }
 }

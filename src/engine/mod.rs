@@ -37,6 +37,7 @@ pub use options::{Clock, EngineOptions};
 pub use recorder::Recorder;
 pub use stats::Stats;
 pub use step_clock::Published;
+pub(crate) use thread::panic_text;
 pub use thread::{Engine, EngineThread};
 pub use usage::DeviceTotals;
 

@@ -158,7 +158,8 @@ fn run_engine_thread(
     end
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+/// The text of a panic.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given")
 }

@@ -19,6 +19,7 @@ use super::storage::Landing;
 use super::weights::LoadProgress;
 use crate::device::cpu::Quantizer;
 use crate::device::{Device, HostRows, MatrixData};
+use crate::machine;
 
 /// Bytes of a piece: few enough to stay in a cache until they are packed, many enough for a disk.
 const PIECE: usize = 2 << 20;
@@ -111,7 +112,7 @@ fn convert_threads() -> usize {
 }
 
 fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    machine::cores()
 }
 
 /// All that the ranks want, each of it once, in the order of the files.

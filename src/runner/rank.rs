@@ -11,6 +11,7 @@ use super::sampler::{self, Slots};
 use super::{Failure, Outcome, StepOutput};
 use crate::comm::{Communicator, PEER};
 use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
+use crate::engine::panic_text;
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
@@ -94,11 +95,7 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
         Ok(Ok(())) => return,
         Ok(Err(error)) if error.op == PEER => Failure::Peer(error.to_string()),
         Ok(Err(error)) => Failure::Own(error.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-            Failure::Own(format!("panicked: {text}"))
-        }
+        Err(panic) => Failure::Own(format!("panicked: {}", panic_text(&*panic))),
     };
     let _nobody_waits = outcomes.send(Err(failure));
 }

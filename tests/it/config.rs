@@ -1,16 +1,16 @@
-//! Settings through the binary: precedence, refusals, and the plan that does not fit.
+//! Settings of the binary: precedence, invalid values, and memory plans that do not fit.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs `octant serve` with no environment but `env`; it must end by itself.
+/// Runs `octant serve` with only the environment `env`. It must exit by itself.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
     command.env_clear().arg("serve").args(args).envs(env.iter().copied());
     command.output().unwrap()
 }
 
-/// It must end with this status and say all of this on standard error.
+/// Asserts the exit status, and that standard error contains all parts.
 fn refuses(output: &Output, status: i32, parts: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{text}");
@@ -29,7 +29,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// The limit that is refused names the value that won: the model has 256 positions.
+/// Asserts which value of `--max-model-len` takes effect. The model has 256 positions, so the error names it.
 fn refused_len(args: &[&str], env: &[(&str, &str)], len: &str) {
     let model = tiny();
     let args = [&["--model", &model], args].concat();
@@ -37,7 +37,7 @@ fn refused_len(args: &[&str], env: &[(&str, &str)], len: &str) {
 }
 
 #[test]
-fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+fn a_flag_overrides_the_environment_and_the_environment_the_file() {
     let file = file("max-model-len = 1003\n");
     let path = file.path().to_str().unwrap();
     refused_len(&["--config", path], &[], "1003");
@@ -58,7 +58,7 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
         let variable = format!("OCTANT_{}", flag.to_uppercase().replace('-', "_"));
         assert!(help.contains(&format!("[env: {variable}")), "{flag} has no variable {variable}");
         if flag != "config" {
-            // A list is the wrong type for every key but one; an unknown key would be called unknown.
+            // The value is invalid for every key, but the error must not be `unknown field`.
             let file = file(&format!("{flag} = [[1]]\n"));
             let output = serve(&["--config", file.path().to_str().unwrap()], &[]);
             assert!(!String::from_utf8_lossy(&output.stderr).contains("unknown field"), "{flag} is no key");
@@ -68,7 +68,55 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_by_name() {
+fn an_invalid_value_in_the_file_names_the_file_and_the_key() {
+    let model = tiny();
+    for (text, parts) in [
+        ("port = 70000\n", ["--port", "70000"]),
+        ("port = [1, 2]\n", ["port: expected", "array"]),
+        ("max-num-seqs = 0\n", ["--max-num-seqs", "expected at least 1, got 0"]),
+        ("device = \"tpu\"\n", ["--device", "possible values: cpu, cuda, simulate"]),
+        ("config = \"other.toml\"\n", ["unknown field", "config"]),
+        ("port = \n", ["TOML", "line 1"]),
+    ] {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        refuses(&serve(&["--model", &model, "--config", path], &[]), 2, &[&[path][..], &parts].concat());
+    }
+}
+
+#[test]
+fn a_setting_of_the_file_counts_as_given() {
+    let model = tiny();
+    let file = file(&format!("model = {model:?}\ngpus = [0, 1]\n"));
+    let output = serve(&["--config", file.path().to_str().unwrap()], &[]);
+    refuses(&output, 2, &["--gpus", "expected --device cuda, got cpu"]);
+    let output = serve(&["--model", &model, "--gpu", "h100-80gb"], &[]);
+    refuses(&output, 2, &["--gpu", "expected --device simulate, got cpu"]);
+}
+
+#[test]
+fn the_help_shows_defaults() {
+    let help = Command::new(env!("CARGO_BIN_EXE_octant")).args(["serve", "--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for (flag, default) in [
+        ("port", "8000"),
+        ("max-num-seqs", "32"),
+        ("max-num-batched-tokens", "512"),
+        ("max-queue-tokens", "1048576"),
+        ("ageing-steps", "1000"),
+        ("quantization", "fp8"),
+        ("step-timeout", "600"),
+        ("gpu", "h100-80gb"),
+    ] {
+        let rest = &words[words.find(&format!(" --{flag} <")).unwrap()..];
+        let rest = &rest[..rest[3..].find(" --").map_or(rest.len(), |end| end + 3)];
+        assert!(rest.contains(&format!("[default: {default}")), "{flag}: {rest}");
+    }
+}
+
+#[test]
+fn an_invalid_setting_names_its_flag() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
     let cases: [(&[&str], &[&str]); 15] = [
@@ -100,7 +148,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
 }
 
 #[test]
-fn a_plan_that_does_not_fit_names_both_numbers() {
+fn a_model_that_does_not_fit_names_needed_and_available_memory() {
     let model = tiny();
     let output = serve(&["--model", &model, "--kv-cache-memory", "900TB"], &[]);
     refuses(&output, 1, &["needs", "are available", "--kv-cache-memory"]);
@@ -110,12 +158,12 @@ fn a_plan_that_does_not_fit_names_both_numbers() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn a_missing_device_names_the_flag() {
     refuses(&serve(&["--model", &tiny(), "--device", "cuda"], &[]), 1, &["--device cuda"]);
 }
 
 #[test]
-fn the_doctor_reports_what_there_is() {
+fn the_doctor_reports_cpu_memory_and_cuda() {
     let output = Command::new(env!("CARGO_BIN_EXE_octant")).arg("doctor").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     for part in ["ok       cpu", "ok       memory", "cuda"] {
@@ -125,7 +173,7 @@ fn the_doctor_reports_what_there_is() {
 }
 
 #[test]
-fn a_rank_of_any_share_can_be_measured() {
+fn bench_rank_measures_any_tensor_parallel_size() {
     let bench = |tp: &str| {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/llama");
         let sizes = ["--batch", "1,3", "--context", "70", "--prefill", "65", "--reps", "2", "--warm-up", "1"];
@@ -147,7 +195,7 @@ fn a_rank_of_any_share_can_be_measured() {
 }
 
 #[test]
-fn a_broken_model_directory_is_named() {
+fn an_incomplete_model_directory_names_the_missing_file() {
     refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
@@ -166,7 +214,7 @@ fn a_reward_model_is_refused() {
 }
 
 #[test]
-fn keys_come_from_a_file_that_no_error_quotes() {
+fn errors_of_the_key_file_contain_no_key() {
     for (text, part) in [
         ("", "[[keys]]"),
         ("keys = []\n", "at least one key"),
@@ -193,7 +241,7 @@ fn keys_come_from_a_file_that_no_error_quotes() {
 }
 
 #[test]
-fn nothing_is_no_limit_and_no_time() {
+fn limits_and_timeouts_must_be_at_least_1() {
     for flag in
         ["--max-queue-requests", "--max-queue-tokens", "--stall-timeout", "--step-timeout", "--write-timeout"]
     {

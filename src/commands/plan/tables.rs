@@ -1,17 +1,17 @@
-//! The plan as people read it: bytes in GB of 10^9, times in milliseconds.
+//! The plan as text tables: sizes in GB (10^9 bytes), times in milliseconds.
 
 use std::fmt::Write;
 
 use super::{Kv, Report};
 use crate::cost::StepTime;
 
-/// Titles of the terms, each as wide as its column.
+/// Column titles of the terms, each as wide as its column.
 const TERMS: &str = "weights products   head     kv attention  activ. reduce overhead";
 
-/// The plan.
-pub fn tables(report: &Report) -> String {
+/// All tables of the plan.
+pub(super) fn tables(report: &Report) -> String {
     let mut text = String::new();
-    // Nothing of this can fail: a string takes what is written.
+    // Writing to a string cannot fail.
     let _written = write_all(&mut text, report);
     text
 }
@@ -23,10 +23,11 @@ fn write_all(text: &mut String, report: &Report) -> std::fmt::Result {
     let products = if report.deterministic { "deterministic" } else { "fastest" };
     writeln!(
         text,
-        "quantization {}, products {products}, sequences of {max_model_len} tokens, {} at once, {} tokens per step\n",
+        "quantization {}, products {products}, sequences of {max_model_len} tokens, {} at once, \
+         {} tokens per step\n",
         report.quantization, report.max_num_seqs, report.max_num_batched_tokens
     )?;
-    writeln!(text, "memory of each GPU, GB ({:.3} of them to plan with)", gb(report.available))?;
+    writeln!(text, "memory of each GPU, GB ({:.3} of them usable)", gb(report.available))?;
     for line in &report.memory {
         let estimate = if line.estimate { "estimate: " } else { "" };
         writeln!(text, "  {:16} {:8.3}  {estimate}{}", line.name, gb(line.bytes), line.from)?;
@@ -40,8 +41,8 @@ fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
         "\n{} KV cache: {} bytes per token, {} per block",
         kv.dtype, kv.token_bytes, kv.block_bytes
     )?;
-    writeln!(text, "  {:16} {:8.3}  what operations work in, and a spare block", "scratch", gb(kv.scratch))?;
-    writeln!(text, "  {:16} {:8.3}  all that is left", "KV cache", gb(kv.bytes))?;
+    writeln!(text, "  {:16} {:8.3}  scratch of operations, and a spare block", "scratch", gb(kv.scratch))?;
+    writeln!(text, "  {:16} {:8.3}  the rest", "KV cache", gb(kv.bytes))?;
     if kv.short_by > 0 {
         writeln!(
             text,
@@ -55,7 +56,7 @@ fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
             kv.blocks, kv.tokens, kv.requests, report.max_model_len, kv.server_blocks
         )?;
     }
-    writeln!(text, "  ms of a step: reading and arithmetic overlap, the rest is one after the other")?;
+    writeln!(text, "  ms per step: reading and arithmetic overlap, the other terms add up")?;
     writeln!(text, "  decode batch context     step {TERMS}   tokens/s  bound")?;
     for step in &kv.decode {
         let fits = if step.fits { "" } else { ", does not fit" };
@@ -86,7 +87,7 @@ fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
     Ok(())
 }
 
-/// Milliseconds under [`TERMS`].
+/// Milliseconds in the columns of [`TERMS`].
 fn terms(time: &StepTime) -> String {
     let ms = |seconds: f64| seconds * 1e3;
     format!(

@@ -49,7 +49,7 @@ impl Matrix {
     pub(super) fn pack(driver: &Driver, host: HostMatrix<'_>) -> Result<Self, DeviceError> {
         let (out, input) = (host.out, host.input);
         let filling = Filling::new(driver, (out, input), matches!(host.data, MatrixData::Bf16(_)))?;
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = crate::machine::cores();
         let each = out.div_ceil(threads).next_multiple_of(ROWS);
         std::thread::scope(|scope| {
             let part = |first: usize| {

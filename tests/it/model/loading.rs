@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use octant::commands::progress::line;
 use octant::device::fp8;
+use octant::launch::progress::line;
 use octant::model::{LoadError, LoadProgress, Model, ModelConfig, Precision, Shard};
 use serde_json::json;
 

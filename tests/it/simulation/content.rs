@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use octant::commands::simulated::words;
+use octant::launch::simulated::words;
 use octant::request::{Finish, Request, SamplingParams, StopRules};
 use octant::simulator::{Machine, Simulator, Voice};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! The scheduler and the engine, timed without a server around them.
+//! Times of the scheduler and of the engine without a server.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,38 +8,38 @@ use anyhow::Context;
 
 use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig, SubmitOptions};
 use crate::request::{Request, SampledToken, SamplingParams, StopRules, Tenant};
-use crate::scheduler::step_plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
-use crate::scheduler::{PlannedStep, Scheduler};
+use crate::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, StepOutput, StepPlan};
+use crate::scheduler::{PlannedStep, Policy, Scheduler};
 
-/// Ids of the vocabulary here.
+/// Size of the vocabulary.
 const VOCAB: usize = 256_000;
 
-/// Steps that a median is of.
+/// Steps per median.
 const STEPS: usize = 101;
 
-/// What the scheduler has to look after.
+/// Load of the scheduler.
 #[derive(Debug, Clone, Copy)]
-pub struct Load {
-    /// Sequences that generate.
-    pub running: usize,
-    /// Requests that wait.
-    pub waiting: usize,
+pub(super) struct Load {
+    /// Sequences that decode.
+    pub(super) running: usize,
+    /// Waiting requests.
+    pub(super) waiting: usize,
     /// Tokens of each prompt.
-    pub prompt: usize,
+    pub(super) prompt: usize,
 }
 
-/// Median microseconds of a plan and of a commit of a step in which all that runs generates.
-pub fn scheduler(load: Load) -> (f64, f64) {
+/// Median microseconds of a plan and of a commit of a decode step of all running sequences.
+pub(super) fn scheduler(load: Load) -> (f64, f64) {
     let mut scheduler = Scheduler::new(config(load.running, load.prompt, load.waiting));
     let submit = |scheduler: &mut Scheduler, ids: std::ops::Range<usize>| {
         for id in ids {
             let request = request(id, load.prompt, 4 * STEPS as u32);
-            scheduler.submit(vec![(RequestId(id as u64), request)]).expect("the queue is as long as that");
+            scheduler.submit(vec![(RequestId(id as u64), request)]).expect("the queue has room");
         }
     };
     submit(&mut scheduler, 0..load.running);
     while scheduler.counts().waiting > 0 {
-        let step = scheduler.plan().expect("something waits");
+        let step = scheduler.plan().expect("a request waits");
         let output = output(&step.plan);
         scheduler.commit(step.rows, output).expect("the output is the plan's");
     }
@@ -47,9 +47,9 @@ pub fn scheduler(load: Load) -> (f64, f64) {
     let (mut plans, mut commits) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         let start = Instant::now();
-        let PlannedStep { plan, rows } = scheduler.plan().expect("something runs");
+        let PlannedStep { plan, rows } = scheduler.plan().expect("a sequence runs");
         plans.push(start.elapsed());
-        assert_eq!(plan.rows.len(), load.running, "all that runs is in each step, and nothing else");
+        assert_eq!(plan.rows.len(), load.running, "each step has all running sequences and no other");
         let output = output(&plan);
         let start = Instant::now();
         let updates = scheduler.commit(rows, output).expect("the output is the plan's");
@@ -64,7 +64,7 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1e6
 }
 
-/// Room for so many to run and wait.
+/// A configuration with room for `running` and `waiting` requests.
 fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
     let len = prompt + 8 * STEPS;
     SchedulerConfig {
@@ -76,11 +76,11 @@ fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
         max_queue_requests: running + waiting,
         max_queue_tokens: (running + waiting) * prompt,
         prefix_caching: true,
-        policy: crate::scheduler::Policy::default(),
+        policy: Policy::default(),
     }
 }
 
-/// One that shares nothing with another.
+/// A request whose prompt has no prefix in common with another.
 fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
     Request {
         prompt: (0..prompt).map(|i| ((id * 7919 + i * 31) % VOCAB) as u32).collect(),
@@ -93,17 +93,17 @@ fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
     }
 }
 
-/// Some token for each row that asks for one.
+/// An output with a token for each row that samples one.
 fn output(plan: &StepPlan) -> StepOutput {
-    let row = |row: &crate::scheduler::step_plan::Row| RowOutput {
+    let row = |row: &Row| RowOutput {
         tokens: row.sample.then(|| SampledToken::new(1 + row.slot)).into_iter().collect(),
         ..RowOutput::default()
     };
     StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect() }
 }
 
-/// Steps of one length, and how long after the results of one came the next.
-struct Metronome {
+/// An executor with steps of one length. It measures the time from the results of a step to the next launch.
+struct FixedLengthSteps {
     step: Duration,
     free_at: Instant,
     outstanding: VecDeque<(StepOutput, Instant)>,
@@ -112,13 +112,13 @@ struct Metronome {
     rows: usize,
 }
 
-impl Executor for Metronome {
+impl Executor for FixedLengthSteps {
     fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let now = Instant::now();
-        // Only steps of which all streams are part.
+        // Only steps with all streams count.
         let whole = plan.rows.len() == self.rows;
         if let Some(collected) = self.collected.take().filter(|_| whole) {
-            let _nobody_counts = self.gaps.send(now - collected);
+            let _receiver_dropped = self.gaps.send(now - collected);
         }
         self.free_at = self.free_at.max(now) + self.step;
         self.outstanding.push_back((output(plan), self.free_at));
@@ -133,11 +133,11 @@ impl Executor for Metronome {
     }
 }
 
-/// Microseconds from the results of a step to the next launch, for each step of so many streams, each read by a task of
-/// its own.
-pub fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
-    let (gaps, heard) = flume::unbounded();
-    let executor = Metronome {
+/// Microseconds from the results of a step to the next launch, for each step of `rows` streams. Each stream
+/// is read by its own task.
+pub(super) fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
+    let (gaps, measured) = flume::unbounded();
+    let executor = FixedLengthSteps {
         step: Duration::from_secs_f64(step),
         free_at: Instant::now(),
         outstanding: VecDeque::new(),
@@ -165,7 +165,7 @@ pub fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f64>> {
     })?;
     engine.stop();
     thread.join().map_err(anyhow::Error::msg)?;
-    let micros: Vec<f64> = heard.try_iter().map(|gap| gap.as_secs_f64() * 1e6).collect();
+    let micros: Vec<f64> = measured.try_iter().map(|gap| gap.as_secs_f64() * 1e6).collect();
     anyhow::ensure!(!micros.is_empty(), "--tokens: too few for a step of all {rows} streams");
     Ok(micros)
 }

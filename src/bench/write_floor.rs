@@ -1,6 +1,5 @@
-//! What the system and the client take, whatever the server: a thread that has nothing to do but write one ready-made
-//! event to each stream at each step, one after the other, under the same client. No server can be below that with a
-//! write for each token.
+//! Lower bound of a server's cost per token: a thread that only writes one prepared event to each stream at
+//! each step, under the same client. A server with one write per token cannot cost less.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,27 +8,29 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::time::{ClockId, clock_gettime};
 
-use super::host_server::{self, Figures};
+use super::server_overhead::{self, Figures};
 use crate::config::BenchHostArgs;
 
-/// As the server begins an answer.
+/// The server's response head.
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
 
-/// As long as the server's event of one token.
-const EVENT: &str = "data: {\"id\":\"chatcmpl-0123456789abcdef01234567\",\"object\":\"chat.completion.chunk\",\
-                     \"created\":1700000000,\"model\":\"bare\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\
-                     \"logprobs\":null,\"finish_reason\":null}]}\n\n";
+/// An event of the length of the server's event of one token.
+const EVENT: &str = concat!(
+    "data: {\"id\":\"chatcmpl-0123456789abcdef01234567\",\"object\":\"chat.completion.chunk\",",
+    "\"created\":1700000000,\"model\":\"bare\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},",
+    "\"logprobs\":null,\"finish_reason\":null}]}\n\n",
+);
 
-/// What each answer ends with.
+/// The last event of an answer.
 const END: &str = "data: [DONE]\n\n";
 
-/// The same load as on the server, on the thread that only writes.
-pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
+/// Measures the thread that only writes, under the load of [`server_overhead::measure`].
+pub(super) fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let url = format!("http://{}", listener.local_addr()?);
     let (step, tokens) = (Duration::from_secs_f64(step_ms / 1e3), args.tokens);
     let thread = std::thread::spawn(move || write(&listener, streams, tokens, step));
-    let run = host_server::load(args, &url, "bare", streams, streams as u64)?;
+    let run = server_overhead::load(args, &url, "bare", streams, streams as u64)?;
     let cpu = thread.join().map_err(|_| anyhow::anyhow!("the thread that writes panicked"))??;
     let generated: u64 = run.records.iter().map(|record| record.tokens()).sum();
     Ok(Figures {
@@ -38,13 +39,13 @@ pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Re
         tokens_per_second: generated as f64 / run.elapsed.as_secs_f64(),
         cpu_us: cpu.as_secs_f64() * 1e6 / generated as f64,
         system: None,
-        late_ms: host_server::late(&run, step_ms, 0),
-        settled_late_ms: host_server::late(&run, step_ms, host_server::SETTLED),
+        late_ms: server_overhead::late(&run, step_ms, 0),
+        settled_late_ms: server_overhead::late(&run, step_ms, server_overhead::SETTLED),
         memory_mb: None,
     })
 }
 
-/// Answers so many requests, all at once; the thread's processor time for the tokens.
+/// Answers `streams` requests in parallel and returns the thread's CPU time for the token events.
 fn write(listener: &TcpListener, streams: usize, tokens: u32, step: Duration) -> anyhow::Result<Duration> {
     let open = (0..streams).map(|_| begin(listener));
     let mut connections = open.collect::<anyhow::Result<Vec<_>>>()?;
@@ -54,7 +55,7 @@ fn write(listener: &TcpListener, streams: usize, tokens: u32, step: Duration) ->
     for token in 0..tokens {
         std::thread::sleep((start + step * token).saturating_duration_since(Instant::now()));
         for connection in &mut connections {
-            connection.write_all(&event).context("a client has gone")?;
+            connection.write_all(&event).context("a client closed its connection")?;
         }
     }
     let took = thread_time() - before;
@@ -65,21 +66,21 @@ fn write(listener: &TcpListener, streams: usize, tokens: u32, step: Duration) ->
     Ok(took)
 }
 
-/// Takes a connection and its request, and begins the answer.
+/// Accepts a connection, reads its request and writes the response head.
 fn begin(listener: &TcpListener) -> anyhow::Result<TcpStream> {
     let (mut connection, _) = listener.accept()?;
     connection.set_nodelay(true)?;
     let (mut request, mut part) = (Vec::new(), [0; 4096]);
     while !is_whole(&request) {
         let count = connection.read(&mut part)?;
-        anyhow::ensure!(count > 0, "a client left before its request was there");
+        anyhow::ensure!(count > 0, "a client closed its connection before its request was complete");
         request.extend_from_slice(&part[..count]);
     }
     connection.write_all(HEAD.as_bytes())?;
     Ok(connection)
 }
 
-/// The client's requests are JSON objects on one line, with nothing after them.
+/// Whether the request has as many bytes of body as its content-length says.
 fn is_whole(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

@@ -1,17 +1,20 @@
-//! `octant bench reduce`: what ranks on GPUs take to add up.
+//! `octant bench reduce`: times all-reduces between GPUs.
 
 use std::process::ExitCode;
 
 use crate::config::BenchReduceArgs;
 
-/// There are no GPUs.
-#[cfg(not(feature = "cuda"))]
-pub fn run(_args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("this binary was built without CUDA (cargo build --release --features cuda)")
+/// Seconds of each operation, one entry for each number of rows.
+struct Times {
+    /// Reduce and norm in one kernel: computed by every rank, and divided between ranks.
+    fused: Vec<[f64; 2]>,
+    /// All-reduce by our kernels.
+    all_reduce: Vec<f64>,
+    /// All-reduce by NCCL.
+    nccl: anyhow::Result<Vec<f64>>,
 }
 
-/// Measures and prints a table.
-#[cfg(feature = "cuda")]
+/// Runs the benchmark and prints a table.
 pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
     let ranks = args.gpus.len();
     anyhow::ensure!((2..=8).contains(&ranks), "--gpus: expected two to eight, got {ranks}");
@@ -20,8 +23,7 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
         "--hidden: expected a multiple of 16, got {}",
         args.hidden
     );
-    let fused = on_gpus::fused(args)?;
-    let (reduced, nccl) = (on_gpus::all_reduce(args)?, on_gpus::nccl(args));
+    let Times { fused, all_reduce, nccl } = gpus::measure(args)?;
     if let Err(error) = &nccl {
         eprintln!("nccl: {error:#}");
     }
@@ -34,34 +36,53 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
         let kib = rows * args.hidden * 4 / 1024;
         let [everywhere, shared_out] = fused[index].map(|seconds| seconds * 1e6);
         let nccl = nccl.as_ref().map_or("-".to_owned(), |times| format!("{:.1}", times[index] * 1e6));
-        let reduced = reduced[index] * 1e6;
+        let reduced = all_reduce[index] * 1e6;
         println!("{rows:5} {kib:8} {everywhere:11.1} {shared_out:14.1} {reduced:11.1} {nccl:>9}");
     }
     Ok(ExitCode::SUCCESS)
 }
 
+#[cfg(not(feature = "cuda"))]
+mod gpus {
+    use super::Times;
+    use crate::config::BenchReduceArgs;
+
+    /// Always fails: this build has no CUDA.
+    pub(super) fn measure(_args: &BenchReduceArgs) -> anyhow::Result<Times> {
+        anyhow::bail!("this binary was built without CUDA (cargo build --release --features cuda)")
+    }
+}
+
 #[cfg(feature = "cuda")]
-mod on_gpus {
+mod gpus {
     use std::time::{Duration, Instant};
 
     use anyhow::Context;
 
+    use super::Times;
     use crate::comm::{Communicator, Nccl, P2p};
     use crate::config::BenchReduceArgs;
     use crate::device::cuda::{Cuda, Products};
     use crate::device::{Device, DeviceError};
 
-    const PATIENCE: Duration = Duration::from_secs(30);
-    /// All-reduces that are timed at a time, and how often.
+    /// Maximum wait for the other ranks.
+    const TIMEOUT: Duration = Duration::from_secs(30);
+    /// All-reduces in one timed batch.
     const CALLS: usize = 20;
-    const TIMES: usize = 5;
+    /// Timed batches, of which the fastest counts.
+    const BATCHES: usize = 5;
+
+    /// Runs all measurements.
+    pub(super) fn measure(args: &BenchReduceArgs) -> anyhow::Result<Times> {
+        Ok(Times { fused: fused(args)?, all_reduce: all_reduce(args)?, nccl: nccl(args) })
+    }
 
     fn open(args: &BenchReduceArgs) -> anyhow::Result<Vec<Cuda>> {
         let open = |gpu: &usize| Cuda::new(*gpu, Products::Deterministic);
         args.gpus.iter().map(open).collect::<Result<_, _>>().context("--gpus")
     }
 
-    /// Does the same on every rank; what the first one says.
+    /// Runs `rank` on a thread per rank and returns the result of the first rank.
     fn on_ranks<C: Communicator<Cuda>, T: Send>(
         devices: Vec<Cuda>,
         group: Vec<C>,
@@ -77,52 +98,49 @@ mod on_gpus {
         Ok(all?.remove(0))
     }
 
-    /// By every rank and by shares.
-    pub(super) fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
+    fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, PATIENCE, Some(0))?;
+        let group = P2p::group(&devices, TIMEOUT, Some(0))?;
         on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, args.hidden))
     }
 
-    /// Peer to peer.
-    pub(super) fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
+    fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, PATIENCE, Some(0))?;
+        let group = P2p::group(&devices, TIMEOUT, Some(0))?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 
-    /// NCCL's.
-    pub(super) fn nccl(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
+    fn nccl(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = Nccl::group(&devices, PATIENCE)?;
+        let group = Nccl::group(&devices, TIMEOUT)?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 
-    /// Seconds of an all-reduce of each number of rows.
+    /// Seconds of an all-reduce for each number of rows.
     fn time<C: Communicator<Cuda>>(
         device: &Cuda,
         comm: &C,
         args: &BenchReduceArgs,
     ) -> Result<Vec<f64>, DeviceError> {
-        let most = args.rows.iter().copied().max().unwrap_or(1);
-        let mut x = comm.floats(device, most, args.hidden)?;
-        // Small, to be read: everything that was enqueued before has then been done.
-        let mut mark = device.floats(1, 1)?;
-        device.write(&[0.0], &mut mark)?;
+        let max_rows = args.rows.iter().copied().max().unwrap_or(1);
+        let mut x = comm.floats(device, max_rows, args.hidden)?;
+        // Reading this small buffer waits for all work enqueued before.
+        let mut last = device.floats(1, 1)?;
+        device.write(&[0.0], &mut last)?;
         comm.meet()?;
         let mut times = Vec::new();
         for rows in &args.rows {
             device.write(&vec![0.0; rows * args.hidden], &mut x)?;
             let mut best = f64::INFINITY;
-            for _ in 0..TIMES {
-                // The first brings the ranks together.
+            for _ in 0..BATCHES {
+                // The first all-reduce synchronises the ranks and is not timed.
                 comm.all_reduce(device, &mut x)?;
-                device.read(&mark)?;
+                device.read(&last)?;
                 let begun = Instant::now();
                 for _ in 0..CALLS {
                     comm.all_reduce(device, &mut x)?;
                 }
-                device.read(&mark)?;
+                device.read(&last)?;
                 best = best.min(begun.elapsed().as_secs_f64() / CALLS as f64);
                 comm.check()?;
             }

@@ -1,7 +1,9 @@
-//! `octant bench load`: loading a model as `octant serve` does, against reading the same files and doing nothing with
-//! them, by way of the system's cache and past it, and against reading them into as much new memory, in the same run and
-//! in turn; from the disk, with the files dropped from the system's cache before, and from the cache. And how much more
-//! memory loading takes than the weights it leaves.
+//! `octant bench load`: compares loading a model as `octant serve` does with only reading its files.
+//!
+//! Each repetition reads the files through the page cache, reads them past it as the loader does, reads them
+//! into new memory of the same size, and loads the model. It does so cold, with the files dropped from the
+//! page cache before each measurement, and warm. The benchmark also reports the peak memory of loading beyond
+//! the weights.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,65 +15,60 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use super::devices::{DeviceChoice, Devices, NOT_THERE};
-use crate::config::{BenchLoadArgs, DeviceName, Quantization};
+use crate::config::BenchLoadArgs;
 use crate::device::Device;
 use crate::device::cpu::zeros;
+use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
+use crate::machine;
 use crate::model::{Landing, Model, ModelConfig, Precision, Storage, read_threads};
 use crate::runner::WeightBytes;
 
-/// Bytes of one read of the files alone.
+/// Bytes of one read call.
 const READ: u64 = 8 << 20;
 
-/// How often memory is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Interval between samples of memory use.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What one load took.
+/// Result of one load.
 struct Load {
     seconds: f64,
-    /// Bytes of the files that were read.
+    /// Bytes read from the files.
     bytes: u64,
-    /// Bytes of memory at the highest, above those before.
+    /// Peak bytes of memory minus those before the load.
     peak: u64,
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints its results.
 pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     let config = ModelConfig::from_dir(&args.model)?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let device = args.device.unwrap_or(DeviceName::Cpu);
-    let place = Devices::open_devices(&DeviceChoice {
-        device,
+    let devices = Devices::open(&DeviceChoice {
+        device: args.device,
         gpus: (0..args.tp).collect(),
-        threads,
+        threads: machine::cores(),
         deterministic: true,
     })?;
-    let precision = match args.quantization.unwrap_or(Quantization::Fp8) {
-        Quantization::Fp8 => Precision::Fp8,
-        Quantization::None => Precision::None,
-    };
+    let precision = args.quantization;
     let share = config.share(args.tp).map_err(anyhow::Error::msg)?;
-    let weights = WeightBytes::new(&share, &place.layout(), precision).total() * args.tp as u64;
+    let weights = WeightBytes::new(&share, &devices.layout(), precision).total() * args.tp as u64;
     let files = files(&args.model)?;
     let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;
     println!(
         "{}; {:.2} GB in {} files, {:.2} GB of weights",
-        place.describe(),
+        devices.describe(),
         gb(stored),
         files.len(),
         gb(weights)
     );
     let run = Run { args, config: &config, precision, files: &files, stored, weights };
-    match place {
+    match devices {
         Devices::Cpu(cpus) => run.all(&cpus)?,
-        #[cfg(feature = "cuda")]
-        Devices::Cuda(gpus) => run.all(&gpus)?,
-        Devices::Simulated(_) => anyhow::bail!(NOT_THERE),
+        Devices::Cuda(gpus) => run.all(&gpus.into_devices())?,
+        Devices::Simulated(_) => anyhow::bail!(NOTHING_TO_MEASURE),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is measured.
+/// Inputs of the measurements.
 struct Run<'a> {
     args: &'a BenchLoadArgs,
     config: &'a ModelConfig,
@@ -83,15 +80,15 @@ struct Run<'a> {
     weights: u64,
 }
 
-/// Bytes per second of all that is compared.
+/// Bytes per second of each measurement.
 struct Rates {
-    /// Reading into a buffer, by way of the system's cache.
+    /// Reading into a buffer through the page cache.
     files: f64,
-    /// The same as the loader reads: past the cache what is not in it.
+    /// Reading as the loader does: past the page cache, except for what it holds.
     past: f64,
-    /// Reading into memory as large as the files, that nobody has used yet.
+    /// Reading into new memory as large as the files.
     kept: f64,
-    /// Loading.
+    /// Loading the model.
     load: f64,
 }
 
@@ -121,7 +118,8 @@ impl Run<'_> {
             };
             show(&format!("{state}, medians"), &medians);
             println!(
-                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; memory beyond the weights at most {:.0} MB",
+                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; \
+                 memory beyond the weights at most {:.0} MB",
                 median(|r| r.load / r.files),
                 median(|r| r.load / r.past),
                 median(|r| r.load / r.kept),
@@ -131,11 +129,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Drops the files from the cache, or has them all in it as far as there is room.
-    fn settle(&self, cold: bool) -> anyhow::Result<()> {
+    /// Drops the files from the page cache, or reads all of them so that the cache holds what fits.
+    fn prepare_cache(&self, cold: bool) -> anyhow::Result<()> {
         for file in self.files {
             if cold {
-                forget(file)?
+                drop_from_cache(file)?
             } else {
                 read(file, 0, u64::MAX)?;
             };
@@ -143,28 +141,29 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Bytes per second of reading all files by as many threads as load them, each a part of every file.
+    /// Bytes per second of reading all files with as many threads as the loader uses. Each thread reads a
+    /// part of every file.
     fn read_files(&self, cold: bool) -> anyhow::Result<f64> {
-        self.settle(cold)?;
+        self.prepare_cache(cold)?;
         let threads = read_threads() as u64;
         let start = Instant::now();
         for file in self.files {
             let each = file.metadata()?.len().div_ceil(threads);
             let part = |thread: u64| move || read(file, thread * each, each);
-            together((0..threads).map(part))?;
+            in_parallel((0..threads).map(part))?;
         }
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// As `read_files`, in the loader's way and its pieces.
+    /// Bytes per second of reading all files with the loader's own read function.
     fn read_past(&self, cold: bool) -> anyhow::Result<f64> {
-        self.settle(cold)?;
+        self.prepare_cache(cold)?;
         let start = Instant::now();
         for path in self.files {
             let file = Storage::open(path.clone())?;
             let (file, len) = (&file, file.len()?);
             let next = &AtomicU64::new(0);
-            together((0..read_threads()).map(|_| {
+            in_parallel((0..read_threads()).map(|_| {
                 move || {
                     let mut landing = Landing::default();
                     loop {
@@ -180,9 +179,10 @@ impl Run<'_> {
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// As `read_files`, into memory that keeps it all: what whoever loads into this machine's memory does at the least.
+    /// Bytes per second of reading all files into new memory that keeps them: a lower bound for loading into
+    /// this machine's memory.
     fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
-        self.settle(cold)?;
+        self.prepare_cache(cold)?;
         let mut memory = zeros::<u8>(self.stored as usize);
         let mut rest = memory.as_mut_slice();
         let start = Instant::now();
@@ -191,7 +191,7 @@ impl Run<'_> {
             let (own, others) = rest.split_at_mut(file.metadata()?.len() as usize);
             rest = others;
             let each = own.len().div_ceil(read_threads()).max(1);
-            together(own.chunks_mut(each).enumerate().map(|(thread, part)| {
+            in_parallel(own.chunks_mut(each).enumerate().map(|(thread, part)| {
                 let file = &file;
                 move || {
                     for (i, piece) in part.chunks_mut(READ as usize).enumerate() {
@@ -205,15 +205,15 @@ impl Run<'_> {
     }
 
     fn load<D: Device>(&self, devices: &[D], cold: bool) -> anyhow::Result<Load> {
-        self.settle(cold)?;
+        self.prepare_cache(cold)?;
         let peak = AtomicU64::new(0);
         std::thread::scope(|scope| {
             let before = anonymous_memory()?;
             let (ended, end) = mpsc::channel::<()>();
             let peak = &peak;
             scope.spawn(move || {
-                // Disconnected when loading has ended, however it did.
-                while end.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+                // The sender is dropped when loading has ended, also after an error.
+                while end.recv_timeout(SAMPLE_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     peak.fetch_max(anonymous_memory().unwrap_or(0), Ordering::Relaxed);
                 }
             });
@@ -231,7 +231,7 @@ impl Run<'_> {
     }
 }
 
-/// One line.
+/// Prints one line.
 fn show(state: &str, Rates { files, past, kept, load }: &Rates) {
     let gb = 1e9;
     println!(
@@ -243,15 +243,17 @@ fn show(state: &str, Rates { files, past, kept, load }: &Rates) {
     );
 }
 
-/// Does all jobs at once, each on its own thread; the sum of what they return.
-fn together<J: FnOnce() -> anyhow::Result<u64> + Send>(jobs: impl Iterator<Item = J>) -> anyhow::Result<u64> {
+/// Runs each job on its own thread and returns the sum of their results.
+fn in_parallel<J: FnOnce() -> anyhow::Result<u64> + Send>(
+    jobs: impl Iterator<Item = J>,
+) -> anyhow::Result<u64> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = jobs.map(|job| scope.spawn(job)).collect();
         threads.into_iter().map(|thread| thread.join().expect("reading does not panic")).sum()
     })
 }
 
-/// The checkpoint's files, in the order of their names.
+/// The *.safetensors files of the checkpoint, sorted by name.
 fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
     let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
@@ -262,7 +264,7 @@ fn files(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads at most `len` bytes from `from` on, and returns how many there were.
+/// Reads at most `len` bytes from offset `from` on and returns the number of bytes read.
 fn read(path: &Path, from: u64, len: u64) -> anyhow::Result<u64> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
     let mut buffer = vec![0; READ as usize];
@@ -277,8 +279,9 @@ fn read(path: &Path, from: u64, len: u64) -> anyhow::Result<u64> {
     Ok(done)
 }
 
-/// Asks the system to drop a file from its cache. It keeps what has not been written to the disk yet, so that is first.
-fn forget(path: &Path) -> anyhow::Result<()> {
+/// Asks the system to drop a file from its page cache. Pages not yet written to the disk would stay, so the
+/// file is synced first.
+fn drop_from_cache(path: &Path) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| path.display().to_string())?;
     file.sync_all()?;
     #[cfg(target_os = "linux")]
@@ -286,7 +289,7 @@ fn forget(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of this process's memory that are of no file.
+/// Bytes of this process's anonymous memory.
 fn anonymous_memory() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
     let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));

@@ -1,4 +1,5 @@
-//! The server as a process of its own over simulated steps of one length, under load from here.
+//! Cost of the server per token: `octant serve` as a second process with simulated steps of one length, under
+//! load from this process.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
@@ -15,31 +16,32 @@ use crate::load::drive::{self, Pace, Plan};
 use crate::load::measure::{Distribution, Run, ms};
 use crate::load::prompts::Prompts;
 
-/// Tokens of a prompt, about.
+/// Approximate tokens of a prompt.
 const PROMPT: usize = 128;
 
-/// Tokens of an answer until those that came with it have been tokenised and begun too.
-pub const SETTLED: usize = 30;
+/// Tokens after which an answer counts as settled: the requests sent with it have then been tokenised and
+/// started.
+pub(super) const SETTLED: usize = 30;
 
-/// What a run showed.
+/// Results of a run.
 #[derive(Debug, Serialize)]
-pub struct Figures {
-    /// Streams at once.
-    pub streams: usize,
-    /// Milliseconds of a step.
-    pub step_ms: f64,
-    /// Tokens that clients received, per second.
-    pub tokens_per_second: f64,
-    /// Processor time of the server for each, in microseconds.
-    pub cpu_us: f64,
-    /// The part of it that the system took, where that is known.
-    pub system: Option<f64>,
-    /// Milliseconds between two tokens of a stream beyond a step's length; nothing where steps have none.
-    pub late_ms: Option<Distribution>,
-    /// The same without each answer's first tokens, while which as many others arrive as there are streams.
-    pub settled_late_ms: Option<Distribution>,
-    /// The most memory that the server had, in MB.
-    pub memory_mb: Option<f64>,
+pub(super) struct Figures {
+    /// Concurrent streams.
+    pub(super) streams: usize,
+    /// Length of a step, in milliseconds.
+    pub(super) step_ms: f64,
+    /// Tokens received by the clients per second.
+    pub(super) tokens_per_second: f64,
+    /// CPU time of the server per token, in microseconds.
+    pub(super) cpu_us: f64,
+    /// Fraction of the CPU time spent in the kernel, if known.
+    pub(super) system: Option<f64>,
+    /// Milliseconds between two tokens of a stream beyond the length of a step. `None` for steps of length 0.
+    pub(super) late_ms: Option<Distribution>,
+    /// The same without the first [`SETTLED`] tokens of each answer, during which all other requests arrive.
+    pub(super) settled_late_ms: Option<Distribution>,
+    /// Peak memory of the server, in MB.
+    pub(super) memory_mb: Option<f64>,
 }
 
 impl fmt::Display for Figures {
@@ -54,16 +56,18 @@ impl fmt::Display for Figures {
         let memory = memory_mb.map_or("-".to_owned(), |mb| format!("{mb:.0}"));
         write!(
             f,
-            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} {p99:>10} {settled:>10} {memory:>10}"
+            "{streams:>8} {step_ms:>8} {tokens_per_second:>10.0} {cpu_us:>10.2} {system:>10} {p50:>10} \
+             {p99:>10} {settled:>10} {memory:>10}"
         )
     }
 }
 
-/// Starts a server, puts it under load, and ends it.
-pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
+/// Starts a server, measures it under load, and ends it.
+pub(super) fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Figures> {
     let server = Server::start(args, streams, step_ms)?;
     let before = server.usage()?;
-    // The second half keeps connections, and tokenises while the first is being answered.
+    // Twice as many requests as streams: the second half reuses connections, and is tokenised while the first
+    // half is being answered.
     let run = load(args, &server.url, "octant", streams, 2 * streams as u64)?;
     let after = server.usage()?;
     let tokens: u64 = run.records.iter().map(|record| record.tokens()).sum();
@@ -74,15 +78,15 @@ pub fn measure(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Re
         tokens_per_second: tokens as f64 / run.elapsed.as_secs_f64(),
         cpu_us: (user + system) * 1e6 / tokens as f64,
         system: Some(system / (user + system)),
-        // Of tokens told several at a time, gaps say nothing of lateness.
+        // With several tokens per event, gaps between events do not measure lateness.
         late_ms: late(&run, step_ms, 0).filter(|_| args.stream_interval == 1),
         settled_late_ms: late(&run, step_ms, SETTLED).filter(|_| args.stream_interval == 1),
         memory_mb: Some(after.memory / 1e6),
     })
 }
 
-/// Asks so many requests of a server, as many at once as there are streams, each for as many tokens as the others.
-pub fn load(
+/// Sends `requests` requests to a server, `streams` at a time, each with the same answer length.
+pub(super) fn load(
     args: &BenchHostArgs,
     url: &str,
     model: &str,
@@ -114,31 +118,32 @@ pub fn load(
     Ok(run)
 }
 
-/// Milliseconds between two tokens of a stream beyond a step's length, from so many tokens on; nothing where steps have
-/// no length.
-pub fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
+/// Milliseconds between two tokens of a stream beyond the length of a step, from token `from` on. `None` for
+/// steps of length 0.
+pub(super) fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
     let late = |gap: Duration| ms(gap) - step_ms;
     let gaps = || run.records.iter().flat_map(|record| record.gaps().skip(from).map(late)).collect();
     (step_ms > 0.0).then(|| Distribution::of(gaps()))
 }
 
-/// A process that ends with this.
+/// A server process, killed on drop.
 struct Server {
     child: Child,
     url: String,
     _gpu: GpuFile,
 }
 
-/// What a process has used.
+/// Resource usage of a process.
 struct Usage {
-    /// Seconds of processor time.
+    /// Seconds of CPU time in user mode.
     user: f64,
+    /// Seconds of CPU time in the kernel.
     system: f64,
-    /// Bytes at the most.
+    /// Peak bytes of memory.
     memory: f64,
 }
 
-/// A description of a GPU, for as long as it is needed.
+/// A file with the description of a GPU, removed on drop.
 struct GpuFile(std::path::PathBuf);
 
 impl Drop for GpuFile {
@@ -148,9 +153,9 @@ impl Drop for GpuFile {
 }
 
 impl GpuFile {
-    /// A GPU on which every step takes as long as every other: what depends on rows is too fast to matter, and all that
-    /// ranks ever add up is less than the smallest that the table has.
-    fn with_steps_of(seconds: f64) -> anyhow::Result<Self> {
+    /// Describes a GPU on which every step takes `seconds`: all other costs are negligible, and every
+    /// all-reduce is smaller than the smallest in the table.
+    fn with_step_length(seconds: f64) -> anyhow::Result<Self> {
         let path = std::env::temp_dir().join(format!("octant-bench-host-{}.toml", std::process::id()));
         let text = format!(
             "name = \"a GPU of steps of {seconds} s\"\nmemory = 85_520_809_984\nusable = 0.92\nread = 1e21\n\
@@ -164,7 +169,7 @@ impl GpuFile {
 
 impl Server {
     fn start(args: &BenchHostArgs, streams: usize, step_ms: f64) -> anyhow::Result<Self> {
-        let gpu = GpuFile::with_steps_of((step_ms / 1e3).max(1e-3))?;
+        let gpu = GpuFile::with_step_length((step_ms / 1e3).max(1e-3))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "--device", "simulate", "--port", "0"]);
         command.arg("--model").arg(&args.model).arg("--gpu").arg(&gpu.0);
@@ -176,9 +181,9 @@ impl Server {
         command.args(["--drain-grace", "0", "--served-model-name", "octant"]);
         command.args(["--stream-interval", &args.stream_interval.to_string()]);
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let stderr = child.stderr.take().context("the server's standard error is ours")?;
+        let stderr = child.stderr.take().context("standard error of the server is piped")?;
         let (found, url) = flume::bounded(1);
-        std::thread::spawn(move || listen(stderr, &found));
+        std::thread::spawn(move || read_log(stderr, &found));
         let url = url.recv_timeout(Duration::from_secs(60));
         let gone = |error| {
             let _already_gone = child.kill();
@@ -191,7 +196,7 @@ impl Server {
     fn usage(&self) -> anyhow::Result<Usage> {
         let pid = self.child.id();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // After the name, which may hold anything, fields 3 and on of proc(5).
+        // Fields from 3 on, numbered as in proc(5), follow the process name, which may contain any character.
         let fields: Vec<&str> =
             stat.rsplit_once(')').context("no name")?.1.split_ascii_whitespace().collect();
         let hertz = rustix::param::clock_ticks_per_second() as f64;
@@ -205,8 +210,8 @@ impl Server {
     }
 }
 
-/// Passes on what the server says, and finds its address there.
-fn listen(stderr: ChildStderr, found: &flume::Sender<String>) {
+/// Reads the server's standard error: sends its address to `found` and prints its errors.
+fn read_log(stderr: ChildStderr, found: &flume::Sender<String>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         match line.split_once(" on http://") {
             Some((ready, address)) if ready.starts_with("ready") => {

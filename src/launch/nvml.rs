@@ -1,4 +1,4 @@
-//! What NVIDIA's management library says of a GPU: its state, and what goes wrong with it while it serves.
+//! GPU state and hardware errors from NVML, NVIDIA's management library.
 
 use std::thread;
 
@@ -12,21 +12,20 @@ use nvml_wrapper::error::{NvmlError, NvmlErrorWithSource};
 
 use crate::runner::gib;
 
-/// Links of a GPU that are looked at: an H100 has 18.
+/// NVLinks of a GPU to query: an H100 has 18.
 const LINKS: u32 = 18;
-/// How often clocks are looked at, where nothing happens.
-const LOOK_MS: u32 = 2000;
-/// What slows a GPU down though it has work to do, and somebody should mend. A power cap is not among them: under load
-/// it is the rule.
-const SLOW: [(ThrottleReasons, &str); 4] = [
+/// Milliseconds between queries of the clocks while no event arrives.
+const POLL_MS: u32 = 2000;
+/// Throttle reasons that an operator should fix. A power cap is normal under load and is not among them.
+const THROTTLE_REASONS: [(ThrottleReasons, &str); 4] = [
     (ThrottleReasons::HW_SLOWDOWN, "hardware slowdown"),
-    (ThrottleReasons::HW_THERMAL_SLOWDOWN, "too hot (hardware)"),
-    (ThrottleReasons::SW_THERMAL_SLOWDOWN, "too hot (driver)"),
+    (ThrottleReasons::HW_THERMAL_SLOWDOWN, "thermal slowdown (hardware)"),
+    (ThrottleReasons::SW_THERMAL_SLOWDOWN, "thermal slowdown (driver)"),
     (ThrottleReasons::HW_POWER_BRAKE_SLOWDOWN, "power brake"),
 ];
 
-/// State of one GPU, for people. What it does not have, or does not tell, is left out.
-pub fn describe(gpu: &Device<'_>) -> Result<String, NvmlError> {
+/// One line on the state of a GPU. Omits what the GPU does not report.
+pub(crate) fn describe(gpu: &Device<'_>) -> Result<String, NvmlError> {
     let (memory, capability) = (gpu.memory_info()?, gpu.cuda_compute_capability()?);
     let ecc = gpu.is_ecc_enabled().map_or("unknown", |ecc| if ecc.currently_enabled { "on" } else { "off" });
     let links = (0..LINKS).filter(|link| gpu.link_wrapper_for(*link).is_active().unwrap_or(false)).count();
@@ -42,7 +41,7 @@ pub fn describe(gpu: &Device<'_>) -> Result<String, NvmlError> {
     ))
 }
 
-/// Clocks, temperature, power and errors: what a measurement is worth depends on them.
+/// Clocks, temperature, power and memory errors, which a measurement depends on.
 fn conditions(gpu: &Device<'_>) -> String {
     let mut parts = Vec::new();
     if let (Ok(now), Ok(most)) = (gpu.clock_info(Clock::SM), gpu.max_clock_info(Clock::SM)) {
@@ -60,18 +59,18 @@ fn conditions(gpu: &Device<'_>) -> String {
     if let Ok(errors) = gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile) {
         parts.push(format!("{errors} uncorrected memory errors"));
     }
-    parts.extend(slow(gpu).map(str::to_owned));
+    parts.extend(throttle_reasons(gpu).map(str::to_owned));
     parts.join(", ")
 }
 
-/// Why it is slower than it should be.
-fn slow(gpu: &Device<'_>) -> impl Iterator<Item = &'static str> {
+/// Current throttle reasons.
+fn throttle_reasons(gpu: &Device<'_>) -> impl Iterator<Item = &'static str> {
     let reasons = gpu.current_throttle_reasons().unwrap_or(ThrottleReasons::NONE);
-    SLOW.into_iter().filter(move |(reason, _)| reasons.contains(*reason)).map(|(_, name)| name)
+    THROTTLE_REASONS.into_iter().filter(move |(reason, _)| reasons.contains(*reason)).map(|(_, name)| name)
 }
 
-/// The conditions of the GPU at this PCI address, or why they are not known.
-pub fn conditions_at(pci: &str) -> String {
+/// Clocks, temperature, power and errors of the GPU at this PCI address, or `unknown` with the reason.
+pub(crate) fn conditions_at(pci: &str) -> String {
     let nvml = match Nvml::init() {
         Ok(nvml) => nvml,
         Err(error) => return format!("unknown ({error})"),
@@ -79,29 +78,29 @@ pub fn conditions_at(pci: &str) -> String {
     nvml.device_by_pci_bus_id(pci).map_or_else(|error| format!("unknown ({error})"), |gpu| conditions(&gpu))
 }
 
-/// Logs what goes wrong with the GPU at this PCI address, until the process ends: Xid errors, memory errors that ECC
-/// could not correct, and clocks held down. A GPU that is lost for good fails the next step, or lets it time out, and
-/// that ends the server; this says why.
-pub fn watch(pci: String) {
-    let watching = thread::Builder::new().name("gpu-watch".to_owned()).spawn(move || {
+/// Starts a thread that logs hardware errors of the GPU at this PCI address until the process ends: Xid
+/// errors, uncorrectable memory errors, and throttled clocks. A lost GPU fails the next step or lets it time
+/// out, which ends the server; this log says why.
+pub(crate) fn log_hardware_errors(pci: String) {
+    let thread = thread::Builder::new().name("gpu-watch".to_owned()).spawn(move || {
         if let Err(error) = log_events(&pci) {
-            tracing::warn!(gpu = pci, %error, "the GPU is not watched for Xid errors");
+            tracing::warn!(gpu = pci, %error, "Xid errors of the GPU are not logged");
         }
     });
-    if let Err(error) = watching {
-        tracing::warn!(%error, "the GPU is not watched for Xid errors");
+    if let Err(error) = thread {
+        tracing::warn!(%error, "Xid errors of the GPU are not logged");
     }
 }
 
 fn log_events(pci: &str) -> Result<(), NvmlErrorWithSource> {
     let nvml = Nvml::init()?;
     let gpu = nvml.device_by_pci_bus_id(pci)?;
-    tracing::info!(gpu = pci, state = conditions(&gpu), "watching the GPU");
+    tracing::info!(gpu = pci, state = conditions(&gpu), "logging hardware errors of the GPU");
     let wanted = EventTypes::CRITICAL_XID_ERROR | EventTypes::DOUBLE_BIT_ECC_ERROR;
     let events = gpu.register_events(wanted & gpu.supported_event_types()?, nvml.create_event_set()?)?;
-    let mut slow_before = Vec::new();
+    let mut before = Vec::new();
     loop {
-        match events.wait(LOOK_MS) {
+        match events.wait(POLL_MS) {
             Ok(event) => match event.event_data {
                 Some(XidError::Value(xid)) => {
                     tracing::error!(
@@ -114,32 +113,33 @@ fn log_events(pci: &str) -> Result<(), NvmlErrorWithSource> {
                 Some(XidError::Unknown) => {
                     tracing::error!(gpu = pci, "the driver reports an unknown Xid error")
                 }
-                None => tracing::error!(gpu = pci, "a memory error that ECC could not correct"),
+                None => tracing::error!(gpu = pci, "an uncorrectable memory error"),
             },
             Err(NvmlError::Timeout) => {}
             Err(error) => return Err(error.into()),
         }
-        let slow: Vec<&str> = slow(&gpu).collect();
-        if slow != slow_before {
+        let reasons: Vec<&str> = throttle_reasons(&gpu).collect();
+        if reasons != before {
             tracing::warn!(
                 gpu = pci,
-                reasons = slow.join(", "),
-                "the GPU's clocks are held down, or no more"
+                reasons = reasons.join(", "),
+                "throttling of the GPU's clocks has changed"
             );
         }
-        slow_before = slow;
+        before = reasons;
     }
 }
 
-/// What an Xid says, and who must act (NVIDIA, "Xid Errors", GPU deployment and management documentation).
+/// Meaning of an Xid and the action it needs (NVIDIA, "Xid Errors", GPU deployment and management
+/// documentation).
 fn meaning(xid: u64) -> &'static str {
     match xid {
-        13 | 31 | 43 => "a kernel did something illegal: most likely a bug of the server",
-        48 | 95 => "a memory error that could not be corrected or contained: reset the GPU",
-        63 | 64 => "memory rows are being remapped: reset the GPU soon",
-        74 => "an NVLink error: look at links and switches",
+        13 | 31 | 43 => "illegal operation in a kernel: probably a bug of the server",
+        48 | 95 => "uncorrectable or uncontained memory error: reset the GPU",
+        63 | 64 => "memory rows are pending remapping: reset the GPU soon",
+        74 => "NVLink error: check links and switches",
         79 => "the GPU has fallen off the bus: restart the machine",
-        94 => "a memory error that was contained: restart the server",
+        94 => "contained memory error: restart the server",
         119 | 120 => "the GPU's system processor does not answer: reset the GPU",
         _ => "see NVIDIA's list of Xid errors",
     }

@@ -1,4 +1,4 @@
-//! Shows how loading gets on: a bar on a terminal, a line now and then anywhere else.
+//! Progress of loading weights on standard error: a bar on a terminal, else a line every five seconds.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::model::LoadProgress;
 
-/// How often a line is written where there is no terminal.
+/// Interval of the lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// A bar, or lines, on standard error.
-pub struct Progress {
+/// A bar or lines on standard error.
+pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     start: Instant,
     last_line: Instant,
@@ -19,19 +19,20 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Begins; nothing is shown before the first piece.
-    pub fn start() -> Self {
+    /// Starts the clock. The first update shows the bar.
+    pub(crate) fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template(
-                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}",
+                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  \
+                 {msg}",
             );
-            ProgressBar::new(0).with_style(style.expect("the template is sound"))
+            ProgressBar::new(0).with_style(style.expect("the template is valid"))
         });
         Self { bar, start: Instant::now(), last_line: Instant::now(), done: 0 }
     }
 
-    /// A piece of a tensor has been taken in.
-    pub fn update(&mut self, progress: &LoadProgress<'_>) {
+    /// Shows the progress after another piece of a tensor.
+    pub(crate) fn update(&mut self, progress: &LoadProgress<'_>) {
         self.done = progress.done;
         if let Some(bar) = &self.bar {
             bar.set_length(progress.total);
@@ -45,8 +46,8 @@ impl Progress {
         }
     }
 
-    /// Everything is in.
-    pub fn finish(self) {
+    /// Removes the bar and prints size, time and rate.
+    pub(crate) fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
@@ -56,7 +57,7 @@ impl Progress {
     }
 }
 
-/// How far loading has got after so long, and how long it will take at this rate.
+/// One line: bytes loaded after `elapsed`, the rate, and the time left at this rate.
 pub fn line(progress: &LoadProgress<'_>, elapsed: Duration) -> String {
     let LoadProgress { done, total, tensor } = progress;
     let gb = |bytes: u64| bytes as f64 / 1e9;

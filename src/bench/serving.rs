@@ -1,4 +1,4 @@
-//! `octant bench serving`: a load client for any server with OpenAI's API.
+//! `octant bench serving`: load-tests any server with OpenAI's API.
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -18,15 +18,15 @@ use crate::load::measure::{Objectives, Summary};
 use crate::load::prompts::Prompts;
 use crate::load::{plot, report};
 
-/// How often a line is written where there is no terminal.
+/// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Requests of a run of which nothing says when it ends.
+/// Number of requests if neither --requests nor --duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
 
-/// Runs, shows and writes. Status 0 if a request ended well; 1 if none did.
+/// Runs the benchmark and writes its reports. Exits with status 1 if no request succeeded.
 pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
-    // One thread: see the header of the module `load`.
+    // A single thread: see the header of the module `load`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(measure(args))
 }
@@ -34,15 +34,15 @@ pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
 async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
     let plan = plan(args).await?;
     eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
-    let mut shown = Shown::start(&plan);
+    let mut display = ProgressDisplay::start(&plan);
     let stop = async {
         if tokio::signal::ctrl_c().await.is_err() {
-            // Without the signal's handler the signal ends the process.
+            // Without a handler, the signal ends the process by itself.
             std::future::pending::<()>().await;
         }
     };
-    let run = drive::run(&plan, stop, &mut |progress| shown.update(progress)).await;
-    shown.finish();
+    let run = drive::run(&plan, stop, &mut |progress| display.update(progress)).await;
+    display.finish();
     let objectives = Objectives {
         ttft_ms: args.slo_ttft,
         itl_ms: args.slo_itl,
@@ -86,7 +86,7 @@ async fn plan(args: &BenchServingArgs) -> anyhow::Result<Plan> {
         "--shared-prefix is longer than --prompt-tokens"
     );
     let extra: Map<String, Value> = match &args.extra_body {
-        Some(text) => serde_json::from_str(text).context("--extra-body is no JSON object")?,
+        Some(text) => serde_json::from_str(text).context("--extra-body: expected a JSON object")?,
         None => Map::new(),
     };
     let pace = pace(args)?;
@@ -117,7 +117,7 @@ async fn plan(args: &BenchServingArgs) -> anyhow::Result<Plan> {
 fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
     let spacing = match (args.arrivals, args.burstiness) {
         (ArrivalName::Gamma, burstiness) => Spacing::Gamma { burstiness: burstiness.unwrap_or(1.0) },
-        (_, Some(_)) => anyhow::bail!("--burstiness is of --arrivals gamma"),
+        (_, Some(_)) => anyhow::bail!("--burstiness: expected --arrivals gamma with it"),
         (ArrivalName::Poisson, None) => Spacing::Poisson,
         (ArrivalName::Constant, None) => Spacing::Constant,
     };
@@ -125,7 +125,7 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
         (Some(rate), most) => {
             anyhow::ensure!(
                 rate.from == rate.to || args.duration.is_some(),
-                "a rate that changes needs --duration"
+                "--rate: a changing rate needs --duration"
             );
             Ok(Pace::Open { rate: Rate { from: rate.from, to: rate.to }, spacing, most })
         }
@@ -134,7 +134,7 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
     }
 }
 
-/// The plan in a line.
+/// The plan as one line of text.
 fn describe(plan: &Plan) -> String {
     let mut text = match plan.pace {
         Pace::Closed { concurrency } => format!("closed loop, {concurrency} at once"),
@@ -161,7 +161,7 @@ fn describe(plan: &Plan) -> String {
     text
 }
 
-/// The settings for the JSON report: what is needed to repeat the run, the key left out.
+/// Settings for the JSON report, enough to repeat the run. Omits the API key.
 fn settings(args: &BenchServingArgs, plan: &Plan) -> Value {
     json!({
         "url": args.url,
@@ -190,22 +190,22 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Progress on standard error: a bar on a terminal, a line now and then anywhere else.
-struct Shown {
+/// Progress on standard error: a bar on a terminal, else a line every five seconds.
+struct ProgressDisplay {
     bar: Option<ProgressBar>,
     last_line: Instant,
-    /// Chunks and time at the last look that counted, for the speed between.
+    /// Chunks and elapsed time at the last line, for the rate since then.
     before: (u64, Duration),
 }
 
-impl Shown {
+impl ProgressDisplay {
     fn start(plan: &Plan) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let (bar, template) = match plan.requests {
                 Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
                 None => (ProgressBar::no_length(), "{spinner} {msg}"),
             };
-            bar.with_style(ProgressStyle::with_template(template).expect("the template is sound"))
+            bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
         });
         Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
     }
@@ -216,7 +216,7 @@ impl Shown {
             bar.set_position(if progress.warming_up { 0 } else { progress.ended });
         }
         if progress.elapsed < self.before.1 {
-            // The warm-up is over and the run has begun.
+            // The warm-up has ended and the measured run has begun.
             self.before = (0, Duration::ZERO);
         }
         if self.last_line.elapsed() < every {
@@ -239,7 +239,7 @@ impl Shown {
     }
 }
 
-/// How a run is getting on.
+/// One line of progress.
 fn line(progress: &Progress, chunks_per_second: f64) -> String {
     let Progress { warming_up, elapsed, sent, ended, failed, .. } = progress;
     let phase = if *warming_up { "warming up, " } else { "" };

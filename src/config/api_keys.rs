@@ -1,0 +1,58 @@
+//! The file of `--api-keys`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{anyhow, bail, ensure};
+use serde::Deserialize;
+
+/// One client's key.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ApiKey {
+    /// Name for logs and metrics, 1 to 64 bytes.
+    pub(crate) name: String,
+    /// The secret that the client sends.
+    pub(crate) key: String,
+    /// Share of the server relative to the other keys while requests wait, 1 to 1000.
+    #[serde(default = "default_weight")]
+    pub(crate) weight: u32,
+    /// Added to the priority of each request of this key; a request's own priority is then not below 0.
+    #[serde(default)]
+    pub(crate) priority: i32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    keys: Vec<ApiKey>,
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+/// Whether `key` consists of visible ASCII characters, at least one.
+pub(super) fn is_valid(key: &str) -> bool {
+    !key.is_empty() && key.chars().all(|c| c.is_ascii_graphic())
+}
+
+/// Reads and validates the keys. No error text contains a key.
+pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
+    let text = std::fs::read_to_string(path)?;
+    // The TOML parser's own message quotes a line of the file, which may hold a key.
+    let KeyFile { keys } = toml::from_str(&text).map_err(|e| {
+        let line = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
+        anyhow!("line {line}: expected tables [[keys]] with name, key, weight and priority")
+    })?;
+    ensure!(!keys.is_empty(), "expected at least one key");
+    for (i, ApiKey { name, key, weight, .. }) in keys.iter().enumerate() {
+        ensure!((1..=64).contains(&name.len()), "key {}: expected a name of 1 to 64 bytes", i + 1);
+        ensure!((1..=1000).contains(weight), "{name}: expected a weight from 1 to 1000, got {weight}");
+        ensure!(is_valid(key), "{name}: expected a key of visible ASCII characters");
+        if let Some(twin) = keys[..i].iter().find(|other| other.name == *name || other.key == *key) {
+            bail!("{name}: its name or key is also that of {}", twin.name);
+        }
+    }
+    Ok(keys.into())
+}

@@ -1,0 +1,54 @@
+//! Command-line arguments of every command, and the layering of settings for `octant serve`.
+//!
+//! A setting of `octant serve` is one field in [`serve`], with its default, help text and value parser. Its
+//! flag, its environment variable `OCTANT_*` and its key in the TOML file of `--config` have the same name. A
+//! flag overrides the environment, the environment overrides the file, and the file overrides the default
+//! ([`parse`]).
+
+mod api_keys;
+mod bench;
+mod bench_serving;
+mod cli;
+mod convert;
+mod dtypes;
+mod file;
+mod parsers;
+mod plan;
+mod rules;
+mod serve;
+mod simulate;
+mod size;
+
+use std::fmt;
+
+pub(crate) use api_keys::ApiKey;
+pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
+pub use bench_serving::BenchServingArgs;
+pub(crate) use bench_serving::{ArrivalName, EndpointName};
+pub use cli::{BenchCommand, Cli, Command, DrainArgs};
+pub(crate) use convert::ScaleScheme;
+pub use convert::{ImportNemoArgs, QuantizeArgs};
+pub(crate) use dtypes::name;
+pub use file::parse;
+pub use plan::PlanArgs;
+pub use serve::ServeArgs;
+pub(crate) use serve::{AdmissionArgs, CommunicatorName, DeviceName, SchedulingArgs, SimulationArgs};
+pub use simulate::SimulateArgs;
+pub(crate) use simulate::{MeanAndCv, PolicyArgs};
+pub(crate) use size::Size;
+
+/// An invalid setting.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{setting}: {message}")]
+pub struct ConfigError {
+    /// The flag, or the path of the configuration file.
+    pub setting: String,
+    /// The expected value and the value given.
+    pub message: String,
+}
+
+impl ConfigError {
+    fn new(setting: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self { setting: setting.to_string(), message: message.to_string() }
+    }
+}

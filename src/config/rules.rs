@@ -1,0 +1,52 @@
+//! Rules of `octant serve` that involve more than one setting, or whose error must not quote the value.
+
+use super::serve::{CommunicatorName, DeviceArgs, DeviceName};
+use super::{ConfigError, ServeArgs, api_keys, name, simulate};
+
+/// Settings that apply to one kind of device, by field name.
+const DEVICE_SPECIFIC: [(&str, DeviceName); 6] = [
+    ("gpus", DeviceName::Cuda),
+    ("communicator", DeviceName::Cuda),
+    ("gpu", DeviceName::Simulate),
+    ("simulate_config", DeviceName::Simulate),
+    ("simulate_pace", DeviceName::Simulate),
+    ("simulate_answer_tokens", DeviceName::Simulate),
+];
+
+impl ServeArgs {
+    /// Checks rules that involve more than one setting. `given` says whether a setting, by field name, was
+    /// given by a flag, the environment or the file.
+    pub(super) fn check(&self, given: impl Fn(&str) -> bool) -> Result<(), ConfigError> {
+        let DeviceArgs { device, communicator, deterministic, .. } = self.device;
+        let wrong = |flag: &str, message: String| Err(ConfigError::new(flag, message));
+        for (field, expected) in DEVICE_SPECIFIC {
+            if given(field) && device != expected {
+                let (flag, expected, got) = (field.replace('_', "-"), name(&expected), name(&device));
+                return wrong(&format!("--{flag}"), format!("expected --device {expected}, got {got}"));
+            }
+        }
+        let (ranks, gpus) = (self.device.ranks(), self.device.gpus().len());
+        if gpus != ranks {
+            return wrong("--gpus", format!("expected one for each of {ranks} ranks, got {gpus}"));
+        }
+        if !deterministic && device == DeviceName::Cpu {
+            return wrong("--deterministic", "expected true with --device cpu, got false".to_owned());
+        }
+        if deterministic && communicator == CommunicatorName::Nccl {
+            let message = "nccl adds in an order that varies; expected --deterministic false with it";
+            return wrong("--communicator", message.to_owned());
+        }
+        if given("admin_host") && self.network.admin_port.is_none() {
+            return wrong("--admin-host", "expected --admin-port with it".to_owned());
+        }
+        // The value is a secret, so the message does not quote it.
+        if self.network.api_key.as_ref().is_some_and(|key| !api_keys::is_valid(key)) {
+            return wrong("--api-key", "expected visible ASCII characters".to_owned());
+        }
+        let names = self.model.served_names();
+        if names.is_empty() || names.iter().any(String::is_empty) {
+            return wrong("--served-model-name", format!("expected names, got {names:?}"));
+        }
+        simulate::check_policy(self.admission.max_ttft, Some(self.scheduling.kv_reserve))
+    }
+}

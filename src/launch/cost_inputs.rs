@@ -1,0 +1,120 @@
+//! The inputs of the cost model: from a server's settings, from a recording, or from the arguments of a
+//! simulation.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+use super::prepared::Prepared;
+use super::simulated::SimulatedGpus;
+use crate::cost::{CostModel, Hardware, RowShape};
+use crate::device::{KvDtype, Layout};
+use crate::engine::{Forecast, SchedulerConfig};
+use crate::model::{ModelConfig, Precision};
+
+/// Ranks of a simulation if neither an argument nor a recording gives them.
+const DEFAULT_RANKS: usize = 8;
+
+/// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
+pub(crate) struct CostInputs {
+    /// The whole model, not one rank's share.
+    pub(crate) model: ModelConfig,
+    /// Description of one GPU.
+    pub(crate) hardware: Hardware,
+    /// Number of GPUs.
+    pub(crate) ranks: usize,
+    /// Number format of linear layers.
+    pub(crate) precision: Precision,
+    /// Element type of the KV cache.
+    pub(crate) kv: KvDtype,
+    /// Deterministic products, which read the weights once per [`Layout::pass_rows`] rows.
+    pub(crate) deterministic: bool,
+}
+
+/// Arguments that override a recording or the defaults.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    /// Directory of the model's config.json.
+    pub(crate) config: Option<PathBuf>,
+    /// Name or file of the GPU.
+    pub(crate) gpu: Option<String>,
+    /// Number of GPUs.
+    pub(crate) ranks: Option<usize>,
+    /// Number format of linear layers.
+    pub(crate) precision: Option<Precision>,
+    /// Element type of the KV cache.
+    pub(crate) kv: Option<KvDtype>,
+    /// Deterministic products.
+    pub(crate) deterministic: Option<bool>,
+}
+
+impl CostInputs {
+    /// The inputs of a simulating server.
+    pub(crate) fn of_server(gpus: &SimulatedGpus, p: &Prepared) -> Self {
+        Self {
+            model: p.model.clone(),
+            hardware: gpus.hardware.clone(),
+            ranks: gpus.ranks,
+            precision: p.precision,
+            kv: p.kv,
+            deterministic: p.config.device.deterministic,
+        }
+    }
+
+    /// Takes each input from the arguments, else from the recording's header, else the default: 8 H100s in
+    /// FP8, deterministic. The model has no default.
+    pub(crate) fn new(args: &Overrides, recorded: Option<&[(String, String)]>) -> anyhow::Result<Self> {
+        let field = |name: &str| recorded.and_then(|fields| find(fields, name));
+        let model = match (&args.config, field("config")) {
+            (Some(dir), _) => ModelConfig::from_dir(dir)?,
+            (None, Some(text)) => ModelConfig::from_text(text).context("of the recording")?,
+            (None, None) => anyhow::bail!("--config: missing; expected a directory"),
+        };
+        let gpu = args.gpu.as_deref().or(field("gpu")).unwrap_or(Hardware::H100);
+        let ranks = match field("ranks") {
+            Some(text) => text.parse().with_context(|| format!("the recording's ranks: {text}"))?,
+            None => DEFAULT_RANKS,
+        };
+        let hardware = Hardware::named(gpu).map_err(anyhow::Error::msg).context("--gpu")?;
+        let deterministic = field("deterministic").is_none_or(|value| value == "true");
+        Ok(Self {
+            model,
+            hardware,
+            ranks: args.ranks.unwrap_or(ranks),
+            precision: args.precision.map_or_else(|| parsed(field("precision"), Precision::Fp8), Ok)?,
+            kv: args.kv.map_or_else(|| parsed(field("kv"), KvDtype::Fp8), Ok)?,
+            deterministic: args.deterministic.unwrap_or(deterministic),
+        })
+    }
+
+    /// The cost model of one step.
+    pub(crate) fn cost(&self) -> anyhow::Result<CostModel> {
+        let hardware = self.hardware.clone();
+        let cost = CostModel::new(&self.model, self.ranks, self.precision, self.kv, hardware)
+            .map_err(anyhow::Error::msg)
+            .context("the number of ranks")?;
+        Ok(if self.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost })
+    }
+}
+
+/// Predicted lengths of steps with 1 token, half of the maximum and the maximum, in seconds times `pace`.
+pub(crate) fn forecast(cost: &CostModel, config: &SchedulerConfig, pace: f64) -> Forecast {
+    let most = config.max_num_batched_tokens.max(2);
+    let step = |tokens: usize| {
+        let row = RowShape { tokens: u32::try_from(tokens).unwrap_or(u32::MAX), position: 0, logits: 1 };
+        (tokens, cost.step([row]).total() * pace)
+    };
+    Forecast::new(&[1, most / 2, most].map(step))
+}
+
+/// A recorded number format.
+fn parsed<T: ValueEnum>(text: Option<&str>, default: T) -> anyhow::Result<T> {
+    let Some(text) = text else { return Ok(default) };
+    T::from_str(text, false)
+        .map_err(|_| anyhow::anyhow!("the recording has the number format `{text}`, which is unknown"))
+}
+
+fn find<'a>(fields: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    fields.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+}

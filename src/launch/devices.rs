@@ -1,0 +1,121 @@
+//! The devices of a command, opened at run time.
+
+use super::NOTHING_TO_MEASURE;
+use super::cuda::CudaGpus;
+use super::simulated::SimulatedGpus;
+use crate::config::{DeviceName, ServeArgs};
+use crate::device::cpu::{Cpu, CpuOptions};
+use crate::device::{Device, Layout};
+use crate::machine::available_memory;
+
+/// Fraction of the available memory that a server on CPUs uses.
+const CPU_MEMORY_FRACTION: f64 = 0.8;
+
+/// Steps in flight on a CPU: planning a step would compete for the cores with the step that runs.
+const CPU_IN_FLIGHT: usize = 1;
+/// Steps in flight on GPUs, real or simulated.
+pub(crate) const GPU_IN_FLIGHT: usize = 2;
+
+/// Opened devices, one for each rank.
+pub(crate) enum Devices {
+    /// This machine's CPU.
+    Cpu(Vec<Cpu>),
+    /// NVIDIA GPUs.
+    Cuda(CudaGpus),
+    /// Modelled GPUs.
+    Simulated(SimulatedGpus),
+}
+
+/// Devices to open.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceChoice {
+    /// Kind of device; not [`DeviceName::Simulate`].
+    pub(crate) device: DeviceName,
+    /// GPU number of each rank. On a CPU only the length counts, which is the number of ranks.
+    pub(crate) gpus: Vec<usize>,
+    /// CPU threads of all ranks together.
+    pub(crate) threads: usize,
+    /// Deterministic products. False is allowed on CUDA only.
+    pub(crate) deterministic: bool,
+}
+
+impl Devices {
+    /// Opens the devices of a server.
+    pub(crate) fn for_server(config: &ServeArgs) -> anyhow::Result<Self> {
+        if config.device.device == DeviceName::Simulate {
+            return Ok(Self::Simulated(SimulatedGpus::new(&config.simulation, config.device.ranks())?));
+        }
+        Self::open(&DeviceChoice {
+            device: config.device.device,
+            gpus: config.device.gpus(),
+            threads: config.device.threads(),
+            deterministic: config.device.deterministic,
+        })
+    }
+
+    /// Opens real devices.
+    pub(crate) fn open(choice: &DeviceChoice) -> anyhow::Result<Self> {
+        let DeviceChoice { device, ref gpus, threads, deterministic } = *choice;
+        match device {
+            DeviceName::Simulate => anyhow::bail!(NOTHING_TO_MEASURE),
+            DeviceName::Cpu if !deterministic => {
+                anyhow::bail!("--deterministic false: expected --device cuda")
+            }
+            DeviceName::Cpu => {
+                let options = CpuOptions { threads: (threads / gpus.len()).max(1), isa: None };
+                let cpus = gpus.iter().map(|_| Cpu::new(options));
+                Ok(Self::Cpu(cpus.collect::<Result<_, _>>()?))
+            }
+            DeviceName::Cuda => Ok(Self::Cuda(CudaGpus::open(gpus, deterministic)?)),
+        }
+    }
+
+    /// One line of text for logs.
+    pub(crate) fn describe(&self) -> String {
+        let first = match self {
+            Self::Cpu(cpus) => format!("CPU, {} threads, {:?}", cpus[0].threads(), cpus[0].isa()),
+            Self::Cuda(gpus) => gpus.describe(),
+            Self::Simulated(gpus) => gpus.describe(),
+        };
+        let ranks = self.ranks();
+        if ranks == 1 { first } else { format!("{ranks} ranks, each {first}") }
+    }
+
+    /// Number of ranks.
+    pub(crate) fn ranks(&self) -> usize {
+        match self {
+            Self::Cpu(cpus) => cpus.len(),
+            Self::Cuda(gpus) => gpus.ranks(),
+            Self::Simulated(gpus) => gpus.ranks,
+        }
+    }
+
+    /// Steps in flight: 1 or 2.
+    pub(crate) fn in_flight(&self) -> usize {
+        match self {
+            Self::Cpu(_) => CPU_IN_FLIGHT,
+            Self::Cuda(_) | Self::Simulated(_) => GPU_IN_FLIGHT,
+        }
+    }
+
+    /// Bytes of memory that each rank may use.
+    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+        match self {
+            // The ranks share the machine's memory.
+            Self::Cpu(cpus) => {
+                let available = available_memory()? / cpus.len() as u64;
+                Ok((available as f64 * CPU_MEMORY_FRACTION) as u64)
+            }
+            Self::Cuda(gpus) => gpus.memory(),
+            Self::Simulated(gpus) => Ok(gpus.memory()),
+        }
+    }
+
+    /// Padding and alignment of the device's buffers.
+    pub(crate) fn layout(&self) -> Layout {
+        match self {
+            Self::Cpu(_) => Cpu::LAYOUT,
+            Self::Cuda(_) | Self::Simulated(_) => Layout::CUDA,
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Everything that a server knows before it reads weights: model, tokenizer, memory plan, scheduler
+//! configuration.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::devices::Devices;
+use crate::config::ServeArgs;
+use crate::device::KvDtype;
+use crate::engine::{Recorder, SchedulerConfig};
+use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
+use crate::runner::{MemoryNeeds, MemoryPlan};
+use crate::server::ServerStatus;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// The inputs of [`super::start()`], and of the server above the engine.
+pub(crate) struct Prepared {
+    /// The operator's settings.
+    pub(crate) config: ServeArgs,
+    /// The architecture. Its longest sequence is limited to `--max-model-len`.
+    pub(crate) model: ModelConfig,
+    /// The model's own sampling defaults.
+    pub(crate) generation: GenerationConfig,
+    /// Number format of linear layers.
+    pub(crate) precision: Precision,
+    /// Element type of the KV cache.
+    pub(crate) kv: KvDtype,
+    /// Sizes of weights, workspace and KV cache.
+    pub(crate) memory: MemoryPlan,
+    /// Receives the progress of the start.
+    pub(crate) status: Arc<ServerStatus>,
+    /// The model's tokenizer.
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    /// Records the scheduler's input, with `--record`.
+    pub(crate) recorder: Option<Recorder>,
+    /// The model's chat template.
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+/// Reads everything but the weights, and plans the memory.
+///
+/// # Errors
+/// A file that cannot be read, or a model that cannot be served or does not fit.
+pub(crate) fn prepare(
+    config: ServeArgs,
+    devices: &Devices,
+    status: Arc<ServerStatus>,
+) -> anyhow::Result<Prepared> {
+    let dir = &config.model.model;
+    let mut model = ModelConfig::from_dir(config.simulation.simulate_config.as_ref().unwrap_or(dir))?;
+    // A reward model has an untrained language head: it would generate noise.
+    anyhow::ensure!(!model.reward, "--model: {} is a reward model, which is not served yet", dir.display());
+    limit_length(&mut model, config.model.max_model_len)?;
+    let (precision, kv) = (config.model.quantization, config.model.kv_dtype());
+    let share = model.share(devices.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
+    let scheduling = &config.scheduling;
+    let room = StepRoom {
+        ranks: devices.ranks(),
+        rows: scheduling.max_num_batched_tokens,
+        slots: scheduling.max_num_seqs,
+        deterministic: config.device.deterministic,
+    };
+    let needs = MemoryNeeds::new(&share, &devices.layout(), (precision, kv), &room);
+    let memory = MemoryPlan::new(
+        needs,
+        devices.memory()?,
+        scheduling.kv_cache_memory.map(|size| size.0),
+        model.max_positions,
+        scheduling.max_num_seqs,
+    )
+    .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
+    let mut generation = GenerationConfig::from_dir(dir)?;
+    let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
+    let vocab = model.vocab.min(tokenizer.vocab_size());
+    generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
+    let template = ChatTemplate::from_dir(dir, &tokenizer)?;
+    let recorder = None;
+    Ok(Prepared { config, model, generation, precision, kv, memory, status, tokenizer, recorder, template })
+}
+
+/// Applies `--max-model-len`.
+///
+/// # Errors
+/// It exceeds the model's own limit.
+pub(crate) fn limit_length(model: &mut ModelConfig, max_model_len: Option<usize>) -> anyhow::Result<()> {
+    let limit = model.max_positions;
+    let len = max_model_len.unwrap_or(limit);
+    anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");
+    model.max_positions = len;
+    Ok(())
+}
+
+/// The scheduler's limits and policy.
+pub(crate) fn scheduler_config(p: &Prepared) -> SchedulerConfig {
+    SchedulerConfig {
+        max_num_seqs: p.config.scheduling.max_num_seqs,
+        max_num_batched_tokens: p.config.scheduling.max_num_batched_tokens,
+        max_model_len: p.model.max_positions,
+        num_blocks: p.memory.blocks,
+        vocab_size: p.model.vocab.min(p.tokenizer.vocab_size()),
+        max_queue_requests: p.config.admission.max_queue_requests,
+        max_queue_tokens: p.config.admission.max_queue_tokens,
+        prefix_caching: p.config.scheduling.enable_prefix_caching,
+        policy: p.config.scheduling.policy(),
+    }
+}

@@ -1,0 +1,132 @@
+//! Loads the weights onto opened devices and starts the engine over them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::cost_inputs::{CostInputs, forecast};
+use super::cuda::CudaGroup;
+use super::devices::Devices;
+use super::prepared::{Prepared, scheduler_config};
+use super::progress::Progress;
+use super::simulated::{SimulatedGpus, words};
+use crate::comm::{Communicator, Local};
+use crate::device::Device;
+use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast};
+use crate::model::Model;
+use crate::runner::{RankParts, Runner};
+use crate::server::Stage;
+use crate::simulator::{Machine, Simulator, Voice};
+
+/// Loads the weights and starts the engine.
+pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let in_flight = devices.in_flight();
+    // Shorter than --step-timeout, so that the error names the rank that failed and not only the step.
+    let timeout = p.config.timeouts.step_timeout.mul_f64(0.75);
+    match devices {
+        Devices::Cpu(devices) => {
+            let group = Local::group(devices.len(), timeout);
+            // A CPU prefill can be slow, so the first step may take up to --step-timeout.
+            let unknown_step = p.config.timeouts.step_timeout;
+            let options = EngineOptions { unknown_step, ..options(p, in_flight, Forecast::default()) };
+            start_runner(Ranks { devices, group, nearby_cpus: Vec::new() }, options, p)
+        }
+        Devices::Cuda(gpus) => {
+            let options = options(p, in_flight, Forecast::default());
+            let nearby_cpus = gpus.nearby_cpus()?;
+            gpus.log_hardware_errors()?;
+            let group = gpus.group(p.config.device.communicator, timeout)?;
+            let devices = gpus.into_devices();
+            match group {
+                CudaGroup::Alone(group) => start_runner(Ranks { devices, group, nearby_cpus }, options, p),
+                CudaGroup::P2p(group) => start_runner(Ranks { devices, group, nearby_cpus }, options, p),
+                CudaGroup::Nccl(group) => start_runner(Ranks { devices, group, nearby_cpus }, options, p),
+            }
+        }
+        Devices::Simulated(gpus) => {
+            p.status.starting(Stage::Preparing);
+            let cost = CostInputs::of_server(&gpus, p).cost()?;
+            let forecast = forecast(&cost, &scheduler_config(p), gpus.settings.simulate_pace);
+            let executor = Box::new(simulator(&gpus, p)?);
+            Ok(Engine::start_with(scheduler_config(p), executor, options(p, in_flight, forecast)))
+        }
+    }
+}
+
+/// Parts of the ranks before the model is loaded, one entry for each rank.
+struct Ranks<D, C> {
+    devices: Vec<D>,
+    group: Vec<C>,
+    /// CPUs near the device of each rank. May be shorter than `devices`; a missing or empty entry means any
+    /// CPU.
+    nearby_cpus: Vec<Vec<usize>>,
+}
+
+/// Options of the engine.
+fn options(p: &Prepared, in_flight: usize, forecast: Forecast) -> EngineOptions {
+    EngineOptions {
+        recorder: p.recorder.clone(),
+        max_ttft: p.config.admission.max_ttft.map(Duration::from_secs_f64),
+        forecast,
+        stream_interval: p.config.network.stream_interval,
+        longest_step: p.config.timeouts.step_timeout,
+        metrics: crate::server::metrics::engine_metrics(),
+        ..EngineOptions::new(in_flight)
+    }
+}
+
+fn start_runner<D: Device, C: Communicator<D>>(
+    ranks: Ranks<D, C>,
+    options: EngineOptions,
+    p: &Prepared,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let Ranks { devices, group, mut nearby_cpus } = ranks;
+    let scheduler = scheduler_config(p);
+    let share = p.model.share(devices.len()).map_err(anyhow::Error::msg)?;
+    let loaded = load(devices, p)?;
+    nearby_cpus.resize(loaded.len(), Vec::new());
+    let ranks =
+        loaded.into_iter().zip(group).zip(nearby_cpus).map(|(((device, model), comm), processors)| {
+            RankParts {
+                device,
+                comm,
+                processors,
+                model,
+                cache: p.memory.cache(&share, p.kv),
+                max_num_seqs: scheduler.max_num_seqs,
+                max_num_batched_tokens: scheduler.max_num_batched_tokens,
+                vocab: scheduler.vocab_size,
+            }
+        });
+    let mut runner = Runner::start(ranks.collect(), p.config.timeouts.step_timeout);
+    // Waits for graph capture, so that no request does after the server is ready.
+    runner.prepared()?;
+    Ok(Engine::start_with(scheduler, Box::new(runner), options))
+}
+
+/// Loads the weights of all ranks onto their devices in parallel.
+fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
+    let mut progress = Progress::start();
+    p.status.starting(Stage::Loading);
+    let models = Model::load_all(&p.config.model.model, &p.model, p.precision, &devices, &mut |loaded| {
+        p.status.loading(loaded.done, loaded.total);
+        progress.update(&loaded);
+    })?;
+    p.status.starting(Stage::Preparing);
+    progress.finish();
+    Ok(devices.into_iter().zip(models).collect())
+}
+
+/// The executor of a model on simulated GPUs.
+fn simulator(gpus: &SimulatedGpus, p: &Prepared) -> anyhow::Result<Simulator> {
+    let cost = CostInputs::of_server(gpus, p).cost()?;
+    let vocab = p.model.vocab.min(p.tokenizer.vocab_size());
+    let words = words(&p.tokenizer, vocab);
+    let answer_tokens = gpus.settings.simulate_answer_tokens;
+    let voice = Voice::new(words, p.generation.eos.clone(), answer_tokens, vocab)
+        .map_err(anyhow::Error::msg)
+        .context("--device simulate")?;
+    Simulator::new(Machine::new(cost, voice), gpus.settings.simulate_pace)
+        .map_err(anyhow::Error::msg)
+        .context("--simulate-pace")
+}
