@@ -10,7 +10,7 @@ use super::serve::Prepared;
 use super::simulated::{SimulatedGpus, forecast};
 use crate::comm::{Communicator, Local};
 #[cfg(feature = "cuda")]
-use crate::comm::{Nccl, P2p};
+use crate::comm::{Nccl, OneShotRows, P2p};
 #[cfg(feature = "cuda")]
 use crate::config::CommunicatorName;
 use crate::config::{Config, DeviceName};
@@ -246,7 +246,9 @@ fn start_on_gpus(
     match (gpus.len(), p.config.communicator) {
         (1, _) => start_on(Ranks { devices: gpus, group: vec![Local::alone()], near }, start, p),
         (_, CommunicatorName::P2p) => {
-            let group = P2p::group(&gpus, patience, None)
+            let one_shot =
+                OneShotRows::Measured { rows: p.config.max_num_batched_tokens, cols: p.model.hidden };
+            let group = P2p::group(&gpus, patience, one_shot)
                 .context("--communicator p2p (--communicator nccl does without)")?;
             start_on(Ranks { devices: gpus, group, near }, start, p)
         }

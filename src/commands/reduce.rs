@@ -46,7 +46,7 @@ mod on_gpus {
 
     use anyhow::Context;
 
-    use crate::comm::{Communicator, Nccl, P2p};
+    use crate::comm::{Communicator, GroupBuffers, Nccl, OneShotRows, P2p};
     use crate::config::BenchReduceArgs;
     use crate::device::cuda::{Cuda, Products};
     use crate::device::{Device, DeviceError};
@@ -80,14 +80,14 @@ mod on_gpus {
     /// By every rank and by shares.
     pub(super) fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, PATIENCE, Some(0))?;
+        let group = P2p::group(&devices, PATIENCE, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, args.hidden))
     }
 
     /// Peer to peer.
     pub(super) fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, PATIENCE, Some(0))?;
+        let group = P2p::group(&devices, PATIENCE, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 
@@ -105,11 +105,11 @@ mod on_gpus {
         args: &BenchReduceArgs,
     ) -> Result<Vec<f64>, DeviceError> {
         let most = args.rows.iter().copied().max().unwrap_or(1);
-        let mut x = comm.floats(device, most, args.hidden)?;
+        let mut x = device.floats(most, args.hidden)?;
         // Small, to be read: everything that was enqueued before has then been done.
         let mut mark = device.floats(1, 1)?;
         device.write(&[0.0], &mut mark)?;
-        comm.meet()?;
+        comm.register(GroupBuffers { floats: &[&x], acts: &[] })?;
         let mut times = Vec::new();
         for rows in &args.rows {
             device.write(&vec![0.0; rows * args.hidden], &mut x)?;
