@@ -1,4 +1,5 @@
-//! Groups of threads of one process. They exchange data through host memory, at a barrier, and sum in rank order.
+//! Groups of threads of one process. They exchange data through host memory, at a barrier, and sum in rank
+//! order.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -99,7 +100,7 @@ impl Local {
                 let missing = state.arrived.iter().position(|here| !here).unwrap_or(self.rank);
                 Err(did_not_come(missing, *timeout))
             }
-            None => Err(DeviceError { op: PEER, message: "woken before the barrier's round ended".to_owned() }),
+            None => Err(DeviceError { op: PEER, message: "woken before the round ended".to_owned() }),
         }
     }
 }

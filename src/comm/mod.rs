@@ -27,8 +27,8 @@ pub trait Communicator<D: Device>: Send + 'static {
     fn captures(&self) -> bool {
         true
     }
-    /// Registers this rank's buffers that operations take, and returns when every rank has done so. Called once,
-    /// after the rank has allocated all its memory and before the first operation.
+    /// Registers this rank's buffers that operations take, and returns when every rank has done so. Called
+    /// once, after the rank has allocated all its memory and before the first operation.
     fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -38,8 +38,8 @@ pub trait Communicator<D: Device>: Send + 'static {
     fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError>;
     /// residual += Σ over ranks of delta; out = quant(norm(residual)).
     ///
-    /// Afterwards a rank may lack rows of the residual until [`Communicator::reduce_add`]. Consecutive calls have
-    /// different deltas; the second next call may overwrite a delta.
+    /// Afterwards a rank may lack rows of the residual until [`Communicator::reduce_add`]. Consecutive calls
+    /// have different deltas; the second next call may overwrite a delta.
     fn reduce_norm(
         &self,
         device: &D,
@@ -58,8 +58,8 @@ pub trait Communicator<D: Device>: Send + 'static {
         self.all_reduce(device, delta)?;
         device.add(std::slice::from_ref(delta), residual)
     }
-    /// Returns the error of an operation that another rank did not reach, if the operation itself could not return it.
-    /// Called after the operation has been waited for.
+    /// Returns the error of an operation that another rank did not reach, if the operation itself could not
+    /// return it. Called after the operation has been waited for.
     fn check(&self) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -1,5 +1,5 @@
-//! Groups over NCCL, for GPUs that cannot access one another's memory, or where sums need not be deterministic. NCCL
-//! does not report a rank that is missing; the step then exceeds its timeout.
+//! Groups over NCCL, for GPUs that cannot access one another's memory, or where sums need not be
+//! deterministic. NCCL does not report a rank that is missing; the step then exceeds its timeout.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Makes a group with one rank per device. The ranks' threads wait for one another for at most `timeout`, or longer
-    /// at start-up.
+    /// Makes a group with one rank per device. The ranks' threads wait for one another for at most `timeout`,
+    /// or longer at start-up.
     ///
     /// # Errors
     /// If the library cannot be loaded or refuses the group: it takes no GPU twice.

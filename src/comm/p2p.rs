@@ -1,6 +1,7 @@
-//! Groups whose ranks access one another's memory on GPUs and sum in rank order. With few rows every rank reduces all
-//! of them (one-shot); with more rows each rank reduces its share and writes it to the others (two-shot). Both give the
-//! same bits, so that the number of rows at which one takes over is a matter of speed, and measured.
+//! Groups whose ranks access one another's memory on GPUs and sum in rank order. With few rows every rank
+//! reduces all of them (one-shot); with more rows each rank reduces its share and writes it to the others
+//! (two-shot). Both give the same bits, so that the number of rows at which one takes over is a matter of
+//! speed, and measured.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,8 @@ use super::{Communicator, GroupBuffers, Local, PEER, ResidualUpdate, did_not_com
 use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
 use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, upload_floats};
 
-/// How long threads wait for one another while they allocate and measure, which takes some longer than others.
+/// How long threads wait for one another while they allocate and measure, which takes some longer than
+/// others.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Numbers of rows at which both modes are measured.
@@ -80,8 +82,8 @@ impl P2p {
         self.threads.barrier()
     }
 
-    /// Measures reductions of each number of rows: seconds in one-shot and in two-shot mode. Every rank of the group
-    /// calls this, and gets figures of its own.
+    /// Measures reductions of each number of rows: seconds in one-shot and in two-shot mode. Every rank of
+    /// the group calls this, and gets figures of its own.
     ///
     /// # Errors
     /// If a rank does not come, or memory runs out.
@@ -101,7 +103,8 @@ impl P2p {
             let one_shot = self.time(cuda, &mut bench, *rows, ReduceMode::OneShot)?;
             measured.push([one_shot, self.time(cuda, &mut bench, *rows, ReduceMode::TwoShot)?]);
         }
-        // Other ranks may still read this rank's buffers before the first barrier, and share new ones after the second.
+        // Other ranks may still read this rank's buffers before the first barrier, and share new ones after
+        // the second.
         self.threads.barrier()?;
         // Two deltas, and values and scales of the output.
         self.peers.unshare(4);
@@ -143,8 +146,8 @@ fn with_one_shot_rows(mut group: Vec<P2p>, rows: usize) -> Vec<P2p> {
     group
 }
 
-/// Measures both modes on all ranks at once. Sets the largest number of rows up to which one-shot reductions were at
-/// least as fast on rank 0.
+/// Measures both modes on all ranks at once. Sets the largest number of rows up to which one-shot reductions
+/// were at least as fast on rank 0.
 fn measured_group(
     group: Vec<P2p>,
     devices: &[Cuda],

@@ -1,17 +1,18 @@
-//! A group of one rank that does the memory traffic of a larger group on its own device, for measurements. The other
-//! ranks' parts are zeros, so results do not change.
+//! A group of one rank that does the memory traffic of a larger group on its own device, for measurements.
+//! The other ranks' parts are zeros, so results do not change.
 
 use super::Communicator;
 use crate::device::{Device, DeviceError, Floats};
 
-/// Rows up to which every rank reads the whole part of every other rank. With more rows each rank sums its share and
-/// reads the other ranks' sums: two reads and one write of the message in all.
+/// Rows up to which every rank reads the whole part of every other rank. With more rows each rank sums its
+/// share and reads the other ranks' sums: two reads and one write of the message in all.
 const ONE_SHOT_ROWS: usize = 64;
 
 /// The only rank of a group that stands for a larger one.
 #[derive(Debug)]
 pub struct SingleDeviceGroup<D: Device> {
-    /// The other ranks' parts, \[ONE_SHOT_ROWS, cols\] each; the first has as many rows as the largest message.
+    /// The other ranks' parts, \[ONE_SHOT_ROWS, cols\] each; the first has as many rows as the largest
+    /// message.
     parts: Vec<Floats<D>>,
 }
 

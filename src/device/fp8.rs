@@ -1,7 +1,8 @@
-//! E4M3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits, no infinity, NaN at 0x7F and 0xFF, largest value 448.
-//! The format is that of Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
+//! E4M3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits, no infinity, NaN at 0x7F and 0xFF, largest value
+//! 448. The format is that of Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
 //!
-//! Rounding is to nearest even, and values beyond ±448 saturate, as the conversion instructions of the GPU do.
+//! Rounding is to nearest even, and values beyond ±448 saturate, as the conversion instructions of the GPU
+//! do.
 
 /// The largest finite value.
 pub const MAX: f32 = 448.0;
@@ -26,16 +27,16 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(kept.to_bits() | (bits & 0x8000_0000))
 }
 
-/// The code of the E4M3 value nearest to `x`: that of [`round`] in fewer steps, for the conversion of whole models.
-/// NaN becomes 0x7F or 0xFF.
+/// The code of the E4M3 value nearest to `x`: that of [`round`] in fewer steps, for the conversion of whole
+/// models. NaN becomes 0x7F or 0xFF.
 #[inline(always)]
 pub fn encode(x: f32) -> u8 {
     let bits = x.to_bits();
     let magnitude = bits & 0x7FFF_FFFF;
     // 120 = 127 - 7, the difference of the exponents' biases.
     let normal = ((magnitude + 0x7_FFFF + ((magnitude >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
-    // Adding 2^14, whose last mantissa bit is worth 2^-9, leaves the multiple of 2^-9 in the last bits: 0 to 8, where 8
-    // is the smallest normal value.
+    // Adding 2^14, whose last mantissa bit is worth 2^-9, leaves the multiple of 2^-9 in the last bits: 0 to
+    // 8, where 8 is the smallest normal value.
     let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits() & 0xF;
     let code = if magnitude < MIN_NORMAL.to_bits() { subnormal } else { normal.min(0x7E) };
     let code = if magnitude > 0x7F80_0000 { 0x7F } else { code };

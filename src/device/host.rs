@@ -36,7 +36,8 @@ pub enum MatrixData<'a> {
     },
 }
 
-/// Consecutive rows of a matrix inside a wider row-major array, such as a rank's columns of a tensor in a file.
+/// Consecutive rows of a matrix inside a wider row-major array, such as a rank's columns of a tensor in a
+/// file.
 #[derive(Debug, Clone, Copy)]
 pub struct HostRows<'a> {
     /// Rows.

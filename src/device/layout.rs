@@ -1,5 +1,5 @@
-//! How much memory each device needs, as constants. The memory plan needs them also for a device that is not part of
-//! this build or this machine. Each device asserts at compile time that its own constants agree.
+//! How much memory each device needs, as constants. The memory plan needs them also for a device that is not
+//! part of this build or this machine. Each device asserts at compile time that its own constants agree.
 
 /// What a device adds to the sizes of the model. Bytes, unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,13 @@ pub struct Layout {
     pub product_tiles: usize,
     /// Scratch of products per tile of `outputs` output features of the widest matrix.
     pub product_counter: usize,
-    /// Scratch of attention per element of its output, for each row and for each [`SPLIT_BLOCKS`] cache blocks.
+    /// Scratch of attention per element of its output, for each row and for each [`SPLIT_BLOCKS`] cache
+    /// blocks.
     pub attention_scratch: usize,
     /// Scratch of the rotary embedding per pair of elements of a head.
     pub rope_pair: usize,
-    /// Tables of a step: in all, per row, per row and [`SPLIT_BLOCKS`] blocks of its context, and per row and block of
-    /// its context.
+    /// Tables of a step: in all, per row, per row and [`SPLIT_BLOCKS`] blocks of its context, and per row and
+    /// block of its context.
     pub step: [usize; 4],
     /// Sampling, per row of a call.
     pub sample_row: usize,
@@ -43,8 +44,8 @@ pub struct Layout {
     pub sample_word: usize,
     /// A rank's mailbox.
     pub mailbox: usize,
-    /// Workspace of the library for products that need not be deterministic, beside room for the largest matrix; 0 for
-    /// a device without a library.
+    /// Workspace of the library for products that need not be deterministic, beside room for the largest
+    /// matrix; 0 for a device without a library.
     pub library_workspace: usize,
     /// Launches of a decoder layer in a captured graph; 0 for a device that does not capture.
     pub graph_launches: usize,
@@ -100,8 +101,8 @@ impl Layout {
         product_counter: 4,
         attention_scratch: 4,
         rope_pair: 4,
-        // In all: two words. Per row: four words, two prefill items, and an index of `select`. Per split: a decode item.
-        // Per block: its id.
+        // In all: two words. Per row: four words, two prefill items, and an index of `select`. Per split: a
+        // decode item. Per block: its id.
         step: [8, 4 * (4 + 6 + 6 + 1), 24, 4],
         // Parameters, 8,192 words of lists, and a result.
         sample_row: 84 + 4 * 8192 + 176,

@@ -1,11 +1,11 @@
 //! The operations of a decoder, fused as its layers use them, and the devices that provide them.
 //!
-//! The CPU device is the reference and always available. The CUDA device has the same operations and rounds at the same
-//! points, so that the two differ only by the order of sums.
+//! The CPU device is the reference and always available. The CUDA device has the same operations and rounds
+//! at the same points, so that the two differ only by the order of sums.
 //!
-//! Buffers are allocated at start-up for the largest step and reused. An operation sets the number of valid rows of its
-//! output. A row of the output depends only on the same row of the input, and the order of its sums does not depend on
-//! the number of rows.
+//! Buffers are allocated at start-up for the largest step and reused. An operation sets the number of valid
+//! rows of its output. A row of the output depends only on the same row of the input, and the order of its
+//! sums does not depend on the number of rows.
 
 pub mod cpu;
 #[cfg(feature = "kernels")]
@@ -191,8 +191,8 @@ pub struct StepInputs {
     pub tokens: Vec<Token>,
     /// Segments in row order, without gaps.
     pub segments: Vec<Segment>,
-    /// Rows of the captured graph that runs this step, at least as many as tokens; 0 without a graph. The rows after
-    /// the tokens are padding.
+    /// Rows of the captured graph that runs this step, at least as many as tokens; 0 without a graph. The
+    /// rows after the tokens are padding.
     pub graph_rows: usize,
 }
 
@@ -252,8 +252,8 @@ pub enum SampleSource<'a, D: Device> {
         /// Ids that the tokenizer knows, at most `cols`.
         vocab: usize,
     },
-    /// The shortlists of all ranks side by side, \[rows, ranks × 2 × SHORTLIST\]; see [`Device::shortlist`]. Every
-    /// row is short, and its bias, penalties and masks have been applied.
+    /// The shortlists of all ranks side by side, \[rows, ranks × 2 × SHORTLIST\]; see [`Device::shortlist`].
+    /// Every row is short, and its bias, penalties and masks have been applied.
     Shortlists(&'a Floats<D>),
 }
 
@@ -358,14 +358,14 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
 
     /// Makes `inputs` the current step.
     fn begin_step(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
-    /// Captures operations over the current step instead of running them. They must have run once before. Only for
-    /// devices that capture.
+    /// Captures operations over the current step instead of running them. They must have run once before.
+    /// Only for devices that capture.
     fn capture(
         &self,
         operations: &mut dyn FnMut() -> Result<(), DeviceError>,
     ) -> Result<Self::Graph, DeviceError>;
-    /// Replays captured operations over the current step, which has the same `graph_rows` as the captured one.
-    /// `false`, with nothing done, if the step needs operations that the graph does not have.
+    /// Replays captured operations over the current step, which has the same `graph_rows` as the captured
+    /// one. `false`, with nothing done, if the step needs operations that the graph does not have.
     fn replay(&self, graph: &Self::Graph, step: &Self::Step) -> Result<bool, DeviceError>;
 
     // Layers.
@@ -398,8 +398,8 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         qkv: &mut Floats<Self>,
         cache: &mut Self::Cache,
     ) -> Result<(), DeviceError>;
-    /// Causal attention of each row over its sequence's cached positions. K and V are read from the cache only.
-    /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
+    /// Causal attention of each row over its sequence's cached positions. K and V are read from the cache
+    /// only. out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
     fn attention(
         &self,
         step: &Self::Step,
@@ -428,19 +428,19 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
 
     // Sampling.
 
-    /// Samples one token from each of the first `rows.len()` rows. Need not wait: the next step may take the tokens
-    /// as [`Token::Last`].
+    /// Samples one token from each of the first `rows.len()` rows. Need not wait: the next step may take the
+    /// tokens as [`Token::Last`].
     fn sample(
         &self,
         source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
         sampled: &mut Self::Sampled,
     ) -> Result<(), DeviceError>;
-    /// The [`SHORTLIST`] largest logits of each row of one rank, after bias, penalties and masks, in the order of
-    /// ids. Column i of `logits` is id `ids.start + i`.
+    /// The [`SHORTLIST`] largest logits of each row of one rank, after bias, penalties and masks, in the
+    /// order of ids. Column i of `logits` is id `ids.start + i`.
     ///
-    /// A row of `out` \[rows, 2 × SHORTLIST\] holds the logits, padded with -∞, and then their ids as numbers. The row
-    /// begins with NaN if the logits hold NaN or infinity.
+    /// A row of `out` \[rows, 2 × SHORTLIST\] holds the logits, padded with -∞, and then their ids as
+    /// numbers. The row begins with NaN if the logits hold NaN or infinity.
     fn shortlist(
         &self,
         logits: &Floats<Self>,
@@ -448,11 +448,11 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         rows: &[SampleRow<'_>],
         out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
-    /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work enqueued
-    /// after it.
+    /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work
+    /// enqueued after it.
     fn take_sampled(&self, sampled: &mut Self::Sampled) -> Result<Vec<SampledToken>, DeviceError>;
-    /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row with
-    /// NaN or infinity.
+    /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row
+    /// with NaN or infinity.
     fn score(
         &self,
         logits: &Floats<Self>,

@@ -2,8 +2,8 @@
 
 use super::fp8;
 
-/// A matrix \[out, in\] of random E4M3 values times a scale. The code of element (o, i) is `codes[b]`, where b is byte
-/// i mod 8 of output o × in / 8 + i / 8 of splitmix64, counted from 0.
+/// A matrix \[out, in\] of random E4M3 values times a scale. The code of element (o, i) is `codes[b]`, where
+/// b is byte i mod 8 of output o × in / 8 + i / 8 of splitmix64, counted from 0.
 #[derive(Debug, Clone)]
 pub struct RandomWeights<'a> {
     /// Output features.
@@ -39,7 +39,8 @@ impl RandomWeights<'_> {
     }
 }
 
-/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
+/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators".
 pub fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

@@ -73,10 +73,11 @@ pub(super) fn run<D: Device>(
     devices: &[&D],
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Vec<Vec<D::Matrix>>, LoadError> {
-    let shape = |product: &Product| MatrixShape { out: product.out, input: product.input, bf16: product.bf16 };
-    let builders = devices.iter().map(|device| {
-        plan.products.iter().map(|product| device.begin_matrix(shape(product))).collect()
-    });
+    let shape =
+        |product: &Product| MatrixShape { out: product.out, input: product.input, bf16: product.bf16 };
+    let builders = devices
+        .iter()
+        .map(|device| plan.products.iter().map(|product| device.begin_matrix(shape(product))).collect());
     let builders: Vec<Vec<D::MatrixBuilder>> = builders.collect::<Result<_, _>>()?;
     let pieces = pieces(&plan.sources);
     let work = Work {

@@ -137,8 +137,11 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
     let products = (tiles + layout.product_tiles) * layout.outputs * layout.product_scratch
         + tiles * layout.product_counter;
     let largest = shapes.into_iter().map(|(out, input)| out * input).max().unwrap_or(0);
-    let library =
-        if room.deterministic || layout.library_workspace == 0 { 0 } else { largest + layout.library_workspace };
+    let library = if room.deterministic || layout.library_workspace == 0 {
+        0
+    } else {
+        largest + layout.library_workspace
+    };
     let stage = (room.rows * hidden.max(attended).max(activated)).max(LOGIT_ROWS * hidden) * layout.act_stage;
     let vocab = config.vocab * room.ranks;
     let sample = layout.sample_row
@@ -150,11 +153,7 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
 
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
-    pub fn new(
-        device: &D,
-        model: &Model<D>,
-        (rows, slots): (usize, usize),
-    ) -> Result<Self, DeviceError> {
+    pub fn new(device: &D, model: &Model<D>, (rows, slots): (usize, usize)) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
         let capacity = SampleCapacity { samples: samples(slots), rows: LOGIT_ROWS, vocab };

@@ -38,7 +38,9 @@ fn made_weights_are_those_of_the_formula() {
                 let made = rows(&device, &device.random_weights(&weights).unwrap(), out, input);
                 let expected: Vec<f32> = match bf16 {
                     false => weights.codes().iter().map(|code| fp8::decode(*code) * weights.scale).collect(),
-                    true => weights.halves(&weights.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect(),
+                    true => {
+                        weights.halves(&weights.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect()
+                    }
                 };
                 assert_eq!(made, expected, "{}: [{out}, {input}], bf16: {bf16}", dev::name(&device));
             }

@@ -41,7 +41,8 @@ fn draw_on(
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
         rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
-    let mut sampled = device.sampled(rows.len(), SampleCapacity { samples: 1, rows: rows.len(), vocab }).unwrap();
+    let mut sampled =
+        device.sampled(rows.len(), SampleCapacity { samples: 1, rows: rows.len(), vocab }).unwrap();
     device.sample(SampleSource::Logits { logits: &floats, vocab }, &rows, &mut sampled).unwrap();
     device.take_sampled(&mut sampled).unwrap()
 }
@@ -127,7 +128,9 @@ fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
                 let logits: Vec<f32> = (0..8).map(|i| if i % 4 == favoured { 1.0 } else { 0.0 }).collect();
                 device.write(&logits, &mut floats).unwrap();
                 let rows = [SampleRow { slot: 6, ..row() }, SampleRow { slot: 1, barred: &[3], ..row() }];
-                device.sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled).unwrap();
+                device
+                    .sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled)
+                    .unwrap();
             }
             let token = |id: usize| SampledToken::Token(id as u32, None);
             assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(round % 3), token(round % 3)]);
@@ -161,7 +164,15 @@ fn a_draw_depends_on_seed_and_position_alone() {
 fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
     let logits = [1.0, 2.0, f32::NAN, 1.0, 0.0, f32::INFINITY, 3.0, 1.0];
     let draws = draw_all(&logits, 2, 2, &[row(), row(), row(), row()]);
-    assert_eq!(draws, [SampledToken::Token(1, None), SampledToken::NonFinite, SampledToken::NonFinite, SampledToken::Token(0, None)]);
+    assert_eq!(
+        draws,
+        [
+            SampledToken::Token(1, None),
+            SampledToken::NonFinite,
+            SampledToken::NonFinite,
+            SampledToken::Token(0, None)
+        ]
+    );
     let all = SampleRow { barred: &[0, 1], ..row() };
     assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [SampledToken::NonFinite], "everything barred");
 }

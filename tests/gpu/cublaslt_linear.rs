@@ -1,5 +1,6 @@
-//! Products of many rows by cuBLASLt agree with those of the `linear` kernel, and the choice is measured once and kept
-//! in a file. On the host two algorithms replace the library: a right one and a wrong one, which must not be chosen.
+//! Products of many rows by cuBLASLt agree with those of the `linear` kernel, and the choice is measured once
+//! and kept in a file. On the host two algorithms replace the library: a right one and a wrong one, which
+//! must not be chosen.
 
 use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8, upload_matrix};
 

@@ -23,7 +23,8 @@ pub const SMOLLM2: (usize, usize) =
 /// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = !cfg!(feature = "host-kernels");
 
-/// The GPU, if the machine has one, and the kernels on the host with threads in ascending and in descending order.
+/// The GPU, if the machine has one, and the kernels on the host with threads in ascending and in descending
+/// order.
 pub fn all() -> Vec<Dev> {
     let mut all = Vec::new();
     #[cfg(feature = "cuda")]
@@ -45,7 +46,8 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     Cuda::new(0, products).ok()
 }
 
-/// Devices of a group: all on the one GPU, or each on the host, every second with threads in descending order.
+/// Devices of a group: all on the one GPU, or each on the host, every second with threads in descending
+/// order.
 pub fn ranks(count: usize) -> Vec<Dev> {
     #[cfg(feature = "host-kernels")]
     return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, Products::default()).unwrap()).collect();

@@ -18,12 +18,7 @@ const BLOCKS: usize = 7;
 const SLACK: u64 = 64;
 
 /// Compares the planned bytes with those allocated after a rank's model, buffers and cache are made.
-fn compare(
-    name: &str,
-    device: &Dev,
-    shard: Shard,
-    form: (Precision, KvDtype),
-) {
+fn compare(name: &str, device: &Dev, shard: Shard, form: (Precision, KvDtype)) {
     let (dir, ranks) = (fixture(name), shard.ranks);
     let config = ModelConfig::from_dir(&dir).unwrap();
     let share = config.share(ranks).unwrap();

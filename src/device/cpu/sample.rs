@@ -127,7 +127,12 @@ fn finite(raw: &[f32]) -> bool {
     raw.iter().fold(true, |all, x| all & x.is_finite())
 }
 
-fn draw(raw: &[f32], row: &SampleRow<'_>, work: &mut [f32], candidates: &mut Vec<(f32, u32)>) -> SampledToken {
+fn draw(
+    raw: &[f32],
+    row: &SampleRow<'_>,
+    work: &mut [f32],
+    candidates: &mut Vec<(f32, u32)>,
+) -> SampledToken {
     if !finite(raw) {
         return SampledToken::NonFinite;
     }

@@ -1,5 +1,6 @@
-//! `kernels/attention_decode.cu` for few rows of a sequence, by splits of its positions; `kernels/attention_prefill.cu`
-//! for many rows, in tiles; then `kernels/attention_combine.cu`, which combines each row's parts and quantises the sum.
+//! `kernels/attention_decode.cu` for few rows of a sequence, by splits of its positions;
+//! `kernels/attention_prefill.cu` for many rows, in tiles; then `kernels/attention_combine.cu`, which
+//! combines each row's parts and quantises the sum.
 
 use super::row::{self, Quantised};
 use super::step::Entries;
@@ -70,8 +71,8 @@ impl AttentionScratch {
         self.grow(driver)
     }
 
-    /// Allocates an entry per row and one per split of the cache. If sequences share blocks, their splits may exceed
-    /// this; the remaining rows are then computed by the prefill kernel, with one entry each.
+    /// Allocates an entry per row and one per split of the cache. If sequences share blocks, their splits may
+    /// exceed this; the remaining rows are then computed by the prefill kernel, with one entry each.
     fn grow(&mut self, driver: &Driver) -> Result<(), DeviceError> {
         let Some(spec) = &self.spec else { return Ok(()) };
         let entries = self.rows + spec.blocks / 4;

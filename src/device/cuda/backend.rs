@@ -1,4 +1,5 @@
-//! What runs kernels: a GPU through CUDA's driver (`gpu`), or the host, on which tests run the same kernels (`host`).
+//! What runs kernels: a GPU through CUDA's driver (`gpu`), or the host, on which tests run the same kernels
+//! (`host`).
 //!
 //! Work is enqueued on one stream and runs in order. Only reading results waits for it.
 
@@ -64,13 +65,11 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     /// Enqueues a kernel. `params` are the bytes of its only argument.
     ///
     /// # Safety
-    /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's accesses.
+    /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
+    /// accesses.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError>;
     /// Captures what `launches` enqueues instead of running it.
-    fn capture(
-        &self,
-        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Graph, DeviceError>;
+    fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
     /// The library of matrix products, if it was asked for and could be loaded.
     fn library(&self) -> Option<&dyn ProductLibrary>;
 }

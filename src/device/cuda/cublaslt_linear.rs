@@ -1,8 +1,9 @@
-//! Products of many rows by cuBLASLt, where it measures faster than passes of `linear`. `kernels/unpack.cu` runs before
-//! and `kernels/rescale.cu` after, since the library takes row-major operands and scales of whole matrices only.
+//! Products of many rows by cuBLASLt, where it measures faster than passes of `linear`. `kernels/unpack.cu`
+//! runs before and `kernels/rescale.cu` after, since the library takes row-major operands and scales of whole
+//! matrices only.
 //!
-//! The library sums in another order than `linear`, so a row's bits depend on the number of rows. With these products a
-//! request's tokens may depend on the other requests of a step.
+//! The library sums in another order than `linear`, so a row's bits depend on the number of rows. With these
+//! products a request's tokens may depend on the other requests of a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -45,8 +46,9 @@ const BLOCKS: usize = 1056;
 const MIN_ROWS: usize = 256;
 /// Timed runs per algorithm.
 const TIMES: usize = 5;
-/// Largest accepted difference from `linear`, relative to the root mean square of the outputs. It is meant to be far
-/// above the effect of another order of sums, which has not been measured on a GPU yet, and far below a wrong result.
+/// Largest accepted difference from `linear`, relative to the root mean square of the outputs. It is meant to
+/// be far above the effect of another order of sums, which has not been measured on a GPU yet, and far below
+/// a wrong result.
 const TOLERANCE: f32 = 0.02;
 
 /// How products of many rows are computed.
@@ -179,11 +181,11 @@ pub(super) fn run(
     unsafe { cuda.driver.launch(launch, &rescale) }
 }
 
-/// Finds the fastest algorithm for every shape and for powers of two of rows, up to the first that is at least `rows`.
-/// Choices in the file are not measured again.
+/// Finds the fastest algorithm for every shape and for powers of two of rows, up to the first that is at
+/// least `rows`. Choices in the file are not measured again.
 pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> Result<(), DeviceError> {
     let Some(version) = cuda.driver.backend().library().map(ProductLibrary::version) else {
-        tracing::warn!("cuBLASLt cannot be loaded: products of many rows take several passes over the weights");
+        tracing::warn!("cuBLASLt cannot be loaded: products of many rows take several passes");
         return Ok(());
     };
     let device = cuda.name();
@@ -210,7 +212,7 @@ pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> 
     if let (Some(path), true) = (&products.cache, entries.len() > known) {
         let kept = ChoiceFile { device, library: version, choices: entries };
         if let Err(error) = write(path, &kept) {
-            tracing::warn!(path = %path.display(), %error, "the measured choices of products could not be written");
+            tracing::warn!(path = %path.display(), %error, "the choices of products could not be written");
         }
     }
     Ok(())

@@ -18,8 +18,8 @@ const _: () = assert!(size_of::<GatherParams>() == 168);
 const THREADS: u32 = 256;
 
 impl Peers {
-    /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order. `part` is
-    /// shared.
+    /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
+    /// `part` is shared.
     ///
     /// # Errors
     /// If the launch is refused.
@@ -35,7 +35,8 @@ impl Peers {
         };
         let grid = [self.blocks(part.rows * self.size()), 1, 1];
         let launch = Launch { kernel: "gather", grid, threads: THREADS, shared: 0 };
-        // SAFETY: `whole` has room for the rows; parts have the same size on every rank, and the group keeps them alive.
+        // SAFETY: `whole` has room for the rows; parts have the same size on every rank, and the group keeps
+        // them alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
 }

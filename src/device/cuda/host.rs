@@ -9,9 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
 
-use super::backend::{
-    Algorithm, Backend, Graph, HostCopy, Launch, Product, ProductLibrary, ProductShape,
-};
+use super::backend::{Algorithm, Backend, Graph, HostCopy, Launch, Product, ProductLibrary, ProductShape};
 use super::driver::Driver;
 use super::{Cuda, Products};
 use crate::device::{DeviceError, fp8};
@@ -28,8 +26,8 @@ struct HostLaunch {
     descending: u32,
 }
 
-/// Alignment of device memory: the least that kernels need. With a larger one AddressSanitizer would miss accesses
-/// shortly past the end of a buffer.
+/// Alignment of device memory: the least that kernels need. With a larger one AddressSanitizer would miss
+/// accesses shortly past the end of a buffer.
 const ALIGN: usize = 16;
 
 /// The library of kernels and the memory allocated for them. Launches of different threads run concurrently.
@@ -57,8 +55,8 @@ struct CapturedLaunch {
 }
 
 impl Cuda {
-    /// Runs the kernels on the host, for tests: slowly, with every barrier checked. `descending` says whether the
-    /// threads of a block start from the last to the first.
+    /// Runs the kernels on the host, for tests: slowly, with every barrier checked. `descending` says whether
+    /// the threads of a block start from the last to the first.
     ///
     /// # Errors
     /// If the library of kernels cannot be loaded.
@@ -156,10 +154,7 @@ impl Backend for Host {
         unsafe { self.kernels.run(launch, params) }
     }
 
-    fn capture(
-        &self,
-        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Graph, DeviceError> {
+    fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         *self.captured() = Some(Vec::new());
         let outcome = launches();
         let captured = self.captured().take().unwrap_or_default();
@@ -167,8 +162,8 @@ impl Backend for Host {
         let kernels = Arc::clone(&self.kernels);
         Ok(Graph::new(move || {
             captured.iter().try_for_each(|CapturedLaunch { launch, params }| {
-                // SAFETY: the contract of the captured launch holds as long as its buffers live, which the owner of
-                // the graph keeps.
+                // SAFETY: the contract of the captured launch holds as long as its buffers live, which the
+                // owner of the graph keeps.
                 unsafe { kernels.run(*launch, params) }
             })
         }))
@@ -241,7 +236,8 @@ impl Kernels {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's accesses.
+    /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
+    /// accesses.
     unsafe fn run(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
         // Bytes have no alignment; the kernel's parameters are aligned to 8 bytes.
         let words: Vec<u64> = params

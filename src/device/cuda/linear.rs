@@ -25,7 +25,8 @@ struct LinearParams {
 }
 const _: () = assert!(size_of::<LinearParams>() == 88);
 
-/// Blocks of a launch: two per multiprocessor of an H100. Fixed, since the order of sums depends on how work is cut.
+/// Blocks of a launch: two per multiprocessor of an H100. Fixed, since the order of sums depends on how work
+/// is cut.
 pub(super) const CTAS: usize = 264;
 /// K blocks of a unit of work.
 const UNIT: usize = 8;

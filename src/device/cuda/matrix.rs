@@ -55,8 +55,8 @@ impl Matrix {
     }
 }
 
-/// A matrix while its rows are written. Packed rows are copied to the device in whole tiles of 16; rows of a tile that
-/// is not complete wait in `partial`.
+/// A matrix while its rows are written. Packed rows are copied to the device in whole tiles of 16; rows of a
+/// tile that is not complete wait in `partial`.
 #[derive(Debug)]
 pub struct MatrixBuilder {
     matrix: Matrix,

@@ -1,8 +1,8 @@
 //! The CUDA device: each operation launches one kernel of `kernels/` of the same name, or a few.
 //!
-//! Each file has a kernel's parameters, with the layout that the kernel has, and its launch configuration. Shapes are
-//! checked before anything is enqueued, since a kernel with a wrong shape would access other requests' memory. Tests
-//! run the same launches on the host, where g++ compiled the kernels (`backend`).
+//! Each file has a kernel's parameters, with the layout that the kernel has, and its launch configuration.
+//! Shapes are checked before anything is enqueued, since a kernel with a wrong shape would access other
+//! requests' memory. Tests run the same launches on the host, where g++ compiled the kernels (`backend`).
 #![allow(unsafe_code)]
 
 mod activation;
@@ -78,7 +78,8 @@ pub struct Cuda {
     library_products: Option<Mutex<cublaslt_linear::LibraryProducts>>,
 }
 
-/// Memory that operations use one after the other. It grows while weights, buffers and the cache are allocated.
+/// Memory that operations use one after the other. It grows while weights, buffers and the cache are
+/// allocated.
 #[derive(Debug, Default)]
 struct Scratch {
     linear: linear::LinearScratch,
@@ -118,7 +119,8 @@ impl Cuda {
         self.driver.backend().pci_address()
     }
 
-    /// Reads `words` once, and then `times` times against the clock. Returns bytes per second and the XOR of all words.
+    /// Reads `words` once, and then `times` times against the clock. Returns bytes per second and the XOR of
+    /// all words.
     ///
     /// # Errors
     /// If memory runs out or the kernel fails.

@@ -1,4 +1,5 @@
-//! `kernels/peers.cuh`: ranks of one process that access one another's memory, each on its own GPU, or several on one.
+//! `kernels/peers.cuh`: ranks of one process that access one another's memory, each on its own GPU, or
+//! several on one.
 //!
 //! Every rank shares the same buffers in the same order. Shared memory lives until the last rank is dropped.
 
@@ -77,7 +78,8 @@ impl Peers {
         for (one, other) in ranks.clone().flat_map(|one| ranks.clone().map(move |other| (one, other))) {
             backend(one).enable_access(backend(other))?;
         }
-        let sharing = |one: usize| ranks.clone().filter(|&other| backend(one).is_same_gpu(backend(other))).count();
+        let is_same = |one: usize, other: usize| backend(one).is_same_gpu(backend(other));
+        let sharing = |one: usize| ranks.clone().filter(|&other| is_same(one, other)).count();
         let ranks_per_gpu = ranks.clone().map(sharing).max().unwrap_or(1);
         let mailbox = |device: &Cuda| {
             let mailbox = device.driver.buffer::<u8>(MAILBOX_BYTES)?;
@@ -109,7 +111,8 @@ impl Peers {
         self.group.timeout
     }
 
-    /// The rank that an operation of this rank missed, if any. Only reliable after the operation has been waited for.
+    /// The rank that an operation of this rank missed, if any. Only reliable after the operation has been
+    /// waited for.
     pub fn missed(&self) -> Option<Missed> {
         let word = self.group.words.word(1 + self.rank).load(Ordering::Acquire);
         let rank = (word & !HAS_ENDED).checked_sub(1)? as usize;
@@ -180,7 +183,8 @@ impl Peers {
         }
     }
 
-    /// The number of blocks for `pieces` independent pieces of work: at least one, which signals the other ranks.
+    /// The number of blocks for `pieces` independent pieces of work: at least one, which signals the other
+    /// ranks.
     pub(super) fn blocks(&self, pieces: usize) -> usize {
         pieces.clamp(1, self.group.blocks)
     }
@@ -194,8 +198,8 @@ impl Peers {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        // Waiting ranks stop waiting at once. They name the first rank that ended; a rank that ends because it missed
-        // another passes that rank's name on.
+        // Waiting ranks stop waiting at once. They name the first rank that ended; a rank that ends because
+        // it missed another passes that rank's name on.
         let word = |index| self.group.words.word(index);
         let missed = word(1 + self.rank).load(Ordering::Acquire);
         let name = if missed == 0 { (1 + self.rank as u32) | HAS_ENDED } else { missed };

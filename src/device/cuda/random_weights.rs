@@ -40,7 +40,8 @@ pub(super) fn run(cuda: &Cuda, weights: &RandomWeights<'_>) -> Result<Matrix, De
         scale: weights.scale,
     };
     let blocks = BLOCKS.min((weights.out * weights.input / 8).div_ceil(THREADS));
-    let launch = Launch { kernel: "random_weights", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
+    let (kernel, grid) = ("random_weights", [blocks, 1, 1]);
+    let launch = Launch { kernel, grid, threads: THREADS as u32, shared: 0 };
     // SAFETY: the matrix has memory for all outputs and inputs.
     unsafe { cuda.driver.launch(launch, &params) }?;
     Ok(matrix)

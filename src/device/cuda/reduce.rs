@@ -23,8 +23,8 @@ const THREADS: usize = 256;
 pub enum ReduceMode {
     /// Every rank reads all parts and sums all rows. Every rank has the whole residual.
     OneShot,
-    /// Every rank sums its share of the rows and writes the results to the others. It has its own rows of the residual
-    /// only.
+    /// Every rank sums its share of the rows and writes the results to the others. It has its own rows of the
+    /// residual only.
     TwoShot,
 }
 
@@ -33,8 +33,8 @@ pub enum ReduceMode {
 pub struct Reduction<'a> {
     /// This rank's residual; in two-shot mode only its share of the rows is valid.
     pub residual: &'a mut Floats,
-    /// This rank's part, which is shared. In one-shot mode two consecutive reductions have different parts, since other
-    /// ranks may still read the first.
+    /// This rank's part, which is shared. In one-shot mode two consecutive reductions have different parts,
+    /// since other ranks may still read the first.
     pub delta: &'a Floats,
     /// How the rows are divided.
     pub mode: ReduceMode,
@@ -85,7 +85,8 @@ impl Peers {
         };
         let grid = [self.blocks(share.len().div_ceil(THREADS)), 1, 1];
         let launch = Launch { kernel: "reduce", grid, threads: THREADS as u32, shared: 0 };
-        // SAFETY: parts and targets have the same number of rows on every rank, and the group keeps them alive.
+        // SAFETY: parts and targets have the same number of rows on every rank, and the group keeps them
+        // alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
 }

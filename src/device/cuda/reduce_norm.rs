@@ -25,7 +25,8 @@ struct ReduceNormParams {
 const _: () = assert!(size_of::<ReduceNormParams>() == 392);
 
 impl Peers {
-    /// residual += Σ over ranks of delta; out = quant(norm(residual)), all rows on every rank. `out` is shared.
+    /// residual += Σ over ranks of delta; out = quant(norm(residual)), all rows on every rank. `out` is
+    /// shared.
     ///
     /// # Errors
     /// If the launch is refused.
@@ -66,7 +67,8 @@ impl Peers {
             threads: row::threads(cols),
             shared: if two_shot { 6 * cols } else { 4 * cols },
         };
-        // SAFETY: shapes have been checked and are the same on every rank; the group keeps shared buffers alive.
+        // SAFETY: shapes have been checked and are the same on every rank; the group keeps shared buffers
+        // alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
 }

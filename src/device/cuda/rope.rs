@@ -48,8 +48,7 @@ pub(super) fn run(
     );
     let scratch = &mut *cuda.scratch();
     if scratch.inv_freq.as_ref().is_none_or(|(known, _)| *known != rope.inv_freq) {
-        let (_, buffer) =
-            scratch.inv_freq.take().expect("a cache was made before rope runs");
+        let (_, buffer) = scratch.inv_freq.take().expect("a cache was made before rope runs");
         buffer.write(0, &rope.inv_freq)?;
         scratch.inv_freq = Some((rope.inv_freq.clone(), buffer));
     }

@@ -3,8 +3,8 @@
 use super::{Buffer, Driver};
 use crate::device::{ActQuant, DeviceError};
 
-/// Threads of a block that computes one row: one per pair of elements, within 32 to 512. The number decides the order
-/// of sums, so it depends on the columns only.
+/// Threads of a block that computes one row: one per pair of elements, within 32 to 512. The number decides
+/// the order of sums, so it depends on the columns only.
 pub(super) fn threads(cols: usize) -> u32 {
     (cols as u32 / 2).next_multiple_of(32).clamp(32, 512)
 }

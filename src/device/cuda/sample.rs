@@ -1,4 +1,5 @@
-//! The kernels of `kernels/sample.cu`. A call uploads the parameters of all rows at once and copies one small result back.
+//! The kernels of `kernels/sample.cu`. A call uploads the parameters of all rows at once and copies one small
+//! result back.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -64,7 +65,8 @@ struct SampleParams {
 }
 const _: () = assert!(size_of::<SampleParams>() == 80);
 
-/// Words of lists per row that are allocated at start-up. Only a long prompt with a repetition penalty needs more.
+/// Words of lists per row that are allocated at start-up. Only a long prompt with a repetition penalty needs
+/// more.
 const LISTS: usize = 8192;
 
 /// Bytes of a result.
@@ -250,12 +252,7 @@ pub(super) fn score(
     let mut out = cuda.scratch().sample.out.take();
     let results = grown(&mut out, logits.max_rows, |len| cuda.driver.buffer(len))?;
     let source = LogitSource { kernel: "score", logits, vocab, first: 0, shortlists: 0 };
-    launch(
-        cuda,
-        source,
-        RowParams { rows: &rows, lists: &[] },
-        SampleTargets { out: results, last: 0 },
-    )?;
+    launch(cuda, source, RowParams { rows: &rows, lists: &[] }, SampleTargets { out: results, last: 0 })?;
     let results = results.read(rows.len())?;
     cuda.scratch().sample.out = out;
     Ok(results.iter().map(|result| (result.non_finite == 0).then(|| logprob(result))).collect())
@@ -334,7 +331,8 @@ fn grown<T: bytemuck::Pod>(
     Ok(buffer.as_ref().expect("the buffer was made above"))
 }
 
-/// A row's parameters for the logits of `ids`. Lists keep the entries for these ids, as offsets from the first.
+/// A row's parameters for the logits of `ids`. Lists keep the entries for these ids, as offsets from the
+/// first.
 fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> DeviceRow {
     let offset = |id: u32| ids.contains(&id).then(|| id - ids.start);
     let mut list = |words: &mut dyn Iterator<Item = u32>, width: usize| {

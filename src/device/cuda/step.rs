@@ -7,8 +7,8 @@ use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs, Token};
 const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
 /// Query rows, tokens times heads of a group, of a block of `attention_prefill`.
 const TILE_ROWS: usize = 64;
-/// Rows of the longest segment that the decode kernel computes. It computes splits in parallel, which is faster for
-/// long contexts. Both kernels give the same bits.
+/// Rows of the longest segment that the decode kernel computes. It computes splits in parallel, which is
+/// faster for long contexts. Both kernels give the same bits.
 const DECODE_ROWS: usize = 4;
 /// Added to a slot number that stands for the token sampled last in that slot.
 const SLOT: u32 = 1 << 31;
@@ -52,8 +52,8 @@ pub struct Step {
     tables: Tables,
 }
 
-/// Where tables begin, in words. Before them are the tables of one word per row, `max_rows` each, and the number of
-/// decode items.
+/// Where tables begin, in words. Before them are the tables of one word per row, `max_rows` each, and the
+/// number of decode items.
 #[derive(Debug, Clone, Copy)]
 struct Starts {
     decodes: usize,
@@ -236,7 +236,8 @@ impl Tables {
         if segment.len <= DECODE_ROWS && splits + left <= free {
             self.add_decodes(segment, item);
         } else {
-            assert!(segment.len + left <= free, "{} rows need an entry each; {free} are free", segment.len + left);
+            let needed = segment.len + left;
+            assert!(needed <= free, "{needed} rows need an entry each; {free} are free");
             self.taken += item.rows;
             self.entries.extend(item.entry..self.taken);
             let parts = (0..segment.len * entries.group).step_by(TILE_ROWS);

@@ -53,7 +53,6 @@ impl CublasLt {
             .map_err(|e| DeviceError { op: "cublaslt", message: format!("{WORKSPACE} bytes: {e:?}") })?;
         Ok(Some(Self { context: Arc::clone(context), stream: Arc::clone(stream), handle, workspace }))
     }
-
 }
 
 impl ProductLibrary for CublasLt {

@@ -1,5 +1,5 @@
-//! The GPU backend, through CUDA's driver. The driver is loaded when the first GPU is opened, so that the same binary
-//! starts on machines without one.
+//! The GPU backend, through CUDA's driver. The driver is loaded when the first GPU is opened, so that the
+//! same binary starts on machines without one.
 
 mod cublaslt;
 mod nccl;
@@ -30,7 +30,8 @@ use pinned::{Pinned, Staging};
 
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 
-/// Dynamic shared memory that a block may ask for: that of a Hopper multiprocessor less the kernels' static part.
+/// Dynamic shared memory that a block may ask for: that of a Hopper multiprocessor less the kernels' static
+/// part.
 const MAX_SHARED: i32 = 220 << 10;
 
 /// Bytes of the largest parameters of a kernel.
@@ -231,10 +232,7 @@ impl Backend for Gpu {
     }
 
     /// Captures the calling thread's launches as a CUDA graph.
-    fn capture(
-        &self,
-        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Graph, DeviceError> {
+    fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         const OP: &str = "capture";
         self.enter(OP)?;
         self.stream.begin_capture(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(|e| driver(OP, e))?;
