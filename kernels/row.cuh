@@ -7,7 +7,7 @@
 // The largest number of threads of a block that computes one row.
 constexpr uint32_t ROW_THREADS = 512;
 
-// Where and how quantised rows are stored. `kind`: 0 for BF16, 1 for E4M3 with the row's scale amax / 448, 2
+// The address and type of quantised rows. `kind`: 0 for BF16, 1 for E4M3 with the row's scale amax / 448, 2
 // for E4M3 with `static_scale`.
 struct Quantised {
     void* values;

@@ -33,7 +33,7 @@ struct SampleRow {
     // The index in `lists` of each list's first word, and its number of entries.
     uint32_t bias_begin, bias_count, barred_begin, barred_count;
     uint32_t prompt_begin, prompt_count, output_begin, output_count;
-    // Where the token is kept for the next step.
+    // The index at which the token is kept for the next step.
     uint32_t slot;
 };
 static_assert(sizeof(SampleRow) == 84);

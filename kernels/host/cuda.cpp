@@ -112,7 +112,7 @@ struct Block {
 thread_local Block block;
 thread_local size_t running;
 thread_local void* scheduler_stack_pointer;
-// What the sanitizers need to know about the scheduler's own stack.
+// The scheduler's own stack, for the sanitizers.
 [[maybe_unused]] thread_local void* scheduler_fake_stack;
 [[maybe_unused]] thread_local const void* scheduler_bottom;
 [[maybe_unused]] thread_local size_t scheduler_size;

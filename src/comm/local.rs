@@ -21,7 +21,7 @@ struct ThreadGroup {
     barrier: Mutex<BarrierState>,
     /// Notified when a round of the barrier ends and when a rank leaves.
     changed: Condvar,
-    /// How long a rank waits at the barrier for the others.
+    /// The time that a rank waits at the barrier for the others.
     timeout: Duration,
 }
 

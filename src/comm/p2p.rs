@@ -9,8 +9,7 @@ use super::{Communicator, GroupBuffers, Local, PEER, ResidualUpdate, did_not_com
 use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
 use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, upload_floats};
 
-/// How long threads wait for one another while they allocate and measure, which takes some longer than
-/// others.
+/// The least timeout of the threads' barrier. Some ranks take far longer than others to allocate and measure.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Numbers of rows at which both modes are measured.

@@ -1,7 +1,7 @@
-//! How much memory each device needs, as constants. The memory plan needs them also for a device that is not
+//! Constants of the memory that each device needs. The memory plan also uses those of a device that is not
 //! part of this build or this machine. Each device asserts at compile time that its own constants agree.
 
-/// What a device adds to the sizes of the model. Bytes, unless said otherwise.
+/// Memory that a device needs in addition to the model's sizes, in bytes unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
     /// Output features of a matrix are padded to a multiple of this.

@@ -34,7 +34,7 @@ pub struct DeviceError {
     pub message: String,
 }
 
-/// How the input of a matrix product is stored.
+/// Element type of the input of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ActQuant {
     /// Rounded to BF16.
@@ -227,7 +227,7 @@ pub struct SampleRow<'a> {
     pub position: u32,
     /// Number of alternatives to report; `None` for no log-probability at all.
     pub logprobs: Option<u8>,
-    /// Where the token is kept for [`Token::Last`]. The rows of a call have different slots.
+    /// The index at which the token is kept for [`Token::Last`]. The rows of a call have different slots.
     pub slot: u32,
 }
 
@@ -242,7 +242,7 @@ impl SampleRow<'_> {
     }
 }
 
-/// What tokens are sampled from.
+/// The input of sampling.
 #[derive(Debug)]
 pub enum SampleSource<'a, D: Device> {
     /// Logits \[rows, cols\], whose columns from `vocab` on are padding and never sampled.
@@ -307,9 +307,9 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// Captured operations, which can be replayed over the inputs of another step.
     type Graph: Debug + Send;
 
-    /// How much memory the device needs.
+    /// The device's memory needs.
     const LAYOUT: Layout;
-    /// Whether the device captures operations. Worth it where a launch is slow.
+    /// Whether the device captures operations, which pays off if a launch is slow.
     const CAPTURES: bool;
 
     // Weights.

@@ -66,7 +66,7 @@ pub struct Cpu {
     pool: Pool,
     isa: Checked,
     /// One per thread, grown when weights and caches are made, so that steps allocate nothing.
-    scratch: Vec<Mutex<Scratch>>,
+    scratch: Vec<Mutex<ThreadScratch>>,
     /// Attention's output before it is quantised, which takes whole rows.
     stage: Mutex<Vec<f32>>,
     /// Bytes of everything that was made, as it was made.
@@ -75,7 +75,7 @@ pub struct Cpu {
 
 /// A thread's own working memory.
 #[derive(Debug, Default)]
-struct Scratch {
+struct ThreadScratch {
     /// A product's decoded weights and sums.
     product: Vec<f32>,
     /// A block's keys and values, as F32.
@@ -129,7 +129,7 @@ impl Cpu {
     }
 
     /// The working memory of one thread; nobody else takes it while an operation runs.
-    fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
+    fn scratch(&self, thread: usize) -> MutexGuard<'_, ThreadScratch> {
         self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 
 use super::row::{self, Quantised};
 use super::step::Entries;
-use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, Step};
+use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, StepTables};
 use crate::device::{ActQuant, CacheSpec, Cached, DeviceError, HeadShape, KvDtype};
 
 #[repr(C)]
@@ -91,9 +91,9 @@ impl AttentionScratch {
     }
 }
 
-/// What attention reads, and how it stores its output.
+/// Inputs of attention, and the type of its output.
 pub(super) struct AttentionInputs<'a> {
-    pub(super) step: &'a Step,
+    pub(super) step: &'a StepTables,
     pub(super) qkv: &'a Floats,
     pub(super) cached: Cached<'a, Cache>,
     pub(super) quant: ActQuant,

@@ -1,5 +1,4 @@
-//! What runs kernels: a GPU through CUDA's driver (`gpu`), or the host, on which tests run the same kernels
-//! (`host`).
+//! Backends that run kernels: a GPU through CUDA's driver (`gpu`), or the host in tests (`host`).
 //!
 //! Work is enqueued on one stream and runs in order. Only reading results waits for it.
 

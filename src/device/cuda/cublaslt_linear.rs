@@ -51,7 +51,7 @@ const TIMES: usize = 5;
 /// a wrong result.
 const TOLERANCE: f32 = 0.02;
 
-/// How products of many rows are computed.
+/// The kernels of products of many rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Products {
     /// By the `linear` kernel: a row's bits do not depend on the other rows.

@@ -1,6 +1,6 @@
 //! `kernels/embed.cu`.
 
-use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, Step};
+use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, StepTables};
 use crate::device::{DeviceError, Table};
 
 #[repr(C)]
@@ -20,7 +20,7 @@ const _: () = assert!(size_of::<EmbedParams>() == 56);
 
 pub(super) fn run(
     cuda: &Cuda,
-    step: &Step,
+    step: &StepTables,
     table: Table<'_, Matrix>,
     sampled: &Sampled,
     out: &mut Floats,

@@ -44,7 +44,7 @@ pub use peers::{Missed, Peers};
 pub use reduce::{ReduceMode, Reduction};
 pub use row::Acts;
 pub use sample::Sampled;
-pub use step::Step;
+pub use step::StepTables;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, KvDtype, LayerKv,
@@ -73,7 +73,7 @@ const _: () = {
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,
-    scratch: Mutex<Scratch>,
+    scratch: Mutex<SharedScratch>,
     /// `None` if products must be deterministic.
     library_products: Option<Mutex<cublaslt_linear::LibraryProducts>>,
 }
@@ -81,7 +81,7 @@ pub struct Cuda {
 /// Memory that operations use one after the other. It grows while weights, buffers and the cache are
 /// allocated.
 #[derive(Debug, Default)]
-struct Scratch {
+struct SharedScratch {
     linear: linear::LinearScratch,
     attention: attention::AttentionScratch,
     sample: sample::SampleScratch,
@@ -148,7 +148,7 @@ impl Cuda {
     }
 
     /// The scratch of operations, which run one at a time.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+    fn scratch(&self) -> MutexGuard<'_, SharedScratch> {
         locked(&self.scratch)
     }
 }
@@ -189,7 +189,7 @@ impl Device for Cuda {
     type FloatBuffer = Buffer<f32>;
     type Acts = Acts;
     type Cache = Cache;
-    type Step = Step;
+    type Step = StepTables;
     type Sampled = Sampled;
     type Graph = backend::Graph;
 
@@ -238,7 +238,7 @@ impl Device for Cuda {
         Ok(Cache { spec, data })
     }
 
-    fn step(&self, rows: usize, max_positions: usize) -> Result<Step, DeviceError> {
+    fn step(&self, rows: usize, max_positions: usize) -> Result<StepTables, DeviceError> {
         if let Some(products) = &self.library_products {
             cublaslt_linear::tune(self, &mut locked(products), rows)?;
         }
@@ -247,7 +247,7 @@ impl Device for Cuda {
         if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
             scratch.rows = Some(self.driver.buffer(rows)?);
         }
-        Step::new(&self.driver, rows, max_positions)
+        StepTables::new(&self.driver, rows, max_positions)
     }
 
     fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
@@ -265,7 +265,7 @@ impl Device for Cuda {
         floats.data.write(0, host)
     }
 
-    fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+    fn begin_step(&self, inputs: &StepInputs, step: &mut StepTables) -> Result<(), DeviceError> {
         step.begin(inputs, self.scratch().attention.entries())
     }
 
@@ -276,7 +276,7 @@ impl Device for Cuda {
         self.driver.backend().capture(operations)
     }
 
-    fn replay(&self, graph: &backend::Graph, step: &Step) -> Result<bool, DeviceError> {
+    fn replay(&self, graph: &backend::Graph, step: &StepTables) -> Result<bool, DeviceError> {
         // Rows without scratch for their splits need the prefill kernel, which the graph does not launch.
         if step.prefills > 0 {
             return Ok(false);
@@ -286,7 +286,7 @@ impl Device for Cuda {
 
     fn embed(
         &self,
-        step: &Step,
+        step: &StepTables,
         table: Table<'_, Matrix>,
         sampled: &Sampled,
         out: &mut Floats,
@@ -316,7 +316,7 @@ impl Device for Cuda {
 
     fn rope(
         &self,
-        step: &Step,
+        step: &StepTables,
         rope: &Rope,
         kv: LayerKv,
         qkv: &mut Floats,
@@ -327,7 +327,7 @@ impl Device for Cuda {
 
     fn attention(
         &self,
-        step: &Step,
+        step: &StepTables,
         qkv: &Floats,
         cached: Cached<'_, Cache>,
         quant: ActQuant,

@@ -39,11 +39,11 @@ const _: () = assert!(size_of::<PeersParams>() == 88);
 #[derive(Debug)]
 pub struct Peers {
     rank: usize,
-    group: Arc<Group>,
+    group: Arc<PeerGroup>,
 }
 
 #[derive(Debug)]
-struct Group {
+struct PeerGroup {
     mailboxes: Vec<Buffer<u8>>,
     /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r missed. 0 for none.
     words: Words,
@@ -86,7 +86,7 @@ impl Peers {
             // Waits for the zeros, which must be written before other ranks write.
             mailbox.read(1).map(|_| mailbox)
         };
-        let group = Arc::new(Group {
+        let group = Arc::new(PeerGroup {
             mailboxes: devices.iter().map(mailbox).collect::<Result<_, _>>()?,
             words: devices[0].driver.words(1 + MAX_RANKS)?,
             shared: Mutex::default(),
@@ -106,7 +106,7 @@ impl Peers {
         self.group.mailboxes.len()
     }
 
-    /// How long an operation waits for another rank.
+    /// The time that an operation waits for another rank.
     pub fn timeout(&self) -> Duration {
         self.group.timeout
     }

@@ -18,7 +18,7 @@ const _: () = assert!(size_of::<ReduceParams>() == 240);
 
 const THREADS: usize = 256;
 
-/// How ranks divide the rows of a reduction, and thereby which rows of the residual each rank has.
+/// The division of a reduction's rows among ranks. It decides which rows of the residual each rank has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReduceMode {
     /// Every rank reads all parts and sums all rows. Every rank has the whole residual.
@@ -36,7 +36,7 @@ pub struct Reduction<'a> {
     /// This rank's part, which is shared. In one-shot mode two consecutive reductions have different parts,
     /// since other ranks may still read the first.
     pub delta: &'a Floats,
-    /// How the rows are divided.
+    /// The division of the rows.
     pub mode: ReduceMode,
 }
 

@@ -1,6 +1,6 @@
 //! `kernels/rope.cu`.
 
-use super::{Cache, Cuda, Floats, Launch, Step};
+use super::{Cache, Cuda, Floats, Launch, StepTables};
 use crate::device::{DeviceError, KvDtype, LayerKv, Rope};
 
 #[repr(C)]
@@ -22,9 +22,9 @@ struct RopeParams {
 }
 const _: () = assert!(size_of::<RopeParams>() == 72);
 
-/// What the operation reads.
+/// Inputs of the operation.
 pub(super) struct RopeInputs<'a> {
-    pub(super) step: &'a Step,
+    pub(super) step: &'a StepTables,
     pub(super) rope: &'a Rope,
     pub(super) kv: LayerKv,
 }

@@ -24,7 +24,7 @@ pub struct Acts {
     pub(super) bf16: bool,
 }
 
-/// Where and how a kernel stores quantised rows: `Quantised` of `kernels/row.cuh`.
+/// Address and type of a kernel's quantised output: `Quantised` of `kernels/row.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Quantised {

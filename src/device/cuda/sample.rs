@@ -278,7 +278,7 @@ struct RowParams<'a> {
     lists: &'a [u32],
 }
 
-/// Where a launch writes its results and, unless 0, the tokens of slots.
+/// The results of a launch, and the address of the tokens of slots or 0.
 struct SampleTargets<'a> {
     out: &'a Buffer<SampleResult>,
     last: u64,

@@ -32,7 +32,7 @@ const _: () = assert!(size_of::<AttentionItem>() == 4 * ITEM);
 
 /// The current step.
 #[derive(Debug)]
-pub struct Step {
+pub struct StepTables {
     words: Buffer<u32>,
     /// Rows that operations compute: those of the tokens, or those of a graph.
     pub(super) rows: usize,
@@ -49,10 +49,10 @@ pub struct Step {
     /// The same in every step, since captured launches hold the addresses.
     starts: Starts,
     /// Reused, so that steps allocate nothing.
-    tables: Tables,
+    tables: HostTables,
 }
 
-/// Where tables begin, in words. Before them are the tables of one word per row, `max_rows` each, and the
+/// The first word of each table. Before them are the tables of one word per row, `max_rows` each, and the
 /// number of decode items.
 #[derive(Debug, Clone, Copy)]
 struct Starts {
@@ -74,7 +74,7 @@ pub(super) struct Entries {
 
 /// The tables on the host.
 #[derive(Debug, Default)]
-struct Tables {
+struct HostTables {
     positions: Vec<u32>,
     /// The cache block of each row's position.
     row_blocks: Vec<u32>,
@@ -88,7 +88,7 @@ struct Tables {
     head: Vec<u32>,
 }
 
-impl Step {
+impl StepTables {
     /// Allocates the tables of steps of at most `rows` rows, of sequences of at most `max_positions` tokens.
     pub(super) fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
         let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
@@ -106,7 +106,7 @@ impl Step {
             prefills: 0,
             max_rows: rows,
             starts: Starts { decodes, prefills, blocks },
-            tables: Tables::default(),
+            tables: HostTables::default(),
         })
     }
 
@@ -201,7 +201,7 @@ impl Step {
     }
 }
 
-impl Tables {
+impl HostTables {
     fn clear(&mut self) {
         self.positions.clear();
         self.row_blocks.clear();

@@ -113,13 +113,13 @@ impl Staging {
             }
             let (piece, rest) = left.split_at(left.len().min(HALF - self.used));
             // SAFETY: no copy that reads these bytes was enqueued since the wait for this half.
-            let room = unsafe {
+            let target = unsafe {
                 let start = self.halves[self.current].memory.as_ptr().add(self.used);
                 slice::from_raw_parts_mut(start, piece.len())
             };
-            room.copy_from_slice(piece);
+            target.copy_from_slice(piece);
             // SAFETY: by this function's contract.
-            unsafe { result::memcpy_htod_async(address, room, stream.cu_stream()) }?;
+            unsafe { result::memcpy_htod_async(address, target, stream.cu_stream()) }?;
             self.used += piece.len();
             address += piece.len() as u64;
             left = rest;
