@@ -53,11 +53,6 @@ impl Local {
         (0..size).map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
     }
 
-    /// The number of this rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
     fn size(&self) -> usize {
         self.group.parts.len()
     }

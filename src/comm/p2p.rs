@@ -64,11 +64,6 @@ impl P2p {
         }
     }
 
-    /// The number of this rank.
-    pub fn rank(&self) -> usize {
-        self.peers.rank()
-    }
-
     /// The mode of a reduction of `rows` rows.
     fn mode(&self, rows: usize) -> ReduceMode {
         if rows <= self.one_shot_rows { ReduceMode::OneShot } else { ReduceMode::TwoShot }

@@ -27,14 +27,20 @@ fn values(seed: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 3001.0 - 1.7).collect()
 }
 
-/// Runs `rank` on every rank of a group, each on its own thread.
-fn on_ranks<T: Send>(count: usize, one_shot: OneShotRows, rank: impl Fn(&Cuda, P2p) -> T + Sync) -> Vec<T> {
+/// Calls `run` with the number, device and handle of every rank of a group, each on its own thread.
+fn on_ranks<T: Send>(
+    count: usize,
+    one_shot: OneShotRows,
+    run: impl Fn(usize, &Cuda, P2p) -> T + Sync,
+) -> Vec<T> {
     let devices = dev::ranks(count);
     let group = P2p::group(&devices, TIMEOUT, one_shot).unwrap();
     std::thread::scope(|scope| {
-        let rank = &rank;
-        let ranks = devices.into_iter().zip(group);
-        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        let run = &run;
+        let ranks = devices.into_iter().zip(group).enumerate();
+        let start =
+            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+        let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
@@ -59,11 +65,11 @@ fn sum(count: usize, len: usize) -> Vec<f32> {
 fn repeated_all_reduces_sum_in_rank_order() {
     for count in [1, 2, 3, 8] {
         for (rows, cols) in [(1, 64), (3, 20), (50, 32)] {
-            let all = on_ranks(count, OneShotRows::Fixed(0), |device, comm| {
+            let all = on_ranks(count, OneShotRows::Fixed(0), |rank, device, comm| {
                 let mut x = registered(device, &comm, rows, cols);
                 (0..3)
                     .map(|turn| {
-                        device.write(&values(comm.rank(), (rows - turn % rows) * cols), &mut x).unwrap();
+                        device.write(&values(rank, (rows - turn % rows) * cols), &mut x).unwrap();
                         comm.all_reduce(device, &mut x).unwrap();
                         let sum = device.read(&x).unwrap();
                         comm.check().unwrap();
@@ -87,12 +93,12 @@ fn parts_are_gathered_by_columns() {
                 (0..count).flat_map(move |rank| values(rank, rows * cols)[row * cols..][..cols].to_vec())
             })
             .collect();
-        let all = on_ranks(count, OneShotRows::Fixed(0), |device, comm| {
+        let all = on_ranks(count, OneShotRows::Fixed(0), |rank, device, comm| {
             let mut part = registered(device, &comm, rows, cols);
             let mut whole = device.floats(rows, cols * count).unwrap();
             (0..3)
                 .map(|_| {
-                    device.write(&values(comm.rank(), rows * cols), &mut part).unwrap();
+                    device.write(&values(rank, rows * cols), &mut part).unwrap();
                     comm.all_gather(device, &part, &mut whole).unwrap();
                     device.write(&vec![f32::NAN; rows * cols], &mut part).unwrap();
                     device.read(&whole).unwrap()
@@ -169,18 +175,19 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
         for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
             let devices = dev::ranks(count);
             let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT));
-                let run = |device: Cuda, comm: Local| {
+                let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT)).enumerate();
+                let run = |rank: usize, device: Cuda, comm: Local| {
                     let mut reductions = Reductions::new(&device, &comm);
-                    reductions.run(&device, comm.rank(), &comm, rows, quant)
+                    reductions.run(&device, rank, &comm, rows, quant)
                 };
-                let threads: Vec<_> =
-                    ranks.map(|(device, comm)| scope.spawn(move || run(device, comm))).collect();
+                let threads: Vec<_> = ranks
+                    .map(|(rank, (device, comm))| scope.spawn(move || run(rank, device, comm)))
+                    .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
             for one_shot in [0, MAX_ROWS] {
-                let got = on_ranks(count, OneShotRows::Fixed(one_shot), |device, comm| {
-                    Reductions::new(device, &comm).run(device, comm.rank(), &comm, rows, quant)
+                let got = on_ranks(count, OneShotRows::Fixed(one_shot), |rank, device, comm| {
+                    Reductions::new(device, &comm).run(device, rank, &comm, rows, quant)
                 });
                 assert!(got == expected, "{quant:?}, {count} ranks, {rows} rows, one-shot up to {one_shot}");
             }
@@ -191,27 +198,27 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
 #[test]
 fn numbers_of_rows_may_change_from_step_to_step() {
     let rows = [1, 9, 2, 8, 1, 1, 5, 9];
-    let all = on_ranks(4, OneShotRows::Fixed(3), |device, comm| {
+    let all = on_ranks(4, OneShotRows::Fixed(3), |rank, device, comm| {
         let mut reductions = Reductions::new(device, &comm);
         rows.map(|rows| {
             // The ranks reach each step at different times.
-            std::thread::sleep(Duration::from_millis(((comm.rank() * 7 + rows * 3) % 5) as u64));
-            reductions.run(device, comm.rank(), &comm, rows, ActQuant::Fp8PerToken)
+            std::thread::sleep(Duration::from_millis(((rank * 7 + rows * 3) % 5) as u64));
+            reductions.run(device, rank, &comm, rows, ActQuant::Fp8PerToken)
         })
     });
     assert!(all.iter().all(|rank| *rank == all[0]));
-    let alone = on_ranks(4, OneShotRows::Fixed(0), |device, comm| {
-        Reductions::new(device, &comm).run(device, comm.rank(), &comm, 5, ActQuant::Fp8PerToken)
+    let alone = on_ranks(4, OneShotRows::Fixed(0), |rank, device, comm| {
+        Reductions::new(device, &comm).run(device, rank, &comm, 5, ActQuant::Fp8PerToken)
     });
     assert!(all[0][6] == alone[0]);
 }
 
 #[test]
 fn ranks_agree_on_the_measured_mode() {
-    let all = on_ranks(2, OneShotRows::Measured { rows: MAX_ROWS, cols: COLS }, |device, comm| {
+    let all = on_ranks(2, OneShotRows::Measured { rows: MAX_ROWS, cols: COLS }, |rank, device, comm| {
         let measured = comm.measure(device, &[1, 5], COLS).unwrap();
         assert!(measured.len() == 2 && measured.as_flattened().iter().all(|seconds| *seconds > 0.0));
-        Reductions::new(device, &comm).run(device, comm.rank(), &comm, 4, ActQuant::Fp8PerToken)
+        Reductions::new(device, &comm).run(device, rank, &comm, 4, ActQuant::Fp8PerToken)
     });
     assert!(all[0] == all[1]);
 }
@@ -221,13 +228,13 @@ fn ranks_agree_on_the_measured_mode() {
 fn failures(fate: impl Fn(P2p) + Sync, timeout: Duration) -> Vec<(String, Duration)> {
     let devices = dev::ranks(4);
     let group = P2p::group(&devices, timeout, OneShotRows::Fixed(1)).unwrap();
-    let rank = |device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
+    let run = |rank: usize, device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
         let mut x = registered(device, &comm, 2, COLS);
         device.write(&values(1, 2 * COLS), &mut x).unwrap();
         comm.all_reduce(device, &mut x).unwrap();
         device.read(&x).unwrap();
         comm.check().unwrap();
-        if comm.rank() == 2 {
+        if rank == 2 {
             fate(comm);
             return None;
         }
@@ -242,9 +249,11 @@ fn failures(fate: impl Fn(P2p) + Sync, timeout: Duration) -> Vec<(String, Durati
         Some((error.message, begun.elapsed()))
     };
     std::thread::scope(|scope| {
-        let rank = &rank;
-        let ranks = devices.into_iter().zip(group);
-        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        let run = &run;
+        let ranks = devices.into_iter().zip(group).enumerate();
+        let start =
+            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+        let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
     })
 }

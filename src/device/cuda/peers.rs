@@ -96,13 +96,8 @@ impl Peers {
         Ok(ranks.map(|rank| Self { rank, group: Arc::clone(&group) }).collect())
     }
 
-    /// The number of this rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
     /// The number of ranks.
-    pub fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.group.mailboxes.len()
     }
 

@@ -146,16 +146,6 @@ impl Nccl {
         self.functions.check(status)
     }
 
-    /// The number of this rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// The number of ranks.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
     fn stream(&self) -> Stream {
         self.stream.cu_stream().cast()
     }
