@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use octant::bench::cpu_read_bandwidth;
 use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind};
+use octant::device::{
+    ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, upload_floats, upload_matrix,
+};
 
 /// A weight matrix to measure: [out, input].
 struct Shape {
@@ -57,7 +59,7 @@ fn bench(cpu: &Cpu, &Shape { name, out, input }: &Shape, fp8: bool, read_bandwid
     let scales = vec![1.0; out];
     let data =
         if fp8 { MatrixData::Fp8 { codes: &codes, scales: &scales } } else { MatrixData::Bf16(&halves) };
-    let matrix = cpu.matrix(HostMatrix { out, input, data }).expect("memory");
+    let matrix = upload_matrix(cpu, HostMatrix { out, input, data }).expect("memory");
     let bytes = matrix.bytes() as f64;
     for rows in ROWS {
         let x = inputs(cpu, rows, input);
@@ -90,7 +92,7 @@ fn inputs(cpu: &Cpu, rows: usize, cols: usize) -> <Cpu as Device>::Acts {
     let mut residual = cpu.floats(rows, cols).expect("memory");
     let values: Vec<f32> = (0..rows * cols).map(|i| (i % 251) as f32 - 125.0).collect();
     cpu.write(&values, &mut residual).expect("whole rows");
-    let weight = cpu.vector(&vec![1.0; cols]).expect("memory");
+    let weight = upload_floats(cpu, cols, &vec![1.0; cols]).expect("memory");
     let norm = Norm { kind: NormKind::RmsNorm, weight, bias: None, eps: 1e-5 };
     let mut acts = cpu.acts(rows, cols).expect("memory");
     cpu.norm(&mut residual, None, &norm, ActQuant::Fp8PerToken, &mut acts).expect("a norm");

@@ -1,4 +1,4 @@
-// OP: x[i] = x[i] + part_0[i] + part_1[i] + ...: what an all-reduce computes on one rank, in the order of ranks
+// OP: x[i] = x[i] + part_0[i] + part_1[i] + ...: the sum of an all-reduce on one rank, in rank order
 // INPUTS: x f32 [elements]; parts f32 [elements] each, up to 7
 // OUTPUTS: x
 // LAUNCH: any number of blocks of 256 threads; no shared memory
@@ -8,11 +8,11 @@
 // TWINS: src/device/cpu/mod.rs
 #include "device.cuh"
 
-constexpr uint32_t MOST_PARTS = 7;
+constexpr uint32_t MAX_PARTS = 7;
 
 struct AddParams {
     float4* x;
-    const float4* parts[MOST_PARTS];
+    const float4* parts[MAX_PARTS];
     uint64_t vectors;
     uint32_t count;
     uint32_t unused;
@@ -20,16 +20,15 @@ struct AddParams {
 static_assert(sizeof(AddParams) == 80);
 
 KERNEL(add, AddParams, 256) {
-    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < p.vectors; i += stride) {
-        float4 parts[MOST_PARTS];
+    for (uint64_t i = global_thread(); i < p.vectors; i += global_threads()) {
+        float4 parts[MAX_PARTS];
 #pragma unroll
-        for (uint32_t part = 0; part < MOST_PARTS; ++part) {
+        for (uint32_t part = 0; part < MAX_PARTS; ++part) {
             if (part < p.count) parts[part] = p.parts[part][i];
         }
         float4 sum = p.x[i];
 #pragma unroll
-        for (uint32_t part = 0; part < MOST_PARTS; ++part) {
+        for (uint32_t part = 0; part < MAX_PARTS; ++part) {
             if (part < p.count) {
                 sum.x += parts[part].x;
                 sum.y += parts[part].y;

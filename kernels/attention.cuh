@@ -1,27 +1,28 @@
-// What decode and prefill share of attention: one block of 64 positions against 16 query rows, and how blocks are
-// added up. Both do exactly this in the same order, so that a row's bits do not tell which of the two computed it.
+// The arithmetic that attention_decode and attention_prefill share: one block of 64 positions against 16
+// query rows, and the combination of blocks. Both use it in the same order, so that a row's bits do not
+// depend on the kernel.
 //
-// A row of a tile is one query head of one token. With g = lane / 4 and t = lane % 4, a lane has rows g and g + 8.
-// Positions and dimensions are taken in an order that lets each lane read 16 neighbours at once: of keys the 16
-// dimensions from 16t on, of values (which the cache holds transposed) the 16 positions from 16t on. Column c of score
-// tile j is position 16 (c / 2) + 2j + c % 2.
+// A row of a tile is one query head of one token. With g = lane / 4 and t = lane % 4, a lane has rows g and g
+// + 8. Positions and dimensions are permuted so that each lane reads 16 neighbouring elements at once: of
+// keys the 16 dimensions from 16t on, of values (which the cache holds transposed) the 16 positions from 16t
+// on. Column c of score tile j is position 16 (c / 2) + 2j + c % 2.
 #pragma once
 
 #include "device.cuh"
 
 constexpr uint32_t BLOCK = 64;
-// Blocks that are added up before their sum is added to those of other splits.
+// Blocks of a split. The blocks of a split are combined first, and then the splits.
 constexpr uint32_t SPLIT = 4;
 
-// Which rows of a step attend to which blocks.
+// Parameters of both kernels.
 struct AttentionParams {
     const float* qkv;
     // The layer's part of the cache: [block][kv_head][K: 64 x D | V: D x 64].
     const uint8_t* cache;
-    // Block ids of all sequences, one after the other.
+    // Block ids of all sequences, concatenated.
     const uint32_t* blocks;
     const struct AttentionItem* items;
-    // How many there are: read when the kernel runs, since a recorded launch has a grid of its own.
+    // The number of items, read by the kernel since the grid of a captured launch is fixed.
     const uint32_t* count;
     // [entry][q_heads][head_dim]: sums of a split of a row; [entry][q_heads][2]: maximum and denominator.
     float* sums;
@@ -36,17 +37,17 @@ static_assert(sizeof(AttentionParams) == 72);
 
 // Decode: one split of one row. Prefill: 64 query rows, tokens times heads of a group, of one sequence.
 struct AttentionItem {
-    // First row of the step that it is about.
+    // The first row of the step.
     uint32_t row;
-    // Rows of the sequence from there on.
+    // Rows of the sequence from `row` on.
     uint32_t rows;
-    // Position of that row.
+    // The position of `row`.
     uint32_t position;
-    // Where its sequence's blocks begin in `blocks`.
+    // The index in `blocks` of the sequence's first block.
     uint32_t first_block;
-    // Decode: the split. Prefill: the first query row, in tokens times heads, that it is about.
+    // Decode: the split. Prefill: the first query row, counted in tokens times heads.
     uint32_t part;
-    // Where the row's (the first row's) entries begin.
+    // The first entry of `row`.
     uint32_t entry;
 };
 
@@ -82,8 +83,8 @@ DEVICE void load_pairs(const uint8_t* from, uint32_t (&pairs)[8]) {
     }
 }
 
-// The larger of two maxima, and what each of two sums must be multiplied by to be relative to it. A sum that is empty,
-// with a maximum of -infinity, counts nothing.
+// The larger of two maxima, and the factors that make two sums relative to it. An empty sum, with a maximum
+// of -infinity, has factor 0.
 struct Merge {
     float maximum, mine, other;
 };
@@ -92,15 +93,15 @@ DEVICE Merge merge(float maximum, float other) {
     const float reference = larger == -INFINITY ? 0.0f : larger;
     return {larger, exp2f(maximum - reference), exp2f(other - reference)};
 }
-// a × x + b × y in one fixed way of rounding.
+// a × x + b × y with fixed rounding.
 DEVICE float blend(float a, float x, float b, float y) { return __fmaf_rn(b, y, __fmul_rn(a, x)); }
 
-// 16 query rows, kept in registers as operands of the product with the keys.
+// 16 query rows in registers, as operands of the product with the keys.
 template <uint32_t D, bool Bf16>
 struct Queries {
     uint32_t pairs[D / 16][4];
 
-    // `low` and `high` are the rows g and g + 8, null where there is none.
+    // `low` and `high` are the rows g and g + 8; null for an empty row.
     DEVICE_MEMBER void load(const float* low, const float* high, uint32_t head_dim) {
         const uint32_t t = lane_id() % 4;
 #pragma unroll
@@ -118,8 +119,8 @@ struct Queries {
     }
 };
 
-// One block's contribution to 16 rows: probabilities relative to the block's own maxima, as operands of the product
-// with the values; index 0 is row g, 1 is row g + 8.
+// One block's probabilities for 16 rows, relative to the block's maxima, as operands of the product with the
+// values. Index 0 is row g, 1 is row g + 8.
 template <bool Bf16>
 struct Weights {
     uint32_t pairs[4][4];
@@ -127,9 +128,11 @@ struct Weights {
     float denominator[2];
 };
 
-// `seen`: how many of the block's positions each of the two rows sees.
+// Computes the probabilities. `seen`: the number of the block's positions that each of the two rows attends
+// to.
 template <uint32_t D, bool Bf16>
-DEVICE Weights<Bf16> weigh(const Queries<D, Bf16>& queries, const uint8_t* keys, float scale, const uint32_t (&seen)[2]) {
+DEVICE Weights<Bf16> weigh(const Queries<D, Bf16>& queries, const uint8_t* keys, float scale,
+                           const uint32_t (&seen)[2]) {
     constexpr uint32_t bytes = Bf16 ? 2 : 1;
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     float scores[8][4];
@@ -142,7 +145,9 @@ DEVICE Weights<Bf16> weigh(const Queries<D, Bf16>& queries, const uint8_t* keys,
             uint32_t k[8];
             load_pairs<Bf16>(row + (i * 64 + 16 * t) * bytes, k);
 #pragma unroll
-            for (uint32_t s = 0; s < 4; ++s) product<Bf16>(scores[j], queries.pairs[4 * i + s], k[2 * s], k[2 * s + 1]);
+            for (uint32_t s = 0; s < 4; ++s) {
+                product<Bf16>(scores[j], queries.pairs[4 * i + s], k[2 * s], k[2 * s + 1]);
+            }
         }
     }
     Weights<Bf16> weights;
@@ -178,10 +183,11 @@ DEVICE Weights<Bf16> weigh(const Queries<D, Bf16>& queries, const uint8_t* keys,
     return weights;
 }
 
-// The block's sums of eight dimensions from 8n on. `valid`: positions of the block that any row sees; what lies beyond
-// may be anything, NaN too, and 0 × NaN is NaN.
+// The block's sums of the eight dimensions from 8n on. `valid`: positions of the block that any row attends
+// to. Later positions may hold NaN, and 0 × NaN is NaN, so they are replaced by 0.
 template <uint32_t D, bool Bf16>
-DEVICE void apply(const Weights<Bf16>& weights, const uint8_t* values, uint32_t n, uint32_t valid, float (&sums)[4]) {
+DEVICE void apply(const Weights<Bf16>& weights, const uint8_t* values, uint32_t n, uint32_t valid,
+                  float (&sums)[4]) {
     constexpr uint32_t bytes = Bf16 ? 2 : 1;
     const uint32_t g = lane_id() / 4, t = lane_id() % 4;
     uint32_t v[8];

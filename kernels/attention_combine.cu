@@ -1,8 +1,11 @@
-// OP: out[r] = quant(the entries of row r added up, each relative to the larger maximum, over their denominator, times v_scale)
-// INPUTS: sums f32 [entry][q_heads][head_dim] and stats f32 [entry][q_heads][2] of attention_decode and attention_prefill; entries u32 [rows + 1]: where each row's begin
-// OUTPUTS: out [rows, q_heads * head_dim] as BF16 or E4M3 with scales f32 [rows]
-// LAUNCH: one block of 32 to 512 threads per row, by cols alone; 4 * q_heads * head_dim bytes of shared memory
-// LIMITS: q_heads * head_dim even, at most 58,000
+// OP: out[r] = quant(v_scale * sum / denominator), where row r's entries are summed relative to the larger of
+//     their maxima
+// INPUTS: sums f32 [entry][q_heads][head_dim] and stats f32 [entry][q_heads][2] of attention_decode and
+//     attention_prefill; entries u32 [rows + 1]: the index of each row's first entry
+// OUTPUTS: out [rows, q_heads * head_dim] as BF16, or as E4M3 with scales f32 [rows]
+// LAUNCH: one block per row, of 32 to 512 threads by cols alone; 4 * q_heads * head_dim bytes of shared
+//     memory
+// LIMITS: q_heads * head_dim even, at most 56,000
 // NUMERICS: F32, entries in order
 // COST: entries * q_heads * (head_dim + 2) * 4 bytes and the output; bound by memory
 // TWINS: src/device/cpu/attention.rs

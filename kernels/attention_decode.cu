@@ -1,14 +1,19 @@
-// OP: for each item, a split of 256 positions of one row: sums of e^(q . k - max) * v, that maximum, and the sum of e^(q . k - max)
-// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16; items of attention.cuh
+// OP: for each item, a split of 256 positions of one row: the sum of e^(q . k - max) * v, that maximum, and
+//     the sum of e^(q . k - max)
+// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16;
+//     items of attention.cuh
 // OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + item.part
-// LAUNCH: blocks of 128 threads, any number for the items, one per KV head and per 16 heads of its group; (4 * 16 * (D + 2)) * 4 bytes of shared memory
-// LIMITS: head_dim at most D of the variant: 64, 128 or 192; head_dim even; cache padded to D with zeros
-// NUMERICS: Q and P in F16 (E4M3 cache) or BF16 (BF16 cache), sums in F32 in an order that depends on the position alone; after the combine within 2e-3 (F16) or 2e-2 (BF16) of the largest value
-// COST: positions * kv_heads * 2 * D bytes of cache elements, read once for all heads of a group; bound by memory
+// LAUNCH: blocks of 128 threads: any number for the items, one per KV head, one per 16 heads of its group; 4
+//     * 16 * (D + 2) * 4 bytes of shared memory
+// LIMITS: head_dim even, at most D of the variant: 64, 128 or 192; cache padded to D with zeros
+// NUMERICS: Q and P in F16 (E4M3 cache) or BF16 (BF16 cache), sums in F32 in an order that depends on the
+//     position alone; after the combine within 2e-3 (F16) or 2e-2 (BF16) of the largest value
+// COST: positions * kv_heads * 2 * D bytes of cache elements, read once for all heads of a group; bound by
+//     memory
 // TWINS: src/device/cpu/attention.rs
 //
-// Each of the four warps has one block of the split. Keys and values go straight from memory to registers in the form
-// that the tensor cores take.
+// Each of the four warps computes one block of the split. Keys and values are loaded from memory directly to
+// registers, in the form that the tensor cores take.
 #include "attention.cuh"
 
 template <uint32_t D, bool Bf16>
@@ -26,10 +31,10 @@ DEVICE void attend(const AttentionParams& p, const AttentionItem& item) {
         const uint32_t low = first_head + g, high = low + 8;
         const float* heads = row + static_cast<size_t>(kv_head) * group * p.head_dim;
         Queries<D, Bf16> queries;
-        queries.load(low < group ? heads + low * p.head_dim : nullptr, high < group ? heads + high * p.head_dim : nullptr,
-                     p.head_dim);
-        const uint8_t* keys = p.cache + (static_cast<size_t>(p.blocks[item.first_block + block]) * p.kv_heads + kv_head) *
-                                            2 * BLOCK * D * bytes;
+        queries.load(low < group ? heads + low * p.head_dim : nullptr,
+                     high < group ? heads + high * p.head_dim : nullptr, p.head_dim);
+        const size_t id = p.blocks[item.first_block + block];
+        const uint8_t* keys = p.cache + (id * p.kv_heads + kv_head) * 2 * BLOCK * D * bytes;
         const uint32_t valid = min(BLOCK, end - block * BLOCK), seen[2] = {valid, valid};
         const auto weights = weigh<D, Bf16>(queries, keys, p.scale, seen);
 #pragma unroll 4
@@ -48,7 +53,8 @@ DEVICE void attend(const AttentionParams& p, const AttentionItem& item) {
     }
     __syncthreads();
     const uint32_t heads = min(16u, group - first_head);
-    const size_t out = (static_cast<size_t>(item.entry) + item.part) * p.q_heads + kv_head * group + first_head;
+    const size_t entry = static_cast<size_t>(item.entry) + item.part;
+    const size_t out = entry * p.q_heads + kv_head * group + first_head;
     for (uint32_t i = threadIdx.x; i < heads * p.head_dim; i += blockDim.x) {
         const uint32_t head = i / p.head_dim, d = i % p.head_dim;
         float maximum = -INFINITY, denominator = 0.0f, sum = 0.0f;
@@ -72,7 +78,7 @@ DEVICE void attend_all(const AttentionParams& p) {
     const uint32_t count = *p.count;
     for (uint32_t i = blockIdx.x; i < count; i += gridDim.x) {
         attend<D, Bf16>(p, p.items[i]);
-        // The next item overwrites what this one has in shared memory.
+        // The next item overwrites the shared memory of this one.
         __syncthreads();
     }
 }

@@ -1,14 +1,18 @@
-// OP: as attention_decode, for many rows of one sequence: each row over all its positions, causal, splits added up
-// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16; items of attention.cuh
-// OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + row - item.row
+// OP: the same as attention_decode for many rows of one sequence: each row over all its positions, causal,
+//     splits combined
+// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16;
+//     items of attention.cuh
+// OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + row -
+//     item.row
 // LAUNCH: one block of 128 threads per (item, KV head); 4 * (16 * D + 128) * 4 bytes of shared memory
-// LIMITS: as attention_decode
-// NUMERICS: as attention_decode, bit for bit
+// LIMITS: those of attention_decode
+// NUMERICS: those of attention_decode, bit for bit
 // COST: 4 * head_dim * q_heads flops per pair of row and position; bound by the tensor cores
 // TWINS: src/device/cpu/attention.rs
 //
-// A warp has 16 query rows, tokens times heads of a group, so that no row of a tile is empty but the last. The sums of
-// a split are in registers, those of all splits in shared memory that only the warp itself touches.
+// A query row is one head of one token. A warp computes 16 query rows of a group, so that only the last tile
+// has empty rows. The sums of a split are in registers; those of all splits are in shared memory that only
+// the warp accesses.
 #include "attention.cuh"
 
 template <uint32_t D, bool Bf16>
@@ -36,8 +40,8 @@ struct Prefill {
             }
             const uint32_t start = block * BLOCK;
             const uint32_t seen[2] = {seen_by(row(0), start), seen_by(row(1), start)};
-            const uint8_t* keys = p.cache + (static_cast<size_t>(p.blocks[item.first_block + block]) * p.kv_heads +
-                                             blockIdx.y) * 2 * BLOCK * D * bytes;
+            const size_t id = p.blocks[item.first_block + block];
+            const uint8_t* keys = p.cache + (id * p.kv_heads + blockIdx.y) * 2 * BLOCK * D * bytes;
             const auto weights = weigh<D, Bf16>(queries, keys, p.scale, seen);
             const Merge a = merge(maximum[0], weights.maximum[0]), b = merge(maximum[1], weights.maximum[1]);
 #pragma unroll
@@ -61,19 +65,19 @@ struct Prefill {
 
     DEVICE_MEMBER uint32_t group() const { return p.q_heads / p.kv_heads; }
 
-    // A query row: its token within the item and its head, and whether there is one.
+    // A query row's token within the item and its head; `real` is false for an empty row.
     struct Row {
         uint32_t token, head;
         bool real;
     };
 
-    // Rows g and g + 8 of the warp: found again where they are wanted, rather than kept in registers.
+    // Query rows g and g + 8 of the warp; computed when needed, to save registers.
     DEVICE_MEMBER Row row(uint32_t r) const {
         const uint32_t index = first + lane_id() / 4 + 8 * r;
         return {index / group(), blockIdx.y * group() + index % group(), index < item.rows * group()};
     }
 
-    // How many of the block's positions a row sees.
+    // The number of the block's positions that a row attends to.
     DEVICE_MEMBER uint32_t seen_by(const Row& row, uint32_t start) const {
         const uint32_t end = row.real ? item.position + row.token + 1 : 0;
         return end > start ? min(BLOCK, end - start) : 0;
@@ -106,8 +110,8 @@ struct Prefill {
         }
     }
 
-    // Each lane keeps its own part of the totals: 4 sums of each 8 dimensions, and of its two rows maxima and
-    // denominators.
+    // Adds a split to the totals. Each lane keeps its part: 4 sums of each 8 dimensions, and the maxima and
+    // denominators of its two rows.
     DEVICE_MEMBER void add_split(bool first, const float (&sums)[D / 8][4], const float (&maximum)[2],
                                  const float (&denominator)[2], float* totals, float* stats) {
         float4* stat = reinterpret_cast<float4*>(stats) + lane_id();
@@ -119,8 +123,9 @@ struct Prefill {
         for (uint32_t n = 0; n < D / 8; ++n) {
             float4* total = reinterpret_cast<float4*>(totals) + n * 32 + lane_id();
             const float4 x = first ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : *total;
-            *total = make_float4(blend(a.mine, x.x, a.other, sums[n][0]), blend(a.mine, x.y, a.other, sums[n][1]),
-                                 blend(b.mine, x.z, b.other, sums[n][2]), blend(b.mine, x.w, b.other, sums[n][3]));
+            *total = make_float4(
+                blend(a.mine, x.x, a.other, sums[n][0]), blend(a.mine, x.y, a.other, sums[n][1]),
+                blend(b.mine, x.z, b.other, sums[n][2]), blend(b.mine, x.w, b.other, sums[n][3]));
         }
     }
 };

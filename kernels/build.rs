@@ -1,16 +1,16 @@
-//! Compiles the kernels: with nvcc to cubins for sm_90a, which the binary carries (feature `cuda`), and with g++ to a
-//! library that runs them on the host (feature `host-kernels`). Without either it does nothing.
+//! Compiles the kernels: with nvcc to cubins for sm_90a, which the binary carries (feature `cuda`), and with
+//! g++ to a library that runs them on the host (feature `host-kernels`). Without either it does nothing.
 //!
-//! nvcc is taken from `CUDA_HOME`, from `PATH`, or from where `scripts/cuda_toolkit.py` puts it.
+//! nvcc is looked for in `CUDA_HOME`, in `PATH`, and in `.cuda`, where `scripts/cuda_toolkit.py` installs it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
 
-/// Kernels whose registers must not spill to memory.
+/// Prefixes of the kernels that must not spill registers to memory.
 const HOT: [&str; 6] = [
-    "octant_gemm_stream",
+    "octant_linear",
     "octant_attention",
     "octant_norm",
     "octant_activation",
@@ -30,7 +30,7 @@ fn main() {
     }
 }
 
-/// Every `kernels/*.cu`, in order.
+/// Every `kernels/*.cu`, sorted.
 fn sources() -> Vec<PathBuf> {
     let files =
         fs::read_dir("kernels").expect("kernels can be read").map(|entry| entry.expect("an entry").path());
@@ -43,7 +43,7 @@ fn stem(path: &Path) -> String {
     path.file_stem().expect("a file has a name").to_string_lossy().into_owned()
 }
 
-/// Runs a command; its standard error, or an end of the build that shows it.
+/// Runs a command and returns its standard error. If the command fails, the build fails and shows it.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -51,7 +51,7 @@ fn run(command: &mut Command) -> String {
     text
 }
 
-/// Writes a cubin per file, and `cubins.rs`, a table of them with the names of their kernels.
+/// Writes a cubin per file, and `cubins.rs`, a table of the cubins with the names of their kernels.
 fn cubins(out: &Path) {
     let nvcc = nvcc();
     let compile = |source: PathBuf| {
@@ -72,7 +72,7 @@ fn cubins(out: &Path) {
     fs::write(out.join("cubins.rs"), table).expect("OUT_DIR can be written");
 }
 
-/// The kernels that ptxas names, hot ones without spills.
+/// The kernels that ptxas lists. The build fails if one of `HOT` spills registers.
 fn entries(source: &Path, log: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for line in log.lines() {
@@ -102,7 +102,8 @@ fn nvcc() -> PathBuf {
     found.expect("no nvcc in CUDA_HOME, in PATH or in .cuda; scripts/cuda_toolkit.py gets one")
 }
 
-/// Builds `libkernels_host.so`, with the sanitizers that `OCTANT_SANITIZE` names, and tells the crate where it is.
+/// Builds `libkernels_host.so`, with the sanitizers that `OCTANT_SANITIZE` names, and tells the crate where
+/// it is.
 fn host_library(out: &Path) {
     println!("cargo:rerun-if-env-changed=OCTANT_SANITIZE");
     let sanitize: Vec<String> = match env::var("OCTANT_SANITIZE") {

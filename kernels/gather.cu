@@ -1,8 +1,9 @@
 // OP: whole[row] = part_0[row] | part_1[row] | ...: an all-gather by columns
 // INPUTS: parts f32 [rows, cols], one of each rank
 // OUTPUTS: whole f32 [rows, ranks * cols]
-// LAUNCH: any number of blocks of 256 threads on every rank, the same operations in the same order; no shared memory
-// LIMITS: up to 8 ranks; memory that all ranks reach
+// LAUNCH: any number of blocks of 256 threads on every rank, the same operations in the same order; no shared
+//     memory
+// LIMITS: up to 8 ranks; memory that all ranks can access
 // NUMERICS: copies
 // COST: rows * cols * 4 * (ranks - 1) bytes into a rank; bound by the link
 // TWINS: src/comm/local.rs
@@ -10,7 +11,7 @@
 
 struct GatherParams {
     Peers peers;
-    const float* parts[MOST_RANKS];
+    const float* parts[MAX_RANKS];
     float* whole;
     uint32_t rows;
     uint32_t cols;

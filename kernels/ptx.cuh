@@ -1,9 +1,11 @@
-// Every instruction that CUDA C++ has no name for, one function each; host/cuda.h has the same functions in software.
+// Instructions that CUDA C++ has no function for, one function each. host/cuda.h has the same functions in
+// software.
 #pragma once
 
 #include <cstdint>
 
-// A kernel takes one struct of parameters, `p`, and `threads` threads a block. Its symbol is octant_NAME.
+// Declares a kernel with one struct of parameters, `p`, and at most `threads` threads per block. Its symbol
+// is octant_NAME.
 #define KERNEL(name, Params, threads) \
     extern "C" __global__ void __launch_bounds__(threads) octant_##name(const __grid_constant__ Params p)
 // Shared memory of a fixed size.
@@ -11,13 +13,13 @@
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
 
-// The block's shared memory of the size that the launch asked for.
+// The block's dynamic shared memory.
 DEVICE unsigned char* shared_memory() {
     extern __shared__ __align__(128) unsigned char octant_shared[];
     return octant_shared;
 }
 
-// Lane of the thread in its warp.
+// The thread's lane in its warp.
 DEVICE unsigned lane_id() { return threadIdx.x % 32; }
 
 // Two E4M3 codes, the first in the low byte, as two F16: exact.
@@ -55,9 +57,9 @@ DEVICE float float_of_f16(uint16_t bits) {
     return out;
 }
 
-// d += a × b: [16, 16] × [16, 8], F16 in and F32 out. Lane l holds, with g = l / 4 and t = l % 4, of `a` the pairs at
-// (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), of `b` those at rows 2t and 2t + 8 of column g, and of `d` the
-// elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1).
+// d += a × b: [16, 16] × [16, 8], F16 in and F32 out. Lane l, with g = l / 4 and t = l % 4, holds the pairs
+// (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) of `a`, the pairs at rows 2t and 2t + 8 of column g of
+// `b`, and the elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of `d`.
 DEVICE void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
@@ -73,7 +75,7 @@ DEVICE void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes that are read once, past L1.
+// Loads 16 bytes that are read once; does not allocate them in L1.
 DEVICE uint4 load_once(const void* from) {
     uint4 out;
     asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -82,7 +84,7 @@ DEVICE uint4 load_once(const void* from) {
     return out;
 }
 
-// 16 bytes that another block has written, read from L2: an L1 line may be older.
+// Loads 16 bytes that another block has written, from L2: a line of L1 may be stale.
 DEVICE float4 load_l2(const float4* from) {
     float4 out;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
@@ -91,34 +93,35 @@ DEVICE float4 load_l2(const float4* from) {
     return out;
 }
 
-// An element that another GPU may have written, past L1.
+// Loads an element that another GPU may have written, from L2.
 DEVICE float load_l2(const float* from) {
     float out;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(from));
     return out;
 }
 
-// A word that other GPUs or the host write; what they wrote before it is seen after it.
+// Loads a word that other GPUs or the host write. Their earlier writes are visible afterwards.
 DEVICE uint32_t load_acquire(const uint32_t* from) {
     uint32_t out;
     asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(out) : "l"(from) : "memory");
     return out;
 }
 
-// A word for other GPUs or the host, after all that this thread wrote or was told of.
+// Stores a word for other GPUs or the host, after all earlier writes that this thread made or observed.
 DEVICE void store_release(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(to), "r"(value) : "memory");
 }
 
-// What this thread wrote or was told of is seen by other GPUs and the host before what it writes next.
+// Makes earlier writes that this thread made or observed visible to other GPUs and the host before its later
+// writes.
 DEVICE void fence_system() { __threadfence_system(); }
 
-// The GPU's clock.
+// The GPU's global timer.
 DEVICE uint64_t nanoseconds() {
     uint64_t out;
     asm volatile("mov.u64 %0, %globaltimer;" : "=l"(out));
     return out;
 }
 
-// Leaves the multiprocessor to others for a moment.
+// Yields the multiprocessor to other warps for about 20 ns.
 DEVICE void pause_briefly() { __nanosleep(20); }

@@ -1,14 +1,16 @@
-// OP: w[o][i] = codes[byte i % 8 of mix(seed + (o * k / 8 + i / 8 + 1) * golden)], splitmix64: random weights, made where they stay
-// INPUTS: codes u8 [256], E4M3; scale f32
-// OUTPUTS: w packed as in pack.cuh, E4M3 codes as they are, or BF16 of code * scale; scales f32 [n], all `scale`, for E4M3
+// OP: w[o][i] = codes[b], where b is byte i % 8 of output o * k / 8 + i / 8 of splitmix64, counted from 0:
+//     random weights
+// INPUTS: codes u8 [256], E4M3; scale f32; seed u64
+// OUTPUTS: w packed as in pack.cuh, as E4M3 codes, or as BF16 of code * scale; scales f32 [n], all `scale`,
+//     for E4M3
 // LAUNCH: any number of blocks of 256 threads; no dynamic shared memory
-// LIMITS: k a multiple of 8; w zero before, since padding is left as it is
+// LIMITS: k a multiple of 8; w zero before, since padding is not written
 // NUMERICS: exact
-// COST: bytes of w, and a hash for each 8 elements; bound by memory
+// COST: bytes of w, and one hash per 8 elements; bound by memory
 // TWINS: src/device/random_weights.rs
 #include "pack.cuh"
 
-struct NoiseParams {
+struct RandomWeightsParams {
     uint8_t* w;
     // Null for BF16.
     float* scales;
@@ -19,9 +21,9 @@ struct NoiseParams {
     uint32_t k_blocks;
     float scale;
 };
-static_assert(sizeof(NoiseParams) == 296);
+static_assert(sizeof(RandomWeightsParams) == 296);
 
-// The n-th output of splitmix64, from 1.
+// Output n of splitmix64, counted from 1.
 DEVICE uint64_t splitmix64(uint64_t seed, uint64_t n) {
     uint64_t z = seed + n * 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -29,18 +31,20 @@ DEVICE uint64_t splitmix64(uint64_t seed, uint64_t n) {
     return z ^ (z >> 31);
 }
 
-DEVICE uint64_t code_of(const NoiseParams& p, uint64_t byte) { return (p.codes[byte / 8] >> (byte % 8 * 8)) & 0xff; }
+DEVICE uint64_t code_of(const RandomWeightsParams& p, uint64_t byte) {
+    return (p.codes[byte / 8] >> (byte % 8 * 8)) & 0xff;
+}
 
-// The bits of code * scale in BF16, to nearest even; no code is NaN.
+// The bits of code * scale as BF16, rounded to nearest even; no code is NaN.
 DEVICE uint64_t scaled(uint64_t code, float scale) {
     const uint32_t half = f16x2_of_e4m3x2(static_cast<uint16_t>(code));
     const uint32_t bits = __float_as_uint(float_of_f16(static_cast<uint16_t>(half)) * scale);
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-KERNEL(noise, NoiseParams, 256) {
-    const uint64_t per_row = p.k / 8, pieces = per_row * p.n, stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    for (uint64_t piece = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; piece < pieces; piece += stride) {
+KERNEL(random_weights, RandomWeightsParams, 256) {
+    const uint64_t per_row = p.k / 8, pieces = per_row * p.n;
+    for (uint64_t piece = global_thread(); piece < pieces; piece += global_threads()) {
         const uint64_t bytes = splitmix64(p.seed, piece + 1);
         const uint32_t output = static_cast<uint32_t>(piece / per_row);
         const uint32_t input = static_cast<uint32_t>(piece % per_row) * 8;

@@ -1,7 +1,7 @@
-// OP: out[m][n] = out[m][n] * x_scales[m] * w_scales[n]: the scales of a product whose operands had none
+// OP: out[m][n] = out[m][n] * x_scales[m] * w_scales[n]: applies the scales to a product without scales
 // INPUTS: x_scales f32 [m], w_scales f32 [n]
 // OUTPUTS: out f32 [m, n], in place
-// LAUNCH: one block of 256 threads per row, in y the n are divided; no shared memory
+// LAUNCH: blocks of 256 threads: one per row in x, any number in y, which divide n; no shared memory
 // LIMITS: none
 // NUMERICS: F32, in the order above
 // COST: 8 * m * n bytes; bound by memory

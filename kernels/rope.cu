@@ -1,9 +1,12 @@
-// OP: turns Q and K of each row by its position, pairs (i, i + half) of a head, and stores K and V in the cache
-// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; positions u32 [rows]; blocks u32 [rows]: the KV block of each position; inv_freq f32 [half]
-// OUTPUTS: qkv in place; cache, E4M3(x / scale) or BF16, layer's [block][kv_head][K: 64 x padded_dim | V: padded_dim x 64]
+// OP: rotates Q and K of each row by its position, in pairs (i, i + half) of a head, and stores K and V in
+//     the cache
+// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; positions u32 [rows]; blocks u32 [rows]: the
+//     KV block of each position; inv_freq f32 [half]
+// OUTPUTS: qkv in place; cache of the layer, E4M3(x / scale) or BF16, [block][kv_head][K: 64 x padded_dim |
+//     V: padded_dim x 64]
 // LAUNCH: one block of 128 threads per row; no shared memory
 // LIMITS: 2 * half <= head_dim <= padded_dim; each position of a block belongs to one row
-// NUMERICS: F32; Q and K within 2e-6 of their size of the CPU twin's, codes within one unit of their last place
+// NUMERICS: F32; Q and K within 2e-6 of their size of the CPU twin's, codes within one unit in the last place
 // COST: rows * (q_heads + 2 * kv_heads) * head_dim * 8 bytes and the codes; bound by memory
 // TWINS: src/device/cpu/rope.rs
 #include "device.cuh"
@@ -54,7 +57,8 @@ KERNEL(rope, RopeParams, 128) {
     const float* values = keys + p.kv_heads * p.head_dim;
     for (uint32_t i = threadIdx.x; i < p.kv_heads * p.head_dim; i += blockDim.x) {
         const uint32_t head = i / p.head_dim, d = i % p.head_dim;
-        const size_t start = (static_cast<size_t>(p.blocks[blockIdx.x]) * p.kv_heads + head) * 128 * p.padded_dim;
+        const size_t block = p.blocks[blockIdx.x];
+        const size_t start = (block * p.kv_heads + head) * 128 * p.padded_dim;
         store_element(p, start + at * p.padded_dim + d, keys[i], p.k_inverse);
         store_element(p, start + 64 * p.padded_dim + d * 64 + at, values[i], p.v_inverse);
     }

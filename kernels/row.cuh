@@ -1,14 +1,14 @@
-// Operations that end in a row which a product reads: one block a row, the row in shared memory, reductions in an
-// order that depends on the block's size alone.
+// Functions of kernels whose output is a quantised row, the input of a product. One block computes a row in
+// shared memory. The order of reductions depends on the block's size alone.
 #pragma once
 
 #include "device.cuh"
 
-// The most threads of a block that does one row.
+// The largest number of threads of a block that computes one row.
 constexpr uint32_t ROW_THREADS = 512;
 
-// Where quantised rows go. `kind`: 0 rounds to BF16; 1 to E4M3 with the scale amax / 448 of the row; 2 to E4M3 with
-// `static_scale`.
+// The address and type of quantised rows. `kind`: 0 for BF16, 1 for E4M3 with the row's scale amax / 448, 2
+// for E4M3 with `static_scale`.
 struct Quantised {
     void* values;
     float* scales;
@@ -17,7 +17,7 @@ struct Quantised {
 };
 static_assert(sizeof(Quantised) == 24);
 
-// The sum over the block; every thread gets it.
+// The sum over the block, returned to every thread.
 DEVICE float block_sum(float x) {
     SHARED float partial[ROW_THREADS / 32];
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
@@ -29,7 +29,7 @@ DEVICE float block_sum(float x) {
     return sum;
 }
 
-// The largest over the block of values that are not negative; NaN does not count.
+// The maximum over the block of non-negative values, returned to every thread; NaN is ignored.
 DEVICE float block_max(float x) {
     SHARED float partial[ROW_THREADS / 32];
     for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
@@ -49,8 +49,8 @@ struct NormWeights {
     float eps;
 };
 
-// Normalises a row of shared memory in place; `sum` is this thread's part of the row's sum. Element i is read and written
-// by thread i / 2 modulo the block's size. `cols` is even.
+// Normalises a row of shared memory in place; `sum` is this thread's part of the row's sum. Thread i / 2
+// modulo the block's size reads and writes element i. `cols` is even.
 DEVICE void norm_row(float* row, uint32_t cols, float sum, const NormWeights& norm) {
     const float count = static_cast<float>(cols);
     const float mean = norm.layer_norm ? block_sum(sum) / count : 0.0f;
@@ -70,12 +70,14 @@ DEVICE void norm_row(float* row, uint32_t cols, float sum, const NormWeights& no
     }
 }
 
-// Quantises a row of shared memory, each element of which was written by the thread that reads it here: element i by
-// thread i / 2 modulo the block's size. `cols` is even. Every thread gets the scale.
+// Quantises a row of shared memory to `to` and returns the scale to every thread. Thread i / 2 modulo the
+// block's size reads element i, and must have written it. `cols` is even.
 DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float static_scale, void* to) {
     if (kind == 0) {
         auto* values = static_cast<uint32_t*>(to);
-        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x) values[i] = bf16x2(row[2 * i], row[2 * i + 1]);
+        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x) {
+            values[i] = bf16x2(row[2 * i], row[2 * i + 1]);
+        }
         return 1.0f;
     }
     float scale = static_scale;
@@ -84,7 +86,7 @@ DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float 
         for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x)
             amax = fmaxf(amax, fmaxf(fabsf(row[2 * i]), fabsf(row[2 * i + 1])));
         amax = block_max(amax);
-        // Below this the quotient would be subnormal or zero, and its reciprocal infinite.
+        // Below 1e-30 the quotient would be subnormal or zero, and its reciprocal infinite.
         scale = amax > 1e-30f ? amax / 448.0f : 1.0f;
     }
     const float inverse = 1.0f / scale;
@@ -94,9 +96,10 @@ DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float 
     return scale;
 }
 
-// The same, to where it belongs.
+// Quantises a row of shared memory to row `index` of `out`.
 DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uint32_t index) {
     const size_t start = static_cast<size_t>(index) * cols * (out.kind == 0 ? 2 : 1);
-    const float scale = quantise_row(row, cols, out.kind, out.static_scale, static_cast<unsigned char*>(out.values) + start);
+    unsigned char* to = static_cast<unsigned char*>(out.values) + start;
+    const float scale = quantise_row(row, cols, out.kind, out.static_scale, to);
     if (threadIdx.x == 0) out.scales[index] = scale;
 }

@@ -1,41 +1,51 @@
-// OP: sample: a token per row of logits after bias, penalties and masks, greedy or drawn with temperature among what top-k, top-p and min-p leave; score: ln softmax of given tokens; shortlist: the largest of a rank's logits after bias, penalties and masks; pick: as sample, from the shortlists of all ranks
-// INPUTS: logits f32 [rows, stride], of which `vocab` count; rows of SampleRow; lists u32: (id, bits of f32) of biases, ids barred, ids of the prompt, (id, occurrences) of the output
-// OUTPUTS: out SampleResult [rows]; of sample, last u32 [slots], the row's slot; shortlists f32 [rows, 2 * SHORTLIST], values and then ids, of each rank one after the other; work f32 [rows, vocab] and seen u32 [rows, (vocab + 31) / 32] are scratch
-// LAUNCH: one block of 32 to 512 threads per row, by vocab alone; no dynamic shared memory
-// LIMITS: every id below vocab; every slot within last, each once; ids of the output, each once; at most 20 alternatives
-// NUMERICS: probabilities relative to the largest in fixed point of 40 bits, so that sums have no order; draws differ from the CPU twin's where a number of 53 bits falls within 1e-6 of a boundary; log-probabilities within 1e-5
-// COST: rows * vocab * 4 bytes, times 2 greedy, 4 unfiltered, 30 with top-k and top-p, and one more per alternative; L2
+// OP: sample: a token per row of logits after bias, penalties and masks, greedy or with temperature among the
+//     tokens that top-k, top-p and min-p keep; score: ln softmax of given tokens; shortlist: the largest of a
+//     rank's logits after bias, penalties and masks; pick: sample from the shortlists of all ranks
+// INPUTS: logits f32 [rows, stride], of which the first `vocab` count; rows of SampleRow; lists u32: (id,
+//     bits of f32) of biases, ids barred, ids of the prompt, (id, occurrences) of the output
+// OUTPUTS: out SampleResult [rows]; sample and pick: last u32 [slots], at the row's slot; shortlists f32
+//     [rows, 2 * SHORTLIST], values and then ids, for each rank one after the other; work f32 [rows, vocab]
+//     and seen u32 [rows, (vocab + 31) / 32] are scratch
+// LAUNCH: one block per row, of 32 to 512 threads by vocab alone; no dynamic shared memory
+// LIMITS: every id below vocab; every slot within last and used once; ids of the output used once; at most 20
+//     alternatives
+// NUMERICS: probabilities relative to the largest, in fixed point of 40 bits, so that sums do not depend on
+//     their order; tokens differ from the CPU twin's if the random number of 53 bits falls within 1e-6 of a
+//     boundary; log-probabilities within 1e-5
+// COST: rows * vocab * 4 bytes, times 2 greedy, 4 unfiltered, 30 with top-k and top-p, and one more per
+//     alternative; from L2
 // TWINS: src/device/cpu/sample.rs
 #include "device.cuh"
 
-constexpr uint32_t THREADS = 512;  // at most
-constexpr uint32_t MOST_ALTERNATIVES = 20;
+// The largest number of threads of a block.
+constexpr uint32_t THREADS = 512;
+constexpr uint32_t MAX_ALTERNATIVES = 20;
 constexpr uint32_t SHORTLIST = 64;
 
 struct SampleRow {
     float temperature, top_p, min_p, repetition, presence, frequency;
     uint32_t top_k, position;
     uint32_t seed_low, seed_high;
-    // Alternatives to report; negative: no log-probability at all.
+    // Alternatives to report; negative for no log-probability at all.
     int32_t logprobs;
-    // Of `score`.
+    // `score`: the token.
     uint32_t target;
-    // Where this row's lists begin in `lists`, and how many entries they have.
+    // The index in `lists` of each list's first word, and its number of entries.
     uint32_t bias_begin, bias_count, barred_begin, barred_count;
     uint32_t prompt_begin, prompt_count, output_begin, output_count;
-    // Where the token is left for the next step.
+    // The index at which the token is kept for the next step.
     uint32_t slot;
 };
 static_assert(sizeof(SampleRow) == 84);
 
 struct SampleResult {
     uint32_t token;
-    // Set if the row holds NaN or infinity, or nothing may be drawn from it.
+    // Set if the row holds NaN or infinity, or every token is masked.
     uint32_t non_finite;
     float logprob;
     uint32_t alternatives;
-    uint32_t ids[MOST_ALTERNATIVES];
-    float logprobs[MOST_ALTERNATIVES];
+    uint32_t ids[MAX_ALTERNATIVES];
+    float logprobs[MAX_ALTERNATIVES];
 };
 static_assert(sizeof(SampleResult) == 176);
 
@@ -48,11 +58,11 @@ struct SampleParams {
     SampleResult* out;
     uint32_t* last;
     float* shortlists;
-    // Of a row of logits, or of shortlists.
+    // Elements of a row of logits, or of shortlists.
     uint32_t stride;
-    // Logits of a row that count; of `pick`, all that are listed.
+    // Logits per row that count; for `pick` all candidates of the shortlists.
     uint32_t vocab;
-    // Of `shortlist`: the id of the first logit.
+    // `shortlist`: the id of the first logit.
     uint32_t first;
     uint32_t unused;
 };
@@ -84,7 +94,7 @@ struct Larger {
     }
 };
 
-// Larger logits have larger keys, and of equal ones the lower id.
+// Keys order candidates: larger logits have larger keys; of equal logits the lower id has the larger key.
 DEVICE uint64_t key_of(float x, uint32_t id) {
     const uint32_t bits = __float_as_uint(x);
     const uint32_t ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
@@ -108,7 +118,7 @@ DEVICE bool finite(const float* x, uint32_t vocab) {
     return block_fold(bad, Add{}) == 0;
 }
 
-// Bias, penalties, masks: everything that depends on tokens rather than on probabilities.
+// Applies bias, penalties and masks, which depend on tokens rather than on probabilities.
 DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw, float* x) {
     const uint32_t words = (p.vocab + 31) / 32;
     uint32_t* seen = p.seen + static_cast<size_t>(blockIdx.x) * words;
@@ -116,7 +126,7 @@ DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw
     for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) seen[i] = 0;
     __syncthreads();
     if (threadIdx.x == 0) {
-        // One after the other, since an id may occur twice.
+        // By one thread, since an id may occur twice.
         const uint32_t* bias = p.lists + row.bias_begin;
         for (uint32_t i = 0; i < row.bias_count; ++i) x[bias[2 * i]] += __uint_as_float(bias[2 * i + 1]);
     }
@@ -126,7 +136,8 @@ DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw
             const uint32_t id = i < row.prompt_count ? p.lists[row.prompt_begin + i]
                                                      : p.lists[row.output_begin + 2 * (i - row.prompt_count)];
             const uint32_t bit = 1u << id % 32;
-            if (!(atomicOr(&seen[id / 32], bit) & bit)) x[id] = x[id] > 0.0f ? x[id] / row.repetition : x[id] * row.repetition;
+            if (atomicOr(&seen[id / 32], bit) & bit) continue;
+            x[id] = x[id] > 0.0f ? x[id] / row.repetition : x[id] * row.repetition;
         }
     }
     __syncthreads();
@@ -135,17 +146,21 @@ DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw
         x[entry[0]] -= row.presence + row.frequency * static_cast<float>(entry[1]);
     }
     __syncthreads();
-    for (uint32_t i = threadIdx.x; i < row.barred_count; i += blockDim.x) x[p.lists[row.barred_begin + i]] = -INFINITY;
+    for (uint32_t i = threadIdx.x; i < row.barred_count; i += blockDim.x) {
+        x[p.lists[row.barred_begin + i]] = -INFINITY;
+    }
     __syncthreads();
 }
 
-// Philox4x32-10 of Salmon et al. (SC 2011): 53 bits of key `seed`, counter `position`, as a number in [0, 1).
+// A random number in [0, 1) of 53 bits: Philox4x32-10 of Salmon et al. (SC 2011) with key `seed` and counter
+// `position`.
 DEVICE double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) {
     uint32_t counter[4] = {position, 0, 0, 0}, key[2] = {seed_low, seed_high};
     for (int round = 0; round < 10; ++round) {
         const uint64_t a = 0xD2511F53ull * counter[0], b = 0xCD9E8D57ull * counter[2];
-        const uint32_t next[4] = {static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key[0], static_cast<uint32_t>(b),
-                                  static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key[1], static_cast<uint32_t>(a)};
+        const auto a_high = static_cast<uint32_t>(a >> 32), a_low = static_cast<uint32_t>(a);
+        const auto b_high = static_cast<uint32_t>(b >> 32), b_low = static_cast<uint32_t>(b);
+        const uint32_t next[4] = {b_high ^ counter[1] ^ key[0], b_low, a_high ^ counter[3] ^ key[1], a_low};
         for (int i = 0; i < 4; ++i) counter[i] = next[i];
         key[0] += 0x9E3779B9u;
         key[1] += 0xBB67AE85u;
@@ -154,14 +169,14 @@ DEVICE double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) 
     return static_cast<double>(bits) / 9007199254740992.0;
 }
 
-// The tokens that may be drawn, and their weights relative to the most probable one, in units of 2^-40.
+// The tokens that may be sampled, with weights relative to the most probable one in units of 2^-40.
 struct Candidates {
     const float* x;
     uint32_t vocab;
     float best;
     float temperature;
     float min_p;
-    // Keys from here on.
+    // The smallest key of a candidate.
     uint64_t cut;
 
     DEVICE_MEMBER uint64_t weight(float logit) const {
@@ -180,8 +195,8 @@ struct Candidates {
         return block_fold(sum, Add{});
     }
 
-    // The key at which, from the largest on, the number (or weight) of candidates reaches `target`, which is at least 1
-    // and at most their total: a digit of 8 bits after the other.
+    // The key at which the number (or weight) of candidates, from the largest key down, reaches `target`.
+    // `target` is at least 1 and at most the total. Finds one digit of 8 bits after the other.
     DEVICE_MEMBER uint64_t reach(uint64_t target, bool count) const {
         SHARED unsigned long long histogram[256];
         SHARED uint64_t next[2];
@@ -210,7 +225,7 @@ struct Candidates {
         return prefix;
     }
 
-    // The first id at which the weight of candidates, from the lowest id on, exceeds `threshold`.
+    // The first id at which the weight of candidates, from the lowest id up, exceeds `threshold`.
     DEVICE_MEMBER uint32_t reach_by_id(uint64_t threshold) const {
         SHARED uint64_t sums[THREADS];
         SHARED uint32_t found;
@@ -225,7 +240,8 @@ struct Candidates {
         for (uint32_t i = 0; i < threadIdx.x; ++i) before += sums[i];
         if (before <= threshold && threshold < before + sum) {
             uint32_t i = begin;
-            for (uint64_t reached = before + value(i, false); reached <= threshold; reached += value(i, false)) ++i;
+            uint64_t reached = before + value(i, false);
+            for (; reached <= threshold; reached += value(i, false)) ++i;
             found = i;
         }
         __syncthreads();
@@ -233,6 +249,7 @@ struct Candidates {
     }
 };
 
+// Samples one of the candidates; returns its id.
 DEVICE uint32_t draw(const SampleParams& p, const SampleRow& row, const float* x, float best) {
     Candidates candidates{x, p.vocab, best, row.temperature, 0.0f, 0};
     if (row.top_k > 0 && row.top_k < p.vocab) {
@@ -245,17 +262,20 @@ DEVICE uint32_t draw(const SampleParams& p, const SampleRow& row, const float* x
         candidates.cut = candidates.reach(max(static_cast<uint64_t>(mass), static_cast<uint64_t>(1)), false);
     }
     candidates.min_p = row.min_p;
-    const double place = uniform(row.seed_low, row.seed_high, row.position) * static_cast<double>(candidates.total());
-    const auto threshold = static_cast<uint64_t>(place);
+    const double random = uniform(row.seed_low, row.seed_high, row.position);
+    const auto threshold = static_cast<uint64_t>(random * static_cast<double>(candidates.total()));
     if (row.top_k > 0 || row.top_p < 1.0f) return id_of(candidates.reach(threshold + 1, false));
     return candidates.reach_by_id(threshold);
 }
 
-// ln softmax of the raw logits, for a token and the most probable ones.
-DEVICE void report(const float* raw, uint32_t vocab, uint32_t token, uint32_t alternatives, SampleResult& out) {
+// Reports ln softmax of the raw logits for a token and the most probable ones.
+DEVICE void report(const float* raw, uint32_t vocab, uint32_t token, uint32_t alternatives,
+                   SampleResult& out) {
     const float largest = raw[id_of(largest_below(raw, vocab, ~0ull))];
     double sum = 0.0;
-    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) sum += static_cast<double>(expf(raw[i] - largest));
+    for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
+        sum += static_cast<double>(expf(raw[i] - largest));
+    }
     const double log_sum = static_cast<double>(largest) + log(block_fold(sum, Add{}));
     uint64_t key = ~0ull;
     uint32_t found = 0;
@@ -287,7 +307,7 @@ KERNEL(sample, SampleParams, THREADS) {
         if (sound) token = row.temperature == 0.0f ? id_of(best) : draw(p, row, x, x[id_of(best)]);
     }
     if (threadIdx.x == 0) {
-        // A row that draws nothing leaves 0: its sequence ends, but the next step may be under way.
+        // A row without a token stores 0: its sequence ends, but the next step may already be enqueued.
         p.last[row.slot] = out.token = token;
         out.non_finite = !sound;
     }
@@ -311,7 +331,7 @@ KERNEL(shortlist, SampleParams, THREADS) {
     for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) possible += x[i] > -INFINITY;
     Candidates candidates{x, p.vocab, 0.0f, 1.0f, 0.0f, 0};
     if (block_fold(possible, Add{}) > SHORTLIST) candidates.cut = candidates.reach(SHORTLIST, true);
-    // Each thread has some ids in a row, so that the list is in their order.
+    // Each thread has consecutive ids, so that the list is in the order of ids.
     const uint32_t part = (p.vocab + blockDim.x - 1) / blockDim.x;
     const uint32_t begin = min(p.vocab, threadIdx.x * part), end = min(p.vocab, begin + part);
     uint32_t count = 0;

@@ -1,4 +1,4 @@
-// OP: out[block] = the bitwise sum of the block's share of the input: a reading of all of it, for measuring how fast that can go
+// OP: out[block] = the XOR of the block's share of the input: reads everything once, to measure bandwidth
 // INPUTS: data u32 [4 * vectors]
 // OUTPUTS: out u32 [blocks]
 // LAUNCH: any number of blocks of 512 threads; no dynamic shared memory
@@ -17,8 +17,8 @@ static_assert(sizeof(StreamReadParams) == 24);
 
 KERNEL(stream_read, StreamReadParams, 512) {
     constexpr uint32_t ahead = 8;
-    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    uint64_t at = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const uint64_t stride = global_threads();
+    uint64_t at = global_thread();
     uint32_t sum = 0;
     for (; at + (ahead - 1) * stride < p.vectors; at += ahead * stride) {
         uint4 x[ahead];

@@ -1,4 +1,4 @@
-// OP: rows[o][i] = w[o][i]: a packed matrix, row-major again, as cuBLASLt takes it
+// OP: rows[o][i] = w[o][i]: unpacks a matrix to row-major, as cuBLASLt takes it
 // INPUTS: w packed as in pack.cuh, E4M3 [n, k]
 // OUTPUTS: rows u8 [n, k], row-major
 // LAUNCH: any number of blocks of 256 threads; no shared memory
@@ -19,10 +19,9 @@ struct UnpackParams {
 static_assert(sizeof(UnpackParams) == 32);
 
 KERNEL(unpack, UnpackParams, 256) {
-    // A lane's 16 bytes: 8 inputs of one output, and the same of the output 8 further on.
+    // The 16 bytes of a lane: 8 inputs of one output, and the same inputs of the output 8 rows on.
     const uint64_t lanes = static_cast<uint64_t>((p.n + 15) / 16) * p.k_blocks * 32;
-    const uint64_t stride = static_cast<uint64_t>(gridDim.x) * blockDim.x;
-    for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < lanes; i += stride) {
+    for (uint64_t i = global_thread(); i < lanes; i += global_threads()) {
         const uint32_t lane = static_cast<uint32_t>(i % 32);
         const uint64_t block = i / 32;
         const uint32_t output = static_cast<uint32_t>(block / p.k_blocks) * 16 + lane / 4;

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""One rank's decode and prefill steps in PyTorch, to be measured beside `octant bench rank` on the same GPU.
+"""One rank's decode and prefill steps in PyTorch, to compare with `octant bench rank` on the same GPU.
 
-    python3 benches/gpu/baseline.py --config models/nemotron-4-340b-instruct --tp 8 [--layers N] [--device cuda]
+    python3 benches/gpu/baseline.py --config models/nemotron-4-340b-instruct --tp 8 [--layers N] [--device D]
 
-The same layers with the same shapes and random weights: LayerNorm with weight + 1, dynamic quantisation per token, FP8
-products with a scale per row and per output (torch._scaled_mm), rotary embedding of half of each head, attention by
-scaled_dot_product_attention over a static BF16 cache, squared ReLU. Decode steps are one CUDA graph. What the ranks
-say to each other is left out, as it is there. On a CPU, which has no such products, weights are BF16; that only shows
-that the script runs.
+The same layers with the same shapes and random weights: LayerNorm with weight + 1, dynamic quantisation per
+token, FP8 products with a scale per row and per output (torch._scaled_mm), rotary embedding of half of each
+head, attention by scaled_dot_product_attention over a static BF16 cache, squared ReLU. A decode step is one
+CUDA graph. Communication between ranks is left out, as in `octant bench rank`. On a CPU weights are BF16,
+since it has no FP8 products; such a run only checks the script.
 """
 
 import argparse
@@ -40,7 +40,12 @@ class Linear:
         scale = x.abs().amax(1, keepdim=True).float().clamp(min=1e-12) / 448
         codes = (x.float() / scale).to(E4M3)
         return torch._scaled_mm(
-            codes, self.weight, scale_a=scale, scale_b=self.scale, out_dtype=torch.bfloat16, use_fast_accum=True
+            codes,
+            self.weight,
+            scale_a=scale,
+            scale_b=self.scale,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
         )
 
 
@@ -56,14 +61,15 @@ class Layer:
         weight, bias = self.norms[which]
         return F.layer_norm(x, (self.c["hidden"],), weight + 1, bias, 1e-5)
 
-    def __call__(self, x: torch.Tensor, turn: torch.Tensor, cache: tuple | None) -> torch.Tensor:
-        """x [rows, hidden]; `cache` K and V [rows, kv, context, dim] of decode, where each row is a sequence."""
+    def __call__(self, x: torch.Tensor, rotation: torch.Tensor, cache: tuple | None) -> torch.Tensor:
+        """x [rows, hidden]; `rotation` [rows, dim / 2], cosines and sines; for decode `cache`, K and V
+        [rows, kv, context, dim]."""
         c, rows = self.c, x.shape[0]
         qkv = self.qkv(self.norm(x, 0)).view(rows, c["q"] + 2 * c["kv"], c["dim"])
         qk, v = qkv.split([c["q"] + c["kv"], c["kv"]], 1)
-        half = turn.shape[-1] // 2
+        half = rotation.shape[-1] // 2
         a, b = qk[..., :half], qk[..., half : 2 * half]
-        cos, sin = turn[:, None, :half], turn[:, None, half:]
+        cos, sin = rotation[:, None, :half], rotation[:, None, half:]
         qk = torch.cat([a * cos - b * sin, b * cos + a * sin, qk[..., 2 * half :]], -1)
         q, k = qk.split([c["q"], c["kv"]], 1)
         if cache is None:
@@ -91,7 +97,7 @@ def read(directory: str, tp: int, layers: int | None) -> dict:
 
 
 def timed(step, device: torch.device, reps: int) -> float:
-    """Median milliseconds; on a GPU of a captured graph."""
+    """The median duration of a step in milliseconds; on a GPU that of a captured graph."""
     for _ in range(3):
         step()
     if device.type != "cuda":
@@ -135,27 +141,27 @@ def main() -> None:
     for context in numbers(args.context):
         for batch in numbers(args.batch):
             x = torch.randn(batch, c["hidden"], device=device, dtype=torch.bfloat16)
-            turn = torch.randn(batch, c["dim"] // 2, device=device, dtype=torch.bfloat16)
-            # One layer's cache for all: at these sizes it is far larger than the second-level cache, or small beside
-            # the weights.
+            rotation = torch.randn(batch, c["dim"] // 2, device=device, dtype=torch.bfloat16)
+            # All layers share one layer's cache: far larger than L2, or small compared with the weights.
             shape = (batch, c["kv"], context, c["dim"])
             cache = tuple(torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(2))
 
             def step() -> None:
                 y = x
                 for layer in layers:
-                    y = layer(y, turn, cache)
+                    y = layer(y, rotation, cache)
                 F.linear(y, head).argmax(-1)
 
-            print(f"torch decode  batch {batch:3} context {context:5}: {timed(step, device, args.reps):9.3f} ms")
+            ms = timed(step, device, args.reps)
+            print(f"torch decode  batch {batch:3} context {context:5}: {ms:9.3f} ms")
     for tokens in numbers(args.prefill):
         x = torch.randn(tokens, c["hidden"], device=device, dtype=torch.bfloat16)
-        turn = torch.randn(tokens, c["dim"] // 2, device=device, dtype=torch.bfloat16)
+        rotation = torch.randn(tokens, c["dim"] // 2, device=device, dtype=torch.bfloat16)
 
         def step() -> None:
             y = x
             for layer in layers:
-                y = layer(y, turn, None)
+                y = layer(y, rotation, None)
             F.linear(y[-1:], head).argmax(-1)
 
         print(f"torch prefill {tokens:5} tokens: {timed(step, device, max(args.reps // 10, 3)):9.3f} ms")

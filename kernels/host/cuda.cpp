@@ -16,13 +16,14 @@
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
-// Functions that switch stacks do not return where they were entered, which ThreadSanitizer counts on.
+// ThreadSanitizer expects functions to return on the stack on which they were entered; these do not.
 #define SWITCHES __attribute__((no_sanitize_thread))
 #else
 #define SWITCHES
 #endif
 
-// Saves the callee's registers on the stack, the stack pointer in *from, and goes on where `to` was saved.
+// Saves the callee-saved registers on the stack and the stack pointer in *from, and continues at the saved
+// stack `to`.
 extern "C" void octant_switch(void** from, void* to);
 asm(R"(
 .text
@@ -89,10 +90,10 @@ struct Fiber {
     dim3 thread = {};
     State state = State::ready;
     const char* where = nullptr;
-    // The round of its warp that it waits for.
+    // The round of the warp's operation that it waits for.
     uint64_t round = 0;
     void* fake_stack = nullptr;
-    // What ThreadSanitizer knows it by.
+    // ThreadSanitizer's handle of the fiber.
     void* known_as = nullptr;
 };
 
@@ -101,7 +102,7 @@ struct Block {
     std::vector<Warp> warps;
     unsigned at_barrier = 0;
     unsigned ended = 0;
-    // Whether any thread says so, at its vote.
+    // Whether any thread passed true to any_of_block.
     bool any = false;
     void (*kernel)(const void*) = nullptr;
     const void* params = nullptr;
@@ -111,15 +112,15 @@ struct Block {
 thread_local Block block;
 thread_local size_t running;
 thread_local void* scheduler_stack_pointer;
-// What the sanitizers must know of the scheduler's own stack.
+// The scheduler's own stack, for the sanitizers.
 [[maybe_unused]] thread_local void* scheduler_fake_stack;
 [[maybe_unused]] thread_local const void* scheduler_bottom;
 [[maybe_unused]] thread_local size_t scheduler_size;
 [[maybe_unused]] thread_local void* scheduler_known_as;
 
 [[noreturn]] void die(const char* what) {
-    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block.name, place.block.x, place.block.y, place.block.z,
-                 what);
+    const dim3 at = place.block;
+    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block.name, at.x, at.y, at.z, what);
     for (const Fiber& fiber : block.fibers) {
         const char* state = fiber.state == State::ended ? "has ended" : fiber.where ? fiber.where : "runs";
         std::fprintf(stderr, "  thread (%u, %u): %s\n", fiber.thread.x, fiber.thread.y, state);
@@ -127,7 +128,7 @@ thread_local void* scheduler_stack_pointer;
     std::abort();
 }
 
-// From a fiber to the scheduler.
+// Switches from a fiber to the scheduler.
 SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_bottom, scheduler_size);
@@ -141,7 +142,7 @@ SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 #endif
 }
 
-// From the scheduler to a fiber.
+// Switches from the scheduler to a fiber.
 SWITCHES void enter(size_t index) {
     Fiber& fiber = block.fibers[index];
     running = index;
@@ -177,7 +178,7 @@ void prepare(Fiber& fiber, dim3 thread) {
     fiber.state = State::ready;
     fiber.where = nullptr;
     auto* top = reinterpret_cast<void**>(fiber.stack.bottom() + stack_bytes);
-    // A return address to begin at, on a stack aligned as after a call, below it six registers.
+    // The address to start at, on a stack aligned as after a call; below it six registers.
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(&first_entry);
     for (int i = 0; i < 6; ++i) *--top = nullptr;
@@ -237,7 +238,9 @@ void collective(const char* where, const void* in, void* out, unsigned size, Col
     Warp& warp = block.warps[index / 32];
     const size_t lane = index % 32;
     if (size > stride) die("an operand too large");
-    if (warp.arrived > 0 && std::strcmp(warp.where, where) != 0) die("lanes of a warp at different operations");
+    if (warp.arrived > 0 && std::strcmp(warp.where, where) != 0) {
+        die("lanes of a warp at different operations");
+    }
     warp.where = where;
     std::memcpy(warp.in + lane * stride, in, size);
     if (++warp.arrived == 32) {
@@ -288,9 +291,10 @@ uint8_t e4m3_of(float x) {
     const float magnitude = std::fmin(std::fabs(x), 448.0f);
     int exponent;
     std::frexp(magnitude, &exponent);
-    // The last place of a value in [2^(e-1), 2^e) with four significant bits; subnormals have that of 2^-6.
+    // The exponent of the last of four significant bits of a value in [2^(e-1), 2^e); for subnormals that of
+    // 2^-6.
     const int last = std::max(exponent - 4, -9);
-    // The default rounding mode is to nearest even.
+    // nearbyint rounds to nearest even by default.
     const float units = std::nearbyint(std::ldexp(magnitude, -last));
     const float rounded = std::ldexp(units, last);
     if (rounded < std::ldexp(1.0f, -6)) return sign | static_cast<uint8_t>(std::ldexp(rounded, 9));
@@ -357,7 +361,7 @@ void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 
 }  // namespace host
 
-// What a launch says, as on a GPU.
+// A launch's configuration: HostLaunch of src/device/cuda/host.rs.
 struct OctantLaunch {
     const char* name;
     void (*kernel)(const void*);
@@ -373,7 +377,7 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
     block.name = launch->name;
     block.kernel = launch->kernel;
     block.params = launch->params;
-    if (launch->threads % 32 != 0) die("a block that is no whole number of warps");
+    if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");
     while (block.fibers.size() < launch->threads) block.fibers.emplace_back();
     while (block.fibers.size() > launch->threads) block.fibers.pop_back();
     block.warps.assign(launch->threads / 32, Warp{});
@@ -383,7 +387,8 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
         for (uint32_t y = 0; y < launch->grid[1]; ++y)
             for (uint32_t x = 0; x < launch->grid[0]; ++x) {
                 place.block = {x, y, z};
-                place.shared = static_cast<unsigned char*>(std::aligned_alloc(128, (launch->shared_bytes + 127) / 128 * 128));
+                const size_t shared_bytes = (launch->shared_bytes + 127) / 128 * 128;
+                place.shared = static_cast<unsigned char*>(std::aligned_alloc(128, shared_bytes));
                 std::memset(place.shared, 0xFF, launch->shared_bytes);
                 block.ended = 0;
                 block.at_barrier = 0;

@@ -1,12 +1,13 @@
-// CUDA's execution model on a processor, for tests: kernels compiled by g++ against this header run their blocks one
-// after the other, each thread of a block as a fiber. A fiber runs until it waits: at a barrier of the block, or for
-// the other lanes of its warp. Whoever waits for a thread that has ended, or at different places, is a deadlock, which
-// is reported and ends the process. Launches of different threads of the processor run side by side, as on different
-// GPUs, and reach one another's memory. Threads start in ascending or descending order, so that a barrier that is missing
-// shows in one of the two. Shared memory begins as NaN.
+// CUDA's execution model on the host, for tests. Kernels compiled by g++ against this header run their blocks
+// one after the other, each thread of a block as a fiber. A fiber runs until it waits at a barrier of the
+// block or for the other lanes of its warp. A wait for a thread that has ended, or lanes that wait at
+// different operations, is an error that is reported and ends the process. Launches of different host threads
+// run concurrently, like those on different GPUs, and access the same memory. Threads of a block start in
+// ascending or descending order, so that a missing barrier shows in one of the two. Shared memory is NaN at
+// the start.
 //
-// What this cannot show: the memory order between blocks, bank conflicts, alignment of vector loads beyond what UBSan
-// sees, and anything about speed.
+// Not checked: memory order between blocks, bank conflicts, alignment of vector loads beyond UBSan's checks,
+// and speed.
 #pragma once
 
 #include <atomic>
@@ -20,7 +21,7 @@
     static void name##_body(const Params& p);                                                    \
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
-// Each thread of the processor has a GPU of its own.
+// Per host thread, since each host thread is a GPU of its own.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
 #define DEVICE_MEMBER inline
@@ -50,7 +51,7 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 
 namespace host {
 
-// Where a running thread is.
+// The indices of the running thread and its block, and the block's shared memory.
 struct Place {
     dim3 thread, block, block_dim, grid_dim;
     unsigned char* shared;
@@ -59,12 +60,13 @@ extern constinit thread_local Place place;
 
 // Waits for all threads of the block.
 void sync_block(const char* where);
-// The same, and whether any of them says so.
+// Waits for all threads of the block and returns whether `says` is true on any of them.
 bool any_of_block(bool says);
 
 using Collective = void (*)(const unsigned char* in, unsigned char* out, unsigned size);
-// Gives `size` bytes, waits for the other 31 lanes, and takes this lane's `size` bytes of the result. `compute` turns
-// the operands of all lanes, `stride` bytes apart, into their results, and is called once.
+// Contributes an operand of `size` bytes, waits for the other 31 lanes, and returns this lane's `size` bytes
+// of the result. `compute` is called once, with the operands and the results of all lanes `stride` bytes
+// apart.
 constexpr unsigned stride = 64;
 void collective(const char* where, const void* in, void* out, unsigned size, Collective compute);
 
@@ -78,14 +80,15 @@ template <typename T>
 T shuffle(T value, uint32_t source) {
     static_assert(sizeof(Exchange<T>) <= stride);
     Exchange<T> operand{value, source};
-    collective("a shuffle", &operand, &operand, sizeof operand, [](const unsigned char* in, unsigned char* out, unsigned) {
+    const auto exchange = [](const unsigned char* in, unsigned char* out, unsigned) {
         for (unsigned lane = 0; lane < 32; ++lane) {
             Exchange<T> mine, other;
             std::memcpy(&mine, in + lane * stride, sizeof mine);
             std::memcpy(&other, in + (mine.source & 31) * stride, sizeof other);
             std::memcpy(out + lane * stride, &other, sizeof other);
         }
-    });
+    };
+    collective("a shuffle", &operand, &operand, sizeof operand, exchange);
     return operand.value;
 }
 
@@ -125,7 +128,7 @@ static inline T __shfl_up_sync(uint32_t, T value, unsigned delta) {
 }
 static inline void __syncwarp(uint32_t = ~0u) { host::shuffle(0u, lane_id()); }
 
-// Blocks and threads of a launch take turns on one thread of the processor, so that these need no lock.
+// All blocks and threads of a launch run on one host thread, so these need no lock.
 template <typename T>
 static inline T atomicAdd(T* at, T value) {
     T old = *at;
@@ -162,7 +165,7 @@ static inline T max(T a, T b) {
 using std::isfinite;
 using std::isnan;
 
-// What ptx.cuh has, in software.
+// The functions of ptx.cuh in software.
 static inline uint32_t f16x2_of_e4m3x2(uint16_t codes) {
     const uint16_t low = host::f16_of(host::float_of_e4m3(codes & 0xFF));
     const uint16_t high = host::f16_of(host::float_of_e4m3(codes >> 8));
@@ -188,10 +191,13 @@ static inline uint4 load_once(const void* from) { return *static_cast<const uint
 static inline float4 load_l2(const float4* from) { return *from; }
 static inline float load_l2(const float* from) { return *from; }
 static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
-static inline void store_release(uint32_t* to, uint32_t value) { __atomic_store_n(to, value, __ATOMIC_RELEASE); }
-// All threads of a launch are one thread of the processor, whose order a release keeps.
+static inline void store_release(uint32_t* to, uint32_t value) {
+    __atomic_store_n(to, value, __ATOMIC_RELEASE);
+}
+// All threads of a launch run on one host thread, whose earlier writes a release store publishes.
 static inline void fence_system() {}
 static inline uint64_t nanoseconds() {
-    return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    return static_cast<uint64_t>(now / std::chrono::nanoseconds(1));
 }
 static inline void pause_briefly() { std::this_thread::yield(); }

@@ -60,7 +60,7 @@ mod gpus {
     use anyhow::Context;
 
     use super::Times;
-    use crate::comm::{Communicator, Nccl, P2p};
+    use crate::comm::{Communicator, GroupBuffers, Nccl, OneShotRows, P2p};
     use crate::config::BenchReduceArgs;
     use crate::device::cuda::{Cuda, Products};
     use crate::device::{Device, DeviceError};
@@ -100,13 +100,13 @@ mod gpus {
 
     fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, TIMEOUT, Some(0))?;
+        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, args.hidden))
     }
 
     fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, TIMEOUT, Some(0))?;
+        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 
@@ -123,11 +123,11 @@ mod gpus {
         args: &BenchReduceArgs,
     ) -> Result<Vec<f64>, DeviceError> {
         let max_rows = args.rows.iter().copied().max().unwrap_or(1);
-        let mut x = comm.floats(device, max_rows, args.hidden)?;
+        let mut x = device.floats(max_rows, args.hidden)?;
         // Reading this small buffer waits for all work enqueued before.
         let mut last = device.floats(1, 1)?;
         device.write(&[0.0], &mut last)?;
-        comm.meet()?;
+        comm.register(GroupBuffers { floats: &[&x], acts: &[] })?;
         let mut times = Vec::new();
         for rows in &args.rows {
             device.write(&vec![0.0; rows * args.hidden], &mut x)?;

@@ -1,103 +1,109 @@
-//! Groups inside one process: one rank alone, or some CPU threads that meet at a barrier and sum in rank order.
+//! Groups of threads of one process. They exchange data through host memory, at a barrier, and sum in rank
+//! order.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Communicator, PEER, did_not_come, has_ended};
-use crate::device::{Device, DeviceError};
+use super::{Communicator, GroupBuffers, PEER, did_not_come, has_ended};
+use crate::device::{Device, DeviceError, Floats};
 
 /// A rank of a group of threads.
 #[derive(Debug)]
 pub struct Local {
     rank: usize,
-    shared: Arc<Shared>,
+    group: Arc<ThreadGroup>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    /// What each rank brings to the operation under way.
+struct ThreadGroup {
+    /// Each rank's operand of the current operation.
     parts: Vec<Mutex<Vec<f32>>>,
-    meeting: Mutex<Meeting>,
-    /// Told of every end of a meeting, and of whoever leaves.
+    barrier: Mutex<BarrierState>,
+    /// Notified when a round of the barrier ends and when a rank leaves.
     changed: Condvar,
-    patience: Duration,
+    /// The time that a rank waits at the barrier for the others.
+    timeout: Duration,
 }
 
-/// Where all ranks wait for one another.
+/// The state of the barrier at which all ranks wait for one another.
 #[derive(Debug)]
-struct Meeting {
-    /// Which ranks are there.
+struct BarrierState {
+    /// By rank, whether it waits in the current round.
     arrived: Vec<bool>,
-    /// How many meetings have ended.
-    ended: u64,
-    /// A rank that has left for good: nobody will ever meet again.
+    /// The number of complete rounds.
+    rounds: u64,
+    /// The first rank that was dropped. No later round can complete.
     left: Option<usize>,
 }
 
 impl Local {
-    /// A group of one: its operations are the identity.
+    /// A group of one rank, whose operations change nothing.
     pub fn alone() -> Self {
         Self::group(1, Duration::MAX).remove(0)
     }
 
-    /// The ranks of a group of `size`, each of which waits for the others for at most `patience`.
-    pub fn group(size: usize, patience: Duration) -> Vec<Self> {
-        let shared = Arc::new(Shared {
+    /// Makes a group of `size` ranks, each of which waits at most `timeout` for the others.
+    pub fn group(size: usize, timeout: Duration) -> Vec<Self> {
+        let group = Arc::new(ThreadGroup {
             parts: (0..size).map(|_| Mutex::default()).collect(),
-            meeting: Mutex::new(Meeting { arrived: vec![false; size], ended: 0, left: None }),
+            barrier: Mutex::new(BarrierState { arrived: vec![false; size], rounds: 0, left: None }),
             changed: Condvar::new(),
-            patience,
+            timeout,
         });
-        (0..size).map(|rank| Self { rank, shared: Arc::clone(&shared) }).collect()
+        (0..size).map(|rank| Self { rank, group: Arc::clone(&group) }).collect()
     }
 
-    /// Shows this rank's part to all, and hands each rank's part to `take` in rank order.
+    fn size(&self) -> usize {
+        self.group.parts.len()
+    }
+
+    /// Publishes this rank's part and calls `take` with each rank's part, in rank order.
     pub(super) fn exchange(
         &self,
         part: Vec<f32>,
         mut take: impl FnMut(usize, &[f32]),
     ) -> Result<(), DeviceError> {
-        let parts = &self.shared.parts;
+        let parts = &self.group.parts;
         *locked(&parts[self.rank]) = part;
-        self.meet()?;
+        self.barrier()?;
         for (rank, part) in parts.iter().enumerate() {
             take(rank, &locked(part));
         }
-        // Nobody may bring the next part before everybody has read this one.
-        self.meet()
+        // No rank publishes its next part before all ranks have read this one.
+        self.barrier()
     }
 
-    /// Waits until every rank is here, or says which is not.
-    pub(super) fn meet(&self) -> Result<(), DeviceError> {
-        let Shared { meeting, changed, patience, .. } = &*self.shared;
-        let mut meeting = locked(meeting);
-        meeting.arrived[self.rank] = true;
-        let round = meeting.ended;
-        if meeting.left.is_none() && meeting.arrived.iter().all(|here| *here) {
-            meeting.arrived.fill(false);
-            meeting.ended += 1;
+    /// Waits until every rank is here. The error names a rank that is not.
+    pub(super) fn barrier(&self) -> Result<(), DeviceError> {
+        let ThreadGroup { barrier, changed, timeout, .. } = &*self.group;
+        let mut state = locked(barrier);
+        state.arrived[self.rank] = true;
+        let round = state.rounds;
+        if state.left.is_none() && state.arrived.iter().all(|here| *here) {
+            state.arrived.fill(false);
+            state.rounds += 1;
             changed.notify_all();
             return Ok(());
         }
-        let waits = |meeting: &mut Meeting| meeting.ended == round && meeting.left.is_none();
-        let (meeting, late) =
-            changed.wait_timeout_while(meeting, *patience, waits).unwrap_or_else(PoisonError::into_inner);
-        match meeting.left {
-            _ if meeting.ended > round => Ok(()),
+        let waits = |state: &mut BarrierState| state.rounds == round && state.left.is_none();
+        let (state, wait) =
+            changed.wait_timeout_while(state, *timeout, waits).unwrap_or_else(PoisonError::into_inner);
+        match state.left {
+            _ if state.rounds > round => Ok(()),
             Some(rank) => Err(has_ended(rank)),
-            None if late.timed_out() => {
-                let missing = meeting.arrived.iter().position(|here| !here).unwrap_or(self.rank);
-                Err(did_not_come(missing, *patience))
+            None if wait.timed_out() => {
+                let missing = state.arrived.iter().position(|here| !here).unwrap_or(self.rank);
+                Err(did_not_come(missing, *timeout))
             }
-            None => Err(DeviceError { op: PEER, message: "woken before the meeting ended".to_owned() }),
+            None => Err(DeviceError { op: PEER, message: "woken before the round ended".to_owned() }),
         }
     }
 }
 
 impl Drop for Local {
     fn drop(&mut self) {
-        locked(&self.shared.meeting).left.get_or_insert(self.rank);
-        self.shared.changed.notify_all();
+        locked(&self.group.barrier).left.get_or_insert(self.rank);
+        self.group.changed.notify_all();
     }
 }
 
@@ -106,25 +112,17 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<D: Device> Communicator<D> for Local {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.shared.parts.len()
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
-        Self::meet(self)
-    }
-
     fn captures(&self) -> bool {
-        // Others' parts come by way of the host.
-        self.shared.parts.len() == 1
+        // With more than one rank, data goes through host memory.
+        self.size() == 1
     }
 
-    fn all_reduce(&self, device: &D, x: &mut D::Floats) -> Result<(), DeviceError> {
-        if self.shared.parts.len() == 1 {
+    fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
+        self.barrier()
+    }
+
+    fn all_reduce(&self, device: &D, x: &mut Floats<D>) -> Result<(), DeviceError> {
+        if self.size() == 1 {
             return Ok(());
         }
         let part = device.read(x)?;
@@ -133,9 +131,9 @@ impl<D: Device> Communicator<D> for Local {
         device.write(&sum, x)
     }
 
-    fn all_gather(&self, device: &D, part: &D::Floats, whole: &mut D::Floats) -> Result<(), DeviceError> {
-        let size = self.shared.parts.len();
-        let cols = device.cols(part);
+    fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError> {
+        let size = self.size();
+        let cols = part.cols();
         let part = device.read(part)?;
         let mut joined = vec![0.0; part.len() * size];
         self.exchange(part, |rank, part| {

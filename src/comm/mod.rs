@@ -13,77 +13,83 @@ pub use local::Local;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
 #[cfg(feature = "kernels")]
-pub use p2p::P2p;
+pub use p2p::{OneShotRows, P2p};
 pub use single_device::SingleDeviceGroup;
 
-use crate::device::{ActQuant, Device, DeviceError, Norm};
+use crate::device::{ActQuant, Device, DeviceError, Floats, Norm};
 
-/// [`DeviceError::op`] of a failure that is another rank's, which says more about it than this one can.
+/// [`DeviceError::op`] of an error that another rank caused. That rank's own error says more.
 pub const PEER: &str = "peer";
 
 /// One rank's handle on its group. Every rank calls the same operations in the same order.
 pub trait Communicator<D: Device>: Send + 'static {
-    /// This rank, below `size`.
-    fn rank(&self) -> usize;
-    /// Ranks in the group.
-    fn size(&self) -> usize;
-    /// Whether operations are launches of the device alone, so that it can record them.
+    /// Whether operations are launches on the device only, so that a device can capture them.
     fn captures(&self) -> bool {
         true
     }
-    /// A buffer that operations of the group take.
-    fn floats(&self, device: &D, rows: usize, cols: usize) -> Result<D::Floats, DeviceError> {
-        device.floats(rows, cols)
-    }
-    /// As [`Communicator::floats`], of inputs of products.
-    fn acts(&self, device: &D, rows: usize, cols: usize) -> Result<D::Acts, DeviceError> {
-        device.acts(rows, cols)
-    }
-    /// Finds out how to be fast for at most \[rows, cols\]. Done once, before the first operation.
-    fn prepare(&self, _device: &D, _rows: usize, _cols: usize) -> Result<(), DeviceError> {
+    /// Registers this rank's buffers that operations take, and returns when every rank has done so. Called
+    /// once, after the rank has allocated all its memory and before the first operation.
+    fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
         Ok(())
     }
-    /// Waits, on the host, until every rank is here.
-    fn meet(&self) -> Result<(), DeviceError>;
     /// x = Σ over ranks of x, summed in rank order on every rank.
-    fn all_reduce(&self, device: &D, x: &mut D::Floats) -> Result<(), DeviceError>;
-    /// Concatenates each rank's `part` \[rows, cols\] by columns, in rank order: `whole` \[rows, size × cols\].
-    fn all_gather(&self, device: &D, part: &D::Floats, whole: &mut D::Floats) -> Result<(), DeviceError>;
-    /// residual += Σ over ranks of delta; out = quant(norm(residual)). A rank need not have all rows of the residual
-    /// until [`Communicator::settle`]. Two calls in a row have different deltas, which the next but one may overwrite.
+    fn all_reduce(&self, device: &D, x: &mut Floats<D>) -> Result<(), DeviceError>;
+    /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
+    fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError>;
+    /// residual += Σ over ranks of delta; out = quant(norm(residual)).
+    ///
+    /// Afterwards a rank may lack rows of the residual until [`Communicator::reduce_add`]. Consecutive calls
+    /// have different deltas; the second next call may overwrite a delta.
     fn reduce_norm(
         &self,
         device: &D,
-        (residual, delta): (&mut D::Floats, &mut D::Floats),
-        norm: &Norm<D::Vector>,
+        update: ResidualUpdate<'_, D>,
+        norm: &Norm<D>,
         quant: ActQuant,
         out: &mut D::Acts,
     ) -> Result<(), DeviceError> {
+        let ResidualUpdate { residual, delta } = update;
         self.all_reduce(device, delta)?;
         device.norm(residual, Some(delta), norm, quant, out)
     }
-    /// residual += Σ over ranks of delta, all rows of it on every rank.
-    fn settle(&self, device: &D, residual: &mut D::Floats, delta: &mut D::Floats) -> Result<(), DeviceError> {
+    /// residual += Σ over ranks of delta. Afterwards every rank has all rows of the residual.
+    fn reduce_add(&self, device: &D, update: ResidualUpdate<'_, D>) -> Result<(), DeviceError> {
+        let ResidualUpdate { residual, delta } = update;
         self.all_reduce(device, delta)?;
         device.add(std::slice::from_ref(delta), residual)
     }
-    /// Whether an operation that has been waited for failed for want of another rank, if only this tells.
+    /// Returns the error of an operation that another rank did not reach, if the operation itself could not
+    /// return it. Called after the operation has been waited for.
     fn check(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 }
 
-/// How long threads wait for one another while they allocate and measure, which takes some longer than others.
-#[cfg(feature = "kernels")]
-const START: Duration = Duration::from_secs(600);
+/// The buffers of a rank that operations of its group take.
+#[derive(Debug)]
+pub struct GroupBuffers<'a, D: Device> {
+    /// Operands of reductions and parts of gathers, in the same order on every rank.
+    pub floats: &'a [&'a Floats<D>],
+    /// Outputs of [`Communicator::reduce_norm`], in the same order on every rank.
+    pub acts: &'a [&'a D::Acts],
+}
 
-/// What a rank says of another that has ended.
+/// The residual stream, and this rank's part of what a layer adds to it; both \[rows, hidden\].
+#[derive(Debug)]
+pub struct ResidualUpdate<'a, D: Device> {
+    /// The residual stream.
+    pub residual: &'a mut Floats<D>,
+    /// This rank's part.
+    pub delta: &'a mut Floats<D>,
+}
+
+/// The error of a rank whose operation another rank will never reach.
 fn has_ended(rank: usize) -> DeviceError {
     DeviceError { op: PEER, message: format!("rank {rank} has ended") }
 }
 
-/// What a rank says of another that it waited for in vain.
-fn did_not_come(rank: usize, patience: Duration) -> DeviceError {
-    let message = format!("rank {rank} did not come within {} s", patience.as_secs_f64());
+/// The error of a rank whose operation another rank did not reach in time.
+fn did_not_come(rank: usize, timeout: Duration) -> DeviceError {
+    let message = format!("rank {rank} did not come within {} s", timeout.as_secs_f64());
     DeviceError { op: PEER, message }
 }

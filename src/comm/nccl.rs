@@ -1,9 +1,10 @@
-//! Groups over NCCL, for where deterministic sums are not wanted or GPUs cannot reach one another's memory. A rank that
-//! does not come is not told here: the step takes too long.
+//! Groups over NCCL, for GPUs that cannot access one another's memory, or where sums need not be
+//! deterministic. NCCL does not report a rank that is missing; the step then exceeds its timeout.
 
 use std::time::Duration;
 
-use super::{Communicator, Local, START};
+use super::p2p::START_TIMEOUT;
+use super::{Communicator, GroupBuffers, Local};
 use crate::device::DeviceError;
 use crate::device::cuda::{self, Cuda, Floats};
 
@@ -11,34 +12,26 @@ use crate::device::cuda::{self, Cuda, Floats};
 #[derive(Debug)]
 pub struct Nccl {
     library: cuda::Nccl,
-    /// Where the ranks' threads meet.
+    /// The barrier of the ranks' threads.
     threads: Local,
 }
 
 impl Nccl {
-    /// The ranks of a group on these devices, whose threads wait for one another for at most `patience`, or
-    /// longer while they start.
+    /// Makes a group with one rank per device. The ranks' threads wait for one another for at most `timeout`,
+    /// or longer at start-up.
     ///
     /// # Errors
-    /// Without the library, and whatever it finds wrong: it takes no GPU twice.
-    pub fn group(devices: &[Cuda], patience: Duration) -> Result<Vec<Self>, DeviceError> {
-        let ranks =
-            cuda::Nccl::group(devices)?.into_iter().zip(Local::group(devices.len(), patience.max(START)));
+    /// If the library cannot be loaded or refuses the group: it takes no GPU twice.
+    pub fn group(devices: &[Cuda], timeout: Duration) -> Result<Vec<Self>, DeviceError> {
+        let threads = Local::group(devices.len(), timeout.max(START_TIMEOUT));
+        let ranks = cuda::Nccl::group(devices)?.into_iter().zip(threads);
         Ok(ranks.map(|(library, threads)| Self { library, threads }).collect())
     }
 }
 
 impl Communicator<Cuda> for Nccl {
-    fn rank(&self) -> usize {
-        self.library.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.library.size()
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
-        self.threads.meet()
+    fn register(&self, _buffers: GroupBuffers<'_, Cuda>) -> Result<(), DeviceError> {
+        self.threads.barrier()
     }
 
     fn all_reduce(&self, _cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {

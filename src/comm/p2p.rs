@@ -1,160 +1,193 @@
-//! Groups whose ranks reach one another's memory on GPUs: sums are made in rank order, by every rank for few rows, and
-//! by the one that they are shared out to for many. Both give the same bits, so that where one takes over from the other
-//! is a matter of speed alone, and measured.
+//! Groups whose ranks access one another's memory on GPUs and sum in rank order. With few rows every rank
+//! reduces all of them (one-shot); with more rows each rank reduces its share and writes it to the others
+//! (two-shot). Both give the same bits, so that the number of rows at which one takes over is a matter of
+//! speed, and measured.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Communicator, Local, START, did_not_come, has_ended};
-use crate::device::cuda::{Acts, Cuda, Floats, Peers, Reduction, Rows};
-use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind};
+use super::{Communicator, GroupBuffers, Local, PEER, ResidualUpdate, did_not_come, has_ended};
+use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
+use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, upload_floats};
 
-/// Row counts at which both ways are measured.
+/// The least timeout of the threads' barrier. Some ranks take far longer than others to allocate and measure.
+pub(super) const START_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Numbers of rows at which both modes are measured.
 const MEASURED_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
 
-/// Reductions that are timed at a time, and how often.
+/// Reductions per timed run.
 const REDUCTIONS: usize = 20;
-const TIMES: usize = 5;
+/// Timed runs per mode and number of rows.
+const RUNS: usize = 5;
+
+/// The largest number of rows that is reduced in one-shot mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OneShotRows {
+    /// This number.
+    Fixed(usize),
+    /// Measured, for steps of at most \[rows, cols\].
+    Measured {
+        /// Rows of the largest step.
+        rows: usize,
+        /// The model's hidden size.
+        cols: usize,
+    },
+}
 
 /// A rank of a group on GPUs.
 #[derive(Debug)]
 pub struct P2p {
     peers: Peers,
-    /// Where the ranks' threads meet.
+    /// The barrier of the ranks' threads.
     threads: Local,
-    /// With more rows they are shared out.
-    everywhere_rows: AtomicUsize,
+    /// Rows up to which reductions are one-shot.
+    one_shot_rows: usize,
 }
 
 impl P2p {
-    /// The ranks of a group on these devices, which wait for one another for at most `patience`. Rows are shared out
-    /// where that is measured to be faster, or above `everywhere_rows`.
+    /// Makes a group with one rank per device. An operation waits at most `timeout` for another rank.
     ///
     /// # Errors
-    /// If a device cannot reach another's memory.
+    /// If a device cannot access another's memory, or the measurement fails.
     pub fn group(
         devices: &[Cuda],
-        patience: Duration,
-        everywhere_rows: Option<usize>,
+        timeout: Duration,
+        one_shot: OneShotRows,
     ) -> Result<Vec<Self>, DeviceError> {
-        let threads = Local::group(devices.len(), patience.max(START));
-        let rows = everywhere_rows.unwrap_or(usize::MAX);
-        let ranks = Peers::group(devices, patience)?.into_iter().zip(threads);
-        Ok(ranks.map(|(peers, threads)| Self { peers, threads, everywhere_rows: rows.into() }).collect())
+        let threads = Local::group(devices.len(), timeout.max(START_TIMEOUT));
+        let ranks = Peers::group(devices, timeout)?.into_iter().zip(threads);
+        let group: Vec<Self> =
+            ranks.map(|(peers, threads)| Self { peers, threads, one_shot_rows: 0 }).collect();
+        match one_shot {
+            OneShotRows::Fixed(rows) => Ok(with_one_shot_rows(group, rows)),
+            OneShotRows::Measured { rows, cols } => measured_group(group, devices, rows, cols),
+        }
     }
 
-    /// Who has which rows of a residual of so many.
-    fn lie(&self, rows: usize) -> Rows {
-        let everywhere = rows <= self.everywhere_rows.load(Ordering::Relaxed);
-        if everywhere { Rows::Everywhere } else { Rows::SharedOut }
+    /// The mode of a reduction of `rows` rows.
+    fn mode(&self, rows: usize) -> ReduceMode {
+        if rows <= self.one_shot_rows { ReduceMode::OneShot } else { ReduceMode::TwoShot }
     }
 
-    /// The seconds that a reduction of each number of rows takes, by every rank and by shares. Every rank measures; no
-    /// two have the same figures.
+    /// Shares buffers with the group, and returns when every rank has done so.
+    fn share(&self, floats: &[&Floats], acts: &[&Acts]) -> Result<(), DeviceError> {
+        floats.iter().for_each(|floats| self.peers.share_floats(floats));
+        acts.iter().for_each(|acts| self.peers.share_acts(acts));
+        self.threads.barrier()
+    }
+
+    /// Measures reductions of each number of rows: seconds in one-shot and in two-shot mode. Every rank of
+    /// the group calls this, and gets figures of its own.
     ///
     /// # Errors
     /// If a rank does not come, or memory runs out.
     pub fn measure(&self, cuda: &Cuda, counts: &[usize], cols: usize) -> Result<Vec<[f64; 2]>, DeviceError> {
         let most = counts.iter().copied().max().unwrap_or(1);
-        let floats = || self.floats(cuda, most, cols);
-        let mut bench = Bench {
+        let weight = upload_floats(cuda, cols, &vec![1.0; cols])?;
+        let mut bench = ReductionBench {
             residual: cuda.floats(most, cols)?,
-            deltas: [floats()?, floats()?],
-            norm: Norm {
-                kind: NormKind::RmsNorm,
-                weight: cuda.vector(&vec![1.0; cols])?,
-                bias: None,
-                eps: 1.0,
-            },
-            out: self.acts(cuda, most, cols)?,
-            mark: cuda.floats(1, 1)?,
+            deltas: [cuda.floats(most, cols)?, cuda.floats(most, cols)?],
+            norm: Norm { kind: NormKind::RmsNorm, weight, bias: None, eps: 1.0 },
+            out: cuda.acts(most, cols)?,
+            mark: upload_floats(cuda, 1, &[0.0])?,
         };
-        cuda.write(&[0.0], &mut bench.mark)?;
-        let ways = [Rows::Everywhere, Rows::SharedOut];
+        self.share(&[&bench.deltas[0], &bench.deltas[1]], &[&bench.out])?;
         let mut measured = Vec::new();
         for rows in counts {
-            let [everywhere, shared_out] = ways.map(|way| self.time(cuda, &mut bench, *rows, way));
-            measured.push([everywhere?, shared_out?]);
+            let one_shot = self.time(cuda, &mut bench, *rows, ReduceMode::OneShot)?;
+            measured.push([one_shot, self.time(cuda, &mut bench, *rows, ReduceMode::TwoShot)?]);
         }
-        // Nobody takes back what others still read.
-        self.threads.meet()?;
-        self.peers.withdraw(4);
-        self.threads.meet()?;
+        // Other ranks may still read this rank's buffers before the first barrier, and share new ones after
+        // the second.
+        self.threads.barrier()?;
+        // Two deltas, and values and scales of the output.
+        self.peers.unshare(4);
+        self.threads.barrier()?;
         Ok(measured)
     }
 
-    /// The seconds that a reduction takes in one way.
-    fn time(&self, cuda: &Cuda, bench: &mut Bench, rows: usize, lie: Rows) -> Result<f64, DeviceError> {
-        let Bench { residual, deltas, norm, out, mark } = bench;
-        let zeros = vec![0.0; rows * cuda.cols(residual)];
+    /// The seconds of one reduction, the least of several runs.
+    fn time(
+        &self,
+        cuda: &Cuda,
+        bench: &mut ReductionBench,
+        rows: usize,
+        mode: ReduceMode,
+    ) -> Result<f64, DeviceError> {
+        let ReductionBench { residual, deltas, norm, out, mark } = bench;
+        let zeros = vec![0.0; rows * residual.cols()];
         cuda.write(&zeros, residual)?;
         deltas.iter_mut().try_for_each(|delta| cuda.write(&zeros, delta))?;
         let mut best = f64::INFINITY;
-        for _ in 0..TIMES {
+        for _ in 0..RUNS {
             cuda.read(mark)?;
-            self.threads.meet()?;
+            self.threads.barrier()?;
             let begun = Instant::now();
             for turn in 0..REDUCTIONS {
-                let reduction = Reduction { residual: &mut *residual, delta: &deltas[turn % 2], rows: lie };
+                let reduction = Reduction { residual: &mut *residual, delta: &deltas[turn % 2], mode };
                 self.peers.reduce_norm(cuda, reduction, norm, ActQuant::Fp8PerToken, out)?;
             }
             cuda.read(mark)?;
             best = best.min(begun.elapsed().as_secs_f64() / REDUCTIONS as f64);
-            self.check()?;
+            Communicator::check(self)?;
         }
         Ok(best)
     }
 }
 
-/// What is reduced when that is timed.
-struct Bench {
+fn with_one_shot_rows(mut group: Vec<P2p>, rows: usize) -> Vec<P2p> {
+    group.iter_mut().for_each(|rank| rank.one_shot_rows = rows);
+    group
+}
+
+/// Measures both modes on all ranks at once. Sets the largest number of rows up to which one-shot reductions
+/// were at least as fast on rank 0.
+fn measured_group(
+    group: Vec<P2p>,
+    devices: &[Cuda],
+    rows: usize,
+    cols: usize,
+) -> Result<Vec<P2p>, DeviceError> {
+    if group.len() == 1 {
+        return Ok(group);
+    }
+    let counts: Vec<usize> = MEASURED_ROWS.into_iter().filter(|count| *count <= rows.max(1)).collect();
+    let outcomes: Vec<Result<(P2p, Vec<[f64; 2]>), DeviceError>> = std::thread::scope(|scope| {
+        let counts = &counts;
+        // A rank that fails is dropped at once, so that the others stop waiting for it.
+        let measure = move |(rank, device): (P2p, &Cuda)| {
+            let measured = rank.measure(device, counts, cols)?;
+            Ok((rank, measured))
+        };
+        let ranks = group.into_iter().zip(devices);
+        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || measure(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("measuring does not panic")).collect()
+    });
+    let cause = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).find(|error| error.op != PEER);
+    if let Some(error) = cause {
+        return Err(error.clone());
+    }
+    let (group, measured): (Vec<P2p>, Vec<_>) =
+        outcomes.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+    let is_faster = |([one_shot, two_shot], _): &(&[f64; 2], &usize)| one_shot <= two_shot;
+    let one_shot_rows =
+        measured[0].iter().zip(&counts).take_while(is_faster).last().map_or(0, |(_, rows)| *rows);
+    Ok(with_one_shot_rows(group, one_shot_rows))
+}
+
+/// The buffers of a measurement.
+struct ReductionBench {
     residual: Floats,
     deltas: [Floats; 2],
-    norm: Norm<<Cuda as Device>::Vector>,
+    norm: Norm<Cuda>,
     out: Acts,
-    /// Small, to be read: everything that was enqueued before has then been done.
+    /// One element. Reading it waits for all work enqueued before.
     mark: Floats,
 }
 
 impl Communicator<Cuda> for P2p {
-    fn rank(&self) -> usize {
-        self.peers.rank()
-    }
-
-    fn size(&self) -> usize {
-        self.peers.size()
-    }
-
-    fn floats(&self, cuda: &Cuda, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
-        let floats = cuda.floats(rows, cols)?;
-        self.peers.offer_floats(&floats);
-        self.threads.meet().map(|()| floats)
-    }
-
-    fn acts(&self, cuda: &Cuda, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
-        let acts = cuda.acts(rows, cols)?;
-        self.peers.offer_acts(&acts);
-        self.threads.meet().map(|()| acts)
-    }
-
-    fn prepare(&self, cuda: &Cuda, rows: usize, cols: usize) -> Result<(), DeviceError> {
-        if self.everywhere_rows.load(Ordering::Relaxed) != usize::MAX || self.peers.size() == 1 {
-            return Ok(());
-        }
-        let counts: Vec<usize> = MEASURED_ROWS.into_iter().filter(|count| *count <= rows.max(1)).collect();
-        let measured = self.measure(cuda, &counts, cols)?;
-        let wins = |([everywhere, shared_out], _): &(&[f64; 2], &usize)| everywhere <= shared_out;
-        let everywhere = measured.iter().zip(&counts).take_while(wins).last().map_or(0, |(_, rows)| *rows);
-        // All go by what the first has measured.
-        self.threads.exchange(vec![everywhere as f32], |rank, rows| {
-            if rank == 0 {
-                self.everywhere_rows.store(rows[0] as usize, Ordering::Relaxed);
-            }
-        })
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
-        self.threads.meet()
+    fn register(&self, buffers: GroupBuffers<'_, Cuda>) -> Result<(), DeviceError> {
+        self.share(buffers.floats, buffers.acts)
     }
 
     fn all_reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
@@ -168,25 +201,27 @@ impl Communicator<Cuda> for P2p {
     fn reduce_norm(
         &self,
         cuda: &Cuda,
-        (residual, delta): (&mut Floats, &mut Floats),
-        norm: &Norm<<Cuda as Device>::Vector>,
+        update: ResidualUpdate<'_, Cuda>,
+        norm: &Norm<Cuda>,
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
-        let rows = self.lie(cuda.rows(delta));
-        self.peers.reduce_norm(cuda, Reduction { residual, delta, rows }, norm, quant, out)
+        let ResidualUpdate { residual, delta } = update;
+        let mode = self.mode(delta.rows());
+        self.peers.reduce_norm(cuda, Reduction { residual, delta, mode }, norm, quant, out)
     }
 
-    fn settle(&self, cuda: &Cuda, residual: &mut Floats, delta: &mut Floats) -> Result<(), DeviceError> {
-        let rows = self.lie(cuda.rows(delta));
-        self.peers.settle(cuda, residual, delta, rows)
+    fn reduce_add(&self, cuda: &Cuda, update: ResidualUpdate<'_, Cuda>) -> Result<(), DeviceError> {
+        let ResidualUpdate { residual, delta } = update;
+        let mode = self.mode(delta.rows());
+        self.peers.reduce_add(cuda, Reduction { residual, delta, mode })
     }
 
     fn check(&self) -> Result<(), DeviceError> {
         let Some(missed) = self.peers.missed() else { return Ok(()) };
         Err(match missed.has_ended {
             true => has_ended(missed.rank),
-            false => did_not_come(missed.rank, self.peers.patience()),
+            false => did_not_come(missed.rank, self.peers.timeout()),
         })
     }
 }

@@ -1,35 +1,30 @@
-//! A group of one that does on its own device what it would do in a larger group, for measuring: it reads as many
-//! bytes as the others' parts have, which are zeros here, so that results stay what they are.
-
-use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+//! A group of one rank that does the memory traffic of a larger group on its own device, for measurements.
+//! The other ranks' parts are zeros, so results do not change.
 
 use super::Communicator;
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, Floats};
 
-/// Rows up to which every rank reads all of every other's part. Above, each sums its share of the rows and reads the
-/// other shares when they are summed, which is two readings and a writing in all.
+/// Rows up to which every rank reads the whole part of every other rank. With more rows each rank sums its
+/// share and reads the other ranks' sums: two reads and one write of the message in all.
 const ONE_SHOT_ROWS: usize = 64;
 
-/// A rank that pretends to have peers.
+/// The only rank of a group that stands for a larger one.
 #[derive(Debug)]
 pub struct SingleDeviceGroup<D: Device> {
-    /// Of each peer, \[ONE_SHOT_ROWS, cols\], and the first as large as any message. A device's operations may be
-    /// called from the rank's thread only, but the trait asks for a shared reference.
-    peers: Mutex<Vec<D::Floats>>,
-    device: PhantomData<D>,
+    /// The other ranks' parts, \[ONE_SHOT_ROWS, cols\] each; the first has as many rows as the largest
+    /// message.
+    parts: Vec<Floats<D>>,
 }
 
 impl<D: Device> SingleDeviceGroup<D> {
-    /// The stand-in of a rank of `size`, for messages of at most \[rows, cols\].
+    /// Stands for a group of `size` ranks with messages of at most \[rows, cols\].
     ///
     /// # Errors
     /// If the device has no memory for the parts.
     pub fn new(device: &D, size: usize, rows: usize, cols: usize) -> Result<Self, DeviceError> {
         let small = rows.min(ONE_SHOT_ROWS);
         let part = |peer| device.floats(if peer == 0 { rows } else { small }, cols);
-        let peers = (0..size - 1).map(part).collect::<Result<_, _>>()?;
-        Ok(Self { peers: Mutex::new(peers), device: PhantomData })
+        Ok(Self { parts: (0..size - 1).map(part).collect::<Result<_, _>>()? })
     }
 
     /// Bytes of the parts.
@@ -40,26 +35,13 @@ impl<D: Device> SingleDeviceGroup<D> {
 }
 
 impl<D: Device> Communicator<D> for SingleDeviceGroup<D> {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn size(&self) -> usize {
-        1
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn all_reduce(&self, device: &D, x: &mut D::Floats) -> Result<(), DeviceError> {
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let one_shot = device.rows(x) <= ONE_SHOT_ROWS;
-        let read = if one_shot { &peers[..] } else { &peers[..peers.len().min(1)] };
+    fn all_reduce(&self, device: &D, x: &mut Floats<D>) -> Result<(), DeviceError> {
+        let one_shot = x.rows() <= ONE_SHOT_ROWS;
+        let read = if one_shot { &self.parts[..] } else { &self.parts[..self.parts.len().min(1)] };
         if read.is_empty() { Ok(()) } else { device.add(read, x) }
     }
 
-    fn all_gather(&self, device: &D, part: &D::Floats, whole: &mut D::Floats) -> Result<(), DeviceError> {
+    fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError> {
         device.write(&device.read(part)?, whole)
     }
 }

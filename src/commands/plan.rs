@@ -224,7 +224,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     let table = format!("BF16 [{}, {}]", share.vocab, share.hidden);
     let head = if weights.head == 0 { "the embedding".to_owned() } else { table.clone() };
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
-    let launches = Layout::CUDA.recorded_launches;
+    let launches = Layout::CUDA.graph_launches;
     let graphs =
         format!("{recorded} steps × {layers} layers × {launches} launches × {RECORDED_LAUNCH} bytes");
     let rest = hardware.memory - hardware.context - hardware.available();

@@ -1,7 +1,8 @@
-//! E4M3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits, no infinity, NaN at 0x7F and 0xFF, largest value 448.
-//! The format is that of Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
+//! E4M3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits, no infinity, NaN at 0x7F and 0xFF, largest value
+//! 448. The format is that of Micikevicius et al., "FP8 Formats for Deep Learning" (arXiv 2209.05433).
 //!
-//! Rounding is to nearest even, and values beyond ±448 saturate, as the conversion instructions of the GPU do.
+//! Rounding is to nearest even, and values beyond ±448 saturate, as the conversion instructions of the GPU
+//! do.
 
 /// The largest finite value.
 pub const MAX: f32 = 448.0;
@@ -9,7 +10,7 @@ pub const MAX: f32 = 448.0;
 /// The smallest normal value, 2^-6; below it values are multiples of 2^-9.
 const MIN_NORMAL: f32 = 0.015625;
 
-/// Adding and subtracting it rounds to a multiple of 2^-9, to nearest even.
+/// Adding and then subtracting this rounds a smaller magnitude to a multiple of 2^-9, to nearest even.
 const SUBNORMAL_ROUNDER: f32 = 1.5 * 16384.0;
 
 /// `x` rounded to the nearest E4M3 value, as F32. NaN stays NaN.
@@ -17,7 +18,7 @@ const SUBNORMAL_ROUNDER: f32 = 1.5 * 16384.0;
 pub fn round(x: f32) -> f32 {
     let bits = x.to_bits();
     let magnitude = f32::from_bits(bits & 0x7FFF_FFFF);
-    // 20 of F32's 23 mantissa bits go; the bit that stays last decides ties.
+    // Drops 20 of F32's 23 mantissa bits. Ties go to the value whose last kept bit is 0.
     let normal = f32::from_bits((magnitude.to_bits() + 0x7_FFFF + ((bits >> 20) & 1)) & 0xFFF0_0000);
     let subnormal = (magnitude + SUBNORMAL_ROUNDER) - SUBNORMAL_ROUNDER;
     let rounded = if magnitude < MIN_NORMAL { subnormal } else { normal };
@@ -26,27 +27,16 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(kept.to_bits() | (bits & 0x8000_0000))
 }
 
-/// The code of an F32 that is an E4M3 value already. NaN becomes 0x7F or 0xFF.
-#[inline(always)]
-pub fn code_of(rounded: f32) -> u8 {
-    let bits = rounded.to_bits();
-    let magnitude = f32::from_bits(bits & 0x7FFF_FFFF);
-    // 120 = 127 - 7, the difference of the exponents' biases.
-    let normal = (magnitude.to_bits() >> 20).wrapping_sub(120 << 3);
-    // Below 2^-6 the value is its mantissa times 2^-9: adding 2^14 puts that integer into the last bits.
-    let subnormal = (magnitude + 16384.0).to_bits() & 0x7;
-    let code = if magnitude < MIN_NORMAL { subnormal } else { normal };
-    let code = if magnitude.is_nan() { 0x7F } else { code };
-    (code | ((bits >> 24) & 0x80)) as u8
-}
-
-/// The code nearest to `x`: that of [`round`], in fewer steps, since conversions of whole models wait for it.
+/// The code of the E4M3 value nearest to `x`: that of [`round`] in fewer steps, for the conversion of whole
+/// models. NaN becomes 0x7F or 0xFF.
 #[inline(always)]
 pub fn encode(x: f32) -> u8 {
     let bits = x.to_bits();
     let magnitude = bits & 0x7FFF_FFFF;
+    // 120 = 127 - 7, the difference of the exponents' biases.
     let normal = ((magnitude + 0x7_FFFF + ((magnitude >> 20) & 1)) >> 20).wrapping_sub(120 << 3);
-    // The last place of 2^14 is 2^-9, that of subnormal values: up to 8 of them, which is the smallest normal one.
+    // Adding 2^14, whose last mantissa bit is worth 2^-9, leaves the multiple of 2^-9 in the last bits: 0 to
+    // 8, where 8 is the smallest normal value.
     let subnormal = (f32::from_bits(magnitude) + 16384.0).to_bits() & 0xF;
     let code = if magnitude < MIN_NORMAL.to_bits() { subnormal } else { normal.min(0x7E) };
     let code = if magnitude > 0x7F80_0000 { 0x7F } else { code };
@@ -70,10 +60,10 @@ pub fn is_nan(code: u8) -> bool {
     code & 0x7F == 0x7F
 }
 
-/// The scale that maps a row's largest magnitude to 448; 1 for a row of zeros, so that nothing divides by zero.
+/// The scale that maps a row's largest magnitude to 448; 1 for a row of zeros, to avoid a division by zero.
 #[inline(always)]
 pub fn scale_for(amax: f32) -> f32 {
-    // Below this the quotient would be subnormal or zero, and its reciprocal infinite.
+    // Below 1e-30 the quotient would be subnormal or zero, and its reciprocal infinite.
     if amax > 1e-30 { amax / MAX } else { 1.0 }
 }
 
@@ -88,7 +78,7 @@ pub fn quantize_row(row: &[f32], codes: &mut [u8]) -> f32 {
     scale
 }
 
-/// The largest magnitude of a row; NaN elements do not count.
+/// The largest magnitude of a row; NaN elements are ignored.
 #[inline(always)]
 pub fn amax(row: &[f32]) -> f32 {
     let mut lanes = [0.0f32; 16];
@@ -104,7 +94,7 @@ pub fn amax(row: &[f32]) -> f32 {
     rest.iter().fold(largest, |m, x| if x.abs() > m { x.abs() } else { m })
 }
 
-/// BF16 nearest to `x`, to nearest even, as its bit pattern. NaN stays NaN.
+/// The bit pattern of the BF16 value nearest to `x`, ties to even. NaN stays NaN.
 #[inline(always)]
 pub fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();

@@ -1,4 +1,15 @@
-//! Weights on the host, on their way from a checkpoint to a device.
+//! Weights in host memory, on their way from a checkpoint to a device.
+
+/// Shape and element type of a weight matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixShape {
+    /// Output features.
+    pub out: usize,
+    /// Input features.
+    pub input: usize,
+    /// Whether elements are BF16, rather than E4M3 with a scale per output.
+    pub bf16: bool,
+}
 
 /// A matrix \[out, in\], row-major.
 #[derive(Debug, Clone, Copy)]
@@ -7,7 +18,7 @@ pub struct HostMatrix<'a> {
     pub out: usize,
     /// Input features.
     pub input: usize,
-    /// Elements.
+    /// The elements.
     pub data: MatrixData<'a>,
 }
 
@@ -25,30 +36,25 @@ pub enum MatrixData<'a> {
     },
 }
 
-/// Consecutive rows of a matrix, or the same columns of each: what a file's piece has of it.
+/// Consecutive rows of a matrix inside a wider row-major array, such as a rank's columns of a tensor in a
+/// file.
 #[derive(Debug, Clone, Copy)]
 pub struct HostRows<'a> {
     /// Rows.
     pub rows: usize,
-    /// Elements of a row, as many as the matrix has input features.
+    /// Elements per row: the matrix's input features.
     pub input: usize,
-    /// Elements from the beginning of one row to that of the next; what lies between is none of the matrix's.
+    /// Elements from the start of one row to the start of the next, at least `input`.
     pub stride: usize,
-    /// Elements from the first row's first on, and of E4M3 a scale for each row.
+    /// The elements from the first row's first on; for E4M3 also one scale per row.
     pub data: MatrixData<'a>,
 }
 
-impl<'a> From<HostMatrix<'a>> for HostRows<'a> {
-    fn from(host: HostMatrix<'a>) -> Self {
-        Self { rows: host.out, input: host.input, stride: host.input, data: host.data }
-    }
-}
-
 impl HostRows<'_> {
-    /// Checks that the elements of every row are there.
+    /// Checks that `data` holds all elements of every row.
     ///
     /// # Panics
-    /// If not.
+    /// If it does not.
     pub fn check(&self) {
         let Self { rows, input, stride, data } = *self;
         let least = if rows == 0 { 0 } else { (rows - 1) * stride + input };
@@ -59,10 +65,10 @@ impl HostRows<'_> {
                 codes.len()
             }
         };
-        assert!(input <= stride, "rows of {input} elements, each {stride} after the one before");
+        assert!(input <= stride, "rows of {input} elements with a stride of {stride}");
         assert!(
             elements >= least,
-            "{rows} rows of {input}, each {stride} after the one before, in {elements}"
+            "{elements} elements for {rows} rows of {input} with a stride of {stride}, which take {least}"
         );
     }
 }

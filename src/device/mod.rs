@@ -1,15 +1,16 @@
-//! The operations a decoder needs, fused as its layers use them, and the devices that provide them.
+//! The operations of a decoder, fused as its layers use them, and the devices that provide them.
 //!
-//! The CPU device is the reference and the embedded default; a CUDA device has the same operations with the same
-//! quantisation points, so that the two differ by summation order alone.
+//! The CPU device is the reference and always available. The CUDA device has the same operations and rounds
+//! at the same points, so that the two differ only by the order of sums.
 //!
-//! Buffers are allocated at start-up for the largest step and reused; an operation sets the row count of what it
-//! writes from what it reads. For every operation, a row of the output depends on the same row of the input only,
-//! in an order of summation that does not depend on how many rows there are.
+//! Buffers are allocated at start-up for the largest step and reused. An operation sets the number of valid
+//! rows of its output. A row of the output depends only on the same row of the input, and the order of its
+//! sums does not depend on the number of rows.
 
 pub mod cpu;
 #[cfg(feature = "kernels")]
 pub mod cuda;
+mod floats;
 pub mod fp8;
 pub mod host;
 mod layout;
@@ -19,28 +20,29 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use host::{HostMatrix, HostRows, MatrixData};
+pub use floats::{Floats, upload_floats, upload_matrix};
+pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::{Layout, SPLIT_BLOCKS};
 pub use random_weights::RandomWeights;
 
-/// A failure of the device itself: ours to fix, fatal to the process.
+/// A failure of the device or a bug of this program. It ends the process.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{op}: {message}")]
 pub struct DeviceError {
-    /// The operation or kernel.
+    /// The operation or kernel that failed.
     pub op: &'static str,
-    /// What happened.
+    /// The cause.
     pub message: String,
 }
 
-/// How the input of a matrix product is stored.
+/// Element type of the input of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ActQuant {
     /// Rounded to BF16.
     Bf16,
-    /// E4M3 with one scale per row, amax / 448 of that row (1 for a row of zeros).
+    /// E4M3 with one scale per row: amax / 448 of that row, or 1 for a row of zeros.
     Fp8PerToken,
-    /// E4M3 with this scale for all rows, from the checkpoint; values beyond ±448 × scale saturate.
+    /// E4M3 with this scale, from the checkpoint, for all rows. Values beyond ±448 × scale saturate.
     Fp8Static(f32),
 }
 
@@ -55,54 +57,55 @@ pub enum NormKind {
 
 /// The weights of one normalisation.
 #[derive(Debug)]
-pub struct Norm<V> {
-    /// Which formula.
+pub struct Norm<D: Device> {
+    /// The formula.
     pub kind: NormKind,
-    /// As stored in the checkpoint, \[hidden\].
-    pub weight: V,
-    /// Present for LayerNorm1p, \[hidden\].
-    pub bias: Option<V>,
+    /// \[1, hidden\], as stored in the checkpoint.
+    pub weight: Floats<D>,
+    /// \[1, hidden\], for LayerNorm1p.
+    pub bias: Option<Floats<D>>,
     /// Added to the variance.
     pub eps: f32,
 }
 
-/// The nonlinearity between the two halves of the MLP.
+/// The nonlinearity between the two products of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
-    /// relu(x)², input \[rows, ffn\].
+    /// relu(x)²; input \[rows, ffn\].
     SquaredRelu,
-    /// silu(gate) × up, input \[rows, 2 × ffn\], gate first.
+    /// silu(gate) × up; input \[rows, 2 × ffn\], gate first.
     SwiGlu,
 }
 
-/// Storage of the KV cache.
+/// Element type of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvDtype {
-    /// E4M3 with a scale per layer for K and for V.
+    /// E4M3, with a scale per layer for K and one for V.
     Fp8,
-    /// BF16, no scale.
+    /// BF16 without scales.
     Bf16,
 }
 
-/// Heads as one rank sees them. A QKV row is \[q_heads × head_dim | kv_heads × head_dim | kv_heads × head_dim\].
+/// Attention heads of one rank. A QKV row is
+/// \[q_heads × head_dim | kv_heads × head_dim | kv_heads × head_dim\].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShape {
     /// Query heads.
     pub q_heads: usize,
-    /// Key and value heads; divides `q_heads`; query head h reads KV head h / (q_heads / kv_heads).
+    /// Key and value heads; divides `q_heads`. Query head h reads KV head h / (q_heads / kv_heads).
     pub kv_heads: usize,
     /// Elements per head.
     pub head_dim: usize,
 }
 
-/// Shape and storage of a paged KV cache.
+/// Shape and element type of a paged KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheSpec {
     /// Decoder layers.
     pub layers: usize,
-    /// Blocks of [`BLOCK_TOKENS`] positions, shared by all layers: one id addresses a block in each.
+    /// Blocks of [`BLOCK_TOKENS`] positions. A block id addresses one block in every layer.
     pub blocks: usize,
-    /// Heads.
+    /// Heads of this rank.
     pub heads: HeadShape,
     /// Element type.
     pub dtype: KvDtype,
@@ -111,44 +114,44 @@ pub struct CacheSpec {
 /// Positions per KV block.
 pub const BLOCK_TOKENS: usize = 64;
 
-/// Inverse frequencies of the rotary embedding: pairs (i, i + rotary_dim / 2) of the first `2 × inv_freq.len()`
-/// elements of each head turn (the NeoX half-split); the rest pass through.
+/// Rotary embedding in the NeoX half-split: rotates the pairs (i, i + rotary_dim / 2) of the first
+/// rotary_dim = 2 × `inv_freq.len()` elements of each head. The other elements stay as they are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// One per pair, Llama 3 scaling already applied.
+    /// Inverse frequency of each pair, after Llama 3 scaling.
     pub inv_freq: Vec<f32>,
 }
 
-/// Which of the cache's values a step writes and reads, for one layer.
+/// The layer of the cache that an operation accesses, with its scales.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerKv {
     /// Layer index.
     pub layer: usize,
-    /// K is stored as E4M3(k / k_scale); 1 where the checkpoint has none.
+    /// K is stored as E4M3(k / k_scale). 1 if the checkpoint has no scale.
     pub k_scale: f32,
-    /// As `k_scale`, for V.
+    /// V is stored as E4M3(v / v_scale). 1 if the checkpoint has no scale.
     pub v_scale: f32,
 }
 
-/// Embeddings of the ids from `first` on, \[ids, hidden\].
+/// One rank's rows of the embedding, \[ids, hidden\].
 #[derive(Debug)]
 pub struct Table<'a, M> {
-    /// Packed as for a product.
+    /// The rows, packed as for a product.
     pub matrix: &'a M,
-    /// Of the first row.
+    /// The id of the first row.
     pub first: usize,
 }
 
-/// One layer's part of a cache, to read.
+/// One layer of a cache, to read from.
 #[derive(Debug)]
 pub struct Cached<'a, C> {
-    /// Which layer, and its scales.
+    /// The layer and its scales.
     pub kv: LayerKv,
     /// The cache of all layers.
     pub cache: &'a C,
 }
 
-// By hand: a derive would ask that the cache itself be copied.
+// Written by hand, since a derive would require `C: Copy`.
 impl<C> Clone for Cached<'_, C> {
     fn clone(&self) -> Self {
         *self
@@ -157,25 +160,25 @@ impl<C> Clone for Cached<'_, C> {
 
 impl<C> Copy for Cached<'_, C> {}
 
-/// One sequence's tokens in a step: rows `first..first + len` of the step, at positions `position..position + len`.
+/// One sequence's tokens in a step: rows `first..first + len`, at positions `position..position + len`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
-    /// First row.
+    /// The first row of the step.
     pub first: usize,
-    /// Rows.
+    /// The number of rows.
     pub len: usize,
-    /// Position of the first row in its sequence.
+    /// The position of the first row in its sequence.
     pub position: usize,
-    /// Cache blocks of positions 0.., enough for `position + len`.
+    /// Cache blocks of the positions from 0 on, at least up to `position + len`.
     pub blocks: Arc<[u32]>,
 }
 
-/// A token to feed.
+/// An input token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Token {
-    /// This one.
+    /// A known token.
     Id(u32),
-    /// The one that a sequence drew last, which only the device may know yet.
+    /// The token sampled last for a sequence, which may not have reached the host yet.
     Last {
         /// The sequence's [`SampleRow::slot`].
         slot: u32,
@@ -185,78 +188,93 @@ pub enum Token {
 /// The inputs of one forward pass.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepInputs {
-    /// One per row.
+    /// One token per row.
     pub tokens: Vec<Token>,
-    /// In row order, without gaps.
+    /// Segments in row order, without gaps.
     pub segments: Vec<Segment>,
-    /// Rows that the step's operations do, if more than there are tokens: those of recorded work, which was recorded
-    /// for so many. What the rows beyond the tokens compute is nobody's.
+    /// Rows of the captured graph that runs this step, at least as many as tokens; 0 without a graph. The
+    /// rows after the tokens are padding.
     pub graph_rows: usize,
 }
 
-/// One row of logits to draw from.
+/// Sampling parameters of one row of logits.
 #[derive(Debug, Clone)]
 pub struct SampleRow<'a> {
     /// 0 is greedy.
     pub temperature: f32,
-    /// 1 keeps all.
+    /// 1 keeps all tokens.
     pub top_p: f32,
-    /// 0 keeps all.
+    /// 0 keeps all tokens.
     pub top_k: u32,
-    /// 0 keeps all.
+    /// 0 keeps all tokens.
     pub min_p: f32,
-    /// 1 is off.
+    /// 1 turns it off.
     pub repetition_penalty: f32,
-    /// 0 is off.
+    /// 0 turns it off.
     pub presence_penalty: f32,
-    /// 0 is off.
+    /// 0 turns it off.
     pub frequency_penalty: f32,
-    /// (id, added to its logit).
+    /// Pairs of an id and the bias added to its logit.
     pub logit_bias: &'a [(u32, f32)],
     /// Masked ids.
     pub barred: &'a [u32],
-    /// Tokens of the prompt, for the repetition penalty; any order, repeats allowed.
+    /// Tokens of the prompt, for the repetition penalty, in any order and possibly repeated.
     pub prompt: &'a [u32],
-    /// (id, occurrences) of the tokens generated so far.
+    /// Pairs of an id and its number of occurrences among the generated tokens.
     pub output: &'a [(u32, u32)],
-    /// With `position`, the key of the draw.
+    /// With `position`, the key of the random number.
     pub seed: u64,
-    /// The position that the drawn token will have.
+    /// The position that the sampled token will have.
     pub position: u32,
-    /// Alternatives to report; `None`: no log-probability at all.
+    /// Number of alternatives to report; `None` for no log-probability at all.
     pub logprobs: Option<u8>,
-    /// Where the token is kept for [`Token::Last`]; no two rows of a sample have the same.
+    /// The index at which the token is kept for [`Token::Last`]. The rows of a call have different slots.
     pub slot: u32,
 }
 
-/// Candidates that a rank of a group names for each row: no row that is drawn from such lists may have a larger top-k.
+/// Candidates per row in a rank's shortlist, and the largest top-k of rows that are sampled from shortlists.
 pub const SHORTLIST: usize = 64;
 
 impl SampleRow<'_> {
-    /// Whether the largest [`SHORTLIST`] logits of each rank are all that the draw depends on.
+    /// Whether the [`SHORTLIST`] largest logits of each rank determine the sampled token.
     pub fn is_short(&self) -> bool {
         let few = self.temperature == 0.0 || (1..=SHORTLIST as u32).contains(&self.top_k);
         few && self.logprobs.is_none()
     }
 }
 
-/// How much may be drawn before it is asked for.
+/// The input of sampling.
+#[derive(Debug)]
+pub enum SampleSource<'a, D: Device> {
+    /// Logits \[rows, cols\], whose columns from `vocab` on are padding and never sampled.
+    Logits {
+        /// The logits.
+        logits: &'a Floats<D>,
+        /// Ids that the tokenizer knows, at most `cols`.
+        vocab: usize,
+    },
+    /// The shortlists of all ranks side by side, \[rows, ranks × 2 × SHORTLIST\]; see [`Device::shortlist`].
+    /// Every row is short, and its bias, penalties and masks have been applied.
+    Shortlists(&'a Floats<D>),
+}
+
+/// The capacity of a [`Device::Sampled`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DrawRoom {
-    /// Calls of [`Device::sample`] and [`Device::pick`].
+pub struct SampleCapacity {
+    /// Calls of [`Device::sample`] whose results have not been taken.
     pub samples: usize,
-    /// Rows of each.
+    /// Rows per call.
     pub rows: usize,
-    /// Logits of a row.
+    /// Logits per row.
     pub vocab: usize,
 }
 
-/// The token drawn from one row.
+/// The token sampled from one row.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Draw {
-    /// A token, and its log-probability under the raw logits where asked for.
+pub enum SampledToken {
+    /// A token, with its log-probability under the raw logits if that was asked for.
     Token(u32, Option<RowLogprob>),
-    /// The row holds NaN or infinity; nothing can be drawn from it.
+    /// The row holds NaN or infinity, or every token is masked.
     NonFinite,
 }
 
@@ -265,125 +283,128 @@ pub enum Draw {
 pub struct RowLogprob {
     /// Natural logarithm.
     pub logprob: f32,
-    /// The most probable tokens, most probable first, lowest id first on ties.
+    /// The most probable tokens, most probable first; ties by lower id.
     pub top: Vec<(u32, f32)>,
 }
 
-/// A device: where weights, activations and the KV cache live, and the operations over them.
+/// A device: holds weights, activations and the KV cache, and runs the operations over them.
 ///
-/// All buffers belong to the device that made them. Shapes are checked by assertion: a wrong one is a bug of ours.
-pub trait Device: Send + Sync + 'static {
-    /// A weight matrix \[out, in\] in whatever layout its products like best.
+/// Buffers belong to the device that made them. Shapes are checked by assertions, since a wrong one is a bug.
+pub trait Device: Debug + Sized + Send + Sync + 'static {
+    /// A weight matrix \[out, in\] in the layout that products read.
     type Matrix: Debug + Send + Sync;
-    /// A matrix whose rows are on their way.
-    type Filling: Debug + Send + Sync;
-    /// A vector of F32.
-    type Vector: Debug + Send + Sync;
-    /// Floats \[rows, cols\]: the residual stream and the outputs of products. `rows` changes from step to step.
-    type Floats: Debug + Send;
+    /// A weight matrix while its rows are written.
+    type MatrixBuilder: Debug + Send + Sync;
+    /// The memory of [`Floats`].
+    type FloatBuffer: Debug + Send + Sync;
     /// Quantised inputs of matrix products \[rows, cols\], with their scales.
     type Acts: Debug + Send;
-    /// A paged KV cache for all layers.
+    /// A paged KV cache of all layers.
     type Cache: Debug + Send;
     /// The inputs of the current step.
     type Step: Debug + Send;
-    /// What sequences drew last, and what was drawn and not asked for yet.
+    /// The token sampled last for each slot, and results that have not been taken.
     type Sampled: Debug + Send;
-    /// Operations recorded once, to be repeated over the inputs of another step.
-    type Recording: Debug + Send;
+    /// Captured operations, which can be replayed over the inputs of another step.
+    type Graph: Debug + Send;
 
-    /// How much memory things take.
+    /// The device's memory needs.
     const LAYOUT: Layout;
-    /// Whether operations can be recorded, which is worth it where to call one costs time.
+    /// Whether the device captures operations, which pays off if a launch is slow.
     const CAPTURES: bool;
 
-    /// Copies a matrix to the device.
-    fn matrix(&self, host: HostMatrix<'_>) -> Result<Self::Matrix, DeviceError>;
-    /// Room for a matrix \[out, in\] of BF16 or E4M3, whose rows come piece by piece. Rows that never come are zeros.
-    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Self::Filling, DeviceError>;
-    /// Copies rows from `first` on, each row once and in any order, from any thread.
-    fn fill(&self, filling: &Self::Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError>;
-    /// The matrix, all of whose rows have come.
-    fn filled(&self, filling: Self::Filling) -> Result<Self::Matrix, DeviceError>;
-    /// Makes a matrix of random weights; on the host, if the device has no way of its own.
-    fn random_weights(&self, noise: &RandomWeights<'_>) -> Result<Self::Matrix, DeviceError> {
-        let (out, input, codes) = (noise.out, noise.input, noise.codes());
-        match noise.bf16 {
-            true => {
-                let halves = noise.halves(&codes);
-                self.matrix(HostMatrix { out, input, data: MatrixData::Bf16(&halves) })
-            }
-            false => {
-                let scales = vec![noise.scale; out];
-                self.matrix(HostMatrix {
-                    out,
-                    input,
-                    data: MatrixData::Fp8 { codes: &codes, scales: &scales },
-                })
-            }
-        }
-    }
-    /// Copies a vector to the device.
-    fn vector(&self, host: &[f32]) -> Result<Self::Vector, DeviceError>;
-    /// A buffer for at most `rows` rows.
-    fn floats(&self, rows: usize, cols: usize) -> Result<Self::Floats, DeviceError>;
-    /// A buffer for at most `rows` rows.
-    fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
-    /// A cache of zeros.
-    fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
-    /// Room for a step of at most `rows` rows, of sequences of at most `max_positions`.
-    fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
+    // Weights.
 
-    /// Room for what `slots` sequences draw.
-    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Self::Sampled, DeviceError>;
+    /// Allocates a matrix of zeros, to be written row by row.
+    fn begin_matrix(&self, shape: MatrixShape) -> Result<Self::MatrixBuilder, DeviceError>;
+    /// Copies rows from row `first` on. Each row is written at most once, in any order and from any thread.
+    fn write_rows(
+        &self,
+        builder: &Self::MatrixBuilder,
+        first: usize,
+        rows: HostRows<'_>,
+    ) -> Result<(), DeviceError>;
+    /// Completes a matrix. Rows that were not written are zeros.
+    fn finish_matrix(&self, builder: Self::MatrixBuilder) -> Result<Self::Matrix, DeviceError>;
+    /// Makes a matrix of random weights. The default makes them on the host.
+    fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Self::Matrix, DeviceError> {
+        let (out, input, codes) = (weights.out, weights.input, weights.codes());
+        if weights.bf16 {
+            let halves = weights.halves(&codes);
+            return upload_matrix(self, HostMatrix { out, input, data: MatrixData::Bf16(&halves) });
+        }
+        let scales = vec![weights.scale; out];
+        let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
+        upload_matrix(self, HostMatrix { out, input, data })
+    }
+
+    // Buffers.
+
+    /// Allocates a buffer of at most `rows` rows.
+    fn floats(&self, rows: usize, cols: usize) -> Result<Floats<Self>, DeviceError>;
+    /// Allocates inputs of products of at most `rows` rows.
+    fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
+    /// Allocates a cache of zeros.
+    fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
+    /// Allocates the inputs of steps of at most `rows` rows, of sequences of at most `max_positions` tokens.
+    fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
+    /// Allocates the results of sampling for `slots` sequences.
+    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Self::Sampled, DeviceError>;
+    /// Copies the valid rows to the host, row-major.
+    fn read(&self, floats: &Floats<Self>) -> Result<Vec<f32>, DeviceError>;
+    /// Overwrites the valid rows from the host. `host` holds whole rows and sets their number.
+    fn write(&self, host: &[f32], floats: &mut Floats<Self>) -> Result<(), DeviceError>;
+
+    // Steps.
 
     /// Makes `inputs` the current step.
-    fn begin(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
-    /// Records operations over the current step, which must have been done once before, instead of doing them. Only
-    /// where the device records.
-    fn record(
+    fn begin_step(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
+    /// Captures operations over the current step instead of running them. They must have run once before.
+    /// Only for devices that capture.
+    fn capture(
         &self,
         operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Self::Recording, DeviceError>;
-    /// Does what was recorded over the current step, begun with as many `graph_rows` as when it was recorded.
-    /// `false` if the step cannot be done so, and nothing was.
-    fn repeat(&self, recording: &Self::Recording, step: &Self::Step) -> Result<bool, DeviceError>;
-    /// Says how many rows of a buffer a repeated operation has written.
-    fn written(&self, floats: &mut Self::Floats, rows: usize);
-    /// out\[r\] = table\[token\[r\]\], in F32; 0 for tokens that the table does not have.
+    ) -> Result<Self::Graph, DeviceError>;
+    /// Replays captured operations over the current step, which has the same `graph_rows` as the captured
+    /// one. `false`, with nothing done, if the step needs operations that the graph does not have.
+    fn replay(&self, graph: &Self::Graph, step: &Self::Step) -> Result<bool, DeviceError>;
+
+    // Layers.
+
+    /// out\[r\] = table\[token\[r\]\] in F32; 0 for tokens that the table does not have.
     fn embed(
         &self,
         step: &Self::Step,
         table: Table<'_, Self::Matrix>,
-        draws: &Self::Sampled,
-        out: &mut Self::Floats,
+        sampled: &Self::Sampled,
+        out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
-    /// residual += delta (if any); out = quant(norm(residual)).
+    /// residual += delta, if there is one; out = quant(norm(residual)).
     fn norm(
         &self,
-        residual: &mut Self::Floats,
-        delta: Option<&Self::Floats>,
-        norm: &Norm<Self::Vector>,
+        residual: &mut Floats<Self>,
+        delta: Option<&Floats<Self>>,
+        norm: &Norm<Self>,
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\]; F32 accumulation.
-    fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Self::Floats) -> Result<(), DeviceError>;
-    /// Turns Q and K of each row by its position and writes K and V into the cache.
+    /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\], accumulated in F32.
+    fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Floats<Self>) -> Result<(), DeviceError>;
+    /// Rotates Q and K of each row by its position and writes K and V to the cache.
     fn rope(
         &self,
         step: &Self::Step,
         rope: &Rope,
         kv: LayerKv,
-        qkv: &mut Self::Floats,
+        qkv: &mut Floats<Self>,
         cache: &mut Self::Cache,
     ) -> Result<(), DeviceError>;
-    /// Causal attention of each row over its sequence's cached positions; reads K and V from the cache only.
-    /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
+    /// Causal attention of each row over its sequence's cached positions. K and V are read from the cache
+    /// only. out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
     fn attention(
         &self,
         step: &Self::Step,
-        qkv: &Self::Floats,
+        qkv: &Floats<Self>,
         cached: Cached<'_, Self::Cache>,
         quant: ActQuant,
         out: &mut Self::Acts,
@@ -392,62 +413,52 @@ pub trait Device: Send + Sync + 'static {
     fn activation(
         &self,
         kind: Activation,
-        h: &Self::Floats,
+        h: &Floats<Self>,
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// residual\[rows\] → out: the rows whose logits are wanted, after the last layer.
+    /// x = x + each of the parts, element by element and in order. Parts have at least the elements of `x`.
+    fn add(&self, parts: &[Floats<Self>], x: &mut Floats<Self>) -> Result<(), DeviceError>;
+    /// out\[i\] = residual\[rows\[i\]\]: the rows whose logits are wanted, after the last layer.
     fn select(
         &self,
-        residual: &Self::Floats,
+        residual: &Floats<Self>,
         rows: &[u32],
-        out: &mut Self::Floats,
+        out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
-    /// Draws one token from each of the first `rows.len()` rows of logits; `vocab` is the number of ids that a
-    /// tokenizer knows, and padding beyond it is never drawn. Need not wait: the next step may feed the tokens.
+
+    // Sampling.
+
+    /// Samples one token from each of the first `rows.len()` rows. Need not wait: the next step may take the
+    /// tokens as [`Token::Last`].
     fn sample(
         &self,
-        logits: &Self::Floats,
-        vocab: usize,
+        source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        draws: &mut Self::Sampled,
+        sampled: &mut Self::Sampled,
     ) -> Result<(), DeviceError>;
-    /// The largest of each row of a rank's logits, which are those of `ids`, after bias, penalties and masks, in the order
-    /// of ids: `out` \[rows, 2 × SHORTLIST\] gets them, -∞ where there are fewer, and then their ids as numbers. A row
-    /// that holds NaN or infinity begins with NaN.
+    /// The [`SHORTLIST`] largest logits of each row of one rank, after bias, penalties and masks, in the
+    /// order of ids. Column i of `logits` is id `ids.start + i`.
+    ///
+    /// A row of `out` \[rows, 2 × SHORTLIST\] holds the logits, padded with -∞, and then their ids as
+    /// numbers. The row begins with NaN if the logits hold NaN or infinity.
     fn shortlist(
         &self,
-        logits: &Self::Floats,
+        logits: &Floats<Self>,
         ids: Range<u32>,
         rows: &[SampleRow<'_>],
-        out: &mut Self::Floats,
+        out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
-    /// As [`Device::sample`], from the shortlists of all ranks, one after the other; every row is short.
-    fn pick(
-        &self,
-        shortlists: &Self::Floats,
-        rows: &[SampleRow<'_>],
-        draws: &mut Self::Sampled,
-    ) -> Result<(), DeviceError>;
-    /// Waits for the earliest sample that has not been asked for, and for nothing that was enqueued after it.
-    fn take_sampled(&self, draws: &mut Self::Sampled) -> Result<Vec<Draw>, DeviceError>;
-    /// Scores `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row with NaN or
-    /// infinity.
+    /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work
+    /// enqueued after it.
+    fn take_sampled(&self, sampled: &mut Self::Sampled) -> Result<Vec<SampledToken>, DeviceError>;
+    /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row
+    /// with NaN or infinity.
     fn score(
         &self,
-        logits: &Self::Floats,
+        logits: &Floats<Self>,
         vocab: usize,
         targets: &[u32],
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError>;
-    /// x = x + each of the parts, element by element and in their order; the parts have as many elements at least.
-    fn add(&self, parts: &[Self::Floats], x: &mut Self::Floats) -> Result<(), DeviceError>;
-    /// Valid rows of a buffer.
-    fn rows(&self, floats: &Self::Floats) -> usize;
-    /// Elements per row of a buffer.
-    fn cols(&self, floats: &Self::Floats) -> usize;
-    /// Copies the valid rows to the host, row-major.
-    fn read(&self, floats: &Self::Floats) -> Result<Vec<f32>, DeviceError>;
-    /// Overwrites the valid rows from the host; `host.len()` must be a multiple of the columns and sets the rows.
-    fn write(&self, host: &[f32], floats: &mut Self::Floats) -> Result<(), DeviceError>;
 }

@@ -1,34 +1,34 @@
-//! Random weights from a formula, so that a device may make its own where they stay.
+//! Random weights defined by a formula, so that a device can make them in its own memory.
 
 use super::fp8;
 
-/// A matrix \[out, in\] of random E4M3 values times a scale: element (o, i) is the value that the i mod 8-th byte of
-/// splitmix64's (o × in / 8 + i / 8)-th output picks from a table.
+/// A matrix \[out, in\] of random E4M3 values times a scale. The code of element (o, i) is `codes[b]`, where
+/// b is byte i mod 8 of output o × in / 8 + i / 8 of splitmix64, counted from 0.
 #[derive(Debug, Clone)]
 pub struct RandomWeights<'a> {
     /// Output features.
     pub out: usize,
     /// Input features, a multiple of 8.
     pub input: usize,
-    /// Of the generator.
+    /// The generator's seed.
     pub seed: u64,
     /// E4M3 codes, none of them NaN, all equally probable.
     pub codes: &'a [u8; 256],
-    /// Multiplies all of them.
+    /// Multiplies every element.
     pub scale: f32,
     /// Whether to store BF16, instead of E4M3 with scales.
     pub bf16: bool,
 }
 
 impl RandomWeights<'_> {
-    /// All codes, row-major.
+    /// All E4M3 codes, row-major.
     pub fn codes(&self) -> Vec<u8> {
         assert!(self.input.is_multiple_of(8), "a multiple of 8 inputs, not {}", self.input);
         let mut state = self.seed;
         let mut codes = vec![0; self.out * self.input];
-        for piece in codes.chunks_exact_mut(8) {
+        for group in codes.chunks_exact_mut(8) {
             let bytes = splitmix64(&mut state).to_le_bytes();
-            piece.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.codes[usize::from(byte)]);
+            group.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.codes[usize::from(byte)]);
         }
         codes
     }
@@ -39,7 +39,8 @@ impl RandomWeights<'_> {
     }
 }
 
-/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
+/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// generators".
 pub fn splitmix64(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let mut z = *state;

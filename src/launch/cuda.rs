@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{numa, nvml};
-use crate::comm::{Local, Nccl, P2p};
+use super::{LargestStep, numa, nvml};
+use crate::comm::{Local, Nccl, OneShotRows, P2p};
 use crate::config::CommunicatorName;
 use crate::cost::Hardware;
 use crate::device::cuda::{Cuda, Products};
@@ -83,11 +83,17 @@ impl CudaGpus {
     }
 
     /// Creates the communicators. A rank that does not arrive within `timeout` fails the group.
-    pub(crate) fn group(&self, name: CommunicatorName, timeout: Duration) -> anyhow::Result<CudaGroup> {
+    pub(crate) fn group(
+        &self,
+        name: CommunicatorName,
+        timeout: Duration,
+        largest_step: LargestStep,
+    ) -> anyhow::Result<CudaGroup> {
+        let LargestStep { rows, hidden } = largest_step;
         Ok(match (self.0.len(), name) {
             (1, _) => CudaGroup::Alone(vec![Local::alone()]),
             (_, CommunicatorName::P2p) => CudaGroup::P2p(
-                P2p::group(&self.0, timeout, None)
+                P2p::group(&self.0, timeout, OneShotRows::Measured { rows, cols: hidden })
                     .context("--communicator p2p (--communicator nccl works without peer access)")?,
             ),
             (_, CommunicatorName::Nccl) => {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use super::LargestStep;
 use crate::comm::Local;
 use crate::config::CommunicatorName;
 use crate::device::cpu::Cpu;
@@ -53,7 +54,12 @@ impl CudaGpus {
         match *self {}
     }
 
-    pub(crate) fn group(&self, _name: CommunicatorName, _timeout: Duration) -> anyhow::Result<CudaGroup> {
+    pub(crate) fn group(
+        &self,
+        _name: CommunicatorName,
+        _timeout: Duration,
+        _largest_step: LargestStep,
+    ) -> anyhow::Result<CudaGroup> {
         match *self {}
     }
 

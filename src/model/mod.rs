@@ -35,7 +35,7 @@ pub use stream::read_threads;
 pub use weights::LoadProgress;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
-use crate::comm::Communicator;
+use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
     ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, SampleRow, StepInputs, Table, Token,
 };
@@ -59,12 +59,12 @@ struct Linear<M> {
 /// The weights of one decoder layer.
 #[derive(Debug)]
 struct Layer<D: Device> {
-    input_norm: Norm<D::Vector>,
+    input_norm: Norm<D>,
     /// Q, K and V, one after the other.
     qkv: Linear<D::Matrix>,
     kv: LayerKv,
     output: Linear<D::Matrix>,
-    mlp_norm: Norm<D::Vector>,
+    mlp_norm: Norm<D>,
     /// With a gate, gate and up, one after the other.
     up: Linear<D::Matrix>,
     down: Linear<D::Matrix>,
@@ -80,7 +80,7 @@ pub struct Model<D: Device> {
     vocab: usize,
     embedding: Linear<D::Matrix>,
     layers: Vec<Layer<D>>,
-    final_norm: Norm<D::Vector>,
+    final_norm: Norm<D>,
     /// `None` where the embedding is the head.
     head: Option<Linear<D::Matrix>>,
     rope: Rope,
@@ -130,33 +130,33 @@ impl<D: Device> Model<D> {
         self.layers(space, pass)
     }
 
-    /// Records all layers over steps of `rows` rows, each of another sequence. Only where the device records.
-    pub fn record<C: Communicator<D>>(
+    /// Captures all layers over steps of `rows` rows, each of another sequence. Only on devices that capture.
+    pub fn capture<C: Communicator<D>>(
         &self,
         rows: usize,
         space: &mut Workspace<D>,
         pass: Pass<'_, D, C>,
-    ) -> Result<D::Recording, DeviceError> {
+    ) -> Result<D::Graph, DeviceError> {
         let Pass { device, comm, cache } = pass;
-        device.begin(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
+        device.begin_step(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
-        // Nothing may still wait for other ranks when recording begins.
+        // No operation may still wait for other ranks when the capture begins.
         device.read(&space.residual)?;
-        device.record(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
+        device.capture(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
     }
 
-    /// Repeats recorded layers over a step. `false` if the step cannot be done so, and nothing was.
-    pub fn repeat(
+    /// Replays captured layers over a step. `false`, with nothing done, if the graph cannot run the step.
+    pub fn replay(
         &self,
-        recording: &D::Recording,
+        graph: &D::Graph,
         inputs: &StepInputs,
         space: &mut Workspace<D>,
         device: &D,
     ) -> Result<bool, DeviceError> {
         self.begin(inputs, space, device)?;
-        let done = device.repeat(recording, &space.step)?;
+        let done = device.replay(graph, &space.step)?;
         if done {
-            device.written(&mut space.residual, inputs.graph_rows);
+            space.residual.set_rows(inputs.graph_rows);
         }
         Ok(done)
     }
@@ -169,7 +169,7 @@ impl<D: Device> Model<D> {
                 self.vocab
             );
         }
-        device.begin(inputs, &mut space.step)
+        device.begin_step(inputs, &mut space.step)
     }
 
     fn layers<C: Communicator<D>>(
@@ -180,14 +180,14 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         let s = space;
         let table = Table { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
-        device.embed(&s.step, table, &s.draws, &mut s.residual)?;
+        device.embed(&s.step, table, &s.sampled, &mut s.residual)?;
         comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             match index {
                 0 => device.norm(&mut s.residual, None, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?,
                 _ => comm.reduce_norm(
                     device,
-                    (&mut s.residual, &mut s.mlp_delta),
+                    ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta },
                     &layer.input_norm,
                     layer.qkv.quant,
                     &mut s.hidden,
@@ -201,7 +201,7 @@ impl<D: Device> Model<D> {
 
             comm.reduce_norm(
                 device,
-                (&mut s.residual, &mut s.attention_delta),
+                ResidualUpdate { residual: &mut s.residual, delta: &mut s.attention_delta },
                 &layer.mlp_norm,
                 layer.up.quant,
                 &mut s.hidden,
@@ -210,7 +210,7 @@ impl<D: Device> Model<D> {
             device.activation(self.config.activation, &s.ffn, layer.down.quant, &mut s.activated)?;
             device.linear(&s.activated, &layer.down.matrix, &mut s.mlp_delta)?;
         }
-        comm.settle(device, &mut s.residual, &mut s.mlp_delta)
+        comm.reduce_add(device, ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta })
     }
 
     /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.

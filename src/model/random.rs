@@ -3,7 +3,9 @@
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::random_weights::splitmix64;
-use crate::device::{ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8};
+use crate::device::{
+    ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8, upload_floats,
+};
 
 /// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
 const DEVIATION: f32 = 110.0;
@@ -73,11 +75,12 @@ impl<D: Device> Source<'_, D> {
     }
 
     /// A norm that neither stretches nor shifts.
-    fn norm(&self) -> Result<Norm<D::Vector>, DeviceError> {
+    fn norm(&self) -> Result<Norm<D>, DeviceError> {
         let hidden = self.config.hidden;
         let plus_one = self.config.norm == NormKind::LayerNorm1p;
-        let weight = self.device.vector(&vec![if plus_one { 0.0 } else { 1.0 }; hidden])?;
-        let bias = if plus_one { Some(self.device.vector(&vec![0.0; hidden])?) } else { None };
+        let upload = |value: f32| upload_floats(self.device, hidden, &vec![value; hidden]);
+        let weight = upload(if plus_one { 0.0 } else { 1.0 })?;
+        let bias = if plus_one { Some(upload(0.0)?) } else { None };
         Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
     }
 

@@ -14,11 +14,11 @@ use std::sync::{Mutex, PoisonError};
 use super::checkpoint::Tensor;
 use super::convert;
 use super::error::LoadError;
-use super::plan::{Form, Part, Plan, Source};
+use super::plan::{Form, Part, Plan, Product, Source};
 use super::storage::Landing;
 use super::weights::LoadProgress;
 use crate::device::cpu::Quantizer;
-use crate::device::{Device, HostRows, MatrixData};
+use crate::device::{Device, HostRows, MatrixData, MatrixShape};
 use crate::machine;
 
 /// Bytes of a piece: few enough to stay in a cache until they are packed, many enough for a disk.
@@ -60,7 +60,7 @@ struct Work<'a, D: Device> {
     pieces: &'a [Piece],
     devices: &'a [&'a D],
     /// By rank and product.
-    fillings: &'a [Vec<D::Filling>],
+    builders: &'a [Vec<D::MatrixBuilder>],
     quantizer: Quantizer,
     next: AtomicUsize,
     stop: AtomicBool,
@@ -74,17 +74,18 @@ pub(super) fn run<D: Device>(
     devices: &[&D],
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Vec<Vec<D::Matrix>>, LoadError> {
-    let fillings = devices.iter().map(|device| {
-        let products = plan.products.iter();
-        products.map(|product| device.filling(product.out, product.input, product.bf16)).collect()
-    });
-    let fillings: Vec<Vec<D::Filling>> = fillings.collect::<Result<_, _>>()?;
+    let shape =
+        |product: &Product| MatrixShape { out: product.out, input: product.input, bf16: product.bf16 };
+    let builders = devices
+        .iter()
+        .map(|device| plan.products.iter().map(|product| device.begin_matrix(shape(product))).collect());
+    let builders: Vec<Vec<D::MatrixBuilder>> = builders.collect::<Result<_, _>>()?;
     let pieces = pieces(&plan.sources);
     let work = Work {
         plan,
         pieces: &pieces,
         devices,
-        fillings: &fillings,
+        builders: &builders,
         quantizer: Quantizer::new(),
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
@@ -95,10 +96,11 @@ pub(super) fn run<D: Device>(
     if let Some((_, error)) = failure {
         return Err(error);
     }
-    let filled = fillings.into_iter().zip(devices).map(|(fillings, device)| {
-        fillings.into_iter().map(|filling| Ok(device.filled(filling)?)).collect::<Result<Vec<_>, LoadError>>()
+    let matrices = builders.into_iter().zip(devices).map(|(builders, device)| {
+        let finish = |builder| Ok(device.finish_matrix(builder)?);
+        builders.into_iter().map(finish).collect::<Result<Vec<_>, LoadError>>()
     });
-    filled.collect()
+    matrices.collect()
 }
 
 /// Threads that read: many more than a few cores, so that a disk has many reads to do.
@@ -299,8 +301,8 @@ impl<D: Device> Work<'_, D> {
 
     /// Hands rows to the rank whose part they are of.
     fn fill(&self, part: &Part, first: usize, rows: HostRows<'_>) -> Result<(), LoadError> {
-        let filling = &self.fillings[part.rank][part.product];
-        Ok(self.devices[part.rank].fill(filling, part.first + first - part.rows.start, rows)?)
+        let builder = &self.builders[part.rank][part.product];
+        Ok(self.devices[part.rank].write_rows(builder, part.first + first - part.rows.start, rows)?)
     }
 
     /// Stored codes, of which a rank takes what is its part; `scales` are those of all rows.

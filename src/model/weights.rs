@@ -6,7 +6,7 @@ use super::config::ModelConfig;
 use super::error::LoadError;
 use super::plan::{LayerPlan, NormPlan, Plan, Product};
 use super::{Layer, Linear, Model, Precision, Shard, stream};
-use crate::device::{Device, Norm, Rope};
+use crate::device::{Device, Norm, Rope, upload_floats};
 
 /// How far loading has got.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,9 +105,10 @@ impl<D: Device> Parts<'_, D> {
         Linear { matrix, quant: self.products[product].quant }
     }
 
-    fn norm(&self, plan: &NormPlan) -> Result<Norm<D::Vector>, LoadError> {
-        let weight = self.device.vector(&plan.weight)?;
-        let bias = plan.bias.as_ref().map(|bias| self.device.vector(bias)).transpose()?;
+    fn norm(&self, plan: &NormPlan) -> Result<Norm<D>, LoadError> {
+        let upload = |values: &Vec<f32>| upload_floats(self.device, values.len(), values);
+        let weight = upload(&plan.weight)?;
+        let bias = plan.bias.as_ref().map(upload).transpose()?;
         Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
     }
 }

@@ -1,8 +1,10 @@
 //! The buffers of a forward pass, allocated once for the largest step.
 
 use super::{Model, ModelConfig};
-use crate::comm::Communicator;
-use crate::device::{BLOCK_TOKENS, Device, DeviceError, DrawRoom, Layout, SHORTLIST, SPLIT_BLOCKS};
+use crate::comm::{Communicator, GroupBuffers};
+use crate::device::{
+    BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, SampleCapacity,
+};
 
 /// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
 /// to score.
@@ -13,46 +15,46 @@ pub const LOGIT_ROWS: usize = 64;
 pub struct Workspace<D: Device> {
     pub(super) step: D::Step,
     /// The residual stream, \[rows, hidden\].
-    pub(super) residual: D::Floats,
+    pub(super) residual: Floats<D>,
     /// What attention adds to it, \[rows, hidden\]; or this rank's part of that.
-    pub(super) attention_delta: D::Floats,
+    pub(super) attention_delta: Floats<D>,
     /// What the MLP adds to it, \[rows, hidden\]; or this rank's part of that.
-    pub(super) mlp_delta: D::Floats,
+    pub(super) mlp_delta: Floats<D>,
     /// The normalised input of a block, \[rows, hidden\].
     pub(super) hidden: D::Acts,
-    pub(super) qkv: D::Floats,
+    pub(super) qkv: Floats<D>,
     /// \[rows, q_heads × head_dim\].
     pub(super) attended: D::Acts,
     /// \[rows, ffn\], or twice that with a gate.
-    pub(super) ffn: D::Floats,
+    pub(super) ffn: Floats<D>,
     /// \[rows, ffn\].
     pub(super) activated: D::Acts,
     /// Rows whose logits are wanted, \[LOGIT_ROWS, hidden\].
-    pub(super) selected: D::Floats,
+    pub(super) selected: Floats<D>,
     pub(super) last: D::Acts,
     /// This rank's logits, where there are other ranks, \[LOGIT_ROWS, share of the vocabulary\].
-    pub(super) part: Option<D::Floats>,
+    pub(super) part: Option<Floats<D>>,
     /// The largest of them, where there are other ranks.
     pub shortlists: Option<Shortlists<D>>,
     /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
-    pub logits: D::Floats,
-    /// What sequences drew.
-    pub draws: D::Sampled,
+    pub logits: Floats<D>,
+    /// The token sampled last for each sequence, and results that have not been taken.
+    pub sampled: D::Sampled,
 }
 
 /// The largest logits of ranks, as [`Device::shortlist`] has them.
 #[derive(Debug)]
 pub struct Shortlists<D: Device> {
     /// \[LOGIT_ROWS, 2 × SHORTLIST\].
-    pub(super) own: D::Floats,
+    pub(super) own: Floats<D>,
     /// Of all ranks, \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
-    pub all: D::Floats,
+    pub all: Floats<D>,
 }
 
 impl<D: Device> Shortlists<D> {
-    fn new<C: Communicator<D>>(device: &D, comm: &C) -> Result<Self, DeviceError> {
-        let own = comm.floats(device, LOGIT_ROWS, 2 * SHORTLIST)?;
-        Ok(Self { own, all: device.floats(LOGIT_ROWS, comm.size() * 2 * SHORTLIST)? })
+    fn new(device: &D, ranks: usize) -> Result<Self, DeviceError> {
+        let own = device.floats(LOGIT_ROWS, 2 * SHORTLIST)?;
+        Ok(Self { own, all: device.floats(LOGIT_ROWS, ranks * 2 * SHORTLIST)? })
     }
 }
 
@@ -135,45 +137,51 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
     let products = (tiles + layout.product_tiles) * layout.outputs * layout.product_scratch
         + tiles * layout.product_counter;
     let largest = shapes.into_iter().map(|(out, input)| out * input).max().unwrap_or(0);
-    let library =
-        if room.deterministic || layout.large_products == 0 { 0 } else { largest + layout.large_products };
+    let library = if room.deterministic || layout.library_workspace == 0 {
+        0
+    } else {
+        largest + layout.library_workspace
+    };
     let stage = (room.rows * hidden.max(attended).max(activated)).max(LOGIT_ROWS * hidden) * layout.act_stage;
     let vocab = config.vocab * room.ranks;
-    let draw = layout.draw_row
-        + samples(room.slots) * layout.draw_result
-        + vocab * layout.draw_logit
-        + vocab.div_ceil(32) * layout.draw_logits;
-    products + library + stage + LOGIT_ROWS * draw + config.heads.head_dim / 2 * layout.rope_pair
+    let sample = layout.sample_row
+        + samples(room.slots) * layout.sample_result
+        + vocab * layout.sample_logit
+        + vocab.div_ceil(32) * layout.sample_word;
+    products + library + stage + LOGIT_ROWS * sample + config.heads.head_dim / 2 * layout.rope_pair
 }
 
 impl<D: Device> Workspace<D> {
     /// For steps of at most `rows` tokens of `slots` sequences.
-    pub fn new<C: Communicator<D>>(
-        device: &D,
-        comm: &C,
-        model: &Model<D>,
-        (rows, slots): (usize, usize),
-    ) -> Result<Self, DeviceError> {
+    pub fn new(device: &D, model: &Model<D>, (rows, slots): (usize, usize)) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
-        let room = DrawRoom { samples: samples(slots), rows: LOGIT_ROWS, vocab };
+        let capacity = SampleCapacity { samples: samples(slots), rows: LOGIT_ROWS, vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         Ok(Self {
             step: device.step(rows, config.max_positions)?,
-            residual: comm.floats(device, rows, hidden)?,
-            attention_delta: comm.floats(device, rows, hidden)?,
-            mlp_delta: comm.floats(device, rows, hidden)?,
-            hidden: comm.acts(device, rows, hidden)?,
+            residual: device.floats(rows, hidden)?,
+            attention_delta: device.floats(rows, hidden)?,
+            mlp_delta: device.floats(rows, hidden)?,
+            hidden: device.acts(rows, hidden)?,
             qkv: device.floats(rows, qkv)?,
             attended: device.acts(rows, attended)?,
             ffn: device.floats(rows, ffn)?,
             activated: device.acts(rows, activated)?,
             selected: device.floats(LOGIT_ROWS, hidden)?,
             last: device.acts(LOGIT_ROWS, hidden)?,
-            part: divided.then(|| comm.floats(device, LOGIT_ROWS, config.vocab)).transpose()?,
-            shortlists: divided.then(|| Shortlists::new(device, comm)).transpose()?,
+            part: divided.then(|| device.floats(LOGIT_ROWS, config.vocab)).transpose()?,
+            shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose()?,
             logits: device.floats(LOGIT_ROWS, vocab)?,
-            draws: device.draws(slots, room)?,
+            sampled: device.sampled(slots, capacity)?,
         })
+    }
+
+    /// Registers the buffers that operations of the group take, and waits for the other ranks to do the same.
+    pub(crate) fn register<C: Communicator<D>>(&self, comm: &C) -> Result<(), DeviceError> {
+        let mut floats = vec![&self.residual, &self.attention_delta, &self.mlp_delta];
+        floats.extend(&self.part);
+        floats.extend(self.shortlists.as_ref().map(|lists| &lists.own));
+        comm.register(GroupBuffers { floats: &floats, acts: &[&self.hidden] })
     }
 }

@@ -118,8 +118,7 @@ impl MemoryNeeds {
         let HeadShape { q_heads, head_dim, .. } = config.heads;
         let attention = room.rows * q_heads * (head_dim + 2) * layout.attention_scratch;
         let block = block_bytes(config, layout, kv);
-        let recorded =
-            graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.recorded_launches;
+        let recorded = graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.graph_launches;
         Self {
             weights: WeightBytes::new(config, layout, precision).total(),
             activations,

@@ -10,7 +10,7 @@ use super::memory::graph_rows;
 use super::sampler::{self, Slots};
 use super::{Failure, Outcome, StepOutput};
 use crate::comm::{Communicator, PEER};
-use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
+use crate::device::{CacheSpec, Device, DeviceError, SampleSource, StepInputs};
 use crate::engine::panic_text;
 use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
@@ -41,7 +41,7 @@ pub(super) struct Rank<D: Device, C: Communicator<D>> {
     // Dropped in this order: NCCL waits for the graphs that use it, and other ranks hear of this one's end before its
     // memory is freed, which waits for what still runs.
     /// Layers over steps of so many rows, of which each is another sequence's, fewest first.
-    recordings: Vec<(usize, D::Recording)>,
+    graphs: Vec<(usize, D::Graph)>,
     comm: C,
     device: D,
     model: Model<D>,
@@ -113,8 +113,7 @@ fn stay_on(processors: &[usize]) {
 impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        parts.comm.prepare(&parts.device, rows, parts.model.config().hidden)?;
-        let space = Workspace::new(&parts.device, &parts.comm, &parts.model, (rows, slots))?;
+        let space = Workspace::new(&parts.device, &parts.model, (rows, slots))?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
@@ -123,21 +122,21 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             device: parts.device,
             comm: parts.comm,
             model: parts.model,
-            recordings: Vec::new(),
+            graphs: Vec::new(),
         };
-        // Nobody launches what waits for others while these still allocate: a driver may do one thing at a time.
-        rank.comm.meet()?;
+        // Waits for all ranks: an operation that waits for a rank could block that rank's allocations in the driver.
+        rank.space.register(&rank.comm)?;
         if D::CAPTURES && rank.comm.captures() {
-            rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
+            rank.capture(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }
         Ok(rank)
     }
 
-    /// Records decode steps of some numbers of rows, at most so many.
-    fn record(&mut self, most: usize) -> Result<(), DeviceError> {
+    /// Captures decode steps of several numbers of rows, the largest of which is `most`.
+    fn capture(&mut self, most: usize) -> Result<(), DeviceError> {
         for rows in graph_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-            self.recordings.push((rows, self.model.record(rows, &mut self.space, pass)?));
+            self.graphs.push((rows, self.model.capture(rows, &mut self.space, pass)?));
         }
         Ok(())
     }
@@ -146,10 +145,10 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
-        let fits = self.recordings.iter().find(|(most, _)| decodes && rows <= *most);
-        if let Some((most, recording)) = fits {
+        let fits = self.graphs.iter().find(|(most, _)| decodes && rows <= *most);
+        if let Some((most, graph)) = fits {
             inputs.graph_rows = *most;
-            if self.model.repeat(recording, inputs, &mut self.space, &self.device)? {
+            if self.model.replay(graph, inputs, &mut self.space, &self.device)? {
                 return Ok(());
             }
             inputs.graph_rows = 0;
@@ -182,9 +181,9 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
         let Launched { plan, mut rows, drawing } = step;
         for piece in &drawing {
-            let draws = self.device.take_sampled(&mut self.space.draws)?;
-            for ((index, start), draw) in piece.iter().zip(draws) {
-                self.slots.record(plan.rows[*index].slot, start, draw, &mut rows[*index]);
+            let tokens = self.device.take_sampled(&mut self.space.sampled)?;
+            for ((index, start), token) in piece.iter().zip(tokens) {
+                self.slots.record(plan.rows[*index].slot, start, token, &mut rows[*index]);
             }
         }
         self.comm.check()?;
@@ -223,10 +222,11 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             if *is_short {
                 self.model.shortlists(group, &wanted, (&rows, self.vocab), space)?;
                 let lists = space.shortlists.as_ref().expect("a divided model has them");
-                self.device.pick(&lists.all, &rows, &mut space.draws)?;
+                self.device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.sampled)?;
             } else {
                 self.model.logits(&self.device, &self.comm, &wanted, space)?;
-                self.device.sample(&space.logits, self.vocab, &rows, &mut space.draws)?;
+                let source = SampleSource::Logits { logits: &space.logits, vocab: self.vocab };
+                self.device.sample(source, &rows, &mut space.sampled)?;
             }
         }
         Ok(pieces.into_iter().map(|(piece, _)| piece.to_vec()).collect())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{Draw, RowLogprob, SampleRow};
+use crate::device::{self, RowLogprob, SampleRow};
 use crate::request::{SampledToken, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
@@ -97,10 +97,16 @@ impl Slots {
     }
 
     /// Notes what was drawn for a sequence, which may have left its slot since.
-    pub(super) fn record(&mut self, slot: u32, start: &Arc<SlotStart>, draw: Draw, out: &mut RowOutput) {
-        match draw {
-            Draw::NonFinite => out.non_finite = true,
-            Draw::Token(token, logprob) => {
+    pub(super) fn record(
+        &mut self,
+        slot: u32,
+        start: &Arc<SlotStart>,
+        sampled: device::SampledToken,
+        out: &mut RowOutput,
+    ) {
+        match sampled {
+            device::SampledToken::NonFinite => out.non_finite = true,
+            device::SampledToken::Token(token, logprob) => {
                 let slot = self.0[slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
                 if let Some(slot) = slot {
                     slot.count(token);

@@ -48,7 +48,7 @@ impl<'a> Case<'a> {
         let columns = self.heads.q_heads * self.heads.head_dim;
         let mut step = self.device.step(rows, 12 * 64).unwrap();
         self.device
-            .begin(
+            .begin_step(
                 &StepInputs { tokens: vec![Token::Id(0); rows], segments, ..Default::default() },
                 &mut step,
             )

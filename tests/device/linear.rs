@@ -1,7 +1,10 @@
 //! The product: exact to F32 rounding against F64, and the same bits for a row whatever the number of rows.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Device, DrawRoom, HostMatrix, MatrixData, SampleRow, Table, Token, fp8};
+use octant::device::{
+    ActQuant, Device, HostMatrix, MatrixData, SampleCapacity, SampleRow, SampleSource, Table, Token, fp8,
+    upload_matrix,
+};
 
 use super::sample::row as greedy;
 use super::{acts, bf16, bf16_matrix, noise, product, quantized};
@@ -137,7 +140,7 @@ fn embedding_reads_back_the_packed_rows() {
     let (vocab, cols) = (75, 48);
     let w = bf16(&noise(6, vocab * cols));
     for device in dev::all() {
-        let table = device.matrix(bf16_matrix(&w, cols)).unwrap();
+        let table = upload_matrix(&device, bf16_matrix(&w, cols)).unwrap();
         let mut step = device.step(3, 64).unwrap();
         let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: [0].into() };
         let inputs = octant::device::StepInputs {
@@ -145,21 +148,22 @@ fn embedding_reads_back_the_packed_rows() {
             segments: vec![segment],
             ..Default::default()
         };
-        device.begin(&inputs, &mut step).unwrap();
+        device.begin_step(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
         // The second token is one that another step drew: 2 of 3.
-        let mut draws = device.draws(2, DrawRoom { samples: 1, rows: 1, vocab: 3 }).unwrap();
+        let mut sampled = device.sampled(2, SampleCapacity { samples: 1, rows: 1, vocab: 3 }).unwrap();
         let mut logits = device.floats(1, 3).unwrap();
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
-        device.sample(&logits, 3, &[SampleRow { slot: 1, ..greedy() }], &mut draws).unwrap();
-        device.embed(&step, Table { matrix: &table, first: 0 }, &draws, &mut out).unwrap();
+        let source = SampleSource::Logits { logits: &logits, vocab: 3 };
+        device.sample(source, &[SampleRow { slot: 1, ..greedy() }], &mut sampled).unwrap();
+        device.embed(&step, Table { matrix: &table, first: 0 }, &sampled, &mut out).unwrap();
         let expected: Vec<f32> = [74usize, 2, 33]
             .iter()
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();
         assert_eq!(device.read(&out).unwrap(), expected, "{:?}", dev::name(&device));
         // A rank that has the ids from 33 on: one of the three is before them.
-        device.embed(&step, Table { matrix: &table, first: 33 }, &draws, &mut out).unwrap();
+        device.embed(&step, Table { matrix: &table, first: 33 }, &sampled, &mut out).unwrap();
         let only: Vec<f32> =
             [expected_row(&w, 41, cols), vec![0.0; cols], expected_row(&w, 0, cols)].concat();
         assert_eq!(device.read(&out).unwrap(), only);

@@ -3,16 +3,18 @@
 
 mod attention;
 pub mod determinism;
-mod filling;
 pub mod golden;
 mod linear;
+mod matrix_builder;
 pub mod model;
 mod random_weights;
 mod rows;
 mod sample;
 mod smollm2;
 
-use octant::device::{ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec};
+use octant::device::{
+    ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec, upload_floats, upload_matrix,
+};
 
 use crate::dev::Dev;
 
@@ -38,7 +40,7 @@ pub fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as De
     // RMSNorm with an epsilon that dwarfs the variance multiplies by 2^-30; the weight brings it back, exactly.
     let norm = Norm {
         kind: NormKind::RmsNorm,
-        weight: device.vector(&vec![(1u64 << 30) as f32; cols]).unwrap(),
+        weight: upload_floats(device, cols, &vec![(1u64 << 30) as f32; cols]).unwrap(),
         bias: None,
         eps: (1u64 << 60) as f32,
     };
@@ -60,7 +62,7 @@ fn bf16(w: &[f32]) -> Vec<u16> {
 
 /// `[rows, input] x [out, input]` on a device.
 fn product(device: &Dev, x: &<Dev as Device>::Acts, rows: usize, w: HostMatrix<'_>) -> Vec<f32> {
-    let matrix = device.matrix(w).unwrap();
+    let matrix = upload_matrix(device, w).unwrap();
     let mut out = device.floats(rows, w.out).unwrap();
     device.linear(x, &matrix, &mut out).unwrap();
     device.read(&out).unwrap()

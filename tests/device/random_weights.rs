@@ -1,7 +1,8 @@
 //! Random weights are those of the formula, wherever they are made.
 
 use octant::device::{
-    CacheSpec, Device, DrawRoom, HeadShape, KvDtype, RandomWeights, Segment, StepInputs, Table, Token, fp8,
+    CacheSpec, Device, HeadShape, KvDtype, RandomWeights, SampleCapacity, Segment, StepInputs, Table, Token,
+    fp8,
 };
 
 use crate::dev;
@@ -16,13 +17,13 @@ pub(super) fn rows(
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
     let mut step = device.step(out, 256).unwrap();
-    let draws = device.draws(1, DrawRoom { samples: 1, rows: 1, vocab: 1 }).unwrap();
+    let sampled = device.sampled(1, SampleCapacity { samples: 1, rows: 1, vocab: 1 }).unwrap();
     let mut floats = device.floats(out, input).unwrap();
     let segments = vec![Segment { first: 0, len: out, position: 0, blocks: [0, 1, 2, 3].into() }];
     let inputs =
         StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
-    device.begin(&inputs, &mut step).unwrap();
-    device.embed(&step, Table { matrix: table, first: 0 }, &draws, &mut floats).unwrap();
+    device.begin_step(&inputs, &mut step).unwrap();
+    device.embed(&step, Table { matrix: table, first: 0 }, &sampled, &mut floats).unwrap();
     device.read(&floats).unwrap()
 }
 
@@ -32,12 +33,14 @@ fn made_weights_are_those_of_the_formula() {
     for device in dev::all() {
         for (out, input) in [(1, 16), (130, 48), (200, 208)] {
             for bf16 in [false, true] {
-                let noise =
+                let weights =
                     RandomWeights { out, input, seed: 7 + out as u64, codes: &codes, scale: 0.0103, bf16 };
-                let made = rows(&device, &device.random_weights(&noise).unwrap(), out, input);
+                let made = rows(&device, &device.random_weights(&weights).unwrap(), out, input);
                 let expected: Vec<f32> = match bf16 {
-                    false => noise.codes().iter().map(|code| fp8::decode(*code) * noise.scale).collect(),
-                    true => noise.halves(&noise.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect(),
+                    false => weights.codes().iter().map(|code| fp8::decode(*code) * weights.scale).collect(),
+                    true => {
+                        weights.halves(&weights.codes()).iter().map(|bits| fp8::bf16_value(*bits)).collect()
+                    }
                 };
                 assert_eq!(made, expected, "{}: [{out}, {input}], bf16: {bf16}", dev::name(&device));
             }

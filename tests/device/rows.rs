@@ -1,7 +1,7 @@
 //! Row operations against F64: norm, activation, quantisation, select.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Activation, Device, Norm, NormKind, fp8};
+use octant::device::{ActQuant, Activation, Device, Norm, NormKind, fp8, upload_floats};
 
 use super::{noise, seen};
 
@@ -21,8 +21,8 @@ fn normed(
     let (weight, bias) = (noise(8, cols), noise(9, cols));
     let norm = Norm {
         kind: norm.0,
-        weight: device.vector(&weight).unwrap(),
-        bias: (norm.0 == NormKind::LayerNorm1p).then(|| device.vector(&bias).unwrap()),
+        weight: upload_floats(device, cols, &weight).unwrap(),
+        bias: (norm.0 == NormKind::LayerNorm1p).then(|| upload_floats(device, cols, &bias).unwrap()),
         eps: norm.1,
     };
     let mut out = device.acts(rows, cols).unwrap();
@@ -80,7 +80,7 @@ fn one_is_added_to_a_norms_weight_in_f32() {
     for device in dev::all() {
         let norm = Norm {
             kind: NormKind::LayerNorm1p,
-            weight: device.vector(&[0.003; 48]).unwrap(),
+            weight: upload_floats(&device, 48, &[0.003; 48]).unwrap(),
             bias: None,
             eps: 0.0,
         };

@@ -1,6 +1,6 @@
 //! Drawing and scoring.
 
-use octant::device::{Device, Draw, DrawRoom, SHORTLIST, SampleRow};
+use octant::device::{Device, SHORTLIST, SampleCapacity, SampleRow, SampleSource, SampledToken};
 
 use super::noise;
 use crate::dev;
@@ -26,7 +26,7 @@ pub fn row() -> SampleRow<'static> {
     }
 }
 
-fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<Draw> {
+fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampledToken> {
     draw_on(&dev::one(), logits, cols, vocab, rows)
 }
 
@@ -36,14 +36,15 @@ fn draw_on(
     cols: usize,
     vocab: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<Draw> {
+) -> Vec<SampledToken> {
     let mut floats = device.floats(rows.len(), cols).unwrap();
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
         rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
-    let mut draws = device.draws(rows.len(), DrawRoom { samples: 1, rows: rows.len(), vocab }).unwrap();
-    device.sample(&floats, vocab, &rows, &mut draws).unwrap();
-    device.take_sampled(&mut draws).unwrap()
+    let mut sampled =
+        device.sampled(rows.len(), SampleCapacity { samples: 1, rows: rows.len(), vocab }).unwrap();
+    device.sample(SampleSource::Logits { logits: &floats, vocab }, &rows, &mut sampled).unwrap();
+    device.take_sampled(&mut sampled).unwrap()
 }
 
 fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
@@ -52,9 +53,9 @@ fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
 
 /// Draws from the same logits once for each row.
 fn tokens(logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<u32> {
-    let token = |draw: Draw| match draw {
-        Draw::Token(token, _) => token,
-        Draw::NonFinite => panic!("nothing drawn"),
+    let token = |draw: SampledToken| match draw {
+        SampledToken::Token(token, _) => token,
+        SampledToken::NonFinite => panic!("nothing drawn"),
     };
     draw_all(&logits.repeat(rows.len()), logits.len(), logits.len(), rows).into_iter().map(token).collect()
 }
@@ -121,17 +122,19 @@ fn draws_follow_the_distribution() {
 fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
     for device in dev::all() {
         let mut floats = device.floats(2, 4).unwrap();
-        let mut draws = device.draws(8, DrawRoom { samples: 2, rows: 2, vocab: 4 }).unwrap();
+        let mut sampled = device.sampled(8, SampleCapacity { samples: 2, rows: 2, vocab: 4 }).unwrap();
         for round in 0..5 {
             for favoured in [round % 3, 3] {
                 let logits: Vec<f32> = (0..8).map(|i| if i % 4 == favoured { 1.0 } else { 0.0 }).collect();
                 device.write(&logits, &mut floats).unwrap();
                 let rows = [SampleRow { slot: 6, ..row() }, SampleRow { slot: 1, barred: &[3], ..row() }];
-                device.sample(&floats, 4, &rows, &mut draws).unwrap();
+                device
+                    .sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled)
+                    .unwrap();
             }
-            let token = |id: usize| Draw::Token(id as u32, None);
-            assert_eq!(device.take_sampled(&mut draws).unwrap(), [token(round % 3), token(round % 3)]);
-            assert_eq!(device.take_sampled(&mut draws).unwrap(), [token(3), token(0)]);
+            let token = |id: usize| SampledToken::Token(id as u32, None);
+            assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(round % 3), token(round % 3)]);
+            assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(3), token(0)]);
         }
     }
 }
@@ -146,7 +149,7 @@ fn a_draw_depends_on_seed_and_position_alone() {
     let together = draw_on(&dev::other(&dev::one()), &logits, vocab, vocab, &rows);
     for (i, row) in rows.iter().enumerate() {
         let alone = token(&logits[i * vocab..(i + 1) * vocab], row);
-        assert_eq!(together[i], Draw::Token(alone, None), "row {i}");
+        assert_eq!(together[i], SampledToken::Token(alone, None), "row {i}");
     }
     let other = SampleRow { seed: 1 << 40, ..rows[0].clone() };
     let at = |row: &SampleRow<'static>| {
@@ -161,22 +164,30 @@ fn a_draw_depends_on_seed_and_position_alone() {
 fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
     let logits = [1.0, 2.0, f32::NAN, 1.0, 0.0, f32::INFINITY, 3.0, 1.0];
     let draws = draw_all(&logits, 2, 2, &[row(), row(), row(), row()]);
-    assert_eq!(draws, [Draw::Token(1, None), Draw::NonFinite, Draw::NonFinite, Draw::Token(0, None)]);
+    assert_eq!(
+        draws,
+        [
+            SampledToken::Token(1, None),
+            SampledToken::NonFinite,
+            SampledToken::NonFinite,
+            SampledToken::Token(0, None)
+        ]
+    );
     let all = SampleRow { barred: &[0, 1], ..row() };
-    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [Draw::NonFinite], "everything barred");
+    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [SampledToken::NonFinite], "everything barred");
 }
 
 #[test]
 fn padding_beyond_the_vocabulary_is_never_drawn() {
     let logits = [1.0, 2.0, 99.0, f32::NAN];
-    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [Draw::Token(1, None)]);
+    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [SampledToken::Token(1, None)]);
 }
 
 #[test]
 fn logprobs_are_of_the_raw_logits_in_order() {
     let logits = [1.0f32, 3.0, 3.0, -2.0];
     let row = SampleRow { logprobs: Some(3), logit_bias: &[(3, 100.0)], ..row() };
-    let Draw::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
+    let SampledToken::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
     assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
@@ -208,10 +219,10 @@ fn draw_divided(
     vocab: usize,
     ranks: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<Draw> {
+) -> Vec<SampledToken> {
     let device = dev::one();
-    let room = DrawRoom { samples: 1, rows: rows.len(), vocab: cols };
-    let mut draws = device.draws(rows.len(), room).unwrap();
+    let room = SampleCapacity { samples: 1, rows: rows.len(), vocab: cols };
+    let mut sampled = device.sampled(rows.len(), room).unwrap();
     let share = cols.div_ceil(ranks);
     let mut lists = vec![Vec::new(); rows.len()];
     for rank in 0..ranks {
@@ -232,8 +243,8 @@ fn draw_divided(
     }
     let mut all = device.floats(rows.len(), ranks * 2 * SHORTLIST).unwrap();
     device.write(&lists.concat(), &mut all).unwrap();
-    device.pick(&all, rows, &mut draws).unwrap();
-    device.take_sampled(&mut draws).unwrap()
+    device.sample(SampleSource::Shortlists(&all), rows, &mut sampled).unwrap();
+    device.take_sampled(&mut sampled).unwrap()
 }
 
 #[test]
@@ -276,7 +287,7 @@ fn what_ranks_name_is_all_that_a_short_draw_needs() {
     // Of ids that no tokenizer knows.
     logits[7 * cols + 695] = f32::NAN;
     let expected = draw_on(&dev::one(), &logits, cols, vocab, &rows);
-    assert_eq!(expected.iter().filter(|draw| **draw == Draw::NonFinite).count(), 3);
+    assert_eq!(expected.iter().filter(|draw| **draw == SampledToken::NonFinite).count(), 3);
     for ranks in [1, 2, 3, 8] {
         assert_eq!(draw_divided(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
     }

@@ -1,20 +1,21 @@
-//! Products of many rows by cuBLASLt agree with those of `gemm_stream`, and the choice is made once and kept. On the
-//! host a plain product stands in for the library, and one that is wrong and faster, which must not be chosen.
+//! Products of many rows by cuBLASLt agree with those of the `linear` kernel, and the choice is measured once
+//! and kept in a file. On the host two algorithms replace the library: a right one and a wrong one, which
+//! must not be chosen.
 
-use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8};
+use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8, upload_matrix};
 
 use crate::dev::{self, Dev};
 
 const SHAPE: (usize, usize) = (48, 144);
 
-/// A product of so many rows on a device that has been made ready for them.
+/// A product of `rows` rows, after the device has measured its choices.
 fn product(device: &Dev, rows: usize) -> Vec<f32> {
     let (out, input) = SHAPE;
     let codes: Vec<u8> =
         (0..out * input).map(|i| fp8::encode(((i * 37 % 101) as f32 - 50.0) / 8.0)).collect();
     let scales: Vec<f32> = (0..out).map(|i| 0.01 + i as f32 * 1e-4).collect();
     let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
-    let matrix = device.matrix(HostMatrix { out, input, data }).unwrap();
+    let matrix = upload_matrix(device, HostMatrix { out, input, data }).unwrap();
     let _step = device.step(rows, 64).unwrap();
     let x: Vec<f32> =
         (0..rows * input).map(|i| ((i * 53 % 97) as f32 - 48.0) * (1 + i / input) as f32).collect();
@@ -25,10 +26,10 @@ fn product(device: &Dev, rows: usize) -> Vec<f32> {
 }
 
 #[test]
-fn many_rows_by_the_library_agree_with_few_at_a_time() {
+fn library_products_agree_with_the_kernel_and_choices_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let cache = folder.path().join("octant/cublaslt.json");
-    let Some(device) = dev::fastest(&cache) else { return eprintln!("not run: there is no GPU") };
+    let Some(device) = dev::fastest(&cache) else { return eprintln!("not run: no GPU") };
     for rows in [100, 256, 300] {
         let (expected, got) = (product(&dev::one(), rows), product(&device, rows));
         for (row, (expected, got)) in expected.chunks(SHAPE.0).zip(got.chunks(SHAPE.0)).enumerate() {
@@ -46,9 +47,9 @@ fn many_rows_by_the_library_agree_with_few_at_a_time() {
         assert_eq!(
             parsed["choices"][0]["algorithm"],
             serde_json::json!(vec![1; 8]),
-            "the right one, though not the first"
+            "the right algorithm, though not the first"
         );
-        // What is kept is believed: with another choice on disk, no measurement corrects it.
+        // Choices in the file are not measured again, even if they are wrong.
         std::fs::write(&cache, kept.replace("1,", "7,").replace("1\n", "7\n")).unwrap();
         let wrong = product(&dev::fastest(&cache).unwrap(), 256);
         assert!(wrong.iter().zip(product(&dev::one(), 256)).any(|(a, b)| a * b < 0.0));

@@ -7,23 +7,24 @@ use octant::device::{ActQuant, HostMatrix, MatrixData};
 
 pub type Dev = Cuda;
 
-/// Products take a multiple of so many inputs.
+/// Input features of a matrix must be a multiple of this.
 pub const INPUTS: usize = 16;
 
-/// Tokens per answer where whole models are tried in many ways: few, for on the host a step takes its time.
+/// Tokens per answer in tests of whole models. Few on the host, where steps are slow.
 pub const GENERATED: u32 = if cfg!(feature = "host-kernels") { 6 } else { 40 };
 
-/// Numbers of KV blocks so small that sequences are preempted.
+/// Numbers of KV blocks that are small enough for sequences to be preempted.
 pub const SCARCE: std::ops::RangeInclusive<usize> =
     if cfg!(feature = "host-kernels") { 7..=7 } else { 4..=8 };
 
-/// Prompts, and tokens of each, for which the demo model is compared.
+/// The number of prompts, and of tokens of each, for which the demo model is compared.
 pub const SMOLLM2: (usize, usize) =
     if cfg!(feature = "host-kernels") { (1, 1) } else { (usize::MAX, usize::MAX) };
-/// Whether whole texts can be scored.
+/// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = !cfg!(feature = "host-kernels");
 
-/// The GPU if there is one, and the kernels on the host with threads in either order.
+/// The GPU, if the machine has one, and the kernels on the host with threads in ascending and in descending
+/// order.
 pub fn all() -> Vec<Dev> {
     let mut all = Vec::new();
     #[cfg(feature = "cuda")]
@@ -36,7 +37,7 @@ pub fn all() -> Vec<Dev> {
     all
 }
 
-/// One whose products of many rows need not be deterministic.
+/// A device whose products of many rows need not be deterministic.
 pub fn fastest(cache: &Path) -> Option<Dev> {
     let products = Products::Fastest { cache: Some(cache.to_owned()) };
     #[cfg(feature = "host-kernels")]
@@ -45,7 +46,8 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     Cuda::new(0, products).ok()
 }
 
-/// Ranks that share the GPU, or one each on the host, half of them with threads the other way round.
+/// Devices of a group: all on the one GPU, or each on the host, every second with threads in descending
+/// order.
 pub fn ranks(count: usize) -> Vec<Dev> {
     #[cfg(feature = "host-kernels")]
     return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, Products::default()).unwrap()).collect();
@@ -56,12 +58,12 @@ pub fn ranks(count: usize) -> Vec<Dev> {
     }
 }
 
-/// The first of them. Where there is none, the test ends here, with the reason printed.
+/// The first device. Without one, the test process exits; `all` has printed the reason.
 pub fn one() -> Dev {
     all().into_iter().next().unwrap_or_else(|| std::process::exit(0))
 }
 
-/// One that must give the same bits.
+/// Another device that must give the same bits.
 pub fn other(_device: &Dev) -> Dev {
     all().pop().unwrap_or_else(|| std::process::exit(0))
 }
@@ -70,7 +72,7 @@ pub fn name(device: &Dev) -> String {
     device.name()
 }
 
-/// Whether a product of this matrix takes inputs quantised so.
+/// Whether products with this matrix take inputs of this type.
 pub fn takes(matrix: &HostMatrix<'_>, quant: ActQuant) -> bool {
     matches!(matrix.data, MatrixData::Fp8 { .. }) || quant == ActQuant::Bf16
 }

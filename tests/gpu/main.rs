@@ -1,5 +1,6 @@
-//! The CUDA device does what every device must (`tests/device`): on a GPU where there is one, and with the feature
-//! `host-kernels` on the host, where g++ compiled the same kernels.
+//! Tests of the CUDA device, with those that every device must pass (`tests/device`). They run on a GPU if
+//! the machine has one, and with the feature `host-kernels` on the host, with the same kernels compiled by
+//! g++.
 
 #![allow(clippy::unwrap_used)]
 

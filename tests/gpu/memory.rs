@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use octant::comm::{Local, P2p};
+use octant::comm::{OneShotRows, P2p};
 use octant::device::{Device, KvDtype, Layout};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom, Workspace};
 use octant::runner::MemoryNeeds;
@@ -12,28 +12,24 @@ use crate::device::model::fixture;
 
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
-/// With the spare one, whole splits of attention.
+/// With the spare block these are whole splits of attention.
 const BLOCKS: usize = 7;
-/// Buffers of less than 16 bytes have 16.
+/// Buffers of fewer than 16 bytes take 16.
 const SLACK: u64 = 64;
 
-/// What was planned, and what a rank has after its model, buffers and cache are made.
-fn compare<C: octant::comm::Communicator<Dev>>(
-    name: &str,
-    (device, comm, shard): (&Dev, &C, Shard),
-    form: (Precision, KvDtype),
-) {
+/// Compares the planned bytes with those allocated after a rank's model, buffers and cache are made.
+fn compare(name: &str, device: &Dev, shard: Shard, form: (Precision, KvDtype)) {
     let (dir, ranks) = (fixture(name), shard.ranks);
     let config = ModelConfig::from_dir(&dir).unwrap();
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
     let needs = MemoryNeeds::new(&share, &Layout::CUDA, form, &room);
     let model = Model::load(&dir, &config, (shard, form.0), device, &mut |_| {}).unwrap();
-    let space = Workspace::new(device, comm, &model, (ROWS, SLOTS)).unwrap();
+    let space = Workspace::new(device, &model, (ROWS, SLOTS)).unwrap();
     let spec =
         octant::device::CacheSpec { layers: share.layers, blocks: BLOCKS, heads: share.heads, dtype: form.1 };
     let cache = device.cache(spec).unwrap();
-    // Recorded steps are the driver's, and an estimate.
+    // Captured graphs are in the driver's own memory, and an estimate.
     let planned = needs.weights + needs.workspace() - needs.recordings + BLOCKS as u64 * needs.block;
     let allocated = device.allocated();
     assert!(planned.abs_diff(allocated) < SLACK, "{name} over {ranks}, {form:?}: {planned}, got {allocated}");
@@ -41,19 +37,19 @@ fn compare<C: octant::comm::Communicator<Dev>>(
 }
 
 #[test]
-fn what_is_allocated_is_what_was_planned() {
+fn allocated_memory_is_as_planned() {
     for name in ["nemotron", "llama", "wide"] {
         for form in [(Precision::Fp8, KvDtype::Fp8), (Precision::None, KvDtype::Bf16)] {
-            compare(name, (&dev::one(), &Local::alone(), Shard::WHOLE), form);
+            compare(name, &dev::one(), Shard::WHOLE, form);
         }
     }
-    // Ranks that reach one another's memory have mailboxes too.
+    // Ranks that access one another's memory have mailboxes too.
     for count in [2, 8] {
         let devices = dev::ranks(count);
-        let group = P2p::group(&devices, Duration::from_secs(60), Some(0)).unwrap();
+        let _group = P2p::group(&devices, Duration::from_secs(60), OneShotRows::Fixed(0)).unwrap();
         std::thread::scope(|scope| {
-            for ((device, comm), shard) in devices.iter().zip(&group).zip(Shard::all(count)) {
-                scope.spawn(move || compare("wide", (device, comm, shard), (Precision::Fp8, KvDtype::Fp8)));
+            for (device, shard) in devices.iter().zip(Shard::all(count)) {
+                scope.spawn(move || compare("wide", device, shard, (Precision::Fp8, KvDtype::Fp8)));
             }
         });
     }

@@ -1,4 +1,4 @@
-//! A group over NCCL, as far as one GPU goes: it takes no GPU twice, so that there is one rank.
+//! A group over NCCL of one rank, since the library takes no GPU twice.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use octant::device::Device;
 use octant::device::cuda::{Cuda, Products, nccl_version};
 
 #[test]
-fn a_group_of_one_adds_up_and_gathers() {
+fn a_group_of_one_reduces_and_gathers() {
     let device = match (nccl_version(), Cuda::new(0, Products::default())) {
         (Ok(version), Ok(device)) => {
             eprintln!("NCCL {version}");
@@ -17,18 +17,18 @@ fn a_group_of_one_adds_up_and_gathers() {
     };
     let comm = Nccl::group(std::slice::from_ref(&device), Duration::from_secs(10)).unwrap().remove(0);
     let values: Vec<f32> = (0..24).map(|i| i as f32 / 3.0).collect();
-    let mut x = comm.floats(&device, 4, 6).unwrap();
+    let mut x = device.floats(4, 6).unwrap();
     device.write(&values, &mut x).unwrap();
     comm.all_reduce(&device, &mut x).unwrap();
     assert_eq!(device.read(&x).unwrap(), values);
     let mut whole = device.floats(4, 6).unwrap();
     comm.all_gather(&device, &x, &mut whole).unwrap();
     assert_eq!(device.read(&whole).unwrap(), values);
-    let _recorded = device.record(&mut || comm.all_reduce(&device, &mut x)).unwrap();
+    let _graph = device.capture(&mut || comm.all_reduce(&device, &mut x)).unwrap();
 }
 
 #[test]
-fn without_the_library_that_is_said() {
+fn a_missing_library_is_named() {
     if let Err(error) = nccl_version() {
         assert_eq!(error.to_string(), "nccl: none of libnccl.so.2, libnccl.so can be loaded");
     }

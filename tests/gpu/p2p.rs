@@ -1,13 +1,16 @@
-//! Ranks that reach one another's memory: sums in rank order, the same bits in either way and in any step, whole models
-//! as over the group of threads; and a rank that stalls or ends is named in time.
+//! Ranks that access one another's memory: sums in rank order; the same bits in both modes, in any sequence
+//! of steps and as over threads; and errors that name a rank that stalls or ends.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use octant::comm::{Communicator, Local, P2p};
+use octant::comm::{Communicator, GroupBuffers, Local, OneShotRows, P2p, ResidualUpdate};
 use octant::device::cuda::{Acts, Cuda, Floats};
-use octant::device::{ActQuant, CacheSpec, Device, DeviceError, KvDtype, Norm, NormKind};
+use octant::device::{
+    ActQuant, CacheSpec, Device, DeviceError, HostMatrix, KvDtype, MatrixData, Norm, NormKind, upload_floats,
+    upload_matrix,
+};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules};
@@ -17,30 +20,39 @@ use crate::dev;
 use crate::device::determinism::{Answer, answer, block_on};
 use crate::device::model::fixture;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reproducible numbers that do not add up exactly.
 fn values(seed: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919 + seed * 104_729) % 10_007) as f32 / 3001.0 - 1.7).collect()
 }
 
-/// Does the same on every rank of a group, each on a thread of its own.
+/// Calls `run` with the number, device and handle of every rank of a group, each on its own thread.
 fn on_ranks<T: Send>(
     count: usize,
-    everywhere_rows: Option<usize>,
-    rank: impl Fn(&Cuda, P2p) -> T + Sync,
+    one_shot: OneShotRows,
+    run: impl Fn(usize, &Cuda, P2p) -> T + Sync,
 ) -> Vec<T> {
     let devices = dev::ranks(count);
-    let group = P2p::group(&devices, PATIENCE, everywhere_rows).unwrap();
+    let group = P2p::group(&devices, TIMEOUT, one_shot).unwrap();
     std::thread::scope(|scope| {
-        let rank = &rank;
-        let ranks = devices.into_iter().zip(group);
-        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        let run = &run;
+        let ranks = devices.into_iter().zip(group).enumerate();
+        let start =
+            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+        let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
 }
 
-/// Σ over ranks of what each begins with, in rank order.
+/// A buffer that is registered with the group.
+fn registered(device: &Cuda, comm: &P2p, rows: usize, cols: usize) -> Floats {
+    let floats = device.floats(rows, cols).unwrap();
+    comm.register(GroupBuffers { floats: &[&floats], acts: &[] }).unwrap();
+    floats
+}
+
+/// Σ over ranks of each rank's values, in rank order.
 fn sum(count: usize, len: usize) -> Vec<f32> {
     let mut sum = vec![0.0f32; len];
     for rank in 0..count {
@@ -50,14 +62,14 @@ fn sum(count: usize, len: usize) -> Vec<f32> {
 }
 
 #[test]
-fn sums_are_made_in_rank_order_and_again_and_again() {
+fn repeated_all_reduces_sum_in_rank_order() {
     for count in [1, 2, 3, 8] {
         for (rows, cols) in [(1, 64), (3, 20), (50, 32)] {
-            let all = on_ranks(count, Some(0), |device, comm| {
-                let mut x = comm.floats(device, rows, cols).unwrap();
+            let all = on_ranks(count, OneShotRows::Fixed(0), |rank, device, comm| {
+                let mut x = registered(device, &comm, rows, cols);
                 (0..3)
                     .map(|turn| {
-                        device.write(&values(comm.rank(), (rows - turn % rows) * cols), &mut x).unwrap();
+                        device.write(&values(rank, (rows - turn % rows) * cols), &mut x).unwrap();
                         comm.all_reduce(device, &mut x).unwrap();
                         let sum = device.read(&x).unwrap();
                         comm.check().unwrap();
@@ -81,12 +93,12 @@ fn parts_are_gathered_by_columns() {
                 (0..count).flat_map(move |rank| values(rank, rows * cols)[row * cols..][..cols].to_vec())
             })
             .collect();
-        let all = on_ranks(count, Some(0), |device, comm| {
-            let mut part = comm.floats(device, rows, cols).unwrap();
+        let all = on_ranks(count, OneShotRows::Fixed(0), |rank, device, comm| {
+            let mut part = registered(device, &comm, rows, cols);
             let mut whole = device.floats(rows, cols * count).unwrap();
             (0..3)
                 .map(|_| {
-                    device.write(&values(comm.rank(), rows * cols), &mut part).unwrap();
+                    device.write(&values(rank, rows * cols), &mut part).unwrap();
                     comm.all_gather(device, &part, &mut whole).unwrap();
                     device.write(&vec![f32::NAN; rows * cols], &mut part).unwrap();
                     device.read(&whole).unwrap()
@@ -97,8 +109,8 @@ fn parts_are_gathered_by_columns() {
     }
 }
 
-/// The buffers of a step, and what is done with them.
-struct Step {
+/// The buffers of a few reductions.
+struct Reductions {
     residual: Floats,
     deltas: [Floats; 2],
     out: Acts,
@@ -106,33 +118,35 @@ struct Step {
 }
 
 const COLS: usize = 64;
-const MOST_ROWS: usize = 9;
+const MAX_ROWS: usize = 9;
 
-impl Step {
+impl Reductions {
     fn new(device: &Cuda, comm: &impl Communicator<Cuda>) -> Self {
         let codes: Vec<u8> = (0..COLS * COLS).map(|i| if i / COLS == i % COLS { 0x38 } else { 0 }).collect();
-        let data = octant::device::MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
-        let floats = || comm.floats(device, MOST_ROWS, COLS).unwrap();
-        Self {
-            residual: floats(),
-            deltas: [floats(), floats()],
-            out: comm.acts(device, MOST_ROWS, COLS).unwrap(),
-            identity: device.matrix(octant::device::HostMatrix { out: COLS, input: COLS, data }).unwrap(),
-        }
+        let data = MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
+        let floats = || device.floats(MAX_ROWS, COLS).unwrap();
+        let (residual, deltas) = (floats(), [floats(), floats()]);
+        let out = device.acts(MAX_ROWS, COLS).unwrap();
+        let floats = [&residual, &deltas[0], &deltas[1]];
+        comm.register(GroupBuffers { floats: &floats, acts: &[&out] }).unwrap();
+        let identity = upload_matrix(device, HostMatrix { out: COLS, input: COLS, data }).unwrap();
+        Self { residual, deltas, out, identity }
     }
 
-    /// A few reductions and a settlement: every normalised row as products see it, and the residual at the end.
+    /// Reduces five times with a norm and once without. Returns all normalised rows, as products see them,
+    /// and the residual at the end.
     fn run(
         &mut self,
         device: &Cuda,
+        rank: usize,
         comm: &impl Communicator<Cuda>,
         rows: usize,
         quant: ActQuant,
     ) -> Vec<f32> {
         let norm = Norm {
             kind: NormKind::LayerNorm1p,
-            weight: device.vector(&values(90, COLS)).unwrap(),
-            bias: Some(device.vector(&values(91, COLS)).unwrap()),
+            weight: upload_floats(device, COLS, &values(90, COLS)).unwrap(),
+            bias: Some(upload_floats(device, COLS, &values(91, COLS)).unwrap()),
             eps: 1e-5,
         };
         let mut seen = device.floats(rows, COLS).unwrap();
@@ -140,13 +154,15 @@ impl Step {
         device.write(&values(50, rows * COLS), &mut self.residual).unwrap();
         for turn in 0..5 {
             let delta = &mut self.deltas[turn % 2];
-            device.write(&values(comm.rank() + 10 * turn, rows * COLS), delta).unwrap();
-            comm.reduce_norm(device, (&mut self.residual, delta), &norm, quant, &mut self.out).unwrap();
+            device.write(&values(rank + 10 * turn, rows * COLS), delta).unwrap();
+            let update = ResidualUpdate { residual: &mut self.residual, delta };
+            comm.reduce_norm(device, update, &norm, quant, &mut self.out).unwrap();
             device.linear(&self.out, &self.identity, &mut seen).unwrap();
             all.extend(device.read(&seen).unwrap());
         }
-        device.write(&values(comm.rank() + 77, rows * COLS), &mut self.deltas[1]).unwrap();
-        comm.settle(device, &mut self.residual, &mut self.deltas[1]).unwrap();
+        device.write(&values(rank + 77, rows * COLS), &mut self.deltas[1]).unwrap();
+        let update = ResidualUpdate { residual: &mut self.residual, delta: &mut self.deltas[1] };
+        comm.reduce_add(device, update).unwrap();
         all.extend(device.read(&self.residual).unwrap());
         comm.check().unwrap();
         all
@@ -154,71 +170,71 @@ impl Step {
 }
 
 #[test]
-fn both_ways_of_reducing_give_the_bits_of_the_group_of_threads() {
+fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
     for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken, ActQuant::Fp8Static(0.01)] {
         for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
             let devices = dev::ranks(count);
             let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks = devices.into_iter().zip(Local::group(count, PATIENCE));
-                let run =
-                    |device: Cuda, comm: Local| Step::new(&device, &comm).run(&device, &comm, rows, quant);
-                let threads: Vec<_> =
-                    ranks.map(|(device, comm)| scope.spawn(move || run(device, comm))).collect();
+                let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT)).enumerate();
+                let run = |rank: usize, device: Cuda, comm: Local| {
+                    let mut reductions = Reductions::new(&device, &comm);
+                    reductions.run(&device, rank, &comm, rows, quant)
+                };
+                let threads: Vec<_> = ranks
+                    .map(|(rank, (device, comm))| scope.spawn(move || run(rank, device, comm)))
+                    .collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).collect()
             });
-            for everywhere in [0, MOST_ROWS] {
-                let got = on_ranks(count, Some(everywhere), |device, comm| {
-                    Step::new(device, &comm).run(device, &comm, rows, quant)
+            for one_shot in [0, MAX_ROWS] {
+                let got = on_ranks(count, OneShotRows::Fixed(one_shot), |rank, device, comm| {
+                    Reductions::new(device, &comm).run(device, rank, &comm, rows, quant)
                 });
-                assert!(
-                    got == expected,
-                    "{quant:?}, {count} ranks, {rows} rows, everywhere up to {everywhere}"
-                );
+                assert!(got == expected, "{quant:?}, {count} ranks, {rows} rows, one-shot up to {one_shot}");
             }
         }
     }
 }
 
 #[test]
-fn steps_of_any_size_follow_one_another() {
+fn numbers_of_rows_may_change_from_step_to_step() {
     let rows = [1, 9, 2, 8, 1, 1, 5, 9];
-    let all = on_ranks(4, Some(3), |device, comm| {
-        let mut step = Step::new(device, &comm);
+    let all = on_ranks(4, OneShotRows::Fixed(3), |rank, device, comm| {
+        let mut reductions = Reductions::new(device, &comm);
         rows.map(|rows| {
-            // Ranks that are never together.
-            std::thread::sleep(Duration::from_millis(((comm.rank() * 7 + rows * 3) % 5) as u64));
-            step.run(device, &comm, rows, ActQuant::Fp8PerToken)
+            // The ranks reach each step at different times.
+            std::thread::sleep(Duration::from_millis(((rank * 7 + rows * 3) % 5) as u64));
+            reductions.run(device, rank, &comm, rows, ActQuant::Fp8PerToken)
         })
     });
     assert!(all.iter().all(|rank| *rank == all[0]));
-    let alone = on_ranks(4, Some(0), |device, comm| {
-        Step::new(device, &comm).run(device, &comm, 5, ActQuant::Fp8PerToken)
+    let alone = on_ranks(4, OneShotRows::Fixed(0), |rank, device, comm| {
+        Reductions::new(device, &comm).run(device, rank, &comm, 5, ActQuant::Fp8PerToken)
     });
     assert!(all[0][6] == alone[0]);
 }
 
 #[test]
-fn which_way_is_faster_is_measured_and_all_agree() {
-    let all = on_ranks(2, None, |device, comm| {
+fn ranks_agree_on_the_measured_mode() {
+    let all = on_ranks(2, OneShotRows::Measured { rows: MAX_ROWS, cols: COLS }, |rank, device, comm| {
         let measured = comm.measure(device, &[1, 5], COLS).unwrap();
         assert!(measured.len() == 2 && measured.as_flattened().iter().all(|seconds| *seconds > 0.0));
-        comm.prepare(device, MOST_ROWS, COLS).unwrap();
-        Step::new(device, &comm).run(device, &comm, 4, ActQuant::Fp8PerToken)
+        Reductions::new(device, &comm).run(device, rank, &comm, 4, ActQuant::Fp8PerToken)
     });
     assert!(all[0] == all[1]);
 }
 
-/// What the other ranks say when one does `fate` at some operation, and after how long.
-fn failures(fate: impl Fn(P2p) + Sync, patience: Duration) -> Vec<(String, Duration)> {
+/// Runs `fate` on rank 2 of 4 in place of an operation. Returns the errors of the other ranks, and how long
+/// each waited.
+fn failures(fate: impl Fn(P2p) + Sync, timeout: Duration) -> Vec<(String, Duration)> {
     let devices = dev::ranks(4);
-    let group = P2p::group(&devices, patience, Some(1)).unwrap();
-    let rank = |device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
-        let mut x = comm.floats(device, 2, COLS).unwrap();
+    let group = P2p::group(&devices, timeout, OneShotRows::Fixed(1)).unwrap();
+    let run = |rank: usize, device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
+        let mut x = registered(device, &comm, 2, COLS);
         device.write(&values(1, 2 * COLS), &mut x).unwrap();
         comm.all_reduce(device, &mut x).unwrap();
         device.read(&x).unwrap();
         comm.check().unwrap();
-        if comm.rank() == 2 {
+        if rank == 2 {
             fate(comm);
             return None;
         }
@@ -227,22 +243,24 @@ fn failures(fate: impl Fn(P2p) + Sync, patience: Duration) -> Vec<(String, Durat
         device.read(&x).unwrap();
         let error: DeviceError = comm.check().unwrap_err();
         assert_eq!(error.op, octant::comm::PEER);
-        // Nobody waits a second time.
+        // A failed rank does not wait again.
         comm.all_reduce(device, &mut x).unwrap();
         device.read(&x).unwrap();
         Some((error.message, begun.elapsed()))
     };
     std::thread::scope(|scope| {
-        let rank = &rank;
-        let ranks = devices.into_iter().zip(group);
-        let threads: Vec<_> = ranks.map(|(device, comm)| scope.spawn(move || rank(&device, comm))).collect();
+        let run = &run;
+        let ranks = devices.into_iter().zip(group).enumerate();
+        let start =
+            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+        let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
     })
 }
 
 #[test]
 fn a_rank_that_ends_is_named_at_once() {
-    let failures = failures(drop, PATIENCE);
+    let failures = failures(drop, TIMEOUT);
     assert_eq!(failures.len(), 3);
     for (message, took) in failures {
         assert_eq!(message, "rank 2 has ended");
@@ -264,7 +282,7 @@ fn a_rank_that_stalls_is_named_in_time() {
     }
 }
 
-/// An engine over ranks that share a device, or have one each.
+/// An engine over a group.
 fn engine<C: Communicator<Cuda>>(
     dir: &Path,
     devices: Vec<Cuda>,
@@ -304,11 +322,11 @@ fn engine<C: Communicator<Cuda>>(
             vocab: config.vocab,
         }
     });
-    let runner = Runner::start(parts.collect(), PATIENCE);
+    let runner = Runner::start(parts.collect(), TIMEOUT);
     Engine::start(scheduler, 2, Box::new(runner))
 }
 
-/// Greedy and random answers to prompts that come together.
+/// Answers to three prompts that arrive together: two greedy, one sampled.
 fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
     let ask = |index: u32| Request {
         prompt: (0..3 + 11 * index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
@@ -329,21 +347,21 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
 }
 
 #[test]
-fn models_over_peers_have_the_bits_that_they_have_over_threads() {
+fn models_over_p2p_have_the_bits_of_the_group_of_threads() {
     let dir = fixture("wide");
     for count in [2, 8] {
-        let expected = answers(&engine(&dir, dev::ranks(count), Local::group(count, PATIENCE)));
-        // Two rows at a time are reduced by all, and more by shares.
+        let expected = answers(&engine(&dir, dev::ranks(count), Local::group(count, TIMEOUT)));
+        // One-shot for up to two rows, two-shot for more.
         let devices = dev::ranks(count);
-        let group = P2p::group(&devices, PATIENCE, Some(2)).unwrap();
+        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(2)).unwrap();
         assert!(answers(&engine(&dir, devices, group)) == expected, "{count} ranks");
     }
 }
 
-/// Under ThreadSanitizer, which this test's own binary is not compiled for.
+/// Runs the kernels in a program of its own, compiled with ThreadSanitizer, which this test's binary is not.
 #[cfg(feature = "host-kernels")]
 #[test]
-fn eight_threads_race_nowhere() {
+fn thread_sanitizer_finds_no_data_race() {
     let dir = tempfile::tempdir().unwrap();
     let (program, source) =
         (dir.path().join("peers"), crate::device::model::root().join("tests/host/peers.cpp"));
@@ -355,7 +373,7 @@ fn eight_threads_race_nowhere() {
     compile.args(["-std=c++20", "-O1", "-g", "-fsanitize=thread", "-ffp-contract=off", "-DOCTANT_HOST"]);
     compile.args(["-Wno-unknown-pragmas", "-x", "c++"]).arg(&source).arg("-o").arg(&program);
     assert_eq!(run(&mut compile), (Some(0), String::new()));
-    // Older sanitizers cannot live with as much randomness of addresses as newer kernels have.
+    // Older sanitizers fail with the address randomisation of newer Linux kernels; `setarch -R` turns it off.
     let plain = || std::process::Command::new(&program);
     let fixed = || {
         let mut command = std::process::Command::new("setarch");

@@ -1,4 +1,4 @@
-//! The kernel that only reads, reads everything.
+//! The bandwidth kernel reads every word.
 
 use crate::dev;
 

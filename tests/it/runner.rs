@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use octant::comm::Communicator;
+use octant::comm::{Communicator, GroupBuffers};
 use octant::device::cpu::{Cpu, Floats};
 use octant::device::{CacheSpec, DeviceError, KvDtype};
 use octant::engine::Executor;
@@ -19,17 +19,9 @@ use crate::device::model::{fixture, load};
 struct Puppet(Mutex<Receiver<Result<(), String>>>, Option<&'static str>);
 
 impl Communicator<Cpu> for Puppet {
-    fn rank(&self) -> usize {
-        0
-    }
-
-    fn size(&self) -> usize {
-        1
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
+    fn register(&self, _: GroupBuffers<'_, Cpu>) -> Result<(), DeviceError> {
         match self.1 {
-            Some(message) => Err(DeviceError { op: "meet", message: message.to_owned() }),
+            Some(message) => Err(DeviceError { op: "register", message: message.to_owned() }),
             None => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use octant::comm::{Communicator, Local};
+use octant::comm::{Communicator, GroupBuffers, Local};
 use octant::device::cpu::{Cpu, CpuOptions, Floats};
 use octant::device::{CacheSpec, Device, DeviceError, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, SchedulerConfig};
@@ -37,7 +37,7 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
         let heads = model.config().heads;
         let blocks = ids.len().div_ceil(64);
         let mut cache = device.cache(CacheSpec { layers: config.layers, blocks, heads, dtype: kv }).unwrap();
-        let mut space = Workspace::new(&device, &comm, &model, (ids.len(), 1)).unwrap();
+        let mut space = Workspace::new(&device, &model, (ids.len(), 1)).unwrap();
         let blocks = (0..blocks as u32).collect();
         let segments = vec![Segment { first: 0, len: ids.len(), position: 0, blocks }];
         let tokens = ids.iter().map(|id| Token::Id(*id)).collect();
@@ -49,7 +49,7 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
             model.logits(&device, &comm, rows, &mut space).unwrap();
             let read = device.read(&space.logits).unwrap();
             // Shares of a vocabulary that cannot be divided are padded at the end.
-            let cols = device.cols(&space.logits);
+            let cols = space.logits.cols();
             all.extend(read.chunks_exact(cols).flat_map(|row| row[..config.vocab].to_vec()));
         }
         all
@@ -218,16 +218,8 @@ impl Doomed {
 }
 
 impl Communicator<Cpu> for Doomed {
-    fn rank(&self) -> usize {
-        Communicator::<Cpu>::rank(&self.local)
-    }
-
-    fn size(&self) -> usize {
-        Communicator::<Cpu>::size(&self.local)
-    }
-
-    fn meet(&self) -> Result<(), DeviceError> {
-        Communicator::<Cpu>::meet(&self.local)
+    fn register(&self, buffers: GroupBuffers<'_, Cpu>) -> Result<(), DeviceError> {
+        self.local.register(buffers)
     }
 
     fn all_reduce(&self, device: &Cpu, x: &mut Floats) -> Result<(), DeviceError> {

@@ -8,7 +8,7 @@ use super::quant::Rows;
 use super::{Acts, Cpu, Floats};
 use crate::device::{ActQuant, Activation};
 
-struct Job<'a> {
+struct ActivationJob<'a> {
     kind: Activation,
     h: &'a Floats,
     out: Rows<'a>,
@@ -21,15 +21,15 @@ pub(super) fn run(cpu: &Cpu, kind: Activation, h: &Floats, quant: ActQuant, out:
     };
     assert_eq!(h.cols, width, "columns of the input of {kind:?} with {} outputs", out.cols);
     let cols = out.cols;
-    let job = Job { kind, h, out: Rows::new(out, h.rows, quant) };
+    let job = ActivationJob { kind, h, out: Rows::new(out, h.rows, quant) };
     cpu.split_rows(h.rows, cols, |range, scratch| {
         let job = &job;
-        by_isa!(cpu.isa, rows_of(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]));
+        by_isa!(cpu.isa, rows_of(job: &ActivationJob<'_>, range: Range<usize>, scratch: &mut [f32]));
     });
 }
 
 #[inline(always)]
-fn rows_of<const FMA: bool>(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]) {
+fn rows_of<const FMA: bool>(job: &ActivationJob<'_>, range: Range<usize>, scratch: &mut [f32]) {
     let cols = job.out.cols;
     for row in range {
         let h = job.h.row(row);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cpu, Matrix, Scratch};
+use super::{Cpu, Matrix, ThreadScratch};
 
 impl Cpu {
     /// Bytes of weights, buffers and caches that this device has made, threads' own working memory aside.
@@ -38,7 +38,11 @@ impl Cpu {
     }
 
     /// Makes one of each thread's buffers at least this long.
-    pub(super) fn grow<T: Default + Clone>(&self, buffer: impl Fn(&mut Scratch) -> &mut Vec<T>, len: usize) {
+    pub(super) fn grow<T: Default + Clone>(
+        &self,
+        buffer: impl Fn(&mut ThreadScratch) -> &mut Vec<T>,
+        len: usize,
+    ) {
         for thread in 0..self.scratch.len() {
             let mut scratch = self.scratch(thread);
             let buffer = buffer(&mut scratch);

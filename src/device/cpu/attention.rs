@@ -20,7 +20,7 @@ pub(super) const TILE: usize = 16;
 
 /// A call's operands.
 #[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
+pub(super) struct AttentionInputs<'a> {
     pub(super) step: &'a Step,
     pub(super) qkv: &'a Floats,
     pub(super) cached: Cached<'a, Cache>,
@@ -33,7 +33,7 @@ pub(super) fn scratch_floats(heads: HeadShape) -> usize {
     2 * BLOCK_TOKENS * heads.head_dim + queries * (heads.head_dim + 2)
 }
 
-pub(super) fn run(cpu: &Cpu, job: Job<'_>, out: &mut Acts) {
+pub(super) fn run(cpu: &Cpu, job: AttentionInputs<'_>, out: &mut Acts) {
     let heads = job.cached.cache.spec.heads;
     let rows = job.step.positions.len();
     assert_eq!(job.qkv.cols, (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, "columns of QKV");
@@ -78,7 +78,7 @@ fn quantize<const FMA: bool>(out: &Rows<'_>, stage: &[f32], range: Range<usize>)
 /// One tile of one KV head.
 #[derive(Clone, Copy)]
 struct Item<'a> {
-    job: Job<'a>,
+    job: AttentionInputs<'a>,
     index: usize,
     staged: &'a Parts<f32>,
 }

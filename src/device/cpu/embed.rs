@@ -4,7 +4,7 @@ use super::pool::Pool;
 use super::{Floats, Matrix, Parts, Sampled, Step};
 use crate::device::{Table, Token};
 
-pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, draws: &Sampled, out: &mut Floats) {
+pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, sampled: &Sampled, out: &mut Floats) {
     let cols = out.cols;
     let Table { matrix, first } = table;
     assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");
@@ -14,7 +14,7 @@ pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, draws: &Sa
         for row in range {
             let token = match tokens[row] {
                 Token::Id(id) => id as usize,
-                Token::Last { slot } => draws.last[slot as usize] as usize,
+                Token::Last { slot } => sampled.last[slot as usize] as usize,
             };
             // SAFETY: each row is in one range.
             let out = unsafe { parts.part(row * cols..(row + 1) * cols) };

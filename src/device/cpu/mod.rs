@@ -11,10 +11,10 @@ mod attention;
 mod cache;
 mod embed;
 mod exp;
-mod filling;
 mod isa;
 mod linear;
 mod matrix;
+mod matrix_builder;
 mod norm;
 mod parts;
 mod philox;
@@ -32,16 +32,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use isa::Isa;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    HostRows, LayerKv, Layout, Norm, Rope, RowLogprob, SampleRow, Segment, StepInputs, Table,
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, LayerKv, Layout,
+    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleRow, SampleSource, SampledToken, Segment,
+    StepInputs, Table,
 };
 use isa::Checked;
 use parts::Parts;
 use pool::Pool;
 
 pub use cache::Cache;
-pub use filling::{Filling, zeros};
 pub use matrix::Matrix;
+pub use matrix_builder::{MatrixBuilder, zeros};
 pub use quantizer::Quantizer;
 
 // The memory plan counts with these.
@@ -65,7 +66,7 @@ pub struct Cpu {
     pool: Pool,
     isa: Checked,
     /// One per thread, grown when weights and caches are made, so that steps allocate nothing.
-    scratch: Vec<Mutex<Scratch>>,
+    scratch: Vec<Mutex<ThreadScratch>>,
     /// Attention's output before it is quantised, which takes whole rows.
     stage: Mutex<Vec<f32>>,
     /// Bytes of everything that was made, as it was made.
@@ -74,7 +75,7 @@ pub struct Cpu {
 
 /// A thread's own working memory.
 #[derive(Debug, Default)]
-struct Scratch {
+struct ThreadScratch {
     /// A product's decoded weights and sums.
     product: Vec<f32>,
     /// A block's keys and values, as F32.
@@ -128,18 +129,13 @@ impl Cpu {
     }
 
     /// The working memory of one thread; nobody else takes it while an operation runs.
-    fn scratch(&self, thread: usize) -> MutexGuard<'_, Scratch> {
+    fn scratch(&self, thread: usize) -> MutexGuard<'_, ThreadScratch> {
         self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Floats \[rows, cols\], row-major.
-#[derive(Debug)]
-pub struct Floats {
-    rows: usize,
-    cols: usize,
-    data: Vec<f32>,
-}
+/// Rows of F32 on this device.
+pub type Floats = super::Floats<Cpu>;
 
 impl Floats {
     fn valid(&self) -> &[f32] {
@@ -153,10 +149,8 @@ impl Floats {
 
     /// Sets the row count and returns the rows to be written.
     fn resize(&mut self, rows: usize) -> &mut [f32] {
-        let size = rows * self.cols;
-        assert!(size <= self.data.len(), "{rows} rows of {} do not fit the buffer", self.cols);
-        self.rows = rows;
-        &mut self.data[..size]
+        self.set_rows(rows);
+        &mut self.data[..rows * self.cols]
     }
 }
 
@@ -185,7 +179,7 @@ impl Acts {
 #[derive(Debug)]
 pub struct Sampled {
     last: Vec<u32>,
-    under_way: VecDeque<Vec<Draw>>,
+    under_way: VecDeque<Vec<SampledToken>>,
 }
 
 /// The step's inputs, and for each row its position.
@@ -228,39 +222,33 @@ impl Step {
 
 impl Device for Cpu {
     type Matrix = Matrix;
-    type Filling = Filling;
-    type Vector = Vec<f32>;
-    type Floats = Floats;
+    type MatrixBuilder = MatrixBuilder;
+    type FloatBuffer = Vec<f32>;
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
     type Sampled = Sampled;
-    type Recording = std::convert::Infallible;
+    type Graph = std::convert::Infallible;
 
     const CAPTURES: bool = false;
     const LAYOUT: Layout = Layout::CPU;
 
-    fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        Ok(self.counted(Filling::whole(&self.pool, self.isa.isa(), host)))
+    fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
+        Ok(MatrixBuilder::new(shape, self.isa.isa()))
     }
 
-    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
-        Ok(Filling::new((out, input), bf16, self.isa.isa()))
-    }
-
-    fn fill(&self, filling: &Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
-        filling.put(first, rows);
+    fn write_rows(
+        &self,
+        builder: &MatrixBuilder,
+        first: usize,
+        rows: HostRows<'_>,
+    ) -> Result<(), DeviceError> {
+        builder.write(first, rows);
         Ok(())
     }
 
-    fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
-        Ok(self.counted(filling.done()))
-    }
-
-    fn vector(&self, host: &[f32]) -> Result<Vec<f32>, DeviceError> {
-        let vector = host.to_vec();
-        self.count(&vector);
-        Ok(vector)
+    fn finish_matrix(&self, builder: MatrixBuilder) -> Result<Matrix, DeviceError> {
+        Ok(self.counted(builder.finish()))
     }
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
@@ -268,7 +256,7 @@ impl Device for Cpu {
         self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows));
         let data = vec![0.0; rows * cols];
         self.count(&data);
-        Ok(Floats { rows: 0, cols, data })
+        Ok(Floats::empty(rows, cols, data))
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
@@ -298,13 +286,13 @@ impl Device for Cpu {
         Ok(Step { inputs: StepInputs::default(), positions, places, tiles, max_rows: rows })
     }
 
-    fn draws(&self, slots: usize, _room: DrawRoom) -> Result<Sampled, DeviceError> {
+    fn sampled(&self, slots: usize, _capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
         let last = vec![0; slots];
         self.count(&last);
         Ok(Sampled { last, under_way: VecDeque::new() })
     }
 
-    fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+    fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         assert!(rows <= step.max_rows, "{rows} rows exceed the {} of the buffers", step.max_rows);
         step.positions.clear();
@@ -318,29 +306,25 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn record(
+    fn capture(
         &self,
         _operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Self::Recording, DeviceError> {
-        Err(DeviceError { op: "record", message: "the CPU device records nothing".to_owned() })
+    ) -> Result<Self::Graph, DeviceError> {
+        Err(DeviceError { op: "capture", message: "the CPU device does not capture".to_owned() })
     }
 
-    fn repeat(&self, recording: &Self::Recording, _step: &Step) -> Result<bool, DeviceError> {
-        match *recording {}
-    }
-
-    fn written(&self, floats: &mut Floats, rows: usize) {
-        floats.rows = rows;
+    fn replay(&self, graph: &Self::Graph, _step: &Step) -> Result<bool, DeviceError> {
+        match *graph {}
     }
 
     fn embed(
         &self,
         step: &Step,
         table: Table<'_, Matrix>,
-        draws: &Sampled,
+        sampled: &Sampled,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
-        embed::run(&self.pool, step, table, draws, out);
+        embed::run(&self.pool, step, table, sampled, out);
         Ok(())
     }
 
@@ -348,7 +332,7 @@ impl Device for Cpu {
         &self,
         residual: &mut Floats,
         delta: Option<&Floats>,
-        norm: &Norm<Vec<f32>>,
+        norm: &Norm<Self>,
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
@@ -369,7 +353,7 @@ impl Device for Cpu {
         qkv: &mut Floats,
         cache: &mut Cache,
     ) -> Result<(), DeviceError> {
-        rope::run(self, rope::Job { step, rope, kv }, qkv, cache);
+        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache);
         Ok(())
     }
 
@@ -381,7 +365,7 @@ impl Device for Cpu {
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
-        attention::run(self, attention::Job { step, qkv, cached, quant }, out);
+        attention::run(self, attention::AttentionInputs { step, qkv, cached, quant }, out);
         Ok(())
     }
 
@@ -407,12 +391,14 @@ impl Device for Cpu {
 
     fn sample(
         &self,
-        logits: &Floats,
-        vocab: usize,
+        source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        draws: &mut Sampled,
+        sampled: &mut Sampled,
     ) -> Result<(), DeviceError> {
-        sample::run(self, logits, vocab, rows, draws);
+        match source {
+            SampleSource::Logits { logits, vocab } => sample::run(self, logits, vocab, rows, sampled),
+            SampleSource::Shortlists(shortlists) => sample::pick(self, shortlists, rows, sampled),
+        }
         Ok(())
     }
 
@@ -427,18 +413,8 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn pick(
-        &self,
-        shortlists: &Floats,
-        rows: &[SampleRow<'_>],
-        draws: &mut Sampled,
-    ) -> Result<(), DeviceError> {
-        sample::pick(self, shortlists, rows, draws);
-        Ok(())
-    }
-
-    fn take_sampled(&self, draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
-        Ok(draws.under_way.pop_front().expect("a sample is under way"))
+    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampledToken>, DeviceError> {
+        Ok(sampled.under_way.pop_front().expect("a sample is under way"))
     }
 
     fn score(
@@ -458,14 +434,6 @@ impl Device for Cpu {
             x.data[..rows * cols].iter_mut().zip(whole).for_each(|(x, part)| *x += part);
         }
         Ok(())
-    }
-
-    fn rows(&self, floats: &Floats) -> usize {
-        floats.rows
-    }
-
-    fn cols(&self, floats: &Floats) -> usize {
-        floats.cols
     }
 
     fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {

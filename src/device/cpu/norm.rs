@@ -8,10 +8,10 @@ use super::quant::Rows;
 use super::{Acts, Cpu, Floats, Parts};
 use crate::device::{ActQuant, Norm, NormKind};
 
-struct Job<'a> {
+struct NormJob<'a> {
     residual: Parts<f32>,
     delta: Option<&'a [f32]>,
-    norm: &'a Norm<Vec<f32>>,
+    norm: &'a Norm<Cpu>,
     out: Rows<'a>,
 }
 
@@ -19,26 +19,27 @@ pub(super) fn run(
     cpu: &Cpu,
     residual: &mut Floats,
     delta: Option<&Floats>,
-    norm: &Norm<Vec<f32>>,
+    norm: &Norm<Cpu>,
     quant: ActQuant,
     out: &mut Acts,
 ) {
     let (rows, cols) = (residual.rows, residual.cols);
-    assert_eq!(norm.weight.len(), cols, "weights of a norm over {cols}");
-    assert_eq!(norm.bias.as_ref().map_or(cols, Vec::len), cols, "biases of a norm over {cols}");
+    let shape = |floats: &Floats| (floats.rows, floats.cols);
+    assert_eq!(shape(&norm.weight), (1, cols), "weights of a norm over {cols}");
+    assert_eq!(norm.bias.as_ref().map_or((1, cols), shape), (1, cols), "biases of a norm over {cols}");
     if let Some(delta) = delta {
         assert_eq!((delta.rows, delta.cols), (rows, cols), "shape of what is added to the residual");
     }
     let residual = Parts::new(residual.resize(rows));
-    let job = Job { residual, delta: delta.map(Floats::valid), norm, out: Rows::new(out, rows, quant) };
+    let job = NormJob { residual, delta: delta.map(Floats::valid), norm, out: Rows::new(out, rows, quant) };
     cpu.split_rows(rows, cols, |range, scratch| {
         let job = &job;
-        by_isa!(cpu.isa, rows_of(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]));
+        by_isa!(cpu.isa, rows_of(job: &NormJob<'_>, range: Range<usize>, scratch: &mut [f32]));
     });
 }
 
 #[inline(always)]
-fn rows_of<const FMA: bool>(job: &Job<'_>, range: Range<usize>, scratch: &mut [f32]) {
+fn rows_of<const FMA: bool>(job: &NormJob<'_>, range: Range<usize>, scratch: &mut [f32]) {
     let cols = job.out.cols;
     for row in range {
         // SAFETY: each row is in one range.
@@ -54,7 +55,7 @@ fn rows_of<const FMA: bool>(job: &Job<'_>, range: Range<usize>, scratch: &mut [f
 }
 
 #[inline(always)]
-fn normalise<const FMA: bool>(norm: &Norm<Vec<f32>>, x: &[f32], out: &mut [f32]) {
+fn normalise<const FMA: bool>(norm: &Norm<Cpu>, x: &[f32], out: &mut [f32]) {
     let count = x.len() as f32;
     let (mean, offset) = match norm.kind {
         NormKind::LayerNorm1p => (fold_lanes(x, |sum, x| sum + x) / count, 1.0),
@@ -62,11 +63,11 @@ fn normalise<const FMA: bool>(norm: &Norm<Vec<f32>>, x: &[f32], out: &mut [f32])
     };
     let variance = fold_lanes(x, |sum, x| mul_add::<FMA>(x - mean, x - mean, sum)) / count;
     let inverse = 1.0 / (variance + norm.eps).sqrt();
-    for ((o, x), w) in out.iter_mut().zip(x).zip(&norm.weight) {
+    for ((o, x), w) in out.iter_mut().zip(x).zip(norm.weight.valid()) {
         *o = (*x - mean) * inverse * (*w + offset);
     }
     if let Some(bias) = &norm.bias {
-        out.iter_mut().zip(bias).for_each(|(o, b)| *o += b);
+        out.iter_mut().zip(bias.valid()).for_each(|(o, b)| *o += b);
     }
 }
 

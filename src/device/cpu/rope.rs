@@ -9,13 +9,13 @@ use crate::device::{BLOCK_TOKENS, HeadShape, LayerKv, Rope};
 
 /// What a call works on, besides the buffers it writes.
 #[derive(Clone, Copy)]
-pub(super) struct Job<'a> {
+pub(super) struct RopeInputs<'a> {
     pub(super) step: &'a Step,
     pub(super) rope: &'a Rope,
     pub(super) kv: LayerKv,
 }
 
-pub(super) fn run(cpu: &Cpu, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache) {
+pub(super) fn run(cpu: &Cpu, job: RopeInputs<'_>, qkv: &mut Floats, cache: &mut Cache) {
     let heads = cache.spec.heads;
     let cols = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
     assert_eq!(qkv.cols, cols, "columns of a QKV row of {heads:?}");
@@ -43,7 +43,7 @@ struct Shape {
     blocks: usize,
 }
 
-fn turn_all<E: Element>(cpu: &Cpu, job: Job<'_>, shape: Shape, qkv: &Parts<f32>, cache: &Parts<E>) {
+fn turn_all<E: Element>(cpu: &Cpu, job: RopeInputs<'_>, shape: Shape, qkv: &Parts<f32>, cache: &Parts<E>) {
     let cols = (shape.heads.q_heads + 2 * shape.heads.kv_heads) * shape.heads.head_dim;
     cpu.split_rows(job.step.positions.len(), cols, |range, _| {
         for row in range {
@@ -56,7 +56,7 @@ fn turn_all<E: Element>(cpu: &Cpu, job: Job<'_>, shape: Shape, qkv: &Parts<f32>,
 }
 
 /// Rotates the query and key heads of one row.
-fn turn(job: Job<'_>, shape: Shape, row: usize, x: &mut [f32]) {
+fn turn(job: RopeInputs<'_>, shape: Shape, row: usize, x: &mut [f32]) {
     let HeadShape { q_heads, kv_heads, head_dim } = shape.heads;
     let half = job.rope.inv_freq.len();
     let position = job.step.positions[row] as f32;
@@ -71,7 +71,7 @@ fn turn(job: Job<'_>, shape: Shape, row: usize, x: &mut [f32]) {
 }
 
 /// Writes one row's keys and values to their place.
-fn store<E: Element>(job: Job<'_>, shape: Shape, row: usize, x: &[f32], cache: &Parts<E>) {
+fn store<E: Element>(job: RopeInputs<'_>, shape: Shape, row: usize, x: &[f32], cache: &Parts<E>) {
     let HeadShape { q_heads, kv_heads, head_dim } = shape.heads;
     let position = job.step.positions[row] as usize;
     let (block, at) = (job.step.block(row), position % BLOCK_TOKENS);

@@ -32,6 +32,6 @@ pub(super) fn run(
     };
     let launch =
         Launch { kernel: "activation", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };
-    // SAFETY: the shapes have been compared.
+    // SAFETY: shapes have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
 }

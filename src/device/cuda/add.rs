@@ -7,21 +7,21 @@ use crate::device::DeviceError;
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AddParams {
     x: u64,
-    parts: [u64; MOST_PARTS],
+    parts: [u64; MAX_PARTS],
     vectors: u64,
     count: u32,
     unused: u32,
 }
 const _: () = assert!(size_of::<AddParams>() == 80);
 
-const MOST_PARTS: usize = 7;
+const MAX_PARTS: usize = 7;
 const THREADS: usize = 256;
-/// Blocks of a launch: four for each multiprocessor of an H100.
+/// Blocks of a launch: four per multiprocessor of an H100.
 const BLOCKS: usize = 528;
 
 pub(super) fn run(cuda: &Cuda, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
     let elements = x.rows * x.cols;
-    assert!(parts.len() <= MOST_PARTS, "{} parts", parts.len());
+    assert!(parts.len() <= MAX_PARTS, "{} parts", parts.len());
     assert!(elements.is_multiple_of(4), "{elements} elements");
     assert!(parts.iter().all(|part| part.data.len() >= elements), "{elements} elements of each part");
     let address = |part: usize| parts.get(part).map_or(0, |part| part.data.address());
@@ -35,6 +35,6 @@ pub(super) fn run(cuda: &Cuda, parts: &[Floats], x: &mut Floats) -> Result<(), D
     };
     let grid = [BLOCKS.min(vectors.div_ceil(THREADS)), 1, 1];
     let launch = Launch { kernel: "add", grid, threads: THREADS as u32, shared: 0 };
-    // SAFETY: all buffers have so many elements.
+    // SAFETY: all buffers have at least `elements` elements.
     unsafe { cuda.driver.launch(launch, &params) }
 }

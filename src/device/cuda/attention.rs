@@ -1,9 +1,10 @@
-//! `kernels/attention_decode.cu`, `kernels/attention_prefill.cu` and `kernels/attention_combine.cu`: few rows of a
-//! sequence split by split, many in tiles, and then all rows' parts added up and quantised.
+//! `kernels/attention_decode.cu` for few rows of a sequence, by splits of its positions;
+//! `kernels/attention_prefill.cu` for many rows, in tiles; then `kernels/attention_combine.cu`, which
+//! combines each row's parts and quantises the sum.
 
 use super::row::{self, Quantised};
 use super::step::Entries;
-use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, Step};
+use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, StepTables};
 use crate::device::{ActQuant, CacheSpec, Cached, DeviceError, HeadShape, KvDtype};
 
 #[repr(C)]
@@ -37,39 +38,41 @@ struct AttentionCombineParams {
 }
 const _: () = assert!(size_of::<AttentionCombineParams>() == 64);
 
-/// Heads that a tile of `attention_decode` holds.
+/// Query heads of a tile of `attention_decode`.
 const TILE_HEADS: usize = 16;
-/// Blocks of a recorded launch of `attention_decode`: four for each multiprocessor of an H100.
+/// Blocks of a captured launch of `attention_decode`: four per multiprocessor of an H100.
 const DECODE_BLOCKS: usize = 528;
-/// Warps of a block of either kernel.
+/// Warps per block of both kernels.
 const WARPS: usize = 4;
 
-/// What rows' parts are left in until they are added up.
+/// The rows' parts before they are combined.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// The most rows of a step.
+pub(super) struct AttentionScratch {
+    /// Rows of the largest step.
     rows: usize,
     spec: Option<CacheSpec>,
+    /// \[entries, q_heads, head_dim\].
     sums: Option<Buffer<f32>>,
+    /// Maximum and denominator, \[entries, q_heads, 2\].
     stats: Option<Buffer<f32>>,
     entries: usize,
 }
 
-impl Scratch {
-    /// Makes room for steps of so many rows.
+impl AttentionScratch {
+    /// Grows the scratch for steps of `rows` rows.
     pub(super) fn fit_rows(&mut self, driver: &Driver, rows: usize) -> Result<(), DeviceError> {
         self.rows = self.rows.max(rows);
         self.grow(driver)
     }
 
-    /// Makes room for a cache.
+    /// Grows the scratch for a cache.
     pub(super) fn fit_cache(&mut self, driver: &Driver, spec: &CacheSpec) -> Result<(), DeviceError> {
         self.spec = Some(*spec);
         self.grow(driver)
     }
 
-    /// An entry for each row, and one for each split that the cache holds. Where sequences share so many blocks that
-    /// this is too little, rows do with one entry.
+    /// Allocates an entry per row and one per split of the cache. If sequences share blocks, their splits may
+    /// exceed this; the remaining rows are then computed by the prefill kernel, with one entry each.
     fn grow(&mut self, driver: &Driver) -> Result<(), DeviceError> {
         let Some(spec) = &self.spec else { return Ok(()) };
         let entries = self.rows + spec.blocks / 4;
@@ -80,24 +83,24 @@ impl Scratch {
         Ok(())
     }
 
-    /// What a step may use.
+    /// The entries that a step may use.
     pub(super) fn entries(&self) -> Entries {
         let group = self.spec.as_ref().map_or(1, |spec| spec.heads.q_heads / spec.heads.kv_heads);
         let spare_block = self.spec.as_ref().map_or(0, |spec| spec.blocks as u32 - 1);
-        Entries { room: self.entries.max(self.rows), group, spare_block }
+        Entries { count: self.entries.max(self.rows), group, spare_block }
     }
 }
 
-/// A call's operands.
-pub(super) struct Job<'a> {
-    pub(super) step: &'a Step,
+/// Inputs of attention, and the type of its output.
+pub(super) struct AttentionInputs<'a> {
+    pub(super) step: &'a StepTables,
     pub(super) qkv: &'a Floats,
     pub(super) cached: Cached<'a, Cache>,
     pub(super) quant: ActQuant,
 }
 
-pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), DeviceError> {
-    let Job { step, qkv, cached, quant } = job;
+pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> Result<(), DeviceError> {
+    let AttentionInputs { step, qkv, cached, quant } = inputs;
     let spec = &cached.cache.spec;
     let HeadShape { q_heads, kv_heads, head_dim } = spec.heads;
     assert_eq!((qkv.rows, qkv.cols), (step.rows, (q_heads + 2 * kv_heads) * head_dim), "shape of QKV");
@@ -106,8 +109,8 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), Devic
     let padded = Cache::padded(head_dim);
     let [decode, prefill] = kernels(padded, spec.dtype)?;
     let scratch = &cuda.scratch().attention;
-    let room = "room was made for the cache";
-    let (sums, stats) = (scratch.sums.as_ref().expect(room), scratch.stats.as_ref().expect(room));
+    let made = "a cache was made before attention runs";
+    let (sums, stats) = (scratch.sums.as_ref().expect(made), scratch.stats.as_ref().expect(made));
     let params = AttentionParams {
         qkv: qkv.data.address(),
         cache: cached.cache.layer(cached.kv.layer),
@@ -123,10 +126,10 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), Devic
     };
     let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
     let shared = WARPS * TILE_HEADS * (padded + 2) * 4;
-    // Recorded, the launch must do for any number of items.
-    let blocks = if step.recorded > 0 { DECODE_BLOCKS } else { step.decodes };
+    // A captured launch must work for any number of items.
+    let blocks = if step.graph_rows > 0 { DECODE_BLOCKS } else { step.decodes };
     let launch = Launch { kernel: decode, grid: [blocks, kv_heads, tiles], threads: 128, shared };
-    // SAFETY: the shapes have been compared, the blocks with the cache, and the items made for the scratch.
+    // SAFETY: shapes and block ids have been checked, and the items use entries of the scratch only.
     unsafe { cuda.driver.launch(launch, &params)? };
     let params = AttentionParams { items: step.prefill_items(), ..params };
     let shared = WARPS * (TILE_HEADS * padded + 128) * 4;
@@ -149,7 +152,7 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, out: &mut Acts) -> Result<(), Devic
     unsafe { cuda.driver.launch(launch, &params) }
 }
 
-/// Decode's and prefill's kernel for heads of so many elements, as the cache stores them.
+/// The kernels of decode and prefill for cached heads of `padded` elements.
 fn kernels(padded: usize, dtype: KvDtype) -> Result<[&'static str; 2], DeviceError> {
     let fp8 = dtype == KvDtype::Fp8;
     Ok(match padded {

@@ -1,9 +1,9 @@
-//! Products of many rows by cuBLASLt, where measurement finds that quicker than passes of `gemm_stream`; with
-//! `kernels/unpack.cu` before and `kernels/rescale.cu` after, since the library takes row-major operands, and scales
-//! of whole matrices only.
+//! Products of many rows by cuBLASLt, where it measures faster than passes of `linear`. `kernels/unpack.cu`
+//! runs before and `kernels/rescale.cu` after, since the library takes row-major operands and scales of whole
+//! matrices only.
 //!
-//! Its sums have another order than `gemm_stream`'s, so that a row's bits come to depend on how many rows there are:
-//! whoever asks for this gives up that a request's tokens never depend on its company.
+//! The library sums in another order than `linear`, so a row's bits depend on the number of rows. With these
+//! products a request's tokens may depend on the other requests of a step.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::driver::{Algorithm, Driver, Launch, Product};
-use super::{Acts, Buffer, Cuda, Floats, Matrix, linear, random_weights};
+use super::backend::{Algorithm, Product, ProductLibrary, ProductShape};
+use super::driver::Driver;
+use super::{Acts, Buffer, Cuda, Floats, Launch, Matrix, linear, random_weights};
 use crate::device::{ActQuant, DeviceError, RandomWeights, fp8};
 
 #[repr(C)]
@@ -39,84 +40,86 @@ struct RescaleParams {
 const _: () = assert!(size_of::<RescaleParams>() == 32);
 
 const THREADS: usize = 256;
-/// Blocks of `unpack`: eight for each multiprocessor of an H100.
+/// Blocks of `unpack`: eight per multiprocessor of an H100.
 const BLOCKS: usize = 1056;
-/// Rows from which on the library is tried.
-const LEAST_ROWS: usize = 256;
-/// Times that a way is run against the clock.
+/// The least rows of a product that the library may compute.
+const MIN_ROWS: usize = 256;
+/// Timed runs per algorithm.
 const TIMES: usize = 5;
-/// Largest difference from `gemm_stream` in units of the outputs' root mean square. Another order of sums changes far
-/// less, and a wrong algorithm far more; how much less has not been measured on a GPU yet.
+/// Largest accepted difference from `linear`, relative to the root mean square of the outputs. It is meant to
+/// be far above the effect of another order of sums, which has not been measured on a GPU yet, and far below
+/// a wrong result.
 const TOLERANCE: f32 = 0.02;
 
-/// How products of many rows are done.
+/// The kernels of products of many rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Products {
-    /// A row has the same bits whatever the rows beside it.
+    /// By the `linear` kernel: a row's bits do not depend on the other rows.
     #[default]
     Deterministic,
-    /// As is fastest, by measurement when the device gets ready.
+    /// By the fastest of the `linear` kernel and cuBLASLt, measured at start-up.
     Fastest {
-        /// Where what was found is kept for the next time.
+        /// The file that keeps the measured choices for the next start.
         cache: Option<PathBuf>,
     },
 }
 
-/// The fastest way for each shape and number of rows.
+/// The fastest algorithm for each shape and number of rows.
 #[derive(Debug, Default)]
-pub(super) struct Large {
+pub(super) struct LibraryProducts {
     cache: Option<PathBuf>,
     /// \[out, in\] of the E4M3 matrices made so far.
     shapes: BTreeSet<(usize, usize)>,
-    /// By shape, the rows that each holds for at most; `None` is `gemm_stream`.
+    /// By shape and by the largest number of rows that the choice is for; `None` is the `linear` kernel.
     choices: BTreeMap<(usize, usize), BTreeMap<usize, Option<Algorithm>>>,
-    /// Room for the largest of the matrices.
+    /// Memory for the largest matrix, row-major.
     unpacked: Option<Buffer<u8>>,
 }
 
-/// A measured choice, as it is kept on disk.
+/// A measured choice in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+struct Choice {
     out: usize,
     input: usize,
     rows: usize,
     algorithm: Option<Algorithm>,
 }
 
-/// The file: choices hold for one kind of GPU and one version of the library.
+/// The file of choices, which are for one model of GPU and one version of the library.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct ChoiceFile {
     device: String,
     library: usize,
-    choices: Vec<Entry>,
+    choices: Vec<Choice>,
 }
 
-impl Large {
+impl LibraryProducts {
+    /// No choices yet.
     pub(super) fn new(cache: Option<PathBuf>) -> Self {
         Self { cache, ..Self::default() }
     }
 
-    /// Notes a matrix, if the library takes such.
+    /// Adds a matrix to those that are measured, if the library supports it.
     pub(super) fn add(&mut self, driver: &Driver, matrix: &Matrix) -> Result<(), DeviceError> {
         if matrix.bf16() || !matrix.out.is_multiple_of(16) {
             return Ok(());
         }
         self.shapes.insert((matrix.out, matrix.input));
         let bytes = matrix.out * matrix.input;
-        if self.unpacked.as_ref().is_none_or(|room| room.len() < bytes) {
+        if self.unpacked.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
             self.unpacked = None;
             self.unpacked = Some(driver.buffer(bytes)?);
         }
         Ok(())
     }
 
-    /// The library's algorithm for a product, if it is the faster way.
+    /// The library's algorithm for a product, if it is faster than the `linear` kernel.
     pub(super) fn choice(&self, x: &Acts, w: &Matrix) -> Option<Algorithm> {
-        let choices = self.choices.get(&(w.out, w.input)).filter(|_| x.rows >= LEAST_ROWS && !x.bf16)?;
+        let choices = self.choices.get(&(w.out, w.input)).filter(|_| x.rows >= MIN_ROWS && !x.bf16)?;
         *choices.range(x.rows..).next()?.1
     }
 
-    fn remember(&mut self, entries: &[Entry]) {
+    fn set_choices(&mut self, entries: &[Choice]) {
         for entry in entries.iter().filter(|entry| self.shapes.contains(&(entry.out, entry.input))) {
             let shape = self.choices.entry((entry.out, entry.input)).or_default();
             shape.insert(entry.rows, entry.algorithm);
@@ -124,10 +127,10 @@ impl Large {
     }
 }
 
-/// x · wᵀ by an algorithm of the library.
+/// Computes out = x · wᵀ by an algorithm of the library.
 pub(super) fn run(
     cuda: &Cuda,
-    large: &Large,
+    products: &LibraryProducts,
     algorithm: Algorithm,
     x: &Acts,
     w: &Matrix,
@@ -140,13 +143,13 @@ pub(super) fn run(
         w.out,
         w.input
     );
-    assert!(!x.bf16 && !w.bf16(), "the library multiplies E4M3 by E4M3 here");
-    out.resize(x.rows);
-    let room = large.unpacked.as_ref().expect("room was made for every matrix");
+    assert!(!x.bf16 && !w.bf16(), "the library multiplies E4M3 by E4M3");
+    out.set_rows(x.rows);
+    let unpacked = products.unpacked.as_ref().expect("a buffer was made with the matrix");
     let scales = w.scales.as_ref().expect("E4M3 has scales");
     let unpack = UnpackParams {
         w: w.data.address(),
-        rows: room.address(),
+        rows: unpacked.address(),
         n: w.out as u32,
         k: w.input as u32,
         k_blocks: w.k_blocks() as u32,
@@ -154,12 +157,17 @@ pub(super) fn run(
     };
     let blocks = BLOCKS.min((w.out.div_ceil(16) * w.k_blocks() * 32).div_ceil(THREADS));
     let launch = Launch { kernel: "unpack", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
-    // SAFETY: the room is as large as the largest matrix.
+    // SAFETY: the buffer has the size of the largest matrix.
     unsafe { cuda.driver.launch(launch, &unpack) }?;
-    let (w_rows, x_rows, out_rows) = (room.address(), x.values.address(), out.data.address());
-    let product = Product { w: w_rows, x: x_rows, out: out_rows, n: w.out, k: w.input, m: x.rows };
-    // SAFETY: the shapes have been compared, and the output resized.
-    unsafe { cuda.driver.product(&product, algorithm) }?;
+    let product = Product {
+        shape: ProductShape { m: x.rows, n: w.out, k: w.input },
+        w: unpacked.address(),
+        x: x.values.address(),
+        out: out.data.address(),
+    };
+    let library = cuda.driver.backend().library().expect("choices are made with the library loaded");
+    // SAFETY: shapes have been checked, and the output has room for the rows.
+    unsafe { library.product(&product, algorithm) }?;
     let rescale = RescaleParams {
         out: out.data.address(),
         x_scales: x.scales.address(),
@@ -173,59 +181,62 @@ pub(super) fn run(
     unsafe { cuda.driver.launch(launch, &rescale) }
 }
 
-/// Finds the fastest way for every shape, for powers of two of rows up to what `rows` need, unless the file knows.
-pub(super) fn tune(cuda: &Cuda, large: &mut Large, rows: usize) -> Result<(), DeviceError> {
-    let Some(library) = cuda.driver.library() else {
-        tracing::warn!("cuBLASLt cannot be loaded: products of many rows take several passes instead");
+/// Finds the fastest algorithm for every shape and for powers of two of rows, up to the first that is at
+/// least `rows`. Choices in the file are not measured again.
+pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> Result<(), DeviceError> {
+    let Some(version) = cuda.driver.backend().library().map(ProductLibrary::version) else {
+        tracing::warn!("cuBLASLt cannot be loaded: products of many rows take several passes");
         return Ok(());
     };
     let device = cuda.name();
-    let kept = large
+    let kept = products
         .cache
         .as_deref()
         .and_then(read)
-        .filter(|kept| (&kept.device, kept.library) == (&device, library));
+        .filter(|kept| (&kept.device, kept.library) == (&device, version));
     let mut entries = kept.map_or_else(Vec::new, |kept| kept.choices);
     let known = entries.len();
-    let buckets = (0..).map(|i| LEAST_ROWS << i);
+    let buckets = (0..).map(|i| MIN_ROWS << i);
     let most = rows.next_power_of_two();
     for rows in buckets.take_while(|bucket| *bucket <= most) {
-        for (out, input) in large.shapes.clone() {
-            let same = |entry: &Entry| (entry.out, entry.input, entry.rows) == (out, input, rows);
+        for (out, input) in products.shapes.clone() {
+            let same = |entry: &Choice| (entry.out, entry.input, entry.rows) == (out, input, rows);
             if !entries.iter().any(same) {
-                let algorithm = fastest(cuda, large, (out, input), rows)?;
-                entries.push(Entry { out, input, rows, algorithm });
+                let shape = ProductShape { m: rows, n: out, k: input };
+                let algorithm = fastest(cuda, products, shape)?;
+                entries.push(Choice { out, input, rows, algorithm });
             }
         }
     }
-    large.remember(&entries);
-    if let (Some(path), true) = (&large.cache, entries.len() > known) {
-        let kept = Kept { device, library, choices: entries };
+    products.set_choices(&entries);
+    if let (Some(path), true) = (&products.cache, entries.len() > known) {
+        let kept = ChoiceFile { device, library: version, choices: entries };
         if let Err(error) = write(path, &kept) {
-            tracing::warn!(path = %path.display(), %error, "the choice of products was not kept");
+            tracing::warn!(path = %path.display(), %error, "the choices of products could not be written");
         }
     }
     Ok(())
 }
 
-/// The fastest of `gemm_stream` and all algorithms that the library offers and that compute the same.
+/// The fastest of the `linear` kernel (`None`) and the library's algorithms that agree with it.
 fn fastest(
     cuda: &Cuda,
-    large: &Large,
-    (out, input): (usize, usize),
-    rows: usize,
+    products: &LibraryProducts,
+    shape: ProductShape,
 ) -> Result<Option<Algorithm>, DeviceError> {
+    let ProductShape { m: rows, n: out, k: input } = shape;
     let codes = std::array::from_fn(|i| fp8::encode((i as f32 - 127.5) / 64.0));
-    let noise_of =
+    let random =
         |out, seed| RandomWeights { out, input, seed, codes: &codes, scale: 1.0 / 64.0, bf16: false };
-    let w = random_weights::run(cuda, &noise_of(out, 1))?;
-    let x = inputs(cuda, &noise_of(rows, 2))?;
-    let mut floats = Floats { rows: 0, cols: out, data: cuda.driver.buffer(rows * out)? };
-    let streamed = time(&mut floats, &mut |floats| linear::run(cuda, &x, &w, floats))?;
+    let w = random_weights::run(cuda, &random(out, 1))?;
+    let x = inputs(cuda, &random(rows, 2))?;
+    let mut floats = Floats::empty(rows, out, cuda.driver.buffer(rows * out)?);
+    let own = time(&mut floats, &mut |floats| linear::run(cuda, &x, &w, floats))?;
     let expected = floats.data.read(rows * out)?;
-    let mut best = (streamed, None);
-    for algorithm in cuda.driver.algorithms(rows, out, input)? {
-        let mut product = |floats: &mut Floats| run(cuda, large, algorithm, &x, &w, floats);
+    let mut best = (own, None);
+    let library = cuda.driver.backend().library();
+    for algorithm in library.map_or(Ok(Vec::new()), |library| library.algorithms(shape))? {
+        let mut product = |floats: &mut Floats| run(cuda, products, algorithm, &x, &w, floats);
         let Ok(seconds) = time(&mut floats, &mut product) else { continue };
         if seconds < best.0 && agrees(&expected, &floats.data.read(rows * out)?) {
             best = (seconds, Some(algorithm));
@@ -235,7 +246,7 @@ fn fastest(
         out,
         input,
         rows,
-        stream_ms = streamed * 1e3,
+        stream_ms = own * 1e3,
         best_ms = best.0 * 1e3,
         cublaslt = best.1.is_some(),
         "measured a product"
@@ -243,23 +254,23 @@ fn fastest(
     Ok(best.1)
 }
 
-/// Random inputs, row-major as products read them.
-fn inputs(cuda: &Cuda, noise: &RandomWeights<'_>) -> Result<Acts, DeviceError> {
-    let mut x = Acts::new(&cuda.driver, noise.out, noise.input)?;
-    let _target = x.target(noise.out, ActQuant::Fp8PerToken);
-    x.values.write(0, &noise.codes())?;
-    x.scales.write(0, &vec![noise.scale; noise.out])?;
+/// Random inputs of products.
+fn inputs(cuda: &Cuda, random: &RandomWeights<'_>) -> Result<Acts, DeviceError> {
+    let mut x = Acts::new(&cuda.driver, random.out, random.input)?;
+    let _target = x.target(random.out, ActQuant::Fp8PerToken);
+    x.values.write(0, &random.codes())?;
+    x.scales.write(0, &vec![random.scale; random.out])?;
     Ok(x)
 }
 
-/// Seconds of an operation, the median of some.
+/// The median duration of an operation in seconds.
 fn time(
     floats: &mut Floats,
     operation: &mut dyn FnMut(&mut Floats) -> Result<(), DeviceError>,
 ) -> Result<f64, DeviceError> {
     let mut times = Vec::new();
     for _ in 0..TIMES {
-        // Reading back waits.
+        // A read waits for all enqueued work.
         floats.data.read(1)?;
         let start = Instant::now();
         operation(floats)?;
@@ -270,25 +281,25 @@ fn time(
     Ok(times[TIMES / 2])
 }
 
-/// Whether two results of one product are the same but for the order of sums.
+/// Whether two results of a product agree up to the order of sums.
 fn agrees(expected: &[f32], got: &[f32]) -> bool {
     let squares: f64 = expected.iter().map(|x| f64::from(*x).powi(2)).sum();
     let rms = (squares / expected.len() as f64).sqrt() as f32;
-    // NaN is no agreement.
+    // A NaN compares false, and so disagrees.
     expected.iter().zip(got).all(|(a, b)| (a - b).abs() <= TOLERANCE * rms)
 }
 
-fn read(path: &Path) -> Option<Kept> {
-    // A file that is absent, broken or of another form is measured anew.
+fn read(path: &Path) -> Option<ChoiceFile> {
+    // Without a readable file everything is measured again.
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
-fn write(path: &Path, kept: &Kept) -> std::io::Result<()> {
+fn write(path: &Path, kept: &ChoiceFile) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    // Another process may read, or write, at the same time.
-    let beside = path.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&beside, serde_json::to_vec_pretty(kept)?)?;
-    std::fs::rename(&beside, path)
+    // Another process may read or write the file at the same time.
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    std::fs::write(&temporary, serde_json::to_vec_pretty(kept)?)?;
+    std::fs::rename(&temporary, path)
 }

@@ -1,6 +1,6 @@
 //! `kernels/embed.cu`.
 
-use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, Step};
+use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, StepTables};
 use crate::device::{DeviceError, Table};
 
 #[repr(C)]
@@ -20,18 +20,18 @@ const _: () = assert!(size_of::<EmbedParams>() == 56);
 
 pub(super) fn run(
     cuda: &Cuda,
-    step: &Step,
+    step: &StepTables,
     table: Table<'_, Matrix>,
-    draws: &Sampled,
+    sampled: &Sampled,
     out: &mut Floats,
 ) -> Result<(), DeviceError> {
     let Table { matrix, first } = table;
     assert_eq!(matrix.input, out.cols, "columns of an embedding of {}", out.cols);
-    assert!(step.slots <= draws.slots(), "a slot of {} in {}", step.slots, draws.slots());
-    out.resize(step.rows);
+    assert!(step.slots <= sampled.slots(), "slot {} of {}", step.slots, sampled.slots());
+    out.set_rows(step.rows);
     let params = EmbedParams {
         tokens: step.tokens(),
-        last: draws.last(),
+        last: sampled.last(),
         table: matrix.data.address(),
         scales: matrix.scales.as_ref().map_or(0, Buffer::address),
         out: out.data.address(),
@@ -41,6 +41,6 @@ pub(super) fn run(
         rows: matrix.out as u32,
     };
     let launch = Launch { kernel: "embed", grid: [step.rows, 1, 1], threads: 256, shared: 0 };
-    // SAFETY: the shapes have been compared, and the slots with the draws.
+    // SAFETY: shapes and slots have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
 }

@@ -1,6 +1,6 @@
 //! `kernels/gather.cu`.
 
-use super::peers::{MOST_RANKS, Peers, PeersParams};
+use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::{Cuda, Floats, Launch};
 use crate::device::DeviceError;
 
@@ -8,7 +8,7 @@ use crate::device::DeviceError;
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct GatherParams {
     peers: PeersParams,
-    parts: [u64; MOST_RANKS],
+    parts: [u64; MAX_RANKS],
     whole: u64,
     rows: u32,
     cols: u32,
@@ -18,13 +18,14 @@ const _: () = assert!(size_of::<GatherParams>() == 168);
 const THREADS: u32 = 256;
 
 impl Peers {
-    /// Each rank's `part` \[rows, cols\] beside the others' in `whole`. `part` was offered.
+    /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
+    /// `part` is shared.
     ///
     /// # Errors
     /// If the launch is refused.
     pub fn gather(&self, cuda: &Cuda, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {
-        assert_eq!(whole.cols, part.cols * self.size(), "columns of what is gathered");
-        whole.resize(part.rows);
+        assert_eq!(whole.cols, part.cols * self.size(), "columns of the gathered rows");
+        whole.set_rows(part.rows);
         let params = GatherParams {
             peers: self.params(),
             parts: self.addresses(&part.data),
@@ -34,7 +35,8 @@ impl Peers {
         };
         let grid = [self.blocks(part.rows * self.size()), 1, 1];
         let launch = Launch { kernel: "gather", grid, threads: THREADS, shared: 0 };
-        // SAFETY: `whole` was fitted to the rows; parts have as many elements on every rank, and the group keeps them.
+        // SAFETY: `whole` has room for the rows; parts have the same size on every rank, and the group keeps
+        // them alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
 }

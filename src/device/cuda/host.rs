@@ -1,17 +1,20 @@
-//! Launches on the host: the kernels as g++ compiled them, in a library of their own (`kernels/host/cuda.h`).
+//! The host backend, for tests: kernels compiled by g++ into a library, run by `kernels/host/cuda.cpp`.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::slice;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
 
-use super::driver::{Algorithm, Launch, Product};
+use super::backend::{Algorithm, Backend, Graph, HostCopy, Launch, Product, ProductLibrary, ProductShape};
+use super::driver::Driver;
+use super::{Cuda, Products};
 use crate::device::{DeviceError, fp8};
 
-/// As `kernels/host/cuda.cpp` has it.
+/// The parameters of `octant_launch` in `kernels/host/cuda.cpp`.
 #[repr(C)]
 struct HostLaunch {
     name: *const c_char,
@@ -23,145 +26,203 @@ struct HostLaunch {
     descending: u32,
 }
 
-/// An algorithm that computes something else.
-const WRONG: Algorithm = [7; 8];
-
-/// Alignment of device memory: what kernels count on. A larger one would keep AddressSanitizer from seeing every end.
+/// Alignment of device memory: the least that kernels need. With a larger one AddressSanitizer would miss
+/// accesses shortly past the end of a buffer.
 const ALIGN: usize = 16;
 
-/// The library, and what it was given. Launches of different threads run side by side.
+/// The library of kernels and the memory allocated for them. Launches of different threads run concurrently.
 #[derive(Debug)]
-pub(super) struct Host {
-    library: Library,
-    descending: bool,
-    blocks: Mutex<HashMap<u64, Layout>>,
-    /// While launches are recorded.
-    recording: Mutex<Option<Launches>>,
+struct Host {
+    kernels: Arc<Kernels>,
+    allocations: Mutex<HashMap<u64, Layout>>,
+    /// The launches captured so far, while launches are captured.
+    capture: Mutex<Option<Vec<CapturedLaunch>>>,
 }
 
-/// Launches with their parameters.
-#[derive(Debug, Default)]
-pub struct Launches(Vec<(Launch, Vec<u8>)>);
+/// The library of kernels.
+#[derive(Debug)]
+struct Kernels {
+    library: Library,
+    /// Whether the threads of a block start from the last to the first.
+    descending: bool,
+}
 
-impl Host {
-    /// `descending` says in which order the threads of a block start.
-    pub(super) fn open(descending: bool) -> Result<Self, DeviceError> {
-        // SAFETY: our own library, which runs nothing on loading.
+/// A launch with the bytes of its parameters.
+#[derive(Debug)]
+struct CapturedLaunch {
+    launch: Launch,
+    params: Vec<u8>,
+}
+
+impl Cuda {
+    /// Runs the kernels on the host, for tests: slowly, with every barrier checked. `descending` says whether
+    /// the threads of a block start from the last to the first.
+    ///
+    /// # Errors
+    /// If the library of kernels cannot be loaded.
+    pub fn on_host(descending: bool, products: Products) -> Result<Self, DeviceError> {
+        // SAFETY: the library is our own and runs nothing on loading.
         let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
         let library = library.map_err(|e| error("host kernels", e.to_string()))?;
-        Ok(Self { library, descending, blocks: Mutex::default(), recording: Mutex::default() })
+        let kernels = Arc::new(Kernels { library, descending });
+        let host = Host { kernels, allocations: Mutex::default(), capture: Mutex::default() };
+        Ok(Self::with_driver(Driver::new(host), products))
+    }
+}
+
+impl Host {
+    fn allocations(&self) -> MutexGuard<'_, HashMap<u64, Layout>> {
+        self.allocations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn name(&self) -> String {
-        format!("kernels on the host, threads {}", if self.descending { "descending" } else { "ascending" })
+    fn captured(&self) -> MutexGuard<'_, Option<Vec<CapturedLaunch>>> {
+        self.capture.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Backend for Host {
+    fn name(&self) -> String {
+        let order = if self.kernels.descending { "descending" } else { "ascending" };
+        format!("kernels on the host, threads {order}")
     }
 
-    fn blocks(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Layout>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free_memory(&self) -> Result<u64, DeviceError> {
+        Ok(u64::MAX)
     }
 
-    pub(super) fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
+    fn pci_address(&self) -> Result<String, DeviceError> {
+        Err(error("pci", "the kernels run on the host, which has no PCI address".to_owned()))
+    }
+
+    fn enable_access(&self, _other: &dyn Backend) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn is_same_gpu(&self, other: &dyn Backend) -> bool {
+        (other as &dyn Any).is::<Self>()
+    }
+
+    fn alloc(&self, bytes: usize) -> Result<u64, DeviceError> {
         let layout = Layout::from_size_align(bytes, ALIGN).map_err(|e| error("alloc", e.to_string()))?;
         // SAFETY: the size is not 0.
         let pointer = unsafe { alloc_zeroed(layout) };
         if pointer.is_null() {
             return Err(error("alloc", format!("no memory for {bytes} bytes")));
         }
-        self.blocks().insert(pointer as u64, layout);
+        self.allocations().insert(pointer as u64, layout);
         Ok(pointer as u64)
     }
 
-    /// # Safety
-    /// The address came from `alloc`, and is not used any more.
-    pub(super) unsafe fn free(&self, address: u64) {
-        if let Some(layout) = self.blocks().remove(&address) {
+    unsafe fn free(&self, address: u64) {
+        if let Some(layout) = self.allocations().remove(&address) {
             // SAFETY: allocated with this layout.
             unsafe { dealloc(address as *mut u8, layout) };
         }
     }
 
-    pub(super) fn alloc_on_host(&self, bytes: usize) -> Result<u64, DeviceError> {
+    fn alloc_on_host(&self, bytes: usize) -> Result<u64, DeviceError> {
         self.alloc(bytes)
     }
 
-    /// # Safety
-    /// The address came from `alloc_on_host`, and is not used any more.
-    pub(super) unsafe fn free_on_host(&self, address: u64) {
+    unsafe fn free_on_host(&self, address: u64) {
         // SAFETY: by this function's contract.
         unsafe { self.free(address) };
     }
 
-    /// # Safety
-    /// The memory from `address` on is as long as `from`, and this device's.
-    pub(super) unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
+    unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
         // SAFETY: by this function's contract.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
         Ok(())
     }
 
-    /// # Safety
-    /// The memory from `address` on is as long as `to`, and this device's.
-    pub(super) unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
+    unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
         // SAFETY: by this function's contract.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
 
-    /// # Safety
-    /// As for `Driver::launch`.
-    pub(super) unsafe fn launch<P: bytemuck::Pod>(
-        &self,
-        launch: Launch,
-        params: &P,
-    ) -> Result<(), DeviceError> {
-        let bytes = bytemuck::bytes_of(params);
-        if let Some(recorded) = &mut *self.recording() {
-            recorded.0.push((launch, bytes.to_vec()));
+    fn host_copy(&self, bytes: usize) -> Result<Box<dyn HostCopy>, DeviceError> {
+        Ok(Box::new(Copied(vec![0; bytes])))
+    }
+
+    unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
+        if let Some(captured) = &mut *self.captured() {
+            captured.push(CapturedLaunch { launch, params: params.to_vec() });
             return Ok(());
         }
         // SAFETY: by this function's contract.
-        unsafe { self.run(launch, bytes) }
+        unsafe { self.kernels.run(launch, params) }
     }
 
-    pub(super) fn record(
-        &self,
-        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Launches, DeviceError> {
-        *self.recording() = Some(Launches::default());
+    fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
+        *self.captured() = Some(Vec::new());
         let outcome = launches();
-        let recorded = self.recording().take().unwrap_or_default();
-        outcome.map(|()| recorded)
+        let captured = self.captured().take().unwrap_or_default();
+        outcome?;
+        let kernels = Arc::clone(&self.kernels);
+        Ok(Graph::new(move || {
+            captured.iter().try_for_each(|CapturedLaunch { launch, params }| {
+                // SAFETY: the contract of the captured launch holds as long as its buffers live, which the
+                // owner of the graph keeps.
+                unsafe { kernels.run(*launch, params) }
+            })
+        }))
     }
 
-    pub(super) fn repeat(&self, launches: &Launches) -> Result<(), DeviceError> {
-        for (launch, params) in &launches.0 {
-            // SAFETY: what was promised of the launch when it was recorded holds as long as its buffers live, which
-            // those who repeat it own.
-            unsafe { self.run(*launch, params) }?;
-        }
+    fn library(&self) -> Option<&dyn ProductLibrary> {
+        Some(&PlainProducts)
+    }
+}
+
+/// Host memory for results. Kernels have run when their launch returns, so a copy is made at once.
+#[derive(Debug)]
+struct Copied(Vec<u8>);
+
+impl HostCopy for Copied {
+    unsafe fn fetch(&mut self, address: u64, bytes: usize) -> Result<(), DeviceError> {
+        let to = &mut self.0[..bytes];
+        // SAFETY: by this function's contract.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), bytes) };
         Ok(())
     }
 
-    /// In the place of cuBLASLt's algorithms: one that is wrong, which must never be chosen, and one that is right.
-    pub(super) fn algorithms(&self, _m: usize, _n: usize, _k: usize) -> Vec<Algorithm> {
-        vec![WRONG, [1; 8]]
+    fn wait(&mut self) -> Result<&[u8], DeviceError> {
+        Ok(&self.0)
+    }
+}
+
+/// Replaces cuBLASLt with two algorithms: a wrong one, which must never be chosen, and a right one.
+#[derive(Debug)]
+struct PlainProducts;
+
+/// The algorithm that computes the negated product.
+const WRONG: Algorithm = [7; 8];
+/// The algorithm that computes the product.
+const RIGHT: Algorithm = [1; 8];
+
+impl ProductLibrary for PlainProducts {
+    fn version(&self) -> usize {
+        0
     }
 
-    /// # Safety
-    /// As for `Driver::product`.
-    pub(super) unsafe fn product(&self, p: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+    fn algorithms(&self, _shape: ProductShape) -> Result<Vec<Algorithm>, DeviceError> {
+        Ok(vec![WRONG, RIGHT])
+    }
+
+    unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+        let ProductShape { m, n, k } = product.shape;
         // SAFETY: by this function's contract.
         let (x, w, out) = unsafe {
             (
-                slice::from_raw_parts(p.x as *const u8, p.m * p.k),
-                slice::from_raw_parts(p.w as *const u8, p.n * p.k),
-                slice::from_raw_parts_mut(p.out as *mut f32, p.m * p.n),
+                slice::from_raw_parts(product.x as *const u8, m * k),
+                slice::from_raw_parts(product.w as *const u8, n * k),
+                slice::from_raw_parts_mut(product.out as *mut f32, m * n),
             )
         };
         let values: Vec<f32> = (0..=255).map(fp8::decode).collect();
         let sign = if algorithm == WRONG { -1.0 } else { 1.0 };
-        for (x, out) in x.chunks_exact(p.k).zip(out.chunks_exact_mut(p.n)) {
-            for (w, out) in w.chunks_exact(p.k).zip(out) {
+        for (x, out) in x.chunks_exact(k).zip(out.chunks_exact_mut(n)) {
+            for (w, out) in w.chunks_exact(k).zip(out) {
                 let products =
                     x.iter().zip(w).map(|(x, w)| values[usize::from(*x)] * values[usize::from(*w)]);
                 *out = sign * products.sum::<f32>();
@@ -169,17 +230,16 @@ impl Host {
         }
         Ok(())
     }
+}
 
-    fn recording(&self) -> std::sync::MutexGuard<'_, Option<Launches>> {
-        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Runs a kernel over the bytes of its parameters.
+impl Kernels {
+    /// Runs a kernel.
     ///
     /// # Safety
-    /// As for `Driver::launch`.
+    /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
+    /// accesses.
     unsafe fn run(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
-        // The parameters' alignment, which bytes have not.
+        // Bytes have no alignment; the kernel's parameters are aligned to 8 bytes.
         let words: Vec<u64> = params
             .chunks(8)
             .map(|chunk| {

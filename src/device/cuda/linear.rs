@@ -6,7 +6,7 @@ use crate::device::DeviceError;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct GemmStreamParams {
+struct LinearParams {
     x: u64,
     x_scales: u64,
     w: u64,
@@ -23,34 +23,35 @@ struct GemmStreamParams {
     ctas: u32,
     unused: u32,
 }
-const _: () = assert!(size_of::<GemmStreamParams>() == 88);
+const _: () = assert!(size_of::<LinearParams>() == 88);
 
-/// Blocks of a launch: two for each multiprocessor of an H100. Fixed, since where work is cut decides the bits.
+/// Blocks of a launch: two per multiprocessor of an H100. Fixed, since the order of sums depends on how work
+/// is cut.
 pub(super) const CTAS: usize = 264;
 /// K blocks of a unit of work.
 const UNIT: usize = 8;
-/// Rows of the largest variant; more take several passes over the weights.
-const MOST_ROWS: usize = 128;
+/// Rows of the largest kernel variant. More rows take several passes over the weights.
+const MAX_ROWS: usize = 128;
 const THREADS: usize = 256;
-/// Bytes of scratch for an output feature: a sum of F32 for each row.
-pub(super) const SCRATCH_BYTES: usize = 4 * MOST_ROWS;
+/// Bytes of scratch per output feature: one F32 sum per row.
+pub(super) const SCRATCH_BYTES: usize = 4 * MAX_ROWS;
 
-/// Where blocks leave their parts of a tile.
+/// Partial sums of tiles that are cut between blocks.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
-    /// Four sums each.
+pub(super) struct LinearScratch {
     partials: Option<Buffer<[f32; 4]>>,
+    /// Per tile, the parts that have been written.
     counters: Option<Buffer<u32>>,
 }
 
-impl Scratch {
-    /// Makes room for products with a matrix.
+impl LinearScratch {
+    /// Grows the scratch for products with a matrix.
     pub(super) fn grow(&mut self, driver: &Driver, matrix: &Matrix) -> Result<(), DeviceError> {
         let tiles = matrix.tiles();
         if self.counters.as_ref().is_none_or(|counters| counters.len() < tiles) {
             self.counters = Some(driver.buffer(tiles)?);
             self.partials = None;
-            self.partials = Some(driver.buffer((tiles + CTAS) * TILE * MOST_ROWS / 4)?);
+            self.partials = Some(driver.buffer((tiles + CTAS) * TILE * MAX_ROWS / 4)?);
         }
         Ok(())
     }
@@ -65,14 +66,14 @@ pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result
         w.input
     );
     assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
-    out.resize(x.rows);
-    for first in (0..x.rows).step_by(MOST_ROWS) {
-        pass(cuda, x, w, out, first..x.rows.min(first + MOST_ROWS))?;
+    out.set_rows(x.rows);
+    for first in (0..x.rows).step_by(MAX_ROWS) {
+        pass(cuda, x, w, out, first..x.rows.min(first + MAX_ROWS))?;
     }
     Ok(())
 }
 
-/// One pass over the weights.
+/// One pass over the weights, for a range of rows.
 fn pass(
     cuda: &Cuda,
     x: &Acts,
@@ -80,23 +81,23 @@ fn pass(
     out: &Floats,
     rows: std::ops::Range<usize>,
 ) -> Result<(), DeviceError> {
-    let scratch = &cuda.scratch().product;
-    let room = "room was made for every matrix";
-    let (variant, columns) = variant(rows.len());
+    let scratch = &cuda.scratch().linear;
+    let made = "the scratch was grown when the matrix was made";
+    let (variant, most) = variant(rows.len());
     let (kernel, depth) = match (w.bf16(), x.bf16) {
         (false, false) => (variant.e4m3, 32),
         (false, true) => (variant.e4m3_bf16, 32),
         (true, _) => (variant.bf16, 16),
     };
     let units = w.k_blocks().div_ceil(UNIT);
-    let params = GemmStreamParams {
+    let params = LinearParams {
         x: x.values.at(rows.start * x.cols * if x.bf16 { 2 } else { 1 }),
         x_scales: x.scales.at(rows.start),
         w: w.data.address(),
         w_scales: w.scales.as_ref().map_or(0, Buffer::address),
         out: out.data.at(rows.start * out.cols),
-        partials: scratch.partials.as_ref().expect(room).address(),
-        counters: scratch.counters.as_ref().expect(room).address(),
+        partials: scratch.partials.as_ref().expect(made).address(),
+        counters: scratch.counters.as_ref().expect(made).address(),
         m: rows.len() as u32,
         n: w.out as u32,
         k: w.input as u32,
@@ -106,34 +107,34 @@ fn pass(
         ctas: CTAS.min(w.tiles() * units) as u32,
         unused: 0,
     };
-    // Rows of a unit's inputs in two bytes each, and what keeps them on different banks.
+    // A row of a unit's inputs has two bytes per element, and padding that puts rows on different banks.
     let stride = UNIT * depth + if depth == 16 { 16 } else { 32 };
     let launch = Launch {
         kernel,
         grid: [params.ctas as usize, 1, 1],
         threads: THREADS as u32,
-        shared: columns * stride * 2,
+        shared: most * stride * 2,
     };
-    // SAFETY: the shapes have been compared, and the scratch grown for the matrix.
+    // SAFETY: shapes have been checked, and the scratch was grown for the matrix.
     unsafe { cuda.driver.launch(launch, &params) }
 }
 
-/// The kernels for so many rows.
+/// The kernels of one maximum of rows, by types of weights and inputs.
 struct Variant {
     e4m3: &'static str,
     e4m3_bf16: &'static str,
     bf16: &'static str,
 }
 
-/// The smallest variant that takes so many rows, and its columns.
+/// The smallest variant that takes `rows` rows, and its maximum of rows.
 fn variant(rows: usize) -> (Variant, usize) {
     macro_rules! variant {
         ($n:literal) => {
             (
                 Variant {
-                    e4m3: concat!("gemm_stream_e4m3_", $n),
-                    e4m3_bf16: concat!("gemm_stream_e4m3_bf16_", $n),
-                    bf16: concat!("gemm_stream_bf16_", $n),
+                    e4m3: concat!("linear_e4m3_", $n),
+                    e4m3_bf16: concat!("linear_e4m3_bf16_", $n),
+                    bf16: concat!("linear_bf16_", $n),
                 },
                 8 * $n,
             )

@@ -1,15 +1,15 @@
-//! Weights as `kernels/pack.cuh` lays them out.
+//! Weights in the layout of `kernels/pack.cuh`.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Buffer, Driver};
-use crate::device::{DeviceError, HostMatrix, HostRows, MatrixData};
+use crate::device::{DeviceError, HostRows, MatrixData, MatrixShape};
 
-/// Outputs are padded with zeros to whole tiles of this many, what a block of `gemm_stream` does at a time.
+/// Outputs of a unit of work of `linear`. Outputs are padded with zeros to a multiple of this.
 pub(super) const TILE: usize = 128;
 
-/// Outputs of a tile as `kernels/pack.cuh` has it.
+/// Outputs of a packed tile.
 const ROWS: usize = 16;
 
 /// A weight matrix \[out, in\], packed.
@@ -18,20 +18,17 @@ pub struct Matrix {
     pub(super) out: usize,
     pub(super) input: usize,
     pub(super) data: Buffer<u8>,
-    /// One per output, of E4M3.
+    /// One scale per output; `None` for BF16.
     pub(super) scales: Option<Buffer<f32>>,
 }
 
 impl Matrix {
-    /// A matrix of zeros, to be written.
+    /// Allocates a matrix of zeros.
     ///
     /// # Errors
-    /// If the inputs are no multiple of 16, which products need, or memory runs out.
-    pub(super) fn zeros(
-        driver: &Driver,
-        (out, input): (usize, usize),
-        bf16: bool,
-    ) -> Result<Self, DeviceError> {
+    /// If `input` is not a multiple of 16, which products need, or memory runs out.
+    pub(super) fn zeros(driver: &Driver, shape: MatrixShape) -> Result<Self, DeviceError> {
+        let MatrixShape { out, input, bf16 } = shape;
         if !input.is_multiple_of(16) {
             let message = format!("expected a multiple of 16 input features, got a [{out}, {input}] matrix");
             return Err(DeviceError { op: "matrix", message });
@@ -42,73 +39,53 @@ impl Matrix {
         Ok(Self { out, input, data, scales })
     }
 
-    /// Packs a matrix and copies it to the device; each thread packs some tiles.
-    ///
-    /// # Errors
-    /// As of `zeros`.
-    pub(super) fn pack(driver: &Driver, host: HostMatrix<'_>) -> Result<Self, DeviceError> {
-        let (out, input) = (host.out, host.input);
-        let filling = Filling::new(driver, (out, input), matches!(host.data, MatrixData::Bf16(_)))?;
-        let threads = crate::machine::cores();
-        let each = out.div_ceil(threads).next_multiple_of(ROWS);
-        std::thread::scope(|scope| {
-            let part = |first: usize| {
-                let rows = each.min(out - first);
-                let range = first * input..(first + rows) * input;
-                let data = match host.data {
-                    MatrixData::Bf16(values) => MatrixData::Bf16(&values[range]),
-                    MatrixData::Fp8 { codes, scales } => {
-                        MatrixData::Fp8 { codes: &codes[range], scales: &scales[first..first + rows] }
-                    }
-                };
-                let filling = &filling;
-                scope.spawn(move || filling.put(first, HostRows { rows, input, stride: input, data }))
-            };
-            let workers: Vec<_> = (0..out).step_by(each.max(1)).map(part).collect();
-            workers.into_iter().try_for_each(|worker| worker.join().expect("packing does not panic"))
-        })?;
-        filling.done()
-    }
-
-    /// Whether elements are BF16, rather than E4M3.
+    /// Whether elements are BF16 rather than E4M3.
     pub(super) fn bf16(&self) -> bool {
         self.scales.is_none()
     }
 
-    /// Blocks of 32 bytes' worth of inputs.
+    /// The number of K blocks, each 32 bytes of a row.
     pub(super) fn k_blocks(&self) -> usize {
         (self.input * if self.bf16() { 2 } else { 1 }).div_ceil(32)
     }
 
-    /// Tiles of [`TILE`] outputs.
+    /// The number of tiles of [`TILE`] outputs.
     pub(super) fn tiles(&self) -> usize {
         self.out.div_ceil(TILE)
     }
 }
 
-/// A matrix of which some rows may be there. What is packed is written a tile of 16 rows at a time, so that of pieces
-/// that do not end with a tile the last rows wait for the next.
+/// A matrix while its rows are written. Packed rows are copied to the device in whole tiles of 16; rows of a
+/// tile that is not complete wait in `partial`.
 #[derive(Debug)]
-pub struct Filling {
+pub struct MatrixBuilder {
     matrix: Matrix,
-    /// By tile: packed rows, and how many.
-    partial: Mutex<BTreeMap<usize, (Vec<u8>, usize)>>,
+    /// Incomplete tiles by index.
+    partial: Mutex<BTreeMap<usize, PartialTile>>,
 }
 
-impl Filling {
-    /// Zeros.
+/// A tile of which some rows have been packed.
+#[derive(Debug)]
+struct PartialTile {
+    packed: Vec<u8>,
+    /// The number of packed rows.
+    rows: usize,
+}
+
+impl MatrixBuilder {
+    /// Allocates a matrix of zeros.
     ///
     /// # Errors
-    /// As of `Matrix::zeros`.
-    pub(super) fn new(driver: &Driver, shape: (usize, usize), bf16: bool) -> Result<Self, DeviceError> {
-        Ok(Self { matrix: Matrix::zeros(driver, shape, bf16)?, partial: Mutex::default() })
+    /// Those of [`Matrix::zeros`].
+    pub(super) fn new(driver: &Driver, shape: MatrixShape) -> Result<Self, DeviceError> {
+        Ok(Self { matrix: Matrix::zeros(driver, shape)?, partial: Mutex::default() })
     }
 
     /// Packs rows from `first` on and copies them to the device.
     ///
     /// # Errors
-    /// If the device fails.
-    pub(super) fn put(&self, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
+    /// If a copy fails.
+    pub(super) fn write(&self, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
         rows.check();
         let matrix = &self.matrix;
         assert_eq!(rows.input, matrix.input, "elements of a row");
@@ -117,14 +94,14 @@ impl Filling {
             MatrixData::Bf16(values) => (bytemuck::cast_slice(values), 2),
             MatrixData::Fp8 { codes, .. } => (codes, 1),
         };
-        assert_eq!(matrix.bf16(), width == 2, "rows of another type than their matrix");
+        assert_eq!(matrix.bf16(), width == 2, "the element type of rows and matrix");
         if let (MatrixData::Fp8 { scales, .. }, Some(buffer)) = (rows.data, &matrix.scales) {
             buffer.write(first, scales)?;
         }
         let (row_bytes, stride) = (rows.input * width, rows.stride * width);
         let row = |row: usize| &bytes[(row - first) * stride..][..row_bytes];
         let end = first + rows.rows;
-        // Whole tiles from `begin` to `rest`, and some rows before and after.
+        // Rows from `begin` to `rest` are whole tiles; those before and after are parts of tiles.
         let begin = first.next_multiple_of(ROWS).min(end);
         let rest = if end == matrix.out { end } else { (end / ROWS * ROWS).max(begin) };
         let size = tile_bytes(row_bytes);
@@ -133,12 +110,12 @@ impl Filling {
             (start..rest.min(start + ROWS)).for_each(|r| pack_row(row(r), r % ROWS, tile));
         }
         matrix.data.write(begin / ROWS * size, &packed)?;
-        self.put_partial(first..begin, &row)?;
-        self.put_partial(rest..end, &row)
+        self.write_partial(first..begin, &row)?;
+        self.write_partial(rest..end, &row)
     }
 
-    /// Rows of one tile that are not all of it.
-    fn put_partial<'a>(
+    /// Packs some rows of one tile, and copies the tile to the device when it is complete.
+    fn write_partial<'a>(
         &self,
         rows: std::ops::Range<usize>,
         row: &impl Fn(usize) -> &'a [u8],
@@ -149,31 +126,30 @@ impl Filling {
         }
         let size = tile_bytes(row(rows.start).len());
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
-        let (packed, there) = partial.entry(tile).or_insert_with(|| (vec![0; size], 0));
-        rows.for_each(|r| pack_row(row(r), r % ROWS, packed));
-        *there += count;
-        if *there == ROWS.min(self.matrix.out - tile * ROWS) {
-            self.matrix.data.write(tile * size, packed)?;
+        let entry = partial.entry(tile).or_insert_with(|| PartialTile { packed: vec![0; size], rows: 0 });
+        rows.for_each(|r| pack_row(row(r), r % ROWS, &mut entry.packed));
+        entry.rows += count;
+        if entry.rows == ROWS.min(self.matrix.out - tile * ROWS) {
+            self.matrix.data.write(tile * size, &entry.packed)?;
             partial.remove(&tile);
         }
         Ok(())
     }
 
-    /// The matrix.
+    /// Copies the incomplete tiles and returns the matrix. Rows that were not written are zeros.
     ///
     /// # Errors
-    /// If the device fails.
-    pub(super) fn done(self) -> Result<Matrix, DeviceError> {
-        // Rows that never came are zeros.
+    /// If a copy fails.
+    pub(super) fn finish(self) -> Result<Matrix, DeviceError> {
         let partial = self.partial.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for (tile, (packed, _)) in partial {
+        for (tile, PartialTile { packed, .. }) in partial {
             self.matrix.data.write(tile * packed.len(), &packed)?;
         }
         Ok(self.matrix)
     }
 }
 
-/// Bytes of so many rows of `row_bytes`, packed.
+/// Bytes of a packed matrix of `out` rows of `row_bytes` bytes.
 fn packed_bytes(out: usize, row_bytes: usize) -> usize {
     out.next_multiple_of(TILE) / 16 * tile_bytes(row_bytes)
 }
@@ -183,7 +159,7 @@ fn tile_bytes(row_bytes: usize) -> usize {
     row_bytes.div_ceil(32) * 512
 }
 
-/// A row, in pieces of 8 bytes, each to its place in the tile.
+/// Copies a row to its tile, in groups of 8 bytes.
 fn pack_row(row: &[u8], index: usize, tile: &mut [u8]) {
     let start = index % 8 * 64 + index / 8 * 8;
     for (block, part) in row.chunks(32).enumerate() {

@@ -1,15 +1,14 @@
-//! The CUDA device: each operation is one launch, or a few, of a kernel of `kernels/` with the same name.
+//! The CUDA device: each operation launches one kernel of `kernels/` of the same name, or a few.
 //!
-//! A file here holds a kernel's parameters, laid out as the kernel has them, and decides the launch. Shapes are checked
-//! before anything is enqueued, since a kernel that is wrong about one reads other requests' memory. The same launches
-//! run on the host for tests, where the kernels are compiled by g++ (`driver`).
+//! Each file has a kernel's parameters, with the layout that the kernel has, and its launch configuration.
+//! Shapes are checked before anything is enqueued, since a kernel with a wrong shape would access other
+//! requests' memory. Tests run the same launches on the host, where g++ compiled the kernels (`backend`).
 #![allow(unsafe_code)]
 
 mod activation;
 mod add;
 mod attention;
-#[cfg(feature = "cuda")]
-mod cublaslt;
+mod backend;
 mod cublaslt_linear;
 mod driver;
 mod embed;
@@ -20,12 +19,8 @@ mod gpu;
 mod host;
 mod linear;
 mod matrix;
-#[cfg(feature = "cuda")]
-mod nccl;
 mod norm;
 mod peers;
-#[cfg(feature = "cuda")]
-mod pinned;
 mod random_weights;
 mod reduce;
 mod reduce_norm;
@@ -39,31 +34,30 @@ mod stream_read;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use backend::Launch;
 pub use cublaslt_linear::Products;
-use driver::{Buffer, Driver, Launch};
+use driver::{Buffer, Driver};
 #[cfg(feature = "cuda")]
-pub use gpu::library_loads;
-pub use matrix::{Filling, Matrix};
-#[cfg(feature = "cuda")]
-pub use nccl::{Nccl, nccl_version};
+pub use gpu::{Nccl, library_loads, nccl_version};
+pub use matrix::{Matrix, MatrixBuilder};
 pub use peers::{Missed, Peers};
-pub use reduce::Rows;
-pub use reduce_norm::Reduction;
+pub use reduce::{ReduceMode, Reduction};
 pub use row::Acts;
 pub use sample::Sampled;
-pub use step::Step;
+pub use step::StepTables;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, Draw, DrawRoom, HostMatrix,
-    HostRows, KvDtype, LayerKv, Layout, Norm, RandomWeights, Rope, RowLogprob, SampleRow, StepInputs, Table,
+    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, KvDtype, LayerKv,
+    Layout, MatrixShape, Norm, RandomWeights, Rope, RowLogprob, SampleCapacity, SampleRow, SampleSource,
+    SampledToken, StepInputs, Table,
 };
 
-/// Heads are cached in multiples of so many elements, which the kernels are compiled for.
+/// Cached heads are padded to a multiple of this many elements, the sizes that the kernels are compiled for.
 const HEAD_DIM: usize = 64;
 
-// The memory plan counts with these.
+// The memory plan relies on these constants.
 const _: () = {
-    let Layout { outputs, head_dim, product_scratch, product_tiles, draw_row, draw_result, .. } =
+    let Layout { outputs, head_dim, product_scratch, product_tiles, sample_row, sample_result, .. } =
         Layout::CUDA;
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
     assert!(
@@ -71,106 +65,90 @@ const _: () = {
             && product_scratch == linear::SCRATCH_BYTES
             && product_tiles == linear::CTAS
     );
-    assert!(draw_row == sample::ROW_BYTES && draw_result == sample::RESULT_BYTES);
+    assert!(sample_row == sample::ROW_BYTES && sample_result == sample::RESULT_BYTES);
     assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);
 };
 
-/// A GPU, or its stand-in on the host, as a [`Device`].
+/// A GPU as a [`Device`], or its kernels on the host.
 #[derive(Debug)]
 pub struct Cuda {
     driver: Driver,
-    scratch: Mutex<Scratch>,
-    /// Unless products are to be deterministic.
-    large: Option<Mutex<cublaslt_linear::Large>>,
+    scratch: Mutex<SharedScratch>,
+    /// `None` if products must be deterministic.
+    library_products: Option<Mutex<cublaslt_linear::LibraryProducts>>,
 }
 
-/// Memory that operations use one after the other, grown while weights, buffers and the cache are made.
+/// Memory that operations use one after the other. It grows while weights, buffers and the cache are
+/// allocated.
 #[derive(Debug, Default)]
-struct Scratch {
-    product: linear::Scratch,
-    attention: attention::Scratch,
-    sample: sample::Scratch,
-    /// The rows of a `select`.
+struct SharedScratch {
+    linear: linear::LinearScratch,
+    attention: attention::AttentionScratch,
+    sample: sample::SampleScratch,
+    /// Row indices of `select`.
     rows: Option<Buffer<u32>>,
-    /// The inverse frequencies that were used last, since every layer has the same.
+    /// The inverse frequencies used last: every layer has the same.
     inv_freq: Option<(Vec<f32>, Buffer<f32>)>,
 }
 
+/// Rows of F32 on this device.
+pub type Floats = super::Floats<Cuda>;
+
 impl Cuda {
-    fn over(driver: Driver, products: Products) -> Self {
-        let large = match products {
+    fn with_driver(driver: Driver, products: Products) -> Self {
+        let library_products = match products {
             Products::Deterministic => None,
-            Products::Fastest { cache } => Some(Mutex::new(cublaslt_linear::Large::new(cache))),
+            Products::Fastest { cache } => Some(Mutex::new(cublaslt_linear::LibraryProducts::new(cache))),
         };
-        Self { driver, scratch: Mutex::default(), large }
+        Self { driver, scratch: Mutex::default(), library_products }
     }
 
-    /// Opens a GPU of compute capability 9.0, by its number.
+    /// Free device memory in bytes.
     ///
     /// # Errors
-    /// Where there is no driver, no such GPU, or another kind of GPU.
-    #[cfg(feature = "cuda")]
-    pub fn new(ordinal: usize, products: Products) -> Result<Self, DeviceError> {
-        Ok(Self::over(Driver::gpu(ordinal, products != Products::Deterministic)?, products))
-    }
-
-    /// The kernels on the host, for tests: slow, and exact about who waits for whom. `descending` says in which order
-    /// the threads of a block start.
-    ///
-    /// # Errors
-    /// If the library of the kernels cannot be loaded.
-    #[cfg(feature = "host-kernels")]
-    pub fn on_host(descending: bool, products: Products) -> Result<Self, DeviceError> {
-        Ok(Self::over(Driver::host(descending)?, products))
-    }
-
-    /// Bytes of device memory that nobody uses.
-    ///
-    /// # Errors
-    /// If the device does not answer.
-    #[cfg(feature = "cuda")]
+    /// If the driver returns an error.
     pub fn free_memory(&self) -> Result<u64, DeviceError> {
-        self.driver.free_memory()
+        self.driver.backend().free_memory()
     }
 
-    /// The GPU's PCI address, as NVIDIA's management library takes it.
+    /// The GPU's PCI address in the form that NVIDIA's management library takes.
     ///
     /// # Errors
-    /// If the driver does not tell.
-    #[cfg(feature = "cuda")]
+    /// If the kernels run on the host, or the driver returns an error.
     pub fn pci(&self) -> Result<String, DeviceError> {
-        self.driver.pci()
+        self.driver.backend().pci_address()
     }
 
-    /// Reads `words` once to check, then `times` times against the clock: bytes per second, and their bitwise sum.
+    /// Reads `words` once, and then `times` times against the clock. Returns bytes per second and the XOR of
+    /// all words.
     ///
     /// # Errors
-    /// If memory runs out, or the kernel fails.
+    /// If memory runs out or the kernel fails.
     pub fn stream_read(&self, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
         stream_read::run(self, words, times)
     }
 
-    /// Bytes of weights, buffers, caches and scratch that this device has made and that are still there.
+    /// Bytes of the weights, buffers, caches and scratch on this device.
     pub fn allocated(&self) -> u64 {
         self.driver.allocated()
     }
 
-    /// What it is, for people.
+    /// The GPU's name.
     pub fn name(&self) -> String {
-        self.driver.name()
+        self.driver.backend().name()
     }
 
-    /// Makes room for products with a matrix.
-    fn noted(&self, matrix: Matrix) -> Result<Matrix, DeviceError> {
-        self.scratch().product.grow(&self.driver, &matrix)?;
-        if let Some(large) = &self.large {
-            locked(large).add(&self.driver, &matrix)?;
+    /// Grows the scratch for products with a new matrix.
+    fn with_scratch(&self, matrix: Matrix) -> Result<Matrix, DeviceError> {
+        self.scratch().linear.grow(&self.driver, &matrix)?;
+        if let Some(products) = &self.library_products {
+            locked(products).add(&self.driver, &matrix)?;
         }
         Ok(matrix)
     }
 
-    /// The memory that operations share. One runs at a time.
-    fn scratch(&self) -> MutexGuard<'_, Scratch> {
+    /// The scratch of operations, which run one at a time.
+    fn scratch(&self) -> MutexGuard<'_, SharedScratch> {
         locked(&self.scratch)
     }
 }
@@ -179,23 +157,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Floats \[rows, cols\], row-major.
-#[derive(Debug)]
-pub struct Floats {
-    rows: usize,
-    cols: usize,
-    data: Buffer<f32>,
-}
-
-impl Floats {
-    /// Sets the row count; the rows are about to be written.
-    fn resize(&mut self, rows: usize) {
-        assert!(rows * self.cols <= self.data.len(), "{rows} rows of {} do not fit the buffer", self.cols);
-        self.rows = rows;
-    }
-}
-
-/// A paged KV cache for all layers: \[layer\]\[block\]\[kv_head\]\[K: 64 × padded | V: padded × 64\].
+/// A paged KV cache of all layers: \[layer\]\[block\]\[kv_head\]\[K: 64 × padded | V: padded × 64\].
 #[derive(Debug)]
 pub struct Cache {
     spec: CacheSpec,
@@ -203,7 +165,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Elements per head as they are stored: what the kernels are compiled for.
+    /// Elements of a cached head, padded to a size that the kernels are compiled for.
     fn padded(head_dim: usize) -> usize {
         head_dim.next_multiple_of(HEAD_DIM)
     }
@@ -214,7 +176,7 @@ impl Cache {
         spec.blocks * spec.heads.kv_heads * 2 * BLOCK_TOKENS * Self::padded(spec.heads.head_dim) * element
     }
 
-    /// Where a layer begins.
+    /// The address of a layer.
     fn layer(&self, layer: usize) -> u64 {
         assert!(layer < self.spec.layers, "layer {layer} of {}", self.spec.layers);
         self.data.at(layer * Self::layer_bytes(&self.spec))
@@ -223,46 +185,40 @@ impl Cache {
 
 impl Device for Cuda {
     type Matrix = Matrix;
-    type Filling = Filling;
-    type Vector = Buffer<f32>;
-    type Floats = Floats;
+    type MatrixBuilder = MatrixBuilder;
+    type FloatBuffer = Buffer<f32>;
     type Acts = Acts;
     type Cache = Cache;
-    type Step = Step;
+    type Step = StepTables;
     type Sampled = Sampled;
-    type Recording = driver::Recording;
+    type Graph = backend::Graph;
 
     const CAPTURES: bool = true;
     const LAYOUT: Layout = Layout::CUDA;
 
-    fn matrix(&self, host: HostMatrix<'_>) -> Result<Matrix, DeviceError> {
-        self.noted(Matrix::pack(&self.driver, host)?)
+    fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
+        MatrixBuilder::new(&self.driver, shape)
     }
 
-    fn filling(&self, out: usize, input: usize, bf16: bool) -> Result<Filling, DeviceError> {
-        Filling::new(&self.driver, (out, input), bf16)
+    fn write_rows(
+        &self,
+        builder: &MatrixBuilder,
+        first: usize,
+        rows: HostRows<'_>,
+    ) -> Result<(), DeviceError> {
+        builder.write(first, rows)
     }
 
-    fn fill(&self, filling: &Filling, first: usize, rows: HostRows<'_>) -> Result<(), DeviceError> {
-        filling.put(first, rows)
+    fn finish_matrix(&self, builder: MatrixBuilder) -> Result<Matrix, DeviceError> {
+        self.with_scratch(builder.finish()?)
     }
 
-    fn filled(&self, filling: Filling) -> Result<Matrix, DeviceError> {
-        self.noted(filling.done()?)
-    }
-
-    fn random_weights(&self, noise: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
-        self.noted(random_weights::run(self, noise)?)
-    }
-
-    fn vector(&self, host: &[f32]) -> Result<Buffer<f32>, DeviceError> {
-        let buffer = self.driver.buffer(host.len())?;
-        buffer.write(0, host)?;
-        Ok(buffer)
+    fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+        self.with_scratch(random_weights::run(self, weights)?)
     }
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
-        Ok(Floats { rows: 0, cols, data: self.driver.buffer(rows * cols)? })
+        Ok(Floats::empty(rows, cols, self.driver.buffer(rows * cols)?))
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
@@ -270,7 +226,7 @@ impl Device for Cuda {
     }
 
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
-        // One block more than anyone leases: that of rows that are nobody's.
+        // The additional block is for padding rows.
         let spec = CacheSpec { blocks: spec.blocks + 1, ..spec };
         let data = self.driver.buffer(spec.layers * Cache::layer_bytes(&spec))?;
         let mut scratch = self.scratch();
@@ -282,61 +238,67 @@ impl Device for Cuda {
         Ok(Cache { spec, data })
     }
 
-    fn step(&self, rows: usize, max_positions: usize) -> Result<Step, DeviceError> {
-        if let Some(large) = &self.large {
-            cublaslt_linear::tune(self, &mut locked(large), rows)?;
+    fn step(&self, rows: usize, max_positions: usize) -> Result<StepTables, DeviceError> {
+        if let Some(products) = &self.library_products {
+            cublaslt_linear::tune(self, &mut locked(products), rows)?;
         }
         let mut scratch = self.scratch();
         scratch.attention.fit_rows(&self.driver, rows)?;
         if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
             scratch.rows = Some(self.driver.buffer(rows)?);
         }
-        Step::new(&self.driver, rows, max_positions)
+        StepTables::new(&self.driver, rows, max_positions)
     }
 
-    fn draws(&self, slots: usize, room: DrawRoom) -> Result<Sampled, DeviceError> {
-        self.scratch().sample.fit(&self.driver, room)?;
-        Sampled::new(&self.driver, slots, room)
+    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
+        self.scratch().sample.fit(&self.driver, capacity)?;
+        Sampled::new(&self.driver, slots, capacity)
     }
 
-    fn begin(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+    fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
+        floats.data.read(floats.rows * floats.cols)
+    }
+
+    fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
+        assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
+        floats.set_rows(host.len() / floats.cols);
+        floats.data.write(0, host)
+    }
+
+    fn begin_step(&self, inputs: &StepInputs, step: &mut StepTables) -> Result<(), DeviceError> {
         step.begin(inputs, self.scratch().attention.entries())
     }
 
-    fn record(
+    fn capture(
         &self,
         operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<driver::Recording, DeviceError> {
-        self.driver.record(operations)
+    ) -> Result<backend::Graph, DeviceError> {
+        self.driver.backend().capture(operations)
     }
 
-    fn repeat(&self, recording: &driver::Recording, step: &Step) -> Result<bool, DeviceError> {
-        // Rows that found no room for their splits are attended to by a launch that was not recorded.
+    fn replay(&self, graph: &backend::Graph, step: &StepTables) -> Result<bool, DeviceError> {
+        // Rows without scratch for their splits need the prefill kernel, which the graph does not launch.
         if step.prefills > 0 {
             return Ok(false);
         }
-        self.driver.repeat(recording).map(|()| true)
-    }
-
-    fn written(&self, floats: &mut Floats, rows: usize) {
-        floats.resize(rows);
+        graph.replay().map(|()| true)
     }
 
     fn embed(
         &self,
-        step: &Step,
+        step: &StepTables,
         table: Table<'_, Matrix>,
-        draws: &Sampled,
+        sampled: &Sampled,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
-        embed::run(self, step, table, draws, out)
+        embed::run(self, step, table, sampled, out)
     }
 
     fn norm(
         &self,
         residual: &mut Floats,
         delta: Option<&Floats>,
-        norm: &Norm<Buffer<f32>>,
+        norm: &Norm<Self>,
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
@@ -344,34 +306,34 @@ impl Device for Cuda {
     }
 
     fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
-        if let Some(large) = self.large.as_ref().map(locked)
-            && let Some(algorithm) = large.choice(x, w)
+        if let Some(products) = self.library_products.as_ref().map(locked)
+            && let Some(algorithm) = products.choice(x, w)
         {
-            return cublaslt_linear::run(self, &large, algorithm, x, w, out);
+            return cublaslt_linear::run(self, &products, algorithm, x, w, out);
         }
         linear::run(self, x, w, out)
     }
 
     fn rope(
         &self,
-        step: &Step,
+        step: &StepTables,
         rope: &Rope,
         kv: LayerKv,
         qkv: &mut Floats,
         cache: &mut Cache,
     ) -> Result<(), DeviceError> {
-        rope::run(self, rope::Job { step, rope, kv }, qkv, cache)
+        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache)
     }
 
     fn attention(
         &self,
-        step: &Step,
+        step: &StepTables,
         qkv: &Floats,
         cached: Cached<'_, Cache>,
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
-        attention::run(self, attention::Job { step, qkv, cached, quant }, out)
+        attention::run(self, attention::AttentionInputs { step, qkv, cached, quant }, out)
     }
 
     fn activation(
@@ -384,18 +346,24 @@ impl Device for Cuda {
         activation::run(self, kind, h, quant, out)
     }
 
+    fn add(&self, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
+        add::run(self, parts, x)
+    }
+
     fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
         select::run(self, residual, rows, out)
     }
 
     fn sample(
         &self,
-        logits: &Floats,
-        vocab: usize,
+        source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        draws: &mut Sampled,
+        sampled: &mut Sampled,
     ) -> Result<(), DeviceError> {
-        sample::run(self, logits, vocab, rows, draws)
+        match source {
+            SampleSource::Logits { logits, vocab } => sample::run(self, logits, vocab, rows, sampled),
+            SampleSource::Shortlists(shortlists) => sample::pick(self, shortlists, rows, sampled),
+        }
     }
 
     fn shortlist(
@@ -408,17 +376,8 @@ impl Device for Cuda {
         sample::shortlist(self, logits, ids, rows, out)
     }
 
-    fn pick(
-        &self,
-        shortlists: &Floats,
-        rows: &[SampleRow<'_>],
-        draws: &mut Sampled,
-    ) -> Result<(), DeviceError> {
-        sample::pick(self, shortlists, rows, draws)
-    }
-
-    fn take_sampled(&self, draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
-        sample::take_sampled(draws)
+    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampledToken>, DeviceError> {
+        sampled.take()
     }
 
     fn score(
@@ -429,27 +388,5 @@ impl Device for Cuda {
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
         sample::score(self, logits, vocab, targets, top)
-    }
-
-    fn add(&self, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
-        add::run(self, parts, x)
-    }
-
-    fn rows(&self, floats: &Floats) -> usize {
-        floats.rows
-    }
-
-    fn cols(&self, floats: &Floats) -> usize {
-        floats.cols
-    }
-
-    fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
-        floats.data.read(floats.rows * floats.cols)
-    }
-
-    fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
-        assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
-        floats.resize(host.len() / floats.cols);
-        floats.data.write(0, host)
     }
 }

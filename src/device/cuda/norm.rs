@@ -1,7 +1,7 @@
 //! `kernels/norm.cu`.
 
 use super::row::{self, Quantised};
-use super::{Acts, Buffer, Cuda, Floats, Launch};
+use super::{Acts, Cuda, Floats, Launch};
 use crate::device::{ActQuant, DeviceError, Norm, NormKind};
 
 #[repr(C)]
@@ -23,21 +23,20 @@ pub(super) fn run(
     cuda: &Cuda,
     residual: &mut Floats,
     delta: Option<&Floats>,
-    norm: &Norm<Buffer<f32>>,
+    norm: &Norm<Cuda>,
     quant: ActQuant,
     out: &mut Acts,
 ) -> Result<(), DeviceError> {
     let (rows, cols) = (residual.rows, residual.cols);
-    assert_eq!((norm.weight.len(), out.cols), (cols, cols), "weights and output of a norm over {cols}");
-    assert_eq!(norm.bias.as_ref().map_or(cols, Buffer::len), cols, "biases of a norm over {cols}");
+    check_shapes(norm, cols, out);
     if let Some(delta) = delta {
-        assert_eq!((delta.rows, delta.cols), (rows, cols), "shape of what is added to the residual");
+        assert_eq!((delta.rows, delta.cols), (rows, cols), "shape of the delta");
     }
     let params = NormParams {
         residual: residual.data.address(),
         delta: delta.map_or(0, |delta| delta.data.address()),
-        weight: norm.weight.address(),
-        bias: norm.bias.as_ref().map_or(0, Buffer::address),
+        weight: norm.weight.data.address(),
+        bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
         out: out.target(rows, quant),
         cols: cols as u32,
         layer_norm: u32::from(norm.kind == NormKind::LayerNorm1p),
@@ -45,6 +44,14 @@ pub(super) fn run(
         unused: 0,
     };
     let launch = Launch { kernel: "norm", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };
-    // SAFETY: the shapes have been compared.
+    // SAFETY: shapes have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// Checks the weights and the output of a norm over rows of `cols` elements.
+pub(super) fn check_shapes(norm: &Norm<Cuda>, cols: usize, out: &Acts) {
+    let shape = |floats: &Floats| (floats.rows, floats.cols);
+    assert_eq!(shape(&norm.weight), (1, cols), "weights of a norm over {cols}");
+    assert_eq!(out.cols, cols, "output of a norm over {cols}");
+    assert_eq!(norm.bias.as_ref().map_or((1, cols), shape), (1, cols), "biases of a norm over {cols}");
 }

@@ -1,6 +1,7 @@
-//! `kernels/peers.cuh`: ranks of one process that reach one another's memory, each with a GPU, or several on one.
+//! `kernels/peers.cuh`: ranks of one process that access one another's memory, each on its own GPU, or
+//! several on one.
 //!
-//! Memory that others reach is offered by every rank, in the same order, and kept until the last rank has ended.
+//! Every rank shares the same buffers in the same order. Shared memory lives until the last rank is dropped.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -10,180 +11,181 @@ use super::driver::{Allocation, Words};
 use super::{Acts, Buffer, Cuda, Floats, locked};
 use crate::device::DeviceError;
 
-/// The most ranks of a group, which the kernels are compiled for.
-pub(super) const MOST_RANKS: usize = 8;
+/// Ranks of the largest group, which the kernels are compiled for.
+pub(super) const MAX_RANKS: usize = 8;
 
-/// Blocks of an operation on a rank that has its GPU for itself: one for each multiprocessor of an H100.
+/// Blocks of an operation on a rank that has a GPU to itself: one per multiprocessor of an H100.
 const BLOCKS: usize = 132;
 
 /// Bytes of a rank's mailbox.
 pub(super) const MAILBOX_BYTES: usize = 80;
 
-/// Added to 1 + the rank that is missed, if it has ended.
+/// Added to 1 + the missing rank if that rank has ended.
 const HAS_ENDED: u32 = 0x100;
 
-/// As `kernels/peers.cuh` has it.
+/// `Peers` of `kernels/peers.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct PeersParams {
-    mailboxes: [u64; MOST_RANKS],
+    mailboxes: [u64; MAX_RANKS],
     words: u64,
-    patience: u64,
+    timeout: u64,
     rank: u32,
     count: u32,
 }
 const _: () = assert!(size_of::<PeersParams>() == 88);
 
-/// A rank's end of a group.
+/// One rank's handle on a group.
 #[derive(Debug)]
 pub struct Peers {
     rank: usize,
-    group: Arc<Group>,
+    group: Arc<PeerGroup>,
 }
 
 #[derive(Debug)]
-struct Group {
+struct PeerGroup {
     mailboxes: Vec<Buffer<u8>>,
-    /// Whom nobody need wait for, and for each rank, whom it missed.
+    /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r missed. 0 for none.
     words: Words,
-    /// By what is offered and rank.
-    offers: Mutex<Vec<Vec<Option<Arc<Allocation>>>>>,
-    patience: Duration,
+    /// By shared buffer and rank.
+    shared: Mutex<Vec<Vec<Option<Arc<Allocation>>>>>,
+    timeout: Duration,
     /// Blocks of an operation on each rank.
     blocks: usize,
 }
 
-/// A rank that another waited for in vain.
+/// A rank that did not reach an operation in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
-    /// Which.
+    /// The missing rank.
     pub rank: usize,
-    /// Whether it is known to have ended.
+    /// Whether that rank has ended, rather than being late.
     pub has_ended: bool,
 }
 
 impl Peers {
-    /// The ranks of a group on these devices, which wait for one another for at most `patience`.
+    /// Makes a group with one rank per device. An operation waits at most `timeout` for another rank.
     ///
     /// # Errors
-    /// If one cannot reach another's memory, or has none left.
+    /// If a GPU cannot access another's memory, or has no memory left.
     ///
     /// # Panics
-    /// For none, or more than eight.
-    pub fn group(devices: &[Cuda], patience: Duration) -> Result<Vec<Self>, DeviceError> {
-        assert!((1..=MOST_RANKS).contains(&devices.len()), "{} ranks", devices.len());
-        let mut pairs = devices.iter().flat_map(|one| devices.iter().map(move |other| (one, other)));
-        pairs.try_for_each(|(one, other)| one.driver.reach(&other.driver))?;
-        let sharing = |one: &Cuda| devices.iter().filter(|other| one.driver.same_as(&other.driver)).count();
-        let on_one = devices.iter().map(sharing).max().unwrap_or(1);
+    /// If there are no devices, or more than eight.
+    pub fn group(devices: &[Cuda], timeout: Duration) -> Result<Vec<Self>, DeviceError> {
+        assert!((1..=MAX_RANKS).contains(&devices.len()), "{} ranks", devices.len());
+        let backend = |device: usize| devices[device].driver.backend();
+        let ranks = 0..devices.len();
+        for (one, other) in ranks.clone().flat_map(|one| ranks.clone().map(move |other| (one, other))) {
+            backend(one).enable_access(backend(other))?;
+        }
+        let is_same = |one: usize, other: usize| backend(one).is_same_gpu(backend(other));
+        let sharing = |one: usize| ranks.clone().filter(|&other| is_same(one, other)).count();
+        let ranks_per_gpu = ranks.clone().map(sharing).max().unwrap_or(1);
         let mailbox = |device: &Cuda| {
             let mailbox = device.driver.buffer::<u8>(MAILBOX_BYTES)?;
-            // Its zeros must be there before anyone else writes.
+            // Waits for the zeros, which must be written before other ranks write.
             mailbox.read(1).map(|_| mailbox)
         };
-        let group = Arc::new(Group {
+        let group = Arc::new(PeerGroup {
             mailboxes: devices.iter().map(mailbox).collect::<Result<_, _>>()?,
-            words: devices[0].driver.words(1 + MOST_RANKS)?,
-            offers: Mutex::default(),
-            patience,
-            blocks: BLOCKS / on_one,
+            words: devices[0].driver.words(1 + MAX_RANKS)?,
+            shared: Mutex::default(),
+            timeout,
+            blocks: BLOCKS / ranks_per_gpu,
         });
-        Ok((0..devices.len()).map(|rank| Self { rank, group: Arc::clone(&group) }).collect())
+        Ok(ranks.map(|rank| Self { rank, group: Arc::clone(&group) }).collect())
     }
 
-    /// This rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Ranks in the group.
-    pub fn size(&self) -> usize {
+    /// The number of ranks.
+    pub(super) fn size(&self) -> usize {
         self.group.mailboxes.len()
     }
 
-    /// How long an operation waits for a rank.
-    pub fn patience(&self) -> Duration {
-        self.group.patience
+    /// The time that an operation waits for another rank.
+    pub fn timeout(&self) -> Duration {
+        self.group.timeout
     }
 
-    /// Whom this rank waited for in vain, if that has happened. Certain once the operation has been waited for.
+    /// The rank that an operation of this rank missed, if any. Only reliable after the operation has been
+    /// waited for.
     pub fn missed(&self) -> Option<Missed> {
         let word = self.group.words.word(1 + self.rank).load(Ordering::Acquire);
         let rank = (word & !HAS_ENDED).checked_sub(1)? as usize;
         Some(Missed { rank, has_ended: word & HAS_ENDED != 0 })
     }
 
-    /// Offers floats for operations of the group, which may be used when every rank has offered its own.
-    pub fn offer_floats(&self, floats: &Floats) {
-        self.offer(floats.data.memory());
+    /// Shares floats with the group. Operations may use them once every rank has shared its own.
+    pub fn share_floats(&self, floats: &Floats) {
+        self.share(floats.data.memory());
     }
 
-    /// Offers the inputs of products.
-    pub fn offer_acts(&self, acts: &Acts) {
-        self.offer(acts.values.memory());
-        self.offer(acts.scales.memory());
+    /// Shares inputs of products with the group.
+    pub fn share_acts(&self, acts: &Acts) {
+        self.share(acts.values.memory());
+        self.share(acts.scales.memory());
     }
 
-    fn offer(&self, memory: Arc<Allocation>) {
-        let mut offers = locked(&self.group.offers);
-        let open = offers.iter_mut().find(|offer| offer[self.rank].is_none());
+    fn share(&self, memory: Arc<Allocation>) {
+        let mut shared = locked(&self.group.shared);
+        let open = shared.iter_mut().find(|ranks| ranks[self.rank].is_none());
         match open {
-            Some(offer) => offer[self.rank] = Some(memory),
+            Some(ranks) => ranks[self.rank] = Some(memory),
             None => {
-                let mut offer = vec![None; self.group.mailboxes.len()];
-                offer[self.rank] = Some(memory);
-                offers.push(offer);
+                let mut ranks = vec![None; self.group.mailboxes.len()];
+                ranks[self.rank] = Some(memory);
+                shared.push(ranks);
             }
         }
     }
 
-    /// Takes back what was offered last, if every rank does.
-    pub fn withdraw(&self, offers: usize) {
-        let mut all = locked(&self.group.offers);
-        let own = all.iter().rposition(|offer| offer[self.rank].is_some()).map_or(0, |last| last + 1);
-        for offer in &mut all[own - offers..own] {
-            offer[self.rank] = None;
+    /// Takes back the `count` allocations shared last. Every rank does the same, when no operation uses them.
+    pub fn unshare(&self, count: usize) {
+        let mut shared = locked(&self.group.shared);
+        let own = shared.iter().rposition(|ranks| ranks[self.rank].is_some()).map_or(0, |last| last + 1);
+        for ranks in &mut shared[own - count..own] {
+            ranks[self.rank] = None;
         }
-        while all.last().is_some_and(|offer| offer.iter().all(Option::is_none)) {
-            all.pop();
+        while shared.last().is_some_and(|ranks| ranks.iter().all(Option::is_none)) {
+            shared.pop();
         }
     }
 
-    /// Where each rank has what this one has in a buffer.
-    pub(super) fn addresses<T: bytemuck::Pod>(&self, buffer: &Buffer<T>) -> [u64; MOST_RANKS] {
-        let offers = locked(&self.group.offers);
-        let own = |offer: &&Vec<Option<Arc<Allocation>>>| {
-            offer[self.rank].as_ref().is_some_and(|memory| memory.address() == buffer.address())
+    /// The addresses, by rank, of the buffers that were shared together with this rank's `buffer`.
+    pub(super) fn addresses<T: bytemuck::Pod>(&self, buffer: &Buffer<T>) -> [u64; MAX_RANKS] {
+        let shared = locked(&self.group.shared);
+        let own = |ranks: &&Vec<Option<Arc<Allocation>>>| {
+            ranks[self.rank].as_ref().is_some_and(|memory| memory.address() == buffer.address())
         };
-        let offer = offers.iter().find(own).expect("what a group operates on was offered to it");
-        let mut addresses = [0; MOST_RANKS];
-        for (address, memory) in addresses.iter_mut().zip(offer) {
-            *address = memory.as_ref().expect("every rank has offered it").address();
+        let ranks = shared.iter().find(own).expect("operations of a group take shared buffers");
+        let mut addresses = [0; MAX_RANKS];
+        for (address, memory) in addresses.iter_mut().zip(ranks) {
+            *address = memory.as_ref().expect("every rank has shared the buffer").address();
         }
         addresses
     }
 
     pub(super) fn params(&self) -> PeersParams {
-        let mut mailboxes = [0; MOST_RANKS];
+        let mut mailboxes = [0; MAX_RANKS];
         for (address, mailbox) in mailboxes.iter_mut().zip(&self.group.mailboxes) {
             *address = mailbox.address();
         }
         PeersParams {
             mailboxes,
             words: self.group.words.address(),
-            patience: u64::try_from(self.group.patience.as_nanos()).unwrap_or(u64::MAX),
+            timeout: u64::try_from(self.group.timeout.as_nanos()).unwrap_or(u64::MAX),
             rank: self.rank as u32,
             count: self.size() as u32,
         }
     }
 
-    /// Blocks for so many pieces of work: at least one, which must say that this rank is here.
+    /// The number of blocks for `pieces` independent pieces of work: at least one, which signals the other
+    /// ranks.
     pub(super) fn blocks(&self, pieces: usize) -> usize {
         pieces.clamp(1, self.group.blocks)
     }
 
-    /// This rank's share of what is divided.
-    pub(super) fn share(&self, count: usize) -> std::ops::Range<usize> {
+    /// This rank's share of `count` items.
+    pub(super) fn own_share(&self, count: usize) -> std::ops::Range<usize> {
         let size = self.size();
         count * self.rank / size..count * (self.rank + 1) / size
     }
@@ -191,8 +193,8 @@ impl Peers {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        // Those who wait need not wait out their patience. The first to end is the one to name, unless it ends because
-        // it missed another.
+        // Waiting ranks stop waiting at once. They name the first rank that ended; a rank that ends because
+        // it missed another passes that rank's name on.
         let word = |index| self.group.words.word(index);
         let missed = word(1 + self.rank).load(Ordering::Acquire);
         let name = if missed == 0 { (1 + self.rank as u32) | HAS_ENDED } else { missed };

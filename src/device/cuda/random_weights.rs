@@ -1,11 +1,11 @@
 //! `kernels/random_weights.cu`.
 
 use super::{Buffer, Cuda, Launch, Matrix};
-use crate::device::{DeviceError, RandomWeights};
+use crate::device::{DeviceError, MatrixShape, RandomWeights};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct NoiseParams {
+struct RandomWeightsParams {
     w: u64,
     scales: u64,
     seed: u64,
@@ -15,30 +15,34 @@ struct NoiseParams {
     k_blocks: u32,
     scale: f32,
 }
-const _: () = assert!(size_of::<NoiseParams>() == 296);
+const _: () = assert!(size_of::<RandomWeightsParams>() == 296);
 
-/// Blocks of a launch: eight for each multiprocessor of an H100.
+/// Blocks of a launch: eight per multiprocessor of an H100.
 const BLOCKS: usize = 1056;
 const THREADS: usize = 256;
 
-pub(super) fn run(cuda: &Cuda, noise: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
-    let matrix = Matrix::zeros(&cuda.driver, (noise.out, noise.input), noise.bf16)?;
+pub(super) fn run(cuda: &Cuda, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+    let matrix = Matrix::zeros(
+        &cuda.driver,
+        MatrixShape { out: weights.out, input: weights.input, bf16: weights.bf16 },
+    )?;
     let codes = std::array::from_fn(|word| {
-        u64::from_le_bytes(std::array::from_fn(|byte| noise.codes[word * 8 + byte]))
+        u64::from_le_bytes(std::array::from_fn(|byte| weights.codes[word * 8 + byte]))
     });
-    let params = NoiseParams {
+    let params = RandomWeightsParams {
         w: matrix.data.address(),
         scales: matrix.scales.as_ref().map_or(0, Buffer::address),
-        seed: noise.seed,
+        seed: weights.seed,
         codes,
         n: matrix.out as u32,
         k: matrix.input as u32,
         k_blocks: matrix.k_blocks() as u32,
-        scale: noise.scale,
+        scale: weights.scale,
     };
-    let blocks = BLOCKS.min((noise.out * noise.input / 8).div_ceil(THREADS));
-    let launch = Launch { kernel: "noise", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
-    // SAFETY: the matrix has room for all outputs and inputs.
+    let blocks = BLOCKS.min((weights.out * weights.input / 8).div_ceil(THREADS));
+    let (kernel, grid) = ("random_weights", [blocks, 1, 1]);
+    let launch = Launch { kernel, grid, threads: THREADS as u32, shared: 0 };
+    // SAFETY: the matrix has memory for all outputs and inputs.
     unsafe { cuda.driver.launch(launch, &params) }?;
     Ok(matrix)
 }

@@ -1,6 +1,6 @@
 //! `kernels/reduce.cu`.
 
-use super::peers::{MOST_RANKS, Peers, PeersParams};
+use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::{Cuda, Floats, Launch};
 use crate::device::DeviceError;
 
@@ -8,8 +8,8 @@ use crate::device::DeviceError;
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ReduceParams {
     peers: PeersParams,
-    parts: [u64; MOST_RANKS],
-    targets: [u64; MOST_RANKS],
+    parts: [u64; MAX_RANKS],
+    targets: [u64; MAX_RANKS],
     base: u64,
     first: u64,
     last: u64,
@@ -18,41 +18,49 @@ const _: () = assert!(size_of::<ReduceParams>() == 240);
 
 const THREADS: usize = 256;
 
-/// How a residual lies on the ranks of a group.
+/// The division of a reduction's rows among ranks. It decides which rows of the residual each rank has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rows {
-    /// Every rank has all rows.
-    Everywhere,
-    /// Each has its share, and something else in the others.
-    SharedOut,
+pub enum ReduceMode {
+    /// Every rank reads all parts and sums all rows. Every rank has the whole residual.
+    OneShot,
+    /// Every rank sums its share of the rows and writes the results to the others. It has its own rows of the
+    /// residual only.
+    TwoShot,
+}
+
+/// Operands of a reduction.
+#[derive(Debug)]
+pub struct Reduction<'a> {
+    /// This rank's residual; in two-shot mode only its share of the rows is valid.
+    pub residual: &'a mut Floats,
+    /// This rank's part, which is shared. In one-shot mode two consecutive reductions have different parts,
+    /// since other ranks may still read the first.
+    pub delta: &'a Floats,
+    /// The division of the rows.
+    pub mode: ReduceMode,
 }
 
 impl Peers {
-    /// x = Σ over ranks of x, on every rank. `x` was offered.
+    /// x = Σ over ranks of x, on every rank. `x` is shared.
     ///
     /// # Errors
     /// If the launch is refused.
     pub fn reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
         let vectors = vectors(x);
-        self.launch(cuda, x, None, x, self.share(vectors))
+        self.launch(cuda, x, None, x, self.own_share(vectors))
     }
 
-    /// residual += Σ over ranks of delta, all rows on every rank. Both were offered.
+    /// residual += Σ over ranks of delta, all rows on every rank. Both are shared.
     ///
     /// # Errors
     /// If the launch is refused.
-    pub fn settle(
-        &self,
-        cuda: &Cuda,
-        residual: &mut Floats,
-        delta: &Floats,
-        rows: Rows,
-    ) -> Result<(), DeviceError> {
+    pub fn reduce_add(&self, cuda: &Cuda, reduction: Reduction<'_>) -> Result<(), DeviceError> {
+        let Reduction { residual, delta, mode } = reduction;
         assert_eq!((residual.rows, residual.cols), (delta.rows, delta.cols), "shapes of residual and delta");
-        let share = match rows {
-            Rows::Everywhere => self.share(vectors(delta)),
-            Rows::SharedOut => {
-                let rows = self.share(delta.rows);
+        let share = match mode {
+            ReduceMode::OneShot => self.own_share(vectors(delta)),
+            ReduceMode::TwoShot => {
+                let rows = self.own_share(delta.rows);
                 rows.start * delta.cols / 4..rows.end * delta.cols / 4
             }
         };
@@ -77,12 +85,13 @@ impl Peers {
         };
         let grid = [self.blocks(share.len().div_ceil(THREADS)), 1, 1];
         let launch = Launch { kernel: "reduce", grid, threads: THREADS as u32, shared: 0 };
-        // SAFETY: parts and targets have as many elements on every rank, since all have the same rows of them; the
-        // group keeps them.
+        // SAFETY: parts and targets have the same number of rows on every rank, and the group keeps them
+        // alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
 }
 
+/// The number of groups of four elements.
 fn vectors(x: &Floats) -> usize {
     let elements = x.rows * x.cols;
     assert!(elements.is_multiple_of(4), "{elements} elements");

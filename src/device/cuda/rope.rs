@@ -1,6 +1,6 @@
 //! `kernels/rope.cu`.
 
-use super::{Cache, Cuda, Floats, Launch, Step};
+use super::{Cache, Cuda, Floats, Launch, StepTables};
 use crate::device::{DeviceError, KvDtype, LayerKv, Rope};
 
 #[repr(C)]
@@ -22,16 +22,21 @@ struct RopeParams {
 }
 const _: () = assert!(size_of::<RopeParams>() == 72);
 
-/// What a call works on, besides the buffers it writes.
-pub(super) struct Job<'a> {
-    pub(super) step: &'a Step,
+/// Inputs of the operation.
+pub(super) struct RopeInputs<'a> {
+    pub(super) step: &'a StepTables,
     pub(super) rope: &'a Rope,
     pub(super) kv: LayerKv,
 }
 
-pub(super) fn run(cuda: &Cuda, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache) -> Result<(), DeviceError> {
+pub(super) fn run(
+    cuda: &Cuda,
+    inputs: RopeInputs<'_>,
+    qkv: &mut Floats,
+    cache: &mut Cache,
+) -> Result<(), DeviceError> {
     let heads = cache.spec.heads;
-    let Job { step, rope, kv } = job;
+    let RopeInputs { step, rope, kv } = inputs;
     let cols = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
     assert_eq!((qkv.rows, qkv.cols), (step.rows, cols), "shape of QKV of {heads:?}");
     assert!(2 * rope.inv_freq.len() <= heads.head_dim, "rotary dimensions of a head");
@@ -43,8 +48,7 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache
     );
     let scratch = &mut *cuda.scratch();
     if scratch.inv_freq.as_ref().is_none_or(|(known, _)| *known != rope.inv_freq) {
-        let (_, buffer) =
-            scratch.inv_freq.take().expect("a cache was made, and room for a head's frequencies");
+        let (_, buffer) = scratch.inv_freq.take().expect("a cache was made before rope runs");
         buffer.write(0, &rope.inv_freq)?;
         scratch.inv_freq = Some((rope.inv_freq.clone(), buffer));
     }
@@ -52,7 +56,7 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache
     let params = RopeParams {
         qkv: qkv.data.address(),
         positions: step.positions(),
-        blocks: step.places(),
+        blocks: step.row_blocks(),
         inv_freq,
         cache: cache.layer(kv.layer),
         q_heads: heads.q_heads as u32,
@@ -65,6 +69,6 @@ pub(super) fn run(cuda: &Cuda, job: Job<'_>, qkv: &mut Floats, cache: &mut Cache
         v_inverse: 1.0 / kv.v_scale,
     };
     let launch = Launch { kernel: "rope", grid: [step.rows, 1, 1], threads: 128, shared: 0 };
-    // SAFETY: the shapes have been compared, and the blocks with the cache.
+    // SAFETY: shapes and block ids have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
 }

@@ -1,30 +1,30 @@
-//! Rows that a product reads, as `kernels/row.cuh` writes them.
+//! Inputs of products, in the form that `kernels/row.cuh` writes.
 
 use super::{Buffer, Driver};
 use crate::device::{ActQuant, DeviceError};
 
-/// Threads of a block that does one row: a pair of elements each, as far as that goes. They decide the order of sums,
-/// and so depend on the columns alone.
+/// Threads of a block that computes one row: one per pair of elements, within 32 to 512. The number decides
+/// the order of sums, so it depends on the columns only.
 pub(super) fn threads(cols: usize) -> u32 {
     (cols as u32 / 2).next_multiple_of(32).clamp(32, 512)
 }
 
-/// Columns of a row that fits the shared memory of a block.
-const MOST_COLS: usize = 56_000;
+/// Columns of the longest row that fits a block's shared memory.
+const MAX_COLS: usize = 56_000;
 
 /// Inputs of products \[rows, cols\]: BF16, or E4M3 with a scale per row.
 #[derive(Debug)]
 pub struct Acts {
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Room for two bytes an element.
+    /// Two bytes per element are allocated; E4M3 uses one.
     pub(super) values: Buffer<u8>,
     pub(super) scales: Buffer<f32>,
-    /// What the values are, since the last operation that wrote them.
+    /// Whether the last operation wrote BF16, rather than E4M3.
     pub(super) bf16: bool,
 }
 
-/// Where a kernel's quantised rows go.
+/// Address and type of a kernel's quantised output: `Quantised` of `kernels/row.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Quantised {
@@ -36,7 +36,7 @@ pub(super) struct Quantised {
 const _: () = assert!(size_of::<Quantised>() == 24);
 
 impl Quantised {
-    /// The same form in another place.
+    /// The same storage type at other addresses.
     pub(super) fn at(self, values: u64, scales: u64) -> Self {
         Self { values, scales, ..self }
     }
@@ -48,10 +48,10 @@ impl Acts {
         Ok(Self { rows: 0, cols, values, scales, bf16: false })
     }
 
-    /// Sets the row count and what is about to be written.
+    /// Sets the number of rows and their type, for a kernel that is about to write them.
     pub(super) fn target(&mut self, rows: usize, quant: ActQuant) -> Quantised {
         assert!(rows <= self.scales.len(), "{rows} rows of {} do not fit the buffer", self.cols);
-        assert!(self.cols.is_multiple_of(2) && self.cols <= MOST_COLS, "rows of {} elements", self.cols);
+        assert!(self.cols.is_multiple_of(2) && self.cols <= MAX_COLS, "rows of {} elements", self.cols);
         self.rows = rows;
         self.bf16 = quant == ActQuant::Bf16;
         let (kind, static_scale) = match quant {

@@ -1,15 +1,17 @@
-//! `kernels/sample.cu`, all its kernels: parameters of all rows in one upload, results in one small copy.
+//! The kernels of `kernels/sample.cu`. A call uploads the parameters of all rows at once and copies one small
+//! result back.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::driver::Mirror;
 use super::{Buffer, Cuda, Driver, Floats, Launch, row};
-use crate::device::{DeviceError, Draw, DrawRoom, RowLogprob, SHORTLIST, SampleRow};
+use crate::device::{DeviceError, RowLogprob, SHORTLIST, SampleCapacity, SampleRow, SampledToken};
 
-const MOST_ALTERNATIVES: usize = 20;
+/// Alternatives per result, which the kernels are compiled for.
+const MAX_ALTERNATIVES: usize = 20;
 
-/// As the kernel has it: `SampleRow`.
+/// `SampleRow` of `kernels/sample.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct DeviceRow {
@@ -24,7 +26,7 @@ struct DeviceRow {
     seed: [u32; 2],
     logprobs: i32,
     target: u32,
-    /// Where each list begins, and how many entries it has.
+    /// The index of a list's first word, and its number of entries; so for all four lists.
     bias: [u32; 2],
     barred: [u32; 2],
     prompt: [u32; 2],
@@ -40,8 +42,8 @@ struct SampleResult {
     non_finite: u32,
     logprob: f32,
     alternatives: u32,
-    ids: [u32; MOST_ALTERNATIVES],
-    logprobs: [f32; MOST_ALTERNATIVES],
+    ids: [u32; MAX_ALTERNATIVES],
+    logprobs: [f32; MAX_ALTERNATIVES],
 }
 const _: () = assert!(size_of::<SampleResult>() == 176);
 
@@ -63,17 +65,18 @@ struct SampleParams {
 }
 const _: () = assert!(size_of::<SampleParams>() == 80);
 
-/// Words of the lists of a row for which room is made from the first: a long prompt under a penalty, say. More are rare.
+/// Words of lists per row that are allocated at start-up. Only a long prompt with a repetition penalty needs
+/// more.
 const LISTS: usize = 8192;
 
 /// Bytes of a result.
 pub(super) const RESULT_BYTES: usize = size_of::<SampleResult>();
-/// Bytes that the scratch has for a row, beside its logits.
+/// Bytes of scratch per row, without those per logit.
 pub(super) const ROW_BYTES: usize = size_of::<DeviceRow>() + 4 * LISTS + RESULT_BYTES;
 
-/// What the kernels work in, made for the largest sample.
+/// The kernels' parameters and scratch, allocated for the largest call.
 #[derive(Debug, Default)]
-pub(super) struct Scratch {
+pub(super) struct SampleScratch {
     rows: Option<Buffer<DeviceRow>>,
     lists: Option<Buffer<u32>>,
     work: Option<Buffer<f32>>,
@@ -81,9 +84,10 @@ pub(super) struct Scratch {
     out: Option<Buffer<SampleResult>>,
 }
 
-impl Scratch {
-    pub(super) fn fit(&mut self, driver: &Driver, room: DrawRoom) -> Result<(), DeviceError> {
-        let DrawRoom { rows, vocab, .. } = room;
+impl SampleScratch {
+    /// Grows the scratch.
+    pub(super) fn fit(&mut self, driver: &Driver, capacity: SampleCapacity) -> Result<(), DeviceError> {
+        let SampleCapacity { rows, vocab, .. } = capacity;
         grown(&mut self.rows, rows, |len| driver.buffer(len))?;
         grown(&mut self.lists, rows * LISTS, |len| driver.buffer(len))?;
         grown(&mut self.work, rows * vocab, |len| driver.buffer(len))?;
@@ -93,32 +97,44 @@ impl Scratch {
     }
 }
 
-/// What sequences drew last, and results on their way to the host.
+/// The token sampled last for each slot, and results on their way to the host.
 #[derive(Debug)]
 pub struct Sampled {
     /// \[slots\].
     last: Buffer<u32>,
-    /// Oldest first.
-    under_way: VecDeque<Piece>,
-    free: Vec<Piece>,
+    /// Calls whose results have not been taken, oldest first.
+    pending: VecDeque<Results>,
+    free: Vec<Results>,
 }
 
-/// The results of one launch.
+/// The results of one call.
 #[derive(Debug)]
-struct Piece {
-    results: Mirror<SampleResult>,
-    /// Of each row, whether it wants log-probabilities.
+struct Results {
+    mirror: Mirror<SampleResult>,
+    /// Whether each row wants log-probabilities.
     logprobs: Vec<bool>,
 }
 
 impl Sampled {
-    pub(super) fn new(driver: &Driver, slots: usize, room: DrawRoom) -> Result<Self, DeviceError> {
-        let piece = |_| Ok(Piece { results: Mirror::new(driver, room.rows)?, logprobs: Vec::new() });
-        let free: Result<Vec<Piece>, DeviceError> = (0..room.samples).map(piece).collect();
-        Ok(Self { last: driver.buffer(slots)?, under_way: VecDeque::new(), free: free? })
+    pub(super) fn new(driver: &Driver, slots: usize, capacity: SampleCapacity) -> Result<Self, DeviceError> {
+        let results = |_| Ok(Results { mirror: Mirror::new(driver, capacity.rows)?, logprobs: Vec::new() });
+        let free: Result<Vec<Results>, DeviceError> = (0..capacity.samples).map(results).collect();
+        Ok(Self { last: driver.buffer(slots)?, pending: VecDeque::new(), free: free? })
     }
 
-    /// u32 \[slots\].
+    /// Waits for the earliest results that have not been taken.
+    pub(super) fn take(&mut self) -> Result<Vec<SampledToken>, DeviceError> {
+        let mut results = self.pending.pop_front().expect("results are taken after a sample");
+        let token = |(logprobs, result): (&bool, &SampleResult)| match result.non_finite {
+            0 => SampledToken::Token(result.token, logprobs.then(|| logprob(result))),
+            _ => SampledToken::NonFinite,
+        };
+        let tokens = results.logprobs.iter().zip(&results.mirror.wait()?).map(token).collect();
+        self.free.push(results);
+        Ok(tokens)
+    }
+
+    /// u32 \[slots\]: the address of the tokens.
     pub(super) fn last(&self) -> u64 {
         self.last.address()
     }
@@ -128,39 +144,39 @@ impl Sampled {
     }
 }
 
+/// Samples from whole rows of logits.
 pub(super) fn run(
     cuda: &Cuda,
     logits: &Floats,
     vocab: usize,
     rows: &[SampleRow<'_>],
-    draws: &mut Sampled,
+    sampled: &mut Sampled,
 ) -> Result<(), DeviceError> {
-    let source = Source { kernel: "sample", logits, vocab, first: 0, shortlists: 0 };
-    draw(cuda, source, rows, draws)
+    let source = LogitSource { kernel: "sample", logits, vocab, first: 0, shortlists: 0 };
+    sample(cuda, source, rows, sampled)
 }
 
-/// From the shortlists of all ranks.
+/// Samples from the shortlists of all ranks.
 pub(super) fn pick(
     cuda: &Cuda,
     shortlists: &Floats,
     rows: &[SampleRow<'_>],
-    draws: &mut Sampled,
+    sampled: &mut Sampled,
 ) -> Result<(), DeviceError> {
-    assert!(rows.iter().all(SampleRow::is_short), "rows that shortlists are enough for");
-    // Bias, penalties and masks are in the lists.
-    let rows: Vec<SampleRow<'_>> = rows.iter().map(bare).collect();
-    let source = Source {
+    assert!(rows.iter().all(SampleRow::is_short), "only short rows are sampled from shortlists");
+    let rows: Vec<SampleRow<'_>> = rows.iter().map(without_adjustments).collect();
+    let source = LogitSource {
         kernel: "pick",
         logits: shortlists,
         vocab: shortlists.cols / 2,
         first: 0,
         shortlists: shortlists.data.address(),
     };
-    draw(cuda, source, &rows, draws)
+    sample(cuda, source, &rows, sampled)
 }
 
-/// A row without what is in its shortlists already.
-fn bare<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
+/// A row without bias, penalties and masks, which its shortlists include already.
+fn without_adjustments<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
     SampleRow {
         repetition_penalty: 1.0,
         presence_penalty: 0.0,
@@ -173,28 +189,28 @@ fn bare<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
     }
 }
 
-/// Draws from each row, by one kernel or the other.
-fn draw(
+/// Launches `sample` or `pick` and enqueues the copy of the results.
+fn sample(
     cuda: &Cuda,
-    source: Source<'_>,
+    source: LogitSource<'_>,
     rows: &[SampleRow<'_>],
-    draws: &mut Sampled,
+    sampled: &mut Sampled,
 ) -> Result<(), DeviceError> {
     let mut lists = Vec::new();
-    assert!(rows.iter().all(|row| (row.slot as usize) < draws.slots()), "slots of {}", draws.slots());
+    assert!(rows.iter().all(|row| (row.slot as usize) < sampled.slots()), "slots of {}", sampled.slots());
     let ids = 0..source.vocab as u32;
     let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, &ids, &mut lists)).collect();
-    let mut piece = draws.free.pop().expect("room for as many samples as are under way");
-    let (out, last) = (piece.results.buffer(), draws.last());
-    launch(cuda, source, (&rows, &lists), Targets { out, last })?;
-    piece.results.fetch(rows.len())?;
-    piece.logprobs.clear();
-    piece.logprobs.extend(rows.iter().map(|row| row.logprobs >= 0));
-    draws.under_way.push_back(piece);
+    let mut results = sampled.free.pop().expect("no more calls are pending than the capacity");
+    let (out, last) = (results.mirror.buffer(), sampled.last());
+    launch(cuda, source, RowParams { rows: &rows, lists: &lists }, SampleTargets { out, last })?;
+    results.mirror.fetch(rows.len())?;
+    results.logprobs.clear();
+    results.logprobs.extend(rows.iter().map(|row| row.logprobs >= 0));
+    sampled.pending.push_back(results);
     Ok(())
 }
 
-/// The largest logits of a rank.
+/// Finds the largest logits of one rank.
 pub(super) fn shortlist(
     cuda: &Cuda,
     logits: &Floats,
@@ -203,33 +219,24 @@ pub(super) fn shortlist(
     out: &mut Floats,
 ) -> Result<(), DeviceError> {
     assert_eq!(out.cols, 2 * SHORTLIST, "columns of a shortlist");
-    out.resize(rows.len());
+    out.set_rows(rows.len());
     let mut lists = Vec::new();
     let rows: Vec<DeviceRow> = rows.iter().map(|row| device_row(row, &ids, &mut lists)).collect();
-    let source = Source {
+    let source = LogitSource {
         kernel: "shortlist",
         logits,
         vocab: ids.len(),
         first: ids.start,
         shortlists: out.data.address(),
     };
-    let results = cuda.scratch().sample.out.take().expect("room for draws was made");
-    let launched = launch(cuda, source, (&rows, &lists), Targets { out: &results, last: 0 });
+    let results = cuda.scratch().sample.out.take().expect("the scratch was grown before a shortlist");
+    let params = RowParams { rows: &rows, lists: &lists };
+    let launched = launch(cuda, source, params, SampleTargets { out: &results, last: 0 });
     cuda.scratch().sample.out = Some(results);
     launched
 }
 
-pub(super) fn take_sampled(draws: &mut Sampled) -> Result<Vec<Draw>, DeviceError> {
-    let mut piece = draws.under_way.pop_front().expect("a sample is under way");
-    let draw = |(logprobs, result): (&bool, &SampleResult)| match result.non_finite {
-        0 => Draw::Token(result.token, logprobs.then(|| logprob(result))),
-        _ => Draw::NonFinite,
-    };
-    let drawn = piece.logprobs.iter().zip(&piece.results.wait()?).map(draw).collect();
-    draws.free.push(piece);
-    Ok(drawn)
-}
-
+/// Scores given tokens.
 pub(super) fn score(
     cuda: &Cuda,
     logits: &Floats,
@@ -243,44 +250,50 @@ pub(super) fn score(
     };
     let rows: Vec<DeviceRow> = targets.iter().map(row).collect();
     let mut out = cuda.scratch().sample.out.take();
-    let results = grown(&mut out, logits.data.len() / logits.cols, |len| cuda.driver.buffer(len))?;
-    let source = Source { kernel: "score", logits, vocab, first: 0, shortlists: 0 };
-    launch(cuda, source, (&rows, &[]), Targets { out: results, last: 0 })?;
+    let results = grown(&mut out, logits.max_rows, |len| cuda.driver.buffer(len))?;
+    let source = LogitSource { kernel: "score", logits, vocab, first: 0, shortlists: 0 };
+    launch(cuda, source, RowParams { rows: &rows, lists: &[] }, SampleTargets { out: results, last: 0 })?;
     let results = results.read(rows.len())?;
     cuda.scratch().sample.out = out;
     Ok(results.iter().map(|result| (result.non_finite == 0).then(|| logprob(result))).collect())
 }
 
-/// What a launch reads.
+/// The kernel of a launch and the logits that it reads.
 #[derive(Clone, Copy)]
-struct Source<'a> {
+struct LogitSource<'a> {
     kernel: &'static str,
-    /// Or shortlists of all ranks.
+    /// Logits, or the shortlists of all ranks.
     logits: &'a Floats,
-    /// Of a row.
+    /// Logits per row that count.
     vocab: usize,
-    /// The id of the first.
+    /// The id of the first logit.
     first: u32,
-    /// Read or written, where there are any.
+    /// The address of shortlists, which `pick` reads and `shortlist` writes; 0 for the other kernels.
     shortlists: u64,
 }
 
-/// Where a launch leaves its results, and the tokens of slots.
-struct Targets<'a> {
+/// The parameters of the rows of a launch.
+struct RowParams<'a> {
+    rows: &'a [DeviceRow],
+    lists: &'a [u32],
+}
+
+/// The results of a launch, and the address of the tokens of slots or 0.
+struct SampleTargets<'a> {
     out: &'a Buffer<SampleResult>,
     last: u64,
 }
 
-/// Runs one of the kernels over the first rows of the logits.
+/// Launches one of the kernels over the first rows of the logits.
 fn launch(
     cuda: &Cuda,
-    Source { kernel, logits, vocab, first, shortlists }: Source<'_>,
-    (rows, lists): (&[DeviceRow], &[u32]),
-    Targets { out, last }: Targets<'_>,
+    LogitSource { kernel, logits, vocab, first, shortlists }: LogitSource<'_>,
+    RowParams { rows, lists }: RowParams<'_>,
+    SampleTargets { out, last }: SampleTargets<'_>,
 ) -> Result<(), DeviceError> {
     assert!(vocab <= logits.cols && rows.len() <= logits.rows, "{} rows of {vocab} logits", rows.len());
-    assert!(rows.len() <= out.len(), "{} rows of results for {}", out.len(), rows.len());
-    let most = logits.data.len() / logits.cols;
+    assert!(rows.len() <= out.len(), "{} rows for {} results", rows.len(), out.len());
+    let most = logits.max_rows;
     let scratch = &mut cuda.scratch().sample;
     let driver = &cuda.driver;
     let device_rows = grown(&mut scratch.rows, most, |len| driver.buffer(len))?;
@@ -302,12 +315,11 @@ fn launch(
         unused: 0,
     };
     let launch = Launch { kernel, grid: [rows.len(), 1, 1], threads: row::threads(vocab), shared: 0 };
-    // SAFETY: every id of the lists has been compared with the vocabulary, every slot with the tokens of slots, and
-    // the buffers are as long as asked.
+    // SAFETY: ids of the lists are below `vocab`, slots have been checked, and the buffers have been grown.
     unsafe { driver.launch(launch, &params) }
 }
 
-/// The buffer, at least so long.
+/// The buffer, made anew if it has fewer than `len` elements.
 fn grown<T: bytemuck::Pod>(
     buffer: &mut Option<Buffer<T>>,
     len: usize,
@@ -316,21 +328,22 @@ fn grown<T: bytemuck::Pod>(
     if buffer.as_ref().is_none_or(|buffer| buffer.len() < len) {
         *buffer = Some(make(len)?);
     }
-    Ok(buffer.as_ref().expect("it has just been made"))
+    Ok(buffer.as_ref().expect("the buffer was made above"))
 }
 
-/// A row for logits of some ids: of its lists, the entries for those, counted from the first.
+/// A row's parameters for the logits of `ids`. Lists keep the entries for these ids, as offsets from the
+/// first.
 fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> DeviceRow {
-    let place = |id: u32| ids.contains(&id).then(|| id - ids.start);
+    let offset = |id: u32| ids.contains(&id).then(|| id - ids.start);
     let mut list = |words: &mut dyn Iterator<Item = u32>, width: usize| {
         let begin = lists.len();
         lists.extend(words);
         [begin as u32, ((lists.len() - begin) / width) as u32]
     };
-    // The prompt is read for this penalty only.
+    // Only the repetition penalty reads the prompt.
     let prompt = if row.repetition_penalty == 1.0 { &[] } else { row.prompt };
-    let bias = row.logit_bias.iter().filter_map(|(id, bias)| Some([place(*id)?, bias.to_bits()]));
-    let output = row.output.iter().filter_map(|(id, count)| Some([place(*id)?, *count]));
+    let bias = row.logit_bias.iter().filter_map(|(id, bias)| Some([offset(*id)?, bias.to_bits()]));
+    let output = row.output.iter().filter_map(|(id, count)| Some([offset(*id)?, *count]));
     DeviceRow {
         temperature: row.temperature,
         top_p: row.top_p,
@@ -344,16 +357,16 @@ fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> De
         logprobs: alternatives(row.logprobs),
         target: 0,
         bias: list(&mut bias.flatten(), 2),
-        barred: list(&mut row.barred.iter().filter_map(|id| place(*id)), 1),
-        prompt: list(&mut prompt.iter().filter_map(|id| place(*id)), 1),
+        barred: list(&mut row.barred.iter().filter_map(|id| offset(*id)), 1),
+        prompt: list(&mut prompt.iter().filter_map(|id| offset(*id)), 1),
         output: list(&mut output.flatten(), 2),
         slot: row.slot,
     }
 }
 
-/// How many alternatives to report; negative for no log-probability at all.
+/// The number of alternatives to report; -1 for no log-probability at all.
 fn alternatives(asked: Option<u8>) -> i32 {
-    assert!(asked.is_none_or(|count| usize::from(count) <= MOST_ALTERNATIVES), "{asked:?} alternatives");
+    assert!(asked.is_none_or(|count| usize::from(count) <= MAX_ALTERNATIVES), "{asked:?} alternatives");
     asked.map_or(-1, i32::from)
 }
 

@@ -16,13 +16,13 @@ const _: () = assert!(size_of::<SelectParams>() == 32);
 
 pub(super) fn run(cuda: &Cuda, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
     let cols = residual.cols;
-    assert_eq!(out.cols, cols, "columns of what is selected");
+    assert_eq!(out.cols, cols, "columns of the selected rows");
     let known = residual.rows;
     assert!(rows.iter().all(|row| (*row as usize) < known), "rows {rows:?} of {known}");
     let scratch = cuda.scratch();
-    let buffer = scratch.rows.as_ref().expect("a step was made before rows are selected from it");
+    let buffer = scratch.rows.as_ref().expect("a step was made before rows are selected");
     buffer.write(0, rows)?;
-    out.resize(rows.len());
+    out.set_rows(rows.len());
     let params = SelectParams {
         residual: residual.data.address(),
         rows: buffer.address(),
@@ -31,6 +31,6 @@ pub(super) fn run(cuda: &Cuda, residual: &Floats, rows: &[u32], out: &mut Floats
         unused: 0,
     };
     let launch = Launch { kernel: "select", grid: [rows.len(), 1, 1], threads: 256, shared: 0 };
-    // SAFETY: the shapes have been compared, and the rows with them.
+    // SAFETY: shapes and row indices have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
 }

@@ -1,21 +1,21 @@
-//! A step's inputs on the device: one upload of all tables that its kernels read.
+//! The tables of a step that its kernels read, in one buffer on the device.
 
 use super::{Buffer, Driver};
 use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs, Token};
 
-/// Positions of a split: 4 blocks, as `SPLIT` of `kernels/attention.cuh`.
+/// Positions of a split: 4 blocks, `SPLIT` of `kernels/attention.cuh`.
 const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
-/// Query rows of a block of `attention_prefill`.
+/// Query rows, tokens times heads of a group, of a block of `attention_prefill`.
 const TILE_ROWS: usize = 64;
-/// Segments of at most so many rows are attended to split by split, which is quicker for long contexts. The bits are
-/// the same either way.
+/// Rows of the longest segment that the decode kernel computes. It computes splits in parallel, which is
+/// faster for long contexts. Both kernels give the same bits.
 const DECODE_ROWS: usize = 4;
-/// Added to a slot whose last token is fed, in place of the token.
+/// Added to a slot number that stands for the token sampled last in that slot.
 const SLOT: u32 = 1 << 31;
-/// Query heads per KV head for which room is made.
-const MOST_GROUP: usize = 64;
+/// Query heads per KV head that the prefill table is allocated for.
+const MAX_GROUP: usize = 64;
 
-/// As `kernels/attention.cuh` has it.
+/// `AttentionItem` of `kernels/attention.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AttentionItem {
@@ -32,25 +32,28 @@ const _: () = assert!(size_of::<AttentionItem>() == 4 * ITEM);
 
 /// The current step.
 #[derive(Debug)]
-pub struct Step {
+pub struct StepTables {
     words: Buffer<u32>,
-    /// Rows that operations do: the tokens', or those of a recording.
+    /// Rows that operations compute: those of the tokens, or those of a graph.
     pub(super) rows: usize,
-    /// Rows of a recording; 0 outside of one.
-    pub(super) recorded: usize,
-    /// More than the largest slot whose last token is fed.
+    /// Rows of the graph that runs the step; 0 without one.
+    pub(super) graph_rows: usize,
+    /// One more than the largest slot whose last token is an input; 0 for none.
     pub(super) slots: usize,
     pub(super) largest_block: usize,
+    /// Items of `attention_decode`.
     pub(super) decodes: usize,
+    /// Items of `attention_prefill`.
     pub(super) prefills: usize,
     max_rows: usize,
-    /// Where each table begins, in words; the same in every step, since recorded work has their addresses.
+    /// The same in every step, since captured launches hold the addresses.
     starts: Starts,
-    /// The tables in the making, kept so that steps allocate nothing.
-    tables: Tables,
+    /// Reused, so that steps allocate nothing.
+    tables: HostTables,
 }
 
-/// Tables of one word per row come first, `max_rows` each, then the number of decode items.
+/// The first word of each table. Before them are the tables of one word per row, `max_rows` each, and the
+/// number of decode items.
 #[derive(Debug, Clone, Copy)]
 struct Starts {
     decodes: usize,
@@ -58,49 +61,52 @@ struct Starts {
     blocks: usize,
 }
 
-/// The scratch of attention: how many entries it has, and the query heads of a group.
+/// The capacity of attention's scratch, and what a step needs to know about the cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entries {
-    pub(super) room: usize,
+    /// Entries of the scratch.
+    pub(super) count: usize,
+    /// Query heads per KV head.
     pub(super) group: usize,
-    /// The block of rows that are nobody's.
+    /// The block of padding rows.
     pub(super) spare_block: u32,
 }
 
-/// The tables in the making.
+/// The tables on the host.
 #[derive(Debug, Default)]
-struct Tables {
+struct HostTables {
     positions: Vec<u32>,
-    places: Vec<u32>,
+    /// The cache block of each row's position.
+    row_blocks: Vec<u32>,
     entries: Vec<u32>,
     decodes: Vec<AttentionItem>,
     prefills: Vec<AttentionItem>,
     blocks: Vec<u32>,
-    /// Entries taken: a row has one for each of its splits, or one.
+    /// Entries used so far. A decode row has one per split, a prefill row one.
     taken: u32,
     /// The tables of one word per row, one after the other.
     head: Vec<u32>,
 }
 
-impl Step {
-    /// Room for steps of at most `rows` rows of sequences of at most `max_positions`.
+impl StepTables {
+    /// Allocates the tables of steps of at most `rows` rows, of sequences of at most `max_positions` tokens.
     pub(super) fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
         let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
         let decodes = 4 * rows + 2;
         let prefills = decodes + ITEM * splits;
-        let blocks = prefills + ITEM * (rows + rows * MOST_GROUP / TILE_ROWS);
+        let blocks = prefills + ITEM * (rows + rows * MAX_GROUP / TILE_ROWS);
         let words = driver.buffer(blocks + rows * max_positions.div_ceil(BLOCK_TOKENS))?;
         Ok(Self {
             words,
             rows: 0,
-            recorded: 0,
+            graph_rows: 0,
             slots: 0,
             largest_block: 0,
             decodes: 0,
             prefills: 0,
             max_rows: rows,
             starts: Starts { decodes, prefills, blocks },
-            tables: Tables::default(),
+            tables: HostTables::default(),
         })
     }
 
@@ -123,7 +129,7 @@ impl Step {
         }
         tables.entries.push(tables.taken);
         self.rows = rows;
-        self.recorded = inputs.graph_rows;
+        self.graph_rows = inputs.graph_rows;
         let slot = |token: &Token| if let Token::Last { slot } = token { *slot as usize + 1 } else { 0 };
         self.slots = inputs.tokens.iter().map(slot).max().unwrap_or(0);
         self.largest_block = tables.blocks.iter().copied().max().unwrap_or(0) as usize;
@@ -131,7 +137,7 @@ impl Step {
         self.upload(&inputs.tokens)
     }
 
-    /// Copies the tables to where they belong.
+    /// Copies the tables to the device.
     fn upload(&mut self, tokens: &[Token]) -> Result<(), DeviceError> {
         let (rows, tables) = (self.max_rows, &mut self.tables);
         tables.head.clear();
@@ -143,7 +149,7 @@ impl Step {
             };
         }
         for (start, table) in
-            [(rows, &tables.positions), (2 * rows, &tables.places), (3 * rows, &tables.entries)]
+            [(rows, &tables.positions), (2 * rows, &tables.row_blocks), (3 * rows, &tables.entries)]
         {
             tables.head[start..start + table.len()].copy_from_slice(table);
         }
@@ -154,7 +160,7 @@ impl Step {
         self.words.write(self.starts.blocks, &tables.blocks)
     }
 
-    /// u32 \[rows\].
+    /// u32 \[rows\]: token ids, or a slot + 2³¹.
     pub(super) fn tokens(&self) -> u64 {
         self.words.address()
     }
@@ -165,11 +171,11 @@ impl Step {
     }
 
     /// u32 \[rows\]: the cache block of each row's position.
-    pub(super) fn places(&self) -> u64 {
+    pub(super) fn row_blocks(&self) -> u64 {
         self.words.at(2 * self.max_rows)
     }
 
-    /// u32 \[rows + 1\]: where each row's entries of attention begin.
+    /// u32 \[rows + 1\]: the index of each row's first entry of attention's scratch.
     pub(super) fn entries(&self) -> u64 {
         self.words.at(3 * self.max_rows)
     }
@@ -195,10 +201,10 @@ impl Step {
     }
 }
 
-impl Tables {
+impl HostTables {
     fn clear(&mut self) {
         self.positions.clear();
-        self.places.clear();
+        self.row_blocks.clear();
         self.entries.clear();
         self.decodes.clear();
         self.prefills.clear();
@@ -206,7 +212,7 @@ impl Tables {
         self.taken = 0;
     }
 
-    /// Adds one sequence's rows. `left` rows come after them, each of which needs an entry at least.
+    /// Adds one sequence's rows. `left` more rows follow, each of which needs at least one entry.
     fn add(&mut self, segment: &Segment, entries: Entries, left: usize) {
         assert_eq!(segment.first, self.positions.len(), "segments must follow one another");
         let end = segment.position + segment.len;
@@ -222,15 +228,16 @@ impl Tables {
         };
         for position in segment.position..end {
             self.positions.push(position as u32);
-            self.places.push(segment.blocks[position / BLOCK_TOKENS]);
+            self.row_blocks.push(segment.blocks[position / BLOCK_TOKENS]);
         }
         self.blocks.extend_from_slice(&segment.blocks[..used]);
         let splits: usize = (segment.position..end).map(|position| position / SPLIT_TOKENS + 1).sum();
-        let room = entries.room - item.entry as usize;
-        if segment.len <= DECODE_ROWS && splits + left <= room {
+        let free = entries.count - item.entry as usize;
+        if segment.len <= DECODE_ROWS && splits + left <= free {
             self.add_decodes(segment, item);
         } else {
-            assert!(segment.len + left <= room, "an entry for each of {} rows in {room}", segment.len + left);
+            let needed = segment.len + left;
+            assert!(needed <= free, "{needed} rows need an entry each; {free} are free");
             self.taken += item.rows;
             self.entries.extend(item.entry..self.taken);
             let parts = (0..segment.len * entries.group).step_by(TILE_ROWS);

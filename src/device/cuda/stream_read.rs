@@ -1,4 +1,4 @@
-//! `kernels/stream_read.cu`: how fast this device reads, which is what weights are measured by.
+//! `kernels/stream_read.cu`: measures the device's read bandwidth, the bound of products of few rows.
 
 use std::time::Instant;
 
@@ -14,11 +14,11 @@ struct StreamReadParams {
 }
 const _: () = assert!(size_of::<StreamReadParams>() == 24);
 
-/// Blocks of a launch: four for each multiprocessor of an H100.
+/// Blocks of a launch: four per multiprocessor of an H100.
 const BLOCKS: usize = 528;
 
-/// Reads `words`, 4 at a time, once to check and then `times` times against the clock. Bytes per second, and the
-/// bitwise sum of all.
+/// Reads `words`, whose number is a multiple of 4, once and then `times` times against the clock. Returns
+/// bytes per second and the XOR of all words.
 pub(super) fn run(cuda: &Cuda, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
     let data = cuda.driver.buffer::<u32>(words.len())?;
     data.write(0, words)?;
@@ -26,13 +26,13 @@ pub(super) fn run(cuda: &Cuda, words: &[u32], times: usize) -> Result<(f64, u32)
     let params =
         StreamReadParams { data: data.address(), out: out.address(), vectors: (words.len() / 4) as u64 };
     let launch = Launch { kernel: "stream_read", grid: [BLOCKS, 1, 1], threads: 512, shared: 0 };
-    // SAFETY: both buffers are as long as the parameters say.
-    let once = || unsafe { cuda.driver.launch(launch, &params) };
-    once()?;
+    // SAFETY: both buffers have the lengths in the parameters.
+    let launch_once = || unsafe { cuda.driver.launch(launch, &params) };
+    launch_once()?;
     let sum = out.read(BLOCKS)?.into_iter().fold(0, |sum, x| sum ^ x);
     let start = Instant::now();
     for _ in 0..times {
-        once()?;
+        launch_once()?;
     }
     out.read(1)?;
     Ok(((words.len() * 4 * times) as f64 / start.elapsed().as_secs_f64(), sum))

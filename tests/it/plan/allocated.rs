@@ -1,9 +1,7 @@
 //! The plan is what a device allocates when a model is really loaded, as far as a rank of a server does that.
 
 use std::path::Path;
-use std::time::Duration;
 
-use octant::comm::Local;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{Device, KvDtype};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepBytes, StepRoom, Workspace};
@@ -30,8 +28,7 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     assert_eq!(weights, needs.weights, "weights of {what}");
     assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
 
-    let comm = Local::group(ranks, Duration::from_secs(60)).swap_remove(0);
-    let space = Workspace::new(&device, &comm, &model, (ROWS, SLOTS)).unwrap();
+    let space = Workspace::new(&device, &model, (ROWS, SLOTS)).unwrap();
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
     let bytes = StepBytes::new(&share, &Cpu::LAYOUT, &room);

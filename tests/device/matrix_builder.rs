@@ -1,7 +1,7 @@
 //! A matrix whose rows come in pieces is the matrix: pieces of any size, in any order, from several threads, and out of
 //! wider rows.
 
-use octant::device::{Device, HostMatrix, HostRows, MatrixData, fp8};
+use octant::device::{Device, HostMatrix, HostRows, MatrixData, MatrixShape, fp8, upload_matrix};
 
 use super::random_weights::rows;
 use super::{bf16, bf16_matrix, noise, quantized};
@@ -30,19 +30,19 @@ fn pieces(out: usize) -> Vec<std::ops::Range<usize>> {
     (0..len).map(|i| pieces[i * 7919 % len].clone()).collect()
 }
 
-/// Fills a matrix by three threads, leaving out the rows from `end` on.
-fn filled(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Matrix {
+/// Builds a matrix by three threads, leaving out the rows from `end` on.
+fn built(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Matrix {
     let (out, input, stride) = (host.out, host.input, host.input + GAP);
     let is_bf16 = matches!(host.data, MatrixData::Bf16(_));
     let (halves, codes, scales) = match host.data {
         MatrixData::Bf16(values) => (widened(values, input, 0x7FC0), Vec::new(), Vec::new()),
         MatrixData::Fp8 { codes, scales } => (Vec::new(), widened(codes, input, 0x7F), scales.to_vec()),
     };
-    let filling = device.filling(out, input, is_bf16).unwrap();
+    let builder = device.begin_matrix(MatrixShape { out, input, bf16: is_bf16 }).unwrap();
     let pieces = pieces(end);
     std::thread::scope(|scope| {
         for thread in 0..3 {
-            let (filling, pieces, halves, codes, scales) = (&filling, &pieces, &halves, &codes, &scales);
+            let (builder, pieces, halves, codes, scales) = (&builder, &pieces, &halves, &codes, &scales);
             scope.spawn(move || {
                 for piece in pieces.iter().skip(thread).step_by(3) {
                     // Without the gap after the last row.
@@ -52,12 +52,12 @@ fn filled(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Ma
                         false => MatrixData::Fp8 { codes: &codes[range], scales: &scales[piece.clone()] },
                     };
                     let rows = HostRows { rows: piece.len(), input, stride, data };
-                    device.fill(filling, piece.start, rows).unwrap();
+                    device.write_rows(builder, piece.start, rows).unwrap();
                 }
             });
         }
     });
-    device.filled(filling).unwrap()
+    device.finish_matrix(builder).unwrap()
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn a_matrix_may_come_in_pieces() {
                 HostMatrix { out, input, data: MatrixData::Fp8 { codes: &codes, scales: &scales } },
             ];
             for host in hosts {
-                let whole = rows(&device, &device.matrix(host).unwrap(), out, input);
+                let whole = rows(&device, &upload_matrix(&device, host).unwrap(), out, input);
                 let expected: Vec<f32> = match host.data {
                     MatrixData::Bf16(values) => values.iter().map(|bits| fp8::bf16_value(*bits)).collect(),
                     MatrixData::Fp8 { .. } => {
@@ -82,7 +82,7 @@ fn a_matrix_may_come_in_pieces() {
                 };
                 assert_eq!(whole, expected, "{}: [{out}, {input}] at once", dev::name(&device));
                 for end in [out, out / 2] {
-                    let got = rows(&device, &filled(&device, host, end), out, input);
+                    let got = rows(&device, &built(&device, host, end), out, input);
                     let (there, absent) = got.split_at(end * input);
                     let name = dev::name(&device);
                     assert_eq!(there, &expected[..end * input], "{name}: {end} of [{out}, {input}]");

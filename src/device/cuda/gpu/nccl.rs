@@ -1,6 +1,6 @@
-//! NCCL, loaded when a group over it is first asked for: sums and gathers in whatever order it finds fastest.
+//! NCCL, loaded when the first group is made. It sums in the order that it finds fastest.
 //!
-//! Loaded by ourselves, since cudarc looks for `libnccl.so`, which only development packages have.
+//! This module loads the library itself: cudarc looks for `libnccl.so`, which only development packages have.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
@@ -9,13 +9,15 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream};
 use libloading::Library;
 
-use super::{Cuda, Floats};
+use super::super::Floats;
+use super::{Cuda, Gpu};
 use crate::device::DeviceError;
 
 const FILES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// Of `nccl.h`: `ncclFloat32` and `ncclSum`.
+/// `ncclFloat32` of `nccl.h`.
 const FLOAT32: c_int = 7;
+/// `ncclSum` of `nccl.h`.
 const SUM: c_int = 0;
 
 /// `ncclUniqueId`.
@@ -26,7 +28,7 @@ struct UniqueId([u8; 128]);
 type Comm = *mut c_void;
 type Stream = *mut c_void;
 
-/// The library's functions, of the types that `nccl.h` has.
+/// The library's functions, with the types of `nccl.h`.
 #[derive(Debug)]
 struct Functions {
     get_version: unsafe extern "C" fn(*mut c_int) -> c_int,
@@ -38,13 +40,13 @@ struct Functions {
     group_start: unsafe extern "C" fn() -> c_int,
     group_end: unsafe extern "C" fn() -> c_int,
     get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    /// Whose they are.
+    /// Keeps the functions loaded.
     _library: Library,
 }
 
 impl Functions {
     fn load() -> Result<Self, DeviceError> {
-        // SAFETY: NVIDIA's library, whose loading does nothing that we rely on.
+        // SAFETY: NVIDIA's library; the program relies on nothing that its loading does.
         let library = FILES.iter().find_map(|file| unsafe { Library::new(*file) }.ok());
         let library = library.ok_or_else(|| error(format!("none of {} can be loaded", FILES.join(", "))))?;
         let missing = |e: libloading::Error| error(e.to_string());
@@ -65,19 +67,19 @@ impl Functions {
         }
     }
 
-    /// What a function says, if it is not well.
+    /// Turns a status into an error with the library's text.
     fn check(&self, status: c_int) -> Result<(), DeviceError> {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: the library's own text, which lives as long as that.
+        // SAFETY: the library's own text, which lives as long as the library.
         let text = unsafe { CStr::from_ptr((self.get_error_string)(status)) };
         Err(error(text.to_string_lossy().into_owned()))
     }
 
-    /// Calls that the library takes together.
-    fn together<T>(&self, calls: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
-        // SAFETY: a start, and its end below.
+    /// Makes `calls` as one group of calls (`ncclGroupStart`, `ncclGroupEnd`).
+    fn grouped<T>(&self, calls: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        // SAFETY: the start of a group of calls, which ends below.
         self.check(unsafe { (self.group_start)() })?;
         let outcome = calls();
         // SAFETY: as above.
@@ -87,19 +89,19 @@ impl Functions {
     }
 }
 
-/// The version of the library, as it numbers them.
+/// The version number of the library.
 ///
 /// # Errors
-/// If it cannot be loaded.
+/// If the library cannot be loaded.
 pub fn nccl_version() -> Result<i32, DeviceError> {
     let functions = Functions::load()?;
     let mut version = 0;
-    // SAFETY: it writes one number.
+    // SAFETY: the function writes one number.
     functions.check(unsafe { (functions.get_version)(&raw mut version) })?;
     Ok(version)
 }
 
-/// A rank's handle on a group.
+/// One rank's handle on a group.
 #[derive(Debug)]
 pub struct Nccl {
     functions: Arc<Functions>,
@@ -110,47 +112,38 @@ pub struct Nccl {
     size: usize,
 }
 
-// SAFETY: a communicator may be used by any one thread at a time; its owner, a rank, is one.
+// SAFETY: any thread may use a communicator, one at a time; its owner, a rank, runs on one thread.
 unsafe impl Send for Nccl {}
 
 impl Nccl {
-    /// The ranks of a group on these devices, each on a GPU of its own.
+    /// Makes a group with one rank per device, each on its own GPU.
     ///
     /// # Errors
-    /// Without the library, and whatever it finds wrong: it takes no GPU twice.
+    /// If the library cannot be loaded or refuses the group: it takes no GPU twice.
     pub fn group(devices: &[Cuda]) -> Result<Vec<Self>, DeviceError> {
         let functions = Arc::new(Functions::load()?);
         let mut id = UniqueId([0; 128]);
-        // SAFETY: it writes one.
+        // SAFETY: the function writes one id.
         functions.check(unsafe { (functions.get_unique_id)(&raw mut id) })?;
         let size = devices.len();
         let rank = |(rank, device): (usize, &Cuda)| {
-            let place = device.driver.stream();
-            let (context, stream) = place.ok_or_else(|| error("the kernels run on the host".to_owned()))?;
+            let gpu = Gpu::behind(device.driver.backend());
+            let gpu = gpu.ok_or_else(|| error("the kernels run on the host".to_owned()))?;
+            let (context, stream) = (Arc::clone(&gpu.context), Arc::clone(&gpu.stream));
             Ok(Self { functions: Arc::clone(&functions), context, stream, comm: null_mut(), rank, size })
         };
         let mut group = devices.iter().enumerate().map(rank).collect::<Result<Vec<_>, DeviceError>>()?;
-        functions.together(|| group.iter_mut().try_for_each(|rank| rank.begin(id)))?;
+        functions.grouped(|| group.iter_mut().try_for_each(|rank| rank.begin(id)))?;
         Ok(group)
     }
 
-    /// Has the communicator made, when the group of calls ends.
+    /// Starts making the communicator, which is done when the group of calls ends.
     fn begin(&mut self, id: UniqueId) -> Result<(), DeviceError> {
         self.context.bind_to_thread().map_err(|e| error(format!("{e:?}")))?;
         let (size, rank) = (self.size as c_int, self.rank as c_int);
-        // SAFETY: the handle's place is not moved before the group of calls ends.
+        // SAFETY: the handle does not move before the group of calls ends.
         let status = unsafe { (self.functions.comm_init_rank)(&raw mut self.comm, size, id, rank) };
         self.functions.check(status)
-    }
-
-    /// This rank.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Ranks in the group.
-    pub fn size(&self) -> usize {
-        self.size
     }
 
     fn stream(&self) -> Stream {
@@ -163,30 +156,30 @@ impl Nccl {
     /// If the library refuses.
     pub fn reduce(&self, x: &mut Floats) -> Result<(), DeviceError> {
         let (address, elements) = (x.data.address() as *mut c_void, x.rows * x.cols);
-        // SAFETY: the valid rows are this buffer's, and every rank has as many.
+        // SAFETY: the valid rows are inside the buffer, and every rank has the same number.
         let status = unsafe {
             (self.functions.all_reduce)(address, address, elements, FLOAT32, SUM, self.comm, self.stream())
         };
         self.functions.check(status)
     }
 
-    /// Each rank's `part` \[rows, cols\] beside the others' in `whole`.
+    /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
     ///
     /// # Errors
     /// If the library refuses.
     pub fn gather(&self, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {
-        assert_eq!(whole.cols, part.cols * self.size, "columns of what is gathered");
-        whole.resize(part.rows);
+        assert_eq!(whole.cols, part.cols * self.size, "columns of the gathered rows");
+        whole.set_rows(part.rows);
         let row = |row: usize| {
             let from = part.data.at(row * part.cols) as *const c_void;
             let to = whole.data.at(row * whole.cols) as *mut c_void;
-            // SAFETY: a row of each, of which the second is as long as those of all ranks.
+            // SAFETY: one row of each; a row of `whole` holds the rows of all ranks.
             let status = unsafe {
                 (self.functions.all_gather)(from, to, part.cols, FLOAT32, self.comm, self.stream())
             };
             self.functions.check(status)
         };
-        self.functions.together(|| (0..part.rows).try_for_each(row))
+        self.functions.grouped(|| (0..part.rows).try_for_each(row))
     }
 }
 
@@ -195,8 +188,8 @@ impl Drop for Nccl {
         if self.comm.is_null() {
             return;
         }
-        // Another rank may be gone: nobody waits for it here.
-        // SAFETY: the communicator is this one's, and nothing uses it any more.
+        // Aborts rather than destroys: another rank may have ended, and destroying would wait for it.
+        // SAFETY: the communicator is this rank's own, and nothing uses it any more.
         let _failed =
             self.context.bind_to_thread().map(|()| unsafe { (self.functions.comm_abort)(self.comm) });
     }

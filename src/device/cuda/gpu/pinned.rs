@@ -1,4 +1,4 @@
-//! Host memory that a GPU copies from and to by itself, while the processor goes on.
+//! Page-locked host memory, which a GPU copies from and to asynchronously.
 
 use std::ptr::NonNull;
 use std::slice;
@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 /// Bytes of each half of a staging buffer.
 const HALF: usize = 16 << 20;
 
-/// Page-locked memory, and an event after which the GPU is done with it.
+/// Page-locked memory, and an event that the GPU passes when its copy is complete.
 #[derive(Debug)]
 pub(super) struct Pinned {
     context: Arc<CudaContext>,
@@ -19,16 +19,16 @@ pub(super) struct Pinned {
     event: CUevent,
 }
 
-// SAFETY: it owns its memory, and an event may be used by any thread.
+// SAFETY: the memory is its own, and any thread may use an event.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
     pub(super) fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DriverError> {
         context.bind_to_thread()?;
-        // SAFETY: the memory is set before anyone reads it, and freed once, by `drop`.
+        // SAFETY: the memory is set before it is read, and freed once, by `drop`.
         let memory = unsafe { result::malloc_host(bytes, 0) }?.cast::<u8>();
-        let memory = NonNull::new(memory).expect("memory that was given has an address");
-        // SAFETY: `bytes` were given.
+        let memory = NonNull::new(memory).expect("allocated memory has an address");
+        // SAFETY: `bytes` bytes were allocated.
         unsafe { memory.write_bytes(0, bytes) };
         let event = result::event::create(CU_EVENT_DISABLE_TIMING)?;
         Ok(Self { context: Arc::clone(context), memory, bytes, event })
@@ -37,7 +37,7 @@ impl Pinned {
     /// Enqueues a copy of device memory to the first bytes.
     ///
     /// # Safety
-    /// `bytes` from `address` on are this device's.
+    /// `bytes` bytes from `address` on belong to one allocation of this GPU.
     pub(super) unsafe fn fetch(
         &mut self,
         stream: &CudaStream,
@@ -45,32 +45,32 @@ impl Pinned {
         bytes: usize,
     ) -> Result<(), DriverError> {
         assert!(bytes <= self.bytes, "{bytes} bytes to {}", self.bytes);
-        // SAFETY: nobody reads the memory before `wait`, since that takes the exclusive reference which this has now.
+        // SAFETY: the memory is not read before `wait`, since both functions take an exclusive reference.
         let to = unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), bytes) };
         // SAFETY: by this function's contract; the memory lives until `drop`, which waits.
         unsafe { result::memcpy_dtoh_async(to, address, stream.cu_stream()) }?;
-        self.mark(stream)
+        self.record_event(stream)
     }
 
-    /// The GPU is done with the memory when it gets here.
-    fn mark(&mut self, stream: &CudaStream) -> Result<(), DriverError> {
+    /// Records the event after all that is enqueued now.
+    fn record_event(&mut self, stream: &CudaStream) -> Result<(), DriverError> {
         // SAFETY: both are alive.
         unsafe { result::event::record(self.event, stream.cu_stream()) }
     }
 
-    /// Waits until the GPU is done with the memory.
+    /// Waits for the event and returns the memory.
     pub(super) fn wait(&mut self) -> Result<&mut [u8], DriverError> {
         self.context.bind_to_thread()?;
-        // SAFETY: the event is alive; one that was never recorded is no wait.
+        // SAFETY: the event is alive; waiting for one that was never recorded returns at once.
         unsafe { result::event::synchronize(self.event) }?;
-        // SAFETY: the memory is ours, and the GPU is done with it.
+        // SAFETY: the memory is its own, and the GPU's copy is complete.
         Ok(unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.bytes) })
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // A GPU that has failed waits for nothing; its process ends.
+        // On a GPU that has failed the wait returns at once, and the process exits.
         let _failed = self.wait().map(|_| ());
         // SAFETY: nothing uses the event and the memory any more.
         let _failed = unsafe { result::event::destroy(self.event) };
@@ -79,7 +79,7 @@ impl Drop for Pinned {
     }
 }
 
-/// Two halves: one is filled while the GPU copies the other. What is written has been taken when the call returns.
+/// A staging buffer of two halves: the host fills one while the GPU copies the other.
 #[derive(Debug)]
 pub(super) struct Staging {
     halves: [Pinned; 2],
@@ -92,10 +92,10 @@ impl Staging {
         Ok(Self { halves: [Pinned::new(context, HALF)?, Pinned::new(context, HALF)?], current: 0, used: 0 })
     }
 
-    /// Enqueues copies of `from` to device memory.
+    /// Enqueues copies of `from` to device memory; `from` may change as soon as this returns.
     ///
     /// # Safety
-    /// As many bytes from `address` on are this device's.
+    /// `from.len()` bytes from `address` on belong to one allocation of this GPU.
     pub(super) unsafe fn write(
         &mut self,
         stream: &CudaStream,
@@ -106,20 +106,20 @@ impl Staging {
         let mut left = from;
         while !left.is_empty() {
             if self.used == HALF {
-                self.halves[self.current].mark(stream)?;
+                self.halves[self.current].record_event(stream)?;
                 self.current = 1 - self.current;
                 self.halves[self.current].wait()?;
                 self.used = 0;
             }
             let (piece, rest) = left.split_at(left.len().min(HALF - self.used));
-            // SAFETY: these bytes have not been given to the GPU since the half was waited for.
-            let room = unsafe {
+            // SAFETY: no copy that reads these bytes was enqueued since the wait for this half.
+            let target = unsafe {
                 let start = self.halves[self.current].memory.as_ptr().add(self.used);
                 slice::from_raw_parts_mut(start, piece.len())
             };
-            room.copy_from_slice(piece);
+            target.copy_from_slice(piece);
             // SAFETY: by this function's contract.
-            unsafe { result::memcpy_htod_async(address, room, stream.cu_stream()) }?;
+            unsafe { result::memcpy_htod_async(address, target, stream.cu_stream()) }?;
             self.used += piece.len();
             address += piece.len() as u64;
             left = rest;

@@ -1,4 +1,4 @@
-//! cuBLASLt, loaded when it is first asked for: products of row-major E4M3 operands without scales.
+//! cuBLASLt, loaded on first use: products of row-major E4M3 operands without scales.
 
 use std::ffi::c_void;
 use std::ptr::{from_ref, null};
@@ -13,54 +13,58 @@ use cudarc::cublaslt::sys::{
 };
 use cudarc::driver::{CudaContext, CudaStream, result as driver};
 
-use super::driver::{Algorithm, Product};
+use super::super::backend::{Algorithm, Product, ProductLibrary, ProductShape};
 use crate::device::DeviceError;
 
-/// What algorithms may work in.
+/// Bytes of the workspace of algorithms.
 const WORKSPACE: usize = 32 << 20;
-/// `CUBLAS_OP_T` of the library's header.
+/// `CUBLAS_OP_T` of `cublas_api.h`.
 const TRANSPOSED: i32 = 1;
-/// Algorithms that are asked for: more than there are for a product.
+/// Algorithms to ask for: more than the library has for one product.
 const ALGORITHMS: usize = 64;
 
-/// The library's handle on a GPU, and its workspace.
+/// The library's handle on a GPU, with its workspace.
 #[derive(Debug)]
 pub(super) struct CublasLt {
     context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
     handle: sys::cublasLtHandle_t,
     workspace: u64,
 }
 
-// SAFETY: the library may be called from any thread; the workspace is used by one stream, in its order.
+// SAFETY: the library may be called from any thread; one stream uses the workspace, in order.
 unsafe impl Send for CublasLt {}
 // SAFETY: as above.
 unsafe impl Sync for CublasLt {}
 
 impl CublasLt {
-    /// `None` where there is no such library.
-    pub(super) fn open(context: &Arc<CudaContext>) -> Result<Option<Self>, DeviceError> {
+    /// Opens the library; `None` if it is not installed.
+    pub(super) fn open(
+        context: &Arc<CudaContext>,
+        stream: &Arc<CudaStream>,
+    ) -> Result<Option<Self>, DeviceError> {
         // SAFETY: only looks for the library.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
         }
         let handle = result::create_handle().map_err(error)?;
-        // SAFETY: a fresh allocation, which only the library uses.
+        // SAFETY: a new allocation, which only the library uses.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE) }
             .map_err(|e| DeviceError { op: "cublaslt", message: format!("{WORKSPACE} bytes: {e:?}") })?;
-        Ok(Some(Self { context: Arc::clone(context), handle, workspace }))
+        Ok(Some(Self { context: Arc::clone(context), stream: Arc::clone(stream), handle, workspace }))
     }
+}
 
-    /// As the library numbers it.
-    pub(super) fn version(&self) -> usize {
-        // SAFETY: it is loaded.
+impl ProductLibrary for CublasLt {
+    fn version(&self) -> usize {
+        // SAFETY: the library is loaded.
         unsafe { sys::cublasLtGetVersion() }
     }
 
-    /// What it offers for a product, most promising first.
-    pub(super) fn algorithms(&self, m: usize, n: usize, k: usize) -> Result<Vec<Algorithm>, DeviceError> {
-        let problem = Problem::new(m, n, k).map_err(error)?;
+    fn algorithms(&self, shape: ProductShape) -> Result<Vec<Algorithm>, DeviceError> {
+        let problem = Problem::new(shape).map_err(error)?;
         let preference = Preference(result::create_matmul_pref().map_err(error)?);
-        // SAFETY: every descriptor is alive, and the arrays are as long as told.
+        // SAFETY: every descriptor is alive, and the arrays have the lengths passed.
         let found = unsafe {
             let (bytes, size) = (from_ref(&WORKSPACE).cast::<c_void>(), size_of::<usize>());
             let attribute = CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
@@ -88,15 +92,11 @@ impl CublasLt {
         Ok(sound.map(|found| found.algo.data).collect())
     }
 
-    /// # Safety
-    /// The operands have the product's shapes, and the stream is this GPU's.
-    pub(super) unsafe fn product(
-        &self,
-        stream: &CudaStream,
-        p: &Product,
-        algorithm: Algorithm,
-    ) -> Result<(), DeviceError> {
-        let problem = Problem::new(p.m, p.n, p.k).map_err(error)?;
+    unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
+        self.context
+            .bind_to_thread()
+            .map_err(|e| DeviceError { op: "cublaslt", message: format!("{e:?}") })?;
+        let problem = Problem::new(product.shape).map_err(error)?;
         let (one, zero) = (1.0f32, 0.0f32);
         let algorithm = cublasLtMatmulAlgo_t { data: algorithm };
         // SAFETY: every descriptor is alive, and the operands are by this function's contract.
@@ -106,18 +106,18 @@ impl CublasLt {
                 problem.operation,
                 from_ref(&one).cast(),
                 from_ref(&zero).cast(),
-                p.w as *const c_void,
+                product.w as *const c_void,
                 problem.w,
-                p.x as *const c_void,
+                product.x as *const c_void,
                 problem.x,
-                p.out as *const c_void,
+                product.out as *const c_void,
                 problem.out,
-                p.out as *mut c_void,
+                product.out as *mut c_void,
                 problem.out,
                 &algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
-                stream.cu_stream().cast(),
+                self.stream.cu_stream().cast(),
             )
         }
         .map_err(error)
@@ -126,16 +126,16 @@ impl CublasLt {
 
 impl Drop for CublasLt {
     fn drop(&mut self) {
-        // A GPU that has failed frees nothing, and the process ends.
+        // A GPU that has failed frees nothing, and the process exits.
         let _failed = self.context.bind_to_thread();
-        // SAFETY: nothing uses either any more.
+        // SAFETY: nothing uses the workspace and the handle any more.
         let _failed = unsafe { driver::free_sync(self.workspace) };
         // SAFETY: as above.
         let _failed = unsafe { result::destroy_handle(self.handle) };
     }
 }
 
-/// out = x · wᵀ as the library says it, which counts columns first: outᵀ \[n, m\] = wᵀᵀ · xᵀ.
+/// out = x · wᵀ in the library's column-major terms: outᵀ \[n, m\] = wᵀᵀ · xᵀ.
 struct Problem {
     operation: sys::cublasLtMatmulDesc_t,
     w: sys::cublasLtMatrixLayout_t,
@@ -144,7 +144,8 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(m: usize, n: usize, k: usize) -> Result<Self, CublasError> {
+    fn new(shape: ProductShape) -> Result<Self, CublasError> {
+        let ProductShape { m, n, k } = shape;
         let mut problem = Self {
             operation: result::create_matmul_desc(CUBLAS_COMPUTE_32F, CUDA_R_32F)?,
             w: null::<c_void>() as _,
@@ -171,7 +172,7 @@ impl Drop for Problem {
     fn drop(&mut self) {
         for layout in [self.w, self.x, self.out] {
             if !layout.is_null() {
-                // SAFETY: created by `new`, and used by nobody any more.
+                // SAFETY: created by `new`, and not used any more.
                 let _failed = unsafe { result::destroy_matrix_layout(layout) };
             }
         }
@@ -184,7 +185,7 @@ struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: used by nobody any more.
+        // SAFETY: not used any more.
         let _failed = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }

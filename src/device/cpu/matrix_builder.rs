@@ -8,15 +8,14 @@ use std::sync::{Mutex, PoisonError};
 
 use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed, within};
-use super::pool::Pool;
-use crate::device::{HostMatrix, HostRows, MatrixData};
+use crate::device::{HostRows, MatrixData, MatrixShape};
 
 /// Columns that are packed at a time.
 const COLUMNS: usize = 128;
 
-/// A matrix of which some rows may be there.
+/// A matrix while its rows are written.
 #[derive(Debug)]
-pub struct Filling {
+pub struct MatrixBuilder {
     out: usize,
     input: usize,
     pairs: bool,
@@ -30,19 +29,19 @@ pub struct Filling {
 /// Packed elements, or zeros.
 #[derive(Debug)]
 enum Elements {
-    Bf16(Shared<u16>),
-    Fp8(Shared<u8>),
+    Bf16(SharedVec<u16>),
+    Fp8(SharedVec<u8>),
 }
 
 /// What threads write disjoint parts of.
 #[derive(Debug)]
-struct Shared<T>(UnsafeCell<Vec<T>>);
+struct SharedVec<T>(UnsafeCell<Vec<T>>);
 
 // SAFETY: elements are written through `panel` alone, whose callers hold the panel's turn, and read by nobody before
 // the vector is taken out, which needs it whole.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for SharedVec<T> {}
 
-impl<T: Default + Clone> Shared<T> {
+impl<T: Default + Clone> SharedVec<T> {
     fn new(len: usize) -> Self {
         Self(UnsafeCell::new(zeros(len)))
     }
@@ -61,45 +60,23 @@ impl<T: Default + Clone> Shared<T> {
     }
 }
 
-impl Filling {
+impl MatrixBuilder {
     /// Zeros.
-    pub(super) fn new((out, input): (usize, usize), bf16: bool, isa: Isa) -> Self {
+    pub(super) fn new(shape: MatrixShape, isa: Isa) -> Self {
+        let MatrixShape { out, input, bf16 } = shape;
         let panels = out.div_ceil(PANEL);
         let size = panels * PANEL * input.next_multiple_of(2);
         let data = match bf16 {
-            true => Elements::Bf16(Shared::new(size)),
-            false => Elements::Fp8(Shared::new(size)),
+            true => Elements::Bf16(SharedVec::new(size)),
+            false => Elements::Fp8(SharedVec::new(size)),
         };
         let scales = Mutex::new(vec![0.0; if bf16 { 0 } else { panels * PANEL }]);
         let turns = (0..panels).map(|_| Mutex::default()).collect();
         Self { out, input, pairs: isa == Isa::Avx512, data, turns, scales }
     }
 
-    /// Packs a whole matrix, each thread some panels.
-    pub(super) fn whole(pool: &Pool, isa: Isa, host: HostMatrix<'_>) -> Matrix {
-        let elements = match host.data {
-            MatrixData::Bf16(values) => values.len(),
-            MatrixData::Fp8 { codes, .. } => codes.len(),
-        };
-        assert_eq!(elements, host.out * host.input, "elements of a [{}, {}] matrix", host.out, host.input);
-        let filling = Self::new((host.out, host.input), matches!(host.data, MatrixData::Bf16(_)), isa);
-        pool.split(filling.turns.len(), |_, panels| {
-            let rows = panels.start * PANEL..(panels.end * PANEL).min(host.out);
-            let range = rows.start * host.input..rows.end * host.input;
-            let data = match host.data {
-                MatrixData::Bf16(values) => MatrixData::Bf16(&values[range]),
-                MatrixData::Fp8 { codes, scales } => {
-                    MatrixData::Fp8 { codes: &codes[range], scales: &scales[rows.clone()] }
-                }
-            };
-            let (input, stride) = (host.input, host.input);
-            filling.put(rows.start, HostRows { rows: rows.len(), input, stride, data });
-        });
-        filling.done()
-    }
-
     /// Packs rows from `first` on.
-    pub(super) fn put(&self, first: usize, rows: HostRows<'_>) {
+    pub(super) fn write(&self, first: usize, rows: HostRows<'_>) {
         rows.check();
         assert_eq!(rows.input, self.input, "elements of a row");
         assert!(first + rows.rows <= self.out, "{} rows from {first} on of {}", rows.rows, self.out);
@@ -118,7 +95,7 @@ impl Filling {
 
     fn put_elements<T: Default + Clone>(
         &self,
-        (to, from): (&Shared<T>, &[T]),
+        (to, from): (&SharedVec<T>, &[T]),
         (first, rows): (usize, HostRows<'_>),
         pack: fn(&mut [T], usize, &[&[T]], bool),
     ) {
@@ -138,7 +115,7 @@ impl Filling {
     }
 
     /// The matrix. Outputs are padded with zeros.
-    pub(super) fn done(self) -> Matrix {
+    pub(super) fn finish(self) -> Matrix {
         let scales = self.scales.into_inner().unwrap_or_else(PoisonError::into_inner);
         let data = match self.data {
             Elements::Bf16(values) => Packed::Bf16(values.0.into_inner()),
