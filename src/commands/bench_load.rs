@@ -17,7 +17,7 @@ use super::devices::{DeviceChoice, Devices, NOT_THERE};
 use crate::config::{BenchLoadArgs, DeviceName, Quantization};
 use crate::device::Device;
 use crate::device::cpu::zeros;
-use crate::model::{Landing, Model, ModelConfig, Precision, Storage, read_threads};
+use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
 use crate::runner::WeightBytes;
 
 /// Bytes of one read of the files alone.
@@ -50,7 +50,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         Quantization::Fp8 => Precision::Fp8,
         Quantization::None => Precision::None,
     };
-    let share = config.share(args.tp).map_err(anyhow::Error::msg)?;
+    let share = config.share(args.tp)?;
     let weights = WeightBytes::new(&share, &place.layout(), precision).total() * args.tp as u64;
     let files = files(&args.model)?;
     let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;
@@ -161,18 +161,18 @@ impl Run<'_> {
         self.settle(cold)?;
         let start = Instant::now();
         for path in self.files {
-            let file = Storage::open(path.clone())?;
+            let file = DirectFile::open(path.clone())?;
             let (file, len) = (&file, file.len()?);
             let next = &AtomicU64::new(0);
             together((0..read_threads()).map(|_| {
                 move || {
-                    let mut landing = Landing::default();
+                    let mut buffer = ReadBuffer::default();
                     loop {
                         let at = next.fetch_add(READ, Ordering::Relaxed);
                         if at >= len {
                             return Ok(0);
                         }
-                        file.read_once(at, READ.min(len - at) as usize, &mut landing)?;
+                        file.read_once(at, READ.min(len - at) as usize, &mut buffer)?;
                     }
                 }
             }))?;

@@ -142,7 +142,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
 /// What cannot be meant, naming the flag, or a file that cannot be read.
 pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
-    let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
+    let hardware = Hardware::named(args.gpu.as_deref().unwrap_or(Hardware::H100))
+        .map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
     if let Some(len) = args.max_model_len {
         let limit = model.max_positions;
         anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");
@@ -158,7 +159,7 @@ pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
         let cost = if args.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost };
-        let needs = MemoryNeeds::new(&share, &Layout::CUDA, (precision, kv), &room(args));
+        let needs = MemoryNeeds::new(&share, &Layout::CUDA, precision, kv, &room(args));
         Ok(cache(args, &share, (kv, needs), &cost, (&hardware, &lists)))
     });
     Ok(Report {
@@ -219,7 +220,7 @@ fn room(args: &PlanArgs) -> StepRoom {
 /// The lines of the memory plan that do not depend on how keys and values are stored.
 fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: &Hardware) -> Vec<Line> {
     let weights = WeightBytes::new(share, &Layout::CUDA, precision);
-    let needs = MemoryNeeds::new(share, &Layout::CUDA, (precision, KvDtype::Fp8), &room(args));
+    let needs = MemoryNeeds::new(share, &Layout::CUDA, precision, KvDtype::Fp8, &room(args));
     let layers = weights.layers;
     let line = |name, bytes, from: String| Line { name, bytes, estimate: false, from };
     let product = |name, index: usize| {

@@ -180,14 +180,14 @@ fn prepare(config: Config, place: &Devices, status: Arc<ServerStatus>) -> anyhow
         KvCacheDtype::Fp8 => KvDtype::Fp8,
         KvCacheDtype::Bf16 => KvDtype::Bf16,
     };
-    let share = model.share(place.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
+    let share = model.share(place.ranks()).context("--tensor-parallel-size")?;
     let room = StepRoom {
         ranks: place.ranks(),
         rows: config.max_num_batched_tokens,
         slots: config.max_num_seqs,
         deterministic: config.deterministic,
     };
-    let needs = MemoryNeeds::new(&share, &place.layout(), (precision, kv), &room);
+    let needs = MemoryNeeds::new(&share, &place.layout(), precision, kv, &room);
     let memory = MemoryPlan::new(
         needs,
         place.memory()?,

@@ -196,14 +196,14 @@ fn scheduler(
     let num_blocks = match r.filter(|_| !resized && args.config.is_none()) {
         Some(recorded) => recorded.num_blocks,
         None => {
-            let share = model.share(about.ranks).map_err(anyhow::Error::msg).context("--tp")?;
+            let share = model.share(about.ranks).context("--tp")?;
             let room = StepRoom {
                 ranks: about.ranks,
                 rows: max_num_batched_tokens,
                 slots: max_num_seqs,
                 deterministic: about.deterministic,
             };
-            let needs = MemoryNeeds::new(&share, &Layout::CUDA, (about.precision, about.kv), &room);
+            let needs = MemoryNeeds::new(&share, &Layout::CUDA, about.precision, about.kv, &room);
             let memory = memory_of(&about.hardware);
             let kv = args.kv_cache_memory.map(|size| size.0);
             MemoryPlan::new(needs, memory, kv, max_model_len, max_num_seqs)?.blocks

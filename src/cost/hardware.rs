@@ -38,6 +38,11 @@ pub struct Hardware {
     pub all_reduce: Vec<(f64, f64)>,
 }
 
+/// A GPU description that cannot be used: names the file and the key, and says expected versus got.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HardwareError(String);
+
 impl Hardware {
     /// The name of the GPU of a DGX H100.
     pub const H100: &str = "h100-80gb";
@@ -46,18 +51,21 @@ impl Hardware {
     ///
     /// # Errors
     /// What is wrong, naming the file or the key.
-    pub fn named(name: &str) -> Result<Self, String> {
+    pub fn named(name: &str) -> Result<Self, HardwareError> {
         let (text, from) = match name {
             Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
-                let text = std::fs::read_to_string(Path::new(path)).map_err(|e| format!("{path}: {e}"))?;
-                (text, path.to_owned())
+                let text = std::fs::read_to_string(Path::new(path));
+                (text.map_err(|e| HardwareError(format!("{path}: {e}")))?, path.to_owned())
             }
-            other => return Err(format!("expected {} or a .toml file, got `{other}`", Self::H100)),
+            other => {
+                let message = format!("expected {} or a .toml file, got `{other}`", Self::H100);
+                return Err(HardwareError(message));
+            }
         };
-        let hardware: Self =
-            toml::from_str(&text).map_err(|e| format!("{from}: {}", e.to_string().trim_end()))?;
-        hardware.check().map_err(|message| format!("{from}: {message}"))?;
+        let hardware: Self = toml::from_str(&text)
+            .map_err(|e| HardwareError(format!("{from}: {}", e.to_string().trim_end())))?;
+        hardware.check().map_err(|error| HardwareError(format!("{from}: {error}")))?;
         Ok(hardware)
     }
 
@@ -67,7 +75,7 @@ impl Hardware {
     }
 
     /// Refuses values that no GPU has, by their key.
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), HardwareError> {
         let positive = [
             ("memory", self.memory as f64),
             ("usable", self.usable),
@@ -77,7 +85,7 @@ impl Hardware {
         ];
         for (key, value) in positive {
             if !(value.is_finite() && value > 0.0) {
-                return Err(format!("{key}: expected a number above 0, got {value}"));
+                return Err(HardwareError(format!("{key}: expected a number above 0, got {value}")));
             }
         }
         for (key, value) in [
@@ -86,34 +94,39 @@ impl Hardware {
             ("cache", self.cache),
         ] {
             if !(value.is_finite() && value >= 0.0) {
-                return Err(format!("{key}: expected a number of at least 0, got {value}"));
+                return Err(HardwareError(format!("{key}: expected a number of at least 0, got {value}")));
             }
         }
         if self.usable > 1.0 {
-            return Err(format!("usable: expected a part, at most 1, got {}", self.usable));
+            return Err(HardwareError(format!("usable: expected a part, at most 1, got {}", self.usable)));
         }
         if self.context >= self.memory {
-            return Err(format!(
+            return Err(HardwareError(format!(
                 "context: expected less than the memory's {}, got {}",
                 self.memory, self.context
-            ));
+            )));
         }
         self.check_table()
     }
 
-    fn check_table(&self) -> Result<(), String> {
+    fn check_table(&self) -> Result<(), HardwareError> {
         if self.all_reduce.is_empty() {
-            return Err("all_reduce: expected [bytes, seconds] of at least one size, got none".to_owned());
+            return Err(HardwareError(
+                "all_reduce: expected [bytes, seconds] of at least one size, got none".to_owned(),
+            ));
         }
         let sound = |x: f64| x.is_finite() && x > 0.0;
         if let Some((bytes, seconds)) = self.all_reduce.iter().find(|(b, s)| !sound(*b) || !sound(*s)) {
-            return Err(format!("all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"));
+            return Err(HardwareError(format!(
+                "all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"
+            )));
         }
         match self.all_reduce.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
             None => Ok(()),
-            Some(pair) => {
-                Err(format!("all_reduce: expected growing sizes, got {} after {}", pair[1].0, pair[0].0))
-            }
+            Some(pair) => Err(HardwareError(format!(
+                "all_reduce: expected growing sizes, got {} after {}",
+                pair[1].0, pair[0].0
+            ))),
         }
     }
 

@@ -8,11 +8,11 @@
 mod hardware;
 mod time;
 
-pub use hardware::Hardware;
+pub use hardware::{Hardware, HardwareError};
 pub use time::StepTime;
 
 use crate::device::{HeadShape, KvDtype};
-use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme};
+use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme, ShardError};
 
 /// What one row of a step adds to its cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +23,6 @@ pub struct RowShape {
     pub position: u32,
     /// Rows of logits.
     pub logits: u32,
-}
-
-/// Sequences that decode beside a prompt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Decodes {
-    /// How many.
-    pub rows: u32,
-    /// Tokens behind each.
-    pub context: u32,
 }
 
 /// The smallest message that the table's ways of an all-reduce for large ones have been measured with, in bytes: none of
@@ -72,7 +63,7 @@ impl CostModel {
         precision: Precision,
         kv: KvDtype,
         hardware: Hardware,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ShardError> {
         let fp8 = precision == Precision::Fp8;
         Ok(Self {
             share: model.share(ranks)?,
@@ -136,28 +127,6 @@ impl CostModel {
             RowShape { tokens: left.min(each), position, logits: u32::from(left <= each) }
         };
         starts.map(|position| self.step([step(position)])).collect()
-    }
-
-    /// Seconds until a prompt's first token, where `ahead` tokens of other prompts are taken in before it and sequences
-    /// decode beside it, in steps of at most `step_tokens` tokens of which those that decode take theirs first. Prompts
-    /// ahead are counted as one, and each step as beginning when the one before ends.
-    pub fn time_to_first_token(&self, ahead: u32, decodes: Decodes, prompt: u32, step_tokens: u32) -> f64 {
-        let decode = RowShape { tokens: 1, position: decodes.context, logits: 1 };
-        let beside = std::iter::repeat_n(decode, decodes.rows as usize);
-        let room = step_tokens.saturating_sub(decodes.rows).max(1);
-        let (mut seconds, mut waiting, mut done) = (0.0, ahead, 0);
-        while done < prompt {
-            let before = waiting.min(room);
-            let own = (prompt - done).min(room - before);
-            let others =
-                RowShape { tokens: before, position: ahead - waiting, logits: u32::from(before > 0) };
-            let last = u32::from(own > 0 && done + own == prompt);
-            let row = RowShape { tokens: own, position: done, logits: last };
-            let fed = [others, row].into_iter().filter(|row| row.tokens > 0);
-            seconds += self.step(beside.clone().chain(fed)).total();
-            (waiting, done) = (waiting - before, done + own);
-        }
-        seconds
     }
 
     /// Bytes of a layer's intermediate results that the cache does not hold until they are read: each is written and

@@ -26,20 +26,6 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(kept.to_bits() | (bits & 0x8000_0000))
 }
 
-/// The code of an F32 that is an E4M3 value already. NaN becomes 0x7F or 0xFF.
-#[inline(always)]
-pub fn code_of(rounded: f32) -> u8 {
-    let bits = rounded.to_bits();
-    let magnitude = f32::from_bits(bits & 0x7FFF_FFFF);
-    // 120 = 127 - 7, the difference of the exponents' biases.
-    let normal = (magnitude.to_bits() >> 20).wrapping_sub(120 << 3);
-    // Below 2^-6 the value is its mantissa times 2^-9: adding 2^14 puts that integer into the last bits.
-    let subnormal = (magnitude + 16384.0).to_bits() & 0x7;
-    let code = if magnitude < MIN_NORMAL { subnormal } else { normal };
-    let code = if magnitude.is_nan() { 0x7F } else { code };
-    (code | ((bits >> 24) & 0x80)) as u8
-}
-
 /// The code nearest to `x`: that of [`round`], in fewer steps, since conversions of whole models wait for it.
 #[inline(always)]
 pub fn encode(x: f32) -> u8 {

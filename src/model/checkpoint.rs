@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
 
+use super::direct_file::{DirectFile, ReadBuffer, is_short};
 use super::error::LoadError;
 use super::json::Object;
-use super::storage::{Landing, Storage, is_short};
 
 /// The longest header that is believed: the safetensors library's own limit.
 const MAX_HEADER: u64 = 100_000_000;
@@ -20,7 +20,7 @@ const MAX_HEADER: u64 = 100_000_000;
 /// One tensor, row-major and little-endian: where it is, not what it holds.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
-    storage: Arc<Storage>,
+    file: Arc<DirectFile>,
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
@@ -35,30 +35,35 @@ impl Tensor {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.storage.path
+        &self.file.path
     }
 
     /// Reads from a byte of the tensor on.
     pub(super) fn read(&self, from: u64, to: &mut [u8]) -> Result<(), LoadError> {
         self.check(from, to.len());
-        self.storage
+        self.file
             .read_exact_at(to, self.start + from)
-            .map_err(|e| self.unreadable(from + to.len() as u64, &e))
+            .map_err(|e| self.read_error(from + to.len() as u64, &e))
     }
 
     /// Reads much that is wanted once, past the system's cache if possible.
-    pub(super) fn read_once(&self, from: u64, bytes: usize, landing: &mut Landing) -> Result<(), LoadError> {
+    pub(super) fn read_once(
+        &self,
+        from: u64,
+        bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> Result<(), LoadError> {
         self.check(from, bytes);
-        self.storage
-            .read_once(self.start + from, bytes, landing)
-            .map_err(|e| self.unreadable(from + bytes as u64, &e))
+        self.file
+            .read_once(self.start + from, bytes, buffer)
+            .map_err(|e| self.read_error(from + bytes as u64, &e))
     }
 
     fn check(&self, from: u64, bytes: usize) {
         assert!(from + bytes as u64 <= self.bytes, "{bytes} bytes from {from} on of {}", self.bytes);
     }
 
-    fn unreadable(&self, end: u64, error: &std::io::Error) -> LoadError {
+    fn read_error(&self, end: u64, error: &std::io::Error) -> LoadError {
         if is_short(error) {
             let end = self.start + end;
             return self.error(format!("the file ends before byte {end}: cut short while it was read?"));
@@ -67,14 +72,14 @@ impl Tensor {
     }
 
     /// Has the system begin to read, without waiting for it.
-    pub(super) fn expect(&self, from: u64, bytes: u64) {
-        self.storage.expect(self.start + from, bytes);
+    pub(super) fn prefetch(&self, from: u64, bytes: u64) {
+        self.file.prefetch(self.start + from, bytes);
     }
 }
 
 /// Where a tensor is stored, for those who convert it on disk.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Stored {
+pub(crate) struct StoredTensor {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) dtype: Dtype,
@@ -84,7 +89,7 @@ pub(crate) struct Stored {
 }
 
 /// What the checkpoint has under a name.
-struct Entry {
+struct CheckpointEntry {
     tensor: Tensor,
     taken: bool,
 }
@@ -92,7 +97,7 @@ struct Entry {
 /// All tensors of a model directory.
 pub(crate) struct Checkpoint {
     dir: PathBuf,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, CheckpointEntry>,
 }
 
 impl Checkpoint {
@@ -132,14 +137,14 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
-        let storage = Storage::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
-        let bytes = storage.len().map_err(|e| LoadError::io(&path, e))?;
-        let (metadata, data) = header(&storage, bytes)?;
-        let storage = Arc::new(storage);
+        let file = DirectFile::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
+        let bytes = file.len().map_err(|e| LoadError::io(&path, e))?;
+        let (metadata, data) = header(&file, bytes)?;
+        let file = Arc::new(file);
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
             let tensor = Tensor {
-                storage: Arc::clone(&storage),
+                file: Arc::clone(&file),
                 name: name.clone(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
@@ -152,21 +157,21 @@ impl Checkpoint {
             if let Some(other) = self.entries.get(&name) {
                 return Err(tensor.error(format!("also in {}", other.tensor.path().display())));
             }
-            self.entries.insert(name, Entry { tensor, taken: false });
+            self.entries.insert(name, CheckpointEntry { tensor, taken: false });
         }
         let end = data + metadata.data_len() as u64;
         if end != bytes {
             let message = format!("expected {end} bytes, as its header says, got {bytes}");
-            return Err(LoadError::file(&storage.path, message));
+            return Err(LoadError::file(&file.path, message));
         }
         Ok(())
     }
 
     /// Where all tensors are, in the files' order.
-    pub(crate) fn stored(&self) -> Vec<Stored> {
+    pub(crate) fn stored(&self) -> Vec<StoredTensor> {
         let mut tensors: Vec<&Tensor> = self.entries.values().map(|entry| &entry.tensor).collect();
         tensors.sort_by_key(|tensor| (tensor.path(), tensor.start));
-        let stored = |tensor: &Tensor| Stored {
+        let stored = |tensor: &Tensor| StoredTensor {
             name: tensor.name.clone(),
             path: tensor.path().to_owned(),
             dtype: tensor.dtype,
@@ -212,7 +217,7 @@ impl Checkpoint {
             self.entries.values().find(|e| !e.taken && !e.tensor.name.ends_with("rotary_emb.inv_freq"));
         match unused {
             None => Ok(()),
-            Some(Entry { tensor, .. }) => {
+            Some(CheckpointEntry { tensor, .. }) => {
                 Err(tensor.error(format!("not part of this model, shape {:?}", tensor.shape)))
             }
         }
@@ -239,9 +244,9 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
 
 /// A file's header, and where the data begin: after a length of 8 bytes and as many of JSON
 /// (the safetensors format).
-fn header(storage: &Storage, bytes: u64) -> Result<(Metadata, u64), LoadError> {
-    let path = &storage.path;
-    let read = |to: &mut [u8], at| storage.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
+fn header(file: &DirectFile, bytes: u64) -> Result<(Metadata, u64), LoadError> {
+    let path = &file.path;
+    let read = |to: &mut [u8], at| file.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
     let truncated = |least: u64| {
         LoadError::file(path, format!("expected {least} bytes of header at least, got {bytes}: truncated?"))
     };

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::error::LoadError;
+use super::error::{LoadError, ShardError};
 use super::json::Object;
 use super::scheme::Scheme;
 use crate::device::{Activation, HeadShape, NormKind};
@@ -112,10 +112,10 @@ impl ModelConfig {
     ///
     /// # Errors
     /// What cannot be divided, as expected versus got.
-    pub fn share(&self, ranks: usize) -> Result<Self, String> {
+    pub fn share(&self, ranks: usize) -> Result<Self, ShardError> {
         let divide = |what: &str, count: usize| match count % ranks {
             0 => Ok(count / ranks),
-            _ => Err(format!("{what}: expected a multiple of {ranks} ranks, got {count}")),
+            _ => Err(ShardError(format!("{what}: expected a multiple of {ranks} ranks, got {count}"))),
         };
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
         let q_heads = divide("query heads", q_heads)?;
@@ -123,7 +123,8 @@ impl ModelConfig {
             0 => 1,
             // A rank's query heads must not read KV heads of which it has a part only.
             _ if kv_heads < ranks => {
-                return Err(format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}"));
+                let message = format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}");
+                return Err(ShardError(message));
             }
             _ => divide("KV heads", kv_heads)?,
         };

@@ -70,7 +70,8 @@ pub(super) fn bf16_row(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
 /// A row of floats quantised, `row` being as long and for working in. Its scale is NaN or infinite if an element is.
 pub(crate) fn quantize_row(
     quantizer: Quantizer,
-    (dtype, bytes): (Dtype, &[u8]),
+    dtype: Dtype,
+    bytes: &[u8],
     row: &mut [f32],
     codes: &mut [u8],
 ) -> f32 {

@@ -46,6 +46,11 @@ pub enum LoadError {
     Device(#[from] crate::device::DeviceError),
 }
 
+/// A dimension of the model that cannot be divided between the ranks, as expected versus got.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ShardError(pub(super) String);
+
 impl LoadError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }

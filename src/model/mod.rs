@@ -7,32 +7,32 @@
 mod checkpoint;
 mod config;
 mod convert;
+mod direct_file;
 mod error;
 mod inventory;
 mod json;
-mod plan;
-mod random;
+mod load_plan;
+mod random_model;
 mod scheme;
 mod shard;
-mod storage;
-mod stream;
+mod weight_reader;
 mod weights;
 mod workspace;
 
 use std::path::Path;
 
-pub(crate) use checkpoint::{Checkpoint, Stored};
+pub(crate) use checkpoint::{Checkpoint, StoredTensor};
 pub(crate) use config::REWARD;
 pub use config::{GenerationConfig, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
-pub use error::LoadError;
+pub use direct_file::{DirectFile, ReadBuffer};
+pub use error::{LoadError, ShardError};
 pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
-pub use storage::{Landing, Storage};
-pub use stream::read_threads;
-pub use weights::LoadProgress;
+pub use weight_reader::LoadProgress;
+pub(crate) use weight_reader::read_threads;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::Communicator;
@@ -96,16 +96,27 @@ pub struct Pass<'a, D: Device, C: Communicator<D>> {
     pub cache: &'a mut D::Cache,
 }
 
+/// Rows of the last forward pass to sample, and how.
+pub struct RowsToSample<'a> {
+    /// Rows of the residual stream, at most [`LOGIT_ROWS`].
+    pub rows: &'a [u32],
+    /// Sampling parameters; one entry per row.
+    pub sampling: &'a [SampleRow<'a>],
+    /// Ids that may be sampled are below this.
+    pub vocab: usize,
+}
+
 impl<D: Device> Model<D> {
     /// Loads a rank's part of the weights of a Hugging Face directory onto its device. `config` is the whole model's.
     pub fn load(
         dir: &Path,
         config: &ModelConfig,
-        (shard, precision): (Shard, Precision),
+        shard: Shard,
+        precision: Precision,
         device: &D,
         progress: &mut dyn FnMut(LoadProgress<'_>),
     ) -> Result<Self, LoadError> {
-        weights::load(dir, config, (shard, precision), device, progress)
+        weights::load(dir, config, shard, precision, device, progress)
     }
 
     /// The architecture, as this rank has a share of it.
@@ -237,18 +248,18 @@ impl<D: Device> Model<D> {
     /// `space.shortlists`. Ids are below `vocab`. Only for a divided model.
     pub fn shortlists<C: Communicator<D>>(
         &self,
-        (device, comm): (&D, &C),
-        rows: &[u32],
-        (sampling, vocab): (&[SampleRow<'_>], usize),
+        device: &D,
+        comm: &C,
+        rows: &RowsToSample<'_>,
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.head(device, rows, space)?;
+        self.head(device, rows.rows, space)?;
         let Workspace { part: Some(part), shortlists: Some(lists), .. } = space else {
             unreachable!("a divided model has buffers for a rank's part of the logits")
         };
         let ids = self.shard.ids(self.vocab);
-        let ids = ids.start.min(vocab) as u32..ids.end.min(vocab) as u32;
-        device.shortlist(part, ids, sampling, &mut lists.own)?;
+        let ids = ids.start.min(rows.vocab) as u32..ids.end.min(rows.vocab) as u32;
+        device.shortlist(part, ids, rows.sampling, &mut lists.own)?;
         comm.all_gather(device, &lists.own, &mut lists.all)
     }
 

@@ -152,7 +152,8 @@ impl<D: Device> Workspace<D> {
         device: &D,
         comm: &C,
         model: &Model<D>,
-        (rows, slots): (usize, usize),
+        rows: usize,
+        slots: usize,
     ) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);

@@ -111,7 +111,8 @@ impl MemoryNeeds {
     pub fn new(
         config: &ModelConfig,
         layout: &Layout,
-        (precision, kv): (Precision, KvDtype),
+        precision: Precision,
+        kv: KvDtype,
         room: &StepRoom,
     ) -> Self {
         let StepBytes { activations, communication, scratch } = StepBytes::new(config, layout, room);

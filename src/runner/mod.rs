@@ -26,11 +26,11 @@ use crate::scheduler::step_plan::{StepOutput, StepPlan};
 const _: () = assert!(crate::scheduler::step_plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
 
 /// What a rank's thread says of a step.
-type Outcome = Result<StepOutput, Failure>;
+type RankOutcome = Result<StepOutput, RankFailure>;
 
 /// Why a rank has no output.
 #[derive(Debug)]
-enum Failure {
+enum RankFailure {
     /// It failed.
     Own(String),
     /// It has not answered in time.
@@ -51,7 +51,7 @@ pub struct Runner {
 struct Rank {
     /// `None` while dropping.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
-    outcomes: flume::Receiver<Outcome>,
+    outcomes: flume::Receiver<RankOutcome>,
     /// Says so once the rank takes plans; closed if it never will.
     prepared: flume::Receiver<()>,
     /// `None` while dropping, or if it hangs: nobody may wait for it then.
@@ -91,10 +91,10 @@ impl Runner {
             // A thread that ends without having said so has said why.
             match rank.outcomes.recv() {
                 // The one that it waited for may have more to say.
-                Ok(Err(Failure::Peer(message))) => {
+                Ok(Err(RankFailure::Peer(message))) => {
                     _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
                 }
-                Ok(Err(Failure::Own(message))) => {
+                Ok(Err(RankFailure::Own(message))) => {
                     return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
                 }
                 _ => return Err(ExecutorError { message: format!("rank {index} has ended") }),
@@ -122,14 +122,14 @@ impl Executor for Runner {
         for (index, rank) in self.ranks.iter_mut().enumerate() {
             match rank.outcome(deadline) {
                 Ok(output) => _ = first.get_or_insert(output),
-                Err(Failure::Own(message)) => {
+                Err(RankFailure::Own(message)) => {
                     return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
                 }
                 // The ones that it waited for may have more to say.
-                Err(Failure::Peer(message)) => {
+                Err(RankFailure::Peer(message)) => {
                     _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
                 }
-                Err(Failure::Late) => late.push(index.to_string()),
+                Err(RankFailure::Late) => late.push(index.to_string()),
             }
         }
         let took = self.step_timeout.as_secs_f64();
@@ -145,15 +145,15 @@ impl Executor for Runner {
 
 impl Rank {
     /// Waits for the earliest step, and not for ever.
-    fn outcome(&mut self, deadline: Instant) -> Outcome {
+    fn outcome(&mut self, deadline: Instant) -> RankOutcome {
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
             Err(flume::RecvTimeoutError::Disconnected) => {
-                Err(Failure::Own("its thread has ended".to_owned()))
+                Err(RankFailure::Own("its thread has ended".to_owned()))
             }
             Err(flume::RecvTimeoutError::Timeout) => {
                 self.thread = None;
-                Err(Failure::Late)
+                Err(RankFailure::Late)
             }
         }
     }

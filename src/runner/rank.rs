@@ -7,11 +7,11 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::inputs;
 use super::memory::graph_rows;
-use super::sampler::{self, Slots};
-use super::{Failure, Outcome, StepOutput};
+use super::sampler::{self, SamplerSlots};
+use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::{Communicator, PEER};
 use crate::device::{CacheSpec, Device, DeviceError, StepInputs};
-use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
+use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// What a rank is made of.
@@ -36,22 +36,22 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
 }
 
 /// A rank at work.
-pub(super) struct Rank<D: Device, C: Communicator<D>> {
+pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
     // Dropped in this order: NCCL waits for the graphs that use it, and other ranks hear of this one's end before its
     // memory is freed, which waits for what still runs.
     /// Layers over steps of so many rows, of which each is another sequence's, fewest first.
-    recordings: Vec<(usize, D::Recording)>,
+    graphs: Vec<(usize, D::Recording)>,
     comm: C,
     device: D,
     model: Model<D>,
     vocab: usize,
     space: Workspace<D>,
     cache: D::Cache,
-    slots: Slots,
+    slots: SamplerSlots,
 }
 
 /// A step whose tokens have been drawn and not asked for.
-struct Launched {
+struct LaunchedStep {
     plan: Arc<StepPlan>,
     rows: Vec<RowOutput>,
     /// Rows that draw, as they were sampled together, with who has their slots.
@@ -63,14 +63,14 @@ struct Launched {
 pub(super) fn live<D: Device, C: Communicator<D>>(
     parts: RankParts<D, C>,
     plans: &flume::Receiver<Arc<StepPlan>>,
-    outcomes: &flume::Sender<Outcome>,
+    outcomes: &flume::Sender<RankOutcome>,
     prepared: flume::Sender<()>,
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
         stay_on(&parts.processors);
-        let mut rank = Rank::new(parts)?;
+        let mut rank = RankWorker::new(parts)?;
         let _nobody_asks = prepared.send(());
-        let mut before: Option<Launched> = None;
+        let mut before: Option<LaunchedStep> = None;
         loop {
             let next = if before.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
             if next.is_none() && before.is_none() {
@@ -92,12 +92,12 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     }));
     let failure = match outcome {
         Ok(Ok(())) => return,
-        Ok(Err(error)) if error.op == PEER => Failure::Peer(error.to_string()),
-        Ok(Err(error)) => Failure::Own(error.to_string()),
+        Ok(Err(error)) if error.op == PEER => RankFailure::Peer(error.to_string()),
+        Ok(Err(error)) => RankFailure::Own(error.to_string()),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-            Failure::Own(format!("panicked: {text}"))
+            RankFailure::Own(format!("panicked: {text}"))
         }
     };
     let _nobody_waits = outcomes.send(Err(failure));
@@ -113,20 +113,20 @@ fn stay_on(processors: &[usize]) {
     }
 }
 
-impl<D: Device, C: Communicator<D>> Rank<D, C> {
+impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
         parts.comm.prepare(&parts.device, rows, parts.model.config().hidden)?;
-        let space = Workspace::new(&parts.device, &parts.comm, &parts.model, (rows, slots))?;
+        let space = Workspace::new(&parts.device, &parts.comm, &parts.model, rows, slots)?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
-            slots: Slots::new(parts.max_num_seqs),
+            slots: SamplerSlots::new(parts.max_num_seqs),
             vocab: parts.vocab.min(parts.model.vocab()),
             device: parts.device,
             comm: parts.comm,
             model: parts.model,
-            recordings: Vec::new(),
+            graphs: Vec::new(),
         };
         // Nobody launches what waits for others while these still allocate: a driver may do one thing at a time.
         rank.comm.meet()?;
@@ -140,7 +140,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn record(&mut self, most: usize) -> Result<(), DeviceError> {
         for rows in graph_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-            self.recordings.push((rows, self.model.record(rows, &mut self.space, pass)?));
+            self.graphs.push((rows, self.model.record(rows, &mut self.space, pass)?));
         }
         Ok(())
     }
@@ -149,7 +149,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
-        let fits = self.recordings.iter().find(|(most, _)| decodes && rows <= *most);
+        let fits = self.graphs.iter().find(|(most, _)| decodes && rows <= *most);
         if let Some((most, recording)) = fits {
             inputs.graph_rows = *most;
             if self.model.repeat(recording, inputs, &mut self.space, &self.device)? {
@@ -168,7 +168,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
     }
 
     /// One step: forward, score prompt tokens, draw.
-    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<Launched, DeviceError> {
+    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<LaunchedStep, DeviceError> {
         self.slots.admit(&plan);
         let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
@@ -178,12 +178,12 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         let pieces = self.sample(&plan, &firsts)?;
         let drawing = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
         let drawing = pieces.into_iter().map(|piece| piece.into_iter().map(drawing).collect()).collect();
-        Ok(Launched { drawing, plan, rows })
+        Ok(LaunchedStep { drawing, plan, rows })
     }
 
     /// Waits for the tokens of a step.
-    fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
-        let Launched { plan, mut rows, drawing } = step;
+    fn finish(&mut self, step: LaunchedStep) -> Result<StepOutput, DeviceError> {
+        let LaunchedStep { plan, mut rows, drawing } = step;
         for piece in &drawing {
             let draws = self.device.take_sampled(&mut self.space.draws)?;
             for ((index, start), draw) in piece.iter().zip(draws) {
@@ -222,9 +222,10 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
             let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
-            let (group, space) = ((&self.device, &self.comm), &mut self.space);
+            let space = &mut self.space;
             if *is_short {
-                self.model.shortlists(group, &wanted, (&rows, self.vocab), space)?;
+                let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };
+                self.model.shortlists(&self.device, &self.comm, &wanted, space)?;
                 let lists = space.shortlists.as_ref().expect("a divided model has them");
                 self.device.pick(&lists.all, &rows, &mut space.draws)?;
             } else {

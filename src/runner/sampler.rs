@@ -7,16 +7,16 @@ use crate::request::TokenLogprob;
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
 /// One entry per slot of the scheduler.
-pub(super) struct Slots(Vec<Option<Slot>>);
+pub(super) struct SamplerSlots(Vec<Option<SlotState>>);
 
 /// A running sequence.
-pub(super) struct Slot {
+pub(super) struct SlotState {
     start: Arc<SlotStart>,
     /// (id, occurrences) of the tokens generated; kept only if a penalty reads it.
     output: Vec<(u32, u32)>,
 }
 
-impl Slot {
+impl SlotState {
     fn new(start: &Arc<SlotStart>) -> Self {
         let mut slot = Self { start: Arc::clone(start), output: Vec::new() };
         for token in &start.tokens[start.prompt_len..] {
@@ -52,7 +52,7 @@ impl Slot {
     }
 }
 
-impl Slots {
+impl SamplerSlots {
     pub(super) fn new(count: usize) -> Self {
         Self((0..count).map(|_| None).collect())
     }
@@ -61,12 +61,12 @@ impl Slots {
     pub(super) fn admit(&mut self, plan: &StepPlan) {
         for row in &plan.rows {
             if let Some(start) = &row.start {
-                self.0[row.slot as usize] = Some(Slot::new(start));
+                self.0[row.slot as usize] = Some(SlotState::new(start));
             }
         }
     }
 
-    pub(super) fn get(&self, slot: u32) -> &Slot {
+    pub(super) fn get(&self, slot: u32) -> &SlotState {
         self.0[slot as usize].as_ref().expect("a sequence's first row says how it starts")
     }
 

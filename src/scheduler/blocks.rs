@@ -6,21 +6,22 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::prefix::{Index, Key};
+use super::error::IntegrityError;
+use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
 /// All KV blocks of a cache.
-pub struct Pool {
-    state: Rc<RefCell<State>>,
+pub struct BlockPool {
+    state: Rc<RefCell<PoolState>>,
 }
 
-struct State {
+struct PoolState {
     /// Taken from the end, so that low ids are used first.
     free: Vec<u32>,
     /// Upgrades exactly while a block is used.
     handles: Vec<Weak<Lease>>,
     used: usize,
-    index: Index,
+    index: PrefixIndex,
 }
 
 /// A share of one block.
@@ -29,7 +30,7 @@ pub struct Block(Rc<Lease>);
 
 struct Lease {
     id: u32,
-    state: Rc<RefCell<State>>,
+    state: Rc<RefCell<PoolState>>,
 }
 
 impl Drop for Lease {
@@ -56,15 +57,15 @@ impl Block {
     }
 }
 
-impl Pool {
+impl BlockPool {
     /// Ids 0..`blocks`, all free.
     pub fn new(blocks: usize) -> Self {
         let count = u32::try_from(blocks).expect("block ids fit in 32 bits");
-        let state = State {
+        let state = PoolState {
             free: (0..count).rev().collect(),
             handles: (0..count).map(|_| Weak::new()).collect(),
             used: 0,
-            index: Index::new(blocks),
+            index: PrefixIndex::new(blocks),
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
@@ -80,7 +81,7 @@ impl Pool {
     }
 
     /// A share of the block with these contents, if it is cached.
-    pub fn find(&self, key: &Key) -> Option<Block> {
+    pub fn find(&self, key: &BlockKey) -> Option<Block> {
         let mut state = self.state.borrow_mut();
         let id = state.index.find(key)?;
         if let Some(lease) = state.handles[id as usize].upgrade() {
@@ -90,7 +91,7 @@ impl Pool {
         Some(self.lease(&mut state, id))
     }
 
-    fn lease(&self, state: &mut State, id: u32) -> Block {
+    fn lease(&self, state: &mut PoolState, id: u32) -> Block {
         let lease = Rc::new(Lease { id, state: Rc::clone(&self.state) });
         state.handles[id as usize] = Rc::downgrade(&lease);
         state.used += 1;
@@ -98,7 +99,7 @@ impl Pool {
     }
 
     /// Caches a block whose 64 tokens have all been computed.
-    pub fn publish(&self, key: Key, block: &Block) {
+    pub fn publish(&self, key: BlockKey, block: &Block) {
         self.state.borrow_mut().index.insert(key, block.id());
     }
 
@@ -133,7 +134,7 @@ impl Pool {
     }
 
     /// Recounts all blocks. `held[id]` is how many handles the caller knows of; the error says what does not agree.
-    pub fn check(&self, held: &[usize]) -> Result<(), String> {
+    pub fn check(&self, held: &[usize]) -> Result<(), IntegrityError> {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];
@@ -143,21 +144,25 @@ impl Pool {
         for (id, &expected) in (0u32..).zip(held) {
             let holders = state.handles[id as usize].strong_count();
             if holders != expected {
-                return Err(format!("block {id} has {holders} handles, sequences hold {expected}"));
+                return Err(IntegrityError(format!(
+                    "block {id} has {holders} handles, sequences hold {expected}"
+                )));
             }
             let parked = usize::from(state.index.is_parked(id));
             if free[id as usize] + parked + usize::from(holders > 0) != 1 {
-                return Err(format!("block {id} is not in exactly one of free, used and cached"));
+                return Err(IntegrityError(format!(
+                    "block {id} is not in exactly one of free, used and cached"
+                )));
             }
         }
         let used = held.iter().filter(|&&holders| holders > 0).count();
         let sum = state.free.len() + state.used + state.index.parked();
         if used != state.used || sum != held.len() {
-            return Err(format!(
+            return Err(IntegrityError(format!(
                 "{used} blocks used, counted {}; {sum} in all of {}",
                 state.used,
                 held.len()
-            ));
+            )));
         }
         Ok(())
     }
@@ -165,13 +170,13 @@ impl Pool {
 
 /// The blocks of one sequence, in order of position.
 #[derive(Default)]
-pub struct Table {
+pub struct BlockTable {
     blocks: Vec<Block>,
     /// The same as ids, ready to be copied into plans.
     ids: Vec<u32>,
 }
 
-impl Table {
+impl BlockTable {
     /// Adds the block of the next 64 positions.
     pub fn push(&mut self, block: Block) {
         self.ids.push(block.id());
@@ -210,7 +215,7 @@ impl Table {
     }
 }
 
-impl Drop for Table {
+impl Drop for BlockTable {
     fn drop(&mut self) {
         self.clear();
     }

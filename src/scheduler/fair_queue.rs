@@ -24,6 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::error::IntegrityError;
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
@@ -48,7 +49,7 @@ struct Counters {
 /// Those that wait. All of a tenant and a priority are in order of arrival, and stay so however they age: only the first
 /// of each such line can be next.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(super) struct FairQueue {
     waiting: BTreeMap<u64, Sequence>,
     lines: BTreeMap<(Arc<str>, i32), BTreeSet<u64>>,
     counters: Counters,
@@ -65,20 +66,20 @@ pub struct Ahead {
     pub tokens: usize,
 }
 
-impl Queue {
+impl FairQueue {
     /// One that waits, for the first time or again.
     pub(super) fn arrive(&mut self, sequence: Sequence) {
         self.lift(&sequence.tenant().name, sequence.priority());
-        let (line, arrival) = (line(&sequence), sequence.order.arrival);
+        let (line, arrival) = (line(&sequence), sequence.order.sequence_number);
         self.lines.entry(line).or_default().insert(arrival);
         self.waiting.insert(arrival, sequence);
     }
 
     pub(super) fn remove(&mut self, order: &Order) -> Option<Sequence> {
-        let sequence = self.waiting.remove(&order.arrival)?;
+        let sequence = self.waiting.remove(&order.sequence_number)?;
         let key = line(&sequence);
         if let Some(line) = self.lines.get_mut(&key) {
-            line.remove(&order.arrival);
+            line.remove(&order.sequence_number);
             if line.is_empty() {
                 self.lines.remove(&key);
             }
@@ -87,7 +88,7 @@ impl Queue {
     }
 
     pub(super) fn get_mut(&mut self, order: &Order) -> Option<&mut Sequence> {
-        self.waiting.get_mut(&order.arrival)
+        self.waiting.get_mut(&order.sequence_number)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Sequence> {
@@ -107,8 +108,8 @@ impl Queue {
         let top = i64::from(self.lines.keys().map(|(_, priority)| *priority).min()?);
         let place = |((name, priority), line): (&(Arc<str>, i32), &BTreeSet<u64>)| {
             let sequence = &self.waiting[line.first()?];
-            let class = aged(*priority, step - sequence.arrived, ageing).max(top);
-            Some((class, self.counters.get(name), sequence.order.arrival, sequence.order))
+            let class = aged(*priority, step - sequence.arrived_at_step, ageing).max(top);
+            Some((class, self.counters.get(name), sequence.order.sequence_number, sequence.order))
         };
         let (class, _, _, order) = self.lines.iter().filter_map(place).min()?;
         Some((order, class))
@@ -126,8 +127,9 @@ impl Queue {
         let top = i64::from(most);
         // How many of a line have a class that is at most so.
         let up_to = |((_, of), line): (&(Arc<str>, i32), &BTreeSet<u64>), class: i64| {
-            let is =
-                |arrival: &&u64| aged(*of, step - self.waiting[*arrival].arrived, ageing).max(top) <= class;
+            let is = |arrival: &&u64| {
+                aged(*of, step - self.waiting[*arrival].arrived_at_step, ageing).max(top) <= class
+            };
             line.iter().take_while(is).count()
         };
         let class = i64::from(priority);
@@ -195,16 +197,19 @@ impl Queue {
     }
 
     /// Whether lines and those who wait are the same.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), IntegrityError> {
         let in_line: usize = self.lines.values().map(BTreeSet::len).sum();
         if in_line != self.waiting.len() {
-            return Err(format!("{} wait, {in_line} in line", self.waiting.len()));
+            return Err(IntegrityError(format!("{} wait, {in_line} in line", self.waiting.len())));
         }
         let lost = |sequence: &&Sequence| {
-            !self.lines.get(&line(sequence)).is_some_and(|line| line.contains(&sequence.order.arrival))
+            !self
+                .lines
+                .get(&line(sequence))
+                .is_some_and(|line| line.contains(&sequence.order.sequence_number))
         };
         match self.waiting.values().find(lost) {
-            Some(sequence) => Err(format!("request {} waits in no line", sequence.id.0)),
+            Some(sequence) => Err(IntegrityError(format!("request {} waits in no line", sequence.id.0))),
             None => Ok(()),
         }
     }

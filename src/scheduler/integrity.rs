@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::error::IntegrityError;
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
 use super::{Fate, Scheduler};
@@ -9,7 +10,7 @@ use super::{Fate, Scheduler};
 impl Scheduler {
     /// Recounts blocks and their holders, slots, queue sums and rows in flight; the error says what does not add
     /// up.
-    pub fn check_integrity(&self) -> Result<(), String> {
+    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         self.check_blocks()?;
         self.check_slots()?;
         self.check_queue_sums()?;
@@ -17,12 +18,12 @@ impl Scheduler {
         self.check_reservations()?;
         self.check_flights()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
-            return Err(format!(
+            return Err(IntegrityError(format!(
                 "idle with {} blocks used, {} requests, {} leaving",
                 self.pool.used(),
                 self.orders.len(),
                 self.leaving.len()
-            ));
+            )));
         }
         Ok(())
     }
@@ -32,11 +33,14 @@ impl Scheduler {
         self.running.values().chain(self.leaving.values().map(|leaver| &leaver.sequence))
     }
 
-    fn check_blocks(&self) -> Result<(), String> {
+    fn check_blocks(&self) -> Result<(), IntegrityError> {
         let mut held = vec![0; self.pool.total()];
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
-                return Err(format!("request {} has more positions than blocks", sequence.id.0));
+                return Err(IntegrityError(format!(
+                    "request {} has more positions than blocks",
+                    sequence.id.0
+                )));
             }
             for block in sequence.table.blocks() {
                 held[block.id() as usize] += 1;
@@ -45,59 +49,74 @@ impl Scheduler {
         self.pool.check(&held)
     }
 
-    fn check_reservations(&self) -> Result<(), String> {
+    fn check_reservations(&self) -> Result<(), IntegrityError> {
         let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
-            return Err(format!("{sum} blocks reserved, counted {reserved}, {available} available"));
+            return Err(IntegrityError(format!(
+                "{sum} blocks reserved, counted {reserved}, {available} available"
+            )));
         }
         let misplaced = |(order, sequence): &(&Order, &Sequence)| {
             **order != sequence.order || self.orders.get(&sequence.id) != Some(*order)
         };
         match self.running.iter().find(misplaced) {
-            Some((_, sequence)) => Err(format!("request {} runs under another order", sequence.id.0)),
+            Some((_, sequence)) => {
+                Err(IntegrityError(format!("request {} runs under another order", sequence.id.0)))
+            }
             None => Ok(()),
         }
     }
 
-    fn check_slots(&self) -> Result<(), String> {
+    fn check_slots(&self) -> Result<(), IntegrityError> {
         let held: Vec<u32> = self.holders().filter_map(Sequence::slot).collect();
         let distinct: BTreeSet<u32> = held.iter().copied().collect();
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
         if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
-            return Err(format!(
+            return Err(IntegrityError(format!(
                 "{} slots held, {} distinct, {free} free of {all}",
                 held.len(),
                 distinct.len()
-            ));
+            )));
         }
         Ok(())
     }
 
-    fn check_queue_sums(&self) -> Result<(), String> {
+    fn check_queue_sums(&self) -> Result<(), IntegrityError> {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
-            return Err(format!("{tokens} prompt tokens wait, counted {}", self.waiting_tokens));
+            return Err(IntegrityError(format!(
+                "{tokens} prompt tokens wait, counted {}",
+                self.waiting_tokens
+            )));
         }
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
-            return Err(format!("request {} waits and holds blocks or a slot", sequence.id.0));
+            return Err(IntegrityError(format!(
+                "request {} waits and holds blocks or a slot",
+                sequence.id.0
+            )));
         }
         let requeued = self.leaving.values().filter(|leaver| leaver.fate == Fate::Requeue).count();
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
-            return Err(format!("{owed} requests wait or run, {} are owed an answer", self.orders.len()));
+            return Err(IntegrityError(format!(
+                "{owed} requests wait or run, {} are owed an answer",
+                self.orders.len()
+            )));
         }
         Ok(())
     }
 
-    fn check_flights(&self) -> Result<(), String> {
+    fn check_flights(&self) -> Result<(), IntegrityError> {
         let rows: usize = self.in_flight.iter().map(|flight| flight.rows.len()).sum();
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
-            return Err(format!("{rows} rows in flight, sequences count {held}"));
+            return Err(IntegrityError(format!("{rows} rows in flight, sequences count {held}")));
         }
         match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
-            Some(leaver) => Err(format!("request {} leaves with no row in flight", leaver.sequence.id.0)),
+            Some(leaver) => {
+                Err(IntegrityError(format!("request {} leaves with no row in flight", leaver.sequence.id.0)))
+            }
             None => Ok(()),
         }
     }

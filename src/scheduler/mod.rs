@@ -16,6 +16,7 @@
 //! cache's bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
 pub mod blocks;
+mod error;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
@@ -30,8 +31,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
-use blocks::Pool;
-use fair_queue::{Ahead, Queue};
+use blocks::BlockPool;
+pub use error::IntegrityError;
+use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, Pending, Sequence};
 use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
@@ -174,10 +176,10 @@ pub struct Mismatch {
 /// Decides what each step computes.
 pub struct Scheduler {
     config: SchedulerConfig,
-    pool: Pool,
+    pool: BlockPool,
     slots: Slots,
     /// Hold neither blocks nor a slot.
-    waiting: Queue,
+    waiting: FairQueue,
     /// Hold a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
     /// Have left `running`, and hold blocks and slot for a row in flight.
@@ -221,9 +223,9 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         config.assert_sound();
         Self {
-            pool: Pool::new(config.num_blocks),
+            pool: BlockPool::new(config.num_blocks),
             slots: Slots::new(config.max_num_seqs),
-            waiting: Queue::default(),
+            waiting: FairQueue::default(),
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
@@ -432,7 +434,7 @@ fn absorb(
     sequence: &mut Sequence,
     row: &Pending,
     output: &RowOutput,
-    pool: &Pool,
+    pool: &BlockPool,
     config: &SchedulerConfig,
 ) -> Option<Update> {
     let before = sequence.computed();

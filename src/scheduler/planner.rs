@@ -8,7 +8,7 @@
 //! order has what it needs or takes it from those behind it, down to the last; and if nothing runs, everything is
 //! available and nothing reserved, and whatever waits fits, or it would not have been taken.
 
-use super::blocks::{Block, Pool, Table};
+use super::blocks::{Block, BlockPool, BlockTable};
 use super::sequence::{Order, Pending, Sequence};
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row};
@@ -199,8 +199,8 @@ impl Scheduler {
     }
 
     /// Shares of the cached blocks that a waiting sequence's tokens begin with.
-    fn cached_prefix(&mut self, order: Order) -> Table {
-        let mut table = Table::default();
+    fn cached_prefix(&mut self, order: Order) -> BlockTable {
+        let mut table = BlockTable::default();
         if !self.config.prefix_caching {
             return table;
         }
@@ -216,7 +216,7 @@ impl Scheduler {
 }
 
 /// Gives a sequence one more block, of what is reserved for it or for nobody. `false` if there is none.
-fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool {
+fn grow(sequence: &mut Sequence, pool: &mut BlockPool, reserved: &mut usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved {
         return false;

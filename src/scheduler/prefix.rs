@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
+use super::error::IntegrityError;
+
 /// Names the contents of a full block and all before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct BlockKey([u8; 32]);
 
-impl Key {
+impl BlockKey {
     /// What the first block of a sequence follows. No salt and an empty salt are different.
     pub fn root(salt: Option<&str>) -> Self {
         let mut hash = Sha256::new();
@@ -34,16 +36,16 @@ impl Key {
 }
 
 /// Both directions between keys and blocks, and the order in which parked blocks are given up.
-pub struct Index {
-    blocks: HashMap<Key, u32>,
-    keys: Vec<Option<Key>>,
+pub struct PrefixIndex {
+    blocks: HashMap<BlockKey, u32>,
+    keys: Vec<Option<BlockKey>>,
     /// Blocks that nobody holds, by the time since when: the first goes first.
     parked: BTreeMap<u64, u32>,
     parked_at: Vec<Option<u64>>,
     clock: u64,
 }
 
-impl Index {
+impl PrefixIndex {
     /// For block ids below `blocks`.
     pub fn new(blocks: usize) -> Self {
         Self {
@@ -56,17 +58,17 @@ impl Index {
     }
 
     /// The block with these contents.
-    pub fn find(&self, key: &Key) -> Option<u32> {
+    pub fn find(&self, key: &BlockKey) -> Option<u32> {
         self.blocks.get(key).copied()
     }
 
     /// The key of a block, if it is cached.
-    pub fn key(&self, block: u32) -> Option<&Key> {
+    pub fn key(&self, block: u32) -> Option<&BlockKey> {
         self.keys[block as usize].as_ref()
     }
 
     /// Caches a block. If another block already has the same contents, that one stays the cached one.
-    pub fn insert(&mut self, key: Key, block: u32) {
+    pub fn insert(&mut self, key: BlockKey, block: u32) {
         if self.key(block).is_none() && !self.blocks.contains_key(&key) {
             self.blocks.insert(key, block);
             self.keys[block as usize] = Some(key);
@@ -114,23 +116,29 @@ impl Index {
     }
 
     /// Checks that both directions agree; the error says where they do not.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), IntegrityError> {
         let keyed = self.keys.iter().flatten().count();
         if keyed != self.blocks.len() {
-            return Err(format!("{keyed} blocks have a key, {} keys have a block", self.blocks.len()));
+            return Err(IntegrityError(format!(
+                "{keyed} blocks have a key, {} keys have a block",
+                self.blocks.len()
+            )));
         }
         for (id, key) in (0u32..).zip(&self.keys) {
             if key.is_some_and(|key| self.find(&key) != Some(id)) {
-                return Err(format!("block {id} is not found under its key"));
+                return Err(IntegrityError(format!("block {id} is not found under its key")));
             }
             let time = self.parked_at[id as usize];
             if time.is_some_and(|time| self.parked.get(&time) != Some(&id) || key.is_none()) {
-                return Err(format!("block {id} is parked wrongly"));
+                return Err(IntegrityError(format!("block {id} is parked wrongly")));
             }
         }
         let parked = self.parked_at.iter().flatten().count();
         if parked != self.parked.len() {
-            return Err(format!("{parked} blocks are parked, {} in the queue", self.parked.len()));
+            return Err(IntegrityError(format!(
+                "{parked} blocks are parked, {} in the queue",
+                self.parked.len()
+            )));
         }
         Ok(())
     }

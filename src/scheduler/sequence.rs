@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::RequestId;
-use super::blocks::{Pool, Table};
-use super::prefix::Key;
+use super::blocks::{BlockPool, BlockTable};
+use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use crate::request::{Finish, Request, Tenant, Update};
@@ -18,7 +18,7 @@ pub struct Order {
     /// Its priority, with what waiting has made of it; smaller runs first.
     pub class: i64,
     /// Counts up over all requests.
-    pub arrival: u64,
+    pub sequence_number: u64,
 }
 
 /// A request, waiting or running.
@@ -28,11 +28,11 @@ pub struct Sequence {
     /// Its place among all.
     pub order: Order,
     /// Blocks of positions 0.., empty while waiting.
-    pub table: Table,
+    pub table: BlockTable,
     /// Rows planned and not collected.
     pub in_flight: usize,
     /// Steps that had been planned when it came.
-    pub arrived: u64,
+    pub arrived_at_step: u64,
     /// Times that it was made to give up its blocks.
     pub preemptions: u32,
     /// Blocks that are kept available for it beside those of its table.
@@ -41,7 +41,7 @@ pub struct Sequence {
     /// Prompt, then everything drawn and collected.
     tokens: Vec<u32>,
     /// Keys of the first full blocks of `tokens`, as far as they have been needed.
-    keys: Vec<Key>,
+    keys: Vec<BlockKey>,
     slot: Option<Slot>,
     /// The next row tells the runner about the slot's new occupant.
     starting: bool,
@@ -73,14 +73,14 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Waiting, with nothing computed. `arrival` counts requests, `arrived` steps.
-    pub fn new(id: RequestId, arrival: u64, arrived: u64, request: Request) -> Self {
+    /// Waiting, with nothing computed. `sequence_number` counts requests, `arrived_at_step` steps.
+    pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { preemptible: true, class: i64::from(request.priority), arrival },
-            table: Table::default(),
+            order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
+            table: BlockTable::default(),
             in_flight: 0,
-            arrived,
+            arrived_at_step,
             preemptions: 0,
             reserved: 0,
             tokens: request.prompt.to_vec(),
@@ -156,7 +156,7 @@ impl Sequence {
 
     /// Keys of the blocks that a prefix hit may cover: at least one token is left to compute, and with it logits.
     /// None where prompt tokens must be scored, since a cached prefix has no logits.
-    pub fn lookup_keys(&mut self) -> &[Key] {
+    pub fn lookup_keys(&mut self) -> &[BlockKey] {
         if self.request.prompt_logprobs.is_some() {
             return &[];
         }
@@ -168,14 +168,14 @@ impl Sequence {
     fn extend_keys(&mut self, blocks: usize) {
         while self.keys.len() < blocks {
             let salt = self.request.cache_salt.as_deref();
-            let parent = self.keys.last().copied().unwrap_or_else(|| Key::root(salt));
+            let parent = self.keys.last().copied().unwrap_or_else(|| BlockKey::root(salt));
             let first = self.keys.len() * BLOCK_TOKENS;
             self.keys.push(parent.child(&self.tokens[first..first + BLOCK_TOKENS]));
         }
     }
 
     /// Takes up its place among those that run, its slot and blocks, of which the first `cached` positions are computed already.
-    pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
+    pub fn start(&mut self, order: Order, slot: Slot, table: BlockTable, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
         self.table = table;
@@ -195,7 +195,8 @@ impl Sequence {
             u64::from(stop.stop_ids.first().copied().unwrap_or(0)),
             u64::from(sampling.min_tokens),
         ];
-        let near = [u64::from(tenant.weight), self.arrived, self.keys.len() as u64, self.scored as u64];
+        let near =
+            [u64::from(tenant.weight), self.arrived_at_step, self.keys.len() as u64, self.scored as u64];
         far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 
@@ -302,7 +303,7 @@ impl Sequence {
     }
 
     /// Caches the blocks whose tokens have all been computed since `before`.
-    pub fn publish(&mut self, before: usize, pool: &Pool) {
+    pub fn publish(&mut self, before: usize, pool: &BlockPool) {
         let full = self.computed / BLOCK_TOKENS;
         if full > before / BLOCK_TOKENS {
             self.extend_keys(full);
@@ -313,7 +314,7 @@ impl Sequence {
     }
 
     /// Whether it holds a full block that others will find under this key once it is computed.
-    pub fn is_making(&self, block: usize, key: Key) -> bool {
+    pub fn is_making(&self, block: usize, key: BlockKey) -> bool {
         self.keys.get(block) == Some(&key) && self.computed < (block + 1) * BLOCK_TOKENS
     }
 

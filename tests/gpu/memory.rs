@@ -27,9 +27,9 @@ fn compare<C: octant::comm::Communicator<Dev>>(
     let config = ModelConfig::from_dir(&dir).unwrap();
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
-    let needs = MemoryNeeds::new(&share, &Layout::CUDA, form, &room);
-    let model = Model::load(&dir, &config, (shard, form.0), device, &mut |_| {}).unwrap();
-    let space = Workspace::new(device, comm, &model, (ROWS, SLOTS)).unwrap();
+    let needs = MemoryNeeds::new(&share, &Layout::CUDA, form.0, form.1, &room);
+    let model = Model::load(&dir, &config, shard, form.0, device, &mut |_| {}).unwrap();
+    let space = Workspace::new(device, comm, &model, ROWS, SLOTS).unwrap();
     let spec =
         octant::device::CacheSpec { layers: share.layers, blocks: BLOCKS, heads: share.heads, dtype: form.1 };
     let cache = device.cache(spec).unwrap();

@@ -2,9 +2,9 @@
 //! models are two tiny random ones (`scripts/make_golden.py`).
 
 pub mod checkpoints;
+mod direct_file;
 mod errors;
 mod loading;
-mod storage;
 mod traps;
 
 use std::path::Path;

@@ -21,7 +21,7 @@ fn model_340b() -> ModelConfig {
 }
 
 fn h100() -> Hardware {
-    Hardware::named("h100-80gb").unwrap()
+    Hardware::named(Hardware::H100).unwrap()
 }
 
 /// An H100 that does nothing but what the terms under test say, with messages at a picosecond a byte.

@@ -33,11 +33,11 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
     let config = ModelConfig::from_dir(dir).unwrap();
     let rank = |comm: Local, shard: Shard| {
         let device = cpu();
-        let model = Model::load(dir, &config, (shard, precision), &device, &mut |_| {}).unwrap();
+        let model = Model::load(dir, &config, shard, precision, &device, &mut |_| {}).unwrap();
         let heads = model.config().heads;
         let blocks = ids.len().div_ceil(64);
         let mut cache = device.cache(CacheSpec { layers: config.layers, blocks, heads, dtype: kv }).unwrap();
-        let mut space = Workspace::new(&device, &comm, &model, (ids.len(), 1)).unwrap();
+        let mut space = Workspace::new(&device, &comm, &model, ids.len(), 1).unwrap();
         let blocks = (0..blocks as u32).collect();
         let segments = vec![Segment { first: 0, len: ids.len(), position: 0, blocks }];
         let tokens = ids.iter().map(|id| Token::Id(*id)).collect();
@@ -133,7 +133,7 @@ fn parts_of<C: Communicator<Cpu>>(
 ) -> RankParts<Cpu, C> {
     let config = ModelConfig::from_dir(dir).unwrap();
     let device = cpu();
-    let model = Model::load(dir, &config, (shard, Precision::None), &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, shard, Precision::None, &device, &mut |_| {}).unwrap();
     let (heads, blocks) = (model.config().heads, scheduler.num_blocks);
     RankParts {
         device,
@@ -306,12 +306,15 @@ fn a_rank_that_stalls_anywhere_in_a_step_is_named_in_time() {
 #[test]
 fn what_cannot_be_shared_is_said() {
     let config = ModelConfig::from_dir(&fixture("nemotron")).unwrap();
-    assert_eq!(config.share(8).unwrap_err(), "query heads: expected a multiple of 8 ranks, got 12");
+    assert_eq!(
+        config.share(8).unwrap_err().to_string(),
+        "query heads: expected a multiple of 8 ranks, got 12"
+    );
     let odd = ModelConfig { ffn: 130, ..config };
-    assert_eq!(odd.share(4).unwrap_err(), "MLP width: expected a multiple of 4 ranks, got 130");
+    assert_eq!(odd.share(4).unwrap_err().to_string(), "MLP width: expected a multiple of 4 ranks, got 130");
     let heads = octant::device::HeadShape { q_heads: 12, kv_heads: 3, head_dim: 16 };
     let uneven = ModelConfig { heads, ..odd };
-    assert_eq!(uneven.share(4).unwrap_err(), "ranks: expected a multiple of 3 KV heads, got 4");
+    assert_eq!(uneven.share(4).unwrap_err().to_string(), "ranks: expected a multiple of 3 KV heads, got 4");
 }
 
 /// The real server over a number of ranks, until dropped.

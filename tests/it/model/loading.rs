@@ -41,7 +41,7 @@ fn apart(dir: &Path, precision: Precision, shard: Shard) -> (Model<Dev>, Told) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let mut told = Told::default();
     let mut hear = |progress: LoadProgress<'_>| told.hear(&progress);
-    let model = Model::load(dir, &config, (shard, precision), &dev::one(), &mut hear).unwrap();
+    let model = Model::load(dir, &config, shard, precision, &dev::one(), &mut hear).unwrap();
     (model, told)
 }
 

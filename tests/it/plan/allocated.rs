@@ -20,18 +20,18 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
-    let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form, &room);
+    let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
     let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, SLOTS).unwrap();
 
     let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
     let (shard, what) = (Shard { rank: 0, ranks }, format!("{} over {ranks}, {form:?}", dir.display()));
-    let model = Model::load(dir, &config, (shard, form.0), &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, shard, form.0, &device, &mut |_| {}).unwrap();
     let weights = device.allocated();
     assert_eq!(weights, needs.weights, "weights of {what}");
     assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
 
     let comm = Local::group(ranks, Duration::from_secs(60)).swap_remove(0);
-    let space = Workspace::new(&device, &comm, &model, (ROWS, SLOTS)).unwrap();
+    let space = Workspace::new(&device, &comm, &model, ROWS, SLOTS).unwrap();
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
     let bytes = StepBytes::new(&share, &Cpu::LAYOUT, &room);

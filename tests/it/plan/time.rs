@@ -1,6 +1,6 @@
 //! What the cost model adds to the published tables, and what a file of a GPU's figures may not say.
 
-use octant::cost::{CostModel, Decodes, Hardware, RowShape, StepTime};
+use octant::cost::{CostModel, Hardware, RowShape, StepTime};
 use octant::device::KvDtype;
 use octant::model::{ModelConfig, Precision, Scheme};
 
@@ -89,21 +89,20 @@ fn a_step_is_bound_by_its_largest_part() {
 }
 
 #[test]
-fn a_prompt_waits_for_what_is_before_it() {
+fn the_steps_of_a_prompt_sum_to_its_prefill_time() {
     let cost = cost(KvDtype::Fp8, h100());
-    let first =
-        |ahead, rows, prompt| cost.time_to_first_token(ahead, Decodes { rows, context: 1000 }, prompt, 512);
-    let alone: f64 = cost.prompt(0, 2048, 512).iter().map(StepTime::total).sum();
-    assert!((first(0, 0, 2048) / alone - 1.0).abs() < 1e-12);
-    // Whole steps of others come first, as if their prompt and this were taken in one after the other.
-    let others: f64 = cost.prompt(0, 1024, 512).iter().map(StepTime::total).sum();
-    let waited = first(1024, 0, 2048);
-    assert!((waited / (alone + others) - 1.0).abs() < 0.01, "{waited} for {alone} and {others}");
-    // Those that decode take time, and tokens of each step.
-    assert!(first(0, 64, 2048) > 1.05 * alone);
-    assert!(first(0, 512, 8).is_finite(), "one token a step is left for prompts");
-    assert_eq!(first(100, 10, 0), 0.0);
-    // The last part of a prompt is fed after the others.
+    let seconds = |done, tokens| cost.prompt(done, tokens, 512).iter().map(StepTime::total).sum::<f64>();
+    // A prompt in two parts takes as long as both: the second attends to the first.
+    let whole = seconds(0, 2048);
+    assert!((seconds(0, 1024) + seconds(1024, 1024)) / whole - 1.0 < 0.01);
+    assert!(seconds(1024, 1024) > seconds(0, 1024));
+    // Rows that decode beside a chunk make its step longer.
+    let decode = RowShape { tokens: 1, position: 1000, logits: 1 };
+    let chunk = RowShape { tokens: 448, position: 0, logits: 0 };
+    let beside = std::iter::repeat_n(decode, 64).chain([chunk]);
+    assert!(cost.step(beside).total() > 1.05 * cost.step([chunk]).total());
+    assert!(cost.prompt(0, 0, 512).is_empty());
+    // Only the last step of a prompt computes logits.
     let parts = cost.prompt(0, 600, 512);
     assert_eq!(parts.len(), 2);
     assert_eq!((parts[0].head_weights, parts[1].head_weights > 0.0), (0.0, true));
@@ -118,7 +117,8 @@ fn refused(key: &str, line: &str) -> String {
     let text: Vec<&str> = lines.collect();
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
     std::fs::write(file.path(), text.join("\n")).unwrap();
-    Hardware::named(file.path().to_str().unwrap()).map_or_else(|message| message, |_| "taken".to_owned())
+    Hardware::named(file.path().to_str().unwrap())
+        .map_or_else(|error| error.to_string(), |_| "taken".to_owned())
 }
 
 #[test]
@@ -157,6 +157,11 @@ fn a_file_of_a_gpu_is_checked() {
         let message = refused("all_reduce", line);
         assert!(message.contains(says), "{line}: {message}");
     }
-    assert!(Hardware::named("b200").unwrap_err().contains("expected h100-80gb or a .toml file, got `b200`"));
-    assert!(Hardware::named("/nowhere.toml").unwrap_err().starts_with("/nowhere.toml: "));
+    assert!(
+        Hardware::named("b200")
+            .unwrap_err()
+            .to_string()
+            .contains("expected h100-80gb or a .toml file, got `b200`")
+    );
+    assert!(Hardware::named("/nowhere.toml").unwrap_err().to_string().starts_with("/nowhere.toml: "));
 }

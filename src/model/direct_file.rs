@@ -15,7 +15,7 @@ const ALIGN: usize = 4096;
 
 /// One open file.
 #[derive(Debug)]
-pub struct Storage {
+pub struct DirectFile {
     pub(super) path: PathBuf,
     file: File,
     /// The same past the cache, where the file system can.
@@ -24,13 +24,13 @@ pub struct Storage {
 
 /// Memory to read into, again and again.
 #[derive(Debug, Default)]
-pub struct Landing {
+pub struct ReadBuffer {
     bytes: Vec<u8>,
     /// Where what was wanted of the last read is.
     wanted: Range<usize>,
 }
 
-impl Landing {
+impl ReadBuffer {
     /// Room for `wanted` of a read that begins at an aligned address; all the read's bytes.
     pub(super) fn room(&mut self, wanted: Range<usize>) -> &mut [u8] {
         let len = wanted.end.next_multiple_of(ALIGN);
@@ -48,7 +48,7 @@ impl Landing {
     }
 }
 
-impl Storage {
+impl DirectFile {
     /// Opens it, both ways.
     pub fn open(path: PathBuf) -> std::io::Result<Self> {
         let file = File::open(&path)?;
@@ -71,10 +71,10 @@ impl Storage {
     ///
     /// # Errors
     /// As [`FileExt::read_exact_at`].
-    pub fn read_once(&self, at: u64, len: usize, landing: &mut Landing) -> std::io::Result<()> {
+    pub fn read_once(&self, at: u64, len: usize, buffer: &mut ReadBuffer) -> std::io::Result<()> {
         // Aligned around what is wanted.
         let before = (at % ALIGN as u64) as usize;
-        let room = landing.room(before..before + len);
+        let room = buffer.room(before..before + len);
         let done = match &self.direct {
             Some(direct) if !self.is_cached(at) => read_most(direct, room, at - before as u64),
             _ => 0,
@@ -86,7 +86,7 @@ impl Storage {
     }
 
     /// Has the system begin to read what will be read by way of its cache, without waiting for it.
-    pub(super) fn expect(&self, at: u64, bytes: u64) {
+    pub(super) fn prefetch(&self, at: u64, bytes: u64) {
         #[cfg(target_os = "linux")]
         if self.direct.is_none() {
             use rustix::fs::{Advice, fadvise};

@@ -16,7 +16,7 @@ use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
 
 /// A matrix that each rank has one of, all of the same shape.
 #[derive(Debug)]
-pub(super) struct Product {
+pub(super) struct MatrixPlan {
     pub(super) out: usize,
     pub(super) input: usize,
     /// Whether elements are BF16, rather than E4M3.
@@ -27,7 +27,7 @@ pub(super) struct Product {
 
 /// What becomes of a stored matrix.
 #[derive(Debug)]
-pub(super) enum Form {
+pub(super) enum WeightForm {
     /// E4M3 as stored, with these scales, one for each row.
     Codes(Vec<f32>),
     /// Floats, to be quantised with a scale per row: that of the whole row, whatever part of it a rank has, so that the
@@ -39,22 +39,22 @@ pub(super) enum Form {
 
 /// A stored matrix \[rows, input\], and who has which part of it.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct StoredMatrix {
     pub(super) tensor: Tensor,
-    pub(super) form: Form,
-    pub(super) parts: Vec<Part>,
+    pub(super) form: WeightForm,
+    pub(super) parts: Vec<RankPart>,
 }
 
 /// Rows and columns of a stored matrix that are a rank's.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct RankPart {
     /// Index into the ranks that are loaded.
     pub(super) rank: usize,
-    /// Index into the products.
-    pub(super) product: usize,
+    /// Index into the matrices.
+    pub(super) matrix: usize,
     pub(super) rows: Range<usize>,
     pub(super) cols: Range<usize>,
-    /// Row of the product that the first of `rows` is.
+    /// Row of the matrix that the first of `rows` is.
     pub(super) first: usize,
 }
 
@@ -65,7 +65,7 @@ pub(super) struct NormPlan {
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A layer: its norms, and indices of its products.
+/// A layer: its norms, and indices of its matrices.
 #[derive(Debug)]
 pub(super) struct LayerPlan {
     pub(super) input_norm: NormPlan,
@@ -79,9 +79,9 @@ pub(super) struct LayerPlan {
 
 /// All of a model.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) products: Vec<Product>,
-    pub(super) sources: Vec<Source>,
+pub(super) struct LoadPlan {
+    pub(super) matrices: Vec<MatrixPlan>,
+    pub(super) sources: Vec<StoredMatrix>,
     pub(super) layers: Vec<LayerPlan>,
     pub(super) final_norm: NormPlan,
     pub(super) embedding: usize,
@@ -89,27 +89,35 @@ pub(super) struct Plan {
     pub(super) head: Option<usize>,
 }
 
-/// A module of a product: its name, its outputs, and those that each rank has.
-struct Module {
+/// A module of a matrix: its name, its outputs, and those that each rank has.
+struct ModulePlan {
     name: &'static str,
     out: usize,
     rows: Vec<Range<usize>>,
 }
 
-struct Planner<'a> {
+/// Input columns of a matrix.
+struct Inputs<'a> {
+    /// Columns of the stored matrix.
+    all: usize,
+    /// Columns that each loaded rank has.
+    cols: &'a [Range<usize>],
+}
+
+struct LoadPlanner<'a> {
     /// The whole model's.
     config: &'a ModelConfig,
     /// Of the ranks that are loaded.
     shards: &'a [Shard],
     precision: Precision,
     checkpoint: Checkpoint,
-    products: Vec<Product>,
-    sources: Vec<Source>,
+    matrices: Vec<MatrixPlan>,
+    sources: Vec<StoredMatrix>,
     /// How the first of the layers' float weights is stored, and its name.
     floats: Option<(Dtype, String)>,
 }
 
-impl Plan {
+impl LoadPlan {
     /// Of the ranks' parts of a model.
     pub(super) fn new(
         dir: &Path,
@@ -118,8 +126,9 @@ impl Plan {
         precision: Precision,
     ) -> Result<Self, LoadError> {
         let checkpoint = Checkpoint::open(dir)?;
-        let (products, sources) = (Vec::new(), Vec::new());
-        let mut planner = Planner { config, shards, precision, checkpoint, products, sources, floats: None };
+        let (matrices, sources) = (Vec::new(), Vec::new());
+        let mut planner =
+            LoadPlanner { config, shards, precision, checkpoint, matrices, sources, floats: None };
         let layers = (0..config.layers).map(|layer| planner.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = planner.norm("model.norm")?;
         let embedding = planner.table("model.embed_tokens")?;
@@ -134,12 +143,12 @@ impl Plan {
             planner.reward_head()?;
         }
         planner.checkpoint.finish()?;
-        let Planner { products, sources, .. } = planner;
-        Ok(Self { products, sources, layers, final_norm, embedding, head })
+        let LoadPlanner { matrices, sources, .. } = planner;
+        Ok(Self { matrices, sources, layers, final_norm, embedding, head })
     }
 }
 
-impl Planner<'_> {
+impl LoadPlanner<'_> {
     fn layer(&mut self, index: usize) -> Result<LayerPlan, LoadError> {
         let base = format!("model.layers.{index}");
         let HeadShape { q_heads, kv_heads, head_dim } = self.config.heads;
@@ -151,7 +160,7 @@ impl Planner<'_> {
         let own_ffn = self.each(|shard| shard.part(ffn));
         let whole = self.each(|_| 0..hidden);
         let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
-        let module = |name, out, rows: &[Range<usize>]| Module { name, out, rows: rows.to_vec() };
+        let module = |name, out, rows: &[Range<usize>]| ModulePlan { name, out, rows: rows.to_vec() };
         let qkv = [
             module("self_attn.q_proj", q, &own_q),
             module("self_attn.k_proj", kv, &own_kv),
@@ -166,12 +175,12 @@ impl Planner<'_> {
         let down = [module("mlp.down_proj", hidden, &whole)];
         Ok(LayerPlan {
             input_norm: self.norm(&format!("{base}.input_layernorm"))?,
-            qkv: self.linear(&base, &qkv, (hidden, &whole))?,
+            qkv: self.linear(&base, &qkv, Inputs { all: hidden, cols: &whole })?,
             kv: self.kv_scales(index, &base)?,
-            output: self.linear(&base, &output, (q, &own_q))?,
+            output: self.linear(&base, &output, Inputs { all: q, cols: &own_q })?,
             mlp_norm: self.norm(&format!("{base}.post_attention_layernorm"))?,
-            up: self.linear(&base, up, (hidden, &whole))?,
-            down: self.linear(&base, &down, (ffn, &own_ffn))?,
+            up: self.linear(&base, up, Inputs { all: hidden, cols: &whole })?,
+            down: self.linear(&base, &down, Inputs { all: ffn, cols: &own_ffn })?,
         })
     }
 
@@ -179,43 +188,38 @@ impl Planner<'_> {
         self.shards.iter().map(|shard| part(*shard)).collect()
     }
 
-    /// One product of one or more modules, their outputs one after the other. Of their inputs, `cols` are each rank's.
-    fn linear(
-        &mut self,
-        base: &str,
-        modules: &[Module],
-        (input, cols): (usize, &[Range<usize>]),
-    ) -> Result<usize, LoadError> {
-        let product = self.products.len();
+    /// One matrix of one or more modules, their outputs one after the other. Of their inputs, `cols` are each rank's.
+    fn linear(&mut self, base: &str, modules: &[ModulePlan], inputs: Inputs<'_>) -> Result<usize, LoadError> {
+        let matrix = self.matrices.len();
         let mut input_scale: Option<f32> = None;
         let mut stored_fp8 = 0;
         let mut bf16: Option<bool> = None;
         let mut first = 0;
-        for Module { name, out, rows } in modules {
+        for ModulePlan { name, out, rows } in modules {
             let module = format!("{base}.{name}");
             let (tensor, form) = if self.config.scheme.covers(&module) {
                 stored_fp8 += 1;
-                let (tensor, form, scale) = self.stored_fp8(&module, &[*out, input])?;
+                let (tensor, form, scale) = self.stored_fp8(&module, &[*out, inputs.all])?;
                 input_scale = max(input_scale, scale);
                 (tensor, form)
             } else {
-                self.stored_floats(&module, &[*out, input])?
+                self.stored_floats(&module, &[*out, inputs.all])?
             };
-            let is_bf16 = matches!(form, Form::Bf16);
+            let is_bf16 = matches!(form, WeightForm::Bf16);
             if bf16.is_some_and(|bf16| bf16 != is_bf16) {
-                let Source { tensor: other, .. } = &self.sources[self.sources.len() - 1];
+                let StoredMatrix { tensor: other, .. } = &self.sources[self.sources.len() - 1];
                 let message = format!(
-                    "expected {:?} as of `{}`, a part of the same product, got {:?}; FP8 quantisation takes both",
+                    "expected {:?} as of `{}`, a part of the same matrix, got {:?}; FP8 quantisation takes both",
                     other.dtype, other.name, tensor.dtype
                 );
                 return Err(tensor.error(message));
             }
             bf16 = Some(is_bf16);
-            let parts = rows.iter().zip(cols).enumerate().map(|(rank, (rows, cols))| {
+            let parts = rows.iter().zip(inputs.cols).enumerate().map(|(rank, (rows, cols))| {
                 let (rows, cols) = (rows.clone(), cols.clone());
-                Part { rank, product, rows, cols, first }
+                RankPart { rank, matrix, rows, cols, first }
             });
-            self.sources.push(Source { tensor, form, parts: parts.collect() });
+            self.sources.push(StoredMatrix { tensor, form, parts: parts.collect() });
             first += rows[0].len();
         }
         let quant = match (self.precision, input_scale) {
@@ -224,9 +228,9 @@ impl Planner<'_> {
             (Precision::Fp8, Some(scale)) if stored_fp8 == modules.len() => ActQuant::Fp8Static(scale),
             (Precision::Fp8, _) => ActQuant::Fp8PerToken,
         };
-        let bf16 = bf16.expect("a product has at least one module");
-        self.products.push(Product { out: first, input: cols[0].len(), bf16, quant });
-        Ok(product)
+        let bf16 = bf16.expect("a matrix has at least one module");
+        self.matrices.push(MatrixPlan { out: first, input: inputs.cols[0].len(), bf16, quant });
+        Ok(matrix)
     }
 
     /// A module whose weight is stored as E4M3, and its input scale if it has one.
@@ -234,7 +238,7 @@ impl Planner<'_> {
         &mut self,
         module: &str,
         shape: &[usize; 2],
-    ) -> Result<(Tensor, Form, Option<f32>), LoadError> {
+    ) -> Result<(Tensor, WeightForm, Option<f32>), LoadError> {
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), shape)?;
         if tensor.dtype != Dtype::F8_E4M3 {
             return Err(tensor.error(format!("expected F8_E4M3, got {:?}", tensor.dtype)));
@@ -247,12 +251,12 @@ impl Planner<'_> {
         } else {
             None
         };
-        Ok((tensor, Form::Codes(scales), input_scale))
+        Ok((tensor, WeightForm::Codes(scales), input_scale))
     }
 
     /// A module whose weight is stored as floats, quantised if asked for. All layers have theirs in one type: others are
     /// no one model's.
-    fn stored_floats(&mut self, module: &str, shape: &[usize; 2]) -> Result<(Tensor, Form), LoadError> {
+    fn stored_floats(&mut self, module: &str, shape: &[usize; 2]) -> Result<(Tensor, WeightForm), LoadError> {
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), shape)?;
         convert::float_width(&tensor)?;
         let (dtype, name) = self.floats.get_or_insert_with(|| (tensor.dtype, tensor.name.clone()));
@@ -260,8 +264,8 @@ impl Planner<'_> {
             return Err(tensor.error(format!("expected {dtype:?} as of `{name}`, got {:?}", tensor.dtype)));
         }
         let form = match self.precision {
-            Precision::Fp8 => Form::Quantised,
-            Precision::None => Form::Bf16,
+            Precision::Fp8 => WeightForm::Quantised,
+            Precision::None => WeightForm::Bf16,
         };
         Ok((tensor, form))
     }
@@ -283,15 +287,15 @@ impl Planner<'_> {
             (form, quant)
         } else {
             convert::float_width(&tensor)?;
-            (Form::Bf16, ActQuant::Bf16)
+            (WeightForm::Bf16, ActQuant::Bf16)
         };
-        let product = self.products.len();
-        self.products.push(Product { out, input, bf16: matches!(form, Form::Bf16), quant });
+        let matrix = self.matrices.len();
+        self.matrices.push(MatrixPlan { out, input, bf16: matches!(form, WeightForm::Bf16), quant });
         let parts = ids.into_iter().enumerate();
         let parts =
-            parts.map(|(rank, rows)| Part { rank, product, rows, cols: 0..input, first: 0 }).collect();
-        self.sources.push(Source { tensor, form, parts });
-        Ok(product)
+            parts.map(|(rank, rows)| RankPart { rank, matrix, rows, cols: 0..input, first: 0 }).collect();
+        self.sources.push(StoredMatrix { tensor, form, parts });
+        Ok(matrix)
     }
 
     /// The reward head is held to its shape; nothing computes with it yet.

@@ -9,7 +9,7 @@ use crate::device::{ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, Rand
 const DEVIATION: f32 = 110.0;
 
 /// Weights in the making.
-struct Source<'a, D: Device> {
+struct WeightGenerator<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
     precision: Precision,
@@ -29,16 +29,16 @@ impl<D: Device> Model<D> {
         device: &D,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, LoadError> {
-        let mut source = Source { device, config, precision, quantiles: quantiles(), state: 1 };
+        let mut generator = WeightGenerator { device, config, precision, quantiles: quantiles(), state: 1 };
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(source.layer(index)?);
+            layers.push(generator.layer(index)?);
             progress(index + 1);
         }
         Ok(Self {
-            embedding: source.table()?,
-            final_norm: source.norm()?,
-            head: if config.tied { None } else { Some(source.table()?) },
+            embedding: generator.table()?,
+            final_norm: generator.norm()?,
+            head: if config.tied { None } else { Some(generator.table()?) },
             layers,
             rope: Rope { inv_freq: config.inv_freq.clone() },
             shard: Shard::WHOLE,
@@ -58,7 +58,7 @@ fn quantiles() -> [u8; 256] {
     std::array::from_fn(|i| fp8::encode(samples[i * 64 + 32] * DEVIATION))
 }
 
-impl<D: Device> Source<'_, D> {
+impl<D: Device> WeightGenerator<'_, D> {
     fn layer(&mut self, index: usize) -> Result<Layer<D>, DeviceError> {
         let [qkv, output, up, down] = self.config.linear_shapes();
         Ok(Layer {
@@ -86,22 +86,17 @@ impl<D: Device> Source<'_, D> {
         let scale = 1.0 / (DEVIATION * (input as f32).sqrt());
         let bf16 = self.precision == Precision::None;
         let quant = if bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
-        Ok(Linear { matrix: self.matrix((out, input), scale, bf16)?, quant })
+        Ok(Linear { matrix: self.matrix(out, input, scale, bf16)?, quant })
     }
 
     /// An embedding or a head.
     fn table(&mut self) -> Result<Linear<D::Matrix>, DeviceError> {
-        let matrix = self.matrix((self.config.vocab, self.config.hidden), 1.0 / DEVIATION, true)?;
+        let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, true)?;
         Ok(Linear { matrix, quant: ActQuant::Bf16 })
     }
 
     /// The next matrix, unlike any before it.
-    fn matrix(
-        &mut self,
-        (out, input): (usize, usize),
-        scale: f32,
-        bf16: bool,
-    ) -> Result<D::Matrix, DeviceError> {
+    fn matrix(&mut self, out: usize, input: usize, scale: f32, bf16: bool) -> Result<D::Matrix, DeviceError> {
         let seed = splitmix64(&mut self.state);
         self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
     }
