@@ -1,4 +1,5 @@
-//! Recounts everything that is kept twice. Called whenever the engine is idle, and by tests after every step.
+//! Self-check: recounts all state that the scheduler stores twice. The engine runs it whenever it is idle;
+//! tests run it after every step.
 
 use std::collections::BTreeSet;
 
@@ -8,8 +9,10 @@ use super::step_plan::BLOCK_TOKENS;
 use super::{Fate, Scheduler};
 
 impl Scheduler {
-    /// Recounts blocks and their holders, slots, queue sums and rows in flight; the error says what does not add
-    /// up.
+    /// Recounts blocks and their handles, slots, queue sums, reservations and rows in flight.
+    ///
+    /// # Errors
+    /// Names the first pair of records that do not agree.
     pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         self.check_blocks()?;
         self.check_slots()?;
@@ -19,7 +22,7 @@ impl Scheduler {
         self.check_flights()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
             return Err(IntegrityError(format!(
-                "idle with {} blocks used, {} requests, {} leaving",
+                "the scheduler is idle with {} blocks used, {} requests open and {} sequences leaving",
                 self.pool.used(),
                 self.orders.len(),
                 self.leaving.len()
@@ -28,7 +31,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Everyone that holds blocks and a slot.
+    /// All sequences that hold a slot and blocks.
     fn holders(&self) -> impl Iterator<Item = &Sequence> {
         self.running.values().chain(self.leaving.values().map(|leaver| &leaver.sequence))
     }
@@ -38,7 +41,7 @@ impl Scheduler {
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
                 return Err(IntegrityError(format!(
-                    "request {} has more positions than blocks",
+                    "request {} has more planned positions than its blocks hold",
                     sequence.id.0
                 )));
             }
@@ -54,16 +57,17 @@ impl Scheduler {
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
             return Err(IntegrityError(format!(
-                "{sum} blocks reserved, counted {reserved}, {available} available"
+                "sequences reserve {sum} blocks, the total says {reserved}, {available} are available"
             )));
         }
         let misplaced = |(order, sequence): &(&Order, &Sequence)| {
             **order != sequence.order || self.orders.get(&sequence.id) != Some(*order)
         };
         match self.running.iter().find(misplaced) {
-            Some((_, sequence)) => {
-                Err(IntegrityError(format!("request {} runs under another order", sequence.id.0)))
-            }
+            Some((_, sequence)) => Err(IntegrityError(format!(
+                "request {} runs under an order that is not its own",
+                sequence.id.0
+            ))),
             None => Ok(()),
         }
     }
@@ -74,7 +78,7 @@ impl Scheduler {
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
         if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
             return Err(IntegrityError(format!(
-                "{} slots held, {} distinct, {free} free of {all}",
+                "{} slots are held, {} of them distinct, {free} of {all} are free",
                 held.len(),
                 distinct.len()
             )));
@@ -86,13 +90,13 @@ impl Scheduler {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
             return Err(IntegrityError(format!(
-                "{tokens} prompt tokens wait, counted {}",
+                "waiting prompts have {tokens} tokens, the total says {}",
                 self.waiting_tokens
             )));
         }
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
             return Err(IntegrityError(format!(
-                "request {} waits and holds blocks or a slot",
+                "request {} waits but holds blocks or a slot",
                 sequence.id.0
             )));
         }
@@ -100,7 +104,7 @@ impl Scheduler {
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
             return Err(IntegrityError(format!(
-                "{owed} requests wait or run, {} are owed an answer",
+                "{owed} requests wait or run, {} are open",
                 self.orders.len()
             )));
         }
@@ -111,12 +115,13 @@ impl Scheduler {
         let rows: usize = self.in_flight.iter().map(|flight| flight.rows.len()).sum();
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
-            return Err(IntegrityError(format!("{rows} rows in flight, sequences count {held}")));
+            return Err(IntegrityError(format!("{rows} rows are in flight, sequences count {held}")));
         }
         match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
-            Some(leaver) => {
-                Err(IntegrityError(format!("request {} leaves with no row in flight", leaver.sequence.id.0)))
-            }
+            Some(leaver) => Err(IntegrityError(format!(
+                "request {} is leaving without a row in flight",
+                leaver.sequence.id.0
+            ))),
             None => Ok(()),
         }
     }

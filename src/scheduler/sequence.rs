@@ -1,4 +1,4 @@
-//! One request on its way: the tokens it has, the positions it has computed, the blocks and the slot it holds.
+//! One request in the scheduler: its tokens, the positions computed so far, and the blocks and slot it holds.
 
 use std::sync::Arc;
 
@@ -9,62 +9,63 @@ use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use crate::request::{Finish, Request, Tenant, Update};
 
-/// Which of those that run goes first, the last of whom gives up its blocks where there are too few. No two sequences
-/// are equal. It is given anew whenever a sequence starts, and does not change while it runs.
+/// The order of running sequences: the first is planned first, and the last is preempted when blocks run out.
+/// Every sequence has a different order. It is set each time the sequence starts and does not change while it
+/// runs. Sequences that may not be preempted sort first, because `false < true`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
-    /// Whether it may be made to give up its blocks.
+    /// Whether the sequence may be preempted.
     pub preemptible: bool,
-    /// Its priority, with what waiting has made of it; smaller runs first.
+    /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
-    /// Counts up over all requests.
+    /// Position of the request in the order of submission.
     pub sequence_number: u64,
 }
 
-/// A request, waiting or running.
+/// A request that waits or runs.
 pub struct Sequence {
-    /// Whose it is.
+    /// The engine's id of the request.
     pub id: RequestId,
-    /// Its place among all.
+    /// Its order among running sequences.
     pub order: Order,
-    /// Blocks of positions 0.., empty while waiting.
+    /// KV blocks of the positions from 0 on; empty while the sequence waits.
     pub table: BlockTable,
-    /// Rows planned and not collected.
+    /// Rows that are planned and not yet committed.
     pub in_flight: usize,
-    /// Steps that had been planned when it came.
+    /// Number of steps that had been planned when the request was submitted.
     pub arrived_at_step: u64,
-    /// Times that it was made to give up its blocks.
+    /// Number of times the sequence has been preempted.
     pub preemptions: u32,
-    /// Blocks that are kept available for it beside those of its table.
+    /// Blocks reserved for the sequence in addition to those of its table.
     pub reserved: usize,
     request: Request,
-    /// Prompt, then everything drawn and collected.
+    /// The prompt, followed by all committed output tokens.
     tokens: Vec<u32>,
-    /// Keys of the first full blocks of `tokens`, as far as they have been needed.
+    /// Keys of the first full blocks of `tokens`, computed on demand.
     keys: Vec<BlockKey>,
     slot: Option<Slot>,
-    /// The next row tells the runner about the slot's new occupant.
+    /// Whether the next row must carry a [`SlotStart`], because the sequence has just taken its slot.
     starting: bool,
-    /// Positions in some plan.
+    /// Positions that are part of a plan, committed or not.
     planned: usize,
-    /// Positions collected.
+    /// Positions whose results have been committed.
     computed: usize,
-    /// Tokens that uncollected rows will draw.
+    /// Tokens that rows in flight will sample.
     ahead: usize,
-    /// Prompt tokens whose score has been reported.
+    /// Prompt tokens whose log-probability has been reported.
     scored: usize,
-    /// Prompt tokens found in the prefix cache at first; known from the first start on.
+    /// Prompt tokens found in the prefix cache at the first start; `None` before that.
     cached: Option<u32>,
-    /// Whether an update has been sent.
+    /// Whether the first update has been returned.
     answered: bool,
 }
 
-/// What must be remembered of a row until its output comes.
+/// What the scheduler remembers of a planned row until its output arrives.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pending {
-    /// Whose row.
+    /// Order of the row's sequence.
     pub order: Order,
-    /// The same, by the name that the engine has for it.
+    /// Request id of the row's sequence.
     pub id: RequestId,
     position: usize,
     len: usize,
@@ -73,7 +74,7 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Waiting, with nothing computed. `sequence_number` counts requests, `arrived_at_step` steps.
+    /// Creates a waiting sequence with nothing computed.
     pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
@@ -97,49 +98,51 @@ impl Sequence {
         }
     }
 
-    /// Tokens of the prompt.
+    /// Number of prompt tokens.
     pub fn prompt_len(&self) -> usize {
         self.request.prompt.len()
     }
 
-    /// Whose it is.
+    /// The tenant that the request is charged to.
     pub fn tenant(&self) -> &Tenant {
         &self.request.tenant
     }
 
-    /// As it was given.
+    /// The submitted priority, before ageing.
     pub fn priority(&self) -> i32 {
         self.request.priority
     }
 
-    /// Whether it has ever run.
+    /// Whether the sequence has run before.
     pub fn has_started(&self) -> bool {
         self.cached.is_some()
     }
 
-    /// Blocks that it needs beyond those of its known tokens if it generates all it may. The last token is fed to nobody.
+    /// Blocks needed beyond those of the current tokens if the sequence generates `max_tokens`. The last
+    /// token is never fed to the model, so it needs no position.
     pub fn growth(&self) -> usize {
         let most = self.prompt_len() + (self.request.stop.max_tokens as usize).max(1) - 1;
         most.div_ceil(BLOCK_TOKENS).saturating_sub(self.len().div_ceil(BLOCK_TOKENS))
     }
 
-    /// Tokens known.
+    /// Number of tokens known so far: prompt and committed output.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// The slot it holds.
+    /// Index of the held slot.
     pub fn slot(&self) -> Option<u32> {
         self.slot.as_ref().map(Slot::index)
     }
 
-    /// Positions in some plan.
+    /// Positions that are part of a plan.
     pub fn planned(&self) -> usize {
         self.planned
     }
 
-    /// Tokens to feed before another can be drawn, one not yet collected among them. 0 once the last token that
-    /// may be drawn is drawn or in flight: nothing is ever planned beyond `max_tokens`.
+    /// Tokens to feed before the next one can be sampled, including one that is sampled but not yet
+    /// committed. 0 once the last permitted token is sampled or in flight, so nothing is planned beyond
+    /// `max_tokens`.
     pub fn pending(&self) -> usize {
         let known = self.tokens.len() + self.ahead;
         let max_tokens = self.request.stop.max_tokens as usize;
@@ -154,8 +157,8 @@ impl Sequence {
         self.planned >= self.table.len() * BLOCK_TOKENS
     }
 
-    /// Keys of the blocks that a prefix hit may cover: at least one token is left to compute, and with it logits.
-    /// None where prompt tokens must be scored, since a cached prefix has no logits.
+    /// Keys of the blocks that a prefix hit may cover. At least one token is left to compute, because its
+    /// logits are needed. Empty if prompt tokens must be scored: cached positions have no logits.
     pub fn lookup_keys(&mut self) -> &[BlockKey] {
         if self.request.prompt_logprobs.is_some() {
             return &[];
@@ -174,7 +177,7 @@ impl Sequence {
         }
     }
 
-    /// Takes up its place among those that run, its slot and blocks, of which the first `cached` positions are computed already.
+    /// Takes order, slot and blocks of a running sequence. The first `cached` positions are already computed.
     pub fn start(&mut self, order: Order, slot: Slot, table: BlockTable, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
@@ -186,7 +189,8 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Something of all that the next commit and the next plan need; a number of no meaning.
+    /// Reads one value from each part of the sequence that commit and plan need next, to load its cache
+    /// lines. The result has no meaning.
     pub fn touch(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [
@@ -200,16 +204,21 @@ impl Sequence {
         far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 
-    /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
-    pub fn give_up(&mut self) {
-        debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
+    /// Frees slot and blocks and keeps the tokens. The computed positions are recomputed after the next
+    /// start.
+    pub fn release(&mut self) {
+        debug_assert_eq!(
+            (self.in_flight, self.ahead),
+            (0, 0),
+            "rows in flight may still write to the blocks"
+        );
         self.slot = None;
         self.table.clear();
         self.planned = 0;
         self.computed = 0;
     }
 
-    /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are held.
+    /// Plans the next `len` tokens. `len` must be from 1 to `pending`, and the blocks for them must be held.
     pub fn row(&mut self, len: usize) -> (Row, Pending) {
         let position = self.planned;
         let end = position + len;
@@ -246,7 +255,8 @@ impl Sequence {
         })
     }
 
-    /// The prompt tokens that follow those fed, if they must be scored and not all have been before a preemption.
+    /// Prompt tokens to score for the positions `position..end`: the token after each position, as far as the
+    /// prompt goes. Empty if no scores are wanted or all of these have been reported before a preemption.
     fn targets(&self, position: usize, end: usize) -> Vec<u32> {
         let last = (end + 1).min(self.prompt_len());
         if self.request.prompt_logprobs.is_none() || last <= self.scored + 1 {
@@ -255,12 +265,12 @@ impl Sequence {
         self.tokens.get(position + 1..last).unwrap_or_default().to_vec()
     }
 
-    /// Takes note that a row has been collected whose output nobody wants.
+    /// Counts a row as committed without using its output.
     pub fn discard(&mut self) {
         self.in_flight -= 1;
     }
 
-    /// Takes in what one of its rows computed. `None` if that is nothing a client sees.
+    /// Applies the output of one row. Returns `None` if nothing of it is visible to the client.
     pub fn absorb(&mut self, row: &Pending, output: &RowOutput, vocab: usize) -> Option<Update> {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
@@ -280,7 +290,7 @@ impl Sequence {
         Some(self.update(Update { token, logprob, prompt_logprobs, finish, ..Update::default() }))
     }
 
-    /// The first update also says how much was cached.
+    /// Adds the number of cached prompt tokens to the first update.
     fn update(&mut self, mut update: Update) -> Update {
         if !self.answered {
             update.cached_tokens = self.cached;
@@ -302,7 +312,7 @@ impl Sequence {
         (generated >= self.request.stop.max_tokens as usize).then_some(Finish::Length)
     }
 
-    /// Caches the blocks whose tokens have all been computed since `before`.
+    /// Adds the blocks that have been completed since `before` computed positions to the prefix cache.
     pub fn publish(&mut self, before: usize, pool: &BlockPool) {
         let full = self.computed / BLOCK_TOKENS;
         if full > before / BLOCK_TOKENS {
@@ -313,29 +323,35 @@ impl Sequence {
         }
     }
 
-    /// Whether it holds a full block that others will find under this key once it is computed.
-    pub fn is_making(&self, block: usize, key: BlockKey) -> bool {
+    /// Whether the sequence is computing the full block `block` that will have this key.
+    pub fn is_computing(&self, block: usize, key: BlockKey) -> bool {
         self.keys.get(block) == Some(&key) && self.computed < (block + 1) * BLOCK_TOKENS
     }
 
-    /// Positions collected.
+    /// Number of positions whose results are committed.
     pub fn computed(&self) -> usize {
         self.computed
     }
 }
 
-/// Why a row's output cannot be used.
+/// Why a row's output cannot be used, or `None` if it can.
 fn fault(row: &Pending, output: &RowOutput, vocab: usize) -> Option<String> {
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
     }
     if output.scores.len() != row.scores {
-        return Some(format!("the executor returned {} scores for {}", output.scores.len(), row.scores));
+        return Some(format!(
+            "the executor returned {} scores, expected {}",
+            output.scores.len(),
+            row.scores
+        ));
     }
     match output.token {
-        Some(token) if token as usize >= vocab => Some(format!("the executor drew token {token} of {vocab}")),
+        Some(token) if token as usize >= vocab => {
+            Some(format!("the executor sampled token {token}, expected an id below {vocab}"))
+        }
         token if token.is_some() != row.sample => {
-            Some("the executor drew a token unasked, or none where one was asked for".to_owned())
+            Some("the executor sampled a token that was not requested, or none where one was".to_owned())
         }
         _ => None,
     }

@@ -1,5 +1,5 @@
-//! One step as plain data: what [`crate::scheduler::Scheduler::plan`] decides and a runner executes, and what comes
-//! back from it.
+//! One step as plain data: what [`crate::scheduler::Scheduler::plan`] decides, and what a runner returns for
+//! it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// One forward pass over rows of several sequences. Decode rows come before prefill rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
-    /// Counts up from 0; outputs are matched to plans by it.
+    /// Step number, counted from 0. A runner's output carries the number of its plan.
     pub id: u64,
     /// At most one row per sequence.
     pub rows: Vec<Row>,
@@ -20,35 +20,37 @@ pub struct StepPlan {
 /// The part of one sequence that a step computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Index below `max_num_seqs`, the sequence's own while it runs; runners keep per-sequence sampling state in it.
+    /// Slot index below `max_num_seqs`. A sequence keeps its slot while it runs; runners keep sampling state
+    /// by slot.
     pub slot: u32,
-    /// Present in the first row of a slot's new occupant, and when a preempted sequence starts again.
+    /// Present in the first row after a sequence has taken the slot, also after a preemption.
     pub start: Option<Arc<SlotStart>>,
-    /// The tokens to feed, at positions `position..position + len`.
+    /// Tokens to feed, at positions `position..position + len`.
     pub tokens: TokenSource,
-    /// Position of the first token fed.
+    /// Position of the first token.
     pub position: u32,
-    /// KV block ids that hold positions `0..position + len`, in order.
+    /// Ids of the KV blocks that hold the positions `0..position + len`, in order.
     pub blocks: Vec<u32>,
-    /// Whether a token is drawn from the logits after the last token fed.
+    /// Whether to sample a token from the logits of the last token fed.
     pub sample: bool,
-    /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens fed
-    /// where the prompt ends; empty unless asked for.
+    /// Prompt tokens to score: entry i is the token after the i-th token fed. Shorter than the tokens fed
+    /// where the prompt ends; empty unless the request wants prompt log-probabilities.
     pub score: Vec<u32>,
 }
 
-/// Where a row's tokens come from.
+/// Source of a row's tokens.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenSource {
-    /// Known to the scheduler; never empty.
+    /// Tokens known to the scheduler; never empty.
     Host(Vec<u32>),
-    /// The one token that this slot sampled in the step before, which may not have been collected yet. If that step
-    /// drew none because its logits were not finite, any valid id will do: this row's output will be discarded.
+    /// The token that this slot sampled in the previous step, which may not have been committed yet. If that
+    /// step sampled none because its logits were not finite, any valid id may be fed: the output of this row
+    /// is then discarded.
     LastSampled,
 }
 
 impl TokenSource {
-    /// How many tokens are fed; at least 1.
+    /// Number of tokens fed; at least 1.
     pub fn len(&self) -> usize {
         match self {
             TokenSource::Host(tokens) => tokens.len(),
@@ -56,43 +58,44 @@ impl TokenSource {
         }
     }
 
-    /// Never, in a valid plan.
+    /// Whether the row feeds no tokens; never true in a valid plan.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What a runner must know of a sequence for as long as it holds its slot.
+/// What a runner needs to know of a sequence while it holds its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotStart {
-    /// How its tokens are drawn.
+    /// Sampling parameters.
     pub sampling: Arc<SamplingParams>,
-    /// `tokens[..prompt_len]` is the prompt; the rest was generated before a preemption.
+    /// `tokens[..prompt_len]` is the prompt. The rest was generated before a preemption.
     pub prompt_len: usize,
-    /// All tokens known so far.
+    /// All known tokens.
     pub tokens: Vec<u32>,
-    /// Alternatives to report with each scored prompt token.
+    /// Number of alternatives to report with each scored prompt token.
     pub prompt_logprobs: Option<u8>,
 }
 
-/// What a step computed: one entry per row of its plan, in the same order.
+/// The output of a step: one entry per row of its plan, in the same order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutput {
-    /// The plan's id.
+    /// Step number of the plan.
     pub id: u64,
-    /// One per row.
+    /// One entry per row.
     pub rows: Vec<RowOutput>,
 }
 
-/// What a step computed for one row.
+/// The output of a step for one row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// The token drawn, where the row asked for one and its logits were finite.
+    /// The sampled token, if the row asked for one and its logits were finite.
     pub token: Option<u32>,
-    /// Present if the sampling parameters ask for it.
+    /// Log-probability of the sampled token, if the sampling parameters ask for it.
     pub logprob: Option<TokenLogprob>,
-    /// One per entry of [`Row::score`].
+    /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
-    /// NaN or infinity in this row's logits: this request fails, its neighbours do not.
+    /// Whether this row's logits contain NaN or infinity. Only this request fails; the other rows are not
+    /// affected.
     pub non_finite: bool,
 }
