@@ -13,7 +13,7 @@ use crate::config::{PlanArgs, Quantization};
 use crate::cost::{CostModel, Hardware, RowShape, StepTime};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::model::{ModelConfig, Precision, StepRoom};
-use crate::runner::{MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, graph_rows, token_bytes};
+use crate::runner::{GRAPH_LAUNCH_BYTES, MemoryNeeds, MemoryPlan, WeightBytes, graph_rows, token_bytes};
 
 pub use tables::tables;
 
@@ -232,7 +232,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
     let launches = Layout::CUDA.recorded_launches;
     let graphs =
-        format!("{recorded} steps × {layers} layers × {launches} launches × {RECORDED_LAUNCH} bytes");
+        format!("{recorded} steps × {layers} layers × {launches} launches × {GRAPH_LAUNCH_BYTES} bytes");
     let rest = hardware.memory - hardware.context - hardware.available();
     vec![
         product("QKV", 0),
@@ -246,7 +246,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
         line("weights", needs.weights, "the lines above".to_owned()),
         line("activations", needs.activations, format!("steps of {} tokens", args.max_num_batched_tokens)),
         line("communication", needs.communication, "buffers that GPUs read from one another".to_owned()),
-        Line { name: "graphs", bytes: needs.recordings, estimate: true, from: graphs },
+        Line { name: "graphs", bytes: needs.graphs, estimate: true, from: graphs },
         Line {
             name: "context",
             bytes: hardware.context,

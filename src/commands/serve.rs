@@ -308,7 +308,7 @@ fn print_banner(p: &Prepared, place: &Devices) {
         gib(needs.activations),
         gib(needs.communication),
         gib(needs.scratch),
-        gib(needs.recordings),
+        gib(needs.graphs),
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );

@@ -191,7 +191,7 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         let s = space;
         let table = Table { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
-        device.embed(&s.step, table, &s.draws, &mut s.residual)?;
+        device.embed(&s.step, table, &s.sampled, &mut s.residual)?;
         comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             match index {

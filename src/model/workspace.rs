@@ -37,7 +37,7 @@ pub struct Workspace<D: Device> {
     /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
     pub logits: D::Floats,
     /// What sequences drew.
-    pub draws: D::Sampled,
+    pub sampled: D::Sampled,
 }
 
 /// The largest logits of ranks, as [`Device::shortlist`] has them.
@@ -174,7 +174,7 @@ impl<D: Device> Workspace<D> {
             part: divided.then(|| comm.floats(device, LOGIT_ROWS, config.vocab)).transpose()?,
             shortlists: divided.then(|| Shortlists::new(device, comm)).transpose()?,
             logits: device.floats(LOGIT_ROWS, vocab)?,
-            draws: device.draws(slots, room)?,
+            sampled: device.draws(slots, room)?,
         })
     }
 }

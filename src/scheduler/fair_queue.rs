@@ -1,28 +1,28 @@
-//! The waiting queue: priorities with ageing, and fairness between the tenants of one priority class by a virtual
-//! token counter (VTC, Sheng et al. 2024).
+//! The waiting queue: priorities with ageing, and fairness between the tenants of one priority class by a
+//! virtual token counter (VTC, Sheng et al. 2024).
 //!
 //! A tenant's counter is the service it has received: [`PROMPT_COST`] for each prompt token, charged when the
-//! sequence first starts, and [`OUTPUT_COST`] for each generated token, divided by the tenant's weight. The tenant
-//! with the lowest counter goes first; the requests of one tenant go in order of arrival. When a tenant had nothing
-//! waiting of a priority or a higher one and now submits a request of that priority, its counter is raised to the
-//! lowest counter among the tenants that do, so that idle time earns no credit. With one tenant the order is the
-//! order of arrival.
+//! sequence first starts, and [`OUTPUT_COST`] for each generated token, divided by the tenant's weight. The
+//! tenant with the lowest counter goes first; the requests of one tenant go in order of arrival. A
+//! tenant that submits a request while it has none waiting of that priority or a higher one has its counter
+//! raised to the lowest counter among the tenants that have one, so that idle time earns no credit. With
+//! one tenant the order is the order of arrival.
 //!
-//! A request's class starts as its priority; a lower class goes first. Every N steps of waiting (`ageing_steps`) lower
-//! the class by one, down to the lowest priority number that any waiting request was submitted with. Within that
-//! class counters decide. Ageing can therefore bring a request before those of a higher priority, but a tenant with
-//! a long queue never gains over a tenant with a short one.
+//! A request's class starts as its priority; a lower class goes first. Every N steps of waiting
+//! (`ageing_steps`) lower the class by one, down to the lowest priority number that any waiting request was
+//! submitted with. Within that class counters decide. Ageing can therefore bring a request before those of a
+//! higher priority, but a tenant with a long queue never gains over a tenant with a short one.
 //!
 //! Two guarantees follow, and are tested:
-//! - Fairness: let U = max(PROMPT_COST × longest prompt, OUTPUT_COST × tokens that the KV cache holds). While two
-//!   tenants of one class both have waiting requests, their counters differ by at most U, so the service they receive
-//!   over any period, divided by their weights, differs by at most 2 U.
-//! - No starvation: after N (p - q) steps a request of priority p competes with priority q < p, however many requests
-//!   of priority q arrive. From then on the bound above holds between tenants, and no later request of the same
-//!   tenant and class goes before it.
+//! - Fairness: let U = max(PROMPT_COST × longest prompt, OUTPUT_COST × tokens that the KV cache holds). While
+//!   two tenants of one class both have waiting requests, their counters differ by at most U, so the service
+//!   they receive over any period, divided by their weights, differs by at most 2 U.
+//! - No starvation: after N (p - q) steps a request of priority p competes with priority q < p, however many
+//!   requests of priority q arrive. From then on the bound above holds between tenants, and no later request
+//!   of the same tenant and class goes before it.
 //!
-//! A client that may choose its tenant name can claim one share per name. Between clients that do not trust each
-//! other the tenant must therefore be derived from the API key.
+//! A client that may choose its tenant name can claim one share per name. Between clients that do not trust
+//! each other the tenant must therefore be derived from the API key.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -49,8 +49,8 @@ struct Counters {
     last: u64,
 }
 
-/// Tenant name and submitted priority: requests that share both are in order of arrival however they age, so only
-/// the first of them can be next.
+/// Tenant name and submitted priority: requests that share both are in order of arrival however they age, so
+/// only the first of them can be next.
 pub type QueueKey = (Arc<str>, i32);
 
 /// The waiting sequences.
@@ -61,8 +61,8 @@ pub(super) struct FairQueue {
     /// Sequence numbers of `waiting`.
     queues: BTreeMap<QueueKey, BTreeSet<u64>>,
     counters: Counters,
-    /// Generated tokens of one tenant that are not charged yet. Neighbouring rows often belong to one tenant, so
-    /// charging them together saves look-ups.
+    /// Generated tokens of one tenant that are not charged yet. Neighbouring rows often belong to one tenant,
+    /// so charging them together saves look-ups.
     uncharged: Option<(Tenant, u64)>,
 }
 
@@ -129,9 +129,9 @@ impl FairQueue {
         self.queues.keys().next().filter(|_| self.queues.len() == 1)
     }
 
-    /// Estimates what would start before a request of this tenant and priority: all requests of a higher class, all
-    /// of its own tenant's requests of its class, and one more than these of every other tenant, since tenants
-    /// alternate. It is an estimate because the alternation counts tokens, not requests.
+    /// Estimates what would start before a request of this tenant and priority: all requests of a higher
+    /// class, all of its own tenant's requests of its class, and one more than these of every other tenant,
+    /// since tenants alternate. It is an estimate because the alternation counts tokens, not requests.
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {
         let most = self.queues.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
         let top = i64::from(most);
@@ -187,9 +187,9 @@ impl FairQueue {
         self.counters = Counters::default();
     }
 
-    /// Raises a tenant's counter to the lowest counter among tenants with waiting requests of this priority or a
-    /// higher one. Called before a request is added. Tenants with only lower priorities do not count: they have been
-    /// served less because of their priority, which must not benefit others.
+    /// Raises a tenant's counter to the lowest counter among tenants with waiting requests of this priority
+    /// or a higher one. Called before a request is added. Tenants with only lower priorities do not count:
+    /// they have been served less because of their priority, which must not benefit others.
     fn lift(&mut self, name: &Arc<str>, priority: i32) {
         let waits = |name: &Arc<str>| {
             let queue = self.queues.range((Arc::clone(name), i32::MIN)..).next();

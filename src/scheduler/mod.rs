@@ -292,7 +292,8 @@ impl Scheduler {
         }
     }
 
-    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their outputs.
+    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their
+    /// outputs.
     pub fn plan(&mut self) -> Option<StepPlan> {
         if self.in_flight.len() == MAX_IN_FLIGHT {
             return None;
@@ -323,8 +324,8 @@ impl Scheduler {
         Ok(updates)
     }
 
-    /// While a step ran, what runs has left the processor's caches. A loop that only looks at it has many of its lines on
-    /// their way at once; the work that follows would wait for one after the other.
+    /// While a step ran, what runs has left the processor's caches. A loop that only looks at it has many of
+    /// its lines on their way at once; the work that follows would wait for one after the other.
     fn touch(&self) {
         let sum = self.running.values().fold(0, |sum: u64, sequence| sum.wrapping_add(sequence.touch()));
         std::hint::black_box(sum);

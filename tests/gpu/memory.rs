@@ -34,7 +34,7 @@ fn compare<C: octant::comm::Communicator<Dev>>(
         octant::device::CacheSpec { layers: share.layers, blocks: BLOCKS, heads: share.heads, dtype: form.1 };
     let cache = device.cache(spec).unwrap();
     // Recorded steps are the driver's, and an estimate.
-    let planned = needs.weights + needs.workspace() - needs.recordings + BLOCKS as u64 * needs.block;
+    let planned = needs.weights + needs.workspace() - needs.graphs + BLOCKS as u64 * needs.block;
     let allocated = device.allocated();
     assert!(planned.abs_diff(allocated) < SLACK, "{name} over {ranks}, {form:?}: {planned}, got {allocated}");
     drop((space, cache));

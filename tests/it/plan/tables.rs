@@ -96,7 +96,7 @@ fn capacity_under_the_published_assumptions() {
         activations: 2_500_000_000,
         communication: 0,
         scratch: 0,
-        recordings: 0,
+        graphs: 0,
         block: 64 * token_bytes(&share(), kv),
     };
     let tokens = |kv, available| (needs(kv).blocks_within(available) * 64) as f64;
