@@ -1,5 +1,5 @@
-//! What of a checkpoint goes where: names, merges, division between ranks and quantisation, decided from headers and
-//! small tensors before any weight is read.
+//! The load plan: which rows and columns of each stored tensor go to which rank, and how they are converted.
+//! It is made from headers and small tensors, before any weight is read.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,30 +14,30 @@ use super::scheme::Scheme;
 use super::{Precision, Shard};
 use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
 
-/// A matrix that each rank has one of, all of the same shape.
+/// A matrix of the model; every rank has one of this shape.
 #[derive(Debug)]
 pub(super) struct MatrixPlan {
     pub(super) out: usize,
     pub(super) input: usize,
-    /// Whether elements are BF16, rather than E4M3.
+    /// Element type: BF16 if true, E4M3 if false.
     pub(super) bf16: bool,
-    /// The form in which it wants its input.
+    /// Format of the input of the matrix's product.
     pub(super) quant: ActQuant,
 }
 
-/// What becomes of a stored matrix.
+/// Conversion of a stored matrix.
 #[derive(Debug)]
 pub(super) enum WeightForm {
-    /// E4M3 as stored, with these scales, one for each row.
+    /// Stored as E4M3; kept, with these scales, one per row.
     Codes(Vec<f32>),
-    /// Floats, to be quantised with a scale per row: that of the whole row, whatever part of it a rank has, so that the
-    /// ranks of a group have the weights that one rank would have.
+    /// Stored as floats; quantised to E4M3 with one scale per whole row, even if a rank has only some of its
+    /// columns. The weights therefore do not depend on the number of ranks.
     Quantised,
-    /// Floats, to be rounded to BF16.
+    /// Stored as floats; rounded to BF16.
     Bf16,
 }
 
-/// A stored matrix \[rows, input\], and who has which part of it.
+/// A stored matrix \[rows, input\], and the ranks' parts of it.
 #[derive(Debug)]
 pub(super) struct StoredMatrix {
     pub(super) tensor: Tensor,
@@ -45,27 +45,27 @@ pub(super) struct StoredMatrix {
     pub(super) parts: Vec<RankPart>,
 }
 
-/// Rows and columns of a stored matrix that are a rank's.
+/// The rows and columns of a stored matrix that one rank needs.
 #[derive(Debug)]
 pub(super) struct RankPart {
-    /// Index into the ranks that are loaded.
+    /// Index into the loaded ranks.
     pub(super) rank: usize,
-    /// Index into the matrices.
+    /// Index into [`LoadPlan::matrices`].
     pub(super) matrix: usize,
     pub(super) rows: Range<usize>,
     pub(super) cols: Range<usize>,
-    /// Row of the matrix that the first of `rows` is.
+    /// Row of the rank's matrix that receives the first of `rows`.
     pub(super) first: usize,
 }
 
-/// A norm's weights, whole on every rank.
+/// A norm's weights; every rank has all of them.
 #[derive(Debug)]
 pub(super) struct NormPlan {
     pub(super) weight: Vec<f32>,
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A layer: its norms, and indices of its matrices.
+/// A layer's norms, and the indices of its matrices.
 #[derive(Debug)]
 pub(super) struct LayerPlan {
     pub(super) input_norm: NormPlan,
@@ -77,7 +77,7 @@ pub(super) struct LayerPlan {
     pub(super) down: usize,
 }
 
-/// All of a model.
+/// The load plan of a model.
 #[derive(Debug)]
 pub(super) struct LoadPlan {
     pub(super) matrices: Vec<MatrixPlan>,
@@ -85,11 +85,11 @@ pub(super) struct LoadPlan {
     pub(super) layers: Vec<LayerPlan>,
     pub(super) final_norm: NormPlan,
     pub(super) embedding: usize,
-    /// `None` where the embedding is the head.
+    /// `None` if the embedding is the LM head.
     pub(super) head: Option<usize>,
 }
 
-/// A module of a matrix: its name, its outputs, and those that each rank has.
+/// A stored module that is part of a matrix: its name, its outputs, and each rank's rows of them.
 struct ModulePlan {
     name: &'static str,
     out: usize,
@@ -105,20 +105,23 @@ struct Inputs<'a> {
 }
 
 struct LoadPlanner<'a> {
-    /// The whole model's.
+    /// Architecture of the whole model.
     config: &'a ModelConfig,
-    /// Of the ranks that are loaded.
+    /// The ranks to load.
     shards: &'a [Shard],
     precision: Precision,
     checkpoint: Checkpoint,
     matrices: Vec<MatrixPlan>,
     sources: Vec<StoredMatrix>,
-    /// How the first of the layers' float weights is stored, and its name.
+    /// Dtype and name of the first float weight found in a layer.
     floats: Option<(Dtype, String)>,
 }
 
 impl LoadPlan {
-    /// Of the ranks' parts of a model.
+    /// Plans the loading of some ranks' shards. Reads the headers and scales of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A tensor is missing, unexpected, or has a shape, dtype or value that is not supported.
     pub(super) fn new(
         dir: &Path,
         config: &ModelConfig,
@@ -133,7 +136,7 @@ impl LoadPlan {
         let final_norm = planner.norm("model.norm")?;
         let embedding = planner.table("model.embed_tokens")?;
         let head = if config.tied {
-            // Some exports store the tied head once more; it is the same tensor.
+            // Some exports store the tied LM head a second time.
             planner.checkpoint.skip("lm_head.weight");
             None
         } else {
@@ -153,7 +156,7 @@ impl LoadPlanner<'_> {
         let base = format!("model.layers.{index}");
         let HeadShape { q_heads, kv_heads, head_dim } = self.config.heads;
         let (hidden, ffn) = (self.config.hidden, self.config.ffn);
-        // How each tensor is divided: Q, K, V, gate and up by their outputs, O and down by their inputs.
+        // Q, K, V, gate and up are divided by outputs; O and down are divided by inputs.
         let of_heads = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
         let own_q = self.each(|shard| of_heads(shard.part(q_heads)));
         let own_kv = self.each(|shard| of_heads(shard.kv_heads(kv_heads)));
@@ -188,7 +191,7 @@ impl LoadPlanner<'_> {
         self.shards.iter().map(|shard| part(*shard)).collect()
     }
 
-    /// One matrix of one or more modules, their outputs one after the other. Of their inputs, `cols` are each rank's.
+    /// Plans a matrix of one or more modules, whose outputs are concatenated.
     fn linear(&mut self, base: &str, modules: &[ModulePlan], inputs: Inputs<'_>) -> Result<usize, LoadError> {
         let matrix = self.matrices.len();
         let mut input_scale: Option<f32> = None;
@@ -209,7 +212,7 @@ impl LoadPlanner<'_> {
             if bf16.is_some_and(|bf16| bf16 != is_bf16) {
                 let StoredMatrix { tensor: other, .. } = &self.sources[self.sources.len() - 1];
                 let message = format!(
-                    "expected {:?} as of `{}`, a part of the same matrix, got {:?}; FP8 quantisation takes both",
+                    "expected {:?} like `{}` in the same matrix, got {:?}; FP8 quantisation accepts both",
                     other.dtype, other.name, tensor.dtype
                 );
                 return Err(tensor.error(message));
@@ -224,7 +227,7 @@ impl LoadPlanner<'_> {
         }
         let quant = match (self.precision, input_scale) {
             (Precision::None, _) => ActQuant::Bf16,
-            // A static scale holds for the merged input only if every part was calibrated with one.
+            // A static input scale needs one from every module; the largest holds for the merged input.
             (Precision::Fp8, Some(scale)) if stored_fp8 == modules.len() => ActQuant::Fp8Static(scale),
             (Precision::Fp8, _) => ActQuant::Fp8PerToken,
         };
@@ -233,7 +236,7 @@ impl LoadPlanner<'_> {
         Ok(matrix)
     }
 
-    /// A module whose weight is stored as E4M3, and its input scale if it has one.
+    /// Takes a module with an E4M3 weight. Returns its input scale if activations are static.
     fn stored_fp8(
         &mut self,
         module: &str,
@@ -254,14 +257,14 @@ impl LoadPlanner<'_> {
         Ok((tensor, WeightForm::Codes(scales), input_scale))
     }
 
-    /// A module whose weight is stored as floats, quantised if asked for. All layers have theirs in one type: others are
-    /// no one model's.
+    /// Takes a module with a float weight, to be quantised if `precision` asks for it. All layers must have
+    /// the same dtype, otherwise the files are not of one model.
     fn stored_floats(&mut self, module: &str, shape: &[usize; 2]) -> Result<(Tensor, WeightForm), LoadError> {
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), shape)?;
         convert::float_width(&tensor)?;
         let (dtype, name) = self.floats.get_or_insert_with(|| (tensor.dtype, tensor.name.clone()));
         if *dtype != tensor.dtype {
-            return Err(tensor.error(format!("expected {dtype:?} as of `{name}`, got {:?}", tensor.dtype)));
+            return Err(tensor.error(format!("expected {dtype:?} like `{name}`, got {:?}", tensor.dtype)));
         }
         let form = match self.precision {
             Precision::Fp8 => WeightForm::Quantised,
@@ -270,8 +273,8 @@ impl LoadPlanner<'_> {
         Ok((tensor, form))
     }
 
-    /// An embedding or LM head, divided by ids: BF16, unless it is stored as E4M3. Ranks whose ids are fewer than the
-    /// others' have zeros for the rest.
+    /// Plans an embedding or LM head, divided by ids. It is BF16 unless stored as E4M3. If the last ranks
+    /// have fewer ids than the others, their remaining rows are zero.
     fn table(&mut self, module: &str) -> Result<usize, LoadError> {
         let (vocab, input) = (self.config.vocab, self.config.hidden);
         let ids = self.each(|shard| shard.ids(vocab));
@@ -298,7 +301,7 @@ impl LoadPlanner<'_> {
         Ok(matrix)
     }
 
-    /// The reward head is held to its shape; nothing computes with it yet.
+    /// Checks the shape of the reward head. Nothing uses it yet.
     fn reward_head(&mut self) -> Result<(), LoadError> {
         let hidden = self.config.hidden;
         let weight = self.checkpoint.take("rm_head.weight")?;
@@ -333,7 +336,7 @@ impl LoadPlanner<'_> {
         convert::floats(&self.checkpoint.take_shaped(name, &[self.config.hidden])?)
     }
 
-    /// A layer's cache scales, by whichever of their names the exporter used; 1 where there is none.
+    /// A layer's KV cache scales, under any of the names that exporters use. Default: 1.
     fn kv_scales(&mut self, layer: usize, base: &str) -> Result<LayerKv, LoadError> {
         const KEYS: [&str; 5] =
             ["k_scale", "attn.k_scale", "k_proj.k_scale", "k_proj.output_scale", "kv_scale"];

@@ -1,8 +1,10 @@
-//! The decoder: one struct for both families, whose forward pass reads like their equations.
+//! The decoder: one struct for both model families, whose forward pass follows the papers' equations.
 //!
-//! Nemotron-4 (arXiv 2402.16819): LayerNorm1p, squared ReLU without a gate, rotary embedding of half of each head.
-//! Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary embedding of whole heads. What differs is values of
-//! [`ModelConfig`], not code paths.
+//! - Nemotron-4 (arXiv 2402.16819): LayerNorm1p, squared ReLU without a gate, rotary embedding of half of
+//!   each head.
+//! - Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary embedding of whole heads.
+//!
+//! The families differ in values of [`ModelConfig`], not in code paths.
 
 mod checkpoint;
 mod config;
@@ -40,16 +42,16 @@ use crate::device::{
     ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, SampleRow, StepInputs, Table, Token,
 };
 
-/// What becomes of linear weights and of the inputs of their products.
+/// Number format of the linear weights and of the inputs of their products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// E4M3 weights with a scale per output row, as stored or quantised on load; E4M3 inputs.
+    /// E4M3 weights with a scale per output row, as stored or quantised on load. E4M3 inputs.
     Fp8,
-    /// Weights as stored, rounded to BF16 where wider; BF16 inputs.
+    /// Weights as stored, F32 and F16 rounded to BF16. BF16 inputs.
     None,
 }
 
-/// A weight matrix and the form in which its product wants the input.
+/// A weight matrix, and the format of its product's input.
 #[derive(Debug)]
 struct Linear<M> {
     matrix: M,
@@ -60,45 +62,45 @@ struct Linear<M> {
 #[derive(Debug)]
 struct Layer<D: Device> {
     input_norm: Norm<D::Vector>,
-    /// Q, K and V, one after the other.
+    /// Q, K and V, concatenated by outputs.
     qkv: Linear<D::Matrix>,
     kv: LayerKv,
     output: Linear<D::Matrix>,
     mlp_norm: Norm<D::Vector>,
-    /// With a gate, gate and up, one after the other.
+    /// Up; with a gate, gate and up concatenated by outputs.
     up: Linear<D::Matrix>,
     down: Linear<D::Matrix>,
 }
 
-/// A decoder's weights on a device, or one rank's part of them.
+/// A decoder's weights on a device, or one rank's shard of them.
 #[derive(Debug)]
 pub struct Model<D: Device> {
-    /// This rank's share.
+    /// This rank's share of the architecture.
     config: ModelConfig,
     shard: Shard,
-    /// Ids of the whole model.
+    /// Vocabulary size of the whole model.
     vocab: usize,
     embedding: Linear<D::Matrix>,
     layers: Vec<Layer<D>>,
     final_norm: Norm<D::Vector>,
-    /// `None` where the embedding is the head.
+    /// `None` if the embedding is the LM head.
     head: Option<Linear<D::Matrix>>,
     rope: Rope,
 }
 
-/// What a forward pass runs on, besides weights and buffers.
+/// What a forward pass uses besides weights and workspace.
 pub struct Pass<'a, D: Device, C: Communicator<D>> {
     /// The rank's device.
     pub device: &'a D,
-    /// The rank's group.
+    /// The rank's handle on the communicator group.
     pub comm: &'a C,
-    /// The rank's cache.
+    /// The rank's KV cache.
     pub cache: &'a mut D::Cache,
 }
 
-/// Rows of the last forward pass to sample, and how.
+/// Rows of the last forward pass to sample a token for.
 pub struct RowsToSample<'a> {
-    /// Rows of the residual stream, at most [`LOGIT_ROWS`].
+    /// Row indices into the residual stream, at most [`LOGIT_ROWS`].
     pub rows: &'a [u32],
     /// Sampling parameters; one entry per row.
     pub sampling: &'a [SampleRow<'a>],
@@ -107,7 +109,11 @@ pub struct RowsToSample<'a> {
 }
 
 impl<D: Device> Model<D> {
-    /// Loads a rank's part of the weights of a Hugging Face directory onto its device. `config` is the whole model's.
+    /// Loads one rank's shard of the weights of a Hugging Face directory onto its device. `config` is that of
+    /// the whole model.
+    ///
+    /// # Errors
+    /// The first problem met; no model is returned then.
     pub fn load(
         dir: &Path,
         config: &ModelConfig,
@@ -119,18 +125,18 @@ impl<D: Device> Model<D> {
         weights::load(dir, config, shard, precision, device, progress)
     }
 
-    /// The architecture, as this rank has a share of it.
+    /// This rank's share of the architecture.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Ids of the whole model.
+    /// Vocabulary size of the whole model.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Runs all layers over a step: fills the cache at the step's positions and leaves the residual stream in
-    /// `space`, for [`Model::logits`] to pick rows from.
+    /// Runs all layers over a step. Fills the KV cache at the step's positions and leaves the residual stream
+    /// in `space`, for [`Model::logits`] to select rows from.
     pub fn forward<C: Communicator<D>>(
         &self,
         inputs: &StepInputs,
@@ -141,7 +147,7 @@ impl<D: Device> Model<D> {
         self.layers(space, pass)
     }
 
-    /// Records all layers over steps of `rows` rows, each of another sequence. Only where the device records.
+    /// Captures a graph of all layers over decode steps of `rows` rows. Requires a device that can capture.
     pub fn record<C: Communicator<D>>(
         &self,
         rows: usize,
@@ -151,12 +157,12 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         device.begin(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
-        // Nothing may still wait for other ranks when recording begins.
+        // Capturing must not begin while a kernel still waits for other ranks.
         device.read(&space.residual)?;
         device.record(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
     }
 
-    /// Repeats recorded layers over a step. `false` if the step cannot be done so, and nothing was.
+    /// Replays a graph over a step. Returns `false`, having run nothing, if the graph does not fit the step.
     pub fn repeat(
         &self,
         recording: &D::Recording,
@@ -224,7 +230,8 @@ impl<D: Device> Model<D> {
         comm.settle(device, &mut s.residual, &mut s.mlp_delta)
     }
 
-    /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.
+    /// Computes the logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into
+    /// `space.logits`.
     pub fn logits<C: Communicator<D>>(
         &self,
         device: &D,
@@ -239,13 +246,13 @@ impl<D: Device> Model<D> {
         }
     }
 
-    /// Whether this is one rank's part of a model.
+    /// Whether this is one rank's shard of a model.
     pub fn is_divided(&self) -> bool {
         self.shard.ranks > 1
     }
 
-    /// As [`Model::logits`], but of each rank's only the largest, after what `sampling` does to them, into
-    /// `space.shortlists`. Ids are below `vocab`. Only for a divided model.
+    /// Computes the logits of `rows`, applies their sampling parameters, and gathers only the largest of each
+    /// rank into `space.shortlists`. Only for a sharded model.
     pub fn shortlists<C: Communicator<D>>(
         &self,
         device: &D,
@@ -263,7 +270,7 @@ impl<D: Device> Model<D> {
         comm.all_gather(device, &lists.own, &mut lists.all)
     }
 
-    /// This rank's logits, into `space.part` or, if it has all, into `space.logits`.
+    /// Computes this rank's logits into `space.part`, or into `space.logits` if there is one rank.
     fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         device.select(&space.residual, rows, &mut space.selected)?;

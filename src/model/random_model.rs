@@ -1,28 +1,31 @@
-//! A model of random weights, for measuring speed without a checkpoint: normally distributed, quantised as real ones
-//! are, and different in every layer, so that no cache flatters the result.
+//! Builds a model with random weights, to measure speed without a checkpoint. Weights are normally
+//! distributed and quantised like real ones. Every layer is different, so that no cache makes the result look
+//! better.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::random_weights::splitmix64;
 use crate::device::{ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8};
 
-/// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
+/// Standard deviation of the E4M3 values. Real rows are scaled to a maximum of 448, about four standard
+/// deviations.
 const DEVIATION: f32 = 110.0;
 
-/// Weights in the making.
+/// Generates the matrices and norms of a model.
 struct WeightGenerator<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
     precision: Precision,
-    /// E4M3 codes by the quantile of a normal distribution.
+    /// E4M3 codes at 256 quantiles of a normal distribution.
     quantiles: [u8; 256],
     state: u64,
 }
 
 impl<D: Device> Model<D> {
-    /// A model of this architecture with random weights. `progress` is told of each layer.
+    /// Builds a model of this architecture with random weights. `progress` is called with the number of
+    /// finished layers.
     ///
     /// # Errors
-    /// If the device has no memory for it.
+    /// The device is out of memory.
     pub fn random(
         config: &ModelConfig,
         precision: Precision,
@@ -48,7 +51,8 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// The code at each of 256 equally probable steps of a normal distribution, by the central limit of twelve.
+/// The E4M3 codes at the centres of 256 equally probable intervals of a normal distribution. Normal samples
+/// are sums of twelve uniform ones.
 fn quantiles() -> [u8; 256] {
     let mut state = 7;
     let mut sample =
@@ -72,7 +76,7 @@ impl<D: Device> WeightGenerator<'_, D> {
         })
     }
 
-    /// A norm that neither stretches nor shifts.
+    /// A norm that neither scales nor shifts.
     fn norm(&self) -> Result<Norm<D::Vector>, DeviceError> {
         let hidden = self.config.hidden;
         let plus_one = self.config.norm == NormKind::LayerNorm1p;
@@ -81,7 +85,7 @@ impl<D: Device> WeightGenerator<'_, D> {
         Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
     }
 
-    /// A product whose outputs are about as large as its inputs.
+    /// A linear weight whose outputs are about as large as its inputs.
     fn linear(&mut self, (out, input): (usize, usize)) -> Result<Linear<D::Matrix>, DeviceError> {
         let scale = 1.0 / (DEVIATION * (input as f32).sqrt());
         let bf16 = self.precision == Precision::None;
@@ -89,13 +93,13 @@ impl<D: Device> WeightGenerator<'_, D> {
         Ok(Linear { matrix: self.matrix(out, input, scale, bf16)?, quant })
     }
 
-    /// An embedding or a head.
+    /// An embedding or LM head.
     fn table(&mut self) -> Result<Linear<D::Matrix>, DeviceError> {
         let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, true)?;
         Ok(Linear { matrix, quant: ActQuant::Bf16 })
     }
 
-    /// The next matrix, unlike any before it.
+    /// The next random matrix; each call uses a new seed.
     fn matrix(&mut self, out: usize, input: usize, scale: f32, bf16: bool) -> Result<D::Matrix, DeviceError> {
         let seed = splitmix64(&mut self.state);
         self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })

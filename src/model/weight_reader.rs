@@ -1,11 +1,15 @@
-//! Reads weights and hands them to devices: tasks of some rows, in the order of the files, by several threads at once.
+//! Reads weights and fills the devices' matrices with them. The work is split into tasks of some rows each,
+//! in the order of the files, and several threads run at once.
 //!
-//! Some threads only read, into one buffer after the other, so that the disk always has reads to do; others convert what
-//! has filled and hand every rank its rows and columns of it, so that what several ranks have parts of is read once. Disks
-//! of virtual machines say of many reads at once that they are done, so threads that did both by turns would all convert
-//! while the disk stands still, and then all read. The system is told of what is wanted some tasks ahead. Besides the
-//! weights themselves, memory holds two tasks for each thread that reads and one converted for each that converts, whatever
-//! the size of the model: of 32 rows at least, which are 4.7 MB where a row is 73,728 elements of BF16.
+//! Some threads only read, into one buffer after the other, so that the disk always has requests. Others
+//! convert filled buffers and give every rank its rows and columns, so bytes that several ranks need are read
+//! once. The two kinds are separate because disks of virtual machines complete many reads at once: threads
+//! that did both would all convert while the disk is idle, and then all read. Reads are prefetched some tasks
+//! ahead.
+//!
+//! Besides the weights, memory holds two buffers per reading thread and one converted task per converting
+//! thread, whatever the size of the model. A task has at least 32 rows: 4.7 MB for rows of 73,728 BF16
+//! elements.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -19,42 +23,44 @@ use super::load_plan::{LoadPlan, RankPart, StoredMatrix, WeightForm};
 use crate::device::cpu::Quantizer;
 use crate::device::{Device, HostRows, MatrixData};
 
-/// Bytes of a task: few enough to stay in a cache until they are packed, many enough for a disk.
+/// Bytes per task: few enough to stay in a CPU cache until they are packed, many enough for efficient disk
+/// reads.
 const TASK_BYTES: usize = 2 << 20;
 
-/// Rows of a task are a multiple of this: what devices pack together.
+/// Rows per task are a multiple of this, because devices pack that many rows together.
 const ROWS: usize = 32;
 
-/// Bytes that the system is told of in advance.
+/// Bytes that the system is asked to prefetch.
 const PREFETCH_BYTES: usize = 64 << 20;
 
-/// If no rank wants so many bytes of each row, they are skipped, and every row is read by itself.
+/// If at least this many bytes of each row are needed by no rank, they are skipped and each row is read
+/// separately.
 const MAX_SKIPPED_BYTES: usize = 16 << 10;
 
-/// How far loading has got.
+/// Progress of loading.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadProgress<'a> {
-    /// Bytes of the files read and taken in.
+    /// Bytes read and converted so far.
     pub done: u64,
-    /// Bytes that have to be: what the ranks that are loaded have between them, once.
+    /// Bytes to read: those that the loaded ranks need, each counted once.
     pub total: u64,
-    /// The tensor of which a piece has just been taken in.
+    /// The tensor of the task that has just finished.
     pub tensor: &'a str,
 }
 
-/// Some rows of a stored matrix, and the columns that are read of them.
+/// Rows of a stored matrix, and the columns to read.
 #[derive(Debug, Clone, PartialEq)]
 struct ReadTask {
-    /// Index into the plan's.
+    /// Index into [`LoadPlan::sources`].
     source: usize,
     rows: Range<usize>,
     cols: Range<usize>,
 }
 
-/// A task that has been read: its index, and where it is.
+/// The index of a task and the buffer that it was read into.
 type FilledBuffer = (usize, ReadBuffer);
 
-/// What a thread converts into.
+/// Scratch memory of a converting thread.
 #[derive(Default)]
 struct ConvertBuffers {
     halves: Vec<u16>,
@@ -63,21 +69,24 @@ struct ConvertBuffers {
     row: Vec<f32>,
 }
 
-/// What the threads share.
+/// State shared by the threads.
 struct Loader<'a, D: Device> {
     plan: &'a LoadPlan,
     tasks: &'a [ReadTask],
     devices: &'a [&'a D],
-    /// By rank and matrix.
+    /// By rank, then by matrix.
     fillings: &'a [Vec<D::Filling>],
     quantizer: Quantizer,
     next: AtomicUsize,
     stop: AtomicBool,
-    /// Of the tasks that failed, the first: its error.
+    /// The failed task with the lowest index, and its error.
     failure: Mutex<Option<(usize, LoadError)>>,
 }
 
-/// Fills the plan's matrices on each device. The matrices are by rank and matrix.
+/// Reads and converts all matrices of the plan. Returns them by rank, then by matrix.
+///
+/// # Errors
+/// The error of the failed task with the lowest index among those that were started.
 pub(super) fn run<D: Device>(
     plan: &LoadPlan,
     devices: &[&D],
@@ -110,12 +119,12 @@ pub(super) fn run<D: Device>(
     filled.collect()
 }
 
-/// Threads that read: many more than a few cores, so that a disk has many reads to do.
+/// Number of reading threads: more than the cores of a small machine, so that a disk has many requests.
 pub fn read_threads() -> usize {
     (2 * cores()).clamp(16, 64)
 }
 
-/// Threads that convert.
+/// Number of converting threads.
 fn convert_threads() -> usize {
     cores().min(64)
 }
@@ -124,7 +133,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// All that the ranks want, each of it once, in the order of the files.
+/// The tasks that read everything the ranks need once, in the order of the files.
 fn tasks(sources: &[StoredMatrix]) -> Vec<ReadTask> {
     let mut order: Vec<usize> = (0..sources.len()).collect();
     order.sort_by_key(|source| {
@@ -134,14 +143,14 @@ fn tasks(sources: &[StoredMatrix]) -> Vec<ReadTask> {
     order.into_iter().flat_map(|source| cut(source, &sources[source])).collect()
 }
 
-/// The rows that some rank has, in tasks.
+/// Splits the rows that some rank needs into tasks.
 fn cut(source: usize, stored: &StoredMatrix) -> Vec<ReadTask> {
     let StoredMatrix { tensor, form, parts } = stored;
     let [_, input] = tensor.shape[..] else { unreachable!("the plan has matrices only") };
     let width = width(tensor);
     let start = parts.iter().map(|part| part.cols.start).min().unwrap_or(0);
     let end = parts.iter().map(|part| part.cols.end).max().unwrap_or(0);
-    // A scale is that of the whole row.
+    // A quantisation scale needs the whole row.
     let whole = matches!(form, WeightForm::Quantised) || (input - (end - start)) * width < MAX_SKIPPED_BYTES;
     let cols = if whole { 0..input } else { start..end };
     let rows = (TASK_BYTES / (cols.len() * width).max(1) / ROWS * ROWS).max(ROWS);
@@ -152,7 +161,7 @@ fn cut(source: usize, stored: &StoredMatrix) -> Vec<ReadTask> {
     tasks.map(|rows| ReadTask { source, rows, cols: cols.clone() }).collect()
 }
 
-/// The rows that some part has, as ranges that do not touch.
+/// The rows that some rank needs, as sorted, disjoint ranges.
 fn wanted(parts: &[RankPart]) -> Vec<Range<usize>> {
     let mut ranges: Vec<_> = parts.iter().map(|part| part.rows.clone()).filter(|r| !r.is_empty()).collect();
     ranges.sort_by_key(|range| range.start);
@@ -176,12 +185,13 @@ impl ReadTask {
         (self.rows.len() * self.cols.len() * width(&plan.sources[self.source].tensor)) as u64
     }
 
-    /// Whether it is one run of bytes.
+    /// Whether the task's bytes are contiguous in the file.
     fn is_whole(&self, tensor: &Tensor) -> bool {
         self.cols.len() == tensor.shape[1]
     }
 
-    /// Has the system begin to read it. What is not one run would be read with all that lies between.
+    /// Asks the system to prefetch the task, if it is contiguous. Otherwise the skipped bytes would be read
+    /// too.
     fn prefetch(&self, plan: &LoadPlan) {
         let tensor = &plan.sources[self.source].tensor;
         if self.is_whole(tensor) {
@@ -190,7 +200,7 @@ impl ReadTask {
         }
     }
 
-    /// Reads it, row after row without what lies between.
+    /// Reads the task, row by row if it is not contiguous.
     fn read(&self, tensor: &Tensor, buffer: &mut ReadBuffer) -> Result<(), LoadError> {
         let width = width(tensor);
         let row_bytes = tensor.shape[1] * width;
@@ -208,15 +218,15 @@ impl ReadTask {
 }
 
 impl<D: Device> Loader<'_, D> {
-    /// Reads and converts all tasks, or until one fails.
+    /// Runs all tasks, or until one fails.
     fn all(&self, progress: &mut dyn FnMut(LoadProgress<'_>)) {
         let total = self.tasks.iter().map(|task| task.bytes(self.plan)).sum();
         let mut done = 0;
         let readers = read_threads().min(self.tasks.len());
         let (return_buffer, free) = flume::unbounded();
-        // As many to convert as are being read: whoever has read one goes on at once.
+        // Two buffers per reading thread: one to read into, one waiting to be converted.
         (0..2 * readers)
-            .for_each(|_| return_buffer.send(ReadBuffer::default()).expect("the other end is here"));
+            .for_each(|_| return_buffer.send(ReadBuffer::default()).expect("the receiver is in scope"));
         let (send_filled, filled) = flume::unbounded();
         let (report, reports) = flume::unbounded();
         std::thread::scope(|scope| {
@@ -228,7 +238,7 @@ impl<D: Device> Loader<'_, D> {
                 let (filled, return_buffer, report) = (filled.clone(), return_buffer.clone(), report.clone());
                 scope.spawn(move || self.convert(&filled, &return_buffer, &report));
             }
-            // Each channel ends with the last thread that sends.
+            // Each channel closes when its last sending thread ends.
             drop((free, return_buffer, send_filled, filled, report));
             for index in reports {
                 let task: &ReadTask = &self.tasks[index];
@@ -238,10 +248,10 @@ impl<D: Device> Loader<'_, D> {
         });
     }
 
-    /// Reads tasks into free landings until there are no more tasks, or one fails.
+    /// Reads tasks into free buffers until no task is left or one fails.
     fn read(&self, free: &flume::Receiver<ReadBuffer>, send_filled: &flume::Sender<FilledBuffer>) {
         let ahead = PREFETCH_BYTES / TASK_BYTES;
-        // Nobody is left to give any back if those who convert have panicked.
+        // The channel closes early if the converting threads have panicked.
         for mut buffer in free {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
             let Some(task) = self.tasks.get(index) else { return };
@@ -262,7 +272,7 @@ impl<D: Device> Loader<'_, D> {
         }
     }
 
-    /// Converts what has filled until all has, and reports it; once a task has failed, it only gives landings back.
+    /// Converts filled buffers and reports their tasks. After a failure it only returns buffers.
     fn convert(
         &self,
         filled: &flume::Receiver<FilledBuffer>,
@@ -277,7 +287,7 @@ impl<D: Device> Loader<'_, D> {
                     Err(error) => self.fail(index, error),
                 }
             }
-            // Refused when all has been read.
+            // Fails once all reading threads have ended.
             let _unwanted = return_buffer.send(buffer);
         }
     }
@@ -290,7 +300,7 @@ impl<D: Device> Loader<'_, D> {
         }
     }
 
-    /// Hands a task to the ranks that have a part of it.
+    /// Converts a task and fills every rank's part of it.
     fn take(&self, task: &ReadTask, bytes: &[u8], scratch: &mut ConvertBuffers) -> Result<(), LoadError> {
         match &self.plan.sources[task.source].form {
             WeightForm::Codes(scales) => self.fill_stored_codes(task, scales, bytes),
@@ -299,7 +309,7 @@ impl<D: Device> Loader<'_, D> {
         }
     }
 
-    /// The parts that have rows of a task, and these rows.
+    /// The parts that need rows of a task, with these rows.
     fn parts<'p>(&'p self, task: &'p ReadTask) -> impl Iterator<Item = (&'p RankPart, Range<usize>)> {
         self.plan.sources[task.source].parts.iter().filter_map(|part| {
             let rows = part.rows.start.max(task.rows.start)..part.rows.end.min(task.rows.end);
@@ -307,13 +317,13 @@ impl<D: Device> Loader<'_, D> {
         })
     }
 
-    /// Hands rows to the rank whose part they are of.
+    /// Fills rows of a rank's matrix, starting with row `first` of the stored matrix.
     fn fill(&self, part: &RankPart, first: usize, rows: HostRows<'_>) -> Result<(), LoadError> {
         let filling = &self.fillings[part.rank][part.matrix];
         Ok(self.devices[part.rank].fill(filling, part.first + first - part.rows.start, rows)?)
     }
 
-    /// Stored codes, of which a rank takes what is its part; `scales` are those of all rows.
+    /// Fills stored E4M3 codes. `scales` has an entry for each row of the tensor.
     fn fill_stored_codes(&self, task: &ReadTask, scales: &[f32], codes: &[u8]) -> Result<(), LoadError> {
         let tensor = &self.plan.sources[task.source].tensor;
         let stride = task.cols.len();
@@ -326,7 +336,7 @@ impl<D: Device> Loader<'_, D> {
         self.fill_codes(task, codes, |rows| &scales[rows])
     }
 
-    /// Codes of a task, and the scales of a range of the tensor's rows, to the ranks.
+    /// Fills a task's codes. `scales` returns the scales of a range of the tensor's rows.
     fn fill_codes<'s>(
         &self,
         task: &ReadTask,
@@ -342,7 +352,7 @@ impl<D: Device> Loader<'_, D> {
         Ok(())
     }
 
-    /// Quantises whole rows.
+    /// Quantises whole rows and fills them.
     fn quantise(&self, task: &ReadTask, bytes: &[u8], scratch: &mut ConvertBuffers) -> Result<(), LoadError> {
         let tensor = &self.plan.sources[task.source].tensor;
         let input = task.cols.len();
@@ -362,7 +372,7 @@ impl<D: Device> Loader<'_, D> {
         self.fill_codes(task, codes, |r| &scales[r.start - task.rows.start..r.end - task.rows.start])
     }
 
-    /// Rounds each rank's part to BF16.
+    /// Rounds each rank's part to BF16 and fills it.
     fn fill_bf16(
         &self,
         task: &ReadTask,

@@ -1,4 +1,4 @@
-//! From a checkpoint to the ranks' models: what `plan` decided, read by `stream`, put together.
+//! Loads a checkpoint into the ranks' models: makes the load plan, reads the weights, assembles the models.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use super::{Layer, Linear, Model, Precision, Shard};
 use crate::device::{Device, Norm, Rope};
 
 impl<D: Device> Model<D> {
-    /// Loads every rank's part of the weights of a Hugging Face directory, each onto its device, all at the same time.
-    /// What several ranks have parts of is read once. `config` is the whole model's.
+    /// Loads the weights of a Hugging Face directory for all ranks, each onto its device, at the same time.
+    /// Tensors that several ranks share are read once. `config` is that of the whole model.
     ///
     /// # Errors
-    /// The first that anything meets; then nothing more is read.
+    /// The first problem met; reading stops then.
     pub fn load_all(
         dir: &Path,
         config: &ModelConfig,
@@ -27,7 +27,7 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// Loads one rank's part.
+/// Loads one rank.
 pub(super) fn load<D: Device>(
     dir: &Path,
     config: &ModelConfig,
@@ -40,7 +40,7 @@ pub(super) fn load<D: Device>(
     Ok(models.remove(0))
 }
 
-/// Loads some of a group's ranks; at least one.
+/// Loads some ranks of a group, at least one.
 fn load_ranks<D: Device>(
     dir: &Path,
     config: &ModelConfig,
@@ -69,12 +69,12 @@ fn load_ranks<D: Device>(
     matrices.into_iter().zip(ranks).map(assemble).collect()
 }
 
-/// What a rank's model is put together from.
+/// What a rank's model is assembled from.
 struct ModelParts<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
     plans: &'a [MatrixPlan],
-    /// By product, each taken once.
+    /// By index in the load plan; each is taken once.
     matrices: Vec<Option<D::Matrix>>,
 }
 
@@ -92,7 +92,7 @@ impl<D: Device> ModelParts<'_, D> {
     }
 
     fn linear(&mut self, index: usize) -> Linear<D::Matrix> {
-        let matrix = self.matrices[index].take().expect("a product is in one place of the model");
+        let matrix = self.matrices[index].take().expect("the model uses each matrix once");
         Linear { matrix, quant: self.plans[index].quant }
     }
 

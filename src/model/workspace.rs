@@ -1,51 +1,51 @@
-//! The buffers of a forward pass, allocated once for the largest step.
+//! The buffers of a forward pass, allocated once at start-up for the largest step.
 
 use super::{Model, ModelConfig};
 use crate::comm::Communicator;
 use crate::device::{BLOCK_TOKENS, Device, DeviceError, DrawRoom, Layout, SHORTLIST, SPLIT_BLOCKS};
 
-/// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
-/// to score.
+/// Rows of logits computed at a time. Bounds the widest buffer, whatever the number of sequences or of scored
+/// prompt tokens.
 pub const LOGIT_ROWS: usize = 64;
 
 /// The buffers of a forward pass.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
     pub(super) step: D::Step,
-    /// The residual stream, \[rows, hidden\].
+    /// Residual stream \[rows, hidden\].
     pub(super) residual: D::Floats,
-    /// What attention adds to it, \[rows, hidden\]; or this rank's part of that.
+    /// Output of attention \[rows, hidden\], or this rank's part of the sum.
     pub(super) attention_delta: D::Floats,
-    /// What the MLP adds to it, \[rows, hidden\]; or this rank's part of that.
+    /// Output of the MLP \[rows, hidden\], or this rank's part of the sum.
     pub(super) mlp_delta: D::Floats,
-    /// The normalised input of a block, \[rows, hidden\].
+    /// Normalised input of attention or MLP \[rows, hidden\].
     pub(super) hidden: D::Acts,
     pub(super) qkv: D::Floats,
-    /// \[rows, q_heads × head_dim\].
+    /// Attention output by heads \[rows, q_heads × head_dim\].
     pub(super) attended: D::Acts,
-    /// \[rows, ffn\], or twice that with a gate.
+    /// Output of the up projection \[rows, ffn\], or \[rows, 2 × ffn\] with a gate.
     pub(super) ffn: D::Floats,
-    /// \[rows, ffn\].
+    /// Output of the activation \[rows, ffn\].
     pub(super) activated: D::Acts,
-    /// Rows whose logits are wanted, \[LOGIT_ROWS, hidden\].
+    /// Rows selected for logits \[LOGIT_ROWS, hidden\].
     pub(super) selected: D::Floats,
     pub(super) last: D::Acts,
-    /// This rank's logits, where there are other ranks, \[LOGIT_ROWS, share of the vocabulary\].
+    /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank.
     pub(super) part: Option<D::Floats>,
-    /// The largest of them, where there are other ranks.
+    /// The largest logits; `None` with one rank.
     pub shortlists: Option<Shortlists<D>>,
-    /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
+    /// Logits \[LOGIT_ROWS, vocab\]; a little wider if the ranks' shares are padded.
     pub logits: D::Floats,
-    /// What sequences drew.
+    /// Sampled tokens, by slot.
     pub sampled: D::Sampled,
 }
 
-/// The largest logits of ranks, as [`Device::shortlist`] has them.
+/// The largest logits of each rank, in the format of [`Device::shortlist`].
 #[derive(Debug)]
 pub struct Shortlists<D: Device> {
-    /// \[LOGIT_ROWS, 2 × SHORTLIST\].
+    /// This rank's shortlists \[LOGIT_ROWS, 2 × SHORTLIST\].
     pub(super) own: D::Floats,
-    /// Of all ranks, \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
+    /// Shortlists of all ranks \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
     pub all: D::Floats,
 }
 
@@ -56,47 +56,49 @@ impl<D: Device> Shortlists<D> {
     }
 }
 
-/// Steps whose tokens may be drawn before those of the first are asked for.
+/// Steps that may be sampled before the tokens of the first of them are read back.
 const STEPS_AHEAD: usize = 2;
 
-/// Samples that may be under way: of each step, of rows that are drawn from shortlists, and of others.
+/// Limit on sampling launches in flight. A step has one per [`LOGIT_ROWS`] rows, and one more because rows
+/// sampled from shortlists and rows sampled from all logits are launched separately.
 fn samples(slots: usize) -> usize {
     STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1)
 }
 
-/// The steps that room is made for.
+/// The largest step that buffers must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepRoom {
     /// Ranks that share the model.
     pub ranks: usize,
-    /// Tokens of the largest step.
+    /// Tokens per step.
     pub rows: usize,
     /// Sequences that run at once.
     pub slots: usize,
-    /// Whether products of many rows are, too, where a device has another way.
+    /// Whether products with many rows use the deterministic kernels, on devices that also have others.
     pub deterministic: bool,
 }
 
-/// What steps take on each rank beside weights and keys and values, in bytes.
+/// Bytes that steps need on each rank, without weights and KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepBytes {
-    /// Inputs of a step and its intermediate results.
+    /// Inputs and intermediate results of a step.
     pub activations: u64,
-    /// Those that other ranks read or write, and what is gathered from them.
+    /// Buffers that other ranks read or write, and the results gathered from them.
     pub communication: u64,
-    /// What a device's operations work in.
+    /// Scratch memory of the device's operations.
     pub scratch: u64,
 }
 
 impl StepBytes {
-    /// Of a device with this layout, `config` being the share of one rank: what [`Workspace::new`] has it allocate, and
-    /// what that makes its scratch grow to, but for attention's, which goes by the KV cache.
+    /// Bytes on a device with this layout; `config` is one rank's share. Covers what [`Workspace::new`]
+    /// allocates and the scratch memory that operations grow to, except attention's, which depends on the KV
+    /// cache.
     pub fn new(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> Self {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;
         let floats = |rows: usize, cols: usize| 4 * rows * cols;
         let acts = |rows: usize, cols: usize| rows * (cols * layout.act_bytes + 4);
-        // The residual, what attention and MLP add to it, and the input of a block.
+        // The residual stream, the outputs of attention and MLP, and the normalised input.
         let exchanged = 3 * floats(rows, hidden) + acts(rows, hidden);
         let logits = floats(LOGIT_ROWS, config.vocab * ranks);
         let own = step_tables(layout, rows, config.max_positions)
@@ -126,7 +128,7 @@ fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> usize {
     fixed + rows * (row + split * blocks.div_ceil(SPLIT_BLOCKS) + block * blocks)
 }
 
-/// Bytes of what products, rope, sampling and quantisation work in.
+/// Bytes of scratch memory of products, rotary embedding, sampling and quantisation.
 fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
     let shapes = config.linear_shapes();
     let [(_, hidden), (_, attended), _, (_, activated)] = shapes;
@@ -147,7 +149,7 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
 }
 
 impl<D: Device> Workspace<D> {
-    /// For steps of at most `rows` tokens of `slots` sequences.
+    /// Allocates the buffers for steps of at most `rows` tokens of at most `slots` sequences.
     pub fn new<C: Communicator<D>>(
         device: &D,
         comm: &C,

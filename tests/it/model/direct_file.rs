@@ -1,4 +1,4 @@
-//! Bytes of a file are the same by either way, wherever they begin and end, in the cache or not.
+//! Direct I/O and cached reads return the same bytes, for any offset and length, cached or not.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use octant::model::{DirectFile, ReadBuffer};
 
-/// Not a multiple of what reads past the cache come in.
+/// A file length that is not a multiple of the alignment.
 const LEN: usize = 3 * 4096 + 1234;
 
 fn write(path: &Path) -> Vec<u8> {
@@ -15,7 +15,7 @@ fn write(path: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Has the system forget what it has of the file.
+/// Drops the file from the page cache.
 fn forget(path: &Path) {
     let file = File::open(path).unwrap();
     file.sync_all().unwrap();
@@ -24,7 +24,7 @@ fn forget(path: &Path) {
 }
 
 #[test]
-fn a_read_past_the_cache_has_the_bytes_of_the_file() {
+fn direct_and_cached_reads_return_the_bytes_of_the_file() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     let bytes = write(&path);
@@ -45,7 +45,7 @@ fn a_read_past_the_cache_has_the_bytes_of_the_file() {
 }
 
 #[test]
-fn what_lies_beyond_the_end_is_an_error() {
+fn reading_past_the_end_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);
@@ -58,7 +58,7 @@ fn what_lies_beyond_the_end_is_an_error() {
 }
 
 #[test]
-fn a_file_cut_short_while_it_is_open_is_an_error() {
+fn reading_a_file_truncated_while_open_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);

@@ -1,4 +1,4 @@
-//! The plan is what a device allocates when a model is really loaded, as far as a rank of a server does that.
+//! The memory plan matches what a device allocates for a rank: weights, buffers and KV cache.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::device::model::fixture;
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
 
-/// Loads a rank's part, makes its buffers and its cache, and compares each with the plan.
+/// Loads one rank, allocates its buffers and its KV cache, and compares each with the plan.
 fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let share = config.share(ranks).unwrap();
@@ -43,7 +43,7 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
 }
 
 #[test]
-fn what_is_allocated_is_what_was_planned() {
+fn allocations_match_the_memory_plan() {
     for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 1), ("wide", 2), ("wide", 8)] {
         for precision in [Precision::Fp8, Precision::None] {
             for kv in [KvDtype::Fp8, KvDtype::Bf16] {
@@ -54,7 +54,7 @@ fn what_is_allocated_is_what_was_planned() {
 }
 
 #[test]
-fn what_is_stored_in_fp8_is_planned_so() {
+fn the_memory_plan_of_fp8_checkpoints_matches_too() {
     let dir = tempfile::tempdir().unwrap();
     let conversion = Conversion {
         input: fixture("wide"),
