@@ -2,7 +2,7 @@
 //!
 //! | trap | tests |
 //! |---|---|
-//! | rotary embedding pairs halves, not neighbours | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
+//! | rotary embedding pairs halves | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
 //! | the rotary fraction has four names | `every_name_of_the_rotary_fraction_is_read_in_both_formats` |
 //! | its default is one half for Nemotron | `by_default_nemotron_rotates_half_and_llama_all_dimensions` |
 //! | | `frequencies_are_spaced_over_the_rotated_dimensions` |

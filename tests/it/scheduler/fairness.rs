@@ -190,7 +190,7 @@ fn a_starving_lower_class_gives_a_new_tenant_no_credit() {
         served.add(id, "busy", 1, 60);
     }
     bench.step();
-    bench.submit(Request { priority: 5, ..of("low", 1, request(prompt(3, 60), 1)) });
+    bench.submit(Request { priority: 5, ..by("low", 1, request(prompt(3, 60), 1)) });
     (0..300).for_each(|_| _ = bench.step());
     for i in 0..200 {
         let id = bench.submit(by("late", 1, request(prompt(i * 13, 60), 1)));
@@ -206,7 +206,7 @@ fn a_low_priority_is_served_within_the_ageing_bound() {
     for priority in [1, 3, 7] {
         let policy = Policy { ageing_steps: AGEING, ..Policy::default() };
         let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..fair_config() });
-        let low = bench.submit(Request { priority, ..of("low", 1, request(prompt(0, 30), 2)) });
+        let low = bench.submit(Request { priority, ..by("low", 1, request(prompt(0, 30), 2)) });
         let (mut came_before, mut steps) = (Vec::new(), 0u64);
         let mut endless = 0;
         while bench.finish(low).is_none() {
@@ -247,12 +247,12 @@ fn ageing_gives_a_long_queue_no_advantage() {
     let policy = Policy { ageing_steps: 1, ..Policy::default() };
     let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..fair_config() });
     for i in 0..100 {
-        bench.submit(Request { priority: 5, ..of("heavy", 1, request(prompt(i, 60), 10)) });
+        bench.submit(Request { priority: 5, ..by("heavy", 1, request(prompt(i, 60), 10)) });
     }
     for _ in 0..50 {
         bench.step();
     }
-    let light = bench.submit(Request { priority: 5, ..of("light", 1, request(prompt(7, 60), 10)) });
+    let light = bench.submit(Request { priority: 5, ..by("light", 1, request(prompt(7, 60), 10)) });
     let steps = (0..).find(|_| {
         bench.step();
         bench.finish(light).is_some()
@@ -268,7 +268,7 @@ fn requests_ahead_are_counted_by_alternating_tenants() {
     for i in 0..5 {
         bench.submit(by("heavy", 1, request(prompt(i, 10), 5)));
     }
-    bench.submit(Request { priority: -1, ..of("urgent", 1, request(prompt(9, 20), 5)) });
+    bench.submit(Request { priority: -1, ..by("urgent", 1, request(prompt(9, 20), 5)) });
     let ahead =
         |name: &str, priority| bench.scheduler.ahead(&Tenant { name: name.into(), weight: 1 }, priority);
     assert_eq!(ahead("heavy", 0), Ahead { requests: 6, tokens: 70 });
