@@ -37,7 +37,7 @@ impl Outlook {
     /// From how things stand.
     pub fn new(pipeline: &Pipeline, forecast: &Forecast) -> Self {
         let counts = pipeline.scheduler().counts();
-        let line = pipeline.scheduler().only_queue().map(|(tenant, priority)| Line {
+        let line = pipeline.scheduler().only_line().map(|(tenant, priority)| Line {
             tenant: Arc::clone(tenant),
             priority: *priority,
             requests: counts.waiting,

@@ -8,12 +8,11 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::error::IntegrityError;
 use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
 /// All KV cache blocks of a rank group.
-pub struct BlockPool {
+pub struct Pool {
     state: Rc<RefCell<PoolState>>,
 }
 
@@ -59,7 +58,7 @@ impl Block {
     }
 }
 
-impl BlockPool {
+impl Pool {
     /// Creates a pool of the ids `0..blocks`, all free.
     pub fn new(blocks: usize) -> Self {
         let count = u32::try_from(blocks).expect("block ids fit in 32 bits");
@@ -140,7 +139,7 @@ impl BlockPool {
     ///
     /// # Errors
     /// Names the first block or sum that does not agree.
-    pub fn check(&self, held: &[usize]) -> Result<(), IntegrityError> {
+    pub fn check(&self, held: &[usize]) -> Result<(), String> {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];
@@ -150,25 +149,21 @@ impl BlockPool {
         for (id, &expected) in (0u32..).zip(held) {
             let holders = state.handles[id as usize].strong_count();
             if holders != expected {
-                return Err(IntegrityError(format!(
-                    "block {id} has {holders} handles, but sequences hold {expected}"
-                )));
+                return Err(format!("block {id} has {holders} handles, but sequences hold {expected}"));
             }
             let evictable = usize::from(state.index.is_evictable(id));
             if free[id as usize] + evictable + usize::from(holders > 0) != 1 {
-                return Err(IntegrityError(format!(
-                    "block {id} is not in exactly one of free, used and cached"
-                )));
+                return Err(format!("block {id} is not in exactly one of free, used and cached"));
             }
         }
         let used = held.iter().filter(|&&holders| holders > 0).count();
         let sum = state.free.len() + state.used + state.index.evictable();
         if used != state.used || sum != held.len() {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "{used} blocks are used, the total says {}; all states together have {sum} of {} blocks",
                 state.used,
                 held.len()
-            )));
+            ));
         }
         Ok(())
     }
@@ -176,13 +171,13 @@ impl BlockPool {
 
 /// The blocks of one sequence, in order of position.
 #[derive(Default)]
-pub struct BlockTable {
+pub struct Table {
     blocks: Vec<Block>,
     /// The ids of `blocks`, stored separately so that a plan can copy them.
     ids: Vec<u32>,
 }
 
-impl BlockTable {
+impl Table {
     /// Appends the block of the next [`BLOCK_TOKENS`] positions.
     pub fn push(&mut self, block: Block) {
         self.ids.push(block.id());
@@ -222,7 +217,7 @@ impl BlockTable {
     }
 }
 
-impl Drop for BlockTable {
+impl Drop for Table {
     fn drop(&mut self) {
         self.clear();
     }

@@ -27,7 +27,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::error::IntegrityError;
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
@@ -55,15 +54,15 @@ pub type QueueKey = (Arc<str>, i32);
 
 /// The waiting sequences.
 #[derive(Default)]
-pub(super) struct FairQueue {
+pub(super) struct Queue {
     /// By sequence number.
     waiting: BTreeMap<u64, Sequence>,
     /// Sequence numbers of `waiting`.
-    queues: BTreeMap<QueueKey, BTreeSet<u64>>,
+    lines: BTreeMap<QueueKey, BTreeSet<u64>>,
     counters: Counters,
     /// Generated tokens of one tenant that are not charged yet. Neighbouring rows often belong to one tenant,
     /// so charging them together saves look-ups.
-    uncharged: Option<(Tenant, u64)>,
+    owed: Option<(Tenant, u64)>,
 }
 
 /// Estimated work that a newly submitted request would wait for.
@@ -75,22 +74,22 @@ pub struct Ahead {
     pub tokens: usize,
 }
 
-impl FairQueue {
+impl Queue {
     /// Adds a sequence, new or preempted.
-    pub(super) fn push(&mut self, sequence: Sequence) {
+    pub(super) fn arrive(&mut self, sequence: Sequence) {
         self.lift(&sequence.tenant().name, sequence.priority());
-        let (queue, number) = (queue_key(&sequence), sequence.order.sequence_number);
-        self.queues.entry(queue).or_default().insert(number);
-        self.waiting.insert(number, sequence);
+        let (line, arrival) = (line(&sequence), sequence.order.sequence_number);
+        self.lines.entry(line).or_default().insert(arrival);
+        self.waiting.insert(arrival, sequence);
     }
 
     pub(super) fn remove(&mut self, order: &Order) -> Option<Sequence> {
         let sequence = self.waiting.remove(&order.sequence_number)?;
-        let key = queue_key(&sequence);
-        if let Some(queue) = self.queues.get_mut(&key) {
-            queue.remove(&order.sequence_number);
-            if queue.is_empty() {
-                self.queues.remove(&key);
+        let key = line(&sequence);
+        if let Some(line) = self.lines.get_mut(&key) {
+            line.remove(&order.sequence_number);
+            if line.is_empty() {
+                self.lines.remove(&key);
             }
         }
         Some(sequence)
@@ -114,44 +113,44 @@ impl FairQueue {
 
     /// The next sequence to start at `step`, and its class after ageing.
     pub(super) fn first(&self, step: u64, ageing: u64) -> Option<(Order, i64)> {
-        let top = i64::from(self.queues.keys().map(|(_, priority)| *priority).min()?);
-        let rank = |((name, priority), queue): (&QueueKey, &BTreeSet<u64>)| {
-            let sequence = &self.waiting[queue.first()?];
+        let top = i64::from(self.lines.keys().map(|(_, priority)| *priority).min()?);
+        let place = |((name, priority), line): (&QueueKey, &BTreeSet<u64>)| {
+            let sequence = &self.waiting[line.first()?];
             let class = aged(*priority, step - sequence.arrived_at_step, ageing).max(top);
             Some((class, self.counters.get(name), sequence.order.sequence_number, sequence.order))
         };
-        let (class, _, _, order) = self.queues.iter().filter_map(rank).min()?;
+        let (class, _, _, order) = self.lines.iter().filter_map(place).min()?;
         Some((order, class))
     }
 
     /// The tenant and the priority of all waiting requests, if they all have the same.
-    pub(super) fn only_queue(&self) -> Option<&QueueKey> {
-        self.queues.keys().next().filter(|_| self.queues.len() == 1)
+    pub(super) fn only_line(&self) -> Option<&QueueKey> {
+        self.lines.keys().next().filter(|_| self.lines.len() == 1)
     }
 
     /// Estimates what would start before a request of this tenant and priority: all requests of a higher
     /// class, all of its own tenant's requests of its class, and one more than these of every other tenant,
     /// since tenants alternate. It is an estimate because the alternation counts tokens, not requests.
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {
-        let most = self.queues.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
+        let most = self.lines.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
         let top = i64::from(most);
         // Requests of a queue whose class after ageing is at most `class`.
-        let up_to = |((_, of), queue): (&QueueKey, &BTreeSet<u64>), class: i64| {
-            let is = |number: &&u64| {
-                aged(*of, step - self.waiting[*number].arrived_at_step, ageing).max(top) <= class
+        let up_to = |((_, of), line): (&QueueKey, &BTreeSet<u64>), class: i64| {
+            let is = |arrival: &&u64| {
+                aged(*of, step - self.waiting[*arrival].arrived_at_step, ageing).max(top) <= class
             };
-            queue.iter().take_while(is).count()
+            line.iter().take_while(is).count()
         };
         let class = i64::from(priority);
-        let own = self.queues.iter().filter(|((name, _), _)| &**name == tenant);
-        let own: usize = own.map(|queue| up_to(queue, class)).sum();
+        let own = self.lines.iter().filter(|((name, _), _)| &**name == tenant);
+        let own: usize = own.map(|line| up_to(line, class)).sum();
         let mut ahead = Ahead::default();
-        for (key, queue) in &self.queues {
-            let level = up_to((key, queue), class);
+        for (key, line) in &self.lines {
+            let level = up_to((key, line), class);
             let turns = if &*key.0 == tenant { level } else { level.min(own + 1) };
-            for number in queue.iter().take(turns.max(up_to((key, queue), class - 1))) {
+            for arrival in line.iter().take(turns.max(up_to((key, line), class - 1))) {
                 ahead.requests += 1;
-                ahead.tokens += self.waiting[number].prompt_len();
+                ahead.tokens += self.waiting[arrival].prompt_len();
             }
         }
         ahead
@@ -165,25 +164,25 @@ impl FairQueue {
 
     /// Charges one generated token to the tenant, at the latest when `settle` is called.
     pub(super) fn charge_output(&mut self, tenant: &Tenant) {
-        match &mut self.uncharged {
+        match &mut self.owed {
             // Comparing two `Arc`s of the same string does not read the string.
             Some((of, tokens)) if of == tenant => *tokens += 1,
             _ => {
                 self.settle();
-                self.uncharged = Some((tenant.clone(), 1));
+                self.owed = Some((tenant.clone(), 1));
             }
         }
     }
 
     /// Applies charges that were put off. Must be called before counters are compared.
     pub(super) fn settle(&mut self) {
-        if let Some((tenant, tokens)) = self.uncharged.take() {
+        if let Some((tenant, tokens)) = self.owed.take() {
             self.counters.charge(&tenant, OUTPUT_COST * tokens);
         }
     }
 
     /// Resets all counters. Called when no request is open.
-    pub(super) fn reset(&mut self) {
+    pub(super) fn forget(&mut self) {
         self.counters = Counters::default();
     }
 
@@ -192,41 +191,36 @@ impl FairQueue {
     /// they have been served less because of their priority, which must not benefit others.
     fn lift(&mut self, name: &Arc<str>, priority: i32) {
         let waits = |name: &Arc<str>| {
-            let queue = self.queues.range((Arc::clone(name), i32::MIN)..).next();
-            queue.is_some_and(|((of, highest), _)| of == name && *highest <= priority)
+            let line = self.lines.range((Arc::clone(name), i32::MIN)..).next();
+            line.is_some_and(|((of, highest), _)| of == name && *highest <= priority)
         };
         if waits(name) {
             return;
         }
-        let level = self.queues.keys().filter(|(_, of)| *of <= priority);
+        let level = self.lines.keys().filter(|(_, of)| *of <= priority);
         let least = level.map(|(name, _)| self.counters.get(name)).min();
         let counter = self.counters.get(name).max(least.unwrap_or(self.counters.last));
-        if self.counters.of.len() > IDLE_COUNTERS + self.queues.len() {
-            let waiting: BTreeSet<&Arc<str>> = self.queues.keys().map(|(name, _)| name).collect();
+        if self.counters.of.len() > IDLE_COUNTERS + self.lines.len() {
+            let waiting: BTreeSet<&Arc<str>> = self.lines.keys().map(|(name, _)| name).collect();
             self.counters.of.retain(|name, _| waiting.contains(name));
         }
         self.counters.of.insert(Arc::clone(name), counter);
     }
 
-    /// Checks that `queues` and `waiting` hold the same sequences.
-    pub(super) fn check(&self) -> Result<(), IntegrityError> {
-        let queued: usize = self.queues.values().map(BTreeSet::len).sum();
-        if queued != self.waiting.len() {
-            return Err(IntegrityError(format!(
-                "{} sequences wait, {queued} are queued",
-                self.waiting.len()
-            )));
+    /// Checks that `lines` and `waiting` hold the same sequences.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let in_line: usize = self.lines.values().map(BTreeSet::len).sum();
+        if in_line != self.waiting.len() {
+            return Err(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
         }
         let lost = |sequence: &&Sequence| {
             !self
-                .queues
-                .get(&queue_key(sequence))
-                .is_some_and(|queue| queue.contains(&sequence.order.sequence_number))
+                .lines
+                .get(&line(sequence))
+                .is_some_and(|line| line.contains(&sequence.order.sequence_number))
         };
         match self.waiting.values().find(lost) {
-            Some(sequence) => {
-                Err(IntegrityError(format!("request {} waits but is not queued", sequence.id.0)))
-            }
+            Some(sequence) => Err(format!("request {} waits but is not queued", sequence.id.0)),
             None => Ok(()),
         }
     }
@@ -246,7 +240,7 @@ impl Counters {
 }
 
 /// The queue that a sequence belongs to.
-fn queue_key(sequence: &Sequence) -> QueueKey {
+fn line(sequence: &Sequence) -> QueueKey {
     (Arc::clone(&sequence.tenant().name), sequence.priority())
 }
 

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 
-use super::error::IntegrityError;
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
 use super::{Fate, Scheduler};
@@ -13,7 +12,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// Names the first pair of records that do not agree.
-    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
+    pub fn check_integrity(&self) -> Result<(), String> {
         self.check_blocks()?;
         self.check_slots()?;
         self.check_queue_sums()?;
@@ -21,12 +20,12 @@ impl Scheduler {
         self.check_reservations()?;
         self.check_flights()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "the scheduler is idle with {} blocks used, {} requests open and {} sequences leaving",
                 self.pool.used(),
                 self.orders.len(),
                 self.leaving.len()
-            )));
+            ));
         }
         Ok(())
     }
@@ -36,14 +35,14 @@ impl Scheduler {
         self.running.values().chain(self.leaving.values().map(|leaver| &leaver.sequence))
     }
 
-    fn check_blocks(&self) -> Result<(), IntegrityError> {
+    fn check_blocks(&self) -> Result<(), String> {
         let mut held = vec![0; self.pool.total()];
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
-                return Err(IntegrityError(format!(
+                return Err(format!(
                     "request {} has more planned positions than its blocks hold",
                     sequence.id.0
-                )));
+                ));
             }
             for block in sequence.table.blocks() {
                 held[block.id() as usize] += 1;
@@ -52,76 +51,68 @@ impl Scheduler {
         self.pool.check(&held)
     }
 
-    fn check_reservations(&self) -> Result<(), IntegrityError> {
+    fn check_reservations(&self) -> Result<(), String> {
         let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "sequences reserve {sum} blocks, the total says {reserved}, {available} are available"
-            )));
+            ));
         }
         let misplaced = |(order, sequence): &(&Order, &Sequence)| {
             **order != sequence.order || self.orders.get(&sequence.id) != Some(*order)
         };
         match self.running.iter().find(misplaced) {
-            Some((_, sequence)) => Err(IntegrityError(format!(
-                "request {} runs under an order that is not its own",
-                sequence.id.0
-            ))),
+            Some((_, sequence)) => {
+                Err(format!("request {} runs under an order that is not its own", sequence.id.0))
+            }
             None => Ok(()),
         }
     }
 
-    fn check_slots(&self) -> Result<(), IntegrityError> {
+    fn check_slots(&self) -> Result<(), String> {
         let held: Vec<u32> = self.holders().filter_map(Sequence::slot).collect();
         let distinct: BTreeSet<u32> = held.iter().copied().collect();
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
         if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "{} slots are held, {} of them distinct, {free} of {all} are free",
                 held.len(),
                 distinct.len()
-            )));
+            ));
         }
         Ok(())
     }
 
-    fn check_queue_sums(&self) -> Result<(), IntegrityError> {
+    fn check_queue_sums(&self) -> Result<(), String> {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "waiting prompts have {tokens} tokens, the total says {}",
                 self.waiting_tokens
-            )));
+            ));
         }
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
-            return Err(IntegrityError(format!(
-                "request {} waits but holds blocks or a slot",
-                sequence.id.0
-            )));
+            return Err(format!("request {} waits but holds blocks or a slot", sequence.id.0));
         }
         let requeued = self.leaving.values().filter(|leaver| leaver.fate == Fate::Requeue).count();
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
-            return Err(IntegrityError(format!(
-                "{owed} requests wait or run, {} are open",
-                self.orders.len()
-            )));
+            return Err(format!("{owed} requests wait or run, {} are open", self.orders.len()));
         }
         Ok(())
     }
 
-    fn check_flights(&self) -> Result<(), IntegrityError> {
+    fn check_flights(&self) -> Result<(), String> {
         let rows: usize = self.in_flight.iter().map(|flight| flight.rows.len()).sum();
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
-            return Err(IntegrityError(format!("{rows} rows are in flight, sequences count {held}")));
+            return Err(format!("{rows} rows are in flight, sequences count {held}"));
         }
         match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
-            Some(leaver) => Err(IntegrityError(format!(
-                "request {} is leaving without a row in flight",
-                leaver.sequence.id.0
-            ))),
+            Some(leaver) => {
+                Err(format!("request {} is leaving without a row in flight", leaver.sequence.id.0))
+            }
             None => Ok(()),
         }
     }

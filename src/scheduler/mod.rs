@@ -1,26 +1,21 @@
-//! The scheduler: decides which tokens each step computes, and in which KV blocks. Its decisions are pure: it
-//! sees no clock, IO, randomness or device, and the same calls always give the same plans.
+//! Which tokens run next, in which KV blocks: pure decisions. No clock, no IO, no randomness, no device; the same
+//! calls always give the same plans.
 //!
-//! Continuous batching: in each step every generating sequence gets a decode row of one token. Prompts share
-//! the rest of the step's token budget in chunks: first those already started, then new ones in the order of
-//! `fair_queue`. A sequence takes all blocks of its known tokens when it starts, and one more for every 64
-//! tokens it generates. If no unreserved block is left, the last sequence in order is preempted: it frees its
-//! blocks and is recomputed later, at most `max_preemptions` times (see `planner`). A sequence whose prefix
-//! another one is just computing waits for that prefix, to share it.
+//! Continuous batching: each step, every sequence that is generating gets a row of one token, then prompts get what
+//! is left of the step's token budget, in chunks, first those already begun, then new ones in the order of `fair`.
+//! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates. When
+//! none is left that is not reserved, the last in order gives up its blocks and waits to be computed again, but not more
+//! often than a setting says (see `batch`). What a sequence could share with one that is about to compute it, it waits
+//! for.
 //!
-//! A step is planned, and committed when its output has arrived. One more step may be planned in between; its
-//! decode rows feed a token that is not known yet. If a sequence finishes or is preempted while it has a row
-//! in flight, it keeps its blocks and its slot until that row is committed.
+//! A step is planned, then committed when its output is there. One more may be planned in between; its decode rows
+//! feed a token that is not known yet. A sequence that turns out to have ended, or must give up its blocks, while it
+//! has a row in flight keeps blocks and slot until that row is collected.
 //!
-//! - `planner` plans steps and preempts.
-//! - `fair_queue` orders waiting sequences.
-//! - `sequence` is one request in the scheduler.
-//! - `blocks` and `prefix` keep the KV cache blocks and the prefix cache.
-//! - `request_check` rejects requests that could never run.
-//! - `integrity` is the self-check.
+//! `batch` makes plans, `fair` says who is next, `sequence` is one request on its way, `blocks` and `prefix` are the KV
+//! cache's bookkeeping, `door` refuses what could never run, `integrity` recounts everything.
 
 pub mod blocks;
-mod error;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
@@ -35,9 +30,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
-use blocks::BlockPool;
-pub use error::IntegrityError;
-use fair_queue::{Ahead, FairQueue};
+use blocks::Pool;
+use fair_queue::{Ahead, Queue};
 use sequence::{Order, Pending, Sequence};
 use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
@@ -45,44 +39,42 @@ use step_plan::{RowOutput, StepOutput, StepPlan};
 /// Steps that may be planned and not yet committed.
 pub const MAX_IN_FLIGHT: usize = 2;
 
-/// Identifies a request during the lifetime of the engine.
+/// Names one request for as long as the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// Limits of the scheduler.
+/// The limits within which the scheduler decides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SchedulerConfig {
-    /// Sequences that run at once; each has a slot.
+    /// Slots: sequences that run at once.
     pub max_num_seqs: usize,
-    /// Tokens that one step may feed.
+    /// Tokens per step.
     pub max_num_batched_tokens: usize,
-    /// Tokens per sequence: prompt and output.
+    /// Tokens per sequence, prompt and output together.
     pub max_model_len: usize,
-    /// Number of KV blocks, each of [`step_plan::BLOCK_TOKENS`] tokens.
+    /// KV blocks of [`step_plan::BLOCK_TOKENS`] tokens.
     pub num_blocks: usize,
     /// Size of the vocabulary; all token ids are below it.
     pub vocab_size: usize,
-    /// Limit on waiting requests. An empty queue accepts one group of any size.
+    /// Requests that may wait. An empty queue takes any one group, whatever its size.
     pub max_queue_requests: usize,
-    /// Limit on the prompt tokens of waiting requests. An empty queue accepts one group of any length.
+    /// Prompt tokens that may wait. An empty queue takes any one group, whatever its length.
     pub max_queue_tokens: usize,
     /// Whether requests share the KV blocks of equal prefixes.
     pub prefix_caching: bool,
-    /// Ageing, preemption and reservation.
+    /// Who waits for whom.
     pub policy: Policy,
 }
 
-/// Rules by which requests yield to each other.
+/// How those that wait and run make way for one another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
-    /// Steps of waiting after which a request gains one priority class; 0 turns ageing off.
+    /// Steps of waiting that lift a request by one priority; 0 is never.
     pub ageing_steps: u64,
-    /// Limit on preemptions per sequence. With 0, all blocks that a sequence can need are reserved when it
-    /// starts.
+    /// Times that a sequence may be made to give up its blocks. With 0 all that it can need is reserved from the start.
     pub max_preemptions: u32,
-    /// The share, from 0 to 1, of the blocks a sequence may still need that is reserved when it starts. With
-    /// 1 no sequence is ever preempted, but blocks reserved for output that is never generated stay idle
-    /// meanwhile.
+    /// Of the blocks that a sequence may grow by, the share that is reserved when it starts; from 0 to 1. With 1 nothing is
+    /// ever preempted, and what answers do not use of their `max_tokens` lies idle while they run.
     pub kv_reserve: f32,
 }
 
@@ -93,20 +85,20 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The blocks to reserve out of `growth`, rounded up.
+    /// Blocks to reserve of so many, rounded up.
     fn share_of(&self, growth: usize) -> usize {
         ((growth as f64 * f64::from(self.kv_reserve)).ceil() as usize).min(growth)
     }
 }
 
 impl SchedulerConfig {
-    /// Tokens of the longest sequence that can run: limited by the context and by the whole KV cache.
+    /// Tokens of the longest sequence that can run: it must fit the context, and the cache when it is there alone.
     pub fn max_sequence_tokens(&self) -> usize {
         self.max_model_len.min(self.num_blocks * step_plan::BLOCK_TOKENS)
     }
 
-    /// Checks that `more` requests may join `waiting` ones. An empty queue accepts any group, because a group
-    /// larger than the limit could otherwise never be served.
+    /// Whether requests may join those that wait. An empty queue takes any group that can run at all, or that could
+    /// never be served.
     pub fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_requests;
         if waiting > 0 && waiting + more > limit {
@@ -115,7 +107,7 @@ impl SchedulerConfig {
         Ok(())
     }
 
-    /// Checks that `more` prompt tokens may join `waiting` ones, by the same rule.
+    /// Likewise for prompt tokens.
     pub fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_tokens;
         if waiting > 0 && waiting + more > limit {
@@ -136,25 +128,24 @@ impl SchedulerConfig {
     }
 }
 
-/// Current state and totals. Totals count from the start of the engine.
+/// How things stand. Totals count up from the start.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Counts {
-    /// Running sequences.
+    /// Sequences that run.
     pub running: usize,
-    /// Waiting sequences, including preempted ones.
+    /// Sequences that wait, preempted ones among them.
     pub waiting: usize,
-    /// Prompt tokens of waiting sequences.
+    /// Prompt tokens of those that wait.
     pub waiting_tokens: usize,
-    /// Free KV blocks, without contents.
+    /// KV blocks that hold nothing.
     pub blocks_free: usize,
-    /// KV blocks held by a sequence.
+    /// KV blocks that a sequence holds.
     pub blocks_used: usize,
-    /// KV blocks that hold a cached prefix and that no sequence holds. They are evicted when blocks are
-    /// needed.
+    /// KV blocks that hold a cached prefix and nobody holds: free when needed.
     pub blocks_cached: usize,
-    /// All KV blocks: free, used and cached.
+    /// All KV blocks: free, used and cached ones.
     pub blocks_total: usize,
-    /// Free and cached KV blocks that are reserved for running sequences. Already counted in these two.
+    /// Of the free and the cached ones, those that are kept for sequences that run: part of these two.
     pub blocks_reserved: usize,
     /// Total: planned steps.
     pub steps: u64,
@@ -162,57 +153,57 @@ pub struct Counts {
     pub preemptions: u64,
     /// Total: tokens looked up in the prefix cache.
     pub prefix_queries: u64,
-    /// Total: tokens found in the prefix cache.
+    /// Total: tokens found there.
     pub prefix_hits: u64,
-    /// Total: prompt tokens of requests that have received their first update.
+    /// Total: prompt tokens of requests whose answer has begun.
     pub prompt_tokens: u64,
     /// Total: generated tokens.
     pub generated_tokens: u64,
 }
 
-/// An output that does not match the plan it answers. The executor is faulty.
+/// An output that does not fit the plan it answers: the executor is broken.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("the executor returned (step, rows) {got:?}, expected {expected:?}")]
 pub struct Mismatch {
     /// Step id and number of rows of the output.
     pub got: (u64, usize),
-    /// Step id and number of rows of the earliest uncommitted plan, if there is one.
+    /// Those of the earliest plan not committed, if there is one.
     pub expected: Option<(u64, usize)>,
 }
 
 /// Decides what each step computes.
 pub struct Scheduler {
     config: SchedulerConfig,
-    pool: BlockPool,
+    pool: Pool,
     slots: Slots,
-    /// Waiting sequences. They hold neither blocks nor a slot.
-    waiting: FairQueue,
-    /// Running sequences. They hold a slot and the blocks of all planned tokens.
+    /// Hold neither blocks nor a slot.
+    waiting: Queue,
+    /// Hold a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
-    /// Sequences that have left `running` but keep blocks and slot until their row in flight is committed.
+    /// Have left `running`, and hold blocks and slot for a row in flight.
     leaving: BTreeMap<Order, Leaver>,
-    /// All open requests: those that have not received their last update.
+    /// Every request that is owed an answer.
     orders: HashMap<RequestId, Order>,
     in_flight: VecDeque<Flight>,
     waiting_tokens: usize,
-    /// Sum of the blocks that running sequences have reserved.
+    /// The sum of what sequences have reserved.
     reserved: usize,
     arrivals: u64,
     totals: Counts,
 }
 
-/// A sequence that frees its blocks once its rows in flight are committed.
+/// A sequence that gives up its blocks once its rows in flight are collected.
 struct Leaver {
     sequence: Sequence,
     fate: Fate,
 }
 
-/// What happens to a leaving sequence.
+/// What becomes of a sequence that leaves.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
-    /// Its output still counts, and it returns to the waiting queue.
+    /// Its output still counts, and it waits to run again.
     Requeue,
-    /// It has finished or was aborted, so its output is dropped.
+    /// It has been answered or aborted: its output is nobody's.
     Discard,
 }
 
@@ -223,16 +214,16 @@ struct Flight {
 }
 
 impl Scheduler {
-    /// Creates a scheduler without requests; all blocks are free.
+    /// With nothing running and all blocks free.
     ///
     /// # Panics
     /// If a limit that must be positive is 0.
     pub fn new(config: SchedulerConfig) -> Self {
         config.assert_sound();
         Self {
-            pool: BlockPool::new(config.num_blocks),
+            pool: Pool::new(config.num_blocks),
             slots: Slots::new(config.max_num_seqs),
-            waiting: FairQueue::default(),
+            waiting: Queue::default(),
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
@@ -254,7 +245,7 @@ impl Scheduler {
         self.config.check_queue_requests(self.waiting.len(), group.len())?;
         self.config.check_queue_tokens(self.waiting_tokens, tokens)?;
         if self.orders.is_empty() {
-            self.waiting.reset();
+            self.waiting.forget();
         }
         for (id, request) in group {
             let sequence = Sequence::new(id, self.arrivals, self.totals.steps, request);
@@ -262,25 +253,24 @@ impl Scheduler {
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
             self.waiting_tokens += sequence.prompt_len();
-            self.waiting.push(sequence);
+            self.waiting.arrive(sequence);
         }
         Ok(())
     }
 
-    /// Estimates the work that would start before a request of this tenant and priority if it were submitted
-    /// now.
+    /// What would start before a request of this tenant and priority that came now.
     pub fn ahead(&self, tenant: &Tenant, priority: i32) -> Ahead {
         self.waiting.ahead(&tenant.name, priority, self.totals.steps, self.config.policy.ageing_steps)
     }
 
-    /// The tenant and the priority of all waiting requests, if they all have the same. A further request of
-    /// that tenant and of this or a lower priority waits for all of them, whatever their age.
-    pub fn only_queue(&self) -> Option<&(Arc<str>, i32)> {
-        self.waiting.only_queue()
+    /// The tenant and the priority of all that wait, where those of all are the same: a request of these two, or of a lower
+    /// priority, waits for all of them, whatever their ages.
+    pub fn only_line(&self) -> Option<&(Arc<str>, i32)> {
+        self.waiting.only_line()
     }
 
-    /// Aborts a request; no later update names it. Its blocks are freed at once, or when its row in flight is
-    /// committed. An unknown or finished id is ignored.
+    /// Forgets a request; no further update names it. Its blocks are free at once, or when its row in flight is
+    /// committed. A request that has ended, or never was, is no error.
     pub fn abort(&mut self, id: RequestId) {
         let Some(order) = self.orders.remove(&id) else { return };
         if let Some(sequence) = self.waiting.remove(&order) {
@@ -292,8 +282,7 @@ impl Scheduler {
         }
     }
 
-    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their
-    /// outputs.
+    /// The next step, or `None` if there is nothing to compute now, or [`MAX_IN_FLIGHT`] steps await their outputs.
     pub fn plan(&mut self) -> Option<StepPlan> {
         if self.in_flight.len() == MAX_IN_FLIGHT {
             return None;
@@ -324,8 +313,8 @@ impl Scheduler {
         Ok(updates)
     }
 
-    /// While a step ran, what runs has left the processor's caches. A loop that only looks at it has many of
-    /// its lines on their way at once; the work that follows would wait for one after the other.
+    /// While a step ran, what runs has left the processor's caches. A loop that only looks at it has many of its lines on
+    /// their way at once; the work that follows would wait for one after the other.
     fn touch(&self) {
         let sum = self.running.values().fold(0, |sum: u64, sequence| sum.wrapping_add(sequence.touch()));
         std::hint::black_box(sum);
@@ -368,16 +357,15 @@ impl Scheduler {
         Some((id, update))
     }
 
-    /// Frees slot and blocks of a sequence that no longer runs, now or when its last row in flight is
-    /// committed.
+    /// A sequence that no longer runs gives up slot and blocks, now or when its last row in flight is collected.
     fn depart(&mut self, mut sequence: Sequence, fate: Fate) {
         self.reserved -= std::mem::take(&mut sequence.reserved);
         if sequence.in_flight > 0 {
             self.leaving.insert(sequence.order, Leaver { sequence, fate });
         } else if fate == Fate::Requeue {
-            sequence.release();
+            sequence.give_up();
             self.waiting_tokens += sequence.prompt_len();
-            self.waiting.push(sequence);
+            self.waiting.arrive(sequence);
         }
     }
 
@@ -391,17 +379,17 @@ impl Scheduler {
         }
     }
 
-    /// Prompt tokens that running sequences have not been fed yet.
+    /// Prompt tokens that running sequences have still to feed.
     pub fn unfed_tokens(&self) -> usize {
         self.running.values().map(Sequence::pending).filter(|pending| *pending > 1).sum()
     }
 
-    /// Whether no request is open and no row is in flight.
+    /// Whether there is no request, and no row in flight.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.in_flight.is_empty()
     }
 
-    /// Current state and totals.
+    /// How things stand.
     pub fn counts(&self) -> Counts {
         Counts {
             running: self.running.len(),
@@ -421,8 +409,8 @@ impl Scheduler {
         self.in_flight.back().into_iter().flat_map(|flight| flight.rows.iter().map(|row| row.id))
     }
 
-    /// The requests that hold KV blocks, and how many. A block shared by n sequences counts 1/n for each, so
-    /// the numbers add up to the blocks used.
+    /// Who holds KV blocks, and how many: of a block that several hold each has its part, so that the sum is the number of
+    /// blocks used.
     pub fn holdings(&self) -> impl Iterator<Item = (RequestId, f64)> + '_ {
         let leaving = self.leaving.values().map(|leaver| &leaver.sequence);
         let share = |sequence: &Sequence| {
@@ -432,20 +420,19 @@ impl Scheduler {
         self.running.values().chain(leaving).map(share)
     }
 
-    /// The limits that the scheduler was created with.
+    /// The limits it was made with.
     pub fn config(&self) -> &SchedulerConfig {
         &self.config
     }
 }
 
-/// Applies a row's output to its sequence and caches the blocks that it completes. If the row failed, all
-/// blocks of the sequence leave the prefix cache: a chunk without sampling does not show whether its values
-/// are finite.
+/// Takes in a row's output. Blocks that it completes are cached; if it failed, nothing that it wrote or read may be
+/// found again, since a chunk that draws no token does not show that its values are finite.
 fn absorb(
     sequence: &mut Sequence,
     row: &Pending,
     output: &RowOutput,
-    pool: &BlockPool,
+    pool: &Pool,
     config: &SchedulerConfig,
 ) -> Option<Update> {
     let before = sequence.computed();

@@ -1,34 +1,29 @@
-//! Plans the rows of one step: first decodes, then prompts already started, then new sequences, each in
-//! order. Also decides which sequence is preempted when blocks run out.
+//! One step's rows: decodes, then prompts begun, then new ones, each in order; and who gives up blocks when none
+//! is left.
 //!
-//! A preempted sequence recomputes everything, so reservations bound preemptions. A reservation is a number
-//! of available blocks promised to one running sequence. `available >= reserved` always holds: a sequence
-//! takes blocks only from its own reservation, or from those that no sequence has reserved. A sequence that
-//! has been preempted `max_preemptions` times starts again only when all blocks it can ever need are
-//! reserved. From then on it sorts before all preemptible sequences, never needs an unreserved block, and is
-//! never preempted.
-//!
-//! There is no deadlock. The first sequence in order has the blocks it needs or takes them from the last one,
-//! by preemption. If nothing runs, all blocks are available and none reserved, and every waiting request
-//! fits, because longer ones were rejected at submission.
+//! A preempted sequence computes all again, so preemptions are bounded by reservations, blocks that are available and
+//! promised: `available >= reserved` always, and only a sequence's own reservation, or what exceeds all of them, is ever
+//! taken. One that has been preempted as often as may be starts again only where all it can need is reserved; it is then
+//! before all others, never asks for more, and is never the one to give up. So there is no deadlock either: the first in
+//! order has what it needs or takes it from those behind it, down to the last; and if nothing runs, everything is
+//! available and nothing reserved, and whatever waits fits, or it would not have been taken.
 
-use super::blocks::{Block, BlockPool, BlockTable};
+use super::blocks::{Block, Pool, Table};
 use super::sequence::{Order, Pending, Sequence};
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row};
 use super::{Fate, Scheduler};
 
-/// A new sequence must leave this fraction of all blocks free (one in `WATERMARK_DIVISOR`), so that running
-/// sequences do not preempt it at once to grow. vLLM calls this the watermark.
-const WATERMARK_DIVISOR: usize = 100;
+/// New sequences leave one block in this many free, so that those running do not at once take theirs back.
+const RESERVE: usize = 100;
 
-/// The step being planned.
+/// A step in the making.
 struct Batch {
     rows: Vec<Row>,
     pending: Vec<Pending>,
-    /// Tokens that this step may still feed.
+    /// Tokens that may still be planned.
     budget: usize,
-    /// Blocks that leaving sequences will free and that no decode row of this step has been counted against.
+    /// Blocks that leaving sequences will free and no decode row of this step waits for.
     promised: usize,
 }
 
@@ -43,12 +38,12 @@ impl Batch {
 }
 
 impl Scheduler {
-    /// Plans the rows of the next step, with what to remember of each. Empty only if no request waits or
-    /// runs, or if every running sequence awaits the step in flight.
+    /// The rows of the next step, and what to remember of each. Empty only if nothing waits or runs, or all that
+    /// runs awaits the step in flight.
     pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<Pending>) {
         let promised = self.leaving.values().map(|leaver| frees(&leaver.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
-        // Most running sequences get a row; reserving the capacity avoids copies while the lists grow.
+        // Most of what runs has a row; a list that grows is copied again and again.
         let expected = self.running.len() + 8;
         let (rows, pending) = (Vec::with_capacity(expected), Vec::with_capacity(expected));
         let mut batch = Batch { rows, pending, budget, promised };
@@ -74,8 +69,7 @@ impl Scheduler {
         }
     }
 
-    /// Plans decode rows in order until one needs a block that only a preemption could free, and returns that
-    /// sequence's order. In most steps all rows are planned here.
+    /// Those up to the first for which somebody would have to give up a block, which it returns; mostly that is all.
     fn plan_easy_decodes(&mut self, batch: &mut Batch) -> Option<Order> {
         for (order, sequence) in &mut self.running {
             if sequence.pending() != 1 {
@@ -92,9 +86,9 @@ impl Scheduler {
         None
     }
 
-    /// Gets the block that a decode row writes to, preempting the last sequence in order if there is none.
-    /// Returns `false` if the row cannot be in this step: its sequence was itself preempted, or it waits for
-    /// a block that is freed when a row in flight is committed.
+    /// Gets the block that a decode row writes to, taking it from the last in order if there is none. `false` if
+    /// the row cannot be in this step: its sequence was preempted itself, or waits for a block that another gives
+    /// up once its row in flight is collected.
     fn make_room(&mut self, order: Order, batch: &mut Batch) -> bool {
         loop {
             let Some(sequence) = self.running.get_mut(&order) else { return false };
@@ -108,14 +102,13 @@ impl Scheduler {
                 batch.promised -= 1;
                 return false;
             }
-            // `last` is preemptible: non-preemptible sequences sort first and never need an unreserved block.
+            // It is preemptible, since the one in need is: whoever is not has reserved all it can need.
             let (&last, _) = self.running.last_key_value().expect("the one in need runs");
             batch.promised += self.preempt(last);
         }
     }
 
-    /// Preempts a sequence. Returns the number of blocks that this will free later instead of now, because
-    /// the sequence has a row in flight.
+    /// Makes a sequence give up its blocks; returns how many that will free later rather than now.
     fn preempt(&mut self, order: Order) -> usize {
         let mut sequence = self.running.remove(&order).expect("it was just found there");
         debug_assert!(order.preemptible, "request {} was preempted too often", sequence.id.0);
@@ -126,8 +119,7 @@ impl Scheduler {
         later
     }
 
-    /// Plans the next chunk of each prompt already started. Their blocks are held, so only the token budget
-    /// limits them.
+    /// Prompts begun hold their blocks already, so only the budget limits them.
     fn plan_prefills(&mut self, batch: &mut Batch) {
         for sequence in self.running.values_mut().filter(|sequence| sequence.pending() > 1) {
             if batch.budget == 0 {
@@ -137,8 +129,7 @@ impl Scheduler {
         }
     }
 
-    /// Starts waiting sequences strictly in order. A sequence that does not fit blocks those behind it;
-    /// otherwise a long one might never start.
+    /// Starts sequences strictly in order: one that does not fit holds back those behind it, or it would never fit.
     fn plan_starts(&mut self, batch: &mut Batch) {
         while batch.budget > 0
             && let Some((order, class)) =
@@ -151,21 +142,20 @@ impl Scheduler {
         }
     }
 
-    /// Moves a sequence from waiting to running if blocks are available for all its tokens, its reservation
-    /// and the watermark. The reservation is the share `kv_reserve` of the blocks it may still need, or all
-    /// of them once it must not be preempted again.
+    /// Moves the sequence from waiting to running if there are blocks for all its tokens, and for what it is to have
+    /// reserved: of what it may grow by a share, or all of it once it may not be preempted again.
     fn start(&mut self, order: Order, class: i64, slot: Slot) -> Option<Order> {
         let cached = self.cached_prefix(order);
-        if self.is_being_computed(order, cached.len()) {
+        if self.in_the_making(order, cached.len()) {
             return None;
         }
-        let watermark = self.watermark();
+        let reserve = self.reserve();
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let missing = sequence.len().div_ceil(BLOCK_TOKENS) - cached.len();
         let preemptible = sequence.preemptions < self.config.policy.max_preemptions;
         let kept =
             if preemptible { self.config.policy.share_of(sequence.growth()) } else { sequence.growth() };
-        if self.pool.available() < self.reserved + missing + kept + watermark {
+        if self.pool.available() < self.reserved + missing + kept + reserve {
             return None;
         }
         if self.config.prefix_caching {
@@ -191,15 +181,15 @@ impl Scheduler {
         Some(order)
     }
 
-    /// Blocks that a new sequence must leave available; 0 if nothing runs.
-    fn watermark(&self) -> usize {
-        if self.running.is_empty() { 0 } else { self.pool.total() / WATERMARK_DIVISOR }
+    /// Blocks that a new sequence leaves alone. None where nothing runs.
+    pub(super) fn reserve(&self) -> usize {
+        if self.running.is_empty() { 0 } else { self.pool.total() / RESERVE }
     }
 
-    /// Whether a running sequence is computing the first block that a waiting one did not find in the prefix
-    /// cache. One step later the block can be shared. Choices of one prompt, or conversations with the same
-    /// system prompt, that arrive together therefore compute their common prefix once.
-    fn is_being_computed(&mut self, order: Order, block: usize) -> bool {
+    /// Whether a running sequence is about to compute the first block that a waiting one did not find: a step later it
+    /// is there to be shared. So the choices of one prompt, or conversations under one system prompt, that come
+    /// together compute what they have in common once.
+    fn in_the_making(&mut self, order: Order, block: usize) -> bool {
         if !self.config.prefix_caching {
             return false;
         }
@@ -208,9 +198,9 @@ impl Scheduler {
         self.running.values().any(|sequence| sequence.is_computing(block, key))
     }
 
-    /// Handles to the cached blocks of the longest cached prefix of a waiting sequence.
-    fn cached_prefix(&mut self, order: Order) -> BlockTable {
-        let mut table = BlockTable::default();
+    /// Shares of the cached blocks that a waiting sequence's tokens begin with.
+    fn cached_prefix(&mut self, order: Order) -> Table {
+        let mut table = Table::default();
         if !self.config.prefix_caching {
             return table;
         }
@@ -225,9 +215,8 @@ impl Scheduler {
     }
 }
 
-/// Adds a block to a sequence, from its reservation or from the unreserved blocks. Returns `false` if there
-/// is none.
-fn grow(sequence: &mut Sequence, pool: &mut BlockPool, reserved: &mut usize) -> bool {
+/// Gives a sequence one more block, of what is reserved for it or for nobody. `false` if there is none.
+fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved {
         return false;
@@ -238,7 +227,7 @@ fn grow(sequence: &mut Sequence, pool: &mut BlockPool, reserved: &mut usize) -> 
     true
 }
 
-/// Number of blocks that only this sequence holds, which preempting it would free.
+/// Blocks that nobody else holds.
 fn frees(sequence: &Sequence) -> usize {
     sequence.table.blocks().iter().map(Block::holders).filter(|&holders| holders == 1).count()
 }

@@ -9,8 +9,6 @@ use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
-use super::error::IntegrityError;
-
 /// Identifies the contents of one full block and of all blocks before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockKey([u8; 32]);
@@ -120,29 +118,26 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// Names the first block or count that does not.
-    pub fn check(&self) -> Result<(), IntegrityError> {
+    pub fn check(&self) -> Result<(), String> {
         let keyed = self.keys.iter().flatten().count();
         if keyed != self.blocks.len() {
-            return Err(IntegrityError(format!(
-                "{keyed} blocks have a key, {} keys have a block",
-                self.blocks.len()
-            )));
+            return Err(format!("{keyed} blocks have a key, {} keys have a block", self.blocks.len()));
         }
         for (id, key) in (0u32..).zip(&self.keys) {
             if key.is_some_and(|key| self.find(&key) != Some(id)) {
-                return Err(IntegrityError(format!("block {id} is not found under its key")));
+                return Err(format!("block {id} is not found under its key"));
             }
             let time = self.evictable_since[id as usize];
             if time.is_some_and(|time| self.evictable.get(&time) != Some(&id) || key.is_none()) {
-                return Err(IntegrityError(format!("block {id} has a wrong place in the eviction order")));
+                return Err(format!("block {id} has a wrong place in the eviction order"));
             }
         }
         let evictable = self.evictable_since.iter().flatten().count();
         if evictable != self.evictable.len() {
-            return Err(IntegrityError(format!(
+            return Err(format!(
                 "{evictable} blocks are evictable, the eviction order has {}",
                 self.evictable.len()
-            )));
+            ));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::RequestId;
-use super::blocks::{BlockPool, BlockTable};
+use super::blocks::{Pool, Table};
 use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
@@ -18,7 +18,7 @@ pub struct Order {
     pub preemptible: bool,
     /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
-    /// Position of the request in the order of submission.
+    /// Counts up over all requests.
     pub sequence_number: u64,
 }
 
@@ -29,12 +29,12 @@ pub struct Sequence {
     /// Its order among running sequences.
     pub order: Order,
     /// KV blocks of the positions from 0 on; empty while the sequence waits.
-    pub table: BlockTable,
+    pub table: Table,
     /// Rows that are planned and not yet committed.
     pub in_flight: usize,
-    /// Number of steps that had been planned when the request was submitted.
+    /// Steps that had been planned when it came.
     pub arrived_at_step: u64,
-    /// Number of times the sequence has been preempted.
+    /// Times that it was made to give up its blocks.
     pub preemptions: u32,
     /// Blocks reserved for the sequence in addition to those of its table.
     pub reserved: usize,
@@ -60,12 +60,12 @@ pub struct Sequence {
     answered: bool,
 }
 
-/// What the scheduler remembers of a planned row until its output arrives.
+/// What must be remembered of a row until its output comes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pending {
-    /// Order of the row's sequence.
+    /// Whose row.
     pub order: Order,
-    /// Request id of the row's sequence.
+    /// The same, by the name that the engine has for it.
     pub id: RequestId,
     position: usize,
     len: usize,
@@ -74,12 +74,12 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Creates a waiting sequence with nothing computed.
+    /// Makes a waiting sequence. `sequence_number` counts requests, `arrived_at_step` steps.
     pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
             order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
-            table: BlockTable::default(),
+            table: Table::default(),
             in_flight: 0,
             arrived_at_step,
             preemptions: 0,
@@ -178,7 +178,7 @@ impl Sequence {
     }
 
     /// Takes order, slot and blocks of a running sequence. The first `cached` positions are already computed.
-    pub fn start(&mut self, order: Order, slot: Slot, table: BlockTable, cached: usize) {
+    pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
         self.table = table;
@@ -189,8 +189,7 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Reads one value from each part of the sequence that commit and plan need next, to load its cache
-    /// lines. The result has no meaning.
+    /// Something of all that the next commit and the next plan need; a number of no meaning.
     pub fn touch(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [
@@ -204,21 +203,16 @@ impl Sequence {
         far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 
-    /// Frees slot and blocks and keeps the tokens. The computed positions are recomputed after the next
-    /// start.
-    pub fn release(&mut self) {
-        debug_assert_eq!(
-            (self.in_flight, self.ahead),
-            (0, 0),
-            "rows in flight may still write to the blocks"
-        );
+    /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
+    pub fn give_up(&mut self) {
+        debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
         self.slot = None;
         self.table.clear();
         self.planned = 0;
         self.computed = 0;
     }
 
-    /// Plans the next `len` tokens. `len` must be from 1 to `pending`, and the blocks for them must be held.
+    /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are held.
     pub fn row(&mut self, len: usize) -> (Row, Pending) {
         let position = self.planned;
         let end = position + len;
@@ -270,7 +264,7 @@ impl Sequence {
         self.in_flight -= 1;
     }
 
-    /// Applies the output of one row. Returns `None` if nothing of it is visible to the client.
+    /// Takes in what one of its rows computed. `None` if that is nothing a client sees.
     pub fn absorb(&mut self, row: &Pending, output: &RowOutput, vocab: usize) -> Option<Update> {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
@@ -313,7 +307,7 @@ impl Sequence {
     }
 
     /// Adds the blocks that have been completed since `before` computed positions to the prefix cache.
-    pub fn publish(&mut self, before: usize, pool: &BlockPool) {
+    pub fn publish(&mut self, before: usize, pool: &Pool) {
         let full = self.computed / BLOCK_TOKENS;
         if full > before / BLOCK_TOKENS {
             self.extend_keys(full);
@@ -334,7 +328,7 @@ impl Sequence {
     }
 }
 
-/// Why a row's output cannot be used, or `None` if it can.
+/// Why a row's output cannot be used.
 fn fault(row: &Pending, output: &RowOutput, vocab: usize) -> Option<String> {
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
@@ -347,11 +341,9 @@ fn fault(row: &Pending, output: &RowOutput, vocab: usize) -> Option<String> {
         ));
     }
     match output.token {
-        Some(token) if token as usize >= vocab => {
-            Some(format!("the executor sampled token {token}, expected an id below {vocab}"))
-        }
+        Some(token) if token as usize >= vocab => Some(format!("the executor drew token {token} of {vocab}")),
         token if token.is_some() != row.sample => {
-            Some("the executor sampled a token that was not requested, or none where one was".to_owned())
+            Some("the executor drew a token unasked, or none where one was asked for".to_owned())
         }
         _ => None,
     }

@@ -1,5 +1,5 @@
-//! One step as plain data: what [`crate::scheduler::Scheduler::plan`] decides, and what a runner returns for
-//! it.
+//! One step as plain data: what [`crate::scheduler::Scheduler::plan`] decides and a runner executes, and what comes
+//! back from it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// One forward pass over rows of several sequences. Decode rows come before prefill rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
-    /// Step number, counted from 0. A runner's output carries the number of its plan.
+    /// Counts up from 0; outputs are matched to plans by it.
     pub id: u64,
     /// At most one row per sequence.
     pub rows: Vec<Row>,
@@ -20,37 +20,35 @@ pub struct StepPlan {
 /// The part of one sequence that a step computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Slot index below `max_num_seqs`. A sequence keeps its slot while it runs; runners keep sampling state
-    /// by slot.
+    /// Index below `max_num_seqs`, the sequence's own while it runs; runners keep per-sequence sampling state in it.
     pub slot: u32,
-    /// Present in the first row after a sequence has taken the slot, also after a preemption.
+    /// Present in the first row of a slot's new occupant, and when a preempted sequence starts again.
     pub start: Option<Arc<SlotStart>>,
     /// Tokens to feed, at positions `position..position + len`.
     pub tokens: TokenSource,
     /// Position of the first token.
     pub position: u32,
-    /// Ids of the KV blocks that hold the positions `0..position + len`, in order.
+    /// KV block ids that hold positions `0..position + len`, in order.
     pub blocks: Vec<u32>,
-    /// Whether to sample a token from the logits of the last token fed.
+    /// Whether a token is drawn from the logits after the last token fed.
     pub sample: bool,
-    /// Prompt tokens to score: entry i is the token after the i-th token fed. Shorter than the tokens fed
-    /// where the prompt ends; empty unless the request wants prompt log-probabilities.
+    /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens fed
+    /// where the prompt ends; empty unless asked for.
     pub score: Vec<u32>,
 }
 
-/// Source of a row's tokens.
+/// Where a row's tokens come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenSource {
-    /// Tokens known to the scheduler; never empty.
+    /// Known to the scheduler; never empty.
     Host(Vec<u32>),
-    /// The token that this slot sampled in the previous step, which may not have been committed yet. If that
-    /// step sampled none because its logits were not finite, any valid id may be fed: the output of this row
-    /// is then discarded.
+    /// The one token that this slot sampled in the step before, which may not have been collected yet. If that step
+    /// drew none because its logits were not finite, any valid id will do: this row's output will be discarded.
     LastSampled,
 }
 
 impl TokenSource {
-    /// Number of tokens fed; at least 1.
+    /// How many tokens are fed; at least 1.
     pub fn len(&self) -> usize {
         match self {
             TokenSource::Host(tokens) => tokens.len(),
@@ -58,44 +56,43 @@ impl TokenSource {
         }
     }
 
-    /// Whether the row feeds no tokens; never true in a valid plan.
+    /// Never, in a valid plan.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What a runner needs to know of a sequence while it holds its slot.
+/// What a runner must know of a sequence for as long as it holds its slot.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotStart {
-    /// Sampling parameters.
+    /// How its tokens are drawn.
     pub sampling: Arc<SamplingParams>,
     /// `tokens[..prompt_len]` is the prompt. The rest was generated before a preemption.
     pub prompt_len: usize,
     /// All known tokens.
     pub tokens: Vec<u32>,
-    /// Number of alternatives to report with each scored prompt token.
+    /// Alternatives to report with each scored prompt token.
     pub prompt_logprobs: Option<u8>,
 }
 
-/// The output of a step: one entry per row of its plan, in the same order.
+/// What a step computed: one entry per row of its plan, in the same order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutput {
     /// Step number of the plan.
     pub id: u64,
-    /// One entry per row.
+    /// One per row.
     pub rows: Vec<RowOutput>,
 }
 
-/// The output of a step for one row.
+/// What a step computed for one row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// The sampled token, if the row asked for one and its logits were finite.
+    /// The token drawn, where the row asked for one and its logits were finite.
     pub token: Option<u32>,
-    /// Log-probability of the sampled token, if the sampling parameters ask for it.
+    /// Present if the sampling parameters ask for it.
     pub logprob: Option<TokenLogprob>,
-    /// One entry per entry of [`Row::score`].
+    /// One per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
-    /// Whether this row's logits contain NaN or infinity. Only this request fails; the other rows are not
-    /// affected.
+    /// NaN or infinity in this row's logits: this request fails, its neighbours do not.
     pub non_finite: bool,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use octant::scheduler::blocks::{Block, BlockPool, BlockTable};
+use octant::scheduler::blocks::{Block, Pool, Table};
 use octant::scheduler::prefix::BlockKey;
 use proptest::prelude::*;
 
@@ -13,7 +13,7 @@ fn key(token: u32) -> BlockKey {
 
 #[test]
 fn every_block_can_be_taken_once() {
-    let pool = BlockPool::new(5);
+    let pool = Pool::new(5);
     let blocks: Vec<Block> = std::iter::from_fn(|| pool.take()).collect();
     let ids: HashSet<u32> = blocks.iter().map(Block::id).collect();
     assert_eq!(ids, HashSet::from([0, 1, 2, 3, 4]));
@@ -21,14 +21,14 @@ fn every_block_can_be_taken_once() {
 
 #[test]
 fn a_dropped_block_is_free_again() {
-    let pool = BlockPool::new(1);
+    let pool = Pool::new(1);
     drop(pool.take().unwrap());
     assert_eq!((pool.free(), pool.used(), pool.cached()), (1, 0, 0));
 }
 
 #[test]
 fn a_shared_block_is_free_when_its_last_handle_is_dropped() {
-    let pool = BlockPool::new(1);
+    let pool = Pool::new(1);
     let first = pool.take().unwrap();
     let second = first.clone();
     drop(first);
@@ -39,7 +39,7 @@ fn a_shared_block_is_free_when_its_last_handle_is_dropped() {
 
 #[test]
 fn a_published_block_is_cached_when_dropped_and_found_by_its_key() {
-    let pool = BlockPool::new(2);
+    let pool = Pool::new(2);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
     let id = block.id();
@@ -50,7 +50,7 @@ fn a_published_block_is_cached_when_dropped_and_found_by_its_key() {
 
 #[test]
 fn a_block_in_use_is_shared_by_its_key() {
-    let pool = BlockPool::new(2);
+    let pool = Pool::new(2);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
     let other = pool.find(&key(1)).unwrap();
@@ -59,7 +59,7 @@ fn a_block_in_use_is_shared_by_its_key() {
 
 #[test]
 fn free_blocks_are_taken_before_cached_ones() {
-    let pool = BlockPool::new(2);
+    let pool = Pool::new(2);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
     let id = block.id();
@@ -69,7 +69,7 @@ fn free_blocks_are_taken_before_cached_ones() {
 
 #[test]
 fn the_least_recently_used_block_is_evicted_first() {
-    let pool = BlockPool::new(3);
+    let pool = Pool::new(3);
     let blocks: Vec<Block> = std::iter::from_fn(|| pool.take()).collect();
     for (token, block) in (0..).zip(&blocks) {
         pool.publish(key(token), block);
@@ -84,7 +84,7 @@ fn the_least_recently_used_block_is_evicted_first() {
 
 #[test]
 fn a_block_in_use_is_never_evicted() {
-    let pool = BlockPool::new(1);
+    let pool = Pool::new(1);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
     assert!(pool.take().is_none());
@@ -92,7 +92,7 @@ fn a_block_in_use_is_never_evicted() {
 
 #[test]
 fn the_second_of_two_equal_blocks_is_not_cached() {
-    let pool = BlockPool::new(2);
+    let pool = Pool::new(2);
     let blocks = [pool.take().unwrap(), pool.take().unwrap()];
     blocks.iter().for_each(|block| pool.publish(key(1), block));
     drop(blocks);
@@ -101,7 +101,7 @@ fn the_second_of_two_equal_blocks_is_not_cached() {
 
 #[test]
 fn a_forgotten_block_is_not_found_and_stays_held() {
-    let pool = BlockPool::new(1);
+    let pool = Pool::new(1);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
     pool.forget(&block);
@@ -112,8 +112,8 @@ fn a_forgotten_block_is_not_found_and_stays_held() {
 
 #[test]
 fn a_table_returns_its_last_block_first() {
-    let pool = BlockPool::new(2);
-    let mut table = BlockTable::default();
+    let pool = Pool::new(2);
+    let mut table = Table::default();
     for token in 0..2 {
         let block = pool.take().unwrap();
         pool.publish(key(token), &block);
@@ -127,8 +127,8 @@ fn a_table_returns_its_last_block_first() {
 
 #[test]
 fn a_table_lists_the_blocks_of_the_first_positions() {
-    let pool = BlockPool::new(3);
-    let mut table = BlockTable::default();
+    let pool = Pool::new(3);
+    let mut table = Table::default();
     std::iter::from_fn(|| pool.take()).for_each(|block| table.push(block));
     assert_eq!([1, 64, 65, 192].map(|tokens| table.ids(tokens).len()), [1, 1, 2, 3]);
 }
@@ -178,7 +178,7 @@ proptest! {
     fn a_pool_is_consistent_after_every_operation(
         operations in prop::collection::vec(any_operation(), 1..200),
     ) {
-        let pool = BlockPool::new(6);
+        let pool = Pool::new(6);
         let mut held: Vec<Block> = Vec::new();
         for operation in operations {
             let pick = |i: usize| if held.is_empty() { None } else { Some(i % held.len()) };
