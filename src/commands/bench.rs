@@ -29,7 +29,7 @@ use crate::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 /// Runs the benchmark and prints a line per measurement, and with `--json` all of them as one object at the end.
 pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     let whole = ModelConfig::from_dir(&args.config)?;
-    let mut config = whole.share(args.tp)?;
+    let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let device = args.device.unwrap_or(DeviceName::Cpu);
@@ -130,7 +130,7 @@ fn measure<D: Device>(
     let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };
     let weights = needs.weights - embedding;
     let token = (2 * config.layers * config.heads.kv_heads * config.heads.head_dim) as u64;
-    let published = Hardware::named(Hardware::H100)?;
+    let published = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
     let reduces = |rows: usize| {
         let message = (rows * config.hidden * 2) as f64;
         let more = published.all_reduce_seconds(message) - single_device[&rows];

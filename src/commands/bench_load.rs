@@ -50,7 +50,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         Quantization::Fp8 => Precision::Fp8,
         Quantization::None => Precision::None,
     };
-    let share = config.share(args.tp)?;
+    let share = config.share(args.tp).map_err(anyhow::Error::msg)?;
     let weights = WeightBytes::new(&share, &place.layout(), precision).total() * args.tp as u64;
     let files = files(&args.model)?;
     let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;

@@ -166,7 +166,7 @@ impl Devices {
             #[cfg(feature = "cuda")]
             // The devices are of one kind, as `octant plan` knows it.
             Self::Cuda(gpus) => {
-                let hardware = Hardware::named(Hardware::H100)?;
+                let hardware = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
                 (free_memory(gpus)?, hardware.usable)
             }
             Self::Simulated(gpus) => return Ok(gpus.memory()),
@@ -299,7 +299,7 @@ fn start_on<D: Device, C: Communicator<D>>(
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let Ranks { devices, group, mut near } = ranks;
     let scheduler = scheduler(p);
-    let share = p.model.share(devices.len())?;
+    let share = p.model.share(devices.len()).map_err(anyhow::Error::msg)?;
     let loaded = load(devices, p)?;
     near.resize(loaded.len(), Vec::new());
     let ranks =

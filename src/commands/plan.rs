@@ -142,8 +142,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
 /// What cannot be meant, naming the flag, or a file that cannot be read.
 pub fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
-    let hardware = Hardware::named(args.gpu.as_deref().unwrap_or(Hardware::H100))
-        .map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
+    let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
     if let Some(len) = args.max_model_len {
         let limit = model.max_positions;
         anyhow::ensure!(len <= limit, "--max-model-len: expected at most the model's {limit}, got {len}");

@@ -180,7 +180,7 @@ fn prepare(config: Config, place: &Devices, status: Arc<ServerStatus>) -> anyhow
         KvCacheDtype::Fp8 => KvDtype::Fp8,
         KvCacheDtype::Bf16 => KvDtype::Bf16,
     };
-    let share = model.share(place.ranks()).context("--tensor-parallel-size")?;
+    let share = model.share(place.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
     let room = StepRoom {
         ranks: place.ranks(),
         rows: config.max_num_batched_tokens,

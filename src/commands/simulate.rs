@@ -196,7 +196,7 @@ fn scheduler(
     let num_blocks = match r.filter(|_| !resized && args.config.is_none()) {
         Some(recorded) => recorded.num_blocks,
         None => {
-            let share = model.share(about.ranks).context("--tp")?;
+            let share = model.share(about.ranks).map_err(anyhow::Error::msg).context("--tp")?;
             let room = StepRoom {
                 ranks: about.ranks,
                 rows: max_num_batched_tokens,

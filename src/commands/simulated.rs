@@ -28,7 +28,7 @@ pub struct SimulatedGpus {
 impl SimulatedGpus {
     /// Reads what the GPU is.
     pub fn new(settings: &Simulation, ranks: usize) -> anyhow::Result<Self> {
-        let hardware = Hardware::named(settings.gpu.as_deref().unwrap_or(Hardware::H100)).context("--gpu")?;
+        let hardware = Hardware::named(&settings.gpu).map_err(anyhow::Error::msg).context("--gpu")?;
         Ok(Self { hardware, ranks, settings: settings.clone() })
     }
 
@@ -141,7 +141,7 @@ impl About {
             (None, Some(text)) => ModelConfig::from_text(text).context("of the recording")?,
             (None, None) => anyhow::bail!("--config: missing; expected a directory"),
         };
-        let gpu = args.gpu.as_deref().or(field("gpu")).unwrap_or(Hardware::H100);
+        let gpu = args.gpu.as_deref().or(field("gpu")).unwrap_or("h100-80gb");
         let ranks = match field("ranks") {
             Some(text) => text.parse().with_context(|| format!("the recording's ranks: {text}"))?,
             None => 8,
@@ -159,7 +159,7 @@ impl About {
             None if fp8("kv") => KvDtype::Fp8,
             None => KvDtype::Bf16,
         };
-        let hardware = Hardware::named(gpu).context("--gpu")?;
+        let hardware = Hardware::named(gpu).map_err(anyhow::Error::msg).context("--gpu")?;
         let deterministic =
             args.deterministic.unwrap_or(field("deterministic").is_none_or(|value| value == "true"));
         Ok(Self { model, hardware, ranks: args.ranks.unwrap_or(ranks), precision, kv, deterministic })
@@ -169,6 +169,7 @@ impl About {
     pub fn cost(&self) -> anyhow::Result<CostModel> {
         let hardware = self.hardware.clone();
         let cost = CostModel::new(&self.model, self.ranks, self.precision, self.kv, hardware)
+            .map_err(anyhow::Error::msg)
             .context("the number of ranks")?;
         Ok(if self.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost })
     }
@@ -198,7 +199,7 @@ pub fn record(
 ) -> anyhow::Result<(Recorder, Recording)> {
     let simulation = p.config.simulation.as_ref();
     let dir = simulation.and_then(|simulation| simulation.config.as_ref()).unwrap_or(&p.config.model);
-    let gpu = simulation.and_then(|simulation| simulation.gpu.as_deref()).unwrap_or(Hardware::H100);
+    let gpu = simulation.map_or("h100-80gb", |simulation| simulation.gpu.as_str());
     let fp8 = |is: bool, other: &str| if is { "fp8".to_owned() } else { other.to_owned() };
     let about = [
         ("config", std::fs::read_to_string(dir.join("config.json"))?),

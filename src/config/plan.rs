@@ -21,9 +21,9 @@ pub struct PlanArgs {
     /// GPUs that share the model
     #[arg(long, value_name = "N", default_value = "1", value_parser = RangedU64ValueParser::<usize>::new().range(1..=8))]
     pub tp: usize,
-    /// Kind of GPU: h100-80gb, or a TOML file of its figures [default: h100-80gb]
-    #[arg(long, value_name = "NAME|FILE.toml")]
-    pub gpu: Option<String>,
+    /// What each is: h100-80gb, or a TOML file of its figures
+    #[arg(long, value_name = "NAME|FILE.toml", default_value = "h100-80gb")]
+    pub gpu: String,
     /// Linear layers in FP8, or as the checkpoint stores them
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
     pub quantization: Quantization,

@@ -8,7 +8,7 @@ use super::{ConfigError, DeviceName, ServeArgs};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Simulation {
     /// Name or file of the GPU.
-    pub gpu: Option<String>,
+    pub gpu: String,
     /// Directory of the model whose steps are simulated, if it is not the one whose tokenizer is used.
     pub config: Option<PathBuf>,
     /// Factor on the times of steps; 0 does not wait.
@@ -45,5 +45,6 @@ pub(super) fn simulation(args: &ServeArgs, device: DeviceName) -> Result<Option<
         let message = format!("expected from 1 to 10^9 tokens, got {answer_tokens}");
         return Err(ConfigError::new("--simulate-answer-tokens", message));
     }
-    Ok(Some(Simulation { gpu: args.gpu.clone(), config: args.simulate_config.clone(), pace, answer_tokens }))
+    let gpu = args.gpu.clone().unwrap_or_else(|| "h100-80gb".to_owned());
+    Ok(Some(Simulation { gpu, config: args.simulate_config.clone(), pace, answer_tokens }))
 }

@@ -81,7 +81,7 @@ impl Tensor {
 
 /// The location of one tensor, for conversions on disk.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct StoredTensor {
+pub(crate) struct Stored {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) dtype: Dtype,
@@ -178,10 +178,10 @@ impl Checkpoint {
     }
 
     /// The locations of all tensors, in the order of files and offsets.
-    pub(crate) fn stored(&self) -> Vec<StoredTensor> {
+    pub(crate) fn stored(&self) -> Vec<Stored> {
         let mut tensors: Vec<&Tensor> = self.entries.values().map(|entry| &entry.tensor).collect();
         tensors.sort_by_key(|tensor| (tensor.path(), tensor.start));
-        let stored = |tensor: &Tensor| StoredTensor {
+        let stored = |tensor: &Tensor| Stored {
             name: tensor.name.clone(),
             path: tensor.path().to_owned(),
             dtype: tensor.dtype,

@@ -23,7 +23,7 @@ mod workspace;
 
 use std::path::Path;
 
-pub(crate) use checkpoint::{Checkpoint, StoredTensor};
+pub(crate) use checkpoint::{Checkpoint, Stored};
 pub(crate) use config::REWARD;
 pub use config::{GenerationConfig, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};

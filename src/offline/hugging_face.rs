@@ -11,7 +11,7 @@ use super::item::{Item, RowMap, Source};
 use super::journal::{Identity, Input, hex};
 use super::writer::{Beside, Contents, Output, REPORT, write};
 use super::{Conversion, Converted, Granularity, OnProgress};
-use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, StoredTensor};
+use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored};
 
 /// The name of a model's configuration.
 pub(super) const CONFIG: &str = "config.json";
@@ -98,7 +98,7 @@ pub(super) fn quantization_config(granularity: Granularity, reward: bool) -> Val
 fn items(
     dir: &Path,
     config: &ModelConfig,
-    stored: &[StoredTensor],
+    stored: &[Stored],
     granularity: Option<Granularity>,
 ) -> Result<Vec<Item>, LoadError> {
     let mut expected: BTreeMap<String, model::Expected> =
@@ -136,10 +136,10 @@ fn items(
 }
 
 /// What tells this input from any other: the files of weights by size, time and layout, and the configuration.
-fn inputs(dir: &Path, stored: &[StoredTensor]) -> Result<BTreeMap<String, Input>, LoadError> {
+fn inputs(dir: &Path, stored: &[Stored]) -> Result<BTreeMap<String, Input>, LoadError> {
     let mut layouts: BTreeMap<&Path, Sha256> = BTreeMap::new();
     for tensor in stored {
-        let StoredTensor { name, path, dtype, shape, offset } = tensor;
+        let Stored { name, path, dtype, shape, offset } = tensor;
         layouts.entry(path).or_default().update(format!("{name} {dtype:?} {shape:?} {offset}\n"));
     }
     let mut inputs = BTreeMap::new();

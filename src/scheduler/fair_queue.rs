@@ -78,16 +78,16 @@ impl Queue {
     /// Adds a sequence, new or preempted.
     pub(super) fn arrive(&mut self, sequence: Sequence) {
         self.lift(&sequence.tenant().name, sequence.priority());
-        let (line, arrival) = (line(&sequence), sequence.order.sequence_number);
+        let (line, arrival) = (line(&sequence), sequence.order.arrival);
         self.lines.entry(line).or_default().insert(arrival);
         self.waiting.insert(arrival, sequence);
     }
 
     pub(super) fn remove(&mut self, order: &Order) -> Option<Sequence> {
-        let sequence = self.waiting.remove(&order.sequence_number)?;
+        let sequence = self.waiting.remove(&order.arrival)?;
         let key = line(&sequence);
         if let Some(line) = self.lines.get_mut(&key) {
-            line.remove(&order.sequence_number);
+            line.remove(&order.arrival);
             if line.is_empty() {
                 self.lines.remove(&key);
             }
@@ -96,7 +96,7 @@ impl Queue {
     }
 
     pub(super) fn get_mut(&mut self, order: &Order) -> Option<&mut Sequence> {
-        self.waiting.get_mut(&order.sequence_number)
+        self.waiting.get_mut(&order.arrival)
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &Sequence> {
@@ -116,8 +116,8 @@ impl Queue {
         let top = i64::from(self.lines.keys().map(|(_, priority)| *priority).min()?);
         let place = |((name, priority), line): (&QueueKey, &BTreeSet<u64>)| {
             let sequence = &self.waiting[line.first()?];
-            let class = aged(*priority, step - sequence.arrived_at_step, ageing).max(top);
-            Some((class, self.counters.get(name), sequence.order.sequence_number, sequence.order))
+            let class = aged(*priority, step - sequence.arrived, ageing).max(top);
+            Some((class, self.counters.get(name), sequence.order.arrival, sequence.order))
         };
         let (class, _, _, order) = self.lines.iter().filter_map(place).min()?;
         Some((order, class))
@@ -134,11 +134,10 @@ impl Queue {
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {
         let most = self.lines.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
         let top = i64::from(most);
-        // Requests of a queue whose class after ageing is at most `class`.
-        let up_to = |((_, of), line): (&QueueKey, &BTreeSet<u64>), class: i64| {
-            let is = |arrival: &&u64| {
-                aged(*of, step - self.waiting[*arrival].arrived_at_step, ageing).max(top) <= class
-            };
+        // How many of a line have a class that is at most so.
+        let up_to = |((_, of), line): (&(Arc<str>, i32), &BTreeSet<u64>), class: i64| {
+            let is =
+                |arrival: &&u64| aged(*of, step - self.waiting[*arrival].arrived, ageing).max(top) <= class;
             line.iter().take_while(is).count()
         };
         let class = i64::from(priority);
@@ -162,10 +161,10 @@ impl Queue {
         self.counters.charge(tenant, PROMPT_COST * tokens as u64);
     }
 
-    /// Charges one generated token to the tenant, at the latest when `settle` is called.
+    /// A token was generated for the tenant; charged at the latest by `settle`.
     pub(super) fn charge_output(&mut self, tenant: &Tenant) {
         match &mut self.owed {
-            // Comparing two `Arc`s of the same string does not read the string.
+            // Two names that are one string are equal without being read.
             Some((of, tokens)) if of == tenant => *tokens += 1,
             _ => {
                 self.settle();
@@ -214,10 +213,7 @@ impl Queue {
             return Err(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
         }
         let lost = |sequence: &&Sequence| {
-            !self
-                .lines
-                .get(&line(sequence))
-                .is_some_and(|line| line.contains(&sequence.order.sequence_number))
+            !self.lines.get(&line(sequence)).is_some_and(|line| line.contains(&sequence.order.arrival))
         };
         match self.waiting.values().find(lost) {
             Some(sequence) => Err(format!("request {} waits but is not queued", sequence.id.0)),

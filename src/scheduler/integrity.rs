@@ -110,9 +110,7 @@ impl Scheduler {
             return Err(format!("{rows} rows are in flight, sequences count {held}"));
         }
         match self.leaving.values().find(|leaver| leaver.sequence.in_flight == 0) {
-            Some(leaver) => {
-                Err(format!("request {} is leaving without a row in flight", leaver.sequence.id.0))
-            }
+            Some(leaver) => Err(format!("request {} leaves with no row in flight", leaver.sequence.id.0)),
             None => Ok(()),
         }
     }

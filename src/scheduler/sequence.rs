@@ -19,7 +19,7 @@ pub struct Order {
     /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
     /// Counts up over all requests.
-    pub sequence_number: u64,
+    pub arrival: u64,
 }
 
 /// A request that waits or runs.
@@ -33,7 +33,7 @@ pub struct Sequence {
     /// Rows that are planned and not yet committed.
     pub in_flight: usize,
     /// Steps that had been planned when it came.
-    pub arrived_at_step: u64,
+    pub arrived: u64,
     /// Times that it was made to give up its blocks.
     pub preemptions: u32,
     /// Blocks reserved for the sequence in addition to those of its table.
@@ -74,14 +74,14 @@ pub struct Pending {
 }
 
 impl Sequence {
-    /// Makes a waiting sequence. `sequence_number` counts requests, `arrived_at_step` steps.
-    pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
+    /// Waiting, with nothing computed. `arrival` counts requests, `arrived` steps.
+    pub fn new(id: RequestId, arrival: u64, arrived: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
+            order: Order { preemptible: true, class: i64::from(request.priority), arrival },
             table: Table::default(),
             in_flight: 0,
-            arrived_at_step,
+            arrived,
             preemptions: 0,
             reserved: 0,
             tokens: request.prompt.to_vec(),
@@ -198,8 +198,7 @@ impl Sequence {
             u64::from(stop.stop_ids.first().copied().unwrap_or(0)),
             u64::from(sampling.min_tokens),
         ];
-        let near =
-            [u64::from(tenant.weight), self.arrived_at_step, self.keys.len() as u64, self.scored as u64];
+        let near = [u64::from(tenant.weight), self.arrived, self.keys.len() as u64, self.scored as u64];
         far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 

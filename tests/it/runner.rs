@@ -108,13 +108,13 @@ fn a_reused_slot_forgets_its_previous_sequence() {
 }
 
 #[test]
-fn a_failing_rank_is_named_with_its_reason() {
-    let (mut runner, control) = runner(Duration::from_secs(60));
-    control.send(Ok(())).unwrap();
-    control.send(Err("the link is down".to_owned())).unwrap();
+fn a_rank_that_fails_says_where() {
+    let (mut runner, strings) = runner(Duration::from_secs(60));
+    strings.send(Ok(())).unwrap();
+    strings.send(Err("the link is down".to_owned())).unwrap();
     runner.enqueue(&plan()).unwrap();
     assert_eq!(runner.collect().unwrap_err().message, "rank 0 failed: all_reduce: the link is down");
-    // Later steps fail too.
+    // Whoever asks again hears of it again, in other words.
     assert!(runner.enqueue(&plan()).and_then(|()| runner.collect().map(|_| ())).is_err());
 }
 

@@ -19,7 +19,7 @@ pub struct Bench {
     pub scheduler: Scheduler,
     pub model: FakeModel,
     outputs: VecDeque<StepOutput>,
-    pub received: HashMap<u64, Vec<Update>>,
+    pub heard: HashMap<u64, Vec<Update>>,
     next_id: u64,
 }
 
@@ -27,7 +27,7 @@ impl Bench {
     pub fn new(config: SchedulerConfig) -> Self {
         let model = FakeModel::new(&config);
         let scheduler = Scheduler::new(config);
-        Self { scheduler, model, outputs: VecDeque::new(), received: HashMap::new(), next_id: 0 }
+        Self { scheduler, model, outputs: VecDeque::new(), heard: HashMap::new(), next_id: 0 }
     }
 
     /// Submits a group; ids count up from 0.
@@ -59,15 +59,15 @@ impl Bench {
     /// Commits the earliest executed step.
     pub fn commit(&mut self) {
         let output = self.outputs.pop_front().expect("a step was executed");
-        let updates = self.scheduler.commit(&output).expect("outputs match their plans");
+        let updates = self.scheduler.commit(&output).expect("outputs fit their plans");
         self.recount();
         for (id, update) in updates {
-            let received = self.received.entry(id.0).or_default();
-            let ended = received.last().is_some_and(|last: &Update| last.finish.is_some());
+            let heard = self.heard.entry(id.0).or_default();
+            let ended = heard.last().is_some_and(|last: &Update| last.finish.is_some());
             assert!(!ended, "request {} has an update after its finish", id.0);
-            let first = received.is_empty();
+            let first = heard.is_empty();
             assert_eq!(update.cached_tokens.is_some(), first, "the first update has the cached tokens");
-            received.push(update);
+            heard.push(update);
         }
     }
 
@@ -85,7 +85,7 @@ impl Bench {
             while self.outputs.len() < in_flight && self.plan().is_some() {
                 steps += 1;
             }
-            assert!(!self.outputs.is_empty(), "the scheduler is not idle but plans nothing");
+            assert!(!self.outputs.is_empty(), "work is left and none is planned");
             self.commit();
         }
         steps
@@ -99,7 +99,7 @@ impl Bench {
         self.scheduler.check_integrity().expect("the integrity check passes");
     }
 
-    /// Tokens received for a request so far.
+    /// Tokens heard for a request so far.
     pub fn tokens(&self, id: u64) -> Vec<u32> {
         self.updates(id).iter().filter_map(|update| update.token).collect()
     }
@@ -113,7 +113,7 @@ impl Bench {
     }
 
     pub fn updates(&self, id: u64) -> &[Update] {
-        self.received.get(&id).map(Vec::as_slice).unwrap_or_default()
+        self.heard.get(&id).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// The whole answer of a finished request.

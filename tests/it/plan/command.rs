@@ -18,12 +18,12 @@ fn json(dir: &Path, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"))
 }
 
-/// The words of each line.
+/// Words of each line.
 fn lines(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split_whitespace().collect()).collect()
 }
 
-/// The expected row of the table of decode or prefill steps.
+/// A row of either table of steps, as it must be printed.
 fn row(step: &Value, first: &str, second: &str) -> Vec<String> {
     let ms = |value: f64| format!("{:.2}", value * 1e3);
     let terms = &step["terms"];
@@ -40,7 +40,7 @@ fn row(step: &Value, first: &str, second: &str) -> Vec<String> {
     words
 }
 
-/// Asserts that the tables contain every figure of the JSON, rounded.
+/// Every figure of the JSON is in the table, rounded.
 fn same_figures(dir: &Path, args: &[&str]) {
     let (json, output) = (json(dir, args), plan(dir, args));
     let text = String::from_utf8(output.stdout).unwrap();
@@ -54,7 +54,7 @@ fn same_figures(dir: &Path, args: &[&str]) {
     }
     assert!(text.contains(&format!("({} of them to plan with)", gb(&json["available"]))));
     for kv in json["kv"].as_array().unwrap() {
-        // The section of this KV cache starts with its title.
+        // Its part of the text: after its title.
         let title =
             format!("{} KV cache: {} bytes per token", kv["dtype"].as_str().unwrap(), kv["token_bytes"]);
         rest = &rest[rest.find(&title).unwrap_or_else(|| panic!("{title}"))..];
@@ -70,7 +70,7 @@ fn same_figures(dir: &Path, args: &[&str]) {
         let prompts = kv["prefill"].as_array().unwrap().iter().map(|step| row(step, "steps", "tokens"));
         for row in decodes.chain(prompts) {
             let words: Vec<&str> = row.iter().map(String::as_str).collect();
-            // The line of a step that does not fit continues after a comma.
+            // A step that does not fit has more to say after a comma.
             let line = |line: &Vec<&str>| line.iter().zip(&words).all(|(a, b)| a.trim_end_matches(',') == *b);
             assert!(part.iter().any(|words| words.len() >= row.len() && line(words)), "{row:?} in\n{rest}");
         }
@@ -78,7 +78,7 @@ fn same_figures(dir: &Path, args: &[&str]) {
 }
 
 #[test]
-fn tables_and_json_have_the_same_figures() {
+fn tables_and_json_say_the_same() {
     same_figures(&dir_340b(), &["--tp", "8"]);
     same_figures(&dir_340b(), &["--tp", "4"]);
     same_figures(
@@ -91,22 +91,21 @@ fn tables_and_json_have_the_same_figures() {
 fn the_340b_fits_eight_gpus() {
     let report = json(&dir_340b(), &["--tp", "8"]);
     let kv = |index: usize, key: &str| report["kv"][index][key].as_u64().unwrap();
-    // The driver takes 0.6 of 85.52 GB, and 8 % of the rest are kept free. Weights and working memory are
-    // 44.27 GB.
+    // Of 85.52 GB, 0.6 are the driver's, and of the rest 8 % are kept free; weights and all else are 44.27 GB.
     assert_eq!(report["available"], 78_127_145_185_u64);
     assert_eq!((kv(0, "token_bytes"), kv(1, "token_bytes")), (36_864, 73_728));
     assert_eq!((kv(0, "blocks"), kv(0, "tokens"), kv(0, "requests")), (14_337, 917_568, 224));
     assert_eq!((kv(1, "blocks"), kv(1, "tokens"), kv(1, "requests")), (7_171, 458_944, 112));
     // 32 requests of 4096 tokens.
     assert_eq!((kv(0, "server_blocks"), kv(1, "server_blocks")), (2048, 2048));
-    // The parts of the weights add up to the weights.
+    // The lines of weights are all there is of them.
     let bytes = |name: &str| {
         let lines = report["memory"].as_array().unwrap();
         lines.iter().find(|line| line["name"] == name).unwrap()["bytes"].as_u64().unwrap()
     };
     let parts = ["QKV", "attention output", "MLP up", "MLP down", "scales", "embedding", "head", "norms"];
     assert_eq!(parts.map(bytes).iter().sum::<u64>(), bytes("weights"));
-    // All lines add up to the memory, except for less than a block.
+    // All lines are all of the memory, but for less than a block.
     let lines = ["weights", "activations", "communication", "graphs", "context", "kept free"].map(bytes);
     let all = lines.iter().sum::<u64>() + kv(0, "scratch") + kv(0, "bytes");
     let left = (81_559_u64 << 20).checked_sub(all).unwrap();
@@ -114,7 +113,7 @@ fn the_340b_fits_eight_gpus() {
 }
 
 #[test]
-fn a_model_that_does_not_fit_is_reported_with_the_missing_bytes() {
+fn what_does_not_fit_says_by_how_much() {
     let output = plan(&dir_340b(), &["--tp", "4"]);
     assert_eq!(output.status.code(), Some(1));
     let report = json(&dir_340b(), &["--tp", "4"]);
@@ -133,7 +132,7 @@ fn a_model_that_does_not_fit_is_reported_with_the_missing_bytes() {
 }
 
 #[test]
-fn every_setting_has_its_effect() {
+fn settings_change_what_they_name() {
     let dir = dir_340b();
     let base = json(&dir, &["--tp", "8"]);
     let of = |report: &Value, pointer: &str| report.pointer(pointer).unwrap().as_f64().unwrap();
@@ -159,7 +158,7 @@ fn every_setting_has_its_effect() {
 }
 
 #[test]
-fn invalid_arguments_name_their_flag() {
+fn what_cannot_be_meant_names_the_flag() {
     let cases: [(&[&str], &[&str]); 8] = [
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
         (&["--tp", "9"], &["--tp", "9"]),

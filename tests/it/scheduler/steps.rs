@@ -218,14 +218,14 @@ fn blocks_of_a_failed_request_leave_the_prefix_cache() {
 fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let plan = bench.scheduler.plan().expect("a waiting request can be planned");
+    let plan = bench.scheduler.plan().expect("a request waits");
     let output = StepOutput { id: plan.id, rows: vec![output] };
-    let updates = bench.scheduler.commit(&output).expect("the output matches its plan");
+    let updates = bench.scheduler.commit(&output).expect("the output fits its plan");
     updates[0].1.finish.clone()
 }
 
 #[test]
-fn an_invalid_executor_output_fails_its_request() {
+fn an_executor_that_breaks_its_contract_fails_the_request_it_broke() {
     let beyond = RowOutput { token: Some(100), ..RowOutput::default() };
     assert!(matches!(outcome_of(beyond), Some(Finish::Error(_))), "a token beyond the vocabulary");
     assert!(matches!(outcome_of(RowOutput::default()), Some(Finish::Error(_))), "no token");
@@ -233,7 +233,7 @@ fn an_invalid_executor_output_fails_its_request() {
 }
 
 #[test]
-fn an_output_that_matches_no_plan_is_rejected() {
+fn an_output_that_fits_no_plan_is_refused() {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
     let plan = bench.scheduler.plan().unwrap();
