@@ -62,7 +62,7 @@ impl ModelConfig {
     ///
     /// # Errors
     /// The same as those of [`ModelConfig::from_dir`].
-    pub fn from_text(text: &str) -> Result<Self, LoadError> {
+    pub(crate) fn from_text(text: &str) -> Result<Self, LoadError> {
         let path = Path::new("config.json");
         let map = serde_json::from_str(text).map_err(|e| LoadError::file(path, format!("not JSON: {e}")))?;
         Self::from_object(path, &Object::from_map(path, map))

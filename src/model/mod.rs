@@ -99,13 +99,13 @@ pub struct Pass<'a, D: Device, C: Communicator<D>> {
 }
 
 /// Rows of the last forward pass to sample a token for.
-pub struct RowsToSample<'a> {
+pub(crate) struct RowsToSample<'a> {
     /// Row indices into the residual stream, at most [`LOGIT_ROWS`].
-    pub rows: &'a [u32],
+    pub(crate) rows: &'a [u32],
     /// Sampling parameters; one entry per row.
-    pub sampling: &'a [SampleRow<'a>],
+    pub(crate) sampling: &'a [SampleRow<'a>],
     /// Ids that may be sampled are below this.
-    pub vocab: usize,
+    pub(crate) vocab: usize,
 }
 
 impl<D: Device> Model<D> {
@@ -247,13 +247,13 @@ impl<D: Device> Model<D> {
     }
 
     /// Whether this is one rank's shard of a model.
-    pub fn is_divided(&self) -> bool {
+    pub(crate) fn is_divided(&self) -> bool {
         self.shard.ranks > 1
     }
 
     /// Computes the logits of `rows`, applies their sampling parameters, and gathers only the largest of each
     /// rank into `space.shortlists`. Only for a sharded model.
-    pub fn shortlists<C: Communicator<D>>(
+    pub(crate) fn shortlists<C: Communicator<D>>(
         &self,
         device: &D,
         comm: &C,

@@ -120,7 +120,7 @@ pub(super) fn run<D: Device>(
 }
 
 /// Number of reading threads: more than the cores of a small machine, so that a disk has many requests.
-pub fn read_threads() -> usize {
+pub(crate) fn read_threads() -> usize {
     (2 * cores()).clamp(16, 64)
 }
 

@@ -33,20 +33,20 @@ pub struct Workspace<D: Device> {
     /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank.
     pub(super) part: Option<D::Floats>,
     /// The largest logits; `None` with one rank.
-    pub shortlists: Option<Shortlists<D>>,
+    pub(crate) shortlists: Option<Shortlists<D>>,
     /// Logits \[LOGIT_ROWS, vocab\]; a little wider if the ranks' shares are padded.
     pub logits: D::Floats,
     /// Sampled tokens, by slot.
-    pub sampled: D::Sampled,
+    pub(crate) sampled: D::Sampled,
 }
 
 /// The largest logits of each rank, in the format of [`Device::shortlist`].
 #[derive(Debug)]
-pub struct Shortlists<D: Device> {
+pub(crate) struct Shortlists<D: Device> {
     /// This rank's shortlists \[LOGIT_ROWS, 2 × SHORTLIST\].
     pub(super) own: D::Floats,
     /// Shortlists of all ranks \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
-    pub all: D::Floats,
+    pub(crate) all: D::Floats,
 }
 
 impl<D: Device> Shortlists<D> {

@@ -40,10 +40,10 @@ pub struct MemoryNeeds {
 
 /// Estimated bytes per kernel launch in a CUDA graph; not measured. The launch's parameters take about 100
 /// bytes, the rest is the driver's.
-pub const GRAPH_LAUNCH_BYTES: u64 = 8 << 10;
+pub(crate) const GRAPH_LAUNCH_BYTES: u64 = 8 << 10;
 
 /// Row counts for which decode steps are captured: the powers of two below `most`, and `most`.
-pub fn graph_rows(most: usize) -> impl Iterator<Item = usize> {
+pub(crate) fn graph_rows(most: usize) -> impl Iterator<Item = usize> {
     let powers = (0..usize::BITS).map(|i| 1 << i).take_while(move |rows| *rows < most);
     powers.chain([most])
 }
@@ -199,12 +199,12 @@ impl MemoryPlan {
     }
 
     /// Tokens that the KV cache can hold.
-    pub fn kv_tokens(&self) -> usize {
+    pub(crate) fn kv_tokens(&self) -> usize {
         self.blocks * BLOCK_TOKENS
     }
 
     /// Full-length requests that the KV cache can hold at once.
-    pub fn full_length_requests(&self) -> usize {
+    pub(crate) fn full_length_requests(&self) -> usize {
         self.blocks / self.max_model_len.div_ceil(BLOCK_TOKENS)
     }
 
@@ -215,7 +215,7 @@ impl MemoryPlan {
 }
 
 /// A size in MiB below 1 GiB, otherwise in GiB.
-pub fn gib(bytes: u64) -> String {
+pub(crate) fn gib(bytes: u64) -> String {
     const MIB: f64 = 1024.0 * 1024.0;
     let mib = bytes as f64 / MIB;
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }

@@ -14,9 +14,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use memory::{
-    DoesNotFit, GRAPH_LAUNCH_BYTES, MemoryNeeds, MemoryPlan, WeightBytes, gib, graph_rows, token_bytes,
-};
+pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
+pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
 pub use rank::RankParts;
 
 use crate::comm::Communicator;

@@ -3,10 +3,10 @@
 //!
 //! A tenant's counter is the service it has received: [`PROMPT_COST`] for each prompt token, charged when the
 //! sequence first starts, and [`OUTPUT_COST`] for each generated token, divided by the tenant's weight. The
-//! tenant with the lowest counter goes first; the requests of one tenant go in order of arrival. A
-//! tenant that submits a request while it has none waiting of that priority or a higher one has its counter
-//! raised to the lowest counter among the tenants that have one, so that idle time earns no credit. With
-//! one tenant the order is the order of arrival.
+//! tenant with the lowest counter goes first; the requests of one tenant go in order of arrival. If a
+//! tenant submits a request while it has none waiting of that priority or a higher one, its counter is raised
+//! to the lowest counter among the tenants that have one, so that idle time earns no credit. With one tenant
+//! the order is the order of arrival.
 //!
 //! A request's class starts as its priority; a lower class goes first. Every N steps of waiting
 //! (`ageing_steps`) lower the class by one, down to the lowest priority number that any waiting request was
@@ -50,7 +50,7 @@ struct Counters {
 
 /// Tenant name and submitted priority: requests that share both are in order of arrival however they age, so
 /// only the first of them can be next.
-pub type QueueKey = (Arc<str>, i32);
+pub(super) type QueueKey = (Arc<str>, i32);
 
 /// The waiting sequences.
 #[derive(Default)]

@@ -34,7 +34,7 @@ impl BlockKey {
 }
 
 /// Key to block and block to key, and the order of eviction.
-pub struct PrefixIndex {
+pub(super) struct PrefixIndex {
     blocks: HashMap<BlockKey, u32>,
     keys: Vec<Option<BlockKey>>,
     /// Cached blocks without a handle, by the release number at which the last handle was dropped. The lowest
