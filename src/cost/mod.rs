@@ -15,7 +15,7 @@ pub use time::StepTime;
 use crate::device::{HeadShape, KvDtype};
 use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme, ShardError};
 
-/// What one row of a step contributes to its cost.
+/// A row's contribution to the cost of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowShape {
     /// Tokens fed.

@@ -91,8 +91,8 @@ pub(super) fn has_nan(codes: &[u8]) -> bool {
     codes.iter().fold(0, |largest: u8, code| largest.max(code & 0x7F)) == 0x7F
 }
 
-/// Expands a stored scale to one F32 per output row. Exporters use the shapes `[]`, `[1]`, `[out]` and `[out,
-/// 1]`.
+/// Expands a stored scale to one F32 per output row.
+/// Exporters use the shapes `[]`, `[1]`, `[out]` and `[out, 1]`.
 pub(super) fn row_scales(tensor: &Tensor, out: usize) -> Result<Vec<f32>, LoadError> {
     let single = match tensor.shape.as_slice() {
         [] | [1] | [1, 1] => true,

@@ -88,7 +88,7 @@ pub struct Model<D: Device> {
     rope: Rope,
 }
 
-/// What a forward pass uses besides weights and workspace.
+/// Device, communicator and KV cache of a forward pass.
 pub struct Pass<'a, D: Device, C: Communicator<D>> {
     /// The rank's device.
     pub device: &'a D,

@@ -69,7 +69,7 @@ fn load_ranks<D: Device>(
     matrices.into_iter().zip(ranks).map(assemble).collect()
 }
 
-/// What a rank's model is assembled from.
+/// The parts that a rank's model is assembled from.
 struct ModelParts<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,

@@ -186,7 +186,7 @@ fn several_ranks_generate_the_tokens_of_one_rank_up_to_a_near_tie() {
     }
 }
 
-/// What a rank does at one of its collective operations.
+/// A fault of a rank at one of its collective operations.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Fails,
