@@ -58,7 +58,8 @@ fn main() {
     let needs = MemoryNeeds::new(
         &config,
         &Cpu::LAYOUT,
-        (o.precision, kv),
+        o.precision,
+        kv,
         &StepRoom { ranks: 1, rows: PREFILL, slots: 64, deterministic: true },
     );
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64)
@@ -66,7 +67,7 @@ fn main() {
     let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("a CPU device");
     println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);
     let start = Instant::now();
-    let model = Model::load(&o.dir, &config, (Shard::WHOLE, o.precision), &device, &mut |_| {})
+    let model = Model::load(&o.dir, &config, Shard::WHOLE, o.precision, &device, &mut |_| {})
         .expect("a whole checkpoint");
     println!("loaded in {:.3} s", start.elapsed().as_secs_f64());
     let vocab = config.vocab;

@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::device::cpu::zeros;
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
-use crate::model::{Landing, Model, ModelConfig, Precision, Storage, read_threads};
+use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
 use crate::runner::WeightBytes;
 
 /// Bytes of one read call.
@@ -160,18 +160,18 @@ impl Run<'_> {
         self.prepare_cache(cold)?;
         let start = Instant::now();
         for path in self.files {
-            let file = Storage::open(path.clone())?;
+            let file = DirectFile::open(path.clone())?;
             let (file, len) = (&file, file.len()?);
             let next = &AtomicU64::new(0);
             in_parallel((0..read_threads()).map(|_| {
                 move || {
-                    let mut landing = Landing::default();
+                    let mut buffer = ReadBuffer::default();
                     loop {
                         let at = next.fetch_add(READ, Ordering::Relaxed);
                         if at >= len {
                             return Ok(0);
                         }
-                        file.read_once(at, READ.min(len - at) as usize, &mut landing)?;
+                        file.read_once(at, READ.min(len - at) as usize, &mut buffer)?;
                     }
                 }
             }))?;

@@ -138,7 +138,7 @@ impl Setup {
         let rows = args.prefill.iter().copied().chain([batch]).max().unwrap_or(1);
         let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
         let room = StepRoom { ranks: 1, rows, slots: batch, deterministic: args.deterministic };
-        let needs = MemoryNeeds::new(&limited, &D::LAYOUT, (Precision::Fp8, KvDtype::Fp8), &room);
+        let needs = MemoryNeeds::new(&limited, &D::LAYOUT, Precision::Fp8, KvDtype::Fp8, &room);
         let comm = SingleDeviceGroup::new(&device, args.tp, rows, config.hidden)?;
         let projection = projection(&device, &comm, config, args)?;
         let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, rows, config.hidden));

@@ -14,7 +14,7 @@ use crate::cost::{CostModel, Hardware, RowShape, StepTime};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::launch::prepared::limit_length;
 use crate::model::{ModelConfig, Precision, StepRoom};
-use crate::runner::{MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, graph_rows, token_bytes};
+use crate::runner::{GRAPH_LAUNCH_BYTES, MemoryNeeds, MemoryPlan, WeightBytes, graph_rows, token_bytes};
 
 use tables::tables;
 
@@ -152,7 +152,7 @@ fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
         let cost = if args.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost };
-        let needs = MemoryNeeds::new(&share, &Layout::CUDA, (precision, kv), &room(args));
+        let needs = MemoryNeeds::new(&share, &Layout::CUDA, precision, kv, &room(args));
         let available = hardware.available();
         Ok(Inputs { args, share: &share, kv, needs, cost, available, lists: &lists }.cache())
     });
@@ -214,7 +214,7 @@ fn room(args: &PlanArgs) -> StepRoom {
 /// The parts of the memory plan that do not depend on the element type of the KV cache.
 fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: &Hardware) -> Vec<Line> {
     let weights = WeightBytes::new(share, &Layout::CUDA, precision);
-    let needs = MemoryNeeds::new(share, &Layout::CUDA, (precision, KvDtype::Fp8), &room(args));
+    let needs = MemoryNeeds::new(share, &Layout::CUDA, precision, KvDtype::Fp8, &room(args));
     let layers = weights.layers;
     let line = |name, bytes, from: String| Line { name, bytes, estimate: false, from };
     let product = |name, index: usize| {
@@ -226,7 +226,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
     let launches = Layout::CUDA.graph_launches;
     let graphs =
-        format!("{recorded} steps × {layers} layers × {launches} launches × {RECORDED_LAUNCH} bytes");
+        format!("{recorded} steps × {layers} layers × {launches} launches × {GRAPH_LAUNCH_BYTES} bytes");
     let rest = hardware.memory - hardware.context - hardware.available();
     vec![
         product("QKV", 0),
@@ -240,7 +240,7 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
         line("weights", needs.weights, "the lines above".to_owned()),
         line("activations", needs.activations, format!("steps of {} tokens", args.max_num_batched_tokens)),
         line("communication", needs.communication, "buffers that GPUs read from one another".to_owned()),
-        Line { name: "graphs", bytes: needs.recordings, estimate: true, from: graphs },
+        Line { name: "graphs", bytes: needs.graphs, estimate: true, from: graphs },
         Line {
             name: "context",
             bytes: hardware.context,

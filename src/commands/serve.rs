@@ -240,7 +240,7 @@ fn print_banner(p: &Prepared, devices: &Devices) {
         gib(needs.activations),
         gib(needs.communication),
         gib(needs.scratch),
-        gib(needs.recordings),
+        gib(needs.graphs),
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );

@@ -215,7 +215,7 @@ fn scheduler_config(
                 slots: max_num_seqs,
                 deterministic: inputs.deterministic,
             };
-            let needs = MemoryNeeds::new(&share, &Layout::CUDA, (inputs.precision, inputs.kv), &room);
+            let needs = MemoryNeeds::new(&share, &Layout::CUDA, inputs.precision, inputs.kv, &room);
             let memory = usable_memory(&inputs.hardware);
             let kv = args.kv_cache_memory.map(|size| size.0);
             MemoryPlan::new(needs, memory, kv, max_model_len, max_num_seqs)?.blocks

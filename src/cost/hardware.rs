@@ -1,73 +1,83 @@
-//! A GPU as numbers: what it can hold, read, multiply and say to its peers, from a file in `models/`.
+//! The figures of one GPU: memory, bandwidth, arithmetic and all-reduce times, from a TOML file as in
+//! `models/`.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-/// The GPU of a DGX H100.
+/// The built-in file of the GPU of a DGX H100.
 const H100_80GB: &str = include_str!("../../models/h100-80gb.toml");
 
-/// One GPU of eight that are connected. The file says where each value is from.
+/// One of eight connected GPUs. The file names the source of each value.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hardware {
-    /// For people.
+    /// Display name.
     pub name: String,
-    /// Bytes of its memory.
+    /// Device memory in bytes.
     pub memory: u64,
-    /// Bytes of it that are taken before a server has asked for any: the driver's context and the kernels. 0 if not said.
+    /// Bytes that are in use before a server allocates anything: the driver's context and the kernels.
+    /// Default: 0.
     #[serde(default)]
     pub context: u64,
-    /// The part of the rest that a server may plan with.
+    /// Fraction of the remaining memory that a server may plan with.
     pub usable: f64,
-    /// Bytes of the cache through which all of memory is reached; results that fit there are not read from memory. 0 if
-    /// not said.
+    /// Last-level cache in bytes. Intermediate results that fit are not read from memory. Default: 0.
     #[serde(default)]
     pub cache: f64,
-    /// Bytes per second read from memory.
+    /// Memory bandwidth in bytes per second.
     pub read: f64,
-    /// FLOP per second of FP8 products of many rows.
+    /// FLOP per second of FP8 matrix products with many rows.
     pub products: f64,
-    /// FLOP per second of attention over prompts.
+    /// FLOP per second of attention over a prompt.
     pub attention: f64,
-    /// Seconds of a step beside all else.
+    /// Seconds per step that no other term covers.
     pub step_overhead: f64,
-    /// Seconds of a layer beside all else.
+    /// Seconds per layer that no other term covers.
     pub layer_overhead: f64,
-    /// (bytes, seconds) of an all-reduce, by size.
+    /// All-reduce times: (bytes, seconds), by growing size.
     pub all_reduce: Vec<(f64, f64)>,
 }
 
+/// A GPU description that cannot be used. The message names the file and the key, and says expected versus
+/// got.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HardwareError(String);
+
 impl Hardware {
-    /// The name of the GPU of a DGX H100.
+    /// Name of the built-in GPU, and the default wherever a GPU is chosen.
     pub const H100: &str = "h100-80gb";
 
-    /// By the name of one that is built in, or from a TOML file.
+    /// Looks up the built-in GPU by name, or reads a TOML file.
     ///
     /// # Errors
-    /// What is wrong, naming the file or the key.
-    pub fn named(name: &str) -> Result<Self, String> {
+    /// Names the file or the key that is wrong.
+    pub fn named(name: &str) -> Result<Self, HardwareError> {
         let (text, from) = match name {
             Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
-                let text = std::fs::read_to_string(Path::new(path)).map_err(|e| format!("{path}: {e}"))?;
-                (text, path.to_owned())
+                let text = std::fs::read_to_string(Path::new(path));
+                (text.map_err(|e| HardwareError(format!("{path}: {e}")))?, path.to_owned())
             }
-            other => return Err(format!("expected {} or a .toml file, got `{other}`", Self::H100)),
+            other => {
+                let message = format!("expected {} or a .toml file, got `{other}`", Self::H100);
+                return Err(HardwareError(message));
+            }
         };
-        let hardware: Self =
-            toml::from_str(&text).map_err(|e| format!("{from}: {}", e.to_string().trim_end()))?;
-        hardware.check().map_err(|message| format!("{from}: {message}"))?;
+        let hardware: Self = toml::from_str(&text)
+            .map_err(|e| HardwareError(format!("{from}: {}", e.to_string().trim_end())))?;
+        hardware.check().map_err(|error| HardwareError(format!("{from}: {error}")))?;
         Ok(hardware)
     }
 
-    /// Bytes that a server may plan with.
+    /// Bytes of memory that a server may plan with.
     pub fn available(&self) -> u64 {
         ((self.memory - self.context) as f64 * self.usable) as u64
     }
 
-    /// Refuses values that no GPU has, by their key.
-    fn check(&self) -> Result<(), String> {
+    /// Rejects values that no GPU has, by key.
+    fn check(&self) -> Result<(), HardwareError> {
         let positive = [
             ("memory", self.memory as f64),
             ("usable", self.usable),
@@ -77,7 +87,7 @@ impl Hardware {
         ];
         for (key, value) in positive {
             if !(value.is_finite() && value > 0.0) {
-                return Err(format!("{key}: expected a number above 0, got {value}"));
+                return Err(HardwareError(format!("{key}: expected a number above 0, got {value}")));
             }
         }
         for (key, value) in [
@@ -86,39 +96,47 @@ impl Hardware {
             ("cache", self.cache),
         ] {
             if !(value.is_finite() && value >= 0.0) {
-                return Err(format!("{key}: expected a number of at least 0, got {value}"));
+                return Err(HardwareError(format!("{key}: expected a number of at least 0, got {value}")));
             }
         }
         if self.usable > 1.0 {
-            return Err(format!("usable: expected a part, at most 1, got {}", self.usable));
+            return Err(HardwareError(format!(
+                "usable: expected a fraction of at most 1, got {}",
+                self.usable
+            )));
         }
         if self.context >= self.memory {
-            return Err(format!(
-                "context: expected less than the memory's {}, got {}",
+            return Err(HardwareError(format!(
+                "context: expected less than memory = {}, got {}",
                 self.memory, self.context
-            ));
+            )));
         }
         self.check_table()
     }
 
-    fn check_table(&self) -> Result<(), String> {
+    fn check_table(&self) -> Result<(), HardwareError> {
         if self.all_reduce.is_empty() {
-            return Err("all_reduce: expected [bytes, seconds] of at least one size, got none".to_owned());
+            return Err(HardwareError(
+                "all_reduce: expected at least one [bytes, seconds] pair, got none".to_owned(),
+            ));
         }
         let sound = |x: f64| x.is_finite() && x > 0.0;
         if let Some((bytes, seconds)) = self.all_reduce.iter().find(|(b, s)| !sound(*b) || !sound(*s)) {
-            return Err(format!("all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"));
+            return Err(HardwareError(format!(
+                "all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"
+            )));
         }
         match self.all_reduce.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
             None => Ok(()),
-            Some(pair) => {
-                Err(format!("all_reduce: expected growing sizes, got {} after {}", pair[1].0, pair[0].0))
-            }
+            Some(pair) => Err(HardwareError(format!(
+                "all_reduce: expected growing sizes, got {} after {}",
+                pair[1].0, pair[0].0
+            ))),
         }
     }
 
-    /// Seconds of one all-reduce of so many bytes: between two sizes of the table in proportion, below the smallest as
-    /// that, and above the largest by its rate.
+    /// Seconds of one all-reduce of `bytes` bytes. Interpolates linearly between two sizes of the table; uses
+    /// the smallest size's time below it, and the largest size's bandwidth above it.
     pub fn all_reduce_seconds(&self, bytes: f64) -> f64 {
         let table = &self.all_reduce;
         let (Some(smallest), Some(largest)) = (table.first(), table.last()) else { return 0.0 };

@@ -1,83 +1,77 @@
-//! What a step of a model takes on GPUs that need not be there: the roofline's terms, as pure arithmetic. `octant plan`
-//! and the simulated executor count with this.
+//! Cost model: the time of a step of a model on given GPUs, by the terms of the roofline. Pure arithmetic; no
+//! device is needed. Used by `octant plan` and the simulated executor.
 //!
-//! A term is bytes over a rate, FLOP over a rate, or a time from a table; each one's formula is in [`StepTime`]. L is the
-//! layers, h the width of the residual, t the tokens of a step, n the ranks. Left out, each being below a thousandth of a
-//! step: scales and norms, the embedding's rows, and sampling.
+//! Each term is bytes over a rate, FLOP over a rate, or a time from a table; the formulas are in
+//! [`StepTime`]. Letters: L layers, h width of the residual stream, t tokens of the step, n ranks. Neglected,
+//! because each takes less than a thousandth of a step: scales and norms, the rows of the embedding, and
+//! sampling.
 
 mod hardware;
 mod time;
 
-pub use hardware::Hardware;
+pub use hardware::{Hardware, HardwareError};
 pub use time::StepTime;
 
 use crate::device::{HeadShape, KvDtype};
-use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme};
+use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme, ShardError};
 
-/// What one row of a step adds to its cost.
+/// A row's contribution to the cost of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowShape {
     /// Tokens fed.
     pub tokens: u32,
-    /// Positions before them.
+    /// Positions before the tokens fed.
     pub position: u32,
-    /// Rows of logits.
+    /// Rows of logits computed.
     pub logits: u32,
 }
 
-/// Sequences that decode beside a prompt.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Decodes {
-    /// How many.
-    pub rows: u32,
-    /// Tokens behind each.
-    pub context: u32,
-}
+/// The smallest message in bytes for which the table has a time of a two-shot all-reduce. A two-shot
+/// all-reduce of less takes as long as one of this size.
+const TWO_SHOT_MIN: f64 = 512e3;
 
-/// The smallest message that the table's ways of an all-reduce for large ones have been measured with, in bytes: none of
-/// them is quicker than with this.
-const TWO_SHOT: f64 = 512e3;
+/// Bytes per element that make a sum between ranks cost as much as an all-reduce of that many bytes.
+/// One-shot: every rank reads the F32 values of all others. Two-shot: each rank sums its share from F32
+/// values and passes the result on as E4M3; half of an all-reduce's traffic is in each phase, so this is the
+/// mean of 4 and 1.
+const ONE_SHOT_BYTES: f64 = 4.0;
+const TWO_SHOT_BYTES: f64 = (4.0 + 1.0) / 2.0;
 
-/// Bytes that ranks exchange for an element of a result that they add up, as an all-reduce of so many bytes would:
-/// every rank reads the others' F32; or each adds up its share, in F32, and passes it on as E4M3, of which an all-reduce
-/// does the same in both halves, so that it is their mean.
-const EVERYWHERE: f64 = 4.0;
-const SHARED_OUT: f64 = (4.0 + 1.0) / 2.0;
-
-/// The costs of a model on some GPUs.
+/// The cost of a model's steps on given GPUs.
 #[derive(Debug, Clone)]
 pub struct CostModel {
     hardware: Hardware,
-    /// One rank's.
+    /// One rank's share of the model.
     share: ModelConfig,
     ranks: usize,
-    /// Bytes of an element of a layer's weights.
+    /// Bytes per element of the layers' weights.
     element: f64,
-    /// Bytes of an element of the KV cache.
+    /// Bytes per element of the KV cache.
     kv_element: f64,
-    /// FLOP per second of a layer's products.
+    /// FLOP per second of the layers' matrix products.
     products: f64,
-    /// Rows for which weights are read once.
+    /// Rows per pass over the weights.
     pass_rows: f64,
 }
 
 impl CostModel {
-    /// Weights are read once a step, which is the roofline; see [`Self::in_passes_of`].
+    /// Creates a cost model in which each step reads the weights once, as the roofline assumes; see
+    /// [`Self::in_passes_of`].
     ///
     /// # Errors
-    /// The model cannot be divided so.
+    /// The model cannot be divided between `ranks`.
     pub fn new(
         model: &ModelConfig,
         ranks: usize,
         precision: Precision,
         kv: KvDtype,
         hardware: Hardware,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ShardError> {
         let fp8 = precision == Precision::Fp8;
         Ok(Self {
             share: model.share(ranks)?,
             ranks,
-            // Stored codes stay codes; what they are multiplied by need not.
+            // Weights stored as E4M3 stay E4M3, even if the products take BF16 inputs.
             element: if fp8 || model.scheme != Scheme::None { 1.0 } else { 2.0 },
             kv_element: if kv == KvDtype::Fp8 { 1.0 } else { 2.0 },
             products: if fp8 { hardware.products } else { hardware.products / 2.0 },
@@ -86,13 +80,13 @@ impl CostModel {
         })
     }
 
-    /// The same, where products of more rows than these read the weights again for each so many, as those that are
-    /// deterministic do.
+    /// The same cost model, but products read the weights again for every `rows` rows, as the deterministic
+    /// kernels do.
     pub fn in_passes_of(self, rows: usize) -> Self {
         Self { pass_rows: rows as f64, ..self }
     }
 
-    /// What a step of these rows takes. Nothing, without any.
+    /// The time of a step of these rows; 0 without rows.
     pub fn step(&self, rows: impl IntoIterator<Item = RowShape>) -> StepTime {
         let (mut tokens, mut logits, mut kv_tokens, mut pairs) = (0.0, 0.0, 0.0, 0.0);
         for row in rows {
@@ -100,7 +94,8 @@ impl CostModel {
             tokens += fed;
             logits += f64::from(row.logits);
             kv_tokens += before + fed;
-            // Each token sees those before the row and, of the row, those before it and itself.
+            // A token attends to the positions before the row, to the tokens before it in the row, and to
+            // itself.
             pairs += fed * before + fed * (fed + 1.0) / 2.0;
         }
         if tokens == 0.0 {
@@ -126,8 +121,8 @@ impl CostModel {
         }
     }
 
-    /// The steps that take in a prompt after `done` tokens of it, `step_tokens` at a time, and draw its first token: each
-    /// one's time.
+    /// The times of the steps that prefill `tokens` prompt tokens after `done` earlier ones, at most
+    /// `step_tokens` per step. The last step computes the logits of the first output token.
     pub fn prompt(&self, done: u32, tokens: u32, step_tokens: u32) -> Vec<StepTime> {
         let each = step_tokens.max(1);
         let starts = (done..done + tokens).step_by(each as usize);
@@ -138,51 +133,29 @@ impl CostModel {
         starts.map(|position| self.step([step(position)])).collect()
     }
 
-    /// Seconds until a prompt's first token, where `ahead` tokens of other prompts are taken in before it and sequences
-    /// decode beside it, in steps of at most `step_tokens` tokens of which those that decode take theirs first. Prompts
-    /// ahead are counted as one, and each step as beginning when the one before ends.
-    pub fn time_to_first_token(&self, ahead: u32, decodes: Decodes, prompt: u32, step_tokens: u32) -> f64 {
-        let decode = RowShape { tokens: 1, position: decodes.context, logits: 1 };
-        let beside = std::iter::repeat_n(decode, decodes.rows as usize);
-        let room = step_tokens.saturating_sub(decodes.rows).max(1);
-        let (mut seconds, mut waiting, mut done) = (0.0, ahead, 0);
-        while done < prompt {
-            let before = waiting.min(room);
-            let own = (prompt - done).min(room - before);
-            let others =
-                RowShape { tokens: before, position: ahead - waiting, logits: u32::from(before > 0) };
-            let last = u32::from(own > 0 && done + own == prompt);
-            let row = RowShape { tokens: own, position: done, logits: last };
-            let fed = [others, row].into_iter().filter(|row| row.tokens > 0);
-            seconds += self.step(beside.clone().chain(fed)).total();
-            (waiting, done) = (waiting - before, done + own);
-        }
-        seconds
-    }
-
-    /// Bytes of a layer's intermediate results that the cache does not hold until they are read: each is written and
-    /// read once, and what exceeds the cache goes to memory. F32 \[t, h\] of attention and of the MLP, \[t, qkv\] and
-    /// \[t, ffn\].
+    /// Bytes of a layer's intermediate results that go to memory: each result is written and read once, less
+    /// what the cache holds. The results are F32: \[t, h\] of attention and of the MLP, \[t, qkv\] and \[t,
+    /// ffn\].
     fn spilled_bytes(&self, tokens: f64) -> f64 {
         let [(qkv, hidden), _, (ffn, _), _] = self.share.linear_shapes();
         let spilled = |cols: usize| (tokens * (cols * 4) as f64 - self.hardware.cache).max(0.0);
         2.0 * [hidden, hidden, qkv, ffn].map(spilled).iter().sum::<f64>()
     }
 
-    /// Seconds of all sums between ranks: two of each layer, of which a rank does all or its share, whichever is faster,
-    /// but the last, after which every rank has all; and the embedding's.
+    /// Seconds of all sums between ranks. Each layer has two, one-shot or two-shot, whichever is faster. The
+    /// last one and the embedding's are one-shot, because every rank needs the whole result.
     fn reduce_seconds(&self, tokens: f64) -> f64 {
         if self.ranks == 1 {
             return 0.0;
         }
         let elements = tokens * self.share.hidden as f64;
-        let everywhere = self.hardware.all_reduce_seconds(EVERYWHERE * elements);
-        let shared_out = self.hardware.all_reduce_seconds((SHARED_OUT * elements).max(TWO_SHOT));
-        (2.0 * self.share.layers as f64 - 1.0) * everywhere.min(shared_out) + 2.0 * everywhere
+        let one_shot = self.hardware.all_reduce_seconds(ONE_SHOT_BYTES * elements);
+        let two_shot = self.hardware.all_reduce_seconds((TWO_SHOT_BYTES * elements).max(TWO_SHOT_MIN));
+        (2.0 * self.share.layers as f64 - 1.0) * one_shot.min(two_shot) + 2.0 * one_shot
     }
 
-    /// Seconds of gathering the ranks' largest logits, [`LOGIT_ROWS`] rows at a time: a message of 512 bytes a row is
-    /// latency alone, which is that of the smallest all-reduce.
+    /// Seconds of gathering the largest logits of each rank, [`LOGIT_ROWS`] rows at a time. A row's message
+    /// has 512 bytes, so the time is pure latency: that of the smallest all-reduce.
     fn gather_seconds(&self, logits: f64) -> f64 {
         let times = if self.ranks == 1 { 0.0 } else { (logits / LOGIT_ROWS as f64).ceil() };
         times * self.hardware.all_reduce_seconds(0.0)

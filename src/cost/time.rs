@@ -1,44 +1,45 @@
-//! What a step takes, by what takes it.
+//! The time of a step, broken down by cause.
 
 use std::iter::Sum;
 
-/// What a step takes, in seconds, by what takes it.
+/// The time of a step in seconds, by cause. See [`crate::cost`] for the letters in the formulas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct StepTime {
-    /// Reading the layers' weights: passes × L × elements × bytes of one / `read`.
+    /// Reading the layers' weights: passes × L × elements × bytes per element / `read`.
     pub weights: f64,
-    /// Multiplying by them: 2 × t × L × elements / `products`, and at half that rate where inputs are BF16.
+    /// Multiplying by the weights: 2 × t × L × elements / `products`, at half that rate if inputs are BF16.
     pub products: f64,
-    /// Reading the head, which is BF16, once for each 64 rows of logits.
+    /// Reading the LM head, which is BF16, once per 64 rows of logits.
     pub head_weights: f64,
-    /// Multiplying by it, at half of `products`.
+    /// Multiplying by the LM head, at half of `products`.
     pub head_products: f64,
-    /// Reading keys and values: tokens seen × L × 2 × KV heads × elements of a head × bytes of one / `read`.
+    /// Reading keys and values: tokens read × L × 2 × KV heads × head_dim × bytes per element / `read`.
     pub kv: f64,
-    /// Attention's arithmetic: pairs of tokens × L × 4 × query heads × elements of a head / `attention`.
+    /// Attention's arithmetic: (query, key) pairs × L × 4 × query heads × head_dim / `attention`.
     pub attention: f64,
-    /// Writing and reading intermediate results that the cache does not hold.
+    /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,
-    /// Adding up between ranks, by the table of all-reduces: 2 L + 1 times.
+    /// 2 L + 1 all-reduces between ranks, by the all-reduce table.
     pub reduce: f64,
-    /// Gathering logits from ranks.
+    /// Gathering logits from all ranks.
     pub gather: f64,
-    /// Launches and what is small: `step_overhead` + L × `layer_overhead`.
+    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`.
     pub overhead: f64,
 }
 
 impl StepTime {
-    /// Reading and arithmetic overlap; what is left is one after the other.
+    /// The step's time in seconds. Reading overlaps with the arithmetic on the same data; everything else is
+    /// sequential.
     pub fn total(&self) -> f64 {
         self.parts().into_iter().map(|(_, seconds)| seconds).sum()
     }
 
-    /// What most of it is, and so what would have to be less for the step to be quicker.
+    /// The name of the largest part, which limits the step.
     pub fn bound(&self) -> &'static str {
         self.parts().into_iter().max_by(|(_, a), (_, b)| a.total_cmp(b)).map_or("nothing", |(name, _)| name)
     }
 
-    /// What is one after the other, each by the name of the term that holds.
+    /// The sequential parts. Where two terms overlap, the part is the longer one.
     fn parts(&self) -> [(&'static str, f64); 7] {
         let larger = |(a, x): (&'static str, f64), (b, y)| if x >= y { (a, x) } else { (b, y) };
         [
@@ -53,8 +54,8 @@ impl StepTime {
     }
 }
 
-/// The terms of several steps. The total of the sum is at most the sum of the totals, and less where what bounds them
-/// differs.
+/// Adds each term over several steps. The total of this sum is at most the sum of the steps' totals; it is
+/// less if the steps are limited by different terms.
 impl Sum for StepTime {
     fn sum<I: Iterator<Item = Self>>(steps: I) -> Self {
         steps.fold(Self::default(), |a, b| Self {

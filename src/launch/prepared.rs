@@ -61,7 +61,7 @@ pub(crate) fn prepare(
         slots: scheduling.max_num_seqs,
         deterministic: config.device.deterministic,
     };
-    let needs = MemoryNeeds::new(&share, &devices.layout(), (precision, kv), &room);
+    let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
     let memory = MemoryPlan::new(
         needs,
         devices.memory()?,

@@ -1,8 +1,9 @@
-//! A directory of safetensors files: every tensor by name, checked against what is expected of it, none left over, and
-//! read where it is wanted.
+//! A checkpoint: a directory of safetensors files. Every tensor is looked up by name and checked against its
+//! expected shape, and no tensor may be left over.
 //!
-//! Only headers are read when a checkpoint is opened, so that what they show to be wrong shows before any weight is read.
-//! Files are read at positions and not mapped: a file that is cut short meanwhile is an error, and not a signal.
+//! Opening a checkpoint reads only the headers, so errors that the headers show are reported before any
+//! weight is read. Files are read at positions and not mapped: if a file is truncated meanwhile, the result
+//! is an error, not a SIGBUS.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -10,21 +11,21 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
 
+use super::direct_file::{DirectFile, ReadBuffer, is_eof};
 use super::error::LoadError;
 use super::json::Object;
-use super::storage::{Landing, Storage, is_short};
 
-/// The longest header that is believed: the safetensors library's own limit.
+/// Limit on the header's length in bytes, equal to the safetensors library's.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// One tensor, row-major and little-endian: where it is, not what it holds.
+/// The location of one tensor in its file. Its elements are row-major and little-endian.
 #[derive(Debug, Clone)]
 pub(super) struct Tensor {
-    storage: Arc<Storage>,
+    file: Arc<DirectFile>,
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// Of the file.
+    /// Byte offset in the file.
     pub(super) start: u64,
     pub(super) bytes: u64,
 }
@@ -35,56 +36,62 @@ impl Tensor {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.storage.path
+        &self.file.path
     }
 
-    /// Reads from a byte of the tensor on.
+    /// Reads bytes of the tensor from offset `from` on, through the page cache.
     pub(super) fn read(&self, from: u64, to: &mut [u8]) -> Result<(), LoadError> {
         self.check(from, to.len());
-        self.storage
+        self.file
             .read_exact_at(to, self.start + from)
-            .map_err(|e| self.unreadable(from + to.len() as u64, &e))
+            .map_err(|e| self.read_error(from + to.len() as u64, &e))
     }
 
-    /// Reads much that is wanted once, past the system's cache if possible.
-    pub(super) fn read_once(&self, from: u64, bytes: usize, landing: &mut Landing) -> Result<(), LoadError> {
+    /// Reads a large part of the tensor that is needed once, bypassing the page cache if possible.
+    pub(super) fn read_once(
+        &self,
+        from: u64,
+        bytes: usize,
+        buffer: &mut ReadBuffer,
+    ) -> Result<(), LoadError> {
         self.check(from, bytes);
-        self.storage
-            .read_once(self.start + from, bytes, landing)
-            .map_err(|e| self.unreadable(from + bytes as u64, &e))
+        self.file
+            .read_once(self.start + from, bytes, buffer)
+            .map_err(|e| self.read_error(from + bytes as u64, &e))
     }
 
     fn check(&self, from: u64, bytes: usize) {
         assert!(from + bytes as u64 <= self.bytes, "{bytes} bytes from {from} on of {}", self.bytes);
     }
 
-    fn unreadable(&self, end: u64, error: &std::io::Error) -> LoadError {
-        if is_short(error) {
+    fn read_error(&self, end: u64, error: &std::io::Error) -> LoadError {
+        if is_eof(error) {
             let end = self.start + end;
-            return self.error(format!("the file ends before byte {end}: cut short while it was read?"));
+            return self
+                .error(format!("the file ends before byte {end}: was it truncated while being read?"));
         }
         self.error(format!("cannot be read: {error}"))
     }
 
-    /// Has the system begin to read, without waiting for it.
-    pub(super) fn expect(&self, from: u64, bytes: u64) {
-        self.storage.expect(self.start + from, bytes);
+    /// Asks the system to start reading, without waiting.
+    pub(super) fn prefetch(&self, from: u64, bytes: u64) {
+        self.file.prefetch(self.start + from, bytes);
     }
 }
 
-/// Where a tensor is stored, for those who convert it on disk.
+/// The location of one tensor, for conversions on disk.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stored {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
-    /// The file's byte at which it begins.
+    /// Byte offset in the file.
     pub(crate) offset: u64,
 }
 
-/// What the checkpoint has under a name.
-struct Entry {
+/// A tensor of the checkpoint, and whether the model has asked for it.
+struct CheckpointEntry {
     tensor: Tensor,
     taken: bool,
 }
@@ -92,11 +99,15 @@ struct Entry {
 /// All tensors of a model directory.
 pub(crate) struct Checkpoint {
     dir: PathBuf,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, CheckpointEntry>,
 }
 
 impl Checkpoint {
     /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// A file is missing, truncated or malformed, a tensor is in two files, or the index names the wrong file
+    /// for a tensor.
     pub(crate) fn open(dir: &Path) -> Result<Self, LoadError> {
         let mut checkpoint = Self { dir: dir.to_owned(), entries: BTreeMap::new() };
         let index = dir.join("model.safetensors.index.json");
@@ -112,7 +123,7 @@ impl Checkpoint {
         for (file, tensor) in files {
             let path = dir.join(file);
             if !path.exists() {
-                let message = format!("there is no such file, which {} names for it", index.display());
+                let message = format!("no such file, but {} says that it holds the tensor", index.display());
                 return Err(LoadError::tensor(&path, tensor, message));
             }
             checkpoint.add(path)?;
@@ -122,9 +133,13 @@ impl Checkpoint {
             let message = match checkpoint.entries.get(tensor).map(|entry| entry.tensor.path()) {
                 Some(found) if found == path => continue,
                 Some(found) => {
-                    format!("{} names this file for it, but it is in {}", index.display(), found.display())
+                    format!(
+                        "{} says that this file holds the tensor, but it is in {}",
+                        index.display(),
+                        found.display()
+                    )
                 }
-                None => format!("not in this file, which {} names for it", index.display()),
+                None => format!("not in this file, although {} says so", index.display()),
             };
             return Err(LoadError::tensor(&path, tensor, message));
         }
@@ -132,14 +147,14 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
-        let storage = Storage::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
-        let bytes = storage.len().map_err(|e| LoadError::io(&path, e))?;
-        let (metadata, data) = header(&storage, bytes)?;
-        let storage = Arc::new(storage);
+        let file = DirectFile::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
+        let bytes = file.len().map_err(|e| LoadError::io(&path, e))?;
+        let (metadata, data) = header(&file, bytes)?;
+        let file = Arc::new(file);
         for (name, info) in metadata.tensors() {
             let (start, end) = (data + info.data_offsets.0 as u64, data + info.data_offsets.1 as u64);
             let tensor = Tensor {
-                storage: Arc::clone(&storage),
+                file: Arc::clone(&file),
                 name: name.clone(),
                 dtype: info.dtype,
                 shape: info.shape.clone(),
@@ -152,17 +167,17 @@ impl Checkpoint {
             if let Some(other) = self.entries.get(&name) {
                 return Err(tensor.error(format!("also in {}", other.tensor.path().display())));
             }
-            self.entries.insert(name, Entry { tensor, taken: false });
+            self.entries.insert(name, CheckpointEntry { tensor, taken: false });
         }
         let end = data + metadata.data_len() as u64;
         if end != bytes {
-            let message = format!("expected {end} bytes, as its header says, got {bytes}");
-            return Err(LoadError::file(&storage.path, message));
+            let message = format!("expected {end} bytes according to the header, got {bytes}");
+            return Err(LoadError::file(&file.path, message));
         }
         Ok(())
     }
 
-    /// Where all tensors are, in the files' order.
+    /// The locations of all tensors, in the order of files and offsets.
     pub(crate) fn stored(&self) -> Vec<Stored> {
         let mut tensors: Vec<&Tensor> = self.entries.values().map(|entry| &entry.tensor).collect();
         tensors.sort_by_key(|tensor| (tensor.path(), tensor.start));
@@ -180,7 +195,10 @@ impl Checkpoint {
         self.entries.contains_key(name)
     }
 
-    /// A tensor that must be there, whatever its shape.
+    /// Takes a tensor of any shape.
+    ///
+    /// # Errors
+    /// The tensor is missing.
     pub(super) fn take(&mut self, name: &str) -> Result<Tensor, LoadError> {
         let Some(entry) = self.entries.get_mut(name) else {
             return Err(LoadError::tensor(&self.dir, name, "missing from the checkpoint"));
@@ -189,7 +207,10 @@ impl Checkpoint {
         Ok(entry.tensor.clone())
     }
 
-    /// A tensor that must be there with this shape.
+    /// Takes a tensor of a given shape.
+    ///
+    /// # Errors
+    /// The tensor is missing, or has another shape.
     pub(super) fn take_shaped(&mut self, name: &str, shape: &[usize]) -> Result<Tensor, LoadError> {
         let tensor = self.take(name)?;
         if tensor.shape != shape {
@@ -198,28 +219,29 @@ impl Checkpoint {
         Ok(tensor)
     }
 
-    /// Marks a tensor as known although nothing needs it.
+    /// Marks a tensor as known although nothing needs it. It may be missing.
     pub(super) fn skip(&mut self, name: &str) {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.taken = true;
         }
     }
 
-    /// Fails if a tensor was never taken: a checkpoint with more in it than the model is not this model.
+    /// Checks that every tensor has been taken. A tensor that no part of the model asked for means that the
+    /// checkpoint is of another model.
     pub(super) fn finish(&self) -> Result<(), LoadError> {
-        // Old exports carry the rotary frequencies, which follow from the configuration.
+        // Old exports store the rotary frequencies, which the configuration determines.
         let unused =
             self.entries.values().find(|e| !e.taken && !e.tensor.name.ends_with("rotary_emb.inv_freq"));
         match unused {
             None => Ok(()),
-            Some(Entry { tensor, .. }) => {
+            Some(CheckpointEntry { tensor, .. }) => {
                 Err(tensor.error(format!("not part of this model, shape {:?}", tensor.shape)))
             }
         }
     }
 }
 
-/// The file of each tensor, none outside the directory.
+/// Reads the index: the file name of each tensor. A name with a directory in it is an error.
 fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
     let object = Object::read(index)?;
     let map = object.get("weight_map").and_then(|map| map.as_object());
@@ -237,13 +259,13 @@ fn weight_map(index: &Path) -> Result<BTreeMap<String, String>, LoadError> {
     Ok(files)
 }
 
-/// A file's header, and where the data begin: after a length of 8 bytes and as many of JSON
-/// (the safetensors format).
-fn header(storage: &Storage, bytes: u64) -> Result<(Metadata, u64), LoadError> {
-    let path = &storage.path;
-    let read = |to: &mut [u8], at| storage.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
+/// Reads a file's header. Returns the metadata and the offset of the data. The safetensors format starts with
+/// 8 bytes of header length and a JSON header of that length.
+fn header(file: &DirectFile, bytes: u64) -> Result<(Metadata, u64), LoadError> {
+    let path = &file.path;
+    let read = |to: &mut [u8], at| file.read_exact_at(to, at).map_err(|e| LoadError::io(path, e));
     let truncated = |least: u64| {
-        LoadError::file(path, format!("expected {least} bytes of header at least, got {bytes}: truncated?"))
+        LoadError::file(path, format!("expected a header of at least {least} bytes, got {bytes}: truncated?"))
     };
     if bytes < 8 {
         return Err(truncated(8));
@@ -252,7 +274,8 @@ fn header(storage: &Storage, bytes: u64) -> Result<(Metadata, u64), LoadError> {
     read(&mut length, 0)?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        let message = format!("not a safetensors file: a header of {length} bytes, at most {MAX_HEADER}");
+        let message =
+            format!("not a safetensors file: expected a header of at most {MAX_HEADER} bytes, got {length}");
         return Err(LoadError::file(path, message));
     }
     if bytes < 8 + length {

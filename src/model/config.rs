@@ -1,50 +1,51 @@
-//! `config.json` of either family and of both generations of the Hugging Face format, as pure numbers.
+//! Reads `config.json` of both model families, in the old and the new Hugging Face format.
 
 use std::path::Path;
 
-use super::error::LoadError;
+use super::error::{LoadError, ShardError};
 use super::json::Object;
 use super::scheme::Scheme;
 use crate::device::{Activation, HeadShape, NormKind};
 
-/// A decoder's architecture. Everything that the two families differ in is a value here.
+/// A decoder's architecture. The two families differ only in these values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The class name of the checkpoint's configuration.
+    /// Class name in the checkpoint's `architectures`.
     pub architecture: &'static str,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Width between the halves of the MLP.
+    /// Inner width of the MLP.
     pub ffn: usize,
-    /// Rows of the embedding and of the LM head.
+    /// Vocabulary size: rows of the embedding and of the LM head.
     pub vocab: usize,
     /// Positions that the model was trained for.
     pub max_positions: usize,
-    /// Attention heads of the whole model.
+    /// Attention heads and their width.
     pub heads: HeadShape,
-    /// LayerNorm1p or RMSNorm.
+    /// Kind of norm: LayerNorm1p or RMSNorm.
     pub norm: NormKind,
-    /// Added to the variance.
+    /// Epsilon that the norms add to the variance.
     pub norm_eps: f32,
-    /// Squared ReLU, or SwiGLU with its gate.
+    /// Activation of the MLP: squared ReLU, or SwiGLU with a gate.
     pub activation: Activation,
-    /// Whether the LM head is the embedding.
+    /// Whether the LM head shares the embedding's weights.
     pub tied: bool,
-    /// Inverse frequencies of the rotary embedding, one per pair of turned dimensions.
+    /// Inverse frequencies of the rotary embedding, one per pair of rotated dimensions.
     pub inv_freq: Vec<f32>,
-    /// Whether the checkpoint has a reward head beside the LM head.
+    /// Whether the checkpoint has a reward head in addition to the LM head.
     pub reward: bool,
-    /// How the checkpoint's linear weights are stored.
+    /// Storage format of the checkpoint's linear weights.
     pub scheme: Scheme,
 }
 
-/// The class name of a checkpoint with `rm_head.weight` \[rewards, hidden\], and perhaps `rm_head.bias` \[rewards\].
-/// transformers' class of the name calls its own head `score`; this one is NeMo's, with a bias.
+/// Class name of a checkpoint with `rm_head.weight` \[rewards, hidden\] and optionally `rm_head.bias`
+/// \[rewards\]. This is NeMo's head, which has a bias. The transformers class of the same name calls its head
+/// `score`.
 pub(crate) const REWARD: &str = "NemotronForSequenceClassification";
 
-/// The two families.
+/// The supported model families.
 #[derive(Clone, Copy, PartialEq)]
 enum Family {
     Nemotron,
@@ -57,17 +58,17 @@ impl ModelConfig {
         Self::from_object(dir, &Object::read(&dir.join("config.json"))?)
     }
 
-    /// From the text of a `config.json`, whose directory is not at hand.
+    /// Parses the text of a `config.json` without its directory.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_dir`].
-    pub fn from_text(text: &str) -> Result<Self, LoadError> {
+    /// The same as those of [`ModelConfig::from_dir`].
+    pub(crate) fn from_text(text: &str) -> Result<Self, LoadError> {
         let path = Path::new("config.json");
         let map = serde_json::from_str(text).map_err(|e| LoadError::file(path, format!("not JSON: {e}")))?;
         Self::from_object(path, &Object::from_map(path, map))
     }
 
-    /// From the contents of a `config.json` of `dir`.
+    /// Parses the contents of a `config.json` in `dir`.
     pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
         let (architecture, family) = architecture(config)?;
         for key in ["attention_bias", "mlp_bias"] {
@@ -107,23 +108,24 @@ impl ModelConfig {
         })
     }
 
-    /// One of `ranks` ranks' share: heads, the width of the MLP and the vocabulary are divided; where there are fewer KV
-    /// heads than ranks, each rank has one, and a vocabulary that cannot be divided is padded.
+    /// The share of one of `ranks` ranks. Heads, MLP width and vocabulary are divided. With fewer KV heads
+    /// than ranks, each rank has one KV head. A vocabulary that is not divisible is padded.
     ///
     /// # Errors
-    /// What cannot be divided, as expected versus got.
-    pub fn share(&self, ranks: usize) -> Result<Self, String> {
+    /// Names the dimension that cannot be divided.
+    pub fn share(&self, ranks: usize) -> Result<Self, ShardError> {
         let divide = |what: &str, count: usize| match count % ranks {
             0 => Ok(count / ranks),
-            _ => Err(format!("{what}: expected a multiple of {ranks} ranks, got {count}")),
+            _ => Err(ShardError(format!("{what}: expected a multiple of {ranks} ranks, got {count}"))),
         };
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
         let q_heads = divide("query heads", q_heads)?;
         let kv_heads = match ranks % kv_heads {
             0 => 1,
-            // A rank's query heads must not read KV heads of which it has a part only.
+            // Otherwise a rank's query heads would read parts of several KV heads.
             _ if kv_heads < ranks => {
-                return Err(format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}"));
+                let message = format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}");
+                return Err(ShardError(message));
             }
             _ => divide("KV heads", kv_heads)?,
         };
@@ -135,7 +137,8 @@ impl ModelConfig {
         })
     }
 
-    /// Parameters of the whole model, biases and norms included; a tied head counts once, a reward head not at all.
+    /// Number of parameters of the whole model, including biases and norms. A tied head counts once, a reward
+    /// head is not counted.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
         let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
@@ -144,7 +147,7 @@ impl ModelConfig {
         self.layers as u64 * (qkv + o + up + down + 2 * per_norm) + per_norm + tables
     }
 
-    /// (out, in) of a layer's merged QKV, O, merged gate and up, and down.
+    /// (outputs, inputs) of a layer's linear weights: merged QKV, O, merged gate and up, down.
     pub fn linear_shapes(&self) -> [(usize, usize); 4] {
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
         let gates = if self.activation == Activation::SwiGlu { 2 } else { 1 };
@@ -174,7 +177,8 @@ fn architecture(config: &Object) -> Result<(&'static str, Family), LoadError> {
     })
 }
 
-/// Without `num_key_value_heads` every query head has its own, as in the models from before grouped queries.
+/// Reads the attention heads. Without `num_key_value_heads` every query head has its own KV head, as in
+/// models older than grouped-query attention.
 fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
     let q_heads = config.require_count("num_attention_heads")?;
     let kv_heads = config.count("num_key_value_heads")?.unwrap_or(q_heads);
@@ -190,7 +194,7 @@ fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
         Some(head_dim) => head_dim,
         None if hidden.is_multiple_of(q_heads) => hidden / q_heads,
         None => {
-            let message = format!("missing, and hidden_size {hidden} is no multiple of {q_heads} heads");
+            let message = format!("missing, and hidden_size = {hidden} is not a multiple of {q_heads} heads");
             return Err(config.error("head_dim", message));
         }
     };
@@ -221,8 +225,9 @@ fn first_number(config: &Object, keys: &[&str]) -> Result<Option<f64>, LoadError
     Ok(None)
 }
 
-/// theta^(-2i / d) for the d turned dimensions, rescaled if the configuration says so. New configurations nest all of
-/// it in `rope_parameters`; old ones have `rope_theta` and the fraction at top level and `rope_scaling` beside them.
+/// Inverse frequencies theta^(-2i / d) of the d rotated dimensions, rescaled if the configuration says so.
+/// New configurations nest the values in `rope_parameters`. Old ones have `rope_theta` and the fraction at
+/// top level, and `rope_scaling` next to them.
 fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Result<Vec<f32>, LoadError> {
     const FRACTIONS: [&str; 4] = ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"];
     let nested = config.object("rope_parameters")?;
@@ -232,14 +237,16 @@ fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Resu
         theta = nested.number("rope_theta")?.or(theta);
         fraction = first_number(nested, &FRACTIONS)?.or(fraction);
     }
-    // Transformers' own defaults: a Nemotron configuration may leave its half out.
+    // The defaults of transformers: a Nemotron configuration may omit its fraction of 0.5.
     let fraction = fraction.unwrap_or(if family == Family::Nemotron { 0.5 } else { 1.0 });
     let theta = theta.unwrap_or(10_000.0);
     let rotary = (head_dim as f64 * fraction) as usize;
     let sound = fraction > 0.0 && fraction <= 1.0 && rotary.is_multiple_of(2) && theta > 1.0;
     if !sound {
-        let message =
-            format!("fraction {fraction} and theta {theta} of head_dim {head_dim} give {rotary} dimensions");
+        let message = format!(
+            "expected theta above 1 and a fraction of at most 1 that rotates an even number of dimensions, \
+             got theta {theta} and fraction {fraction} ({rotary} of {head_dim} dimensions)"
+        );
         return Err(config.error("rope_parameters", message));
     }
     let mut inv_freq: Vec<f64> =
@@ -254,7 +261,8 @@ fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Resu
     Ok(inv_freq.into_iter().map(|f| f as f32).collect())
 }
 
-/// Llama 3's scaling: long wavelengths are stretched by `factor`, short ones kept, those between interpolated.
+/// Llama 3's scaling: divides the frequencies of long wavelengths by `factor`, keeps those of short ones, and
+/// interpolates in between.
 fn rescale(scaling: &Object, config: &Object, inv_freq: &mut [f64]) -> Result<(), LoadError> {
     let kind = match scaling.text("rope_type")? {
         None => scaling.text("type")?.unwrap_or("default"),
@@ -275,8 +283,10 @@ fn rescale(scaling: &Object, config: &Object, inv_freq: &mut [f64]) -> Result<()
             .or_else(|e| config.number("original_max_position_embeddings")?.ok_or(e))?,
     };
     if factor < 1.0 || low >= high || low <= 0.0 || original <= 0.0 {
-        let message =
-            format!("factor {factor}, low_freq_factor {low}, high_freq_factor {high} make no sense");
+        let message = format!(
+            "expected factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive original length, \
+             got {factor}, {low}, {high} and {original}"
+        );
         return Err(scaling.error("factor", message));
     }
     for f in inv_freq {
@@ -287,10 +297,11 @@ fn rescale(scaling: &Object, config: &Object, inv_freq: &mut [f64]) -> Result<()
     Ok(())
 }
 
-/// `generation_config.json`: how the model's authors mean it to be sampled, and what ends its answers.
+/// `generation_config.json`: the default sampling parameters of the model's authors, and the ids that end a
+/// generation.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationConfig {
-    /// Ids that end generation.
+    /// End-of-sequence ids.
     pub eos: Vec<u32>,
     /// Default temperature.
     pub temperature: Option<f32>,
@@ -305,10 +316,11 @@ pub struct GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// Reads `generation_config.json` if there is one; end-of-sequence ids fall back to `config.json`.
+    /// Reads `generation_config.json` if it exists. End-of-sequence ids fall back to `config.json`.
     ///
     /// # Errors
-    /// For a value that no request may have: every request that leaves the default would be refused.
+    /// A value is outside the range that requests may use: every request without its own value would be
+    /// rejected.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         let config = Object::read(&dir.join("config.json"))?;
         let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
@@ -318,7 +330,7 @@ impl GenerationConfig {
         if eos.is_empty() {
             eos = ids(&config, "eos_token_id")?;
         }
-        // `do_sample: false` means greedy whatever else is said.
+        // `do_sample: false` means greedy, whatever the other values are.
         let greedy = file.flag("do_sample")? == Some(false);
         let temperature = default_of(&file, "temperature", |x| x >= 0.0, "at least 0")?;
         let top_k = default_of(&file, "top_k", |x| x >= 0.0 && x.fract() == 0.0, "an integer of at least 0")?;
@@ -334,10 +346,10 @@ impl GenerationConfig {
 }
 
 impl GenerationConfig {
-    /// The ids that end a generation, or the tokenizer's own if the model names none.
+    /// The end-of-sequence ids, or the tokenizer's if the model names none.
     ///
     /// # Errors
-    /// If one is not below `vocab`: every request would be refused for it.
+    /// An id is not below `vocab`: every request would be rejected because of it.
     pub fn eos_within(&self, tokenizer: Option<u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
         let ids = if self.eos.is_empty() { tokenizer.into_iter().collect() } else { self.eos.clone() };
         match ids.iter().find(|id| **id as usize >= vocab) {
@@ -351,7 +363,7 @@ impl GenerationConfig {
     }
 }
 
-/// A sampling default, if there is one.
+/// Reads a default sampling parameter; an error if it is outside its range.
 fn default_of(
     file: &Object,
     key: &str,
@@ -366,7 +378,7 @@ fn default_of(
     }
 }
 
-/// One id or a list of them.
+/// Reads one token id, or a list of them.
 fn ids(object: &Object, key: &str) -> Result<Vec<u32>, LoadError> {
     let Some(value) = object.get(key) else { return Ok(Vec::new()) };
     let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);

@@ -1,4 +1,4 @@
-//! Stored rows to what devices take: BF16, or E4M3 codes with a scale per output row.
+//! Converts stored rows to device formats: BF16, or E4M3 codes with a scale per output row.
 
 use safetensors::tensor::Dtype;
 
@@ -7,7 +7,7 @@ use super::error::LoadError;
 use crate::device::cpu::Quantizer;
 use crate::device::fp8;
 
-/// Bytes per element of a float tensor.
+/// Bytes per element of a float tensor; an error for other dtypes.
 pub(super) fn float_width(tensor: &Tensor) -> Result<usize, LoadError> {
     match tensor.dtype {
         Dtype::BF16 | Dtype::F16 => Ok(2),
@@ -16,7 +16,7 @@ pub(super) fn float_width(tensor: &Tensor) -> Result<usize, LoadError> {
     }
 }
 
-/// A small 16- or 32-bit float tensor, read now, as F32.
+/// Reads a small float tensor and widens it to F32. All elements must be finite.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
     let width = float_width(tensor)?;
     let mut bytes = vec![0; tensor.bytes as usize];
@@ -29,7 +29,7 @@ pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
     }
 }
 
-/// Stored floats, little-endian, as F32.
+/// Widens little-endian stored floats to F32. `dtype` must be BF16, F16 or F32.
 pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         Dtype::BF16 => {
@@ -50,7 +50,7 @@ pub(crate) fn widen(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Floats rounded to BF16; `false` if one of them is not finite.
+/// Rounds a row of stored floats to BF16. Returns `false` if an element is not finite.
 pub(super) fn bf16_row(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
     if dtype == Dtype::BF16 {
         let pairs = bytes.as_chunks::<2>().0;
@@ -63,14 +63,16 @@ pub(super) fn bf16_row(dtype: Dtype, bytes: &[u8], out: &mut [u16]) -> bool {
             out.iter_mut().zip(&buffer).for_each(|(o, x)| *o = fp8::bf16_bits(*x));
         }
     }
-    // Of the exponents, the largest: 0xFF is infinity or NaN.
+    // The largest exponent: 0xFF means infinity or NaN.
     out.iter().fold(0, |largest: u16, x| largest.max(x & 0x7F80)) != 0x7F80
 }
 
-/// A row of floats quantised, `row` being as long and for working in. Its scale is NaN or infinite if an element is.
+/// Quantises a row of stored floats to E4M3 and returns its scale, which is NaN or infinite if an element is.
+/// `row` is scratch memory of the same length.
 pub(crate) fn quantize_row(
     quantizer: Quantizer,
-    (dtype, bytes): (Dtype, &[u8]),
+    dtype: Dtype,
+    bytes: &[u8],
     row: &mut [f32],
     codes: &mut [u8],
 ) -> f32 {
@@ -80,16 +82,17 @@ pub(crate) fn quantize_row(
         widen(dtype, bytes, row);
     }
     let scale = quantizer.row(row, codes);
-    // An infinite element shows in the scale; a NaN has a code of its own.
+    // An infinite element makes the scale infinite. A NaN only shows as a NaN code.
     if has_nan(codes) { f32::NAN } else { scale }
 }
 
-/// Whether one of the codes is NaN.
+/// Whether one of the E4M3 codes is NaN.
 pub(super) fn has_nan(codes: &[u8]) -> bool {
     codes.iter().fold(0, |largest: u8, code| largest.max(code & 0x7F)) == 0x7F
 }
 
-/// A stored scale as one F32 per output row: `[]`, `[1]`, `[out]` and `[out, 1]` are all in use.
+/// Expands a stored scale to one F32 per output row.
+/// Exporters use the shapes `[]`, `[1]`, `[out]` and `[out, 1]`.
 pub(super) fn row_scales(tensor: &Tensor, out: usize) -> Result<Vec<f32>, LoadError> {
     let single = match tensor.shape.as_slice() {
         [] | [1] | [1, 1] => true,
@@ -106,7 +109,7 @@ pub(super) fn row_scales(tensor: &Tensor, out: usize) -> Result<Vec<f32>, LoadEr
     }
 }
 
-/// A stored scale that is one number.
+/// Reads a stored scale that is a single number.
 pub(super) fn scalar(tensor: &Tensor) -> Result<f32, LoadError> {
     let scales = row_scales(tensor, 1)?;
     Ok(scales[0])

@@ -1,19 +1,19 @@
-//! What is wrong with a checkpoint, for whoever has to mend it: the operator.
+//! Errors of a checkpoint, for the operator who has to fix it.
 
 use std::path::{Path, PathBuf};
 
-/// A model directory that cannot be served, and why.
+/// The reason why a model directory cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// A file that cannot be opened or read.
+    /// A file cannot be opened or read.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file that is not what its name says.
+    /// A file has the wrong contents.
     #[error("{path}: {message}", path = path.display())]
     File {
         /// The file.
@@ -21,7 +21,7 @@ pub enum LoadError {
         /// Expected versus got.
         message: String,
     },
-    /// A key of a configuration file with a value that cannot be served.
+    /// A configuration file has a key whose value is not supported.
     #[error("{path}: `{key}`: {message}", path = path.display())]
     Config {
         /// The file.
@@ -31,20 +31,25 @@ pub enum LoadError {
         /// Expected versus got.
         message: String,
     },
-    /// A tensor that is missing, superfluous, of the wrong shape or type, or holds what it must not.
+    /// A tensor is missing or unexpected, has the wrong shape or dtype, or holds invalid values.
     #[error("{path}: tensor `{tensor}`: {message}", path = path.display())]
     Tensor {
-        /// The file that holds it, or the directory that should.
+        /// The file that holds the tensor, or the directory that should.
         path: PathBuf,
-        /// Its name.
+        /// The tensor's name.
         tensor: String,
         /// Expected versus got.
         message: String,
     },
-    /// The device refused.
+    /// The device reported an error, for example that memory is short.
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
 }
+
+/// A dimension of the model that cannot be divided between the ranks, as expected versus got.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ShardError(pub(super) String);
 
 impl LoadError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {

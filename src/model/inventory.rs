@@ -1,5 +1,5 @@
-//! Which tensors a checkpoint of a model has, by name and shape, for who writes one. The loader in `weights.rs` asks for
-//! the same names one by one.
+//! The list of tensors in a checkpoint of a model, by name and shape, for code that writes checkpoints.
+//! `load_plan.rs` takes the same names one by one when loading.
 
 use super::config::ModelConfig;
 use crate::device::{Activation, HeadShape, NormKind};
@@ -9,12 +9,12 @@ use crate::device::{Activation, HeadShape, NormKind};
 pub(crate) struct Expected {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    /// Whether FP8 serving has it in E4M3: a linear weight of a layer.
+    /// Whether this is a linear weight of a layer, which FP8 serving stores as E4M3.
     pub(crate) linear: bool,
 }
 
-/// All tensors that a model must have, as stored unquantised, in the order of a forward pass. The reward head, whose
-/// size the configuration does not know, is not among them.
+/// All required tensors with their unquantised shapes, in the order of the forward pass. The reward head is
+/// not included: the configuration does not give its size.
 pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
     let HeadShape { q_heads, kv_heads, head_dim } = config.heads;
     let (hidden, ffn, q, kv) = (config.hidden, config.ffn, q_heads * head_dim, kv_heads * head_dim);
@@ -45,7 +45,7 @@ pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
     all
 }
 
-/// Whether a checkpoint of a model may have a tensor beside those, by its name.
+/// Whether a checkpoint may have this tensor in addition to the required ones.
 pub(crate) fn is_optional(name: &str, config: &ModelConfig) -> bool {
     let ignored = name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
     ignored || (config.reward && matches!(name, "rm_head.weight" | "rm_head.bias"))

@@ -1,4 +1,4 @@
-//! Reads configuration files: typed look-ups that name file and key when they fail. `null` counts as absent.
+//! Typed look-ups in JSON configuration files. Errors name the file and the key. `null` counts as absent.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::error::LoadError;
 
-/// A JSON object and the file it came from.
+/// A JSON object, and the file it was read from.
 #[derive(Debug, Clone)]
 pub(crate) struct Object {
     pub(crate) path: PathBuf,
@@ -15,7 +15,7 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// Reads a file that holds one object.
+    /// Reads a file that contains one JSON object.
     pub(crate) fn read(path: &Path) -> Result<Self, LoadError> {
         let text = std::fs::read_to_string(path).map_err(|e| LoadError::io(path, e))?;
         match serde_json::from_str(&text) {
@@ -25,7 +25,7 @@ impl Object {
         }
     }
 
-    /// An object that was read from a file of another form, or is to be written.
+    /// Wraps an object that was not read from a JSON file; `path` appears in errors.
     pub(crate) fn from_map(path: &Path, map: Map<String, Value>) -> Self {
         Self { path: path.to_owned(), prefix: String::new(), map }
     }
@@ -34,7 +34,7 @@ impl Object {
         self.map
     }
 
-    /// As [`Object::read`], with `None` for a file that does not exist.
+    /// Reads a file that contains one JSON object; `None` if the file does not exist.
     pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Self>, LoadError> {
         if path.exists() { Self::read(path).map(Some) } else { Ok(None) }
     }

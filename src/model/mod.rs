@@ -1,21 +1,23 @@
-//! The decoder: one struct for both families, whose forward pass reads like their equations.
+//! The decoder: one struct for both model families, whose forward pass follows the papers' equations.
 //!
-//! Nemotron-4 (arXiv 2402.16819): LayerNorm1p, squared ReLU without a gate, rotary embedding of half of each head.
-//! Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary embedding of whole heads. What differs is values of
-//! [`ModelConfig`], not code paths.
+//! - Nemotron-4 (arXiv 2402.16819): LayerNorm1p, squared ReLU without a gate, rotary embedding of half of
+//!   each head.
+//! - Llama (arXiv 2302.13971): RMSNorm, SwiGLU, rotary embedding of whole heads.
+//!
+//! The families differ in values of [`ModelConfig`], not in code paths.
 
 mod checkpoint;
 mod config;
 mod convert;
+mod direct_file;
 mod error;
 mod inventory;
 mod json;
-mod plan;
-mod random;
+mod load_plan;
+mod random_model;
 mod scheme;
 mod shard;
-mod storage;
-mod stream;
+mod weight_reader;
 mod weights;
 mod workspace;
 
@@ -25,14 +27,14 @@ pub(crate) use checkpoint::{Checkpoint, Stored};
 pub(crate) use config::REWARD;
 pub use config::{GenerationConfig, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
-pub use error::LoadError;
+pub use direct_file::{DirectFile, ReadBuffer};
+pub use error::{LoadError, ShardError};
 pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
-pub use storage::{Landing, Storage};
-pub use stream::read_threads;
-pub use weights::LoadProgress;
+pub use weight_reader::LoadProgress;
+pub(crate) use weight_reader::read_threads;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
@@ -40,16 +42,16 @@ use crate::device::{
     ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, SampleRow, StepInputs, Table, Token,
 };
 
-/// What becomes of linear weights and of the inputs of their products.
+/// Number format of the linear weights and of the inputs of their products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// E4M3 weights with a scale per output row, as stored or quantised on load; E4M3 inputs.
+    /// E4M3 weights with a scale per output row, as stored or quantised on load. E4M3 inputs.
     Fp8,
-    /// Weights as stored, rounded to BF16 where wider; BF16 inputs.
+    /// Weights as stored, F32 and F16 rounded to BF16. BF16 inputs.
     None,
 }
 
-/// A weight matrix and the form in which its product wants the input.
+/// A weight matrix, and the format of its product's input.
 #[derive(Debug)]
 struct Linear<M> {
     matrix: M,
@@ -60,66 +62,81 @@ struct Linear<M> {
 #[derive(Debug)]
 struct Layer<D: Device> {
     input_norm: Norm<D>,
-    /// Q, K and V, one after the other.
+    /// Q, K and V, concatenated by outputs.
     qkv: Linear<D::Matrix>,
     kv: LayerKv,
     output: Linear<D::Matrix>,
     mlp_norm: Norm<D>,
-    /// With a gate, gate and up, one after the other.
+    /// Up; with a gate, gate and up concatenated by outputs.
     up: Linear<D::Matrix>,
     down: Linear<D::Matrix>,
 }
 
-/// A decoder's weights on a device, or one rank's part of them.
+/// A decoder's weights on a device, or one rank's shard of them.
 #[derive(Debug)]
 pub struct Model<D: Device> {
-    /// This rank's share.
+    /// This rank's share of the architecture.
     config: ModelConfig,
     shard: Shard,
-    /// Ids of the whole model.
+    /// Vocabulary size of the whole model.
     vocab: usize,
     embedding: Linear<D::Matrix>,
     layers: Vec<Layer<D>>,
     final_norm: Norm<D>,
-    /// `None` where the embedding is the head.
+    /// `None` if the embedding is the LM head.
     head: Option<Linear<D::Matrix>>,
     rope: Rope,
 }
 
-/// What a forward pass runs on, besides weights and buffers.
+/// Device, communicator and KV cache of a forward pass.
 pub struct Pass<'a, D: Device, C: Communicator<D>> {
     /// The rank's device.
     pub device: &'a D,
-    /// The rank's group.
+    /// The rank's handle on the communicator group.
     pub comm: &'a C,
-    /// The rank's cache.
+    /// The rank's KV cache.
     pub cache: &'a mut D::Cache,
 }
 
+/// Rows of the last forward pass to sample a token for.
+pub(crate) struct RowsToSample<'a> {
+    /// Row indices into the residual stream, at most [`LOGIT_ROWS`].
+    pub(crate) rows: &'a [u32],
+    /// Sampling parameters; one entry per row.
+    pub(crate) sampling: &'a [SampleRow<'a>],
+    /// Ids that may be sampled are below this.
+    pub(crate) vocab: usize,
+}
+
 impl<D: Device> Model<D> {
-    /// Loads a rank's part of the weights of a Hugging Face directory onto its device. `config` is the whole model's.
+    /// Loads one rank's shard of the weights of a Hugging Face directory onto its device. `config` is that of
+    /// the whole model.
+    ///
+    /// # Errors
+    /// The first problem met; no model is returned then.
     pub fn load(
         dir: &Path,
         config: &ModelConfig,
-        (shard, precision): (Shard, Precision),
+        shard: Shard,
+        precision: Precision,
         device: &D,
         progress: &mut dyn FnMut(LoadProgress<'_>),
     ) -> Result<Self, LoadError> {
-        weights::load(dir, config, (shard, precision), device, progress)
+        weights::load(dir, config, shard, precision, device, progress)
     }
 
-    /// The architecture, as this rank has a share of it.
+    /// This rank's share of the architecture.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Ids of the whole model.
+    /// Vocabulary size of the whole model.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Runs all layers over a step: fills the cache at the step's positions and leaves the residual stream in
-    /// `space`, for [`Model::logits`] to pick rows from.
+    /// Runs all layers over a step. Fills the KV cache at the step's positions and leaves the residual stream
+    /// in `space`, for [`Model::logits`] to select rows from.
     pub fn forward<C: Communicator<D>>(
         &self,
         inputs: &StepInputs,
@@ -130,7 +147,7 @@ impl<D: Device> Model<D> {
         self.layers(space, pass)
     }
 
-    /// Captures all layers over steps of `rows` rows, each of another sequence. Only on devices that capture.
+    /// Captures a graph of all layers over decode steps of `rows` rows. Requires a device that can capture.
     pub fn capture<C: Communicator<D>>(
         &self,
         rows: usize,
@@ -140,12 +157,12 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         device.begin_step(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
-        // No operation may still wait for other ranks when the capture begins.
+        // Capturing must not begin while a kernel still waits for other ranks.
         device.read(&space.residual)?;
         device.capture(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
     }
 
-    /// Replays captured layers over a step. `false`, with nothing done, if the graph cannot run the step.
+    /// Replays a graph over a step. Returns `false`, having run nothing, if the graph does not fit the step.
     pub fn replay(
         &self,
         graph: &D::Graph,
@@ -213,7 +230,8 @@ impl<D: Device> Model<D> {
         comm.reduce_add(device, ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta })
     }
 
-    /// Logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into `space.logits`.
+    /// Computes the logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into
+    /// `space.logits`.
     pub fn logits<C: Communicator<D>>(
         &self,
         device: &D,
@@ -228,31 +246,31 @@ impl<D: Device> Model<D> {
         }
     }
 
-    /// Whether this is one rank's part of a model.
-    pub fn is_divided(&self) -> bool {
+    /// Whether this is one rank's shard of a model.
+    pub(crate) fn is_divided(&self) -> bool {
         self.shard.ranks > 1
     }
 
-    /// As [`Model::logits`], but of each rank's only the largest, after what `sampling` does to them, into
-    /// `space.shortlists`. Ids are below `vocab`. Only for a divided model.
-    pub fn shortlists<C: Communicator<D>>(
+    /// Computes the logits of `rows`, applies their sampling parameters, and gathers only the largest of each
+    /// rank into `space.shortlists`. Only for a sharded model.
+    pub(crate) fn shortlists<C: Communicator<D>>(
         &self,
-        (device, comm): (&D, &C),
-        rows: &[u32],
-        (sampling, vocab): (&[SampleRow<'_>], usize),
+        device: &D,
+        comm: &C,
+        rows: &RowsToSample<'_>,
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.head(device, rows, space)?;
+        self.head(device, rows.rows, space)?;
         let Workspace { part: Some(part), shortlists: Some(lists), .. } = space else {
             unreachable!("a divided model has buffers for a rank's part of the logits")
         };
         let ids = self.shard.ids(self.vocab);
-        let ids = ids.start.min(vocab) as u32..ids.end.min(vocab) as u32;
-        device.shortlist(part, ids, sampling, &mut lists.own)?;
+        let ids = ids.start.min(rows.vocab) as u32..ids.end.min(rows.vocab) as u32;
+        device.shortlist(part, ids, rows.sampling, &mut lists.own)?;
         comm.all_gather(device, &lists.own, &mut lists.all)
     }
 
-    /// This rank's logits, into `space.part` or, if it has all, into `space.logits`.
+    /// Computes this rank's logits into `space.part`, or into `space.logits` if there is one rank.
     fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         device.select(&space.residual, rows, &mut space.selected)?;

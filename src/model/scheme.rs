@@ -1,7 +1,8 @@
-//! How a checkpoint's linear weights are stored: which quantisation scheme, and which modules it leaves out.
+//! Reads a checkpoint's quantisation scheme: the storage format of its linear weights, and the modules left
+//! unquantised.
 //!
-//! All FP8 schemes that are supported come to the same thing, E4M3 codes with one scale per tensor or per output row;
-//! they differ in names and shapes of the scales and in whether activations have a stored scale.
+//! All supported FP8 schemes store E4M3 codes with one scale per tensor or per output row. They differ in the
+//! names and shapes of the scales, and in whether activations have a stored scale.
 
 use std::path::Path;
 
@@ -11,25 +12,26 @@ use super::json::Object;
 /// A checkpoint's quantisation scheme.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scheme {
-    /// BF16, F16 or F32 weights.
+    /// Weights in BF16, F16 or F32.
     None,
-    /// E4M3 weights.
+    /// Weights in E4M3.
     Fp8(Fp8Scheme),
 }
 
-/// What an E4M3 checkpoint says of itself.
+/// Properties of an E4M3 checkpoint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fp8Scheme {
-    /// Whether every quantised module has an `input_scale`; otherwise activations are scaled per token.
+    /// Whether every quantised module has an `input_scale`. If not, activations are scaled per token.
     pub static_activations: bool,
-    /// Names or patterns of modules left unquantised.
+    /// Names or patterns of unquantised modules.
     pub ignored: Vec<String>,
-    /// Whether `ignored` holds shell patterns, as ModelOpt writes, rather than names and `re:` expressions.
+    /// Whether `ignored` holds shell patterns (ModelOpt), not names and `re:` expressions.
     pub wildcards: bool,
 }
 
 impl Scheme {
-    /// From `quantization_config` of `config.json`, or ModelOpt's own file beside it.
+    /// Reads the scheme from `quantization_config` in `config.json`, or from ModelOpt's
+    /// `hf_quant_config.json`.
     pub(super) fn read(dir: &Path, config: &Object) -> Result<Self, LoadError> {
         if let Some(quant) = config.object("quantization_config")? {
             return match quant.text("quant_method")? {
@@ -49,7 +51,7 @@ impl Scheme {
         model_opt(&quant, "exclude_modules")
     }
 
-    /// Whether a module, as `model.layers.0.mlp.up_proj`, has E4M3 weights.
+    /// Whether a module, for example `model.layers.0.mlp.up_proj`, has E4M3 weights.
     pub(super) fn covers(&self, module: &str) -> bool {
         match self {
             Self::None => false,
@@ -61,16 +63,16 @@ impl Scheme {
 impl Fp8Scheme {
     fn matches(&self, pattern: &str, module: &str) -> bool {
         if self.wildcards {
-            // Files from before patterns held substrings.
+            // Files from older ModelOpt versions list suffixes.
             return wildcard(pattern.as_bytes(), module.as_bytes()) || module.ends_with(pattern);
         }
-        // The one expression that is in use: `re:.*name`, a suffix.
+        // Supports the one form of expression in use: `re:.*name`, which matches a suffix.
         let suffix = pattern.strip_prefix("re:.*").map(|rest| rest.trim_end_matches('$').replace('\\', ""));
         suffix.map_or(pattern == module, |suffix| module.ends_with(&suffix))
     }
 }
 
-/// Shell patterns of `*` and `?`.
+/// Matches a shell pattern of `*` and `?`.
 fn wildcard(pattern: &[u8], text: &[u8]) -> bool {
     match (pattern.split_first(), text.split_first()) {
         (None, None) => true,

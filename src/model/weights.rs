@@ -1,30 +1,20 @@
-//! From a checkpoint to the ranks' models: what `plan` decided, read by `stream`, put together.
+//! Loads a checkpoint into the ranks' models: makes the load plan, reads the weights, assembles the models.
 
 use std::path::Path;
 
 use super::config::ModelConfig;
 use super::error::LoadError;
-use super::plan::{LayerPlan, NormPlan, Plan, Product};
-use super::{Layer, Linear, Model, Precision, Shard, stream};
+use super::load_plan::{LayerPlan, LoadPlan, MatrixPlan, NormPlan};
+use super::weight_reader::{self, LoadProgress};
+use super::{Layer, Linear, Model, Precision, Shard};
 use crate::device::{Device, Norm, Rope, upload_floats};
 
-/// How far loading has got.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoadProgress<'a> {
-    /// Bytes of the files read and taken in.
-    pub done: u64,
-    /// Bytes that have to be: what the ranks that are loaded have between them, once.
-    pub total: u64,
-    /// The tensor of which a piece has just been taken in.
-    pub tensor: &'a str,
-}
-
 impl<D: Device> Model<D> {
-    /// Loads every rank's part of the weights of a Hugging Face directory, each onto its device, all at the same time.
-    /// What several ranks have parts of is read once. `config` is the whole model's.
+    /// Loads the weights of a Hugging Face directory for all ranks, each onto its device, at the same time.
+    /// Tensors that several ranks share are read once. `config` is that of the whole model.
     ///
     /// # Errors
-    /// The first that anything meets; then nothing more is read.
+    /// The first problem met; reading stops then.
     pub fn load_all(
         dir: &Path,
         config: &ModelConfig,
@@ -37,11 +27,12 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// Loads one rank's part.
+/// Loads one rank.
 pub(super) fn load<D: Device>(
     dir: &Path,
     config: &ModelConfig,
-    (shard, precision): (Shard, Precision),
+    shard: Shard,
+    precision: Precision,
     device: &D,
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Model<D>, LoadError> {
@@ -49,7 +40,7 @@ pub(super) fn load<D: Device>(
     Ok(models.remove(0))
 }
 
-/// Loads some of a group's ranks; at least one.
+/// Loads some ranks of a group, at least one.
 fn load_ranks<D: Device>(
     dir: &Path,
     config: &ModelConfig,
@@ -57,12 +48,12 @@ fn load_ranks<D: Device>(
     ranks: &[(Shard, &D)],
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Vec<Model<D>>, LoadError> {
-    let share = config.share(ranks[0].0.ranks).map_err(|message| LoadError::file(dir, message))?;
+    let share = config.share(ranks[0].0.ranks).map_err(|error| LoadError::file(dir, error.to_string()))?;
     let (shards, devices): (Vec<_>, Vec<_>) = ranks.iter().copied().unzip();
-    let plan = Plan::new(dir, config, &shards, precision)?;
-    let matrices = stream::run(&plan, &devices, progress)?;
+    let plan = LoadPlan::new(dir, config, &shards, precision)?;
+    let matrices = weight_reader::run(&plan, &devices, progress)?;
     let assemble = |(matrices, (shard, device)): (Vec<D::Matrix>, &(Shard, &D))| {
-        let mut parts = Parts { device: *device, config, products: &plan.products, matrices: Vec::new() };
+        let mut parts = ModelParts { device: *device, config, plans: &plan.matrices, matrices: Vec::new() };
         parts.matrices.extend(matrices.into_iter().map(Some));
         Ok(Model {
             layers: plan.layers.iter().map(|layer| parts.layer(layer)).collect::<Result<_, _>>()?,
@@ -78,16 +69,16 @@ fn load_ranks<D: Device>(
     matrices.into_iter().zip(ranks).map(assemble).collect()
 }
 
-/// What a rank's model is put together from.
-struct Parts<'a, D: Device> {
+/// The parts that a rank's model is assembled from.
+struct ModelParts<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
-    products: &'a [Product],
-    /// By product, each taken once.
+    plans: &'a [MatrixPlan],
+    /// By index in the load plan; each is taken once.
     matrices: Vec<Option<D::Matrix>>,
 }
 
-impl<D: Device> Parts<'_, D> {
+impl<D: Device> ModelParts<'_, D> {
     fn layer(&mut self, plan: &LayerPlan) -> Result<Layer<D>, LoadError> {
         Ok(Layer {
             input_norm: self.norm(&plan.input_norm)?,
@@ -100,9 +91,9 @@ impl<D: Device> Parts<'_, D> {
         })
     }
 
-    fn linear(&mut self, product: usize) -> Linear<D::Matrix> {
-        let matrix = self.matrices[product].take().expect("a product is in one place of the model");
-        Linear { matrix, quant: self.products[product].quant }
+    fn linear(&mut self, index: usize) -> Linear<D::Matrix> {
+        let matrix = self.matrices[index].take().expect("the model uses each matrix once");
+        Linear { matrix, quant: self.plans[index].quant }
     }
 
     fn norm(&self, plan: &NormPlan) -> Result<Norm<D>, LoadError> {

@@ -1,4 +1,4 @@
-//! The buffers of a forward pass, allocated once for the largest step.
+//! The buffers of a forward pass, allocated once at start-up for the largest step.
 
 use super::{Model, ModelConfig};
 use crate::comm::{Communicator, GroupBuffers};
@@ -6,49 +6,49 @@ use crate::device::{
     BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, SampleCapacity,
 };
 
-/// Rows of logits computed at a time: bounds the widest buffer, whatever the number of sequences or of prompt tokens
-/// to score.
+/// Rows of logits computed at a time. Bounds the widest buffer, whatever the number of sequences or of scored
+/// prompt tokens.
 pub const LOGIT_ROWS: usize = 64;
 
 /// The buffers of a forward pass.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
     pub(super) step: D::Step,
-    /// The residual stream, \[rows, hidden\].
+    /// Residual stream \[rows, hidden\].
     pub(super) residual: Floats<D>,
-    /// What attention adds to it, \[rows, hidden\]; or this rank's part of that.
+    /// Output of attention \[rows, hidden\], or this rank's part of the sum.
     pub(super) attention_delta: Floats<D>,
-    /// What the MLP adds to it, \[rows, hidden\]; or this rank's part of that.
+    /// Output of the MLP \[rows, hidden\], or this rank's part of the sum.
     pub(super) mlp_delta: Floats<D>,
-    /// The normalised input of a block, \[rows, hidden\].
+    /// Normalised input of attention or MLP \[rows, hidden\].
     pub(super) hidden: D::Acts,
     pub(super) qkv: Floats<D>,
-    /// \[rows, q_heads × head_dim\].
+    /// Attention output by heads \[rows, q_heads × head_dim\].
     pub(super) attended: D::Acts,
-    /// \[rows, ffn\], or twice that with a gate.
+    /// Output of the up projection \[rows, ffn\], or \[rows, 2 × ffn\] with a gate.
     pub(super) ffn: Floats<D>,
-    /// \[rows, ffn\].
+    /// Output of the activation \[rows, ffn\].
     pub(super) activated: D::Acts,
-    /// Rows whose logits are wanted, \[LOGIT_ROWS, hidden\].
+    /// Rows selected for logits \[LOGIT_ROWS, hidden\].
     pub(super) selected: Floats<D>,
     pub(super) last: D::Acts,
-    /// This rank's logits, where there are other ranks, \[LOGIT_ROWS, share of the vocabulary\].
+    /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank.
     pub(super) part: Option<Floats<D>>,
-    /// The largest of them, where there are other ranks.
-    pub shortlists: Option<Shortlists<D>>,
-    /// \[LOGIT_ROWS, vocab\], or a little wider where the ranks' shares are padded.
+    /// The largest logits; `None` with one rank.
+    pub(crate) shortlists: Option<Shortlists<D>>,
+    /// Logits \[LOGIT_ROWS, vocab\]; a little wider if the ranks' shares are padded.
     pub logits: Floats<D>,
-    /// The token sampled last for each sequence, and results that have not been taken.
-    pub sampled: D::Sampled,
+    /// Sampled tokens, by slot.
+    pub(crate) sampled: D::Sampled,
 }
 
-/// The largest logits of ranks, as [`Device::shortlist`] has them.
+/// The largest logits of each rank, in the format of [`Device::shortlist`].
 #[derive(Debug)]
-pub struct Shortlists<D: Device> {
-    /// \[LOGIT_ROWS, 2 × SHORTLIST\].
+pub(crate) struct Shortlists<D: Device> {
+    /// This rank's shortlists \[LOGIT_ROWS, 2 × SHORTLIST\].
     pub(super) own: Floats<D>,
-    /// Of all ranks, \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
-    pub all: Floats<D>,
+    /// Shortlists of all ranks \[LOGIT_ROWS, ranks × 2 × SHORTLIST\].
+    pub(crate) all: Floats<D>,
 }
 
 impl<D: Device> Shortlists<D> {
@@ -58,47 +58,49 @@ impl<D: Device> Shortlists<D> {
     }
 }
 
-/// Steps whose tokens may be drawn before those of the first are asked for.
+/// Steps that may be sampled before the tokens of the first of them are read back.
 const STEPS_AHEAD: usize = 2;
 
-/// Samples that may be under way: of each step, of rows that are drawn from shortlists, and of others.
+/// Limit on sampling launches in flight. A step has one per [`LOGIT_ROWS`] rows, and one more because rows
+/// sampled from shortlists and rows sampled from all logits are launched separately.
 fn samples(slots: usize) -> usize {
     STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1)
 }
 
-/// The steps that room is made for.
+/// The largest step that buffers must hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepRoom {
     /// Ranks that share the model.
     pub ranks: usize,
-    /// Tokens of the largest step.
+    /// Tokens per step.
     pub rows: usize,
     /// Sequences that run at once.
     pub slots: usize,
-    /// Whether products of many rows are, too, where a device has another way.
+    /// Whether products with many rows use the deterministic kernels, on devices that also have others.
     pub deterministic: bool,
 }
 
-/// What steps take on each rank beside weights and keys and values, in bytes.
+/// Bytes that steps need on each rank, without weights and KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepBytes {
-    /// Inputs of a step and its intermediate results.
+    /// Inputs and intermediate results of a step.
     pub activations: u64,
-    /// Those that other ranks read or write, and what is gathered from them.
+    /// Buffers that other ranks read or write, and the results gathered from them.
     pub communication: u64,
-    /// What a device's operations work in.
+    /// Scratch memory of the device's operations.
     pub scratch: u64,
 }
 
 impl StepBytes {
-    /// Of a device with this layout, `config` being the share of one rank: what [`Workspace::new`] has it allocate, and
-    /// what that makes its scratch grow to, but for attention's, which goes by the KV cache.
+    /// Bytes on a device with this layout; `config` is one rank's share. Covers what [`Workspace::new`]
+    /// allocates and the scratch memory that operations grow to, except attention's, which depends on the KV
+    /// cache.
     pub fn new(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> Self {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;
         let floats = |rows: usize, cols: usize| 4 * rows * cols;
         let acts = |rows: usize, cols: usize| rows * (cols * layout.act_bytes + 4);
-        // The residual, what attention and MLP add to it, and the input of a block.
+        // The residual stream, the outputs of attention and MLP, and the normalised input.
         let exchanged = 3 * floats(rows, hidden) + acts(rows, hidden);
         let logits = floats(LOGIT_ROWS, config.vocab * ranks);
         let own = step_tables(layout, rows, config.max_positions)
@@ -128,7 +130,7 @@ fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> usize {
     fixed + rows * (row + split * blocks.div_ceil(SPLIT_BLOCKS) + block * blocks)
 }
 
-/// Bytes of what products, rope, sampling and quantisation work in.
+/// Bytes of scratch memory of products, rotary embedding, sampling and quantisation.
 fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
     let shapes = config.linear_shapes();
     let [(_, hidden), (_, attended), _, (_, activated)] = shapes;
@@ -152,8 +154,8 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
 }
 
 impl<D: Device> Workspace<D> {
-    /// For steps of at most `rows` tokens of `slots` sequences.
-    pub fn new(device: &D, model: &Model<D>, (rows, slots): (usize, usize)) -> Result<Self, DeviceError> {
+    /// Allocates the buffers for steps of at most `rows` tokens of at most `slots` sequences.
+    pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
         let capacity = SampleCapacity { samples: samples(slots), rows: LOGIT_ROWS, vocab };

@@ -195,7 +195,7 @@ impl Bands<'_> {
         let stored = bytes.chunks_exact(self.row_bytes()).zip(b.codes.chunks_exact_mut(cols));
         for (index, (bytes, codes)) in stored.enumerate() {
             let scale = match tensor_scale {
-                None => quantize_row(quantizer, (self.weight.dtype, bytes), &mut b.row, codes),
+                None => quantize_row(quantizer, self.weight.dtype, bytes, &mut b.row, codes),
                 Some(scale) => {
                     widen(self.weight.dtype, bytes, &mut b.row);
                     let inverse = 1.0 / scale;

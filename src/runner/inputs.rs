@@ -1,11 +1,11 @@
-//! A plan's rows as the flat arrays of a forward pass.
+//! Converts a step plan to the flat arrays of a forward pass.
 
 use std::sync::Arc;
 
 use crate::device::{Segment, StepInputs, Token};
 use crate::scheduler::step_plan::{StepPlan, TokenSource};
 
-/// Rows one after the other, each a segment.
+/// Concatenates the rows of a plan; each row becomes a segment.
 pub(super) fn flatten(plan: &StepPlan) -> StepInputs {
     let mut inputs = StepInputs::default();
     for row in &plan.rows {

@@ -1,83 +1,86 @@
-//! What fits: weights, working memory and KV blocks against the memory there is. Pure arithmetic, the same for the
-//! banner, the refusal to start, and planning without a device.
+//! The memory plan: whether weights, working memory and KV blocks fit into the available memory. Pure
+//! arithmetic, used by the start-up banner, the refusal to start, and `octant plan`, which needs no device.
 
 use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype, Layout, NormKind, SPLIT_BLOCKS};
 use crate::model::{ModelConfig, Precision, Scheme, StepBytes, StepRoom};
 
-/// Bytes of weights on a rank, as they lie on its device.
+/// Bytes of one rank's weights in the layout of its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Of one layer: QKV, O, up with a gate if there is one, and down.
+    /// Linear weights of one layer: QKV, O, up (with gate if there is one), down.
     pub products: [u64; 4],
-    /// Of one layer: the scales of these.
+    /// Weight scales of one layer.
     pub scales: u64,
-    /// How many layers.
+    /// Number of layers.
     pub layers: u64,
-    /// The embedding.
+    /// Embedding table.
     pub embedding: u64,
-    /// The head; 0 where it is the embedding.
+    /// LM head; 0 if it is the embedding.
     pub head: u64,
-    /// All norms.
+    /// All norm weights.
     pub norms: u64,
 }
 
-/// What a model needs on each rank, in bytes.
+/// Bytes that a model needs on each rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryNeeds {
-    /// All weights as they lie on the device.
+    /// All weights in the layout of the device.
     pub weights: u64,
-    /// Inputs of the largest step and its intermediate results.
+    /// Inputs and intermediate results of the largest step.
     pub activations: u64,
-    /// Buffers that other ranks read and write, and what is gathered from them.
+    /// Buffers that other ranks read and write, and the results gathered from them.
     pub communication: u64,
-    /// What operations work in, and KV blocks that nobody leases.
+    /// Scratch memory of operations, and KV blocks that the scheduler never uses.
     pub scratch: u64,
-    /// Recorded steps: an estimate, see [`RECORDED_LAUNCH`].
-    pub recordings: u64,
-    /// One KV block, of all layers, with its share of attention's scratch.
+    /// CUDA graphs; an estimate, see [`GRAPH_LAUNCH_BYTES`].
+    pub graphs: u64,
+    /// One KV block in all layers, with its share of attention's scratch memory.
     pub block: u64,
 }
 
-/// An estimate of what a launch takes in a recorded step, in bytes: not measured. Its parameters are some 100 bytes; the
-/// rest is the driver's own.
-pub const RECORDED_LAUNCH: u64 = 8 << 10;
+/// Estimated bytes per kernel launch in a CUDA graph; not measured. The launch's parameters take about 100
+/// bytes, the rest is the driver's.
+pub(crate) const GRAPH_LAUNCH_BYTES: u64 = 8 << 10;
 
-/// Row counts for which decode steps are recorded: 1, 2, 4, …, and the most there can be.
-pub fn graph_rows(most: usize) -> impl Iterator<Item = usize> {
+/// Row counts for which decode steps are captured: the powers of two below `most`, and `most`.
+pub(crate) fn graph_rows(most: usize) -> impl Iterator<Item = usize> {
     let powers = (0..usize::BITS).map(|i| 1 << i).take_while(move |rows| *rows < most);
     powers.chain([most])
 }
 
-/// How memory is used.
+/// How a rank's memory is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// What the model needs.
+    /// Memory that the model needs.
     pub needs: MemoryNeeds,
-    /// KV blocks.
+    /// Number of KV blocks.
     pub blocks: usize,
     /// Tokens of one full-length request.
     pub max_model_len: usize,
 }
 
-/// The plan needs more memory than there is.
+/// The model and one full-length request need more memory than is available.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "needs {} ({} of weights, {} of working memory, {} for the KV cache of one full-length request) \
+    "needs {} ({} of weights, {} of working memory, {} for the KV cache of one full-length request), \
      but {} are available",
-    gib(*.need), gib(.needs.weights), gib(.needs.workspace()), gib(.need - .needs.weights - .needs.workspace()),
+    gib(*.need),
+    gib(.needs.weights),
+    gib(.needs.workspace()),
+    gib(.need - .needs.weights - .needs.workspace()),
     gib(*.have)
 )]
 pub struct DoesNotFit {
-    /// The parts.
+    /// Memory that the model needs.
     pub needs: MemoryNeeds,
-    /// The least that would do, in bytes.
+    /// The least memory that would be enough, in bytes.
     pub need: u64,
-    /// What there is, in bytes.
+    /// Available memory, in bytes.
     pub have: u64,
 }
 
 impl WeightBytes {
-    /// Of one rank's share of a model.
+    /// Bytes of one rank's weights. `config` is the rank's share of the model.
     pub fn new(config: &ModelConfig, layout: &Layout, precision: Precision) -> Self {
         let fp8 = precision == Precision::Fp8 || config.scheme != Scheme::None;
         let matrix = |(out, input): (usize, usize), fp8: bool| {
@@ -98,7 +101,7 @@ impl WeightBytes {
         }
     }
 
-    /// All of them.
+    /// Bytes of all weights.
     pub fn total(&self) -> u64 {
         let layer = self.products.iter().sum::<u64>() + self.scales;
         self.layers * layer + self.embedding + self.head + self.norms
@@ -106,41 +109,42 @@ impl WeightBytes {
 }
 
 impl MemoryNeeds {
-    /// What each rank needs on a device with this layout, with weights of this precision, such a cache and room for such
-    /// steps. `config` is the share of one.
+    /// Bytes that each rank needs on a device with this layout, for weights of this precision, a KV cache of
+    /// type `kv` and steps of the size of `room`. `config` is one rank's share of the model.
     pub fn new(
         config: &ModelConfig,
         layout: &Layout,
-        (precision, kv): (Precision, KvDtype),
+        precision: Precision,
+        kv: KvDtype,
         room: &StepRoom,
     ) -> Self {
         let StepBytes { activations, communication, scratch } = StepBytes::new(config, layout, room);
         let HeadShape { q_heads, head_dim, .. } = config.heads;
         let attention = room.rows * q_heads * (head_dim + 2) * layout.attention_scratch;
         let block = block_bytes(config, layout, kv);
-        let recorded = graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.graph_launches;
+        let launches = graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.graph_launches;
         Self {
             weights: WeightBytes::new(config, layout, precision).total(),
             activations,
             communication,
             scratch: scratch + attention as u64 + layout.spare_blocks as u64 * block,
-            recordings: recorded as u64 * RECORDED_LAUNCH,
+            graphs: launches as u64 * GRAPH_LAUNCH_BYTES,
             block,
         }
     }
 
-    /// All but weights and KV cache.
+    /// Bytes of everything except weights and KV cache.
     pub fn workspace(&self) -> u64 {
-        self.activations + self.communication + self.scratch + self.recordings
+        self.activations + self.communication + self.scratch + self.graphs
     }
 
-    /// KV blocks for which there is room.
+    /// Number of KV blocks that fit into `available` bytes.
     pub fn blocks_within(&self, available: u64) -> u64 {
         available.saturating_sub(self.weights + self.workspace()) / self.block
     }
 }
 
-/// Bytes of one KV block of all layers, with its share of attention's scratch.
+/// Bytes of one KV block in all layers, with its share of attention's scratch memory.
 fn block_bytes(config: &ModelConfig, layout: &Layout, kv: KvDtype) -> u64 {
     let HeadShape { q_heads, head_dim, .. } = config.heads;
     let padded = ModelConfig {
@@ -151,7 +155,7 @@ fn block_bytes(config: &ModelConfig, layout: &Layout, kv: KvDtype) -> u64 {
     token_bytes(&padded, kv) * BLOCK_TOKENS as u64 + scratch as u64
 }
 
-/// Bytes of the keys and values of one token, of all layers.
+/// Bytes of keys and values per token, in all layers.
 pub fn token_bytes(config: &ModelConfig, kv: KvDtype) -> u64 {
     let HeadShape { kv_heads, head_dim, .. } = config.heads;
     let element = if kv == KvDtype::Fp8 { 1 } else { 2 };
@@ -159,8 +163,11 @@ pub fn token_bytes(config: &ModelConfig, kv: KvDtype) -> u64 {
 }
 
 impl MemoryPlan {
-    /// Gives the KV cache `kv_memory` bytes, or without that what `max_num_seqs` full-length requests can use, and
-    /// at most what is left of `available`. At least one full-length request must fit.
+    /// Sizes the KV cache: `kv_memory` bytes if given, otherwise enough for `max_num_seqs` full-length
+    /// requests, limited to what is left of `available` bytes.
+    ///
+    /// # Errors
+    /// One full-length request does not fit, or `kv_memory` does not.
     pub fn new(
         needs: MemoryNeeds,
         available: u64,
@@ -190,24 +197,24 @@ impl MemoryPlan {
         self.blocks as u64 * self.needs.block
     }
 
-    /// Tokens that the KV cache holds.
-    pub fn kv_tokens(&self) -> usize {
+    /// Tokens that the KV cache can hold.
+    pub(crate) fn kv_tokens(&self) -> usize {
         self.blocks * BLOCK_TOKENS
     }
 
-    /// Requests of full length that the KV cache holds at once.
-    pub fn full_length_requests(&self) -> usize {
+    /// Full-length requests that the KV cache can hold at once.
+    pub(crate) fn full_length_requests(&self) -> usize {
         self.blocks / self.max_model_len.div_ceil(BLOCK_TOKENS)
     }
 
-    /// The cache to allocate.
+    /// The KV cache to allocate.
     pub fn cache(&self, config: &ModelConfig, dtype: KvDtype) -> CacheSpec {
         CacheSpec { layers: config.layers, blocks: self.blocks, heads: config.heads, dtype }
     }
 }
 
-/// A size as people read it.
-pub fn gib(bytes: u64) -> String {
+/// A size in MiB below 1 GiB, otherwise in GiB.
+pub(crate) fn gib(bytes: u64) -> String {
     const MIB: f64 = 1024.0 * 1024.0;
     let mib = bytes as f64 / MIB;
     if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }

@@ -1,7 +1,9 @@
-//! Executes step plans: one OS thread per rank, each with a device, its shard of the model and a KV cache.
+//! Executes step plans on one OS thread per rank. Each rank has a device, its shard of the model and its KV
+//! cache.
 //!
-//! Every rank is given a plan before any is waited for; the first rank's output is the step's. A rank that fails, or
-//! panics, answers with the reason instead; one that does not answer in time is given up, and named.
+//! A plan is sent to every rank before any output is awaited. The first rank's output is the step's output. A
+//! rank that fails or panics sends the reason instead. A rank that does not answer in time is abandoned, and
+//! named in the error.
 
 mod inputs;
 mod memory;
@@ -12,9 +14,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use memory::{
-    DoesNotFit, MemoryNeeds, MemoryPlan, RECORDED_LAUNCH, WeightBytes, gib, graph_rows, token_bytes,
-};
+pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
+pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
 pub use rank::RankParts;
 
 use crate::comm::Communicator;
@@ -22,20 +23,20 @@ use crate::device::Device;
 use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
-// The scheduler leases what the device stores.
+// The scheduler's blocks are the device's blocks.
 const _: () = assert!(crate::scheduler::step_plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
 
-/// What a rank's thread says of a step.
-type Outcome = Result<StepOutput, Failure>;
+/// A rank's answer to a plan.
+type RankOutcome = Result<StepOutput, RankFailure>;
 
-/// Why a rank has no output.
+/// Why a rank has no output for a plan.
 #[derive(Debug)]
-enum Failure {
-    /// It failed.
+enum RankFailure {
+    /// The rank itself failed.
     Own(String),
-    /// It has not answered in time.
+    /// The rank has not answered in time.
     Late,
-    /// It waited for another in vain.
+    /// The rank waited for another rank that did not answer.
     Peer(String),
 }
 
@@ -46,23 +47,23 @@ pub struct Runner {
     step_timeout: Duration,
 }
 
-/// The engine's end of a rank.
+/// The engine's handle on a rank.
 #[derive(Debug)]
 struct Rank {
-    /// `None` while dropping.
+    /// Channel for plans; `None` while dropping.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
-    outcomes: flume::Receiver<Outcome>,
-    /// Says so once the rank takes plans; closed if it never will.
+    outcomes: flume::Receiver<RankOutcome>,
+    /// Receives a message once the rank is ready for plans; closed if it never will be.
     prepared: flume::Receiver<()>,
-    /// `None` while dropping, or if it hangs: nobody may wait for it then.
+    /// `None` while dropping, or if the thread hangs and must not be joined.
     thread: Option<JoinHandle<()>>,
 }
 
 impl Runner {
-    /// Starts a thread for each rank. A step that takes longer than `step_timeout` is a failure.
+    /// Starts a thread per rank. A step that takes longer than `step_timeout` is an error.
     ///
     /// # Panics
-    /// If there is no rank, or the system has no thread to give.
+    /// If `parts` is empty, or the system cannot start a thread.
     pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, step_timeout: Duration) -> Self {
         assert!(!parts.is_empty(), "a runner needs a rank");
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
@@ -71,30 +72,31 @@ impl Runner {
             let (done, prepared) = flume::bounded(1);
             let thread = std::thread::Builder::new()
                 .name(format!("rank-{index}"))
-                .spawn(move || rank::live(parts, &inbox, &outbox, done))
-                .expect("the system can start a thread");
+                .spawn(move || rank::run_rank(parts, &inbox, &outbox, done))
+                .expect("the system starts a thread");
             Rank { plans: Some(plans), outcomes, prepared, thread: Some(thread) }
         });
         Self { ranks: ranks.collect(), step_timeout }
     }
 
-    /// Waits until every rank has allocated, met the others and recorded its steps. Plans may be enqueued before.
+    /// Waits until every rank has allocated its buffers, met the other ranks and captured its graphs. Plans
+    /// may be enqueued before.
     ///
     /// # Errors
-    /// Why a rank will never take a plan; it is no use to go on then.
+    /// The reason why a rank will never be ready. The runner cannot be used after that.
     pub fn prepared(&mut self) -> Result<(), ExecutorError> {
         let mut peer = None;
         for (index, rank) in self.ranks.iter().enumerate() {
             if rank.prepared.recv().is_ok() {
                 continue;
             }
-            // A thread that ends without having said so has said why.
+            // A thread that ends without this message has sent the reason as its outcome.
             match rank.outcomes.recv() {
-                // The one that it waited for may have more to say.
-                Ok(Err(Failure::Peer(message))) => {
+                // The rank that it waited for may report the cause.
+                Ok(Err(RankFailure::Peer(message))) => {
                     _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
                 }
-                Ok(Err(Failure::Own(message))) => {
+                Ok(Err(RankFailure::Own(message))) => {
                     return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
                 }
                 _ => return Err(ExecutorError { message: format!("rank {index} has ended") }),
@@ -121,14 +123,14 @@ impl Executor for Runner {
         for (index, rank) in self.ranks.iter_mut().enumerate() {
             match rank.outcome(deadline) {
                 Ok(output) => _ = first.get_or_insert(output),
-                Err(Failure::Own(message)) => {
+                Err(RankFailure::Own(message)) => {
                     return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
                 }
-                // The ones that it waited for may have more to say.
-                Err(Failure::Peer(message)) => {
+                // The ranks that it waited for may report the cause.
+                Err(RankFailure::Peer(message)) => {
                     _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
                 }
-                Err(Failure::Late) => late.push(index.to_string()),
+                Err(RankFailure::Late) => late.push(index.to_string()),
             }
         }
         let took = self.step_timeout.as_secs_f64();
@@ -143,16 +145,16 @@ impl Executor for Runner {
 }
 
 impl Rank {
-    /// Waits for the earliest step, and not for ever.
-    fn outcome(&mut self, deadline: Instant) -> Outcome {
+    /// Waits for the output of the earliest step until `deadline`.
+    fn outcome(&mut self, deadline: Instant) -> RankOutcome {
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
             Err(flume::RecvTimeoutError::Disconnected) => {
-                Err(Failure::Own("its thread has ended".to_owned()))
+                Err(RankFailure::Own("its thread has ended".to_owned()))
             }
             Err(flume::RecvTimeoutError::Timeout) => {
                 self.thread = None;
-                Err(Failure::Late)
+                Err(RankFailure::Late)
             }
         }
     }
@@ -160,10 +162,10 @@ impl Rank {
 
 impl Drop for Rank {
     fn drop(&mut self) {
-        // The thread ends when its inbox does, after the steps still in it.
+        // The thread ends when its channel closes, after the plans still in it.
         self.plans = None;
         if let Some(thread) = self.thread.take() {
-            let _its_panic_was_answered = thread.join();
+            let _already_reported = thread.join();
         }
     }
 }

@@ -1,4 +1,5 @@
-//! One rank: takes plans, runs them, answers. Everything that lives on the device lives on this thread.
+//! The worker thread of one rank: takes step plans, runs them and returns their outputs. Everything that
+//! lives on the device is owned by this thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -7,40 +8,41 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::inputs;
 use super::memory::graph_rows;
-use super::sampler::{self, Slots};
-use super::{Failure, Outcome, StepOutput};
+use super::sampler::{self, SamplerSlots};
+use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::{Communicator, PEER};
 use crate::device::{CacheSpec, Device, DeviceError, SampleSource, StepInputs};
 use crate::engine::panic_text;
-use crate::model::{LOGIT_ROWS, Model, Pass, Workspace};
+use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
-/// What a rank is made of.
+/// The parts that a rank is built from.
 #[derive(Debug)]
 pub struct RankParts<D: Device, C: Communicator<D>> {
-    /// Its device.
+    /// The rank's device.
     pub device: D,
-    /// Its end of the group.
+    /// The rank's handle on the communicator group.
     pub comm: C,
-    /// Those near its device, on which its thread runs; nothing for any.
+    /// CPUs near the device, to which the rank's thread is pinned. Empty: not pinned.
     pub processors: Vec<usize>,
-    /// Its shard of the model.
+    /// The rank's shard of the model.
     pub model: Model<D>,
-    /// Its KV cache, allocated when the rank starts.
+    /// Shape of the rank's KV cache, which is allocated when the rank starts.
     pub cache: CacheSpec,
-    /// Sequences that run at once.
+    /// Limit on sequences that run at once.
     pub max_num_seqs: usize,
-    /// Tokens per step.
+    /// Limit on tokens per step.
     pub max_num_batched_tokens: usize,
-    /// Ids below this may be drawn: the tokenizer's vocabulary, at most the model's.
+    /// Ids below this may be sampled: the size of the tokenizer's vocabulary, at most the model's.
     pub vocab: usize,
 }
 
-/// A rank at work.
-pub(super) struct Rank<D: Device, C: Communicator<D>> {
-    // Dropped in this order: NCCL waits for the graphs that use it, and other ranks hear of this one's end before its
-    // memory is freed, which waits for what still runs.
-    /// Layers over steps of so many rows, of which each is another sequence's, fewest first.
+/// A started rank.
+pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
+    // Fields are dropped in this order. NCCL waits for the graphs that use it, so graphs go first. Then
+    // dropping the communicator tells other ranks that this one has ended, before freeing memory, which waits
+    // for running kernels.
+    /// CUDA graphs of all layers for decode steps, with the number of rows of each, fewest rows first.
     graphs: Vec<(usize, D::Graph)>,
     comm: C,
     device: D,
@@ -48,42 +50,42 @@ pub(super) struct Rank<D: Device, C: Communicator<D>> {
     vocab: usize,
     space: Workspace<D>,
     cache: D::Cache,
-    slots: Slots,
+    slots: SamplerSlots,
 }
 
-/// A step whose tokens have been drawn and not asked for.
-struct Launched {
+/// A step that has been launched, and whose tokens have been sampled but not read back.
+struct LaunchedStep {
     plan: Arc<StepPlan>,
     rows: Vec<RowOutput>,
-    /// Rows that draw, as they were sampled together, with who has their slots.
-    drawing: Vec<Vec<(usize, Arc<SlotStart>)>>,
+    /// Rows that sample, grouped by sampling launch, each with the slot's occupant at that time.
+    sampled: Vec<Vec<(usize, Arc<SlotStart>)>>,
 }
 
-/// Runs plans until there are no more, or one fails. The next step is launched before the results of the one before
-/// are waited for, if its plan is there, so that a device that runs by itself never waits for the host.
-pub(super) fn live<D: Device, C: Communicator<D>>(
+/// Runs plans until the channel closes or a plan fails. If the next plan is already there, it is launched
+/// before the results of the previous step are read, so an asynchronous device never waits for the host.
+pub(super) fn run_rank<D: Device, C: Communicator<D>>(
     parts: RankParts<D, C>,
     plans: &flume::Receiver<Arc<StepPlan>>,
-    outcomes: &flume::Sender<Outcome>,
+    outcomes: &flume::Sender<RankOutcome>,
     prepared: flume::Sender<()>,
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
-        stay_on(&parts.processors);
-        let mut rank = Rank::new(parts)?;
-        let _nobody_asks = prepared.send(());
-        let mut before: Option<Launched> = None;
+        pin_to(&parts.processors);
+        let mut rank = RankWorker::new(parts)?;
+        let _ignored = prepared.send(());
+        let mut previous: Option<LaunchedStep> = None;
         loop {
-            let next = if before.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
-            if next.is_none() && before.is_none() {
+            let next = if previous.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
+            if next.is_none() && previous.is_none() {
                 return Ok(());
             }
             let mut outputs = Vec::new();
             if next.as_deref().is_some_and(|plan| rank.needs_last_tokens(plan)) {
-                outputs.extend(before.take().map(|step| rank.finish(step)));
+                outputs.extend(previous.take().map(|step| rank.finish(step)));
             }
             let launched = next.map(|plan| rank.launch(plan)).transpose()?;
-            outputs.extend(before.take().map(|step| rank.finish(step)));
-            before = launched;
+            outputs.extend(previous.take().map(|step| rank.finish(step)));
+            previous = launched;
             for output in outputs {
                 if outcomes.send(Ok(output?)).is_err() {
                     return Ok(());
@@ -93,38 +95,39 @@ pub(super) fn live<D: Device, C: Communicator<D>>(
     }));
     let failure = match outcome {
         Ok(Ok(())) => return,
-        Ok(Err(error)) if error.op == PEER => Failure::Peer(error.to_string()),
-        Ok(Err(error)) => Failure::Own(error.to_string()),
-        Err(panic) => Failure::Own(format!("panicked: {}", panic_text(&*panic))),
+        Ok(Err(error)) if error.op == PEER => RankFailure::Peer(error.to_string()),
+        Ok(Err(error)) => RankFailure::Own(error.to_string()),
+        Err(panic) => RankFailure::Own(format!("panicked: {}", panic_text(&*panic))),
     };
-    let _nobody_waits = outcomes.send(Err(failure));
+    let _ignored = outcomes.send(Err(failure));
 }
 
-/// Keeps this thread on some processors, as far as it may be there. That is for speed only, and may fail.
-fn stay_on(processors: &[usize]) {
+/// Pins this thread to those of the given CPUs that it may use. Only for speed, so failures are ignored.
+fn pin_to(processors: &[usize]) {
     let Ok(allowed) = sched_getaffinity(None) else { return };
     let mut set = CpuSet::new();
     processors.iter().filter(|n| **n < CpuSet::MAX_CPU && allowed.is_set(**n)).for_each(|n| set.set(*n));
     if set.count() > 0 {
-        let _anywhere = sched_setaffinity(None, &set);
+        let _ignored = sched_setaffinity(None, &set);
     }
 }
 
-impl<D: Device, C: Communicator<D>> Rank<D, C> {
+impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        let space = Workspace::new(&parts.device, &parts.model, (rows, slots))?;
+        let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
         let mut rank = Self {
             space,
             cache: parts.device.cache(parts.cache)?,
-            slots: Slots::new(parts.max_num_seqs),
+            slots: SamplerSlots::new(parts.max_num_seqs),
             vocab: parts.vocab.min(parts.model.vocab()),
             device: parts.device,
             comm: parts.comm,
             model: parts.model,
             graphs: Vec::new(),
         };
-        // Waits for all ranks: an operation that waits for a rank could block that rank's allocations in the driver.
+        // Waits for all ranks. Kernels that wait for other ranks must not be launched while some rank still
+        // allocates: a driver may serialise the two.
         rank.space.register(&rank.comm)?;
         if D::CAPTURES && rank.comm.captures() {
             rank.capture(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
@@ -132,7 +135,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         Ok(rank)
     }
 
-    /// Captures decode steps of several numbers of rows, the largest of which is `most`.
+    /// Captures decode steps of the row counts of [`graph_rows`], up to `most`.
     fn capture(&mut self, most: usize) -> Result<(), DeviceError> {
         for rows in graph_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
@@ -141,7 +144,7 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         Ok(())
     }
 
-    /// All layers over a step, recorded ones if there are some for it.
+    /// Runs all layers over a step, by replaying a graph if one fits.
     fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
@@ -157,14 +160,15 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         self.model.forward(inputs, &mut self.space, pass)
     }
 
-    /// Whether a plan cannot be launched before the tokens of the step before are known.
+    /// Whether a plan cannot be launched until the tokens of the previous step are read: a penalty counts
+    /// them.
     fn needs_last_tokens(&self, plan: &StepPlan) -> bool {
         let feeds_last = |row: &&Row| row.tokens == TokenSource::LastSampled && row.start.is_none();
-        plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).counts())
+        plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).has_penalty())
     }
 
-    /// One step: forward, score prompt tokens, draw.
-    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<Launched, DeviceError> {
+    /// Launches one step: forward pass, scores of prompt tokens, sampling.
+    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<LaunchedStep, DeviceError> {
         self.slots.admit(&plan);
         let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
@@ -172,25 +176,25 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
         self.score(&plan, &firsts, &mut rows)?;
         let pieces = self.sample(&plan, &firsts)?;
-        let drawing = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
-        let drawing = pieces.into_iter().map(|piece| piece.into_iter().map(drawing).collect()).collect();
-        Ok(Launched { drawing, plan, rows })
+        let sampled = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
+        let sampled = pieces.into_iter().map(|piece| piece.into_iter().map(sampled).collect()).collect();
+        Ok(LaunchedStep { sampled, plan, rows })
     }
 
-    /// Waits for the tokens of a step.
-    fn finish(&mut self, step: Launched) -> Result<StepOutput, DeviceError> {
-        let Launched { plan, mut rows, drawing } = step;
-        for piece in &drawing {
+    /// Waits for the sampled tokens of a step and returns its output.
+    fn finish(&mut self, step: LaunchedStep) -> Result<StepOutput, DeviceError> {
+        let LaunchedStep { plan, mut rows, sampled } = step;
+        for piece in &sampled {
             let tokens = self.device.take_sampled(&mut self.space.sampled)?;
             for ((index, start), token) in piece.iter().zip(tokens) {
-                self.slots.record(plan.rows[*index].slot, start, token, &mut rows[*index]);
+                self.slots.add_sampled(plan.rows[*index].slot, start, token, &mut rows[*index]);
             }
         }
         self.comm.check()?;
         Ok(StepOutput { id: plan.id, rows })
     }
 
-    /// Log-probabilities of prompt tokens, for the rows that ask for them.
+    /// Computes log-probabilities of prompt tokens for the rows that ask for them.
     fn score(&mut self, plan: &StepPlan, firsts: &[usize], out: &mut [RowOutput]) -> Result<(), DeviceError> {
         for (index, row) in plan.rows.iter().enumerate() {
             for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
@@ -199,16 +203,17 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
                 self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
                 let top = self.slots.get(row.slot).prompt_top();
                 let scores = self.device.score(&self.space.logits, self.vocab, targets, top)?;
-                sampler::record_scores(targets, scores, &mut out[index]);
+                sampler::add_scores(targets, scores, &mut out[index]);
             }
         }
         Ok(())
     }
 
-    /// Draws a token for each row that wants one. Says which rows were sampled together.
+    /// Samples a token for each row that wants one. Returns the rows of each sampling launch.
     fn sample(&mut self, plan: &StepPlan, firsts: &[usize]) -> Result<Vec<Vec<usize>>, DeviceError> {
         let wanting = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample);
-        // Ranks that share a vocabulary name their largest logits, where that is enough, rather than exchange all.
+        // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
+        // allow it, not all of them.
         let divided = self.model.is_divided();
         let is_short = |index: &usize| divided && self.slots.sample_row(&plan.rows[*index]).is_short();
         let (short, whole): (Vec<usize>, Vec<usize>) = wanting.partition(is_short);
@@ -218,9 +223,10 @@ impl<D: Device, C: Communicator<D>> Rank<D, C> {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
             let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
-            let (group, space) = ((&self.device, &self.comm), &mut self.space);
+            let space = &mut self.space;
             if *is_short {
-                self.model.shortlists(group, &wanted, (&rows, self.vocab), space)?;
+                let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };
+                self.model.shortlists(&self.device, &self.comm, &wanted, space)?;
                 let lists = space.shortlists.as_ref().expect("a divided model has them");
                 self.device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.sampled)?;
             } else {

@@ -1,4 +1,4 @@
-//! What a rank remembers of each running sequence in order to draw its tokens.
+//! Per-slot sampling state of a rank: what it keeps of each running sequence in order to sample its tokens.
 
 use std::sync::Arc;
 
@@ -6,17 +6,17 @@ use crate::device::{self, RowLogprob, SampleRow};
 use crate::request::{SampledToken, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
-/// One entry per slot of the scheduler.
-pub(super) struct Slots(Vec<Option<Slot>>);
+/// The state of each scheduler slot; `None` until its first occupant.
+pub(super) struct SamplerSlots(Vec<Option<SlotState>>);
 
-/// A running sequence.
-pub(super) struct Slot {
+/// The sampling state of a running sequence.
+pub(super) struct SlotState {
     start: Arc<SlotStart>,
-    /// (id, occurrences) of the tokens generated; kept only if a penalty reads it.
+    /// (id, occurrences) of the generated tokens, sorted by id. Counted only if a penalty reads it.
     output: Vec<(u32, u32)>,
 }
 
-impl Slot {
+impl SlotState {
     fn new(start: &Arc<SlotStart>) -> Self {
         let mut slot = Self { start: Arc::clone(start), output: Vec::new() };
         for token in &start.tokens[start.prompt_len..] {
@@ -25,24 +25,24 @@ impl Slot {
         slot
     }
 
-    /// Who has the slot.
+    /// The occupant of the slot.
     pub(super) fn start(&self) -> &Arc<SlotStart> {
         &self.start
     }
 
-    /// Whether how its next token is drawn depends on which it drew before.
-    pub(super) fn counts(&self) -> bool {
+    /// Whether a penalty makes the next token depend on the tokens generated before.
+    pub(super) fn has_penalty(&self) -> bool {
         let p = &self.start.sampling;
         p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
     }
 
-    /// Alternatives to report with each scored prompt token.
+    /// Number of alternatives to report with each scored prompt token.
     pub(super) fn prompt_top(&self) -> u8 {
         self.start.prompt_logprobs.unwrap_or_default()
     }
 
     fn count(&mut self, token: u32) {
-        if !self.counts() {
+        if !self.has_penalty() {
             return;
         }
         match self.output.binary_search_by_key(&token, |(id, _)| *id) {
@@ -52,25 +52,25 @@ impl Slot {
     }
 }
 
-impl Slots {
+impl SamplerSlots {
     pub(super) fn new(count: usize) -> Self {
         Self((0..count).map(|_| None).collect())
     }
 
-    /// Takes in the sequences that begin with this step.
+    /// Sets the state of the slots that get a new occupant with this step.
     pub(super) fn admit(&mut self, plan: &StepPlan) {
         for row in &plan.rows {
             if let Some(start) = &row.start {
-                self.0[row.slot as usize] = Some(Slot::new(start));
+                self.0[row.slot as usize] = Some(SlotState::new(start));
             }
         }
     }
 
-    pub(super) fn get(&self, slot: u32) -> &Slot {
-        self.0[slot as usize].as_ref().expect("a sequence's first row says how it starts")
+    pub(super) fn get(&self, slot: u32) -> &SlotState {
+        self.0[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
     }
 
-    /// How a row's token is to be drawn.
+    /// The sampling parameters of a row's next token.
     pub(super) fn sample_row<'a>(&'a self, row: &Row) -> SampleRow<'a> {
         let slot = self.get(row.slot);
         let p = &slot.start.sampling;
@@ -96,8 +96,9 @@ impl Slots {
         }
     }
 
-    /// Notes what was drawn for a sequence, which may have left its slot since.
-    pub(super) fn record(
+    /// Adds a sampled token to the row's output, and to the slot's counts unless the slot has another
+    /// occupant by now.
+    pub(super) fn add_sampled(
         &mut self,
         slot: u32,
         start: &Arc<SlotStart>,
@@ -118,8 +119,8 @@ impl Slots {
     }
 }
 
-/// Notes the scores of one piece of a prompt.
-pub(super) fn record_scores(targets: &[u32], scores: Vec<Option<RowLogprob>>, out: &mut RowOutput) {
+/// Adds the scores of one chunk of a prompt to the row's output.
+pub(super) fn add_scores(targets: &[u32], scores: Vec<Option<RowLogprob>>, out: &mut RowOutput) {
     for (target, score) in targets.iter().zip(scores) {
         match score {
             Some(score) => out.scores.push(with_token(*target, score)),

@@ -1,43 +1,45 @@
-//! KV blocks as handles: whoever needs a block holds a [`Block`], clones it to share it, and drops it to return it.
-//! A block is free (holds nothing), used (somebody has a handle), or cached (nobody has, but its contents may be
-//! wanted again); the last handle's drop takes it from used to one of the others. The number of handles is the
-//! reference count, so that the two cannot disagree.
+//! KV cache blocks as reference-counted handles. A sequence holds a [`Block`] for each block that it uses,
+//! clones the handle to share the block, and drops it to return the block.
+//!
+//! A block is in one of three states: free (no handle, no contents), used (at least one handle), or cached
+//! (no handle, but the prefix index still names its contents). Dropping the last handle moves a block from
+//! used to free or cached. The reference count is the number of handles, so the two cannot disagree.
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::prefix::{Index, Key};
+use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
-/// All KV blocks of a cache.
+/// All KV cache blocks of a rank group.
 pub struct Pool {
-    state: Rc<RefCell<State>>,
+    state: Rc<RefCell<PoolState>>,
 }
 
-struct State {
-    /// Taken from the end, so that low ids are used first.
+struct PoolState {
+    /// Free block ids. `take` pops from the end, so low ids are used first.
     free: Vec<u32>,
-    /// Upgrades exactly while a block is used.
-    handles: Vec<Weak<Lease>>,
+    /// One weak handle per block id. It upgrades exactly while the block is used.
+    handles: Vec<Weak<BlockRef>>,
     used: usize,
-    index: Index,
+    index: PrefixIndex,
 }
 
-/// A share of one block.
+/// A handle to one block. Clones share the block.
 #[derive(Clone)]
-pub struct Block(Rc<Lease>);
+pub struct Block(Rc<BlockRef>);
 
-struct Lease {
+struct BlockRef {
     id: u32,
-    state: Rc<RefCell<State>>,
+    state: Rc<RefCell<PoolState>>,
 }
 
-impl Drop for Lease {
+impl Drop for BlockRef {
     fn drop(&mut self) {
         let mut state = self.state.borrow_mut();
         state.used -= 1;
         if state.index.key(self.id).is_some() {
-            state.index.park(self.id);
+            state.index.release(self.id);
         } else {
             state.free.push(self.id);
         }
@@ -45,94 +47,98 @@ impl Drop for Lease {
 }
 
 impl Block {
-    /// The id by which a device knows it.
+    /// The block id that devices use.
     pub fn id(&self) -> u32 {
         self.0.id
     }
 
-    /// Handles on it, this one among them.
+    /// Number of handles to this block, including this one.
     pub fn holders(&self) -> usize {
         Rc::strong_count(&self.0)
     }
 }
 
 impl Pool {
-    /// Ids 0..`blocks`, all free.
+    /// Creates a pool of the ids `0..blocks`, all free.
     pub fn new(blocks: usize) -> Self {
         let count = u32::try_from(blocks).expect("block ids fit in 32 bits");
-        let state = State {
+        let state = PoolState {
             free: (0..count).rev().collect(),
             handles: (0..count).map(|_| Weak::new()).collect(),
             used: 0,
-            index: Index::new(blocks),
+            index: PrefixIndex::new(blocks),
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
 
-    /// A block of one's own: a free one, else the cached one that nobody has held for longest.
+    /// Takes a block for exclusive use: a free one if possible, otherwise the least recently used cached one,
+    /// which is evicted. `None` if every block is used.
     pub fn take(&self) -> Option<Block> {
         let mut state = self.state.borrow_mut();
         let id = match state.free.pop() {
             Some(id) => id,
             None => state.index.evict()?,
         };
-        Some(self.lease(&mut state, id))
+        Some(self.hand_out(&mut state, id))
     }
 
-    /// A share of the block with these contents, if it is cached.
-    pub fn find(&self, key: &Key) -> Option<Block> {
+    /// Returns a handle to the block with these contents, if it is used or cached.
+    pub fn find(&self, key: &BlockKey) -> Option<Block> {
         let mut state = self.state.borrow_mut();
         let id = state.index.find(key)?;
-        if let Some(lease) = state.handles[id as usize].upgrade() {
-            return Some(Block(lease));
+        if let Some(handle) = state.handles[id as usize].upgrade() {
+            return Some(Block(handle));
         }
-        state.index.unpark(id);
-        Some(self.lease(&mut state, id))
+        state.index.pin(id);
+        Some(self.hand_out(&mut state, id))
     }
 
-    fn lease(&self, state: &mut State, id: u32) -> Block {
-        let lease = Rc::new(Lease { id, state: Rc::clone(&self.state) });
-        state.handles[id as usize] = Rc::downgrade(&lease);
+    fn hand_out(&self, state: &mut PoolState, id: u32) -> Block {
+        let handle = Rc::new(BlockRef { id, state: Rc::clone(&self.state) });
+        state.handles[id as usize] = Rc::downgrade(&handle);
         state.used += 1;
-        Block(lease)
+        Block(handle)
     }
 
-    /// Caches a block whose 64 tokens have all been computed.
-    pub fn publish(&self, key: Key, block: &Block) {
+    /// Adds a block to the prefix cache. All of its [`BLOCK_TOKENS`] tokens must have been computed.
+    pub fn publish(&self, key: BlockKey, block: &Block) {
         self.state.borrow_mut().index.insert(key, block.id());
     }
 
-    /// Forgets what a block holds; its holders keep it.
+    /// Removes a block from the prefix cache. Existing handles stay valid.
     pub fn forget(&self, block: &Block) {
         self.state.borrow_mut().index.remove(block.id());
     }
 
-    /// Blocks that hold nothing.
+    /// Number of free blocks.
     pub fn free(&self) -> usize {
         self.state.borrow().free.len()
     }
 
-    /// Blocks that somebody holds.
+    /// Number of used blocks.
     pub fn used(&self) -> usize {
         self.state.borrow().used
     }
 
-    /// Blocks that are cached and held by nobody.
+    /// Number of cached blocks that have no handle.
     pub fn cached(&self) -> usize {
-        self.state.borrow().index.parked()
+        self.state.borrow().index.evictable()
     }
 
-    /// Blocks that can be taken.
+    /// Number of blocks that `take` can return: free and cached ones.
     pub fn available(&self) -> usize {
         self.free() + self.cached()
     }
 
-    /// All blocks.
+    /// Number of blocks in all states.
     pub fn total(&self) -> usize {
         self.state.borrow().handles.len()
     }
 
-    /// Recounts all blocks. `held[id]` is how many handles the caller knows of; the error says what does not agree.
+    /// Recounts all blocks. `held[id]` is the number of handles that the caller knows of.
+    ///
+    /// # Errors
+    /// Names the first block or sum that does not agree.
     pub fn check(&self, held: &[usize]) -> Result<(), String> {
         let state = self.state.borrow();
         state.index.check()?;
@@ -143,18 +149,18 @@ impl Pool {
         for (id, &expected) in (0u32..).zip(held) {
             let holders = state.handles[id as usize].strong_count();
             if holders != expected {
-                return Err(format!("block {id} has {holders} handles, sequences hold {expected}"));
+                return Err(format!("block {id} has {holders} handles, but sequences hold {expected}"));
             }
-            let parked = usize::from(state.index.is_parked(id));
-            if free[id as usize] + parked + usize::from(holders > 0) != 1 {
+            let evictable = usize::from(state.index.is_evictable(id));
+            if free[id as usize] + evictable + usize::from(holders > 0) != 1 {
                 return Err(format!("block {id} is not in exactly one of free, used and cached"));
             }
         }
         let used = held.iter().filter(|&&holders| holders > 0).count();
-        let sum = state.free.len() + state.used + state.index.parked();
+        let sum = state.free.len() + state.used + state.index.evictable();
         if used != state.used || sum != held.len() {
             return Err(format!(
-                "{used} blocks used, counted {}; {sum} in all of {}",
+                "{used} blocks are used, the total says {}; all states together have {sum} of {} blocks",
                 state.used,
                 held.len()
             ));
@@ -167,43 +173,44 @@ impl Pool {
 #[derive(Default)]
 pub struct Table {
     blocks: Vec<Block>,
-    /// The same as ids, ready to be copied into plans.
+    /// The ids of `blocks`, stored separately so that a plan can copy them.
     ids: Vec<u32>,
 }
 
 impl Table {
-    /// Adds the block of the next 64 positions.
+    /// Appends the block of the next [`BLOCK_TOKENS`] positions.
     pub fn push(&mut self, block: Block) {
         self.ids.push(block.id());
         self.blocks.push(block);
     }
 
-    /// The handles.
+    /// The handles, in order of position.
     pub fn blocks(&self) -> &[Block] {
         &self.blocks
     }
 
-    /// The ids of the blocks that hold positions `0..tokens`.
+    /// Ids of the blocks that hold the positions `0..tokens`.
     pub fn ids(&self, tokens: usize) -> &[u32] {
         &self.ids[..tokens.div_ceil(BLOCK_TOKENS)]
     }
 
-    /// Id of the block of the last positions.
+    /// Id of the last block, or `None` if the table is empty.
     pub fn last_id(&self) -> Option<u32> {
         self.ids.last().copied()
     }
 
-    /// Blocks.
+    /// Number of blocks.
     pub fn len(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Whether it has no blocks.
+    /// Whether the table has no blocks.
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty()
     }
 
-    /// Returns all blocks, the last first: a prefix is worth more than what follows it, so it is evicted later.
+    /// Drops all handles, last block first, so that the start of a prefix is evicted after its continuation.
+    /// The start is worth more: more requests can share it.
     pub fn clear(&mut self) {
         self.ids.clear();
         while self.blocks.pop().is_some() {}

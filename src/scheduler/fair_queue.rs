@@ -1,25 +1,28 @@
-//! Who is next among those that wait: priorities that age, and between tenants of one class a virtual token counter
-//! (VTC, Sheng et al. 2024).
+//! The waiting queue: priorities with ageing, and fairness between the tenants of one priority class by a
+//! virtual token counter (VTC, Sheng et al. 2024).
 //!
-//! A tenant's counter is what it has been served, [`PROMPT_COST`] for each prompt token when its sequence first starts
-//! and [`OUTPUT_COST`] for each token generated, divided by its weight. The tenant of the least counter goes first, and
-//! within a tenant who came first. One that had nothing waiting of a priority or a higher one is lifted, when it has, to
-//! the least counter of those that had, so that nobody saves up. With one tenant this is the order of arrival.
+//! A tenant's counter is the service it has received: [`PROMPT_COST`] for each prompt token, charged when the
+//! sequence first starts, and [`OUTPUT_COST`] for each generated token, divided by the tenant's weight. The
+//! tenant with the lowest counter goes first; the requests of one tenant go in order of arrival. If a
+//! tenant submits a request while it has none waiting of that priority or a higher one, its counter is raised
+//! to the lowest counter among the tenants that have one, so that idle time earns no credit. With one tenant
+//! the order is the order of arrival.
 //!
-//! A class is a priority; smaller goes first. For every so many steps that a request has waited it is lifted by one, up
-//! to the first class that anyone waiting was given, where counters decide. So it may bring a request before those of a
-//! higher class, but a tenant with a long queue never before a tenant with a short one.
+//! A request's class starts as its priority; a lower class goes first. Every N steps of waiting
+//! (`ageing_steps`) lower the class by one, down to the lowest priority number that any waiting request was
+//! submitted with. Within that class counters decide. Ageing can therefore bring a request before those of a
+//! higher priority, but a tenant with a long queue never gains over a tenant with a short one.
 //!
-//! What follows, and is tested, with N the steps of ageing:
-//! - Fairness: with U = max(PROMPT_COST × longest prompt, OUTPUT_COST × tokens that the KV cache holds), while two tenants
-//!   of one class both have requests waiting, what they were served, by their weights, differs by at most 2 U over any
-//!   time: the counters' distance is at most U.
-//! - Starvation: a request of priority p competes, after N (p - q) steps, as if it had the priority q < p, however many of
-//!   priority q come. From there the bound above holds between tenants, and of its own tenant's requests of the same
-//!   class none that came later goes before it.
+//! Two guarantees follow, and are tested:
+//! - Fairness: let U = max(PROMPT_COST × longest prompt, OUTPUT_COST × tokens that the KV cache holds). While
+//!   two tenants of one class both have waiting requests, their counters differ by at most U, so the service
+//!   they receive over any period, divided by their weights, differs by at most 2 U.
+//! - No starvation: after N (p - q) steps a request of priority p competes with priority q < p, however many
+//!   requests of priority q arrive. From then on the bound above holds between tenants, and no later request
+//!   of the same tenant and class goes before it.
 //!
-//! Names of tenants that clients may choose freely are a share each for the asking: between clients that do not trust
-//! one another the tenant must be the key.
+//! A client that may choose its tenant name can claim one share per name. Between clients that do not trust
+//! each other the tenant must therefore be derived from the API key.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -27,46 +30,52 @@ use std::sync::Arc;
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
-/// Of a prompt token.
+/// Cost of a prompt token.
 pub const PROMPT_COST: u64 = 1;
-/// Of a generated token, for which weights and cache are read again.
+/// Cost of a generated token. It is higher because each one reads the weights and the KV cache again.
 pub const OUTPUT_COST: u64 = 2;
 
-/// A token's cost for a tenant of weight 1: divided by any weight it is still a number of many digits.
+/// Counter units per unit of cost at weight 1: large enough that dividing by any weight keeps its precision.
 const SCALE: u64 = 1 << 20;
-/// Counters that are kept of tenants with nothing to do. Beyond, all of those are forgotten, and their debts with them.
+/// Limit on the counters kept for tenants without waiting requests. Beyond it all such counters are dropped.
 const IDLE_COUNTERS: usize = 1024;
 
-/// What each tenant has been served.
+/// Service received, per tenant.
 #[derive(Debug, Default)]
 struct Counters {
     of: HashMap<Arc<str>, u64>,
-    /// The greatest with which a tenant's sequence has started, as it was before.
+    /// The highest counter of a tenant at the time one of its sequences started, before it was charged.
     last: u64,
 }
 
-/// Those that wait. All of a tenant and a priority are in order of arrival, and stay so however they age: only the first
-/// of each such line can be next.
+/// Tenant name and submitted priority: requests that share both are in order of arrival however they age, so
+/// only the first of them can be next.
+pub(super) type QueueKey = (Arc<str>, i32);
+
+/// The waiting sequences.
 #[derive(Default)]
 pub(super) struct Queue {
+    /// By sequence number.
     waiting: BTreeMap<u64, Sequence>,
-    lines: BTreeMap<(Arc<str>, i32), BTreeSet<u64>>,
+    /// Sequence numbers of `waiting`.
+    lines: BTreeMap<QueueKey, BTreeSet<u64>>,
     counters: Counters,
-    /// Tokens generated and not charged yet, and for whom: rows side by side are often one tenant's.
+    /// Generated tokens of one tenant that are not charged yet. Neighbouring rows often belong to one tenant,
+    /// so charging them together saves look-ups.
     owed: Option<(Tenant, u64)>,
 }
 
-/// What would be before a request that came now.
+/// Estimated work that a newly submitted request would wait for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ahead {
-    /// Requests.
+    /// Requests that would start first.
     pub requests: usize,
-    /// Their prompts' tokens.
+    /// Prompt tokens of those requests.
     pub tokens: usize,
 }
 
 impl Queue {
-    /// One that waits, for the first time or again.
+    /// Adds a sequence, new or preempted.
     pub(super) fn arrive(&mut self, sequence: Sequence) {
         self.lift(&sequence.tenant().name, sequence.priority());
         let (line, arrival) = (line(&sequence), sequence.order.sequence_number);
@@ -102,10 +111,10 @@ impl Queue {
         self.waiting.is_empty()
     }
 
-    /// Who is next after so many steps, and the class it has by then.
+    /// The next sequence to start at `step`, and its class after ageing.
     pub(super) fn first(&self, step: u64, ageing: u64) -> Option<(Order, i64)> {
         let top = i64::from(self.lines.keys().map(|(_, priority)| *priority).min()?);
-        let place = |((name, priority), line): (&(Arc<str>, i32), &BTreeSet<u64>)| {
+        let place = |((name, priority), line): (&QueueKey, &BTreeSet<u64>)| {
             let sequence = &self.waiting[line.first()?];
             let class = aged(*priority, step - sequence.arrived_at_step, ageing).max(top);
             Some((class, self.counters.get(name), sequence.order.sequence_number, sequence.order))
@@ -114,13 +123,14 @@ impl Queue {
         Some((order, class))
     }
 
-    /// The tenant and the priority of all that wait, where those of all are the same.
-    pub(super) fn only_line(&self) -> Option<&(Arc<str>, i32)> {
+    /// The tenant and the priority of all waiting requests, if they all have the same.
+    pub(super) fn only_line(&self) -> Option<&QueueKey> {
         self.lines.keys().next().filter(|_| self.lines.len() == 1)
     }
 
-    /// What would be before a request of this tenant and priority: all of a higher class, its tenant's others, and of
-    /// every other tenant as many, and one more, since they take turns. An estimate: turns are counted in tokens.
+    /// Estimates what would start before a request of this tenant and priority: all requests of a higher
+    /// class, all of its own tenant's requests of its class, and one more than these of every other tenant,
+    /// since tenants alternate. It is an estimate because the alternation counts tokens, not requests.
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {
         let most = self.lines.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
         let top = i64::from(most);
@@ -146,7 +156,7 @@ impl Queue {
         ahead
     }
 
-    /// A sequence of the tenant starts for the first time.
+    /// Charges a prompt to the tenant. Called when a sequence starts for the first time.
     pub(super) fn charge_prompt(&mut self, tenant: &Tenant, tokens: usize) {
         self.counters.last = self.counters.get(&tenant.name).max(self.counters.last);
         self.counters.charge(tenant, PROMPT_COST * tokens as u64);
@@ -167,19 +177,21 @@ impl Queue {
         }
     }
 
-    /// Charges what is owed: before anyone is compared.
+    /// Applies charges that were put off. Must be called before counters are compared.
     pub(super) fn settle(&mut self) {
         if let Some((tenant, tokens)) = self.owed.take() {
             self.counters.charge(&tenant, OUTPUT_COST * tokens);
         }
     }
 
-    /// Nobody has anything to do: all begin alike.
+    /// Resets all counters. Called when no request is open.
     pub(super) fn forget(&mut self) {
         self.counters = Counters::default();
     }
 
-    /// Before one of this priority waits. Those of lower ones have been served less because of that, and lend it to nobody.
+    /// Raises a tenant's counter to the lowest counter among tenants with waiting requests of this priority
+    /// or a higher one. Called before a request is added. Tenants with only lower priorities do not count:
+    /// they have been served less because of their priority, which must not benefit others.
     fn lift(&mut self, name: &Arc<str>, priority: i32) {
         let waits = |name: &Arc<str>| {
             let line = self.lines.range((Arc::clone(name), i32::MIN)..).next();
@@ -198,11 +210,11 @@ impl Queue {
         self.counters.of.insert(Arc::clone(name), counter);
     }
 
-    /// Whether lines and those who wait are the same.
+    /// Checks that `lines` and `waiting` hold the same sequences.
     pub(super) fn check(&self) -> Result<(), String> {
         let in_line: usize = self.lines.values().map(BTreeSet::len).sum();
         if in_line != self.waiting.len() {
-            return Err(format!("{} wait, {in_line} in line", self.waiting.len()));
+            return Err(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
         }
         let lost = |sequence: &&Sequence| {
             !self
@@ -211,7 +223,7 @@ impl Queue {
                 .is_some_and(|line| line.contains(&sequence.order.sequence_number))
         };
         match self.waiting.values().find(lost) {
-            Some(sequence) => Err(format!("request {} waits in no line", sequence.id.0)),
+            Some(sequence) => Err(format!("request {} waits but is not queued", sequence.id.0)),
             None => Ok(()),
         }
     }
@@ -223,18 +235,19 @@ impl Counters {
     }
 
     fn charge(&mut self, tenant: &Tenant, cost: u64) {
-        // One that was forgotten while it ran begins where others are.
+        // A counter that was dropped while its sequence ran restarts at the level of the others.
         let last = self.last;
         let counter = self.of.entry(Arc::clone(&tenant.name)).or_insert(last);
         *counter = counter.saturating_add(cost * SCALE / u64::from(tenant.weight.max(1)));
     }
 }
 
-fn line(sequence: &Sequence) -> (Arc<str>, i32) {
+/// The queue that a sequence belongs to.
+fn line(sequence: &Sequence) -> QueueKey {
     (Arc::clone(&sequence.tenant().name), sequence.priority())
 }
 
-/// The class of a priority after so many steps; `ageing` 0 is never.
+/// The class of a priority after `waited` steps. With `ageing` 0 priorities do not age.
 fn aged(priority: i32, waited: u64, ageing: u64) -> i64 {
     let lifts = waited.checked_div(ageing).unwrap_or(0);
     i64::from(priority).saturating_sub(i64::try_from(lifts).unwrap_or(i64::MAX))

@@ -1,13 +1,14 @@
-//! A plan as one number, so that two can be compared without keeping both.
+//! A 64-bit hash of a step plan. Replays compare hashes instead of storing plans.
 
 use super::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 use crate::request::SamplingParams;
 
-/// 64 bits of everything that goes in, in order. The same on every machine, and part of the format of recordings.
+/// The state of the hash: each word is mixed in, in order. The result is the same on every machine and is
+/// stored in traces, so a change of the mixing changes the trace format.
 struct Fingerprint(u64);
 
 impl StepPlan {
-    /// A hash of every bit of the plan. Not against those who want two plans to look alike.
+    /// Hashes every field of the plan. The hash is not cryptographic: collisions can be constructed.
     pub fn fingerprint(&self) -> u64 {
         let mut print = Fingerprint(0);
         print.add(self.id);
@@ -43,7 +44,7 @@ impl Fingerprint {
         }
         match &row.tokens {
             TokenSource::Host(tokens) => self.ids(tokens),
-            // No list of the host's is so long.
+            // A host list has fewer than 2^64 - 1 tokens, so this value cannot be the length of one.
             TokenSource::LastSampled => self.add(u64::MAX),
         }
         self.add(u64::from(row.position));

@@ -1,4 +1,5 @@
-//! Recounts everything that is kept twice. Called whenever the engine is idle, and by tests after every step.
+//! Self-check: recounts all state that the scheduler stores twice. The engine runs it whenever it is idle;
+//! tests run it after every step.
 
 use std::collections::BTreeSet;
 
@@ -7,8 +8,10 @@ use super::step_plan::BLOCK_TOKENS;
 use super::{LeaveReason, Scheduler};
 
 impl Scheduler {
-    /// Recounts blocks and their holders, slots, queue sums and rows in flight; the error says what does not add
-    /// up.
+    /// Recounts blocks and their handles, slots, queue sums, reservations and rows in flight.
+    ///
+    /// # Errors
+    /// Names the first pair of records that do not agree.
     pub fn check_integrity(&self) -> Result<(), String> {
         self.check_blocks()?;
         self.check_slots()?;
@@ -18,7 +21,7 @@ impl Scheduler {
         self.check_rows_in_flight()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
             return Err(format!(
-                "idle with {} blocks used, {} requests, {} leaving",
+                "the scheduler is idle with {} blocks used, {} requests open and {} sequences leaving",
                 self.pool.used(),
                 self.orders.len(),
                 self.leaving.len()
@@ -27,7 +30,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Everyone that holds blocks and a slot.
+    /// All sequences that hold a slot and blocks.
     fn holders(&self) -> impl Iterator<Item = &Sequence> {
         self.running.values().chain(self.leaving.values().map(|leaving| &leaving.sequence))
     }
@@ -36,7 +39,10 @@ impl Scheduler {
         let mut held = vec![0; self.pool.total()];
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
-                return Err(format!("request {} has more positions than blocks", sequence.id.0));
+                return Err(format!(
+                    "request {} has more planned positions than its blocks hold",
+                    sequence.id.0
+                ));
             }
             for block in sequence.table.blocks() {
                 held[block.id() as usize] += 1;
@@ -49,13 +55,17 @@ impl Scheduler {
         let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
-            return Err(format!("{sum} blocks reserved, counted {reserved}, {available} available"));
+            return Err(format!(
+                "sequences reserve {sum} blocks, the total says {reserved}, {available} are available"
+            ));
         }
         let misplaced = |(order, sequence): &(&Order, &Sequence)| {
             **order != sequence.order || self.orders.get(&sequence.id) != Some(*order)
         };
         match self.running.iter().find(misplaced) {
-            Some((_, sequence)) => Err(format!("request {} runs under another order", sequence.id.0)),
+            Some((_, sequence)) => {
+                Err(format!("request {} runs under an order that is not its own", sequence.id.0))
+            }
             None => Ok(()),
         }
     }
@@ -66,7 +76,7 @@ impl Scheduler {
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
         if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
             return Err(format!(
-                "{} slots held, {} distinct, {free} free of {all}",
+                "{} slots are held, {} of them distinct, {free} of {all} are free",
                 held.len(),
                 distinct.len()
             ));
@@ -77,16 +87,19 @@ impl Scheduler {
     fn check_queue_sums(&self) -> Result<(), String> {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
-            return Err(format!("{tokens} prompt tokens wait, counted {}", self.waiting_tokens));
+            return Err(format!(
+                "waiting prompts have {tokens} tokens, the total says {}",
+                self.waiting_tokens
+            ));
         }
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
-            return Err(format!("request {} waits and holds blocks or a slot", sequence.id.0));
+            return Err(format!("request {} waits but holds blocks or a slot", sequence.id.0));
         }
         let requeued =
             self.leaving.values().filter(|leaving| leaving.reason == LeaveReason::Preempted).count();
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
-            return Err(format!("{owed} requests wait or run, {} are owed an answer", self.orders.len()));
+            return Err(format!("{owed} requests wait or run, {} are open", self.orders.len()));
         }
         Ok(())
     }
@@ -95,7 +108,7 @@ impl Scheduler {
         let rows = self.rows_in_flight;
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
-            return Err(format!("{rows} rows in flight, sequences count {held}"));
+            return Err(format!("{rows} rows are in flight, sequences count {held}"));
         }
         match self.leaving.values().find(|leaving| leaving.sequence.in_flight == 0) {
             Some(leaving) => Err(format!("request {} leaves with no row in flight", leaving.sequence.id.0)),

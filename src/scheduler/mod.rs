@@ -55,7 +55,7 @@ pub struct SchedulerConfig {
     pub max_model_len: usize,
     /// KV blocks, each of [`step_plan::BLOCK_TOKENS`] tokens.
     pub num_blocks: usize,
-    /// Token ids are below this.
+    /// Size of the vocabulary; all token ids are below it.
     pub vocab_size: usize,
     /// The most requests that wait. An empty queue takes one group of any size.
     pub max_queue_requests: usize,
@@ -154,7 +154,7 @@ pub struct Counts {
     pub blocks_total: usize,
     /// Free or cached KV blocks that are reserved for running sequences.
     pub blocks_reserved: usize,
-    /// Total: steps planned.
+    /// Total: planned steps.
     pub steps: u64,
     /// Total: preemptions.
     pub preemptions: u64,
@@ -164,7 +164,7 @@ pub struct Counts {
     pub prefix_hits: u64,
     /// Total: prompt tokens of requests that had their first update.
     pub prompt_tokens: u64,
-    /// Total: tokens generated.
+    /// Total: generated tokens.
     pub generated_tokens: u64,
 }
 

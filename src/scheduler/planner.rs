@@ -200,7 +200,7 @@ impl Scheduler {
         }
         let sequence = self.waiting.get_mut(&order).expect("it was just found there");
         let Some(key) = sequence.lookup_keys().get(block).copied() else { return false };
-        self.running.values().any(|sequence| sequence.is_making(block, key))
+        self.running.values().any(|sequence| sequence.is_computing(block, key))
     }
 
     /// The cached blocks that a waiting sequence's tokens begin with.

@@ -1,20 +1,20 @@
-//! The prefix cache: which block holds which 64 tokens after which prefix.
+//! Prefix cache index: maps the contents of a full block, and everything before it, to a block id.
 //!
-//! A block's key is the SHA-256 of its parent's key and its own token ids; the first parent is made of the salt.
-//! Two blocks have the same key only if everything up to their last token is the same, salt included: nobody can
-//! craft a prompt that hits another's block. A block that nobody holds keeps its contents until it is needed for
-//! something else, the least recently used first.
+//! A block's key is the SHA-256 of its parent's key and its own token ids. The root key is the hash of the
+//! cache salt. Two blocks have equal keys only if the salt and every token up to the end of the block are
+//! equal, so a client cannot craft a prompt that hits a block of another salt. Blocks without a handle keep
+//! their contents until they are evicted, least recently used first.
 
 use std::collections::{BTreeMap, HashMap};
 
 use sha2::{Digest, Sha256};
 
-/// Names the contents of a full block and all before it.
+/// Identifies the contents of one full block and of all blocks before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key([u8; 32]);
+pub struct BlockKey([u8; 32]);
 
-impl Key {
-    /// What the first block of a sequence follows. No salt and an empty salt are different.
+impl BlockKey {
+    /// The parent key of a sequence's first block. No salt and an empty salt give different keys.
     pub fn root(salt: Option<&str>) -> Self {
         let mut hash = Sha256::new();
         hash.update([u8::from(salt.is_some())]);
@@ -22,7 +22,7 @@ impl Key {
         Self(hash.finalize().into())
     }
 
-    /// The key of the block that holds `tokens` and follows the one named by `self`.
+    /// The key of the block that holds `tokens` and follows the block with key `self`.
     pub fn child(&self, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         hash.update(self.0);
@@ -33,87 +33,91 @@ impl Key {
     }
 }
 
-/// Both directions between keys and blocks, and the order in which parked blocks are given up.
-pub struct Index {
-    blocks: HashMap<Key, u32>,
-    keys: Vec<Option<Key>>,
-    /// Blocks that nobody holds, by the time since when: the first goes first.
-    parked: BTreeMap<u64, u32>,
-    parked_at: Vec<Option<u64>>,
-    clock: u64,
+/// Key to block and block to key, and the order of eviction.
+pub(super) struct PrefixIndex {
+    blocks: HashMap<BlockKey, u32>,
+    keys: Vec<Option<BlockKey>>,
+    /// Cached blocks without a handle, by the release number at which the last handle was dropped. The lowest
+    /// number is evicted first.
+    evictable: BTreeMap<u64, u32>,
+    evictable_since: Vec<Option<u64>>,
+    releases: u64,
 }
 
-impl Index {
-    /// For block ids below `blocks`.
+impl PrefixIndex {
+    /// Creates an empty index for block ids below `blocks`.
     pub fn new(blocks: usize) -> Self {
         Self {
             blocks: HashMap::new(),
             keys: vec![None; blocks],
-            parked: BTreeMap::new(),
-            parked_at: vec![None; blocks],
-            clock: 0,
+            evictable: BTreeMap::new(),
+            evictable_since: vec![None; blocks],
+            releases: 0,
         }
     }
 
     /// The block with these contents.
-    pub fn find(&self, key: &Key) -> Option<u32> {
+    pub fn find(&self, key: &BlockKey) -> Option<u32> {
         self.blocks.get(key).copied()
     }
 
-    /// The key of a block, if it is cached.
-    pub fn key(&self, block: u32) -> Option<&Key> {
+    /// The key of a block, if the block is cached.
+    pub fn key(&self, block: u32) -> Option<&BlockKey> {
         self.keys[block as usize].as_ref()
     }
 
-    /// Caches a block. If another block already has the same contents, that one stays the cached one.
-    pub fn insert(&mut self, key: Key, block: u32) {
+    /// Adds a block under its key. If another block already has this key, the index keeps that one.
+    pub fn insert(&mut self, key: BlockKey, block: u32) {
         if self.key(block).is_none() && !self.blocks.contains_key(&key) {
             self.blocks.insert(key, block);
             self.keys[block as usize] = Some(key);
         }
     }
 
-    /// Forgets the contents of a block.
+    /// Removes a block from the index.
     pub fn remove(&mut self, block: u32) {
-        self.unpark(block);
+        self.pin(block);
         if let Some(key) = self.keys[block as usize].take() {
             self.blocks.remove(&key);
         }
     }
 
-    /// Nobody holds this cached block any longer.
-    pub fn park(&mut self, block: u32) {
-        self.unpark(block);
-        self.parked.insert(self.clock, block);
-        self.parked_at[block as usize] = Some(self.clock);
-        self.clock += 1;
+    /// Marks a cached block as evictable. Called when its last handle is dropped.
+    pub fn release(&mut self, block: u32) {
+        self.pin(block);
+        self.evictable.insert(self.releases, block);
+        self.evictable_since[block as usize] = Some(self.releases);
+        self.releases += 1;
     }
 
-    /// Somebody holds this block again.
-    pub fn unpark(&mut self, block: u32) {
-        if let Some(time) = self.parked_at[block as usize].take() {
-            self.parked.remove(&time);
+    /// Makes a block unevictable. Called when a handle to it is created.
+    pub fn pin(&mut self, block: u32) {
+        if let Some(time) = self.evictable_since[block as usize].take() {
+            self.evictable.remove(&time);
         }
     }
 
-    /// Gives up the block that nobody has held for longest.
+    /// Removes the least recently used evictable block from the index and returns its id.
     pub fn evict(&mut self) -> Option<u32> {
-        let (_, &block) = self.parked.first_key_value()?;
+        let (_, &block) = self.evictable.first_key_value()?;
         self.remove(block);
         Some(block)
     }
 
-    /// Blocks that are cached and held by nobody.
-    pub fn parked(&self) -> usize {
-        self.parked.len()
+    /// Number of evictable blocks: cached, without a handle.
+    pub fn evictable(&self) -> usize {
+        self.evictable.len()
     }
 
-    /// Whether a block is cached and held by nobody.
-    pub fn is_parked(&self, block: u32) -> bool {
-        self.parked_at[block as usize].is_some()
+    /// Whether a block is evictable.
+    pub fn is_evictable(&self, block: u32) -> bool {
+        self.evictable_since[block as usize].is_some()
     }
 
-    /// Checks that both directions agree; the error says where they do not.
+    /// Checks that both directions and the eviction order agree.
+    ///
+    /// # Errors
+    /// Names the first block or count that does not.
     pub fn check(&self) -> Result<(), String> {
         let keyed = self.keys.iter().flatten().count();
         if keyed != self.blocks.len() {
@@ -123,14 +127,17 @@ impl Index {
             if key.is_some_and(|key| self.find(&key) != Some(id)) {
                 return Err(format!("block {id} is not found under its key"));
             }
-            let time = self.parked_at[id as usize];
-            if time.is_some_and(|time| self.parked.get(&time) != Some(&id) || key.is_none()) {
-                return Err(format!("block {id} is parked wrongly"));
+            let time = self.evictable_since[id as usize];
+            if time.is_some_and(|time| self.evictable.get(&time) != Some(&id) || key.is_none()) {
+                return Err(format!("block {id} has a wrong place in the eviction order"));
             }
         }
-        let parked = self.parked_at.iter().flatten().count();
-        if parked != self.parked.len() {
-            return Err(format!("{parked} blocks are parked, {} in the queue", self.parked.len()));
+        let evictable = self.evictable_since.iter().flatten().count();
+        if evictable != self.evictable.len() {
+            return Err(format!(
+                "{evictable} blocks are evictable, the eviction order has {}",
+                self.evictable.len()
+            ));
         }
         Ok(())
     }

@@ -1,10 +1,13 @@
-//! The scheduler's own check of a request. The server has validated it already; this is the second assertion, since
-//! one id out of range would make a device read past a table.
+//! The scheduler's own validation of a request. The server has validated it already. The scheduler checks
+//! again because a token id out of range would make a device read outside a table.
 
 use super::SchedulerConfig;
 use crate::request::{Reject, Request, SamplingParams};
 
-/// Says why a request can never run, if so.
+/// Checks that the request can run within the configured limits.
+///
+/// # Errors
+/// Names the field and says expected versus got.
 pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {
     let vocab = config.vocab_size;
     if request.prompt.is_empty() {

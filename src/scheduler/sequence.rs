@@ -1,61 +1,62 @@
-//! One request on its way: the tokens it has, the positions it has computed, the blocks and the slot it holds.
+//! One request in the scheduler: its tokens, the positions computed so far, and the blocks and slot it holds.
 
 use std::sync::Arc;
 
 use super::RequestId;
 use super::blocks::{Pool, Table};
-use super::prefix::Key;
+use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
 use crate::request::{Finish, Request, Tenant, Update};
 
-/// Which of those that run goes first, the last of whom gives up its blocks where there are too few. No two sequences
-/// are equal. It is given anew whenever a sequence starts, and does not change while it runs.
+/// The order of running sequences: the first is planned first, and the last is preempted when blocks run out.
+/// Every sequence has a different order. It is set each time the sequence starts and does not change while it
+/// runs. Sequences that may not be preempted sort first, because `false < true`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
-    /// Whether it may be made to give up its blocks.
+    /// Whether the sequence may be preempted.
     pub preemptible: bool,
-    /// Its priority, with what waiting has made of it; smaller runs first.
+    /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
     /// Counts up over all requests.
     pub sequence_number: u64,
 }
 
-/// A request, waiting or running.
+/// A request that waits or runs.
 pub struct Sequence {
-    /// Whose it is.
+    /// The engine's id of the request.
     pub id: RequestId,
-    /// Its place among all.
+    /// Its order among running sequences.
     pub order: Order,
-    /// Blocks of positions 0.., empty while waiting.
+    /// KV blocks of the positions from 0 on; empty while the sequence waits.
     pub table: Table,
-    /// Rows planned and not collected.
+    /// Rows that are planned and not yet committed.
     pub in_flight: usize,
     /// Steps that had been planned when it came.
     pub arrived_at_step: u64,
     /// Times that it was made to give up its blocks.
     pub preemptions: u32,
-    /// Blocks that are kept available for it beside those of its table.
+    /// Blocks reserved for the sequence in addition to those of its table.
     pub reserved: usize,
     request: Request,
-    /// Prompt, then everything drawn and collected.
+    /// The prompt, followed by all committed output tokens.
     tokens: Vec<u32>,
-    /// Keys of the first full blocks of `tokens`, as far as they have been needed.
-    keys: Vec<Key>,
+    /// Keys of the first full blocks of `tokens`, computed on demand.
+    keys: Vec<BlockKey>,
     slot: Option<Slot>,
-    /// The next row tells the runner about the slot's new occupant.
+    /// Whether the next row must carry a [`SlotStart`], because the sequence has just taken its slot.
     starting: bool,
-    /// Positions in some plan.
+    /// Positions that are part of a plan, committed or not.
     planned: usize,
-    /// Positions collected.
+    /// Positions whose results have been committed.
     computed: usize,
-    /// Tokens that uncollected rows will draw.
+    /// Tokens that rows in flight will sample.
     ahead: usize,
-    /// Prompt tokens whose score has been reported.
+    /// Prompt tokens whose log-probability has been reported.
     scored: usize,
-    /// Prompt tokens found in the prefix cache at first; known from the first start on.
+    /// Prompt tokens found in the prefix cache at the first start; `None` before that.
     cached: Option<u32>,
-    /// Whether an update has been sent.
+    /// Whether the first update has been returned.
     answered: bool,
 }
 
@@ -97,49 +98,51 @@ impl Sequence {
         }
     }
 
-    /// Tokens of the prompt.
+    /// Number of prompt tokens.
     pub fn prompt_len(&self) -> usize {
         self.request.prompt.len()
     }
 
-    /// Whose it is.
+    /// The tenant that the request is charged to.
     pub fn tenant(&self) -> &Tenant {
         &self.request.tenant
     }
 
-    /// As it was given.
+    /// The submitted priority, before ageing.
     pub fn priority(&self) -> i32 {
         self.request.priority
     }
 
-    /// Whether it has ever run.
+    /// Whether the sequence has run before.
     pub fn has_started(&self) -> bool {
         self.cached.is_some()
     }
 
-    /// Blocks that it needs beyond those of its known tokens if it generates all it may. The last token is fed to nobody.
+    /// Blocks needed beyond those of the current tokens if the sequence generates `max_tokens`. The last
+    /// token is never fed to the model, so it needs no position.
     pub fn growth(&self) -> usize {
         let most = self.prompt_len() + (self.request.stop.max_tokens as usize).max(1) - 1;
         most.div_ceil(BLOCK_TOKENS).saturating_sub(self.len().div_ceil(BLOCK_TOKENS))
     }
 
-    /// Tokens known.
+    /// Number of tokens known so far: prompt and committed output.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// The slot it holds.
+    /// Index of the held slot.
     pub fn slot(&self) -> Option<u32> {
         self.slot.as_ref().map(Slot::index)
     }
 
-    /// Positions in some plan.
+    /// Positions that are part of a plan.
     pub fn planned(&self) -> usize {
         self.planned
     }
 
-    /// Tokens to feed before another can be drawn, one not yet collected among them. 0 once the last token that
-    /// may be drawn is drawn or in flight: nothing is ever planned beyond `max_tokens`.
+    /// Tokens to feed before the next one can be sampled, including one that is sampled but not yet
+    /// committed. 0 once the last permitted token is sampled or in flight, so nothing is planned beyond
+    /// `max_tokens`.
     pub fn pending(&self) -> usize {
         let known = self.tokens.len() + self.ahead;
         let max_tokens = self.request.stop.max_tokens as usize;
@@ -154,9 +157,9 @@ impl Sequence {
         self.planned >= self.table.len() * BLOCK_TOKENS
     }
 
-    /// Keys of the blocks that a prefix hit may cover: at least one token is left to compute, and with it logits.
-    /// None where prompt tokens must be scored, since a cached prefix has no logits.
-    pub fn lookup_keys(&mut self) -> &[Key] {
+    /// Keys of the blocks that a prefix hit may cover. At least one token is left to compute, because its
+    /// logits are needed. Empty if prompt tokens must be scored: cached positions have no logits.
+    pub fn lookup_keys(&mut self) -> &[BlockKey] {
         if self.request.prompt_logprobs.is_some() {
             return &[];
         }
@@ -168,13 +171,13 @@ impl Sequence {
     fn extend_keys(&mut self, blocks: usize) {
         while self.keys.len() < blocks {
             let salt = self.request.cache_salt.as_deref();
-            let parent = self.keys.last().copied().unwrap_or_else(|| Key::root(salt));
+            let parent = self.keys.last().copied().unwrap_or_else(|| BlockKey::root(salt));
             let first = self.keys.len() * BLOCK_TOKENS;
             self.keys.push(parent.child(&self.tokens[first..first + BLOCK_TOKENS]));
         }
     }
 
-    /// Takes up its place among those that run, its slot and blocks, of which the first `cached` positions are computed already.
+    /// Takes order, slot and blocks of a running sequence. The first `cached` positions are already computed.
     pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
@@ -233,7 +236,8 @@ impl Sequence {
         })
     }
 
-    /// The prompt tokens that follow those fed, if they must be scored and not all have been before a preemption.
+    /// Prompt tokens to score for the positions `position..end`: the token after each position, as far as the
+    /// prompt goes. Empty if no scores are wanted or all of these have been reported before a preemption.
     fn targets(&self, position: usize, end: usize) -> Vec<u32> {
         let last = (end + 1).min(self.prompt_len());
         if self.request.prompt_logprobs.is_none() || last <= self.scored + 1 {
@@ -242,7 +246,7 @@ impl Sequence {
         self.tokens.get(position + 1..last).unwrap_or_default().to_vec()
     }
 
-    /// Takes note that a row has been collected whose output nobody wants.
+    /// Counts a row as committed without using its output.
     pub fn discard(&mut self) {
         self.in_flight -= 1;
     }
@@ -275,7 +279,7 @@ impl Sequence {
         Some(self.update(Update { tokens, prompt_logprobs, finish, ..Update::default() }))
     }
 
-    /// The first update also says how much was cached.
+    /// Adds the number of cached prompt tokens to the first update.
     fn update(&mut self, mut update: Update) -> Update {
         if !self.answered {
             update.cached_tokens = self.cached;
@@ -300,7 +304,7 @@ impl Sequence {
         (generated >= self.request.stop.max_tokens as usize).then_some(Finish::Length)
     }
 
-    /// Caches the blocks whose tokens have all been computed since `before`.
+    /// Adds the blocks that have been completed since `before` computed positions to the prefix cache.
     pub fn publish(&mut self, before: usize, pool: &Pool) {
         let full = self.computed / BLOCK_TOKENS;
         if full > before / BLOCK_TOKENS {
@@ -311,12 +315,12 @@ impl Sequence {
         }
     }
 
-    /// Whether it holds a full block that others will find under this key once it is computed.
-    pub fn is_making(&self, block: usize, key: Key) -> bool {
+    /// Whether the sequence is computing the full block `block` that will have this key.
+    pub fn is_computing(&self, block: usize, key: BlockKey) -> bool {
         self.keys.get(block) == Some(&key) && self.computed < (block + 1) * BLOCK_TOKENS
     }
 
-    /// Positions collected.
+    /// Number of positions whose results are committed.
     pub fn computed(&self) -> usize {
         self.computed
     }
@@ -328,7 +332,11 @@ fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
         return Some("the model computed NaN or infinity for this request".to_owned());
     }
     if output.scores.len() != row.scores {
-        return Some(format!("the executor returned {} scores for {}", output.scores.len(), row.scores));
+        return Some(format!(
+            "the executor returned {} scores, expected {}",
+            output.scores.len(),
+            row.scores
+        ));
     }
     if let Some(token) = output.tokens.iter().find(|token| token.id as usize >= vocab) {
         return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));

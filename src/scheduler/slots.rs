@@ -1,42 +1,42 @@
-//! Slots as handles: a runner keeps a sequence's sampling state in its slot, so that no two sequences may have the
-//! same one; dropping the handle returns it.
+//! Slots as handles. A runner keeps a sequence's sampling state in its slot, so two sequences must never hold
+//! the same slot. Dropping the handle frees the slot.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-/// All slots.
+/// The free slots.
 pub struct Slots {
     free: Rc<RefCell<BTreeSet<u32>>>,
 }
 
-/// One slot, held.
+/// A slot held by one sequence.
 pub struct Slot {
     index: u32,
     free: Rc<RefCell<BTreeSet<u32>>>,
 }
 
 impl Slots {
-    /// Indices 0..`count`, all free.
+    /// Creates the slots `0..count`, all free.
     pub fn new(count: usize) -> Self {
         let count = u32::try_from(count).expect("slot indices fit in 32 bits");
         Self { free: Rc::new(RefCell::new((0..count).collect())) }
     }
 
-    /// The lowest free slot.
+    /// Takes the lowest free slot, or `None` if all are held.
     pub fn take(&self) -> Option<Slot> {
         let index = self.free.borrow_mut().pop_first()?;
         Some(Slot { index, free: Rc::clone(&self.free) })
     }
 
-    /// Free slots.
+    /// Number of free slots.
     pub fn free(&self) -> usize {
         self.free.borrow().len()
     }
 }
 
 impl Slot {
-    /// Its index.
+    /// The index of the slot, below `max_num_seqs`.
     pub fn index(&self) -> u32 {
         self.index
     }

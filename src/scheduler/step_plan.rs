@@ -26,9 +26,9 @@ pub struct Row {
     pub slot: u32,
     /// Set in the first row of a slot's new sequence, also when a preempted sequence starts again.
     pub start: Option<Arc<SlotStart>>,
-    /// The tokens to feed, at positions `position..position + len`.
+    /// Tokens to feed, at positions `position..position + len`.
     pub tokens: TokenSource,
-    /// Position of the first token fed.
+    /// Position of the first token.
     pub position: u32,
     /// Ids of the KV blocks of positions `0..position + len`, in order.
     pub blocks: Arc<[u32]>,
@@ -69,9 +69,9 @@ impl TokenSource {
 pub struct SlotStart {
     /// Sampling parameters of the sequence.
     pub sampling: Arc<SamplingParams>,
-    /// `tokens[..prompt_len]` is the prompt; the rest was generated before a preemption.
+    /// `tokens[..prompt_len]` is the prompt. The rest was generated before a preemption.
     pub prompt_len: usize,
-    /// All tokens known so far.
+    /// All known tokens.
     pub tokens: Vec<u32>,
     /// Number of alternatives to report with each scored prompt token.
     pub prompt_logprobs: Option<u8>,
@@ -80,7 +80,7 @@ pub struct SlotStart {
 /// The output of one step: one entry per row of its plan, in the same order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepOutput {
-    /// The plan's id.
+    /// Step number of the plan.
     pub id: u64,
     /// One entry per row.
     pub rows: Vec<RowOutput>,

@@ -26,7 +26,7 @@ pub fn fixture(name: &str) -> PathBuf {
 pub fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Dev, Model<Dev>), LoadError> {
     let config = ModelConfig::from_dir(dir)?;
     let device = dev::one();
-    let model = Model::load(dir, &config, (Shard::WHOLE, precision), &device, &mut |_| {})?;
+    let model = Model::load(dir, &config, Shard::WHOLE, precision, &device, &mut |_| {})?;
     Ok((config, device, model))
 }
 
@@ -37,7 +37,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();
     let comm = Local::alone();
-    let mut space = Workspace::new(&device, &model, (ids.len(), 1)).unwrap();
+    let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
     let inputs = StepInputs {

@@ -53,7 +53,7 @@ fn demo() -> Option<PathBuf> {
 fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let device = dev::one();
-    let model = Model::load(dir, &config, (Shard::WHOLE, precision), &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, Shard::WHOLE, precision, &device, &mut |_| {}).unwrap();
     let dtype = if precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let scheduler = SchedulerConfig {
         max_num_seqs: 10,

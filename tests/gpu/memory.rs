@@ -23,14 +23,14 @@ fn compare(name: &str, device: &Dev, shard: Shard, form: (Precision, KvDtype)) {
     let config = ModelConfig::from_dir(&dir).unwrap();
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
-    let needs = MemoryNeeds::new(&share, &Layout::CUDA, form, &room);
-    let model = Model::load(&dir, &config, (shard, form.0), device, &mut |_| {}).unwrap();
-    let space = Workspace::new(device, &model, (ROWS, SLOTS)).unwrap();
+    let needs = MemoryNeeds::new(&share, &Layout::CUDA, form.0, form.1, &room);
+    let model = Model::load(&dir, &config, shard, form.0, device, &mut |_| {}).unwrap();
+    let space = Workspace::new(device, &model, ROWS, SLOTS).unwrap();
     let spec =
         octant::device::CacheSpec { layers: share.layers, blocks: BLOCKS, heads: share.heads, dtype: form.1 };
     let cache = device.cache(spec).unwrap();
     // Captured graphs are in the driver's own memory, and an estimate.
-    let planned = needs.weights + needs.workspace() - needs.recordings + BLOCKS as u64 * needs.block;
+    let planned = needs.weights + needs.workspace() - needs.graphs + BLOCKS as u64 * needs.block;
     let allocated = device.allocated();
     assert!(planned.abs_diff(allocated) < SLACK, "{name} over {ranks}, {form:?}: {planned}, got {allocated}");
     drop((space, cache));

@@ -302,7 +302,7 @@ fn engine<C: Communicator<Cuda>>(
     };
     let count = devices.len();
     let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {
-        let model = Model::load(dir, &config, (shard, Precision::Fp8), &device, &mut |_| {}).unwrap();
+        let model = Model::load(dir, &config, shard, Precision::Fp8, &device, &mut |_| {}).unwrap();
         let cache = CacheSpec {
             layers: config.layers,
             blocks: scheduler.num_blocks,

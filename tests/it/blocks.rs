@@ -1,14 +1,14 @@
-//! KV blocks and the prefix cache, below the scheduler: handles, sharing, eviction.
+//! The KV block pool and the prefix cache: handles, sharing, eviction.
 
 use std::collections::HashSet;
 
 use octant::scheduler::blocks::{Block, Pool, Table};
-use octant::scheduler::prefix::Key;
+use octant::scheduler::prefix::BlockKey;
 use proptest::prelude::*;
 
-/// The key of a block that follows nothing and holds this token 64 times.
-fn key(token: u32) -> Key {
-    Key::root(None).child(&[token; 64])
+/// The key of a sequence's first block if it holds this token 64 times.
+fn key(token: u32) -> BlockKey {
+    BlockKey::root(None).child(&[token; 64])
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn a_dropped_block_is_free_again() {
 }
 
 #[test]
-fn a_shared_block_is_free_when_the_last_share_is_dropped() {
+fn a_shared_block_is_free_when_its_last_handle_is_dropped() {
     let pool = Pool::new(1);
     let first = pool.take().unwrap();
     let second = first.clone();
@@ -68,7 +68,7 @@ fn free_blocks_are_taken_before_cached_ones() {
 }
 
 #[test]
-fn the_block_unused_for_longest_is_evicted_first() {
+fn the_least_recently_used_block_is_evicted_first() {
     let pool = Pool::new(3);
     let blocks: Vec<Block> = std::iter::from_fn(|| pool.take()).collect();
     for (token, block) in (0..).zip(&blocks) {
@@ -78,7 +78,7 @@ fn the_block_unused_for_longest_is_evicted_first() {
     drop(pool.find(&key(0)));
     let held = [pool.take().unwrap(), pool.take().unwrap()];
     assert!(pool.find(&key(1)).is_none() && pool.find(&key(2)).is_none());
-    assert!(pool.find(&key(0)).is_some(), "it was used since");
+    assert!(pool.find(&key(0)).is_some(), "its handle was dropped last");
     drop(held);
 }
 
@@ -100,7 +100,7 @@ fn the_second_of_two_equal_blocks_is_not_cached() {
 }
 
 #[test]
-fn a_forgotten_block_is_found_no_more_and_its_holder_keeps_it() {
+fn a_forgotten_block_is_not_found_and_stays_held() {
     let pool = Pool::new(1);
     let block = pool.take().unwrap();
     pool.publish(key(1), &block);
@@ -126,7 +126,7 @@ fn a_table_returns_its_last_block_first() {
 }
 
 #[test]
-fn a_table_gives_the_blocks_that_hold_the_first_positions() {
+fn a_table_lists_the_blocks_of_the_first_positions() {
     let pool = Pool::new(3);
     let mut table = Table::default();
     std::iter::from_fn(|| pool.take()).for_each(|block| table.push(block));
@@ -138,21 +138,21 @@ fn a_key_depends_on_salt_parent_and_every_token() {
     let tokens = [7; 64];
     let mut last = tokens;
     last[63] = 8;
-    let root = Key::root(None);
+    let root = BlockKey::root(None);
     let keys = [
         root.child(&tokens),
         root.child(&last),
         root.child(&tokens).child(&tokens),
-        Key::root(Some("")).child(&tokens),
-        Key::root(Some("a")).child(&tokens),
-        Key::root(Some("b")).child(&tokens),
+        BlockKey::root(Some("")).child(&tokens),
+        BlockKey::root(Some("a")).child(&tokens),
+        BlockKey::root(Some("b")).child(&tokens),
     ];
     assert_eq!(HashSet::from(keys).len(), keys.len());
 }
 
-/// What a random trace does with a pool of which it holds some blocks.
+/// An operation of a random trace on a pool.
 #[derive(Debug, Clone)]
-enum Act {
+enum Operation {
     Take,
     Find(u32),
     Share(usize),
@@ -161,27 +161,29 @@ enum Act {
     Drop(usize),
 }
 
-fn any_act() -> impl Strategy<Value = Act> {
+fn any_operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
-        3 => Just(Act::Take),
-        2 => (0..6u32).prop_map(Act::Find),
-        1 => (0..9usize).prop_map(Act::Share),
-        2 => (0..9usize, 0..6u32).prop_map(|(i, token)| Act::Publish(i, token)),
-        1 => (0..9usize).prop_map(Act::Forget),
-        3 => (0..9usize).prop_map(Act::Drop),
+        3 => Just(Operation::Take),
+        2 => (0..6u32).prop_map(Operation::Find),
+        1 => (0..9usize).prop_map(Operation::Share),
+        2 => (0..9usize, 0..6u32).prop_map(|(i, token)| Operation::Publish(i, token)),
+        1 => (0..9usize).prop_map(Operation::Forget),
+        3 => (0..9usize).prop_map(Operation::Drop),
     ]
 }
 
 proptest! {
-    /// Whatever is done, no block is lost, handed out twice, or evicted while held.
+    /// No block is lost, handed out twice, or evicted while held.
     #[test]
-    fn a_pool_adds_up_after_every_act(acts in prop::collection::vec(any_act(), 1..200)) {
+    fn a_pool_is_consistent_after_every_operation(
+        operations in prop::collection::vec(any_operation(), 1..200),
+    ) {
         let pool = Pool::new(6);
         let mut held: Vec<Block> = Vec::new();
-        for act in acts {
+        for operation in operations {
             let pick = |i: usize| if held.is_empty() { None } else { Some(i % held.len()) };
-            match act {
-                Act::Take => {
+            match operation {
+                Operation::Take => {
                     if let Some(block) = pool.take() {
                         prop_assert!(held.iter().all(|other| other.id() != block.id()), "taken twice");
                         held.push(block);
@@ -189,22 +191,22 @@ proptest! {
                         prop_assert_eq!(held.iter().map(Block::id).collect::<HashSet<_>>().len(), 6);
                     }
                 }
-                Act::Find(token) => held.extend(pool.find(&key(token))),
-                Act::Share(i) => {
+                Operation::Find(token) => held.extend(pool.find(&key(token))),
+                Operation::Share(i) => {
                     let share = pick(i).map(|i| held[i].clone());
                     held.extend(share);
                 }
-                Act::Publish(i, token) => {
+                Operation::Publish(i, token) => {
                     if let Some(i) = pick(i) {
                         pool.publish(key(token), &held[i]);
                     }
                 }
-                Act::Forget(i) => {
+                Operation::Forget(i) => {
                     if let Some(i) = pick(i) {
                         pool.forget(&held[i]);
                     }
                 }
-                Act::Drop(i) => {
+                Operation::Drop(i) => {
                     if let Some(i) = pick(i) {
                         held.swap_remove(i);
                     }

@@ -2,7 +2,7 @@
 
 use octant::device::fp8::{bf16_bits, bf16_value, decode, encode, is_nan, quantize_row, round, scale_for};
 
-/// The format's definition, in F64: sign, 4 exponent bits of bias 7, 3 mantissa bits.
+/// The value of a code by the definition of E4M3, in F64: sign, 4 exponent bits with bias 7, 3 mantissa bits.
 fn value(code: u8) -> f64 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
     let (exponent, mantissa) = (i32::from(code >> 3) & 15, f64::from(code & 7));
@@ -27,7 +27,7 @@ fn every_code_decodes_to_its_definition_and_back() {
 }
 
 #[test]
-fn encoding_takes_the_nearest_value_and_the_even_code_on_ties() {
+fn encoding_rounds_to_nearest_even() {
     let codes: Vec<u8> = (0..0x7F).collect();
     for pair in codes.windows(2) {
         let (low, high) = (value(pair[0]), value(pair[1]));

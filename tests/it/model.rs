@@ -1,17 +1,17 @@
-//! Checkpoints in all their forms, what is easily got wrong about the two families, and the errors of broken ones. The
-//! models are two tiny random ones (`scripts/make_golden.py`).
+//! Checkpoints: all storage formats, common mistakes in the two model families, and errors of broken files.
+//! The models are two tiny random ones (`scripts/make_golden.py`).
 
 pub mod checkpoints;
+mod direct_file;
 mod errors;
 mod loading;
-mod storage;
 mod traps;
 
 use std::path::Path;
 
 use crate::device::model::{fixture, load, logits};
 
-/// A copy of a fixture's model, to be changed.
+/// Copies a fixture's model to a temporary directory.
 fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -20,7 +20,7 @@ fn copy(name: &str) -> tempfile::TempDir {
     dir
 }
 
-/// Changes `config.json`; `null` removes a key.
+/// Changes keys of `config.json`; `null` removes a key.
 fn edit(dir: &Path, changes: serde_json::Value) {
     let path = dir.join("config.json");
     let mut config: serde_json::Map<String, serde_json::Value> =

@@ -1,5 +1,5 @@
-//! `octant plan`: its arithmetic against published tables for the 340B on eight H100s, against what a device really
-//! allocates, and what the command prints and refuses.
+//! `octant plan`: its figures compared with published tables for the 340B on eight H100s and with the
+//! allocations of a device, and the command's output and errors.
 
 mod allocated;
 mod command;
@@ -21,10 +21,10 @@ fn model_340b() -> ModelConfig {
 }
 
 fn h100() -> Hardware {
-    Hardware::named("h100-80gb").unwrap()
+    Hardware::named(Hardware::H100).unwrap()
 }
 
-/// An H100 that does nothing but what the terms under test say, with messages at a picosecond a byte.
+/// An H100 without overheads, whose all-reduces take a picosecond per byte, so that a test sees single terms.
 fn bare(read: f64, products: f64) -> Hardware {
     let (step_overhead, layer_overhead, all_reduce) = (0.0, 0.0, vec![(1.0, 1e-12)]);
     Hardware { read, products, step_overhead, layer_overhead, all_reduce, ..h100() }
@@ -34,12 +34,12 @@ fn cost(kv: KvDtype, hardware: Hardware) -> CostModel {
     CostModel::new(&model_340b(), 8, Precision::Fp8, kv, hardware).unwrap()
 }
 
-/// A step in which sequences of so many tokens, the one that is fed included, generate one each.
+/// A decode step of `batch` sequences with `tokens` tokens each, including the one fed.
 fn decode(cost: &CostModel, batch: usize, tokens: u32) -> StepTime {
     cost.step(std::iter::repeat_n(RowShape { tokens: 1, position: tokens - 1, logits: 1 }, batch))
 }
 
-/// Whether a figure is what was printed, to half of the last printed digit.
+/// Asserts that a figure equals the printed one, to half a unit of its last digit.
 #[track_caller]
 fn printed(what: &str, got: f64, expected: f64, unit: f64) {
     assert!((got - expected).abs() <= 0.5001 * unit, "{what}: expected {expected}, got {got}");

@@ -1,4 +1,4 @@
-//! The ranks' threads, and what becomes of one that fails or hangs.
+//! The runner's rank threads: ready, failing and hanging ranks.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -15,20 +15,24 @@ use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::model::{fixture, load};
 
-/// A group of one whose reductions do as told: go on, fail, or hang; and which may not come together at all.
-struct Puppet(Mutex<Receiver<Result<(), String>>>, Option<&'static str>);
+/// A group of one rank whose all-reduces the test controls: each waits for a result to return. Meeting can
+/// fail too.
+struct ControlledGroup {
+    results: Mutex<Receiver<Result<(), String>>>,
+    meeting_failure: Option<&'static str>,
+}
 
-impl Communicator<Cpu> for Puppet {
+impl Communicator<Cpu> for ControlledGroup {
     fn register(&self, _: GroupBuffers<'_, Cpu>) -> Result<(), DeviceError> {
-        match self.1 {
+        match self.meeting_failure {
             Some(message) => Err(DeviceError { op: "register", message: message.to_owned() }),
             None => Ok(()),
         }
     }
 
     fn all_reduce(&self, _: &Cpu, _: &mut Floats) -> Result<(), DeviceError> {
-        let told = self.0.lock().unwrap().recv().unwrap_or(Ok(()));
-        told.map_err(|message| DeviceError { op: "all_reduce", message })
+        let result = self.results.lock().unwrap().recv().unwrap_or(Ok(()));
+        result.map_err(|message| DeviceError { op: "all_reduce", message })
     }
 
     fn all_gather(&self, _: &Cpu, _: &Floats, _: &mut Floats) -> Result<(), DeviceError> {
@@ -37,18 +41,18 @@ impl Communicator<Cpu> for Puppet {
 }
 
 fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
-    runner_that_meets(step_timeout, None)
+    runner_with_meeting(step_timeout, None)
 }
 
-fn runner_that_meets(
+fn runner_with_meeting(
     step_timeout: Duration,
     failure: Option<&'static str>,
 ) -> (Runner, Sender<Result<(), String>>) {
-    let (strings, told) = channel();
+    let (control, results) = channel();
     let (config, device, model) = load(&fixture("llama"), Precision::Fp8).unwrap();
     let parts = RankParts {
         device,
-        comm: Puppet(Mutex::new(told), failure),
+        comm: ControlledGroup { results: Mutex::new(results), meeting_failure: failure },
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 2, heads: config.heads, dtype: KvDtype::Fp8 },
@@ -56,7 +60,7 @@ fn runner_that_meets(
         max_num_batched_tokens: 8,
         vocab: config.vocab,
     };
-    (Runner::start(vec![parts], step_timeout), strings)
+    (Runner::start(vec![parts], step_timeout), control)
 }
 
 fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
@@ -75,11 +79,11 @@ fn plan() -> StepPlan {
 }
 
 #[test]
-fn a_slot_that_changes_hands_between_two_steps_forgets_whose_it_was() {
-    // So negative a penalty that whatever counts as drawn before is drawn again.
+fn a_reused_slot_forgets_its_previous_sequence() {
+    // With this penalty a token that counts as generated before is always generated again.
     let sticky = SamplingParams { frequency_penalty: -1000.0, ..SamplingParams::greedy() };
-    let (mut runner, strings) = runner(Duration::from_secs(60));
-    drop(strings);
+    let (mut runner, control) = runner(Duration::from_secs(60));
+    drop(control);
     let mut run = |plans: &[StepPlan]| -> Vec<Option<u32>> {
         plans.iter().for_each(|plan| runner.enqueue(&Arc::new(plan.clone())).unwrap());
         plans.iter().map(|_| runner.collect().unwrap().rows[0].tokens.first().map(|token| token.id)).collect()
@@ -88,7 +92,10 @@ fn a_slot_that_changes_hands_between_two_steps_forgets_whose_it_was() {
     let expected = run(&alone);
     let [first, second] = alone;
     let after = run(&[step(0, start(sticky, &[5, 6]), 0, &[5, 6], true), first, second]);
-    assert_ne!(after[0], expected[1], "the two draw different tokens, or this shows nothing");
+    assert_ne!(
+        after[0], expected[1],
+        "the two sequences must generate different tokens for this test to show anything"
+    );
     assert_eq!(after[1..], expected);
 }
 
@@ -104,21 +111,21 @@ fn a_rank_that_fails_says_where() {
 }
 
 #[test]
-fn a_rank_that_hangs_is_given_up_in_time_and_not_waited_for() {
-    let (mut runner, strings) = runner(Duration::from_millis(200));
+fn a_hanging_rank_is_abandoned_after_the_step_timeout() {
+    let (mut runner, control) = runner(Duration::from_millis(200));
     let begun = Instant::now();
     runner.enqueue(&Arc::new(plan())).unwrap();
     assert_eq!(runner.collect().unwrap_err().message, "rank 0 failed: a step did not end within 0.2 s");
     drop(runner);
     assert!(begun.elapsed() < Duration::from_secs(10));
-    drop(strings);
+    drop(control);
 }
 
 #[test]
-fn ranks_say_when_they_are_prepared_and_why_they_never_will_be() {
-    let (mut sound, _told) = runner(Duration::from_secs(20));
-    assert_eq!(sound.prepared(), Ok(()));
-    let (mut broken, _told) = runner_that_meets(Duration::from_secs(20), Some("nobody came"));
-    let error = broken.prepared().expect_err("it cannot take a plan");
-    assert!(error.message.contains("rank 0 failed") && error.message.contains("nobody came"), "{error}");
+fn ranks_report_that_they_are_ready_or_why_not() {
+    let (mut ready, _control) = runner(Duration::from_secs(20));
+    assert_eq!(ready.prepared(), Ok(()));
+    let (mut broken, _control) = runner_with_meeting(Duration::from_secs(20), Some("no peer"));
+    let error = broken.prepared().expect_err("the rank is not ready");
+    assert!(error.message.contains("rank 0 failed") && error.message.contains("no peer"), "{error}");
 }

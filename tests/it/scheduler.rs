@@ -1,4 +1,4 @@
-//! The scheduler's decisions: scripted traces, one fact each, and random ones against a naive model.
+//! Tests of the scheduler: scripted runs, each with one fact, and random runs compared with a naive model.
 
 mod admission;
 mod fairness;
@@ -14,7 +14,7 @@ use octant::scheduler::{PlannedRows, PlannedStep, RequestId, Scheduler, Schedule
 
 use crate::fake::{Answer, FakeModel};
 
-/// A scheduler with the fake model behind it, stepped by hand; everything is recounted at every call.
+/// A scheduler and a fake model, stepped by the test. Every call runs the integrity check.
 pub struct Bench {
     pub scheduler: Scheduler,
     pub model: FakeModel,
@@ -41,7 +41,7 @@ impl Bench {
     }
 
     pub fn submit(&mut self, request: Request) -> u64 {
-        self.submit_group(vec![request]).expect("a sound request is taken")[0]
+        self.submit_group(vec![request]).expect("a valid request is accepted")[0]
     }
 
     pub fn abort(&mut self, id: u64) {
@@ -65,21 +65,21 @@ impl Bench {
         for (id, update) in updates {
             let heard = self.heard.entry(id.0).or_default();
             let ended = heard.last().is_some_and(|last: &Update| last.finish.is_some());
-            assert!(!ended, "request {} was answered after its finish", id.0);
+            assert!(!ended, "request {} has an update after its finish", id.0);
             let first = heard.is_empty();
-            assert_eq!(update.cached_tokens.is_some(), first, "cached tokens are said with the first update");
+            assert_eq!(update.cached_tokens.is_some(), first, "the first update has the cached tokens");
             heard.push(update);
         }
     }
 
-    /// A step with nothing in flight before or after it.
+    /// Plans and commits one step.
     pub fn step(&mut self) -> StepPlan {
-        let plan = self.plan().expect("there is something to compute");
+        let plan = self.plan().expect("a step can be planned");
         self.commit();
         plan
     }
 
-    /// Steps until idle, with up to `in_flight` steps outstanding. Returns the number of steps.
+    /// Runs until idle with up to `in_flight` uncommitted steps. Returns the number of steps.
     pub fn run(&mut self, in_flight: usize) -> usize {
         let mut steps = 0;
         while !self.scheduler.is_idle() {
@@ -97,10 +97,10 @@ impl Bench {
     }
 
     fn recount(&self) {
-        self.scheduler.check_integrity().expect("everything adds up");
+        self.scheduler.check_integrity().expect("the integrity check passes");
     }
 
-    /// Tokens heard of a request so far.
+    /// Tokens heard for a request so far.
     pub fn tokens(&self, id: u64) -> Vec<u32> {
         self.updates(id).iter().flat_map(|update| &update.tokens).map(|token| token.id).collect()
     }
@@ -110,14 +110,14 @@ impl Bench {
     }
 
     pub fn cached(&self, id: u64) -> u32 {
-        self.updates(id)[0].cached_tokens.expect("the first update says it")
+        self.updates(id)[0].cached_tokens.expect("the first update has the cached tokens")
     }
 
     pub fn updates(&self, id: u64) -> &[Update] {
         self.heard.get(&id).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// All that was heard of a finished request.
+    /// The whole answer of a finished request.
     pub fn answer(&self, id: u64) -> Option<Answer> {
         let finish = self.finish(id)?;
         let scores: Vec<TokenLogprob> =
@@ -126,7 +126,7 @@ impl Bench {
     }
 }
 
-/// Distinct prompts of any length: token i is (first + i) modulo 97.
+/// A prompt of `len` tokens: token i is (first + i) modulo 97.
 pub fn prompt(first: u32, len: usize) -> Vec<u32> {
     (first..).map(|token| token % 97).take(len).collect()
 }

@@ -19,7 +19,7 @@ use octant::model::{ModelConfig, Precision};
 pub fn cost() -> CostModel {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct");
     let model = ModelConfig::from_dir(&dir).unwrap();
-    let hardware = Hardware::named("h100-80gb").unwrap();
+    let hardware = Hardware::named(Hardware::H100).unwrap();
     CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap()
 }
 

@@ -1,4 +1,5 @@
-//! One, two, four and eight ranks compute the same, and a rank that fails or stalls anywhere in a step is named in time.
+//! One, two, four and eight ranks compute the same, and a rank that fails or stalls in a step is named in
+//! time.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -28,16 +29,16 @@ fn cpu() -> Cpu {
     Cpu::new(CpuOptions { threads: 1, isa: None }).unwrap()
 }
 
-/// Logits of every position of a prompt, as each rank of a group has them.
+/// Logits of every position of a prompt, from each rank of a group.
 fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: &[u32]) -> Vec<Vec<f32>> {
     let config = ModelConfig::from_dir(dir).unwrap();
     let rank = |comm: Local, shard: Shard| {
         let device = cpu();
-        let model = Model::load(dir, &config, (shard, precision), &device, &mut |_| {}).unwrap();
+        let model = Model::load(dir, &config, shard, precision, &device, &mut |_| {}).unwrap();
         let heads = model.config().heads;
         let blocks = ids.len().div_ceil(64);
         let mut cache = device.cache(CacheSpec { layers: config.layers, blocks, heads, dtype: kv }).unwrap();
-        let mut space = Workspace::new(&device, &model, (ids.len(), 1)).unwrap();
+        let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
         let blocks = (0..blocks as u32).collect();
         let segments = vec![Segment { first: 0, len: ids.len(), position: 0, blocks }];
         let tokens = ids.iter().map(|id| Token::Id(*id)).collect();
@@ -48,7 +49,7 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
         for rows in rows.chunks(LOGIT_ROWS) {
             model.logits(&device, &comm, rows, &mut space).unwrap();
             let read = device.read(&space.logits).unwrap();
-            // Shares of a vocabulary that cannot be divided are padded at the end.
+            // The shares of an indivisible vocabulary are padded at the end.
             let cols = space.logits.cols();
             all.extend(read.chunks_exact(cols).flat_map(|row| row[..config.vocab].to_vec()));
         }
@@ -62,7 +63,7 @@ fn logits(dir: &Path, ranks: usize, (precision, kv): (Precision, KvDtype), ids: 
     })
 }
 
-/// Which numbers of ranks can share a fixture's heads.
+/// Fixtures, and the numbers of ranks that divide their heads.
 const GROUPS: [(&str, &[usize]); 3] = [("nemotron", &[2, 4]), ("llama", &[2, 4]), ("wide", &[2, 4, 8])];
 
 fn prompt(name: &str) -> Vec<u32> {
@@ -71,7 +72,7 @@ fn prompt(name: &str) -> Vec<u32> {
 }
 
 #[test]
-fn ranks_compute_what_one_rank_does() {
+fn several_ranks_compute_the_logits_of_one_rank() {
     for (name, groups) in GROUPS {
         let ids = prompt(name);
         let form = (Precision::None, KvDtype::Bf16);
@@ -83,10 +84,10 @@ fn ranks_compute_what_one_rank_does() {
                 alone.iter().zip(&all[0]).map(|(a, b)| f64::from((a - b).abs())).collect();
             let mean = differences.iter().sum::<f64>() / differences.len() as f64;
             let worst = differences.into_iter().fold(0.0, f64::max);
-            // Partial sums are rounded to F32 in another order, and now and then the BF16 input of a later product
-            // falls on the other side of a rounding boundary: measured, half of all logits are equal to the bit, and
-            // the worst differ by 0.0052 (nemotron), 0.0188 (llama) and 0.0002 (wide) on a deviation of 1.6, which is a
-            // tenth of what rounding to BF16 costs at all.
+            // Partial sums are rounded to F32 in another order, and sometimes the BF16 input of a later
+            // product falls on the other side of a rounding boundary. Measured: half of all logits are equal
+            // to the bit, and the worst differ by 0.0052 (nemotron), 0.0188 (llama) and 0.0002 (wide) at a
+            // standard deviation of 1.6. That is a tenth of the error of rounding to BF16.
             let bound = golden(name).bf16_worst / 8.0;
             assert!(mean <= 1e-3 && worst <= bound, "{name}, {ranks} ranks: mean {mean}, worst {worst}");
         }
@@ -94,7 +95,7 @@ fn ranks_compute_what_one_rank_does() {
 }
 
 #[test]
-fn quantised_ranks_diverge_no_more_than_one_does() {
+fn quantised_ranks_stay_within_the_tolerance_of_one_rank() {
     for (name, groups) in GROUPS {
         for ranks in groups {
             let form = (Precision::Fp8, KvDtype::Fp8);
@@ -117,7 +118,7 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
     }
 }
 
-/// An unquantised engine over a group.
+/// An engine without quantisation on a group of ranks.
 fn engine(dir: &Path, ranks: usize) -> (EngineHandle, EngineThread) {
     let scheduler = scheduler(ModelConfig::from_dir(dir).unwrap().vocab);
     let parts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
@@ -133,7 +134,7 @@ fn parts_of<C: Communicator<Cpu>>(
 ) -> RankParts<Cpu, C> {
     let config = ModelConfig::from_dir(dir).unwrap();
     let device = cpu();
-    let model = Model::load(dir, &config, (shard, Precision::None), &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, shard, Precision::None, &device, &mut |_| {}).unwrap();
     let (heads, blocks) = (model.config().heads, scheduler.num_blocks);
     RankParts {
         device,
@@ -147,7 +148,7 @@ fn parts_of<C: Communicator<Cpu>>(
     }
 }
 
-/// Greedy continuations of all golden prompts at once, unquantised, with the margin of each choice.
+/// Greedy continuations of all golden prompts in one batch, unquantised, with the margin of each choice.
 fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
     let (handle, _thread) = engine(&fixture(name), ranks);
     let ask = |prompt: &Prompt| Request {
@@ -167,7 +168,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
 }
 
 #[test]
-fn ranks_continue_as_one_does_up_to_the_first_near_tie() {
+fn several_ranks_generate_the_tokens_of_one_rank_up_to_a_near_tie() {
     for (name, groups) in GROUPS {
         let alone = continuations(name, 1);
         let bound = golden(name).bf16_worst as f32 / 8.0;
@@ -185,30 +186,30 @@ fn ranks_continue_as_one_does_up_to_the_first_near_tie() {
     }
 }
 
-/// What becomes of a rank at one of its collective operations.
+/// A fault of a rank at one of its collective operations.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+enum Fault {
     Fails,
     Panics,
     Stalls,
 }
 
-/// A rank whose fate is sealed.
-struct Doomed {
+/// A communicator that injects a fault at one of its collective operations.
+struct FaultyGroup {
     local: Local,
     calls: AtomicUsize,
-    end: Option<(usize, Fate)>,
+    fault: Option<(usize, Fault)>,
 }
 
-impl Doomed {
+impl FaultyGroup {
     fn call(&self) -> Result<(), DeviceError> {
         let call = self.calls.fetch_add(1, Ordering::Relaxed);
-        match self.end {
-            Some((at, Fate::Fails)) if at == call => {
+        match self.fault {
+            Some((at, Fault::Fails)) if at == call => {
                 Err(DeviceError { op: "all_reduce", message: "the link is down".to_owned() })
             }
-            Some((at, Fate::Panics)) if at == call => panic!("on purpose"),
-            Some((at, Fate::Stalls)) if at == call => {
+            Some((at, Fault::Panics)) if at == call => panic!("on purpose"),
+            Some((at, Fault::Stalls)) if at == call => {
                 std::thread::sleep(Duration::from_secs(3));
                 Ok(())
             }
@@ -217,7 +218,7 @@ impl Doomed {
     }
 }
 
-impl Communicator<Cpu> for Doomed {
+impl Communicator<Cpu> for FaultyGroup {
     fn register(&self, buffers: GroupBuffers<'_, Cpu>) -> Result<(), DeviceError> {
         self.local.register(buffers)
     }
@@ -233,14 +234,14 @@ impl Communicator<Cpu> for Doomed {
     }
 }
 
-/// What the engine hears of a step in which rank 1 of 2 ends so, and after how long.
-fn doomed_step(end: (usize, Fate), patience: Duration, step_timeout: Duration) -> (String, Duration) {
+/// Runs a step in which rank 1 of 2 has a fault. Returns the runner's error and the time taken.
+fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration) -> (String, Duration) {
     let dir = fixture("wide");
     let scheduler = scheduler(389);
     let group = Local::group(2, patience).into_iter().zip(Shard::all(2));
     let parts = group.map(|(local, shard)| {
-        let end = (shard.rank == 1).then_some(end);
-        let comm = Doomed { local, calls: AtomicUsize::new(0), end };
+        let fault = (shard.rank == 1).then_some(fault);
+        let comm = FaultyGroup { local, calls: AtomicUsize::new(0), fault };
         parts_of(&dir, comm, shard, &scheduler)
     });
     let mut runner = Runner::start(parts.collect(), step_timeout);
@@ -262,30 +263,31 @@ fn doomed_step(end: (usize, Fate), patience: Duration, step_timeout: Duration) -
     let begun = Instant::now();
     runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
     let message = runner.collect().unwrap_err().message;
-    // Dropping it waits for every thread but one that hangs.
+    // Dropping the runner joins every thread except one that hangs.
     drop(runner);
     (message, begun.elapsed())
 }
 
-/// The embedding's, two of each layer's two, and the logits'.
+/// Collective operations of a step: the embedding's sum, two sums in each of two layers, and the gathered
+/// logits.
 const COLLECTIVES: usize = 6;
 
 #[test]
-fn a_rank_that_ends_anywhere_in_a_step_is_named_and_nobody_waits_for_it() {
+fn a_rank_that_ends_in_a_step_is_named_at_once() {
     for at in 0..COLLECTIVES {
-        for (fate, says) in [(Fate::Fails, "the link is down"), (Fate::Panics, "panicked: on purpose")] {
-            let (message, took) = doomed_step((at, fate), PATIENCE, PATIENCE);
+        for (fault, says) in [(Fault::Fails, "the link is down"), (Fault::Panics, "panicked: on purpose")] {
+            let (message, took) = faulty_step((at, fault), PATIENCE, PATIENCE);
             assert!(message.starts_with("rank 1 failed: ") && message.contains(says), "{at}: {message}");
-            assert!(took < Duration::from_secs(10), "{fate:?} at {at}: {took:?}");
+            assert!(took < Duration::from_secs(10), "{fault:?} at {at}: {took:?}");
         }
     }
 }
 
 #[test]
-fn a_rank_that_stalls_anywhere_in_a_step_is_named_in_time() {
+fn a_rank_that_stalls_in_a_step_is_named_after_the_timeout() {
     let (patience, timeout) = (Duration::from_millis(300), Duration::from_millis(400));
     std::thread::scope(|scope| {
-        let step = |at| doomed_step((at, Fate::Stalls), patience, timeout);
+        let step = |at| faulty_step((at, Fault::Stalls), patience, timeout);
         let steps: Vec<_> = (0..COLLECTIVES).map(|at| scope.spawn(move || step(at))).collect();
         for (at, step) in steps.into_iter().enumerate() {
             let (message, took) = step.join().unwrap();
@@ -296,17 +298,20 @@ fn a_rank_that_stalls_anywhere_in_a_step_is_named_in_time() {
 }
 
 #[test]
-fn what_cannot_be_shared_is_said() {
+fn an_indivisible_dimension_is_named() {
     let config = ModelConfig::from_dir(&fixture("nemotron")).unwrap();
-    assert_eq!(config.share(8).unwrap_err(), "query heads: expected a multiple of 8 ranks, got 12");
+    assert_eq!(
+        config.share(8).unwrap_err().to_string(),
+        "query heads: expected a multiple of 8 ranks, got 12"
+    );
     let odd = ModelConfig { ffn: 130, ..config };
-    assert_eq!(odd.share(4).unwrap_err(), "MLP width: expected a multiple of 4 ranks, got 130");
+    assert_eq!(odd.share(4).unwrap_err().to_string(), "MLP width: expected a multiple of 4 ranks, got 130");
     let heads = octant::device::HeadShape { q_heads: 12, kv_heads: 3, head_dim: 16 };
     let uneven = ModelConfig { heads, ..odd };
-    assert_eq!(uneven.share(4).unwrap_err(), "ranks: expected a multiple of 3 KV heads, got 4");
+    assert_eq!(uneven.share(4).unwrap_err().to_string(), "ranks: expected a multiple of 3 KV heads, got 4");
 }
 
-/// The real server over a number of ranks, until dropped.
+/// A running `octant serve` process; killed when dropped.
 struct Served {
     server: Child,
     address: SocketAddr,
@@ -332,7 +337,7 @@ impl Drop for Served {
 }
 
 #[tokio::test]
-async fn eight_ranks_answer_as_one_does_through_the_server() {
+async fn a_server_of_eight_ranks_answers_like_one_rank() {
     let model = tempfile::tempdir().unwrap();
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
     for (from, name) in [

@@ -1,5 +1,5 @@
-//! FP8 checkpoints in every scheme that is in use load exactly: with scales that are powers of two, the dequantised
-//! weights are BF16 numbers, so that the same model stored as BF16 must give the same bits.
+//! FP8 checkpoints of every supported scheme load exactly. With scales that are powers of two the dequantised
+//! weights are BF16 numbers, so the same model stored as BF16 must give the same bits.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use super::{copy, edit, load, logits};
 
-/// A tensor: type, shape, bytes.
+/// A tensor: dtype, shape, bytes.
 pub(super) type Tensor = (&'static str, Vec<usize>, Vec<u8>);
 pub(super) type Tensors = BTreeMap<String, Tensor>;
-/// How a module's row scales are stored.
+/// Converts a module's row scales to a stored tensor.
 type Form = fn(&[f32]) -> Tensor;
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
@@ -31,7 +31,7 @@ pub(super) fn read(dir: &Path) -> Tensors {
     tensors.map(|(name, info)| (name.clone(), tensor(info))).collect()
 }
 
-/// Writes a safetensors file, types by their names.
+/// Writes a safetensors file; dtypes are given by name.
 pub fn write<N: serde::Serialize>(path: &Path, tensors: &BTreeMap<String, (N, Vec<usize>, Vec<u8>)>) {
     let (mut header, mut data) = (serde_json::Map::new(), Vec::<u8>::new());
     for (name, (dtype, shape, bytes)) in tensors {
@@ -50,13 +50,13 @@ pub fn is_linear(name: &str) -> bool {
     name.contains("_proj.weight")
 }
 
-/// The scale of a row, a power of two that differs from row to row or from tensor to tensor.
+/// The scale of a row: a power of two that differs between rows or between tensors.
 fn scale(name: &str, row: usize, per_row: bool) -> f32 {
     let seed = name.bytes().map(usize::from).sum::<usize>() + if per_row { row } else { 0 };
     [1.0 / 512.0, 1.0 / 256.0, 1.0 / 1024.0][seed % 3]
 }
 
-/// Every linear weight of a fixture as codes with these scales, and the same model dequantised to BF16.
+/// A fixture with its linear weights quantised, and the same model dequantised to BF16.
 struct Quantised {
     codes: Tensors,
     dequantised: Tensors,
@@ -93,7 +93,7 @@ fn bf16s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| fp8::bf16_bits(*x).to_le_bytes()).collect()
 }
 
-/// Adds scales to codes: `form` gives the tensor of a module's row scales.
+/// Adds the scales to the codes; `form` makes the tensor of a module's row scales.
 fn with_scales(q: &Quantised, form: impl Fn(&[f32]) -> Tensor) -> Tensors {
     let mut tensors = q.codes.clone();
     for (name, scales) in &q.scales {
@@ -124,7 +124,8 @@ fn directory(name: &str, tensors: &Tensors, config: Value) -> tempfile::TempDir 
 }
 
 fn auto_fp8(scheme: &str) -> Value {
-    json!({"quantization_config": {"quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": ["lm_head"]}})
+    json!({"quantization_config": {
+        "quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": ["lm_head"]}})
 }
 
 fn compressed(strategy: &str, dynamic: bool) -> Value {
@@ -132,14 +133,16 @@ fn compressed(strategy: &str, dynamic: bool) -> Value {
     json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized",
         "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"],
         "weights": {"num_bits": 8, "type": "float", "strategy": strategy, "dynamic": false},
-        "input_activations": {"num_bits": 8, "type": "float", "strategy": activations, "dynamic": dynamic}}}}})
+        "input_activations":
+            {"num_bits": 8, "type": "float", "strategy": activations, "dynamic": dynamic}}}}})
 }
 
 fn model_opt(algorithm: &str) -> Value {
-    json!({"quantization_config": {"quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head*"]}})
+    json!({"quantization_config": {
+        "quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head*"]}})
 }
 
-/// The stored form must give the same bits as its dequantised twin, products with BF16 inputs.
+/// Asserts that the quantised checkpoint gives the same bits as the dequantised one, with BF16 inputs.
 fn loads_exactly(name: &str, q: &Quantised, tensors: &Tensors, config: Value) {
     let stored = directory(name, tensors, config.clone());
     let plain = directory(name, &q.dequantised, json!({}));
@@ -149,7 +152,7 @@ fn loads_exactly(name: &str, q: &Quantised, tensors: &Tensors, config: Value) {
 }
 
 #[test]
-fn one_scale_per_tensor_in_all_its_forms() {
+fn all_forms_of_per_tensor_scales_load_exactly() {
     for name in ["nemotron", "llama"] {
         let q = quantise(name, false);
         let forms: [(Form, Value); 4] = [
@@ -165,7 +168,7 @@ fn one_scale_per_tensor_in_all_its_forms() {
 }
 
 #[test]
-fn one_scale_per_channel_in_all_its_forms() {
+fn all_forms_of_per_channel_scales_load_exactly() {
     for name in ["nemotron", "llama"] {
         let q = quantise(name, true);
         let forms: [(Form, Value); 3] = [
@@ -199,7 +202,7 @@ fn static_activation_scales_are_read_and_used() {
 }
 
 #[test]
-fn modules_left_out_of_the_scheme_are_stored_as_floats() {
+fn ignored_modules_are_loaded_as_floats() {
     let q = quantise("llama", true);
     let name = "model.layers.0.mlp.down_proj";
     let mut tensors = with_scales(&q, |s| ("F32", vec![s.len(), 1], f32s(s)));
@@ -211,7 +214,7 @@ fn modules_left_out_of_the_scheme_are_stored_as_floats() {
 }
 
 #[test]
-fn types_mixed_in_one_product_are_named() {
+fn mixed_dtypes_in_one_matrix_are_named() {
     let q = quantise("nemotron", true);
     let name = "model.layers.1.self_attn.k_proj";
     let weight = format!("{name}.weight");
@@ -225,9 +228,9 @@ fn types_mixed_in_one_product_are_named() {
             assert!(error.contains(part), "`{error}` lacks `{part}`");
         }
     };
-    // The configuration does not say so.
+    // The configuration does not list the module as unquantised.
     fails(compressed("channel", true), Precision::Fp8, &["expected F8_E4M3", "got BF16"]);
-    // It does, but nothing brings them to one type.
+    // It does, but without FP8 quantisation the matrix has two dtypes.
     let mut config = compressed("channel", true);
     config["quantization_config"]["ignore"] = json!(["lm_head", name]);
     fails(config.clone(), Precision::None, &["BF16", "F8_E4M3", "model.layers.1.self_attn.q_proj.weight"]);
@@ -236,7 +239,7 @@ fn types_mixed_in_one_product_are_named() {
 }
 
 #[test]
-fn cache_scales_are_found_by_every_name() {
+fn kv_cache_scales_are_found_under_every_name() {
     let q = quantise("nemotron", false);
     let base = with_scales(&q, |s| ("F32", vec![], f32s(&s[..1])));
     let run = |tensors: &Tensors| {
@@ -253,7 +256,7 @@ fn cache_scales_are_found_by_every_name() {
         let mut tensors = base.clone();
         for layer in 0..2 {
             for name in [k, v] {
-                // Not a power of two, which would only shift the exponent of every stored value.
+                // A power of two would only shift the exponents of the stored values.
                 let tensor = ("F32", vec![], f32s(&[0.3]));
                 tensors.insert(format!("model.layers.{layer}.self_attn.{name}"), tensor);
             }
@@ -265,7 +268,7 @@ fn cache_scales_are_found_by_every_name() {
 }
 
 #[test]
-fn bad_codes_and_scales_are_named() {
+fn invalid_codes_and_scales_are_named() {
     let q = quantise("nemotron", true);
     let good = with_scales(&q, |s| ("F32", vec![s.len(), 1], f32s(s)));
     let name = "model.layers.1.mlp.up_proj.weight";
@@ -291,7 +294,7 @@ fn bad_codes_and_scales_are_named() {
 }
 
 #[test]
-fn shards_load_as_one_file_does() {
+fn sharded_checkpoints_load_like_single_files() {
     let dir = copy("llama");
     let tensors = read(dir.path());
     let whole = logits(dir.path(), Precision::Fp8, KvDtype::Fp8, &IDS);
@@ -310,11 +313,11 @@ fn shards_load_as_one_file_does() {
 }
 
 #[test]
-fn f16_and_f32_weights_load_as_bf16_ones_do() {
+fn f16_and_f32_weights_load_like_bf16() {
     let mut original = read(copy("nemotron").path());
     for (_, _, bytes) in original.values_mut() {
         for pair in bytes.chunks_exact_mut(2) {
-            // What F16 cannot hold exactly: it has 11 significant bits, but fewer below 2^-14.
+            // F16 cannot hold these exactly: it has 11 significant bits, but fewer below 2^-14.
             if fp8::bf16_value(u16::from_le_bytes([pair[0], pair[1]])).abs() < 1e-3 {
                 pair.fill(0);
             }

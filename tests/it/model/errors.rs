@@ -1,4 +1,4 @@
-//! Broken model directories: each error names the file and the tensor or key, with expected versus got.
+//! Broken model directories: every error names the file and the tensor or key, and says expected versus got.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::{copy, edit, load};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// The message with which loading fails.
+/// The error message of a failing load.
 fn failure(dir: &Path, precision: Precision) -> String {
     match load(dir, precision) {
         Ok(_) => panic!("loading must fail"),
@@ -19,7 +19,7 @@ fn failure(dir: &Path, precision: Precision) -> String {
     }
 }
 
-/// Loading must fail with a message that holds all of these.
+/// Asserts that loading fails with a message that contains all parts.
 fn fails(dir: &Path, parts: &[&str]) {
     let error = failure(dir, Precision::Fp8);
     for part in parts {
@@ -27,7 +27,7 @@ fn fails(dir: &Path, parts: &[&str]) {
     }
 }
 
-/// Rewrites the safetensors file with its header changed.
+/// Rewrites the safetensors file with a changed header.
 fn reheader(dir: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
     let path = dir.join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
@@ -49,7 +49,7 @@ fn an_unknown_architecture_is_named() {
 }
 
 #[test]
-fn values_that_make_no_sense_are_named() {
+fn unsupported_configuration_values_are_named() {
     let cases = [
         (json!({"hidden_size": -4}), "hidden_size"),
         (json!({"num_hidden_layers": null}), "num_hidden_layers"),
@@ -114,7 +114,7 @@ fn a_truncated_file_is_named() {
 }
 
 #[test]
-fn a_truncated_shard_names_the_tensor_that_is_cut_off() {
+fn a_truncated_file_names_the_tensor_that_is_cut_off() {
     let dir = copy("nemotron");
     let mut tensors = read(dir.path());
     let norm =
@@ -131,13 +131,13 @@ fn a_truncated_shard_names_the_tensor_that_is_cut_off() {
     std::fs::write(&path, &bytes[..bytes.len() - 30]).unwrap();
     let (whole, cut) = (bytes.len().to_string(), (bytes.len() - 30).to_string());
     fails(dir.path(), &["last.safetensors", "model.norm.weight", &whole, &cut, "truncated"]);
-    // And one that is too long.
+    // A file that is too long.
     std::fs::write(&path, [bytes.as_slice(), &[0; 3]].concat()).unwrap();
     fails(dir.path(), &["last.safetensors", &whole, &(bytes.len() + 3).to_string()]);
 }
 
 #[test]
-fn an_index_names_files_that_are_there_and_tensors_that_are_in_them() {
+fn a_wrong_index_entry_is_named() {
     let dir = copy("nemotron");
     let tensors = read(dir.path());
     let index = |change: &dyn Fn(&mut serde_json::Map<String, Value>)| {
@@ -157,13 +157,13 @@ fn an_index_names_files_that_are_there_and_tensors_that_are_in_them() {
 }
 
 #[test]
-fn float_weights_of_different_types_are_named() {
+fn float_weights_of_mixed_dtypes_are_named() {
     let first = "model.layers.0.self_attn.q_proj.weight";
-    // Beside others of the same product, and in another layer.
+    // In one matrix with other modules, and in another layer.
     for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
         for precision in [Precision::Fp8, Precision::None] {
             let dir = copy("llama");
-            // As wide as BF16, so that all else stays right.
+            // F16 is as wide as BF16, so the rest of the header stays valid.
             reheader(dir.path(), |header| header[name]["dtype"] = json!("F16"));
             let error = failure(dir.path(), precision);
             for part in ["model.safetensors", name, "expected BF16", first, "got F16"] {
@@ -174,7 +174,7 @@ fn float_weights_of_different_types_are_named() {
 }
 
 #[test]
-fn weights_that_are_not_numbers_are_named() {
+fn weights_that_are_not_finite_are_named() {
     for (precision, tensor) in [
         (Precision::Fp8, "model.layers.0.mlp.down_proj.weight"),
         (Precision::None, "model.layers.1.self_attn.q_proj.weight"),
@@ -197,7 +197,7 @@ fn weights_that_are_not_numbers_are_named() {
 }
 
 #[test]
-fn files_that_are_absent_or_no_json_are_named() {
+fn missing_files_and_invalid_json_are_named() {
     let dir = copy("llama");
     std::fs::write(dir.path().join("config.json"), "{").unwrap();
     assert!(ModelConfig::from_dir(dir.path()).unwrap_err().to_string().contains("config.json"));
@@ -209,7 +209,7 @@ fn files_that_are_absent_or_no_json_are_named() {
 }
 
 #[test]
-fn an_index_stays_in_its_directory_and_names_each_tensor_once() {
+fn an_index_with_a_path_or_a_duplicate_tensor_is_rejected() {
     let dir = copy("llama");
     let index = dir.path().join("model.safetensors.index.json");
     for file in ["../model.safetensors", "/etc/passwd", "a/b.safetensors", ""] {

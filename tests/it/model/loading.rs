@@ -1,4 +1,4 @@
-//! How a model is loaded: once for all ranks, no more than they have, and no further than the first error.
+//! Loading: bytes are read once for all ranks, only those that ranks need, and not after the first error.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,40 +13,46 @@ use super::{copy, edit};
 use crate::dev::{self, Dev};
 use crate::device::model::fixture;
 
-/// What was told of progress last, and how often.
+/// The last progress report, and the number of reports.
 #[derive(Default)]
-struct Told {
+struct Progress {
     done: u64,
     total: u64,
     times: usize,
 }
 
-impl Told {
-    fn hear(&mut self, progress: &LoadProgress<'_>) {
+impl Progress {
+    fn add(&mut self, progress: &LoadProgress<'_>) {
         assert!(progress.done > self.done && progress.done <= progress.total);
         (self.done, self.total) = (progress.done, progress.total);
         self.times += 1;
     }
 }
 
-fn together(dir: &Path, precision: Precision, ranks: usize) -> (Result<Vec<Model<Dev>>, LoadError>, Told) {
+/// Loads all ranks at once.
+fn together(
+    dir: &Path,
+    precision: Precision,
+    ranks: usize,
+) -> (Result<Vec<Model<Dev>>, LoadError>, Progress) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let devices: Vec<Dev> = (0..ranks).map(|_| dev::one()).collect();
-    let mut told = Told::default();
-    let models = Model::load_all(dir, &config, precision, &devices, &mut |progress| told.hear(&progress));
-    (models, told)
+    let mut reports = Progress::default();
+    let models = Model::load_all(dir, &config, precision, &devices, &mut |progress| reports.add(&progress));
+    (models, reports)
 }
 
-fn apart(dir: &Path, precision: Precision, shard: Shard) -> (Model<Dev>, Told) {
+/// Loads one rank.
+fn apart(dir: &Path, precision: Precision, shard: Shard) -> (Model<Dev>, Progress) {
     let config = ModelConfig::from_dir(dir).unwrap();
-    let mut told = Told::default();
-    let mut hear = |progress: LoadProgress<'_>| told.hear(&progress);
-    let model = Model::load(dir, &config, (shard, precision), &dev::one(), &mut hear).unwrap();
-    (model, told)
+    let mut reports = Progress::default();
+    let mut add = |progress: LoadProgress<'_>| reports.add(&progress);
+    let model = Model::load(dir, &config, shard, precision, &dev::one(), &mut add).unwrap();
+    (model, reports)
 }
 
-/// Bytes of the linear weights and tables that a rank's own rows have, in a type of 2 bytes: O's and down's are those of
-/// all ranks, which a rank has columns of.
+/// Bytes of the rows of linear weights and tables that a rank reads, for a dtype of 2 bytes. It reads all
+/// rows of O and down, because it has columns of each.
 fn bytes_of_rows(config: &ModelConfig, ranks: usize) -> u64 {
     let (share, [qkv, _, up, _]) =
         (config.share(ranks).unwrap(), config.share(ranks).unwrap().linear_shapes());
@@ -56,11 +62,11 @@ fn bytes_of_rows(config: &ModelConfig, ranks: usize) -> u64 {
 }
 
 #[test]
-fn ranks_that_are_loaded_together_are_those_that_are_loaded_apart() {
+fn loading_all_ranks_together_equals_loading_each_alone() {
     for (name, ranks) in [("nemotron", 4), ("llama", 2), ("wide", 8)] {
         for precision in [Precision::Fp8, Precision::None] {
-            let (models, told) = together(&fixture(name), precision, ranks);
-            assert_eq!(told.done, told.total);
+            let (models, reports) = together(&fixture(name), precision, ranks);
+            assert_eq!(reports.done, reports.total);
             for (model, shard) in models.unwrap().iter().zip(Shard::all(ranks)) {
                 let (alone, _) = apart(&fixture(name), precision, shard);
                 assert!(format!("{model:?}") == format!("{alone:?}"), "{name}, {precision:?}, {shard:?}");
@@ -70,7 +76,7 @@ fn ranks_that_are_loaded_together_are_those_that_are_loaded_apart() {
 }
 
 #[test]
-fn a_rank_reads_its_own_rows_and_a_group_reads_everything_once() {
+fn a_rank_reads_only_its_rows_and_a_group_reads_all_bytes_once() {
     let dir = fixture("wide");
     let config = ModelConfig::from_dir(&dir).unwrap();
     let (_, group) = together(&dir, Precision::Fp8, 8);
@@ -80,7 +86,7 @@ fn a_rank_reads_its_own_rows_and_a_group_reads_everything_once() {
     assert!(rank.total * 2 < group.total, "{} of {}", rank.total, group.total);
 }
 
-/// A checkpoint whose down projections are so wide that a rank's columns are read row by row.
+/// A checkpoint with down projections wide enough that a rank's columns are read row by row.
 fn wide_rows() -> tempfile::TempDir {
     const FFN: usize = 32_768;
     let dir = copy("nemotron");
@@ -97,21 +103,21 @@ fn wide_rows() -> tempfile::TempDir {
 }
 
 #[test]
-fn columns_of_wide_rows_are_read_by_themselves() {
+fn only_a_ranks_columns_of_wide_rows_are_read() {
     let dir = wide_rows();
     let config = ModelConfig::from_dir(dir.path()).unwrap();
     let (models, _) = together(dir.path(), Precision::None, 2);
     for (model, shard) in models.unwrap().iter().zip(Shard::all(2)) {
-        let (alone, told) = apart(dir.path(), Precision::None, shard);
+        let (alone, reports) = apart(dir.path(), Precision::None, shard);
         assert!(format!("{model:?}") == format!("{alone:?}"), "{shard:?}");
-        // Half of each down projection is the other rank's.
+        // The other rank has half of each down projection.
         let other = config.layers * config.hidden * config.ffn / 2 * 2;
-        assert_eq!(told.total, bytes_of_rows(&config, 2) - other as u64);
-        assert_eq!(told.done, told.total);
+        assert_eq!(reports.total, bytes_of_rows(&config, 2) - other as u64);
+        assert_eq!(reports.done, reports.total);
     }
 }
 
-/// Many ids, so that there are many pieces; and which tensor the file begins with.
+/// A checkpoint with a large vocabulary, so that loading has many read tasks.
 fn many_ids() -> (tempfile::TempDir, Tensors) {
     const IDS: usize = 400_000;
     let dir = copy("nemotron");
@@ -124,35 +130,35 @@ fn many_ids() -> (tempfile::TempDir, Tensors) {
 }
 
 #[test]
-fn an_error_in_one_ranks_part_ends_loading_for_all() {
+fn an_error_in_one_ranks_part_stops_loading_for_all() {
     let (dir, mut tensors) = many_ids();
     let path = dir.path().join("model.safetensors");
-    // The first tensor of the file, in the second rank's half.
+    // A NaN in the first tensor of the file, in the second rank's half.
     let head = tensors.get_mut("lm_head.weight").unwrap();
     head.2[200_010 * 128..][..2].copy_from_slice(&0x7FC0u16.to_le_bytes());
     write(&path, &tensors);
-    let (models, told) = together(dir.path(), Precision::Fp8, 2);
+    let (models, reports) = together(dir.path(), Precision::Fp8, 2);
     let error = models.err().map(|e| e.to_string()).unwrap_or_default();
     for part in ["model.safetensors", "lm_head.weight", "row 200010", "NaN"] {
         assert!(error.contains(part), "`{error}` lacks `{part}`");
     }
-    // A quarter of the bytes come before it; what other threads had begun is finished.
-    let share = told.done as f64 / told.total as f64;
-    assert!(told.times > 0 && share < 0.7, "{share} of the bytes were read");
+    // A quarter of the bytes come before it. Tasks already started by other threads are finished.
+    let share = reports.done as f64 / reports.total as f64;
+    assert!(reports.times > 0 && share < 0.7, "{share} of the bytes were read");
 }
 
 #[test]
-fn what_headers_show_to_be_wrong_is_found_before_any_weight_is_read() {
+fn header_errors_are_found_before_any_weight_is_read() {
     let (dir, mut tensors) = many_ids();
     tensors.remove("model.norm.bias");
     write(&dir.path().join("model.safetensors"), &tensors);
-    let (models, told) = together(dir.path(), Precision::Fp8, 2);
+    let (models, reports) = together(dir.path(), Precision::Fp8, 2);
     assert!(models.is_err_and(|e| e.to_string().contains("model.norm.bias")));
-    assert_eq!(told.times, 0);
+    assert_eq!(reports.times, 0);
 }
 
 #[test]
-fn progress_is_in_gigabytes_with_a_rate_and_the_time_that_is_left() {
+fn the_progress_line_has_gigabytes_rate_and_remaining_time() {
     let tensor = "model.layers.3.mlp.up_proj.weight";
     let progress = LoadProgress { done: 12_000_000_000, total: 350_000_000_000, tensor };
     assert_eq!(

@@ -1,18 +1,21 @@
-//! What is easily got wrong about the two families.
+//! Common mistakes in implementing the two model families, with the tests that catch them.
 //!
 //! | trap | tests |
 //! |---|---|
-//! | rotary embedding turns halves, not neighbours | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
-//! | the rotary fraction has four names, and is one half where none is given | `every_name_of_the_rotary_fraction_is_read_in_both_generations`, `without_a_fraction_nemotron_turns_half_and_llama_all`, `frequencies_are_spaced_over_the_turned_dimensions` |
-//! | 1 is added to the weight of every LayerNorm, once, in F32 | `one_is_added_to_a_norms_weight_in_f32` |
-//! | norms have biases, though the paper says "no bias" | `each_norm_weight_and_bias_counts` |
+//! | rotary embedding pairs halves | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
+//! | the rotary fraction has four names | `every_name_of_the_rotary_fraction_is_read_in_both_formats` |
+//! | its default is one half for Nemotron | `by_default_nemotron_rotates_half_and_llama_all_dimensions` |
+//! | | `frequencies_are_spaced_over_the_rotated_dimensions` |
+//! | LayerNorm1p adds 1 to its weight, once, in F32 | `one_is_added_to_a_norms_weight_in_f32` |
+//! | norms have biases, although the paper says "no bias" | `every_norm_weight_and_bias_is_used` |
 //! | LayerNorm subtracts the mean | `nemotron_subtracts_the_mean_has_biases_and_no_gate` |
 //! | the head size has three sources | `the_head_size_has_three_sources` |
 //! | the epsilon has two names | `the_epsilon_has_two_names` |
-//! | KV heads may be left out | `without_kv_heads_every_query_head_has_its_own` |
-//! | squared ReLU outgrows F16 | `a_squared_relu_outgrows_half_precision` |
-//! | `apply_query_key_layer_scaling` changes nothing | `query_key_layer_scaling_is_no_part_of_the_formula` |
-//! | merging Q, K and V must not requantise | `one_scale_per_tensor_in_all_its_forms`, `one_scale_per_channel_in_all_its_forms` |
+//! | the number of KV heads may be missing | `without_kv_heads_every_query_head_has_its_own` |
+//! | squared ReLU exceeds the range of F16 | `a_squared_relu_outgrows_half_precision` |
+//! | `apply_query_key_layer_scaling` changes nothing | `query_key_layer_scaling_has_no_effect` |
+//! | merging Q, K and V must not requantise | `all_forms_of_per_tensor_scales_load_exactly` |
+//! | | `all_forms_of_per_channel_scales_load_exactly` |
 
 use octant::device::{Activation, KvDtype, NormKind};
 use octant::model::{GenerationConfig, ModelConfig, Precision};
@@ -27,11 +30,15 @@ fn config(name: &str, changes: serde_json::Value) -> ModelConfig {
 }
 
 #[test]
-fn every_name_of_the_rotary_fraction_is_read_in_both_generations() {
+fn every_name_of_the_rotary_fraction_is_read_in_both_formats() {
     for key in ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"] {
         let mut old = json!({"rope_parameters": null, "rope_theta": 10000.0});
         old[key] = json!(0.25);
-        assert_eq!(config("nemotron", old).inv_freq.len(), 2, "{key} at top level: 4 of 16 dimensions turn");
+        assert_eq!(
+            config("nemotron", old).inv_freq.len(),
+            2,
+            "{key} at top level: 4 of 16 dimensions rotate"
+        );
         let mut new = json!({"rope_parameters": {"rope_theta": 10000.0}});
         new["rope_parameters"][key] = json!(0.25);
         assert_eq!(config("nemotron", new).inv_freq.len(), 2, "{key} nested");
@@ -39,20 +46,20 @@ fn every_name_of_the_rotary_fraction_is_read_in_both_generations() {
 }
 
 #[test]
-fn without_a_fraction_nemotron_turns_half_and_llama_all() {
+fn by_default_nemotron_rotates_half_and_llama_all_dimensions() {
     let bare = json!({"rope_parameters": null, "rope_theta": 10000.0});
     assert_eq!(config("nemotron", bare.clone()).inv_freq.len(), 4);
     assert_eq!(config("llama", bare).inv_freq.len(), 8);
 }
 
 #[test]
-fn frequencies_are_spaced_over_the_turned_dimensions() {
+fn frequencies_are_spaced_over_the_rotated_dimensions() {
     let expected: Vec<f32> = (0..4).map(|i| 10000f64.powf(-2.0 * f64::from(i) / 8.0) as f32).collect();
-    assert_eq!(config("nemotron", json!({})).inv_freq, expected, "8 dimensions turn, not 16");
+    assert_eq!(config("nemotron", json!({})).inv_freq, expected, "8 dimensions rotate, not 16");
 }
 
 #[test]
-fn query_key_layer_scaling_is_no_part_of_the_formula() {
+fn query_key_layer_scaling_has_no_effect() {
     let dir = copy("nemotron");
     let run = || logits(dir.path(), Precision::None, KvDtype::Bf16, &[5, 80, 33, 7]);
     let without = (ModelConfig::from_dir(dir.path()).unwrap(), run());
@@ -61,16 +68,20 @@ fn query_key_layer_scaling_is_no_part_of_the_formula() {
 }
 
 #[test]
-fn llama3_scaling_is_read_in_both_generations() {
+fn llama3_scaling_is_read_in_both_formats() {
     let nested = config("llama", json!({}));
-    let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64});
+    let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
     let old =
         config("llama", json!({"rope_parameters": null, "rope_theta": 10000.0, "rope_scaling": scaling}));
     assert_eq!(nested.inv_freq, old.inv_freq);
     let plain = config("llama", json!({"rope_parameters": null, "rope_theta": 10000.0}));
     assert_eq!(nested.inv_freq[0], plain.inv_freq[0], "short wavelengths are kept");
-    assert_eq!(nested.inv_freq[7], plain.inv_freq[7] / 4.0, "long ones are stretched");
+    assert_eq!(
+        nested.inv_freq[7],
+        plain.inv_freq[7] / 4.0,
+        "frequencies of long ones are divided by the factor"
+    );
 }
 
 #[test]
@@ -102,8 +113,8 @@ fn nemotron_subtracts_the_mean_has_biases_and_no_gate() {
 }
 
 #[test]
-fn each_norm_weight_and_bias_counts() {
-    // Changing any of the five norms' weights or biases changes the logits: nothing of them is dropped.
+fn every_norm_weight_and_bias_is_used() {
+    // Changing the weight or bias of any of the five norms changes the logits.
     let dir = copy("nemotron");
     let ids = [5, 80, 33, 7];
     let before = logits(dir.path(), Precision::None, KvDtype::Bf16, &ids);
@@ -137,7 +148,7 @@ fn end_of_sequence_ids_come_from_the_generation_config_first() {
 }
 
 #[test]
-fn ids_that_end_a_generation_exist() {
+fn end_of_sequence_ids_must_be_in_the_vocabulary() {
     let named = GenerationConfig { eos: vec![2, 99], ..GenerationConfig::default() };
     assert_eq!(named.eos_within(Some(7), 100).unwrap(), [2, 99]);
     let error = named.eos_within(None, 99).unwrap_err().to_string();
@@ -146,7 +157,7 @@ fn ids_that_end_a_generation_exist() {
 }
 
 #[test]
-fn defaults_that_no_request_may_have_are_refused_by_name() {
+fn out_of_range_sampling_defaults_are_rejected_by_key() {
     let dir = copy("llama");
     for (key, bad) in
         [("temperature", -1.0), ("top_p", 0.0), ("top_k", 1.5), ("min_p", 1.1), ("repetition_penalty", 0.0)]

@@ -1,4 +1,4 @@
-//! The plan is what a device allocates when a model is really loaded, as far as a rank of a server does that.
+//! The memory plan matches what a device allocates for a rank: weights, buffers and KV cache.
 
 use std::path::Path;
 
@@ -13,22 +13,22 @@ use crate::device::model::fixture;
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
 
-/// Loads a rank's part, makes its buffers and its cache, and compares each with the plan.
+/// Loads one rank, allocates its buffers and its KV cache, and compares each with the plan.
 fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
-    let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form, &room);
+    let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
     let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, SLOTS).unwrap();
 
     let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
     let (shard, what) = (Shard { rank: 0, ranks }, format!("{} over {ranks}, {form:?}", dir.display()));
-    let model = Model::load(dir, &config, (shard, form.0), &device, &mut |_| {}).unwrap();
+    let model = Model::load(dir, &config, shard, form.0, &device, &mut |_| {}).unwrap();
     let weights = device.allocated();
     assert_eq!(weights, needs.weights, "weights of {what}");
     assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
 
-    let space = Workspace::new(&device, &model, (ROWS, SLOTS)).unwrap();
+    let space = Workspace::new(&device, &model, ROWS, SLOTS).unwrap();
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
     let bytes = StepBytes::new(&share, &Cpu::LAYOUT, &room);
@@ -40,7 +40,7 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
 }
 
 #[test]
-fn what_is_allocated_is_what_was_planned() {
+fn allocations_match_the_memory_plan() {
     for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 1), ("wide", 2), ("wide", 8)] {
         for precision in [Precision::Fp8, Precision::None] {
             for kv in [KvDtype::Fp8, KvDtype::Bf16] {
@@ -51,7 +51,7 @@ fn what_is_allocated_is_what_was_planned() {
 }
 
 #[test]
-fn what_is_stored_in_fp8_is_planned_so() {
+fn the_memory_plan_of_fp8_checkpoints_matches_too() {
     let dir = tempfile::tempdir().unwrap();
     let conversion = Conversion {
         input: fixture("wide"),

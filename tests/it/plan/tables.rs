@@ -1,6 +1,6 @@
-//! The published tables for Nemotron-4 340B in FP8 on eight H100s, line by line, to the precision they are printed with.
-//! They leave out scales and norms where the text says so, have messages of BF16 where ours are F32, and count the head's
-//! products as FP8 where ours are BF16; such a difference is put right in the test that meets it.
+//! The published tables for Nemotron-4 340B in FP8 on eight H100s, line by line, to their printed precision.
+//! They omit scales and norms where the text says so, assume BF16 messages where ours are F32, and count the
+//! LM head's products as FP8 where ours are BF16. Each test corrects for the differences that it meets.
 
 use octant::device::{KvDtype, Layout};
 use octant::model::{ModelConfig, Precision};
@@ -38,7 +38,7 @@ fn shapes_and_bytes_of_a_rank() {
         printed(name, bytes / 1e6, mb, 0.001);
         printed(name, bytes / 3.35e6, us_335, 0.1);
         printed(name, bytes / 3.0e6, us_300, 0.1);
-        // An element of one byte is multiplied and added once.
+        // Each element has one byte, and takes one multiplication and one addition.
         printed(name, 2.0 * bytes / 1e6, mflop, 0.1);
     }
     let layers = 96.0 * products.iter().sum::<f64>();
@@ -59,13 +59,13 @@ fn bytes_of_a_step_and_of_a_rank() {
     let layers = 96.0 * weights.products.iter().sum::<u64>() as f64;
     let step = layers + weights.head as f64;
     printed("step", step / 1e9, 42.628, 0.001);
-    // The first is printed as 12.73, the sum of its parts after they were rounded.
+    // The first is printed as 12.73, the sum of its rounded parts.
     for (rate, ms, unit) in [(3.35e12, 12.725, 0.001), (3.0e12, 14.21, 0.01), (2.8e12, 15.22, 0.01)] {
         printed("step", step / rate * 1e3, ms, unit);
         let time = decode(&cost(KvDtype::Fp8, bare(rate, 1e15)), 1, 1);
         printed("step", (time.weights + time.head_weights) * 1e3, ms, unit);
     }
-    // The published figure has norms in BF16 and no scales; ours are F32, and there are scales.
+    // The published figure has BF16 norms and no scales. Ours has F32 norms, and scales.
     assert_eq!(weights.norms, 193 * 2 * 18432 * 4);
     assert_eq!(weights.scales, 4 * (2688 + 18432 + 9216 + 18432));
     let published = weights.total() - 96 * weights.scales - weights.norms / 2;
@@ -79,7 +79,7 @@ fn bytes_of_a_step_and_of_a_rank() {
 }
 
 #[test]
-fn keys_and_values() {
+fn bytes_of_keys_and_values() {
     let share = share();
     assert_eq!(token_bytes(&share, KvDtype::Fp8), 36_864);
     assert_eq!(token_bytes(&share, KvDtype::Bf16), 73_728);
@@ -96,7 +96,7 @@ fn capacity_under_the_published_assumptions() {
         activations: 2_500_000_000,
         communication: 0,
         scratch: 0,
-        recordings: 0,
+        graphs: 0,
         block: 64 * token_bytes(&share(), kv),
     };
     let tokens = |kv, available| (needs(kv).blocks_within(available) * 64) as f64;
@@ -104,7 +104,7 @@ fn capacity_under_the_published_assumptions() {
     assert_eq!(memory, 81_559 << 20);
     printed("FP8", tokens(KvDtype::Fp8, memory) / 1e6, 1.06, 0.01);
     printed("BF16", tokens(KvDtype::Bf16, memory) / 1e3, 532.0, 1.0);
-    // The published numbers of sequences are rounded, not cut off.
+    // The published numbers of sequences are rounded, not truncated.
     printed("FP8", (tokens(KvDtype::Fp8, memory) / 4096.0).floor(), 259.0, 1.0);
     printed("BF16", tokens(KvDtype::Bf16, memory) / 4096.0, 130.0, 1.0);
     let nine_tenths = 43_820_000_000 + 2_500_000_000 + 32_000_000_000;
@@ -112,8 +112,8 @@ fn capacity_under_the_published_assumptions() {
     printed("BF16", tokens(KvDtype::Bf16, nine_tenths) / 1e3, 434.0, 1.0);
 }
 
-/// Batch, and for contexts of 1024, 2048 and 4096: ms at FP8 and 3.35 TB/s, FP8 and 3.0, BF16 and 3.0; ms of products at
-/// 1400 TFLOP/s; MB of a message.
+/// Batch, and for contexts of 1024, 2048 and 4096: ms at FP8 and 3.35 TB/s, FP8 and 3.0, BF16 and 3.0; ms of
+/// products at 1400 TFLOP/s; MB of a message.
 type Floors = (usize, [[f64; 3]; 3], f64, f64);
 const FLOORS: [Floors; 6] = [
     (1, [[12.74, 14.22, 14.23], [12.75, 14.23, 14.26], [12.77, 14.26, 14.31]], 0.06, 0.037),
@@ -124,7 +124,7 @@ const FLOORS: [Floors; 6] = [
     (256, [[15.61, 17.43, 20.65], [18.49, 20.65, 27.09], [24.26, 27.09, 39.98]], 15.37, 9.437),
 ];
 
-/// As the tables count the head: read once, and in FP8 products, with the layers.
+/// Counts the LM head like the tables: read once, with FP8 products, as part of the layers.
 fn with_the_head(time: StepTime, batch: usize) -> StepTime {
     StepTime {
         weights: time.weights + time.head_weights / batch.div_ceil(64) as f64,
@@ -147,8 +147,9 @@ fn floors_of_decode_steps() {
                 printed(&format!("{batch} products"), time.products * 1e3, products_ms, 0.01);
             }
         }
-        // A message of BF16 would be 36,864 bytes a row. Ours is F32, twice that, since sums of ranks are to have the
-        // same bits in both ways of making them; for many rows it is halves of F32 and of E4M3, 2.5 bytes an element.
+        // A BF16 message would have 36,864 bytes per row. Ours has F32, twice that, because sums between
+        // ranks must have the same bits however they are made. For many rows it is half F32 and half E4M3:
+        // 2.5 bytes per element.
         let elements = (batch * 18432) as f64;
         printed(&format!("{batch} message"), 2.0 * elements / 1e6, message, 0.001);
         let reduce = decode(&models[0], batch, 1024).reduce * 1e12;
@@ -160,9 +161,10 @@ fn floors_of_decode_steps() {
 }
 
 #[test]
-fn floors_with_what_ranks_say_to_each_other() {
-    // Batch, ms of all all-reduces as published, ms of the step, tokens/s, and the unit that this is printed with. The
-    // sums of ranks are given: the published ones are the best of several libraries, which one server has not.
+fn floors_of_decode_steps_with_communication() {
+    // Batch, ms of all all-reduces as published, ms of the step, tokens/s, and the unit of the printed
+    // tokens/s. The all-reduce times are inputs: the published ones are the best of several libraries, not
+    // those of one server.
     let table = [
         (1, 2.1, 16.3, 61.0, 1.0),
         (8, 2.2, 16.6, 482.0, 1.0),
@@ -177,16 +179,16 @@ fn floors_with_what_ranks_say_to_each_other() {
         let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, ..time }.total();
         printed(&format!("{batch}"), step * 1e3, step_ms, 0.1);
         printed(&format!("{batch} tokens/s"), batch as f64 / step, per_second, unit);
-        // What we expect of ourselves is slower than that, within reason.
+        // Our estimate is slower than the floor, but by less than half.
         let ours = decode(&ours, batch, 2048).total();
         assert!(ours > step && ours < 1.5 * step, "{batch}: {ours} for a floor of {step}");
     }
 }
 
 #[test]
-fn prompts() {
-    // Tokens, PFLOP, ms at 1979, 1500, 1300 and 1000 TFLOP/s with their unit, ms of attention at 500, MiB of a message, GB of
-    // all of them.
+fn floors_of_prefill_steps() {
+    // Tokens, PFLOP, ms at 1979, 1500, 1300 and 1000 TFLOP/s with their unit, ms of attention at 500, MiB of
+    // a message, GB of all of them.
     let table = [
         (512, 0.042, [21.4, 28.3, 32.6, 42.4], 0.1, (0.23, 0.01), 18.0, 3.6),
         (1024, 0.085, [42.9, 56.6, 65.3, 84.9], 0.1, (0.93, 0.01), 36.0, 7.2),
@@ -205,8 +207,8 @@ fn prompts() {
         let message = f64::from(tokens) * 18432.0 * 2.0;
         printed(&format!("{tokens} MiB"), message / f64::from(1 << 20), mib, 1.0);
         printed(&format!("{tokens} GB"), 192.0 * message / 1e9, gb, 0.1);
-        // What the server does is to add up shares in F32 and to pass them on as E4M3: a quarter more than BF16 both ways.
-        // After the last layer, and for the embedding, every rank has F32.
+        // The server sums F32 values and passes the results on as E4M3: a quarter more bytes than BF16 both
+        // ways. The sums after the last layer and after the embedding are F32.
         let time = cost(KvDtype::Fp8, bare(3.0e12, 1e15)).step([row]);
         let expected = (191.0 * 1.25 + 2.0 * 2.0) * message;
         assert!((time.reduce * 1e12 / expected - 1.0).abs() < 1e-9, "{tokens}: {}", time.reduce);

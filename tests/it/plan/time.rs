@@ -1,13 +1,13 @@
-//! What the cost model adds to the published tables, and what a file of a GPU's figures may not say.
+//! Terms of the cost model beyond the published tables, and the validation of GPU files.
 
-use octant::cost::{CostModel, Decodes, Hardware, RowShape, StepTime};
+use octant::cost::{CostModel, Hardware, RowShape, StepTime};
 use octant::device::KvDtype;
 use octant::model::{ModelConfig, Precision, Scheme};
 
 use super::{bare, cost, decode, h100, model_340b};
 
 #[test]
-fn all_reduces_between_the_sizes_of_the_table_are_in_proportion() {
+fn all_reduce_times_are_interpolated() {
     let h100 = h100();
     let table = [(1.0, 10.8), (8e3, 10.8), (36e3, 11.5), (3e6, 29.5), (64e6, 468.0), (256e6, 1846.0)];
     for (bytes, microseconds) in table {
@@ -17,7 +17,7 @@ fn all_reduces_between_the_sizes_of_the_table_are_in_proportion() {
 }
 
 #[test]
-fn products_in_passes_read_the_weights_again() {
+fn deterministic_products_read_the_weights_once_per_pass() {
     let once = cost(KvDtype::Fp8, h100());
     let passes = once.clone().in_passes_of(128);
     for (rows, times) in [(1, 1.0), (128, 1.0), (129, 2.0), (512, 4.0)] {
@@ -27,7 +27,7 @@ fn products_in_passes_read_the_weights_again() {
 }
 
 #[test]
-fn the_head_is_read_for_rows_with_logits_64_at_a_time() {
+fn the_head_is_read_once_per_64_rows_of_logits() {
     let cost = cost(KvDtype::Fp8, h100());
     let head = |logits| cost.step([RowShape { tokens: 128, position: 0, logits }]).head_weights;
     assert_eq!(head(0), 0.0);
@@ -37,7 +37,7 @@ fn the_head_is_read_for_rows_with_logits_64_at_a_time() {
 }
 
 #[test]
-fn bf16_is_twice_the_bytes_at_half_the_rate() {
+fn bf16_has_twice_the_bytes_and_half_the_rate() {
     let stored_fp8 = model_340b();
     let stored_bf16 = ModelConfig { scheme: Scheme::None, ..stored_fp8.clone() };
     let step = |model, precision| {
@@ -47,7 +47,7 @@ fn bf16_is_twice_the_bytes_at_half_the_rate() {
     let bf16 = step(&stored_bf16, Precision::None);
     assert_eq!((bf16.weights, bf16.products), (2.0 * fp8.weights, 2.0 * fp8.products));
     assert_eq!(bf16.head_weights, fp8.head_weights);
-    // What is stored in FP8 stays so; only its inputs are BF16.
+    // Weights stored in FP8 stay FP8; only their inputs are BF16.
     let mixed = step(&stored_fp8, Precision::None);
     assert_eq!((mixed.weights, mixed.products), (fp8.weights, bf16.products));
 }
@@ -64,7 +64,7 @@ fn a_larger_step_takes_longer() {
 }
 
 #[test]
-fn intermediate_results_go_to_memory_when_the_cache_is_too_small() {
+fn intermediate_results_that_exceed_the_cache_go_to_memory() {
     let spilled = |cache: f64, tokens| {
         let row = RowShape { tokens, position: 0, logits: 0 };
         cost(KvDtype::Fp8, Hardware { cache, ..bare(1e12, 1e15) }).step([row]).activations * 1e12
@@ -76,41 +76,40 @@ fn intermediate_results_go_to_memory_when_the_cache_is_too_small() {
 }
 
 #[test]
-fn a_step_is_bound_by_its_largest_part() {
+fn the_bound_of_a_step_is_its_largest_part() {
     let cost = cost(KvDtype::Fp8, h100());
     assert_eq!(decode(&cost, 1, 100).bound(), "weights");
     assert_eq!(decode(&cost, 256, 16_000).bound(), "kv");
     let prompt = RowShape { tokens: 4096, position: 0, logits: 1 };
     assert_eq!(cost.step([prompt]).bound(), "reduce");
     assert_eq!(self::cost(KvDtype::Fp8, bare(3e12, 1e15)).step([prompt]).bound(), "products");
-    // What overlaps counts once.
+    // Overlapping terms count once.
     let time = StepTime { weights: 2.0, products: 3.0, kv: 5.0, attention: 1.0, ..StepTime::default() };
     assert_eq!((time.total(), time.bound()), (8.0, "kv"));
 }
 
 #[test]
-fn a_prompt_waits_for_what_is_before_it() {
+fn the_steps_of_a_prompt_sum_to_its_prefill_time() {
     let cost = cost(KvDtype::Fp8, h100());
-    let first =
-        |ahead, rows, prompt| cost.time_to_first_token(ahead, Decodes { rows, context: 1000 }, prompt, 512);
-    let alone: f64 = cost.prompt(0, 2048, 512).iter().map(StepTime::total).sum();
-    assert!((first(0, 0, 2048) / alone - 1.0).abs() < 1e-12);
-    // Whole steps of others come first, as if their prompt and this were taken in one after the other.
-    let others: f64 = cost.prompt(0, 1024, 512).iter().map(StepTime::total).sum();
-    let waited = first(1024, 0, 2048);
-    assert!((waited / (alone + others) - 1.0).abs() < 0.01, "{waited} for {alone} and {others}");
-    // Those that decode take time, and tokens of each step.
-    assert!(first(0, 64, 2048) > 1.05 * alone);
-    assert!(first(0, 512, 8).is_finite(), "one token a step is left for prompts");
-    assert_eq!(first(100, 10, 0), 0.0);
-    // The last part of a prompt is fed after the others.
+    let seconds = |done, tokens| cost.prompt(done, tokens, 512).iter().map(StepTime::total).sum::<f64>();
+    // A prompt in two parts takes as long as both: the second attends to the first.
+    let whole = seconds(0, 2048);
+    assert!((seconds(0, 1024) + seconds(1024, 1024)) / whole - 1.0 < 0.01);
+    assert!(seconds(1024, 1024) > seconds(0, 1024));
+    // Rows that decode beside a chunk make its step longer.
+    let decode = RowShape { tokens: 1, position: 1000, logits: 1 };
+    let chunk = RowShape { tokens: 448, position: 0, logits: 0 };
+    let beside = std::iter::repeat_n(decode, 64).chain([chunk]);
+    assert!(cost.step(beside).total() > 1.05 * cost.step([chunk]).total());
+    assert!(cost.prompt(0, 0, 512).is_empty());
+    // Only the last step of a prompt computes logits.
     let parts = cost.prompt(0, 600, 512);
     assert_eq!(parts.len(), 2);
     assert_eq!((parts[0].head_weights, parts[1].head_weights > 0.0), (0.0, true));
     assert_eq!(parts[1], cost.step([RowShape { tokens: 88, position: 512, logits: 1 }]));
 }
 
-/// What is said of the built-in file with one line changed.
+/// The error for the built-in file with one line changed.
 fn refused(key: &str, line: &str) -> String {
     let text =
         std::fs::read_to_string(format!("{}/models/h100-80gb.toml", env!("CARGO_MANIFEST_DIR"))).unwrap();
@@ -118,15 +117,16 @@ fn refused(key: &str, line: &str) -> String {
     let text: Vec<&str> = lines.collect();
     let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
     std::fs::write(file.path(), text.join("\n")).unwrap();
-    Hardware::named(file.path().to_str().unwrap()).map_or_else(|message| message, |_| "taken".to_owned())
+    Hardware::named(file.path().to_str().unwrap())
+        .map_or_else(|error| error.to_string(), |_| "accepted".to_owned())
 }
 
 #[test]
-fn a_file_of_a_gpu_is_checked() {
-    assert_eq!(refused("read", "read = 2.0e12"), "taken");
+fn invalid_gpu_files_are_rejected_by_key() {
+    assert_eq!(refused("read", "read = 2.0e12"), "accepted");
     let cases = [
         ("memory", "memory = 0", "memory: expected a number above 0, got 0"),
-        ("usable", "usable = 1.5", "usable: expected a part, at most 1, got 1.5"),
+        ("usable", "usable = 1.5", "usable: expected a fraction of at most 1, got 1.5"),
         ("usable", "usable = 0.0", "usable: expected a number above 0, got 0"),
         ("read", "read = -1.0", "read: expected a number above 0, got -1"),
         ("products", "products = inf", "products: expected a number above 0, got inf"),
@@ -138,18 +138,14 @@ fn a_file_of_a_gpu_is_checked() {
             "layer_overhead: expected a number of at least 0, got NaN",
         ),
         ("cache", "cache = -2.0", "cache: expected a number of at least 0, got -2"),
-        (
-            "context",
-            "context = 90_000_000_000",
-            "context: expected less than the memory's 85520809984, got 9",
-        ),
+        ("context", "context = 90_000_000_000", "context: expected less than memory = 85520809984, got 9"),
         ("read", "reed = 2.0e12", "reed"),
     ];
     for (key, line, says) in cases {
         let message = refused(key, line);
         assert!(message.contains(says) && message.contains(".toml: "), "{line}: {message}");
     }
-    // The table is over several lines: its first is changed.
+    // The table has several lines; the first one is changed.
     for (line, says) in [
         ("all_reduce = [[9e3, 1e-6],", "all_reduce: expected growing sizes, got 8000 after 9000"),
         ("all_reduce = [[1.0, 0.0],", "all_reduce: expected numbers above 0, got [1, 0]"),
@@ -157,6 +153,11 @@ fn a_file_of_a_gpu_is_checked() {
         let message = refused("all_reduce", line);
         assert!(message.contains(says), "{line}: {message}");
     }
-    assert!(Hardware::named("b200").unwrap_err().contains("expected h100-80gb or a .toml file, got `b200`"));
-    assert!(Hardware::named("/nowhere.toml").unwrap_err().starts_with("/nowhere.toml: "));
+    assert!(
+        Hardware::named("b200")
+            .unwrap_err()
+            .to_string()
+            .contains("expected h100-80gb or a .toml file, got `b200`")
+    );
+    assert!(Hardware::named("/nowhere.toml").unwrap_err().to_string().starts_with("/nowhere.toml: "));
 }

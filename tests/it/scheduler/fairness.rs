@@ -1,5 +1,5 @@
-//! Shares, ages and preemptions: the bounds that `src/scheduler/fair_queue.rs` and `src/scheduler/planner.rs` state, under loads
-//! that are made to break them.
+//! Fairness, ageing and preemption: the bounds stated in `src/scheduler/fair_queue.rs` and
+//! `src/scheduler/planner.rs`, under loads designed to break them.
 
 use std::collections::HashMap;
 
@@ -13,17 +13,20 @@ use super::random::{Event, any_config, any_event};
 use super::{Bench, prompt};
 use crate::fake::{alone, config, request};
 
-fn of(name: &str, weight: u32, request: Request) -> Request {
+/// The same request, from a tenant.
+fn by(name: &str, weight: u32, request: Request) -> Request {
     Request { tenant: Tenant { name: name.into(), weight }, ..request }
 }
 
-/// What each tenant has been served, counted from outside: prompts as they first start, tokens as they are heard.
+/// The service that each tenant has received, counted from the updates.
 #[derive(Default)]
 struct Served {
+    /// Name, weight and prompt length, by request.
     tenant: HashMap<u64, (&'static str, u32, u64)>,
     started: HashMap<u64, bool>,
     by: HashMap<&'static str, f64>,
-    heard: HashMap<u64, usize>,
+    /// Updates counted, by request.
+    counted: HashMap<u64, usize>,
 }
 
 impl Served {
@@ -31,12 +34,13 @@ impl Served {
         self.tenant.insert(id, (name, weight, prompt as u64));
     }
 
-    /// Counts what has happened since the last call. A prompt counts with its first token, which is when its steps end.
+    /// Counts the updates since the last call. A prompt is counted with its first token, when its prefill has
+    /// ended.
     fn count(&mut self, bench: &Bench) {
         for (id, (name, weight, prompt)) in &self.tenant {
-            // Each update has a token.
+            // Every update has one token.
             let tokens = bench.updates(*id).len();
-            let before = self.heard.insert(*id, tokens).unwrap_or(0);
+            let before = self.counted.insert(*id, tokens).unwrap_or(0);
             let mut cost = OUTPUT_COST * (tokens - before) as u64;
             if tokens > 0 && self.started.insert(*id, true).is_none() {
                 cost += PROMPT_COST * prompt;
@@ -50,7 +54,8 @@ impl Served {
     }
 }
 
-fn shared() -> SchedulerConfig {
+/// A long queue and no prefix cache, so that every prompt token is computed.
+fn fair_config() -> SchedulerConfig {
     SchedulerConfig {
         max_queue_requests: 10_000,
         max_queue_tokens: 10_000_000,
@@ -59,41 +64,41 @@ fn shared() -> SchedulerConfig {
     }
 }
 
-/// The stated U: the longest prompt, or all tokens that the cache holds, at their cost.
+/// The bound U: the larger cost of the longest prompt and of all tokens that the KV cache holds.
 fn bound(config: &SchedulerConfig, longest_prompt: usize) -> f64 {
     let cache = config.num_blocks * BLOCK_TOKENS;
     (PROMPT_COST * longest_prompt as u64).max(OUTPUT_COST * cache as u64) as f64
 }
 
 #[test]
-fn a_tenant_with_one_request_does_not_wait_for_anothers_hundred() {
-    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..shared() });
+fn one_request_does_not_wait_for_another_tenants_hundred() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..fair_config() });
     let heavy: Vec<u64> =
-        (0..100).map(|i| bench.submit(of("heavy", 1, request(prompt(i, 60), 10)))).collect();
+        (0..100).map(|i| bench.submit(by("heavy", 1, request(prompt(i, 60), 10)))).collect();
     for _ in 0..15 {
         bench.step();
     }
-    let light = bench.submit(of("light", 1, request(prompt(7, 60), 10)));
+    let light = bench.submit(by("light", 1, request(prompt(7, 60), 10)));
     while bench.finish(light).is_none() {
         bench.step();
     }
     let ended = heavy.iter().filter(|id| bench.finish(**id).is_some()).count();
-    assert!(ended <= 3, "{ended} of the heavy tenant's went first");
+    assert!(ended <= 3, "{ended} requests of the heavy tenant finished first");
 }
 
 #[test]
-fn shares_stay_within_the_bound_whatever_the_lengths_and_by_weight() {
+fn service_by_weight_stays_within_the_bound() {
     for (weights, in_flight) in [([1, 1], 1), ([1, 3], 2), ([5, 2], 1)] {
-        let config = SchedulerConfig { num_blocks: 8, ..shared() };
+        let config = SchedulerConfig { num_blocks: 8, ..fair_config() };
         let mut bench = Bench::new(config.clone());
         let mut served = Served::default();
-        // One sends many short requests, the other comes later with long ones that hold the cache: by arrival the first
-        // would be served alone.
+        // One tenant sends many short requests. The other comes later with long ones that fill the KV cache.
+        // In order of arrival only the first would be served.
         for (name, weight, len, answer, count) in
             [("short", weights[0], 20, 5, 1200), ("long", weights[1], 300, 60, 100)]
         {
             for i in 0..count {
-                let id = bench.submit(of(name, weight, request(prompt(i * 13, len), answer)));
+                let id = bench.submit(by(name, weight, request(prompt(i * 13, len), answer)));
                 served.add(id, name, weight, len);
             }
         }
@@ -108,17 +113,17 @@ fn shares_stay_within_the_bound_whatever_the_lengths_and_by_weight() {
         }
         let waiting =
             |name: &str| bench.scheduler.ahead(&Tenant { name: name.into(), weight: 1 }, 0).requests;
-        assert!(waiting("short") > 2 && waiting("long") > 2, "both still have requests waiting");
-        assert!(most <= allowed, "{weights:?}: {most} apart, at most {allowed}");
-        // Or it would have held of one that got nothing.
+        assert!(waiting("short") > 2 && waiting("long") > 2, "both must still have waiting requests");
+        assert!(most <= allowed, "{weights:?}: the service differs by {most}, expected at most {allowed}");
+        // The bound would also hold if one of them had received nothing.
         assert!(served.of("short") > allowed && served.of("long") > allowed, "{:?}, {allowed}", served.by);
     }
 }
 
 #[test]
-fn who_was_idle_saved_nothing_up() {
-    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..shared() });
-    let ask = |name: &str, i: u32| of(name, 1, request(prompt(i, 60), 10));
+fn an_idle_tenant_earns_no_credit() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..fair_config() });
+    let ask = |name: &str, i: u32| by(name, 1, request(prompt(i, 60), 10));
     for i in 0..60 {
         bench.submit(ask("busy", i));
     }
@@ -135,11 +140,11 @@ fn who_was_idle_saved_nothing_up() {
     let meanwhile = ended(&bench, &busy) - before;
     assert!(
         (7..=10).contains(&meanwhile),
-        "{meanwhile} while 8 of the one that was idle: turns, and no more"
+        "{meanwhile} of the busy tenant's for 8 of the idle one's: they must alternate"
     );
 }
 
-/// How far two tenants come apart while both wait, of what they may.
+/// The largest difference in service between two waiting tenants, as a fraction of what is allowed.
 fn apart(bench: &mut Bench, served: &mut Served, steps: usize, allowed: f64) -> f64 {
     served.count(bench);
     let start = served.of("late") - served.of("busy");
@@ -153,13 +158,13 @@ fn apart(bench: &mut Bench, served: &mut Served, steps: usize, allowed: f64) -> 
 }
 
 #[test]
-fn one_that_is_preempted_has_saved_nothing_up_for_its_tenant() {
+fn a_preempted_sequence_earns_no_credit_for_its_tenant() {
     let policy = Policy { max_preemptions: 100, ..Policy::default() };
-    let config = SchedulerConfig { num_blocks: 12, policy, ..shared() };
+    let config = SchedulerConfig { num_blocks: 12, policy, ..fair_config() };
     let mut bench = Bench::new(config.clone());
     let mut served = Served::default();
     let ask = |bench: &mut Bench, served: &mut Served, name, i, (len, answer)| {
-        let id = bench.submit(of(name, 1, request(prompt(i, len), answer)));
+        let id = bench.submit(by(name, 1, request(prompt(i, len), answer)));
         served.add(id, name, 1, len);
         id
     };
@@ -172,42 +177,42 @@ fn one_that_is_preempted_has_saved_nothing_up_for_its_tenant() {
     }
     (0..200).for_each(|i| _ = ask(&mut bench, &mut served, "late", i * 13, (60, 1)));
     let most = apart(&mut bench, &mut served, 150, 2.0 * bound(&config, 60));
-    assert!(most <= 1.0, "{most} of what is allowed");
+    assert!(most <= 1.0, "the difference is {most} times what is allowed");
 }
 
 #[test]
-fn who_comes_is_not_put_before_its_class_by_one_that_starves_in_another() {
-    let config = SchedulerConfig { num_blocks: 12, ..shared() };
+fn a_starving_lower_class_gives_a_new_tenant_no_credit() {
+    let config = SchedulerConfig { num_blocks: 12, ..fair_config() };
     let mut bench = Bench::new(config.clone());
     let mut served = Served::default();
     for i in 0..1000 {
-        let id = bench.submit(of("busy", 1, request(prompt(i * 13, 60), 1)));
+        let id = bench.submit(by("busy", 1, request(prompt(i * 13, 60), 1)));
         served.add(id, "busy", 1, 60);
     }
     bench.step();
-    bench.submit(Request { priority: 5, ..of("low", 1, request(prompt(3, 60), 1)) });
+    bench.submit(Request { priority: 5, ..by("low", 1, request(prompt(3, 60), 1)) });
     (0..300).for_each(|_| _ = bench.step());
     for i in 0..200 {
-        let id = bench.submit(of("late", 1, request(prompt(i * 13, 60), 1)));
+        let id = bench.submit(by("late", 1, request(prompt(i * 13, 60), 1)));
         served.add(id, "late", 1, 60);
     }
     let most = apart(&mut bench, &mut served, 150, 2.0 * bound(&config, 60));
-    assert!(most <= 1.0, "{most} of what is allowed");
+    assert!(most <= 1.0, "the difference is {most} times what is allowed");
 }
 
 #[test]
-fn the_lowest_priority_is_served_in_the_stated_time_among_endless_higher_ones() {
+fn a_low_priority_is_served_within_the_ageing_bound() {
     const AGEING: u64 = 20;
     for priority in [1, 3, 7] {
         let policy = Policy { ageing_steps: AGEING, ..Policy::default() };
-        let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..shared() });
-        let low = bench.submit(Request { priority, ..of("low", 1, request(prompt(0, 30), 2)) });
+        let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..fair_config() });
+        let low = bench.submit(Request { priority, ..by("low", 1, request(prompt(0, 30), 2)) });
         let (mut came_before, mut steps) = (Vec::new(), 0u64);
         let mut endless = 0;
         while bench.finish(low).is_none() {
-            // There is always one of the highest class that waits.
+            // Keep requests of the highest class waiting.
             if bench.scheduler.counts().waiting < 3 {
-                let id = bench.submit(of("high", 1, request(prompt(endless, 30), 4)));
+                let id = bench.submit(by("high", 1, request(prompt(endless, 30), 4)));
                 endless += 1;
                 came_before.push(id);
             }
@@ -215,17 +220,18 @@ fn the_lowest_priority_is_served_in_the_stated_time_among_endless_higher_ones() 
             steps += 1;
             assert!(steps < 10_000, "priority {priority} starves");
         }
-        // From then on it is of the first class, with a counter that nobody's is below; one may just have started.
+        // Now it is in the first class and no counter is lower than its own; one other request may just have
+        // started.
         let lifted = AGEING * priority as u64;
-        assert!(steps >= lifted, "priority {priority}: {steps} steps are too few to mean anything");
+        assert!(steps >= lifted, "priority {priority}: {steps} steps are too few for ageing to matter");
         assert!(steps <= lifted + 4 + 2 + 1, "priority {priority}: {steps} steps, bound {}", lifted + 7);
     }
 }
 
 #[test]
-fn without_ageing_it_would_starve() {
+fn without_ageing_a_low_priority_starves() {
     let policy = Policy { ageing_steps: 0, ..Policy::default() };
-    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..shared() });
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..fair_config() });
     let low = bench.submit(Request { priority: 1, ..request(prompt(0, 30), 2) });
     for i in 0..2000 {
         if bench.scheduler.counts().waiting < 3 {
@@ -237,16 +243,16 @@ fn without_ageing_it_would_starve() {
 }
 
 #[test]
-fn age_does_not_let_a_long_queue_pass_a_short_one() {
+fn ageing_gives_a_long_queue_no_advantage() {
     let policy = Policy { ageing_steps: 1, ..Policy::default() };
-    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..shared() });
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, policy, ..fair_config() });
     for i in 0..100 {
-        bench.submit(Request { priority: 5, ..of("heavy", 1, request(prompt(i, 60), 10)) });
+        bench.submit(Request { priority: 5, ..by("heavy", 1, request(prompt(i, 60), 10)) });
     }
     for _ in 0..50 {
         bench.step();
     }
-    let light = bench.submit(Request { priority: 5, ..of("light", 1, request(prompt(7, 60), 10)) });
+    let light = bench.submit(Request { priority: 5, ..by("light", 1, request(prompt(7, 60), 10)) });
     let steps = (0..).find(|_| {
         bench.step();
         bench.finish(light).is_some()
@@ -255,28 +261,32 @@ fn age_does_not_let_a_long_queue_pass_a_short_one() {
 }
 
 #[test]
-fn what_is_ahead_is_counted_in_the_order_of_turns() {
-    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..shared() });
+fn requests_ahead_are_counted_by_alternating_tenants() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, ..fair_config() });
     bench.submit(request(prompt(0, 10), 50));
     bench.step();
     for i in 0..5 {
-        bench.submit(of("heavy", 1, request(prompt(i, 10), 5)));
+        bench.submit(by("heavy", 1, request(prompt(i, 10), 5)));
     }
-    bench.submit(Request { priority: -1, ..of("urgent", 1, request(prompt(9, 20), 5)) });
+    bench.submit(Request { priority: -1, ..by("urgent", 1, request(prompt(9, 20), 5)) });
     let ahead =
         |name: &str, priority| bench.scheduler.ahead(&Tenant { name: name.into(), weight: 1 }, priority);
     assert_eq!(ahead("heavy", 0), Ahead { requests: 6, tokens: 70 });
-    assert_eq!(ahead("new", 0), Ahead { requests: 2, tokens: 30 }, "the urgent one, and one turn");
+    assert_eq!(
+        ahead("new", 0),
+        Ahead { requests: 2, tokens: 30 },
+        "the urgent request, and one of the heavy tenant's"
+    );
     assert_eq!(ahead("new", -2), Ahead::default());
     assert_eq!(ahead("new", 1).requests, 6);
 }
 
-/// Gives each request of a trace one of three tenants.
+/// Assigns the requests of a trace to three tenants.
 fn with_tenants(events: Vec<Event>) -> Vec<Event> {
     let mut count = 0u32;
     let mut name = |request: Request| {
         count += 1;
-        of(["a", "b", "c"][(count % 3) as usize], 1 + count % 2, request)
+        by(["a", "b", "c"][(count % 3) as usize], 1 + count % 2, request)
     };
     let mut one = |event| match event {
         Event::Submit(group) => Event::Submit(group.into_iter().map(&mut name).collect()),
@@ -289,7 +299,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn preemptions_are_bounded_and_everyone_ends_as_if_alone(
+    fn preemptions_are_bounded_and_change_no_answer(
         config in any_config(),
         events in prop::collection::vec(any_event(), 1..50),
         in_flight in 1..3usize,
@@ -317,7 +327,8 @@ proptest! {
             }
         }
         let preemptions = bench.scheduler.counts().preemptions;
-        prop_assert!(preemptions <= u64::from(max_preemptions) * all.len() as u64, "{preemptions} of {}", all.len());
+        let most = u64::from(max_preemptions) * all.len() as u64;
+        prop_assert!(preemptions <= most, "{preemptions} of {}", all.len());
         if kv_reserve == 1.0 {
             prop_assert_eq!(preemptions, 0);
         }
@@ -329,9 +340,10 @@ proptest! {
     }
 }
 
-/// Long answers in few blocks, where everyone is in everyone's way.
+/// Runs long answers in few blocks, so that sequences keep preempting each other. Returns preemptions and
+/// steps.
 fn thrashing(policy: Policy) -> (u64, usize) {
-    let mut bench = Bench::new(SchedulerConfig { num_blocks: 8, policy, ..shared() });
+    let mut bench = Bench::new(SchedulerConfig { num_blocks: 8, policy, ..fair_config() });
     let asked: Vec<Request> = (0..12).map(|i| request(prompt(i * 5, 60), 300)).collect();
     let ids: Vec<u64> = asked.iter().map(|asked| bench.submit(asked.clone())).collect();
     let steps = bench.run(2);
@@ -342,27 +354,31 @@ fn thrashing(policy: Policy) -> (u64, usize) {
 }
 
 #[test]
-fn the_bound_on_preemptions_is_what_bounds_them() {
+fn max_preemptions_limits_preemptions_under_thrashing() {
     let with = |max_preemptions| thrashing(Policy { max_preemptions, ..Policy::default() });
     let (free, _) = with(1000);
     let (three, _) = with(3);
     let (none, _) = with(0);
-    assert!(free > 12, "{free}: this load is made to thrash");
+    assert!(free > 12, "{free}: this load must thrash");
     assert!(three <= 36 && none == 0, "{three} {none}");
     let (reserved, _) = thrashing(Policy { kv_reserve: 1.0, ..Policy::default() });
     assert_eq!(reserved, 0);
 }
 
 #[test]
-fn what_is_reserved_is_part_of_what_is_available() {
+fn reserved_blocks_are_counted_as_available() {
     let policy = Policy { kv_reserve: 0.5, ..Policy::default() };
-    let mut bench = Bench::new(SchedulerConfig { policy, ..shared() });
+    let mut bench = Bench::new(SchedulerConfig { policy, ..fair_config() });
     bench.submit(request(prompt(0, 64), 257));
     bench.step();
     let counts = bench.scheduler.counts();
-    // 320 positions are 5 blocks; one is held, half of the four others is kept.
+    // 320 positions need 5 blocks. One is held, and half of the other four are reserved.
     assert_eq!((counts.blocks_used, counts.blocks_reserved, counts.blocks_free), (1, 2, 15));
     bench.step();
     let counts = bench.scheduler.counts();
-    assert_eq!((counts.blocks_used, counts.blocks_reserved), (2, 1), "its own is taken first");
+    assert_eq!(
+        (counts.blocks_used, counts.blocks_reserved),
+        (2, 1),
+        "the sequence takes from its reservation first"
+    );
 }

@@ -1,4 +1,4 @@
-//! What is found in the prefix cache, and who gives up blocks when none is left.
+//! The prefix cache, and preemption when no block is left.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use super::{Bench, prompt};
 use crate::fake::{alone, config, request};
 
 #[test]
-fn a_hit_covers_full_blocks_and_leaves_a_token_to_compute() {
+fn a_prefix_hit_covers_full_blocks_and_leaves_a_token_to_compute() {
     for (len, expected) in [(63, 0), (64, 0), (65, 64), (128, 64), (129, 128), (130, 128)] {
         let mut bench = Bench::new(config());
         bench.submit(request(prompt(0, 200), 1));
@@ -21,7 +21,7 @@ fn a_hit_covers_full_blocks_and_leaves_a_token_to_compute() {
 }
 
 #[test]
-fn a_hit_changes_no_token() {
+fn a_prefix_hit_changes_no_token() {
     let mut bench = Bench::new(config());
     let asked = request(prompt(0, 200), 30);
     let first = bench.submit(asked.clone());
@@ -33,7 +33,7 @@ fn a_hit_changes_no_token() {
 }
 
 #[test]
-fn generated_tokens_are_found_as_a_later_prompt() {
+fn generated_tokens_are_cached_for_later_prompts() {
     let mut bench = Bench::new(config());
     let id = bench.submit(request(prompt(0, 60), 80));
     bench.run(1);
@@ -44,18 +44,18 @@ fn generated_tokens_are_found_as_a_later_prompt() {
 }
 
 #[test]
-fn blocks_are_shared_while_both_run() {
+fn running_sequences_share_prefix_blocks() {
     let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 300, ..config() });
     bench.submit(request(prompt(0, 130), 20));
     bench.step();
     bench.submit(request(prompt(0, 130), 20));
     let plan = bench.step();
     assert_eq!(plan.rows[0].blocks[..2], plan.rows[1].blocks[..2]);
-    assert_eq!(bench.scheduler.counts().blocks_used, 4, "two shared, one each");
+    assert_eq!(bench.scheduler.counts().blocks_used, 4, "two shared blocks, and one of each sequence");
 }
 
 #[test]
-fn only_requests_of_the_same_salt_share() {
+fn only_requests_with_the_same_salt_share_blocks() {
     let salted =
         |salt: Option<&str>| Request { cache_salt: salt.map(Arc::from), ..request(prompt(0, 130), 2) };
     let mut bench = Bench::new(config());
@@ -69,7 +69,7 @@ fn only_requests_of_the_same_salt_share() {
 }
 
 #[test]
-fn a_prompt_to_be_scored_is_not_looked_up() {
+fn a_scored_prompt_skips_the_prefix_cache() {
     let mut bench = Bench::new(config());
     let asked = request(prompt(0, 130), 2);
     bench.submit(asked.clone());
@@ -80,7 +80,7 @@ fn a_prompt_to_be_scored_is_not_looked_up() {
 }
 
 #[test]
-fn nothing_is_shared_with_the_cache_off() {
+fn nothing_is_shared_without_prefix_caching() {
     let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
     bench.submit(request(prompt(0, 130), 2));
     bench.run(1);
@@ -91,39 +91,39 @@ fn nothing_is_shared_with_the_cache_off() {
 }
 
 #[test]
-fn blocks_are_waited_for_and_found_once_their_step_is_committed() {
+fn a_request_waits_for_a_prefix_that_is_being_computed() {
     let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 300, ..config() });
     bench.submit(request(prompt(0, 130), 2));
     bench.plan();
     let early = bench.submit(request(prompt(0, 130), 2));
-    let plan = bench.plan().expect("the first generates");
-    assert_eq!(plan.rows.len(), 1, "the second waits: what it would share is not there yet");
+    let plan = bench.plan().expect("the first request decodes");
+    assert_eq!(plan.rows.len(), 1, "the second waits for the prefix to be committed");
     bench.run(2);
     assert_eq!(bench.cached(early), 128);
 }
 
 #[test]
-fn of_two_chunks_in_flight_the_uncommitted_one_is_waited_for() {
+fn a_request_waits_for_the_uncommitted_chunk_of_its_prefix() {
     let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: 128, ..config() });
     bench.submit(request(prompt(0, 200), 2));
     bench.plan();
     bench.plan();
     bench.commit();
     let id = bench.submit(request(prompt(0, 200), 2));
-    assert_eq!(bench.plan().map(|plan| plan.rows.len()), Some(1), "the first alone, generating");
+    assert_eq!(bench.plan().map(|plan| plan.rows.len()), Some(1), "only the first request decodes");
     bench.run(2);
     assert_eq!(bench.cached(id), 192);
 }
 
 #[test]
-fn the_least_recently_used_prefix_is_evicted_its_tail_first() {
+fn eviction_is_lru_and_starts_at_the_end_of_a_prefix() {
     let mut bench = Bench::new(SchedulerConfig { num_blocks: 6, ..config() });
     let [a, b] = [prompt(0, 129), prompt(40, 129)];
     for tokens in [&a, &b, &a] {
         bench.submit(request(tokens.clone(), 1));
         bench.run(1);
     }
-    // Two blocks each of a and b are cached; three are wanted, two are free.
+    // Two blocks each of a and b are cached. The next prompt needs three blocks, of which two are free.
     bench.submit(request(prompt(80, 150), 1));
     bench.run(1);
     let ids = [&a, &b].map(|tokens| {
@@ -134,15 +134,15 @@ fn the_least_recently_used_prefix_is_evicted_its_tail_first() {
     assert_eq!(ids.map(|id| bench.cached(id)), [128, 64]);
 }
 
-/// Two sequences of one block each that soon need a second, and three blocks.
-fn crowded() -> SchedulerConfig {
+/// Three blocks: two sequences of one block each that soon need a second one must preempt.
+fn three_blocks() -> SchedulerConfig {
     SchedulerConfig { num_blocks: 3, max_num_batched_tokens: 256, ..config() }
 }
 
 #[test]
-fn the_last_to_come_gives_up_its_blocks() {
+fn the_latest_request_is_preempted() {
     for in_flight in [1, 2] {
-        let mut bench = Bench::new(crowded());
+        let mut bench = Bench::new(three_blocks());
         let asked = [request(prompt(0, 60), 60), request(prompt(30, 60), 60)];
         let ids = asked.clone().map(|request| bench.submit(request));
         bench.run(in_flight);
@@ -154,8 +154,8 @@ fn the_last_to_come_gives_up_its_blocks() {
 }
 
 #[test]
-fn the_first_to_come_ends_first() {
-    let mut bench = Bench::new(crowded());
+fn the_earliest_request_finishes_first() {
+    let mut bench = Bench::new(three_blocks());
     let [first, second] = [0, 30].map(|start| bench.submit(request(prompt(start, 60), 60)));
     while bench.finish(first).is_none() {
         bench.step();
@@ -164,20 +164,24 @@ fn the_first_to_come_ends_first() {
 }
 
 #[test]
-fn no_more_give_up_their_blocks_than_must() {
+fn no_more_sequences_are_preempted_than_necessary() {
     for in_flight in [1, 2] {
-        let mut bench = Bench::new(SchedulerConfig { num_blocks: 4, ..crowded() });
+        let mut bench = Bench::new(SchedulerConfig { num_blocks: 4, ..three_blocks() });
         bench.submit(request(prompt(0, 60), 60));
         bench.submit(request(prompt(20, 60), 60));
         bench.submit(request(prompt(40, 100), 60));
         bench.run(in_flight);
-        assert_eq!(bench.scheduler.counts().preemptions, 1, "the third's two blocks were enough for both");
+        assert_eq!(
+            bench.scheduler.counts().preemptions,
+            1,
+            "the two blocks of the third are enough for both others"
+        );
     }
 }
 
 #[test]
-fn the_larger_priority_gives_up_its_blocks_though_it_came_first() {
-    let mut bench = Bench::new(crowded());
+fn a_lower_priority_is_preempted_although_it_came_first() {
+    let mut bench = Bench::new(three_blocks());
     let late = bench.submit(Request { priority: 1, ..request(prompt(0, 60), 60) });
     bench.submit(request(prompt(30, 60), 60));
     while bench.scheduler.counts().preemptions == 0 {
@@ -189,8 +193,8 @@ fn the_larger_priority_gives_up_its_blocks_though_it_came_first() {
 }
 
 #[test]
-fn a_preempted_sequence_starts_again_with_all_its_tokens() {
-    let mut bench = Bench::new(crowded());
+fn a_preempted_sequence_restarts_with_all_its_tokens() {
+    let mut bench = Bench::new(three_blocks());
     let asked = [request(prompt(0, 60), 60), request(prompt(30, 60), 60)];
     let ids = asked.clone().map(|request| bench.submit(request));
     while bench.scheduler.counts().preemptions == 0 {
@@ -203,13 +207,13 @@ fn a_preempted_sequence_starts_again_with_all_its_tokens() {
         }
     };
     assert_eq!((start.prompt_len, &start.tokens), (60, &known));
-    assert!(known.len() > 60, "it had generated something");
+    assert!(known.len() > 60, "it had generated tokens before");
 }
 
 #[test]
-fn scores_are_not_said_again_after_a_preemption() {
+fn prompt_scores_are_not_repeated_after_a_preemption() {
     for in_flight in [1, 2] {
-        let mut bench = Bench::new(crowded());
+        let mut bench = Bench::new(three_blocks());
         bench.submit(request(prompt(0, 60), 60));
         let scored = Request { prompt_logprobs: Some(0), ..request(prompt(30, 60), 60) };
         let id = bench.submit(scored.clone());
@@ -220,8 +224,8 @@ fn scores_are_not_said_again_after_a_preemption() {
 }
 
 #[test]
-fn a_preempted_sequence_with_a_row_in_flight_keeps_its_blocks_until_that_is_committed() {
-    let mut bench = Bench::new(crowded());
+fn a_preempted_sequence_keeps_its_blocks_until_its_row_is_committed() {
+    let mut bench = Bench::new(three_blocks());
     bench.submit(request(prompt(0, 60), 60));
     let second = bench.submit(request(prompt(30, 60), 60));
     while bench.scheduler.counts().preemptions == 0 {
@@ -230,18 +234,18 @@ fn a_preempted_sequence_with_a_row_in_flight_keeps_its_blocks_until_that_is_comm
         }
         bench.plan();
     }
-    let heard = bench.tokens(second).len();
-    assert_eq!(bench.scheduler.counts().waiting, 0, "it leaves, and does not wait yet");
+    let received = bench.tokens(second).len();
+    assert_eq!(bench.scheduler.counts().waiting, 0, "the sequence is leaving and does not wait yet");
     while bench.in_flight() > 0 {
         bench.commit();
     }
     assert_eq!(bench.scheduler.counts().waiting, 1);
-    assert_eq!(bench.tokens(second).len(), heard + 1, "the token in flight is not lost");
+    assert_eq!(bench.tokens(second).len(), received + 1, "the token in flight is not lost");
 }
 
 #[test]
-fn an_abort_of_one_that_is_being_preempted_is_final() {
-    let mut bench = Bench::new(crowded());
+fn aborting_a_sequence_during_its_preemption_is_final() {
+    let mut bench = Bench::new(three_blocks());
     bench.submit(request(prompt(0, 60), 60));
     let second = bench.submit(request(prompt(30, 60), 60));
     while bench.scheduler.counts().preemptions == 0 {
@@ -251,9 +255,9 @@ fn an_abort_of_one_that_is_being_preempted_is_final() {
         bench.plan();
     }
     bench.abort(second);
-    let heard = bench.tokens(second).len();
+    let received = bench.tokens(second).len();
     while bench.in_flight() > 0 {
         bench.commit();
     }
-    assert_eq!((bench.scheduler.counts().waiting, bench.tokens(second).len()), (0, heard));
+    assert_eq!((bench.scheduler.counts().waiting, bench.tokens(second).len()), (0, received));
 }

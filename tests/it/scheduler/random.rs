@@ -1,5 +1,5 @@
-//! Random arrivals, cancels, lengths, priorities and salts, in pools small enough to force preemption and eviction:
-//! whatever happens, each request gets the tokens it would get alone, once, and every block comes back.
+//! Random arrivals, aborts, lengths, priorities and salts, in KV caches small enough to force preemption and
+//! eviction. Every request must get the same tokens as alone, exactly once, and every block must be freed.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::Bench;
 use crate::fake::{SCARCE_VOCAB as VOCAB, alone, request, scarce};
 
-/// What happens before one step.
+/// An event before a step.
 #[derive(Debug, Clone)]
 pub enum Event {
     Nothing,
@@ -19,7 +19,7 @@ pub enum Event {
     Abort(usize),
 }
 
-/// Prompts of the same family begin alike and differ after `common` tokens, so that prefixes are shared.
+/// Prompts of one family share their first `common` tokens, so that requests share prefixes.
 fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
     (0..2u32, 0..200usize, 0..3u32, 1..260usize).prop_map(|(family, common, branch, len)| {
         let token = |i: usize| if i < common { family * 7 + i as u32 } else { branch * 11 + 3 * i as u32 };
@@ -63,7 +63,7 @@ pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     (sizes, any::<bool>()).prop_map(|(sizes, prefix_caching)| scarce(sizes, prefix_caching))
 }
 
-/// Runs a trace to its end and returns the bench with what was submitted: (id, request, aborted).
+/// Runs a trace to its end. Returns the bench, the submitted (id, request, aborted), and the number of steps.
 fn play(
     config: SchedulerConfig,
     events: Vec<Event>,
@@ -76,7 +76,7 @@ fn play(
         match event {
             Event::Nothing => {}
             Event::Submit(group) => {
-                let ids = bench.submit_group(group.clone()).expect("all of these fit");
+                let ids = bench.submit_group(group.clone()).expect("every generated request fits");
                 all.extend(ids.into_iter().zip(group).map(|(id, request)| (id, request, false)));
             }
             Event::Abort(i) if !all.is_empty() => {
@@ -101,7 +101,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_request_is_answered_as_if_alone(
+    fn every_request_gets_the_same_answer_as_alone(
         config in any_config(),
         events in prop::collection::vec(any_event(), 1..60),
         in_flight in 1..3usize,
@@ -128,7 +128,7 @@ proptest! {
     }
 }
 
-/// The traces above must reach what they are meant to test; this one is made to.
+/// Random traces need not reach preemption and sharing; this one must.
 #[test]
 fn small_pools_force_preemption_and_sharing() {
     let config = scarce((5, 100, 8), true);

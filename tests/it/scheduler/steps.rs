@@ -1,4 +1,4 @@
-//! What a step contains, how its output is taken in, and what happens between a plan and its commit.
+//! The rows of a step, the effect of its output, and events between a plan and its commit.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ fn a_long_prompt_is_computed_in_chunks_of_the_budget() {
 }
 
 #[test]
-fn only_the_last_chunk_draws() {
+fn only_the_last_chunk_samples() {
     let mut bench = Bench::new(config());
     bench.submit(request(prompt(0, 150), 4));
-    let draws: Vec<_> = (0..3).map(|_| bench.step().rows[0].sample).collect();
-    assert_eq!(draws, [false, false, true]);
+    let samples: Vec<_> = (0..3).map(|_| bench.step().rows[0].sample).collect();
+    assert_eq!(samples, [false, false, true]);
 }
 
 #[test]
-fn only_the_first_row_carries_the_start() {
+fn only_the_first_row_carries_a_slot_start() {
     let mut bench = Bench::new(config());
     bench.submit(request(prompt(0, 150), 4));
-    let first = bench.step().rows.remove(0).start.expect("the slot has a new occupant");
+    let first = bench.step().rows.remove(0).start.expect("the first row carries a slot start");
     assert_eq!((first.prompt_len, first.tokens.clone()), (150, prompt(0, 150)));
     assert_eq!(bench.step().rows[0].start, None);
 }
@@ -47,16 +47,16 @@ fn decode_rows_come_first_and_prompts_get_the_rest_of_the_budget() {
 }
 
 #[test]
-fn a_prompt_begun_goes_before_one_of_smaller_priority_that_is_not() {
+fn a_started_prompt_goes_before_a_waiting_higher_priority() {
     let mut bench = Bench::new(config());
     bench.submit(request(prompt(0, 150), 4));
     bench.step();
     bench.submit(Request { priority: -1, ..request(prompt(50, 150), 4) });
-    assert_eq!(bench.step().rows.len(), 1, "the budget went to the prompt begun");
+    assert_eq!(bench.step().rows.len(), 1, "the whole budget goes to the started prompt");
 }
 
 #[test]
-fn no_more_sequences_run_than_there_are_slots() {
+fn running_sequences_are_limited_to_the_slots() {
     let mut bench = Bench::new(config());
     (0..6).for_each(|i| _ = bench.submit(request(vec![i], 9)));
     assert_eq!(bench.step().rows.len(), 4);
@@ -76,7 +76,7 @@ fn a_stop_id_ends_the_answer_and_is_its_last_token() {
 }
 
 #[test]
-fn nothing_stops_before_min_tokens() {
+fn stop_ids_are_ignored_before_min_tokens() {
     let mut bench = Bench::new(config());
     let free = alone(&request(vec![1], 9), 100);
     let mut stopped = request(vec![1], 9);
@@ -97,7 +97,7 @@ fn prompt_scores_cover_each_token_but_the_first_once() {
 }
 
 #[test]
-fn with_max_tokens_zero_a_prompt_is_scored_and_nothing_drawn() {
+fn with_max_tokens_zero_a_prompt_is_scored_and_nothing_sampled() {
     for len in [1, 150] {
         let mut bench = Bench::new(config());
         let scored = Request { prompt_logprobs: Some(2), ..request(prompt(0, len), 0) };
@@ -135,16 +135,16 @@ fn a_third_step_is_not_planned_before_the_first_is_committed() {
 }
 
 #[test]
-fn nothing_is_planned_beyond_max_tokens_even_before_they_are_known() {
+fn nothing_is_planned_beyond_max_tokens() {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 2));
     assert!(bench.plan().is_some() && bench.plan().is_some());
     bench.commit();
-    assert!(bench.plan().is_none(), "the second and last token is in flight");
+    assert!(bench.plan().is_none(), "the second and last token is already in flight");
 }
 
 #[test]
-fn a_row_in_flight_beyond_a_stop_is_discarded_and_holds_its_slot_until_then() {
+fn a_row_in_flight_after_a_stop_is_discarded_and_keeps_its_slot() {
     let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 1, prefix_caching: false, ..config() });
     let first = alone(&request(vec![1], 9), 100).tokens[0];
     let mut stopped = request(vec![1], 9);
@@ -163,7 +163,7 @@ fn a_row_in_flight_beyond_a_stop_is_discarded_and_holds_its_slot_until_then() {
 }
 
 #[test]
-fn an_abort_with_no_row_in_flight_frees_blocks_at_once() {
+fn an_abort_without_a_row_in_flight_frees_blocks_at_once() {
     let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
     let id = bench.submit(request(prompt(0, 150), 9));
     bench.step();
@@ -173,7 +173,7 @@ fn an_abort_with_no_row_in_flight_frees_blocks_at_once() {
 }
 
 #[test]
-fn an_abort_with_a_row_in_flight_frees_blocks_when_that_is_committed() {
+fn an_abort_with_a_row_in_flight_frees_blocks_at_its_commit() {
     let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
     let id = bench.submit(request(prompt(0, 150), 9));
     bench.plan();
@@ -181,11 +181,11 @@ fn an_abort_with_a_row_in_flight_frees_blocks_when_that_is_committed() {
     assert_eq!(bench.scheduler.counts().blocks_used, 3);
     bench.commit();
     assert_eq!(bench.scheduler.counts().blocks_free, 16);
-    assert!(bench.updates(id).is_empty(), "nothing more is heard of it");
+    assert!(bench.updates(id).is_empty(), "no update follows an abort");
 }
 
 #[test]
-fn an_abort_while_waiting_leaves_the_queue() {
+fn aborting_a_waiting_request_removes_it_from_the_queue() {
     let mut bench = Bench::new(config());
     let id = bench.submit(request(vec![1], 9));
     bench.abort(id);
@@ -207,7 +207,7 @@ fn a_row_of_nan_fails_its_request_and_no_other() {
 }
 
 #[test]
-fn nothing_that_a_failed_request_computed_stays_in_the_cache() {
+fn blocks_of_a_failed_request_leave_the_prefix_cache() {
     let mut bench = Bench::new(config());
     bench.model.poison(99);
     bench.submit(request([vec![99], prompt(0, 200)].concat(), 9));
@@ -215,7 +215,7 @@ fn nothing_that_a_failed_request_computed_stays_in_the_cache() {
     assert_eq!(bench.scheduler.counts().blocks_free, 16);
 }
 
-/// Commits a step whose rows the caller makes up.
+/// Commits a step with a given output for its only row. Returns the finish of the update.
 fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
@@ -290,11 +290,12 @@ fn choices_of_one_prompt_compute_it_once() {
 }
 
 #[test]
-fn who_waits_for_a_block_in_the_making_gets_on_if_its_maker_is_gone() {
+fn a_request_continues_if_the_one_computing_its_prefix_is_aborted() {
     let mut bench = Bench::new(config());
     let asked = request(prompt(0, 130), 4);
     let ids = bench.submit_group(vec![asked.clone(); 2]).unwrap();
-    // One chunk of 64 tokens of the first, whose next block the second waits for once it is there.
+    // One step computes the first chunk of 64 tokens. The second request waits for the next block of the
+    // first one.
     bench.step();
     bench.abort(ids[0]);
     bench.run(1);

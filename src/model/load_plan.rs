@@ -1,5 +1,5 @@
-//! What of a checkpoint goes where: names, merges, division between ranks and quantisation, decided from headers and
-//! small tensors before any weight is read.
+//! The load plan: which rows and columns of each stored tensor go to which rank, and how they are converted.
+//! It is made from headers and small tensors, before any weight is read.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,58 +14,58 @@ use super::scheme::Scheme;
 use super::{Precision, Shard};
 use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
 
-/// A matrix that each rank has one of, all of the same shape.
+/// A matrix of the model; every rank has one of this shape.
 #[derive(Debug)]
-pub(super) struct Product {
+pub(super) struct MatrixPlan {
     pub(super) out: usize,
     pub(super) input: usize,
-    /// Whether elements are BF16, rather than E4M3.
+    /// Element type: BF16 if true, E4M3 if false.
     pub(super) bf16: bool,
-    /// The form in which it wants its input.
+    /// Format of the input of the matrix's product.
     pub(super) quant: ActQuant,
 }
 
-/// What becomes of a stored matrix.
+/// Conversion of a stored matrix.
 #[derive(Debug)]
-pub(super) enum Form {
-    /// E4M3 as stored, with these scales, one for each row.
+pub(super) enum WeightForm {
+    /// Stored as E4M3; kept, with these scales, one per row.
     Codes(Vec<f32>),
-    /// Floats, to be quantised with a scale per row: that of the whole row, whatever part of it a rank has, so that the
-    /// ranks of a group have the weights that one rank would have.
+    /// Stored as floats; quantised to E4M3 with one scale per whole row, even if a rank has only some of its
+    /// columns. The weights therefore do not depend on the number of ranks.
     Quantised,
-    /// Floats, to be rounded to BF16.
+    /// Stored as floats; rounded to BF16.
     Bf16,
 }
 
-/// A stored matrix \[rows, input\], and who has which part of it.
+/// A stored matrix \[rows, input\], and the ranks' parts of it.
 #[derive(Debug)]
-pub(super) struct Source {
+pub(super) struct StoredMatrix {
     pub(super) tensor: Tensor,
-    pub(super) form: Form,
-    pub(super) parts: Vec<Part>,
+    pub(super) form: WeightForm,
+    pub(super) parts: Vec<RankPart>,
 }
 
-/// Rows and columns of a stored matrix that are a rank's.
+/// The rows and columns of a stored matrix that one rank needs.
 #[derive(Debug)]
-pub(super) struct Part {
-    /// Index into the ranks that are loaded.
+pub(super) struct RankPart {
+    /// Index into the loaded ranks.
     pub(super) rank: usize,
-    /// Index into the products.
-    pub(super) product: usize,
+    /// Index into [`LoadPlan::matrices`].
+    pub(super) matrix: usize,
     pub(super) rows: Range<usize>,
     pub(super) cols: Range<usize>,
-    /// Row of the product that the first of `rows` is.
+    /// Row of the rank's matrix that receives the first of `rows`.
     pub(super) first: usize,
 }
 
-/// A norm's weights, whole on every rank.
+/// A norm's weights; every rank has all of them.
 #[derive(Debug)]
 pub(super) struct NormPlan {
     pub(super) weight: Vec<f32>,
     pub(super) bias: Option<Vec<f32>>,
 }
 
-/// A layer: its norms, and indices of its products.
+/// A layer's norms, and the indices of its matrices.
 #[derive(Debug)]
 pub(super) struct LayerPlan {
     pub(super) input_norm: NormPlan,
@@ -77,40 +77,51 @@ pub(super) struct LayerPlan {
     pub(super) down: usize,
 }
 
-/// All of a model.
+/// The load plan of a model.
 #[derive(Debug)]
-pub(super) struct Plan {
-    pub(super) products: Vec<Product>,
-    pub(super) sources: Vec<Source>,
+pub(super) struct LoadPlan {
+    pub(super) matrices: Vec<MatrixPlan>,
+    pub(super) sources: Vec<StoredMatrix>,
     pub(super) layers: Vec<LayerPlan>,
     pub(super) final_norm: NormPlan,
     pub(super) embedding: usize,
-    /// `None` where the embedding is the head.
+    /// `None` if the embedding is the LM head.
     pub(super) head: Option<usize>,
 }
 
-/// A module of a product: its name, its outputs, and those that each rank has.
-struct Module {
+/// A stored module that is part of a matrix: its name, its outputs, and each rank's rows of them.
+struct ModulePlan {
     name: &'static str,
     out: usize,
     rows: Vec<Range<usize>>,
 }
 
-struct Planner<'a> {
-    /// The whole model's.
+/// Input columns of a matrix.
+struct Inputs<'a> {
+    /// Columns of the stored matrix.
+    all: usize,
+    /// Columns that each loaded rank has.
+    cols: &'a [Range<usize>],
+}
+
+struct LoadPlanner<'a> {
+    /// Architecture of the whole model.
     config: &'a ModelConfig,
-    /// Of the ranks that are loaded.
+    /// The ranks to load.
     shards: &'a [Shard],
     precision: Precision,
     checkpoint: Checkpoint,
-    products: Vec<Product>,
-    sources: Vec<Source>,
-    /// How the first of the layers' float weights is stored, and its name.
+    matrices: Vec<MatrixPlan>,
+    sources: Vec<StoredMatrix>,
+    /// Dtype and name of the first float weight found in a layer.
     floats: Option<(Dtype, String)>,
 }
 
-impl Plan {
-    /// Of the ranks' parts of a model.
+impl LoadPlan {
+    /// Plans the loading of some ranks' shards. Reads the headers and scales of the checkpoint in `dir`.
+    ///
+    /// # Errors
+    /// A tensor is missing, unexpected, or has a shape, dtype or value that is not supported.
     pub(super) fn new(
         dir: &Path,
         config: &ModelConfig,
@@ -118,13 +129,14 @@ impl Plan {
         precision: Precision,
     ) -> Result<Self, LoadError> {
         let checkpoint = Checkpoint::open(dir)?;
-        let (products, sources) = (Vec::new(), Vec::new());
-        let mut planner = Planner { config, shards, precision, checkpoint, products, sources, floats: None };
+        let (matrices, sources) = (Vec::new(), Vec::new());
+        let mut planner =
+            LoadPlanner { config, shards, precision, checkpoint, matrices, sources, floats: None };
         let layers = (0..config.layers).map(|layer| planner.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = planner.norm("model.norm")?;
         let embedding = planner.table("model.embed_tokens")?;
         let head = if config.tied {
-            // Some exports store the tied head once more; it is the same tensor.
+            // Some exports store the tied LM head a second time.
             planner.checkpoint.skip("lm_head.weight");
             None
         } else {
@@ -134,24 +146,24 @@ impl Plan {
             planner.reward_head()?;
         }
         planner.checkpoint.finish()?;
-        let Planner { products, sources, .. } = planner;
-        Ok(Self { products, sources, layers, final_norm, embedding, head })
+        let LoadPlanner { matrices, sources, .. } = planner;
+        Ok(Self { matrices, sources, layers, final_norm, embedding, head })
     }
 }
 
-impl Planner<'_> {
+impl LoadPlanner<'_> {
     fn layer(&mut self, index: usize) -> Result<LayerPlan, LoadError> {
         let base = format!("model.layers.{index}");
         let HeadShape { q_heads, kv_heads, head_dim } = self.config.heads;
         let (hidden, ffn) = (self.config.hidden, self.config.ffn);
-        // How each tensor is divided: Q, K, V, gate and up by their outputs, O and down by their inputs.
+        // Q, K, V, gate and up are divided by outputs; O and down are divided by inputs.
         let of_heads = |heads: Range<usize>| heads.start * head_dim..heads.end * head_dim;
         let own_q = self.each(|shard| of_heads(shard.part(q_heads)));
         let own_kv = self.each(|shard| of_heads(shard.kv_heads(kv_heads)));
         let own_ffn = self.each(|shard| shard.part(ffn));
         let whole = self.each(|_| 0..hidden);
         let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
-        let module = |name, out, rows: &[Range<usize>]| Module { name, out, rows: rows.to_vec() };
+        let module = |name, out, rows: &[Range<usize>]| ModulePlan { name, out, rows: rows.to_vec() };
         let qkv = [
             module("self_attn.q_proj", q, &own_q),
             module("self_attn.k_proj", kv, &own_kv),
@@ -166,12 +178,12 @@ impl Planner<'_> {
         let down = [module("mlp.down_proj", hidden, &whole)];
         Ok(LayerPlan {
             input_norm: self.norm(&format!("{base}.input_layernorm"))?,
-            qkv: self.linear(&base, &qkv, (hidden, &whole))?,
+            qkv: self.linear(&base, &qkv, Inputs { all: hidden, cols: &whole })?,
             kv: self.kv_scales(index, &base)?,
-            output: self.linear(&base, &output, (q, &own_q))?,
+            output: self.linear(&base, &output, Inputs { all: q, cols: &own_q })?,
             mlp_norm: self.norm(&format!("{base}.post_attention_layernorm"))?,
-            up: self.linear(&base, up, (hidden, &whole))?,
-            down: self.linear(&base, &down, (ffn, &own_ffn))?,
+            up: self.linear(&base, up, Inputs { all: hidden, cols: &whole })?,
+            down: self.linear(&base, &down, Inputs { all: ffn, cols: &own_ffn })?,
         })
     }
 
@@ -179,62 +191,57 @@ impl Planner<'_> {
         self.shards.iter().map(|shard| part(*shard)).collect()
     }
 
-    /// One product of one or more modules, their outputs one after the other. Of their inputs, `cols` are each rank's.
-    fn linear(
-        &mut self,
-        base: &str,
-        modules: &[Module],
-        (input, cols): (usize, &[Range<usize>]),
-    ) -> Result<usize, LoadError> {
-        let product = self.products.len();
+    /// Plans a matrix of one or more modules, whose outputs are concatenated.
+    fn linear(&mut self, base: &str, modules: &[ModulePlan], inputs: Inputs<'_>) -> Result<usize, LoadError> {
+        let matrix = self.matrices.len();
         let mut input_scale: Option<f32> = None;
         let mut stored_fp8 = 0;
         let mut bf16: Option<bool> = None;
         let mut first = 0;
-        for Module { name, out, rows } in modules {
+        for ModulePlan { name, out, rows } in modules {
             let module = format!("{base}.{name}");
             let (tensor, form) = if self.config.scheme.covers(&module) {
                 stored_fp8 += 1;
-                let (tensor, form, scale) = self.stored_fp8(&module, &[*out, input])?;
+                let (tensor, form, scale) = self.stored_fp8(&module, &[*out, inputs.all])?;
                 input_scale = max(input_scale, scale);
                 (tensor, form)
             } else {
-                self.stored_floats(&module, &[*out, input])?
+                self.stored_floats(&module, &[*out, inputs.all])?
             };
-            let is_bf16 = matches!(form, Form::Bf16);
+            let is_bf16 = matches!(form, WeightForm::Bf16);
             if bf16.is_some_and(|bf16| bf16 != is_bf16) {
-                let Source { tensor: other, .. } = &self.sources[self.sources.len() - 1];
+                let StoredMatrix { tensor: other, .. } = &self.sources[self.sources.len() - 1];
                 let message = format!(
-                    "expected {:?} as of `{}`, a part of the same product, got {:?}; FP8 quantisation takes both",
+                    "expected {:?} like `{}` in the same matrix, got {:?}; FP8 quantisation accepts both",
                     other.dtype, other.name, tensor.dtype
                 );
                 return Err(tensor.error(message));
             }
             bf16 = Some(is_bf16);
-            let parts = rows.iter().zip(cols).enumerate().map(|(rank, (rows, cols))| {
+            let parts = rows.iter().zip(inputs.cols).enumerate().map(|(rank, (rows, cols))| {
                 let (rows, cols) = (rows.clone(), cols.clone());
-                Part { rank, product, rows, cols, first }
+                RankPart { rank, matrix, rows, cols, first }
             });
-            self.sources.push(Source { tensor, form, parts: parts.collect() });
+            self.sources.push(StoredMatrix { tensor, form, parts: parts.collect() });
             first += rows[0].len();
         }
         let quant = match (self.precision, input_scale) {
             (Precision::None, _) => ActQuant::Bf16,
-            // A static scale holds for the merged input only if every part was calibrated with one.
+            // A static input scale needs one from every module; the largest holds for the merged input.
             (Precision::Fp8, Some(scale)) if stored_fp8 == modules.len() => ActQuant::Fp8Static(scale),
             (Precision::Fp8, _) => ActQuant::Fp8PerToken,
         };
-        let bf16 = bf16.expect("a product has at least one module");
-        self.products.push(Product { out: first, input: cols[0].len(), bf16, quant });
-        Ok(product)
+        let bf16 = bf16.expect("a matrix has at least one module");
+        self.matrices.push(MatrixPlan { out: first, input: inputs.cols[0].len(), bf16, quant });
+        Ok(matrix)
     }
 
-    /// A module whose weight is stored as E4M3, and its input scale if it has one.
+    /// Takes a module with an E4M3 weight. Returns its input scale if activations are static.
     fn stored_fp8(
         &mut self,
         module: &str,
         shape: &[usize; 2],
-    ) -> Result<(Tensor, Form, Option<f32>), LoadError> {
+    ) -> Result<(Tensor, WeightForm, Option<f32>), LoadError> {
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), shape)?;
         if tensor.dtype != Dtype::F8_E4M3 {
             return Err(tensor.error(format!("expected F8_E4M3, got {:?}", tensor.dtype)));
@@ -247,27 +254,27 @@ impl Planner<'_> {
         } else {
             None
         };
-        Ok((tensor, Form::Codes(scales), input_scale))
+        Ok((tensor, WeightForm::Codes(scales), input_scale))
     }
 
-    /// A module whose weight is stored as floats, quantised if asked for. All layers have theirs in one type: others are
-    /// no one model's.
-    fn stored_floats(&mut self, module: &str, shape: &[usize; 2]) -> Result<(Tensor, Form), LoadError> {
+    /// Takes a module with a float weight, to be quantised if `precision` asks for it. All layers must have
+    /// the same dtype, otherwise the files are not of one model.
+    fn stored_floats(&mut self, module: &str, shape: &[usize; 2]) -> Result<(Tensor, WeightForm), LoadError> {
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), shape)?;
         convert::float_width(&tensor)?;
         let (dtype, name) = self.floats.get_or_insert_with(|| (tensor.dtype, tensor.name.clone()));
         if *dtype != tensor.dtype {
-            return Err(tensor.error(format!("expected {dtype:?} as of `{name}`, got {:?}", tensor.dtype)));
+            return Err(tensor.error(format!("expected {dtype:?} like `{name}`, got {:?}", tensor.dtype)));
         }
         let form = match self.precision {
-            Precision::Fp8 => Form::Quantised,
-            Precision::None => Form::Bf16,
+            Precision::Fp8 => WeightForm::Quantised,
+            Precision::None => WeightForm::Bf16,
         };
         Ok((tensor, form))
     }
 
-    /// An embedding or LM head, divided by ids: BF16, unless it is stored as E4M3. Ranks whose ids are fewer than the
-    /// others' have zeros for the rest.
+    /// Plans an embedding or LM head, divided by ids. It is BF16 unless stored as E4M3. If the last ranks
+    /// have fewer ids than the others, their remaining rows are zero.
     fn table(&mut self, module: &str) -> Result<usize, LoadError> {
         let (vocab, input) = (self.config.vocab, self.config.hidden);
         let ids = self.each(|shard| shard.ids(vocab));
@@ -283,18 +290,18 @@ impl Planner<'_> {
             (form, quant)
         } else {
             convert::float_width(&tensor)?;
-            (Form::Bf16, ActQuant::Bf16)
+            (WeightForm::Bf16, ActQuant::Bf16)
         };
-        let product = self.products.len();
-        self.products.push(Product { out, input, bf16: matches!(form, Form::Bf16), quant });
+        let matrix = self.matrices.len();
+        self.matrices.push(MatrixPlan { out, input, bf16: matches!(form, WeightForm::Bf16), quant });
         let parts = ids.into_iter().enumerate();
         let parts =
-            parts.map(|(rank, rows)| Part { rank, product, rows, cols: 0..input, first: 0 }).collect();
-        self.sources.push(Source { tensor, form, parts });
-        Ok(product)
+            parts.map(|(rank, rows)| RankPart { rank, matrix, rows, cols: 0..input, first: 0 }).collect();
+        self.sources.push(StoredMatrix { tensor, form, parts });
+        Ok(matrix)
     }
 
-    /// The reward head is held to its shape; nothing computes with it yet.
+    /// Checks the shape of the reward head. Nothing uses it yet.
     fn reward_head(&mut self) -> Result<(), LoadError> {
         let hidden = self.config.hidden;
         let weight = self.checkpoint.take("rm_head.weight")?;
@@ -329,7 +336,7 @@ impl Planner<'_> {
         convert::floats(&self.checkpoint.take_shaped(name, &[self.config.hidden])?)
     }
 
-    /// A layer's cache scales, by whichever of their names the exporter used; 1 where there is none.
+    /// A layer's KV cache scales, under any of the names that exporters use. Default: 1.
     fn kv_scales(&mut self, layer: usize, base: &str) -> Result<LayerKv, LoadError> {
         const KEYS: [&str; 5] =
             ["k_scale", "attn.k_scale", "k_proj.k_scale", "k_proj.output_scale", "kv_scale"];

@@ -1,12 +1,12 @@
-//! Bytes of a file are the same by either way, wherever they begin and end, in the cache or not.
+//! Direct I/O and cached reads return the same bytes, for any offset and length, cached or not.
 
 use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use octant::model::{Landing, Storage};
+use octant::model::{DirectFile, ReadBuffer};
 
-/// Not a multiple of what reads past the cache come in.
+/// A file length that is not a multiple of the alignment.
 const LEN: usize = 3 * 4096 + 1234;
 
 fn write(path: &Path) -> Vec<u8> {
@@ -15,7 +15,7 @@ fn write(path: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Has the system forget what it has of the file.
+/// Drops the file from the page cache.
 fn forget(path: &Path) {
     let file = File::open(path).unwrap();
     file.sync_all().unwrap();
@@ -24,12 +24,12 @@ fn forget(path: &Path) {
 }
 
 #[test]
-fn a_read_past_the_cache_has_the_bytes_of_the_file() {
+fn direct_and_cached_reads_return_the_bytes_of_the_file() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     let bytes = write(&path);
-    let storage = Storage::open(path.clone()).unwrap();
-    let mut landing = Landing::default();
+    let file = DirectFile::open(path.clone()).unwrap();
+    let mut buffer = ReadBuffer::default();
     for cached in [false, true] {
         for at in [0, 1, 511, 4095, 4096, 4097, 8192, 3 * 4096, LEN - 1] {
             for len in [0, 1, 100, 4096, 5000, LEN] {
@@ -37,39 +37,36 @@ fn a_read_past_the_cache_has_the_bytes_of_the_file() {
                 if !cached {
                     forget(&path);
                 }
-                storage.read_once(at as u64, len, &mut landing).unwrap();
-                assert!(
-                    landing.bytes() == &bytes[at..at + len],
-                    "{len} bytes from {at} on, cached: {cached}"
-                );
+                file.read_once(at as u64, len, &mut buffer).unwrap();
+                assert!(buffer.bytes() == &bytes[at..at + len], "{len} bytes from {at} on, cached: {cached}");
             }
         }
     }
 }
 
 #[test]
-fn what_lies_beyond_the_end_is_an_error() {
+fn reading_past_the_end_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);
-    let storage = Storage::open(path.clone()).unwrap();
+    let file = DirectFile::open(path.clone()).unwrap();
     for (at, len) in [(0, LEN + 1), (LEN, 1), (LEN + 9000, 1)] {
         forget(&path);
-        let error = storage.read_once(at as u64, len, &mut Landing::default()).unwrap_err();
+        let error = file.read_once(at as u64, len, &mut ReadBuffer::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{len} bytes from {at} on");
     }
 }
 
 #[test]
-fn a_file_cut_short_while_it_is_open_is_an_error() {
+fn reading_a_file_truncated_while_open_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);
-    let storage = Storage::open(path.clone()).unwrap();
+    let file = DirectFile::open(path.clone()).unwrap();
     File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
-    let mut landing = Landing::default();
-    let error = storage.read_once(4000, 2000, &mut landing).unwrap_err();
+    let mut buffer = ReadBuffer::default();
+    let error = file.read_once(4000, 2000, &mut buffer).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
-    storage.read_once(4000, 1000, &mut landing).unwrap();
-    assert_eq!(landing.bytes().len(), 1000);
+    file.read_once(4000, 1000, &mut buffer).unwrap();
+    assert_eq!(buffer.bytes().len(), 1000);
 }

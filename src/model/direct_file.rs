@@ -1,8 +1,9 @@
-//! Bytes of a file, past the system's cache where they are not in it.
+//! Reads files with direct I/O, bypassing the page cache for bytes that are not in it.
 //!
-//! Weights are read once and are more than a machine can cache. Going through the cache costs a copy, and memory that the
-//! system has to find, in a hurry, beside that of the weights; reading past it costs next to no processor time, which
-//! quantising needs. Bytes that are in the cache already are taken from there: a restarted server finds its weights in it.
+//! Weights are read once and can exceed a machine's memory. Reading through the page cache costs a copy, and
+//! memory that the system must reclaim while the weights need it too. Direct I/O costs almost no CPU time,
+//! which quantisation needs. Bytes already in the page cache are read from there, so a restarted server finds
+//! its weights cached.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut};
@@ -10,28 +11,29 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// What positions, lengths and addresses are multiples of when the cache is gone past: no disk asks for more.
+/// Alignment of positions, lengths and addresses in direct I/O. No disk requires more.
 const ALIGN: usize = 4096;
 
-/// One open file.
+/// An open file that can be read through the page cache and with direct I/O.
 #[derive(Debug)]
-pub struct Storage {
+pub struct DirectFile {
     pub(super) path: PathBuf,
     file: File,
-    /// The same past the cache, where the file system can.
+    /// Handle for direct I/O; `None` if the file system does not support it.
     direct: Option<File>,
 }
 
-/// Memory to read into, again and again.
+/// A reusable, aligned buffer.
 #[derive(Debug, Default)]
-pub struct Landing {
+pub struct ReadBuffer {
     bytes: Vec<u8>,
-    /// Where what was wanted of the last read is.
+    /// The bytes that the last read asked for, as a range of `bytes`.
     wanted: Range<usize>,
 }
 
-impl Landing {
-    /// Room for `wanted` of a read that begins at an aligned address; all the read's bytes.
+impl ReadBuffer {
+    /// Prepares for a read that starts at an aligned address and asks for the bytes `wanted`. Returns room
+    /// for all bytes of the read.
     pub(super) fn room(&mut self, wanted: Range<usize>) -> &mut [u8] {
         let len = wanted.end.next_multiple_of(ALIGN);
         if self.bytes.len() < len + ALIGN {
@@ -42,62 +44,63 @@ impl Landing {
         &mut self.bytes[first..first + len]
     }
 
-    /// What the last read was to bring.
+    /// The bytes that the last read asked for.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[self.wanted.clone()]
     }
 }
 
-impl Storage {
-    /// Opens it, both ways.
+impl DirectFile {
+    /// Opens a file, also for direct I/O if possible.
     pub fn open(path: PathBuf) -> std::io::Result<Self> {
         let file = File::open(&path)?;
         let direct = open_direct(&path);
         Ok(Self { path, file, direct })
     }
 
-    /// Its length in bytes.
+    /// Length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "a file, not a collection")]
     pub fn len(&self) -> std::io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
-    /// By way of the cache.
+    /// Reads through the page cache.
     pub(super) fn read_exact_at(&self, to: &mut [u8], at: u64) -> std::io::Result<()> {
         self.file.read_exact_at(to, at)
     }
 
-    /// By whichever way is better: much, that is wanted once.
+    /// Reads `len` bytes at offset `at`, by direct I/O if they are not cached. For large reads that are
+    /// needed once.
     ///
     /// # Errors
-    /// As [`FileExt::read_exact_at`].
-    pub fn read_once(&self, at: u64, len: usize, landing: &mut Landing) -> std::io::Result<()> {
-        // Aligned around what is wanted.
+    /// The same as those of [`FileExt::read_exact_at`].
+    pub fn read_once(&self, at: u64, len: usize, buffer: &mut ReadBuffer) -> std::io::Result<()> {
+        // The read starts at an aligned offset at or before `at`.
         let before = (at % ALIGN as u64) as usize;
-        let room = landing.room(before..before + len);
+        let room = buffer.room(before..before + len);
         let done = match &self.direct {
             Some(direct) if !self.is_cached(at) => read_most(direct, room, at - before as u64),
             _ => 0,
         };
-        // Whatever the other way would not do.
+        // Read through the page cache what direct I/O has not read.
         let wanted = &mut room[before..before + len];
         let rest = done.saturating_sub(before).min(len);
         self.file.read_exact_at(&mut wanted[rest..], at + rest as u64)
     }
 
-    /// Has the system begin to read what will be read by way of its cache, without waiting for it.
-    pub(super) fn expect(&self, at: u64, bytes: u64) {
+    /// Asks the system to start reading without waiting. Has an effect only if direct I/O is not possible.
+    pub(super) fn prefetch(&self, at: u64, bytes: u64) {
         #[cfg(target_os = "linux")]
         if self.direct.is_none() {
             use rustix::fs::{Advice, fadvise};
-            // A refusal only means that reading waits later.
+            // If the system refuses, the later read waits longer.
             let _refused = fadvise(&self.file, at, std::num::NonZeroU64::new(bytes), Advice::WillNeed);
         }
         #[cfg(not(target_os = "linux"))]
         let _ = (at, bytes);
     }
 
-    /// Whether the byte is in the system's cache; where it will not say, it is taken to be.
+    /// Whether the byte is in the page cache. `true` if the system cannot tell.
     #[cfg(target_os = "linux")]
     fn is_cached(&self, at: u64) -> bool {
         use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -112,17 +115,17 @@ impl Storage {
     }
 }
 
-/// Reads from an aligned position on as far as it goes, which may be nowhere; the bytes read.
+/// Reads from an aligned offset as far as possible. Returns the number of bytes read, which may be 0.
 fn read_most(direct: &File, room: &mut [u8], at: u64) -> usize {
     let mut done = 0;
     while done < room.len() {
         match direct.read_at(&mut room[done..], at + done as u64) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            // An error is left to the other way to find, and to say.
+            // The read through the page cache meets the same error and reports it.
             Ok(0) | Err(_) => break,
             Ok(count) => {
                 done += count;
-                // The end of the file, after which no position is aligned.
+                // The end of the file: the next offset is not aligned.
                 if count % ALIGN != 0 {
                     break;
                 }
@@ -144,7 +147,7 @@ fn open_direct(_path: &Path) -> Option<File> {
     None
 }
 
-/// As [`FileExt::read_exact_at`] says it.
-pub(super) fn is_short(error: &Error) -> bool {
+/// Whether the error means that the file has ended.
+pub(super) fn is_eof(error: &Error) -> bool {
     error.kind() == ErrorKind::UnexpectedEof
 }

@@ -1,5 +1,6 @@
-//! A model of random weights, for measuring speed without a checkpoint: normally distributed, quantised as real ones
-//! are, and different in every layer, so that no cache flatters the result.
+//! Builds a model with random weights, to measure speed without a checkpoint. Weights are normally
+//! distributed and quantised like real ones. Every layer is different, so that no cache makes the result look
+//! better.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::random_weights::splitmix64;
@@ -7,40 +8,42 @@ use crate::device::{
     ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8, upload_floats,
 };
 
-/// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
+/// Standard deviation of the E4M3 values. Real rows are scaled to a maximum of 448, about four standard
+/// deviations.
 const DEVIATION: f32 = 110.0;
 
-/// Weights in the making.
-struct Source<'a, D: Device> {
+/// Generates the matrices and norms of a model.
+struct WeightGenerator<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
     precision: Precision,
-    /// E4M3 codes by the quantile of a normal distribution.
+    /// E4M3 codes at 256 quantiles of a normal distribution.
     quantiles: [u8; 256],
     state: u64,
 }
 
 impl<D: Device> Model<D> {
-    /// A model of this architecture with random weights. `progress` is told of each layer.
+    /// Builds a model of this architecture with random weights. `progress` is called with the number of
+    /// finished layers.
     ///
     /// # Errors
-    /// If the device has no memory for it.
+    /// The device is out of memory.
     pub fn random(
         config: &ModelConfig,
         precision: Precision,
         device: &D,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, LoadError> {
-        let mut source = Source { device, config, precision, quantiles: quantiles(), state: 1 };
+        let mut generator = WeightGenerator { device, config, precision, quantiles: quantiles(), state: 1 };
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
-            layers.push(source.layer(index)?);
+            layers.push(generator.layer(index)?);
             progress(index + 1);
         }
         Ok(Self {
-            embedding: source.table()?,
-            final_norm: source.norm()?,
-            head: if config.tied { None } else { Some(source.table()?) },
+            embedding: generator.table()?,
+            final_norm: generator.norm()?,
+            head: if config.tied { None } else { Some(generator.table()?) },
             layers,
             rope: Rope { inv_freq: config.inv_freq.clone() },
             shard: Shard::WHOLE,
@@ -50,7 +53,8 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// The code at each of 256 equally probable steps of a normal distribution, by the central limit of twelve.
+/// The E4M3 codes at the centres of 256 equally probable intervals of a normal distribution. Normal samples
+/// are sums of twelve uniform ones.
 fn quantiles() -> [u8; 256] {
     let mut state = 7;
     let mut sample =
@@ -60,7 +64,7 @@ fn quantiles() -> [u8; 256] {
     std::array::from_fn(|i| fp8::encode(samples[i * 64 + 32] * DEVIATION))
 }
 
-impl<D: Device> Source<'_, D> {
+impl<D: Device> WeightGenerator<'_, D> {
     fn layer(&mut self, index: usize) -> Result<Layer<D>, DeviceError> {
         let [qkv, output, up, down] = self.config.linear_shapes();
         Ok(Layer {
@@ -74,7 +78,7 @@ impl<D: Device> Source<'_, D> {
         })
     }
 
-    /// A norm that neither stretches nor shifts.
+    /// A norm that neither scales nor shifts.
     fn norm(&self) -> Result<Norm<D>, DeviceError> {
         let hidden = self.config.hidden;
         let plus_one = self.config.norm == NormKind::LayerNorm1p;
@@ -84,27 +88,22 @@ impl<D: Device> Source<'_, D> {
         Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
     }
 
-    /// A product whose outputs are about as large as its inputs.
+    /// A linear weight whose outputs are about as large as its inputs.
     fn linear(&mut self, (out, input): (usize, usize)) -> Result<Linear<D::Matrix>, DeviceError> {
         let scale = 1.0 / (DEVIATION * (input as f32).sqrt());
         let bf16 = self.precision == Precision::None;
         let quant = if bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
-        Ok(Linear { matrix: self.matrix((out, input), scale, bf16)?, quant })
+        Ok(Linear { matrix: self.matrix(out, input, scale, bf16)?, quant })
     }
 
-    /// An embedding or a head.
+    /// An embedding or LM head.
     fn table(&mut self) -> Result<Linear<D::Matrix>, DeviceError> {
-        let matrix = self.matrix((self.config.vocab, self.config.hidden), 1.0 / DEVIATION, true)?;
+        let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, true)?;
         Ok(Linear { matrix, quant: ActQuant::Bf16 })
     }
 
-    /// The next matrix, unlike any before it.
-    fn matrix(
-        &mut self,
-        (out, input): (usize, usize),
-        scale: f32,
-        bf16: bool,
-    ) -> Result<D::Matrix, DeviceError> {
+    /// The next random matrix; each call uses a new seed.
+    fn matrix(&mut self, out: usize, input: usize, scale: f32, bf16: bool) -> Result<D::Matrix, DeviceError> {
         let seed = splitmix64(&mut self.state);
         self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
     }
