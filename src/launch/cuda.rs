@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{LargestStep, numa, nvml};
+use super::{numa, nvml};
 use crate::comm::{Local, Nccl, OneShotRows, P2p};
 use crate::config::CommunicatorName;
 use crate::cost::Hardware;
@@ -83,17 +83,18 @@ impl CudaGpus {
     }
 
     /// Creates the communicators. A rank that does not arrive within `timeout` fails the group.
+    /// Peer-to-peer reductions are tuned for steps of at most \[max_rows, hidden\].
     pub(crate) fn group(
         &self,
         name: CommunicatorName,
         timeout: Duration,
-        largest_step: LargestStep,
+        max_rows: usize,
+        hidden: usize,
     ) -> anyhow::Result<CudaGroup> {
-        let LargestStep { rows, hidden } = largest_step;
         Ok(match (self.0.len(), name) {
             (1, _) => CudaGroup::Alone(vec![Local::alone()]),
             (_, CommunicatorName::P2p) => CudaGroup::P2p(
-                P2p::group(&self.0, timeout, OneShotRows::Measured { rows, cols: hidden })
+                P2p::group(&self.0, timeout, OneShotRows::Measured { rows: max_rows, cols: hidden })
                     .context("--communicator p2p (--communicator nccl works without peer access)")?,
             ),
             (_, CommunicatorName::Nccl) => {

@@ -27,10 +27,3 @@ pub(crate) use start::start;
 
 /// Error text of a measurement on simulated GPUs.
 pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs cannot be measured";
-
-/// Shape of the residual stream in the largest step, \[rows, hidden\]: what communicators tune themselves for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct LargestStep {
-    pub(crate) rows: usize,
-    pub(crate) hidden: usize,
-}

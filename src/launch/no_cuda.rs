@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use super::LargestStep;
 use crate::comm::Local;
 use crate::config::CommunicatorName;
 use crate::device::cpu::Cpu;
@@ -58,7 +57,8 @@ impl CudaGpus {
         &self,
         _name: CommunicatorName,
         _timeout: Duration,
-        _largest_step: LargestStep,
+        _max_rows: usize,
+        _hidden: usize,
     ) -> anyhow::Result<CudaGroup> {
         match *self {}
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::LargestStep;
 use super::cost_inputs::{CostInputs, forecast};
 use super::cuda::CudaGroup;
 use super::devices::Devices;
@@ -36,9 +35,8 @@ pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHan
             let options = options(p, in_flight, Forecast::default());
             let nearby_cpus = gpus.nearby_cpus()?;
             gpus.log_hardware_errors()?;
-            let largest_step =
-                LargestStep { rows: scheduler_config(p).max_num_batched_tokens, hidden: p.model.hidden };
-            let group = gpus.group(p.config.device.communicator, timeout, largest_step)?;
+            let max_rows = p.config.scheduling.max_num_batched_tokens;
+            let group = gpus.group(p.config.device.communicator, timeout, max_rows, p.model.hidden)?;
             let devices = gpus.into_devices();
             match group {
                 CudaGroup::Alone(group) => start_runner(Ranks { devices, group, nearby_cpus }, options, p),
