@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::error::ApiError;
-use super::metrics::{Admitted, Tracker};
+use super::metrics::{AdmittedRequest, Tracker};
 use super::reply_builder::{CompleteChoice, ReplyBuilder, ReplyFormat, ReplyOptions};
 use super::state::ServerState;
 use super::system::{random_u64, unix_time};
@@ -54,14 +54,14 @@ pub(crate) async fn start(
 ) -> Result<TrackedGeneration, ApiError> {
     let ValidRequest { model, ask, timeout: within, include_usage, include_cost, logprobs, .. } = valid;
     let id = format!("{}-{:016x}{:016x}", format.id_prefix(), random_u64()?, random_u64()?);
-    let (key, counters) = state.metrics.payer(&state.keys.usage_label(&ask.tenant));
+    let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
     let Admission { permit, received_at, timeout } = admission;
     // The shorter of the limits in the headers and in the body holds.
     let timeout = timeout.into_iter().chain(within).min();
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
-    let admitted = Admitted { id: id.clone(), request_id, key, arrived: Instant::now() };
+    let admitted = AdmittedRequest { id: id.clone(), request_id, key, arrived: Instant::now() };
     let options = ReplyOptions { logprobs, include_usage, include_cost };
     let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {

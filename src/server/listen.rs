@@ -149,11 +149,11 @@ async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Se
                 let (end, waiting) = (end.subscribe(), waiting_permits.acquire());
                 tokio::spawn(async move {
                     match admit(&stream, permits, waiting).await {
-                        Admission::Admitted(permit) => {
+                        ConnectionAdmission::Admitted(permit) => {
                             Connection { state, router, permit }.run(stream, end).await;
                         }
-                        Admission::Probe => answer_once(stream, Arc::clone(&state.status)).await,
-                        Admission::Evicted => {}
+                        ConnectionAdmission::Probe => answer_once(stream, Arc::clone(&state.status)).await,
+                        ConnectionAdmission::Evicted => {}
                     }
                 });
             }
@@ -168,7 +168,7 @@ async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Se
 }
 
 /// How a new connection is treated.
-enum Admission {
+enum ConnectionAdmission {
     /// Served, within the limit on connections.
     Admitted(OwnedSemaphorePermit),
     /// Answered once, beyond the limit.
@@ -178,9 +178,13 @@ enum Admission {
 }
 
 /// Waits until the number of connections is below its limit. A probe need not wait.
-async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut waiting: EvictingPermit) -> Admission {
+async fn admit(
+    stream: &TcpStream,
+    permits: Arc<Semaphore>,
+    mut waiting: EvictingPermit,
+) -> ConnectionAdmission {
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-        return Admission::Admitted(permit);
+        return ConnectionAdmission::Admitted(permit);
     }
     let probe = async {
         // A client that sends no request line in time is not a probe.
@@ -189,9 +193,9 @@ async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut waiting: Evictin
         }
     };
     tokio::select! {
-        permit = permits.acquire_owned() => permit.map_or(Admission::Evicted, Admission::Admitted),
-        () = probe => Admission::Probe,
-        () = waiting.evicted() => Admission::Evicted,
+        permit = permits.acquire_owned() => permit.map_or(ConnectionAdmission::Evicted, ConnectionAdmission::Admitted),
+        () = probe => ConnectionAdmission::Probe,
+        () = waiting.evicted() => ConnectionAdmission::Evicted,
     }
 }
 

@@ -47,7 +47,7 @@ fn a_flag_overrides_the_environment_and_the_environment_the_file() {
 }
 
 #[test]
-fn every_flag_is_a_variable_and_a_key_of_the_file() {
+fn every_flag_is_also_an_environment_variable_and_a_key_of_the_file() {
     let help = Command::new(env!("CARGO_BIN_EXE_octant")).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let flags: Vec<&str> = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")).collect();

@@ -2,7 +2,7 @@
 
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter};
 
-use super::Maker;
+use super::factory::MetricFactory;
 use crate::engine::EngineMetrics;
 
 /// Buckets of host times, in seconds.
@@ -19,11 +19,11 @@ const TOKENS: [f64; 13] =
 /// Makes the engine's metrics for [`crate::engine::EngineOptions::metrics`]. [`super::Metrics::new`] registers them.
 pub fn engine_metrics() -> EngineMetrics {
     let histogram = |name: &str, buckets: &[f64]| {
-        let options = HistogramOpts::from(Maker::options(name).0).buckets(buckets.to_vec());
+        let options = HistogramOpts::from(MetricFactory::options(name).0).buckets(buckets.to_vec());
         Histogram::with_opts(options).expect("the name and the buckets are valid")
     };
-    let counter = |name: &str| Counter::with_opts(Maker::options(name).0).expect("the name is valid");
-    let recomputed = Maker::options("vllm:prompt_tokens_recomputed_total").0;
+    let counter = |name: &str| Counter::with_opts(MetricFactory::options(name).0).expect("the name is valid");
+    let recomputed = MetricFactory::options("vllm:prompt_tokens_recomputed_total").0;
     EngineMetrics {
         host: histogram("octant_step_host_seconds", &HOST),
         idle: histogram("octant_step_device_idle_seconds", &HOST),
@@ -38,13 +38,13 @@ pub fn engine_metrics() -> EngineMetrics {
 }
 
 /// Registers the engine's metrics.
-pub(super) fn register(make: &Maker<'_>, metrics: &EngineMetrics) {
+pub(super) fn register(make: &MetricFactory<'_>, metrics: &EngineMetrics) {
     let m = metrics.clone();
     for histogram in [m.host, m.idle, m.step, m.ratio, m.tokens] {
-        make.keep(Ok(histogram));
+        make.register(Ok(histogram));
     }
     for counter in [m.prefill, m.decode, m.kv_block_seconds] {
-        make.keep(Ok(counter));
+        make.register(Ok(counter));
     }
-    make.keep(Ok(m.recomputed));
+    make.register(Ok(m.recomputed));
 }

@@ -1,4 +1,4 @@
-//! The files in `models/`.
+//! Tests of the files in `models/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn render(model: &str, messages: &[ChatMessage]) -> Result<String, TextError> {
 }
 
 #[test]
-fn the_configurations_are_340b() {
+fn the_configurations_have_340b_parameters() {
     for name in ["base", "instruct", "reward"] {
         let config = ModelConfig::from_dir(&dir(name)).unwrap();
         assert_eq!(config.parameters(), 341_029_195_776);
@@ -74,8 +74,8 @@ fn instruct_prompts_have_three_marker_ids_and_no_bos() {
 #[test]
 fn reward_renders_the_trained_format() {
     let turns = [message(Role::User, "Hi"), message(Role::Assistant, "Hello.\n")];
-    let opening = "<extra_id_0>System\nA chat between a curious user and an artificial intelligence assistant. \
-                   The assistant gives helpful, detailed, and polite answers to the user's questions.\n";
+    let opening = "<extra_id_0>System\nA chat between a curious user and an artificial intelligence \
+                   assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.\n";
     let turn = "<extra_id_1>User\nHi\n<extra_id_1>Assistant\nHello.\n";
     assert_eq!(render("reward", &turns).unwrap(), format!("{opening}{turn}<extra_id_2>"));
     assert_eq!(
@@ -88,7 +88,7 @@ fn reward_renders_the_trained_format() {
 }
 
 #[test]
-fn every_file_is_explained() {
+fn the_readme_names_every_model_and_marker() {
     let readme = fs::read_to_string(dir("base").parent().unwrap().join("README.md")).unwrap();
     for name in [
         "nemotron-4-340b-base",
