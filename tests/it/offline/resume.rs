@@ -71,7 +71,7 @@ fn a_killed_process_leaves_what_the_next_goes_on_with() {
         finish(octant(&args, [model.path(), out.path()]));
         same(out.path(), whole.path());
         let said = finish(octant(&args, [model.path(), out.path()]));
-        assert!(said.contains("is whole already"), "{said}");
+        assert!(said.contains("is already complete"), "{said}");
         same(out.path(), whole.path());
         load(out.path(), Precision::Fp8).unwrap();
     }
