@@ -1,43 +1,42 @@
 //! Octant serves the Nemotron-4 340B family in FP8 from one DGX H100: an OpenAI-compatible front end, a
 //! continuous-batching scheduler, a paged KV cache, and a model generic over the device that runs it.
 //!
-//! The modules below stand in the order in which a request passes through them. [`generation`] and [`engine`]
-//! are the two files to read first: the first is the path from text to tokens and back, the second is the
-//! step loop.
+//! The modules below are in the order in which a request passes through them. Read [`generation`] and
+//! [`engine`] first: the former is the path from text to tokens and back, the latter is the step loop.
 //!
 //! # Invariants
-//! - The engine speaks tokens only; text ends at [`generation`].
-//! - The scheduler sees no GPU, clock, IO or randomness.
-//! - Nothing below [`server`] knows the JSON of the wire.
-//! - Nothing is allocated on the device after start-up.
-//! - There is no global mutable state.
+//! - The engine handles tokens only; text ends at [`generation`].
+//! - The scheduler uses no GPU, clock, IO or randomness.
+//! - No module below [`server`] knows OpenAI's JSON.
+//! - All device memory is allocated at start-up.
+//! - The crate has no global mutable state.
 //! - Every request is answered exactly once.
-//! - A request's tokens never depend on what else is in its batch.
+//! - A request's tokens do not depend on the other requests in its batch.
 //!
-//! Which module may import which is a table in `tests/it/tidy.rs`, and a test.
+//! A test enforces the table of allowed imports in `tests/it/tidy.rs`.
 
-/// HTTP: the only place that knows axum and OpenAI's JSON.
+/// The HTTP server: the only module that knows axum and OpenAI's JSON.
 pub mod server;
 
-/// The data path of one request as one function: template, tokens, engine, text.
+/// The data path of one request: chat template, tokenizer, engine, detokenizer.
 pub mod generation;
 
 /// Strings to tokens and back: chat template, tokenizer, incremental detokenizer, stop strings.
 pub mod text;
 
-/// What the engine is asked and what it answers: plain data.
+/// Requests to the engine and updates from it, as plain data.
 pub mod request;
 
-/// The step loop, the account of every open request, and the seam to whatever executes a step.
+/// The step loop, the usage of every open request, and the trait of whatever executes a step.
 pub mod engine;
 
-/// Which tokens run next, in which KV blocks: pure decisions.
+/// Decides which tokens run next and in which KV blocks. Pure functions of the requests.
 pub mod scheduler;
 
-/// Executes step plans: one thread per rank, each with a device, a model shard and a KV cache.
+/// Executes step plans with one thread per rank; each has a device, a shard of the model and a KV cache.
 pub mod runner;
 
-/// The decoder: configuration, weights, and a forward pass that reads like the paper's equations.
+/// The decoder: configuration, weights and forward pass.
 pub mod model;
 
 /// Collective operations between the ranks of a tensor-parallel group.
@@ -46,28 +45,28 @@ pub mod comm;
 /// The operations a decoder needs, and the devices that provide them.
 pub mod device;
 
-/// What a step takes on GPUs that need not be there: the roofline as arithmetic.
+/// The cost model: predicts the time of a step on a GPU from its roofline.
 pub mod cost;
 
-/// GPUs that are not there: the executor that waits and says what anyone can compute.
+/// Simulated GPUs: an executor whose steps take the predicted time, and simulations in virtual time.
 pub mod simulator;
 
-/// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
+/// Conversion of checkpoints on disk: quantisation, and import of NVIDIA's NeMo format.
 pub mod offline;
 
-/// A load client for any server with OpenAI's API, and what its times amount to.
+/// A load client for any server with OpenAI's API, and the statistics of its times.
 pub mod load;
 
-/// Random numbers that are a function of a seed.
+/// Random numbers as a function of a seed.
 pub mod random;
 
-/// Facts about this machine: CPU cores and available memory.
+/// CPU cores and available memory of this machine.
 pub mod machine;
 
-/// Command line, environment and file to validated settings.
+/// Settings from the command line, the environment and a file.
 pub mod config;
 
-/// Devices opened, memory planned, weights loaded, the engine started.
+/// Opens the devices, plans the memory, loads the weights and starts the engine.
 pub mod launch;
 
 /// The benchmarks of the binary.

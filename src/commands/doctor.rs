@@ -9,7 +9,7 @@ use crate::runner::gib;
 /// A line of the report.
 struct Finding {
     name: &'static str,
-    /// What was found, or what is missing.
+    /// Description of what was found, or the reason why it is missing.
     outcome: anyhow::Result<String>,
     /// Whether serving fails without it.
     needed: bool,

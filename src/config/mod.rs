@@ -11,6 +11,7 @@ mod bench_serving;
 mod cli;
 mod convert;
 mod dtypes;
+mod error;
 mod file;
 mod parsers;
 mod plan;
@@ -18,8 +19,6 @@ mod rules;
 mod serve;
 mod simulate;
 mod size;
-
-use std::fmt;
 
 pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
@@ -29,6 +28,7 @@ pub use cli::{BenchCommand, Cli, Command, DrainArgs};
 pub(crate) use convert::ScaleScheme;
 pub use convert::{ImportNemoArgs, QuantizeArgs};
 pub(crate) use dtypes::name;
+pub use error::ConfigError;
 pub use file::parse;
 pub use plan::PlanArgs;
 pub use serve::ServeArgs;
@@ -36,19 +36,3 @@ pub(crate) use serve::{AdmissionArgs, CommunicatorName, DeviceName, SchedulingAr
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
-
-/// An invalid setting.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{setting}: {message}")]
-pub struct ConfigError {
-    /// The flag, or the path of the configuration file.
-    pub setting: String,
-    /// The expected value and the value given.
-    pub message: String,
-}
-
-impl ConfigError {
-    fn new(setting: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self { setting: setting.to_string(), message: message.to_string() }
-    }
-}

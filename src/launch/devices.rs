@@ -1,12 +1,14 @@
 //! The devices of a command, opened at run time.
 
-use super::NOTHING_TO_MEASURE;
 use super::cuda::CudaGpus;
 use super::simulated::SimulatedGpus;
 use crate::config::{DeviceName, ServeArgs};
 use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::{Device, Layout};
 use crate::machine::available_memory;
+
+/// Error text of a measurement on simulated GPUs.
+pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs cannot be measured";
 
 /// Fraction of the available memory that a server on CPUs uses.
 const CPU_MEMORY_FRACTION: f64 = 0.8;

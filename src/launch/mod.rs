@@ -21,9 +21,6 @@ pub(crate) mod recording;
 pub mod simulated;
 pub(crate) mod start;
 
-pub(crate) use devices::{DeviceChoice, Devices};
+pub(crate) use devices::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 pub(crate) use prepared::{Prepared, prepare};
 pub(crate) use start::start;
-
-/// Error text of a measurement on simulated GPUs.
-pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs cannot be measured";

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Kv, Report};
+use super::report::{Kv, Report};
 use crate::cost::StepTime;
 
 /// Column titles of the terms, each as wide as its column.

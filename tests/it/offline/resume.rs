@@ -76,7 +76,7 @@ fn a_killed_quantize_continues_to_the_same_bytes() {
         finish(octant(&args, [model.path(), out.path()]));
         same(out.path(), whole.path());
         let stderr = finish(octant(&args, [model.path(), out.path()]));
-        assert!(stderr.contains("is whole already"), "{stderr}");
+        assert!(stderr.contains("is already complete"), "{stderr}");
         same(out.path(), whole.path());
         load(out.path(), Precision::Fp8).unwrap();
     }
