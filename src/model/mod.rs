@@ -147,8 +147,8 @@ impl<D: Device> Model<D> {
         self.layers(space, pass)
     }
 
-    /// Captures a graph of all layers over decode steps of `rows` rows. Requires a device that can capture.
-    pub fn record<C: Communicator<D>>(
+    /// Captures all layers over steps of `rows` rows, each of another sequence. Only on devices that capture.
+    pub fn capture<C: Communicator<D>>(
         &self,
         rows: usize,
         space: &mut Workspace<D>,
@@ -157,13 +157,13 @@ impl<D: Device> Model<D> {
         let Pass { device, comm, cache } = pass;
         device.begin(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
-        // Capturing must not begin while a kernel still waits for other ranks.
+        // No operation may still wait for other ranks when the capture begins.
         device.read(&space.residual)?;
         device.record(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
     }
 
-    /// Replays a graph over a step. Returns `false`, having run nothing, if the graph does not fit the step.
-    pub fn repeat(
+    /// Replays captured layers over a step. `false`, with nothing done, if the graph cannot run the step.
+    pub fn replay(
         &self,
         recording: &D::Recording,
         inputs: &StepInputs,

@@ -134,16 +134,16 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         // may serialise the two.
         rank.comm.meet()?;
         if D::CAPTURES && rank.comm.captures() {
-            rank.record(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
+            rank.capture(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }
         Ok(rank)
     }
 
-    /// Captures decode steps of the row counts of [`graph_rows`], up to `most`.
-    fn record(&mut self, most: usize) -> Result<(), DeviceError> {
+    /// Captures decode steps of several numbers of rows, the largest of which is `most`.
+    fn capture(&mut self, most: usize) -> Result<(), DeviceError> {
         for rows in graph_rows(most) {
             let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-            self.graphs.push((rows, self.model.record(rows, &mut self.space, pass)?));
+            self.graphs.push((rows, self.model.capture(rows, &mut self.space, pass)?));
         }
         Ok(())
     }
@@ -153,9 +153,9 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let rows = inputs.tokens.len();
         let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
         let fits = self.graphs.iter().find(|(most, _)| decodes && rows <= *most);
-        if let Some((most, recording)) = fits {
+        if let Some((most, graph)) = fits {
             inputs.graph_rows = *most;
-            if self.model.repeat(recording, inputs, &mut self.space, &self.device)? {
+            if self.model.replay(graph, inputs, &mut self.space, &self.device)? {
                 return Ok(());
             }
             inputs.graph_rows = 0;
