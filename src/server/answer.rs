@@ -162,7 +162,7 @@ impl Drop for Answer {
     fn drop(&mut self) {
         let Some(mut tracker) = self.tracker.take() else { return };
         tracker.end(self.generation.costs());
-        let left = self.generation.leave();
+        let left = self.generation.abort_all();
         // Without a runtime the server ends, and the log has what is known.
         if let (false, Ok(runtime)) = (left.is_empty(), Handle::try_current()) {
             runtime.spawn(timeout(LAST_WORD, async move {

@@ -12,7 +12,7 @@
 //! | `finish_reason` is `stop` or `length`; tools are refused by name | `max_tokens_ends_an_answer_and_its_two_spellings_are_one`, `what_we_know_and_cannot_honour_is_refused_by_name` |
 //! | chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | `logprobs_have_true_bytes_and_a_form_for_half_characters`, `scores_come_with_the_text_they_belong_to`, `a_score_of_minus_infinity_is_a_number_on_the_wire` |
 //! | completion logprobs: four columns, null first with echo | `prompts_are_scored_the_way_harnesses_count_on`, `offsets_count_characters_of_the_text` |
-//! | n choices: index in each chunk, one finish each, one usage; each takes a place in the queue | `choices_interleave_each_with_one_role_and_one_finish`, `every_choice_has_its_index_and_the_prompt_counts_once`, `a_place_counts_from_before_its_group_is_submitted_until_it_runs` |
+//! | n choices: index in each chunk, one finish each, one usage; each takes a place in the queue | `choices_interleave_each_with_one_role_and_one_finish`, `every_choice_has_its_index_and_the_prompt_counts_once`, `a_permit_counts_its_requests_until_the_scheduler_does` |
 //! | errors have four keys and a code of text; the context's length is told in the known words | `what_does_not_fit_is_refused_in_the_known_words`, `what_is_no_json_is_a_400_with_a_short_text` |
 //! | HTTP/1.1 and no other | `http_2_is_refused_and_disturbs_nobody` |
 //! | 401, 404, 405, 408, 413, 415, 431 | `only_the_key_is_the_key`, `models_are_listed_by_every_name`, `paths_and_methods_that_are_none_get_an_error_object`, `slow_heads_slow_bodies_and_idlers_are_cut_off`, `bodies_and_heads_have_a_size`, `types_and_encodings_of_bodies` |
