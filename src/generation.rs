@@ -131,7 +131,7 @@ pub enum Failure {
     Late,
 }
 
-/// What one update added to one choice.
+/// The addition of one update to one choice.
 #[derive(Debug, Clone, Default)]
 pub struct Delta {
     /// The choice: the prompt's index times `n` plus the index among its choices.

@@ -35,7 +35,7 @@ pub struct Submission {
     pub updates: mpsc::UnboundedSender<Update>,
 }
 
-/// What a group of requests brings beside the requests.
+/// Options of a group of requests.
 #[derive(Debug, Clone)]
 pub struct SubmitOptions {
     /// When the server received the group's request. Default: now.
@@ -60,7 +60,7 @@ pub struct CollectedStep {
     output: StepOutput,
 }
 
-/// What a call of [`EngineCore::step`] did.
+/// The result of [`EngineCore::step`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
     /// Steps launched.
@@ -202,6 +202,7 @@ impl EngineCore {
     pub fn commit(&mut self, step: CollectedStep) -> Result<(), String> {
         let CollectedStep { rows, output } = step;
         let event = self.recorder.is_some().then(|| Event::commit(&output));
+        self.scheduler.prefetch();
         self.updates = self.scheduler.commit(rows, output).map_err(|error| error.to_string())?;
         if let Some(event) = event {
             self.record(|| event);

@@ -29,6 +29,6 @@ pub trait Executor: Send {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ExecutorError {
-    /// What happened, in words for a client.
+    /// The reason, in words for a client.
     pub message: String,
 }

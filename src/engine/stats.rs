@@ -1,4 +1,4 @@
-//! What the engine's thread last published about itself. Handles read a copy from behind a mutex that is held
+//! The stats that the engine's thread published last. Handles read a copy from behind a mutex that is held
 //! for the copy only, so that a health check neither waits for a step nor delays one.
 
 use std::time::{Duration, Instant};

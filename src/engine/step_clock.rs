@@ -32,7 +32,7 @@ pub(super) struct LaunchTimes {
     pub(super) device_idle: bool,
 }
 
-/// What the last call of [`super::EngineCore::publish`] charged.
+/// The result of [`super::EngineCore::publish`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Published {
     /// Tokens published.

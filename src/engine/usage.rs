@@ -12,7 +12,7 @@
 //!   during it. The charge is computed from the step's expected time, or from the last step's time if no
 //!   expectation exists. The difference between the estimate and the real time is not billed.
 //!
-//! So the sum of all costs is the device's time, but for the errors of those estimates.
+//! The sum of all costs is therefore the device's time, except for the errors of those estimates.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::scheduler::step_plan::{Row, StepPlan};
 
 /// Reading the keys and values of this many positions weighs as much as feeding one token. In models of the
 /// size we serve, the memory traffic of the former takes about as long as the arithmetic of the latter.
-pub const POSITIONS_PER_TOKEN: f64 = 4096.0;
+const POSITIONS_PER_TOKEN: f64 = 4096.0;
 
 /// Usage of all open requests and totals of the device.
 #[derive(Default)]

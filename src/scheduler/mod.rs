@@ -14,13 +14,14 @@
 //!
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
-//! can never run, and `integrity` recounts everything.
+//! can never run, and `integrity` recounts everything. `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
 mod planner;
+mod prefetch;
 pub mod prefix;
 mod request_check;
 mod sequence;
@@ -194,7 +195,7 @@ pub struct PlannedStep {
     pub rows: PlannedRows,
 }
 
-/// What the scheduler must know of a step in flight. The caller keeps it and returns it to
+/// The scheduler's record of a step in flight. The caller keeps it and returns it to
 /// [`Scheduler::commit`].
 pub struct PlannedRows {
     step: u64,

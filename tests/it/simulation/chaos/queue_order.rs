@@ -232,13 +232,13 @@ impl QueueOrder {
                 let came_before = behind.tenant == member.tenant && other < id;
                 if class(behind) < class(member) || came_before && class(behind) == class(member) {
                     return Err(format!(
-                        "request {} starts in step {} before request {}, of priorities {} and {}, arrived in {} and {}",
+                        "request {} (priority {}, arrived in {}) starts in step {} before request {} ({}, {})",
                         id.0,
+                        member.priority,
+                        member.arrived,
                         made.step,
                         other.0,
-                        member.priority,
                         behind.priority,
-                        member.arrived,
                         behind.arrived
                     ));
                 }

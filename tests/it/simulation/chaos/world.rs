@@ -327,10 +327,10 @@ impl World {
     }
 
     /// Lets clients read their channels: all of them, or those whose interval has passed.
-    fn read(&mut self, everyone: bool) -> Result<(), String> {
+    fn read(&mut self, all: bool) -> Result<(), String> {
         for i in 0..self.clients.len() {
             let client = &mut self.clients[i];
-            if client.now.is_none() || !(everyone || self.turn.is_multiple_of(client.reads_every)) {
+            if client.now.is_none() || !(all || self.turn.is_multiple_of(client.reads_every)) {
                 continue;
             }
             let ended = client.read(self.death.as_deref()).map_err(|e| format!("client {i} {e}"))?;
@@ -394,11 +394,11 @@ impl World {
             }
             _ => ran && known <= most,
         };
-        let told = matches!(client.end, Some(End::Left)) || visit.cost == *cost;
-        match fits && told {
+        let reported = matches!(client.end, Some(End::Left)) || visit.cost == *cost;
+        match fits && reported {
             true => Ok(()),
             false => Err(format!(
-                "client {i}, of {prompt} tokens, answered with {said}, {:?}, was sent {:?} and has cost {cost:?}",
+                "client {i}, {prompt} prompt tokens, {said} answered, {:?}, was sent {:?}, cost {cost:?}",
                 client.end, visit.cost
             )),
         }
@@ -484,7 +484,7 @@ impl World {
     }
 }
 
-/// What follows a step.
+/// The state after a step.
 enum Next {
     Turn,
     /// No client is left.
