@@ -27,7 +27,7 @@ pub mod text;
 /// What the engine is asked and what it answers: plain data.
 pub mod request;
 
-/// The step loop, the account of every open request, and the seam to whatever executes a step.
+/// The step loop, the open requests, and the interface to executors.
 pub mod engine;
 
 /// Which tokens run next, in which KV blocks: pure decisions.

@@ -1,11 +1,11 @@
 //! Every decision about the queue's room and a request's wait, as pure functions: whether the queue has room,
 //! how long a group would wait, whether that is too long, and when a refused client should try again.
 //!
-//! The server asks three times. Before it reads a body, and again when the body is there, it checks the
-//! queue's room ([`check_room`]). Once the body is parsed the group's size is known ([`check_group`]), and
-//! the wait is estimated from the last step's [`QueueSnapshot`], before the prompt is tokenised. The engine's
-//! thread asks last: it estimates the wait from the prompt's tokens ([`WaitEstimate::of_group`]) and the
-//! scheduler applies the same queue limits.
+//! A request is checked four times. The server checks the queue's room before it reads the body, and again
+//! when the body is there ([`check_room`]). Once the body is parsed, the group's size is known
+//! ([`check_group`]), and the wait is estimated from the last step's [`QueueSnapshot`], before the prompt is
+//! tokenised. Last, the engine's thread estimates the wait from the prompt's tokens
+//! ([`WaitEstimate::of_group`]), and the scheduler applies the same queue limits to the tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
