@@ -1,10 +1,11 @@
-//! The data path of one request, above the engine: queue → template → tokens → submit → updates → text.
+//! The path of one request between the server and the engine: queue → template → tokens → submit → updates →
+//! text.
 //!
-//! [`Generator::start`] and [`Generation::next`] are that path, to be read from top to bottom; `prompt` makes tokens,
-//! `choice` makes text of one sequence's tokens again and keeps scores beside the text they belong to.
+//! [`Generator::start`] and [`Generation::next`] are that path. `prompt` renders and tokenises, `choice`
+//! turns one sequence's tokens into text and keeps log-probabilities with the text they belong to.
 //!
-//! Nothing here waits for a client: a [`Generation`] is pulled, and dropping it (or having it matched a stop string)
-//! aborts the engine's requests, which frees their KV blocks within the step.
+//! Nothing here waits for a client: the caller pulls a [`Generation`]. Dropping it, or a stop string, aborts
+//! the engine's requests, which frees their KV blocks within the step.
 
 mod choice;
 mod prompt;
@@ -26,153 +27,154 @@ use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update}
 pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
 
-/// What to generate: validated, nothing left to a default.
+/// A validated request, with every default resolved.
 #[derive(Debug, Clone)]
 pub struct Ask {
     /// One conversation, or one or more texts.
     pub prompts: Prompts,
-    /// Choices per prompt. Choice `i` draws with the seed plus `i`; greedy choices are equal.
+    /// Choices per prompt. Choice `i` samples with the seed plus `i`; greedy choices are equal.
     pub n: u32,
-    /// How tokens are drawn; the seed is that of choice 0.
+    /// Sampling parameters; the seed is that of choice 0.
     pub sampling: SamplingParams,
-    /// The most tokens per choice.
+    /// The most tokens of a choice.
     pub max_tokens: MaxTokens,
-    /// Ids that end a choice.
+    /// Token ids that end a choice.
     pub stop_ids: Vec<u32>,
-    /// What becomes of the tokens.
+    /// Rules for the output text.
     pub output: OutputRules,
-    /// Smaller runs first.
+    /// A smaller priority runs first.
     pub priority: i32,
-    /// For whom.
+    /// The tenant of the request.
     pub tenant: Tenant,
-    /// Prefixes are shared within a salt.
+    /// Requests share cached prefixes only within one salt.
     pub cache_salt: Option<Arc<str>>,
 }
 
-/// The most tokens a choice may have.
+/// The most tokens of a choice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MaxTokens {
-    /// As asked for; a prompt that leaves less room is refused.
+    /// This number; a prompt that leaves less room in the context is refused.
     Exactly(u32),
-    /// At most this, and at most the rest of the context; a prompt that leaves no room is refused.
+    /// This number or the rest of the context, whichever is less; a prompt that leaves no room is refused.
     UpTo(u32),
 }
 
-/// What becomes of a choice's tokens.
+/// Rules for a choice's output text.
 #[derive(Debug, Clone)]
 pub struct OutputRules {
-    /// Texts that end a choice, found once `min_tokens` have been generated.
+    /// Stop strings: texts that end a choice. They match only after `min_tokens` tokens.
     pub stop: Vec<String>,
-    /// Whether the text that ended a choice, or the text of the stop id, is part of it.
+    /// Includes the stop string, or the text of the stop id, in the output.
     pub include_stop: bool,
-    /// Leave special tokens out of the text.
+    /// Leaves special tokens out of the text.
     pub skip_special: bool,
-    /// Begin with the prompt, and if scores are asked for, with its scores.
+    /// Puts the prompt before the output, with its log-probabilities if they are asked for.
     pub echo: bool,
-    /// Report the score of a stop id too, whose text is not part of the output. Who scores prompts by echo counts
-    /// on one entry per token generated.
+    /// Reports the log-probability of a stop id too, whose text is not part of the output. Clients that score
+    /// prompts by echo expect one entry per generated token.
     pub score_stop_id: bool,
 }
 
-/// Why nothing was begun.
+/// Why a request was refused before anything was generated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// There is no chat template.
+    /// The model has no chat template.
     #[error("this model has no chat template; use /v1/completions")]
     NoTemplate,
-    /// The template, or the tokenizer, refused the messages.
+    /// The template or the tokenizer refused the messages.
     #[error("{0}")]
     Text(String),
-    /// So much text that it cannot fit, whatever its tokens.
+    /// The text is too long for the context, whatever its tokens.
     #[error("{bytes} bytes of text do not fit {limit} tokens")]
     TooManyBytes {
-        /// Of the prompt.
+        /// Bytes of the prompt.
         bytes: usize,
         /// Tokens that fit.
         limit: usize,
     },
-    /// A prompt without a token.
+    /// The prompt has no token.
     #[error("expected at least one token, got an empty prompt")]
     EmptyPrompt,
-    /// Prompt and answer do not fit.
+    /// Prompt and answer do not fit the context.
     #[error("{prompt} + {completion} tokens do not fit {limit}")]
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens asked for, at least 1.
+        /// The tokens asked for; at least 1.
         completion: u32,
         /// Tokens that fit.
         limit: usize,
     },
-    /// The rest of the context is less than the tokens to be generated at least.
+    /// `min_tokens` exceeds the rest of the context.
     #[error("expected at most max_tokens = {max}, got {min}")]
     MinTokens {
-        /// What was asked for.
+        /// The `min_tokens` asked for.
         min: u32,
-        /// What there is room for.
+        /// Tokens that fit.
         max: u32,
     },
     /// The engine's refusal.
     #[error(transparent)]
     Rejected(#[from] Reject),
-    /// Our bug.
+    /// A bug of the server.
     #[error("{0}")]
     Internal(String),
 }
 
-/// A request that was begun and failed.
+/// Why a request failed after it was taken.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Failure {
-    /// The engine failed it.
+    /// The engine failed the request.
     #[error("{0}")]
     Engine(String),
-    /// Its deadline has passed.
+    /// The client's deadline passed.
     #[error("the request's deadline has passed")]
     Late,
 }
 
-/// What one token did to one choice.
+/// The addition of one update to one choice.
 #[derive(Debug, Clone, Default)]
 pub struct Delta {
     /// The choice: the prompt's index times `n` plus the index among its choices.
     pub index: usize,
-    /// Tokens generated: 0 or 1.
+    /// Tokens generated.
     pub tokens: u32,
-    /// Text that is now certain: whole characters, no beginning of a stop string.
+    /// New text, in whole characters and without a possible beginning of a stop string.
     pub text: String,
-    /// The scores of the tokens whose text is now out.
+    /// Log-probabilities of the tokens whose text is complete now.
     pub scored: Vec<Scored>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
-    /// What the choice has cost so far.
+    /// The choice's cost so far.
     pub cost: Cost,
-    /// When the token was there, which may be before it is read.
+    /// When the step's results came, which may be before the update is read.
     pub made: Option<Instant>,
 }
 
-/// Tokens so far.
+/// Token counts of a generation so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Of all prompts, each counted once however many choices it has.
+    /// Prompt tokens of all prompts; each prompt counts once however many choices it has.
     pub prompt_tokens: usize,
-    /// Of all choices.
+    /// Generated tokens of all choices.
     pub completion_tokens: usize,
-    /// Of the prompts, found in the prefix cache.
+    /// Prompt tokens found in the prefix cache.
     pub cached_tokens: usize,
 }
 
-/// From text to the engine and back; shared by all requests.
+/// Starts generations: renders, tokenises and submits. All requests share it.
 pub struct Generator {
     engine: EngineHandle,
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     max_text_bytes: usize,
-    /// Texts tokenised at once: it is work of the CPU, and more than this would only starve the engine.
+    /// Limits how many texts are tokenised at once. Tokenising is CPU work, and more of it at once would only
+    /// slow the engine's thread.
     tokenizing: Arc<Semaphore>,
 }
 
 impl Generator {
-    /// `max_text_bytes` bounds the text of one prompt.
+    /// Makes a generator. `max_text_bytes` limits the text of one prompt.
     pub fn new(
         engine: EngineHandle,
         tokenizer: Arc<Tokenizer>,
@@ -184,7 +186,7 @@ impl Generator {
         Self { engine, tokenizer, template, max_text_bytes, tokenizing: Arc::new(Semaphore::new(cores)) }
     }
 
-    /// The engine behind.
+    /// The engine.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
     }
@@ -194,7 +196,7 @@ impl Generator {
         &self.tokenizer
     }
 
-    /// The token ids that exist both in the tokenizer and in the model are below this.
+    /// Number of token ids that both the tokenizer and the model have.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.vocab_size().min(self.engine.config().vocab_size)
     }
@@ -202,7 +204,7 @@ impl Generator {
     /// Renders and tokenises off the async threads.
     ///
     /// # Errors
-    /// [`Refusal`]; never of the engine.
+    /// A refusal of the text; never [`Refusal::Rejected`].
     pub async fn tokenize(&self, prompts: Prompts) -> Result<Vec<Prompt>, Refusal> {
         let bytes = prompts.text_bytes();
         if bytes > self.max_text_bytes {
@@ -212,7 +214,7 @@ impl Generator {
         self.blocking(move || prompts.tokenize(&tokenizer, template.as_deref())).await?
     }
 
-    /// The text of ids, special tokens included, off the async threads.
+    /// Decodes ids, special tokens included, off the async threads.
     ///
     /// # Errors
     /// [`Refusal::Internal`].
@@ -221,7 +223,7 @@ impl Generator {
         self.blocking(move || tokenizer.decode(&ids, false)).await
     }
 
-    /// Runs the tokenizer's work on a thread that may block, a few at a time.
+    /// Runs work of the tokenizer on a blocking thread, when one of the permits is free.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -229,18 +231,18 @@ impl Generator {
         let permit = Arc::clone(&self.tokenizing).acquire_owned().await;
         let permit = permit.map_err(|e| Refusal::Internal(e.to_string()))?;
         let work = tokio::task::spawn_blocking(move || {
-            // Held by the work itself, which goes on if the client leaves.
+            // The work holds the permit, since it goes on if the client leaves.
             let _permit = permit;
             work()
         });
         work.await.map_err(|_| Refusal::Internal("the tokenizer failed".to_owned()))
     }
 
-    /// Begins in a place of the queue: returns when the scheduler has taken every choice of every prompt, or refused
-    /// them all.
+    /// Starts a generation with one place in the queue. Returns when the scheduler has taken every choice of
+    /// every prompt, or refused them all.
     ///
     /// # Errors
-    /// [`Refusal`]: nothing was begun.
+    /// Why the request was refused.
     pub async fn start(
         &self,
         permit: QueuePermit,
@@ -270,12 +272,11 @@ impl Generator {
         let prompts: Vec<usize> = prompts.iter().map(|prompt| prompt.ids.len()).collect();
         let usage = Usage { prompt_tokens: prompts.iter().sum(), ..Usage::default() };
         let n = ask.n as usize;
-        let left = Vec::new();
         Ok(Generation {
             choices,
             streams,
-            left,
-            turn: 0,
+            aborted: Vec::new(),
+            next_choice: 0,
             usage,
             costs,
             prompts,
@@ -285,7 +286,7 @@ impl Generator {
         })
     }
 
-    /// How many tokens each choice of a prompt may have.
+    /// The most tokens of each choice of a prompt with `prompt` tokens.
     fn room(&self, prompt: usize, ask: &Ask) -> Result<u32, Refusal> {
         if prompt == 0 {
             return Err(Refusal::EmptyPrompt);
@@ -307,11 +308,11 @@ impl Generator {
     }
 }
 
-/// One choice as the engine takes it.
+/// The engine's request of one choice.
 fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request {
     let mut sampling = ask.sampling.clone();
     sampling.seed = sampling.seed.wrapping_add(u64::from(choice));
-    // An echo without an answer is only taken as a scoring of the prompt.
+    // The engine takes a request for no tokens only if it scores the prompt.
     let score_only = (max_tokens == 0).then_some(0);
     Request {
         prompt: Arc::clone(&prompt.ids),
@@ -324,17 +325,17 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
     }
 }
 
-/// An answer on its way: all choices of one wire request.
+/// All choices of one wire request while they are generated.
 pub struct Generation {
     choices: Vec<Choice>,
-    /// Of each choice that has not finished.
+    /// The update stream of each choice; `None` once it has finished.
     streams: Vec<Option<UpdateStream>>,
-    /// Choices that were aborted.
-    left: Vec<(usize, AbortedRequest)>,
-    /// The choice to look at first, so that none is kept waiting by those before it.
-    turn: usize,
+    /// Aborted choices.
+    aborted: Vec<(usize, AbortedRequest)>,
+    /// The choice to poll first, which rotates so that every choice gets its turn.
+    next_choice: usize,
     usage: Usage,
-    /// Of each choice, as last heard.
+    /// The last known cost of each choice.
     costs: Vec<Cost>,
     /// The length of each prompt.
     prompts: Vec<usize>,
@@ -344,15 +345,16 @@ pub struct Generation {
 }
 
 impl Generation {
-    /// The next token of any choice, as text; `None` once every choice has finished. After a failure the other
-    /// choices are aborted and there is nothing more to come.
+    /// Waits for the next update of any choice; `None` once every choice has finished. A failure of one
+    /// choice aborts the others.
     ///
     /// # Errors
-    /// [`Failure`] if the engine failed this request.
+    /// The engine failed this request, or its deadline passed.
     pub async fn next(&mut self) -> Option<Result<Delta, Failure>> {
         let (index, update) = poll_fn(|context| self.poll_update(context)).await?;
         self.costs[index] = update.cost;
-        // Only the first choice of a prompt reports its cached tokens: later ones may hit the first one's blocks.
+        // Only the first choice of a prompt reports its cached tokens: later ones may hit the first one's
+        // blocks.
         if index.is_multiple_of(self.n) {
             self.usage.cached_tokens += update.cached_tokens.unwrap_or(0) as usize;
         }
@@ -361,38 +363,39 @@ impl Generation {
             Ok(delta) => {
                 self.usage.completion_tokens += delta.tokens as usize;
                 if delta.finish.is_some() {
-                    // Where a stop string ended it, this is its abort.
-                    self.part(index);
+                    // If a stop string ended the choice, the engine still computes it.
+                    self.abort(index);
                 }
                 Some(Ok(Delta { index, cost, made, ..delta }))
             }
             Err(failure) => {
-                (0..self.streams.len()).for_each(|index| self.part(index));
+                (0..self.streams.len()).for_each(|index| self.abort(index));
                 Some(Err(failure))
             }
         }
     }
 
-    /// Nothing more is wanted of a choice.
-    fn part(&mut self, index: usize) {
+    /// Aborts a choice, unless it has finished.
+    fn abort(&mut self, index: usize) {
         let stream = self.streams[index].take().filter(|stream| !stream.is_finished());
-        self.left.extend(stream.map(|stream| (index, stream.abort())));
+        self.aborted.extend(stream.map(|stream| (index, stream.abort())));
     }
 
-    /// Aborts what has not finished. Returns the choices that were aborted at any time, whose costs are still to come.
-    pub fn leave(&mut self) -> Vec<(usize, AbortedRequest)> {
-        (0..self.streams.len()).for_each(|index| self.part(index));
-        std::mem::take(&mut self.left)
+    /// Aborts all choices that have not finished. Returns all choices that were aborted so far, with their
+    /// final costs.
+    pub fn abort_all(&mut self) -> Vec<(usize, AbortedRequest)> {
+        (0..self.streams.len()).for_each(|index| self.abort(index));
+        std::mem::take(&mut self.aborted)
     }
 
-    /// The next update of any choice, and which.
+    /// Polls for the next update of any choice, with the choice's index.
     fn poll_update(&mut self, context: &mut Context<'_>) -> Poll<Option<(usize, Update)>> {
         let choices = self.streams.len();
         let mut open = false;
-        for index in (self.turn..choices).chain(0..self.turn) {
+        for index in (self.next_choice..choices).chain(0..self.next_choice) {
             let Some(stream) = &mut self.streams[index] else { continue };
             if let Poll::Ready(update) = stream.poll_next(context) {
-                self.turn = (index + 1) % choices;
+                self.next_choice = (index + 1) % choices;
                 return Poll::Ready(Some((index, update)));
             }
             open = true;
@@ -400,28 +403,28 @@ impl Generation {
         if open { Poll::Pending } else { Poll::Ready(None) }
     }
 
-    /// Choices in all.
+    /// Number of choices.
     pub fn choices(&self) -> usize {
         self.choices.len()
     }
 
-    /// The length of each choice's prompt, in tokens.
+    /// Prompt tokens of each choice.
     pub fn prompt_lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.prompts.iter().flat_map(|&length| std::iter::repeat_n(length, self.n))
     }
 
-    /// Tokens so far.
+    /// Token counts so far.
     pub fn usage(&self) -> Usage {
         self.usage
     }
 
-    /// What all choices have cost so far. Of one that a stop string ended, up to that string: what the engine had begun
-    /// before it heard of it is on the payer's counters alone.
+    /// The cost of all choices so far. The cost of a choice that a stop string ended does not include what
+    /// the engine computed after the string; the key's counters do include it.
     pub fn cost(&self) -> Cost {
         self.costs.iter().fold(Cost::default(), |sum, cost| sum.and(*cost))
     }
 
-    /// What each choice has cost so far.
+    /// The cost of each choice so far.
     pub fn costs(&self) -> &[Cost] {
         &self.costs
     }
@@ -431,12 +434,12 @@ impl Generation {
         self.n
     }
 
-    /// The most tokens that a choice may have.
+    /// The most tokens of the longest choice.
     pub fn max_tokens(&self) -> u32 {
         self.max_tokens
     }
 
-    /// When the choices were handed to the engine.
+    /// When the choices were submitted to the engine.
     pub fn submitted(&self) -> Instant {
         self.submitted
     }

@@ -1,42 +1,44 @@
-//! What the engine is asked and what it answers: plain data, tokens only, nothing optional left unresolved.
+//! The engine's requests and answers: plain data of tokens, with every default resolved.
 //!
-//! A [`Request`] has been validated by the server and is validated again by the scheduler, since one out-of-range
-//! id must never reach a device. Its answer is a stream of [`Update`]s, of which exactly the last has a [`Finish`].
+//! The server validates a [`Request`], and the scheduler validates it again: an id out of range must never
+//! reach a device. The answer is a stream of [`Update`]s; the last one, and no other, has a [`Finish`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-/// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
+/// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not
+/// at all.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,
     /// How the next token is chosen.
     pub sampling: Arc<SamplingParams>,
-    /// When generation ends.
+    /// Rules for the end of generation.
     pub stop: StopRules,
-    /// Smaller runs first, as in vLLM; ties go to whose tenant has been served least, then to the earlier arrival.
+    /// A smaller priority runs first, as in vLLM. Among equal ones the tenant that was served least comes
+    /// first, then the earlier request.
     pub priority: i32,
-    /// For whom.
+    /// The tenant of the request.
     pub tenant: Tenant,
-    /// Requests share cached prefixes only with requests of the same salt.
+    /// Requests share cached prefixes only within one salt.
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
 }
 
-/// What the priority of a request may be, and of a key, from minus this to this: what low priorities wait is bounded by how
-/// far apart they can be.
+/// The greatest priority of a request and of a key; the smallest is its negative. The range bounds how long a
+/// request of low priority waits.
 pub const MAX_PRIORITY: i32 = 100;
 
-/// Whose requests they are, among whom the server is shared fairly.
+/// A group of requests that share the server fairly with other tenants.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    /// A key's name, or a user's; empty for those who have none, who are one tenant.
+    /// The name of a key or of a user. All requests without one belong to the tenant with the empty name.
     pub name: Arc<str>,
-    /// At least 1. Where all have requests waiting, each is served in proportion to its weight.
+    /// At least 1. Tenants that have waiting requests are served in proportion to their weights.
     pub weight: u32,
 }
 
@@ -46,19 +48,19 @@ impl Default for Tenant {
     }
 }
 
-/// How the next token is chosen, in the order in which it is applied to a row of logits:
-/// bias, minimum-length mask, penalties, temperature, top-k, top-p, min-p, draw.
+/// How the next token is chosen. Applied to a row of logits in this order: bias, minimum-length mask,
+/// penalties, temperature, top-k, top-p, min-p, random choice.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// 0 is greedy (argmax, the lowest id on ties); otherwise logits are divided by it.
+    /// 0 is greedy decoding (argmax, the lowest id on ties); otherwise the divisor of the logits.
     pub temperature: f32,
-    /// Keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
+    /// Keeps the smallest set of most probable tokens whose total probability reaches this; 1 keeps all.
     pub top_p: f32,
-    /// Keep the k most probable tokens; 0 keeps all.
+    /// Keeps the k most probable tokens; 0 keeps all.
     pub top_k: u32,
-    /// Keep tokens at least this fraction as probable as the most probable one; 0 keeps all.
+    /// Keeps tokens whose probability is at least this fraction of the greatest one; 0 keeps all.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens seen in prompt or output; 1 is off.
+    /// Divides positive and multiplies negative logits of tokens in the prompt or the output; 1 is off.
     pub repetition_penalty: f32,
     /// Subtracted once from the logit of every token in the output; 0 is off.
     pub presence_penalty: f32,
@@ -66,18 +68,18 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// (token id, added to its logit).
     pub logit_bias: Vec<(u32, f32)>,
-    /// The draw for the token at position p depends on (seed, p) alone.
+    /// Seed of the random choice. The choice at position p depends on (seed, p) alone.
     pub seed: u64,
-    /// Report the chosen token's log-probability and this many alternatives.
+    /// Reports the chosen token's log-probability and this many alternatives.
     pub logprobs: Option<u8>,
     /// Tokens of [`SamplingParams::barred`] are masked until this many tokens have been generated.
     pub min_tokens: u32,
-    /// The ids that may not be drawn before `min_tokens`: end-of-sequence and stop ids.
+    /// The ids that may not be sampled before `min_tokens`: end-of-sequence and stop ids.
     pub barred: Vec<u32>,
 }
 
 impl SamplingParams {
-    /// The most probable token, always; everything else off.
+    /// Greedy decoding with everything else off.
     pub fn greedy() -> Self {
         Self {
             temperature: 0.0,
@@ -96,20 +98,20 @@ impl SamplingParams {
     }
 }
 
-/// When generation ends. Stop strings are text and are handled above the engine.
+/// Rules for the end of generation. Stop strings are text and are handled by [`crate::generation`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct StopRules {
-    /// At most this many tokens are generated; at least 1 and prompt + max_tokens ≤ the model's context. 0 is
-    /// allowed together with `prompt_logprobs` only: the prompt is scored and nothing generated.
+    /// The most tokens to generate; at least 1, and prompt + max_tokens ≤ the model's context. 0 is allowed
+    /// only together with `prompt_logprobs`: the prompt is scored and nothing is generated.
     pub max_tokens: u32,
     /// Generation ends with [`Finish::Stop`] after any of these.
     pub stop_ids: Vec<u32>,
 }
 
-/// A token with its log-probability under the model's raw logits (before bias, penalties and temperature).
+/// A token with its log-probability under the raw logits, before bias, penalties and temperature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprob {
-    /// The token chosen, or the prompt token scored.
+    /// The sampled token, or the scored prompt token.
     pub token: u32,
     /// Natural logarithm of its probability; never -inf or NaN.
     pub logprob: f32,
@@ -138,28 +140,30 @@ impl SampledToken {
 pub struct Update {
     /// The tokens generated, in order; at most one without speculative decoding.
     pub tokens: SmallVec<[SampledToken; 1]>,
-    /// Scores of the prompt tokens 1.. that this step computed, if asked for; the first token has none.
+    /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them. Prompt
+    /// token 0 has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
-    /// Prompt tokens found in the prefix cache; said once, with the first update.
+    /// Prompt tokens found in the prefix cache. Set on the first update only.
     pub cached_tokens: Option<u32>,
     /// Set on the last update and on no other.
     pub finish: Option<Finish>,
-    /// What the request has cost so far, this update's step included; on the last one all of it.
+    /// The request's cost so far, including the update's step. On the last update, the total cost.
     pub cost: Cost,
-    /// When its step's results came, where anybody has a clock.
+    /// When the step's results came; `None` outside the engine.
     pub made: Option<Instant>,
 }
 
-/// What a request has cost. Times are in seconds; how a step's time is divided is told in the engine's account.
+/// The cost of a request. Times are in seconds. The engine's `usage` module defines how a step's time is
+/// divided.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
-    /// From its submission to its first row in a step.
+    /// Time from its submission to its first row in a step.
     pub queue: f64,
-    /// Its share of the device's time for rows that feed its prompt, or feed tokens again.
+    /// Device time of its rows that feed its prompt, or feed tokens again after a preemption.
     pub prefill: f64,
-    /// Its share of the device's time for rows that feed what was drawn last.
+    /// Device time of its rows that feed the last sampled token.
     pub decode: f64,
-    /// KV blocks held times seconds; a block that several hold is divided between them.
+    /// KV blocks held times seconds. A shared block is divided equally between its holders.
     pub kv_block_seconds: f64,
     /// Prompt tokens found in the prefix cache at its first start.
     pub cached_tokens: u64,
@@ -170,7 +174,7 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Both together: of the choices of a request, or of a key's requests.
+    /// The sum of two costs, for instance of two choices of one request.
     pub fn and(self, other: Self) -> Self {
         Self {
             queue: self.queue + other.queue,
@@ -187,25 +191,25 @@ impl Cost {
 /// Why a request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
-    /// A stop id, which is the last token.
+    /// A stop id was sampled, which is the last token.
     Stop(u32),
     /// `max_tokens` were generated.
     Length,
-    /// The request failed through no fault of its own; the text says why.
+    /// The server failed; the text says why.
     Error(String),
-    /// The client's deadline has passed.
+    /// The client's deadline passed.
     Late,
 }
 
-/// The engine's refusal of a request, before anything was done for it.
+/// A refusal of a request before anything was computed for it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Reject {
-    /// A field that the door should have caught.
+    /// A field has an invalid value, which the server's validation should have refused.
     #[error("{field}: {message}")]
     Invalid {
         /// The wire name of the field.
         field: &'static str,
-        /// Expected versus got.
+        /// The expected and the actual value.
         message: String,
     },
     /// Prompt and `max_tokens` exceed the context, or need more KV blocks than exist.
@@ -218,48 +222,44 @@ pub enum Reject {
         /// The most that fits.
         limit: usize,
     },
-    /// The queue is full, counted in requests.
+    /// The queue has no room for another request.
     #[error("the queue is full: {waiting} requests waiting, at most {limit}")]
     QueueFull {
-        /// Requests waiting now.
+        /// Waiting requests.
         waiting: usize,
-        /// The bound.
+        /// The most requests that may wait.
         limit: usize,
     },
-    /// The queue is full, counted in prompt tokens.
+    /// The queue has no room for more prompt tokens.
     #[error("the queue is full: {waiting} prompt tokens waiting, at most {limit}")]
     QueueTokensFull {
-        /// Prompt tokens waiting now.
+        /// Waiting prompt tokens.
         waiting: usize,
-        /// The bound.
+        /// The most prompt tokens that may wait.
         limit: usize,
     },
-    /// The first token would come later than the operator lets anyone wait.
-    #[error(
-        "the server is busy: the first token is expected in {predicted:.1?}, and nobody is to wait longer than {limit:.1?}"
-    )]
+    /// The predicted time to the first token exceeds the operator's limit.
+    #[error("the server is busy: the first token takes {predicted:.1?}, more than the limit of {limit:.1?}")]
     Busy {
-        /// Until the first token.
+        /// Predicted time to the first token.
         predicted: Duration,
-        /// The bound.
+        /// The operator's `--max-ttft`.
         limit: Duration,
     },
-    /// The answer cannot be there by the client's deadline.
-    #[error(
-        "the answer is expected in {predicted:.1?} at the earliest, after the request's deadline in {left:.1?}"
-    )]
+    /// The answer cannot be complete by the client's deadline.
+    #[error("the answer takes at least {predicted:.1?}, but the request's deadline is in {left:.1?}")]
     DeadlineUnmet {
-        /// Until the last choice has its first token, and as many more as it must have.
+        /// Predicted time until the last choice has its first token and `min_tokens` - 1 more.
         predicted: Duration,
-        /// Until the deadline.
+        /// Time left until the deadline.
         left: Duration,
-        /// Whether a server with nothing else to do could meet it.
+        /// Whether an idle server could meet the deadline.
         ever: bool,
     },
-    /// The server drains and takes no new work.
+    /// The server is draining and takes no new requests.
     #[error("the server is draining")]
     Draining,
-    /// The device failed; the process is about to exit.
+    /// The engine has failed or was stopped; the process is about to exit.
     #[error("the engine has stopped: {0}")]
     EngineDown(String),
 }

@@ -1,10 +1,11 @@
-//! Every decision about the queue's room and a request's wait, as pure functions: whether the queue has room, how
-//! long a group would wait, whether that is too long, and when a refused client should try again.
+//! Every decision about the queue's room and a request's wait, as pure functions: whether the queue has room,
+//! how long a group would wait, whether that is too long, and when a refused client should try again.
 //!
-//! The server asks three times. Before it reads a body, and again when the body is there, it checks the queue's room
-//! ([`check_room`]). Once the body is parsed the group's size is known ([`check_group`]), and the wait is estimated
-//! from the last step's [`QueueSnapshot`], before the prompt is tokenised. The engine's thread asks last: it estimates
-//! the wait from the prompt's tokens ([`WaitEstimate::of_group`]) and the scheduler applies the same queue limits.
+//! A request is checked four times. The server checks the queue's room before it reads the body, and again
+//! when the body is there ([`check_room`]). Once the body is parsed, the group's size is known
+//! ([`check_group`]), and the wait is estimated from the last step's [`QueueSnapshot`], before the prompt is
+//! tokenised. Last, the engine's thread estimates the wait from the prompt's tokens
+//! ([`WaitEstimate::of_group`]), and the scheduler applies the same queue limits to the tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +18,8 @@ use crate::scheduler::{Counts, Scheduler, SchedulerConfig};
 /// The longest `Retry-After`, in seconds: clients ignore longer ones.
 const LONGEST_RETRY: f64 = 120.0;
 
-/// Checks that the queue has room for `requests` more. `permits` requests hold a [`super::QueuePermit`] and are not
-/// among the scheduler's waiting ones yet.
+/// Checks that the queue has room for `requests` more. `permits` requests hold a [`super::QueuePermit`] and
+/// are not among the scheduler's waiting ones yet.
 ///
 /// # Errors
 /// [`Reject::QueueFull`], or [`Reject::QueueTokensFull`] if not one more prompt token fits.
@@ -32,8 +33,8 @@ pub fn check_room(
     config.check_queue_tokens(counts.waiting_tokens, 1)
 }
 
-/// Checks that a request with one place in the queue may become a group of `requests`. `permits` counts other requests'
-/// places. A queue that is empty but for this request takes a group of any size.
+/// Checks that a request with one place in the queue may become a group of `requests`. `permits` counts other
+/// requests' places. A queue that is empty but for this request takes a group of any size.
 ///
 /// # Errors
 /// [`Reject::QueueFull`].
@@ -65,7 +66,8 @@ pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Requ
     }
 }
 
-/// A lower bound of [`queue_state`] for every request: no request is ahead, and the earliest step in flight ends now.
+/// A lower bound of [`queue_state`] for every request: no request is ahead, and the earliest step in flight
+/// ends now.
 fn shortest_queue_state(config: &SchedulerConfig, counts: &Counts, steps_in_flight: usize) -> QueueState {
     QueueState {
         running: counts.running,
@@ -85,8 +87,8 @@ fn unreserved_blocks(counts: &Counts) -> usize {
 pub struct WaitEstimate {
     /// Until the group's first token.
     pub first_token: f64,
-    /// Until all answers of the group can be complete at the earliest: the last request has its first token and
-    /// `min_tokens` - 1 more.
+    /// Until all answers of the group can be complete at the earliest: the last request has its first token
+    /// and `min_tokens` - 1 more.
     pub all_answers: f64,
     /// The same as `all_answers`, on an idle server.
     pub all_answers_idle: f64,
@@ -206,8 +208,8 @@ impl WaitLimits {
         self.deadline.is_some() || self.max_ttft.is_some()
     }
 
-    /// Refuses a group whose estimated wait exceeds a limit. An idle engine takes a group whatever `max_ttft` is:
-    /// otherwise a `max_ttft` below the time of one step would refuse every request.
+    /// Refuses a group whose estimated wait exceeds a limit. An idle engine takes a group whatever `max_ttft`
+    /// is: otherwise a `max_ttft` below the time of one step would refuse every request.
     ///
     /// # Errors
     /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].

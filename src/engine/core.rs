@@ -1,7 +1,7 @@
 //! The engine without its thread: the scheduler, the steps in flight, the open requests and their costs.
 //!
-//! Between two calls of [`EngineCore::step`] the caller submits, aborts and expires requests. The engine's thread does
-//! so with the system's clock, and tests with a virtual one.
+//! Between two calls of [`EngineCore::step`] the caller submits, aborts and expires requests. The engine's
+//! thread does so with the system's clock, and tests with a virtual one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct Submission {
     pub updates: mpsc::UnboundedSender<Update>,
 }
 
-/// What a group of requests brings beside the requests.
+/// Options of a group of requests.
 #[derive(Debug, Clone)]
 pub struct SubmitOptions {
     /// When the server received the group's request. Default: now.
@@ -60,7 +60,7 @@ pub struct CollectedStep {
     output: StepOutput,
 }
 
-/// What a call of [`EngineCore::step`] did.
+/// The result of [`EngineCore::step`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepReport {
     /// Steps launched.
@@ -112,12 +112,13 @@ impl EngineCore {
         }
     }
 
-    /// Launches steps until the most are in flight, publishes the previous step's updates, then waits for the earliest
-    /// step and commits it. The executor has its next step before a client gets an update: the host's work costs no
-    /// device time.
+    /// Launches steps until the most are in flight, publishes the previous step's updates, then waits for the
+    /// earliest step and commits it. The executor has its next step before a client gets an update: the
+    /// host's work costs no device time.
     ///
     /// # Errors
-    /// Why the engine cannot go on. Updates committed before may still have to be published ([`Self::publish`]).
+    /// Why the engine cannot go on. Updates committed before may still have to be published
+    /// ([`Self::publish`]).
     pub fn step(&mut self, executor: &mut dyn Executor) -> Result<StepReport, String> {
         let mut launched = 0;
         while let Some(step) = self.schedule() {
@@ -162,8 +163,8 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Charges the previous step and sends its updates to clients. Stats are published first: a client that has read a
-    /// finish finds the request's blocks free.
+    /// Charges the previous step and sends its updates to clients. Stats are published first: a client that
+    /// has read a finish finds the request's blocks free.
     pub fn publish(&mut self) -> Published {
         let now = self.clock.now();
         let published = self.step_clock.charge_updates(&mut self.updates, &self.in_flight, now);
@@ -201,6 +202,7 @@ impl EngineCore {
     pub fn commit(&mut self, step: CollectedStep) -> Result<(), String> {
         let CollectedStep { rows, output } = step;
         let event = self.recorder.is_some().then(|| Event::commit(&output));
+        self.scheduler.prefetch();
         self.updates = self.scheduler.commit(rows, output).map_err(|error| error.to_string())?;
         if let Some(event) = event {
             self.record(|| event);
@@ -237,7 +239,8 @@ impl EngineCore {
         Ok(())
     }
 
-    /// Refuses a group that would have to wait longer than its limits. A group without limits is never refused.
+    /// Refuses a group that would have to wait longer than its limits. A group without limits is never
+    /// refused.
     ///
     /// # Errors
     /// See [`WaitLimits::check`].
@@ -251,7 +254,8 @@ impl EngineCore {
         limits.check(&estimate, self.is_idle(), self.clock.now())
     }
 
-    /// Ends a request whose client has left. Returns its cost; 0 for a request that was answered or never taken.
+    /// Ends a request whose client has left. Returns its cost; 0 for a request that was answered or never
+    /// taken.
     pub fn abort(&mut self, id: RequestId) -> Cost {
         self.deadlines.remove(id);
         let cost = self.step_clock.close(id, &self.in_flight, self.clock.now());
@@ -263,9 +267,9 @@ impl EngineCore {
         cost
     }
 
-    /// Ends the next request whose deadline has passed: its last update says so and is published next. Its blocks are
-    /// free now, or when its row in flight is committed. Returns the request, and whether it was ended; a request whose
-    /// finish is committed already keeps that finish.
+    /// Ends the next request whose deadline has passed: its last update says so and is published next. Its
+    /// blocks are free now, or when its row in flight is committed. Returns the request, and whether it was
+    /// ended; a request whose finish is committed already keeps that finish.
     pub fn expire_next(&mut self) -> Option<(RequestId, bool)> {
         let id = self.deadlines.pop(self.clock.now())?;
         let finished = self.updates.iter().any(|(of, update)| *of == id && update.finish.is_some());
@@ -292,7 +296,8 @@ impl EngineCore {
         self.shared.heartbeat.set_busy(since);
     }
 
-    /// Checks an idle engine: every block must be free or cached, and every request answered. Publishes its stats.
+    /// Checks an idle engine: every block must be free or cached, and every request answered. Publishes its
+    /// stats.
     ///
     /// # Errors
     /// The first count that is wrong.

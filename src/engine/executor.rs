@@ -7,8 +7,8 @@ use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 /// Runs steps in the order in which they are enqueued.
 pub trait Executor: Send {
-    /// Starts a step and returns without waiting for it. The engine enqueues at most as many steps as its options allow
-    /// before it collects one.
+    /// Starts a step and returns without waiting for it. The engine enqueues at most as many steps as its
+    /// options allow before it collects one.
     ///
     /// # Errors
     /// The step cannot be started; the engine ends.
@@ -18,7 +18,8 @@ pub trait Executor: Send {
     /// # Errors
     /// The step failed; the engine ends.
     fn collect(&mut self) -> Result<StepOutput, ExecutorError>;
-    /// The expected device time of a step, if the executor has a cost model. Metrics compare it with the measured time.
+    /// The expected device time of a step, if the executor has a cost model. Metrics compare it with the
+    /// measured time.
     fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
         None
     }
@@ -28,6 +29,6 @@ pub trait Executor: Send {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ExecutorError {
-    /// What happened, in words for a client.
+    /// The reason, in words for a client.
     pub message: String,
 }

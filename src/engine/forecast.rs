@@ -1,10 +1,10 @@
 //! Predicts when a request gets its first token, and when the next sequence ends. Admission decides by these
 //! predictions.
 //!
-//! A step takes `base + per_token × tokens` seconds. The two coefficients are fitted to the steps so far by weighted
-//! least squares; later steps weigh more. Before the first step they are fitted to a few steps of the operator's cost
-//! model, if there is one. A sequence takes as many steps as recently ended answers have tokens. From these three
-//! numbers a wait follows by arithmetic, also in virtual time.
+//! A step takes `base + per_token × tokens` seconds. The two coefficients are fitted to the steps so far by
+//! weighted least squares; later steps weigh more. Before the first step they are fitted to a few steps of
+//! the operator's cost model, if there is one. A sequence takes as many steps as recently ended answers have
+//! tokens. From these three numbers a wait follows by arithmetic, also in virtual time.
 
 /// Factor by which each step lowers the weight of all earlier steps.
 const STEP_DECAY: f64 = 0.99;
@@ -93,8 +93,9 @@ impl Forecast {
         (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
     }
 
-    /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. A step with more tokens
-    /// than the mean step may take in proportion longer than the mean step, even if the fitted line says less.
+    /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. A step with
+    /// more tokens than the mean step may take in proportion longer than the mean step, even if the fitted
+    /// line says less.
     pub fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
         // The step's tokens relative to the mean step's, which are x / n.
@@ -109,10 +110,10 @@ impl Forecast {
 
     /// Expected seconds until the request has its first token; 0 while nothing is known.
     ///
-    /// The request starts when those ahead have started and a slot with blocks is free. When all are taken, one of
-    /// `running + can_start` sequences ends every `answer_tokens` divided by that many steps; prompts ahead share these
-    /// steps. The steps of the request's own prompt follow. Steps in flight come first, since requests are taken when a
-    /// step has just ended.
+    /// The request starts when those ahead have started and a slot with blocks is free. When all are taken,
+    /// one of `running + can_start` sequences ends every `answer_tokens` divided by that many steps; prompts
+    /// ahead share these steps. The steps of the request's own prompt follow. Steps in flight come first,
+    /// since requests are taken when a step has just ended.
     pub fn first_token(&self, queue: &QueueState) -> f64 {
         let (base, per_token) = self.coefficients();
         let decodes = queue.running as f64;

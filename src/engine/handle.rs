@@ -1,10 +1,11 @@
 //! The engine as its clients see it: take places in the queue, submit a group, read updates, drop to abort.
 //!
-//! The server checks the queue's room at a request's first byte and takes a place before it parses the body: a burst
-//! that the queue cannot hold is refused before it costs parsing, rendering or tokenising.
+//! The server checks the queue's room at a request's first byte and takes a place before it parses the body:
+//! a burst that the queue cannot hold is refused before it costs parsing, rendering or tokenising.
 //!
-//! Commands reach the engine's thread over one channel. A command is sent while the lock of the refusal is held and no
-//! refusal is set. The engine sets its final refusal before it empties the channel, so no command stays unanswered.
+//! Commands reach the engine's thread over one channel. A command is sent while the lock of the refusal is
+//! held and no refusal is set. The engine sets its final refusal before it empties the channel, so no command
+//! stays unanswered.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -53,9 +54,9 @@ impl EngineHandle {
         Self { shared, commands }
     }
 
-    /// Takes a place in the queue for each request of a group. If the group's size is not known yet, take one place and
-    /// change the permit later ([`QueuePermit::for_group`]). The scheduler checks again, since the prompts' tokens are
-    /// not known yet.
+    /// Takes a place in the queue for each request of a group. If the group's size is not known yet, take one
+    /// place and change the permit later ([`QueuePermit::for_group`]). The scheduler checks again, since the
+    /// prompts' tokens are not known yet.
     ///
     /// # Errors
     /// [`Reject::QueueFull`], [`Reject::QueueTokensFull`], or the refusal of all requests.
@@ -72,8 +73,8 @@ impl EngineHandle {
         self.shared.check_room(requests)
     }
 
-    /// Refuses a request that must wait too long even if its prompt has one token, by the last published stats. The
-    /// engine's thread checks again with the prompt's tokens.
+    /// Refuses a request that must wait too long even if its prompt has one token, by the last published
+    /// stats. The engine's thread checks again with the prompt's tokens.
     ///
     /// # Errors
     /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
@@ -149,8 +150,8 @@ impl EngineHandle {
     }
 }
 
-/// Places in the queue for the requests of one group, held from before they are tokenised until the scheduler counts
-/// them. Dropping the permit gives the places back.
+/// Places in the queue for the requests of one group, held from before they are tokenised until the scheduler
+/// counts them. Dropping the permit gives the places back.
 pub struct QueuePermit {
     engine: EngineHandle,
     requests: usize,
@@ -165,8 +166,8 @@ impl Drop for QueuePermit {
 }
 
 impl QueuePermit {
-    /// Exchanges the permit for one of `requests` places. A queue that is empty but for this permit takes a group of
-    /// any size.
+    /// Exchanges the permit for one of `requests` places. A queue that is empty but for this permit takes a
+    /// group of any size.
     ///
     /// # Errors
     /// [`Reject::QueueFull`]; the places are given back.
@@ -181,14 +182,14 @@ impl QueuePermit {
         self.engine.wait_limits(options)
     }
 
-    /// Ends the permit without giving its places back, since the scheduler counts the requests now. Returns the number
-    /// of places.
+    /// Ends the permit without giving its places back, since the scheduler counts the requests now. Returns
+    /// the number of places.
     pub(super) fn into_places(mut self) -> usize {
         std::mem::take(&mut self.requests)
     }
 
-    /// Submits the group, all or none. Resolves when the scheduler has taken it into its queue or refused it. Dropping
-    /// the future aborts the group.
+    /// Submits the group, all or none. Resolves when the scheduler has taken it into its queue or refused it.
+    /// Dropping the future aborts the group.
     ///
     /// # Errors
     /// The group is refused.
@@ -226,8 +227,8 @@ fn engine_gone() -> Reject {
     Reject::EngineDown("the engine's thread has ended".to_owned())
 }
 
-/// The updates of one request. Dropping the stream before its finish aborts the request: its KV blocks are free within
-/// the step.
+/// The updates of one request. Dropping the stream before its finish aborts the request: its KV blocks are
+/// free within the step.
 pub struct UpdateStream {
     id: RequestId,
     updates: mpsc::UnboundedReceiver<Update>,

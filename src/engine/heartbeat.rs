@@ -1,8 +1,9 @@
-//! The engine's heartbeat: times and counts in atomics, so that a health check can read them even if the engine hangs.
-//! Neither the engine nor a reader ever waits here.
+//! The engine's heartbeat: times and counts in atomics, so that a health check can read them even if the
+//! engine hangs. Neither the engine nor a reader ever waits here.
 //!
-//! A reader takes the current time before it reads ([`Heartbeat::snapshot`]): every value it reads was true at or after
-//! that time. A reader that is delayed between two reads may find the engine healthier than it is, never less healthy.
+//! A reader takes the current time before it reads ([`Heartbeat::snapshot`]): every value it reads was true
+//! at or after that time. A reader that is delayed between two reads may find the engine healthier than it
+//! is, never less healthy.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -84,7 +85,8 @@ impl Heartbeat {
     /// Reads all values. Take the `now` that you compare them with before the call.
     pub fn snapshot(&self) -> Snapshot {
         let failed = self.failed.load(Ordering::Acquire);
-        // Read before `last_step`: the expectation then belongs to a step that began no later than that one ended.
+        // Read before `last_step`: the expectation then belongs to a step that began no later than that one
+        // ended.
         let expected_step = Duration::from_nanos(self.expected_step_ns.load(Ordering::Acquire));
         // Read before `last_step`: a step that ends in between makes the engine look healthier.
         let pending_since = self.busy_since.get().or_else(|| self.untaken_since.get());
@@ -104,7 +106,8 @@ impl Heartbeat {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// Sets the longest expected time of a step. A step counts as stalled if it exceeds this time by the stall timeout.
+    /// Sets the longest expected time of a step. A step counts as stalled if it exceeds this time by the
+    /// stall timeout.
     pub fn expect_step(&self, at_most: Duration) {
         let nanos = u64::try_from(at_most.as_nanos()).unwrap_or(u64::MAX);
         self.expected_step_ns.store(nanos, Ordering::Release);
@@ -128,8 +131,8 @@ impl Heartbeat {
         self.untaken_since.set_if_none(Instant::now());
     }
 
-    /// Records that the engine's thread has taken a command; `more` tells whether others are in the channel. A command
-    /// that is being sent at this moment may be missed until the next one.
+    /// Records that the engine's thread has taken a command; `more` tells whether others are in the channel.
+    /// A command that is being sent at this moment may be missed until the next one.
     pub(super) fn command_taken(&self, more: bool) {
         self.untaken_since.set(more.then(Instant::now));
     }

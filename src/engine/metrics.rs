@@ -1,5 +1,6 @@
-//! Histograms and counters that the engine's thread writes. They are atomics: a scrape reads them without a lock. The
-//! server makes them with the names of its table and shows them; the engine does not know the names.
+//! Histograms and counters that the engine's thread writes. They are atomics: a scrape reads them without a
+//! lock. The server makes them with the names of its table and shows them; the engine does not know the
+//! names.
 
 use prometheus::{Counter, Histogram, HistogramOpts, IntCounter};
 
@@ -10,12 +11,13 @@ use crate::request::Cost;
 pub struct EngineMetrics {
     /// Host time of a step, in seconds: from its results to the end of the next launch.
     pub host: Histogram,
-    /// Seconds for which a launch found the device without a step although work was pending; 0 where a step was in
-    /// flight, even if the device had already ended it.
+    /// Seconds for which a launch found the device without a step although work was pending; 0 where a step
+    /// was in flight, even if the device had already ended it.
     pub idle: Histogram,
     /// Device time of a step, in seconds.
     pub step: Histogram,
-    /// Device time of a step divided by the time expected at its launch, by the executor or else by earlier steps.
+    /// Device time of a step divided by the time expected at its launch, by the executor or else by earlier
+    /// steps.
     pub ratio: Histogram,
     /// Tokens fed by a step.
     pub tokens: Histogram,

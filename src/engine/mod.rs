@@ -1,13 +1,14 @@
 //! The step loop, the open requests, and the interface to executors.
 //!
-//! One OS thread owns the scheduler, the open requests and the executor (`thread`). It takes commands and calls
-//! [`EngineCore::step`], again and again: schedule, launch, publish the previous step's updates, collect, commit. With
-//! two steps in flight the next step is planned and enqueued while the device runs the current one. The loop waits for
-//! the executor, and for commands while it is idle; it never waits for a client. No refusal ends it. If the executor
-//! fails or the thread panics, every open request gets an error.
+//! One OS thread owns the scheduler, the open requests and the executor (`thread`). It takes commands and
+//! calls [`EngineCore::step`], again and again: schedule, launch, publish the previous step's updates,
+//! collect, commit. With two steps in flight the next step is planned and enqueued while the device runs the
+//! current one. The loop waits for the executor, and for commands while it is idle; it never waits for a
+//! client. No refusal ends it. If the executor fails or the thread panics, every open request gets an error.
 //!
-//! `core` is the step, `admission` decides about the queue's room and about waits, `handle` is the clients' side,
-//! `shared` is the state that both sides read, `usage` and `step_clock` divide device time between requests.
+//! `core` is the step, `admission` decides about the queue's room and about waits, `handle` is the clients'
+//! side, `shared` is the state that both sides read, `usage` and `step_clock` divide device time between
+//! requests.
 
 pub mod admission;
 mod core;

@@ -1,5 +1,5 @@
-//! Open requests and the channels of their updates. Each request is answered exactly once: it is opened when the
-//! scheduler has taken it, and closed by the update with a finish or by its client's abort.
+//! Open requests and the channels of their updates. Each request is answered exactly once: it is opened when
+//! the scheduler has taken it, and closed by the update with a finish or by its client's abort.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -33,15 +33,16 @@ struct OpenRequest {
 }
 
 impl OpenRequests {
-    /// Sends a client its first token at once and later updates `interval` at a time: most of the cost of a message is
-    /// the operating system's and does not depend on the message's length. A finish is never held back, nor are the
-    /// updates before it, and no update is held back for more than `interval` steps, even if its sequence is preempted.
+    /// Sends a client its first token at once and later updates `interval` at a time: most of the cost of a
+    /// message is the operating system's and does not depend on the message's length. A finish is never held
+    /// back, nor are the updates before it, and no update is held back for more than `interval` steps, even
+    /// if its sequence is preempted.
     pub fn new(interval: usize) -> Self {
         Self { requests: HashMap::new(), interval, steps: 0, buffering: VecDeque::new() }
     }
 
-    /// Opens a request. With `flush_every_token` no update is buffered. The channel's type is unbounded so that the
-    /// engine never waits for a client; the request's `max_tokens` bounds its length.
+    /// Opens a request. With `flush_every_token` no update is buffered. The channel's type is unbounded so
+    /// that the engine never waits for a client; the request's `max_tokens` bounds its length.
     pub fn open(&mut self, id: RequestId, updates: mpsc::UnboundedSender<Update>, flush_every_token: bool) {
         let interval = if flush_every_token { 1 } else { self.interval };
         let (buffered, buffered_since) = (Vec::new(), 0);
@@ -50,8 +51,8 @@ impl OpenRequests {
         report_bug(earlier.is_none(), id, "was opened twice");
     }
 
-    /// Sends or buffers an update, and closes the request with the last one. If the client has gone, the update is
-    /// dropped: the client's abort is on its way.
+    /// Sends or buffers an update, and closes the request with the last one. If the client has gone, the
+    /// update is dropped: the client's abort is on its way.
     pub fn send(&mut self, id: RequestId, update: Update) {
         let last = update.finish.is_some();
         let request = self.requests.get_mut(&id);
@@ -90,8 +91,8 @@ impl OpenRequests {
         self.requests.contains_key(&id)
     }
 
-    /// Closes a request whose client has left. The client may still read the request's cost. Unknown requests are
-    /// ignored.
+    /// Closes a request whose client has left. The client may still read the request's cost. Unknown requests
+    /// are ignored.
     pub fn abort(&mut self, id: RequestId, cost: Cost) {
         if let Some(mut request) = self.requests.remove(&id) {
             request.end("the client has left", cost);
@@ -130,8 +131,8 @@ impl OpenRequest {
     }
 }
 
-/// Panics in a debug build if `sound` is false; a release build logs the bug and goes on, so that no other request
-/// fails.
+/// Panics in a debug build if `sound` is false; a release build logs the bug and goes on, so that no other
+/// request fails.
 fn report_bug(sound: bool, id: RequestId, what: &str) {
     if !sound {
         tracing::error!(request = id.0, "a bug in the engine: request {what}");

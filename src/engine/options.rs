@@ -16,8 +16,8 @@ pub struct EngineOptions {
     pub in_flight: usize,
     /// Records every call of the scheduler. Default: none.
     pub recorder: Option<Recorder>,
-    /// Refuses requests whose first token is predicted to come later than this, unless the engine is idle. Default: no
-    /// limit.
+    /// Refuses requests whose first token is predicted to come later than this, unless the engine is idle.
+    /// Default: no limit.
     pub max_ttft: Option<Duration>,
     /// Step times known before the first step. Default: nothing is known.
     pub forecast: Forecast,

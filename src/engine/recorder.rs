@@ -1,5 +1,5 @@
-//! Records every call that changes the scheduler, with its time. The step loop never waits for the writer: if the queue
-//! between them is full, recording ends for good, since a recording with a gap cannot be replayed.
+//! Records every call that changes the scheduler, with its time. The step loop never waits for the writer: if
+//! the queue between them is full, recording ends for good, since a recording with a gap cannot be replayed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +25,8 @@ pub enum Event {
         /// See [`crate::scheduler::step_plan::StepPlan::fingerprint`].
         fingerprint: u64,
     },
-    /// Nothing could be planned. Recorded too, since planning may preempt sequences and refresh cached prefixes even if
-    /// it returns no plan.
+    /// Nothing could be planned. Recorded too, since planning may preempt sequences and refresh cached
+    /// prefixes even if it returns no plan.
     NoPlan,
     /// A step was committed.
     Commit {

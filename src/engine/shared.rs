@@ -1,5 +1,5 @@
-//! State that the engine's thread and all handles share: the last published stats, the heartbeat, the places taken in
-//! the queue, and whether new requests are refused.
+//! State that the engine's thread and all handles share: the last published stats, the heartbeat, the places
+//! taken in the queue, and whether new requests are refused.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,7 +129,8 @@ impl Shared {
         self.publish_taken(stats, 0);
     }
 
-    /// Publishes stats that count `taken` requests which had a permit: at every time each is counted exactly once.
+    /// Publishes stats that count `taken` requests which had a permit: at every time each is counted exactly
+    /// once.
     pub(super) fn publish_taken(&self, stats: Stats, taken: usize) {
         self.heartbeat.publish(&stats);
         let mut queue = lock(&self.queue);

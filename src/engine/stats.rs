@@ -1,5 +1,5 @@
-//! What the engine's thread last published about itself. Handles read a copy from behind a mutex that is held for the
-//! copy only, so that a health check neither waits for a step nor delays one.
+//! The stats that the engine's thread published last. Handles read a copy from behind a mutex that is held
+//! for the copy only, so that a health check neither waits for a step nor delays one.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ pub struct Stats {
     pub in_flight: usize,
     /// When a step was last collected; `None` before the first.
     pub last_step: Option<Instant>,
-    /// The start of the current period of work without a pause; `None` while idle. The device hangs if work is
-    /// pending and both this and `last_step` are long past.
+    /// The start of the current period of work without a pause; `None` while idle. The device hangs if work
+    /// is pending and both this and `last_step` are long past.
     pub busy_since: Option<Instant>,
     /// The longest expected time of a step in flight; 0 where unknown.
     pub expected_step: Duration,
@@ -24,7 +24,8 @@ pub struct Stats {
     pub next_end: f64,
     /// The queue, from which a wait is estimated before the prompt is tokenised.
     pub queue: QueueSnapshot,
-    /// Why the engine failed. Once set it stays, and every submit gets [`crate::request::Reject::EngineDown`].
+    /// Why the engine failed. Once set it stays, and every submit gets
+    /// [`crate::request::Reject::EngineDown`].
     pub failed: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! Times of steps: charges each step to its requests, writes the step metrics, and predicts later steps. It reads no
-//! clock: [`super::EngineCore`] gives every time, so that it works the same in virtual time.
+//! Times of steps: charges each step to its requests, writes the step metrics, and predicts later steps. It
+//! reads no clock: [`super::EngineCore`] gives every time, so that it works the same in virtual time.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(super) struct LaunchTimes {
     pub(super) device_idle: bool,
 }
 
-/// What the last call of [`super::EngineCore::publish`] charged.
+/// The result of [`super::EngineCore::publish`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Published {
     /// Tokens published.
@@ -98,8 +98,8 @@ impl StepClock {
         self.costs.launch(plan, request_ids, began, time)
     }
 
-    /// Records that a step's results came at `now`. The device may be waiting for the next step, so the charging is
-    /// left to [`Self::charge_collected`].
+    /// Records that a step's results came at `now`. The device may be waiting for the next step, so the
+    /// charging is left to [`Self::charge_collected`].
     pub(super) fn collected(&mut self, step: LaunchedStep, now: Instant) {
         self.charge_collected();
         (self.last_step, self.results_since) = (Some(now), Some(now));
@@ -124,7 +124,8 @@ impl StepClock {
         }
     }
 
-    /// Writes costs and times into updates that are about to be published, and closes the usage of requests that ended.
+    /// Writes costs and times into updates that are about to be published, and closes the usage of requests
+    /// that ended.
     pub(super) fn charge_updates(
         &mut self,
         updates: &mut [(RequestId, Update)],
@@ -148,7 +149,8 @@ impl StepClock {
 
     /// Closes the usage of a request that ended or whose client left. Returns its cost.
     pub(super) fn close(&mut self, id: RequestId, in_flight: &VecDeque<InFlightStep>, now: Instant) -> Cost {
-        // Before that, the request would be charged in advance for a step that has ended, and twice for its blocks.
+        // Before that, the request would be charged in advance for a step that has ended, and twice for its
+        // blocks.
         self.charge_collected();
         self.costs.close(id, in_flight.iter().map(|step| &step.launched), now)
     }
@@ -164,8 +166,8 @@ impl StepClock {
         self.costs.set_idle();
     }
 
-    /// The longest expected time of a step in flight, or of the step whose results are not charged yet: readers of the
-    /// heartbeat do not know of its end before the next publication. 0 where unknown.
+    /// The longest expected time of a step in flight, or of the step whose results are not charged yet:
+    /// readers of the heartbeat do not know of its end before the next publication. 0 where unknown.
     pub(super) fn expected_step(&self, in_flight: &VecDeque<InFlightStep>) -> Duration {
         let uncharged = self.uncharged.iter().map(|(step, _)| step);
         let steps = in_flight.iter().map(|step| &step.launched).chain(uncharged);

@@ -43,7 +43,8 @@ impl Engine<'_> {
     /// Starts an engine on its own thread.
     ///
     /// # Panics
-    /// If a limit of `config` is 0, `options.in_flight` is neither 1 nor 2, or the system cannot start a thread.
+    /// If a limit of `config` is 0, `options.in_flight` is neither 1 nor 2, or the system cannot start a
+    /// thread.
     pub fn start_with(
         config: SchedulerConfig,
         executor: Box<dyn Executor>,

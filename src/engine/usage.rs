@@ -1,17 +1,18 @@
-//! Divides each step's device time between its rows, and charges KV blocks by the time they are held. Pure arithmetic
-//! on plans and times: the caller gives the time of every launch, result, end and abort.
+//! Divides each step's device time between its rows, and charges KV blocks by the time they are held. Pure
+//! arithmetic on plans and times: the caller gives the time of every launch, result, end and abort.
 //!
-//! - A step's time runs from its launch, or from the previous step's results if they came later, to its own results.
-//!   It is divided by weight: a row's weight is the number of tokens fed, plus 1 for each [`POSITIONS_PER_TOKEN`]
-//!   positions of KV that it reads. A row that feeds the last sampled token is decode, every other row is prefill.
-//! - Blocks are charged for the time between two calls of [`StepCosts::hold`]; the engine calls it once after each
-//!   launch.
-//! - A request may end while one of its rows is in flight, whose output is discarded. Its answer does not wait for that
-//!   row: the request is charged in advance for its share of that step, and for its blocks during it. The charge is
-//!   computed from the step's expected time, or from the last step's time if no expectation exists. The difference
-//!   between the estimate and the real time is not billed.
+//! - A step's time runs from its launch, or from the previous step's results if they came later, to its own
+//!   results. It is divided by weight: a row's weight is the number of tokens fed, plus 1 for each
+//!   [`POSITIONS_PER_TOKEN`] positions of KV that it reads. A row that feeds the last sampled token is
+//!   decode, every other row is prefill.
+//! - Blocks are charged for the time between two calls of [`StepCosts::hold`]; the engine calls it once after
+//!   each launch.
+//! - A request may end while one of its rows is in flight, whose output is discarded. Its answer does not
+//!   wait for that row: the request is charged in advance for its share of that step, and for its blocks
+//!   during it. The charge is computed from the step's expected time, or from the last step's time if no
+//!   expectation exists. The difference between the estimate and the real time is not billed.
 //!
-//! So the sum of all costs is the device's time, but for the errors of those estimates.
+//! The sum of all costs is therefore the device's time, except for the errors of those estimates.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,9 +23,9 @@ use crate::request::Cost;
 use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::{Row, StepPlan};
 
-/// Reading the keys and values of this many positions weighs as much as feeding one token. In models of the size we
-/// serve, the memory traffic of the former takes about as long as the arithmetic of the latter.
-pub const POSITIONS_PER_TOKEN: f64 = 4096.0;
+/// Reading the keys and values of this many positions weighs as much as feeding one token. In models of the
+/// size we serve, the memory traffic of the former takes about as long as the arithmetic of the latter.
+const POSITIONS_PER_TOKEN: f64 = 4096.0;
 
 /// Usage of all open requests and totals of the device.
 #[derive(Default)]
@@ -185,8 +186,8 @@ impl StepCosts {
         usage.cost
     }
 
-    /// Closes the usage of a request that ended or whose client left, and charges its key. Returns its cost, rows in
-    /// flight included.
+    /// Closes the usage of a request that ended or whose client left, and charges its key. Returns its cost,
+    /// rows in flight included.
     pub(super) fn close<'a>(
         &mut self,
         id: RequestId,

@@ -1,5 +1,6 @@
-//! One sequence's tokens as text. The detokenizer holds back half characters, the stop matcher what may be the
-//! beginning of a stop string; a token's score is held back as long as its text is, so that the two leave together.
+//! Turns one sequence's tokens into text. The detokenizer holds back incomplete characters, and the stop
+//! matcher holds back text that may be the beginning of a stop string. A token's log-probability is held back
+//! as long as its text, so that both are released together.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use crate::text::{Detokenizer, StopMatcher, Tokenizer};
 pub enum FinishReason {
     /// A stop id or a stop string.
     Stop,
-    /// `max_tokens`.
+    /// `max_tokens` tokens were generated.
     Length,
 }
 
 impl FinishReason {
-    /// As the wire has it.
+    /// The value of `finish_reason` on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -27,38 +28,38 @@ impl FinishReason {
     }
 }
 
-/// A token that could have been chosen.
+/// An alternative to a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its text, or `bytes:\x..` where it has none by itself.
+    /// Its text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
-    /// Its true bytes.
+    /// Its bytes.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability, at least -9999.
     pub logprob: f32,
 }
 
-/// A token with its score.
+/// A token with its log-probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
-    /// Its text, or `bytes:\x..` where it has none by itself.
+    /// Its text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
-    /// Its true bytes.
+    /// Its bytes.
     pub bytes: Vec<u8>,
-    /// `None` for the first token of a prompt, which nothing predicts.
+    /// Natural logarithm of its probability; `None` for the first token of a prompt.
     pub logprob: Option<f32>,
     /// The most probable tokens, most probable first; empty for the first token of a prompt.
     pub top: Vec<Candidate>,
-    /// Where its text begins, in characters of the choice's text.
+    /// Offset of its text, in characters of the choice's text.
     pub text_offset: usize,
 }
 
-/// A score whose text is not out yet.
+/// A log-probability whose text has not been released.
 struct Held {
     scored: Scored,
-    /// Bytes of generated text before the token's.
+    /// Bytes of generated text before the token.
     begin: usize,
-    /// Bytes of generated text up to the token's end; unknown while the detokenizer holds it back.
+    /// Bytes of generated text up to the token's end; `None` while the detokenizer holds the token back.
     end: Option<usize>,
 }
 
@@ -71,15 +72,15 @@ pub(super) struct Choice {
     min_tokens: u32,
     generated: u32,
     scores: bool,
-    /// The prompt to be echoed; taken when the first token is there.
+    /// The prompt to echo; taken with the first token.
     echo: Option<Prompt>,
     prompt_scores: Vec<TokenLogprob>,
     held: VecDeque<Held>,
-    /// Characters of echoed and generated text that the detokenizer has given.
+    /// Characters of echoed and generated text that the detokenizer has returned.
     chars: usize,
-    /// Bytes of generated text that the detokenizer has given.
+    /// Bytes of generated text that the detokenizer has returned.
     decoded: usize,
-    /// Bytes of generated text that have gone out.
+    /// Bytes of generated text that have been released.
     released: usize,
 }
 
@@ -103,7 +104,10 @@ impl Choice {
         }
     }
 
-    /// Takes what the engine yielded.
+    /// Applies an update of the engine.
+    ///
+    /// # Errors
+    /// The update says that the request failed.
     pub(super) fn push(&mut self, update: Update) -> Result<Delta, Failure> {
         let mut delta = Delta::default();
         self.prompt_scores.extend(update.prompt_logprobs);
@@ -137,7 +141,7 @@ impl Choice {
         Ok(delta)
     }
 
-    /// Puts the echo, once, before the first token.
+    /// Writes the echo, once, before the first token.
     fn begin(&mut self, delta: &mut Delta) {
         let Some(prompt) = self.echo.take() else { return };
         let skip_special = self.rules.skip_special && prompt.text.is_none();
@@ -161,7 +165,7 @@ impl Choice {
         delta.text.push_str(&text);
     }
 
-    /// Takes one generated token.
+    /// Applies one generated token.
     fn token(&mut self, token: SampledToken, is_stop: bool, delta: &mut Delta) {
         let SampledToken { id, logprob: score } = token;
         let silent = is_stop && !self.rules.include_stop;
@@ -175,7 +179,7 @@ impl Choice {
         }
     }
 
-    /// Passes text that the detokenizer gave through the stop matcher, and lets go of the scores whose text is out.
+    /// Passes new text through the stop matcher, and releases the log-probabilities whose text is released.
     fn release(&mut self, piece: &str, delta: &mut Delta) {
         if piece.is_empty() {
             return;
@@ -194,7 +198,7 @@ impl Choice {
             delta.text.push_str(&step.text);
             if step.matched.is_some() {
                 delta.finish = Some(FinishReason::Stop);
-                // What lies wholly within or behind the stop string is not part of the output.
+                // Tokens that lie wholly within or behind the stop string are not part of the output.
                 let released = self.released;
                 self.held.retain(|held| held.begin < released);
                 delta.scored.extend(self.held.drain(..).map(|held| held.scored));
@@ -206,7 +210,7 @@ impl Choice {
         }
     }
 
-    /// Nothing more comes: what was held back is certain now.
+    /// Ends the choice: releases everything that was held back.
     fn end(&mut self, delta: &mut Delta) {
         let tail = self.detokenizer.finish();
         self.release(&tail, delta);
@@ -233,7 +237,7 @@ impl Choice {
     }
 }
 
-/// JSON has no infinity, and no NaN.
+/// Replaces NaN and values below -9999, since JSON has neither NaN nor infinity.
 fn floored(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }

@@ -1,28 +1,28 @@
-//! From what a client writes to token ids. Runs on a thread that may block.
+//! Renders and tokenises prompts. Runs on a blocking thread.
 
 use std::sync::Arc;
 
 use super::Refusal;
 use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Special, TextError, Tokenizer};
 
-/// What is to be continued.
+/// The prompts of one request.
 #[derive(Debug, Clone)]
 pub enum Prompts {
-    /// A conversation, rendered by the model's template.
+    /// A conversation, which the model's chat template renders.
     Chat {
         /// At least one message.
         messages: Vec<ChatMessage>,
-        /// How to render.
+        /// Options of the template.
         options: RenderOptions,
     },
-    /// Texts; special tokens written in them are read as such.
+    /// Texts; special tokens that are written out in them are recognised.
     Texts {
         /// At least one.
         texts: Vec<String>,
-        /// Put before each what the tokenizer's post-processor would, such as a BOS.
+        /// Adds the tokens of the tokenizer's post-processor to each text, such as a BOS.
         add_special: bool,
     },
-    /// Token ids, each below the vocabulary size; nothing is added.
+    /// Token ids below the vocabulary size; no token is added.
     Ids(Vec<Vec<u32>>),
 }
 
@@ -32,24 +32,24 @@ impl Default for Prompts {
     }
 }
 
-/// One prompt as the engine takes it.
+/// One tokenised prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
     /// Token ids.
     pub ids: Arc<[u32]>,
-    /// The text as the client wrote it, where that was one text.
+    /// The client's text, if the prompt was one text.
     pub text: Option<String>,
-    /// How many of the ids were put before the client's text.
+    /// Number of ids that were added before the client's text.
     pub added: usize,
 }
 
 impl Prompts {
-    /// Whether this is a conversation.
+    /// Whether the prompt is a conversation.
     pub fn is_chat(&self) -> bool {
         matches!(self, Self::Chat { .. })
     }
 
-    /// How many there are.
+    /// Number of prompts.
     pub fn count(&self) -> usize {
         match self {
             Self::Chat { .. } => 1,
@@ -58,7 +58,7 @@ impl Prompts {
         }
     }
 
-    /// Bytes of the longest prompt's text.
+    /// Bytes of the longest prompt's text; 0 for token ids.
     pub fn text_bytes(&self) -> usize {
         match self {
             Self::Chat { messages, .. } => messages.iter().map(|message| message.content.len()).sum(),
@@ -70,7 +70,7 @@ impl Prompts {
     /// Renders and tokenises.
     ///
     /// # Errors
-    /// If there is no template, or it or the tokenizer refuses.
+    /// The model has no chat template, or the template or the tokenizer refuses the text.
     pub(super) fn tokenize(
         self,
         tokenizer: &Tokenizer,

@@ -1,26 +1,27 @@
-//! Decides which tokens run in the next step, and in which KV blocks. The decisions are pure: no clock, no IO, no
-//! randomness, no device. The same calls always give the same plans.
+//! Decides which tokens run in the next step, and in which KV blocks. The decisions are pure: no clock, no
+//! IO, no randomness, no device. The same calls always give the same plans.
 //!
-//! Continuous batching: each step gives one token to every sequence that is generating. Prompts share the rest of
-//! the step's token budget in chunks: first the prompts already begun, then new ones in the order of `fair_queue`.
-//! A sequence takes all blocks of its known tokens when it starts, and one more for every 64 tokens it generates.
-//! When every free block is reserved, the last running sequence in order is preempted: it gives up its blocks and
-//! is computed again later, at most as often as [`Policy::max_preemptions`] allows (see `planner`). A sequence waits
-//! for a prefix block that another sequence is about to compute.
+//! Continuous batching: each step gives one token to every sequence that is generating. Prompts share the
+//! rest of the step's token budget in chunks: first the prompts already begun, then new ones in the order of
+//! `fair_queue`. A sequence takes all blocks of its known tokens when it starts, and one more for every 64
+//! tokens it generates. When every free block is reserved, the last running sequence in order is preempted:
+//! it gives up its blocks and is computed again later, at most as often as [`Policy::max_preemptions`] allows
+//! (see `planner`). A sequence waits for a prefix block that another sequence is about to compute.
 //!
-//! [`Scheduler::plan`] returns a step; [`Scheduler::commit`] takes it back with its output. One more step may be
-//! planned in between; its decode rows feed tokens that are not known yet. A sequence that ends or is preempted while
-//! it has a row in flight keeps its blocks and its slot until that row is committed.
+//! [`Scheduler::plan`] returns a step; [`Scheduler::commit`] takes it back with its output. One more step may
+//! be planned in between; its decode rows feed tokens that are not known yet. A sequence that ends or is
+//! preempted while it has a row in flight keeps its blocks and its slot until that row is committed.
 //!
-//! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one request's
-//! state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that can never run, and
-//! `integrity` recounts everything.
+//! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
+//! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
+//! can never run, and `integrity` recounts everything. `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
 mod planner;
+mod prefetch;
 pub mod prefix;
 mod request_check;
 mod sequence;
@@ -72,10 +73,11 @@ pub struct SchedulerConfig {
 pub struct Policy {
     /// Steps of waiting that raise a request by one priority; 0 disables ageing.
     pub ageing_steps: u64,
-    /// The most preemptions of one sequence. With 0, all blocks that a sequence can need are reserved when it starts.
+    /// The most preemptions of one sequence. With 0, all blocks that a sequence can need are reserved when it
+    /// starts.
     pub max_preemptions: u32,
-    /// Share of a sequence's possible growth that is reserved when it starts, from 0 to 1. With 1 no sequence is ever
-    /// preempted, and blocks for unused `max_tokens` stay idle while the sequence runs.
+    /// Share of a sequence's possible growth that is reserved when it starts, from 0 to 1. With 1 no sequence
+    /// is ever preempted, and blocks for unused `max_tokens` stay idle while the sequence runs.
     pub kv_reserve: f32,
 }
 
@@ -98,8 +100,8 @@ impl SchedulerConfig {
         self.max_model_len.min(self.num_blocks * step_plan::BLOCK_TOKENS)
     }
 
-    /// Checks that `more` requests may join `waiting` ones. An empty queue takes a group of any size, since that
-    /// group could otherwise never be served.
+    /// Checks that `more` requests may join `waiting` ones. An empty queue takes a group of any size, since
+    /// that group could otherwise never be served.
     ///
     /// # Errors
     /// [`Reject::QueueFull`].
@@ -193,7 +195,8 @@ pub struct PlannedStep {
     pub rows: PlannedRows,
 }
 
-/// What the scheduler must know of a step in flight. The caller keeps it and returns it to [`Scheduler::commit`].
+/// The scheduler's record of a step in flight. The caller keeps it and returns it to
+/// [`Scheduler::commit`].
 pub struct PlannedRows {
     step: u64,
     rows: Vec<PlannedRow>,
@@ -302,14 +305,14 @@ impl Scheduler {
         self.waiting.ahead(&tenant.name, priority, self.totals.steps, self.config.policy.ageing_steps)
     }
 
-    /// The tenant and priority of all waiting requests; `None` where they differ. A new request of this tenant and
-    /// priority, or of a lower priority, starts after all of them, whatever their ages.
+    /// The tenant and priority of all waiting requests; `None` where they differ. A new request of this
+    /// tenant and priority, or of a lower priority, starts after all of them, whatever their ages.
     pub fn uniform_queue(&self) -> Option<&(Arc<str>, i32)> {
         self.waiting.only_line()
     }
 
-    /// Ends a request without a further update. Its blocks are free at once, or when its row in flight is committed.
-    /// An unknown or ended request is not an error.
+    /// Ends a request without a further update. Its blocks are free at once, or when its row in flight is
+    /// committed. An unknown or ended request is not an error.
     pub fn abort(&mut self, id: RequestId) {
         let Some(order) = self.orders.remove(&id) else { return };
         if let Some(sequence) = self.waiting.remove(&order) {
@@ -401,8 +404,8 @@ impl Scheduler {
         Some((id, update))
     }
 
-    /// Releases the blocks and the slot of a sequence that no longer runs, now or when its last row in flight is
-    /// committed.
+    /// Releases the blocks and the slot of a sequence that no longer runs, now or when its last row in flight
+    /// is committed.
     fn release(&mut self, mut sequence: Sequence, reason: LeaveReason) {
         self.reserved -= std::mem::take(&mut sequence.reserved);
         if sequence.in_flight > 0 {
@@ -449,8 +452,8 @@ impl Scheduler {
         }
     }
 
-    /// KV blocks of each request that holds some. A block that n requests share counts 1/n for each, so that the sum
-    /// is the number of blocks used.
+    /// KV blocks of each request that holds some. A block that n requests share counts 1/n for each, so that
+    /// the sum is the number of blocks used.
     pub fn holdings(&self) -> impl Iterator<Item = (RequestId, f64)> + '_ {
         let leaving = self.leaving.values().map(|leaving| &leaving.sequence);
         let share = |sequence: &Sequence| {
@@ -466,9 +469,9 @@ impl Scheduler {
     }
 }
 
-/// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty, all blocks
-/// of the sequence leave the prefix cache: a prefill chunk that samples no token does not show whether its KV values
-/// are finite.
+/// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty,
+/// all blocks of the sequence leave the prefix cache: a prefill chunk that samples no token does not show
+/// whether its KV values are finite.
 fn apply_output(
     sequence: &mut Sequence,
     row: &PlannedRow,

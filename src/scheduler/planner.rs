@@ -1,14 +1,14 @@
-//! Plans one step's rows: decode rows first, then chunks of begun prompts, then new sequences, each in order; and
-//! preempts sequences when no block is left.
+//! Plans one step's rows: decode rows first, then chunks of begun prompts, then new sequences, each in order;
+//! and preempts sequences when no block is left.
 //!
-//! A preempted sequence is computed again, so reservations bound preemptions. `available >= reserved` always holds, and
-//! a sequence takes blocks from its own reservation or from those that no reservation covers. A sequence that reached
-//! `max_preemptions` starts again only when all blocks it can need are reserved. It then sorts before all preemptible
-//! sequences, never needs a block from another, and is never preempted.
+//! A preempted sequence is computed again, so reservations bound preemptions. `available >= reserved` always
+//! holds, and a sequence takes blocks from its own reservation or from those that no reservation covers. A
+//! sequence that reached `max_preemptions` starts again only when all blocks it can need are reserved. It
+//! then sorts before all preemptible sequences, never needs a block from another, and is never preempted.
 //!
-//! So the scheduler cannot deadlock: the first sequence in order has its blocks or takes them from later ones, down to
-//! the last. When nothing runs, every block is available and none is reserved, and every waiting sequence fits, since
-//! `request_check` refuses requests that do not fit the cache.
+//! So the scheduler cannot deadlock: the first sequence in order has its blocks or takes them from later
+//! ones, down to the last. When nothing runs, every block is available and none is reserved, and every
+//! waiting sequence fits, since `request_check` refuses requests that do not fit the cache.
 
 use super::blocks::{Block, Pool, Table};
 use super::sequence::{Order, PlannedRow, Sequence};
@@ -16,7 +16,8 @@ use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row};
 use super::{LeaveReason, Scheduler};
 
-/// A new sequence starts only if one block in this many stays free, so that running sequences are not preempted at once.
+/// A new sequence starts only if one block in this many stays free, so that running sequences are not
+/// preempted at once.
 const FREE_SHARE: usize = 100;
 
 /// The step that is being planned.
@@ -40,8 +41,8 @@ impl Batch {
 }
 
 impl Scheduler {
-    /// Plans the rows of the next step. Empty only if nothing waits or runs, or everything that runs awaits the step in
-    /// flight.
+    /// Plans the rows of the next step. Empty only if nothing waits or runs, or everything that runs awaits
+    /// the step in flight.
     pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<PlannedRow>) {
         let promised = self.leaving.values().map(|leaving| frees(&leaving.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
@@ -71,8 +72,8 @@ impl Scheduler {
         }
     }
 
-    /// Plans decode rows in order, up to the first that needs a block while none is free. Returns that sequence; `None`,
-    /// the usual case, if all decode rows are planned.
+    /// Plans decode rows in order, up to the first that needs a block while none is free. Returns that
+    /// sequence; `None`, the usual case, if all decode rows are planned.
     fn plan_decodes_without_preemption(&mut self, batch: &mut Batch) -> Option<Order> {
         for (order, sequence) in &mut self.running {
             if sequence.pending() != 1 {
@@ -89,9 +90,9 @@ impl Scheduler {
         None
     }
 
-    /// Gets the block that a decode row writes to, and preempts the last sequence in order if no block is free. `false`
-    /// if the row cannot be in this step: its own sequence was preempted, or it waits for a block that a leaving sequence
-    /// frees when its row in flight is committed.
+    /// Gets the block that a decode row writes to, and preempts the last sequence in order if no block is
+    /// free. `false` if the row cannot be in this step: its own sequence was preempted, or it waits for a
+    /// block that a leaving sequence frees when its row in flight is committed.
     fn make_room(&mut self, order: Order, batch: &mut Batch) -> bool {
         loop {
             let Some(sequence) = self.running.get_mut(&order) else { return false };
@@ -111,8 +112,8 @@ impl Scheduler {
         }
     }
 
-    /// Preempts a sequence. Returns the number of blocks that become free when its row in flight is committed; 0 if it
-    /// has none and they are free now.
+    /// Preempts a sequence. Returns the number of blocks that become free when its row in flight is
+    /// committed; 0 if it has none and they are free now.
     fn preempt(&mut self, order: Order) -> usize {
         let mut sequence = self.running.remove(&order).expect("it was just found there");
         debug_assert!(order.preemptible, "request {} was preempted too often", sequence.id.0);
@@ -133,8 +134,8 @@ impl Scheduler {
         }
     }
 
-    /// Starts waiting sequences strictly in order. A sequence that does not fit holds back those behind it: otherwise a
-    /// long one would never start.
+    /// Starts waiting sequences strictly in order. A sequence that does not fit holds back those behind it:
+    /// otherwise a long one would never start.
     fn plan_starts(&mut self, batch: &mut Batch) {
         while batch.budget > 0
             && let Some((order, class)) =
@@ -147,8 +148,8 @@ impl Scheduler {
         }
     }
 
-    /// Moves a sequence from waiting to running, if blocks are available for its known tokens and for its reservation:
-    /// a share of its possible growth, or all of its growth if it may not be preempted again.
+    /// Moves a sequence from waiting to running, if blocks are available for its known tokens and for its
+    /// reservation: a share of its possible growth, or all of its growth if it may not be preempted again.
     fn start(&mut self, order: Order, class: i64, slot: Slot) -> Option<Order> {
         let cached = self.cached_prefix(order);
         if self.prefix_is_being_computed(order, cached.len()) {
@@ -191,9 +192,10 @@ impl Scheduler {
         if self.running.is_empty() { 0 } else { self.pool.total() / FREE_SHARE }
     }
 
-    /// Checks whether a running sequence is computing the first block that a waiting sequence did not find in the prefix
-    /// cache. If so, the waiting one starts a step later and shares the block. So the choices of one prompt, and
-    /// conversations with one system prompt that arrive together, compute their common prefix once.
+    /// Checks whether a running sequence is computing the first block that a waiting sequence did not find in
+    /// the prefix cache. If so, the waiting one starts a step later and shares the block. So the choices of
+    /// one prompt, and conversations with one system prompt that arrive together, compute their common prefix
+    /// once.
     fn prefix_is_being_computed(&mut self, order: Order, block: usize) -> bool {
         if !self.config.prefix_caching {
             return false;
@@ -220,7 +222,8 @@ impl Scheduler {
     }
 }
 
-/// Gives a sequence one more block, from its own reservation or from the unreserved ones. `false` if none is free.
+/// Gives a sequence one more block, from its own reservation or from the unreserved ones. `false` if none is
+/// free.
 fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved {

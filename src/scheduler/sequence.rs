@@ -60,7 +60,7 @@ pub struct Sequence {
     answered: bool,
 }
 
-/// What the scheduler must know of a row in flight.
+/// The scheduler's record of a row in flight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PlannedRow {
     /// The order of the row's sequence.
@@ -187,6 +187,21 @@ impl Sequence {
         self.computed = cached;
         let reported = cached.min(self.prompt_len());
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
+    }
+
+    /// Reads a part of everything that the next commit and the next plan need, for [`super::Scheduler::prefetch`]. The
+    /// result has no meaning.
+    pub fn read_state(&self) -> u64 {
+        let Request { sampling, stop, tenant, .. } = &self.request;
+        let far = [
+            u64::from(self.tokens.last().copied().unwrap_or(0)),
+            u64::from(self.table.last_id().unwrap_or(0)),
+            u64::from(stop.stop_ids.first().copied().unwrap_or(0)),
+            u64::from(sampling.min_tokens),
+        ];
+        let (step, keys, scored) = (self.arrived_at_step, self.keys.len() as u64, self.scored as u64);
+        let near = [u64::from(tenant.weight), step, keys, scored];
+        far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 
     /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.

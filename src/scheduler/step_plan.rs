@@ -1,5 +1,5 @@
-//! One step as plain data: the plan that [`crate::scheduler::Scheduler::plan`] makes and an executor runs, and the
-//! output that comes back.
+//! One step as plain data: the plan that [`crate::scheduler::Scheduler::plan`] makes and an executor runs,
+//! and the output that comes back.
 
 use std::sync::Arc;
 
@@ -22,7 +22,8 @@ pub struct StepPlan {
 /// The part of one sequence that a step computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
-    /// Index below `max_num_seqs`. A sequence keeps its slot while it runs; runners keep sampling state per slot.
+    /// Index below `max_num_seqs`. A sequence keeps its slot while it runs; runners keep sampling state per
+    /// slot.
     pub slot: u32,
     /// Set in the first row of a slot's new sequence, also when a preempted sequence starts again.
     pub start: Option<Arc<SlotStart>>,
@@ -34,8 +35,8 @@ pub struct Row {
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
-    /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens fed
-    /// at the prompt's end; empty unless prompt log-probabilities were asked for.
+    /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens
+    /// fed at the prompt's end; empty unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
 }
 
@@ -44,8 +45,9 @@ pub struct Row {
 pub enum TokenSource {
     /// Token ids known to the scheduler; never empty.
     Host(Vec<u32>),
-    /// The last token that this slot sampled in the previous step, which may not have been collected yet. If that step
-    /// sampled none because its logits were not finite, any valid id will do: this row's output is discarded.
+    /// The last token that this slot sampled in the previous step, which may not have been collected yet. If
+    /// that step sampled none because its logits were not finite, any valid id will do: this row's output is
+    /// discarded.
     LastSampled,
 }
 
@@ -89,8 +91,8 @@ pub struct StepOutput {
 /// The output of one row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// The tokens sampled: exactly one if the row asked for sampling and its logits were finite, else none. (A list,
-    /// since one row will yield several tokens with speculative decoding.)
+    /// The tokens sampled: exactly one if the row asked for sampling and its logits were finite, else none.
+    /// (A list, since one row will yield several tokens with speculative decoding.)
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,

@@ -136,7 +136,7 @@ impl Drop for TrackedGeneration {
     fn drop(&mut self) {
         let Some(mut tracker) = self.tracker.take() else { return };
         tracker.end(self.generation.costs());
-        let left = self.generation.leave();
+        let left = self.generation.abort_all();
         // Without a runtime the process is ending: the log gets the costs known by now.
         if let (false, Ok(runtime)) = (left.is_empty(), Handle::try_current()) {
             runtime.spawn(timeout(FINAL_COST_TIMEOUT, async move {

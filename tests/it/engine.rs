@@ -1,4 +1,4 @@
-//! The engine's thread: every request is answered exactly once, whatever ends it.
+//! The engine's thread: every request is answered exactly once, however the request or the engine ends.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use octant::scheduler::step_plan::{StepOutput, StepPlan};
 use crate::fake::{FakeExecutor, alone, config, request};
 use crate::scheduler::prompt;
 
-/// Waits until the engine's stats are as wanted.
+/// Waits until the engine's stats satisfy `wanted`.
 async fn until(handle: &EngineHandle, wanted: impl Fn(&Stats) -> bool) -> Stats {
     let end = Instant::now() + Duration::from_secs(20);
     loop {
@@ -52,7 +52,7 @@ fn error(reason: &str) -> Finish {
 }
 
 #[tokio::test]
-async fn an_answer_has_the_models_tokens_and_one_finish() {
+async fn an_answer_has_the_tokens_of_the_model_and_one_finish() {
     for in_flight in [1, 2] {
         let (handle, _thread) = Engine::start(config(), in_flight, Box::new(FakeExecutor::new(&config())));
         let asked = request(prompt(0, 150), 20);
@@ -63,7 +63,7 @@ async fn an_answer_has_the_models_tokens_and_one_finish() {
 
 #[tokio::test]
 #[should_panic(expected = "read after its finish")]
-async fn reading_beyond_the_finish_is_a_bug() {
+async fn reading_after_the_finish_panics() {
     let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
     let mut stream = submit(&handle, request(vec![1], 1)).await;
     read(&mut stream).await;
@@ -113,7 +113,7 @@ async fn a_dropped_stream_frees_its_blocks_within_the_step() {
         let stream = submit(&handle, request(prompt(0, 150), 500)).await;
         until(&handle, |stats| stats.counts.blocks_used == 3).await;
         drop(stream);
-        // The step under way, and the one enqueued behind it before the abort could be heard.
+        // The steps in flight, which were launched before the engine took the abort.
         (0..in_flight).for_each(|_| permits.send(()).unwrap());
         let stats = until(&handle, |stats| !stats.pending()).await;
         assert_eq!((stats.counts.blocks_used, stats.counts.steps), (0, in_flight as u64));
@@ -126,7 +126,7 @@ async fn a_submit_dropped_before_its_answer_is_aborted() {
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     let mut first = submit(&handle, request(vec![1], 2)).await;
     until(&handle, |stats| stats.in_flight == 1).await;
-    // The engine waits for the step, so that this submit cannot be answered before it is dropped.
+    // The engine waits for the step, so this submit cannot be answered before it is dropped.
     let second =
         tokio::time::timeout(Duration::from_millis(20), submit_group(&handle, vec![request(vec![2], 500)]))
             .await;
@@ -134,11 +134,11 @@ async fn a_submit_dropped_before_its_answer_is_aborted() {
     drop(permits);
     read(&mut first).await;
     let stats = until(&handle, |stats| !stats.pending()).await;
-    assert_eq!(stats.counts.generated_tokens, 2, "of the first alone");
+    assert_eq!(stats.counts.generated_tokens, 2, "tokens of the first request only");
 }
 
 #[tokio::test]
-async fn a_place_counts_from_before_its_group_is_submitted_until_it_runs() {
+async fn a_permit_counts_its_requests_until_the_scheduler_does() {
     let narrow = SchedulerConfig { max_num_seqs: 1, max_queue_requests: 3, ..config() };
     let (executor, permits) = FakeExecutor::new(&narrow).gated();
     let (handle, _thread) = Engine::start(narrow, 1, Box::new(executor));
@@ -155,7 +155,7 @@ async fn a_place_counts_from_before_its_group_is_submitted_until_it_runs() {
     let submitted = pair.submit(group, SubmitOptions::default());
     let (submitted, _sent) = tokio::join!(submitted, async { permits.send(()) });
     let _waiting = submitted.unwrap();
-    assert_eq!(handle.enter(2).err(), full(2), "whoever waits is counted once");
+    assert_eq!(handle.enter(2).err(), full(2), "each waiting request is counted once");
     assert!(handle.enter(1).is_ok());
 }
 
@@ -171,7 +171,7 @@ async fn a_refusal_leaves_the_engine_alive() {
 }
 
 #[tokio::test]
-async fn a_failing_executor_answers_everyone_with_the_reason() {
+async fn a_failing_executor_ends_every_request_with_its_message() {
     for in_flight in [1, 2] {
         let executor = FakeExecutor::new(&config()).fail_at(3, "the device caught fire");
         let (executor, permits) = executor.gated();
@@ -189,19 +189,19 @@ async fn a_failing_executor_answers_everyone_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_submit_in_the_channel_when_the_executor_fails_is_answered() {
+async fn a_submit_in_the_channel_is_answered_when_the_executor_fails() {
     let (executor, permits) = FakeExecutor::new(&config()).fail_at(0, "out of memory").gated();
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     let _first = submit(&handle, request(vec![1], 2)).await;
     until(&handle, |stats| stats.in_flight == 1).await;
-    // The engine waits for the step that will fail; the submit is sent, then the step is let go.
+    // The engine waits for the step that will fail. The submit is sent, then the step is released.
     let late = submit_group(&handle, vec![request(vec![2], 2)]);
     let (late, ()) =
         tokio::join!(tokio::time::timeout(Duration::from_secs(20), late), async { drop(permits) });
     assert_eq!(late.expect("it is answered").err(), Some(Reject::EngineDown("out of memory".to_owned())));
 }
 
-/// An executor that breaks down rather than returning an error.
+/// An executor that panics.
 struct Panicking;
 
 impl octant::engine::Executor for Panicking {
@@ -218,7 +218,7 @@ impl octant::engine::Executor for Panicking {
 }
 
 #[tokio::test]
-async fn a_panic_answers_everyone_too() {
+async fn a_panic_ends_every_request_with_its_message() {
     let (handle, thread) = Engine::start(config(), 1, Box::new(Panicking));
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     let reason = "the engine panicked: index out of bounds";
@@ -228,7 +228,7 @@ async fn a_panic_answers_everyone_too() {
 }
 
 #[tokio::test]
-async fn a_request_of_nan_fails_alone() {
+async fn a_request_with_nan_logits_fails_alone() {
     let executor = FakeExecutor::new(&config()).poison(99);
     let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
     let good = request(vec![1], 4);
@@ -239,7 +239,7 @@ async fn a_request_of_nan_fails_alone() {
 }
 
 #[tokio::test]
-async fn draining_refuses_new_requests_and_ends_old_ones() {
+async fn draining_refuses_new_requests_and_completes_old_ones() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     let mut stream = submit(&handle, request(vec![1], 9)).await;
@@ -250,7 +250,7 @@ async fn draining_refuses_new_requests_and_ends_old_ones() {
 }
 
 #[tokio::test]
-async fn stopping_answers_everyone_and_refuses_later_ones() {
+async fn stopping_ends_every_request_and_refuses_later_ones() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
     let (handle, thread) = Engine::start(config(), 2, Box::new(executor));
     let mut stream = submit(&handle, request(vec![1], 900)).await;
@@ -260,14 +260,14 @@ async fn stopping_answers_everyone_and_refuses_later_ones() {
     let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
     assert_eq!(refused, Some(Reject::EngineDown("the server is shutting down".to_owned())));
     let stats = handle.stats();
-    assert_eq!(stats.failed, None, "to be stopped is not to fail");
-    assert!(!stats.pending(), "what is cut off is not pending: {stats:?}");
+    assert_eq!(stats.failed, None, "a stop is not a failure");
+    assert!(!stats.pending(), "no work is pending after a stop: {stats:?}");
     assert_eq!((stats.counts.running, stats.counts.blocks_used), (0, 0));
     assert_eq!(handle.heartbeat().snapshot().pending_since, None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn submits_that_race_with_a_stop_are_all_answered() {
+async fn submits_during_a_stop_are_all_answered() {
     for _ in 0..30 {
         let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
         let client = |i| {
@@ -283,13 +283,13 @@ async fn submits_that_race_with_a_stop_are_all_answered() {
         handle.stop();
         for client in clients {
             let answer = tokio::time::timeout(Duration::from_secs(20), client).await;
-            answer.expect("nobody waits forever").unwrap();
+            answer.expect("every submit is answered").unwrap();
         }
     }
 }
 
 #[tokio::test]
-async fn a_step_that_hangs_shows_in_the_stats() {
+async fn stats_show_a_step_that_hangs() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     assert!(!handle.stats().pending());
@@ -302,7 +302,7 @@ async fn a_step_that_hangs_shows_in_the_stats() {
 }
 
 #[tokio::test]
-async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
+async fn a_stream_interval_buffers_tokens_unless_every_token_is_flushed() {
     for (each, held) in [(false, true), (true, false)] {
         let (executor, permits) = FakeExecutor::new(&config()).gated();
         let options = EngineOptions { stream_interval: 100, ..EngineOptions::new(1) };
@@ -315,7 +315,7 @@ async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
             until(&handle, |stats| stats.counts.generated_tokens == tokens).await;
         }
         assert!(!stream.next().await.tokens.is_empty(), "the first token is sent at once");
-        // Stats are published before clients are told, so the last may be on its way.
+        // Stats are published before updates are sent, so the last update may still be on its way.
         let next = tokio::time::timeout(Duration::from_secs(if held { 0 } else { 20 }), stream.next()).await;
         assert_eq!(next.is_err(), held, "each: {each}");
         (0..5).for_each(|_| permits.send(()).unwrap());
@@ -324,7 +324,7 @@ async fn a_stream_interval_holds_tokens_back_unless_each_may_be_the_last() {
 }
 
 #[test]
-fn an_account_is_closed_by_its_finish() {
+fn a_finish_closes_an_open_request() {
     let mut requests = OpenRequests::new(1);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     requests.open(RequestId(7), sender, false);
@@ -347,29 +347,29 @@ fn first_token(update: &Update) -> Option<u32> {
 }
 
 #[test]
-fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
+fn updates_are_sent_at_intervals_and_none_is_lost() {
     for interval in 1..6 {
         for len in 1..20 {
             let mut requests = OpenRequests::new(interval);
             let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
             requests.open(RequestId(7), sender, false);
-            let mut told = Vec::new();
+            let mut sent = Vec::new();
             for token in 0..len {
                 post(&mut requests, Some(token), None);
                 let new: Vec<_> = std::iter::from_fn(|| first_token(&updates.try_recv().ok()?)).collect();
-                // The first at once; then none or as many as are told at a time.
+                // The first token at once; then none, or as many as the interval.
                 let wanted = match token as usize {
                     0 => 1,
                     later if later % interval == 0 => interval,
                     _ => 0,
                 };
                 assert_eq!(new.len(), wanted, "interval {interval}, token {token}");
-                told.extend(new);
+                sent.extend(new);
             }
             post(&mut requests, None, Some(Finish::Length));
             let rest: Vec<Update> = std::iter::from_fn(|| updates.try_recv().ok()).collect();
-            told.extend(rest.iter().filter_map(first_token));
-            assert_eq!(told, (0..len).collect::<Vec<_>>(), "interval {interval}");
+            sent.extend(rest.iter().filter_map(first_token));
+            assert_eq!(sent, (0..len).collect::<Vec<_>>(), "interval {interval}");
             assert!(rest.iter().rev().skip(1).all(|update| update.finish.is_none()));
             assert_eq!(rest.last().unwrap().finish, Some(Finish::Length));
         }
@@ -377,7 +377,7 @@ fn a_client_is_told_several_updates_at_a_time_and_never_less_than_there_were() {
 }
 
 #[test]
-fn nothing_is_held_back_for_more_steps_than_the_interval() {
+fn no_update_is_buffered_for_more_steps_than_the_interval() {
     for interval in 2..6 {
         let mut requests = OpenRequests::new(interval);
         let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
@@ -387,24 +387,24 @@ fn nothing_is_held_back_for_more_steps_than_the_interval() {
             requests.end_step();
         }
         assert_eq!(first_token(&updates.try_recv().unwrap()), Some(0));
-        // Its sequence waits now, while others go on.
+        // Its sequence is preempted now, while others run.
         for _ in 1..interval - 1 {
             requests.end_step();
-            assert!(updates.try_recv().is_err(), "interval {interval}: told early");
+            assert!(updates.try_recv().is_err(), "interval {interval}: sent early");
         }
         requests.end_step();
         assert_eq!(updates.try_recv().map(|update| first_token(&update)), Ok(Some(1)), "interval {interval}");
-        // And so again, from where it goes on.
+        // The same again when the sequence goes on.
         post(&mut requests, Some(2), None);
         (1..interval).for_each(|_| requests.end_step());
-        assert!(updates.try_recv().is_err(), "interval {interval}: told early");
+        assert!(updates.try_recv().is_err(), "interval {interval}: sent early");
         requests.end_step();
         assert_eq!(updates.try_recv().map(|update| first_token(&update)), Ok(Some(2)), "interval {interval}");
     }
 }
 
 #[test]
-fn what_was_held_back_comes_before_the_engines_failure() {
+fn buffered_updates_are_sent_before_a_failure() {
     let mut requests = OpenRequests::new(8);
     let (sender, mut updates) = tokio::sync::mpsc::unbounded_channel();
     requests.open(RequestId(7), sender, false);
@@ -418,14 +418,14 @@ fn what_was_held_back_comes_before_the_engines_failure() {
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "request 7 was answered after it was closed")]
-fn an_account_closed_twice_is_a_bug() {
+fn closing_a_request_twice_panics() {
     let mut requests = OpenRequests::new(1);
     requests.open(RequestId(7), tokio::sync::mpsc::unbounded_channel().0, false);
     post(&mut requests, None, Some(Finish::Length));
     post(&mut requests, None, Some(Finish::Length));
 }
 
-/// An executor whose steps take hours, as it says.
+/// An executor that predicts steps of hours.
 struct Slow(flume::Receiver<()>);
 
 impl Executor for Slow {
@@ -444,7 +444,7 @@ impl Executor for Slow {
 }
 
 #[tokio::test]
-async fn no_step_is_expected_to_take_more_than_it_may() {
+async fn the_expected_step_time_is_bounded() {
     for (longest, expected) in [(7, 7), (100_000, 10_000)] {
         let (free, slow) = flume::bounded::<()>(0);
         let longest_step = Duration::from_secs(longest);
@@ -459,7 +459,7 @@ async fn no_step_is_expected_to_take_more_than_it_may() {
     }
 }
 
-/// An executor that does not get past its first step's start.
+/// An executor that hangs in its first `enqueue`.
 struct Stuck(flume::Receiver<()>);
 
 impl Executor for Stuck {
@@ -474,26 +474,26 @@ impl Executor for Stuck {
 }
 
 #[tokio::test]
-async fn work_pends_from_the_moment_it_is_sent() {
+async fn work_is_pending_as_soon_as_it_is_sent() {
     let (free, stuck) = flume::bounded::<()>(0);
     let (handle, thread) = Engine::start(config(), 1, Box::new(Stuck(stuck)));
-    let pulse = Arc::clone(handle.heartbeat());
-    assert_eq!(pulse.snapshot(), Snapshot::default(), "nothing is asked");
+    let heartbeat = Arc::clone(handle.heartbeat());
+    assert_eq!(heartbeat.snapshot(), Snapshot::default(), "no request was sent");
     let before = Instant::now();
     let mut stream = submit(&handle, request(vec![1], 2)).await;
-    // The engine hangs before a step is enqueued, and will hear of nothing any more.
-    while pulse.snapshot().pending_since.is_none() {
-        assert!(before.elapsed() < Duration::from_secs(10), "the pulse does not show it");
+    // The engine hangs in `enqueue` and takes no further command.
+    while heartbeat.snapshot().pending_since.is_none() {
+        assert!(before.elapsed() < Duration::from_secs(10), "the heartbeat does not show it");
         tokio::task::yield_now().await;
     }
-    let since = pulse.snapshot().pending_since;
-    assert!(since >= Some(before) && pulse.snapshot().last_step.is_none());
-    let unheard = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)], SubmitOptions::default());
-    let waited = tokio::time::timeout(Duration::from_millis(50), unheard).await;
-    assert!(waited.is_err(), "nobody took it");
-    assert_eq!(pulse.snapshot().pending_since, since, "later requests make it no younger");
+    let since = heartbeat.snapshot().pending_since;
+    assert!(since >= Some(before) && heartbeat.snapshot().last_step.is_none());
+    let untaken = handle.enter(1).unwrap().submit(vec![request(vec![2], 2)], SubmitOptions::default());
+    let waited = tokio::time::timeout(Duration::from_millis(50), untaken).await;
+    assert!(waited.is_err(), "the engine did not take it");
+    assert_eq!(heartbeat.snapshot().pending_since, since, "later requests do not change it");
     drop(free);
     assert!(matches!(stream.next().await.finish, Some(Finish::Error(_))));
     assert!(tokio::task::spawn_blocking(|| thread.join()).await.unwrap().is_err());
-    assert_eq!(pulse.snapshot().failed.as_deref(), Some("stuck"));
+    assert_eq!(heartbeat.snapshot().failed.as_deref(), Some("stuck"));
 }

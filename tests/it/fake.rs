@@ -1,8 +1,8 @@
-//! A fake executor whose tokens betray every scheduling error.
+//! A fake executor whose tokens show every scheduling error.
 //!
-//! It stores each token fed into a simulated block array, by block id and position, and reads a row's history back
-//! from there only. The next token is a hash of that history. A block shared wrongly, a write lost, a position
-//! skipped or a stale token therefore changes what comes out, and [`alone`] says what should.
+//! It stores each token fed into a simulated block array, by block id and position, and reads a row's history
+//! from there only. The next token is a hash of that history. A wrongly shared block, a lost write, a skipped
+//! position or a stale token therefore changes the output; [`alone`] computes the right one.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use octant::scheduler::step_plan::{
     BLOCK_TOKENS, Row, RowOutput, SlotStart, StepOutput, StepPlan, TokenSource,
 };
 
-/// A request with a prompt, greedy, that generates `max_tokens`.
+/// A greedy request that generates `max_tokens` tokens.
 pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
     Request {
         prompt: prompt.into(),
@@ -28,7 +28,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
     }
 }
 
-/// A small engine: 4 slots, 64 tokens a step, 16 blocks, 100 token ids, room to wait.
+/// The limits of a small engine: 4 slots, 64 tokens per step, 16 blocks, 100 token ids, and a long queue.
 pub fn config() -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: 4,
@@ -43,10 +43,11 @@ pub fn config() -> SchedulerConfig {
     }
 }
 
-/// Ids of [`scarce`] engines.
+/// Vocabulary size of [`scarce`] engines.
 pub const SCARCE_VOCAB: usize = 30;
 
-/// An engine that is short of slots, tokens or blocks, so that sequences are preempted; with room to wait.
+/// The limits of an engine with so few slots, tokens or blocks that sequences are preempted, and a long
+/// queue.
 pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: bool) -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: seqs,
@@ -61,7 +62,7 @@ pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: boo
     }
 }
 
-/// What a request must yield, whatever runs beside it.
+/// The answer to a request, which does not depend on other requests.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     pub tokens: Vec<u32>,
@@ -69,7 +70,7 @@ pub struct Answer {
     pub scores: Vec<TokenLogprob>,
 }
 
-/// The answer to a request by the definition of the fake model, with no blocks, steps or slots.
+/// Computes the answer to a request from the definition of the fake model, without blocks, steps or slots.
 pub fn alone(request: &Request, vocab: usize) -> Answer {
     let mut history = request.prompt.to_vec();
     let scores = match request.prompt_logprobs {
@@ -95,7 +96,7 @@ fn hash(history: &[u32], seed: u64) -> u64 {
     mix(h, history.len() as u64) >> 11
 }
 
-/// Any token but a barred one.
+/// The next token: a hash of the history, moved past barred ids.
 fn next(history: &[u32], sampling: &SamplingParams, generated: usize, vocab: usize) -> u32 {
     let mut token = (hash(history, sampling.seed) % vocab as u64) as u32;
     while generated < sampling.min_tokens as usize && sampling.barred.contains(&token) {
@@ -104,13 +105,14 @@ fn next(history: &[u32], sampling: &SamplingParams, generated: usize, vocab: usi
     token
 }
 
-/// Repeats the prompt, without a first token of `skip`, and then itself, for ever.
+/// The next token of a model that repeats its prompt without a first token of `skip`, and then its own
+/// output.
 fn parrot(history: &[u32], generated: usize, skip: u32) -> u32 {
     history[generated + usize::from(history[0] == skip)]
 }
 
-/// A parrot's score: of the candidates the even ids prefer themselves, the odd ones their successor. `z` leaves its
-/// successor no chance at all.
+/// Log-probabilities of the repeating model. Even ids are more probable than their successor, odd ids are
+/// less probable than theirs. The successor of `z` has probability 0.
 fn parrot_score(token: u32, alternatives: u8, vocab: usize) -> TokenLogprob {
     let (next, sure) = ((token + 1) % vocab as u32, token.is_multiple_of(2));
     let (logprob, other): (f32, f32) = if sure { (-0.25, -1.75) } else { (-1.5, -0.3) };
@@ -125,21 +127,21 @@ fn score(history: &[u32], token: u32) -> TokenLogprob {
     TokenLogprob { token, logprob: -((hash(history, u64::from(token)) % 1000) as f32), top: Vec::new() }
 }
 
-/// The model's memory: what a device keeps between steps.
+/// The fake model, with the state that a device keeps between steps.
 pub struct FakeModel {
     vocab: usize,
     max_rows_tokens: usize,
     blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
     slots: Vec<Option<SlotState>>,
     poison: Option<u32>,
-    /// Set where the model repeats its prompt: the token that it leaves out at its beginning.
+    /// Set if the model repeats its prompt: the first token that it leaves out.
     parrot: Option<u32>,
     steps: u64,
 }
 
 struct SlotState {
     start: Arc<SlotStart>,
-    /// What it last drew, and in which step.
+    /// The token sampled last, and its step.
     last: Option<(u32, u64)>,
 }
 
@@ -156,12 +158,12 @@ impl FakeModel {
         }
     }
 
-    /// A sequence that contains this token computes NaN from there on.
+    /// Makes a sequence that contains this token compute NaN from there on.
     pub fn poison(&mut self, token: u32) {
         self.poison = Some(token);
     }
 
-    /// Executes a step: all writes, then all reads, as a layer does.
+    /// Runs a step: all writes, then all reads, like a layer.
     pub fn step(&mut self, plan: &StepPlan) -> StepOutput {
         assert_eq!(plan.id, self.steps, "plans come in order");
         self.steps += 1;
@@ -199,7 +201,7 @@ impl FakeModel {
             (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
         let seen = row.sample || !row.score.is_empty();
         if seen && self.poison.is_some_and(|poison| history.contains(&poison)) {
-            // A row that is already in flight behind this one must be fed something; its output is discarded.
+            // The sequence's next row may be in flight and is fed some token; its output is discarded.
             let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
             slot.last = Some((0, step));
             return RowOutput { non_finite: true, ..RowOutput::default() };
@@ -228,7 +230,7 @@ impl FakeModel {
     }
 }
 
-/// What every plan must keep to, whoever made it.
+/// Checks the rules of every plan.
 fn check_plan(plan: &StepPlan, max_tokens: usize) {
     assert!(!plan.rows.is_empty(), "a plan has rows");
     let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
@@ -250,10 +252,10 @@ fn check_plan(plan: &StepPlan, max_tokens: usize) {
     }
 }
 
-/// The fake model behind the engine's seam.
+/// The fake model as an executor.
 pub struct FakeExecutor {
     model: FakeModel,
-    /// Of each step its tokens and what it yields.
+    /// The number of tokens and the output of each step in flight.
     outputs: VecDeque<(u32, StepOutput)>,
     delay: Option<Duration>,
     per_token: Duration,
@@ -268,37 +270,37 @@ impl FakeExecutor {
         Self { model, outputs, delay: None, per_token, fail_at: None, permits: None }
     }
 
-    /// Each step takes this long.
+    /// Makes each step take this long.
     pub fn delay(mut self, delay: Duration) -> Self {
         self.delay = Some(delay);
         self
     }
 
-    /// And this long for each of its tokens.
+    /// Makes each step take this much longer for each of its tokens.
     pub fn per_token(mut self, per_token: Duration) -> Self {
         self.per_token = per_token;
         self
     }
 
-    /// Step `id` fails on collection.
+    /// Makes the collection of step `id` fail.
     pub fn fail_at(mut self, id: u64, message: &str) -> Self {
         self.fail_at = Some((id, message.to_owned()));
         self
     }
 
-    /// A sequence that contains this token computes NaN from there on.
+    /// Makes a sequence that contains this token compute NaN from there on.
     pub fn poison(mut self, token: u32) -> Self {
         self.model.poison(token);
         self
     }
 
-    /// The answer is the prompt, over and over, without a first token of `skip`.
+    /// Makes the model repeat its prompt, without a first token of `skip`.
     pub fn parrot(mut self, skip: u32) -> Self {
         self.model.parrot = Some(skip);
         self
     }
 
-    /// A step is collected for each permit sent, and for all once the sender is dropped.
+    /// Makes each collection wait for a permit, until the sender is dropped.
     pub fn gated(mut self) -> (Self, flume::Sender<()>) {
         let (sender, permits) = flume::unbounded();
         self.permits = Some(permits);

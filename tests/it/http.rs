@@ -19,19 +19,19 @@
 //! | Usage only on request: in the last chunk, with empty choices, and null before | |
 //! | | `usage_comes_last_without_choices_and_is_null_before` |
 //! | `finish_reason` is `stop` or `length`; tools are refused by name | |
-//! | | `max_tokens_ends_an_answer_and_its_two_spellings_are_one` |
+//! | | `max_tokens_ends_an_answer_under_both_of_its_names` |
 //! | | `what_we_know_and_cannot_honour_is_refused_by_name` |
 //! | Chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | |
 //! | | `logprobs_have_true_bytes_and_a_form_for_half_characters` |
 //! | | `logprobs_come_with_their_text` |
 //! | | `a_score_of_minus_infinity_is_a_number_on_the_wire` |
 //! | Completion logprobs: four columns, the first null with echo | |
-//! | | `prompts_are_scored_the_way_harnesses_count_on` |
-//! | | `offsets_count_characters_of_the_text` |
+//! | | `prompt_logprobs_have_the_layout_that_evaluation_harnesses_expect` |
+//! | | `text_offsets_count_characters` |
 //! | Choices: an index in each chunk, one finish reason each, one usage, one queue place each | |
 //! | | `choices_interleave_each_with_one_role_and_one_finish` |
 //! | | `every_choice_has_its_index_and_the_prompt_counts_once` |
-//! | | `a_place_counts_from_before_its_group_is_submitted_until_it_runs` |
+//! | | `a_permit_counts_its_requests_until_the_scheduler_does` |
 //! | Errors have four keys and a code of text; OpenAI's text if the context is exceeded | |
 //! | | `a_request_over_the_context_length_is_refused_in_openais_words` |
 //! | | `invalid_json_is_a_400_with_a_short_text` |
@@ -70,7 +70,7 @@
 //! | | `a_client_that_reads_too_slowly_is_disconnected` |
 //! | Unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header` |
 //! | | `unknown_fields_of_messages_and_parts_are_named_too` |
-//! | | `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
+//! | | `unknown_fields_are_refused_by_name_if_the_operator_chose_so` |
 //! | The log has a line for each request, with its cost however it ends | |
 //! | | `the_log_has_one_line_for_each_request` |
 //! | | `the_log_has_the_cost_of_every_request_however_it_ends` |
@@ -79,7 +79,7 @@
 //! | | `silent_connections_do_not_block_probes` |
 //! | | `silent_connections_do_not_block_the_health_port` |
 //! | | `an_unfinished_body_gets_a_503_and_delays_no_shutdown` |
-//! | Every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
+//! | Every response has an `x-request-id` | `a_valid_request_id_of_the_client_is_kept` |
 
 mod abort;
 mod admission;

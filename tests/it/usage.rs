@@ -191,7 +191,7 @@ fn close(got: f64, expected: f64, what: &str) {
     assert!((got - expected).abs() <= 0.01 * expected, "{what}: {got}, expected {expected} within 1 %");
 }
 
-/// Ends by a stop id, so that with two steps in flight a row of it is computed for nobody.
+/// A request that ends by a stop id: with two steps in flight, one row of it is computed and discarded.
 fn stopping(id: u32) -> Request {
     let mut asked = request(prompt(id, 70 + id as usize), 200);
     let drawn = alone(&asked, 100).tokens;
@@ -219,14 +219,16 @@ fn costs_add_up_to_what_the_device_took() {
         close(totals.kv_block_seconds, bench.block_seconds, "blocks");
         close(sum.kv_block_seconds, totals.kv_block_seconds, "blocks of requests");
         assert_eq!(sum.recomputed_tokens, totals.recomputed_tokens);
-        assert!(sum.recomputed_tokens > 0, "somebody was preempted");
+        assert!(sum.recomputed_tokens > 0, "some requests were preempted");
     }
 }
 
-/// Their last row was their prompt, and the one in flight is a token, in a step that may take longer or less long.
+/// The last committed row is the prompt and the row in flight a decode row, in a step that may take longer or
+/// shorter.
 #[test]
-fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again() {
-    // Each step has some prompts and tokens for nobody; or they take turns; or there is one request at a time.
+fn an_answer_of_one_token_is_charged_for_a_decode_row_in_flight_not_for_its_prompt_again() {
+    // Each step has prompts and discarded decode rows; or steps alternate between them; or one request runs
+    // at a time.
     for (max_num_seqs, together) in [(8, 4), (4, 4), (1, 1)] {
         let config = SchedulerConfig { max_num_seqs, max_num_batched_tokens: 100, ..config() };
         let mut bench = Bench::new(&config, 2);
@@ -235,7 +237,7 @@ fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again
             let mut asked = request(tokens, 2);
             asked.stop.stop_ids = vec![alone(&asked, 100).tokens[0]];
             bench.submit(id.into(), asked);
-            // As many come as may start, so that none waits.
+            // Submits as many requests as can start, so that none waits.
             while (id + 1) % together == 0 && bench.core.scheduler().counts().waiting > 0 {
                 assert!(bench.turn());
             }
@@ -243,7 +245,7 @@ fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again
         let bench = bench.run();
         let (sum, totals) = (bench.sum(), bench.core.device_totals());
         assert_eq!(bench.costs.len(), 1000);
-        assert!(totals.decode > 0.04 * totals.prefill, "rows were in flight for nobody: {totals:?}");
+        assert!(totals.decode > 0.04 * totals.prefill, "discarded rows were in flight: {totals:?}");
         close(totals.prefill + totals.decode, bench.busy(), "the device's time");
         close(sum.prefill, totals.prefill, "prefill");
         close(sum.decode, totals.decode, "decode");
@@ -252,12 +254,12 @@ fn answers_of_one_token_pay_for_a_token_in_flight_and_not_for_their_prompt_again
 }
 
 #[test]
-fn a_request_alone_pays_for_all_and_counts_its_tokens() {
+fn a_request_alone_is_charged_the_whole_device_time_and_all_tokens() {
     let mut bench = Bench::new(&config(), 1);
     bench.submit(1, request(prompt(0, 100), 5));
     let bench = bench.run();
     let cost = bench.of(1);
-    // 64 tokens, 36 tokens, then four tokens of which the last is drawn by the fourth.
+    // Prefill rows of 64 and 36 tokens, then 4 decode rows; the last one samples the fifth token.
     assert!((cost.prefill - 0.003).abs() < 1e-9, "{cost:?}");
     assert!((cost.decode - 0.00404).abs() < 1e-9, "{cost:?}");
     assert!((cost.kv_block_seconds - 2.0 * 0.00704).abs() < 1e-9, "two blocks: {cost:?}");
@@ -266,7 +268,7 @@ fn a_request_alone_pays_for_all_and_counts_its_tokens() {
 }
 
 #[test]
-fn what_is_cached_is_not_computed_and_a_shared_block_is_divided() {
+fn cached_tokens_are_not_computed_and_shared_blocks_are_divided() {
     let mut bench = Bench::new(&config(), 1);
     bench.submit(1, request(prompt(0, 130), 40));
     (0..4).for_each(|_| assert!(bench.turn()));
@@ -276,7 +278,7 @@ fn what_is_cached_is_not_computed_and_a_shared_block_is_divided() {
     assert_eq!((first.cached_tokens, second.cached_tokens), (0, 128));
     assert_eq!((first.computed_tokens, second.computed_tokens), (169, 41));
     assert!(first.kv_block_seconds > second.kv_block_seconds, "{first:?} {second:?}");
-    // It holds three, of which two are shared as long as the other runs.
+    // The second request holds three blocks, and shares two of them while the first runs.
     assert!(second.kv_block_seconds < 2.0 * bench.busy(), "{second:?} {}", bench.busy());
     close(bench.sum().kv_block_seconds, bench.block_seconds, "blocks");
 }
@@ -291,13 +293,13 @@ fn waiting_costs_queue_time_and_nothing_else() {
     bench.abort(3);
     let bench = bench.run();
     let left = bench.of(3);
-    assert_eq!(Cost { queue: 0.0, ..left }, Cost::default(), "who never ran has used nothing");
+    assert_eq!(Cost { queue: 0.0, ..left }, Cost::default(), "a request that never ran has no other cost");
     assert!((left.queue - 0.00514).abs() < 1e-9, "{left:?}");
     assert!((bench.of(2).queue - 0.02029).abs() < 1e-9, "{:?}", bench.of(2));
 }
 
 #[test]
-fn whoever_leaves_pays_for_what_is_in_flight() {
+fn an_aborted_request_is_charged_for_its_row_in_flight() {
     let mut bench = Bench::new(&config(), 2);
     bench.submit(1, request(prompt(0, 60), 300));
     bench.submit(2, request(prompt(50, 60), 300));
@@ -385,9 +387,10 @@ async fn run(handle: &EngineHandle, group: Vec<Request>, counters: &Arc<KeyCount
     costs
 }
 
-/// The engine's own clock: the answers' costs, the payer's counters and the device's totals are one sum.
+/// The costs in updates, the key's counters and the device's totals have the same sums. Runs on the system's
+/// clock.
 #[tokio::test]
-async fn the_engine_tells_each_request_its_cost_and_its_payer_too() {
+async fn costs_key_counters_and_engine_metrics_have_the_same_sums() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(1));
     let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
     let counters = key_counters();
@@ -404,15 +407,15 @@ async fn the_engine_tells_each_request_its_cost_and_its_payer_too() {
     close(counters.prefill.get() + counters.decode.get(), sum.prefill + sum.decode, "the key's");
     let steps = handle.stats().counts.steps;
     assert_eq!((metrics.step.get_sample_count(), metrics.idle.get_sample_count()), (steps, steps));
-    // The executor cannot tell what a step takes: they are compared with those before them, once the first has been
-    // accounted for, which is when the third is on its way.
+    // The executor predicts no times, so that steps are compared with earlier ones. The first step is charged
+    // when the third is in flight, so the first three have no prediction.
     assert_eq!(metrics.ratio.get_sample_count(), steps - 3);
     assert_eq!(metrics.tokens.get_sample_sum(), (sum.computed_tokens + sum.recomputed_tokens) as f64);
     assert!(metrics.host.get_sample_count() > 10);
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_billed_all_the_same() {
+async fn an_aborted_request_is_charged_to_its_key() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
     let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
     let counters = key_counters();

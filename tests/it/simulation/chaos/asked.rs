@@ -1,4 +1,4 @@
-//! What clients of a world ask, and what they must be answered.
+//! Random requests and configurations, and the right answers.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::fake::{Answer, alone, request, scarce};
 
 pub use crate::fake::SCARCE_VOCAB as VOCAB;
 
-/// Whoever asks asks for one of these: names, and weights.
+/// The tenants: names and weights.
 pub const TENANTS: [(&str, u32); 4] = [("", 1), ("bronze", 1), ("silver", 3), ("gold", 8)];
 
 pub fn tenant(i: usize) -> Tenant {
@@ -19,17 +19,17 @@ pub fn tenant(i: usize) -> Tenant {
     Tenant { name: name.into(), weight }
 }
 
-/// Dice.
+/// A random number below `limit`.
 pub fn below(draws: &mut Draws, limit: usize) -> usize {
     (draws.bits() % limit as u64) as usize
 }
 
-/// Whether one in so many has come up.
+/// True with probability 1 / `sides`.
 pub fn one_in(draws: &mut Draws, sides: usize) -> bool {
     below(draws, sides) == 0
 }
 
-/// Of a server that is short of everything; of a large one, seldom.
+/// A random configuration: few slots, blocks and places in the queue, or rarely a large server.
 pub fn config(draws: &mut Draws) -> SchedulerConfig {
     let large = one_in(draws, 40);
     let sizes = match large {
@@ -46,7 +46,7 @@ pub fn config(draws: &mut Draws) -> SchedulerConfig {
     }
 }
 
-/// Whoever waits ages fast, slowly or never; whoever runs makes way never, seldom or often.
+/// A random policy: fast, slow or no ageing; many, few or no preemptions.
 pub fn policy(draws: &mut Draws) -> Policy {
     Policy {
         ageing_steps: [0, 1, 5, 40, 1000][below(draws, 5)],
@@ -55,7 +55,7 @@ pub fn policy(draws: &mut Draws) -> Policy {
     }
 }
 
-/// Most often one of few; or any of many.
+/// A random priority: mostly 0, 1 or -1.
 pub fn priority(draws: &mut Draws) -> i32 {
     match one_in(draws, 3) {
         true => below(draws, 11) as i32 - 5,
@@ -68,7 +68,7 @@ pub fn voice() -> Voice {
     Voice::new((0..eos).collect(), vec![eos], 60.0, VOCAB).unwrap()
 }
 
-/// Prompts of a family begin alike, so that prefixes are shared.
+/// A random prompt. Prompts of one family share a prefix.
 fn prompt(draws: &mut Draws) -> Vec<u32> {
     let (family, common, branch) = (below(draws, 2), below(draws, 200), below(draws, 3));
     let len = if one_in(draws, 8) { 1 + below(draws, 3) } else { 1 + below(draws, 260) };
@@ -76,7 +76,7 @@ fn prompt(draws: &mut Draws) -> Vec<u32> {
     (0..len).map(|i| (token(i) % VOCAB) as u32).collect()
 }
 
-/// Any request, also such as must be refused. Its seed names it: nobody else is answered like it.
+/// A random request, which may be invalid. Its seed identifies it: no other request has the same answer.
 pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
     let mut asked = request(prompt(draws), 1 + below(draws, 140) as u32);
     let len = asked.prompt.len();
@@ -88,7 +88,7 @@ pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
         0 => 1,
         1 => room,
         2 => room + 1,
-        // To score a prompt and say nothing, or else to ask for nothing.
+        // Valid only together with `prompt_logprobs`.
         3 => 0,
         _ => asked.stop.max_tokens,
     };
@@ -113,7 +113,7 @@ pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
     asked
 }
 
-/// Whether a server can ever serve it.
+/// Whether a server with this configuration can serve the request.
 pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
     let total = asked.prompt.len() + asked.stop.max_tokens as usize;
     !asked.prompt.is_empty()
@@ -122,7 +122,7 @@ pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
         && total <= config.max_model_len.min(config.num_blocks * 64)
 }
 
-/// What it is answered undisturbed, by the voice or by the model that reads its blocks.
+/// The right answer, by the simulated model or by the fake model that reads its blocks.
 pub fn answer(asked: &Request, voice: Option<&Voice>) -> Answer {
     let Some(voice) = voice else { return alone(asked, VOCAB) };
     let (tokens, finish) = voice.answer(asked);

@@ -1,4 +1,4 @@
-//! A client: what it was told so far, held against what it must be told.
+//! A client: compares the updates that it receives with the right answer.
 
 use octant::request::{Cost, Finish, Request, Update};
 use octant::scheduler::RequestId;
@@ -7,59 +7,60 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::fake::Answer;
 
-/// How it ended.
+/// How a client's request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
-    /// As it would have undisturbed.
+    /// With the right answer.
     Answered,
-    /// With an error of its own.
+    /// With an error.
     Failed(String),
-    /// Its time was up.
+    /// Its deadline passed.
     Late,
-    /// It left.
+    /// The client aborted it.
     Left,
-    /// It was not taken.
+    /// It was refused.
     Refused,
 }
 
 pub struct Client {
     pub request: Request,
-    /// Whose, of the tenants there are.
+    /// Index of its tenant.
     pub tenant: usize,
     pub expected: Answer,
-    /// It leaves after so many turns, if it is still there.
+    /// Steps after which it aborts, if it has not finished.
     pub leaves_after: Option<u64>,
-    /// Seconds after which it must have been answered.
+    /// Seconds from its submission to its deadline.
     pub due_after: Option<f64>,
-    /// Turns from one look into its inbox to the next.
+    /// Steps between two reads of its channel.
     pub reads_every: u64,
-    /// Times that it may yet try again.
+    /// Remaining retries.
     pub retries: usize,
     pub now: Option<Visit>,
     pub end: Option<End>,
 }
 
-/// A request under way.
+/// A submitted request.
 pub struct Visit {
     pub id: RequestId,
     pub inbox: mpsc::UnboundedReceiver<Update>,
-    /// The turn in which it was taken.
+    /// The step in which it was submitted.
     pub since: u64,
-    /// When it must have been answered.
+    /// Its deadline.
     pub due: Option<f64>,
-    /// Whether that has passed before its end was said.
+    /// Whether the deadline passed before the request ended.
     pub overdue: bool,
-    /// Tokens that it may have to wait for: its own, those that were there, and those that go before it.
+    /// Tokens that bound its time: its own, those of earlier requests, and those of later ones that may run
+    /// first.
     pub work: usize,
-    /// The same until it starts.
+    /// The same bound for its start.
     pub start_work: usize,
-    /// Tokens that had been fed again when it came.
+    /// Total of recomputed tokens at its submission.
     pub recomputed: u64,
     pub tokens: usize,
     pub scores: usize,
-    /// Tokens of its prompt that it was told are cached.
+    /// Cached prompt tokens, as reported.
     pub cached: Option<u32>,
-    /// What it cost so far, as it was told.
+    /// Its cost, as reported last.
     pub cost: Cost,
     said: bool,
 }
@@ -85,27 +86,28 @@ impl Visit {
 }
 
 impl Client {
-    /// Tokens to compute for it, and two steps that may be lost.
+    /// Tokens to compute for the request, plus two steps that may be lost.
     pub fn work(&self) -> usize {
         self.request.prompt.len() + self.expected.tokens.len() + 2
     }
 
-    /// Reads what there is; `dead` is the reason if the engine has ended. Returns its visit if it has come to its end.
+    /// Reads all updates. `dead` is the reason if the engine has ended. Returns the visit if the request has
+    /// ended.
     pub fn read(&mut self, dead: Option<&str>) -> Result<Option<Visit>, String> {
         let Some(mut visit) = self.now.take() else { return Err("is not there".to_owned()) };
         loop {
             match visit.inbox.try_recv() {
                 Ok(update) => {
                     if self.end.is_some() {
-                        return Err(format!("was told something after its end: {update:?}"));
+                        return Err(format!("received an update after its finish: {update:?}"));
                     }
-                    self.hear(&mut visit, update, dead)?;
+                    self.receive(&mut visit, update, dead)?;
                 }
                 Err(TryRecvError::Empty) if self.end.is_some() => {
-                    return Err("was told the end and its account is still open".to_owned());
+                    return Err("received its finish and its channel is still open".to_owned());
                 }
                 Err(TryRecvError::Disconnected) if self.end.is_none() => {
-                    return Err("its account was closed without an answer".to_owned());
+                    return Err("its channel was closed without a finish".to_owned());
                 }
                 Err(TryRecvError::Disconnected) => return Ok(Some(visit)),
                 Err(TryRecvError::Empty) => break,
@@ -115,21 +117,21 @@ impl Client {
         Ok(None)
     }
 
-    fn hear(&mut self, visit: &mut Visit, update: Update, dead: Option<&str>) -> Result<(), String> {
+    fn receive(&mut self, visit: &mut Visit, update: Update, dead: Option<&str>) -> Result<(), String> {
         let dies = matches!(&update.finish, Some(Finish::Error(reason)) if dead == Some(reason));
         let cut_off = dies || update.finish == Some(Finish::Late);
-        // Whoever never ran has no word of its cache.
+        // A request that never ran reports no cached tokens.
         if update.cached_tokens.is_some() == visit.said && !cut_off {
-            return Err(format!("was told of cached tokens not once: {update:?}"));
+            return Err(format!("cached tokens were not reported exactly once: {update:?}"));
         }
         visit.said = true;
         visit.cached = visit.cached.or(update.cached_tokens);
         let (before, now) = (visit.cost, update.cost);
         let fell = before.prefill > now.prefill || before.decode > now.decode;
-        // It pays for the step of each token no later than it hears the token.
+        // The update of a token includes the cost of the token's step.
         let unpaid = !update.tokens.is_empty() && before.prefill + before.decode == now.prefill + now.decode;
         if fell || unpaid || before.kv_block_seconds > now.kv_block_seconds {
-            return Err(format!("was told of {update:?} after {before:?}"));
+            return Err(format!("received {update:?} after {before:?}"));
         }
         visit.cost = now;
         if update.cached_tokens.is_some_and(|cached| cached as usize > self.request.prompt.len()) {

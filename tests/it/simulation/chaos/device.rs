@@ -1,4 +1,4 @@
-//! GPUs on a clock of their own that fail when they are told to.
+//! A simulated device in virtual time, with injected faults.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -10,27 +10,27 @@ use octant::simulator::Machine;
 use octant::simulator::workload::Draws;
 
 use super::asked::{VOCAB, below, one_in};
-use super::books::Clock;
+use super::costs::Clock;
 use crate::fake::FakeModel;
 
-/// Who draws the tokens.
+/// The model behind the device.
 pub enum Brain {
-    /// By position alone, with times of the 340B's.
+    /// Tokens depend on the position only; times are those of the 340B model.
     Machine(Box<Machine>),
-    /// From what stands in the blocks: what is shared, lost or stale shows.
+    /// Tokens depend on the contents of the blocks, so that shared, lost or stale blocks show.
     Fake(FakeModel),
 }
 
-/// How the device ends the engine.
+/// A fault that ends the engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// A step cannot be started.
+    /// `enqueue` fails.
     Enqueue,
-    /// A step started and never came back.
+    /// `collect` fails.
     Collect,
-    /// A step came back without its last row.
+    /// An output lacks its last row.
     ShortOfARow,
-    /// A step came back under another's number.
+    /// An output has another step's id.
     WrongNumber,
 }
 
@@ -38,35 +38,35 @@ pub struct Device {
     pub brain: Brain,
     clock: Clock,
     free_at: f64,
-    flights: VecDeque<Flight>,
-    /// Whether it says what a step takes.
+    in_flight: VecDeque<InFlight>,
+    /// Whether it predicts the time of steps.
     pub predicts: bool,
-    /// Seconds of steps that have been collected.
+    /// Device time of the steps collected, in seconds.
     pub busy: f64,
-    /// What occupies each slot: its seed, and tokens of its prompt.
+    /// The seed and the prompt tokens of each slot's sequence.
     slots: HashMap<u32, (u64, usize)>,
-    /// Tokens that will be said to each seed.
+    /// Answer tokens of each seed.
     pub lengths: HashMap<u64, usize>,
-    /// Seeds of which a row was spoilt that counts.
+    /// Seeds whose answers a fault in a row must fail.
     pub spoiled: HashSet<u64>,
-    /// One row in so many is spoilt; 0 for none.
+    /// One row in this many gets a fault; 0 for none.
     pub spoils: usize,
-    /// At that step, or later.
+    /// The fault, and the first step at which it may happen.
     pub fault: Option<(u64, Fault)>,
-    /// What the engine must end with, once it has happened.
+    /// The beginning of the engine's failure, once the fault has happened.
     pub broke: Option<&'static str>,
     pub steps: u64,
-    /// Seeds of which the step that was collected last drew the last token.
+    /// Seeds whose last token the last collected step sampled.
     pub ended: Vec<u64>,
     draws: Draws,
 }
 
-/// A step that has not been collected.
-struct Flight {
+/// A step in flight.
+struct InFlight {
     output: StepOutput,
     took: f64,
     end: f64,
-    /// Seeds of which it draws the last token.
+    /// Seeds whose last token it samples.
     ends: Vec<u64>,
 }
 
@@ -76,7 +76,7 @@ impl Device {
             brain,
             free_at: clock.now(),
             clock,
-            flights: VecDeque::new(),
+            in_flight: VecDeque::new(),
             predicts: false,
             busy: 0.0,
             slots: HashMap::new(),
@@ -91,13 +91,13 @@ impl Device {
         }
     }
 
-    /// Seconds of work that it was given and that nobody has seen the end of.
+    /// Device time of the steps in flight, in seconds.
     pub fn outstanding(&self) -> f64 {
-        self.flights.iter().map(|flight| flight.took).sum()
+        self.in_flight.iter().map(|step| step.took).sum()
     }
 
-    /// Notes who is in the row's slot. Says for whom it draws the last token, if it does.
-    fn seat(&mut self, row: &Row) -> Option<u64> {
+    /// Records the sequence of the row's slot. Returns its seed if the row samples its last token.
+    fn occupy_slot(&mut self, row: &Row) -> Option<u64> {
         if let Some(start) = &row.start {
             self.slots.insert(row.slot, (start.sampling.seed, start.prompt_len));
         }
@@ -107,7 +107,7 @@ impl Device {
         (row.sample && drawn + 1 == self.lengths[&seed]).then_some(seed)
     }
 
-    /// Makes a row's output such as fails its request, where that request is still owed something by it.
+    /// Sometimes puts a fault into a row's output, if the output counts for the request's answer.
     fn spoil(&mut self, row: &Row, output: &mut RowOutput) {
         if self.spoils == 0 || !one_in(&mut self.draws, self.spoils) {
             return;
@@ -127,7 +127,7 @@ impl Device {
         self.spoiled.insert(seed);
     }
 
-    /// Whether it is time for that.
+    /// Whether the fault happens now.
     fn fails(&mut self, step: u64, how: Fault, with: &'static str) -> bool {
         let now = self.fault.is_some_and(|(at, fault)| fault == how && step >= at);
         if now {
@@ -155,23 +155,23 @@ impl Executor for Device {
         };
         let mut ends = Vec::new();
         for (row, output) in plan.rows.iter().zip(&mut output.rows) {
-            ends.extend(self.seat(row));
+            ends.extend(self.occupy_slot(row));
             self.spoil(row, output);
         }
         self.free_at = self.free_at.max(self.clock.now()) + took;
-        self.flights.push_back(Flight { output, took, end: self.free_at, ends });
+        self.in_flight.push_back(InFlight { output, took, end: self.free_at, ends });
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
-        let Flight { output, end, .. } = self.flights.front().expect("a step was enqueued");
+        let InFlight { output, end, .. } = self.in_flight.front().expect("a step was enqueued");
         let (id, end) = (output.id, *end);
         self.clock.reach(end);
         self.steps += 1;
         if self.fails(id, Fault::Collect, "it burns") {
             return Err(error("it burns"));
         }
-        let Flight { mut output, took, ends, .. } = self.flights.pop_front().expect("it is there");
+        let InFlight { mut output, took, ends, .. } = self.in_flight.pop_front().expect("it is there");
         (self.busy, self.ended) = (self.busy + took, ends);
         if self.fails(output.id, Fault::ShortOfARow, "the executor returned") {
             output.rows.pop();
@@ -183,7 +183,7 @@ impl Executor for Device {
     }
 
     fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
-        let last = self.flights.back().filter(|_| self.predicts)?;
+        let last = self.in_flight.back().filter(|_| self.predicts)?;
         Some(Duration::from_secs_f64(last.took))
     }
 }

@@ -1,20 +1,20 @@
-//! What happened in worlds, summed up: so that what they are made for can be seen to come about.
+//! Counts of what happened in worlds: shows that they reach the situations that they are made for.
 
-/// Of one world, or of many.
+/// Counts of one world or of several.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct Tally {
     pub worlds: u64,
     pub steps: u64,
     pub answered: u64,
     pub left: u64,
-    /// Updates that had been committed when their client left.
-    pub left_unsaid: u64,
+    /// Updates that were committed and not published when their client aborted.
+    pub left_unpublished: u64,
     pub refused: u64,
-    /// Groups whose first token was predicted to come too late.
-    pub unpromised: u64,
+    /// Groups that were refused since their predicted wait was too long.
+    pub predicted_late: u64,
     pub spoiled: u64,
     pub killed: u64,
-    /// Deadlines that passed while their request waited, had no token yet, had some, or had just ended.
+    /// Deadlines that passed while the request waited, ran without a token, had tokens, or had just finished.
     pub late: [u64; 4],
     pub faults: [u64; 4],
     pub stops: u64,
@@ -22,23 +22,24 @@ pub struct Tally {
     pub retries: u64,
     pub preemptions: u64,
     pub prefix_hits: u64,
-    /// Starts before somebody who came earlier and is of a lower priority.
+    /// Starts before an earlier request of lower priority.
     pub passed: u64,
-    /// Starts before somebody who is of a higher priority: by age alone.
+    /// Starts before a request of higher priority, by ageing.
     pub aged: u64,
-    /// Steps after which the shares of two tenants were compared.
+    /// Comparisons of two tenants' shares.
     pub compared: u64,
-    /// The most by which shares have differed, of what they may.
+    /// The greatest difference of shares, relative to its bound.
     pub apart: f64,
-    /// The longest that one waited, by the tokens that went before it.
+    /// The longest time of a request in steps, relative to the tokens that bound it.
     pub longest: f64,
-    /// The longest that one waited for its start, likewise.
+    /// The same for its start.
     pub longest_start: f64,
-    /// What requests paid, in seconds and in block-seconds, first where nobody could say what steps take, then where the
-    /// executor said it; and what the device did. Of lives that ended in peace.
+    /// Costs of requests in seconds and block-seconds, without and with predictions of step times, over
+    /// engines that ended with no step in flight.
     pub paid: [f64; 4],
+    /// The device's totals, in the same order.
     pub took: [f64; 4],
-    /// Of everything that was said and when.
+    /// A hash of all answers and their times.
     pub print: u64,
 }
 
@@ -61,14 +62,15 @@ impl Tally {
         let [a, b, c, d] = &mut self.late;
         let [e, f, g, h] = &mut self.faults;
         let arrays = [a, b, c, d, e, f, g, h].into_iter();
-        let ends = [&mut self.answered, &mut self.left, &mut self.left_unsaid, &mut self.refused];
-        let ends = ends.into_iter().chain([&mut self.unpromised, &mut self.spoiled, &mut self.killed]);
+        let ends = [&mut self.answered, &mut self.left, &mut self.left_unpublished, &mut self.refused];
+        let ends = ends.into_iter().chain([&mut self.predicted_late, &mut self.spoiled, &mut self.killed]);
         let lives = [&mut self.worlds, &mut self.steps, &mut self.stops, &mut self.drains, &mut self.retries];
         let turns = [&mut self.preemptions, &mut self.prefix_hits, &mut self.passed, &mut self.aged];
         arrays.chain(ends).chain(lives).chain(turns).chain([&mut self.compared]).collect()
     }
 
-    /// Whether all has come about that worlds are made for, and costs add up, in all lives together still better.
+    /// Whether all has come about that worlds are made for, and costs add up, in all lives together still
+    /// better.
     pub fn check(&mut self) -> Result<(), String> {
         if let Some(place) = self.counts().iter().position(|count| **count <= 10) {
             return Err(format!("count {place} is too low to mean anything: {self:?}"));

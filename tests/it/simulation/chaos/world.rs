@@ -1,52 +1,53 @@
-//! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
+//! One world: a server that is started, ends and is started again, with all its clients, from one seed and in
+//! virtual time.
 
 use std::sync::Arc;
 
-use octant::engine::{self, EngineCore, EngineMetrics, EngineOptions};
+use octant::engine::{EngineCore, EngineMetrics};
 use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::workload::Draws;
 use octant::simulator::{Machine, Voice};
 
 use super::asked::{self, below, one_in};
-use super::books::{Books, Clock, Life};
 use super::client::{Client, End, Visit};
+use super::costs::{Clock, CostCheck, Life};
 use super::device::{Brain, Device, Fault};
-use super::line::Line;
+use super::queue_order::QueueOrder;
 use super::tally::Tally;
 use crate::fake::{Answer, FakeModel};
 
 /// Clients of a world.
 const CLIENTS: usize = 60;
-/// Steps that a request may take, by the tokens that go before it and its own.
+/// The most steps of a request, relative to its own tokens and those that may run before it.
 const FAIRNESS: f64 = 1.1;
-/// Seconds between groups, on average: hardly one at a time, some at once, a crowd. A step takes about 0.02.
+/// Mean seconds between groups, for low, medium and high load. A step takes about 0.02 s.
 const INTERVALS: [f64; 3] = [0.4, 0.1, 0.02];
 
-/// How a life ends.
+/// How an engine ends.
 #[derive(PartialEq)]
 enum Course {
-    /// When nobody comes any more.
-    Peace,
-    /// In this turn nobody is taken any more.
+    /// When all clients are done.
+    AllDone,
+    /// Refuses new requests from this step on.
     Drain(u64),
-    /// In this turn it is told to stop.
+    /// Is stopped in this step.
     Stop(u64),
     /// The device fails.
     Fault,
 }
 
-/// Who comes.
-struct Crowd {
+/// The clients of a world.
+struct Load {
     clients: usize,
-    /// The first so many tenants have requests.
+    /// Number of tenants with requests.
     tenants: usize,
-    /// Whether all of a tenant come at once, and nobody leaves.
+    /// Whether all requests of a tenant arrive at once and none is aborted.
     at_once: bool,
-    /// Seconds from one tenant's coming to the next one's, if so.
+    /// Seconds between the arrivals of two tenants, if so.
     apart: f64,
-    /// Of groups, one in so many has deadlines; 0 for none.
-    hurried: usize,
+    /// One group in this many has a deadline; 0 for none.
+    with_deadline: usize,
 }
 
 pub struct World {
@@ -56,21 +57,21 @@ pub struct World {
     /// Seconds from a step's results to the next launch.
     host: f64,
     interval: usize,
-    /// Whether all are of one priority.
+    /// Whether all requests have one priority.
     pub(super) flat: bool,
-    crowd: Crowd,
-    /// Seconds within which first tokens are promised.
+    load: Load,
+    /// The most predicted seconds to a first token; requests beyond it are refused.
     pub(super) promised: Option<f64>,
     voice: Option<Voice>,
     machine: Machine,
     pub(super) clock: Clock,
     pub(super) clients: Vec<Client>,
-    /// Groups that will come, the last first: when, and who.
+    /// Future arrivals, the last one first: time, and the group's clients.
     pub(super) to_come: Vec<(f64, Vec<usize>)>,
     pub(super) core: EngineCore,
     pub(super) device: Device,
-    pub(super) books: Books,
-    pub(super) line: Line,
+    pub(super) costs: CostCheck,
+    pub(super) queue_order: QueueOrder,
     course: Course,
     /// Why the engine has ended.
     death: Option<String>,
@@ -92,36 +93,36 @@ impl World {
         if at_once {
             (config.max_queue_requests, config.max_queue_tokens) = (1000, 1_000_000);
         }
-        let crowd = Crowd {
+        let load = Load {
             clients: if at_once { 3 * CLIENTS } else { CLIENTS },
             tenants: if at_once { 2 + below(&mut draws, 3) } else { 1 + below(&mut draws, 4) },
             at_once,
             apart: below(&mut draws, 300) as f64 / 100.0,
-            hurried: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
+            with_deadline: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
         };
         let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
         let (clock, metrics) = (Clock::new(), EngineMetrics::default());
-        let core = EngineCore::new(config.clone(), options(&clock, in_flight, interval, &metrics));
+        let core = EngineCore::new(config.clone(), clock.engine_options(in_flight, interval, &metrics));
         let device = Device::new(Brain::Machine(Box::new(machine.clone())), clock.clone(), seed);
         let mut world = Self {
             draws,
-            line: Line::new(&config, flat, 0, in_flight),
+            queue_order: QueueOrder::new(&config, flat, 0, in_flight),
             config,
             in_flight,
             host: 0.0,
             interval,
             flat,
-            crowd,
+            load,
             promised,
             voice,
             machine,
-            books: Books::new(clock.clone(), metrics),
+            costs: CostCheck::new(clock.clone(), metrics),
             clock,
             clients: Vec::new(),
             to_come: Vec::new(),
             core,
             device,
-            course: Course::Peace,
+            course: Course::AllDone,
             death: None,
             ids: 0,
             turn: 0,
@@ -133,24 +134,24 @@ impl World {
 
     fn populate(&mut self) {
         let (mut at, rate) = (0.0, INTERVALS[below(&mut self.draws, 3)]);
-        while self.clients.len() < self.crowd.clients {
+        while self.clients.len() < self.load.clients {
             let draws = &mut self.draws;
             let n = if one_in(draws, 8) { 2 + below(draws, 3) } else { 1 };
             let first = self.clients.len();
             let mut like = asked::any(draws, first as u64, &self.config);
-            let tenant = below(draws, self.crowd.tenants);
+            let tenant = below(draws, self.load.tenants);
             like.tenant = asked::tenant(tenant);
-            // Some come before the others of their tenant.
+            // Some requests arrive before the others of their tenant.
             let before = if one_in(draws, 12) { below(draws, 100) as f64 / 100.0 } else { 1.0 };
-            at = match self.crowd.at_once {
-                true => tenant as f64 * self.crowd.apart * before,
+            at = match self.load.at_once {
+                true => tenant as f64 * self.load.apart * before,
                 false => at + rate * below(draws, 200) as f64 / 100.0,
             };
             like.priority = if self.flat { 0 } else { like.priority };
-            let hurried = self.crowd.hurried > 0 && one_in(draws, self.crowd.hurried);
+            let hurried = self.load.with_deadline > 0 && one_in(draws, self.load.with_deadline);
             let due_after = hurried.then(|| below(draws, 400) as f64 / 100.0);
             for seed in first..first + n {
-                // The choices of one request differ in their seeds alone.
+                // The choices of one request differ only in their seeds.
                 let mut request = like.clone();
                 Arc::make_mut(&mut request.sampling).seed = seed as u64;
                 let client = self.client(request, tenant, due_after);
@@ -171,7 +172,7 @@ impl World {
             request,
             tenant,
             expected,
-            leaves_after: (!self.crowd.at_once && one_in(draws, 4)).then(|| below(draws, 120) as u64),
+            leaves_after: (!self.load.at_once && one_in(draws, 4)).then(|| below(draws, 120) as u64),
             due_after,
             reads_every: if one_in(draws, 4) { 2 + below(draws, 40) as u64 } else { 1 },
             retries: below(draws, 4),
@@ -180,15 +181,15 @@ impl World {
         }
     }
 
-    /// Runs it to its end.
+    /// Runs the world until all clients are done.
     pub fn run(mut self) -> Result<Tally, String> {
         let lives = 1 + below(&mut self.draws, 3);
         for life in 0..lives {
-            self.be_born(life + 1 == lives);
+            self.start_engine(life + 1 == lives);
             let death = loop {
                 match self.turn()? {
                     Next::Turn => {}
-                    Next::Rest => break None,
+                    Next::Done => break None,
                     Next::Death(reason) => break Some(reason),
                 }
             };
@@ -197,9 +198,9 @@ impl World {
             self.tally.preemptions += counts.preemptions;
             self.tally.prefix_hits += counts.prefix_hits;
             if let Some(reason) = &death {
-                self.die(reason)?;
+                self.end_engine(reason)?;
             }
-            self.add_up(counts.preemptions)?;
+            self.check_costs(counts.preemptions)?;
             if death.is_none() {
                 break;
             }
@@ -212,12 +213,12 @@ impl World {
         Ok(self.tally)
     }
 
-    /// The life has ended: what everyone paid is what the device did.
-    fn add_up(&mut self, preemptions: u64) -> Result<(), String> {
+    /// Checks that the costs of all requests add up to the device's time, when an engine has ended.
+    fn check_costs(&mut self, preemptions: u64) -> Result<(), String> {
         let Device { busy, predicts, .. } = self.device;
         let (outstanding, host) = (self.device.outstanding(), self.host > 0.0);
         let life = Life { busy, outstanding, exact: predicts, host, preemptions };
-        let sums = self.books.settle(&life, &mut self.core)?;
+        let sums = self.costs.settle(&life, &mut self.core)?;
         if outstanding == 0.0 {
             for (i, [paid, took]) in sums.into_iter().enumerate() {
                 self.tally.paid[i + 2 * usize::from(predicts)] += paid;
@@ -227,19 +228,19 @@ impl World {
         Ok(())
     }
 
-    /// A fresh server, with nothing in its blocks.
-    fn be_born(&mut self, last: bool) {
+    /// Starts a new engine and device with empty blocks.
+    fn start_engine(&mut self, last: bool) {
         let draws = &mut self.draws;
         let brain = match self.voice {
             Some(_) => Brain::Machine(Box::new(self.machine.clone())),
             None => Brain::Fake(FakeModel::new(&self.config)),
         };
         let metrics = EngineMetrics::default();
-        let options = options(&self.clock, self.in_flight, self.interval, &metrics);
+        let options = self.clock.engine_options(self.in_flight, self.interval, &metrics);
         self.core = EngineCore::new(self.config.clone(), options);
         let longest = self.clients.iter().map(|client| client.request.prompt.len()).max();
-        self.line = Line::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
-        self.books = Books::new(self.clock.clone(), metrics);
+        self.queue_order = QueueOrder::new(&self.config, self.flat, longest.unwrap_or(0), self.in_flight);
+        self.costs = CostCheck::new(self.clock.clone(), metrics);
         let mut device = Device::new(brain, self.clock.clone(), draws.bits());
         device.predicts = one_in(draws, 2);
         self.host = [0.0, 0.002][below(draws, 2)];
@@ -247,8 +248,8 @@ impl World {
         let seeds = self.clients.iter().enumerate();
         device.lengths = seeds.map(|(seed, client)| (seed as u64, client.expected.tokens.len())).collect();
         let at = self.turn + below(draws, 400) as u64;
-        self.course = match below(draws, if self.crowd.at_once || last { 2 } else { 8 }) {
-            0 => Course::Peace,
+        self.course = match below(draws, if self.load.at_once || last { 2 } else { 8 }) {
+            0 => Course::AllDone,
             1 => Course::Drain(at),
             2 | 3 => Course::Stop(at),
             _ => Course::Fault,
@@ -268,7 +269,7 @@ impl World {
             self.publish();
             self.core.check_idle()?;
             self.read(true)?;
-            let Some((at, _)) = self.to_come.last() else { return Ok(Next::Rest) };
+            let Some((at, _)) = self.to_come.last() else { return Ok(Next::Done) };
             self.clock.reach(*at);
         }
         match self.course {
@@ -309,27 +310,27 @@ impl World {
         while let Some(step) = self.core.schedule() {
             let (plan, ids) = (Arc::clone(&step.plan), step.rows.request_ids().collect::<Vec<_>>());
             self.core.launch(step, &mut self.device)?;
-            self.line.launched(self.core.scheduler(), &plan, &ids);
-            self.books.launched(&plan, &ids);
+            self.queue_order.launched(self.core.scheduler(), &plan, &ids);
+            self.costs.launched(&plan, &ids);
         }
         self.publish();
         let Some(step) = self.core.collect(&mut self.device)? else { return Ok(()) };
-        self.books.collected();
+        self.costs.collected();
         self.core.commit(step)
     }
 
     /// Publishes the updates of the last step.
     fn publish(&mut self) {
-        self.line.publishing(self.core.unpublished(), &mut self.tally);
+        self.queue_order.publishing(self.core.unpublished(), &mut self.tally);
         let published = self.core.publish();
-        self.books.published(&published, &self.core);
+        self.costs.published(&published, &self.core);
     }
 
-    /// Everyone, or everyone whose turn it is, looks into the inbox.
-    fn read(&mut self, everyone: bool) -> Result<(), String> {
+    /// Lets clients read their channels: all of them, or those whose interval has passed.
+    fn read(&mut self, all: bool) -> Result<(), String> {
         for i in 0..self.clients.len() {
             let client = &mut self.clients[i];
-            if client.now.is_none() || !(everyone || self.turn.is_multiple_of(client.reads_every)) {
+            if client.now.is_none() || !(all || self.turn.is_multiple_of(client.reads_every)) {
                 continue;
             }
             let ended = client.read(self.death.as_deref()).map_err(|e| format!("client {i} {e}"))?;
@@ -340,7 +341,7 @@ impl World {
         Ok(())
     }
 
-    /// One has come to its end.
+    /// Checks a request that has ended.
     pub(super) fn settle(&mut self, i: usize, visit: &Visit) -> Result<(), String> {
         self.check_cost(i, visit)?;
         let spoiled = self.device.spoiled.contains(&(i as u64));
@@ -361,29 +362,30 @@ impl World {
                 }
                 Ok(())
             }
-            // Its deadline is told in the tally, by how far it had come.
+            // The tally has counted the deadline already.
             Some(End::Late) => Ok(()),
             other => Err(format!("client {i} ended as {other:?}")),
         }
     }
 
-    /// What it has cost, where that follows from what it was answered.
+    /// Checks a request's cost against its answer.
     pub(super) fn check_cost(&self, i: usize, visit: &Visit) -> Result<(), String> {
         let client = &self.clients[i];
-        let Some(cost) = self.books.cost(visit.id) else {
+        let Some(cost) = self.costs.cost(visit.id) else {
             return Err(format!("client {i} was never charged"));
         };
         let (prompt, said) = (client.request.prompt.len() as u64, client.expected.tokens.len() as u64);
         let known = cost.cached_tokens + cost.computed_tokens;
         let ran = cost.prefill + cost.decode > 0.0 && cost.kv_block_seconds > 0.0 && known > 0;
-        // A row may be in flight when the last token is drawn, where more might have been.
+        // A row may be in flight when the last token is sampled, if `max_tokens` allows more tokens.
         let most = (prompt + said).min(prompt + u64::from(client.request.stop.max_tokens.max(1)) - 1);
         let fits = match &client.end {
             Some(End::Answered) => {
                 let all = (prompt + said).saturating_sub(u64::from(said > 0));
                 let most = if self.in_flight == 1 { all } else { most };
-                // What others had computed when it started again is neither its own nor counted as cached.
-                let least = if self.line.was_preempted(visit.id) { 1 } else { all };
+                // After a preemption, blocks that other requests computed count neither as computed nor as
+                // cached.
+                let least = if self.queue_order.was_preempted(visit.id) { 1 } else { all };
                 ran && (least..=most).contains(&known) && visit.cached == Some(cost.cached_tokens as u32)
             }
             end if matches!(end, Some(End::Late | End::Left)) || self.death.is_some() => {
@@ -392,21 +394,21 @@ impl World {
             }
             _ => ran && known <= most,
         };
-        let told = matches!(client.end, Some(End::Left)) || visit.cost == *cost;
-        match fits && told {
+        let reported = matches!(client.end, Some(End::Left)) || visit.cost == *cost;
+        match fits && reported {
             true => Ok(()),
             false => Err(format!(
-                "client {i}, of {prompt} tokens, answered with {said}, {:?}, was told {:?} and has cost {cost:?}",
+                "client {i}, {prompt} prompt tokens, {said} answered, {:?}, was sent {:?}, cost {cost:?}",
                 client.end, visit.cost
             )),
         }
     }
 
     fn check(&mut self) -> Result<(), String> {
-        self.books.check()?;
-        self.line.check()?;
+        self.costs.check()?;
+        self.queue_order.check()?;
         let scheduler = self.core.scheduler();
-        // Recounting a large server is dear.
+        // Recounting a large server is slow.
         if self.config.num_blocks <= 20 || self.turn.is_multiple_of(16) {
             scheduler.check_integrity()?;
         }
@@ -416,35 +418,35 @@ impl World {
         }
         let mut visits = self.clients.iter().filter_map(|client| client.now.as_ref());
         if let Some(visit) = visits.find(|visit| visit.overdue && !visit.inbox.is_closed()) {
-            return Err(format!("the time of request {} is up, and nobody told it", visit.id.0));
+            return Err(format!("the deadline of request {} passed without a finish", visit.id.0));
         }
         let owed = self.clients.iter().filter_map(|client| client.now.as_ref());
         let owed = owed.filter(|visit| !visit.inbox.is_closed()).count();
         if owed != self.core.open_requests() {
             return Err(format!(
-                "{owed} wait for an answer, {} accounts are open",
+                "{owed} wait for an answer, {} requests are open",
                 self.core.open_requests()
             ));
         }
         self.check_fairness()
     }
 
-    /// Nobody waits for those behind, neither for its start nor for its end.
+    /// Checks that no request waits for later ones, neither for its start nor for its finish.
     fn check_fairness(&mut self) -> Result<(), String> {
-        let recomputed = self.books.recomputed();
+        let recomputed = self.costs.recomputed();
         for (i, client) in self.clients.iter().enumerate() {
             let Some(visit) = &client.now else { continue };
             let steps = (self.turn - visit.since) as f64;
             let again = (recomputed - visit.recomputed) as f64;
             let (work, start_work) = (visit.work as f64 + again, visit.start_work as f64 + again);
-            // Whoever looks seldom learns late that it has ended.
+            // A client that reads rarely sees the finish late.
             if client.reads_every == 1 {
                 self.tally.longest = self.tally.longest.max(steps / work);
                 if steps > FAIRNESS * work {
                     return Err(format!("client {i} waits for {steps} steps, of {work} tokens"));
                 }
             }
-            if self.line.has_started(visit.id) == Some(false) {
+            if self.queue_order.has_started(visit.id) == Some(false) {
                 self.tally.longest_start = self.tally.longest_start.max(steps / start_work);
                 if steps > start_work {
                     return Err(format!(
@@ -456,22 +458,22 @@ impl World {
         Ok(())
     }
 
-    /// The engine ends: everyone gets the reason, once, and some come again to the next.
-    fn die(&mut self, reason: &str) -> Result<(), String> {
+    /// Ends the engine: every open request gets the reason once, and some clients try again.
+    fn end_engine(&mut self, reason: &str) -> Result<(), String> {
         self.death = Some(reason.to_owned());
         self.publish();
         for (id, cost) in self.core.fail(reason) {
-            self.books.left(id, cost);
+            self.costs.left(id, cost);
         }
         if self.core.open_requests() != 0 {
-            return Err(format!("{} accounts outlive the engine", self.core.open_requests()));
+            return Err(format!("{} requests are open after the engine's end", self.core.open_requests()));
         }
         let open: Vec<usize> = (0..self.clients.len()).filter(|i| self.clients[*i].now.is_some()).collect();
         self.read(true)?;
         for i in open {
             let client = &self.clients[i];
             if client.now.is_some() || client.end.is_none() {
-                return Err(format!("client {i} was not told of the end"));
+                return Err(format!("client {i} did not receive the end"));
             }
             let killed = matches!(&client.end, Some(End::Failed(why)) if why == reason);
             if killed {
@@ -482,22 +484,11 @@ impl World {
     }
 }
 
-/// What follows a turn.
+/// The state after a step.
 enum Next {
     Turn,
-    /// Nobody is there and nobody will come.
-    Rest,
+    /// No client is left.
+    Done,
     /// The engine has ended with this.
     Death(String),
-}
-
-/// Options of an engine on this clock.
-fn options(clock: &Clock, in_flight: usize, interval: usize, metrics: &EngineMetrics) -> EngineOptions {
-    let clock = clock.clone();
-    EngineOptions {
-        stream_interval: interval,
-        metrics: metrics.clone(),
-        clock: engine::Clock::virtual_time(move || clock.instant(clock.now())),
-        ..EngineOptions::new(in_flight)
-    }
 }

@@ -1,4 +1,4 @@
-//! Who comes to a world's server, is taken or refused, comes again, leaves, or runs out of time.
+//! Arrivals, refusals, retries, aborts and deadlines of a world's clients.
 
 use octant::engine::{RequestId, Submission, SubmitOptions};
 use octant::request::{Cost, Reject, Update};
@@ -10,12 +10,12 @@ use super::world::World;
 
 type Inbox = mpsc::UnboundedReceiver<Update>;
 
-/// Whether nothing is there and nothing can come.
+/// Whether the channel is empty and closed.
 fn is_closed(inbox: &mut Inbox) -> bool {
     matches!(inbox.try_recv(), Err(mpsc::error::TryRecvError::Disconnected))
 }
 
-/// What a client that has left has cost, where that is the last of all that is there, and nothing can come.
+/// The cost that an aborted request reports, if that is the last update of a closed channel.
 fn parting(inbox: &mut Inbox) -> Option<Cost> {
     let all: Vec<Update> = std::iter::from_fn(|| inbox.try_recv().ok()).collect();
     let ended = all.iter().position(|update| update.finish.is_some())? + 1 == all.len();
@@ -23,7 +23,7 @@ fn parting(inbox: &mut Inbox) -> Option<Cost> {
 }
 
 impl World {
-    /// Takes who has come by now.
+    /// Submits the groups that have arrived by now.
     pub(super) fn arrive(&mut self) -> Result<(), String> {
         while let Some((at, _)) = self.to_come.last()
             && *at <= self.clock.now()
@@ -41,7 +41,7 @@ impl World {
         let full = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
             || counts.waiting_tokens > 0 && counts.waiting_tokens + tokens > self.config.max_queue_tokens;
         if sound && self.is_too_late(group[0])? {
-            self.tally.unpromised += 1;
+            self.tally.predicted_late += 1;
             if !self.again(group) {
                 self.refuse(group);
             }
@@ -60,7 +60,7 @@ impl World {
         let options = SubmitOptions {
             received_at: self.clock.instant(now),
             deadline: first.due_after.map(|after| self.clock.instant(now + after)),
-            counters: Some(self.books.counters(first.tenant)),
+            counters: Some(self.costs.counters(first.tenant)),
             flush_every_token,
         };
         let outcome = self.core.submit(submissions, &options, self.clock.instant(now));
@@ -70,11 +70,11 @@ impl World {
             _ => return Err(format!("{outcome:?} to a group that is sound: {sound}, a queue full: {full}")),
         }
         if outcome.is_err() {
-            // One that was never taken has nothing to abort.
+            // Aborting a request that was never taken has no effect.
             let cost = self.core.abort(inboxes[0].1);
-            self.books.left(inboxes[0].1, cost);
+            self.costs.left(inboxes[0].1, cost);
             if inboxes.iter_mut().any(|(_, _, inbox)| !is_closed(inbox)) {
-                return Err("a refused request has an account".to_owned());
+                return Err("a refused request has an open channel".to_owned());
             }
             if sound && self.again(group) {
                 return Ok(());
@@ -83,12 +83,12 @@ impl World {
             return Ok(());
         }
         for (i, id, inbox) in inboxes {
-            self.welcome(i, id, inbox);
+            self.open_visit(i, id, inbox);
         }
         Ok(())
     }
 
-    /// Whether its first token is predicted to come later than its server promises, or than it can use.
+    /// Whether the predicted wait for its first token exceeds the server's limit or the client's deadline.
     fn is_too_late(&mut self, i: usize) -> Result<bool, String> {
         let client = &self.clients[i];
         let seconds = self.core.forecast().first_token(&self.core.queue_state(&client.request));
@@ -99,13 +99,13 @@ impl World {
         Ok(seconds > client.due_after.unwrap_or(f64::INFINITY) || seconds > promised && !self.core.is_idle())
     }
 
-    /// Counts who goes before whom.
-    fn welcome(&mut self, i: usize, id: RequestId, inbox: Inbox) {
+    /// Opens a client's visit and bounds how long it and the others may wait.
+    fn open_visit(&mut self, i: usize, id: RequestId, inbox: Inbox) {
         let client = &self.clients[i];
         let (priority, tenant, own) = (client.request.priority, client.tenant, client.work());
         let counts = self.core.scheduler().counts();
         let mut visit = Visit::new(id, inbox, self.turn);
-        (visit.work, visit.start_work, visit.recomputed) = (own, own, self.books.recomputed());
+        (visit.work, visit.start_work, visit.recomputed) = (own, own, self.costs.recomputed());
         let may_age = self.config.policy.ageing_steps > 0 && !self.flat;
         for other in &mut self.clients {
             let before = other.work();
@@ -113,23 +113,24 @@ impl World {
                 visit.work += before;
                 visit.start_work += before;
                 let anothers = other.tenant != tenant;
-                // Among those that run it may be before any that started when nobody had waited for long.
+                // A running request may sort after a later one: of another tenant, of better priority, or by
+                // ageing.
                 if anothers || other.request.priority > priority || may_age {
                     earlier.work += own;
                 }
-                if anothers || self.line.may_pass(earlier.id, priority, counts.steps) {
+                if anothers || self.queue_order.may_pass(earlier.id, priority, counts.steps) {
                     earlier.start_work += own;
                 }
             }
         }
         let client = &mut self.clients[i];
         visit.due = client.due_after.map(|after| self.clock.now() + after);
-        self.line.arrive(id, &client.request, tenant, counts.steps);
-        self.books.open(id, client.request.prompt.len());
+        self.queue_order.arrive(id, &client.request, tenant, counts.steps);
+        self.costs.open(id, client.request.prompt.len());
         client.now = Some(visit);
     }
 
-    /// Comes again later, if they want to.
+    /// Submits a group again later, if its client has retries left.
     pub(super) fn again(&mut self, group: &[usize]) -> bool {
         if self.clients[group[0]].retries == 0 {
             return false;
@@ -148,7 +149,7 @@ impl World {
         group.iter().for_each(|i| self.clients[*i].end = Some(End::Refused));
     }
 
-    /// Whoever leaves does so when a step has been committed, and perhaps not said.
+    /// Aborts requests of clients that leave, while updates may be committed and not published.
     pub(super) fn leave(&mut self) -> Result<(), String> {
         for i in 0..self.clients.len() {
             let client = &mut self.clients[i];
@@ -160,12 +161,12 @@ impl World {
             client.leaves_after = None;
             let ended = client.read(None).map_err(|e| format!("client {i} {e}"))?;
             let before = self.core.unpublished().len();
-            self.books.hold(&self.core);
+            self.costs.hold(&self.core);
             let cost = self.core.abort(id);
-            self.books.left(id, cost);
-            let unsaid = before - self.core.unpublished().len();
-            self.line.leave(id, unsaid);
-            self.tally.left_unsaid += unsaid as u64;
+            self.costs.left(id, cost);
+            let unpublished = before - self.core.unpublished().len();
+            self.queue_order.leave(id, unpublished);
+            self.tally.left_unpublished += unpublished as u64;
             if let Some(visit) = ended {
                 self.settle(i, &visit)?;
                 continue;
@@ -173,7 +174,7 @@ impl World {
             let client = &mut self.clients[i];
             let mut visit = client.now.take().expect("it has not ended");
             if parting(&mut visit.inbox) != Some(cost) {
-                return Err(format!("client {i} left and is not told {cost:?}, or more than that"));
+                return Err(format!("client {i} aborted and did not receive {cost:?} as its last update"));
             }
             client.end = Some(End::Left);
             self.check_cost(i, &visit)?;
@@ -182,12 +183,12 @@ impl World {
         Ok(())
     }
 
-    /// Ends those whose time is up. Of those that the last step ended some run out of time at that very moment.
+    /// Expires requests. Some that the last step finished get a deadline at this very time.
     pub(super) fn expire(&mut self) -> Result<(), String> {
         for seed in std::mem::take(&mut self.device.ended) {
             let client = &mut self.clients[seed as usize];
-            let hurried = |visit: &&mut Visit| visit.due.is_some() && !visit.inbox.is_closed();
-            let Some(visit) = client.now.as_mut().filter(hurried) else { continue };
+            let has_deadline = |visit: &&mut Visit| visit.due.is_some() && !visit.inbox.is_closed();
+            let Some(visit) = client.now.as_mut().filter(has_deadline) else { continue };
             if one_in(&mut self.draws, 2) {
                 visit.due = Some(self.clock.now());
                 self.core.set_deadline(visit.id, self.clock.instant(self.clock.now()));
@@ -197,16 +198,16 @@ impl World {
             let visits = self.clients.iter_mut().filter_map(|client| client.now.as_mut());
             let found = visits.into_iter().find(|visit| visit.id == id);
             let Some(visit) = found.filter(|visit| !visit.overdue && !visit.inbox.is_closed()) else {
-                return Err(format!("the time of request {} is up again, or after its end", id.0));
+                return Err(format!("the deadline of request {} passed twice or after its end", id.0));
             };
             visit.overdue = true;
-            let started = self.line.has_started(id).unwrap_or(true);
+            let started = self.queue_order.has_started(id).unwrap_or(true);
             let begun = visit.tokens > 0 || visit.scores > 0;
             if !ended {
                 self.tally.late[3] += 1;
                 continue;
             }
-            self.line.leave(id, 0);
+            self.queue_order.leave(id, 0);
             self.tally.late[usize::from(started) + usize::from(started && begun)] += 1;
         }
         Ok(())

@@ -1,11 +1,12 @@
-//! Who waits and who starts, seen from outside, and what `src/scheduler/fair_queue.rs` promises of it.
+//! Checks the order in which requests start against the guarantees of `src/scheduler/fair_queue.rs`, from
+//! plans alone.
 //!
-//! - Whoever starts for the first time has the first class of all that wait, as priorities and ages make it, and of its
-//!   own tenant's of that class nobody came before it. So of two of a tenant the later one never starts first once the
-//!   earlier one has waited as many times the steps of ageing as their priorities are apart.
-//! - Nobody is preempted more often than may be, which is never where all blocks are reserved.
-//! - Where all are of one priority, two tenants that both have requests waiting for their first start are served alike by
-//!   their weights, within the bound that is stated.
+//! - A request that starts for the first time has the best class of all waiting requests, by priority and
+//!   age, and is the earliest of its tenant in that class. So of two requests of one tenant, the later never
+//!   starts first once the earlier has waited `ageing_steps` times the difference of their priorities.
+//! - No request is preempted more often than allowed, and never if all its blocks are reserved.
+//! - If all requests have one priority, two tenants with requests that wait for their first start are served
+//!   in proportion to their weights, within the documented bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,68 +19,69 @@ use octant::scheduler::{Scheduler, SchedulerConfig};
 use super::asked::TENANTS;
 use super::tally::Tally;
 
-/// One that has been taken and has not ended.
+/// An open request.
 struct Member {
     tenant: usize,
     priority: i32,
     prompt: usize,
-    /// Steps planned when it came.
+    /// Steps planned at its submission.
     arrived: u64,
-    /// Times that it has started.
+    /// Number of its starts.
     starts: u32,
 }
 
-/// A plan with starts, as it was when it had been made.
+/// A plan with starts or preemptions.
 struct Made {
     step: u64,
-    /// Whether somebody gave up blocks for it.
+    /// Whether a sequence was preempted for it.
     preempts: bool,
     starts: Vec<RequestId>,
     holders: BTreeSet<RequestId>,
     waiting: usize,
 }
 
-/// Two tenants for as long as both wait: how far what they were served has been apart since, least and most.
+/// The least and the greatest difference of two tenants' service while both wait.
 type Window = Option<(f64, f64)>;
 
-/// Of one life.
-pub struct Line {
+/// The open requests of one engine, and the order of their starts.
+pub struct QueueOrder {
     ageing: u64,
-    /// Times that one may be preempted.
+    /// The most preemptions of a request.
     preemptions: u32,
-    /// The same, whatever is reserved.
-    exposures: u32,
-    /// By how much shares may differ for a tenant of weight 1; `None` where there is no such bound.
+    /// The same without regard to reservations: starts as a preemptible sequence.
+    preemptible_starts: u32,
+    /// The greatest allowed difference of shares for a tenant of weight 1; `None` without such a bound.
     bound: Option<f64>,
-    /// What a step may add to a share that is not seen at once.
+    /// Service that one step may add before it is seen here.
     unseen: f64,
-    /// Of everyone that was ever taken, its tenant.
+    /// The tenant of every request so far.
     tenants: BTreeMap<RequestId, usize>,
     open: BTreeMap<RequestId, Member>,
-    /// Those that run, and the order in which they do: those behind give up their blocks first.
+    /// Running requests with their order: the last ones are preempted first.
     running: BTreeMap<RequestId, (bool, i64, RequestId)>,
-    /// Whether nothing is in flight when a step is planned: whoever gives up its blocks then does so at once.
+    /// Whether no step is in flight when a step is planned: a preempted sequence then frees its blocks at
+    /// once.
     at_once: bool,
     preempted: u64,
-    /// Those that were ever preempted.
+    /// Requests that were ever preempted.
     restarted: BTreeSet<RequestId>,
     made: Vec<Made>,
-    /// By tenant: by its weight what it was served, and its requests that wait for their first start.
+    /// By tenant: its service divided by its weight, and its requests that wait for their first start.
     served: [f64; TENANTS.len()],
     waiting: [usize; TENANTS.len()],
     windows: [[Window; TENANTS.len()]; TENANTS.len()],
     wrong: Option<String>,
 }
 
-impl Line {
-    /// Shares are bounded where `flat`: all are of one priority.
+impl QueueOrder {
+    /// `flat`: all requests have one priority, so that shares are bounded.
     pub fn new(config: &SchedulerConfig, flat: bool, longest: usize, in_flight: usize) -> Self {
         let cache = config.num_blocks * BLOCK_TOKENS;
         let unit = (PROMPT_COST * longest as u64).max(OUTPUT_COST * cache as u64);
         Self {
             ageing: config.policy.ageing_steps,
-            exposures: config.policy.max_preemptions,
-            // Whose blocks are all reserved never gives them up.
+            preemptible_starts: config.policy.max_preemptions,
+            // A sequence whose blocks are all reserved is never preempted.
             preemptions: if config.policy.kv_reserve < 1.0 { config.policy.max_preemptions } else { 0 },
             bound: flat.then_some(2.0 * unit as f64),
             unseen: (OUTPUT_COST * config.max_num_seqs as u64) as f64,
@@ -104,26 +106,26 @@ impl Line {
         self.waiting[tenant] += 1;
     }
 
-    /// It has left, or its time is up; so many updates for it will not be said.
-    pub fn leave(&mut self, id: RequestId, unsaid: usize) {
-        self.serve(id, OUTPUT_COST * unsaid as u64);
+    /// A request was aborted or its deadline passed, with `unpublished` updates that its client does not get.
+    pub fn leave(&mut self, id: RequestId, unpublished: usize) {
+        self.serve(id, OUTPUT_COST * unpublished as u64);
         self.running.remove(&id);
         if let Some(member) = self.open.remove(&id).filter(|member| member.starts == 0) {
             self.wait_less(member.tenant);
         }
     }
 
-    /// Whether it has started, if it is there.
+    /// Whether an open request has started.
     pub fn has_started(&self, id: RequestId) -> Option<bool> {
         self.open.get(&id).map(|member| member.starts > 0)
     }
 
-    /// Whether it was ever preempted, ended or not.
+    /// Whether a request was ever preempted.
     pub fn was_preempted(&self, id: RequestId) -> bool {
         self.restarted.contains(&id)
     }
 
-    /// Whether one that comes now with this priority can start before that one, of its tenant, however long both wait.
+    /// Whether a new request of this priority and of the same tenant may start before request `id`.
     pub fn may_pass(&self, id: RequestId, priority: i32, steps: u64) -> bool {
         let Some(member) = self.open.get(&id) else { return true };
         let apart = i64::from(member.priority) - i64::from(priority);
@@ -155,7 +157,7 @@ impl Line {
             }
         }
         for made in std::mem::take(&mut self.made) {
-            let checked = self.check_victims(&made).and_then(|()| self.check_starts(&made, tally));
+            let checked = self.check_preempted(&made).and_then(|()| self.check_starts(&made, tally));
             if let Err(why) = checked {
                 self.wrong.get_or_insert(why);
             }
@@ -188,8 +190,8 @@ impl Line {
         self.made.push(Made { step: plan.id, preempts, starts, holders, waiting: counts.waiting });
     }
 
-    /// Whoever gave up its blocks was behind all that kept them.
-    fn check_victims(&mut self, made: &Made) -> Result<(), String> {
+    /// Checks that every preempted sequence was behind all sequences that kept their blocks.
+    fn check_preempted(&mut self, made: &Made) -> Result<(), String> {
         if !(made.preempts && self.at_once) {
             return Ok(());
         }
@@ -207,7 +209,7 @@ impl Line {
         }
     }
 
-    /// Those that started did so one after the other, each before all that then waited.
+    /// Checks that each started request came before all that still waited.
     fn check_starts(&mut self, made: &Made, tally: &mut Tally) -> Result<(), String> {
         let waited = self.open.iter().filter(|(id, _)| !made.holders.contains(id));
         let mut waiting: BTreeMap<RequestId, &Member> = waited.map(|(id, member)| (*id, member)).collect();
@@ -225,18 +227,18 @@ impl Line {
                 let lifts = (made.step - member.arrived).checked_div(self.ageing).unwrap_or(0);
                 (i64::from(member.priority) - lifts as i64).max(top.into())
             };
-            self.running.insert(*id, (member.starts <= self.exposures, class(member), *id));
+            self.running.insert(*id, (member.starts <= self.preemptible_starts, class(member), *id));
             for (other, behind) in waiting.iter().filter(|(other, _)| *other != id) {
                 let came_before = behind.tenant == member.tenant && other < id;
                 if class(behind) < class(member) || came_before && class(behind) == class(member) {
                     return Err(format!(
-                        "request {} starts in step {} before request {}, of priorities {} and {}, arrived in {} and {}",
+                        "request {} (priority {}, arrived in {}) starts in step {} before request {} ({}, {})",
                         id.0,
+                        member.priority,
+                        member.arrived,
                         made.step,
                         other.0,
-                        member.priority,
                         behind.priority,
-                        member.arrived,
                         behind.arrived
                     ));
                 }

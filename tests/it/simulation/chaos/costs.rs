@@ -1,19 +1,19 @@
-//! The clock beside the turns, as the engine keeps it: the real watch, deadlines and payers, told a virtual time. What
-//! requests pay is held against what the device did, counted here from what it was given.
+//! Compares the costs that the engine charges with the device's own totals.
 //!
-//! What follows from how costs are defined, and is checked when a life ends:
-//! - Where the executor knows what steps take, all that requests paid is what the device took, to a millionth, though
-//!   they share steps, are preempted, leave, are late or fail, with rows in flight or none. Where it does not, what is
-//!   paid in advance for a row in flight is a guess, and all lives together are within 1 %.
-//! - Rows fed are tokens computed and tokens computed again, exactly.
-//! - Payers were charged what their requests were told, once each.
+//! The definition of costs implies, and the test checks when an engine ends:
+//! - If the executor predicts step times exactly, the costs of all requests add up to the device's time, to a
+//!   millionth, although requests share steps, are preempted, abort, pass their deadline or fail, with or
+//!   without a row in flight. If it does not, the advance charge for a row in flight is an estimate, and all
+//!   engines together are within 1 %.
+//! - Tokens fed are tokens computed plus tokens recomputed, exactly.
+//! - Each key's counters have the sum of its requests' costs, each counted once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use octant::engine::{EngineCore, EngineMetrics, KeyCounters, Published, RequestId};
+use octant::engine::{self, EngineCore, EngineMetrics, EngineOptions, KeyCounters, Published, RequestId};
 use octant::request::Cost;
 use octant::scheduler::step_plan::StepPlan;
 use prometheus::{Counter, IntCounter};
@@ -21,14 +21,14 @@ use prometheus::{Counter, IntCounter};
 use super::asked::TENANTS;
 use crate::usage::key_counters;
 
-/// Of what can be known exactly, for the nanoseconds of clocks.
+/// Relative tolerance of exact sums, for the rounding of clocks to nanoseconds.
 const EXACT: f64 = 1e-6;
-/// Of what is paid for blocks: who holds what part of one may change while a row is in flight for nobody.
+/// Relative tolerance of block-seconds: shares of blocks may change while a discarded row is in flight.
 const NEAR: f64 = 0.01;
-/// And no less than a block for one step.
+/// Absolute tolerance of block-seconds: one block for one step.
 const BLOCK_STEP: f64 = 0.02;
 
-/// A virtual time that the device and whoever watches it have in common.
+/// The virtual time of the device and the engine.
 #[derive(Clone)]
 pub struct Clock {
     zero: Instant,
@@ -40,14 +40,26 @@ impl Clock {
         Self { zero: Instant::now(), bits: Arc::default() }
     }
 
-    /// Seconds.
+    /// Seconds since the start.
     pub fn now(&self) -> f64 {
         f64::from_bits(self.bits.load(Ordering::Relaxed))
     }
 
-    /// Goes on to this time, if it is later.
+    /// Advances to this time, if it is later.
     pub fn reach(&self, at: f64) {
         self.bits.store(self.now().max(at).to_bits(), Ordering::Relaxed);
+    }
+
+    /// The options of an engine on this clock.
+    pub fn engine_options(
+        &self,
+        in_flight: usize,
+        stream_interval: usize,
+        metrics: &EngineMetrics,
+    ) -> EngineOptions {
+        let (clock, metrics) = (self.clone(), metrics.clone());
+        let clock = engine::Clock::virtual_time(move || clock.instant(clock.now()));
+        EngineOptions { stream_interval, metrics, clock, ..EngineOptions::new(in_flight) }
     }
 
     pub fn instant(&self, at: f64) -> Instant {
@@ -55,42 +67,42 @@ impl Clock {
     }
 }
 
-/// A request that has not ended.
+/// An open request.
 struct Entry {
     opened: f64,
-    /// When it first had a row.
+    /// When its first row was launched.
     started: Option<f64>,
 }
 
-/// Of one life.
-pub struct Books {
+/// Checks of one engine's costs.
+pub struct CostCheck {
     clock: Clock,
     metrics: EngineMetrics,
-    /// By tenant.
-    payers: Vec<Arc<KeyCounters>>,
+    /// The key counters of each tenant.
+    counters: Vec<Arc<KeyCounters>>,
     open: BTreeMap<RequestId, Entry>,
     closed: BTreeMap<RequestId, Cost>,
     /// Tokens of all prompts.
     prompts: u64,
     /// Tokens in all rows.
     fed: u64,
-    /// Tokens drawn, of requests that had not ended.
+    /// Tokens published.
     drawn: u64,
-    /// Blocks held since the last look, and those before times their seconds.
+    /// The time of the last look and the blocks used then; and the block-seconds before it.
     blocks: (f64, usize),
     block_seconds: f64,
-    /// The latter when results last came, which is what meters show.
+    /// Block-seconds at the last results, which the metrics show.
     metered: f64,
-    /// What does not add up, said at the next occasion.
+    /// The first error, for the next check.
     wrong: Option<String>,
 }
 
-impl Books {
-    /// The books of an engine that writes these metrics.
+impl CostCheck {
+    /// Checks the costs of an engine that writes these metrics.
     pub fn new(clock: Clock, metrics: EngineMetrics) -> Self {
         Self {
             metrics,
-            payers: TENANTS.iter().map(|_| key_counters()).collect(),
+            counters: TENANTS.iter().map(|_| key_counters()).collect(),
             open: BTreeMap::new(),
             closed: BTreeMap::new(),
             prompts: 0,
@@ -141,13 +153,16 @@ impl Books {
             (waited - queue).abs() < EXACT
         });
         if !sound || waited != Some(true) || self.closed.insert(id, cost).is_some() {
-            self.wrong.get_or_insert(format!("request {} waited as it paid: {waited:?}, {cost:?}", id.0));
+            self.wrong.get_or_insert(format!(
+                "request {} has a wrong cost: queue time right: {waited:?}, {cost:?}",
+                id.0
+            ));
         }
     }
 
     /// The counters of a tenant.
     pub fn counters(&self, tenant: usize) -> Arc<KeyCounters> {
-        Arc::clone(&self.payers[tenant])
+        Arc::clone(&self.counters[tenant])
     }
 
     /// A request has been taken.
@@ -161,16 +176,16 @@ impl Books {
         if self.open.contains_key(&id) {
             self.note(id, cost);
         } else if cost != Cost::default() {
-            self.wrong.get_or_insert(format!("request {} paid twice", id.0));
+            self.wrong.get_or_insert(format!("request {} was charged twice", id.0));
         }
     }
 
-    /// Tokens fed again so far.
+    /// Recomputed tokens so far.
     pub fn recomputed(&self) -> u64 {
         self.metrics.recomputed.get()
     }
 
-    /// What a request has cost that has ended.
+    /// The cost of a request that has ended.
     pub fn cost(&self, id: RequestId) -> Option<&Cost> {
         self.closed.get(&id)
     }
@@ -179,9 +194,8 @@ impl Books {
         self.wrong.take().map_or(Ok(()), Err)
     }
 
-    /// The life has ended. Whoever was cut off pays for what it had. The device has worked for so long, and has been given
-    /// `outstanding` seconds of work that nobody has seen the end of. Returns what was paid and what there was to pay, in
-    /// seconds and block-seconds.
+    /// Checks the sums when an engine has ended; requests that were cut off are charged first. Returns the
+    /// requests' costs and the device's totals, in seconds and block-seconds.
     pub fn settle(&mut self, life: &Life, core: &mut EngineCore) -> Result<[[f64; 2]; 2], String> {
         for id in self.open.keys().copied().collect::<Vec<_>>() {
             self.hold(core);
@@ -193,7 +207,7 @@ impl Books {
         let (prefill, decode) = (self.metrics.prefill.get(), self.metrics.decode.get());
         let block_seconds = self.block_seconds;
         close(prefill + decode, life.busy, EXACT, "the device's time")?;
-        // Who holds what is looked at after launches only.
+        // The engine records holdings after launches only.
         let seen = if life.host { NEAR } else { EXACT };
         close(self.metrics.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
         let near = NEAR + BLOCK_STEP / block_seconds.max(BLOCK_STEP);
@@ -213,48 +227,47 @@ impl Books {
         if sum.computed_tokens + again != self.fed {
             return Err(format!("{} tokens were fed: {sum:?}", self.fed));
         }
-        self.check_payers(&sum)?;
+        self.check_key_counters(&sum)?;
         Ok([[sum.prefill + sum.decode, due], [sum.kv_block_seconds, block_seconds]])
     }
 
-    fn check_payers(&self, sum: &Cost) -> Result<(), String> {
+    fn check_key_counters(&self, sum: &Cost) -> Result<(), String> {
         let seconds =
-            |of: fn(&KeyCounters) -> &Counter| self.payers.iter().map(|payer| of(payer).get()).sum::<f64>();
-        let count = |of: fn(&KeyCounters) -> &IntCounter| {
-            self.payers.iter().map(|payer| of(payer).get()).sum::<u64>()
-        };
-        close(seconds(|payer| &payer.queue), sum.queue, EXACT, "the payers' waiting")?;
-        close(seconds(|payer| &payer.prefill), sum.prefill, EXACT, "the payers' prefill")?;
-        close(seconds(|payer| &payer.decode), sum.decode, EXACT, "the payers' decode")?;
-        close(seconds(|payer| &payer.kv_block_seconds), sum.kv_block_seconds, EXACT, "the payers' blocks")?;
+            |of: fn(&KeyCounters) -> &Counter| self.counters.iter().map(|key| of(key).get()).sum::<f64>();
+        let count =
+            |of: fn(&KeyCounters) -> &IntCounter| self.counters.iter().map(|key| of(key).get()).sum::<u64>();
+        close(seconds(|key| &key.queue), sum.queue, EXACT, "the keys' waiting")?;
+        close(seconds(|key| &key.prefill), sum.prefill, EXACT, "the keys' prefill")?;
+        close(seconds(|key| &key.decode), sum.decode, EXACT, "the keys' decode")?;
+        close(seconds(|key| &key.kv_block_seconds), sum.kv_block_seconds, EXACT, "the keys' blocks")?;
         let counted = [
-            count(|payer| &payer.requests),
-            count(|payer| &payer.prompt_tokens),
-            count(|payer| &payer.generated_tokens),
-            count(|payer| &payer.cached_tokens),
-            count(|payer| &payer.computed_tokens),
-            count(|payer| &payer.recomputed_tokens),
+            count(|key| &key.requests),
+            count(|key| &key.prompt_tokens),
+            count(|key| &key.generated_tokens),
+            count(|key| &key.cached_tokens),
+            count(|key| &key.computed_tokens),
+            count(|key| &key.recomputed_tokens),
         ];
         let Cost { cached_tokens: cached, computed_tokens, recomputed_tokens, .. } = *sum;
         let requests = self.closed.len() as u64;
         let expected = [requests, self.prompts, self.drawn, cached, computed_tokens, recomputed_tokens];
         match counted == expected {
             true => Ok(()),
-            false => Err(format!("payers have {counted:?}, expected {expected:?}")),
+            false => Err(format!("keys have {counted:?}, expected {expected:?}")),
         }
     }
 }
 
-/// What the device says of a life.
+/// The device's side of one engine.
 #[derive(Debug)]
 pub struct Life {
-    /// Seconds that it worked.
+    /// Device time of the steps collected, in seconds.
     pub busy: f64,
-    /// Seconds of steps that it was given and did not return.
+    /// Device time of the steps that were never collected, in seconds.
     pub outstanding: f64,
-    /// Whether it said beforehand what each step takes.
+    /// Whether it predicted step times.
     pub exact: bool,
-    /// Whether the host takes time between steps.
+    /// Whether the host takes time between a step's results and the next launch.
     pub host: bool,
     pub preemptions: u64,
 }
