@@ -48,17 +48,23 @@ pub mod device;
 /// What a step takes on GPUs that need not be there: the roofline as arithmetic.
 pub mod cost;
 
-/// GPUs that are not there: the executor that waits and says what anyone can compute.
+/// Simulated GPUs: an executor for the real engine, and the scheduler in virtual time.
 pub mod simulator;
 
 /// Checkpoints converted on disk: quantised, or imported from NVIDIA's own format.
 pub mod offline;
 
-/// A load client for any server with OpenAI's API, and what its times amount to.
+/// Load client for servers with OpenAI's API: arrivals, requests, latencies, reports.
 pub mod load;
+
+/// Line charts, bands and cumulative distributions as SVG.
+pub mod plot;
 
 /// Random numbers that are a function of a seed.
 pub mod random;
+
+/// Mean, standard deviation and percentiles of values.
+pub mod statistics;
 
 /// Command line, environment and file to one validated configuration.
 pub mod config;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not at all.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,
@@ -30,7 +30,7 @@ pub struct Request {
 pub const MAX_PRIORITY: i32 = 100;
 
 /// Whose requests they are, among whom the server is shared fairly.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tenant {
     /// A key's name, or a user's; empty for those who have none, who are one tenant.
     pub name: Arc<str>,
@@ -46,7 +46,7 @@ impl Default for Tenant {
 
 /// How the next token is chosen, in the order in which it is applied to a row of logits:
 /// bias, minimum-length mask, penalties, temperature, top-k, top-p, min-p, draw.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
     /// 0 is greedy (argmax, the lowest id on ties); otherwise logits are divided by it.
     pub temperature: f32,
@@ -95,7 +95,7 @@ impl SamplingParams {
 }
 
 /// When generation ends. Stop strings are text and are handled above the engine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StopRules {
     /// At most this many tokens are generated; at least 1 and prompt + max_tokens ≤ the model's context. 0 is
     /// allowed together with `prompt_logprobs` only: the prompt is scored and nothing generated.

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Book, Tally};
-use octant::simulator::workload::Draws;
+use octant::random::Random;
+use octant::simulator::workload;
 use probe::{Prober, Probes, ask, connect, p99};
 use server::{Server, slope};
 
@@ -140,7 +141,7 @@ async fn crowd(args: &Args, findings: &mut Findings) {
     ]);
     let book = Arc::new(Book::new());
     // The first request also makes what is made once.
-    let warm = client::visit(server.main, &book, &mut Draws::new(args.seed)).await;
+    let warm = client::visit(server.main, &book, &mut workload::random(args.seed)).await;
     assert!(warm.wrong.is_empty(), "{:?}", warm.wrong);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = server.descriptors();
@@ -184,7 +185,7 @@ async fn crowd(args: &Args, findings: &mut Findings) {
 
 /// One client after another until the end.
 async fn sit(address: std::net::SocketAddr, book: Arc<Book>, seed: u64, end: Instant) -> Tally {
-    let (mut tally, mut draws) = (Tally::default(), Draws::new(seed));
+    let (mut tally, mut draws) = (Tally::default(), workload::random(seed));
     while Instant::now() < end {
         tally.add(client::visit(address, &book, &mut draws).await);
     }

@@ -25,6 +25,7 @@ use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::request::SamplingParams;
 use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
 use crate::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
+use crate::statistics::{percentile, sorted};
 
 /// Runs the benchmark and prints a line per measurement, and with `--json` all of them as one object at the end.
 pub fn rank(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
@@ -187,9 +188,9 @@ fn stand_in_seconds<D: Device>(
 }
 
 /// Prints one measurement, its median against the floor.
-fn show(step: &Step, mut times: Vec<f64>, read: f64) -> Value {
-    times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
+fn show(step: &Step, times: Vec<f64>, read: f64) -> Value {
+    let times = sorted(times);
+    let at = |share: f64| percentile(&times, share) * 1e3;
     let floor = step.bytes as f64 / read * 1e3;
     let (p10, median, p90) = (at(0.1), at(0.5), at(0.9));
     let Step { kind, batch, context, bytes, reduces } = step;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{host_bare, host_engine, host_server};
 use crate::config::BenchHostArgs;
-use crate::load::measure::Distribution;
+use crate::statistics::Distribution;
 
 /// Measures and prints; with `--json` all figures as one object at the end.
 pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {

@@ -19,6 +19,7 @@ use crate::device::Device;
 use crate::device::cpu::zeros;
 use crate::model::{Landing, Model, ModelConfig, Precision, Storage, read_threads};
 use crate::runner::WeightBytes;
+use crate::statistics::{percentile, sorted};
 
 /// Bytes of one read of the files alone.
 const READ: u64 = 8 << 20;
@@ -108,11 +109,7 @@ impl Run<'_> {
                 rates.push(Rates { files, past, kept, load });
                 beyond = beyond.max(peak as f64 - self.weights as f64);
             }
-            let median = |of: fn(&Rates) -> f64| {
-                let mut values: Vec<f64> = rates.iter().map(of).collect();
-                values.sort_by(f64::total_cmp);
-                values[values.len() / 2]
-            };
+            let median = |of: fn(&Rates) -> f64| percentile(&sorted(rates.iter().map(of).collect()), 0.5);
             let medians = Rates {
                 files: median(|r| r.files),
                 past: median(|r| r.past),

@@ -10,6 +10,7 @@ use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig}
 use crate::request::{Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::Scheduler;
 use crate::scheduler::step_plan::{BLOCK_TOKENS, RowOutput, StepOutput, StepPlan};
+use crate::statistics::{percentile, sorted};
 
 /// Ids of the vocabulary here.
 const VOCAB: usize = 256_000;
@@ -58,9 +59,8 @@ pub fn scheduler(load: Load) -> (f64, f64) {
     (median(plans), median(commits))
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e6
+fn median(times: Vec<Duration>) -> f64 {
+    percentile(&sorted(times.iter().map(|time| time.as_secs_f64() * 1e6).collect()), 0.5)
 }
 
 /// Room for so many to run and wait.

@@ -11,9 +11,10 @@ use serde::Serialize;
 use crate::config::BenchHostArgs;
 use crate::load::body::{Bodies, Endpoint};
 use crate::load::client::Target;
-use crate::load::drive::{self, Pace, Plan};
-use crate::load::measure::{Distribution, Run, ms};
+use crate::load::drive::{self, LoadPlan, Pace};
+use crate::load::measure::{LoadRun, ms};
 use crate::load::prompts::Prompts;
+use crate::statistics::Distribution;
 
 /// Tokens of a prompt, about.
 const PROMPT: usize = 128;
@@ -88,8 +89,8 @@ pub fn load(
     model: &str,
     streams: usize,
     requests: u64,
-) -> anyhow::Result<Run> {
-    let plan = Plan {
+) -> anyhow::Result<LoadRun> {
+    let plan = LoadPlan {
         target: Target::parse(url, None)?,
         bodies: Bodies {
             prompts: Prompts::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
@@ -116,7 +117,7 @@ pub fn load(
 
 /// Milliseconds between two tokens of a stream beyond a step's length, from so many tokens on; nothing where steps have
 /// no length.
-pub fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
+pub fn late(run: &LoadRun, step_ms: f64, from: usize) -> Option<Distribution> {
     let late = |gap: Duration| ms(gap) - step_ms;
     let gaps = || run.records.iter().flat_map(|record| record.gaps().skip(from).map(late)).collect();
     (step_ms > 0.0).then(|| Distribution::of(gaps()))

@@ -14,13 +14,13 @@ use crate::engine::SchedulerConfig;
 use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::scheduler::Policy;
-use crate::simulator::plot::{self, Run};
 use crate::simulator::replay::{self, Replayed};
-use crate::simulator::report::{Report, Slo, foreseen, table};
-use crate::simulator::trace::{End, Trace};
+use crate::simulator::simulation_plot::{self, PlottedRun};
+use crate::simulator::simulation_report::{SimulationReport, Slo, predicted_and_actual_ttft, table};
+use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
-use crate::simulator::workload::{self, Arrival, Spread, Synthetic};
-use crate::simulator::{Journey, Machine, Sample};
+use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
+use crate::simulator::{RequestTimeline, ServerSample, SimulatedModel};
 
 /// As on GPUs.
 const IN_FLIGHT: usize = 2;
@@ -28,8 +28,8 @@ const IN_FLIGHT: usize = 2;
 /// A run that is over, under its name.
 struct Past {
     name: &'static str,
-    journeys: Vec<Journey>,
-    samples: Vec<Sample>,
+    requests: Vec<RequestTimeline>,
+    samples: Vec<ServerSample>,
 }
 
 /// Simulates and reports. Status 1 if a replay is not the same as what was recorded.
@@ -53,12 +53,10 @@ fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
     let arrivals = match &args.trace {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            workload::parse(&text, vocab, args.seed)
-                .map_err(anyhow::Error::msg)
-                .with_context(|| path.display().to_string())?
+            workload::parse(&text, vocab, args.seed).with_context(|| path.display().to_string())?
         }
         None => {
-            let (arrivals, cut) = synthetic(args)?.draw(vocab, limit);
+            let Workload { arrivals, cut } = synthetic(args)?.generate(vocab, limit);
             if cut > 0 {
                 eprintln!("{cut} requests were cut to {limit} tokens, --max-model-len");
             }
@@ -67,19 +65,19 @@ fn drawn(args: &SimulateArgs) -> anyhow::Result<Past> {
     };
     let cost = about.cost()?;
     let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, IN_FLIGHT, Machine::scripted(cost));
-    server.foresee(forecast);
-    server.refuse_beyond(args.policy.max_ttft);
-    for Arrival { at, ask } in arrivals {
-        server.arrive(at, vec![ask]);
+    let mut server = VirtualTime::new(config, IN_FLIGHT, SimulatedModel::scripted(cost));
+    server.set_forecast(forecast);
+    server.set_max_ttft(args.policy.max_ttft);
+    for Arrival { at, request } in arrivals {
+        server.arrive(at, vec![request]);
     }
     finish("simulated", server)
 }
 
-fn synthetic(args: &SimulateArgs) -> anyhow::Result<Synthetic> {
+fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
     let rate = args.poisson.context("--poisson: missing")?;
     let spread = |MeanAndCv { mean, cv }| Spread { mean, cv };
-    Ok(Synthetic {
+    Ok(SyntheticWorkload {
         requests: args.requests,
         interval: Spread { mean: 1.0 / rate.mean, cv: rate.cv },
         prompt: spread(args.prompt_tokens),
@@ -96,10 +94,10 @@ fn say(text: &str) -> anyhow::Result<()> {
 /// Runs to the end, and says how much faster than time that was.
 fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<Past> {
     let start = Instant::now();
-    server.run().map_err(anyhow::Error::msg)?;
+    server.run()?;
     eprintln!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
-    let (journeys, samples) = server.history();
-    Ok(Past { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
+    let requests = server.timelines().into_iter().cloned().collect();
+    Ok(Past { name, requests, samples: server.samples().to_vec() })
 }
 
 /// The recording as it was, and where a setting is given, simulated as it was and as it would be; `None` if the replay is
@@ -108,9 +106,9 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
     match trace.end {
-        End::Complete => {}
-        End::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
-        End::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
+        TraceEnd::Complete => {}
+        TraceEnd::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
+        TraceEnd::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
     }
     let replayed = match replay::replay(&trace) {
         Ok(replayed) => replayed,
@@ -120,8 +118,8 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Past>
         }
     };
     say(&format!("{} plans, all equal\n", replayed.plans))?;
-    let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
-    let mut pasts = vec![Past { name: "recorded", journeys, samples: replayed.samples.clone() }];
+    let requests = replayed.groups.iter().flatten().map(|request| request.timeline.clone()).collect();
+    let mut pasts = vec![Past { name: "recorded", requests, samples: replayed.samples.clone() }];
     if args.changes() {
         let (about, config) = (as_recorded(&trace)?, trace.header.config.clone());
         pasts.push(again("as recorded", (&trace, &replayed), &about, config, None)?);
@@ -146,9 +144,9 @@ fn again(
 ) -> anyhow::Result<Past> {
     let cost = about.cost()?;
     let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, trace.header.in_flight, Machine::scripted(cost));
-    server.foresee(forecast);
-    server.refuse_beyond(max_ttft);
+    let mut server = VirtualTime::new(config, trace.header.in_flight, SimulatedModel::scripted(cost));
+    server.set_forecast(forecast);
+    server.set_max_ttft(max_ttft);
     replay::resimulate(replayed, &mut server);
     finish(name, server)
 }
@@ -233,10 +231,13 @@ fn policy(args: &PolicyArgs, was: Policy) -> Policy {
 
 fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
     let slo = Slo { ttft: args.slo_ttft, itl: args.slo_itl };
-    let journeys: Vec<Vec<&Journey>> = pasts.iter().map(|past| past.journeys.iter().collect()).collect();
-    let report = |(past, journeys): (&Past, &Vec<&Journey>)| Report::new(journeys, &past.samples, slo);
-    let reports: Vec<Report> = pasts.iter().zip(&journeys).map(report).collect();
-    let named: Vec<(&str, &Report)> = pasts.iter().map(|past| past.name).zip(&reports).collect();
+    let requests: Vec<Vec<&RequestTimeline>> =
+        pasts.iter().map(|past| past.requests.iter().collect()).collect();
+    let report = |(past, requests): (&Past, &Vec<&RequestTimeline>)| {
+        SimulationReport::new(requests, &past.samples, slo)
+    };
+    let reports: Vec<SimulationReport> = pasts.iter().zip(&requests).map(report).collect();
+    let named: Vec<(&str, &SimulationReport)> = pasts.iter().map(|past| past.name).zip(&reports).collect();
     say(&table(&named))?;
     if let Some(path) = &args.json {
         let all: serde_json::Map<_, _> = named
@@ -246,14 +247,17 @@ fn report(args: &SimulateArgs, pasts: &[Past]) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
     }
-    if let (Some(path), Some(journeys)) = (&args.forecast_svg, journeys.first()) {
-        let svg = plot::foresight(&foreseen(journeys)).map_err(anyhow::Error::msg)?;
+    if let (Some(path), Some(requests)) = (&args.forecast_svg, requests.first()) {
+        let svg = simulation_plot::forecast_svg(&predicted_and_actual_ttft(requests))?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.svg {
-        let runs = pasts.iter().zip(&journeys);
-        let runs = runs.map(|(past, journeys)| Run { name: past.name, journeys, samples: &past.samples });
-        let svg = plot::svg(&runs.collect::<Vec<_>>()).map_err(anyhow::Error::msg)?;
+        let runs: Vec<PlottedRun<'_>> = pasts
+            .iter()
+            .zip(&requests)
+            .map(|(past, requests)| PlottedRun { name: past.name, requests, samples: &past.samples })
+            .collect();
+        let svg = simulation_plot::svg(&runs)?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     Ok(())

@@ -10,8 +10,8 @@ use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::{KvDtype, Layout};
 use crate::engine::{Forecast, Recorder, SchedulerConfig};
 use crate::model::{ModelConfig, Precision};
-use crate::simulator::trace::{Header, Recording};
-use crate::simulator::{Machine, Simulator, Voice};
+use crate::simulator::trace::{Recording, TraceHeader};
+use crate::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 use crate::text::Tokenizer;
 
 /// Some GPUs, and how they are to be simulated.
@@ -65,11 +65,11 @@ impl SimulatedGpus {
         let cost = self.about(p).cost()?;
         let vocab = p.model.vocab.min(p.tokenizer.vocab_size());
         let words = words(&p.tokenizer, vocab);
-        let voice = Voice::new(words, p.generation.eos.clone(), self.settings.answer_tokens, vocab)
-            .map_err(anyhow::Error::msg)
+        let eos = p.generation.eos.clone();
+        let answers = SyntheticAnswers::new(words, eos, self.settings.answer_tokens, vocab)
             .context("--device simulate")?;
         let pace = self.settings.pace;
-        Simulator::new(Machine::new(cost, voice), pace).map_err(anyhow::Error::msg).context("--simulate-pace")
+        Simulator::new(SimulatedModel::new(cost, answers), pace).context("--simulate-pace")
     }
 }
 
@@ -210,6 +210,6 @@ pub fn record(
         ("deterministic", p.config.deterministic.to_string()),
     ];
     let about = about.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let header = Header { config: scheduler, in_flight, about };
+    let header = TraceHeader { config: scheduler, in_flight, about };
     Recording::start(path, &header).with_context(|| format!("--record: {}", path.display()))
 }

@@ -1,9 +1,10 @@
 //! Random weights from a formula, so that a device may make its own where they stay.
 
 use super::fp8;
+use crate::random::Random;
 
 /// A matrix \[out, in\] of random E4M3 values times a scale: element (o, i) is the value that the i mod 8-th byte of
-/// splitmix64's (o × in / 8 + i / 8)-th output picks from a table.
+/// SplitMix64's (o × in / 8 + i / 8)-th output picks from a table.
 #[derive(Debug, Clone)]
 pub struct RandomWeights<'a> {
     /// Output features.
@@ -24,10 +25,10 @@ impl RandomWeights<'_> {
     /// All codes, row-major.
     pub fn codes(&self) -> Vec<u8> {
         assert!(self.input.is_multiple_of(8), "a multiple of 8 inputs, not {}", self.input);
-        let mut state = self.seed;
+        let mut random = Random::new(self.seed);
         let mut codes = vec![0; self.out * self.input];
         for piece in codes.chunks_exact_mut(8) {
-            let bytes = splitmix64(&mut state).to_le_bytes();
+            let bytes = random.bits().to_le_bytes();
             piece.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.codes[usize::from(byte)]);
         }
         codes
@@ -37,13 +38,4 @@ impl RandomWeights<'_> {
     pub fn halves(&self, codes: &[u8]) -> Vec<u16> {
         codes.iter().map(|code| fp8::bf16_bits(fp8::decode(*code) * self.scale)).collect()
     }
-}
-
-/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number generators".
-pub fn splitmix64(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

@@ -12,7 +12,7 @@ use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::StepOutput;
 
 /// A call of the scheduler.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
     /// A group was taken.
     Submit(Vec<(RequestId, Request)>),
@@ -37,7 +37,7 @@ pub enum Event {
 }
 
 /// What the scheduler goes by of a row's output.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Drawn {
     /// The token drawn.
     pub token: Option<u32>,

@@ -2,8 +2,8 @@
 //! are, and different in every layer, so that no cache flatters the result.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
-use crate::device::random_weights::splitmix64;
 use crate::device::{ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8};
+use crate::random::Random;
 
 /// Standard deviation of the codes, in units of E4M3: real rows reach 448 at about four of them.
 const DEVIATION: f32 = 110.0;
@@ -15,7 +15,7 @@ struct Source<'a, D: Device> {
     precision: Precision,
     /// E4M3 codes by the quantile of a normal distribution.
     quantiles: [u8; 256],
-    state: u64,
+    random: Random,
 }
 
 impl<D: Device> Model<D> {
@@ -29,7 +29,7 @@ impl<D: Device> Model<D> {
         device: &D,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, LoadError> {
-        let mut source = Source { device, config, precision, quantiles: quantiles(), state: 1 };
+        let mut source = Source { device, config, precision, quantiles: quantiles(), random: Random::new(1) };
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(source.layer(index)?);
@@ -50,9 +50,9 @@ impl<D: Device> Model<D> {
 
 /// The code at each of 256 equally probable steps of a normal distribution, by the central limit of twelve.
 fn quantiles() -> [u8; 256] {
-    let mut state = 7;
+    let mut random = Random::new(7);
     let mut sample =
-        || (0..12).map(|_| (splitmix64(&mut state) >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
+        || (0..12).map(|_| (random.bits() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
     let mut samples: Vec<f32> = (0..256 * 64).map(|_| sample()).collect();
     samples.sort_by(f32::total_cmp);
     std::array::from_fn(|i| fp8::encode(samples[i * 64 + 32] * DEVIATION))
@@ -102,7 +102,7 @@ impl<D: Device> Source<'_, D> {
         scale: f32,
         bf16: bool,
     ) -> Result<D::Matrix, DeviceError> {
-        let seed = splitmix64(&mut self.state);
+        let seed = self.random.bits();
         self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
     }
 }

@@ -40,11 +40,11 @@ use step_plan::{RowOutput, StepOutput, StepPlan};
 pub const MAX_IN_FLIGHT: usize = 2;
 
 /// Names one request for as long as the engine lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct RequestId(pub u64);
 
 /// The limits within which the scheduler decides.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SchedulerConfig {
     /// Slots: sequences that run at once.
     pub max_num_seqs: usize,
@@ -67,7 +67,7 @@ pub struct SchedulerConfig {
 }
 
 /// How those that wait and run make way for one another.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Policy {
     /// Steps of waiting that lift a request by one priority; 0 is never.
     pub ageing_steps: u64,

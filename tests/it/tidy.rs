@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 18] = [
+const BOUNDARIES: [(&str, &[&str]); 20] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text"]),
     ("text", &[]),
@@ -12,14 +12,16 @@ const BOUNDARIES: [(&str, &[&str]); 18] = [
     ("engine", &["request", "scheduler"]),
     ("scheduler", &["request"]),
     ("runner", &["engine", "scheduler", "model", "comm", "device", "request"]),
-    ("model", &["comm", "device"]),
+    ("model", &["comm", "device", "random"]),
     ("comm", &["device"]),
-    ("device", &[]),
+    ("device", &["random"]),
     ("cost", &["model", "device"]),
-    ("simulator", &["engine", "scheduler", "request", "cost", "random"]),
+    ("simulator", &["engine", "scheduler", "request", "cost", "plot", "random", "statistics"]),
     ("offline", &["model", "device"]),
-    ("load", &["random"]),
+    ("load", &["plot", "random", "statistics"]),
+    ("plot", &["statistics"]),
     ("random", &[]),
+    ("statistics", &[]),
     ("config", &[]),
     (
         "commands",
@@ -38,6 +40,7 @@ const BOUNDARIES: [(&str, &[&str]); 18] = [
             "simulator",
             "offline",
             "load",
+            "statistics",
             "config",
         ],
     ),

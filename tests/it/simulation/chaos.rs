@@ -26,7 +26,7 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use octant::simulator::Machine;
+use octant::simulator::SimulatedModel;
 use tally::Tally;
 use world::World;
 
@@ -43,7 +43,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got `{text}`")))
 }
 
-fn world(seed: u64, machine: &Machine) -> Tally {
+fn world(seed: u64, machine: &SimulatedModel) -> Tally {
     let machine = machine.clone();
     let end = catch_unwind(AssertUnwindSafe(|| World::new(seed, machine).run()));
     let why = match end {
@@ -60,7 +60,7 @@ fn world(seed: u64, machine: &Machine) -> Tally {
 }
 
 /// Worlds of the seeds `first`, `first + THREADS`, … until there are so many steps.
-fn worlds(first: u64, steps: u64, machine: &Machine) -> Tally {
+fn worlds(first: u64, steps: u64, machine: &SimulatedModel) -> Tally {
     let mut sum = Tally::default();
     let mut seeds = (first..).step_by(THREADS as usize);
     while sum.steps < steps {
@@ -71,7 +71,7 @@ fn worlds(first: u64, steps: u64, machine: &Machine) -> Tally {
 
 #[test]
 fn every_world_answers_everyone_once_and_as_if_alone() {
-    let machine = Machine::new(cost(), asked::voice());
+    let machine = SimulatedModel::new(cost(), asked::voice());
     if let Some(seed) = number("OCTANT_CHAOS_SEED") {
         println!("{:?}", world(seed, &machine));
         return;
@@ -106,7 +106,7 @@ fn every_world_answers_everyone_once_and_as_if_alone() {
 
 #[test]
 fn a_seed_is_a_world() {
-    let machine = Machine::new(cost(), asked::voice());
+    let machine = SimulatedModel::new(cost(), asked::voice());
     for seed in 0..20 {
         assert_eq!(world(seed, &machine), world(seed, &machine), "seed {seed}");
     }

@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
+use octant::random::Random;
 use octant::scheduler::step_plan::{Row, RowOutput, StepOutput, StepPlan};
-use octant::simulator::Machine;
-use octant::simulator::workload::Draws;
+use octant::simulator::SimulatedModel;
+use octant::simulator::workload;
 
 use super::asked::{VOCAB, below, one_in};
 use super::books::Clock;
@@ -15,7 +16,7 @@ use crate::fake::FakeModel;
 /// Who draws the tokens.
 pub enum Brain {
     /// By position alone, with times of the 340B's.
-    Machine(Box<Machine>),
+    Machine(Box<SimulatedModel>),
     /// From what stands in the blocks: what is shared, lost or stale shows.
     Fake(FakeModel),
 }
@@ -57,7 +58,7 @@ pub struct Device {
     pub steps: u64,
     /// Seeds of which the step that was collected last drew the last token.
     pub ended: Vec<u64>,
-    draws: Draws,
+    draws: Random,
 }
 
 /// A step that has not been collected.
@@ -86,7 +87,7 @@ impl Device {
             broke: None,
             steps: 0,
             ended: Vec::new(),
-            draws: Draws::new(seed),
+            draws: workload::random(seed),
         }
     }
 

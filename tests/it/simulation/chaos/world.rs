@@ -1,10 +1,11 @@
 //! A server's lives one after another, with everyone who comes by: made from one seed, on a clock that jumps.
 
 use octant::engine::{EngineCore, Pipeline, StepEvent};
+use octant::random::Random;
 use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
-use octant::simulator::workload::Draws;
-use octant::simulator::{Machine, Voice};
+use octant::simulator::workload;
+use octant::simulator::{SimulatedModel, SyntheticAnswers};
 
 use super::asked::{self, below, one_in};
 use super::books::{Books, Clock, Life};
@@ -48,7 +49,7 @@ struct Crowd {
 }
 
 pub struct World {
-    pub(super) draws: Draws,
+    pub(super) draws: Random,
     pub(super) config: SchedulerConfig,
     in_flight: usize,
     /// Seconds from a step's results to the next launch.
@@ -59,8 +60,8 @@ pub struct World {
     crowd: Crowd,
     /// Seconds within which first tokens are promised.
     pub(super) promised: Option<f64>,
-    voice: Option<Voice>,
-    machine: Machine,
+    voice: Option<SyntheticAnswers>,
+    machine: SimulatedModel,
     pub(super) clock: Clock,
     pub(super) clients: Vec<Client>,
     /// Groups that will come, the last first: when, and who.
@@ -78,8 +79,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, machine: Machine) -> Self {
-        let mut draws = Draws::new(seed);
+    pub fn new(seed: u64, machine: SimulatedModel) -> Self {
+        let mut draws = workload::random(seed);
         let mut config = asked::config(&mut draws);
         config.policy = asked::policy(&mut draws);
         let in_flight = 1 + below(&mut draws, 2);
