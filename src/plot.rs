@@ -1,8 +1,9 @@
 //! Charts as SVG: values over time, cumulative distributions and scatter plots, in a grid of panels.
 //!
-//! Axes start at 0, so that no difference looks larger than it is. Legends stand above the plotting area, never over the
-//! data. The file stays small however many values there are: a series of many points over time becomes its median and a
-//! band from p10 to p90 over a moving window, and a distribution is drawn through its quantiles.
+//! Axes start at 0, so that no difference looks larger than it is. Legends stand above the plotting area,
+//! never over the data. The file stays small however many values there are: a series of many points over time
+//! becomes its median and a band from p10 to p90 over a moving window, and a distribution is drawn through
+//! its quantiles.
 
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
@@ -104,8 +105,8 @@ impl Series {
         }
     }
 
-    /// Values over time, in any order: dots and a line where there are few. Where there are many, the median and a band
-    /// from p10 to p90 over a moving window, and with `tail` also p99 as a thin line.
+    /// Values over time, in any order: dots and a line where there are few. Where there are many, the median
+    /// and a band from p10 to p90 over a moving window, and with `tail` also p99 as a thin line.
     pub(crate) fn over_time(name: &str, mut points: Vec<Point>, tail: bool) -> Self {
         points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
         if points.len() <= MAX_DOTS {
@@ -145,7 +146,8 @@ impl Series {
     }
 }
 
-/// Values of each window in ascending order, with the window's centre; empty windows are left out. `points` ascend in x.
+/// Values of each window in ascending order, with the window's centre; empty windows are left out. `points`
+/// ascend in x.
 fn moving_windows(points: &[Point]) -> Vec<(f64, Vec<f64>)> {
     let (Some((first, _)), Some((last, _))) = (points.first(), points.last()) else { return Vec::new() };
     let half = 0.5 * WINDOW_SHARE * (last - first);
@@ -267,8 +269,8 @@ fn draw_series<'a>(chart: &mut Chart<'a>, series: &Series, color: RGBColor) -> R
     Ok(())
 }
 
-/// Vertical lines with labels. The labels stand in rows at the bottom, to the right of p50's curve or to the left of
-/// p99's: a cumulative curve leaves that corner free.
+/// Vertical lines with labels. The labels stand in rows at the bottom, to the right of p50's curve or to the
+/// left of p99's: a cumulative curve leaves that corner free.
 fn draw_marks<'a>(
     chart: &mut Chart<'a>,
     series: &Series,

@@ -1,11 +1,14 @@
-//! Random numbers that are a function of a seed, the same on every machine: simulated and sent load can be reproduced.
+//! Random numbers that are a function of a seed, the same on every machine: simulated and sent load can be
+//! reproduced.
 //!
-//! The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014), whose
-//! state is a counter. Users compare runs by their seeds, so the numbers that follow from a seed must never change.
+//! The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+//! 2014), whose state is a counter. Users compare runs by their seeds, so the numbers that follow from a seed
+//! must never change.
 
 use std::f64::consts::TAU;
 
-/// Increment of the counter: 2^64 divided by the golden ratio, so that consecutive multiples differ in many bits.
+/// Increment of the counter: 2^64 divided by the golden ratio, so that consecutive multiples differ in many
+/// bits.
 pub(crate) const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// First output of SplitMix64 for the seed `x`.

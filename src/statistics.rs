@@ -1,8 +1,9 @@
-//! Mean, standard deviation and percentiles of measured or simulated values; every value is kept, so that all are exact.
+//! Mean, standard deviation and percentiles of measured or simulated values; every value is kept, so that all
+//! are exact.
 //!
-//! All percentiles of this project have one definition, linear interpolation, which is numpy's default. The values are
-//! sorted, `x[0] <= ... <= x[n - 1]`. The percentile of a share `q` from 0 to 1 is
-//! `x[k] + (x[k + 1] - x[k]) * (h - k)`, where `h = q * (n - 1)` and `k = floor(h)`.
+//! All percentiles of this project have one definition, linear interpolation, which is numpy's default. The
+//! values are sorted, `x[0] <= ... <= x[n - 1]`. The percentile of a share `q` from 0 to 1 is `x[k] + (x[k +
+//! 1] - x[k]) * (h - k)`, where `h = q * (n - 1)` and `k = floor(h)`.
 
 use serde::Serialize;
 
@@ -58,8 +59,8 @@ pub fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-/// Percentile of ascending values by the formula in the module's header. `share` is clamped to 0..=1; an empty slice
-/// gives 0.
+/// Percentile of ascending values by the formula in the module's header. `share` is clamped to 0..=1; an
+/// empty slice gives 0.
 pub fn percentile(ascending: &[f64], share: f64) -> f64 {
     let Some(last) = ascending.len().checked_sub(1) else { return 0.0 };
     let position = share.clamp(0.0, 1.0) * last as f64;

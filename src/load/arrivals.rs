@@ -1,8 +1,9 @@
-//! Times at which requests of an open loop are due, as a pure function of rate, spacing and seed: a slow server must not
-//! slow them down.
+//! Times at which requests of an open loop are due, as a pure function of rate, spacing and seed: a slow
+//! server must not slow them down.
 //!
-//! Each spacing is a renewal process with unit mean, `S(1) < S(2) < ...`. Request n is due when the integral of the rate
-//! reaches `S(n)`. A ramp is therefore a Poisson (or gamma, or constant) process at the current rate at every moment.
+//! Each spacing is a renewal process with unit mean, `S(1) < S(2) < ...`. Request n is due when the integral
+//! of the rate reaches `S(n)`. A ramp is therefore a Poisson (or gamma, or constant) process at the current
+//! rate at every moment.
 
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ pub struct Rate {
     pub to: f64,
 }
 
-/// Due times in ascending order, since the start of the run. The sequence ends with the run's duration, if it has one.
+/// Due times in ascending order, since the start of the run. The sequence ends with the run's duration, if it
+/// has one.
 #[derive(Debug, Clone)]
 pub struct Arrivals {
     rate: Rate,
@@ -42,7 +44,8 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// Due times of a run of this duration. The rate changes over the duration; without one it stays at `rate.from`.
+    /// Due times of a run of this duration. The rate changes over the duration; without one it stays at
+    /// `rate.from`.
     pub fn new(rate: Rate, duration: Option<Duration>, spacing: Spacing, seed: u64) -> Self {
         let seconds = duration.map(|duration| duration.as_secs_f64());
         Self { rate, seconds, spacing, random: Random::new(seed), sum: 0.0 }
@@ -66,7 +69,8 @@ impl Iterator for Arrivals {
         if self.seconds.is_some_and(|seconds| self.sum > 0.5 * (from + to) * seconds) {
             return None;
         }
-        // The integral of the rate is from * t + growth * t^2 / 2. This form of its inverse also holds for growth 0.
+        // The integral of the rate is from * t + growth * t^2 / 2. This form of its inverse also holds for
+        // growth 0.
         let growth = self.seconds.map_or(0.0, |seconds| (to - from) / seconds);
         let root = (from * from + 2.0 * growth * self.sum).max(0.0).sqrt();
         Some(Duration::from_secs_f64(2.0 * self.sum / (from + root)))

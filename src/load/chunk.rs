@@ -1,5 +1,5 @@
-//! Parser of streamed chunks that keeps only what a load client needs: whether the chunk has content, whether the answer
-//! has ended, usage, and errors. It does not copy text.
+//! Parser of streamed chunks that keeps only what a load client needs: whether the chunk has content, whether
+//! the answer has ended, usage, and errors. It does not copy text.
 
 use std::fmt;
 
@@ -113,7 +113,8 @@ impl Chunk {
     }
 }
 
-/// Message of an error response in any common form: `error.message`, `message`, `detail`, or the value itself.
+/// Message of an error response in any common form: `error.message`, `message`, `detail`, or the value
+/// itself.
 pub fn message(error: &serde_json::Value) -> String {
     let inner = error.get("error").unwrap_or(error);
     let text = inner.get("message").or_else(|| inner.get("detail")).unwrap_or(inner);

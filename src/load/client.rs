@@ -1,8 +1,8 @@
 //! HTTP/1.1 client that streams answers and records the arrival time of each chunk. Plain HTTP only.
 //!
-//! A request uses an idle connection or opens a new one, so that no request waits for another. If the server has closed
-//! an idle connection, the request is sent over a new one. A request that failed is not repeated, also not after status
-//! 429: a refusal is a result of the measurement.
+//! A request uses an idle connection or opens a new one, so that no request waits for another. If the server
+//! has closed an idle connection, the request is sent over a new one. A request that failed is not repeated,
+//! also not after status 429: a refusal is a result of the measurement.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -165,8 +165,8 @@ impl Client {
         outcome.map_err(|failure| SetupError::Models { why: failure.to_string() })
     }
 
-    /// Sends a request and reads its answer. `live` counts chunks with content as they arrive. The answer contains what
-    /// arrived before a failure.
+    /// Sends a request and reads its answer. `live` counts chunks with content as they arrive. The answer
+    /// contains what arrived before a failure.
     pub(super) async fn ask(
         &self,
         path: &str,
@@ -254,8 +254,8 @@ impl Client {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if old => request = unsent,
-                    // The server closed the idle connection while the request was being sent and has not answered: send
-                    // the request again over a new connection.
+                    // The server closed the idle connection while the request was being sent and has not
+                    // answered: send the request again over a new connection.
                     None if old => {
                         self.idle().clear();
                         request = self.request(method.clone(), path, body.clone());

@@ -1,8 +1,8 @@
 //! The run: sends requests when they are due and collects their records as they end.
 //!
-//! One task sends and collects; each request is a task of its own. An open loop never waits for an answer. With a limit
-//! on concurrency it sends late but keeps its due times, so that the wait shows in latencies from due time. Timers have a
-//! resolution of about a millisecond, so requests may leave that much late.
+//! One task sends and collects; each request is a task of its own. An open loop never waits for an answer.
+//! With a limit on concurrency it sends late but keeps its due times, so that the wait shows in latencies
+//! from due time. Timers have a resolution of about a millisecond, so requests may leave that much late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +39,8 @@ pub enum Pace {
     },
 }
 
-/// Parameters of a run. `requests` or `duration` must be set; the run ends with the first limit that is reached.
+/// Parameters of a run. `requests` or `duration` must be set; the run ends with the first limit that is
+/// reached.
 #[derive(Debug, Clone)]
 pub struct LoadPlan {
     /// The server.
@@ -107,8 +108,8 @@ impl Schedule<'_> {
     }
 }
 
-/// Runs a plan until it ends or `stop` does. On `stop` no more requests are sent, and those in flight are aborted and
-/// counted as unfinished. `on_progress` is called several times a second.
+/// Runs a plan until it ends or `stop` does. On `stop` no more requests are sent, and those in flight are
+/// aborted and counted as unfinished. `on_progress` is called several times a second.
 pub async fn run(
     plan: &LoadPlan,
     stop: impl Future<Output = ()>,
@@ -187,7 +188,8 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Time at which to send the next request; `None` if no request is left or the limit on concurrency is reached.
+    /// Time at which to send the next request; `None` if no request is left or the limit on concurrency is
+    /// reached.
     fn wake(&self) -> Option<Instant> {
         let due = self.due.as_ref()?;
         (self.in_flight.len() < self.max_concurrency).then(|| self.start + due.at.unwrap_or_default())
@@ -244,13 +246,14 @@ async fn drive(
     let mut interrupted = false;
     while driver.due.is_some() || !driver.in_flight.is_empty() {
         let wake = driver.wake();
+        let sleep_end = wake.unwrap_or(driver.start);
         tokio::select! {
             biased;
             () = stop.as_mut() => {
                 interrupted = true;
                 break;
             }
-            () = tokio::time::sleep_until(wake.unwrap_or(driver.start).into()), if wake.is_some() => driver.send(),
+            () = tokio::time::sleep_until(sleep_end.into()), if wake.is_some() => driver.send(),
             Some(record) = driver.in_flight.join_next(), if !driver.in_flight.is_empty() => {
                 driver.collect(record.expect("the task of a request neither panics nor is aborted"));
             }

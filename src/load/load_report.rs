@@ -117,7 +117,8 @@ fn write_rest(out: &mut String, s: &Summary) -> std::fmt::Result {
     Ok(())
 }
 
-/// A request in JSON. Times are in ms since the start of the run; fields that a failed request has no value for are null.
+/// A request in JSON. Times are in ms since the start of the run; fields that a failed request has no value
+/// for are null.
 #[derive(Serialize)]
 struct RequestEntry<'a> {
     index: u64,

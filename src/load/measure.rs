@@ -140,8 +140,8 @@ pub struct LoadRun {
     pub cpu: Duration,
 }
 
-/// Service level objectives of a request. A request is good if it succeeds and is within all of them. TTFT and E2E count
-/// from the time at which the request was due.
+/// Service level objectives of a request. A request is good if it succeeds and is within all of them. TTFT
+/// and E2E count from the time at which the request was due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Objectives {
     /// Highest TTFT from due time, in ms.

@@ -1,5 +1,5 @@
-//! Load client for servers with OpenAI's API: sends requests by a plan, records the arrival time of every chunk, and
-//! reports latencies, throughput and goodput.
+//! Load client for servers with OpenAI's API: sends requests by a plan, records the arrival time of every
+//! chunk, and reports latencies, throughput and goodput.
 //!
 //! | file | content |
 //! |---|---|
@@ -11,10 +11,11 @@
 //! | [`load_report`], [`load_plot`] | the figures as text, JSON and SVG |
 //!
 //! # Open and closed loops
-//! In a closed loop a slow server slows its clients down: requests that would have met it while it was slow are never
-//! sent, and measured latencies are too low ("coordinated omission"). An open loop sends at times that are decided before
-//! the run. Latencies are reported both from the time of *sending*, as aiperf and vLLM's client do, and from *due time*.
-//! The two differ if a limit on concurrency, or the client itself, delayed requests.
+//! In a closed loop a slow server slows its clients down: requests that would have met it while it was slow
+//! are never sent, and measured latencies are too low ("coordinated omission"). An open loop sends at times
+//! that are decided before the run. Latencies are reported both from the time of *sending*, as aiperf and
+//! vLLM's client do, and from *due time*. The two differ if a limit on concurrency, or the client itself,
+//! delayed requests.
 //!
 //! # Names
 //! | here | meaning | vLLM's client | aiperf |
@@ -22,11 +23,11 @@
 //! | TTFT | from sending to the first chunk with content | TTFT, to the first chunk of any kind | TTFT |
 //! | ITL | between chunks with content, whatever their number of tokens | ITL | inter-chunk latency |
 //! | TPOT | per request, (E2E - TTFT) / (tokens - 1) | TPOT | inter-token latency |
-//! | E2E | from sending to the last chunk with content | E2EL, to the last chunk of any kind | request latency |
+//! | E2E | from sending to the last chunk with content | E2EL, to the last chunk | request latency |
 //!
-//! Tokens are counted by the usage that the server reports, otherwise as chunks with content; the report says which. The
-//! client runs on one thread, since it often shares a machine with the server. Its CPU time is in the report, which shows
-//! when the client itself is the limit.
+//! Tokens are counted by the usage that the server reports, otherwise as chunks with content; the report says
+//! which. The client runs on one thread, since it often shares a machine with the server. Its CPU time is in
+//! the report, which shows when the client itself is the limit.
 
 /// Due times of requests.
 pub mod arrivals;

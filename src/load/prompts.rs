@@ -2,16 +2,16 @@
 //!
 //! | file | prompts |
 //! |---|---|
-//! | `.jsonl` | a string, or an object with `prompt` or `messages` and optionally `max_tokens`, on each line |
+//! | `.jsonl` | per line, a string or an object with `prompt` or `messages` and optionally `max_tokens` |
 //! | `.json` | conversations in ShareGPT's format: the first human turn of each |
 //! | any other | the text of each line that is not blank |
 //!
-//! If a run has more requests than the file has prompts, the prompts repeat, and a prefix cache then helps; the report
-//! names the number of prompts.
+//! If a run has more requests than the file has prompts, the prompts repeat, and a prefix cache then helps;
+//! the report names the number of prompts.
 //!
-//! Synthetic prompts consist of short common words, about a token each in the usual tokenizers; the report gives the
-//! server's count of tokens. Two prompts differ from their first words on, so that a prefix cache does not help, except
-//! for a shared prefix if one is asked for.
+//! Synthetic prompts consist of short common words, about a token each in the usual tokenizers; the report
+//! gives the server's count of tokens. Two prompts differ from their first words on, so that a prefix cache
+//! does not help, except for a shared prefix if one is asked for.
 
 use std::path::{Path, PathBuf};
 
@@ -20,13 +20,16 @@ use serde_json::Value;
 use super::SetupError;
 use crate::random::Random;
 
-/// Words that are one token each, including the space before them, in the vocabularies of the GPT and Llama families.
-const WORDS: &str = "the of and to in is that for it as was with be by on not he this are or his from at which but have \
-    an had they you were their one all we can her has there been if more when will would who so no what up out about \
-    into than them only some could time these two may then do first any my now such like our over man me even most made \
-    after also did many before must through back years where much your way well down should because each just those \
-    people how too little state good very make world still own see men work long get here between both life being under \
-    never day same another know while last might us great old year off come since against go came right used take three";
+/// Words that are one token each, including the space before them, in the vocabularies of the GPT and Llama
+/// families.
+const WORDS: &str = "\
+    the of and to in is that for it as was with be by on not he this are or his from at which but have an \
+    had they you were their one all we can her has there been if more when will would who so no what up \
+    out about into than them only some could time these two may then do first any my now such like our \
+    over man me even most made after also did many before must through back years where much your way well \
+    down should because each just those people how too little state good very make world still own see men \
+    work long get here between both life being under never day same another know while last might us great \
+    old year off come since against go came right used take three";
 
 /// A prompt.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,8 +1,8 @@
-//! Incremental parser of server-sent events by the HTML standard: lines end in LF, CR or CRLF, a line that begins with a
-//! colon is a comment, `data` lines are joined, and an empty line ends an event.
+//! Incremental parser of server-sent events by the HTML standard: lines end in LF, CR or CRLF, a line that
+//! begins with a colon is a comment, `data` lines are joined, and an empty line ends an event.
 //!
-//! One difference: the standard drops an event without a final empty line. [`SseParser::finish`] returns it if its last
-//! line is complete, since some servers leave out the last empty line.
+//! One difference: the standard drops an event without a final empty line. [`SseParser::finish`] returns it
+//! if its last line is complete, since some servers leave out the last empty line.
 
 /// Byte order mark, ignored at the start of a stream.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

@@ -1,20 +1,22 @@
 //! Tokens that the simulated model generates, by a formula that tests and clients can compute too.
 //!
-//! `mix` is the finaliser of SplitMix64, all arithmetic is modulo 2^64, and `words` is a list of token ids in ascending
-//! order:
+//! `mix` is the finaliser of SplitMix64, all arithmetic is modulo 2^64, and `words` is a list of token ids in
+//! ascending order:
 //!
-//! - Key of an answer: `k = mix(number of prompt tokens)`, then `k = mix(k ^ t)` for each prompt token `t`, then
-//!   `k = mix(k ^ mix(seed))` if the temperature is above 0.
-//! - Token number `i`, counted from 0: `words[mix(k + (i + 1) * 0x9e3779b97f4a7c15) % words.len()]`. If that token is
-//!   barred and fewer than `min_tokens` have been generated, the next token of the list that is not barred.
-//! - Length, including the end-of-sequence token: geometric with the given mean, from `mix(!k)`, and not below
-//!   `min_tokens`. It applies only if one of the end-of-sequence ids can end the answer, which means that
-//!   [`SamplingParams::barred`] contains it: the server lists these ids there even if `min_tokens` is 0, unless the
-//!   client set `ignore_eos`. Otherwise only `max_tokens` ends the answer.
+//! - Key of an answer: `k = mix(number of prompt tokens)`, then `k = mix(k ^ t)` for each prompt token `t`,
+//!   then `k = mix(k ^ mix(seed))` if the temperature is above 0.
+//! - Token number `i`, counted from 0: `words[mix(k + (i + 1) * 0x9e3779b97f4a7c15) % words.len()]`. If that
+//!   token is barred and fewer than `min_tokens` have been generated, the next token of the list that is not
+//!   barred.
+//! - Length, including the end-of-sequence token: geometric with the given mean, from `mix(!k)`, and not
+//!   below `min_tokens`. It applies only if one of the end-of-sequence ids can end the answer, which means
+//!   that [`SamplingParams::barred`] contains it: the server lists these ids there even if `min_tokens` is 0,
+//!   unless the client set `ignore_eos`. Otherwise only `max_tokens` ends the answer.
 //!
-//! An answer therefore does not depend on the rest of the batch, on KV blocks or on preemption. Penalties, bias and
-//! truncation (top-k, top-p, min-p) have no effect, since the simulator computes no logits. Log-probabilities are those
-//! of a model that gives its choice probability 1/2, the next candidate 1/4, and so on.
+//! An answer therefore does not depend on the rest of the batch, on KV blocks or on preemption. Penalties,
+//! bias and truncation (top-k, top-p, min-p) have no effect, since the simulator computes no logits.
+//! Log-probabilities are those of a model that gives its choice probability 1/2, the next candidate 1/4, and
+//! so on.
 
 use super::error::SettingsError;
 use crate::random::{STEP, mix, unit};
@@ -34,8 +36,8 @@ pub struct SyntheticAnswers {
 pub struct AnswerKey(u64);
 
 impl SyntheticAnswers {
-    /// Answers of tokens out of `words`, ended by one of `eos`, with `mean` tokens on average. All ids are below
-    /// `vocab`.
+    /// Answers of tokens out of `words`, ended by one of `eos`, with `mean` tokens on average. All ids are
+    /// below `vocab`.
     ///
     /// # Errors
     /// `words` is empty, a word is in `eos` or not below `vocab`, or the mean is below 1.
@@ -98,8 +100,8 @@ impl SyntheticAnswers {
         (tokens, Finish::Length)
     }
 
-    /// Log-probability of a token, with `alternatives` candidates: the token, the words after it in cyclic order, then
-    /// the other ids in ascending order.
+    /// Log-probability of a token, with `alternatives` candidates: the token, the words after it in cyclic
+    /// order, then the other ids in ascending order.
     pub(super) fn score(&self, token: u32, alternatives: u8) -> TokenLogprob {
         let after = self.words.partition_point(|word| *word <= token);
         let words = self.words[after..].iter().chain(&self.words[..after]).copied();

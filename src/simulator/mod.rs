@@ -1,4 +1,5 @@
-//! Simulated GPUs: an executor that waits as long as the cost model says a step takes, and generates tokens by a formula.
+//! Simulated GPUs: an executor that waits as long as the cost model says a step takes, and generates tokens
+//! by a formula.
 //!
 //! | file | content |
 //! |---|---|
@@ -34,12 +35,14 @@ pub use timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
-/// Time by which a sleeping thread usually wakes up late. The simulator sleeps that much less and spins for the rest. It
-/// does not yield while it spins: on a busy machine it would get its core back milliseconds later.
+/// Time by which a sleeping thread usually wakes up late. The simulator sleeps that much less and spins for
+/// the rest. It does not yield while it spins: on a busy machine it would get its core back milliseconds
+/// later.
 const OVERSLEEP: Duration = Duration::from_micros(30);
 
-/// An executor on the wall clock. A step begins when it is enqueued or when the step before it ends, whichever is later.
-/// Ends therefore do not drift: while two steps are in flight, a late wake-up does not delay the next step.
+/// An executor on the wall clock. A step begins when it is enqueued or when the step before it ends,
+/// whichever is later. Ends therefore do not drift: while two steps are in flight, a late wake-up does not
+/// delay the next step.
 pub struct Simulator {
     model: SimulatedModel,
     pace: f64,
@@ -50,8 +53,8 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// An executor whose steps take `pace` times the cost model's time. With 0 they take no time, so that only the
-    /// host's own time is left.
+    /// An executor whose steps take `pace` times the cost model's time. With 0 they take no time, so that
+    /// only the host's own time is left.
     ///
     /// # Errors
     /// The pace is negative or not finite.
@@ -63,8 +66,8 @@ impl Simulator {
         Ok(Self { model, pace, free_at: Instant::now(), outstanding, has_exact_timers: false })
     }
 
-    /// Turns off the timer slack of this thread, by which Linux may defer wake-ups (50 µs by default). If the system
-    /// refuses, steps end a little late.
+    /// Turns off the timer slack of this thread, by which Linux may defer wake-ups (50 µs by default). If the
+    /// system refuses, steps end a little late.
     fn use_exact_timers(&mut self) {
         if !self.has_exact_timers {
             let _refused = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));

@@ -1,8 +1,8 @@
-//! Replay of a recording: the same calls of a scheduler, whose plans must be equal bit for bit. It also yields the
-//! requests for a simulation with other settings.
+//! Replay of a recording: the same calls of a scheduler, whose plans must be equal bit for bit. It also
+//! yields the requests for a simulation with other settings.
 //!
-//! A recording does not contain refused requests, since they change nothing in the scheduler. A simulation with a longer
-//! queue therefore does not include them.
+//! A recording does not contain refused requests, since they change nothing in the scheduler. A simulation
+//! with a longer queue therefore does not include them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -70,8 +70,9 @@ pub fn replay(trace: &Trace) -> Result<Replayed, Divergence> {
     Ok(replayer.replayed)
 }
 
-/// Adds the recorded requests, and the disconnects of their clients, to a server with other settings, at the recorded
-/// times. A request that failed or had not ended is answered with its recorded tokens, or with one token if it has none.
+/// Adds the recorded requests, and the disconnects of their clients, to a server with other settings, at the
+/// recorded times. A request that failed or had not ended is answered with its recorded tokens, or with one
+/// token if it has none.
 pub fn resimulate(replayed: &Replayed, server: &mut VirtualTime) {
     for group in &replayed.groups {
         let Some(first) = group.first() else { continue };

@@ -1,4 +1,5 @@
-//! One step of a model on simulated GPUs, without a clock: the output of the step and the time that it would take.
+//! One step of a model on simulated GPUs, without a clock: the output of the step and the time that it would
+//! take.
 
 use std::sync::Arc;
 

@@ -14,8 +14,8 @@ pub struct PlottedRun<'a> {
     pub samples: &'a [ServerSample],
 }
 
-/// Draws runs over each other: running and waiting sequences, KV blocks and TTFT over time, and the cumulative
-/// distributions of TTFT and inter-token latency.
+/// Draws runs over each other: running and waiting sequences, KV blocks and TTFT over time, and the
+/// cumulative distributions of TTFT and inter-token latency.
 ///
 /// # Errors
 /// The drawing library's error.

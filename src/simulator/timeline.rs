@@ -1,4 +1,5 @@
-//! Times of each request and states of the server in one run, simulated or recorded: the input of reports and plots.
+//! Times of each request and states of the server in one run, simulated or recorded: the input of reports and
+//! plots.
 
 use crate::scheduler::Counts;
 

@@ -1,16 +1,18 @@
-//! A recording on disk: the calls that the engine made of its scheduler, from which every plan can be made again.
+//! A recording on disk: the calls that the engine made of its scheduler, from which every plan can be made
+//! again.
 //!
-//! A recording contains prompts and answers as token ids and is as confidential as they are: its file is readable by its
-//! owner alone.
+//! A recording contains prompts and answers as token ids and is as confidential as they are: its file is
+//! readable by its owner alone.
 //!
 //! # Format
-//! 8 bytes of magic, whose last two are the version, then frames. A frame is the length of its payload (4 bytes), the
-//! lowest byte of a hash of these 4 bytes, the payload, and a hash of the payload (4 bytes); all integers are little
-//! endian. The first frame is the header. Each later frame holds one or more events; header and events are in the format
-//! of [`postcard`]. The last frame is one byte that says whether the recording is complete; no event is that short.
+//! 8 bytes of magic, whose last two are the version, then frames. A frame is the length of its payload (4
+//! bytes), the lowest byte of a hash of these 4 bytes, the payload, and a hash of the payload (4 bytes); all
+//! integers are little endian. The first frame is the header. Each later frame holds one or more events;
+//! header and events are in the format of [`postcard`]. The last frame is one byte that says whether the
+//! recording is complete; no event is that short.
 //!
-//! The writer flushes as soon as no event waits, so that a killed process loses only the last moments. Such a file is
-//! read up to its last whole frame. Any other damage is an error that names the byte.
+//! The writer flushes as soon as no event waits, so that a killed process loses only the last moments. Such a
+//! file is read up to its last whole frame. Any other damage is an error that names the byte.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -25,7 +27,8 @@ use crate::engine::{Recorder, SchedulerConfig};
 
 /// Magic without the version.
 const MAGIC: &[u8; 6] = b"OCTREC";
-/// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for events.
+/// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
+/// events.
 const VERSION: &[u8; 2] = b"03";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;

@@ -1,9 +1,9 @@
-//! The real scheduler over simulated GPUs, in virtual time: the clock jumps from the end of one step to the end of the
-//! next. There are no threads, no sleeping and no randomness, so that hours of serving take seconds and every run of the
-//! same requests is identical.
+//! The real scheduler over simulated GPUs, in virtual time: the clock jumps from the end of one step to the
+//! end of the next. There are no threads, no sleeping and no randomness, so that hours of serving take
+//! seconds and every run of the same requests is identical.
 //!
-//! The order of events is the engine's: apply what is due, start steps until two are in flight, end the earliest step.
-//! The host's own time is not counted; with two steps in flight the steps hide it.
+//! The order of events is the engine's: apply what is due, start steps until two are in flight, end the
+//! earliest step. The host's own time is not counted; with two steps in flight the steps hide it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -71,7 +71,8 @@ struct StepInFlight {
 pub struct VirtualTime {
     pipeline: Pipeline,
     model: SimulatedModel,
-    /// Keys are the bits of the time, which sort like the time itself since it is never negative, and a serial number.
+    /// Keys are the bits of the time, which sort like the time itself since it is never negative, and a
+    /// serial number.
     upcoming: BTreeMap<(u64, u64), ClientAction>,
     added: u64,
     now: f64,
@@ -112,7 +113,8 @@ impl VirtualTime {
         self.forecast = Some(forecast);
     }
 
-    /// Refuses requests whose predicted TTFT exceeds this many seconds, unless the server is idle. `None` is no limit.
+    /// Refuses requests whose predicted TTFT exceeds this many seconds, unless the server is idle. `None` is
+    /// no limit.
     pub fn set_max_ttft(&mut self, max_ttft: Option<f64>) {
         self.max_ttft = max_ttft;
     }
@@ -219,8 +221,8 @@ impl VirtualTime {
         }
     }
 
-    /// Predicts the TTFT of each request of a group from the server's state before the group arrives. Returns the
-    /// prediction of the first one in seconds, 0 without a forecast.
+    /// Predicts the TTFT of each request of a group from the server's state before the group arrives. Returns
+    /// the prediction of the first one in seconds, 0 without a forecast.
     fn predict(&mut self, group: &[(RequestId, Request)]) -> f64 {
         let Some(forecast) = &self.forecast else { return 0.0 };
         let mut first = None;

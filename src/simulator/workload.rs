@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::virtual_time::ScriptedRequest;
 use crate::random::{Random, STEP, mix};
 
-/// A gamma distribution, or a constant if `cv` is 0. With `cv` 1 it is exponential, so that such intervals between
-/// arrivals are a Poisson process.
+/// A gamma distribution, or a constant if `cv` is 0. With `cv` 1 it is exponential, so that such intervals
+/// between arrivals are a Poisson process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
     /// Mean.
@@ -76,8 +76,8 @@ impl WorkloadError {
     }
 }
 
-/// Random numbers of a simulation. Their sequence differs from [`Random::new`]'s for the same seed, so that the arrivals
-/// of a simulation and of the load client are independent.
+/// Random numbers of a simulation. Their sequence differs from [`Random::new`]'s for the same seed, so that
+/// the arrivals of a simulation and of the load client are independent.
 pub fn random(seed: u64) -> Random {
     Random::new(mix(seed).wrapping_add(STEP))
 }
@@ -88,8 +88,8 @@ fn tokens(random: &mut Random, count: usize, vocab: usize) -> Arc<[u32]> {
 }
 
 impl SyntheticWorkload {
-    /// Generates the requests, with token ids below `vocab`. Requests of more than `limit` tokens are cut, first their
-    /// answer, then their prompt.
+    /// Generates the requests, with token ids below `vocab`. Requests of more than `limit` tokens are cut,
+    /// first their answer, then their prompt.
     pub fn generate(&self, vocab: usize, limit: usize) -> Workload {
         let (mut random, mut at, mut cut) = (random(self.seed), 0.0, 0);
         let mut arrivals = Vec::with_capacity(self.requests);
@@ -122,7 +122,8 @@ struct RequestLine {
 }
 
 impl RequestLine {
-    /// Builds the request; random tokens stand for those that the line does not contain. Errors name the line `number`.
+    /// Builds the request; random tokens stand for those that the line does not contain. Errors name the line
+    /// `number`.
     fn arrival(self, number: usize, vocab: usize, random: &mut Random) -> Result<Arrival, WorkloadError> {
         let wrong = |message: &str| WorkloadError::new(number, message);
         let prompt: Arc<[u32]> = match (self.prompt, self.prompt_tokens) {
@@ -144,11 +145,13 @@ impl RequestLine {
 
 /// Parses a request file: JSON Lines or CSV.
 ///
-/// - JSON Lines: `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}` for each request. `"prompt": [ids]` may
-///   replace `prompt_tokens`, and `"priority": n` may be added.
-/// - CSV: the first line names the columns, as in Azure's public traces: `TIMESTAMP,ContextTokens,GeneratedTokens`.
+/// - JSON Lines: `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}` for each request. `"prompt":
+///   [ids]` may replace `prompt_tokens`, and `"priority": n` may be added.
+/// - CSV: the first line names the columns, as in Azure's public traces:
+///   `TIMESTAMP,ContextTokens,GeneratedTokens`.
 ///
-/// Times become seconds since the first request. Tokens that the file does not contain are random, by the seed.
+/// Times become seconds since the first request. Tokens that the file does not contain are random, by the
+/// seed.
 ///
 /// # Errors
 /// A line is not valid.
@@ -215,8 +218,8 @@ impl Columns {
     }
 }
 
-/// Parses a number of seconds, or a UTC time such as `2023-11-16 18:15:46.68` into seconds since 1970. A time zone is
-/// ignored.
+/// Parses a number of seconds, or a UTC time such as `2023-11-16 18:15:46.68` into seconds since 1970. A time
+/// zone is ignored.
 fn seconds(text: &str) -> Option<f64> {
     if let Ok(seconds) = text.parse() {
         return Some(seconds);
@@ -230,7 +233,8 @@ fn seconds(text: &str) -> Option<f64> {
         (numbers(date, '-')?.try_into().ok()?, numbers(time, ':')?.try_into().ok()?);
     let (year, month): (f64, f64) = if month > 2.0 { (year, month) } else { (year - 1.0, month + 12.0) };
     let leap_days = (year / 4.0).floor() - (year / 100.0).floor() + (year / 400.0).floor();
-    // The year begins in March here: 30.6 days a month, rounded down, then gives the day on which each month begins.
+    // The year begins in March here: 30.6 days a month, rounded down, then gives the day on which each month
+    // begins.
     let days: f64 = 365.0 * year + leap_days + (30.6 * (month + 1.0)).floor() + day - 719_591.0;
     Some(((days * 24.0 + hour) * 60.0 + minute) * 60.0 + second)
 }

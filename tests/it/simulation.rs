@@ -1,4 +1,4 @@
-//! GPUs that are not there: what they say, how long they take, and recordings that can be replayed.
+//! Simulated GPUs: answers, step times, forecasts, recordings and their replay.
 
 mod binary;
 mod chaos;
@@ -15,7 +15,7 @@ use octant::device::KvDtype;
 use octant::engine::{Recorder, Start};
 use octant::model::{ModelConfig, Precision};
 
-/// The 340B on 8 H100s.
+/// Cost model of the 340B on 8 H100s in FP8.
 pub fn cost() -> CostModel {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct");
     let model = ModelConfig::from_dir(&dir).unwrap();
@@ -23,7 +23,7 @@ pub fn cost() -> CostModel {
     CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap()
 }
 
-/// Two steps in flight, and everything recorded.
+/// Two steps in flight, with a recorder.
 pub fn recorded(recorder: Recorder) -> Start {
     Start { recorder: Some(recorder), ..Start::new(2) }
 }
