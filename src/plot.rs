@@ -210,6 +210,7 @@ fn draw_panel(area: &Area<'_>, panel: &Panel<'_>) -> Result<(), DrawError> {
     };
     let (right, top) = (limit(|point| point.0), limit(|point| point.1));
     let mut chart = ChartBuilder::on(&body)
+        .margin_left(14)
         .margin_right(18)
         .margin_bottom(6)
         .x_label_area_size(44)

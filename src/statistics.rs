@@ -54,14 +54,14 @@ impl Distribution {
 }
 
 /// Sorts values in ascending order, as [`percentile`] expects them.
-pub fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+pub(crate) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_unstable_by(f64::total_cmp);
     values
 }
 
 /// Percentile of ascending values by the formula in the module's header. `share` is clamped to 0..=1; an
 /// empty slice gives 0.
-pub fn percentile(ascending: &[f64], share: f64) -> f64 {
+pub(crate) fn percentile(ascending: &[f64], share: f64) -> f64 {
     let Some(last) = ascending.len().checked_sub(1) else { return 0.0 };
     let position = share.clamp(0.0, 1.0) * last as f64;
     let low = position.floor() as usize;

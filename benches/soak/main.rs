@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Book, Tally};
-use octant::random::Random;
 use octant::simulator::workload;
 use probe::{Prober, Probes, ask, connect, p99};
 use server::{Server, slope};

@@ -75,7 +75,7 @@ impl Target {
 
 /// Chunks of an answer received so far.
 #[derive(Debug, Default)]
-pub struct StreamedAnswer {
+pub(super) struct StreamedAnswer {
     /// Arrival time of each chunk with content.
     pub chunks: Vec<Instant>,
     /// Last usage that the server reported.

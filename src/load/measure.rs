@@ -111,7 +111,7 @@ impl RequestRecord {
     }
 
     /// Time per output token after the first: (E2E - TTFT) / (tokens - 1).
-    pub fn tpot(&self) -> Option<Duration> {
+    pub(crate) fn tpot(&self) -> Option<Duration> {
         let after = self.tokens().checked_sub(1).filter(|after| *after > 0)?;
         let window = self.e2e()?.saturating_sub(self.ttft()?);
         Some(window.div_f64(after as f64))

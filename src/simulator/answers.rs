@@ -71,7 +71,7 @@ impl SyntheticAnswers {
     }
 
     /// Token number `i` of an answer.
-    pub(super) fn token(&self, key: AnswerKey, i: usize, sampling: &SamplingParams) -> u32 {
+    pub fn token(&self, key: AnswerKey, i: usize, sampling: &SamplingParams) -> u32 {
         let free = i >= sampling.min_tokens as usize;
         let end = self.eos.iter().find(|id| sampling.barred.contains(id));
         if let Some(end) = end.filter(|_| free && i as u64 + 1 >= self.length(key)) {
@@ -102,7 +102,7 @@ impl SyntheticAnswers {
 
     /// Log-probability of a token, with `alternatives` candidates: the token, the words after it in cyclic
     /// order, then the other ids in ascending order.
-    pub(super) fn score(&self, token: u32, alternatives: u8) -> TokenLogprob {
+    pub fn score(&self, token: u32, alternatives: u8) -> TokenLogprob {
         let after = self.words.partition_point(|word| *word <= token);
         let words = self.words[after..].iter().chain(&self.words[..after]).copied();
         let others = (0..self.vocab).filter(|id| self.words.binary_search(id).is_err());

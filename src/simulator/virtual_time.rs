@@ -115,7 +115,7 @@ impl VirtualTime {
 
     /// Refuses requests whose predicted TTFT exceeds this many seconds, unless the server is idle. `None` is
     /// no limit.
-    pub fn set_max_ttft(&mut self, max_ttft: Option<f64>) {
+    pub(crate) fn set_max_ttft(&mut self, max_ttft: Option<f64>) {
         self.max_ttft = max_ttft;
     }
 

@@ -1,7 +1,7 @@
 //! What is measured: the names that others count on, the two formats, the cost of requests, and a scrape that costs
 //! nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use octant::request::Cost;
 use octant::server::metrics::exposition::Format;
@@ -359,9 +359,9 @@ async fn a_scrape_under_load_is_of_one_moment() {
     assert_eq!(metric(reply.text(), "vllm:generation_tokens_total", &[]), 4.0 * 5.0 * 3.0 * 60.0);
 }
 
-/// With as many keys as there can be, and every handler.
+/// More keys than are counted apart, and every handler. The time of such a scrape is measured by `benches/scrape.rs`.
 #[tokio::test]
-async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
+async fn a_scrape_contains_every_key_and_every_handler() {
     let house = Plan::new().open();
     let metrics = octant::server::metrics::Metrics::new("parrot", &house.engine);
     let cost = Cost { queue: 0.123, prefill: 4.0 / 3.0, decode: 2.0 / 3.0, ..Cost::default() };
@@ -374,15 +374,6 @@ async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
             metrics.http(path, method, status, Duration::from_millis(3));
         }
     }
-    let mut times: Vec<Duration> = (0..101)
-        .map(|_| {
-            let began = Instant::now();
-            let text = metrics.render(&house.engine.stats(), &house.status, Format::Text);
-            assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("median of a scrape {:?}", times[50]);
-    assert!(times[50] < Duration::from_millis(1), "{:?}", times[50]);
+    let text = metrics.render(&house.engine.stats(), &house.status, Format::Text);
+    assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
 }

@@ -150,7 +150,7 @@ async fn a_closed_loop_never_exceeds_its_concurrency() {
     );
     assert_eq!(run.records.iter().map(|record| ms(record.lag())).fold(0.0, f64::max), 0.0);
     let log = server.log.lock().unwrap();
-    assert_eq!((log.requests.len(), log.most), (36, 3));
+    assert_eq!((log.requests.len(), log.max_open), (36, 3));
 }
 
 #[tokio::test]
@@ -158,7 +158,7 @@ async fn an_open_loop_does_not_wait_for_answers() {
     // Ten requests are due within 100 ms; the first answer comes after 300 ms.
     let server = Server::start(vec![answer(300, 1, 0, Some(1))]).await;
     let (mut run, summary) = finish(&plan(&server, constant(100.0, None), 10)).await;
-    assert_eq!((summary.ok, server.log.lock().unwrap().most), (10, 10));
+    assert_eq!((summary.ok, server.log.lock().unwrap().max_open), (10, 10));
     run.records.sort_by_key(|record| record.index);
     let due: Vec<Duration> = run.records.iter().map(|record| record.due).collect();
     let rate = Rate { from: 100.0, to: 100.0 };
@@ -174,7 +174,7 @@ async fn latencies_from_due_time_include_the_wait_for_the_concurrency_limit() {
     // All are due within 30 ms, one at a time is sent, and each takes 40 ms.
     let server = Server::start(vec![answer(40, 1, 0, None)]).await;
     let (mut run, summary) = finish(&plan(&server, constant(100.0, Some(1)), 3)).await;
-    assert_eq!((summary.ok, server.log.lock().unwrap().most), (3, 1));
+    assert_eq!((summary.ok, server.log.lock().unwrap().max_open), (3, 1));
     run.records.sort_by_key(|record| record.index);
     // The last is due at 30 ms and cannot be sent before 10 + 2 * 40 ms.
     assert!(ms(run.records[2].lag()) >= 60.0, "{:?}", run.records[2].lag());

@@ -1,19 +1,20 @@
-//! The engine under everything at once, deterministically: the turns of its loop, the scheduler, the accounts, the watch
-//! and the deadlines are the real ones, the device is simulated, the clock is virtual, and all that happens comes from a
-//! seed.
+//! The engine under everything at once, deterministically: the turns of its loop, the scheduler, the
+//! accounts, the watch and the deadlines are the real ones, the device is simulated, the clock is virtual,
+//! and all that happens comes from a seed.
 //!
-//! A world has a server that is short of blocks, slots and queue, with some rule for ages, preemptions and reservations;
-//! clients of tenants of several weights, who share prefixes, ask for several choices, for scores, for nothing, for too
-//! much, in a hurry or urgently, read slowly, leave or run out of time at any moment; and a device that computes NaN,
-//! returns too little, or breaks. The server drains, refuses what it predicts to come too late, is stopped, is born again,
-//! and who was cut off asks again. After every step: blocks, slots and rows in flight are recounted; every open request has
-//! an account and no other has; what clients were told is what they would be told alone, up to there; nothing comes after
-//! an end; whose time is up hears so next; nobody waits for those behind (`door` and `client`). Starts and shares keep to
-//! the promises of `src/scheduler/fair_queue.rs` (`line`), and after every life all that requests paid is what the device did
-//! (`books`).
+//! A world has a server that is short of blocks, slots and queue, with some rule for ages, preemptions and
+//! reservations; clients of tenants of several weights, who share prefixes, ask for several choices, for
+//! scores, for nothing, for too much, in a hurry or urgently, read slowly, leave or run out of time at any
+//! moment; and a device that computes NaN, returns too little, or breaks. The server drains, refuses what it
+//! predicts to come too late, is stopped, is born again, and who was cut off asks again. After every step:
+//! blocks, slots and rows in flight are recounted; every open request has an account and no other has; what
+//! clients were told is what they would be told alone, up to there; nothing comes after an end; whose time is
+//! up hears so next; nobody waits for those behind (`door` and `client`). Starts and shares keep to the
+//! promises of `src/scheduler/fair_queue.rs` (`line`), and after every life all that requests paid is what
+//! the device did (`books`).
 //!
-//! A failure names its seed. `OCTANT_CHAOS_SEED=n` runs that world alone, `OCTANT_CHAOS_STEPS=n` sets how many steps
-//! are run in all.
+//! A failure names its seed. `OCTANT_CHAOS_SEED=n` runs that world alone, `OCTANT_CHAOS_STEPS=n` sets how
+//! many steps are run in all.
 
 pub mod asked;
 mod books;
