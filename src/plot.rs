@@ -112,19 +112,16 @@ impl Series {
         if points.len() <= MAX_DOTS {
             return Self { name: name.to_owned(), line: points.clone(), dots: points, ..Self::default() };
         }
-        let windows = moving_windows(&points);
-        let curve = |share: f64| windows.iter().map(move |(x, window)| (*x, percentile(window, share)));
-        let tail_name = if tail { ", p99 thin" } else { "" };
+        let windows = moving_percentiles(&points);
+        let curve = |i: usize| windows.iter().map(move |(x, percentiles)| (*x, percentiles[i]));
+        let [p10, p50, p90, p99] = [0, 1, 2, 3];
+        let prefix = if name.is_empty() { String::new() } else { format!("{name}: ") };
+        let suffix = if tail { ", p99 thin" } else { "" };
         Self {
-            name: [name, "median, band p10 to p90"]
-                .into_iter()
-                .filter(|part| !part.is_empty())
-                .collect::<Vec<_>>()
-                .join(": ")
-                + tail_name,
-            line: curve(0.5).collect(),
-            thin: if tail { curve(0.99).collect() } else { Vec::new() },
-            band: curve(0.1).chain(curve(0.9).collect::<Vec<_>>().into_iter().rev()).collect(),
+            name: format!("{prefix}median, band p10 to p90{suffix}"),
+            line: curve(p50).collect(),
+            thin: if tail { curve(p99).collect() } else { Vec::new() },
+            band: curve(p10).chain(curve(p90).rev()).collect(),
             ..Self::default()
         }
     }
@@ -146,21 +143,22 @@ impl Series {
     }
 }
 
-/// Values of each window in ascending order, with the window's centre; empty windows are left out. `points`
-/// ascend in x.
-fn moving_windows(points: &[Point]) -> Vec<(f64, Vec<f64>)> {
+/// Centre, p10, p50, p90 and p99 of each window; empty windows are left out. `points` ascend in x.
+fn moving_percentiles(points: &[Point]) -> Vec<(f64, [f64; 4])> {
     let (Some((first, _)), Some((last, _))) = (points.first(), points.last()) else { return Vec::new() };
     let half = 0.5 * WINDOW_SHARE * (last - first);
     let centres = (0..=WINDOWS).map(|i| first + (last - first) * i as f64 / WINDOWS as f64);
-    let windows = centres.map(|x| {
+    let windows = centres.filter_map(|x| {
         let from = points.partition_point(|point| point.0 < x - half);
         let to = points.partition_point(|point| point.0 <= x + half);
-        (x, sorted(points[from..to].iter().map(|point| point.1).collect()))
+        let window = sorted(points[from..to].iter().map(|point| point.1).collect());
+        let percentiles = [0.1, 0.5, 0.9, 0.99].map(|share| percentile(&window, share));
+        (!window.is_empty()).then_some((x, percentiles))
     });
-    windows.filter(|(_, window)| !window.is_empty()).collect()
+    windows.collect()
 }
 
-/// At most three significant digits after leading zeros, without trailing zeros.
+/// Formats a number with about three significant digits and without trailing zeros.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         x if x >= 100.0 => 0,
@@ -270,21 +268,21 @@ fn draw_series<'a>(chart: &mut Chart<'a>, series: &Series, color: RGBColor) -> R
     Ok(())
 }
 
-/// Vertical lines with labels. The labels stand in rows at the bottom, to the right of p50's curve or to the
-/// left of p99's: a cumulative curve leaves that corner free.
+/// Draws vertical lines with their labels. The labels stand in rows above the x axis, next to their lines: a
+/// cumulative curve leaves the area below it free.
 fn draw_marks<'a>(
     chart: &mut Chart<'a>,
     series: &Series,
     index: usize,
-    (right, top): Point,
+    corner: Point,
 ) -> Result<(), DrawError> {
     let color = COLORS[index % COLORS.len()];
     for (row, (x, label)) in (2 * index..).zip(&series.marks) {
-        let line = PathElement::new([(*x, 0.0), (*x, top)], color.mix(0.7).stroke_width(1));
+        let line = PathElement::new([(*x, 0.0), (*x, corner.1)], color.mix(0.7).stroke_width(1));
         chart.draw_series([line])?;
-        let (side, offset) = if *x > 0.7 * right { (HPos::Right, -5) } else { (HPos::Left, 5) };
+        let (side, offset) = if *x > 0.7 * corner.0 { (HPos::Right, -5) } else { (HPos::Left, 5) };
         let style = text(14).color(&color).pos(Pos::new(side, VPos::Center));
-        let at = EmptyElement::at((*x, top * (0.05 + 0.065 * row as f64)));
+        let at = EmptyElement::at((*x, corner.1 * (0.05 + 0.065 * row as f64)));
         chart.draw_series([at + Text::new(label.clone(), (offset, 0), style)])?;
     }
     Ok(())
