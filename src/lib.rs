@@ -57,8 +57,14 @@ pub mod offline;
 /// A load client for any server with OpenAI's API, and the statistics of its times.
 pub mod load;
 
+/// Line charts, bands and cumulative distributions as SVG.
+pub mod plot;
+
 /// Random numbers as a function of a seed.
 pub mod random;
+
+/// Mean, standard deviation and percentiles of values.
+pub mod statistics;
 
 /// CPU cores and available memory of this machine.
 pub mod machine;

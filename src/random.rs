@@ -1,22 +1,25 @@
-//! Random numbers that are a function of a seed, on every machine: what is simulated or sent as load can be had again.
+//! Random numbers that are a function of a seed, the same on every machine: simulated and sent load can be
+//! reproduced.
 //!
-//! SplitMix64, which has no state but a counter. What follows from a seed is part of what users see: runs are compared by
-//! their seeds, so that none of this may change.
+//! The generator is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+//! 2014), whose state is a counter. Users compare runs by their seeds, so the numbers that follow from a seed
+//! must never change.
 
 use std::f64::consts::TAU;
 
-/// 2^64 by the golden ratio: consecutive multiples differ in many bits.
-pub const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+/// Increment of the counter: 2^64 divided by the golden ratio, so that consecutive multiples differ in many
+/// bits.
+pub(crate) const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What SplitMix64 says first of this seed.
-pub fn mix(x: u64) -> u64 {
+/// First output of SplitMix64 for the seed `x`.
+pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(STEP);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
 
-/// A small generator (SplitMix64) whose sequence is its seed's alone, on every machine.
+/// A SplitMix64 generator.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
@@ -26,10 +29,10 @@ impl Random {
         Self(seed)
     }
 
-    /// The sequence of one of many things of a seed: of its n-th prompt, for example.
-    pub fn of(seed: u64, thing: u64) -> Self {
+    /// The sequence of stream number `index` of a seed, for example of the prompt with this number.
+    pub(crate) fn stream(seed: u64, index: u64) -> Self {
         let mut random = Self(seed);
-        Self(random.bits().wrapping_add(thing.wrapping_mul(0xd129_0242_b5f4_9a2d)))
+        Self(random.bits().wrapping_add(index.wrapping_mul(0xd129_0242_b5f4_9a2d)))
     }
 
     /// 64 random bits.
@@ -39,23 +42,23 @@ impl Random {
         bits
     }
 
-    /// Uniform in (0, 1): never 0, so that it has a logarithm.
-    pub fn uniform(&mut self) -> f64 {
-        ((self.bits() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    /// Uniform variate in the open interval (0, 1), so that its logarithm is finite.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        unit(self.bits())
     }
 
-    /// An exponential variate of mean 1.
-    pub fn exponential(&mut self) -> f64 {
+    /// Exponential variate of mean 1.
+    pub(crate) fn exponential(&mut self) -> f64 {
         -self.uniform().ln()
     }
 
-    /// A normal variate, by the method of Box and Muller.
+    /// Standard normal variate, by the method of Box and Muller.
     fn normal(&mut self) -> f64 {
         (-2.0 * self.uniform().ln()).sqrt() * (TAU * self.uniform()).cos()
     }
 
-    /// A gamma variate of this shape and scale 1, by the method of Marsaglia and Tsang (2000).
-    pub fn gamma(&mut self, shape: f64) -> f64 {
+    /// Gamma variate of this shape and scale 1, by the method of Marsaglia and Tsang (2000).
+    pub(crate) fn gamma(&mut self, shape: f64) -> f64 {
         if shape < 1.0 {
             let boost = self.uniform().powf(1.0 / shape);
             return self.gamma(shape + 1.0) * boost;
@@ -70,4 +73,9 @@ impl Random {
             }
         }
     }
+}
+
+/// Maps 64 random bits to the open interval (0, 1), by their upper 53.
+pub(crate) fn unit(bits: u64) -> f64 {
+    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
 }

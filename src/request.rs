@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not
 /// at all.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,
@@ -34,7 +34,7 @@ pub struct Request {
 pub const MAX_PRIORITY: i32 = 100;
 
 /// A group of requests that share the server fairly with other tenants.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tenant {
     /// The name of a key or of a user. All requests without one belong to the tenant with the empty name.
     pub name: Arc<str>,
@@ -50,7 +50,7 @@ impl Default for Tenant {
 
 /// How the next token is chosen. Applied to a row of logits in this order: bias, minimum-length mask,
 /// penalties, temperature, top-k, top-p, min-p, random choice.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
     /// 0 is greedy decoding (argmax, the lowest id on ties); otherwise the divisor of the logits.
     pub temperature: f32,
@@ -99,7 +99,7 @@ impl SamplingParams {
 }
 
 /// Rules for the end of generation. Stop strings are text and are handled by [`crate::generation`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StopRules {
     /// The most tokens to generate; at least 1, and prompt + max_tokens ≤ the model's context. 0 is allowed
     /// only together with `prompt_logprobs`: the prompt is scored and nothing is generated.

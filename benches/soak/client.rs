@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::launch::simulated::words;
+use octant::random::Random;
 use octant::request::SamplingParams;
-use octant::simulator::Voice;
-use octant::simulator::workload::Draws;
+use octant::simulator::SyntheticAnswers;
 use octant::text::Tokenizer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,7 +47,7 @@ impl Tally {
 /// Computes the text that the simulated model generates for a prompt.
 pub struct Book {
     tokenizer: Tokenizer,
-    voice: Voice,
+    voice: SyntheticAnswers,
     words: Vec<u32>,
 }
 
@@ -56,21 +56,21 @@ impl Book {
         let tokenizer = Tokenizer::from_dir(&super::server::tokenizer()).expect("the tokenizer is there");
         let vocab = tokenizer.vocab_size();
         let words = words(&tokenizer, vocab);
-        let voice = Voice::new(words.clone(), Vec::new(), 1.0, vocab).expect("it has words");
+        let voice = SyntheticAnswers::new(words.clone(), Vec::new(), 1.0, vocab).expect("it has words");
         Self { tokenizer, voice, words }
     }
 
     /// Text of a completion that ends at `max_tokens`.
     fn text(&self, prompt: &[u32], max_tokens: usize) -> String {
         let greedy = SamplingParams::greedy();
-        let key = Voice::key(prompt, &greedy);
+        let key = SyntheticAnswers::key(prompt, &greedy);
         let tokens: Vec<u32> = (0..max_tokens).map(|i| self.voice.token(key, i, &greedy)).collect();
         self.tokenizer.decode(&tokens, true)
     }
 
     /// Prompt of 8 to 63 random words, so that prompts differ. Only tokens with whole characters: an
     /// incomplete character at its end would change the completion's text.
-    fn prompt(&self, draws: &mut Draws) -> Vec<u32> {
+    fn prompt(&self, draws: &mut Random) -> Vec<u32> {
         let len = 8 + draws.bits() % 56;
         (0..len).map(|_| self.words[(draws.bits() % self.words.len() as u64) as usize]).collect()
     }
@@ -88,7 +88,7 @@ enum Way {
     Leave(usize),
 }
 
-fn way(draws: &mut Draws) -> Way {
+fn way(draws: &mut Random) -> Way {
     match draws.bits() % 100 {
         0..20 => Way::Leave((draws.bits() % 6000) as usize),
         20..30 => Way::Slow,
@@ -98,7 +98,7 @@ fn way(draws: &mut Draws) -> Way {
 }
 
 /// Runs one client and returns its outcome.
-pub async fn visit(address: SocketAddr, book: &Arc<Book>, draws: &mut Draws) -> Tally {
+pub async fn visit(address: SocketAddr, book: &Arc<Book>, draws: &mut Random) -> Tally {
     let mut tally = Tally::default();
     let outcome = tokio::time::timeout(LIMIT, async {
         if draws.bits().is_multiple_of(20) {
@@ -117,7 +117,7 @@ pub async fn visit(address: SocketAddr, book: &Arc<Book>, draws: &mut Draws) -> 
 async fn ask(
     address: SocketAddr,
     book: &Arc<Book>,
-    draws: &mut Draws,
+    draws: &mut Random,
     tally: &mut Tally,
 ) -> Result<(), String> {
     let (way, prompt) = (way(draws), book.prompt(draws));
@@ -152,7 +152,7 @@ async fn ask(
 }
 
 /// Sends an invalid request, which must get a 4xx status other than 429.
-async fn nonsense(address: SocketAddr, draws: &mut Draws, tally: &mut Tally) -> Result<(), String> {
+async fn nonsense(address: SocketAddr, draws: &mut Random, tally: &mut Tally) -> Result<(), String> {
     let oversized = "POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
                      content-length: 999999999\r\nconnection: close\r\n\r\n{";
     let long = json!({ "model": "soak", "prompt": vec![40; 5000], "max_tokens": 5 }).to_string();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Book, Tally};
-use octant::simulator::workload::Draws;
+use octant::simulator::workload;
 use probe::{Prober, Probes, ask, connect, p99};
 use server::{Server, slope};
 
@@ -143,7 +143,7 @@ async fn streams(args: &Args, findings: &mut Findings) {
     ]);
     let book = Arc::new(Book::new());
     // The first request also initialises what is used once, before memory and descriptors are recorded.
-    let warm = client::visit(server.main, &book, &mut Draws::new(args.seed)).await;
+    let warm = client::visit(server.main, &book, &mut workload::random(args.seed)).await;
     assert!(warm.wrong.is_empty(), "{:?}", warm.wrong);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = server.descriptors();
@@ -189,7 +189,7 @@ async fn streams(args: &Args, findings: &mut Findings) {
 
 /// Runs one client after another until `end`.
 async fn run_clients(address: std::net::SocketAddr, book: Arc<Book>, seed: u64, end: Instant) -> Tally {
-    let (mut tally, mut draws) = (Tally::default(), Draws::new(seed));
+    let (mut tally, mut draws) = (Tally::default(), workload::random(seed));
     while Instant::now() < end {
         tally.add(client::visit(address, &book, &mut draws).await);
     }

@@ -10,6 +10,7 @@ use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig,
 use crate::request::{Request, SampledToken, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, StepOutput, StepPlan};
 use crate::scheduler::{PlannedStep, Policy, Scheduler};
+use crate::statistics::{percentile, sorted};
 
 /// Size of the vocabulary.
 const VOCAB: usize = 256_000;
@@ -59,9 +60,8 @@ pub(super) fn scheduler(load: Load) -> (f64, f64) {
     (median(plans), median(commits))
 }
 
-fn median(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e6
+fn median(times: Vec<Duration>) -> f64 {
+    percentile(&sorted(times.iter().map(|time| time.as_secs_f64() * 1e6).collect()), 0.5)
 }
 
 /// A configuration with room for `running` and `waiting` requests.

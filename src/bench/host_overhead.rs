@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::server_overhead::SETTLED;
 use super::{engine_overhead, server_overhead, write_floor};
 use crate::config::BenchHostArgs;
-use crate::load::measure::Distribution;
+use crate::statistics::Distribution;
 
 /// Runs the benchmark. With `--json`, prints all figures as one object at the end.
 pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {

@@ -22,6 +22,7 @@ use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
 use crate::runner::WeightBytes;
+use crate::statistics::{percentile, sorted};
 
 /// Bytes of one read call.
 const READ: u64 = 8 << 20;
@@ -105,11 +106,7 @@ impl Run<'_> {
                 rates.push(Rates { files, past, kept, load });
                 beyond = beyond.max(peak as f64 - self.weights as f64);
             }
-            let median = |of: fn(&Rates) -> f64| {
-                let mut values: Vec<f64> = rates.iter().map(of).collect();
-                values.sort_by(f64::total_cmp);
-                values[values.len() / 2]
-            };
+            let median = |of: fn(&Rates) -> f64| percentile(&sorted(rates.iter().map(of).collect()), 0.5);
             let medians = Rates {
                 files: median(|r| r.files),
                 past: median(|r| r.past),

@@ -24,6 +24,7 @@ use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
+use crate::statistics::{percentile, sorted};
 
 /// Maximum time of one step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(600);
@@ -246,11 +247,11 @@ fn single_device_seconds<D: Device>(
 }
 
 /// Prints one measurement: its median, 10th and 90th percentile against the floor.
-fn show(step: &Step, mut times: Vec<f64>, read: f64) -> Value {
-    times.sort_by(f64::total_cmp);
-    let percentile = |share: f64| times[((times.len() - 1) as f64 * share) as usize] * 1e3;
+fn show(step: &Step, times: Vec<f64>, read: f64) -> Value {
+    let times = sorted(times);
+    let at = |share: f64| percentile(&times, share) * 1e3;
     let floor = step.bytes as f64 / read * 1e3;
-    let (p10, median, p90) = (percentile(0.1), percentile(0.5), percentile(0.9));
+    let (p10, median, p90) = (at(0.1), at(0.5), at(0.9));
     let Step { kind, batch, context, bytes, projection } = step;
     let projected = projection.map(|seconds| median + seconds * 1e3);
     let projection = projected.map_or(String::new(), |ms| format!(", projection for 8 GPUs {ms:.3} ms"));

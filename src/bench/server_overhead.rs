@@ -12,9 +12,10 @@ use serde::Serialize;
 use crate::config::BenchHostArgs;
 use crate::load::body::{Bodies, Endpoint};
 use crate::load::client::Target;
-use crate::load::drive::{self, Pace, Plan};
-use crate::load::measure::{Distribution, Run, ms};
+use crate::load::drive::{self, LoadPlan, Pace};
+use crate::load::measure::{LoadRun, ms};
 use crate::load::prompts::Prompts;
+use crate::statistics::Distribution;
 
 /// Approximate tokens of a prompt.
 const PROMPT: usize = 128;
@@ -92,8 +93,8 @@ pub(super) fn load(
     model: &str,
     streams: usize,
     requests: u64,
-) -> anyhow::Result<Run> {
-    let plan = Plan {
+) -> anyhow::Result<LoadRun> {
+    let plan = LoadPlan {
         target: Target::parse(url, None)?,
         bodies: Bodies {
             prompts: Prompts::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
@@ -120,7 +121,7 @@ pub(super) fn load(
 
 /// Milliseconds between two tokens of a stream beyond the length of a step, from token `from` on. `None` for
 /// steps of length 0.
-pub(super) fn late(run: &Run, step_ms: f64, from: usize) -> Option<Distribution> {
+pub(super) fn late(run: &LoadRun, step_ms: f64, from: usize) -> Option<Distribution> {
     let late = |gap: Duration| ms(gap) - step_ms;
     let gaps = || run.records.iter().flat_map(|record| record.gaps().skip(from).map(late)).collect();
     (step_ms > 0.0).then(|| Distribution::of(gaps()))

@@ -13,10 +13,10 @@ use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
 use crate::load::arrivals::{Rate, Spacing};
 use crate::load::body::{Bodies, Endpoint};
 use crate::load::client::{Client, Target};
-use crate::load::drive::{self, Pace, Plan, Progress};
+use crate::load::drive::{self, LoadPlan, Pace, Progress};
 use crate::load::measure::{Objectives, Summary};
 use crate::load::prompts::Prompts;
-use crate::load::{plot, report};
+use crate::load::{load_plot, load_report};
 
 /// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -50,18 +50,18 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
         e2e_ms: args.slo_e2e,
     };
     let summary = Summary::of(&run, objectives);
-    print!("{}", report::text(&summary, plan.bodies.prompts.distinct()));
+    print!("{}", load_report::text(&summary, plan.bodies.prompts.distinct()));
     if let Some(path) = &args.json {
-        let json = report::json(&summary, settings(args, &plan), &run);
+        let json = load_report::json(&summary, settings(args, &plan), &run);
         write(path, &serde_json::to_string_pretty(&json)?)?;
     }
     if let Some(path) = &args.plot {
-        write(path, &plot::svg(&run, &format!("{}: {}", plan.bodies.model, describe(&plan)))?)?;
+        write(path, &load_plot::svg(&run, &format!("{}: {}", plan.bodies.model, describe(&plan)))?)?;
     }
     Ok(if summary.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn plan(args: &BenchServingArgs) -> anyhow::Result<Plan> {
+async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadPlan> {
     let duration = args.duration.map(Duration::from_secs_f64);
     let timeout = Duration::from_secs_f64(args.timeout);
     let target = Target::parse(&args.url, args.api_key.as_deref())?;
@@ -94,7 +94,7 @@ async fn plan(args: &BenchServingArgs) -> anyhow::Result<Plan> {
         Some(name) => name.clone(),
         None => Client::new(target.clone(), timeout).first_model().await?,
     };
-    Ok(Plan {
+    Ok(LoadPlan {
         target,
         bodies: Bodies {
             prompts,
@@ -127,7 +127,7 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
                 rate.from == rate.to || args.duration.is_some(),
                 "--rate: a changing rate needs --duration"
             );
-            Ok(Pace::Open { rate: Rate { from: rate.from, to: rate.to }, spacing, most })
+            Ok(Pace::Open { rate: Rate { from: rate.from, to: rate.to }, spacing, max_concurrency: most })
         }
         (None, Some(concurrency)) => Ok(Pace::Closed { concurrency }),
         (None, None) => anyhow::bail!("--rate or --concurrency must be given"),
@@ -135,10 +135,10 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
 }
 
 /// The plan as one line of text.
-fn describe(plan: &Plan) -> String {
+fn describe(plan: &LoadPlan) -> String {
     let mut text = match plan.pace {
         Pace::Closed { concurrency } => format!("closed loop, {concurrency} at once"),
-        Pace::Open { rate, spacing, most } => {
+        Pace::Open { rate, spacing, max_concurrency: most } => {
             let spacing = match spacing {
                 Spacing::Constant => "constant".to_owned(),
                 Spacing::Poisson => "Poisson".to_owned(),
@@ -162,7 +162,7 @@ fn describe(plan: &Plan) -> String {
 }
 
 /// Settings for the JSON report, enough to repeat the run. Omits the API key.
-fn settings(args: &BenchServingArgs, plan: &Plan) -> Value {
+fn settings(args: &BenchServingArgs, plan: &LoadPlan) -> Value {
     json!({
         "url": args.url,
         "endpoint": plan.bodies.endpoint.path(),
@@ -199,7 +199,7 @@ struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    fn start(plan: &Plan) -> Self {
+    fn start(plan: &LoadPlan) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let (bar, template) = match plan.requests {
                 Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),

@@ -16,19 +16,19 @@ use crate::launch::simulated::usable_memory;
 use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::scheduler::Policy;
-use crate::simulator::plot::{self, Run};
 use crate::simulator::replay::{self, Replayed};
-use crate::simulator::report::{Report, Slo, foreseen, table};
-use crate::simulator::trace::{End, Trace};
+use crate::simulator::simulation_plot::{self, PlottedRun};
+use crate::simulator::simulation_report::{SimulationReport, Slo, predicted_and_actual_ttft, table};
+use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
-use crate::simulator::workload::{self, Arrival, Spread, Synthetic};
-use crate::simulator::{Journey, Machine, Sample};
+use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
+use crate::simulator::{RequestTimeline, ServerSample, SimulatedModel};
 
 /// A finished run.
 struct FinishedRun {
     name: &'static str,
-    journeys: Vec<Journey>,
-    samples: Vec<Sample>,
+    timelines: Vec<RequestTimeline>,
+    samples: Vec<ServerSample>,
 }
 
 /// Simulates and reports. Exits with status 1 if a replay differs from its recording.
@@ -52,12 +52,10 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
     let arrivals = match &args.trace {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            workload::parse(&text, vocab, args.seed)
-                .map_err(anyhow::Error::msg)
-                .with_context(|| path.display().to_string())?
+            workload::parse(&text, vocab, args.seed).with_context(|| path.display().to_string())?
         }
         None => {
-            let (arrivals, cut) = synthetic(args)?.draw(vocab, limit);
+            let Workload { arrivals, cut } = synthetic(args)?.generate(vocab, limit);
             if cut > 0 {
                 eprintln!("{cut} requests were shortened to {limit} tokens (--max-model-len)");
             }
@@ -66,19 +64,19 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
     };
     let cost = inputs.cost()?;
     let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, GPU_IN_FLIGHT, Machine::scripted(cost));
-    server.foresee(forecast);
-    server.refuse_beyond(args.policy.max_ttft);
-    for Arrival { at, ask } in arrivals {
-        server.arrive(at, vec![ask]);
+    let mut server = VirtualTime::new(config, GPU_IN_FLIGHT, SimulatedModel::scripted(cost));
+    server.set_forecast(forecast);
+    server.set_max_ttft(args.policy.max_ttft);
+    for Arrival { at, request } in arrivals {
+        server.arrive(at, vec![request]);
     }
     finish("simulated", server)
 }
 
-fn synthetic(args: &SimulateArgs) -> anyhow::Result<Synthetic> {
+fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
     let rate = args.poisson.context("--poisson: missing")?;
     let spread = |MeanAndCv { mean, cv }| Spread { mean, cv };
-    Ok(Synthetic {
+    Ok(SyntheticWorkload {
         requests: args.requests,
         interval: Spread { mean: 1.0 / rate.mean, cv: rate.cv },
         prompt: spread(args.prompt_tokens),
@@ -95,10 +93,10 @@ fn print(text: &str) -> anyhow::Result<()> {
 /// Runs to the end, and prints the virtual and the real time.
 fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<FinishedRun> {
     let start = Instant::now();
-    server.run().map_err(anyhow::Error::msg)?;
+    server.run()?;
     eprintln!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
-    let (journeys, samples) = server.history();
-    Ok(FinishedRun { name, journeys: journeys.into_iter().cloned().collect(), samples: samples.to_vec() })
+    let timelines = server.timelines().into_iter().cloned().collect();
+    Ok(FinishedRun { name, timelines, samples: server.samples().to_vec() })
 }
 
 /// Replays the recording. If a setting is given, also simulates its requests with the recorded settings and
@@ -107,9 +105,9 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
     match trace.end {
-        End::Complete => {}
-        End::Incomplete => eprintln!("the recording stops before the server did: its disk was too slow"),
-        End::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
+        TraceEnd::Complete => {}
+        TraceEnd::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
+        TraceEnd::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
     }
     let replayed = match replay::replay(&trace) {
         Ok(replayed) => replayed,
@@ -119,8 +117,8 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
         }
     };
     print(&format!("{} plans, all equal\n", replayed.plans))?;
-    let journeys = replayed.groups.iter().flatten().map(|request| request.journey.clone()).collect();
-    let mut runs = vec![FinishedRun { name: "recorded", journeys, samples: replayed.samples.clone() }];
+    let timelines = replayed.groups.iter().flatten().map(|request| request.timeline.clone()).collect();
+    let mut runs = vec![FinishedRun { name: "recorded", timelines, samples: replayed.samples.clone() }];
     if args.has_overrides() {
         let about = Some(trace.header.about.as_slice());
         let as_recorded = Resimulation {
@@ -151,9 +149,9 @@ impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
         let forecast = forecast(&cost, &self.config, 1.0);
-        let mut server = VirtualTime::new(self.config, in_flight, Machine::scripted(cost));
-        server.foresee(forecast);
-        server.refuse_beyond(self.max_ttft);
+        let mut server = VirtualTime::new(self.config, in_flight, SimulatedModel::scripted(cost));
+        server.set_forecast(forecast);
+        server.set_max_ttft(self.max_ttft);
         replay::resimulate(replayed, &mut server);
         finish(self.name, server)
     }
@@ -248,10 +246,13 @@ fn policy(args: &PolicyArgs, base: Policy) -> Policy {
 
 fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
     let slo = Slo { ttft: args.slo_ttft, itl: args.slo_itl };
-    let journeys: Vec<Vec<&Journey>> = runs.iter().map(|run| run.journeys.iter().collect()).collect();
-    let report = |(run, journeys): (&FinishedRun, &Vec<&Journey>)| Report::new(journeys, &run.samples, slo);
-    let reports: Vec<Report> = runs.iter().zip(&journeys).map(report).collect();
-    let named: Vec<(&str, &Report)> = runs.iter().map(|run| run.name).zip(&reports).collect();
+    let timelines: Vec<Vec<&RequestTimeline>> =
+        runs.iter().map(|run| run.timelines.iter().collect()).collect();
+    let report = |(run, timelines): (&FinishedRun, &Vec<&RequestTimeline>)| {
+        SimulationReport::new(timelines, &run.samples, slo)
+    };
+    let reports: Vec<SimulationReport> = runs.iter().zip(&timelines).map(report).collect();
+    let named: Vec<(&str, &SimulationReport)> = runs.iter().map(|run| run.name).zip(&reports).collect();
     print(&table(&named))?;
     if let Some(path) = &args.json {
         let all: serde_json::Map<_, _> = named
@@ -261,14 +262,18 @@ fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
         let text = serde_json::to_string_pretty(&all)? + "\n";
         std::fs::write(path, text).with_context(|| path.display().to_string())?;
     }
-    if let (Some(path), Some(journeys)) = (&args.forecast_svg, journeys.first()) {
-        let svg = plot::foresight(&foreseen(journeys)).map_err(anyhow::Error::msg)?;
+    if let (Some(path), Some(requests)) = (&args.forecast_svg, timelines.first()) {
+        let svg = simulation_plot::forecast_svg(&predicted_and_actual_ttft(requests))?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     if let Some(path) = &args.svg {
-        let runs = runs.iter().zip(&journeys);
-        let runs = runs.map(|(run, journeys)| Run { name: run.name, journeys, samples: &run.samples });
-        let svg = plot::svg(&runs.collect::<Vec<_>>()).map_err(anyhow::Error::msg)?;
+        let runs = runs.iter().zip(&timelines);
+        let runs = runs.map(|(run, timelines)| PlottedRun {
+            name: run.name,
+            requests: timelines,
+            samples: &run.samples,
+        });
+        let svg = simulation_plot::svg(&runs.collect::<Vec<_>>())?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Random weights defined by a formula, so that a device can make them in its own memory.
 
 use super::fp8;
+use crate::random::Random;
 
 /// A matrix \[out, in\] of random E4M3 values times a scale. The code of element (o, i) is `codes[b]`, where
 /// b is byte i mod 8 of output o × in / 8 + i / 8 of splitmix64, counted from 0.
@@ -24,10 +25,10 @@ impl RandomWeights<'_> {
     /// All E4M3 codes, row-major.
     pub fn codes(&self) -> Vec<u8> {
         assert!(self.input.is_multiple_of(8), "a multiple of 8 inputs, not {}", self.input);
-        let mut state = self.seed;
+        let mut random = Random::new(self.seed);
         let mut codes = vec![0; self.out * self.input];
         for group in codes.chunks_exact_mut(8) {
-            let bytes = splitmix64(&mut state).to_le_bytes();
+            let bytes = random.bits().to_le_bytes();
             group.iter_mut().zip(bytes).for_each(|(code, byte)| *code = self.codes[usize::from(byte)]);
         }
         codes
@@ -37,14 +38,4 @@ impl RandomWeights<'_> {
     pub fn halves(&self, codes: &[u8]) -> Vec<u16> {
         codes.iter().map(|code| fp8::bf16_bits(fp8::decode(*code) * self.scale)).collect()
     }
-}
-
-/// The next output of the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number
-/// generators".
-pub fn splitmix64(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

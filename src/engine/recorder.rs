@@ -12,7 +12,7 @@ use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::StepOutput;
 
 /// A call of the scheduler.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
     /// A group was taken.
     Submit(Vec<(RequestId, Request)>),
@@ -38,7 +38,7 @@ pub enum Event {
 }
 
 /// The parts of a row's output that the scheduler's decisions depend on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RecordedRow {
     /// Ids of the sampled tokens.
     pub tokens: SmallVec<[u32; 2]>,

@@ -8,7 +8,7 @@ use super::devices::Devices;
 use super::prepared::{Prepared, scheduler_config};
 use crate::config::name;
 use crate::engine::Recorder;
-use crate::simulator::trace::{Header, Recording};
+use crate::simulator::trace::{Recording, TraceHeader};
 
 /// Starts the recording in the file at `path`. The header stores the scheduler's configuration and the inputs
 /// of the cost model.
@@ -24,6 +24,6 @@ pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Re
         ("deterministic", p.config.device.deterministic.to_string()),
     ];
     let about = about.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let header = Header { config: scheduler_config(p), in_flight: devices.in_flight(), about };
+    let header = TraceHeader { config: scheduler_config(p), in_flight: devices.in_flight(), about };
     Recording::start(path, &header).with_context(|| format!("--record: {}", path.display()))
 }

@@ -16,7 +16,7 @@ use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast}
 use crate::model::Model;
 use crate::runner::{RankParts, Runner};
 use crate::server::Stage;
-use crate::simulator::{Machine, Simulator, Voice};
+use crate::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 
 /// Loads the weights and starts the engine.
 pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
@@ -124,10 +124,7 @@ fn simulator(gpus: &SimulatedGpus, p: &Prepared) -> anyhow::Result<Simulator> {
     let vocab = p.model.vocab.min(p.tokenizer.vocab_size());
     let words = words(&p.tokenizer, vocab);
     let answer_tokens = gpus.settings.simulate_answer_tokens;
-    let voice = Voice::new(words, p.generation.eos.clone(), answer_tokens, vocab)
-        .map_err(anyhow::Error::msg)
+    let answers = SyntheticAnswers::new(words, p.generation.eos.clone(), answer_tokens, vocab)
         .context("--device simulate")?;
-    Simulator::new(Machine::new(cost, voice), gpus.settings.simulate_pace)
-        .map_err(anyhow::Error::msg)
-        .context("--simulate-pace")
+    Simulator::new(SimulatedModel::new(cost, answers), gpus.settings.simulate_pace).context("--simulate-pace")
 }

@@ -1,39 +1,39 @@
-//! When requests are due, decided before any is sent.
+//! Times at which requests of an open loop are due, as a pure function of rate, spacing and seed: a slow
+//! server must not slow them down.
 //!
-//! An open-loop run must not slow down because the server does: the times are a pure function of rate, spacing and seed.
-//! All spacings are renewal processes with unit mean, `S(1) < S(2) < ...`, and the n-th request is due when the integral
-//! of the rate reaches `S(n)`. A ramp is thereby Poisson (or gamma, or constant) at every moment of it, at the rate of
-//! that moment.
+//! Each spacing is a renewal process with unit mean, `S(1) < S(2) < ...`. Request n is due when the integral
+//! of the rate reaches `S(n)`. A ramp is therefore a Poisson (or gamma, or constant) process at the current
+//! rate at every moment.
 
 use std::time::Duration;
 
 use crate::random::Random;
 
-/// How the intervals between requests are distributed about their mean.
+/// Distribution of the intervals between requests.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Spacing {
-    /// All alike.
+    /// Equal intervals.
     Constant,
-    /// Exponential: as many independent users send.
+    /// Exponential intervals, as of many independent users.
     Poisson,
-    /// Gamma with this shape. Below 1 is burstier than Poisson, 1 is Poisson, above is more regular; the intervals'
-    /// standard deviation is `1 / sqrt(burstiness)` of their mean.
+    /// Gamma distributed intervals. Their standard deviation is `1 / sqrt(burstiness)` of their mean.
     Gamma {
-        /// The shape.
+        /// Shape parameter: below 1 is burstier than Poisson, 1 is Poisson, above 1 is more regular.
         burstiness: f64,
     },
 }
 
-/// Requests per second, at the beginning and, changing evenly, at the end.
+/// Requests per second, changing linearly from the start to the end of the run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// At the beginning.
+    /// Rate at the start.
     pub from: f64,
-    /// At the end.
+    /// Rate at the end.
     pub to: f64,
 }
 
-/// The times at which requests are due, after the run's beginning, in order; without an end unless the run has one.
+/// Due times in ascending order, since the start of the run. The sequence ends with the run's duration, if it
+/// has one.
 #[derive(Debug, Clone)]
 pub struct Arrivals {
     rate: Rate,
@@ -44,7 +44,8 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// The arrivals of a run that takes requests for so long; a ramp is over that time, and is none without it.
+    /// Due times of a run of this duration. The rate changes over the duration; without one it stays at
+    /// `rate.from`.
     pub fn new(rate: Rate, duration: Option<Duration>, spacing: Spacing, seed: u64) -> Self {
         let seconds = duration.map(|duration| duration.as_secs_f64());
         Self { rate, seconds, spacing, random: Random::new(seed), sum: 0.0 }
@@ -68,7 +69,8 @@ impl Iterator for Arrivals {
         if self.seconds.is_some_and(|seconds| self.sum > 0.5 * (from + to) * seconds) {
             return None;
         }
-        // The rate's integral is from t + growth t^2 / 2; this form of its inverse holds without growth too.
+        // The integral of the rate is from * t + growth * t^2 / 2. This form of its inverse also holds for
+        // growth 0.
         let growth = self.seconds.map_or(0.0, |seconds| (to - from) / seconds);
         let root = (from * from + 2.0 * growth * self.sum).max(0.0).sqrt();
         Some(Duration::from_secs_f64(2.0 * self.sum / (from + root)))

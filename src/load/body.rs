@@ -1,11 +1,11 @@
-//! The body of a request: a prompt and the settings that all requests share.
+//! JSON bodies of requests: a prompt each, and settings that all requests share.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::prompts::{Content, Prompts};
+use super::prompts::{PromptContent, Prompts};
 
-/// What is asked for an answer.
+/// Endpoint of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
     /// `/v1/chat/completions`.
@@ -15,8 +15,8 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// Its path, after the server's own.
-    pub fn path(self) -> &'static str {
+    /// Path of the endpoint, relative to the server's base URL.
+    pub(crate) fn path(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
@@ -24,39 +24,39 @@ impl Endpoint {
     }
 }
 
-/// What makes the bodies of a run.
+/// Builder of the request bodies of a run.
 #[derive(Debug, Clone)]
 pub struct Bodies {
-    /// What is asked.
+    /// Prompts.
     pub prompts: Prompts,
-    /// Whom.
+    /// Endpoint that decides the format.
     pub endpoint: Endpoint,
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
-    /// Tokens that an answer may have.
+    /// `max_tokens`, unless the prompt has its own.
     pub max_tokens: u64,
-    /// Whether the answer goes on when the model would end it. An extension of vLLM's that others have too.
+    /// `ignore_eos`, an extension of vLLM that other servers share: generate until `max_tokens`.
     pub ignore_eos: bool,
-    /// Not sent if absent: the server's default then holds.
+    /// `temperature`; `None` leaves the field out, so that the server uses its default.
     pub temperature: Option<f64>,
-    /// Fields that go into every body as they are, over all others.
+    /// Fields added to every body; they replace fields of the same name.
     pub extra: Map<String, Value>,
 }
 
 impl Bodies {
-    /// The body of a request, by the request's number.
+    /// Body of request number `index`.
     pub fn get(&self, index: u64) -> Bytes {
         let prompt = self.prompts.get(index);
         let mut body = Map::new();
         body.insert("model".to_owned(), self.model.clone().into());
         match (self.endpoint, prompt.content) {
-            (Endpoint::Chat, Content::Text(text)) => {
+            (Endpoint::Chat, PromptContent::Text(text)) => {
                 body.insert("messages".to_owned(), json!([{ "role": "user", "content": text }]));
             }
-            (Endpoint::Completions, Content::Text(text)) => {
+            (Endpoint::Completions, PromptContent::Text(text)) => {
                 body.insert("prompt".to_owned(), text.into());
             }
-            (_, Content::Messages(messages)) => {
+            (_, PromptContent::Messages(messages)) => {
                 body.insert("messages".to_owned(), messages);
             }
         }

@@ -1,31 +1,31 @@
-//! What a load client needs to know of a streamed chunk, and nothing else of it: whether it has content, whether the
-//! answer is over, the usage, an error. Text is looked at and not kept, so that a chunk costs well under a microsecond.
+//! Parser of streamed chunks that keeps only what a load client needs: whether the chunk has content, whether
+//! the answer has ended, usage, and errors. It does not copy text.
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, Visitor};
 
-/// Tokens of a request as the server counts them.
+/// Token counts of a request as the server reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Prompt tokens.
     pub prompt_tokens: u64,
-    /// Of the answer. Absent from some servers' answers that have none.
+    /// Tokens of the answer. Some servers leave the field out if there are none.
     #[serde(default)]
     pub completion_tokens: u64,
 }
 
-/// What a chunk says.
+/// Content of a chunk as far as the client uses it.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Chunk {
-    /// There is text, reasoning or a call of a tool in it. A role alone, or an empty text, is not content.
+    /// Whether it has text, reasoning or a tool call. A role alone or an empty text is not content.
     pub content: bool,
-    /// A choice ended.
+    /// Whether it has a finish reason.
     pub finished: bool,
-    /// Tokens so far.
+    /// Usage, if reported.
     pub usage: Option<Usage>,
-    /// The server gave up, saying this.
+    /// Message of an error object.
     pub error: Option<String>,
 }
 
@@ -61,7 +61,7 @@ struct Delta {
     tool_calls: Option<Vec<IgnoredAny>>,
 }
 
-/// Whether a string has anything in it.
+/// Whether a string is not empty.
 #[derive(Clone, Copy)]
 struct Filled(bool);
 
@@ -97,7 +97,10 @@ impl Choice {
 }
 
 impl Chunk {
-    /// Reads the data of an event; an error names what is wrong with the JSON.
+    /// Parses the data of an event.
+    ///
+    /// # Errors
+    /// The data is not valid JSON, or a field has the wrong type.
     pub fn parse(data: &[u8]) -> Result<Self, serde_json::Error> {
         let wire: Wire = serde_json::from_slice(data)?;
         let choices = wire.choices.unwrap_or_default();
@@ -110,7 +113,8 @@ impl Chunk {
     }
 }
 
-/// The text of an error object in any of the forms that servers send: an object with a message, or a text.
+/// Message of an error response in any common form: `error.message`, `message`, `detail`, or the value
+/// itself.
 pub fn message(error: &serde_json::Value) -> String {
     let inner = error.get("error").unwrap_or(error);
     let text = inner.get("message").or_else(|| inner.get("detail")).unwrap_or(inner);

@@ -1,9 +1,8 @@
-//! An HTTP/1.1 client that streams answers and notes when what of them came.
+//! HTTP/1.1 client that streams answers and records the arrival time of each chunk. Plain HTTP only.
 //!
-//! A request takes a connection that is idle, or opens one: an open loop needs as many as requests are out, and none is
-//! made to wait for another. A connection that the server closed just as it was taken is replaced, if nothing
-//! of the request has gone out yet. No request is tried again after a failure, a 429 included: what a server turns away is a
-//! finding. Plain HTTP only.
+//! A request uses an idle connection or opens a new one, so that no request waits for another. If the server
+//! has closed an idle connection, the request is sent over a new one. A request that failed is not repeated,
+//! also not after status 429: a refusal is a result of the measurement.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -20,41 +19,44 @@ use tokio::net::TcpStream;
 
 use super::SetupError;
 use super::chunk::{self, Chunk, Usage};
-use super::measure::{Failure, Kind};
-use super::sse::{Event, Parser};
+use super::measure::{FailureKind, RequestFailure};
+use super::sse::{SseEvent, SseParser};
 
-/// Bytes of an error's body that are read.
+/// Bytes of an error body that are read.
 const ERROR_BODY: usize = 64 << 10;
 
-/// Characters of an error that are kept.
+/// Characters of an error message that are kept.
 const ERROR_TEXT: usize = 300;
 
-/// How long the end of a body is waited for after `[DONE]`, so that the connection can be used again.
+/// Wait for the end of a body after `[DONE]`. A connection whose body has ended can be used again.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A server and how to speak to it.
+/// Address, base path and API key of a server.
 #[derive(Debug, Clone)]
 pub struct Target {
     authority: String,
     address: String,
-    /// What stands before `/v1` in all paths.
+    /// Path before `/v1`.
     prefix: String,
     key: Option<HeaderValue>,
 }
 
 impl Target {
-    /// A server by its URL, with or without `/v1` at the end.
+    /// Parses the URL of a server, with or without `/v1` at its end.
+    ///
+    /// # Errors
+    /// The URL is not valid or is https, or the key is not a valid header value.
     pub fn parse(url: &str, key: Option<&str>) -> Result<Self, SetupError> {
         let bad = |why: &str| SetupError::Url { url: url.to_owned(), why: why.to_owned() };
         let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| bad(&error.to_string()))?;
         match uri.scheme_str() {
             Some("http") => {}
             Some("https") => return Err(SetupError::Https),
-            _ => return Err(bad("it must begin with http://")),
+            _ => return Err(bad("expected http:// at the start")),
         }
-        let authority = uri.authority().ok_or_else(|| bad("it names no host"))?;
+        let authority = uri.authority().ok_or_else(|| bad("expected a host"))?;
         if uri.query().is_some() || authority.as_str().contains('@') {
-            return Err(bad("it may have no query and no password"));
+            return Err(bad("expected neither query nor password"));
         }
         let path = uri.path().trim_end_matches('/');
         let key = key.map(|key| {
@@ -71,20 +73,20 @@ impl Target {
     }
 }
 
-/// What of an answer came, and when.
+/// Chunks of an answer received so far.
 #[derive(Debug, Default)]
-pub struct Answer {
-    /// When a chunk with content came, for each.
+pub(super) struct StreamedAnswer {
+    /// Arrival time of each chunk with content.
     pub chunks: Vec<Instant>,
-    /// The last usage that the server told.
+    /// Last usage that the server reported.
     pub usage: Option<Usage>,
     done: bool,
     finished: bool,
-    failure: Option<Failure>,
+    failure: Option<RequestFailure>,
 }
 
-impl Answer {
-    fn take(&mut self, event: Event<'_>, now: Instant) {
+impl StreamedAnswer {
+    fn take(&mut self, event: SseEvent<'_>, now: Instant) {
         if self.failure.is_some() || self.done {
             return;
         }
@@ -95,13 +97,13 @@ impl Answer {
         let chunk = match Chunk::parse(event.data) {
             Ok(chunk) => chunk,
             Err(error) => {
-                self.failure = Some(Failure::new(Kind::Malformed, error.to_string()));
+                self.failure = Some(RequestFailure::new(FailureKind::Malformed, error.to_string()));
                 return;
             }
         };
         if chunk.error.is_some() || event.name == b"error" {
             let text = chunk.error.unwrap_or_else(|| excerpt(event.data));
-            self.failure = Some(Failure::new(Kind::Stream, text));
+            self.failure = Some(RequestFailure::new(FailureKind::Stream, text));
             return;
         }
         if chunk.content {
@@ -111,19 +113,21 @@ impl Answer {
         self.usage = chunk.usage.or(self.usage);
     }
 
-    fn outcome(&mut self) -> Result<(), Failure> {
+    fn outcome(&mut self) -> Result<(), RequestFailure> {
         match self.failure.take() {
             Some(failure) => Err(failure),
             None if !self.done && !self.finished => {
-                Err(Failure::new(Kind::Cut, "the stream ended before the answer did"))
+                Err(RequestFailure::new(FailureKind::Cut, "the stream ended before the answer did"))
             }
-            None if self.chunks.is_empty() => Err(Failure::new(Kind::Empty, "an answer without content")),
+            None if self.chunks.is_empty() => {
+                Err(RequestFailure::new(FailureKind::Empty, "the answer has no content"))
+            }
             None => Ok(()),
         }
     }
 }
 
-/// A client of one server.
+/// A client of one server with a pool of idle connections.
 #[derive(Debug)]
 pub struct Client {
     target: Target,
@@ -132,12 +136,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client that gives a request so long, from sending to the last byte.
+    /// A client without connections. `timeout` limits a request from sending to the last byte.
     pub fn new(target: Target, timeout: Duration) -> Self {
         Self { target, timeout, idle: Mutex::new(Vec::new()) }
     }
 
-    /// The first model that the server names.
+    /// Name of the first model that `/v1/models` lists.
+    ///
+    /// # Errors
+    /// The request failed, or the list is empty.
     pub async fn first_model(&self) -> Result<String, SetupError> {
         let exchange = async {
             let (response, _connection) = self.send(Method::GET, "/v1/models", Bytes::new()).await?;
@@ -145,24 +152,32 @@ impl Client {
                 return Err(refusal(response).await);
             }
             let body = Limited::new(response.into_body(), 1 << 20).collect().await;
-            let body = body.map_err(|error| Failure::new(Kind::Cut, error.to_string()))?.to_bytes();
+            let body =
+                body.map_err(|error| RequestFailure::new(FailureKind::Cut, error.to_string()))?.to_bytes();
             let value: serde_json::Value = serde_json::from_slice(&body)
-                .map_err(|error| Failure::new(Kind::Malformed, error.to_string()))?;
+                .map_err(|error| RequestFailure::new(FailureKind::Malformed, error.to_string()))?;
             let name = value.pointer("/data/0/id").and_then(serde_json::Value::as_str);
-            name.map(str::to_owned).ok_or_else(|| Failure::new(Kind::Malformed, "it lists no model"))
+            name.map(str::to_owned)
+                .ok_or_else(|| RequestFailure::new(FailureKind::Malformed, "the list has no model"))
         };
         let outcome = tokio::time::timeout(self.timeout, exchange).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(Failure::new(Kind::Timeout, "no answer")));
+        let outcome = outcome.unwrap_or_else(|_| Err(RequestFailure::new(FailureKind::Timeout, "no answer")));
         outcome.map_err(|failure| SetupError::Models { why: failure.to_string() })
     }
 
-    /// Asks and reads the answer to its end. Content that comes is counted in `live` as it does; what had come when it
-    /// failed is in the answer too.
-    pub async fn ask(&self, path: &str, body: Bytes, live: &AtomicU64) -> (Answer, Result<(), Failure>) {
-        let mut answer = Answer::default();
+    /// Sends a request and reads its answer. `live` counts chunks with content as they arrive. The answer
+    /// contains what arrived before a failure.
+    pub(super) async fn ask(
+        &self,
+        path: &str,
+        body: Bytes,
+        live: &AtomicU64,
+    ) -> (StreamedAnswer, Result<(), RequestFailure>) {
+        let mut answer = StreamedAnswer::default();
         let exchange = self.exchange(path, body, live, &mut answer);
         let outcome = tokio::time::timeout(self.timeout, exchange).await;
-        let late = |_| Err(Failure::new(Kind::Timeout, format!("over {:?}", self.timeout)));
+        let late =
+            |_| Err(RequestFailure::new(FailureKind::Timeout, format!("no end after {:?}", self.timeout)));
         (answer, outcome.unwrap_or_else(late))
     }
 
@@ -171,8 +186,8 @@ impl Client {
         path: &str,
         body: Bytes,
         live: &AtomicU64,
-        answer: &mut Answer,
-    ) -> Result<(), Failure> {
+        answer: &mut StreamedAnswer,
+    ) -> Result<(), RequestFailure> {
         let (response, connection) = self.send(Method::POST, path, body).await?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
@@ -180,10 +195,13 @@ impl Client {
         let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.as_bytes().to_owned());
         if !kind.as_deref().is_some_and(|kind| kind.starts_with(b"text/event-stream")) {
             let kind = String::from_utf8_lossy(kind.as_deref().unwrap_or(b"none")).into_owned();
-            return Err(Failure::new(Kind::Malformed, format!("no event stream, but content-type {kind}")));
+            return Err(RequestFailure::new(
+                FailureKind::Malformed,
+                format!("expected text/event-stream, got {kind}"),
+            ));
         }
         let mut body = response.into_body();
-        let mut parser = Parser::default();
+        let mut parser = SseParser::default();
         let whole = loop {
             let frame = if answer.done {
                 match tokio::time::timeout(LINGER, body.frame()).await {
@@ -201,9 +219,9 @@ impl Client {
                     parser.feed(data, |event| answer.take(event, now));
                     live.fetch_add((answer.chunks.len() - before) as u64, Ordering::Relaxed);
                 }
-                // Whoever has said that it is done, or why it fails, may break off.
+                // The server may drop the connection after `[DONE]` or an error event.
                 Some(Err(_)) if answer.done || answer.failure.is_some() => break false,
-                Some(Err(error)) => return Err(Failure::new(Kind::Cut, error.to_string())),
+                Some(Err(error)) => return Err(RequestFailure::new(FailureKind::Cut, error.to_string())),
             }
         };
         let now = Instant::now();
@@ -214,13 +232,13 @@ impl Client {
         answer.outcome()
     }
 
-    /// Sends a request, over a connection that was idle or a new one.
+    /// Sends a request over an idle connection or a new one, and returns the response with its connection.
     async fn send(
         &self,
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), Failure> {
+    ) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), RequestFailure> {
         let mut request = self.request(method.clone(), path, body.clone());
         loop {
             let idle = self.idle().pop();
@@ -236,13 +254,13 @@ impl Client {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if old => request = unsent,
-                    // A server may close a connection that it has kept just when it is used again. Nothing of an answer has
-                    // come, so it is asked again, over a new one.
+                    // The server closed the idle connection while the request was being sent and has not
+                    // answered: send the request again over a new connection.
                     None if old => {
                         self.idle().clear();
                         request = self.request(method.clone(), path, body.clone());
                     }
-                    _ => return Err(Failure::new(Kind::Cut, error.into_error().to_string())),
+                    _ => return Err(RequestFailure::new(FailureKind::Cut, error.into_error().to_string())),
                 },
             }
         }
@@ -252,9 +270,10 @@ impl Client {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() =
-            format!("{}{path}", self.target.prefix).parse().expect("the prefix is the path of a URL");
+            format!("{}{path}", self.target.prefix).parse().expect("the prefix is a path of a valid URL");
         let headers = request.headers_mut();
-        let host = HeaderValue::from_str(&self.target.authority).expect("an authority is a header's value");
+        let host =
+            HeaderValue::from_str(&self.target.authority).expect("an authority is a valid header value");
         headers.insert(HOST, host);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json"));
@@ -264,24 +283,25 @@ impl Client {
         request
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::new(Kind::Connect, error.to_string());
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, RequestFailure> {
+        let failed =
+            |error: &dyn std::fmt::Display| RequestFailure::new(FailureKind::Connect, error.to_string());
         let stream = TcpStream::connect(&self.target.address).await.map_err(|error| failed(&error))?;
         stream.set_nodelay(true).map_err(|error| failed(&error))?;
         let (sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        // Its errors come out of the request that it carries.
+        // Errors of the connection are also returned by the request that it carries.
         tokio::spawn(connection);
         Ok(sender)
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
-        self.idle.lock().expect("nobody panics with the lock")
+        self.idle.lock().expect("no thread panics while it holds the lock")
     }
 }
 
-/// Why a request was turned away.
-async fn refusal(response: Response<Incoming>) -> Failure {
+/// Failure for a response whose status is not a success: status, message and Retry-After.
+async fn refusal(response: Response<Incoming>) -> RequestFailure {
     let status = response.status().as_u16();
     let retry = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let body = Limited::new(response.into_body(), ERROR_BODY).collect().await;
@@ -293,7 +313,7 @@ async fn refusal(response: Response<Incoming>) -> Failure {
     if let Some(retry) = retry {
         text.push_str(&format!(" (Retry-After: {retry})"));
     }
-    Failure::new(Kind::Status(status), text)
+    RequestFailure::new(FailureKind::Status(status), text)
 }
 
 fn excerpt(bytes: &[u8]) -> String {

@@ -1,8 +1,8 @@
-//! The run: requests leave when they are due, and their records come back in the order in which they end.
+//! The run: sends requests when they are due and collects their records as they end.
 //!
-//! One task sends and collects; every request is a task beside it. An open loop never waits for an answer; with a cap on
-//! concurrency it sends late and the schedule still stands, so that the wait shows in the times from when requests were
-//! due. The system's timers are good for about a millisecond, which is then the least that requests leave late.
+//! One task sends and collects; each request is a task of its own. An open loop never waits for an answer.
+//! With a limit on concurrency it sends late but keeps its due times, so that the wait shows in latencies
+//! from due time. Timers have a resolution of about a millisecond, so requests may leave that much late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,85 +15,86 @@ use tokio::task::JoinSet;
 use super::arrivals::{Arrivals, Rate, Spacing};
 use super::body::Bodies;
 use super::client::{Client, Target};
-use super::measure::{Record, Run};
+use super::measure::{LoadRun, RequestRecord};
 
-/// How often the run is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Interval of progress reports.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
 
-/// How requests follow one another.
+/// Whether requests have due times or follow the ends of others.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
-    /// At times of their own.
+    /// Open loop: requests are due at times decided before the run.
     Open {
         /// Requests per second.
         rate: Rate,
-        /// How intervals are distributed.
+        /// Distribution of the intervals.
         spacing: Spacing,
-        /// Requests that may be out at once, if there is a limit.
-        most: Option<usize>,
+        /// Highest number of requests in flight, if limited.
+        max_concurrency: Option<usize>,
     },
-    /// Each as soon as one before it has ended.
+    /// Closed loop: a request is sent as soon as another one ends.
     Closed {
-        /// Requests that are out at once.
+        /// Requests in flight.
         concurrency: usize,
     },
 }
 
-/// A run. It ends after so many requests or so much time, whichever is first; one of both must be given.
+/// Parameters of a run. `requests` or `duration` must be set; the run ends with the first limit that is
+/// reached.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    /// Whom to ask.
+pub struct LoadPlan {
+    /// The server.
     pub target: Target,
-    /// What.
+    /// Request bodies.
     pub bodies: Bodies,
-    /// When.
+    /// Times of sending.
     pub pace: Pace,
-    /// Requests at most.
+    /// Number of requests.
     pub requests: Option<u64>,
-    /// How long requests are due or sent; those that are out then are waited for.
+    /// Duration of sending. The run then waits for the requests in flight.
     pub duration: Option<Duration>,
-    /// Requests before those that count.
+    /// Requests sent before the measurement.
     pub warm_up: u64,
-    /// How long an answer may take, to its last byte.
+    /// Timeout of a request, from sending to the last byte.
     pub timeout: Duration,
-    /// Of the arrivals.
+    /// Seed of the due times.
     pub seed: u64,
 }
 
-/// How a run is getting on.
+/// Progress of a run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// Whether requests count already.
+    /// Whether these are the requests before the measurement.
     pub warming_up: bool,
-    /// Since the beginning.
+    /// Time since the start.
     pub elapsed: Duration,
     /// Requests sent.
     pub sent: u64,
-    /// Requests that ended, however.
+    /// Requests that ended, including failures.
     pub ended: u64,
-    /// Of those, how many failed.
+    /// Requests that failed.
     pub failed: u64,
-    /// Chunks with content.
+    /// Chunks with content received.
     pub chunks: u64,
 }
 
-/// What comes next, made before it is due: a long prompt takes time to write.
-struct Due {
+/// The next request. Its body is built before it is due, since a long prompt takes time to build.
+struct DueRequest {
     index: u64,
-    /// After the beginning; none as soon as there is room.
+    /// Due time since the start; `None` in a closed loop.
     at: Option<Duration>,
     body: Bytes,
 }
 
-/// Requests in order.
+/// Requests of a plan in order.
 struct Schedule<'a> {
-    plan: &'a Plan,
+    plan: &'a LoadPlan,
     arrivals: Option<Arrivals>,
     next: u64,
 }
 
 impl Schedule<'_> {
-    fn next(&mut self) -> Option<Due> {
+    fn next(&mut self) -> Option<DueRequest> {
         let index = self.next;
         if self.plan.requests.is_some_and(|requests| index >= requests) {
             return None;
@@ -103,89 +104,99 @@ impl Schedule<'_> {
             None => None,
         };
         self.next += 1;
-        Some(Due { index, at, body: self.plan.bodies.get(index) })
+        Some(DueRequest { index, at, body: self.plan.bodies.get(index) })
     }
 }
 
-/// Runs a plan until it ends or `stop` does: then nothing more is sent, what is out is given up, and the run says how
-/// much. `watch` is called several times a second.
-pub async fn run(plan: &Plan, stop: impl Future<Output = ()>, watch: &mut dyn FnMut(&Progress)) -> Run {
+/// Runs a plan until it ends or `stop` does. On `stop` no more requests are sent, and those in flight are
+/// aborted and counted as unfinished. `on_progress` is called several times a second.
+pub async fn run(
+    plan: &LoadPlan,
+    stop: impl Future<Output = ()>,
+    on_progress: &mut dyn FnMut(&Progress),
+) -> LoadRun {
     let client = Arc::new(Client::new(plan.target.clone(), plan.timeout));
     let mut stop = std::pin::pin!(stop);
     if plan.warm_up > 0 {
-        let run = warm_up(plan, &client, stop.as_mut(), watch).await;
+        let run = warm_up(plan, &client, stop.as_mut(), on_progress).await;
         if run.interrupted {
-            return Run { records: Vec::new(), ..run };
+            return LoadRun { records: Vec::new(), ..run };
         }
     }
     let arrivals = match plan.pace {
         Pace::Open { rate, spacing, .. } => Some(Arrivals::new(rate, plan.duration, spacing, plan.seed)),
         Pace::Closed { .. } => None,
     };
-    let most = match plan.pace {
-        Pace::Open { most, .. } => most.unwrap_or(usize::MAX),
+    let max_concurrency = match plan.pace {
+        Pace::Open { max_concurrency, .. } => max_concurrency.unwrap_or(usize::MAX),
         Pace::Closed { concurrency } => concurrency,
     };
     let schedule = Schedule { plan, arrivals, next: 0 };
-    drive(Driver::new(schedule, client, most, false), stop, watch).await
+    drive(Driver::new(schedule, client, max_concurrency, false), stop, on_progress).await
 }
 
-/// Requests that are not counted, with prompts that do not come again.
+/// Sends the requests before the measurement. Their synthetic prompts do not occur again.
 async fn warm_up(
-    plan: &Plan,
+    plan: &LoadPlan,
     client: &Arc<Client>,
     stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-    watch: &mut dyn FnMut(&Progress),
-) -> Run {
-    let most = match plan.pace {
-        Pace::Open { most, .. } => most.unwrap_or(1),
+    on_progress: &mut dyn FnMut(&Progress),
+) -> LoadRun {
+    let max_concurrency = match plan.pace {
+        Pace::Open { max_concurrency, .. } => max_concurrency.unwrap_or(1),
         Pace::Closed { concurrency } => concurrency,
     };
-    // Numbers that no counted request has, so that made-up prompts are others.
+    // No measured request has these numbers, so synthetic prompts differ from the measured ones.
     let first = u64::MAX / 2;
-    let plan = Plan { requests: Some(first + plan.warm_up), duration: None, ..plan.clone() };
+    let plan = LoadPlan { requests: Some(first + plan.warm_up), duration: None, ..plan.clone() };
     let schedule = Schedule { plan: &plan, arrivals: None, next: first };
-    drive(Driver::new(schedule, Arc::clone(client), most, true), stop, watch).await
+    drive(Driver::new(schedule, Arc::clone(client), max_concurrency, true), stop, on_progress).await
 }
 
-/// A run under way.
+/// A run in progress.
 struct Driver<'a> {
     schedule: Schedule<'a>,
     client: Arc<Client>,
-    /// Requests out at once.
-    most: usize,
+    /// Highest number of requests in flight.
+    max_concurrency: usize,
     start: Instant,
-    due: Option<Due>,
-    out: JoinSet<Record>,
-    records: Vec<Record>,
+    due: Option<DueRequest>,
+    in_flight: JoinSet<RequestRecord>,
+    records: Vec<RequestRecord>,
     chunks: Arc<AtomicU64>,
     progress: Progress,
 }
 
 impl<'a> Driver<'a> {
-    fn new(mut schedule: Schedule<'a>, client: Arc<Client>, most: usize, warming_up: bool) -> Self {
+    fn new(
+        mut schedule: Schedule<'a>,
+        client: Arc<Client>,
+        max_concurrency: usize,
+        warming_up: bool,
+    ) -> Self {
         let due = schedule.next();
         Self {
             schedule,
             client,
-            most,
+            max_concurrency,
             start: Instant::now(),
             due,
-            out: JoinSet::new(),
+            in_flight: JoinSet::new(),
             records: Vec::new(),
             chunks: Arc::default(),
             progress: Progress { warming_up, ..Progress::default() },
         }
     }
 
-    /// Until when to wait before the next is sent: none if nothing is due or there is no room.
+    /// Time at which to send the next request; `None` if no request is left or the limit on concurrency is
+    /// reached.
     fn wake(&self) -> Option<Instant> {
         let due = self.due.as_ref()?;
-        (self.out.len() < self.most).then(|| self.start + due.at.unwrap_or_default())
+        (self.in_flight.len() < self.max_concurrency).then(|| self.start + due.at.unwrap_or_default())
     }
 
     fn send(&mut self) {
-        let Some(Due { index, at, body }) = self.due.take() else { return };
+        let Some(DueRequest { index, at, body }) = self.due.take() else { return };
         let start = self.start;
         let closed_after = self.schedule.plan.duration.filter(|_| at.is_none());
         if closed_after.is_some_and(|duration| start.elapsed() >= duration) {
@@ -194,10 +205,10 @@ impl<'a> Driver<'a> {
         let (client, chunks) = (Arc::clone(&self.client), Arc::clone(&self.chunks));
         let path = self.schedule.plan.bodies.endpoint.path();
         let sent = Instant::now();
-        self.out.spawn(async move {
+        self.in_flight.spawn(async move {
             let (answer, outcome) = client.ask(path, body, &chunks).await;
             let since = |then: Instant| then.saturating_duration_since(start);
-            Record {
+            RequestRecord {
                 index,
                 due: at.unwrap_or(since(sent)),
                 sent: since(sent),
@@ -211,7 +222,7 @@ impl<'a> Driver<'a> {
         self.due = self.schedule.next();
     }
 
-    fn collect(&mut self, record: Record) {
+    fn collect(&mut self, record: RequestRecord) {
         self.progress.ended += 1;
         self.progress.failed += u64::from(record.outcome.is_err());
         self.records.push(record);
@@ -227,31 +238,32 @@ impl<'a> Driver<'a> {
 async fn drive(
     mut driver: Driver<'_>,
     mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-    watch: &mut dyn FnMut(&Progress),
-) -> Run {
+    on_progress: &mut dyn FnMut(&Progress),
+) -> LoadRun {
     let cpu = cpu_time();
-    let mut look = tokio::time::interval(LOOK_EVERY);
-    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut report = tokio::time::interval(REPORT_EVERY);
+    report.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut interrupted = false;
-    while driver.due.is_some() || !driver.out.is_empty() {
+    while driver.due.is_some() || !driver.in_flight.is_empty() {
         let wake = driver.wake();
+        let sleep_end = wake.unwrap_or(driver.start);
         tokio::select! {
             biased;
             () = stop.as_mut() => {
                 interrupted = true;
                 break;
             }
-            () = tokio::time::sleep_until(wake.unwrap_or(driver.start).into()), if wake.is_some() => driver.send(),
-            Some(record) = driver.out.join_next(), if !driver.out.is_empty() => {
-                driver.collect(record.expect("a request's task neither panics nor is aborted"));
+            () = tokio::time::sleep_until(sleep_end.into()), if wake.is_some() => driver.send(),
+            Some(record) = driver.in_flight.join_next(), if !driver.in_flight.is_empty() => {
+                driver.collect(record.expect("the task of a request neither panics nor is aborted"));
             }
-            _ = look.tick() => watch(driver.progress()),
+            _ = report.tick() => on_progress(driver.progress()),
         }
     }
-    watch(driver.progress());
-    let unfinished = driver.out.len();
-    driver.out.abort_all();
-    Run {
+    on_progress(driver.progress());
+    let unfinished = driver.in_flight.len();
+    driver.in_flight.abort_all();
+    LoadRun {
         records: driver.records,
         elapsed: driver.start.elapsed(),
         chunks: driver.chunks.load(Ordering::Relaxed),
@@ -261,7 +273,7 @@ async fn drive(
     }
 }
 
-/// CPU time of this process so far, of all its threads, in user and system mode.
+/// CPU time of all threads of this process, user and system.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))

@@ -1,5 +1,4 @@
-//! What the times of a run amount to. Every value is kept and percentiles are exact: between two values they are
-//! interpolated linearly, as numpy's are.
+//! Latencies, throughput, goodput and failures of a run, from the times of its requests.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,27 +7,28 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use super::chunk::Usage;
+use crate::statistics::Distribution;
 
-/// What kind of failure.
+/// Kind of a failure, for counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// No connection.
+pub enum FailureKind {
+    /// The connection could not be opened.
     Connect,
-    /// A status other than success.
+    /// The HTTP status was not a success.
     Status(u16),
-    /// An error within the stream.
+    /// The stream contained an error event.
     Stream,
-    /// The connection, or the stream, ended before the answer.
+    /// The connection or the stream ended before the answer did.
     Cut,
-    /// What came is no stream of chunks.
+    /// The response is not an event stream of JSON chunks.
     Malformed,
-    /// It took too long.
+    /// The answer was not complete within the timeout.
     Timeout,
-    /// The answer ended well and had no content, so that there is nothing to measure.
+    /// The answer ended normally without any content, so that no latency can be measured.
     Empty,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for FailureKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Connect => f.write_str("connect"),
@@ -42,65 +42,65 @@ impl fmt::Display for Kind {
     }
 }
 
-impl Serialize for Kind {
+impl Serialize for FailureKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-/// Why a request failed.
+/// Failure of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Failure {
-    /// By kind, for counting.
-    pub kind: Kind,
-    /// In words.
+pub struct RequestFailure {
+    /// Kind of the failure.
+    pub kind: FailureKind,
+    /// Message of the server, or of the client if the server sent none.
     pub text: String,
 }
 
-impl Failure {
+impl RequestFailure {
     /// A failure of a kind.
-    pub fn new(kind: Kind, text: impl Into<String>) -> Self {
+    pub fn new(kind: FailureKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for RequestFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.kind, self.text)
     }
 }
 
-/// A request that has ended. Times are after the run's beginning.
+/// A request that has ended. Times are since the start of the run.
 #[derive(Debug, Clone)]
-pub struct Record {
-    /// Its number.
+pub struct RequestRecord {
+    /// Number of the request.
     pub index: u64,
-    /// When it was due; in a closed loop, when it was sent.
+    /// Time at which it was due; in a closed loop, the time of sending.
     pub due: Duration,
-    /// When it was sent: before a connection was opened for it, if one was.
+    /// Time of sending, before a connection was opened for it if none was idle.
     pub sent: Duration,
-    /// When a chunk with content came, for each.
+    /// Time of arrival of each chunk with content.
     pub chunks: Vec<Duration>,
-    /// When it had ended.
+    /// Time at which it ended.
     pub ended: Duration,
-    /// Tokens, if the server told.
+    /// Token counts, if the server reported usage.
     pub usage: Option<Usage>,
     /// How it ended.
-    pub outcome: Result<(), Failure>,
+    pub outcome: Result<(), RequestFailure>,
 }
 
-impl Record {
-    /// From sending to the first chunk with content.
+impl RequestRecord {
+    /// Time from sending to the first chunk with content.
     pub fn ttft(&self) -> Option<Duration> {
         self.chunks.first().map(|first| first.saturating_sub(self.sent))
     }
 
-    /// From sending to the last chunk with content.
+    /// Time from sending to the last chunk with content.
     pub fn e2e(&self) -> Option<Duration> {
         self.chunks.last().map(|last| last.saturating_sub(self.sent))
     }
 
-    /// How much later than due it was sent.
+    /// Time by which it was sent later than due.
     pub fn lag(&self) -> Duration {
         self.sent.saturating_sub(self.due)
     }
@@ -110,14 +110,14 @@ impl Record {
         self.usage.map_or(self.chunks.len() as u64, |usage| usage.completion_tokens)
     }
 
-    /// Between the first chunk and the last, per token after the first.
-    pub fn tpot(&self) -> Option<Duration> {
+    /// Time per output token after the first: (E2E - TTFT) / (tokens - 1).
+    pub(crate) fn tpot(&self) -> Option<Duration> {
         let after = self.tokens().checked_sub(1).filter(|after| *after > 0)?;
         let window = self.e2e()?.saturating_sub(self.ttft()?);
         Some(window.div_f64(after as f64))
     }
 
-    /// Between each chunk with content and the next.
+    /// Times between consecutive chunks with content.
     pub fn gaps(&self) -> impl Iterator<Item = Duration> {
         self.chunks.windows(2).map(|pair| pair[1].saturating_sub(pair[0]))
     }
@@ -125,42 +125,43 @@ impl Record {
 
 /// A run that has ended.
 #[derive(Debug, Clone, Default)]
-pub struct Run {
-    /// All requests that ended, in the order in which they did.
-    pub records: Vec<Record>,
-    /// From the beginning to the last end.
+pub struct LoadRun {
+    /// Requests that ended, in the order of their ends.
+    pub records: Vec<RequestRecord>,
+    /// Duration from the start to the end of the last request.
     pub elapsed: Duration,
-    /// Chunks with content, those of failed and unfinished requests included.
+    /// Chunks with content, including those of failed and unfinished requests.
     pub chunks: u64,
-    /// Requests that were given up when the run was stopped.
+    /// Requests that were aborted when the run was interrupted.
     pub unfinished: u64,
-    /// Whether it was stopped.
+    /// Whether the run was interrupted.
     pub interrupted: bool,
-    /// CPU time that this process spent meanwhile.
+    /// CPU time of this process during the run.
     pub cpu: Duration,
 }
 
-/// What a request must keep to be a good one; it must have ended well too. Those from when it was due are meant.
+/// Service level objectives of a request. A request is good if it succeeds and is within all of them. TTFT
+/// and E2E count from the time at which the request was due.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Objectives {
-    /// TTFT at most, in ms, from when the request was due.
+    /// Highest TTFT from due time, in ms.
     pub ttft_ms: Option<f64>,
-    /// No gap between chunks longer, in ms.
+    /// Longest gap between chunks, in ms.
     pub itl_ms: Option<f64>,
-    /// TPOT at most, in ms.
+    /// Highest TPOT, in ms.
     pub tpot_ms: Option<f64>,
-    /// E2E at most, in ms, from when the request was due.
+    /// Highest E2E latency from due time, in ms.
     pub e2e_ms: Option<f64>,
 }
 
 impl Objectives {
-    /// Whether there is any.
-    pub fn any(&self) -> bool {
+    /// Whether any objective is set.
+    pub(crate) fn any(&self) -> bool {
         *self != Self::default()
     }
 
-    /// Whether a request kept all of them.
-    pub fn kept(&self, record: &Record) -> bool {
+    /// Whether a request succeeded within all objectives.
+    pub fn are_met(&self, record: &RequestRecord) -> bool {
         let within = |limit: Option<f64>, value: Option<Duration>| {
             limit.is_none_or(|limit| value.is_none_or(|value| ms(value) <= limit))
         };
@@ -173,143 +174,96 @@ impl Objectives {
     }
 }
 
-/// How values lie. All zero if there are none.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-#[allow(missing_docs)]
-pub struct Distribution {
-    pub count: usize,
-    pub mean: f64,
-    pub std: f64,
-    pub min: f64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p95: f64,
-    pub p99: f64,
-    pub max: f64,
-}
-
-impl Distribution {
-    /// Of values in any order.
-    pub fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let (Some(min), Some(max)) = (values.first(), values.last()) else { return Self::default() };
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
-        let at = |share| percentile(&values, share);
-        Self {
-            count: values.len(),
-            mean,
-            std: variance.sqrt(),
-            min: *min,
-            p50: at(0.5),
-            p90: at(0.9),
-            p95: at(0.95),
-            p99: at(0.99),
-            max: *max,
-        }
-    }
-}
-
-/// The value that this share of sorted values do not exceed, interpolated; 0 if there are none.
-pub fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
-    let position = share.clamp(0.0, 1.0) * last as f64;
-    let low = position.floor() as usize;
-    let high = (low + 1).min(last);
-    sorted[low] + (sorted[high] - sorted[low]) * (position - low as f64)
-}
-
-/// How tokens were counted.
+/// Source of the token counts of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Count {
-    /// By the server, for all requests.
+pub enum TokensCountedBy {
+    /// The usage that the server reported, for all requests.
     Usage,
-    /// As chunks with content, for all requests.
+    /// The number of chunks with content, for all requests.
     Chunks,
-    /// By the server for some requests, as chunks for the others.
+    /// Usage for some requests, chunks for the others.
     Both,
 }
 
-/// Failures of one kind.
+/// Number of failures of one kind.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Failures {
-    /// Their kind.
-    pub kind: Kind,
-    /// How many.
+pub struct FailureCount {
+    /// Kind of the failures.
+    pub kind: FailureKind,
+    /// Number of failures.
     pub count: u64,
-    /// What the first said.
+    /// Message of the first one.
     pub first: String,
 }
 
-/// All figures of a run. Times are in ms, and of requests that ended well.
+/// Figures of a run. Latencies are in ms, over requests that succeeded.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// Requests that were sent.
+    /// Requests sent.
     pub sent: u64,
-    /// Of those, how many ended well,
+    /// Requests that succeeded.
     pub ok: u64,
-    /// failed,
+    /// Requests that failed.
     pub failed: u64,
-    /// or were given up when the run was stopped.
+    /// Requests that were aborted when the run was interrupted.
     pub unfinished: u64,
-    /// Whether it was stopped.
+    /// Whether the run was interrupted.
     pub interrupted: bool,
-    /// Seconds from the beginning to the last end.
+    /// Seconds from the start to the end of the last request.
     pub seconds: f64,
-    /// Requests that ended well, per second.
+    /// Successful requests per second.
     pub requests_per_second: f64,
-    /// Tokens of the prompts, if the server told.
+    /// Prompt tokens, if the server reported usage.
     pub prompt_tokens: u64,
-    /// Tokens of the answers.
+    /// Output tokens.
     pub output_tokens: u64,
-    /// How those were counted.
-    pub tokens_counted: Count,
-    /// Tokens of the answers, per second.
+    /// Source of the number of output tokens.
+    pub tokens_counted: TokensCountedBy,
+    /// Output tokens per second.
     pub output_tokens_per_second: f64,
-    /// Tokens of the answers by chunks with content.
+    /// Output tokens per chunk with content.
     pub tokens_per_chunk: f64,
-    /// From sending to the first chunk with content.
+    /// TTFT from sending.
     pub ttft_ms: Distribution,
-    /// The same from when the request was due.
+    /// TTFT from due time.
     pub ttft_from_due_ms: Distribution,
-    /// Between chunks.
+    /// Times between consecutive chunks with content.
     pub itl_ms: Distribution,
-    /// Per request, between tokens.
+    /// TPOT of each request.
     pub tpot_ms: Distribution,
-    /// From sending to the last chunk with content.
+    /// E2E latency from sending.
     pub e2e_ms: Distribution,
-    /// The same from when the request was due.
+    /// E2E latency from due time.
     pub e2e_from_due_ms: Distribution,
-    /// How much later than due requests were sent, failed ones included.
+    /// Time by which requests were sent later than due, including failed requests.
     pub lag_ms: Distribution,
-    /// What good requests keep.
+    /// The objectives that goodput counts.
     pub objectives: Objectives,
-    /// Requests that kept it, per second; none if there is nothing to keep.
+    /// Good requests per second; `None` without objectives.
     pub goodput: Option<f64>,
-    /// Their share of all that ended.
+    /// Good requests as a share of all that ended; `None` without objectives.
     pub good_share: Option<f64>,
-    /// Failures, most frequent first.
-    pub failures: Vec<Failures>,
-    /// Seconds of CPU time that the client spent,
+    /// Failures by kind, most frequent first.
+    pub failures: Vec<FailureCount>,
+    /// CPU time of the client, in seconds.
     pub client_cpu_seconds: f64,
-    /// as a share of one core,
+    /// CPU time of the client divided by the duration of the run: cores in use.
     pub client_cpu_share: f64,
-    /// and in microseconds per chunk with content.
+    /// CPU time of the client per chunk with content, in µs.
     pub client_cpu_us_per_chunk: f64,
 }
 
 impl Summary {
-    /// The figures of a run.
-    pub fn of(run: &Run, objectives: Objectives) -> Self {
-        let ok: Vec<&Record> = run.records.iter().filter(|record| record.outcome.is_ok()).collect();
-        let distribution = |value: &dyn Fn(&Record) -> Option<Duration>| {
+    /// Summarises a run.
+    pub fn of(run: &LoadRun, objectives: Objectives) -> Self {
+        let ok: Vec<&RequestRecord> = run.records.iter().filter(|record| record.outcome.is_ok()).collect();
+        let distribution = |value: &dyn Fn(&RequestRecord) -> Option<Duration>| {
             Distribution::of(ok.iter().filter_map(|record| value(record)).map(ms).collect())
         };
         let seconds = run.elapsed.as_secs_f64();
         let per_second = |count: u64| count as f64 / seconds.max(1e-9);
-        let good = run.records.iter().filter(|record| objectives.kept(record)).count() as u64;
+        let good = run.records.iter().filter(|record| objectives.are_met(record)).count() as u64;
         let good = objectives.any().then_some(good);
         let ended = run.records.len() as u64;
         let output_tokens = ok.iter().map(|record| record.tokens()).sum();
@@ -328,11 +282,11 @@ impl Summary {
             tokens_counted: counted(&ok),
             output_tokens_per_second: per_second(output_tokens),
             tokens_per_chunk: output_tokens as f64 / chunks.max(1) as f64,
-            ttft_ms: distribution(&Record::ttft),
+            ttft_ms: distribution(&RequestRecord::ttft),
             ttft_from_due_ms: distribution(&|record| Some(record.ttft()? + record.lag())),
             itl_ms: Distribution::of(ok.iter().flat_map(|record| record.gaps()).map(ms).collect()),
-            tpot_ms: distribution(&Record::tpot),
-            e2e_ms: distribution(&Record::e2e),
+            tpot_ms: distribution(&RequestRecord::tpot),
+            e2e_ms: distribution(&RequestRecord::e2e),
             e2e_from_due_ms: distribution(&|record| Some(record.e2e()? + record.lag())),
             lag_ms: Distribution::of(run.records.iter().map(|record| ms(record.lag())).collect()),
             objectives,
@@ -346,26 +300,26 @@ impl Summary {
     }
 }
 
-fn counted(ok: &[&Record]) -> Count {
+fn counted(ok: &[&RequestRecord]) -> TokensCountedBy {
     match ok.iter().filter(|record| record.usage.is_some()).count() {
-        0 => Count::Chunks,
-        told if told == ok.len() => Count::Usage,
-        _ => Count::Both,
+        0 => TokensCountedBy::Chunks,
+        reported if reported == ok.len() => TokensCountedBy::Usage,
+        _ => TokensCountedBy::Both,
     }
 }
 
-fn failures(records: &[Record]) -> Vec<Failures> {
-    let mut kinds: BTreeMap<Kind, Failures> = BTreeMap::new();
+fn failures(records: &[RequestRecord]) -> Vec<FailureCount> {
+    let mut kinds: BTreeMap<FailureKind, FailureCount> = BTreeMap::new();
     for failure in records.iter().filter_map(|record| record.outcome.as_ref().err()) {
-        let first = || Failures { kind: failure.kind, count: 0, first: failure.text.clone() };
+        let first = || FailureCount { kind: failure.kind, count: 0, first: failure.text.clone() };
         kinds.entry(failure.kind).or_insert_with(first).count += 1;
     }
-    let mut kinds: Vec<Failures> = kinds.into_values().collect();
+    let mut kinds: Vec<FailureCount> = kinds.into_values().collect();
     kinds.sort_by_key(|failures| std::cmp::Reverse(failures.count));
     kinds
 }
 
-/// A time in ms.
+/// Converts to ms.
 pub fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }

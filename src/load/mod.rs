@@ -1,87 +1,86 @@
-//! A load client for servers that speak OpenAI's API: it sends requests when a plan says so, notes when each piece of
-//! an answer came, and says what that amounts to.
+//! Load client for servers with OpenAI's API: sends requests by a plan, records the arrival time of every
+//! chunk, and reports latencies, throughput and goodput.
 //!
-//! | question | file |
+//! | file | content |
 //! |---|---|
-//! | when is a request due | [`arrivals`] |
-//! | what does it ask | [`prompts`], [`body`] |
-//! | how is it sent and its answer read | [`client`], [`sse`], [`chunk`] |
-//! | who is sent when, and who is waited for | [`drive`] |
-//! | what do the times amount to | [`measure`] |
-//! | how is that shown | [`report`], [`plot`] |
+//! | [`arrivals`] | due times of requests |
+//! | [`prompts`], [`body`] | prompts and request bodies |
+//! | [`client`], [`sse`], [`chunk`] | HTTP, server-sent events, chunks |
+//! | [`drive`] | the run |
+//! | [`measure`] | latencies and other figures |
+//! | [`load_report`], [`load_plot`] | the figures as text, JSON and SVG |
 //!
 //! # Open and closed loops
-//! In a closed loop a slow server slows its clients down, and the requests that would have met it slow are never sent:
-//! the measured times are too good ("coordinated omission"). An open loop sends at times that were decided before, and
-//! counts from them. Times are given both from when a request was *sent*, as aiperf and vLLM's client count, and from when
-//! it was *due*; the two differ where a cap on concurrency, or this client itself, held requests back.
+//! In a closed loop a slow server slows its clients down: requests that would have met it while it was slow
+//! are never sent, and measured latencies are too low ("coordinated omission"). An open loop sends at times
+//! that are decided before the run. Latencies are reported both from the time of *sending*, as aiperf and
+//! vLLM's client do, and from *due time*. The two differ if a limit on concurrency, or the client itself,
+//! delayed requests.
 //!
 //! # Names
-//! | here | what | vLLM's client | aiperf |
+//! | here | meaning | vLLM's client | aiperf |
 //! |---|---|---|---|
-//! | TTFT | from sending to the first chunk with content | TTFT; it also counts chunks without content | TTFT |
-//! | ITL | between one chunk with content and the next, once per chunk however many tokens it has | ITL | inter-chunk latency |
+//! | TTFT | from sending to the first chunk with content | TTFT, to the first chunk of any kind | TTFT |
+//! | ITL | between chunks with content, whatever their number of tokens | ITL | inter-chunk latency |
 //! | TPOT | per request, (E2E - TTFT) / (tokens - 1) | TPOT | inter-token latency |
-//! | E2E | from sending to the last chunk with content | E2EL, to the last chunk of any kind | request latency |
+//! | E2E | from sending to the last chunk with content | E2EL, to the last chunk | request latency |
 //!
-//! Tokens are the server's usage where it tells, else chunks with content are counted, and the report says which.
-//! Everything runs on one thread: the client shares a machine with the server often enough, and its CPU time is in the
-//! report, so that one can see when it is the client that is slow.
+//! Tokens are counted by the usage that the server reports, otherwise as chunks with content; the report says
+//! which. The client runs on one thread, since it often shares a machine with the server. Its CPU time is in
+//! the report, which shows when the client itself is the limit.
 
-/// When requests are due.
+/// Due times of requests.
 pub mod arrivals;
-/// The body of a request.
+/// Request bodies.
 pub mod body;
-/// What of a chunk matters.
+/// Streamed chunks.
 pub mod chunk;
-/// HTTP.
+/// HTTP client.
 pub mod client;
 /// The run.
 pub mod drive;
-/// Times to figures.
+/// Latencies as SVG.
+pub mod load_plot;
+/// Report as text and JSON.
+pub mod load_report;
+/// Latencies and other figures.
 pub mod measure;
-/// The figures as SVG.
-pub mod plot;
 /// Prompts.
 pub mod prompts;
-/// The figures as text and JSON.
-pub mod report;
 /// Server-sent events.
 pub mod sse;
 
 use std::path::PathBuf;
 
-/// Why a run cannot begin.
+/// A run cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The URL is none.
+    /// The URL is not valid.
     #[error("{url}: {why}")]
     Url {
         /// The URL.
         url: String,
-        /// What is wrong with it.
+        /// Reason.
         why: String,
     },
-    /// The URL is one of TLS.
-    #[error(
-        "https is not supported, only plain http: measure the server itself, or put a TLS proxy on this machine before it"
-    )]
+    /// The URL is https.
+    #[error("https is not supported: use http, or put a TLS proxy between client and server")]
     Https,
-    /// The API key cannot be sent.
-    #[error("the API key has characters that a header cannot have")]
+    /// The API key is not a valid header value.
+    #[error("the API key has characters that are not allowed in a header")]
     Key,
-    /// The server did not name a model.
-    #[error("/v1/models: {why}; --model names one without asking")]
+    /// The server did not list a model.
+    #[error("/v1/models: {why}; --model names a model without this request")]
     Models {
-        /// What happened.
+        /// Reason.
         why: String,
     },
-    /// A file of prompts cannot be used.
+    /// A prompt file cannot be used.
     #[error("{}: {why}", path.display())]
     Prompts {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Reason.
         why: String,
     },
 }

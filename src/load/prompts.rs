@@ -1,13 +1,17 @@
-//! What is asked: prompts out of a file, or made up to be about so long.
+//! Prompts: those of a file, or synthetic ones of a given length.
 //!
-//! A file is plain text (a prompt on every line that is not blank), JSON Lines (a string, or an object with `prompt` or
-//! `messages`, and `max_tokens` where it shall have its own), or a JSON list of conversations as ShareGPT's are (the
-//! first human turn of each). A file with fewer prompts than the run has requests is begun again, and a prefix cache
-//! then helps; the report says how often.
+//! | file | prompts |
+//! |---|---|
+//! | `.jsonl` | per line, a string or an object with `prompt` or `messages` and optionally `max_tokens` |
+//! | `.json` | conversations in ShareGPT's format: the first human turn of each |
+//! | any other | the text of each line that is not blank |
 //!
-//! Made-up prompts are short common words, about a token each for the usual tokenizers; how many tokens there really
-//! were is the server's to say, in the report. Each prompt's words are its own from the first on, so that a prefix cache
-//! does not help, save for a prefix that all share if that is asked for.
+//! If a run has more requests than the file has prompts, the prompts repeat, and a prefix cache then helps;
+//! the report names the number of prompts.
+//!
+//! Synthetic prompts consist of short common words, about a token each in the usual tokenizers; the report
+//! gives the server's count of tokens. Two prompts differ from their first words on, so that a prefix cache
+//! does not help, except for a shared prefix if one is asked for.
 
 use std::path::{Path, PathBuf};
 
@@ -16,82 +20,101 @@ use serde_json::Value;
 use super::SetupError;
 use crate::random::Random;
 
-/// Words that are one token each, with the space before them, in the vocabularies of the GPT and Llama families.
-const WORDS: &str = "the of and to in is that for it as was with be by on not he this are or his from at which but have \
-    an had they you were their one all we can her has there been if more when will would who so no what up out about \
-    into than them only some could time these two may then do first any my now such like our over man me even most made \
-    after also did many before must through back years where much your way well down should because each just those \
-    people how too little state good very make world still own see men work long get here between both life being under \
-    never day same another know while last might us great old year off come since against go came right used take three";
+/// Words that are one token each, including the space before them, in the vocabularies of the GPT and Llama
+/// families.
+const WORDS: &str = "\
+    the of and to in is that for it as was with be by on not he this are or his from at which but have an \
+    had they you were their one all we can her has there been if more when will would who so no what up \
+    out about into than them only some could time these two may then do first any my now such like our \
+    over man me even most made after also did many before must through back years where much your way well \
+    down should because each just those people how too little state good very make world still own see men \
+    work long get here between both life being under never day same another know while last might us great \
+    old year off come since against go came right used take three";
 
 /// A prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Prompt {
-    /// What it says.
-    pub content: Content,
-    /// Tokens that its answer may have, if not as many as others'.
+    /// Text or messages.
+    pub content: PromptContent,
+    /// `max_tokens` of this prompt, if it has its own.
     pub max_tokens: Option<u64>,
 }
 
-/// What a prompt says.
+/// Content of a prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Content {
-    /// A text; for a chat, the user's one message.
+pub enum PromptContent {
+    /// A text; in a chat, the only message of the user.
     Text(String),
-    /// The messages of a chat.
+    /// Messages of a chat.
     Messages(Value),
 }
 
-/// Where prompts come from.
+/// Reason for which a prompt file is not valid.
+#[derive(Debug, thiserror::Error)]
+enum InvalidFile {
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    #[error("{0}")]
+    Content(&'static str),
+    /// The line or entry with this name and number is not valid.
+    #[error("{0} {1}: {2}")]
+    At(&'static str, usize, Box<InvalidFile>),
+}
+
+/// Source of prompts.
 #[derive(Debug, Clone)]
 pub enum Prompts {
-    /// A file's, in its order, over and over.
+    /// Prompts of a file in their order, repeated.
     Listed(Vec<Prompt>),
-    /// Made up.
+    /// Synthetic prompts.
     Synthetic {
-        /// About so many tokens, those of the prefix included.
+        /// Approximate number of tokens, including the shared prefix.
         tokens: usize,
-        /// How many of them all prompts begin with.
+        /// Approximate number of tokens that all prompts begin with.
         shared_prefix: usize,
-        /// Other seeds have other words.
+        /// Seed of the words.
         seed: u64,
     },
 }
 
 impl Prompts {
-    /// The prompts of a file. The error names the file and the line or the entry.
+    /// Reads the prompts of a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, has no prompt, or has an invalid line or entry.
     pub fn from_file(path: &Path) -> Result<Self, SetupError> {
         let wrong = |why: String| SetupError::Prompts { path: path.to_owned(), why };
         let text = std::fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
         let prompts = match path.extension().and_then(|end| end.to_str()) {
-            Some("jsonl") => {
-                lines(&text, |line| from_json(serde_json::from_str(line).map_err(|error| error.to_string())?))
-            }
+            Some("jsonl") => lines(&text, |line| from_json(serde_json::from_str(line)?)),
             Some("json") => conversations(&text),
             _ => lines(&text, |line| Ok(text_prompt(line.to_owned()))),
         };
-        let prompts = prompts.map_err(wrong)?;
+        let prompts = prompts.map_err(|error| wrong(error.to_string()))?;
         if prompts.is_empty() {
-            return Err(SetupError::Prompts { path: PathBuf::from(path), why: "no prompt in it".to_owned() });
+            return Err(SetupError::Prompts {
+                path: PathBuf::from(path),
+                why: "no prompt in the file".to_owned(),
+            });
         }
         Ok(Self::Listed(prompts))
     }
 
-    /// The prompt of a request, by the request's number.
+    /// Prompt of request number `index`.
     pub fn get(&self, index: u64) -> Prompt {
         match self {
             Self::Listed(prompts) => prompts[(index % prompts.len() as u64) as usize].clone(),
             Self::Synthetic { tokens, shared_prefix, seed } => {
                 let shared = (*shared_prefix).min(*tokens);
                 let mut text = String::with_capacity(tokens * 6);
-                push_words(&mut text, shared, Random::of(*seed, u64::MAX));
-                push_words(&mut text, tokens - shared, Random::of(*seed, index));
+                push_words(&mut text, shared, Random::stream(*seed, u64::MAX));
+                push_words(&mut text, tokens - shared, Random::stream(*seed, index));
                 text_prompt(text)
             }
         }
     }
 
-    /// How many there are before they repeat; none for those that never do.
+    /// Number of prompts before they repeat; `None` for synthetic prompts, which never repeat.
     pub fn distinct(&self) -> Option<usize> {
         match self {
             Self::Listed(prompts) => Some(prompts.len()),
@@ -99,11 +122,11 @@ impl Prompts {
         }
     }
 
-    /// Whether any consists of messages, which only a chat can take.
+    /// Whether a prompt consists of messages, which only the chat endpoint accepts.
     pub fn need_chat(&self) -> bool {
         match self {
             Self::Listed(prompts) => {
-                prompts.iter().any(|prompt| matches!(prompt.content, Content::Messages(_)))
+                prompts.iter().any(|prompt| matches!(prompt.content, PromptContent::Messages(_)))
             }
             Self::Synthetic { .. } => false,
         }
@@ -111,7 +134,7 @@ impl Prompts {
 }
 
 fn text_prompt(text: String) -> Prompt {
-    Prompt { content: Content::Text(text), max_tokens: None }
+    Prompt { content: PromptContent::Text(text), max_tokens: None }
 }
 
 fn push_words(text: &mut String, count: usize, mut random: Random) {
@@ -124,40 +147,50 @@ fn push_words(text: &mut String, count: usize, mut random: Random) {
     }
 }
 
-fn lines(text: &str, parse: impl Fn(&str) -> Result<Prompt, String>) -> Result<Vec<Prompt>, String> {
+fn lines(
+    text: &str,
+    parse: impl Fn(&str) -> Result<Prompt, InvalidFile>,
+) -> Result<Vec<Prompt>, InvalidFile> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(number, line)| parse(line).map_err(|why| format!("line {}: {why}", number + 1))).collect()
+    let at = |number, error| InvalidFile::At("line", number, Box::new(error));
+    lines.map(|(number, line)| parse(line).map_err(|error| at(number + 1, error))).collect()
 }
 
-fn from_json(value: Value) -> Result<Prompt, String> {
+fn from_json(value: Value) -> Result<Prompt, InvalidFile> {
     if let Value::String(text) = value {
         return Ok(text_prompt(text));
     }
     let max_tokens = match value.get("max_tokens") {
         None | Some(Value::Null) => None,
         Some(count) => {
-            Some(count.as_u64().filter(|n| *n > 0).ok_or("max_tokens is no positive whole number")?)
+            let error = InvalidFile::Content("expected max_tokens to be a positive integer");
+            Some(count.as_u64().filter(|n| *n > 0).ok_or(error)?)
         }
     };
     let content = match (value.get("prompt"), value.get("messages")) {
-        (Some(Value::String(text)), None) => Content::Text(text.clone()),
-        (None, Some(messages @ Value::Array(_))) => Content::Messages(messages.clone()),
-        _ => return Err("neither a string nor an object with `prompt` or `messages`".to_owned()),
+        (Some(Value::String(text)), None) => PromptContent::Text(text.clone()),
+        (None, Some(messages @ Value::Array(_))) => PromptContent::Messages(messages.clone()),
+        _ => {
+            let message = "expected a string, or an object with `prompt` or `messages`";
+            return Err(InvalidFile::Content(message));
+        }
     };
     Ok(Prompt { content, max_tokens })
 }
 
-/// The first human turn of every conversation; those without one are left out, as they ask nothing.
-fn conversations(text: &str) -> Result<Vec<Prompt>, String> {
-    let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let Value::Array(entries) = value else { return Err("not a list".to_owned()) };
+/// First human turn of each conversation; conversations without one are skipped.
+fn conversations(text: &str) -> Result<Vec<Prompt>, InvalidFile> {
+    let value: Value = serde_json::from_str(text)?;
+    let Value::Array(entries) = value else { return Err(InvalidFile::Content("expected a list")) };
+    let at = |number, error| InvalidFile::At("entry", number, Box::new(error));
     let mut prompts = Vec::new();
     for (number, entry) in entries.into_iter().enumerate() {
         let Some(turns) = entry.get("conversations").or_else(|| entry.get("conversation")) else {
-            prompts.push(from_json(entry).map_err(|why| format!("entry {number}: {why}"))?);
+            prompts.push(from_json(entry).map_err(|error| at(number, error))?);
             continue;
         };
-        let turns = turns.as_array().ok_or_else(|| format!("entry {number}: its turns are no list"))?;
+        let no_list = || at(number, InvalidFile::Content("expected the turns to be a list"));
+        let turns = turns.as_array().ok_or_else(no_list)?;
         let human = turns
             .iter()
             .find(|turn| matches!(turn.get("from").and_then(Value::as_str), Some("human" | "user")));

@@ -1,37 +1,37 @@
-//! Server-sent events out of bytes that arrive in any pieces, as the HTML standard describes them: lines end in LF, CR
-//! or CRLF, a line that begins with a colon is a comment, several `data` lines are joined, an empty line ends an event.
+//! Incremental parser of server-sent events by the HTML standard: lines end in LF, CR or CRLF, a line that
+//! begins with a colon is a comment, `data` lines are joined, and an empty line ends an event.
 //!
-//! One place is more lenient than the standard, which drops an event that the stream's end cuts off: [`Parser::finish`]
-//! hands out data whose line was complete, for servers that leave out the last empty line.
+//! One difference: the standard drops an event without a final empty line. [`SseParser::finish`] returns it
+//! if its last line is complete, since some servers leave out the last empty line.
 
-/// The bytes with which a stream may begin, to be ignored.
+/// Byte order mark, ignored at the start of a stream.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// An event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event<'a> {
-    /// Its `event` field; empty if it has none.
+pub struct SseEvent<'a> {
+    /// Value of the `event` field; empty without one.
     pub name: &'a [u8],
-    /// Its `data` lines, with LF between them.
+    /// `data` lines, joined by LF.
     pub data: &'a [u8],
 }
 
-/// What has arrived and is no event yet.
+/// Bytes that do not form a complete event yet.
 #[derive(Debug, Default)]
-pub struct Parser {
-    /// A line that has no end yet.
+pub struct SseParser {
+    /// Start of a line whose end has not arrived.
     partial: Vec<u8>,
     name: Vec<u8>,
     data: Vec<u8>,
     has_data: bool,
-    /// The last byte was a CR: a LF that follows is of the same line end.
+    /// Whether the last byte was CR, so that a following LF belongs to the same line end.
     after_cr: bool,
     begun: bool,
 }
 
-impl Parser {
-    /// Takes the next bytes and hands out the events that they complete.
-    pub fn feed(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(Event<'_>)) {
+impl SseParser {
+    /// Parses the next bytes and calls `on_event` for each event that they complete.
+    pub fn feed(&mut self, mut bytes: &[u8], mut on_event: impl FnMut(SseEvent<'_>)) {
         if self.after_cr && !bytes.is_empty() {
             self.after_cr = false;
             bytes = bytes.strip_prefix(b"\n").unwrap_or(bytes);
@@ -53,13 +53,13 @@ impl Parser {
         self.partial.extend_from_slice(bytes);
     }
 
-    /// The stream has ended: hands out an event that lacks only its empty line.
-    pub fn finish(&mut self, mut on_event: impl FnMut(Event<'_>)) {
+    /// Ends the stream: calls `on_event` for an event that lacks only its empty line.
+    pub fn finish(&mut self, mut on_event: impl FnMut(SseEvent<'_>)) {
         self.dispatch(&mut on_event);
         self.partial.clear();
     }
 
-    fn line(&mut self, mut line: &[u8], on_event: &mut impl FnMut(Event<'_>)) {
+    fn line(&mut self, mut line: &[u8], on_event: &mut impl FnMut(SseEvent<'_>)) {
         if !self.begun {
             self.begun = true;
             line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
@@ -84,14 +84,14 @@ impl Parser {
                 self.name.clear();
                 self.name.extend_from_slice(value);
             }
-            // Comments have an empty field; `id` and `retry` are for clients that reconnect.
+            // Comments have an empty field name; `id` and `retry` matter only to clients that reconnect.
             _ => {}
         }
     }
 
-    fn dispatch(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
+    fn dispatch(&mut self, on_event: &mut impl FnMut(SseEvent<'_>)) {
         if self.has_data {
-            on_event(Event { name: &self.name, data: &self.data });
+            on_event(SseEvent { name: &self.name, data: &self.data });
         }
         self.name.clear();
         self.data.clear();

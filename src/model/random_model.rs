@@ -3,10 +3,10 @@
 //! better.
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
-use crate::device::random_weights::splitmix64;
 use crate::device::{
     ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8, upload_floats,
 };
+use crate::random::Random;
 
 /// Standard deviation of the E4M3 values. Real rows are scaled to a maximum of 448, about four standard
 /// deviations.
@@ -19,7 +19,7 @@ struct WeightGenerator<'a, D: Device> {
     precision: Precision,
     /// E4M3 codes at 256 quantiles of a normal distribution.
     quantiles: [u8; 256],
-    state: u64,
+    random: Random,
 }
 
 impl<D: Device> Model<D> {
@@ -34,7 +34,8 @@ impl<D: Device> Model<D> {
         device: &D,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, LoadError> {
-        let mut generator = WeightGenerator { device, config, precision, quantiles: quantiles(), state: 1 };
+        let mut generator =
+            WeightGenerator { device, config, precision, quantiles: quantiles(), random: Random::new(1) };
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(generator.layer(index)?);
@@ -56,9 +57,9 @@ impl<D: Device> Model<D> {
 /// The E4M3 codes at the centres of 256 equally probable intervals of a normal distribution. Normal samples
 /// are sums of twelve uniform ones.
 fn quantiles() -> [u8; 256] {
-    let mut state = 7;
+    let mut random = Random::new(7);
     let mut sample =
-        || (0..12).map(|_| (splitmix64(&mut state) >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
+        || (0..12).map(|_| (random.bits() >> 40) as f32 / (1u64 << 24) as f32).sum::<f32>() - 6.0;
     let mut samples: Vec<f32> = (0..256 * 64).map(|_| sample()).collect();
     samples.sort_by(f32::total_cmp);
     std::array::from_fn(|i| fp8::encode(samples[i * 64 + 32] * DEVIATION))
@@ -104,7 +105,7 @@ impl<D: Device> WeightGenerator<'_, D> {
 
     /// The next random matrix; each call uses a new seed.
     fn matrix(&mut self, out: usize, input: usize, scale: f32, bf16: bool) -> Result<D::Matrix, DeviceError> {
-        let seed = splitmix64(&mut self.state);
+        let seed = self.random.bits();
         self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
     }
 }

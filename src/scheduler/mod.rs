@@ -42,11 +42,11 @@ use step_plan::{RowOutput, StepOutput, StepPlan};
 pub const MAX_IN_FLIGHT: usize = 2;
 
 /// Identifies one request. An id is never used twice while the engine lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct RequestId(pub u64);
 
 /// The scheduler's limits.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SchedulerConfig {
     /// The most sequences that run at once; each has a slot.
     pub max_num_seqs: usize,
@@ -69,7 +69,7 @@ pub struct SchedulerConfig {
 }
 
 /// Rules for ageing, preemption and reservation.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Policy {
     /// Steps of waiting that raise a request by one priority; 0 disables ageing.
     pub ageing_steps: u64,

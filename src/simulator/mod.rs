@@ -1,17 +1,24 @@
-//! GPUs that are not there: an executor that waits as long as the cost model says a step takes, and says words that
-//! anyone can compute.
+//! Simulated GPUs: an executor that waits as long as the cost model says a step takes, and generates tokens
+//! by a formula.
 //!
-//! `tokens` is what is said, `machine` is a step outside of time. [`Simulator`] runs steps on the wall clock, behind the
-//! real engine and the real server; `virtual_time` drives the real scheduler on a clock that jumps, over requests of
-//! `workload`. `trace` is a recording of the engine, `replay` does it again, `report` and `plot` are what one sees of it.
+//! | file | content |
+//! |---|---|
+//! | `answers` | tokens that the simulated model generates |
+//! | `simulated_model` | output and time of one step, without a clock |
+//! | this file | [`Simulator`]: steps on the wall clock, behind the real engine and server |
+//! | `virtual_time` | the real scheduler on a clock that jumps |
+//! | `workload` | requests to simulate, random or from a file |
+//! | `trace`, `replay` | a recording of the engine, and its repetition |
+//! | `timeline` | times of requests and states of the server in a run |
+//! | `simulation_report`, `simulation_plot` | a run as figures and as SVG |
 
-mod codec;
-mod journey;
-mod machine;
-pub mod plot;
+mod answers;
+mod error;
 pub mod replay;
-pub mod report;
-mod tokens;
+mod simulated_model;
+pub mod simulation_plot;
+pub mod simulation_report;
+mod timeline;
 pub mod trace;
 pub mod virtual_time;
 pub mod workload;
@@ -21,48 +28,51 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use journey::{Journey, Outcome, Sample};
-pub use machine::{Machine, shape};
-pub use tokens::{Key, Voice};
+pub use answers::SyntheticAnswers;
+pub use error::{SettingsError, SimulationError};
+pub use simulated_model::SimulatedModel;
+pub use timeline::{RequestOutcome, RequestTimeline, ServerSample};
 
 use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
-/// What a sleeping thread wakes up too late by, usually; it sleeps so much less and spins for the rest. It does not yield
-/// its core meanwhile: on a busy machine it would get it back milliseconds later.
+/// Time by which a sleeping thread usually wakes up late. The simulator sleeps that much less and spins for
+/// the rest. It does not yield while it spins: on a busy machine it would get its core back milliseconds
+/// later.
 const OVERSLEEP: Duration = Duration::from_micros(30);
 
-/// An executor on the wall clock. A step begins when it is enqueued or when the one before ends, whichever is later,
-/// so that ends do not drift: a late waking is not added to the next step as long as two are in flight.
+/// An executor on the wall clock. A step begins when it is enqueued or when the step before it ends,
+/// whichever is later. Ends therefore do not drift: while two steps are in flight, a late wake-up does not
+/// delay the next step.
 pub struct Simulator {
-    machine: Machine,
+    model: SimulatedModel,
     pace: f64,
-    /// When the last step enqueued ends.
+    /// End of the last step enqueued.
     free_at: Instant,
     outstanding: VecDeque<(StepOutput, Instant)>,
-    alert: bool,
+    has_exact_timers: bool,
 }
 
 impl Simulator {
-    /// Steps take `pace` times what the machine's cost model says; with 0 they take no time, so that all that is left is
-    /// the host's own.
+    /// An executor whose steps take `pace` times the cost model's time. With 0 they take no time, so that
+    /// only the host's own time is left.
     ///
     /// # Errors
     /// The pace is negative or not finite.
-    pub fn new(machine: Machine, pace: f64) -> Result<Self, String> {
+    pub fn new(model: SimulatedModel, pace: f64) -> Result<Self, SettingsError> {
         if !(pace.is_finite() && pace >= 0.0) {
-            return Err(format!("expected a pace of at least 0, got {pace}"));
+            return Err(SettingsError::Pace(pace));
         }
         let outstanding = VecDeque::new();
-        Ok(Self { machine, pace, free_at: Instant::now(), outstanding, alert: false })
+        Ok(Self { model, pace, free_at: Instant::now(), outstanding, has_exact_timers: false })
     }
 
-    /// Asks for timers without the 50 µs by which Linux may defer those of ordinary threads. If it refuses, steps end a
-    /// little late.
-    fn be_alert(&mut self) {
-        if !self.alert {
+    /// Turns off the timer slack of this thread, by which Linux may defer wake-ups (50 µs by default). If the
+    /// system refuses, steps end a little late.
+    fn use_exact_timers(&mut self) {
+        if !self.has_exact_timers {
             let _refused = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
-            self.alert = true;
+            self.has_exact_timers = true;
         }
     }
 }
@@ -70,7 +80,7 @@ impl Simulator {
 impl Executor for Simulator {
     fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
         let now = Instant::now();
-        let (output, time) = self.machine.step(plan);
+        let (output, time) = self.model.step(plan);
         let took = Duration::try_from_secs_f64(time.total() * self.pace)
             .map_err(|e| ExecutorError { message: format!("the cost model: {e}") })?;
         self.free_at = self.free_at.max(now) + took;
@@ -80,17 +90,17 @@ impl Executor for Simulator {
 
     fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
         let (output, end) = self.outstanding.pop_front().expect("a step was enqueued");
-        self.be_alert();
+        self.use_exact_timers();
         wait_until(end);
         Ok(output)
     }
 
     fn predict(&self, plan: &StepPlan) -> Option<Duration> {
-        Duration::try_from_secs_f64(self.machine.predict(plan).total() * self.pace).ok()
+        Duration::try_from_secs_f64(self.model.predict(plan).total() * self.pace).ok()
     }
 }
 
-/// Returns at `end` or some microseconds later, however short the wait.
+/// Waits until `end`, or some microseconds longer.
 fn wait_until(end: Instant) {
     let asleep = end.saturating_duration_since(Instant::now()).saturating_sub(OVERSLEEP);
     if !asleep.is_zero() {

@@ -1,82 +1,83 @@
-//! A recording, done again: the same calls of a scheduler, whose plans must be the same bit for bit; and what a
-//! simulation of other settings needs of it.
+//! Replay of a recording: the same calls of a scheduler, whose plans must be equal bit for bit. It also
+//! yields the requests for a simulation with other settings.
 //!
-//! Requests that were refused changed nothing and are not in a recording: a simulation with a longer queue does not know
-//! of them.
+//! A recording does not contain refused requests, since they change nothing in the scheduler. A simulation
+//! with a longer queue therefore does not include them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::journey::{Journey, Outcome, Sample};
+use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use super::trace::Trace;
-use super::virtual_time::{Ask, VirtualTime};
+use super::virtual_time::{ScriptedRequest, VirtualTime};
 use crate::engine::recorder::{Event, RecordedRow};
 use crate::request::{Finish, Request, SampledToken, SamplingParams, TokenLogprob, Update};
 use crate::scheduler::step_plan::{RowOutput, StepOutput};
 use crate::scheduler::{PlannedRows, RequestId, Scheduler};
 
-/// What a recording that was replayed tells.
+/// Result of a replay.
 #[derive(Debug, Clone, Default)]
 pub struct Replayed {
-    /// Plans made again, all equal.
+    /// Number of plans, all equal to those recorded.
     pub plans: u64,
-    /// Requests in the order in which they came, by groups.
+    /// Requests in order of arrival; a group was submitted together.
     pub groups: Vec<Vec<RecordedRequest>>,
-    /// The server after each step.
-    pub samples: Vec<Sample>,
+    /// State of the server after each step.
+    pub samples: Vec<ServerSample>,
 }
 
-/// A request as it was answered.
+/// A recorded request with its answer.
 #[derive(Debug, Clone)]
 pub struct RecordedRequest {
-    /// Its id.
+    /// Id of the request.
     pub id: RequestId,
-    /// What was asked.
+    /// The request as submitted.
     pub request: Request,
     /// The tokens of its answer.
     pub answer: Vec<u32>,
-    /// When what came.
-    pub journey: Journey,
-    /// When its client left, if it did.
+    /// Times of arrival and tokens.
+    pub timeline: RequestTimeline,
+    /// Time at which the client disconnected, if it did.
     pub left: Option<f64>,
 }
 
-/// The scheduler does not do as it was recorded to.
+/// The scheduler does not repeat what was recorded.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{at:.6} s after its beginning, event {event}: {message}")]
+#[error("{at:.6} s after the start, event {event}: {message}")]
 pub struct Divergence {
-    /// Events before this one, which were the same.
+    /// Number of the event, from 0; all events before it were repeated.
     pub event: usize,
-    /// When it was recorded, in seconds.
+    /// Time of the event in seconds since the recording began.
     pub at: f64,
-    /// Recorded versus got.
+    /// Recorded and actual behaviour.
     pub message: String,
 }
 
-/// Does what was recorded.
+/// Repeats a recording.
 ///
 /// # Errors
-/// The first plan, or anything else, that is not the same.
+/// A plan, or anything else, differs from what was recorded.
 pub fn replay(trace: &Trace) -> Result<Replayed, Divergence> {
-    let mut player = Player {
+    let mut replayer = Replayer {
         scheduler: Scheduler::new(trace.header.config.clone()),
         replayed: Replayed::default(),
         in_flight: VecDeque::new(),
-        places: HashMap::new(),
+        positions: HashMap::new(),
     };
     for (event, (at, what)) in trace.events.iter().enumerate() {
         let at = *at as f64 / 1e6;
-        player.play(at, what).map_err(|message| Divergence { event, at, message })?;
+        replayer.apply(at, what).map_err(|Mismatch(message)| Divergence { event, at, message })?;
     }
-    Ok(player.replayed)
+    Ok(replayer.replayed)
 }
 
-/// The recorded requests, at the times at which they came and left, in a server with other settings. A client that left
-/// leaves at the same time; a request that failed, or had not ended, gets the tokens that are known, or one.
+/// Adds the recorded requests, and the disconnects of their clients, to a server with other settings, at the
+/// recorded times. A request that failed or had not ended is answered with its recorded tokens, or with one
+/// token if it has none.
 pub fn resimulate(replayed: &Replayed, server: &mut VirtualTime) {
     for group in &replayed.groups {
         let Some(first) = group.first() else { continue };
-        let ids = server.arrive(first.journey.arrived, group.iter().map(ask).collect());
+        let ids = server.arrive(first.timeline.arrived, group.iter().map(scripted).collect());
         for (id, recorded) in ids.into_iter().zip(group) {
             if let Some(at) = recorded.left {
                 server.leave(at, id);
@@ -85,52 +86,69 @@ pub fn resimulate(replayed: &Replayed, server: &mut VirtualTime) {
     }
 }
 
-fn ask(recorded: &RecordedRequest) -> Ask {
+fn scripted(recorded: &RecordedRequest) -> ScriptedRequest {
     let mut request = recorded.request.clone();
-    if matches!(recorded.journey.outcome, Outcome::Open | Outcome::Failed) && request.stop.max_tokens > 0 {
+    if matches!(recorded.timeline.outcome, RequestOutcome::Open | RequestOutcome::Failed)
+        && request.stop.max_tokens > 0
+    {
         let known = u32::try_from(recorded.answer.len().max(1)).unwrap_or(u32::MAX);
         request.stop.max_tokens = known;
         let min_tokens = request.sampling.min_tokens.min(known);
         request.sampling = Arc::new(SamplingParams { min_tokens, ..(*request.sampling).clone() });
     }
-    Ask { request, answer: Arc::from(&*recorded.answer) }
+    ScriptedRequest { request, answer: Arc::from(&*recorded.answer) }
 }
 
-struct Player {
+/// A call of the scheduler did not have its recorded result.
+struct Mismatch(String);
+
+impl From<String> for Mismatch {
+    fn from(message: String) -> Self {
+        Self(message)
+    }
+}
+
+impl From<&str> for Mismatch {
+    fn from(message: &str) -> Self {
+        Self(message.to_owned())
+    }
+}
+
+struct Replayer {
     scheduler: Scheduler,
     /// Steps planned and not committed, earliest first.
     in_flight: VecDeque<PlannedRows>,
     replayed: Replayed,
-    /// Where each request is among the groups.
-    places: HashMap<RequestId, (usize, usize)>,
+    /// Index of the group of each request, and its index within the group.
+    positions: HashMap<RequestId, (usize, usize)>,
 }
 
-impl Player {
-    fn play(&mut self, at: f64, event: &Event) -> Result<(), String> {
+impl Replayer {
+    fn apply(&mut self, at: f64, event: &Event) -> Result<(), Mismatch> {
         match event {
             Event::Submit(group) => self.submit(at, group),
             Event::Abort(id) => {
                 self.scheduler.abort(*id);
                 let request = self.find(*id)?;
                 request.left = Some(at);
-                request.journey.outcome = Outcome::Left;
+                request.timeline.outcome = RequestOutcome::Left;
                 Ok(())
             }
             Event::NoPlan => match self.scheduler.plan() {
-                Some(step) => Err(format!("no plan was made, and now plan {}", step.plan.id)),
+                Some(step) => Err(Mismatch(format!("expected no plan, got plan {}", step.plan.id))),
                 None => Ok(()),
             },
             Event::Plan { id, fingerprint } => {
-                let step = self.scheduler.plan().ok_or_else(|| format!("plan {id} is not made"))?;
+                let step = self.scheduler.plan().ok_or_else(|| format!("expected plan {id}, got no plan"))?;
                 let plan = step.plan;
                 self.in_flight.push_back(step.rows);
                 if (plan.id, plan.fingerprint()) != (*id, *fingerprint) {
                     let got = plan.fingerprint();
-                    let message = "was recorded with the fingerprint";
-                    return Err(format!(
-                        "plan {id} {message} {fingerprint:016x}, and is now plan {} with {got:016x}",
+                    return Err(Mismatch(format!(
+                        "expected plan {id} of fingerprint {fingerprint:016x}, \
+                         got plan {} of fingerprint {got:016x}",
                         plan.id
-                    ));
+                    )));
                 }
                 self.replayed.plans += 1;
                 Ok(())
@@ -142,53 +160,53 @@ impl Player {
                 for (id, update) in updates {
                     self.take(at, id, &update)?;
                 }
-                self.replayed.samples.push(Sample::new(at, &self.scheduler.counts()));
+                self.replayed.samples.push(ServerSample::new(at, &self.scheduler.counts()));
                 Ok(())
             }
         }
     }
 
-    fn submit(&mut self, at: f64, group: &[(RequestId, Request)]) -> Result<(), String> {
-        if let Some((id, _)) = group.iter().find(|(id, _)| self.places.contains_key(id)) {
-            return Err(format!("request {} comes twice", id.0));
+    fn submit(&mut self, at: f64, group: &[(RequestId, Request)]) -> Result<(), Mismatch> {
+        if let Some((id, _)) = group.iter().find(|(id, _)| self.positions.contains_key(id)) {
+            return Err(Mismatch(format!("request {} is submitted twice", id.0)));
         }
         self.scheduler
             .submit(group.to_vec())
-            .map_err(|e| format!("a group was taken, and is refused: {e}"))?;
+            .map_err(|e| format!("a group that was accepted is now refused: {e}"))?;
         let recorded = |(i, (id, request)): (usize, &(RequestId, Request))| {
-            self.places.insert(*id, (self.replayed.groups.len(), i));
-            let journey = Journey::new(at, request.prompt.len());
-            RecordedRequest { id: *id, request: request.clone(), answer: Vec::new(), journey, left: None }
+            self.positions.insert(*id, (self.replayed.groups.len(), i));
+            let timeline = RequestTimeline::new(at, request.prompt.len());
+            RecordedRequest { id: *id, request: request.clone(), answer: Vec::new(), timeline, left: None }
         };
         let group = group.iter().enumerate().map(recorded).collect();
         self.replayed.groups.push(group);
         Ok(())
     }
 
-    fn take(&mut self, at: f64, id: RequestId, update: &Update) -> Result<(), String> {
+    fn take(&mut self, at: f64, id: RequestId, update: &Update) -> Result<(), Mismatch> {
         let request = self.find(id)?;
         for token in &update.tokens {
             request.answer.push(token.id);
-            request.journey.tokens.push(at);
+            request.timeline.tokens.push(at);
         }
         match update.finish {
-            Some(Finish::Error(_)) => request.journey.outcome = Outcome::Failed,
-            Some(_) => request.journey.outcome = Outcome::Finished(at),
+            Some(Finish::Error(_)) => request.timeline.outcome = RequestOutcome::Failed,
+            Some(_) => request.timeline.outcome = RequestOutcome::Finished(at),
             None => {}
         }
         Ok(())
     }
 
-    fn find(&mut self, id: RequestId) -> Result<&mut RecordedRequest, String> {
-        let place =
-            self.places.get(&id).and_then(|(group, i)| self.replayed.groups.get_mut(*group)?.get_mut(*i));
-        place.ok_or_else(|| format!("request {} never came", id.0))
+    fn find(&mut self, id: RequestId) -> Result<&mut RecordedRequest, Mismatch> {
+        let found =
+            self.positions.get(&id).and_then(|(group, i)| self.replayed.groups.get_mut(*group)?.get_mut(*i));
+        found.ok_or_else(|| Mismatch(format!("request {} was never submitted", id.0)))
     }
 }
 
 fn output(row: &RecordedRow) -> RowOutput {
     let score = TokenLogprob { token: 0, logprob: 0.0, top: Vec::new() };
-    // A number of scores that no plan asks for is a fault whatever it is.
+    // The scheduler rejects any number of scores that the plan does not ask for; the limit bounds memory.
     let scores = vec![score; row.scores.min(1 << 24)];
     let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();
     RowOutput { tokens, scores, non_finite: row.non_finite }

@@ -1,13 +1,18 @@
-//! A recording on disk: what a step loop did, from which every plan can be made again.
+//! A recording on disk: the calls that the engine made of its scheduler, from which every plan can be made
+//! again.
 //!
-//! It holds prompts and answers as token ids, and so is as confidential as they are: others on the machine may not read
-//! it.
+//! A recording contains prompts and answers as token ids and is as confidential as they are: its file is
+//! readable by its owner alone.
 //!
-//! The magic, then frames, each its length (4 bytes), the lowest byte of a hash of the length, a payload of that length,
-//! and 4 bytes of a hash of the payload; all least significant byte first. The first frame is the header, the others are
-//! events (see `codec`), the last has no event and says how the recording ended. Frames are written as soon as nothing
-//! waits to be written, so that a process that is killed leaves all but its last moments; such a file is read up to its
-//! last whole frame. Any other damage is an error that names the byte.
+//! # Format
+//! 8 bytes of magic, whose last two are the version, then frames. A frame is the length of its payload (4
+//! bytes), the lowest byte of a hash of these 4 bytes, the payload, and a hash of the payload (4 bytes); all
+//! integers are little endian. The first frame is the header. Each later frame holds one or more events;
+//! header and events are in the format of [`postcard`]. The last frame is one byte that says whether the
+//! recording is complete; no event is that short.
+//!
+//! The writer flushes as soon as no event waits, so that a killed process loses only the last moments. Such a
+//! file is read up to its last whole frame. Any other damage is an error that names the byte.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -15,87 +20,100 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
-use super::codec::{Reader, Writer};
+use serde::{Deserialize, Serialize};
+
 use crate::engine::recorder::{Listener, Timed};
 use crate::engine::{Recorder, SchedulerConfig};
 
-const MAGIC: &[u8; 8] = b"OCTREC02";
-/// Bytes before and after a payload.
+/// Magic without the version.
+const MAGIC: &[u8; 6] = b"OCTREC";
+/// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
+/// events.
+const VERSION: &[u8; 2] = b"03";
+/// Bytes of a frame before its payload.
 const HEAD: usize = 5;
+/// Bytes of a frame after its payload.
 const TAIL: usize = 4;
-/// A frame is closed when it is as long, also while more events wait.
+/// Bytes of payload from which on a frame is closed although more events wait.
 const FRAME: usize = 1 << 16;
-/// Events that may wait to be written: seconds of them.
-const ROOM: usize = 1 << 14;
-/// How a recording ended, in place of a kind of event.
+/// Events that may wait to be written; this many are seconds of a run.
+const QUEUE: usize = 1 << 14;
+/// Payload of the last frame of a complete recording.
 const COMPLETE: u8 = 0;
+/// Payload of the last frame of an incomplete recording.
 const INCOMPLETE: u8 = 0xff;
 
-/// What a recording begins with.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Header {
-    /// The scheduler's limits.
+/// First frame of a recording.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TraceHeader {
+    /// Limits and policy of the scheduler.
     pub config: SchedulerConfig,
     /// Steps in flight: 1 or 2.
     pub in_flight: usize,
-    /// What is needed to count costs, by names that the writer chooses.
+    /// Model and GPUs as (name, value), from which a simulation derives its cost model.
     pub about: Vec<(String, String)>,
 }
 
 /// How a recording ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    /// With the engine.
+pub enum TraceEnd {
+    /// With the end of the engine.
     Complete,
-    /// It could not be written as fast as the engine went on.
+    /// Earlier: the disk could not keep up with the engine.
     Incomplete,
-    /// In the middle, at this byte, as when a process is killed.
+    /// In the middle of a frame, which begins at this byte: the process was killed.
     Cut(usize),
 }
 
-/// A recording, read.
+/// A recording in memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trace {
-    /// Its beginning.
-    pub header: Header,
-    /// What happened.
+    /// Settings.
+    pub header: TraceHeader,
+    /// Events in order, each with its time.
     pub events: Vec<Timed>,
     /// How it ends.
-    pub end: End,
+    pub end: TraceEnd,
 }
 
-/// A file that is no recording, or a damaged one.
+/// The file is not a recording, is of another version, or is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("at byte {offset}: {message}")]
 pub struct TraceError {
-    /// Where the first frame that cannot be read begins.
+    /// Byte at which the first unreadable frame or event begins.
     pub offset: usize,
-    /// Expected versus got.
+    /// Expected and actual content.
     pub message: String,
 }
 
-/// A recording under way: a thread that writes what the engine tells.
+impl TraceError {
+    fn new(offset: usize, message: &str) -> Self {
+        Self { offset, message: message.to_owned() }
+    }
+}
+
+/// A recording in progress: a thread that writes the engine's events to a file.
 #[derive(Debug)]
 pub struct Recording {
     path: PathBuf,
-    thread: JoinHandle<std::io::Result<End>>,
+    thread: JoinHandle<std::io::Result<TraceEnd>>,
 }
 
 impl Recording {
-    /// Begins a file, and returns the engine's end. A file that is there is replaced.
+    /// Creates or replaces the file, and returns the recorder that the engine writes to.
     ///
     /// # Errors
-    /// The file cannot be written, or there is no thread to be had.
-    pub fn start(path: &Path, header: &Header) -> std::io::Result<(Recorder, Self)> {
-        let mut file = BufWriter::new(private(path)?);
+    /// The file cannot be written, or the thread cannot be started.
+    pub fn start(path: &Path, header: &TraceHeader) -> std::io::Result<(Recorder, Self)> {
+        let mut file = BufWriter::new(create_private(path)?);
         write_header(&mut file, header)?;
         file.flush()?;
-        let (recorder, listener) = Recorder::new(ROOM);
+        let (recorder, listener) = Recorder::new(QUEUE);
         let shown = path.display().to_string();
         let write = move || {
             let end = write_events(&mut file, &listener);
             if let Err(error) = &end {
-                tracing::error!(file = shown, %error, "the recording ends here");
+                tracing::error!(file = shown, %error, "recording stopped: cannot write");
             }
             end
         };
@@ -103,58 +121,62 @@ impl Recording {
         Ok((recorder, Self { path: path.to_owned(), thread }))
     }
 
-    /// Waits until all is written, which is when the engine has ended.
+    /// Waits until everything is written, which is after the engine has ended.
     ///
     /// # Errors
-    /// What could not be written.
-    pub fn finish(self) -> std::io::Result<End> {
-        let end = self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))?;
+    /// The file could not be written.
+    pub fn finish(self) -> std::io::Result<TraceEnd> {
+        let end = self.thread.join().unwrap_or_else(|_| Err(std::io::Error::other("the thread panicked")))?;
         tracing::info!(file = %self.path.display(), ?end, "recorded");
         Ok(end)
     }
 }
 
-/// A new file that nobody else may read.
-fn private(path: &Path) -> std::io::Result<File> {
+/// Creates or truncates a file that only its owner may read.
+fn create_private(path: &Path) -> std::io::Result<File> {
     File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
 
-/// Writes the beginning of a recording.
-pub fn write_header(file: &mut impl Write, header: &Header) -> std::io::Result<()> {
-    let mut payload = Writer::default();
-    payload.config(&header.config);
-    payload.number(header.in_flight as u64);
-    payload.number(header.about.len() as u64);
-    for (name, value) in &header.about {
-        payload.text(name);
-        payload.text(value);
-    }
+/// Writes magic and header.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_header(file: &mut impl Write, header: &TraceHeader) -> std::io::Result<()> {
     file.write_all(MAGIC)?;
-    write_frame(file, &payload.0)
+    file.write_all(VERSION)?;
+    write_frame(file, &postcard::to_stdvec(header).map_err(std::io::Error::other)?)
 }
 
-/// Writes what the listener hears, and how it ended.
-pub fn write_events(file: &mut impl Write, listener: &Listener) -> std::io::Result<End> {
+/// Writes all events until the engine stops recording, and the last frame.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_events(file: &mut impl Write, listener: &Listener) -> std::io::Result<TraceEnd> {
+    let mut payload = Vec::new();
     while let Ok(first) = listener.events.recv() {
-        let mut payload = Writer::default();
-        payload.event(&first);
-        while payload.0.len() < FRAME
+        payload.clear();
+        payload = append(payload, &first)?;
+        while payload.len() < FRAME
             && let Ok(next) = listener.events.try_recv()
         {
-            payload.event(&next);
+            payload = append(payload, &next)?;
         }
-        write_frame(file, &payload.0)?;
+        write_frame(file, &payload)?;
         if listener.events.is_empty() {
             file.flush()?;
         }
     }
     let (end, byte) = match listener.is_incomplete() {
-        true => (End::Incomplete, INCOMPLETE),
-        false => (End::Complete, COMPLETE),
+        true => (TraceEnd::Incomplete, INCOMPLETE),
+        false => (TraceEnd::Complete, COMPLETE),
     };
     write_frame(file, &[byte])?;
     file.flush()?;
     Ok(end)
+}
+
+fn append(payload: Vec<u8>, event: &Timed) -> std::io::Result<Vec<u8>> {
+    postcard::to_extend(event, payload).map_err(std::io::Error::other)
 }
 
 fn write_frame(file: &mut impl Write, payload: &[u8]) -> std::io::Result<()> {
@@ -165,76 +187,94 @@ fn write_frame(file: &mut impl Write, payload: &[u8]) -> std::io::Result<()> {
     file.write_all(&hash(payload).to_le_bytes())
 }
 
-/// FNV-1a, 32 bits: against accidents.
+/// FNV-1a of 32 bits, which detects accidental damage.
 fn hash(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 impl Trace {
-    /// Reads a recording.
+    /// Parses a recording.
     ///
     /// # Errors
-    /// It is none, or is damaged elsewhere than at its end.
+    /// The bytes are not a recording of this version, or are damaged elsewhere than at their end.
     pub fn parse(bytes: &[u8]) -> Result<Self, TraceError> {
-        let wrong = |offset, message: &str| TraceError { offset, message: message.to_owned() };
-        if bytes.starts_with(b"OCTREC01") {
-            return Err(wrong(0, "a recording of version 1, which has no tenants; expected version 2"));
-        }
-        if !bytes.starts_with(MAGIC) {
-            return Err(wrong(0, "expected a recording of octant serve --record, version 2"));
-        }
-        let mut offset = MAGIC.len();
-        let first = frame(bytes, offset)?.ok_or_else(|| wrong(offset, "the header is cut off"))?;
-        let header = header(first).ok_or_else(|| wrong(offset, "the header makes no sense"))?;
+        let mut offset = check_version(bytes)?;
+        let first = frame(bytes, offset)?.ok_or_else(|| TraceError::new(offset, "the header is cut off"))?;
+        let header = header(first).ok_or_else(|| TraceError::new(offset, "the header is not valid"))?;
         offset += HEAD + first.len() + TAIL;
         let mut events = Vec::new();
         while let Some(payload) = frame(bytes, offset)? {
             let next = offset + HEAD + payload.len() + TAIL;
             let end = match payload {
-                [COMPLETE] => Some(End::Complete),
-                [INCOMPLETE] => Some(End::Incomplete),
+                [COMPLETE] => Some(TraceEnd::Complete),
+                [INCOMPLETE] => Some(TraceEnd::Incomplete),
                 _ => None,
             };
             if let Some(end) = end {
                 return match bytes.len() == next {
                     true => Ok(Self { header, events, end }),
-                    false => Err(wrong(next, "expected nothing behind the end")),
+                    false => Err(TraceError::new(next, "expected nothing after the last frame")),
                 };
             }
-            let mut reader = Reader(payload);
-            while !reader.0.is_empty() {
-                let at = offset + HEAD + payload.len() - reader.0.len();
-                events.push(reader.event().ok_or_else(|| wrong(at, "an event makes no sense"))?);
+            let mut rest = payload;
+            while !rest.is_empty() {
+                let at = offset + HEAD + payload.len() - rest.len();
+                let invalid = |_| TraceError::new(at, "an event is not valid");
+                let (event, after) = postcard::take_from_bytes(rest).map_err(invalid)?;
+                events.push(event);
+                rest = after;
             }
             offset = next;
         }
-        Ok(Self { header, events, end: End::Cut(offset) })
+        Ok(Self { header, events, end: TraceEnd::Cut(offset) })
     }
 }
 
-fn header(payload: &[u8]) -> Option<Header> {
-    let mut reader = Reader(payload);
-    let config = reader.config()?;
-    let in_flight = reader.number().filter(|steps| (1..=2).contains(steps))? as usize;
-    let count = reader.count()?;
-    let about = (0..count).map(|_| Some((reader.text()?, reader.text()?))).collect::<Option<_>>()?;
-    reader.0.is_empty().then_some(Header { config, in_flight, about })
+/// Checks magic and version, and returns the number of their bytes.
+fn check_version(bytes: &[u8]) -> Result<usize, TraceError> {
+    let expected = String::from_utf8_lossy(VERSION);
+    let rest = bytes.strip_prefix(MAGIC).and_then(|rest| rest.get(..VERSION.len()));
+    match rest {
+        Some(version) if version == VERSION => Ok(MAGIC.len() + VERSION.len()),
+        Some(version) => {
+            let got = String::from_utf8_lossy(version);
+            let message = format!("a recording of version {got}; this program reads version {expected}");
+            Err(TraceError::new(0, &message))
+        }
+        None => {
+            let message = format!("expected a recording of octant serve --record, version {expected}");
+            Err(TraceError::new(0, &message))
+        }
+    }
 }
 
-/// The payload of the frame at `offset`; `None` where the file ends before it does.
+fn header(payload: &[u8]) -> Option<TraceHeader> {
+    let header: TraceHeader = match postcard::take_from_bytes(payload) {
+        Ok((header, [])) => header,
+        _ => return None,
+    };
+    let c = &header.config;
+    // The scheduler allocates tables of these sizes.
+    let sizes = [c.max_num_seqs, c.max_num_batched_tokens, c.max_model_len, c.num_blocks, c.vocab_size];
+    let valid = sizes.iter().all(|size| (1..1 << 32).contains(size))
+        && (0.0..=1.0).contains(&c.policy.kv_reserve)
+        && (1..=2).contains(&header.in_flight);
+    valid.then_some(header)
+}
+
+/// Payload of the frame at `offset`, or `None` if the file ends before the frame does.
 fn frame(bytes: &[u8], offset: usize) -> Result<Option<&[u8]>, TraceError> {
-    let wrong = |message: &str| Err(TraceError { offset, message: message.to_owned() });
     let rest = bytes.get(offset..).unwrap_or_default();
     let Some((length, after)) = rest.split_first_chunk::<4>() else { return Ok(None) };
     let Some((check, after)) = after.split_first() else { return Ok(None) };
     if hash(length) as u8 != *check {
-        return wrong("the length of a frame is damaged");
+        return Err(TraceError::new(offset, "the length of a frame is damaged"));
     }
     let length = u32::from_le_bytes(*length) as usize;
     let Some((payload, after)) = after.split_at_checked(length) else { return Ok(None) };
     let Some((check, _)) = after.split_first_chunk::<TAIL>() else { return Ok(None) };
     if hash(payload) != u32::from_le_bytes(*check) {
-        return wrong("a frame is damaged");
+        return Err(TraceError::new(offset, "a frame is damaged"));
     }
     Ok(Some(payload))
 }

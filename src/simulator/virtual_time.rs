@@ -1,5 +1,6 @@
-//! The real scheduler over simulated GPUs, on a clock that jumps from the end of one step to the end of the next: no
-//! threads, no sleeping, no randomness. What takes hours takes seconds, and takes them in the same way every time.
+//! The real scheduler over simulated GPUs, in virtual time: the clock jumps from the end of one step to the
+//! end of the next. There are no threads, no sleeping and no randomness, so that hours of serving take
+//! seconds and every run of the same requests is identical.
 //!
 //! Each turn has the order of [`crate::engine::EngineCore::step`]: take what has happened by now, launch steps until the
 //! most are in flight, then commit the earliest. Host time is not counted; with two steps in flight the device hides it.
@@ -7,25 +8,26 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::journey::{Journey, Outcome, Sample};
-use super::machine::Machine;
+use super::error::SimulationError;
+use super::simulated_model::SimulatedModel;
+use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::Forecast;
 use crate::engine::admission::queue_state;
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
 use crate::scheduler::{MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
 
-/// A request as the GPUs will answer it.
+/// A request and the answer that the simulated model gives.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ask {
-    /// What is asked.
+pub struct ScriptedRequest {
+    /// The request.
     pub request: Request,
-    /// The tokens of its answer.
+    /// Tokens of the answer.
     pub answer: Arc<[u32]>,
 }
 
-impl Ask {
-    /// A prompt that is answered so, and no further.
+impl ScriptedRequest {
+    /// A greedy request of the default tenant that ends with the last token of `answer`.
     pub fn new(prompt: Arc<[u32]>, answer: Arc<[u32]>) -> Self {
         let max_tokens = u32::try_from(answer.len()).unwrap_or(u32::MAX);
         let request = Request {
@@ -41,23 +43,24 @@ impl Ask {
     }
 }
 
-/// What a turn did.
+/// Result of [`VirtualTime::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Turn {
+pub enum Progress {
     /// A step ended.
     Step,
-    /// Nothing runs; something has been taken that leaves nothing to run.
+    /// No step ran: the arrivals and disconnects that were due left no work.
     Idle,
-    /// Nothing runs and nothing will happen.
+    /// No work is left and none is due.
     Done,
 }
 
-enum Happening {
+/// Something that clients do at a given time.
+enum ClientAction {
     Arrive(Vec<(RequestId, Request)>),
     Leave(RequestId),
 }
 
-/// A step in flight.
+/// A step in flight. Times are in seconds.
 struct InFlightStep {
     rows: PlannedRows,
     output: StepOutput,
@@ -70,110 +73,109 @@ struct InFlightStep {
 pub struct VirtualTime {
     scheduler: Scheduler,
     max_in_flight: usize,
-    machine: Machine,
-    /// By the bits of the time, which order as the time does since none is negative; then as they were added.
-    to_come: BTreeMap<(u64, u64), Happening>,
+    model: SimulatedModel,
+    /// Keys are the bits of the time, which sort like the time itself since it is never negative, and a
+    /// serial number.
+    upcoming: BTreeMap<(u64, u64), ClientAction>,
     added: u64,
     now: f64,
     free_at: f64,
     in_flight: VecDeque<InFlightStep>,
-    journeys: HashMap<RequestId, Journey>,
-    samples: Vec<Sample>,
-    busy: f64,
+    timelines: HashMap<RequestId, RequestTimeline>,
+    samples: Vec<ServerSample>,
     ids: u64,
     forecast: Option<Forecast>,
-    /// Seconds.
+    /// Limit in seconds on the predicted TTFT.
     max_ttft: Option<f64>,
 }
 
 impl VirtualTime {
-    /// At time 0 with nothing to do. The machine is to be a scripted one.
+    /// An idle server at time 0. `model` must be a scripted one.
     ///
     /// # Panics
-    /// If a limit of `config` is 0, or there are neither one nor two steps in flight.
-    pub fn new(config: SchedulerConfig, in_flight: usize, machine: Machine) -> Self {
+    /// If a limit of `config` is 0, or `in_flight` is neither 1 nor 2.
+    pub fn new(config: SchedulerConfig, in_flight: usize, model: SimulatedModel) -> Self {
         let allowed = 1..=MAX_IN_FLIGHT;
         assert!(allowed.contains(&in_flight), "one or two steps in flight, got {in_flight}");
         Self {
             scheduler: Scheduler::new(config),
             max_in_flight: in_flight,
-            machine,
-            to_come: BTreeMap::new(),
+            model,
+            upcoming: BTreeMap::new(),
             added: 0,
             now: 0.0,
             free_at: 0.0,
             in_flight: VecDeque::new(),
-            journeys: HashMap::new(),
+            timelines: HashMap::new(),
             samples: Vec::new(),
-            busy: 0.0,
             ids: 0,
             forecast: None,
             max_ttft: None,
         }
     }
 
-    /// From here on every request's time to its first token is predicted when it comes, as the engine does.
-    pub fn foresee(&mut self, forecast: Forecast) {
+    /// Predicts the TTFT of every later request on arrival, as the engine does.
+    pub fn set_forecast(&mut self, forecast: Forecast) {
         self.forecast = Some(forecast);
     }
 
-    /// And whoever's would come later than this, in seconds, is refused, unless there is nothing to do.
-    pub fn refuse_beyond(&mut self, max_ttft: Option<f64>) {
+    /// Refuses requests whose predicted TTFT exceeds this many seconds, unless the server is idle. `None` is
+    /// no limit.
+    pub(crate) fn set_max_ttft(&mut self, max_ttft: Option<f64>) {
         self.max_ttft = max_ttft;
     }
 
-    /// A group comes at this time, in seconds, or now if that has passed. Returns the ids of its requests.
-    pub fn arrive(&mut self, at: f64, group: Vec<Ask>) -> Vec<RequestId> {
+    /// Submits a group at a time in seconds, or now if that time has passed. Returns the ids of its requests.
+    pub fn arrive(&mut self, at: f64, group: Vec<ScriptedRequest>) -> Vec<RequestId> {
         let mut requests = Vec::new();
-        for Ask { mut request, answer } in group {
+        for ScriptedRequest { mut request, answer } in group {
             let id = RequestId(self.ids);
             self.ids += 1;
-            let seed = self.machine.learn(answer);
+            let seed = self.model.add_answer(answer);
             request.sampling = Arc::new(SamplingParams { seed, ..(*request.sampling).clone() });
-            self.journeys.insert(id, Journey::new(at, request.prompt.len()));
+            self.timelines.insert(id, RequestTimeline::new(at, request.prompt.len()));
             requests.push((id, request));
         }
         let ids = requests.iter().map(|(id, _)| *id).collect();
-        self.add(at, Happening::Arrive(requests));
+        self.add(at, ClientAction::Arrive(requests));
         ids
     }
 
-    /// The client of a request leaves at this time.
+    /// Disconnects the client of a request at a time in seconds.
     pub fn leave(&mut self, at: f64, id: RequestId) {
-        self.add(at, Happening::Leave(id));
+        self.add(at, ClientAction::Leave(id));
     }
 
-    fn add(&mut self, at: f64, happening: Happening) {
-        // `max` also makes an order of what is not a number.
-        self.to_come.insert((at.max(0.0).to_bits(), self.added), happening);
+    fn add(&mut self, at: f64, action: ClientAction) {
+        // `max` also turns NaN into 0.
+        self.upcoming.insert((at.max(0.0).to_bits(), self.added), action);
         self.added += 1;
     }
 
-    /// One turn of the loop.
+    /// Applies what is due, starts steps, and advances the clock to the end of the earliest step.
     ///
     /// # Errors
-    /// The scheduler is broken.
-    pub fn step(&mut self) -> Result<Turn, String> {
+    /// The scheduler broke one of its rules.
+    pub fn step(&mut self) -> Result<Progress, SimulationError> {
         if self.scheduler.is_idle() {
             self.scheduler.check_integrity()?;
-            let Some((&(at, _), _)) = self.to_come.first_key_value() else { return Ok(Turn::Done) };
+            let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(Progress::Done) };
             self.now = self.now.max(f64::from_bits(at));
         }
-        self.happen();
+        self.apply_due_actions();
         while self.in_flight.len() < self.max_in_flight
             && let Some(PlannedStep { plan, rows }) = self.scheduler.plan()
         {
-            let (output, time) = self.machine.step(&plan);
+            let (output, time) = self.model.step(&plan);
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
-            self.busy += took;
             let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
             self.in_flight.push_back(InFlightStep { rows, output, tokens, took, end: self.free_at });
         }
         let Some(InFlightStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
             return match self.scheduler.is_idle() {
-                true => Ok(Turn::Idle),
-                false => Err("the scheduler has work and plans none".to_owned()),
+                true => Ok(Progress::Idle),
+                false => Err("the scheduler has requests and plans no step".into()),
             };
         };
         self.now = self.now.max(end);
@@ -184,97 +186,101 @@ impl VirtualTime {
             forecast.answers(drawn, updates.iter().filter(|(_, update)| update.finish.is_some()).count());
         }
         for (id, update) in updates {
-            let journey = self.journeys.get_mut(&id).ok_or("an update for a request that never was")?;
-            journey.tokens.extend(update.tokens.iter().map(|_| self.now));
+            let timeline = self.timelines.get_mut(&id).ok_or("an update for an unknown request")?;
+            timeline.tokens.extend(update.tokens.iter().map(|_| self.now));
             match update.finish {
-                Some(Finish::Error(reason)) => return Err(reason),
-                Some(_) => journey.outcome = Outcome::Finished(self.now),
+                Some(Finish::Error(reason)) => return Err(reason.into()),
+                Some(_) => timeline.outcome = RequestOutcome::Finished(self.now),
                 None => {}
             }
         }
-        self.samples.push(Sample::new(self.now, &self.scheduler.counts()));
-        Ok(Turn::Step)
+        self.samples.push(ServerSample::new(self.now, &self.scheduler.counts()));
+        Ok(Progress::Step)
     }
 
-    /// Takes what has come by now.
-    fn happen(&mut self) {
-        while let Some(entry) = self.to_come.first_entry()
+    /// Applies the arrivals and disconnects whose time has come.
+    fn apply_due_actions(&mut self) {
+        while let Some(entry) = self.upcoming.first_entry()
             && f64::from_bits(entry.key().0) <= self.now
         {
             match entry.remove() {
-                Happening::Arrive(group) => {
+                ClientAction::Arrive(group) => {
                     let ids: Vec<RequestId> = group.iter().map(|(id, _)| *id).collect();
                     let busy = !self.scheduler.is_idle();
                     let wait = self.predict(&group);
                     let too_long = self.max_ttft.is_some_and(|limit| wait > limit && busy);
                     if too_long || self.scheduler.submit(group).is_err() {
-                        ids.iter().for_each(|id| self.end(*id, Outcome::Refused));
+                        ids.iter().for_each(|id| self.end(*id, RequestOutcome::Refused));
                     }
                 }
-                Happening::Leave(id) => {
-                    if self.journeys.get(&id).is_some_and(|journey| journey.outcome == Outcome::Open) {
+                ClientAction::Leave(id) => {
+                    if self
+                        .timelines
+                        .get(&id)
+                        .is_some_and(|timeline| timeline.outcome == RequestOutcome::Open)
+                    {
                         self.scheduler.abort(id);
-                        self.end(id, Outcome::Left);
+                        self.end(id, RequestOutcome::Left);
                     }
                 }
             }
         }
     }
 
-    /// Says of each of a group when its first token is to be expected: of all from what is there before the group. Returns
-    /// the seconds that the first of them is to wait; 0 where nobody foresees.
+    /// Predicts the TTFT of each request of a group from the server's state before the group arrives. Returns
+    /// the prediction of the first one in seconds, 0 without a forecast.
     fn predict(&mut self, group: &[(RequestId, Request)]) -> f64 {
         let Some(forecast) = &self.forecast else { return 0.0 };
         let mut first = None;
         for (id, request) in group {
             let wait = forecast.first_token(&queue_state(&self.scheduler, self.in_flight.len(), request));
             first.get_or_insert(wait);
-            if let Some(journey) = self.journeys.get_mut(id) {
-                journey.predicted = Some(self.now - journey.arrived + wait);
+            if let Some(timeline) = self.timelines.get_mut(id) {
+                timeline.predicted_ttft = Some(self.now - timeline.arrived + wait);
             }
         }
         first.unwrap_or(0.0)
     }
 
-    fn end(&mut self, id: RequestId, outcome: Outcome) {
-        if let Some(journey) = self.journeys.get_mut(&id) {
-            journey.outcome = outcome;
+    fn end(&mut self, id: RequestId, outcome: RequestOutcome) {
+        if let Some(timeline) = self.timelines.get_mut(&id) {
+            timeline.outcome = outcome;
         }
     }
 
-    /// Turns until nothing is left to do.
+    /// Steps until no work is left.
     ///
     /// # Errors
-    /// The scheduler is broken.
-    pub fn run(&mut self) -> Result<(), String> {
-        while self.step()? != Turn::Done {}
+    /// The scheduler broke one of its rules.
+    pub fn run(&mut self) -> Result<(), SimulationError> {
+        while self.step()? != Progress::Done {}
         Ok(())
     }
 
-    /// Seconds since the beginning.
+    /// Virtual time in seconds.
     pub fn now(&self) -> f64 {
         self.now
     }
 
-    /// Seconds during which the GPUs worked, or will have with the steps in flight.
-    pub fn busy(&self) -> f64 {
-        self.busy
-    }
-
-    /// The scheduler, to be looked at between turns.
+    /// The scheduler, for inspection between steps.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
     }
 
-    /// What became of a request.
-    pub fn journey(&self, id: RequestId) -> Option<&Journey> {
-        self.journeys.get(&id)
+    /// Timeline of a request.
+    pub fn timeline(&self, id: RequestId) -> Option<&RequestTimeline> {
+        self.timelines.get(&id)
     }
 
-    /// What became of all requests, by their ids, and of the server after each step.
-    pub fn history(&self) -> (Vec<&Journey>, &[Sample]) {
-        let mut all: Vec<_> = self.journeys.iter().collect();
-        all.sort_by_key(|(id, _)| **id);
-        (all.into_iter().map(|(_, journey)| journey).collect(), &self.samples)
+    /// Timelines of all requests in the order of their ids.
+    pub fn timelines(&self) -> Vec<&RequestTimeline> {
+        let mut all: Vec<_> = self.timelines.iter().collect();
+        all.sort_unstable_by_key(|(id, _)| **id);
+        all.into_iter().map(|(_, timeline)| timeline).collect()
+    }
+
+    /// State of the server after each step.
+    pub fn samples(&self) -> &[ServerSample] {
+        &self.samples
     }
 }

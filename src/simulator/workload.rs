@@ -1,103 +1,118 @@
-//! Requests to simulate: drawn from distributions with a seed, or read from a file.
+//! Requests to simulate: random ones that are a function of a seed, or those of a file.
 
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::virtual_time::Ask;
+use super::virtual_time::ScriptedRequest;
 use crate::random::{Random, STEP, mix};
 
-/// A number that varies: gamma distributed, or fixed with a coefficient of variation of 0. With one of 1 it is
-/// exponential, and times between arrivals make a Poisson process.
+/// A gamma distribution, or a constant if `cv` is 0. With `cv` 1 it is exponential, so that such intervals
+/// between arrivals are a Poisson process.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
-    /// Its mean.
+    /// Mean.
     pub mean: f64,
-    /// Standard deviation by mean.
+    /// Coefficient of variation: standard deviation divided by mean.
     pub cv: f64,
 }
 
-/// A request with the time at which it comes.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Arrival {
-    /// Seconds from the beginning.
-    pub at: f64,
-    /// What comes.
-    pub ask: Ask,
+impl Spread {
+    fn sample(self, random: &mut Random) -> f64 {
+        if self.cv == 0.0 {
+            return self.mean;
+        }
+        let variance = self.cv * self.cv;
+        random.gamma(1.0 / variance) * self.mean * variance
+    }
 }
 
-/// Requests to be drawn.
+/// A request and its time of arrival.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Synthetic {
-    /// How many.
+pub struct Arrival {
+    /// Seconds since the start.
+    pub at: f64,
+    /// The request with its answer.
+    pub request: ScriptedRequest,
+}
+
+/// Parameters of random requests.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SyntheticWorkload {
+    /// Number of requests.
     pub requests: usize,
-    /// Seconds from one to the next.
+    /// Seconds from one arrival to the next.
     pub interval: Spread,
     /// Tokens of a prompt.
     pub prompt: Spread,
     /// Tokens of an answer.
     pub answer: Spread,
-    /// Everything drawn is a function of this.
+    /// Seed of everything random.
     pub seed: u64,
 }
 
-/// What is drawn for a simulation.
-#[derive(Debug, Clone)]
-pub struct Draws(Random);
+/// Arrivals, and how many of them were shortened.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// Requests in order of arrival.
+    pub arrivals: Vec<Arrival>,
+    /// Requests that were cut to the model's context.
+    pub cut: usize,
+}
 
-impl Draws {
-    /// The sequence of this seed. It is another than [`Random`]'s own, so that arrivals of the load client and of a
-    /// simulation with the same seed have nothing in common.
-    pub fn new(seed: u64) -> Self {
-        Self(Random::new(mix(seed).wrapping_add(STEP)))
-    }
+/// A line of a request file cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {message}")]
+pub struct WorkloadError {
+    /// Number of the line, from 1.
+    pub line: usize,
+    /// Expected and actual content.
+    pub message: String,
+}
 
-    /// 64 random bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0.bits()
-    }
-
-    fn of(&mut self, spread: Spread) -> f64 {
-        if spread.cv == 0.0 {
-            return spread.mean;
-        }
-        let variance = spread.cv * spread.cv;
-        self.0.gamma(1.0 / variance) * spread.mean * variance
-    }
-
-    /// Random tokens below `vocab`: no two prompts begin alike but by chance.
-    fn tokens(&mut self, count: usize, vocab: usize) -> Arc<[u32]> {
-        (0..count).map(|_| (self.bits() % vocab as u64) as u32).collect()
-    }
-
-    fn ask(&mut self, prompt: usize, answer: usize, vocab: usize) -> Ask {
-        Ask::new(self.tokens(prompt, vocab), self.tokens(answer, vocab))
+impl WorkloadError {
+    fn new(line: usize, message: &str) -> Self {
+        Self { line, message: message.to_owned() }
     }
 }
 
-impl Synthetic {
-    /// Draws them, with ids below `vocab`. Those longer than `limit` tokens are cut, first the answer; how many were is
-    /// also said.
-    pub fn draw(&self, vocab: usize, limit: usize) -> (Vec<Arrival>, usize) {
-        let (mut draws, mut at, mut cut) = (Draws::new(self.seed), 0.0, 0);
+/// Random numbers of a simulation. Their sequence differs from [`Random::new`]'s for the same seed, so that
+/// the arrivals of a simulation and of the load client are independent.
+pub fn random(seed: u64) -> Random {
+    Random::new(mix(seed).wrapping_add(STEP))
+}
+
+/// Random token ids below `vocab`, so that two prompts share a prefix only by chance.
+fn tokens(random: &mut Random, count: usize, vocab: usize) -> Arc<[u32]> {
+    (0..count).map(|_| (random.bits() % vocab as u64) as u32).collect()
+}
+
+impl SyntheticWorkload {
+    /// Generates the requests, with token ids below `vocab`. Requests of more than `limit` tokens are cut,
+    /// first their answer, then their prompt.
+    pub fn generate(&self, vocab: usize, limit: usize) -> Workload {
+        let (mut random, mut at, mut cut) = (random(self.seed), 0.0, 0);
         let mut arrivals = Vec::with_capacity(self.requests);
         for _ in 0..self.requests {
-            at += draws.of(self.interval);
-            let tokens = |x: f64| (x.round() as usize).max(1);
-            let (prompt, answer) = (tokens(draws.of(self.prompt)), tokens(draws.of(self.answer)));
+            at += self.interval.sample(&mut random);
+            let count = |x: f64| (x.round() as usize).max(1);
+            let prompt = count(self.prompt.sample(&mut random));
+            let answer = count(self.answer.sample(&mut random));
             let fitting = prompt.min(limit.saturating_sub(1)).max(1);
             let rest = answer.min(limit.saturating_sub(fitting)).max(1);
             cut += usize::from((fitting, rest) != (prompt, answer));
-            arrivals.push(Arrival { at, ask: draws.ask(fitting, rest, vocab) });
+            let prompt = tokens(&mut random, fitting, vocab);
+            let request = ScriptedRequest::new(prompt, tokens(&mut random, rest, vocab));
+            arrivals.push(Arrival { at, request });
         }
-        (arrivals, cut)
+        Workload { arrivals, cut }
     }
 }
 
-/// A line of a trace in JSON.
+/// One request of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct RequestLine {
     at: f64,
     prompt_tokens: Option<usize>,
     prompt: Option<Vec<u32>>,
@@ -106,41 +121,53 @@ struct Line {
     priority: i32,
 }
 
-/// Reads a trace: a line of JSON for each request, `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}`, or
-/// `"prompt": [ids]` in place of the number, and `"priority": n` where it is not 0; or CSV whose first line names the columns, as those of Azure's public
-/// traces: `TIMESTAMP,ContextTokens,GeneratedTokens`. Times become seconds since the first request. Prompts that are not
-/// given are drawn with the seed.
+impl RequestLine {
+    /// Builds the request; random tokens stand for those that the line does not contain. Errors name the line
+    /// `number`.
+    fn arrival(self, number: usize, vocab: usize, random: &mut Random) -> Result<Arrival, WorkloadError> {
+        let wrong = |message: &str| WorkloadError::new(number, message);
+        let prompt: Arc<[u32]> = match (self.prompt, self.prompt_tokens) {
+            (Some(prompt), None) => prompt.into(),
+            (None, Some(count)) => tokens(random, count, vocab),
+            _ => return Err(wrong("expected `prompt` or `prompt_tokens`")),
+        };
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
+            return Err(wrong(&format!("expected token ids below {vocab}, got {id}")));
+        }
+        if !self.at.is_finite() || prompt.is_empty() || self.answer_tokens == 0 {
+            return Err(wrong("expected a time, and at least one token of prompt and answer"));
+        }
+        let mut request = ScriptedRequest::new(prompt, tokens(random, self.answer_tokens, vocab));
+        request.request.priority = self.priority;
+        Ok(Arrival { at: self.at, request })
+    }
+}
+
+/// Parses a request file: JSON Lines or CSV.
+///
+/// - JSON Lines: `{"at": seconds, "prompt_tokens": n, "answer_tokens": n}` for each request. `"prompt":
+///   [ids]` may replace `prompt_tokens`, and `"priority": n` may be added.
+/// - CSV: the first line names the columns, as in Azure's public traces:
+///   `TIMESTAMP,ContextTokens,GeneratedTokens`.
+///
+/// Times become seconds since the first request. Tokens that the file does not contain are random, by the
+/// seed.
 ///
 /// # Errors
-/// What is wrong, by the line's number.
-pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String> {
-    let mut draws = Draws::new(seed);
+/// A line is not valid.
+pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, WorkloadError> {
+    let mut random = random(seed);
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let mut lines = lines.map(|(number, line)| (number + 1, line.trim())).peekable();
     let is_json = lines.peek().is_some_and(|(_, line)| line.starts_with('{'));
     let columns = if is_json { None } else { lines.next().map(|(_, line)| Columns::of(line)).transpose()? };
     let mut arrivals = Vec::new();
-    for (number, line) in lines {
-        let wrong = |e: String| format!("line {number}: {e}");
-        let line = match &columns {
-            Some(columns) => columns.line(line).map_err(wrong)?,
-            None => serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?,
+    for (number, text) in lines {
+        let line: RequestLine = match &columns {
+            Some(columns) => columns.line(number, text)?,
+            None => serde_json::from_str(text).map_err(|e| WorkloadError::new(number, &e.to_string()))?,
         };
-        let mut ask = match (line.prompt, line.prompt_tokens) {
-            (Some(prompt), None) => {
-                if let Some(id) = prompt.iter().find(|id| **id as usize >= vocab) {
-                    return Err(wrong(format!("expected token ids below {vocab}, got {id}")));
-                }
-                Ask::new(prompt.into(), draws.tokens(line.answer_tokens, vocab))
-            }
-            (None, Some(tokens)) => draws.ask(tokens, line.answer_tokens, vocab),
-            _ => return Err(wrong("expected `prompt` or `prompt_tokens`".to_owned())),
-        };
-        if !line.at.is_finite() || ask.request.prompt.is_empty() || ask.answer.is_empty() {
-            return Err(wrong("expected a time, and at least one token of prompt and answer".to_owned()));
-        }
-        ask.request.priority = line.priority;
-        arrivals.push(Arrival { at: line.at, ask });
+        arrivals.push(line.arrival(number, vocab, &mut random)?);
     }
     arrivals.sort_by(|a, b| a.at.total_cmp(&b.at));
     let first = arrivals.first().map_or(0.0, |arrival| arrival.at);
@@ -148,7 +175,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, String
     Ok(arrivals)
 }
 
-/// Where a CSV file has what.
+/// Indices of the columns of a CSV file.
 struct Columns {
     at: usize,
     prompt: usize,
@@ -156,12 +183,13 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(line: &str) -> Result<Self, String> {
+    fn of(line: &str) -> Result<Self, WorkloadError> {
         let names: Vec<String> = line.split(',').map(|name| name.trim().to_lowercase()).collect();
         let find = |known: &[&str]| {
             let at = names.iter().position(|name| known.contains(&name.as_str()));
             at.ok_or_else(|| {
-                format!("line 1: expected lines of JSON, or a column named {}", known.join(" or "))
+                let message = format!("expected lines of JSON, or a column named {}", known.join(" or "));
+                WorkloadError::new(1, &message)
             })
         };
         Ok(Self {
@@ -171,21 +199,27 @@ impl Columns {
         })
     }
 
-    fn line(&self, line: &str) -> Result<Line, String> {
-        let cells: Vec<&str> = line.split(',').map(str::trim).collect();
-        let cell = |at: usize| cells.get(at).copied().ok_or_else(|| format!("expected {} columns", at + 1));
+    /// Parses the line `number` of the file.
+    fn line(&self, number: usize, text: &str) -> Result<RequestLine, WorkloadError> {
+        let wrong = |message: String| WorkloadError::new(number, &message);
+        let cells: Vec<&str> = text.split(',').map(str::trim).collect();
+        let cell = |at: usize| {
+            cells.get(at).copied().ok_or_else(|| wrong(format!("expected at least {} columns", at + 1)))
+        };
         let count = |at: usize| {
             let text = cell(at)?;
-            text.parse::<usize>().map_err(|_| format!("expected a number of tokens, got `{text}`"))
+            text.parse::<usize>().map_err(|_| wrong(format!("expected a number of tokens, got `{text}`")))
         };
         let at = cell(self.at)?;
-        let at = seconds(at).ok_or_else(|| format!("expected seconds or a date and time, got `{at}`"))?;
+        let at =
+            seconds(at).ok_or_else(|| wrong(format!("expected seconds or a date and time, got `{at}`")))?;
         let (prompt, answer_tokens) = (count(self.prompt)?, count(self.answer)?);
-        Ok(Line { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens, priority: 0 })
+        Ok(RequestLine { at, prompt_tokens: Some(prompt), prompt: None, answer_tokens, priority: 0 })
     }
 }
 
-/// A number of seconds, or `2023-11-16 18:15:46.68`, in UTC whatever follows, as seconds since 1970.
+/// Parses a number of seconds, or a UTC time such as `2023-11-16 18:15:46.68` into seconds since 1970. A time
+/// zone is ignored.
 fn seconds(text: &str) -> Option<f64> {
     if let Ok(seconds) = text.parse() {
         return Some(seconds);
@@ -199,7 +233,8 @@ fn seconds(text: &str) -> Option<f64> {
         (numbers(date, '-')?.try_into().ok()?, numbers(time, ':')?.try_into().ok()?);
     let (year, month): (f64, f64) = if month > 2.0 { (year, month) } else { (year - 1.0, month + 12.0) };
     let leap_days = (year / 4.0).floor() - (year / 100.0).floor() + (year / 400.0).floor();
-    // Of the months from March on, which begin as far apart as this formula says.
+    // The year begins in March here: 30.6 days a month, rounded down, then gives the day on which each month
+    // begins.
     let days: f64 = 365.0 * year + leap_days + (30.6 * (month + 1.0)).floor() + day - 719_591.0;
     Some(((days * 24.0 + hour) * 60.0 + minute) * 60.0 + second)
 }

@@ -15,19 +15,14 @@ mod smollm2;
 use octant::device::{
     ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec, upload_floats, upload_matrix,
 };
+use octant::random::Random;
 
 use crate::dev::Dev;
 
-/// Reproducible noise in about [-2, 2], bell-shaped, by splitmix64.
+/// Reproducible noise in about [-2, 2], bell-shaped.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
-    };
+    let mut random = Random::new(seed);
+    let mut next = || (random.bits() >> 40) as f32 / (1u64 << 24) as f32;
     (0..len).map(|_| next() + next() + next() + next() - 2.0).collect()
 }
 

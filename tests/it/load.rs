@@ -1,8 +1,8 @@
-//! The load client: when it sends, what it makes of bytes, what it makes of times, and whole runs against a server of
-//! which it is known what it sends and when.
+//! The load client: due times, parsing, figures, and whole runs against a server whose bytes and delays are
+//! scripted.
 //!
-//! Times on a busy machine have no upper bounds, and so what is asserted of them is at least what the server waited;
-//! counts are exact.
+//! Latencies on a busy machine have no upper bound, so tests assert only that they are at least the server's
+//! delays. Counts are exact.
 
 mod arrivals;
 mod figures;

@@ -1,4 +1,4 @@
-//! GPUs that are not there: what they say, how long they take, and recordings that can be replayed.
+//! Simulated GPUs: answers, step times, forecasts, recordings and their replay.
 
 mod binary;
 mod chaos;
@@ -15,7 +15,7 @@ use octant::device::KvDtype;
 use octant::engine::{EngineOptions, Recorder};
 use octant::model::{ModelConfig, Precision};
 
-/// The 340B on 8 H100s.
+/// Cost model of the 340B on 8 H100s in FP8.
 pub fn cost() -> CostModel {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct");
     let model = ModelConfig::from_dir(&dir).unwrap();

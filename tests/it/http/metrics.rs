@@ -1,6 +1,6 @@
 //! Metrics: names that dashboards read, the two text formats, the cost of requests, and the time of a scrape.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use octant::request::Cost;
 use octant::server::metrics::exposition::Format;
@@ -367,9 +367,9 @@ async fn a_scrape_under_load_shows_one_snapshot() {
     assert_eq!(metric(reply.text(), "vllm:generation_tokens_total", &[]), 4.0 * 5.0 * 3.0 * 60.0);
 }
 
-/// Scrapes the largest output: the highest number of keys, and all handlers.
+/// More keys than are counted apart, and every handler. The time of such a scrape is measured by `benches/scrape.rs`.
 #[tokio::test]
-async fn the_largest_scrape_takes_less_than_a_millisecond() {
+async fn a_scrape_contains_every_key_and_every_handler() {
     let server = Setup::new().launch();
     let metrics = octant::server::metrics::Metrics::new("parrot", &server.engine);
     let cost = Cost { queue: 0.123, prefill: 4.0 / 3.0, decode: 2.0 / 3.0, ..Cost::default() };
@@ -382,15 +382,6 @@ async fn the_largest_scrape_takes_less_than_a_millisecond() {
             metrics.http(path, method, status, Duration::from_millis(3));
         }
     }
-    let mut times: Vec<Duration> = (0..101)
-        .map(|_| {
-            let began = Instant::now();
-            let text = metrics.render(&server.engine.stats(), &server.status, Format::Text);
-            assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
-            began.elapsed()
-        })
-        .collect();
-    times.sort();
-    println!("median of a scrape {:?}", times[50]);
-    assert!(times[50] < Duration::from_millis(1), "{:?}", times[50]);
+    let text = metrics.render(&server.engine.stats(), &server.status, Format::Text);
+    assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
 }

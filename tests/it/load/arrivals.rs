@@ -1,4 +1,4 @@
-//! Arrivals are a function of the seed and have the mean and the spread that was asked for.
+//! Due times are a function of the seed and have the requested mean and spread.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ fn intervals_have_the_mean_and_the_spread_of_their_distribution() {
     ] {
         for seed in 0..3 {
             let (mean, found) = mean_and_spread(spacing, 50.0, seed);
-            // Five standard errors of a mean of so many.
+            // Five standard errors of the mean.
             let tolerance = 5.0 * spread.max(1e-6) / (COUNT as f64).sqrt();
             assert!((mean * 50.0 - 1.0).abs() <= tolerance, "{spacing:?}, seed {seed}: mean {mean}");
             assert!((found - spread).abs() <= 0.05 * spread.max(1e-6), "{spacing:?}, seed {seed}: {found}");
@@ -52,10 +52,10 @@ fn a_seed_gives_the_same_times_and_another_gives_others() {
     assert_ne!(times(7), times(8));
 }
 
-/// Runs are compared by their seeds, so that a seed must never come to mean other times. These numbers are from the
-/// definition of SplitMix64 and of the methods, computed elsewhere.
+/// Users compare runs by their seeds, so the times of a seed must never change. The expected numbers were
+/// computed by another program from the definitions of SplitMix64 and of the sampling methods.
 #[test]
-fn a_seed_means_these_times() {
+fn the_due_times_of_a_seed_never_change() {
     let times = |spacing| -> Vec<f64> {
         let all = Arrivals::new(steady(3.0), None, spacing, 7).take(3);
         all.map(|time| time.as_secs_f64()).collect()
@@ -71,7 +71,7 @@ fn a_seed_means_these_times() {
 }
 
 #[test]
-fn a_constant_rate_fills_its_time_exactly() {
+fn a_constant_rate_sends_rate_times_duration_requests() {
     let duration = Some(Duration::from_secs(2));
     let times: Vec<Duration> = Arrivals::new(steady(10.0), duration, Spacing::Constant, 0).collect();
     assert_eq!(times.len(), 20);
@@ -81,7 +81,7 @@ fn a_constant_rate_fills_its_time_exactly() {
 }
 
 #[test]
-fn a_ramp_has_the_rate_of_each_moment() {
+fn a_ramp_has_its_current_rate_at_every_time() {
     let duration = Duration::from_secs(1000);
     for (from, to) in [(1.0, 20.0), (20.0, 1.0)] {
         let times: Vec<f64> = Arrivals::new(Rate { from, to }, Some(duration), Spacing::Poisson, 3)
@@ -92,7 +92,7 @@ fn a_ramp_has_the_rate_of_each_moment() {
             let (start, end) = (100.0 * f64::from(tenth), 100.0 * f64::from(tenth + 1));
             let found = times.iter().filter(|time| (start..end).contains(*time)).count() as f64;
             let expected = 100.0 * (from + (to - from) * (f64::from(tenth) + 0.5) / 10.0);
-            // Poisson counts: five standard deviations.
+            // Five standard deviations of a Poisson count.
             assert!((found - expected).abs() < 5.0 * expected.sqrt(), "{from}:{to}, tenth {tenth}: {found}");
         }
     }

@@ -1,4 +1,4 @@
-//! Whole runs over loopback.
+//! Whole runs against a scripted server on loopback.
 
 use std::future::{pending, ready};
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use octant::load::arrivals::{Arrivals, Rate, Spacing};
 use octant::load::body::{Bodies, Endpoint};
 use octant::load::client::{Client, Target};
-use octant::load::drive::{Pace, Plan, run};
-use octant::load::measure::{Count, Kind, Objectives, Run, Summary};
+use octant::load::drive::{LoadPlan, Pace, run};
+use octant::load::measure::{FailureKind, LoadRun, Objectives, Summary, TokensCountedBy};
 use octant::load::prompts::Prompts;
 
-use super::server::{Server, Step, answer, end, head, piece, token, whole};
+use super::server::{ScriptStep, Server, answer, end, head, piece, token, whole};
 
-fn plan(server: &Server, pace: Pace, requests: u64) -> Plan {
-    Plan {
+fn plan(server: &Server, pace: Pace, requests: u64) -> LoadPlan {
+    LoadPlan {
         target: Target::parse(&server.url, Some("secret")).unwrap(),
         bodies: Bodies {
             prompts: Prompts::Synthetic { tokens: 8, shared_prefix: 0, seed: 0 },
@@ -33,7 +33,7 @@ fn plan(server: &Server, pace: Pace, requests: u64) -> Plan {
     }
 }
 
-async fn finish(plan: &Plan) -> (Run, Summary) {
+async fn finish(plan: &LoadPlan) -> (LoadRun, Summary) {
     let run = run(plan, pending(), &mut |_| {}).await;
     let summary = Summary::of(&run, Objectives::default());
     (run, summary)
@@ -41,8 +41,8 @@ async fn finish(plan: &Plan) -> (Run, Summary) {
 
 const ONE: Pace = Pace::Closed { concurrency: 1 };
 
-fn constant(rate: f64, most: Option<usize>) -> Pace {
-    Pace::Open { rate: Rate { from: rate, to: rate }, spacing: Spacing::Constant, most }
+fn constant(rate: f64, max_concurrency: Option<usize>) -> Pace {
+    Pace::Open { rate: Rate { from: rate, to: rate }, spacing: Spacing::Constant, max_concurrency }
 }
 
 fn ms(time: Duration) -> f64 {
@@ -50,21 +50,22 @@ fn ms(time: Duration) -> f64 {
 }
 
 #[tokio::test]
-async fn times_are_at_least_what_the_server_waited_and_counts_are_exact() {
+async fn latencies_include_the_delays_of_the_server_and_counts_are_exact() {
     let server = Server::start(vec![answer(30, 4, 10, Some(9)), answer(30, 4, 10, Some(4))]).await;
     let (run, summary) = finish(&plan(&server, ONE, 4)).await;
     assert_eq!((summary.sent, summary.ok, summary.failed, summary.output_tokens), (4, 4, 0, 26));
-    assert_eq!((summary.prompt_tokens, summary.tokens_counted), (28, Count::Usage));
+    assert_eq!((summary.prompt_tokens, summary.tokens_counted), (28, TokensCountedBy::Usage));
     assert_eq!((summary.itl_ms.count, run.chunks), (12, 16));
     for record in &run.records {
         assert!(ms(record.ttft().unwrap()) >= 30.0 && ms(record.e2e().unwrap()) >= 60.0);
-        // The server's waits are from sending to sending; arrivals may bunch, but not their sum.
+        // The server waits between sends. Chunks may arrive together, so only the sum of the waits is
+        // certain.
         assert!(record.ended >= record.sent + record.e2e().unwrap());
     }
     assert!(run.elapsed >= Duration::from_millis(240) && run.cpu > Duration::ZERO);
     let log = server.log.lock().unwrap();
-    assert_eq!(log.most, 1);
-    assert!(log.requests.iter().all(|seen| seen.connection == 1), "the connection is used again");
+    assert_eq!(log.max_open, 1);
+    assert!(log.requests.iter().all(|seen| seen.connection == 1), "the connection is reused");
     assert!(log.requests.iter().all(|seen| seen.head.contains("authorization: bearer secret")));
     let prompts: Vec<_> =
         log.requests.iter().map(|seen| seen.body["messages"][0]["content"].clone()).collect();
@@ -72,16 +73,16 @@ async fn times_are_at_least_what_the_server_waited_and_counts_are_exact() {
 }
 
 #[tokio::test]
-async fn every_failure_is_of_its_kind_and_keeps_its_words() {
+async fn each_failure_has_its_kind_and_message() {
     let event = |data: &str| piece(&format!("data: {data}\n\n"));
     let good = answer(0, 1, 0, None);
     let scripts = vec![
         vec![whole("429 Too Many Requests", "Retry-After: 3\r\n", r#"{"error":{"message":"full"}}"#)],
         vec![whole("500 Internal Server Error", "", "broken")],
-        vec![head(), token(), event(r#"{"error":{"message":"gpu gone","code":500}}"#), Step::Cut],
-        vec![head(), token(), Step::Cut],
-        vec![head(), token(), Step::Send(b"0\r\n\r\n".to_vec())],
-        vec![head(), token(), event("no json"), Step::Send(b"0\r\n\r\n".to_vec())],
+        vec![head(), token(), event(r#"{"error":{"message":"gpu gone","code":500}}"#), ScriptStep::Cut],
+        vec![head(), token(), ScriptStep::Cut],
+        vec![head(), token(), ScriptStep::Send(b"0\r\n\r\n".to_vec())],
+        vec![head(), token(), event("no json"), ScriptStep::Send(b"0\r\n\r\n".to_vec())],
         vec![whole("200 OK", "Content-Type: application/json\r\n", "{}")],
         [vec![head()], end(Some(0))].concat(),
         good,
@@ -94,43 +95,43 @@ async fn every_failure_is_of_its_kind_and_keeps_its_words() {
     let kinds: Vec<_> =
         run.records.iter().map(|record| record.outcome.as_ref().map_err(|failure| failure.kind)).collect();
     let expected = [
-        Err(Kind::Status(429)),
-        Err(Kind::Status(500)),
-        Err(Kind::Stream),
-        Err(Kind::Cut),
-        Err(Kind::Cut),
-        Err(Kind::Malformed),
-        Err(Kind::Malformed),
-        Err(Kind::Empty),
+        Err(FailureKind::Status(429)),
+        Err(FailureKind::Status(500)),
+        Err(FailureKind::Stream),
+        Err(FailureKind::Cut),
+        Err(FailureKind::Cut),
+        Err(FailureKind::Malformed),
+        Err(FailureKind::Malformed),
+        Err(FailureKind::Empty),
         Ok(&()),
     ];
     assert_eq!(kinds, expected);
     let text = |i: usize| run.records[i].outcome.as_ref().unwrap_err().text.clone();
     assert_eq!((text(0), text(1)), ("full (Retry-After: 3)".to_owned(), "broken".to_owned()));
     assert_eq!(text(2), "gpu gone");
-    assert_eq!(server.log.lock().unwrap().requests.len() as u64, count, "nothing is tried again");
+    assert_eq!(server.log.lock().unwrap().requests.len() as u64, count, "no request is repeated");
 }
 
 #[tokio::test]
-async fn what_takes_too_long_is_a_timeout_and_nobody_listening_is_no_connection() {
-    let server = Server::start(vec![vec![head(), token(), Step::Wait(60_000), Step::Cut]]).await;
+async fn a_slow_answer_is_a_timeout_and_a_closed_port_is_no_connection() {
+    let server = Server::start(vec![vec![head(), token(), ScriptStep::Wait(60_000), ScriptStep::Cut]]).await;
     let mut plan = plan(&server, ONE, 1);
     plan.timeout = Duration::from_millis(50);
     let (run, _) = finish(&plan).await;
-    assert_eq!(run.records[0].outcome.as_ref().unwrap_err().kind, Kind::Timeout);
+    assert_eq!(run.records[0].outcome.as_ref().unwrap_err().kind, FailureKind::Timeout);
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     plan.target = Target::parse(&format!("http://{closed}"), None).unwrap();
     let (run, summary) = finish(&plan).await;
-    assert_eq!(run.records[0].outcome.as_ref().unwrap_err().kind, Kind::Connect);
+    assert_eq!(run.records[0].outcome.as_ref().unwrap_err().kind, FailureKind::Connect);
     assert_eq!((summary.ok, summary.ttft_ms.count), (0, 0));
 }
 
 #[tokio::test]
-async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
+async fn a_closed_idle_connection_is_replaced() {
     let close = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: 78\r\n\r\n";
     let body = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}]}\n\n";
     let padded = format!("{close}{body:<78}");
-    let server = Server::start(vec![vec![Step::Send(padded.into_bytes()), Step::Cut]]).await;
+    let server = Server::start(vec![vec![ScriptStep::Send(padded.into_bytes()), ScriptStep::Cut]]).await;
     let (_, summary) = finish(&plan(&server, constant(50.0, None), 3)).await;
     assert_eq!((summary.ok, summary.failed), (3, 0));
     let log = server.log.lock().unwrap();
@@ -138,23 +139,26 @@ async fn a_connection_that_the_server_closed_meanwhile_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_closed_loop_has_never_more_out_than_it_may() {
+async fn a_closed_loop_never_exceeds_its_concurrency() {
     let server = Server::start(vec![answer(5, 2, 2, None), answer(1, 3, 3, None)]).await;
     let mut plan = plan(&server, Pace::Closed { concurrency: 3 }, 30);
     plan.warm_up = 6;
     let (run, summary) = finish(&plan).await;
-    assert_eq!((summary.ok, summary.tokens_counted, summary.output_tokens), (30, Count::Chunks, 75));
+    assert_eq!(
+        (summary.ok, summary.tokens_counted, summary.output_tokens),
+        (30, TokensCountedBy::Chunks, 75)
+    );
     assert_eq!(run.records.iter().map(|record| ms(record.lag())).fold(0.0, f64::max), 0.0);
     let log = server.log.lock().unwrap();
-    assert_eq!((log.requests.len(), log.most), (36, 3));
+    assert_eq!((log.requests.len(), log.max_open), (36, 3));
 }
 
 #[tokio::test]
-async fn an_open_loop_sends_when_requests_are_due_though_answers_are_late() {
-    // Ten requests are due within 100 ms, and none is answered within 300 ms.
+async fn an_open_loop_does_not_wait_for_answers() {
+    // Ten requests are due within 100 ms; the first answer comes after 300 ms.
     let server = Server::start(vec![answer(300, 1, 0, Some(1))]).await;
     let (mut run, summary) = finish(&plan(&server, constant(100.0, None), 10)).await;
-    assert_eq!((summary.ok, server.log.lock().unwrap().most), (10, 10));
+    assert_eq!((summary.ok, server.log.lock().unwrap().max_open), (10, 10));
     run.records.sort_by_key(|record| record.index);
     let due: Vec<Duration> = run.records.iter().map(|record| record.due).collect();
     let rate = Rate { from: 100.0, to: 100.0 };
@@ -162,39 +166,40 @@ async fn an_open_loop_sends_when_requests_are_due_though_answers_are_late() {
     assert_eq!(due, expected);
     assert!(run.records.iter().all(|record| record.sent >= record.due));
     let first_end = run.records.iter().map(|record| record.ended).min().unwrap();
-    assert!(run.records.iter().all(|record| record.sent < first_end), "nobody waited for an answer");
+    assert!(run.records.iter().all(|record| record.sent < first_end), "no request waited for an answer");
 }
 
 #[tokio::test]
-async fn what_a_cap_holds_back_shows_in_the_times_from_when_it_was_due() {
-    // All are due within 30 ms, one at a time is let out, and each takes 40 ms.
+async fn latencies_from_due_time_include_the_wait_for_the_concurrency_limit() {
+    // All are due within 30 ms, one at a time is sent, and each takes 40 ms.
     let server = Server::start(vec![answer(40, 1, 0, None)]).await;
     let (mut run, summary) = finish(&plan(&server, constant(100.0, Some(1)), 3)).await;
-    assert_eq!((summary.ok, server.log.lock().unwrap().most), (3, 1));
+    assert_eq!((summary.ok, server.log.lock().unwrap().max_open), (3, 1));
     run.records.sort_by_key(|record| record.index);
-    // The last is due at 30 ms and cannot leave before 10 + 2 * 40.
+    // The last is due at 30 ms and cannot be sent before 10 + 2 * 40 ms.
     assert!(ms(run.records[2].lag()) >= 60.0, "{:?}", run.records[2].lag());
     assert!(summary.ttft_from_due_ms.max >= 100.0 && summary.lag_ms.max >= 60.0);
 }
 
 #[tokio::test]
-async fn a_duration_ends_sending_and_waits_for_what_is_out() {
+async fn after_its_duration_a_run_waits_for_requests_in_flight() {
     let server = Server::start(vec![answer(60, 1, 0, None)]).await;
     let mut open = plan(&server, constant(50.0, None), 1);
     (open.requests, open.duration) = (None, Some(Duration::from_millis(100)));
     let (_, summary) = finish(&open).await;
     assert_eq!((summary.sent, summary.ok), (5, 5));
-    let mut closed = Plan { pace: ONE, ..open };
+    let mut closed = LoadPlan { pace: ONE, ..open };
     closed.duration = Some(Duration::from_millis(130));
     let (_, summary) = finish(&closed).await;
-    // They leave one after the other, 60 ms apart at the least.
+    // They are sent one after the other, at least 60 ms apart.
     assert!(summary.sent <= 3 && summary.ok == summary.sent, "{} sent", summary.sent);
 }
 
 #[tokio::test]
-async fn a_stop_gives_up_what_is_out_and_keeps_what_has_ended() {
+async fn an_interrupt_aborts_requests_in_flight_and_keeps_those_that_ended() {
     let server =
-        Server::start(vec![answer(0, 1, 0, None), vec![head(), Step::Wait(60_000), Step::Cut]]).await;
+        Server::start(vec![answer(0, 1, 0, None), vec![head(), ScriptStep::Wait(60_000), ScriptStep::Cut]])
+            .await;
     let plan = plan(&server, ONE, 5);
     let log = std::sync::Arc::clone(&server.log);
     let second = async {
@@ -206,12 +211,12 @@ async fn a_stop_gives_up_what_is_out_and_keeps_what_has_ended() {
     let summary = Summary::of(&stopped, Objectives::default());
     assert!(summary.interrupted);
     assert_eq!((summary.sent, summary.ok, summary.unfinished), (2, 1, 1));
-    let at_once = run(&Plan { warm_up: 3, ..plan }, ready(()), &mut |_| {}).await;
+    let at_once = run(&LoadPlan { warm_up: 3, ..plan }, ready(()), &mut |_| {}).await;
     assert!(at_once.interrupted && at_once.records.is_empty());
 }
 
 #[tokio::test]
-async fn the_first_model_is_asked_for() {
+async fn the_first_listed_model_is_used() {
     let list = r#"{"object":"list","data":[{"id":"first"},{"id":"second"}]}"#;
     let scripts = vec![
         vec![whole("200 OK", "", list)],

@@ -1,4 +1,4 @@
-//! A server of which the test knows every byte and every wait: the n-th request gets the n-th script.
+//! A server with scripted bytes and delays: request n gets script n.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -6,16 +6,17 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What is done for a request.
+/// One step of the reply to a request.
 #[derive(Clone)]
-pub enum Step {
+pub enum ScriptStep {
+    /// Waits for a time in ms.
     Wait(u64),
     Send(Vec<u8>),
-    /// The connection is broken off.
+    /// Closes the connection.
     Cut,
 }
 
-/// What was seen of a request.
+/// A request as received.
 #[derive(Clone)]
 pub struct Seen {
     pub connection: usize,
@@ -23,13 +24,13 @@ pub struct Seen {
     pub body: serde_json::Value,
 }
 
-/// What was seen of all.
+/// All requests received so far.
 #[derive(Default)]
 pub struct Log {
     pub requests: Vec<Seen>,
     pub open: usize,
-    /// Requests that were open at once, at most.
-    pub most: usize,
+    /// Highest value of `open`.
+    pub max_open: usize,
     connections: usize,
 }
 
@@ -39,8 +40,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves these scripts in the order of requests, over and over.
-    pub async fn start(scripts: Vec<Vec<Step>>) -> Self {
+    /// Replies to requests with these scripts in order, repeated.
+    pub async fn start(scripts: Vec<Vec<ScriptStep>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let log = Arc::new(Mutex::new(Log::default()));
@@ -54,7 +55,7 @@ impl Server {
     }
 }
 
-async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>, scripts: Arc<Vec<Vec<Step>>>) {
+async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>, scripts: Arc<Vec<Vec<ScriptStep>>>) {
     stream.set_nodelay(true).unwrap();
     let connection = {
         let mut log = log.lock().unwrap();
@@ -67,28 +68,28 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>, scripts: Arc<Vec<Vec
             let body = serde_json::from_slice(&body).unwrap_or_default();
             log.requests.push(Seen { connection, head, body });
             log.open += 1;
-            log.most = log.most.max(log.open);
+            log.max_open = log.max_open.max(log.open);
             log.requests.len() - 1
         };
         let (last, steps) = scripts[number % scripts.len()].split_last().unwrap();
         for step in steps {
             act(&mut stream, step).await;
         }
-        // Before the last byte goes out: whoever has it may send the next request.
+        // Before the last bytes are sent, since the client may send its next request as soon as it has them.
         log.lock().unwrap().open -= 1;
-        if matches!(last, Step::Cut) {
+        if matches!(last, ScriptStep::Cut) {
             return;
         }
         act(&mut stream, last).await;
     }
 }
 
-async fn act(stream: &mut TcpStream, step: &Step) {
+async fn act(stream: &mut TcpStream, step: &ScriptStep) {
     match step {
-        Step::Wait(ms) => tokio::time::sleep(Duration::from_millis(*ms)).await,
-        // The client may have given up.
-        Step::Send(bytes) => drop(stream.write_all(bytes).await),
-        Step::Cut => panic!("a cut is the last step"),
+        ScriptStep::Wait(ms) => tokio::time::sleep(Duration::from_millis(*ms)).await,
+        // The client may have disconnected.
+        ScriptStep::Send(bytes) => drop(stream.write_all(bytes).await),
+        ScriptStep::Cut => panic!("a cut must be the last step"),
     }
 }
 
@@ -114,27 +115,30 @@ async fn read_request(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
 }
 
 /// A response with a body of known length.
-pub fn whole(status: &str, headers: &str, body: &str) -> Step {
+pub fn whole(status: &str, headers: &str, body: &str) -> ScriptStep {
     let length = body.len();
-    Step::Send(format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes())
+    ScriptStep::Send(
+        format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes(),
+    )
 }
 
-pub fn head() -> Step {
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n";
-    Step::Send(head.as_bytes().to_vec())
+pub fn head() -> ScriptStep {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n\
+                Transfer-Encoding: chunked\r\n\r\n";
+    ScriptStep::Send(head.as_bytes().to_vec())
 }
 
-/// Bytes as one piece of a chunked body.
-pub fn piece(text: &str) -> Step {
-    Step::Send(format!("{:x}\r\n{text}\r\n", text.len()).into_bytes())
+/// One chunk of a body in chunked transfer encoding.
+pub fn piece(text: &str) -> ScriptStep {
+    ScriptStep::Send(format!("{:x}\r\n{text}\r\n", text.len()).into_bytes())
 }
 
-pub fn token() -> Step {
+pub fn token() -> ScriptStep {
     piece("data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"x\"},\"finish_reason\":null}]}\n\n")
 }
 
-/// The end of a good answer: why it ended, usage if there is any to tell, `[DONE]`.
-pub fn end(tokens: Option<u64>) -> Vec<Step> {
+/// End of a successful answer: finish reason, usage if given, `[DONE]`.
+pub fn end(tokens: Option<u64>) -> Vec<ScriptStep> {
     let mut steps =
         vec![piece("data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n")];
     steps.extend(tokens.map(|tokens| {
@@ -142,15 +146,15 @@ pub fn end(tokens: Option<u64>) -> Vec<Step> {
         piece(&format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n"))
     }));
     steps.push(piece("data: [DONE]\n\n"));
-    steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
+    steps.push(ScriptStep::Send(b"0\r\n\r\n".to_vec()));
     steps
 }
 
-/// A good answer: its first token after so long, so many more, each after so long.
-pub fn answer(first_ms: u64, tokens: usize, gap_ms: u64, usage: Option<u64>) -> Vec<Step> {
-    let mut steps = vec![head(), Step::Wait(first_ms), token()];
+/// A successful answer of `tokens` tokens: the first after `first_ms`, each further one after `gap_ms`.
+pub fn answer(first_ms: u64, tokens: usize, gap_ms: u64, usage: Option<u64>) -> Vec<ScriptStep> {
+    let mut steps = vec![head(), ScriptStep::Wait(first_ms), token()];
     for _ in 1..tokens {
-        steps.extend([Step::Wait(gap_ms), token()]);
+        steps.extend([ScriptStep::Wait(gap_ms), token()]);
     }
     steps.extend(end(usage));
     steps

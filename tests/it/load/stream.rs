@@ -1,12 +1,12 @@
-//! Events and chunks, however the bytes are cut.
+//! Server-sent events and chunks, for any division of the bytes.
 
 use octant::load::chunk::{Chunk, Usage, message};
-use octant::load::sse::Parser;
+use octant::load::sse::SseParser;
 use proptest::prelude::*;
 
-/// Name and data of all events, with the bytes fed in pieces that end at these places.
+/// Name and data of all events, with the bytes fed in pieces that end at these offsets.
 fn events(bytes: &[u8], cuts: &[usize]) -> Vec<(String, String)> {
-    let mut parser = Parser::default();
+    let mut parser = SseParser::default();
     let mut found = Vec::new();
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.sort_unstable();
@@ -21,7 +21,7 @@ fn events(bytes: &[u8], cuts: &[usize]) -> Vec<(String, String)> {
 }
 
 #[test]
-fn lines_end_in_three_ways_and_comments_are_none() {
+fn all_three_line_ends_work_and_comments_are_ignored() {
     let expected =
         vec![("", "one"), ("", "two\nthree"), ("error", "{}"), ("", ""), ("", " spaced"), ("", "[DONE]")];
     let expected: Vec<_> = expected.into_iter().map(|(n, d)| (n.to_owned(), d.to_owned())).collect();
@@ -59,21 +59,21 @@ fn lines_end_in_three_ways_and_comments_are_none() {
 }
 
 #[test]
-fn an_end_without_its_empty_line_counts_and_half_a_line_does_not() {
+fn the_last_event_needs_no_empty_line_but_a_complete_line() {
     assert_eq!(events(b"data: [DONE]\n", &[]), [(String::new(), "[DONE]".to_owned())]);
     assert_eq!(events(b"data: {\"half", &[]), []);
 }
 
 proptest! {
     #[test]
-    fn cuts_change_nothing(
+    fn events_do_not_depend_on_the_division_of_the_bytes(
         lines in prop::collection::vec(
             (prop_oneof!["data: [a-zé ]{0,8}", "data:", ": x", "event: e", "", ""], 0usize..3), 0..30),
         cuts in prop::collection::vec(0usize..1000, 0..40),
     ) {
         let ends = ["\n", "\r", "\r\n"];
         let text: String = lines.iter().map(|(line, end)| format!("{line}{}", ends[*end])).collect();
-        // A CR line followed by an empty LF line is one CRLF, whole or cut: the reference sees the same bytes.
+        // A CR line followed by an empty LF line is one CRLF in both parses.
         prop_assert_eq!(events(text.as_bytes(), &cuts), events(text.as_bytes(), &[]));
         let data: usize = lines.iter().filter(|(line, _)| line.starts_with("data")).count();
         prop_assert!(events(text.as_bytes(), &cuts).len() <= data);
@@ -81,7 +81,7 @@ proptest! {
 }
 
 #[test]
-fn chunks_have_content_when_there_is_any() {
+fn chunks_are_parsed() {
     let parse = |text: &str| Chunk::parse(text.as_bytes()).unwrap();
     for (content, choice) in [
         (true, r#"{"index":0,"delta":{"role":"assistant","content":"a\n\"é"}}"#),

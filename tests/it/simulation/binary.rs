@@ -1,4 +1,4 @@
-//! The commands, as people use them.
+//! The commands `serve --device simulate`, `--record` and `simulate`, as processes.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ fn octant(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_octant")).env_clear().args(args).output().unwrap()
 }
 
-/// A directory with a configuration and a tokenizer, and no weights.
+/// A model directory with configuration and tokenizer but no weights.
 fn model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
@@ -28,9 +28,9 @@ fn model() -> tempfile::TempDir {
 }
 
 #[test]
-fn a_server_that_is_told_to_end_while_it_starts_ends_well() {
+fn a_server_that_is_stopped_during_startup_exits_with_0() {
     let dir = model();
-    // Its end comes when somebody writes it, which nobody does.
+    // Reading a FIFO without a writer blocks, so startup never ends.
     std::fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
     assert!(Command::new("mkfifo").arg(dir.path().join("tokenizer.json")).status().unwrap().success());
     for drain in [false, true] {
@@ -43,7 +43,7 @@ fn a_server_that_is_told_to_end_while_it_starts_ends_well() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        // They answer when signals are heard.
+        // The signal handlers are installed before these ports open.
         let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
         let addresses: Vec<String> = lines
             .by_ref()
@@ -54,7 +54,7 @@ fn a_server_that_is_told_to_end_while_it_starts_ends_well() {
             let drained = octant(&["drain", "--admin", &addresses[1]]);
             let text = String::from_utf8_lossy(&drained.stdout);
             assert!(drained.status.success() && text.contains("\"phase\":\"drained\""), "{drained:?}");
-            assert!(server.try_wait().unwrap().is_none(), "the supervisor says when it ends");
+            assert!(server.try_wait().unwrap().is_none(), "a drained server runs until it is stopped");
         }
         let stop = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
         assert!(stop.success());
@@ -63,7 +63,7 @@ fn a_server_that_is_told_to_end_while_it_starts_ends_well() {
 }
 
 #[tokio::test]
-async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
+async fn a_recording_of_a_simulated_server_is_replayed_with_other_settings() {
     let dir = model();
     let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
     let mut server = Command::new(env!("CARGO_BIN_EXE_octant"))
@@ -100,7 +100,7 @@ async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
     assert!(server.wait().unwrap().success(), "{rest:?}");
 
     let mode = std::fs::metadata(path("recording")).unwrap().permissions().mode();
-    assert_eq!(mode & 0o077, 0, "prompts are nobody else's");
+    assert_eq!(mode & 0o077, 0, "only the owner may read prompts");
     let same = octant(&["simulate", "--replay", &path("recording")]);
     let text = String::from_utf8_lossy(&same.stdout);
     assert!(same.status.success() && text.contains("plans, all equal"), "{text} {same:?}");
@@ -123,7 +123,7 @@ async fn a_simulated_server_is_recorded_replayed_and_tried_otherwise() {
 }
 
 #[test]
-fn requests_at_random_are_reported() {
+fn random_requests_are_simulated_and_reported() {
     let args =
         ["simulate", "--config", INSTRUCT, "--poisson", "3", "--requests", "40", "--answer-tokens", "20:0.5"];
     let output = octant(&args);
@@ -134,7 +134,7 @@ fn requests_at_random_are_reported() {
     }
 }
 
-/// The report of a run with more arguments.
+/// JSON report of `octant simulate` with `args` and `more`.
 fn report(args: &[&str], more: &[&str]) -> Value {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_string_lossy().into_owned();
@@ -145,27 +145,27 @@ fn report(args: &[&str], more: &[&str]) -> Value {
 }
 
 #[test]
-fn every_setting_of_admission_changes_what_is_simulated() {
-    // More than the KV blocks hold.
-    let crowd =
+fn every_admission_setting_changes_the_simulation() {
+    // More requests than the KV blocks hold.
+    let overload =
         ["--poisson", "20", "--requests", "60", "--prompt-tokens", "200:0", "--answer-tokens", "400:0"];
-    let crowd = [&crowd[..], &["--max-model-len", "1024", "--kv-cache-memory", "256MiB"]].concat();
-    let usual = report(&crowd, &[]);
+    let overload = [&overload[..], &["--max-model-len", "1024", "--kv-cache-memory", "256MiB"]].concat();
+    let usual = report(&overload, &[]);
     let number = |report: &Value, name: &str| report[name].as_u64().unwrap();
     assert!(number(&usual, "preemptions") > 0 && number(&usual, "refused") == 0, "{usual}");
     for flag in [["--kv-reserve", "1"], ["--max-preemptions", "0"]] {
-        let other = report(&crowd, &flag);
+        let other = report(&overload, &flag);
         assert_eq!((number(&other, "preemptions"), number(&other, "finished")), (0, 60), "{flag:?}");
     }
-    let other = report(&crowd, &["--max-ttft", "1"]);
+    let other = report(&overload, &["--max-ttft", "1"]);
     assert!(number(&other, "refused") > 0 && number(&other, "finished") > 0, "{other}");
     assert!(other["ttft"]["max"].as_f64() < usual["ttft"]["max"].as_f64(), "{other}");
 
-    // One of low priority, and more before it whenever there is a place.
-    let ask = |at: f64, priority: i32| {
+    // One request of low priority; requests of higher priority always wait for the same slot.
+    let request_line = |at: f64, priority: i32| {
         json!({ "at": at, "prompt_tokens": 20, "answer_tokens": 40, "priority": priority }).to_string()
     };
-    let lines: Vec<String> = (0..30).map(|i| ask(0.2 * f64::from(i), i32::from(i == 1))).collect();
+    let lines: Vec<String> = (0..30).map(|i| request_line(0.2 * f64::from(i), i32::from(i == 1))).collect();
     let trace = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(trace.path(), lines.join("\n")).unwrap();
     let path = trace.path().to_string_lossy().into_owned();
@@ -176,7 +176,7 @@ fn every_setting_of_admission_changes_what_is_simulated() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused() {
+fn invalid_combinations_of_flags_are_refused() {
     let model = model();
     let dir = model.path().to_string_lossy();
     let serve = ["serve", "--model", &dir];

@@ -29,7 +29,7 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use octant::simulator::Machine;
+use octant::simulator::SimulatedModel;
 use tally::Tally;
 use world::World;
 
@@ -46,7 +46,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}: expected a number, got `{text}`")))
 }
 
-fn world(seed: u64, machine: &Machine) -> Tally {
+fn world(seed: u64, machine: &SimulatedModel) -> Tally {
     let machine = machine.clone();
     let end = catch_unwind(AssertUnwindSafe(|| World::new(seed, machine).run()));
     let why = match end {
@@ -63,7 +63,7 @@ fn world(seed: u64, machine: &Machine) -> Tally {
 }
 
 /// Runs worlds with the seeds `first`, `first + THREADS`, … until they have `steps` steps together.
-fn worlds(first: u64, steps: u64, machine: &Machine) -> Tally {
+fn worlds(first: u64, steps: u64, machine: &SimulatedModel) -> Tally {
     let mut sum = Tally::default();
     let mut seeds = (first..).step_by(THREADS as usize);
     while sum.steps < steps {
@@ -74,7 +74,7 @@ fn worlds(first: u64, steps: u64, machine: &Machine) -> Tally {
 
 #[test]
 fn every_request_is_answered_once_and_as_if_it_ran_alone() {
-    let machine = Machine::new(cost(), asked::voice());
+    let machine = SimulatedModel::new(cost(), asked::voice());
     if let Some(seed) = number("OCTANT_CHAOS_SEED") {
         println!("{:?}", world(seed, &machine));
         return;
@@ -108,7 +108,7 @@ fn every_request_is_answered_once_and_as_if_it_ran_alone() {
 
 #[test]
 fn a_seed_determines_its_world() {
-    let machine = Machine::new(cost(), asked::voice());
+    let machine = SimulatedModel::new(cost(), asked::voice());
     for seed in 0..20 {
         assert_eq!(world(seed, &machine), world(seed, &machine), "seed {seed}");
     }

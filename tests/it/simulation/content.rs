@@ -1,10 +1,10 @@
-//! What simulated GPUs say, through the real server.
+//! Answers of simulated GPUs, through the real server.
 
 use std::sync::Arc;
 
 use octant::launch::simulated::words;
 use octant::request::{Finish, Request, SamplingParams, StopRules};
-use octant::simulator::{Machine, Simulator, Voice};
+use octant::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 use serde_json::json;
 
 use super::cost;
@@ -12,36 +12,36 @@ use crate::fake::request;
 use crate::http::client::Connection;
 use crate::http::test_server::{EOS, PADDED_VOCAB, Setup, TestServer, VOCAB, tokenizer};
 
-fn voice(mean: f64) -> Voice {
-    Voice::new(words(&tokenizer(), VOCAB), vec![EOS], mean, PADDED_VOCAB).unwrap()
+fn answers(mean: f64) -> SyntheticAnswers {
+    SyntheticAnswers::new(words(&tokenizer(), VOCAB), vec![EOS], mean, PADDED_VOCAB).unwrap()
 }
 
 fn server(mean: f64, pace: f64) -> TestServer {
-    Setup::new().launch_with(Simulator::new(Machine::new(cost(), voice(mean)), pace).unwrap())
+    Setup::new().launch_with(Simulator::new(SimulatedModel::new(cost(), answers(mean)), pace).unwrap())
 }
 
-/// As the server makes it of a completion.
-fn asked(prompt: Vec<u32>, max_tokens: u32, sampling: SamplingParams) -> Request {
+/// The request that the server makes of a completion.
+fn submitted(prompt: Vec<u32>, max_tokens: u32, sampling: SamplingParams) -> Request {
     let sampling = Arc::new(SamplingParams { barred: vec![EOS], ..sampling });
     let stop = StopRules { max_tokens, stop_ids: vec![EOS] };
     Request { sampling, stop, ..request(prompt, max_tokens) }
 }
 
 fn prompt(i: u32, len: u32) -> Vec<u32> {
-    // Whole characters: what half a one leaves behind would be part of the text.
+    // ASCII characters: an incomplete character at the end of the prompt would change the text of the answer.
     (0..len).map(|at| 40 + (i * 31 + at * (i + 1)) % 80).collect()
 }
 
-/// Text and reason of the answer that must come.
+/// Text and finish reason of the expected answer.
 fn expected(request: &Request, mean: f64) -> (String, &'static str) {
-    let (mut tokens, finish) = voice(mean).answer(request);
+    let (mut tokens, finish) = answers(mean).answer(request);
     let reason = if finish == Finish::Stop(EOS) { "stop" } else { "length" };
     tokens.retain(|token| *token != EOS);
     (tokenizer().decode(&tokens, true), reason)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
+async fn every_answer_has_the_documented_tokens() {
     let server = Arc::new(server(30.0, 0.0));
     let clients: Vec<_> = (0..24u32)
         .map(|i| {
@@ -52,7 +52,7 @@ async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
                 let more = json!({ "max_tokens": 40, "temperature": temperature, "seed": seed });
                 let reply = server.complete(prompt.clone(), more).await.json();
                 let sampling = SamplingParams { temperature, seed, ..SamplingParams::greedy() };
-                let (text, reason) = expected(&asked(prompt, 40, sampling), 30.0);
+                let (text, reason) = expected(&submitted(prompt, 40, sampling), 30.0);
                 assert_eq!(reply["choices"][0]["text"], text.as_str(), "request {i}");
                 assert_eq!(reply["choices"][0]["finish_reason"], reason, "request {i}");
                 reason
@@ -68,7 +68,7 @@ async fn every_stream_has_the_documented_tokens_and_nobody_elses() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
+async fn an_answer_does_not_depend_on_disconnecting_clients() {
     let server = server(1e6, 0.05);
     let mut leavers = Vec::new();
     for i in 1..8 {
@@ -78,7 +78,7 @@ async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
         connection.request("POST", "/v1/completions", &headers, body.to_string().as_bytes()).await;
         leavers.push(connection);
     }
-    let alone = asked(prompt(0, 100), 60, SamplingParams::greedy());
+    let alone = submitted(prompt(0, 100), 60, SamplingParams::greedy());
     let more = json!({ "max_tokens": 60, "temperature": 0 });
     let innocent = server.complete(prompt(0, 100), more);
     let leaving = async {
@@ -93,17 +93,25 @@ async fn a_stream_beside_clients_that_leave_is_what_it_is_alone() {
 }
 
 #[tokio::test]
-async fn what_ends_an_answer_is_heeded() {
+async fn min_tokens_max_tokens_and_ignore_eos_are_applied() {
     let server = server(1.0, 0.0);
     let usage =
         async |more| server.complete(prompt(3, 9), more).await.json()["usage"]["completion_tokens"].clone();
-    assert_eq!(usage(json!({ "max_tokens": 30 })).await, 1, "a mean of one token is always one");
-    assert_eq!(usage(json!({ "max_tokens": 30, "min_tokens": 7 })).await, 8, "the end is barred for seven");
-    assert_eq!(usage(json!({ "max_tokens": 30, "ignore_eos": true })).await, 30, "it never comes unasked");
+    assert_eq!(usage(json!({ "max_tokens": 30 })).await, 1, "a mean of one token gives one token");
+    assert_eq!(
+        usage(json!({ "max_tokens": 30, "min_tokens": 7 })).await,
+        8,
+        "the end is barred for seven tokens"
+    );
+    assert_eq!(
+        usage(json!({ "max_tokens": 30, "ignore_eos": true })).await,
+        30,
+        "the end-of-sequence token is not generated"
+    );
 }
 
 #[tokio::test]
-async fn scores_are_well_formed() {
+async fn log_probabilities_are_negative_and_sum_to_at_most_one() {
     let server = server(1e6, 0.0);
     let more = json!({ "max_tokens": 3, "echo": true, "logprobs": 4, "temperature": 0 });
     let reply = server.complete(prompt(1, 70), more).await.json();
@@ -118,15 +126,15 @@ async fn scores_are_well_formed() {
 }
 
 #[test]
-fn answers_have_the_mean_length_and_plain_words() {
-    let voice = voice(20.0);
+fn answers_have_the_mean_length_and_invalid_vocabularies_are_refused() {
+    let answers = answers(20.0);
     let count = 4000;
     let greedy = SamplingParams::greedy();
-    let lengths = (0..count).map(|i| voice.length(Voice::key(&[i, 7], &greedy)));
+    let lengths = (0..count).map(|i| answers.length(SyntheticAnswers::key(&[i, 7], &greedy)));
     let mean = lengths.sum::<u64>() as f64 / f64::from(count);
     assert!((mean - 20.0).abs() < 1.5, "{mean}");
-    assert!(Voice::new(Vec::new(), vec![1], 5.0, 10).is_err());
-    assert!(Voice::new(vec![1], vec![1], 5.0, 10).is_err());
-    assert!(Voice::new(vec![10], vec![1], 5.0, 10).is_err());
-    assert!(Voice::new(vec![2], vec![1], 0.5, 10).is_err());
+    assert!(SyntheticAnswers::new(Vec::new(), vec![1], 5.0, 10).is_err());
+    assert!(SyntheticAnswers::new(vec![1], vec![1], 5.0, 10).is_err());
+    assert!(SyntheticAnswers::new(vec![10], vec![1], 5.0, 10).is_err());
+    assert!(SyntheticAnswers::new(vec![2], vec![1], 0.5, 10).is_err());
 }

@@ -1,4 +1,4 @@
-//! What admission predicts, against what happens in virtual time, and the arithmetic by itself.
+//! The TTFT forecast of admission: its arithmetic, and its predictions against virtual time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -6,12 +6,14 @@ use std::time::Duration;
 use octant::cost::RowShape;
 use octant::engine::admission::{QueueSnapshot, queue_state, retry_after};
 use octant::engine::{Forecast, QueueState, RequestId};
+use octant::random::Random;
 use octant::request::Tenant;
 use octant::scheduler::{Scheduler, SchedulerConfig};
-use octant::simulator::report::foreseen;
+use octant::simulator::simulation_report::predicted_and_actual_ttft;
 use octant::simulator::virtual_time::VirtualTime;
-use octant::simulator::workload::{Draws, Spread, Synthetic};
-use octant::simulator::{Journey, Machine, plot};
+use octant::simulator::workload::{self, Spread, SyntheticWorkload};
+use octant::simulator::{RequestTimeline, SimulatedModel, simulation_plot};
+use octant::statistics::Distribution;
 
 use super::chaos::asked::{self, below};
 use super::cost;
@@ -20,17 +22,17 @@ fn close(got: f64, expected: f64) {
     assert!((got - expected).abs() < 1e-9 * expected.abs().max(1.0), "{got}, expected {expected}");
 }
 
-/// 10 ms and 0.1 ms a token.
+/// A forecast of steps that take 10 ms and 0.1 ms per token.
 fn known() -> Forecast {
     Forecast::new(&[(1, 0.0101), (101, 0.0201), (201, 0.0301)])
 }
 
 #[test]
-fn steps_are_a_line_through_those_that_were() {
+fn step_times_are_a_linear_fit_of_past_steps() {
     let (base, per_token) = known().coefficients();
     close(base, 0.01);
     close(per_token, 0.0001);
-    assert_eq!(Forecast::default().coefficients(), (0.0, 0.0), "nothing is known");
+    assert_eq!(Forecast::default().coefficients(), (0.0, 0.0), "no step is known");
     let mut alike = Forecast::default();
     (0..10).for_each(|_| alike.step(8, 0.02));
     close(alike.coefficients().0, 0.02);
@@ -38,7 +40,7 @@ fn steps_are_a_line_through_those_that_were() {
     (0..2000).for_each(|i| changed.step(1 + i % 100, 0.05));
     assert!(
         (changed.coefficients().0 - 0.05).abs() < 1e-4,
-        "the later ones count more: {:?}",
+        "later steps have more weight: {:?}",
         changed.coefficients()
     );
     let mut nonsense = known();
@@ -48,7 +50,7 @@ fn steps_are_a_line_through_those_that_were() {
 }
 
 #[test]
-fn a_first_token_waits_for_prompts_ahead_and_for_a_place() {
+fn ttft_includes_prompts_ahead_and_the_wait_for_a_slot() {
     let forecast = known();
     let idle = QueueState { prompt_tokens: 100, can_start: 4, step_tokens: 100, ..QueueState::default() };
     close(forecast.first_token(&idle), 0.01 + 0.01);
@@ -68,27 +70,27 @@ fn a_first_token_waits_for_prompts_ahead_and_for_a_place() {
     close(forecast.first_token(&full), steps * 0.01 + (100.0 + 4.0 * steps) * 0.0001);
     let mut short = forecast.clone();
     (0..2000).for_each(|_| short.answers(8, 1));
-    assert!(short.first_token(&full) < forecast.first_token(&full) / 8.0, "answers are short here");
+    assert!(short.first_token(&full) < forecast.first_token(&full) / 8.0, "short answers free slots sooner");
     close(short.next_end(4), 0.0104 * 8.0 / 4.0);
 }
 
-/// Whoever is refused before its prompt is tokenised would have been refused with its tokens too.
+/// A request that is refused before its prompt is tokenised would also be refused after.
 #[test]
-fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
-    let (mut draws, mut behind_a_line, mut most) = (Draws::new(3), 0, 0.0_f64);
+fn the_wait_without_the_prompt_is_a_lower_bound() {
+    let (mut draws, mut behind_a_line, mut most) = (workload::random(3), 0, 0.0_f64);
     for _ in 0..400 {
         let config = asked::config(&mut draws);
         let mut forecast = known();
         (0..below(&mut draws, 40)).for_each(|i| forecast.answers(10, i % 2));
         let (mut scheduler, mut model) =
-            (Scheduler::new(config.clone()), Machine::new(cost(), asked::voice()));
+            (Scheduler::new(config.clone()), SimulatedModel::new(cost(), asked::voice()));
         let mut in_flight = VecDeque::new();
         let mut launch = |scheduler: &mut Scheduler, in_flight: &mut VecDeque<_>| {
             let step = scheduler.plan();
             in_flight.extend(step.map(|step| (step.rows, model.step(&step.plan).0)));
         };
         let alike = below(&mut draws, 2) == 0;
-        let of = |draws: &mut Draws, i: u64| {
+        let of = |draws: &mut Random, i: u64| {
             let mut asked = asked::any(draws, i, &config);
             if alike {
                 asked.priority = 0;
@@ -123,14 +125,14 @@ fn a_wait_is_at_least_what_is_said_before_a_prompt_is_known() {
 }
 
 #[test]
-fn a_time_to_come_back_is_whole_seconds_that_clients_heed() {
+fn retry_after_is_whole_seconds_between_1_and_120() {
     let seconds = [(0.0, 1), (0.2, 1), (3.0, 3), (3.01, 4), (1e9, 120), (f64::INFINITY, 120)];
     for (wait, expected) in seconds {
         assert_eq!(retry_after(wait), Duration::from_secs(expected), "{wait}");
     }
 }
 
-/// What was predicted of all that came at random at this rate, and what it was.
+/// Predicted and actual TTFT of 400 requests of a Poisson process at this rate.
 fn run(rate: f64) -> Vec<(f64, f64)> {
     let config = SchedulerConfig {
         max_num_seqs: 32,
@@ -144,39 +146,37 @@ fn run(rate: f64) -> Vec<(f64, f64)> {
         policy: Default::default(),
     };
     let spread = |mean, cv| Spread { mean, cv };
-    let work = Synthetic {
+    let work = SyntheticWorkload {
         requests: 400,
         interval: spread(1.0 / rate, 1.0),
         prompt: spread(512.0, 0.5),
         answer: spread(128.0, 0.5),
         seed: 5,
     };
-    let (arrivals, _) = work.draw(config.vocab_size, config.max_sequence_tokens());
+    let arrivals = work.generate(config.vocab_size, config.max_sequence_tokens()).arrivals;
     let step = |tokens| (tokens as usize, cost().step([RowShape { tokens, position: 0, logits: 1 }]).total());
-    let mut server = VirtualTime::new(config, 2, Machine::scripted(cost()));
-    server.foresee(Forecast::new(&[1, 256, 512].map(step)));
-    arrivals.into_iter().for_each(|arrival| _ = server.arrive(arrival.at, vec![arrival.ask]));
+    let mut server = VirtualTime::new(config, 2, SimulatedModel::scripted(cost()));
+    server.set_forecast(Forecast::new(&[1, 256, 512].map(step)));
+    arrivals.into_iter().for_each(|arrival| _ = server.arrive(arrival.at, vec![arrival.request]));
     server.run().unwrap();
-    let (journeys, _) = server.history();
-    let pairs = foreseen(&journeys);
+    let pairs = predicted_and_actual_ttft(&server.timelines());
     assert_eq!(pairs.len(), 400);
     pairs
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+fn median(values: Vec<f64>) -> f64 {
+    Distribution::of(values).p50
 }
 
 #[test]
-fn predictions_are_near_what_happens_below_and_above_what_the_server_can_do() {
+fn predictions_are_close_below_and_above_capacity() {
     for (rate, off) in [(1.0, 0.35), (8.0, 0.35)] {
         let pairs = run(rate);
         let relative = median(pairs.iter().map(|(x, y)| (x / y - 1.0).abs()).collect());
         let bias =
             pairs.iter().map(|(x, _)| x).sum::<f64>() / pairs.iter().map(|(_, y)| y).sum::<f64>() - 1.0;
         println!(
-            "{rate} requests a second: median {:.1} % off, {:+.1} % in sum",
+            "{rate} requests/s: median error {:.1} %, error of the sum {:+.1} %",
             100.0 * relative,
             100.0 * bias
         );
@@ -185,13 +185,13 @@ fn predictions_are_near_what_happens_below_and_above_what_the_server_can_do() {
 }
 
 #[test]
-fn the_picture_has_a_point_for_every_request() {
-    let mut journey = Journey::new(1.0, 10);
-    journey.tokens = vec![1.5];
-    assert!(foreseen(&[&journey]).is_empty(), "nothing was predicted");
-    journey.predicted = Some(0.4);
-    assert_eq!(foreseen(&[&journey]), [(0.4, 0.5)]);
-    let svg = plot::foresight(&[(0.4, 0.5), (1.0, 2.0), (3.0, 1.0)]).unwrap();
-    // The last is drawn once more where points are thinned out.
+fn the_forecast_plot_has_a_dot_for_every_request() {
+    let mut timeline = RequestTimeline::new(1.0, 10);
+    timeline.tokens = vec![1.5];
+    assert!(predicted_and_actual_ttft(&[&timeline]).is_empty(), "no TTFT was predicted");
+    timeline.predicted_ttft = Some(0.4);
+    assert_eq!(predicted_and_actual_ttft(&[&timeline]), [(0.4, 0.5)]);
+    let svg = simulation_plot::forecast_svg(&[(0.4, 0.5), (1.0, 2.0), (3.0, 1.0)]).unwrap();
+    // The last point is drawn twice.
     assert!(svg.matches("<circle").count() >= 3 && svg.contains("predicted"), "{svg}");
 }

@@ -1,11 +1,11 @@
-//! Recordings: whatever happened is made again bit for bit, and damage is named.
+//! Recordings: replays are equal bit for bit, and damage is located.
 
 use std::time::Instant;
 
 use octant::engine::{Engine, EngineCore, EngineOptions, Recorder, RequestId, Submission, SubmitOptions};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::replay;
-use octant::simulator::trace::{End, Header, Trace, write_events, write_header};
+use octant::simulator::trace::{Trace, TraceEnd, TraceHeader, write_events, write_header};
 use proptest::prelude::*;
 
 use super::recorded;
@@ -13,7 +13,7 @@ use crate::fake::{FakeExecutor, config, request};
 use crate::scheduler::prompt;
 use crate::scheduler::random::{Event, any_config, any_event};
 
-/// Does what happens through a pipeline that is recorded; returns the file and the number of plans.
+/// Applies events to a recorded pipeline; returns the recording and the number of plans.
 fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Vec<u8>, u64) {
     let (recorder, listener) = Recorder::new(1 << 20);
     let options = EngineOptions { recorder: Some(recorder), ..EngineOptions::new(in_flight) };
@@ -41,12 +41,12 @@ fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Ve
     drop(core);
     let mut file = Vec::new();
     let about = vec![("gpu".to_owned(), "none".to_owned())];
-    write_header(&mut file, &Header { config: config.clone(), in_flight, about }).unwrap();
-    assert_eq!(write_events(&mut file, &listener).unwrap(), End::Complete);
+    write_header(&mut file, &TraceHeader { config: config.clone(), in_flight, about }).unwrap();
+    assert_eq!(write_events(&mut file, &listener).unwrap(), TraceEnd::Complete);
     (file, plans)
 }
 
-/// The engine never aborts a request that was not submitted.
+/// Aborts one of the requests submitted so far, if any: the engine never aborts an unknown request.
 fn abort(core: &mut EngineCore, i: u64, ids: u64) {
     if ids > 0 {
         core.abort(RequestId(1 + i % ids));
@@ -57,14 +57,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_was_recorded_is_planned_again_bit_for_bit(
+    fn replayed_plans_are_equal_bit_for_bit(
         config in any_config(),
         events in prop::collection::vec(any_event(), 1..60),
         in_flight in 1..3usize,
     ) {
         let (file, plans) = record(&config, events, in_flight);
         let trace = Trace::parse(&file).unwrap();
-        prop_assert_eq!((&trace.header.config, trace.header.in_flight, trace.end), (&config, in_flight, End::Complete));
+        prop_assert_eq!((&trace.header.config, trace.header.in_flight), (&config, in_flight));
+        prop_assert_eq!(trace.end, TraceEnd::Complete);
         let replayed = replay(&trace).unwrap();
         prop_assert_eq!(replayed.plans, plans);
     }
@@ -77,7 +78,7 @@ fn sample() -> Vec<u8> {
 }
 
 #[test]
-fn another_scheduler_is_caught_at_its_first_other_plan() {
+fn a_replay_reports_the_first_plan_that_differs() {
     let mut trace = Trace::parse(&sample()).unwrap();
     assert!(replay(&trace).unwrap().samples.last().unwrap().preemptions > 0);
     trace.header.config.num_blocks = 8;
@@ -86,14 +87,14 @@ fn another_scheduler_is_caught_at_its_first_other_plan() {
 }
 
 #[test]
-fn a_cut_file_is_replayed_up_to_its_end() {
+fn a_cut_recording_is_replayed_up_to_its_last_whole_frame() {
     let file = sample();
     let whole = Trace::parse(&file).unwrap();
     let mut events = 0;
     for length in (8..file.len()).step_by(97) {
         match Trace::parse(&file[..length]) {
             Ok(trace) => {
-                assert!(matches!(trace.end, End::Cut(at) if at <= length));
+                assert!(matches!(trace.end, TraceEnd::Cut(at) if at <= length));
                 assert!(trace.events.len() >= events && whole.events.starts_with(&trace.events));
                 events = trace.events.len();
                 replay(&trace).unwrap();
@@ -104,7 +105,7 @@ fn a_cut_file_is_replayed_up_to_its_end() {
 }
 
 #[test]
-fn damage_is_found_and_located() {
+fn damage_is_detected_and_located() {
     let file = sample();
     for at in (0..file.len()).step_by(53) {
         let mut damaged = file.clone();
@@ -115,12 +116,15 @@ fn damage_is_found_and_located() {
     let error = Trace::parse(b"no such thing").unwrap_err();
     assert_eq!(error.offset, 0);
     assert!(error.to_string().contains("at byte 0"), "{error}");
+    let old = Trace::parse(&[b"OCTREC02", &file[8..]].concat()).unwrap_err();
+    let text = old.to_string();
+    assert!(text.contains("version 02") && text.contains("version 03"), "{text}");
     let longer = [&file[..], b"more"].concat();
     assert_eq!(Trace::parse(&longer).unwrap_err().offset, file.len());
 }
 
 #[tokio::test]
-async fn an_engine_does_not_wait_for_a_slow_disk() {
+async fn a_slow_disk_ends_the_recording_and_not_the_engine() {
     let (recorder, listener) = Recorder::new(5);
     let executor = Box::new(FakeExecutor::new(&config()));
     let (handle, thread) = Engine::start_with(config(), executor, recorded(recorder));
@@ -135,9 +139,9 @@ async fn an_engine_does_not_wait_for_a_slow_disk() {
     drop((stream, handle));
     thread.join().unwrap();
     let mut file = Vec::new();
-    write_header(&mut file, &Header { config: config(), in_flight: 2, about: Vec::new() }).unwrap();
-    assert_eq!(write_events(&mut file, &listener).unwrap(), End::Incomplete);
+    write_header(&mut file, &TraceHeader { config: config(), in_flight: 2, about: Vec::new() }).unwrap();
+    assert_eq!(write_events(&mut file, &listener).unwrap(), TraceEnd::Incomplete);
     let trace = Trace::parse(&file).unwrap();
-    assert_eq!((trace.events.len(), trace.end), (5, End::Incomplete));
+    assert_eq!((trace.events.len(), trace.end), (5, TraceEnd::Incomplete));
     assert!(replay(&trace).is_ok());
 }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use octant::random::Random;
 use octant::request::{Request, SamplingParams, Tenant};
 use octant::scheduler::{Policy, SchedulerConfig};
-use octant::simulator::Voice;
-use octant::simulator::workload::Draws;
+use octant::simulator::SyntheticAnswers;
 
 use crate::fake::{Answer, alone, request, scarce};
 
@@ -20,17 +20,17 @@ pub fn tenant(i: usize) -> Tenant {
 }
 
 /// A random number below `limit`.
-pub fn below(draws: &mut Draws, limit: usize) -> usize {
+pub fn below(draws: &mut Random, limit: usize) -> usize {
     (draws.bits() % limit as u64) as usize
 }
 
 /// True with probability 1 / `sides`.
-pub fn one_in(draws: &mut Draws, sides: usize) -> bool {
+pub fn one_in(draws: &mut Random, sides: usize) -> bool {
     below(draws, sides) == 0
 }
 
 /// A random configuration: few slots, blocks and places in the queue, or rarely a large server.
-pub fn config(draws: &mut Draws) -> SchedulerConfig {
+pub fn config(draws: &mut Random) -> SchedulerConfig {
     let large = one_in(draws, 40);
     let sizes = match large {
         true => (48, 256, 200),
@@ -47,7 +47,7 @@ pub fn config(draws: &mut Draws) -> SchedulerConfig {
 }
 
 /// A random policy: fast, slow or no ageing; many, few or no preemptions.
-pub fn policy(draws: &mut Draws) -> Policy {
+pub fn policy(draws: &mut Random) -> Policy {
     Policy {
         ageing_steps: [0, 1, 5, 40, 1000][below(draws, 5)],
         max_preemptions: below(draws, 4) as u32,
@@ -56,20 +56,20 @@ pub fn policy(draws: &mut Draws) -> Policy {
 }
 
 /// A random priority: mostly 0, 1 or -1.
-pub fn priority(draws: &mut Draws) -> i32 {
+pub fn priority(draws: &mut Random) -> i32 {
     match one_in(draws, 3) {
         true => below(draws, 11) as i32 - 5,
         false => [0, 0, 0, -1, 1][below(draws, 5)],
     }
 }
 
-pub fn voice() -> Voice {
+pub fn voice() -> SyntheticAnswers {
     let eos = VOCAB as u32 - 1;
-    Voice::new((0..eos).collect(), vec![eos], 60.0, VOCAB).unwrap()
+    SyntheticAnswers::new((0..eos).collect(), vec![eos], 60.0, VOCAB).unwrap()
 }
 
 /// A random prompt. Prompts of one family share a prefix.
-fn prompt(draws: &mut Draws) -> Vec<u32> {
+fn prompt(draws: &mut Random) -> Vec<u32> {
     let (family, common, branch) = (below(draws, 2), below(draws, 200), below(draws, 3));
     let len = if one_in(draws, 8) { 1 + below(draws, 3) } else { 1 + below(draws, 260) };
     let token = |i: usize| if i < common { family * 7 + i } else { branch * 11 + 3 * i };
@@ -77,7 +77,7 @@ fn prompt(draws: &mut Draws) -> Vec<u32> {
 }
 
 /// A random request, which may be invalid. Its seed identifies it: no other request has the same answer.
-pub fn any(draws: &mut Draws, seed: u64, config: &SchedulerConfig) -> Request {
+pub fn any(draws: &mut Random, seed: u64, config: &SchedulerConfig) -> Request {
     let mut asked = request(prompt(draws), 1 + below(draws, 140) as u32);
     let len = asked.prompt.len();
     let room = config.max_sequence_tokens().saturating_sub(len) as u32;
@@ -123,7 +123,7 @@ pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
 }
 
 /// The right answer, by the simulated model or by the fake model that reads its blocks.
-pub fn answer(asked: &Request, voice: Option<&Voice>) -> Answer {
+pub fn answer(asked: &Request, voice: Option<&SyntheticAnswers>) -> Answer {
     let Some(voice) = voice else { return alone(asked, VOCAB) };
     let (tokens, finish) = voice.answer(asked);
     let scored = asked.prompt_logprobs.map_or(&[][..], |_| &asked.prompt[1..]);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::engine::{Executor, ExecutorError};
+use octant::random::Random;
 use octant::scheduler::step_plan::{Row, RowOutput, StepOutput, StepPlan};
-use octant::simulator::Machine;
-use octant::simulator::workload::Draws;
+use octant::simulator::SimulatedModel;
+use octant::simulator::workload;
 
 use super::asked::{VOCAB, below, one_in};
 use super::costs::Clock;
@@ -16,7 +17,7 @@ use crate::fake::FakeModel;
 /// The model behind the device.
 pub enum Brain {
     /// Tokens depend on the position only; times are those of the 340B model.
-    Machine(Box<Machine>),
+    Machine(Box<SimulatedModel>),
     /// Tokens depend on the contents of the blocks, so that shared, lost or stale blocks show.
     Fake(FakeModel),
 }
@@ -58,7 +59,7 @@ pub struct Device {
     pub steps: u64,
     /// Seeds whose last token the last collected step sampled.
     pub ended: Vec<u64>,
-    draws: Draws,
+    draws: Random,
 }
 
 /// A step in flight.
@@ -87,7 +88,7 @@ impl Device {
             broke: None,
             steps: 0,
             ended: Vec::new(),
-            draws: Draws::new(seed),
+            draws: workload::random(seed),
         }
     }
 

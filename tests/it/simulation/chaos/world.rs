@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use octant::engine::{EngineCore, EngineMetrics};
+use octant::random::Random;
 use octant::request::{Cost, Finish, Request};
 use octant::scheduler::SchedulerConfig;
-use octant::simulator::workload::Draws;
-use octant::simulator::{Machine, Voice};
+use octant::simulator::workload;
+use octant::simulator::{SimulatedModel, SyntheticAnswers};
 
 use super::asked::{self, below, one_in};
 use super::client::{Client, End, Visit};
@@ -51,7 +52,7 @@ struct Load {
 }
 
 pub struct World {
-    pub(super) draws: Draws,
+    pub(super) draws: Random,
     pub(super) config: SchedulerConfig,
     in_flight: usize,
     /// Seconds from a step's results to the next launch.
@@ -62,8 +63,8 @@ pub struct World {
     load: Load,
     /// The most predicted seconds to a first token; requests beyond it are refused.
     pub(super) promised: Option<f64>,
-    voice: Option<Voice>,
-    machine: Machine,
+    voice: Option<SyntheticAnswers>,
+    machine: SimulatedModel,
     pub(super) clock: Clock,
     pub(super) clients: Vec<Client>,
     /// Future arrivals, the last one first: time, and the group's clients.
@@ -81,8 +82,8 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, machine: Machine) -> Self {
-        let mut draws = Draws::new(seed);
+    pub fn new(seed: u64, machine: SimulatedModel) -> Self {
+        let mut draws = workload::random(seed);
         let mut config = asked::config(&mut draws);
         config.policy = asked::policy(&mut draws);
         let in_flight = 1 + below(&mut draws, 2);

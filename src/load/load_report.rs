@@ -1,16 +1,17 @@
-//! The figures of a run as text for people and as JSON for programs.
+//! Report of a run, as text and as JSON.
 
 use std::fmt::Write;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::measure::{Count, Distribution, Record, Run, Summary, ms};
+use super::measure::{LoadRun, RequestFailure, RequestRecord, Summary, TokensCountedBy, ms};
+use crate::statistics::Distribution;
 
-/// Share of a core from which on the client's own speed is to be doubted: it runs on one thread.
+/// Cores in use above which the client, which runs on one thread, may have limited the result.
 const BUSY: f64 = 0.8;
 
-/// The report for people.
+/// Report as text.
 pub fn text(summary: &Summary, distinct_prompts: Option<usize>) -> String {
     let mut out = String::new();
     // Writing to a string cannot fail.
@@ -21,9 +22,9 @@ pub fn text(summary: &Summary, distinct_prompts: Option<usize>) -> String {
 }
 
 fn write_counts(out: &mut String, s: &Summary, distinct_prompts: Option<usize>) -> std::fmt::Result {
-    write!(out, "requests    {} sent, {} ended well, {} failed", s.sent, s.ok, s.failed)?;
+    write!(out, "requests    {} sent, {} succeeded, {} failed", s.sent, s.ok, s.failed)?;
     if s.interrupted {
-        write!(out, ", {} given up when the run was stopped", s.unfinished)?;
+        write!(out, ", {} aborted by the interrupt", s.unfinished)?;
     }
     writeln!(out, "; in {:.2} s", s.seconds)?;
     writeln!(
@@ -32,20 +33,20 @@ fn write_counts(out: &mut String, s: &Summary, distinct_prompts: Option<usize>) 
         s.requests_per_second, s.output_tokens_per_second
     )?;
     let counted = match s.tokens_counted {
-        Count::Usage => "by the server's usage",
-        Count::Chunks => "as chunks with content, since the server told no usage",
-        Count::Both => "by the server's usage where it told, else as chunks with content",
+        TokensCountedBy::Usage => "by the server's usage",
+        TokensCountedBy::Chunks => "as chunks with content, since the server reported no usage",
+        TokensCountedBy::Both => "by the server's usage where reported, else as chunks with content",
     };
-    write!(out, "tokens      {} of answers, counted {counted}", s.output_tokens)?;
-    if s.tokens_counted != Count::Chunks {
-        write!(out, "; {} of prompts, {:.2} per chunk", s.prompt_tokens, s.tokens_per_chunk)?;
+    write!(out, "tokens      {} output, counted {counted}", s.output_tokens)?;
+    if s.tokens_counted != TokensCountedBy::Chunks {
+        write!(out, "; {} prompt, {:.2} output tokens per chunk", s.prompt_tokens, s.tokens_per_chunk)?;
     }
     writeln!(out)?;
     match distinct_prompts {
         Some(prompts) if (prompts as u64) < s.sent => {
             writeln!(
                 out,
-                "prompts     {prompts} different ones for {} requests: a prefix cache helps",
+                "prompts     {prompts} for {} requests: repeated prompts profit from a prefix cache",
                 s.sent
             )
         }
@@ -62,11 +63,11 @@ fn write_times(out: &mut String, s: &Summary) -> std::fmt::Result {
     writeln!(out)?;
     let rows: [(&str, &Distribution); 7] = [
         ("TTFT, from sending", &s.ttft_ms),
-        ("TTFT, from when due", &s.ttft_from_due_ms),
+        ("TTFT, from due time", &s.ttft_from_due_ms),
         ("ITL, between chunks", &s.itl_ms),
-        ("TPOT, per request between tokens", &s.tpot_ms),
+        ("TPOT, per request", &s.tpot_ms),
         ("E2E, from sending", &s.e2e_ms),
-        ("E2E, from when due", &s.e2e_from_due_ms),
+        ("E2E, from due time", &s.e2e_from_due_ms),
         ("sent later than due", &s.lag_ms),
     ];
     for (name, d) in rows {
@@ -96,7 +97,7 @@ fn write_rest(out: &mut String, s: &Summary) -> std::fmt::Result {
         let share = 100.0 * share;
         writeln!(
             out,
-            "goodput     {goodput:.2} requests/s, {share:.1} % of all, with {}",
+            "goodput     {goodput:.2} requests/s, {share:.1} % of requests, with {}",
             limits.join(", ")
         )?;
     }
@@ -111,14 +112,15 @@ fn write_rest(out: &mut String, s: &Summary) -> std::fmt::Result {
         s.client_cpu_us_per_chunk
     )?;
     if s.client_cpu_share > BUSY {
-        writeln!(out, "            The client was at its limit: times are its own as much as the server's")?;
+        writeln!(out, "            The client was at its CPU limit: latencies include its own delays")?;
     }
     Ok(())
 }
 
-/// A request, for JSON. Times in ms; absent what it did not come to.
+/// A request in JSON. Times are in ms since the start of the run; fields that a failed request has no value
+/// for are null.
 #[derive(Serialize)]
-struct Line<'a> {
+struct RequestEntry<'a> {
     index: u64,
     due_ms: f64,
     sent_ms: f64,
@@ -128,21 +130,21 @@ struct Line<'a> {
     chunks: usize,
     prompt_tokens: Option<u64>,
     output_tokens: u64,
-    /// Between chunks, in order.
+    /// Times between consecutive chunks.
     itl_ms: Vec<f64>,
-    error: Option<&'a super::measure::Failure>,
+    error: Option<&'a RequestFailure>,
 }
 
-/// The report for programs: all figures, the settings as they are given here, and every request.
-pub fn json(summary: &Summary, settings: Value, run: &Run) -> Value {
-    let requests: Vec<Line<'_>> = run.records.iter().map(line).collect();
+/// Report as JSON: `settings` as given, all figures, and every request.
+pub fn json(summary: &Summary, settings: Value, run: &LoadRun) -> Value {
+    let requests: Vec<RequestEntry<'_>> = run.records.iter().map(entry).collect();
     json!({ "settings": settings, "summary": summary, "requests": requests })
 }
 
-fn line(record: &Record) -> Line<'_> {
-    // To the nearest 100 ns: more digits say nothing.
+fn entry(record: &RequestRecord) -> RequestEntry<'_> {
+    // Rounded to 100 ns.
     let rounded = |time| (ms(time) * 1e4).round() / 1e4;
-    Line {
+    RequestEntry {
         index: record.index,
         due_ms: rounded(record.due),
         sent_ms: rounded(record.sent),

@@ -1,0 +1,126 @@
+//! One step of a model on simulated GPUs, without a clock: the output of the step and the time that it would
+//! take.
+
+use std::sync::Arc;
+
+use super::answers::{AnswerKey, SyntheticAnswers};
+use crate::cost::{CostModel, RowShape, StepTime};
+use crate::request::{SampledToken, SamplingParams, TokenLogprob};
+use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepOutput, StepPlan};
+
+/// A model on simulated GPUs: a cost model, a source of answers, and the sequence in each slot.
+#[derive(Debug, Clone)]
+pub struct SimulatedModel {
+    cost: CostModel,
+    answers: AnswerSource,
+    slots: Vec<Option<Slot>>,
+}
+
+/// Source of the generated tokens.
+#[derive(Debug, Clone)]
+enum AnswerSource {
+    Synthetic(SyntheticAnswers),
+    /// Given answers; the seed of a request is the index of its answer.
+    Scripted(Vec<Arc<[u32]>>),
+}
+
+/// A running sequence.
+#[derive(Debug, Clone)]
+struct Slot {
+    start: Arc<SlotStart>,
+    key: AnswerKey,
+}
+
+impl SimulatedModel {
+    /// A model that generates synthetic answers. All slots are empty.
+    pub fn new(cost: CostModel, answers: SyntheticAnswers) -> Self {
+        Self { cost, answers: AnswerSource::Synthetic(answers), slots: Vec::new() }
+    }
+
+    /// A model that generates the answers given to [`SimulatedModel::add_answer`].
+    pub fn scripted(cost: CostModel) -> Self {
+        Self { cost, answers: AnswerSource::Scripted(Vec::new()), slots: Vec::new() }
+    }
+
+    /// Adds an answer and returns the sampling seed that selects it. Token 0 follows the end of the answer. A
+    /// model of synthetic answers ignores this and returns 0.
+    pub(super) fn add_answer(&mut self, answer: Arc<[u32]>) -> u64 {
+        match &mut self.answers {
+            AnswerSource::Synthetic(_) => 0,
+            AnswerSource::Scripted(answers) => {
+                answers.push(answer);
+                answers.len() as u64 - 1
+            }
+        }
+    }
+
+    /// Returns the output of a step and the time that the step would take.
+    ///
+    /// # Panics
+    /// If a row's slot was never started, which is a bug in the scheduler.
+    pub fn step(&mut self, plan: &StepPlan) -> (StepOutput, StepTime) {
+        let time = self.predict(plan);
+        let rows = plan.rows.iter().map(|row| self.row(row)).collect();
+        (StepOutput { id: plan.id, rows }, time)
+    }
+
+    /// Time that a step would take.
+    pub fn predict(&self, plan: &StepPlan) -> StepTime {
+        self.cost.step(plan.rows.iter().map(shape))
+    }
+
+    fn row(&mut self, row: &Row) -> RowOutput {
+        let index = row.slot as usize;
+        if let Some(start) = &row.start {
+            if self.slots.len() <= index {
+                self.slots.resize(index + 1, None);
+            }
+            let key = match &self.answers {
+                AnswerSource::Synthetic(_) => {
+                    SyntheticAnswers::key(&start.tokens[..start.prompt_len], &start.sampling)
+                }
+                AnswerSource::Scripted(_) => AnswerKey::default(),
+            };
+            self.slots[index] = Some(Slot { start: Arc::clone(start), key });
+        }
+        let slot = self.slots.get(index).and_then(Option::as_ref);
+        let Slot { start, key } = slot.expect("the first row of a sequence has `start`");
+        let prompt_top = start.prompt_logprobs.unwrap_or_default();
+        let scores = row.score.iter().map(|token| self.answers.score(*token, prompt_top)).collect();
+        if !row.sample {
+            return RowOutput { scores, ..RowOutput::default() };
+        }
+        // The position alone determines the number of the token in the answer.
+        let generated = row.position as usize + row.tokens.len() - start.prompt_len;
+        let token = self.answers.token(*key, generated, &start.sampling);
+        let logprob = start.sampling.logprobs.map(|top| self.answers.score(token, top));
+        let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
+        RowOutput { tokens, scores, non_finite: false }
+    }
+}
+
+impl AnswerSource {
+    fn token(&self, key: AnswerKey, i: usize, sampling: &SamplingParams) -> u32 {
+        match self {
+            Self::Synthetic(synthetic) => synthetic.token(key, i, sampling),
+            Self::Scripted(answers) => {
+                let answer = answers.get(sampling.seed as usize);
+                answer.and_then(|answer| answer.get(i)).copied().unwrap_or(0)
+            }
+        }
+    }
+
+    fn score(&self, token: u32, alternatives: u8) -> TokenLogprob {
+        match self {
+            Self::Synthetic(synthetic) => synthetic.score(token, alternatives),
+            Self::Scripted(_) => TokenLogprob { token, logprob: 0.0, top: Vec::new() },
+        }
+    }
+}
+
+/// Shape of a row for the cost model.
+fn shape(row: &Row) -> RowShape {
+    let logits = row.score.len() + usize::from(row.sample);
+    let count = |n: usize| u32::try_from(n).expect("a step's tokens fit in 32 bits");
+    RowShape { tokens: count(row.tokens.len()), position: row.position, logits: count(logits) }
+}
