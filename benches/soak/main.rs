@@ -143,7 +143,7 @@ async fn streams(args: &Args, findings: &mut Findings) {
     ]);
     let book = Arc::new(Book::new());
     // The first request also initialises what is used once, before memory and descriptors are recorded.
-    let warm = client::virun_clients(server.main, &book, &mut Draws::new(args.seed)).await;
+    let warm = client::visit(server.main, &book, &mut Draws::new(args.seed)).await;
     assert!(warm.wrong.is_empty(), "{:?}", warm.wrong);
     tokio::time::sleep(Duration::from_millis(500)).await;
     let before = server.descriptors();
