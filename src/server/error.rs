@@ -245,7 +245,7 @@ impl ApiError {
         row.code.unwrap_or(without)
     }
 
-    /// Whether the response says `x-should-retry`, and what.
+    /// Value of the response's `x-should-retry`; `None` leaves the header out.
     pub(super) fn should_retry(&self) -> Option<bool> {
         self.row().should_retry
     }
@@ -311,8 +311,8 @@ impl ApiError {
         }
     }
 
-    /// What a refusal means to a client. `param` is the field that holds the prompt; `retry_after` is used where the
-    /// queue is full and no time was predicted.
+    /// Returns the error for a refusal. `param` is the field that holds the prompt. `retry_after` is used if
+    /// the queue is full and no time was predicted.
     pub fn from_refusal(refusal: Refusal, param: &'static str, retry_after: Duration) -> Self {
         match refusal {
             Refusal::TooLong { prompt, completion, limit } => {
