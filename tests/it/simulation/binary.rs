@@ -182,7 +182,7 @@ fn invalid_combinations_of_flags_are_refused() {
     let serve = ["serve", "--model", &dir];
     let cases: [(&[&str], i32, &str); 7] = [
         (&["--simulate-pace", "1"], 2, "expected --device simulate, got cpu"),
-        (&["--device", "simulate", "--simulate-pace=-1"], 2, "expected a factor from 0"),
+        (&["--device", "simulate", "--simulate-pace=-1"], 2, "expected a number from 0"),
         (&["--device", "simulate", "--simulate-answer-tokens", "0.5"], 2, "--simulate-answer-tokens"),
         (&["--device", "simulate", "--gpus", "0"], 2, "expected --device cuda, got simulate"),
         (&["--device", "simulate", "--gpu", "abacus"], 1, "--gpu"),
