@@ -1,8 +1,8 @@
-//! What a client is told when it is not given what it asked for: one enum, one table of statuses, one JSON object.
+//! Errors of the HTTP API: one enum, one table of statuses, one JSON object.
 //!
-//! The object always has all four keys. The texts are our own; nothing of a library's or the system's error text
-//! reaches a client. Statuses that clients retry (429, 5xx) are kept for what a retry may cure, and a deterministic
-//! failure says `x-should-retry: false`.
+//! The JSON object always has all four keys. The server writes every text itself: error texts of libraries and of the
+//! operating system do not reach a client. A status that client libraries retry (429, 5xx) means that a retry can
+//! succeed. A failure that a retry would repeat carries `x-should-retry: false`.
 
 use std::time::Duration;
 
@@ -15,32 +15,32 @@ use serde::Serialize;
 use crate::engine::forecast::retry_after;
 use crate::request::Reject;
 
-/// Seconds after which a client may try again where nothing is predicted.
+/// `Retry-After` in seconds where no wait is predicted.
 const RETRY_AFTER_S: u64 = 1;
 
-/// Every way in which a request ends without an answer.
+/// Every error that the API returns.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ApiError {
-    /// The body is not JSON, or not JSON of the outer shape expected.
+    /// The request head or body cannot be parsed, or the body is not a JSON object.
     #[error("{0}")]
     Malformed(String),
-    /// A field has a value outside what it may have.
+    /// A field has a value that is not allowed.
     #[error("{param}: {message}")]
     Invalid {
-        /// The wire name of the field, as a path: `messages[0].content`.
+        /// Path of the JSON field, such as `messages[0].content`.
         param: String,
-        /// Expected versus got.
+        /// What was expected and what was sent.
         message: String,
     },
-    /// A field that we know and whose meaning we cannot honour.
+    /// A field is known and not supported.
     #[error("{param}: {message}")]
     Unsupported {
-        /// The wire name of the field.
+        /// Path of the JSON field.
         param: String,
         /// What is not supported.
         message: String,
     },
-    /// Prompt and completion do not fit the context. Clients match this text.
+    /// Prompt and completion do not fit the context. Client libraries match this text.
     #[error(
         "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the \
          messages, {completion} in the completion). Please reduce the length of the messages or completion.",
@@ -49,111 +49,111 @@ pub enum ApiError {
     ContextLength {
         /// `messages` or `prompt`.
         param: &'static str,
-        /// Tokens that fit.
+        /// Context length of the model, in tokens.
         limit: usize,
-        /// Tokens of the prompt.
+        /// Length of the prompt, in tokens.
         prompt: usize,
-        /// Tokens asked for.
+        /// `max_tokens` of the request.
         completion: u32,
     },
-    /// So much text that it cannot fit the context, whatever its tokens.
+    /// The prompt has more bytes than the longest possible tokens could encode; it was not tokenized.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, your {param} have {bytes} bytes, more than \
-         so many tokens can hold. Please reduce the length of the messages or completion."
+        "This model's maximum context length is {limit} tokens. However, the text of `{param}` has {bytes} bytes, \
+         more than {limit} tokens can encode. Please reduce the length of the messages or completion."
     )]
     ContextBytes {
         /// `messages` or `prompt`.
         param: &'static str,
-        /// Tokens that fit.
+        /// Context length of the model, in tokens.
         limit: usize,
-        /// Of the prompt's text.
+        /// Length of the prompt's text, in bytes.
         bytes: usize,
     },
-    /// No key, or a wrong one.
+    /// The API key is missing or wrong.
     #[error("Incorrect API key provided.")]
     BadKey,
-    /// Not a model that we serve.
+    /// The model is not served here.
     #[error("The model `{0}` does not exist.")]
     ModelNotFound(String),
-    /// No such path.
+    /// No route has this path.
     #[error("Unknown request URL: {0}")]
     NoRoute(String),
-    /// The path exists, the method does not.
-    #[error("Not allowed method for this URL: {0}")]
+    /// The route exists and does not allow the method.
+    #[error("Method not allowed for this URL: {0}")]
     NoMethod(String),
-    /// The body took too long to arrive.
+    /// The body did not arrive in time. Holds the time limit in seconds.
     #[error("The request body did not arrive within {0} s.")]
     TooSlow(u64),
-    /// The body is too large.
+    /// The body is too large. Holds the limit in bytes.
     #[error("The request body is larger than {0} bytes.")]
     TooLarge(usize),
-    /// An encoding or type of body that we do not read.
+    /// The encoding or media type of the body is not supported.
     #[error("{0}")]
     MediaType(String),
-    /// The head of the request is too large.
-    #[error("The request headers are larger than {0} bytes or more than {1}.")]
+    /// The request head is too large. Holds the limit in bytes and the limit of header lines.
+    #[error("The request head has more than {0} bytes or more than {1} headers.")]
     HeadersTooLarge(usize, usize),
-    /// The bounded queue is full, or the wait in it too long.
+    /// The queue is full, or the predicted wait in it is too long.
     #[error("{message}")]
     QueueFull {
-        /// Which bound, and by how much.
+        /// Which limit is exceeded, and by how much.
         message: String,
-        /// When there may be room; `None` until somebody has worked it out.
+        /// Predicted time until the queue has room. `None` if it has not been predicted.
         retry_after: Option<Duration>,
     },
-    /// Too many bodies are on their way.
-    #[error("The server reads {0} request bodies at once, and this one had been on its way for the longest.")]
+    /// The body was dropped to make room for a newer one. Holds the limit of bodies read at once.
+    #[error("The server reads at most {0} request bodies at once. This one was the oldest, and newer ones came in.")]
     TooManyBodies(usize),
     /// The deadline that the client set cannot be met now.
     #[error("{message}")]
     DeadlineUnmet {
-        /// What is predicted.
+        /// Predicted time, and time left.
         message: String,
-        /// When it may be met; `None` if no server of this kind can ever meet it.
+        /// Time after which the deadline can be met. `None` if even an idle server cannot meet it.
         retry_after: Option<Duration>,
     },
     /// The deadline that the client set has passed.
-    #[error("The request's deadline has passed: its timeout, or x-request-deadline-ms.")]
+    #[error("The request did not finish before its deadline, set by timeout or x-request-deadline-ms.")]
     DeadlineExceeded,
-    /// The model is being loaded.
+    /// The model is still being loaded.
     #[error("The server is starting: the model is not loaded yet.")]
     NotReady,
-    /// The server drains.
-    #[error("The server is shutting down and takes no new requests.")]
+    /// The server drains before it shuts down.
+    #[error("The server is shutting down and accepts no new requests.")]
     Draining,
-    /// The engine has stopped, and nothing was done.
+    /// The engine has stopped. No work was done on the request, so another server can take it.
     #[error("The engine is unavailable: {0}")]
     EngineDown(String),
-    /// The engine has stopped, or was told to, while it worked on the request: another try may do better, but who makes
-    /// it should know that this one may be the reason.
+    /// The engine failed or was stopped while it worked on the request. A retry can succeed; it can also fail the
+    /// next engine, because this request may be the cause.
     #[error("The engine is unavailable: {0}")]
     EngineFailed(String),
-    /// The request failed through no fault of its own, and would again.
+    /// The server failed on this request. A retry would fail again.
     #[error("{0}")]
     Internal(String),
 }
 
-/// One row of the table: everything about an error but its text and field.
+/// Status, type, code and retry advice of an error: one row of the table in [`ApiError::row`].
 struct Row {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
-    /// `x-should-retry`, where the status alone would tell a client's library the wrong thing.
+    /// `x-should-retry`, set where client libraries would derive the wrong decision from the status.
     should_retry: Option<bool>,
 }
 
 impl ApiError {
-    /// A field with a value that it may not have.
+    /// A field whose value is not allowed.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { param: param.into(), message: message.into() }
     }
 
-    /// A field whose meaning we cannot honour.
+    /// A field that is known and not supported.
     pub fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Unsupported { param: param.into(), message: message.into() }
     }
 
-    /// The status table.
+    /// The table of statuses.
     fn row(&self) -> Row {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
@@ -168,7 +168,7 @@ impl ApiError {
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found"), None),
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, REQUEST, None, None),
             Self::NoMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, None, None),
-            // A library would retry a 408, and the client would be as slow again.
+            // Client libraries retry a 408, and the next upload would be as slow.
             Self::TooSlow(_) => {
                 (StatusCode::REQUEST_TIMEOUT, "timeout", Some("deadline_exceeded"), Some(false))
             }
@@ -182,7 +182,7 @@ impl ApiError {
                 let hopeless = retry_after.is_none().then_some(false);
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("deadline_unmet"), hopeless)
             }
-            // Another try would have passed its deadline before it begins.
+            // The deadline has passed, so a retry cannot meet it.
             Self::DeadlineExceeded => {
                 (StatusCode::GATEWAY_TIMEOUT, "timeout", Some("deadline_exceeded"), Some(false))
             }
@@ -191,7 +191,7 @@ impl ApiError {
             Self::EngineDown(_) => {
                 (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("engine_unavailable"), None)
             }
-            // No 503, which proxies ask another server for: that is for what was not begun.
+            // Not 503: proxies send a 503 to another server, which is only safe if no work was done.
             Self::EngineFailed(_) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("engine_unavailable"), None)
             }
@@ -205,7 +205,7 @@ impl ApiError {
         self.row().status
     }
 
-    /// The field at fault.
+    /// Path of the JSON field that caused the error.
     pub fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } | Self::Unsupported { param, .. } => Some(param),
@@ -215,12 +215,12 @@ impl ApiError {
         }
     }
 
-    /// The machine-readable code.
+    /// The error code for programs.
     pub fn code(&self) -> Option<&'static str> {
         self.row().code
     }
 
-    /// Every label there is.
+    /// Every value that [`label`](Self::label) returns.
     pub const LABELS: [&str; 12] = [
         "invalid_request",
         "invalid_value",
@@ -236,14 +236,14 @@ impl ApiError {
         "internal",
     ];
 
-    /// The code for metrics and logs, where every error has one.
+    /// The code for metrics and logs. Unlike [`code`](Self::code), every error has one.
     pub fn label(&self) -> &'static str {
         let row = self.row();
         let without = if row.status.is_server_error() { "internal" } else { "invalid_request" };
         row.code.unwrap_or(without)
     }
 
-    /// Seconds after which to try again.
+    /// Value of the `Retry-After` header, in seconds.
     fn retry_after(&self) -> Option<u64> {
         match self {
             Self::QueueFull { retry_after, .. } => {
@@ -259,19 +259,19 @@ impl ApiError {
         }
     }
 
-    /// `{"error": {...}}`, the body of a response or of an event within a stream.
+    /// `{"error": {...}}`: the body of a response, or the data of a stream event.
     pub fn to_json(&self) -> String {
         let row = self.row();
         let error = ErrorObject {
-            message: bounded(self.to_string()),
+            message: truncated(self.to_string()),
             kind: row.kind,
-            param: self.param().map(|param| bounded(param.to_owned())),
+            param: self.param().map(|param| truncated(param.to_owned())),
             code: row.code,
         };
-        serde_json::to_string(&Envelope { error }).expect("strings can be written as JSON")
+        serde_json::to_string(&ErrorBody { error }).expect("strings can be written as JSON")
     }
 
-    /// The same, with the time after which to try again where that is still open.
+    /// Sets the retry time of a `QueueFull` error that has none.
     pub fn or_retry_after(self, time: Duration) -> Self {
         match self {
             Self::QueueFull { message, retry_after: None } => {
@@ -281,7 +281,7 @@ impl ApiError {
         }
     }
 
-    /// What the engine's refusal means to a client. `param` is the field that holds the prompt.
+    /// Converts a refusal by the engine. `param` is the JSON field that holds the prompt.
     pub fn from_reject(reject: Reject, param: &'static str) -> Self {
         match reject {
             Reject::Invalid { field, message } => Self::invalid(field, message),
@@ -292,11 +292,11 @@ impl ApiError {
                 Self::QueueFull { message: reject.to_string(), retry_after: None }
             }
             Reject::Busy { predicted, limit } => {
-                let retry_after = Some(after(predicted.saturating_sub(limit)));
+                let retry_after = Some(whole_seconds(predicted.saturating_sub(limit)));
                 Self::QueueFull { message: reject.to_string(), retry_after }
             }
             Reject::DeadlineUnmet { predicted, left, ever } => {
-                let retry_after = ever.then(|| after(predicted.saturating_sub(left)));
+                let retry_after = ever.then(|| whole_seconds(predicted.saturating_sub(left)));
                 Self::DeadlineUnmet { message: reject.to_string(), retry_after }
             }
             Reject::Draining => Self::Draining,
@@ -305,13 +305,13 @@ impl ApiError {
     }
 }
 
-/// Whole seconds, as the header has them.
-fn after(wait: Duration) -> Duration {
+/// Rounds a wait up to whole seconds, at least 1 and at most the longest `Retry-After`.
+fn whole_seconds(wait: Duration) -> Duration {
     retry_after(wait.as_secs_f64())
 }
 
-/// A text that quotes a client must not grow with what the client sent.
-fn bounded(mut text: String) -> String {
+/// Cuts a text after 1,000 bytes: it may quote the client, and must not grow with what the client sent.
+fn truncated(mut text: String) -> String {
     const LIMIT: usize = 1000;
     if text.len() > LIMIT {
         text.truncate(text.floor_char_boundary(LIMIT));
@@ -321,7 +321,7 @@ fn bounded(mut text: String) -> String {
 }
 
 #[derive(Serialize)]
-struct Envelope {
+struct ErrorBody {
     error: ErrorObject,
 }
 
@@ -334,7 +334,7 @@ struct ErrorObject {
     code: Option<&'static str>,
 }
 
-/// Of a response that is an error: [`ApiError::label`].
+/// [`ApiError::label`] of an error response, as an extension of the response.
 #[derive(Debug, Clone, Copy)]
 pub struct ErrorLabel(pub &'static str);
 
@@ -356,7 +356,7 @@ impl IntoResponse for ApiError {
         if self == Self::BadKey {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        // The rest of a body that was not read must not be taken for the next request.
+        // The unread rest of the body must not be parsed as the next request.
         if matches!(
             self,
             Self::TooSlow(_)

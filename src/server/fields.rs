@@ -1,45 +1,45 @@
-//! A JSON object read field by field: each read takes the field out, `null` counts as absent, a wrong type is an
-//! error that names the field, and what is left at the end is what nobody knows.
+//! Reader of a JSON object, field by field. Each read removes the field. `null` counts as absent. A value of the wrong
+//! type is an error that names the field. Fields that are left at the end are unknown.
 
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// An object of which fields are taken by name.
+/// A JSON object from which fields are taken by name.
 pub struct Fields {
     map: Map<String, Value>,
-    /// The path to this object within the body, empty for the body itself.
+    /// Path from the body to this object, such as `messages[0]`; empty for the body itself.
     path: String,
 }
 
 impl Fields {
-    /// Reads the body itself.
+    /// Wraps the whole body.
     pub fn new(map: Map<String, Value>) -> Self {
         Self { map, path: String::new() }
     }
 
-    /// Reads an object at `path` within the body.
+    /// Wraps an object at `path` within the body.
     ///
     /// # Errors
-    /// If it is none.
+    /// 400 if `value` is not an object.
     pub fn at(path: &str, value: Value) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path: path.to_owned() }),
-            other => Err(wrong(path, "an object", &other)),
+            other => Err(wrong_type(path, "an object", &other)),
         }
     }
 
-    /// The path of a field of this object.
-    pub fn path_of(&self, name: &str) -> String {
+    /// Path of the field `name` of this object.
+    fn path_of(&self, name: &str) -> String {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// Takes any value but null.
+    /// Takes a value of any type but null.
     pub fn value(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
-    /// Takes an integer of at most 64 bits, signed or not.
+    /// Takes an integer from -2^63 to 2^64 - 1.
     pub fn int(&mut self, name: &str) -> Result<Option<i128>, ApiError> {
         self.take(name, "an integer", integer)
     }
@@ -59,7 +59,7 @@ impl Fields {
         match self.value(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(&self.path_of(name), "a string", &other)),
+            Some(other) => Err(wrong_type(&self.path_of(name), "a string", &other)),
         }
     }
 
@@ -68,7 +68,7 @@ impl Fields {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(wrong(&self.path_of(name), "an array", &other)),
+            Some(other) => Err(wrong_type(&self.path_of(name), "an array", &other)),
         }
     }
 
@@ -78,13 +78,13 @@ impl Fields {
         self.value(name).map(|value| Self::at(&path, value)).transpose()
     }
 
-    /// The paths of the fields that nobody took. A null says nothing and is not among them.
+    /// Paths of the fields that were not taken. Fields that are null are left out.
     pub fn rest(self) -> Vec<String> {
         let left = self.map.iter().filter(|(_, value)| !value.is_null());
         left.map(|(name, _)| self.path_of(name)).collect()
     }
 
-    /// All fields that are left.
+    /// The fields that were not taken, with their values.
     pub fn into_map(self) -> Map<String, Value> {
         self.map
     }
@@ -99,19 +99,19 @@ impl Fields {
             None => Ok(None),
             Some(value) => match read(&value) {
                 Some(read) => Ok(Some(read)),
-                None => Err(wrong(&self.path_of(name), expected, &value)),
+                None => Err(wrong_type(&self.path_of(name), expected, &value)),
             },
         }
     }
 }
 
-/// An integer of at most 64 bits; a number with a point or an exponent is none.
+/// The value if it is an integer from -2^63 to 2^64 - 1. A number with a point or an exponent is not an integer.
 pub fn integer(value: &Value) -> Option<i128> {
     value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))
 }
 
-/// The error for a value of a wrong type.
-pub fn wrong(path: &str, expected: &str, got: &Value) -> ApiError {
+/// The error for a value of the wrong type.
+pub fn wrong_type(path: &str, expected: &str, got: &Value) -> ApiError {
     let got = match got {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),

@@ -1,15 +1,15 @@
-//! The two request bodies as they come: every field of the right JSON type, none checked for its value, `None` where
-//! the client said nothing. `validate` makes sense of them.
+//! Wire types of the two request bodies. Each field has the right JSON type; its value is not checked yet. A field
+//! that the client left out is `None`. `validate` turns them into valid requests.
 
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::Fields;
 
-/// The fields that chat and text completions share.
+/// Fields that chat and text completions share; each has the name of its JSON field.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
-pub struct Common {
+#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
+pub struct CommonFields {
     pub model: Option<String>,
     pub n: Option<i128>,
     pub best_of: Option<i128>,
@@ -30,22 +30,22 @@ pub struct Common {
     pub skip_special_tokens: Option<bool>,
     pub include_stop_str_in_output: Option<bool>,
     pub stream: Option<bool>,
-    /// `stream_options.include_usage`; the outer `None` is for no options.
+    /// `stream_options.include_usage`. The outer `None` means that `stream_options` is absent.
     pub stream_options: Option<Option<bool>>,
     pub cache_salt: Option<String>,
     pub priority: Option<i128>,
     pub user: Option<String>,
     pub timeout: Option<f64>,
     pub return_cost: Option<bool>,
-    /// Fields that nobody took.
+    /// Paths of unknown fields.
     pub ignored: Vec<String>,
 }
 
-/// `POST /v1/chat/completions`.
+/// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
+#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
 pub struct ChatWire {
-    pub common: Common,
+    pub common: CommonFields,
     pub messages: Option<Vec<Value>>,
     pub max_completion_tokens: Option<i128>,
     pub logprobs: Option<bool>,
@@ -55,11 +55,11 @@ pub struct ChatWire {
     pub chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-/// `POST /v1/completions`.
+/// Body of `POST /v1/completions`.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each is the field of the wire of the same name")]
+#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
 pub struct CompletionWire {
-    pub common: Common,
+    pub common: CommonFields,
     pub prompt: Option<Value>,
     pub echo: Option<bool>,
     pub logprobs: Option<i128>,
@@ -67,10 +67,12 @@ pub struct CompletionWire {
 }
 
 impl ChatWire {
+    /// Reads the body of a chat completion.
+    ///
     /// # Errors
-    /// A field of a wrong type, or one that we know and do not support.
+    /// 400 if a field has the wrong type, or is known but not supported.
     pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse(&mut fields, CHAT_ONLY)?;
+        refuse(&mut fields, UNSUPPORTED_IN_CHAT)?;
         let object = |map: Option<Fields>| map.map(Fields::into_map);
         let mut wire = Self {
             messages: fields.array("messages")?,
@@ -82,16 +84,18 @@ impl ChatWire {
             chat_template_kwargs: object(fields.object("chat_template_kwargs")?),
             ..Self::default()
         };
-        wire.common = Common::read(fields)?;
+        wire.common = CommonFields::read(fields)?;
         Ok(wire)
     }
 }
 
 impl CompletionWire {
+    /// Reads the body of a text completion.
+    ///
     /// # Errors
-    /// A field of a wrong type, or one that we know and do not support.
+    /// 400 if a field has the wrong type, or is known but not supported.
     pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse(&mut fields, COMPLETIONS_ONLY)?;
+        refuse(&mut fields, UNSUPPORTED_IN_COMPLETIONS)?;
         let mut wire = Self {
             prompt: fields.value("prompt"),
             echo: fields.bool("echo")?,
@@ -99,13 +103,13 @@ impl CompletionWire {
             add_special_tokens: fields.bool("add_special_tokens")?,
             ..Self::default()
         };
-        wire.common = Common::read(fields)?;
+        wire.common = CommonFields::read(fields)?;
         Ok(wire)
     }
 }
 
-impl Common {
-    /// Takes the shared fields, the last to be taken.
+impl CommonFields {
+    /// Takes the shared fields. Call it last: every field that is left afterwards counts as unknown.
     fn read(mut fields: Fields) -> Result<Self, ApiError> {
         refuse_unsupported(&mut fields)?;
         for name in ACCEPTED_AND_UNUSED {
@@ -154,13 +158,14 @@ impl Common {
     }
 }
 
-/// Fields that change nothing about an answer.
+/// Fields that are accepted and have no effect.
 const ACCEPTED_AND_UNUSED: [&str; 4] = ["metadata", "store", "service_tier", "parallel_tool_calls"];
 
-/// The values of an unsupported field that ask for nothing. Null never does.
+/// Says whether a value of an unsupported field asks for nothing, so that the request can be served. Null is always
+/// harmless and is not passed to it.
 type Harmless = fn(&Value) -> bool;
 
-/// Fields that we know and whose meaning we cannot honour.
+/// Fields of OpenAI's or vLLM's API that no route supports.
 const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("tools", is_empty),
     ("tool_choice", is_none),
@@ -194,7 +199,8 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("min_new_tokens", never),
 ];
 
-const CHAT_ONLY: &[(&str, Harmless)] = &[
+/// Fields that are refused for chat completions, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_CHAT: &[(&str, Harmless)] = &[
     ("echo", is_false),
     ("documents", is_empty),
     ("chat_template", never),
@@ -203,13 +209,14 @@ const CHAT_ONLY: &[(&str, Harmless)] = &[
     ("prompt", never),
 ];
 
-const COMPLETIONS_ONLY: &[(&str, Harmless)] =
+/// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] =
     &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
 
-/// Refuses by name what no route supports.
+/// Refuses fields that no route supports.
 ///
 /// # Errors
-/// 400, where such a field asks for anything.
+/// 400 that names the first such field with a value that asks for something.
 pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     refuse(fields, UNSUPPORTED)
 }

@@ -1,14 +1,16 @@
-//! What only a chat has: messages, the template's options, and OpenAI's two spellings of some fields.
+//! Validation of fields that only chat completions have: messages, template options, and the fields for which OpenAI
+//! has two spellings.
 
 use serde_json::{Map, Value};
 
-use super::{MAX_MESSAGES, alternatives, ranged};
+use super::limits::MAX_MESSAGES;
+use super::values::{alternatives, in_range};
 use crate::generation::{ChatMessage, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
-use crate::server::fields::{Fields, wrong};
+use crate::server::fields::{Fields, wrong_type};
 use crate::server::types::ChatWire;
 
-/// Names that mean something to the template or to those who render it, which a request must not redefine.
+/// Variables and functions that the renderer sets, and arguments of `apply_chat_template`. A request cannot set them.
 const RESERVED_KWARGS: [&str; 16] = [
     "messages",
     "add_generation_prompt",
@@ -28,42 +30,43 @@ const RESERVED_KWARGS: [&str; 16] = [
     "return_dict",
 ];
 
-/// `max_tokens` and `max_completion_tokens` mean the same.
+/// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.
 pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
     let most = i128::from(u32::MAX);
-    let old = ranged("max_tokens", wire.common.max_tokens, 1, most)?;
-    let new = ranged("max_completion_tokens", wire.max_completion_tokens, 1, most)?;
+    let old = in_range("max_tokens", wire.common.max_tokens, 1, most)?;
+    let new = in_range("max_completion_tokens", wire.max_completion_tokens, 1, most)?;
     match (old, new) {
         (Some(old), Some(new)) if old != new => {
-            let text = format!("expected the same as max_tokens = {old}, got {new}");
+            let text = format!("expected the same value as max_tokens = {old}, got {new}");
             Err(ApiError::invalid("max_completion_tokens", text))
         }
         _ => Ok(new.or(old).map(|tokens| MaxTokens::Exactly(tokens as u32))),
     }
 }
 
-/// `logprobs` asks for the scores of the tokens chosen, `top_logprobs` for alternatives as well.
+/// The number of alternatives to report per token. `None` means no log-probabilities at all, 0 those of the sampled
+/// tokens alone.
 pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     let top = alternatives("top_logprobs", wire.top_logprobs)?;
     match (wire.logprobs.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => {
-            Err(ApiError::invalid("top_logprobs", "expected only together with logprobs = true"))
+            Err(ApiError::invalid("top_logprobs", "allowed only with logprobs = true"))
         }
     }
 }
 
-/// The conversation and how to render it. Names of fields that nobody knows join those of the request.
+/// The conversation and its render options. Paths of unknown fields are added to `wire.common.ignored`.
 pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
     let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
-        let text = "expected not to be true together with add_generation_prompt";
+        let text = "cannot be true together with add_generation_prompt";
         return Err(ApiError::invalid("continue_final_message", text));
     }
     if continues && !messages.last().is_some_and(|last| last.role == Role::Assistant) {
-        let text = "expected only where the last message is the assistant's";
+        let text = "allowed only if the last message has the role assistant";
         return Err(ApiError::invalid("continue_final_message", text));
     }
     let options = RenderOptions {
@@ -74,23 +77,20 @@ pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
     Ok(Prompts::Chat { messages, options })
 }
 
-/// Arguments of the template's own.
+/// Additional variables for the template.
 fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
     let map = map.cloned().unwrap_or_default();
     match map.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
         Some(key) => Err(ApiError::invalid(
             "chat_template_kwargs",
-            format!("expected none of the names in use: {key}"),
+            format!("{key} is a reserved name and cannot be set"),
         )),
         None => Ok(map),
     }
 }
 
-/// Messages of text.
-pub(in crate::server) fn messages(
-    items: Option<&[Value]>,
-    ignored: &mut Vec<String>,
-) -> Result<Vec<ChatMessage>, ApiError> {
+/// Reads the messages of a conversation. Only text content is supported.
+fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<ChatMessage>, ApiError> {
     let items = items.unwrap_or_default();
     if items.is_empty() {
         return Err(ApiError::invalid("messages", "expected at least one message"));
@@ -102,7 +102,7 @@ pub(in crate::server) fn messages(
     items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item, ignored)).collect()
 }
 
-/// One message; names of fields that nobody knows go to `ignored`.
+/// Reads one message. Paths of unknown fields are added to `ignored`.
 fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMessage, ApiError> {
     let mut fields = Fields::at(path, item.clone())?;
     for name in ["tool_calls", "function_call", "audio"] {
@@ -127,14 +127,14 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
         None => return Err(ApiError::invalid(content_path, "expected a string or an array of text parts")),
     };
     if role == Role::User && content.is_empty() {
-        return Err(ApiError::invalid(content_path, "expected text, got an empty message of the user"));
+        return Err(ApiError::invalid(content_path, "expected text, got an empty user message"));
     }
     let tool_call_id = fields.string("tool_call_id")?;
     if role == Role::Tool && tool_call_id.is_none() {
         return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));
     }
     let name = fields.string("name")?;
-    // What an answer of ours has, and clients send back.
+    // Clients send these fields of earlier answers back.
     for known in ["refusal", "reasoning", "reasoning_content", "annotations"] {
         let _unused = fields.value(known);
     }
@@ -142,7 +142,7 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
     Ok(ChatMessage { role, content, name })
 }
 
-/// A string, or an array of parts of which each must be text.
+/// Reads the content of a message: a string, or an array of text parts, which are joined.
 fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<String, ApiError> {
     match value {
         Value::String(text) => Ok(text),
@@ -150,7 +150,7 @@ fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<String
             let part = |(i, part)| text_part(&format!("{path}[{i}]"), part, ignored);
             parts.into_iter().enumerate().map(part).collect()
         }
-        other => Err(wrong(path, "a string or an array of text parts", &other)),
+        other => Err(wrong_type(path, "a string or an array of text parts", &other)),
     }
 }
 
@@ -159,10 +159,8 @@ fn text_part(path: &str, part: Value, ignored: &mut Vec<String>) -> Result<Strin
     match fields.string("type")?.as_deref() {
         Some("text") => {}
         Some(_) => {
-            return Err(ApiError::unsupported(
-                format!("{path}.type"),
-                "only parts of type text are supported",
-            ));
+            let text = "only content parts of type text are supported";
+            return Err(ApiError::unsupported(format!("{path}.type"), text));
         }
         None => return Err(ApiError::invalid(format!("{path}.type"), "expected \"text\", got nothing")),
     }

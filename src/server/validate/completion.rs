@@ -1,15 +1,17 @@
-//! The four shapes of a text completion's prompt.
+//! Validation of the prompt of a text completion, which has four JSON shapes.
 
 use serde_json::Value;
 
-use super::{MAX_SEQUENCES, token_id};
+use super::limits::MAX_SEQUENCES;
+use super::values::token_id;
 use crate::generation::Prompts;
 use crate::server::error::ApiError;
-use crate::server::fields::wrong;
+use crate::server::fields::wrong_type;
 
-const EXPECTED: &str = "a string, an array of strings, of token ids, or of arrays of token ids";
+const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such arrays";
 
-/// A string, strings, ids, or lists of ids; never a mixture, never empty.
+/// Reads the prompts: one string, an array of strings, an array of token ids, or an array of such arrays. Arrays must
+/// not be empty or mixed. `add_special`: whether text gets the tokenizer's special tokens, such as BOS.
 pub(super) fn prompts(
     prompt: Option<Value>,
     add_special: bool,
@@ -24,11 +26,11 @@ pub(super) fn prompts(
             Some(Value::String(_)) => Ok(Prompts::Texts { texts: several(items, text)?, add_special }),
             Some(Value::Array(_)) => Ok(Prompts::Ids(several(items, |item| match item {
                 Value::Array(list) => ids(&list, vocab_size),
-                other => Err(wrong("prompt", "an array of token ids", &other)),
+                other => Err(wrong_type("prompt", "an array of token ids", &other)),
             })?)),
-            Some(other) => Err(wrong("prompt", EXPECTED, other)),
+            Some(other) => Err(wrong_type("prompt", EXPECTED, other)),
         },
-        Some(other) => Err(wrong("prompt", EXPECTED, &other)),
+        Some(other) => Err(wrong_type("prompt", EXPECTED, &other)),
     }
 }
 
@@ -43,7 +45,7 @@ fn several<T>(items: Vec<Value>, read: impl Fn(Value) -> Result<T, ApiError>) ->
 fn text(item: Value) -> Result<String, ApiError> {
     match item {
         Value::String(text) => Ok(text),
-        other => Err(wrong("prompt", "a string", &other)),
+        other => Err(wrong_type("prompt", "a string", &other)),
     }
 }
 

@@ -1,18 +1,24 @@
-//! How tokens are drawn: each number in its range, as the device will hold it.
+//! Validation of the sampling parameters. Ranges are checked after conversion to the types that the device uses.
 
 use serde_json::{Map, Value};
 
-use super::{Limits, MAX_LOGIT_BIAS, ranged};
+use super::limits::{Limits, MAX_LOGIT_BIAS};
+use super::values::in_range;
 use crate::request::SamplingParams;
 use crate::server::error::ApiError;
-use crate::server::fields::wrong;
-use crate::server::types::Common;
+use crate::server::fields::wrong_type;
+use crate::server::types::CommonFields;
 
-/// Logits are divided by the temperature, so one that is almost zero would overflow; 0 itself is greedy.
+/// Smallest temperature above 0. Logits are divided by the temperature and would overflow with a smaller one.
+/// Temperature 0 means greedy decoding.
 const LEAST_TEMPERATURE: f32 = 1e-4;
 
-/// Everything but what depends on when to stop and what to report.
-pub(super) fn params(wire: &Common, limits: &Limits, fresh_seed: u64) -> Result<SamplingParams, ApiError> {
+/// Reads the sampling parameters, except `min_tokens`, `barred` and `logprobs`, which the caller sets.
+pub(super) fn params(
+    wire: &CommonFields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<SamplingParams, ApiError> {
     let defaults = &limits.defaults;
     let or = |value: Option<f32>, default: f32| value.unwrap_or(default);
     let temperature = number("temperature", wire.temperature, "0, or from 0.0001 to 2", |t| {
@@ -24,8 +30,8 @@ pub(super) fn params(wire: &Common, limits: &Limits, fresh_seed: u64) -> Result<
         (0.01..=100.0).contains(&r)
     })?;
     let penalty = |param, value| number(param, value, "from -2 to 2", |p: f32| (-2.0..=2.0).contains(&p));
-    let top_k = ranged("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
-    let seed = ranged("seed", wire.seed, i128::from(i64::MIN), i128::from(u64::MAX))?;
+    let top_k = in_range("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
+    let seed = in_range("seed", wire.seed, i128::from(i64::MIN), i128::from(u64::MAX))?;
     Ok(SamplingParams {
         temperature: or(temperature, defaults.temperature),
         top_p: or(top_p, defaults.top_p),
@@ -35,7 +41,7 @@ pub(super) fn params(wire: &Common, limits: &Limits, fresh_seed: u64) -> Result<
         presence_penalty: or(penalty("presence_penalty", wire.presence_penalty)?, 0.0),
         frequency_penalty: or(penalty("frequency_penalty", wire.frequency_penalty)?, 0.0),
         logit_bias: logit_bias(wire.logit_bias.as_ref(), limits.vocab_size)?,
-        // Both ranges of 64-bit integers, each by its bits.
+        // A negative seed is used as its 64 bits in two's complement.
         seed: seed.map_or(fresh_seed, |seed| seed as u64),
         logprobs: None,
         min_tokens: 0,
@@ -43,7 +49,7 @@ pub(super) fn params(wire: &Common, limits: &Limits, fresh_seed: u64) -> Result<
     })
 }
 
-/// A number that is in range after it has become an f32.
+/// Converts a number to `f32` and checks that the result is in range. `expected` describes the range.
 fn number(
     param: &str,
     value: Option<f64>,
@@ -52,7 +58,7 @@ fn number(
 ) -> Result<Option<f32>, ApiError> {
     let Some(value) = value else { return Ok(None) };
     let narrow = value as f32;
-    // What only rounding made zero was not meant as zero.
+    // A tiny number that rounds to 0 must not be taken for 0, which can have a special meaning.
     let rounded_away = narrow == 0.0 && value != 0.0;
     if !narrow.is_finite() || rounded_away || !in_range(narrow) {
         return Err(ApiError::invalid(param, format!("expected a number {expected}, got {value}")));
@@ -69,7 +75,7 @@ fn logit_bias(map: Option<&Map<String, Value>>, vocab_size: usize) -> Result<Vec
     map.iter().map(|(key, value)| Ok((bias_id(key, vocab_size)?, bias(value)?))).collect()
 }
 
-/// A token id in decimal digits and nothing else, so that one id has one spelling.
+/// Reads a token id from a key: decimal digits only, without leading zeros, so that each id has one spelling.
 fn bias_id(key: &str, vocab_size: usize) -> Result<u32, ApiError> {
     let digits = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_digit());
     let canonical = digits && (key == "0" || !key.starts_with('0'));
@@ -77,7 +83,7 @@ fn bias_id(key: &str, vocab_size: usize) -> Result<u32, ApiError> {
         Ok(id) if canonical && (id as usize) < vocab_size => Ok(id),
         _ => {
             let most = vocab_size.saturating_sub(1);
-            Err(ApiError::invalid("logit_bias", format!("expected keys that are token ids from 0 to {most}")))
+            Err(ApiError::invalid("logit_bias", format!("expected token ids from 0 to {most} as keys")))
         }
     }
 }
@@ -85,6 +91,6 @@ fn bias_id(key: &str, vocab_size: usize) -> Result<u32, ApiError> {
 fn bias(value: &Value) -> Result<f32, ApiError> {
     match value.as_f64() {
         Some(bias) if (-100.0..=100.0).contains(&bias) => Ok(bias as f32),
-        _ => Err(wrong("logit_bias", "values from -100 to 100", value)),
+        _ => Err(wrong_type("logit_bias", "values from -100 to 100", value)),
     }
 }
