@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::ServerState;
 use super::error::ApiError;
-use super::metrics::{Admitted, Tracker};
+use super::metrics::{AdmittedRequest, Tracker};
 use super::reply::{
     ChatChoice, ChatChunkChoice, ChatDelta, CostWire, Message, Reply, TextChoice, TextLogprobs, UsageWire,
 };
@@ -83,9 +83,9 @@ pub async fn answer(
     }
     let prefix = if kind == Kind::Chat { "chatcmpl" } else { "cmpl" };
     let id = format!("{prefix}-{:016x}{:016x}", random()?, random()?);
-    let (key, payer) = state.metrics.payer(&state.keys.payer(&ask.tenant));
+    let (key, payer) = state.metrics.key_counters(&state.keys.payer(&ask.tenant));
     place.bill_to(payer);
-    let admitted = Admitted { id: id.clone(), request_id, key, arrived: Instant::now() };
+    let admitted = AdmittedRequest { id: id.clone(), request_id, key, arrived: Instant::now() };
     let envelope = Envelope { logprobs, include_usage, include_cost, ..Envelope::new(kind, id, model) };
     let generation = state.generator.start(place, ask).await.map_err(|refusal| {
         state.metrics.refused(&refusal);

@@ -1,8 +1,8 @@
 //! Errors of the HTTP API: one enum, one table of statuses, one JSON object.
 //!
-//! The JSON object always has all four keys. The server writes every text itself: error texts of libraries and of the
-//! operating system do not reach a client. A status that client libraries retry (429, 5xx) means that a retry can
-//! succeed. A failure that a retry would repeat carries `x-should-retry: false`.
+//! The JSON object always has all four keys. The server writes every text itself: error texts of libraries
+//! and of the operating system do not reach a client. A status that client libraries retry (429, 5xx) means
+//! that a retry can succeed. A failure that a retry would repeat carries `x-should-retry: false`.
 
 use std::time::Duration;
 
@@ -42,8 +42,8 @@ pub enum ApiError {
     },
     /// Prompt and completion do not fit the context. Client libraries match this text.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, you requested {} tokens ({prompt} in the \
-         messages, {completion} in the completion). Please reduce the length of the messages or completion.",
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens \
+         ({prompt} in the messages, {completion} in the completion). Please reduce the length of the messages or completion.",
         prompt.saturating_add(*completion as usize)
     )]
     ContextLength {
@@ -58,8 +58,8 @@ pub enum ApiError {
     },
     /// The prompt has more bytes than the longest possible tokens could encode; it was not tokenized.
     #[error(
-        "This model's maximum context length is {limit} tokens. However, the text of `{param}` has {bytes} bytes, \
-         more than {limit} tokens can encode. Please reduce the length of the messages or completion."
+        "This model's maximum context length is {limit} tokens. However, the text of `{param}` has {bytes} \
+         bytes, more than {limit} tokens can encode. Please reduce the length of the messages or completion."
     )]
     ContextBytes {
         /// `messages` or `prompt`.
@@ -102,7 +102,10 @@ pub enum ApiError {
         retry_after: Option<Duration>,
     },
     /// The body was dropped to make room for a newer one. Holds the limit of bodies read at once.
-    #[error("The server reads at most {0} request bodies at once. This one was the oldest, and newer ones came in.")]
+    #[error(
+        "The server reads at most {0} request bodies at once. This one was the oldest, \
+         and newer ones came in."
+    )]
     TooManyBodies(usize),
     /// The deadline that the client set cannot be met now.
     #[error("{message}")]
@@ -124,8 +127,8 @@ pub enum ApiError {
     /// The engine has stopped. No work was done on the request, so another server can take it.
     #[error("The engine is unavailable: {0}")]
     EngineDown(String),
-    /// The engine failed or was stopped while it worked on the request. A retry can succeed; it can also fail the
-    /// next engine, because this request may be the cause.
+    /// The engine failed or was stopped while it worked on the request. A retry can succeed; it can also fail
+    /// the next engine, because this request may be the cause.
     #[error("The engine is unavailable: {0}")]
     EngineFailed(String),
     /// The server failed on this request. A retry would fail again.

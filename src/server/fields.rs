@@ -1,5 +1,5 @@
-//! Reader of a JSON object, field by field. Each read removes the field. `null` counts as absent. A value of the wrong
-//! type is an error that names the field. Fields that are left at the end are unknown.
+//! Reader of a JSON object, field by field. Each read removes the field. `null` counts as absent. A value of
+//! the wrong type is an error that names the field. Fields that are left at the end are unknown.
 
 use serde_json::{Map, Value};
 
@@ -105,7 +105,8 @@ impl Fields {
     }
 }
 
-/// The value if it is an integer from -2^63 to 2^64 - 1. A number with a point or an exponent is not an integer.
+/// The value if it is an integer from -2^63 to 2^64 - 1. A number with a point or an exponent is not an
+/// integer.
 pub fn integer(value: &Value) -> Option<i128> {
     value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))
 }

@@ -1,11 +1,14 @@
-//! Prometheus metrics in vLLM's names, so that its dashboards, autoscalers and gateways read them as they are.
+//! Prometheus metrics, under vLLM's names so that dashboards, autoscalers and gateways made for vLLM can read
+//! them.
 //!
-//! [`names`] is the table of all of them, [`exposition`] how they are written, `keys` the counters by key, `tracker` what
-//! is measured of one request. Gauges and the scheduler's totals are read from the engine's last snapshot when scraped,
-//! and the steps' histograms are atomics of the engine's thread: a scrape waits for no step, and no step for a scrape.
-//! What only the front end sees is counted as it happens. Latencies and lengths are counted per choice.
+//! [`names`] is the table of all metrics, [`exposition`] writes them as text, `keys` has the counters by API
+//! key or user, and `tracker` measures one request. A scrape copies gauges and the scheduler's totals from
+//! the engine's last snapshot, and reads the step histograms from atomics that the engine's thread updates,
+//! so scrapes and steps never wait for each other. The server counts HTTP requests and admissions itself, as
+//! they happen. Latencies and lengths are counted per choice.
 
 pub mod exposition;
+mod factory;
 mod keys;
 pub mod names;
 mod tracker;
@@ -16,8 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts,
-    Registry,
+    Counter, Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Registry,
 };
 
 use super::ServerStatus;
@@ -27,33 +29,36 @@ use crate::engine::{BLOCK_TOKENS, EngineHandle, KeyCounters, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;
 use exposition::Format;
-use keys::Keys;
+use factory::MetricFactory;
+use keys::KeyMetrics;
 use tracker::RequestMetrics;
-pub use tracker::{Admitted, Tracker};
+pub use tracker::{AdmittedRequest, Tracker};
 
-/// Of HTTP: to the head of the response, which for a stream comes when the scheduler has taken the request.
-const HTTP: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
-/// Ticks per second of the times in `/proc`, on all of Linux's 64-bit architectures.
-const TICKS: f64 = 100.0;
+/// Buckets in seconds for the time to the response head. The head of a stream is sent once the scheduler has
+/// accepted the request.
+const HTTP_BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
+/// Clock ticks per second of the CPU times in `/proc`; the same on all 64-bit architectures of Linux.
+const TICKS_PER_SECOND: f64 = 100.0;
 
 /// All metrics of one server, in a registry of its own.
 pub struct Metrics {
     registry: Registry,
-    /// Held by a scrape until it has gathered, so that what it shows is of one moment. Only scrapes wait for it.
-    copied: Mutex<Copied>,
+    /// Locked while a scrape copies and gathers, so that its values belong to one snapshot. Only scrapes take
+    /// the lock.
+    copied: Mutex<CopiedMetrics>,
     requests: Arc<RequestMetrics>,
     http: IntCounterVec,
     http_time: HistogramVec,
     errors: IntCounterVec,
     admissions: IntCounterVec,
-    keys: Keys,
+    keys: KeyMetrics,
     reading: Gauge,
-    /// Of the text of the last scrape.
+    /// Length of the last scrape's text, in bytes.
     length: AtomicUsize,
 }
 
-/// What is copied from elsewhere when scraped.
-struct Copied {
+/// Metrics that a scrape copies from the engine's snapshot, the server's status and the operating system.
+struct CopiedMetrics {
     running: Gauge,
     waiting: Gauge,
     waiting_by_reason: GaugeVec,
@@ -72,68 +77,30 @@ struct Copied {
     cpu: Counter,
 }
 
-/// Makes metrics of the table and registers them.
-struct Maker<'a>(&'a Registry);
-
-impl Maker<'_> {
-    fn keep<M: prometheus::core::Collector + Clone + 'static>(&self, metric: prometheus::Result<M>) -> M {
-        let metric = metric.expect("the name is valid");
-        self.0.register(Box::new(metric.clone())).expect("each name is registered once");
-        metric
-    }
-
-    fn options(name: &str) -> (Opts, &'static [&'static str]) {
-        let known = names::find(name).expect("the table has every name");
-        (Opts::new(known.name, known.help), known.labels)
-    }
-
-    fn gauge(&self, name: &str) -> Gauge {
-        self.keep(Gauge::with_opts(Self::options(name).0))
-    }
-
-    fn gauges(&self, name: &str) -> GaugeVec {
-        let (options, labels) = Self::options(name);
-        self.keep(GaugeVec::new(options, labels))
-    }
-
-    fn counter(&self, name: &str) -> IntCounter {
-        self.keep(IntCounter::with_opts(Self::options(name).0))
-    }
-
-    fn counters(&self, name: &str) -> IntCounterVec {
-        let (options, labels) = Self::options(name);
-        self.keep(IntCounterVec::new(options, labels))
-    }
-
-    fn histogram(&self, name: &str, buckets: &[f64]) -> Histogram {
-        let options = HistogramOpts::from(Self::options(name).0).buckets(buckets.to_vec());
-        self.keep(Histogram::with_opts(options))
-    }
-}
-
 impl Metrics {
-    /// `model` is the value of the label `model_name` on all of them.
+    /// Creates and registers all metrics. `model` is the value of the label `model_name`, which every metric
+    /// has.
     pub fn new(model: &str, engine: &EngineHandle) -> Self {
         let common = [("model_name", model), ("engine", "0")];
         let common = common.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let labels = HashMap::from(common.clone());
         let registry = Registry::new_custom(None, Some(labels)).expect("the labels are valid");
-        let make = Maker(&registry);
+        let make = MetricFactory(&registry);
         let config = engine.config();
-        let copied = Mutex::new(Copied::new(&make));
+        let copied = Mutex::new(CopiedMetrics::new(&make));
         let requests = Arc::new(RequestMetrics::new(&make, config.max_model_len));
-        let (options, labels) = Maker::options("http_request_duration_seconds");
-        let options = HistogramOpts::from(options).buckets(HTTP.to_vec());
-        let http_time = make.keep(HistogramVec::new(options, labels));
+        let (options, labels) = MetricFactory::options("http_request_duration_seconds");
+        let options = HistogramOpts::from(options).buckets(HTTP_BUCKETS.to_vec());
+        let http_time = make.register(HistogramVec::new(options, labels));
         let caching = if config.prefix_caching { "True" } else { "False" };
         make.gauges("vllm:cache_config_info")
             .with_label_values(&[&BLOCK_TOKENS.to_string(), &config.num_blocks.to_string(), caching])
             .set(1.0);
-        for never in ["vllm:cpu_cache_usage_perc", "vllm:num_requests_swapped"] {
-            make.gauge(never).set(0.0);
+        for always_zero in ["vllm:cpu_cache_usage_perc", "vllm:num_requests_swapped"] {
+            make.gauge(always_zero).set(0.0);
         }
         make.gauge("process_start_time_seconds").set(unix_time() as f64);
-        register_meters(&make, engine);
+        register_engine_metrics(&make, engine);
         let admissions = make.counters("octant_admissions_total");
         for decision in DECISIONS {
             admissions.with_label_values(&[decision]);
@@ -142,7 +109,7 @@ impl Metrics {
         for code in ApiError::LABELS {
             errors.with_label_values(&[code]);
         }
-        let keys = Keys::new(common.to_vec());
+        let keys = KeyMetrics::new(common.to_vec());
         let reading = make.gauge("octant_requests_reading");
         let http = make.counters("http_requests_total");
         Self {
@@ -159,52 +126,53 @@ impl Metrics {
         }
     }
 
-    /// Begins to measure an admitted request.
-    pub fn track(&self, admitted: Admitted, generation: &Generation) -> Tracker {
+    /// Counts an admitted request and starts to measure it.
+    pub fn track(&self, admitted: AdmittedRequest, generation: &Generation) -> Tracker {
         self.admissions.with_label_values(&["admitted"]).inc();
         Tracker::new(Arc::clone(&self.requests), admitted, generation)
     }
 
-    /// So many bodies are on their way.
+    /// Sets the number of request bodies that are being read.
     pub fn reading(&self, bodies: usize) {
         self.reading.set(bodies as f64);
     }
 
-    /// Counts a request that was refused.
+    /// Counts a refused request.
     pub fn refused(&self, refusal: &Refusal) {
         self.admissions.with_label_values(&[decision(refusal)]).inc();
     }
 
-    /// Has counters of a key of the operator's from now on, whatever users there will be.
+    /// Adds counters for one of the operator's API keys. They do not count towards the limit on users with
+    /// counters.
     pub fn register_key(&self, label: &str) {
         self.keys.register(label);
     }
 
-    /// The counters of a key or user, and the label that it has.
-    pub fn payer(&self, key: &str) -> (String, Arc<KeyCounters>) {
-        self.keys.payer(key)
+    /// Label and counters of an API key or user.
+    pub fn key_counters(&self, key: &str) -> (String, Arc<KeyCounters>) {
+        self.keys.counters(key)
     }
 
-    /// Counts a response whose head took so long.
+    /// Counts a response. `took` is the time from the request's head to the response's head.
     pub fn http(&self, handler: &str, method: &str, status: u16, took: Duration) {
         let class = format!("{}xx", status / 100);
         self.http.with_label_values(&[handler, method, &class]).inc();
         self.http_time.with_label_values(&[handler, method]).observe(took.as_secs_f64());
     }
 
-    /// Counts a response that is an error, by its label.
+    /// Counts an error response. `label` is [`ApiError::label`].
     pub fn error(&self, label: &str) {
         self.errors.with_label_values(&[label]).inc();
     }
 
-    /// The text of a scrape.
+    /// Writes all metrics in the given format: the body of the response to a scrape.
     pub fn render(&self, stats: &Stats, status: &ServerStatus, format: Format) -> String {
         let families = {
             let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
             copied.set(stats, status);
             self.registry.gather()
         };
-        // It grows little from one scrape to the next.
+        // The text grows little from one scrape to the next, so this rarely reallocates.
         let mut out = String::with_capacity(self.length.load(Ordering::Relaxed) + (4 << 10));
         exposition::write(&families, format, &mut out);
         self.keys.write(format, &mut out);
@@ -214,18 +182,19 @@ impl Metrics {
     }
 }
 
-fn register_meters(make: &Maker<'_>, engine: &EngineHandle) {
-    let meters = engine.metrics().clone();
-    for histogram in [meters.host, meters.idle, meters.step, meters.ratio, meters.tokens] {
-        make.keep(Ok(histogram));
+/// Registers the metrics that the engine's thread updates.
+fn register_engine_metrics(make: &MetricFactory<'_>, engine: &EngineHandle) {
+    let metrics = engine.metrics().clone();
+    for histogram in [metrics.host, metrics.idle, metrics.step, metrics.ratio, metrics.tokens] {
+        make.register(Ok(histogram));
     }
-    for counter in [meters.prefill, meters.decode, meters.kv_block_seconds] {
-        make.keep(Ok(counter));
+    for counter in [metrics.prefill, metrics.decode, metrics.kv_block_seconds] {
+        make.register(Ok(counter));
     }
-    make.keep(Ok(meters.recomputed));
+    make.register(Ok(metrics.recomputed));
 }
 
-/// What decides about a request, all of it.
+/// Every value of the label `decision` of `octant_admissions_total`.
 const DECISIONS: [&str; 9] = [
     "admitted",
     "queue_full",
@@ -238,7 +207,7 @@ const DECISIONS: [&str; 9] = [
     "internal",
 ];
 
-/// What a refusal was decided by.
+/// The value of the label `decision` for a refusal.
 fn decision(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::Rejected(Reject::QueueFull { .. } | Reject::QueueTokensFull { .. }) => "queue_full",
@@ -254,9 +223,9 @@ fn decision(refusal: &Refusal) -> &'static str {
     }
 }
 
-impl Copied {
-    fn new(make: &Maker<'_>) -> Self {
-        let (cpu, _) = Maker::options("process_cpu_seconds_total");
+impl CopiedMetrics {
+    fn new(make: &MetricFactory<'_>) -> Self {
+        let (cpu, _) = MetricFactory::options("process_cpu_seconds_total");
         Self {
             running: make.gauge("vllm:num_requests_running"),
             waiting: make.gauge("vllm:num_requests_waiting"),
@@ -273,11 +242,11 @@ impl Copied {
             steps: make.counter("octant_steps_total"),
             startup: make.gauges("octant_startup_seconds"),
             memory: make.gauge("process_resident_memory_bytes"),
-            cpu: make.keep(Counter::with_opts(cpu)),
+            cpu: make.register(Counter::with_opts(cpu)),
         }
     }
 
-    /// Callers take turns, so a total is never added twice.
+    /// Copies the current values. Callers hold the lock around `self`, so no total is added twice.
     fn set(&self, stats: &Stats, status: &ServerStatus) {
         let counts = &stats.counts;
         self.running.set(counts.running as f64);
@@ -286,7 +255,8 @@ impl Copied {
         self.waiting_by_reason.with_label_values(&["deferred"]).set(0.0);
         self.lora.set(unix_time() as f64);
         self.kv_usage.set(counts.blocks_used as f64 / counts.blocks_total.max(1) as f64);
-        // Free blocks are given before cached ones are.
+        // Reserved blocks are taken out of the free blocks first and out of the cached blocks when no free
+        // ones are left, in the order in which the scheduler hands them out.
         let free = counts.blocks_free.saturating_sub(counts.blocks_reserved);
         let rest = counts.blocks_reserved.saturating_sub(counts.blocks_free);
         let cached = counts.blocks_cached.saturating_sub(rest);
@@ -306,7 +276,7 @@ impl Copied {
             (&self.steps, counts.steps),
         ];
         for (counter, total) in totals {
-            // Two scrapes may take their snapshots in one order and get here in the other.
+            // A scrape with an older snapshot may arrive here after one with a newer snapshot.
             counter.inc_by(total.saturating_sub(counter.get()));
         }
         for (phase, took) in status.startup() {
@@ -318,15 +288,17 @@ impl Copied {
     }
 }
 
-/// Bytes in RAM and seconds of processors, as the system counts them; 0 where it does not say.
+/// Resident memory of this process in bytes, and its CPU time in seconds, from `/proc`. 0 if `/proc` lacks
+/// them.
 fn process() -> (f64, f64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
     let kib: f64 = resident.and_then(|text| text.trim().parse().ok()).unwrap_or(0.0);
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // The name, which may contain anything, ends with the last parenthesis; the two times are the 12th and 13th behind.
+    // The process name may contain anything and ends with the last parenthesis. User and system time are the
+    // 12th and 13th fields after it.
     let rest = stat.rsplit(')').next().unwrap_or_default();
     let ticks: f64 =
         rest.split_whitespace().skip(11).take(2).filter_map(|text| text.parse::<f64>().ok()).sum();
-    (kib * 1024.0, ticks / TICKS)
+    (kib * 1024.0, ticks / TICKS_PER_SECOND)
 }

@@ -128,7 +128,7 @@ fn describe(state: &ServerState, name: &str) -> Value {
 
 async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let format = Format::asked(accept);
+    let format = Format::from_accept(accept);
     state.metrics.reading(state.reading.seated());
     let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
     ([(CONTENT_TYPE, format.content_type())], text)

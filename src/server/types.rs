@@ -1,5 +1,5 @@
-//! Wire types of the two request bodies. Each field has the right JSON type; its value is not checked yet. A field
-//! that the client left out is `None`. `validate` turns them into valid requests.
+//! Wire types of the two request bodies. Each field has the right JSON type; its value is not checked yet. A
+//! field that the client left out is `None`. `validate` turns them into valid requests.
 
 use serde_json::{Map, Value};
 
@@ -161,8 +161,8 @@ impl CommonFields {
 /// Fields that are accepted and have no effect.
 const ACCEPTED_AND_UNUSED: [&str; 4] = ["metadata", "store", "service_tier", "parallel_tool_calls"];
 
-/// Says whether a value of an unsupported field asks for nothing, so that the request can be served. Null is always
-/// harmless and is not passed to it.
+/// Says whether a value of an unsupported field asks for nothing, so that the request can be served. Null is
+/// always harmless and is not passed to it.
 type Harmless = fn(&Value) -> bool;
 
 /// Fields of OpenAI's or vLLM's API that no route supports.

@@ -1,10 +1,12 @@
-//! Validation of request bodies. Only this module makes a [`ValidRequest`], in which every value is in range and every
-//! default is filled in.
+//! Validation of request bodies. Only this module makes a [`ValidRequest`], in which every value is in range
+//! and every default is filled in.
 //!
-//! Token ids are checked here against the vocabulary, and again by the scheduler: an id out of range would read past
-//! the end of a table on the device and could expose data of other requests. Rules that OpenAI's API leaves open:
+//! Token ids are checked here against the vocabulary, and again by the scheduler: an id out of range would
+//! read past the end of a table on the device and could expose data of other requests. Rules that OpenAI's
+//! API leaves open:
 //! - `n > 1` with greedy decoding is allowed and returns equal choices.
-//! - `seed` is any integer from -2^63 to 2^64 - 1; its low 64 bits are used. Choice `i` samples with `seed + i`.
+//! - `seed` is any integer from -2^63 to 2^64 - 1; its low 64 bits are used. Choice `i` samples with `seed +
+//!   i`.
 //! - Without `max_tokens`, a chat gets the rest of the context, a text completion at most 16 tokens.
 //! - `top_k` of 0 or -1 means all tokens.
 
@@ -184,7 +186,8 @@ fn finish(
     };
     // Where keys have priorities, a request can lower its own priority and cannot raise it.
     let first = if limits.keys_have_priorities { 0 } else { -MAX_PRIORITY };
-    let priority = in_range("priority", wire.priority, first.into(), MAX_PRIORITY.into())?.unwrap_or(0) as i32;
+    let priority =
+        in_range("priority", wire.priority, first.into(), MAX_PRIORITY.into())?.unwrap_or(0) as i32;
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
@@ -218,8 +221,8 @@ fn finish(
     })
 }
 
-/// The name of the model to serve: `asked`, or the first served name if the client gave none. The name is only
-/// compared with the list; it is never used as a path.
+/// The name of the model to serve: `asked`, or the first served name if the client gave none. The name is
+/// only compared with the list; it is never used as a path.
 ///
 /// # Errors
 /// 404 if `asked` is not served.
@@ -245,7 +248,8 @@ fn choices(wire: &CommonFields, prompts: &Prompts) -> Result<u32, ApiError> {
     }
     let (count, n) = (prompts.count(), n as u32);
     if count * n as usize > MAX_SEQUENCES {
-        let text = format!("expected at most {MAX_SEQUENCES} choices in total, got {count} prompts × n = {n}");
+        let text =
+            format!("expected at most {MAX_SEQUENCES} choices in total, got {count} prompts × n = {n}");
         return Err(ApiError::invalid(if n > 1 { "n" } else { "prompt" }, text));
     }
     Ok(n)
@@ -287,7 +291,8 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     items.iter().map(one).collect()
 }
 
-/// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the server.
+/// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the
+/// server.
 fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
     match user {
         Some(user) if user.len() > MAX_USER_BYTES => {
@@ -302,7 +307,8 @@ fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
     }
 }
 
-/// Reads [`DEADLINE_HEADER`]. If it occurs several times, because proxies add their own, the shortest time counts.
+/// Reads [`DEADLINE_HEADER`]. If it occurs several times, because proxies add their own, the shortest time
+/// counts.
 ///
 /// # Errors
 /// 400 if a value is not a valid number of milliseconds.
@@ -323,7 +329,8 @@ pub fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
 fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
     match seconds {
         Some(seconds) if !(seconds > 0.0 && seconds <= MAX_TIMEOUT) => {
-            let text = format!("expected a number of seconds above 0 and at most {MAX_TIMEOUT}, got {seconds}");
+            let text =
+                format!("expected a number of seconds above 0 and at most {MAX_TIMEOUT}, got {seconds}");
             Err(ApiError::invalid("timeout", text))
         }
         seconds => Ok(seconds.map(Duration::from_secs_f64)),

@@ -1,6 +1,6 @@
-//! What a scrape reads: Prometheus' text format, or OpenMetrics where a scraper asks for it. They differ in the names of
-//! counters' families, in how bounds of buckets are spelled, and in the end mark; a parser of one does not read the
-//! other, so that nobody gets OpenMetrics unasked.
+//! Writer of metrics in Prometheus' text format, or in OpenMetrics if the scraper asks for it. The two differ
+//! in the family names of counters, in the spelling of bucket bounds, and in the end marker. A parser of one
+//! cannot read the other, so OpenMetrics is sent only on request.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -9,19 +9,21 @@ use prometheus::proto::{LabelPair, Metric, MetricFamily, MetricType};
 
 use super::names::{ALIASES, find};
 
-/// How metrics are written.
+/// Text format of a scrape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// Version 0.0.4.
+    /// Prometheus' text format, version 0.0.4.
     Text,
-    /// Version 1.0.0.
+    /// OpenMetrics, version 1.0.0.
     OpenMetrics,
 }
 
 impl Format {
-    /// What the `Accept` header asks for: OpenMetrics if it is wanted, and no less than plain text. A range that names
-    /// more of a type says more about it; of several alike the most wanted counts.
-    pub fn asked(accept: &str) -> Self {
+    /// The format that an `Accept` header prefers: OpenMetrics if it is listed by its full name with a
+    /// quality above 0 and at least that of plain text. The quality of plain text comes from the most
+    /// specific range that matches it: `text/plain`, then `text/*`, then `*/*`. If a range occurs several
+    /// times, its highest quality counts.
+    pub fn from_accept(accept: &str) -> Self {
         let ranges: Vec<(&str, f64)> = accept.split(',').map(range).collect();
         let quality = |kinds: &[&str]| {
             let of = |kind: &&str| {
@@ -30,13 +32,13 @@ impl Format {
             };
             kinds.iter().find_map(of).unwrap_or(0.0)
         };
-        // Who takes whatever there is gets what all read.
+        // `*/*` alone gets the text format, which every scraper can read.
         let open = quality(&["application/openmetrics-text"]);
         let text = quality(&["text/plain", "text/*", "*/*"]);
         if open > 0.0 && open >= text { Self::OpenMetrics } else { Self::Text }
     }
 
-    /// The header of the response.
+    /// The `Content-Type` of the response.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -45,7 +47,7 @@ impl Format {
     }
 }
 
-/// A range of the `Accept` header, and how much it is wanted, which without a word is 1.
+/// A media range of the `Accept` header and its quality, which is 1 if absent.
 fn range(text: &str) -> (&str, f64) {
     let mut parts = text.split(';').map(str::trim);
     let name = parts.next().unwrap_or_default();
@@ -56,7 +58,7 @@ fn range(text: &str) -> (&str, f64) {
     (name, quality.unwrap_or(1.0))
 }
 
-/// Writes all families, each also under the name that it had of old.
+/// Writes all families. A family that has an old name in [`ALIASES`] is written under both names.
 pub fn write(families: &[MetricFamily], format: Format, out: &mut String) {
     for family in families {
         write_family(family, family.name(), format, out);
@@ -66,16 +68,16 @@ pub fn write(families: &[MetricFamily], format: Format, out: &mut String) {
     }
 }
 
-/// Marks the end.
+/// Writes the end marker, which only OpenMetrics has.
 pub fn write_end(format: Format, out: &mut String) {
     if format == Format::OpenMetrics {
         out.push_str("# EOF\n");
     }
 }
 
-/// What comes before a family's samples.
+/// Writes the `# HELP` and `# TYPE` lines of a family.
 pub fn write_title(name: &str, kind: &str, help: &str, format: Format, out: &mut String) {
-    // In OpenMetrics the suffix is the sample's and not the family's.
+    // In OpenMetrics, `_total` is part of the sample's name and not of the family's.
     let title = match (format, kind) {
         (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
         _ => name,
@@ -100,13 +102,13 @@ fn write_family(family: &MetricFamily, name: &str, format: Format, out: &mut Str
             }
             _ => metric.get_gauge().get_value(),
         };
-        sample(out, &begin(name, labels), value);
+        sample(out, &name_and_labels(name, labels), value);
     }
 }
 
 fn write_histogram(metric: &Metric, name: &str, format: Format, out: &mut String) {
     let histogram = metric.get_histogram();
-    let labels = begin("", metric.get_label());
+    let labels = name_and_labels("", metric.get_label());
     let open = labels.strip_suffix("} ").unwrap_or(&labels);
     let comma = if metric.get_label().is_empty() { "" } else { "," };
     let mut bucket = |bound: f64, count: u64| {
@@ -125,7 +127,7 @@ fn write_histogram(metric: &Metric, name: &str, format: Format, out: &mut String
     put(out, format_args!("{name}_count{labels}{count}\n"));
 }
 
-/// A sample, after what [`labelled`] has made.
+/// Writes one sample. `begin` is its name and labels, from [`labelled`].
 pub fn sample(out: &mut String, begin: &str, value: f64) {
     out.push_str(begin);
     push_number(out, value);
@@ -136,7 +138,7 @@ fn push_number(out: &mut String, value: f64) {
     match value {
         f64::INFINITY => out.push_str("+Inf"),
         f64::NEG_INFINITY => out.push_str("-Inf"),
-        // Most are whole, and much sooner written as integers.
+        // Most values are whole numbers, which are faster to write as integers.
         value if value.fract() == 0.0 && value.abs() < 1e15 => put(out, format_args!("{}", value as i64)),
         value => put(out, format_args!("{value}")),
     }
@@ -146,11 +148,11 @@ fn put(out: &mut String, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a string takes what it is given");
 }
 
-fn begin(name: &str, pairs: &[LabelPair]) -> String {
+fn name_and_labels(name: &str, pairs: &[LabelPair]) -> String {
     labelled(name, pairs.iter().map(|pair| (pair.name(), pair.value())))
 }
 
-/// A sample's name and labels, up to its value.
+/// Name and labels of a sample, with the space before its value.
 pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut out = String::with_capacity(128);
     out.push_str(name);
@@ -163,8 +165,8 @@ pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>
     out
 }
 
-/// A value of a label, or a help: what is escaped in the one may be in the other in both formats, but for quotes, which no
-/// help of ours has.
+/// Escapes a label value or a help text. Both formats escape backslashes and line feeds in both. They escape
+/// quotes in label values alone; no help text contains a quote.
 fn escaped(text: &str) -> Cow<'_, str> {
     if text.bytes().any(|byte| matches!(byte, b'\\' | b'"' | b'\n')) {
         Cow::Owned(text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))

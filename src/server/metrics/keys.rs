@@ -1,8 +1,9 @@
-//! Counters by key: what each user, or holder of a key, has cost. The operator's keys have theirs from the start; labels
-//! of users are of bounded number and length, since whoever sends requests decides what they are.
+//! Counters of usage by API key or user. The operator's keys have counters from the start. Users get theirs
+//! with their first request; their number and the length of their labels are limited, because clients choose
+//! these names.
 //!
-//! There may be thousands of these samples, most of them as they were, so that they are no part of the registry: all of
-//! a sample but its value is written once.
+//! These samples can number thousands, so they are not in the registry: name and labels of each sample are
+//! formatted once, and a scrape formats its value alone.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,18 +16,19 @@ use super::exposition::{Format, labelled, sample, write_title};
 use super::names::find;
 use crate::engine::KeyCounters;
 
-/// Users that have counters of their own; all later ones share those of [`OTHERS`].
-const MOST: usize = 256;
-/// Characters of a user's label.
-const MOST_CHARS: usize = 64;
-/// Stands in a changed label before digits of the name's digest, and so in no other.
-const CHANGED: char = '…';
-/// Digits of the digest.
-const DIGITS: usize = 8;
-/// Whoever came after too many.
-const OTHERS: &str = "other";
+/// Most users that have counters of their own. Further users share the counters of [`OTHER_USERS`].
+const MAX_USERS: usize = 256;
+/// Longest label of a user, in characters.
+const MAX_LABEL_CHARS: usize = 64;
+/// Separates the kept part of a changed label from the digest of the full name. Replaced by `?` where a name
+/// has it, so no user can choose the label of another.
+const DIGEST_MARK: char = '…';
+/// Hexadecimal digits of the digest in a changed label.
+const DIGEST_DIGITS: usize = 8;
+/// Label of all users beyond [`MAX_USERS`].
+const OTHER_USERS: &str = "other";
 
-/// The metrics, each with the kinds that it is divided by.
+/// The metrics, each with the values of its label `kind`; none if it does not have that label.
 const FAMILIES: [(&str, &[&str]); 6] = [
     ("octant_key_requests_total", &[]),
     ("octant_key_queue_seconds_total", &[]),
@@ -36,75 +38,78 @@ const FAMILIES: [(&str, &[&str]); 6] = [
     ("octant_key_tokens_total", &["prompt", "generated", "cached", "computed", "recomputed"]),
 ];
 
-/// The counters of all keys.
-pub struct Keys {
+/// Counters of all keys and users.
+pub(super) struct KeyMetrics {
     /// Name and value of the labels that all metrics have.
     common: Vec<(String, String)>,
-    known: Mutex<Known>,
+    table: Mutex<KeyTable>,
 }
 
 #[derive(Default)]
-struct Known {
-    accounts: BTreeMap<String, Arc<Account>>,
-    /// How many of them are users'.
+struct KeyTable {
+    by_label: BTreeMap<String, Arc<KeyUsage>>,
+    /// Number of entries that are users and not keys of the operator.
     users: usize,
 }
 
-struct Account {
-    payer: Arc<KeyCounters>,
-    /// Whether it is an operator's key, rather than a user.
+/// Usage of one key or user.
+struct KeyUsage {
+    counters: Arc<KeyCounters>,
+    /// Whether this is one of the operator's API keys and not a user.
     registered: bool,
-    /// Of each metric its samples, up to their values.
+    /// For each metric of [`FAMILIES`], the name and labels of its samples.
     samples: [Vec<String>; FAMILIES.len()],
 }
 
-impl Keys {
-    /// Of nobody yet.
-    pub fn new(common: Vec<(String, String)>) -> Self {
-        Self { common, known: Mutex::default() }
+impl KeyMetrics {
+    /// An empty table. `common` are the labels that all metrics have, as (name, value).
+    pub(super) fn new(common: Vec<(String, String)>) -> Self {
+        Self { common, table: Mutex::default() }
     }
 
-    /// A key of the operator's has counters before anybody asks, under its own name, whatever users there are.
-    pub fn register(&self, label: &str) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.accounts.entry(label.to_owned()).or_insert_with(|| self.open(label, true));
+    /// Adds counters for one of the operator's API keys, under its own label.
+    pub(super) fn register(&self, label: &str) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.by_label.entry(label.to_owned()).or_insert_with(|| self.new_usage(label, true));
     }
 
-    /// The counters of a key or user, and the label that it has.
-    pub fn payer(&self, name: &str) -> (String, Arc<KeyCounters>) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let registered = known.accounts.get(name).is_some_and(|account| account.registered);
-        let mut label = if registered { Cow::Borrowed(name) } else { tame(name) };
-        if !known.accounts.contains_key(&*label) {
-            if known.users < MOST {
-                known.users += 1;
+    /// Label and counters of a key or user. A new user gets counters of its own, or those of [`OTHER_USERS`]
+    /// if there are too many.
+    pub(super) fn counters(&self, name: &str) -> (String, Arc<KeyCounters>) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let registered = table.by_label.get(name).is_some_and(|usage| usage.registered);
+        let mut label = if registered { Cow::Borrowed(name) } else { user_label(name) };
+        if !table.by_label.contains_key(&*label) {
+            if table.users < MAX_USERS {
+                table.users += 1;
             } else {
-                label = Cow::Borrowed(OTHERS);
+                label = Cow::Borrowed(OTHER_USERS);
             }
         }
-        let account = known.accounts.entry(label.to_string()).or_insert_with(|| self.open(&label, false));
-        (label.into_owned(), Arc::clone(&account.payer))
+        let usage = table.by_label.entry(label.to_string()).or_insert_with(|| self.new_usage(&label, false));
+        (label.into_owned(), Arc::clone(&usage.counters))
     }
 
-    /// Writes all of them.
-    pub fn write(&self, format: Format, out: &mut String) {
-        // Requests do not wait for the writing.
-        let accounts: Vec<Arc<Account>> = {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.accounts.values().cloned().collect()
+    /// Writes the counters of all keys and users.
+    pub(super) fn write(&self, format: Format, out: &mut String) {
+        // The lock is released before writing, so that new requests do not wait.
+        let usages: Vec<Arc<KeyUsage>> = {
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+            table.by_label.values().cloned().collect()
         };
         for (index, (name, _)) in FAMILIES.iter().enumerate() {
             let help = find(name).expect("the table has every name").help;
             write_title(name, "counter", help, format, out);
-            for account in &accounts {
-                for (kind, begin) in account.samples[index].iter().enumerate() {
-                    sample(out, begin, account.value(index, kind));
+            for usage in &usages {
+                for (kind, begin) in usage.samples[index].iter().enumerate() {
+                    sample(out, begin, usage.value(index, kind));
                 }
             }
         }
     }
 
-    fn open(&self, label: &str, registered: bool) -> Arc<Account> {
+    /// An entry with all counters at 0.
+    fn new_usage(&self, label: &str, registered: bool) -> Arc<KeyUsage> {
         let begin = |name: &str, kind: Option<&&str>| {
             let common = self.common.iter().map(|(name, value)| (name.as_str(), value.as_str()));
             let own = [("key", label)].into_iter().chain(kind.map(|kind| ("kind", *kind)));
@@ -114,58 +119,61 @@ impl Keys {
             [] => vec![begin(name, None)],
             kinds => kinds.iter().map(|kind| begin(name, Some(kind))).collect(),
         });
-        Arc::new(Account { payer: Arc::new(nobody()), registered, samples })
+        Arc::new(KeyUsage { counters: Arc::new(zero_counters()), registered, samples })
     }
 }
 
-impl Account {
-    /// Of the metric of this index in [`FAMILIES`], the sample of this index.
+impl KeyUsage {
+    /// The value of a sample. `metric` is an index into [`FAMILIES`], `kind` one into the kinds of that
+    /// metric.
     fn value(&self, metric: usize, kind: usize) -> f64 {
-        let payer = &self.payer;
+        let counters = &self.counters;
         let tokens = [
-            &payer.prompt_tokens,
-            &payer.generated_tokens,
-            &payer.cached_tokens,
-            &payer.computed_tokens,
-            &payer.recomputed_tokens,
+            &counters.prompt_tokens,
+            &counters.generated_tokens,
+            &counters.cached_tokens,
+            &counters.computed_tokens,
+            &counters.recomputed_tokens,
         ];
         match metric {
-            0 => payer.requests.get() as f64,
-            1 => payer.queue.get(),
-            2 => payer.prefill.get(),
-            3 => payer.decode.get(),
-            4 => payer.kv_block_seconds.get(),
+            0 => counters.requests.get() as f64,
+            1 => counters.queue.get(),
+            2 => counters.prefill.get(),
+            3 => counters.decode.get(),
+            4 => counters.kv_block_seconds.get(),
             _ => tokens[kind].get() as f64,
         }
     }
 }
 
-/// Who has paid nothing.
-fn nobody() -> KeyCounters {
-    let whole = || IntCounter::new("key", "Of one key").expect("the name is valid");
-    let part = || Counter::new("key", "Of one key").expect("the name is valid");
+/// New counters, all at 0. Their names do not matter, because they are not in the registry.
+fn zero_counters() -> KeyCounters {
+    let integer = || IntCounter::new("key", "Usage of one key").expect("the name is valid");
+    let float = || Counter::new("key", "Usage of one key").expect("the name is valid");
     KeyCounters {
-        requests: whole(),
-        queue: part(),
-        prefill: part(),
-        decode: part(),
-        kv_block_seconds: part(),
-        prompt_tokens: whole(),
-        generated_tokens: whole(),
-        cached_tokens: whole(),
-        computed_tokens: whole(),
-        recomputed_tokens: whole(),
+        requests: integer(),
+        queue: float(),
+        prefill: float(),
+        decode: float(),
+        kv_block_seconds: float(),
+        prompt_tokens: integer(),
+        generated_tokens: integer(),
+        cached_tokens: integer(),
+        computed_tokens: integer(),
+        recomputed_tokens: integer(),
     }
 }
 
-/// A name as a label. Where it must be changed, digits of its digest tell it from others that would be changed alike.
-fn tame(name: &str) -> Cow<'_, str> {
-    let wild = |c: char| c.is_control() || c == CHANGED;
-    if !name.chars().any(wild) && name.chars().count() <= MOST_CHARS {
+/// The label of a user. A name that is too long or has control characters is changed; then the label ends
+/// with a digest of the full name, so that two names that are changed in the same way keep different labels.
+fn user_label(name: &str) -> Cow<'_, str> {
+    let replaced = |c: char| c.is_control() || c == DIGEST_MARK;
+    if !name.chars().any(replaced) && name.chars().count() <= MAX_LABEL_CHARS {
         return Cow::Borrowed(name);
     }
-    let kept = name.chars().take(MOST_CHARS - DIGITS - 1).map(|c| if wild(c) { '?' } else { c });
+    let kept = name.chars().take(MAX_LABEL_CHARS - DIGEST_DIGITS - 1);
+    let kept = kept.map(|c| if replaced(c) { '?' } else { c });
     let digest = Sha256::digest(name.as_bytes());
-    let digits: String = digest.iter().take(DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
-    Cow::Owned(kept.chain([CHANGED]).chain(digits.chars()).collect())
+    let digits: String = digest.iter().take(DIGEST_DIGITS / 2).map(|byte| format!("{byte:02x}")).collect();
+    Cow::Owned(kept.chain([DIGEST_MARK]).chain(digits.chars()).collect())
 }

@@ -1,30 +1,34 @@
-//! One request, from its admission to its end: its latencies and lengths by choice, and the line of the log that says
-//! what it was and what it cost.
+//! Measurement of one request from admission to end: latencies and lengths of each choice, and the log line
+//! with the request's tokens and cost.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use prometheus::{Histogram, IntCounterVec};
 
-use super::Maker;
+use super::factory::MetricFactory;
 use crate::generation::{Cost, Delta, Failure, Generation};
 
-const TTFT: [f64; 22] = [
+/// Buckets in seconds for the time to first token; the same as vLLM's.
+const TTFT_BUCKETS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
     80.0, 160.0, 640.0, 2560.0,
 ];
-/// vLLM's, and finer below 10 ms, where all of a fast device's steps lie.
-const INTER_TOKEN: [f64; 25] = [
+/// Buckets in seconds for the time between tokens: vLLM's, and more below 10 ms, because steps of a fast
+/// device take less than that.
+const INTER_TOKEN_BUCKETS: [f64; 25] = [
     0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75,
     1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 ];
-const REQUEST: [f64; 21] = [
+/// Buckets in seconds for whole requests and their phases; the same as vLLM's.
+const REQUEST_BUCKETS: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
     960.0, 1920.0, 7680.0,
 ];
-const CHOICES: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
+/// Buckets for the number of choices per prompt.
+const N_BUCKETS: [f64; 5] = [1.0, 2.0, 5.0, 10.0, 20.0];
 
-/// What is counted per choice, and of requests as a whole.
+/// Metrics of choices and of whole requests.
 pub(super) struct RequestMetrics {
     finished: IntCounterVec,
     ttft: Histogram,
@@ -37,14 +41,14 @@ pub(super) struct RequestMetrics {
     decode: Histogram,
     prompt: Histogram,
     generation: Histogram,
-    longest: Histogram,
+    longest_choice: Histogram,
     n: Histogram,
     max_tokens: Histogram,
     computed: Histogram,
 }
 
 impl RequestMetrics {
-    pub(super) fn new(make: &Maker<'_>, max_model_len: usize) -> Self {
+    pub(super) fn new(make: &MetricFactory<'_>, max_model_len: usize) -> Self {
         let tokens = token_buckets(max_model_len);
         let finished = make.counters("vllm:request_success_total");
         for reason in ["stop", "length", "abort", "deadline", "error"] {
@@ -52,86 +56,94 @@ impl RequestMetrics {
         }
         Self {
             finished,
-            ttft: make.histogram("vllm:time_to_first_token_seconds", &TTFT),
-            inter_token: make.histogram("vllm:inter_token_latency_seconds", &INTER_TOKEN),
-            per_token: make.histogram("vllm:request_time_per_output_token_seconds", &INTER_TOKEN),
-            e2e: make.histogram("vllm:e2e_request_latency_seconds", &REQUEST),
-            queue: make.histogram("vllm:request_queue_time_seconds", &REQUEST),
-            inference: make.histogram("vllm:request_inference_time_seconds", &REQUEST),
-            prefill: make.histogram("vllm:request_prefill_time_seconds", &REQUEST),
-            decode: make.histogram("vllm:request_decode_time_seconds", &REQUEST),
+            ttft: make.histogram("vllm:time_to_first_token_seconds", &TTFT_BUCKETS),
+            inter_token: make.histogram("vllm:inter_token_latency_seconds", &INTER_TOKEN_BUCKETS),
+            per_token: make.histogram("vllm:request_time_per_output_token_seconds", &INTER_TOKEN_BUCKETS),
+            e2e: make.histogram("vllm:e2e_request_latency_seconds", &REQUEST_BUCKETS),
+            queue: make.histogram("vllm:request_queue_time_seconds", &REQUEST_BUCKETS),
+            inference: make.histogram("vllm:request_inference_time_seconds", &REQUEST_BUCKETS),
+            prefill: make.histogram("vllm:request_prefill_time_seconds", &REQUEST_BUCKETS),
+            decode: make.histogram("vllm:request_decode_time_seconds", &REQUEST_BUCKETS),
             prompt: make.histogram("vllm:request_prompt_tokens", &tokens),
             generation: make.histogram("vllm:request_generation_tokens", &tokens),
-            longest: make.histogram("vllm:request_max_num_generation_tokens", &tokens),
-            n: make.histogram("vllm:request_params_n", &CHOICES),
+            longest_choice: make.histogram("vllm:request_max_num_generation_tokens", &tokens),
+            n: make.histogram("vllm:request_params_n", &N_BUCKETS),
             max_tokens: make.histogram("vllm:request_params_max_tokens", &tokens),
             computed: make.histogram("vllm:request_prefill_kv_computed_tokens", &tokens),
         }
     }
 }
 
-/// 1, 2, 5 per decade.
+/// Buckets for numbers of tokens: 1, 2 and 5 in each decade, up to `most`.
 fn token_buckets(most: usize) -> Vec<f64> {
     let decades = (0..12).map(|power| 10_usize.pow(power));
     let all = decades.flat_map(|decade| [decade, 2 * decade, 5 * decade]);
     all.take_while(|&bucket| bucket <= most.max(1)).map(|bucket| bucket as f64).collect()
 }
 
-/// What is known of a request when it is admitted.
-pub struct Admitted {
-    /// Of the answer, for the log.
+/// Identity of an admitted request, for the log and for latencies.
+pub struct AdmittedRequest {
+    /// `id` of the answer, such as `chatcmpl-…`.
     pub id: String,
-    /// Of the HTTP request, for the log: `x-request-id`.
+    /// `x-request-id` of the HTTP request.
     pub request_id: String,
-    /// Of whoever pays.
+    /// Label of the API key or user whose counters are charged.
     pub key: String,
-    /// When it had been read and found valid.
+    /// Time at which the body had been read and validated.
     pub arrived: Instant,
 }
 
-/// Measures one request; what has not finished when it is dropped was aborted.
+/// Measures one request. A choice that has not finished when the tracker is dropped counts as aborted.
 pub struct Tracker {
     metrics: Arc<RequestMetrics>,
-    admitted: Admitted,
+    admitted: AdmittedRequest,
     submitted: Instant,
-    choices: Vec<Choice>,
-    /// When the last of it was heard.
+    choices: Vec<ChoiceProgress>,
+    /// Time at which the answer ended. Costs of aborted choices may arrive later.
     ended: Option<Instant>,
 }
 
-struct Choice {
+/// Progress of one choice.
+struct ChoiceProgress {
+    /// Prompt tokens.
     prompt: usize,
+    /// Generated tokens so far.
     tokens: u32,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     cost: Cost,
-    /// How it ended, once it has.
+    /// Value of the label `finished_reason`, once the choice has ended.
     ended: Option<&'static str>,
-    /// Whether its time in the queue has been counted.
-    queue_told: bool,
+    /// Whether its time in the queue has been observed.
+    queue_observed: bool,
 }
 
 impl Tracker {
-    pub(super) fn new(metrics: Arc<RequestMetrics>, admitted: Admitted, generation: &Generation) -> Self {
+    pub(super) fn new(
+        metrics: Arc<RequestMetrics>,
+        admitted: AdmittedRequest,
+        generation: &Generation,
+    ) -> Self {
         metrics.n.observe(generation.n() as f64);
         metrics.max_tokens.observe(f64::from(generation.max_tokens()));
-        let choice = |prompt| Choice {
+        let choice = |prompt| ChoiceProgress {
             prompt,
             tokens: 0,
             first_token: None,
             last_token: None,
             cost: Cost::default(),
             ended: None,
-            queue_told: false,
+            queue_observed: false,
         };
         let choices = generation.prompt_lengths().map(choice).collect();
         Self { metrics, admitted, submitted: generation.submitted(), choices, ended: None }
     }
 
-    /// Counts what a delta brought.
+    /// Counts the tokens of a delta and, if it is the choice's last, the end of the choice.
     pub fn delta(&mut self, delta: &Delta) {
         let choice = &mut self.choices[delta.index];
-        // Not when it is read: a slow reader's pauses, and those of the stream interval, are not the server's.
+        // The time at which the token was made, not the time at which the stream reads it: pauses of a slow
+        // reader or of the stream interval are not latencies of the server.
         let now = delta.made.unwrap_or_else(Instant::now);
         choice.cost = delta.cost;
         if delta.tokens > 0 {
@@ -152,19 +164,21 @@ impl Tracker {
         }
     }
 
-    /// It has cost so much so far, and nobody waits for more of it.
+    /// Ends the request; choices that have not finished count as aborted. `costs` are the costs of the
+    /// choices so far, by index.
     pub fn end(&mut self, costs: &[Cost]) {
         self.set_costs(costs);
         self.finish_all("abort");
         self.ended = Some(Instant::now());
     }
 
-    /// A choice that was aborted has cost so much in all.
+    /// Sets the final cost of an aborted choice.
     pub fn cost(&mut self, index: usize, cost: Cost) {
         self.choices[index].cost = cost;
     }
 
-    /// Counts all that is still open as failed, by the server or by the client's deadline, having cost so much so far.
+    /// Counts all unfinished choices as failed, either by the engine or because the client's deadline passed.
+    /// `costs` are the costs of the choices so far, by index.
     pub fn failed(&mut self, failure: &Failure, costs: &[Cost]) {
         self.set_costs(costs);
         self.finish_all(match failure {
@@ -195,7 +209,7 @@ impl Tracker {
         metrics.prompt.observe(choice.prompt as f64);
         metrics.generation.observe(f64::from(choice.tokens));
         if choice.first_token.is_some() || choice.cost.queue > 0.0 {
-            choice.queue_told = true;
+            choice.queue_observed = true;
             metrics.queue.observe(choice.cost.queue);
         }
         if let (Some(first), Some(last)) = (choice.first_token, choice.last_token) {
@@ -213,7 +227,7 @@ impl Tracker {
         }
     }
 
-    /// One line for each request, whatever became of it.
+    /// Writes the log line of the request. Every admitted request gets one, however it ended.
     fn log(&self, ended_at: Instant) {
         let cost = self.choices.iter().fold(Cost::default(), |sum, choice| sum.and(choice.cost));
         let ended: Vec<&str> = self.choices.iter().filter_map(|choice| choice.ended).collect();
@@ -242,14 +256,14 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         self.finish_all("abort");
         let ended = *self.ended.get_or_insert_with(Instant::now);
-        // Who never got a token waited too, or overload would look better than it is: as long as the engine says by now, or if
-        // it does not, all the time.
-        for choice in self.choices.iter().filter(|choice| !choice.queue_told) {
+        // Choices without a token waited too; without them, overload would look better than it is. Their wait
+        // is the one that the engine reported, or else the time from submission to end.
+        for choice in self.choices.iter().filter(|choice| !choice.queue_observed) {
             let all = ended.saturating_duration_since(self.submitted).as_secs_f64();
             self.metrics.queue.observe(if choice.cost.queue > 0.0 { choice.cost.queue } else { all });
         }
         let longest = self.choices.iter().map(|choice| choice.tokens).max().unwrap_or(0);
-        self.metrics.longest.observe(f64::from(longest));
+        self.metrics.longest_choice.observe(f64::from(longest));
         self.log(ended);
     }
 }

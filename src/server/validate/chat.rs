@@ -1,5 +1,5 @@
-//! Validation of fields that only chat completions have: messages, template options, and the fields for which OpenAI
-//! has two spellings.
+//! Validation of fields that only chat completions have: messages, template options, and the fields for which
+//! OpenAI has two spellings.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +10,8 @@ use crate::server::error::ApiError;
 use crate::server::fields::{Fields, wrong_type};
 use crate::server::types::ChatWire;
 
-/// Variables and functions that the renderer sets, and arguments of `apply_chat_template`. A request cannot set them.
+/// Variables and functions that the renderer sets, and arguments of `apply_chat_template`. A request cannot
+/// set them.
 const RESERVED_KWARGS: [&str; 16] = [
     "messages",
     "add_generation_prompt",
@@ -44,16 +45,14 @@ pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError>
     }
 }
 
-/// The number of alternatives to report per token. `None` means no log-probabilities at all, 0 those of the sampled
-/// tokens alone.
+/// The number of alternatives to report per token. `None` means no log-probabilities at all, 0 those of the
+/// sampled tokens alone.
 pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     let top = alternatives("top_logprobs", wire.top_logprobs)?;
     match (wire.logprobs.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => {
-            Err(ApiError::invalid("top_logprobs", "allowed only with logprobs = true"))
-        }
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "allowed only with logprobs = true")),
     }
 }
 

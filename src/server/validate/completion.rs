@@ -10,8 +10,9 @@ use crate::server::fields::wrong_type;
 
 const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such arrays";
 
-/// Reads the prompts: one string, an array of strings, an array of token ids, or an array of such arrays. Arrays must
-/// not be empty or mixed. `add_special`: whether text gets the tokenizer's special tokens, such as BOS.
+/// Reads the prompts: one string, an array of strings, an array of token ids, or an array of such arrays.
+/// Arrays must not be empty or mixed. `add_special`: whether text gets the tokenizer's special tokens, such
+/// as BOS.
 pub(super) fn prompts(
     prompt: Option<Value>,
     add_special: bool,

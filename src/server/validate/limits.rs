@@ -59,7 +59,7 @@ pub struct Limits {
     pub defaults: Defaults,
     /// Whether an unknown field is an error.
     pub reject_unknown_fields: bool,
-    /// Whether the operator gave API keys priorities. If so, a request's own `priority` cannot be negative, that is,
-    /// it cannot go before other requests of its key.
+    /// Whether the operator gave API keys priorities. If so, a request's own `priority` cannot be negative,
+    /// that is, it cannot go before other requests of its key.
     pub keys_have_priorities: bool,
 }

@@ -1,4 +1,5 @@
-//! Validation of the sampling parameters. Ranges are checked after conversion to the types that the device uses.
+//! Validation of the sampling parameters. Ranges are checked after conversion to the types that the device
+//! uses.
 
 use serde_json::{Map, Value};
 

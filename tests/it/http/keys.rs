@@ -1,4 +1,4 @@
-//! Whose the costs are: labels of users, of the operator's keys, and of nobody.
+//! Counters of usage by key: labels of users, of the operator's keys, and of requests without either.
 
 use octant::request::Tenant;
 use octant::server::middleware::Caller;
@@ -7,7 +7,7 @@ use serde_json::json;
 use super::client::send;
 use super::house::{House, Plan, metric};
 
-/// A completion by a key and a user.
+/// Sends a completion request with this API key and user.
 async fn ask(house: &House, key: &str, user: Option<&str>) {
     let bearer = format!("Bearer {key}");
     let headers = [("authorization", &*bearer), ("content-type", "application/json")];
@@ -16,18 +16,19 @@ async fn ask(house: &House, key: &str, user: Option<&str>) {
     assert_eq!(reply.status, 200, "{}", reply.text());
 }
 
-/// The scrape.
+/// The text of `/metrics`.
 async fn scrape(house: &House, key: &str) -> String {
     let bearer = format!("Bearer {key}");
     let reply = send(house.address, "GET", "/metrics", &[("authorization", &*bearer)], b"").await;
     reply.text().to_owned()
 }
 
-fn paid(text: &str, key: &str) -> f64 {
+/// Number of choices that the counters of a key have.
+fn requests_of(text: &str, key: &str) -> f64 {
     metric(text, "octant_key_requests_total", &[&format!("key=\"{key}\"")])
 }
 
-/// The labels of all keys.
+/// The labels of all keys and users.
 fn labels(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| line.starts_with("octant_key_requests_total{"));
     let label =
@@ -42,7 +43,7 @@ fn named(house: &mut Plan, keys: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn the_operators_keys_have_labels_however_many_users_there_are() {
+async fn the_operators_keys_have_labels_in_addition_to_the_most_users() {
     let mut plan = Plan::new();
     plan.settings.api_key = Some("shared".to_owned());
     let long = format!("key:{}", "n".repeat(64));
@@ -50,35 +51,35 @@ async fn the_operators_keys_have_labels_however_many_users_there_are() {
     let house = plan.open();
     let before = scrape(&house, "shared").await;
     for key in ["key:alice", "key:bob", &long, "a4d26868"] {
-        assert_eq!(paid(&before, key), 0.0, "from the start");
+        assert_eq!(requests_of(&before, key), 0.0, "the series must exist from the start");
     }
     for user in 0..300 {
         ask(&house, "shared", Some(&format!("u{user}"))).await;
     }
     for key in ["hers", "his", "its"] {
-        ask(&house, key, Some("whoever")).await;
+        ask(&house, key, Some("anyone")).await;
     }
     ask(&house, "shared", None).await;
     let after = scrape(&house, "shared").await;
     for key in ["key:alice", "key:bob", &long, "a4d26868", "u0", "u255"] {
-        assert_eq!(paid(&after, key), 1.0, "{key}");
+        assert_eq!(requests_of(&after, key), 1.0, "{key}");
     }
-    assert_eq!(paid(&after, "other"), 44.0);
+    assert_eq!(requests_of(&after, "other"), 44.0);
     assert_eq!(labels(&after).len(), 256 + 4 + 1);
 }
 
 #[tokio::test]
-async fn an_empty_user_is_nobody() {
+async fn an_empty_user_is_no_user() {
     let house = Plan::new().open();
     ask(&house, "", Some("")).await;
     ask(&house, "", None).await;
     let text = scrape(&house, "").await;
     assert_eq!(labels(&text), ["none"]);
-    assert_eq!(paid(&text, "none"), 2.0);
+    assert_eq!(requests_of(&text, "none"), 2.0);
 }
 
 #[tokio::test]
-async fn names_that_are_changed_for_labels_stay_apart() {
+async fn changed_names_get_different_labels() {
     let house = Plan::new().open();
     let long = "x".repeat(70);
     let mut users = vec!["a\u{1}b".to_owned(), "a\u{2}b".to_owned(), "a?b".to_owned()];
@@ -90,20 +91,20 @@ async fn names_that_are_changed_for_labels_stay_apart() {
     let known = labels(&text);
     assert_eq!(known.len(), users.len() + 1, "{known:?}");
     for label in known.iter().filter(|label| *label != "none") {
-        assert_eq!(paid(&text, label), 1.0, "{label}");
+        assert_eq!(requests_of(&text, label), 1.0, "{label}");
         assert!(label.chars().count() <= 64 && !label.contains(char::is_control), "{label}");
     }
-    // Nor does it help to call oneself what another's label is.
+    // A user whose name is another user's changed label gets a label of its own.
     let changed: Vec<&String> = known.iter().filter(|label| label.contains('…')).collect();
     assert_eq!(changed.len(), 5, "{known:?}");
     ask(&house, "", Some(changed[0])).await;
     let text = scrape(&house, "").await;
-    assert_eq!(paid(&text, changed[0]), 1.0);
+    assert_eq!(requests_of(&text, changed[0]), 1.0);
     assert_eq!(labels(&text).len(), users.len() + 2);
 }
 
 #[tokio::test]
-async fn keys_are_bounded_and_have_no_secret() {
+async fn labels_are_limited_in_number_and_contain_no_secret() {
     let mut plan = Plan::new();
     plan.settings.api_key = Some("secret".to_owned());
     let house = plan.open();
@@ -112,28 +113,28 @@ async fn keys_are_bounded_and_have_no_secret() {
     }
     ask(&house, "secret", None).await;
     let text = scrape(&house, "secret").await;
-    assert_eq!(labels(&text).len(), 258, "256 users, all others, and the key");
-    assert_eq!(paid(&text, "other"), 4.0);
+    assert_eq!(labels(&text).len(), 258, "256 users, `other` and the key");
+    assert_eq!(requests_of(&text, "other"), 4.0);
     assert!(!text.contains("secret"));
 }
 
 #[tokio::test]
-async fn no_user_pays_on_the_account_of_a_key() {
+async fn a_user_cannot_be_charged_to_the_counters_of_a_key() {
     let mut plan = Plan::new();
     plan.settings.api_key = Some("shared".to_owned());
     named(&mut plan, &[("hers", "key:alice")]);
     let house = plan.open();
-    ask(&house, "hers", Some("whoever")).await;
+    ask(&house, "hers", Some("anyone")).await;
     let sha = "a4d26868";
     for user in ["key:alice", "none", "other", "user:bob", "bob", sha] {
         ask(&house, "shared", Some(user)).await;
     }
     ask(&house, "shared", None).await;
     let text = scrape(&house, "shared").await;
-    assert_eq!(paid(&text, "key:alice"), 1.0);
+    assert_eq!(requests_of(&text, "key:alice"), 1.0);
     for user in
         ["user:key:alice", "user:none", "user:other", "user:user:bob", "bob", &format!("user:{sha}"), sha]
     {
-        assert_eq!(paid(&text, user), 1.0, "{user}");
+        assert_eq!(requests_of(&text, user), 1.0, "{user}");
     }
 }

@@ -1,11 +1,10 @@
-//! What is measured: the names that others count on, the two formats, the cost of requests, and a scrape that costs
-//! nothing.
+//! Metrics: names that dashboards read, the two text formats, the cost of requests, and the time of a scrape.
 
 use std::time::{Duration, Instant};
 
 use octant::request::Cost;
 use octant::server::metrics::exposition::Format;
-use octant::server::metrics::names::{ALIASES, Kind, NAMES};
+use octant::server::metrics::names::{ALIASES, MetricKind, NAMES};
 use octant::server::routes::routes;
 use serde_json::{Value, json};
 
@@ -14,34 +13,39 @@ use super::house::{House, Plan, metric};
 use crate::fake::FakeExecutor;
 use crate::http::house::BOS;
 
-/// What llm-d's simulator of vLLM documents (docs/metrics.md, August 2026): the least that a drop-in must have, with the labels that its readers use.
-const CONFORMANCE: [(&str, Kind, &[&str]); 23] = [
-    ("vllm:cache_config_info", Kind::Gauge, &["block_size", "num_gpu_blocks"]),
-    ("vllm:e2e_request_latency_seconds", Kind::Histogram, &[]),
-    ("vllm:generation_tokens_total", Kind::Counter, &[]),
-    ("vllm:inter_token_latency_seconds", Kind::Histogram, &[]),
-    ("vllm:kv_cache_usage_perc", Kind::Gauge, &[]),
-    ("vllm:lora_requests_info", Kind::Gauge, &["max_lora", "running_lora_adapters", "waiting_lora_adapters"]),
-    ("vllm:max_num_generation_tokens", Kind::Histogram, &[]),
-    ("vllm:num_requests_running", Kind::Gauge, &[]),
-    ("vllm:num_requests_waiting", Kind::Gauge, &[]),
-    ("vllm:prefix_cache_hits_total", Kind::Counter, &[]),
-    ("vllm:prefix_cache_queries_total", Kind::Counter, &[]),
-    ("vllm:prompt_tokens_total", Kind::Counter, &[]),
-    ("vllm:request_decode_time_seconds", Kind::Histogram, &[]),
-    ("vllm:request_generation_tokens", Kind::Histogram, &[]),
-    ("vllm:request_inference_time_seconds", Kind::Histogram, &[]),
-    ("vllm:request_params_max_tokens", Kind::Histogram, &[]),
-    ("vllm:request_prefill_time_seconds", Kind::Histogram, &[]),
-    ("vllm:request_prompt_tokens", Kind::Histogram, &[]),
-    ("vllm:request_queue_time_seconds", Kind::Histogram, &[]),
-    ("vllm:request_success_total", Kind::Counter, &["finished_reason"]),
-    ("vllm:request_time_per_output_token_seconds", Kind::Histogram, &[]),
-    ("vllm:time_per_output_token_seconds", Kind::Histogram, &[]),
-    ("vllm:time_to_first_token_seconds", Kind::Histogram, &[]),
+/// Metrics that llm-d's simulator of vLLM documents (docs/metrics.md, August 2026), with the labels that
+/// their readers use. A replacement for vLLM must have all of them.
+const CONFORMANCE: [(&str, MetricKind, &[&str]); 23] = [
+    ("vllm:cache_config_info", MetricKind::Gauge, &["block_size", "num_gpu_blocks"]),
+    ("vllm:e2e_request_latency_seconds", MetricKind::Histogram, &[]),
+    ("vllm:generation_tokens_total", MetricKind::Counter, &[]),
+    ("vllm:inter_token_latency_seconds", MetricKind::Histogram, &[]),
+    ("vllm:kv_cache_usage_perc", MetricKind::Gauge, &[]),
+    (
+        "vllm:lora_requests_info",
+        MetricKind::Gauge,
+        &["max_lora", "running_lora_adapters", "waiting_lora_adapters"],
+    ),
+    ("vllm:max_num_generation_tokens", MetricKind::Histogram, &[]),
+    ("vllm:num_requests_running", MetricKind::Gauge, &[]),
+    ("vllm:num_requests_waiting", MetricKind::Gauge, &[]),
+    ("vllm:prefix_cache_hits_total", MetricKind::Counter, &[]),
+    ("vllm:prefix_cache_queries_total", MetricKind::Counter, &[]),
+    ("vllm:prompt_tokens_total", MetricKind::Counter, &[]),
+    ("vllm:request_decode_time_seconds", MetricKind::Histogram, &[]),
+    ("vllm:request_generation_tokens", MetricKind::Histogram, &[]),
+    ("vllm:request_inference_time_seconds", MetricKind::Histogram, &[]),
+    ("vllm:request_params_max_tokens", MetricKind::Histogram, &[]),
+    ("vllm:request_prefill_time_seconds", MetricKind::Histogram, &[]),
+    ("vllm:request_prompt_tokens", MetricKind::Histogram, &[]),
+    ("vllm:request_queue_time_seconds", MetricKind::Histogram, &[]),
+    ("vllm:request_success_total", MetricKind::Counter, &["finished_reason"]),
+    ("vllm:request_time_per_output_token_seconds", MetricKind::Histogram, &[]),
+    ("vllm:time_per_output_token_seconds", MetricKind::Histogram, &[]),
+    ("vllm:time_to_first_token_seconds", MetricKind::Histogram, &[]),
 ];
 
-/// Old names that dashboards still have.
+/// Old names that dashboards still use.
 const OLD: [&str; 7] = [
     "vllm:gpu_cache_usage_perc",
     "vllm:cpu_cache_usage_perc",
@@ -52,16 +56,16 @@ const OLD: [&str; 7] = [
     "vllm:max_num_generation_tokens",
 ];
 
-/// That it is exposed as such, and all of its samples have these labels.
-fn assert_exposed(text: &str, name: &str, kind: Kind, labels: &[&str]) {
+/// Asserts that the metric is exposed once, with this kind, and that all of its samples have these labels.
+fn assert_exposed(text: &str, name: &str, kind: MetricKind, labels: &[&str]) {
     let word = match kind {
-        Kind::Gauge => "gauge",
-        Kind::Counter => "counter",
-        Kind::Histogram => "histogram",
+        MetricKind::Gauge => "gauge",
+        MetricKind::Counter => "counter",
+        MetricKind::Histogram => "histogram",
     };
     let types = text.lines().filter(|line| *line == format!("# TYPE {name} {word}")).count();
     assert_eq!(types, 1, "{name} is a {word}, once");
-    let suffix = if kind == Kind::Histogram { "_count" } else { "" };
+    let suffix = if kind == MetricKind::Histogram { "_count" } else { "" };
     let begin = format!("{name}{suffix}{{");
     let samples: Vec<&str> = text.lines().filter(|line| line.starts_with(&begin)).collect();
     assert!(!samples.is_empty(), "{name} has a sample");
@@ -89,7 +93,7 @@ async fn every_name_is_exposed_with_its_kind_and_labels() {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name}");
     }
     let exposed = text.lines().filter(|line| line.starts_with("# TYPE ")).count();
-    assert_eq!(exposed, NAMES.len() + ALIASES.len(), "nothing that the table does not have");
+    assert_eq!(exposed, NAMES.len() + ALIASES.len(), "a metric is not in the table");
     let value = |name: &str| metric(text, name, &[]);
     for (old, new) in ALIASES.map(|(old, new)| {
         let count = |name: &str| if text.contains(&format!("{name}_count{{")) { "_count" } else { "" };
@@ -99,9 +103,9 @@ async fn every_name_is_exposed_with_its_kind_and_labels() {
     }
 }
 
-/// vLLM's buckets, and those below 10 ms.
+/// Buckets are vLLM's, and finer below 10 ms.
 #[tokio::test]
-async fn buckets_are_those_that_dashboards_compute_with() {
+async fn buckets_are_those_of_vllm() {
     let house = Plan::new().open();
     let reply = house.get("/metrics").await;
     let bounds = |name: &str| -> Vec<f64> {
@@ -139,7 +143,7 @@ async fn buckets_are_those_that_dashboards_compute_with() {
 }
 
 #[test]
-fn open_metrics_is_for_those_who_ask() {
+fn open_metrics_is_sent_only_on_request() {
     for (accept, open) in [
         ("", false),
         ("*/*", false),
@@ -160,7 +164,7 @@ fn open_metrics_is_for_those_who_ask() {
         ("application/openmetrics-text;q=much,text/plain;q=0", false),
         ("application/*", false),
         ("application/openmetrics-text;q=0.3,text/plain;q=0.5", false),
-        // A Prometheus of 2023.
+        // Prometheus as of 2023.
         (
             "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
              text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
@@ -168,7 +172,7 @@ fn open_metrics_is_for_those_who_ask() {
         ),
     ] {
         let expected = if open { Format::OpenMetrics } else { Format::Text };
-        assert_eq!(Format::asked(accept), expected, "{accept:?}");
+        assert_eq!(Format::from_accept(accept), expected, "{accept:?}");
     }
 }
 
@@ -191,7 +195,7 @@ async fn the_two_formats_have_the_same_samples() {
     assert!(open.text().contains("\nvllm:prompt_tokens_total{"));
     assert!(open.text().contains("le=\"1.0\"") && !open.text().contains("le=\"1\""));
     assert!(plain.text().contains("key=\"quo\\\"te\\\\\""));
-    // But for what the scrapes themselves change.
+    // Scrapes change the HTTP and process metrics themselves.
     let moving = |line: &&str| !line.contains("http_request") && !line.contains("process_");
     let sample = |line: &str| line.replace(".0\"}", "\"}");
     let samples = |text: &str| -> Vec<String> {
@@ -202,9 +206,9 @@ async fn the_two_formats_have_the_same_samples() {
     assert_eq!(lora(samples(plain.text())), lora(samples(open.text())));
 }
 
-/// The sum over choices, over both ways of answering.
+/// Sums the costs of all choices, with and without streaming.
 #[tokio::test]
-async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
+async fn answers_have_costs_on_request_and_the_costs_add_up_to_the_device_totals() {
     let mut plan = Plan::new();
     plan.settings.api_key = None;
     let executor = FakeExecutor::new(&plan.config).parrot(BOS).delay(Duration::from_millis(1));
@@ -217,7 +221,7 @@ async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
     let last: Value = serde_json::from_str(last.strip_prefix("data: ").expect("an event")).expect("JSON");
     assert_eq!(last["choices"], json!([]));
     let silent = house.chat("abc", json!({ "max_tokens": 2 })).await.json();
-    assert!(silent.get("octant").is_none(), "nobody asked");
+    assert!(silent.get("octant").is_none(), "the cost was not requested");
     house.until_empty().await;
     let text = house.get("/metrics").await;
     let cost = |answer: &Value, name: &str| answer["octant"][name].as_f64().expect("a number");
@@ -230,18 +234,18 @@ async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
     };
     let (ann, others) = (keyed("ann"), keyed("none"));
     assert!(((ann + others) / device - 1.0).abs() < 0.01, "{ann} + {others} of {device}");
-    let told = cost(&whole, "prefill_seconds") + cost(&whole, "decode_seconds");
-    assert!((told / ann - 1.0).abs() < 0.01, "three choices: {told} of {ann}");
+    let reported = cost(&whole, "prefill_seconds") + cost(&whole, "decode_seconds");
+    assert!((reported / ann - 1.0).abs() < 0.01, "three choices: {reported} of {ann}");
     let blocks = metric(text.text(), "octant_kv_block_seconds_total", &[]);
-    let told = cost(&whole, "kv_block_seconds") + cost(&last, "kv_block_seconds");
-    // The third request was not asked about.
-    assert!(told <= blocks * 1.01 && told > 0.9 * blocks, "{told} of {blocks}");
+    let reported = cost(&whole, "kv_block_seconds") + cost(&last, "kv_block_seconds");
+    // The third request did not ask for its cost.
+    assert!(reported <= blocks * 1.01 && reported > 0.9 * blocks, "{reported} of {blocks}");
     let held: f64 = ["ann", "none"]
         .map(|key| metric(text.text(), "octant_key_kv_block_seconds_total", &[&format!("key=\"{key}\"")]))
         .into_iter()
         .sum();
-    assert!((held / blocks - 1.0).abs() < 0.01, "keys pay for {held} of {blocks}");
-    assert_eq!(cost(&whole, "cached_tokens"), 256.0, "two choices find the first one's blocks");
+    assert!((held / blocks - 1.0).abs() < 0.01, "keys are charged for {held} of {blocks}");
+    assert_eq!(cost(&whole, "cached_tokens"), 256.0, "two choices reuse the blocks of the first");
     assert_eq!(cost(&whole, "computed_tokens") + cost(&whole, "cached_tokens"), 3.0 * (151.0 + 19.0));
     let tokens = |kind: &str| {
         metric(text.text(), "octant_key_tokens_total", &["key=\"ann\"", &format!("kind=\"{kind}\"")])
@@ -251,9 +255,10 @@ async fn costs_are_answered_where_asked_for_and_add_up_to_the_devices() {
     assert_eq!(wrong.error().2, Some("return_cost".into()));
 }
 
-/// A series that begins with its first count has no rate there.
+/// Series must exist at 0: Prometheus' `rate` does not see the first increment of a series that begins with
+/// it.
 #[tokio::test]
-async fn every_decision_error_and_end_is_there_from_the_start() {
+async fn series_of_decisions_errors_and_finish_reasons_exist_from_the_start() {
     let house = Plan::new().open();
     let reply = house.get("/metrics").await;
     let zero = |name: &str, label: &str, value: &str| {
@@ -283,7 +288,7 @@ async fn every_decision_error_and_end_is_there_from_the_start() {
 }
 
 #[tokio::test]
-async fn refusals_are_counted_by_what_decided() {
+async fn refusals_are_counted_by_decision() {
     let house = Plan::new().open();
     house.chat("abc", json!({ "max_tokens": 1 })).await;
     house.chat(&"x".repeat(600), json!({})).await;
@@ -294,9 +299,10 @@ async fn refusals_are_counted_by_what_decided() {
     assert_eq!((count("admitted"), count("too_long"), count("queue_full")), (1.0, 1.0, 0.0));
 }
 
-/// What is kept for those that run is taken out of what is free, then out of what is cached: a block is in one state.
+/// Each block is in one state: reserved blocks are subtracted from the free blocks first, then from the
+/// cached ones.
 #[tokio::test]
-async fn what_is_reserved_is_neither_free_nor_cached() {
+async fn reserved_blocks_are_neither_free_nor_cached() {
     let mut plan = Plan::new();
     plan.config.num_blocks = 8;
     plan.config.policy.kv_reserve = 1.0;
@@ -310,7 +316,8 @@ async fn what_is_reserved_is_neither_free_nor_cached() {
     running.request("POST", "/v1/completions", &[], body.as_bytes()).await;
     house.until(|stats| stats.counts.running == 1).await;
     let mut last = 0.0;
-    // It needs 7 of the 8 blocks, those in use and those to come; of the 4 cached ones 3 are kept for it.
+    // The sequence needs 7 of the 8 blocks, used and reserved together, so 3 of the 4 cached blocks are
+    // reserved.
     for _ in 0..20 {
         let reply = house.get("/metrics").await;
         let state = |state: &str| metric(reply.text(), "octant_kv_blocks", &[&format!("state=\"{state}\"")]);
@@ -321,16 +328,17 @@ async fn what_is_reserved_is_neither_free_nor_cached() {
         last = used;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(last > 1.0, "it has grown into what was kept for it");
+    assert!(last > 1.0, "the sequence has used reserved blocks");
     drop(running);
     house.until_empty().await;
     let reply = house.get("/metrics").await;
     assert_eq!(metric(reply.text(), "octant_kv_blocks", &["state=\"reserved\""]), 0.0);
 }
 
-/// Scraped as often as a gateway does while requests come and go: what each scrape shows is of one moment.
+/// Scrapes repeatedly, as a gateway does, while requests start and end. The values of a scrape must fit
+/// together.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scrape_under_load_is_of_one_moment() {
+async fn a_scrape_under_load_shows_one_snapshot() {
     let house = Plan::new().open();
     let address = house.address;
     let clients: Vec<_> = (0..4)
@@ -359,15 +367,15 @@ async fn a_scrape_under_load_is_of_one_moment() {
     assert_eq!(metric(reply.text(), "vllm:generation_tokens_total", &[]), 4.0 * 5.0 * 3.0 * 60.0);
 }
 
-/// With as many keys as there can be, and every handler.
+/// Scrapes the largest output: the highest number of keys, and all handlers.
 #[tokio::test]
-async fn a_scrape_of_all_there_can_be_takes_less_than_a_millisecond() {
+async fn the_largest_scrape_takes_less_than_a_millisecond() {
     let house = Plan::new().open();
     let metrics = octant::server::metrics::Metrics::new("parrot", &house.engine);
     let cost = Cost { queue: 0.123, prefill: 4.0 / 3.0, decode: 2.0 / 3.0, ..Cost::default() };
     for user in 0..300 {
-        let (_, payer) = metrics.payer(&format!("a user of some name {user}"));
-        payer.charge(&Cost { kv_block_seconds: f64::from(user) / 7.0, ..cost }, 1000, 300);
+        let (_, counters) = metrics.key_counters(&format!("a user of some name {user}"));
+        counters.charge(&Cost { kv_block_seconds: f64::from(user) / 7.0, ..cost }, 1000, 300);
     }
     for (path, _) in routes() {
         for (method, status) in [("GET", 200), ("GET", 503), ("POST", 200), ("POST", 404)] {
