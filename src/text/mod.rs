@@ -1,58 +1,63 @@
-//! Strings to tokens and back: chat template, tokenizer, incremental detokenizer, stop strings.
+//! Text to tokens and back: chat template, tokenizer, incremental detokenizer and stop strings.
 //!
-//! Down: [`ChatTemplate::render`] lays messages out as the model was trained to read them, [`Tokenizer::encode_prompt`]
-//! turns that into ids. Up: [`Detokenizer`] turns ids into text as they come, [`StopMatcher`] ends it at a stop string.
+//! For a prompt, [`ChatTemplate::render`] turns messages into the text format that the model was trained on,
+//! and [`Tokenizer::encode_prompt`] turns that text into token ids. For an answer, [`Detokenizer`] turns ids
+//! into text as they are generated, and [`StopMatcher`] ends the text at a stop string.
 //!
-//! # Invariant: message text is never read as a turn marker
-//! A model sees turns through a few special ids (`<extra_id_1>`, `<|im_end|>`). A message that spells one of them out
-//! must not become that id, or any client could speak as the system. So message text is broken up with an invisible
-//! character wherever it spells a marker before the template sees it, markers are looked for only after rendering,
-//! and the tokenizer's own spelling of the markers is one that no text can have. `guard.rs` is all of that.
+//! # Invariant: message text is never encoded as a turn marker
+//! Turns are separated by a few special tokens (`<extra_id_1>`, `<|im_end|>`). A message that spells such a
+//! marker must not be encoded to its id; otherwise a client could write messages of the system.
+//! `turn_marker_guard.rs` prevents it: it inserts an invisible character into markers that message text
+//! spells before the template gets the text, it looks for markers only after rendering, and it gives the
+//! tokenizer names for the markers that no text can contain.
 //!
-//! Three of Unicode's noncharacters are reserved for it (U+FFFFF, U+10FFFE, U+10FFFF). Text is not supposed to contain
-//! them; where a client's does, they are read as U+FFFD.
+//! Three noncharacters of Unicode are reserved for this (U+FFFFF, U+10FFFE, U+10FFFF). Text should not
+//! contain them; if a client's text does, they are replaced by U+FFFD.
 
+mod decoding;
 mod detokenizer;
-mod guard;
+mod files;
 mod python;
-mod source;
 mod stop;
 mod template;
 mod tokenizer;
+mod turn_marker_guard;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
 pub use python::strftime;
 pub use stop::{StopMatcher, StopStep};
-pub use template::{ChatMessage, ChatTemplate, RenderOptions, Rendered, Role};
+pub use template::{ChatMessage, ChatTemplate, RenderOptions, Role};
 pub use tokenizer::{Special, Tokenizer};
+pub use turn_marker_guard::Rendered;
 
 use std::path::PathBuf;
 
-/// What can go wrong between text and tokens.
+/// Error of a conversion between text and tokens.
 #[derive(Debug, thiserror::Error)]
 pub enum TextError {
-    /// A file of the model's directory is missing, unreadable or not what it should be: for the operator.
+    /// A file in the model directory is missing, unreadable or invalid. The operator has to act.
     #[error("{}: {message}", path.display())]
     File {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         message: String,
     },
-    /// A chat template given as text does not compile: for the operator.
-    #[error("the chat template does not compile: {0}")]
+    /// A chat template given as text cannot be used. The operator has to act.
+    #[error("{0}")]
     Source(String),
-    /// The chat template refused these messages, or could not render them within its limits: for the client.
+    /// The chat template refuses the messages, or exceeds a limit with them. The client has to act.
     #[error("the chat template cannot render these messages: {0}")]
     Template(String),
-    /// The text has no encoding in this tokenizer: for the client.
+    /// The tokenizer cannot encode the text. The client has to act.
     #[error("the text cannot be tokenized: {0}")]
     Tokenize(String),
 }
 
 impl TextError {
-    /// Whether another request could do better. False: no request can, the model's files have to change.
+    /// Whether the client can avoid the error with another request. If not, the operator has to change the
+    /// model's files.
     pub fn is_client(&self) -> bool {
         matches!(self, Self::Template(_) | Self::Tokenize(_))
     }

@@ -1,10 +1,14 @@
-//! What chat templates expect of Python: how values print, `json.dumps`, `strftime`.
+//! Functions of Python that chat templates use: `str`, `repr`, `json.dumps` and `strftime`.
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-/// `str(value)`, with nothing for an undefined one.
+use super::turn_marker_guard::is_reserved;
+
+/// Python's `str(value)`. An undefined value gives an empty string.
 pub(super) fn to_str(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
@@ -21,7 +25,7 @@ pub(super) fn to_str(value: &Value) -> String {
     }
 }
 
-/// `repr` of a JSON value.
+/// Writes Python's `repr` of a JSON value.
 fn write_repr(value: &Json, out: &mut String) {
     match value {
         Json::Null => out.push_str("None"),
@@ -66,7 +70,8 @@ fn write_quoted(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// Python writes exponents with a sign and two digits, Rust with neither; the digits and thresholds agree.
+/// A number as Python prints it. Python gives exponents a sign and at least two digits, Rust does not; the
+/// digits of the mantissa, and the numbers that get an exponent, are the same.
 fn number_text(number: &serde_json::Number) -> String {
     let text = number.to_string();
     let Some((digits, exponent)) = text.split_once('e') else { return text };
@@ -77,7 +82,7 @@ fn number_text(number: &serde_json::Number) -> String {
     format!("{digits}e{sign}{exponent:0>2}")
 }
 
-/// The `tojson` filter that Hugging Face gives templates: `json.dumps`, not Jinja's own, which escapes HTML.
+/// The filter `tojson` as Hugging Face defines it: `json.dumps`. Jinja's own filter escapes HTML.
 pub(super) fn to_json(value: &Value, ascii: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let bad = |message: &'static str| Error::new(ErrorKind::InvalidOperation, message);
     let ascii = kwargs.get::<Option<Value>>("ensure_ascii")?.or(ascii);
@@ -92,11 +97,11 @@ pub(super) fn to_json(value: &Value, ascii: Option<Value>, kwargs: Kwargs) -> Re
         None => None,
         Some(indent) if indent.kind() == ValueKind::String => Some(to_str(&indent)),
         Some(indent) => {
-            let width = i64::try_from(indent).map_err(|_| bad("tojson: indent is not a number"))?;
+            let width = i64::try_from(indent).map_err(|_| bad("tojson: indent is not an integer"))?;
             Some(" ".repeat(width.clamp(0, 64) as usize))
         }
     };
-    let mut style = Style {
+    let mut style = JsonStyle {
         item: if indent.is_some() { "," } else { ", " }.to_owned(),
         key: ": ".to_owned(),
         indent,
@@ -113,16 +118,20 @@ pub(super) fn to_json(value: &Value, ascii: Option<Value>, kwargs: Kwargs) -> Re
     Ok(Value::from(out))
 }
 
-/// The arguments of `json.dumps`.
-struct Style {
+/// Arguments of `json.dumps`.
+struct JsonStyle {
+    /// Separator between items.
     item: String,
+    /// Separator between a key and its value.
     key: String,
+    /// Indentation per level; `None` writes everything on one line.
     indent: Option<String>,
+    /// Whether characters outside ASCII are escaped.
     ascii: bool,
     sort_keys: bool,
 }
 
-impl Style {
+impl JsonStyle {
     fn write(&self, value: &Json, depth: usize, out: &mut String) {
         match value {
             Json::Number(number) => out.push_str(&number_text(number)),
@@ -172,11 +181,9 @@ impl Style {
     fn write_string(&self, text: &str, out: &mut String) {
         let escaped = Json::from(text).to_string();
         for character in escaped.chars() {
-            // The guard's breaks are not the message's, so they are not escaped either.
-            if self.ascii
-                && !character.is_ascii()
-                && !super::guard::is_reserved(character.encode_utf8(&mut [0; 4]))
-            {
+            // The turn marker guard's characters are not part of the message, so they must stay unescaped.
+            let reserved = is_reserved(character.encode_utf8(&mut [0; 4]));
+            if self.ascii && !character.is_ascii() && !reserved {
                 let mut units = [0; 2];
                 for unit in character.encode_utf16(&mut units) {
                     out.push_str(&format!("\\u{unit:04x}"));
@@ -188,90 +195,28 @@ impl Style {
     }
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+/// Directives of `strftime` that do not depend on a locale.
+const DIRECTIVES: &str = "YymdeHIMSjpBbhAaFTZz%";
 
-/// `datetime.strftime` in UTC, of seconds since 1970. Knows the directives that do not depend on a locale, and `%-d`
-/// and the like without padding; an unknown directive stays as it is.
+/// `datetime.strftime` in UTC for the directives in [`DIRECTIVES`], also without padding (`%-d`). Other
+/// directives stay as they are. `unix_seconds`: seconds since 1970; times after the year 9999 count as its
+/// last second.
 pub fn strftime(format: &str, unix_seconds: u64) -> String {
-    let (day, second) = (unix_seconds / 86_400, unix_seconds % 86_400);
-    let (year, month, date, day_of_year) = civil(day);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    let half = if hour % 12 == 0 { 12 } else { hour % 12 };
-    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(day % 7) as usize]);
-    let mut out = String::new();
-    let mut rest = format.chars();
-    while let Some(character) = rest.next() {
-        if character != '%' {
-            out.push(character);
-            continue;
+    let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
+    let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_zoned_datetime(TimeZone::UTC);
+    // Escapes directives that jiff knows and Python does not.
+    let mut escaped = String::with_capacity(format.len());
+    let mut characters = format.chars().peekable();
+    while let Some(character) = characters.next() {
+        escaped.push(character);
+        if character == '%' {
+            let flag = characters.next_if_eq(&'-');
+            let directive = characters.next();
+            if !directive.is_some_and(|directive| DIRECTIVES.contains(directive)) {
+                escaped.push('%');
+            }
+            escaped.extend(flag.into_iter().chain(directive));
         }
-        let bare = rest.as_str().starts_with('-');
-        if bare {
-            rest.next();
-        }
-        let number = |value: u64, width: usize| {
-            if bare { value.to_string() } else { format!("{value:0width$}") }
-        };
-        out.push_str(&match rest.next() {
-            Some('Y') => number(year, 4),
-            Some('y') => number(year % 100, 2),
-            Some('m') => number(month, 2),
-            Some('d') => number(date, 2),
-            Some('e') => format!("{date:>2}"),
-            Some('H') => number(hour, 2),
-            Some('I') => number(half, 2),
-            Some('M') => number(minute, 2),
-            Some('S') => number(second % 60, 2),
-            Some('j') => number(day_of_year, 3),
-            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_owned(),
-            Some('B') => month_name.to_owned(),
-            Some('b' | 'h') => month_name[..3].to_owned(),
-            Some('A') => day_name.to_owned(),
-            Some('a') => day_name[..3].to_owned(),
-            Some('F') => format!("{year:04}-{month:02}-{date:02}"),
-            Some('T') => format!("{hour:02}:{minute:02}:{:02}", second % 60),
-            Some('Z') => "UTC".to_owned(),
-            Some('z') => "+0000".to_owned(),
-            Some('%') => "%".to_owned(),
-            other => ['%'].into_iter().chain(bare.then_some('-')).chain(other).collect(),
-        });
     }
-    out
-}
-
-/// (year, month, day of the month, day of the year) of a day since 1970-01-01, all but the year from 1.
-fn civil(mut day: u64) -> (u64, u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    // 400 years are always 146,097 days.
-    let mut year = 1970 + 400 * (day / 146_097);
-    day %= 146_097;
-    while day >= 365 + u64::from(leap(year)) {
-        day -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let day_of_year = day + 1;
-    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let mut month = 1;
-    for length in lengths {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    (year, month, day + 1, day_of_year)
+    jiff::fmt::strtime::format(&escaped, &time).unwrap_or_else(|_| format.to_owned())
 }

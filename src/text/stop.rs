@@ -1,39 +1,41 @@
-//! Stop strings in a stream of text: finds them across the boundaries of pushes, holding back no more than what could
-//! still become one.
+//! Stop strings in a stream of text. A match can span pushes; only text that could become a stop string is
+//! held back.
 //!
-//! One Knuth-Morris-Pratt automaton per string, so that each byte is looked at once per string whatever the strings
-//! are. The text ends at the stop string that is complete first, as if the text came a byte at a time; of two that end
-//! together the longer wins. How the text is cut into pushes therefore changes nothing.
+//! Each stop string has a Knuth-Morris-Pratt automaton, so the time per byte is constant for each string. The
+//! text ends at the stop string that is complete first, byte by byte. If two end at the same byte, the longer
+//! one wins. The result therefore does not depend on how the text is divided into pushes.
 
 /// Finds the first stop string in a stream.
 #[derive(Debug, Clone)]
 pub struct StopMatcher {
-    stops: Vec<Stop>,
+    stops: Vec<StopString>,
     include: bool,
-    /// Text seen and not yet given back: a prefix of some stop string.
+    /// Text that was pushed and not yet returned: a prefix of a stop string.
     held: String,
     done: bool,
 }
 
-/// What a push yields.
+/// Result of a push.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StopStep {
-    /// Text that is certain to precede every stop string; with `include`, ends with the one matched.
+    /// Text that cannot be part of a later stop string. If stop strings are included, it ends with the
+    /// matched one.
     pub text: String,
-    /// The stop string that ended the text. Later pushes yield nothing.
+    /// The stop string that ended the text. Later pushes return empty text.
     pub matched: Option<String>,
 }
 
 #[derive(Debug, Clone)]
-struct Stop {
+struct StopString {
     text: String,
-    /// `fallback[i]`: the longest proper prefix of `text` that ends `text[..=i]`, in bytes.
+    /// `fallback[i]` is the length in bytes of the longest proper prefix of `text` that `text[..=i]` ends
+    /// with.
     fallback: Vec<usize>,
-    /// How many bytes of `text` the stream ends with.
+    /// Length in bytes of the longest prefix of `text` that the stream ends with.
     matched: usize,
 }
 
-impl Stop {
+impl StopString {
     fn new(text: String) -> Self {
         let bytes = text.as_bytes();
         let mut fallback = vec![0; bytes.len()];
@@ -48,7 +50,7 @@ impl Stop {
         Self { text, fallback, matched: 0 }
     }
 
-    /// Whether `byte` completes the string.
+    /// Takes the next byte of the stream. Returns whether it completes the string.
     fn advance(&mut self, byte: u8) -> bool {
         let bytes = self.text.as_bytes();
         while self.matched > 0 && bytes[self.matched] != byte {
@@ -60,13 +62,15 @@ impl Stop {
 }
 
 impl StopMatcher {
-    /// Empty strings are ignored: they would stop everything. `include` keeps the stop string in the text.
+    /// Creates a matcher. `include`: whether the text keeps the stop string that ended it. Empty stop strings
+    /// are ignored, because they would match at once.
     pub fn new(stops: Vec<String>, include: bool) -> Self {
-        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(Stop::new).collect();
+        let stops = stops.into_iter().filter(|stop| !stop.is_empty()).map(StopString::new).collect();
         Self { stops, include, held: String::new(), done: false }
     }
 
-    /// Takes the next piece of text and returns what of all text so far can be shown, and whether it ends here.
+    /// Takes the next piece of text. Returns the text that can be output now, and the stop string if one is
+    /// complete.
     pub fn push(&mut self, delta: &str) -> StopStep {
         if self.done {
             return StopStep::default();
@@ -74,7 +78,7 @@ impl StopMatcher {
         let before = self.held.len();
         self.held.push_str(delta);
         for (i, byte) in delta.bytes().enumerate() {
-            // Every automaton has to see every byte.
+            // Every automaton has to take every byte, so this loop does not end at the first match.
             let mut complete: Option<&str> = None;
             for stop in &mut self.stops {
                 if stop.advance(byte) && complete.is_none_or(|best| best.len() < stop.text.len()) {
@@ -92,7 +96,7 @@ impl StopMatcher {
         StopStep { text, matched: None }
     }
 
-    /// The text ends: what was held back after all. Nothing if it ended with a stop string.
+    /// Ends the text. Returns the text that was held back; empty if a stop string ended the text.
     pub fn finish(&mut self) -> String {
         self.done = true;
         std::mem::take(&mut self.held)

@@ -1,8 +1,8 @@
-//! Chat templates: messages to the one text the model was trained to continue.
+//! Chat templates: a list of messages to the text that the model was trained to continue.
 //!
-//! Templates are Jinja as Hugging Face runs it: its whitespace rules, its extra functions, Python's methods on values
-//! and Python's way to print them. They come with the weights and are run with limits on time, depth and output, so
-//! that a broken one fails a request and nothing else.
+//! Templates are written in Jinja as Hugging Face runs it, with its whitespace rules and extra functions, and
+//! with Python's methods and printing of values. They come with the weights. They run with limits on steps,
+//! depth and output, so that a broken template fails its request alone.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,32 +12,33 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
-use super::guard::{self, CUT, Markers, Words};
-use super::source::{chat_templates, file_error};
-use super::{TextError, Tokenizer, python};
+use super::files::{TemplateSource, chat_templates, file_error};
+use super::tokenizer::Tokenizer;
+use super::turn_marker_guard::{self as guard, CUT, Rendered, TextKind, TurnMarkers};
+use super::{TextError, python};
 
-/// Template instructions a rendering may execute; a long conversation takes about a hundred per message.
+/// Most template instructions per rendering. A long conversation takes about a hundred per message.
 const FUEL: u64 = 5_000_000;
-/// Depth of macros and loops within each other.
+/// Most nested macros and loops.
 const MAX_DEPTH: usize = 200;
-/// Bytes a rendering may have.
+/// Longest rendered text, in bytes.
 const MAX_RENDERED_BYTES: usize = 64 << 20;
 
-/// Who wrote a message.
+/// Author of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Whoever set the conversation up.
+    /// Instructions for the whole conversation.
     System,
-    /// The one who asks.
+    /// The user.
     User,
     /// The model.
     Assistant,
-    /// The result of a tool the model called.
+    /// The result of a tool that the model called.
     Tool,
 }
 
 impl Role {
-    /// As templates know it.
+    /// The name that templates use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -51,22 +52,23 @@ impl Role {
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
-    /// Who wrote it.
+    /// Author of the message.
     pub role: Role,
-    /// Its text, of which no part is ever read as a turn marker.
+    /// Text of the message. No part of it is ever encoded as a turn marker.
     pub content: String,
-    /// The author's name, which most templates ignore.
+    /// Name of the author. Most templates ignore it.
     pub name: Option<String>,
 }
 
-/// How to render.
+/// Options of a rendering.
 #[derive(Debug, Clone)]
 pub struct RenderOptions {
-    /// End with the header of the assistant's next message.
+    /// Whether the text ends with the header of the assistant's next message.
     pub add_generation_prompt: bool,
-    /// End within the last message, for the model to continue it. Excludes `add_generation_prompt`.
+    /// Whether the text ends within the last message, so that the model continues it. Cannot be combined with
+    /// `add_generation_prompt`.
     pub continue_final_message: bool,
-    /// Further variables for the template, such as `tools`. Their text is treated like message text.
+    /// More variables for the template, such as `tools`. Their text cannot become a turn marker either.
     pub kwargs: Map<String, Value>,
 }
 
@@ -76,73 +78,76 @@ impl Default for RenderOptions {
     }
 }
 
-/// A rendered conversation, in which the template's markers and a message's spelling of them are still told apart.
-#[derive(Debug, Clone)]
-pub struct Rendered {
-    guarded: String,
-}
-
-impl Rendered {
-    /// The text as the template wrote it. To be encoded, the value itself goes to [`Tokenizer::encode_prompt`].
-    pub fn text(&self) -> String {
-        guard::unbroken(&self.guarded)
-    }
-
-    pub(super) fn guarded(&self) -> &str {
-        &self.guarded
-    }
+/// A chat template that cannot be used. The operator has to replace it.
+#[derive(Debug, thiserror::Error)]
+enum CompileError {
+    #[error("the chat template contains a reserved noncharacter")]
+    Reserved,
+    #[error("the chat template does not compile: {0}")]
+    Syntax(#[from] Error),
+    #[error("there are several chat templates and none is named \"default\"")]
+    NoDefault,
 }
 
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    markers: Arc<Markers>,
-    named: Map<String, Value>,
+    markers: Arc<TurnMarkers>,
+    /// Special tokens by name, as variables of the template.
+    special_tokens: Map<String, Value>,
 }
 
 impl ChatTemplate {
-    /// From `chat_template.jinja`, else `tokenizer_config.json`, else `chat_template.json`; `None` if none has one.
-    /// Of several named templates, `tool_use` renders requests that have tools, `default` all others.
+    /// Reads the template from `chat_template.jinja`, else from `tokenizer_config.json`, else from
+    /// `chat_template.json`. Returns `None` if the directory has none. If there are several named templates,
+    /// `tool_use` renders requests that have tools, and `default` renders all others.
+    ///
+    /// # Errors
+    /// [`TextError::File`] if a file cannot be read or a template does not compile.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
-        let Some(templates) = chat_templates(dir)? else { return Ok(None) };
-        let template = Self::compile(templates.named, tokenizer);
-        template.map(Some).map_err(|message| file_error(&templates.path, message))
+        let Some(file) = chat_templates(dir)? else { return Ok(None) };
+        let template = Self::compile(file.templates, tokenizer);
+        template.map(Some).map_err(|error| file_error(&file.path, error))
     }
 
-    /// From the text of a template. The special tokens it may name are the tokenizer's.
+    /// Compiles the text of a template. Its variables for special tokens are those of the tokenizer.
+    ///
+    /// # Errors
+    /// [`TextError::Source`] if it does not compile.
     pub fn from_source(source: &str, tokenizer: &Tokenizer) -> Result<Self, TextError> {
-        Self::compile(vec![("default".to_owned(), source.to_owned())], tokenizer).map_err(TextError::Source)
+        Self::compile(TemplateSource::single(source), tokenizer).map_err(|e| TextError::Source(e.to_string()))
     }
 
-    fn compile(templates: Vec<(String, String)>, tokenizer: &Tokenizer) -> Result<Self, String> {
+    fn compile(templates: Vec<TemplateSource>, tokenizer: &Tokenizer) -> Result<Self, CompileError> {
         let mut environment = environment();
-        // A list without a default has one template that is meant, or it is not clear which.
-        let only = templates.len() == 1;
-        for (name, source) in templates {
+        // A single template is the default whatever its name is.
+        let single = templates.len() == 1;
+        for TemplateSource { name, source } in templates {
             if guard::is_reserved(&source) {
-                return Err("the chat template has a reserved noncharacter".to_owned());
+                return Err(CompileError::Reserved);
             }
-            let name = if only { "default".to_owned() } else { name };
-            let source = without_generation_tags(&source);
-            environment
-                .add_template_owned(name, source)
-                .map_err(|e| format!("the chat template does not compile: {e}"))?;
+            let name = if single { "default".to_owned() } else { name };
+            environment.add_template_owned(name, without_generation_tags(&source))?;
         }
         if environment.get_template("default").is_err() {
-            return Err("there are several chat templates and none is named \"default\"".to_owned());
+            return Err(CompileError::NoDefault);
         }
-        Ok(Self { environment, markers: tokenizer.markers().clone(), named: tokenizer.named().clone() })
+        let special_tokens = tokenizer.special_tokens().clone();
+        Ok(Self { environment, markers: tokenizer.markers().clone(), special_tokens })
     }
 
-    /// Lays out a conversation of at least one message. Errors are the client's: messages that the template refuses
-    /// (it says why), options that contradict each other, or a rendering that exceeds its limits.
+    /// Renders a conversation of at least one message.
+    ///
+    /// # Errors
+    /// [`TextError::Template`], which the client has to act on: the template refuses the messages (with its
+    /// own message), options contradict each other, or the rendering exceeds a limit.
     pub fn render(&self, messages: &[ChatMessage], options: &RenderOptions) -> Result<Rendered, TextError> {
         let refuse = |message: &str| Err(TextError::Template(message.to_owned()));
         if messages.is_empty() {
-            return refuse("there are no messages");
+            return refuse("the conversation has no messages");
         }
         if options.continue_final_message && options.add_generation_prompt {
-            return refuse("a prompt either continues the final message or begins a new one");
+            return refuse("continue_final_message and add_generation_prompt cannot both be set");
         }
         let tools = options.kwargs.get("tools").is_some_and(|tools| !tools.is_null());
         let template =
@@ -153,31 +158,33 @@ impl ChatTemplate {
                 self.environment.get_template("default").map_err(|e| TextError::Template(e.to_string()))?
             }
         };
-        let mut output = Capped(Vec::new());
+        let mut output = LimitedWriter(Vec::new());
         template
             .render_captured_to(self.context(messages, options)?, &mut output)
             .map_err(|e| explain(&e))?;
         let mut guarded = String::from_utf8_lossy(&output.0).into_owned();
         if options.continue_final_message {
             let Some(end) = guarded.rfind(CUT) else {
-                return refuse("it leaves out the final message, which therefore cannot be continued");
+                return refuse("the template leaves out the final message, so it cannot be continued");
             };
-            // The space that followed is gone where the template trims the message, so its own end is trimmed too.
+            // `context` put a space after the cut. If it is gone, the template trims messages, so the end is
+            // trimmed.
             let trimmed = !guarded[end + CUT.len_utf8()..].starts_with(' ');
             guarded.truncate(end);
             if trimmed {
                 guarded.truncate(guarded.trim_end().len());
             }
         }
-        Ok(Rendered { guarded: guarded.replace(CUT, "") })
+        Ok(Rendered::new(guarded.replace(CUT, "")))
     }
 
+    /// The variables of the template.
     fn context(
         &self,
         messages: &[ChatMessage],
         options: &RenderOptions,
     ) -> Result<Map<String, Value>, TextError> {
-        let mut context = self.named.clone();
+        let mut context = self.special_tokens.clone();
         context.insert("tools".to_owned(), Value::Null);
         context.insert("documents".to_owned(), Value::Null);
         for (name, value) in &options.kwargs {
@@ -186,7 +193,7 @@ impl ChatTemplate {
             }
             context.insert(name.clone(), self.protect(value));
         }
-        let protect = |text: &str| self.markers.protect(text, Words::Broken);
+        let protect = |text: &str| self.markers.protect(text, TextKind::Message);
         let mut list: Vec<Value> = messages
             .iter()
             .map(|message| {
@@ -207,13 +214,13 @@ impl ChatTemplate {
         Ok(context)
     }
 
-    /// A variable's value, all its text protected.
+    /// The value of a variable with all of its text protected.
     fn protect(&self, value: &Value) -> Value {
         match value {
-            Value::String(text) => self.markers.protect(text, Words::Kept).into(),
+            Value::String(text) => self.markers.protect(text, TextKind::Variable).into(),
             Value::Array(items) => items.iter().map(|item| self.protect(item)).collect(),
             Value::Object(map) => {
-                let protect = |key: &str| self.markers.protect(key, Words::Kept);
+                let protect = |key: &str| self.markers.protect(key, TextKind::Variable);
                 map.iter().map(|(key, item)| (protect(key), self.protect(item))).collect()
             }
             simple => simple.clone(),
@@ -221,6 +228,7 @@ impl ChatTemplate {
     }
 }
 
+/// Jinja with Hugging Face's settings, functions and filters.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     environment.set_trim_blocks(true);
@@ -229,12 +237,12 @@ fn environment() -> Environment<'static> {
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_debug(false);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    // Also the end of any escaping.
+    // This also turns off HTML escaping.
     environment.set_formatter(|out, _, value| Ok(out.write_str(&python::to_str(value))?));
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("string", |value: &minijinja::Value| python::to_str(value));
     environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(Refusal(message)))
+        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(TemplateRefusal(message)))
     });
     environment.add_function("strftime_now", |format: String| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
@@ -243,28 +251,30 @@ fn environment() -> Environment<'static> {
     environment
 }
 
-/// The template's own words on why it refuses the messages.
+/// The message with which a template refuses a conversation (`raise_exception`).
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-struct Refusal(String);
+struct TemplateRefusal(String);
 
+/// Converts an error of a rendering. A refusal by the template keeps the template's message.
 fn explain(error: &Error) -> TextError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
-        if let Some(Refusal(message)) = cause.downcast_ref() {
-            return TextError::Template(guard::unbroken(message));
+        if let Some(TemplateRefusal(message)) = cause.downcast_ref() {
+            return TextError::Template(guard::without_breaks(message));
         }
         source = cause.source();
     }
     let message = match error.kind() {
-        ErrorKind::OutOfFuel => format!("it takes more than {FUEL} steps"),
+        ErrorKind::OutOfFuel => format!("rendering takes more than {FUEL} steps"),
         ErrorKind::WriteFailure => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
         _ => error.to_string(),
     };
-    TextError::Template(guard::unbroken(&message))
+    TextError::Template(guard::without_breaks(&message))
 }
 
-/// `{% generation %}` blocks tell training what the model said. They are not Jinja's, and are nothing here.
+/// Replaces `{% generation %}` tags by tags without effect. They mark the model's text for training and are
+/// not Jinja.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -282,10 +292,10 @@ fn without_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// Refuses to grow without limit.
-struct Capped(Vec<u8>);
+/// A buffer that fails when it would exceed [`MAX_RENDERED_BYTES`].
+struct LimitedWriter(Vec<u8>);
 
-impl Write for Capped {
+impl Write for LimitedWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.len() + bytes.len() > MAX_RENDERED_BYTES {
             return Err(io::Error::other("the rendered prompt is too long"));

@@ -1,7 +1,8 @@
-//! The tokenizer of a model: text to ids and back, on any ids and any text without a panic.
+//! Tokenizer of a model: text to ids and back. It accepts any text and any ids without a panic.
 //!
-//! Encoding is the `tokenizers` crate's. Decoding is ours ([`super::vocabulary`]), since text has to be decoded as its
-//! tokens come, and a token's bytes are needed by themselves.
+//! Encoding uses the `tokenizers` crate. Decoding is written here ([`super::vocabulary`],
+//! [`super::decoding`]), because streams decode token by token and log-probabilities need the bytes of single
+//! tokens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,72 +10,74 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::TextError;
-use super::detokenizer::Decoding;
-use super::guard::{self, Markers};
-use super::source::{Source, file_error};
-use super::template::Rendered;
-use super::vocabulary::{Vocabulary, added_tokens};
+use super::decoding::Decoding;
+use super::files::{TokenizerFiles, file_error};
+use super::turn_marker_guard::{self as guard, Rendered, TurnMarkers};
+use super::vocabulary::{TokenizerJsonError, Vocabulary, added_tokens};
 
-/// What to do with text that spells a special token.
+/// How to encode text that spells a special token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Special {
-    /// It is that token: for text from who may write prompts.
+    /// Encode it as that token. For text whose author may write whole prompts.
     Parse,
-    /// It is text like any other: for text from who may not.
+    /// Encode it as ordinary text. For text whose author may not write turn markers.
     AsText,
 }
 
-/// A tokenizer, to be shared by `Arc`.
+/// A tokenizer. Share it with `Arc`.
 pub struct Tokenizer {
-    /// Knows the markers by their disguised names only.
+    /// Has the markers under their new names; see [`guard::rename_markers`].
     inner: tokenizers::Tokenizer,
-    markers: Arc<Markers>,
+    markers: Arc<TurnMarkers>,
     vocabulary: Vocabulary,
-    named: Map<String, Value>,
-    /// What the post-processor puts around a text.
+    /// Special tokens by name, such as `bos_token`.
+    special_tokens: Map<String, Value>,
+    /// Ids that the post-processor puts before a text, such as BOS.
     prefix: Vec<u32>,
+    /// Ids that the post-processor puts after a text.
     suffix: Vec<u32>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and where they exist `tokenizer_config.json` and `special_tokens_map.json`.
-    /// Errors name the file: missing, corrupt, or of a kind not supported.
+    /// Reads `tokenizer.json`, and `tokenizer_config.json` and `special_tokens_map.json` if they exist.
+    ///
+    /// # Errors
+    /// [`TextError::File`] if a file is missing, corrupt or not supported.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
-        let wrong = |message: String| file_error(&path, message);
-        let Source { mut tokenizer, config, named } = Source::read(dir)?;
-        let vocabulary = Vocabulary::new(&tokenizer).map_err(wrong)?;
-        let markers = Arc::new(Markers::new(&tokenizer).map_err(wrong)?);
+        let invalid = |error: TokenizerJsonError| file_error(&path, error);
+        let TokenizerFiles { mut tokenizer, config, special_tokens } = TokenizerFiles::read(dir)?;
+        let vocabulary = Vocabulary::new(&tokenizer).map_err(invalid)?;
+        let markers = Arc::new(TurnMarkers::new(&tokenizer).map_err(invalid)?);
         let ids: Vec<(String, u32)> = added_tokens(&tokenizer)
-            .map_err(wrong)?
+            .map_err(invalid)?
             .into_iter()
             .map(|token| (token.content.to_owned(), token.id))
             .collect();
-        guard::disguise(&mut tokenizer, &markers);
+        guard::rename_markers(&mut tokenizer, &markers);
         tokenizer["truncation"] = Value::Null;
         tokenizer["padding"] = Value::Null;
-        let inner: tokenizers::Tokenizer =
-            serde_json::from_value(tokenizer).map_err(|e| wrong(format!("not a tokenizer: {e}")))?;
+        let inner: tokenizers::Tokenizer = serde_json::from_value(tokenizer)
+            .map_err(|e| file_error(&path, format!("not a tokenizer: {e}")))?;
         let mut tokenizer =
-            Self { inner, markers, vocabulary, named, prefix: Vec::new(), suffix: Vec::new() };
+            Self { inner, markers, vocabulary, special_tokens, prefix: Vec::new(), suffix: Vec::new() };
         for (token, id) in ids.into_iter().filter(|(token, _)| !token.is_empty()) {
-            if tokenizer.token_id(&token) != Some(id) {
-                let got = tokenizer.token_id(&token);
-                return Err(wrong(format!(
-                    "added token {token:?}: its id is {id}, but it would get {got:?}"
-                )));
+            let got = tokenizer.token_id(&token);
+            if got != Some(id) {
+                let message = format!("added token {token:?}: its id is {id}, but it would get {got:?}");
+                return Err(file_error(&path, message));
             }
         }
         tokenizer.find_affixes(config["add_bos_token"].as_bool())?;
         Ok(tokenizer)
     }
 
-    /// Highest id + 1. Models may have more rows than this.
+    /// Highest id + 1. The model's embedding can have more rows.
     pub fn vocab_size(&self) -> usize {
         self.vocabulary.size()
     }
 
-    /// Ids of a text. Never adds a beginning-of-sequence token by itself.
+    /// Encodes a text. Does not add a beginning-of-sequence token.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
         let text = guard::sanitize(text);
         match special {
@@ -83,20 +86,22 @@ impl Tokenizer {
         }
     }
 
-    /// Ids of a rendered conversation: the template's own markers are special tokens, message text never is.
+    /// Encodes a rendered conversation. Markers that the template wrote become special tokens; message text
+    /// never does.
     pub fn encode_prompt(&self, rendered: &Rendered) -> Result<Vec<u32>, TextError> {
         self.encode_marked(&self.markers.mark(rendered.guarded()))
     }
 
-    /// Puts around `ids` what the tokenizer puts around a text by itself, such as a beginning-of-sequence token.
-    /// For plain prompts; a chat template writes its own.
+    /// Adds the special tokens that the tokenizer's post-processor puts around a text, such as a
+    /// beginning-of-sequence token. For prompts without a chat template; a template writes these tokens
+    /// itself.
     pub fn add_special(&self, ids: Vec<u32>) -> Vec<u32> {
         [self.prefix.as_slice(), &ids, &self.suffix].concat()
     }
 
-    /// The text of `ids`; ids without a token have none. Equals Hugging Face's `decode` without
-    /// `clean_up_tokenization_spaces`, but for runs of byte tokens that are partly invalid UTF-8: each malformed part is
-    /// one U+FFFD here, and valid characters beside it survive.
+    /// Decodes `ids`. Ids without a token have no text. The result equals that of Hugging Face's `decode`
+    /// without `clean_up_tokenization_spaces`, except for runs of byte tokens that are partly invalid UTF-8:
+    /// here each malformed part becomes one U+FFFD, and valid characters beside it are kept.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut decoding = Decoding::new(&self.vocabulary, skip_special);
         let mut text = String::new();
@@ -107,13 +112,14 @@ impl Tokenizer {
         text
     }
 
-    /// The token's bytes within a text: a leading space is there, and it need not be UTF-8 by itself. Special tokens
-    /// are their names. Empty for an id without a token.
+    /// The bytes of a token inside a text, with its leading space if it has one. They are not always valid
+    /// UTF-8. The bytes of a special token are its name. Empty for an id without a token.
     pub fn token_bytes(&self, id: u32) -> Vec<u8> {
         self.vocabulary.bytes(id).to_vec()
     }
 
-    /// The token as OpenAI writes it in log-probabilities: its text, or `bytes:\xf0\x9f` where it is not UTF-8.
+    /// The token as OpenAI's log-probabilities show it: its text, or a form such as `bytes:\xf0\x9f` if its
+    /// bytes are not valid UTF-8.
     pub fn token_str(&self, id: u32) -> String {
         match std::str::from_utf8(self.vocabulary.bytes(id)) {
             Ok(text) => text.to_owned(),
@@ -124,31 +130,31 @@ impl Tokenizer {
         }
     }
 
-    /// Whether `skip_special` leaves it out.
+    /// Whether the token is special, so that `skip_special` leaves it out.
     pub fn is_special(&self, id: u32) -> bool {
         self.vocabulary.is_special(id)
     }
 
-    /// The id of a token by its exact name, as in the vocabulary.
+    /// The id of the token whose name in `tokenizer.json` is exactly `token`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         if guard::is_reserved(token) {
             return None;
         }
-        let name = if self.markers.contains(token) { &guard::disguised(token) } else { token };
+        let name = if self.markers.contains(token) { &guard::renamed(token) } else { token };
         self.inner.token_to_id(name)
     }
 
-    /// The beginning-of-sequence token, if the files name one.
+    /// The id of the beginning-of-sequence token, if the files name one.
     pub fn bos(&self) -> Option<u32> {
-        self.named_id("bos_token")
+        self.special_id("bos_token")
     }
 
-    /// The end-of-sequence token, if the files name one.
+    /// The id of the end-of-sequence token, if the files name one.
     pub fn eos(&self) -> Option<u32> {
-        self.named_id("eos_token")
+        self.special_id("eos_token")
     }
 
-    pub(super) fn markers(&self) -> &Arc<Markers> {
+    pub(super) fn markers(&self) -> &Arc<TurnMarkers> {
         &self.markers
     }
 
@@ -156,20 +162,22 @@ impl Tokenizer {
         &self.vocabulary
     }
 
-    pub(super) fn named(&self) -> &Map<String, Value> {
-        &self.named
+    pub(super) fn special_tokens(&self) -> &Map<String, Value> {
+        &self.special_tokens
     }
 
-    fn named_id(&self, name: &str) -> Option<u32> {
-        self.token_id(self.named.get(name)?.as_str()?)
+    fn special_id(&self, name: &str) -> Option<u32> {
+        self.token_id(self.special_tokens.get(name)?.as_str()?)
     }
 
+    /// Encodes text in which markers have their new names.
     fn encode_marked(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| TextError::Tokenize(e.to_string()))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// `add_bos` is the configuration's word on it, which stands above the post-processor's.
+    /// Finds the ids that the post-processor adds, by encoding a text with and without it. `add_bos` is
+    /// `add_bos_token` of `tokenizer_config.json`, which overrides the post-processor.
     fn find_affixes(&mut self, add_bos: Option<bool>) -> Result<(), TextError> {
         let error = |e: tokenizers::Error| TextError::Tokenize(e.to_string());
         let plain = self.inner.encode_fast("a", false).map_err(error)?;

@@ -1,72 +1,105 @@
-//! What each id stands for, in bytes, and how the bytes of a sequence join.
+//! Table from token id to bytes, and the rule for spaces at the beginning of a text.
 //!
-//! `tokenizer.json` describes its decoder as a chain of operations on strings. The chains of the tokenizers served
-//! here say two things: what bytes a token is, whatever stands beside it, and what is left out where a text begins. The first is
-//! a table made once, the second is [`Lead`]; both together decode in constant time per token.
+//! `tokenizer.json` describes its decoder as a chain of operations on strings. For the supported tokenizers,
+//! the chain determines two things: the bytes of each token, which do not depend on its neighbours, and the
+//! spaces that are removed at the beginning of a text. The first is a table built at start-up, the second is
+//! [`LeadingSpaces`]. With both, decoding takes constant time per token.
 
 use serde_json::Value;
 
-/// Id to bytes, for every id of the tokenizer.
+/// A `tokenizer.json` that cannot be used. The operator has to replace the file.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TokenizerJsonError {
+    #[error("the vocabulary is empty")]
+    EmptyVocabulary,
+    #[error("the highest id is {highest}, but the model's vocabulary has {pieces} tokens")]
+    SparseIds { highest: usize, pieces: usize },
+    #[error("an added token has no id or content")]
+    AddedToken,
+    #[error("model.vocab is not a vocabulary")]
+    Vocabulary,
+    #[error("the decoder has a part that is not supported: {0}")]
+    Decoder(Value),
+    #[error("the added token {0:?} contains a reserved noncharacter")]
+    Reserved(String),
+    #[error("the added tokens cannot be searched for: {0}")]
+    Markers(#[from] aho_corasick::BuildError),
+}
+
+/// Bytes and kind of every token id.
 pub(super) struct Vocabulary {
+    /// The bytes of all tokens, in the order of their ids.
     bytes: Vec<u8>,
     /// Id i is `bytes[ends[i - 1]..ends[i]]`.
     ends: Vec<usize>,
-    kinds: Vec<Kind>,
-    lead: Lead,
+    kinds: Vec<TokenKind>,
+    leading: LeadingSpaces,
 }
 
-/// What is left out at the beginning of a text.
+/// Spaces that are removed at the beginning of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lead {
-    /// Nothing.
-    None,
-    /// So many spaces, where there are as many.
+pub(super) enum LeadingSpaces {
+    /// Removes none.
+    Keep,
+    /// Removes at most this number of spaces.
     Strip(usize),
-    /// All spaces of the first token.
-    FirstToken,
+    /// Removes all spaces of the first token.
+    StripFirstToken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum TokenKind {
     /// No token has this id.
-    Gap,
+    Unassigned,
+    /// A piece of the model's vocabulary.
     Piece,
+    /// An added token that is not special.
     Added,
+    /// A special added token.
     Special,
 }
 
-/// How a piece of the model's vocabulary is spelled.
-struct Spelling {
-    /// Each byte as a printable character (GPT-2's alphabet).
+/// Rules that turn a piece of the model's vocabulary into bytes.
+struct DecoderRules {
+    /// Whether each character of a piece stands for a byte (GPT-2's alphabet).
     byte_level: bool,
-    /// `<0xNN>` is a byte.
+    /// Whether a piece `<0xNN>` stands for a byte.
     byte_fallback: bool,
-    replace: Vec<(String, String)>,
-    lead: Lead,
+    replace: Vec<Replacement>,
+    leading: LeadingSpaces,
+}
+
+/// A string that is replaced wherever it occurs in a piece.
+struct Replacement {
+    from: String,
+    to: String,
 }
 
 impl Vocabulary {
-    /// From a parsed `tokenizer.json`; the error says which part of it is not supported.
-    pub(super) fn new(tokenizer: &Value) -> Result<Self, String> {
-        let spelling = Spelling::of(&tokenizer["decoder"])?;
+    /// Builds the table from a parsed `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If a part of the file is malformed or not supported.
+    pub(super) fn new(tokenizer: &Value) -> Result<Self, TokenizerJsonError> {
+        let rules = DecoderRules::new(&tokenizer["decoder"])?;
         let pieces = pieces(&tokenizer["model"]["vocab"])?;
         let added = added_tokens(tokenizer)?;
         let size = pieces.iter().map(|&(id, _)| id).chain(added.iter().map(|added| added.id)).max();
-        let size = size.ok_or("the vocabulary is empty")? as usize + 1;
-        // Ids index an array; a corrupt one must not allocate all memory.
+        let size = size.ok_or(TokenizerJsonError::EmptyVocabulary)? as usize + 1;
+        // Ids index an array, so a corrupt id must not make it allocate all memory.
         if size > 2 * (pieces.len() + added.len()) + (1 << 20) {
-            return Err(format!("the highest id is {}, but there are {} tokens", size - 1, pieces.len()));
+            return Err(TokenizerJsonError::SparseIds { highest: size - 1, pieces: pieces.len() });
         }
-        let mut table = vec![(Kind::Gap, Vec::new()); size];
+        let mut table = vec![(TokenKind::Unassigned, Vec::new()); size];
         for (id, piece) in pieces {
-            table[id as usize] = (Kind::Piece, spelling.bytes(piece));
+            table[id as usize] = (TokenKind::Piece, rules.piece_bytes(piece));
         }
         for token in added {
-            let kind = if token.special { Kind::Special } else { Kind::Added };
-            table[token.id as usize] = (kind, spelling.added(token.content));
+            let kind = if token.special { TokenKind::Special } else { TokenKind::Added };
+            table[token.id as usize] = (kind, rules.added_token_bytes(token.content));
         }
         let mut vocabulary =
-            Self { bytes: Vec::new(), ends: Vec::new(), kinds: Vec::new(), lead: spelling.lead };
+            Self { bytes: Vec::new(), ends: Vec::new(), kinds: Vec::new(), leading: rules.leading };
         for (kind, bytes) in table {
             vocabulary.bytes.extend_from_slice(&bytes);
             vocabulary.ends.push(vocabulary.bytes.len());
@@ -80,7 +113,7 @@ impl Vocabulary {
         self.ends.len()
     }
 
-    /// Nothing for an id that no token has.
+    /// The bytes of a token; empty for an unassigned id.
     pub(super) fn bytes(&self, id: u32) -> &[u8] {
         let id = id as usize;
         match self.ends.get(id) {
@@ -89,96 +122,101 @@ impl Vocabulary {
         }
     }
 
-    pub(super) fn lead(&self) -> Lead {
-        self.lead
+    pub(super) fn leading_spaces(&self) -> LeadingSpaces {
+        self.leading
     }
 
+    /// Whether a token has this id.
     pub(super) fn has(&self, id: u32) -> bool {
-        self.kind(id) != Kind::Gap
+        self.kind(id) != TokenKind::Unassigned
     }
 
     pub(super) fn is_added(&self, id: u32) -> bool {
-        matches!(self.kind(id), Kind::Added | Kind::Special)
+        matches!(self.kind(id), TokenKind::Added | TokenKind::Special)
     }
 
     pub(super) fn is_special(&self, id: u32) -> bool {
-        self.kind(id) == Kind::Special
+        self.kind(id) == TokenKind::Special
     }
 
-    fn kind(&self, id: u32) -> Kind {
-        self.kinds.get(id as usize).copied().unwrap_or(Kind::Gap)
+    fn kind(&self, id: u32) -> TokenKind {
+        self.kinds.get(id as usize).copied().unwrap_or(TokenKind::Unassigned)
     }
 }
 
-/// A token of `added_tokens`.
+/// An entry of `added_tokens` in `tokenizer.json`.
 pub(super) struct AddedToken<'j> {
     pub(super) id: u32,
     pub(super) content: &'j str,
     pub(super) special: bool,
 }
 
-pub(super) fn added_tokens(tokenizer: &Value) -> Result<Vec<AddedToken<'_>>, String> {
+/// The added tokens of a parsed `tokenizer.json`.
+pub(super) fn added_tokens(tokenizer: &Value) -> Result<Vec<AddedToken<'_>>, TokenizerJsonError> {
     let list = tokenizer["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
     list.iter()
         .map(|token| {
             let id = token["id"].as_u64().and_then(|id| u32::try_from(id).ok());
-            let (id, content) =
-                id.zip(token["content"].as_str()).ok_or("an added token has no id or content")?;
+            let (id, content) = id.zip(token["content"].as_str()).ok_or(TokenizerJsonError::AddedToken)?;
             Ok(AddedToken { id, content, special: token["special"].as_bool().unwrap_or(false) })
         })
         .collect()
 }
 
-/// (id, piece) of a vocabulary that maps pieces to ids (BPE, WordPiece, WordLevel) or lists them (Unigram).
-fn pieces(vocab: &Value) -> Result<Vec<(u32, &str)>, String> {
+/// All (id, piece) pairs of `model.vocab`, which maps pieces to ids (BPE, WordPiece, WordLevel) or lists
+/// pieces in the order of their ids (Unigram).
+fn pieces(vocab: &Value) -> Result<Vec<(u32, &str)>, TokenizerJsonError> {
     let id = |id: &Value| id.as_u64().and_then(|id| u32::try_from(id).ok());
     let pieces: Option<Vec<_>> = match vocab {
         Value::Object(map) => map.iter().map(|(piece, i)| Some((id(i)?, piece.as_str()))).collect(),
         Value::Array(list) => list.iter().zip(0..).map(|(entry, i)| Some((i, entry[0].as_str()?))).collect(),
         _ => None,
     };
-    pieces.ok_or_else(|| "model.vocab is not a vocabulary".to_owned())
+    pieces.ok_or(TokenizerJsonError::Vocabulary)
 }
 
-impl Spelling {
-    fn of(decoder: &Value) -> Result<Self, String> {
-        let mut spelling =
-            Self { byte_level: false, byte_fallback: false, replace: Vec::new(), lead: Lead::None };
+impl DecoderRules {
+    fn new(decoder: &Value) -> Result<Self, TokenizerJsonError> {
+        let leading = LeadingSpaces::Keep;
+        let mut rules = Self { byte_level: false, byte_fallback: false, replace: Vec::new(), leading };
         match decoder["type"].as_str() {
             Some("Sequence") => {
                 for part in decoder["decoders"].as_array().map_or(&[][..], Vec::as_slice) {
-                    spelling.add(part)?;
+                    rules.add(part)?;
                 }
             }
-            _ => spelling.add(decoder)?,
+            _ => rules.add(decoder)?,
         }
-        Ok(spelling)
+        Ok(rules)
     }
 
-    fn add(&mut self, decoder: &Value) -> Result<(), String> {
+    /// Adds one operation of the decoder's chain.
+    fn add(&mut self, decoder: &Value) -> Result<(), TokenizerJsonError> {
         match decoder["type"].as_str() {
             Some("ByteLevel") => self.byte_level = true,
             Some("ByteFallback") => self.byte_fallback = true,
             Some("Fuse") => {}
             Some("Replace") if decoder["pattern"]["String"].is_string() => {
                 let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                self.replace.push((text(&decoder["pattern"]["String"]), text(&decoder["content"])));
+                let (from, to) = (text(&decoder["pattern"]["String"]), text(&decoder["content"]));
+                self.replace.push(Replacement { from, to });
             }
             Some("Strip") if decoder["content"] == " " && decoder["stop"] == 0 => {
-                self.lead = Lead::Strip(decoder["start"].as_u64().unwrap_or(0) as usize);
+                self.leading = LeadingSpaces::Strip(decoder["start"].as_u64().unwrap_or(0) as usize);
             }
             Some("Metaspace") => {
-                let replacement = decoder["replacement"].as_str().unwrap_or("\u{2581}");
-                self.replace.push((replacement.to_owned(), " ".to_owned()));
+                let from = decoder["replacement"].as_str().unwrap_or("\u{2581}").to_owned();
+                self.replace.push(Replacement { from, to: " ".to_owned() });
                 let never = decoder["prepend_scheme"] == "never" || decoder["add_prefix_space"] == false;
-                self.lead = if never { Lead::None } else { Lead::FirstToken };
+                self.leading = if never { LeadingSpaces::Keep } else { LeadingSpaces::StripFirstToken };
             }
-            _ => return Err(format!("its decoder has a part that is not supported: {decoder}")),
+            _ => return Err(TokenizerJsonError::Decoder(decoder.clone())),
         }
         Ok(())
     }
 
-    fn bytes(&self, piece: &str) -> Vec<u8> {
+    /// The bytes of a piece of the model's vocabulary.
+    fn piece_bytes(&self, piece: &str) -> Vec<u8> {
         if self.byte_level
             && let Some(bytes) = piece.chars().map(byte_of).collect()
         {
@@ -189,32 +227,33 @@ impl Spelling {
         {
             return vec![byte];
         }
-        self.added(piece)
+        self.added_token_bytes(piece)
     }
 
-    /// Added tokens are text, whatever the alphabet of the pieces is.
-    fn added(&self, content: &str) -> Vec<u8> {
+    /// The bytes of an added token. Its content is plain text even if pieces use GPT-2's alphabet.
+    fn added_token_bytes(&self, content: &str) -> Vec<u8> {
         if self.byte_fallback
             && let Some(byte) = fallback_byte(content)
         {
             return vec![byte];
         }
         let mut text = content.to_owned();
-        for (from, to) in self.replace.iter().filter(|(from, _)| !from.is_empty()) {
-            text = text.replace(from, to);
+        for rule in self.replace.iter().filter(|rule| !rule.from.is_empty()) {
+            text = text.replace(&rule.from, &rule.to);
         }
         text.into_bytes()
     }
 }
 
-/// The byte that `<0xNN>` is.
+/// The byte that a piece `<0xNN>` stands for.
 pub(super) fn fallback_byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let hexadecimal = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     hexadecimal.then(|| u8::from_str_radix(digits, 16).ok())?
 }
 
-/// GPT-2's alphabet: printable characters of Latin-1 stand for themselves, the other 68 bytes for U+0100 onwards.
+/// The byte that a character of GPT-2's alphabet stands for. Printable characters of Latin-1 stand for
+/// themselves, and U+0100 to U+0143 for the other 68 bytes in order.
 fn byte_of(character: char) -> Option<u8> {
     let code = u32::from(character);
     match code {

@@ -1,4 +1,4 @@
-//! The tokenizer's files in a model directory, as Hugging Face lays them out.
+//! Reader of the tokenizer's and chat template's files in a model directory in Hugging Face's layout.
 
 use std::path::{Path, PathBuf};
 
@@ -6,31 +6,33 @@ use serde_json::{Map, Value, json};
 
 use super::TextError;
 
-/// What the files say, before it is interpreted.
-pub(super) struct Source {
-    /// `tokenizer.json`, with the special tokens of the other files among its added tokens.
+/// Contents of the tokenizer's files, before they are interpreted.
+pub(super) struct TokenizerFiles {
+    /// `tokenizer.json`. Tokens that only the other files flag as special are flagged here too.
     pub(super) tokenizer: Value,
     /// `tokenizer_config.json`, or an empty object.
     pub(super) config: Value,
-    /// Named special tokens (`bos_token`, `eos_token`, …) that are set, as templates get them.
-    pub(super) named: Map<String, Value>,
+    /// The special tokens that have names (`bos_token`, `eos_token`, …): name to text, as templates get
+    /// them.
+    pub(super) special_tokens: Map<String, Value>,
 }
 
-impl Source {
+impl TokenizerFiles {
+    /// Reads the files of a model directory. Only `tokenizer.json` is required.
     pub(super) fn read(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
         let tokenizer = read_json(&path)?.ok_or_else(|| file_error(&path, "no such file"))?;
         let config = read_json(&dir.join("tokenizer_config.json"))?.unwrap_or_else(|| json!({}));
         let map = read_json(&dir.join("special_tokens_map.json"))?.unwrap_or_else(|| json!({}));
-        let mut source = Self { tokenizer, config, named: Map::new() };
+        let mut files = Self { tokenizer, config, special_tokens: Map::new() };
         let (mut flagged, mut names) = (Vec::new(), Vec::new());
-        for token in source.config["added_tokens_decoder"].as_object().into_iter().flat_map(Map::values) {
+        for token in files.config["added_tokens_decoder"].as_object().into_iter().flat_map(Map::values) {
             if token["special"] == true {
                 flagged.extend(content(token).map(str::to_owned));
             }
         }
-        // The configuration is the newer of the two files, so it is asked last.
-        for (name, value) in [&map, &source.config].into_iter().filter_map(Value::as_object).flatten() {
+        // `tokenizer_config.json` is the newer format and comes last, so that its values win.
+        for (name, value) in [&map, &files.config].into_iter().filter_map(Value::as_object).flatten() {
             if name.ends_with("_token")
                 && let Some(token) = content(value)
             {
@@ -43,14 +45,15 @@ impl Source {
                 flagged.extend(list.chain(values).filter_map(content).map(str::to_owned));
             }
         }
-        source.named.extend(names);
+        files.special_tokens.extend(names);
         for token in flagged {
-            source.flag_special(&token);
+            files.flag_special(&token);
         }
-        Ok(source)
+        Ok(files)
     }
 
-    /// A special token may be marked so in the other files only.
+    /// Flags a token as special in `tokenizer.json`, and adds it to the added tokens if it is a piece of the
+    /// model's vocabulary only.
     fn flag_special(&mut self, token: &str) {
         let id = self.tokenizer["model"]["vocab"].get(token).cloned();
         let Some(root) = self.tokenizer.as_object_mut() else { return };
@@ -67,58 +70,73 @@ impl Source {
     }
 }
 
-/// The chat templates of a directory.
-pub(super) struct Templates {
-    /// The file they are from.
+/// The chat templates of a model directory.
+pub(super) struct TemplateFile {
+    /// File that they were read from.
     pub(super) path: PathBuf,
-    /// (name, source), at least one.
-    pub(super) named: Vec<(String, String)>,
+    /// The templates; at least one.
+    pub(super) templates: Vec<TemplateSource>,
 }
 
-pub(super) fn chat_templates(dir: &Path) -> Result<Option<Templates>, TextError> {
-    let alone = |source: &str| vec![("default".to_owned(), source.to_owned())];
+/// Jinja source of a chat template.
+pub(super) struct TemplateSource {
+    pub(super) name: String,
+    pub(super) source: String,
+}
+
+impl TemplateSource {
+    /// A template that is not one of several.
+    pub(super) fn single(source: &str) -> Vec<Self> {
+        vec![Self { name: "default".to_owned(), source: source.to_owned() }]
+    }
+}
+
+/// Reads the chat templates of a model directory; `None` if it has none.
+pub(super) fn chat_templates(dir: &Path) -> Result<Option<TemplateFile>, TextError> {
     let path = dir.join("chat_template.jinja");
     if let Some(source) = read_text(&path)? {
-        let named = alone(&source);
-        return Ok(Some(Templates { path, named }));
+        let templates = TemplateSource::single(&source);
+        return Ok(Some(TemplateFile { path, templates }));
     }
     for name in ["tokenizer_config.json", "chat_template.json"] {
         let path = dir.join(name);
         let Some(file) = read_json(&path)? else { continue };
-        let named = match &file["chat_template"] {
+        let templates = match &file["chat_template"] {
             Value::Null => continue,
-            Value::String(source) => alone(source),
+            Value::String(source) => TemplateSource::single(source),
             Value::Array(list) => {
                 let entries = list.iter().map(|entry| {
-                    let name = entry["name"].as_str()?;
-                    Some((name.to_owned(), entry["template"].as_str()?.to_owned()))
+                    let (name, source) = entry["name"].as_str().zip(entry["template"].as_str())?;
+                    Some(TemplateSource { name: name.to_owned(), source: source.to_owned() })
                 });
                 entries.collect::<Option<Vec<_>>>().unwrap_or_default()
             }
             _ => Vec::new(),
         };
-        if named.is_empty() {
+        if templates.is_empty() {
             return Err(file_error(
                 &path,
                 "chat_template is neither a string nor a list of {name, template}",
             ));
         }
-        return Ok(Some(Templates { path, named }));
+        return Ok(Some(TemplateFile { path, templates }));
     }
     Ok(None)
 }
 
+/// The error for a file that is missing, unreadable or invalid.
 pub(super) fn file_error(path: &Path, message: impl ToString) -> TextError {
     TextError::File { path: path.to_owned(), message: message.to_string() }
 }
 
-/// `None` where there is no such file.
+/// Reads a JSON object; `None` if the file does not exist.
 fn read_json(path: &Path) -> Result<Option<Value>, TextError> {
     let Some(text) = read_text(path)? else { return Ok(None) };
     let value: Value = serde_json::from_str(&text).map_err(|e| file_error(path, format!("not JSON: {e}")))?;
     if value.is_object() { Ok(Some(value)) } else { Err(file_error(path, "not a JSON object")) }
 }
 
+/// Reads UTF-8 text; `None` if the file does not exist.
 fn read_text(path: &Path) -> Result<Option<String>, TextError> {
     match std::fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| file_error(path, "not UTF-8")),
@@ -127,7 +145,7 @@ fn read_text(path: &Path) -> Result<Option<String>, TextError> {
     }
 }
 
-/// A token given as a string or as an object with its content.
+/// The text of a token, which is a string or an object with the field `content`.
 fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str()).filter(|token| !token.is_empty())
 }
