@@ -1,4 +1,5 @@
-//! Tests of text, most of them against what transformers wrote to `tests/data/text` (`scripts/make_text_fixtures.py`).
+//! Tests of `text`. Most compare with results of transformers in `tests/data/text`
+//! (`scripts/make_text_fixtures.py`).
 
 mod detokenizer;
 mod models;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use octant::text::{ChatMessage, RenderOptions, Role, Tokenizer};
 use serde_json::Value;
 
-/// The fixture tokenizers: byte-level BPE, and SentencePiece BPE in both of its forms.
+/// The fixture tokenizers: byte-level BPE, and SentencePiece BPE in its current and its legacy form.
 const FIXTURES: [&str; 3] = ["byte_level", "sentencepiece", "sentencepiece_legacy"];
 
 fn data(name: &str) -> PathBuf {
@@ -37,7 +38,7 @@ fn message(role: Role, content: &str) -> ChatMessage {
     ChatMessage { role, content: content.to_owned(), name: None }
 }
 
-/// Messages as the golden files write them.
+/// Reads messages from a golden file.
 fn messages(value: &Value) -> Vec<ChatMessage> {
     let one = |value: &Value| {
         let role = match value["role"].as_str().unwrap() {
@@ -52,7 +53,7 @@ fn messages(value: &Value) -> Vec<ChatMessage> {
     value.as_array().unwrap().iter().map(one).collect()
 }
 
-/// `apply_chat_template`'s keyword arguments.
+/// Reads the keyword arguments of `apply_chat_template`.
 fn options(value: &Value) -> RenderOptions {
     let mut kwargs = value.as_object().unwrap().clone();
     let mut flag = |name: &str| kwargs.shift_remove(name).is_some_and(|value| value == true);

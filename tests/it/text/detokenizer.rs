@@ -1,4 +1,4 @@
-//! Incremental detokenization against decoding at once.
+//! Incremental detokenization, compared with decoding of the whole text.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ fn stream(tokenizer: &Arc<Tokenizer>, prompt: &[u32], generated: &[u32], skip: b
 }
 
 #[test]
-fn a_stream_is_the_whole_text_and_is_what_transformers_decodes() {
+fn streamed_text_equals_decoded_text_and_that_of_transformers() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         let mut same = 0;
@@ -25,13 +25,14 @@ fn a_stream_is_the_whole_text_and_is_what_transformers_decodes() {
             assert_eq!(stream(&tokenizer, &[], &ids, skip), text, "{ids:?}");
             let expected = case["text"].as_str().unwrap();
             if text != expected {
-                // Runs of byte tokens that are not UTF-8 have one U+FFFD per byte there, per malformed part here.
-                let squeeze = |text: &str| text.replace('\u{FFFD}', "");
+                // For runs of byte tokens that are not UTF-8, transformers writes one U+FFFD per byte, Octant
+                // one per malformed part.
+                let valid = |text: &str| text.replace('\u{FFFD}', "");
                 assert!(
                     fixture != "byte_level" && expected.contains('\u{FFFD}'),
                     "{fixture} {ids:?} {text:?}"
                 );
-                assert!(squeeze(&text).len() >= squeeze(expected).len(), "{ids:?} {text:?} {expected:?}");
+                assert!(valid(&text).len() >= valid(expected).len(), "{ids:?} {text:?} {expected:?}");
             } else {
                 same += 1;
             }
@@ -41,7 +42,7 @@ fn a_stream_is_the_whole_text_and_is_what_transformers_decodes() {
 }
 
 #[test]
-fn every_split_of_a_text_between_prompt_and_answer_is_seamless() {
+fn prompt_and_answer_join_to_the_same_text_wherever_the_prompt_ends() {
     let texts = [
         "a😀b",
         "東京は日本",
@@ -85,14 +86,14 @@ fn no_push_ends_within_a_character() {
     }
 }
 
-/// The id of a byte by itself.
+/// The id of the token that is this single byte.
 fn byte(tokenizer: &Tokenizer, byte: u8) -> u32 {
     let alone = |id: &u32| tokenizer.token_bytes(*id) == [byte] && !tokenizer.is_special(*id);
     (0..tokenizer.vocab_size() as u32).find(alone).unwrap()
 }
 
 #[test]
-fn invalid_bytes_are_replaced_once_that_is_certain() {
+fn invalid_bytes_are_replaced_as_soon_as_they_are_known_to_be_invalid() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         let mut detokenizer = Detokenizer::new(tokenizer.clone(), false, &[]);
@@ -110,7 +111,7 @@ fn invalid_bytes_are_replaced_once_that_is_certain() {
 }
 
 #[test]
-fn a_leading_space_is_dropped_at_the_start_only() {
+fn a_leading_space_is_removed_only_at_the_start_of_a_text() {
     for fixture in ["sentencepiece", "sentencepiece_legacy"] {
         let tokenizer = load(fixture);
         let ids = tokenizer.encode("Hello", Special::AsText).unwrap();
@@ -129,7 +130,7 @@ fn a_leading_space_is_dropped_at_the_start_only() {
 
 proptest! {
     #[test]
-    fn any_ids_stream_as_they_decode(ids in prop::collection::vec(0u32..600, 0..40), skip: bool) {
+    fn streamed_text_of_any_ids_equals_decoded_text(ids in prop::collection::vec(0u32..600, 0..40), skip: bool) {
         for fixture in FIXTURES {
             let tokenizer = cached(fixture);
             prop_assert_eq!(stream(&tokenizer, &[], &ids, skip), tokenizer.decode(&ids, skip));
@@ -137,14 +138,15 @@ proptest! {
     }
 
     #[test]
-    fn any_text_comes_back(text in "\\PC{0,40}") {
+    fn any_text_survives_encoding_and_decoding(text in "\\PC{0,40}") {
         for fixture in FIXTURES {
             let tokenizer = cached(fixture);
             let ids = tokenizer.encode(&text, Special::AsText).unwrap();
-            // SentencePiece cannot tell its mark for spaces from a space.
+            // SentencePiece writes spaces as U+2581, so a U+2581 in the text becomes a space.
             let expected = if fixture == "byte_level" { text.clone() } else { text.replace('\u{2581}', " ") };
             let got = tokenizer.decode(&ids, false);
-            // Nor a space at the beginning from the one that it puts there itself, and takes away again.
+            // SentencePiece adds a space at the beginning and removes it when decoding, which can also remove
+            // one that the text had.
             let shorter = expected.strip_prefix(' ').unwrap_or(&expected);
             prop_assert!(got == expected || fixture != "byte_level" && got == shorter, "{} {:?}", fixture, got);
             prop_assert_eq!(stream(&tokenizer, &[], &ids, false), got);
@@ -152,8 +154,9 @@ proptest! {
     }
 }
 
-/// Property tests run a body a few hundred times.
+/// Loads a fixture once per thread, because property tests run their body a few hundred times.
 fn cached(fixture: &str) -> Arc<Tokenizer> {
-    thread_local!(static LOADED: std::cell::RefCell<std::collections::HashMap<String, Arc<Tokenizer>>> = Default::default());
+    type Loaded = std::cell::RefCell<std::collections::HashMap<String, Arc<Tokenizer>>>;
+    thread_local!(static LOADED: Loaded = Default::default());
     LOADED.with_borrow_mut(|loaded| loaded.entry(fixture.to_owned()).or_insert_with(|| load(fixture)).clone())
 }

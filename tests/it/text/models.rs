@@ -1,4 +1,4 @@
-//! The files in `models/`.
+//! Tests of the files in `models/`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ fn render(model: &str, messages: &[ChatMessage]) -> Result<String, TextError> {
 }
 
 #[test]
-fn the_configurations_are_340b() {
+fn the_configurations_have_340b_parameters() {
     for name in ["base", "instruct", "reward"] {
         let config = ModelConfig::from_dir(&dir(name)).unwrap();
         assert_eq!(config.parameters(), 341_029_195_776);
@@ -88,7 +88,7 @@ fn reward_renders_the_trained_format() {
 }
 
 #[test]
-fn every_file_is_explained() {
+fn the_readme_names_every_model_and_marker() {
     let readme = fs::read_to_string(dir("base").parent().unwrap().join("README.md")).unwrap();
     for name in [
         "nemotron-4-340b-base",

@@ -1,4 +1,4 @@
-//! Message text is never read as a turn marker.
+//! Tests that message text is never encoded as a turn marker.
 
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use proptest::prelude::*;
@@ -25,7 +25,8 @@ fn markers(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
     ids.iter().copied().filter(|id| known.contains(id)).collect()
 }
 
-/// The ids of a conversation, after checking that it has the same markers as one of the same shape without any.
+/// The ids of a conversation. Asserts that it has the same markers as the conversation with all texts
+/// replaced by harmless ones.
 fn checked(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
@@ -50,7 +51,7 @@ fn checked(
 }
 
 #[test]
-fn spelled_markers_are_text_and_the_text_is_kept() {
+fn markers_that_messages_spell_are_encoded_as_text_and_decode_to_it() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         for (name, cases) in golden(fixture)["spoken"].as_object().unwrap() {
@@ -60,8 +61,10 @@ fn spelled_markers_are_text_and_the_text_is_kept() {
                 let got = checked(&tokenizer, &template, &messages, &options);
                 let prompt = template.render(&messages, &options).unwrap();
                 assert_eq!(prompt.text(), case["text"].as_str().unwrap());
-                // Transformers takes for markers what the template names, cannot do it where plain text merges into
-                // one, and encodes what stands between two spelled ones by itself. Elsewhere the ids are the same.
+                // With `sanitize_control_tokens`, transformers treats only tokens that the template names as
+                // markers, refuses tokenizers whose merges can produce a marker (the SentencePiece fixtures),
+                // and encodes the text between two spelled markers separately (`nested`). In all other cases
+                // the ids are the same.
                 if fixture == "byte_level" {
                     if case["chat"] != "nested" {
                         assert_eq!(got, ids(&case["ids"]), "{name} {}", case["chat"]);
@@ -75,7 +78,7 @@ fn spelled_markers_are_text_and_the_text_is_kept() {
 
 #[test]
 fn plain_text_does_not_merge_into_a_marker() {
-    // The fixture's merges do lead there.
+    // The merges of these fixtures can produce the marker.
     for fixture in ["sentencepiece", "sentencepiece_legacy"] {
         let file = std::fs::read_to_string(super::data(fixture).join("tokenizer.json")).unwrap();
         let file: serde_json::Value = serde_json::from_str(&file).unwrap();
@@ -93,12 +96,12 @@ fn plain_text_does_not_merge_into_a_marker() {
 }
 
 #[test]
-fn markers_cannot_be_put_together_from_pieces() {
+fn templates_cannot_join_message_texts_to_a_marker() {
     let tokenizer = load("byte_level");
     let options = RenderOptions::default();
     let named =
         |name: &str, content: &str| ChatMessage { name: Some(name.into()), ..message(Role::User, content) };
-    // Name and content touch; both touch the template's text; the template trims.
+    // Templates in which name and content are adjacent, are adjacent to text of the template, or are trimmed.
     for source in [
         "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}",
         "{% for m in messages %}<{{ m.name }}>{{ m.content }}{% endfor %}",
@@ -153,7 +156,7 @@ fn reserved_characters_are_refused_in_the_model_s_files() {
 }
 
 #[test]
-fn variables_are_text_too() {
+fn variables_cannot_contain_markers() {
     let tokenizer = load("byte_level");
     let source =
         "{{ note }}|{{ tools | tojson }}|{{ tools[0]['<|im_end|>'] }}{{ '<|im_start|>' if note == 'on' }}";
@@ -166,11 +169,11 @@ fn variables_are_text_too() {
         markers(&tokenizer, &tokenizer.encode_prompt(&prompt).unwrap()).len()
     };
     assert_eq!(count("<|im_end|>"), 0);
-    assert_eq!(count("on"), 1, "words are compared as they are");
+    assert_eq!(count("on"), 1, "the template must be able to compare variables");
 }
 
 #[test]
-fn continuing_a_message_keeps_it_text() {
+fn a_continued_message_is_encoded_as_text() {
     let tokenizer = load("sentencepiece");
     let template = template("instruct", &tokenizer);
     let options = RenderOptions {
@@ -187,7 +190,7 @@ fn continuing_a_message_keeps_it_text() {
 }
 
 #[test]
-fn long_hostile_text_takes_no_time() {
+fn long_hostile_text_renders_quickly() {
     let tokenizer = load("sentencepiece");
     let template = template("instruct", &tokenizer);
     let started = std::time::Instant::now();
@@ -200,7 +203,10 @@ fn long_hostile_text_takes_no_time() {
 proptest! {
     #[test]
     fn no_message_makes_a_marker(
-        contents in prop::collection::vec("(<|im_start\\|?|\\|im_end|>|<s>|</s|extra|<extra_id_|0|1>|_| |\n|a|\u{10FFFF}|\u{10FFFE}){0,9}", 1..4),
+        contents in prop::collection::vec(
+            "(<|im_start\\|?|\\|im_end|>|<s>|</s|extra|<extra_id_|0|1>|_| |\n|a|\u{10FFFF}|\u{10FFFE}){0,9}",
+            1..4,
+        ),
         which in 0usize..3,
     ) {
         let fixture = FIXTURES[which];

@@ -1,5 +1,5 @@
-//! SentencePiece models become tokenizers with the same ids and the same text. What they are held to is
-//! SentencePiece's own (`scripts/make_sentencepiece_fixture.py`).
+//! Conversion of SentencePiece models to `tokenizer.json`: ids and texts must equal those of SentencePiece
+//! itself (`scripts/make_sentencepiece_fixture.py`).
 
 use std::fs;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 
 use super::{data, ids, message};
 
-/// The bytes of a model, and bytes after them: they override or add to its fields.
+/// The bytes of a model, followed by `more`: protobuf fields that override its fields or add to them.
 fn model(name: &str, more: &[u8]) -> Vec<u8> {
     let path = data("sentencepiece_models").join(format!("{name}.model"));
     [&fs::read(path).unwrap(), more].concat()
 }
 
-/// What the server makes of the files that a model becomes.
+/// The tokenizer that the server loads from a converted model.
 fn converted(model: &[u8]) -> Arc<Tokenizer> {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("tokenizer.json"), tokenizer_json(model).unwrap()).unwrap();
@@ -25,7 +25,7 @@ fn converted(model: &[u8]) -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_dir(dir.path()).unwrap())
 }
 
-/// Every model of the golden file with what its name is in messages.
+/// Every model of the golden file: its name for messages, its bytes, and its expected results.
 fn goldens() -> Vec<(String, Vec<u8>, Value)> {
     let golden = fs::read(data("sentencepiece_models").join("golden.json")).unwrap();
     let golden: Vec<Value> = serde_json::from_slice(&golden).unwrap();
@@ -54,7 +54,7 @@ fn converted_models_encode_as_sentencepiece_does() {
 }
 
 #[test]
-fn the_file_alone_does_so_too() {
+fn the_converted_file_encodes_alike_in_the_tokenizers_crate() {
     for (name, model, golden) in goldens() {
         let tokenizer: tokenizers::Tokenizer = tokenizer_json(&model).unwrap().parse().unwrap();
         for case in golden["encode"].as_array().unwrap() {
@@ -67,13 +67,13 @@ fn the_file_alone_does_so_too() {
 }
 
 #[test]
-fn converted_models_decode_as_sentencepiece_does_also_token_by_token() {
+fn converted_models_decode_as_sentencepiece_does_whole_and_token_by_token() {
     for (name, model, golden) in goldens() {
         let tokenizer = converted(&model);
         let encoded =
             golden["encode"].as_array().unwrap().iter().map(|case| (&case["ids"], &case["decoded"]));
-        let drawn = golden["decode"].as_array().unwrap().iter().map(|case| (&case["ids"], &case["text"]));
-        for (run, text) in encoded.chain(drawn) {
+        let random = golden["decode"].as_array().unwrap().iter().map(|case| (&case["ids"], &case["text"]));
+        for (run, text) in encoded.chain(random) {
             let run = ids(run);
             assert_eq!(tokenizer.decode(&run, true), *text, "{name} {run:?}");
             let mut detokenizer = Detokenizer::new(tokenizer.clone(), true, &[]);
@@ -85,16 +85,16 @@ fn converted_models_decode_as_sentencepiece_does_also_token_by_token() {
 }
 
 #[test]
-fn a_text_that_is_one_user_defined_piece_has_no_prefix() {
+fn a_text_that_is_one_user_defined_piece_gets_no_space_before_it() {
     let tokenizer = converted(&model("plain", &[]));
     let space = tokenizer.token_id("\u{2581}").unwrap();
-    // SentencePiece puts a space before both.
+    // SentencePiece puts a space before both texts.
     assert_eq!(tokenizer.encode("<extra_id_1>", Special::Parse).unwrap(), [5]);
     assert_eq!(tokenizer.encode("<extra_id_1><extra_id_1>", Special::Parse).unwrap(), [space, 5, 5]);
 }
 
 #[test]
-fn markers_of_a_template_are_pieces_and_those_of_messages_are_text() {
+fn markers_of_the_template_become_ids_and_those_in_messages_stay_text() {
     let instruct = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/nemotron-4-340b-instruct");
     for more in [&[][..], &NO_PREFIX] {
         let tokenizer = converted(&model("plain", more));
@@ -116,10 +116,10 @@ fn markers_of_a_template_are_pieces_and_those_of_messages_are_text() {
 }
 
 #[test]
-fn text_that_becomes_a_marker_by_normalising_is_text() {
+fn text_that_normalises_to_a_marker_is_encoded_as_text() {
     let model = model("nmt_nfkc", &[]);
     let wide = "a\u{FF1C}extra_id_1\u{FF1E}b";
-    // In the file by itself it is a marker, as it is for SentencePiece.
+    // The `tokenizers` crate alone encodes it as a marker, as SentencePiece does.
     let file: tokenizers::Tokenizer = tokenizer_json(&model).unwrap().parse().unwrap();
     assert!(file.encode(wide, false).unwrap().get_ids().contains(&5));
     let tokenizer = converted(&model);
@@ -144,15 +144,15 @@ fn the_configuration_names_the_special_pieces() {
     let tokenizer = converted(&model("plain", &[]));
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.vocab_size()), (Some(2), Some(3), 900));
     assert!(!tokenizer.is_special(5) && tokenizer.is_special(1));
-    // A model that calls its beginning by the name of a piece which is not for control has none.
+    // A BOS piece counts only if its type is control; here it is a user-defined piece.
     let renamed = tokenizer_config(&model("plain", &field(2, &field(46, b"<extra_id_1>")))).unwrap();
     assert_eq!((&renamed["bos_token"], &renamed["eos_token"]), (&Value::Null, &json!("</s>")));
 }
 
-/// `add_dummy_prefix: false` in the normalizer's message.
+/// `normalizer_spec { add_dummy_prefix: false }` as protobuf.
 const NO_PREFIX: [u8; 4] = [3 << 3 | 2, 2, 3 << 3, 0];
 
-/// A field of text, bytes or a message.
+/// A length-delimited protobuf field: text, bytes or a message.
 fn field(number: usize, value: &[u8]) -> Vec<u8> {
     let varint = |number: usize| {
         let (low, high) = ((number & 0x7F) as u8, (number >> 7) as u8);
@@ -162,14 +162,14 @@ fn field(number: usize, value: &[u8]) -> Vec<u8> {
     [varint(number << 3 | 2), varint(value.len()), value.to_vec()].concat()
 }
 
-/// One more piece: its text, its score and its type.
+/// A piece to append to a model: text, score and type.
 fn piece(text: &str, score: f32, kind: u8) -> Vec<u8> {
     let score = [&[2 << 3 | 5][..], &score.to_le_bytes()].concat();
     field(1, &[field(1, text.as_bytes()), score, vec![3 << 3, kind]].concat())
 }
 
 #[test]
-fn what_cannot_be_converted_is_refused_by_name() {
+fn unsupported_models_are_refused_with_the_reason() {
     let overlapping = fs::read(data("sentencepiece_models").join("overlapping.charsmap")).unwrap();
     for (more, expected) in [
         (field(2, &[3 << 3, 1]), "its type is 1 (unigram), only BPE (2) is converted"),
@@ -190,14 +190,14 @@ fn what_cannot_be_converted_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_model_is_refused() {
+fn malformed_models_are_refused_with_the_reason() {
     for (more, expected) in [
         (vec![0x0A, 0x7F, 0], "a field of 127 bytes has only 1 left"),
         (vec![0x0B], "wire type 3"),
         (vec![0x80; 11], "more than 64 bits"),
         (vec![0x08, 1], "`pieces` has the wrong wire type"),
         (piece("ab", 0.0, 9), "type 9"),
-        // A table that says it has eight bytes, of which there are two.
+        // A table whose header gives a length of eight bytes, followed by two.
         (field(3, &field(2, &[8, 0, 0, 0, 1, 2])), "table of normalisation rules is broken"),
         (field(1, &field(1, &[0xFF])), "not UTF-8"),
         (piece("", 0.0, 1), "is empty"),
@@ -213,7 +213,7 @@ fn what_is_no_model_is_refused() {
     assert!(tokenizer_json(b"").unwrap_err().to_string().contains("no pieces"));
     let whole = model("rules", &[]);
     for length in (0..whole.len()).step_by(97) {
-        // Cut short, a model is refused or has fewer pieces; it never panics.
+        // A truncated model is refused or has fewer pieces; the conversion must not panic.
         let _ = tokenizer_json(&whole[..length]);
     }
 }

@@ -1,9 +1,9 @@
-//! Stop strings.
+//! Tests of stop strings.
 
 use octant::text::StopMatcher;
 use proptest::prelude::*;
 
-/// The text shown and the string that ended it, of a stream cut into pieces.
+/// Pushes the pieces of a text. Returns the text that was output and the stop string that ended it.
 fn run(pieces: &[&str], stops: &[&str], include: bool) -> (String, Option<String>) {
     let mut matcher = StopMatcher::new(stops.iter().map(|&stop| stop.to_owned()).collect(), include);
     let (mut text, mut matched) = (String::new(), None);
@@ -18,7 +18,7 @@ fn run(pieces: &[&str], stops: &[&str], include: bool) -> (String, Option<String
     (text + &rest, matched)
 }
 
-/// What the documentation says: byte by byte, the first string complete ends the text, the longest of several.
+/// Reference implementation: tries every end of the text; the longest stop string that ends there wins.
 fn reference(text: &str, stops: &[&str], include: bool) -> (String, Option<String>) {
     let ends = (1..=text.len()).filter(|&end| text.is_char_boundary(end));
     for end in ends {
@@ -47,7 +47,7 @@ const CASES: [(&str, &[&str]); 12] = [
 ];
 
 #[test]
-fn every_pair_of_cuts_gives_the_same() {
+fn the_result_is_the_same_for_every_division_into_three_pieces() {
     for (text, stops) in CASES {
         let cuts: Vec<usize> = (0..=text.len()).filter(|&i| text.is_char_boundary(i)).collect();
         for include in [false, true] {
@@ -63,7 +63,7 @@ fn every_pair_of_cuts_gives_the_same() {
 }
 
 #[test]
-fn holds_back_only_what_may_become_a_stop_string() {
+fn only_text_that_could_become_a_stop_string_is_held_back() {
     let mut matcher = StopMatcher::new(vec!["<end>".into(), "\n\n".into()], false);
     assert_eq!(matcher.push("Hello <").text, "Hello ");
     assert_eq!(matcher.push("b").text, "<b");
@@ -74,7 +74,7 @@ fn holds_back_only_what_may_become_a_stop_string() {
 }
 
 #[test]
-fn without_stop_strings_nothing_is_held() {
+fn without_stop_strings_no_text_is_held_back() {
     let mut matcher = StopMatcher::new(Vec::new(), true);
     assert_eq!(matcher.push("anything").text, "anything");
     assert_eq!(matcher.finish(), "");
@@ -82,7 +82,7 @@ fn without_stop_strings_nothing_is_held() {
 
 proptest! {
     #[test]
-    fn any_cuts_give_the_same(
+    fn the_result_is_the_same_for_any_division(
         pieces in prop::collection::vec("[abé]{0,4}", 0..12),
         stops in prop::collection::vec("[abé]{0,4}", 0..4),
         include: bool,

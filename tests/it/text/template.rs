@@ -1,4 +1,4 @@
-//! Chat templates against what transformers renders, and the limits they run in.
+//! Chat templates: comparison with transformers' renderings, and the limits on templates.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ fn renders_and_encodes_as_transformers_does() {
 }
 
 #[test]
-fn the_directory_s_own_template_is_used() {
+fn the_template_of_the_model_directory_is_used() {
     let tokenizer = load("byte_level");
     let template = ChatTemplate::from_dir(&data("byte_level"), &tokenizer).unwrap().unwrap();
     let prompt = template
@@ -63,7 +63,7 @@ fn render(source: &str, kwargs: Value) -> Result<String, TextError> {
 }
 
 #[test]
-fn a_template_s_refusal_is_the_client_s_to_read() {
+fn refusals_by_the_template_are_client_errors_and_syntax_errors_are_not() {
     let error = render("{{ raise_exception('No, ' ~ messages[0].content) }}", json!({})).unwrap_err();
     assert!(error.is_client());
     assert_eq!(error.to_string(), "the chat template cannot render these messages: No, hi");
@@ -109,7 +109,7 @@ fn contradicting_options_are_refused() {
 }
 
 #[test]
-fn json_is_python_s() {
+fn tojson_equals_python_s_json_dumps() {
     let value = json!({"b": [1, 1.5, 1e20, 1e-7, []], "a": "é<'\u{1}😀"});
     let render = |arguments: &str| {
         render(&format!("{{{{ value | tojson{arguments} }}}}"), json!({"value": value})).unwrap()
@@ -123,9 +123,9 @@ fn json_is_python_s() {
 }
 
 #[test]
-fn dates_are_python_s() {
+fn strftime_equals_python_s() {
     let all = "%Y-%m-%d %H:%M:%S %y %j %a %A %b %B %I %p %e %-d %-m %F %T %% %Q";
-    // From Python's datetime.strftime, but for the unknown %Q.
+    // From Python's datetime.strftime, except the unknown %Q.
     assert_eq!(
         strftime(all, 1_709_210_096),
         "2024-02-29 12:34:56 24 060 Thu Thursday Feb February 12 PM 29 29 2 2024-02-29 12:34:56 % %Q"

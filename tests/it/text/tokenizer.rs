@@ -1,4 +1,4 @@
-//! Encoding, single tokens, and the files.
+//! Tests of the tokenizer: encoding, single tokens, and the files that it reads.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn encodes_as_transformers_does() {
 }
 
 #[test]
-fn special_tokens_in_text_are_text_unless_asked_for() {
+fn special_tokens_in_text_are_parsed_only_on_request() {
     for (fixture, marker) in
         [("byte_level", "<|im_end|>"), ("sentencepiece", "<extra_id_1>"), ("sentencepiece_legacy", "</s>")]
     {
@@ -38,7 +38,7 @@ fn special_tokens_in_text_are_text_unless_asked_for() {
 }
 
 #[test]
-fn added_tokens_that_are_ordinary_text_stay_so() {
+fn added_tokens_that_are_ordinary_text_are_used_in_plain_text() {
     let tokenizer = load("byte_level");
     let id = tokenizer.token_id("        ").unwrap();
     assert!(tokenizer.encode("        x", Special::AsText).unwrap().contains(&id));
@@ -46,7 +46,7 @@ fn added_tokens_that_are_ordinary_text_stay_so() {
 }
 
 #[test]
-fn bytes_of_tokens_are_the_text_s_bytes() {
+fn bytes_of_the_tokens_join_to_the_bytes_of_the_text() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         for text in ["Hello world\n", "é 東京 😀", "\u{0}\u{7f}\u{ad}"] {
@@ -59,7 +59,7 @@ fn bytes_of_tokens_are_the_text_s_bytes() {
 }
 
 #[test]
-fn tokens_that_are_no_text_are_written_as_bytes() {
+fn tokens_that_are_not_utf_8_are_shown_as_bytes() {
     let tokenizer = load("byte_level");
     let emoji = tokenizer.encode("😀", Special::AsText).unwrap();
     let strings: String = emoji.iter().map(|&id| tokenizer.token_str(id).replace("bytes:", "")).collect();
@@ -87,7 +87,7 @@ fn ids_without_a_token_are_harmless() {
 }
 
 #[test]
-fn named_tokens_are_known() {
+fn special_tokens_are_found_by_name() {
     let tokenizer = load("sentencepiece");
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(2), Some(3)));
     assert_eq!(tokenizer.token_id("<unk>"), Some(1));
@@ -95,7 +95,7 @@ fn named_tokens_are_known() {
     assert_eq!(tokenizer.decode(&[2, 5, 3], true), "<extra_id_1>");
 }
 
-/// A copy of a fixture's files, edited.
+/// A directory with a copy of a fixture's files after an edit.
 pub fn edited(fixture: &str, edit: impl Fn(&mut Value, &mut Value)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let read = |name: &str| serde_json::from_slice(&fs::read(data(fixture).join(name)).unwrap()).unwrap();
@@ -107,7 +107,7 @@ pub fn edited(fixture: &str, edit: impl Fn(&mut Value, &mut Value)) -> tempfile:
 }
 
 #[test]
-fn the_configuration_decides_on_the_beginning_token() {
+fn add_bos_token_of_the_configuration_overrides_the_post_processor() {
     let dir = edited("sentencepiece", |_, config| config["add_bos_token"] = json!(false));
     assert_eq!(Tokenizer::from_dir(dir.path()).unwrap().add_special(vec![7]), [7]);
     let dir = edited("byte_level", |_, config| config["add_bos_token"] = json!(true));
@@ -115,7 +115,7 @@ fn the_configuration_decides_on_the_beginning_token() {
 }
 
 #[test]
-fn byte_tokens_among_the_added_ones_remain_bytes() {
+fn byte_tokens_among_the_added_tokens_decode_to_bytes() {
     let dir = edited("sentencepiece", |tokenizer, _| {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
         for byte in 0..256 {
@@ -131,10 +131,10 @@ fn byte_tokens_among_the_added_ones_remain_bytes() {
 }
 
 #[test]
-fn spaces_at_the_start_follow_the_decoder() {
+fn leading_spaces_are_removed_as_the_decoder_says() {
     let hello = |tokenizer: &Tokenizer| tokenizer.encode("Hello", Special::AsText).unwrap();
     let tokenizer = load("sentencepiece");
-    // An id without a token is not the first token.
+    // An id without a token does not count as the first token.
     assert_eq!(tokenizer.decode(&[&[9999], &hello(&tokenizer)[..]].concat(), false), "Hello");
     let dir = edited("sentencepiece", |tokenizer, _| {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
@@ -143,7 +143,7 @@ fn spaces_at_the_start_follow_the_decoder() {
         added.push(token);
     });
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
-    assert_eq!(tokenizer.decode(&[513, 513], false), " <x <x", "an added token is as it is written");
+    assert_eq!(tokenizer.decode(&[513, 513], false), " <x <x", "an added token must keep its spaces");
     let dir = edited("sentencepiece", |tokenizer, _| {
         tokenizer["decoder"]["decoders"][1]["prepend_scheme"] = json!("never");
     });
@@ -152,7 +152,7 @@ fn spaces_at_the_start_follow_the_decoder() {
 }
 
 #[test]
-fn special_tokens_may_be_flagged_in_the_configuration_only() {
+fn tokens_that_only_the_configuration_flags_are_special() {
     let dir = edited("sentencepiece", |tokenizer, config| {
         tokenizer["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "<extra_id_2>");
         config["additional_special_tokens"] = json!(["<extra_id_1>", {"content": "<extra_id_2>"}]);
@@ -173,7 +173,7 @@ fn file_of(error: TextError) -> (String, String) {
 }
 
 #[test]
-fn wrong_files_are_named() {
+fn errors_name_the_invalid_file() {
     let fails = |dir: &tempfile::TempDir| file_of(Tokenizer::from_dir(dir.path()).err().unwrap());
     let empty = tempfile::tempdir().unwrap();
     assert_eq!(fails(&empty), ("tokenizer.json".into(), "no such file".into()));
@@ -204,7 +204,7 @@ fn wrong_files_are_named() {
 }
 
 #[test]
-fn templates_are_found_in_each_form() {
+fn templates_are_read_from_each_file_and_form() {
     let tokenizer = load("byte_level");
     let text = |dir: &tempfile::TempDir, tools: bool| {
         let template = ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap()?;
