@@ -1,4 +1,4 @@
-"""The official `openai` client against a server of our own, started here.
+"""Tests an Octant server, started here, with the official `openai` client.
 
     openai_client.py OCTANT_BINARY MODEL_DIRECTORY
 """
@@ -64,7 +64,7 @@ class Server:
         return self.metric("vllm:generation_tokens_total")
 
     def wait_for_no_blocks(self) -> None:
-        # A step takes a few milliseconds; an answer that ends by itself takes seconds.
+        # Aborting takes one step, which is a few milliseconds. An answer that ran on would take seconds.
         deadline = time.monotonic() + 1
         while self.blocks_used() > 0:
             assert time.monotonic() < deadline, f"{self.blocks_used()} KV blocks still in use"
@@ -88,7 +88,7 @@ def answers_a_question(server):
 
 
 @test
-def a_stream_says_the_same_as_a_whole_answer(server):
+def a_stream_has_the_same_text_as_a_whole_answer(server):
     whole = chat(server.client())
     chunks = list(chat(server.client(), stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole.choices[0].message.content
@@ -99,7 +99,7 @@ def a_stream_says_the_same_as_a_whole_answer(server):
 
 
 @test
-def usage_comes_last_and_only_if_asked_for(server):
+def usage_comes_last_and_only_on_request(server):
     chunks = list(chat(server.client(), stream=True, stream_options={"include_usage": True}))
     assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == 24
     assert all(c.usage is None and c.choices for c in chunks[:-1])
@@ -116,7 +116,8 @@ def n_choices_differ_and_are_complete(server):
 @test
 def a_seed_makes_an_answer_repeatable(server):
     client = server.client()
-    first, again, other = (chat(client, temperature=1.0, seed=s).choices[0].message.content for s in (7, 7, 8))
+    answers = [chat(client, temperature=1.0, seed=seed) for seed in (7, 7, 8)]
+    first, again, other = (answer.choices[0].message.content for answer in answers)
     assert first == again
     assert first != other
 
@@ -128,7 +129,7 @@ def logprobs_carry_the_bytes_of_the_text(server):
     assert bytes(b for e in entries for b in e.bytes).decode() == choice.message.content
     for entry in entries:
         assert entry.logprob <= 0 and len(entry.top_logprobs) == 3
-        assert entry.top_logprobs[0].token == entry.token, "greedy takes the most probable"
+        assert entry.top_logprobs[0].token == entry.token, "greedy decoding takes the most probable token"
 
 
 @test
@@ -155,15 +156,17 @@ def completions_echo_with_logprobs(server):
 
 @test
 def several_prompts_give_several_choices(server):
-    answer = server.client().completions.create(model=NAME, prompt=["One, two,", "Red,"], max_tokens=4, temperature=0)
+    prompts = ["One, two,", "Red,"]
+    answer = server.client().completions.create(model=NAME, prompt=prompts, max_tokens=4, temperature=0)
     assert [c.index for c in answer.choices] == [0, 1]
 
 
 @test
-def errors_say_what_is_wrong(server):
+def errors_have_the_expected_class_code_and_param(server):
     client = server.client()
     expect(openai.BadRequestError, None, "temperature", lambda: chat(client, temperature=-1))
-    expect(openai.BadRequestError, None, "tools", lambda: chat(client, tools=[{"type": "function", "function": {"name": "f"}}]))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    expect(openai.BadRequestError, None, "tools", lambda: chat(client, tools=tools))
     long = [{"role": "user", "content": "word " * 2000}]
     expect(openai.BadRequestError, "context_length_exceeded", "messages", lambda: chat(client, long))
     expect(openai.NotFoundError, "model_not_found", "model", lambda: client.models.retrieve("other"))
@@ -193,7 +196,7 @@ def an_aborted_stream_frees_its_blocks(server):
     assert server.blocks_used() > 0
     stream.close()
     server.wait_for_no_blocks()
-    assert server.generated() - before < 450, "it ran on"
+    assert server.generated() - before < 450, "the server went on generating"
 
 
 @test
@@ -208,8 +211,8 @@ def an_aborted_plain_request_frees_its_blocks(server):
     except openai.APITimeoutError:
         server.wait_for_no_blocks()
     watch.join()
-    assert used[0] > 0, "it never ran"
-    assert server.generated() - before < 450, "it ran on"
+    assert used[0] > 0, "the request never ran"
+    assert server.generated() - before < 450, "the server went on generating"
 
 
 @test

@@ -1,10 +1,11 @@
-"""A real Prometheus against a server of our own: it scrapes, promtool reads what it scrapes and the alerts and tests
-these, every query of the dashboard returns data and every alert evaluates.
+"""Tests an Octant server, started here, with a real Prometheus: Prometheus scrapes it, promtool checks the
+scraped text and the alerts and runs the alerts' tests, every query of the dashboard returns data, and every alert
+evaluates.
 
     prometheus.py OCTANT_BINARY MODEL_DIRECTORY
 
-The server simulates eight GPUs with the model's tokenizer. Where Prometheus and promtool are not installed the test says
-so and ends well, or badly where OCTANT_REQUIRE_PROGRAMS is 1; where OCTANT_SKIP_PROMETHEUS is 1 it does nothing.
+The server simulates eight GPUs with the model's tokenizer. If Prometheus or promtool is not installed, the test
+is skipped, or fails if OCTANT_REQUIRE_PROGRAMS is 1. OCTANT_SKIP_PROMETHEUS=1 skips the test.
 """
 
 import http.client
@@ -27,7 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LOAD_SECONDS = 20
-# What promtool has to say of names that are vLLM's.
+# Warnings of promtool about names that vLLM chose.
 KNOWN_LINT = [
     r"metric names should not contain ':'",
     r'(vllm:iteration_tokens_total|vllm:\w+) non-counter metrics should not have "_total" suffix',
@@ -63,7 +64,7 @@ def start_server(binary: str, model: str) -> tuple[subprocess.Popen, int]:
     command += ["--device", "simulate", "--tensor-parallel-size", "8", "--simulate-answer-tokens", "40"]
     command += ["--simulate-config", str(ROOT / "models/nemotron-4-340b-instruct")]
     command += ["--max-num-seqs", "16", "--drain-grace", "0"]
-    # Without a line for each request.
+    # Turns off the log line of each request.
     process = subprocess.Popen(command, env={**os.environ, "OCTANT_LOG": "warn"})
     wait_for("the server", port, "/health/ready")
     return process, port
@@ -102,7 +103,7 @@ def load(port: int, until: float, client: int) -> None:
 
 
 def poll(port: int, until: float, times: list[float]) -> None:
-    """Scrapes as a gateway does, every 50 ms over one connection."""
+    """Scrapes every 50 ms over one connection, as a gateway does."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     while time.monotonic() < until:
         began = time.monotonic()
@@ -124,12 +125,12 @@ def query(port: int, expression: str) -> list:
 def check_exposition(port: int) -> None:
     text = get(port, "/metrics", Accept="text/plain")
     lint = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
-    # 3 is for opinions on names; what cannot be parsed is 1.
+    # Status 3 means lint warnings, 1 a parse error.
     assert lint.returncode in (0, 3), lint
-    strange = [line for line in lint.stderr.splitlines() if not any(re.search(k, line) for k in KNOWN_LINT)]
-    assert not strange, strange
-    opened = get(port, "/metrics", Accept="application/openmetrics-text")
-    assert opened.endswith("# EOF\n") and "# EOF" not in text
+    unknown = [line for line in lint.stderr.splitlines() if not any(re.search(k, line) for k in KNOWN_LINT)]
+    assert not unknown, unknown
+    openmetrics = get(port, "/metrics", Accept="application/openmetrics-text")
+    assert openmetrics.endswith("# EOF\n") and "# EOF" not in text
 
 
 def check_dashboard(port: int) -> int:
@@ -142,26 +143,28 @@ def check_dashboard(port: int) -> int:
             expression = target["expr"].replace("$__rate_interval", "15s").replace("$model", ".*")
             values = [float(series["value"][1]) for series in query(port, expression)]
             assert values and not all(map(math.isnan, values)), (panel["title"], expression, values)
-            print(f"  {panel['title']:<48} {target['legendFormat']:<18} {max(v for v in values if v == v):.6g}")
+            highest = max(value for value in values if not math.isnan(value))
+            print(f"  {panel['title']:<48} {target['legendFormat']:<18} {highest:.6g}")
             count += 1
     return count
 
 
 def check_alerts(port: int) -> int:
     subprocess.run(["promtool", "check", "rules", str(ROOT / "deploy/alerts.yml")], check=True)
-    # Each by series that fire it and series that do not.
+    # Each alert has series that fire it and series that do not.
     tests = (ROOT / "deploy/alerts_test.yml").read_text()
     subprocess.run(["promtool", "test", "rules", str(ROOT / "deploy/alerts_test.yml")], check=True)
     groups = json.loads(get(port, "/api/v1/rules"))["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     for rule in rules:
-        assert re.search(rf"alertname: {rule['name']}\n +exp_alerts:\n", tests), f"nothing fires {rule['name']}"
+        fires = re.search(rf"alertname: {rule['name']}\n +exp_alerts:\n", tests)
+        assert fires, f"no test fires {rule['name']}"
         assert rule["health"] == "ok" and not rule.get("lastError"), rule
-        assert rule["state"] != "firing", f"{rule['name']} fires on a server that is well"
+        assert rule["state"] != "firing", f"{rule['name']} fires on a healthy server"
         query(port, rule["query"])
-        # Without its thresholds each must find its series, or it could never fire.
+        # Without its threshold each alert must find its series; otherwise it could never fire.
         unbounded = re.sub(r" (==|>|<) ", " - ", rule["query"])
-        assert query(port, unbounded), f"{rule['name']} looks at nothing: {unbounded}"
+        assert query(port, unbounded), f"{rule['name']} finds no series: {unbounded}"
     return len(rules)
 
 
@@ -172,7 +175,7 @@ def main(binary: str, model: str) -> None:
     missing = " and ".join(name for name in ("prometheus", "promtool") if shutil.which(name) is None)
     if missing:
         if os.environ.get("OCTANT_REQUIRE_PROGRAMS") == "1":
-            sys.exit(f"{missing} not installed; OCTANT_SKIP_PROMETHEUS=1 leaves this test out")
+            sys.exit(f"{missing} not installed; OCTANT_SKIP_PROMETHEUS=1 skips this test")
         print(f"skipped: {missing} not installed")
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -185,7 +188,7 @@ def main(binary: str, model: str) -> None:
             threads.append(threading.Thread(target=poll, args=(port, until, times)))
             for thread in threads:
                 thread.start()
-            # In the middle of the load, so that gauges have something to show.
+            # Checks run during the load, so that gauges are not 0.
             time.sleep(LOAD_SECONDS - 3)
             target = json.loads(get(web, "/api/v1/targets"))["data"]["activeTargets"][0]
             assert target["health"] == "up" and not target["lastError"], target
@@ -195,10 +198,11 @@ def main(binary: str, model: str) -> None:
             for thread in threads:
                 thread.join()
             times.sort()
-            assert len(times) > LOAD_SECONDS * 5, "the polls go on under load"
+            assert len(times) > LOAD_SECONDS * 5, "scrapes must stay fast under load"
+            median, p99 = 1e3 * statistics.median(times), 1e3 * times[len(times) * 99 // 100]
             print(
-                f"{queries} queries of the dashboard return data, {alerts} alerts evaluate; polled every 50 ms,"
-                f" median {1e3 * statistics.median(times):.2f} ms, p99 {1e3 * times[len(times) * 99 // 100]:.2f} ms;"
+                f"{queries} queries of the dashboard return data, {alerts} alerts evaluate;"
+                f" scraped every 50 ms: median {median:.2f} ms, p99 {p99:.2f} ms;"
                 f" Prometheus' own scrape {1e3 * target['lastScrapeDuration']:.2f} ms"
             )
         finally:

@@ -1,16 +1,17 @@
-//! Settings through the binary: precedence, refusals, and the plan that does not fit.
+//! Settings of `octant serve`, tested with the binary: precedence, refused values, and plans that do not fit
+//! in memory.
 
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs `octant serve` with no environment but `env`; it must end by itself.
+/// Runs `octant serve` with `env` as its whole environment, and waits until it exits by itself.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
     command.env_clear().arg("serve").args(args).envs(env.iter().copied());
     command.output().unwrap()
 }
 
-/// It must end with this status and say all of this on standard error.
+/// Asserts the exit status, and that standard error contains all of these parts.
 fn refuses(output: &Output, status: i32, parts: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(status), "{text}");
@@ -29,7 +30,8 @@ fn file(text: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// The limit that is refused names the value that won: the model has 256 positions.
+/// Asserts that `serve` refuses this `--max-model-len`, which shows the source that won: the model has 256
+/// positions.
 fn refused_len(args: &[&str], env: &[(&str, &str)], len: &str) {
     let model = tiny();
     let args = [&["--model", &model], args].concat();
@@ -37,7 +39,7 @@ fn refused_len(args: &[&str], env: &[(&str, &str)], len: &str) {
 }
 
 #[test]
-fn a_flag_goes_before_the_environment_and_that_before_the_file() {
+fn flags_override_the_environment_and_the_environment_overrides_the_file() {
     let file = file("max-model-len = 1003\n");
     let path = file.path().to_str().unwrap();
     refused_len(&["--config", path], &[], "1003");
@@ -47,7 +49,7 @@ fn a_flag_goes_before_the_environment_and_that_before_the_file() {
 }
 
 #[test]
-fn every_flag_is_a_variable_and_a_key_of_the_file() {
+fn every_flag_is_also_an_environment_variable_and_a_key_of_the_file() {
     let help = Command::new(env!("CARGO_BIN_EXE_octant")).args(["serve", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let flags: Vec<&str> = help.lines().filter_map(|line| line.trim_start().strip_prefix("--")).collect();
@@ -58,7 +60,8 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
         let variable = format!("OCTANT_{}", flag.to_uppercase().replace('-', "_"));
         assert!(help.contains(&format!("[env: {variable}")), "{flag} has no variable {variable}");
         if flag != "config" {
-            // A list is the wrong type for every key but one; an unknown key would be called unknown.
+            // A nested list is the wrong type for nearly every key, which is another error than an unknown
+            // key.
             let file = file(&format!("{flag} = [[1]]\n"));
             let output = serve(&["--config", file.path().to_str().unwrap()], &[]);
             assert!(!String::from_utf8_lossy(&output.stderr).contains("unknown field"), "{flag} is no key");
@@ -68,7 +71,7 @@ fn every_flag_is_a_variable_and_a_key_of_the_file() {
 }
 
 #[test]
-fn what_cannot_be_meant_is_refused_by_name() {
+fn invalid_settings_are_refused_by_name() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
     let cases: [(&[&str], &[&str]); 15] = [
@@ -100,7 +103,7 @@ fn what_cannot_be_meant_is_refused_by_name() {
 }
 
 #[test]
-fn a_plan_that_does_not_fit_names_both_numbers() {
+fn a_plan_that_does_not_fit_in_memory_names_both_numbers() {
     let model = tiny();
     let output = serve(&["--model", &model, "--kv-cache-memory", "900TB"], &[]);
     refuses(&output, 1, &["needs", "are available", "--kv-cache-memory"]);
@@ -110,12 +113,12 @@ fn a_plan_that_does_not_fit_names_both_numbers() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn a_missing_device_is_named() {
     refuses(&serve(&["--model", &tiny(), "--device", "cuda"], &[]), 1, &["--device cuda"]);
 }
 
 #[test]
-fn the_doctor_reports_what_there_is() {
+fn doctor_reports_each_part_of_the_machine() {
     let output = Command::new(env!("CARGO_BIN_EXE_octant")).arg("doctor").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     for part in ["ok       cpu", "ok       memory", "cuda"] {
@@ -125,7 +128,7 @@ fn the_doctor_reports_what_there_is() {
 }
 
 #[test]
-fn a_rank_of_any_share_can_be_measured() {
+fn bench_rank_measures_one_rank_of_each_valid_tensor_parallel_size() {
     let bench = |tp: &str| {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/golden/llama");
         let sizes = ["--batch", "1,3", "--context", "70", "--prefill", "65", "--reps", "2", "--warm-up", "1"];
@@ -147,7 +150,7 @@ fn a_rank_of_any_share_can_be_measured() {
 }
 
 #[test]
-fn a_broken_model_directory_is_named() {
+fn a_missing_file_of_the_model_is_named() {
     refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
@@ -166,7 +169,7 @@ fn a_reward_model_is_refused() {
 }
 
 #[test]
-fn keys_come_from_a_file_that_no_error_quotes() {
+fn errors_in_the_key_file_do_not_quote_keys() {
     for (text, part) in [
         ("", "[[keys]]"),
         ("keys = []\n", "at least one key"),
@@ -193,7 +196,7 @@ fn keys_come_from_a_file_that_no_error_quotes() {
 }
 
 #[test]
-fn nothing_is_no_limit_and_no_time() {
+fn limits_and_timeouts_of_zero_are_refused() {
     for flag in
         ["--max-queue-requests", "--max-queue-tokens", "--stall-timeout", "--step-timeout", "--write-timeout"]
     {

@@ -9,9 +9,9 @@
 //! | chunks of an answer share id, time and model; role first, once, with the first token; finish on its own | `a_chat_is_role_text_finish_done`, `headers_come_before_the_first_token_and_the_role_does_not` |
 //! | deltas add up: no key but an index repeats | `choices_interleave_each_with_one_role_and_one_finish` |
 //! | usage only on request, last, with empty choices, null before | `usage_comes_last_without_choices_and_is_null_before` |
-//! | `finish_reason` is `stop` or `length`; tools are refused by name | `max_tokens_ends_an_answer_and_its_two_spellings_are_one`, `what_we_know_and_cannot_honour_is_refused_by_name` |
+//! | `finish_reason` is `stop` or `length`; tools are refused by name | `max_tokens_ends_an_answer_under_both_of_its_names`, `unsupported_fields_are_refused_by_name` |
 //! | chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | `logprobs_have_true_bytes_and_a_form_for_half_characters`, `scores_come_with_the_text_they_belong_to`, `a_score_of_minus_infinity_is_a_number_on_the_wire` |
-//! | completion logprobs: four columns, null first with echo | `prompts_are_scored_the_way_harnesses_count_on`, `offsets_count_characters_of_the_text` |
+//! | completion logprobs: four columns, null first with echo | `prompt_logprobs_have_the_layout_that_evaluation_harnesses_expect`, `text_offsets_count_characters` |
 //! | n choices: index in each chunk, one finish each, one usage; each takes a place in the queue | `choices_interleave_each_with_one_role_and_one_finish`, `every_choice_has_its_index_and_the_prompt_counts_once`, `a_place_counts_from_before_its_group_is_submitted_until_it_runs` |
 //! | errors have four keys and a code of text; the context's length is told in the known words | `what_does_not_fit_is_refused_in_the_known_words`, `what_is_no_json_is_a_400_with_a_short_text` |
 //! | HTTP/1.1 and no other | `http_2_is_refused_and_disturbs_nobody` |
@@ -23,10 +23,10 @@
 //! | probes answer at any load, from atomics, and say what is wrong | `what_a_reading_means`, `every_alias_answers_on_every_port`, `a_stuck_engine_is_seen_while_every_worker_is_stuck_too`, `ten_thousand_in_the_queue_delay_no_probe` |
 //! | a client that leaves frees its blocks within a step, streaming or not | `leaving_frees_the_blocks_streaming_or_not`, `a_client_that_left_bytes_behind_has_left_all_the_same` |
 //! | a client that reads too slowly is cut off | `a_client_that_never_reads_is_cut_off_and_holds_nobody_up`, `a_client_that_drips_is_cut_off_like_one_that_never_reads` |
-//! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_of_messages_and_parts_are_named_too`, `unknown_fields_are_refused_by_name_where_the_operator_says_so` |
+//! | unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header`, `unknown_fields_of_messages_and_parts_are_named_too`, `unknown_fields_are_refused_by_name_if_the_operator_chose_so` |
 //! | the log has a line for each request, with its cost whatever ended it | `the_log_has_one_line_for_each_request`, `whatever_ends_a_request_the_log_says_what_it_has_cost` |
 //! | what does not come, or says nothing, holds nobody up | `a_body_that_does_not_come_takes_nobodys_place`, `probes_wait_for_nobody_who_says_nothing`, `nobody_keeps_probes_out_by_saying_nothing`, `a_body_on_its_way_holds_nothing_up_and_is_told_why` |
-//! | every response has an `x-request-id` | `the_request_id_is_the_clients_if_it_is_sane` |
+//! | every response has an `x-request-id` | `a_valid_request_id_of_the_client_is_kept` |
 
 mod abort;
 mod admission;

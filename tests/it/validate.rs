@@ -1,4 +1,4 @@
-//! What the door refuses, as one table, and what it makes of what it takes.
+//! Tests of request validation: which bodies are refused, and what accepted bodies become.
 
 mod accepted;
 mod refused;
@@ -9,7 +9,7 @@ use octant::server::fields::Fields;
 use octant::server::validate::{self, Defaults, Limits, ValidRequest};
 use serde_json::{Value, json};
 
-/// A model of 100 ids of which 99 ends a generation.
+/// Limits of a model with 100 token ids, of which 99 ends a generation.
 fn limits() -> Limits {
     let defaults = Defaults { temperature: 0.7, top_p: 0.9, top_k: 40, min_p: 0.05, repetition_penalty: 1.1 };
     let models = vec!["model".to_owned(), "alias".to_owned()];
@@ -33,17 +33,19 @@ fn completion(body: &Value) -> Result<ValidRequest, ApiError> {
     validate::completion(Fields::new(map), &limits(), 4711)
 }
 
-/// A sound request with more fields.
+/// Adds fields to a request body.
 fn with(base: Value, more: &Value) -> Value {
     let mut base = base;
     base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     base
 }
 
+/// A valid chat body with more fields.
 fn a_chat(more: &Value) -> Value {
     with(json!({ "messages": [{ "role": "user", "content": "hi" }] }), more)
 }
 
+/// A valid completion body with more fields.
 fn a_completion(more: &Value) -> Value {
     with(json!({ "prompt": "hi" }), more)
 }

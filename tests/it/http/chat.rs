@@ -1,11 +1,11 @@
-//! Whole chat completions.
+//! Chat completions without streaming.
 
 use serde_json::{Value, json};
 
 use super::house::{House, Plan, chat_body};
 
-/// Takes what differs from run to run out of an answer, and shows it.
-fn normal(mut answer: Value) -> Value {
+/// Checks the id and the time of an answer, and replaces them by fixed values.
+fn with_fixed_id_and_time(mut answer: Value) -> Value {
     let id = answer["id"].as_str().expect("an id").to_owned();
     assert!(id.starts_with("chatcmpl-") && id.len() == 41, "{id}");
     assert!(answer["created"].as_u64().is_some_and(|time| time > 1_700_000_000));
@@ -15,11 +15,11 @@ fn normal(mut answer: Value) -> Value {
 }
 
 #[tokio::test]
-async fn an_answer_is_openais_object() {
+async fn an_answer_has_openais_shape() {
     let house = Plan::new().open();
     let reply = house.chat("Héllo", json!({})).await;
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")));
-    // Seven bytes, of which two are one token, and the end of sequence.
+    // The text has six bytes, of which `ll` is one token, so it has five tokens and an end of sequence.
     let expected = json!({
         "id": "ID", "object": "chat.completion", "created": 0, "model": "parrot",
         "choices": [{
@@ -34,11 +34,11 @@ async fn an_answer_is_openais_object() {
             "completion_tokens_details": { "reasoning_tokens": 0 },
         },
     });
-    assert_eq!(normal(reply.json()), expected);
+    assert_eq!(with_fixed_id_and_time(reply.json()), expected);
 }
 
 #[tokio::test]
-async fn max_tokens_ends_an_answer_and_its_two_spellings_are_one() {
+async fn max_tokens_ends_an_answer_under_both_of_its_names() {
     let house = Plan::new().open();
     for field in ["max_tokens", "max_completion_tokens"] {
         let answer = house.chat("abcdef", json!({ field: 3 })).await.json();
@@ -97,10 +97,10 @@ async fn logprobs_have_true_bytes_and_a_form_for_half_characters() {
     let without = house.chat("a", json!({ "logprobs": true })).await.json();
     let content = &without["choices"][0]["logprobs"]["content"];
     assert_eq!(content[0]["top_logprobs"], json!([]));
-    assert_eq!(content.as_array().map(Vec::len), Some(1), "a stop id is not part of a chat's output");
+    assert_eq!(content.as_array().map(Vec::len), Some(1), "the stop token must not be in the output");
 }
 
-/// Content and finish of one choice.
+/// Content and finish reason of the first choice.
 fn outcome(answer: &Value) -> (&str, &str) {
     let choice = &answer["choices"][0];
     let content = choice["message"]["content"].as_str().expect("content");
@@ -116,7 +116,7 @@ async fn a_score_of_minus_infinity_is_a_number_on_the_wire() {
 }
 
 #[tokio::test]
-async fn stop_strings_end_an_answer_wherever_tokens_part() {
+async fn stop_strings_end_an_answer_even_across_tokens() {
     let house = Plan::new().open();
     for (stop, include, content) in [
         (json!("cd"), false, "ab"),
@@ -130,13 +130,13 @@ async fn stop_strings_end_an_answer_wherever_tokens_part() {
         assert_eq!(outcome(&answer), (content, "stop"), "{stop}");
         let scored = answer["choices"][0]["logprobs"]["content"].as_array().expect("scores");
         let text: String = scored.iter().filter_map(|token| token["token"].as_str()).collect();
-        assert_eq!(text, content, "the scores are those of the text");
+        assert_eq!(text, content, "the log-probabilities must cover exactly the text");
     }
     house.until_empty().await;
 }
 
 #[tokio::test]
-async fn min_tokens_puts_off_stop_strings_and_stop_ids() {
+async fn min_tokens_delays_stop_strings_and_stop_ids() {
     let house = Plan::new().open();
     let answer = house.chat("ababab", json!({ "stop": "b", "min_tokens": 3 })).await.json();
     assert_eq!(outcome(&answer), ("aba", "stop"));
@@ -165,7 +165,7 @@ async fn a_repeated_prompt_is_reported_as_cached() {
     };
     assert_eq!(cached(&house).await, Some(0));
     assert_eq!(cached(&house).await, Some(192));
-    // Both choices hit it; what the prompt found in the cache still counts once, as the prompt does.
+    // Both choices hit the cache. Usage counts the cached tokens once, as it counts the prompt.
     let twice = house.chat(&text, json!({ "max_tokens": 1, "n": 2 })).await.json();
     let usage = &twice["usage"];
     assert_eq!(
@@ -177,7 +177,7 @@ async fn a_repeated_prompt_is_reported_as_cached() {
 }
 
 #[tokio::test]
-async fn message_text_is_no_markup() {
+async fn message_text_is_neither_marker_nor_template() {
     let house = Plan::new().open();
     for text in ["<|eos|>", "a<|turn|>b", "{{7*7}}", "{% raw %}"] {
         let answer = house.chat(text, json!({})).await.json();
@@ -186,12 +186,15 @@ async fn message_text_is_no_markup() {
 }
 
 #[tokio::test]
-async fn roles_parts_names_and_nulls_are_taken() {
+async fn roles_parts_names_and_nulls_are_accepted() {
     let house = Plan::new().open();
     let body = json!({
         "messages": [
             { "role": "developer", "content": "a" },
-            { "role": "user", "content": [{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }], "name": null },
+            {
+                "role": "user", "name": null,
+                "content": [{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }],
+            },
             { "role": "assistant", "content": "d", "tool_calls": null, "refusal": null },
             { "role": "tool", "content": "e", "tool_call_id": "1" },
         ],
@@ -226,7 +229,7 @@ async fn unknown_fields_of_messages_and_parts_are_named_too() {
 }
 
 #[tokio::test]
-async fn unknown_fields_are_refused_by_name_where_the_operator_says_so() {
+async fn unknown_fields_are_refused_by_name_if_the_operator_chose_so() {
     let mut plan = Plan::new();
     plan.settings.reject_unknown_fields = true;
     let house = plan.open();
@@ -239,7 +242,7 @@ async fn unknown_fields_are_refused_by_name_where_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn the_request_id_is_the_clients_if_it_is_sane() {
+async fn a_valid_request_id_of_the_client_is_kept() {
     let house = Plan::new().open();
     let body = chat_body("a", json!({})).to_string();
     for (given, echoed) in [("abc-123", true), ("a b", false), (&*"x".repeat(129), false)] {

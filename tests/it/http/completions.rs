@@ -1,4 +1,4 @@
-//! Whole text completions, and the scoring of prompts by echo.
+//! Text completions without streaming, log-probabilities of prompts by `echo`, `/tokenize` and `/detokenize`.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ fn texts(answer: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn an_answer_is_openais_object() {
+async fn an_answer_has_openais_shape() {
     let house = Plan::new().open();
     let reply = house.complete("abcd", json!({ "max_tokens": 3 })).await;
     let mut answer = reply.json();
@@ -33,7 +33,7 @@ async fn an_answer_is_openais_object() {
 }
 
 #[tokio::test]
-async fn a_prompt_is_text_texts_ids_or_lists_of_ids() {
+async fn prompts_have_four_shapes() {
     let house = Plan::new().open();
     let asked = json!({ "max_tokens": 2 });
     for (prompt, expected) in [
@@ -51,7 +51,7 @@ async fn a_prompt_is_text_texts_ids_or_lists_of_ids() {
 }
 
 #[tokio::test]
-async fn a_bos_is_put_before_text_and_never_before_ids() {
+async fn a_bos_is_added_to_text_and_not_to_ids() {
     let house = Plan::new().open();
     let tokens = async |prompt: Value, more: Value| {
         house.complete(prompt, more).await.json()["usage"]["prompt_tokens"].as_u64()
@@ -62,7 +62,7 @@ async fn a_bos_is_put_before_text_and_never_before_ids() {
 }
 
 #[tokio::test]
-async fn sixteen_tokens_or_the_rest_of_the_context_where_nothing_is_said() {
+async fn without_max_tokens_a_completion_has_sixteen_tokens_or_the_rest_of_the_context() {
     let house = Plan::new().open();
     assert_eq!(house.complete("abc", json!({})).await.json()["usage"]["completion_tokens"], 16);
     let long = house.complete(vec![97; 506], json!({})).await.json();
@@ -70,7 +70,7 @@ async fn sixteen_tokens_or_the_rest_of_the_context_where_nothing_is_said() {
 }
 
 #[tokio::test]
-async fn an_echo_shows_the_prompt_as_it_was_written() {
+async fn an_echo_shows_the_prompt_unchanged() {
     let house = Plan::new().open();
     let echo = json!({ "echo": true, "max_tokens": 2 });
     assert_eq!(texts(&house.complete("a<|turn|>é", echo.clone()).await.json()), ["a<|turn|>éa"]);
@@ -83,12 +83,13 @@ async fn an_echo_shows_the_prompt_as_it_was_written() {
     assert_eq!(nothing_new["choices"][0]["logprobs"], Value::Null);
 }
 
-/// What an evaluation harness sends, and how it reads the answer: one entry per prompt token, the first null, and one
-/// for the token generated, which it leaves out. A wrong length or offset gives scores of chance and no error.
+/// Sends the request of an evaluation harness and reads the answer as the harness does: one entry per prompt
+/// token, the first one null, and an entry for the generated token, which the harness skips. With a wrong
+/// length or offset the harness would report random scores and no error.
 #[tokio::test]
-async fn prompts_are_scored_the_way_harnesses_count_on() {
+async fn prompt_logprobs_have_the_layout_that_evaluation_harnesses_expect() {
     let house = Plan::new().open();
-    // The answer to the second is the end of sequence itself, which counts as a token too.
+    // The answer to the second prompt is the end of sequence, which has an entry too.
     for prompt in [vec![97, 98, 99, 100], vec![257, 97, 98]] {
         let asked = json!({ "temperature": 0, "max_tokens": 1, "logprobs": 1, "seed": 1234, "echo": true });
         let answer = house.complete(json!([prompt]), asked).await.json();
@@ -102,16 +103,16 @@ async fn prompts_are_scored_the_way_harnesses_count_on() {
             let logprob = column("token_logprobs")[i].as_f64().expect("a score");
             let top = column("top_logprobs")[i].as_object().expect("alternatives").clone();
             let best = top.values().filter_map(Value::as_f64).fold(f64::MIN, f64::max);
-            // The parrot prefers even ids to all others.
+            // The fake executor gives even ids the highest score.
             let greedy = token % 2 == 0;
             assert_eq!(logprob.to_bits() == best.to_bits(), greedy, "{token} in {top:?}");
-            assert_eq!(top.len(), if greedy { 1 } else { 2 }, "the token itself is always among them");
+            assert_eq!(top.len(), if greedy { 1 } else { 2 }, "the token itself must be included");
         }
     }
 }
 
 #[tokio::test]
-async fn offsets_count_characters_of_the_text() {
+async fn text_offsets_count_characters() {
     let house = Plan::new().open();
     let asked = json!({ "max_tokens": 3, "logprobs": 0, "echo": true });
     let answer = house.complete("aéb", asked).await.json();
@@ -121,15 +122,17 @@ async fn offsets_count_characters_of_the_text() {
         "text_offset": [0, 0, 1, 1, 2, 3, 4, 4],
         "token_logprobs": [null, -1.5, -1.5, -1.5, -0.25, -1.5, -1.5, -1.5],
         "tokens": ["<|bos|>", "a", "bytes:\\xc3", "bytes:\\xa9", "b", "a", "bytes:\\xc3", "bytes:\\xa9"],
-        "top_logprobs": [null, { "a": -1.5 }, { "bytes:\\xc3": -1.5 }, { "bytes:\\xa9": -1.5 }, { "b": -0.25 },
-                         { "a": -1.5 }, { "bytes:\\xc3": -1.5 }, { "bytes:\\xa9": -1.5 }],
+        "top_logprobs": [
+            null, { "a": -1.5 }, { "bytes:\\xc3": -1.5 }, { "bytes:\\xa9": -1.5 }, { "b": -0.25 },
+            { "a": -1.5 }, { "bytes:\\xc3": -1.5 }, { "bytes:\\xa9": -1.5 },
+        ],
     });
     let got: Value = serde_json::from_str(&choice["logprobs"].to_string()).expect("it is JSON");
     assert_eq!(got, expected);
 }
 
 #[tokio::test]
-async fn choice_i_draws_with_the_seed_plus_i() {
+async fn choice_i_samples_with_seed_plus_i() {
     let house = Plan::new().over(FakeExecutor::new(&config()));
     let asked =
         json!({ "max_tokens": 5, "n": 3, "seed": 41, "temperature": 1.0, "ignore_eos": true, "logprobs": 0 });
@@ -146,17 +149,17 @@ async fn choice_i_draws_with_the_seed_plus_i() {
 }
 
 #[tokio::test]
-async fn without_a_seed_each_request_draws_anew() {
+async fn without_a_seed_requests_sample_differently() {
     let house = Plan::new().over(FakeExecutor::new(&config()));
-    let draw = async |house: &House| {
+    let sample = async |house: &House| {
         let asked = json!({ "max_tokens": 8, "ignore_eos": true, "logprobs": 0 });
         house.complete(json!([1, 2, 3]), asked).await.json()["choices"][0]["logprobs"]["tokens"].clone()
     };
-    assert_ne!(draw(&house).await, draw(&house).await);
+    assert_ne!(sample(&house).await, sample(&house).await);
 }
 
 #[tokio::test]
-async fn tokenize_refuses_what_it_would_leave_out() {
+async fn tokenize_refuses_fields_that_it_does_not_support() {
     let house = Plan::new().open();
     let body = json!({ "messages": [{ "role": "user", "content": "a" }], "tools": [{ "type": "function" }] });
     let reply = house.post("/tokenize", body).await;
@@ -164,7 +167,7 @@ async fn tokenize_refuses_what_it_would_leave_out() {
 }
 
 #[tokio::test]
-async fn tokenize_does_what_a_completion_does() {
+async fn tokenize_encodes_as_completions_do_and_detokenize_decodes() {
     let house = Plan::new().open();
     let reply = house.post("/tokenize", json!({ "prompt": "hé<|eos|>", "return_token_strs": true })).await;
     let expected = json!({

@@ -212,7 +212,8 @@ proptest! {
         let fixture = FIXTURES[which];
         let tokenizer = load(fixture);
         let roles = [Role::User, Role::Assistant].into_iter().cycle();
-        let messages: Vec<_> = contents.iter().zip(roles).map(|(content, role)| message(role, content)).collect();
+        let messages = contents.iter().zip(roles).map(|(content, role)| message(role, content));
+        let messages: Vec<_> = messages.collect();
         for name in if fixture == "byte_level" { ["chatml", "strict"] } else { ["instruct", "chatml"] } {
             checked(&tokenizer, &template(name, &tokenizer), &messages, &RenderOptions::default());
         }

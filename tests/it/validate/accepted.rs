@@ -1,4 +1,4 @@
-//! What becomes of what is taken: nothing is left open.
+//! Accepted bodies: every field has a value in the validated request.
 
 use octant::generation::{ChatMessage, MaxTokens, Prompts, Role};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{a_chat, a_completion, chat, completion, with};
 
 #[test]
-fn silence_means_the_models_defaults() {
+fn fields_left_out_get_the_models_defaults() {
     let request = chat(&a_chat(&json!({}))).unwrap();
     let (ask, sampling) = (&request.ask, &request.ask.sampling);
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.7, 0.9, 40));
@@ -21,7 +21,7 @@ fn silence_means_the_models_defaults() {
 }
 
 #[test]
-fn null_is_silence() {
+fn a_null_field_counts_as_left_out() {
     let nulls: serde_json::Map<String, Value> = [
         "model",
         "n",
@@ -66,7 +66,7 @@ fn null_is_silence() {
 }
 
 #[test]
-fn the_ends_of_every_range_are_in_it() {
+fn both_ends_of_every_range_are_accepted() {
     for (field, values) in [
         ("n", json!([1, 128])),
         ("temperature", json!([0, 0.0001, 2, 2.0])),
@@ -98,7 +98,7 @@ fn the_ends_of_every_range_are_in_it() {
 }
 
 #[test]
-fn numbers_arrive_as_what_they_are() {
+fn values_reach_the_validated_request_unchanged() {
     let more = json!({
         "n": 3, "temperature": 0, "top_p": 0.5, "top_k": -1, "min_p": 0.25, "presence_penalty": -2,
         "frequency_penalty": 1.5, "repetition_penalty": 1, "logit_bias": { "7": -100, "0": 2.5 }, "seed": -1,
@@ -125,13 +125,13 @@ fn numbers_arrive_as_what_they_are() {
 }
 
 #[test]
-fn ignore_eos_leaves_the_ids_that_were_named() {
+fn ignore_eos_keeps_stop_token_ids() {
     let request = chat(&a_chat(&json!({ "ignore_eos": true, "stop_token_ids": [5] }))).unwrap();
     assert_eq!((request.ask.stop_ids, request.ask.sampling.barred), (vec![5], vec![5]));
 }
 
 #[test]
-fn logprobs_in_both_spellings() {
+fn logprobs_of_chats_and_of_completions() {
     let chosen = |more: Value| chat(&a_chat(&more)).unwrap().ask.sampling.logprobs;
     assert_eq!(chosen(json!({ "logprobs": true })), Some(0));
     assert_eq!(chosen(json!({ "logprobs": true, "top_logprobs": 20 })), Some(20));
@@ -143,15 +143,18 @@ fn logprobs_in_both_spellings() {
 }
 
 #[test]
-fn messages_are_text_by_role() {
+fn messages_become_text_with_a_role() {
     let body = json!({ "messages": [
         { "role": "developer", "content": "a" },
-        { "role": "user", "content": [{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }], "name": "me" },
+        {
+            "role": "user", "name": "me",
+            "content": [{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }],
+        },
         { "role": "assistant", "content": "", "tool_calls": [], "reasoning_content": "x" },
         { "role": "tool", "content": "d", "tool_call_id": "1" },
     ] });
     let Prompts::Chat { messages, options } = chat(&body).unwrap().ask.prompts else {
-        panic!("it is a chat")
+        panic!("expected a chat")
     };
     let message = |role, content: &str, name: Option<&str>| ChatMessage {
         role,
@@ -168,13 +171,13 @@ fn messages_are_text_by_role() {
     assert!(options.add_generation_prompt && !options.continue_final_message && options.kwargs.is_empty());
     let more = json!({ "continue_final_message": true, "chat_template_kwargs": { "thinking": false } });
     let body = with(json!({ "messages": [{ "role": "assistant", "content": "I" }] }), &more);
-    let Prompts::Chat { options, .. } = chat(&body).unwrap().ask.prompts else { panic!("it is a chat") };
+    let Prompts::Chat { options, .. } = chat(&body).unwrap().ask.prompts else { panic!("expected a chat") };
     assert!(!options.add_generation_prompt && options.continue_final_message);
     assert_eq!(options.kwargs["thinking"], false);
 }
 
 #[test]
-fn the_four_shapes_of_a_prompt() {
+fn prompts_have_four_shapes() {
     let prompts = |prompt: Value| completion(&json!({ "prompt": prompt })).unwrap().ask.prompts;
     assert!(matches!(prompts(json!("a")), Prompts::Texts { texts, add_special: true } if texts == ["a"]));
     assert!(matches!(prompts(json!(["a", "b"])), Prompts::Texts { texts, .. } if texts == ["a", "b"]));
@@ -183,13 +186,13 @@ fn the_four_shapes_of_a_prompt() {
 }
 
 #[test]
-fn what_nobody_knows_is_remembered_by_name() {
+fn unknown_fields_are_reported_by_name() {
     let more = json!({ "zebra": 1, "user": "me", "store": true, "length_penalty": 1.0, "apple": {} });
     assert_eq!(chat(&a_chat(&more)).unwrap().ignored(), ["zebra", "length_penalty", "apple"]);
 }
 
 #[test]
-fn of_a_field_given_twice_the_last_counts() {
+fn the_last_of_two_equal_fields_counts() {
     let body = b"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"n\":0,\"n\":2}";
     let map = octant::server::body::parse_object(body).unwrap();
     let fields = octant::server::fields::Fields::new(map);

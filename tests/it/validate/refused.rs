@@ -1,4 +1,4 @@
-//! Every refusal: status, code and the field at fault.
+//! Refused bodies: status, code and the field that the error names.
 
 use serde_json::{Value, json};
 
@@ -6,7 +6,7 @@ use super::{a_chat, a_completion, chat, completion};
 
 const INVALID: Option<&str> = Some("invalid_value");
 
-/// Refused by both routes with this code, for this field.
+/// Asserts that both routes refuse these fields, with this code and for this field.
 fn both(more: Value, code: Option<&str>, param: &str) {
     for result in [chat(&a_chat(&more)), completion(&a_completion(&more))] {
         expect(result, &more, code, param);
@@ -22,13 +22,13 @@ fn expect<T: std::fmt::Debug>(
     let shown: String = body.to_string().chars().take(120).collect();
     let error = result.expect_err(&shown);
     assert_eq!((error.status().as_u16(), error.code(), error.param()), (400, code, Some(param)), "{shown}");
-    // The numbers of rates and statuses are what some clients look for in texts.
+    // Some clients search the text for "rate limit" to decide whether to retry.
     assert!(!error.to_string().contains("rate limit"), "{error}");
     assert!(error.to_json().len() < 1500, "{shown}");
 }
 
 #[test]
-fn numbers_out_of_range_or_of_another_type() {
+fn numbers_out_of_range_or_of_the_wrong_type() {
     let big = 1_i64 << 40;
     for (field, values) in [
         ("n", json!([0, -1, 129, 2_147_483_648_i64, 1_000_000, 1.5, "2", true, [], {}])),
@@ -82,8 +82,8 @@ fn lists_and_maps_of_ids() {
     for value in [json!(101), json!(-100.5), json!(1e39), json!(null), json!("1"), json!([])] {
         both(json!({ "logit_bias": { "5": value } }), INVALID, "logit_bias");
     }
-    let crowd: serde_json::Map<_, _> = (0..100_000).map(|i| (i.to_string(), json!(1))).collect();
-    both(json!({ "logit_bias": crowd }), INVALID, "logit_bias");
+    let too_many: serde_json::Map<_, _> = (0..100_000).map(|i| (i.to_string(), json!(1))).collect();
+    both(json!({ "logit_bias": too_many }), INVALID, "logit_bias");
     both(json!({ "logit_bias": [1] }), INVALID, "logit_bias");
 }
 
@@ -105,7 +105,7 @@ fn stop_strings() {
 }
 
 #[test]
-fn fields_that_do_not_go_together() {
+fn fields_that_contradict_each_other() {
     both(json!({ "min_tokens": 5, "max_tokens": 4 }), INVALID, "min_tokens");
     both(json!({ "stream_options": {} }), INVALID, "stream_options");
     both(json!({ "stream_options": { "include_usage": true }, "stream": false }), INVALID, "stream_options");
@@ -144,7 +144,7 @@ fn fields_that_do_not_go_together() {
 }
 
 #[test]
-fn what_we_know_and_cannot_honour_is_refused_by_name() {
+fn unsupported_fields_are_refused_by_name() {
     let tool = json!([{ "type": "function", "function": { "name": "f" } }]);
     for (field, value) in [
         ("tools", tool.clone()),
@@ -194,7 +194,7 @@ fn what_we_know_and_cannot_honour_is_refused_by_name() {
 }
 
 #[test]
-fn messages_of_another_shape() {
+fn messages_of_the_wrong_shape() {
     let user = |content: Value| json!([{ "role": "user", "content": content }]);
     for (messages, code, param) in [
         (json!(null), INVALID, "messages"),
@@ -246,7 +246,7 @@ fn messages_of_another_shape() {
 }
 
 #[test]
-fn prompts_of_another_shape() {
+fn prompts_of_the_wrong_shape() {
     for prompt in [
         json!(null),
         json!([]),
@@ -284,7 +284,7 @@ fn models_that_are_not_served() {
         for result in
             [chat(&a_chat(&json!({ "model": name }))), completion(&a_completion(&json!({ "model": name })))]
         {
-            let error = result.expect_err("it is not served");
+            let error = result.expect_err("the model is not served");
             assert_eq!(error.status(), 404);
             assert_eq!((error.code(), error.param()), (Some("model_not_found"), Some("model")));
             assert!(error.to_json().len() < 1500);
@@ -304,19 +304,21 @@ fn every_error_has_four_keys_and_a_type() {
 }
 
 #[test]
-fn the_context_error_has_the_words_that_clients_look_for() {
+fn the_context_length_error_has_the_text_that_clients_match() {
     let error = octant::server::error::ApiError::ContextLength {
         param: "messages",
         limit: 4096,
         prompt: 4000,
         completion: 1000,
     };
-    let text = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens (4000 in the \
-                messages, 1000 in the completion). Please reduce the length of the messages or completion.";
+    let text = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens \
+                (4000 in the messages, 1000 in the completion). Please reduce the length of the messages or \
+                completion.";
     assert_eq!(error.to_string(), text);
     let body: Value = serde_json::from_str(&error.to_json()).unwrap();
     let expected = json!({ "error": {
-        "message": text, "type": "invalid_request_error", "param": "messages", "code": "context_length_exceeded",
+        "message": text, "type": "invalid_request_error", "param": "messages",
+        "code": "context_length_exceeded",
     } });
     assert_eq!((error.status().as_u16(), body), (400, expected));
 }
