@@ -29,7 +29,7 @@ pub enum ApiError {
     Invalid {
         /// Path of the JSON field, such as `messages[0].content`.
         param: String,
-        /// What was expected and what was sent.
+        /// The expected and the received value.
         message: String,
     },
     /// A field is known and not supported.
@@ -37,7 +37,7 @@ pub enum ApiError {
     Unsupported {
         /// Path of the JSON field.
         param: String,
-        /// What is not supported.
+        /// The part that is not supported.
         message: String,
     },
     /// Prompt and completion do not fit the context. Client libraries match this text.
@@ -276,7 +276,7 @@ impl ApiError {
     }
 
     /// Sets the retry time of a `QueueFull` error that has none.
-    pub fn or_retry_after(self, time: Duration) -> Self {
+    pub(crate) fn or_retry_after(self, time: Duration) -> Self {
         match self {
             Self::QueueFull { message, retry_after: None } => {
                 Self::QueueFull { message, retry_after: Some(time) }
@@ -286,7 +286,7 @@ impl ApiError {
     }
 
     /// Converts a refusal by the engine. `param` is the JSON field that holds the prompt.
-    pub fn from_reject(reject: Reject, param: &'static str) -> Self {
+    pub(crate) fn from_reject(reject: Reject, param: &'static str) -> Self {
         match reject {
             Reject::Invalid { field, message } => Self::invalid(field, message),
             Reject::TooLong { prompt, max_tokens, limit } => {
@@ -340,7 +340,7 @@ struct ErrorObject {
 
 /// [`ApiError::label`] of an error response, as an extension of the response.
 #[derive(Debug, Clone, Copy)]
-pub struct ErrorLabel(pub &'static str);
+pub(crate) struct ErrorLabel(pub(crate) &'static str);
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {

@@ -22,7 +22,7 @@ impl Fields {
     ///
     /// # Errors
     /// 400 if `value` is not an object.
-    pub fn at(path: &str, value: Value) -> Result<Self, ApiError> {
+    pub(crate) fn at(path: &str, value: Value) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, path: path.to_owned() }),
             other => Err(wrong_type(path, "an object", &other)),
@@ -35,27 +35,27 @@ impl Fields {
     }
 
     /// Takes a value of any type but null.
-    pub fn value(&mut self, name: &str) -> Option<Value> {
+    pub(crate) fn value(&mut self, name: &str) -> Option<Value> {
         self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// Takes an integer from -2^63 to 2^64 - 1.
-    pub fn int(&mut self, name: &str) -> Result<Option<i128>, ApiError> {
+    pub(crate) fn int(&mut self, name: &str) -> Result<Option<i128>, ApiError> {
         self.take(name, "an integer", integer)
     }
 
     /// Takes a number.
-    pub fn float(&mut self, name: &str) -> Result<Option<f64>, ApiError> {
+    pub(crate) fn float(&mut self, name: &str) -> Result<Option<f64>, ApiError> {
         self.take(name, "a number", Value::as_f64)
     }
 
     /// Takes `true` or `false`.
-    pub fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
+    pub(crate) fn bool(&mut self, name: &str) -> Result<Option<bool>, ApiError> {
         self.take(name, "true or false", Value::as_bool)
     }
 
     /// Takes a string.
-    pub fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    pub(crate) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -64,7 +64,7 @@ impl Fields {
     }
 
     /// Takes an array.
-    pub fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
+    pub(crate) fn array(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
         match self.value(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
@@ -73,19 +73,19 @@ impl Fields {
     }
 
     /// Takes an object.
-    pub fn object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
+    pub(crate) fn object(&mut self, name: &str) -> Result<Option<Self>, ApiError> {
         let path = self.path_of(name);
         self.value(name).map(|value| Self::at(&path, value)).transpose()
     }
 
     /// Paths of the fields that were not taken. Fields that are null are left out.
-    pub fn rest(self) -> Vec<String> {
+    pub(crate) fn rest(self) -> Vec<String> {
         let left = self.map.iter().filter(|(_, value)| !value.is_null());
         left.map(|(name, _)| self.path_of(name)).collect()
     }
 
     /// The fields that were not taken, with their values.
-    pub fn into_map(self) -> Map<String, Value> {
+    pub(crate) fn into_map(self) -> Map<String, Value> {
         self.map
     }
 
@@ -107,12 +107,12 @@ impl Fields {
 
 /// The value if it is an integer from -2^63 to 2^64 - 1. A number with a point or an exponent is not an
 /// integer.
-pub fn integer(value: &Value) -> Option<i128> {
+pub(crate) fn integer(value: &Value) -> Option<i128> {
     value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))
 }
 
 /// The error for a value of the wrong type.
-pub fn wrong_type(path: &str, expected: &str, got: &Value) -> ApiError {
+pub(crate) fn wrong_type(path: &str, expected: &str, got: &Value) -> ApiError {
     let got = match got {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),

@@ -32,7 +32,7 @@ use exposition::Format;
 use factory::MetricFactory;
 use keys::KeyMetrics;
 use tracker::RequestMetrics;
-pub use tracker::{AdmittedRequest, Tracker};
+pub(crate) use tracker::{AdmittedRequest, Tracker};
 
 /// Buckets in seconds for the time to the response head. The head of a stream is sent once the scheduler has
 /// accepted the request.
@@ -127,24 +127,24 @@ impl Metrics {
     }
 
     /// Counts an admitted request and starts to measure it.
-    pub fn track(&self, admitted: AdmittedRequest, generation: &Generation) -> Tracker {
+    pub(crate) fn track(&self, admitted: AdmittedRequest, generation: &Generation) -> Tracker {
         self.admissions.with_label_values(&["admitted"]).inc();
         Tracker::new(Arc::clone(&self.requests), admitted, generation)
     }
 
     /// Sets the number of request bodies that are being read.
-    pub fn reading(&self, bodies: usize) {
+    pub(crate) fn reading(&self, bodies: usize) {
         self.reading.set(bodies as f64);
     }
 
     /// Counts a refused request.
-    pub fn refused(&self, refusal: &Refusal) {
+    pub(crate) fn refused(&self, refusal: &Refusal) {
         self.admissions.with_label_values(&[decision(refusal)]).inc();
     }
 
     /// Adds counters for one of the operator's API keys. They do not count towards the limit on users with
     /// counters.
-    pub fn register_key(&self, label: &str) {
+    pub(crate) fn register_key(&self, label: &str) {
         self.keys.register(label);
     }
 
@@ -161,7 +161,7 @@ impl Metrics {
     }
 
     /// Counts an error response. `label` is [`ApiError::label`].
-    pub fn error(&self, label: &str) {
+    pub(crate) fn error(&self, label: &str) {
         self.errors.with_label_values(&[label]).inc();
     }
 

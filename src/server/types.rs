@@ -8,62 +8,59 @@ use super::fields::Fields;
 
 /// Fields that chat and text completions share; each has the name of its JSON field.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
-pub struct CommonFields {
-    pub model: Option<String>,
-    pub n: Option<i128>,
-    pub best_of: Option<i128>,
-    pub temperature: Option<f64>,
-    pub top_p: Option<f64>,
-    pub top_k: Option<i128>,
-    pub min_p: Option<f64>,
-    pub presence_penalty: Option<f64>,
-    pub frequency_penalty: Option<f64>,
-    pub repetition_penalty: Option<f64>,
-    pub logit_bias: Option<Map<String, Value>>,
-    pub seed: Option<i128>,
-    pub stop: Option<Value>,
-    pub stop_token_ids: Option<Vec<Value>>,
-    pub max_tokens: Option<i128>,
-    pub min_tokens: Option<i128>,
-    pub ignore_eos: Option<bool>,
-    pub skip_special_tokens: Option<bool>,
-    pub include_stop_str_in_output: Option<bool>,
-    pub stream: Option<bool>,
+pub(crate) struct CommonFields {
+    pub(crate) model: Option<String>,
+    pub(crate) n: Option<i128>,
+    pub(crate) best_of: Option<i128>,
+    pub(crate) temperature: Option<f64>,
+    pub(crate) top_p: Option<f64>,
+    pub(crate) top_k: Option<i128>,
+    pub(crate) min_p: Option<f64>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) repetition_penalty: Option<f64>,
+    pub(crate) logit_bias: Option<Map<String, Value>>,
+    pub(crate) seed: Option<i128>,
+    pub(crate) stop: Option<Value>,
+    pub(crate) stop_token_ids: Option<Vec<Value>>,
+    pub(crate) max_tokens: Option<i128>,
+    pub(crate) min_tokens: Option<i128>,
+    pub(crate) ignore_eos: Option<bool>,
+    pub(crate) skip_special_tokens: Option<bool>,
+    pub(crate) include_stop_str_in_output: Option<bool>,
+    pub(crate) stream: Option<bool>,
     /// `stream_options.include_usage`. The outer `None` means that `stream_options` is absent.
-    pub stream_options: Option<Option<bool>>,
-    pub cache_salt: Option<String>,
-    pub priority: Option<i128>,
-    pub user: Option<String>,
-    pub timeout: Option<f64>,
-    pub return_cost: Option<bool>,
+    pub(crate) stream_options: Option<Option<bool>>,
+    pub(crate) cache_salt: Option<String>,
+    pub(crate) priority: Option<i128>,
+    pub(crate) user: Option<String>,
+    pub(crate) timeout: Option<f64>,
+    pub(crate) return_cost: Option<bool>,
     /// Paths of unknown fields.
-    pub ignored: Vec<String>,
+    pub(crate) ignored: Vec<String>,
 }
 
-/// Body of `POST /v1/chat/completions`.
+/// Body of `POST /v1/chat/completions`; each field has the name of its JSON field.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
-pub struct ChatWire {
-    pub common: CommonFields,
-    pub messages: Option<Vec<Value>>,
-    pub max_completion_tokens: Option<i128>,
-    pub logprobs: Option<bool>,
-    pub top_logprobs: Option<i128>,
-    pub add_generation_prompt: Option<bool>,
-    pub continue_final_message: Option<bool>,
-    pub chat_template_kwargs: Option<Map<String, Value>>,
+pub(crate) struct ChatWire {
+    pub(crate) common: CommonFields,
+    pub(crate) messages: Option<Vec<Value>>,
+    pub(crate) max_completion_tokens: Option<i128>,
+    pub(crate) logprobs: Option<bool>,
+    pub(crate) top_logprobs: Option<i128>,
+    pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) continue_final_message: Option<bool>,
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-/// Body of `POST /v1/completions`.
+/// Body of `POST /v1/completions`; each field has the name of its JSON field.
 #[derive(Debug, Default)]
-#[expect(missing_docs, reason = "each field is the JSON field of the same name")]
-pub struct CompletionWire {
-    pub common: CommonFields,
-    pub prompt: Option<Value>,
-    pub echo: Option<bool>,
-    pub logprobs: Option<i128>,
-    pub add_special_tokens: Option<bool>,
+pub(crate) struct CompletionWire {
+    pub(crate) common: CommonFields,
+    pub(crate) prompt: Option<Value>,
+    pub(crate) echo: Option<bool>,
+    pub(crate) logprobs: Option<i128>,
+    pub(crate) add_special_tokens: Option<bool>,
 }
 
 impl ChatWire {
@@ -71,7 +68,7 @@ impl ChatWire {
     ///
     /// # Errors
     /// 400 if a field has the wrong type, or is known but not supported.
-    pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
+    pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         refuse(&mut fields, UNSUPPORTED_IN_CHAT)?;
         let object = |map: Option<Fields>| map.map(Fields::into_map);
         let mut wire = Self {
@@ -94,7 +91,7 @@ impl CompletionWire {
     ///
     /// # Errors
     /// 400 if a field has the wrong type, or is known but not supported.
-    pub fn read(mut fields: Fields) -> Result<Self, ApiError> {
+    pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         refuse(&mut fields, UNSUPPORTED_IN_COMPLETIONS)?;
         let mut wire = Self {
             prompt: fields.value("prompt"),
@@ -217,7 +214,7 @@ const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] =
 ///
 /// # Errors
 /// 400 that names the first such field with a value that asks for something.
-pub fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
+pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
     refuse(fields, UNSUPPORTED)
 }
 

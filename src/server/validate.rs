@@ -36,7 +36,7 @@ use limits::{
 use values::{alternatives, in_range, token_ids};
 
 /// Header with the time in milliseconds within which the whole answer must be sent.
-pub const DEADLINE_HEADER: &str = "x-request-deadline-ms";
+pub(crate) const DEADLINE_HEADER: &str = "x-request-deadline-ms";
 
 /// A validated request: every value is in range and every default is filled in.
 #[derive(Debug, Clone)]
@@ -61,7 +61,7 @@ pub struct ValidRequest {
 
 impl ValidRequest {
     /// Sets the tenant to that of the caller's API key, and adds the key's priority to the request's.
-    pub fn of(mut self, caller: Option<Caller>) -> Self {
+    pub(crate) fn of(mut self, caller: Option<Caller>) -> Self {
         if let Some(Caller { tenant, priority }) = caller {
             self.ask.tenant = tenant;
             self.ask.priority = self.ask.priority.saturating_add(priority);
@@ -108,7 +108,7 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
 ///
 /// # Errors
 /// 400, or 404 for an unknown model.
-pub fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), ApiError> {
+pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), ApiError> {
     served_model(fields.string("model")?, &limits.models)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
     let Some(messages) = fields.array("messages")? else {
@@ -139,7 +139,7 @@ pub fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), 
 ///
 /// # Errors
 /// 400, or 404 for an unknown model.
-pub fn detokenize(mut fields: Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
+pub(crate) fn detokenize(mut fields: Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
     served_model(fields.string("model")?, &limits.models)?;
     let items = fields.array("tokens")?;
     let items = items.ok_or_else(|| ApiError::invalid("tokens", "expected an array of token ids"))?;
@@ -226,7 +226,7 @@ fn finish(
 ///
 /// # Errors
 /// 404 if `asked` is not served.
-pub fn served_model(asked: Option<String>, served: &[String]) -> Result<String, ApiError> {
+pub(crate) fn served_model(asked: Option<String>, served: &[String]) -> Result<String, ApiError> {
     match asked {
         None => Ok(served.first().cloned().unwrap_or_default()),
         Some(name) if served.contains(&name) => Ok(name),
@@ -312,7 +312,7 @@ fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
 ///
 /// # Errors
 /// 400 if a value is not a valid number of milliseconds.
-pub fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+pub(crate) fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let all = headers.get_all(DEADLINE_HEADER).iter().map(|value| {
         let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
         ms.filter(|ms| (1..=(MAX_TIMEOUT * 1000.0) as u64).contains(ms)).ok_or_else(|| {

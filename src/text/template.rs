@@ -39,7 +39,7 @@ pub enum Role {
 
 impl Role {
     /// The name that templates use.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::System => "system",
             Self::User => "user",
@@ -85,7 +85,7 @@ enum CompileError {
     Reserved,
     #[error("the chat template does not compile: {0}")]
     Syntax(#[from] Error),
-    #[error("there are several chat templates and none is named \"default\"")]
+    #[error("the model has several chat templates and none is named \"default\"")]
     NoDefault,
 }
 
@@ -99,7 +99,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// Reads the template from `chat_template.jinja`, else from `tokenizer_config.json`, else from
-    /// `chat_template.json`. Returns `None` if the directory has none. If there are several named templates,
+    /// `chat_template.json`. Returns `None` if the directory has none. Among several named templates,
     /// `tool_use` renders requests that have tools, and `default` renders all others.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ impl Format {
     }
 
     /// The `Content-Type` of the response.
-    pub fn content_type(self) -> &'static str {
+    pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -59,7 +59,7 @@ fn range(text: &str) -> (&str, f64) {
 }
 
 /// Writes all families. A family that has an old name in [`ALIASES`] is written under both names.
-pub fn write(families: &[MetricFamily], format: Format, out: &mut String) {
+pub(super) fn write(families: &[MetricFamily], format: Format, out: &mut String) {
     for family in families {
         write_family(family, family.name(), format, out);
         for (old, _) in ALIASES.iter().filter(|(_, new)| *new == family.name()) {
@@ -69,14 +69,14 @@ pub fn write(families: &[MetricFamily], format: Format, out: &mut String) {
 }
 
 /// Writes the end marker, which only OpenMetrics has.
-pub fn write_end(format: Format, out: &mut String) {
+pub(super) fn write_end(format: Format, out: &mut String) {
     if format == Format::OpenMetrics {
         out.push_str("# EOF\n");
     }
 }
 
 /// Writes the `# HELP` and `# TYPE` lines of a family.
-pub fn write_title(name: &str, kind: &str, help: &str, format: Format, out: &mut String) {
+pub(super) fn write_title(name: &str, kind: &str, help: &str, format: Format, out: &mut String) {
     // In OpenMetrics, `_total` is part of the sample's name and not of the family's.
     let title = match (format, kind) {
         (Format::OpenMetrics, "counter") => name.strip_suffix("_total").unwrap_or(name),
@@ -128,7 +128,7 @@ fn write_histogram(metric: &Metric, name: &str, format: Format, out: &mut String
 }
 
 /// Writes one sample. `begin` is its name and labels, from [`labelled`].
-pub fn sample(out: &mut String, begin: &str, value: f64) {
+pub(super) fn sample(out: &mut String, begin: &str, value: f64) {
     out.push_str(begin);
     push_number(out, value);
     out.push('\n');
@@ -153,7 +153,7 @@ fn name_and_labels(name: &str, pairs: &[LabelPair]) -> String {
 }
 
 /// Name and labels of a sample, with the space before its value.
-pub fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+pub(super) fn labelled<'a>(name: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let mut out = String::with_capacity(128);
     out.push_str(name);
     out.push('{');

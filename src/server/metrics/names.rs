@@ -172,6 +172,6 @@ pub const ALIASES: [(&str, &str); 5] = [
 ];
 
 /// The entry of the metric `name`.
-pub fn find(name: &str) -> Option<&'static MetricInfo> {
+pub(super) fn find(name: &str) -> Option<&'static MetricInfo> {
     NAMES.iter().find(|known| known.name == name)
 }

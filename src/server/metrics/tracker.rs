@@ -82,19 +82,19 @@ fn token_buckets(most: usize) -> Vec<f64> {
 }
 
 /// Identity of an admitted request, for the log and for latencies.
-pub struct AdmittedRequest {
+pub(crate) struct AdmittedRequest {
     /// `id` of the answer, such as `chatcmpl-…`.
-    pub id: String,
+    pub(crate) id: String,
     /// `x-request-id` of the HTTP request.
-    pub request_id: String,
+    pub(crate) request_id: String,
     /// Label of the API key or user whose counters are charged.
-    pub key: String,
+    pub(crate) key: String,
     /// Time at which the body had been read and validated.
-    pub arrived: Instant,
+    pub(crate) arrived: Instant,
 }
 
 /// Measures one request. A choice that has not finished when the tracker is dropped counts as aborted.
-pub struct Tracker {
+pub(crate) struct Tracker {
     metrics: Arc<RequestMetrics>,
     admitted: AdmittedRequest,
     submitted: Instant,
@@ -140,7 +140,7 @@ impl Tracker {
     }
 
     /// Counts the tokens of a delta and, if it is the choice's last, the end of the choice.
-    pub fn delta(&mut self, delta: &Delta) {
+    pub(crate) fn delta(&mut self, delta: &Delta) {
         let choice = &mut self.choices[delta.index];
         // The time at which the token was made, not the time at which the stream reads it: pauses of a slow
         // reader or of the stream interval are not latencies of the server.
@@ -166,20 +166,20 @@ impl Tracker {
 
     /// Ends the request; choices that have not finished count as aborted. `costs` are the costs of the
     /// choices so far, by index.
-    pub fn end(&mut self, costs: &[Cost]) {
+    pub(crate) fn end(&mut self, costs: &[Cost]) {
         self.set_costs(costs);
         self.finish_all("abort");
         self.ended = Some(Instant::now());
     }
 
     /// Sets the final cost of an aborted choice.
-    pub fn cost(&mut self, index: usize, cost: Cost) {
+    pub(crate) fn cost(&mut self, index: usize, cost: Cost) {
         self.choices[index].cost = cost;
     }
 
     /// Counts all unfinished choices as failed, either by the engine or because the client's deadline passed.
     /// `costs` are the costs of the choices so far, by index.
-    pub fn failed(&mut self, failure: &Failure, costs: &[Cost]) {
+    pub(crate) fn failed(&mut self, failure: &Failure, costs: &[Cost]) {
         self.set_costs(costs);
         self.finish_all(match failure {
             Failure::Engine(_) => "error",

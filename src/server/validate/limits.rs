@@ -1,29 +1,29 @@
 //! Limits and defaults that requests are validated against.
 
 /// Most stop strings per request.
-pub const MAX_STOP_STRINGS: usize = 16;
+pub(super) const MAX_STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
-pub const MAX_STOP_BYTES: usize = 1024;
+pub(super) const MAX_STOP_BYTES: usize = 1024;
 /// Most ids in `stop_token_ids`.
-pub const MAX_STOP_IDS: usize = 64;
+pub(super) const MAX_STOP_IDS: usize = 64;
 /// Most entries in `logit_bias`.
-pub const MAX_LOGIT_BIAS: usize = 1024;
+pub(super) const MAX_LOGIT_BIAS: usize = 1024;
 /// Most choices per prompt.
-pub const MAX_N: u32 = 128;
+pub(super) const MAX_N: u32 = 128;
 /// Most sequences per request: prompts times choices.
-pub const MAX_SEQUENCES: usize = 256;
+pub(super) const MAX_SEQUENCES: usize = 256;
 /// Most messages in a conversation.
-pub const MAX_MESSAGES: usize = 2048;
+pub(super) const MAX_MESSAGES: usize = 2048;
 /// Most alternatives reported per token.
-pub const MAX_TOP_LOGPROBS: u8 = 20;
+pub(super) const MAX_TOP_LOGPROBS: u8 = 20;
 /// Longest `cache_salt`, in characters.
-pub const MAX_SALT_CHARS: usize = 1024;
+pub(super) const MAX_SALT_CHARS: usize = 1024;
 /// Longest `user`, in bytes.
-pub const MAX_USER_BYTES: usize = 512;
+pub(super) const MAX_USER_BYTES: usize = 512;
 /// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
-pub const MAX_TIMEOUT: f64 = 86_400.0;
+pub(super) const MAX_TIMEOUT: f64 = 86_400.0;
 /// Most ids in one `/detokenize` request.
-pub const MAX_DETOKENIZE: usize = 1 << 20;
+pub(super) const MAX_DETOKENIZE: usize = 1 << 20;
 
 /// Sampling values for fields that the client leaves out, from the model's `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]
