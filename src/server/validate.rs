@@ -5,8 +5,8 @@
 //! read past the end of a table on the device and could expose data of other requests. Rules that OpenAI's
 //! API leaves open:
 //! - `n > 1` with greedy decoding is allowed and returns equal choices.
-//! - `seed` is any integer from -2^63 to 2^64 - 1; its low 64 bits are used. Choice `i` samples with `seed +
-//!   i`.
+//! - `seed` is any integer from -2^63 to 2^64 - 1; its low 64 bits are used. Choice `i` samples with
+//!   `seed + i`.
 //! - Without `max_tokens`, a chat gets the rest of the context, a text completion at most 16 tokens.
 //! - `top_k` of 0 or -1 means all tokens.
 

@@ -199,8 +199,8 @@ impl JsonStyle {
 const DIRECTIVES: &str = "YymdeHIMSjpBbhAaFTZz%";
 
 /// `datetime.strftime` in UTC for the directives in [`DIRECTIVES`], also without padding (`%-d`). Other
-/// directives stay as they are. `unix_seconds`: seconds since 1970; times after the year 9999 count as its
-/// last second.
+/// directives stay as they are. `unix_seconds`: seconds since 1970; times after `Timestamp::MAX`, at
+/// the end of the year 9999, count as that.
 pub fn strftime(format: &str, unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_zoned_datetime(TimeZone::UTC);

@@ -1,4 +1,4 @@
-//! Guard against prompt injection: message text is never encoded as a turn marker.
+//! Guard against injected turn markers: message text is never encoded as a turn marker.
 //!
 //! 1. The tokenizer is loaded with every marker renamed to [`MARK`] + marker, and without the merges that
 //!    produce a marker ([`rename_markers`]). Plain text therefore cannot be encoded to a marker's id.

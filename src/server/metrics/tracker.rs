@@ -256,8 +256,8 @@ impl Drop for Tracker {
     fn drop(&mut self) {
         self.finish_all("abort");
         let ended = *self.ended.get_or_insert_with(Instant::now);
-        // Choices without a token waited too; without them, overload would look better than it is. Their wait
-        // is the one that the engine reported, or else the time from submission to end.
+        // Choices without a token waited too; leaving them out would make overload look better than it is.
+        // Their wait is the one that the engine reported, or else the time from submission to end.
         for choice in self.choices.iter().filter(|choice| !choice.queue_observed) {
             let all = ended.saturating_duration_since(self.submitted).as_secs_f64();
             self.metrics.queue.observe(if choice.cost.queue > 0.0 { choice.cost.queue } else { all });
