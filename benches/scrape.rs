@@ -1,5 +1,5 @@
-//! Time to render the metrics of a server with as many keys as are counted apart and with requests to every route. Prints
-//! the median and exits with status 1 if it is 1 ms or more. Run it on an idle machine.
+//! Time to render the metrics of a server with as many keys as are counted apart and with requests to every
+//! route. Prints the median and exits with status 1 if it is 1 ms or more. Run it on an idle machine.
 //!
 //!     cargo bench --bench scrape
 

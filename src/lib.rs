@@ -54,9 +54,6 @@ pub mod simulator;
 /// Conversion of checkpoints on disk: quantisation, and import of NVIDIA's NeMo format.
 pub mod offline;
 
-/// A load client for any server with OpenAI's API, and the statistics of its times.
-pub mod load;
-
 /// Line charts, bands and cumulative distributions as SVG.
 pub mod plot;
 

@@ -9,12 +9,12 @@ use std::time::Duration;
 use anyhow::Context;
 use serde::Serialize;
 
+use crate::bench::load_client::body::{Bodies, Endpoint};
+use crate::bench::load_client::client::Target;
+use crate::bench::load_client::drive::{self, LoadPlan, Pace};
+use crate::bench::load_client::measure::{LoadRun, ms};
+use crate::bench::load_client::prompts::Prompts;
 use crate::config::BenchHostArgs;
-use crate::load::body::{Bodies, Endpoint};
-use crate::load::client::Target;
-use crate::load::drive::{self, LoadPlan, Pace};
-use crate::load::measure::{LoadRun, ms};
-use crate::load::prompts::Prompts;
 use crate::statistics::Distribution;
 
 /// Approximate tokens of a prompt.

@@ -9,14 +9,14 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
+use crate::bench::load_client::arrivals::{Rate, Spacing};
+use crate::bench::load_client::body::{Bodies, Endpoint};
+use crate::bench::load_client::client::{Client, Target};
+use crate::bench::load_client::drive::{self, LoadPlan, Pace, Progress};
+use crate::bench::load_client::measure::{Objectives, Summary};
+use crate::bench::load_client::prompts::Prompts;
+use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
-use crate::load::arrivals::{Rate, Spacing};
-use crate::load::body::{Bodies, Endpoint};
-use crate::load::client::{Client, Target};
-use crate::load::drive::{self, LoadPlan, Pace, Progress};
-use crate::load::measure::{Objectives, Summary};
-use crate::load::prompts::Prompts;
-use crate::load::{load_plot, load_report};
 
 /// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);

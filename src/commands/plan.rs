@@ -1,7 +1,7 @@
 //! `octant plan`: the memory plan and predicted step times of a model on GPUs, without the GPUs.
 //!
-//! A report holds all figures; JSON prints them exactly, tables round them. The memory plan is the one that the
-//! server computes at start, with the layout of the CUDA device. Times come from the cost model.
+//! A report holds all figures; JSON prints them exactly, tables round them. The memory plan is the one that
+//! the server computes at start, with the layout of the CUDA device. Times come from the cost model.
 
 mod report;
 mod tables;

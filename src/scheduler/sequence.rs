@@ -189,8 +189,8 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Reads a part of everything that the next commit and the next plan need, for [`super::Scheduler::prefetch`]. The
-    /// result has no meaning.
+    /// Reads a part of everything that the next commit and the next plan need, for
+    /// [`super::Scheduler::prefetch`]. The result has no meaning.
     pub fn read_state(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [
@@ -204,7 +204,8 @@ impl Sequence {
         far.iter().chain(&near).fold(self.computed as u64, |sum, part| sum.wrapping_add(*part))
     }
 
-    /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next start.
+    /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next
+    /// start.
     pub fn give_up(&mut self) {
         debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
         self.slot = None;
@@ -213,7 +214,8 @@ impl Sequence {
         self.computed = 0;
     }
 
-    /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are held.
+    /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are
+    /// held.
     pub fn row(&mut self, len: usize) -> (Row, PlannedRow) {
         let position = self.planned;
         let end = position + len;
@@ -303,7 +305,8 @@ impl Sequence {
         update
     }
 
-    /// How the request ends after a row that sampled no token: a request that only scores its prompt ends with it.
+    /// How the request ends after a row that sampled no token: a request that only scores its prompt ends
+    /// with it.
     fn finish_unsampled(&self) -> Option<Finish> {
         let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
         scored_only.then_some(Finish::Length)

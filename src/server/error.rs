@@ -41,8 +41,8 @@ pub enum ApiError {
     /// Prompt and completion do not fit the context. Client libraries match this text.
     #[error(
         "This model's maximum context length is {limit} tokens. However, you requested {} tokens \
-         ({prompt} in the messages, {completion} in the completion). Please reduce the length of the messages \
-         or completion.",
+         ({prompt} in the messages, {completion} in the completion). Please reduce the length of the \
+         messages or completion.",
         prompt.saturating_add(*completion as usize)
     )]
     ContextLength {

@@ -149,11 +149,11 @@ async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Se
                 let (end, waiting) = (end.subscribe(), waiting_permits.acquire());
                 tokio::spawn(async move {
                     match admit(&stream, permits, waiting).await {
-                        ConnectionAdmission::Admitted(permit) => {
+                        Connecting::Admitted(permit) => {
                             Connection { state, router, permit }.run(stream, end).await;
                         }
-                        ConnectionAdmission::Probe => answer_once(stream, Arc::clone(&state.status)).await,
-                        ConnectionAdmission::Evicted => {}
+                        Connecting::Probe => answer_once(stream, Arc::clone(&state.status)).await,
+                        Connecting::Evicted => {}
                     }
                 });
             }
@@ -168,7 +168,7 @@ async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Se
 }
 
 /// How a new connection is treated.
-enum ConnectionAdmission {
+enum Connecting {
     /// Served, within the limit on connections.
     Admitted(OwnedSemaphorePermit),
     /// Answered once, beyond the limit.
@@ -178,13 +178,9 @@ enum ConnectionAdmission {
 }
 
 /// Waits until the number of connections is below its limit. A probe need not wait.
-async fn admit(
-    stream: &TcpStream,
-    permits: Arc<Semaphore>,
-    mut waiting: EvictingPermit,
-) -> ConnectionAdmission {
+async fn admit(stream: &TcpStream, permits: Arc<Semaphore>, mut waiting: EvictingPermit) -> Connecting {
     if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
-        return ConnectionAdmission::Admitted(permit);
+        return Connecting::Admitted(permit);
     }
     let probe = async {
         // A client that sends no request line in time is not a probe.
@@ -193,9 +189,9 @@ async fn admit(
         }
     };
     tokio::select! {
-        permit = permits.acquire_owned() => permit.map_or(ConnectionAdmission::Evicted, ConnectionAdmission::Admitted),
-        () = probe => ConnectionAdmission::Probe,
-        () = waiting.evicted() => ConnectionAdmission::Evicted,
+        permit = permits.acquire_owned() => permit.map_or(Connecting::Evicted, Connecting::Admitted),
+        () = probe => Connecting::Probe,
+        () = waiting.evicted() => Connecting::Evicted,
     }
 }
 

@@ -2,8 +2,9 @@
 //! end of the next. There are no threads, no sleeping and no randomness, so that hours of serving take
 //! seconds and every run of the same requests is identical.
 //!
-//! Each turn has the order of [`crate::engine::EngineCore::step`]: take what has happened by now, launch steps until the
-//! most are in flight, then commit the earliest. Host time is not counted; with two steps in flight the device hides it.
+//! Each turn has the order of [`crate::engine::EngineCore::step`]: take what has happened by now, launch
+//! steps until the most are in flight, then commit the earliest. Host time is not counted; with two steps in
+//! flight the device hides it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;

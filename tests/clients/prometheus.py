@@ -1,11 +1,11 @@
 """Tests an Octant server, started here, with a real Prometheus: Prometheus scrapes it, promtool checks the
-scraped text and the alerts and runs the alerts' tests, every query of the dashboard returns data, and every alert
-evaluates.
+scraped text and the alerts and runs the alerts' tests, every query of the dashboard returns data, and every
+alert evaluates.
 
     prometheus.py OCTANT_BINARY MODEL_DIRECTORY
 
-The server simulates eight GPUs with the model's tokenizer. If Prometheus or promtool is not installed, the test
-is skipped, or fails if OCTANT_REQUIRE_PROGRAMS is 1. OCTANT_SKIP_PROMETHEUS=1 skips the test.
+The server simulates eight GPUs with the model's tokenizer. If Prometheus or promtool is not installed, the
+test is skipped, or fails if OCTANT_REQUIRE_PROGRAMS is 1. OCTANT_SKIP_PROMETHEUS=1 skips the test.
 """
 
 import http.client

@@ -20,7 +20,7 @@
 //! | | `usage_comes_last_without_choices_and_is_null_before` |
 //! | `finish_reason` is `stop` or `length`; tools are refused by name | |
 //! | | `max_tokens_ends_an_answer_under_both_of_its_names` |
-//! | | `what_we_know_and_cannot_honour_is_refused_by_name` |
+//! | | `unsupported_fields_are_refused_by_name` |
 //! | Chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | |
 //! | | `logprobs_have_true_bytes_and_a_form_for_half_characters` |
 //! | | `logprobs_come_with_their_text` |

@@ -364,8 +364,8 @@ async fn a_server_of_eight_ranks_answers_like_one_rank() {
         }
     }
     assert_eq!(sampled[0]["text"], sampled[1]["text"]);
-    // Ranks add partial sums in another order, so a near-tie may be decided otherwise; which token is near-tied
-    // differs between instruction sets.
+    // Ranks add partial sums in another order, so a near-tie may be decided otherwise; which token is
+    // near-tied differs between instruction sets.
     let bound = golden("wide").bf16_worst as f32 / 8.0;
     let sure = first_near_tie(&greedy[0], 2.0 * bound);
     assert!(sure >= 8, "only {sure} tokens before the first near-tie");
@@ -374,8 +374,8 @@ async fn a_server_of_eight_ranks_answers_like_one_rank() {
     assert_eq!(tokens(&greedy[0]), tokens(&greedy[1]));
 }
 
-/// The index of the first token of a completion choice whose log-probability exceeds that of the runner-up by no more
-/// than `margin`; the number of tokens if there is none.
+/// The index of the first token of a completion choice whose log-probability exceeds that of the runner-up by
+/// no more than `margin`; the number of tokens if there is none.
 fn first_near_tie(choice: &serde_json::Value, margin: f32) -> usize {
     let top = choice["logprobs"]["top_logprobs"].as_array().unwrap();
     let gap = |entry: &serde_json::Value| {

@@ -1,17 +1,16 @@
-//! The project's rules as tests: each is a function from a file's path and text to its violations, and each is shown
-//! to find one.
+//! The project's rules as tests: each is a function from a file's path and text to its violations, and each
+//! is shown to find one.
 
 mod imports;
 mod prose;
 mod public;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use imports::{code, file_cycles, imports};
 
 /// What a module may import, in data-path order; what it does not name is out of bounds.
-const BOUNDARIES: [(&str, &[&str]); 23] = [
+const BOUNDARIES: [(&str, &[&str]); 22] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text", "machine"]),
     ("text", &[]),
@@ -25,12 +24,11 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
     ("cost", &["model", "device"]),
     ("simulator", &["engine", "scheduler", "request", "cost", "plot", "random", "statistics"]),
     ("offline", &["model", "device"]),
-    ("load", &["plot", "random", "statistics"]),
     ("plot", &["statistics"]),
     ("random", &[]),
-    ("model", &["comm", "device", "machine", "random"]),
-    ("comm", &["device"]),
-    ("device", &["machine", "random"]),
+    ("statistics", &[]),
+    ("machine", &[]),
+    ("config", &["scheduler", "model", "device", "cost", "machine"]),
     (
         "launch",
         &[
@@ -60,7 +58,9 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
             "comm",
             "device",
             "cost",
-            "load",
+            "plot",
+            "random",
+            "statistics",
             "machine",
             "config",
             "launch",
@@ -98,12 +98,10 @@ const PUBLIC_TRAITS: [(&str, &str); 3] = [
     ("src/comm/mod.rs", "Communicator"),
 ];
 
-/// Public functions that tests alone call, each because a test has to see what production only acts on.
-const FOR_TESTS: [&str; 0] = [];
-
 const MAX_LINES: usize = 500;
 
-/// The fields that every kernel file opens with, in this order. A field continues on lines indented by four spaces.
+/// The fields that every kernel file opens with, in this order. A field continues on lines indented by four
+/// spaces.
 const KERNEL_HEADER: [&str; 8] = ["OP", "INPUTS", "OUTPUTS", "LAUNCH", "LIMITS", "NUMERICS", "COST", "TWINS"];
 
 fn root() -> &'static Path {
@@ -211,7 +209,7 @@ fn globals(path: &str, text: &str) -> Vec<String> {
     let banned = |line: &str| {
         let code = line.split("//").next().unwrap_or(line).trim_start();
         let code = code.strip_prefix("pub ").unwrap_or(code);
-        // The allocator is the program's one, and nobody can speak to it.
+        // The allocator has no interface: nothing can read or change it.
         let allocator = path == "src/main.rs" && code.starts_with("static ALLOCATOR: mimalloc::MiMalloc");
         (code.starts_with("static ") && !allocator)
             || ["OnceLock", "LazyLock", "thread_local!", "lazy_static"].iter().any(|word| code.contains(word))
@@ -312,64 +310,6 @@ fn files_of_a_module_do_not_import_one_another_in_circles() {
 }
 
 #[test]
-fn public_items_are_named_outside_the_library() {
-    let sources = sources();
-    let outside: Vec<(String, String)> = files(&[".rs"])
-        .into_iter()
-        .filter(|(path, _)| {
-            path == "src/main.rs" || path.starts_with("tests/") || path.starts_with("benches/")
-        })
-        .collect();
-    let names = Names::new(&sources, &outside);
-    check(&sources, |path, text| unnamed_items(path, text, &names));
-    let library =
-        [("src/a.rs".to_owned(), "pub fn lonely() {}\npub fn f(x: Kept) {}\npub struct Kept;".to_owned())];
-    let tests = [("tests/t.rs".to_owned(), "f(x);".to_owned())];
-    let found = unnamed_items("src/a.rs", &library[0].1, &Names::new(&library, &tests));
-    assert_eq!(found.len(), 1, "{found:?}");
-}
-
-#[test]
-fn items_for_tests_alone_are_listed() {
-    let sources = sources();
-    let named_in = |keep: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
-        let kept = files(&[".rs"]).into_iter().filter(|(path, _)| keep(path));
-        kept.flat_map(|(_, text)| public::words(&text)).collect()
-    };
-    let outside = named_in(&|path| path == "src/main.rs" || path.starts_with("benches/"));
-    let found = only_for_tests(&sources, &outside);
-    let unlisted: Vec<_> = found.difference(&FOR_TESTS.map(str::to_owned).into()).cloned().collect();
-    assert!(
-        unlisted.is_empty(),
-        "public for tests alone; remove it, or list it with its reason: {unlisted:#?}"
-    );
-    let listed: BTreeSet<String> = FOR_TESTS.map(str::to_owned).into();
-    let stale: Vec<_> = listed.difference(&found).collect();
-    assert!(stale.is_empty(), "listed as public for tests alone, and is not: {stale:?}");
-}
-
-#[test]
-fn lines_fit_the_columns() {
-    check(&files(&[".rs", ".py", ".cu", ".cuh", ".cpp", ".h", ".md"]), prose::wide);
-    assert!(!prose::wide("a.md", &"x".repeat(prose::MAX_COLUMNS + 1)).is_empty());
-    assert!(prose::wide("a.md", &format!("|{}", "x".repeat(prose::MAX_COLUMNS))).is_empty());
-}
-
-#[test]
-fn documentation_names_its_subject() {
-    check(&files(&[".rs"]), prose::fragments);
-    assert!(!prose::fragments("a.rs", "/// Of all prompts.").is_empty());
-    assert!(prose::fragments("a.rs", "/// Tokens of all prompts.\n/// At least one.").is_empty());
-}
-
-#[test]
-fn comments_say_who_is_meant() {
-    check(&files(&[".rs", ".cu", ".cuh", ".cpp", ".h"]), prose::riddles);
-    assert!(!prose::riddles("a.rs", "let x = 1; // nobody waits").is_empty());
-    assert!(prose::riddles("a.rs", "let nobody = 1; // no client waits").is_empty());
-}
-
-#[test]
 fn files_are_short() {
     check(&files(&[".rs", ".py", ".cu", ".cuh"]), length);
     assert!(!length("src/a.rs", &"x\n".repeat(MAX_LINES + 1)).is_empty());
@@ -440,49 +380,6 @@ fn modules_stand_in_data_path_order() {
     assert_eq!(declared, order);
 }
 
-/// What is known of the names of public items.
-struct Names {
-    /// Words of the binary, the tests and the benches.
-    outside: BTreeSet<String>,
-    /// Words of public signatures and fields of the library.
-    exposed: BTreeSet<String>,
-}
-
-impl Names {
-    fn new(library: &[(String, String)], outside: &[(String, String)]) -> Self {
-        let outside = outside.iter().flat_map(|(_, text)| public::words(text)).collect();
-        let exposed = library.iter().flat_map(|(_, text)| public::exposed_words(text)).collect();
-        Self { outside, exposed }
-    }
-}
-
-/// Public items that nothing outside the library names, and that no public signature exposes.
-fn unnamed_items(path: &str, text: &str, names: &Names) -> Vec<String> {
-    let items = public::public_items(path, text).into_iter().filter(|item| {
-        let exposed = !["fn", "const"].contains(&item.kind) && names.exposed.contains(&item.name);
-        !names.outside.contains(&item.name) && !exposed && path != "src/main.rs"
-    });
-    let text = |item: public::Item| {
-        format!("{path}:{}: `{}` is public, and only the library names it", item.line, item.name)
-    };
-    items.map(text).collect()
-}
-
-/// Names of public functions and constants that neither the rest of the library, the binary nor a bench mentions.
-fn only_for_tests(library: &[(String, String)], outside: &BTreeSet<String>) -> BTreeSet<String> {
-    let mut mentions: std::collections::BTreeMap<String, usize> = std::collections::BTreeMap::new();
-    for (_, text) in library {
-        for line in text.lines() {
-            for word in public::words(line) {
-                *mentions.entry(word).or_default() += 1;
-            }
-        }
-    }
-    let items = library.iter().flat_map(|(path, text)| public::public_items(path, text));
-    let items = items.filter(|item| ["fn", "const"].contains(&item.kind) && item.file != "src/main.rs");
-    items.map(|item| item.name).filter(|name| mentions[name] == 1 && !outside.contains(name)).collect()
-}
-
 fn sources() -> Vec<(String, String)> {
     let all = files(&[".rs"]);
     all.into_iter().filter(|(path, _)| PathBuf::from(path).starts_with("src")).collect()
@@ -497,8 +394,9 @@ fn tables_of_rules_name_tests_that_exist() {
     assert!(!named_tests("tests/it/x.rs", "//! | a rule | `no_such_test` |", &all).is_empty());
 }
 
-/// Files of the server that know no HTTP library, so that a batch file's lines and another protocol's requests can go
-/// the same way: JSON to validated requests, generation, and JSON of replies. A folder's name stands for all of it.
+/// Files of the server that know no HTTP library, so that a batch file's lines and another protocol's
+/// requests can go the same way: JSON to validated requests, generation, and JSON of replies. A folder's name
+/// stands for all of it.
 const WITHOUT_TRANSPORT: [&str; 14] = [
     "src/server/api_keys.rs",
     "src/server/error.rs",

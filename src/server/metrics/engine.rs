@@ -16,7 +16,8 @@ const RATIO: [f64; 13] = [0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 
 const TOKENS: [f64; 13] =
     [1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0];
 
-/// Makes the engine's metrics for [`crate::engine::EngineOptions::metrics`]. [`super::Metrics::new`] registers them.
+/// Makes the engine's metrics for [`crate::engine::EngineOptions::metrics`]. [`super::Metrics::new`]
+/// registers them.
 pub fn engine_metrics() -> EngineMetrics {
     let histogram = |name: &str, buckets: &[f64]| {
         let options = HistogramOpts::from(MetricFactory::options(name).0).buckets(buckets.to_vec());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use octant::load::arrivals::{Arrivals, Rate, Spacing};
+use octant::bench::load_client::arrivals::{Arrivals, Rate, Spacing};
 
 const COUNT: usize = 40_000;
 

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use octant::load::SetupError;
-use octant::load::body::{Bodies, Endpoint};
-use octant::load::chunk::Usage;
-use octant::load::client::Target;
-use octant::load::measure::{
+use octant::bench::load_client::SetupError;
+use octant::bench::load_client::body::{Bodies, Endpoint};
+use octant::bench::load_client::chunk::Usage;
+use octant::bench::load_client::client::Target;
+use octant::bench::load_client::measure::{
     FailureKind, LoadRun, Objectives, RequestFailure, RequestRecord, Summary, TokensCountedBy,
 };
-use octant::load::prompts::{PromptContent, Prompts};
-use octant::load::{load_plot, load_report};
+use octant::bench::load_client::prompts::{PromptContent, Prompts};
+use octant::bench::load_client::{load_plot, load_report};
 use octant::statistics::Distribution;
 use serde_json::{Value, json};
 

@@ -3,12 +3,12 @@
 use std::future::{pending, ready};
 use std::time::Duration;
 
-use octant::load::arrivals::{Arrivals, Rate, Spacing};
-use octant::load::body::{Bodies, Endpoint};
-use octant::load::client::{Client, Target};
-use octant::load::drive::{LoadPlan, Pace, run};
-use octant::load::measure::{FailureKind, LoadRun, Objectives, Summary, TokensCountedBy};
-use octant::load::prompts::Prompts;
+use octant::bench::load_client::arrivals::{Arrivals, Rate, Spacing};
+use octant::bench::load_client::body::{Bodies, Endpoint};
+use octant::bench::load_client::client::{Client, Target};
+use octant::bench::load_client::drive::{LoadPlan, Pace, run};
+use octant::bench::load_client::measure::{FailureKind, LoadRun, Objectives, Summary, TokensCountedBy};
+use octant::bench::load_client::prompts::Prompts;
 
 use super::server::{ScriptStep, Server, answer, end, head, piece, token, whole};
 

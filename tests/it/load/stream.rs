@@ -1,7 +1,7 @@
 //! Server-sent events and chunks, for any division of the bytes.
 
-use octant::load::chunk::{Chunk, Usage, message};
-use octant::load::sse::SseParser;
+use octant::bench::load_client::chunk::{Chunk, Usage, message};
+use octant::bench::load_client::sse::SseParser;
 use proptest::prelude::*;
 
 /// Name and data of all events, with the bytes fed in pieces that end at these offsets.

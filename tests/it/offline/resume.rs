@@ -33,8 +33,8 @@ fn finish(child: Child) -> String {
 }
 
 /// Starts a command ten times and kills it with SIGKILL. Round n waits for n modulo 4 more weights in the
-/// journal, and then for n times `delay`. Returns the number of kills that left a partial shard, and the number
-/// that left at least one weight in the journal.
+/// journal, and then for n times `delay`. Returns the number of kills that left a partial shard, and the
+/// number that left at least one weight in the journal.
 fn kill_ten_times(args: &[&str], [input, out]: [&Path; 2], delay: Duration) -> [usize; 2] {
     let (mut partial, mut between) = (0, 0);
     for round in 0..10 {

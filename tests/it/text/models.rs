@@ -75,7 +75,8 @@ fn instruct_prompts_have_three_marker_ids_and_no_bos() {
 fn reward_renders_the_trained_format() {
     let turns = [message(Role::User, "Hi"), message(Role::Assistant, "Hello.\n")];
     let opening = "<extra_id_0>System\nA chat between a curious user and an artificial intelligence \
-                   assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.\n";
+                   assistant. The assistant gives helpful, detailed, and polite answers to the user's \
+                   questions.\n";
     let turn = "<extra_id_1>User\nHi\n<extra_id_1>Assistant\nHello.\n";
     assert_eq!(render("reward", &turns).unwrap(), format!("{opening}{turn}<extra_id_2>"));
     assert_eq!(

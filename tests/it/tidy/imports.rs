@@ -63,8 +63,8 @@ fn module_path(file: &str) -> Vec<String> {
     parts
 }
 
-/// Groups of files of one top-level module that import one another, directly or by a chain. The root of a module does
-/// not count: it declares and re-exports what its files define.
+/// Groups of files of one top-level module that import one another, directly or by a chain. The root of a
+/// module does not count: it declares and re-exports what its files define.
 pub fn file_cycles(files: &[(String, String)]) -> Vec<Vec<String>> {
     let modules: BTreeMap<Vec<String>, &str> =
         files.iter().map(|(file, _)| (module_path(file), file.as_str())).collect();

@@ -1,12 +1,14 @@
 //! How comments are written: at most 110 columns, a subject at the beginning of documentation, plain words.
 
+use super::{check, files};
+
 /// Columns of a line, as rustfmt has them.
 pub const MAX_COLUMNS: usize = 110;
 
 /// Beginnings of documentation that leave out its subject.
-const FRAGMENTS: [&str; 9] = ["Of", "As", "At", "What", "Whoever", "Who", "Whether", "Whom", "Whose"];
+const FRAGMENTS: [&str; 8] = ["Of", "As", "At", "What", "Whoever", "Who", "Whom", "Whose"];
 
-/// Words that make a reader look for whom or what is meant.
+/// Words that leave open which client, thread or value is meant.
 const RIDDLES: [&str; 8] =
     ["nobody", "whoever", "whomever", "whom", "somebody", "so many", "so long as", "in vain"];
 
@@ -53,4 +55,25 @@ pub fn riddles(path: &str, text: &str) -> Vec<String> {
         }
     }
     found
+}
+
+#[test]
+fn lines_fit_the_columns() {
+    check(&files(&[".rs", ".py", ".cu", ".cuh", ".cpp", ".h", ".md"]), wide);
+    assert!(!wide("a.md", &"x".repeat(MAX_COLUMNS + 1)).is_empty());
+    assert!(wide("a.md", &format!("|{}", "x".repeat(MAX_COLUMNS))).is_empty());
+}
+
+#[test]
+fn documentation_names_its_subject() {
+    check(&files(&[".rs"]), fragments);
+    assert!(!fragments("a.rs", "/// Of all prompts.").is_empty());
+    assert!(fragments("a.rs", "/// Tokens of all prompts.\n/// At least one.").is_empty());
+}
+
+#[test]
+fn comments_say_who_is_meant() {
+    check(&files(&[".rs", ".cu", ".cuh", ".cpp", ".h"]), riddles);
+    assert!(!riddles("a.rs", &["let x = 1; // no", "body waits"].concat()).is_empty());
+    assert!(riddles("a.rs", "let nobody = 1; // no client waits").is_empty());
 }

@@ -1,8 +1,9 @@
-//! Which public items of the library somebody outside it names.
+//! Public items are named outside the library: by the binary, a bench or a test.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::imports::code;
+use super::{check, files, sources};
 
 /// A public item: where it is defined and what it is called.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +13,11 @@ pub struct Item {
     pub kind: &'static str,
     pub name: String,
 }
+
+/// Public functions that tests alone call, because a test has to see or cause what production only acts on:
+/// the device's total time beside the sum of the costs, a template without a model directory, the kernels on
+/// the host, a deadline in virtual time, and updates before they are published.
+const FOR_TESTS: [&str; 5] = ["device_totals", "from_source", "on_host", "set_deadline", "unpublished"];
 
 const KINDS: [&str; 6] = ["fn", "struct", "enum", "trait", "const", "type"];
 
@@ -45,7 +51,8 @@ pub fn words(text: &str) -> BTreeSet<String> {
     code.split(|c| !is_word(&c)).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// Words of public signatures, fields, variants and trait methods: a type that stands there must be public itself.
+/// Words of public signatures, fields, variants and trait methods: a type that stands there must be public
+/// itself.
 pub fn exposed_words(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mut lines = text.lines();
@@ -55,7 +62,8 @@ pub fn exposed_words(text: &str) -> BTreeSet<String> {
             continue;
         }
         let own = public_items("", line).pop().map(|item| item.name);
-        // A body in braces belongs to the signature where it is a type's: its fields and variants are public with it.
+        // A body in braces belongs to the signature where it is a type's: its fields and variants are public
+        // with it.
         let is_type = ["pub enum", "pub trait", "pub struct"].iter().any(|head| start.starts_with(head));
         let mut depth = 0_i32;
         let mut line = Some(line);
@@ -81,4 +89,85 @@ pub fn exposed_words(text: &str) -> BTreeSet<String> {
         }
     }
     found
+}
+
+/// Words that decide whether a public item is named.
+struct Names {
+    /// Words of the binary, the tests and the benches.
+    outside: BTreeSet<String>,
+    /// Words of public signatures and fields of the library.
+    exposed: BTreeSet<String>,
+}
+
+impl Names {
+    fn new(library: &[(String, String)], outside: &[(String, String)]) -> Self {
+        let outside = outside.iter().flat_map(|(_, text)| words(text)).collect();
+        let exposed = library.iter().flat_map(|(_, text)| exposed_words(text)).collect();
+        Self { outside, exposed }
+    }
+}
+
+/// Public items that nothing outside the library names, and that no public signature exposes.
+fn unnamed_items(path: &str, text: &str, names: &Names) -> Vec<String> {
+    let items = public_items(path, text).into_iter().filter(|item| {
+        let exposed = !["fn", "const"].contains(&item.kind) && names.exposed.contains(&item.name);
+        !names.outside.contains(&item.name) && !exposed && path != "src/main.rs"
+    });
+    let text = |item: Item| {
+        format!("{path}:{}: `{}` is public, and only the library names it", item.line, item.name)
+    };
+    items.map(text).collect()
+}
+
+/// Names of public functions and constants that neither the rest of the library, the binary nor a bench
+/// mentions.
+fn only_for_tests(library: &[(String, String)], outside: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut mentions: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, text) in library {
+        for line in text.lines() {
+            for word in words(line) {
+                *mentions.entry(word).or_default() += 1;
+            }
+        }
+    }
+    let items = library.iter().flat_map(|(path, text)| public_items(path, text));
+    let items = items.filter(|item| ["fn", "const"].contains(&item.kind) && item.file != "src/main.rs");
+    items.map(|item| item.name).filter(|name| mentions[name] == 1 && !outside.contains(name)).collect()
+}
+
+#[test]
+fn public_items_are_named_outside_the_library() {
+    let sources = sources();
+    let outside: Vec<(String, String)> = files(&[".rs"])
+        .into_iter()
+        .filter(|(path, _)| {
+            path == "src/main.rs" || path.starts_with("tests/") || path.starts_with("benches/")
+        })
+        .collect();
+    let names = Names::new(&sources, &outside);
+    check(&sources, |path, text| unnamed_items(path, text, &names));
+    let library =
+        [("src/a.rs".to_owned(), "pub fn lonely() {}\npub fn f(x: Kept) {}\npub struct Kept;".to_owned())];
+    let tests = [("tests/t.rs".to_owned(), "f(x);".to_owned())];
+    let found = unnamed_items("src/a.rs", &library[0].1, &Names::new(&library, &tests));
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn items_for_tests_alone_are_listed() {
+    let sources = sources();
+    let named_in = |keep: &dyn Fn(&str) -> bool| -> BTreeSet<String> {
+        let kept = files(&[".rs"]).into_iter().filter(|(path, _)| keep(path));
+        kept.flat_map(|(_, text)| words(&text)).collect()
+    };
+    let outside = named_in(&|path| path == "src/main.rs" || path.starts_with("benches/"));
+    let found = only_for_tests(&sources, &outside);
+    let unlisted: Vec<_> = found.difference(&FOR_TESTS.map(str::to_owned).into()).cloned().collect();
+    assert!(
+        unlisted.is_empty(),
+        "public for tests alone; remove it, or list it with its reason: {unlisted:#?}"
+    );
+    let listed: BTreeSet<String> = FOR_TESTS.map(str::to_owned).into();
+    let stale: Vec<_> = listed.difference(&found).collect();
+    assert!(stale.is_empty(), "listed as public for tests alone, and is not: {stale:?}");
 }

@@ -232,7 +232,7 @@ impl QueueOrder {
                 let came_before = behind.tenant == member.tenant && other < id;
                 if class(behind) < class(member) || came_before && class(behind) == class(member) {
                     return Err(format!(
-                        "request {} (priority {}, arrived in {}) starts in step {} before request {} ({}, {})",
+                        "request {} (priority {}, arrived in {}) starts in step {} before {} ({}, {})",
                         id.0,
                         member.priority,
                         member.arrived,
