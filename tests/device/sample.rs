@@ -1,6 +1,6 @@
 //! Drawing and scoring.
 
-use octant::device::{Device, SHORTLIST, SampleCapacity, SampleRow, SampleSource, SampledToken};
+use octant::device::{Device, SHORTLIST, SampleCapacity, SampleResult, SampleRow, SampleSource};
 
 use super::noise;
 use crate::dev;
@@ -26,7 +26,7 @@ pub fn row() -> SampleRow<'static> {
     }
 }
 
-fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampledToken> {
+fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampleResult> {
     draw_on(&dev::one(), logits, cols, vocab, rows)
 }
 
@@ -36,7 +36,7 @@ fn draw_on(
     cols: usize,
     vocab: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<SampledToken> {
+) -> Vec<SampleResult> {
     let mut floats = device.floats(rows.len(), cols).unwrap();
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
@@ -53,9 +53,9 @@ fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
 
 /// Draws from the same logits once for each row.
 fn tokens(logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<u32> {
-    let token = |draw: SampledToken| match draw {
-        SampledToken::Token(token, _) => token,
-        SampledToken::NonFinite => panic!("nothing drawn"),
+    let token = |draw: SampleResult| match draw {
+        SampleResult::Token(token, _) => token,
+        SampleResult::NonFinite => panic!("nothing drawn"),
     };
     draw_all(&logits.repeat(rows.len()), logits.len(), logits.len(), rows).into_iter().map(token).collect()
 }
@@ -132,7 +132,7 @@ fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
                     .sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled)
                     .unwrap();
             }
-            let token = |id: usize| SampledToken::Token(id as u32, None);
+            let token = |id: usize| SampleResult::Token(id as u32, None);
             assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(round % 3), token(round % 3)]);
             assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(3), token(0)]);
         }
@@ -149,7 +149,7 @@ fn a_draw_depends_on_seed_and_position_alone() {
     let together = draw_on(&dev::other(&dev::one()), &logits, vocab, vocab, &rows);
     for (i, row) in rows.iter().enumerate() {
         let alone = token(&logits[i * vocab..(i + 1) * vocab], row);
-        assert_eq!(together[i], SampledToken::Token(alone, None), "row {i}");
+        assert_eq!(together[i], SampleResult::Token(alone, None), "row {i}");
     }
     let other = SampleRow { seed: 1 << 40, ..rows[0].clone() };
     let at = |row: &SampleRow<'static>| {
@@ -167,27 +167,27 @@ fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
     assert_eq!(
         draws,
         [
-            SampledToken::Token(1, None),
-            SampledToken::NonFinite,
-            SampledToken::NonFinite,
-            SampledToken::Token(0, None)
+            SampleResult::Token(1, None),
+            SampleResult::NonFinite,
+            SampleResult::NonFinite,
+            SampleResult::Token(0, None)
         ]
     );
     let all = SampleRow { barred: &[0, 1], ..row() };
-    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [SampledToken::NonFinite], "everything barred");
+    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [SampleResult::NonFinite], "everything barred");
 }
 
 #[test]
 fn padding_beyond_the_vocabulary_is_never_drawn() {
     let logits = [1.0, 2.0, 99.0, f32::NAN];
-    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [SampledToken::Token(1, None)]);
+    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [SampleResult::Token(1, None)]);
 }
 
 #[test]
 fn logprobs_are_of_the_raw_logits_in_order() {
     let logits = [1.0f32, 3.0, 3.0, -2.0];
     let row = SampleRow { logprobs: Some(3), logit_bias: &[(3, 100.0)], ..row() };
-    let SampledToken::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
+    let SampleResult::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
     assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
@@ -219,7 +219,7 @@ fn draw_divided(
     vocab: usize,
     ranks: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<SampledToken> {
+) -> Vec<SampleResult> {
     let device = dev::one();
     let room = SampleCapacity { samples: 1, rows: rows.len(), vocab: cols };
     let mut sampled = device.sampled(rows.len(), room).unwrap();
@@ -287,7 +287,7 @@ fn what_ranks_name_is_all_that_a_short_draw_needs() {
     // Of ids that no tokenizer knows.
     logits[7 * cols + 695] = f32::NAN;
     let expected = draw_on(&dev::one(), &logits, cols, vocab, &rows);
-    assert_eq!(expected.iter().filter(|draw| **draw == SampledToken::NonFinite).count(), 3);
+    assert_eq!(expected.iter().filter(|draw| **draw == SampleResult::NonFinite).count(), 3);
     for ranks in [1, 2, 3, 8] {
         assert_eq!(draw_divided(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
     }

@@ -33,7 +33,7 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, LayerKv, Layout,
-    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleRow, SampleSource, SampledToken, Segment,
+    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleResult, SampleRow, SampleSource, Segment,
     StepInputs, Table,
 };
 use isa::Checked;
@@ -179,7 +179,7 @@ impl Acts {
 #[derive(Debug)]
 pub struct Sampled {
     last: Vec<u32>,
-    under_way: VecDeque<Vec<SampledToken>>,
+    under_way: VecDeque<Vec<SampleResult>>,
 }
 
 /// The step's inputs, and for each row its position.
@@ -413,7 +413,7 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampledToken>, DeviceError> {
+    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampleResult>, DeviceError> {
         Ok(sampled.under_way.pop_front().expect("a sample is under way"))
     }
 

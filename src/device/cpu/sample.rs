@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::philox;
 use super::{Cpu, Floats, Parts, Sampled};
-use crate::device::{RowLogprob, SHORTLIST, SampleRow, SampledToken};
+use crate::device::{RowLogprob, SHORTLIST, SampleResult, SampleRow};
 
 pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Sampled) {
     assert!(vocab <= logits.cols, "a vocabulary of {vocab} in rows of {}", logits.cols);
@@ -26,14 +26,14 @@ pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: 
         named.zip(lists.clone()).for_each(|(to, list)| to.copy_from_slice(&list[..SHORTLIST]));
         let work = &work[..shortlists.cols / 2];
         if work.iter().any(|x| x.is_nan()) {
-            return SampledToken::NonFinite;
+            return SampleResult::NonFinite;
         }
         let place = choose(work, &rows[index], candidates);
         let id = |place: u32| {
             let (rank, place) = (place as usize / SHORTLIST, place as usize % SHORTLIST);
             shortlists.row(index)[(2 * rank + 1) * SHORTLIST + place] as u32
         };
-        place.map_or(SampledToken::NonFinite, |place| SampledToken::Token(id(place), None))
+        place.map_or(SampleResult::NonFinite, |place| SampleResult::Token(id(place), None))
     });
 }
 
@@ -42,9 +42,9 @@ fn draw_rows(
     cpu: &Cpu,
     rows: &[SampleRow<'_>],
     out: &mut Sampled,
-    draw: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> SampledToken + Sync,
+    draw: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> SampleResult + Sync,
 ) {
-    let mut draws = vec![SampledToken::NonFinite; rows.len()];
+    let mut draws = vec![SampleResult::NonFinite; rows.len()];
     let parts = Parts::new(&mut draws);
     cpu.pool.split(rows.len(), |thread, range| {
         let scratch = &mut *cpu.scratch(thread);
@@ -56,7 +56,7 @@ fn draw_rows(
     });
     for (row, draw) in rows.iter().zip(&draws) {
         // A row that draws nothing leaves 0: its sequence ends, but the next step may have been planned.
-        out.last[row.slot as usize] = if let SampledToken::Token(token, _) = draw { *token } else { 0 };
+        out.last[row.slot as usize] = if let SampleResult::Token(token, _) = draw { *token } else { 0 };
     }
     out.under_way.push_back(draws);
 }
@@ -132,14 +132,14 @@ fn draw(
     row: &SampleRow<'_>,
     work: &mut [f32],
     candidates: &mut Vec<(f32, u32)>,
-) -> SampledToken {
+) -> SampleResult {
     if !finite(raw) {
-        return SampledToken::NonFinite;
+        return SampleResult::NonFinite;
     }
     work.copy_from_slice(raw);
     adjust(row, work, &(0..raw.len() as u32));
-    let Some(token) = choose(work, row, candidates) else { return SampledToken::NonFinite };
-    SampledToken::Token(token, row.logprobs.map(|top| logprob(raw, token, top)))
+    let Some(token) = choose(work, row, candidates) else { return SampleResult::NonFinite };
+    SampleResult::Token(token, row.logprobs.map(|top| logprob(raw, token, top)))
 }
 
 /// The index of a logit; `None` if all are masked.
