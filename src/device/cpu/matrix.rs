@@ -76,7 +76,7 @@ pub(super) fn offset_in_panel(pairs: bool, fp8: bool, lane: usize, input: usize)
     }
     let (pair, odd) = (input / 2, input % 2);
     let (half, lane) = (lane / 16, lane % 16);
-    // Of each 16-byte group, unpacklo takes the first 8 bytes and unpackhi the last 8.
+    // unpacklo takes the first 8 bytes of each 16-byte group, and unpackhi the last 8.
     let place = if fp8 { (lane / 4) * 16 + half * 8 + (lane % 4) * 2 } else { half * 32 + lane * 2 };
     pair * 64 + place + odd
 }
