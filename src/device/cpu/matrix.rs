@@ -17,7 +17,7 @@ pub(super) const PANEL: usize = 32;
 pub struct Matrix {
     pub(super) out: usize,
     pub(super) input: usize,
-    /// Whether panels have the layout of pairs.
+    /// Panels have the layout of pairs, rather than the plain one.
     pub(super) pairs: bool,
     pub(super) data: Packed,
 }

@@ -24,9 +24,9 @@ struct PoolState {
     epoch: AtomicUsize,
     /// Workers that have not finished the current job.
     running: AtomicUsize,
-    /// Whether a worker panicked in the current job.
+    /// Set by a worker that panics in the current job.
     panicked: AtomicBool,
-    /// Whether workers must end.
+    /// Tells the workers to end.
     stop: AtomicBool,
 }
 

@@ -136,7 +136,7 @@ pub(super) fn score(
     scores
 }
 
-/// Whether all logits are finite. Reads all of them, since a loop without an exit vectorises.
+/// Returns whether all logits are finite. Reads all of them, since a loop without an exit vectorises.
 fn finite(raw: &[f32]) -> bool {
     raw.iter().fold(true, |all, x| all & x.is_finite())
 }
