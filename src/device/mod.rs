@@ -269,9 +269,9 @@ pub struct SampleCapacity {
     pub vocab: usize,
 }
 
-/// The token sampled from one row.
+/// The result of sampling one row.
 #[derive(Debug, Clone, PartialEq)]
-pub enum SampledToken {
+pub enum SampleResult {
     /// A token, with its log-probability under the raw logits if that was asked for.
     Token(u32, Option<RowLogprob>),
     /// The row holds NaN or infinity, or every token is masked.
@@ -451,7 +451,7 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     ) -> Result<(), DeviceError>;
     /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work
     /// enqueued after it.
-    fn take_sampled(&self, sampled: &mut Self::Sampled) -> Result<Vec<SampledToken>, DeviceError>;
+    fn take_sampled(&self, sampled: &mut Self::Sampled) -> Result<Vec<SampleResult>, DeviceError>;
     /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row
     /// with NaN or infinity.
     fn score(

@@ -102,12 +102,12 @@ impl SamplerSlots {
         &mut self,
         slot: u32,
         start: &Arc<SlotStart>,
-        sampled: device::SampledToken,
+        sampled: device::SampleResult,
         out: &mut RowOutput,
     ) {
         match sampled {
-            device::SampledToken::NonFinite => out.non_finite = true,
-            device::SampledToken::Token(token, logprob) => {
+            device::SampleResult::NonFinite => out.non_finite = true,
+            device::SampleResult::Token(token, logprob) => {
                 let slot = self.0[slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
                 if let Some(slot) = slot {
                     slot.count(token);

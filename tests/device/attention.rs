@@ -1,4 +1,5 @@
-//! Rotary embedding, paged cache and attention against F64, and the same bits however a sequence is cut into steps.
+//! Rotary embedding, paged cache and attention: agreement with F64, and the same bits however a sequence is
+//! cut into steps.
 
 use crate::dev::{self, Dev};
 use octant::device::{
@@ -13,7 +14,8 @@ const SHAPES: [HeadShape; 3] = [
     HeadShape { q_heads: 2, kv_heads: 1, head_dim: 192 },
 ];
 
-struct Case<'a> {
+/// A device with the parameters of one layer.
+struct AttentionCase<'a> {
     device: &'a Dev,
     heads: HeadShape,
     dtype: KvDtype,
@@ -21,7 +23,7 @@ struct Case<'a> {
     rope: Rope,
 }
 
-impl<'a> Case<'a> {
+impl<'a> AttentionCase<'a> {
     fn new(device: &'a Dev, heads: HeadShape, dtype: KvDtype) -> Self {
         let half = heads.head_dim / 4;
         let inv_freq = (0..half).map(|i| 100f32.powf(-(i as f32) / half as f32)).collect();
@@ -42,7 +44,8 @@ impl<'a> Case<'a> {
         self.device.cache(CacheSpec { layers: 2, blocks: 12, heads: self.heads, dtype: self.dtype }).unwrap()
     }
 
-    /// Runs segments of sequences through rope and attention; `qkv` has their rows in order.
+    /// Runs a step of `segments` through rope and attention and returns the output rows. `qkv` holds the
+    /// rows of the step, in order.
     fn step(&self, cache: &mut <Dev as Device>::Cache, segments: Vec<Segment>, qkv: &[f32]) -> Vec<f32> {
         let rows = qkv.len() / self.width();
         let columns = self.heads.q_heads * self.heads.head_dim;
@@ -62,7 +65,7 @@ impl<'a> Case<'a> {
         seen(self.device, &out, rows, columns)
     }
 
-    /// What the cache gives back of a value.
+    /// The value that the cache returns after storing `x`.
     fn stored(&self, x: f64, scale: f32) -> f64 {
         match self.dtype {
             KvDtype::Fp8 => f64::from(fp8::round(x as f32 / scale)) * f64::from(scale),
@@ -70,7 +73,8 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn turn(&self, head: &[f32], position: usize) -> Vec<f64> {
+    /// Rotates a head by its position, in F64.
+    fn rotate(&self, head: &[f32], position: usize) -> Vec<f64> {
         let half = self.rope.inv_freq.len();
         let mut out: Vec<f64> = head.iter().map(|x| f64::from(*x)).collect();
         for i in 0..half {
@@ -84,17 +88,16 @@ impl<'a> Case<'a> {
     /// Attention of one sequence in F64, \[rows, q_heads × head_dim\].
     fn exact(&self, qkv: &[f32]) -> Vec<f64> {
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
-        // A cache without scales multiplies by none.
         let (k_scale, v_scale) = (self.kv.k_scale, self.kv.v_scale);
         let rows: Vec<&[f32]> = qkv.chunks_exact(self.width()).collect();
         let head = |row: usize, index: usize| &rows[row][index * head_dim..(index + 1) * head_dim];
         let mut out = Vec::new();
         for row in 0..rows.len() {
             for q_head in 0..q_heads {
-                let q = self.turn(head(row, q_head), row);
+                let q = self.rotate(head(row, q_head), row);
                 let kv_head = q_head / (q_heads / kv_heads);
                 let score = |t: usize| {
-                    let k = self.turn(head(t, q_heads + kv_head), t);
+                    let k = self.rotate(head(t, q_heads + kv_head), t);
                     let terms = q.iter().zip(k).map(|(q, k)| q * self.stored(k, k_scale));
                     terms.sum::<f64>() / (head_dim as f64).sqrt()
                 };
@@ -120,18 +123,19 @@ fn segment(first: usize, len: usize, position: usize, blocks: &[u32]) -> Segment
 }
 
 #[test]
-fn agrees_with_f64() {
+fn attention_agrees_with_f64() {
     for device in dev::all() {
         for heads in SHAPES {
             for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
-                let mut case = Case::new(&device, heads, dtype);
+                let mut case = AttentionCase::new(&device, heads, dtype);
                 if dtype == KvDtype::Bf16 {
                     (case.kv.k_scale, case.kv.v_scale) = (1.0, 1.0);
                 }
                 let qkv = noise(1, 70 * case.width());
                 let got = case.step(&mut case.cache(), vec![segment(0, 70, 0, &[7, 2])], &qkv);
                 for (i, (got, exact)) in got.iter().zip(case.exact(&qkv)).enumerate() {
-                    // BF16 of the output; near a rounding border of the stored keys, F32 and F64 fall apart.
+                    // The output is BF16. A stored K near a rounding boundary may round differently in F32
+                    // and F64.
                     let bound = exact.abs() / 128.0 + 0.02;
                     let error = (f64::from(*got) - exact).abs();
                     assert!(
@@ -146,15 +150,15 @@ fn agrees_with_f64() {
 }
 
 #[test]
-fn a_sequence_gives_the_same_bits_in_any_steps_blocks_and_company() {
+fn a_sequence_has_the_same_bits_in_any_chunks_blocks_and_batch() {
     for device in dev::all() {
         for heads in SHAPES {
-            let case = Case::new(&device, heads, KvDtype::Fp8);
+            let case = AttentionCase::new(&device, heads, KvDtype::Fp8);
             let (width, columns) = (case.width(), heads.q_heads * heads.head_dim);
             let (a, b) = (noise(2, 135 * width), noise(3, 20 * width));
             let expected = case.step(&mut case.cache(), vec![segment(0, 135, 0, &[0, 1, 2])], &a);
 
-            // In chunks, then token by token, in other blocks, beside another sequence.
+            // The same sequence in other blocks: in chunks beside another sequence, then token by token.
             let mut cache = case.cache();
             let mut got = Vec::new();
             for (start, end) in [(0, 40), (40, 41), (41, 100), (100, 130)] {
@@ -175,10 +179,10 @@ fn a_sequence_gives_the_same_bits_in_any_steps_blocks_and_company() {
 }
 
 #[test]
-fn what_a_former_owner_left_in_a_block_does_not_matter() {
+fn stale_contents_of_a_block_do_not_affect_attention() {
     for device in dev::all() {
         for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
-            let case = Case::new(&device, SHAPES[0], dtype);
+            let case = AttentionCase::new(&device, SHAPES[0], dtype);
             let qkv = noise(4, 5 * case.width());
             let clean = case.step(&mut case.cache(), vec![segment(0, 5, 0, &[6])], &qkv);
             let mut cache = case.cache();

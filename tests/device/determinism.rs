@@ -1,5 +1,5 @@
-//! The same tokens and the same bits of their log-probabilities alone, in a full batch, with the prompt in chunks,
-//! after a prefix hit, after preemption, and with two steps in flight.
+//! A request has the same tokens and the same bits of log-probabilities alone, in a full batch, with its
+//! prompt in chunks, after a prefix hit, after preemption, and with two steps in flight.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,12 +10,14 @@ use octant::request::{Request, SamplingParams, TokenLogprob};
 use super::model::{engine, fixture, request};
 use crate::dev;
 
+/// The ids and log-probabilities of the generated tokens.
 pub type Answer = Vec<(u32, TokenLogprob)>;
 
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
+/// Submits a request and collects its tokens.
 pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     let mut stream =
         engine.enter(1).unwrap().submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
@@ -30,7 +32,8 @@ pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     }
 }
 
-/// Greedy and random requests over prompts of several blocks, two of which begin alike; half of them without penalties.
+/// Greedy and random requests with prompts of up to three blocks. The last prompt shares two blocks with the
+/// first. Every second request has no penalties.
 fn requests() -> Vec<Request> {
     let prompt =
         |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
@@ -55,6 +58,7 @@ fn requests() -> Vec<Request> {
     all
 }
 
+/// Runs each request alone on its own engine, without prefix caching.
 fn alone(dir: &Path) -> Vec<Answer> {
     requests()
         .into_iter()
@@ -65,12 +69,13 @@ fn alone(dir: &Path) -> Vec<Answer> {
         .collect()
 }
 
-/// All requests at once.
+/// Runs all requests at once and returns their answers and the number of preemptions.
 fn together(dir: &Path, config: impl FnOnce(&mut SchedulerConfig), in_flight: usize) -> (Vec<Answer>, u64) {
-    at_once(dir, requests(), config, in_flight)
+    run_at_once(dir, requests(), config, in_flight)
 }
 
-fn at_once(
+/// Runs `requests` at once and returns their answers and the number of preemptions.
+fn run_at_once(
     dir: &Path,
     requests: Vec<Request>,
     config: impl FnOnce(&mut SchedulerConfig),
@@ -85,16 +90,19 @@ fn at_once(
 }
 
 #[test]
-fn a_request_has_the_same_bits_in_any_company() {
+fn a_request_has_the_same_bits_in_any_batch() {
     for name in ["nemotron", "llama"] {
         let dir = fixture(name);
         let expected = alone(&dir);
         assert!(together(&dir, |_| {}, 1).0 == expected, "{name}: in a full batch");
         assert!(together(&dir, |_| {}, 2).0 == expected, "{name}: with two steps in flight");
-        // Without penalties a step is launched before the tokens that it feeds are known to the host.
+        // Without penalties, a step may be launched before the host knows its input tokens.
         let plain = requests().into_iter().skip(1).step_by(2).collect();
-        let answers = at_once(&dir, plain, |_| {}, 2).0;
-        assert!(answers.iter().eq(expected.iter().skip(1).step_by(2)), "{name}: fed on the device");
+        let answers = run_at_once(&dir, plain, |_| {}, 2).0;
+        assert!(
+            answers.iter().eq(expected.iter().skip(1).step_by(2)),
+            "{name}: input tokens from the device"
+        );
         let chunked = together(&dir, |config| config.max_num_batched_tokens = 7, 1).0;
         assert!(chunked == expected, "{name}: with prompts in chunks of 7");
         let mut preemptions = 0;
@@ -103,12 +111,12 @@ fn a_request_has_the_same_bits_in_any_company() {
             assert!(preempted == expected, "{name}: {count} preemptions with {blocks} blocks");
             preemptions += count;
         }
-        assert!(preemptions > 0, "{name}: so few blocks must force preemptions");
+        assert!(preemptions > 0, "{name}: too few blocks must force preemptions");
     }
 }
 
 #[test]
-fn a_prefix_hit_changes_nothing() {
+fn a_prefix_hit_does_not_change_the_bits() {
     for name in ["nemotron", "llama"] {
         let (handle, _thread) = engine(&fixture(name), |_| {}, 1);
         for request in requests() {
@@ -119,7 +127,7 @@ fn a_prefix_hit_changes_nothing() {
             let expected = (request.prompt.len() - 1) / 64 * 64;
             assert!(
                 handle.stats().counts.prefix_hits - hits >= expected as u64,
-                "{name}: the second run hits"
+                "{name}: the second run must hit the prefix cache"
             );
         }
     }

@@ -1,4 +1,5 @@
-//! As near to transformers in float32 as transformers' own reduced-precision runs are.
+//! Logits against transformers in float32. The bounds are the errors of transformers' own bfloat16 and of a
+//! simulation of FP8.
 
 use octant::device::KvDtype;
 use octant::model::{ModelConfig, Precision};
@@ -6,11 +7,12 @@ use serde::Deserialize;
 
 use super::model::{fixture, logits, logprobs};
 
+/// The reference of a fixture.
 #[derive(Deserialize)]
 pub struct Golden {
-    /// Worst difference of a prompt token's log-probability in transformers' bfloat16.
+    /// The largest error of a prompt token's log-probability in transformers' bfloat16.
     pub bf16_worst: f64,
-    /// Mean KL divergence of a simulation of FP8.
+    /// The mean KL divergence of a simulation of FP8 from float32.
     pub fp8_mean_kl: f64,
     pub prompts: Vec<Prompt>,
 }
@@ -18,9 +20,11 @@ pub struct Golden {
 #[derive(Deserialize)]
 pub struct Prompt {
     pub ids: Vec<u32>,
-    /// Of tokens 1.., in float32.
+    /// Log-probabilities of the prompt's tokens from the second on, in float32.
     pub logprobs: Vec<f64>,
+    /// The greedy continuation.
     pub greedy: Vec<u32>,
+    /// The margin between the two largest logits at each token of `greedy`.
     pub margins: Vec<f64>,
 }
 
@@ -40,7 +44,8 @@ fn vocab(name: &str) -> usize {
     ModelConfig::from_dir(&fixture(name)).unwrap().vocab
 }
 
-fn unquantised_is_near(name: &str) {
+/// Checks that unquantised log-probabilities of the prompts are at most as far from float32 as bfloat16 ones.
+fn check_unquantised_logprobs(name: &str) {
     let golden = golden(name);
     for prompt in &golden.prompts {
         let logits = logits(&fixture(name), Precision::None, KvDtype::Bf16, &prompt.ids);
@@ -53,8 +58,9 @@ fn unquantised_is_near(name: &str) {
     }
 }
 
-/// Teacher-forced over the reference's own continuation: a choice may differ only where the margin is small.
-fn greedy_is_equal(name: &str) {
+/// Checks the greedy choice at each position of the reference's continuation. It may differ only if the
+/// margin is small.
+fn check_greedy_choices(name: &str) {
     let golden = golden(name);
     let mut decided = 0;
     for prompt in &golden.prompts {
@@ -70,14 +76,16 @@ fn greedy_is_equal(name: &str) {
             }
         }
     }
-    assert!(decided > 30, "{name}: only {decided} choices were decided, too few to show anything");
+    assert!(decided > 30, "{name}: only {decided} choices have a large margin, too few for a test");
 }
 
-/// Mean KL divergence from float32 over all positions of all prompts.
-fn fp8_is_near(name: &str) {
+/// Checks the divergence of the FP8 model.
+fn check_fp8_divergence(name: &str) {
     fp8_logits_are_near(name, |ids| logits(&fixture(name), Precision::Fp8, KvDtype::Fp8, ids));
 }
 
+/// Checks the mean KL divergence from float32 over all positions of all prompts. `logits_of` computes the
+/// logits of a prompt.
 pub fn fp8_logits_are_near(name: &str, logits_of: impl Fn(&[u32]) -> Vec<f32>) {
     let golden = golden(name);
     let mut exact = exact_rows(name).into_iter();
@@ -92,34 +100,35 @@ pub fn fp8_logits_are_near(name: &str, logits_of: impl Fn(&[u32]) -> Vec<f32>) {
     assert!(exact.next().is_none(), "{name}: more reference rows than positions");
     let mean = sum / count;
     assert!(mean <= 1.3 * golden.fp8_mean_kl, "{name}: mean KL {mean}, simulation {}", golden.fp8_mean_kl);
-    assert!(mean > 0.0, "{name}: FP8 changes something");
+    assert!(mean > 0.0, "{name}: FP8 must change the logits");
 }
 
 #[test]
-fn nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is() {
-    unquantised_is_near("nemotron");
+fn unquantised_nemotron_is_within_the_bfloat16_error_of_float32() {
+    check_unquantised_logprobs("nemotron");
+}
+
+/// The fixture has an odd vocabulary size and two KV heads.
+#[test]
+fn unquantised_wide_fixture_is_within_the_bfloat16_error_of_float32() {
+    check_unquantised_logprobs("wide");
 }
 
 #[test]
-fn an_odd_vocabulary_and_two_kv_heads_unquantised_are_too() {
-    unquantised_is_near("wide");
+fn unquantised_llama_is_within_the_bfloat16_error_of_float32() {
+    check_unquantised_logprobs("llama");
 }
 
 #[test]
-fn llama_unquantised_is_as_near_to_float32_as_bfloat16_is() {
-    unquantised_is_near("llama");
+fn greedy_choices_with_a_large_margin_are_equal() {
+    check_greedy_choices("nemotron");
+    check_greedy_choices("llama");
+    check_greedy_choices("wide");
 }
 
 #[test]
-fn greedy_continuations_are_equal_where_the_margin_decides() {
-    greedy_is_equal("nemotron");
-    greedy_is_equal("llama");
-    greedy_is_equal("wide");
-}
-
-#[test]
-fn fp8_diverges_no_more_than_its_simulation() {
-    fp8_is_near("nemotron");
-    fp8_is_near("llama");
-    fp8_is_near("wide");
+fn fp8_diverges_at_most_1_3_times_as_much_as_its_simulation() {
+    check_fp8_divergence("nemotron");
+    check_fp8_divergence("llama");
+    check_fp8_divergence("wide");
 }

@@ -1,4 +1,5 @@
-//! The product: exact to F32 rounding against F64, and the same bits for a row whatever the number of rows.
+//! The matrix product: agreement with F64 up to F32 rounding, and the same bits of a row for any number of
+//! rows.
 
 use crate::dev::{self, Dev};
 use octant::device::{
@@ -9,7 +10,8 @@ use octant::device::{
 use super::sample::row as greedy;
 use super::{acts, bf16, bf16_matrix, noise, product, quantized};
 
-/// (rows, out, in): whole and broken panels, row tiles of every size, the demo model's shapes, few and many rows.
+/// (rows, out, in): full and partial panels, row tiles of various sizes, shapes of the demo model, few and
+/// many rows.
 const SHAPES: [(usize, usize, usize); 11] = [
     (1, 1, 2),
     (1, 200, 64),
@@ -24,7 +26,7 @@ const SHAPES: [(usize, usize, usize); 11] = [
     (130, 300, 1040),
 ];
 
-/// E4M3 with a scale per token, as the reference sees it: F64 values of rows.
+/// The values of the rows after quantisation, in F64.
 fn rounded(x: &[f32], cols: usize, quant: ActQuant) -> Vec<f64> {
     let mut out = Vec::new();
     for row in x.chunks_exact(cols) {
@@ -42,7 +44,7 @@ fn rounded(x: &[f32], cols: usize, quant: ActQuant) -> Vec<f64> {
     out
 }
 
-/// Compares with a sum in F64; the bound is that of F32 summation over the absolute terms.
+/// Compares with a sum in F64. The bound is 2e-6 of the sum of absolute terms, for F32 summation.
 fn check(device: &Dev, shape: (usize, usize, usize), quant: ActQuant) {
     let (rows, out, input) = shape;
     let x = noise(1, rows * input);
@@ -84,7 +86,7 @@ fn check(device: &Dev, shape: (usize, usize, usize), quant: ActQuant) {
 }
 
 #[test]
-fn agrees_with_f64() {
+fn linear_agrees_with_f64() {
     for device in dev::all() {
         for shape in SHAPES.into_iter().filter(|shape| shape.2 % dev::INPUTS == 0) {
             for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken, ActQuant::Fp8Static(0.01)] {
@@ -95,7 +97,7 @@ fn agrees_with_f64() {
 }
 
 #[test]
-fn a_row_has_the_same_bits_in_any_company_and_with_any_threads() {
+fn a_row_has_the_same_bits_with_any_number_of_rows_and_threads() {
     let (input, out, rows) = (576, 200, 41);
     let x = noise(3, rows * input);
     let (codes, scales) = quantized(&noise(4, out * input), input);
@@ -118,8 +120,8 @@ fn a_row_has_the_same_bits_in_any_company_and_with_any_threads() {
 }
 
 #[test]
-fn every_weight_code_is_multiplied_exactly() {
-    // One input is 1 and the rest are 0, so that each output is one weight.
+fn every_e4m3_weight_is_multiplied_exactly() {
+    // One input is 1 and the others are 0, so that each output is one weight.
     let codes: Vec<u8> = (0..=255u8).map(|c| if fp8::is_nan(c) { 0 } else { c }).collect();
     for device in dev::all() {
         let matrix =
@@ -150,7 +152,7 @@ fn embedding_reads_back_the_packed_rows() {
         };
         device.begin_step(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
-        // The second token is one that another step drew: 2 of 3.
+        // The second token of the step is the one sampled here: id 2 of 3.
         let mut sampled = device.sampled(2, SampleCapacity { samples: 1, rows: 1, vocab: 3 }).unwrap();
         let mut logits = device.floats(1, 3).unwrap();
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
@@ -162,7 +164,7 @@ fn embedding_reads_back_the_packed_rows() {
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();
         assert_eq!(device.read(&out).unwrap(), expected, "{:?}", dev::name(&device));
-        // A rank that has the ids from 33 on: one of the three is before them.
+        // A rank whose table begins at id 33: it does not have the second of the three tokens.
         device.embed(&step, Table { matrix: &table, first: 33 }, &sampled, &mut out).unwrap();
         let only: Vec<f32> =
             [expected_row(&w, 41, cols), vec![0.0; cols], expected_row(&w, 0, cols)].concat();

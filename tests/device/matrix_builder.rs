@@ -1,5 +1,5 @@
-//! A matrix whose rows come in pieces is the matrix: pieces of any size, in any order, from several threads, and out of
-//! wider rows.
+//! A matrix whose rows are written in pieces equals the matrix written at once: pieces of any size, in any
+//! order, from several threads, and from rows with a stride.
 
 use octant::device::{Device, HostMatrix, HostRows, MatrixData, MatrixShape, fp8, upload_matrix};
 
@@ -7,16 +7,16 @@ use super::random_weights::rows;
 use super::{bf16, bf16_matrix, noise, quantized};
 use crate::dev::{self, Dev};
 
-/// Elements of the source between one row's last and the next one's first.
+/// Elements between the rows of the source.
 const GAP: usize = 7;
 
-/// Rows with a gap after each that holds what must not be taken.
-fn widened<T: Copy>(values: &[T], input: usize, other: T) -> Vec<T> {
+/// Copies the rows with a gap of `filler` after each, which must not be read.
+fn widened<T: Copy>(values: &[T], input: usize, filler: T) -> Vec<T> {
     let rows = values.chunks_exact(input);
-    rows.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(other, GAP))).collect()
+    rows.flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(filler, GAP))).collect()
 }
 
-/// Cuts `0..out` into pieces of changing size, and shuffles them.
+/// Cuts `0..out` into pieces of different sizes, in shuffled order.
 fn pieces(out: usize) -> Vec<std::ops::Range<usize>> {
     let mut pieces = Vec::new();
     let (mut start, mut size) = (0, 1);
@@ -26,11 +26,11 @@ fn pieces(out: usize) -> Vec<std::ops::Range<usize>> {
         (start, size) = (end, size * 5 % 47 + 1);
     }
     let len = pieces.len();
-    // 7919 is a prime that divides no such number.
+    // 7919 is a prime above the number of pieces, so each index occurs once.
     (0..len).map(|i| pieces[i * 7919 % len].clone()).collect()
 }
 
-/// Builds a matrix by three threads, leaving out the rows from `end` on.
+/// Writes the rows below `end` from three threads.
 fn built(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Matrix {
     let (out, input, stride) = (host.out, host.input, host.input + GAP);
     let is_bf16 = matches!(host.data, MatrixData::Bf16(_));
@@ -45,7 +45,7 @@ fn built(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Mat
             let (builder, pieces, halves, codes, scales) = (&builder, &pieces, &halves, &codes, &scales);
             scope.spawn(move || {
                 for piece in pieces.iter().skip(thread).step_by(3) {
-                    // Without the gap after the last row.
+                    // The last row of a piece has no gap after it.
                     let range = piece.start * stride..piece.end * stride - GAP;
                     let data = match is_bf16 {
                         true => MatrixData::Bf16(&halves[range]),
@@ -61,7 +61,7 @@ fn built(device: &Dev, host: HostMatrix<'_>, end: usize) -> <Dev as Device>::Mat
 }
 
 #[test]
-fn a_matrix_may_come_in_pieces() {
+fn rows_may_be_written_in_pieces_by_several_threads() {
     for device in dev::all() {
         for (out, input) in [(1, 2), (31, 25), (128, 64), (133, 33), (250, 96)] {
             let input = input * dev::INPUTS;
@@ -83,11 +83,11 @@ fn a_matrix_may_come_in_pieces() {
                 assert_eq!(whole, expected, "{}: [{out}, {input}] at once", dev::name(&device));
                 for end in [out, out / 2] {
                     let got = rows(&device, &built(&device, host, end), out, input);
-                    let (there, absent) = got.split_at(end * input);
+                    let (written, unwritten) = got.split_at(end * input);
                     let name = dev::name(&device);
-                    assert_eq!(there, &expected[..end * input], "{name}: {end} of [{out}, {input}]");
+                    assert_eq!(written, &expected[..end * input], "{name}: {end} of [{out}, {input}]");
                     assert!(
-                        absent.iter().all(|x| *x == 0.0),
+                        unwritten.iter().all(|x| *x == 0.0),
                         "{name}: rows from {end} on of [{out}, {input}]"
                     );
                 }

@@ -1,4 +1,4 @@
-//! A model on the device, by itself and behind an engine.
+//! A model on the device, alone and behind an engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,16 +13,17 @@ use octant::runner::{RankParts, Runner};
 
 use crate::dev::{self, Dev};
 
-/// Where the project is: where the tests were built, or on another machine where `OCTANT_ROOT` says.
+/// The project's folder: `OCTANT_ROOT` if it is set, otherwise the folder in which the tests were built.
 pub fn root() -> PathBuf {
     std::env::var_os("OCTANT_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
+/// The folder of a fixture's checkpoint and reference.
 pub fn fixture(name: &str) -> PathBuf {
     root().join("tests/data/golden").join(name)
 }
 
-/// A device with a model on it.
+/// Loads a model on a new device.
 pub fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Dev, Model<Dev>), LoadError> {
     let config = ModelConfig::from_dir(dir)?;
     let device = dev::one();
@@ -30,7 +31,7 @@ pub fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Dev, Model
     Ok((config, device, model))
 }
 
-/// Logits of every position of a prompt, \[tokens, vocab\].
+/// Computes the logits of all positions of a prompt, \[tokens, vocab\], in one step.
 pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec<f32> {
     let (config, device, model) = load(dir, precision).unwrap();
     let blocks = ids.len().div_ceil(64);
@@ -55,7 +56,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     all
 }
 
-/// Rows of log-probabilities, in F64.
+/// Computes the log-probabilities of each row of logits, in F64.
 pub fn logprobs(logits: &[f32], vocab: usize) -> Vec<Vec<f64>> {
     let row = |row: &[f32]| {
         let largest = row.iter().fold(f32::MIN, |m, x| m.max(*x));
@@ -65,7 +66,7 @@ pub fn logprobs(logits: &[f32], vocab: usize) -> Vec<Vec<f64>> {
     logits.chunks_exact(vocab).map(row).collect()
 }
 
-/// An engine over a fixture's model.
+/// Starts an engine with a fixture's model in FP8. `config` changes the scheduler's configuration.
 pub fn engine(
     dir: &Path,
     config: impl FnOnce(&mut SchedulerConfig),
@@ -103,6 +104,7 @@ pub fn engine(
     Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
 }
 
+/// A request with penalties and top-2 log-probabilities.
 pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> Request {
     Request {
         prompt: prompt.into(),

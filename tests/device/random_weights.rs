@@ -1,4 +1,4 @@
-//! Random weights are those of the formula, wherever they are made.
+//! Random weights follow the same formula on every device.
 
 use octant::device::{
     CacheSpec, Device, HeadShape, KvDtype, RandomWeights, SampleCapacity, Segment, StepInputs, Table, Token,
@@ -7,7 +7,7 @@ use octant::device::{
 
 use crate::dev;
 
-/// All rows of a matrix, by way of the embedding, which is exact.
+/// Reads all rows of a matrix through the embedding, which is exact.
 pub(super) fn rows(
     device: &dev::Dev,
     table: &<dev::Dev as Device>::Matrix,
@@ -28,7 +28,7 @@ pub(super) fn rows(
 }
 
 #[test]
-fn made_weights_are_those_of_the_formula() {
+fn random_weights_follow_the_formula() {
     let codes = std::array::from_fn(|i| fp8::encode((i as f32 - 128.0) * 3.0));
     for device in dev::all() {
         for (out, input) in [(1, 16), (130, 48), (200, 208)] {

@@ -1,10 +1,12 @@
-//! Row operations against F64: norm, activation, quantisation, select.
+//! Row operations against F64: norm, activation, quantisation, add and select.
 
 use crate::dev::{self, Dev};
 use octant::device::{ActQuant, Activation, Device, Norm, NormKind, fp8, upload_floats};
 
 use super::{noise, seen};
 
+/// Normalises rows of 48 elements on the device, with fixed random weights. `norm` is the kind and the
+/// epsilon.
 fn normed(
     device: &Dev,
     x: &[f32],
@@ -31,7 +33,7 @@ fn normed(
     seen(device, &out, rows, cols)
 }
 
-/// The same in F64, not quantised.
+/// Computes [`normed`] in F64, without quantisation.
 fn exact(x: &[f32], delta: Option<&[f32]>, (kind, eps): (NormKind, f32)) -> Vec<f64> {
     let (weight, bias) = (noise(8, 48), noise(9, 48));
     let sums: Vec<f64> =
@@ -71,8 +73,9 @@ fn both_norms_agree_with_f64_to_bf16() {
 }
 
 #[test]
-fn one_is_added_to_a_norms_weight_in_f32() {
-    // Normalised to itself: one pair of 255/128, the others such that the variance is 1.
+fn layer_norm_1p_adds_one_to_the_weight_in_f32() {
+    // The row has mean 0 and variance 1, so that it is its own normalisation: two elements of ±255/128, the
+    // others such that the variance is 1.
     let high = 255.0f32 / 128.0;
     let low = ((48.0 - 2.0 * high * high) / 46.0).sqrt();
     let x: Vec<f32> =
@@ -88,13 +91,14 @@ fn one_is_added_to_a_norms_weight_in_f32() {
         device.write(&x, &mut floats).unwrap();
         let mut out = device.acts(1, 48).unwrap();
         device.norm(&mut floats, None, &norm, ActQuant::Bf16, &mut out).unwrap();
-        // 1.992 x 1.003 = 1.998 rounds to 2; in BF16 the weight would be 1, and this 1.992.
+        // 1.992 × 1.003 = 1.998 rounds to 2. In BF16, 1 + weight would round to 1 and the result would be
+        // 1.992.
         assert_eq!(seen(&device, &out, 1, 48)[..2], [2.0, -2.0], "{}", dev::name(&device));
     }
 }
 
 #[test]
-fn e4m3_is_as_near_as_three_mantissa_bits_allow() {
+fn e4m3_rounds_to_within_half_a_unit() {
     let x = noise(3, 5 * 48);
     for device in dev::all() {
         let got = normed(&device, &x, None, (NormKind::RmsNorm, 1e-5), ActQuant::Fp8PerToken);
@@ -102,7 +106,8 @@ fn e4m3_is_as_near_as_three_mantissa_bits_allow() {
         for (got, exact) in got.chunks_exact(48).zip(exact.chunks_exact(48)) {
             let amax = exact.iter().fold(0.0f64, |m, x| m.max(x.abs()));
             for (got, exact) in got.iter().zip(exact) {
-                // Half a unit of 4 significant bits, or of the subnormal step 2^-9 of the scale.
+                // Half a unit of 4 significant bits, or half of the subnormal step, which is 2^-9 of the
+                // scale.
                 let bound = (exact.abs() / 16.0).max(amax / 448.0 / 1024.0) * 1.001;
                 assert!((f64::from(*got) - exact).abs() <= bound, "{:?}: {got} {exact}", dev::name(&device));
             }
@@ -111,7 +116,7 @@ fn e4m3_is_as_near_as_three_mantissa_bits_allow() {
         let largest = coarse.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         assert!(
             (largest - 448.0 * 1e-4).abs() < 1e-6,
-            "{:?}: a static scale saturates at 448 of it",
+            "{:?}: a static scale saturates at 448 × scale",
             dev::name(&device)
         );
     }
@@ -150,7 +155,7 @@ fn activations_agree_with_f64() {
 }
 
 #[test]
-fn a_squared_relu_outgrows_half_precision() {
+fn squared_relu_exceeds_the_range_of_f16() {
     for device in dev::all() {
         let mut h = device.floats(1, 16).unwrap();
         device.write(&[&[300.0, 1000.0, 4000.0, -300.0][..], &[1.0; 12]].concat(), &mut h).unwrap();
@@ -158,7 +163,8 @@ fn a_squared_relu_outgrows_half_precision() {
         for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken] {
             device.activation(Activation::SquaredRelu, &h, quant, &mut out).unwrap();
             let got = seen(&device, &out, 1, 16);
-            // F16 ends at 65504; half a unit of E4M3's 4 significant bits, or the row's smallest step.
+            // The largest F16 is 65504. The bound is half a unit of E4M3's 4 significant bits, or half of the
+            // row's subnormal step.
             for (got, x) in got.iter().zip([300.0f32, 1000.0, 4000.0]) {
                 let bound = (x * x / 16.0).max(4000.0 * 4000.0 / 448.0 / 1024.0);
                 assert!((got - x * x).abs() <= bound, "{:?} {quant:?}: {got}", dev::name(&device));
@@ -169,7 +175,7 @@ fn a_squared_relu_outgrows_half_precision() {
 }
 
 #[test]
-fn nan_is_never_laundered() {
+fn activation_and_quantisation_keep_nan() {
     for device in dev::all() {
         let mut h = device.floats(2, 16).unwrap();
         let mut values = [1.0f32; 32];
@@ -186,7 +192,7 @@ fn nan_is_never_laundered() {
 }
 
 #[test]
-fn parts_are_added_in_their_order() {
+fn add_sums_the_parts_in_order() {
     let (rows, cols) = (3, 20);
     for device in dev::all() {
         for count in [0, 1, 3, 7] {
@@ -207,14 +213,14 @@ fn parts_are_added_in_their_order() {
 }
 
 #[test]
-fn select_picks() {
+fn select_copies_the_chosen_rows() {
     for device in dev::all() {
         let x = noise(5, 4 * 6);
         let mut residual = device.floats(4, 6).unwrap();
         device.write(&x, &mut residual).unwrap();
         let mut out = device.floats(2, 6).unwrap();
-        // Whoever selects rows has begun a step.
-        let _room = device.step(4, 64).unwrap();
+        // The CUDA device allocates the list of selected rows with the step.
+        let _step = device.step(4, 64).unwrap();
         device.select(&residual, &[3, 1], &mut out).unwrap();
         assert_eq!(device.read(&out).unwrap(), [&x[18..24], &x[6..12]].concat());
         assert_eq!(fp8::MAX, 448.0);

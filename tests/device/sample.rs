@@ -1,11 +1,11 @@
-//! Drawing and scoring.
+//! Sampling, shortlists and log-probabilities of given tokens.
 
-use octant::device::{Device, SHORTLIST, SampleCapacity, SampleRow, SampleSource, SampledToken};
+use octant::device::{Device, SHORTLIST, SampleCapacity, SampleResult, SampleRow, SampleSource};
 
 use super::noise;
 use crate::dev;
 
-/// Greedy, and nothing else.
+/// A greedy row without penalties, bias, mask or log-probabilities.
 pub fn row() -> SampleRow<'static> {
     SampleRow {
         temperature: 0.0,
@@ -26,17 +26,19 @@ pub fn row() -> SampleRow<'static> {
     }
 }
 
-fn draw_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampledToken> {
-    draw_on(&dev::one(), logits, cols, vocab, rows)
+/// [`sample_on`] a new device.
+fn sample_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampleResult> {
+    sample_on(&dev::one(), logits, cols, vocab, rows)
 }
 
-fn draw_on(
+/// Samples a token from each row of logits.
+fn sample_on(
     device: &dev::Dev,
     logits: &[f32],
     cols: usize,
     vocab: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<SampledToken> {
+) -> Vec<SampleResult> {
     let mut floats = device.floats(rows.len(), cols).unwrap();
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
@@ -47,17 +49,18 @@ fn draw_on(
     device.take_sampled(&mut sampled).unwrap()
 }
 
+/// Samples one token from one row of logits.
 fn token(logits: &[f32], row: &SampleRow<'_>) -> u32 {
     tokens(logits, std::slice::from_ref(row))[0]
 }
 
-/// Draws from the same logits once for each row.
+/// Samples from the same logits once with each row's parameters.
 fn tokens(logits: &[f32], rows: &[SampleRow<'_>]) -> Vec<u32> {
-    let token = |draw: SampledToken| match draw {
-        SampledToken::Token(token, _) => token,
-        SampledToken::NonFinite => panic!("nothing drawn"),
+    let token = |result: SampleResult| match result {
+        SampleResult::Token(token, _) => token,
+        SampleResult::NonFinite => panic!("no token was sampled"),
     };
-    draw_all(&logits.repeat(rows.len()), logits.len(), logits.len(), rows).into_iter().map(token).collect()
+    sample_all(&logits.repeat(rows.len()), logits.len(), logits.len(), rows).into_iter().map(token).collect()
 }
 
 #[test]
@@ -67,14 +70,14 @@ fn greedy_takes_the_largest_and_the_lowest_id_on_ties() {
 }
 
 #[test]
-fn bias_penalties_and_bars_change_the_choice() {
+fn bias_penalties_and_mask_change_the_choice() {
     let logits = [1.0, 2.0, 3.0, 2.5];
     assert_eq!(token(&logits, &SampleRow { logit_bias: &[(0, 5.0)], ..row() }), 0);
     assert_eq!(token(&logits, &SampleRow { barred: &[2], ..row() }), 3);
     assert_eq!(token(&logits, &SampleRow { presence_penalty: 1.0, output: &[(2, 1)], ..row() }), 3);
     assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 1)], ..row() }), 2);
     assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 2)], ..row() }), 3);
-    // Seen twice in the prompt and once in the output: penalised once.
+    // A token that occurs twice in the prompt and once in the output is penalised once.
     let repeated = SampleRow { repetition_penalty: 1.3, prompt: &[2, 2], output: &[(2, 1)], ..row() };
     assert_eq!(token(&[1.0, 2.0, 3.0, 2.2], &repeated), 2, "3 / 1.3 is still above 2.2");
     assert_eq!(token(&logits, &SampleRow { repetition_penalty: 1.3, prompt: &[2], ..row() }), 3);
@@ -82,9 +85,9 @@ fn bias_penalties_and_bars_change_the_choice() {
 }
 
 #[test]
-fn filters_leave_only_what_they_should() {
+fn top_k_top_p_and_min_p_keep_the_most_probable_tokens() {
     let logits = [5.0, 4.0, 3.0, 2.0, 1.0, 0.0];
-    let drawn = |row: SampleRow<'static>| {
+    let sampled_ids = |row: SampleRow<'static>| {
         let rows: Vec<SampleRow<'_>> = (0..400).map(|seed| SampleRow { seed, ..row.clone() }).collect();
         let mut seen = tokens(&logits, &rows);
         seen.sort_unstable();
@@ -92,19 +95,19 @@ fn filters_leave_only_what_they_should() {
         seen
     };
     let hot = SampleRow { temperature: 50.0, ..row() };
-    assert_eq!(drawn(hot.clone()), [0, 1, 2, 3, 4, 5]);
-    assert_eq!(drawn(SampleRow { top_k: 2, ..hot.clone() }), [0, 1]);
-    assert_eq!(drawn(SampleRow { top_k: 1, ..hot.clone() }), [0]);
-    assert_eq!(drawn(SampleRow { top_p: 1e-6, ..hot.clone() }), [0], "at least one is kept");
-    // At temperature 1 the first two hold 0.634 + 0.233 of the mass.
-    assert_eq!(drawn(SampleRow { temperature: 1.0, top_p: 0.86, ..row() }), [0, 1]);
-    assert_eq!(drawn(SampleRow { temperature: 1.0, min_p: 0.3, ..row() }), [0, 1], "e^-1 is above 0.3");
-    assert_eq!(drawn(SampleRow { temperature: 1.0, min_p: 1.0, ..row() }), [0]);
-    assert_eq!(drawn(SampleRow { temperature: 1e-4, ..row() }), [0], "cold is greedy");
+    assert_eq!(sampled_ids(hot.clone()), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(sampled_ids(SampleRow { top_k: 2, ..hot.clone() }), [0, 1]);
+    assert_eq!(sampled_ids(SampleRow { top_k: 1, ..hot.clone() }), [0]);
+    assert_eq!(sampled_ids(SampleRow { top_p: 1e-6, ..hot.clone() }), [0], "at least one is kept");
+    // The first two have probabilities 0.634 and 0.233 at temperature 1.
+    assert_eq!(sampled_ids(SampleRow { temperature: 1.0, top_p: 0.86, ..row() }), [0, 1]);
+    assert_eq!(sampled_ids(SampleRow { temperature: 1.0, min_p: 0.3, ..row() }), [0, 1], "e^-1 is above 0.3");
+    assert_eq!(sampled_ids(SampleRow { temperature: 1.0, min_p: 1.0, ..row() }), [0]);
+    assert_eq!(sampled_ids(SampleRow { temperature: 1e-4, ..row() }), [0], "a low temperature is greedy");
 }
 
 #[test]
-fn draws_follow_the_distribution() {
+fn sampled_tokens_follow_the_distribution() {
     let weights = [0.4f64, 0.3, 0.2, 0.1];
     let logits: Vec<f32> = weights.iter().map(|w| w.ln() as f32).collect();
     let count = 20_000;
@@ -114,12 +117,12 @@ fn draws_follow_the_distribution() {
     tokens(&logits, &rows).into_iter().for_each(|token| seen[token as usize] += 1.0);
     let expected = weights.map(|w| w * f64::from(count));
     let chi: f64 = seen.iter().zip(expected).map(|(s, e)| (s - e).powi(2) / e).sum();
-    // Three degrees of freedom: 16.3 is exceeded once in a thousand seeds.
+    // The threshold for three degrees of freedom: a correct sampler exceeds 16.3 with one seed in a thousand.
     assert!(chi < 16.3, "chi-square {chi}: {seen:?}");
 }
 
 #[test]
-fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
+fn results_are_taken_in_order_after_later_samples() {
     for device in dev::all() {
         let mut floats = device.floats(2, 4).unwrap();
         let mut sampled = device.sampled(8, SampleCapacity { samples: 2, rows: 2, vocab: 4 }).unwrap();
@@ -132,7 +135,7 @@ fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
                     .sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled)
                     .unwrap();
             }
-            let token = |id: usize| SampledToken::Token(id as u32, None);
+            let token = |id: usize| SampleResult::Token(id as u32, None);
             assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(round % 3), token(round % 3)]);
             assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(3), token(0)]);
         }
@@ -140,16 +143,16 @@ fn draws_are_asked_for_in_order_and_later_than_the_next_are_made() {
 }
 
 #[test]
-fn a_draw_depends_on_seed_and_position_alone() {
+fn a_sampled_token_depends_on_seed_and_position_only() {
     let vocab = 500;
     let rows: Vec<SampleRow<'_>> = (0..9)
         .map(|i| SampleRow { temperature: 1.0, top_k: 40, top_p: 0.9, seed: i, position: 7, ..row() })
         .collect();
     let logits = noise(1, vocab * rows.len());
-    let together = draw_on(&dev::other(&dev::one()), &logits, vocab, vocab, &rows);
+    let together = sample_on(&dev::other(&dev::one()), &logits, vocab, vocab, &rows);
     for (i, row) in rows.iter().enumerate() {
         let alone = token(&logits[i * vocab..(i + 1) * vocab], row);
-        assert_eq!(together[i], SampledToken::Token(alone, None), "row {i}");
+        assert_eq!(together[i], SampleResult::Token(alone, None), "row {i}");
     }
     let other = SampleRow { seed: 1 << 40, ..rows[0].clone() };
     let at = |row: &SampleRow<'static>| {
@@ -157,37 +160,39 @@ fn a_draw_depends_on_seed_and_position_alone() {
             (0..50).map(|position| SampleRow { position, ..row.clone() }).collect();
         tokens(&logits[..vocab], &rows)
     };
-    assert_ne!(at(&rows[0]), at(&other), "the high half of the seed counts");
+    assert_ne!(at(&rows[0]), at(&other), "the upper half of the seed must matter");
 }
 
 #[test]
-fn a_row_that_is_not_finite_is_reported_and_its_neighbours_draw() {
+fn a_non_finite_row_is_reported_and_other_rows_are_sampled() {
     let logits = [1.0, 2.0, f32::NAN, 1.0, 0.0, f32::INFINITY, 3.0, 1.0];
-    let draws = draw_all(&logits, 2, 2, &[row(), row(), row(), row()]);
+    let results = sample_all(&logits, 2, 2, &[row(), row(), row(), row()]);
     assert_eq!(
-        draws,
+        results,
         [
-            SampledToken::Token(1, None),
-            SampledToken::NonFinite,
-            SampledToken::NonFinite,
-            SampledToken::Token(0, None)
+            SampleResult::Token(1, None),
+            SampleResult::NonFinite,
+            SampleResult::NonFinite,
+            SampleResult::Token(0, None)
         ]
     );
     let all = SampleRow { barred: &[0, 1], ..row() };
-    assert_eq!(draw_all(&[1.0, 2.0], 2, 2, &[all]), [SampledToken::NonFinite], "everything barred");
+    assert_eq!(sample_all(&[1.0, 2.0], 2, 2, &[all]), [SampleResult::NonFinite], "all tokens masked");
 }
 
 #[test]
-fn padding_beyond_the_vocabulary_is_never_drawn() {
+fn padding_beyond_the_vocabulary_is_never_sampled() {
     let logits = [1.0, 2.0, 99.0, f32::NAN];
-    assert_eq!(draw_all(&logits, 4, 2, &[row()]), [SampledToken::Token(1, None)]);
+    assert_eq!(sample_all(&logits, 4, 2, &[row()]), [SampleResult::Token(1, None)]);
 }
 
 #[test]
-fn logprobs_are_of_the_raw_logits_in_order() {
+fn logprobs_are_those_of_the_raw_logits_most_probable_first() {
     let logits = [1.0f32, 3.0, 3.0, -2.0];
     let row = SampleRow { logprobs: Some(3), logit_bias: &[(3, 100.0)], ..row() };
-    let SampledToken::Token(3, Some(logprob)) = draw_all(&logits, 4, 4, &[row])[0].clone() else { panic!() };
+    let SampleResult::Token(3, Some(logprob)) = sample_all(&logits, 4, 4, &[row])[0].clone() else {
+        panic!()
+    };
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
     assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
@@ -201,7 +206,7 @@ fn logprobs_are_of_the_raw_logits_in_order() {
 }
 
 #[test]
-fn scores_are_of_the_targets() {
+fn score_returns_the_logprobs_of_the_targets() {
     let device = dev::one();
     let mut floats = device.floats(2, 2).unwrap();
     device.write(&[0.0, 0.0, f32::NAN, 1.0], &mut floats).unwrap();
@@ -212,17 +217,17 @@ fn scores_are_of_the_targets() {
     assert!(scores[1].is_none());
 }
 
-/// Draws as the ranks of a group do: each names the largest of its share of the ids.
-fn draw_divided(
+/// Samples like a group of ranks: each rank makes a shortlist of its share of the ids.
+fn sample_from_shortlists(
     logits: &[f32],
     cols: usize,
     vocab: usize,
     ranks: usize,
     rows: &[SampleRow<'_>],
-) -> Vec<SampledToken> {
+) -> Vec<SampleResult> {
     let device = dev::one();
-    let room = SampleCapacity { samples: 1, rows: rows.len(), vocab: cols };
-    let mut sampled = device.sampled(rows.len(), room).unwrap();
+    let capacity = SampleCapacity { samples: 1, rows: rows.len(), vocab: cols };
+    let mut sampled = device.sampled(rows.len(), capacity).unwrap();
     let share = cols.div_ceil(ranks);
     let mut lists = vec![Vec::new(); rows.len()];
     for rank in 0..ranks {
@@ -235,11 +240,11 @@ fn draw_divided(
         let ids = (rank * share).min(vocab) as u32..((rank + 1) * share).min(vocab) as u32;
         let mut out = device.floats(rows.len(), 2 * SHORTLIST).unwrap();
         device.shortlist(&part, ids, rows, &mut out).unwrap();
-        let named = device.read(&out).unwrap();
+        let shortlists = device.read(&out).unwrap();
         lists
             .iter_mut()
-            .zip(named.chunks_exact(2 * SHORTLIST))
-            .for_each(|(list, named)| list.extend_from_slice(named));
+            .zip(shortlists.chunks_exact(2 * SHORTLIST))
+            .for_each(|(list, shortlist)| list.extend_from_slice(shortlist));
     }
     let mut all = device.floats(rows.len(), ranks * 2 * SHORTLIST).unwrap();
     device.write(&lists.concat(), &mut all).unwrap();
@@ -248,7 +253,7 @@ fn draw_divided(
 }
 
 #[test]
-fn what_ranks_name_is_all_that_a_short_draw_needs() {
+fn shortlists_give_the_same_tokens_as_all_logits() {
     let (cols, vocab) = (700, 691);
     let mut logits = Vec::new();
     let mut rows = Vec::new();
@@ -257,7 +262,7 @@ fn what_ranks_name_is_all_that_a_short_draw_needs() {
     let barred: Vec<u32> = (100..690).collect();
     for (i, top_k) in [0, 1, 7, 64, 64, 3].into_iter().enumerate() {
         for variant in 0..4 {
-            // Coarse, so that there are ties.
+            // Rounding makes ties.
             let coarse = noise(rows.len() as u64, cols).into_iter().map(|x| (x * 3.0).round());
             logits.extend(coarse);
             let mut row = SampleRow {
@@ -279,17 +284,17 @@ fn what_ranks_name_is_all_that_a_short_draw_needs() {
             rows.push(row);
         }
     }
-    // Nothing left to draw, and nothing that could be drawn from.
+    // Three rows without a token: all ids masked, a NaN, an infinity.
     let all: Vec<u32> = (0..vocab as u32).collect();
     rows[2].barred = &all;
     logits[5 * cols + 300] = f32::NAN;
     logits[6 * cols + 690] = f32::INFINITY;
-    // Of ids that no tokenizer knows.
+    // A NaN in the padding does not matter.
     logits[7 * cols + 695] = f32::NAN;
-    let expected = draw_on(&dev::one(), &logits, cols, vocab, &rows);
-    assert_eq!(expected.iter().filter(|draw| **draw == SampledToken::NonFinite).count(), 3);
+    let expected = sample_on(&dev::one(), &logits, cols, vocab, &rows);
+    assert_eq!(expected.iter().filter(|result| **result == SampleResult::NonFinite).count(), 3);
     for ranks in [1, 2, 3, 8] {
-        assert_eq!(draw_divided(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
+        assert_eq!(sample_from_shortlists(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
     }
     assert!(SampleRow { top_k: 5, ..row() }.is_short() && row().is_short());
     assert!(!SampleRow { temperature: 1.0, top_k: 65, ..row() }.is_short());

@@ -1,5 +1,6 @@
-//! The demo model against transformers (`scripts/make_smollm2_reference.py`): chat ids, greedy answers, perplexity.
-//! Skipped, with a word, where the demo model is not there; `tests/run` gets it first.
+//! The demo model against transformers (`scripts/make_smollm2_reference.py`): ids of chat prompts, greedy
+//! answers and perplexity. The tests print a line and pass if the demo model is absent; `tests/run` gets it
+//! first.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,29 +18,35 @@ use serde::Deserialize;
 use super::model::root;
 use crate::dev;
 
+/// Results of transformers for the demo model.
 #[derive(Deserialize)]
-struct Reference {
-    /// Largest difference of a log-probability in transformers' bfloat16.
+struct DemoReference {
+    /// The largest error of a log-probability in transformers' bfloat16.
     bf16_worst: f64,
-    prompts: Vec<Prompt>,
+    prompts: Vec<ChatPrompt>,
+    /// Token ids of a text.
     text: Vec<u32>,
-    /// Of `text`, in float32.
+    /// Perplexity of `text` in float32.
     perplexity: f64,
 }
 
+/// A question with its greedy answer.
 #[derive(Deserialize)]
-struct Prompt {
+struct ChatPrompt {
     question: String,
     ids: Vec<u32>,
+    /// Token ids of the answer.
     greedy: Vec<u32>,
+    /// The margin between the two largest logits at each token of `greedy`.
     margins: Vec<f64>,
 }
 
-fn reference() -> Reference {
+fn reference() -> DemoReference {
     let path = root().join("tests/data/smollm2/reference.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// The demo model's folder; prints a line and returns `None` if it is absent.
 fn demo() -> Option<PathBuf> {
     let default = root().join("demo/smollm2-135m-instruct");
     let dir = std::env::var_os("OCTANT_DEMO_MODEL").map_or(default, PathBuf::from);
@@ -108,7 +115,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 #[test]
-fn chats_become_the_same_ids_as_in_transformers() {
+fn chat_prompts_have_the_token_ids_of_transformers() {
     let Some(dir) = demo() else { return };
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();
     let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap().unwrap();
@@ -120,7 +127,7 @@ fn chats_become_the_same_ids_as_in_transformers() {
     }
 }
 
-/// The first tokens of all answers, or what the device has time for.
+/// Compares as many prompts and tokens as [`dev::SMOLLM2`] says.
 #[test]
 fn greedy_answers_are_equal_up_to_the_first_near_tie() {
     let Some(dir) = demo() else { return };
@@ -156,10 +163,10 @@ fn greedy_answers_are_equal_up_to_the_first_near_tie() {
 }
 
 #[test]
-fn fp8_costs_less_than_2_percent_of_perplexity() {
+fn fp8_changes_perplexity_by_less_than_2_percent() {
     let Some(dir) = demo() else { return };
     if !dev::FAST {
-        println!("skipped: a whole text takes this device too long");
+        println!("skipped: a whole text takes too long on this device");
         return;
     }
     let reference = reference();

@@ -1,17 +1,19 @@
-//! out = quant(activation(h)), a row per item.
+//! The activation of the MLP with the quantisation of its output: out = quant(activation(h)). Threads share
+//! the rows.
 
 use std::ops::Range;
 
 use super::exp::silu;
 use super::isa::by_isa;
-use super::quant::Rows;
+use super::quant::ActRows;
 use super::{Acts, Cpu, Floats};
 use crate::device::{ActQuant, Activation};
 
+/// The operands of one call.
 struct ActivationJob<'a> {
     kind: Activation,
     h: &'a Floats,
-    out: Rows<'a>,
+    out: ActRows<'a>,
 }
 
 pub(super) fn run(cpu: &Cpu, kind: Activation, h: &Floats, quant: ActQuant, out: &mut Acts) {
@@ -21,7 +23,7 @@ pub(super) fn run(cpu: &Cpu, kind: Activation, h: &Floats, quant: ActQuant, out:
     };
     assert_eq!(h.cols, width, "columns of the input of {kind:?} with {} outputs", out.cols);
     let cols = out.cols;
-    let job = ActivationJob { kind, h, out: Rows::new(out, h.rows, quant) };
+    let job = ActivationJob { kind, h, out: ActRows::new(out, h.rows, quant) };
     cpu.split_rows(h.rows, cols, |range, scratch| {
         let job = &job;
         by_isa!(cpu.isa, rows_of(job: &ActivationJob<'_>, range: Range<usize>, scratch: &mut [f32]));
@@ -37,7 +39,7 @@ fn rows_of<const FMA: bool>(job: &ActivationJob<'_>, range: Range<usize>, scratc
         match job.kind {
             Activation::SquaredRelu => {
                 for (o, x) in out.iter_mut().zip(h) {
-                    // Not max(): NaN must come out as NaN, so that the sampler sees it.
+                    // Not max(), which would turn NaN into 0: the sampler must see NaN to report it.
                     let positive = if *x < 0.0 { 0.0 } else { *x };
                     *o = positive * positive;
                 }
@@ -49,7 +51,7 @@ fn rows_of<const FMA: bool>(job: &ActivationJob<'_>, range: Range<usize>, scratc
                 }
             }
         }
-        // SAFETY: each row is in one range.
+        // SAFETY: the ranges of the threads are disjoint.
         unsafe { job.out.store(row, out) };
     }
 }

@@ -1,27 +1,29 @@
-//! What the device has allocated, which is what the memory plan says; and working memory that grows before any step.
+//! The count of allocated bytes, which equals the memory plan, and the growth of scratch memory before the
+//! first step.
 
 use std::sync::atomic::Ordering;
 
 use super::{Cpu, Matrix, ThreadScratch};
 
 impl Cpu {
-    /// Bytes of weights, buffers and caches that this device has made, threads' own working memory aside.
+    /// Bytes of the weights, buffers and caches that this device has allocated, without the threads' scratch
+    /// memory. Memory that was freed still counts.
     pub fn allocated(&self) -> u64 {
         self.allocated.load(Ordering::Relaxed)
     }
 
-    /// Counts a vector that was just made.
-    pub(super) fn count<T>(&self, made: &Vec<T>) {
-        self.count_bytes(made.capacity() * size_of::<T>());
+    /// Adds the capacity of a new vector to the count.
+    pub(super) fn count<T>(&self, vector: &Vec<T>) {
+        self.count_bytes(vector.capacity() * size_of::<T>());
     }
 
-    /// Counts a matrix that was just made.
+    /// Adds the bytes of a new matrix to the count.
     pub(super) fn counted(&self, matrix: Matrix) -> Matrix {
         self.count_bytes(matrix.bytes());
         matrix
     }
 
-    /// Makes room for attention's output of so many elements.
+    /// Grows the buffer of attention's output to at least `size` elements.
     pub(super) fn grow_stage(&self, size: usize) {
         let mut stage = self.stage();
         let before = stage.len();
@@ -32,12 +34,12 @@ impl Cpu {
         }
     }
 
-    /// Counts memory that was just made.
+    /// Adds newly allocated bytes to the count.
     pub(super) fn count_bytes(&self, bytes: usize) {
         self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Makes one of each thread's buffers at least this long.
+    /// Grows one scratch buffer of every thread to at least `len` elements.
     pub(super) fn grow<T: Default + Clone>(
         &self,
         buffer: impl Fn(&mut ThreadScratch) -> &mut Vec<T>,

@@ -1,24 +1,25 @@
-//! Causal attention over the paged cache: for each query, one block of 64 positions after the other, with the online
-//! softmax of Milakov and Gimelshein (arXiv 1805.02867). K and V come from the cache alone.
+//! Causal attention over the paged cache. A query visits the blocks of its sequence in order and combines
+//! them by the online softmax of Milakov and Gimelshein (arXiv 1805.02867). K and V are read from the cache
+//! only.
 //!
-//! An item of work is a tile of rows of one sequence and one KV head: each block is decoded once for all queries of
-//! the tile. What is computed for a query does not depend on its tile: every block is summed over all its 64
-//! positions in order, and positions after the query count as probability 0.
+//! A job is a tile of rows of one sequence and one KV head, so that each block is decoded once for all
+//! queries of the tile. The result of a query does not depend on its tile: a query sums over all 64
+//! positions of each block in order, and positions after the query have probability 0.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::cache::{Element, Store};
+use super::cache::{CacheData, CacheElement};
 use super::exp::exp;
-use super::isa::{Checked, by_isa, mul_add};
-use super::quant::Rows;
+use super::isa::{DetectedIsa, by_isa, mul_add};
+use super::quant::ActRows;
 use super::{Acts, Cache, Cpu, Floats, Parts, Step};
 use crate::device::{ActQuant, BLOCK_TOKENS, Cached, HeadShape};
 
 /// Rows per tile.
 pub(super) const TILE: usize = 16;
 
-/// A call's operands.
+/// The operands of one call.
 #[derive(Clone, Copy)]
 pub(super) struct AttentionInputs<'a> {
     pub(super) step: &'a Step,
@@ -27,88 +28,90 @@ pub(super) struct AttentionInputs<'a> {
     pub(super) quant: ActQuant,
 }
 
-/// Floats that a thread needs: K, V, the sums of a tile's queries, and their running maximum and denominator.
+/// Floats of scratch per thread: one block of K and of V, and for each query of a tile its sum, maximum and
+/// denominator.
 pub(super) fn scratch_floats(heads: HeadShape) -> usize {
     let queries = TILE * (heads.q_heads / heads.kv_heads);
     2 * BLOCK_TOKENS * heads.head_dim + queries * (heads.head_dim + 2)
 }
 
-pub(super) fn run(cpu: &Cpu, job: AttentionInputs<'_>, out: &mut Acts) {
-    let heads = job.cached.cache.spec.heads;
-    let rows = job.step.positions.len();
-    assert_eq!(job.qkv.cols, (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, "columns of QKV");
-    assert_eq!(job.qkv.rows, rows, "rows of QKV");
+pub(super) fn run(cpu: &Cpu, inputs: AttentionInputs<'_>, out: &mut Acts) {
+    let heads = inputs.cached.cache.spec.heads;
+    let rows = inputs.step.positions.len();
+    assert_eq!(inputs.qkv.cols, (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, "columns of QKV");
+    assert_eq!(inputs.qkv.rows, rows, "rows of QKV");
     let width = heads.q_heads * heads.head_dim;
     let mut stage = cpu.stage();
     let stage = &mut stage[..rows * width];
     let staged = Parts::new(stage);
-    let items = job.step.tiles.len() * heads.kv_heads;
-    // Items differ in cost with their position, so threads take them one by one, the costly ones first.
+    let jobs = inputs.step.tiles.len() * heads.kv_heads;
+    // Threads take jobs one by one, since their cost grows with the position. They start with the last, so
+    // that the tiles at the end of a prompt, which cost most, run before those at its beginning.
     let next = AtomicUsize::new(0);
-    cpu.pool.split(cpu.pool.threads().min(items), |thread, _| {
+    cpu.pool.split(cpu.pool.threads().min(jobs), |thread, _| {
         let scratch = &mut cpu.scratch(thread).kv[..];
         loop {
             let taken = next.fetch_add(1, Ordering::Relaxed);
-            if taken >= items {
+            if taken >= jobs {
                 return;
             }
-            let item = Item { job, index: items - 1 - taken, staged: &staged };
-            match &job.cached.cache.data {
-                Store::Fp8(data) => tile_fp8(cpu.isa, item, data, scratch),
-                Store::Bf16(data) => tile_bf16(cpu.isa, item, data, scratch),
+            let job = TileJob { inputs, index: jobs - 1 - taken, staged: &staged };
+            match &inputs.cached.cache.data {
+                CacheData::Fp8(data) => tile_fp8(cpu.isa, job, data, scratch),
+                CacheData::Bf16(data) => tile_bf16(cpu.isa, job, data, scratch),
             }
         }
     });
     let stage = &*stage;
-    let out = Rows::new(out, rows, job.quant);
+    let out = ActRows::new(out, rows, inputs.quant);
     cpu.split_rows(rows, width, |range, _| {
         let (out, stage) = (&out, stage);
-        by_isa!(cpu.isa, quantize(out: &Rows<'_>, stage: &[f32], range: Range<usize>));
+        by_isa!(cpu.isa, quantize(out: &ActRows<'_>, stage: &[f32], range: Range<usize>));
     });
 }
 
 #[inline(always)]
-fn quantize<const FMA: bool>(out: &Rows<'_>, stage: &[f32], range: Range<usize>) {
+fn quantize<const FMA: bool>(out: &ActRows<'_>, stage: &[f32], range: Range<usize>) {
     for row in range {
-        // SAFETY: each row is in one range.
+        // SAFETY: the ranges of the threads are disjoint.
         unsafe { out.store(row, &stage[row * out.cols..(row + 1) * out.cols]) };
     }
 }
 
-/// One tile of one KV head.
+/// The computation of one tile of rows for one KV head. `index` is tile × kv_heads + head.
 #[derive(Clone, Copy)]
-struct Item<'a> {
-    job: AttentionInputs<'a>,
+struct TileJob<'a> {
+    inputs: AttentionInputs<'a>,
     index: usize,
     staged: &'a Parts<f32>,
 }
 
-fn tile_fp8(isa: Checked, item: Item<'_>, data: &[u8], scratch: &mut [f32]) {
-    by_isa!(isa, tile_u8(item: Item<'_>, data: &[u8], scratch: &mut [f32]));
+fn tile_fp8(isa: DetectedIsa, job: TileJob<'_>, data: &[u8], scratch: &mut [f32]) {
+    by_isa!(isa, tile_u8(job: TileJob<'_>, data: &[u8], scratch: &mut [f32]));
 }
 
-fn tile_bf16(isa: Checked, item: Item<'_>, data: &[u16], scratch: &mut [f32]) {
-    by_isa!(isa, tile_u16(item: Item<'_>, data: &[u16], scratch: &mut [f32]));
-}
-
-#[inline(always)]
-fn tile_u8<const FMA: bool>(item: Item<'_>, data: &[u8], scratch: &mut [f32]) {
-    tile::<FMA, u8>(item, data, scratch);
+fn tile_bf16(isa: DetectedIsa, job: TileJob<'_>, data: &[u16], scratch: &mut [f32]) {
+    by_isa!(isa, tile_u16(job: TileJob<'_>, data: &[u16], scratch: &mut [f32]));
 }
 
 #[inline(always)]
-fn tile_u16<const FMA: bool>(item: Item<'_>, data: &[u16], scratch: &mut [f32]) {
-    tile::<FMA, u16>(item, data, scratch);
+fn tile_u8<const FMA: bool>(job: TileJob<'_>, data: &[u8], scratch: &mut [f32]) {
+    tile::<FMA, u8>(job, data, scratch);
 }
 
 #[inline(always)]
-fn tile<const FMA: bool, E: Element>(item: Item<'_>, data: &[E], scratch: &mut [f32]) {
-    let job = item.job;
-    let cache = job.cached.cache;
+fn tile_u16<const FMA: bool>(job: TileJob<'_>, data: &[u16], scratch: &mut [f32]) {
+    tile::<FMA, u16>(job, data, scratch);
+}
+
+#[inline(always)]
+fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch: &mut [f32]) {
+    let inputs = job.inputs;
+    let cache = inputs.cached.cache;
     let HeadShape { q_heads, kv_heads, head_dim } = cache.spec.heads;
     let group = q_heads / kv_heads;
-    let (tile, head) = (&job.step.tiles[item.index / kv_heads], item.index % kv_heads);
-    let segment = &job.step.inputs.segments[tile.segment];
+    let (tile, head) = (&inputs.step.tiles[job.index / kv_heads], job.index % kv_heads);
+    let segment = &inputs.step.inputs.segments[tile.segment];
     let half = cache.half();
     let (keys, rest) = scratch.split_at_mut(half);
     let (values, rest) = rest.split_at_mut(half);
@@ -119,41 +122,43 @@ fn tile<const FMA: bool, E: Element>(item: Item<'_>, data: &[E], scratch: &mut [
     sums.fill(0.0);
     maxima.fill(f32::NEG_INFINITY);
     denominators.fill(0.0);
-    let end = job.step.positions[tile.first + tile.len - 1] as usize + 1;
+    let end = inputs.step.positions[tile.first + tile.len - 1] as usize + 1;
     for (index, block) in segment.blocks[..end.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
-        let start = cache.offset(job.cached.kv.layer, *block, head);
+        let start = cache.offset(inputs.cached.kv.layer, *block, head);
         let valid = BLOCK_TOKENS.min(end - index * BLOCK_TOKENS);
-        load_block(&data[start..start + 2 * half], valid, keys, values);
+        decode_block(&data[start..start + 2 * half], valid, keys, values);
         for query in 0..queries {
             let row = tile.first + query / group;
-            let position = job.step.positions[row] as usize;
-            let Some(seen) = (position + 1).checked_sub(index * BLOCK_TOKENS).filter(|seen| *seen > 0) else {
+            let position = inputs.step.positions[row] as usize;
+            let Some(visible) =
+                (position + 1).checked_sub(index * BLOCK_TOKENS).filter(|visible| *visible > 0)
+            else {
                 continue;
             };
             let q_head = head * group + query % group;
-            let q = &job.qkv.row(row)[q_head * head_dim..][..head_dim];
-            let state = State {
+            let q = &inputs.qkv.row(row)[q_head * head_dim..][..head_dim];
+            let state = SoftmaxState {
                 sum: &mut sums[query * head_dim..(query + 1) * head_dim],
                 maximum: &mut maxima[query],
                 denominator: &mut denominators[query],
             };
-            let scale = job.cached.kv.k_scale / (head_dim as f32).sqrt();
-            absorb::<FMA>(q, scale, (keys, values), seen.min(BLOCK_TOKENS), state);
+            let scale = inputs.cached.kv.k_scale / (head_dim as f32).sqrt();
+            add_block::<FMA>(q, scale, keys, values, visible.min(BLOCK_TOKENS), state);
         }
     }
     for query in 0..queries {
-        let place = (tile.first + query / group) * q_heads + head * group + query % group;
-        // SAFETY: (row, query head) belongs to one item.
-        let out = unsafe { item.staged.part(place * head_dim..(place + 1) * head_dim) };
-        let scale = job.cached.kv.v_scale / denominators[query];
+        let index = (tile.first + query / group) * q_heads + head * group + query % group;
+        // SAFETY: each (row, query head) belongs to one job, and each job is taken by one thread.
+        let out = unsafe { job.staged.part(index * head_dim..(index + 1) * head_dim) };
+        let scale = inputs.cached.kv.v_scale / denominators[query];
         out.iter_mut().zip(&sums[query * head_dim..]).for_each(|(o, s)| *o = s * scale);
     }
 }
 
-/// Decodes a block. Positions that no query of the tile sees become 0: what a former owner left there may be NaN,
-/// and 0 × NaN is NaN.
+/// Decodes K and V of a block to F32. V of the positions from `valid` on becomes 0: a previous owner of the
+/// block may have left NaN there, and a probability of 0 times NaN is NaN.
 #[inline(always)]
-fn load_block<E: Element>(block: &[E], valid: usize, keys: &mut [f32], values: &mut [f32]) {
+fn decode_block<E: CacheElement>(block: &[E], valid: usize, keys: &mut [f32], values: &mut [f32]) {
     let (k, v) = block.split_at(keys.len());
     keys.iter_mut().zip(k).for_each(|(f, e)| *f = e.load());
     values.iter_mut().zip(v).for_each(|(f, e)| *f = e.load());
@@ -163,22 +168,32 @@ fn load_block<E: Element>(block: &[E], valid: usize, keys: &mut [f32], values: &
     }
 }
 
-/// A query's softmax so far: Σ e^(s - maximum) v, the maximum, and Σ e^(s - maximum).
-struct State<'a> {
+/// The running softmax of one query over the scores s of the blocks visited so far.
+struct SoftmaxState<'a> {
+    /// Σ e^(s − maximum) × v, \[head_dim\].
     sum: &'a mut [f32],
+    /// The largest s.
     maximum: &'a mut f32,
+    /// Σ e^(s − maximum).
     denominator: &'a mut f32,
 }
 
-/// Takes one block into a query's softmax; `seen` positions of it count.
+/// Adds one block to the softmax of a query, which may see the first `visible` positions of the block.
 #[inline(always)]
-fn absorb<const FMA: bool>(q: &[f32], scale: f32, block: (&[f32], &[f32]), seen: usize, state: State<'_>) {
+fn add_block<const FMA: bool>(
+    q: &[f32],
+    scale: f32,
+    keys: &[f32],
+    values: &[f32],
+    visible: usize,
+    state: SoftmaxState<'_>,
+) {
     let mut scores = [0.0f32; BLOCK_TOKENS];
-    weigh::<FMA>(q, block.0, BLOCK_TOKENS, &mut scores);
+    add_weighted_rows::<FMA>(q, keys, BLOCK_TOKENS, &mut scores);
     let mut maximum = *state.maximum;
     for (t, score) in scores.iter_mut().enumerate() {
-        *score = if t < seen { *score * scale } else { f32::NEG_INFINITY };
-        // A NaN score makes the maximum NaN, and with it the row, which the sampler then reports.
+        *score = if t < visible { *score * scale } else { f32::NEG_INFINITY };
+        // A NaN score makes the maximum and then the whole row NaN, so that the sampler reports the row.
         maximum = if *score > maximum || score.is_nan() { *score } else { maximum };
     }
     let correction = exp::<FMA>(*state.maximum - maximum);
@@ -190,19 +205,19 @@ fn absorb<const FMA: bool>(q: &[f32], scale: f32, block: (&[f32], &[f32]), seen:
     *state.denominator = *state.denominator * correction + lanes.iter().sum::<f32>();
     *state.maximum = maximum;
     state.sum.iter_mut().for_each(|s| *s *= correction);
-    weigh::<FMA>(&scores, block.1, state.sum.len(), state.sum);
+    add_weighted_rows::<FMA>(&scores, values, state.sum.len(), state.sum);
 }
 
-/// sums += Σ_i weights\[i\] × rows\[i\], in the order of i, for rows of `cols` elements one after the other.
+/// sums += Σ_i weights\[i\] × rows\[i\] in the order of i; `rows` is \[weights.len(), cols\].
 #[inline(always)]
-fn weigh<const FMA: bool>(weights: &[f32], rows: &[f32], cols: usize, sums: &mut [f32]) {
+fn add_weighted_rows<const FMA: bool>(weights: &[f32], rows: &[f32], cols: usize, sums: &mut [f32]) {
     let mut at = 0;
     while at + 64 <= cols {
-        weigh_lanes::<FMA, 4>(weights, &rows[at..], cols, &mut sums[at..at + 64]);
+        add_weighted_lanes::<FMA, 4>(weights, &rows[at..], cols, &mut sums[at..at + 64]);
         at += 64;
     }
     while at + 16 <= cols {
-        weigh_lanes::<FMA, 1>(weights, &rows[at..], cols, &mut sums[at..at + 16]);
+        add_weighted_lanes::<FMA, 1>(weights, &rows[at..], cols, &mut sums[at..at + 16]);
         at += 16;
     }
     for (lane, sum) in sums.iter_mut().enumerate().skip(at) {
@@ -212,9 +227,9 @@ fn weigh<const FMA: bool>(weights: &[f32], rows: &[f32], cols: usize, sums: &mut
     }
 }
 
-/// V vectors of 16 lanes, kept in registers over all rows.
+/// [`add_weighted_rows`] for V vectors of 16 columns, whose sums stay in registers over all rows.
 #[inline(always)]
-fn weigh_lanes<const FMA: bool, const V: usize>(
+fn add_weighted_lanes<const FMA: bool, const V: usize>(
     weights: &[f32],
     rows: &[f32],
     cols: usize,

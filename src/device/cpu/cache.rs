@@ -1,18 +1,19 @@
-//! The paged KV cache. A block holds 64 positions of one layer, for each KV head K as \[head_dim\]\[64\] and V as
-//! \[64\]\[head_dim\]: attention's vectors are 64 positions in the first product and head_dim in the second.
+//! The paged KV cache. A block holds 64 positions of one layer: for each KV head, K as \[head_dim\]\[64\]
+//! and then V as \[64\]\[head_dim\]. The vectors of attention therefore run over positions in q·kᵀ and over
+//! head_dim in the product with V, both contiguous in memory.
 
 use crate::device::{BLOCK_TOKENS, CacheSpec, KvDtype, fp8};
 
-/// A paged KV cache for all layers.
+/// A paged KV cache of all layers.
 #[derive(Debug)]
 pub struct Cache {
     pub(super) spec: CacheSpec,
-    pub(super) data: Store,
+    pub(super) data: CacheData,
 }
 
-/// Elements of all layers, blocks and heads.
+/// The elements, \[layers, blocks, kv_heads, 2, 64 × head_dim\].
 #[derive(Debug)]
-pub(super) enum Store {
+pub(super) enum CacheData {
     Fp8(Vec<u8>),
     Bf16(Vec<u16>),
 }
@@ -20,23 +21,24 @@ pub(super) enum Store {
 impl Cache {
     pub(super) fn new(spec: CacheSpec) -> Self {
         let size = spec.layers * spec.blocks * spec.heads.kv_heads * 2 * BLOCK_TOKENS * spec.heads.head_dim;
-        // Zeroed pages come from the system untouched, so that a large cache costs nothing until it is used.
+        // The allocator gets zeroed pages from the operating system, which provides them on first use, so a
+        // large cache takes no memory until blocks are written.
         let data = match spec.dtype {
-            KvDtype::Fp8 => Store::Fp8(vec![0; size]),
-            KvDtype::Bf16 => Store::Bf16(vec![0; size]),
+            KvDtype::Fp8 => CacheData::Fp8(vec![0; size]),
+            KvDtype::Bf16 => CacheData::Bf16(vec![0; size]),
         };
         Self { spec, data }
     }
 
-    /// Bytes of all of it.
+    /// Bytes of the elements.
     pub(super) fn bytes(&self) -> usize {
         match &self.data {
-            Store::Fp8(codes) => codes.len(),
-            Store::Bf16(values) => values.len() * 2,
+            CacheData::Fp8(codes) => codes.len(),
+            CacheData::Bf16(values) => values.len() * 2,
         }
     }
 
-    /// Where K of (layer, block, KV head) begins; V follows it.
+    /// Index of the first element of K of (layer, block, KV head). V follows K.
     pub(super) fn offset(&self, layer: usize, block: u32, head: usize) -> usize {
         let spec = &self.spec;
         let block = block as usize;
@@ -46,19 +48,21 @@ impl Cache {
         ((layer * spec.blocks + block) * spec.heads.kv_heads + head) * part
     }
 
-    /// Elements of K, and of V, of one block and head.
+    /// Elements of K of one block and head; V has as many.
     pub(super) fn half(&self) -> usize {
         BLOCK_TOKENS * self.spec.heads.head_dim
     }
 }
 
-/// An element type of the cache.
-pub(super) trait Element: Copy + Send + Sync {
+/// An element type of the cache: u8 holds E4M3, u16 holds BF16.
+pub(super) trait CacheElement: Copy + Send + Sync {
+    /// Rounds x × inverse_scale to the type. BF16 ignores the scale.
     fn store(x: f32, inverse_scale: f32) -> Self;
+    /// Converts to F32 without the scale.
     fn load(self) -> f32;
 }
 
-impl Element for u8 {
+impl CacheElement for u8 {
     #[inline(always)]
     fn store(x: f32, inverse_scale: f32) -> Self {
         fp8::encode(x * inverse_scale)
@@ -70,7 +74,7 @@ impl Element for u8 {
     }
 }
 
-impl Element for u16 {
+impl CacheElement for u16 {
     #[inline(always)]
     fn store(x: f32, _unscaled: f32) -> Self {
         fp8::bf16_bits(x)

@@ -1,10 +1,17 @@
-//! out\[r\] = table\[token\[r\]\], read from the packed matrix: a tied LM head and embedding are one copy.
+//! out\[r\] = table\[token\[r\]\], read from the packed matrix, so that an LM head tied to the embedding
+//! needs no second copy.
 
-use super::pool::Pool;
+use super::pool::ThreadPool;
 use super::{Floats, Matrix, Parts, Sampled, Step};
 use crate::device::{Table, Token};
 
-pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, sampled: &Sampled, out: &mut Floats) {
+pub(super) fn run(
+    pool: &ThreadPool,
+    step: &Step,
+    table: Table<'_, Matrix>,
+    sampled: &Sampled,
+    out: &mut Floats,
+) {
     let cols = out.cols;
     let Table { matrix, first } = table;
     assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");
@@ -16,7 +23,7 @@ pub(super) fn run(pool: &Pool, step: &Step, table: Table<'_, Matrix>, sampled: &
                 Token::Id(id) => id as usize,
                 Token::Last { slot } => sampled.last[slot as usize] as usize,
             };
-            // SAFETY: each row is in one range.
+            // SAFETY: the ranges of the threads are disjoint.
             let out = unsafe { parts.part(row * cols..(row + 1) * cols) };
             match token.checked_sub(first).filter(|row| *row < matrix.out) {
                 Some(token) => out.iter_mut().enumerate().for_each(|(i, o)| *o = matrix.get(token, i)),

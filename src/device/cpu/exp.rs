@@ -1,15 +1,17 @@
-//! e^x as a loop that vectorises: range reduction by powers of two and a polynomial, as in Cephes' expf; relative
-//! error below 2e-7 where e^x is a normal number, 0 below.
+//! e^x without branches, so that the compiler vectorises loops over it: range reduction by powers of two and
+//! the polynomial of expf in Cephes. The relative error is below 2e-7 if e^x is a normal number; smaller
+//! results are 0.
 
 use super::isa::mul_add;
 
-/// e^x for x ≤ 88; the softmax and SiLU below need no more.
+/// e^x for x ≤ 88. Softmax and SiLU need no larger x.
 #[inline(always)]
 pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
-    /// ln 2 in two parts, of which the first has trailing zeros, so that k × it is exact.
+    /// The upper part of ln 2. Its trailing bits are zero, so that its product with an integer k is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
+    /// The rest of ln 2.
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding it rounds to an integer, which is then in the low bits.
+    /// 1.5 × 2^23. Adding it to a float rounds to an integer, which the low bits of the sum then hold.
     const ROUNDER: f32 = 12_582_912.0;
     let clamped = if x < -87.3 { -87.3 } else { x };
     let shifted = mul_add::<FMA>(clamped, std::f32::consts::LOG2_E, ROUNDER);

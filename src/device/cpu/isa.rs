@@ -1,22 +1,23 @@
-//! Which vector instructions to use, chosen once when the device is made.
+//! The vector instruction set, chosen when the device is created.
 //!
-//! Elementwise operations are written once, as plain loops, and compiled once per instruction set by [`by_isa`]. The
-//! matrix product alone has kernels by hand, in `linear/`.
+//! Elementwise operations are plain loops, which [`by_isa`] compiles once per instruction set. Only the
+//! matrix product has a kernel with intrinsics, in `linear/`.
 
-/// A set of vector instructions, best first.
+/// A vector instruction set. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// AVX-512 with VBMI (byte permutes) and BF16 (dot products of pairs).
+    /// AVX-512 with VBMI (byte permutes) and BF16 (dot products of BF16 pairs).
     Avx512,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// Whatever the compiler makes of plain loops.
+    /// Plain loops, compiled for the build's target.
     Portable,
 }
 
 impl Isa {
-    /// What this machine can run, best first; never empty. The operating system must have enabled the registers,
-    /// which some virtual machines do not although the processor claims the instructions.
+    /// The instruction sets that this machine can run, best first; never empty. Detection includes whether
+    /// the operating system enabled the registers: some virtual machines do not, although the CPU reports
+    /// the instructions.
     pub fn available() -> Vec<Isa> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
@@ -43,12 +44,12 @@ impl Isa {
     }
 }
 
-/// An [`Isa`] that this machine was seen to have: the only way to the kernels.
+/// An [`Isa`] that was detected on this machine. Kernels take this type, so that none runs undetected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Checked(Isa);
+pub(super) struct DetectedIsa(Isa);
 
-impl Checked {
-    /// `None` if the machine lacks it.
+impl DetectedIsa {
+    /// Returns `None` if this machine does not support `isa`.
     pub(super) fn new(isa: Isa) -> Option<Self> {
         Isa::available().contains(&isa).then_some(Self(isa))
     }
@@ -58,8 +59,8 @@ impl Checked {
     }
 }
 
-/// Calls `$f::<FMA>(args)` compiled for the instruction set: `FMA` says whether fused multiply-add is one
-/// instruction, and not a call into the C library.
+/// Calls `$f::<FMA>(args)`, compiled for the detected instruction set. `FMA` is whether a fused multiply-add
+/// is one instruction; without it, `f32::mul_add` would call the C library.
 macro_rules! by_isa {
     ($checked:expr, $f:ident ( $($arg:ident : $ty:ty),* $(,)? ) $(-> $ret:ty)?) => {{
         #[cfg(target_arch = "x86_64")]
@@ -69,7 +70,7 @@ macro_rules! by_isa {
             #[target_feature(enable = "avx2,fma,f16c")]
             fn narrow($($arg: $ty),*) $(-> $ret)? { $f::<true>($($arg),*) }
             match $checked.isa() {
-                // SAFETY: a `Checked` exists only for an instruction set that was detected on this machine.
+                // SAFETY: a `DetectedIsa` is only created for an instruction set of this machine.
                 $crate::device::cpu::Isa::Avx512 => unsafe { wide($($arg),*) },
                 // SAFETY: as above.
                 $crate::device::cpu::Isa::Avx2 => unsafe { narrow($($arg),*) },
@@ -82,7 +83,7 @@ macro_rules! by_isa {
 }
 pub(super) use by_isa;
 
-/// a × b + c: fused where that is one instruction.
+/// a × b + c, fused if `FMA`.
 #[inline(always)]
 pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }

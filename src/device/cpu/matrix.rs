@@ -1,27 +1,28 @@
-//! Weights as the product kernels like them: panels of 32 output features, input features in pairs or one by one.
+//! Packed weights, in the layout that the product kernels read: panels of 32 output features. The layout of a
+//! panel depends on the instruction set:
 //!
-//! - Pairs (AVX-512): for each panel and pair of inputs, 64 elements. Of an E4M3 panel they are ordered so that the
-//!   byte unpacks of a decode yield outputs 0–15 in one vector and 16–31 in the next, each as \[output\]\[2\]; a BF16
-//!   panel is stored in that decoded order.
-//! - Plain (AVX2, portable): for each panel and input, the 32 outputs.
+//! - Pairs (AVX-512): \[pair of inputs\]\[64\]. A BF16 panel holds outputs 0–15 and then 16–31, each as
+//!   \[output\]\[2\]. An E4M3 panel is ordered such that the byte unpacks of its decoder yield this order.
+//! - Plain (AVX2, portable): \[input\]\[32 outputs\].
 //!
-//! Outputs are padded with zeros to whole panels, and inputs to a whole pair.
+//! Zeros pad the outputs to whole panels and the inputs to whole pairs.
 
 use super::fp8_bf16;
 
 /// Output features per panel.
 pub(super) const PANEL: usize = 32;
 
-/// A weight matrix \[out, in\], packed.
+/// A packed weight matrix \[out, in\].
 #[derive(Debug)]
 pub struct Matrix {
     pub(super) out: usize,
     pub(super) input: usize,
+    /// Panels have the layout of pairs, rather than the plain one.
     pub(super) pairs: bool,
     pub(super) data: Packed,
 }
 
-/// Elements in packed order.
+/// The elements in packed order. E4M3 has one scale per output.
 #[derive(Debug)]
 pub(super) enum Packed {
     Bf16(Vec<u16>),
@@ -42,7 +43,7 @@ impl Matrix {
         PANEL * self.depth()
     }
 
-    /// Bytes that one pass over the weights reads.
+    /// Bytes of the elements and scales, which a product of few rows reads once.
     pub fn bytes(&self) -> usize {
         match &self.data {
             Packed::Bf16(values) => values.len() * 2,
@@ -50,11 +51,11 @@ impl Matrix {
         }
     }
 
-    /// Where element (output, input) is.
+    /// Index of element (output, input).
     fn index(&self, output: usize, input: usize) -> usize {
         let fp8 = matches!(self.data, Packed::Fp8 { .. });
         let (panel, lane) = (output / PANEL, output % PANEL);
-        panel * self.panel_elements() + within(self.pairs, fp8, lane, input)
+        panel * self.panel_elements() + offset_in_panel(self.pairs, fp8, lane, input)
     }
 
     /// Element (output, input) as F32.
@@ -67,15 +68,15 @@ impl Matrix {
     }
 }
 
-/// Where element (lane, input) is within its panel.
+/// Index of element (lane, input) within its panel.
 #[inline(always)]
-pub(super) fn within(pairs: bool, fp8: bool, lane: usize, input: usize) -> usize {
+pub(super) fn offset_in_panel(pairs: bool, fp8: bool, lane: usize, input: usize) -> usize {
     if !pairs {
         return input * PANEL + lane;
     }
     let (pair, odd) = (input / 2, input % 2);
     let (half, lane) = (lane / 16, lane % 16);
-    // A byte unpack takes 8 bytes of each 16-byte group for the low result and 8 for the high one.
+    // unpacklo takes the first 8 bytes of each 16-byte group, and unpackhi the last 8.
     let place = if fp8 { (lane / 4) * 16 + half * 8 + (lane % 4) * 2 } else { half * 32 + lane * 2 };
     pair * 64 + place + odd
 }

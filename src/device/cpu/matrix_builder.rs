@@ -1,44 +1,46 @@
-//! A weight matrix while its rows come: each piece is packed on the thread that has it, a panel at a time.
+//! Packing of a weight matrix whose rows are written in any order. The calling thread packs its rows, one
+//! panel at a time.
 //!
-//! Packing transposes: a row's elements go 64 bytes apart. So it goes over some columns of all rows of a panel before the
-//! next columns, which keeps both sides in the first-level cache, and takes four rows of E4M3 at a time.
+//! Packing transposes: the elements of a row are written at least 64 bytes apart. It therefore handles
+//! [`COLUMNS`] columns of all rows of a panel before the next columns, which keeps source and target in the
+//! L1 cache, and packs E4M3 four rows at a time.
 
 use std::cell::UnsafeCell;
 use std::sync::{Mutex, PoisonError};
 
 use super::isa::Isa;
-use super::matrix::{Matrix, PANEL, Packed, within};
+use super::matrix::{Matrix, PANEL, Packed, offset_in_panel};
 use crate::device::{HostRows, MatrixData, MatrixShape};
 
-/// Columns that are packed at a time.
+/// Columns packed at a time.
 const COLUMNS: usize = 128;
 
-/// A matrix while its rows are written.
+/// A weight matrix while its rows are written.
 #[derive(Debug)]
 pub struct MatrixBuilder {
     out: usize,
     input: usize,
     pairs: bool,
     data: Elements,
-    /// One for each panel: who holds it writes the panel.
-    turns: Vec<Mutex<()>>,
-    /// Of E4M3.
+    /// One lock per panel, held while the panel is written.
+    locks: Vec<Mutex<()>>,
+    /// The scales of E4M3, one per output; empty for BF16.
     scales: Mutex<Vec<f32>>,
 }
 
-/// Packed elements, or zeros.
+/// Packed elements; zeros until they are written.
 #[derive(Debug)]
 enum Elements {
     Bf16(SharedVec<u16>),
     Fp8(SharedVec<u8>),
 }
 
-/// What threads write disjoint parts of.
+/// A vector whose panels several threads write at once.
 #[derive(Debug)]
 struct SharedVec<T>(UnsafeCell<Vec<T>>);
 
-// SAFETY: elements are written through `panel` alone, whose callers hold the panel's turn, and read by nobody before
-// the vector is taken out, which needs it whole.
+// SAFETY: `panel` is the only access to the elements of a shared vector, and its callers hold the panel's
+// lock. Taking the vector out requires ownership.
 unsafe impl<T: Send> Sync for SharedVec<T> {}
 
 impl<T: Default + Clone> SharedVec<T> {
@@ -46,22 +48,22 @@ impl<T: Default + Clone> SharedVec<T> {
         Self(UnsafeCell::new(zeros(len)))
     }
 
-    /// A panel of so many elements.
+    /// The panel with index `panel`, of `elements` elements.
     ///
     /// # Safety
-    /// The caller holds the panel's turn as long as the slice.
+    /// The caller must hold the panel's lock while it uses the slice.
     #[allow(clippy::mut_from_ref)]
     unsafe fn panel(&self, panel: usize, elements: usize) -> &mut [T] {
-        // SAFETY: the vector itself is not changed while it is shared; only where its elements are is read here.
+        // SAFETY: this reads the vector's pointer and length, which nothing changes while it is shared.
         let (start, len) = unsafe { ((*self.0.get()).as_mut_ptr(), (*self.0.get()).len()) };
         assert!((panel + 1) * elements <= len, "panel {panel} of {elements} elements in {len}");
-        // SAFETY: inside the vector by the assertion; nobody else has this panel, by this function's contract.
+        // SAFETY: the assertion keeps the slice inside the vector, and the caller's lock makes it exclusive.
         unsafe { std::slice::from_raw_parts_mut(start.add(panel * elements), elements) }
     }
 }
 
 impl MatrixBuilder {
-    /// Zeros.
+    /// Allocates a matrix of zeros in the layout of `isa`.
     pub(super) fn new(shape: MatrixShape, isa: Isa) -> Self {
         let MatrixShape { out, input, bf16 } = shape;
         let panels = out.div_ceil(PANEL);
@@ -71,32 +73,33 @@ impl MatrixBuilder {
             false => Elements::Fp8(SharedVec::new(size)),
         };
         let scales = Mutex::new(vec![0.0; if bf16 { 0 } else { panels * PANEL }]);
-        let turns = (0..panels).map(|_| Mutex::default()).collect();
-        Self { out, input, pairs: isa == Isa::Avx512, data, turns, scales }
+        let locks = (0..panels).map(|_| Mutex::default()).collect();
+        Self { out, input, pairs: isa == Isa::Avx512, data, locks, scales }
     }
 
-    /// Packs rows from `first` on.
+    /// Packs `rows`, whose first row is row `first` of the matrix.
     pub(super) fn write(&self, first: usize, rows: HostRows<'_>) {
         rows.check();
-        assert_eq!(rows.input, self.input, "elements of a row");
-        assert!(first + rows.rows <= self.out, "{} rows from {first} on of {}", rows.rows, self.out);
+        assert_eq!(rows.input, self.input, "elements per row");
+        assert!(first + rows.rows <= self.out, "rows {first}..{} of {}", first + rows.rows, self.out);
         match (&self.data, rows.data) {
-            (Elements::Bf16(to), MatrixData::Bf16(from)) => {
-                self.put_elements((to, from), (first, rows), pack)
-            }
+            (Elements::Bf16(to), MatrixData::Bf16(from)) => self.write_elements(to, from, first, rows, pack),
             (Elements::Fp8(to), MatrixData::Fp8 { codes, scales }) => {
-                self.put_elements((to, codes), (first, rows), pack_codes);
+                self.write_elements(to, codes, first, rows, pack_codes);
                 let mut all = self.scales.lock().unwrap_or_else(PoisonError::into_inner);
                 all[first..first + rows.rows].copy_from_slice(scales);
             }
-            _ => panic!("rows of another type than their matrix"),
+            _ => panic!("the element type of the rows differs from that of the matrix"),
         }
     }
 
-    fn put_elements<T: Default + Clone>(
+    /// Packs the elements `from` of `rows` into `to`.
+    fn write_elements<T: Default + Clone>(
         &self,
-        (to, from): (&SharedVec<T>, &[T]),
-        (first, rows): (usize, HostRows<'_>),
+        to: &SharedVec<T>,
+        from: &[T],
+        first: usize,
+        rows: HostRows<'_>,
         pack: fn(&mut [T], usize, &[&[T]], bool),
     ) {
         let size = PANEL * self.input.next_multiple_of(2);
@@ -104,8 +107,8 @@ impl MatrixBuilder {
         while done < rows.rows {
             let (panel, lane) = ((first + done) / PANEL, (first + done) % PANEL);
             let count = (PANEL - lane).min(rows.rows - done);
-            let _turn = self.turns[panel].lock().unwrap_or_else(PoisonError::into_inner);
-            // SAFETY: the turn is held until the end of this round.
+            let _lock = self.locks[panel].lock().unwrap_or_else(PoisonError::into_inner);
+            // SAFETY: this iteration holds the panel's lock until its end.
             let target = unsafe { to.panel(panel, size) };
             let row = |i: usize| &from[(done + i) * rows.stride..][..self.input];
             let slices: [&[T]; PANEL] = std::array::from_fn(|i| if i < count { row(i) } else { &[] });
@@ -114,7 +117,7 @@ impl MatrixBuilder {
         }
     }
 
-    /// The matrix. Outputs are padded with zeros.
+    /// Returns the packed matrix.
     pub(super) fn finish(self) -> Matrix {
         let scales = self.scales.into_inner().unwrap_or_else(PoisonError::into_inner);
         let data = match self.data {
@@ -125,23 +128,23 @@ impl MatrixBuilder {
     }
 }
 
-/// Packs rows into their panel, the first of them into `lane`.
+/// Packs consecutive rows into their panel; the first row is output `lane` of the panel.
 fn pack<T: Copy>(panel: &mut [T], lane: usize, rows: &[&[T]], pairs: bool) {
     for start in (0..rows[0].len()).step_by(COLUMNS) {
         let end = (start + COLUMNS).min(rows[0].len());
         rows.iter()
             .enumerate()
-            .for_each(|(i, row)| pack_row(panel, lane + i, (start, &row[start..end]), pairs));
+            .for_each(|(i, row)| pack_row(panel, lane + i, start, &row[start..end], pairs));
     }
 }
 
-/// Some of a row's elements, `start` being the first one's column.
-fn pack_row<T: Copy>(panel: &mut [T], lane: usize, (start, part): (usize, &[T]), pairs: bool) {
+/// Packs part of a row, whose first element is column `start`.
+fn pack_row<T: Copy>(panel: &mut [T], lane: usize, start: usize, part: &[T], pairs: bool) {
     if !pairs {
         panel[start * PANEL..].iter_mut().skip(lane).step_by(PANEL).zip(part).for_each(|(t, x)| *t = *x);
         return;
     }
-    let place = within(true, size_of::<T>() == 1, lane, 0);
+    let place = offset_in_panel(true, size_of::<T>() == 1, lane, 0);
     let (whole, rest) = part.as_chunks::<2>();
     let mut groups = panel[start / 2 * 64..].chunks_exact_mut(64);
     for (pair, group) in whole.iter().zip(&mut groups) {
@@ -152,35 +155,34 @@ fn pack_row<T: Copy>(panel: &mut [T], lane: usize, (start, part): (usize, &[T]),
     }
 }
 
-/// As `pack`: of E4M3, the pairs of four lanes lie side by side.
+/// [`pack`] for E4M3 codes, whose layout of pairs holds the pairs of four lanes side by side.
 fn pack_codes(panel: &mut [u8], lane: usize, rows: &[&[u8]], pairs: bool) {
     if !pairs || !lane.is_multiple_of(4) {
         return pack(panel, lane, rows, pairs);
     }
     for start in (0..rows[0].len()).step_by(COLUMNS) {
         let end = (start + COLUMNS).min(rows[0].len());
-        // Eight columns at a time; what is left, by single rows.
+        // Eight columns at a time; the columns that remain, row by row.
         let even = start + (end - start) / 8 * 8;
         let (fours, rest) = rows.as_chunks::<4>();
         for (i, four) in fours.iter().enumerate() {
             let lane = lane + 4 * i;
             pack_four(&mut panel[start / 2 * 64..], lane, four.map(|row| &row[start..even]));
             for (j, row) in four.iter().enumerate() {
-                pack_row(panel, lane + j, (even, &row[even..end]), true);
+                pack_row(panel, lane + j, even, &row[even..end], true);
             }
         }
         let lane = lane + 4 * fours.len();
-        rest.iter()
-            .enumerate()
-            .for_each(|(i, row)| pack_row(panel, lane + i, (start, &row[start..end]), true));
+        rest.iter().enumerate().for_each(|(i, row)| pack_row(panel, lane + i, start, &row[start..end], true));
     }
 }
 
-/// Four rows of a multiple of eight columns: pairs are 16 bits, four by four of which are transposed in registers.
+/// Packs four rows of a multiple of eight columns. A pair is 16 bits; 4 × 4 pairs are transposed in
+/// registers.
 fn pack_four(groups: &mut [u8], lane: usize, rows: [&[u8]; 4]) {
     const EVEN: u64 = 0x0000_FFFF_0000_FFFF;
     const LOW: u64 = 0xFFFF_FFFF;
-    let place = within(true, true, lane, 0);
+    let place = offset_in_panel(true, true, lane, 0);
     let [a, b, c, d] = rows.map(|row| row.as_chunks::<8>().0);
     let fours = groups.chunks_exact_mut(4 * 64);
     for ((((a, b), c), d), groups) in a.iter().zip(b).zip(c).zip(d).zip(fours) {
@@ -199,15 +201,15 @@ fn pack_four(groups: &mut [u8], lane: usize, rows: [&[u8]; 4]) {
     }
 }
 
-/// Memory as weights lie in: new, and in large pages where the system has them.
-pub fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
+/// Allocates zeros for weights, in huge pages if the system has them.
+pub(crate) fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
     let buffer = vec![T::default(); len];
     ask_for_huge_pages(&buffer);
     buffer
 }
 
-/// Weights are read from end to end once a step: with pages of 2 MiB the processor looks up few translations. Has to
-/// come before the first write, and costs nothing where the system has no such pages.
+/// Asks the system for pages of 2 MiB, since each step reads all weights and small pages would cost many TLB
+/// misses. The request must precede the first write. It has no effect on a system without huge pages.
 #[cfg(target_os = "linux")]
 fn ask_for_huge_pages<T>(buffer: &[T]) {
     const HUGE: usize = 2 << 20;
@@ -215,8 +217,8 @@ fn ask_for_huge_pages<T>(buffer: &[T]) {
     let first = start.next_multiple_of(HUGE);
     let end = (start + len) / HUGE * HUGE;
     if first < end {
-        // SAFETY: whole pages inside a live allocation; the advice does not change what they hold. Whether it is
-        // taken does not matter.
+        // SAFETY: the range is whole pages of a live allocation, and the advice does not change their
+        // contents. A failure only means small pages.
         let _ = unsafe { libc::madvise(first as *mut libc::c_void, end - first, libc::MADV_HUGEPAGE) };
     }
 }

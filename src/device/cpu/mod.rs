@@ -1,8 +1,8 @@
-//! The CPU device: the reference for every other, and the embedded default.
+//! The CPU device: the reference for other devices, and always available.
 //!
-//! Weights are packed once into panels of 32 output features, so that the lanes of a vector are outputs and the input
-//! is broadcast: one order of summation, whatever the number of rows. Elementwise operations are plain loops compiled
-//! for each instruction set. All threads of [`pool`] share each operation.
+//! Loading packs weights into panels of 32 output features. The lanes of a vector are outputs and the input
+//! is broadcast, so that the order of a sum does not depend on the number of rows. Elementwise operations
+//! are plain loops, compiled for each instruction set. The threads of a pool share each operation.
 #![allow(unsafe_code)]
 
 mod activation;
@@ -33,71 +33,77 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, LayerKv, Layout,
-    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleRow, SampleSource, SampledToken, Segment,
+    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleResult, SampleRow, SampleSource, Segment,
     StepInputs, Table,
 };
-use isa::Checked;
+use isa::DetectedIsa;
 use parts::Parts;
-use pool::Pool;
+use pool::ThreadPool;
 
 pub use cache::Cache;
 pub use matrix::Matrix;
-pub use matrix_builder::{MatrixBuilder, zeros};
-pub use quantizer::Quantizer;
+pub use matrix_builder::MatrixBuilder;
+pub(crate) use matrix_builder::zeros;
+pub(crate) use quantizer::Quantizer;
 
-// The memory plan counts with these.
+// The memory plan uses these constants.
 const _: () = assert!(Layout::CPU.outputs == matrix::PANEL && Layout::CPU.step[1] == 8 + size_of::<Tile>());
 
-/// Elements that an elementwise operation does on the calling thread alone: a few microseconds of work.
-const ALONE: usize = 8192;
+/// The most elements that an elementwise operation computes on the calling thread alone: a few microseconds
+/// of work.
+const SERIAL_ELEMENTS: usize = 8192;
 
-/// How to use the machine.
+/// Options of the CPU device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads per operation; at least 1.
+    /// Threads per operation; 0 counts as 1.
     pub threads: usize,
-    /// Instruction set; `None` takes the best there is.
+    /// Instruction set; `None` selects the best one of this machine.
     pub isa: Option<Isa>,
 }
 
 /// A CPU as a [`Device`].
 #[derive(Debug)]
 pub struct Cpu {
-    pool: Pool,
-    isa: Checked,
-    /// One per thread, grown when weights and caches are made, so that steps allocate nothing.
+    pool: ThreadPool,
+    isa: DetectedIsa,
+    /// Scratch memory of each thread. It grows when buffers and caches are allocated, so that steps need not
+    /// allocate it.
     scratch: Vec<Mutex<ThreadScratch>>,
-    /// Attention's output before it is quantised, which takes whole rows.
+    /// Output of attention before quantisation, which needs whole rows. Grows like `scratch`.
     stage: Mutex<Vec<f32>>,
-    /// Bytes of everything that was made, as it was made.
+    /// Bytes allocated so far, without scratch memory.
     allocated: AtomicU64,
 }
 
-/// A thread's own working memory.
+/// Scratch memory of one thread.
 #[derive(Debug, Default)]
 struct ThreadScratch {
-    /// A product's decoded weights and sums.
+    /// Decoded weights and sums of a matrix product.
     product: Vec<f32>,
-    /// A block's keys and values, as F32.
+    /// K and V of a block in F32, and the state of a tile's queries; see [`attention::scratch_floats`].
     kv: Vec<f32>,
     /// A row before it is quantised, or a row of logits being sampled.
     row: Vec<f32>,
-    /// Tokens that may be drawn: logit and id.
+    /// Candidates for the sampled token: logit and id.
     candidates: Vec<(f32, u32)>,
 }
 
 impl Cpu {
-    /// Starts the threads. The error says that the machine lacks the instruction set asked for.
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If this machine does not support the requested instruction set.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
         let best = Isa::available()[0];
-        let isa = Checked::new(options.isa.unwrap_or(best)).ok_or_else(|| DeviceError {
+        let isa = DetectedIsa::new(options.isa.unwrap_or(best)).ok_or_else(|| DeviceError {
             op: "cpu",
-            message: format!("this machine has {:?}, not {:?}", Isa::available(), options.isa),
+            message: format!("this machine supports {:?}, not {:?}", Isa::available(), options.isa),
         })?;
         let threads = options.threads.max(1);
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
         Ok(Self {
-            pool: Pool::new(threads),
+            pool: ThreadPool::new(threads),
             isa,
             scratch,
             stage: Mutex::default(),
@@ -115,10 +121,11 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// Calls `job(range, row)` with each thread's share of the rows and a working row of `cols` floats. Too little
-    /// work to share is done by the caller: waking the others would cost more.
+    /// Splits the rows among the threads and calls `job(range, scratch)` on each, with scratch memory of at
+    /// least `cols` floats. The calling thread does a small amount of work alone, since waking the others
+    /// costs more.
     fn split_rows(&self, rows: usize, cols: usize, job: impl Fn(Range<usize>, &mut [f32]) + Sync) {
-        if rows * cols <= ALONE {
+        if rows * cols <= SERIAL_ELEMENTS {
             return job(0..rows, &mut self.scratch(0).row);
         }
         self.pool.split(rows, |thread, range| job(range, &mut self.scratch(thread).row));
@@ -128,16 +135,18 @@ impl Cpu {
         self.stage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The working memory of one thread; nobody else takes it while an operation runs.
+    /// The scratch memory of one thread. The lock is free, since only that thread takes it during an
+    /// operation.
     fn scratch(&self, thread: usize) -> MutexGuard<'_, ThreadScratch> {
         self.scratch[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Rows of F32 on this device.
+/// Buffers of F32 rows on the CPU device.
 pub type Floats = super::Floats<Cpu>;
 
 impl Floats {
+    /// The valid rows.
     fn valid(&self) -> &[f32] {
         &self.data[..self.rows * self.cols]
     }
@@ -147,26 +156,27 @@ impl Floats {
         &self.data[row * self.cols..][..self.cols]
     }
 
-    /// Sets the row count and returns the rows to be written.
+    /// Sets the number of valid rows and returns them for writing.
     fn resize(&mut self, rows: usize) -> &mut [f32] {
         self.set_rows(rows);
         &mut self.data[..rows * self.cols]
     }
 }
 
-/// Inputs of products \[rows, cols\]: BF16 values, which hold E4M3 codes exactly, with a scale per row. They are kept
-/// as bit patterns, for dot products of pairs, and as F32, for multiply-adds.
+/// Inputs of products \[rows, cols\] with a scale per row. Values are BF16, which represents E4M3 exactly.
 #[derive(Debug)]
 pub struct Acts {
     rows: usize,
     cols: usize,
+    /// BF16 bit patterns, for dot products of pairs.
     values: Vec<u16>,
+    /// The same values in F32, for multiply-adds.
     floats: Vec<f32>,
     scales: Vec<f32>,
 }
 
 impl Acts {
-    /// Sets the row count and returns values, floats and scales to be written.
+    /// Sets the number of valid rows and returns their values, floats and scales for writing.
     fn resize(&mut self, rows: usize) -> (&mut [u16], &mut [f32], &mut [f32]) {
         let size = rows * self.cols;
         assert!(size <= self.values.len(), "{rows} rows of {} do not fit the buffer", self.cols);
@@ -175,20 +185,24 @@ impl Acts {
     }
 }
 
-/// What sequences drew last, and what was drawn and not asked for yet, oldest first.
+/// Tokens sampled last, and results of sampling that have not been taken.
 #[derive(Debug)]
 pub struct Sampled {
+    /// The token sampled last for each slot.
     last: Vec<u32>,
-    under_way: VecDeque<Vec<SampledToken>>,
+    /// Results of each call of [`Device::sample`], oldest first.
+    pending: VecDeque<Vec<SampleResult>>,
 }
 
-/// The step's inputs, and for each row its position.
+/// The inputs of the current step, with tables derived from them.
 #[derive(Debug)]
 pub struct Step {
     inputs: StepInputs,
+    /// The position of each row.
     positions: Vec<u32>,
-    /// For each row, the cache block of its position.
-    places: Vec<u32>,
+    /// The cache block of each row's position.
+    blocks: Vec<u32>,
+    /// The tiles of all segments, in row order.
     tiles: Vec<Tile>,
     max_rows: usize,
 }
@@ -204,14 +218,15 @@ struct Tile {
 impl Step {
     /// The cache block of a row's position.
     fn block(&self, row: usize) -> usize {
-        self.places[row] as usize
+        self.blocks[row] as usize
     }
 
+    /// Appends the rows of the segment with this index.
     fn add(&mut self, index: usize, segment: &Segment) {
         assert_eq!(segment.first, self.positions.len(), "segments must follow one another");
         for position in segment.position..segment.position + segment.len {
             self.positions.push(position as u32);
-            self.places.push(segment.blocks[position / BLOCK_TOKENS]);
+            self.blocks.push(segment.blocks[position / BLOCK_TOKENS]);
         }
         for start in (0..segment.len).step_by(attention::TILE) {
             let len = attention::TILE.min(segment.len - start);
@@ -278,25 +293,25 @@ impl Device for Cpu {
     }
 
     fn step(&self, rows: usize, _max_positions: usize) -> Result<Step, DeviceError> {
-        let (positions, places) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
+        let (positions, blocks) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
         let tiles = Vec::with_capacity(rows);
         self.count(&positions);
-        self.count(&places);
+        self.count(&blocks);
         self.count(&tiles);
-        Ok(Step { inputs: StepInputs::default(), positions, places, tiles, max_rows: rows })
+        Ok(Step { inputs: StepInputs::default(), positions, blocks, tiles, max_rows: rows })
     }
 
     fn sampled(&self, slots: usize, _capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
         let last = vec![0; slots];
         self.count(&last);
-        Ok(Sampled { last, under_way: VecDeque::new() })
+        Ok(Sampled { last, pending: VecDeque::new() })
     }
 
     fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
         assert!(rows <= step.max_rows, "{rows} rows exceed the {} of the buffers", step.max_rows);
         step.positions.clear();
-        step.places.clear();
+        step.blocks.clear();
         step.tiles.clear();
         for (index, segment) in inputs.segments.iter().enumerate() {
             step.add(index, segment);
@@ -396,8 +411,8 @@ impl Device for Cpu {
         sampled: &mut Sampled,
     ) -> Result<(), DeviceError> {
         match source {
-            SampleSource::Logits { logits, vocab } => sample::run(self, logits, vocab, rows, sampled),
-            SampleSource::Shortlists(shortlists) => sample::pick(self, shortlists, rows, sampled),
+            SampleSource::Logits { logits, vocab } => sample::from_logits(self, logits, vocab, rows, sampled),
+            SampleSource::Shortlists(shortlists) => sample::from_shortlists(self, shortlists, rows, sampled),
         }
         Ok(())
     }
@@ -413,8 +428,8 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampledToken>, DeviceError> {
-        Ok(sampled.under_way.pop_front().expect("a sample is under way"))
+    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampleResult>, DeviceError> {
+        Ok(sampled.pending.pop_front().expect("a result of sampling that has not been taken"))
     }
 
     fn score(
@@ -441,13 +456,13 @@ impl Device for Cpu {
     }
 
     fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
-        assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
+        assert_eq!(host.len() % floats.cols, 0, "the values must be whole rows of {}", floats.cols);
         floats.resize(host.len() / floats.cols).copy_from_slice(host);
         Ok(())
     }
 }
 
-/// The BF16 bit pattern of an E4M3 code, which is exact.
+/// The BF16 bit pattern of an E4M3 code. The conversion is exact.
 fn fp8_bf16(code: u8) -> u16 {
     super::fp8::bf16_bits(super::fp8::decode(code))
 }

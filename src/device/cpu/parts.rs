@@ -1,11 +1,11 @@
-//! One buffer for all threads of an operation.
+//! Shared mutable access of several threads to one buffer.
 
 use std::ops::Range;
 
 /// A buffer that the threads of one operation write in disjoint parts.
 pub(super) struct Parts<T>(*mut T, usize);
 
-// SAFETY: it is only a pointer; `Parts::part` states what its users must keep to.
+// SAFETY: a `Parts` is a pointer and a length. The contract of `Parts::part` excludes data races.
 unsafe impl<T: Send> Sync for Parts<T> {}
 
 impl<T> Parts<T> {
@@ -13,23 +13,26 @@ impl<T> Parts<T> {
         Self(buffer.as_mut_ptr(), buffer.len())
     }
 
-    /// A part of the buffer.
+    /// Returns the elements in `range`.
+    ///
+    /// # Panics
+    /// If `range` exceeds the buffer.
     ///
     /// # Safety
-    /// No two threads may hold overlapping parts, and the buffer must outlive them.
+    /// No two threads may hold overlapping parts, and the buffer must outlive the part.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.1, "{range:?} of {}", self.1);
-        // SAFETY: inside the buffer by the assertion; disjoint and alive by this function's contract.
+        // SAFETY: the assertion keeps the part inside the buffer; the caller keeps it exclusive and alive.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 
     /// Sets one element.
     ///
     /// # Safety
-    /// As for [`Parts::part`].
+    /// The contract of [`Parts::part`] holds for the element.
     pub(super) unsafe fn set(&self, index: usize, value: T) {
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller fulfils the contract of `part`.
         let part = unsafe { self.part(index..index + 1) };
         part[0] = value;
     }

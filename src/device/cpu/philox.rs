@@ -1,11 +1,12 @@
 //! Philox4x32-10, the counter-based generator of Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3"
-//! (SC 2011): a draw is a pure function of its key and counter, so that nothing about a batch can change it.
+//! (SC 2011). A random number is a pure function of key and counter, so that it does not depend on the batch.
 
-/// The multipliers and key increments of the paper.
+/// Multipliers of the paper.
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// Key increments of the paper.
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 
-/// Ten rounds.
+/// Ten rounds of the generator.
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = u64::from(MULTIPLIERS[0]) * u64::from(counter[0]);
@@ -21,7 +22,7 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// A uniform number in \[0, 1) of 53 bits: key `seed`, counter `position`.
+/// Returns a uniform number in \[0, 1) of 53 bits, with key `seed` and counter `position`.
 pub(super) fn uniform(seed: u64, position: u32) -> f64 {
     let out = philox([position, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = (u64::from(out[0]) << 32 | u64::from(out[1])) >> 11;
@@ -32,7 +33,7 @@ pub(super) fn uniform(seed: u64, position: u32) -> f64 {
 mod tests {
     use super::philox;
 
-    /// Known answers of the authors' Random123 distribution.
+    /// The known answers are from the authors' Random123 distribution.
     #[test]
     fn known_answers() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);

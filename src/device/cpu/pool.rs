@@ -1,49 +1,57 @@
-//! Threads that share one operation at a time. A decode step is some hundred operations of a few microseconds each,
-//! so between operations the threads spin; when nothing comes for a while they park, and an idle server burns nothing.
+//! A pool of threads that share one operation at a time. A decode step runs some hundred operations of a few
+//! microseconds each, so the threads spin between operations. After some hundred microseconds without work
+//! they park, so that an idle server uses no CPU.
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
-/// How often a waiting thread looks before it yields its core between looks: some microseconds.
+/// Polls of a waiting thread before it yields its core between polls: some microseconds.
 const SPINS: u32 = 2_000;
 
-/// How often it then yields before it parks: with nothing else to run, some hundred microseconds.
+/// Yields of a waiting thread before it parks: some hundred microseconds if no other thread runs on the core.
 const YIELDS: u32 = 500;
 
-/// One operation: called once on each thread with the thread's index.
-type Job<'a> = dyn Fn(usize) + Sync + 'a;
+/// One operation. Each thread calls it once, with the index of the thread.
+type PoolJob<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// What the threads share. A job is published by raising `epoch`, and done when `running` is back at 0.
-struct Shared {
-    /// A pointer to a `&Job` on the caller's stack, valid from the raise of `epoch` until `running` is 0.
+/// State that the threads share. Incrementing `epoch` publishes a job; the job is done when `running` is 0.
+struct PoolState {
+    /// A pointer to a `&PoolJob` on the caller's stack, valid from the increment of `epoch` until `running`
+    /// is 0.
     job: AtomicPtr<()>,
+    /// The number of published jobs.
     epoch: AtomicUsize,
+    /// Workers that have not finished the current job.
     running: AtomicUsize,
+    /// Set by a worker that panics in the current job.
     panicked: AtomicBool,
+    /// Tells the workers to end.
     stop: AtomicBool,
 }
 
-/// The calling thread and `threads - 1` more.
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+/// A pool of the calling thread and `threads - 1` workers.
+pub(super) struct ThreadPool {
+    shared: Arc<PoolState>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
-    /// One operation at a time.
-    turn: Mutex<()>,
+    /// Held during an operation, since the pool runs one at a time.
+    operation_lock: Mutex<()>,
 }
 
-impl std::fmt::Debug for Pool {
+impl std::fmt::Debug for ThreadPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pool({} threads)", self.threads())
+        write!(f, "ThreadPool({} threads)", self.threads())
     }
 }
 
-impl Pool {
+impl ThreadPool {
+    /// Starts `threads - 1` workers.
+    ///
     /// # Panics
-    /// If `threads` is 0 or the system has no thread to give.
+    /// If `threads` is 0 or the system cannot start a thread.
     pub(super) fn new(threads: usize) -> Self {
-        assert!(threads > 0, "a pool of no threads");
-        let shared = Arc::new(Shared {
+        assert!(threads > 0, "a pool needs at least one thread");
+        let shared = Arc::new(PoolState {
             job: AtomicPtr::new(std::ptr::null_mut()),
             epoch: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
@@ -60,24 +68,25 @@ impl Pool {
                 (handle.thread().clone(), Some(handle))
             })
             .collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        Self { shared, workers, operation_lock: Mutex::new(()) }
     }
 
-    /// How many threads take part in an operation.
+    /// Threads per operation, the calling thread included.
     pub(super) fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Calls `job(t)` for every t below [`Pool::threads`], each on its own thread, and returns when all are done.
+    /// Calls `job(t)` for every t below [`ThreadPool::threads`], each on its own thread, and waits for all of
+    /// them.
     ///
     /// # Panics
-    /// If a job panicked.
-    pub(super) fn run(&self, job: &Job<'_>) {
+    /// If a call panicked.
+    pub(super) fn run(&self, job: &PoolJob<'_>) {
         if self.workers.is_empty() {
             return job(0);
         }
-        let _turn = self.turn.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut published: &Job<'_> = job;
+        let _lock = self.operation_lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut published: &PoolJob<'_> = job;
         let done = Completion(&self.shared);
         self.shared.running.store(self.workers.len(), Ordering::Relaxed);
         self.shared.job.store((&raw mut published).cast(), Ordering::Relaxed);
@@ -90,7 +99,7 @@ impl Pool {
         assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a thread of the CPU device panicked");
     }
 
-    /// Splits `0..items` evenly and calls `job(range)` on each thread that gets any.
+    /// Splits `0..items` evenly and calls `job(thread, range)` on each thread whose range is not empty.
     pub(super) fn split(&self, items: usize, job: impl Fn(usize, std::ops::Range<usize>) + Sync) {
         let threads = self.threads();
         if items == 0 {
@@ -108,43 +117,46 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.epoch.fetch_add(1, Ordering::Release);
         for (thread, handle) in &mut self.workers {
             thread.unpark();
             if let Some(handle) = handle.take() {
-                let _its_panic_was_reported = handle.join();
+                // Workers catch the panics of jobs, and `run` reports them.
+                let _ = handle.join();
             }
         }
     }
 }
 
-/// Waits for the workers, also when the caller's own share panics: they hold a pointer into its stack.
-struct Completion<'a>(&'a Shared);
+/// Waits for the workers on drop, also if the caller's own call panics, since they hold a pointer into the
+/// caller's stack.
+struct Completion<'a>(&'a PoolState);
 
 impl Drop for Completion<'_> {
     fn drop(&mut self) {
-        let mut looks = 0u32;
+        let mut polls = 0u32;
         while self.0.running.load(Ordering::Acquire) != 0 {
-            looks += 1;
-            if looks < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            polls += 1;
+            if polls < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
         }
     }
 }
 
-fn work(shared: &Shared, index: usize) {
+/// The loop of worker `index`.
+fn work(shared: &PoolState, index: usize) {
     let mut seen = 0;
     loop {
         seen = wait(shared, seen);
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        let job = shared.job.load(Ordering::Relaxed).cast::<&Job<'_>>();
-        // SAFETY: `run` stored a pointer to a live `&Job` before it raised the epoch, and does not return before
-        // `running` is 0, which this thread lowers after its last use of it.
-        let job: &Job<'_> = unsafe { *job };
+        let job = shared.job.load(Ordering::Relaxed).cast::<&PoolJob<'_>>();
+        // SAFETY: `run` stored a pointer to a live `&PoolJob` before it incremented the epoch. It does not
+        // return before `running` is 0, and this thread decrements `running` after its last use of the job.
+        let job: &PoolJob<'_> = unsafe { *job };
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
         }
@@ -153,20 +165,21 @@ fn work(shared: &Shared, index: usize) {
 }
 
 /// Waits until the epoch differs from `seen`: spins, then yields, then parks.
-fn wait(shared: &Shared, seen: usize) -> usize {
-    let mut looks = 0u32;
+fn wait(shared: &PoolState, seen: usize) -> usize {
+    let mut polls = 0u32;
     loop {
         let epoch = shared.epoch.load(Ordering::Acquire);
         if epoch != seen {
             return epoch;
         }
-        looks += 1;
-        if looks < SPINS {
+        polls += 1;
+        if polls < SPINS {
             std::hint::spin_loop();
-        } else if looks < SPINS + YIELDS {
+        } else if polls < SPINS + YIELDS {
             std::thread::yield_now();
         } else {
-            // `run` unparks after raising the epoch; a token left from before only makes this look once more.
+            // `run` unparks after it increments the epoch. A token of an earlier unpark only causes one more
+            // poll.
             std::thread::park();
         }
     }

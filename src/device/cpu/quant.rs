@@ -1,10 +1,10 @@
-//! The quantisation point of every operation that ends in the input of a product.
+//! Quantisation of the rows of [`super::Acts`], which norm, attention and activation share.
 
 use super::Parts;
 use crate::device::{ActQuant, fp8};
 
-/// Where an operation's threads write their rows.
-pub(super) struct Rows<'a> {
+/// The output rows of an operation, which its threads quantise and store.
+pub(super) struct ActRows<'a> {
     pub(super) cols: usize,
     values: Parts<u16>,
     floats: Parts<f32>,
@@ -13,8 +13,8 @@ pub(super) struct Rows<'a> {
     _buffers: std::marker::PhantomData<&'a mut [u16]>,
 }
 
-impl<'a> Rows<'a> {
-    /// For `rows` rows of `out`.
+impl<'a> ActRows<'a> {
+    /// Sets `out` to `rows` valid rows.
     pub(super) fn new(out: &'a mut super::Acts, rows: usize, quant: ActQuant) -> Self {
         let cols = out.cols;
         let (values, floats, scales) = out.resize(rows);
@@ -25,22 +25,22 @@ impl<'a> Rows<'a> {
     /// Quantises and stores one row.
     ///
     /// # Safety
-    /// Each row is stored by one thread.
+    /// No two threads may store the same row.
     #[inline(always)]
     pub(super) unsafe fn store(&self, row: usize, values: &[f32]) {
-        assert_eq!(values.len(), self.cols, "columns of the operation's output");
+        assert_eq!(values.len(), self.cols, "columns of a row of the output");
         let range = row * self.cols..(row + 1) * self.cols;
-        // SAFETY: one thread per row, by contract.
+        // SAFETY: the caller stores each row from one thread.
         let (bits, floats, scale) = unsafe {
             (self.values.part(range.clone()), self.floats.part(range), self.scales.part(row..row + 1))
         };
         scale[0] = quantize(values, self.quant, floats);
-        // Both kinds of value have at most 8 significant bits, so that BF16 is the upper half of F32.
+        // BF16 and E4M3 values have at most 8 significant bits, so the upper half of the F32 is the BF16.
         bits.iter_mut().zip(floats).for_each(|(b, x)| *b = (x.to_bits() >> 16) as u16);
     }
 }
 
-/// Fills `out` with the quantised values, before their scale, and returns the scale.
+/// Fills `out` with the quantised values, without their scale, and returns the scale.
 #[inline(always)]
 fn quantize(values: &[f32], quant: ActQuant, out: &mut [f32]) -> f32 {
     let scale = match quant {

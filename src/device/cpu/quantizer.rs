@@ -1,33 +1,27 @@
-//! Rows of weights to E4M3 while a checkpoint is loaded, for whichever device, with this machine's vector instructions.
+//! Quantisation of weights to E4M3 while a checkpoint is loaded, with the vector instructions of this
+//! machine. Every device uses it.
 
-use super::isa::{Checked, Isa, by_isa};
+use super::isa::{DetectedIsa, Isa, by_isa};
 use crate::device::fp8;
 
-/// The best instruction set of this machine.
+/// Converts rows of weights with the best instruction set of this machine.
 #[derive(Debug, Clone, Copy)]
-pub struct Quantizer(Checked);
+pub(crate) struct Quantizer(DetectedIsa);
 
 impl Quantizer {
-    /// # Panics
-    /// Never: every machine has the portable one.
-    pub fn new() -> Self {
-        Self(Checked::new(Isa::available()[0]).expect("what is available can be used"))
+    /// Selects the instruction set.
+    pub(crate) fn new() -> Self {
+        Self(DetectedIsa::new(Isa::available()[0]).expect("an available instruction set is supported"))
     }
 
-    /// As [`fp8::quantize_row`].
-    pub fn row(self, row: &[f32], codes: &mut [u8]) -> f32 {
+    /// Quantises a row by [`fp8::quantize_row`] and returns its scale.
+    pub(crate) fn row(self, row: &[f32], codes: &mut [u8]) -> f32 {
         by_isa!(self.0, quantize(row: &[f32], codes: &mut [u8]) -> f32)
     }
 
-    /// The values of little-endian BF16.
-    pub fn bf16(self, bytes: &[u8], row: &mut [f32]) {
+    /// Converts little-endian BF16 to F32.
+    pub(crate) fn bf16(self, bytes: &[u8], row: &mut [f32]) {
         by_isa!(self.0, widen(bytes: &[u8], row: &mut [f32]))
-    }
-}
-
-impl Default for Quantizer {
-    fn default() -> Self {
-        Self::new()
     }
 }
 

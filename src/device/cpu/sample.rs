@@ -1,67 +1,77 @@
-//! Sampled tokens from logits, a row per item, and scores given tokens.
+//! Sampling of tokens from logits or shortlists, and log-probabilities of given tokens. Threads share the
+//! rows.
 //!
-//! Candidates are ordered by logit, largest first, the lower id first on ties; selections are partial, since a sort of
-//! 256,000 logits costs more than everything else here.
+//! Candidates are ordered by logit, largest first, ties by lower id. Selections sort only what they need,
+//! since sorting 256,000 logits would cost more than the rest of sampling.
 
 use std::cmp::Ordering;
 use std::ops::Range;
 
 use super::philox;
 use super::{Cpu, Floats, Parts, Sampled};
-use crate::device::{RowLogprob, SHORTLIST, SampleRow, SampledToken};
+use crate::device::{RowLogprob, SHORTLIST, SampleResult, SampleRow};
 
-pub(super) fn run(cpu: &Cpu, logits: &Floats, vocab: usize, rows: &[SampleRow<'_>], out: &mut Sampled) {
-    assert!(vocab <= logits.cols, "a vocabulary of {vocab} in rows of {}", logits.cols);
-    draw_rows(cpu, rows, out, |index, work, candidates| {
+/// Samples a token from each row of logits.
+pub(super) fn from_logits(
+    cpu: &Cpu,
+    logits: &Floats,
+    vocab: usize,
+    rows: &[SampleRow<'_>],
+    out: &mut Sampled,
+) {
+    assert!(vocab <= logits.cols, "a vocabulary of {vocab} exceeds rows of {}", logits.cols);
+    sample_rows(cpu, rows, out, |index, work, candidates| {
         let raw = &logits.row(index)[..vocab];
-        draw(raw, &rows[index], &mut work[..vocab], candidates)
+        sample_row(raw, &rows[index], &mut work[..vocab], candidates)
     });
 }
 
-/// Draws from what ranks have named.
-pub(super) fn pick(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: &mut Sampled) {
-    draw_rows(cpu, rows, out, |index, work, candidates| {
+/// Samples a token from each row of the ranks' shortlists.
+pub(super) fn from_shortlists(cpu: &Cpu, shortlists: &Floats, rows: &[SampleRow<'_>], out: &mut Sampled) {
+    sample_rows(cpu, rows, out, |index, work, candidates| {
         let lists = shortlists.row(index).chunks_exact(2 * SHORTLIST);
-        let named = work[..shortlists.cols / 2].chunks_exact_mut(SHORTLIST);
-        named.zip(lists.clone()).for_each(|(to, list)| to.copy_from_slice(&list[..SHORTLIST]));
-        let work = &work[..shortlists.cols / 2];
-        if work.iter().any(|x| x.is_nan()) {
-            return SampledToken::NonFinite;
+        let logits = &mut work[..shortlists.cols / 2];
+        let ranks = logits.chunks_exact_mut(SHORTLIST).zip(lists);
+        ranks.for_each(|(to, list)| to.copy_from_slice(&list[..SHORTLIST]));
+        if logits.iter().any(|x| x.is_nan()) {
+            return SampleResult::NonFinite;
         }
-        let place = choose(work, &rows[index], candidates);
-        let id = |place: u32| {
-            let (rank, place) = (place as usize / SHORTLIST, place as usize % SHORTLIST);
-            shortlists.row(index)[(2 * rank + 1) * SHORTLIST + place] as u32
+        let chosen = choose(logits, &rows[index], candidates);
+        let id = |chosen: u32| {
+            let (rank, entry) = (chosen as usize / SHORTLIST, chosen as usize % SHORTLIST);
+            shortlists.row(index)[(2 * rank + 1) * SHORTLIST + entry] as u32
         };
-        place.map_or(SampledToken::NonFinite, |place| SampledToken::Token(id(place), None))
+        chosen.map_or(SampleResult::NonFinite, |chosen| SampleResult::Token(id(chosen), None))
     });
 }
 
-/// Draws each row, and notes what its slot drew.
-fn draw_rows(
+/// Calls `sample(row, scratch, candidates)` for each row and stores the results and the last token of each
+/// slot.
+fn sample_rows(
     cpu: &Cpu,
     rows: &[SampleRow<'_>],
     out: &mut Sampled,
-    draw: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> SampledToken + Sync,
+    sample: impl Fn(usize, &mut [f32], &mut Vec<(f32, u32)>) -> SampleResult + Sync,
 ) {
-    let mut draws = vec![SampledToken::NonFinite; rows.len()];
-    let parts = Parts::new(&mut draws);
+    let mut results = vec![SampleResult::NonFinite; rows.len()];
+    let parts = Parts::new(&mut results);
     cpu.pool.split(rows.len(), |thread, range| {
         let scratch = &mut *cpu.scratch(thread);
         for row in range {
-            let drawn = draw(row, &mut scratch.row, &mut scratch.candidates);
-            // SAFETY: each row is in one range.
-            unsafe { parts.set(row, drawn) };
+            let result = sample(row, &mut scratch.row, &mut scratch.candidates);
+            // SAFETY: the ranges of the threads are disjoint.
+            unsafe { parts.set(row, result) };
         }
     });
-    for (row, draw) in rows.iter().zip(&draws) {
-        // A row that draws nothing leaves 0: its sequence ends, but the next step may have been planned.
-        out.last[row.slot as usize] = if let SampledToken::Token(token, _) = draw { *token } else { 0 };
+    for (row, result) in rows.iter().zip(&results) {
+        // A row without a token ends its sequence, but the next step may already read the slot: it must hold
+        // a valid id.
+        out.last[row.slot as usize] = if let SampleResult::Token(token, _) = result { *token } else { 0 };
     }
-    out.under_way.push_back(draws);
+    out.pending.push_back(results);
 }
 
-/// The largest logits of a rank.
+/// Computes a rank's shortlist of each row; see [`Device::shortlist`](crate::device::Device::shortlist).
 pub(super) fn shortlist(
     cpu: &Cpu,
     logits: &Floats,
@@ -70,16 +80,17 @@ pub(super) fn shortlist(
     out: &mut Floats,
 ) {
     let count = ids.len();
-    assert!(count <= logits.cols, "{count} ids in rows of {}", logits.cols);
+    assert!(count <= logits.cols, "{count} ids exceed rows of {}", logits.cols);
     let cols = out.cols;
     let parts = Parts::new(out.resize(rows.len()));
     cpu.pool.split(rows.len(), |thread, range| {
         let scratch = &mut *cpu.scratch(thread);
         for row in range {
-            // SAFETY: each row is in one range.
-            let (values, names) = unsafe { parts.part(row * cols..(row + 1) * cols) }.split_at_mut(SHORTLIST);
+            // SAFETY: the ranges of the threads are disjoint.
+            let (values, listed_ids) =
+                unsafe { parts.part(row * cols..(row + 1) * cols) }.split_at_mut(SHORTLIST);
             values.fill(f32::NEG_INFINITY);
-            names.fill(0.0);
+            listed_ids.fill(0.0);
             let (raw, work) = (&logits.row(row)[..count], &mut scratch.row[..count]);
             if !finite(raw) {
                 values[0] = f32::NAN;
@@ -96,13 +107,15 @@ pub(super) fn shortlist(
                 candidates.truncate(SHORTLIST);
             }
             candidates.sort_unstable_by_key(|(_, id)| *id);
-            for ((x, id), (value, name)) in candidates.iter().zip(values.iter_mut().zip(names)) {
-                (*value, *name) = (*x, *id as f32);
+            for ((x, id), (value, listed_id)) in candidates.iter().zip(values.iter_mut().zip(listed_ids)) {
+                (*value, *listed_id) = (*x, *id as f32);
             }
         }
     });
 }
 
+/// Computes the log-probability of the target of each row; see
+/// [`Device::score`](crate::device::Device::score).
 pub(super) fn score(
     cpu: &Cpu,
     logits: &Floats,
@@ -116,68 +129,70 @@ pub(super) fn score(
         for row in range {
             let raw = &logits.row(row)[..vocab];
             let scored = finite(raw).then(|| logprob(raw, targets[row], top));
-            // SAFETY: each row is in one range.
+            // SAFETY: the ranges of the threads are disjoint.
             unsafe { parts.set(row, scored) };
         }
     });
     scores
 }
 
+/// Returns whether all logits are finite. Reads all of them, since a loop without an exit vectorises.
 fn finite(raw: &[f32]) -> bool {
     raw.iter().fold(true, |all, x| all & x.is_finite())
 }
 
-fn draw(
+/// Samples a token from raw logits. `work` has as many elements.
+fn sample_row(
     raw: &[f32],
     row: &SampleRow<'_>,
     work: &mut [f32],
     candidates: &mut Vec<(f32, u32)>,
-) -> SampledToken {
+) -> SampleResult {
     if !finite(raw) {
-        return SampledToken::NonFinite;
+        return SampleResult::NonFinite;
     }
     work.copy_from_slice(raw);
     adjust(row, work, &(0..raw.len() as u32));
-    let Some(token) = choose(work, row, candidates) else { return SampledToken::NonFinite };
-    SampledToken::Token(token, row.logprobs.map(|top| logprob(raw, token, top)))
+    let Some(token) = choose(work, row, candidates) else { return SampleResult::NonFinite };
+    SampleResult::Token(token, row.logprobs.map(|top| logprob(raw, token, top)))
 }
 
-/// The index of a logit; `None` if all are masked.
+/// Chooses a token from adjusted logits and returns its index; `None` if all are masked.
 fn choose(logits: &[f32], row: &SampleRow<'_>, candidates: &mut Vec<(f32, u32)>) -> Option<u32> {
     let best = argmax(logits)?;
     if row.temperature == 0.0 {
         return Some(best);
     }
     let uniform = philox::uniform(row.seed, row.position);
-    Some(random(row, logits, logits[best as usize], candidates, uniform))
+    Some(sample_candidates(row, logits, logits[best as usize], candidates, uniform))
 }
 
-/// Bias, mask, penalties: everything that depends on tokens rather than on probabilities. Logits are those of `ids`.
+/// Applies the bias, penalties and mask to the logits of `ids`.
 fn adjust(row: &SampleRow<'_>, logits: &mut [f32], ids: &Range<u32>) {
-    let place = |id: &u32| ids.contains(id).then(|| (id - ids.start) as usize);
+    let index = |id: &u32| ids.contains(id).then(|| (id - ids.start) as usize);
     for (token, bias) in row.logit_bias {
-        place(token).into_iter().for_each(|i| logits[i] += bias);
+        index(token).into_iter().for_each(|i| logits[i] += bias);
     }
     if row.repetition_penalty != 1.0 {
         let output = row.output.iter().map(|(token, _)| *token);
         let mut seen: Vec<u32> = row.prompt.iter().copied().chain(output).collect();
         seen.sort_unstable();
         seen.dedup();
-        for i in seen.iter().filter_map(place) {
+        for i in seen.iter().filter_map(index) {
             let x = &mut logits[i];
             *x = if *x > 0.0 { *x / row.repetition_penalty } else { *x * row.repetition_penalty };
         }
     }
     for (token, count) in row.output {
         let penalty = row.presence_penalty + row.frequency_penalty * *count as f32;
-        place(token).into_iter().for_each(|i| logits[i] -= penalty);
+        index(token).into_iter().for_each(|i| logits[i] -= penalty);
     }
-    for i in row.barred.iter().filter_map(place) {
+    for i in row.barred.iter().filter_map(index) {
         logits[i] = f32::NEG_INFINITY;
     }
 }
 
-/// The largest logit's id, the lowest on ties; `None` if all are masked.
+/// The index of the largest logit, ties by lower index; `None` if all are masked.
 fn argmax(logits: &[f32]) -> Option<u32> {
     let mut largest = f32::NEG_INFINITY;
     for x in logits {
@@ -189,13 +204,14 @@ fn argmax(logits: &[f32]) -> Option<u32> {
     logits.iter().position(|x| *x == largest).map(|i| i as u32)
 }
 
-/// Larger logits first, lower ids first on ties.
+/// Orders candidates by logit, largest first, ties by lower id.
 fn order(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// Draws with temperature among what top-k, top-p and min-p leave.
-fn random(
+/// Samples among the candidates that top-k, top-p and min-p keep, at the row's temperature. `best` is the
+/// largest logit, `uniform` the random number in \[0, 1).
+fn sample_candidates(
     row: &SampleRow<'_>,
     logits: &[f32],
     best: f32,
@@ -203,7 +219,7 @@ fn random(
     uniform: f64,
 ) -> u32 {
     let weight = |x: f32| (f64::from(x - best) / f64::from(row.temperature)).exp();
-    // Relative to the most probable token, so that min-p and temperature need no normalisation.
+    // Weights are relative to the most probable token, so that min-p needs no normalisation.
     let floor = if row.min_p > 0.0 { f64::from(row.min_p) } else { 0.0 };
     candidates.clear();
     let kept = logits.iter().enumerate().filter(|(_, x)| **x > f32::NEG_INFINITY);
@@ -212,14 +228,14 @@ fn random(
     if top_k > 0 && top_k < candidates.len() {
         candidates.select_nth_unstable_by(top_k - 1, order);
         candidates.truncate(top_k);
-        // Sums then have one order, however many others there were.
+        // The selection's order depends on the other logits; sums need a fixed order.
         candidates.sort_unstable_by(order);
     }
     if row.top_p < 1.0 {
         let total: f64 = candidates.iter().map(|(x, _)| weight(*x)).sum();
         keep_mass(candidates, f64::from(row.top_p) * total, weight);
     }
-    // Unfiltered candidates stand in the order of ids, filtered ones by logit: either is one fixed order.
+    // The order of sums is fixed: by logit if candidates were filtered, by id otherwise.
     if top_k > 0 || row.top_p < 1.0 {
         candidates.sort_unstable_by(order);
     }
@@ -232,17 +248,18 @@ fn random(
             return *token;
         }
     }
-    // Rounding can leave a rest; the last candidate that has any weight takes it.
+    // Rounding can leave a rest. Then the last candidate with a positive weight is sampled.
     let last = candidates.iter().rev().find(|(x, _)| weight(*x) > 0.0);
     last.expect("the best candidate has weight 1").1
 }
 
-/// Cuts to the fewest of the most probable candidates whose weights reach `mass`; at least one.
+/// Keeps the smallest number of the most probable candidates whose weights sum to at least `mass`, at least
+/// one. Keeps all candidates if rounding leaves their sum below `mass`.
 fn keep_mass(candidates: &mut Vec<(f32, u32)>, mass: f64, weight: impl Fn(f32) -> f64) {
     let mut sorted = 0;
     let mut sum = 0.0;
     while sorted < candidates.len() {
-        // Ever larger parts of the order, each sorted after what is already in place.
+        // Sorts the candidates part by part, each 8 times as large as all before it.
         let part = (sorted * 8).max(64).min(candidates.len() - sorted);
         let rest = &mut candidates[sorted..];
         if part < rest.len() {
@@ -260,12 +277,12 @@ fn keep_mass(candidates: &mut Vec<(f32, u32)>, mass: f64, weight: impl Fn(f32) -
     }
 }
 
-/// ln softmax(raw)\[token\], with the `top` most probable tokens. Accumulates in F64.
+/// Computes ln softmax(raw)\[token\] and those of the `top` most probable tokens. Accumulates in F64.
 fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
     let largest = raw.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
     let sum: f64 = raw.iter().map(|x| f64::from((x - largest).exp())).sum();
     let log_sum = f64::from(largest) + sum.ln();
-    let of = |x: f32| (f64::from(x) - log_sum) as f32;
+    let log_softmax = |x: f32| (f64::from(x) - log_sum) as f32;
     let mut best: Vec<(f32, u32)> = Vec::with_capacity(usize::from(top) + 1);
     for (i, x) in raw.iter().enumerate() {
         let worst = if best.len() < usize::from(top) { None } else { best.last() };
@@ -273,10 +290,10 @@ fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
             continue;
         }
         let entry = (*x, i as u32);
-        let place = best.partition_point(|other| order(other, &entry) == Ordering::Less);
-        best.insert(place, entry);
+        let index = best.partition_point(|other| order(other, &entry) == Ordering::Less);
+        best.insert(index, entry);
         best.truncate(usize::from(top));
     }
-    let top = best.into_iter().map(|(x, token)| (token, of(x))).collect();
-    RowLogprob { logprob: of(raw[token as usize]), top }
+    let top = best.into_iter().map(|(x, token)| (token, log_softmax(x))).collect();
+    RowLogprob { logprob: log_softmax(raw[token as usize]), top }
 }

@@ -48,8 +48,8 @@ pub use step::StepTables;
 
 use super::{
     ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, KvDtype, LayerKv,
-    Layout, MatrixShape, Norm, RandomWeights, Rope, RowLogprob, SampleCapacity, SampleRow, SampleSource,
-    SampledToken, StepInputs, Table,
+    Layout, MatrixShape, Norm, RandomWeights, Rope, RowLogprob, SampleCapacity, SampleResult, SampleRow,
+    SampleSource, StepInputs, Table,
 };
 
 /// Cached heads are padded to a multiple of this many elements, the sizes that the kernels are compiled for.
@@ -376,7 +376,7 @@ impl Device for Cuda {
         sample::shortlist(self, logits, ids, rows, out)
     }
 
-    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampledToken>, DeviceError> {
+    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampleResult>, DeviceError> {
         sampled.take()
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::driver::Mirror;
 use super::{Buffer, Cuda, Driver, Floats, Launch, row};
-use crate::device::{DeviceError, RowLogprob, SHORTLIST, SampleCapacity, SampleRow, SampledToken};
+use crate::device::{DeviceError, RowLogprob, SHORTLIST, SampleCapacity, SampleResult, SampleRow};
 
 /// Alternatives per result, which the kernels are compiled for.
 const MAX_ALTERNATIVES: usize = 20;
@@ -35,9 +35,10 @@ struct DeviceRow {
 }
 const _: () = assert!(size_of::<DeviceRow>() == 84);
 
+/// `SampleResult` of `kernels/sample.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SampleResult {
+struct DeviceResult {
     token: u32,
     non_finite: u32,
     logprob: f32,
@@ -45,7 +46,7 @@ struct SampleResult {
     ids: [u32; MAX_ALTERNATIVES],
     logprobs: [f32; MAX_ALTERNATIVES],
 }
-const _: () = assert!(size_of::<SampleResult>() == 176);
+const _: () = assert!(size_of::<DeviceResult>() == 176);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -70,7 +71,7 @@ const _: () = assert!(size_of::<SampleParams>() == 80);
 const LISTS: usize = 8192;
 
 /// Bytes of a result.
-pub(super) const RESULT_BYTES: usize = size_of::<SampleResult>();
+pub(super) const RESULT_BYTES: usize = size_of::<DeviceResult>();
 /// Bytes of scratch per row, without those per logit.
 pub(super) const ROW_BYTES: usize = size_of::<DeviceRow>() + 4 * LISTS + RESULT_BYTES;
 
@@ -81,7 +82,7 @@ pub(super) struct SampleScratch {
     lists: Option<Buffer<u32>>,
     work: Option<Buffer<f32>>,
     seen: Option<Buffer<u32>>,
-    out: Option<Buffer<SampleResult>>,
+    out: Option<Buffer<DeviceResult>>,
 }
 
 impl SampleScratch {
@@ -110,7 +111,7 @@ pub struct Sampled {
 /// The results of one call.
 #[derive(Debug)]
 struct Results {
-    mirror: Mirror<SampleResult>,
+    mirror: Mirror<DeviceResult>,
     /// Whether each row wants log-probabilities.
     logprobs: Vec<bool>,
 }
@@ -123,11 +124,11 @@ impl Sampled {
     }
 
     /// Waits for the earliest results that have not been taken.
-    pub(super) fn take(&mut self) -> Result<Vec<SampledToken>, DeviceError> {
+    pub(super) fn take(&mut self) -> Result<Vec<SampleResult>, DeviceError> {
         let mut results = self.pending.pop_front().expect("results are taken after a sample");
-        let token = |(logprobs, result): (&bool, &SampleResult)| match result.non_finite {
-            0 => SampledToken::Token(result.token, logprobs.then(|| logprob(result))),
-            _ => SampledToken::NonFinite,
+        let token = |(logprobs, result): (&bool, &DeviceResult)| match result.non_finite {
+            0 => SampleResult::Token(result.token, logprobs.then(|| logprob(result))),
+            _ => SampleResult::NonFinite,
         };
         let tokens = results.logprobs.iter().zip(&results.mirror.wait()?).map(token).collect();
         self.free.push(results);
@@ -280,7 +281,7 @@ struct RowParams<'a> {
 
 /// The results of a launch, and the address of the tokens of slots or 0.
 struct SampleTargets<'a> {
-    out: &'a Buffer<SampleResult>,
+    out: &'a Buffer<DeviceResult>,
     last: u64,
 }
 
@@ -370,7 +371,7 @@ fn alternatives(asked: Option<u8>) -> i32 {
     asked.map_or(-1, i32::from)
 }
 
-fn logprob(result: &SampleResult) -> RowLogprob {
+fn logprob(result: &DeviceResult) -> RowLogprob {
     let count = result.alternatives as usize;
     let top = result.ids.iter().copied().zip(result.logprobs).take(count).collect();
     RowLogprob { logprob: result.logprob, top }

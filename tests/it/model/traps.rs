@@ -2,17 +2,17 @@
 //!
 //! | trap | tests |
 //! |---|---|
-//! | rotary embedding pairs halves | `nemotron_unquantised_is_as_near_to_float32_as_bfloat16_is` |
+//! | rotary embedding pairs halves | `unquantised_nemotron_is_within_the_bfloat16_error_of_float32` |
 //! | the rotary fraction has four names | `every_name_of_the_rotary_fraction_is_read_in_both_formats` |
 //! | its default is one half for Nemotron | `by_default_nemotron_rotates_half_and_llama_all_dimensions` |
 //! | | `frequencies_are_spaced_over_the_rotated_dimensions` |
-//! | LayerNorm1p adds 1 to its weight, once, in F32 | `one_is_added_to_a_norms_weight_in_f32` |
+//! | LayerNorm1p adds 1 to its weight, once, in F32 | `layer_norm_1p_adds_one_to_the_weight_in_f32` |
 //! | norms have biases, although the paper says "no bias" | `every_norm_weight_and_bias_is_used` |
 //! | LayerNorm subtracts the mean | `nemotron_subtracts_the_mean_has_biases_and_no_gate` |
 //! | the head size has three sources | `the_head_size_has_three_sources` |
 //! | the epsilon has two names | `the_epsilon_has_two_names` |
 //! | the number of KV heads may be missing | `without_kv_heads_every_query_head_has_its_own` |
-//! | squared ReLU exceeds the range of F16 | `a_squared_relu_outgrows_half_precision` |
+//! | squared ReLU exceeds the range of F16 | `squared_relu_exceeds_the_range_of_f16` |
 //! | `apply_query_key_layer_scaling` changes nothing | `query_key_layer_scaling_has_no_effect` |
 //! | merging Q, K and V must not requantise | `all_forms_of_per_tensor_scales_load_exactly` |
 //! | | `all_forms_of_per_channel_scales_load_exactly` |

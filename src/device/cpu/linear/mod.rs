@@ -1,9 +1,10 @@
-//! out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\]: the lanes of a vector are 32 outputs,
-//! and the sum runs over k in one order for every number of rows, which is what makes a row's result independent of
-//! its neighbours.
+//! The matrix product: out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\]. The
+//! lanes of the vectors are the 32 outputs of a panel. The order of the sum over k is the same for every
+//! number of rows, so that the result of a row does not depend on the other rows.
 //!
-//! Threads take whole panels of 32 outputs. For a row or two, weights are decoded in registers as they stream by; for
-//! more rows a panel is decoded once into the thread's scratch, and all rows pass over that.
+//! Each thread computes whole panels. With AVX-512, one or two rows decode the weights in registers as they
+//! read them; for more rows, the thread decodes part of a panel into its scratch memory and then computes
+//! all rows.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -13,7 +14,7 @@ use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed};
 use super::{Acts, Cpu, Floats, Parts};
 
-/// Floats of scratch that a product of so many rows needs.
+/// Floats of scratch per thread that a product of `rows` rows needs.
 pub(super) fn scratch_floats(rows: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
@@ -26,7 +27,7 @@ pub(super) fn scratch_floats(rows: usize) -> usize {
     }
 }
 
-/// One call's operands, shared by all threads.
+/// The operands of one call, shared by all threads.
 struct Product<'a> {
     x: &'a Acts,
     w: &'a Matrix,
@@ -36,27 +37,27 @@ struct Product<'a> {
 pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(x.cols, w.input, "columns of the input of a [{}, {}] product", w.out, w.input);
     assert_eq!(out.cols, w.out, "columns of the output of a [{}, {}] product", w.out, w.input);
-    assert_eq!(w.input % 2, 0, "an even number of input features");
+    assert_eq!(w.input % 2, 0, "the number of input features must be even");
     let product = Product { x, w, out: Parts::new(out.resize(x.rows)) };
     cpu.pool.split(w.panels(), |thread, panels| {
         let scratch = &mut cpu.scratch(thread).product;
         match cpu.isa.isa() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Checked` Avx512 was detected on this machine.
+            // SAFETY: a `DetectedIsa` of `Avx512` was detected on this machine.
             Isa::Avx512 => unsafe { avx512::panels(&product, panels, scratch) },
             _ => plain::panels(cpu.isa, &product, panels),
         }
     });
 }
 
-/// Scales 32 sums of row `m` and stores those that exist.
+/// Scales the sums of a panel for row `m` and stores those that are not padding.
 #[inline(always)]
 fn store(product: &Product<'_>, m: usize, panel: usize, sums: &[f32; PANEL]) {
     let w = product.w;
     let first = panel * PANEL;
     let count = PANEL.min(w.out - first);
     let start = m * w.out + first;
-    // SAFETY: each panel is one thread's, and (row, panel) names a part of its own.
+    // SAFETY: one thread computes each panel, and the parts of different (row, panel) pairs are disjoint.
     let out = unsafe { product.out.part(start..start + count) };
     let x_scale = product.x.scales[m];
     match &w.data {

@@ -1,20 +1,21 @@
-//! The product for AVX2 and for any machine: F32 multiply-adds over weights decoded panel by panel, row block by row
-//! block. The weights' layout is \[input\]\[32 outputs\].
+//! The product for AVX2 and for plain code: F32 multiply-adds over weights that are decoded to F32. A block
+//! of rows shares one decode of a panel, whose layout is \[input\]\[32 outputs\].
 
 use std::ops::Range;
 
-use super::super::isa::{Checked, by_isa, mul_add};
+use super::super::isa::{DetectedIsa, by_isa, mul_add};
 use super::super::matrix::{PANEL, Packed};
 use super::{Product, store};
 use crate::device::fp8;
 
-/// Rows that share one decode of a weight.
+/// Rows per block.
 const ROWS: usize = 4;
 
 /// Input features decoded at a time.
 const DEPTH: usize = 64;
 
-pub(super) fn panels(isa: Checked, product: &Product<'_>, panels: Range<usize>) {
+/// Computes all rows of some panels.
+pub(super) fn panels(isa: DetectedIsa, product: &Product<'_>, panels: Range<usize>) {
     by_isa!(isa, run_panels(product: &Product<'_>, panels: Range<usize>));
 }
 
@@ -34,6 +35,7 @@ fn run_panels<const FMA: bool>(product: &Product<'_>, panels: Range<usize>) {
     }
 }
 
+/// Computes R rows × one panel.
 #[inline(always)]
 fn tile<const FMA: bool, const R: usize>(product: &Product<'_>, first: usize, panel: usize) {
     let (x, w) = (product.x, product.w);
