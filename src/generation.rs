@@ -383,7 +383,7 @@ impl Generation {
 
     /// Aborts all choices that have not finished. Returns all choices that were aborted so far, with their
     /// final costs.
-    pub fn abort_all(&mut self) -> Vec<(usize, AbortedRequest)> {
+    pub(crate) fn abort_all(&mut self) -> Vec<(usize, AbortedRequest)> {
         (0..self.streams.len()).for_each(|index| self.abort(index));
         std::mem::take(&mut self.aborted)
     }
@@ -409,7 +409,7 @@ impl Generation {
     }
 
     /// Prompt tokens of each choice.
-    pub fn prompt_lengths(&self) -> impl Iterator<Item = usize> + '_ {
+    pub(crate) fn prompt_lengths(&self) -> impl Iterator<Item = usize> + '_ {
         self.prompts.iter().flat_map(|&length| std::iter::repeat_n(length, self.n))
     }
 

@@ -71,7 +71,7 @@ pub(crate) struct Panel<'a> {
     pub(crate) series: Vec<Series>,
 }
 
-/// What is drawn in one colour.
+/// Lines, points and bands of one colour.
 #[derive(Debug, Default)]
 pub(crate) struct Series {
     name: String,

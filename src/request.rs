@@ -31,14 +31,14 @@ pub struct Request {
 
 /// The greatest priority of a request and of a key; the smallest is its negative. The range bounds how long a
 /// request of low priority waits.
-pub const MAX_PRIORITY: i32 = 100;
+pub(crate) const MAX_PRIORITY: i32 = 100;
 
 /// A group of requests that share the server fairly with other tenants.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tenant {
     /// The name of a key or of a user. All requests without one belong to the tenant with the empty name.
     pub name: Arc<str>,
-    /// At least 1. Tenants that have waiting requests are served in proportion to their weights.
+    /// Weight, at least 1. Tenants that have waiting requests are served in proportion to their weights.
     pub weight: u32,
 }
 

@@ -39,7 +39,7 @@ impl<D: Device> Floats<D> {
     ///
     /// # Panics
     /// If the buffer has no memory for as many.
-    pub fn set_rows(&mut self, rows: usize) {
+    pub(crate) fn set_rows(&mut self, rows: usize) {
         assert!(rows <= self.max_rows, "{rows} rows of {} exceed the buffer's {}", self.cols, self.max_rows);
         self.rows = rows;
     }

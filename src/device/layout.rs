@@ -52,7 +52,7 @@ pub struct Layout {
 }
 
 /// KV blocks that attention computes as one split.
-pub const SPLIT_BLOCKS: usize = 4;
+pub(crate) const SPLIT_BLOCKS: usize = 4;
 
 impl Layout {
     /// The CPU device.

@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 pub use floats::{Floats, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
-pub use layout::{Layout, SPLIT_BLOCKS};
+pub use layout::Layout;
+pub(crate) use layout::SPLIT_BLOCKS;
 pub use random_weights::RandomWeights;
 
 /// A failure of the device or a bug of this program. It ends the process.

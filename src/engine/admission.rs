@@ -23,7 +23,7 @@ const LONGEST_RETRY: f64 = 120.0;
 ///
 /// # Errors
 /// [`Reject::QueueFull`], or [`Reject::QueueTokensFull`] if not one more prompt token fits.
-pub fn check_room(
+pub(crate) fn check_room(
     config: &SchedulerConfig,
     counts: &Counts,
     permits: usize,
@@ -38,7 +38,7 @@ pub fn check_room(
 ///
 /// # Errors
 /// [`Reject::QueueFull`].
-pub fn check_group(
+pub(crate) fn check_group(
     config: &SchedulerConfig,
     counts: &Counts,
     permits: usize,
@@ -96,7 +96,7 @@ pub struct WaitEstimate {
 
 impl WaitEstimate {
     /// Estimates the wait of a group that arrives now. All values are 0 while the forecast knows nothing.
-    pub fn of_group<'a>(
+    pub(crate) fn of_group<'a>(
         group: impl Iterator<Item = &'a Request>,
         scheduler: &Scheduler,
         steps_in_flight: usize,

@@ -244,7 +244,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// See [`WaitLimits::check`].
-    pub fn check_wait(&self, group: &[Submission], limits: &WaitLimits) -> Result<(), Reject> {
+    pub(crate) fn check_wait(&self, group: &[Submission], limits: &WaitLimits) -> Result<(), Reject> {
         if !limits.any() {
             return Ok(());
         }
@@ -355,7 +355,7 @@ impl EngineCore {
     }
 
     /// The queue's snapshot for handles.
-    pub fn queue_snapshot(&self) -> QueueSnapshot {
+    pub(crate) fn queue_snapshot(&self) -> QueueSnapshot {
         QueueSnapshot::new(&self.scheduler, self.in_flight.len(), &self.step_clock.forecast)
     }
 

@@ -88,7 +88,7 @@ impl Forecast {
     }
 
     /// Expected seconds of a step with this many tokens; `None` while nothing is known.
-    pub fn step_takes(&self, tokens: usize) -> Option<f64> {
+    pub(crate) fn step_takes(&self, tokens: usize) -> Option<f64> {
         let (base, per_token) = self.coefficients();
         (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
     }
@@ -96,7 +96,7 @@ impl Forecast {
     /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. A step with
     /// more tokens than the mean step may take in proportion longer than the mean step, even if the fitted
     /// line says less.
-    pub fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
+    pub(crate) fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
         // The step's tokens relative to the mean step's, which are x / n.
         let times = if x > 0.0 { (tokens as f64 * n / x).max(1.0) } else { 1.0 };

@@ -69,7 +69,7 @@ impl EngineHandle {
     ///
     /// # Errors
     /// See [`Self::enter`].
-    pub fn check_room(&self, requests: usize) -> Result<(), Reject> {
+    pub(crate) fn check_room(&self, requests: usize) -> Result<(), Reject> {
         self.shared.check_room(requests)
     }
 
@@ -78,7 +78,12 @@ impl EngineHandle {
     ///
     /// # Errors
     /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
-    pub fn check_wait(&self, tenant: &Tenant, priority: i32, options: &SubmitOptions) -> Result<(), Reject> {
+    pub(crate) fn check_wait(
+        &self,
+        tenant: &Tenant,
+        priority: i32,
+        options: &SubmitOptions,
+    ) -> Result<(), Reject> {
         let limits = self.wait_limits(options);
         if !limits.any() {
             return Ok(());
@@ -271,7 +276,7 @@ impl UpdateStream {
     ///
     /// # Panics
     /// If called after the finish.
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Update> {
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Update> {
         assert!(!self.finished, "request {} was read after its finish", self.id.0);
         let update = ready!(self.updates.poll_recv(context)).unwrap_or_else(|| {
             let finish = Some(Finish::Error("the engine ended without an answer".to_owned()));

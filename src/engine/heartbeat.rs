@@ -37,7 +37,7 @@ impl AtomicInstant {
     }
 
     /// Sets the instant if it is `None`.
-    pub fn set_if_none(&self, at: Instant) {
+    pub(crate) fn set_if_none(&self, at: Instant) {
         let _set_before =
             self.nanos.compare_exchange(0, self.code(Some(at)), Ordering::AcqRel, Ordering::Acquire);
     }

@@ -80,7 +80,7 @@ pub struct Listener {
 
 impl Listener {
     /// Whether the recording ended early because the queue was full. Valid once `events` is closed.
-    pub fn is_incomplete(&self) -> bool {
+    pub(crate) fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
     }
 }

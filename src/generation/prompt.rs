@@ -10,14 +10,14 @@ use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Special, TextError, 
 pub enum Prompts {
     /// A conversation, which the model's chat template renders.
     Chat {
-        /// At least one message.
+        /// Messages of the conversation, at least one.
         messages: Vec<ChatMessage>,
         /// Options of the template.
         options: RenderOptions,
     },
     /// Texts; special tokens that are written out in them are recognised.
     Texts {
-        /// At least one.
+        /// One or more texts.
         texts: Vec<String>,
         /// Adds the tokens of the tokenizer's post-processor to each text, such as a BOS.
         add_special: bool,
@@ -45,7 +45,7 @@ pub struct Prompt {
 
 impl Prompts {
     /// Whether the prompt is a conversation.
-    pub fn is_chat(&self) -> bool {
+    pub(crate) fn is_chat(&self) -> bool {
         matches!(self, Self::Chat { .. })
     }
 
@@ -59,7 +59,7 @@ impl Prompts {
     }
 
     /// Bytes of the longest prompt's text; 0 for token ids.
-    pub fn text_bytes(&self) -> usize {
+    pub(crate) fn text_bytes(&self) -> usize {
         match self {
             Self::Chat { messages, .. } => messages.iter().map(|message| message.content.len()).sum(),
             Self::Texts { texts, .. } => texts.iter().map(String::len).max().unwrap_or(0),

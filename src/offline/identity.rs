@@ -1,5 +1,4 @@
-//! What a conversion depends on: its command, settings and input. Compared before an interrupted run
-//! continues.
+//! Identity of a conversion: its command, settings and input. Compared before an interrupted run continues.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};

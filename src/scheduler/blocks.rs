@@ -195,7 +195,7 @@ impl Table {
     }
 
     /// Id of the last block, or `None` if the table is empty.
-    pub fn last_id(&self) -> Option<u32> {
+    pub(crate) fn last_id(&self) -> Option<u32> {
         self.ids.last().copied()
     }
 

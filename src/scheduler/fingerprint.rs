@@ -9,7 +9,7 @@ struct Fingerprint(u64);
 
 impl StepPlan {
     /// Hashes every field of the plan. The hash is not cryptographic: collisions can be constructed.
-    pub fn fingerprint(&self) -> u64 {
+    pub(crate) fn fingerprint(&self) -> u64 {
         let mut print = Fingerprint(0);
         print.add(self.id);
         print.add(self.rows.len() as u64);

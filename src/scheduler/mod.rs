@@ -39,7 +39,7 @@ use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
 
 /// The most steps that may be planned and not yet committed.
-pub const MAX_IN_FLIGHT: usize = 2;
+pub(crate) const MAX_IN_FLIGHT: usize = 2;
 
 /// Identifies one request. An id is never used twice while the engine lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -105,7 +105,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     /// [`Reject::QueueFull`].
-    pub fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
+    pub(crate) fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_requests;
         if waiting > 0 && waiting + more > limit {
             return Err(Reject::QueueFull { waiting, limit });
@@ -117,7 +117,7 @@ impl SchedulerConfig {
     ///
     /// # Errors
     /// [`Reject::QueueTokensFull`].
-    pub fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
+    pub(crate) fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
         let limit = self.max_queue_tokens;
         if waiting > 0 && waiting + more > limit {
             return Err(Reject::QueueTokensFull { waiting, limit });
@@ -127,7 +127,7 @@ impl SchedulerConfig {
 
     /// # Panics
     /// If a limit that must be positive is 0, or `kv_reserve` is not from 0 to 1.
-    pub fn assert_sound(&self) {
+    pub(crate) fn assert_sound(&self) {
         assert!(self.max_num_seqs > 0, "max_num_seqs must be positive");
         assert!(self.max_num_batched_tokens > 0, "max_num_batched_tokens must be positive");
         assert!(self.max_model_len > 0, "max_model_len must be positive");
@@ -307,7 +307,7 @@ impl Scheduler {
 
     /// The tenant and priority of all waiting requests; `None` where they differ. A new request of this
     /// tenant and priority, or of a lower priority, starts after all of them, whatever their ages.
-    pub fn uniform_queue(&self) -> Option<&(Arc<str>, i32)> {
+    pub(crate) fn uniform_queue(&self) -> Option<&(Arc<str>, i32)> {
         self.waiting.only_line()
     }
 
@@ -428,7 +428,7 @@ impl Scheduler {
     }
 
     /// Prompt tokens of running sequences that are not planned yet.
-    pub fn unfed_tokens(&self) -> usize {
+    pub(crate) fn unfed_tokens(&self) -> usize {
         self.running.values().map(Sequence::pending).filter(|pending| *pending > 1).sum()
     }
 

@@ -10,7 +10,7 @@ use super::sequence::Sequence;
 
 impl Scheduler {
     /// Reads the state of all running sequences. It changes no decision.
-    pub fn prefetch(&self) {
+    pub(crate) fn prefetch(&self) {
         let sum = self.running.values().map(Sequence::read_state).fold(0, u64::wrapping_add);
         std::hint::black_box(sum);
     }

@@ -83,7 +83,7 @@ impl PrefixIndex {
     }
 
     /// Marks a cached block as evictable. Called when its last handle is dropped.
-    pub fn release(&mut self, block: u32) {
+    pub(crate) fn release(&mut self, block: u32) {
         self.pin(block);
         self.evictable.insert(self.releases, block);
         self.evictable_since[block as usize] = Some(self.releases);
@@ -98,19 +98,19 @@ impl PrefixIndex {
     }
 
     /// Removes the least recently used evictable block from the index and returns its id.
-    pub fn evict(&mut self) -> Option<u32> {
+    pub(crate) fn evict(&mut self) -> Option<u32> {
         let (_, &block) = self.evictable.first_key_value()?;
         self.remove(block);
         Some(block)
     }
 
     /// Number of evictable blocks: cached, without a handle.
-    pub fn evictable(&self) -> usize {
+    pub(crate) fn evictable(&self) -> usize {
         self.evictable.len()
     }
 
     /// Whether a block is evictable.
-    pub fn is_evictable(&self, block: u32) -> bool {
+    pub(crate) fn is_evictable(&self, block: u32) -> bool {
         self.evictable_since[block as usize].is_some()
     }
 

@@ -120,7 +120,7 @@ impl Sequence {
 
     /// Blocks needed beyond those of the current tokens if the sequence generates `max_tokens`. The last
     /// token is never fed to the model, so it needs no position.
-    pub fn growth(&self) -> usize {
+    pub(crate) fn growth(&self) -> usize {
         let most = self.prompt_len() + (self.request.stop.max_tokens as usize).max(1) - 1;
         most.div_ceil(BLOCK_TOKENS).saturating_sub(self.len().div_ceil(BLOCK_TOKENS))
     }
@@ -153,13 +153,13 @@ impl Sequence {
     }
 
     /// Whether the next token to feed lies beyond the blocks held.
-    pub fn needs_block(&self) -> bool {
+    pub(crate) fn needs_block(&self) -> bool {
         self.planned >= self.table.len() * BLOCK_TOKENS
     }
 
     /// Keys of the blocks that a prefix hit may cover. At least one token is left to compute, because its
     /// logits are needed. Empty if prompt tokens must be scored: cached positions have no logits.
-    pub fn lookup_keys(&mut self) -> &[BlockKey] {
+    pub(crate) fn lookup_keys(&mut self) -> &[BlockKey] {
         if self.request.prompt_logprobs.is_some() {
             return &[];
         }
@@ -191,7 +191,7 @@ impl Sequence {
 
     /// Reads a part of everything that the next commit and the next plan need, for
     /// [`super::Scheduler::prefetch`]. The result has no meaning.
-    pub fn read_state(&self) -> u64 {
+    pub(crate) fn read_state(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [
             u64::from(self.tokens.last().copied().unwrap_or(0)),
@@ -206,7 +206,7 @@ impl Sequence {
 
     /// Gives up slot and blocks and keeps the tokens: what was computed is computed again after the next
     /// start.
-    pub fn give_up(&mut self) {
+    pub(crate) fn give_up(&mut self) {
         debug_assert_eq!((self.in_flight, self.ahead), (0, 0), "a runner may still write to its blocks");
         self.slot = None;
         self.table.clear();
@@ -264,12 +264,17 @@ impl Sequence {
     }
 
     /// Counts a row as committed without using its output.
-    pub fn discard(&mut self) {
+    pub(crate) fn discard(&mut self) {
         self.in_flight -= 1;
     }
 
     /// Applies the output of one of its rows. `None` if the client gets no update.
-    pub fn apply_output(&mut self, row: &PlannedRow, output: RowOutput, vocab: usize) -> Option<Update> {
+    pub(crate) fn apply_output(
+        &mut self,
+        row: &PlannedRow,
+        output: RowOutput,
+        vocab: usize,
+    ) -> Option<Update> {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
         if let Some(fault) = fault(row, &output, vocab) {
@@ -334,12 +339,12 @@ impl Sequence {
     }
 
     /// Whether the sequence is computing the full block `block` that will have this key.
-    pub fn is_computing(&self, block: usize, key: BlockKey) -> bool {
+    pub(crate) fn is_computing(&self, block: usize, key: BlockKey) -> bool {
         self.keys.get(block) == Some(&key) && self.computed < (block + 1) * BLOCK_TOKENS
     }
 
     /// Number of positions whose results are committed.
-    pub fn computed(&self) -> usize {
+    pub(crate) fn computed(&self) -> usize {
         self.computed
     }
 }

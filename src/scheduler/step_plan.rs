@@ -15,7 +15,7 @@ pub const BLOCK_TOKENS: usize = 64;
 pub struct StepPlan {
     /// Counts up from 0. An output names its plan by this id.
     pub id: u64,
-    /// At most one row per sequence.
+    /// Rows to run, at most one per sequence.
     pub rows: Vec<Row>,
 }
 

@@ -313,7 +313,7 @@ impl ApiError {
 
     /// Returns the error for a refusal. `param` is the field that holds the prompt. `retry_after` is used if
     /// the queue is full and no time was predicted.
-    pub fn from_refusal(refusal: Refusal, param: &'static str, retry_after: Duration) -> Self {
+    pub(crate) fn from_refusal(refusal: Refusal, param: &'static str, retry_after: Duration) -> Self {
         match refusal {
             Refusal::TooLong { prompt, completion, limit } => {
                 Self::ContextLength { param, limit, prompt, completion }

@@ -1,5 +1,5 @@
-//! What every device must do: its operations against plain references in F64, row by row the same bits in any company,
-//! and whole models against transformers. Each test binary has its own `dev`, which says what the device is.
+//! Tests of every device: operations against plain references in F64, equal bits of a row in any batch, and
+//! whole models against transformers. Each test binary has its own `dev`, which makes the device under test.
 
 mod attention;
 pub mod determinism;
@@ -32,7 +32,7 @@ pub fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as De
     let mut out = device.acts(rows, cols).unwrap();
     let mut residual = device.floats(rows, cols).unwrap();
     device.write(x, &mut residual).unwrap();
-    // RMSNorm with an epsilon that dwarfs the variance multiplies by 2^-30; the weight brings it back, exactly.
+    // RMSNorm with an epsilon far above the variance multiplies by 2^-30; the weight undoes that exactly.
     let norm = Norm {
         kind: NormKind::RmsNorm,
         weight: upload_floats(device, cols, &vec![(1u64 << 30) as f32; cols]).unwrap(),
@@ -67,7 +67,7 @@ fn bf16_matrix(w: &[u16], input: usize) -> HostMatrix<'_> {
     HostMatrix { out: w.len() / input, input, data: MatrixData::Bf16(w) }
 }
 
-/// What products see of quantised rows: multiplied by the identity, to which BF16 and E4M3 are exact.
+/// Quantised rows as products read them: multiplied by the identity, which BF16 and E4M3 hold exactly.
 fn seen(device: &Dev, acts: &<Dev as Device>::Acts, rows: usize, cols: usize) -> Vec<f32> {
     let codes: Vec<u8> =
         (0..cols * cols).map(|i| if i / cols == i % cols { codec::encode(1.0) } else { 0 }).collect();

@@ -5,7 +5,7 @@ use octant::device::{ActQuant, HostMatrix};
 
 pub type Dev = Cpu;
 
-/// Products take a multiple of so many inputs.
+/// Input features of a matrix must be a multiple of this.
 pub const INPUTS: usize = 2;
 
 /// Tokens per answer where whole models are tried in many ways.

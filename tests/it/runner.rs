@@ -106,7 +106,7 @@ fn a_rank_that_fails_says_where() {
     strings.send(Err("the link is down".to_owned())).unwrap();
     runner.enqueue(&Arc::new(plan())).unwrap();
     assert_eq!(runner.collect().unwrap_err().message, "rank 0 failed: all_reduce: the link is down");
-    // Whoever asks again hears of it again, in other words.
+    // A later step fails too, with another message.
     assert!(runner.enqueue(&Arc::new(plan())).and_then(|()| runner.collect().map(|_| ())).is_err());
 }
 

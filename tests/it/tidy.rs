@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use imports::{code, file_cycles, imports};
 
-/// What a module may import, in data-path order; what it does not name is out of bounds.
+/// The modules that each module may import, in data-path order.
 const BOUNDARIES: [(&str, &[&str]); 22] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text", "machine"]),
@@ -232,7 +232,8 @@ fn traits(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// What would tie the project to where it was written. Spelled in pieces, so as not to find themselves.
+/// Names of the machine that the project was written on. Each is spelled in pieces, so that this file does not
+/// match.
 fn foreign(path: &str, text: &str) -> Vec<String> {
     let banned =
         [["/wo", "rk/"], ["/ro", "ot/"], ["../sha", "red"], ["pythonho", "sted.org"], ["pypi", ".org"]];

@@ -115,12 +115,12 @@ impl Peers {
     }
 
     /// Shares floats with the group. Operations may use them once every rank has shared its own.
-    pub fn share_floats(&self, floats: &Floats) {
+    pub(crate) fn share_floats(&self, floats: &Floats) {
         self.share(floats.data.memory());
     }
 
     /// Shares inputs of products with the group.
-    pub fn share_acts(&self, acts: &Acts) {
+    pub(crate) fn share_acts(&self, acts: &Acts) {
         self.share(acts.values.memory());
         self.share(acts.scales.memory());
     }
@@ -139,7 +139,7 @@ impl Peers {
     }
 
     /// Takes back the `count` allocations shared last. Every rank does the same, when no operation uses them.
-    pub fn unshare(&self, count: usize) {
+    pub(crate) fn unshare(&self, count: usize) {
         let mut shared = locked(&self.group.shared);
         let own = shared.iter().rposition(|ranks| ranks[self.rank].is_some()).map_or(0, |last| last + 1);
         for ranks in &mut shared[own - count..own] {

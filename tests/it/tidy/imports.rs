@@ -1,4 +1,4 @@
-//! What a source file imports: `use` trees with their braces expanded, and the files that they name.
+//! Imports of a source file: `use` trees with their braces expanded, and the files that they name.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -286,7 +286,7 @@ impl HostCopy for PinnedCopy {
 }
 
 /// Whether a shared library can be loaded.
-pub fn library_loads(file: &str) -> bool {
+pub(crate) fn library_loads(file: &str) -> bool {
     // SAFETY: used for NVIDIA's libraries; the program relies on nothing that their loading does.
     unsafe { libloading::Library::new(file) }.is_ok()
 }
