@@ -1,7 +1,8 @@
 // OP: out = quant(relu(h)^2), or with a gate quant(silu(gate) * up)
 // INPUTS: h f32 [rows, cols], or [rows, 2 * cols] with the gate first
 // OUTPUTS: out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
-// LAUNCH: one block per row, of 32 to 512 threads by cols alone; 4 * cols bytes of shared memory
+// LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
+//     memory
 // LIMITS: cols even, at most 56,000
 // NUMERICS: F32; out within one unit in the last place of the CPU twin's; NaN stays NaN
 // COST: rows * cols * (4, or 8 with a gate, + bytes of an output element); bound by memory
@@ -26,7 +27,7 @@ KERNEL(activation, ActivationParams, ROW_THREADS) {
             if (p.gated) {
                 row[i] = x / (1.0f + expf(-x)) * h[cols + i];
             } else {
-                // Not fmaxf, which drops NaN: the sampler must see it.
+                // Not fmaxf, which turns NaN into 0: the NaN must reach the sampler, which reports it.
                 const float positive = x < 0.0f ? 0.0f : x;
                 row[i] = positive * positive;
             }

@@ -3,8 +3,8 @@
 // INPUTS: sums f32 [entry][q_heads][head_dim] and stats f32 [entry][q_heads][2] of attention_decode and
 //     attention_prefill; entries u32 [rows + 1]: the index of each row's first entry
 // OUTPUTS: out [rows, q_heads * head_dim] as BF16, or as E4M3 with scales f32 [rows]
-// LAUNCH: one block per row, of 32 to 512 threads by cols alone; 4 * q_heads * head_dim bytes of shared
-//     memory
+// LAUNCH: one block per row; q_heads * head_dim alone decides its number of threads, 32 to 512; 4 * q_heads *
+//     head_dim bytes of shared memory
 // LIMITS: q_heads * head_dim even, at most 56,000
 // NUMERICS: F32, entries in order
 // COST: entries * q_heads * (head_dim + 2) * 4 bytes and the output; bound by memory

@@ -3,7 +3,8 @@
 // INPUTS: residual f32 [rows, cols], delta f32 [rows, cols] or null, weight f32 [cols], bias f32 [cols] or
 //     null
 // OUTPUTS: residual, if there is a delta; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
-// LAUNCH: one block per row, of 32 to 512 threads by cols alone; 4 * cols bytes of shared memory
+// LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
+//     memory
 // LIMITS: cols even, at most 56,000
 // NUMERICS: F32, sums as a tree over the block; out within one unit in the last place of the CPU twin's
 // COST: rows * cols * (8 + 4 with delta + 4 if written back) bytes, and cols * 8; bound by memory

@@ -1,15 +1,15 @@
 // Synchronisation of ranks that access one another's memory.
 //
 // Every rank has a mailbox in its own memory, to which the others write. Operations are counted on the
-// device, so that a replayed CUDA graph waits for the right ones. An operation begins when every rank has
-// begun it; from then on it may read what any rank wrote before. An operation with a barrier at its end is
-// over when it is over on every rank; from then on its inputs may be overwritten, and other ranks' writes to
-// this rank's memory are visible.
+// device, so that a replayed CUDA graph waits for the right ones. To begin an operation, a rank signals every
+// rank and waits for the signals of all. After that it may read what any rank wrote before its signal. If the
+// operation has a barrier at its end, a rank that has done its part signals again and waits for all. After
+// that its inputs may be overwritten, and other ranks' writes to this rank's memory are visible.
 //
-// A rank that is later than the timeout, or has ended, fails the operation on the others: they name it in
-// host memory and do not wait again. A block waits only for the first blocks of other ranks, and the last
-// block of a rank only for the last blocks of the others, so that not all blocks need to run at the same
-// time.
+// If a rank does not signal within the timeout, or has ended, the operation fails on the others: they write
+// its number to host memory and do not wait again. At the beginning a block waits only for the first block of
+// each rank, and at the end the last block of a rank waits only for the last block of each rank, so the
+// blocks of an operation need not all run at the same time.
 #pragma once
 
 #include "device.cuh"
@@ -24,7 +24,7 @@ struct Mailbox {
     uint32_t operations;
     // The number of blocks of the current operation that are done.
     uint32_t blocks;
-    // 1 + the rank that was missed (+ 256 if that rank has ended); 0 for none.
+    // 1 + the rank that did not signal in time (+ 256 if that rank has ended); 0 for none.
     uint32_t failed;
     uint32_t unused;
 };
@@ -32,10 +32,10 @@ static_assert(sizeof(Mailbox) == 80);
 
 struct Peers {
     Mailbox* mailboxes[MAX_RANKS];
-    // In host memory. Word 0: the first rank that ended. Word 1 + r: the rank that rank r missed. Encoded
-    // like Mailbox::failed.
+    // In host memory. Word 0: the first rank that ended. Word 1 + r: the rank that rank r waited for without success.
+    // Encoded like Mailbox::failed.
     uint32_t* words;
-    // Nanoseconds.
+    // The longest wait for another rank, in nanoseconds.
     uint64_t timeout;
     uint32_t rank;
     uint32_t count;
@@ -43,7 +43,7 @@ struct Peers {
 static_assert(sizeof(Peers) == 88);
 
 // Waits until a counter of this rank's mailbox has reached `number`; counters wrap around. False if rank
-// `whose` did not come in time or a rank has ended.
+// `whose` does not signal in time, or if a rank has ended.
 DEVICE bool reached(const Peers& peers, const uint32_t* counter, uint32_t number, uint32_t whose) {
     uint64_t since = 0;
     for (uint32_t spins = 1;; ++spins) {
@@ -66,8 +66,8 @@ DEVICE bool reached(const Peers& peers, const uint32_t* counter, uint32_t number
 // The number of the current operation. Every block reads it before it begins.
 DEVICE uint32_t operation_of(const Peers& peers) { return peers.mailboxes[peers.rank]->operations; }
 
-// Begins an operation. False for the whole block if a rank does not come; then no other rank's memory may be
-// read.
+// Begins an operation. False for the whole block if a rank does not signal; then no other rank's memory may
+// be read.
 DEVICE bool all_begin(const Peers& peers, uint32_t operation) {
     const Mailbox* own = peers.mailboxes[peers.rank];
     const bool failed = load_acquire(&own->failed) != 0;
@@ -83,8 +83,8 @@ DEVICE bool all_begin(const Peers& peers, uint32_t operation) {
     return __syncthreads_or(missed) == 0;
 }
 
-// Ends an operation; with `barrier`, not before it has ended on every rank. A rank that has failed does not
-// signal the end.
+// Ends an operation. With `barrier`, waits until every rank has signalled the end. A rank on which the
+// operation has failed sends no signal and does not wait.
 DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
     SHARED uint32_t last;
     Mailbox* own = peers.mailboxes[peers.rank];

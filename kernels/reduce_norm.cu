@@ -1,16 +1,17 @@
-// OP: residual += the sum over ranks of delta; out = quant(norm(residual)), the norm of norm.cu
+// OP: residual += the sum over ranks of delta; out = quant(norm(residual)), with norm as in norm.cu
 // INPUTS: deltas f32 [rows, cols], one of each rank; residual f32 [rows, cols], valid in this rank's rows;
 //     weight f32 [cols], bias f32 [cols] or null
-// OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]:
-//     one-shot this rank's, two-shot every rank's
-// LAUNCH: any number of blocks of 32 to 512 threads, by cols alone; 4 * cols bytes of shared memory, or 6 *
-//     cols if two-shot; the same operations in the same order on every rank
+// OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows];
+//     one-shot writes this rank's out, two-shot every rank's
+// LAUNCH: any number of blocks; cols alone decides their number of threads, 32 to 512; 4 * cols bytes of
+//     shared memory, or 6 * cols if two-shot; every rank launches the same operations in the same order
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; two consecutive one-shot launches read
 //     different deltas
-// NUMERICS: F32, from 0 in rank order; one-shot and two-shot give the same bits, those of reduce.cu followed
-//     by norm.cu
-// COST: one-shot: rows * cols * 4 * (ranks - 1) bytes in; two-shot: that / ranks in, and rows * cols * (ranks
-//     - 1) / ranks codes in and out; bound by latency for few rows, then by the link
+// NUMERICS: F32; each sum starts at 0 and adds the ranks in order; one-shot and two-shot give the same bits,
+//     those of reduce.cu followed by norm.cu
+// COST: per rank over the link: one-shot receives rows * cols * 4 * (ranks - 1) bytes; two-shot receives 1 /
+//     ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for few
+//     rows, then by the link
 // TWINS: src/comm/local.rs
 #include "peers.cuh"
 #include "row.cuh"
@@ -21,19 +22,19 @@ struct ReduceNormParams {
     float4* residual;
     const float* weight;
     const float* bias;
-    // By rank. One-shot writes this rank's only.
+    // Indexed by rank. One-shot writes only this rank's.
     Quantised out[MAX_RANKS];
     uint32_t cols;
     uint32_t layer_norm;
-    // This rank's rows: all if one-shot, or its share.
+    // The rows that this rank computes, first to last - 1: all if one-shot, its share if two-shot.
     uint32_t first, last;
     uint32_t two_shot;
     float eps;
 };
 static_assert(sizeof(ReduceNormParams) == 392);
 
-// Writes a row to every rank. The row is quantised in shared memory first, so that stores to the link are
-// wide.
+// Writes a row to every rank. The row is quantised in shared memory first, so that each store to another rank
+// has 16 bytes.
 DEVICE void push_row(const ReduceNormParams& p, const float* row, unsigned char* copy, uint32_t index) {
     const Quantised& target = p.out[p.peers.rank];
     const float scale = quantise_row(row, p.cols, target.kind, target.static_scale, copy);

@@ -1,5 +1,5 @@
-//! Mean, standard deviation and percentiles of measured or simulated values; every value is kept, so that all
-//! are exact.
+//! Mean, standard deviation and percentiles of measured or simulated values. Every value is kept, so the
+//! results are exact.
 //!
 //! All percentiles of this project have one definition, linear interpolation, which is numpy's default. The
 //! values are sorted, `x[0] <= ... <= x[n - 1]`. The percentile of a share `q` from 0 to 1 is `x[k] + (x[k +

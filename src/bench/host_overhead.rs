@@ -2,12 +2,12 @@
 //! no CPU.
 //!
 //! Four measurements:
-//! - The scheduler alone: a plan and a commit, by numbers of running and waiting sequences and by prompt
-//!   length.
-//! - The engine: from the results of a step to the next launch, while clients receive tokens.
-//! - The server: a second process of this program with steps of a fixed length, under a client in this
+//! - The scheduler alone: the times of a plan and of a commit, by number of running sequences, number of
+//!   waiting sequences and prompt length.
+//! - The engine: the time from the results of a step to the next launch, while clients receive tokens.
+//! - The server: a second process of this program with steps of a fixed length, loaded by a client in this
 //!   process.
-//! - A lower bound of the server's cost: a thread that only writes one event per token, under the same
+//! - A lower bound of the server's cost: a thread that only writes one event per token, loaded by the same
 //!   client.
 
 use std::process::ExitCode;
@@ -32,7 +32,7 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         Ok(json!({"rows": rows, "us": {"p50": p50, "p90": p90, "p99": p99, "max": max}}))
     });
     all.insert("gap".to_owned(), gaps.collect::<anyhow::Result<Value>>()?);
-    println!("\nThe server, end to end; its processor time includes the system's");
+    println!("\nThe server, end to end; its CPU time includes time in the kernel");
     println!(
         "{:>8} {:>8} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
         "streams", "step ms", "tokens/s", "us/token", "of system", "late p50", "late p99", "settled", "MB"
@@ -54,9 +54,9 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
         bare.push(serde_json::to_value(&figures)?);
     }
     all.insert("bare".to_owned(), Value::Array(bare));
-    println!("late: milliseconds between two tokens of a stream beyond the length of a step");
+    println!("late: time between two tokens of a stream minus the length of a step, ms");
     println!(
-        "settled: late p99 without the first {SETTLED} tokens of each answer, when other requests arrive"
+        "settled: late p99 without the first {SETTLED} tokens of each answer, while other requests start"
     );
     if args.json {
         println!("{}", serde_json::to_string_pretty(&all)?);
@@ -64,8 +64,8 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Times of the scheduler with 1, 2, 4 and 8 times the running sequences, the waiting ones, and the prompt
-/// length.
+/// Times of the scheduler at a base load; with 2, 4 and 8 times its running sequences, its waiting sequences
+/// or its prompt length; and with 8 times its running and waiting sequences together.
 fn growth() -> Value {
     println!("The scheduler alone, medians, us");
     println!("{:>8} {:>8} {:>8} {:>8} {:>8}", "running", "waiting", "prompt", "plan", "commit");

@@ -1,9 +1,9 @@
 //! `octant bench load`: compares loading a model as `octant serve` does with only reading its files.
 //!
-//! Each repetition reads the files through the page cache, reads them past it as the loader does, reads them
-//! into new memory of the same size, and loads the model. It does so cold, with the files dropped from the
-//! page cache before each measurement, and warm. The benchmark also reports the peak memory of loading beyond
-//! the weights.
+//! Each repetition measures four things: reading the files through the page cache, reading them with the
+//! loader's direct I/O, reading them into new memory of the same size, and loading the model. It measures
+//! them cold, with the files dropped from the page cache before each measurement, and warm. The benchmark
+//! also reports the peak memory of loading beyond the weights.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -85,7 +85,7 @@ struct Run<'a> {
 struct Rates {
     /// Reading into a buffer through the page cache.
     files: f64,
-    /// Reading as the loader does: past the page cache, except for what it holds.
+    /// Reading as the loader does: with direct I/O, except for bytes that are in the page cache.
     past: f64,
     /// Reading into new memory as large as the files.
     kept: f64,
@@ -115,7 +115,7 @@ impl Run<'_> {
             };
             show(&format!("{state}, medians"), &medians);
             println!(
-                "{state}, medians of ratios: to files {:.2}, past the cache {:.2}, to files kept {:.2}; \
+                "{state}, medians of ratios: load/files {:.2}, load/past cache {:.2}, load/files kept {:.2}; \
                  memory beyond the weights at most {:.0} MB",
                 median(|r| r.load / r.files),
                 median(|r| r.load / r.past),

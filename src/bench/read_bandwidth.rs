@@ -15,8 +15,8 @@ pub(super) fn read_bandwidth(devices: &Devices) -> anyhow::Result<f64> {
     }
 }
 
-/// Bytes per second of sums by `threads` threads over a buffer of `bytes`, which should be much larger than
-/// any cache. Best of three runs.
+/// Bytes per second at which `threads` threads sum a buffer of `bytes` bytes, which should be much larger
+/// than any cache. Best of three runs.
 pub fn cpu_read_bandwidth(threads: usize, bytes: usize) -> f64 {
     let data = vec![1u64; bytes / 8];
     let part = data.len() / threads;

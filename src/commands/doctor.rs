@@ -49,7 +49,7 @@ fn memory() -> Finding {
 mod gpu {
     use super::Finding;
 
-    /// A build without CUDA needs no GPU.
+    /// Reports that this build has no CUDA and therefore needs no GPU.
     pub(super) fn findings() -> Vec<Finding> {
         let text = "this binary was built without CUDA and serves on the CPU".to_owned();
         vec![Finding::needed("cuda", Ok(text))]
@@ -106,7 +106,7 @@ mod gpu {
         let mut findings = vec![Finding::needed("driver", outcome)];
         let count = nvml.device_count().unwrap_or(0);
         if count == 0 {
-            findings.push(Finding::needed("gpu", Err(anyhow!("the driver shows no GPU"))));
+            findings.push(Finding::needed("gpu", Err(anyhow!("the driver reports no GPU"))));
         }
         for index in 0..count {
             let described = nvml.device_by_index(index).and_then(|gpu| describe(&gpu));

@@ -41,7 +41,8 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    // First of all: the kernel drops signals to process 1 of a container while it has no handler for them.
+    // Handlers come first: the kernel drops signals to process 1 of a container while it has no handler for
+    // them.
     let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
     let status = ServerStatus::new(config.timeouts.stall_timeout);
     let ports =
@@ -64,8 +65,8 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
     }
     let ended = outcome.and_then(|(ended, thread)| join(thread).map(|joined| (ended, joined)));
-    // The recording is also finished after a failure, but not while the engine's thread, still in a step,
-    // holds it.
+    // Finishes the recording, also after a failure, unless the engine's thread is still in a step and holds
+    // it.
     let over = !matches!(ended, Ok((_, false)));
     let recorded = recording.filter(|_| over).map(Recording::finish).transpose().context("--record");
     let (ended, joined) = ended?;

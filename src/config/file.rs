@@ -1,14 +1,16 @@
 //! The TOML file of `octant serve --config`, below the command line and the environment.
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches};
 
-use super::{Cli, Command, ConfigError, ServeArgs};
+use super::{Cli, Command, ConfigError, ServeArgs, Size};
 
 /// The required flag of `octant serve`, which the file may give.
 const MODEL: &str = "model";
@@ -64,28 +66,60 @@ fn file_args(path: &Path, matches: &ArgMatches) -> Result<Vec<OsString>, ConfigE
         let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(key) && key != "config");
         let arg = arg.ok_or_else(|| wrong(format!("unknown field `{key}`")))?;
         let value = text_of(value, arg).map_err(|message| wrong(format!("{key}: {message}")))?;
-        if !given(matches, arg.get_id().as_str()) {
-            args.push(format!("--{key}={value}").into());
+        let flag = format!("--{key}={value}");
+        if given(matches, arg.get_id().as_str()) {
+            // Not used, but a wrong value in the file is still an error.
+            let alone = serve.clone().mut_arg(MODEL, |model| model.required(false));
+            alone.try_get_matches_from(["serve", &flag]).map_err(|error| wrong(first_paragraph(&error)))?;
+        } else {
+            args.push(flag.into());
         }
     }
     Ok(args)
 }
 
-/// A TOML value as the flag's text. Only flags that take lists accept an array.
+/// A TOML value as the flag's text. A flag that takes a list needs an array, any other a value of its own
+/// type.
 fn text_of(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
     match value {
-        toml::Value::String(text) => Ok(text.clone()),
-        toml::Value::Integer(value) => Ok(value.to_string()),
-        toml::Value::Float(value) => Ok(value.to_string()),
-        toml::Value::Boolean(value) => Ok(value.to_string()),
         toml::Value::Array(values) if arg.get_value_delimiter().is_some() => {
-            let scalar = |value: &toml::Value| match value {
-                toml::Value::Array(_) => bail!("expected a list of strings or numbers"),
-                scalar => text_of(scalar, arg),
-            };
-            Ok(values.iter().map(scalar).collect::<anyhow::Result<Vec<_>>>()?.join(","))
+            let texts: Vec<String> =
+                values.iter().map(|value| scalar_text(value, arg)).collect::<anyhow::Result<_>>()?;
+            ensure!(texts.iter().all(|text| !text.contains(',')), "expected items without a comma");
+            Ok(texts.join(","))
         }
-        other => bail!("expected a string, number or boolean, got {}", other.type_str()),
+        other if arg.get_value_delimiter().is_some() => bail!("expected an array, got {}", other.type_str()),
+        scalar => scalar_text(scalar, arg),
+    }
+}
+
+/// The text of a value that is no array. Numbers and booleans must have the type that the flag parses to.
+fn scalar_text(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
+    let parsed = arg.get_value_parser().type_id();
+    let is = |types: &[TypeId]| types.iter().any(|id| parsed == *id);
+    let integer = is(&[
+        TypeId::of::<u16>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+        // Whole seconds.
+        TypeId::of::<Duration>(),
+    ]);
+    let float = is(&[TypeId::of::<f32>(), TypeId::of::<f64>()]);
+    let (boolean, size) = (is(&[TypeId::of::<bool>()]), is(&[TypeId::of::<Size>()]));
+    let expected = match () {
+        () if integer => "an integer",
+        () if float => "a number",
+        () if boolean => "a boolean",
+        () if size => "an integer or a string",
+        () => "a string",
+    };
+    match value {
+        toml::Value::String(text) if !integer && !float && !boolean => Ok(text.clone()),
+        toml::Value::Integer(value) if integer || float || size => Ok(value.to_string()),
+        toml::Value::Float(value) if float => Ok(value.to_string()),
+        toml::Value::Boolean(value) if boolean => Ok(value.to_string()),
+        other => bail!("expected {expected}, got {}", other.type_str()),
     }
 }
 

@@ -49,7 +49,8 @@ pub struct PlanArgs {
         value_parser = position_count()
     )]
     pub(crate) max_num_batched_tokens: usize,
-    /// Deterministic products, as --deterministic of `octant serve`: they read the weights once per 128 rows
+    /// Assume deterministic products, as `octant serve` uses by default; they read the weights once per 128
+    /// rows
     #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
     pub(crate) deterministic: bool,
     /// Decode batch sizes, separated by commas

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::admission::{QueueSnapshot, WaitEstimate, WaitLimits, queue_state};
 use super::deadlines::Deadlines;
-use super::executor::Executor;
+use super::executor::{EngineFailure, Executor};
 use super::forecast::{Forecast, QueueState};
 use super::metrics::KeyCounters;
 use super::open_requests::OpenRequests;
@@ -119,7 +119,7 @@ impl EngineCore {
     /// # Errors
     /// Why the engine cannot go on. Updates committed before may still have to be published
     /// ([`Self::publish`]).
-    pub fn step(&mut self, executor: &mut dyn Executor) -> Result<StepReport, String> {
+    pub fn step(&mut self, executor: &mut dyn Executor) -> Result<StepReport, EngineFailure> {
         let mut launched = 0;
         while let Some(step) = self.schedule() {
             self.launch(step, executor)?;
@@ -150,10 +150,10 @@ impl EngineCore {
     ///
     /// # Errors
     /// The executor's.
-    pub fn launch(&mut self, step: PlannedStep, executor: &mut dyn Executor) -> Result<(), String> {
+    pub fn launch(&mut self, step: PlannedStep, executor: &mut dyn Executor) -> Result<(), EngineFailure> {
         let PlannedStep { plan, rows } = step;
         let began = self.clock.now();
-        executor.enqueue(&plan).map_err(|error| error.message)?;
+        executor.enqueue(&plan)?;
         let predicted = executor.predict(&plan);
         let (ended, device_idle) = (self.clock.now(), self.in_flight.is_empty());
         let times = LaunchTimes { began, ended, predicted, device_idle };
@@ -182,14 +182,14 @@ impl EngineCore {
     ///
     /// # Errors
     /// The executor's; or requests are open and no step is in flight.
-    pub fn collect(&mut self, executor: &mut dyn Executor) -> Result<Option<CollectedStep>, String> {
+    pub fn collect(&mut self, executor: &mut dyn Executor) -> Result<Option<CollectedStep>, EngineFailure> {
         if self.in_flight.is_empty() {
             return match self.is_idle() {
                 true => Ok(None),
-                false => Err("the scheduler has requests and plans no step".to_owned()),
+                false => Err(EngineFailure("the scheduler has requests and plans no step".to_owned())),
             };
         }
-        let output = executor.collect().map_err(|error| error.message)?;
+        let output = executor.collect()?;
         let InFlightStep { rows, launched } = self.in_flight.pop_front().expect("a step is in flight");
         self.step_clock.collected(launched, self.clock.now());
         Ok(Some(CollectedStep { rows, output }))
@@ -199,11 +199,11 @@ impl EngineCore {
     ///
     /// # Errors
     /// The output does not fit the plan.
-    pub fn commit(&mut self, step: CollectedStep) -> Result<(), String> {
+    pub fn commit(&mut self, step: CollectedStep) -> Result<(), EngineFailure> {
         let CollectedStep { rows, output } = step;
         let event = self.recorder.is_some().then(|| Event::commit(&output));
         self.scheduler.prefetch();
-        self.updates = self.scheduler.commit(rows, output).map_err(|error| error.to_string())?;
+        self.updates = self.scheduler.commit(rows, output)?;
         if let Some(event) = event {
             self.record(|| event);
         }
@@ -301,10 +301,11 @@ impl EngineCore {
     ///
     /// # Errors
     /// The first count that is wrong.
-    pub fn check_idle(&mut self) -> Result<(), String> {
+    pub fn check_idle(&mut self) -> Result<(), EngineFailure> {
         self.scheduler.check_integrity()?;
         if !self.open_requests.is_empty() {
-            return Err(format!("{} requests were never answered", self.open_requests.len()));
+            let open = self.open_requests.len();
+            return Err(EngineFailure(format!("{open} requests were never answered")));
         }
         self.step_clock.set_idle();
         self.shared.publish(self.stats());

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
+use crate::scheduler::{IntegrityError, Mismatch};
 
 /// Runs steps in the order in which they are enqueued.
 pub trait Executor: Send {
@@ -31,4 +32,27 @@ pub trait Executor: Send {
 pub struct ExecutorError {
     /// The reason, in words for a client.
     pub message: String,
+}
+
+/// The reason why the engine cannot go on: the executor failed, or the scheduler's bookkeeping is wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct EngineFailure(pub String);
+
+impl From<ExecutorError> for EngineFailure {
+    fn from(error: ExecutorError) -> Self {
+        Self(error.message)
+    }
+}
+
+impl From<IntegrityError> for EngineFailure {
+    fn from(error: IntegrityError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<Mismatch> for EngineFailure {
+    fn from(error: Mismatch) -> Self {
+        Self(error.to_string())
+    }
 }

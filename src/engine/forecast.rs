@@ -1,24 +1,26 @@
-//! Predicts when a request gets its first token, and when the next sequence ends. Admission decides by these
+//! Predicts when a request gets its first token, and when the next sequence ends. Admission uses both
 //! predictions.
 //!
 //! A step takes `base + per_token × tokens` seconds. The two coefficients are fitted to the steps so far by
 //! weighted least squares; later steps weigh more. Before the first step they are fitted to a few steps of
-//! the operator's cost model, if there is one. A sequence takes as many steps as recently ended answers have
-//! tokens. From these three numbers a wait follows by arithmetic, also in virtual time.
+//! the operator's cost model, if there is one. A sequence is expected to take as many steps as recently ended
+//! answers had tokens. Every prediction is computed from these three numbers without reading a clock, so
+//! predictions also work in virtual time.
 
 /// Factor by which each step lowers the weight of all earlier steps.
 const STEP_DECAY: f64 = 0.99;
 /// Factor by which each ended answer lowers the weight of all earlier answers.
 const ANSWER_DECAY: f64 = 0.97;
-/// Tokens of an answer before the first has ended, and the number of answers that this value counts as.
+/// Expected tokens of an answer before any has ended, and the number of ended answers that this value counts
+/// as.
 const USUAL_ANSWER: (f64, f64) = (128.0, 1.0);
 
 /// Recent step times and answer lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
-    /// Weighted sums over steps: 1, tokens, seconds, tokens², tokens × seconds.
+    /// Weighted sums over steps of 1, tokens, seconds, tokens² and tokens × seconds.
     sums: [f64; 5],
-    /// Weighted sums over answers: tokens, ended answers.
+    /// Weighted sums of generated tokens and of ended answers.
     answers: (f64, f64),
 }
 
@@ -27,7 +29,7 @@ pub struct Forecast {
 pub struct QueueState {
     /// Requests that start before it.
     pub requests_ahead: usize,
-    /// Prompt tokens of these requests, and of running sequences that have not fed theirs yet.
+    /// Prompt tokens of these requests, and prompt tokens of running sequences that are not planned yet.
     pub tokens_ahead: usize,
     /// Prompt tokens of the request itself.
     pub prompt_tokens: usize,
@@ -93,9 +95,9 @@ impl Forecast {
         (self.sums[0] > 0.0).then_some(base + per_token * tokens as f64)
     }
 
-    /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. A step with
-    /// more tokens than the mean step may take in proportion longer than the mean step, even if the fitted
-    /// line says less.
+    /// Upper bound in seconds for a step with this many tokens; `None` while nothing is known. The bound is
+    /// the larger of two times: that of the fitted line, and that of the mean step, multiplied by the ratio
+    /// of tokens if this step has more tokens than the mean step.
     pub(crate) fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
         // The step's tokens relative to the mean step's, which are x / n.
@@ -110,10 +112,11 @@ impl Forecast {
 
     /// Expected seconds until the request has its first token; 0 while nothing is known.
     ///
-    /// The request starts when those ahead have started and a slot with blocks is free. When all are taken,
-    /// one of `running + can_start` sequences ends every `answer_tokens` divided by that many steps; prompts
-    /// ahead share these steps. The steps of the request's own prompt follow. Steps in flight come first,
-    /// since requests are taken when a step has just ended.
+    /// The request starts when those ahead have started and a slot with blocks is free. Once all slots are
+    /// taken, `running + can_start` sequences run, and one of them ends every `answer_tokens` / (`running` +
+    /// `can_start`) steps. The same steps compute the prompts ahead. The steps of the request's own prompt
+    /// follow. Steps in flight come first and count in full, since requests are taken when a step has just
+    /// ended.
     pub fn first_token(&self, queue: &QueueState) -> f64 {
         let (base, per_token) = self.coefficients();
         let decodes = queue.running as f64;

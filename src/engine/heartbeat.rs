@@ -1,9 +1,9 @@
 //! The engine's heartbeat: times and counts in atomics, so that a health check can read them even if the
 //! engine hangs. Neither the engine nor a reader ever waits here.
 //!
-//! A reader takes the current time before it reads ([`Heartbeat::snapshot`]): every value it reads was true
-//! at or after that time. A reader that is delayed between two reads may find the engine healthier than it
-//! is, never less healthy.
+//! A reader reads the clock before the values ([`Heartbeat::snapshot`]), so every value was true at or after
+//! that time. If the reader is delayed between two values, the engine may look healthier than it is, but
+//! never less healthy.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -56,7 +56,7 @@ pub struct Heartbeat {
     waiting: AtomicUsize,
     last_step: AtomicInstant,
     busy_since: AtomicInstant,
-    /// Since when commands have been in the engine's channel without the engine taking one.
+    /// Time since which commands have been in the engine's channel without the engine taking one.
     untaken_since: AtomicInstant,
     expected_step_ns: AtomicU64,
     failed: AtomicBool,
@@ -73,7 +73,7 @@ pub struct Snapshot {
     pub waiting: usize,
     /// When a step was last collected.
     pub last_step: Option<Instant>,
-    /// Since when work has been pending without a pause, taken by the engine or still in its channel.
+    /// Time since which work has been pending without a pause, whether the engine has taken it or not.
     pub pending_since: Option<Instant>,
     /// The longest expected time of a step in flight; 0 where unknown.
     pub expected_step: Duration,
@@ -82,13 +82,14 @@ pub struct Snapshot {
 }
 
 impl Heartbeat {
-    /// Reads all values. Take the `now` that you compare them with before the call.
+    /// Reads all values. To compare them with the current time, read the clock before this call.
     pub fn snapshot(&self) -> Snapshot {
         let failed = self.failed.load(Ordering::Acquire);
-        // Read before `last_step`: the expectation then belongs to a step that began no later than that one
-        // ended.
+        // Read before `last_step`: the step that this time belongs to then began no later than the step of
+        // `last_step` ended.
         let expected_step = Duration::from_nanos(self.expected_step_ns.load(Ordering::Acquire));
-        // Read before `last_step`: a step that ends in between makes the engine look healthier.
+        // Read before `last_step`: if a step ends between the two reads, the engine looks healthier, not less
+        // healthy.
         let pending_since = self.busy_since.get().or_else(|| self.untaken_since.get());
         let reason = || self.reason.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Snapshot {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::core::EngineCore;
-use super::executor::Executor;
+use super::executor::{EngineFailure, Executor};
 use super::handle::{Command, EngineHandle, SubmitCommand};
 use super::options::EngineOptions;
 use super::shared::Shared;
@@ -64,7 +64,7 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// Why the engine cannot go on.
-    fn run(&mut self) -> Result<(), String> {
+    fn run(&mut self) -> Result<(), EngineFailure> {
         while self.take_commands()? == Next::Go {
             self.core.step(self.executor)?;
         }
@@ -72,7 +72,7 @@ impl Engine<'_> {
     }
 
     /// Takes all commands in the channel; while idle, waits for one.
-    fn take_commands(&mut self) -> Result<Next, String> {
+    fn take_commands(&mut self) -> Result<Next, EngineFailure> {
         while self.core.expire_next().is_some() {}
         while self.core.is_idle() {
             self.core.publish();
@@ -86,7 +86,7 @@ impl Engine<'_> {
                 Err(_all_handles_gone) => return Ok(Next::Stop),
             }
         }
-        // Recorded before anything that may hang.
+        // The heartbeat must show pending work before any call that may hang.
         self.core.set_busy();
         while let Ok(command) = self.commands.try_recv() {
             if self.handle_command(command) == Next::Stop {
@@ -116,13 +116,13 @@ impl Engine<'_> {
     }
 }
 
-/// The engine's thread from start to end. However the loop ends, every open request gets an answer.
+/// Runs the engine's thread from start to end. However the loop ends, every open request gets an answer.
 fn run_engine_thread(
     shared: Arc<Shared>,
     options: EngineOptions,
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<Command>,
-) -> Result<(), String> {
+) -> Result<(), EngineFailure> {
     let mut core = EngineCore::with_shared(Arc::clone(&shared), options);
     let end = catch_unwind(AssertUnwindSafe(|| {
         let (shared, core) = (&*shared, &mut core);
@@ -132,10 +132,11 @@ fn run_engine_thread(
         end
     }));
     let panicked = end.is_err();
-    let end = end.unwrap_or_else(|panic| Err(format!("the engine panicked: {}", panic_text(&*panic))));
+    let end = end
+        .unwrap_or_else(|panic| Err(EngineFailure(format!("the engine panicked: {}", panic_text(&*panic)))));
     let reason = match &end {
         Ok(()) => "the server is shutting down",
-        Err(reason) => {
+        Err(EngineFailure(reason)) => {
             tracing::error!(%reason, "the engine has failed");
             shared.set_failed(reason);
             reason
@@ -167,7 +168,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The engine's thread, to be joined.
 pub struct EngineThread {
-    thread: JoinHandle<Result<(), String>>,
+    thread: JoinHandle<Result<(), EngineFailure>>,
 }
 
 impl EngineThread {
@@ -175,8 +176,8 @@ impl EngineThread {
     ///
     /// # Errors
     /// Why the engine failed.
-    pub fn join(self) -> Result<(), String> {
-        self.thread.join().unwrap_or_else(|_| Err("the engine's thread panicked".to_owned()))
+    pub fn join(self) -> Result<(), EngineFailure> {
+        self.thread.join().unwrap_or_else(|_| Err(EngineFailure("the engine's thread panicked".to_owned())))
     }
 
     /// Whether the thread has ended.

@@ -1,9 +1,9 @@
 //! Reads files with direct I/O, bypassing the page cache for bytes that are not in it.
 //!
 //! Weights are read once and can exceed a machine's memory. Reading through the page cache costs a copy, and
-//! memory that the system must reclaim while the weights need it too. Direct I/O costs almost no CPU time,
-//! which quantisation needs. Bytes already in the page cache are read from there, so a restarted server finds
-//! its weights cached.
+//! the system must reclaim the cache's memory while the weights need memory too. Direct I/O takes almost no
+//! CPU time, which is left for quantisation. Bytes already in the page cache are read from there, so a
+//! restarted server finds its weights cached.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut};

@@ -90,7 +90,8 @@ impl<D: Device> WeightGenerator<'_, D> {
     }
 
     /// A linear weight whose outputs are about as large as its inputs.
-    fn linear(&mut self, (out, input): (usize, usize)) -> Result<Linear<D::Matrix>, DeviceError> {
+    fn linear(&mut self, shape: (usize, usize)) -> Result<Linear<D::Matrix>, DeviceError> {
+        let (out, input) = shape;
         let scale = 1.0 / (DEVIATION * (input as f32).sqrt());
         let bf16 = self.precision == Precision::None;
         let quant = if bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };

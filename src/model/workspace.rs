@@ -6,8 +6,8 @@ use crate::device::{
     BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, SampleCapacity,
 };
 
-/// Rows of logits computed at a time. Bounds the widest buffer, whatever the number of sequences or of scored
-/// prompt tokens.
+/// Maximum rows of logits computed at a time. It limits the size of the widest buffer, whatever the number of
+/// sequences or of scored prompt tokens.
 pub const LOGIT_ROWS: usize = 64;
 
 /// The buffers of a forward pass.

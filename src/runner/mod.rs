@@ -23,7 +23,7 @@ use crate::device::Device;
 use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
-// The scheduler's blocks are the device's blocks.
+// The scheduler and the device must use blocks of the same size.
 const _: () = assert!(crate::scheduler::step_plan::BLOCK_TOKENS == crate::device::BLOCK_TOKENS);
 
 /// A rank's answer to a plan.
@@ -50,12 +50,12 @@ pub struct Runner {
 /// The engine's handle on a rank.
 #[derive(Debug)]
 struct Rank {
-    /// Channel for plans; `None` while dropping.
+    /// Channel for plans; `None` while the runner is dropped.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
     outcomes: flume::Receiver<RankOutcome>,
     /// Receives a message once the rank is ready for plans; closed if it never will be.
     prepared: flume::Receiver<()>,
-    /// `None` while dropping, or if the thread hangs and must not be joined.
+    /// `None` while the runner is dropped, or if the thread hangs and must not be joined.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -79,8 +79,8 @@ impl Runner {
         Self { ranks: ranks.collect(), step_timeout }
     }
 
-    /// Waits until every rank has allocated its buffers, met the other ranks and captured its graphs. Plans
-    /// may be enqueued before.
+    /// Waits until every rank has allocated its buffers, registered them with the other ranks and captured
+    /// its graphs. Plans may be enqueued before that.
     ///
     /// # Errors
     /// The reason why a rank will never be ready. The runner cannot be used after that.

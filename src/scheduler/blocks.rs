@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
+use super::integrity_error::{IntegrityError, broken};
 use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
@@ -139,7 +140,7 @@ impl Pool {
     ///
     /// # Errors
     /// Names the first block or sum that does not agree.
-    pub fn check(&self, held: &[usize]) -> Result<(), String> {
+    pub fn check(&self, held: &[usize]) -> Result<(), IntegrityError> {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];
@@ -149,18 +150,18 @@ impl Pool {
         for (id, &expected) in (0u32..).zip(held) {
             let holders = state.handles[id as usize].strong_count();
             if holders != expected {
-                return Err(format!("block {id} has {holders} handles, but sequences hold {expected}"));
+                return broken(format!("block {id} has {holders} handles, but sequences hold {expected}"));
             }
             let evictable = usize::from(state.index.is_evictable(id));
             if free[id as usize] + evictable + usize::from(holders > 0) != 1 {
-                return Err(format!("block {id} is not in exactly one of free, used and cached"));
+                return broken(format!("block {id} is not in exactly one of free, used and cached"));
             }
         }
         let used = held.iter().filter(|&&holders| holders > 0).count();
         let sum = state.free.len() + state.used + state.index.evictable();
         if used != state.used || sum != held.len() {
-            return Err(format!(
-                "{used} blocks are used, the total says {}; all states together have {sum} of {} blocks",
+            return broken(format!(
+                "{used} blocks are used, the total is {}; all states together have {sum} of {} blocks",
                 state.used,
                 held.len()
             ));

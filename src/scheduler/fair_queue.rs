@@ -27,6 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::integrity_error::{IntegrityError, broken};
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
@@ -211,10 +212,10 @@ impl Queue {
     }
 
     /// Checks that `lines` and `waiting` hold the same sequences.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), IntegrityError> {
         let in_line: usize = self.lines.values().map(BTreeSet::len).sum();
         if in_line != self.waiting.len() {
-            return Err(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
+            return broken(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
         }
         let lost = |sequence: &&Sequence| {
             !self
@@ -223,7 +224,7 @@ impl Queue {
                 .is_some_and(|line| line.contains(&sequence.order.sequence_number))
         };
         match self.waiting.values().find(lost) {
-            Some(sequence) => Err(format!("request {} waits but is not queued", sequence.id.0)),
+            Some(sequence) => broken(format!("request {} waits but is not queued", sequence.id.0)),
             None => Ok(()),
         }
     }

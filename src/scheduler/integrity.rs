@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::integrity_error::{IntegrityError, broken};
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
 use super::{LeaveReason, Scheduler};
@@ -11,8 +12,8 @@ impl Scheduler {
     /// Recounts blocks and their handles, slots, queue sums, reservations and rows in flight.
     ///
     /// # Errors
-    /// Names the first pair of records that do not agree.
-    pub fn check_integrity(&self) -> Result<(), String> {
+    /// The first two records that do not agree.
+    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
         self.check_blocks()?;
         self.check_slots()?;
         self.check_queue_sums()?;
@@ -20,7 +21,7 @@ impl Scheduler {
         self.check_reservations()?;
         self.check_rows_in_flight()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
-            return Err(format!(
+            return broken(format!(
                 "the scheduler is idle with {} blocks used, {} requests open and {} sequences leaving",
                 self.pool.used(),
                 self.orders.len(),
@@ -35,11 +36,11 @@ impl Scheduler {
         self.running.values().chain(self.leaving.values().map(|leaving| &leaving.sequence))
     }
 
-    fn check_blocks(&self) -> Result<(), String> {
+    fn check_blocks(&self) -> Result<(), IntegrityError> {
         let mut held = vec![0; self.pool.total()];
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
-                return Err(format!(
+                return broken(format!(
                     "request {} has more planned positions than its blocks hold",
                     sequence.id.0
                 ));
@@ -51,12 +52,12 @@ impl Scheduler {
         self.pool.check(&held)
     }
 
-    fn check_reservations(&self) -> Result<(), String> {
+    fn check_reservations(&self) -> Result<(), IntegrityError> {
         let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
-            return Err(format!(
-                "sequences reserve {sum} blocks, the total says {reserved}, {available} are available"
+            return broken(format!(
+                "sequences reserve {sum} blocks, the stored total is {reserved}, {available} are available"
             ));
         }
         let misplaced = |(order, sequence): &(&Order, &Sequence)| {
@@ -64,18 +65,18 @@ impl Scheduler {
         };
         match self.running.iter().find(misplaced) {
             Some((_, sequence)) => {
-                Err(format!("request {} runs under an order that is not its own", sequence.id.0))
+                broken(format!("request {} is stored under an order that is not its own", sequence.id.0))
             }
             None => Ok(()),
         }
     }
 
-    fn check_slots(&self) -> Result<(), String> {
+    fn check_slots(&self) -> Result<(), IntegrityError> {
         let held: Vec<u32> = self.holders().filter_map(Sequence::slot).collect();
         let distinct: BTreeSet<u32> = held.iter().copied().collect();
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
         if held.len() != self.holders().count() || distinct.len() != held.len() || free + held.len() != all {
-            return Err(format!(
+            return broken(format!(
                 "{} slots are held, {} of them distinct, {free} of {all} are free",
                 held.len(),
                 distinct.len()
@@ -84,34 +85,38 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_queue_sums(&self) -> Result<(), String> {
+    fn check_queue_sums(&self) -> Result<(), IntegrityError> {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
-            return Err(format!(
-                "waiting prompts have {tokens} tokens, the total says {}",
+            return broken(format!(
+                "waiting prompts have {tokens} tokens, the stored total is {}",
                 self.waiting_tokens
             ));
         }
         if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
-            return Err(format!("request {} waits but holds blocks or a slot", sequence.id.0));
+            return broken(format!("request {} waits but holds blocks or a slot", sequence.id.0));
         }
         let requeued =
             self.leaving.values().filter(|leaving| leaving.reason == LeaveReason::Preempted).count();
         let owed = self.waiting.len() + self.running.len() + requeued;
         if owed != self.orders.len() {
-            return Err(format!("{owed} requests wait or run, {} are open", self.orders.len()));
+            return broken(format!("{owed} requests wait or run, {} are open", self.orders.len()));
         }
         Ok(())
     }
 
-    fn check_rows_in_flight(&self) -> Result<(), String> {
+    fn check_rows_in_flight(&self) -> Result<(), IntegrityError> {
         let rows = self.rows_in_flight;
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {
-            return Err(format!("{rows} rows are in flight, sequences count {held}"));
+            return broken(format!(
+                "{rows} rows are in flight, the counts of all sequences add up to {held}"
+            ));
         }
         match self.leaving.values().find(|leaving| leaving.sequence.in_flight == 0) {
-            Some(leaving) => Err(format!("request {} leaves with no row in flight", leaving.sequence.id.0)),
+            Some(leaving) => {
+                broken(format!("request {} leaves with no row in flight", leaving.sequence.id.0))
+            }
             None => Ok(()),
         }
     }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::integrity_error::{IntegrityError, broken};
 use sha2::{Digest, Sha256};
 
 /// Identifies the contents of one full block and of all blocks before it.
@@ -118,23 +119,23 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// Names the first block or count that does not.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), IntegrityError> {
         let keyed = self.keys.iter().flatten().count();
         if keyed != self.blocks.len() {
-            return Err(format!("{keyed} blocks have a key, {} keys have a block", self.blocks.len()));
+            return broken(format!("{keyed} blocks have a key, {} keys have a block", self.blocks.len()));
         }
         for (id, key) in (0u32..).zip(&self.keys) {
             if key.is_some_and(|key| self.find(&key) != Some(id)) {
-                return Err(format!("block {id} is not found under its key"));
+                return broken(format!("block {id} is not found under its key"));
             }
             let time = self.evictable_since[id as usize];
             if time.is_some_and(|time| self.evictable.get(&time) != Some(&id) || key.is_none()) {
-                return Err(format!("block {id} has a wrong place in the eviction order"));
+                return broken(format!("block {id} has a wrong place in the eviction order"));
             }
         }
         let evictable = self.evictable_since.iter().flatten().count();
         if evictable != self.evictable.len() {
-            return Err(format!(
+            return broken(format!(
                 "{evictable} blocks are evictable, the eviction order has {}",
                 self.evictable.len()
             ));

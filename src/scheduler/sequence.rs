@@ -18,7 +18,7 @@ pub struct Order {
     pub preemptible: bool,
     /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
-    /// Counts up over all requests.
+    /// The request's number in order of submission, counted over all requests.
     pub sequence_number: u64,
 }
 
@@ -32,9 +32,9 @@ pub struct Sequence {
     pub table: Table,
     /// Rows that are planned and not yet committed.
     pub in_flight: usize,
-    /// Steps that had been planned when it came.
+    /// Number of steps that had been planned when the request was submitted.
     pub arrived_at_step: u64,
-    /// Times that it was made to give up its blocks.
+    /// How often the sequence was preempted.
     pub preemptions: u32,
     /// Blocks reserved for the sequence in addition to those of its table.
     pub reserved: usize,
@@ -74,7 +74,7 @@ pub struct PlannedRow {
 }
 
 impl Sequence {
-    /// Makes a waiting sequence. `sequence_number` counts requests, `arrived_at_step` steps.
+    /// Makes a waiting sequence. `arrived_at_step` is the number of steps planned so far.
     pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
@@ -177,7 +177,8 @@ impl Sequence {
         }
     }
 
-    /// Takes order, slot and blocks of a running sequence. The first `cached` positions are already computed.
+    /// Starts the sequence with an order, a slot and blocks. The first `cached` positions are already
+    /// computed.
     pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
@@ -189,8 +190,8 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Reads a part of everything that the next commit and the next plan need, for
-    /// [`super::Scheduler::prefetch`]. The result has no meaning.
+    /// Reads some of each object that the next commit and the next plan need, for
+    /// [`super::Scheduler::prefetch`]. The returned sum has no meaning.
     pub(crate) fn read_state(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [
@@ -268,7 +269,7 @@ impl Sequence {
         self.in_flight -= 1;
     }
 
-    /// Applies the output of one of its rows. `None` if the client gets no update.
+    /// Applies the output of one of the sequence's rows. `None` if the client gets no update.
     pub(crate) fn apply_output(
         &mut self,
         row: &PlannedRow,
@@ -293,7 +294,7 @@ impl Sequence {
             finish = self.finish(tokens[accepted].id);
             accepted += 1;
         }
-        // A request ends with its stop token: tokens sampled behind it do not count.
+        // Tokens sampled after the one that ends the request are dropped.
         tokens.truncate(accepted);
         if tokens.is_empty() && prompt_logprobs.is_empty() && finish.is_none() {
             return None;
@@ -310,8 +311,8 @@ impl Sequence {
         update
     }
 
-    /// How the request ends after a row that sampled no token: a request that only scores its prompt ends
-    /// with it.
+    /// How the request ends after a row that sampled no token; `None` if it goes on. Only a request with
+    /// `max_tokens` 0 ends here, once its prompt is computed.
     fn finish_unsampled(&self) -> Option<Finish> {
         let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
         scored_only.then_some(Finish::Length)

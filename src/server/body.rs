@@ -1,4 +1,4 @@
-//! Request bodies: bytes from the socket, and JSON parsed off the async threads if the body is large.
+//! Reads request bodies and parses their JSON, that of large bodies on a blocking thread.
 
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use super::json::parse_object;
 use super::settings::BodyLimits;
 use super::state::ServerState;
 
-/// Bytes of a body that is parsed on the async thread, which takes well under a millisecond. Those threads
-/// answer probes too, so a larger body is parsed on a blocking thread.
+/// Bytes of the largest body that is parsed on an async thread, which takes well under a millisecond. Async
+/// threads also answer probes, so a larger body is parsed on a blocking thread.
 const MAX_INLINE_PARSE: usize = 64 << 10;
 
-/// Reads the bytes of a body that should be JSON. The content type may be missing or wrong, as curl's default
-/// is; multipart and compressed bodies are refused.
+/// Reads the bytes of a body that should be JSON. A missing or wrong content type is accepted, since curl's
+/// default is wrong; multipart and compressed bodies are refused.
 ///
 /// # Errors
 /// Status 400, 408, 413 or 415; 429 if too many other bodies arrive meanwhile; 503 if the shutdown aborts
@@ -43,7 +43,7 @@ pub(crate) async fn parse(bytes: Bytes, state: &ServerState) -> Result<Map<Strin
         return parse_object(&bytes);
     }
     let internal = || ApiError::Internal("the server failed to read the request body".to_owned());
-    // The blocking thread owns the permit: it goes on working after the client has left.
+    // The blocking thread owns the permit, since it works on after the client has disconnected.
     let permit = Arc::clone(&state.parsing).acquire_owned().await.map_err(|_closed| internal())?;
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;

@@ -1,22 +1,22 @@
-//! Bytes of a request to a JSON object, within limits of depth and number of values.
+//! Parses the bytes of a request to a JSON object, within limits of nesting depth and number of values.
 //!
-//! Depth and number are checked on the raw bytes before a parser runs, because a parsed value takes far more
-//! memory than its digit and comma. The check covers fields that no route reads. If an object has a key
-//! twice, the last counts.
+//! Both limits are checked on the raw bytes before the parser runs, because a parsed value takes far more
+//! memory than its text, which can be as short as a digit and a comma. The check covers fields that no route
+//! reads. If an object has a key twice, the last value counts.
 
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
 
-/// Levels of nested arrays and objects.
+/// Maximum levels of nested arrays and objects.
 const MAX_JSON_DEPTH: usize = 32;
-/// Commas and colons outside strings: enough for a prompt of a million token ids.
+/// Maximum number of commas and colons outside strings, enough for a prompt of a million token ids.
 const MAX_JSON_VALUES: usize = 1_200_000;
 
 /// Parses a JSON object.
 ///
 /// # Errors
-/// [`ApiError::Malformed`] with a text of our own: a parser's text can be as long as the body.
+/// [`ApiError::Malformed`]. Its text does not quote the parser's, which can be as long as the body.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     let (depth, values) = measure(bytes);
     if depth > MAX_JSON_DEPTH {

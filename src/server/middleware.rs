@@ -56,8 +56,8 @@ pub(crate) async fn handle(
         response.headers_mut().insert("x-request-id", id);
     }
     if state.shutting_down() {
-        // Load balancers keep connections open; they must give this server's up before it stops accepting
-        // requests.
+        // Load balancers keep connections open. This header makes them close those to this server before it
+        // stops accepting requests.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();
@@ -99,7 +99,7 @@ pub(crate) fn id_of(request: &Request) -> String {
     request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
 }
 
-/// Returns the client's `x-request-id` if it is short and harmless, else a new id.
+/// Returns the client's `x-request-id` if it consists of 1 to 128 letters, digits and `-_.:/`, else a new id.
 fn request_id(headers: &HeaderMap) -> String {
     let valid = |id: &&str| {
         let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);

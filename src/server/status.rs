@@ -74,7 +74,7 @@ pub struct StatusSnapshot {
     pub loading_since: Option<Instant>,
     /// Phase of the shutdown.
     pub phase: ShutdownPhase,
-    /// Latest end of the shutdown, if it has begun.
+    /// Time by which the shutdown ends at the latest; `None` before it has begun.
     pub drained_by: Option<Instant>,
     /// Requests whose response is not complete.
     pub open_requests: usize,
@@ -115,7 +115,8 @@ impl ServerStatus {
         self.stage.store(stage as u8, Ordering::Release);
     }
 
-    /// Durations of the stages of startup; so far, for the current one, and 0 for a stage that was skipped.
+    /// Durations of the stages of startup: the time so far for the current stage, and 0 for a stage that was
+    /// skipped or has not begun.
     pub(crate) fn startup(&self) -> [(&'static str, Duration); 4] {
         let began: Vec<Option<Instant>> = self.stage_began.iter().map(AtomicInstant::get).collect();
         let duration = |stage: Stage| {
@@ -165,7 +166,8 @@ impl ServerStatus {
         }
     }
 
-    /// Enters a phase of the shutdown, which will be over by `drained_by`. An earlier phase is ignored.
+    /// Enters a phase of the shutdown, unless a later one has begun. Also sets the time by which the shutdown
+    /// ends at the latest.
     pub(super) fn enter_phase(&self, phase: ShutdownPhase, drained_by: Instant) {
         self.drained_by.set(Some(drained_by));
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
@@ -179,7 +181,8 @@ impl ServerStatus {
         self.open_requests.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Reads all values. Take the time to compare them with before the call, as for [`Heartbeat::snapshot`].
+    /// Reads all values. To compare them with the current time, read the clock before this call, as for
+    /// [`Heartbeat::snapshot`].
     pub fn snapshot(&self) -> StatusSnapshot {
         let stage = match self.stage.load(Ordering::Acquire) {
             0 => Stage::Opening,

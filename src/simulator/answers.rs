@@ -7,7 +7,7 @@
 //!   then `k = mix(k ^ mix(seed))` if the temperature is above 0.
 //! - Token number `i`, counted from 0: `words[mix(k + (i + 1) * 0x9e3779b97f4a7c15) % words.len()]`. If that
 //!   token is barred and fewer than `min_tokens` have been generated, the next token of the list that is not
-//!   barred.
+//!   barred is used.
 //! - Length, including the end-of-sequence token: geometric with the given mean, from `mix(!k)`, and not
 //!   below `min_tokens`. It applies only if one of the end-of-sequence ids can end the answer, which means
 //!   that [`SamplingParams::barred`] contains it: the server lists these ids there even if `min_tokens` is 0,
@@ -64,7 +64,8 @@ impl SyntheticAnswers {
         AnswerKey(if sampling.temperature > 0.0 { mix(key ^ mix(sampling.seed)) } else { key })
     }
 
-    /// Number of tokens of an answer that nothing else ends, including its end-of-sequence token.
+    /// Length of an answer in tokens, including its end-of-sequence token, before `min_tokens` and other
+    /// limits of the request apply.
     pub fn length(&self, key: AnswerKey) -> u64 {
         // Geometric distribution: the number of trials until the first success of probability 1 / mean.
         1 + (unit(mix(!key.0)).ln() / (-1.0 / self.mean).ln_1p()) as u64
@@ -80,7 +81,7 @@ impl SyntheticAnswers {
         let random = mix(key.0.wrapping_add(STEP.wrapping_mul(i as u64 + 1)));
         let at = (random % self.words.len() as u64) as usize;
         let mut from_there = self.words[at..].iter().chain(&self.words[..at]);
-        // If all words are barred, the bar is ignored.
+        // If all words are barred, the barred word at `at` is used.
         let allowed = from_there.find(|id| free || !sampling.barred.contains(id));
         *allowed.unwrap_or(&self.words[at])
     }

@@ -36,6 +36,12 @@ impl From<String> for SimulationError {
     }
 }
 
+impl From<crate::scheduler::IntegrityError> for SimulationError {
+    fn from(error: crate::scheduler::IntegrityError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl From<&str> for SimulationError {
     fn from(message: &str) -> Self {
         Self(message.to_owned())

@@ -181,7 +181,8 @@ impl JsonStyle {
     fn write_string(&self, text: &str, out: &mut String) {
         let escaped = Json::from(text).to_string();
         for character in escaped.chars() {
-            // The turn marker guard's characters are not part of the message, so they must stay unescaped.
+            // The characters that the turn marker guard inserts are not part of the message: they stay
+            // unescaped.
             let reserved = is_reserved(character.encode_utf8(&mut [0; 4]));
             if self.ascii && !character.is_ascii() && !reserved {
                 let mut units = [0; 2];
@@ -199,8 +200,8 @@ impl JsonStyle {
 const DIRECTIVES: &str = "YymdeHIMSjpBbhAaFTZz%";
 
 /// `datetime.strftime` in UTC for the directives in [`DIRECTIVES`], also without padding (`%-d`). Other
-/// directives stay as they are. `unix_seconds`: seconds since 1970; times after `Timestamp::MAX`, at
-/// the end of the year 9999, count as that.
+/// directives stay as they are. `unix_seconds` counts seconds since 1970; a time after `Timestamp::MAX`, the
+/// end of the year 9999, is replaced by `Timestamp::MAX`.
 pub fn strftime(format: &str, unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_zoned_datetime(TimeZone::UTC);

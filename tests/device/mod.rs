@@ -26,7 +26,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next() + next() + next() + next() - 2.0).collect()
 }
 
-/// Puts `x` through a device's quantisation by way of a norm that changes nothing: what products then see.
+/// Uploads `x` and quantises it by a norm that leaves the values unchanged. Products take the result.
 pub fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as Device>::Acts {
     let rows = x.len() / cols;
     let mut out = device.acts(rows, cols).unwrap();
@@ -55,7 +55,7 @@ fn bf16(w: &[f32]) -> Vec<u16> {
     w.iter().map(|x| codec::bf16_bits(*x)).collect()
 }
 
-/// `[rows, input] x [out, input]` on a device.
+/// Multiplies `x`, `[rows, input]`, by the transpose of `w`, `[out, input]`, on a device.
 fn product(device: &Dev, x: &<Dev as Device>::Acts, rows: usize, w: HostMatrix<'_>) -> Vec<f32> {
     let matrix = upload_matrix(device, w).unwrap();
     let mut out = device.floats(rows, w.out).unwrap();
@@ -67,7 +67,7 @@ fn bf16_matrix(w: &[u16], input: usize) -> HostMatrix<'_> {
     HostMatrix { out: w.len() / input, input, data: MatrixData::Bf16(w) }
 }
 
-/// Quantised rows as products read them: multiplied by the identity, which BF16 and E4M3 hold exactly.
+/// Reads quantised rows back as F32: multiplies them by the identity matrix, which E4M3 holds exactly.
 fn seen(device: &Dev, acts: &<Dev as Device>::Acts, rows: usize, cols: usize) -> Vec<f32> {
     let codes: Vec<u8> =
         (0..cols * cols).map(|i| if i / cols == i % cols { codec::encode(1.0) } else { 0 }).collect();

@@ -61,7 +61,7 @@ fn every_flag_is_also_an_environment_variable_and_a_key_of_the_file() {
             // The value is invalid for every key, but the error must not be `unknown field`.
             let file = file(&format!("{flag} = [[1]]\n"));
             let output = serve(&["--config", file.path().to_str().unwrap()], &[]);
-            assert!(!String::from_utf8_lossy(&output.stderr).contains("unknown field"), "{flag} is no key");
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("unknown field"), "{flag}: not a key");
         }
     }
     assert!(count >= 15, "only {count} flags found in the help");
@@ -73,6 +73,11 @@ fn an_invalid_value_in_the_file_names_the_file_and_the_key() {
     for (text, parts) in [
         ("port = 70000\n", ["--port", "70000"]),
         ("port = [1, 2]\n", ["port: expected", "array"]),
+        ("port = \"8000\"\n", ["port: expected an integer", "got string"]),
+        ("max-num-seqs = 4.0\n", ["max-num-seqs: expected an integer", "got float"]),
+        ("reject-unknown-fields = \"true\"\n", ["reject-unknown-fields: expected a boolean", "got string"]),
+        ("served-model-name = [\"a,b\"]\n", ["served-model-name: expected", "comma"]),
+        ("served-model-name = \"a\"\n", ["served-model-name: expected an array", "got string"]),
         ("max-num-seqs = 0\n", ["--max-num-seqs", "expected at least 1, got 0"]),
         ("device = \"tpu\"\n", ["--device", "possible values: cpu, cuda, simulate"]),
         ("config = \"other.toml\"\n", ["unknown field", "config"]),

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Engine, EngineHandle, EngineOptions, Executor, ExecutorError, OpenRequests, RequestId, Snapshot, Stats,
-    SubmitOptions, UpdateStream,
+    Engine, EngineFailure, EngineHandle, EngineOptions, Executor, ExecutorError, OpenRequests, RequestId,
+    Snapshot, Stats, SubmitOptions, UpdateStream,
 };
 use octant::request::{Cost, Finish, Reject, Request, SampledToken, Update};
 use octant::scheduler::SchedulerConfig;
@@ -184,7 +184,7 @@ async fn a_failing_executor_ends_every_request_with_its_message() {
         let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
         assert_eq!(refused, Some(Reject::EngineDown("the device caught fire".to_owned())));
         assert_eq!(handle.stats().failed.as_deref(), Some("the device caught fire"));
-        assert_eq!(thread.join(), Err("the device caught fire".to_owned()));
+        assert_eq!(thread.join(), Err(EngineFailure("the device caught fire".to_owned())));
     }
 }
 
@@ -223,7 +223,7 @@ async fn a_panic_ends_every_request_with_its_message() {
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     let reason = "the engine panicked: index out of bounds";
     assert_eq!(read(&mut stream).await.1, error(reason));
-    assert_eq!(thread.join(), Err(reason.to_owned()));
+    assert_eq!(thread.join(), Err(EngineFailure(reason.to_owned())));
     assert_eq!(handle.stats().failed.as_deref(), Some(reason));
 }
 

@@ -363,7 +363,12 @@ async fn a_server_of_eight_ranks_answers_like_one_rank() {
             answers.push(reply.json()["choices"][0].clone());
         }
     }
-    assert_eq!(sampled[0]["text"], sampled[1]["text"]);
+    for field in ["text", "index", "finish_reason"] {
+        assert_eq!(sampled[0][field], sampled[1][field], "{field}");
+    }
+    for field in ["index", "finish_reason"] {
+        assert_eq!(greedy[0][field], greedy[1][field], "{field}");
+    }
     // Ranks add partial sums in another order, so a near-tie may be decided otherwise; which token is
     // near-tied differs between instruction sets.
     let bound = golden("wide").bf16_worst as f32 / 8.0;
@@ -372,6 +377,7 @@ async fn a_server_of_eight_ranks_answers_like_one_rank() {
     let tokens =
         |choice: &serde_json::Value| choice["logprobs"]["tokens"].as_array().unwrap()[..sure].to_vec();
     assert_eq!(tokens(&greedy[0]), tokens(&greedy[1]));
+    assert_eq!(greedy[1]["logprobs"]["tokens"].as_array().unwrap().len(), 12);
 }
 
 /// The index of the first token of a completion choice whose log-probability exceeds that of the runner-up by

@@ -232,8 +232,8 @@ fn traits(path: &str, text: &str) -> Vec<String> {
     found
 }
 
-/// Names of the machine that the project was written on. Each is spelled in pieces, so that this file does not
-/// match.
+/// Names of the machine that the project was written on. Each is spelled in pieces, so that this file does
+/// not match.
 fn foreign(path: &str, text: &str) -> Vec<String> {
     let banned =
         [["/wo", "rk/"], ["/ro", "ot/"], ["../sha", "red"], ["pythonho", "sted.org"], ["pypi", ".org"]];

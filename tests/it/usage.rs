@@ -1,4 +1,5 @@
-//! Costs of requests: their sum is the device's time, whatever requests share, wait, are preempted or abort.
+//! Costs of requests. They add up to the device's time, also when requests share blocks, wait, are preempted
+//! or are aborted.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub fn key_counters() -> Arc<KeyCounters> {
     })
 }
 
-/// A device in virtual time: a step takes the time of `takes`, by its tokens, after the step before it.
+/// A device in virtual time. Steps run one after the other, and a step of n tokens takes `takes(n)`.
 struct TimedExecutor {
     model: FakeModel,
     takes: fn(usize) -> Duration,
@@ -132,7 +133,7 @@ impl Bench {
         self.core.submit(group, &SubmitOptions::default(), self.clock.now()).unwrap();
     }
 
-    /// One step; `false` when nothing is left.
+    /// Runs one step. Returns `false` when nothing is left to run.
     fn turn(&mut self) -> bool {
         let collected_before = self.executor.busy.as_secs_f64();
         while let Some(step) = self.core.schedule() {
@@ -153,7 +154,7 @@ impl Bench {
         true
     }
 
-    /// Reads all updates: a request's cost never falls.
+    /// Reads all updates, and asserts that no request's cost falls.
     fn read_costs(&mut self) {
         for (stream, last) in self.streams.values_mut() {
             while let Ok(update) = stream.try_recv() {
@@ -223,12 +224,12 @@ fn costs_add_up_to_what_the_device_took() {
     }
 }
 
-/// The last committed row is the prompt and the row in flight a decode row, in a step that may take longer or
-/// shorter.
+/// When such a request ends, its last committed row is its prompt, and its row in flight is a decode row. The
+/// two steps may take different times.
 #[test]
 fn an_answer_of_one_token_is_charged_for_a_decode_row_in_flight_not_for_its_prompt_again() {
-    // Each step has prompts and discarded decode rows; or steps alternate between them; or one request runs
-    // at a time.
+    // Three cases: each step has both prompts and decode rows that are discarded; steps alternate between the
+    // two; one request runs at a time.
     for (max_num_seqs, together) in [(8, 4), (4, 4), (1, 1)] {
         let config = SchedulerConfig { max_num_seqs, max_num_batched_tokens: 100, ..config() };
         let mut bench = Bench::new(&config, 2);
@@ -330,7 +331,7 @@ fn a_request_that_leaves_after_a_step_is_charged_for_it_once() {
     }
 }
 
-/// The order of a step: the executor has its next steps before a client gets an update of the step before.
+/// The executor gets its next steps before a client gets an update of the step before.
 #[test]
 fn the_next_step_is_launched_before_updates_are_published() {
     struct Watched {
@@ -348,7 +349,7 @@ fn the_next_step_is_launched_before_updates_are_published() {
 
         fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
             let output = self.inner.collect()?;
-            // All updates of earlier steps are there, each of which had one token.
+            // All updates of earlier steps have been published. Each step had one update of one token.
             self.read += std::iter::from_fn(|| self.stream.try_recv().ok()).count();
             assert_eq!(self.read as u64, output.id, "updates read in step {}", output.id);
             Ok(output)
@@ -407,8 +408,8 @@ async fn costs_key_counters_and_engine_metrics_have_the_same_sums() {
     close(counters.prefill.get() + counters.decode.get(), sum.prefill + sum.decode, "the key's");
     let steps = handle.stats().counts.steps;
     assert_eq!((metrics.step.get_sample_count(), metrics.idle.get_sample_count()), (steps, steps));
-    // The executor predicts no times, so that steps are compared with earlier ones. The first step is charged
-    // when the third is in flight, so the first three have no prediction.
+    // The executor predicts no step times, so each step is compared with a prediction from earlier steps. The
+    // first step is charged when the third is in flight, so the first three have no prediction.
     assert_eq!(metrics.ratio.get_sample_count(), steps - 3);
     assert_eq!(metrics.tokens.get_sample_sum(), (sum.computed_tokens + sum.recomputed_tokens) as f64);
     assert!(metrics.host.get_sample_count() > 10);

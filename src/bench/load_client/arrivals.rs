@@ -1,9 +1,9 @@
-//! Times at which requests of an open loop are due, as a pure function of rate, spacing and seed: a slow
-//! server must not slow them down.
+//! Times at which the requests of an open loop are due. They depend only on rate, duration, spacing and seed,
+//! so a slow server does not delay them.
 //!
-//! Each spacing is a renewal process with unit mean, `S(1) < S(2) < ...`. Request n is due when the integral
-//! of the rate reaches `S(n)`. A ramp is therefore a Poisson (or gamma, or constant) process at the current
-//! rate at every moment.
+//! Each spacing gives a renewal process `S(1) < S(2) < ...` whose intervals have mean 1. Request n is due
+//! when the integral of the rate reaches `S(n)`. If the rate changes, requests therefore arrive at every
+//! moment as in a Poisson (or gamma, or constant) process of the current rate.
 
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 use super::measure::{LoadRun, RequestRecord, ms};
 use crate::plot::{Figure, Panel, PlotError, Series, svg as draw};
 
-/// Draws the requests of a run that succeeded; `title` stands above the panels. A panel without values says
-/// so.
+/// Draws the latencies of a run's successful requests, with `title` above the panels. A panel without values
+/// says so.
 ///
 /// # Errors
 /// The drawing library's error.

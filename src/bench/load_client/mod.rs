@@ -11,11 +11,11 @@
 //! | [`load_report`], [`load_plot`] | the figures as text, JSON and SVG |
 //!
 //! # Open and closed loops
-//! In a closed loop a slow server slows its clients down: requests that would have met it while it was slow
-//! are never sent, and measured latencies are too low ("coordinated omission"). An open loop sends at times
-//! that are decided before the run. Latencies are reported both from the time of *sending*, as aiperf and
-//! vLLM's client do, and from *due time*. The two differ if a limit on concurrency, or the client itself,
-//! delayed requests.
+//! In a closed loop a slow server slows its clients down: they do not send the requests that would have
+//! arrived while it was slow, and measured latencies are too low ("coordinated omission"). An open loop sends
+//! at times that are decided before the run. Latencies are reported both from the time of *sending*, as
+//! aiperf and vLLM's client do, and from *due time*. The two differ if a limit on concurrency, or the client
+//! itself, delayed requests.
 //!
 //! # Names
 //! | here | meaning | vLLM's client | aiperf |

@@ -141,7 +141,7 @@ fn finite(raw: &[f32]) -> bool {
     raw.iter().fold(true, |all, x| all & x.is_finite())
 }
 
-/// Samples a token from raw logits. `work` has as many elements.
+/// Samples a token from raw logits. `work` is scratch of the same length.
 fn sample_row(
     raw: &[f32],
     row: &SampleRow<'_>,
@@ -248,18 +248,19 @@ fn sample_candidates(
             return *token;
         }
     }
-    // Rounding can leave a rest. Then the last candidate with a positive weight is sampled.
+    // Because of rounding, `rest` may never fall below 0. Then the last candidate with a positive weight is
+    // sampled.
     let last = candidates.iter().rev().find(|(x, _)| weight(*x) > 0.0);
     last.expect("the best candidate has weight 1").1
 }
 
-/// Keeps the smallest number of the most probable candidates whose weights sum to at least `mass`, at least
-/// one. Keeps all candidates if rounding leaves their sum below `mass`.
+/// Keeps the most probable candidates, as many as it takes for their weights to sum to at least `mass`. Keeps
+/// at least one, and all of them if rounding leaves their sum below `mass`.
 fn keep_mass(candidates: &mut Vec<(f32, u32)>, mass: f64, weight: impl Fn(f32) -> f64) {
     let mut sorted = 0;
     let mut sum = 0.0;
     while sorted < candidates.len() {
-        // Sorts the candidates part by part, each 8 times as large as all before it.
+        // Sorts the candidates part by part: first 64, then each time 8 times as many as are sorted already.
         let part = (sorted * 8).max(64).min(candidates.len() - sorted);
         let rest = &mut candidates[sorted..];
         if part < rest.len() {
@@ -277,7 +278,8 @@ fn keep_mass(candidates: &mut Vec<(f32, u32)>, mass: f64, weight: impl Fn(f32) -
     }
 }
 
-/// Computes ln softmax(raw)\[token\] and those of the `top` most probable tokens. Accumulates in F64.
+/// Computes the log-probability of `token`, ln softmax(raw)\[token\], and those of the `top` most probable
+/// tokens. Accumulates in F64.
 fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
     let largest = raw.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
     let sum: f64 = raw.iter().map(|x| f64::from((x - largest).exp())).sum();

@@ -1,8 +1,9 @@
-//! The CUDA device: each operation launches one kernel of `kernels/` of the same name, or a few.
+//! The CUDA device: each operation launches the kernel of the same name in `kernels/`, or a few kernels.
 //!
-//! Each file has a kernel's parameters, with the layout that the kernel has, and its launch configuration.
-//! Shapes are checked before anything is enqueued, since a kernel with a wrong shape would access other
-//! requests' memory. Tests run the same launches on the host, where g++ compiled the kernels (`backend`).
+//! Each file here has one kernel's parameters, in the memory layout that the kernel reads, and its launch
+//! configuration. Shapes are checked before anything is enqueued, since a kernel with a wrong shape would
+//! access other requests' memory. Tests run the same launches on the host, with kernels compiled by g++
+//! (`backend`).
 #![allow(unsafe_code)]
 
 mod activation;
@@ -52,7 +53,8 @@ use super::{
     SampleSource, StepInputs, Table,
 };
 
-/// Cached heads are padded to a multiple of this many elements, the sizes that the kernels are compiled for.
+/// Heads in the cache are padded to a multiple of this many elements, since the kernels are compiled for
+/// those sizes.
 const HEAD_DIM: usize = 64;
 
 // The memory plan relies on these constants.
@@ -119,8 +121,8 @@ impl Cuda {
         self.driver.backend().pci_address()
     }
 
-    /// Reads `words` once, and then `times` times against the clock. Returns bytes per second and the XOR of
-    /// all words.
+    /// Reads `words` once, and then `times` more times, which are timed. Returns bytes per second and the XOR
+    /// of all words.
     ///
     /// # Errors
     /// If memory runs out or the kernel fails.
@@ -277,7 +279,8 @@ impl Device for Cuda {
     }
 
     fn replay(&self, graph: &backend::Graph, step: &StepTables) -> Result<bool, DeviceError> {
-        // Rows without scratch for their splits need the prefill kernel, which the graph does not launch.
+        // Decode rows whose splits do not fit in the scratch need the prefill kernel, which the graph does
+        // not launch.
         if step.prefills > 0 {
             return Ok(false);
         }

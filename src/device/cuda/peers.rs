@@ -20,7 +20,7 @@ const BLOCKS: usize = 132;
 /// Bytes of a rank's mailbox.
 pub(super) const MAILBOX_BYTES: usize = 80;
 
-/// Added to 1 + the missing rank if that rank has ended.
+/// Added to a word (1 + the rank that it names) if that rank has ended.
 const HAS_ENDED: u32 = 0x100;
 
 /// `Peers` of `kernels/peers.cuh`.
@@ -45,9 +45,10 @@ pub struct Peers {
 #[derive(Debug)]
 struct PeerGroup {
     mailboxes: Vec<Buffer<u8>>,
-    /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r missed. 0 for none.
+    /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r waited for without success. 0
+    /// for none.
     words: Words,
-    /// By shared buffer and rank.
+    /// Shared allocations, indexed by buffer and rank.
     shared: Mutex<Vec<Vec<Option<Arc<Allocation>>>>>,
     timeout: Duration,
     /// Blocks of an operation on each rank.
@@ -57,7 +58,7 @@ struct PeerGroup {
 /// A rank that did not reach an operation in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missed {
-    /// The missing rank.
+    /// The rank that was missed.
     pub rank: usize,
     /// Whether that rank has ended, rather than being late.
     pub has_ended: bool,
@@ -106,8 +107,8 @@ impl Peers {
         self.group.timeout
     }
 
-    /// The rank that an operation of this rank missed, if any. Only reliable after the operation has been
-    /// waited for.
+    /// The rank that did not reach an operation of this rank in time, if any. Reliable only after this rank's
+    /// host has waited for the operation to end.
     pub fn missed(&self) -> Option<Missed> {
         let word = self.group.words.word(1 + self.rank).load(Ordering::Acquire);
         let rank = (word & !HAS_ENDED).checked_sub(1)? as usize;
@@ -138,7 +139,8 @@ impl Peers {
         }
     }
 
-    /// Takes back the `count` allocations shared last. Every rank does the same, when no operation uses them.
+    /// Ends the sharing of the `count` allocations that this rank shared last. Every rank must do the same,
+    /// while no operation uses them.
     pub(crate) fn unshare(&self, count: usize) {
         let mut shared = locked(&self.group.shared);
         let own = shared.iter().rposition(|ranks| ranks[self.rank].is_some()).map_or(0, |last| last + 1);
@@ -193,8 +195,8 @@ impl Peers {
 
 impl Drop for Peers {
     fn drop(&mut self) {
-        // Waiting ranks stop waiting at once. They name the first rank that ended; a rank that ends because
-        // it missed another passes that rank's name on.
+        // Waiting ranks stop waiting at once and report the rank in word 0: the first rank that ended or, if
+        // that rank ended because it missed another, that other rank.
         let word = |index| self.group.words.word(index);
         let missed = word(1 + self.rank).load(Ordering::Acquire);
         let name = if missed == 0 { (1 + self.rank as u32) | HAS_ENDED } else { missed };

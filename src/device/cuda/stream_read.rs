@@ -17,8 +17,8 @@ const _: () = assert!(size_of::<StreamReadParams>() == 24);
 /// Blocks of a launch: four per multiprocessor of an H100.
 const BLOCKS: usize = 528;
 
-/// Reads `words`, whose number is a multiple of 4, once and then `times` times against the clock. Returns
-/// bytes per second and the XOR of all words.
+/// Reads `words`, whose number is a multiple of 4, once, and then `times` more times, which are timed.
+/// Returns bytes per second and the XOR of all words.
 pub(super) fn run(cuda: &Cuda, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
     let data = cuda.driver.buffer::<u32>(words.len())?;
     data.write(0, words)?;

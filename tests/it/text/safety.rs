@@ -190,7 +190,7 @@ fn a_continued_message_is_encoded_as_text() {
 }
 
 #[test]
-fn long_hostile_text_renders_quickly() {
+fn long_hostile_text_does_not_hang_the_template() {
     let tokenizer = load("sentencepiece");
     let template = template("instruct", &tokenizer);
     let started = std::time::Instant::now();

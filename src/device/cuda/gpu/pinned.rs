@@ -10,7 +10,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 /// Bytes of each half of a staging buffer.
 const HALF: usize = 16 << 20;
 
-/// Page-locked memory, and an event that the GPU passes when its copy is complete.
+/// Page-locked memory, and an event that is complete when the GPU's copies from or to the memory are.
 #[derive(Debug)]
 pub(super) struct Pinned {
     context: Arc<CudaContext>,
@@ -19,7 +19,7 @@ pub(super) struct Pinned {
     event: CUevent,
 }
 
-// SAFETY: the memory is its own, and any thread may use an event.
+// SAFETY: the struct owns the memory, and any thread may use an event.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
@@ -34,7 +34,7 @@ impl Pinned {
         Ok(Self { context: Arc::clone(context), memory, bytes, event })
     }
 
-    /// Enqueues a copy of device memory to the first bytes.
+    /// Enqueues a copy of `bytes` bytes of device memory at `address` to the start of this memory.
     ///
     /// # Safety
     /// `bytes` bytes from `address` on belong to one allocation of this GPU.
@@ -44,7 +44,7 @@ impl Pinned {
         address: u64,
         bytes: usize,
     ) -> Result<(), DriverError> {
-        assert!(bytes <= self.bytes, "{bytes} bytes to {}", self.bytes);
+        assert!(bytes <= self.bytes, "{bytes} bytes do not fit in {}", self.bytes);
         // SAFETY: the memory is not read before `wait`, since both functions take an exclusive reference.
         let to = unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), bytes) };
         // SAFETY: by this function's contract; the memory lives until `drop`, which waits.
@@ -52,9 +52,9 @@ impl Pinned {
         self.record_event(stream)
     }
 
-    /// Records the event after all that is enqueued now.
+    /// Records the event after all work that is in the stream now.
     fn record_event(&mut self, stream: &CudaStream) -> Result<(), DriverError> {
-        // SAFETY: both are alive.
+        // SAFETY: the event and the stream are alive.
         unsafe { result::event::record(self.event, stream.cu_stream()) }
     }
 
@@ -63,7 +63,7 @@ impl Pinned {
         self.context.bind_to_thread()?;
         // SAFETY: the event is alive; waiting for one that was never recorded returns at once.
         unsafe { result::event::synchronize(self.event) }?;
-        // SAFETY: the memory is its own, and the GPU's copy is complete.
+        // SAFETY: the struct owns the memory, and the GPU's copy is complete.
         Ok(unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.bytes) })
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! - A request that starts for the first time has the best class of all waiting requests, by priority and
 //!   age, and is the earliest of its tenant in that class. So of two requests of one tenant, the later never
-//!   starts first once the earlier has waited `ageing_steps` times the difference of their priorities.
+//!   starts first once the earlier has waited `ageing_steps` times the difference of their priorities, in
+//!   steps.
 //! - No request is preempted more often than allowed, and never if all its blocks are reserved.
 //! - If all requests have one priority, two tenants with requests that wait for their first start are served
 //!   in proportion to their weights, within the documented bound.
@@ -33,7 +34,7 @@ struct Member {
 /// A plan with starts or preemptions.
 struct Made {
     step: u64,
-    /// Whether a sequence was preempted for it.
+    /// Whether a sequence was preempted when the plan was made.
     preempts: bool,
     starts: Vec<RequestId>,
     holders: BTreeSet<RequestId>,
@@ -46,13 +47,13 @@ type Window = Option<(f64, f64)>;
 /// The open requests of one engine, and the order of their starts.
 pub struct QueueOrder {
     ageing: u64,
-    /// The most preemptions of a request.
+    /// How often a request may be preempted.
     preemptions: u32,
-    /// The same without regard to reservations: starts as a preemptible sequence.
+    /// In this many of its first starts a request is preemptible, whatever blocks are reserved for it.
     preemptible_starts: u32,
-    /// The greatest allowed difference of shares for a tenant of weight 1; `None` without such a bound.
+    /// The greatest allowed difference of service for a tenant of weight 1; `None` without such a bound.
     bound: Option<f64>,
-    /// Service that one step may add before it is seen here.
+    /// The most service of one step that the scheduler may have counted and this check has not yet.
     unseen: f64,
     /// The tenant of every request so far.
     tenants: BTreeMap<RequestId, usize>,
@@ -214,7 +215,7 @@ impl QueueOrder {
         let waited = self.open.iter().filter(|(id, _)| !made.holders.contains(id));
         let mut waiting: BTreeMap<RequestId, &Member> = waited.map(|(id, member)| (*id, member)).collect();
         if waiting.len() != made.waiting {
-            return Err(format!("{} wait in step {}, seen {}", made.waiting, made.step, waiting.len()));
+            return Err(format!("{} wait in step {}, expected {}", made.waiting, made.step, waiting.len()));
         }
         for id in made.starts.iter().rev() {
             let Some(member) = self.open.get(id) else { return Err(format!("request {} starts", id.0)) };

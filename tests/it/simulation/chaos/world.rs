@@ -268,7 +268,7 @@ impl World {
         self.expire()?;
         if self.core.is_idle() {
             self.publish();
-            self.core.check_idle()?;
+            self.core.check_idle().map_err(|error| error.0)?;
             self.read(true)?;
             let Some((at, _)) = self.to_come.last() else { return Ok(Next::Done) };
             self.clock.reach(*at);
@@ -310,14 +310,14 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         while let Some(step) = self.core.schedule() {
             let (plan, ids) = (Arc::clone(&step.plan), step.rows.request_ids().collect::<Vec<_>>());
-            self.core.launch(step, &mut self.device)?;
+            self.core.launch(step, &mut self.device).map_err(|error| error.0)?;
             self.queue_order.launched(self.core.scheduler(), &plan, &ids);
             self.costs.launched(&plan, &ids);
         }
         self.publish();
-        let Some(step) = self.core.collect(&mut self.device)? else { return Ok(()) };
+        let Some(step) = self.core.collect(&mut self.device).map_err(|error| error.0)? else { return Ok(()) };
         self.costs.collected();
-        self.core.commit(step)
+        self.core.commit(step).map_err(|error| error.0)
     }
 
     /// Publishes the updates of the last step.
@@ -411,7 +411,7 @@ impl World {
         let scheduler = self.core.scheduler();
         // Recounting a large server is slow.
         if self.config.num_blocks <= 20 || self.turn.is_multiple_of(16) {
-            scheduler.check_integrity()?;
+            scheduler.check_integrity().map_err(|error| error.to_string())?;
         }
         let counts = scheduler.counts();
         if counts.blocks_free + counts.blocks_used + counts.blocks_cached != counts.blocks_total {
