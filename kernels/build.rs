@@ -118,7 +118,7 @@ fn host_library(out: &Path) {
                 "-x",
                 "c++",
                 "-std=c++20",
-                "-O2",
+                "-O1",
                 "-g",
                 "-fPIC",
                 "-ffp-contract=off",

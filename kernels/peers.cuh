@@ -32,8 +32,8 @@ static_assert(sizeof(Mailbox) == 80);
 
 struct Peers {
     Mailbox* mailboxes[MAX_RANKS];
-    // In host memory. Word 0: the first rank that ended. Word 1 + r: the rank that rank r waited for without success.
-    // Encoded like Mailbox::failed.
+    // In host memory. Word 0: the first rank that ended. Word 1 + r: the rank that rank r waited for without
+    // success. Encoded like Mailbox::failed.
     uint32_t* words;
     // The longest wait for another rank, in nanoseconds.
     uint64_t timeout;

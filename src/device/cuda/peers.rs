@@ -45,8 +45,8 @@ pub struct Peers {
 #[derive(Debug)]
 struct PeerGroup {
     mailboxes: Vec<Buffer<u8>>,
-    /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r waited for without success. 0
-    /// for none.
+    /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r waited for without
+    /// success. 0 for none.
     words: Words,
     /// Shared allocations, indexed by buffer and rank.
     shared: Mutex<Vec<Vec<Option<Arc<Allocation>>>>>,
