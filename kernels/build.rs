@@ -1,7 +1,9 @@
 //! Compiles the kernels: with nvcc to cubins for sm_90a, which the binary carries (feature `cuda`), and with
-//! g++ to a library that runs them on the host (feature `host-kernels`). Without either it does nothing.
+//! g++ to a library that runs them on the host (feature `host-kernels`). Without either feature the script
+//! does nothing.
 //!
-//! nvcc is looked for in `CUDA_HOME`, in `PATH`, and in `.cuda`, where `scripts/cuda_toolkit.py` installs it.
+//! The script looks for nvcc in `CUDA_HOME`, in `PATH`, and in `.cuda`, where `scripts/cuda_toolkit.py`
+//! installs it.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -43,7 +45,8 @@ fn stem(path: &Path) -> String {
     path.file_stem().expect("a file has a name").to_string_lossy().into_owned()
 }
 
-/// Runs a command and returns its standard error. If the command fails, the build fails and shows it.
+/// Runs a command and returns its standard error. If the command fails, the build fails and prints that
+/// output.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -72,7 +75,8 @@ fn cubins(out: &Path) {
     fs::write(out.join("cubins.rs"), table).expect("OUT_DIR can be written");
 }
 
-/// The kernels that ptxas lists. The build fails if one of `HOT` spills registers.
+/// Returns the kernels that ptxas names in `log`. The build fails if a kernel with a prefix of `HOT` spills
+/// registers.
 fn entries(source: &Path, log: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for line in log.lines() {
@@ -110,6 +114,8 @@ fn host_library(out: &Path) {
         Ok(which) => vec![format!("-fsanitize={which}"), "-fno-sanitize-recover=all".to_owned()],
         Err(_) => Vec::new(),
     };
+    // Instrumented kernels run for minutes, so they are optimised further.
+    let level = if sanitize.is_empty() { "-O1" } else { "-O2" };
     let compile = |source: PathBuf| {
         let (object, sanitize) = (out.join(format!("{}.o", stem(&source))), sanitize.clone());
         thread::spawn(move || {
@@ -118,7 +124,7 @@ fn host_library(out: &Path) {
                 "-x",
                 "c++",
                 "-std=c++20",
-                "-O1",
+                level,
                 "-g",
                 "-fPIC",
                 "-ffp-contract=off",

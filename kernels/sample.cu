@@ -6,14 +6,14 @@
 // OUTPUTS: out SampleResult [rows]; sample and pick: last u32 [slots], at the row's slot; shortlists f32
 //     [rows, 2 * SHORTLIST], values and then ids, for each rank one after the other; work f32 [rows, vocab]
 //     and seen u32 [rows, (vocab + 31) / 32] are scratch
-// LAUNCH: one block per row, of 32 to 512 threads by vocab alone; no dynamic shared memory
+// LAUNCH: one block per row; vocab alone decides its number of threads, 32 to 512; no dynamic shared memory
 // LIMITS: every id below vocab; every slot within last and used once; ids of the output used once; at most 20
 //     alternatives
 // NUMERICS: probabilities relative to the largest, in fixed point of 40 bits, so that sums do not depend on
 //     their order; tokens differ from the CPU twin's if the random number of 53 bits falls within 1e-6 of a
 //     boundary; log-probabilities within 1e-5
-// COST: rows * vocab * 4 bytes, times 2 greedy, 4 unfiltered, 30 with top-k and top-p, and one more per
-//     alternative; from L2
+// COST: rows * vocab * 4 bytes from L2, 2 times for greedy rows, 4 times without filters, 30 times with top-k
+//     and top-p, and once more per alternative
 // TWINS: src/device/cpu/sample.rs
 #include "device.cuh"
 
@@ -28,12 +28,12 @@ struct SampleRow {
     uint32_t seed_low, seed_high;
     // Alternatives to report; negative for no log-probability at all.
     int32_t logprobs;
-    // `score`: the token.
+    // For `score`: the id of the token to score.
     uint32_t target;
-    // The index in `lists` of each list's first word, and its number of entries.
+    // For each list, the index of its first word in `lists` and its number of entries.
     uint32_t bias_begin, bias_count, barred_begin, barred_count;
     uint32_t prompt_begin, prompt_count, output_begin, output_count;
-    // The index at which the token is kept for the next step.
+    // The index in `last` at which the token is stored for the next step.
     uint32_t slot;
 };
 static_assert(sizeof(SampleRow) == 84);
@@ -58,11 +58,11 @@ struct SampleParams {
     SampleResult* out;
     uint32_t* last;
     float* shortlists;
-    // Elements of a row of logits, or of shortlists.
+    // Elements from one row to the next in `logits`, or for `pick` in `shortlists`.
     uint32_t stride;
     // Logits per row that count; for `pick` all candidates of the shortlists.
     uint32_t vocab;
-    // `shortlist`: the id of the first logit.
+    // For `shortlist`: the id of the first logit.
     uint32_t first;
     uint32_t unused;
 };
@@ -126,7 +126,7 @@ DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw
     for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) seen[i] = 0;
     __syncthreads();
     if (threadIdx.x == 0) {
-        // By one thread, since an id may occur twice.
+        // One thread adds the biases, since an id may occur twice.
         const uint32_t* bias = p.lists + row.bias_begin;
         for (uint32_t i = 0; i < row.bias_count; ++i) x[bias[2 * i]] += __uint_as_float(bias[2 * i + 1]);
     }
@@ -196,7 +196,7 @@ struct Candidates {
     }
 
     // The key at which the number (or weight) of candidates, from the largest key down, reaches `target`.
-    // `target` is at least 1 and at most the total. Finds one digit of 8 bits after the other.
+    // `target` is at least 1 and at most the total. Finds the key one digit of 8 bits at a time.
     DEVICE_MEMBER uint64_t reach(uint64_t target, bool count) const {
         SHARED unsigned long long histogram[256];
         SHARED uint64_t next[2];

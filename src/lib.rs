@@ -27,7 +27,7 @@ pub mod text;
 /// Requests to the engine and updates from it, as plain data.
 pub mod request;
 
-/// The step loop, the usage of every open request, and the trait of whatever executes a step.
+/// The step loop, the usage of every open request, and the trait that an executor of steps implements.
 pub mod engine;
 
 /// Decides which tokens run next and in which KV blocks. Pure functions of the requests.

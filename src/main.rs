@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use octant::config::{BenchCommand, Command};
 use octant::{bench, commands, config};
 
-/// Tokens are allocated on one thread and freed on others. With the system's allocator the engine waits for
-/// that (benches/results/2026-11-24-host-cost.md).
+/// Tokens are allocated on one thread and freed on others. With the system's allocator these frees delay the
+/// engine (benches/results/2026-11-24-host-cost.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
         .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        // A closed pipe behind the log must not fail requests.
+        // If the log's pipe is closed, reporting the failed write would panic and fail a request.
         .log_internal_errors(false)
         .init();
     let outcome = match cli.command {

@@ -48,25 +48,26 @@ impl Default for Tenant {
     }
 }
 
-/// How the next token is chosen. Applied to a row of logits in this order: bias, minimum-length mask,
+/// How the next token is chosen. A row of logits undergoes, in this order: bias, minimum-length mask,
 /// penalties, temperature, top-k, top-p, min-p, random choice.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
     /// 0 is greedy decoding (argmax, the lowest id on ties); otherwise the divisor of the logits.
     pub temperature: f32,
-    /// Keeps the smallest set of most probable tokens whose total probability reaches this; 1 keeps all.
+    /// Keeps the smallest set of most probable tokens whose probabilities sum to at least this; 1 keeps all.
     pub top_p: f32,
     /// Keeps the k most probable tokens; 0 keeps all.
     pub top_k: u32,
     /// Keeps tokens whose probability is at least this fraction of the greatest one; 0 keeps all.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens in the prompt or the output; 1 is off.
+    /// Factor for tokens in the prompt or the output: their positive logits are divided by it, and their
+    /// negative logits are multiplied by it; 1 is off.
     pub repetition_penalty: f32,
     /// Subtracted once from the logit of every token in the output; 0 is off.
     pub presence_penalty: f32,
     /// Subtracted from a token's logit for each time it occurs in the output; 0 is off.
     pub frequency_penalty: f32,
-    /// (token id, added to its logit).
+    /// Pairs of a token id and the value that is added to its logit.
     pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random choice. The choice at position p depends on (seed, p) alone.
     pub seed: u64,
@@ -113,7 +114,7 @@ pub struct StopRules {
 pub struct TokenLogprob {
     /// The sampled token, or the scored prompt token.
     pub token: u32,
-    /// Natural logarithm of its probability; never -inf or NaN.
+    /// Natural logarithm of the token's probability; never -inf or NaN.
     pub logprob: f32,
     /// The most probable tokens, most probable first, lowest id first on ties.
     pub top: Vec<(u32, f32)>,
@@ -149,7 +150,7 @@ pub struct Update {
     pub finish: Option<Finish>,
     /// The request's cost so far, including the update's step. On the last update, the total cost.
     pub cost: Cost,
-    /// When the step's results came; `None` outside the engine.
+    /// Time at which the engine received the step's results; `None` outside the engine.
     pub made: Option<Instant>,
 }
 
@@ -157,15 +158,15 @@ pub struct Update {
 /// divided.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
-    /// Time from its submission to its first row in a step.
+    /// Time from the request's submission to its first row in a step.
     pub queue: f64,
-    /// Device time of its rows that feed its prompt, or feed tokens again after a preemption.
+    /// Device time of the request's rows that feed its prompt or, after a preemption, feed its tokens again.
     pub prefill: f64,
-    /// Device time of its rows that feed the last sampled token.
+    /// Device time of the request's rows that feed the last sampled token.
     pub decode: f64,
     /// KV blocks held times seconds. A shared block is divided equally between its holders.
     pub kv_block_seconds: f64,
-    /// Prompt tokens found in the prefix cache at its first start.
+    /// Prompt tokens found in the prefix cache when the request first started.
     pub cached_tokens: u64,
     /// Tokens fed to the model for the first time.
     pub computed_tokens: u64,
@@ -191,7 +192,7 @@ impl Cost {
 /// Why a request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
-    /// A stop id was sampled, which is the last token.
+    /// A stop id was sampled; it is the last token of the output.
     Stop(u32),
     /// `max_tokens` were generated.
     Length,

@@ -2,8 +2,8 @@
 //! results are exact.
 //!
 //! All percentiles of this project have one definition, linear interpolation, which is numpy's default. The
-//! values are sorted, `x[0] <= ... <= x[n - 1]`. The percentile of a share `q` from 0 to 1 is `x[k] + (x[k +
-//! 1] - x[k]) * (h - k)`, where `h = q * (n - 1)` and `k = floor(h)`.
+//! values are sorted, `x[0] <= ... <= x[n - 1]`. The percentile of a share `q` from 0 to 1 is
+//! `x[k] + (x[k + 1] - x[k]) * (h - k)`, where `h = q * (n - 1)` and `k = floor(h)`.
 
 use serde::Serialize;
 

@@ -1,10 +1,10 @@
 //! `octant bench rank`: times whole steps of one rank's share of a model with random weights, against the
 //! time to read its weights and its KV cache.
 //!
-//! Communication needs the other ranks. [`SingleDeviceGroup`] replaces it by a kernel that reads and adds as
-//! many bytes on this device. For eight ranks, published latencies of all-reduces replace the time of that
-//! kernel, and the result is called a projection. The floor is bytes divided by the bandwidth of a kernel
-//! that only reads, measured in the same run.
+//! Communication needs the other ranks. [`SingleDeviceGroup`] replaces it with a kernel that reads and adds
+//! the same number of bytes on this device. For eight ranks, published latencies of all-reduces replace the
+//! time of that kernel, and the result is called a projection. The floor of a step is the number of bytes
+//! that it reads, divided by the bandwidth of a kernel that only reads, measured in the same run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -90,8 +90,8 @@ struct Setup {
     token: u64,
     /// Bytes per second that a kernel reads.
     read: f64,
-    /// Seconds to add to a step for the all-reduces of eight ranks, by rows. Empty for another number of
-    /// ranks.
+    /// Seconds to add to a step for the all-reduces of eight ranks, by the step's number of rows. Empty
+    /// unless there are eight ranks.
     projection: BTreeMap<usize, f64>,
 }
 
@@ -174,7 +174,7 @@ impl Setup {
         })
     }
 
-    /// Times decode steps of `batch` sequences. `None` if the cache does not hold them.
+    /// Times decode steps of `batch` sequences. Returns `None` if the cache cannot hold the sequences.
     fn decode(
         &mut self,
         args: &BenchRankArgs,
@@ -202,8 +202,9 @@ impl Setup {
     }
 }
 
-/// Seconds that the all-reduces of eight ranks add to a step, by rows: the published latency minus the
-/// measured time of the kernel that replaces it, two per layer. Empty for another number of ranks.
+/// Returns the seconds that the all-reduces of eight ranks add to a step, by the step's number of rows. A
+/// layer has two all-reduces. Each adds its published latency minus the measured time of the kernel that
+/// replaces it. The map is empty unless there are eight ranks.
 fn projection<D: Device>(
     device: &D,
     comm: &SingleDeviceGroup<D>,
@@ -246,7 +247,7 @@ fn single_device_seconds<D: Device>(
     Ok(start.elapsed().as_secs_f64() / TIMES as f64)
 }
 
-/// Prints one measurement: its median, 10th and 90th percentile against the floor.
+/// Prints one measurement: median, 10th and 90th percentile of the times, floor, and median / floor.
 fn show(step: &Step, times: Vec<f64>, read: f64) -> Value {
     let times = sorted(times);
     let at = |share: f64| percentile(&times, share) * 1e3;

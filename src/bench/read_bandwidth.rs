@@ -1,5 +1,5 @@
-//! Measured read bandwidth of a device's memory, the denominator of the floors that `octant bench rank`
-//! prints.
+//! Measures the read bandwidth of a device's memory. `octant bench rank` divides by it to compute the floors
+//! that it prints.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -16,7 +16,7 @@ pub(super) fn read_bandwidth(devices: &Devices) -> anyhow::Result<f64> {
 }
 
 /// Bytes per second at which `threads` threads sum a buffer of `bytes` bytes, which should be much larger
-/// than any cache. Best of three runs.
+/// than any cache. The result is the best of three runs.
 pub fn cpu_read_bandwidth(threads: usize, bytes: usize) -> f64 {
     let data = vec![1u64; bytes / 8];
     let part = data.len() / threads;

@@ -17,11 +17,11 @@ pub struct Nccl {
 }
 
 impl Nccl {
-    /// Makes a group with one rank per device. The ranks' threads wait for one another for at most `timeout`,
-    /// or longer at start-up.
+    /// Makes a group with one rank per device. The ranks' threads wait for one another for at most `timeout`
+    /// or `START_TIMEOUT`, whichever is longer.
     ///
     /// # Errors
-    /// If the library cannot be loaded or refuses the group: it takes no GPU twice.
+    /// If the library cannot be loaded, or refuses the group: it refuses two ranks on one GPU.
     pub fn group(devices: &[Cuda], timeout: Duration) -> Result<Vec<Self>, DeviceError> {
         let threads = Local::group(devices.len(), timeout.max(START_TIMEOUT));
         let ranks = cuda::Nccl::group(devices)?.into_iter().zip(threads);

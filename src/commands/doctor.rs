@@ -11,7 +11,7 @@ struct Finding {
     name: &'static str,
     /// Description of what was found, or the reason why it is missing.
     outcome: anyhow::Result<String>,
-    /// Whether serving fails without it.
+    /// Whether serving fails if the outcome is an error.
     needed: bool,
 }
 
@@ -84,7 +84,7 @@ mod gpu {
         findings
     }
 
-    /// Whether a library can be loaded by one of its file names. `user` says which setting uses it.
+    /// Whether a library can be loaded by one of its file names. `user` says which setting uses the library.
     fn library(name: &'static str, files: &[&str], user: &str) -> Finding {
         let found = files.iter().find(|file| library_loads(file));
         let missing = || anyhow!("none of {} can be loaded; {user}", files.join(", "));

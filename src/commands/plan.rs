@@ -1,7 +1,7 @@
 //! `octant plan`: the memory plan and predicted step times of a model on GPUs. It needs no GPU.
 //!
-//! A report holds all figures; JSON prints them exactly, tables round them. The memory plan is the one that
-//! the server computes at start, with the layout of the CUDA device. Times come from the cost model.
+//! JSON output has the exact figures; the tables round them. The memory plan is the one that the server
+//! computes at start, with the layout of the CUDA device. Times come from the cost model.
 
 mod report;
 mod tables;
@@ -10,7 +10,8 @@ use std::process::ExitCode;
 
 use crate::config::PlanArgs;
 
-/// Prints the plan. Exits with status 1 if a full-length request fits with no element type of the KV cache.
+/// Prints the plan. Exits with status 1 if a full-length request does not fit, whatever the element type of
+/// the KV cache.
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let report = report::report(args)?;
     if args.json {

@@ -24,7 +24,8 @@ use crate::server::{
 };
 use crate::simulator::trace::Recording;
 
-/// Maximum bytes of text of a request per token of context. Tokens of real tokenizers are shorter on average.
+/// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
+/// shorter on average.
 const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
@@ -32,8 +33,8 @@ const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// File descriptors for everything except connections.
 const OTHER_FILES: u64 = 512;
 
-/// Serves until a signal or a drain. Exits with status 0 after either, also during the start, and 1 after a
-/// failure.
+/// Serves until a shutdown is requested by a signal or by the admin port. Exits with status 0 after a
+/// shutdown, also during the start, and with 1 after a failure.
 pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -41,13 +42,13 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    // Handlers come first: the kernel drops signals to process 1 of a container while it has no handler for
-    // them.
+    // The signal handlers are installed first: the kernel drops a signal to process 1 of a container while
+    // the process has no handler for the signal.
     let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
     let status = ServerStatus::new(config.timeouts.stall_timeout);
     let ports =
         ManagementPorts { health: config.network.health_address(), admin: config.network.admin_address() };
-    // Kept until the end, so that probes are answered during start and shutdown.
+    // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     print_management_ports(management.ports);
     let opened = Arc::clone(&status);
@@ -65,8 +66,8 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
     }
     let ended = outcome.and_then(|(ended, thread)| join(thread).map(|joined| (ended, joined)));
-    // Finishes the recording, also after a failure, unless the engine's thread is still in a step and holds
-    // it.
+    // Finishes the recording, also after a failure, unless the engine's thread is still in a step and uses
+    // the recording.
     let over = !matches!(ended, Ok((_, false)));
     let recorded = recording.filter(|_| over).map(Recording::finish).transpose().context("--record");
     let (ended, joined) = ended?;
@@ -176,8 +177,8 @@ async fn serve(
     }
 }
 
-/// The keys with their tenants. The prefix `key:` keeps a key's tenant apart from those that clients name in
-/// `user`.
+/// Returns each key with its tenant and priority. The prefix `key:` keeps a key's tenant apart from the
+/// tenants that clients name in `user`.
 fn callers(keys: &[ApiKey]) -> anyhow::Result<Vec<(String, Caller)>> {
     let caller = |ApiKey { name, key, weight, priority }: &ApiKey| {
         let (most, priority) = (MAX_PRIORITY, *priority);
@@ -200,8 +201,8 @@ async fn engine_death(state: &ServerState) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Connections for which there are file descriptors, at most `wanted`. Raises the soft limit of the process
-/// as far as needed and allowed.
+/// Returns the number of connections for which there are file descriptors, at most `wanted`. Raises the
+/// process's soft limit of open files as far as needed and allowed.
 fn connections(wanted: usize) -> usize {
     let needed = wanted as u64 + OTHER_FILES;
     let mut limit = getrlimit(Resource::Nofile);

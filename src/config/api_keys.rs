@@ -14,10 +14,11 @@ pub(crate) struct ApiKey {
     pub(crate) name: String,
     /// The secret that the client sends.
     pub(crate) key: String,
-    /// Share of the server relative to the other keys while requests wait, 1 to 1000.
+    /// Weight, 1 to 1000: while requests wait, keys are served in proportion to their weights.
     #[serde(default = "default_weight")]
     pub(crate) weight: u32,
-    /// Added to the priority of each request of this key; a request's own priority is then not below 0.
+    /// Added to the priority of each request of this key. With `--api-keys`, a request's own priority must
+    /// be at least 0.
     #[serde(default)]
     pub(crate) priority: i32,
 }

@@ -62,11 +62,11 @@ pub struct PlanArgs {
         value_parser = position_count()
     )]
     pub(crate) batch: Vec<usize>,
-    /// Context lengths of the decoding sequences, in tokens [default: those of 512, 2048 and 3500 below
+    /// Context lengths of the decoding sequences, in tokens [default: 512, 2048 and 3500, only those below
     /// --max-model-len]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
     pub(crate) context: Option<Vec<usize>>,
-    /// Prompt lengths, in tokens [default: those of 512, 2048 and 4096 up to --max-model-len]
+    /// Prompt lengths, in tokens [default: 512, 2048 and 4096, only those up to --max-model-len]
     #[arg(long, value_name = "TOKENS", value_delimiter = ',', value_parser = position_count())]
     pub(crate) prefill: Option<Vec<usize>>,
     /// Print one JSON object instead of tables

@@ -8,7 +8,7 @@ use serde::Deserialize;
 /// The built-in file of the GPU of a DGX H100.
 const H100_80GB: &str = include_str!("../../models/h100-80gb.toml");
 
-/// One of eight connected GPUs. The file names the source of each value.
+/// One of eight GPUs that are connected to one another. The TOML file names the source of each value.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hardware {
@@ -35,12 +35,12 @@ pub struct Hardware {
     pub step_overhead: f64,
     /// Seconds per layer that no other term covers.
     pub layer_overhead: f64,
-    /// All-reduce times: (bytes, seconds), by growing size.
+    /// All-reduce times as pairs (bytes, seconds), in ascending order of bytes.
     pub all_reduce: Vec<(f64, f64)>,
 }
 
-/// A GPU description that cannot be used. The message names the file and the key, and says expected versus
-/// got.
+/// A GPU description that cannot be used. The message names the file and the key, and gives the expected and
+/// the actual value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct HardwareError(String);
@@ -52,7 +52,7 @@ impl Hardware {
     /// Looks up the built-in GPU by name, or reads a TOML file.
     ///
     /// # Errors
-    /// Names the file or the key that is wrong.
+    /// The name is unknown, or the file or a value in it is wrong. The error names the file or the key.
     pub fn named(name: &str) -> Result<Self, HardwareError> {
         let (text, from) = match name {
             Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
@@ -76,7 +76,7 @@ impl Hardware {
         ((self.memory - self.context) as f64 * self.usable) as u64
     }
 
-    /// Rejects values that no GPU has, by key.
+    /// Rejects values that no GPU can have; the error names the key.
     fn check(&self) -> Result<(), HardwareError> {
         let positive = [
             ("memory", self.memory as f64),

@@ -1,10 +1,10 @@
-//! Cost model: the time of a step of a model on given GPUs, by the terms of the roofline. Pure arithmetic; no
-//! device is needed. Used by `octant plan` and the simulated executor.
+//! Cost model: computes the time of a model's step on given GPUs from the terms of the roofline, without a
+//! device. `octant plan` and the simulated executor use it.
 //!
 //! Each term is bytes over a rate, FLOP over a rate, or a time from a table; the formulas are in
-//! [`StepTime`]. Letters: L layers, h width of the residual stream, t tokens of the step, n ranks. Neglected,
-//! because each takes less than a thousandth of a step: scales and norms, the rows of the embedding, and
-//! sampling.
+//! [`StepTime`]. Letters: L layers, h width of the residual stream, t tokens of the step, n ranks. The cost
+//! model neglects scales and norms, the rows of the embedding, and sampling, because each takes less than a
+//! thousandth of a step.
 
 mod hardware;
 mod time;
@@ -26,14 +26,14 @@ pub struct RowShape {
     pub logits: u32,
 }
 
-/// The smallest message in bytes for which the table has a time of a two-shot all-reduce. A two-shot
-/// all-reduce of less takes as long as one of this size.
+/// The smallest message in bytes for which the table has a time of a two-shot all-reduce. The cost model
+/// assumes that a two-shot all-reduce of a smaller message takes as long as one of this size.
 const TWO_SHOT_MIN: f64 = 512e3;
 
-/// Bytes per element that make a sum between ranks cost as much as an all-reduce of that many bytes.
-/// One-shot: every rank reads the F32 values of all others. Two-shot: each rank sums its share from F32
-/// values and passes the result on as E4M3; half of an all-reduce's traffic is in each phase, so this is the
-/// mean of 4 and 1.
+/// Bytes per element of the all-reduce that takes as long as a sum between ranks. In a one-shot sum, every
+/// rank reads the F32 values (4 bytes) of all others. In a two-shot sum, each rank first adds up the F32
+/// values of its share and then passes the result on as E4M3 (1 byte). Each of the two phases is half of an
+/// all-reduce's traffic, so a two-shot sum has the mean of 4 and 1.
 const ONE_SHOT_BYTES: f64 = 4.0;
 const TWO_SHOT_BYTES: f64 = (4.0 + 1.0) / 2.0;
 
@@ -133,17 +133,18 @@ impl CostModel {
         starts.map(|position| self.step([step(position)])).collect()
     }
 
-    /// Bytes of a layer's intermediate results that go to memory: each result is written and read once, less
-    /// what the cache holds. The results are F32: \[t, h\] of attention and of the MLP, \[t, qkv\] and \[t,
-    /// ffn\].
+    /// Bytes of a layer's intermediate results that go to memory: each result is written and read once,
+    /// except for the part that fits in the cache. The results are F32: \[t, h\] of attention and of the MLP,
+    /// \[t, qkv\] and \[t, ffn\].
     fn spilled_bytes(&self, tokens: f64) -> f64 {
         let [(qkv, hidden), _, (ffn, _), _] = self.share.linear_shapes();
         let spilled = |cols: usize| (tokens * (cols * 4) as f64 - self.hardware.cache).max(0.0);
         2.0 * [hidden, hidden, qkv, ffn].map(spilled).iter().sum::<f64>()
     }
 
-    /// Seconds of all sums between ranks. Each layer has two, one-shot or two-shot, whichever is faster. The
-    /// last one and the embedding's are one-shot, because every rank needs the whole result.
+    /// Seconds of all sums between ranks. Each layer has two sums; each is one-shot or two-shot, whichever is
+    /// faster. The last layer's second sum and the sum of the embedding are one-shot, because every rank
+    /// needs the whole result.
     fn reduce_seconds(&self, tokens: f64) -> f64 {
         if self.ranks == 1 {
             return 0.0;

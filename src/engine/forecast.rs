@@ -27,11 +27,12 @@ pub struct Forecast {
 /// The queue and the running sequences that a new request finds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct QueueState {
-    /// Requests that start before it.
+    /// Requests that start before the new request.
     pub requests_ahead: usize,
-    /// Prompt tokens of these requests, and prompt tokens of running sequences that are not planned yet.
+    /// Prompt tokens of these requests, plus the prompt tokens of running sequences that no step has planned
+    /// yet.
     pub tokens_ahead: usize,
-    /// Prompt tokens of the request itself.
+    /// Prompt tokens of the new request.
     pub prompt_tokens: usize,
     /// Running sequences.
     pub running: usize,
@@ -50,7 +51,7 @@ impl Default for Forecast {
 }
 
 impl Forecast {
-    /// A forecast from a few known steps: (tokens, seconds).
+    /// Creates a forecast from a few known steps, each given as (tokens, seconds).
     pub fn new(steps: &[(usize, f64)]) -> Self {
         let mut forecast = Self::default();
         steps.iter().for_each(|(tokens, seconds)| forecast.step(*tokens, *seconds));
@@ -100,7 +101,7 @@ impl Forecast {
     /// of tokens if this step has more tokens than the mean step.
     pub(crate) fn step_takes_at_most(&self, tokens: usize) -> Option<f64> {
         let [n, x, y, ..] = self.sums;
-        // The step's tokens relative to the mean step's, which are x / n.
+        // The step's tokens divided by x / n, the tokens of the mean step.
         let times = if x > 0.0 { (tokens as f64 * n / x).max(1.0) } else { 1.0 };
         self.step_takes(tokens).map(|line| line.max(times * y / n))
     }
@@ -115,8 +116,8 @@ impl Forecast {
     /// The request starts when those ahead have started and a slot with blocks is free. Once all slots are
     /// taken, `running + can_start` sequences run, and one of them ends every `answer_tokens` / (`running` +
     /// `can_start`) steps. The same steps compute the prompts ahead. The steps of the request's own prompt
-    /// follow. Steps in flight come first and count in full, since requests are taken when a step has just
-    /// ended.
+    /// follow. Steps in flight come first. They count in full, since the engine takes new requests when a
+    /// step has just ended.
     pub fn first_token(&self, queue: &QueueState) -> f64 {
         let (base, per_token) = self.coefficients();
         let decodes = queue.running as f64;

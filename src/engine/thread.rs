@@ -12,7 +12,7 @@ use super::shared::Shared;
 use crate::request::Reject;
 use crate::scheduler::SchedulerConfig;
 
-/// The engine on its thread.
+/// The state of the engine's thread.
 pub struct Engine<'a> {
     shared: &'a Shared,
     commands: &'a flume::Receiver<Command>,
@@ -63,7 +63,7 @@ impl Engine<'_> {
     /// Takes commands and runs steps in turns. Returns after [`Command::Stop`].
     ///
     /// # Errors
-    /// Why the engine cannot go on.
+    /// The reason why the engine cannot go on.
     fn run(&mut self) -> Result<(), EngineFailure> {
         while self.take_commands()? == Next::Go {
             self.core.step(self.executor)?;
@@ -175,7 +175,7 @@ impl EngineThread {
     /// Waits for the engine to end: when it is stopped, when all handles are gone, or when it fails.
     ///
     /// # Errors
-    /// Why the engine failed.
+    /// The reason why the engine failed.
     pub fn join(self) -> Result<(), EngineFailure> {
         self.thread.join().unwrap_or_else(|_| Err(EngineFailure("the engine's thread panicked".to_owned())))
     }

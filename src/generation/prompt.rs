@@ -19,7 +19,7 @@ pub enum Prompts {
     Texts {
         /// One or more texts.
         texts: Vec<String>,
-        /// Adds the tokens of the tokenizer's post-processor to each text, such as a BOS.
+        /// Whether the tokenizer's post-processor adds its tokens, such as a BOS, to each text.
         add_special: bool,
     },
     /// Token ids below the vocabulary size; no token is added.
@@ -37,7 +37,7 @@ impl Default for Prompts {
 pub struct Prompt {
     /// Token ids.
     pub ids: Arc<[u32]>,
-    /// The client's text, if the prompt was one text.
+    /// The client's text; `None` for a conversation or token ids.
     pub text: Option<String>,
     /// Number of ids that were added before the client's text.
     pub added: usize,
@@ -67,7 +67,7 @@ impl Prompts {
         }
     }
 
-    /// Renders and tokenises.
+    /// Renders a conversation, and tokenises the prompts.
     ///
     /// # Errors
     /// The model has no chat template, or the template or the tokenizer refuses the text.

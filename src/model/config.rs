@@ -108,11 +108,12 @@ impl ModelConfig {
         })
     }
 
-    /// The share of one of `ranks` ranks. Heads, MLP width and vocabulary are divided. With fewer KV heads
-    /// than ranks, each rank has one KV head. A vocabulary that is not divisible is padded.
+    /// Returns the configuration of one rank's share if `ranks` ranks share the model. Each rank has an equal
+    /// part of the heads, the MLP width and the vocabulary. With fewer KV heads than ranks, each rank has one
+    /// KV head. A vocabulary that is not divisible is padded.
     ///
     /// # Errors
-    /// Names the dimension that cannot be divided.
+    /// A dimension cannot be divided; the error names it.
     pub fn share(&self, ranks: usize) -> Result<Self, ShardError> {
         let divide = |what: &str, count: usize| match count % ranks {
             0 => Ok(count / ranks),
@@ -122,7 +123,7 @@ impl ModelConfig {
         let q_heads = divide("query heads", q_heads)?;
         let kv_heads = match ranks % kv_heads {
             0 => 1,
-            // Otherwise a rank's query heads would read parts of several KV heads.
+            // If `ranks` were no multiple of the KV heads, a rank's query heads could need several KV heads.
             _ if kv_heads < ranks => {
                 let message = format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}");
                 return Err(ShardError(message));
@@ -137,8 +138,8 @@ impl ModelConfig {
         })
     }
 
-    /// Number of parameters of the whole model, including biases and norms. A tied head counts once, a reward
-    /// head is not counted.
+    /// Number of parameters of the whole model, including biases and norms. An LM head that shares the
+    /// embedding's weights adds none, and a reward head is not counted.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
         let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
@@ -226,8 +227,8 @@ fn first_number(config: &Object, keys: &[&str]) -> Result<Option<f64>, LoadError
 }
 
 /// Inverse frequencies theta^(-2i / d) of the d rotated dimensions, rescaled if the configuration says so.
-/// New configurations nest the values in `rope_parameters`. Old ones have `rope_theta` and the fraction at
-/// top level, and `rope_scaling` next to them.
+/// New configurations have theta, the fraction of rotated dimensions and the scaling in `rope_parameters`.
+/// Old ones have theta and the fraction at top level, and the scaling in `rope_scaling`.
 fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Result<Vec<f32>, LoadError> {
     const FRACTIONS: [&str; 4] = ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"];
     let nested = config.object("rope_parameters")?;
@@ -237,7 +238,7 @@ fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Resu
         theta = nested.number("rope_theta")?.or(theta);
         fraction = first_number(nested, &FRACTIONS)?.or(fraction);
     }
-    // The defaults of transformers: a Nemotron configuration may omit its fraction of 0.5.
+    // These are the defaults of transformers: a Nemotron configuration may omit its fraction of 0.5.
     let fraction = fraction.unwrap_or(if family == Family::Nemotron { 0.5 } else { 1.0 });
     let theta = theta.unwrap_or(10_000.0);
     let rotary = (head_dim as f64 * fraction) as usize;
@@ -349,7 +350,7 @@ impl GenerationConfig {
     /// The end-of-sequence ids, or the tokenizer's if the model names none.
     ///
     /// # Errors
-    /// An id is not below `vocab`: every request would be rejected because of it.
+    /// An id is not below `vocab`. Every request would be rejected because of this id.
     pub fn eos_within(&self, tokenizer: Option<u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
         let ids = if self.eos.is_empty() { tokenizer.into_iter().collect() } else { self.eos.clone() };
         match ids.iter().find(|id| **id as usize >= vocab) {

@@ -1,11 +1,12 @@
 //! The part of a weight that shares one scale.
 
-/// The part of a weight that has a scale of its own. A scale is the part's largest magnitude divided by 448.
+/// The part of a weight that has its own scale. The scale is the largest magnitude in the part divided by
+/// 448.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Granularity {
-    /// Each output row: `weight_scale` \[out, 1\].
+    /// Each output row has a scale: `weight_scale` is \[out, 1\].
     Channel,
-    /// The whole weight: `weight_scale` \[1\].
+    /// The whole weight has one scale: `weight_scale` is \[1\].
     Tensor,
 }
 

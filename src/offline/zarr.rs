@@ -100,7 +100,7 @@ impl ZarrArray {
         &self.shape
     }
 
-    /// Returns the state of the chunk files when the array was opened.
+    /// Returns the state that the chunk files had when the array was opened.
     pub(super) fn state(&self) -> &InputState {
         &self.state
     }
@@ -113,7 +113,7 @@ impl ZarrArray {
         Err(self.error(format!("expected shape {shape:?}, got {:?}", self.shape)))
     }
 
-    /// Reads whole rows of a layer into `out`, which has exactly their size. `scratch` is a buffer to reuse.
+    /// Reads whole rows of a layer into `out`, which is as large as the rows. `scratch` is a buffer to reuse.
     pub(super) fn read(
         &self,
         layer: usize,
@@ -150,7 +150,7 @@ impl ZarrArray {
         Ok(())
     }
 
-    /// Reads bytes of a chunk from the offset `at` on.
+    /// Fills `out` with the bytes of a chunk that begin at the offset `at`.
     fn read_chunk(&self, index: Axes, at: u64, out: &mut [u8]) -> Result<(), LoadError> {
         let path = self.chunk_path(index);
         let file = File::open(&path).map_err(|e| LoadError::io(&path, e))?;

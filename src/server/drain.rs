@@ -1,14 +1,14 @@
 //! Graceful shutdown, begun by a signal or by the admin port.
 //!
-//! Readiness goes down at once. During the grace period requests are still accepted, because load balancers
-//! notice only with their next probes; each response then closes its connection. After that new requests get
-//! a 503 with `Retry-After`, while the listener stays open and running requests go on until the drain
-//! timeout. Requests that still run then are aborted, and get an error as their status or as an event of
-//! their stream.
+//! The server reports at once that it is not ready. During the grace period it still accepts requests,
+//! because load balancers notice the shutdown only with their next probes; each response closes its
+//! connection. After the grace period new requests get a 503 with `Retry-After`, while the listener stays
+//! open and running requests go on until the drain timeout. Requests that still run at the timeout are
+//! aborted, and get an error as their status or as an event of their stream.
 //!
-//! A second signal ends the process at once. If the admin port began the shutdown, the server waits for a
-//! first signal when it has drained: the response of the admin port must be sent, and the supervisor decides
-//! when the process ends. Before the model is loaded, the first signal ends the process.
+//! A second signal ends the process at once. If the admin port began the shutdown, the drained server waits
+//! for a first signal before it exits: the response of the admin port must be sent, and the supervisor
+//! decides when the process ends. Before the model is loaded, the first signal ends the process.
 
 use std::future::Future;
 use std::pin::pin;
@@ -28,7 +28,7 @@ pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct DrainTimes {
     /// From the request for a shutdown until new requests are refused.
     pub grace: Duration,
-    /// From then until running requests are aborted.
+    /// From the refusal of new requests until running requests are aborted.
     pub timeout: Duration,
 }
 
@@ -53,7 +53,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Takes each message as a signal.
+    /// Creates signals from messages: each message of `receiver` counts as a signal.
     pub fn new(receiver: mpsc::Receiver<()>) -> Self {
         Self { receiver, received: false }
     }
@@ -65,7 +65,7 @@ impl Signals {
         }
     }
 
-    /// Waits for `work` until a second signal comes. Returns whether `work` has finished.
+    /// Waits until `work` has finished or a second signal comes. Returns whether `work` has finished.
     pub(crate) async fn wait_unless_forced(&mut self, work: impl Future) -> bool {
         let mut work = pin!(work);
         loop {
@@ -133,7 +133,7 @@ pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: Dra
     ended
 }
 
-/// Aborts all open requests and waits a moment for their responses to end.
+/// Aborts all open requests and waits, at most [`FLUSH_TIMEOUT`], for their responses to end.
 async fn abort(state: &ServerState) -> Ended {
     let mut open = state.open_requests.subscribe();
     let left = *open.borrow();

@@ -1,5 +1,5 @@
-//! Builds the JSON of a chat or text completion from generated deltas: one whole reply, or chunks. Knows no
-//! transport: a stream's framing is the caller's.
+//! Builds the JSON of a chat or text completion from generated deltas: one whole reply, or chunks. The caller
+//! sends the JSON and frames the chunks of a stream.
 
 use std::mem::take;
 
@@ -29,7 +29,7 @@ impl ReplyFormat {
         }
     }
 
-    /// The request's field that holds the prompt, for errors.
+    /// Name of the request's field that holds the prompt, for error messages.
     pub(crate) fn prompt_param(self) -> &'static str {
         match self {
             Self::Chat => "messages",
@@ -90,9 +90,9 @@ impl ReplyBuilder {
         &self.id
     }
 
-    /// Returns the chunks for a delta: the role, together with the first token of a chat's choice; the text;
-    /// and the finish reason in a chunk of its own. `role_sent` belongs to the delta's choice, and is false
-    /// at first.
+    /// Returns the chunks for a delta, at most three: the role, if a chat's choice begins; the text with its
+    /// log-probabilities; and the finish reason. `role_sent` belongs to the delta's choice, is false at
+    /// first, and is set when the choice begins.
     pub(crate) fn chunks(
         &self,
         mut delta: Delta,
@@ -114,8 +114,8 @@ impl ReplyBuilder {
         [role, content, finish].into_iter().flatten()
     }
 
-    /// Appends the JSON of a chunk. All of it but the choice is the same in every chunk, and is built only
-    /// once.
+    /// Appends the JSON of a chunk. Everything except the choice is the same in every chunk; the part before
+    /// the choice is built only once.
     pub(crate) fn write_chunk(&self, choice: &ChunkChoice, out: &mut Vec<u8>) {
         out.extend_from_slice(self.chunk_head.as_bytes());
         serde_json::to_writer(&mut *out, choice).expect("text and finite numbers can be written as JSON");

@@ -1,9 +1,10 @@
 //! A reply as server-sent events: `data: {json}` and an empty line for each chunk, and `data: [DONE]` at the
 //! end.
 //!
-//! The connection pulls one piece of the body after another. If a client reads slowly, nothing pulls: the
-//! engine does not wait, and the request's tokens are buffered, at most `max_tokens` per choice. If a client
-//! disconnects, the connection drops the body and with it the generation, which aborts the request.
+//! The connection asks for one piece of the body after another. If a client reads slowly, the connection
+//! stops asking. The engine does not wait for the client: the request's tokens are buffered, at most
+//! `max_tokens` per choice. If a client disconnects, the connection drops the body and with it the
+//! generation, which aborts the request.
 //!
 //! A failure after the headers is sent as an event with an `error` object. The connection then ends without
 //! `[DONE]` and without the last chunk of the HTTP body, so that no client takes it for a complete reply.
@@ -23,14 +24,14 @@ use super::error::ApiError;
 use super::generate::TrackedGeneration;
 use crate::generation::Delta;
 
-/// Time from the error event to the end of the connection, so that the event has been sent by then.
+/// Time between the error event and the end of the connection, in which the event is sent.
 const ERROR_FLUSH: Duration = Duration::from_millis(50);
 
 /// Bytes after which no further events are added to a piece of the body, if the client is behind.
 const MAX_PIECE: usize = 16 << 10;
 
-/// Returns a response whose body is the generation's events. After `keep_alive` without an event it sends a
-/// comment, so that no proxy between server and client closes the connection as idle.
+/// Returns a response whose body is the generation's events. After `keep_alive` without an event the server
+/// sends a comment, so that no proxy between server and client closes the connection as idle.
 pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Response<Body> {
     let events = EventStream {
         role_sent: vec![false; generation.choices()],
@@ -64,7 +65,7 @@ struct EventStream {
     role_sent: Vec<bool>,
     stage: Stage,
     keep_alive: Duration,
-    /// Fires at or before `last_sent + keep_alive`. It is not reset for every event, which would cost more.
+    /// Fires at or before `last_sent + keep_alive`. To reset the timer for every event would cost more.
     timer: Pin<Box<Sleep>>,
     last_sent: Instant,
 }
@@ -86,8 +87,8 @@ impl EventStream {
         }
     }
 
-    /// Waits for an event and returns it together with all others that are ready, which are several if the
-    /// client is behind.
+    /// Waits for an event and returns it together with all other events that are ready. Several are ready if
+    /// the client is behind.
     async fn next_events(&mut self) -> Bytes {
         let mut out = Vec::with_capacity(512);
         loop {
@@ -118,7 +119,7 @@ impl EventStream {
         }
     }
 
-    /// Writes the events for what [`TrackedGeneration::next`] returned.
+    /// Writes the events for `step`, a result of [`TrackedGeneration::next`].
     fn write_step(&mut self, step: Option<Result<Delta, ApiError>>, out: &mut Vec<u8>) {
         let builder = &self.generation.builder;
         match step {

@@ -6,9 +6,9 @@
 //! | `answers` | tokens that the simulated model generates |
 //! | `simulated_model` | output and time of one step, without a clock |
 //! | this file | [`Simulator`]: steps on the wall clock, behind the real engine and server |
-//! | `virtual_time` | the real scheduler on a clock that jumps |
+//! | `virtual_time` | the real scheduler in virtual time: the clock jumps from one step's end to the next |
 //! | `workload` | requests to simulate, random or from a file |
-//! | `trace`, `replay` | a recording of the engine, and its repetition |
+//! | `trace`, `replay` | a recording of the engine, and the replay of a recording |
 //! | `timeline` | times of requests and states of the server in a run |
 //! | `simulation_report`, `simulation_plot` | a run as figures and as SVG |
 
@@ -37,8 +37,8 @@ use crate::engine::{Executor, ExecutorError};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 /// Time by which a sleeping thread usually wakes up late. The simulator sleeps that much less and spins for
-/// the rest. It does not yield while it spins: on a busy machine it would get its core back milliseconds
-/// later.
+/// the rest. The thread does not yield while it spins: on a busy machine it would get its core back
+/// milliseconds later.
 const OVERSLEEP: Duration = Duration::from_micros(30);
 
 /// An executor on the wall clock. A step begins when it is enqueued or when the step before it ends,
@@ -54,8 +54,8 @@ pub struct Simulator {
 }
 
 impl Simulator {
-    /// An executor whose steps take `pace` times the cost model's time. With 0 they take no time, so that
-    /// only the host's own time is left.
+    /// Creates an executor whose steps take `pace` times the cost model's time. With a pace of 0 the steps
+    /// take no time, so that a run takes only the time of the host.
     ///
     /// # Errors
     /// The pace is negative or not finite.

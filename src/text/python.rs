@@ -70,8 +70,8 @@ fn write_quoted(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// A number as Python prints it. Python gives exponents a sign and at least two digits, Rust does not; the
-/// digits of the mantissa, and the numbers that get an exponent, are the same.
+/// Returns a number as Python prints it. Python writes exponents with a sign and at least two digits; Rust
+/// does not. Both print the same mantissas, and use an exponent for the same numbers.
 fn number_text(number: &serde_json::Number) -> String {
     let text = number.to_string();
     let Some((digits, exponent)) = text.split_once('e') else { return text };
@@ -205,7 +205,7 @@ const DIRECTIVES: &str = "YymdeHIMSjpBbhAaFTZz%";
 pub fn strftime(format: &str, unix_seconds: u64) -> String {
     let seconds = i64::try_from(unix_seconds).unwrap_or(i64::MAX);
     let time = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX).to_zoned_datetime(TimeZone::UTC);
-    // Escapes directives that jiff knows and Python does not.
+    // Escapes every directive outside `DIRECTIVES`, because jiff knows some of them.
     let mut escaped = String::with_capacity(format.len());
     let mut characters = format.chars().peekable();
     while let Some(character) = characters.next() {

@@ -1,4 +1,4 @@
-//! JSON bodies of requests: a prompt each, and settings that all requests share.
+//! JSON bodies of requests. Each has its own prompt; all requests of a run share the other settings.
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};

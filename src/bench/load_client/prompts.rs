@@ -10,8 +10,8 @@
 //! the report names the number of prompts.
 //!
 //! Synthetic prompts consist of short common words, about a token each in the usual tokenizers; the report
-//! gives the server's count of tokens. Two prompts differ from their first words on, so that a prefix cache
-//! does not help, except for a shared prefix if one is asked for.
+//! gives the server's count of tokens. After the shared prefix, if one is requested, two prompts differ
+//! from the first words on. A prefix cache therefore helps with the shared prefix only.
 
 use std::path::{Path, PathBuf};
 
@@ -43,20 +43,20 @@ pub struct Prompt {
 /// Content of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PromptContent {
-    /// A text; in a chat, the only message of the user.
+    /// A text. In a chat request it is the content of the only message, which is the user's.
     Text(String),
     /// Messages of a chat.
     Messages(Value),
 }
 
-/// Reason for which a prompt file is not valid.
+/// The reason why a prompt file is not valid.
 #[derive(Debug, thiserror::Error)]
 enum InvalidFile {
     #[error(transparent)]
     Json(#[from] serde_json::Error),
     #[error("{0}")]
     Content(&'static str),
-    /// The line or entry with this name and number is not valid.
+    /// A part of the file is not valid: `line` or `entry`, its number, and the reason.
     #[error("{0} {1}: {2}")]
     At(&'static str, usize, Box<InvalidFile>),
 }
@@ -122,7 +122,7 @@ impl Prompts {
         }
     }
 
-    /// Whether a prompt consists of messages, which only the chat endpoint accepts.
+    /// Whether any prompt consists of messages. Only the chat endpoint accepts messages.
     pub fn need_chat(&self) -> bool {
         match self {
             Self::Listed(prompts) => {

@@ -28,7 +28,7 @@ pub(super) struct Report {
     pub(super) max_num_seqs: usize,
     /// Maximum tokens per step.
     pub(super) max_num_batched_tokens: usize,
-    /// Deterministic products.
+    /// Whether products are deterministic.
     pub(super) deterministic: bool,
     /// All parts of the memory plan except the KV cache.
     pub(super) memory: Vec<Line>,
@@ -47,7 +47,7 @@ pub(super) struct Line {
     pub(super) bytes: u64,
     /// Whether the size is an estimate rather than the exact allocation.
     pub(super) estimate: bool,
-    /// Derivation of the size.
+    /// Explanation of how the size is computed.
     pub(super) from: String,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Kv {
     pub(super) block_bytes: u64,
     /// Bytes of scratch memory of the operations, with a spare block.
     pub(super) scratch: u64,
-    /// Missing bytes for one full-length request; 0 if it fits.
+    /// Bytes that are missing for one full-length request; 0 if the request fits.
     pub(super) short_by: u64,
     /// Blocks that fit.
     pub(super) blocks: u64,
@@ -119,7 +119,7 @@ pub(super) struct Prefill {
 /// Computes the plan.
 ///
 /// # Errors
-/// An invalid argument, naming the flag, or an unreadable file.
+/// An argument is invalid, and the error names its flag; or a file cannot be read.
 pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
     let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;

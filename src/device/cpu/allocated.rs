@@ -1,5 +1,5 @@
-//! The count of allocated bytes, which equals the memory plan, and the growth of scratch memory before the
-//! first step.
+//! Counts the bytes that the device has allocated, which equal the memory plan, and grows scratch memory
+//! before the first step.
 
 use std::sync::atomic::Ordering;
 
@@ -17,7 +17,7 @@ impl Cpu {
         self.count_bytes(vector.capacity() * size_of::<T>());
     }
 
-    /// Adds the bytes of a new matrix to the count.
+    /// Adds the bytes of a new matrix to the count, and returns the matrix.
     pub(super) fn counted(&self, matrix: Matrix) -> Matrix {
         self.count_bytes(matrix.bytes());
         matrix

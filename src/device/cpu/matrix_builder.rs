@@ -48,7 +48,7 @@ impl<T: Default + Clone> SharedVec<T> {
         Self(UnsafeCell::new(zeros(len)))
     }
 
-    /// The panel with index `panel`, of `elements` elements.
+    /// Returns panel number `panel` of the vector, if each panel has `elements` elements.
     ///
     /// # Safety
     /// The caller must hold the panel's lock while it uses the slice.
@@ -138,7 +138,7 @@ fn pack<T: Copy>(panel: &mut [T], lane: usize, rows: &[&[T]], pairs: bool) {
     }
 }
 
-/// Packs part of a row, whose first element is column `start`.
+/// Packs `part` of a row. The first element of `part` is in column `start`.
 fn pack_row<T: Copy>(panel: &mut [T], lane: usize, start: usize, part: &[T], pairs: bool) {
     if !pairs {
         panel[start * PANEL..].iter_mut().skip(lane).step_by(PANEL).zip(part).for_each(|(t, x)| *t = *x);
@@ -155,14 +155,14 @@ fn pack_row<T: Copy>(panel: &mut [T], lane: usize, start: usize, part: &[T], pai
     }
 }
 
-/// [`pack`] for E4M3 codes, whose layout of pairs holds the pairs of four lanes side by side.
+/// Packs rows like [`pack`], for E4M3 codes. In their layout of pairs, the pairs of four lanes are adjacent.
 fn pack_codes(panel: &mut [u8], lane: usize, rows: &[&[u8]], pairs: bool) {
     if !pairs || !lane.is_multiple_of(4) {
         return pack(panel, lane, rows, pairs);
     }
     for start in (0..rows[0].len()).step_by(COLUMNS) {
         let end = (start + COLUMNS).min(rows[0].len());
-        // Eight columns at a time; the columns that remain, row by row.
+        // Packs four rows eight columns at a time, and the remaining columns row by row.
         let even = start + (end - start) / 8 * 8;
         let (fours, rest) = rows.as_chunks::<4>();
         for (i, four) in fours.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Quantisation of the rows of [`super::Acts`], which norm, attention and activation share.
+//! Quantises the rows of [`super::Acts`] for norm, attention and activation.
 
 use super::Parts;
 use crate::device::{ActQuant, fp8};
@@ -14,7 +14,7 @@ pub(super) struct ActRows<'a> {
 }
 
 impl<'a> ActRows<'a> {
-    /// Sets `out` to `rows` valid rows.
+    /// Resizes `out` to `rows` rows.
     pub(super) fn new(out: &'a mut super::Acts, rows: usize, quant: ActQuant) -> Self {
         let cols = out.cols;
         let (values, floats, scales) = out.resize(rows);

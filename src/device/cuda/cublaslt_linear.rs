@@ -1,6 +1,6 @@
-//! Products of many rows by cuBLASLt, where it measures faster than passes of `linear`. `kernels/unpack.cu`
-//! runs before and `kernels/rescale.cu` after, since the library takes row-major operands and scales of whole
-//! matrices only.
+//! cuBLASLt computes a product of many rows if it was measured to be faster than the `linear` kernel.
+//! `kernels/unpack.cu` runs before it and `kernels/rescale.cu` after it, since the library takes row-major
+//! operands and scales of whole matrices only.
 //!
 //! The library sums in another order than `linear`, so a row's bits depend on the number of rows. With these
 //! products a request's tokens may depend on the other requests of a step.
@@ -42,7 +42,7 @@ const _: () = assert!(size_of::<RescaleParams>() == 32);
 const THREADS: usize = 256;
 /// Blocks of `unpack`: eight per multiprocessor of an H100.
 const BLOCKS: usize = 1056;
-/// The least rows of a product that the library may compute.
+/// The smallest number of rows for which the library may compute a product.
 const MIN_ROWS: usize = 256;
 /// Timed runs per algorithm.
 const TIMES: usize = 5;
@@ -51,13 +51,13 @@ const TIMES: usize = 5;
 /// a wrong result.
 const TOLERANCE: f32 = 0.02;
 
-/// The kernels of products of many rows.
+/// The choice of kernels for products of many rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Products {
-    /// By the `linear` kernel: a row's bits do not depend on the other rows.
+    /// The `linear` kernel computes every product: a row's bits do not depend on the other rows.
     #[default]
     Deterministic,
-    /// By the fastest of the `linear` kernel and cuBLASLt, measured at start-up.
+    /// The faster of the `linear` kernel and cuBLASLt, measured at start-up, computes a product.
     Fastest {
         /// The file that keeps the measured choices for the next start.
         cache: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub(super) struct LibraryProducts {
     cache: Option<PathBuf>,
     /// \[out, in\] of the E4M3 matrices made so far.
     shapes: BTreeSet<(usize, usize)>,
-    /// By shape and by the largest number of rows that the choice is for; `None` is the `linear` kernel.
+    /// Choices by shape, then by the largest number of rows they are for; `None` is the `linear` kernel.
     choices: BTreeMap<(usize, usize), BTreeMap<usize, Option<Algorithm>>>,
     /// Memory for the largest matrix, row-major.
     unpacked: Option<Buffer<u8>>,
@@ -94,7 +94,7 @@ struct ChoiceFile {
 }
 
 impl LibraryProducts {
-    /// No choices yet.
+    /// Creates an empty set of choices. `cache` is the file that keeps them.
     pub(super) fn new(cache: Option<PathBuf>) -> Self {
         Self { cache, ..Self::default() }
     }
@@ -157,7 +157,7 @@ pub(super) fn run(
     };
     let blocks = BLOCKS.min((w.out.div_ceil(16) * w.k_blocks() * 32).div_ceil(THREADS));
     let launch = Launch { kernel: "unpack", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
-    // SAFETY: the buffer has the size of the largest matrix.
+    // SAFETY: `unpacked` has room for the largest matrix.
     unsafe { cuda.driver.launch(launch, &unpack) }?;
     let product = Product {
         shape: ProductShape { m: x.rows, n: w.out, k: w.input },
@@ -181,8 +181,8 @@ pub(super) fn run(
     unsafe { cuda.driver.launch(launch, &rescale) }
 }
 
-/// Finds the fastest algorithm for every shape and for powers of two of rows, up to the first that is at
-/// least `rows`. Choices in the file are not measured again.
+/// Finds the fastest algorithm for each shape and each of some numbers of rows: the powers of two from
+/// [`MIN_ROWS`] to the first that is at least `rows`. Choices in the file are not measured again.
 pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> Result<(), DeviceError> {
     let Some(version) = cuda.driver.backend().library().map(ProductLibrary::version) else {
         tracing::warn!("cuBLASLt cannot be loaded: products of many rows take several passes");

@@ -1,4 +1,4 @@
-//! Launches and device memory that is freed when its owner is dropped, over either backend.
+//! Kernel launches and device memory, on either backend. Dropping the owner of memory frees the memory.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::backend::{Backend, HostCopy, Launch};
 use crate::device::DeviceError;
 
-/// A backend, with the bytes allocated on it.
+/// A backend and the count of bytes allocated on it.
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
     backend: Arc<dyn Backend>,
@@ -38,7 +38,7 @@ impl Driver {
         Ok(Buffer { memory, len, elements: PhantomData })
     }
 
-    /// Allocates `len` zeroed words of host memory that every device accesses.
+    /// Allocates `len` zeroed words of host memory that every device can access.
     pub(super) fn words(&self, len: usize) -> Result<Words, DeviceError> {
         let address = self.backend.alloc_on_host(len * 4)?;
         Ok(Words { driver: self.clone(), address, len })
@@ -50,7 +50,8 @@ impl Driver {
     /// If the launch is refused. An error while the kernel runs is returned by the next read.
     ///
     /// # Safety
-    /// The kernel takes a `P`, and its pointers are valid for the kernel's accesses.
+    /// The kernel's parameters have the type `P`, and the pointers in `params` are valid for the kernel's
+    /// accesses.
     pub(super) unsafe fn launch<P: bytemuck::Pod>(
         &self,
         launch: Launch,
@@ -59,12 +60,12 @@ impl Driver {
         if launch.grid.contains(&0) {
             return Ok(());
         }
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { self.backend.launch(launch, bytemuck::bytes_of(params)) }
     }
 }
 
-/// Device memory. Buffers and other ranks share ownership.
+/// Device memory, owned jointly by its buffer and by the other ranks that access it.
 #[derive(Debug)]
 pub(super) struct Allocation {
     driver: Driver,
@@ -121,7 +122,7 @@ impl<T: bytemuck::Pod> Buffer<T> {
     pub(super) fn write(&self, start: usize, from: &[T]) -> Result<(), DeviceError> {
         assert!(start + from.len() <= self.len, "{} elements from {start} on of {}", from.len(), self.len);
         let bytes: &[u8] = bytemuck::cast_slice(from);
-        // SAFETY: inside the buffer by the assertion.
+        // SAFETY: the assertion keeps the range inside the buffer.
         unsafe { self.memory.driver.backend.write(self.at(start), bytes) }
     }
 
@@ -130,7 +131,7 @@ impl<T: bytemuck::Pod> Buffer<T> {
         assert!(len <= self.len, "{len} elements of {}", self.len);
         let mut out = vec![T::zeroed(); len];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut out);
-        // SAFETY: inside the buffer by the assertion.
+        // SAFETY: the assertion keeps the range inside the buffer.
         unsafe { self.memory.driver.backend.read(self.address(), bytes) }?;
         Ok(out)
     }
@@ -153,7 +154,8 @@ impl Words {
     /// The word at `index`.
     pub(super) fn word(&self, index: usize) -> &AtomicU32 {
         assert!(index < self.len, "word {index} of {}", self.len);
-        // SAFETY: inside the words by the assertion; all accesses, also those of devices, are atomic.
+        // SAFETY: the assertion keeps the index inside the words, and the host and the devices access them
+        // atomically.
         unsafe { &*(self.address as *const AtomicU32).add(index) }
     }
 }
@@ -165,7 +167,8 @@ impl Drop for Words {
     }
 }
 
-/// A buffer of results with host memory to which they are copied while the device keeps running.
+/// A device buffer of results, and host memory. The results are copied to the host memory while the device
+/// keeps running.
 #[derive(Debug)]
 pub(super) struct Mirror<T> {
     buffer: Buffer<T>,
@@ -189,7 +192,7 @@ impl<T: bytemuck::Pod> Mirror<T> {
     pub(super) fn fetch(&mut self, len: usize) -> Result<(), DeviceError> {
         assert!(len <= self.buffer.len, "{len} elements of {}", self.buffer.len);
         self.fetched = len;
-        // SAFETY: inside the buffer by the assertion.
+        // SAFETY: the assertion keeps the range inside the buffer.
         unsafe { self.copy.fetch(self.buffer.address(), len * size_of::<T>()) }
     }
 

@@ -35,7 +35,7 @@ const ALIGN: usize = 16;
 struct Host {
     kernels: Arc<Kernels>,
     allocations: Mutex<HashMap<u64, Layout>>,
-    /// The launches captured so far, while launches are captured.
+    /// The launches captured so far; `None` unless launches are being captured.
     capture: Mutex<Option<Vec<CapturedLaunch>>>,
 }
 
@@ -115,7 +115,7 @@ impl Backend for Host {
 
     unsafe fn free(&self, address: u64) {
         if let Some(layout) = self.allocations().remove(&address) {
-            // SAFETY: allocated with this layout.
+            // SAFETY: `alloc` allocated the memory with this layout.
             unsafe { dealloc(address as *mut u8, layout) };
         }
     }
@@ -125,18 +125,18 @@ impl Backend for Host {
     }
 
     unsafe fn free_on_host(&self, address: u64) {
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { self.free(address) };
     }
 
     unsafe fn write(&self, address: u64, from: &[u8]) -> Result<(), DeviceError> {
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), address as *mut u8, from.len()) };
         Ok(())
     }
 
     unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError> {
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
@@ -150,7 +150,7 @@ impl Backend for Host {
             captured.push(CapturedLaunch { launch, params: params.to_vec() });
             return Ok(());
         }
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { self.kernels.run(launch, params) }
     }
 
@@ -162,8 +162,8 @@ impl Backend for Host {
         let kernels = Arc::clone(&self.kernels);
         Ok(Graph::new(move || {
             captured.iter().try_for_each(|CapturedLaunch { launch, params }| {
-                // SAFETY: the contract of the captured launch holds as long as its buffers live, which the
-                // owner of the graph keeps.
+                // SAFETY: the contract of the captured launch holds while its buffers live, and the owner of
+                // the graph keeps the buffers.
                 unsafe { kernels.run(*launch, params) }
             })
         }))
@@ -174,14 +174,14 @@ impl Backend for Host {
     }
 }
 
-/// Host memory for results. Kernels have run when their launch returns, so a copy is made at once.
+/// Host memory for results. A kernel has ended when its launch returns, so `fetch` copies at once.
 #[derive(Debug)]
 struct Copied(Vec<u8>);
 
 impl HostCopy for Copied {
     unsafe fn fetch(&mut self, address: u64, bytes: usize) -> Result<(), DeviceError> {
         let to = &mut self.0[..bytes];
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         unsafe { std::ptr::copy_nonoverlapping(address as *const u8, to.as_mut_ptr(), bytes) };
         Ok(())
     }
@@ -211,7 +211,7 @@ impl ProductLibrary for PlainProducts {
 
     unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
         let ProductShape { m, n, k } = product.shape;
-        // SAFETY: by this function's contract.
+        // SAFETY: the caller keeps this function's contract.
         let (x, w, out) = unsafe {
             (
                 slice::from_raw_parts(product.x as *const u8, m * k),
@@ -249,7 +249,7 @@ impl Kernels {
             })
             .collect();
         let symbol = format!("octant_{}\0", launch.kernel);
-        // SAFETY: every kernel has this type in the library, and the entry point that of `octant_launch`.
+        // SAFETY: in the library every kernel, and `octant_launch`, has the type given here.
         let (kernel, entry) = unsafe {
             let kernel = self.library.get::<unsafe extern "C" fn(*const c_void)>(symbol.as_bytes());
             let entry = self.library.get::<unsafe extern "C" fn(*const HostLaunch)>(b"octant_launch\0");

@@ -16,11 +16,11 @@ use cudarc::driver::{CudaContext, CudaStream, result as driver};
 use super::super::backend::{Algorithm, Product, ProductLibrary, ProductShape};
 use crate::device::DeviceError;
 
-/// Bytes of the workspace of algorithms.
+/// Bytes of the workspace that algorithms use.
 const WORKSPACE: usize = 32 << 20;
 /// `CUBLAS_OP_T` of `cublas_api.h`.
 const TRANSPOSED: i32 = 1;
-/// Algorithms to ask for: more than the library has for one product.
+/// Number of algorithms to ask for, which is more than the library has for one product.
 const ALGORITHMS: usize = 64;
 
 /// The library's handle on a GPU, with its workspace.
@@ -43,12 +43,12 @@ impl CublasLt {
         context: &Arc<CudaContext>,
         stream: &Arc<CudaStream>,
     ) -> Result<Option<Self>, DeviceError> {
-        // SAFETY: only looks for the library.
+        // SAFETY: the call only looks for the library.
         if !unsafe { sys::is_culib_present() } {
             return Ok(None);
         }
         let handle = result::create_handle().map_err(error)?;
-        // SAFETY: a new allocation, which only the library uses.
+        // SAFETY: only the library uses this new allocation.
         let workspace = unsafe { driver::malloc_sync(WORKSPACE) }
             .map_err(|e| DeviceError { op: "cublaslt", message: format!("{WORKSPACE} bytes: {e:?}") })?;
         Ok(Some(Self { context: Arc::clone(context), stream: Arc::clone(stream), handle, workspace }))
@@ -99,7 +99,7 @@ impl ProductLibrary for CublasLt {
         let problem = Problem::new(product.shape).map_err(error)?;
         let (one, zero) = (1.0f32, 0.0f32);
         let algorithm = cublasLtMatmulAlgo_t { data: algorithm };
-        // SAFETY: every descriptor is alive, and the operands are by this function's contract.
+        // SAFETY: every descriptor is alive, and this function's contract covers the operands.
         unsafe {
             result::matmul(
                 self.handle,
@@ -126,7 +126,7 @@ impl ProductLibrary for CublasLt {
 
 impl Drop for CublasLt {
     fn drop(&mut self) {
-        // A GPU that has failed frees nothing, and the process exits.
+        // Errors are ignored: a GPU that has failed cannot free memory, and the process exits.
         let _failed = self.context.bind_to_thread();
         // SAFETY: nothing uses the workspace and the handle any more.
         let _failed = unsafe { driver::free_sync(self.workspace) };
@@ -135,7 +135,8 @@ impl Drop for CublasLt {
     }
 }
 
-/// out = x · wᵀ in the library's column-major terms: outᵀ \[n, m\] = wᵀᵀ · xᵀ.
+/// Descriptors of the product out = x · wᵀ. The library reads matrices by column, so the row-major w, x and
+/// out are wᵀ, xᵀ and outᵀ to it. It computes outᵀ \[n, m\] = (wᵀ)ᵀ · xᵀ.
 struct Problem {
     operation: sys::cublasLtMatmulDesc_t,
     w: sys::cublasLtMatrixLayout_t,
@@ -172,7 +173,7 @@ impl Drop for Problem {
     fn drop(&mut self) {
         for layout in [self.w, self.x, self.out] {
             if !layout.is_null() {
-                // SAFETY: created by `new`, and not used any more.
+                // SAFETY: `new` created the layout, and nothing uses it any more.
                 let _failed = unsafe { result::destroy_matrix_layout(layout) };
             }
         }
@@ -185,7 +186,7 @@ struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: not used any more.
+        // SAFETY: nothing uses the preference any more.
         let _failed = unsafe { result::destroy_matmul_pref(self.0) };
     }
 }
