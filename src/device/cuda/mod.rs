@@ -39,7 +39,9 @@ use backend::Launch;
 pub use cublaslt_linear::Products;
 use driver::{Buffer, Driver};
 #[cfg(feature = "cuda")]
-pub use gpu::{Nccl, library_loads, nccl_version};
+pub(crate) use gpu::library_loads;
+#[cfg(feature = "cuda")]
+pub use gpu::{Nccl, nccl_version};
 pub use matrix::{Matrix, MatrixBuilder};
 pub use peers::{Missed, Peers};
 pub use reduce::{ReduceMode, Reduction};
