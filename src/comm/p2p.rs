@@ -152,12 +152,12 @@ fn measured_group(
         return Ok(group);
     }
     let counts: Vec<usize> = MEASURED_ROWS.into_iter().filter(|count| *count <= rows.max(1)).collect();
-    let outcomes: Vec<Result<(P2p, Vec<[f64; 2]>), DeviceError>> = std::thread::scope(|scope| {
+    let outcomes: Vec<Result<MeasuredRank, DeviceError>> = std::thread::scope(|scope| {
         let counts = &counts;
         // A rank that fails is dropped at once, so that the others stop waiting for it.
         let measure = move |(rank, device): (P2p, &Cuda)| {
             let measured = rank.measure(device, counts, cols)?;
-            Ok((rank, measured))
+            Ok(MeasuredRank { rank, measured })
         };
         let ranks = group.into_iter().zip(devices);
         let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || measure(rank))).collect();
@@ -167,12 +167,19 @@ fn measured_group(
     if let Some(error) = cause {
         return Err(error.clone());
     }
+    let ranks = outcomes.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter();
     let (group, measured): (Vec<P2p>, Vec<_>) =
-        outcomes.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
+        ranks.map(|MeasuredRank { rank, measured }| (rank, measured)).unzip();
     let is_faster = |([one_shot, two_shot], _): &(&[f64; 2], &usize)| one_shot <= two_shot;
     let one_shot_rows =
         measured[0].iter().zip(&counts).take_while(is_faster).last().map_or(0, |(_, rows)| *rows);
     Ok(with_one_shot_rows(group, one_shot_rows))
+}
+
+/// A rank with its seconds per reduction, one-shot and two-shot, for each number of rows.
+struct MeasuredRank {
+    rank: P2p,
+    measured: Vec<[f64; 2]>,
 }
 
 /// The buffers of a measurement.
