@@ -79,9 +79,10 @@ def chat(client: OpenAI, messages=FRUITS, **more):
 
 @test
 def answers_a_question(server):
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    answer = chat(server.client(), question)
-    assert "Paris" in answer.choices[0].message.content, answer
+    # The model names the author by a clear margin. Its answer to other questions differs between instruction sets.
+    question = [{"role": "user", "content": "Who wrote Romeo and Juliet?"}]
+    answer = chat(server.client(), question, max_tokens=64, stop=["."])
+    assert "Shakespeare" in answer.choices[0].message.content, answer
     assert answer.choices[0].finish_reason == "stop"
     usage = answer.usage
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
