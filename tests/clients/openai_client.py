@@ -79,7 +79,7 @@ def chat(client: OpenAI, messages=FRUITS, **more):
 
 @test
 def answers_a_question(server):
-    # The model names the author by a clear margin. Its answer to other questions differs between instruction sets.
+    # The model names the author by a clear margin. Answers with near-ties differ between instruction sets.
     question = [{"role": "user", "content": "Who wrote Romeo and Juliet?"}]
     answer = chat(server.client(), question, max_tokens=64, stop=["."])
     assert "Shakespeare" in answer.choices[0].message.content, answer
