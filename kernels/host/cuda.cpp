@@ -1,6 +1,10 @@
 // The fibers, warps and number formats behind cuda.h, and the entry point through which tests launch kernels.
+//
+// This file accesses no memory of a kernel. It is not instrumented when the kernels are built with the address
+// sanitizer, but it tells that sanitizer of every change of stack.
 #include "cuda.h"
 
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
@@ -11,7 +15,7 @@
 #if !defined(__x86_64__)
 #error "the host execution of kernels switches fibers in x86-64 assembly"
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -130,14 +134,14 @@ thread_local void* scheduler_stack_pointer;
 
 // Switches from a fiber to the scheduler.
 SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_start_switch_fiber(for_good ? nullptr : &fiber.fake_stack, scheduler_bottom, scheduler_size);
 #endif
 #if defined(__SANITIZE_THREAD__)
     __tsan_switch_to_fiber(scheduler_known_as, 0);
 #endif
     octant_switch(&fiber.stack_pointer, scheduler_stack_pointer);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &scheduler_bottom, &scheduler_size);
 #endif
 }
@@ -147,7 +151,7 @@ SWITCHES void enter(size_t index) {
     Fiber& fiber = block.fibers[index];
     running = index;
     place.thread = fiber.thread;
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.bottom(), stack_bytes);
 #endif
 #if defined(__SANITIZE_THREAD__)
@@ -156,14 +160,14 @@ SWITCHES void enter(size_t index) {
     __tsan_switch_to_fiber(fiber.known_as, 0);
 #endif
     octant_switch(&scheduler_stack_pointer, fiber.stack_pointer);
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
 #endif
 }
 
 SWITCHES void first_entry() {
     Fiber& fiber = block.fibers[running];
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
 #endif
     block.kernel(block.params);
@@ -232,34 +236,40 @@ bool any_of_block(bool says) {
     return any;
 }
 
-void collective(const char* where, const void* in, void* out, unsigned size, Collective compute) {
-    Fiber& fiber = block.fibers[running];
-    const size_t index = running;
-    Warp& warp = block.warps[index / 32];
-    const size_t lane = index % 32;
-    if (size > stride) die("an operand too large");
-    if (warp.arrived > 0 && std::strcmp(warp.where, where) != 0) {
+unsigned char* operand_of_lane(const char* where) {
+    Warp& warp = block.warps[running / 32];
+    if (warp.arrived > 0 && warp.where != where && std::strcmp(warp.where, where) != 0) {
         die("lanes of a warp at different operations");
     }
     warp.where = where;
-    std::memcpy(warp.in + lane * stride, in, size);
+    return warp.in + running % 32 * stride;
+}
+
+const unsigned char* result_of_lane(const char* where, Collective compute) {
+    const size_t index = running;
+    Warp& warp = block.warps[index / 32];
     if (++warp.arrived == 32) {
-        compute(warp.in, warp.out, size);
+        compute(warp.in, warp.out);
         warp.arrived = 0;
         ++warp.round;
     } else {
+        Fiber& fiber = block.fibers[index];
         fiber.state = State::waits_for_warp;
         fiber.where = where;
         fiber.round = warp.round;
         leave(fiber, false);
     }
-    std::memcpy(out, warp.out + lane * stride, size);
+    return warp.out + index % 32 * stride;
 }
 
 float float_of_f16(uint16_t bits) {
-    _Float16 x;
-    std::memcpy(&x, &bits, sizeof x);
-    return static_cast<float>(x);
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+    if ((bits & 0x7C00) == 0x7C00) {
+        return __uint_as_float(sign | 0x7F800000 | static_cast<uint32_t>(bits & 0x3FF) << 13);
+    }
+    // The product corrects the bias of the exponent, and is exact for subnormals too.
+    const float magnitude = __uint_as_float(static_cast<uint32_t>(bits & 0x7FFF) << 13) * 0x1p112f;
+    return __uint_as_float(sign | __float_as_uint(magnitude));
 }
 
 uint16_t f16_of(float x) {
@@ -269,13 +279,13 @@ uint16_t f16_of(float x) {
     return bits;
 }
 
-float float_of_bf16(uint16_t bits) { return __uint_as_float(static_cast<uint32_t>(bits) << 16); }
-
 uint16_t bf16_of(float x) {
     const uint32_t bits = __float_as_uint(x);
     if (std::isnan(x)) return 0x7FFF;
     return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
+
+namespace {
 
 float float_of_e4m3(uint8_t code) {
     const int exponent = (code >> 3) & 15, mantissa = code & 7;
@@ -283,6 +293,19 @@ float float_of_e4m3(uint8_t code) {
                                     : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
     if ((code & 0x7F) == 0x7F) magnitude = NAN;
     return (code & 0x80) ? -magnitude : magnitude;
+}
+
+std::array<uint16_t, 256> e4m3_in_f16() {
+    std::array<uint16_t, 256> table;
+    for (unsigned code = 0; code < 256; ++code) table[code] = f16_of(float_of_e4m3(static_cast<uint8_t>(code)));
+    return table;
+}
+
+}  // namespace
+
+uint16_t f16_of_e4m3(uint8_t code) {
+    static const std::array<uint16_t, 256> table = e4m3_in_f16();
+    return table[code];
 }
 
 uint8_t e4m3_of(float x) {
@@ -313,13 +336,13 @@ struct MmaOperand {
 static_assert(sizeof(MmaOperand) <= stride);
 
 template <bool Bf16>
-float half_of(uint32_t pair, unsigned which) {
+inline float half_of(uint32_t pair, unsigned which) {
     const auto bits = static_cast<uint16_t>(pair >> (16 * which));
-    return Bf16 ? float_of_bf16(bits) : float_of_f16(bits);
+    return Bf16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : float_of_f16(bits);
 }
 
 template <bool Bf16>
-void mma_of_warp(const unsigned char* in, unsigned char* out, unsigned) {
+void mma_of_warp(const unsigned char* in, unsigned char* out) {
     float a[16][16], b[16][8], d[16][8];
     for (unsigned lane = 0; lane < 32; ++lane) {
         MmaOperand operand;
@@ -336,9 +359,10 @@ void mma_of_warp(const unsigned char* in, unsigned char* out, unsigned) {
             d[g + 8][2 * t + i] = operand.d[2 + i];
         }
     }
+    // The inner loop is over n, so that it becomes vector instructions. Each sum still runs over k in order.
     for (unsigned m = 0; m < 16; ++m)
-        for (unsigned n = 0; n < 8; ++n)
-            for (unsigned k = 0; k < 16; ++k) d[m][n] += a[m][k] * b[k][n];
+        for (unsigned k = 0; k < 16; ++k)
+            for (unsigned n = 0; n < 8; ++n) d[m][n] += a[m][k] * b[k][n];
     for (unsigned lane = 0; lane < 32; ++lane) {
         const unsigned g = lane / 4, t = lane % 4;
         const float result[4] = {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]};
@@ -354,8 +378,8 @@ void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
     std::memcpy(operand.a, a, sizeof a);
     operand.b[0] = b0;
     operand.b[1] = b1;
-    collective(bf16 ? "mma_bf16" : "mma_f16", &operand, &operand, sizeof operand,
-               bf16 ? mma_of_warp<true> : mma_of_warp<false>);
+    operand = bf16 ? collective("mma_bf16", operand, mma_of_warp<true>)
+                   : collective("mma_f16", operand, mma_of_warp<false>);
     std::memcpy(d, operand.d, sizeof d);
 }
 

@@ -63,12 +63,25 @@ void sync_block(const char* where);
 // Waits for all threads of the block and returns whether `says` is true on any of them.
 bool any_of_block(bool says);
 
-using Collective = void (*)(const unsigned char* in, unsigned char* out, unsigned size);
-// Contributes an operand of `size` bytes, waits for the other 31 lanes, and returns this lane's `size` bytes
-// of the result. `compute` is called once, with the operands and the results of all lanes `stride` bytes
-// apart.
+// Computes the results of all lanes of a warp from their operands. Both are `stride` bytes apart.
+using Collective = void (*)(const unsigned char* in, unsigned char* out);
 constexpr unsigned stride = 64;
-void collective(const char* where, const void* in, void* out, unsigned size, Collective compute);
+// Returns where the running lane puts its operand for the operation `where` of its warp.
+unsigned char* operand_of_lane(const char* where);
+// Waits until all 32 lanes have put their operands. The last one calls `compute`. Returns the running lane's
+// result.
+const unsigned char* result_of_lane(const char* where, Collective compute);
+
+// Contributes an operand, waits for the other 31 lanes, and returns this lane's result. The copies have fixed
+// sizes, so the compiler expands them in place.
+template <typename T>
+T collective(const char* where, const T& operand, Collective compute) {
+    static_assert(sizeof(T) <= stride);
+    std::memcpy(operand_of_lane(where), &operand, sizeof operand);
+    T result;
+    std::memcpy(&result, result_of_lane(where, compute), sizeof result);
+    return result;
+}
 
 template <typename T>
 struct Exchange {
@@ -78,9 +91,7 @@ struct Exchange {
 
 template <typename T>
 T shuffle(T value, uint32_t source) {
-    static_assert(sizeof(Exchange<T>) <= stride);
-    Exchange<T> operand{value, source};
-    const auto exchange = [](const unsigned char* in, unsigned char* out, unsigned) {
+    const auto exchange = [](const unsigned char* in, unsigned char* out) {
         for (unsigned lane = 0; lane < 32; ++lane) {
             Exchange<T> mine, other;
             std::memcpy(&mine, in + lane * stride, sizeof mine);
@@ -88,15 +99,14 @@ T shuffle(T value, uint32_t source) {
             std::memcpy(out + lane * stride, &other, sizeof other);
         }
     };
-    collective("a shuffle", &operand, &operand, sizeof operand, exchange);
-    return operand.value;
+    return collective("a shuffle", Exchange<T>{value, source}, exchange).value;
 }
 
 float float_of_f16(uint16_t bits);
 uint16_t f16_of(float x);
-float float_of_bf16(uint16_t bits);
 uint16_t bf16_of(float x);
-float float_of_e4m3(uint8_t code);
+// The F16 bits of an E4M3 code.
+uint16_t f16_of_e4m3(uint8_t code);
 uint8_t e4m3_of(float x);
 void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
 
@@ -167,8 +177,7 @@ using std::isnan;
 
 // The functions of ptx.cuh in software.
 static inline uint32_t f16x2_of_e4m3x2(uint16_t codes) {
-    const uint16_t low = host::f16_of(host::float_of_e4m3(codes & 0xFF));
-    const uint16_t high = host::f16_of(host::float_of_e4m3(codes >> 8));
+    const uint16_t low = host::f16_of_e4m3(codes & 0xFF), high = host::f16_of_e4m3(codes >> 8);
     return low | static_cast<uint32_t>(high) << 16;
 }
 static inline uint16_t e4m3x2(float low, float high) {
