@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Command::ImportNemo(args) => commands::convert::import_nemo(args),
         Command::Drain(args) => commands::drain::run(&args),
         Command::Doctor => Ok(commands::doctor::run()),
+        Command::Completions(args) => commands::completions::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

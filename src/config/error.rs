@@ -1,6 +1,17 @@
-//! The error of an invalid setting.
+//! Errors of a command line, and of an invalid setting.
 
 use std::fmt;
+
+/// The reason why a command line starts no command.
+#[derive(Debug, thiserror::Error)]
+pub enum NoCommand {
+    /// A request for help or the version, or an error in clap's own words.
+    #[error("{0}")]
+    Clap(#[from] clap::Error),
+    /// An invalid setting.
+    #[error("{0}")]
+    Setting(#[from] ConfigError),
+}
 
 /// An invalid setting.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]

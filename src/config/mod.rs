@@ -8,31 +8,40 @@
 mod api_keys;
 mod bench;
 mod bench_serving;
+mod clap_errors;
 mod cli;
 mod convert;
 mod dtypes;
 mod error;
 mod file;
+mod host;
+mod other_servers;
+mod parse;
 mod parsers;
 mod plan;
 mod rules;
 mod serve;
 mod simulate;
 mod size;
+mod spellings;
 
 pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
-pub use cli::{BenchCommand, Cli, Command, DrainArgs};
+pub use cli::{BenchCommand, Cli, Command, CompletionsArgs, DrainArgs};
 pub(crate) use convert::ScaleScheme;
 pub use convert::{ImportNemoArgs, QuantizeArgs};
 pub(crate) use dtypes::name;
-pub use error::ConfigError;
-pub use file::parse;
+pub use error::{ConfigError, NoCommand};
+pub(crate) use host::Host;
+pub(crate) use parse::command;
+pub use parse::{parse, parse_from};
 pub use plan::PlanArgs;
 pub use serve::ServeArgs;
-pub(crate) use serve::{AdmissionArgs, CommunicatorName, DeviceName, SchedulingArgs, SimulationArgs};
+pub(crate) use serve::{
+    AdmissionArgs, CommunicatorName, DeviceName, NetworkArgs, SchedulingArgs, SimulationArgs,
+};
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;

@@ -79,10 +79,10 @@ pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Re
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
     /// Directory with the model's config.json; not needed with --replay
-    #[arg(long, value_name = "DIR", required_unless_present = "replay")]
+    #[arg(long, value_name = "DIR", required_unless_present = "replay", alias = "model")]
     pub(crate) config: Option<PathBuf>,
     /// GPUs that share the model [default: 8, or as recorded]
-    #[arg(long, value_name = "N", value_parser = rank_count())]
+    #[arg(long, value_name = "N", value_parser = rank_count(), visible_alias = "tensor-parallel-size")]
     pub(crate) tp: Option<usize>,
     /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml [default: h100-80gb, or
     /// as recorded]

@@ -64,7 +64,7 @@ pub(crate) fn prepare(
     let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
     let memory = MemoryPlan::new(
         needs,
-        devices.memory()?,
+        devices.memory(config.device.gpu_memory_utilization)?,
         scheduling.kv_cache_memory.map(|size| size.0),
         model.max_positions,
         scheduling.max_num_seqs,
