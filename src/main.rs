@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use octant::config::{BenchCommand, Command};
+use octant::config::{BenchCommand, Command, ParseError};
 use octant::{bench, commands, config};
 
 /// Tokens are allocated on one thread and freed on others. With the system's allocator these frees delay the
@@ -17,7 +17,8 @@ const BAD_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     let cli = match config::parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(ParseError::CommandLine(error)) => error.exit(),
+        Err(ParseError::Setting(error)) => {
             eprintln!("error: {error}");
             return ExitCode::from(BAD_CONFIGURATION);
         }

@@ -1,17 +1,6 @@
-//! Errors of a command line, and of an invalid setting.
+//! Errors of the command line and of settings.
 
 use std::fmt;
-
-/// The reason why a command line starts no command.
-#[derive(Debug, thiserror::Error)]
-pub enum NoCommand {
-    /// A request for help or the version, or an error in clap's own words.
-    #[error("{0}")]
-    Clap(#[from] clap::Error),
-    /// An invalid setting.
-    #[error("{0}")]
-    Setting(#[from] ConfigError),
-}
 
 /// An invalid setting.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -27,4 +16,15 @@ impl ConfigError {
     pub(super) fn new(setting: impl fmt::Display, message: impl fmt::Display) -> Self {
         Self { setting: setting.to_string(), message: message.to_string() }
     }
+}
+
+/// The reason why there are no arguments to run a command with.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseError {
+    /// A request for help or for the version, or an invalid flag or variable. Its text is complete.
+    #[error("{0}")]
+    CommandLine(#[from] clap::Error),
+    /// An invalid setting.
+    #[error("{0}")]
+    Setting(#[from] ConfigError),
 }

@@ -13,7 +13,7 @@ use clap::{ArgMatches, Command as Clap, CommandFactory, FromArgMatches};
 use super::clap_errors::{self, Sentence};
 use super::file::file_args;
 use super::spellings::{self, Rewritten};
-use super::{Cli, Command, ConfigError, NoCommand};
+use super::{Cli, Command, ConfigError, ParseError};
 
 /// Field of the flag `--model`, which a directory without a flag, a variable or the file may give.
 const MODEL: &str = "model";
@@ -30,23 +30,19 @@ struct Appended {
     arg: OsString,
 }
 
-/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints help and
-/// exits for `--help`; prints the error and exits with status 2 for a command line that clap refuses.
+/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints nothing.
 ///
 /// # Errors
-/// Names the flag, the variable, or the file and its key.
-pub fn parse() -> Result<Cli, ConfigError> {
-    parse_from(std::env::args_os().collect()).or_else(|error| match error {
-        NoCommand::Clap(error) => error.exit(),
-        NoCommand::Setting(error) => Err(error),
-    })
+/// Names the flag, the variable, or the file and its key. `--help` and `--version` are errors too.
+pub fn parse() -> Result<Cli, ParseError> {
+    parse_from(std::env::args_os().collect())
 }
 
-/// Does the same with these arguments, and never exits.
+/// Does the same with these arguments, the program's name first.
 ///
 /// # Errors
-/// The same, and requests for help.
-pub fn parse_from(args: Vec<OsString>) -> Result<Cli, NoCommand> {
+/// The same.
+pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let (command, mut notes) = without_service_links();
     let rewritten = spellings::rewrite(args, &command)?;
     let Rewritten { mut args, notes: dropped } = rewritten;
@@ -55,7 +51,8 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, NoCommand> {
     let Some(serve) = first.subcommand_matches("serve") else {
         return Ok(Cli::from_arg_matches(&first)?);
     };
-    let settings = command.find_subcommand("serve").cloned().unwrap_or_default();
+    let everywhere = command.get_arguments().filter(|arg| arg.is_global_set());
+    let settings = command.find_subcommand("serve").cloned().unwrap_or_default().args(everywhere);
     let mut appended = other_variables(serve, &settings, &mut notes);
     if let Some(directory) = directory(serve)? {
         appended.push(Appended { place: "DIR".to_owned(), arg: flag(MODEL, directory.as_os_str()) });
@@ -192,7 +189,7 @@ fn same(one: &OsStr, other: &OsStr) -> bool {
 
 /// An error of clap about a setting, with the place where its value stands. Help, and errors whose words are
 /// clear, remain clap's.
-fn refused(error: clap::Error, args: &[OsString], appended: &[Appended]) -> NoCommand {
+fn refused(error: clap::Error, args: &[OsString], appended: &[Appended]) -> ParseError {
     let Some(Sentence { setting, message }) = clap_errors::sentence(&error) else { return error.into() };
     let name = OsStr::new(&setting);
     if let Some(Appended { place, .. }) = appended.iter().find(|appended| same(&appended.arg, name)) {

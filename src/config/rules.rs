@@ -1,6 +1,6 @@
 //! Rules of `octant serve` that involve more than one setting, or whose error must not quote the value.
 
-use super::serve::{CommunicatorName, DeviceArgs, DeviceName};
+use super::devices::{CommunicatorName, DeviceArgs, DeviceName};
 use super::{ConfigError, ServeArgs, api_keys, name, simulate};
 
 /// Settings that apply to one kind of device, by field name.

@@ -42,6 +42,8 @@ pub(super) struct Rewritten {
 /// Names a flag of another server, and says what to do instead.
 pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, ConfigError> {
     let (command, taken) = named_command(&args, root);
+    let everywhere = root.get_arguments().filter(|arg| arg.is_global_set());
+    let command = &command.clone().args(everywhere);
     let takes_foreign = command.get_name() == "serve";
     let mut rewritten = Rewritten { args: args[..taken].to_vec(), notes: Vec::new() };
     let mut rest = args[taken..].iter().peekable();
@@ -91,9 +93,11 @@ pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, 
     Ok(rewritten)
 }
 
-/// The command that the first arguments name, and how many arguments these are.
+/// The command that the arguments name, and how many arguments come before its own.
 fn named_command<'c>(args: &[OsString], root: &'c Command) -> (&'c Command, usize) {
-    let (mut command, mut taken) = (root, 1.min(args.len()));
+    // Flags that every command has may stand before its name.
+    let first = args.iter().skip(1).position(|word| root.find_subcommand(word).is_some());
+    let (mut command, mut taken) = (root, first.map_or(args.len(), |first| first + 1));
     while let Some(inner) = args.get(taken).and_then(|word| command.find_subcommand(word)) {
         (command, taken) = (inner, taken + 1);
     }
