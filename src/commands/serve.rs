@@ -1,5 +1,6 @@
 //! `octant serve`: starts the engine and the server, and shuts both down.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,6 +50,8 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("{note}");
     }
     let ports = management_ports(&config.network)?;
+    // Names are resolved before the model is read, so that a wrong one fails early.
+    let addresses = config.network.host.resolve(config.network.port).context("--host")?;
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     print_management_ports(&management.ports);
@@ -61,7 +64,7 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut prepared, devices) = opened.context("reading was interrupted")??;
     let recording = record(&mut prepared, &devices)?;
     print_banner(&prepared, &devices);
-    let outcome = runtime.block_on(load_and_serve(prepared, devices, &mut signals, start));
+    let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
@@ -113,16 +116,16 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the address before loading, so that an address in use fails early and probes are answered during the
+/// Binds the addresses before loading, so that one in use fails early and probes are answered during the
 /// load.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
+    addresses: &[SocketAddr],
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
-    let NetworkArgs { host, port, .. } = &p.config.network;
-    let listener = server::bind(&host.resolve(*port).context("--host")?).context("cannot listen")?;
+    let listener = server::bind(addresses).context("cannot listen")?;
     let status = Arc::clone(&p.status);
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));
     let load = server::while_starting(&listener, &status, load);

@@ -52,7 +52,7 @@ pub(super) fn text(error: &clap::Error) -> String {
     }
 }
 
-/// What a value's parser expected.
+/// The value that its parser expected.
 fn expected(error: &clap::Error, value: &str) -> String {
     match error.source() {
         Some(source) if source.is::<ParseIntError>() => format!("expected a whole number, {}", got(value)),
@@ -62,7 +62,7 @@ fn expected(error: &clap::Error, value: &str) -> String {
     }
 }
 
-/// What to do about an argument that the command does not have.
+/// Advice about an argument that the command does not have.
 fn unknown(error: &clap::Error, arg: &str) -> String {
     if !arg.starts_with('-') {
         return "expected no further argument here".to_owned();

@@ -10,7 +10,7 @@ use anyhow::{bail, ensure};
 /// Address of the loopback interface, the default.
 pub(super) const LOOPBACK: Host = Host::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-/// What `--host` takes.
+/// The value of `--host`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Host {
     /// An IPv4 or IPv6 address.

@@ -123,12 +123,12 @@ const DEFAULTS: [OtherFlag; 14] = [
 const MODEL: [OtherFlag; 14] = [
     refuse(
         &["trust-remote-code"],
-        "Octant never runs code of a model directory; leave this flag out (the supported architectures need no \
-         such code)",
+        "Octant never runs code of a model directory; leave this flag out (the supported architectures \
+         need none)",
     ),
     refuse(
         &["chat-template", "chat-template-file"],
-        "write the template to chat_template.jinja in the model directory, which comes before the model's own",
+        "write the template to chat_template.jinja in the model directory, which replaces the model's own",
     ),
     refuse(
         &["tokenizer", "tokenizer-path", "hf-config-path"],
@@ -285,7 +285,7 @@ const PARALLEL: [OtherFlag; 7] = [
 const SIZES: [OtherFlag; 9] = [
     refuse(
         &["ctx-size", "-c"],
-        "use --max-model-len for the tokens of one sequence; llama.cpp divides its size between --parallel slots",
+        "use --max-model-len for the tokens of one sequence; llama.cpp divides its size between its slots",
     ),
     refuse(
         &[

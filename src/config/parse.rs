@@ -90,8 +90,8 @@ pub(crate) fn command() -> Clap {
     Cli::command().mut_subcommand("serve", |serve| {
         let serve = serve.mut_arg(MODEL, |model| model.required(false)).arg(directory);
         serve.after_help(
-            "Flags of vLLM, SGLang, TGI and llama.cpp's server for these settings are taken too, with hyphens \
-             or underscores. For their other flags, the error says what to do instead.",
+            "Flags of vLLM, SGLang, TGI and llama.cpp's server for these settings are taken too, with \
+             hyphens or underscores. For their other flags, the error says what to do instead.",
         )
     })
 }

@@ -50,7 +50,7 @@ pub struct ServeArgs {
     /// Simulated GPUs and recordings.
     #[command(flatten, next_help_heading = "Simulation and recording")]
     pub(crate) simulation: SimulationArgs,
-    /// What the operator has to know about flags and variables that were not used.
+    /// Notes for the operator about flags and variables that were not used.
     #[arg(skip)]
     pub(crate) notes: Vec<String>,
 }

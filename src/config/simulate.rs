@@ -74,8 +74,8 @@ pub(crate) struct PolicyArgs {
         long,
         value_name = "FRACTION",
         help = or_recorded(
-            "Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, in \
-             addition to those of its prompt. With 1, no request is ever preempted",
+            "Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, \
+             in addition to those of its prompt. With 1, no request is ever preempted",
             Policy::default().kv_reserve
         )
     )]

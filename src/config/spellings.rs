@@ -32,7 +32,7 @@ const TURNED_OFF: [(&str, &str); 1] = [("disable-radix-cache", "enable-prefix-ca
 pub(super) struct Rewritten {
     /// The arguments for clap, the program's name first.
     pub(super) args: Vec<OsString>,
-    /// What the operator has to know about flags that were dropped.
+    /// Notes for the operator about flags that were dropped.
     pub(super) notes: Vec<String>,
 }
 

@@ -45,8 +45,8 @@ impl CudaGpus {
         self.0.len()
     }
 
-    /// Bytes of memory that each rank may use. Ranks on one GPU share its free memory. The default fraction is
-    /// that of the GPU that `octant plan` knows.
+    /// Bytes of memory that each rank may use. Ranks on one GPU share its free memory. The default fraction
+    /// is that of the GPU that `octant plan` knows.
     pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<u64> {
         let addresses = self.0.iter().map(Cuda::pci).collect::<Result<Vec<_>, _>>()?;
         let mut available = u64::MAX;

@@ -47,7 +47,7 @@ pub(crate) fn check_model_directory(dir: &Path) -> Result<(), LoadError> {
     }
 }
 
-/// What to say about a path that does not exist.
+/// The sentence about a path that does not exist.
 fn about_missing(dir: &Path) -> String {
     if let Some(message) = dangling(dir) {
         return message;
@@ -61,8 +61,8 @@ fn about_missing(dir: &Path) -> String {
     if let Some(id) = on_hub.or(is_hub_id(text).then_some(text)).filter(|id| is_hub_id(id)) {
         let (_organisation, name) = id.split_once('/').unwrap_or(("", id));
         return format!(
-            "no such directory, and Octant downloads nothing: run `hf download {id} --local-dir {name}`, then \
-             `octant serve {name}`"
+            "no such directory, and Octant downloads nothing: run `hf download {id} --local-dir {name}`, \
+             then `octant serve {name}`"
         );
     }
     if text.contains("://") {
@@ -86,7 +86,7 @@ fn is_hub_id(text: &str) -> bool {
     text.split_once('/').is_some_and(|(organisation, name)| valid(organisation) && valid(name))
 }
 
-/// What to say about a symbolic link whose target does not exist; `None` if the path is none.
+/// The sentence about a symbolic link whose target does not exist; `None` if the path is none.
 fn dangling(path: &Path) -> Option<String> {
     let target = fs::read_link(path).ok()?;
     let advice = if target.components().any(|part| part.as_os_str() == "blobs") {
@@ -97,7 +97,7 @@ fn dangling(path: &Path) -> Option<String> {
     Some(format!("a symbolic link to {}, which does not exist{advice}", target.display()))
 }
 
-/// What to say about a file in place of a directory.
+/// The sentence about a file in place of a directory.
 fn about_file(path: &Path) -> String {
     let mut magic = [0; 4];
     let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic));
@@ -105,7 +105,8 @@ fn about_file(path: &Path) -> String {
         return format!("a GGUF file, which Octant does not read; {EXPECTED}");
     }
     if has_extension(path, "nemo") {
-        return "a .nemo archive; unpack it with tar, convert it with `octant import-nemo IN OUT`, and serve OUT"
+        return "a .nemo archive; unpack it with tar, convert it with `octant import-nemo IN OUT`, and serve \
+                OUT"
             .to_owned();
     }
     match path.parent().filter(|parent| parent.join("config.json").is_file()) {
@@ -125,7 +126,7 @@ fn about_unreadable(error: &std::io::Error) -> String {
     }
 }
 
-/// What to say about a directory without `config.json`.
+/// The sentence about a directory without `config.json`.
 fn without_config(dir: &Path) -> String {
     let entries: Vec<PathBuf> =
         fs::read_dir(dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
