@@ -60,7 +60,7 @@ pub(super) fn tokens(text: &str) -> anyhow::Result<usize> {
             .map_err(|error| if trimmed.parse::<u64>().is_ok() { error } else { not_tokens(text) });
     };
     let value = number.parse::<f64>().map_or(0.0, |number| number * unit);
-    ensure!(value >= 1.0 && value < 1e15 && value.fract() == 0.0, not_tokens(text));
+    ensure!((1.0..1e15).contains(&value) && value.fract() == 0.0, not_tokens(text));
     Ok(value as usize)
 }
 
@@ -119,7 +119,7 @@ pub(super) fn fraction(text: &str) -> anyhow::Result<f32> {
 pub(super) fn positive_fraction(text: &str) -> anyhow::Result<f64> {
     let hint = match text.trim().trim_end_matches('%').parse::<f64>() {
         Ok(value) if value > 0.0 && value <= 1.0 && !text.contains('%') => return Ok(value),
-        Ok(percent) if percent >= 1.0 && percent <= 100.0 => format!("; {percent} % is {}", percent / 100.0),
+        Ok(percent) if (1.0..=100.0).contains(&percent) => format!("; {percent} % is {}", percent / 100.0),
         _ => String::new(),
     };
     bail!("expected a fraction above 0, at most 1, {}{hint}", got(text))
