@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use octant::config::{BenchCommand, Command};
+use octant::config::{BenchCommand, Command, ParseError};
 use octant::{bench, commands, config};
 
 /// Tokens are allocated on one thread and freed on others. With the system's allocator these frees delay the
@@ -17,7 +17,8 @@ const BAD_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     let cli = match config::parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(ParseError::CommandLine(error)) => error.exit(),
+        Err(ParseError::Setting(error)) => {
             eprintln!("error: {error}");
             return ExitCode::from(BAD_CONFIGURATION);
         }
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         Command::ImportNemo(args) => commands::convert::import_nemo(args),
         Command::Drain(args) => commands::drain::run(&args),
         Command::Doctor => Ok(commands::doctor::run()),
+        Command::Completions(args) => commands::completions::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

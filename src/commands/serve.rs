@@ -1,5 +1,6 @@
 //! `octant serve`: starts the engine and the server, and shuts both down.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,20 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::net::TcpListener;
 
-use crate::config::{ApiKey, ServeArgs};
+use crate::config::{ApiKey, Host, NetworkArgs, ServeArgs};
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::launch::{self, Devices, Prepared, prepare, recording};
-use crate::model::Precision;
+use crate::model::{Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
 use crate::server::HttpLimits;
 use crate::server::api_keys::Caller;
 use crate::server::validate::Defaults;
 use crate::server::{
-    self, DrainTimes, Ended, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
+    self, DrainTimes, Ended, Listener, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
 use crate::simulator::trace::Recording;
 
@@ -46,11 +46,15 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     // the process has no handler for the signal.
     let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
     let status = ServerStatus::new(config.timeouts.stall_timeout);
-    let ports =
-        ManagementPorts { health: config.network.health_address(), admin: config.network.admin_address() };
+    for note in &config.notes {
+        tracing::warn!("{note}");
+    }
+    let ports = management_ports(&config.network)?;
+    // Names are resolved before the model is read, so that a wrong one fails early.
+    let addresses = config.network.host.resolve(config.network.port).context("--host")?;
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
-    print_management_ports(management.ports);
+    print_management_ports(&management.ports);
     let opened = Arc::clone(&status);
     let open = runtime.spawn_blocking(move || open(config, opened));
     let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
@@ -60,7 +64,7 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let (mut prepared, devices) = opened.context("reading was interrupted")??;
     let recording = record(&mut prepared, &devices)?;
     print_banner(&prepared, &devices);
-    let outcome = runtime.block_on(load_and_serve(prepared, devices, &mut signals, start));
+    let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
@@ -82,6 +86,7 @@ fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
 
 /// Opens the devices and reads everything but the weights.
 fn open(config: ServeArgs, status: Arc<ServerStatus>) -> anyhow::Result<(Prepared, Devices)> {
+    check_directory(&config.model.model).context("--model")?;
     let devices = Devices::for_server(&config)?;
     status.starting(Stage::Reading);
     Ok((prepare(config, &devices, status)?, devices))
@@ -111,16 +116,16 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the address before loading, so that an address in use fails early and probes are answered during the
+/// Binds the addresses before loading, so that one in use fails early and probes are answered during the
 /// load.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
+    addresses: &[SocketAddr],
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
-    let address = p.config.network.address();
-    let listener = server::bind(address).with_context(|| format!("cannot listen on {address}"))?;
+    let listener = server::bind(addresses).context("cannot listen")?;
     let status = Arc::clone(&p.status);
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));
     let load = server::while_starting(&listener, &status, load);
@@ -138,12 +143,12 @@ async fn load_and_serve(
 
 async fn serve(
     p: Prepared,
-    listener: TcpListener,
+    listener: Listener,
     engine: EngineHandle,
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<Ended> {
-    let address = listener.local_addr()?;
+    let address = p.config.network.host.with_port(listener.local_addr()?.port());
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
     let defaults = Defaults::default();
@@ -216,9 +221,20 @@ fn connections(wanted: usize) -> usize {
     (files.saturating_sub(OTHER_FILES) as usize).clamp(1, wanted)
 }
 
-fn print_management_ports(ports: ManagementPorts) {
-    for (name, address) in [("health", ports.health), ("admin", ports.admin)] {
-        if let Some(address) = address {
+/// Addresses of the health port and of the admin port.
+fn management_ports(network: &NetworkArgs) -> anyhow::Result<ManagementPorts> {
+    let addresses = |flag: &'static str, host: &Host, port: Option<u16>| {
+        port.map_or(Ok(Vec::new()), |port| host.resolve(port)).context(flag)
+    };
+    Ok(ManagementPorts {
+        health: addresses("--host", &network.host, network.health_port)?,
+        admin: addresses("--admin-host", &network.admin_host, network.admin_port)?,
+    })
+}
+
+fn print_management_ports(ports: &ManagementPorts) {
+    for (name, addresses) in [("health", &ports.health), ("admin", &ports.admin)] {
+        if let Some(address) = addresses.first() {
             eprintln!("{name:<12}http://{address}");
         }
     }

@@ -42,11 +42,14 @@ pub(super) fn is_valid(key: &str) -> bool {
 pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
     let text = std::fs::read_to_string(path)?;
     // The TOML parser's own message quotes a line of the file, which may hold a key.
-    let KeyFile { keys } = toml::from_str(&text).map_err(|e| {
+    let KeyFile { mut keys } = toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
         anyhow!("line {line}: expected tables [[keys]] with name, key, weight and priority")
     })?;
     ensure!(!keys.is_empty(), "expected at least one key");
+    for ApiKey { name, key, .. } in &mut keys {
+        (*name, *key) = (name.trim().to_owned(), key.trim().to_owned());
+    }
     for (i, ApiKey { name, key, weight, .. }) in keys.iter().enumerate() {
         ensure!((1..=64).contains(&name.len()), "key {}: expected a name of 1 to 64 bytes", i + 1);
         ensure!((1..=1000).contains(weight), "{name}: expected a weight from 1 to 1000, got {weight}");

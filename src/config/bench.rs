@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::DeviceName;
-use super::parsers::{at_least_1, rank_count};
+use super::parsers::{at_least_1, boolean, rank_count};
 use crate::model::Precision;
 
 /// Arguments of `octant bench rank`.
@@ -15,14 +15,20 @@ pub struct BenchRankArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) config: PathBuf,
     /// Tensor-parallel ranks that share the model; one of them is measured
-    #[arg(long, value_name = "N", default_value = "1", value_parser = rank_count())]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = rank_count(),
+        visible_alias = "tensor-parallel-size"
+    )]
     pub(crate) tp: usize,
     /// Device to measure
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceName,
     /// Use deterministic products only. With false, on CUDA only, cuBLASLt computes products of many rows
     /// where it measured faster
-    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) deterministic: bool,
     /// Number of layers [default: the model's]
     #[arg(long, value_name = "N")]
@@ -80,7 +86,13 @@ pub struct BenchLoadArgs {
     #[arg(long, value_name = "DIR")]
     pub(crate) model: PathBuf,
     /// Tensor-parallel ranks that share the model
-    #[arg(long, value_name = "N", default_value = "1", value_parser = rank_count())]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = rank_count(),
+        visible_alias = "tensor-parallel-size"
+    )]
     pub(crate) tp: usize,
     /// Device to load the model onto
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]

@@ -1,7 +1,9 @@
 //! The commands of `octant`.
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use clap_complete::Shell;
 
+use super::parsers::boolean;
 use super::{
     BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, PlanArgs,
     QuantizeArgs, ServeArgs, SimulateArgs,
@@ -19,7 +21,7 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve a model over HTTP until SIGTERM or SIGINT.
+    /// Serve a model over HTTP until SIGTERM or Ctrl-C.
     Serve(Box<ServeArgs>),
     /// Compute the memory plan and the predicted speed of a model on GPUs, without weights or GPUs. Exits
     /// with status 1 if the model does not fit.
@@ -39,6 +41,10 @@ pub enum Command {
     Drain(DrainArgs),
     /// Check that this machine has what serving needs. Exits with status 1 if something is missing.
     Doctor,
+    /// Print a script that completes commands and flags in a shell, such as
+    /// `octant completions bash > ~/.local/share/bash-completion/completions/octant`.
+    #[command(alias = "completion")]
+    Completions(CompletionsArgs),
 }
 
 /// Arguments of `octant drain`.
@@ -48,8 +54,16 @@ pub struct DrainArgs {
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8002")]
     pub(crate) admin: String,
     /// Return only when all open requests have ended; false returns at once
-    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) wait: bool,
+}
+
+/// Arguments of `octant completions`.
+#[derive(Debug, Clone, Args)]
+pub struct CompletionsArgs {
+    /// Shell that reads the script
+    #[arg(value_name = "SHELL")]
+    pub(crate) shell: Shell,
 }
 
 /// The benchmarks.

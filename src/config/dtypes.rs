@@ -26,8 +26,8 @@ impl ValueEnum for KvDtype {
 
     fn to_possible_value(&self) -> Option<PossibleValue> {
         Some(match self {
-            Self::Fp8 => PossibleValue::new("fp8").help("E4M3"),
-            Self::Bf16 => PossibleValue::new("bf16").help("BF16"),
+            Self::Fp8 => PossibleValue::new("fp8").alias("fp8_e4m3").help("E4M3"),
+            Self::Bf16 => PossibleValue::new("bf16").alias("bfloat16").help("BF16"),
         })
     }
 }

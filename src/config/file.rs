@@ -1,81 +1,64 @@
 //! The TOML file of `octant serve --config`, below the command line and the environment.
 
 use std::any::TypeId;
-use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use clap::error::ErrorKind;
-use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches};
+use clap::{Arg, Command};
 
-use super::{Cli, Command, ConfigError, ServeArgs, Size};
+use super::{ConfigError, Size, clap_errors, other_servers, spellings};
 
-/// The required flag of `octant serve`, which the file may give.
-const MODEL: &str = "model";
-
-/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints help and
-/// exits for `--help`; prints the error and exits with status 2 for an invalid flag or variable.
-///
-/// A setting of the file that neither a flag nor a variable gives is appended to the arguments as
-/// `--key=value`, so that every value goes through the flag's own parser.
+/// Arguments for the settings of the file that are not `given` by a flag or a variable. Keys have the same
+/// spellings as flags.
 ///
 /// # Errors
-/// Names the flag, or the file and its key.
-pub fn parse() -> Result<Cli, ConfigError> {
-    let mut args: Vec<OsString> = std::env::args_os().collect();
-    let without_required =
-        Cli::command().mut_subcommand("serve", |serve| serve.mut_arg(MODEL, |model| model.required(false)));
-    let matches = without_required.get_matches_from(&args);
-    let Some(serve) = matches.subcommand_matches("serve") else {
-        return Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()));
-    };
-    let file = serve.get_one::<PathBuf>("config");
-    if let Some(path) = file {
-        args.extend(file_args(path, serve)?);
-    }
-    // The first pass has accepted every flag and variable, so that an error here is the file's.
-    let matches = Cli::command().try_get_matches_from(args).map_err(|error| match (error.kind(), file) {
-        (ErrorKind::MissingRequiredArgument, _) => {
-            ConfigError::new("--model", "missing; expected a directory")
-        }
-        (_, Some(path)) => ConfigError::new(path.display(), first_paragraph(&error)),
-        (_, None) => error.exit(),
-    })?;
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    if let (Command::Serve(args), Some(serve)) = (&cli.command, matches.subcommand_matches("serve")) {
-        args.check(|field| given(serve, field))?;
-    }
-    Ok(cli)
-}
-
-/// Whether a flag or a variable gives the setting.
-fn given(matches: &ArgMatches, field: &str) -> bool {
-    matches.value_source(field).is_some_and(|source| source != ValueSource::DefaultValue)
-}
-
-/// Arguments for the settings of the file that `matches` does not give.
-fn file_args(path: &Path, matches: &ArgMatches) -> Result<Vec<OsString>, ConfigError> {
+/// Names the file, and the key if there is one.
+pub(super) fn file_args(
+    path: &Path,
+    settings: &Command,
+    given: impl Fn(&str, &OsStr) -> bool,
+) -> Result<Vec<OsString>, ConfigError> {
     let wrong = |message: String| ConfigError::new(path.display(), message);
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
-    let serve = ServeArgs::augment_args(clap::Command::new("serve"));
-    let mut args = Vec::new();
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+        let expected = if yaml { "expected TOML, such as `max-model-len = 4096`, got YAML?\n" } else { "" };
+        wrong(format!("{expected}{}", error.to_string().trim_end()))
+    })?;
+    let mut args: Vec<OsString> = Vec::new();
+    let mut seen: Vec<(&str, &String)> = Vec::new();
     for (key, value) in &table {
-        let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(key) && key != "config");
-        let arg = arg.ok_or_else(|| wrong(format!("unknown field `{key}`")))?;
+        let spelled = key.replace('_', "-");
+        let arg = spellings::find(settings, &spelled).filter(|arg| arg.get_id() != "config");
+        let arg = arg.ok_or_else(|| wrong(unknown(key, &spelled)))?;
+        let long = arg.get_long().unwrap_or_default();
+        if let Some((_, twin)) = seen.iter().find(|(other, _)| *other == long) {
+            return Err(wrong(format!("{twin} and {key}: both are --{long}; expected one of them")));
+        }
+        seen.push((long, key));
         let value = text_of(value, arg).map_err(|message| wrong(format!("{key}: {message}")))?;
-        let flag = format!("--{key}={value}");
-        if given(matches, arg.get_id().as_str()) {
+        let flag = OsString::from(format!("--{long}={value}"));
+        if given(arg.get_id().as_str(), &flag) {
             // Not used, but a wrong value in the file is still an error.
-            let alone = serve.clone().mut_arg(MODEL, |model| model.required(false));
-            alone.try_get_matches_from(["serve", &flag]).map_err(|error| wrong(first_paragraph(&error)))?;
+            let alone = Command::new("serve").arg(arg.clone().required(false));
+            let parsed = alone.try_get_matches_from([OsStr::new("serve"), &flag]);
+            parsed.map_err(|error| wrong(clap_errors::text(&error)))?;
         } else {
-            args.push(flag.into());
+            args.push(flag);
         }
     }
     Ok(args)
+}
+
+/// The message for a key that is no setting.
+fn unknown(key: &str, spelled: &str) -> String {
+    match other_servers::find(spelled).map(|flag| flag.judge("")) {
+        Some(Err(sentence)) => format!("unknown field `{key}`: {sentence}"),
+        Some(Ok(note)) => format!("unknown field `{key}`: {note}; leave it out"),
+        None => format!("unknown field `{key}`"),
+    }
 }
 
 /// A TOML value as the flag's text. A flag that takes a list needs an array, any other a value of its own
@@ -97,35 +80,23 @@ fn text_of(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
 fn scalar_text(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
     let parsed = arg.get_value_parser().type_id();
     let is = |types: &[TypeId]| types.iter().any(|id| parsed == *id);
-    let integer = is(&[
-        TypeId::of::<u16>(),
-        TypeId::of::<u32>(),
-        TypeId::of::<u64>(),
-        TypeId::of::<usize>(),
-        // Whole seconds.
-        TypeId::of::<Duration>(),
-    ]);
+    let integer = is(&[TypeId::of::<u16>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()]);
     let float = is(&[TypeId::of::<f32>(), TypeId::of::<f64>()]);
-    let (boolean, size) = (is(&[TypeId::of::<bool>()]), is(&[TypeId::of::<Size>()]));
+    let boolean = is(&[TypeId::of::<bool>()]);
+    // A number, or text with a unit.
+    let with_unit = is(&[TypeId::of::<Size>(), TypeId::of::<Duration>()]);
     let expected = match () {
         () if integer => "an integer",
         () if float => "a number",
         () if boolean => "a boolean",
-        () if size => "an integer or a string",
+        () if with_unit => "an integer or a string",
         () => "a string",
     };
     match value {
         toml::Value::String(text) if !integer && !float && !boolean => Ok(text.clone()),
-        toml::Value::Integer(value) if integer || float || size => Ok(value.to_string()),
+        toml::Value::Integer(value) if integer || float || with_unit => Ok(value.to_string()),
         toml::Value::Float(value) if float => Ok(value.to_string()),
         toml::Value::Boolean(value) if boolean => Ok(value.to_string()),
         other => bail!("expected {expected}, got {}", other.type_str()),
     }
-}
-
-/// clap's message without its prefix and its hint about `--help`.
-fn first_paragraph(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let text = text.trim_start_matches("error: ");
-    text.split("\n\n").next().unwrap_or(text).trim_end().to_owned()
 }

@@ -1,38 +1,47 @@
 //! Command-line arguments of every command, and the layering of settings for `octant serve`.
 //!
-//! A setting of `octant serve` is one field in [`serve`], with its default, help text and value parser. Its
-//! flag, its environment variable `OCTANT_*` and its key in the TOML file of `--config` have the same name. A
-//! flag overrides the environment, the environment overrides the file, and the file overrides the default
-//! ([`parse`]).
+//! A setting of `octant serve` is one field in [`serve`] or [`devices`], with its default, help text, value
+//! parser and other spellings. Its flag, its environment variable `OCTANT_*` and its key in the TOML file of
+//! `--config` have the same name. A flag overrides the environment, the environment overrides the file, and
+//! the file overrides the default ([`parse`]).
 
 mod api_keys;
 mod bench;
 mod bench_serving;
+mod clap_errors;
 mod cli;
 mod convert;
+mod devices;
 mod dtypes;
 mod error;
 mod file;
+mod host;
+mod other_servers;
+mod parse;
 mod parsers;
 mod plan;
 mod rules;
 mod serve;
 mod simulate;
 mod size;
+mod spellings;
 
 pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
-pub use cli::{BenchCommand, Cli, Command, DrainArgs};
+pub use cli::{BenchCommand, Cli, Command, CompletionsArgs, DrainArgs};
 pub(crate) use convert::ScaleScheme;
 pub use convert::{ImportNemoArgs, QuantizeArgs};
+pub(crate) use devices::{CommunicatorName, DeviceName, SimulationArgs};
 pub(crate) use dtypes::name;
-pub use error::ConfigError;
-pub use file::parse;
+pub use error::{ConfigError, ParseError};
+pub(crate) use host::Host;
+pub(crate) use parse::command;
+pub use parse::{parse, parse_from};
 pub use plan::PlanArgs;
 pub use serve::ServeArgs;
-pub(crate) use serve::{AdmissionArgs, CommunicatorName, DeviceName, SchedulingArgs, SimulationArgs};
+pub(crate) use serve::{AdmissionArgs, NetworkArgs, SchedulingArgs};
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;

@@ -2,11 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{ArgAction, Args};
 
 use super::SchedulingArgs;
-use super::parsers::position_count;
+use super::parsers::{boolean, position_count, whole};
 use crate::cost::Hardware;
 use crate::model::Precision;
 
@@ -14,14 +13,15 @@ use crate::model::Precision;
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
     /// Directory with the model's config.json; weights are not needed
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", alias = "model")]
     pub(crate) config: PathBuf,
     /// GPUs that share the model
     #[arg(
         long,
         value_name = "N",
         default_value = "1",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=8)
+        value_parser = whole::<usize>(1, 8),
+        visible_alias = "tensor-parallel-size"
     )]
     pub(crate) tp: usize,
     /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
@@ -51,7 +51,7 @@ pub struct PlanArgs {
     pub(crate) max_num_batched_tokens: usize,
     /// Assume deterministic products, as `octant serve` uses by default; they read the weights once per 128
     /// rows
-    #[arg(long, value_name = "BOOL", default_value = "true", action = ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) deterministic: bool,
     /// Decode batch sizes, separated by commas
     #[arg(

@@ -1,6 +1,6 @@
 //! Rules of `octant serve` that involve more than one setting, or whose error must not quote the value.
 
-use super::serve::{CommunicatorName, DeviceArgs, DeviceName};
+use super::devices::{CommunicatorName, DeviceArgs, DeviceName};
 use super::{ConfigError, ServeArgs, api_keys, name, simulate};
 
 /// Settings that apply to one kind of device, by field name.
@@ -44,8 +44,8 @@ impl ServeArgs {
             return wrong("--api-key", "expected visible ASCII characters".to_owned());
         }
         let names = self.model.served_names();
-        if names.is_empty() || names.iter().any(String::is_empty) {
-            return wrong("--served-model-name", format!("expected names, got {names:?}"));
+        if let Some(twin) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return wrong("--served-model-name", format!("expected each name once, got `{}` twice", twin.1));
         }
         simulate::check_policy(self.admission.max_ttft, Some(self.scheduling.kv_reserve))
     }

@@ -1,27 +1,27 @@
-//! Settings of `octant serve`, grouped by subject.
+//! Settings of `octant serve`, grouped by subject. Those of devices are in `devices.rs`.
 //!
 //! Every field has the name of its flag, of its `OCTANT_*` variable and of its key in the file of `--config`.
 //! To add a setting, add a field here. Rules about two settings at once are in `rules.rs`.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
 use clap::builder::{PathBufValueParser, TypedValueParser};
-use clap::{ArgAction, Args, ValueEnum};
+use clap::{ArgAction, Args};
 
-use super::Size;
 use super::api_keys::{self, ApiKey};
-use super::parsers::{at_least_1, at_least_1_second, number, seconds};
-use crate::cost::Hardware;
+use super::devices::{DeviceArgs, SimulationArgs};
+use super::host::LOOPBACK;
+use super::parsers::{
+    at_least_0, at_least_1, at_least_1_second, boolean, fraction, got, port, positive, seconds, tokens,
+    trimmed_name, trimmed_secret,
+};
+use super::{Host, Size};
 use crate::device::KvDtype;
-use crate::machine;
 use crate::model::Precision;
 use crate::scheduler::Policy;
-
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// All settings of `octant serve`.
 #[derive(Debug, Clone, Args)]
@@ -50,49 +50,81 @@ pub struct ServeArgs {
     /// Simulated GPUs and recordings.
     #[command(flatten, next_help_heading = "Simulation and recording")]
     pub(crate) simulation: SimulationArgs,
+    /// Notes for the operator about flags and variables that were not used.
+    #[arg(skip)]
+    pub(crate) notes: Vec<String>,
 }
 
 /// The model and its number formats.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
     /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
-    #[arg(long, env = "OCTANT_MODEL", value_name = "DIR")]
+    #[arg(long, env = "OCTANT_MODEL", value_name = "DIR", aliases = ["model-path", "model-id"])]
     pub(crate) model: PathBuf,
-    /// Model names that clients may use, separated by commas [default: the name of the directory]
-    #[arg(long, env = "OCTANT_SERVED_MODEL_NAME", value_name = "NAMES", value_delimiter = ',')]
+    /// Model names that clients may use, separated by commas or spaces [default: the name of the directory]
+    #[arg(
+        long,
+        env = "OCTANT_SERVED_MODEL_NAME",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        num_args = 1..,
+        value_parser = trimmed_name,
+        aliases = ["served-model-names", "alias"]
+    )]
     pub(crate) served_model_name: Option<Vec<String>>,
-    /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
-    #[arg(long, env = "OCTANT_MAX_MODEL_LEN", value_name = "TOKENS", value_parser = at_least_1)]
+    /// Maximum tokens of a sequence, prompt and answer together; 4K is 4096, 4k is 4000 [default: the model's
+    /// own limit]
+    #[arg(
+        long,
+        env = "OCTANT_MAX_MODEL_LEN",
+        value_name = "TOKENS",
+        value_parser = tokens,
+        aliases = ["context-length", "max-total-tokens", "max-seq-len"]
+    )]
     pub(crate) max_model_len: Option<usize>,
     /// Number format of linear layers: FP8 (E4M3 weights and inputs), or the format of the checkpoint
-    #[arg(long, env = "OCTANT_QUANTIZATION", value_name = "SCHEME", default_value = "fp8")]
+    #[arg(
+        long,
+        env = "OCTANT_QUANTIZATION",
+        value_name = "SCHEME",
+        default_value = "fp8",
+        ignore_case = true,
+        alias = "quantize"
+    )]
     pub(crate) quantization: Precision,
     /// Element type of the KV cache [default: fp8; bf16 with --quantization none]
-    #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE")]
+    #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE", ignore_case = true)]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
 }
 
 /// Addresses, access and replies.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NetworkArgs {
-    /// Address to listen on
-    #[arg(long, env = "OCTANT_HOST", value_name = "ADDRESS", default_value_t = LOCALHOST)]
-    pub(crate) host: IpAddr,
+    /// Address or name to listen on: 0.0.0.0 is every IPv4 interface, `::` also every IPv6 one. A name stands
+    /// for all its addresses
+    #[arg(long, env = "OCTANT_HOST", value_name = "HOST", default_value_t = LOOPBACK, alias = "hostname")]
+    pub(crate) host: Host,
     /// TCP port to listen on; 0 picks a free port
-    #[arg(long, env = "OCTANT_PORT", value_name = "PORT", default_value_t = 8000)]
+    #[arg(long, env = "OCTANT_PORT", value_name = "PORT", default_value_t = 8000, value_parser = port)]
     pub(crate) port: u16,
     /// Extra port for health probes, served by its own thread even under load; 0 picks a free port [default:
     /// none; --port always answers probes]
-    #[arg(long, env = "OCTANT_HEALTH_PORT", value_name = "PORT")]
+    #[arg(long, env = "OCTANT_HEALTH_PORT", value_name = "PORT", value_parser = port)]
     pub(crate) health_port: Option<u16>,
     /// Port of /admin/drain, which begins the shutdown. Requests to it need no key [default: none]
-    #[arg(long, env = "OCTANT_ADMIN_PORT", value_name = "PORT")]
+    #[arg(long, env = "OCTANT_ADMIN_PORT", value_name = "PORT", value_parser = port)]
     pub(crate) admin_port: Option<u16>,
-    /// Address of --admin-port
-    #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "ADDRESS", default_value_t = LOCALHOST)]
-    pub(crate) admin_host: IpAddr,
+    /// Address or name of --admin-port
+    #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "HOST", default_value_t = LOOPBACK)]
+    pub(crate) admin_host: Host,
     /// Key that clients must send as `Authorization: Bearer KEY` [default: none, every client has access]
-    #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "OCTANT_API_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        value_parser = trimmed_secret
+    )]
     pub(crate) api_key: Option<String>,
     /// TOML file of several keys, each a table [[keys]] with name, key, and optionally weight (share relative
     /// to other keys, 1 to 1000) and priority (added to the priority of its requests, whose own priority must
@@ -111,6 +143,7 @@ pub(crate) struct NetworkArgs {
         env = "OCTANT_REJECT_UNKNOWN_FIELDS",
         value_name = "BOOL",
         default_value_t = false,
+        value_parser = boolean,
         action = ArgAction::Set
     )]
     pub(crate) reject_unknown_fields: bool,
@@ -135,7 +168,8 @@ pub(crate) struct SchedulingArgs {
         env = "OCTANT_MAX_NUM_SEQS",
         value_name = "N",
         default_value_t = Self::MAX_NUM_SEQS,
-        value_parser = at_least_1
+        value_parser = at_least_1,
+        aliases = ["max-running-requests", "max-batch-size", "parallel"]
     )]
     pub(crate) max_num_seqs: usize,
     /// Maximum tokens per step. Higher values process prompts faster and make each step longer
@@ -144,12 +178,13 @@ pub(crate) struct SchedulingArgs {
         env = "OCTANT_MAX_NUM_BATCHED_TOKENS",
         value_name = "TOKENS",
         default_value_t = Self::MAX_NUM_BATCHED_TOKENS,
-        value_parser = at_least_1
+        value_parser = tokens,
+        alias = "max-num-tokens"
     )]
     pub(crate) max_num_batched_tokens: usize,
     /// Memory of each rank for the KV cache, in bytes or with a unit, such as 4GiB or 512MiB [default: enough
     /// for --max-num-seqs full-length requests, at most the memory left: 80 % of what is available on a CPU]
-    #[arg(long, env = "OCTANT_KV_CACHE_MEMORY", value_name = "SIZE")]
+    #[arg(long, env = "OCTANT_KV_CACHE_MEMORY", value_name = "SIZE", alias = "kv-cache-memory-bytes")]
     pub(crate) kv_cache_memory: Option<Size>,
     /// Share KV blocks between requests whose prompts begin with the same tokens
     #[arg(
@@ -157,7 +192,9 @@ pub(crate) struct SchedulingArgs {
         env = "OCTANT_ENABLE_PREFIX_CACHING",
         value_name = "BOOL",
         default_value_t = Self::PREFIX_CACHING,
-        action = ArgAction::Set
+        value_parser = boolean,
+        action = ArgAction::Set,
+        alias = "cache-prompt"
     )]
     pub(crate) enable_prefix_caching: bool,
     /// Steps of waiting after which a request's priority improves by one; 0 disables ageing
@@ -165,7 +202,8 @@ pub(crate) struct SchedulingArgs {
         long,
         env = "OCTANT_AGEING_STEPS",
         value_name = "STEPS",
-        default_value_t = Policy::default().ageing_steps
+        default_value_t = Policy::default().ageing_steps,
+        value_parser = at_least_0::<u64>
     )]
     pub(crate) ageing_steps: u64,
     /// Maximum preemptions of one request. A preempted request loses its KV blocks and is recomputed. With 0,
@@ -174,7 +212,8 @@ pub(crate) struct SchedulingArgs {
         long,
         env = "OCTANT_MAX_PREEMPTIONS",
         value_name = "N",
-        default_value_t = Policy::default().max_preemptions
+        default_value_t = Policy::default().max_preemptions,
+        value_parser = at_least_0::<u32>
     )]
     pub(crate) max_preemptions: u32,
     /// Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when the request
@@ -183,7 +222,8 @@ pub(crate) struct SchedulingArgs {
         long,
         env = "OCTANT_KV_RESERVE",
         value_name = "FRACTION",
-        default_value_t = Policy::default().kv_reserve
+        default_value_t = Policy::default().kv_reserve,
+        value_parser = fraction
     )]
     pub(crate) kv_reserve: f32,
 }
@@ -197,7 +237,8 @@ pub(crate) struct AdmissionArgs {
         env = "OCTANT_MAX_QUEUE_REQUESTS",
         value_name = "N",
         default_value_t = Self::MAX_QUEUE_REQUESTS,
-        value_parser = at_least_1
+        value_parser = at_least_1,
+        alias = "max-queued-requests"
     )]
     pub(crate) max_queue_requests: usize,
     /// Maximum prompt tokens of all waiting requests; further requests get status 429
@@ -206,12 +247,12 @@ pub(crate) struct AdmissionArgs {
         env = "OCTANT_MAX_QUEUE_TOKENS",
         value_name = "TOKENS",
         default_value_t = Self::MAX_QUEUE_TOKENS,
-        value_parser = at_least_1
+        value_parser = tokens
     )]
     pub(crate) max_queue_tokens: usize,
     /// Maximum predicted time to first token, in seconds. Requests above it get status 429 with a Retry-After
     /// header [default: no limit]
-    #[arg(long, env = "OCTANT_MAX_TTFT", value_name = "SECONDS")]
+    #[arg(long, env = "OCTANT_MAX_TTFT", value_name = "SECONDS", value_parser = positive)]
     pub(crate) max_ttft: Option<f64>,
     /// Status of requests refused for lack of capacity or time: the queue is full, the predicted wait or the
     /// deadline cannot be met, or too many /tokenize requests are open. 429, or 503 for load balancers that
@@ -224,38 +265,6 @@ pub(crate) struct AdmissionArgs {
         value_parser = queue_full_status
     )]
     pub(crate) queue_full_status: u16,
-}
-
-/// Devices and their ranks.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct DeviceArgs {
-    /// Device that runs the model
-    #[arg(long, env = "OCTANT_DEVICE", value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: DeviceName,
-    /// Tensor-parallel ranks: 1, 2, 4 or 8. Each rank holds a part of every layer [default: 1; 8 with
-    /// --device simulate]
-    #[arg(long, env = "OCTANT_TENSOR_PARALLEL_SIZE", value_name = "N", value_parser = tensor_parallel_size)]
-    pub(crate) tensor_parallel_size: Option<usize>,
-    /// GPU number of each rank, separated by commas; ranks may share a GPU [default: the first GPUs]
-    #[arg(long, env = "OCTANT_GPUS", value_name = "NUMBERS", value_delimiter = ',')]
-    pub(crate) gpus: Option<Vec<usize>>,
-    /// All-reduce between GPUs: p2p reads the other GPUs' memory and adds in rank order; nccl is not
-    /// deterministic
-    #[arg(long, env = "OCTANT_COMMUNICATOR", value_name = "NAME", default_value = "p2p")]
-    pub(crate) communicator: CommunicatorName,
-    /// Threads of the CPU device, divided between its ranks [default: all cores]
-    #[arg(long, env = "OCTANT_THREADS", value_name = "N", value_parser = at_least_1)]
-    pub(crate) threads: Option<usize>,
-    /// Make the tokens of a request independent of the other requests in its batch. With false, on CUDA only,
-    /// cuBLASLt computes products of many rows where it measured faster
-    #[arg(
-        long,
-        env = "OCTANT_DETERMINISTIC",
-        value_name = "BOOL",
-        default_value_t = true,
-        action = ArgAction::Set
-    )]
-    pub(crate) deterministic: bool,
 }
 
 /// Timeouts and shutdown.
@@ -289,7 +298,8 @@ pub(crate) struct TimeoutArgs {
         value_parser = at_least_1_second
     )]
     pub(crate) write_timeout: Duration,
-    /// Seconds after SIGTERM during which the server still accepts requests while /health/ready answers 503
+    /// Seconds after SIGTERM during which the server still accepts requests while /health/ready answers 503.
+    /// Ctrl-C skips them
     #[arg(
         long,
         env = "OCTANT_DRAIN_GRACE",
@@ -309,60 +319,6 @@ pub(crate) struct TimeoutArgs {
     pub(crate) drain_timeout: Duration,
 }
 
-/// Simulated GPUs and recordings.
-#[derive(Debug, Clone, PartialEq, Args)]
-pub(crate) struct SimulationArgs {
-    /// Simulated GPU: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
-    #[arg(long, env = "OCTANT_GPU", value_name = "NAME", default_value = Hardware::H100)]
-    pub(crate) gpu: String,
-    /// Directory with the config.json of the simulated model; --model provides the tokenizer [default:
-    /// --model]
-    #[arg(long, env = "OCTANT_SIMULATE_CONFIG", value_name = "DIR")]
-    pub(crate) simulate_config: Option<PathBuf>,
-    /// Factor on the length of simulated steps: 1 is real time, 0 does not wait
-    #[arg(
-        long,
-        env = "OCTANT_SIMULATE_PACE",
-        value_name = "FACTOR",
-        default_value = "1",
-        value_parser = number(0.0, 1e6)
-    )]
-    pub(crate) simulate_pace: f64,
-    /// Mean length of simulated answers, in tokens
-    #[arg(
-        long,
-        env = "OCTANT_SIMULATE_ANSWER_TOKENS",
-        value_name = "MEAN",
-        default_value = "256",
-        value_parser = number(1.0, 1e9)
-    )]
-    pub(crate) simulate_answer_tokens: f64,
-    /// File for a recording of all scheduler input, for `octant simulate --replay`. It contains prompts and
-    /// answers
-    #[arg(long, env = "OCTANT_RECORD", value_name = "FILE")]
-    pub(crate) record: Option<PathBuf>,
-}
-
-/// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceName {
-    /// This machine's CPU.
-    Cpu,
-    /// NVIDIA GPUs.
-    Cuda,
-    /// Modelled GPUs: steps take the time that the cost model predicts.
-    Simulate,
-}
-
-/// The library for all-reduces between GPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CommunicatorName {
-    /// Octant's kernels, which read the memory of the other GPUs and add in rank order.
-    P2p,
-    /// NVIDIA's library.
-    Nccl,
-}
-
 impl ModelArgs {
     /// Names of the model, at least one; the first is its own.
     pub(crate) fn served_names(&self) -> Vec<String> {
@@ -379,23 +335,6 @@ impl ModelArgs {
             Precision::None => KvDtype::Bf16,
         };
         self.kv_cache_dtype.unwrap_or(default)
-    }
-}
-
-impl NetworkArgs {
-    /// Address of the API.
-    pub(crate) fn address(&self) -> SocketAddr {
-        SocketAddr::new(self.host, self.port)
-    }
-
-    /// Address of the extra port for probes.
-    pub(crate) fn health_address(&self) -> Option<SocketAddr> {
-        self.health_port.map(|port| SocketAddr::new(self.host, port))
-    }
-
-    /// Address of the admin port.
-    pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
-        self.admin_port.map(|port| SocketAddr::new(self.admin_host, port))
     }
 }
 
@@ -421,33 +360,9 @@ impl AdmissionArgs {
     pub(crate) const MAX_QUEUE_TOKENS: usize = 1 << 20;
 }
 
-impl DeviceArgs {
-    /// Tensor-parallel ranks.
-    pub(crate) fn ranks(&self) -> usize {
-        self.tensor_parallel_size.unwrap_or(if self.device == DeviceName::Simulate { 8 } else { 1 })
-    }
-
-    /// GPU number of each rank.
-    pub(crate) fn gpus(&self) -> Vec<usize> {
-        self.gpus.clone().unwrap_or_else(|| (0..self.ranks()).collect())
-    }
-
-    /// Threads of the CPU device, of all ranks together.
-    pub(crate) fn threads(&self) -> usize {
-        self.threads.unwrap_or_else(machine::cores)
-    }
-}
-
-fn tensor_parallel_size(text: &str) -> anyhow::Result<usize> {
-    match text.parse() {
-        Ok(size @ (1 | 2 | 4 | 8)) => Ok(size),
-        _ => bail!("expected 1, 2, 4 or 8, got {text}"),
-    }
-}
-
 fn queue_full_status(text: &str) -> anyhow::Result<u16> {
-    match text.parse() {
+    match text.trim().parse() {
         Ok(status @ (429 | 503)) => Ok(status),
-        _ => bail!("expected 429 or 503, got {text}"),
+        _ => bail!("expected 429 or 503, {}", got(text)),
     }
 }

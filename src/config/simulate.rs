@@ -1,15 +1,18 @@
 //! Arguments of `octant simulate`.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_1, rank_count};
-use super::{ConfigError, Size};
+use super::parsers::{at_least_1, boolean, rank_count};
+use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
+use crate::cost::Hardware;
 use crate::device::KvDtype;
 use crate::model::Precision;
+use crate::scheduler::Policy;
 
 /// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,23 +37,48 @@ impl FromStr for MeanAndCv {
     }
 }
 
+/// Help of a setting whose value is the recorded one with `--replay`, if none is given.
+fn or_recorded(help: &str, default: impl fmt::Display) -> String {
+    format!("{help} [default: {default}, or as recorded]")
+}
+
 /// Scheduling policy and admission, as settings of `octant serve` of the same names.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub(crate) struct PolicyArgs {
     /// Maximum predicted time to first token, in seconds. Requests above it are refused [default: no limit]
     #[arg(long, value_name = "SECONDS")]
     pub(crate) max_ttft: Option<f64>,
-    /// Steps of waiting after which a request's priority improves by one; 0 disables ageing [default: 1000,
-    /// or as recorded]
-    #[arg(long, value_name = "STEPS")]
+    /// Steps of waiting after which a request's priority improves by one; 0 disables ageing.
+    #[arg(
+        long,
+        value_name = "STEPS",
+        help = or_recorded(
+            "Steps of waiting after which a request's priority improves by one; 0 disables ageing",
+            Policy::default().ageing_steps
+        )
+    )]
     pub(crate) ageing_steps: Option<u64>,
-    /// Maximum preemptions of one request; with 0, a request starts only when all blocks that its max_tokens
-    /// may need are reserved [default: 3, or as recorded]
-    #[arg(long, value_name = "N")]
+    /// Maximum preemptions of one request.
+    #[arg(
+        long,
+        value_name = "N",
+        help = or_recorded(
+            "Maximum preemptions of one request; with 0, a request starts only when all blocks that its \
+             max_tokens may need are reserved",
+            Policy::default().max_preemptions
+        )
+    )]
     pub(crate) max_preemptions: Option<u32>,
-    /// Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, in
-    /// addition to those of its prompt. With 1, no request is ever preempted [default: 0, or as recorded]
-    #[arg(long, value_name = "FRACTION")]
+    /// Fraction of the KV blocks for a request's max_tokens that is reserved when it starts.
+    #[arg(
+        long,
+        value_name = "FRACTION",
+        help = or_recorded(
+            "Fraction, 0 to 1, of the KV blocks for a request's max_tokens that is reserved when it starts, \
+             in addition to those of its prompt. With 1, no request is ever preempted",
+            Policy::default().kv_reserve
+        )
+    )]
     pub(crate) kv_reserve: Option<f32>,
 }
 
@@ -79,23 +107,51 @@ pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Re
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
     /// Directory with the model's config.json; not needed with --replay
-    #[arg(long, value_name = "DIR", required_unless_present = "replay")]
+    #[arg(long, value_name = "DIR", required_unless_present = "replay", alias = "model")]
     pub(crate) config: Option<PathBuf>,
-    /// GPUs that share the model [default: 8, or as recorded]
-    #[arg(long, value_name = "N", value_parser = rank_count())]
+    /// GPUs that share the model.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = rank_count(),
+        visible_alias = "tensor-parallel-size",
+        help = or_recorded("GPUs that share the model", SimulationArgs::RANKS)
+    )]
     pub(crate) tp: Option<usize>,
-    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml [default: h100-80gb, or
-    /// as recorded]
-    #[arg(long, value_name = "NAME")]
+    /// GPU model.
+    #[arg(
+        long,
+        value_name = "NAME",
+        help = or_recorded(
+            "GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml",
+            Hardware::H100
+        )
+    )]
     pub(crate) gpu: Option<String>,
-    /// Number format of linear layers [default: fp8, or as recorded]
-    #[arg(long, value_name = "SCHEME")]
+    /// Number format of linear layers.
+    #[arg(
+        long,
+        value_name = "SCHEME",
+        help = or_recorded("Number format of linear layers", name(&SimulationArgs::PRECISION))
+    )]
     pub(crate) quantization: Option<Precision>,
-    /// Element type of the KV cache [default: fp8, or as recorded]
-    #[arg(long, value_name = "TYPE")]
+    /// Element type of the KV cache.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        help = or_recorded("Element type of the KV cache", name(&SimulationArgs::KV))
+    )]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
-    /// Deterministic products, which read the weights once per 128 rows [default: true, or as recorded]
-    #[arg(long, value_name = "BOOL")]
+    /// Deterministic products, which read the weights once per 128 rows.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = boolean,
+        help = or_recorded(
+            "Deterministic products, which read the weights once per 128 rows",
+            SimulationArgs::DETERMINISTIC
+        )
+    )]
     pub(crate) deterministic: Option<bool>,
 
     /// Random arrivals: requests per second, and the coefficient of variation of their intervals. 1 is a
@@ -128,11 +184,19 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "N", default_value = "0", conflicts_with = "replay")]
     pub(crate) seed: u64,
 
-    /// Maximum sequences that run at once [default: 32, or as recorded]
-    #[arg(long, value_name = "N")]
+    /// Maximum sequences that run at once.
+    #[arg(
+        long,
+        value_name = "N",
+        help = or_recorded("Maximum sequences that run at once", SchedulingArgs::MAX_NUM_SEQS)
+    )]
     pub(crate) max_num_seqs: Option<usize>,
-    /// Maximum tokens per step [default: 512, or as recorded]
-    #[arg(long, value_name = "TOKENS")]
+    /// Maximum tokens per step.
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        help = or_recorded("Maximum tokens per step", SchedulingArgs::MAX_NUM_BATCHED_TOKENS)
+    )]
     pub(crate) max_num_batched_tokens: Option<usize>,
     /// Maximum tokens of a sequence [default: the model's own limit, or as recorded]
     #[arg(long, value_name = "TOKENS")]
@@ -141,15 +205,30 @@ pub struct SimulateArgs {
     /// the memory left; or as recorded]
     #[arg(long, value_name = "SIZE")]
     pub(crate) kv_cache_memory: Option<Size>,
-    /// Maximum waiting requests [default: 1024, or as recorded]
-    #[arg(long, value_name = "N")]
+    /// Maximum waiting requests.
+    #[arg(
+        long,
+        value_name = "N",
+        help = or_recorded("Maximum waiting requests", AdmissionArgs::MAX_QUEUE_REQUESTS)
+    )]
     pub(crate) max_queue_requests: Option<usize>,
-    /// Maximum prompt tokens of all waiting requests [default: 1048576, or as recorded]
-    #[arg(long, value_name = "TOKENS")]
+    /// Maximum prompt tokens of all waiting requests.
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        help = or_recorded("Maximum prompt tokens of all waiting requests", AdmissionArgs::MAX_QUEUE_TOKENS)
+    )]
     pub(crate) max_queue_tokens: Option<usize>,
-    /// Share KV blocks between requests whose prompts begin with the same tokens [default: true, or as
-    /// recorded]
-    #[arg(long, value_name = "BOOL")]
+    /// Share KV blocks between requests whose prompts begin with the same tokens.
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = boolean,
+        help = or_recorded(
+            "Share KV blocks between requests whose prompts begin with the same tokens",
+            SchedulingArgs::PREFIX_CACHING
+        )
+    )]
     pub(crate) enable_prefix_caching: Option<bool>,
     /// Scheduling policy and admission.
     #[command(flatten)]

@@ -8,13 +8,11 @@ use clap::ValueEnum;
 
 use super::prepared::Prepared;
 use super::simulated::SimulatedGpus;
+use crate::config::SimulationArgs;
 use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::{KvDtype, Layout};
 use crate::engine::{Forecast, SchedulerConfig};
 use crate::model::{ModelConfig, Precision};
-
-/// Ranks of a simulation if neither an argument nor a recording gives them.
-const DEFAULT_RANKS: usize = 8;
 
 /// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
 pub(crate) struct CostInputs {
@@ -74,16 +72,19 @@ impl CostInputs {
         let gpu = args.gpu.as_deref().or(field("gpu")).unwrap_or(Hardware::H100);
         let ranks = match field("ranks") {
             Some(text) => text.parse().with_context(|| format!("the recording's ranks: {text}"))?,
-            None => DEFAULT_RANKS,
+            None => SimulationArgs::RANKS,
         };
         let hardware = Hardware::named(gpu).map_err(anyhow::Error::msg).context("--gpu")?;
-        let deterministic = field("deterministic").is_none_or(|value| value == "true");
+        let deterministic =
+            field("deterministic").map_or(SimulationArgs::DETERMINISTIC, |value| value == "true");
         Ok(Self {
             model,
             hardware,
             ranks: args.ranks.unwrap_or(ranks),
-            precision: args.precision.map_or_else(|| parsed(field("precision"), Precision::Fp8), Ok)?,
-            kv: args.kv.map_or_else(|| parsed(field("kv"), KvDtype::Fp8), Ok)?,
+            precision: args
+                .precision
+                .map_or_else(|| parsed(field("precision"), SimulationArgs::PRECISION), Ok)?,
+            kv: args.kv.map_or_else(|| parsed(field("kv"), SimulationArgs::KV), Ok)?,
             deterministic: args.deterministic.unwrap_or(deterministic),
         })
     }

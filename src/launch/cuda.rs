@@ -45,9 +45,9 @@ impl CudaGpus {
         self.0.len()
     }
 
-    /// Bytes of memory that each rank may use. Ranks on one GPU share its free memory. The usable fraction is
-    /// that of the GPU that `octant plan` knows.
-    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+    /// Bytes of memory that each rank may use. Ranks on one GPU share its free memory. The default fraction
+    /// is that of the GPU that `octant plan` knows.
+    pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<u64> {
         let addresses = self.0.iter().map(Cuda::pci).collect::<Result<Vec<_>, _>>()?;
         let mut available = u64::MAX;
         for (gpu, address) in self.0.iter().zip(&addresses) {
@@ -55,7 +55,7 @@ impl CudaGpus {
             available = available.min(gpu.free_memory()? / sharing);
         }
         let hardware = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;
-        Ok((available as f64 * hardware.usable) as u64)
+        Ok((available as f64 * fraction.unwrap_or(hardware.usable)) as u64)
     }
 
     /// Bytes per second that the first GPU reads from its memory, measured now.

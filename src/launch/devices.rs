@@ -100,16 +100,16 @@ impl Devices {
         }
     }
 
-    /// Bytes of memory that each rank may use.
-    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+    /// Bytes of memory that each rank may use: this fraction of what is free, or the device's own default.
+    pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<u64> {
         match self {
             // The ranks share the machine's memory.
             Self::Cpu(cpus) => {
                 let available = available_memory()? / cpus.len() as u64;
-                Ok((available as f64 * CPU_MEMORY_FRACTION) as u64)
+                Ok((available as f64 * fraction.unwrap_or(CPU_MEMORY_FRACTION)) as u64)
             }
-            Self::Cuda(gpus) => gpus.memory(),
-            Self::Simulated(gpus) => Ok(gpus.memory()),
+            Self::Cuda(gpus) => gpus.memory(fraction),
+            Self::Simulated(gpus) => Ok(gpus.memory(fraction)),
         }
     }
 

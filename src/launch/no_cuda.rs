@@ -33,7 +33,7 @@ impl CudaGpus {
         match *self {}
     }
 
-    pub(crate) fn memory(&self) -> anyhow::Result<u64> {
+    pub(crate) fn memory(&self, _fraction: Option<f64>) -> anyhow::Result<u64> {
         match *self {}
     }
 

@@ -48,7 +48,11 @@ pub(crate) fn prepare(
     status: Arc<ServerStatus>,
 ) -> anyhow::Result<Prepared> {
     let dir = &config.model.model;
-    let mut model = ModelConfig::from_dir(config.simulation.simulate_config.as_ref().unwrap_or(dir))?;
+    let (flag, config_dir) = match &config.simulation.simulate_config {
+        Some(simulated) => ("--simulate-config", simulated),
+        None => ("--model", dir),
+    };
+    let mut model = ModelConfig::from_dir(config_dir).context(flag)?;
     // A reward model has an untrained language head: it would generate noise.
     anyhow::ensure!(!model.reward, "--model: {} is a reward model, which is not served yet", dir.display());
     limit_length(&mut model, config.model.max_model_len)?;
@@ -64,7 +68,7 @@ pub(crate) fn prepare(
     let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
     let memory = MemoryPlan::new(
         needs,
-        devices.memory()?,
+        devices.memory(config.device.gpu_memory_utilization)?,
         scheduling.kv_cache_memory.map(|size| size.0),
         model.max_positions,
         scheduling.max_num_seqs,

@@ -35,9 +35,12 @@ impl SimulatedGpus {
         format!("simulated {name}, steps {pace}, answers of {simulate_answer_tokens} tokens on average")
     }
 
-    /// Bytes of one GPU's memory that a server may use.
-    pub(crate) fn memory(&self) -> u64 {
-        usable_memory(&self.hardware)
+    /// Bytes of one GPU's memory that a server may use: this fraction, or the GPU's usable one.
+    pub(crate) fn memory(&self, fraction: Option<f64>) -> u64 {
+        match fraction {
+            Some(fraction) => (self.hardware.memory as f64 * fraction) as u64,
+            None => usable_memory(&self.hardware),
+        }
     }
 }
 

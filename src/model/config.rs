@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::directory::check_model_directory;
 use super::error::{LoadError, ShardError};
 use super::json::Object;
 use super::scheme::Scheme;
@@ -55,6 +56,7 @@ enum Family {
 impl ModelConfig {
     /// Reads `config.json`, and `hf_quant_config.json` if there is one.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
+        check_model_directory(dir)?;
         Self::from_object(dir, &Object::read(&dir.join("config.json"))?)
     }
 

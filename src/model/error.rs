@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file cannot be opened or read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
+        /// The system's error. It is part of the message, and no source that would be printed again.
+        error: std::io::Error,
     },
     /// A file has the wrong contents.
     #[error("{path}: {message}", path = path.display())]
@@ -52,8 +52,8 @@ pub enum LoadError {
 pub struct ShardError(pub(super) String);
 
 impl LoadError {
-    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
-        Self::Io { path: path.to_owned(), source }
+    pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), error }
     }
 
     pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {

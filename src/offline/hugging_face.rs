@@ -12,7 +12,7 @@ use super::granularity::Granularity;
 use super::identity::{ConversionIdentity, InputState, hex};
 use super::output_weight::{OutputWeight, RowMap, WeightSource};
 use super::writer::{CONFIG, ConversionOutput, FileContents, REPORT, SmallFile, write};
-use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored};
+use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored, check_model_directory};
 
 /// Largest file that is copied beside the weights, in bytes; a larger one is taken for weights.
 const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
@@ -30,6 +30,7 @@ const WEIGHT_ENDINGS: [&str; 9] =
 /// have changed since the run that is continued, or the output directory holds other files.
 pub fn quantize(conversion: &Conversion, on_progress: OnProgress<'_>) -> Result<Converted, LoadError> {
     let dir = conversion.input.as_path();
+    check_model_directory(dir)?;
     let config = Object::read(&dir.join(CONFIG))?;
     let model = ModelConfig::from_object(dir, &config)?;
     if model.scheme != Scheme::None {

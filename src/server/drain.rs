@@ -6,6 +6,9 @@
 //! open and running requests go on until the drain timeout. Requests that still run at the timeout are
 //! aborted, and get an error as their status or as an event of their stream.
 //!
+//! SIGINT, which Ctrl-C sends, skips the grace period: an operator at a terminal waits, and no load balancer.
+//! A server without open requests then ends at once.
+//!
 //! A second signal ends the process at once. If the admin port began the shutdown, the drained server waits
 //! for a first signal before it exits: the response of the admin port must be sent, and the supervisor
 //! decides when the process ends. Before the model is loaded, the first signal ends the process.
@@ -22,6 +25,8 @@ use super::status::{ServerStatus, ShutdownPhase};
 
 /// Time for sending the last bytes of a response.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same after Ctrl-C.
+const INTERRUPTED_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Durations of a shutdown's phases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +35,40 @@ pub struct DrainTimes {
     pub grace: Duration,
     /// From the refusal of new requests until running requests are aborted.
     pub timeout: Duration,
+}
+
+impl DrainTimes {
+    /// Times of a shutdown with this cause.
+    fn after(self, cause: Cause) -> Self {
+        match cause {
+            Cause::Signal(Signal::Interrupt) => Self { grace: Duration::ZERO, ..self },
+            Cause::Signal(Signal::Terminate) | Cause::AdminPort => self,
+        }
+    }
+}
+
+/// A signal that asks for a shutdown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGINT, which Ctrl-C sends.
+    Interrupt,
+    /// SIGTERM, which supervisors send.
+    Terminate,
+}
+
+/// The reason why a shutdown began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Signal(Signal),
+    AdminPort,
+}
+
+/// The line for an operator who pressed Ctrl-C while requests are open.
+fn open_requests_notice(cause: Cause, open: usize) -> Option<String> {
+    let are = if open == 1 { "request is" } else { "requests are" };
+    let interrupted = cause == Cause::Signal(Signal::Interrupt);
+    (interrupted && open > 0)
+        .then(|| format!("{open} {are} open and may finish; press Ctrl-C again to end the server now"))
 }
 
 /// Outcome of a shutdown.
@@ -47,21 +86,31 @@ pub enum Ended {
 
 /// Shutdown signals received by the process.
 pub struct Signals {
-    receiver: mpsc::Receiver<()>,
-    /// True once the first signal has been received.
-    received: bool,
+    receiver: mpsc::Receiver<Signal>,
+    /// The first signal, once it has been received.
+    first: Option<Signal>,
 }
 
 impl Signals {
-    /// Creates signals from messages: each message of `receiver` counts as a signal.
-    pub fn new(receiver: mpsc::Receiver<()>) -> Self {
-        Self { receiver, received: false }
+    /// Creates signals from the messages of `receiver`.
+    pub fn new(receiver: mpsc::Receiver<Signal>) -> Self {
+        Self { receiver, first: None }
     }
 
-    /// Waits for a signal; forever if the sender is dropped.
-    async fn next(&mut self) {
-        if self.receiver.recv().await.is_none() {
-            std::future::pending().await
+    /// Waits for a signal; forever if the sender is dropped. Returns whether it is the first.
+    async fn next(&mut self) -> bool {
+        let Some(signal) = self.receiver.recv().await else { return std::future::pending().await };
+        let is_first = self.first.is_none();
+        self.first.get_or_insert(signal);
+        is_first
+    }
+
+    /// Time for sending the last bytes and closing connections after the drain. An operator who pressed
+    /// Ctrl-C does not wait for idle clients to close theirs.
+    pub(crate) fn flush_timeout(&self) -> Duration {
+        match self.first {
+            Some(Signal::Interrupt) => INTERRUPTED_FLUSH_TIMEOUT,
+            Some(Signal::Terminate) | None => FLUSH_TIMEOUT,
         }
     }
 
@@ -71,8 +120,8 @@ impl Signals {
         loop {
             tokio::select! {
                 _finished = &mut work => return true,
-                () = self.next() => {
-                    if std::mem::replace(&mut self.received, true) {
+                is_first = self.next() => {
+                    if !is_first {
                         return false;
                     }
                 }
@@ -90,7 +139,7 @@ pub async fn unless_shutdown<T>(
 ) -> Option<T> {
     tokio::select! {
         done = work => return Some(done),
-        () = signals.next() => {}
+        _first = signals.next() => {}
         () = status.drain_requested() => {
             tracing::info!("shutdown requested before the model is loaded: waiting for a signal to end");
             status.enter_phase(ShutdownPhase::Drained, Instant::now());
@@ -103,19 +152,26 @@ pub async fn unless_shutdown<T>(
 /// Waits until a shutdown is requested, and runs its phases.
 pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
     let status = &state.status;
-    tokio::select! {
-        () = signals.next() => signals.received = true,
-        () = status.drain_requested() => {}
-    }
+    let cause = tokio::select! {
+        _first = signals.next() => signals.first.map_or(Cause::AdminPort, Cause::Signal),
+        () = status.drain_requested() => Cause::AdminPort,
+    };
+    let times = times.after(cause);
     status.enter_phase(ShutdownPhase::Grace, Instant::now() + times.grace + times.timeout);
-    tracing::info!(grace = ?times.grace, "shutting down: not ready, still accepting requests");
+    if !times.grace.is_zero() {
+        tracing::info!(grace = ?times.grace, "shutting down: not ready, still accepting requests");
+    }
     if !signals.wait_unless_forced(sleep(times.grace)).await {
         return Ended::Forced;
     }
     status.enter_phase(ShutdownPhase::Refusing, Instant::now() + times.timeout);
     state.generator.engine().drain();
     let mut open = state.open_requests.subscribe();
-    tracing::info!(open = *open.borrow(), timeout = ?times.timeout, "shutting down: refusing new requests");
+    let open_now = *open.borrow();
+    tracing::info!(open = open_now, timeout = ?times.timeout, "shutting down: refusing new requests");
+    if let Some(notice) = open_requests_notice(cause, open_now) {
+        tracing::warn!("{notice}");
+    }
     let completed = async { timeout(times.timeout, open.wait_for(|&open| open == 0)).await.is_ok() };
     let mut all_completed = false;
     if !signals.wait_unless_forced(async { all_completed = completed.await }).await {
@@ -126,7 +182,7 @@ pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: Dra
         return Ended::Forced;
     }
     status.enter_phase(ShutdownPhase::Drained, Instant::now());
-    if !signals.received {
+    if signals.first.is_none() {
         tracing::info!("drained: waiting for a signal to end");
         signals.next().await;
     }

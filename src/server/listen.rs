@@ -7,7 +7,6 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,26 +17,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signals, drain};
+use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signal, Signals, drain};
 use super::evicting_permits::{EvictingPermit, EvictingPermits};
 use super::health;
+use super::listener::Listener;
 use super::open_requests::{ConnectionRequests, CountedBody};
 use super::routes::{before_start, router};
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::timeout_stream::{TimeoutStream, client_closed};
 
-/// Bytes that the kernel buffers for a client that does not read. Accepted sockets inherit the listener's
-/// setting.
-const SEND_BUFFER: u32 = 256 << 10;
-/// Connections that the kernel holds until they are accepted.
-const BACKLOG: u32 = 1024;
 /// Connections beyond the limit that wait to be served. A probe among them is answered at once; when one more
 /// comes, the oldest is closed.
 const MAX_WAITING: usize = 128;
@@ -54,29 +49,19 @@ const HEAD_FIELDS: usize = 256;
 /// Pause after a failed accept, which would fail again at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(20);
 
-/// Binds a listening socket to an address.
-///
-/// # Errors
-/// The system's error, such as an address in use.
-pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.set_send_buffer_size(SEND_BUFFER)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
-
 /// Handles SIGTERM and SIGINT from now on, and returns them.
 ///
 /// # Errors
 /// The system's error, if a handler cannot be installed.
 pub fn signals() -> io::Result<Signals> {
     let (sender, receiver) = mpsc::channel(4);
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+    for (kind, message) in
+        [(SignalKind::terminate(), Signal::Terminate), (SignalKind::interrupt(), Signal::Interrupt)]
+    {
         let (mut signal, sender) = (signal(kind)?, sender.clone());
         tokio::spawn(async move {
             while signal.recv().await.is_some() {
-                let _full_or_closed = sender.try_send(());
+                let _full_or_closed = sender.try_send(message);
             }
         });
     }
@@ -85,14 +70,14 @@ pub fn signals() -> io::Result<Signals> {
 
 /// Runs `load` and meanwhile answers probes; all other requests get a 503.
 pub async fn while_starting<T>(
-    listener: &TcpListener,
+    listener: &Listener,
     status: &Arc<ServerStatus>,
     load: impl Future<Output = T>,
 ) -> T {
     let accept = async {
         loop {
             match listener.accept().await {
-                Ok((stream, _peer)) => _ = tokio::spawn(answer_once(stream, Arc::clone(status))),
+                Ok(stream) => _ = tokio::spawn(answer_once(stream, Arc::clone(status))),
                 Err(_disconnected_or_no_descriptors) => sleep(ACCEPT_RETRY).await,
             }
         }
@@ -117,7 +102,7 @@ async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>) {
 
 /// Serves requests until a shutdown has run through its phases; see [`super::drain`].
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     state: Arc<ServerState>,
     signals: &mut Signals,
     times: DrainTimes,
@@ -129,7 +114,7 @@ pub async fn serve(
     };
     // Idle connections are closed now; the others close when their last response is sent.
     end.send_replace(true);
-    let closed = timeout(FLUSH_TIMEOUT, end.closed());
+    let closed = timeout(signals.flush_timeout(), end.closed());
     if ended != Ended::Forced && !signals.wait_unless_forced(closed).await {
         return Ended::Forced;
     }
@@ -138,13 +123,13 @@ pub async fn serve(
 
 /// Accepts connections forever. Each holds a receiver of `end` until it is closed, and ends when `end`
 /// becomes true.
-async fn accept(listener: TcpListener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
+async fn accept(listener: Listener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
     let router = router(Arc::clone(state));
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
     let waiting_permits = EvictingPermits::new(MAX_WAITING);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok(stream) => {
                 let (state, router, permits) = (Arc::clone(state), router.clone(), Arc::clone(&permits));
                 let (end, waiting) = (end.subscribe(), waiting_permits.acquire());
                 tokio::spawn(async move {

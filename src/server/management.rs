@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -23,14 +23,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use super::error::ApiError;
 use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
-use super::listen::bind;
+use super::listener::{Listener, bind};
 use super::status::{ServerStatus, ShutdownPhase};
 
 /// The admin port's own path.
@@ -58,13 +58,13 @@ enum Port {
     Admin,
 }
 
-/// Addresses of the two ports; `None` for a port that is not served.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Addresses of the two ports; none for a port that is not served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ManagementPorts {
     /// Health port, for probes.
-    pub health: Option<SocketAddr>,
+    pub health: Vec<SocketAddr>,
     /// Admin port, for the operator.
-    pub admin: Option<SocketAddr>,
+    pub admin: Vec<SocketAddr>,
 }
 
 /// The thread of both ports. Dropping it stops the thread and waits for its end.
@@ -90,15 +90,15 @@ impl Drop for ManagementThread {
 /// The system's error with the address, such as an address in use.
 pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<ManagementThread> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let listen = |address: Option<SocketAddr>| -> io::Result<Option<StdListener>> {
-        let Some(address) = address else { return Ok(None) };
+    let listen = |addresses: &[SocketAddr]| -> io::Result<Option<Listener>> {
+        if addresses.is_empty() {
+            return Ok(None);
+        }
         let _inside = runtime.enter();
-        let listener = bind(address).and_then(TcpListener::into_std);
-        let with_address = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        listener.map(Some).map_err(with_address)
+        bind(addresses).map(Some)
     };
-    let (health, admin) = (listen(ports.health)?, listen(ports.admin)?);
-    let bound = |listener: &Option<StdListener>| listener.as_ref().map(StdListener::local_addr).transpose();
+    let (health, admin) = (listen(&ports.health)?, listen(&ports.admin)?);
+    let bound = |listener: &Option<Listener>| listener.as_ref().map_or(Ok(Vec::new()), Listener::addresses);
     let ports = ManagementPorts { health: bound(&health)?, admin: bound(&admin)? };
     if ports == ManagementPorts::default() {
         return Ok(ManagementThread { ports, stop: None, thread: None });
@@ -108,10 +108,8 @@ pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<M
     let thread = std::thread::Builder::new().name("health".to_owned()).spawn(move || {
         runtime.block_on(async {
             for (listener, port) in [(health, Port::Health), (admin, Port::Admin)] {
-                let Some(listener) = listener else { continue };
-                match TcpListener::from_std(listener) {
-                    Ok(listener) => _ = tokio::spawn(accept(listener, port, Arc::clone(&status))),
-                    Err(error) => tracing::error!(%error, ?port, "a port cannot be served"),
+                if let Some(listener) = listener {
+                    tokio::spawn(accept(listener, port, Arc::clone(&status)));
                 }
             }
             let _dropped = stopped.await;
@@ -122,11 +120,11 @@ pub fn start(ports: ManagementPorts, status: &Arc<ServerStatus>) -> io::Result<M
     Ok(ManagementThread { ports, stop: Some(stop), thread: Some(thread) })
 }
 
-async fn accept(listener: TcpListener, port: Port, status: Arc<ServerStatus>) {
+async fn accept(listener: Listener, port: Port, status: Arc<ServerStatus>) {
     let permits = EvictingPermits::new(MAX_CONNECTIONS);
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok(stream) => {
                 let (status, mut permit) = (Arc::clone(&status), permits.acquire());
                 tokio::spawn(async move {
                     tokio::select! {

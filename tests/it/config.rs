@@ -201,7 +201,7 @@ fn bench_rank_measures_any_tensor_parallel_size() {
 
 #[test]
 fn an_incomplete_model_directory_names_the_missing_file() {
-    refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["/nowhere/config.json"]);
+    refuses(&serve(&["--model", "/nowhere"], &[]), 1, &["--model: /nowhere: no such directory"]);
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
     refuses(&serve(&["--model", dir.path().to_str().unwrap()], &[]), 1, &["tokenizer.json"]);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod blocks;
+mod command_line;
 mod config;
 mod dev;
 #[path = "../device/mod.rs"]

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use octant::server::status::ShutdownPhase;
 use octant::server::{
-    DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signals, management, unless_shutdown,
+    DrainTimes, Ended, ManagementPorts, ManagementThread, ServerStatus, Signal, Signals, management,
+    unless_shutdown,
 };
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -48,7 +49,7 @@ async fn shutdown_drops_readiness_then_refuses_requests_then_completes_streams()
     let server = server(400, 10_000);
     let mut stream = running(&server).await;
     assert_eq!(server.get("/health/ready").await.status, 200);
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     until_status(&server, "/health/ready", 503).await;
     assert_eq!(server.get("/health/live").await.status, 200, "a server that shuts down is live");
     // During the grace period requests are accepted.
@@ -82,7 +83,7 @@ async fn requests_beyond_the_drain_timeout_get_an_error() {
     let body = chat_body("abc", json!({ "ignore_eos": true })).to_string();
     plain.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
     server.until(|stats| stats.counts.running == 2).await;
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     let (stream, plain) = (stream.reply().await, plain.reply().await);
     assert_eq!((stream.status, stream.complete), (200, false));
     let last = stream.events().pop().expect("events");
@@ -101,9 +102,9 @@ async fn requests_beyond_the_drain_timeout_get_an_error() {
 async fn a_second_signal_ends_the_shutdown_at_once() {
     let server = server(60_000, 60_000);
     let _running = running(&server).await;
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     until_status(&server, "/health/ready", 503).await;
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     assert_eq!(server.served.await.expect("it ends"), Ended::Forced);
 }
 
@@ -119,11 +120,11 @@ async fn a_second_signal_ends_the_wait_for_aborted_requests() {
         .request("POST", "/v1/chat/completions", &[], chat_body("abc", json!({})).to_string().as_bytes())
         .await;
     server.until(|stats| stats.counts.running == 1).await;
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     while server.status.phase() < ShutdownPhase::Aborting {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     let ended = tokio::time::timeout(Duration::from_millis(1000), server.served).await;
     assert_eq!(ended.expect("at once").expect("it ends"), Ended::Forced);
 }
@@ -137,7 +138,7 @@ async fn an_unfinished_body_gets_a_503_and_delays_no_shutdown() {
     while server.status.snapshot().open_requests == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     assert_eq!(slow.reply().await.error(), (503, Some("draining".into()), None));
     let ended = tokio::time::timeout(Duration::from_millis(1500), server.served).await;
     assert_eq!(ended.expect("before the flush timeout").expect("it ends"), Ended::Aborted(1));
@@ -149,14 +150,14 @@ async fn the_first_signal_ends_startup() {
     let (signal, receiver) = mpsc::channel(4);
     let mut signals = Signals::new(receiver);
     assert_eq!(unless_shutdown(&status, &mut signals, async { 7 }).await, Some(7));
-    signal.send(()).await.expect("there is room");
+    signal.send(Signal::Terminate).await.expect("there is room");
     assert_eq!(unless_shutdown(&status, &mut signals, pending::<()>()).await, None);
     // A drain requested by the admin port ends startup too, but only after a signal.
     status.request_drain();
     let mut ended = pin!(unless_shutdown(&status, &mut signals, pending::<()>()));
     assert!(tokio::time::timeout(Duration::from_millis(20), &mut ended).await.is_err());
     assert_eq!(status.phase(), ShutdownPhase::Drained);
-    signal.send(()).await.expect("there is room");
+    signal.send(Signal::Terminate).await.expect("there is room");
     assert_eq!(ended.await, None);
 }
 
@@ -166,7 +167,7 @@ async fn a_connection_opened_before_the_end_gets_a_503() {
     let mut fresh = Connection::open(server.address).await;
     // When a later connection is answered, this one has been accepted.
     assert_eq!(server.get("/health/live").await.status, 200);
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     while server.status.phase() < ShutdownPhase::Drained {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -182,7 +183,7 @@ async fn idle_connections_do_not_delay_shutdown() {
     let mut idle = Connection::open(server.address).await;
     idle.request("GET", "/version", &[], b"").await;
     assert_eq!(idle.reply().await.status, 200);
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     let ended = tokio::time::timeout(Duration::from_secs(5), server.served).await;
     assert_eq!(ended.expect("soon").expect("it ends"), Ended::Drained);
     assert!(idle.rest().await.is_empty());
@@ -190,9 +191,9 @@ async fn idle_connections_do_not_delay_shutdown() {
 
 /// Starts the admin port of a server, and returns its address.
 fn admin(server: &TestServer) -> (ManagementThread, SocketAddr) {
-    let ports = ManagementPorts { health: None, admin: Some(SocketAddr::from(([127, 0, 0, 1], 0))) };
+    let ports = ManagementPorts { health: Vec::new(), admin: vec![SocketAddr::from(([127, 0, 0, 1], 0))] };
     let thread = management::start(ports, &server.status).expect("a port is free");
-    let address = thread.ports.admin.expect("bound");
+    let address = thread.ports.admin[0];
     (thread, address)
 }
 
@@ -219,7 +220,7 @@ async fn the_admin_port_drains_and_a_signal_ends_the_server() {
     assert!(!server.served.is_finished(), "the server waits for a signal");
     assert_eq!(server.get("/health/live").await.status, 200, "the server is live until then");
     assert_eq!(server.chat("ab", json!({})).await.error(), (503, Some("draining".into()), None));
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     assert_eq!(server.served.await.expect("it ends"), Ended::Drained);
 }
 
@@ -229,10 +230,10 @@ async fn the_first_signal_after_an_admin_drain_does_not_force_the_end() {
     let (_thread, admin) = admin(&server);
     let _running = running(&server).await;
     send(admin, "POST", "/admin/drain?wait=false", &[], b"").await;
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!server.served.is_finished());
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     assert_eq!(server.served.await.expect("it ends"), Ended::Forced);
 }
 
@@ -257,7 +258,7 @@ async fn the_drain_command_resolves_host_names_and_reports_the_outcome() {
     let done = octant_drain(by_name, "true").await;
     let said = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success() && said.contains("\"phase\":\"drained\""), "{done:?}");
-    server.signals.send(()).await.expect("the server runs");
+    server.signals.send(Signal::Terminate).await.expect("the server runs");
     assert_eq!(server.served.await.expect("it ends"), Ended::Drained);
     for nowhere in ["localhost:1", "localhost"] {
         let lost = octant_drain(nowhere.to_owned(), "true").await;

@@ -173,7 +173,7 @@ async fn the_status_of_a_full_queue_is_configurable() {
 
 #[tokio::test]
 async fn a_server_that_loads_its_model_is_live_and_not_ready() {
-    let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+    let listener = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).expect("a port is free");
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
     let status = ServerStatus::new(Duration::from_secs(60));

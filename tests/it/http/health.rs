@@ -18,9 +18,9 @@ use crate::fake::FakeExecutor;
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 fn management_ports(status: &Arc<ServerStatus>) -> (ManagementThread, SocketAddr, SocketAddr) {
-    let ports = ManagementPorts { health: Some(LOCAL), admin: Some(LOCAL) };
+    let ports = ManagementPorts { health: vec![LOCAL], admin: vec![LOCAL] };
     let thread = management::start(ports, status).expect("ports are free");
-    let (health, admin) = (thread.ports.health.expect("bound"), thread.ports.admin.expect("bound"));
+    let (health, admin) = (thread.ports.health[0], thread.ports.admin[0]);
     (thread, health, admin)
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use octant::server::{DrainTimes, Ended};
+use octant::server::{DrainTimes, Ended, Signal};
 use serde_json::{Value, json};
 
 use super::client::{Connection, send};
@@ -112,7 +112,7 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
     server.until(|stats| stats.counts.running == 1).await;
     let _waits = begin("waits", json!({})).await;
     server.until(|stats| stats.counts.waiting == 1).await;
-    server.signals.send(()).await.unwrap();
+    server.signals.send(Signal::Terminate).await.unwrap();
     assert_eq!(server.served.await.unwrap(), Ended::Aborted(2));
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     for (user, ran) in [("leaves", true), ("queued", false), ("late", true), ("cut", true), ("waits", false)]

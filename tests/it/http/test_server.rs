@@ -10,7 +10,7 @@ use octant::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Executor
 use octant::generation::{ChatTemplate, Generator, Tokenizer};
 use octant::scheduler::SchedulerConfig;
 use octant::server::metrics::engine_metrics;
-use octant::server::{DrainTimes, Ended, ServerState, ServerStatus, Settings, Signals, bind, serve};
+use octant::server::{DrainTimes, Ended, ServerState, ServerStatus, Settings, Signal, Signals, bind, serve};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -59,7 +59,7 @@ impl Setup {
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
         let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));
-        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port is free");
+        let listener = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).expect("a port is free");
         let address = listener.local_addr().expect("it is bound");
         let (signals, receiver) = mpsc::channel(4);
         let mut receiver = Signals::new(receiver);
@@ -81,7 +81,7 @@ pub struct TestServer {
     pub thread: EngineThread,
     pub status: Arc<ServerStatus>,
     /// Each message is a shutdown signal.
-    pub signals: mpsc::Sender<()>,
+    pub signals: mpsc::Sender<Signal>,
     pub served: JoinHandle<Ended>,
 }
 
