@@ -13,6 +13,7 @@ use crate::config::{ApiKey, ServeArgs};
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::launch::{self, Devices, Prepared, prepare, recording};
+use crate::machine::check_threads;
 use crate::model::Precision;
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
@@ -30,15 +31,20 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// File descriptors for everything except connections.
+/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and the
+/// runtime's threads for blocking work.
+const OTHER_THREADS: usize = 8;
+/// File descriptors for everything except connections; at most a quarter of the allowed ones.
 const OTHER_FILES: u64 = 512;
 
 /// Serves until a shutdown is requested by a signal or by the admin port. Exits with status 0 after a
 /// shutdown, also during the start, and with 1 after a failure.
 pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
+    let workers = config.device.threads().clamp(1, 4);
+    check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.device.threads().clamp(1, 4))
+        .worker_threads(workers)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
@@ -213,7 +219,15 @@ fn connections(wanted: usize) -> usize {
         }
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    (files.saturating_sub(OTHER_FILES) as usize).clamp(1, wanted)
+    let others = OTHER_FILES.min(files / 4);
+    let possible = usize::try_from(files - others).unwrap_or(usize::MAX).clamp(1, wanted);
+    if possible < wanted {
+        tracing::warn!(
+            "RLIMIT_NOFILE (`ulimit -n`) allows {files} open files: at most {possible} connections instead of \
+             {wanted}"
+        );
+    }
+    possible
 }
 
 fn print_management_ports(ports: ManagementPorts) {
@@ -246,6 +260,7 @@ fn print_banner(p: &Prepared, devices: &Devices) {
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );
+    eprintln!("usable      {each}{} ({})", gib(p.usable.bytes), p.usable.from);
     eprintln!(
         "capacity    {} tokens: {} requests of {} tokens",
         p.memory.kv_tokens(),
