@@ -17,12 +17,12 @@ use crate::machine::check_threads;
 use crate::model::Precision;
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
-use crate::server::HttpLimits;
 use crate::server::api_keys::Caller;
 use crate::server::validate::Defaults;
 use crate::server::{
     self, DrainTimes, Ended, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
+use crate::server::{BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
@@ -155,6 +155,7 @@ async fn serve(
     let defaults = Defaults::default();
     let mut http = HttpLimits { write_stall: p.config.timeouts.write_timeout, ..HttpLimits::default() };
     http.max_connections = connections(http.max_connections);
+    http.body = body_limits(http.body, p.usable.kept_free);
     let settings = Settings {
         models: p.config.model.served_names(),
         api_key: p.config.network.api_key,
@@ -205,6 +206,17 @@ async fn engine_death(state: &ServerState) {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
+}
+
+/// Limits request bodies to parts of the memory that is kept free: all that arrive at once to a quarter, each
+/// to a sixteenth.
+fn body_limits(limits: BodyLimits, kept_free: Option<u64>) -> BodyLimits {
+    let most = |part: u64| usize::try_from(kept_free.unwrap_or(u64::MAX) / part).unwrap_or(usize::MAX);
+    BodyLimits {
+        max_bytes: limits.max_bytes.min(most(16)),
+        max_total_bytes: limits.max_total_bytes.min(most(4)),
+        ..limits
+    }
 }
 
 /// Returns the number of connections for which there are file descriptors, at most `wanted`. Raises the

@@ -51,6 +51,8 @@ pub(crate) struct DeviceChoice {
 pub(crate) struct UsableMemory {
     /// Bytes of each rank.
     pub(crate) bytes: u64,
+    /// Bytes of host memory that the plan leaves free; `None` if the plan is for memory of GPUs.
+    pub(crate) kept_free: Option<u64>,
     /// Explanation of the number, for logs and errors.
     pub(crate) from: String,
 }
@@ -62,11 +64,12 @@ impl UsableMemory {
         let fraction = (available as f64 * CPU_MEMORY_FRACTION) as u64;
         let usable = fraction.min(available.saturating_sub(CPU_MEMORY_RESERVE));
         let mut from = describe_limit(limit);
-        from += &format!(", {} kept free", gib(available - usable));
+        let kept_free = available - usable;
+        from += &format!(", {} kept free", gib(kept_free));
         if ranks > 1 {
             from += &format!(", the rest divided by {ranks} ranks");
         }
-        Self { bytes: usable / ranks as u64, from }
+        Self { bytes: usable / ranks as u64, kept_free: Some(kept_free), from }
     }
 }
 
@@ -136,7 +139,7 @@ impl Devices {
 
     /// Memory that each rank may use now.
     pub(crate) fn memory(&self) -> anyhow::Result<UsableMemory> {
-        let gpu = |bytes| UsableMemory { bytes, from: "memory of a GPU".to_owned() };
+        let gpu = |bytes| UsableMemory { bytes, kept_free: None, from: "memory of a GPU".to_owned() };
         match self {
             Self::Cpu(cpus) => Ok(UsableMemory::of_cpus(&machine::memory_limit()?, cpus.len())),
             Self::Cuda(gpus) => gpus.memory().map(gpu),

@@ -114,14 +114,19 @@ fn used_v1(group: &Path) -> u64 {
     number(&group.join("memory.usage_in_bytes")).unwrap_or_default().saturating_sub(cache)
 }
 
-/// The resource limits that make an allocation fail: of the address space and of the data segment.
+/// The resource limits that make an allocation fail: of the address space and of the data segment. The
+/// allocator reserves address space in large pieces, which count against both limits before they are touched.
+/// An allocation comes from such a piece or from what the limit leaves, so the larger of the two is left.
 fn resource_limits(root: &Path) -> Vec<MemoryLimit> {
     let limits = read(&root.join("proc/self/limits")).unwrap_or_default();
     let status = read(&root.join("proc/self/status")).unwrap_or_default();
+    let taken = |field: &str| kib_field(&status, field).unwrap_or_default();
+    let untouched = taken("VmData:").saturating_sub(taken("RssAnon:"));
     let limit = |(line, field, source): (&str, &str, &str)| {
         let soft = limits.lines().find_map(|text| text.strip_prefix(line))?.split_whitespace().next()?;
-        let used = kib_field(&status, field).unwrap_or_default();
-        Some(MemoryLimit { source: source.to_owned(), bytes: soft.parse().ok()?, used })
+        let bytes: u64 = soft.parse().ok()?;
+        let used = taken(field).min(bytes.saturating_sub(untouched));
+        Some(MemoryLimit { source: source.to_owned(), bytes, used })
     };
     let known = [
         ("Max address space", "VmSize:", "RLIMIT_AS (`ulimit -v`)"),

@@ -8,6 +8,7 @@
 
 pub mod api_keys;
 mod body;
+mod byte_budget;
 mod drain;
 pub mod error;
 mod error_response;
@@ -38,6 +39,7 @@ pub mod validate;
 pub use drain::{DrainTimes, Ended, Signals, unless_shutdown};
 pub use listen::{bind, serve, signals, while_starting};
 pub use management::{ManagementPorts, ManagementThread};
+pub(crate) use settings::BodyLimits;
 pub use settings::{HttpLimits, Settings};
 pub use state::ServerState;
 pub use status::{ServerStatus, Stage};

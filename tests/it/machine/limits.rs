@@ -159,7 +159,8 @@ fn resource_limits_count_with_what_the_process_has_taken() {
         )
     };
     let tree = |text: &str| {
-        let status = "Name:\toctant\nVmPeak:\t  999999 kB\nVmSize:\t  102400 kB\nVmData:\t   51200 kB\n";
+        let status = "Name:\toctant\nVmPeak:\t  999999 kB\nVmSize:\t  102400 kB\nRssAnon:\t   40960 kB\n\
+                      VmData:\t   51200 kB\n";
         Tree::new().file("proc/self/limits", text).file("proc/self/status", status)
     };
     tree(&limits("unlimited", "unlimited")).is_unlimited();
@@ -167,6 +168,10 @@ fn resource_limits_count_with_what_the_process_has_taken() {
     tree(&limits("unlimited", &mib(300))).is_limited("RLIMIT_DATA (`ulimit -d`)", 300, 50);
     // The data segment has more left than the address space.
     tree(&limits(&mib(300), &mib(300))).is_limited("RLIMIT_AS (`ulimit -v`)", 300, 100);
+    // The allocator has more address space that it has not touched than the limit leaves.
+    let status = "VmSize:\t  286720 kB\nRssAnon:\t   51200 kB\nVmData:\t   204800 kB\n";
+    let full = tree(&limits(&mib(300), "unlimited")).file("proc/self/status", status);
+    full.is_limited("RLIMIT_AS (`ulimit -v`)", 300, 150);
 }
 
 #[test]
