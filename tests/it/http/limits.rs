@@ -371,9 +371,9 @@ async fn bodies_take_a_bounded_memory_together() {
     let mut setup = Setup::new();
     setup.settings.http.body.max_total_bytes = 3000;
     let server = setup.launch();
-    let body = |pad: usize| chat_body(&"ab".repeat(pad), json!({})).to_string();
-    assert_eq!(post_raw(&server, &[], body(900).as_bytes()).await.status, 200);
-    let refused = post_raw(&server, &[], body(2000).as_bytes()).await;
+    let body = |pad: usize| format!("{}{}", chat_body("abc", json!({})), " ".repeat(pad));
+    assert_eq!(post_raw(&server, &[], body(1800).as_bytes()).await.status, 200);
+    let refused = post_raw(&server, &[], body(4000).as_bytes()).await;
     assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
     assert!(refused.text().contains("at most 3000 bytes of request bodies"), "{}", refused.text());
     // A body that is still on its way takes its bytes from the others, and gives them back when it ends.
@@ -381,13 +381,13 @@ async fn bodies_take_a_bounded_memory_together() {
     let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n";
     slow.write(format!("{head}{}", " ".repeat(1500)).as_bytes()).await.expect("open");
     let give_up = Instant::now() + Duration::from_secs(10);
-    while post_raw(&server, &[], body(900).as_bytes()).await.status != 429 {
+    while post_raw(&server, &[], body(1800).as_bytes()).await.status != 429 {
         assert!(Instant::now() < give_up, "the bytes of a slow body do not count");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert_eq!(server.chat("abc", json!({})).await.status, 200);
     drop(slow);
-    while post_raw(&server, &[], body(900).as_bytes()).await.status != 200 {
+    while post_raw(&server, &[], body(1800).as_bytes()).await.status != 200 {
         assert!(Instant::now() < give_up, "the bytes of an aborted body still count");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
