@@ -9,7 +9,8 @@ use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
-use crate::config::{ApiKey, ServeArgs};
+use crate::config::{ApiKey, DeviceName, ServeArgs};
+use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::launch::{self, Devices, Prepared, prepare, recording};
@@ -43,6 +44,9 @@ const OTHER_FILES: u64 = 512;
 /// shutdown, also during the start, and with 1 after a failure.
 pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
+    if config.device.device != DeviceName::Cuda {
+        use_one_malloc_arena();
+    }
     let workers = config.device.threads().clamp(1, 4);
     check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()

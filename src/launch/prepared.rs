@@ -64,12 +64,14 @@ pub(crate) fn prepare(
         deterministic: config.device.deterministic,
     };
     let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
+    // Refuses early, before the tokenizer is read.
+    plan_memory(needs, &devices.memory()?, &model, scheduling)?;
     let mut generation = GenerationConfig::from_dir(dir)?;
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
-    // The memory is looked at now, when tokenizer and template have taken theirs.
+    // Looks at the memory again, since tokenizer and template have taken theirs.
     let usable = devices.memory()?;
     let memory = plan_memory(needs, &usable, &model, scheduling)?;
     let recorder = None;

@@ -2,6 +2,7 @@
 //! that fails is an error.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
@@ -41,8 +42,18 @@ fn a_limit_on_the_address_space_is_named_with_both_numbers() {
 
 #[test]
 fn a_server_under_a_limit_plans_a_smaller_kv_cache() {
-    let model = fixture("llama");
-    let args = ["serve", "--model", model.to_str().unwrap(), "--port", "0", "--max-num-seqs", "200000"];
+    let model = tempfile::tempdir().unwrap();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
+    for (from, name) in [
+        (&fixture("wide"), "config.json"),
+        (&fixture("wide"), "model.safetensors"),
+        (&text, "tokenizer.json"),
+        (&text, "tokenizer_config.json"),
+    ] {
+        std::fs::copy(from.join(name), model.path().join(name)).unwrap();
+    }
+    let model = model.path().to_str().unwrap();
+    let args = ["serve", "--model", model, "--port", "0", "--max-num-seqs", "200000"];
     let mut server = limited("ulimit -v 700000", &args).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
     let mut text = String::new();
