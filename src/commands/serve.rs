@@ -32,8 +32,8 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and the
-/// runtime's threads for blocking work.
+/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and
+/// the runtime's threads for blocking work.
 const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
 const CONNECTION_BYTES: u64 = 64 << 10;
@@ -226,8 +226,8 @@ fn body_limits(limits: BodyLimits, kept_free: Option<u64>) -> BodyLimits {
 }
 
 /// Returns the number of connections for which there are file descriptors and memory, at most `wanted`. Half
-/// of the memory that is kept free is for connections. Raises the process's soft limit of open files as far as
-/// needed and allowed.
+/// of the memory that is kept free is for connections. Raises the process's soft limit of open files as far
+/// as needed and allowed.
 fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
     let needed = wanted as u64 + OTHER_FILES;
     let mut limit = getrlimit(Resource::Nofile);
@@ -242,8 +242,8 @@ fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
     let possible = usize::try_from(files - others).unwrap_or(usize::MAX).clamp(1, wanted);
     if possible < wanted {
         tracing::warn!(
-            "RLIMIT_NOFILE (`ulimit -n`) allows {files} open files: at most {possible} connections instead of \
-             {wanted}"
+            "RLIMIT_NOFILE (`ulimit -n`) allows {files} open files: at most {possible} connections instead \
+             of {wanted}"
         );
     }
     let memory = kept_free.unwrap_or(u64::MAX) / 2 / CONNECTION_BYTES;

@@ -148,8 +148,8 @@ pub(crate) struct SchedulingArgs {
     )]
     pub(crate) max_num_batched_tokens: usize,
     /// Memory of each rank for the KV cache, in bytes or with a unit, such as 4GiB or 512MiB [default: enough
-    /// for --max-num-seqs full-length requests, at most the memory left. On a CPU, 20 % of the memory that the
-    /// machine, its control groups and its resource limits leave, at least 64 MiB, is kept free]
+    /// for --max-num-seqs full-length requests, at most the memory left. On a CPU, 20 % of the memory that
+    /// the machine, control groups and resource limits leave, at least 64 MiB, is kept free]
     #[arg(long, env = "OCTANT_KV_CACHE_MEMORY", value_name = "SIZE")]
     pub(crate) kv_cache_memory: Option<Size>,
     /// Share KV blocks between requests whose prompts begin with the same tokens

@@ -22,7 +22,8 @@ pub(crate) fn check_threads(count: usize) -> anyhow::Result<()> {
                 drop(closed);
                 let limits = limits(Path::new("/")).join(", ");
                 anyhow::bail!(
-                    "{count} more threads are needed, but the system starts only {started}: {error} ({limits})"
+                    "{count} more threads are needed, but the system starts only {started}: {error} \
+                     ({limits})"
                 );
             }
         }

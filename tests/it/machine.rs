@@ -1,4 +1,4 @@
-//! Limits of the machine: what they are, and what a server does under them.
+//! Limits of the machine, and servers under them.
 
 mod limits;
 mod refusals;

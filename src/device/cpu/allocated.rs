@@ -24,8 +24,8 @@ fn no_memory<T>(len: usize) -> DeviceError {
     DeviceError { op: "cpu", message: format!("cannot allocate {bytes} bytes") }
 }
 
-/// Lets the C library allocate from one arena. It would reserve 64 MiB of address space for each thread, which
-/// count against `ulimit -v`, although this program's own memory comes from another allocator.
+/// Lets the C library allocate from one arena. It would reserve 64 MiB of address space for each thread,
+/// which count against `ulimit -v`, although this program's own memory comes from another allocator.
 pub(crate) fn use_one_malloc_arena() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: the call changes a setting of the C library's allocator, which is allowed at any time.

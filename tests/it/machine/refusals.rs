@@ -1,5 +1,5 @@
-//! What `octant serve` does under limits: it refuses with both numbers and the limit's name, and an allocation
-//! that fails is an error.
+//! `octant serve` under limits: it refuses with both numbers and the limit's name, and an allocation that
+//! fails is an error.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;

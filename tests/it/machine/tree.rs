@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 pub const MIB: u64 = 1 << 20;
 
-/// What version 1 reports where there is no limit.
+/// The limit that version 1 reports where there is none.
 pub const NONE_V1: &str = "9223372036854771712";
 
 /// A root directory of a machine with 1,000 MiB of memory, 800 of them available.
