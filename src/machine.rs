@@ -1,21 +1,25 @@
-//! Facts about this machine: CPU cores and available memory.
+//! Facts about this machine: CPU cores, the memory that this process may take, and its limit of threads.
 
-use anyhow::Context;
+mod cgroup;
+mod memory;
+mod threads;
 
-/// CPU cores that this process may use, at least 1.
+use std::path::Path;
+
+pub use memory::{MemoryLimit, memory_limits};
+pub(crate) use threads::check_threads;
+
+/// CPU cores that this process may use, at least 1. Affinity and the CPU quotas of control groups count.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Bytes of memory that the system can provide without swapping, or the limit of the control group if that is
-/// lower.
-pub(crate) fn available_memory() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line
-        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
-        .context("/proc/meminfo has no MemAvailable")?;
-    let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    let group = group.and_then(|limit| limit.trim().parse::<u64>().ok()).unwrap_or(u64::MAX);
-    Ok((kib * 1024).min(group))
+/// The limit that leaves the least memory to this process.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub(crate) fn memory_limit() -> anyhow::Result<MemoryLimit> {
+    let limits = memory_limits(Path::new("/"))?;
+    let least = limits.into_iter().min_by_key(MemoryLimit::available);
+    least.ok_or_else(|| anyhow::anyhow!("/proc/meminfo names no memory"))
 }

@@ -17,7 +17,7 @@ use anyhow::Context;
 
 use crate::config::BenchLoadArgs;
 use crate::device::Device;
-use crate::device::cpu::zeros;
+use crate::device::cpu::zeros_in_huge_pages;
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
@@ -180,7 +180,7 @@ impl Run<'_> {
     /// this machine's memory.
     fn keep_files(&self, cold: bool) -> anyhow::Result<f64> {
         self.prepare_cache(cold)?;
-        let mut memory = zeros::<u8>(self.stored as usize);
+        let mut memory = zeros_in_huge_pages::<u8>(self.stored as usize)?;
         let mut rest = memory.as_mut_slice();
         let start = Instant::now();
         for path in self.files {

@@ -51,7 +51,7 @@ pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     };
     let before = conditions.as_ref().map(|conditions| conditions());
     eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
-    let limits = Limits { read: read_bandwidth(&devices)?, memory: devices.memory(None)? };
+    let limits = Limits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes };
     let measured = match devices {
         Devices::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, limits)?,
         Devices::Cuda(gpus) => measure(gpus.into_devices().remove(0), &config, args, limits)?,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{Communicator, GroupBuffers, PEER, did_not_come, has_ended};
+use crate::device::cpu::zeros;
 use crate::device::{Device, DeviceError, Floats};
 
 /// A rank of a group of threads.
@@ -126,7 +127,7 @@ impl<D: Device> Communicator<D> for Local {
             return Ok(());
         }
         let part = device.read(x)?;
-        let mut sum = vec![0.0; part.len()];
+        let mut sum: Vec<f32> = zeros(part.len())?;
         self.exchange(part, |_, part| sum.iter_mut().zip(part).for_each(|(s, p)| *s += p))?;
         device.write(&sum, x)
     }
@@ -135,7 +136,7 @@ impl<D: Device> Communicator<D> for Local {
         let size = self.size();
         let cols = part.cols();
         let part = device.read(part)?;
-        let mut joined = vec![0.0; part.len() * size];
+        let mut joined: Vec<f32> = zeros(part.len() * size)?;
         self.exchange(part, |rank, part| {
             for (row, part) in part.chunks_exact(cols).enumerate() {
                 joined[(row * size + rank) * cols..][..cols].copy_from_slice(part);

@@ -1,9 +1,11 @@
 //! `octant doctor`: checks that this machine has what serving needs.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use crate::device::cpu::Isa;
-use crate::machine::{available_memory, cores};
+use crate::launch::devices::describe_limit;
+use crate::machine::{MemoryLimit, cores, memory_limits};
 use crate::runner::gib;
 
 /// A line of the report.
@@ -40,8 +42,13 @@ fn cpu() -> Finding {
     Finding::needed("cpu", Ok(format!("{} threads, {:?}", cores(), Isa::available()[0])))
 }
 
+/// The available memory, and each limit on it.
 fn memory() -> Finding {
-    let outcome = available_memory().map(|bytes| format!("{} available", gib(bytes)));
+    let outcome = memory_limits(Path::new("/")).map(|limits| {
+        let available = limits.iter().map(MemoryLimit::available).min().unwrap_or_default();
+        let limits: Vec<String> = limits.iter().map(describe_limit).collect();
+        format!("{} available; {}", gib(available), limits.join("; "))
+    });
     Finding::needed("memory", outcome)
 }
 

@@ -9,19 +9,21 @@ use anyhow::Context;
 use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::config::{ApiKey, Host, NetworkArgs, ServeArgs};
+use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
+use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::launch::{self, Devices, Prepared, prepare, recording};
+use crate::machine::check_threads;
 use crate::model::{Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
-use crate::server::HttpLimits;
 use crate::server::api_keys::Caller;
 use crate::server::validate::Defaults;
 use crate::server::{
     self, DrainTimes, Ended, Listener, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
+use crate::server::{BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
@@ -30,15 +32,25 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// File descriptors for everything except connections.
+/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and
+/// the runtime's threads for blocking work.
+const OTHER_THREADS: usize = 8;
+/// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
+const CONNECTION_BYTES: u64 = 64 << 10;
+/// File descriptors for everything except connections; at most a quarter of the allowed ones.
 const OTHER_FILES: u64 = 512;
 
 /// Serves until a shutdown is requested by a signal or by the admin port. Exits with status 0 after a
 /// shutdown, also during the start, and with 1 after a failure.
 pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
+    if config.device.device != DeviceName::Cuda {
+        use_one_malloc_arena();
+    }
+    let workers = config.device.threads().clamp(1, 4);
+    check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.device.threads().clamp(1, 4))
+        .worker_threads(workers)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
@@ -153,7 +165,8 @@ async fn serve(
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
     let defaults = Defaults::default();
     let mut http = HttpLimits { write_stall: p.config.timeouts.write_timeout, ..HttpLimits::default() };
-    http.max_connections = connections(http.max_connections);
+    http.max_connections = connections(http.max_connections, p.usable.kept_free);
+    http.body = body_limits(http.body, p.usable.kept_free);
     let settings = Settings {
         models: p.config.model.served_names(),
         api_key: p.config.network.api_key,
@@ -206,9 +219,21 @@ async fn engine_death(state: &ServerState) {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
-/// Returns the number of connections for which there are file descriptors, at most `wanted`. Raises the
-/// process's soft limit of open files as far as needed and allowed.
-fn connections(wanted: usize) -> usize {
+/// Limits request bodies to parts of the memory that is kept free: all that arrive at once to a quarter, each
+/// to a 64th, since a parsed body takes many times its bytes.
+fn body_limits(limits: BodyLimits, kept_free: Option<u64>) -> BodyLimits {
+    let most = |part: u64| usize::try_from(kept_free.unwrap_or(u64::MAX) / part).unwrap_or(usize::MAX);
+    BodyLimits {
+        max_bytes: limits.max_bytes.min(most(64)),
+        max_total_bytes: limits.max_total_bytes.min(most(4)),
+        ..limits
+    }
+}
+
+/// Returns the number of connections for which there are file descriptors and memory, at most `wanted`. Half
+/// of the memory that is kept free is for connections. Raises the process's soft limit of open files as far
+/// as needed and allowed.
+fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
     let needed = wanted as u64 + OTHER_FILES;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < needed) {
@@ -218,7 +243,21 @@ fn connections(wanted: usize) -> usize {
         }
     }
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    (files.saturating_sub(OTHER_FILES) as usize).clamp(1, wanted)
+    let others = OTHER_FILES.min(files / 4);
+    let possible = usize::try_from(files - others).unwrap_or(usize::MAX).clamp(1, wanted);
+    if possible < wanted {
+        tracing::warn!(
+            "RLIMIT_NOFILE (`ulimit -n`) allows {files} open files: at most {possible} connections instead \
+             of {wanted}"
+        );
+    }
+    let memory = kept_free.unwrap_or(u64::MAX) / 2 / CONNECTION_BYTES;
+    let fit = usize::try_from(memory).unwrap_or(usize::MAX).clamp(1, possible);
+    if fit < possible {
+        let kept_free = gib(kept_free.unwrap_or_default());
+        tracing::info!("half of the {kept_free} kept free is for connections: at most {fit} of {possible}");
+    }
+    fit
 }
 
 /// Addresses of the health port and of the admin port.
@@ -262,6 +301,7 @@ fn print_banner(p: &Prepared, devices: &Devices) {
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );
+    eprintln!("usable      {each}{} ({})", gib(p.usable.bytes), p.usable.from);
     eprintln!(
         "capacity    {} tokens: {} requests of {} tokens",
         p.memory.kv_tokens(),

@@ -183,7 +183,8 @@ pub(crate) struct SchedulingArgs {
     )]
     pub(crate) max_num_batched_tokens: usize,
     /// Memory of each rank for the KV cache, in bytes or with a unit, such as 4GiB or 512MiB [default: enough
-    /// for --max-num-seqs full-length requests, at most the memory left: 80 % of what is available on a CPU]
+    /// for --max-num-seqs full-length requests, at most the memory left. On a CPU, 20 % of the memory that
+    /// the machine, control groups and resource limits leave, at least 64 MiB, is kept free]
     #[arg(long, env = "OCTANT_KV_CACHE_MEMORY", value_name = "SIZE", alias = "kv-cache-memory-bytes")]
     pub(crate) kv_cache_memory: Option<Size>,
     /// Share KV blocks between requests whose prompts begin with the same tokens

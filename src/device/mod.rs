@@ -36,6 +36,13 @@ pub struct DeviceError {
     pub message: String,
 }
 
+impl DeviceError {
+    /// Names the buffer that could not be allocated.
+    pub(crate) fn at(self, buffer: &str) -> Self {
+        Self { op: self.op, message: format!("{buffer}: {}", self.message) }
+    }
+}
+
 /// Element type of the input of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ActQuant {

@@ -5,13 +5,18 @@ use super::simulated::SimulatedGpus;
 use crate::config::{DeviceName, ServeArgs};
 use crate::device::cpu::{Cpu, CpuOptions};
 use crate::device::{Device, Layout};
-use crate::machine::available_memory;
+use crate::machine::{self, MemoryLimit};
+use crate::runner::gib;
 
 /// Error text of a measurement on simulated GPUs.
 pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs cannot be measured";
 
-/// Fraction of the available memory that a server on CPUs uses.
+/// Fraction of the available memory that a server on CPUs uses at most.
 const CPU_MEMORY_FRACTION: f64 = 0.8;
+
+/// Memory that a server on CPUs leaves free at least, for what the plan does not list: connections, request
+/// bodies, queued requests, the scheduler's tables, stacks, and what the allocator keeps.
+const CPU_MEMORY_RESERVE: u64 = 64 << 20;
 
 /// Steps in flight on a CPU: planning a step would compete for the cores with the step that runs.
 const CPU_IN_FLIGHT: usize = 1;
@@ -39,6 +44,38 @@ pub(crate) struct DeviceChoice {
     pub(crate) threads: usize,
     /// Deterministic products. False is allowed on CUDA only.
     pub(crate) deterministic: bool,
+}
+
+/// Memory that each rank may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UsableMemory {
+    /// Bytes of each rank.
+    pub(crate) bytes: u64,
+    /// Bytes of host memory that the plan leaves free; `None` if the plan is for memory of GPUs.
+    pub(crate) kept_free: Option<u64>,
+    /// Explanation of the number, for logs and errors.
+    pub(crate) from: String,
+}
+
+impl UsableMemory {
+    /// The share of each of `ranks` ranks on CPUs, which share `fraction` of the memory that `limit` leaves.
+    fn of_cpus(limit: &MemoryLimit, ranks: usize, fraction: f64) -> Self {
+        let available = limit.available();
+        let usable = (available as f64 * fraction) as u64;
+        let usable = usable.min(available.saturating_sub(CPU_MEMORY_RESERVE));
+        let mut from = describe_limit(limit);
+        let kept_free = available - usable;
+        from += &format!(", {} kept free", gib(kept_free));
+        if ranks > 1 {
+            from += &format!(", the rest divided by {ranks} ranks");
+        }
+        Self { bytes: usable / ranks as u64, kept_free: Some(kept_free), from }
+    }
+}
+
+/// A limit on memory, with its source and the part in use.
+pub(crate) fn describe_limit(limit: &MemoryLimit) -> String {
+    format!("{} by {}, {} in use", gib(limit.bytes), limit.source, gib(limit.used))
 }
 
 impl Devices {
@@ -100,16 +137,16 @@ impl Devices {
         }
     }
 
-    /// Bytes of memory that each rank may use: this fraction of what is free, or the device's own default.
-    pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<u64> {
+    /// Memory that each rank may use now: this fraction of what is free, or the device's own default.
+    pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<UsableMemory> {
+        let gpu = |bytes| UsableMemory { bytes, kept_free: None, from: "memory of a GPU".to_owned() };
         match self {
-            // The ranks share the machine's memory.
             Self::Cpu(cpus) => {
-                let available = available_memory()? / cpus.len() as u64;
-                Ok((available as f64 * fraction.unwrap_or(CPU_MEMORY_FRACTION)) as u64)
+                let fraction = fraction.unwrap_or(CPU_MEMORY_FRACTION);
+                Ok(UsableMemory::of_cpus(&machine::memory_limit()?, cpus.len(), fraction))
             }
-            Self::Cuda(gpus) => gpus.memory(fraction),
-            Self::Simulated(gpus) => Ok(gpus.memory(fraction)),
+            Self::Cuda(gpus) => gpus.memory(fraction).map(gpu),
+            Self::Simulated(gpus) => Ok(gpu(gpus.memory(fraction))),
         }
     }
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::devices::Devices;
-use crate::config::ServeArgs;
+use super::devices::{Devices, UsableMemory};
+use crate::config::{SchedulingArgs, ServeArgs};
 use crate::device::KvDtype;
 use crate::engine::{Recorder, SchedulerConfig};
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
@@ -28,6 +28,8 @@ pub(crate) struct Prepared {
     pub(crate) kv: KvDtype,
     /// Sizes of weights, workspace and KV cache.
     pub(crate) memory: MemoryPlan,
+    /// Memory that the plan was made for.
+    pub(crate) usable: UsableMemory,
     /// Receives the progress of the start.
     pub(crate) status: Arc<ServerStatus>,
     /// The model's tokenizer.
@@ -66,21 +68,52 @@ pub(crate) fn prepare(
         deterministic: config.device.deterministic,
     };
     let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
-    let memory = MemoryPlan::new(
-        needs,
-        devices.memory(config.device.gpu_memory_utilization)?,
-        scheduling.kv_cache_memory.map(|size| size.0),
-        model.max_positions,
-        scheduling.max_num_seqs,
-    )
-    .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
+    // Refuses early, before the tokenizer is read.
+    let fraction = config.device.gpu_memory_utilization;
+    plan_memory(needs, &devices.memory(fraction)?, &model, scheduling)?;
     let mut generation = GenerationConfig::from_dir(dir)?;
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
+    // Looks at the memory again, since tokenizer and template have taken theirs.
+    let usable = devices.memory(fraction)?;
+    let memory = plan_memory(needs, &usable, &model, scheduling)?;
     let recorder = None;
-    Ok(Prepared { config, model, generation, precision, kv, memory, status, tokenizer, recorder, template })
+    Ok(Prepared {
+        config,
+        model,
+        generation,
+        precision,
+        kv,
+        memory,
+        usable,
+        status,
+        tokenizer,
+        recorder,
+        template,
+    })
+}
+
+/// Plans each rank's memory.
+///
+/// # Errors
+/// The model does not fit; the error has both numbers and the limit that is in the way.
+fn plan_memory(
+    needs: MemoryNeeds,
+    usable: &UsableMemory,
+    model: &ModelConfig,
+    scheduling: &SchedulingArgs,
+) -> anyhow::Result<MemoryPlan> {
+    let kv_memory = scheduling.kv_cache_memory.map(|size| size.0);
+    let (len, seqs) = (model.max_positions, scheduling.max_num_seqs);
+    let plan = MemoryPlan::new(needs, usable.bytes, kv_memory, len, seqs);
+    // If --kv-cache-memory is too small for one request, no limit of the machine is in the way.
+    let plan = plan.map_err(|lack| match lack.have == usable.bytes {
+        true => anyhow::anyhow!("{lack} ({})", usable.from),
+        false => lack.into(),
+    });
+    plan.context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")
 }
 
 /// Applies `--max-model-len`.

@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, Metadata};
 use super::direct_file::{DirectFile, ReadBuffer, is_eof};
 use super::error::LoadError;
 use super::json::Object;
+use crate::device::cpu::zeros;
 
 /// Limit on the header's length in bytes, equal to the safetensors library's.
 const MAX_HEADER: u64 = 100_000_000;
@@ -281,7 +282,8 @@ fn header(file: &DirectFile, bytes: u64) -> Result<(Metadata, u64), LoadError> {
     if bytes < 8 + length {
         return Err(truncated(8 + length));
     }
-    let mut text = vec![0; length as usize];
+    let mut text =
+        zeros(length as usize).map_err(|e| LoadError::file(path, format!("header: {}", e.message)))?;
     read(&mut text, 8)?;
     let metadata = serde_json::from_slice(&text);
     let metadata = metadata.map_err(|e| LoadError::file(path, format!("not a safetensors file: {e}")))?;

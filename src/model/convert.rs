@@ -4,8 +4,8 @@ use safetensors::tensor::Dtype;
 
 use super::checkpoint::Tensor;
 use super::error::LoadError;
-use crate::device::cpu::Quantizer;
-use crate::device::fp8;
+use crate::device::cpu::{Quantizer, zeros};
+use crate::device::{DeviceError, fp8};
 
 /// Bytes per element of a float tensor; an error for other dtypes.
 pub(super) fn float_width(tensor: &Tensor) -> Result<usize, LoadError> {
@@ -19,9 +19,10 @@ pub(super) fn float_width(tensor: &Tensor) -> Result<usize, LoadError> {
 /// Reads a small float tensor and widens it to F32. All elements must be finite.
 pub(super) fn floats(tensor: &Tensor) -> Result<Vec<f32>, LoadError> {
     let width = float_width(tensor)?;
-    let mut bytes = vec![0; tensor.bytes as usize];
+    let no_memory = |error: DeviceError| tensor.error(error.message);
+    let mut bytes = zeros(tensor.bytes as usize).map_err(no_memory)?;
     tensor.read(0, &mut bytes)?;
-    let mut out = vec![0.0; bytes.len() / width];
+    let mut out = zeros(bytes.len() / width).map_err(no_memory)?;
     widen(tensor.dtype, &bytes, &mut out);
     match out.iter().position(|x| !x.is_finite()) {
         None => Ok(out),

@@ -11,6 +11,9 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::device::DeviceError;
+use crate::device::cpu::resize;
+
 /// Alignment of positions, lengths and addresses in direct I/O. No disk requires more.
 const ALIGN: usize = 4096;
 
@@ -34,14 +37,18 @@ pub struct ReadBuffer {
 impl ReadBuffer {
     /// Prepares for a read that starts at an aligned address and asks for the bytes `wanted`. Returns room
     /// for all bytes of the read.
-    pub(super) fn room(&mut self, wanted: Range<usize>) -> &mut [u8] {
+    ///
+    /// # Errors
+    /// The system has no memory for them.
+    pub(super) fn room(&mut self, wanted: Range<usize>) -> std::io::Result<&mut [u8]> {
         let len = wanted.end.next_multiple_of(ALIGN);
         if self.bytes.len() < len + ALIGN {
-            self.bytes.resize(len + ALIGN, 0);
+            let no_memory = |error: DeviceError| Error::new(ErrorKind::OutOfMemory, error.message);
+            resize(&mut self.bytes, len + ALIGN).map_err(no_memory)?;
         }
         let first = self.bytes.as_ptr().align_offset(ALIGN);
         self.wanted = first + wanted.start..first + wanted.end;
-        &mut self.bytes[first..first + len]
+        Ok(&mut self.bytes[first..first + len])
     }
 
     /// The bytes that the last read asked for.
@@ -77,7 +84,7 @@ impl DirectFile {
     pub fn read_once(&self, at: u64, len: usize, buffer: &mut ReadBuffer) -> std::io::Result<()> {
         // The read starts at an aligned offset at or before `at`.
         let before = (at % ALIGN as u64) as usize;
-        let room = buffer.room(before..before + len);
+        let room = buffer.room(before..before + len)?;
         let done = match &self.direct {
             Some(direct) if !self.is_cached(at) => read_most(direct, room, at - before as u64),
             _ => 0,

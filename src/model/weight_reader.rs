@@ -9,20 +9,21 @@
 //!
 //! Besides the weights, memory holds two buffers per reading thread and one converted task per converting
 //! thread, whatever the size of the model. A task has at least 32 rows: 4.7 MB for rows of 73,728 BF16
-//! elements.
+//! elements. Where memory is scarce, fewer threads run.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, Scope};
 
 use super::checkpoint::Tensor;
 use super::convert;
 use super::direct_file::ReadBuffer;
 use super::error::LoadError;
 use super::load_plan::{LoadPlan, MatrixPlan, RankPart, StoredMatrix, WeightForm};
-use crate::device::cpu::Quantizer;
-use crate::device::{Device, HostRows, MatrixData, MatrixShape};
-use crate::machine;
+use crate::device::cpu::{Quantizer, resize};
+use crate::device::{Device, DeviceError, HostRows, MatrixData, MatrixShape};
+use crate::machine::{self, MemoryLimit};
 
 /// Bytes per task: few enough to stay in a CPU cache until they are packed, many enough for efficient disk
 /// reads.
@@ -33,6 +34,13 @@ const ROWS: usize = 32;
 
 /// Bytes that the system is asked to prefetch.
 const PREFETCH_BYTES: usize = 64 << 20;
+
+/// The fraction of the available memory that buffers and stacks of the threads may take, as its inverse: less
+/// than a server's memory plan leaves free.
+const BUFFER_SHARE: u64 = 8;
+
+/// Address space of a thread's stack.
+const STACK_BYTES: u64 = 2 << 20;
 
 /// If at least this many bytes of each row are needed by no rank, they are skipped and each row is read
 /// separately.
@@ -94,10 +102,14 @@ pub(super) fn run<D: Device>(
     progress: &mut dyn FnMut(LoadProgress<'_>),
 ) -> Result<Vec<Vec<D::Matrix>>, LoadError> {
     let shape = |matrix: &MatrixPlan| MatrixShape { out: matrix.out, input: matrix.input, bf16: matrix.bf16 };
-    let builders = devices
-        .iter()
-        .map(|device| plan.matrices.iter().map(|matrix| device.begin_matrix(shape(matrix))).collect());
-    let builders: Vec<Vec<D::MatrixBuilder>> = builders.collect::<Result<_, _>>()?;
+    let begin = |device: &&D| {
+        let matrices = plan.matrices.iter().enumerate();
+        let matrices = matrices.map(|(index, matrix)| {
+            device.begin_matrix(shape(matrix)).map_err(|error| no_matrix(plan, index, error))
+        });
+        matrices.collect::<Result<Vec<_>, LoadError>>()
+    };
+    let builders: Vec<Vec<D::MatrixBuilder>> = devices.iter().map(begin).collect::<Result<_, _>>()?;
     let tasks = tasks(&plan.sources);
     let loader = Loader {
         plan,
@@ -109,7 +121,7 @@ pub(super) fn run<D: Device>(
         stop: AtomicBool::new(false),
         failure: Mutex::new(None),
     };
-    loader.all(progress);
+    loader.all(progress)?;
     let failure = loader.failure.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, error)) = failure {
         return Err(error);
@@ -121,14 +133,53 @@ pub(super) fn run<D: Device>(
     matrices.collect()
 }
 
+/// Names the first tensor of a matrix that the device has no memory for.
+fn no_matrix(plan: &LoadPlan, index: usize, error: DeviceError) -> LoadError {
+    let of_matrix = |source: &&StoredMatrix| source.parts.iter().any(|part| part.matrix == index);
+    match plan.sources.iter().find(of_matrix) {
+        Some(source) => source.tensor.error(error.to_string()),
+        None => error.into(),
+    }
+}
+
 /// Number of reading threads: more than the cores of a small machine, so that a disk has many requests.
 pub(crate) fn read_threads() -> usize {
     (2 * cores()).clamp(16, 64)
 }
 
-/// Number of converting threads.
-fn convert_threads() -> usize {
-    cores().min(64)
+/// Numbers of reading and of converting threads, at least one of each. Their buffers and stacks take at most
+/// [`BUFFER_SHARE`] of the memory that is left. `task` is the largest task in bytes.
+fn threads(task: u64, limit: Option<MemoryLimit>) -> (usize, usize) {
+    let most = limit.map_or(u64::MAX, |limit| limit.available() / BUFFER_SHARE);
+    let fit = |each: u64, memory: u64| usize::try_from(memory / each).unwrap_or(usize::MAX);
+    let task = task.max(TASK_BYTES as u64);
+    // A converting thread has a converted task, a reading thread has two buffers.
+    let converters = cores().min(64).min(fit(task + STACK_BYTES, most / 2)).max(1);
+    let rest = most.saturating_sub(converters as u64 * (task + STACK_BYTES));
+    let readers = read_threads().min(fit(2 * task + STACK_BYTES, rest)).max(1);
+    (readers, converters)
+}
+
+/// Starts up to `count` threads. One is enough, since each works until nothing is left.
+///
+/// # Errors
+/// The system starts none.
+fn start<'scope, F: FnOnce() + Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    count: usize,
+    mut job: impl FnMut() -> F,
+) -> Result<(), LoadError> {
+    for started in 0..count {
+        match Builder::new().spawn_scoped(scope, job()) {
+            Ok(_thread) => {}
+            Err(_refused) if started > 0 => break,
+            Err(error) => {
+                let message = format!("cannot start a thread: {error}");
+                return Err(DeviceError { op: "load", message }.into());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn cores() -> usize {
@@ -211,7 +262,7 @@ impl ReadTask {
             return tensor.read_once(from, self.rows.len() * row_bytes, buffer);
         }
         let each = self.cols.len() * width;
-        let to = buffer.room(0..self.rows.len() * each);
+        let to = buffer.room(0..self.rows.len() * each).map_err(|error| tensor.error(error.to_string()))?;
         for (row, to) in self.rows.clone().zip(to.chunks_exact_mut(each)) {
             tensor.read((row * row_bytes + self.cols.start * width) as u64, to)?;
         }
@@ -221,10 +272,15 @@ impl ReadTask {
 
 impl<D: Device> Loader<'_, D> {
     /// Runs all tasks, or until one fails.
-    fn all(&self, progress: &mut dyn FnMut(LoadProgress<'_>)) {
+    ///
+    /// # Errors
+    /// The system starts no thread.
+    fn all(&self, progress: &mut dyn FnMut(LoadProgress<'_>)) -> Result<(), LoadError> {
         let total = self.tasks.iter().map(|task| task.bytes(self.plan)).sum();
         let mut done = 0;
-        let readers = read_threads().min(self.tasks.len());
+        let largest = self.tasks.iter().map(|task| task.bytes(self.plan)).max().unwrap_or_default();
+        let (readers, converters) = threads(largest, machine::memory_limit().ok());
+        let readers = readers.min(self.tasks.len());
         let (return_buffer, free) = flume::unbounded();
         // Two buffers per reading thread: one to read into, one waiting to be converted.
         (0..2 * readers)
@@ -232,14 +288,14 @@ impl<D: Device> Loader<'_, D> {
         let (send_filled, filled) = flume::unbounded();
         let (report, reports) = flume::unbounded();
         std::thread::scope(|scope| {
-            for _ in 0..readers {
+            start(scope, readers, || {
                 let (free, send_filled) = (free.clone(), send_filled.clone());
-                scope.spawn(move || self.read(&free, &send_filled));
-            }
-            for _ in 0..convert_threads() {
+                move || self.read(&free, &send_filled)
+            })?;
+            start(scope, converters, || {
                 let (filled, return_buffer, report) = (filled.clone(), return_buffer.clone(), report.clone());
-                scope.spawn(move || self.convert(&filled, &return_buffer, &report));
-            }
+                move || self.convert(&filled, &return_buffer, &report)
+            })?;
             // Each channel closes when its last sending thread ends.
             drop((free, return_buffer, send_filled, filled, report));
             for index in reports {
@@ -247,7 +303,8 @@ impl<D: Device> Loader<'_, D> {
                 done += task.bytes(self.plan);
                 progress(LoadProgress { done, total, tensor: &self.plan.sources[task.source].tensor.name });
             }
-        });
+            Ok(())
+        })
     }
 
     /// Reads tasks into free buffers until no task is left or one fails.
@@ -359,8 +416,9 @@ impl<D: Device> Loader<'_, D> {
         let tensor = &self.plan.sources[task.source].tensor;
         let input = task.cols.len();
         let ConvertBuffers { codes, scales, row, .. } = scratch;
-        codes.resize(task.rows.len() * input, 0);
-        row.resize(input, 0.0);
+        let no_memory = |error: DeviceError| tensor.error(error.message);
+        resize(codes, task.rows.len() * input).map_err(no_memory)?;
+        resize(row, input).map_err(no_memory)?;
         scales.clear();
         let rows = bytes.chunks_exact(input * width(tensor)).zip(codes.chunks_exact_mut(input));
         for (index, (bytes, codes)) in rows.enumerate() {
@@ -387,7 +445,7 @@ impl<D: Device> Loader<'_, D> {
         let halves = &mut scratch.halves;
         for (part, rows) in self.parts(task) {
             let (count, input) = (rows.len(), part.cols.len());
-            halves.resize(count * input, 0);
+            resize(halves, count * input).map_err(|error| tensor.error(error.message))?;
             let cols = part.cols.start - task.cols.start..part.cols.end - task.cols.start;
             let stored = bytes[(rows.start - task.rows.start) * row_bytes..].chunks_exact(row_bytes);
             for (index, (bytes, out)) in stored.zip(halves.chunks_exact_mut(input)).enumerate() {

@@ -160,22 +160,33 @@ impl<D: Device> Workspace<D> {
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
         let capacity = SampleCapacity { samples: samples(slots), rows: LOGIT_ROWS, vocab };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
+        let name = |buffer: &str, shape: [usize; 2], error: DeviceError| {
+            error.at(&format!("workspace `{buffer}` [{}, {}]", shape[0], shape[1]))
+        };
+        let floats =
+            |buffer, rows, cols| device.floats(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
+        let acts =
+            |buffer, rows, cols| device.acts(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
+        let positions = config.max_positions;
+        let listed = |error| name("shortlists", [LOGIT_ROWS, ranks * 2 * SHORTLIST], error);
         Ok(Self {
-            step: device.step(rows, config.max_positions)?,
-            residual: device.floats(rows, hidden)?,
-            attention_delta: device.floats(rows, hidden)?,
-            mlp_delta: device.floats(rows, hidden)?,
-            hidden: device.acts(rows, hidden)?,
-            qkv: device.floats(rows, qkv)?,
-            attended: device.acts(rows, attended)?,
-            ffn: device.floats(rows, ffn)?,
-            activated: device.acts(rows, activated)?,
-            selected: device.floats(LOGIT_ROWS, hidden)?,
-            last: device.acts(LOGIT_ROWS, hidden)?,
-            part: divided.then(|| device.floats(LOGIT_ROWS, config.vocab)).transpose()?,
-            shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose()?,
-            logits: device.floats(LOGIT_ROWS, vocab)?,
-            sampled: device.sampled(slots, capacity)?,
+            step: device.step(rows, positions).map_err(|error| name("step", [rows, positions], error))?,
+            residual: floats("residual", rows, hidden)?,
+            attention_delta: floats("attention_delta", rows, hidden)?,
+            mlp_delta: floats("mlp_delta", rows, hidden)?,
+            hidden: acts("hidden", rows, hidden)?,
+            qkv: floats("qkv", rows, qkv)?,
+            attended: acts("attended", rows, attended)?,
+            ffn: floats("ffn", rows, ffn)?,
+            activated: acts("activated", rows, activated)?,
+            selected: floats("selected", LOGIT_ROWS, hidden)?,
+            last: acts("last", LOGIT_ROWS, hidden)?,
+            part: divided.then(|| floats("part", LOGIT_ROWS, config.vocab)).transpose()?,
+            shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose().map_err(listed)?,
+            logits: floats("logits", LOGIT_ROWS, vocab)?,
+            sampled: device
+                .sampled(slots, capacity)
+                .map_err(|error| name("sampled", [LOGIT_ROWS, vocab], error))?,
         })
     }
 

@@ -60,21 +60,26 @@ struct Rank {
 }
 
 impl Runner {
-    /// Starts a thread per rank. A step that takes longer than `step_timeout` is an error.
+    /// Starts a thread per rank. A step that takes longer than `step_timeout` is an error. A thread that
+    /// cannot be started is a failed rank.
     ///
     /// # Panics
-    /// If `parts` is empty, or the system cannot start a thread.
+    /// If `parts` is empty.
     pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, step_timeout: Duration) -> Self {
         assert!(!parts.is_empty(), "a runner needs a rank");
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
             let (plans, inbox) = flume::unbounded();
             let (outbox, outcomes) = flume::unbounded();
             let (done, prepared) = flume::bounded(1);
+            let refused = outbox.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("rank-{index}"))
-                .spawn(move || rank::run_rank(parts, &inbox, &outbox, done))
-                .expect("the system starts a thread");
-            Rank { plans: Some(plans), outcomes, prepared, thread: Some(thread) }
+                .spawn(move || rank::run_rank(parts, &inbox, &outbox, done));
+            if let Err(error) = &thread {
+                let failure = RankFailure::Own(format!("the system cannot start its thread: {error}"));
+                let _unread = refused.send(Err(failure));
+            }
+            Rank { plans: Some(plans), outcomes, prepared, thread: thread.ok() }
         });
         Self { ranks: ranks.collect(), step_timeout }
     }

@@ -116,9 +116,10 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
         let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
+        let name = format!("KV cache of {} blocks", parts.cache.blocks);
         let mut rank = Self {
             space,
-            cache: parts.device.cache(parts.cache)?,
+            cache: parts.device.cache(parts.cache).map_err(|error| error.at(&name))?,
             slots: SamplerSlots::new(parts.max_num_seqs),
             vocab: parts.vocab.min(parts.model.vocab()),
             device: parts.device,

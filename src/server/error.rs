@@ -106,6 +106,9 @@ pub enum ApiError {
          and newer ones came in."
     )]
     TooManyBodies(usize),
+    /// The bodies that arrive at the same time take too much memory. Holds the limit of all in bytes.
+    #[error("The server reads at most {0} bytes of request bodies at once, and other bodies take them.")]
+    TooManyBytes(usize),
     /// The deadline that the client set cannot be met now.
     #[error("{message}")]
     DeadlineUnmet {
@@ -177,7 +180,7 @@ impl ApiError {
             Self::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, None, None),
             Self::MediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, REQUEST, None, None),
             Self::HeadersTooLarge(..) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, REQUEST, None, None),
-            Self::QueueFull { .. } | Self::TooManyBodies(_) => {
+            Self::QueueFull { .. } | Self::TooManyBodies(_) | Self::TooManyBytes(_) => {
                 (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", Some("queue_full"), None)
             }
             Self::DeadlineUnmet { retry_after, .. } => {
@@ -258,6 +261,7 @@ impl ApiError {
             }
             Self::DeadlineUnmet { retry_after, .. } => retry_after.map(|time| time.as_secs()),
             Self::TooManyBodies(_)
+            | Self::TooManyBytes(_)
             | Self::NotReady
             | Self::Draining
             | Self::EngineDown(_)

@@ -43,6 +43,7 @@ fn closes_connection(error: &ApiError) -> bool {
         ApiError::TooSlow(_)
             | ApiError::TooLarge(_)
             | ApiError::TooManyBodies(_)
+            | ApiError::TooManyBytes(_)
             | ApiError::HeadersTooLarge(..)
             | ApiError::NotReady
             | ApiError::Draining

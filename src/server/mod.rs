@@ -8,6 +8,7 @@
 
 pub mod api_keys;
 mod body;
+mod byte_budget;
 mod drain;
 pub mod error;
 mod error_response;
@@ -40,6 +41,7 @@ pub use drain::{DrainTimes, Ended, Signal, Signals, unless_shutdown};
 pub use listen::{serve, signals, while_starting};
 pub use listener::{Listener, bind};
 pub use management::{ManagementPorts, ManagementThread};
+pub(crate) use settings::BodyLimits;
 pub use settings::{HttpLimits, Settings};
 pub use state::ServerState;
 pub use status::{ServerStatus, Stage};

@@ -99,9 +99,9 @@ async fn enter(
     let timeout = validate::deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
     engine.check_room(1).map_err(refuse)?;
-    let bytes = body::read(request, state).await?;
+    let body = body::read(request, state).await?;
     let permit = engine.enter(1).map_err(refuse)?;
-    Ok((Admission { permit, received_at, timeout }, caller, body::parse(bytes, state).await?))
+    Ok((Admission { permit, received_at, timeout }, caller, body::parse(body, state).await?))
 }
 
 /// Generates and writes the reply, whole or as events.

@@ -80,6 +80,8 @@ pub struct HttpLimits {
 pub struct BodyLimits {
     /// Size in bytes.
     pub max_bytes: usize,
+    /// Size of all bodies that are read or parsed at the same time, in bytes.
+    pub max_total_bytes: usize,
     /// Time from the end of the head to the end of the body.
     pub deadline: Duration,
 }
@@ -93,7 +95,11 @@ impl Default for HttpLimits {
             write_stall: Duration::from_secs(60),
             max_head_bytes: 16 << 10,
             max_headers: 64,
-            body: BodyLimits { max_bytes: 32 << 20, deadline: Duration::from_secs(30) },
+            body: BodyLimits {
+                max_bytes: 32 << 20,
+                max_total_bytes: 512 << 20,
+                deadline: Duration::from_secs(30),
+            },
             max_reading: 1024,
             keep_alive: Duration::from_secs(15),
         }

@@ -6,6 +6,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::api_keys::ApiKeys;
+use super::byte_budget::ByteBudget;
 use super::evicting_permits::EvictingPermits;
 use super::metrics::Metrics;
 use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
@@ -33,6 +34,8 @@ pub struct ServerState {
     pub(crate) status: Arc<ServerStatus>,
     /// Permits for reading a request body.
     pub(crate) body_permits: EvictingPermits,
+    /// Bytes of the request bodies that are read or parsed.
+    pub(crate) body_bytes: Arc<ByteBudget>,
     /// Number of requests whose response is not complete.
     pub(super) open_requests: watch::Sender<usize>,
     /// Cancelled when the shutdown aborts the requests that still run.
@@ -57,6 +60,7 @@ impl ServerState {
         status.started(generator.engine().heartbeat());
         let metrics = Metrics::new(&settings.models[0], generator.engine());
         let max_reading = settings.http.max_reading;
+        let body_bytes = ByteBudget::new(settings.http.body.max_total_bytes);
         let keys = ApiKeys::new(settings.api_key.as_deref(), &settings.named_keys);
         keys.usage_labels().iter().for_each(|label| metrics.register_key(label));
         Arc::new(Self {
@@ -71,6 +75,7 @@ impl ServerState {
             tokenize_turn: Mutex::default(),
             status,
             body_permits: EvictingPermits::new(max_reading),
+            body_bytes,
             open_requests: watch::Sender::new(0),
             abort: CancellationToken::new(),
         })

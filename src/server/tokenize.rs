@@ -32,9 +32,9 @@ pub(crate) async fn tokenize(
     State(state): State<Arc<ServerState>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let bytes = body::read(request, &state).await?;
+    let body = body::read(request, &state).await?;
     let _permit = acquire_permit(&state)?;
-    let map = body::parse(bytes, &state).await?;
+    let map = body::parse(body, &state).await?;
     let (prompts, strings) = validate::tokenize(Fields::new(map), &state.limits)?;
     let _turn = state.tokenize_turn.lock().await;
     let format = if prompts.is_chat() { ReplyFormat::Chat } else { ReplyFormat::Text };
@@ -59,9 +59,9 @@ pub(crate) async fn detokenize(
     State(state): State<Arc<ServerState>>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let bytes = body::read(request, &state).await?;
+    let body = body::read(request, &state).await?;
     let _permit = acquire_permit(&state)?;
-    let map = body::parse(bytes, &state).await?;
+    let map = body::parse(body, &state).await?;
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
     let _turn = state.tokenize_turn.lock().await;
     let text = state.generator.detokenize(ids).await;

@@ -13,6 +13,7 @@ mod fake;
 mod fp8;
 mod http;
 mod load;
+mod machine;
 mod model;
 mod offline;
 mod plan;

@@ -1,9 +1,52 @@
-//! Counts the bytes that the device has allocated, which equal the memory plan, and grows scratch memory
-//! before the first step.
+//! Allocates the device's memory and counts its bytes, which equal the memory plan. A failed allocation is an
+//! error that says how many bytes were asked for. Scratch memory grows here too, before the first step.
 
 use std::sync::atomic::Ordering;
 
+use bytemuck::Zeroable;
+use bytemuck::allocation::try_zeroed_vec;
+
 use super::{Cpu, Matrix, ThreadScratch};
+use crate::device::DeviceError;
+
+/// Allocates zeros. The operating system provides the pages on first use, so a large buffer takes no memory
+/// until it is written.
+///
+/// # Errors
+/// The system has no memory for it.
+pub(crate) fn zeros<T: Zeroable>(len: usize) -> Result<Vec<T>, DeviceError> {
+    try_zeroed_vec(len).map_err(|()| no_memory::<T>(len))
+}
+
+/// The error of a failed allocation.
+fn no_memory<T>(len: usize) -> DeviceError {
+    let bytes = len.saturating_mul(size_of::<T>());
+    DeviceError { op: "cpu", message: format!("cannot allocate {bytes} bytes") }
+}
+
+/// Lets the C library allocate from one arena. It would reserve 64 MiB of address space for each thread,
+/// which count against `ulimit -v`, although this program's own memory comes from another allocator.
+pub(crate) fn use_one_malloc_arena() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: the call changes a setting of the C library's allocator, which is allowed at any time.
+    let _refused = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Makes the buffer `len` elements long. New elements are 0.
+///
+/// # Errors
+/// The system has no memory for it.
+pub(crate) fn resize<T: Zeroable + Clone>(buffer: &mut Vec<T>, len: usize) -> Result<(), DeviceError> {
+    let more = len.saturating_sub(buffer.len());
+    buffer.try_reserve_exact(more).map_err(|_| no_memory::<T>(len))?;
+    buffer.resize(len, T::zeroed());
+    Ok(())
+}
+
+/// Makes the buffer at least `len` elements long.
+fn lengthen<T: Zeroable + Clone>(buffer: &mut Vec<T>, len: usize) -> Result<(), DeviceError> {
+    resize(buffer, len.max(buffer.len()))
+}
 
 impl Cpu {
     /// Bytes of the weights, buffers and caches that this device has allocated, without the threads' scratch
@@ -12,9 +55,19 @@ impl Cpu {
         self.allocated.load(Ordering::Relaxed)
     }
 
-    /// Adds the capacity of a new vector to the count.
-    pub(super) fn count<T>(&self, vector: &Vec<T>) {
+    /// Allocates and counts zeros.
+    pub(super) fn zeros<T: Zeroable>(&self, len: usize) -> Result<Vec<T>, DeviceError> {
+        let vector = zeros(len)?;
+        self.count_bytes(size_of_val(&vector[..]));
+        Ok(vector)
+    }
+
+    /// Allocates and counts an empty vector with room for `len` elements.
+    pub(super) fn room<T>(&self, len: usize) -> Result<Vec<T>, DeviceError> {
+        let mut vector = Vec::new();
+        vector.try_reserve_exact(len).map_err(|_| no_memory::<T>(len))?;
         self.count_bytes(vector.capacity() * size_of::<T>());
+        Ok(vector)
     }
 
     /// Adds the bytes of a new matrix to the count, and returns the matrix.
@@ -24,14 +77,12 @@ impl Cpu {
     }
 
     /// Grows the buffer of attention's output to at least `size` elements.
-    pub(super) fn grow_stage(&self, size: usize) {
+    pub(super) fn grow_stage(&self, size: usize) -> Result<(), DeviceError> {
         let mut stage = self.stage();
         let before = stage.len();
-        if size > before {
-            stage.reserve_exact(size - before);
-            stage.resize(size, 0.0);
-            self.count_bytes((size - before) * size_of::<f32>());
-        }
+        lengthen(&mut stage, size)?;
+        self.count_bytes((stage.len() - before) * size_of::<f32>());
+        Ok(())
     }
 
     /// Adds newly allocated bytes to the count.
@@ -40,16 +91,21 @@ impl Cpu {
     }
 
     /// Grows one scratch buffer of every thread to at least `len` elements.
-    pub(super) fn grow<T: Default + Clone>(
+    pub(super) fn grow<T: Zeroable + Clone>(
         &self,
         buffer: impl Fn(&mut ThreadScratch) -> &mut Vec<T>,
         len: usize,
-    ) {
-        for thread in 0..self.scratch.len() {
-            let mut scratch = self.scratch(thread);
-            let buffer = buffer(&mut scratch);
-            let len = len.max(buffer.len());
-            buffer.resize(len, T::default());
-        }
+    ) -> Result<(), DeviceError> {
+        (0..self.scratch.len()).try_for_each(|thread| lengthen(buffer(&mut self.scratch(thread)), len))
+    }
+
+    /// Reserves room for the candidates of a vocabulary in every thread, which sampling would otherwise
+    /// allocate during a step.
+    pub(super) fn reserve_candidates(&self, vocab: usize) -> Result<(), DeviceError> {
+        (0..self.scratch.len()).try_for_each(|thread| {
+            let candidates = &mut self.scratch(thread).candidates;
+            let more = vocab.saturating_sub(candidates.len());
+            candidates.try_reserve_exact(more).map_err(|_| no_memory::<(f32, u32)>(vocab))
+        })
     }
 }

@@ -2,7 +2,8 @@
 //! and then V as \[64\]\[head_dim\]. The vectors of attention therefore run over positions in q·kᵀ and over
 //! head_dim in the product with V, both contiguous in memory.
 
-use crate::device::{BLOCK_TOKENS, CacheSpec, KvDtype, fp8};
+use super::zeros;
+use crate::device::{BLOCK_TOKENS, CacheSpec, DeviceError, KvDtype, fp8};
 
 /// A paged KV cache of all layers.
 #[derive(Debug)]
@@ -19,15 +20,18 @@ pub(super) enum CacheData {
 }
 
 impl Cache {
-    pub(super) fn new(spec: CacheSpec) -> Self {
-        let size = spec.layers * spec.blocks * spec.heads.kv_heads * 2 * BLOCK_TOKENS * spec.heads.head_dim;
-        // The allocator gets zeroed pages from the operating system, which provides them on first use, so a
-        // large cache takes no memory until blocks are written.
+    /// Allocates a cache.
+    ///
+    /// # Errors
+    /// The system has no memory for it.
+    pub(super) fn new(spec: CacheSpec) -> Result<Self, DeviceError> {
+        let block = spec.layers * spec.heads.kv_heads * 2 * BLOCK_TOKENS * spec.heads.head_dim;
+        let size = spec.blocks.saturating_mul(block);
         let data = match spec.dtype {
-            KvDtype::Fp8 => CacheData::Fp8(vec![0; size]),
-            KvDtype::Bf16 => CacheData::Bf16(vec![0; size]),
+            KvDtype::Fp8 => CacheData::Fp8(zeros(size)?),
+            KvDtype::Bf16 => CacheData::Bf16(zeros(size)?),
         };
-        Self { spec, data }
+        Ok(Self { spec, data })
     }
 
     /// Bytes of the elements.

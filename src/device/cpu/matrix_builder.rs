@@ -8,9 +8,12 @@
 use std::cell::UnsafeCell;
 use std::sync::{Mutex, PoisonError};
 
+use bytemuck::Zeroable;
+
 use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed, offset_in_panel};
-use crate::device::{HostRows, MatrixData, MatrixShape};
+use super::zeros;
+use crate::device::{DeviceError, HostRows, MatrixData, MatrixShape};
 
 /// Columns packed at a time.
 const COLUMNS: usize = 128;
@@ -43,9 +46,9 @@ struct SharedVec<T>(UnsafeCell<Vec<T>>);
 // lock. Taking the vector out requires ownership.
 unsafe impl<T: Send> Sync for SharedVec<T> {}
 
-impl<T: Default + Clone> SharedVec<T> {
-    fn new(len: usize) -> Self {
-        Self(UnsafeCell::new(zeros(len)))
+impl<T: Zeroable> SharedVec<T> {
+    fn new(len: usize) -> Result<Self, DeviceError> {
+        Ok(Self(UnsafeCell::new(zeros_in_huge_pages(len)?)))
     }
 
     /// Returns panel number `panel` of the vector, if each panel has `elements` elements.
@@ -64,17 +67,20 @@ impl<T: Default + Clone> SharedVec<T> {
 
 impl MatrixBuilder {
     /// Allocates a matrix of zeros in the layout of `isa`.
-    pub(super) fn new(shape: MatrixShape, isa: Isa) -> Self {
+    ///
+    /// # Errors
+    /// The system has no memory for it.
+    pub(super) fn new(shape: MatrixShape, isa: Isa) -> Result<Self, DeviceError> {
         let MatrixShape { out, input, bf16 } = shape;
         let panels = out.div_ceil(PANEL);
-        let size = panels * PANEL * input.next_multiple_of(2);
+        let size = (panels * PANEL).saturating_mul(input.next_multiple_of(2));
         let data = match bf16 {
-            true => Elements::Bf16(SharedVec::new(size)),
-            false => Elements::Fp8(SharedVec::new(size)),
+            true => Elements::Bf16(SharedVec::new(size)?),
+            false => Elements::Fp8(SharedVec::new(size)?),
         };
-        let scales = Mutex::new(vec![0.0; if bf16 { 0 } else { panels * PANEL }]);
+        let scales = Mutex::new(zeros(if bf16 { 0 } else { panels * PANEL })?);
         let locks = (0..panels).map(|_| Mutex::default()).collect();
-        Self { out, input, pairs: isa == Isa::Avx512, data, locks, scales }
+        Ok(Self { out, input, pairs: isa == Isa::Avx512, data, locks, scales })
     }
 
     /// Packs `rows`, whose first row is row `first` of the matrix.
@@ -94,7 +100,7 @@ impl MatrixBuilder {
     }
 
     /// Packs the elements `from` of `rows` into `to`.
-    fn write_elements<T: Default + Clone>(
+    fn write_elements<T: Zeroable>(
         &self,
         to: &SharedVec<T>,
         from: &[T],
@@ -202,10 +208,13 @@ fn pack_four(groups: &mut [u8], lane: usize, rows: [&[u8]; 4]) {
 }
 
 /// Allocates zeros for weights, in huge pages if the system has them.
-pub(crate) fn zeros<T: Default + Clone>(len: usize) -> Vec<T> {
-    let buffer = vec![T::default(); len];
+///
+/// # Errors
+/// The system has no memory for it.
+pub(crate) fn zeros_in_huge_pages<T: Zeroable>(len: usize) -> Result<Vec<T>, DeviceError> {
+    let buffer = zeros(len)?;
     ask_for_huge_pages(&buffer);
-    buffer
+    Ok(buffer)
 }
 
 /// Asks the system for pages of 2 MiB, since each step reads all weights and small pages would cost many TLB

@@ -40,10 +40,11 @@ use isa::DetectedIsa;
 use parts::Parts;
 use pool::ThreadPool;
 
+pub(crate) use allocated::{resize, use_one_malloc_arena, zeros};
 pub use cache::Cache;
 pub use matrix::Matrix;
 pub use matrix_builder::MatrixBuilder;
-pub(crate) use matrix_builder::zeros;
+pub(crate) use matrix_builder::zeros_in_huge_pages;
 pub(crate) use quantizer::Quantizer;
 
 // The memory plan uses these constants.
@@ -85,7 +86,7 @@ struct ThreadScratch {
     kv: Vec<f32>,
     /// A row before it is quantised, or a row of logits being sampled.
     row: Vec<f32>,
-    /// Candidates for the sampled token: logit and id.
+    /// Candidates for the sampled token: logit and id. Has room for the whole vocabulary.
     candidates: Vec<(f32, u32)>,
 }
 
@@ -93,7 +94,7 @@ impl Cpu {
     /// Starts the threads.
     ///
     /// # Errors
-    /// If this machine does not support the requested instruction set.
+    /// This machine does not support the requested instruction set, or refuses to start a thread.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
         let best = Isa::available()[0];
         let isa = DetectedIsa::new(options.isa.unwrap_or(best)).ok_or_else(|| DeviceError {
@@ -102,8 +103,12 @@ impl Cpu {
         })?;
         let threads = options.threads.max(1);
         let scratch = (0..threads).map(|_| Mutex::default()).collect();
+        let refused = |error: std::io::Error| DeviceError {
+            op: "cpu",
+            message: format!("cannot start {threads} threads: {error}"),
+        };
         Ok(Self {
-            pool: ThreadPool::new(threads),
+            pool: ThreadPool::new(threads).map_err(refused)?,
             isa,
             scratch,
             stage: Mutex::default(),
@@ -249,7 +254,7 @@ impl Device for Cpu {
     const LAYOUT: Layout = Layout::CPU;
 
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
-        Ok(MatrixBuilder::new(shape, self.isa.isa()))
+        MatrixBuilder::new(shape, self.isa.isa())
     }
 
     fn write_rows(
@@ -267,44 +272,36 @@ impl Device for Cpu {
     }
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
-        self.grow(|scratch| &mut scratch.row, cols);
-        self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows));
-        let data = vec![0.0; rows * cols];
-        self.count(&data);
-        Ok(Floats::empty(rows, cols, data))
+        self.grow(|scratch| &mut scratch.row, cols)?;
+        self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows))?;
+        Ok(Floats::empty(rows, cols, self.zeros(rows.saturating_mul(cols))?))
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
-        self.grow(|scratch| &mut scratch.row, cols);
-        let size = rows * cols;
-        self.grow_stage(size);
-        let (values, floats, scales) = (vec![0; size], vec![0.0; size], vec![1.0; rows]);
-        self.count(&values);
-        self.count(&floats);
-        self.count(&scales);
+        self.grow(|scratch| &mut scratch.row, cols)?;
+        let size = rows.saturating_mul(cols);
+        self.grow_stage(size)?;
+        let (values, floats) = (self.zeros(size)?, self.zeros(size)?);
+        let mut scales = self.zeros(rows)?;
+        scales.fill(1.0);
         Ok(Acts { rows: 0, cols, values, floats, scales })
     }
 
     fn cache(&self, spec: CacheSpec) -> Result<Cache, DeviceError> {
-        self.grow(|scratch| &mut scratch.kv, attention::scratch_floats(spec.heads));
-        let cache = Cache::new(spec);
+        self.grow(|scratch| &mut scratch.kv, attention::scratch_floats(spec.heads))?;
+        let cache = Cache::new(spec)?;
         self.count_bytes(cache.bytes());
         Ok(cache)
     }
 
     fn step(&self, rows: usize, _max_positions: usize) -> Result<Step, DeviceError> {
-        let (positions, blocks) = (Vec::with_capacity(rows), Vec::with_capacity(rows));
-        let tiles = Vec::with_capacity(rows);
-        self.count(&positions);
-        self.count(&blocks);
-        self.count(&tiles);
+        let (positions, blocks, tiles) = (self.room(rows)?, self.room(rows)?, self.room(rows)?);
         Ok(Step { inputs: StepInputs::default(), positions, blocks, tiles, max_rows: rows })
     }
 
-    fn sampled(&self, slots: usize, _capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
-        let last = vec![0; slots];
-        self.count(&last);
-        Ok(Sampled { last, pending: VecDeque::new() })
+    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
+        self.reserve_candidates(capacity.vocab)?;
+        Ok(Sampled { last: self.zeros(slots)?, pending: VecDeque::new() })
     }
 
     fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
@@ -452,7 +449,9 @@ impl Device for Cpu {
     }
 
     fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
-        Ok(floats.valid().to_vec())
+        let mut values = zeros(floats.valid().len())?;
+        values.copy_from_slice(floats.valid());
+        Ok(values)
     }
 
     fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {

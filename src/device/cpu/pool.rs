@@ -47,9 +47,12 @@ impl std::fmt::Debug for ThreadPool {
 impl ThreadPool {
     /// Starts `threads - 1` workers.
     ///
+    /// # Errors
+    /// The system cannot start a thread.
+    ///
     /// # Panics
-    /// If `threads` is 0 or the system cannot start a thread.
-    pub(super) fn new(threads: usize) -> Self {
+    /// If `threads` is 0.
+    pub(super) fn new(threads: usize) -> std::io::Result<Self> {
         assert!(threads > 0, "a pool needs at least one thread");
         let shared = Arc::new(PoolState {
             job: AtomicPtr::new(std::ptr::null_mut()),
@@ -58,17 +61,15 @@ impl ThreadPool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let workers = (1..threads)
-            .map(|index| {
-                let shared = Arc::clone(&shared);
-                let handle = std::thread::Builder::new()
-                    .name(format!("cpu-{index}"))
-                    .spawn(move || work(&shared, index))
-                    .expect("the system can start a thread");
-                (handle.thread().clone(), Some(handle))
-            })
-            .collect();
-        Self { shared, workers, operation_lock: Mutex::new(()) }
+        // Dropping the pool ends the workers that have started.
+        let mut pool = Self { shared, workers: Vec::new(), operation_lock: Mutex::new(()) };
+        for index in 1..threads {
+            let shared = Arc::clone(&pool.shared);
+            let builder = std::thread::Builder::new().name(format!("cpu-{index}"));
+            let handle = builder.spawn(move || work(&shared, index))?;
+            pool.workers.push((handle.thread().clone(), Some(handle)));
+        }
+        Ok(pool)
     }
 
     /// Threads per operation, the calling thread included.

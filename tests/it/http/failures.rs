@@ -101,6 +101,7 @@ fn every_error_has_a_label_that_metrics_know() {
         ApiError::QueueFull { message: text(), retry_after: None },
         ApiError::DeadlineUnmet { message: text(), retry_after: None },
         ApiError::TooManyBodies(9),
+        ApiError::TooManyBytes(9),
         ApiError::DeadlineExceeded,
         ApiError::NotReady,
         ApiError::Draining,

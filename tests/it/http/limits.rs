@@ -365,3 +365,30 @@ async fn an_unfinished_body_takes_no_place_in_the_queue() {
     let early = tokio::time::timeout(Duration::from_millis(50), slow[3].reply()).await;
     assert!(early.is_err(), "the newest body may still arrive");
 }
+
+#[tokio::test]
+async fn bodies_take_a_bounded_memory_together() {
+    let mut setup = Setup::new();
+    setup.settings.http.body.max_total_bytes = 3000;
+    let server = setup.launch();
+    let body = |pad: usize| format!("{}{}", chat_body("abc", json!({})), " ".repeat(pad));
+    assert_eq!(post_raw(&server, &[], body(1800).as_bytes()).await.status, 200);
+    let refused = post_raw(&server, &[], body(4000).as_bytes()).await;
+    assert_eq!(refused.error(), (429, Some("queue_full".into()), None));
+    assert!(refused.text().contains("at most 3000 bytes of request bodies"), "{}", refused.text());
+    // A body that is still on its way takes its bytes from the others, and gives them back when it ends.
+    let mut slow = Connection::open(server.address).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n";
+    slow.write(format!("{head}{}", " ".repeat(1500)).as_bytes()).await.expect("open");
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while post_raw(&server, &[], body(1800).as_bytes()).await.status != 429 {
+        assert!(Instant::now() < give_up, "the bytes of a slow body do not count");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(server.chat("abc", json!({})).await.status, 200);
+    drop(slow);
+    while post_raw(&server, &[], body(1800).as_bytes()).await.status != 200 {
+        assert!(Instant::now() < give_up, "the bytes of an aborted body still count");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}

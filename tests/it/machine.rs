@@ -1,0 +1,5 @@
+//! Limits of the machine, and servers under them.
+
+mod limits;
+mod refusals;
+mod tree;

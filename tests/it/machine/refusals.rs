@@ -1,0 +1,113 @@
+//! `octant serve` under limits: it refuses with both numbers and the limit's name, and an allocation that
+//! fails is an error.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use octant::device::cpu::{Cpu, CpuOptions};
+use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, SampleCapacity};
+
+use crate::device::model::fixture;
+
+/// `octant` with these arguments under limits set by `sh`, such as `ulimit -v 1000000`.
+fn limited(limits: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.env_clear().args(["-c", &format!("{limits}; exec \"$0\" \"$@\"")]);
+    command.arg(env!("CARGO_BIN_EXE_octant")).args(args);
+    command
+}
+
+fn serve(limits: &str, args: &[&str]) -> Output {
+    let model = fixture("llama");
+    let all = [&["serve", "--model", model.to_str().unwrap(), "--port", "0"], args].concat();
+    limited(limits, &all).output().unwrap()
+}
+
+/// Asserts an error that contains all parts, and no panic or abort.
+fn refuses(output: &Output, parts: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    parts.iter().for_each(|part| assert!(text.contains(part), "`{text}` lacks `{part}`"));
+}
+
+#[test]
+fn a_limit_on_the_address_space_is_named_with_both_numbers() {
+    let output = serve("ulimit -v 700000", &["--kv-cache-memory", "3GiB"]);
+    refuses(&output, &["needs 3.", "are available", "683.6 MiB by RLIMIT_AS (`ulimit -v`)", "kept free"]);
+    let output = serve("ulimit -d 600000", &["--kv-cache-memory", "3GiB"]);
+    refuses(&output, &["needs 3.", "are available", "585.9 MiB by RLIMIT_DATA (`ulimit -d`)"]);
+}
+
+#[test]
+fn a_server_under_a_limit_plans_a_smaller_kv_cache() {
+    let model = tempfile::tempdir().unwrap();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
+    for (from, name) in [
+        (&fixture("wide"), "config.json"),
+        (&fixture("wide"), "model.safetensors"),
+        (&text, "tokenizer.json"),
+        (&text, "tokenizer_config.json"),
+    ] {
+        std::fs::copy(from.join(name), model.path().join(name)).unwrap();
+    }
+    let model = model.path().to_str().unwrap();
+    let args = ["serve", "--model", model, "--port", "0", "--max-num-seqs", "200000"];
+    let mut server = limited("ulimit -v 700000", &args).stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
+    let mut text = String::new();
+    for line in lines {
+        text += &format!("{line}\n");
+        if line.contains("ready in") {
+            break;
+        }
+    }
+    let _ended = server.kill();
+    server.wait().unwrap();
+    assert!(text.contains("ready in") && text.contains("RLIMIT_AS"), "{text}");
+}
+
+#[test]
+fn a_limit_on_threads_is_an_error() {
+    let output = serve("ulimit -v 1200000", &["--threads", "4000"]);
+    refuses(&output, &["4013 more threads are needed", "starts only", "RLIMIT_AS (`ulimit -v`): 1228800000"]);
+}
+
+#[test]
+fn the_doctor_names_a_limit() {
+    let output = limited("ulimit -v 700000", &["doctor"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("MemTotal of /proc/meminfo"), "{text}");
+    assert!(text.contains("683.6 MiB by RLIMIT_AS (`ulimit -v`)"), "{text}");
+}
+
+/// More bytes than a process can address.
+const HUGE: usize = 1 << 50;
+
+#[test]
+fn an_allocation_that_fails_is_an_error_with_its_bytes() {
+    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 16 };
+    let cache = |blocks, dtype| cpu.cache(CacheSpec { layers: 1, blocks, heads, dtype }).unwrap_err();
+    let capacity = |vocab| SampleCapacity { samples: 1, rows: 1, vocab };
+    let matrix = |bf16| cpu.begin_matrix(MatrixShape { out: 32, input: HUGE / 32, bf16 }).unwrap_err();
+    // One KV block has 2 × 64 × 16 elements. Scratch memory of a row is allocated before a buffer of rows.
+    let errors = [
+        (cache(HUGE / 2048, KvDtype::Fp8), HUGE),
+        (cache(HUGE / 2048, KvDtype::Bf16), 2 * HUGE),
+        (cache(usize::MAX, KvDtype::Fp8), usize::MAX),
+        (cpu.floats(4, HUGE / 4).unwrap_err(), HUGE),
+        (cpu.acts(4, HUGE / 4).unwrap_err(), HUGE),
+        (matrix(true), 2 * HUGE),
+        (matrix(false), HUGE),
+        (cpu.step(HUGE / 4, 1).unwrap_err(), HUGE),
+        (cpu.sampled(HUGE / 4, capacity(1)).unwrap_err(), HUGE),
+        (cpu.sampled(1, capacity(HUGE / 8)).unwrap_err(), HUGE),
+    ];
+    for (error, bytes) in errors {
+        assert_eq!(error.to_string(), format!("cpu: cannot allocate {bytes} bytes"));
+    }
+    // The device goes on.
+    assert_eq!(cpu.floats(2, 3).unwrap().cols(), 3);
+}
