@@ -11,7 +11,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use octant::bench::steps::{DecodeRun, Steps};
-use octant::comm::Local;
+use octant::comm::SingleDeviceGroup;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, Device, KvDtype};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
@@ -74,7 +74,7 @@ fn main() {
     let cache = plan.cache(&config, kv);
     let parts = RankParts {
         device,
-        comm: Local::alone(),
+        comm: SingleDeviceGroup::alone(),
         processors: Vec::new(),
         model,
         cache,

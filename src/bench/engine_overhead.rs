@@ -20,7 +20,7 @@ const STEPS: usize = 101;
 
 /// Load of the scheduler.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
+pub(super) struct SchedulerLoad {
     /// Sequences that decode.
     pub(super) running: usize,
     /// Waiting requests.
@@ -30,7 +30,7 @@ pub(super) struct Load {
 }
 
 /// Median microseconds of a plan and of a commit of a decode step of all running sequences.
-pub(super) fn scheduler(load: Load) -> (f64, f64) {
+pub(super) fn scheduler(load: SchedulerLoad) -> (f64, f64) {
     let mut scheduler = Scheduler::new(config(load.running, load.prompt, load.waiting));
     let submit = |scheduler: &mut Scheduler, ids: std::ops::Range<usize>| {
         for id in ids {

@@ -12,9 +12,9 @@ use serde_json::{Map, Value, json};
 use crate::bench::load_client::arrivals::{Rate, Spacing};
 use crate::bench::load_client::body::{Bodies, Endpoint};
 use crate::bench::load_client::client::{Client, Target};
-use crate::bench::load_client::drive::{self, LoadPlan, Pace, Progress};
+use crate::bench::load_client::drive::{self, LoadTestPlan, LoadTestProgress, Pace};
 use crate::bench::load_client::measure::{Objectives, Summary};
-use crate::bench::load_client::prompts::Prompts;
+use crate::bench::load_client::prompts::PromptSource;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
 
@@ -61,13 +61,13 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
     Ok(if summary.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadPlan> {
+async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadTestPlan> {
     let duration = args.duration.map(Duration::from_secs_f64);
     let timeout = Duration::from_secs_f64(args.timeout);
     let target = Target::parse(&args.url, args.api_key.as_deref())?;
     let prompts = match &args.prompts {
-        Some(path) => Prompts::from_file(path)?,
-        None => Prompts::Synthetic {
+        Some(path) => PromptSource::from_file(path)?,
+        None => PromptSource::Synthetic {
             tokens: args.prompt_tokens,
             shared_prefix: args.shared_prefix,
             seed: args.seed,
@@ -94,7 +94,7 @@ async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadPlan> {
         Some(name) => name.clone(),
         None => Client::new(target.clone(), timeout).first_model().await?,
     };
-    Ok(LoadPlan {
+    Ok(LoadTestPlan {
         target,
         bodies: Bodies {
             prompts,
@@ -135,7 +135,7 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
 }
 
 /// The plan as one line of text.
-fn describe(plan: &LoadPlan) -> String {
+fn describe(plan: &LoadTestPlan) -> String {
     let mut text = match plan.pace {
         Pace::Closed { concurrency } => format!("closed loop, {concurrency} at once"),
         Pace::Open { rate, spacing, max_concurrency: most } => {
@@ -162,7 +162,7 @@ fn describe(plan: &LoadPlan) -> String {
 }
 
 /// Settings for the JSON report, enough to repeat the run. Omits the API key.
-fn settings(args: &BenchServingArgs, plan: &LoadPlan) -> Value {
+fn settings(args: &BenchServingArgs, plan: &LoadTestPlan) -> Value {
     json!({
         "url": args.url,
         "endpoint": plan.bodies.endpoint.path(),
@@ -199,7 +199,7 @@ struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    fn start(plan: &LoadPlan) -> Self {
+    fn start(plan: &LoadTestPlan) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let (bar, template) = match plan.requests {
                 Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
@@ -210,7 +210,7 @@ impl ProgressDisplay {
         Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
     }
 
-    fn update(&mut self, progress: &Progress) {
+    fn update(&mut self, progress: &LoadTestProgress) {
         let every = if self.bar.is_some() { Duration::from_secs(1) } else { LINE_EVERY };
         if let Some(bar) = &self.bar {
             bar.set_position(if progress.warming_up { 0 } else { progress.ended });
@@ -240,8 +240,8 @@ impl ProgressDisplay {
 }
 
 /// One line of progress.
-fn line(progress: &Progress, chunks_per_second: f64) -> String {
-    let Progress { warming_up, elapsed, sent, ended, failed, .. } = progress;
+fn line(progress: &LoadTestProgress, chunks_per_second: f64) -> String {
+    let LoadTestProgress { warming_up, elapsed, sent, ended, failed, .. } = progress;
     let phase = if *warming_up { "warming up, " } else { "" };
     format!(
         "{phase}{:.0} s: {ended} ended, {} out, {failed} failed, {chunks_per_second:.0} chunks/s",

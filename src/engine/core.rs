@@ -17,7 +17,7 @@ use super::metrics::KeyCounters;
 use super::open_requests::OpenRequests;
 use super::options::{Clock, EngineOptions};
 use super::recorder::{Event, Recorder};
-use super::shared::Shared;
+use super::shared::SharedState;
 use super::stats::Stats;
 use super::step_clock::{InFlightStep, LaunchTimes, Published, StepClock};
 use super::usage::DeviceTotals;
@@ -84,7 +84,7 @@ pub struct EngineCore {
     step_clock: StepClock,
     clock: Clock,
     recorder: Option<Recorder>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
 }
 
 impl EngineCore {
@@ -93,11 +93,11 @@ impl EngineCore {
     /// # Panics
     /// If a limit of `config` is 0, or `options.in_flight` is neither 1 nor 2.
     pub fn new(config: SchedulerConfig, options: EngineOptions) -> Self {
-        Self::with_shared(Arc::new(Shared::new(config, &options)), options)
+        Self::with_shared(Arc::new(SharedState::new(config, &options)), options)
     }
 
     /// Makes an idle engine that publishes its stats to `shared`.
-    pub(super) fn with_shared(shared: Arc<Shared>, options: EngineOptions) -> Self {
+    pub(super) fn with_shared(shared: Arc<SharedState>, options: EngineOptions) -> Self {
         Self {
             scheduler: Scheduler::new(shared.config.clone()),
             in_flight: VecDeque::with_capacity(options.in_flight),

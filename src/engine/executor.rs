@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
-use crate::scheduler::{IntegrityError, Mismatch};
+use crate::scheduler::{IntegrityError, OutputMismatch};
 
 /// Runs steps in the order in which they are enqueued.
 pub trait Executor: Send {
@@ -51,8 +51,8 @@ impl From<IntegrityError> for EngineFailure {
     }
 }
 
-impl From<Mismatch> for EngineFailure {
-    fn from(error: Mismatch) -> Self {
+impl From<OutputMismatch> for EngineFailure {
+    fn from(error: OutputMismatch) -> Self {
         Self(error.to_string())
     }
 }

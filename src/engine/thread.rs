@@ -6,16 +6,16 @@ use std::thread::JoinHandle;
 
 use super::core::EngineCore;
 use super::executor::{EngineFailure, Executor};
-use super::handle::{Command, EngineHandle, SubmitCommand};
+use super::handle::{EngineCommand, EngineHandle, SubmitCommand};
 use super::options::EngineOptions;
-use super::shared::Shared;
+use super::shared::SharedState;
 use crate::request::Reject;
 use crate::scheduler::SchedulerConfig;
 
 /// The state of the engine's thread.
 pub struct Engine<'a> {
-    shared: &'a Shared,
-    commands: &'a flume::Receiver<Command>,
+    shared: &'a SharedState,
+    commands: &'a flume::Receiver<EngineCommand>,
     executor: &'a mut dyn Executor,
     core: &'a mut EngineCore,
 }
@@ -51,7 +51,7 @@ impl Engine<'_> {
         options: EngineOptions,
     ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
-        let shared = Arc::new(Shared::new(config, &options));
+        let shared = Arc::new(SharedState::new(config, &options));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -60,7 +60,7 @@ impl Engine<'_> {
         (handle, EngineThread { thread })
     }
 
-    /// Takes commands and runs steps in turns. Returns after [`Command::Stop`].
+    /// Takes commands and runs steps in turns. Returns after [`EngineCommand::Stop`].
     ///
     /// # Errors
     /// The reason why the engine cannot go on.
@@ -96,12 +96,12 @@ impl Engine<'_> {
         Ok(Next::Go)
     }
 
-    fn handle_command(&mut self, command: Command) -> Next {
+    fn handle_command(&mut self, command: EngineCommand) -> Next {
         self.shared.heartbeat.command_taken(!self.commands.is_empty());
         match command {
-            Command::Submit(command) => self.submit(*command),
-            Command::Abort(id) => _ = self.core.abort(id),
-            Command::Stop => return Next::Stop,
+            EngineCommand::Submit(command) => self.submit(*command),
+            EngineCommand::Abort(id) => _ = self.core.abort(id),
+            EngineCommand::Stop => return Next::Stop,
         }
         Next::Go
     }
@@ -118,10 +118,10 @@ impl Engine<'_> {
 
 /// Runs the engine's thread from start to end. However the loop ends, every open request gets an answer.
 fn run_engine_thread(
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     options: EngineOptions,
     mut executor: Box<dyn Executor>,
-    commands: &flume::Receiver<Command>,
+    commands: &flume::Receiver<EngineCommand>,
 ) -> Result<(), EngineFailure> {
     let mut core = EngineCore::with_shared(Arc::clone(&shared), options);
     let end = catch_unwind(AssertUnwindSafe(|| {
@@ -145,7 +145,7 @@ fn run_engine_thread(
     shared.refuse(Reject::EngineDown(reason.to_owned()));
     // No command can be sent any more: those in the channel are the last.
     for command in commands.try_iter() {
-        if let Command::Submit(command) = command {
+        if let EngineCommand::Submit(command) = command {
             let _client_gone = command.reply.send(Err(Reject::EngineDown(reason.to_owned())));
         }
     }

@@ -11,14 +11,14 @@ use crate::model::LoadProgress;
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// A bar or lines on standard error.
-pub(crate) struct Progress {
+pub(crate) struct LoadingDisplay {
     bar: Option<ProgressBar>,
     start: Instant,
     last_line: Instant,
     done: u64,
 }
 
-impl Progress {
+impl LoadingDisplay {
     /// Starts the clock. The first update shows the bar.
     pub(crate) fn start() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {

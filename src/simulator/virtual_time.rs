@@ -46,7 +46,7 @@ impl ScriptedRequest {
 
 /// Result of [`VirtualTime::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum StepOutcome {
     /// A step ended.
     Step,
     /// No step ran: the arrivals and disconnects that were due left no work.
@@ -62,7 +62,7 @@ enum ClientAction {
 }
 
 /// A step in flight. Times are in seconds.
-struct InFlightStep {
+struct SimulatedStep {
     rows: PlannedRows,
     output: StepOutput,
     tokens: usize,
@@ -81,7 +81,7 @@ pub struct VirtualTime {
     added: u64,
     now: f64,
     free_at: f64,
-    in_flight: VecDeque<InFlightStep>,
+    in_flight: VecDeque<SimulatedStep>,
     timelines: HashMap<RequestId, RequestTimeline>,
     samples: Vec<ServerSample>,
     ids: u64,
@@ -157,10 +157,10 @@ impl VirtualTime {
     ///
     /// # Errors
     /// The scheduler broke one of its rules.
-    pub fn step(&mut self) -> Result<Progress, SimulationError> {
+    pub fn step(&mut self) -> Result<StepOutcome, SimulationError> {
         if self.scheduler.is_idle() {
             self.scheduler.check_integrity()?;
-            let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(Progress::Done) };
+            let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(StepOutcome::Done) };
             self.now = self.now.max(f64::from_bits(at));
         }
         self.apply_due_actions();
@@ -171,11 +171,11 @@ impl VirtualTime {
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
             let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
-            self.in_flight.push_back(InFlightStep { rows, output, tokens, took, end: self.free_at });
+            self.in_flight.push_back(SimulatedStep { rows, output, tokens, took, end: self.free_at });
         }
-        let Some(InFlightStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
+        let Some(SimulatedStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
             return match self.scheduler.is_idle() {
-                true => Ok(Progress::Idle),
+                true => Ok(StepOutcome::Idle),
                 false => Err("the scheduler has requests and plans no step".into()),
             };
         };
@@ -196,7 +196,7 @@ impl VirtualTime {
             }
         }
         self.samples.push(ServerSample::new(self.now, &self.scheduler.counts()));
-        Ok(Progress::Step)
+        Ok(StepOutcome::Step)
     }
 
     /// Applies the arrivals and disconnects whose time has come.
@@ -254,7 +254,7 @@ impl VirtualTime {
     /// # Errors
     /// The scheduler broke one of its rules.
     pub fn run(&mut self) -> Result<(), SimulationError> {
-        while self.step()? != Progress::Done {}
+        while self.step()? != StepOutcome::Done {}
         Ok(())
     }
 

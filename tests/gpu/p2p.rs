@@ -72,7 +72,6 @@ fn repeated_all_reduces_sum_in_rank_order() {
                         device.write(&values(rank, (rows - turn % rows) * cols), &mut x).unwrap();
                         comm.all_reduce(device, &mut x).unwrap();
                         let sum = device.read(&x).unwrap();
-                        comm.check().unwrap();
                         sum
                     })
                     .collect::<Vec<_>>()
@@ -164,7 +163,6 @@ impl Reductions {
         let update = ResidualUpdate { residual: &mut self.residual, delta: &mut self.deltas[1] };
         comm.reduce_add(device, update).unwrap();
         all.extend(device.read(&self.residual).unwrap());
-        comm.check().unwrap();
         all
     }
 }
@@ -233,19 +231,17 @@ fn failures(fate: impl Fn(P2p) + Sync, timeout: Duration) -> Vec<(String, Durati
         device.write(&values(1, 2 * COLS), &mut x).unwrap();
         comm.all_reduce(device, &mut x).unwrap();
         device.read(&x).unwrap();
-        comm.check().unwrap();
         if rank == 2 {
             fate(comm);
             return None;
         }
         let begun = Instant::now();
         comm.all_reduce(device, &mut x).unwrap();
-        device.read(&x).unwrap();
-        let error: DeviceError = comm.check().unwrap_err();
-        assert_eq!(error.op, octant::comm::PEER);
-        // A failed rank does not wait again.
+        let error: DeviceError = device.read(&x).unwrap_err();
+        assert_eq!(error.op, octant::device::PEER);
+        // A failed rank does not wait again, and the error stays.
         comm.all_reduce(device, &mut x).unwrap();
-        device.read(&x).unwrap();
+        assert_eq!(device.read(&x).unwrap_err().message, error.message);
         Some((error.message, begun.elapsed()))
     };
     std::thread::scope(|scope| {
