@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::core::EngineCore;
-use super::executor::{EngineFailure, Executor};
+use super::executor::{EngineError, Executor};
 use super::handle::{EngineCommand, EngineHandle, SubmitCommand};
 use super::options::EngineOptions;
 use super::shared::SharedState;
@@ -64,7 +64,7 @@ impl Engine<'_> {
     ///
     /// # Errors
     /// The reason why the engine cannot go on.
-    fn run(&mut self) -> Result<(), EngineFailure> {
+    fn run(&mut self) -> Result<(), EngineError> {
         while self.take_commands()? == Next::Go {
             self.core.step(self.executor)?;
         }
@@ -72,7 +72,7 @@ impl Engine<'_> {
     }
 
     /// Takes all commands in the channel; while idle, waits for one.
-    fn take_commands(&mut self) -> Result<Next, EngineFailure> {
+    fn take_commands(&mut self) -> Result<Next, EngineError> {
         while self.core.expire_next().is_some() {}
         while self.core.is_idle() {
             self.core.publish();
@@ -122,7 +122,7 @@ fn run_engine_thread(
     options: EngineOptions,
     mut executor: Box<dyn Executor>,
     commands: &flume::Receiver<EngineCommand>,
-) -> Result<(), EngineFailure> {
+) -> Result<(), EngineError> {
     let mut core = EngineCore::with_shared(Arc::clone(&shared), options);
     let end = catch_unwind(AssertUnwindSafe(|| {
         let (shared, core) = (&*shared, &mut core);
@@ -132,11 +132,12 @@ fn run_engine_thread(
         end
     }));
     let panicked = end.is_err();
-    let end = end
-        .unwrap_or_else(|panic| Err(EngineFailure(format!("the engine panicked: {}", panic_text(&*panic)))));
+    let end = end.unwrap_or_else(|panic| {
+        Err(EngineError { message: format!("the engine panicked: {}", panic_text(&*panic)) })
+    });
     let reason = match &end {
         Ok(()) => "the server is shutting down",
-        Err(EngineFailure(reason)) => {
+        Err(EngineError { message: reason }) => {
             tracing::error!(%reason, "the engine has failed");
             shared.set_failed(reason);
             reason
@@ -168,7 +169,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The engine's thread, to be joined.
 pub struct EngineThread {
-    thread: JoinHandle<Result<(), EngineFailure>>,
+    thread: JoinHandle<Result<(), EngineError>>,
 }
 
 impl EngineThread {
@@ -176,8 +177,10 @@ impl EngineThread {
     ///
     /// # Errors
     /// The reason why the engine failed.
-    pub fn join(self) -> Result<(), EngineFailure> {
-        self.thread.join().unwrap_or_else(|_| Err(EngineFailure("the engine's thread panicked".to_owned())))
+    pub fn join(self) -> Result<(), EngineError> {
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(EngineError { message: "the engine's thread panicked".to_owned() }))
     }
 
     /// Whether the thread has ended.

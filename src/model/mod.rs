@@ -28,7 +28,7 @@ pub(crate) use config::REWARD;
 pub use config::{GenerationConfig, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
 pub use direct_file::{DirectFile, ReadBuffer};
-pub use error::{LoadError, ShardError};
+pub use error::LoadError;
 pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};

@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
@@ -140,7 +140,7 @@ impl Pool {
     ///
     /// # Errors
     /// Names the first block or sum that does not agree.
-    pub fn check(&self, held: &[usize]) -> Result<(), IntegrityError> {
+    pub fn check(&self, held: &[usize]) -> Result<(), SchedulerError> {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];

@@ -27,7 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
@@ -209,7 +209,7 @@ impl FairQueue {
     }
 
     /// Checks that `queues` and `waiting` hold the same sequences.
-    pub(super) fn check(&self) -> Result<(), IntegrityError> {
+    pub(super) fn check(&self) -> Result<(), SchedulerError> {
         let queued: usize = self.queues.values().map(BTreeSet::len).sum();
         if queued != self.waiting.len() {
             return broken(format!("{} sequences wait, {queued} are queued", self.waiting.len()));

@@ -17,10 +17,10 @@
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything. `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
+mod error;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
-mod integrity_error;
 mod planner;
 mod prefetch;
 pub mod prefix;
@@ -35,8 +35,8 @@ use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
+pub use error::SchedulerError;
 use fair_queue::{Ahead, FairQueue};
-pub use integrity_error::IntegrityError;
 use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
@@ -153,16 +153,6 @@ impl Counts {
     pub fn empty(config: &SchedulerConfig) -> Self {
         Self { blocks_free: config.num_blocks, blocks_total: config.num_blocks, ..Self::default() }
     }
-}
-
-/// An output that does not fit the planned step: the executor is broken.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the executor returned (step, rows) {got:?}, expected {expected:?}")]
-pub struct OutputMismatch {
-    /// The output's step id and number of rows.
-    pub got: (u64, usize),
-    /// The same numbers of the earliest step in flight; `None` if no step is in flight.
-    pub expected: Option<(u64, usize)>,
 }
 
 /// A step as [`Scheduler::plan`] returns it.
@@ -326,11 +316,12 @@ impl Scheduler {
         &mut self,
         rows: PlannedRows,
         output: StepOutput,
-    ) -> Result<Vec<(RequestId, Update)>, OutputMismatch> {
+    ) -> Result<Vec<(RequestId, Update)>, SchedulerError> {
         let (expected, got) = ((self.committed_steps, rows.rows.len()), (output.id, output.rows.len()));
         if rows.step != self.committed_steps || expected != got {
             let expected = (self.steps_in_flight() > 0).then_some(expected);
-            return Err(OutputMismatch { got, expected });
+            let message = format!("the executor returned (step, rows) {got:?}, expected {expected:?}");
+            return Err(SchedulerError::new(message));
         }
         self.committed_steps += 1;
         self.rows_in_flight -= rows.rows.len();

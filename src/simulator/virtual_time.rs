@@ -9,14 +9,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::error::SimulationError;
 use super::simulated_model::SimulatedModel;
 use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::Forecast;
 use crate::engine::admission::queue_state;
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
-use crate::scheduler::{MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
+use crate::scheduler::{
+    MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError,
+};
 
 /// A request and the answer that the simulated model gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,7 +158,7 @@ impl VirtualTime {
     ///
     /// # Errors
     /// The scheduler broke one of its rules.
-    pub fn step(&mut self) -> Result<StepOutcome, SimulationError> {
+    pub fn step(&mut self) -> Result<StepOutcome, SchedulerError> {
         if self.scheduler.is_idle() {
             self.scheduler.check_integrity()?;
             let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(StepOutcome::Done) };
@@ -176,21 +177,22 @@ impl VirtualTime {
         let Some(SimulatedStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
             return match self.scheduler.is_idle() {
                 true => Ok(StepOutcome::Idle),
-                false => Err("the scheduler has requests and plans no step".into()),
+                false => Err(SchedulerError::new("the scheduler has requests and plans no step")),
             };
         };
         self.now = self.now.max(end);
-        let updates = self.scheduler.commit(rows, output).map_err(|e| e.to_string())?;
+        let updates = self.scheduler.commit(rows, output)?;
         if let Some(forecast) = &mut self.forecast {
             forecast.step(tokens, took);
             let drawn = updates.iter().map(|(_, update)| update.tokens.len()).sum();
             forecast.answers(drawn, updates.iter().filter(|(_, update)| update.finish.is_some()).count());
         }
         for (id, update) in updates {
-            let timeline = self.timelines.get_mut(&id).ok_or("an update for an unknown request")?;
+            let unknown = || SchedulerError::new("an update for an unknown request");
+            let timeline = self.timelines.get_mut(&id).ok_or_else(unknown)?;
             timeline.tokens.extend(update.tokens.iter().map(|_| self.now));
             match update.finish {
-                Some(Finish::Error(reason)) => return Err(reason.into()),
+                Some(Finish::Error(reason)) => return Err(SchedulerError::new(reason)),
                 Some(_) => timeline.outcome = RequestOutcome::Finished(self.now),
                 None => {}
             }
@@ -253,7 +255,7 @@ impl VirtualTime {
     ///
     /// # Errors
     /// The scheduler broke one of its rules.
-    pub fn run(&mut self) -> Result<(), SimulationError> {
+    pub fn run(&mut self) -> Result<(), SchedulerError> {
         while self.step()? != StepOutcome::Done {}
         Ok(())
     }
