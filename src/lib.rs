@@ -63,6 +63,9 @@ pub mod random;
 /// Mean, standard deviation and percentiles of values.
 pub mod statistics;
 
+/// Progress on standard error: a bar on a terminal, else lines.
+mod progress;
+
 /// CPU cores and available memory of this machine.
 pub mod machine;
 

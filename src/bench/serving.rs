@@ -1,12 +1,10 @@
 //! `octant bench serving`: load-tests any server with OpenAI's API.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::bench::load_client::arrivals::{Rate, Spacing};
@@ -17,9 +15,7 @@ use crate::bench::load_client::measure::{Objectives, Summary};
 use crate::bench::load_client::prompts::PromptSource;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
-
-/// Interval of progress lines if standard error is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+use crate::progress::ProgressDisplay;
 
 /// Number of requests if neither --requests nor --duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
@@ -34,7 +30,7 @@ pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
 async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
     let plan = plan(args).await?;
     eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
-    let mut display = ProgressDisplay::start(&plan);
+    let mut display = RunDisplay::start(&plan);
     let stop = async {
         if tokio::signal::ctrl_c().await.is_err() {
             // Without a handler, the signal ends the process by itself.
@@ -42,7 +38,7 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let run = drive::run(&plan, stop, &mut |progress| display.update(progress)).await;
-    display.finish();
+    display.display.finish();
     let objectives = Objectives {
         ttft_ms: args.slo_ttft,
         itl_ms: args.slo_itl,
@@ -190,52 +186,34 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Progress on standard error: a bar on a terminal, else a line every five seconds.
-struct ProgressDisplay {
-    bar: Option<ProgressBar>,
-    last_line: Instant,
+/// Shows the progress of a run.
+struct RunDisplay {
+    display: ProgressDisplay,
+    requests: Option<u64>,
     /// Chunks and elapsed time at the last line, for the rate since then.
     before: (u64, Duration),
 }
 
-impl ProgressDisplay {
+impl RunDisplay {
     fn start(plan: &LoadTestPlan) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let (bar, template) = match plan.requests {
-                Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
-                None => (ProgressBar::no_length(), "{spinner} {msg}"),
-            };
-            bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
-        });
-        Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
+        let template = if plan.requests.is_some() { "{bar:32} {msg}" } else { "{spinner} {msg}" };
+        let display = ProgressDisplay::start(template);
+        Self { display, requests: plan.requests, before: (0, Duration::ZERO) }
     }
 
     fn update(&mut self, progress: &LoadTestProgress) {
-        let every = if self.bar.is_some() { Duration::from_secs(1) } else { LINE_EVERY };
-        if let Some(bar) = &self.bar {
-            bar.set_position(if progress.warming_up { 0 } else { progress.ended });
-        }
+        self.display.set_position(if progress.warming_up { 0 } else { progress.ended }, self.requests);
         if progress.elapsed < self.before.1 {
             // The warm-up has ended and the measured run has begun.
             self.before = (0, Duration::ZERO);
         }
-        if self.last_line.elapsed() < every {
+        if !self.display.is_due(Duration::from_secs(1)) {
             return;
         }
-        self.last_line = Instant::now();
         let seconds = (progress.elapsed - self.before.1).as_secs_f64();
         let line = line(progress, progress.chunks.saturating_sub(self.before.0) as f64 / seconds.max(1e-9));
         self.before = (progress.chunks, progress.elapsed);
-        match &self.bar {
-            Some(bar) => bar.set_message(line),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    fn finish(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
+        self.display.show(&line, &line);
     }
 }
 

@@ -1,57 +1,39 @@
-//! Progress of loading weights on standard error: a bar on a terminal, else a line every five seconds.
+//! Progress of loading weights on standard error.
 
-use std::io::IsTerminal;
-use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::time::Duration;
 
 use crate::model::LoadProgress;
+use crate::progress::ProgressDisplay;
 
-/// Interval of the lines if standard error is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+/// The bar of a terminal.
+const BAR: &str =
+    "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}";
 
-/// A bar or lines on standard error.
+/// Shows bytes, rate and time left.
 pub(crate) struct LoadingDisplay {
-    bar: Option<ProgressBar>,
-    start: Instant,
-    last_line: Instant,
+    display: ProgressDisplay,
     done: u64,
 }
 
 impl LoadingDisplay {
-    /// Starts the clock. The first update shows the bar.
+    /// Starts the clock.
     pub(crate) fn start() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(
-                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  \
-                 {msg}",
-            );
-            ProgressBar::new(0).with_style(style.expect("the template is valid"))
-        });
-        Self { bar, start: Instant::now(), last_line: Instant::now(), done: 0 }
+        Self { display: ProgressDisplay::start(BAR), done: 0 }
     }
 
     /// Shows the progress after another piece of a tensor.
     pub(crate) fn update(&mut self, progress: &LoadProgress<'_>) {
         self.done = progress.done;
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-            if bar.message() != progress.tensor {
-                bar.set_message(progress.tensor.to_owned());
-            }
-        } else if self.last_line.elapsed() >= LINE_EVERY {
-            self.last_line = Instant::now();
-            eprintln!("{}", line(progress, self.start.elapsed()));
+        self.display.set_position(progress.done, Some(progress.total));
+        if self.display.is_due(Duration::ZERO) {
+            self.display.show(progress.tensor, &line(progress, self.display.elapsed()));
         }
     }
 
     /// Removes the bar and prints size, time and rate.
     pub(crate) fn finish(self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-        let seconds = self.start.elapsed().as_secs_f64();
+        self.display.finish();
+        let seconds = self.display.elapsed().as_secs_f64();
         let gb = self.done as f64 / 1e9;
         eprintln!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
     }
