@@ -128,7 +128,7 @@ pub struct LayerKv {
 
 /// One rank's rows of the embedding, \[ids, hidden\].
 #[derive(Debug)]
-pub struct Table<'a, M> {
+pub struct EmbeddingTable<'a, M> {
     /// The rows, packed as for a product.
     pub matrix: &'a M,
     /// The id of the first row.
@@ -349,7 +349,7 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     fn embed(
         &self,
         step: &Self::Step,
-        table: Table<'_, Self::Matrix>,
+        table: EmbeddingTable<'_, Self::Matrix>,
         out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
     /// residual += delta, if there is one; out = quant(norm(residual)).

@@ -39,8 +39,8 @@ pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
-    ActQuant, AttentionLayer, Device, DeviceError, Graph, LayerKv, Norm, Rope, SampleRow, StepInputs, Table,
-    Token,
+    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, Graph, LayerKv, Norm, Rope, SampleRow,
+    StepInputs, Token,
 };
 
 /// Number format of the linear weights and of the inputs of their products.
@@ -198,7 +198,8 @@ impl<D: Device> Model<D> {
     ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
         let s = space;
-        let table = Table { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
+        let table =
+            EmbeddingTable { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
         device.embed(&s.step, table, &mut s.residual)?;
         comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {

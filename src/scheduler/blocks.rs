@@ -172,13 +172,13 @@ impl Pool {
 
 /// The blocks of one sequence, in order of position.
 #[derive(Default)]
-pub struct Table {
+pub struct BlockTable {
     blocks: Vec<Block>,
     /// The ids of `blocks`, stored separately so that a plan can copy them.
     ids: Vec<u32>,
 }
 
-impl Table {
+impl BlockTable {
     /// Appends the block of the next [`BLOCK_TOKENS`] positions.
     pub fn push(&mut self, block: Block) {
         self.ids.push(block.id());
@@ -218,7 +218,7 @@ impl Table {
     }
 }
 
-impl Drop for Table {
+impl Drop for BlockTable {
     fn drop(&mut self) {
         self.clear();
     }

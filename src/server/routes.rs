@@ -72,20 +72,20 @@ pub(crate) fn before_start(status: &ServerStatus, path: &str, method: &Method) -
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let AdmittedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
     let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
     respond(&state, admission, valid, ReplyFormat::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let AdmittedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
     let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
     respond(&state, admission, valid, ReplyFormat::Text, id).await
 }
 
 /// A request that holds a place in the queue and whose body has been read, but not validated.
-struct AdmittedRequest {
+struct UnvalidatedRequest {
     admission: Admission,
     /// The caller, if the API key is a named one.
     caller: Option<Caller>,
@@ -100,7 +100,7 @@ async fn enter(
     state: &ServerState,
     request: Request,
     format: ReplyFormat,
-) -> Result<AdmittedRequest, ApiError> {
+) -> Result<UnvalidatedRequest, ApiError> {
     let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
@@ -113,7 +113,7 @@ async fn enter(
     let bytes = body::read(request, state).await?;
     let permit = engine.enter(1).map_err(refuse)?;
     let admission = Admission { permit, received_at, timeout };
-    Ok(AdmittedRequest { admission, caller, body: body::parse(bytes, state).await? })
+    Ok(UnvalidatedRequest { admission, caller, body: body::parse(bytes, state).await? })
 }
 
 /// Reads [`DEADLINE_HEADER`]. If it occurs several times, because proxies add their own, the shortest time

@@ -3,8 +3,8 @@
 
 use crate::dev::{self, Dev};
 use octant::device::{
-    ActQuant, Device, HostMatrix, MatrixData, SampleRow, SampleSource, StepCapacity, Table, Token, fp8,
-    upload_matrix,
+    ActQuant, Device, EmbeddingTable, HostMatrix, MatrixData, SampleRow, SampleSource, StepCapacity, Token,
+    fp8, upload_matrix,
 };
 
 use super::sample::row as greedy;
@@ -159,14 +159,14 @@ fn embedding_reads_back_the_packed_rows() {
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
         let source = SampleSource::Logits { logits: &logits, vocab: 3 };
         device.sample(source, &[SampleRow { slot: 1, ..greedy() }], &mut step).unwrap();
-        device.embed(&step, Table { matrix: &table, first: 0 }, &mut out).unwrap();
+        device.embed(&step, EmbeddingTable { matrix: &table, first: 0 }, &mut out).unwrap();
         let expected: Vec<f32> = [74usize, 2, 33]
             .iter()
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();
         assert_eq!(device.read(&out).unwrap(), expected, "{:?}", dev::name(&device));
         // A rank whose table begins at id 33: it does not have the second of the three tokens.
-        device.embed(&step, Table { matrix: &table, first: 33 }, &mut out).unwrap();
+        device.embed(&step, EmbeddingTable { matrix: &table, first: 33 }, &mut out).unwrap();
         let only: Vec<f32> =
             [expected_row(&w, 41, cols), vec![0.0; cols], expected_row(&w, 0, cols)].concat();
         assert_eq!(device.read(&out).unwrap(), only);

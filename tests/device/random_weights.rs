@@ -1,8 +1,8 @@
 //! Random weights follow the same formula on every device.
 
 use octant::device::{
-    CacheSpec, Device, HeadShape, KvDtype, RandomWeights, Segment, StepCapacity, StepInputs, Table, Token,
-    fp8,
+    CacheSpec, Device, EmbeddingTable, HeadShape, KvDtype, RandomWeights, Segment, StepCapacity, StepInputs,
+    Token, fp8,
 };
 
 use crate::dev;
@@ -22,7 +22,7 @@ pub(super) fn rows(
     let inputs =
         StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
     device.begin_step(&inputs, &mut step).unwrap();
-    device.embed(&step, Table { matrix: table, first: 0 }, &mut floats).unwrap();
+    device.embed(&step, EmbeddingTable { matrix: table, first: 0 }, &mut floats).unwrap();
     device.read(&floats).unwrap()
 }
 

@@ -32,7 +32,7 @@ pub struct Chunk {
 #[derive(Deserialize)]
 struct Wire {
     #[serde(default)]
-    choices: Option<Vec<ChunkChoice>>,
+    choices: Option<Vec<ReceivedChoice>>,
     #[serde(default)]
     usage: Option<ReportedUsage>,
     #[serde(default)]
@@ -40,17 +40,17 @@ struct Wire {
 }
 
 #[derive(Deserialize)]
-struct ChunkChoice {
+struct ReceivedChoice {
     #[serde(default)]
     text: Option<Filled>,
     #[serde(default)]
-    delta: Option<ChunkDelta>,
+    delta: Option<ReceivedDelta>,
     #[serde(default)]
     finish_reason: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
-struct ChunkDelta {
+struct ReceivedDelta {
     #[serde(default)]
     content: Option<Filled>,
     #[serde(default)]
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Filled {
     }
 }
 
-impl ChunkChoice {
+impl ReceivedChoice {
     fn has_content(&self) -> bool {
         let filled = |text: Option<Filled>| text.is_some_and(|Filled(filled)| filled);
         filled(self.text)
@@ -105,7 +105,7 @@ impl Chunk {
         let wire: Wire = serde_json::from_slice(data)?;
         let choices = wire.choices.unwrap_or_default();
         Ok(Self {
-            content: choices.iter().any(ChunkChoice::has_content),
+            content: choices.iter().any(ReceivedChoice::has_content),
             finished: choices.iter().any(|choice| choice.finish_reason.is_some()),
             usage: wire.usage,
             error: wire.error.map(|error| message(&error)),

@@ -132,7 +132,7 @@ pub async fn run(
         Pace::Closed { concurrency } => concurrency,
     };
     let schedule = Schedule { plan, arrivals, next: 0 };
-    drive(Driver::new(schedule, client, max_concurrency, false), stop, on_progress).await
+    drive(LoadDriver::new(schedule, client, max_concurrency, false), stop, on_progress).await
 }
 
 /// Sends the requests before the measurement. Their synthetic prompts do not occur again.
@@ -150,11 +150,11 @@ async fn warm_up(
     let first = u64::MAX / 2;
     let plan = LoadTestPlan { requests: Some(first + plan.warm_up), duration: None, ..plan.clone() };
     let schedule = Schedule { plan: &plan, arrivals: None, next: first };
-    drive(Driver::new(schedule, Arc::clone(client), max_concurrency, true), stop, on_progress).await
+    drive(LoadDriver::new(schedule, Arc::clone(client), max_concurrency, true), stop, on_progress).await
 }
 
 /// A run in progress.
-struct Driver<'a> {
+struct LoadDriver<'a> {
     schedule: Schedule<'a>,
     client: Arc<Client>,
     /// Highest number of requests in flight.
@@ -167,7 +167,7 @@ struct Driver<'a> {
     progress: LoadTestProgress,
 }
 
-impl<'a> Driver<'a> {
+impl<'a> LoadDriver<'a> {
     fn new(
         mut schedule: Schedule<'a>,
         client: Arc<Client>,
@@ -236,7 +236,7 @@ impl<'a> Driver<'a> {
 }
 
 async fn drive(
-    mut driver: Driver<'_>,
+    mut driver: LoadDriver<'_>,
     mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
     on_progress: &mut dyn FnMut(&LoadTestProgress),
 ) -> LoadRun {

@@ -3,11 +3,11 @@
 
 use super::pool::ThreadPool;
 use super::{Floats, Matrix, Parts, Step};
-use crate::device::{Table, Token};
+use crate::device::{EmbeddingTable, Token};
 
-pub(super) fn run(pool: &ThreadPool, step: &Step, table: Table<'_, Matrix>, out: &mut Floats) {
+pub(super) fn run(pool: &ThreadPool, step: &Step, table: EmbeddingTable<'_, Matrix>, out: &mut Floats) {
     let cols = out.cols;
-    let Table { matrix, first } = table;
+    let EmbeddingTable { matrix, first } = table;
     assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");
     let tokens = &step.inputs.tokens;
     let parts = Parts::new(out.resize(tokens.len()));

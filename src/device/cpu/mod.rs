@@ -32,9 +32,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use isa::Isa;
 
 use super::{
-    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, Graph, HostRows,
-    Layout, MatrixShape, Norm, RowLogprob, SampleResult, SampleRow, SampleSource, Segment, StepCapacity,
-    StepInputs, Table,
+    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
+    Graph, HostRows, Layout, MatrixShape, Norm, RowLogprob, SampleResult, SampleRow, SampleSource, Segment,
+    StepCapacity, StepInputs,
 };
 use isa::DetectedIsa;
 use parts::Parts;
@@ -323,7 +323,12 @@ impl Device for Cpu {
         Err(DeviceError { op: "capture", message: "the CPU device does not capture".to_owned() })
     }
 
-    fn embed(&self, step: &Step, table: Table<'_, Matrix>, out: &mut Floats) -> Result<(), DeviceError> {
+    fn embed(
+        &self,
+        step: &Step,
+        table: EmbeddingTable<'_, Matrix>,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
         embed::run(&self.pool, step, table, out);
         Ok(())
     }

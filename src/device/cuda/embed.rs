@@ -1,7 +1,7 @@
 //! `kernels/embed.cu`.
 
 use super::{Buffer, Cuda, Floats, Launch, Matrix, Step};
-use crate::device::{DeviceError, Table};
+use crate::device::{DeviceError, EmbeddingTable};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -21,10 +21,10 @@ const _: () = assert!(size_of::<EmbedParams>() == 56);
 pub(super) fn run(
     cuda: &Cuda,
     step: &Step,
-    table: Table<'_, Matrix>,
+    table: EmbeddingTable<'_, Matrix>,
     out: &mut Floats,
 ) -> Result<(), DeviceError> {
-    let Table { matrix, first } = table;
+    let EmbeddingTable { matrix, first } = table;
     let (step, sampled) = (&step.tables, &step.sampled);
     assert_eq!(matrix.input, out.cols, "columns of an embedding of {}", out.cols);
     assert!(step.slots <= sampled.slots(), "slot {} of {}", step.slots, sampled.slots());

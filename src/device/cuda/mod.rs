@@ -51,9 +51,9 @@ pub use step::Step;
 use step::StepTables;
 
 use super::{
-    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, Graph, HostRows,
-    KvDtype, Layout, MatrixShape, Norm, RandomWeights, RowLogprob, SampleResult, SampleRow, SampleSource,
-    StepCapacity, StepInputs, Table,
+    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
+    Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RowLogprob, SampleResult, SampleRow,
+    SampleSource, StepCapacity, StepInputs,
 };
 
 /// Heads in the cache are padded to a multiple of this many elements, since the kernels are compiled for
@@ -297,7 +297,12 @@ impl Device for Cuda {
         self.driver.backend().capture(operations)
     }
 
-    fn embed(&self, step: &Step, table: Table<'_, Matrix>, out: &mut Floats) -> Result<(), DeviceError> {
+    fn embed(
+        &self,
+        step: &Step,
+        table: EmbeddingTable<'_, Matrix>,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
         embed::run(self, step, table, out)
     }
 
