@@ -63,11 +63,11 @@ pub mod random;
 /// Mean, standard deviation and percentiles of values.
 pub mod statistics;
 
-/// Progress on standard error: a bar on a terminal, else lines.
-mod progress;
-
 /// CPU cores and available memory of this machine.
 pub mod machine;
+
+/// Progress on standard error: a bar on a terminal, else lines.
+pub mod progress;
 
 /// Settings from the command line, the environment and a file.
 pub mod config;

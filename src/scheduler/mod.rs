@@ -14,7 +14,8 @@
 //!
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
-//! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything. `prefetch` concerns the processor's caches only.
+//! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
+//! `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
 mod error;

@@ -1,5 +1,5 @@
-//! The limits of the waiting queue. An empty queue takes a group of any size and length, since that group could
-//! otherwise never be served.
+//! The limits of the waiting queue. An empty queue takes a group of any size and length, since that group
+//! could otherwise never be served.
 
 use super::SchedulerConfig;
 use crate::request::Reject;

@@ -222,7 +222,7 @@ fn ranks_agree_on_the_measured_mode() {
     assert!(all[0] == all[1]);
 }
 
-/// What rank 2 of 4 does in place of an operation.
+/// The end of rank 2 of 4, in place of an operation.
 #[derive(Clone, Copy, PartialEq)]
 enum Fate {
     Ends,

@@ -193,8 +193,8 @@ fn silent_connections_do_not_block_the_health_port() {
     let status = ServerStatus::new(Duration::from_secs(60));
     let (_thread, health, _admin) = management_ports(&status);
     let silent: Vec<TcpStream> = (0..200).map(|_| connect(health)).collect();
-    // The port takes 64 connections at once, and a silent one times out after 5 s. A port that waited for that
-    // three times would answer after `READ_TIMEOUT`.
+    // The port takes 64 connections at once, and a silent one times out after 5 s. A port that waited for
+    // that three times would answer after `READ_TIMEOUT`.
     assert_eq!(ask(&mut connect(health), "/livez").0, 200);
     drop(silent);
 }
