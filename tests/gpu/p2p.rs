@@ -72,8 +72,7 @@ fn repeated_all_reduces_sum_in_rank_order() {
                     .map(|turn| {
                         device.write(&values(rank, (rows - turn % rows) * cols), &mut x).unwrap();
                         comm.all_reduce(device, &mut x).unwrap();
-                        let sum = device.read(&x).unwrap();
-                        sum
+                        device.read(&x).unwrap()
                     })
                     .collect::<Vec<_>>()
             });
