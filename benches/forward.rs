@@ -11,11 +11,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use octant::bench::steps::{DecodeRun, Steps};
-use octant::comm::Local;
+use octant::comm::SingleDeviceGroup;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, Device, KvDtype};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
 use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
+use octant::statistics::Distribution;
 
 const PREFILL: usize = 512;
 const CONTEXT: usize = 128;
@@ -74,7 +75,7 @@ fn main() {
     let cache = plan.cache(&config, kv);
     let parts = RankParts {
         device,
-        comm: Local::alone(),
+        comm: SingleDeviceGroup::alone(),
         processors: Vec::new(),
         model,
         cache,
@@ -86,8 +87,8 @@ fn main() {
     let mut steps = Steps::new(runner, vocab, plan.blocks);
     steps.prefill(0, 1).expect("a step");
     let rate = |seconds: f64| PREFILL as f64 / seconds;
-    let mut rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();
-    println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", median(&mut rates));
+    let rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();
+    println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", Distribution::of(rates).p50);
     for batch in BATCHES {
         let mut decode = || {
             let times = steps
@@ -95,12 +96,7 @@ fn main() {
                 .expect("steps");
             (batch * GENERATED) as f64 / times.iter().sum::<f64>()
         };
-        let mut rates: Vec<f64> = (0..o.reps).map(|_| decode()).collect();
-        println!("decode  batch {batch:4}  {:9.1} tokens/s", median(&mut rates));
+        let rates: Vec<f64> = (0..o.reps).map(|_| decode()).collect();
+        println!("decode  batch {batch:4}  {:9.1} tokens/s", Distribution::of(rates).p50);
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -14,6 +14,7 @@ use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{
     ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, upload_floats, upload_matrix,
 };
+use octant::statistics::Distribution;
 
 /// A weight matrix to measure: [out, input].
 struct Shape {
@@ -64,7 +65,7 @@ fn bench(cpu: &Cpu, &Shape { name, out, input }: &Shape, fp8: bool, read_bandwid
     for rows in ROWS {
         let x = inputs(cpu, rows, input);
         let mut y = cpu.floats(rows, out).expect("memory");
-        let mut times: Vec<f64> = (0..7)
+        let times: Vec<f64> = (0..7)
             .map(|_| {
                 let count = ((2e7 / (out * input * rows) as f64) as usize).max(1);
                 let start = Instant::now();
@@ -72,8 +73,7 @@ fn bench(cpu: &Cpu, &Shape { name, out, input }: &Shape, fp8: bool, read_bandwid
                 start.elapsed().as_secs_f64() / count as f64
             })
             .collect();
-        times.sort_by(f64::total_cmp);
-        let time = times[times.len() / 2];
+        let time = Distribution::of(times).p50;
         let flops = 2.0 * (rows * out * input) as f64 / time;
         println!(
             "{} {name:14} [{out:5}, {input:5}] rows {rows:3}: {:9.1} us {:6.1} GB/s ({:4.2} of read) \

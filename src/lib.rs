@@ -66,6 +66,9 @@ pub mod statistics;
 /// CPU cores and available memory of this machine.
 pub mod machine;
 
+/// Progress on standard error: a bar on a terminal, else lines.
+pub mod progress;
+
 /// Settings from the command line, the environment and a file.
 pub mod config;
 

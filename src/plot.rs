@@ -45,11 +45,6 @@ type DrawError = DrawingAreaErrorKind<std::io::Error>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-/// The drawing library failed.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot draw the plot: {0}")]
-pub struct PlotError(String);
-
 /// A grid of panels.
 pub(crate) struct Figure<'a> {
     /// Text above all panels; may be empty.
@@ -175,9 +170,9 @@ fn number(value: f64) -> String {
 ///
 /// # Errors
 /// The drawing library's error.
-pub(crate) fn svg(figure: &Figure<'_>) -> Result<String, PlotError> {
+pub(crate) fn svg(figure: &Figure<'_>) -> anyhow::Result<String> {
     let mut out = String::new();
-    draw(&mut out, figure).map_err(|error| PlotError(error.to_string()))?;
+    draw(&mut out, figure).map_err(|error| anyhow::anyhow!("cannot draw the plot: {error}"))?;
     Ok(out)
 }
 

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use octant::statistics::Distribution;
+
 /// Pause between two rounds of probes.
 const INTERVAL: Duration = Duration::from_millis(50);
 
@@ -133,9 +135,8 @@ fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, bool)> {
     }
 }
 
-/// 99th percentile in ms.
+/// 99th percentile in ms; NaN without times.
 pub fn p99(times: &[Duration]) -> f64 {
-    let mut times = times.to_vec();
-    times.sort();
-    times.get((times.len() * 99 / 100).saturating_sub(1)).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
+    let ms: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e3).collect();
+    if ms.is_empty() { f64::NAN } else { Distribution::of(ms).p99 }
 }

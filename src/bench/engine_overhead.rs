@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
-use crate::engine::{Engine, Executor, ExecutorError, RequestId, SchedulerConfig, SubmitOptions};
+use crate::engine::{Engine, EngineError, Executor, RequestId, SchedulerConfig, SubmitOptions};
 use crate::request::{Request, SampledToken, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, StepOutput, StepPlan};
 use crate::scheduler::{PlannedStep, Policy, Scheduler};
@@ -20,7 +20,7 @@ const STEPS: usize = 101;
 
 /// Load of the scheduler.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
+pub(super) struct SchedulerLoad {
     /// Sequences that decode.
     pub(super) running: usize,
     /// Waiting requests.
@@ -30,7 +30,7 @@ pub(super) struct Load {
 }
 
 /// Median microseconds of a plan and of a commit of a decode step of all running sequences.
-pub(super) fn scheduler(load: Load) -> (f64, f64) {
+pub(super) fn scheduler(load: SchedulerLoad) -> (f64, f64) {
     let mut scheduler = Scheduler::new(config(load.running, load.prompt, load.waiting));
     let submit = |scheduler: &mut Scheduler, ids: std::ops::Range<usize>| {
         for id in ids {
@@ -113,7 +113,7 @@ struct FixedLengthSteps {
 }
 
 impl Executor for FixedLengthSteps {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         let now = Instant::now();
         // Only steps with all streams count.
         let whole = plan.rows.len() == self.rows;
@@ -125,7 +125,7 @@ impl Executor for FixedLengthSteps {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let (output, end) = self.outstanding.pop_front().expect("a step was enqueued");
         std::thread::sleep(end.saturating_duration_since(Instant::now()));
         self.collected = Some(Instant::now());

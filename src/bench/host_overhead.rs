@@ -69,20 +69,20 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
 fn growth() -> Value {
     println!("The scheduler alone, medians, us");
     println!("{:>8} {:>8} {:>8} {:>8} {:>8}", "running", "waiting", "prompt", "plan", "commit");
-    let base = engine_overhead::Load { running: 128, waiting: 1250, prompt: 512 };
+    let base = engine_overhead::SchedulerLoad { running: 128, waiting: 1250, prompt: 512 };
     let mut loads = vec![base];
     for factor in [2, 4, 8] {
-        loads.push(engine_overhead::Load { running: base.running * factor, ..base });
+        loads.push(engine_overhead::SchedulerLoad { running: base.running * factor, ..base });
     }
     for factor in [2, 4, 8] {
-        loads.push(engine_overhead::Load { waiting: base.waiting * factor, ..base });
+        loads.push(engine_overhead::SchedulerLoad { waiting: base.waiting * factor, ..base });
     }
     for factor in [2, 4, 8] {
-        loads.push(engine_overhead::Load { prompt: base.prompt * factor, ..base });
+        loads.push(engine_overhead::SchedulerLoad { prompt: base.prompt * factor, ..base });
     }
-    loads.push(engine_overhead::Load { running: 1024, waiting: 10_000, prompt: 512 });
+    loads.push(engine_overhead::SchedulerLoad { running: 1024, waiting: 10_000, prompt: 512 });
     let rows = loads.into_iter().map(|load| {
-        let engine_overhead::Load { running, waiting, prompt } = load;
+        let engine_overhead::SchedulerLoad { running, waiting, prompt } = load;
         let (plan, commit) = engine_overhead::scheduler(load);
         println!("{running:>8} {waiting:>8} {prompt:>8} {plan:>8.1} {commit:>8.1}");
         json!({

@@ -31,7 +31,7 @@ const READ: u64 = 8 << 20;
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Result of one load.
-struct Load {
+struct TimedLoad {
     seconds: f64,
     /// Bytes read from the files.
     bytes: u64,
@@ -100,7 +100,7 @@ impl Run<'_> {
             for _ in 0..self.args.reps {
                 let (files, past) = (self.read_files(cold)?, self.read_past(cold)?);
                 let kept = self.keep_files(cold)?;
-                let Load { seconds, bytes, peak } = self.load(devices, cold)?;
+                let TimedLoad { seconds, bytes, peak } = self.load(devices, cold)?;
                 let load = bytes as f64 / seconds;
                 show(state, &Rates { files, past, kept, load });
                 rates.push(Rates { files, past, kept, load });
@@ -201,7 +201,7 @@ impl Run<'_> {
         Ok(self.stored as f64 / start.elapsed().as_secs_f64())
     }
 
-    fn load<D: Device>(&self, devices: &[D], cold: bool) -> anyhow::Result<Load> {
+    fn load<D: Device>(&self, devices: &[D], cold: bool) -> anyhow::Result<TimedLoad> {
         self.prepare_cache(cold)?;
         let peak = AtomicU64::new(0);
         std::thread::scope(|scope| {
@@ -223,7 +223,7 @@ impl Run<'_> {
             let seconds = start.elapsed().as_secs_f64();
             drop(ended);
             drop(models?);
-            Ok(Load { seconds, bytes, peak: peak.load(Ordering::Relaxed).saturating_sub(before) })
+            Ok(TimedLoad { seconds, bytes, peak: peak.load(Ordering::Relaxed).saturating_sub(before) })
         })
     }
 }

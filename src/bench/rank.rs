@@ -19,7 +19,7 @@ use super::steps::{DecodeRun, Steps};
 use crate::comm::{Communicator, SingleDeviceGroup};
 use crate::config::BenchRankArgs;
 use crate::cost::Hardware;
-use crate::device::{BLOCK_TOKENS, Device, KvDtype};
+use crate::device::{BLOCK_TOKENS, Device, KvDtype, MakeRandomMatrix, upload_random};
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
@@ -51,10 +51,13 @@ pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
     };
     let before = conditions.as_ref().map(|conditions| conditions());
     eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
-    let limits = Limits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes };
+    let limits = DeviceLimits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes };
     let measured = match devices {
-        Devices::Cpu(mut cpus) => measure(cpus.remove(0), &config, args, limits)?,
-        Devices::Cuda(gpus) => measure(gpus.into_devices().remove(0), &config, args, limits)?,
+        Devices::Cpu(mut cpus) => measure(cpus.remove(0), upload_random, &config, args, limits)?,
+        Devices::Cuda(gpus) => {
+            let make_matrix = gpus.random_weights();
+            measure(gpus.into_devices().remove(0), make_matrix, &config, args, limits)?
+        }
         Devices::Simulated(_) => anyhow::bail!(NOTHING_TO_MEASURE),
     };
     let after = conditions.map(|conditions| conditions());
@@ -74,7 +77,7 @@ pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
 
 /// Bandwidth and memory of the device.
 #[derive(Clone, Copy)]
-struct Limits {
+struct DeviceLimits {
     /// Bytes per second that a kernel reads.
     read: f64,
     /// Bytes of memory to use.
@@ -108,11 +111,12 @@ struct Step {
 
 fn measure<D: Device>(
     device: D,
+    make_matrix: MakeRandomMatrix<D>,
     config: &ModelConfig,
     args: &BenchRankArgs,
-    limits: Limits,
+    limits: DeviceLimits,
 ) -> anyhow::Result<Vec<Value>> {
-    let mut setup = Setup::new(device, config, args, limits)?;
+    let mut setup = Setup::new(device, make_matrix, config, args, limits)?;
     let mut report = Vec::new();
     for &context in &args.context {
         for &batch in &args.batch {
@@ -129,9 +133,10 @@ impl Setup {
     /// Plans the memory, times the all-reduces, and creates the model with random weights.
     fn new<D: Device>(
         device: D,
+        make_matrix: MakeRandomMatrix<D>,
         config: &ModelConfig,
         args: &BenchRankArgs,
-        Limits { read, memory }: Limits,
+        DeviceLimits { read, memory }: DeviceLimits,
     ) -> anyhow::Result<Self> {
         let batch = args.batch.iter().copied().max().unwrap_or(1);
         let longest = args.context.iter().map(|context| context + args.reps + args.warm_up + 1);
@@ -145,7 +150,7 @@ impl Setup {
         let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, rows, config.hidden));
         let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
         eprintln!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
-        let model = Model::random(&limited, Precision::Fp8, &device, &mut |layers| {
+        let model = Model::random(&limited, Precision::Fp8, &device, make_matrix, &mut |layers| {
             eprint!("\rcreated {layers} of {} layers", config.layers);
             let _flushed = std::io::stderr().flush();
         })?;

@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use crate::bench::load_client::body::{Bodies, Endpoint};
 use crate::bench::load_client::client::Target;
-use crate::bench::load_client::drive::{self, LoadPlan, Pace};
+use crate::bench::load_client::drive::{self, LoadTestPlan, Pace};
 use crate::bench::load_client::measure::{LoadRun, ms};
-use crate::bench::load_client::prompts::Prompts;
+use crate::bench::load_client::prompts::PromptSource;
 use crate::config::BenchHostArgs;
 use crate::statistics::Distribution;
 
@@ -94,10 +94,10 @@ pub(super) fn load(
     streams: usize,
     requests: u64,
 ) -> anyhow::Result<LoadRun> {
-    let plan = LoadPlan {
+    let plan = LoadTestPlan {
         target: Target::parse(url, None)?,
         bodies: Bodies {
-            prompts: Prompts::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
+            prompts: PromptSource::Synthetic { tokens: PROMPT, shared_prefix: 0, seed: 1 },
             endpoint: Endpoint::Chat,
             model: model.to_owned(),
             max_tokens: u64::from(args.tokens),
@@ -135,7 +135,7 @@ struct Server {
 }
 
 /// Resource usage of a process.
-struct Usage {
+struct ProcessUsage {
     /// Seconds of CPU time in user mode.
     user: f64,
     /// Seconds of CPU time in the kernel.
@@ -194,7 +194,7 @@ impl Server {
         Ok(Self { child, url, _gpu: gpu })
     }
 
-    fn usage(&self) -> anyhow::Result<Usage> {
+    fn usage(&self) -> anyhow::Result<ProcessUsage> {
         let pid = self.child.id();
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // Fields from 3 on, numbered as in proc(5), follow the process name, which may contain any character.
@@ -207,7 +207,7 @@ impl Server {
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = peak.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<f64>().ok());
         let memory = kib.context("no VmHWM")? * 1024.0;
-        Ok(Usage { user: seconds(14)?, system: seconds(15)?, memory })
+        Ok(ProcessUsage { user: seconds(14)?, system: seconds(15)?, memory })
     }
 }
 

@@ -1,25 +1,21 @@
 //! `octant bench serving`: load-tests any server with OpenAI's API.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
 
 use crate::bench::load_client::arrivals::{Rate, Spacing};
 use crate::bench::load_client::body::{Bodies, Endpoint};
 use crate::bench::load_client::client::{Client, Target};
-use crate::bench::load_client::drive::{self, LoadPlan, Pace, Progress};
+use crate::bench::load_client::drive::{self, LoadTestPlan, LoadTestProgress, Pace};
 use crate::bench::load_client::measure::{Objectives, Summary};
-use crate::bench::load_client::prompts::Prompts;
+use crate::bench::load_client::prompts::PromptSource;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
-
-/// Interval of progress lines if standard error is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+use crate::progress::ProgressDisplay;
 
 /// Number of requests if neither --requests nor --duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
@@ -34,7 +30,7 @@ pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
 async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
     let plan = plan(args).await?;
     eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
-    let mut display = ProgressDisplay::start(&plan);
+    let mut display = RunDisplay::start(&plan);
     let stop = async {
         if tokio::signal::ctrl_c().await.is_err() {
             // Without a handler, the signal ends the process by itself.
@@ -42,7 +38,7 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
         }
     };
     let run = drive::run(&plan, stop, &mut |progress| display.update(progress)).await;
-    display.finish();
+    display.display.finish();
     let objectives = Objectives {
         ttft_ms: args.slo_ttft,
         itl_ms: args.slo_itl,
@@ -61,13 +57,13 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
     Ok(if summary.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadPlan> {
+async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadTestPlan> {
     let duration = args.duration.map(Duration::from_secs_f64);
     let timeout = Duration::from_secs_f64(args.timeout);
     let target = Target::parse(&args.url, args.api_key.as_deref())?;
     let prompts = match &args.prompts {
-        Some(path) => Prompts::from_file(path)?,
-        None => Prompts::Synthetic {
+        Some(path) => PromptSource::from_file(path)?,
+        None => PromptSource::Synthetic {
             tokens: args.prompt_tokens,
             shared_prefix: args.shared_prefix,
             seed: args.seed,
@@ -94,7 +90,7 @@ async fn plan(args: &BenchServingArgs) -> anyhow::Result<LoadPlan> {
         Some(name) => name.clone(),
         None => Client::new(target.clone(), timeout).first_model().await?,
     };
-    Ok(LoadPlan {
+    Ok(LoadTestPlan {
         target,
         bodies: Bodies {
             prompts,
@@ -135,7 +131,7 @@ fn pace(args: &BenchServingArgs) -> anyhow::Result<Pace> {
 }
 
 /// The plan as one line of text.
-fn describe(plan: &LoadPlan) -> String {
+fn describe(plan: &LoadTestPlan) -> String {
     let mut text = match plan.pace {
         Pace::Closed { concurrency } => format!("closed loop, {concurrency} at once"),
         Pace::Open { rate, spacing, max_concurrency: most } => {
@@ -162,7 +158,7 @@ fn describe(plan: &LoadPlan) -> String {
 }
 
 /// Settings for the JSON report, enough to repeat the run. Omits the API key.
-fn settings(args: &BenchServingArgs, plan: &LoadPlan) -> Value {
+fn settings(args: &BenchServingArgs, plan: &LoadTestPlan) -> Value {
     json!({
         "url": args.url,
         "endpoint": plan.bodies.endpoint.path(),
@@ -190,58 +186,40 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Progress on standard error: a bar on a terminal, else a line every five seconds.
-struct ProgressDisplay {
-    bar: Option<ProgressBar>,
-    last_line: Instant,
+/// Shows the progress of a run.
+struct RunDisplay {
+    display: ProgressDisplay,
+    requests: Option<u64>,
     /// Chunks and elapsed time at the last line, for the rate since then.
     before: (u64, Duration),
 }
 
-impl ProgressDisplay {
-    fn start(plan: &LoadPlan) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let (bar, template) = match plan.requests {
-                Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
-                None => (ProgressBar::no_length(), "{spinner} {msg}"),
-            };
-            bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
-        });
-        Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
+impl RunDisplay {
+    fn start(plan: &LoadTestPlan) -> Self {
+        let template = if plan.requests.is_some() { "{bar:32} {msg}" } else { "{spinner} {msg}" };
+        let display = ProgressDisplay::start(template);
+        Self { display, requests: plan.requests, before: (0, Duration::ZERO) }
     }
 
-    fn update(&mut self, progress: &Progress) {
-        let every = if self.bar.is_some() { Duration::from_secs(1) } else { LINE_EVERY };
-        if let Some(bar) = &self.bar {
-            bar.set_position(if progress.warming_up { 0 } else { progress.ended });
-        }
+    fn update(&mut self, progress: &LoadTestProgress) {
+        self.display.set_position(if progress.warming_up { 0 } else { progress.ended }, self.requests);
         if progress.elapsed < self.before.1 {
             // The warm-up has ended and the measured run has begun.
             self.before = (0, Duration::ZERO);
         }
-        if self.last_line.elapsed() < every {
+        if !self.display.is_due(Duration::from_secs(1)) {
             return;
         }
-        self.last_line = Instant::now();
         let seconds = (progress.elapsed - self.before.1).as_secs_f64();
         let line = line(progress, progress.chunks.saturating_sub(self.before.0) as f64 / seconds.max(1e-9));
         self.before = (progress.chunks, progress.elapsed);
-        match &self.bar {
-            Some(bar) => bar.set_message(line),
-            None => eprintln!("{line}"),
-        }
-    }
-
-    fn finish(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
+        self.display.show(&line, &line);
     }
 }
 
 /// One line of progress.
-fn line(progress: &Progress, chunks_per_second: f64) -> String {
-    let Progress { warming_up, elapsed, sent, ended, failed, .. } = progress;
+fn line(progress: &LoadTestProgress, chunks_per_second: f64) -> String {
+    let LoadTestProgress { warming_up, elapsed, sent, ended, failed, .. } = progress;
     let phase = if *warming_up { "warming up, " } else { "" };
     format!(
         "{phase}{:.0} s: {ended} ended, {} out, {failed} failed, {chunks_per_second:.0} chunks/s",

@@ -4,9 +4,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Communicator, GroupBuffers, PEER, did_not_come, has_ended};
+use super::{Communicator, GroupBuffers};
 use crate::device::cpu::zeros;
-use crate::device::{Device, DeviceError, Floats};
+use crate::device::{Device, DeviceError, Floats, PEER};
 
 /// A rank of a group of threads.
 #[derive(Debug)]
@@ -38,11 +38,6 @@ struct BarrierState {
 }
 
 impl Local {
-    /// A group of one rank, whose operations change nothing.
-    pub fn alone() -> Self {
-        Self::group(1, Duration::MAX).remove(0)
-    }
-
     /// Makes a group of `size` ranks, each of which waits at most `timeout` for the others.
     pub fn group(size: usize, timeout: Duration) -> Vec<Self> {
         let group = Arc::new(ThreadGroup {
@@ -91,10 +86,10 @@ impl Local {
             changed.wait_timeout_while(state, *timeout, waits).unwrap_or_else(PoisonError::into_inner);
         match state.left {
             _ if state.rounds > round => Ok(()),
-            Some(rank) => Err(has_ended(rank)),
+            Some(rank) => Err(DeviceError::peer_has_ended(rank)),
             None if wait.timed_out() => {
                 let missing = state.arrived.iter().position(|here| !here).unwrap_or(self.rank);
-                Err(did_not_come(missing, *timeout))
+                Err(DeviceError::peer_is_late(missing, *timeout))
             }
             None => Err(DeviceError { op: PEER, message: "woken before the round ended".to_owned() }),
         }
@@ -113,10 +108,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<D: Device> Communicator<D> for Local {
-    fn captures(&self) -> bool {
-        // With more than one rank, data goes through host memory.
-        self.size() == 1
-    }
+    // Data goes through host memory.
+    const CAPTURES: bool = false;
 
     fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
         self.barrier()

@@ -7,8 +7,6 @@ pub mod nccl;
 pub mod p2p;
 pub mod single_device;
 
-use std::time::Duration;
-
 pub use local::Local;
 #[cfg(feature = "cuda")]
 pub use nccl::Nccl;
@@ -18,15 +16,13 @@ pub use single_device::SingleDeviceGroup;
 
 use crate::device::{ActQuant, Device, DeviceError, Floats, Norm};
 
-/// [`DeviceError::op`] of an error that another rank caused. That rank's own error says more.
-pub const PEER: &str = "peer";
-
-/// One rank's handle on its group. Every rank calls the same operations in the same order.
+/// One rank's handle on its group. Every rank calls the same operations in the same order. The error of an
+/// operation that another rank does not reach comes from the operation itself, or from a later call of the
+/// device.
 pub trait Communicator<D: Device>: Send + 'static {
     /// Whether operations are launches on the device only, so that a device can capture them.
-    fn captures(&self) -> bool {
-        true
-    }
+    const CAPTURES: bool = true;
+
     /// Registers this rank's buffers that operations take, and returns when every rank has done so. Called
     /// once, after the rank has allocated all its memory and before the first operation.
     fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
@@ -58,11 +54,6 @@ pub trait Communicator<D: Device>: Send + 'static {
         self.all_reduce(device, delta)?;
         device.add(std::slice::from_ref(delta), residual)
     }
-    /// Returns the error of an operation that another rank did not reach, if the operation itself could not
-    /// return it. Called after the operation has been waited for.
-    fn check(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
 }
 
 /// The buffers of a rank that operations of its group take.
@@ -81,15 +72,4 @@ pub struct ResidualUpdate<'a, D: Device> {
     pub residual: &'a mut Floats<D>,
     /// This rank's part.
     pub delta: &'a mut Floats<D>,
-}
-
-/// The error of a rank whose operation another rank will never reach.
-fn has_ended(rank: usize) -> DeviceError {
-    DeviceError { op: PEER, message: format!("rank {rank} has ended") }
-}
-
-/// The error of a rank whose operation another rank did not reach in time.
-fn did_not_come(rank: usize, timeout: Duration) -> DeviceError {
-    let message = format!("rank {rank} did not come within {} s", timeout.as_secs_f64());
-    DeviceError { op: PEER, message }
 }

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Communicator, GroupBuffers, Local, PEER, ResidualUpdate, did_not_come, has_ended};
+use super::{Communicator, GroupBuffers, Local, ResidualUpdate};
 use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
-use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, upload_floats};
+use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, PEER, upload_floats};
 
 /// The least timeout of the threads' barrier. Some ranks take far longer than others to allocate and measure.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(600);
@@ -129,7 +129,6 @@ impl P2p {
             }
             cuda.read(mark)?;
             best = best.min(begun.elapsed().as_secs_f64() / REDUCTIONS as f64);
-            Communicator::check(self)?;
         }
         Ok(best)
     }
@@ -222,13 +221,5 @@ impl Communicator<Cuda> for P2p {
         let ResidualUpdate { residual, delta } = update;
         let mode = self.mode(delta.rows());
         self.peers.reduce_add(cuda, Reduction { residual, delta, mode })
-    }
-
-    fn check(&self) -> Result<(), DeviceError> {
-        let Some(missed) = self.peers.missed() else { return Ok(()) };
-        Err(match missed.has_ended {
-            true => has_ended(missed.rank),
-            false => did_not_come(missed.rank, self.peers.timeout()),
-        })
     }
 }

@@ -1,5 +1,5 @@
-//! A group of one rank that does the memory traffic of a larger group on its own device, for measurements.
-//! The other ranks' parts are zeros, so results do not change.
+//! A group of one rank. For measurements it does the memory traffic of a larger group on its own device; the
+//! other ranks' parts are zeros, so results do not change.
 
 use super::Communicator;
 use crate::device::{Device, DeviceError, Floats};
@@ -8,7 +8,7 @@ use crate::device::{Device, DeviceError, Floats};
 /// share and reads the other ranks' sums: two reads and one write of the message in all.
 const ONE_SHOT_ROWS: usize = 64;
 
-/// The only rank of a group that stands for a larger one.
+/// The only rank of a group, which may stand for a larger one.
 #[derive(Debug)]
 pub struct SingleDeviceGroup<D: Device> {
     /// The other ranks' parts, \[ONE_SHOT_ROWS, cols\] each; the first has as many rows as the largest
@@ -17,6 +17,11 @@ pub struct SingleDeviceGroup<D: Device> {
 }
 
 impl<D: Device> SingleDeviceGroup<D> {
+    /// A group of one rank, whose operations change nothing.
+    pub fn alone() -> Self {
+        Self { parts: Vec::new() }
+    }
+
     /// Stands for a group of `size` ranks with messages of at most \[rows, cols\].
     ///
     /// # Errors

@@ -1,18 +1,13 @@
 //! `octant quantize` and `octant import-nemo`: convert checkpoint directories and show the progress.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
-use indicatif::{ProgressBar, ProgressStyle};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::config::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 use crate::machine::cores;
 use crate::offline::{self, Conversion, ConversionProgress, Converted, Granularity};
-
-/// Interval of progress lines if standard error is not a terminal.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+use crate::progress::ProgressDisplay;
 
 /// Weights with the largest errors that the summary lists.
 const WORST: usize = 3;
@@ -27,7 +22,7 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ProgressDisplay::start("quantizing");
+    let display = ConversionDisplay::start("quantizing");
     let converted = offline::quantize(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
@@ -43,7 +38,7 @@ pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ProgressDisplay::start("importing");
+    let display = ConversionDisplay::start("importing");
     let converted = offline::import_nemo(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
@@ -56,45 +51,42 @@ fn granularity(scheme: ScaleScheme) -> Granularity {
     }
 }
 
-/// Progress on standard error: a bar on a terminal, else a line every five seconds.
-struct ProgressDisplay {
+/// Shows the progress of a conversion and its summary.
+struct ConversionDisplay {
     verb: &'static str,
-    bar: Option<ProgressBar>,
-    start: Instant,
-    /// Time of the last line, and the most bytes converted so far.
-    last: Mutex<(Instant, u64)>,
+    shown: Mutex<Shown>,
 }
 
-impl ProgressDisplay {
+struct Shown {
+    display: ProgressDisplay,
+    /// The most bytes converted so far. Threads report their progress out of order.
+    done: u64,
+}
+
+impl ConversionDisplay {
     fn start(verb: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix} {bar:32} {msg}");
-            let bar = ProgressBar::new(0).with_style(style.expect("the template is valid"));
-            bar.with_prefix(verb)
-        });
-        let start = Instant::now();
-        Self { verb, bar, start, last: Mutex::new((start, 0)) }
+        let display = ProgressDisplay::start(&format!("{verb} {{bar:32}} {{msg}}"));
+        Self { verb, shown: Mutex::new(Shown { display, done: 0 }) }
     }
 
     fn update(&self, progress: &ConversionProgress<'_>) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // Threads report their progress out of order.
-        last.1 = last.1.max(progress.done);
-        let line = line(last.1, progress, self.start.elapsed());
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total);
-            bar.set_position(last.1);
-            bar.set_message(line);
-        } else if last.0.elapsed() >= LINE_EVERY {
-            last.0 = Instant::now();
-            eprintln!("{} {line}", self.verb);
+        let mut shown = self.shown();
+        let Shown { display, done } = &mut *shown;
+        *done = progress.done.max(*done);
+        display.set_position(*done, Some(progress.total));
+        if display.is_due(Duration::ZERO) {
+            let line = line(*done, progress, display.elapsed());
+            display.show(&line, &format!("{} {line}", self.verb));
         }
     }
 
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn finish(&self, converted: &Converted, conversion: &Conversion) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        let display = &self.shown().display;
+        display.finish();
         let Converted { already_complete, tensors, bytes, reports, not_copied } = converted;
         let out = conversion.output.display();
         if *already_complete {
@@ -119,7 +111,7 @@ impl ProgressDisplay {
                 );
             }
         }
-        let seconds = self.start.elapsed().as_secs_f64();
+        let seconds = display.elapsed().as_secs_f64();
         eprintln!("wrote {out}: {tensors} tensors of {} in {seconds:.1} s", gb(*bytes));
     }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::model::LoadError;
+
 /// The built-in file of the GPU of a DGX H100.
 const H100_80GB: &str = include_str!("../../models/h100-80gb.toml");
 
@@ -39,12 +41,6 @@ pub struct Hardware {
     pub all_reduce: Vec<(f64, f64)>,
 }
 
-/// A GPU description that cannot be used. The message names the file and the key, and gives the expected and
-/// the actual value.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct HardwareError(String);
-
 impl Hardware {
     /// Name of the built-in GPU, and the default wherever a GPU is chosen.
     pub const H100: &str = "h100-80gb";
@@ -53,21 +49,21 @@ impl Hardware {
     ///
     /// # Errors
     /// The name is unknown, or the file or a value in it is wrong. The error names the file or the key.
-    pub fn named(name: &str) -> Result<Self, HardwareError> {
+    pub fn named(name: &str) -> Result<Self, LoadError> {
         let (text, from) = match name {
             Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
                 let text = std::fs::read_to_string(Path::new(path));
-                (text.map_err(|e| HardwareError(format!("{path}: {e}")))?, path.to_owned())
+                (text.map_err(|e| LoadError::Gpu(format!("{path}: {e}")))?, path.to_owned())
             }
             other => {
                 let message = format!("expected {} or a .toml file, got `{other}`", Self::H100);
-                return Err(HardwareError(message));
+                return Err(LoadError::Gpu(message));
             }
         };
         let hardware: Self = toml::from_str(&text)
-            .map_err(|e| HardwareError(format!("{from}: {}", e.to_string().trim_end())))?;
-        hardware.check().map_err(|error| HardwareError(format!("{from}: {error}")))?;
+            .map_err(|e| LoadError::Gpu(format!("{from}: {}", e.to_string().trim_end())))?;
+        hardware.check().map_err(|error| LoadError::Gpu(format!("{from}: {error}")))?;
         Ok(hardware)
     }
 
@@ -77,7 +73,7 @@ impl Hardware {
     }
 
     /// Rejects values that no GPU can have; the error names the key.
-    fn check(&self) -> Result<(), HardwareError> {
+    fn check(&self) -> Result<(), LoadError> {
         let positive = [
             ("memory", self.memory as f64),
             ("usable", self.usable),
@@ -87,7 +83,7 @@ impl Hardware {
         ];
         for (key, value) in positive {
             if !(value.is_finite() && value > 0.0) {
-                return Err(HardwareError(format!("{key}: expected a number above 0, got {value}")));
+                return Err(LoadError::Gpu(format!("{key}: expected a number above 0, got {value}")));
             }
         }
         for (key, value) in [
@@ -96,17 +92,17 @@ impl Hardware {
             ("cache", self.cache),
         ] {
             if !(value.is_finite() && value >= 0.0) {
-                return Err(HardwareError(format!("{key}: expected a number of at least 0, got {value}")));
+                return Err(LoadError::Gpu(format!("{key}: expected a number of at least 0, got {value}")));
             }
         }
         if self.usable > 1.0 {
-            return Err(HardwareError(format!(
+            return Err(LoadError::Gpu(format!(
                 "usable: expected a fraction of at most 1, got {}",
                 self.usable
             )));
         }
         if self.context >= self.memory {
-            return Err(HardwareError(format!(
+            return Err(LoadError::Gpu(format!(
                 "context: expected less than memory = {}, got {}",
                 self.memory, self.context
             )));
@@ -114,21 +110,21 @@ impl Hardware {
         self.check_table()
     }
 
-    fn check_table(&self) -> Result<(), HardwareError> {
+    fn check_table(&self) -> Result<(), LoadError> {
         if self.all_reduce.is_empty() {
-            return Err(HardwareError(
+            return Err(LoadError::Gpu(
                 "all_reduce: expected at least one [bytes, seconds] pair, got none".to_owned(),
             ));
         }
         let sound = |x: f64| x.is_finite() && x > 0.0;
         if let Some((bytes, seconds)) = self.all_reduce.iter().find(|(b, s)| !sound(*b) || !sound(*s)) {
-            return Err(HardwareError(format!(
+            return Err(LoadError::Gpu(format!(
                 "all_reduce: expected numbers above 0, got [{bytes}, {seconds}]"
             )));
         }
         match self.all_reduce.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
             None => Ok(()),
-            Some(pair) => Err(HardwareError(format!(
+            Some(pair) => Err(LoadError::Gpu(format!(
                 "all_reduce: expected growing sizes, got {} after {}",
                 pair[1].0, pair[0].0
             ))),

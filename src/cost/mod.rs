@@ -9,11 +9,11 @@
 mod hardware;
 mod time;
 
-pub use hardware::{Hardware, HardwareError};
+pub use hardware::Hardware;
 pub use time::StepTime;
 
 use crate::device::{HeadShape, KvDtype};
-use crate::model::{LOGIT_ROWS, ModelConfig, Precision, Scheme, ShardError};
+use crate::model::{LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
 
 /// A row's contribution to the cost of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl CostModel {
         precision: Precision,
         kv: KvDtype,
         hardware: Hardware,
-    ) -> Result<Self, ShardError> {
+    ) -> Result<Self, LoadError> {
         let fp8 = precision == Precision::Fp8;
         Ok(Self {
             share: model.share(ranks)?,

@@ -55,6 +55,11 @@ pub struct Layout {
 pub(crate) const SPLIT_BLOCKS: usize = 4;
 
 impl Layout {
+    /// Whether the device captures operations, which pays off if a launch is slow.
+    pub(crate) fn captures(&self) -> bool {
+        self.graph_launches > 0
+    }
+
     /// The CPU device.
     pub const CPU: Self = Self {
         outputs: 32,

@@ -10,6 +10,7 @@
 pub mod cpu;
 #[cfg(feature = "kernels")]
 pub mod cuda;
+mod error;
 mod floats;
 pub mod fp8;
 pub mod host;
@@ -20,21 +21,12 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use error::{DeviceError, PEER};
 pub use floats::{Floats, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
 pub(crate) use layout::SPLIT_BLOCKS;
-pub use random_weights::RandomWeights;
-
-/// A failure of the device or a bug of this program. It ends the process.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{op}: {message}")]
-pub struct DeviceError {
-    /// The operation or kernel that failed.
-    pub op: &'static str,
-    /// The cause.
-    pub message: String,
-}
+pub use random_weights::{MakeRandomMatrix, RandomWeights, upload_random};
 
 impl DeviceError {
     /// Names the buffer that could not be allocated.
@@ -143,30 +135,23 @@ pub struct LayerKv {
 
 /// One rank's rows of the embedding, \[ids, hidden\].
 #[derive(Debug)]
-pub struct Table<'a, M> {
+pub struct EmbeddingTable<'a, M> {
     /// The rows, packed as for a product.
     pub matrix: &'a M,
     /// The id of the first row.
     pub first: usize,
 }
 
-/// One layer of a cache, to read from.
-#[derive(Debug)]
-pub struct Cached<'a, C> {
-    /// The layer and its scales.
+/// Constants of the attention of one layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionLayer<'a> {
+    /// The rotary embedding.
+    pub rope: &'a Rope,
+    /// The layer of the cache, and its scales.
     pub kv: LayerKv,
-    /// The cache of all layers.
-    pub cache: &'a C,
+    /// Element type of the output.
+    pub quant: ActQuant,
 }
-
-// Written by hand, since a derive would require `C: Copy`.
-impl<C> Clone for Cached<'_, C> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<C> Copy for Cached<'_, C> {}
 
 /// One sequence's tokens in a step: rows `first..first + len`, at positions `position..position + len`.
 #[derive(Debug, Clone, PartialEq)]
@@ -266,14 +251,20 @@ pub enum SampleSource<'a, D: Device> {
     Shortlists(&'a Floats<D>),
 }
 
-/// The capacity of a [`Device::Sampled`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SampleCapacity {
+/// The capacity of a [`Device::Step`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StepCapacity {
+    /// Rows per step.
+    pub rows: usize,
+    /// Tokens per sequence.
+    pub max_positions: usize,
+    /// Sequences whose last sampled token is kept.
+    pub slots: usize,
     /// Calls of [`Device::sample`] whose results have not been taken.
     pub samples: usize,
-    /// Rows per call.
-    pub rows: usize,
-    /// Logits per row.
+    /// Rows per call of [`Device::sample`].
+    pub sampled_rows: usize,
+    /// Logits per sampled row.
     pub vocab: usize,
 }
 
@@ -295,9 +286,14 @@ pub struct RowLogprob {
     pub top: Vec<(u32, f32)>,
 }
 
+/// Captured operations. A call replays them over the current step.
+pub type Graph = Box<dyn Fn() -> Result<(), DeviceError> + Send>;
+
 /// A device: holds weights, activations and the KV cache, and runs the operations over them.
 ///
 /// Buffers belong to the device that made them. Shapes are checked by assertions, since a wrong one is a bug.
+/// A device may run operations asynchronously. Then a later call returns their errors, at the latest one that
+/// waits: [`Device::read`], [`Device::take_sampled`] or [`Device::score`].
 pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// A weight matrix \[out, in\] in the layout that products read.
     type Matrix: Debug + Send + Sync;
@@ -309,17 +305,12 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     type Acts: Debug + Send;
     /// A paged KV cache of all layers.
     type Cache: Debug + Send;
-    /// The inputs of the current step.
+    /// The inputs of the current step, the token sampled last for each slot, and results of sampling that
+    /// have not been taken.
     type Step: Debug + Send;
-    /// The token sampled last for each slot, and results that have not been taken.
-    type Sampled: Debug + Send;
-    /// Captured operations, which can be replayed over the inputs of another step.
-    type Graph: Debug + Send;
 
-    /// The device's memory needs.
+    /// The device's memory needs, and whether it captures operations.
     const LAYOUT: Layout;
-    /// Whether the device captures operations, which pays off if a launch is slow.
-    const CAPTURES: bool;
 
     // Weights.
 
@@ -334,17 +325,6 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     ) -> Result<(), DeviceError>;
     /// Completes a matrix. Rows that were not written are zeros.
     fn finish_matrix(&self, builder: Self::MatrixBuilder) -> Result<Self::Matrix, DeviceError>;
-    /// Makes a matrix of random weights. The default makes them on the host.
-    fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Self::Matrix, DeviceError> {
-        let (out, input, codes) = (weights.out, weights.input, weights.codes());
-        if weights.bf16 {
-            let halves = weights.halves(&codes);
-            return upload_matrix(self, HostMatrix { out, input, data: MatrixData::Bf16(&halves) });
-        }
-        let scales = vec![weights.scale; out];
-        let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
-        upload_matrix(self, HostMatrix { out, input, data })
-    }
 
     // Buffers.
 
@@ -354,10 +334,8 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
     /// Allocates a cache of zeros.
     fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
-    /// Allocates the inputs of steps of at most `rows` rows, of sequences of at most `max_positions` tokens.
-    fn step(&self, rows: usize, max_positions: usize) -> Result<Self::Step, DeviceError>;
-    /// Allocates the results of sampling for `slots` sequences.
-    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Self::Sampled, DeviceError>;
+    /// Allocates the inputs of steps and the results of sampling.
+    fn step(&self, capacity: StepCapacity) -> Result<Self::Step, DeviceError>;
     /// Copies the valid rows to the host, row-major.
     fn read(&self, floats: &Floats<Self>) -> Result<Vec<f32>, DeviceError>;
     /// Overwrites the valid rows from the host. `host` holds whole rows and sets their number.
@@ -365,17 +343,12 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
 
     // Steps.
 
-    /// Makes `inputs` the current step.
-    fn begin_step(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<(), DeviceError>;
+    /// Makes `inputs` the current step. Returns whether operations that were captured over a step with the
+    /// same `graph_rows` can compute it; `false` without a graph, or if the step needs other operations.
+    fn begin_step(&self, inputs: &StepInputs, step: &mut Self::Step) -> Result<bool, DeviceError>;
     /// Captures operations over the current step instead of running them. They must have run once before.
-    /// Only for devices that capture.
-    fn capture(
-        &self,
-        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Self::Graph, DeviceError>;
-    /// Replays captured operations over the current step, which has the same `graph_rows` as the captured
-    /// one. `false`, with nothing done, if the step needs operations that the graph does not have.
-    fn replay(&self, graph: &Self::Graph, step: &Self::Step) -> Result<bool, DeviceError>;
+    /// Their buffers must live as long as the graph. Only for devices that capture.
+    fn capture(&self, operations: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
 
     // Layers.
 
@@ -383,8 +356,7 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     fn embed(
         &self,
         step: &Self::Step,
-        table: Table<'_, Self::Matrix>,
-        sampled: &Self::Sampled,
+        table: EmbeddingTable<'_, Self::Matrix>,
         out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
     /// residual += delta, if there is one; out = quant(norm(residual)).
@@ -398,23 +370,15 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     ) -> Result<(), DeviceError>;
     /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\], accumulated in F32.
     fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Floats<Self>) -> Result<(), DeviceError>;
-    /// Rotates Q and K of each row by its position and writes K and V to the cache.
-    fn rope(
-        &self,
-        step: &Self::Step,
-        rope: &Rope,
-        kv: LayerKv,
-        qkv: &mut Floats<Self>,
-        cache: &mut Self::Cache,
-    ) -> Result<(), DeviceError>;
-    /// Causal attention of each row over its sequence's cached positions. K and V are read from the cache
-    /// only. out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
+    /// Rotates Q and K of each row by its position and writes K and V to the cache. Then computes the causal
+    /// attention of each row over its sequence's cached positions; K and V are read from the cache only.
+    /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
     fn attention(
         &self,
         step: &Self::Step,
-        qkv: &Floats<Self>,
-        cached: Cached<'_, Self::Cache>,
-        quant: ActQuant,
+        layer: AttentionLayer<'_>,
+        qkv: &mut Floats<Self>,
+        cache: &mut Self::Cache,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
     /// out = quant(activation(h)).
@@ -443,7 +407,7 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         &self,
         source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        sampled: &mut Self::Sampled,
+        step: &mut Self::Step,
     ) -> Result<(), DeviceError>;
     /// The [`SHORTLIST`] largest logits of each row of one rank, after bias, penalties and masks, in the
     /// order of ids. Column i of `logits` is id `ids.start + i`.
@@ -459,7 +423,7 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     ) -> Result<(), DeviceError>;
     /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work
     /// enqueued after it.
-    fn take_sampled(&self, sampled: &mut Self::Sampled) -> Result<Vec<SampleResult>, DeviceError>;
+    fn take_sampled(&self, step: &mut Self::Step) -> Result<Vec<SampleResult>, DeviceError>;
     /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row
     /// with NaN or infinity.
     fn score(

@@ -1,6 +1,6 @@
-//! Random weights defined by a formula, so that a device can make them in its own memory.
+//! Random weights defined by a formula, so that a device can make them in its own memory, for benchmarks.
 
-use super::fp8;
+use super::{Device, DeviceError, HostMatrix, MatrixData, fp8, upload_matrix};
 use crate::random::Random;
 
 /// A matrix \[out, in\] of random E4M3 values times a scale. The code of element (o, i) is `codes[b]`, where
@@ -19,6 +19,24 @@ pub struct RandomWeights<'a> {
     pub scale: f32,
     /// Whether to store BF16, instead of E4M3 with scales.
     pub bf16: bool,
+}
+
+/// A function that makes a matrix of random weights on a device.
+pub type MakeRandomMatrix<D> = fn(&D, &RandomWeights<'_>) -> Result<<D as Device>::Matrix, DeviceError>;
+
+/// Makes random weights on the host and copies them to a device.
+///
+/// # Errors
+/// If the device has no memory for them or does not support their shape.
+pub fn upload_random<D: Device>(device: &D, weights: &RandomWeights<'_>) -> Result<D::Matrix, DeviceError> {
+    let (out, input, codes) = (weights.out, weights.input, weights.codes());
+    if weights.bf16 {
+        let halves = weights.halves(&codes);
+        return upload_matrix(device, HostMatrix { out, input, data: MatrixData::Bf16(&halves) });
+    }
+    let scales = vec![weights.scale; out];
+    let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
+    upload_matrix(device, HostMatrix { out, input, data })
 }
 
 impl RandomWeights<'_> {

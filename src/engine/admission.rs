@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::forecast::{Forecast, QueueState};
 use crate::request::{Reject, Request, Tenant};
 use crate::scheduler::step_plan::BLOCK_TOKENS;
-use crate::scheduler::{Counts, Scheduler, SchedulerConfig};
+use crate::scheduler::{Counts, Scheduler, SchedulerConfig, queue_limits};
 
 /// The longest `Retry-After`, in seconds: clients ignore longer ones.
 const LONGEST_RETRY: f64 = 120.0;
@@ -29,8 +29,8 @@ pub(crate) fn check_room(
     permits: usize,
     requests: usize,
 ) -> Result<(), Reject> {
-    config.check_queue_requests(counts.waiting + permits, requests)?;
-    config.check_queue_tokens(counts.waiting_tokens, 1)
+    queue_limits::check_requests(config, counts.waiting + permits, requests)?;
+    queue_limits::check_tokens(config, counts.waiting_tokens, 1)
 }
 
 /// Checks that a request with one place in the queue may become a group of `requests`. `permits` counts other
@@ -44,7 +44,7 @@ pub(crate) fn check_group(
     permits: usize,
     requests: usize,
 ) -> Result<(), Reject> {
-    config.check_queue_requests(counts.waiting + permits, requests)
+    queue_limits::check_requests(config, counts.waiting + permits, requests)
 }
 
 /// The queue that `request` would find if it arrived now.

@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 
 use super::admission::{QueueSnapshot, WaitEstimate, WaitLimits, queue_state};
 use super::deadlines::Deadlines;
-use super::executor::{EngineFailure, Executor};
+use super::executor::{EngineError, Executor};
 use super::forecast::{Forecast, QueueState};
 use super::metrics::KeyCounters;
 use super::open_requests::OpenRequests;
 use super::options::{Clock, EngineOptions};
 use super::recorder::{Event, Recorder};
-use super::shared::Shared;
+use super::shared::SharedState;
 use super::stats::Stats;
 use super::step_clock::{InFlightStep, LaunchTimes, Published, StepClock};
 use super::usage::DeviceTotals;
@@ -84,7 +84,7 @@ pub struct EngineCore {
     step_clock: StepClock,
     clock: Clock,
     recorder: Option<Recorder>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
 }
 
 impl EngineCore {
@@ -93,11 +93,11 @@ impl EngineCore {
     /// # Panics
     /// If a limit of `config` is 0, or `options.in_flight` is neither 1 nor 2.
     pub fn new(config: SchedulerConfig, options: EngineOptions) -> Self {
-        Self::with_shared(Arc::new(Shared::new(config, &options)), options)
+        Self::with_shared(Arc::new(SharedState::new(config, &options)), options)
     }
 
     /// Makes an idle engine that publishes its stats to `shared`.
-    pub(super) fn with_shared(shared: Arc<Shared>, options: EngineOptions) -> Self {
+    pub(super) fn with_shared(shared: Arc<SharedState>, options: EngineOptions) -> Self {
         Self {
             scheduler: Scheduler::new(shared.config.clone()),
             in_flight: VecDeque::with_capacity(options.in_flight),
@@ -119,7 +119,7 @@ impl EngineCore {
     /// # Errors
     /// Why the engine cannot go on. Updates committed before may still have to be published
     /// ([`Self::publish`]).
-    pub fn step(&mut self, executor: &mut dyn Executor) -> Result<StepReport, EngineFailure> {
+    pub fn step(&mut self, executor: &mut dyn Executor) -> Result<StepReport, EngineError> {
         let mut launched = 0;
         while let Some(step) = self.schedule() {
             self.launch(step, executor)?;
@@ -150,7 +150,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// The executor's.
-    pub fn launch(&mut self, step: PlannedStep, executor: &mut dyn Executor) -> Result<(), EngineFailure> {
+    pub fn launch(&mut self, step: PlannedStep, executor: &mut dyn Executor) -> Result<(), EngineError> {
         let PlannedStep { plan, rows } = step;
         let began = self.clock.now();
         executor.enqueue(&plan)?;
@@ -182,11 +182,13 @@ impl EngineCore {
     ///
     /// # Errors
     /// The executor's; or requests are open and no step is in flight.
-    pub fn collect(&mut self, executor: &mut dyn Executor) -> Result<Option<CollectedStep>, EngineFailure> {
+    pub fn collect(&mut self, executor: &mut dyn Executor) -> Result<Option<CollectedStep>, EngineError> {
         if self.in_flight.is_empty() {
             return match self.is_idle() {
                 true => Ok(None),
-                false => Err(EngineFailure("the scheduler has requests and plans no step".to_owned())),
+                false => {
+                    Err(EngineError { message: "the scheduler has requests and plans no step".to_owned() })
+                }
             };
         }
         let output = executor.collect()?;
@@ -199,7 +201,7 @@ impl EngineCore {
     ///
     /// # Errors
     /// The output does not fit the plan.
-    pub fn commit(&mut self, step: CollectedStep) -> Result<(), EngineFailure> {
+    pub fn commit(&mut self, step: CollectedStep) -> Result<(), EngineError> {
         let CollectedStep { rows, output } = step;
         let event = self.recorder.is_some().then(|| Event::commit(&output));
         self.scheduler.prefetch();
@@ -301,11 +303,11 @@ impl EngineCore {
     ///
     /// # Errors
     /// The first count that is wrong.
-    pub fn check_idle(&mut self) -> Result<(), EngineFailure> {
+    pub fn check_idle(&mut self) -> Result<(), EngineError> {
         self.scheduler.check_integrity()?;
         if !self.open_requests.is_empty() {
             let open = self.open_requests.len();
-            return Err(EngineFailure(format!("{open} requests were never answered")));
+            return Err(EngineError { message: format!("{open} requests were never answered") });
         }
         self.step_clock.set_idle();
         self.shared.publish(self.stats());

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::scheduler::SchedulerError;
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
-use crate::scheduler::{IntegrityError, Mismatch};
 
 /// Runs steps in the order in which they are enqueued.
 pub trait Executor: Send {
@@ -13,12 +13,12 @@ pub trait Executor: Send {
     ///
     /// # Errors
     /// The step cannot be started; the engine ends.
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError>;
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError>;
     /// Waits for the earliest step that is not collected yet.
     ///
     /// # Errors
     /// The step failed; the engine ends.
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError>;
+    fn collect(&mut self) -> Result<StepOutput, EngineError>;
     /// The expected device time of a step, if the executor has a cost model. Metrics compare it with the
     /// measured time.
     fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
@@ -26,33 +26,17 @@ pub trait Executor: Send {
     }
 }
 
-/// The executor has failed for good. The engine answers every open request with this message and ends.
+/// The engine cannot go on: the executor failed, or the scheduler's bookkeeping is wrong. The engine answers
+/// every open request with this message and ends.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
-pub struct ExecutorError {
+pub struct EngineError {
     /// The reason, in words for a client.
     pub message: String,
 }
 
-/// The reason why the engine cannot go on: the executor failed, or the scheduler's bookkeeping is wrong.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct EngineFailure(pub String);
-
-impl From<ExecutorError> for EngineFailure {
-    fn from(error: ExecutorError) -> Self {
-        Self(error.message)
-    }
-}
-
-impl From<IntegrityError> for EngineFailure {
-    fn from(error: IntegrityError) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl From<Mismatch> for EngineFailure {
-    fn from(error: Mismatch) -> Self {
-        Self(error.to_string())
+impl From<SchedulerError> for EngineError {
+    fn from(error: SchedulerError) -> Self {
+        Self { message: error.to_string() }
     }
 }

@@ -18,13 +18,13 @@ use super::admission::{WaitLimits, retry_after};
 use super::core::{Submission, SubmitOptions};
 use super::heartbeat::Heartbeat;
 use super::metrics::EngineMetrics;
-use super::shared::Shared;
+use super::shared::SharedState;
 use super::stats::Stats;
 use crate::request::{Cost, Finish, Reject, Request, Tenant, Update};
 use crate::scheduler::{RequestId, SchedulerConfig};
 
 /// A command for the engine's thread.
-pub(super) enum Command {
+pub(super) enum EngineCommand {
     /// Take a group, all or none, and reply.
     Submit(Box<SubmitCommand>),
     /// End a request whose client has left.
@@ -45,12 +45,12 @@ pub(super) struct SubmitCommand {
 /// A client's end of the engine; cheap to clone. The engine ends when all handles and streams are gone.
 #[derive(Clone)]
 pub struct EngineHandle {
-    shared: Arc<Shared>,
-    commands: flume::Sender<Command>,
+    shared: Arc<SharedState>,
+    commands: flume::Sender<EngineCommand>,
 }
 
 impl EngineHandle {
-    pub(super) fn new(shared: Arc<Shared>, commands: flume::Sender<Command>) -> Self {
+    pub(super) fn new(shared: Arc<SharedState>, commands: flume::Sender<EngineCommand>) -> Self {
         Self { shared, commands }
     }
 
@@ -131,7 +131,7 @@ impl EngineHandle {
     /// Ends the engine: open requests finish with an error, new ones are refused.
     pub fn stop(&self) {
         self.shared.refuse(Reject::EngineDown("the server is shutting down".to_owned()));
-        let _already_gone = self.commands.send(Command::Stop);
+        let _already_gone = self.commands.send(EngineCommand::Stop);
     }
 
     fn open(&self, request: Request) -> (Submission, UpdateStream) {
@@ -141,7 +141,7 @@ impl EngineHandle {
         (Submission { id, request, updates: sender }, stream)
     }
 
-    fn send(&self, command: Command) -> Result<(), Reject> {
+    fn send(&self, command: EngineCommand) -> Result<(), Reject> {
         let refusal = self.shared.refusal();
         if let Some(reject) = &*refusal {
             return Err(reject.clone());
@@ -214,7 +214,7 @@ impl QueuePermit {
             group.into_iter().map(|request| engine.open(request)).unzip();
         let submitted_at = Instant::now();
         let command = SubmitCommand { group, options, permit: self, submitted_at, reply };
-        let outcome = match engine.send(Command::Submit(Box::new(command))) {
+        let outcome = match engine.send(EngineCommand::Submit(Box::new(command))) {
             Ok(()) => answer.recv_async().await.unwrap_or_else(|_| Err(engine.refusal())),
             Err(reject) => Err(reject),
         };
@@ -237,7 +237,7 @@ fn engine_gone() -> Reject {
 pub struct UpdateStream {
     id: RequestId,
     updates: mpsc::UnboundedReceiver<Update>,
-    commands: flume::Sender<Command>,
+    commands: flume::Sender<EngineCommand>,
     finished: bool,
 }
 
@@ -255,7 +255,7 @@ impl UpdateStream {
 
     fn send_abort(&mut self) {
         if !std::mem::replace(&mut self.finished, true) {
-            let _engine_gone = self.commands.send(Command::Abort(self.id));
+            let _engine_gone = self.commands.send(EngineCommand::Abort(self.id));
         }
     }
 

@@ -28,7 +28,7 @@ mod thread;
 mod usage;
 
 pub use self::core::{CollectedStep, EngineCore, StepReport, Submission, SubmitOptions};
-pub use executor::{EngineFailure, Executor, ExecutorError};
+pub use executor::{EngineError, Executor};
 pub use forecast::{Forecast, QueueState};
 pub use handle::{AbortedRequest, EngineHandle, QueuePermit, UpdateStream};
 pub use heartbeat::{AtomicInstant, Heartbeat, Snapshot};

@@ -14,7 +14,7 @@ use crate::request::Reject;
 use crate::scheduler::{Counts, RequestId, SchedulerConfig};
 
 /// State that the engine's thread and all handles share.
-pub(super) struct Shared {
+pub(super) struct SharedState {
     pub(super) config: SchedulerConfig,
     /// The part of the stats that a health check reads without a lock.
     pub(super) heartbeat: Arc<Heartbeat>,
@@ -24,18 +24,18 @@ pub(super) struct Shared {
     next_id: AtomicU64,
     /// The answer to every submit, once set.
     refusal: Mutex<Option<Reject>>,
-    queue: Mutex<Queue>,
+    queue: Mutex<PermitQueue>,
 }
 
 /// The queue as handles know it.
-struct Queue {
+struct PermitQueue {
     /// The stats that the engine's thread last published.
     stats: Stats,
     /// Requests with a permit that the scheduler does not count among its waiting ones yet.
     permits: usize,
 }
 
-impl Shared {
+impl SharedState {
     /// # Panics
     /// If the configuration or the options are unsound.
     pub(super) fn new(config: SchedulerConfig, options: &EngineOptions) -> Self {
@@ -50,7 +50,7 @@ impl Shared {
             max_ttft: options.max_ttft,
             next_id: AtomicU64::new(0),
             refusal: Mutex::new(None),
-            queue: Mutex::new(Queue { stats, permits: 0 }),
+            queue: Mutex::new(PermitQueue { stats, permits: 0 }),
         }
     }
 
@@ -88,7 +88,7 @@ impl Shared {
         self.with_room(requests, |queue| queue.permits += requests)
     }
 
-    fn with_room<T>(&self, requests: usize, then: impl FnOnce(&mut Queue) -> T) -> Result<T, Reject> {
+    fn with_room<T>(&self, requests: usize, then: impl FnOnce(&mut PermitQueue) -> T) -> Result<T, Reject> {
         if let Some(reject) = &*lock(&self.refusal) {
             return Err(reject.clone());
         }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::core::EngineCore;
-use super::executor::{EngineFailure, Executor};
-use super::handle::{Command, EngineHandle, SubmitCommand};
+use super::executor::{EngineError, Executor};
+use super::handle::{EngineCommand, EngineHandle, SubmitCommand};
 use super::options::EngineOptions;
-use super::shared::Shared;
+use super::shared::SharedState;
 use crate::request::Reject;
 use crate::scheduler::SchedulerConfig;
 
 /// The state of the engine's thread.
 pub struct Engine<'a> {
-    shared: &'a Shared,
-    commands: &'a flume::Receiver<Command>,
+    shared: &'a SharedState,
+    commands: &'a flume::Receiver<EngineCommand>,
     executor: &'a mut dyn Executor,
     core: &'a mut EngineCore,
 }
@@ -51,7 +51,7 @@ impl Engine<'_> {
         options: EngineOptions,
     ) -> (EngineHandle, EngineThread) {
         let (sender, commands) = flume::unbounded();
-        let shared = Arc::new(Shared::new(config, &options));
+        let shared = Arc::new(SharedState::new(config, &options));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
@@ -60,11 +60,11 @@ impl Engine<'_> {
         (handle, EngineThread { thread })
     }
 
-    /// Takes commands and runs steps in turns. Returns after [`Command::Stop`].
+    /// Takes commands and runs steps in turns. Returns after [`EngineCommand::Stop`].
     ///
     /// # Errors
     /// The reason why the engine cannot go on.
-    fn run(&mut self) -> Result<(), EngineFailure> {
+    fn run(&mut self) -> Result<(), EngineError> {
         while self.take_commands()? == Next::Go {
             self.core.step(self.executor)?;
         }
@@ -72,7 +72,7 @@ impl Engine<'_> {
     }
 
     /// Takes all commands in the channel; while idle, waits for one.
-    fn take_commands(&mut self) -> Result<Next, EngineFailure> {
+    fn take_commands(&mut self) -> Result<Next, EngineError> {
         while self.core.expire_next().is_some() {}
         while self.core.is_idle() {
             self.core.publish();
@@ -96,12 +96,12 @@ impl Engine<'_> {
         Ok(Next::Go)
     }
 
-    fn handle_command(&mut self, command: Command) -> Next {
+    fn handle_command(&mut self, command: EngineCommand) -> Next {
         self.shared.heartbeat.command_taken(!self.commands.is_empty());
         match command {
-            Command::Submit(command) => self.submit(*command),
-            Command::Abort(id) => _ = self.core.abort(id),
-            Command::Stop => return Next::Stop,
+            EngineCommand::Submit(command) => self.submit(*command),
+            EngineCommand::Abort(id) => _ = self.core.abort(id),
+            EngineCommand::Stop => return Next::Stop,
         }
         Next::Go
     }
@@ -118,11 +118,11 @@ impl Engine<'_> {
 
 /// Runs the engine's thread from start to end. However the loop ends, every open request gets an answer.
 fn run_engine_thread(
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     options: EngineOptions,
     mut executor: Box<dyn Executor>,
-    commands: &flume::Receiver<Command>,
-) -> Result<(), EngineFailure> {
+    commands: &flume::Receiver<EngineCommand>,
+) -> Result<(), EngineError> {
     let mut core = EngineCore::with_shared(Arc::clone(&shared), options);
     let end = catch_unwind(AssertUnwindSafe(|| {
         let (shared, core) = (&*shared, &mut core);
@@ -132,11 +132,12 @@ fn run_engine_thread(
         end
     }));
     let panicked = end.is_err();
-    let end = end
-        .unwrap_or_else(|panic| Err(EngineFailure(format!("the engine panicked: {}", panic_text(&*panic)))));
+    let end = end.unwrap_or_else(|panic| {
+        Err(EngineError { message: format!("the engine panicked: {}", panic_text(&*panic)) })
+    });
     let reason = match &end {
         Ok(()) => "the server is shutting down",
-        Err(EngineFailure(reason)) => {
+        Err(EngineError { message: reason }) => {
             tracing::error!(%reason, "the engine has failed");
             shared.set_failed(reason);
             reason
@@ -145,7 +146,7 @@ fn run_engine_thread(
     shared.refuse(Reject::EngineDown(reason.to_owned()));
     // No command can be sent any more: those in the channel are the last.
     for command in commands.try_iter() {
-        if let Command::Submit(command) = command {
+        if let EngineCommand::Submit(command) = command {
             let _client_gone = command.reply.send(Err(Reject::EngineDown(reason.to_owned())));
         }
     }
@@ -168,7 +169,7 @@ pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 
 /// The engine's thread, to be joined.
 pub struct EngineThread {
-    thread: JoinHandle<Result<(), EngineFailure>>,
+    thread: JoinHandle<Result<(), EngineError>>,
 }
 
 impl EngineThread {
@@ -176,8 +177,10 @@ impl EngineThread {
     ///
     /// # Errors
     /// The reason why the engine failed.
-    pub fn join(self) -> Result<(), EngineFailure> {
-        self.thread.join().unwrap_or_else(|_| Err(EngineFailure("the engine's thread panicked".to_owned())))
+    pub fn join(self) -> Result<(), EngineError> {
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(EngineError { message: "the engine's thread panicked".to_owned() }))
     }
 
     /// Whether the thread has ended.

@@ -6,9 +6,10 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{numa, nvml};
-use crate::comm::{Local, Nccl, OneShotRows, P2p};
+use crate::comm::{Nccl, OneShotRows, P2p, SingleDeviceGroup};
 use crate::config::CommunicatorName;
 use crate::cost::Hardware;
+use crate::device::MakeRandomMatrix;
 use crate::device::cuda::{Cuda, Products};
 
 /// Opened GPUs, one for each rank.
@@ -17,7 +18,7 @@ pub(crate) struct CudaGpus(Vec<Cuda>);
 /// The communicators of a group, one for each rank.
 pub(crate) enum CudaGroup {
     /// A single rank.
-    Alone(Vec<Local>),
+    Alone(Vec<SingleDeviceGroup<Cuda>>),
     /// Kernels that read the memory of the other GPUs.
     P2p(Vec<P2p>),
     /// NVIDIA's library.
@@ -63,6 +64,11 @@ impl CudaGpus {
         Ok(self.0[0].stream_read(&vec![1; 1 << 30], 20)?.0)
     }
 
+    /// A function that makes random weights in a GPU's own memory.
+    pub(crate) fn random_weights(&self) -> MakeRandomMatrix<Cuda> {
+        Cuda::random_weights
+    }
+
     /// A function that queries clocks, temperature, power and errors of the first GPU.
     pub(crate) fn conditions(&self) -> anyhow::Result<impl Fn() -> String + use<>> {
         let pci = self.0[0].pci()?;
@@ -92,7 +98,7 @@ impl CudaGpus {
         hidden: usize,
     ) -> anyhow::Result<CudaGroup> {
         Ok(match (self.0.len(), name) {
-            (1, _) => CudaGroup::Alone(vec![Local::alone()]),
+            (1, _) => CudaGroup::Alone(vec![SingleDeviceGroup::alone()]),
             (_, CommunicatorName::P2p) => CudaGroup::P2p(
                 P2p::group(&self.0, timeout, OneShotRows::Measured { rows: max_rows, cols: hidden })
                     .context("--communicator p2p (--communicator nccl works without peer access)")?,

@@ -11,12 +11,12 @@ pub(crate) mod cuda;
 
 pub(crate) mod cost_inputs;
 pub(crate) mod devices;
+pub mod loading_progress;
 #[cfg(any(feature = "cuda", test))]
 mod numa;
 #[cfg(feature = "cuda")]
 pub(crate) mod nvml;
 pub(crate) mod prepared;
-pub mod progress;
 pub(crate) mod recording;
 pub mod simulated;
 pub(crate) mod start;

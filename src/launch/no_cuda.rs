@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
-use crate::comm::Local;
+use crate::comm::{Local, SingleDeviceGroup};
 use crate::config::CommunicatorName;
+use crate::device::MakeRandomMatrix;
 use crate::device::cpu::Cpu;
 
 /// Opened GPUs; no value exists.
@@ -13,7 +14,7 @@ pub(crate) enum CudaGpus {}
 /// The communicators of a group; no value exists.
 #[expect(dead_code, reason = "only a build with CUDA constructs one")]
 pub(crate) enum CudaGroup {
-    Alone(Vec<Local>),
+    Alone(Vec<SingleDeviceGroup<Cpu>>),
     P2p(Vec<Local>),
     Nccl(Vec<Local>),
 }
@@ -38,6 +39,10 @@ impl CudaGpus {
     }
 
     pub(crate) fn read_bandwidth(&self) -> anyhow::Result<f64> {
+        match *self {}
+    }
+
+    pub(crate) fn random_weights(&self) -> MakeRandomMatrix<Cpu> {
         match *self {}
     }
 

@@ -7,8 +7,8 @@ use anyhow::Context;
 use super::cost_inputs::{CostInputs, forecast};
 use super::cuda::CudaGroup;
 use super::devices::Devices;
+use super::loading_progress::LoadingDisplay;
 use super::prepared::{Prepared, scheduler_config};
-use super::progress::Progress;
 use super::simulated::{SimulatedGpus, words};
 use crate::comm::{Communicator, Local};
 use crate::device::Device;
@@ -107,7 +107,7 @@ fn start_runner<D: Device, C: Communicator<D>>(
 
 /// Loads the weights of all ranks onto their devices in parallel.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
-    let mut progress = Progress::start();
+    let mut progress = LoadingDisplay::start();
     p.status.starting(Stage::Loading);
     let models = Model::load_all(&p.config.model.model, &p.model, p.precision, &devices, &mut |loaded| {
         p.status.loading(loaded.done, loaded.total);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::directory::check_model_directory;
-use super::error::{LoadError, ShardError};
+use super::error::LoadError;
 use super::json::Object;
 use super::scheme::Scheme;
 use crate::device::{Activation, HeadShape, NormKind};
@@ -116,10 +116,10 @@ impl ModelConfig {
     ///
     /// # Errors
     /// A dimension cannot be divided; the error names it.
-    pub fn share(&self, ranks: usize) -> Result<Self, ShardError> {
+    pub fn share(&self, ranks: usize) -> Result<Self, LoadError> {
         let divide = |what: &str, count: usize| match count % ranks {
             0 => Ok(count / ranks),
-            _ => Err(ShardError(format!("{what}: expected a multiple of {ranks} ranks, got {count}"))),
+            _ => Err(LoadError::Ranks(format!("{what}: expected a multiple of {ranks} ranks, got {count}"))),
         };
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
         let q_heads = divide("query heads", q_heads)?;
@@ -128,7 +128,7 @@ impl ModelConfig {
             // If `ranks` were no multiple of the KV heads, a rank's query heads could need several KV heads.
             _ if kv_heads < ranks => {
                 let message = format!("ranks: expected a multiple of {kv_heads} KV heads, got {ranks}");
-                return Err(ShardError(message));
+                return Err(LoadError::Ranks(message));
             }
             _ => divide("KV heads", kv_heads)?,
         };

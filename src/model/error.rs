@@ -41,15 +41,16 @@ pub enum LoadError {
         /// Expected versus got.
         message: String,
     },
+    /// A dimension of the model cannot be divided between the ranks, as expected versus got.
+    #[error("{0}")]
+    Ranks(String),
+    /// A GPU description cannot be used. The message names the file and the key, as expected versus got.
+    #[error("{0}")]
+    Gpu(String),
     /// The device reported an error, for example that memory is short.
     #[error(transparent)]
     Device(#[from] crate::device::DeviceError),
 }
-
-/// A dimension of the model that cannot be divided between the ranks, as expected versus got.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ShardError(pub(super) String);
 
 impl LoadError {
     pub(crate) fn io(path: &Path, error: std::io::Error) -> Self {

@@ -30,7 +30,7 @@ pub use config::{GenerationConfig, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
 pub use direct_file::{DirectFile, ReadBuffer};
 pub(crate) use directory::{check_directory, check_model_directory};
-pub use error::{LoadError, ShardError};
+pub use error::LoadError;
 pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};
@@ -41,7 +41,8 @@ pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
-    ActQuant, Cached, Device, DeviceError, LayerKv, Norm, Rope, SampleRow, StepInputs, Table, Token,
+    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, Graph, LayerKv, Norm, Rope, SampleRow,
+    StepInputs, Token,
 };
 
 /// Number format of the linear weights and of the inputs of their products.
@@ -155,7 +156,7 @@ impl<D: Device> Model<D> {
         rows: usize,
         space: &mut Workspace<D>,
         pass: Pass<'_, D, C>,
-    ) -> Result<D::Graph, DeviceError> {
+    ) -> Result<Graph, DeviceError> {
         let Pass { device, comm, cache } = pass;
         device.begin_step(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
         self.layers(space, Pass { device, comm, cache: &mut *cache })?;
@@ -167,20 +168,21 @@ impl<D: Device> Model<D> {
     /// Replays a graph over a step. Returns `false`, having run nothing, if the graph does not fit the step.
     pub fn replay(
         &self,
-        graph: &D::Graph,
+        graph: &Graph,
         inputs: &StepInputs,
         space: &mut Workspace<D>,
         device: &D,
     ) -> Result<bool, DeviceError> {
-        self.begin(inputs, space, device)?;
-        let done = device.replay(graph, &space.step)?;
-        if done {
+        let fits = self.begin(inputs, space, device)?;
+        if fits {
+            graph()?;
             space.residual.set_rows(inputs.graph_rows);
         }
-        Ok(done)
+        Ok(fits)
     }
 
-    fn begin(&self, inputs: &StepInputs, space: &mut Workspace<D>, device: &D) -> Result<(), DeviceError> {
+    /// Makes `inputs` the current step. Returns whether a graph of `graph_rows` rows can compute it.
+    fn begin(&self, inputs: &StepInputs, space: &mut Workspace<D>, device: &D) -> Result<bool, DeviceError> {
         for token in &inputs.tokens {
             assert!(
                 !matches!(token, Token::Id(id) if *id as usize >= self.vocab),
@@ -198,8 +200,9 @@ impl<D: Device> Model<D> {
     ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
         let s = space;
-        let table = Table { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
-        device.embed(&s.step, table, &s.sampled, &mut s.residual)?;
+        let table =
+            EmbeddingTable { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
+        device.embed(&s.step, table, &mut s.residual)?;
         comm.all_reduce(device, &mut s.residual)?;
         for (index, layer) in self.layers.iter().enumerate() {
             match index {
@@ -213,9 +216,8 @@ impl<D: Device> Model<D> {
                 )?,
             }
             device.linear(&s.hidden, &layer.qkv.matrix, &mut s.qkv)?;
-            device.rope(&s.step, &self.rope, layer.kv, &mut s.qkv, cache)?;
-            let cached = Cached { kv: layer.kv, cache: &*cache };
-            device.attention(&s.step, &s.qkv, cached, layer.output.quant, &mut s.attended)?;
+            let attention = AttentionLayer { rope: &self.rope, kv: layer.kv, quant: layer.output.quant };
+            device.attention(&s.step, attention, &mut s.qkv, cache, &mut s.attended)?;
             device.linear(&s.attended, &layer.output.matrix, &mut s.attention_delta)?;
 
             comm.reduce_norm(

@@ -4,7 +4,8 @@
 
 use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::{
-    ActQuant, Device, DeviceError, LayerKv, Norm, NormKind, RandomWeights, Rope, fp8, upload_floats,
+    ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, NormKind, RandomWeights, Rope, fp8,
+    upload_floats,
 };
 use crate::random::Random;
 
@@ -15,6 +16,7 @@ const DEVIATION: f32 = 110.0;
 /// Generates the matrices and norms of a model.
 struct WeightGenerator<'a, D: Device> {
     device: &'a D,
+    make_matrix: MakeRandomMatrix<D>,
     config: &'a ModelConfig,
     precision: Precision,
     /// E4M3 codes at 256 quantiles of a normal distribution.
@@ -23,8 +25,8 @@ struct WeightGenerator<'a, D: Device> {
 }
 
 impl<D: Device> Model<D> {
-    /// Builds a model of this architecture with random weights. `progress` is called with the number of
-    /// finished layers.
+    /// Builds a model of this architecture with random weights, which `make_matrix` makes on the device.
+    /// `progress` is called with the number of finished layers.
     ///
     /// # Errors
     /// The device is out of memory.
@@ -32,10 +34,11 @@ impl<D: Device> Model<D> {
         config: &ModelConfig,
         precision: Precision,
         device: &D,
+        make_matrix: MakeRandomMatrix<D>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, LoadError> {
-        let mut generator =
-            WeightGenerator { device, config, precision, quantiles: quantiles(), random: Random::new(1) };
+        let (quantiles, random) = (quantiles(), Random::new(1));
+        let mut generator = WeightGenerator { device, make_matrix, config, precision, quantiles, random };
         let mut layers = Vec::with_capacity(config.layers);
         for index in 0..config.layers {
             layers.push(generator.layer(index)?);
@@ -107,6 +110,7 @@ impl<D: Device> WeightGenerator<'_, D> {
     /// The next random matrix; each call uses a new seed.
     fn matrix(&mut self, out: usize, input: usize, scale: f32, bf16: bool) -> Result<D::Matrix, DeviceError> {
         let seed = self.random.bits();
-        self.device.random_weights(&RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 })
+        let weights = RandomWeights { out, input, seed, codes: &self.quantiles, scale, bf16 };
+        (self.make_matrix)(self.device, &weights)
     }
 }

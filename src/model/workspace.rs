@@ -3,7 +3,7 @@
 use super::{Model, ModelConfig};
 use crate::comm::{Communicator, GroupBuffers};
 use crate::device::{
-    BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, SampleCapacity,
+    BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, StepCapacity,
 };
 
 /// Maximum rows of logits computed at a time. It limits the size of the widest buffer, whatever the number of
@@ -13,7 +13,8 @@ pub const LOGIT_ROWS: usize = 64;
 /// The buffers of a forward pass.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
-    pub(super) step: D::Step,
+    /// The current step, and sampled tokens by slot.
+    pub(crate) step: D::Step,
     /// Residual stream \[rows, hidden\].
     pub(super) residual: Floats<D>,
     /// Output of attention \[rows, hidden\], or this rank's part of the sum.
@@ -38,8 +39,6 @@ pub struct Workspace<D: Device> {
     pub(crate) shortlists: Option<Shortlists<D>>,
     /// Logits \[LOGIT_ROWS, vocab\]; a little wider if the ranks' shares are padded.
     pub logits: Floats<D>,
-    /// Sampled tokens, by slot.
-    pub(crate) sampled: D::Sampled,
 }
 
 /// The largest logits of each rank, in the format of [`Device::shortlist`].
@@ -158,7 +157,14 @@ impl<D: Device> Workspace<D> {
     pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (config.vocab * ranks, ranks > 1);
-        let capacity = SampleCapacity { samples: samples(slots), rows: LOGIT_ROWS, vocab };
+        let capacity = StepCapacity {
+            rows,
+            max_positions: config.max_positions,
+            slots,
+            samples: samples(slots),
+            sampled_rows: LOGIT_ROWS,
+            vocab,
+        };
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let name = |buffer: &str, shape: [usize; 2], error: DeviceError| {
             error.at(&format!("workspace `{buffer}` [{}, {}]", shape[0], shape[1]))
@@ -170,7 +176,7 @@ impl<D: Device> Workspace<D> {
         let positions = config.max_positions;
         let listed = |error| name("shortlists", [LOGIT_ROWS, ranks * 2 * SHORTLIST], error);
         Ok(Self {
-            step: device.step(rows, positions).map_err(|error| name("step", [rows, positions], error))?,
+            step: device.step(capacity).map_err(|error| name("step", [rows, positions], error))?,
             residual: floats("residual", rows, hidden)?,
             attention_delta: floats("attention_delta", rows, hidden)?,
             mlp_delta: floats("mlp_delta", rows, hidden)?,
@@ -184,9 +190,6 @@ impl<D: Device> Workspace<D> {
             part: divided.then(|| floats("part", LOGIT_ROWS, config.vocab)).transpose()?,
             shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose().map_err(listed)?,
             logits: floats("logits", LOGIT_ROWS, vocab)?,
-            sampled: device
-                .sampled(slots, capacity)
-                .map_err(|error| name("sampled", [LOGIT_ROWS, vocab], error))?,
         })
     }
 

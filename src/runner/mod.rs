@@ -20,7 +20,7 @@ pub use rank::RankParts;
 
 use crate::comm::Communicator;
 use crate::device::Device;
-use crate::engine::{Executor, ExecutorError};
+use crate::engine::{EngineError, Executor};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 // The scheduler and the device must use blocks of the same size.
@@ -89,7 +89,7 @@ impl Runner {
     ///
     /// # Errors
     /// The reason why a rank will never be ready. The runner cannot be used after that.
-    pub fn prepared(&mut self) -> Result<(), ExecutorError> {
+    pub fn prepared(&mut self) -> Result<(), EngineError> {
         let mut peer = None;
         for (index, rank) in self.ranks.iter().enumerate() {
             if rank.prepared.recv().is_ok() {
@@ -102,34 +102,34 @@ impl Runner {
                     _ = peer.get_or_insert(format!("rank {index} failed: {message}"))
                 }
                 Ok(Err(RankFailure::Own(message))) => {
-                    return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
+                    return Err(EngineError { message: format!("rank {index} failed: {message}") });
                 }
-                _ => return Err(ExecutorError { message: format!("rank {index} has ended") }),
+                _ => return Err(EngineError { message: format!("rank {index} has ended") }),
             }
         }
-        peer.map_or(Ok(()), |message| Err(ExecutorError { message }))
+        peer.map_or(Ok(()), |message| Err(EngineError { message }))
     }
 }
 
 impl Executor for Runner {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         for (index, rank) in self.ranks.iter().enumerate() {
             let sent = rank.plans.as_ref().is_some_and(|plans| plans.send(Arc::clone(plan)).is_ok());
             if !sent {
-                return Err(ExecutorError { message: format!("rank {index} has ended") });
+                return Err(EngineError { message: format!("rank {index} has ended") });
             }
         }
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let deadline = Instant::now() + self.step_timeout;
         let (mut first, mut peer, mut late) = (None, None, Vec::new());
         for (index, rank) in self.ranks.iter_mut().enumerate() {
             match rank.outcome(deadline) {
                 Ok(output) => _ = first.get_or_insert(output),
                 Err(RankFailure::Own(message)) => {
-                    return Err(ExecutorError { message: format!("rank {index} failed: {message}") });
+                    return Err(EngineError { message: format!("rank {index} failed: {message}") });
                 }
                 // The ranks that it waited for may report the cause.
                 Err(RankFailure::Peer(message)) => {
@@ -145,7 +145,7 @@ impl Executor for Runner {
             (1, _) => format!("rank {} failed: a step did not end within {took} s", late[0]),
             (_, _) => format!("ranks {} failed: a step did not end within {took} s", late.join(", ")),
         };
-        Err(ExecutorError { message })
+        Err(EngineError { message })
     }
 }
 

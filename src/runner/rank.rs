@@ -10,8 +10,8 @@ use super::inputs;
 use super::memory::graph_rows;
 use super::sampler::{self, SamplerSlots};
 use super::{RankFailure, RankOutcome, StepOutput};
-use crate::comm::{Communicator, PEER};
-use crate::device::{CacheSpec, Device, DeviceError, SampleSource, StepInputs};
+use crate::comm::Communicator;
+use crate::device::{CacheSpec, Device, DeviceError, Graph, PEER, SampleSource, StepInputs};
 use crate::engine::panic_text;
 use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
@@ -43,7 +43,7 @@ pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
     // dropping the communicator tells other ranks that this one has ended, before freeing memory, which waits
     // for running kernels.
     /// CUDA graphs of all layers for decode steps, with the number of rows of each, fewest rows first.
-    graphs: Vec<(usize, D::Graph)>,
+    graphs: Vec<(usize, Graph)>,
     comm: C,
     device: D,
     model: Model<D>,
@@ -54,7 +54,7 @@ pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
 }
 
 /// A step that has been launched, and whose tokens have been sampled but not read back.
-struct LaunchedStep {
+struct PendingOutput {
     plan: Arc<StepPlan>,
     rows: Vec<RowOutput>,
     /// Rows that sample, grouped by sampling launch, each with the slot's occupant at that time.
@@ -73,7 +73,7 @@ pub(super) fn run_rank<D: Device, C: Communicator<D>>(
         pin_to(&parts.processors);
         let mut rank = RankWorker::new(parts)?;
         let _ignored = prepared.send(());
-        let mut previous: Option<LaunchedStep> = None;
+        let mut previous: Option<PendingOutput> = None;
         loop {
             let next = if previous.is_some() { plans.try_recv().ok() } else { plans.recv().ok() };
             if next.is_none() && previous.is_none() {
@@ -130,7 +130,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         // Waits for all ranks. Kernels that wait for other ranks must not be launched while some rank still
         // allocates: a driver may serialise the two.
         rank.space.register(&rank.comm)?;
-        if D::CAPTURES && rank.comm.captures() {
+        if D::LAYOUT.captures() && C::CAPTURES {
             rank.capture(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
         }
         Ok(rank)
@@ -169,7 +169,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     }
 
     /// Launches one step: forward pass, scores of prompt tokens, sampling.
-    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<LaunchedStep, DeviceError> {
+    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<PendingOutput, DeviceError> {
         self.slots.admit(&plan);
         let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
@@ -179,19 +179,18 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let pieces = self.sample(&plan, &firsts)?;
         let sampled = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
         let sampled = pieces.into_iter().map(|piece| piece.into_iter().map(sampled).collect()).collect();
-        Ok(LaunchedStep { sampled, plan, rows })
+        Ok(PendingOutput { sampled, plan, rows })
     }
 
     /// Waits for the sampled tokens of a step and returns its output.
-    fn finish(&mut self, step: LaunchedStep) -> Result<StepOutput, DeviceError> {
-        let LaunchedStep { plan, mut rows, sampled } = step;
+    fn finish(&mut self, step: PendingOutput) -> Result<StepOutput, DeviceError> {
+        let PendingOutput { plan, mut rows, sampled } = step;
         for piece in &sampled {
-            let tokens = self.device.take_sampled(&mut self.space.sampled)?;
+            let tokens = self.device.take_sampled(&mut self.space.step)?;
             for ((index, start), token) in piece.iter().zip(tokens) {
                 self.slots.add_sampled(plan.rows[*index].slot, start, token, &mut rows[*index]);
             }
         }
-        self.comm.check()?;
         Ok(StepOutput { id: plan.id, rows })
     }
 
@@ -229,11 +228,11 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
                 let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };
                 self.model.shortlists(&self.device, &self.comm, &wanted, space)?;
                 let lists = space.shortlists.as_ref().expect("a divided model has them");
-                self.device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.sampled)?;
+                self.device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)?;
             } else {
                 self.model.logits(&self.device, &self.comm, &wanted, space)?;
                 let source = SampleSource::Logits { logits: &space.logits, vocab: self.vocab };
-                self.device.sample(source, &rows, &mut space.sampled)?;
+                self.device.sample(source, &rows, &mut space.step)?;
             }
         }
         Ok(pieces.into_iter().map(|(piece, _)| piece.to_vec()).collect())

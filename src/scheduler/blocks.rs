@@ -8,7 +8,7 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use super::prefix::{BlockKey, PrefixIndex};
 use super::step_plan::BLOCK_TOKENS;
 
@@ -140,7 +140,7 @@ impl Pool {
     ///
     /// # Errors
     /// Names the first block or sum that does not agree.
-    pub fn check(&self, held: &[usize]) -> Result<(), IntegrityError> {
+    pub fn check(&self, held: &[usize]) -> Result<(), SchedulerError> {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];
@@ -172,13 +172,13 @@ impl Pool {
 
 /// The blocks of one sequence, in order of position.
 #[derive(Default)]
-pub struct Table {
+pub struct BlockTable {
     blocks: Vec<Block>,
     /// The ids of `blocks`, stored separately so that a plan can copy them.
     ids: Vec<u32>,
 }
 
-impl Table {
+impl BlockTable {
     /// Appends the block of the next [`BLOCK_TOKENS`] positions.
     pub fn push(&mut self, block: Block) {
         self.ids.push(block.id());
@@ -218,7 +218,7 @@ impl Table {
     }
 }
 
-impl Drop for Table {
+impl Drop for BlockTable {
     fn drop(&mut self) {
         self.clear();
     }

@@ -27,7 +27,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use super::sequence::{Order, Sequence};
 use crate::request::Tenant;
 
@@ -44,7 +44,7 @@ const IDLE_COUNTERS: usize = 1024;
 /// Service received, per tenant.
 #[derive(Debug, Default)]
 struct Counters {
-    of: HashMap<Arc<str>, u64>,
+    by_tenant: HashMap<Arc<str>, u64>,
     /// The highest counter of a tenant at the time one of its sequences started, before it was charged.
     last: u64,
 }
@@ -53,17 +53,17 @@ struct Counters {
 /// only the first of them can be next.
 pub(super) type QueueKey = (Arc<str>, i32);
 
-/// The waiting sequences.
+/// The waiting sequences, in one queue per tenant and priority.
 #[derive(Default)]
-pub(super) struct Queue {
+pub(super) struct FairQueue {
     /// By sequence number.
     waiting: BTreeMap<u64, Sequence>,
-    /// Sequence numbers of `waiting`.
-    lines: BTreeMap<QueueKey, BTreeSet<u64>>,
+    /// The queue of each tenant and priority: sequence numbers of `waiting`, in order of arrival.
+    queues: BTreeMap<QueueKey, BTreeSet<u64>>,
     counters: Counters,
     /// Generated tokens of one tenant that are not charged yet. Neighbouring rows often belong to one tenant,
     /// so charging them together saves look-ups.
-    owed: Option<(Tenant, u64)>,
+    uncharged_output: Option<(Tenant, u64)>,
 }
 
 /// Estimated work that a newly submitted request would wait for.
@@ -75,22 +75,22 @@ pub struct Ahead {
     pub tokens: usize,
 }
 
-impl Queue {
+impl FairQueue {
     /// Adds a sequence, new or preempted.
-    pub(super) fn arrive(&mut self, sequence: Sequence) {
-        self.lift(&sequence.tenant().name, sequence.priority());
-        let (line, arrival) = (line(&sequence), sequence.order.sequence_number);
-        self.lines.entry(line).or_default().insert(arrival);
-        self.waiting.insert(arrival, sequence);
+    pub(super) fn push(&mut self, sequence: Sequence) {
+        self.lift_counter(&sequence.tenant().name, sequence.priority());
+        let number = sequence.order.sequence_number;
+        self.queues.entry(queue_key(&sequence)).or_default().insert(number);
+        self.waiting.insert(number, sequence);
     }
 
     pub(super) fn remove(&mut self, order: &Order) -> Option<Sequence> {
         let sequence = self.waiting.remove(&order.sequence_number)?;
-        let key = line(&sequence);
-        if let Some(line) = self.lines.get_mut(&key) {
-            line.remove(&order.sequence_number);
-            if line.is_empty() {
-                self.lines.remove(&key);
+        let key = queue_key(&sequence);
+        if let Some(queue) = self.queues.get_mut(&key) {
+            queue.remove(&order.sequence_number);
+            if queue.is_empty() {
+                self.queues.remove(&key);
             }
         }
         Some(sequence)
@@ -114,44 +114,44 @@ impl Queue {
 
     /// The next sequence to start at `step`, and its class after ageing.
     pub(super) fn first(&self, step: u64, ageing: u64) -> Option<(Order, i64)> {
-        let top = i64::from(self.lines.keys().map(|(_, priority)| *priority).min()?);
-        let place = |((name, priority), line): (&QueueKey, &BTreeSet<u64>)| {
-            let sequence = &self.waiting[line.first()?];
+        let top = i64::from(self.queues.keys().map(|(_, priority)| *priority).min()?);
+        let head = |((name, priority), queue): (&QueueKey, &BTreeSet<u64>)| {
+            let sequence = &self.waiting[queue.first()?];
             let class = aged(*priority, step - sequence.arrived_at_step, ageing).max(top);
             Some((class, self.counters.get(name), sequence.order.sequence_number, sequence.order))
         };
-        let (class, _, _, order) = self.lines.iter().filter_map(place).min()?;
+        let (class, _, _, order) = self.queues.iter().filter_map(head).min()?;
         Some((order, class))
     }
 
     /// The tenant and the priority of all waiting requests, if they all have the same.
-    pub(super) fn only_line(&self) -> Option<&QueueKey> {
-        self.lines.keys().next().filter(|_| self.lines.len() == 1)
+    pub(super) fn only_key(&self) -> Option<&QueueKey> {
+        self.queues.keys().next().filter(|_| self.queues.len() == 1)
     }
 
     /// Estimates what would start before a request of this tenant and priority: all requests of a higher
     /// class, all of its own tenant's requests of its class, and one more than these of every other tenant,
     /// since tenants alternate. It is an estimate because the alternation counts tokens, not requests.
     pub(super) fn ahead(&self, tenant: &str, priority: i32, step: u64, ageing: u64) -> Ahead {
-        let most = self.lines.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
-        let top = i64::from(most);
-        // How many of a line have a class that is at most so.
-        let up_to = |((_, of), line): (&(Arc<str>, i32), &BTreeSet<u64>), class: i64| {
-            let is = |arrival: &&u64| {
-                aged(*of, step - self.waiting[*arrival].arrived_at_step, ageing).max(top) <= class
+        let highest = self.queues.keys().map(|(_, priority)| *priority).fold(priority, i32::min);
+        let top = i64::from(highest);
+        // The number of a queue's requests in `class` or a higher one.
+        let up_to = |((_, priority), queue): (&QueueKey, &BTreeSet<u64>), class: i64| {
+            let is_up_to = |number: &&u64| {
+                aged(*priority, step - self.waiting[*number].arrived_at_step, ageing).max(top) <= class
             };
-            line.iter().take_while(is).count()
+            queue.iter().take_while(is_up_to).count()
         };
         let class = i64::from(priority);
-        let own = self.lines.iter().filter(|((name, _), _)| &**name == tenant);
-        let own: usize = own.map(|line| up_to(line, class)).sum();
+        let own = self.queues.iter().filter(|((name, _), _)| &**name == tenant);
+        let own: usize = own.map(|queue| up_to(queue, class)).sum();
         let mut ahead = Ahead::default();
-        for (key, line) in &self.lines {
-            let level = up_to((key, line), class);
+        for (key, queue) in &self.queues {
+            let level = up_to((key, queue), class);
             let turns = if &*key.0 == tenant { level } else { level.min(own + 1) };
-            for arrival in line.iter().take(turns.max(up_to((key, line), class - 1))) {
+            for number in queue.iter().take(turns.max(up_to((key, queue), class - 1))) {
                 ahead.requests += 1;
-                ahead.tokens += self.waiting[arrival].prompt_len();
+                ahead.tokens += self.waiting[number].prompt_len();
             }
         }
         ahead
@@ -163,65 +163,60 @@ impl Queue {
         self.counters.charge(tenant, PROMPT_COST * tokens as u64);
     }
 
-    /// Charges the tenant for generated tokens, at the latest in `settle`.
+    /// Charges the tenant for generated tokens, at the latest in `flush_charges`.
     pub(super) fn charge_output(&mut self, tenant: &Tenant, generated: usize) {
         if generated == 0 {
             return;
         }
-        match &mut self.owed {
+        match &mut self.uncharged_output {
             // Two names that are one string are equal without being read.
             Some((of, tokens)) if of == tenant => *tokens += generated as u64,
             _ => {
-                self.settle();
-                self.owed = Some((tenant.clone(), generated as u64));
+                self.flush_charges();
+                self.uncharged_output = Some((tenant.clone(), generated as u64));
             }
         }
     }
 
     /// Applies charges that were put off. Must be called before counters are compared.
-    pub(super) fn settle(&mut self) {
-        if let Some((tenant, tokens)) = self.owed.take() {
+    pub(super) fn flush_charges(&mut self) {
+        if let Some((tenant, tokens)) = self.uncharged_output.take() {
             self.counters.charge(&tenant, OUTPUT_COST * tokens);
         }
     }
 
     /// Resets all counters. Called when no request is open.
-    pub(super) fn forget(&mut self) {
+    pub(super) fn reset_counters(&mut self) {
         self.counters = Counters::default();
     }
 
     /// Raises a tenant's counter to the lowest counter among tenants with waiting requests of this priority
     /// or a higher one. Called before a request is added. Tenants with only lower priorities do not count:
     /// they have been served less because of their priority, which must not benefit others.
-    fn lift(&mut self, name: &Arc<str>, priority: i32) {
-        let waits = |name: &Arc<str>| {
-            let line = self.lines.range((Arc::clone(name), i32::MIN)..).next();
-            line.is_some_and(|((of, highest), _)| of == name && *highest <= priority)
-        };
-        if waits(name) {
+    fn lift_counter(&mut self, name: &Arc<str>, priority: i32) {
+        let first = self.queues.range((Arc::clone(name), i32::MIN)..).next();
+        if first.is_some_and(|((tenant, highest), _)| tenant == name && *highest <= priority) {
             return;
         }
-        let level = self.lines.keys().filter(|(_, of)| *of <= priority);
-        let least = level.map(|(name, _)| self.counters.get(name)).min();
+        let competing = self.queues.keys().filter(|(_, other)| *other <= priority);
+        let least = competing.map(|(name, _)| self.counters.get(name)).min();
         let counter = self.counters.get(name).max(least.unwrap_or(self.counters.last));
-        if self.counters.of.len() > IDLE_COUNTERS + self.lines.len() {
-            let waiting: BTreeSet<&Arc<str>> = self.lines.keys().map(|(name, _)| name).collect();
-            self.counters.of.retain(|name, _| waiting.contains(name));
+        if self.counters.by_tenant.len() > IDLE_COUNTERS + self.queues.len() {
+            let waiting: BTreeSet<&Arc<str>> = self.queues.keys().map(|(name, _)| name).collect();
+            self.counters.by_tenant.retain(|name, _| waiting.contains(name));
         }
-        self.counters.of.insert(Arc::clone(name), counter);
+        self.counters.by_tenant.insert(Arc::clone(name), counter);
     }
 
-    /// Checks that `lines` and `waiting` hold the same sequences.
-    pub(super) fn check(&self) -> Result<(), IntegrityError> {
-        let in_line: usize = self.lines.values().map(BTreeSet::len).sum();
-        if in_line != self.waiting.len() {
-            return broken(format!("{} sequences wait, {in_line} are queued", self.waiting.len()));
+    /// Checks that `queues` and `waiting` hold the same sequences.
+    pub(super) fn check(&self) -> Result<(), SchedulerError> {
+        let queued: usize = self.queues.values().map(BTreeSet::len).sum();
+        if queued != self.waiting.len() {
+            return broken(format!("{} sequences wait, {queued} are queued", self.waiting.len()));
         }
         let lost = |sequence: &&Sequence| {
-            !self
-                .lines
-                .get(&line(sequence))
-                .is_some_and(|line| line.contains(&sequence.order.sequence_number))
+            let queue = self.queues.get(&queue_key(sequence));
+            !queue.is_some_and(|queue| queue.contains(&sequence.order.sequence_number))
         };
         match self.waiting.values().find(lost) {
             Some(sequence) => broken(format!("request {} waits but is not queued", sequence.id.0)),
@@ -232,24 +227,24 @@ impl Queue {
 
 impl Counters {
     fn get(&self, name: &str) -> u64 {
-        self.of.get(name).copied().unwrap_or(0)
+        self.by_tenant.get(name).copied().unwrap_or(0)
     }
 
     fn charge(&mut self, tenant: &Tenant, cost: u64) {
         // A counter that was dropped while its sequence ran restarts at the level of the others.
         let last = self.last;
-        let counter = self.of.entry(Arc::clone(&tenant.name)).or_insert(last);
+        let counter = self.by_tenant.entry(Arc::clone(&tenant.name)).or_insert(last);
         *counter = counter.saturating_add(cost * SCALE / u64::from(tenant.weight.max(1)));
     }
 }
 
 /// The queue that a sequence belongs to.
-fn line(sequence: &Sequence) -> QueueKey {
+fn queue_key(sequence: &Sequence) -> QueueKey {
     (Arc::clone(&sequence.tenant().name), sequence.priority())
 }
 
 /// The class of a priority after `waited` steps. With `ageing` 0 priorities do not age.
 fn aged(priority: i32, waited: u64, ageing: u64) -> i64 {
-    let lifts = waited.checked_div(ageing).unwrap_or(0);
-    i64::from(priority).saturating_sub(i64::try_from(lifts).unwrap_or(i64::MAX))
+    let classes = waited.checked_div(ageing).unwrap_or(0);
+    i64::from(priority).saturating_sub(i64::try_from(classes).unwrap_or(i64::MAX))
 }

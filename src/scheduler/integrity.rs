@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
 use super::{LeaveReason, Scheduler};
@@ -13,7 +13,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// The first two records that do not agree.
-    pub fn check_integrity(&self) -> Result<(), IntegrityError> {
+    pub fn check_integrity(&self) -> Result<(), SchedulerError> {
         self.check_blocks()?;
         self.check_slots()?;
         self.check_queue_sums()?;
@@ -36,7 +36,7 @@ impl Scheduler {
         self.running.values().chain(self.leaving.values().map(|leaving| &leaving.sequence))
     }
 
-    fn check_blocks(&self) -> Result<(), IntegrityError> {
+    fn check_blocks(&self) -> Result<(), SchedulerError> {
         let mut held = vec![0; self.pool.total()];
         for sequence in self.holders() {
             if sequence.table.len() * BLOCK_TOKENS < sequence.planned() {
@@ -52,7 +52,7 @@ impl Scheduler {
         self.pool.check(&held)
     }
 
-    fn check_reservations(&self) -> Result<(), IntegrityError> {
+    fn check_reservations(&self) -> Result<(), SchedulerError> {
         let sum: usize = self.running.values().map(|sequence| sequence.reserved).sum();
         let (reserved, available) = (self.reserved, self.pool.available());
         if sum != reserved || reserved > available {
@@ -71,7 +71,7 @@ impl Scheduler {
         }
     }
 
-    fn check_slots(&self) -> Result<(), IntegrityError> {
+    fn check_slots(&self) -> Result<(), SchedulerError> {
         let held: Vec<u32> = self.holders().filter_map(Sequence::slot).collect();
         let distinct: BTreeSet<u32> = held.iter().copied().collect();
         let (free, all) = (self.slots.free(), self.config.max_num_seqs);
@@ -85,7 +85,7 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_queue_sums(&self) -> Result<(), IntegrityError> {
+    fn check_queue_sums(&self) -> Result<(), SchedulerError> {
         let tokens: usize = self.waiting.values().map(Sequence::prompt_len).sum();
         if tokens != self.waiting_tokens {
             return broken(format!(
@@ -105,7 +105,7 @@ impl Scheduler {
         Ok(())
     }
 
-    fn check_rows_in_flight(&self) -> Result<(), IntegrityError> {
+    fn check_rows_in_flight(&self) -> Result<(), SchedulerError> {
         let rows = self.rows_in_flight;
         let held: usize = self.holders().map(|sequence| sequence.in_flight).sum();
         if rows != held {

@@ -14,16 +14,18 @@
 //!
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
-//! can never run, and `integrity` recounts everything. `prefetch` concerns the processor's caches only.
+//! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
+//! `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
+mod error;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
-mod integrity_error;
 mod planner;
 mod prefetch;
 pub mod prefix;
+pub(crate) mod queue_limits;
 mod request_check;
 mod sequence;
 mod slots;
@@ -34,8 +36,8 @@ use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
-use fair_queue::{Ahead, Queue};
-pub use integrity_error::IntegrityError;
+pub use error::SchedulerError;
+use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
 use step_plan::{RowOutput, StepOutput, StepPlan};
@@ -102,31 +104,6 @@ impl SchedulerConfig {
         self.max_model_len.min(self.num_blocks * step_plan::BLOCK_TOKENS)
     }
 
-    /// Checks that `more` requests may join `waiting` ones. An empty queue takes a group of any size, since
-    /// that group could otherwise never be served.
-    ///
-    /// # Errors
-    /// [`Reject::QueueFull`].
-    pub(crate) fn check_queue_requests(&self, waiting: usize, more: usize) -> Result<(), Reject> {
-        let limit = self.max_queue_requests;
-        if waiting > 0 && waiting + more > limit {
-            return Err(Reject::QueueFull { waiting, limit });
-        }
-        Ok(())
-    }
-
-    /// Checks that `more` prompt tokens may join `waiting` ones. An empty queue takes any number.
-    ///
-    /// # Errors
-    /// [`Reject::QueueTokensFull`].
-    pub(crate) fn check_queue_tokens(&self, waiting: usize, more: usize) -> Result<(), Reject> {
-        let limit = self.max_queue_tokens;
-        if waiting > 0 && waiting + more > limit {
-            return Err(Reject::QueueTokensFull { waiting, limit });
-        }
-        Ok(())
-    }
-
     /// # Panics
     /// If a limit that must be positive is 0, or `kv_reserve` is not from 0 to 1.
     pub(crate) fn assert_sound(&self) {
@@ -179,16 +156,6 @@ impl Counts {
     }
 }
 
-/// An output that does not fit the planned step: the executor is broken.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("the executor returned (step, rows) {got:?}, expected {expected:?}")]
-pub struct Mismatch {
-    /// The output's step id and number of rows.
-    pub got: (u64, usize),
-    /// The same numbers of the earliest step in flight; `None` if no step is in flight.
-    pub expected: Option<(u64, usize)>,
-}
-
 /// A step as [`Scheduler::plan`] returns it.
 pub struct PlannedStep {
     /// The plan that the executor runs.
@@ -217,7 +184,7 @@ pub struct Scheduler {
     pool: Pool,
     slots: Slots,
     /// Sequences without blocks and without a slot.
-    waiting: Queue,
+    waiting: FairQueue,
     /// Sequences with a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
     /// Sequences that have left `running` and keep blocks and slot for a row in flight.
@@ -260,7 +227,7 @@ impl Scheduler {
         Self {
             pool: Pool::new(config.num_blocks),
             slots: Slots::new(config.max_num_seqs),
-            waiting: Queue::default(),
+            waiting: FairQueue::default(),
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
@@ -286,10 +253,10 @@ impl Scheduler {
             request_check::check(request, &self.config)?;
         }
         let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
-        self.config.check_queue_requests(self.waiting.len(), group.len())?;
-        self.config.check_queue_tokens(self.waiting_tokens, tokens)?;
+        queue_limits::check_requests(&self.config, self.waiting.len(), group.len())?;
+        queue_limits::check_tokens(&self.config, self.waiting_tokens, tokens)?;
         if self.orders.is_empty() {
-            self.waiting.forget();
+            self.waiting.reset_counters();
         }
         for (id, request) in group {
             let sequence = Sequence::new(id, self.next_sequence_number, self.totals.steps, request);
@@ -297,7 +264,7 @@ impl Scheduler {
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
             self.waiting_tokens += sequence.prompt_len();
-            self.waiting.arrive(sequence);
+            self.waiting.push(sequence);
         }
         Ok(())
     }
@@ -310,7 +277,7 @@ impl Scheduler {
     /// The tenant and priority of all waiting requests; `None` where they differ. A new request of this
     /// tenant and priority, or of a lower priority, starts after all of them, whatever their ages.
     pub(crate) fn uniform_queue(&self) -> Option<&(Arc<str>, i32)> {
-        self.waiting.only_line()
+        self.waiting.only_key()
     }
 
     /// Ends a request without a further update. Its blocks are free at once, or when its row in flight is
@@ -350,11 +317,12 @@ impl Scheduler {
         &mut self,
         rows: PlannedRows,
         output: StepOutput,
-    ) -> Result<Vec<(RequestId, Update)>, Mismatch> {
+    ) -> Result<Vec<(RequestId, Update)>, SchedulerError> {
         let (expected, got) = ((self.committed_steps, rows.rows.len()), (output.id, output.rows.len()));
         if rows.step != self.committed_steps || expected != got {
             let expected = (self.steps_in_flight() > 0).then_some(expected);
-            return Err(Mismatch { got, expected });
+            let message = format!("the executor returned (step, rows) {got:?}, expected {expected:?}");
+            return Err(SchedulerError::new(message));
         }
         self.committed_steps += 1;
         self.rows_in_flight -= rows.rows.len();
@@ -362,7 +330,7 @@ impl Scheduler {
         for (row, output) in rows.rows.iter().zip(output.rows) {
             updates.extend(self.commit_row(row, output));
         }
-        self.waiting.settle();
+        self.waiting.flush_charges();
         Ok(updates)
     }
 
@@ -415,7 +383,7 @@ impl Scheduler {
         } else if reason == LeaveReason::Preempted {
             sequence.give_up();
             self.waiting_tokens += sequence.prompt_len();
-            self.waiting.arrive(sequence);
+            self.waiting.push(sequence);
         }
     }
 

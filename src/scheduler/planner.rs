@@ -10,7 +10,7 @@
 //! ones, down to the last. When nothing runs, every block is available and none is reserved, and every
 //! waiting sequence fits, since `request_check` refuses requests that do not fit the cache.
 
-use super::blocks::{Block, Pool, Table};
+use super::blocks::{Block, BlockTable, Pool};
 use super::sequence::{Order, PlannedRow, Sequence};
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row};
@@ -206,8 +206,8 @@ impl Scheduler {
     }
 
     /// The cached blocks that a waiting sequence's tokens begin with.
-    fn cached_prefix(&mut self, order: Order) -> Table {
-        let mut table = Table::default();
+    fn cached_prefix(&mut self, order: Order) -> BlockTable {
+        let mut table = BlockTable::default();
         if !self.config.prefix_caching {
             return table;
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::integrity_error::{IntegrityError, broken};
+use super::error::{SchedulerError, broken};
 use sha2::{Digest, Sha256};
 
 /// Identifies the contents of one full block and of all blocks before it.
@@ -119,7 +119,7 @@ impl PrefixIndex {
     ///
     /// # Errors
     /// Names the first block or count that does not.
-    pub fn check(&self) -> Result<(), IntegrityError> {
+    pub fn check(&self) -> Result<(), SchedulerError> {
         let keyed = self.keys.iter().flatten().count();
         if keyed != self.blocks.len() {
             return broken(format!("{keyed} blocks have a key, {} keys have a block", self.blocks.len()));

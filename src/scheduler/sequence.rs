@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::RequestId;
-use super::blocks::{Pool, Table};
+use super::blocks::{BlockTable, Pool};
 use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
@@ -29,7 +29,7 @@ pub struct Sequence {
     /// Its order among running sequences.
     pub order: Order,
     /// KV blocks of the positions from 0 on; empty while the sequence waits.
-    pub table: Table,
+    pub table: BlockTable,
     /// Rows that are planned and not yet committed.
     pub in_flight: usize,
     /// Number of steps that had been planned when the request was submitted.
@@ -79,7 +79,7 @@ impl Sequence {
         Self {
             id,
             order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
-            table: Table::default(),
+            table: BlockTable::default(),
             in_flight: 0,
             arrived_at_step,
             preemptions: 0,
@@ -179,7 +179,7 @@ impl Sequence {
 
     /// Starts the sequence with an order, a slot and blocks. The first `cached` positions are already
     /// computed.
-    pub fn start(&mut self, order: Order, slot: Slot, table: Table, cached: usize) {
+    pub fn start(&mut self, order: Order, slot: Slot, table: BlockTable, cached: usize) {
         self.order = order;
         self.slot = Some(slot);
         self.table = table;

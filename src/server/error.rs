@@ -139,7 +139,7 @@ pub enum ApiError {
 }
 
 /// Status, type, code and retry advice of an error: one row of the table in [`ApiError::row`].
-struct Row {
+struct ErrorRow {
     status: StatusCode,
     kind: &'static str,
     code: Option<&'static str>,
@@ -159,7 +159,7 @@ impl ApiError {
     }
 
     /// The table of statuses.
-    fn row(&self) -> Row {
+    fn row(&self) -> ErrorRow {
         const REQUEST: &str = "invalid_request_error";
         const SERVER: &str = "server_error";
         let (status, kind, code, should_retry) = match self {
@@ -202,7 +202,7 @@ impl ApiError {
             }
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, None, Some(false)),
         };
-        Row { status, kind, code, should_retry }
+        ErrorRow { status, kind, code, should_retry }
     }
 
     /// The HTTP status.

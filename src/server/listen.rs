@@ -27,7 +27,7 @@ use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signal, Signals, drain};
 use super::evicting_permits::{EvictingPermit, EvictingPermits};
 use super::health;
 use super::listener::Listener;
-use super::open_requests::{ConnectionRequests, CountedBody};
+use super::open_responses::{ConnectionRequests, CountedBody};
 use super::routes::{before_start, router};
 use super::state::ServerState;
 use super::status::ServerStatus;

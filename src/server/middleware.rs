@@ -41,7 +41,7 @@ pub(crate) async fn handle(
     };
     let mut response = match check(&state, &request) {
         Ok(caller) => {
-            request.extensions_mut().insert(RequestId(id.clone()));
+            request.extensions_mut().insert(HttpRequestId(id.clone()));
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
@@ -92,11 +92,11 @@ fn check(state: &ServerState, request: &Request) -> Result<Option<Caller>, ApiEr
 
 /// The request's id, as an extension for its handler.
 #[derive(Debug, Clone)]
-struct RequestId(String);
+struct HttpRequestId(String);
 
 /// Returns the id that the middleware gave a request.
 pub(crate) fn id_of(request: &Request) -> String {
-    request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default()
+    request.extensions().get::<HttpRequestId>().map(|id| id.0.clone()).unwrap_or_default()
 }
 
 /// Returns the client's `x-request-id` if it consists of 1 to 128 letters, digits and `-_.:/`, else a new id.

@@ -23,7 +23,7 @@ mod listener;
 pub mod management;
 pub mod metrics;
 mod middleware;
-mod open_requests;
+mod open_responses;
 mod reply;
 mod reply_builder;
 pub mod routes;

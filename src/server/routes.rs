@@ -2,7 +2,7 @@
 //! elsewhere.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -29,6 +29,9 @@ use super::{body, generate, health, middleware, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
+
+/// Header with the time in milliseconds within which the whole answer must be sent.
+const DEADLINE_HEADER: &str = "x-request-deadline-ms";
 
 /// Returns every route's path and handler. Tests check the API key on all of them.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
@@ -69,19 +72,27 @@ pub(crate) fn before_start(status: &ServerStatus, path: &str, method: &Method) -
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (admission, caller, map) = enter(&state, request, ReplyFormat::Chat).await?;
-    let valid = validate::chat(Fields::new(map), &state.limits, random_u64()?)?.of(caller);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
+    let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
     respond(&state, admission, valid, ReplyFormat::Chat, id).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let id = middleware::id_of(&request);
-    let (admission, caller, map) = enter(&state, request, ReplyFormat::Text).await?;
-    let valid = validate::completion(Fields::new(map), &state.limits, random_u64()?)?.of(caller);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
+    let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
     respond(&state, admission, valid, ReplyFormat::Text, id).await
 }
 
-/// Takes a place in the queue and reads the body. Returns also the caller, if the API key is a named one.
+/// A request that holds a place in the queue and whose body has been read, but not validated.
+struct UnvalidatedRequest {
+    admission: Admission,
+    /// The caller, if the API key is a named one.
+    caller: Option<Caller>,
+    body: Map<String, Value>,
+}
+
+/// Takes a place in the queue and reads the body.
 ///
 /// A full queue refuses the request before its body is read. The place is taken only when the whole body has
 /// arrived, so that a client that sends nothing holds none.
@@ -89,19 +100,38 @@ async fn enter(
     state: &ServerState,
     request: Request,
     format: ReplyFormat,
-) -> Result<(Admission, Option<Caller>, Map<String, Value>), ApiError> {
+) -> Result<UnvalidatedRequest, ApiError> {
     let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
         generate::refusal_error(state, refusal, format)
     };
-    let timeout = validate::deadline(request.headers())?;
+    let timeout = deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
     engine.check_room(1).map_err(refuse)?;
     let body = body::read(request, state).await?;
     let permit = engine.enter(1).map_err(refuse)?;
-    Ok((Admission { permit, received_at, timeout }, caller, body::parse(body, state).await?))
+    let admission = Admission { permit, received_at, timeout };
+    Ok(UnvalidatedRequest { admission, caller, body: body::parse(body, state).await? })
+}
+
+/// Reads [`DEADLINE_HEADER`]. If it occurs several times, because proxies add their own, the shortest time
+/// counts.
+///
+/// # Errors
+/// 400 if a value is not a valid number of milliseconds.
+fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
+    let all = headers.get_all(DEADLINE_HEADER).iter().map(|value| {
+        let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
+        let most = validate::MAX_TIMEOUT * 1000.0;
+        ms.filter(|ms| (1..=most as u64).contains(ms)).ok_or_else(|| {
+            let text = format!("expected a whole number of milliseconds from 1 to {most}");
+            ApiError::invalid(DEADLINE_HEADER, text)
+        })
+    });
+    let all: Vec<u64> = all.collect::<Result<_, _>>()?;
+    Ok(all.into_iter().min().map(Duration::from_millis))
 }
 
 /// Generates and writes the reply, whole or as events.

@@ -36,7 +36,7 @@ pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Re
     let events = EventStream {
         role_sent: vec![false; generation.choices()],
         generation,
-        stage: Stage::Running,
+        stage: StreamStage::Running,
         keep_alive,
         timer: Box::pin(tokio::time::sleep(keep_alive)),
         last_sent: Instant::now(),
@@ -53,7 +53,7 @@ pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Re
     response
 }
 
-enum Stage {
+enum StreamStage {
     Running,
     Failed,
     Ended,
@@ -63,7 +63,7 @@ struct EventStream {
     generation: TrackedGeneration,
     /// For each choice, whether a chunk with its role has been sent.
     role_sent: Vec<bool>,
-    stage: Stage,
+    stage: StreamStage,
     keep_alive: Duration,
     /// Fires at or before `last_sent + keep_alive`. To reset the timer for every event would cost more.
     timer: Pin<Box<Sleep>>,
@@ -73,17 +73,17 @@ struct EventStream {
 impl EventStream {
     async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
         match self.stage {
-            Stage::Running => {
+            StreamStage::Running => {
                 let events = self.next_events().await;
                 self.last_sent = Instant::now();
                 Some(Ok(events))
             }
-            Stage::Failed => {
+            StreamStage::Failed => {
                 tokio::time::sleep(ERROR_FLUSH).await;
-                self.stage = Stage::Ended;
+                self.stage = StreamStage::Ended;
                 Some(Err(io::Error::other("the generation failed after the response's headers")))
             }
-            Stage::Ended => None,
+            StreamStage::Ended => None,
         }
     }
 
@@ -105,7 +105,7 @@ impl EventStream {
                     self.timer.as_mut().reset(due);
                 }
             }
-            while matches!(self.stage, Stage::Running)
+            while matches!(self.stage, StreamStage::Running)
                 && out.len() < MAX_PIECE
                 && let Some(step) = self.generation.next().now_or_never()
             {
@@ -133,14 +133,14 @@ impl EventStream {
             }
             Some(Err(error)) => {
                 write_event(&error.to_json(), out);
-                self.stage = Stage::Failed;
+                self.stage = StreamStage::Failed;
             }
             None => {
                 if let Some(chunk) = self.generation.final_chunk() {
                     write_event(&chunk, out);
                 }
                 write_event("[DONE]", out);
-                self.stage = Stage::Ended;
+                self.stage = StreamStage::Ended;
             }
         }
     }

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::hyper_errors;
-use super::open_requests::ConnectionRequests;
+use super::open_responses::ConnectionRequests;
 use super::settings::HttpLimits;
 
 /// The socket. Reads and writes fail with [`io::ErrorKind::TimedOut`].

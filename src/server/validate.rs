@@ -19,7 +19,6 @@ mod values;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderMap;
 use serde_json::Value;
 
 use super::api_keys::Caller;
@@ -28,15 +27,13 @@ use super::fields::{Fields, wrong_type};
 use super::types::{ChatWire, CommonFields, CompletionWire, refuse_unsupported};
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
+pub(crate) use limits::MAX_TIMEOUT;
 pub use limits::{Defaults, Limits};
 use limits::{
     MAX_DETOKENIZE, MAX_N, MAX_SALT_CHARS, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOP_STRINGS,
-    MAX_TIMEOUT, MAX_USER_BYTES,
+    MAX_USER_BYTES,
 };
 use values::{alternatives, in_range, token_ids};
-
-/// Header with the time in milliseconds within which the whole answer must be sent.
-pub(crate) const DEADLINE_HEADER: &str = "x-request-deadline-ms";
 
 /// A validated request: every value is in range and every default is filled in.
 #[derive(Debug, Clone)]
@@ -305,24 +302,6 @@ fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
             Ok(Tenant { name: name.unwrap_or_default().into(), weight: 1 })
         }
     }
-}
-
-/// Reads [`DEADLINE_HEADER`]. If it occurs several times, because proxies add their own, the shortest time
-/// counts.
-///
-/// # Errors
-/// 400 if a value is not a valid number of milliseconds.
-pub(crate) fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
-    let all = headers.get_all(DEADLINE_HEADER).iter().map(|value| {
-        let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
-        ms.filter(|ms| (1..=(MAX_TIMEOUT * 1000.0) as u64).contains(ms)).ok_or_else(|| {
-            let most = MAX_TIMEOUT * 1000.0;
-            let text = format!("expected a whole number of milliseconds from 1 to {most}");
-            ApiError::invalid(DEADLINE_HEADER, text)
-        })
-    });
-    let all: Vec<u64> = all.collect::<Result<_, _>>()?;
-    Ok(all.into_iter().min().map(Duration::from_millis))
 }
 
 /// Checks the field `timeout`, given in seconds.

@@ -1,6 +1,6 @@
-//! Errors of the simulator's settings and runs.
+//! The error of the simulator's settings.
 
-/// A setting of the simulation is out of range.
+/// A setting of the simulation is out of range, or its request file cannot be read.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum SettingsError {
     /// The factor on step times is negative or not finite.
@@ -23,27 +23,12 @@ pub enum SettingsError {
         /// Size of the vocabulary.
         vocab: u32,
     },
-}
-
-/// The scheduler broke one of its rules during a simulation, which is a bug.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct SimulationError(String);
-
-impl From<String> for SimulationError {
-    fn from(message: String) -> Self {
-        Self(message)
-    }
-}
-
-impl From<crate::scheduler::IntegrityError> for SimulationError {
-    fn from(error: crate::scheduler::IntegrityError) -> Self {
-        Self(error.to_string())
-    }
-}
-
-impl From<&str> for SimulationError {
-    fn from(message: &str) -> Self {
-        Self(message.to_owned())
-    }
+    /// A line of the request file cannot be read.
+    #[error("line {line}: {message}")]
+    Workload {
+        /// Number of the line, from 1.
+        line: usize,
+        /// Expected and actual content.
+        message: String,
+    },
 }

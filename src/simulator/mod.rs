@@ -29,11 +29,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use answers::SyntheticAnswers;
-pub use error::{SettingsError, SimulationError};
+pub use error::SettingsError;
 pub use simulated_model::SimulatedModel;
 pub use timeline::{RequestOutcome, RequestTimeline, ServerSample};
 
-use crate::engine::{Executor, ExecutorError};
+use crate::engine::{EngineError, Executor};
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
 
 /// Time by which a sleeping thread usually wakes up late. The simulator sleeps that much less and spins for
@@ -78,17 +78,17 @@ impl Simulator {
 }
 
 impl Executor for Simulator {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         let now = Instant::now();
         let (output, time) = self.model.step(plan);
         let took = Duration::try_from_secs_f64(time.total() * self.pace)
-            .map_err(|e| ExecutorError { message: format!("the cost model: {e}") })?;
+            .map_err(|e| EngineError { message: format!("the cost model: {e}") })?;
         self.free_at = self.free_at.max(now) + took;
         self.outstanding.push_back((output, self.free_at));
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let (output, end) = self.outstanding.pop_front().expect("a step was enqueued");
         self.use_exact_timers();
         wait_until(end);

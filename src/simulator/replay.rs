@@ -66,7 +66,7 @@ pub fn replay(trace: &Trace) -> Result<Replayed, Divergence> {
     };
     for (event, (at, what)) in trace.events.iter().enumerate() {
         let at = *at as f64 / 1e6;
-        replayer.apply(at, what).map_err(|Mismatch(message)| Divergence { event, at, message })?;
+        replayer.apply(at, what).map_err(|ReplayMismatch(message)| Divergence { event, at, message })?;
     }
     Ok(replayer.replayed)
 }
@@ -100,15 +100,15 @@ fn scripted(recorded: &RecordedRequest) -> ScriptedRequest {
 }
 
 /// A call of the scheduler did not have its recorded result.
-struct Mismatch(String);
+struct ReplayMismatch(String);
 
-impl From<String> for Mismatch {
+impl From<String> for ReplayMismatch {
     fn from(message: String) -> Self {
         Self(message)
     }
 }
 
-impl From<&str> for Mismatch {
+impl From<&str> for ReplayMismatch {
     fn from(message: &str) -> Self {
         Self(message.to_owned())
     }
@@ -124,7 +124,7 @@ struct Replayer {
 }
 
 impl Replayer {
-    fn apply(&mut self, at: f64, event: &Event) -> Result<(), Mismatch> {
+    fn apply(&mut self, at: f64, event: &Event) -> Result<(), ReplayMismatch> {
         match event {
             Event::Submit(group) => self.submit(at, group),
             Event::Abort(id) => {
@@ -135,7 +135,7 @@ impl Replayer {
                 Ok(())
             }
             Event::NoPlan => match self.scheduler.plan() {
-                Some(step) => Err(Mismatch(format!("expected no plan, got plan {}", step.plan.id))),
+                Some(step) => Err(ReplayMismatch(format!("expected no plan, got plan {}", step.plan.id))),
                 None => Ok(()),
             },
             Event::Plan { id, fingerprint } => {
@@ -144,7 +144,7 @@ impl Replayer {
                 self.in_flight.push_back(step.rows);
                 if (plan.id, plan.fingerprint()) != (*id, *fingerprint) {
                     let got = plan.fingerprint();
-                    return Err(Mismatch(format!(
+                    return Err(ReplayMismatch(format!(
                         "expected plan {id} of fingerprint {fingerprint:016x}, \
                          got plan {} of fingerprint {got:016x}",
                         plan.id
@@ -166,9 +166,9 @@ impl Replayer {
         }
     }
 
-    fn submit(&mut self, at: f64, group: &[(RequestId, Request)]) -> Result<(), Mismatch> {
+    fn submit(&mut self, at: f64, group: &[(RequestId, Request)]) -> Result<(), ReplayMismatch> {
         if let Some((id, _)) = group.iter().find(|(id, _)| self.positions.contains_key(id)) {
-            return Err(Mismatch(format!("request {} is submitted twice", id.0)));
+            return Err(ReplayMismatch(format!("request {} is submitted twice", id.0)));
         }
         self.scheduler
             .submit(group.to_vec())
@@ -183,7 +183,7 @@ impl Replayer {
         Ok(())
     }
 
-    fn take(&mut self, at: f64, id: RequestId, update: &Update) -> Result<(), Mismatch> {
+    fn take(&mut self, at: f64, id: RequestId, update: &Update) -> Result<(), ReplayMismatch> {
         let request = self.find(id)?;
         for token in &update.tokens {
             request.answer.push(token.id);
@@ -197,10 +197,10 @@ impl Replayer {
         Ok(())
     }
 
-    fn find(&mut self, id: RequestId) -> Result<&mut RecordedRequest, Mismatch> {
+    fn find(&mut self, id: RequestId) -> Result<&mut RecordedRequest, ReplayMismatch> {
         let found =
             self.positions.get(&id).and_then(|(group, i)| self.replayed.groups.get_mut(*group)?.get_mut(*i));
-        found.ok_or_else(|| Mismatch(format!("request {} was never submitted", id.0)))
+        found.ok_or_else(|| ReplayMismatch(format!("request {} was never submitted", id.0)))
     }
 }
 

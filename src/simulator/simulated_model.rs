@@ -13,7 +13,7 @@ use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepOutput, StepPla
 pub struct SimulatedModel {
     cost: CostModel,
     answers: AnswerSource,
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<SimulatedSlot>>,
 }
 
 /// Source of the generated tokens.
@@ -26,7 +26,7 @@ enum AnswerSource {
 
 /// A running sequence.
 #[derive(Debug, Clone)]
-struct Slot {
+struct SimulatedSlot {
     start: Arc<SlotStart>,
     key: AnswerKey,
 }
@@ -81,10 +81,10 @@ impl SimulatedModel {
                 }
                 AnswerSource::Scripted(_) => AnswerKey::default(),
             };
-            self.slots[index] = Some(Slot { start: Arc::clone(start), key });
+            self.slots[index] = Some(SimulatedSlot { start: Arc::clone(start), key });
         }
         let slot = self.slots.get(index).and_then(Option::as_ref);
-        let Slot { start, key } = slot.expect("the first row of a sequence has `start`");
+        let SimulatedSlot { start, key } = slot.expect("the first row of a sequence has `start`");
         let prompt_top = start.prompt_logprobs.unwrap_or_default();
         let scores = row.score.iter().map(|token| self.answers.score(*token, prompt_top)).collect();
         if !row.sample {

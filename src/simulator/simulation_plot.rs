@@ -1,7 +1,7 @@
 //! Simulated or recorded runs as SVG: the load of the server over time, and the latencies of requests.
 
 use super::timeline::{RequestTimeline, ServerSample};
-use crate::plot::{Figure, Panel, PlotError, Series, svg as draw};
+use crate::plot::{Figure, Panel, Series, svg as draw};
 
 /// A run and its name in the legend.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +19,7 @@ pub struct PlottedRun<'a> {
 ///
 /// # Errors
 /// The drawing library's error.
-pub fn svg(runs: &[PlottedRun<'_>]) -> Result<String, PlotError> {
+pub fn svg(runs: &[PlottedRun<'_>]) -> anyhow::Result<String> {
     let over_time = |value: fn(&ServerSample) -> f64| -> Vec<Series> {
         let points = |run: &PlottedRun<'_>| run.samples.iter().map(|s| (s.at, value(s))).collect();
         runs.iter().map(|run| Series::over_time(run.name, points(run), false)).collect()
@@ -83,7 +83,7 @@ pub fn svg(runs: &[PlottedRun<'_>]) -> Result<String, PlotError> {
 ///
 /// # Errors
 /// The drawing library's error.
-pub fn forecast_svg(predicted_and_actual: &[(f64, f64)]) -> Result<String, PlotError> {
+pub fn forecast_svg(predicted_and_actual: &[(f64, f64)]) -> anyhow::Result<String> {
     let max = predicted_and_actual.iter().map(|(x, y)| x.max(*y)).fold(1e-9, f64::max);
     draw(&Figure {
         title: "",

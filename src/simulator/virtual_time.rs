@@ -9,14 +9,15 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::error::SimulationError;
 use super::simulated_model::SimulatedModel;
 use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::Forecast;
 use crate::engine::admission::queue_state;
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
-use crate::scheduler::{MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
+use crate::scheduler::{
+    MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError,
+};
 
 /// A request and the answer that the simulated model gives.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,7 +47,7 @@ impl ScriptedRequest {
 
 /// Result of [`VirtualTime::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Progress {
+pub enum StepOutcome {
     /// A step ended.
     Step,
     /// No step ran: the arrivals and disconnects that were due left no work.
@@ -62,7 +63,7 @@ enum ClientAction {
 }
 
 /// A step in flight. Times are in seconds.
-struct InFlightStep {
+struct SimulatedStep {
     rows: PlannedRows,
     output: StepOutput,
     tokens: usize,
@@ -81,7 +82,7 @@ pub struct VirtualTime {
     added: u64,
     now: f64,
     free_at: f64,
-    in_flight: VecDeque<InFlightStep>,
+    in_flight: VecDeque<SimulatedStep>,
     timelines: HashMap<RequestId, RequestTimeline>,
     samples: Vec<ServerSample>,
     ids: u64,
@@ -157,10 +158,10 @@ impl VirtualTime {
     ///
     /// # Errors
     /// The scheduler broke one of its rules.
-    pub fn step(&mut self) -> Result<Progress, SimulationError> {
+    pub fn step(&mut self) -> Result<StepOutcome, SchedulerError> {
         if self.scheduler.is_idle() {
             self.scheduler.check_integrity()?;
-            let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(Progress::Done) };
+            let Some((&(at, _), _)) = self.upcoming.first_key_value() else { return Ok(StepOutcome::Done) };
             self.now = self.now.max(f64::from_bits(at));
         }
         self.apply_due_actions();
@@ -171,32 +172,33 @@ impl VirtualTime {
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
             let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
-            self.in_flight.push_back(InFlightStep { rows, output, tokens, took, end: self.free_at });
+            self.in_flight.push_back(SimulatedStep { rows, output, tokens, took, end: self.free_at });
         }
-        let Some(InFlightStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
+        let Some(SimulatedStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {
             return match self.scheduler.is_idle() {
-                true => Ok(Progress::Idle),
-                false => Err("the scheduler has requests and plans no step".into()),
+                true => Ok(StepOutcome::Idle),
+                false => Err(SchedulerError::new("the scheduler has requests and plans no step")),
             };
         };
         self.now = self.now.max(end);
-        let updates = self.scheduler.commit(rows, output).map_err(|e| e.to_string())?;
+        let updates = self.scheduler.commit(rows, output)?;
         if let Some(forecast) = &mut self.forecast {
             forecast.step(tokens, took);
             let drawn = updates.iter().map(|(_, update)| update.tokens.len()).sum();
             forecast.answers(drawn, updates.iter().filter(|(_, update)| update.finish.is_some()).count());
         }
         for (id, update) in updates {
-            let timeline = self.timelines.get_mut(&id).ok_or("an update for an unknown request")?;
+            let unknown = || SchedulerError::new("an update for an unknown request");
+            let timeline = self.timelines.get_mut(&id).ok_or_else(unknown)?;
             timeline.tokens.extend(update.tokens.iter().map(|_| self.now));
             match update.finish {
-                Some(Finish::Error(reason)) => return Err(reason.into()),
+                Some(Finish::Error(reason)) => return Err(SchedulerError::new(reason)),
                 Some(_) => timeline.outcome = RequestOutcome::Finished(self.now),
                 None => {}
             }
         }
         self.samples.push(ServerSample::new(self.now, &self.scheduler.counts()));
-        Ok(Progress::Step)
+        Ok(StepOutcome::Step)
     }
 
     /// Applies the arrivals and disconnects whose time has come.
@@ -253,8 +255,8 @@ impl VirtualTime {
     ///
     /// # Errors
     /// The scheduler broke one of its rules.
-    pub fn run(&mut self) -> Result<(), SimulationError> {
-        while self.step()? != Progress::Done {}
+    pub fn run(&mut self) -> Result<(), SchedulerError> {
+        while self.step()? != StepOutcome::Done {}
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::error::SettingsError;
 use super::virtual_time::ScriptedRequest;
 use crate::random::{Random, STEP, mix};
 
@@ -60,20 +61,9 @@ pub struct Workload {
     pub cut: usize,
 }
 
-/// A line of a request file cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {message}")]
-pub struct WorkloadError {
-    /// Number of the line, from 1.
-    pub line: usize,
-    /// Expected and actual content.
-    pub message: String,
-}
-
-impl WorkloadError {
-    fn new(line: usize, message: &str) -> Self {
-        Self { line, message: message.to_owned() }
-    }
+/// The error of a line of a request file.
+fn wrong_line(line: usize, message: &str) -> SettingsError {
+    SettingsError::Workload { line, message: message.to_owned() }
 }
 
 /// Random numbers of a simulation. Their sequence differs from [`Random::new`]'s for the same seed, so that
@@ -124,8 +114,8 @@ struct RequestLine {
 impl RequestLine {
     /// Builds the request; random tokens stand for those that the line does not contain. Errors name the line
     /// `number`.
-    fn arrival(self, number: usize, vocab: usize, random: &mut Random) -> Result<Arrival, WorkloadError> {
-        let wrong = |message: &str| WorkloadError::new(number, message);
+    fn arrival(self, number: usize, vocab: usize, random: &mut Random) -> Result<Arrival, SettingsError> {
+        let wrong = |message: &str| wrong_line(number, message);
         let prompt: Arc<[u32]> = match (self.prompt, self.prompt_tokens) {
             (Some(prompt), None) => prompt.into(),
             (None, Some(count)) => tokens(random, count, vocab),
@@ -155,7 +145,7 @@ impl RequestLine {
 ///
 /// # Errors
 /// A line is not valid.
-pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, WorkloadError> {
+pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, SettingsError> {
     let mut random = random(seed);
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let mut lines = lines.map(|(number, line)| (number + 1, line.trim())).peekable();
@@ -165,7 +155,7 @@ pub fn parse(text: &str, vocab: usize, seed: u64) -> Result<Vec<Arrival>, Worklo
     for (number, text) in lines {
         let line: RequestLine = match &columns {
             Some(columns) => columns.line(number, text)?,
-            None => serde_json::from_str(text).map_err(|e| WorkloadError::new(number, &e.to_string()))?,
+            None => serde_json::from_str(text).map_err(|e| wrong_line(number, &e.to_string()))?,
         };
         arrivals.push(line.arrival(number, vocab, &mut random)?);
     }
@@ -183,13 +173,13 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(line: &str) -> Result<Self, WorkloadError> {
+    fn of(line: &str) -> Result<Self, SettingsError> {
         let names: Vec<String> = line.split(',').map(|name| name.trim().to_lowercase()).collect();
         let find = |known: &[&str]| {
             let at = names.iter().position(|name| known.contains(&name.as_str()));
             at.ok_or_else(|| {
                 let message = format!("expected lines of JSON, or a column named {}", known.join(" or "));
-                WorkloadError::new(1, &message)
+                wrong_line(1, &message)
             })
         };
         Ok(Self {
@@ -200,8 +190,8 @@ impl Columns {
     }
 
     /// Parses the line `number` of the file.
-    fn line(&self, number: usize, text: &str) -> Result<RequestLine, WorkloadError> {
-        let wrong = |message: String| WorkloadError::new(number, &message);
+    fn line(&self, number: usize, text: &str) -> Result<RequestLine, SettingsError> {
+        let wrong = |message: String| wrong_line(number, &message);
         let cells: Vec<&str> = text.split(',').map(str::trim).collect();
         let cell = |at: usize| {
             cells.get(at).copied().ok_or_else(|| wrong(format!("expected at least {} columns", at + 1)))

@@ -3,7 +3,8 @@
 
 use crate::dev::{self, Dev};
 use octant::device::{
-    ActQuant, CacheSpec, Cached, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepInputs, Token, fp8,
+    ActQuant, AttentionLayer, CacheSpec, Device, HeadShape, KvDtype, LayerKv, Rope, Segment, StepCapacity,
+    StepInputs, Token, fp8,
 };
 
 use super::{noise, seen};
@@ -44,12 +45,13 @@ impl<'a> AttentionCase<'a> {
         self.device.cache(CacheSpec { layers: 2, blocks: 12, heads: self.heads, dtype: self.dtype }).unwrap()
     }
 
-    /// Runs a step of `segments` through rope and attention and returns the output rows. `qkv` holds the
+    /// Runs a step of `segments` through attention and returns the output rows. `qkv` holds the
     /// rows of the step, in order.
     fn step(&self, cache: &mut <Dev as Device>::Cache, segments: Vec<Segment>, qkv: &[f32]) -> Vec<f32> {
         let rows = qkv.len() / self.width();
         let columns = self.heads.q_heads * self.heads.head_dim;
-        let mut step = self.device.step(rows, 12 * 64).unwrap();
+        let mut step =
+            self.device.step(StepCapacity { rows, max_positions: 12 * 64, ..Default::default() }).unwrap();
         self.device
             .begin_step(
                 &StepInputs { tokens: vec![Token::Id(0); rows], segments, ..Default::default() },
@@ -58,10 +60,9 @@ impl<'a> AttentionCase<'a> {
             .unwrap();
         let mut floats = self.device.floats(rows, self.width()).unwrap();
         self.device.write(qkv, &mut floats).unwrap();
-        self.device.rope(&step, &self.rope, self.kv, &mut floats, cache).unwrap();
         let mut out = self.device.acts(rows, columns).unwrap();
-        let cached = Cached { kv: self.kv, cache: &*cache };
-        self.device.attention(&step, &floats, cached, ActQuant::Bf16, &mut out).unwrap();
+        let layer = AttentionLayer { rope: &self.rope, kv: self.kv, quant: ActQuant::Bf16 };
+        self.device.attention(&step, layer, &mut floats, cache, &mut out).unwrap();
         seen(self.device, &out, rows, columns)
     }
 

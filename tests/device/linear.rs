@@ -3,8 +3,8 @@
 
 use crate::dev::{self, Dev};
 use octant::device::{
-    ActQuant, Device, HostMatrix, MatrixData, SampleCapacity, SampleRow, SampleSource, Table, Token, fp8,
-    upload_matrix,
+    ActQuant, Device, EmbeddingTable, HostMatrix, MatrixData, SampleRow, SampleSource, StepCapacity, Token,
+    fp8, upload_matrix,
 };
 
 use super::sample::row as greedy;
@@ -143,7 +143,9 @@ fn embedding_reads_back_the_packed_rows() {
     let w = bf16(&noise(6, vocab * cols));
     for device in dev::all() {
         let table = upload_matrix(&device, bf16_matrix(&w, cols)).unwrap();
-        let mut step = device.step(3, 64).unwrap();
+        let capacity =
+            StepCapacity { rows: 3, max_positions: 64, slots: 2, samples: 1, sampled_rows: 1, vocab: 3 };
+        let mut step = device.step(capacity).unwrap();
         let segment = octant::device::Segment { first: 0, len: 3, position: 0, blocks: [0].into() };
         let inputs = octant::device::StepInputs {
             tokens: vec![Token::Id(74), Token::Last { slot: 1 }, Token::Id(33)],
@@ -153,19 +155,18 @@ fn embedding_reads_back_the_packed_rows() {
         device.begin_step(&inputs, &mut step).unwrap();
         let mut out = device.floats(3, cols).unwrap();
         // The second token of the step is the one sampled here: id 2 of 3.
-        let mut sampled = device.sampled(2, SampleCapacity { samples: 1, rows: 1, vocab: 3 }).unwrap();
         let mut logits = device.floats(1, 3).unwrap();
         device.write(&[0.0, 1.0, 2.0], &mut logits).unwrap();
         let source = SampleSource::Logits { logits: &logits, vocab: 3 };
-        device.sample(source, &[SampleRow { slot: 1, ..greedy() }], &mut sampled).unwrap();
-        device.embed(&step, Table { matrix: &table, first: 0 }, &sampled, &mut out).unwrap();
+        device.sample(source, &[SampleRow { slot: 1, ..greedy() }], &mut step).unwrap();
+        device.embed(&step, EmbeddingTable { matrix: &table, first: 0 }, &mut out).unwrap();
         let expected: Vec<f32> = [74usize, 2, 33]
             .iter()
             .flat_map(|t| w[t * cols..(t + 1) * cols].iter().map(|x| fp8::bf16_value(*x)))
             .collect();
         assert_eq!(device.read(&out).unwrap(), expected, "{:?}", dev::name(&device));
         // A rank whose table begins at id 33: it does not have the second of the three tokens.
-        device.embed(&step, Table { matrix: &table, first: 33 }, &sampled, &mut out).unwrap();
+        device.embed(&step, EmbeddingTable { matrix: &table, first: 33 }, &mut out).unwrap();
         let only: Vec<f32> =
             [expected_row(&w, 41, cols), vec![0.0; cols], expected_row(&w, 0, cols)].concat();
         assert_eq!(device.read(&out).unwrap(), only);

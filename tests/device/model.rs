@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use octant::comm::Local;
+use octant::comm::SingleDeviceGroup;
 use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace};
@@ -37,7 +37,7 @@ pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
     let blocks = ids.len().div_ceil(64);
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();
-    let comm = Local::alone();
+    let comm = SingleDeviceGroup::alone();
     let mut space = Workspace::new(&device, &model, ids.len(), 1).unwrap();
     let blocks = (0..blocks as u32).rev().collect();
     let segment = Segment { first: 0, len: ids.len(), position: 0, blocks };
@@ -93,7 +93,7 @@ pub fn engine(
     };
     let rank = RankParts {
         device,
-        comm: Local::alone(),
+        comm: SingleDeviceGroup::alone(),
         processors: Vec::new(),
         model,
         cache: spec,

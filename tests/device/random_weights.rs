@@ -1,8 +1,8 @@
 //! Random weights follow the same formula on every device.
 
 use octant::device::{
-    CacheSpec, Device, HeadShape, KvDtype, RandomWeights, SampleCapacity, Segment, StepInputs, Table, Token,
-    fp8,
+    CacheSpec, Device, EmbeddingTable, HeadShape, KvDtype, RandomWeights, Segment, StepCapacity, StepInputs,
+    Token, fp8,
 };
 
 use crate::dev;
@@ -16,14 +16,13 @@ pub(super) fn rows(
 ) -> Vec<f32> {
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 };
     let _cache = device.cache(CacheSpec { layers: 1, blocks: 4, heads, dtype: KvDtype::Fp8 }).unwrap();
-    let mut step = device.step(out, 256).unwrap();
-    let sampled = device.sampled(1, SampleCapacity { samples: 1, rows: 1, vocab: 1 }).unwrap();
+    let mut step = device.step(StepCapacity { rows: out, max_positions: 256, ..Default::default() }).unwrap();
     let mut floats = device.floats(out, input).unwrap();
     let segments = vec![Segment { first: 0, len: out, position: 0, blocks: [0, 1, 2, 3].into() }];
     let inputs =
         StepInputs { tokens: (0..out as u32).map(Token::Id).collect(), segments, ..StepInputs::default() };
     device.begin_step(&inputs, &mut step).unwrap();
-    device.embed(&step, Table { matrix: table, first: 0 }, &sampled, &mut floats).unwrap();
+    device.embed(&step, EmbeddingTable { matrix: table, first: 0 }, &mut floats).unwrap();
     device.read(&floats).unwrap()
 }
 
@@ -35,7 +34,7 @@ fn random_weights_follow_the_formula() {
             for bf16 in [false, true] {
                 let weights =
                     RandomWeights { out, input, seed: 7 + out as u64, codes: &codes, scale: 0.0103, bf16 };
-                let made = rows(&device, &device.random_weights(&weights).unwrap(), out, input);
+                let made = rows(&device, &dev::random_weights(&device, &weights).unwrap(), out, input);
                 let expected: Vec<f32> = match bf16 {
                     false => weights.codes().iter().map(|code| fp8::decode(*code) * weights.scale).collect(),
                     true => {

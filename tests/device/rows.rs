@@ -1,7 +1,7 @@
 //! Row operations against F64: norm, activation, quantisation, add and select.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Activation, Device, Norm, NormKind, fp8, upload_floats};
+use octant::device::{ActQuant, Activation, Device, Norm, NormKind, StepCapacity, fp8, upload_floats};
 
 use super::{noise, seen};
 
@@ -220,7 +220,7 @@ fn select_copies_the_chosen_rows() {
         device.write(&x, &mut residual).unwrap();
         let mut out = device.floats(2, 6).unwrap();
         // The CUDA device allocates the list of selected rows with the step.
-        let _step = device.step(4, 64).unwrap();
+        let _step = device.step(StepCapacity { rows: 4, max_positions: 64, ..Default::default() }).unwrap();
         device.select(&residual, &[3, 1], &mut out).unwrap();
         assert_eq!(device.read(&out).unwrap(), [&x[18..24], &x[6..12]].concat());
         assert_eq!(fp8::MAX, 448.0);

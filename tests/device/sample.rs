@@ -1,6 +1,6 @@
 //! Sampling, shortlists and log-probabilities of given tokens.
 
-use octant::device::{Device, SHORTLIST, SampleCapacity, SampleResult, SampleRow, SampleSource};
+use octant::device::{Device, SHORTLIST, SampleResult, SampleRow, SampleSource, StepCapacity};
 
 use super::noise;
 use crate::dev;
@@ -26,6 +26,11 @@ pub fn row() -> SampleRow<'static> {
     }
 }
 
+/// Capacity for one call of `rows` rows, each in a slot of its own.
+fn capacity(rows: usize, vocab: usize) -> StepCapacity {
+    StepCapacity { slots: rows, samples: 1, sampled_rows: rows, vocab, ..StepCapacity::default() }
+}
+
 /// [`sample_on`] a new device.
 fn sample_all(logits: &[f32], cols: usize, vocab: usize, rows: &[SampleRow<'_>]) -> Vec<SampleResult> {
     sample_on(&dev::one(), logits, cols, vocab, rows)
@@ -43,10 +48,9 @@ fn sample_on(
     device.write(logits, &mut floats).unwrap();
     let rows: Vec<SampleRow<'_>> =
         rows.iter().zip(0..).map(|(row, slot)| SampleRow { slot, ..row.clone() }).collect();
-    let mut sampled =
-        device.sampled(rows.len(), SampleCapacity { samples: 1, rows: rows.len(), vocab }).unwrap();
-    device.sample(SampleSource::Logits { logits: &floats, vocab }, &rows, &mut sampled).unwrap();
-    device.take_sampled(&mut sampled).unwrap()
+    let mut step = device.step(capacity(rows.len(), vocab)).unwrap();
+    device.sample(SampleSource::Logits { logits: &floats, vocab }, &rows, &mut step).unwrap();
+    device.take_sampled(&mut step).unwrap()
 }
 
 /// Samples one token from one row of logits.
@@ -125,19 +129,17 @@ fn sampled_tokens_follow_the_distribution() {
 fn results_are_taken_in_order_after_later_samples() {
     for device in dev::all() {
         let mut floats = device.floats(2, 4).unwrap();
-        let mut sampled = device.sampled(8, SampleCapacity { samples: 2, rows: 2, vocab: 4 }).unwrap();
+        let mut step = device.step(StepCapacity { slots: 8, samples: 2, ..capacity(2, 4) }).unwrap();
         for round in 0..5 {
             for favoured in [round % 3, 3] {
                 let logits: Vec<f32> = (0..8).map(|i| if i % 4 == favoured { 1.0 } else { 0.0 }).collect();
                 device.write(&logits, &mut floats).unwrap();
                 let rows = [SampleRow { slot: 6, ..row() }, SampleRow { slot: 1, barred: &[3], ..row() }];
-                device
-                    .sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut sampled)
-                    .unwrap();
+                device.sample(SampleSource::Logits { logits: &floats, vocab: 4 }, &rows, &mut step).unwrap();
             }
             let token = |id: usize| SampleResult::Token(id as u32, None);
-            assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(round % 3), token(round % 3)]);
-            assert_eq!(device.take_sampled(&mut sampled).unwrap(), [token(3), token(0)]);
+            assert_eq!(device.take_sampled(&mut step).unwrap(), [token(round % 3), token(round % 3)]);
+            assert_eq!(device.take_sampled(&mut step).unwrap(), [token(3), token(0)]);
         }
     }
 }
@@ -226,8 +228,7 @@ fn sample_from_shortlists(
     rows: &[SampleRow<'_>],
 ) -> Vec<SampleResult> {
     let device = dev::one();
-    let capacity = SampleCapacity { samples: 1, rows: rows.len(), vocab: cols };
-    let mut sampled = device.sampled(rows.len(), capacity).unwrap();
+    let mut step = device.step(capacity(rows.len(), cols)).unwrap();
     let share = cols.div_ceil(ranks);
     let mut lists = vec![Vec::new(); rows.len()];
     for rank in 0..ranks {
@@ -248,8 +249,8 @@ fn sample_from_shortlists(
     }
     let mut all = device.floats(rows.len(), ranks * 2 * SHORTLIST).unwrap();
     device.write(&lists.concat(), &mut all).unwrap();
-    device.sample(SampleSource::Shortlists(&all), rows, &mut sampled).unwrap();
-    device.take_sampled(&mut sampled).unwrap()
+    device.sample(SampleSource::Shortlists(&all), rows, &mut step).unwrap();
+    device.take_sampled(&mut step).unwrap()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octant::comm::Local;
+use octant::comm::SingleDeviceGroup;
 use octant::device::{CacheSpec, KvDtype};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig, SubmitOptions};
 use octant::model::{Model, ModelConfig, Precision, Shard};
@@ -75,7 +75,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
     };
     let rank = RankParts {
         device,
-        comm: Local::alone(),
+        comm: SingleDeviceGroup::alone(),
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 80, heads: config.heads, dtype },

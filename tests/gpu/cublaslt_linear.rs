@@ -2,7 +2,7 @@
 //! and kept in a file. On the host two algorithms replace the library: a right one and a wrong one, which
 //! must not be chosen.
 
-use octant::device::{ActQuant, Device, HostMatrix, MatrixData, fp8, upload_matrix};
+use octant::device::{ActQuant, Device, HostMatrix, MatrixData, StepCapacity, fp8, upload_matrix};
 
 use crate::dev::{self, Dev};
 
@@ -16,7 +16,7 @@ fn product(device: &Dev, rows: usize) -> Vec<f32> {
     let scales: Vec<f32> = (0..out).map(|i| 0.01 + i as f32 * 1e-4).collect();
     let data = MatrixData::Fp8 { codes: &codes, scales: &scales };
     let matrix = upload_matrix(device, HostMatrix { out, input, data }).unwrap();
-    let _step = device.step(rows, 64).unwrap();
+    let _step = device.step(StepCapacity { rows, max_positions: 64, ..Default::default() }).unwrap();
     let x: Vec<f32> =
         (0..rows * input).map(|i| ((i * 53 % 97) as f32 - 48.0) * (1 + i / input) as f32).collect();
     let acts = crate::device::acts(device, &x, input, ActQuant::Fp8PerToken);

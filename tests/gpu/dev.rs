@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use octant::device::cuda::{Cuda, Products};
-use octant::device::{ActQuant, HostMatrix, MatrixData};
+use octant::device::cuda::{Cuda, Matrix, Products};
+use octant::device::{ActQuant, DeviceError, HostMatrix, MatrixData, RandomWeights};
 
 pub type Dev = Cuda;
 
@@ -70,6 +70,11 @@ pub fn other(_device: &Dev) -> Dev {
 
 pub fn name(device: &Dev) -> String {
     device.name()
+}
+
+/// Random weights, as benchmarks make them on this device.
+pub fn random_weights(device: &Dev, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+    device.random_weights(weights)
 }
 
 /// Whether products with this matrix take inputs of this type.

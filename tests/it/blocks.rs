@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use octant::scheduler::blocks::{Block, Pool, Table};
+use octant::scheduler::blocks::{Block, BlockTable, Pool};
 use octant::scheduler::prefix::BlockKey;
 use proptest::prelude::*;
 
@@ -113,7 +113,7 @@ fn a_forgotten_block_is_not_found_and_stays_held() {
 #[test]
 fn a_table_returns_its_last_block_first() {
     let pool = Pool::new(2);
-    let mut table = Table::default();
+    let mut table = BlockTable::default();
     for token in 0..2 {
         let block = pool.take().unwrap();
         pool.publish(key(token), &block);
@@ -128,7 +128,7 @@ fn a_table_returns_its_last_block_first() {
 #[test]
 fn a_table_lists_the_blocks_of_the_first_positions() {
     let pool = Pool::new(3);
-    let mut table = Table::default();
+    let mut table = BlockTable::default();
     std::iter::from_fn(|| pool.take()).for_each(|block| table.push(block));
     assert_eq!([1, 64, 65, 192].map(|tokens| table.ids(tokens).len()), [1, 1, 2, 3]);
 }

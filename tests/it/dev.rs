@@ -1,7 +1,7 @@
 //! The device under test: the CPU.
 
-use octant::device::cpu::{Cpu, CpuOptions, Isa};
-use octant::device::{ActQuant, HostMatrix};
+use octant::device::cpu::{Cpu, CpuOptions, Isa, Matrix};
+use octant::device::{ActQuant, DeviceError, HostMatrix, RandomWeights, upload_random};
 
 pub type Dev = Cpu;
 
@@ -37,6 +37,11 @@ pub fn other(device: &Dev) -> Dev {
 
 pub fn name(device: &Dev) -> String {
     format!("{:?}", device.isa())
+}
+
+/// Random weights, as benchmarks make them on this device.
+pub fn random_weights(device: &Dev, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+    upload_random(device, weights)
 }
 
 /// Whether a product of this matrix takes inputs quantised so.

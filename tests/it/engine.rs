@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Engine, EngineFailure, EngineHandle, EngineOptions, Executor, ExecutorError, OpenRequests, RequestId,
-    Snapshot, Stats, SubmitOptions, UpdateStream,
+    Engine, EngineError, EngineHandle, EngineOptions, Executor, OpenRequests, RequestId, Snapshot, Stats,
+    SubmitOptions, UpdateStream,
 };
 use octant::request::{Cost, Finish, Reject, Request, SampledToken, Update};
 use octant::scheduler::SchedulerConfig;
@@ -184,7 +184,7 @@ async fn a_failing_executor_ends_every_request_with_its_message() {
         let refused = submit_group(&handle, vec![request(vec![1], 2)]).await.err();
         assert_eq!(refused, Some(Reject::EngineDown("the device caught fire".to_owned())));
         assert_eq!(handle.stats().failed.as_deref(), Some("the device caught fire"));
-        assert_eq!(thread.join(), Err(EngineFailure("the device caught fire".to_owned())));
+        assert_eq!(thread.join(), Err(EngineError { message: "the device caught fire".to_owned() }));
     }
 }
 
@@ -208,11 +208,11 @@ impl octant::engine::Executor for Panicking {
     fn enqueue(
         &mut self,
         _: &Arc<octant::scheduler::step_plan::StepPlan>,
-    ) -> Result<(), octant::engine::ExecutorError> {
+    ) -> Result<(), octant::engine::EngineError> {
         panic!("index out of bounds")
     }
 
-    fn collect(&mut self) -> Result<octant::scheduler::step_plan::StepOutput, octant::engine::ExecutorError> {
+    fn collect(&mut self) -> Result<octant::scheduler::step_plan::StepOutput, octant::engine::EngineError> {
         panic!("nothing was enqueued")
     }
 }
@@ -223,7 +223,7 @@ async fn a_panic_ends_every_request_with_its_message() {
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     let reason = "the engine panicked: index out of bounds";
     assert_eq!(read(&mut stream).await.1, error(reason));
-    assert_eq!(thread.join(), Err(EngineFailure(reason.to_owned())));
+    assert_eq!(thread.join(), Err(EngineError { message: reason.to_owned() }));
     assert_eq!(handle.stats().failed.as_deref(), Some(reason));
 }
 
@@ -429,13 +429,13 @@ fn closing_a_request_twice_panics() {
 struct Slow(flume::Receiver<()>);
 
 impl Executor for Slow {
-    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let _freed = self.0.recv();
-        Err(ExecutorError { message: "slow".to_owned() })
+        Err(EngineError { message: "slow".to_owned() })
     }
 
     fn predict(&self, _plan: &StepPlan) -> Option<Duration> {
@@ -463,12 +463,12 @@ async fn the_expected_step_time_is_bounded() {
 struct Stuck(flume::Receiver<()>);
 
 impl Executor for Stuck {
-    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, _plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         let _freed = self.0.recv();
-        Err(ExecutorError { message: "stuck".to_owned() })
+        Err(EngineError { message: "stuck".to_owned() })
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         unreachable!("nothing was enqueued")
     }
 }

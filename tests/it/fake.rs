@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use octant::engine::{Executor, ExecutorError};
+use octant::engine::{EngineError, Executor};
 use octant::request::{Finish, Request, SampledToken, SamplingParams, StopRules, TokenLogprob};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{
@@ -309,13 +309,13 @@ impl FakeExecutor {
 }
 
 impl Executor for FakeExecutor {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
         self.outputs.push_back((tokens as u32, self.model.step(plan)));
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         if let Some(permits) = &self.permits {
             let _opened_for_good = permits.recv();
         }
@@ -325,7 +325,7 @@ impl Executor for FakeExecutor {
             std::thread::sleep(takes);
         }
         match &self.fail_at {
-            Some((id, message)) if *id == output.id => Err(ExecutorError { message: message.clone() }),
+            Some((id, message)) if *id == output.id => Err(EngineError { message: message.clone() }),
             _ => Ok(output),
         }
     }

@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
+/// Time after which a test fails rather than hangs: far more than what it waits for takes on a busy machine.
+pub const HANG_GUARD: Duration = Duration::from_secs(60);
+
 mod blocks;
 mod command_line;
 mod config;

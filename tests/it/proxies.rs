@@ -83,6 +83,7 @@ impl Server {
 
     /// Waits for the process to exit with status 0, and starts a new one.
     fn restart(mut self) -> Self {
+        until("the process ends", || self.process.0.try_wait().unwrap().is_some());
         assert_eq!(self.process.0.wait().unwrap().code(), Some(0), "exit status after a drain");
         Self::start(&self.model, self.ports)
     }
@@ -343,10 +344,8 @@ fn restarts_under_load(name: &str, start: Starter) {
         Command::new(env!("CARGO_BIN_EXE_octant")).args(["drain", "--admin", &admin]).output().unwrap();
     let said = String::from_utf8_lossy(&drain.stdout).into_owned();
     assert!(drain.status.success() && said.contains("\"phase\":\"drained\""), "{drain:?}");
-    let begun = Instant::now();
     two.terminate();
     two = two.restart();
-    assert!(begun.elapsed() < TIMEOUT, "a drained server exits at once");
     until("the second serves again", || two.answered() > 0.0);
     let (answered, _, failures) = clients.end();
     assert!(failures.is_empty(), "{} of {answered} failed: {failures:#?}", failures.len());
@@ -387,9 +386,8 @@ fn a_second_signal_ends_the_process_at_once() {
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(server.process.0.try_wait().unwrap(), None);
     server.terminate();
-    let begun = Instant::now();
+    until("the process ends", || server.process.0.try_wait().unwrap().is_some());
     assert_eq!(server.process.0.wait().unwrap().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     client.join().unwrap().expect_err("the stream was cut off");
 }
 

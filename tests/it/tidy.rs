@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 22] = [
+const BOUNDARIES: [(&str, &[&str]); 23] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text", "machine"]),
     ("text", &[]),
@@ -28,6 +28,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
     ("random", &[]),
     ("statistics", &[]),
     ("machine", &[]),
+    ("progress", &[]),
     ("config", &["scheduler", "model", "device", "cost", "machine"]),
     (
         "launch",
@@ -43,6 +44,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "cost",
             "simulator",
             "machine",
+            "progress",
             "statistics",
             "config",
         ],
@@ -62,6 +64,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "random",
             "statistics",
             "machine",
+            "progress",
             "config",
             "launch",
         ],
@@ -81,6 +84,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "simulator",
             "offline",
             "machine",
+            "progress",
             "config",
             "launch",
         ],

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use octant::engine::{
-    Clock, Engine, EngineCore, EngineHandle, EngineMetrics, EngineOptions, Executor, ExecutorError,
+    Clock, Engine, EngineCore, EngineError, EngineHandle, EngineMetrics, EngineOptions, Executor,
     KeyCounters, RequestId, Submission, SubmitOptions,
 };
 use octant::request::{Cost, Finish, Request, StopRules, Update};
@@ -55,13 +55,13 @@ impl TimedExecutor {
 }
 
 impl Executor for TimedExecutor {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
         self.in_flight.push_back((self.model.step(plan), (self.takes)(tokens)));
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let (output, took) = self.in_flight.pop_front().expect("a step was enqueued");
         self.clock.advance(took);
         self.busy += took;
@@ -341,13 +341,13 @@ fn the_next_step_is_launched_before_updates_are_published() {
         read: usize,
     }
     impl Executor for Watched {
-        fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+        fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
             self.launched += 1;
             assert!(self.stream.is_empty(), "step {} is launched after updates", plan.id);
             self.inner.enqueue(plan)
         }
 
-        fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+        fn collect(&mut self) -> Result<StepOutput, EngineError> {
             let output = self.inner.collect()?;
             // All updates of earlier steps have been published. Each step had one update of one token.
             self.read += std::iter::from_fn(|| self.stream.try_recv().ok()).count();

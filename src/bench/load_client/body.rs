@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use super::prompts::{PromptContent, Prompts};
+use super::prompts::{PromptContent, PromptSource};
 
 /// Endpoint of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Endpoint {
 #[derive(Debug, Clone)]
 pub struct Bodies {
     /// Prompts.
-    pub prompts: Prompts,
+    pub prompts: PromptSource,
     /// Endpoint that decides the format.
     pub endpoint: Endpoint,
     /// Name of the model.

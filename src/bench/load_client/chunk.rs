@@ -8,7 +8,7 @@ use serde::de::{Deserializer, IgnoredAny, Visitor};
 
 /// Token counts of a request as the server reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct Usage {
+pub struct ReportedUsage {
     /// Prompt tokens.
     pub prompt_tokens: u64,
     /// Tokens of the answer. Some servers leave the field out if there are none.
@@ -24,7 +24,7 @@ pub struct Chunk {
     /// Whether it has a finish reason.
     pub finished: bool,
     /// Usage, if reported.
-    pub usage: Option<Usage>,
+    pub usage: Option<ReportedUsage>,
     /// Message of an error object.
     pub error: Option<String>,
 }
@@ -32,25 +32,25 @@ pub struct Chunk {
 #[derive(Deserialize)]
 struct Wire {
     #[serde(default)]
-    choices: Option<Vec<Choice>>,
+    choices: Option<Vec<ReceivedChoice>>,
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<ReportedUsage>,
     #[serde(default)]
     error: Option<serde_json::Value>,
 }
 
 #[derive(Deserialize)]
-struct Choice {
+struct ReceivedChoice {
     #[serde(default)]
     text: Option<Filled>,
     #[serde(default)]
-    delta: Option<Delta>,
+    delta: Option<ReceivedDelta>,
     #[serde(default)]
     finish_reason: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
-struct Delta {
+struct ReceivedDelta {
     #[serde(default)]
     content: Option<Filled>,
     #[serde(default)]
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Filled {
     }
 }
 
-impl Choice {
+impl ReceivedChoice {
     fn has_content(&self) -> bool {
         let filled = |text: Option<Filled>| text.is_some_and(|Filled(filled)| filled);
         filled(self.text)
@@ -105,7 +105,7 @@ impl Chunk {
         let wire: Wire = serde_json::from_slice(data)?;
         let choices = wire.choices.unwrap_or_default();
         Ok(Self {
-            content: choices.iter().any(Choice::has_content),
+            content: choices.iter().any(ReceivedChoice::has_content),
             finished: choices.iter().any(|choice| choice.finish_reason.is_some()),
             usage: wire.usage,
             error: wire.error.map(|error| message(&error)),

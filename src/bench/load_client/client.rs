@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::SetupError;
-use super::chunk::{self, Chunk, Usage};
+use super::chunk::{self, Chunk, ReportedUsage};
 use super::measure::{FailureKind, RequestFailure};
 use super::sse::{SseEvent, SseParser};
 
@@ -79,7 +79,7 @@ pub(super) struct StreamedAnswer {
     /// Arrival time of each chunk with content.
     pub chunks: Vec<Instant>,
     /// Last usage that the server reported.
-    pub usage: Option<Usage>,
+    pub usage: Option<ReportedUsage>,
     done: bool,
     finished: bool,
     failure: Option<RequestFailure>,

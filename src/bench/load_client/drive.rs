@@ -42,7 +42,7 @@ pub enum Pace {
 /// Parameters of a run. `requests` or `duration` must be set; the run ends with the first limit that is
 /// reached.
 #[derive(Debug, Clone)]
-pub struct LoadPlan {
+pub struct LoadTestPlan {
     /// The server.
     pub target: Target,
     /// Request bodies.
@@ -63,7 +63,7 @@ pub struct LoadPlan {
 
 /// Progress of a run.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Progress {
+pub struct LoadTestProgress {
     /// Whether these are the requests before the measurement.
     pub warming_up: bool,
     /// Time since the start.
@@ -88,7 +88,7 @@ struct DueRequest {
 
 /// Requests of a plan in order.
 struct Schedule<'a> {
-    plan: &'a LoadPlan,
+    plan: &'a LoadTestPlan,
     arrivals: Option<Arrivals>,
     next: u64,
 }
@@ -111,9 +111,9 @@ impl Schedule<'_> {
 /// Runs a plan until it ends or `stop` does. On `stop` no more requests are sent, and those in flight are
 /// aborted and counted as unfinished. `on_progress` is called several times a second.
 pub async fn run(
-    plan: &LoadPlan,
+    plan: &LoadTestPlan,
     stop: impl Future<Output = ()>,
-    on_progress: &mut dyn FnMut(&Progress),
+    on_progress: &mut dyn FnMut(&LoadTestProgress),
 ) -> LoadRun {
     let client = Arc::new(Client::new(plan.target.clone(), plan.timeout));
     let mut stop = std::pin::pin!(stop);
@@ -132,15 +132,15 @@ pub async fn run(
         Pace::Closed { concurrency } => concurrency,
     };
     let schedule = Schedule { plan, arrivals, next: 0 };
-    drive(Driver::new(schedule, client, max_concurrency, false), stop, on_progress).await
+    drive(LoadDriver::new(schedule, client, max_concurrency, false), stop, on_progress).await
 }
 
 /// Sends the requests before the measurement. Their synthetic prompts do not occur again.
 async fn warm_up(
-    plan: &LoadPlan,
+    plan: &LoadTestPlan,
     client: &Arc<Client>,
     stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-    on_progress: &mut dyn FnMut(&Progress),
+    on_progress: &mut dyn FnMut(&LoadTestProgress),
 ) -> LoadRun {
     let max_concurrency = match plan.pace {
         Pace::Open { max_concurrency, .. } => max_concurrency.unwrap_or(1),
@@ -148,13 +148,13 @@ async fn warm_up(
     };
     // No measured request has these numbers, so synthetic prompts differ from the measured ones.
     let first = u64::MAX / 2;
-    let plan = LoadPlan { requests: Some(first + plan.warm_up), duration: None, ..plan.clone() };
+    let plan = LoadTestPlan { requests: Some(first + plan.warm_up), duration: None, ..plan.clone() };
     let schedule = Schedule { plan: &plan, arrivals: None, next: first };
-    drive(Driver::new(schedule, Arc::clone(client), max_concurrency, true), stop, on_progress).await
+    drive(LoadDriver::new(schedule, Arc::clone(client), max_concurrency, true), stop, on_progress).await
 }
 
 /// A run in progress.
-struct Driver<'a> {
+struct LoadDriver<'a> {
     schedule: Schedule<'a>,
     client: Arc<Client>,
     /// Highest number of requests in flight.
@@ -164,10 +164,10 @@ struct Driver<'a> {
     in_flight: JoinSet<RequestRecord>,
     records: Vec<RequestRecord>,
     chunks: Arc<AtomicU64>,
-    progress: Progress,
+    progress: LoadTestProgress,
 }
 
-impl<'a> Driver<'a> {
+impl<'a> LoadDriver<'a> {
     fn new(
         mut schedule: Schedule<'a>,
         client: Arc<Client>,
@@ -184,7 +184,7 @@ impl<'a> Driver<'a> {
             in_flight: JoinSet::new(),
             records: Vec::new(),
             chunks: Arc::default(),
-            progress: Progress { warming_up, ..Progress::default() },
+            progress: LoadTestProgress { warming_up, ..LoadTestProgress::default() },
         }
     }
 
@@ -228,7 +228,7 @@ impl<'a> Driver<'a> {
         self.records.push(record);
     }
 
-    fn progress(&mut self) -> &Progress {
+    fn progress(&mut self) -> &LoadTestProgress {
         self.progress.elapsed = self.start.elapsed();
         self.progress.chunks = self.chunks.load(Ordering::Relaxed);
         &self.progress
@@ -236,9 +236,9 @@ impl<'a> Driver<'a> {
 }
 
 async fn drive(
-    mut driver: Driver<'_>,
+    mut driver: LoadDriver<'_>,
     mut stop: std::pin::Pin<&mut impl Future<Output = ()>>,
-    on_progress: &mut dyn FnMut(&Progress),
+    on_progress: &mut dyn FnMut(&LoadTestProgress),
 ) -> LoadRun {
     let cpu = cpu_time();
     let mut report = tokio::time::interval(REPORT_EVERY);

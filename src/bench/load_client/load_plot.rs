@@ -1,14 +1,14 @@
 //! The latencies of a run as an SVG of four panels: TTFT and ITL, each cumulative and over time.
 
 use super::measure::{LoadRun, RequestRecord, ms};
-use crate::plot::{Figure, Panel, PlotError, Series, svg as draw};
+use crate::plot::{Figure, Panel, Series, svg as draw};
 
 /// Draws the latencies of a run's successful requests, with `title` above the panels. A panel without values
 /// says so.
 ///
 /// # Errors
 /// The drawing library's error.
-pub fn svg(run: &LoadRun, title: &str) -> Result<String, PlotError> {
+pub fn svg(run: &LoadRun, title: &str) -> anyhow::Result<String> {
     let ok: Vec<&RequestRecord> = run.records.iter().filter(|record| record.outcome.is_ok()).collect();
     let seconds = |time: std::time::Duration| time.as_secs_f64();
     let ttft = || ok.iter().filter_map(|record| Some((record, ms(record.ttft()?))));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::chunk::Usage;
+use super::chunk::ReportedUsage;
 use crate::statistics::Distribution;
 
 /// Kind of a failure, for counting.
@@ -84,7 +84,7 @@ pub struct RequestRecord {
     /// Time at which it ended.
     pub ended: Duration,
     /// Token counts, if the server reported usage.
-    pub usage: Option<Usage>,
+    pub usage: Option<ReportedUsage>,
     /// How it ended.
     pub outcome: Result<(), RequestFailure>,
 }

@@ -33,7 +33,7 @@ const WORDS: &str = "\
 
 /// A prompt.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Prompt {
+pub struct BenchPrompt {
     /// Text or messages.
     pub content: PromptContent,
     /// `max_tokens` of this prompt, if it has its own.
@@ -63,9 +63,9 @@ enum InvalidFile {
 
 /// Source of prompts.
 #[derive(Debug, Clone)]
-pub enum Prompts {
+pub enum PromptSource {
     /// Prompts of a file in their order, repeated.
-    Listed(Vec<Prompt>),
+    Listed(Vec<BenchPrompt>),
     /// Synthetic prompts.
     Synthetic {
         /// Approximate number of tokens, including the shared prefix.
@@ -77,7 +77,7 @@ pub enum Prompts {
     },
 }
 
-impl Prompts {
+impl PromptSource {
     /// Reads the prompts of a file.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Prompts {
     }
 
     /// Prompt of request number `index`.
-    pub fn get(&self, index: u64) -> Prompt {
+    pub fn get(&self, index: u64) -> BenchPrompt {
         match self {
             Self::Listed(prompts) => prompts[(index % prompts.len() as u64) as usize].clone(),
             Self::Synthetic { tokens, shared_prefix, seed } => {
@@ -133,8 +133,8 @@ impl Prompts {
     }
 }
 
-fn text_prompt(text: String) -> Prompt {
-    Prompt { content: PromptContent::Text(text), max_tokens: None }
+fn text_prompt(text: String) -> BenchPrompt {
+    BenchPrompt { content: PromptContent::Text(text), max_tokens: None }
 }
 
 fn push_words(text: &mut String, count: usize, mut random: Random) {
@@ -149,14 +149,14 @@ fn push_words(text: &mut String, count: usize, mut random: Random) {
 
 fn lines(
     text: &str,
-    parse: impl Fn(&str) -> Result<Prompt, InvalidFile>,
-) -> Result<Vec<Prompt>, InvalidFile> {
+    parse: impl Fn(&str) -> Result<BenchPrompt, InvalidFile>,
+) -> Result<Vec<BenchPrompt>, InvalidFile> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let at = |number, error| InvalidFile::At("line", number, Box::new(error));
     lines.map(|(number, line)| parse(line).map_err(|error| at(number + 1, error))).collect()
 }
 
-fn from_json(value: Value) -> Result<Prompt, InvalidFile> {
+fn from_json(value: Value) -> Result<BenchPrompt, InvalidFile> {
     if let Value::String(text) = value {
         return Ok(text_prompt(text));
     }
@@ -175,11 +175,11 @@ fn from_json(value: Value) -> Result<Prompt, InvalidFile> {
             return Err(InvalidFile::Content(message));
         }
     };
-    Ok(Prompt { content, max_tokens })
+    Ok(BenchPrompt { content, max_tokens })
 }
 
 /// First human turn of each conversation; conversations without one are skipped.
-fn conversations(text: &str) -> Result<Vec<Prompt>, InvalidFile> {
+fn conversations(text: &str) -> Result<Vec<BenchPrompt>, InvalidFile> {
     let value: Value = serde_json::from_str(text)?;
     let Value::Array(entries) = value else { return Err(InvalidFile::Content("expected a list")) };
     let at = |number, error| InvalidFile::At("entry", number, Box::new(error));

@@ -14,7 +14,7 @@ use super::exp::exp;
 use super::isa::{DetectedIsa, by_isa, mul_add};
 use super::quant::ActRows;
 use super::{Acts, Cache, Cpu, Floats, Parts, Step};
-use crate::device::{ActQuant, BLOCK_TOKENS, Cached, HeadShape};
+use crate::device::{ActQuant, BLOCK_TOKENS, HeadShape, LayerKv};
 
 /// Rows per tile.
 pub(super) const TILE: usize = 16;
@@ -24,7 +24,8 @@ pub(super) const TILE: usize = 16;
 pub(super) struct AttentionInputs<'a> {
     pub(super) step: &'a Step,
     pub(super) qkv: &'a Floats,
-    pub(super) cached: Cached<'a, Cache>,
+    pub(super) kv: LayerKv,
+    pub(super) cache: &'a Cache,
     pub(super) quant: ActQuant,
 }
 
@@ -36,7 +37,7 @@ pub(super) fn scratch_floats(heads: HeadShape) -> usize {
 }
 
 pub(super) fn run(cpu: &Cpu, inputs: AttentionInputs<'_>, out: &mut Acts) {
-    let heads = inputs.cached.cache.spec.heads;
+    let heads = inputs.cache.spec.heads;
     let rows = inputs.step.positions.len();
     assert_eq!(inputs.qkv.cols, (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim, "columns of QKV");
     assert_eq!(inputs.qkv.rows, rows, "rows of QKV");
@@ -56,7 +57,7 @@ pub(super) fn run(cpu: &Cpu, inputs: AttentionInputs<'_>, out: &mut Acts) {
                 return;
             }
             let job = TileJob { inputs, index: jobs - 1 - taken, staged: &staged };
-            match &inputs.cached.cache.data {
+            match &inputs.cache.data {
                 CacheData::Fp8(data) => tile_fp8(cpu.isa, job, data, scratch),
                 CacheData::Bf16(data) => tile_bf16(cpu.isa, job, data, scratch),
             }
@@ -107,7 +108,7 @@ fn tile_u16<const FMA: bool>(job: TileJob<'_>, data: &[u16], scratch: &mut [f32]
 #[inline(always)]
 fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch: &mut [f32]) {
     let inputs = job.inputs;
-    let cache = inputs.cached.cache;
+    let cache = inputs.cache;
     let HeadShape { q_heads, kv_heads, head_dim } = cache.spec.heads;
     let group = q_heads / kv_heads;
     let (tile, head) = (&inputs.step.tiles[job.index / kv_heads], job.index % kv_heads);
@@ -124,7 +125,7 @@ fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch:
     denominators.fill(0.0);
     let end = inputs.step.positions[tile.first + tile.len - 1] as usize + 1;
     for (index, block) in segment.blocks[..end.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
-        let start = cache.offset(inputs.cached.kv.layer, *block, head);
+        let start = cache.offset(inputs.kv.layer, *block, head);
         let valid = BLOCK_TOKENS.min(end - index * BLOCK_TOKENS);
         decode_block(&data[start..start + 2 * half], valid, keys, values);
         for query in 0..queries {
@@ -142,7 +143,7 @@ fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch:
                 maximum: &mut maxima[query],
                 denominator: &mut denominators[query],
             };
-            let scale = inputs.cached.kv.k_scale / (head_dim as f32).sqrt();
+            let scale = inputs.kv.k_scale / (head_dim as f32).sqrt();
             add_block::<FMA>(q, scale, keys, values, visible.min(BLOCK_TOKENS), state);
         }
     }
@@ -150,7 +151,7 @@ fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch:
         let index = (tile.first + query / group) * q_heads + head * group + query % group;
         // SAFETY: each (row, query head) belongs to one job, and each job is taken by one thread.
         let out = unsafe { job.staged.part(index * head_dim..(index + 1) * head_dim) };
-        let scale = inputs.cached.kv.v_scale / denominators[query];
+        let scale = inputs.kv.v_scale / denominators[query];
         out.iter_mut().zip(&sums[query * head_dim..]).for_each(|(o, s)| *o = s * scale);
     }
 }

@@ -2,18 +2,12 @@
 //! needs no second copy.
 
 use super::pool::ThreadPool;
-use super::{Floats, Matrix, Parts, Sampled, Step};
-use crate::device::{Table, Token};
+use super::{Floats, Matrix, Parts, Step};
+use crate::device::{EmbeddingTable, Token};
 
-pub(super) fn run(
-    pool: &ThreadPool,
-    step: &Step,
-    table: Table<'_, Matrix>,
-    sampled: &Sampled,
-    out: &mut Floats,
-) {
+pub(super) fn run(pool: &ThreadPool, step: &Step, table: EmbeddingTable<'_, Matrix>, out: &mut Floats) {
     let cols = out.cols;
-    let Table { matrix, first } = table;
+    let EmbeddingTable { matrix, first } = table;
     assert_eq!(matrix.input, cols, "columns of an embedding of {cols}");
     let tokens = &step.inputs.tokens;
     let parts = Parts::new(out.resize(tokens.len()));
@@ -21,7 +15,7 @@ pub(super) fn run(
         for row in range {
             let token = match tokens[row] {
                 Token::Id(id) => id as usize,
-                Token::Last { slot } => sampled.last[slot as usize] as usize,
+                Token::Last { slot } => step.sampled.last[slot as usize] as usize,
             };
             // SAFETY: the ranges of the threads are disjoint.
             let out = unsafe { parts.part(row * cols..(row + 1) * cols) };

@@ -32,9 +32,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use isa::Isa;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, LayerKv, Layout,
-    MatrixShape, Norm, Rope, RowLogprob, SampleCapacity, SampleResult, SampleRow, SampleSource, Segment,
-    StepInputs, Table,
+    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
+    Graph, HostRows, Layout, MatrixShape, Norm, RowLogprob, SampleResult, SampleRow, SampleSource, Segment,
+    StepCapacity, StepInputs,
 };
 use isa::DetectedIsa;
 use parts::Parts;
@@ -192,14 +192,14 @@ impl Acts {
 
 /// Tokens sampled last, and results of sampling that have not been taken.
 #[derive(Debug)]
-pub struct Sampled {
+struct Sampled {
     /// The token sampled last for each slot.
     last: Vec<u32>,
     /// Results of each call of [`Device::sample`], oldest first.
     pending: VecDeque<Vec<SampleResult>>,
 }
 
-/// The inputs of the current step, with tables derived from them.
+/// The inputs of the current step, with tables derived from them, and the results of sampling.
 #[derive(Debug)]
 pub struct Step {
     inputs: StepInputs,
@@ -210,6 +210,7 @@ pub struct Step {
     /// The tiles of all segments, in row order.
     tiles: Vec<Tile>,
     max_rows: usize,
+    sampled: Sampled,
 }
 
 /// Up to [`attention::TILE`] rows of one segment.
@@ -247,10 +248,7 @@ impl Device for Cpu {
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
-    type Sampled = Sampled;
-    type Graph = std::convert::Infallible;
 
-    const CAPTURES: bool = false;
     const LAYOUT: Layout = Layout::CPU;
 
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
@@ -294,17 +292,15 @@ impl Device for Cpu {
         Ok(cache)
     }
 
-    fn step(&self, rows: usize, _max_positions: usize) -> Result<Step, DeviceError> {
+    fn step(&self, capacity: StepCapacity) -> Result<Step, DeviceError> {
+        let StepCapacity { rows, slots, vocab, .. } = capacity;
         let (positions, blocks, tiles) = (self.room(rows)?, self.room(rows)?, self.room(rows)?);
-        Ok(Step { inputs: StepInputs::default(), positions, blocks, tiles, max_rows: rows })
+        self.reserve_candidates(vocab)?;
+        let sampled = Sampled { last: self.zeros(slots)?, pending: VecDeque::new() };
+        Ok(Step { inputs: StepInputs::default(), positions, blocks, tiles, max_rows: rows, sampled })
     }
 
-    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
-        self.reserve_candidates(capacity.vocab)?;
-        Ok(Sampled { last: self.zeros(slots)?, pending: VecDeque::new() })
-    }
-
-    fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<(), DeviceError> {
+    fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<bool, DeviceError> {
         let rows = inputs.tokens.len();
         assert!(rows <= step.max_rows, "{rows} rows exceed the {} of the buffers", step.max_rows);
         step.positions.clear();
@@ -315,28 +311,23 @@ impl Device for Cpu {
         }
         assert_eq!(step.positions.len(), rows, "segments must cover the rows");
         step.inputs.clone_from(inputs);
-        Ok(())
+        Ok(false)
     }
 
     fn capture(
         &self,
         _operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<Self::Graph, DeviceError> {
+    ) -> Result<Graph, DeviceError> {
         Err(DeviceError { op: "capture", message: "the CPU device does not capture".to_owned() })
-    }
-
-    fn replay(&self, graph: &Self::Graph, _step: &Step) -> Result<bool, DeviceError> {
-        match *graph {}
     }
 
     fn embed(
         &self,
         step: &Step,
-        table: Table<'_, Matrix>,
-        sampled: &Sampled,
+        table: EmbeddingTable<'_, Matrix>,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
-        embed::run(&self.pool, step, table, sampled, out);
+        embed::run(&self.pool, step, table, out);
         Ok(())
     }
 
@@ -357,27 +348,17 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn rope(
-        &self,
-        step: &Step,
-        rope: &Rope,
-        kv: LayerKv,
-        qkv: &mut Floats,
-        cache: &mut Cache,
-    ) -> Result<(), DeviceError> {
-        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache);
-        Ok(())
-    }
-
     fn attention(
         &self,
         step: &Step,
-        qkv: &Floats,
-        cached: Cached<'_, Cache>,
-        quant: ActQuant,
+        layer: AttentionLayer<'_>,
+        qkv: &mut Floats,
+        cache: &mut Cache,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
-        attention::run(self, attention::AttentionInputs { step, qkv, cached, quant }, out);
+        let AttentionLayer { rope, kv, quant } = layer;
+        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache);
+        attention::run(self, attention::AttentionInputs { step, qkv, kv, cache, quant }, out);
         Ok(())
     }
 
@@ -405,8 +386,9 @@ impl Device for Cpu {
         &self,
         source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        sampled: &mut Sampled,
+        step: &mut Step,
     ) -> Result<(), DeviceError> {
+        let sampled = &mut step.sampled;
         match source {
             SampleSource::Logits { logits, vocab } => sample::from_logits(self, logits, vocab, rows, sampled),
             SampleSource::Shortlists(shortlists) => sample::from_shortlists(self, shortlists, rows, sampled),
@@ -425,8 +407,8 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampleResult>, DeviceError> {
-        Ok(sampled.pending.pop_front().expect("a result of sampling that has not been taken"))
+    fn take_sampled(&self, step: &mut Step) -> Result<Vec<SampleResult>, DeviceError> {
+        Ok(step.sampled.pending.pop_front().expect("a result of sampling that has not been taken"))
     }
 
     fn score(

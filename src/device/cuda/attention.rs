@@ -5,7 +5,7 @@
 use super::row::{self, Quantised};
 use super::step::Entries;
 use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, StepTables};
-use crate::device::{ActQuant, CacheSpec, Cached, DeviceError, HeadShape, KvDtype};
+use crate::device::{ActQuant, CacheSpec, DeviceError, HeadShape, KvDtype, LayerKv};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -95,13 +95,14 @@ impl AttentionScratch {
 pub(super) struct AttentionInputs<'a> {
     pub(super) step: &'a StepTables,
     pub(super) qkv: &'a Floats,
-    pub(super) cached: Cached<'a, Cache>,
+    pub(super) kv: LayerKv,
+    pub(super) cache: &'a Cache,
     pub(super) quant: ActQuant,
 }
 
 pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> Result<(), DeviceError> {
-    let AttentionInputs { step, qkv, cached, quant } = inputs;
-    let spec = &cached.cache.spec;
+    let AttentionInputs { step, qkv, kv, cache, quant } = inputs;
+    let spec = &cache.spec;
     let HeadShape { q_heads, kv_heads, head_dim } = spec.heads;
     assert_eq!((qkv.rows, qkv.cols), (step.rows, (q_heads + 2 * kv_heads) * head_dim), "shape of QKV");
     assert_eq!(out.cols, q_heads * head_dim, "columns of the output of attention");
@@ -113,7 +114,7 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
     let (sums, stats) = (scratch.sums.as_ref().expect(made), scratch.stats.as_ref().expect(made));
     let params = AttentionParams {
         qkv: qkv.data.address(),
-        cache: cached.cache.layer(cached.kv.layer),
+        cache: cache.layer(kv.layer),
         blocks: step.blocks(),
         items: step.decode_items(),
         count: step.decode_count(),
@@ -122,7 +123,7 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
         q_heads: q_heads as u32,
         kv_heads: kv_heads as u32,
         head_dim: head_dim as u32,
-        scale: cached.kv.k_scale / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E,
+        scale: kv.k_scale / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E,
     };
     let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
     let shared = WARPS * TILE_HEADS * (padded + 2) * 4;
@@ -143,7 +144,7 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
         out: out.target(step.rows, quant),
         q_heads: q_heads as u32,
         head_dim: head_dim as u32,
-        v_scale: cached.kv.v_scale,
+        v_scale: kv.v_scale,
         unused: 0,
     };
     let (grid, cols) = ([step.rows, 1, 1], q_heads * head_dim);

@@ -5,7 +5,7 @@
 use std::any::Any;
 use std::fmt::Debug;
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Graph};
 
 /// A kernel and its launch configuration.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +67,8 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
     /// accesses.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError>;
-    /// Captures what `launches` enqueues instead of running it.
+    /// Captures what `launches` enqueues instead of running it. The graph enqueues it at each call; the
+    /// buffers must still be alive then.
     fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
     /// The library of matrix products, if it was asked for and could be loaded.
     fn library(&self) -> Option<&dyn ProductLibrary>;
@@ -116,23 +117,3 @@ pub(super) struct Product {
 
 /// An algorithm in cuBLASLt's own encoding (`cublasLtMatmulAlgo_t`).
 pub(super) type Algorithm = [u64; 8];
-
-/// Captured launches.
-pub struct Graph(Box<dyn Fn() -> Result<(), DeviceError> + Send>);
-
-impl Graph {
-    pub(super) fn new(replay: impl Fn() -> Result<(), DeviceError> + Send + 'static) -> Self {
-        Self(Box::new(replay))
-    }
-
-    /// Enqueues the captured launches. Their buffers must still be alive.
-    pub(super) fn replay(&self) -> Result<(), DeviceError> {
-        (self.0)()
-    }
-}
-
-impl Debug for Graph {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Graph")
-    }
-}

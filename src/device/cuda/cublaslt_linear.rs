@@ -78,7 +78,7 @@ pub(super) struct LibraryProducts {
 
 /// A measured choice in the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Choice {
+struct TunedProduct {
     out: usize,
     input: usize,
     rows: usize,
@@ -90,7 +90,7 @@ struct Choice {
 struct ChoiceFile {
     device: String,
     library: usize,
-    choices: Vec<Choice>,
+    choices: Vec<TunedProduct>,
 }
 
 impl LibraryProducts {
@@ -119,7 +119,7 @@ impl LibraryProducts {
         *choices.range(x.rows..).next()?.1
     }
 
-    fn set_choices(&mut self, entries: &[Choice]) {
+    fn set_choices(&mut self, entries: &[TunedProduct]) {
         for entry in entries.iter().filter(|entry| self.shapes.contains(&(entry.out, entry.input))) {
             let shape = self.choices.entry((entry.out, entry.input)).or_default();
             shape.insert(entry.rows, entry.algorithm);
@@ -200,11 +200,11 @@ pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> 
     let most = rows.next_power_of_two();
     for rows in buckets.take_while(|bucket| *bucket <= most) {
         for (out, input) in products.shapes.clone() {
-            let same = |entry: &Choice| (entry.out, entry.input, entry.rows) == (out, input, rows);
+            let same = |entry: &TunedProduct| (entry.out, entry.input, entry.rows) == (out, input, rows);
             if !entries.iter().any(same) {
                 let shape = ProductShape { m: rows, n: out, k: input };
                 let algorithm = fastest(cuda, products, shape)?;
-                entries.push(Choice { out, input, rows, algorithm });
+                entries.push(TunedProduct { out, input, rows, algorithm });
             }
         }
     }

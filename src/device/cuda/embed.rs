@@ -1,7 +1,7 @@
 //! `kernels/embed.cu`.
 
-use super::{Buffer, Cuda, Floats, Launch, Matrix, Sampled, StepTables};
-use crate::device::{DeviceError, Table};
+use super::{Buffer, Cuda, Floats, Launch, Matrix, Step};
+use crate::device::{DeviceError, EmbeddingTable};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -20,12 +20,12 @@ const _: () = assert!(size_of::<EmbedParams>() == 56);
 
 pub(super) fn run(
     cuda: &Cuda,
-    step: &StepTables,
-    table: Table<'_, Matrix>,
-    sampled: &Sampled,
+    step: &Step,
+    table: EmbeddingTable<'_, Matrix>,
     out: &mut Floats,
 ) -> Result<(), DeviceError> {
-    let Table { matrix, first } = table;
+    let EmbeddingTable { matrix, first } = table;
+    let (step, sampled) = (&step.tables, &step.sampled);
     assert_eq!(matrix.input, out.cols, "columns of an embedding of {}", out.cols);
     assert!(step.slots <= sampled.slots(), "slot {} of {}", step.slots, sampled.slots());
     out.set_rows(step.rows);

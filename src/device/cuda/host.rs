@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libloading::Library;
 
-use super::backend::{Algorithm, Backend, Graph, HostCopy, Launch, Product, ProductLibrary, ProductShape};
+use super::backend::{Algorithm, Backend, HostCopy, Launch, Product, ProductLibrary, ProductShape};
 use super::driver::Driver;
 use super::{Cuda, Products};
-use crate::device::{DeviceError, fp8};
+use crate::device::{DeviceError, Graph, fp8};
 
 /// The parameters of `octant_launch` in `kernels/host/cuda.cpp`.
 #[repr(C)]
@@ -160,7 +160,7 @@ impl Backend for Host {
         let captured = self.captured().take().unwrap_or_default();
         outcome?;
         let kernels = Arc::clone(&self.kernels);
-        Ok(Graph::new(move || {
+        Ok(Box::new(move || {
             captured.iter().try_for_each(|CapturedLaunch { launch, params }| {
                 // SAFETY: the contract of the captured launch holds while its buffers live, and the owner of
                 // the graph keeps the buffers.

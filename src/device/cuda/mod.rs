@@ -33,7 +33,7 @@ mod step;
 mod stream_read;
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use backend::Launch;
 pub use cublaslt_linear::Products;
@@ -43,16 +43,17 @@ pub(crate) use gpu::library_loads;
 #[cfg(feature = "cuda")]
 pub use gpu::{Nccl, nccl_version};
 pub use matrix::{Matrix, MatrixBuilder};
-pub use peers::{Missed, Peers};
+use peers::PeerRank;
+pub use peers::Peers;
 pub use reduce::{ReduceMode, Reduction};
 pub use row::Acts;
-pub use sample::Sampled;
-pub use step::StepTables;
+pub use step::Step;
+use step::StepTables;
 
 use super::{
-    ActQuant, Activation, BLOCK_TOKENS, CacheSpec, Cached, Device, DeviceError, HostRows, KvDtype, LayerKv,
-    Layout, MatrixShape, Norm, RandomWeights, Rope, RowLogprob, SampleCapacity, SampleResult, SampleRow,
-    SampleSource, StepInputs, Table,
+    ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
+    Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RowLogprob, SampleResult, SampleRow,
+    SampleSource, StepCapacity, StepInputs,
 };
 
 /// Heads in the cache are padded to a multiple of this many elements, since the kernels are compiled for
@@ -80,6 +81,8 @@ pub struct Cuda {
     scratch: Mutex<SharedScratch>,
     /// `None` if products must be deterministic.
     library_products: Option<Mutex<cublaslt_linear::LibraryProducts>>,
+    /// This device's rank in each group that it belongs to.
+    groups: Mutex<Vec<Weak<PeerRank>>>,
 }
 
 /// Memory that operations use one after the other. It grows while weights, buffers and the cache are
@@ -104,7 +107,7 @@ impl Cuda {
             Products::Deterministic => None,
             Products::Fastest { cache } => Some(Mutex::new(cublaslt_linear::LibraryProducts::new(cache))),
         };
-        Self { driver, scratch: Mutex::default(), library_products }
+        Self { driver, scratch: Mutex::default(), library_products, groups: Mutex::default() }
     }
 
     /// Free device memory in bytes.
@@ -140,6 +143,27 @@ impl Cuda {
     /// The GPU's name.
     pub fn name(&self) -> String {
         self.driver.backend().name()
+    }
+
+    /// Makes a matrix of random weights in the device's own memory.
+    ///
+    /// # Errors
+    /// If memory runs out or the kernel fails.
+    pub fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
+        self.with_scratch(random_weights::run(self, weights)?)
+    }
+
+    /// Returns the error of an operation that another rank did not reach. Such an operation ends without an
+    /// error of its own; every call that waits for operations asks here afterwards.
+    fn check_peers(&self) -> Result<(), DeviceError> {
+        locked(&self.groups).iter().filter_map(Weak::upgrade).try_for_each(|rank| rank.check())
+    }
+
+    /// Makes this device return the errors of a group's operations.
+    fn join(&self, rank: &Arc<PeerRank>) {
+        let mut groups = locked(&self.groups);
+        groups.retain(|rank| rank.strong_count() > 0);
+        groups.push(Arc::downgrade(rank));
     }
 
     /// Grows the scratch for products with a new matrix.
@@ -193,11 +217,8 @@ impl Device for Cuda {
     type FloatBuffer = Buffer<f32>;
     type Acts = Acts;
     type Cache = Cache;
-    type Step = StepTables;
-    type Sampled = Sampled;
-    type Graph = backend::Graph;
+    type Step = Step;
 
-    const CAPTURES: bool = true;
     const LAYOUT: Layout = Layout::CUDA;
 
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
@@ -215,10 +236,6 @@ impl Device for Cuda {
 
     fn finish_matrix(&self, builder: MatrixBuilder) -> Result<Matrix, DeviceError> {
         self.with_scratch(builder.finish()?)
-    }
-
-    fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
-        self.with_scratch(random_weights::run(self, weights)?)
     }
 
     fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
@@ -242,7 +259,8 @@ impl Device for Cuda {
         Ok(Cache { spec, data })
     }
 
-    fn step(&self, rows: usize, max_positions: usize) -> Result<StepTables, DeviceError> {
+    fn step(&self, capacity: StepCapacity) -> Result<Step, DeviceError> {
+        let rows = capacity.rows;
         if let Some(products) = &self.library_products {
             cublaslt_linear::tune(self, &mut locked(products), rows)?;
         }
@@ -251,16 +269,14 @@ impl Device for Cuda {
         if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
             scratch.rows = Some(self.driver.buffer(rows)?);
         }
-        StepTables::new(&self.driver, rows, max_positions)
-    }
-
-    fn sampled(&self, slots: usize, capacity: SampleCapacity) -> Result<Sampled, DeviceError> {
-        self.scratch().sample.fit(&self.driver, capacity)?;
-        Sampled::new(&self.driver, slots, capacity)
+        scratch.sample.fit(&self.driver, capacity)?;
+        Step::new(&self.driver, capacity)
     }
 
     fn read(&self, floats: &Floats) -> Result<Vec<f32>, DeviceError> {
-        floats.data.read(floats.rows * floats.cols)
+        let values = floats.data.read(floats.rows * floats.cols)?;
+        self.check_peers()?;
+        Ok(values)
     }
 
     fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
@@ -269,34 +285,25 @@ impl Device for Cuda {
         floats.data.write(0, host)
     }
 
-    fn begin_step(&self, inputs: &StepInputs, step: &mut StepTables) -> Result<(), DeviceError> {
-        step.begin(inputs, self.scratch().attention.entries())
+    fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<bool, DeviceError> {
+        self.check_peers()?;
+        step.tables.begin(inputs, self.scratch().attention.entries())?;
+        // Decode rows whose splits do not fit in the scratch need the prefill kernel, which a graph does not
+        // launch.
+        Ok(step.tables.graph_rows > 0 && step.tables.prefills == 0)
     }
 
-    fn capture(
-        &self,
-        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
-    ) -> Result<backend::Graph, DeviceError> {
+    fn capture(&self, operations: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
         self.driver.backend().capture(operations)
-    }
-
-    fn replay(&self, graph: &backend::Graph, step: &StepTables) -> Result<bool, DeviceError> {
-        // Decode rows whose splits do not fit in the scratch need the prefill kernel, which the graph does
-        // not launch.
-        if step.prefills > 0 {
-            return Ok(false);
-        }
-        graph.replay().map(|()| true)
     }
 
     fn embed(
         &self,
-        step: &StepTables,
-        table: Table<'_, Matrix>,
-        sampled: &Sampled,
+        step: &Step,
+        table: EmbeddingTable<'_, Matrix>,
         out: &mut Floats,
     ) -> Result<(), DeviceError> {
-        embed::run(self, step, table, sampled, out)
+        embed::run(self, step, table, out)
     }
 
     fn norm(
@@ -319,26 +326,17 @@ impl Device for Cuda {
         linear::run(self, x, w, out)
     }
 
-    fn rope(
-        &self,
-        step: &StepTables,
-        rope: &Rope,
-        kv: LayerKv,
-        qkv: &mut Floats,
-        cache: &mut Cache,
-    ) -> Result<(), DeviceError> {
-        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache)
-    }
-
     fn attention(
         &self,
-        step: &StepTables,
-        qkv: &Floats,
-        cached: Cached<'_, Cache>,
-        quant: ActQuant,
+        step: &Step,
+        layer: AttentionLayer<'_>,
+        qkv: &mut Floats,
+        cache: &mut Cache,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
-        attention::run(self, attention::AttentionInputs { step, qkv, cached, quant }, out)
+        let (step, AttentionLayer { rope, kv, quant }) = (&step.tables, layer);
+        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache)?;
+        attention::run(self, attention::AttentionInputs { step, qkv, kv, cache, quant }, out)
     }
 
     fn activation(
@@ -363,8 +361,9 @@ impl Device for Cuda {
         &self,
         source: SampleSource<'_, Self>,
         rows: &[SampleRow<'_>],
-        sampled: &mut Sampled,
+        step: &mut Step,
     ) -> Result<(), DeviceError> {
+        let sampled = &mut step.sampled;
         match source {
             SampleSource::Logits { logits, vocab } => sample::run(self, logits, vocab, rows, sampled),
             SampleSource::Shortlists(shortlists) => sample::pick(self, shortlists, rows, sampled),
@@ -381,8 +380,10 @@ impl Device for Cuda {
         sample::shortlist(self, logits, ids, rows, out)
     }
 
-    fn take_sampled(&self, sampled: &mut Sampled) -> Result<Vec<SampleResult>, DeviceError> {
-        sampled.take()
+    fn take_sampled(&self, step: &mut Step) -> Result<Vec<SampleResult>, DeviceError> {
+        let results = step.sampled.take()?;
+        self.check_peers()?;
+        Ok(results)
     }
 
     fn score(
@@ -392,6 +393,8 @@ impl Device for Cuda {
         targets: &[u32],
         top: u8,
     ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
-        sample::score(self, logits, vocab, targets, top)
+        let scores = sample::score(self, logits, vocab, targets, top)?;
+        self.check_peers()?;
+        Ok(scores)
     }
 }

@@ -38,6 +38,12 @@ const _: () = assert!(size_of::<PeersParams>() == 88);
 /// One rank's handle on a group.
 #[derive(Debug)]
 pub struct Peers {
+    own: Arc<PeerRank>,
+}
+
+/// A rank of a group. Its device refers to it while the rank's handle is alive.
+#[derive(Debug)]
+pub(super) struct PeerRank {
     rank: usize,
     group: Arc<PeerGroup>,
 }
@@ -55,17 +61,23 @@ struct PeerGroup {
     blocks: usize,
 }
 
-/// A rank that did not reach an operation in time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Missed {
-    /// The rank that was missed.
-    pub rank: usize,
-    /// Whether that rank has ended, rather than being late.
-    pub has_ended: bool,
+impl PeerRank {
+    /// Returns the error of an operation of this rank that another rank did not reach in time, if there is
+    /// one. Reliable only after this rank's host has waited for the operation to end.
+    pub(super) fn check(&self) -> Result<(), DeviceError> {
+        let word = self.group.words.word(1 + self.rank).load(Ordering::Acquire);
+        let Some(missed) = (word & !HAS_ENDED).checked_sub(1) else { return Ok(()) };
+        Err(match word & HAS_ENDED {
+            0 => DeviceError::peer_is_late(missed as usize, self.group.timeout),
+            _ => DeviceError::peer_has_ended(missed as usize),
+        })
+    }
 }
 
 impl Peers {
-    /// Makes a group with one rank per device. An operation waits at most `timeout` for another rank.
+    /// Makes a group with one rank per device. An operation waits at most `timeout` for another rank. An
+    /// operation that another rank does not reach ends without an error; the device returns the error from
+    /// the next call that waits for the operation.
     ///
     /// # Errors
     /// If a GPU cannot access another's memory, or has no memory left.
@@ -94,25 +106,17 @@ impl Peers {
             timeout,
             blocks: BLOCKS / ranks_per_gpu,
         });
-        Ok(ranks.map(|rank| Self { rank, group: Arc::clone(&group) }).collect())
+        let rank = |rank: usize| {
+            let own = Arc::new(PeerRank { rank, group: Arc::clone(&group) });
+            devices[rank].join(&own);
+            Self { own }
+        };
+        Ok(ranks.map(rank).collect())
     }
 
     /// The number of ranks.
     pub(super) fn size(&self) -> usize {
-        self.group.mailboxes.len()
-    }
-
-    /// The time that an operation waits for another rank.
-    pub fn timeout(&self) -> Duration {
-        self.group.timeout
-    }
-
-    /// The rank that did not reach an operation of this rank in time, if any. Reliable only after this rank's
-    /// host has waited for the operation to end.
-    pub fn missed(&self) -> Option<Missed> {
-        let word = self.group.words.word(1 + self.rank).load(Ordering::Acquire);
-        let rank = (word & !HAS_ENDED).checked_sub(1)? as usize;
-        Some(Missed { rank, has_ended: word & HAS_ENDED != 0 })
+        self.own.group.mailboxes.len()
     }
 
     /// Shares floats with the group. Operations may use them once every rank has shared its own.
@@ -127,13 +131,13 @@ impl Peers {
     }
 
     fn share(&self, memory: Arc<Allocation>) {
-        let mut shared = locked(&self.group.shared);
-        let open = shared.iter_mut().find(|ranks| ranks[self.rank].is_none());
+        let mut shared = locked(&self.own.group.shared);
+        let open = shared.iter_mut().find(|ranks| ranks[self.own.rank].is_none());
         match open {
-            Some(ranks) => ranks[self.rank] = Some(memory),
+            Some(ranks) => ranks[self.own.rank] = Some(memory),
             None => {
-                let mut ranks = vec![None; self.group.mailboxes.len()];
-                ranks[self.rank] = Some(memory);
+                let mut ranks = vec![None; self.own.group.mailboxes.len()];
+                ranks[self.own.rank] = Some(memory);
                 shared.push(ranks);
             }
         }
@@ -142,10 +146,10 @@ impl Peers {
     /// Ends the sharing of the `count` allocations that this rank shared last. Every rank must do the same,
     /// while no operation uses them.
     pub(crate) fn unshare(&self, count: usize) {
-        let mut shared = locked(&self.group.shared);
-        let own = shared.iter().rposition(|ranks| ranks[self.rank].is_some()).map_or(0, |last| last + 1);
+        let mut shared = locked(&self.own.group.shared);
+        let own = shared.iter().rposition(|ranks| ranks[self.own.rank].is_some()).map_or(0, |last| last + 1);
         for ranks in &mut shared[own - count..own] {
-            ranks[self.rank] = None;
+            ranks[self.own.rank] = None;
         }
         while shared.last().is_some_and(|ranks| ranks.iter().all(Option::is_none)) {
             shared.pop();
@@ -154,9 +158,9 @@ impl Peers {
 
     /// The addresses, by rank, of the buffers that were shared together with this rank's `buffer`.
     pub(super) fn addresses<T: bytemuck::Pod>(&self, buffer: &Buffer<T>) -> [u64; MAX_RANKS] {
-        let shared = locked(&self.group.shared);
+        let shared = locked(&self.own.group.shared);
         let own = |ranks: &&Vec<Option<Arc<Allocation>>>| {
-            ranks[self.rank].as_ref().is_some_and(|memory| memory.address() == buffer.address())
+            ranks[self.own.rank].as_ref().is_some_and(|memory| memory.address() == buffer.address())
         };
         let ranks = shared.iter().find(own).expect("operations of a group take shared buffers");
         let mut addresses = [0; MAX_RANKS];
@@ -168,14 +172,14 @@ impl Peers {
 
     pub(super) fn params(&self) -> PeersParams {
         let mut mailboxes = [0; MAX_RANKS];
-        for (address, mailbox) in mailboxes.iter_mut().zip(&self.group.mailboxes) {
+        for (address, mailbox) in mailboxes.iter_mut().zip(&self.own.group.mailboxes) {
             *address = mailbox.address();
         }
         PeersParams {
             mailboxes,
-            words: self.group.words.address(),
-            timeout: u64::try_from(self.group.timeout.as_nanos()).unwrap_or(u64::MAX),
-            rank: self.rank as u32,
+            words: self.own.group.words.address(),
+            timeout: u64::try_from(self.own.group.timeout.as_nanos()).unwrap_or(u64::MAX),
+            rank: self.own.rank as u32,
             count: self.size() as u32,
         }
     }
@@ -183,13 +187,13 @@ impl Peers {
     /// The number of blocks for `pieces` independent pieces of work: at least one, which signals the other
     /// ranks.
     pub(super) fn blocks(&self, pieces: usize) -> usize {
-        pieces.clamp(1, self.group.blocks)
+        pieces.clamp(1, self.own.group.blocks)
     }
 
     /// This rank's share of `count` items.
     pub(super) fn own_share(&self, count: usize) -> std::ops::Range<usize> {
         let size = self.size();
-        count * self.rank / size..count * (self.rank + 1) / size
+        count * self.own.rank / size..count * (self.own.rank + 1) / size
     }
 }
 
@@ -197,9 +201,9 @@ impl Drop for Peers {
     fn drop(&mut self) {
         // Waiting ranks stop waiting at once and report the rank in word 0: the first rank that ended or, if
         // that rank ended because it missed another, that other rank.
-        let word = |index| self.group.words.word(index);
-        let missed = word(1 + self.rank).load(Ordering::Acquire);
-        let name = if missed == 0 { (1 + self.rank as u32) | HAS_ENDED } else { missed };
+        let word = |index| self.own.group.words.word(index);
+        let missed = word(1 + self.own.rank).load(Ordering::Acquire);
+        let name = if missed == 0 { (1 + self.own.rank as u32) | HAS_ENDED } else { missed };
         let _another_was_first = word(0).compare_exchange(0, name, Ordering::AcqRel, Ordering::Acquire);
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::driver::Mirror;
 use super::{Buffer, Cuda, Driver, Floats, Launch, row};
-use crate::device::{DeviceError, RowLogprob, SHORTLIST, SampleCapacity, SampleResult, SampleRow};
+use crate::device::{DeviceError, RowLogprob, SHORTLIST, SampleResult, SampleRow, StepCapacity};
 
 /// Alternatives per result, which the kernels are compiled for.
 const MAX_ALTERNATIVES: usize = 20;
@@ -87,8 +87,8 @@ pub(super) struct SampleScratch {
 
 impl SampleScratch {
     /// Grows the scratch.
-    pub(super) fn fit(&mut self, driver: &Driver, capacity: SampleCapacity) -> Result<(), DeviceError> {
-        let SampleCapacity { rows, vocab, .. } = capacity;
+    pub(super) fn fit(&mut self, driver: &Driver, capacity: StepCapacity) -> Result<(), DeviceError> {
+        let StepCapacity { sampled_rows: rows, vocab, .. } = capacity;
         grown(&mut self.rows, rows, |len| driver.buffer(len))?;
         grown(&mut self.lists, rows * LISTS, |len| driver.buffer(len))?;
         grown(&mut self.work, rows * vocab, |len| driver.buffer(len))?;
@@ -100,7 +100,7 @@ impl SampleScratch {
 
 /// The token sampled last for each slot, and results on their way to the host.
 #[derive(Debug)]
-pub struct Sampled {
+pub(super) struct Sampled {
     /// \[slots\].
     last: Buffer<u32>,
     /// Calls whose results have not been taken, oldest first.
@@ -117,9 +117,10 @@ struct Results {
 }
 
 impl Sampled {
-    pub(super) fn new(driver: &Driver, slots: usize, capacity: SampleCapacity) -> Result<Self, DeviceError> {
-        let results = |_| Ok(Results { mirror: Mirror::new(driver, capacity.rows)?, logprobs: Vec::new() });
-        let free: Result<Vec<Results>, DeviceError> = (0..capacity.samples).map(results).collect();
+    pub(super) fn new(driver: &Driver, capacity: StepCapacity) -> Result<Self, DeviceError> {
+        let StepCapacity { slots, samples, sampled_rows, .. } = capacity;
+        let results = |_| Ok(Results { mirror: Mirror::new(driver, sampled_rows)?, logprobs: Vec::new() });
+        let free: Result<Vec<Results>, DeviceError> = (0..samples).map(results).collect();
         Ok(Self { last: driver.buffer(slots)?, pending: VecDeque::new(), free: free? })
     }
 

@@ -1,7 +1,8 @@
-//! The tables of a step that its kernels read, in one buffer on the device.
+//! A step: the tables that its kernels read, in one buffer on the device, and the results of sampling.
 
+use super::sample::Sampled;
 use super::{Buffer, Driver};
-use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepInputs, Token};
+use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepCapacity, StepInputs, Token};
 
 /// Positions of a split: 4 blocks, `SPLIT` of `kernels/attention.cuh`.
 const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
@@ -30,9 +31,23 @@ struct AttentionItem {
 const ITEM: usize = 6;
 const _: () = assert!(size_of::<AttentionItem>() == 4 * ITEM);
 
-/// The current step.
+/// The current step, and the results of sampling.
 #[derive(Debug)]
-pub struct StepTables {
+pub struct Step {
+    pub(super) tables: StepTables,
+    pub(super) sampled: Sampled,
+}
+
+impl Step {
+    pub(super) fn new(driver: &Driver, capacity: StepCapacity) -> Result<Self, DeviceError> {
+        let tables = StepTables::new(driver, capacity.rows, capacity.max_positions)?;
+        Ok(Self { tables, sampled: Sampled::new(driver, capacity)? })
+    }
+}
+
+/// The tables of the current step.
+#[derive(Debug)]
+pub(super) struct StepTables {
     words: Buffer<u32>,
     /// Rows that operations compute: those of the tokens, or those of a graph.
     pub(super) rows: usize,
@@ -90,7 +105,7 @@ struct HostTables {
 
 impl StepTables {
     /// Allocates the tables of steps of at most `rows` rows, of sequences of at most `max_positions` tokens.
-    pub(super) fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
+    fn new(driver: &Driver, rows: usize, max_positions: usize) -> Result<Self, DeviceError> {
         let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
         let decodes = 4 * rows + 2;
         let prefills = decodes + ITEM * splits;

@@ -21,7 +21,7 @@ pub(super) const MAX_SALT_CHARS: usize = 1024;
 /// Longest `user`, in bytes.
 pub(super) const MAX_USER_BYTES: usize = 512;
 /// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
-pub(super) const MAX_TIMEOUT: f64 = 86_400.0;
+pub(crate) const MAX_TIMEOUT: f64 = 86_400.0;
 /// Most ids in one `/detokenize` request.
 pub(super) const MAX_DETOKENIZE: usize = 1 << 20;
 

@@ -1,7 +1,7 @@
 //! Admission: refusals because of the predicted wait, `Retry-After`, deadlines, and fair shares by API key
 //! and user.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use octant::engine::Forecast;
 use octant::request::Tenant;
@@ -107,7 +107,6 @@ async fn a_full_queue_predicts_retry_after() {
 #[tokio::test]
 async fn an_unmeetable_deadline_is_refused_at_once() {
     let server = slow(expecting(10.0));
-    let begun = Instant::now();
     for reply in [
         with_deadline(&server, "3000", &long(json!({}))).await,
         with_deadline(&server, "60000", &long(json!({ "timeout": 3 }))).await,
@@ -117,7 +116,7 @@ async fn an_unmeetable_deadline_is_refused_at_once() {
         // The request takes longer than its deadline even on an idle server, so a retry cannot help.
         assert_eq!((reply.header("retry-after"), reply.header("x-should-retry")), (None, Some("false")));
     }
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.engine.stats().counts.steps, 0, "no step ran before the refusals");
     let met = with_deadline(&server, "60000", &chat_body("ab", json!({ "max_tokens": 2 }))).await;
     assert_eq!(met.status, 200);
 }
@@ -207,10 +206,9 @@ async fn a_deadline_expires_in_the_queue() {
     let server = slow(setup);
     let late = async {
         server.until(|stats| stats.counts.running == 1).await;
-        let begun = Instant::now();
         let reply = with_deadline(&server, "700", &long(json!({}))).await;
         assert_eq!(reply.error(), (504, Some("deadline_exceeded".into()), None));
-        assert!(begun.elapsed() < Duration::from_millis(1600), "{:?}", begun.elapsed());
+        assert_eq!(server.engine.stats().counts.running, 1, "the reply did not wait for the other request");
         server.until(|stats| stats.counts.waiting == 0).await;
         assert_eq!(server.engine.stats().counts.running, 1, "the other request still runs");
     };

@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::client::{Connection, Reply, send};
 use super::test_server::{BOS, Setup, TestServer, chat_body, config, metric};
+use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -178,7 +179,7 @@ async fn slow_heads_slow_bodies_and_idle_connections_time_out() {
     idle.request("GET", "/version", &[], b"").await;
     assert_eq!(idle.reply().await.status, 200, "an idle connection stays open for the idle timeout");
     assert!(idle.rest().await.is_empty());
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < HANG_GUARD);
 }
 
 #[tokio::test]
@@ -284,10 +285,13 @@ async fn bad_requests_change_no_other_stream() {
     assert_eq!(server.get("/health/ready").await.status, 200);
 }
 
-/// Starts a server with a limit of one connection, and opens that connection.
+/// Starts a server with a limit of one connection, and opens that connection. No connection times out during
+/// a test.
 async fn full_server() -> (TestServer, Connection) {
     let mut setup = Setup::new();
-    setup.settings.http.max_connections = 1;
+    let http = &mut setup.settings.http;
+    http.max_connections = 1;
+    (http.head_timeout, http.idle_timeout) = (10 * HANG_GUARD, 10 * HANG_GUARD);
     let server = setup.launch();
     let mut only = Connection::open(server.address).await;
     only.request("GET", "/version", &[], b"").await;
@@ -336,9 +340,8 @@ async fn silent_connections_do_not_block_probes() {
     for _ in 0..300 {
         silent.push(Connection::open(server.address).await);
     }
-    let begun = Instant::now();
+    // A server that waited for them to time out would not answer before the client's own timeout.
     assert_eq!(server.get("/health/live").await.status, 200);
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

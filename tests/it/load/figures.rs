@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use octant::bench::load_client::SetupError;
 use octant::bench::load_client::body::{Bodies, Endpoint};
-use octant::bench::load_client::chunk::Usage;
+use octant::bench::load_client::chunk::ReportedUsage;
 use octant::bench::load_client::client::Target;
 use octant::bench::load_client::measure::{
     FailureKind, LoadRun, Objectives, RequestFailure, RequestRecord, Summary, TokensCountedBy,
 };
-use octant::bench::load_client::prompts::{PromptContent, Prompts};
+use octant::bench::load_client::prompts::{PromptContent, PromptSource};
 use octant::bench::load_client::{load_plot, load_report};
 use octant::statistics::Distribution;
 use serde_json::{Value, json};
@@ -31,7 +31,7 @@ fn record(
         sent: at(10),
         chunks: chunks.iter().map(|ms| at(*ms)).collect(),
         ended: at(*chunks.last().unwrap_or(&20)),
-        usage: tokens.map(|completion_tokens| Usage { prompt_tokens: 4, completion_tokens }),
+        usage: tokens.map(|completion_tokens| ReportedUsage { prompt_tokens: 4, completion_tokens }),
         outcome,
     }
 }
@@ -148,7 +148,7 @@ fn reports_name_the_source_of_token_counts_and_plots_accept_any_run() {
 #[test]
 fn synthetic_prompts_differ_from_their_first_words_after_the_shared_prefix() {
     let words = |shared_prefix, index| {
-        let prompts = Prompts::Synthetic { tokens: 40, shared_prefix, seed: 1 };
+        let prompts = PromptSource::Synthetic { tokens: 40, shared_prefix, seed: 1 };
         let PromptContent::Text(text) = prompts.get(index).content else { panic!("a text") };
         text.split(' ').map(str::to_owned).collect::<Vec<_>>()
     };
@@ -165,9 +165,9 @@ fn prompts_are_read_from_three_file_formats() {
     let load = |name: &str, text: &str| {
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
-        Prompts::from_file(&path).map_err(|error| error.to_string())
+        PromptSource::from_file(&path).map_err(|error| error.to_string())
     };
-    let text = |prompts: &Prompts, index| match prompts.get(index).content {
+    let text = |prompts: &PromptSource, index| match prompts.get(index).content {
         PromptContent::Text(text) => text,
         PromptContent::Messages(value) => value.to_string(),
     };
@@ -198,7 +198,7 @@ fn prompts_are_read_from_three_file_formats() {
 #[test]
 fn extra_fields_replace_fields_of_the_body() {
     let bodies = Bodies {
-        prompts: Prompts::Synthetic { tokens: 3, shared_prefix: 0, seed: 0 },
+        prompts: PromptSource::Synthetic { tokens: 3, shared_prefix: 0, seed: 0 },
         endpoint: Endpoint::Completions,
         model: "m".to_owned(),
         max_tokens: 5,

@@ -6,17 +6,17 @@ use std::time::Duration;
 use octant::bench::load_client::arrivals::{Arrivals, Rate, Spacing};
 use octant::bench::load_client::body::{Bodies, Endpoint};
 use octant::bench::load_client::client::{Client, Target};
-use octant::bench::load_client::drive::{LoadPlan, Pace, run};
+use octant::bench::load_client::drive::{LoadTestPlan, Pace, run};
 use octant::bench::load_client::measure::{FailureKind, LoadRun, Objectives, Summary, TokensCountedBy};
-use octant::bench::load_client::prompts::Prompts;
+use octant::bench::load_client::prompts::PromptSource;
 
 use super::server::{ScriptStep, Server, answer, end, head, piece, token, whole};
 
-fn plan(server: &Server, pace: Pace, requests: u64) -> LoadPlan {
-    LoadPlan {
+fn plan(server: &Server, pace: Pace, requests: u64) -> LoadTestPlan {
+    LoadTestPlan {
         target: Target::parse(&server.url, Some("secret")).unwrap(),
         bodies: Bodies {
-            prompts: Prompts::Synthetic { tokens: 8, shared_prefix: 0, seed: 0 },
+            prompts: PromptSource::Synthetic { tokens: 8, shared_prefix: 0, seed: 0 },
             endpoint: Endpoint::Chat,
             model: "m".to_owned(),
             max_tokens: 4,
@@ -33,7 +33,7 @@ fn plan(server: &Server, pace: Pace, requests: u64) -> LoadPlan {
     }
 }
 
-async fn finish(plan: &LoadPlan) -> (LoadRun, Summary) {
+async fn finish(plan: &LoadTestPlan) -> (LoadRun, Summary) {
     let run = run(plan, pending(), &mut |_| {}).await;
     let summary = Summary::of(&run, Objectives::default());
     (run, summary)
@@ -188,7 +188,7 @@ async fn after_its_duration_a_run_waits_for_requests_in_flight() {
     (open.requests, open.duration) = (None, Some(Duration::from_millis(100)));
     let (_, summary) = finish(&open).await;
     assert_eq!((summary.sent, summary.ok), (5, 5));
-    let mut closed = LoadPlan { pace: ONE, ..open };
+    let mut closed = LoadTestPlan { pace: ONE, ..open };
     closed.duration = Some(Duration::from_millis(130));
     let (_, summary) = finish(&closed).await;
     // They are sent one after the other, at least 60 ms apart.
@@ -211,7 +211,7 @@ async fn an_interrupt_aborts_requests_in_flight_and_keeps_those_that_ended() {
     let summary = Summary::of(&stopped, Objectives::default());
     assert!(summary.interrupted);
     assert_eq!((summary.sent, summary.ok, summary.unfinished), (2, 1, 1));
-    let at_once = run(&LoadPlan { warm_up: 3, ..plan }, ready(()), &mut |_| {}).await;
+    let at_once = run(&LoadTestPlan { warm_up: 3, ..plan }, ready(()), &mut |_| {}).await;
     assert!(at_once.interrupted && at_once.records.is_empty());
 }
 

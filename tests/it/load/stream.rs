@@ -1,6 +1,6 @@
 //! Server-sent events and chunks, for any division of the bytes.
 
-use octant::bench::load_client::chunk::{Chunk, Usage, message};
+use octant::bench::load_client::chunk::{Chunk, ReportedUsage, message};
 use octant::bench::load_client::sse::SseParser;
 use proptest::prelude::*;
 
@@ -99,7 +99,7 @@ fn chunks_are_parsed() {
     assert!(parse(r#"{"choices":[{"delta":{},"finish_reason":"length"}]}"#).finished);
     let usage =
         parse(r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5,"total_tokens":8}}"#).usage;
-    assert_eq!(usage, Some(Usage { prompt_tokens: 3, completion_tokens: 5 }));
+    assert_eq!(usage, Some(ReportedUsage { prompt_tokens: 3, completion_tokens: 5 }));
     assert_eq!(parse(r#"{"error":{"message":"gone","code":500}}"#).error.as_deref(), Some("gone"));
     assert!(Chunk::parse(b"{\"choices\":[").is_err());
     assert_eq!(message(&serde_json::json!({ "error": { "message": "full" } })), "full");

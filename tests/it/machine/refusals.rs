@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, SampleCapacity};
+use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, StepCapacity};
 
 use crate::device::model::fixture;
 
@@ -90,7 +90,10 @@ fn an_allocation_that_fails_is_an_error_with_its_bytes() {
     let cpu = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 16 };
     let cache = |blocks, dtype| cpu.cache(CacheSpec { layers: 1, blocks, heads, dtype }).unwrap_err();
-    let capacity = |vocab| SampleCapacity { samples: 1, rows: 1, vocab };
+    let step = |rows, slots, vocab| {
+        let capacity = StepCapacity { rows, max_positions: 1, slots, samples: 1, sampled_rows: 1, vocab };
+        cpu.step(capacity).unwrap_err()
+    };
     let matrix = |bf16| cpu.begin_matrix(MatrixShape { out: 32, input: HUGE / 32, bf16 }).unwrap_err();
     // One KV block has 2 × 64 × 16 elements. Scratch memory of a row is allocated before a buffer of rows.
     let errors = [
@@ -101,9 +104,9 @@ fn an_allocation_that_fails_is_an_error_with_its_bytes() {
         (cpu.acts(4, HUGE / 4).unwrap_err(), HUGE),
         (matrix(true), 2 * HUGE),
         (matrix(false), HUGE),
-        (cpu.step(HUGE / 4, 1).unwrap_err(), HUGE),
-        (cpu.sampled(HUGE / 4, capacity(1)).unwrap_err(), HUGE),
-        (cpu.sampled(1, capacity(HUGE / 8)).unwrap_err(), HUGE),
+        (step(HUGE / 4, 1, 1), HUGE),
+        (step(1, HUGE / 4, 1), HUGE),
+        (step(1, 1, HUGE / 8), HUGE),
     ];
     for (error, bytes) in errors {
         assert_eq!(error.to_string(), format!("cpu: cannot allocate {bytes} bytes"));

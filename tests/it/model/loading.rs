@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use octant::device::fp8;
-use octant::launch::progress::line;
+use octant::launch::loading_progress::line;
 use octant::model::{LoadError, LoadProgress, Model, ModelConfig, Precision, Shard};
 use serde_json::json;
 

@@ -91,13 +91,15 @@ fn the_bound_of_a_step_is_its_largest_part() {
 #[test]
 fn the_steps_of_a_prompt_sum_to_its_prefill_time() {
     let cost = cost(KvDtype::Fp8, h100());
-    let seconds = |done, tokens| cost.prompt(done, tokens, 512).iter().map(StepTime::total).sum::<f64>();
-    // A prompt in two parts takes as long as both: the second attends to the first.
-    let whole = seconds(0, 2048);
-    let parts = seconds(0, 1024) + seconds(1024, 1024);
-    // The first part also computes logits at its end.
-    assert!((parts / whole - 1.0).abs() < 0.01, "{parts} for {whole}");
-    assert!(seconds(1024, 1024) > seconds(0, 1024));
+    let step = |position, logits| cost.step([RowShape { tokens: 512, position, logits }]);
+    // A prompt in two parts has the steps of both: the second attends to the first, and the first also
+    // computes logits at its end.
+    let (first, second) = (cost.prompt(0, 1024, 512), cost.prompt(1024, 1024, 512));
+    assert_eq!(first, [step(0, 0), step(512, 1)]);
+    assert_eq!(second, [step(1024, 0), step(1536, 1)]);
+    assert_eq!(cost.prompt(0, 2048, 512), [step(0, 0), step(512, 0), step(1024, 0), step(1536, 1)]);
+    let seconds = |steps: &[StepTime]| steps.iter().map(StepTime::total).sum::<f64>();
+    assert!(seconds(&second) > seconds(&first));
     // Rows that decode beside a chunk make its step longer.
     let decode = RowShape { tokens: 1, position: 1000, logits: 1 };
     let chunk = RowShape { tokens: 448, position: 0, logits: 0 };

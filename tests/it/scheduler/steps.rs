@@ -47,6 +47,21 @@ fn decode_rows_come_first_and_prompts_get_the_rest_of_the_budget() {
 }
 
 #[test]
+fn decode_rows_may_leave_a_prompt_one_token_a_step() {
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 9, max_num_batched_tokens: 9, ..config() });
+    (0..8).for_each(|i| _ = bench.submit(request(vec![i], 20)));
+    bench.step();
+    let id = bench.submit(request(prompt(20, 5), 4));
+    for position in 0..5 {
+        let rows = bench.step().rows;
+        assert_eq!(rows.len(), 9);
+        assert!(rows.iter().all(|row| row.tokens.len() == 1));
+        assert_eq!((rows[8].position, rows[8].sample), (position, position == 4));
+    }
+    assert_eq!(bench.tokens(id).len(), 1);
+}
+
+#[test]
 fn a_started_prompt_goes_before_a_waiting_higher_priority() {
     let mut bench = Bench::new(config());
     bench.submit(request(prompt(0, 150), 4));

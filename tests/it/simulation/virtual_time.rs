@@ -5,7 +5,7 @@ use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::{replay, resimulate};
 use octant::simulator::simulation_report::{SimulationReport, Slo};
 use octant::simulator::trace::{Trace, TraceHeader, write_events, write_header};
-use octant::simulator::virtual_time::{Progress, ScriptedRequest, VirtualTime};
+use octant::simulator::virtual_time::{ScriptedRequest, StepOutcome, VirtualTime};
 use octant::simulator::workload::{Spread, SyntheticWorkload};
 use octant::simulator::{RequestOutcome, SimulatedModel, Simulator, SyntheticAnswers};
 
@@ -73,7 +73,7 @@ fn the_same_seed_gives_the_same_run_and_every_step_keeps_integrity() {
         // Few enough blocks that sequences are preempted.
         let mut server =
             server(SchedulerConfig { num_blocks: 40, ..config() }, &synthetic(60, 20.0, 300.0, 200.0));
-        while server.step().unwrap() != Progress::Done {
+        while server.step().unwrap() != StepOutcome::Done {
             server.scheduler().check_integrity().unwrap();
         }
         report(&server)

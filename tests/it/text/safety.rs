@@ -197,7 +197,7 @@ fn long_hostile_text_does_not_hang_the_template() {
     for text in ["<".repeat(200_000), "<extra_id_1>".repeat(20_000), "<extra_id_".repeat(20_000)] {
         template.render(&[message(Role::User, &text)], &RenderOptions::default()).unwrap();
     }
-    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(started.elapsed() < crate::HANG_GUARD, "{:?}", started.elapsed());
 }
 
 proptest! {

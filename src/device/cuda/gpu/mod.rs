@@ -20,10 +20,10 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::backend::{Backend, Graph, HostCopy, Launch, ProductLibrary};
+use super::backend::{Backend, HostCopy, Launch, ProductLibrary};
 use super::driver::Driver;
 use super::{Cuda, Products};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Graph};
 use cublaslt::CublasLt;
 pub use nccl::{Nccl, nccl_version};
 use pinned::{Pinned, Staging};
@@ -242,7 +242,7 @@ impl Backend for Gpu {
         let graph = graph.map_err(|e| driver(OP, e))?;
         let graph = graph.map(CapturedGraph).ok_or_else(|| error(OP, "nothing was captured"))?;
         let context = Arc::clone(&self.context);
-        Ok(Graph::new(move || {
+        Ok(Box::new(move || {
             let replayed = context.bind_to_thread().and_then(|()| graph.launch());
             replayed.map_err(|e| driver("replay", e))
         }))

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use octant::engine::{Executor, ExecutorError};
+use octant::engine::{EngineError, Executor};
 use octant::random::Random;
 use octant::scheduler::step_plan::{Row, RowOutput, StepOutput, StepPlan};
 use octant::simulator::SimulatedModel;
@@ -138,12 +138,12 @@ impl Device {
     }
 }
 
-fn error(message: &str) -> ExecutorError {
-    ExecutorError { message: message.to_owned() }
+fn error(message: &str) -> EngineError {
+    EngineError { message: message.to_owned() }
 }
 
 impl Executor for Device {
-    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), ExecutorError> {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
         if self.fails(plan.id, Fault::Enqueue, "cannot start") {
             return Err(error("cannot start"));
         }
@@ -164,7 +164,7 @@ impl Executor for Device {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<StepOutput, ExecutorError> {
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let InFlight { output, end, .. } = self.in_flight.front().expect("a step was enqueued");
         let (id, end) = (output.id, *end);
         self.clock.reach(end);

@@ -268,7 +268,7 @@ impl World {
         self.expire()?;
         if self.core.is_idle() {
             self.publish();
-            self.core.check_idle().map_err(|error| error.0)?;
+            self.core.check_idle().map_err(|error| error.message)?;
             self.read(true)?;
             let Some((at, _)) = self.to_come.last() else { return Ok(Next::Done) };
             self.clock.reach(*at);
@@ -310,14 +310,16 @@ impl World {
     fn step(&mut self) -> Result<(), String> {
         while let Some(step) = self.core.schedule() {
             let (plan, ids) = (Arc::clone(&step.plan), step.rows.request_ids().collect::<Vec<_>>());
-            self.core.launch(step, &mut self.device).map_err(|error| error.0)?;
+            self.core.launch(step, &mut self.device).map_err(|error| error.message)?;
             self.queue_order.launched(self.core.scheduler(), &plan, &ids);
             self.costs.launched(&plan, &ids);
         }
         self.publish();
-        let Some(step) = self.core.collect(&mut self.device).map_err(|error| error.0)? else { return Ok(()) };
+        let Some(step) = self.core.collect(&mut self.device).map_err(|error| error.message)? else {
+            return Ok(());
+        };
         self.costs.collected();
-        self.core.commit(step).map_err(|error| error.0)
+        self.core.commit(step).map_err(|error| error.message)
     }
 
     /// Publishes the updates of the last step.

@@ -13,12 +13,12 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::state::ServerState;
 
-/// Counters of one connection's requests, shared by its socket and its service.
+/// ConnectionCounters of one connection's requests, shared by its socket and its service.
 #[derive(Clone, Default)]
-pub(crate) struct ConnectionRequests(Arc<Counters>);
+pub(crate) struct ConnectionRequests(Arc<ConnectionCounters>);
 
 #[derive(Default)]
-struct Counters {
+struct ConnectionCounters {
     /// Requests whose head has been read.
     started: AtomicUsize,
     /// Requests whose response is not complete.
@@ -45,22 +45,22 @@ impl ConnectionRequests {
     }
 
     /// Counts a request, for the connection and for the server, until the result is dropped.
-    pub(crate) fn open(&self, state: &Arc<ServerState>) -> OpenRequest {
+    pub(crate) fn open(&self, state: &Arc<ServerState>) -> OpenResponse {
         self.0.started.fetch_add(1, Ordering::AcqRel);
         self.0.open.fetch_add(1, Ordering::AcqRel);
         state.status.request_opened();
         state.open_requests.send_modify(|open| *open += 1);
-        OpenRequest { connection: self.clone(), state: Arc::clone(state) }
+        OpenResponse { connection: self.clone(), state: Arc::clone(state) }
     }
 }
 
 /// A request whose response is not complete.
-pub(crate) struct OpenRequest {
+pub(crate) struct OpenResponse {
     connection: ConnectionRequests,
     state: Arc<ServerState>,
 }
 
-impl Drop for OpenRequest {
+impl Drop for OpenResponse {
     fn drop(&mut self) {
         self.connection.0.open.fetch_sub(1, Ordering::AcqRel);
         self.connection.0.reader.wake();
@@ -69,15 +69,15 @@ impl Drop for OpenRequest {
     }
 }
 
-/// A response's body whose request counts as open until the body is sent or dropped.
+/// A response's body that counts as open until the body is sent or dropped.
 pub(crate) struct CountedBody {
     body: Body,
-    _request: OpenRequest,
+    _response: OpenResponse,
 }
 
 impl CountedBody {
-    pub(crate) fn new(body: Body, request: OpenRequest) -> Self {
-        Self { body, _request: request }
+    pub(crate) fn new(body: Body, response: OpenResponse) -> Self {
+        Self { body, _response: response }
     }
 }
 

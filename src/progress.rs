@@ -1,0 +1,70 @@
+//! Progress on standard error: a bar on a terminal, else a line every five seconds.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Interval of the lines.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// A bar or lines on standard error.
+pub(crate) struct ProgressDisplay {
+    /// `None` if standard error is not a terminal.
+    bar: Option<ProgressBar>,
+    start: Instant,
+    last_shown: Instant,
+}
+
+impl ProgressDisplay {
+    /// Starts the clock. The first position shows the bar, which has indicatif's `template`.
+    pub(crate) fn start(template: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template(template).expect("the template is valid");
+            ProgressBar::no_length().with_style(style)
+        });
+        let now = Instant::now();
+        Self { bar, start: now, last_shown: now }
+    }
+
+    /// Time since the start.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Moves the bar.
+    pub(crate) fn set_position(&self, done: u64, total: Option<u64>) {
+        let Some(bar) = &self.bar else { return };
+        if let Some(total) = total {
+            bar.set_length(total);
+        }
+        bar.set_position(done);
+    }
+
+    /// Returns whether a message is due: on a terminal after `bar_interval`, else after five seconds. The
+    /// interval then starts again.
+    pub(crate) fn is_due(&mut self, bar_interval: Duration) -> bool {
+        let interval = if self.bar.is_some() { bar_interval } else { LINE_EVERY };
+        let is_due = self.last_shown.elapsed() >= interval;
+        if is_due {
+            self.last_shown = Instant::now();
+        }
+        is_due
+    }
+
+    /// Shows a message beside the bar, or a line without one.
+    pub(crate) fn show(&self, beside_bar: &str, line: &str) {
+        match &self.bar {
+            Some(bar) if bar.message() != beside_bar => bar.set_message(beside_bar.to_owned()),
+            Some(_) => {}
+            None => eprintln!("{line}"),
+        }
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
