@@ -66,6 +66,9 @@ pub mod statistics;
 /// CPU cores and available memory of this machine.
 pub mod machine;
 
+/// The log on standard error, and results on standard output.
+pub mod stdio;
+
 /// Settings from the command line, the environment and a file.
 pub mod config;
 

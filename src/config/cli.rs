@@ -3,8 +3,8 @@
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{
-    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, PlanArgs,
-    QuantizeArgs, ServeArgs, SimulateArgs,
+    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, LogArgs,
+    PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -14,6 +14,9 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+    /// Form and detail of the log.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// The commands.

@@ -10,26 +10,25 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches};
 
-use super::{Cli, Command, ConfigError, ServeArgs, Size};
+use super::{Cli, Command, ConfigError, LogArgs, ParseError, ServeArgs, Size};
 
 /// The required flag of `octant serve`, which the file may give.
 const MODEL: &str = "model";
 
-/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints help and
-/// exits for `--help`; prints the error and exits with status 2 for an invalid flag or variable.
+/// Parses the command line, the environment, and for `octant serve` the file of `--config`. Prints nothing.
 ///
 /// A setting of the file that neither a flag nor a variable gives is appended to the arguments as
 /// `--key=value`, so that every value goes through the flag's own parser.
 ///
 /// # Errors
-/// Names the flag, or the file and its key.
-pub fn parse() -> Result<Cli, ConfigError> {
+/// Names the flag, or the file and its key. `--help` and `--version` are errors too.
+pub fn parse() -> Result<Cli, ParseError> {
     let mut args: Vec<OsString> = std::env::args_os().collect();
     let without_required =
         Cli::command().mut_subcommand("serve", |serve| serve.mut_arg(MODEL, |model| model.required(false)));
-    let matches = without_required.get_matches_from(&args);
+    let matches = without_required.try_get_matches_from(&args)?;
     let Some(serve) = matches.subcommand_matches("serve") else {
-        return Ok(Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit()));
+        return Ok(Cli::from_arg_matches(&matches)?);
     };
     let file = serve.get_one::<PathBuf>("config");
     if let Some(path) = file {
@@ -38,12 +37,12 @@ pub fn parse() -> Result<Cli, ConfigError> {
     // The first pass has accepted every flag and variable, so that an error here is the file's.
     let matches = Cli::command().try_get_matches_from(args).map_err(|error| match (error.kind(), file) {
         (ErrorKind::MissingRequiredArgument, _) => {
-            ConfigError::new("--model", "missing; expected a directory")
+            ConfigError::new("--model", "missing; expected a directory").into()
         }
-        (_, Some(path)) => ConfigError::new(path.display(), first_paragraph(&error)),
-        (_, None) => error.exit(),
+        (_, Some(path)) => ConfigError::new(path.display(), first_paragraph(&error)).into(),
+        (_, None) => ParseError::from(error),
     })?;
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let cli = Cli::from_arg_matches(&matches)?;
     if let (Command::Serve(args), Some(serve)) = (&cli.command, matches.subcommand_matches("serve")) {
         args.check(|field| given(serve, field))?;
     }
@@ -60,7 +59,7 @@ fn file_args(path: &Path, matches: &ArgMatches) -> Result<Vec<OsString>, ConfigE
     let wrong = |message: String| ConfigError::new(path.display(), message);
     let text = std::fs::read_to_string(path).map_err(|e| wrong(e.to_string()))?;
     let table: toml::Table = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
-    let serve = ServeArgs::augment_args(clap::Command::new("serve"));
+    let serve = LogArgs::augment_args(ServeArgs::augment_args(clap::Command::new("serve")));
     let mut args = Vec::new();
     for (key, value) in &table {
         let arg = serve.get_arguments().find(|arg| arg.get_long() == Some(key) && key != "config");

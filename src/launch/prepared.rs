@@ -12,6 +12,7 @@ use crate::engine::{Recorder, SchedulerConfig};
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::server::ServerStatus;
+use crate::stdio::LogHandle;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// The inputs of [`super::start()`], and of the server above the engine.
@@ -30,6 +31,8 @@ pub(crate) struct Prepared {
     pub(crate) memory: MemoryPlan,
     /// Receives the progress of the start.
     pub(crate) status: Arc<ServerStatus>,
+    /// Shows the progress of the start, and counts lost lines of the log.
+    pub(crate) log: LogHandle,
     /// The model's tokenizer.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Records the scheduler's input, with `--record`.
@@ -75,8 +78,8 @@ pub(crate) fn prepare(
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
-    let recorder = None;
-    Ok(Prepared { config, model, generation, precision, kv, memory, status, tokenizer, recorder, template })
+    let (recorder, log) = (None, LogHandle::default());
+    Ok(Prepared { config, model, generation, precision, kv, memory, status, log, tokenizer, recorder, template })
 }
 
 /// Applies `--max-model-len`.

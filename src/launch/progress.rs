@@ -1,16 +1,16 @@
-//! Progress of loading weights on standard error: a bar on a terminal, else a line every five seconds.
+//! Progress of loading weights: a bar on a terminal, else a line of the log every five seconds.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::model::LoadProgress;
+use crate::stdio::ProgressBars;
 
 /// Interval of the lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// A bar or lines on standard error.
+/// A bar, or lines of the log.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     start: Instant,
@@ -20,14 +20,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Starts the clock. The first update shows the bar.
-    pub(crate) fn start() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(
-                "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  \
-                 {msg}",
-            );
-            ProgressBar::new(0).with_style(style.expect("the template is valid"))
-        });
+    pub(crate) fn start(bars: &ProgressBars) -> Self {
+        let bar = bars.bar(
+            Some(0),
+            "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}",
+        );
         Self { bar, start: Instant::now(), last_line: Instant::now(), done: 0 }
     }
 
@@ -42,18 +39,18 @@ impl Progress {
             }
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
-            eprintln!("{}", line(progress, self.start.elapsed()));
+            tracing::info!("{}", line(progress, self.start.elapsed()));
         }
     }
 
-    /// Removes the bar and prints size, time and rate.
+    /// Removes the bar and logs size, time and rate.
     pub(crate) fn finish(self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
         let seconds = self.start.elapsed().as_secs_f64();
         let gb = self.done as f64 / 1e9;
-        eprintln!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
+        tracing::info!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
     }
 }
 

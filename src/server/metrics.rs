@@ -55,6 +55,7 @@ pub struct Metrics {
     admissions: IntCounterVec,
     keys: KeyMetrics,
     reading: Gauge,
+    dropped_log_lines: IntCounter,
     /// Length of the last scrape's text, in bytes.
     length: AtomicUsize,
 }
@@ -113,6 +114,7 @@ impl Metrics {
         }
         let keys = KeyMetrics::new(common.to_vec());
         let reading = make.gauge("octant_requests_reading");
+        let dropped_log_lines = make.counter("octant_log_lines_dropped_total");
         let http = make.counters("http_requests_total");
         Self {
             registry,
@@ -124,6 +126,7 @@ impl Metrics {
             admissions,
             keys,
             reading,
+            dropped_log_lines,
             length: AtomicUsize::new(0),
         }
     }
@@ -137,6 +140,12 @@ impl Metrics {
     /// Sets the number of request bodies that are being read.
     pub(crate) fn reading(&self, bodies: usize) {
         self.reading.set(bodies as f64);
+    }
+
+    /// Sets the number of lost lines of the log.
+    pub(crate) fn dropped_log_lines(&self, total: u64) {
+        // Two scrapes at once may both add lines; the counter then catches up with the total later.
+        self.dropped_log_lines.inc_by(total.saturating_sub(self.dropped_log_lines.get()));
     }
 
     /// Counts a refused request.

@@ -2,6 +2,7 @@
 //! elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -168,6 +169,7 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse 
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::from_accept(accept);
     state.metrics.reading(state.body_permits.held());
+    state.metrics.dropped_log_lines(state.settings.dropped_log_lines.load(Ordering::Relaxed));
     let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
     ([(CONTENT_TYPE, format.content_type())], text)
 }

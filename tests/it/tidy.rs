@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 22] = [
+const BOUNDARIES: [(&str, &[&str]); 23] = [
     ("server", &["generation", "engine", "request"]),
     ("generation", &["engine", "request", "text", "machine"]),
     ("text", &[]),
@@ -28,7 +28,8 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
     ("random", &[]),
     ("statistics", &[]),
     ("machine", &[]),
-    ("config", &["scheduler", "model", "device", "cost", "machine"]),
+    ("stdio", &[]),
+    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio"]),
     (
         "launch",
         &[
@@ -44,6 +45,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "simulator",
             "machine",
             "statistics",
+            "stdio",
             "config",
         ],
     ),
@@ -62,6 +64,7 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "random",
             "statistics",
             "machine",
+            "stdio",
             "config",
             "launch",
         ],
@@ -81,11 +84,12 @@ const BOUNDARIES: [(&str, &[&str]); 22] = [
             "simulator",
             "offline",
             "machine",
+            "stdio",
             "config",
             "launch",
         ],
     ),
-    ("main", &["config", "bench", "commands"]),
+    ("main", &["config", "bench", "commands", "stdio"]),
 ];
 
 /// Where unsafe code may be: vector kernels with what they share, and launches on a GPU.
