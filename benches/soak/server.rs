@@ -58,9 +58,9 @@ impl Server {
             let line = lines.next().expect("the server prints that it is ready").expect("it prints text");
             let Some((name, address)) = line.split_once("http://") else { continue };
             let address = address.trim().parse().expect("an address");
-            if name.starts_with("health") {
+            if name.contains("health ") {
                 health = Some(address);
-            } else if name.starts_with("ready") {
+            } else if name.contains("ready in") {
                 main = Some(address);
             }
         }

@@ -1,12 +1,11 @@
 //! `octant bench serving`: load-tests any server with OpenAI's API.
 
-use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 
 use crate::bench::load_client::arrivals::{Rate, Spacing};
@@ -17,6 +16,8 @@ use crate::bench::load_client::measure::{Objectives, Summary};
 use crate::bench::load_client::prompts::Prompts;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
+use crate::stdio::results::print;
+use crate::stdio::{Log, ProgressBars};
 
 /// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -25,16 +26,16 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 const DEFAULT_REQUESTS: u64 = 100;
 
 /// Runs the benchmark and writes its reports. Exits with status 1 if no request succeeded.
-pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // A single thread: see the header of the module `load`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(measure(args))
+    runtime.block_on(measure(args, log))
 }
 
-async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+async fn measure(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let plan = plan(args).await?;
-    eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
-    let mut display = ProgressDisplay::start(&plan);
+    tracing::info!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
+    let mut display = ProgressDisplay::start(&plan, log);
     let stop = async {
         if tokio::signal::ctrl_c().await.is_err() {
             // Without a handler, the signal ends the process by itself.
@@ -50,7 +51,7 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
         e2e_ms: args.slo_e2e,
     };
     let summary = Summary::of(&run, objectives);
-    print!("{}", load_report::text(&summary, plan.bodies.prompts.distinct()));
+    print(&load_report::text(&summary, plan.bodies.prompts.distinct()))?;
     if let Some(path) = &args.json {
         let json = load_report::json(&summary, settings(args, &plan), &run);
         write(path, &serde_json::to_string_pretty(&json)?)?;
@@ -186,12 +187,13 @@ fn settings(args: &BenchServingArgs, plan: &LoadPlan) -> Value {
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    eprintln!("wrote {}", path.display());
+    tracing::info!("wrote {}", path.display());
     Ok(())
 }
 
-/// Progress on standard error: a bar on a terminal, else a line every five seconds.
+/// Progress: a bar on a terminal, else a line of the log every five seconds.
 struct ProgressDisplay {
+    bars: ProgressBars,
     bar: Option<ProgressBar>,
     last_line: Instant,
     /// Chunks and elapsed time at the last line, for the rate since then.
@@ -199,15 +201,11 @@ struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    fn start(plan: &LoadPlan) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let (bar, template) = match plan.requests {
-                Some(requests) => (ProgressBar::new(requests), "{bar:32} {msg}"),
-                None => (ProgressBar::no_length(), "{spinner} {msg}"),
-            };
-            bar.with_style(ProgressStyle::with_template(template).expect("the template is valid"))
-        });
-        Self { bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
+    fn start(plan: &LoadPlan, log: &Log) -> Self {
+        let template = if plan.requests.is_some() { "{bar:32} {msg}" } else { "{spinner} {msg}" };
+        let bars = log.handle().bars;
+        let bar = bars.bar(plan.requests, template);
+        Self { bars, bar, last_line: Instant::now(), before: (0, Duration::ZERO) }
     }
 
     fn update(&mut self, progress: &Progress) {
@@ -228,13 +226,13 @@ impl ProgressDisplay {
         self.before = (progress.chunks, progress.elapsed);
         match &self.bar {
             Some(bar) => bar.set_message(line),
-            None => eprintln!("{line}"),
+            None => tracing::info!("{line}"),
         }
     }
 
     fn finish(self) {
         if let Some(bar) = self.bar {
-            bar.finish_and_clear();
+            self.bars.remove(&bar);
         }
     }
 }

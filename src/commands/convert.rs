@@ -1,15 +1,15 @@
 //! `octant quantize` and `octant import-nemo`: convert checkpoint directories and show the progress.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::config::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 use crate::machine::cores;
 use crate::offline::{self, Conversion, ConversionProgress, Converted, Granularity};
+use crate::stdio::Log;
 
 /// Interval of progress lines if standard error is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -18,7 +18,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 const WORST: usize = 3;
 
 /// Quantises a Hugging Face directory to FP8.
-pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
+pub fn quantize(args: QuantizeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
         output: args.output,
@@ -27,14 +27,14 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ProgressDisplay::start("quantizing");
+    let display = ProgressDisplay::start("quantizing", log);
     let converted = offline::quantize(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Converts a NeMo directory to a Hugging Face directory.
-pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
+pub fn import_nemo(args: ImportNemoArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
         output: args.output,
@@ -43,7 +43,7 @@ pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ProgressDisplay::start("importing");
+    let display = ProgressDisplay::start("importing", log);
     let converted = offline::import_nemo(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
@@ -56,7 +56,7 @@ fn granularity(scheme: ScaleScheme) -> Granularity {
     }
 }
 
-/// Progress on standard error: a bar on a terminal, else a line every five seconds.
+/// Progress: a bar on a terminal, else a line of the log every five seconds.
 struct ProgressDisplay {
     verb: &'static str,
     bar: Option<ProgressBar>,
@@ -66,12 +66,8 @@ struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    fn start(verb: &'static str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{prefix} {bar:32} {msg}");
-            let bar = ProgressBar::new(0).with_style(style.expect("the template is valid"));
-            bar.with_prefix(verb)
-        });
+    fn start(verb: &'static str, log: &Log) -> Self {
+        let bar = log.handle().bars.bar(Some(0), "{prefix} {bar:32} {msg}").map(|bar| bar.with_prefix(verb));
         let start = Instant::now();
         Self { verb, bar, start, last: Mutex::new((start, 0)) }
     }
@@ -87,7 +83,7 @@ impl ProgressDisplay {
             bar.set_message(line);
         } else if last.0.elapsed() >= LINE_EVERY {
             last.0 = Instant::now();
-            eprintln!("{} {line}", self.verb);
+            tracing::info!("{} {line}", self.verb);
         }
     }
 
@@ -98,19 +94,19 @@ impl ProgressDisplay {
         let Converted { already_complete, tensors, bytes, reports, not_copied } = converted;
         let out = conversion.output.display();
         if *already_complete {
-            eprintln!("{out} is already complete");
+            tracing::info!("{out} is already complete");
             return;
         }
         for name in not_copied {
-            eprintln!("not copied: {name}");
+            tracing::warn!("not copied: {name}");
         }
         if !reports.is_empty() {
             let mut worst: Vec<_> = reports.iter().collect();
             worst.sort_by(|a, b| b.relative_rms_error.total_cmp(&a.relative_rms_error));
-            eprintln!("{} weights quantised; the relative RMS error is the largest for", reports.len());
+            tracing::info!("{} weights quantised; the relative RMS error is the largest for", reports.len());
             for report in worst.into_iter().take(WORST) {
                 let saturated = report.saturated;
-                eprintln!(
+                tracing::info!(
                     "  {:.3} %  {} (largest error {:.3e}; {saturated} values saturated, {} became zero)",
                     100.0 * report.relative_rms_error,
                     report.name,
@@ -120,7 +116,7 @@ impl ProgressDisplay {
             }
         }
         let seconds = self.start.elapsed().as_secs_f64();
-        eprintln!("wrote {out}: {tensors} tensors of {} in {seconds:.1} s", gb(*bytes));
+        tracing::info!("wrote {out}: {tensors} tensors of {} in {seconds:.1} s", gb(*bytes));
     }
 }
 

@@ -79,7 +79,19 @@ pub(crate) fn prepare(
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
     let (recorder, log) = (None, LogHandle::default());
-    Ok(Prepared { config, model, generation, precision, kv, memory, status, log, tokenizer, recorder, template })
+    Ok(Prepared {
+        config,
+        model,
+        generation,
+        precision,
+        kv,
+        memory,
+        status,
+        log,
+        tokenizer,
+        recorder,
+        template,
+    })
 }
 
 /// Applies `--max-model-len`.

@@ -55,7 +55,6 @@ pub struct Metrics {
     admissions: IntCounterVec,
     keys: KeyMetrics,
     reading: Gauge,
-    dropped_log_lines: IntCounter,
     /// Length of the last scrape's text, in bytes.
     length: AtomicUsize,
 }
@@ -76,6 +75,7 @@ struct CopiedMetrics {
     cached: IntCounter,
     steps: IntCounter,
     startup: GaugeVec,
+    dropped_log_lines: IntCounter,
     memory: Gauge,
     cpu: Counter,
 }
@@ -114,7 +114,6 @@ impl Metrics {
         }
         let keys = KeyMetrics::new(common.to_vec());
         let reading = make.gauge("octant_requests_reading");
-        let dropped_log_lines = make.counter("octant_log_lines_dropped_total");
         let http = make.counters("http_requests_total");
         Self {
             registry,
@@ -126,7 +125,6 @@ impl Metrics {
             admissions,
             keys,
             reading,
-            dropped_log_lines,
             length: AtomicUsize::new(0),
         }
     }
@@ -144,8 +142,8 @@ impl Metrics {
 
     /// Sets the number of lost lines of the log.
     pub(crate) fn dropped_log_lines(&self, total: u64) {
-        // Two scrapes at once may both add lines; the counter then catches up with the total later.
-        self.dropped_log_lines.inc_by(total.saturating_sub(self.dropped_log_lines.get()));
+        let counter = &self.copied.lock().unwrap_or_else(PoisonError::into_inner).dropped_log_lines;
+        counter.inc_by(total.saturating_sub(counter.get()));
     }
 
     /// Counts a refused request.
@@ -240,6 +238,7 @@ impl CopiedMetrics {
             cached: make.counter("vllm:prompt_tokens_cached_total"),
             steps: make.counter("octant_steps_total"),
             startup: make.gauges("octant_startup_seconds"),
+            dropped_log_lines: make.counter("octant_log_lines_dropped_total"),
             memory: make.gauge("process_resident_memory_bytes"),
             cpu: make.register(Counter::with_opts(cpu)),
         }

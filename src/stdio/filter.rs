@@ -66,17 +66,24 @@ mod tests {
         assert!(enabled(" DEBUG ", "hyper", Level::DEBUG));
         let mixed = "warn,octant::server=debug";
         assert!(enabled(mixed, "octant::server::middleware", Level::DEBUG));
-        assert!(!enabled(mixed, "octant::engine", Level::INFO) && enabled(mixed, "octant::engine", Level::WARN));
+        assert!(
+            !enabled(mixed, "octant::engine", Level::INFO) && enabled(mixed, "octant::engine", Level::WARN)
+        );
         let alone = "octant::server=debug";
-        assert!(enabled(alone, "octant::engine", Level::ERROR) && !enabled(alone, "octant::engine", Level::WARN));
+        assert!(
+            enabled(alone, "octant::engine", Level::ERROR) && !enabled(alone, "octant::engine", Level::WARN)
+        );
         assert!(!enabled("off", "octant", Level::ERROR));
     }
 
     #[test]
     fn an_invalid_filter_is_quoted() {
-        for (filter, part) in
-            [("verbose", "`verbose`"), ("octant", "`octant`"), ("info,octant=loud", "`loud`"), ("=info", "`=info`")]
-        {
+        for (filter, part) in [
+            ("verbose", "`verbose`"),
+            ("octant", "`octant`"),
+            ("info,octant=loud", "`loud`"),
+            ("=info", "`=info`"),
+        ] {
             let error = filter.parse::<LogFilter>().unwrap_err().to_string();
             assert!(error.contains(part) && error.contains("expected off, error, warn"), "{error}");
         }

@@ -115,7 +115,10 @@ impl Queue {
             self.written.notify_all();
             let dropped = self.dropped.load(Ordering::Relaxed);
             if outcome.is_ok() && dropped > reported {
-                tracing::warn!(lines = dropped - reported, "lines of the log were lost: it was not read in time");
+                tracing::warn!(
+                    lines = dropped - reported,
+                    "lines of the log were lost: it was not read in time"
+                );
                 reported = dropped;
             }
         }

@@ -25,23 +25,32 @@ pub(crate) enum OutputError {
     Failed(io::Error),
 }
 
-/// Prints text. Waits for the reader.
+/// Prints the whole result of a command. A reader that has closed standard output is no error: the command's
+/// exit status and the files that it writes do not depend on how much of the result is read.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub(crate) fn print(text: &str) -> Result<(), OutputError> {
+    match write(text) {
+        Err(OutputError::Closed) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// Prints a line. An error ends a benchmark whose further lines have no reader.
 ///
 /// # Errors
 /// Standard output is closed or cannot be written.
-pub(crate) fn print(text: &str) -> Result<(), OutputError> {
+pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<(), OutputError> {
+    write(&format!("{text}\n"))
+}
+
+/// Writes text. Waits for the reader.
+fn write(text: &str) -> Result<(), OutputError> {
     write_all(io::stdout(), text.as_bytes(), |_| {}).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => OutputError::Closed,
         _ => OutputError::Failed(error),
     })
-}
-
-/// Prints a line.
-///
-/// # Errors
-/// See [`print`].
-pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<(), OutputError> {
-    print(&format!("{text}\n"))
 }
 
 /// Whether a command failed only because the reader of its result has closed standard output.
