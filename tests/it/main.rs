@@ -12,6 +12,7 @@ mod fake;
 mod fp8;
 mod http;
 mod load;
+mod log;
 mod model;
 mod offline;
 mod plan;
