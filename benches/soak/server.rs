@@ -64,7 +64,7 @@ impl Server {
                 main = Some(address);
             }
         }
-        // The pipe must be read on, or the server would block once it is full.
+        // The pipe is read on, so that the report has the warnings of the server.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("server: {line}")));
         let (main, health) = (main.expect("just found"), health.expect("printed before it is ready"));
         Self { child, main, health, _model: model }

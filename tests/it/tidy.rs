@@ -4,6 +4,7 @@
 mod imports;
 mod prose;
 mod public;
+mod streams;
 
 use std::path::{Path, PathBuf};
 
