@@ -22,7 +22,7 @@ pub(super) struct Queue {
     state: Mutex<State>,
     /// Notified when there is something to write.
     added: Condvar,
-    /// Notified when something was written.
+    /// Notified when a write begins and when it ends.
     written: Condvar,
     /// Number of lines that were dropped or could not be written.
     dropped: Arc<AtomicU64>,
@@ -133,6 +133,8 @@ impl Queue {
         }
         std::mem::swap(&mut state.lines, taken);
         state.writing_since = Some(Instant::now());
+        // A flush that waits has a limit for this write from now on.
+        self.written.notify_all();
         state.bar.take()
     }
 }
