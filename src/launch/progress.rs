@@ -21,10 +21,9 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts the clock. The first update shows the bar.
     pub(crate) fn start(bars: &ProgressBars) -> Self {
-        let bar = bars.bar(
-            Some(0),
-            "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} left  {msg}",
-        );
+        let template = "loading {bar:32} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta} \
+                        left  {msg}";
+        let bar = bars.bar(Some(0), template);
         Self { bar, start: Instant::now(), last_line: Instant::now(), done: 0 }
     }
 

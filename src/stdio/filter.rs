@@ -10,7 +10,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 pub struct LogFilter(pub(super) Targets);
 
 const EXPECTED: &str =
-    "expected off, error, warn, info, debug or trace, or MODULE=LEVEL, such as info,octant::server=debug";
+    "expected off, error, warn, info, debug or trace, or MODULE=LEVEL, such as info,octant=debug";
 
 /// Parses levels and `MODULE=LEVEL`, separated by commas. Modules without a level of their own have the level
 /// that stands alone, or `error` if there is none. An empty text is `info`.
@@ -62,17 +62,13 @@ mod tests {
 
     #[test]
     fn levels_apply_to_all_modules_or_to_one() {
-        assert!(enabled("", "octant::server", Level::INFO) && !enabled("", "octant::server", Level::DEBUG));
+        assert!(enabled("", "a::server", Level::INFO) && !enabled("", "a::server", Level::DEBUG));
         assert!(enabled(" DEBUG ", "hyper", Level::DEBUG));
-        let mixed = "warn,octant::server=debug";
-        assert!(enabled(mixed, "octant::server::middleware", Level::DEBUG));
-        assert!(
-            !enabled(mixed, "octant::engine", Level::INFO) && enabled(mixed, "octant::engine", Level::WARN)
-        );
-        let alone = "octant::server=debug";
-        assert!(
-            enabled(alone, "octant::engine", Level::ERROR) && !enabled(alone, "octant::engine", Level::WARN)
-        );
+        let mixed = "warn,a::server=debug";
+        assert!(enabled(mixed, "a::server::routes", Level::DEBUG));
+        assert!(!enabled(mixed, "a::engine", Level::INFO) && enabled(mixed, "a::engine", Level::WARN));
+        let alone = "a::server=debug";
+        assert!(enabled(alone, "a::engine", Level::ERROR) && !enabled(alone, "a::engine", Level::WARN));
         assert!(!enabled("off", "octant", Level::ERROR));
     }
 

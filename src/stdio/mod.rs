@@ -1,8 +1,8 @@
-//! The standard streams of the process: the log on standard error, and results of commands on standard output.
+//! The standard streams of the process: the log on standard error, results of commands on standard output.
 //!
 //! Only the thread of the [`Log`] writes to standard error. All other threads put lines into a bounded queue,
-//! which drops lines while it is full, so that a pipe without a reader, a stopped terminal or a full disk delays
-//! neither a request nor a probe nor the end of the process. A command that only prints a result waits for the
+//! which drops lines while it is full: a pipe without a reader, a stopped terminal or a full disk delays
+//! neither a request nor a probe nor the end of the process. A command that prints a result waits for the
 //! reader of standard output ([`results`]).
 
 mod filter;

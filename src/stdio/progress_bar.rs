@@ -45,7 +45,7 @@ impl ProgressBars {
 #[derive(Debug)]
 struct BarTerminal {
     queue: Arc<Queue>,
-    /// What was drawn since the last flush.
+    /// Text drawn since the last flush.
     line: Mutex<String>,
 }
 
@@ -91,7 +91,7 @@ impl TermLike for BarTerminal {
         Ok(())
     }
 
-    /// Replaces the drawn bar. A bar that is wider than the terminal is cut: the log's thread clears one line.
+    /// Replaces the drawn bar. A bar wider than the terminal is cut, since the log's thread clears one line.
     fn flush(&self) -> io::Result<()> {
         let line = std::mem::take(&mut *self.line());
         let columns = usize::from(self.width()).saturating_sub(1);

@@ -93,9 +93,19 @@ impl Queue {
     /// Writes lines to standard error for ever.
     pub(super) fn write_on(&self) -> ! {
         let (mut bar, mut out, mut taken) = (String::new(), Vec::new(), Vec::new());
-        let mut reported = 0;
+        // Whether the last write succeeded, and the number of lost lines that the log has reported.
+        let (mut is_read, mut reported) = (true, 0);
         loop {
             let new_bar = self.take(&mut taken);
+            let dropped = self.dropped.load(Ordering::Relaxed);
+            if is_read && dropped > reported {
+                // The queue has room now: its lines have just been taken.
+                tracing::warn!(
+                    lines = dropped - reported,
+                    "lines of the log were lost: it was not read in time"
+                );
+                reported = dropped;
+            }
             out.clear();
             if !bar.is_empty() {
                 out.extend_from_slice(CLEAR_LINE);
@@ -108,19 +118,12 @@ impl Queue {
                 count += part;
                 self.lock().writing_since = Some(Instant::now());
             });
-            if outcome.is_err() {
+            is_read = outcome.is_ok();
+            if !is_read {
                 self.dropped.fetch_add(lines(&out[count..]), Ordering::Relaxed);
             }
             self.lock().writing_since = None;
             self.written.notify_all();
-            let dropped = self.dropped.load(Ordering::Relaxed);
-            if outcome.is_ok() && dropped > reported {
-                tracing::warn!(
-                    lines = dropped - reported,
-                    "lines of the log were lost: it was not read in time"
-                );
-                reported = dropped;
-            }
         }
     }
 

@@ -163,7 +163,6 @@ async fn every_outcome_has_one_line_with_its_path_and_status() {
         for (path, body) in [
             ("/tokenize", json!({ "prompt": "plugh" })),
             ("/v1/completions", json!({ "prompt": "plugh", "max_tokens": 0.5 })),
-            ("/v1/completions", json!({ "prompt": "plugh", "tools": [] })),
             ("/v1/completions", json!({ "prompt": "plugh", "max_tokens": 2, "stream": true })),
         ] {
             send(address, "POST", path, &[], body.to_string().as_bytes()).await;

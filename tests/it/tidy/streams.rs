@@ -13,9 +13,9 @@ fn streams(path: &str, text: &str) -> Vec<String> {
     }
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '.';
     let names = |line: &str| {
-        STREAMS.into_iter().find(|name| {
-            line.match_indices(name).any(|(at, _)| !line[..at].ends_with(is_word))
-        })
+        STREAMS
+            .into_iter()
+            .find(|name| line.match_indices(name).any(|(at, _)| !line[..at].ends_with(is_word)))
     };
     let lines = text.lines().enumerate();
     let found = lines.filter_map(|(number, line)| Some((number + 1, names(code(line))?)));
@@ -25,7 +25,9 @@ fn streams(path: &str, text: &str) -> Vec<String> {
 #[test]
 fn only_one_module_writes_to_the_standard_streams() {
     check(&sources(), streams);
-    for bad in ["    eprintln!(\"x\");", "print!(\"x\")", "let out = std::io::stdout();", "io::stderr().flush()"] {
+    for bad in
+        ["    eprintln!(\"x\");", "print!(\"x\")", "let out = std::io::stdout();", "io::stderr().flush()"]
+    {
         assert!(!streams("src/engine/mod.rs", bad).is_empty(), "{bad}");
         assert!(streams("src/stdio/log.rs", bad).is_empty(), "{bad}");
     }
