@@ -13,7 +13,7 @@ const CLIENT_CLOSED_REQUEST: u16 = 499;
 /// Characters of a path or a field's name in the log. Clients choose both.
 const MAX_CHARS: usize = 200;
 
-/// Facts about one request for its line. The record is held by the middleware and by the request's generation;
+/// Facts about one request for its line. The record is held by the middleware and by the generation;
 /// the line is written when the last one drops it.
 pub(crate) struct AccessRecord {
     method: String,

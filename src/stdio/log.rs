@@ -6,10 +6,10 @@ use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use tracing::Level;
+use tracing::{Dispatch, Level};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use super::filter::LogFilter;
 use super::progress_bar::ProgressBars;
@@ -57,16 +57,8 @@ impl Log {
     /// # Panics
     /// If the process has a subscriber of `tracing` already.
     pub fn subscribe(&self, format: LogFormat, LogFilter(filter): LogFilter) {
-        // An error of the writer would be printed to standard error.
-        let lines = fmt::layer().with_writer(Arc::clone(&self.queue)).log_internal_errors(false);
-        let filtered = tracing_subscriber::registry().with(filter);
-        match format {
-            LogFormat::Text => filtered.with(lines.with_ansi(is_colored())).init(),
-            LogFormat::Json => {
-                let json = lines.json().flatten_event(true);
-                filtered.with(json.with_current_span(false).with_span_list(false)).init();
-            }
-        }
+        let dispatch = dispatch(&self.queue, format, filter);
+        tracing::dispatcher::set_global_default(dispatch).expect("the process has no subscriber yet");
         let queue = Arc::clone(&self.queue);
         std::panic::set_hook(Box::new(move |panic| report_panic(panic, &queue)));
     }
@@ -91,6 +83,20 @@ impl Drop for Log {
     }
 }
 
+/// A subscriber of `tracing` that writes to the queue.
+fn dispatch(queue: &Arc<Queue>, format: LogFormat, filter: Targets) -> Dispatch {
+    // An error of the writer would be printed to standard error.
+    let lines = fmt::layer().with_writer(Arc::clone(queue)).log_internal_errors(false);
+    let filtered = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => Dispatch::new(filtered.with(lines.with_ansi(is_colored()))),
+        LogFormat::Json => {
+            let json = lines.json().flatten_event(true);
+            Dispatch::new(filtered.with(json.with_current_span(false).with_span_list(false)))
+        }
+    }
+}
+
 /// Whether standard error shows colours: on a terminal, unless `NO_COLOR` is set.
 pub fn is_colored() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
@@ -110,4 +116,44 @@ fn report_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
     let backtrace = Backtrace::capture();
     let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
     tracing::error!(thread = name, location, backtrace, "a thread panicked: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Value;
+
+    use super::{LogFilter, LogFormat, Queue, dispatch, report_panic};
+
+    /// The lines of the log of a panic.
+    fn panic_lines(format: LogFormat, level: &str) -> String {
+        let queue = Arc::new(Queue::default());
+        let LogFilter(filter) = level.parse().unwrap();
+        tracing::dispatcher::with_default(&dispatch(&queue, format, filter), || {
+            let lines = Arc::clone(&queue);
+            std::panic::set_hook(Box::new(move |panic| report_panic(panic, &lines)));
+            let panicked = std::panic::catch_unwind(|| panic!("two\nlines and a \"quote\""));
+            let _ours = std::panic::take_hook();
+            assert!(panicked.is_err());
+        });
+        queue.waiting()
+    }
+
+    #[test]
+    fn a_panic_is_one_line() {
+        let text = panic_lines(LogFormat::Text, "info");
+        assert!(
+            text.lines().count() == 1 && text.contains("ERROR") && text.contains("two\\nlines"),
+            "{text}"
+        );
+        let text = panic_lines(LogFormat::Json, "info");
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["message"], "a thread panicked: two\nlines and a \"quote\"");
+        assert!(
+            line["location"].as_str().unwrap().contains("log.rs") && line["thread"].is_string(),
+            "{line}"
+        );
+        assert!(panic_lines(LogFormat::Json, "off").contains("panicked at"), "a panic is never silent");
+    }
 }

@@ -90,6 +90,12 @@ impl Queue {
         }
     }
 
+    /// The text that waits to be written.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> String {
+        String::from_utf8_lossy(&self.lock().lines).into_owned()
+    }
+
     /// Writes lines to standard error for ever.
     pub(super) fn write_on(&self) -> ! {
         let (mut bar, mut out, mut taken) = (String::new(), Vec::new(), Vec::new());
@@ -195,6 +201,6 @@ mod tests {
     fn an_event_stays_one_line() {
         let queue = Queue::default();
         (&queue).write_all(b"a\nb\r\n").unwrap();
-        assert_eq!(queue.lock().lines, b"a\\nb\\r\n");
+        assert_eq!(queue.waiting(), "a\\nb\\r\n");
     }
 }
