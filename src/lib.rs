@@ -66,8 +66,8 @@ pub mod statistics;
 /// CPU cores and available memory of this machine.
 pub mod machine;
 
-/// Progress on standard error: a bar on a terminal, else lines.
-pub mod progress;
+/// The log on standard error, and results on standard output.
+pub mod stdio;
 
 /// Settings from the command line, the environment and a file.
 pub mod config;

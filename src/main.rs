@@ -1,9 +1,9 @@
 //! The `octant` binary: wiring only.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use octant::config::{BenchCommand, Command, ParseError};
+use octant::config::{BenchCommand, Cli, Command, ParseError};
+use octant::stdio::{Log, closed_by_reader, is_colored};
 use octant::{bench, commands, config};
 
 /// Tokens are allocated on one thread and freed on others. With the system's allocator these frees delay the
@@ -15,39 +15,60 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BAD_CONFIGURATION: u8 = 2;
 
 fn main() -> ExitCode {
+    // Dropped at the end, also by a panic, which waits a limited time for the last lines.
+    let log = Log::start();
     let cli = match config::parse() {
         Ok(cli) => cli,
-        Err(ParseError::CommandLine(error)) => error.exit(),
-        Err(ParseError::Setting(error)) => {
-            eprintln!("error: {error}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(error) => return not_parsed(&error, &log),
     };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("OCTANT_LOG");
-    tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "info".into()))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        // If the log's pipe is closed, reporting the failed write would panic and fail a request.
-        .log_internal_errors(false)
-        .init();
-    let outcome = match cli.command {
-        Command::Serve(args) => commands::serve::run(*args),
+    log.subscribe(cli.log.log_format, cli.log.log_level.clone());
+    let is_server = matches!(cli.command, Command::Serve(_));
+    run(cli, &log).unwrap_or_else(|error| match error {
+        error if closed_by_reader(&error) => ExitCode::SUCCESS,
+        error if is_server && tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+        error => {
+            log.print(&format!("error: {error:#}\n"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Serve(args) => commands::serve::run(*args, log),
         Command::Plan(args) => commands::plan::run(&args),
         Command::Simulate(args) => commands::simulate::run(&args),
-        Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args),
+        Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args, log),
         Command::Bench(BenchCommand::Host(args)) => bench::host_overhead::run(&args),
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),
-        Command::Bench(BenchCommand::Serving(args)) => bench::serving::run(&args),
+        Command::Bench(BenchCommand::Serving(args)) => bench::serving::run(&args, log),
         Command::Bench(BenchCommand::Reduce(args)) => bench::all_reduce::run(&args),
-        Command::Quantize(args) => commands::convert::quantize(args),
-        Command::ImportNemo(args) => commands::convert::import_nemo(args),
+        Command::Quantize(args) => commands::convert::quantize(args, log),
+        Command::ImportNemo(args) => commands::convert::import_nemo(args, log),
         Command::Drain(args) => commands::drain::run(&args),
-        Command::Doctor => Ok(commands::doctor::run()),
+        Command::Doctor => commands::doctor::run(),
         Command::Completions(args) => commands::completions::run(&args),
-    };
-    outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    }
+}
+
+/// Prints help or version to standard output, or an error to standard error.
+fn not_parsed(error: &ParseError, log: &Log) -> ExitCode {
+    match error {
+        ParseError::CommandLine(error) if !error.use_stderr() => {
+            let _closed = error.print();
+            ExitCode::SUCCESS
+        }
+        ParseError::CommandLine(error) => {
+            let text = error.render();
+            log.print(&if is_colored() { text.ansi().to_string() } else { text.to_string() });
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+        ParseError::Setting(error) => {
+            log.print(&format!("error: {error}\n"));
+            ExitCode::from(BAD_CONFIGURATION)
+        }
+    }
 }

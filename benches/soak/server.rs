@@ -58,13 +58,13 @@ impl Server {
             let line = lines.next().expect("the server prints that it is ready").expect("it prints text");
             let Some((name, address)) = line.split_once("http://") else { continue };
             let address = address.trim().parse().expect("an address");
-            if name.starts_with("health") {
+            if name.contains("health ") {
                 health = Some(address);
-            } else if name.starts_with("ready") {
+            } else if name.contains("ready in") {
                 main = Some(address);
             }
         }
-        // The pipe must be read on, or the server would block once it is full.
+        // The pipe is read on, so that the report has the warnings of the server.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("server: {line}")));
         let (main, health) = (main.expect("just found"), health.expect("printed before it is ready"));
         Self { child, main, health, _model: model }

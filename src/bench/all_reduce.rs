@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::config::BenchReduceArgs;
+use crate::stdio::results::print_line;
 
 /// Seconds of each operation, one entry for each number of rows.
 struct Times {
@@ -25,19 +26,20 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
     );
     let Times { fused, all_reduce, nccl } = gpus::measure(args)?;
     if let Err(error) = &nccl {
-        eprintln!("nccl: {error:#}");
+        tracing::warn!("nccl: {error:#}");
     }
-    println!(
+    print_line!(
         "{ranks} ranks on GPUs {:?}, rows of {} floats; microseconds, the best of some",
-        args.gpus, args.hidden
-    );
-    println!(" rows      KiB  fused, all  fused, shares  all-reduce      nccl");
+        args.gpus,
+        args.hidden
+    )?;
+    print_line!(" rows      KiB  fused, all  fused, shares  all-reduce      nccl")?;
     for (index, rows) in args.rows.iter().enumerate() {
         let kib = rows * args.hidden * 4 / 1024;
         let [everywhere, shared_out] = fused[index].map(|seconds| seconds * 1e6);
         let nccl = nccl.as_ref().map_or("-".to_owned(), |times| format!("{:.1}", times[index] * 1e6));
         let reduced = all_reduce[index] * 1e6;
-        println!("{rows:5} {kib:8} {everywhere:11.1} {shared_out:14.1} {reduced:11.1} {nccl:>9}");
+        print_line!("{rows:5} {kib:8} {everywhere:11.1} {shared_out:14.1} {reduced:11.1} {nccl:>9}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,7 @@ use crate::machine;
 use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
 use crate::runner::WeightBytes;
 use crate::statistics::{percentile, sorted};
+use crate::stdio::results::print_line;
 
 /// Bytes of one read call.
 const READ: u64 = 8 << 20;
@@ -53,13 +54,13 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
     let weights = WeightBytes::new(&share, &devices.layout(), precision).total() * args.tp as u64;
     let files = files(&args.model)?;
     let stored = files.iter().map(|file| Ok(file.metadata()?.len())).sum::<std::io::Result<u64>>()?;
-    println!(
+    print_line!(
         "{}; {:.2} GB in {} files, {:.2} GB of weights",
         devices.describe(),
         gb(stored),
         files.len(),
         gb(weights)
-    );
+    )?;
     let run = Run { args, config: &config, precision, files: &files, stored, weights };
     match devices {
         Devices::Cpu(cpus) => run.all(&cpus)?,
@@ -102,7 +103,7 @@ impl Run<'_> {
                 let kept = self.keep_files(cold)?;
                 let TimedLoad { seconds, bytes, peak } = self.load(devices, cold)?;
                 let load = bytes as f64 / seconds;
-                show(state, &Rates { files, past, kept, load });
+                show(state, &Rates { files, past, kept, load })?;
                 rates.push(Rates { files, past, kept, load });
                 beyond = beyond.max(peak as f64 - self.weights as f64);
             }
@@ -113,15 +114,15 @@ impl Run<'_> {
                 kept: median(|r| r.kept),
                 load: median(|r| r.load),
             };
-            show(&format!("{state}, medians"), &medians);
-            println!(
+            show(&format!("{state}, medians"), &medians)?;
+            print_line!(
                 "{state}, medians of ratios: load/files {:.2}, load/past cache {:.2}, load/files kept {:.2}; \
                  memory beyond the weights at most {:.0} MB",
                 median(|r| r.load / r.files),
                 median(|r| r.load / r.past),
                 median(|r| r.load / r.kept),
                 beyond / 1e6
-            );
+            )?;
         }
         Ok(())
     }
@@ -229,15 +230,16 @@ impl Run<'_> {
 }
 
 /// Prints one line.
-fn show(state: &str, Rates { files, past, kept, load }: &Rates) {
+fn show(state: &str, Rates { files, past, kept, load }: &Rates) -> anyhow::Result<()> {
     let gb = 1e9;
-    println!(
+    print_line!(
         "{state}: files {:.2} GB/s, past the cache {:.2} GB/s, files kept {:.2} GB/s, loading {:.2} GB/s",
         files / gb,
         past / gb,
         kept / gb,
         load / gb
-    );
+    )?;
+    Ok(())
 }
 
 /// Runs each job on its own thread and returns the sum of their results.

@@ -7,7 +7,6 @@
 //! that it reads, divided by the bandwidth of a kernel that only reads, measured in the same run.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,8 @@ use crate::machine;
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
 use crate::statistics::{percentile, sorted};
+use crate::stdio::results::print_line;
+use crate::stdio::{Log, ProgressBars};
 
 /// Maximum time of one step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(600);
@@ -34,7 +35,7 @@ const PROJECTED_RANKS: usize = 8;
 
 /// Runs the benchmark. Prints a line per measurement, and with `--json` one object with all of them at the
 /// end.
-pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &BenchRankArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let whole = ModelConfig::from_dir(&args.config)?;
     let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
@@ -50,19 +51,20 @@ pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
         Devices::Cpu(_) | Devices::Simulated(_) => None,
     };
     let before = conditions.as_ref().map(|conditions| conditions());
-    eprintln!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
-    let limits = DeviceLimits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes };
+    tracing::info!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
+    let bars = log.handle().bars;
+    let limits = DeviceLimits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes, bars };
     let measured = match devices {
-        Devices::Cpu(mut cpus) => measure(cpus.remove(0), upload_random, &config, args, limits)?,
+        Devices::Cpu(mut cpus) => measure(cpus.remove(0), upload_random, &config, args, &limits)?,
         Devices::Cuda(gpus) => {
             let make_matrix = gpus.random_weights();
-            measure(gpus.into_devices().remove(0), make_matrix, &config, args, limits)?
+            measure(gpus.into_devices().remove(0), make_matrix, &config, args, &limits)?
         }
         Devices::Simulated(_) => anyhow::bail!(NOTHING_TO_MEASURE),
     };
     let after = conditions.map(|conditions| conditions());
     if let Some(after) = &after {
-        eprintln!("after: {after}");
+        tracing::info!("after: {after}");
     }
     if args.json {
         let report = json!({
@@ -70,18 +72,19 @@ pub fn run(args: &BenchRankArgs) -> anyhow::Result<ExitCode> {
             "layers": config.layers, "deterministic": args.deterministic, "read_bytes_per_s": limits.read,
             "steps": measured,
         });
-        println!("{report:#}");
+        print_line!("{report:#}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// Bandwidth and memory of the device.
-#[derive(Clone, Copy)]
 struct DeviceLimits {
     /// Bytes per second that a kernel reads.
     read: f64,
     /// Bytes of memory to use.
     memory: u64,
+    /// Shows how many layers exist.
+    bars: ProgressBars,
 }
 
 /// A model on a device, ready for timed steps.
@@ -114,7 +117,7 @@ fn measure<D: Device>(
     make_matrix: MakeRandomMatrix<D>,
     config: &ModelConfig,
     args: &BenchRankArgs,
-    limits: DeviceLimits,
+    limits: &DeviceLimits,
 ) -> anyhow::Result<Vec<Value>> {
     let mut setup = Setup::new(device, make_matrix, config, args, limits)?;
     let mut report = Vec::new();
@@ -136,8 +139,9 @@ impl Setup {
         make_matrix: MakeRandomMatrix<D>,
         config: &ModelConfig,
         args: &BenchRankArgs,
-        DeviceLimits { read, memory }: DeviceLimits,
+        limits: &DeviceLimits,
     ) -> anyhow::Result<Self> {
+        let DeviceLimits { read, memory, ref bars } = *limits;
         let batch = args.batch.iter().copied().max().unwrap_or(1);
         let longest = args.context.iter().map(|context| context + args.reps + args.warm_up + 1);
         let longest = longest.chain(args.prefill.iter().copied()).max().unwrap_or(1);
@@ -149,12 +153,12 @@ impl Setup {
         let projection = projection(&device, &comm, config, args)?;
         let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, rows, config.hidden));
         let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
-        eprintln!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
+        tracing::info!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
+        let bar = bars.bar(Some(config.layers as u64), "creating layers {bar:32} {pos}/{len}");
         let model = Model::random(&limited, Precision::Fp8, &device, make_matrix, &mut |layers| {
-            eprint!("\rcreated {layers} of {} layers", config.layers);
-            let _flushed = std::io::stderr().flush();
+            bar.iter().for_each(|bar| bar.set_position(layers as u64));
         })?;
-        eprintln!();
+        bar.iter().for_each(|bar| bars.remove(bar));
         let vocab = limited.vocab;
         let parts = RankParts {
             device,
@@ -188,13 +192,13 @@ impl Setup {
     ) -> anyhow::Result<Option<Value>> {
         let (warm_up, reps) = (args.warm_up, args.reps);
         if !self.steps.fits(batch, context + warm_up + reps) {
-            println!("decode  batch {batch:3} context {context:5}: does not fit");
+            print_line!("decode  batch {batch:3} context {context:5}: does not fit")?;
             return Ok(None);
         }
         let bytes = self.weights + self.token * (batch * context) as u64;
         let times = self.steps.decode(DecodeRun { batch, context, warm_up, reps })?;
         let projection = self.projection.get(&batch).copied();
-        Ok(Some(show(&Step { kind: "decode", batch, context, bytes, projection }, times, self.read)))
+        show(&Step { kind: "decode", batch, context, bytes, projection }, times, self.read).map(Some)
     }
 
     /// Times prefill steps of one prompt, a tenth as many as decode steps.
@@ -203,7 +207,7 @@ impl Setup {
             (0..args.reps.div_ceil(10)).map(|_| self.steps.prefill(0, tokens)).collect();
         let projection = self.projection.get(&tokens).copied();
         let step = Step { kind: "prefill", batch: 1, context: tokens, bytes: self.weights, projection };
-        Ok(show(&step, times?, self.read))
+        show(&step, times?, self.read)
     }
 }
 
@@ -253,7 +257,7 @@ fn single_device_seconds<D: Device>(
 }
 
 /// Prints one measurement: median, 10th and 90th percentile of the times, floor, and median / floor.
-fn show(step: &Step, times: Vec<f64>, read: f64) -> Value {
+fn show(step: &Step, times: Vec<f64>, read: f64) -> anyhow::Result<Value> {
     let times = sorted(times);
     let at = |share: f64| percentile(&times, share) * 1e3;
     let floor = step.bytes as f64 / read * 1e3;
@@ -261,13 +265,13 @@ fn show(step: &Step, times: Vec<f64>, read: f64) -> Value {
     let Step { kind, batch, context, bytes, projection } = step;
     let projected = projection.map(|seconds| median + seconds * 1e3);
     let projection = projected.map_or(String::new(), |ms| format!(", projection for 8 GPUs {ms:.3} ms"));
-    println!(
+    print_line!(
         "{kind:7} batch {batch:3} context {context:5}: {median:9.3} ms ({p10:.3} to {p90:.3}), \
          floor {floor:9.3} ms, ratio {:.2}{projection}",
         median / floor
-    );
-    json!({
+    )?;
+    Ok(json!({
         "kind": kind, "batch": batch, "context": context, "bytes": bytes, "ms": median, "p10_ms": p10,
         "p90_ms": p90, "floor_ms": floor, "ratio": median / floor, "projected_8_gpus_ms": projected,
-    })
+    }))
 }

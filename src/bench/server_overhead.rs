@@ -2,7 +2,7 @@
 //! load from this process.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::Duration;
 
@@ -173,6 +173,7 @@ impl Server {
         let gpu = GpuFile::with_step_length((step_ms / 1e3).max(1e-3))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "--device", "simulate", "--port", "0"]);
+        command.args(["--log-format", "text", "--log-level", "info"]);
         command.arg("--model").arg(&args.model).arg("--gpu").arg(&gpu.0);
         if let Some(config) = &args.simulate_config {
             command.arg("--simulate-config").arg(config).args(["--tensor-parallel-size", "8"]);
@@ -215,11 +216,11 @@ impl Server {
 fn read_log(stderr: ChildStderr, found: &flume::Sender<String>) {
     for line in BufReader::new(stderr).lines().map_while(Result::ok) {
         match line.split_once(" on http://") {
-            Some((ready, address)) if ready.starts_with("ready") => {
+            Some((ready, address)) if ready.contains("ready in") => {
                 let _heard = found.try_send(format!("http://{}", address.trim()));
             }
             _ if line.contains("ERROR") || line.contains("error:") => {
-                let _unheard = writeln!(std::io::stderr(), "{line}");
+                tracing::error!("the server's log: {line}");
             }
             _ => {}
         }

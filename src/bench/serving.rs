@@ -15,22 +15,23 @@ use crate::bench::load_client::measure::{Objectives, Summary};
 use crate::bench::load_client::prompts::PromptSource;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
-use crate::progress::ProgressDisplay;
+use crate::stdio::results::print;
+use crate::stdio::{Log, ProgressDisplay};
 
 /// Number of requests if neither --requests nor --duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
 
 /// Runs the benchmark and writes its reports. Exits with status 1 if no request succeeded.
-pub fn run(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // A single thread: see the header of the module `load`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(measure(args))
+    runtime.block_on(measure(args, log))
 }
 
-async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
+async fn measure(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let plan = plan(args).await?;
-    eprintln!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
-    let mut display = RunDisplay::start(&plan);
+    tracing::info!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
+    let mut display = RunDisplay::start(&plan, log);
     let stop = async {
         if tokio::signal::ctrl_c().await.is_err() {
             // Without a handler, the signal ends the process by itself.
@@ -46,7 +47,7 @@ async fn measure(args: &BenchServingArgs) -> anyhow::Result<ExitCode> {
         e2e_ms: args.slo_e2e,
     };
     let summary = Summary::of(&run, objectives);
-    print!("{}", load_report::text(&summary, plan.bodies.prompts.distinct()));
+    print(&load_report::text(&summary, plan.bodies.prompts.distinct()))?;
     if let Some(path) = &args.json {
         let json = load_report::json(&summary, settings(args, &plan), &run);
         write(path, &serde_json::to_string_pretty(&json)?)?;
@@ -182,7 +183,7 @@ fn settings(args: &BenchServingArgs, plan: &LoadTestPlan) -> Value {
 
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    eprintln!("wrote {}", path.display());
+    tracing::info!("wrote {}", path.display());
     Ok(())
 }
 
@@ -195,9 +196,9 @@ struct RunDisplay {
 }
 
 impl RunDisplay {
-    fn start(plan: &LoadTestPlan) -> Self {
+    fn start(plan: &LoadTestPlan, log: &Log) -> Self {
         let template = if plan.requests.is_some() { "{bar:32} {msg}" } else { "{spinner} {msg}" };
-        let display = ProgressDisplay::start(template);
+        let display = ProgressDisplay::start(&log.handle().bars, template);
         Self { display, requests: plan.requests, before: (0, Duration::ZERO) }
     }
 

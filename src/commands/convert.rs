@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::config::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
 use crate::machine::cores;
 use crate::offline::{self, Conversion, ConversionProgress, Converted, Granularity};
-use crate::progress::ProgressDisplay;
+use crate::stdio::{Log, ProgressDisplay};
 
 /// Weights with the largest errors that the summary lists.
 const WORST: usize = 3;
 
 /// Quantises a Hugging Face directory to FP8.
-pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
+pub fn quantize(args: QuantizeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
         output: args.output,
@@ -22,14 +22,14 @@ pub fn quantize(args: QuantizeArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ConversionDisplay::start("quantizing");
+    let display = ConversionDisplay::start("quantizing", log);
     let converted = offline::quantize(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
 }
 
 /// Converts a NeMo directory to a Hugging Face directory.
-pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
+pub fn import_nemo(args: ImportNemoArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
         input: args.input,
         output: args.output,
@@ -38,7 +38,7 @@ pub fn import_nemo(args: ImportNemoArgs) -> anyhow::Result<ExitCode> {
         shard_size: args.common.shard_size.0,
         threads: args.common.threads.unwrap_or_else(cores),
     };
-    let display = ConversionDisplay::start("importing");
+    let display = ConversionDisplay::start("importing", log);
     let converted = offline::import_nemo(&conversion, &|progress| display.update(&progress))?;
     display.finish(&converted, &conversion);
     Ok(ExitCode::SUCCESS)
@@ -64,8 +64,8 @@ struct Shown {
 }
 
 impl ConversionDisplay {
-    fn start(verb: &'static str) -> Self {
-        let display = ProgressDisplay::start(&format!("{verb} {{bar:32}} {{msg}}"));
+    fn start(verb: &'static str, log: &Log) -> Self {
+        let display = ProgressDisplay::start(&log.handle().bars, &format!("{verb} {{bar:32}} {{msg}}"));
         Self { verb, shown: Mutex::new(Shown { display, done: 0 }) }
     }
 
@@ -90,19 +90,19 @@ impl ConversionDisplay {
         let Converted { already_complete, tensors, bytes, reports, not_copied } = converted;
         let out = conversion.output.display();
         if *already_complete {
-            eprintln!("{out} is already complete");
+            tracing::info!("{out} is already complete");
             return;
         }
         for name in not_copied {
-            eprintln!("not copied: {name}");
+            tracing::warn!("not copied: {name}");
         }
         if !reports.is_empty() {
             let mut worst: Vec<_> = reports.iter().collect();
             worst.sort_by(|a, b| b.relative_rms_error.total_cmp(&a.relative_rms_error));
-            eprintln!("{} weights quantised; the relative RMS error is the largest for", reports.len());
+            tracing::info!("{} weights quantised; the relative RMS error is the largest for", reports.len());
             for report in worst.into_iter().take(WORST) {
                 let saturated = report.saturated;
-                eprintln!(
+                tracing::info!(
                     "  {:.3} %  {} (largest error {:.3e}; {saturated} values saturated, {} became zero)",
                     100.0 * report.relative_rms_error,
                     report.name,
@@ -112,7 +112,7 @@ impl ConversionDisplay {
             }
         }
         let seconds = display.elapsed().as_secs_f64();
-        eprintln!("wrote {out}: {tensors} tensors of {} in {seconds:.1} s", gb(*bytes));
+        tracing::info!("wrote {out}: {tensors} tensors of {} in {seconds:.1} s", gb(*bytes));
     }
 }
 

@@ -7,6 +7,7 @@ use crate::device::cpu::Isa;
 use crate::launch::devices::describe_limit;
 use crate::machine::{MemoryLimit, cores, memory_limits};
 use crate::runner::gib;
+use crate::stdio::results;
 
 /// A line of the report.
 struct Finding {
@@ -24,18 +25,17 @@ impl Finding {
 }
 
 /// Prints the report. Exits with status 1 if something that serving needs is missing.
-pub fn run() -> ExitCode {
+pub fn run() -> anyhow::Result<ExitCode> {
     let mut findings = vec![cpu(), memory()];
     findings.extend(gpu::findings());
     let missing = findings.iter().any(|finding| finding.needed && finding.outcome.is_err());
-    for Finding { name, outcome, needed } in findings {
-        match outcome {
-            Ok(text) => println!("ok       {name:12} {text}"),
-            Err(error) if needed => println!("missing  {name:12} {error:#}"),
-            Err(error) => println!("absent   {name:12} {error:#}"),
-        }
-    }
-    if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    let line = |Finding { name, outcome, needed }| match outcome {
+        Ok(text) => format!("ok       {name:12} {text}\n"),
+        Err(error) if needed => format!("missing  {name:12} {error:#}\n"),
+        Err(error) => format!("absent   {name:12} {error:#}\n"),
+    };
+    results::print(&findings.into_iter().map(line).collect::<String>())?;
+    Ok(if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn cpu() -> Finding {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 use crate::config::DrainArgs;
+use crate::stdio::results::print_line;
 
 /// Posts the drain and prints the answer. With `--wait true` the answer comes when all requests have ended.
 pub fn run(args: &DrainArgs) -> anyhow::Result<ExitCode> {
@@ -24,6 +25,6 @@ pub fn run(args: &DrainArgs) -> anyhow::Result<ExitCode> {
     let (head, body) =
         answer.split_once("\r\n\r\n").context("the server closed the connection without an answer")?;
     anyhow::ensure!(head.starts_with("HTTP/1.1 200 "), "{admin} answered: {body}");
-    println!("{body}");
+    print_line!("{body}")?;
     Ok(ExitCode::SUCCESS)
 }

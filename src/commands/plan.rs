@@ -9,16 +9,17 @@ mod tables;
 use std::process::ExitCode;
 
 use crate::config::PlanArgs;
+use crate::stdio::results;
 
 /// Prints the plan. Exits with status 1 if a full-length request does not fit, whatever the element type of
 /// the KV cache.
 pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
     let report = report::report(args)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{}", tables::tables(&report));
-    }
+    let text = match args.json {
+        true => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        false => tables::tables(&report),
+    };
+    results::print(&text)?;
     let fits = report.kv.iter().any(|kv| kv.short_by == 0);
     Ok(if fits { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

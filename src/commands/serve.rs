@@ -25,6 +25,7 @@ use crate::server::{
 };
 use crate::server::{BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
+use crate::stdio::Log;
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
 /// shorter on average.
@@ -42,7 +43,7 @@ const OTHER_FILES: u64 = 512;
 
 /// Serves until a shutdown is requested by a signal or by the admin port. Exits with status 0 after a
 /// shutdown, also during the start, and with 1 after a failure.
-pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
+pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let start = Instant::now();
     if config.device.device != DeviceName::Cuda {
         use_one_malloc_arena();
@@ -66,7 +67,7 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
     let addresses = config.network.host.resolve(config.network.port).context("--host")?;
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
-    print_management_ports(&management.ports);
+    log_management_ports(&management.ports);
     let opened = Arc::clone(&status);
     let open = runtime.spawn_blocking(move || open(config, opened));
     let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
@@ -74,8 +75,9 @@ pub fn run(config: ServeArgs) -> anyhow::Result<ExitCode> {
         return Ok(stopped(Ended::Early, false));
     };
     let (mut prepared, devices) = opened.context("reading was interrupted")??;
+    prepared.log = log.handle();
     let recording = record(&mut prepared, &devices)?;
-    print_banner(&prepared, &devices);
+    log_banner(&prepared, &devices);
     let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
@@ -180,11 +182,12 @@ async fn serve(
         },
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,
+        dropped_log_lines: Arc::clone(&p.log.dropped),
         http,
         ..Settings::new(String::new(), p.generation.eos)
     };
     let state = ServerState::new(generator, settings, p.status);
-    eprintln!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
+    tracing::info!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
     let times = DrainTimes { grace: p.config.timeouts.drain_grace, timeout: p.config.timeouts.drain_timeout };
     let watched = Arc::clone(&state);
     tokio::select! {
@@ -271,26 +274,26 @@ fn management_ports(network: &NetworkArgs) -> anyhow::Result<ManagementPorts> {
     })
 }
 
-fn print_management_ports(ports: &ManagementPorts) {
+fn log_management_ports(ports: &ManagementPorts) {
     for (name, addresses) in [("health", &ports.health), ("admin", &ports.admin)] {
         if let Some(address) = addresses.first() {
-            eprintln!("{name:<12}http://{address}");
+            tracing::info!("{name:<12}http://{address}");
         }
     }
 }
 
-fn print_banner(p: &Prepared, devices: &Devices) {
+fn log_banner(p: &Prepared, devices: &Devices) {
     let precision = match p.precision {
         Precision::Fp8 => "FP8 (E4M3 weights and inputs)",
         Precision::None => "unquantised (BF16 inputs)",
     };
-    eprintln!("model       {} ({})", p.config.model.served_names().join(", "), p.model.architecture);
-    eprintln!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
-    eprintln!("precision   {precision}, KV cache {:?}", p.kv);
-    eprintln!("device      {}", devices.describe());
+    tracing::info!("model       {} ({})", p.config.model.served_names().join(", "), p.model.architecture);
+    tracing::info!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
+    tracing::info!("precision   {precision}, KV cache {:?}", p.kv);
+    tracing::info!("device      {}", devices.describe());
     let each = if devices.ranks() == 1 { "" } else { "of each rank: " };
     let needs = &p.memory.needs;
-    eprintln!(
+    tracing::info!(
         "memory      {each}weights {}, activations {}, communication {}, scratch {}, \
          recorded steps {} (estimate), KV cache {} = {} blocks of 64 tokens",
         gib(needs.weights),
@@ -301,8 +304,8 @@ fn print_banner(p: &Prepared, devices: &Devices) {
         gib(p.memory.kv_bytes()),
         p.memory.blocks,
     );
-    eprintln!("usable      {each}{} ({})", gib(p.usable.bytes), p.usable.from);
-    eprintln!(
+    tracing::info!("usable      {each}{} ({})", gib(p.usable.bytes), p.usable.from);
+    tracing::info!(
         "capacity    {} tokens: {} requests of {} tokens",
         p.memory.kv_tokens(),
         p.memory.full_length_requests(),

@@ -1,6 +1,5 @@
 //! `octant simulate`: runs the scheduler in virtual time over random, read or recorded requests.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -23,6 +22,7 @@ use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
 use crate::simulator::{RequestTimeline, ServerSample, SimulatedModel};
+use crate::stdio::results::print;
 
 /// A finished run.
 struct FinishedRun {
@@ -57,7 +57,7 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
         None => {
             let Workload { arrivals, cut } = synthetic(args)?.generate(vocab, limit);
             if cut > 0 {
-                eprintln!("{cut} requests were shortened to {limit} tokens (--max-model-len)");
+                tracing::warn!("{cut} requests were shortened to {limit} tokens (--max-model-len)");
             }
             arrivals
         }
@@ -85,16 +85,11 @@ fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
     })
 }
 
-/// Prints to standard output. A closed pipe is an error, not a panic.
-fn print(text: &str) -> anyhow::Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).context("standard output")
-}
-
 /// Runs to the end, and prints the virtual and the real time.
 fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<FinishedRun> {
     let start = Instant::now();
     server.run()?;
-    eprintln!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
+    tracing::info!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
     let timelines = server.timelines().into_iter().cloned().collect();
     Ok(FinishedRun { name, timelines, samples: server.samples().to_vec() })
 }
@@ -106,13 +101,15 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
     let trace = Trace::parse(&bytes).with_context(|| path.display().to_string())?;
     match trace.end {
         TraceEnd::Complete => {}
-        TraceEnd::Incomplete => eprintln!("the recording ends before the server did: its disk was too slow"),
-        TraceEnd::Cut(at) => eprintln!("the recording is cut off at byte {at} of {}", bytes.len()),
+        TraceEnd::Incomplete => {
+            tracing::warn!("the recording ends before the server did: its disk was too slow")
+        }
+        TraceEnd::Cut(at) => tracing::warn!("the recording is cut off at byte {at} of {}", bytes.len()),
     }
     let replayed = match replay::replay(&trace) {
         Ok(replayed) => replayed,
         Err(divergence) => {
-            eprintln!("the replay differs: {divergence}");
+            tracing::error!("the replay differs: {divergence}");
             return Ok(None);
         }
     };

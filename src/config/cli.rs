@@ -5,8 +5,8 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, PlanArgs,
-    QuantizeArgs, ServeArgs, SimulateArgs,
+    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, LogArgs,
+    PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -16,6 +16,9 @@ pub struct Cli {
     /// The command.
     #[command(subcommand)]
     pub command: Command,
+    /// Form and detail of the log.
+    #[command(flatten)]
+    pub log: LogArgs,
 }
 
 /// The commands.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::model::LoadProgress;
-use crate::progress::ProgressDisplay;
+use crate::stdio::{ProgressBars, ProgressDisplay};
 
 /// The bar of a terminal.
 const BAR: &str =
@@ -17,8 +17,8 @@ pub(crate) struct LoadingDisplay {
 
 impl LoadingDisplay {
     /// Starts the clock.
-    pub(crate) fn start() -> Self {
-        Self { display: ProgressDisplay::start(BAR), done: 0 }
+    pub(crate) fn start(bars: &ProgressBars) -> Self {
+        Self { display: ProgressDisplay::start(bars, BAR), done: 0 }
     }
 
     /// Shows the progress after another piece of a tensor.
@@ -30,12 +30,12 @@ impl LoadingDisplay {
         }
     }
 
-    /// Removes the bar and prints size, time and rate.
+    /// Removes the bar and logs size, time and rate.
     pub(crate) fn finish(self) {
         self.display.finish();
         let seconds = self.display.elapsed().as_secs_f64();
         let gb = self.done as f64 / 1e9;
-        eprintln!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
+        tracing::info!("loaded {gb:.2} GB in {seconds:.2} s ({:.2} GB/s)", gb / seconds.max(1e-9));
     }
 }
 

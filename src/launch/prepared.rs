@@ -12,6 +12,7 @@ use crate::engine::{Recorder, SchedulerConfig};
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::server::ServerStatus;
+use crate::stdio::LogHandle;
 use crate::text::{ChatTemplate, Tokenizer};
 
 /// The inputs of [`super::start()`], and of the server above the engine.
@@ -32,6 +33,8 @@ pub(crate) struct Prepared {
     pub(crate) usable: UsableMemory,
     /// Receives the progress of the start.
     pub(crate) status: Arc<ServerStatus>,
+    /// Shows the progress of the start, and counts lost lines of the log.
+    pub(crate) log: LogHandle,
     /// The model's tokenizer.
     pub(crate) tokenizer: Arc<Tokenizer>,
     /// Records the scheduler's input, with `--record`.
@@ -79,7 +82,7 @@ pub(crate) fn prepare(
     // Looks at the memory again, since tokenizer and template have taken theirs.
     let usable = devices.memory(fraction)?;
     let memory = plan_memory(needs, &usable, &model, scheduling)?;
-    let recorder = None;
+    let (recorder, log) = (None, LogHandle::default());
     Ok(Prepared {
         config,
         model,
@@ -89,6 +92,7 @@ pub(crate) fn prepare(
         memory,
         usable,
         status,
+        log,
         tokenizer,
         recorder,
         template,

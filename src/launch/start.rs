@@ -107,7 +107,7 @@ fn start_runner<D: Device, C: Communicator<D>>(
 
 /// Loads the weights of all ranks onto their devices in parallel.
 fn load<D: Device>(devices: Vec<D>, p: &Prepared) -> anyhow::Result<Vec<(D, Model<D>)>> {
-    let mut progress = LoadingDisplay::start();
+    let mut progress = LoadingDisplay::start(&p.log.bars);
     p.status.starting(Stage::Loading);
     let models = Model::load_all(&p.config.model.model, &p.model, p.precision, &devices, &mut |loaded| {
         p.status.loading(loaded.done, loaded.total);

@@ -7,15 +7,22 @@ use axum::response::IntoResponse;
 
 use super::error::ApiError;
 
-/// Extension of an error's response that carries [`ApiError::label`] to the middleware.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ErrorLabel(pub(crate) &'static str);
+/// Extension of an error's response, for metrics and log.
+#[derive(Debug, Clone)]
+pub(crate) struct ErrorLabel {
+    /// [`ApiError::label`].
+    pub(crate) code: &'static str,
+    /// [`ApiError::param`].
+    pub(crate) param: Option<String>,
+}
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = self.status();
-        response.extensions_mut().insert(ErrorLabel(self.label()));
+        response
+            .extensions_mut()
+            .insert(ErrorLabel { code: self.label(), param: self.param().map(str::to_owned) });
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(retry) = self.should_retry() {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::metrics::{AdmittedRequest, Tracker};
 use super::reply_builder::{CompleteChoice, ReplyBuilder, ReplyFormat, ReplyOptions};
@@ -50,7 +51,7 @@ pub(crate) async fn start(
     admission: Admission,
     valid: ValidRequest,
     format: ReplyFormat,
-    request_id: String,
+    record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
     let ValidRequest { model, ask, timeout: within, include_usage, include_cost, logprobs, .. } = valid;
     let id = format!("{}-{:016x}{:016x}", format.id_prefix(), random_u64()?, random_u64()?);
@@ -61,7 +62,7 @@ pub(crate) async fn start(
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
-    let admitted = AdmittedRequest { id: id.clone(), request_id, key, arrived: Instant::now() };
+    let admitted = AdmittedRequest { id: id.clone(), record, key, arrived: Instant::now() };
     let options = ReplyOptions { logprobs, include_usage, include_cost };
     let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 
+use super::access_log;
 use super::error::ApiError;
 use super::settings::HttpLimits;
 
@@ -23,6 +24,7 @@ pub(crate) fn replacement(written: &[u8], limits: &HttpLimits) -> Option<Bytes> 
         "414" | "431" => ApiError::HeadersTooLarge(limits.max_head_bytes, limits.max_headers),
         _ => return None,
     };
+    access_log::malformed(error.status().as_u16(), error.label());
     let (status, body) = (error.status(), error.to_json());
     let length = body.len();
     Some(Bytes::from(format!(

@@ -27,10 +27,12 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
+use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
 use super::listener::{Listener, bind};
+use super::middleware::answered;
 use super::status::{ServerStatus, ShutdownPhase};
 
 /// The admin port's own path.
@@ -146,7 +148,9 @@ async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
         let is_last = responses.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_RESPONSES
             || began.elapsed() >= MAX_CONNECTION_AGE;
         async move {
+            let record = AccessRecord::new(request.method().as_str(), request.uri().path(), None);
             let mut response = respond(&request, port, &status).await;
+            answered(&record, &response);
             if is_last && port == Port::Health {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

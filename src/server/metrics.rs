@@ -75,6 +75,7 @@ struct CopiedMetrics {
     cached: IntCounter,
     steps: IntCounter,
     startup: GaugeVec,
+    dropped_log_lines: IntCounter,
     memory: Gauge,
     cpu: Counter,
 }
@@ -137,6 +138,12 @@ impl Metrics {
     /// Sets the number of request bodies that are being read.
     pub(crate) fn reading(&self, bodies: usize) {
         self.reading.set(bodies as f64);
+    }
+
+    /// Sets the number of lost lines of the log.
+    pub(crate) fn dropped_log_lines(&self, total: u64) {
+        let counter = &self.copied.lock().unwrap_or_else(PoisonError::into_inner).dropped_log_lines;
+        counter.inc_by(total.saturating_sub(counter.get()));
     }
 
     /// Counts a refused request.
@@ -231,6 +238,7 @@ impl CopiedMetrics {
             cached: make.counter("vllm:prompt_tokens_cached_total"),
             steps: make.counter("octant_steps_total"),
             startup: make.gauges("octant_startup_seconds"),
+            dropped_log_lines: make.counter("octant_log_lines_dropped_total"),
             memory: make.gauge("process_resident_memory_bytes"),
             cpu: make.register(Counter::with_opts(cpu)),
         }

@@ -1,5 +1,5 @@
 //! Middleware around all routes and fallbacks: limits of the request's head, the API key, the shutdown, the
-//! request id, and HTTP metrics.
+//! request id, HTTP metrics and the access log.
 //!
 //! The key is checked here rather than in the routes, so that a route added later needs a key unless it is a
 //! probe.
@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 
+use super::access_log::AccessRecord;
 use super::api_keys::Caller;
 use super::error::ApiError;
 use super::error_response::ErrorLabel;
@@ -34,6 +35,7 @@ pub(crate) async fn handle(
 ) -> Response<Body> {
     let began = Instant::now();
     let id = request_id(request.headers());
+    let record = AccessRecord::new(request.method().as_str(), request.uri().path(), Some(id.clone()));
     let handler = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let method = match request.method().as_str() {
         known @ ("GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "PATCH") => known.to_owned(),
@@ -41,7 +43,7 @@ pub(crate) async fn handle(
     };
     let mut response = match check(&state, &request) {
         Ok(caller) => {
-            request.extensions_mut().insert(HttpRequestId(id.clone()));
+            request.extensions_mut().insert(Arc::clone(&record));
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
@@ -61,10 +63,10 @@ pub(crate) async fn handle(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let status = response.status().as_u16();
-    if let Some(ErrorLabel(code)) = response.extensions().get() {
+    if let Some(ErrorLabel { code, .. }) = response.extensions().get() {
         state.metrics.error(code);
-        tracing::debug!(request_id = id, status, code, "error response");
     }
+    answered(&record, &response);
     state.metrics.http(handler.as_deref().unwrap_or("none"), &method, status, began.elapsed());
     response
 }
@@ -90,13 +92,18 @@ fn check(state: &ServerState, request: &Request) -> Result<Option<Caller>, ApiEr
     Ok(caller)
 }
 
-/// The request's id, as an extension for its handler.
-#[derive(Debug, Clone)]
-struct HttpRequestId(String);
+/// Returns the record of a request for the access log, which the middleware has made.
+pub(crate) fn record_of(request: &Request) -> Arc<AccessRecord> {
+    let made = request.extensions().get::<Arc<AccessRecord>>().cloned();
+    made.unwrap_or_else(|| AccessRecord::new(request.method().as_str(), request.uri().path(), None))
+}
 
-/// Returns the id that the middleware gave a request.
-pub(crate) fn id_of(request: &Request) -> String {
-    request.extensions().get::<HttpRequestId>().map(|id| id.0.clone()).unwrap_or_default()
+/// Puts a response into the record of its request.
+pub(crate) fn answered(record: &AccessRecord, response: &Response<Body>) {
+    record.responded(response.status().as_u16());
+    if let Some(ErrorLabel { code, param }) = response.extensions().get() {
+        record.failed(code, param.as_deref());
+    }
 }
 
 /// Returns the client's `x-request-id` if it consists of 1 to 128 letters, digits and `-_.:/`, else a new id.

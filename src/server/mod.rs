@@ -6,6 +6,7 @@
 //! to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
 //! `reply_builder` knows no transport.
 
+mod access_log;
 pub mod api_keys;
 mod body;
 mod byte_budget;

@@ -2,6 +2,7 @@
 //! elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -15,6 +16,7 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
+use super::access_log::AccessRecord;
 use super::api_keys::Caller;
 use super::error::ApiError;
 use super::fields::Fields;
@@ -64,24 +66,27 @@ pub(crate) fn router(state: Arc<ServerState>) -> Router {
 
 /// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
 pub(crate) fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Response<Body> {
-    match health::probe(path) {
+    let record = AccessRecord::new(method.as_str(), path, None);
+    let response = match health::probe(path) {
         Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::respond(status, probe),
         _ => ApiError::NotReady.into_response(),
-    }
+    };
+    middleware::answered(&record, &response);
+    response
 }
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let id = middleware::id_of(&request);
+    let record = middleware::record_of(&request);
     let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
     let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Chat, id).await
+    respond(&state, admission, valid, ReplyFormat::Chat, record).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let id = middleware::id_of(&request);
+    let record = middleware::record_of(&request);
     let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
     let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Text, id).await
+    respond(&state, admission, valid, ReplyFormat::Text, record).await
 }
 
 /// A request that holds a place in the queue and whose body has been read, but not validated.
@@ -140,10 +145,10 @@ async fn respond(
     admission: Admission,
     valid: ValidRequest,
     format: ReplyFormat,
-    request_id: String,
+    record: Arc<AccessRecord>,
 ) -> Result<Response<Body>, ApiError> {
     let (ignored, stream) = (header_list(valid.ignored()), valid.stream);
-    let generation = generate::start(state, admission, valid, format, request_id).await?;
+    let generation = generate::start(state, admission, valid, format, record).await?;
     let mut response = if stream {
         sse::respond(generation, state.settings.http.keep_alive)
     } else {
@@ -198,6 +203,7 @@ async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse 
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::from_accept(accept);
     state.metrics.reading(state.body_permits.held());
+    state.metrics.dropped_log_lines(state.settings.dropped_log_lines.load(Ordering::Relaxed));
     let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
     ([(CONTENT_TYPE, format.content_type())], text)
 }

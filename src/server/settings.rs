@@ -1,5 +1,7 @@
 //! Settings of the front end: models, API keys, sampling defaults, and limits of HTTP.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -30,6 +32,8 @@ pub struct Settings {
     pub reject_unknown_fields: bool,
     /// Status of a response that refuses a request because the queue is full. Default: 429.
     pub queue_full_status: StatusCode,
+    /// Counter of lost lines of the log, for the metrics.
+    pub dropped_log_lines: Arc<AtomicU64>,
     /// Limits of HTTP.
     pub http: HttpLimits,
 }
@@ -45,6 +49,7 @@ impl Settings {
             eos_ids,
             reject_unknown_fields: false,
             queue_full_status: StatusCode::TOO_MANY_REQUESTS,
+            dropped_log_lines: Arc::default(),
             http: HttpLimits::default(),
         }
     }

@@ -55,7 +55,8 @@ fn every_flag_is_also_an_environment_variable_and_a_key_of_the_file() {
     let mut count = 0;
     for flag in flags {
         count += 1;
-        let variable = format!("OCTANT_{}", flag.to_uppercase().replace('-', "_"));
+        let name = if flag == "log-level" { "log" } else { flag };
+        let variable = format!("OCTANT_{}", name.to_uppercase().replace('-', "_"));
         assert!(help.contains(&format!("[env: {variable}")), "{flag} has no variable {variable}");
         if flag != "config" {
             // The value is invalid for every key, but the error must not be `unknown field`.

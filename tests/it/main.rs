@@ -18,6 +18,7 @@ mod fake;
 mod fp8;
 mod http;
 mod load;
+mod log;
 mod machine;
 mod model;
 mod offline;

@@ -4,6 +4,7 @@
 mod imports;
 mod prose;
 mod public;
+mod streams;
 
 use std::path::{Path, PathBuf};
 
@@ -28,8 +29,8 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
     ("random", &[]),
     ("statistics", &[]),
     ("machine", &[]),
-    ("progress", &[]),
-    ("config", &["scheduler", "model", "device", "cost", "machine"]),
+    ("stdio", &[]),
+    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio"]),
     (
         "launch",
         &[
@@ -44,8 +45,8 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
             "cost",
             "simulator",
             "machine",
-            "progress",
             "statistics",
+            "stdio",
             "config",
         ],
     ),
@@ -64,7 +65,7 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
             "random",
             "statistics",
             "machine",
-            "progress",
+            "stdio",
             "config",
             "launch",
         ],
@@ -84,12 +85,12 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
             "simulator",
             "offline",
             "machine",
-            "progress",
+            "stdio",
             "config",
             "launch",
         ],
     ),
-    ("main", &["config", "bench", "commands"]),
+    ("main", &["config", "bench", "commands", "stdio"]),
 ];
 
 /// Where unsafe code may be: vector kernels with what they share, and launches on a GPU.

@@ -150,6 +150,12 @@ pub const NAMES: &[MetricInfo] = &[
         &["code"],
         "HTTP error responses, by error code; errors within a stream are not counted",
     ),
+    counter(
+        "octant_log_lines_dropped_total",
+        &[],
+        "Lines of the log that were dropped or could not be written, because it was not read in time or its \
+         disk is full",
+    ),
     counter("octant_key_requests_total", &["key"], "Choices that ended, by key"),
     counter("octant_key_queue_seconds_total", &["key"], "Time in the queue, by key"),
     counter("octant_key_prefill_seconds_total", &["key"], "Share of octant_prefill_seconds_total, by key"),

@@ -1,5 +1,5 @@
-//! Measurement of one request from admission to end: latencies and lengths of each choice, and the log line
-//! with the request's tokens and cost.
+//! Measurement of one request from admission to end: latencies and lengths of each choice, and its tokens and
+//! cost for the access log.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use prometheus::{Histogram, IntCounterVec};
 
 use super::factory::MetricFactory;
 use crate::generation::{Cost, Delta, Failure, Generation};
+use crate::server::access_log::{AccessRecord, GenerationRecord};
 
 /// Buckets in seconds for the time to first token; the same as vLLM's.
 const TTFT_BUCKETS: [f64; 22] = [
@@ -85,8 +86,8 @@ fn token_buckets(most: usize) -> Vec<f64> {
 pub(crate) struct AdmittedRequest {
     /// `id` of the answer, such as `chatcmpl-…`.
     pub(crate) id: String,
-    /// `x-request-id` of the HTTP request.
-    pub(crate) request_id: String,
+    /// Record of the HTTP request for the access log.
+    pub(crate) record: Arc<AccessRecord>,
     /// Label of the API key or user whose counters are charged.
     pub(crate) key: String,
     /// Time at which the body had been read and validated.
@@ -227,28 +228,26 @@ impl Tracker {
         }
     }
 
-    /// Writes the log line of the request. Every admitted request gets one, however it ended.
-    fn log(&self, ended_at: Instant) {
+    /// Puts tokens and cost into the record of the request, however it ended.
+    fn record(&self, ended_at: Instant) {
         let cost = self.choices.iter().fold(Cost::default(), |sum, choice| sum.and(choice.cost));
         let ended: Vec<&str> = self.choices.iter().filter_map(|choice| choice.ended).collect();
-        let millis = |seconds: f64| (seconds * 1e6).round() / 1e3;
-        tracing::info!(
-            id = self.admitted.id,
-            request_id = self.admitted.request_id,
-            key = self.admitted.key,
-            ended = ended.join(","),
-            prompt_tokens = self.choices.iter().map(|choice| choice.prompt).sum::<usize>(),
-            generated_tokens = self.choices.iter().map(|choice| choice.tokens).sum::<u32>(),
-            cached_tokens = cost.cached_tokens,
-            computed_tokens = cost.computed_tokens,
-            recomputed_tokens = cost.recomputed_tokens,
-            queue_ms = millis(cost.queue),
-            prefill_ms = millis(cost.prefill),
-            decode_ms = millis(cost.decode),
-            kv_block_s = millis(cost.kv_block_seconds) / 1e3,
-            total_ms = millis(ended_at.saturating_duration_since(self.admitted.arrived).as_secs_f64()),
-            "request"
-        );
+        let generation = GenerationRecord {
+            id: self.admitted.id.clone(),
+            key: self.admitted.key.clone(),
+            ended: ended.join(","),
+            prompt_tokens: self.choices.iter().map(|choice| choice.prompt).sum(),
+            generated_tokens: self.choices.iter().map(|choice| choice.tokens).sum(),
+            cached_tokens: cost.cached_tokens,
+            computed_tokens: cost.computed_tokens,
+            recomputed_tokens: cost.recomputed_tokens,
+            queue: cost.queue,
+            prefill: cost.prefill,
+            decode: cost.decode,
+            kv_block_seconds: cost.kv_block_seconds,
+            total: ended_at.saturating_duration_since(self.admitted.arrived),
+        };
+        self.admitted.record.generated(generation, ended_at);
     }
 }
 
@@ -264,6 +263,6 @@ impl Drop for Tracker {
         }
         let longest = self.choices.iter().map(|choice| choice.tokens).max().unwrap_or(0);
         self.metrics.longest_choice.observe(f64::from(longest));
-        self.log(ended);
+        self.record(ended);
     }
 }

@@ -1,6 +1,7 @@
-//! The log: one line for each admitted request, with its cost, however it ends.
+//! The access log: one line for each request, with its cost if it was admitted, however it ends.
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,7 +47,8 @@ async fn the_log_has_one_line_for_each_request() {
     );
     let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let about: Vec<&str> = log.lines().filter(|line| line.contains(" request ")).collect();
-    assert_eq!(about.len(), 1, "{log}");
+    assert_eq!(about.len(), 3, "{log}");
+    assert!(about.iter().all(|line| line.contains("INFO")), "{log}");
     for field in [
         "request_id=\"mine-1\"",
         "key=\"bob\"",
@@ -54,18 +56,21 @@ async fn the_log_has_one_line_for_each_request() {
         "prompt_tokens=8",
         "generated_tokens=6",
         "queue_ms=",
+        "method=\"POST\"",
+        "path=\"/v1/chat/completions\"",
+        "status=200",
+        "duration_ms=",
     ] {
         assert!(about[0].contains(field), "{field} in {}", about[0]);
     }
     assert!(about[0].contains(id.as_str().unwrap()));
-    for (id, status, code) in [("mine-2", 400, "context_length_exceeded"), ("mine-3", 404, "model_not_found")]
+    for (id, status, code, param) in
+        [("mine-2", 400, "context_length_exceeded", "messages"), ("mine-3", 404, "model_not_found", "model")]
     {
         let line = log.lines().find(|line| line.contains(&format!("request_id=\"{id}\"")));
         let line = line.unwrap_or_else(|| panic!("no {id} in {log}"));
-        assert!(
-            line.contains("DEBUG") && line.contains(&format!("status={status} code=\"{code}\"")),
-            "{line}"
-        );
+        let outcome = format!("status={status} code=\"{code}\" param=\"{param}\"");
+        assert!(line.contains("INFO") && line.contains(&outcome), "{line}");
     }
 }
 
@@ -128,4 +133,74 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
             false => assert!(queue >= 40.0 && decode == 0.0, "{line}"),
         }
     }
+}
+
+/// The log at level debug of what `requests` sends to a server.
+async fn log_of(requests: impl AsyncFnOnce(SocketAddr)) -> String {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
+    let subscriber = subscriber.with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let server = Setup::new().launch();
+    requests(server.address).await;
+    server.until_empty().await;
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[tokio::test]
+async fn every_outcome_has_one_line_with_its_path_and_status() {
+    let log = log_of(async |address| {
+        for (method, path) in [
+            ("GET", "/v1/models"),
+            ("GET", "/nowhere?secret=plugh"),
+            ("DELETE", "/v1/models"),
+            ("GET", "/health/live"),
+            ("GET", "/metrics"),
+        ] {
+            send(address, method, path, &[], b"").await;
+        }
+        for (path, body) in [
+            ("/tokenize", json!({ "prompt": "plugh" })),
+            ("/v1/completions", json!({ "prompt": "plugh", "max_tokens": 0.5 })),
+            ("/v1/completions", json!({ "prompt": "plugh", "max_tokens": 2, "stream": true })),
+        ] {
+            send(address, "POST", path, &[], body.to_string().as_bytes()).await;
+        }
+    })
+    .await;
+    for (method, path, outcome) in [
+        ("GET", "/v1/models", "status=200"),
+        ("GET", "/nowhere", "status=404 code=\"invalid_request\""),
+        ("DELETE", "/v1/models", "status=405 code=\"invalid_request\""),
+        ("POST", "/tokenize", "status=200"),
+        ("POST", "/v1/completions", "status=400 code=\"invalid_value\" param=\"max_tokens\""),
+        ("POST", "/v1/completions", "status=200"),
+    ] {
+        let start = format!("method=\"{method}\" path=\"{path}\" {outcome}");
+        let found: Vec<&str> = log.lines().filter(|line| line.contains(&start)).collect();
+        assert!(found.len() == 1 && found[0].contains("INFO"), "{start} in {log}");
+        assert!(logged(found[0], "duration_ms") > 0.0, "{log}");
+    }
+    for probe in ["/health/live", "/metrics"] {
+        let found: Vec<&str> =
+            log.lines().filter(|line| line.contains(&format!("path=\"{probe}\""))).collect();
+        assert!(found.len() == 1 && found[0].contains("DEBUG"), "{log}");
+    }
+    assert!(!log.contains("plugh"), "{log}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_response_has_a_line() {
+    let log = log_of(async |address| {
+        let mut connection = Connection::open(address).await;
+        let head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{";
+        connection.write(head).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop(connection);
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    })
+    .await;
+    let line = log.lines().find(|line| line.contains("path=\"/v1/completions\""));
+    assert!(line.is_some_and(|line| line.contains("INFO") && line.contains("status=")), "{log}");
 }

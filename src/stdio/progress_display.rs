@@ -1,15 +1,17 @@
-//! Progress on standard error: a bar on a terminal, else a line every five seconds.
+//! Progress on standard error: a bar on a terminal, else a line of the log every five seconds.
 
-use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+
+use super::ProgressBars;
 
 /// Interval of the lines.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// A bar or lines on standard error.
 pub(crate) struct ProgressDisplay {
+    bars: ProgressBars,
     /// `None` if standard error is not a terminal.
     bar: Option<ProgressBar>,
     start: Instant,
@@ -18,13 +20,9 @@ pub(crate) struct ProgressDisplay {
 
 impl ProgressDisplay {
     /// Starts the clock. The first position shows the bar, which has indicatif's `template`.
-    pub(crate) fn start(template: &str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template(template).expect("the template is valid");
-            ProgressBar::no_length().with_style(style)
-        });
+    pub(crate) fn start(bars: &ProgressBars, template: &str) -> Self {
         let now = Instant::now();
-        Self { bar, start: now, last_shown: now }
+        Self { bar: bars.bar(None, template), bars: bars.clone(), start: now, last_shown: now }
     }
 
     /// Time since the start.
@@ -57,14 +55,14 @@ impl ProgressDisplay {
         match &self.bar {
             Some(bar) if bar.message() != beside_bar => bar.set_message(beside_bar.to_owned()),
             Some(_) => {}
-            None => eprintln!("{line}"),
+            None => tracing::info!("{line}"),
         }
     }
 
-    /// Removes the bar.
+    /// Removes the bar, and waits a limited time until it is gone.
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
+            self.bars.remove(bar);
         }
     }
 }

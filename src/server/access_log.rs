@@ -1,0 +1,174 @@
+//! The access log: one line for each HTTP request, written when its response is complete.
+//!
+//! A line is at level info, that of a probe or a scrape at level debug. Neither the body nor the query of a
+//! request is logged.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::health;
+
+/// Status in the log of a request whose client disconnected before the response; nginx's.
+const CLIENT_CLOSED_REQUEST: u16 = 499;
+/// Characters of a path or a field's name in the log. Clients choose both.
+const MAX_CHARS: usize = 200;
+
+/// Facts about one request for its line. The record is held by the middleware and by the generation;
+/// the line is written when the last one drops it.
+pub(crate) struct AccessRecord {
+    method: String,
+    path: String,
+    /// `x-request-id` of the request, if it has got one.
+    request_id: Option<String>,
+    began: Instant,
+    outcome: Mutex<Outcome>,
+}
+
+#[derive(Default)]
+struct Outcome {
+    status: Option<u16>,
+    code: Option<&'static str>,
+    param: Option<String>,
+    /// When the response ended, if that is not the time at which the record is dropped.
+    ended: Option<Instant>,
+    generation: Option<GenerationRecord>,
+}
+
+/// Facts about an admitted request for a completion.
+pub(crate) struct GenerationRecord {
+    /// `id` of the answer, such as `chatcmpl-…`.
+    pub(crate) id: String,
+    /// Label of the API key or user whose counters are charged.
+    pub(crate) key: String,
+    /// How each choice ended, separated by commas.
+    pub(crate) ended: String,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) generated_tokens: u32,
+    pub(crate) cached_tokens: u64,
+    pub(crate) computed_tokens: u64,
+    pub(crate) recomputed_tokens: u64,
+    /// Seconds in the queue.
+    pub(crate) queue: f64,
+    /// Seconds of device time for the prompt.
+    pub(crate) prefill: f64,
+    /// Seconds of device time for the answer.
+    pub(crate) decode: f64,
+    /// KV blocks held, integrated over time in seconds.
+    pub(crate) kv_block_seconds: f64,
+    /// Time from the validated request to the end of the answer.
+    pub(crate) total: Duration,
+}
+
+impl AccessRecord {
+    /// Starts the record of a request whose head has been read.
+    pub(crate) fn new(method: &str, path: &str, request_id: Option<String>) -> Arc<Self> {
+        Arc::new(Self {
+            method: bounded(method),
+            path: bounded(path),
+            request_id,
+            began: Instant::now(),
+            outcome: Mutex::default(),
+        })
+    }
+
+    fn outcome(&self) -> MutexGuard<'_, Outcome> {
+        self.outcome.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sets the response's status.
+    pub(crate) fn responded(&self, status: u16) {
+        self.outcome().status = Some(status);
+    }
+
+    /// Sets the code of an error response, and the JSON field that caused the error.
+    pub(crate) fn failed(&self, code: &'static str, param: Option<&str>) {
+        let mut outcome = self.outcome();
+        (outcome.code, outcome.param) = (Some(code), param.map(bounded));
+    }
+
+    /// Sets tokens and cost of an admitted request, and the end of its answer.
+    pub(crate) fn generated(&self, generation: GenerationRecord, ended: Instant) {
+        let mut outcome = self.outcome();
+        (outcome.generation, outcome.ended) = (Some(generation), Some(ended));
+    }
+}
+
+impl Drop for AccessRecord {
+    fn drop(&mut self) {
+        let outcome = std::mem::take(&mut *self.outcome());
+        let Outcome { status, code, param, ended, generation } = outcome;
+        let status = status.unwrap_or(CLIENT_CLOSED_REQUEST);
+        let (method, path, request_id) = (&*self.method, &*self.path, self.request_id.as_deref());
+        let duration = ended.unwrap_or_else(Instant::now).saturating_duration_since(self.began);
+        let duration_ms = thousandths(duration.as_secs_f64() * 1e3);
+        let Some(generation) = generation else {
+            if health::probe(path).is_some() || path == "/metrics" {
+                tracing::debug!(method, path, status, code, param, request_id, duration_ms, "request");
+            } else {
+                tracing::info!(method, path, status, code, param, request_id, duration_ms, "request");
+            }
+            return;
+        };
+        tracing::info!(
+            method,
+            path,
+            status,
+            code,
+            param,
+            request_id,
+            duration_ms,
+            id = generation.id,
+            key = generation.key,
+            ended = generation.ended,
+            prompt_tokens = generation.prompt_tokens,
+            generated_tokens = generation.generated_tokens,
+            cached_tokens = generation.cached_tokens,
+            computed_tokens = generation.computed_tokens,
+            recomputed_tokens = generation.recomputed_tokens,
+            queue_ms = thousandths(generation.queue * 1e3),
+            prefill_ms = thousandths(generation.prefill * 1e3),
+            decode_ms = thousandths(generation.decode * 1e3),
+            kv_block_s = thousandths(generation.kv_block_seconds),
+            total_ms = thousandths(generation.total.as_secs_f64() * 1e3),
+            "request"
+        );
+    }
+}
+
+/// Logs a request whose head could not be read.
+pub(crate) fn malformed(status: u16, code: &'static str) {
+    tracing::info!(status, code, "request");
+}
+
+/// Rounds to three decimals. The log prints the shortest number that reads back as the same.
+fn thousandths(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
+}
+
+/// Cuts a text of the client after [`MAX_CHARS`].
+fn bounded(text: &str) -> String {
+    match text.char_indices().nth(MAX_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{bounded, thousandths};
+
+    #[test]
+    fn numbers_have_at_most_three_decimals() {
+        for (value, text) in
+            [(0.1 + 0.2, "0.3"), (0.415_492, "0.415"), (1234.567_89, "1234.568"), (0.0, "0.0")]
+        {
+            assert_eq!(format!("{:?}", thousandths(value)), text);
+        }
+    }
+
+    #[test]
+    fn texts_of_clients_are_cut() {
+        assert_eq!(bounded(&"é".repeat(300)), format!("{}…", "é".repeat(200)));
+        assert_eq!(bounded("/v1/models"), "/v1/models");
+    }
+}

@@ -1,0 +1,87 @@
+//! The filter of log lines by level and by module: `--log-level`.
+
+use std::str::FromStr;
+
+use anyhow::bail;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+/// The most verbose level that is logged, for all modules and for single ones.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogFilter(pub(super) Targets);
+
+const EXPECTED: &str =
+    "expected off, error, warn, info, debug or trace, or MODULE=LEVEL, such as info,octant=debug";
+
+/// Parses levels and `MODULE=LEVEL`, separated by commas. Modules without a level of their own have the level
+/// that stands alone, or `error` if there is none. An empty text is `info`.
+impl FromStr for LogFilter {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        if text.trim().is_empty() {
+            return Ok(Self(Targets::new().with_default(LevelFilter::INFO)));
+        }
+        let mut targets = Targets::new().with_default(LevelFilter::ERROR);
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            match part.split_once('=') {
+                None => targets = targets.with_default(level(part)?),
+                Some((module, _)) if !is_module(module.trim()) => bail!("{EXPECTED}; got `{part}`"),
+                Some((module, wanted)) => targets = targets.with_target(module.trim(), level(wanted.trim())?),
+            }
+        }
+        Ok(Self(targets))
+    }
+}
+
+fn level(text: &str) -> anyhow::Result<LevelFilter> {
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "off" => LevelFilter::OFF,
+        "error" => LevelFilter::ERROR,
+        "warn" | "warning" => LevelFilter::WARN,
+        "info" => LevelFilter::INFO,
+        "debug" => LevelFilter::DEBUG,
+        "trace" => LevelFilter::TRACE,
+        _ => bail!("{EXPECTED}; got `{text}`"),
+    })
+}
+
+/// Whether `text` can be the path of a module.
+fn is_module(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::LogFilter;
+
+    fn enabled(filter: &str, module: &str, level: Level) -> bool {
+        filter.parse::<LogFilter>().unwrap().0.would_enable(module, &level)
+    }
+
+    #[test]
+    fn levels_apply_to_all_modules_or_to_one() {
+        assert!(enabled("", "a::server", Level::INFO) && !enabled("", "a::server", Level::DEBUG));
+        assert!(enabled(" DEBUG ", "hyper", Level::DEBUG));
+        let mixed = "warn,a::server=debug";
+        assert!(enabled(mixed, "a::server::routes", Level::DEBUG));
+        assert!(!enabled(mixed, "a::engine", Level::INFO) && enabled(mixed, "a::engine", Level::WARN));
+        let alone = "a::server=debug";
+        assert!(enabled(alone, "a::engine", Level::ERROR) && !enabled(alone, "a::engine", Level::WARN));
+        assert!(!enabled("off", "octant", Level::ERROR));
+    }
+
+    #[test]
+    fn an_invalid_filter_is_quoted() {
+        for (filter, part) in [
+            ("verbose", "`verbose`"),
+            ("octant", "`octant`"),
+            ("info,octant=loud", "`loud`"),
+            ("=info", "`=info`"),
+        ] {
+            let error = filter.parse::<LogFilter>().unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains("expected off, error, warn"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The log: lines with a timestamp on standard error, as text or as JSON.
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal};
+use std::panic::PanicHookInfo;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tracing::{Dispatch, Level};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+
+use super::filter::LogFilter;
+use super::progress_bar::ProgressBars;
+use super::queue::Queue;
+
+/// The form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text for people, with colours on a terminal.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The parts of the log that a running server uses. The default has no bars and counts nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogHandle {
+    /// The maker of progress bars.
+    pub(crate) bars: ProgressBars,
+    /// Number of lines that were dropped because the queue was full, or could not be written.
+    pub(crate) dropped: Arc<AtomicU64>,
+}
+
+/// The log of the process. Dropping it waits a limited time for the last lines.
+#[derive(Debug)]
+pub struct Log {
+    queue: Arc<Queue>,
+}
+
+impl Log {
+    /// Starts the thread that writes to standard error.
+    ///
+    /// # Panics
+    /// If the system cannot start a thread.
+    pub fn start() -> Self {
+        let queue = Arc::new(Queue::default());
+        let lines = Arc::clone(&queue);
+        let thread = std::thread::Builder::new().name("log".to_owned());
+        thread.spawn(move || lines.write_on()).expect("the system can start a thread");
+        Self { queue }
+    }
+
+    /// Sends the events of `tracing`, and panics, to the log from now on.
+    ///
+    /// # Panics
+    /// If the process has a subscriber of `tracing` already.
+    pub fn subscribe(&self, format: LogFormat, LogFilter(filter): LogFilter) {
+        let dispatch = dispatch(&self.queue, format, filter);
+        tracing::dispatcher::set_global_default(dispatch).expect("the process has no subscriber yet");
+        let queue = Arc::clone(&self.queue);
+        std::panic::set_hook(Box::new(move |panic| report_panic(panic, &queue)));
+    }
+
+    /// Writes text as it is. It ends with a line break.
+    pub fn print(&self, text: &str) {
+        self.queue.push(text.as_bytes());
+    }
+
+    /// The parts for a running server.
+    pub(crate) fn handle(&self) -> LogHandle {
+        LogHandle { bars: ProgressBars::new(&self.queue), dropped: Arc::clone(self.queue.dropped()) }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if io::stderr().is_terminal() {
+            self.queue.set_bar(String::new());
+        }
+        self.queue.flush();
+    }
+}
+
+/// A subscriber of `tracing` that writes to the queue.
+fn dispatch(queue: &Arc<Queue>, format: LogFormat, filter: Targets) -> Dispatch {
+    // An error of the writer would be printed to standard error.
+    let lines = fmt::layer().with_writer(Arc::clone(queue)).log_internal_errors(false);
+    let filtered = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => Dispatch::new(filtered.with(lines.with_ansi(is_colored()))),
+        LogFormat::Json => {
+            let json = lines.json().flatten_event(true);
+            Dispatch::new(filtered.with(json.with_current_span(false).with_span_list(false)))
+        }
+    }
+}
+
+/// Whether standard error shows colours: on a terminal, unless `NO_COLOR` is set.
+pub fn is_colored() -> bool {
+    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Logs a panic. The panic itself goes on.
+fn report_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
+    let message = panic.payload_as_str().unwrap_or("no reason given");
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let location = panic.location().map(ToString::to_string);
+    if !tracing::enabled!(Level::ERROR) {
+        let at = location.unwrap_or_default();
+        return queue.push(format!("thread {name} panicked at {at}: {message}\n").as_bytes());
+    }
+    // Captured if RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+    tracing::error!(thread = name, location, backtrace, "a thread panicked: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::Value;
+
+    use super::{LogFilter, LogFormat, Queue, dispatch, report_panic};
+
+    /// The lines of the log of a panic.
+    fn panic_lines(format: LogFormat, level: &str) -> String {
+        let queue = Arc::new(Queue::default());
+        let LogFilter(filter) = level.parse().unwrap();
+        tracing::dispatcher::with_default(&dispatch(&queue, format, filter), || {
+            let lines = Arc::clone(&queue);
+            std::panic::set_hook(Box::new(move |panic| report_panic(panic, &lines)));
+            let panicked = std::panic::catch_unwind(|| panic!("two\nlines and a \"quote\""));
+            let _ours = std::panic::take_hook();
+            assert!(panicked.is_err());
+        });
+        queue.waiting()
+    }
+
+    #[test]
+    fn a_panic_is_one_line() {
+        let text = panic_lines(LogFormat::Text, "info");
+        assert!(
+            text.lines().count() == 1 && text.contains("ERROR") && text.contains("two\\nlines"),
+            "{text}"
+        );
+        let text = panic_lines(LogFormat::Json, "info");
+        let line: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["message"], "a thread panicked: two\nlines and a \"quote\"");
+        assert!(
+            line["location"].as_str().unwrap().contains("log.rs") && line["thread"].is_string(),
+            "{line}"
+        );
+        assert!(panic_lines(LogFormat::Json, "off").contains("panicked at"), "a panic is never silent");
+    }
+}
