@@ -13,6 +13,7 @@ mod convert;
 mod dtypes;
 mod error;
 mod file;
+mod origins;
 mod parsers;
 mod plan;
 mod rules;

@@ -14,6 +14,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::Size;
 use super::api_keys::{self, ApiKey};
+use super::origins::{host_name, origin};
 use super::parsers::{at_least_1, at_least_1_second, number, seconds};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
@@ -58,7 +59,8 @@ pub(crate) struct ModelArgs {
     /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
     #[arg(long, env = "OCTANT_MODEL", value_name = "DIR")]
     pub(crate) model: PathBuf,
-    /// Model names that clients may use, separated by commas [default: the name of the directory]
+    /// Model names that clients may use, separated by commas, with or without a provider in front, as in
+    /// openai/NAME [default: the name of the directory]
     #[arg(long, env = "OCTANT_SERVED_MODEL_NAME", value_name = "NAMES", value_delimiter = ',')]
     pub(crate) served_model_name: Option<Vec<String>>,
     /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
@@ -91,7 +93,8 @@ pub(crate) struct NetworkArgs {
     /// Address of --admin-port
     #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "ADDRESS", default_value_t = LOCALHOST)]
     pub(crate) admin_host: IpAddr,
-    /// Key that clients must send as `Authorization: Bearer KEY` [default: none, every client has access]
+    /// Key that clients must send as `Authorization: Bearer KEY` or `x-api-key: KEY` [default: none, every
+    /// client has access that uses an IP address, localhost or a name in --allowed-hosts]
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
     /// TOML file of several keys, each a table [[keys]] with name, key, and optionally weight (share relative
@@ -105,6 +108,23 @@ pub(crate) struct NetworkArgs {
         value_parser = PathBufValueParser::new().try_map(|path| api_keys::read(&path))
     )]
     pub(crate) api_keys: Option<Arc<[ApiKey]>>,
+    /// Require the API key for /metrics. If false, /metrics leaves out the usage of keys and users without it
+    #[arg(
+        long,
+        env = "OCTANT_REQUIRE_AUTH_FOR_METRICS",
+        value_name = "BOOL",
+        default_value_t = false,
+        action = ArgAction::Set
+    )]
+    pub(crate) require_auth_for_metrics: bool,
+    /// Host names under which clients without an API key may use the server, separated by commas; *.NAME for
+    /// all names below NAME, * for all names [default: none but localhost and IP addresses]
+    #[arg(long, env = "OCTANT_ALLOWED_HOSTS", value_name = "NAMES", value_delimiter = ',', value_parser = host_name)]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Origins whose web pages may use the server (CORS), such as https://chat.example, separated by commas;
+    /// * for all origins [default: none]
+    #[arg(long, env = "OCTANT_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    pub(crate) allowed_origins: Vec<String>,
     /// Reject requests with unknown fields. If false, the response lists them in its x-ignored-fields header
     #[arg(
         long,
@@ -370,6 +390,13 @@ impl ModelArgs {
             let path = std::fs::canonicalize(&self.model).unwrap_or_else(|_| self.model.clone());
             vec![path.file_name().map_or("model".to_owned(), |name| name.to_string_lossy().into_owned())]
         })
+    }
+
+    /// Paths of the model's directory, as given and in full. Clients made for vLLM use them as the model's name.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let full = std::fs::canonicalize(&self.model).ok();
+        let text = |path: &PathBuf| path.to_string_lossy().trim_end_matches('/').to_owned();
+        [Some(&self.model), full.as_ref()].into_iter().flatten().map(text).collect()
     }
 
     /// Element type of the KV cache.

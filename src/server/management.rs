@@ -30,6 +30,7 @@ use tokio::time::{sleep, timeout};
 use super::error::ApiError;
 use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
+use super::host;
 use super::listen::bind;
 use super::status::{ServerStatus, ShutdownPhase};
 
@@ -169,6 +170,9 @@ async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
 async fn respond(request: &Request<Incoming>, port: Port, status: &ServerStatus) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     let requested = format!("{method} {path}");
+    if let Err(error) = host::of(request) {
+        return error.into_response();
+    }
     if let Some(probe) = health::probe(path) {
         return match *method {
             Method::GET | Method::HEAD => health::respond(status, probe),

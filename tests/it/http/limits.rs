@@ -305,7 +305,7 @@ async fn probes_are_answered_beyond_the_connection_limit() {
     for path in ["/health/live", "/readyz", "/ping"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
-    slow_probe.write(b"ez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
+    slow_probe.write(b"ez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("open");
     assert_eq!(slow_probe.reply().await.json()["status"], "live");
     let early = tokio::time::timeout(Duration::from_millis(50), waiting.reply()).await;
     assert!(early.is_err(), "the only connection is still open");
@@ -317,7 +317,7 @@ async fn probes_are_answered_beyond_the_connection_limit() {
 async fn a_refusal_is_received_after_the_whole_body_is_sent() {
     let server = small().launch();
     let mut client = tokio::net::TcpStream::connect(server.address).await.expect("open");
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 30000000\r\n\r\n");
     // Some clients send the whole body before they read the response.
     client.write_all(head.as_bytes()).await.expect("open");
     let piece = vec![b' '; 1 << 20];
@@ -349,7 +349,7 @@ async fn an_unfinished_body_takes_no_place_in_the_queue() {
     let mut slow = Vec::new();
     for i in 1..=4 {
         let mut connection = Connection::open(server.address).await;
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{";
         connection.write(head.as_bytes()).await.expect("open");
         while server.status.snapshot().open_requests < i {
             tokio::time::sleep(Duration::from_millis(1)).await;
