@@ -62,7 +62,7 @@ pub(crate) fn router(state: Arc<ServerState>) -> Router {
 }
 
 /// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
-pub(crate) fn before_start<B>(
+pub(super) fn before_start<B>(
     status: &ServerStatus,
     origins: &AllowedOrigins,
     request: &http::Request<B>,

@@ -101,7 +101,7 @@ fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<Ch
     // DeepSeek's and Moonshot's fields of a last message that the answer continues.
     let last = items.len() - 1;
     let asks = |name: &&str| items[last].get(*name).is_some_and(|value| !value.is_null() && value != false);
-    if let Some(name) = ["prefix", "partial"].iter().find(asks) {
+    if let Some(name) = ["prefix", "partial"].into_iter().find(asks) {
         let text = "this field is not supported; the request's continue_final_message does the same";
         return Err(ApiError::unsupported(format!("messages[{last}].{name}"), text));
     }

@@ -238,7 +238,7 @@ async fn http_2_is_refused_and_changes_no_other_stream() {
 }
 
 /// Streams a chat and returns its choices, which no other request may change.
-async fn stream_choices(server: &TestServer) -> String {
+pub(super) async fn stream_choices(server: &TestServer) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
     let reply = server.chat("innocent", more).await;
     assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"));
@@ -262,8 +262,13 @@ async fn bad_requests_change_no_other_stream() {
         json!({ "max_tokens": 100_000 }),
         json!({ "top_logprobs": 21, "logprobs": true }),
         json!({ "stop": "x".repeat(50_000) }),
+        json!({ "stop": 1 }),
         json!({ "model": "x".repeat(50_000) }),
         json!({ "response_format": { "type": "json_object" } }),
+        json!({ "nvext": { "guided_json": {} } }),
+        json!({ "regex": "a" }),
+        json!({ "maxTokens": 5 }),
+        json!({ "n": 1.5 }),
     ];
     let bad_requests = async {
         for round in 0..5 {

@@ -144,7 +144,8 @@ fn a_tiny_temperature_becomes_0_01_and_0_stays_greedy() {
 
 #[test]
 fn a_top_p_of_0_is_greedy_whatever_the_temperature() {
-    for more in [json!({ "top_p": 0 }), json!({ "top_p": 0.0, "temperature": 2 }), json!({ "top_p": 1e-60 })] {
+    for more in [json!({ "top_p": 0 }), json!({ "top_p": 0.0, "temperature": 2 }), json!({ "top_p": 1e-60 })]
+    {
         let sampling = chat(&a_chat(&more)).unwrap().ask.sampling;
         assert_eq!((sampling.temperature, sampling.top_p), (0.0, 1.0), "{more}");
     }

@@ -9,7 +9,11 @@ use super::{a_chat, a_completion, chat, completion};
 fn refused(more: &Value, param: &str) {
     for result in [chat(&a_chat(more)), completion(&a_completion(more))] {
         let error = result.map(|_| ()).expect_err(&more.to_string());
-        assert_eq!((error.status().as_u16(), error.code(), error.param()), (400, None, Some(param)), "{more}");
+        assert_eq!(
+            (error.status().as_u16(), error.code(), error.param()),
+            (400, None, Some(param)),
+            "{more}"
+        );
     }
 }
 
