@@ -94,7 +94,7 @@ pub(crate) struct NetworkArgs {
     #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "ADDRESS", default_value_t = LOCALHOST)]
     pub(crate) admin_host: IpAddr,
     /// Key that clients must send as `Authorization: Bearer KEY` or `x-api-key: KEY` [default: none, every
-    /// client has access that uses an IP address, localhost or a name in --allowed-hosts]
+    /// client has access; see allowed-hosts and allowed-origins]
     #[arg(long, env = "OCTANT_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub(crate) api_key: Option<String>,
     /// TOML file of several keys, each a table [[keys]] with name, key, and optionally weight (share relative

@@ -194,11 +194,11 @@ pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError>
 /// 400 that names the field.
 pub(super) fn refuse_unknown(fields: &Fields) -> Result<(), ApiError> {
     for (name, value) in fields.left() {
-        refuse_constraint(name, name, value)?;
         let spelling = plain(name);
         if let Some(known) = fields.asked().iter().find(|known| plain(known) == spelling) {
             return Err(ApiError::unsupported(name, format!("unknown field; expected the name {known}")));
         }
+        refuse_constraint(name, name, value)?;
     }
     Ok(())
 }

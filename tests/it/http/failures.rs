@@ -151,7 +151,7 @@ async fn a_full_queue_is_a_429_even_for_a_stream() {
     drop(held);
     server.until_empty().await;
     assert_eq!(
-        server.chat("", json!({})).await.error().0,
+        server.chat("a", json!({ "n": 0 })).await.error().0,
         400,
         "once the queue has room the prompt is validated"
     );
