@@ -48,7 +48,7 @@ pub(super) fn host_name(text: &str) -> anyhow::Result<String> {
     }
 }
 
-/// An item of the list without the marks of vLLM's spelling of it: `["https://a.example", "https://b.example"]`.
+/// An item of the list without the marks of vLLM's spelling of it: `["https://a.example", "https://b.test"]`.
 fn item(text: &str) -> &str {
     let text = text.trim();
     let text = text.strip_prefix("[\"").or_else(|| text.strip_prefix('"')).unwrap_or(text);

@@ -119,11 +119,23 @@ pub(crate) struct NetworkArgs {
     pub(crate) require_auth_for_metrics: bool,
     /// Host names under which clients without an API key may use the server, separated by commas; *.NAME for
     /// all names below NAME, * for all names [default: none but localhost and IP addresses]
-    #[arg(long, env = "OCTANT_ALLOWED_HOSTS", value_name = "NAMES", value_delimiter = ',', value_parser = host_name)]
+    #[arg(
+        long,
+        env = "OCTANT_ALLOWED_HOSTS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        value_parser = host_name
+    )]
     pub(crate) allowed_hosts: Vec<String>,
     /// Origins whose web pages may use the server (CORS), such as https://chat.example, separated by commas;
     /// * for all origins [default: none]
-    #[arg(long, env = "OCTANT_ALLOWED_ORIGINS", value_name = "ORIGINS", value_delimiter = ',', value_parser = origin)]
+    #[arg(
+        long,
+        env = "OCTANT_ALLOWED_ORIGINS",
+        value_name = "ORIGINS",
+        value_delimiter = ',',
+        value_parser = origin
+    )]
     pub(crate) allowed_origins: Vec<String>,
     /// Reject requests with unknown fields. If false, the response lists them in its x-ignored-fields header
     #[arg(
@@ -392,7 +404,7 @@ impl ModelArgs {
         })
     }
 
-    /// Paths of the model's directory, as given and in full. Clients made for vLLM use them as the model's name.
+    /// Paths of the model's directory, as given and in full. Clients made for vLLM use them as its name.
     pub(crate) fn paths(&self) -> Vec<String> {
         let full = std::fs::canonicalize(&self.model).ok();
         let text = |path: &PathBuf| path.to_string_lossy().trim_end_matches('/').to_owned();

@@ -28,9 +28,9 @@ const VERSION: &str = "/version";
 
 /// How a request is answered.
 pub(super) enum Access {
-    /// At once, with this response to a preflight request.
+    /// With this response to a preflight request; no route is called.
     Preflight(Response<Body>),
-    /// By its route.
+    /// With the response of its route.
     Route {
         /// Tenant and priority, if the API key is a named one.
         caller: Option<Caller>,

@@ -1,8 +1,8 @@
 //! Requests by web pages of other origins: which origins are allowed, the answer to a preflight request, and
 //! the headers that let a browser show a response to the page (CORS).
 //!
-//! The server uses no cookies, so there is no `Access-Control-Allow-Credentials`: a page sends its API key in a
-//! header, which needs only the header's name in `Access-Control-Allow-Headers`.
+//! The server uses no cookies, so there is no `Access-Control-Allow-Credentials`: a page sends its API key in
+//! a header, which needs only the header's name in `Access-Control-Allow-Headers`.
 
 use axum::body::Body;
 use axum::http::header::{
@@ -62,8 +62,8 @@ impl AllowedOrigins {
         }
     }
 
-    /// Returns the answer if this is a preflight request of an allowed origin. A browser sends it, without the
-    /// API key, to ask whether the page may send the request itself.
+    /// Returns the answer if this is a preflight request of an allowed origin. A browser sends it, without
+    /// the API key, to ask whether the page may send the request itself.
     pub(super) fn preflight<B>(&self, request: &Request<B>) -> Option<Response<Body>> {
         let asked = request.headers();
         let allowed = is_preflight(request) && asked.get(ORIGIN).is_some_and(|origin| self.allow(origin));

@@ -73,8 +73,8 @@ pub enum ApiError {
     BadKey,
     /// The server has no API key, and the request's host is no IP address, `localhost` or allowed name.
     #[error(
-        "Without an API key, this server is used under an IP address, localhost or a name in --allowed-hosts; \
-         the request's Host is {0}."
+        "Without an API key, this server is used under an IP address, localhost or a name in \
+         --allowed-hosts; the request's Host is {0}."
     )]
     HostNotAllowed(String),
     /// A web page of another origin sent the request.

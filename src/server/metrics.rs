@@ -167,8 +167,8 @@ impl Metrics {
         self.errors.with_label_values(&[label]).inc();
     }
 
-    /// Writes all metrics in the given format: the body of the response to a scrape. `usage` says whether those
-    /// of each key and user are among them.
+    /// Writes all metrics in the given format: the body of the response to a scrape. `usage` says whether
+    /// those of each key and user are among them.
     pub fn render(&self, stats: &Stats, status: &ServerStatus, format: Format, usage: bool) -> String {
         let families = {
             let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);

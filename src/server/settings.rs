@@ -28,8 +28,8 @@ pub struct Settings {
     pub metrics_need_key: bool,
     /// Origins, in lower case, whose web pages may use the server; `*` for all.
     pub allowed_origins: Vec<String>,
-    /// Host names, in lower case, that requests may use while there is no API key, in addition to IP addresses
-    /// and `localhost`; `*.NAME` for all names below NAME, `*` for all.
+    /// Host names, in lower case, that requests may use while there is no API key, in addition to IP
+    /// addresses and `localhost`; `*.NAME` for all names below NAME, `*` for all.
     pub allowed_hosts: Vec<String>,
     /// Sampling parameters for requests that leave them out.
     pub defaults: Defaults,

@@ -1,8 +1,8 @@
 //! Fields that are refused by name because the server does not do what they ask for.
 //!
 //! A field that constrains the answer must never be ignored: a client that asks for JSON and gets free text
-//! has no way to notice. Servers spell such fields differently and put them into different objects, so unknown
-//! fields are refused too if their names look like a constraint, wherever they stand in the body.
+//! has no way to notice. Servers spell such fields differently and put them into different objects, so
+//! unknown fields are refused too if their names look like a constraint, wherever they stand in the body.
 
 use serde_json::{Map, Value};
 
@@ -92,8 +92,8 @@ const PARAMETER_OBJECTS: [&str; 12] = [
     "custom_params",
 ];
 
-/// Parts of the names of constraints, in lower case and without `_` and `-`: of the form, of the tokens, of the
-/// length, and of the end of an answer.
+/// Parts of the names of constraints, in lower case and without `_` and `-`: of the form, of the tokens, of
+/// the length, and of the end of an answer.
 const CONSTRAINTS: [&str; 44] = [
     "guided",
     "grammar",
@@ -187,8 +187,8 @@ pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError>
     refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
 }
 
-/// Refuses constraints among the unknown fields, and other spellings of known fields, such as `maxTokens`. Call
-/// it when every known field has been taken.
+/// Refuses constraints among the unknown fields, and other spellings of known fields, such as `maxTokens`.
+/// Call it when every known field has been taken.
 ///
 /// # Errors
 /// 400 that names the field.
@@ -283,7 +283,8 @@ fn is_empty_text(value: &Value) -> bool {
     value == ""
 }
 
-/// Returns true for `false`, 0, "" and `[]`. An empty object can be a constraint: as a schema it asks for JSON.
+/// Returns true for `false`, 0, "" and `[]`. An empty object can be a constraint: as a schema it asks for
+/// JSON.
 fn asks_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

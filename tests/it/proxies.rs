@@ -328,7 +328,7 @@ fn model() -> TempDir {
     dir
 }
 
-/// A page that the proxy serves itself may use the server. Another page may not, nor one whose name resolves to
+/// A page of the proxy's own origin may use the server. Another page may not, nor one whose name resolves to
 /// the proxy's address.
 fn web_pages_through_the_proxy(port: u16) {
     let ask = |host: &str, origin: &str| {
