@@ -2,8 +2,8 @@
 //!
 //! A request passes `listen` (connection), `middleware` with `access` (head, origin, API key, shutdown),
 //! `routes`, `body` (bytes), `json` (JSON object), `types` (wire struct), `validate` (validated request),
-//! `generate` (admission and generation) and `reply_builder` (JSON of the reply), which `routes` and `sse` write
-//! to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
+//! `generate` (admission and generation) and `reply_builder` (JSON of the reply), which `routes` and `sse`
+//! write to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
 //! `reply_builder` knows no transport.
 
 mod access;
