@@ -153,7 +153,7 @@ async fn ask(
 
 /// Sends an invalid request, which must get a 4xx status other than 429.
 async fn nonsense(address: SocketAddr, draws: &mut Random, tally: &mut Tally) -> Result<(), String> {
-    let oversized = "POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
+    let oversized = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
                      content-length: 999999999\r\nconnection: close\r\n\r\n{";
     let long = json!({ "model": "soak", "prompt": vec![40; 5000], "max_tokens": 5 }).to_string();
     let requests = [
@@ -181,7 +181,7 @@ async fn nonsense(address: SocketAddr, draws: &mut Random, tally: &mut Tally) ->
 /// Bytes of a completion request with this body.
 pub fn post(body: &str) -> String {
     format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\n\
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
          content-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )

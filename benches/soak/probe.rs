@@ -110,7 +110,7 @@ pub fn ask(stream: &mut TcpStream, path: &str) -> (u16, String) {
 /// Sends a GET. Returns status, body, and true if the server closes the connection after it; `None` if the
 /// connection was closed without a response.
 fn try_ask(stream: &mut TcpStream, path: &str) -> Option<(u16, String, bool)> {
-    let head = format!("GET {path} HTTP/1.1\r\nhost: here\r\n\r\n");
+    let head = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
     stream.write_all(head.as_bytes()).ok()?;
     let mut bytes = Vec::new();
     loop {

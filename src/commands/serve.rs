@@ -141,8 +141,9 @@ async fn load_and_serve(
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
     let listener = server::bind(addresses).context("cannot listen")?;
     let status = Arc::clone(&p.status);
+    let origins = p.config.network.allowed_origins.clone();
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));
-    let load = server::while_starting(&listener, &status, load);
+    let load = server::while_starting(&listener, &status, &origins, load);
     let Some(loaded) = server::unless_shutdown(&status, signals, load).await else {
         return Ok((Ended::Early, None));
     };
@@ -169,10 +170,15 @@ async fn serve(
     let mut http = HttpLimits { write_stall: p.config.timeouts.write_timeout, ..HttpLimits::default() };
     http.max_connections = connections(http.max_connections, p.usable.kept_free);
     http.body = body_limits(http.body, p.usable.kept_free);
+    let allowed_hosts = p.config.network.allowed_hosts();
     let settings = Settings {
         models: p.config.model.served_names(),
+        model_paths: p.config.model.paths(),
         api_key: p.config.network.api_key,
         named_keys: callers(p.config.network.api_keys.as_deref().unwrap_or_default())?,
+        metrics_need_key: p.config.network.require_auth_for_metrics,
+        allowed_origins: p.config.network.allowed_origins,
+        allowed_hosts,
         defaults: Defaults {
             temperature: p.generation.temperature.unwrap_or(defaults.temperature),
             top_p: p.generation.top_p.unwrap_or(defaults.top_p),

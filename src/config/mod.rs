@@ -17,6 +17,7 @@ mod error;
 mod file;
 mod host;
 mod log;
+mod origins;
 mod other_servers;
 mod parse;
 mod parsers;

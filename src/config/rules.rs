@@ -43,6 +43,11 @@ impl ServeArgs {
         if self.network.api_key.as_ref().is_some_and(|key| !api_keys::is_valid(key)) {
             return wrong("--api-key", "expected visible ASCII characters".to_owned());
         }
+        let no_key = self.network.api_key.is_none() && self.network.api_keys.is_none();
+        if self.network.require_auth_for_metrics && no_key {
+            let message = "expected --api-key or --api-keys with it".to_owned();
+            return wrong("--require-auth-for-metrics", message);
+        }
         let names = self.model.served_names();
         if let Some(twin) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
             return wrong("--served-model-name", format!("expected each name once, got `{}` twice", twin.1));

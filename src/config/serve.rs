@@ -14,6 +14,7 @@ use clap::{ArgAction, Args};
 use super::api_keys::{self, ApiKey};
 use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
+use super::origins::{host_name, origin};
 use super::parsers::{
     at_least_0, at_least_1, at_least_1_second, boolean, fraction, got, port, positive, seconds, tokens,
     trimmed_name, trimmed_secret,
@@ -61,7 +62,8 @@ pub(crate) struct ModelArgs {
     /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
     #[arg(long, env = "OCTANT_MODEL", value_name = "DIR", aliases = ["model-path", "model-id"])]
     pub(crate) model: PathBuf,
-    /// Model names that clients may use, separated by commas or spaces [default: the name of the directory]
+    /// Model names that clients may use, separated by commas or spaces, with or without a provider in front, as
+    /// in openai/NAME [default: the name of the directory]
     #[arg(
         long,
         env = "OCTANT_SERVED_MODEL_NAME",
@@ -117,7 +119,8 @@ pub(crate) struct NetworkArgs {
     /// Address or name of --admin-port
     #[arg(long, env = "OCTANT_ADMIN_HOST", value_name = "HOST", default_value_t = LOOPBACK)]
     pub(crate) admin_host: Host,
-    /// Key that clients must send as `Authorization: Bearer KEY` [default: none, every client has access]
+    /// Key that clients must send as `Authorization: Bearer KEY` or `x-api-key: KEY` [default: none, every
+    /// client has access; see allowed-hosts and allowed-origins]
     #[arg(
         long,
         env = "OCTANT_API_KEY",
@@ -137,6 +140,37 @@ pub(crate) struct NetworkArgs {
         value_parser = PathBufValueParser::new().try_map(|path| api_keys::read(&path))
     )]
     pub(crate) api_keys: Option<Arc<[ApiKey]>>,
+    /// Require the API key for /metrics. If false, /metrics leaves out the usage of keys and users without it
+    #[arg(
+        long,
+        env = "OCTANT_REQUIRE_AUTH_FOR_METRICS",
+        value_name = "BOOL",
+        default_value_t = false,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub(crate) require_auth_for_metrics: bool,
+    /// Host names under which clients without an API key may use the server, separated by commas; *.NAME for
+    /// all names below NAME, * for all names [default: localhost, IP addresses and the name in --host]
+    #[arg(
+        long,
+        env = "OCTANT_ALLOWED_HOSTS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        value_parser = host_name
+    )]
+    pub(crate) allowed_hosts: Vec<String>,
+    /// Origins whose web pages may use the server (CORS), such as https://chat.example, separated by commas;
+    /// * for all origins [default: none]
+    #[arg(
+        long,
+        env = "OCTANT_ALLOWED_ORIGINS",
+        value_name = "ORIGINS",
+        value_delimiter = ',',
+        value_parser = origin,
+        alias = "cors-allow-origin"
+    )]
+    pub(crate) allowed_origins: Vec<String>,
     /// Reject requests with unknown fields. If false, the response lists them in its x-ignored-fields header
     #[arg(
         long,
@@ -329,6 +363,13 @@ impl ModelArgs {
         })
     }
 
+    /// Paths of the model's directory, as given and in full. Clients made for vLLM use them as its name.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        let full = std::fs::canonicalize(&self.model).ok();
+        let text = |path: &PathBuf| path.to_string_lossy().trim_end_matches('/').to_owned();
+        [Some(&self.model), full.as_ref()].into_iter().flatten().map(text).collect()
+    }
+
     /// Element type of the KV cache.
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         let default = match self.quantization {
@@ -336,6 +377,18 @@ impl ModelArgs {
             Precision::None => KvDtype::Bf16,
         };
         self.kv_cache_dtype.unwrap_or(default)
+    }
+}
+
+impl NetworkArgs {
+    /// Host names under which clients without an API key may use the server: the allowed ones and the name that
+    /// the server listens on.
+    pub(crate) fn allowed_hosts(&self) -> Vec<String> {
+        let own = match &self.host {
+            Host::Name(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),
+            Host::Address(_) => None,
+        };
+        self.allowed_hosts.iter().cloned().chain(own).collect()
     }
 }
 

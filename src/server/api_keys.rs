@@ -1,5 +1,7 @@
 //! API keys: which keys are valid, and which tenant and priority each stands for.
 
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -73,23 +75,41 @@ impl ApiKeys {
         }
     }
 
-    /// Checks the value of an `Authorization` header. Returns the caller if the key is a named one.
+    /// Returns true if every client has access.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Checks the key of a request. Returns the caller if the key is a named one.
     ///
     /// Every key is compared, so that the time does not depend on which one matches.
     ///
     /// # Errors
-    /// [`ApiError::BadKey`] if keys are configured and the header has none of them.
-    pub(crate) fn authenticate(&self, authorization: Option<&[u8]>) -> Result<Option<Caller>, ApiError> {
+    /// [`ApiError::BadKey`] if keys are configured and `given` is none of them.
+    pub(crate) fn authenticate(&self, given: Option<&[u8]>) -> Result<Option<Caller>, ApiError> {
         if self.0.is_empty() {
             return Ok(None);
         }
-        let given = authorization.and_then(bearer_token).map(KeyDigest::new).ok_or(ApiError::BadKey)?;
+        let given = given.map(KeyDigest::new).ok_or(ApiError::BadKey)?;
         let found = self.0.iter().fold(None, |found, (key, caller)| match key.matches(&given) {
             true => Some(caller),
             false => found,
         });
         found.cloned().ok_or(ApiError::BadKey)
     }
+}
+
+/// The API key that a request carries: the token of `Authorization: Bearer`, or the value of `x-api-key`,
+/// which clients of Anthropic's API send. An `Authorization` of another scheme is a proxy's and no key.
+///
+/// # Errors
+/// [`ApiError::BadKey`] if the request carries different keys.
+pub(crate) fn given(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
+    let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| bearer_token(value.as_bytes()));
+    let plain = headers.get_all("x-api-key").iter().map(HeaderValue::as_bytes);
+    let mut keys = bearer.chain(plain.filter(|key| !key.is_empty()));
+    let first = keys.next();
+    if keys.all(|key| Some(key) == first) { Ok(first) } else { Err(ApiError::BadKey) }
 }
 
 /// The token of `Bearer <token>`; the scheme's case does not matter.

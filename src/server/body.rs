@@ -26,7 +26,8 @@ pub(crate) struct ReadBody {
 }
 
 /// Reads the bytes of a body that should be JSON. A missing or wrong content type is accepted, since curl's
-/// default is wrong; multipart and compressed bodies are refused.
+/// default is wrong; multipart and compressed bodies are refused. A web page can send some of these types to
+/// another origin without a preflight request; `access` has refused it by its `Origin` header.
 ///
 /// # Errors
 /// Status 400, 408, 413 or 415; 429 if too many other bodies arrive meanwhile or take too much memory; 503 if

@@ -71,6 +71,15 @@ pub enum ApiError {
     /// The API key is missing or wrong.
     #[error("Incorrect API key provided.")]
     BadKey,
+    /// The server has no API key, and the request's host is no IP address, `localhost` or allowed name.
+    #[error(
+        "Without an API key, this server is used under an IP address, localhost or a name in \
+         --allowed-hosts; the request's Host is {0}."
+    )]
+    HostNotAllowed(String),
+    /// A web page of another origin sent the request.
+    #[error("Web pages of the origin {0} may not use this server; --allowed-origins lists those that may.")]
+    OriginNotAllowed(String),
     /// The model is not served here.
     #[error("The model `{0}` does not exist.")]
     ModelNotFound(String),
@@ -170,6 +179,8 @@ impl ApiError {
                 (StatusCode::BAD_REQUEST, REQUEST, Some("context_length_exceeded"), None)
             }
             Self::BadKey => (StatusCode::UNAUTHORIZED, REQUEST, Some("invalid_api_key"), None),
+            Self::HostNotAllowed(_) => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed"), None),
+            Self::OriginNotAllowed(_) => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed"), None),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found"), None),
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, REQUEST, None, None),
             Self::NoMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, None, None),
@@ -226,11 +237,13 @@ impl ApiError {
     }
 
     /// Every value that [`label`](Self::label) returns.
-    pub const LABELS: [&str; 12] = [
+    pub const LABELS: [&str; 14] = [
         "invalid_request",
         "invalid_value",
         "context_length_exceeded",
         "invalid_api_key",
+        "host_not_allowed",
+        "origin_not_allowed",
         "model_not_found",
         "deadline_exceeded",
         "queue_full",

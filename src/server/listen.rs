@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
+use super::cors::AllowedOrigins;
 use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signal, Signals, drain};
 use super::evicting_permits::{EvictingPermit, EvictingPermits};
 use super::health;
@@ -68,16 +69,21 @@ pub fn signals() -> io::Result<Signals> {
     Ok(Signals::new(receiver))
 }
 
-/// Runs `load` and meanwhile answers probes; all other requests get a 503.
+/// Runs `load` and meanwhile answers probes; all other requests get a 503, which web pages of
+/// `allowed_origins` may read.
 pub async fn while_starting<T>(
     listener: &Listener,
     status: &Arc<ServerStatus>,
+    allowed_origins: &[String],
     load: impl Future<Output = T>,
 ) -> T {
+    let origins = Arc::new(AllowedOrigins::new(allowed_origins));
     let accept = async {
         loop {
             match listener.accept().await {
-                Ok(stream) => _ = tokio::spawn(answer_once(stream, Arc::clone(status))),
+                Ok(stream) => {
+                    tokio::spawn(answer_once(stream, Arc::clone(status), Arc::clone(&origins)));
+                }
                 Err(_disconnected_or_no_descriptors) => sleep(ACCEPT_RETRY).await,
             }
         }
@@ -89,9 +95,9 @@ pub async fn while_starting<T>(
 }
 
 /// Answers one request as before the start of the engine, and closes the connection.
-async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>) {
+async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>, origins: Arc<AllowedOrigins>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let response = before_start(&status, request.uri().path(), request.method());
+        let response = before_start(&status, &origins, &request);
         async move { Ok::<_, Infallible>(response) }
     });
     let mut builder = http1::Builder::new();
@@ -137,7 +143,9 @@ async fn accept(listener: Listener, state: &Arc<ServerState>, end: &watch::Sende
                         Connecting::Admitted(permit) => {
                             Connection { state, router, permit }.run(stream, end).await;
                         }
-                        Connecting::Probe => answer_once(stream, Arc::clone(&state.status)).await,
+                        Connecting::Probe => {
+                            answer_once(stream, Arc::clone(&state.status), Arc::clone(&state.origins)).await;
+                        }
                         Connecting::Evicted => {}
                     }
                 });

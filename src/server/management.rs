@@ -31,6 +31,7 @@ use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::evicting_permits::EvictingPermits;
 use super::health::{self, Probe};
+use super::host;
 use super::listener::{Listener, bind};
 use super::middleware::answered;
 use super::status::{ServerStatus, ShutdownPhase};
@@ -171,6 +172,9 @@ async fn serve(stream: TcpStream, port: Port, status: &Arc<ServerStatus>) {
 async fn respond(request: &Request<Incoming>, port: Port, status: &ServerStatus) -> Response<Body> {
     let (method, path) = (request.method(), request.uri().path());
     let requested = format!("{method} {path}");
+    if let Err(error) = host::of(request) {
+        return error.into_response();
+    }
     if let Some(probe) = health::probe(path) {
         return match *method {
             Method::GET | Method::HEAD => health::respond(status, probe),

@@ -174,8 +174,9 @@ impl Metrics {
         self.errors.with_label_values(&[label]).inc();
     }
 
-    /// Writes all metrics in the given format: the body of the response to a scrape.
-    pub fn render(&self, stats: &Stats, status: &ServerStatus, format: Format) -> String {
+    /// Writes all metrics in the given format: the body of the response to a scrape. `usage` says whether
+    /// those of each key and user are among them.
+    pub fn render(&self, stats: &Stats, status: &ServerStatus, format: Format, usage: bool) -> String {
         let families = {
             let copied = self.copied.lock().unwrap_or_else(PoisonError::into_inner);
             copied.set(stats, status);
@@ -184,7 +185,9 @@ impl Metrics {
         // The text grows little from one scrape to the next, so this rarely reallocates.
         let mut out = String::with_capacity(self.length.load(Ordering::Relaxed) + (4 << 10));
         exposition::write(&families, format, &mut out);
-        self.keys.write(format, &mut out);
+        if usage {
+            self.keys.write(format, &mut out);
+        }
         exposition::write_end(format, &mut out);
         self.length.store(out.len(), Ordering::Relaxed);
         out

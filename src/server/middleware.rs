@@ -1,31 +1,21 @@
-//! Middleware around all routes and fallbacks: limits of the request's head, the API key, the shutdown, the
-//! request id, HTTP metrics and the access log.
-//!
-//! The key is checked here rather than in the routes, so that a route added later needs a key unless it is a
-//! probe.
+//! Middleware around all routes and fallbacks: the check of [`access`], the request id, headers for browsers
+//! (CORS), HTTP metrics and the access log.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{AUTHORIZATION, CONNECTION};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use axum::http::header::{CONNECTION, ORIGIN};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
 use axum::middleware::Next;
 use axum::response::IntoResponse;
 
+use super::access::{self, Access};
 use super::access_log::AccessRecord;
-use super::api_keys::Caller;
-use super::error::ApiError;
 use super::error_response::ErrorLabel;
-use super::health;
 use super::state::ServerState;
 use super::system::random_u64;
-use crate::generation::Refusal;
-use crate::request::Reject;
-
-/// Routes whose requests are counted as admitted or refused.
-const GENERATE: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
 
 /// Checks a request, calls its route, and completes the response.
 pub(crate) async fn handle(
@@ -41,14 +31,17 @@ pub(crate) async fn handle(
         known @ ("GET" | "POST" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "PATCH") => known.to_owned(),
         _ => "OTHER".to_owned(),
     };
-    let mut response = match check(&state, &request) {
-        Ok(caller) => {
+    let origin = request.headers().get(ORIGIN).cloned();
+    let mut response = match access::check(&state, &request) {
+        Ok(Access::Route { caller, usage }) => {
             request.extensions_mut().insert(Arc::clone(&record));
+            request.extensions_mut().insert(usage);
             if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
             next.run(request).await
         }
+        Ok(Access::Preflight(response)) => response,
         Err(error) => error.into_response(),
     };
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
@@ -57,6 +50,7 @@ pub(crate) async fn handle(
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
+    state.origins.add_headers(origin.as_ref(), response.headers_mut());
     if state.shutting_down() {
         // Load balancers keep connections open. This header makes them close those to this server before it
         // stops accepting requests.
@@ -69,27 +63,6 @@ pub(crate) async fn handle(
     answered(&record, &response);
     state.metrics.http(handler.as_deref().unwrap_or("none"), &method, status, began.elapsed());
     response
-}
-
-fn check(state: &ServerState, request: &Request) -> Result<Option<Caller>, ApiError> {
-    let (limits, headers) = (&state.settings.http, request.headers());
-    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let line = request.uri().path().len() + request.uri().query().map_or(0, str::len);
-    if bytes + line > limits.max_head_bytes || headers.len() > limits.max_headers {
-        return Err(ApiError::HeadersTooLarge(limits.max_head_bytes, limits.max_headers));
-    }
-    // Load balancers have no key, and must get an answer during the shutdown too.
-    if health::probe(request.uri().path()).is_some() {
-        return Ok(None);
-    }
-    let caller = state.keys.authenticate(headers.get(AUTHORIZATION).map(HeaderValue::as_bytes))?;
-    if state.refuses_requests() && request.uri().path() != "/metrics" {
-        if request.method() == Method::POST && GENERATE.contains(&request.uri().path()) {
-            state.metrics.refused(&Refusal::Rejected(Reject::Draining));
-        }
-        return Err(ApiError::Draining);
-    }
-    Ok(caller)
 }
 
 /// Returns the record of a request for the access log, which the middleware has made.

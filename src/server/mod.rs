@@ -1,15 +1,17 @@
 //! HTTP front end: the only module that knows axum and OpenAI's JSON.
 //!
-//! A request passes `listen` (connection), `middleware` (head, API key, shutdown), `routes`, `body`
-//! (bytes), `json` (JSON object), `types` (wire struct), `validate` (validated request), `generate`
-//! (admission and generation) and `reply_builder` (JSON of the reply), which `routes` and `sse` write
-//! to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
+//! A request passes `listen` (connection), `middleware` with `access` (head, origin, API key, shutdown),
+//! `routes`, `body` (bytes), `json` (JSON object), `types` (wire struct), `validate` (validated request),
+//! `generate` (admission and generation) and `reply_builder` (JSON of the reply), which `routes` and `sse`
+//! write to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
 //! `reply_builder` knows no transport.
 
+mod access;
 mod access_log;
 pub mod api_keys;
 mod body;
 mod byte_budget;
+mod cors;
 mod drain;
 pub mod error;
 mod error_response;
@@ -17,6 +19,7 @@ mod evicting_permits;
 pub mod fields;
 mod generate;
 pub mod health;
+mod host;
 mod hyper_errors;
 pub mod json;
 mod listen;
@@ -36,6 +39,7 @@ mod system;
 mod timeout_stream;
 mod tokenize;
 mod types;
+mod unsupported;
 pub mod validate;
 
 pub use drain::{DrainTimes, Ended, Signal, Signals, unless_shutdown};

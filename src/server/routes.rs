@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, ORIGIN};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, Uri};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 
+use super::access::UsageAccess;
 use super::access_log::AccessRecord;
 use super::api_keys::Caller;
+use super::cors::AllowedOrigins;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Admission;
@@ -27,7 +29,7 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, generate, health, middleware, sse, tokenize, validate};
+use super::{body, generate, health, host, middleware, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -65,12 +67,20 @@ pub(crate) fn router(state: Arc<ServerState>) -> Router {
 }
 
 /// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
-pub(crate) fn before_start(status: &ServerStatus, path: &str, method: &Method) -> Response<Body> {
-    let record = AccessRecord::new(method.as_str(), path, None);
-    let response = match health::probe(path) {
-        Some(probe) if [Method::GET, Method::HEAD].contains(method) => health::respond(status, probe),
-        _ => ApiError::NotReady.into_response(),
+pub(super) fn before_start<B>(
+    status: &ServerStatus,
+    origins: &AllowedOrigins,
+    request: &http::Request<B>,
+) -> Response<Body> {
+    let record = AccessRecord::new(request.method().as_str(), request.uri().path(), None);
+    let mut response = match (host::of(request), health::probe(request.uri().path())) {
+        (Err(error), _) => error.into_response(),
+        (_, Some(probe)) if [Method::GET, Method::HEAD].contains(request.method()) => {
+            health::respond(status, probe)
+        }
+        _ => origins.preflight(request).unwrap_or_else(|| ApiError::NotReady.into_response()),
     };
+    origins.add_headers(request.headers().get(ORIGIN), response.headers_mut());
     middleware::answered(&record, &response);
     response
 }
@@ -185,7 +195,7 @@ async fn model(
 ) -> Result<Json<Value>, ApiError> {
     // Model names are UTF-8, so a path that is not names no model.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound("\u{FFFD}".to_owned()))?;
-    let name = validate::served_model(Some(id), &state.limits.models)?;
+    let name = validate::served_model(Some(id), &state.limits)?;
     Ok(Json(describe(&state, &name)))
 }
 
@@ -199,12 +209,17 @@ fn describe(state: &ServerState, name: &str) -> Value {
     })
 }
 
-async fn metrics(State(state): Shared, headers: HeaderMap) -> impl IntoResponse {
+async fn metrics(
+    State(state): Shared,
+    Extension(usage): Extension<UsageAccess>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::from_accept(accept);
     state.metrics.reading(state.body_permits.held());
     state.metrics.dropped_log_lines(state.settings.dropped_log_lines.load(Ordering::Relaxed));
-    let text = state.metrics.render(&state.generator.engine().stats(), &state.status, format);
+    let stats = state.generator.engine().stats();
+    let text = state.metrics.render(&stats, &state.status, format, usage.0);
     ([(CONTENT_TYPE, format.content_type())], text)
 }
 

@@ -20,10 +20,19 @@ pub(crate) const MAX_PARSING: usize = 4;
 pub struct Settings {
     /// Names that requests may give as `model`, the model's own name first. At least one.
     pub models: Vec<String>,
+    /// Paths of the model's directory, without a slash at the end, which requests may give as `model` too.
+    pub model_paths: Vec<String>,
     /// API key shared by all clients. With `None` and no named keys, every client is let in.
     pub api_key: Option<String>,
     /// Further API keys, each with the tenant and priority of its holder.
     pub named_keys: Vec<(String, Caller)>,
+    /// Whether `/metrics` needs a key. If false, usage by key or user is left out of it without a key.
+    pub metrics_need_key: bool,
+    /// Origins, in lower case, whose web pages may use the server; `*` for all.
+    pub allowed_origins: Vec<String>,
+    /// Host names, in lower case, that requests may use while there is no API key, in addition to IP
+    /// addresses and `localhost`; `*.NAME` for all names below NAME, `*` for all.
+    pub allowed_hosts: Vec<String>,
     /// Sampling parameters for requests that leave them out.
     pub defaults: Defaults,
     /// Token ids that end a generation.
@@ -43,8 +52,12 @@ impl Settings {
     pub fn new(model: impl Into<String>, eos_ids: Vec<u32>) -> Self {
         Self {
             models: vec![model.into()],
+            model_paths: Vec::new(),
             api_key: None,
             named_keys: Vec::new(),
+            metrics_need_key: false,
+            allowed_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
             defaults: Defaults::default(),
             eos_ids,
             reject_unknown_fields: false,

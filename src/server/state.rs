@@ -7,7 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::api_keys::ApiKeys;
 use super::byte_budget::ByteBudget;
+use super::cors::AllowedOrigins;
 use super::evicting_permits::EvictingPermits;
+use super::host::AllowedHosts;
 use super::metrics::Metrics;
 use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
@@ -22,6 +24,10 @@ pub struct ServerState {
     pub(crate) limits: Limits,
     pub(crate) metrics: Metrics,
     pub(crate) keys: ApiKeys,
+    /// Origins whose web pages may use the server.
+    pub(super) origins: Arc<AllowedOrigins>,
+    /// Host names that requests may use while there is no API key.
+    pub(super) hosts: AllowedHosts,
     /// Unix time in seconds at which this state was made; the models' `created`.
     pub(crate) started: u64,
     /// Permits for parsing a large body.
@@ -51,6 +57,7 @@ impl ServerState {
         assert!(!settings.models.is_empty(), "a server serves at least one model");
         let limits = Limits {
             models: settings.models.clone(),
+            model_paths: settings.model_paths.clone(),
             vocab_size: generator.vocab_size(),
             eos_ids: settings.eos_ids.clone(),
             defaults: settings.defaults.clone(),
@@ -65,6 +72,8 @@ impl ServerState {
         keys.usage_labels().iter().for_each(|label| metrics.register_key(label));
         Arc::new(Self {
             keys,
+            origins: Arc::new(AllowedOrigins::new(&settings.allowed_origins)),
+            hosts: AllowedHosts::new(&settings.allowed_hosts),
             generator,
             settings,
             limits,

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::unsupported;
 
 /// Fields that chat and text completions share; each has the name of its JSON field.
 #[derive(Debug, Default)]
@@ -69,7 +70,7 @@ impl ChatWire {
     /// # Errors
     /// 400 if a field has the wrong type, or is known but not supported.
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse(&mut fields, UNSUPPORTED_IN_CHAT)?;
+        unsupported::refuse_in_chat(&mut fields)?;
         let object = |map: Option<Fields>| map.map(Fields::into_map);
         let mut wire = Self {
             messages: fields.array("messages")?,
@@ -92,7 +93,7 @@ impl CompletionWire {
     /// # Errors
     /// 400 if a field has the wrong type, or is known but not supported.
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse(&mut fields, UNSUPPORTED_IN_COMPLETIONS)?;
+        unsupported::refuse_in_completions(&mut fields)?;
         let mut wire = Self {
             prompt: fields.value("prompt"),
             echo: fields.bool("echo")?,
@@ -108,9 +109,9 @@ impl CompletionWire {
 impl CommonFields {
     /// Takes the shared fields. Call it last: every field that is left afterwards counts as unknown.
     fn read(mut fields: Fields) -> Result<Self, ApiError> {
-        refuse_unsupported(&mut fields)?;
-        for name in ACCEPTED_AND_UNUSED {
-            let _unused = fields.value(name);
+        unsupported::refuse(&mut fields)?;
+        for (name, harmless) in WITHOUT_EFFECT {
+            fields.drop_if(name, harmless);
         }
         let mut ignored = Vec::new();
         let stream_options = match fields.object("stream_options")? {
@@ -150,108 +151,21 @@ impl CommonFields {
             return_cost: fields.bool("return_cost")?,
             ignored,
         };
+        unsupported::refuse_unknown(&fields)?;
         common.ignored.extend(fields.rest());
         Ok(common)
     }
 }
 
-/// Fields that are accepted and have no effect.
-const ACCEPTED_AND_UNUSED: [&str; 4] = ["metadata", "store", "service_tier", "parallel_tool_calls"];
+/// Fields whose harmless values are accepted without effect. Other values are reported as ignored.
+const WITHOUT_EFFECT: [(&str, Harmless); 4] = [
+    // The client's own labels.
+    ("metadata", |_| true),
+    // There are no tools to call.
+    ("parallel_tool_calls", |_| true),
+    ("store", |value| value == &Value::Bool(false)),
+    ("service_tier", |value| value == "auto" || value == "default"),
+];
 
-/// Says whether a value of an unsupported field asks for nothing, so that the request can be served. Null is
-/// always harmless and is not passed to it.
+/// Says whether the answer is the same as without the field.
 type Harmless = fn(&Value) -> bool;
-
-/// Fields of OpenAI's or vLLM's API that no route supports.
-const UNSUPPORTED: &[(&str, Harmless)] = &[
-    ("tools", is_empty),
-    ("tool_choice", is_none),
-    ("functions", is_empty),
-    ("function_call", is_none),
-    ("response_format", is_text_format),
-    ("audio", never),
-    ("modalities", is_text_only),
-    ("prediction", never),
-    ("web_search_options", never),
-    ("suffix", is_empty),
-    ("use_beam_search", is_false),
-    ("structured_outputs", never),
-    ("guided_json", never),
-    ("guided_regex", never),
-    ("guided_choice", never),
-    ("guided_grammar", never),
-    ("guided_decoding_backend", never),
-    ("guided_whitespace_pattern", never),
-    ("structural_tag", never),
-    ("prompt_logprobs", never),
-    ("truncate_prompt_tokens", never),
-    ("allowed_token_ids", never),
-    ("bad_words", is_empty),
-    ("logits_processors", is_empty),
-    ("prompt_embeds", never),
-    ("return_token_ids", is_false),
-    ("return_tokens_as_token_ids", is_false),
-    ("kv_transfer_params", never),
-    ("thinking_token_budget", never),
-    ("min_new_tokens", never),
-];
-
-/// Fields that are refused for chat completions, in addition to [`UNSUPPORTED`].
-const UNSUPPORTED_IN_CHAT: &[(&str, Harmless)] = &[
-    ("echo", is_false),
-    ("documents", is_empty),
-    ("chat_template", never),
-    ("add_special_tokens", is_false),
-    ("mm_processor_kwargs", is_empty),
-    ("prompt", never),
-];
-
-/// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
-const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] =
-    &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
-
-/// Refuses fields that no route supports.
-///
-/// # Errors
-/// 400 that names the first such field with a value that asks for something.
-pub(crate) fn refuse_unsupported(fields: &mut Fields) -> Result<(), ApiError> {
-    refuse(fields, UNSUPPORTED)
-}
-
-fn refuse(fields: &mut Fields, known: &[(&str, Harmless)]) -> Result<(), ApiError> {
-    for (name, harmless) in known {
-        if fields.value(name).is_some_and(|value| !harmless(&value)) {
-            return Err(ApiError::unsupported(*name, "this field is not supported"));
-        }
-    }
-    Ok(())
-}
-
-fn never(_: &Value) -> bool {
-    false
-}
-
-fn is_false(value: &Value) -> bool {
-    value == &Value::Bool(false)
-}
-
-fn is_none(value: &Value) -> bool {
-    value == "none"
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Array(items) => items.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    }
-}
-
-fn is_text_format(value: &Value) -> bool {
-    value.get("type").is_some_and(|kind| kind == "text")
-}
-
-fn is_text_only(value: &Value) -> bool {
-    value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"))
-}

@@ -9,6 +9,7 @@
 //!   `seed + i`.
 //! - Without `max_tokens`, a chat gets the rest of the context, a text completion at most 16 tokens.
 //! - `top_k` of 0 or -1 means all tokens.
+//! - `top_p` of 0 means greedy decoding, and a temperature between 0 and 0.01 becomes 0.01.
 
 mod chat;
 mod completion;
@@ -24,7 +25,8 @@ use serde_json::Value;
 use super::api_keys::Caller;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
-use super::types::{ChatWire, CommonFields, CompletionWire, refuse_unsupported};
+use super::types::{ChatWire, CommonFields, CompletionWire};
+use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub(crate) use limits::MAX_TIMEOUT;
@@ -106,7 +108,7 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), ApiError> {
-    served_model(fields.string("model")?, &limits.models)?;
+    served_model(fields.string("model")?, limits)?;
     let strings = fields.bool("return_token_strs")?.unwrap_or(false);
     let Some(messages) = fields.array("messages")? else {
         let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
@@ -121,7 +123,7 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
         let text = "not supported with messages, whose chat template adds special tokens itself";
         return Err(ApiError::unsupported("add_special_tokens", text));
     }
-    refuse_unsupported(&mut fields)?;
+    unsupported::refuse(&mut fields)?;
     let mut wire = ChatWire {
         messages: Some(messages),
         add_generation_prompt: fields.bool("add_generation_prompt")?,
@@ -137,7 +139,7 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub(crate) fn detokenize(mut fields: Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
-    served_model(fields.string("model")?, &limits.models)?;
+    served_model(fields.string("model")?, limits)?;
     let items = fields.array("tokens")?;
     let items = items.ok_or_else(|| ApiError::invalid("tokens", "expected an array of token ids"))?;
     token_ids("tokens", Some(&items), MAX_DETOKENIZE, limits.vocab_size)
@@ -159,9 +161,9 @@ fn finish(
     fresh_seed: u64,
 ) -> Result<ValidRequest, ApiError> {
     if let (true, Some(name)) = (limits.reject_unknown_fields, wire.ignored.first()) {
-        return Err(ApiError::unsupported(name, "unknown field"));
+        return Err(ApiError::unsupported(name, "this field is unknown or has no effect here"));
     }
-    let model = served_model(wire.model.clone(), &limits.models)?;
+    let model = served_model(wire.model.clone(), limits)?;
     let n = choices(&wire, &route.prompts)?;
     let stream = wire.stream.unwrap_or(false);
     if wire.stream_options.is_some() && !stream {
@@ -218,16 +220,25 @@ fn finish(
     })
 }
 
-/// The name of the model to serve: `asked`, or the first served name if the client gave none. The name is
-/// only compared with the list; it is never used as a path.
+/// The served name of the model that the client asks for; the first one if it names none. Clients made for
+/// vLLM name the model's directory, and routers such as LiteLLM put a provider in front: `openai/NAME`. The
+/// name is only compared; it is never used as a path.
 ///
 /// # Errors
 /// 404 if `asked` is not served.
-pub(crate) fn served_model(asked: Option<String>, served: &[String]) -> Result<String, ApiError> {
-    match asked {
-        None => Ok(served.first().cloned().unwrap_or_default()),
-        Some(name) if served.contains(&name) => Ok(name),
-        Some(name) => Err(ApiError::ModelNotFound(name)),
+pub(crate) fn served_model(asked: Option<String>, limits: &Limits) -> Result<String, ApiError> {
+    let first = || limits.models.first().cloned().unwrap_or_default();
+    let Some(asked) = asked else { return Ok(first()) };
+    let ends_with = |name: &&String| {
+        let provider = asked.strip_suffix(name.as_str()).and_then(|before| before.strip_suffix('/'));
+        asked == **name || provider.is_some_and(|provider| !provider.is_empty())
+    };
+    let path = asked.strip_suffix('/').unwrap_or(&asked);
+    // The longest name, since one name can be the end of another.
+    match limits.models.iter().filter(ends_with).max_by_key(|name| name.len()) {
+        Some(name) => Ok(name.clone()),
+        None if limits.model_paths.iter().any(|known| known == path) => Ok(first()),
+        None => Err(ApiError::ModelNotFound(asked)),
     }
 }
 
@@ -270,14 +281,13 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
         Some(Value::Array(items)) => items.as_slice(),
         Some(one) => std::slice::from_ref(one),
     };
+    // An empty string stands for none.
+    let items: Vec<&Value> = items.iter().filter(|item| *item != "").collect();
     if items.len() > MAX_STOP_STRINGS {
         let text = format!("expected at most {MAX_STOP_STRINGS} strings, got {}", items.len());
         return Err(ApiError::invalid("stop", text));
     }
     let one = |item: &Value| match item {
-        Value::String(text) if text.is_empty() => {
-            Err(ApiError::invalid("stop", "expected strings of at least one character"))
-        }
         Value::String(text) if text.len() > MAX_STOP_BYTES => {
             let text = format!("expected strings of at most {MAX_STOP_BYTES} bytes, got {}", text.len());
             Err(ApiError::invalid("stop", text))
@@ -285,7 +295,7 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
         Value::String(text) => Ok(text.clone()),
         other => Err(wrong_type("stop", "a string or an array of strings", other)),
     };
-    items.iter().map(one).collect()
+    items.into_iter().map(one).collect()
 }
 
 /// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the

@@ -255,3 +255,29 @@ fn limits_and_timeouts_must_be_at_least_1() {
         refuses(&output, 2, &[flag, "expected at least 1, got 0"]);
     }
 }
+
+#[test]
+fn origins_and_host_names_are_checked_at_start() {
+    for (flag, value, part) in [
+        ("--require-auth-for-metrics", "true", "expected --api-key or --api-keys"),
+        ("--allowed-origins", "chat.example", "https://chat.example"),
+        ("--allowed-origins", "https://a,b", "got `b`"),
+        ("--allowed-origins", "http://a/b", "got `http://a/b`"),
+        ("--allowed-origins", "http://*.a", "got `http://*.a`"),
+        ("--allowed-origins", "", "expected an origin"),
+        ("--allowed-hosts", "a,http://b", "got `http://b`"),
+        ("--allowed-hosts", "a:8000", "without scheme and port"),
+        ("--allowed-hosts", ".a", "got `.a`"),
+        ("--allowed-hosts", "a.*", "got `a.*`"),
+    ] {
+        refuses(&serve(&["--model", &tiny(), flag, value], &[]), 2, &[flag, part]);
+    }
+    // The second spelling is vLLM's.
+    for value in ["https://a.example,http://localhost:3000/", r#"["https://a.example", "http://[::1]:80"]"#] {
+        refused_len(&["--allowed-origins", value, "--max-model-len", "1004"], &[], "1004");
+    }
+    for value in ["*", r#"["*"]"#, "null", "tauri://localhost"] {
+        refused_len(&["--allowed-origins", value, "--max-model-len", "1005"], &[], "1005");
+    }
+    refused_len(&["--allowed-hosts", "gpu-box, *.Example.com.,*", "--max-model-len", "1006"], &[], "1006");
+}

@@ -42,6 +42,13 @@
 //! | | `slow_heads_slow_bodies_and_idle_connections_time_out` |
 //! | | `oversized_bodies_and_heads_are_refused` |
 //! | | `content_types_and_encodings` |
+//! | Without a key, 403 for a foreign host or origin; 400 for a missing or double host | |
+//! | | `without_a_key_the_host_is_an_address_localhost_or_an_allowed_name` |
+//! | | `without_a_key_a_foreign_origin_is_refused_whatever_the_content_type` |
+//! | | `a_host_header_that_rfc_9112_forbids_is_a_400` |
+//! | Web pages of allowed origins: preflight without a key, headers on every response | |
+//! | | `a_preflight_request_needs_no_key_on_any_route` |
+//! | | `errors_and_streams_can_be_read_by_pages_of_allowed_origins` |
 //! | A predicted wait that is too long is a 429 with Retry-After | |
 //! | | `a_predicted_wait_over_max_ttft_is_a_429_with_retry_after` |
 //! | | `a_full_queue_predicts_retry_after` |
@@ -68,6 +75,8 @@
 //! | A client that reads too slowly is disconnected | |
 //! | | `a_client_that_never_reads_is_disconnected_and_delays_no_request` |
 //! | | `a_client_that_reads_too_slowly_is_disconnected` |
+//! | A field that constrains the answer is never ignored | |
+//! | | `a_constraint_is_refused_by_name_in_every_spelling` |
 //! | Unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header` |
 //! | | `unknown_fields_of_messages_and_parts_are_named_too` |
 //! | | `unknown_fields_are_refused_by_name_if_the_operator_chose_so` |
@@ -82,6 +91,7 @@
 //! | Every response has an `x-request-id` | `a_valid_request_id_of_the_client_is_kept` |
 
 mod abort;
+mod access;
 mod admission;
 mod chat;
 pub mod client;

@@ -33,6 +33,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// connection that was accepted.
 const BACKOFF: Duration = Duration::from_millis(375);
 
+/// Name under which clients reach the proxy, from the files' comments.
+const HOST: &str = "llm.example";
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -67,6 +70,7 @@ impl Server {
         command.env_clear().env("OCTANT_LOG", "warn").arg("serve").arg("--model").arg(model);
         command.args(["--port", &main, "--health-port", &health, "--admin-port", &admin]);
         command.args(["--device", "simulate", "--tensor-parallel-size", "8", "--served-model-name", "m"]);
+        command.args(["--allowed-hosts", HOST]);
         command.args(["--simulate-answer-tokens", "1000", "--drain-grace", "1", "--drain-timeout", "20"]);
         // stderr is inherited, so that a failed test shows the server's warnings.
         let process = command.stdout(Stdio::null()).spawn().unwrap();
@@ -151,7 +155,7 @@ fn unchunked(mut body: &str) -> Result<String, String> {
 }
 
 fn get(port: u16, path: &str) -> Option<String> {
-    exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).ok()
+    exchange(port, &format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\r\n")).ok()
 }
 
 /// Requests a completion of `tokens` tokens, streamed or not. Returns the reason if the reply is not
@@ -163,7 +167,7 @@ fn complete(port: u16, stream: bool, tokens: usize) -> Result<(), String> {
     let answer = exchange(
         port,
         &format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+            "POST /v1/completions HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         ),
@@ -269,6 +273,10 @@ fn a_missing_program_fails_the_tests_if_it_is_required() {
 /// Reads a file of `deploy/` and replaces its addresses by those of a test.
 fn adapted(file: &str, port: u16, servers: [[u16; 3]; 2]) -> String {
     let mut text = std::fs::read_to_string(root().join("deploy").join(file)).unwrap();
+    assert!(
+        text.contains(&format!("--allowed-hosts {HOST}`")),
+        "{file} does not say how to start the servers"
+    );
     let mut replace = |from: &str, to: String| {
         assert!(text.contains(from), "{file} has no {from}");
         text = text.replace(from, &to);
@@ -321,6 +329,26 @@ fn model() -> TempDir {
     dir
 }
 
+/// A page of the proxy's own origin may use the server. Another page may not, nor one whose name resolves to
+/// the proxy's address.
+fn web_pages_through_the_proxy(port: u16) {
+    let ask = |host: &str, origin: &str| {
+        let head = format!("GET /v1/models HTTP/1.1\r\nhost: {host}\r\norigin: {origin}\r\n");
+        exchange(port, &format!("{head}connection: close\r\n\r\n"))
+    };
+    let own = format!("{HOST}:8080");
+    ask(&own, &format!("http://{own}")).expect("a page of the same origin");
+    ask(HOST, &format!("https://{HOST}")).expect("a page of the same origin behind TLS");
+    for (host, origin) in [
+        (HOST, "http://evil.example"),
+        (&own, &format!("http://{HOST}:9090")),
+        ("evil.example", "http://evil.example"),
+    ] {
+        let refused = ask(host, origin).expect_err("a page of another origin");
+        assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    }
+}
+
 /// Restarts both servers in turn, one by SIGTERM and one by the admin port: no request may fail. Then kills
 /// one by SIGKILL: no request may fail that is retried once.
 fn restarts_under_load(name: &str, start: Starter) {
@@ -331,6 +359,7 @@ fn restarts_under_load(name: &str, start: Starter) {
     let [mut one, mut two] = ports.map(|ports| Server::start(dir.path(), ports));
     let _proxy = start(&program, dir.path(), port, ports);
     until("the proxy serves", || get(port, "/health/ready").is_some());
+    web_pages_through_the_proxy(port);
 
     let clients = Clients::start(port, 0);
     until("both serve", || one.answered() > 0.0 && two.answered() > 0.0);
@@ -421,6 +450,9 @@ fn the_kubernetes_manifest_matches_the_servers_probes_and_drain_times() {
         hook.iter().map(|part| part.as_str().unwrap()).collect::<Vec<_>>()[..],
         ["octant", "drain", "--admin", &admin]
     );
+    let service: serde_json::Value = yaml_serde::from_str(text.split("\n---\n").nth(1).unwrap()).unwrap();
+    let hosts = arguments.iter().find_map(|argument| argument.strip_prefix("--allowed-hosts=")).unwrap();
+    assert!(hosts.split(',').any(|host| service["metadata"]["name"] == host), "{hosts} lacks the Service");
     let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
     assert!(grace > flag(&arguments, "drain-grace") + flag(&arguments, "drain-timeout"));
     // An unknown flag would exit with status 2; a missing model exits with 1.

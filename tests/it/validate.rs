@@ -1,6 +1,7 @@
 //! Tests of request validation: which bodies are refused, and what accepted bodies become.
 
 mod accepted;
+mod constraints;
 mod refused;
 
 use octant::server::error::ApiError;
@@ -15,6 +16,7 @@ fn limits() -> Limits {
     let models = vec!["model".to_owned(), "alias".to_owned()];
     Limits {
         models,
+        model_paths: vec!["/models/a".to_owned(), "a".to_owned()],
         vocab_size: 100,
         eos_ids: vec![99],
         defaults,

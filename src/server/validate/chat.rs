@@ -98,6 +98,13 @@ fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<Ch
         let text = format!("expected at most {MAX_MESSAGES} messages, got {}", items.len());
         return Err(ApiError::invalid("messages", text));
     }
+    // DeepSeek's and Moonshot's fields of a last message that the answer continues.
+    let last = items.len() - 1;
+    let asks = |name: &&str| items[last].get(*name).is_some_and(|value| !value.is_null() && value != false);
+    if let Some(name) = ["prefix", "partial"].into_iter().find(asks) {
+        let text = "this field is not supported; the request's continue_final_message does the same";
+        return Err(ApiError::unsupported(format!("messages[{last}].{name}"), text));
+    }
     items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item, ignored)).collect()
 }
 
@@ -125,9 +132,6 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
         Some(value) => content(&content_path, value, ignored)?,
         None => return Err(ApiError::invalid(content_path, "expected a string or an array of text parts")),
     };
-    if role == Role::User && content.is_empty() {
-        return Err(ApiError::invalid(content_path, "expected text, got an empty user message"));
-    }
     let tool_call_id = fields.string("tool_call_id")?;
     if role == Role::Tool && tool_call_id.is_none() {
         return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));

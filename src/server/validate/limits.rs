@@ -51,6 +51,8 @@ impl Default for Defaults {
 pub struct Limits {
     /// Names that the model is served under. The first is used if the client names none.
     pub models: Vec<String>,
+    /// Paths of the model's directory, without a slash at the end, which requests may give instead of a name.
+    pub model_paths: Vec<String>,
     /// Valid token ids are below this.
     pub vocab_size: usize,
     /// Token ids that end a generation.

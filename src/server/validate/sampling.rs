@@ -1,5 +1,4 @@
-//! Validation of the sampling parameters. Ranges are checked after conversion to the types that the device
-//! uses.
+//! Validation of the sampling parameters.
 
 use serde_json::{Map, Value};
 
@@ -10,9 +9,9 @@ use crate::server::error::ApiError;
 use crate::server::fields::wrong_type;
 use crate::server::types::CommonFields;
 
-/// Smallest temperature above 0. Logits are divided by the temperature and would overflow with a smaller one.
-/// Temperature 0 means greedy decoding.
-const LEAST_TEMPERATURE: f32 = 1e-4;
+/// Smallest temperature above 0, as in vLLM. Logits are divided by the temperature and could overflow with a
+/// smaller one. Temperature 0 means greedy decoding.
+const LEAST_TEMPERATURE: f64 = 0.01;
 
 /// Reads the sampling parameters, except `min_tokens`, `barred` and `logprobs`, which the caller sets.
 pub(super) fn params(
@@ -22,20 +21,18 @@ pub(super) fn params(
 ) -> Result<SamplingParams, ApiError> {
     let defaults = &limits.defaults;
     let or = |value: Option<f32>, default: f32| value.unwrap_or(default);
-    let temperature = number("temperature", wire.temperature, "0, or from 0.0001 to 2", |t| {
-        t == 0.0 || (LEAST_TEMPERATURE..=2.0).contains(&t)
-    })?;
-    let top_p = number("top_p", wire.top_p, "above 0 and at most 1", |p| p > 0.0 && p <= 1.0)?;
-    let min_p = number("min_p", wire.min_p, "from 0 to 1", |p| (0.0..=1.0).contains(&p))?;
-    let repetition = number("repetition_penalty", wire.repetition_penalty, "from 0.01 to 100", |r| {
-        (0.01..=100.0).contains(&r)
-    })?;
-    let penalty = |param, value| number(param, value, "from -2 to 2", |p: f32| (-2.0..=2.0).contains(&p));
+    let temperature = number("temperature", wire.temperature.map(raised), 0.0, 2.0)?;
+    let top_p = number("top_p", wire.top_p, 0.0, 1.0)?;
+    // The most probable token alone, as with temperature 0.
+    let greedy = top_p == Some(0.0);
+    let min_p = number("min_p", wire.min_p, 0.0, 1.0)?;
+    let repetition = number("repetition_penalty", wire.repetition_penalty, 0.01, 100.0)?;
+    let penalty = |param, value| number(param, value, -2.0, 2.0);
     let top_k = in_range("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
     let seed = in_range("seed", wire.seed, i128::from(i64::MIN), i128::from(u64::MAX))?;
     Ok(SamplingParams {
-        temperature: or(temperature, defaults.temperature),
-        top_p: or(top_p, defaults.top_p),
+        temperature: if greedy { 0.0 } else { or(temperature, raised(defaults.temperature.into()) as f32) },
+        top_p: if greedy { 1.0 } else { or(top_p, defaults.top_p) },
         top_k: top_k.map_or(defaults.top_k, |k| k.max(0) as u32),
         min_p: or(min_p, defaults.min_p),
         repetition_penalty: or(repetition, defaults.repetition_penalty),
@@ -50,21 +47,21 @@ pub(super) fn params(
     })
 }
 
-/// Converts a number to `f32` and checks that the result is in range. `expected` describes the range.
-fn number(
-    param: &str,
-    value: Option<f64>,
-    expected: &str,
-    in_range: impl Fn(f32) -> bool,
-) -> Result<Option<f32>, ApiError> {
-    let Some(value) = value else { return Ok(None) };
-    let narrow = value as f32;
-    // A tiny number that rounds to 0 must not be taken for 0, which can have a special meaning.
-    let rounded_away = narrow == 0.0 && value != 0.0;
-    if !narrow.is_finite() || rounded_away || !in_range(narrow) {
-        return Err(ApiError::invalid(param, format!("expected a number {expected}, got {value}")));
+/// A temperature between 0 and the least one becomes the least one: clients that want nearly greedy decoding
+/// send values such as 1e-8.
+fn raised(temperature: f64) -> f64 {
+    if temperature > 0.0 { temperature.max(LEAST_TEMPERATURE) } else { temperature }
+}
+
+/// Checks that a number is from `least` to `most`, and converts it to `f32`.
+fn number(param: &str, value: Option<f64>, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
+    match value {
+        Some(value) if !(least..=most).contains(&value) => {
+            let text = format!("expected a number from {least} to {most}, got {value}");
+            Err(ApiError::invalid(param, text))
+        }
+        value => Ok(value.map(|value| value as f32)),
     }
-    Ok(Some(narrow))
 }
 
 fn logit_bias(map: Option<&Map<String, Value>>, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {

@@ -43,7 +43,7 @@ async fn a_disconnect_frees_the_kv_blocks_streaming_or_not() {
 async fn a_disconnect_with_unread_bytes_frees_the_kv_blocks() {
     let server = Setup::new().launch_with(slow());
     let body = endless(json!({})).to_string();
-    for unread in ["\r\n", "GET /version HTTP/1.1\r\n\r\n"] {
+    for unread in ["\r\n", "GET /version HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let mut connection = Connection::open(server.address).await;
         connection.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
         connection.write(unread.as_bytes()).await.expect("open");
@@ -77,7 +77,10 @@ async fn a_client_that_never_reads_is_disconnected_and_delays_no_request() {
     let mut stalled = TcpStream::connect(server.address).await.expect("the server listens");
     // The events of seven choices overflow all buffers between server and client.
     let body = endless(json!({ "stream": true, "n": 7, "logprobs": true, "top_logprobs": 2 })).to_string();
-    let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     stalled.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
     server.until(|stats| stats.counts.running == 7).await;
     let beside = server.chat("abcdef", json!({})).await;
@@ -104,7 +107,10 @@ async fn a_client_that_reads_too_slowly_is_disconnected() {
     let server = setup.launch_with(executor);
     let mut slow = TcpStream::connect(server.address).await.expect("the server listens");
     let body = endless(json!({ "stream": true, "n": 7, "logprobs": true, "top_logprobs": 2 })).to_string();
-    let head = format!("POST /v1/chat/completions HTTP/1.1\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     slow.write_all(&[head.as_bytes(), body.as_bytes()].concat()).await.expect("it is taken");
     let end = Instant::now() + Duration::from_secs(10);
     let (mut byte, mut taken) = ([0], 0);

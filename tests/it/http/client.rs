@@ -79,7 +79,7 @@ impl Connection {
     }
 
     pub async fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) {
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: here\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n");
         if method == "POST" || !body.is_empty() {
             head += &format!("content-length: {}\r\n", body.len());
         }

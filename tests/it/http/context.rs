@@ -120,11 +120,12 @@ async fn ids_of_vocabulary_padding_are_refused() {
 async fn malformed_and_contradictory_heads_are_refused() {
     let server = Setup::new().launch();
     for head in [
-        "POST /v1/completions HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n\
+         content-length: 5\r\ncontent-length: 6\r\n\r\n{}   ",
         "GET /version HTTP/9.9\r\n\r\n",
         "\x16\x03\x01\x02\x00\x01\r\n\r\n",
         "GET\r\n\r\n",
-        "POST /v1/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
     ] {
         let mut connection = Connection::open(server.address).await;
         connection.write(head.as_bytes()).await.expect("open");
@@ -134,8 +135,8 @@ async fn malformed_and_contradictory_heads_are_refused() {
     // With both `content-length` and chunks, the chunks count, and no part of the body is taken for a second
     // request.
     let mut both = Connection::open(server.address).await;
-    let smuggled =
-        "POST /v1/completions HTTP/1.1\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    let smuggled = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 4\r\n\
+                    transfer-encoding: chunked\r\n\r\n0\r\n\r\n";
     both.write(smuggled.as_bytes()).await.expect("open");
     assert_eq!(both.reply().await.status, 400);
     assert_eq!(server.get("/health").await.status, 200);

@@ -133,7 +133,7 @@ async fn a_second_signal_ends_the_wait_for_aborted_requests() {
 async fn an_unfinished_body_gets_a_503_and_delays_no_shutdown() {
     let server = server(0, 50);
     let mut slow = Connection::open(server.address).await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{";
     slow.write(head.as_bytes()).await.expect("open");
     while server.status.snapshot().open_requests == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;

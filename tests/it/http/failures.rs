@@ -144,7 +144,7 @@ async fn a_full_queue_is_a_429_even_for_a_stream() {
     let long = "x".repeat(600);
     assert_eq!(server.chat(&long, json!({})).await.error().0, 429);
     let mut connection = Connection::open(server.address).await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{";
     connection.write(head.as_bytes()).await.unwrap();
     let answer = connection.until("\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 429"), "an unfinished body: {answer}");
@@ -152,7 +152,7 @@ async fn a_full_queue_is_a_429_even_for_a_stream() {
     drop(held);
     server.until_empty().await;
     assert_eq!(
-        server.chat("", json!({})).await.error().0,
+        server.chat("a", json!({ "n": 0 })).await.error().0,
         400,
         "once the queue has room the prompt is validated"
     );
@@ -178,7 +178,8 @@ async fn a_server_that_loads_its_model_is_live_and_not_ready() {
     let address = listener.local_addr().expect("it is bound");
     let (loaded, load) = tokio::sync::oneshot::channel();
     let status = ServerStatus::new(Duration::from_secs(60));
-    let starting = tokio::spawn(async move { while_starting(&listener, &status, load).await });
+    let origins = ["https://chat.example".to_owned()];
+    let starting = tokio::spawn(async move { while_starting(&listener, &status, &origins, load).await });
     for path in ["/health/live", "/v1/health/live"] {
         assert_eq!(client::get(address, path).await.status, 200);
     }
@@ -190,6 +191,12 @@ async fn a_server_that_loads_its_model_is_live_and_not_ready() {
         let reply = client::get(address, path).await;
         assert_eq!(reply.error(), (503, Some("not_ready".into()), None));
         assert_eq!((reply.header("retry-after"), reply.header("connection")), (Some("1"), Some("close")));
+    }
+    let page = [("origin", "https://chat.example"), ("access-control-request-method", "POST")];
+    for (method, expected) in [("GET", 503), ("OPTIONS", 204)] {
+        let reply = client::send(address, method, "/v1/models", &page, b"").await;
+        assert_eq!(reply.status, expected);
+        assert_eq!(reply.header("access-control-allow-origin"), Some("https://chat.example"));
     }
     loaded.send("a model").expect("it is waited for");
     assert_eq!(starting.await.expect("no panic"), Ok("a model"));

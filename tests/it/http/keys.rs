@@ -69,6 +69,27 @@ async fn the_operators_keys_have_labels_in_addition_to_the_most_users() {
 }
 
 #[tokio::test]
+async fn usage_by_key_and_user_is_shown_only_to_holders_of_a_key() {
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("shared".to_owned());
+    named(&mut setup, &[("hers", "key:alice")]);
+    let server = setup.launch();
+    ask(&server, "shared", Some("user-zoe")).await;
+    ask(&server, "hers", None).await;
+    let open = server.get("/metrics").await;
+    assert_eq!(open.status, 200);
+    for secret in ["octant_key_", "alice", "user-zoe", "a4d26868"] {
+        assert!(!open.text().contains(secret), "{secret}");
+    }
+    assert_eq!(metric(open.text(), "vllm:generation_tokens_total", &[]), 2.0);
+    for key in ["shared", "hers"] {
+        let text = scrape(&server, key).await;
+        assert_eq!((requests_of(&text, "key:alice"), requests_of(&text, "user-zoe")), (1.0, 1.0));
+        assert!(open.text().lines().all(|line| !line.starts_with('#') || text.contains(line)));
+    }
+}
+
+#[tokio::test]
 async fn an_empty_user_is_no_user() {
     let server = Setup::new().launch();
     ask(&server, "", Some("")).await;

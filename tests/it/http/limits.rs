@@ -131,7 +131,7 @@ async fn oversized_chunked_bodies_are_refused() {
     let server = small().launch();
     let mut connection = Connection::open(server.address).await;
     connection
-        .write(b"POST /v1/chat/completions HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n")
+        .write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n")
         .await
         .expect("open");
     let flood = b"1\r\nx\r\n".repeat(110_000);
@@ -165,7 +165,7 @@ async fn slow_heads_slow_bodies_and_idle_connections_time_out() {
     partial.write(b"GET /version HTTP/1.1\r\nhost").await.expect("open");
     let mut slow_body = Connection::open(server.address).await;
     slow_body
-        .write(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 100\r\n\r\n{")
+        .write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         .await
         .expect("open");
     let mut idle = Connection::open(server.address).await;
@@ -195,12 +195,13 @@ async fn a_long_reply_is_not_cut_by_request_timeouts() {
 async fn connections_are_kept_alive_and_pipelined() {
     let server = Setup::new().launch();
     let mut connection = Connection::open(server.address).await;
-    for text in ["ab", "cd", ""] {
-        let body = chat_body(text, json!({})).to_string();
+    for (n, status) in [(1, 200), (2, 200), (0, 400)] {
+        let body = chat_body("ab", json!({ "n": n })).to_string();
         connection.request("POST", CHAT, &[], body.as_bytes()).await;
-        assert_eq!(connection.reply().await.status, if text.is_empty() { 400 } else { 200 });
+        assert_eq!(connection.reply().await.status, status);
     }
-    let two = b"GET /version HTTP/1.1\r\n\r\nGET /health HTTP/1.1\r\n\r\n";
+    let two =
+        b"GET /version HTTP/1.1\r\nhost: localhost\r\n\r\nGET /health HTTP/1.1\r\nhost: localhost\r\n\r\n";
     connection.write(two).await.expect("open");
     assert!(connection.reply().await.json()["version"].is_string());
     assert_eq!(connection.reply().await.json()["reason"], "ok");
@@ -239,7 +240,7 @@ async fn http_2_is_refused_and_changes_no_other_stream() {
 }
 
 /// Streams a chat and returns its choices, which no other request may change.
-async fn stream_choices(server: &TestServer) -> String {
+pub(super) async fn stream_choices(server: &TestServer) -> String {
     let more = json!({ "stream": true, "ignore_eos": true, "max_tokens": 60, "seed": 7, "logprobs": true });
     let reply = server.chat("innocent", more).await;
     assert!(reply.complete && reply.text().ends_with("data: [DONE]\n\n"));
@@ -263,8 +264,13 @@ async fn bad_requests_change_no_other_stream() {
         json!({ "max_tokens": 100_000 }),
         json!({ "top_logprobs": 21, "logprobs": true }),
         json!({ "stop": "x".repeat(50_000) }),
+        json!({ "stop": 1 }),
         json!({ "model": "x".repeat(50_000) }),
         json!({ "response_format": { "type": "json_object" } }),
+        json!({ "nvext": { "guided_json": {} } }),
+        json!({ "regex": "a" }),
+        json!({ "maxTokens": 5 }),
+        json!({ "n": 1.5 }),
     ];
     let bad_requests = async {
         for round in 0..5 {
@@ -309,7 +315,7 @@ async fn probes_are_answered_beyond_the_connection_limit() {
     for path in ["/health/live", "/readyz", "/ping"] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
-    slow_probe.write(b"ez HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("open");
+    slow_probe.write(b"ez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("open");
     assert_eq!(slow_probe.reply().await.json()["status"], "live");
     let early = tokio::time::timeout(Duration::from_millis(50), waiting.reply()).await;
     assert!(early.is_err(), "the only connection is still open");
@@ -321,7 +327,7 @@ async fn probes_are_answered_beyond_the_connection_limit() {
 async fn a_refusal_is_received_after_the_whole_body_is_sent() {
     let server = small().launch();
     let mut client = tokio::net::TcpStream::connect(server.address).await.expect("open");
-    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: here\r\ncontent-length: 30000000\r\n\r\n");
+    let head = format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 30000000\r\n\r\n");
     // Some clients send the whole body before they read the response.
     client.write_all(head.as_bytes()).await.expect("open");
     let piece = vec![b' '; 1 << 20];
@@ -352,7 +358,7 @@ async fn an_unfinished_body_takes_no_place_in_the_queue() {
     let mut slow = Vec::new();
     for i in 1..=4 {
         let mut connection = Connection::open(server.address).await;
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n{";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{";
         connection.write(head.as_bytes()).await.expect("open");
         while server.status.snapshot().open_requests < i {
             tokio::time::sleep(Duration::from_millis(1)).await;

@@ -383,6 +383,6 @@ async fn a_scrape_contains_every_key_and_every_handler() {
             metrics.http(path, method, status, Duration::from_millis(3));
         }
     }
-    let text = metrics.render(&server.engine.stats(), &server.status, Format::Text);
+    let text = metrics.render(&server.engine.stats(), &server.status, Format::Text, true);
     assert!(text.lines().count() > 257 * 10 + routes().len() * 2 * 14);
 }

@@ -22,14 +22,14 @@ async fn with(server: &TestServer, method: &str, path: &str, authorization: Opti
 }
 
 #[tokio::test]
-async fn every_route_but_the_probes_needs_the_key() {
+async fn every_route_but_probes_metrics_and_the_version_needs_the_key() {
     let server = server();
     let mut protected = 0;
     let paths: Vec<String> = routes().into_iter().map(|(path, _)| path.replace("{*id}", "parrot")).collect();
     for path in paths.iter().map(String::as_str).chain(["/no/such/route", "/v1/models/", "/metrics/"]) {
         for method in ["GET", "POST", "HEAD", "DELETE", "OPTIONS"] {
             let reply = with(&server, method, path, None).await;
-            if probe(path).is_some() {
+            if probe(path).is_some() || ["/metrics", "/version"].contains(&path) {
                 assert!([200, 405].contains(&reply.status), "{method} {path}: {}", reply.status);
                 continue;
             }
@@ -40,7 +40,7 @@ async fn every_route_but_the_probes_needs_the_key() {
             assert_ne!(open.status, 401, "{method} {path}");
         }
     }
-    assert_eq!(protected, 5 * (routes().len() - ALIASES.len() + 3), "only probes need no key");
+    assert_eq!(protected, 5 * (routes().len() - ALIASES.len() - 2 + 3), "all others need it");
 }
 
 #[tokio::test]
@@ -64,6 +64,47 @@ async fn only_the_exact_key_is_accepted() {
     for right in ["Bearer secret", "bearer secret", "BEARER  secret"] {
         assert_eq!(with(&server, "GET", "/v1/models", Some(right)).await.status, 200, "{right}");
     }
+}
+
+#[tokio::test]
+async fn the_key_may_come_as_x_api_key() {
+    let server = server();
+    for (headers, status) in [
+        (&[("x-api-key", "secret")][..], 200),
+        (&[("X-Api-Key", "secret"), ("anthropic-version", "2023-06-01")], 200),
+        (&[("x-api-key", "secret"), ("authorization", "Bearer secret")], 200),
+        (&[("x-api-key", ""), ("authorization", "bearer secret")], 200),
+        (&[("x-api-key", "secret"), ("authorization", "Basic dXNlcjpwYXNz")], 200),
+        (&[("x-api-key", "wrong")], 401),
+        (&[("x-api-key", "Bearer secret")], 401),
+        (&[("x-api-key", "")], 401),
+        (&[("x-api-key", "wrong"), ("authorization", "Bearer secret")], 401),
+        (&[("x-api-key", "secret"), ("authorization", "Bearer wrong")], 401),
+        (&[("x-api-key", "secret"), ("x-api-key", "other")], 401),
+        (&[("authorization", "Bearer secret"), ("authorization", "Bearer other")], 401),
+        (&[("api-key", "secret")], 401),
+    ] {
+        let reply = send(server.address, "GET", "/v1/models", headers, b"").await;
+        assert_eq!(reply.status, status, "{headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_and_the_version_are_open_and_a_wrong_key_is_not() {
+    let server = server();
+    for path in ["/metrics", "/version"] {
+        assert_eq!(with(&server, "GET", path, None).await.status, 200);
+        assert_eq!(with(&server, "GET", path, Some("Basic dXNlcjpwYXNz")).await.status, 200);
+        assert_eq!(with(&server, "GET", path, Some("Bearer secret")).await.status, 200);
+        assert_eq!(with(&server, "GET", path, Some("Bearer outdated")).await.status, 401);
+    }
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("secret".to_owned());
+    setup.settings.metrics_need_key = true;
+    let server = setup.launch();
+    assert_eq!(with(&server, "GET", "/metrics", None).await.status, 401);
+    assert_eq!(with(&server, "GET", "/metrics", Some("Bearer secret")).await.status, 200);
+    assert_eq!(with(&server, "GET", "/version", None).await.status, 200);
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ impl ProxiedServers {
     /// Posts a prompt of this size in bytes.
     fn post(&self, bytes: usize) -> Result<String, String> {
         let body = format!(r#"{{"prompt":"{}"}}"#, "x".repeat(bytes));
-        let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n";
+        let head = "POST /v1/completions HTTP/1.1\r\nhost: llm.example\r\nconnection: close\r\n";
         exchange(self.port, &format!("{head}content-length: {}\r\n\r\n{body}", body.len()))
     }
 

@@ -69,18 +69,18 @@ fn a_null_field_counts_as_left_out() {
 fn both_ends_of_every_range_are_accepted() {
     for (field, values) in [
         ("n", json!([1, 128])),
-        ("temperature", json!([0, 0.0001, 2, 2.0])),
-        ("top_p", json!([1e-30, 1])),
+        ("temperature", json!([0, 1e-300, 0.0001, 2, 2.0])),
+        ("top_p", json!([0, 1e-300, 1e-30, 1])),
         ("top_k", json!([-1, 0, 1, 2_147_483_647])),
         ("min_p", json!([0, 1])),
-        ("presence_penalty", json!([-2, 2])),
+        ("presence_penalty", json!([-2, 1e-300, 2])),
         ("frequency_penalty", json!([-2, 2])),
         ("repetition_penalty", json!([0.01, 100])),
         ("max_tokens", json!([1, 4_294_967_295_u32])),
         ("min_tokens", json!([0, 16])),
         ("seed", json!([i64::MIN, -1, 0, u64::MAX])),
         ("priority", json!([-100, 100])),
-        ("stop", json!(["a", vec!["a"; 16], "x".repeat(1024), []])),
+        ("stop", json!(["a", vec!["a"; 16], "x".repeat(1024), [], "", [""]])),
         ("stop_token_ids", json!([[], [0, 99], vec![1; 64]])),
         ("logit_bias", json!([{}, { "0": -100, "99": 100 }])),
         ("cache_salt", json!(["x", "é".repeat(1024)])),
@@ -122,6 +122,96 @@ fn values_reach_the_validated_request_unchanged() {
     assert!(ask.output.include_stop && !ask.output.skip_special && !ask.output.echo);
     assert!(request.stream && request.include_usage && !request.logprobs);
     assert_eq!(request.model, "alias");
+}
+
+#[test]
+fn a_tiny_temperature_becomes_0_01_and_0_stays_greedy() {
+    for (given, used) in [
+        (json!(0), 0.0),
+        (json!(0.0), 0.0),
+        (json!(1e-8), 0.01),
+        (json!(1e-300), 0.01),
+        (json!(0.0001), 0.01),
+        (json!(0.00999), 0.01),
+        (json!(0.01), 0.01),
+        (json!(0.011), 0.011),
+    ] {
+        let more = json!({ "temperature": given });
+        assert_eq!(chat(&a_chat(&more)).unwrap().ask.sampling.temperature, used, "{more}");
+        assert_eq!(completion(&a_completion(&more)).unwrap().ask.sampling.temperature, used, "{more}");
+    }
+}
+
+#[test]
+fn a_top_p_of_0_is_greedy_whatever_the_temperature() {
+    for more in [json!({ "top_p": 0 }), json!({ "top_p": 0.0, "temperature": 2 }), json!({ "top_p": 1e-60 })]
+    {
+        let sampling = chat(&a_chat(&more)).unwrap().ask.sampling;
+        assert_eq!((sampling.temperature, sampling.top_p), (0.0, 1.0), "{more}");
+    }
+    assert_eq!(chat(&a_chat(&json!({ "top_p": 0.001 }))).unwrap().ask.sampling.temperature, 0.7);
+}
+
+#[test]
+fn an_empty_stop_string_is_none() {
+    let stops = |stop: Value| chat(&a_chat(&json!({ "stop": stop }))).unwrap().ask.output.stop;
+    assert!(stops(json!("")).is_empty() && stops(json!(["", ""])).is_empty());
+    assert_eq!(stops(json!(["", "a", ""])), ["a"]);
+    let many: Vec<&str> = ["", "a"].repeat(16);
+    assert_eq!(stops(json!(many)).len(), 16);
+}
+
+#[test]
+fn integers_may_be_written_with_a_point_or_an_exponent() {
+    let integers = json!({
+        "n": 2.0, "top_k": -1.0, "seed": 1e2, "max_tokens": 16.0, "min_tokens": 3.0, "priority": -7.0,
+        "best_of": 2.0, "stop_token_ids": [5.0, 7], "top_logprobs": 5e0, "logprobs": true,
+        "max_completion_tokens": 1.6e1,
+    });
+    let error = chat(&a_chat(&integers)).expect_err("best_of above 1 is not supported");
+    assert_eq!(error.param(), Some("best_of"));
+    let integers = with(integers, &json!({ "best_of": null }));
+    let request = chat(&a_chat(&integers)).unwrap();
+    let (ask, sampling) = (&request.ask, &request.ask.sampling);
+    assert_eq!((ask.n, ask.max_tokens, ask.priority), (2, MaxTokens::Exactly(16), -7));
+    assert_eq!((sampling.top_k, sampling.seed, sampling.min_tokens), (0, 100, 3));
+    assert_eq!((&ask.stop_ids, sampling.logprobs), (&vec![5, 7, 99], Some(5)));
+    let text = completion(&json!({ "prompt": [1.0, 2e1], "logprobs": 2.0, "max_tokens": 1.0 })).unwrap();
+    assert!(matches!(text.ask.prompts, Prompts::Ids(ids) if ids == [[1, 20]]));
+    assert_eq!(text.ask.sampling.logprobs, Some(2));
+}
+
+#[test]
+fn content_may_be_empty() {
+    for content in [json!(""), json!([]), json!([{ "type": "text", "text": "" }])] {
+        for role in ["system", "developer", "user", "assistant"] {
+            let messages = json!([{ "role": role, "content": content }]);
+            let Prompts::Chat { messages, .. } = chat(&json!({ "messages": messages })).unwrap().ask.prompts
+            else {
+                panic!("expected a chat")
+            };
+            assert_eq!(messages[0].content, "", "{role}");
+        }
+    }
+}
+
+#[test]
+fn models_are_found_behind_a_providers_prefix_and_by_the_path_of_their_directory() {
+    for (asked, served) in [
+        ("model", "model"),
+        ("alias", "alias"),
+        ("openai/model", "model"),
+        ("hosted_vllm/alias", "alias"),
+        ("litellm_proxy/openai/model", "model"),
+        ("nvidia/model", "model"),
+        ("/models/a", "model"),
+        ("/models/a/", "model"),
+        ("a", "model"),
+    ] {
+        let more = json!({ "model": asked });
+        assert_eq!(chat(&a_chat(&more)).unwrap().model, served, "{asked}");
+        assert_eq!(completion(&a_completion(&more)).unwrap().model, served, "{asked}");
+    }
 }
 
 #[test]
@@ -188,7 +278,11 @@ fn prompts_have_four_shapes() {
 #[test]
 fn unknown_fields_are_reported_by_name() {
     let more = json!({ "zebra": 1, "user": "me", "store": true, "length_penalty": 1.0, "apple": {} });
-    assert_eq!(chat(&a_chat(&more)).unwrap().ignored(), ["zebra", "length_penalty", "apple"]);
+    assert_eq!(chat(&a_chat(&more)).unwrap().ignored(), ["zebra", "store", "length_penalty", "apple"]);
+    let harmless = json!({ "store": false, "service_tier": "auto", "metadata": { "a": "b" } });
+    assert!(chat(&a_chat(&harmless)).unwrap().ignored().is_empty());
+    let tier = json!({ "service_tier": "flex" });
+    assert_eq!(completion(&a_completion(&tier)).unwrap().ignored(), ["service_tier"]);
 }
 
 #[test]

@@ -31,9 +31,9 @@ fn expect<T: std::fmt::Debug>(
 fn numbers_out_of_range_or_of_the_wrong_type() {
     let big = 1_i64 << 40;
     for (field, values) in [
-        ("n", json!([0, -1, 129, 2_147_483_648_i64, 1_000_000, 1.5, "2", true, [], {}])),
-        ("temperature", json!([-1, -0.001, 1e-40, 1e-5, 2.001, 1e300, "hot", true, []])),
-        ("top_p", json!([0, -0.1, 1.1, 1e-60, "1", false])),
+        ("n", json!([0, -1, 129, 2_147_483_648_i64, 1_000_000, 1.5, 0.0, 129.0, 1e300, "2", true, [], {}])),
+        ("temperature", json!([-1, -0.001, -1e-300, 2.001, 1e300, "hot", true, []])),
+        ("top_p", json!([-0.1, -1e-300, 1.1, 1e60, "1", false])),
         ("top_k", json!([-2, big, 2_147_483_648_i64, 1.5, "5"])),
         ("min_p", json!([-1, 2, 1.0001, "0"])),
         ("presence_penalty", json!([-3, 3, 2.0001, "0"])),
@@ -41,7 +41,7 @@ fn numbers_out_of_range_or_of_the_wrong_type() {
         ("repetition_penalty", json!([0, -1, 0.001, 101, 1e39, "1"])),
         ("max_tokens", json!([-1, 1.5, 9_223_372_036_854_775_808_u64, 4_294_967_296_i64, "9", true])),
         ("min_tokens", json!([-1, 1.5, 4_294_967_296_i64, "9"])),
-        ("seed", json!([18_446_744_073_709_551_616.0, 1.5, -9.3e18, "1", true])),
+        ("seed", json!([18_446_744_073_709_551_616.0, 9_007_199_254_740_992.0, 1.5, -9.3e18, "1", true])),
         ("priority", json!([101, -101, 2_147_483_648_i64, -2_147_483_649_i64, 0.5, "high"])),
         ("ignore_eos", json!([0, 1, "true"])),
         ("skip_special_tokens", json!([0, "false"])),
@@ -66,7 +66,9 @@ fn lists_and_maps_of_ids() {
         json!([2_147_483_648_i64]),
         json!([4_294_967_296_i64]),
         json!([1_i64 << 40]),
-        json!([1.0]),
+        json!([1.5]),
+        json!([100.0]),
+        json!([-1.0]),
         json!(["1"]),
         json!([null]),
         json!([[1]]),
@@ -90,8 +92,6 @@ fn lists_and_maps_of_ids() {
 #[test]
 fn stop_strings() {
     for stop in [
-        json!(""),
-        json!(["a", ""]),
         json!(vec!["a"; 17]),
         json!("x".repeat(1025)),
         json!(["x".repeat(1_000_000)]),
@@ -210,8 +210,6 @@ fn messages_of_the_wrong_shape() {
         (json!([{ "role": "user" }]), INVALID, "messages[0].content"),
         (user(json!(null)), INVALID, "messages[0].content"),
         (user(json!(7)), INVALID, "messages[0].content"),
-        (user(json!("")), INVALID, "messages[0].content"),
-        (user(json!([])), INVALID, "messages[0].content"),
         (user(json!(["a"])), INVALID, "messages[0].content[0]"),
         (user(json!([{ "text": "a" }])), INVALID, "messages[0].content[0].type"),
         (user(json!([{ "type": "text" }])), INVALID, "messages[0].content[0].text"),
@@ -280,7 +278,23 @@ fn prompts_of_the_wrong_shape() {
 
 #[test]
 fn models_that_are_not_served() {
-    for name in ["other", "", "../../etc/passwd", "model\0", "Model", &"m".repeat(1_000_000)] {
+    let long = "m/".repeat(1_000_000);
+    for name in [
+        "other",
+        "",
+        "../../etc/passwd",
+        "model\0",
+        "Model",
+        "/model",
+        "openai/other",
+        "openaimodel",
+        "openai/model/",
+        "model/other",
+        "/models/b",
+        "/models",
+        "/",
+        &long,
+    ] {
         for result in
             [chat(&a_chat(&json!({ "model": name }))), completion(&a_completion(&json!({ "model": name })))]
         {

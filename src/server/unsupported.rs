@@ -1,0 +1,312 @@
+//! Fields that are refused by name because the server does not do what they ask for.
+//!
+//! A field that constrains the answer must never be ignored: a client that asks for JSON and gets free text
+//! has no way to notice. Servers spell such fields differently and put them into different objects, so
+//! unknown fields are refused too if their names look like a constraint, wherever they stand in the body.
+
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::fields::Fields;
+
+/// Says whether a value of an unsupported field asks for nothing, so that the request can be served. Null is
+/// always harmless and is not passed to it.
+type Harmless = fn(&Value) -> bool;
+
+/// Fields that no route supports.
+const UNSUPPORTED: &[(&str, Harmless)] = &[
+    // OpenAI
+    ("tools", is_empty),
+    ("tool_choice", is_none),
+    ("functions", is_empty),
+    ("function_call", is_none),
+    ("response_format", is_text_format),
+    ("text", is_text_output),
+    ("audio", never),
+    ("modalities", is_text_only),
+    ("prediction", never),
+    ("web_search_options", never),
+    ("suffix", is_empty),
+    ("instructions", is_empty),
+    ("previous_response_id", is_empty),
+    // vLLM
+    ("use_beam_search", is_false),
+    ("structured_outputs", never),
+    ("guided_json", never),
+    ("guided_regex", never),
+    ("guided_choice", never),
+    ("guided_grammar", never),
+    ("guided_decoding_backend", never),
+    ("guided_whitespace_pattern", never),
+    ("structural_tag", never),
+    ("prompt_logprobs", never),
+    ("truncate_prompt_tokens", never),
+    ("allowed_token_ids", never),
+    ("bad_words", is_empty),
+    ("logits_processors", is_empty),
+    ("prompt_embeds", never),
+    ("return_token_ids", is_false),
+    ("return_tokens_as_token_ids", is_false),
+    ("kv_transfer_params", never),
+    ("thinking_token_budget", never),
+    ("min_new_tokens", never),
+    // Ollama, Anthropic and others; the names of most further constraints have a part of `CONSTRAINTS`.
+    ("format", is_empty_text),
+    ("template", is_empty_text),
+    ("system", is_empty),
+    ("images", is_empty),
+    ("choice", is_empty),
+    ("choices", is_empty),
+    ("pattern", is_empty_text),
+    ("lark", is_empty_text),
+];
+
+/// Fields that are refused for chat completions, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_CHAT: &[(&str, Harmless)] = &[
+    ("echo", is_false),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("add_special_tokens", is_false),
+    ("mm_processor_kwargs", is_empty),
+    ("prompt", never),
+];
+
+/// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] =
+    &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
+
+/// Objects in which other servers or their client libraries put parameters of a request: NIM and Dynamo,
+/// `extra_body` of OpenAI's Python library written out, Ollama, SGLang, TGI, Gemini, vLLM, TensorRT-LLM.
+const PARAMETER_OBJECTS: [&str; 12] = [
+    "nvext",
+    "extra_body",
+    "options",
+    "sampling_params",
+    "sampling_config",
+    "parameters",
+    "generation_config",
+    "generationConfig",
+    "guided_decoding",
+    "vllm_xargs",
+    "extra_args",
+    "custom_params",
+];
+
+/// Parts of the names of constraints, in lower case and without `_` and `-`: of the form, of the tokens, of
+/// the length, and of the end of an answer.
+const CONSTRAINTS: [&str; 44] = [
+    "guided",
+    "grammar",
+    "regex",
+    "schema",
+    "bnf",
+    "structure",
+    "structural",
+    "constrain",
+    "jsonmode",
+    "jsonobject",
+    "responseformat",
+    "responsetype",
+    "responsemimetype",
+    "outputformat",
+    "outputtype",
+    "toolchoice",
+    "toolconfig",
+    "logitsprocessor",
+    "logitprocessor",
+    "logitbias",
+    "allowedtoken",
+    "allowlist",
+    "whitelist",
+    "denylist",
+    "blacklist",
+    "banned",
+    "bantoken",
+    "tokenban",
+    "baneos",
+    "badword",
+    "suppresstoken",
+    "forcedtoken",
+    "forceword",
+    "forcedbos",
+    "forcedeos",
+    "norepeatngram",
+    "maxtoken",
+    "maxnewtoken",
+    "maxoutputtoken",
+    "maxcompletiontoken",
+    "maxgen",
+    "mintoken",
+    "minnewtoken",
+    "predict",
+];
+
+/// Whole names of constraints, in the same form as [`CONSTRAINTS`].
+const CONSTRAINT_NAMES: [&str; 12] = [
+    "format",
+    "choice",
+    "choices",
+    "pattern",
+    "lark",
+    "maxlength",
+    "minlength",
+    "endid",
+    "eostokenid",
+    "eostokenids",
+    "thinkingbudget",
+    "reasoningbudget",
+];
+
+/// Refuses fields that no route supports.
+///
+/// # Errors
+/// 400 that names the first such field with a value that asks for something.
+pub(super) fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED)?;
+    for name in PARAMETER_OBJECTS {
+        if let Some(value) = fields.value(name) {
+            refuse_parameters(name, &value)?;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses fields that chat completions do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_chat(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_CHAT)
+}
+
+/// Refuses fields that text completions do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
+}
+
+/// Refuses constraints among the unknown fields, and other spellings of known fields, such as `maxTokens`.
+/// Call it when every known field has been taken.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_unknown(fields: &Fields) -> Result<(), ApiError> {
+    for (name, value) in fields.left() {
+        let spelling = plain(name);
+        if let Some(known) = fields.asked().iter().find(|known| plain(known) == spelling) {
+            return Err(ApiError::unsupported(name, format!("unknown field; expected the name {known}")));
+        }
+        refuse_constraint(name, name, value)?;
+    }
+    Ok(())
+}
+
+fn refuse_listed(fields: &mut Fields, listed: &[(&'static str, Harmless)]) -> Result<(), ApiError> {
+    for (name, harmless) in listed {
+        if fields.value(name).is_some_and(|value| !harmless(&value)) {
+            return Err(unsupported(name));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an object of parameters if it has any.
+fn refuse_parameters(path: &str, value: &Value) -> Result<(), ApiError> {
+    match value {
+        Value::Object(map) => match members(map).next() {
+            Some((name, _)) => {
+                let text = "this field is not supported; parameters are fields of the body itself";
+                Err(ApiError::unsupported(format!("{path}.{name}"), text))
+            }
+            None => Ok(()),
+        },
+        value if asks_nothing(value) => Ok(()),
+        _ => Err(unsupported(path)),
+    }
+}
+
+/// Refuses an unknown field if it, or a field of the object that it holds, is a constraint.
+fn refuse_constraint(path: &str, name: &str, value: &Value) -> Result<(), ApiError> {
+    if is_constraint(&plain(name)) && !asks_nothing(value) {
+        return Err(unsupported(path));
+    }
+    let Value::Object(map) = value else { return Ok(()) };
+    members(map).try_for_each(|(name, value)| refuse_constraint(&format!("{path}.{name}"), name, value))
+}
+
+fn unsupported(path: &str) -> ApiError {
+    ApiError::unsupported(path, "this field is not supported")
+}
+
+/// Members of an object that are not null.
+fn members(map: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    map.iter().filter(|(_, value)| !value.is_null())
+}
+
+/// A field name in lower case, without `_` and `-`: the same for `max_tokens`, `maxTokens` and `max-tokens`.
+fn plain(name: &str) -> String {
+    name.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect()
+}
+
+/// Returns true for the name of a constraint, in the form of [`plain`].
+fn is_constraint(name: &str) -> bool {
+    // Every field with such a beginning ends the answer early: `stop_sequences`, `stopWords`, `stop_regex`.
+    name.starts_with("stop")
+        || CONSTRAINT_NAMES.contains(&name)
+        || CONSTRAINTS.iter().any(|part| name.contains(part))
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_false(value: &Value) -> bool {
+    value == &Value::Bool(false)
+}
+
+fn is_none(value: &Value) -> bool {
+    value == "none"
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+fn is_empty_text(value: &Value) -> bool {
+    value == ""
+}
+
+/// Returns true for `false`, 0, "" and `[]`. An empty object can be a constraint: as a schema it asks for
+/// JSON.
+fn asks_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    }
+}
+
+/// Returns true for `{"type": "text"}`.
+fn is_text_format(value: &Value) -> bool {
+    let Value::Object(map) = value else { return false };
+    members(map).all(|(name, value)| name == "type" && value == "text") && map.contains_key("type")
+}
+
+/// Returns true for `text` of OpenAI's Responses API without a format of its own.
+fn is_text_output(value: &Value) -> bool {
+    let format = value.get("format").filter(|format| !format.is_null());
+    value.is_object() && format.is_none_or(is_text_format)
+}
+
+fn is_text_only(value: &Value) -> bool {
+    value.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"))
+}

@@ -1,0 +1,166 @@
+//! Fields that constrain the answer, as servers and client libraries spell them. Each is refused by name, and
+//! accepted if its value asks for nothing.
+
+use serde_json::{Value, json};
+
+use super::{a_chat, a_completion, chat, completion};
+
+/// Asserts that both routes refuse these fields and name this one.
+fn refused(more: &Value, param: &str) {
+    for result in [chat(&a_chat(more)), completion(&a_completion(more))] {
+        let error = result.map(|_| ()).expect_err(&more.to_string());
+        assert_eq!(
+            (error.status().as_u16(), error.code(), error.param()),
+            (400, None, Some(param)),
+            "{more}"
+        );
+    }
+}
+
+/// Asserts that both routes accept these fields.
+fn accepted(more: &Value) {
+    for result in [chat(&a_chat(more)), completion(&a_completion(more))] {
+        result.unwrap_or_else(|error| panic!("{more}: {error}"));
+    }
+}
+
+#[test]
+fn a_constraint_is_refused_by_name_in_every_spelling() {
+    let schema = json!({ "type": "object" });
+    for (field, value) in [
+        // SGLang
+        ("regex", json!("a+")),
+        ("json_schema", schema.clone()),
+        ("json_schema", json!({})),
+        ("json_schema", json!("{}")),
+        ("ebnf", json!("root ::= \"a\"")),
+        ("structural_tag", json!("x")),
+        ("stop_regex", json!("a")),
+        ("custom_logit_processor", json!("x")),
+        // llama.cpp, KoboldCpp, TabbyAPI, text-generation-webui
+        ("grammar", json!("root ::= \"a\"")),
+        ("grammar_lazy", json!(true)),
+        ("grammar_string", json!("x")),
+        ("regex_pattern", json!("x")),
+        ("banned_strings", json!(["x"])),
+        ("banned_tokens", json!([1])),
+        ("custom_token_bans", json!("1,2")),
+        ("n_predict", json!(5)),
+        // Ollama
+        ("format", json!("json")),
+        ("format", schema.clone()),
+        ("num_predict", json!(5)),
+        // TGI, mistral.rs
+        ("grammar", json!({ "type": "regex", "value": "a" })),
+        ("max_new_tokens", json!(5)),
+        ("stop_sequences", json!(["x"])),
+        // vLLM
+        ("guided_json", schema.clone()),
+        ("guided_choice", json!(["a", "b"])),
+        ("guided_grammar", json!("x")),
+        ("guided_whitespace_pattern", json!("x")),
+        ("guided_something_new", json!(1)),
+        ("structured_outputs", json!({ "regex": "a" })),
+        ("structured_output", json!({ "json": {} })),
+        ("allowed_token_ids", json!([1])),
+        ("logits_processor_pattern", json!("x")),
+        // OpenAI, Anthropic, Gemini, Mistral
+        ("response_format", json!({ "type": "json_object" })),
+        ("response_format", json!({ "type": "text", "json_schema": { "schema": {} } })),
+        ("output_format", json!({ "type": "json_schema" })),
+        ("responseSchema", schema.clone()),
+        ("response_mime_type", json!("application/json")),
+        ("max_tokens_to_sample", json!(5)),
+        ("max_output_tokens", json!(5)),
+        ("stopSequences", json!(["x"])),
+        // transformers, TensorRT-LLM
+        ("suppress_tokens", json!([1])),
+        ("force_words_ids", json!([[1]])),
+        ("forced_eos_token_id", json!(1)),
+        ("no_repeat_ngram_size", json!(2)),
+        ("max_length", json!(5)),
+        ("min_length", json!(5)),
+        ("end_id", json!(5)),
+        ("eos_token_id", json!(5)),
+        ("stop_words", json!(["x"])),
+        ("bad_words_ids", json!([[1]])),
+        // Others
+        ("json_mode", json!(true)),
+        ("Grammar", json!("x")),
+        ("choice", json!(["a"])),
+        ("pattern", json!("a")),
+        ("lark", json!("x")),
+        ("output-schema", schema),
+    ] {
+        refused(&json!({ field: value }), field);
+        accepted(&json!({ field: null }));
+    }
+}
+
+#[test]
+fn constraints_within_objects_are_refused_with_their_path() {
+    for (more, param) in [
+        (json!({ "nvext": { "guided_json": {} } }), "nvext.guided_json"),
+        (json!({ "nvext": { "guided_regex": "a", "ignore_eos": null } }), "nvext.guided_regex"),
+        (json!({ "nvext": { "guided_choice": ["a"] } }), "nvext.guided_choice"),
+        (json!({ "nvext": { "top_k": 1 } }), "nvext.top_k"),
+        (json!({ "nvext": "x" }), "nvext"),
+        (json!({ "extra_body": { "guided_json": {} } }), "extra_body.guided_json"),
+        (json!({ "extra_body": { "nvext": { "guided_json": {} } } }), "extra_body.nvext"),
+        (json!({ "options": { "num_predict": 5 } }), "options.num_predict"),
+        (json!({ "sampling_params": { "regex": "a" } }), "sampling_params.regex"),
+        (json!({ "parameters": { "grammar": { "type": "json" } } }), "parameters.grammar"),
+        (json!({ "generationConfig": { "responseSchema": {} } }), "generationConfig.responseSchema"),
+        (json!({ "vllm_xargs": { "x": 1 } }), "vllm_xargs.x"),
+        (json!({ "guided_decoding": { "json": {} } }), "guided_decoding.json"),
+        (json!({ "text": { "format": { "type": "json_schema" } } }), "text"),
+        (json!({ "output_config": { "format": { "type": "json_schema" } } }), "output_config.format"),
+        (json!({ "mine": { "deep": { "guided_json": {} } } }), "mine.deep.guided_json"),
+        (json!({ "mine": { "stop_words": ["a"] } }), "mine.stop_words"),
+    ] {
+        refused(&more, param);
+    }
+    for harmless in [
+        json!({ "nvext": {} }),
+        json!({ "nvext": { "guided_json": null, "top_k": null } }),
+        json!({ "extra_body": null, "options": {}, "sampling_params": {} }),
+        json!({ "text": { "format": { "type": "text" } } }),
+        json!({ "text": { "verbosity": "low" } }),
+        json!({ "response_format": { "type": "text", "json_schema": null } }),
+        json!({ "mine": { "deep": { "guided_json": null, "odd": 1 } } }),
+        json!({ "grammar": "", "format": "", "json_mode": false, "stop_words": [], "max_length": null }),
+        json!({ "no_repeat_ngram_size": 0, "min_length": 0, "banned_tokens": [] }),
+    ] {
+        accepted(&harmless);
+    }
+}
+
+#[test]
+fn another_spelling_of_a_known_field_is_refused_and_the_known_one_named() {
+    for (field, value, known) in [
+        ("maxTokens", json!(5), "max_tokens"),
+        ("max-tokens", json!(5), "max_tokens"),
+        ("topP", json!(0.5), "top_p"),
+        ("topK", json!(5), "top_k"),
+        ("Temperature", json!(0), "temperature"),
+        ("ignoreEos", json!(true), "ignore_eos"),
+    ] {
+        let more = json!({ field: value });
+        refused(&more, field);
+        let error = completion(&a_completion(&more)).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(known), "{error}");
+    }
+}
+
+#[test]
+fn a_last_message_that_the_answer_must_continue_is_refused() {
+    for name in ["prefix", "partial"] {
+        let ask = |value: Value| {
+            let last = json!({ "role": "assistant", "content": "```json", name: value });
+            chat(&json!({ "messages": [{ "role": "user", "content": "a" }, last] })).map(|_| ())
+        };
+        let error = ask(json!(true)).unwrap_err();
+        assert_eq!(error.param(), Some(&*format!("messages[1].{name}")));
+        assert!(ask(json!(false)).is_ok() && ask(json!(null)).is_ok());
+    }
+}
