@@ -71,6 +71,9 @@ pub(crate) fn prepare(
     )
     .context("the model does not fit; lower --max-model-len, --max-num-seqs or --kv-cache-memory")?;
     let mut generation = GenerationConfig::from_dir(dir)?;
+    for warning in model.warnings.iter().chain(&generation.warnings) {
+        tracing::warn!("{}: {warning}", dir.display());
+    }
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
