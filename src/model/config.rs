@@ -76,7 +76,11 @@ impl ModelConfig {
         let heads = heads(config, hidden)?;
         let mut warnings = Vec::new();
         let max_positions = config.require_count("max_position_embeddings")?;
-        config_keys::check(config, &Facts { family, head_dim: heads.head_dim, max_positions }, &mut warnings)?;
+        config_keys::check(
+            config,
+            &Facts { family, head_dim: heads.head_dim, max_positions },
+            &mut warnings,
+        )?;
         Ok(Self {
             architecture,
             layers: config.require_count("num_hidden_layers")?,

@@ -10,35 +10,40 @@ use super::key_rules::{Neutral, is_one_of, is_same};
 use super::rope::{FRACTIONS, ORIGINAL};
 
 /// Keys that are read.
-const READ: [&str; 19] = [
+const READ: [&str; 28] = [
+    ORIGINAL,
     "architectures",
     "attention_chunk_size",
+    "attention_multiplier",
     "compression_config",
     "eos_token_id",
     "head_dim",
     "hidden_act",
     "hidden_size",
     "intermediate_size",
+    "kv_channels",
     "layer_types",
     "max_position_embeddings",
     "model_type",
+    "no_rope_layers",
+    "nope_layers",
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
     "quantization_config",
+    "query_pre_attn_scalar",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",
     "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+    "vocab_size",
 ];
-
-/// More keys that are read.
-const READ_TOO: [&str; 6] =
-    ["tie_word_embeddings", "use_sliding_window", "vocab_size", "attention_multiplier", ORIGINAL, "kv_channels"];
 
 /// Keys without an effect on inference, whatever their value: those of training, of other tasks, of Python
 /// objects, and notes about the file.
-const HARMLESS: [&str; 57] = [
+const HARMLESS: [&str; 52] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
@@ -51,8 +56,6 @@ const HARMLESS: [&str; 57] = [
     "attention_softmax_in_fp32",
     "attn_implementation",
     "attn_pdrop",
-    "bad_words_ids",
-    "begin_suppress_tokens",
     "bos_token_id",
     "chunk_size_feed_forward",
     "cross_attention_hidden_size",
@@ -60,8 +63,6 @@ const HARMLESS: [&str; 57] = [
     "dtype",
     "embd_pdrop",
     "finetuning_task",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
     "gradient_checkpointing",
     "hidden_dropout",
     "id2label",
@@ -84,7 +85,6 @@ const HARMLESS: [&str; 57] = [
     "return_dict",
     "router_aux_loss_coef",
     "sep_token_id",
-    "suppress_tokens",
     "task_specific_params",
     "tf_legacy_loss",
     "tie_encoder_decoder",
@@ -100,7 +100,7 @@ const HARMLESS: [&str; 57] = [
 ];
 
 /// Keys whose other values would change the result in a way that is not supported.
-const NEUTRAL: [Neutral; 66] = [
+const NEUTRAL: [Neutral; 65] = [
     ("add_cross_attention", &["false"]),
     ("add_qkv_bias", &["false"]),
     ("alibi", &["false"]),
@@ -118,7 +118,6 @@ const NEUTRAL: [Neutral; 66] = [
     ("embedding_multiplier", &["1"]),
     ("embedding_scale", &["1"]),
     ("final_logit_softcapping", &[]),
-    ("hidden_activation", &[]),
     ("is_causal", &["true"]),
     ("is_encoder_decoder", &["false"]),
     ("kv_lora_rank", &[]),
@@ -170,7 +169,9 @@ const NEUTRAL: [Neutral; 66] = [
 ];
 
 /// Keys that name the same as a key that is read, for other families. They must not contradict it.
-const OTHER_NAMES: [(&str, &str); 5] = [
+const OTHER_NAMES: [(&str, &str); 7] = [
+    ("hidden_activation", "hidden_act"),
+    ("activation_function", "hidden_act"),
     ("rotary_pct", FRACTIONS[0]),
     ("rotary_emb_fraction", FRACTIONS[0]),
     ("rotary_emb_base", "rope_theta"),
@@ -180,9 +181,11 @@ const OTHER_NAMES: [(&str, &str); 5] = [
 
 /// Parameters of generation, with their defaults. transformers saves them in `generation_config.json`, and
 /// ignores those in `config.json`.
-const GENERATION: [Neutral; 30] = [
+const GENERATION: [Neutral; 35] = [
     ("assistant_confidence_threshold", &["0.4"]),
     ("assistant_lookbehind", &["10"]),
+    ("bad_words_ids", &[]),
+    ("begin_suppress_tokens", &[]),
     ("diversity_penalty", &["0"]),
     ("do_sample", &["false"]),
     ("early_stopping", &["false"]),
@@ -191,6 +194,8 @@ const GENERATION: [Neutral; 30] = [
     ("epsilon_cutoff", &["0"]),
     ("eta_cutoff", &["0"]),
     ("exponential_decay_length_penalty", &[]),
+    ("forced_bos_token_id", &[]),
+    ("forced_eos_token_id", &[]),
     ("length_penalty", &["1"]),
     ("max_length", &["20"]),
     ("min_length", &["0"]),
@@ -205,6 +210,7 @@ const GENERATION: [Neutral; 30] = [
     ("remove_invalid_values", &["false"]),
     ("repetition_penalty", &["1"]),
     ("return_dict_in_generate", &["false"]),
+    ("suppress_tokens", &[]),
     ("target_lookbehind", &["10"]),
     ("temperature", &["1"]),
     ("top_k", &["50"]),
@@ -246,7 +252,9 @@ pub(super) fn check(config: &Object, facts: &Facts, warnings: &mut Vec<String>) 
             && !config.get(key).is_some_and(|value| is_same(value, got))
         {
             let value = config.get(key).map_or_else(|| "absent".to_owned(), ToString::to_string);
-            return Err(config.error(other, format!("expected the value of `{key}`, which is {value}, got {got}")));
+            return Err(
+                config.error(other, format!("expected the value of `{key}`, which is {value}, got {got}"))
+            );
         }
     }
     let mut unknown = Vec::new();
@@ -261,17 +269,17 @@ pub(super) fn check(config: &Object, facts: &Facts, warnings: &mut Vec<String>) 
         }
     }
     if !unknown.is_empty() {
-        warnings.push(format!("config.json has keys that are not known and not used: {}", unknown.join(", ")));
+        warnings
+            .push(format!("config.json has keys that are not known and not used: {}", unknown.join(", ")));
     }
     Ok(())
 }
 
 fn is_known(key: &str, family: Family) -> bool {
-    let listed = READ.iter().chain(&READ_TOO).chain(&HARMLESS).chain(&FRACTIONS);
+    let listed = READ.iter().chain(&HARMLESS).chain(&FRACTIONS);
     listed.chain(family.norm_eps().0).any(|known| *known == key)
         || NEUTRAL.iter().any(|(known, _)| *known == key)
         || OTHER_NAMES.iter().any(|(known, _)| *known == key)
-        || key == "query_pre_attn_scalar"
 }
 
 /// Checks that every layer attends to all positions.
@@ -288,7 +296,8 @@ fn check_windows(config: &Object, max_positions: usize) -> Result<(), LoadError>
         let layers = config.get(key).and_then(Value::as_array);
         let rotates = |layer: &Value| key == "no_rope_layers" && (layer == 1 || layer == true);
         if let Some(layers) = layers.filter(|layers| !layers.iter().all(rotates)) {
-            let message = format!("expected rotary embedding in all layers, got {}", Value::from(layers.clone()));
+            let message =
+                format!("expected rotary embedding in all layers, got {}", Value::from(layers.clone()));
             return Err(config.error(key, message));
         }
     }

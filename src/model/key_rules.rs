@@ -17,9 +17,8 @@ impl Object {
     pub(super) fn require_neutral(&self, keys: &[Neutral]) -> Result<(), LoadError> {
         for (key, neutral) in keys {
             if let Some(value) = self.get(key).filter(|value| !is_one_of(value, neutral)) {
-                let expected = ["null"].iter().chain(*neutral).map(|text| format!("`{text}`"));
-                let expected = expected.collect::<Vec<_>>().join(" or ");
-                return Err(self.error(key, format!("expected {expected}, got {value}")));
+                let or: String = neutral.iter().map(|text| format!(" or `{text}`")).collect();
+                return Err(self.error(key, format!("expected no value{or}, got {value}")));
             }
         }
         Ok(())

@@ -63,7 +63,14 @@ fn check_keys(quant: &Object) -> Result<(), LoadError> {
         return Err(quant.error("format", "missing, expected `float-quantized`"));
     }
     quant.require_known(
-        &["quant_method", "config_groups", "ignore", "kv_cache_scheme", "sparsity_config", "transform_config"],
+        &[
+            "quant_method",
+            "config_groups",
+            "ignore",
+            "kv_cache_scheme",
+            "sparsity_config",
+            "transform_config",
+        ],
         &[
             ("format", FORMATS),
             ("quantization_status", STATES),
@@ -138,7 +145,8 @@ fn dynamic_activations(group: &Object) -> Result<bool, LoadError> {
     let strategy = strategy(&inputs)?;
     if !matches!((dynamic, strategy.as_str()), (true, "token") | (false, "tensor")) {
         let kind = if dynamic { "dynamic" } else { "static" };
-        let message = format!("expected dynamic per `token` or static per `tensor`, got {kind} per `{strategy}`");
+        let message =
+            format!("expected dynamic per `token` or static per `tensor`, got {kind} per `{strategy}`");
         return Err(inputs.error("strategy", message));
     }
     Ok(dynamic)

@@ -25,8 +25,14 @@ use super::json::Object;
 const CALIBRATION: &[&str] = &["observer", "observer_kwargs", "zp_dtype"];
 
 /// Types, as JSON, in which a scale may be stored.
-const SCALE_DTYPES: &[&str] =
-    &["\"torch.bfloat16\"", "\"torch.float16\"", "\"torch.float32\"", "\"bfloat16\"", "\"float16\"", "\"float32\""];
+const SCALE_DTYPES: &[&str] = &[
+    "\"torch.bfloat16\"",
+    "\"torch.float16\"",
+    "\"torch.float32\"",
+    "\"bfloat16\"",
+    "\"float16\"",
+    "\"float32\"",
+];
 
 /// A checkpoint's quantisation scheme.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,13 +119,12 @@ fn method(quant: &Object) -> Result<Fp8Scheme, LoadError> {
         Some(name) => Some(name),
         None => quant.text("quant_library")?.or(producer.filter(|name| *name == "modelopt")),
     };
-    let name = name.map(|name| name.to_lowercase().replace('_', "-"));
-    match name.as_deref() {
+    match name.map(|name| name.to_lowercase().replace('_', "-")).as_deref() {
         Some("fp8") => auto_fp8::read(quant),
         Some("compressed-tensors") => compressed_tensors::read(quant),
         Some("modelopt") => model_opt::read(quant),
-        other => {
-            let got = other.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
+        _ => {
+            let got = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
             let message = format!("expected `fp8`, `compressed-tensors` or `modelopt`, got {got}");
             Err(quant.error("quant_method", message))
         }

@@ -40,7 +40,9 @@ pub(super) fn read(quant: &Object) -> Result<Fp8Scheme, LoadError> {
     match quant.text("kv_cache_quant_algo")?.map(str::to_uppercase).as_deref() {
         None | Some("FP8") => {}
         Some(other) => {
-            return Err(quant.error("kv_cache_quant_algo", format!("expected `FP8` or `null`, got `{other}`")));
+            return Err(
+                quant.error("kv_cache_quant_algo", format!("expected `FP8` or `null`, got `{other}`"))
+            );
         }
     }
     let static_activations = match quant.text("quant_algo")?.map(str::to_uppercase).as_deref() {

@@ -110,7 +110,11 @@ fn lists_of_compressed_tensors_quantise_the_same_modules() {
 #[test]
 fn a_fused_name_leaves_the_choice_to_the_stored_type() {
     for (entry, covered, not) in [
-        ("model.layers.1.self_attn.qkv_proj", "model.layers.1.self_attn.k_proj", "model.layers.1.self_attn.o_proj"),
+        (
+            "model.layers.1.self_attn.qkv_proj",
+            "model.layers.1.self_attn.k_proj",
+            "model.layers.1.self_attn.o_proj",
+        ),
         ("re:.*gate_up_proj", "model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"),
         ("RowParallelLinear", "model.layers.0.mlp.down_proj", "model.layers.0.mlp.up_proj"),
     ] {

@@ -54,11 +54,14 @@ fn configurations_are_read_as_transformers_reads_them() {
         let family = fixture["families"][row["family"].as_str().unwrap()].as_object().unwrap();
         let config = Value::Object(changed(family, &row["change"]));
         if let Some(key) = row["refused"].as_str() {
-            refused(read(&config), &["config.json", key, "expected"].map(|part| match part {
-                // A parameter that is missing has no expected value.
-                "expected" if row["change"].to_string().contains("llama3") => "",
-                part => part,
-            }));
+            refused(
+                read(&config),
+                &["config.json", key, "expected"].map(|part| match part {
+                    // A parameter that is missing has no expected value.
+                    "expected" if row["change"].to_string().contains("llama3") => "",
+                    part => part,
+                }),
+            );
             refused_rows += 1;
             continue;
         }
@@ -146,7 +149,8 @@ fn keys_without_an_effect_change_nothing_and_are_not_warned_about() {
         "temperature": 1.0, "top_k": 50, "max_length": 20, "no_rope_layers": [1, 1], "unsloth_version": "1",
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "factor": 1.0}});
     assert_eq!(llama(same).unwrap(), plain);
-    for window in [json!({"sliding_window": 512}), json!({"sliding_window": 8, "use_sliding_window": false})] {
+    for window in [json!({"sliding_window": 512}), json!({"sliding_window": 8, "use_sliding_window": false})]
+    {
         assert_eq!(llama(window).unwrap(), plain);
     }
 }
@@ -160,7 +164,10 @@ fn unknown_keys_are_warned_about_once_by_name() {
         (json!({"temperature": 0.6}), vec!["`temperature` = 0.6", "no effect"]),
         (json!({"norm_eps": 0.5}), vec!["`norm_eps`", "not known"]),
         (json!({"auto_map": {"AutoConfig": "x.Y"}}), vec!["`auto_map`"]),
-        (json!({"rope_scaling": {"factor": 8.0}}), vec!["`rope_scaling.factor` = 8.0", "no effect on `default`"]),
+        (
+            json!({"rope_scaling": {"factor": 8.0}}),
+            vec!["`rope_scaling.factor` = 8.0", "no effect on `default`"],
+        ),
         (json!({"rope_parameters": {"mrope_section": [2, 3, 3]}}), vec!["`rope_parameters.mrope_section`"]),
     ] {
         let got = llama(change).unwrap();
@@ -178,7 +185,10 @@ fn contradictions_are_warned_about_with_both_names() {
         "original_max_position_embeddings": 64});
     let plain = json!({"rope_type": "default", "rope_theta": 10000.0});
     for (change, parts) in [
-        (json!({"rope_scaling": scaling, "rope_parameters": plain}), ["`rope_scaling` counts", "`rope_parameters`"]),
+        (
+            json!({"rope_scaling": scaling, "rope_parameters": plain}),
+            ["`rope_scaling` counts", "`rope_parameters`"],
+        ),
         (
             json!({"rope_theta": 5e5, "rope_parameters": plain}),
             ["`rope_parameters.rope_theta` = 10000 counts", "`rope_theta` = 500000"],
@@ -214,16 +224,19 @@ fn generation_keys_without_an_effect_are_named() {
         "transformers_version": "5.24.0", "pad_token_id": 0, "use_cache": true, "num_beams": 1,
         "length_penalty": 1.0, "max_length": 20, "suppress_tokens": null, "cache_implementation": "hybrid"});
     assert!(write(harmless).is_empty());
-    let warnings = write(json!({"suppress_tokens": [7], "num_beams": 4, "max_new_tokens": 2048, "riddle": "x"}));
+    let warnings =
+        write(json!({"suppress_tokens": [7], "num_beams": 4, "max_new_tokens": 2048, "riddle": "x"}));
     let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
-    for part in ["`suppress_tokens` = [7]", "`num_beams` = 4", "`max_new_tokens` = 2048", "`riddle` = \"x\""] {
+    for part in ["`suppress_tokens` = [7]", "`num_beams` = 4", "`max_new_tokens` = 2048", "`riddle` = \"x\""]
+    {
         assert!(warning.contains(part), "`{warning}` lacks `{part}`");
     }
 }
 
 #[test]
 fn the_models_in_the_repository_need_no_warning() {
-    let models = ["base", "instruct", "reward"].map(|name| root().join(format!("models/nemotron-4-340b-{name}")));
+    let models =
+        ["base", "instruct", "reward"].map(|name| root().join(format!("models/nemotron-4-340b-{name}")));
     let golden = ["llama", "nemotron", "wide"].map(|name| root().join("tests/data/golden").join(name));
     for dir in models.iter().chain(&golden) {
         let (config, generation) =

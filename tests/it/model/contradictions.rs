@@ -25,8 +25,7 @@ fn rope_scaling_wins_over_rope_parameters() {
     let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64});
     let wrong = json!({"rope_type": "default", "rope_theta": 10000.0});
-    let plain =
-        golden("llama", json!({"rope_parameters": null, "rope_scaling": scaling, "rope_theta": 5e5}));
+    let plain = golden("llama", json!({"rope_parameters": null, "rope_scaling": scaling, "rope_theta": 5e5}));
     let both = json!({"rope_parameters": wrong, "rope_scaling": scaling, "rope_theta": 5e5});
     assert!(golden("llama", both.clone()) == plain);
     // Theta within the scaling; and both objects in the old spelling.
@@ -148,5 +147,25 @@ fn the_scheme_may_be_stated_twice_but_not_differently() {
     let error = ModelConfig::from_dir(dir.path()).unwrap_err().to_string();
     for part in ["hf_quant_config.json", "quant_algo", "config.json", "dynamic", "static"] {
         assert!(error.contains(part), "`{error}` lacks `{part}`");
+    }
+}
+
+#[test]
+fn the_server_logs_what_it_makes_of_a_checkpoint_once() {
+    let dir = copy("llama");
+    let mut tensors = read(dir.path());
+    let (dtype, shape, _) = tensors["model.embed_tokens.weight"].clone();
+    let bytes = doubled(&tensors, "model.embed_tokens.weight");
+    tensors.insert("lm_head.weight".to_owned(), (dtype, shape, bytes));
+    write(&dir.path().join("model.safetensors"), &tensors);
+    edit(dir.path(), json!({"mystery": 1}));
+    std::fs::write(dir.path().join("generation_config.json"), json!({"riddle": 2}).to_string()).unwrap();
+    // The start ends at the tokenizer, which is missing.
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_octant"));
+    let output = command.args(["serve", "--port", "0", "--model"]).arg(dir.path()).output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && log.contains("tokenizer.json"), "{log}");
+    for part in ["`lm_head.weight` differs", "not used: `mystery`", "`riddle` = 2"] {
+        assert_eq!(log.matches(part).count(), 1, "`{part}` in {log}");
     }
 }
