@@ -89,8 +89,8 @@ impl ModuleList {
     fn entry_covers(&self, entry: &Entry, module: &str, others: &[String]) -> Result<Covered, String> {
         let Entry { text, pattern } = entry;
         let names = |name: &str| match pattern {
-            Some(pattern) => pattern.matches(name),
-            None => Ok(text == name),
+            Some(pattern) if text != name => pattern.matches(name),
+            _ => Ok(text == name),
         };
         let own = names(module)?;
         let is_part_of = match self.syntax {

@@ -228,6 +228,7 @@ impl Translator<'_> {
                 return Ok(());
             }
             let low = match self.class_member()? {
+                Member::Set(c) if self.is_range() => return Err(format!("the range begins with `\\{c}`")),
                 Member::Set(c) => {
                     self.out.extend(['\\', c]);
                     continue;
@@ -235,7 +236,7 @@ impl Translator<'_> {
                 Member::Char(low) => low,
             };
             literal(low, &mut self.out);
-            let range = self.peek() == Some('-') && !matches!(self.chars.get(self.at + 1), None | Some(']'));
+            let range = self.is_range();
             if range {
                 self.at += 1;
                 match self.class_member()? {
@@ -247,6 +248,11 @@ impl Translator<'_> {
                 }
             }
         }
+    }
+
+    /// Whether the member of a class that was just read begins a range.
+    fn is_range(&self) -> bool {
+        self.peek() == Some('-') && !matches!(self.chars.get(self.at + 1), None | Some(']'))
     }
 
     fn class_member(&mut self) -> Result<Member, String> {
