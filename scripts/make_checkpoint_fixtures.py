@@ -56,7 +56,8 @@ def rope_variants():
     theta = {"rope_theta": 500000.0}
     plain = {"rope_type": "default", "rope_theta": 20000.0}
     scalings = [
-        None, {}, LLAMA3, old_name(LLAMA3), LLAMA3 | theta, without(LLAMA3, "original_max_position_embeddings"),
+        None, {}, LLAMA3, old_name(LLAMA3), LLAMA3 | theta,
+        without(LLAMA3, "original_max_position_embeddings"),
         {"rope_type": "default"}, {"type": "default"} | theta, {"factor": 2.0},
         LLAMA3 | {"type": "default"}, {"rope_type": "default", "type": "llama3"},
     ]
@@ -78,17 +79,21 @@ def other_variants():
         yield {"partial_rotary_factor": fraction, "rope_theta": 10000.0}
         yield {"rope_parameters": {"partial_rotary_factor": fraction, "rope_theta": 10000.0}}
         yield {"partial_rotary_factor": 0.75, "rope_parameters": {"partial_rotary_factor": fraction}}
-    for heads in ({"head_dim": 32}, {"head_dim": None}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1}):
+    for heads in ({"head_dim": 32}, {"head_dim": None}):
         yield heads
+    for heads in (1, 4):
+        yield {"num_key_value_heads": heads}
     for eps in ({"rms_norm_eps": 0.25}, {"norm_eps": 0.25}, {"norm_eps": 0.25, "layer_norm_eps": 0.125}):
         yield eps
     for tied in (True, False):
         yield {"tie_word_embeddings": tied}
-    for dtype in ({"dtype": "bfloat16"}, {"torch_dtype": "float16"}, {"dtype": "bfloat16", "torch_dtype": "float32"}):
+    for dtype in ({"dtype": "bfloat16"}, {"torch_dtype": "float16"}):
         yield dtype
+    yield {"dtype": "bfloat16", "torch_dtype": "float32"}
     for eos in (2, 7, [3, 5], [9]):
         yield {"eos_token_id": eos}
-    yield {"bos_token_id": None, "pad_token_id": 0, "use_cache": False, "pretraining_tp": 2, "temperature": 0.5}
+    yield {"bos_token_id": None, "pad_token_id": 0, "use_cache": False}
+    yield {"pretraining_tp": 2, "temperature": 0.5}
     yield {"rope_parameters": LLAMA3 | {"low_freq_factor": 4.0, "high_freq_factor": 2.0}}
     yield {"rope_parameters": LLAMA3 | {"factor": 0.5}}
     yield {"rope_parameters": without(LLAMA3, "factor")}
@@ -171,31 +176,34 @@ LINEAR = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn
 MODULES = [f"model.layers.{layer}.{name}" for layer in (0, 1, 11) for name in LINEAR]
 
 PATTERNS = [
-    r".*self_attn.*", r"model\.layers\.1\..*", r".*layers\.(1)\..*", r".*down_proj", r".*down_proj$", r"down_proj",
-    r"model", r"^model\.layers\.0", r"model.layers.1", r"model\.layers\.1$", r".*\.[qkv]_proj", r".*[^a-n]_proj$",
-    r"model\.layers\.(0|11)\.(mlp|self_attn)\.(?!down|o_)", r".*(?<=gate)_proj", r".*(?<!up)_proj$",
-    r"(?i).*SELF_ATTN", r"(?i:MODEL)\.layers\.1", r"model\.layers\.\d\.", r"model\.layers\.\d{2}\..*",
-    r"model\.layers\.\d{,1}\.mlp", r"model\.layers\.1{2}\.", r"model\.layers\.[0-9]+\.mlp\.(?:gate|up)_proj\Z",
-    r"\Amodel\.layers\.1\b", r"model\.layers\.1\B", r".*\bmlp\b", r"model\.layers\.(?P<n>\d)(?P=n)\.",
-    r"model\.layers\.(\d)\1\.", r"model\.(?#a comment)layers\.0", r".*layers\.1.*?proj", r"model\.layers\.\d++\.mlp",
-    r"(?>model\.layers\.1)1", r"[[]", r"[]m]odel", r"[^]x]odel", r"mode[l&&x]", r"mode[a--z]", r"[m-]odel", r"[-m]odel",
-    r"mode[\w]\.", r"m[\w.]+attn", r"\x6dodel", r"\u006dodel", r"model\056", r"mod{e}l", r"model{", r"model{1", r"",
-    r".*", r"\w+\.\w+\.\d+\.\w+\.\w+$", r"model\.layers\.(?:1|11)\.self_attn\.o_proj|.*gate", r"\d", r".\s*odel",
-    r"(?s:.)odel", r"(?a)model", r"(?x) model", r"(?P<a>m)(?(a)odel|x)", r"(", r")", r"[", r"*", r"a**", r"\q", r"\p{L}odel",
-    r"(?<n>m)odel", r"mod(?i)EL", r"model\z", r"\Q", r"(?<=m.*)o", r"\h", r"[\d-\w]odel", r"[z-a]", r"m{2,1}", r"model\Z.",
-    r"model(\.layers)?(\.1)?\.", r"model\.layers\.(?=1)1?1", r"m.d.l.l.y.r.", r"mod[e-e]l", r"~model", r"#model", r"\-", r"\ ",
+    r".*self_attn.*", r"model\.layers\.1\..*", r".*layers\.(1)\..*", r".*down_proj", r".*down_proj$",
+    r"down_proj", r"model", r"^model\.layers\.0", r"model.layers.1", r"model\.layers\.1$",
+    r".*\.[qkv]_proj", r".*[^a-n]_proj$", r"model\.layers\.(0|11)\.(mlp|self_attn)\.(?!down|o_)",
+    r".*(?<=gate)_proj", r".*(?<!up)_proj$", r"(?i).*SELF_ATTN", r"(?i:MODEL)\.layers\.1",
+    r"model\.layers\.\d\.", r"model\.layers\.\d{2}\..*", r"model\.layers\.\d{,1}\.mlp",
+    r"model\.layers\.1{2}\.", r"model\.layers\.[0-9]+\.mlp\.(?:gate|up)_proj\Z", r"\Amodel\.layers\.1\b",
+    r"model\.layers\.1\B", r".*\bmlp\b", r"model\.layers\.(?P<n>\d)(?P=n)\.", r"model\.layers\.(\d)\1\.",
+    r"model\.(?#a comment)layers\.0", r".*layers\.1.*?proj", r"model\.layers\.\d++\.mlp",
+    r"(?>model\.layers\.1)1", r"[[]", r"[]m]odel", r"[^]x]odel", r"mode[l&&x]", r"mode[a--z]", r"[m-]odel",
+    r"[-m]odel", r"mode[\w]\.", r"m[\w.]+attn", r"\x6dodel", r"\u006dodel", r"model\056", r"mod{e}l",
+    r"model{", r"model{1", r"", r".*", r"\w+\.\w+\.\d+\.\w+\.\w+$",
+    r"model\.layers\.(?:1|11)\.self_attn\.o_proj|.*gate", r"\d", r".\s*odel", r"(?s:.)odel", r"(?a)model",
+    r"(?x) model", r"(?P<a>m)(?(a)odel|x)", r"(", r")", r"[", r"*", r"a**", r"\q", r"\p{L}odel",
+    r"(?<n>m)odel", r"mod(?i)EL", r"model\z", r"\Q", r"(?<=m.*)o", r"\h", r"[\d-\w]odel", r"[z-a]",
+    r"m{2,1}", r"model\Z.", r"model(\.layers)?(\.1)?\.", r"model\.layers\.(?=1)1?1", r"m.d.l.l.y.r.",
+    r"mod[e-e]l", r"~model", r"#model", r"\-", r"\ ",
 ]
 
 SHELL = [
-    "*lm_head*", "model.layers.1.*", "model.layers.1*", "*self_attn*", "*.q_proj", "model.layers.?.mlp.*", "*[qk]_proj",
-    "*[!qk]_proj", "model.layers.[0-9].*", "model.layers.[0-9][0-9].*", "*.mlp.gate_proj", "model", "model*", "*", "", "?",
-    "[m]odel*", "[", "model.layers.[1", "*[]_]proj", "*[!]q]_proj", "MODEL*", "model.layers.1.mlp.up_proj", "**up_proj",
-    "*[k-q]_proj", "*down*", "*[a-]*",
+    "*lm_head*", "model.layers.1.*", "model.layers.1*", "*self_attn*", "*.q_proj", "model.layers.?.mlp.*",
+    "*[qk]_proj", "*[!qk]_proj", "model.layers.[0-9].*", "model.layers.[0-9][0-9].*", "*.mlp.gate_proj",
+    "model", "model*", "*", "", "?", "[m]odel*", "[", "model.layers.[1", "*[]_]proj", "*[!]q]_proj",
+    "MODEL*", "model.layers.1.mlp.up_proj", "**up_proj", "*[k-q]_proj", "*down*", "*[a-]*",
 ]
 
 PARTS = [
-    "lm_head", "model.layers.1", "model.layers.1.mlp.up_proj", "self_attn", "down_proj", "mlp", "layers.1", "model",
-    "model.layers.1.self_attn", "model.layers.*.mlp", "model.layers.0.mlp.down_proj", ".*gate.*",
+    "lm_head", "model.layers.1", "model.layers.1.mlp.up_proj", "self_attn", "down_proj", "mlp", "layers.1",
+    "model", "model.layers.1.self_attn", "model.layers.*.mlp", "model.layers.0.mlp.down_proj", ".*gate.*",
     "model.layers.1.self_attn.qkv_proj", "model.layers.(0|1)",
 ]
 
@@ -236,11 +244,12 @@ def compressed_tensors():
     match = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(match)
 
-    classes = {"": "LlamaForCausalLM", "model": "LlamaModel", "model.layers": "ModuleList", "lm_head": "Linear"}
+    classes = {"": "LlamaForCausalLM", "lm_head": "Linear"}
+    classes |= {"model": "LlamaModel", "model.layers": "ModuleList"}
     for layer in (0, 1, 11):
         base = f"model.layers.{layer}"
-        classes |= {base: "LlamaDecoderLayer", f"{base}.self_attn": "LlamaAttention", f"{base}.mlp": "LlamaMLP",
-                    f"{base}.input_layernorm": "LlamaRMSNorm"}
+        classes |= {base: "LlamaDecoderLayer", f"{base}.input_layernorm": "LlamaRMSNorm"}
+        classes |= {f"{base}.self_attn": "LlamaAttention", f"{base}.mlp": "LlamaMLP"}
         classes |= {f"{base}.{name}": "Linear" for name in LINEAR}
     named = [(name, type(kind, (module,), {})()) for name, kind in classes.items()]
     model = types.SimpleNamespace(named_modules=lambda: iter(named))

@@ -41,7 +41,7 @@ pub struct ModelConfig {
     pub reward: bool,
     /// Storage format of the checkpoint's linear weights.
     pub scheme: Scheme,
-    /// What the operator should know about the checkpoint: keys that have no effect or contradict others.
+    /// Warnings for the operator: keys that have no effect or contradict others.
     pub warnings: Vec<String>,
 }
 

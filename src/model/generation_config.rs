@@ -68,7 +68,7 @@ pub struct GenerationConfig {
     pub min_p: Option<f32>,
     /// Default repetition penalty.
     pub repetition_penalty: Option<f32>,
-    /// What the operator should know about the file: keys that have no effect.
+    /// Warnings for the operator: keys that have no effect.
     pub warnings: Vec<String>,
 }
 

@@ -139,8 +139,8 @@ impl RopeReader<'_> {
         };
         if factor < 1.0 || low >= high || low <= 0.0 || original <= 0.0 {
             let message = format!(
-                "expected factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive original length, \
-                 got {factor}, {low}, {high} and {original}"
+                "expected factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive original \
+                 length, got {factor}, {low}, {high} and {original}"
             );
             return Err(scaling.error("factor", message));
         }

@@ -87,7 +87,8 @@ impl Scheme {
                 let name = |scheme: &Fp8Scheme| if scheme.static_activations { "static" } else { "dynamic" };
                 let (inline, file) = (name(&inline), name(&file));
                 let message = format!(
-                    "expected {inline} activation scales as in `quantization_config` of config.json, got {file}"
+                    "expected {inline} activation scales as in `quantization_config` of config.json, \
+                     got {file}"
                 );
                 Err(LoadError::config(&path, "quantization.quant_algo", message))
             }

@@ -1,4 +1,5 @@
-//! Patterns and lists of modules against the libraries that define them (`scripts/make_checkpoint_fixtures.py`).
+//! Patterns and lists of modules against the libraries that define them
+//! (`scripts/make_checkpoint_fixtures.py`).
 
 use serde_json::Value;
 

@@ -19,8 +19,8 @@ fn base(family: &str) -> Map<String, Value> {
         "llama" => json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}),
         _ => json!({"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"}),
     };
-    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "vocab_size": 384});
+    let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512});
     changed(names.as_object().unwrap(), &sizes)
 }
 
@@ -181,8 +181,8 @@ fn unknown_keys_are_warned_about_once_by_name() {
 
 #[test]
 fn contradictions_are_warned_about_with_both_names() {
-    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64});
+    let scaling = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
     let plain = json!({"rope_type": "default", "rope_theta": 10000.0});
     for (change, parts) in [
         (
@@ -219,9 +219,10 @@ fn generation_keys_without_an_effect_are_named() {
         std::fs::write(dir.path().join("generation_config.json"), value.to_string()).unwrap();
         GenerationConfig::from_dir(dir.path()).unwrap().warnings
     };
-    let harmless = json!({"_from_model_config": true, "bos_token_id": 1, "eos_token_id": [2, 3], "do_sample": true,
-        "temperature": 0.6, "top_p": 0.9, "top_k": 50, "min_p": 0.0, "repetition_penalty": 1.0,
-        "transformers_version": "5.24.0", "pad_token_id": 0, "use_cache": true, "num_beams": 1,
+    let harmless = json!({"_from_model_config": true, "bos_token_id": 1, "eos_token_id": [2, 3],
+        "do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 50, "min_p": 0.0, 
+        "repetition_penalty": 1.0, "transformers_version": "5.24.0", "pad_token_id": 0,
+        "use_cache": true, "num_beams": 1,
         "length_penalty": 1.0, "max_length": 20, "suppress_tokens": null, "cache_implementation": "hybrid"});
     assert!(write(harmless).is_empty());
     let warnings =

@@ -22,8 +22,8 @@ fn golden(name: &str, changes: Value) -> Vec<f32> {
 
 #[test]
 fn rope_scaling_wins_over_rope_parameters() {
-    let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64});
+    let scaling = json!({"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64});
     let wrong = json!({"rope_type": "default", "rope_theta": 10000.0});
     let plain = golden("llama", json!({"rope_parameters": null, "rope_scaling": scaling, "rope_theta": 5e5}));
     let both = json!({"rope_parameters": wrong, "rope_scaling": scaling, "rope_theta": 5e5});
@@ -138,7 +138,8 @@ fn the_scheme_may_be_stated_twice_but_not_differently() {
     let inline = run(dir.path());
     let write = |algorithm: &str| {
         let text = json!({"producer": {"name": "modelopt", "version": "0.29"},
-            "quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": null, "exclude_modules": ["lm_head"]}});
+            "quantization": {"quant_algo": algorithm, "kv_cache_quant_algo": null,
+                "exclude_modules": ["lm_head"]}});
         std::fs::write(dir.path().join("hf_quant_config.json"), text.to_string()).unwrap();
     };
     write("FP8_PER_CHANNEL_PER_TOKEN");

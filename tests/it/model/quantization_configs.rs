@@ -185,7 +185,8 @@ fn keys_that_change_nothing_load_exactly() {
         ("/kv_cache_scheme", json!(null)),
         (
             "/kv_cache_scheme",
-            json!({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true, "dynamic": false}),
+            json!({"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": true,
+                "dynamic": false}),
         ),
         ("/global_compression_ratio", json!(1.5)),
         ("/version", json!("0.15.1")),
