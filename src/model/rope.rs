@@ -103,8 +103,7 @@ impl RopeReader<'_> {
         // These are the defaults of transformers: a Nemotron configuration may omit its fraction of 0.5.
         match (self.family, found) {
             (Family::Nemotron, found) => Ok(found.map_or(0.5, |(_, fraction)| fraction)),
-            (Family::Llama, None) => Ok(1.0),
-            (Family::Llama, Some((_, fraction))) if fraction == 1.0 => Ok(1.0),
+            (Family::Llama, None | Some((_, 1.0))) => Ok(1.0),
             (Family::Llama, Some((key, fraction))) => {
                 let message = format!("expected 1 for Llama, whose heads rotate whole, got {fraction}");
                 Err(LoadError::config(&self.config.path, &key, message))

@@ -12,6 +12,9 @@ use super::checkpoints::{
 };
 use super::load;
 
+/// Whether a tensor is left unquantised, by its name.
+type Float<'a> = &'a dyn Fn(&str) -> bool;
+
 /// A checkpoint whose modules are quantised, except for those that `float` names.
 fn partly_quantised(q: &Quantised, float: impl Fn(&str) -> bool) -> Tensors {
     let mut tensors = with_scales(q, |s| ("F32", vec![s.len(), 1], f32s(s)));
@@ -45,7 +48,7 @@ fn ignored_modules_are_found_by_expressions_names_and_classes() {
     let second = |name: &str| name.contains("layers.1.");
     let qkv = |name: &str| ["q_proj", "k_proj", "v_proj"].iter().any(|part| name.contains(part));
     let down = |name: &str| name.contains("down_proj");
-    let cases: [(&[&str], &dyn Fn(&str) -> bool); 14] = [
+    let cases: [(&[&str], Float<'_>); 14] = [
         (&["lm_head", "re:.*self_attn.*"], &attention),
         (&[r"re:model\.layers\.1\..*"], &second),
         (&[r"re:.*layers\.(1)\..*"], &second),
@@ -232,8 +235,6 @@ fn keys_that_change_nothing_load_exactly() {
 
 #[test]
 fn keys_that_change_the_result_or_are_not_known_are_refused_with_their_value() {
-    const WEIGHTS: &str = "/config_groups/group_0/weights";
-    const INPUTS: &str = "/config_groups/group_0/input_activations";
     let none: Tensors = BTreeMap::new();
     let rotation = json!({"config_groups": {"R1": {"type": "hadamard", "apply": []}}});
     for (parent, key, value, parts) in [
@@ -284,6 +285,17 @@ fn keys_that_change_the_result_or_are_not_known_are_refused_with_their_value() {
             json!(null),
             vec!["group_0.input_activations", "weights alone"],
         ),
+    ] {
+        refused(&none, with(compressed("channel", true), &format!("{parent}/{key}"), value), &parts);
+    }
+}
+
+#[test]
+fn arguments_that_change_the_result_are_refused_with_both_values() {
+    const WEIGHTS: &str = "/config_groups/group_0/weights";
+    const INPUTS: &str = "/config_groups/group_0/input_activations";
+    let none: Tensors = BTreeMap::new();
+    for (parent, key, value, parts) in [
         (WEIGHTS, "actorder", json!("group"), vec!["weights.actorder", "got \"group\""]),
         (WEIGHTS, "group_size", json!(128), vec!["weights.group_size", "-1", "got 128"]),
         (WEIGHTS, "block_structure", json!([128, 128]), vec!["weights.block_structure", "got [128,128]"]),
@@ -300,6 +312,11 @@ fn keys_that_change_the_result_or_are_not_known_are_refused_with_their_value() {
     ] {
         refused(&none, with(compressed("channel", true), &format!("{parent}/{key}"), value), &parts);
     }
+}
+
+#[test]
+fn keys_of_other_methods_are_refused_with_their_value() {
+    let none: Tensors = BTreeMap::new();
     for (key, value, parts) in [
         ("weight_block_size", json!([128, 128]), vec!["weight_block_size", "[128,128]"]),
         ("scale_fmt", json!("ue8m0"), vec!["scale_fmt", "float", "ue8m0"]),
