@@ -75,6 +75,9 @@ pub(crate) fn prepare(
     let fraction = config.device.gpu_memory_utilization;
     plan_memory(needs, &devices.memory(fraction)?, &model, scheduling)?;
     let mut generation = GenerationConfig::from_dir(dir)?;
+    for warning in model.warnings.iter().chain(&generation.warnings) {
+        tracing::warn!("{}: {warning}", dir.display());
+    }
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
     generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;

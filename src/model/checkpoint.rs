@@ -196,6 +196,15 @@ impl Checkpoint {
         self.entries.contains_key(name)
     }
 
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The type of a tensor, if there is one of this name.
+    pub(super) fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|entry| entry.tensor.dtype)
+    }
+
     /// Takes a tensor of any shape.
     ///
     /// # Errors

@@ -1,11 +1,14 @@
-//! Reads `config.json` of both model families, in the old and the new Hugging Face format.
+//! A decoder's architecture, read from `config.json`.
 
 use std::path::Path;
 
+use super::config_keys::{self, Facts};
 use super::directory::check_model_directory;
 use super::error::LoadError;
+use super::family::{Family, REWARD};
 use super::json::Object;
 use super::scheme::Scheme;
+use super::{rope, tied_head};
 use crate::device::{Activation, HeadShape, NormKind};
 
 /// A decoder's architecture. The two families differ only in these values.
@@ -39,25 +42,23 @@ pub struct ModelConfig {
     pub reward: bool,
     /// Storage format of the checkpoint's linear weights.
     pub scheme: Scheme,
-}
-
-/// Class name of a checkpoint with `rm_head.weight` \[rewards, hidden\] and optionally `rm_head.bias`
-/// \[rewards\]. This is NeMo's head, which has a bias. The transformers class of the same name calls its head
-/// `score`.
-pub(crate) const REWARD: &str = "NemotronForSequenceClassification";
-
-/// The supported model families.
-#[derive(Clone, Copy, PartialEq)]
-enum Family {
-    Nemotron,
-    Llama,
+    /// Warnings for the operator: keys that have no effect or contradict others.
+    pub warnings: Vec<String>,
 }
 
 impl ModelConfig {
-    /// Reads `config.json`, and `hf_quant_config.json` if there is one.
+    /// Reads `config.json`, and `hf_quant_config.json` if there is one. If the LM head should share the
+    /// embedding's weights but is stored too, and differs, the stored one counts.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         check_model_directory(dir)?;
-        Self::from_object(dir, &Object::read(&dir.join("config.json"))?)
+        let mut config = Self::from_object(dir, &Object::read(&dir.join("config.json"))?)?;
+        if config.tied && tied_head::differs(dir)? {
+            config.tied = false;
+            let warning = "`tie_word_embeddings` is true, but the stored `lm_head.weight` differs from the \
+                           embedding and is used";
+            config.warnings.push(warning.to_owned());
+        }
+        Ok(config)
     }
 
     /// Parses the text of a `config.json` without its directory.
@@ -72,41 +73,32 @@ impl ModelConfig {
 
     /// Parses the contents of a `config.json` in `dir`.
     pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
-        let (architecture, family) = architecture(config)?;
-        for key in ["attention_bias", "mlp_bias"] {
-            if config.flag(key)?.unwrap_or(false) {
-                return Err(config.error(key, "linear layers with biases are not supported"));
-            }
-        }
+        let (architecture, family) = Family::read(config)?;
         let hidden = config.require_count("hidden_size")?;
         let heads = heads(config, hidden)?;
-        let activation = activation(config, family)?;
-        let eps_keys: &[&str] = match family {
-            Family::Nemotron => &["norm_eps", "layer_norm_eps"],
-            Family::Llama => &["rms_norm_eps"],
-        };
+        let mut warnings = Vec::new();
+        let max_positions = config.require_count("max_position_embeddings")?;
+        config_keys::check(
+            config,
+            &Facts { family, head_dim: heads.head_dim, max_positions },
+            &mut warnings,
+        )?;
         Ok(Self {
             architecture,
             layers: config.require_count("num_hidden_layers")?,
             hidden,
             ffn: config.require_count("intermediate_size")?,
             vocab: config.require_count("vocab_size")?,
-            max_positions: config.require_count("max_position_embeddings")?,
+            max_positions,
             heads,
-            norm: match family {
-                Family::Nemotron => NormKind::LayerNorm1p,
-                Family::Llama => NormKind::RmsNorm,
-            },
-            norm_eps: first_number(config, eps_keys)?.unwrap_or(if family == Family::Nemotron {
-                1e-5
-            } else {
-                1e-6
-            }) as f32,
-            activation,
+            norm: family.norm(),
+            norm_eps: norm_eps(config, family, &mut warnings)? as f32,
+            activation: activation(config, family)?,
             tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
-            inv_freq: inverse_frequencies(config, family, heads.head_dim)?,
+            inv_freq: rope::inverse_frequencies(config, family, heads.head_dim, &mut warnings)?,
             reward: architecture == REWARD,
             scheme: Scheme::read(dir, config)?,
+            warnings,
         })
     }
 
@@ -163,23 +155,6 @@ impl ModelConfig {
     }
 }
 
-fn architecture(config: &Object) -> Result<(&'static str, Family), LoadError> {
-    const KNOWN: [(&str, Family); 3] = [
-        ("NemotronForCausalLM", Family::Nemotron),
-        (REWARD, Family::Nemotron),
-        ("LlamaForCausalLM", Family::Llama),
-    ];
-    let names = config.texts("architectures")?;
-    let known = match names.as_slice() {
-        [name] => KNOWN.into_iter().find(|(known, _)| known == name),
-        _ => None,
-    };
-    known.ok_or_else(|| {
-        let expected = KNOWN.map(|(name, _)| format!("[\"{name}\"]")).join(" or ");
-        config.error("architectures", format!("expected {expected}, got {names:?}"))
-    })
-}
-
 /// Reads the attention heads. Without `num_key_value_heads` every query head has its own KV head, as in
 /// models older than grouped-query attention.
 fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
@@ -189,9 +164,12 @@ fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
         let message = format!("expected a divisor of num_attention_heads = {q_heads}, got {kv_heads}");
         return Err(config.error("num_key_value_heads", message));
     }
-    let given = match config.count("head_dim")? {
-        None => config.count("kv_channels")?,
-        given => given,
+    let given = match (config.count("head_dim")?, config.count("kv_channels")?) {
+        (Some(head_dim), Some(channels)) if head_dim != channels => {
+            let message = format!("expected the value of `head_dim`, which is {head_dim}, got {channels}");
+            return Err(config.error("kv_channels", message));
+        }
+        (head_dim, channels) => head_dim.or(channels),
     };
     let head_dim = match given {
         Some(head_dim) => head_dim,
@@ -208,10 +186,7 @@ fn heads(config: &Object, hidden: usize) -> Result<HeadShape, LoadError> {
 }
 
 fn activation(config: &Object, family: Family) -> Result<Activation, LoadError> {
-    let (expected, activation) = match family {
-        Family::Nemotron => ("relu2", Activation::SquaredRelu),
-        Family::Llama => ("silu", Activation::SwiGlu),
-    };
+    let (expected, activation) = family.activation();
     match config.text("hidden_act")? {
         None => Ok(activation),
         Some(name) if name == expected => Ok(activation),
@@ -219,172 +194,18 @@ fn activation(config: &Object, family: Family) -> Result<Activation, LoadError> 
     }
 }
 
-fn first_number(config: &Object, keys: &[&str]) -> Result<Option<f64>, LoadError> {
+/// Reads the norms' epsilon. transformers goes by the first of its names.
+fn norm_eps(config: &Object, family: Family, warnings: &mut Vec<String>) -> Result<f64, LoadError> {
+    let (keys, default) = family.norm_eps();
+    let mut found: Option<(&str, f64)> = None;
     for key in keys {
-        if let Some(number) = config.number(key)? {
-            return Ok(Some(number));
+        match (found, config.number(key)?) {
+            (None, Some(eps)) => found = Some((key, eps)),
+            (Some((first, eps)), Some(other)) if eps != other => {
+                warnings.push(format!("`{first}` = {eps} counts, and not `{key}` = {other}"));
+            }
+            _ => {}
         }
     }
-    Ok(None)
-}
-
-/// Inverse frequencies theta^(-2i / d) of the d rotated dimensions, rescaled if the configuration says so.
-/// New configurations have theta, the fraction of rotated dimensions and the scaling in `rope_parameters`.
-/// Old ones have theta and the fraction at top level, and the scaling in `rope_scaling`.
-fn inverse_frequencies(config: &Object, family: Family, head_dim: usize) -> Result<Vec<f32>, LoadError> {
-    const FRACTIONS: [&str; 4] = ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"];
-    let nested = config.object("rope_parameters")?;
-    let mut theta = first_number(config, &["rope_theta"])?;
-    let mut fraction = first_number(config, &FRACTIONS)?;
-    if let Some(nested) = &nested {
-        theta = nested.number("rope_theta")?.or(theta);
-        fraction = first_number(nested, &FRACTIONS)?.or(fraction);
-    }
-    // These are the defaults of transformers: a Nemotron configuration may omit its fraction of 0.5.
-    let fraction = fraction.unwrap_or(if family == Family::Nemotron { 0.5 } else { 1.0 });
-    let theta = theta.unwrap_or(10_000.0);
-    let rotary = (head_dim as f64 * fraction) as usize;
-    let sound = fraction > 0.0 && fraction <= 1.0 && rotary.is_multiple_of(2) && theta > 1.0;
-    if !sound {
-        let message = format!(
-            "expected theta above 1 and a fraction of at most 1 that rotates an even number of dimensions, \
-             got theta {theta} and fraction {fraction} ({rotary} of {head_dim} dimensions)"
-        );
-        return Err(config.error("rope_parameters", message));
-    }
-    let mut inv_freq: Vec<f64> =
-        (0..rotary / 2).map(|i| theta.powf(-(2.0 * i as f64) / rotary as f64)).collect();
-    let scaling = match nested {
-        Some(nested) => Some(nested),
-        None => config.object("rope_scaling")?,
-    };
-    if let Some(scaling) = scaling {
-        rescale(&scaling, config, &mut inv_freq)?;
-    }
-    Ok(inv_freq.into_iter().map(|f| f as f32).collect())
-}
-
-/// Llama 3's scaling: divides the frequencies of long wavelengths by `factor`, keeps those of short ones, and
-/// interpolates in between.
-fn rescale(scaling: &Object, config: &Object, inv_freq: &mut [f64]) -> Result<(), LoadError> {
-    let kind = match scaling.text("rope_type")? {
-        None => scaling.text("type")?.unwrap_or("default"),
-        Some(kind) => kind,
-    };
-    match kind {
-        "default" => return Ok(()),
-        "llama3" => {}
-        other => {
-            return Err(scaling.error("rope_type", format!("expected `default` or `llama3`, got `{other}`")));
-        }
-    }
-    let need = |key: &str| scaling.number(key)?.ok_or_else(|| scaling.error(key, "missing"));
-    let (factor, low, high) = (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
-    let original = match scaling.number("original_max_position_embeddings")? {
-        Some(original) => original,
-        None => need("original_max_position_embeddings")
-            .or_else(|e| config.number("original_max_position_embeddings")?.ok_or(e))?,
-    };
-    if factor < 1.0 || low >= high || low <= 0.0 || original <= 0.0 {
-        let message = format!(
-            "expected factor >= 1, 0 < low_freq_factor < high_freq_factor and a positive original length, \
-             got {factor}, {low}, {high} and {original}"
-        );
-        return Err(scaling.error("factor", message));
-    }
-    for f in inv_freq {
-        let turns = original * *f / std::f64::consts::TAU;
-        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
-        *f = *f / factor * (1.0 - smooth) + *f * smooth;
-    }
-    Ok(())
-}
-
-/// `generation_config.json`: the default sampling parameters of the model's authors, and the ids that end a
-/// generation.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerationConfig {
-    /// End-of-sequence ids.
-    pub eos: Vec<u32>,
-    /// Default temperature.
-    pub temperature: Option<f32>,
-    /// Default top-p.
-    pub top_p: Option<f32>,
-    /// Default top-k.
-    pub top_k: Option<u32>,
-    /// Default min-p.
-    pub min_p: Option<f32>,
-    /// Default repetition penalty.
-    pub repetition_penalty: Option<f32>,
-}
-
-impl GenerationConfig {
-    /// Reads `generation_config.json` if it exists. End-of-sequence ids fall back to `config.json`.
-    ///
-    /// # Errors
-    /// A value is outside the range that requests may use: every request without its own value would be
-    /// rejected.
-    pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
-        let config = Object::read(&dir.join("config.json"))?;
-        let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
-            return Ok(Self { eos: ids(&config, "eos_token_id")?, ..Self::default() });
-        };
-        let mut eos = ids(&file, "eos_token_id")?;
-        if eos.is_empty() {
-            eos = ids(&config, "eos_token_id")?;
-        }
-        // `do_sample: false` means greedy, whatever the other values are.
-        let greedy = file.flag("do_sample")? == Some(false);
-        let temperature = default_of(&file, "temperature", |x| x >= 0.0, "at least 0")?;
-        let top_k = default_of(&file, "top_k", |x| x >= 0.0 && x.fract() == 0.0, "an integer of at least 0")?;
-        Ok(Self {
-            eos,
-            temperature: if greedy { Some(0.0) } else { temperature },
-            top_p: default_of(&file, "top_p", |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
-            top_k: top_k.map(|x| x as u32),
-            min_p: default_of(&file, "min_p", |x| (0.0..=1.0).contains(&x), "from 0 to 1")?,
-            repetition_penalty: default_of(&file, "repetition_penalty", |x| x > 0.0, "above 0")?,
-        })
-    }
-}
-
-impl GenerationConfig {
-    /// The end-of-sequence ids, or the tokenizer's if the model names none.
-    ///
-    /// # Errors
-    /// An id is not below `vocab`. Every request would be rejected because of this id.
-    pub fn eos_within(&self, tokenizer: Option<u32>, vocab: usize) -> Result<Vec<u32>, LoadError> {
-        let ids = if self.eos.is_empty() { tokenizer.into_iter().collect() } else { self.eos.clone() };
-        match ids.iter().find(|id| **id as usize >= vocab) {
-            Some(id) => Err(LoadError::config(
-                Path::new("generation_config.json"),
-                "eos_token_id",
-                format!("expected ids below {vocab}, got {id}"),
-            )),
-            None => Ok(ids),
-        }
-    }
-}
-
-/// Reads a default sampling parameter; an error if it is outside its range.
-fn default_of(
-    file: &Object,
-    key: &str,
-    sound: fn(f32) -> bool,
-    expected: &str,
-) -> Result<Option<f32>, LoadError> {
-    match file.number(key)?.map(|x| x as f32) {
-        Some(x) if !x.is_finite() || !sound(x) => {
-            Err(file.error(key, format!("expected {expected}, got {x}")))
-        }
-        value => Ok(value),
-    }
-}
-
-/// Reads one token id, or a list of them.
-fn ids(object: &Object, key: &str) -> Result<Vec<u32>, LoadError> {
-    let Some(value) = object.get(key) else { return Ok(Vec::new()) };
-    let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
-    let ids = items.iter().map(|i| i.as_u64().and_then(|i| u32::try_from(i).ok())).collect::<Option<_>>();
-    ids.ok_or_else(|| object.error(key, format!("expected a token id or a list of them, got {value}")))
+    Ok(found.map_or(default, |(_, eps)| eps))
 }

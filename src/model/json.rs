@@ -43,6 +43,23 @@ impl Object {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// An object in the place of a key's value, with the same name in errors.
+    pub(super) fn nested(&self, key: &str, value: Value) -> Self {
+        let prefix = format!("{}.", self.path_of(key));
+        let map = if let Value::Object(map) = value { map } else { Map::new() };
+        Self { path: self.path.clone(), prefix, map }
+    }
+
+    /// All keys and values, in the order of the file.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.map.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// The name of a key as in errors: with the names of the objects that it is in.
+    pub(super) fn path_of(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
     pub(crate) fn object(&self, key: &str) -> Result<Option<Self>, LoadError> {
         match self.get(key) {
             None => Ok(None),
@@ -52,11 +69,6 @@ impl Object {
             }
             Some(other) => Err(self.error(key, format!("expected an object, got {other}"))),
         }
-    }
-
-    /// All nested objects, for groups whose names do not matter.
-    pub(crate) fn objects(&self) -> Result<Vec<Self>, LoadError> {
-        self.map.keys().map(|key| Ok(self.object(key)?.unwrap_or_else(|| self.clone()))).collect()
     }
 
     pub(crate) fn count(&self, key: &str) -> Result<Option<usize>, LoadError> {
@@ -98,6 +110,6 @@ impl Object {
     }
 
     pub(crate) fn error(&self, key: &str, message: impl Into<String>) -> LoadError {
-        LoadError::config(&self.path, &format!("{}{key}", self.prefix), message)
+        LoadError::config(&self.path, &self.path_of(key), message)
     }
 }

@@ -10,7 +10,7 @@ use super::checkpoint::{Checkpoint, Tensor};
 use super::config::ModelConfig;
 use super::convert;
 use super::error::LoadError;
-use super::scheme::Scheme;
+use super::scheme::{Scheme, StoredFormat};
 use super::{Precision, Shard};
 use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
 
@@ -134,7 +134,7 @@ impl LoadPlan {
             LoadPlanner { config, shards, precision, checkpoint, matrices, sources, floats: None };
         let layers = (0..config.layers).map(|layer| planner.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = planner.norm("model.norm")?;
-        let embedding = planner.table("model.embed_tokens")?;
+        let embedding = planner.embedding()?;
         let head = if config.tied {
             // Some exports store the tied LM head a second time.
             planner.checkpoint.skip("lm_head.weight");
@@ -200,7 +200,7 @@ impl LoadPlanner<'_> {
         let mut first = 0;
         for ModulePlan { name, out, rows } in modules {
             let module = format!("{base}.{name}");
-            let (tensor, form) = if self.config.scheme.covers(&module) {
+            let (tensor, form) = if self.is_fp8(&module)? {
                 stored_fp8 += 1;
                 let (tensor, form, scale) = self.stored_fp8(&module, &[*out, inputs.all])?;
                 input_scale = max(input_scale, scale);
@@ -234,6 +234,20 @@ impl LoadPlanner<'_> {
         let bf16 = bf16.expect("a matrix has at least one module");
         self.matrices.push(MatrixPlan { out: first, input: inputs.cols[0].len(), bf16, quant });
         Ok(matrix)
+    }
+
+    /// Whether a module's weight is stored as E4M3. Where libraries read the configuration differently, the
+    /// stored type decides.
+    fn is_fp8(&self, module: &str) -> Result<bool, LoadError> {
+        let format = self.config.scheme.stored_format(module);
+        Ok(match format.map_err(|error| LoadError::file(self.checkpoint.dir(), error))? {
+            StoredFormat::Fp8 => true,
+            StoredFormat::Float => false,
+            StoredFormat::Either => {
+                let dtype = self.checkpoint.dtype(&format!("{module}.weight"));
+                dtype == Some(Dtype::F8_E4M3)
+            }
+        })
     }
 
     /// Takes a module with an E4M3 weight. Returns its input scale if activations are static.
@@ -271,6 +285,13 @@ impl LoadPlanner<'_> {
             Precision::None => WeightForm::Bf16,
         };
         Ok((tensor, form))
+    }
+
+    /// Plans the embedding. A checkpoint whose LM head shares its weights may have stored them as the head's.
+    fn embedding(&mut self) -> Result<usize, LoadError> {
+        let stored = self.checkpoint.has("model.embed_tokens.weight");
+        let as_head = !stored && self.config.tied && self.checkpoint.has("lm_head.weight");
+        self.table(if as_head { "lm_head" } else { "model.embed_tokens" })
     }
 
     /// Plans an embedding or LM head, divided by ids. It is BF16 unless stored as E4M3. If the last ranks

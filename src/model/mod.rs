@@ -8,16 +8,22 @@
 
 mod checkpoint;
 mod config;
+mod config_keys;
 mod convert;
 mod direct_file;
 mod directory;
 mod error;
+mod family;
+mod generation_config;
 mod inventory;
 mod json;
+mod key_rules;
 mod load_plan;
 mod random_model;
+mod rope;
 mod scheme;
 mod shard;
+mod tied_head;
 mod weight_reader;
 mod weights;
 mod workspace;
@@ -25,12 +31,13 @@ mod workspace;
 use std::path::Path;
 
 pub(crate) use checkpoint::{Checkpoint, Stored};
-pub(crate) use config::REWARD;
-pub use config::{GenerationConfig, ModelConfig};
+pub use config::ModelConfig;
 pub(crate) use convert::{quantize_row, widen};
 pub use direct_file::{DirectFile, ReadBuffer};
 pub(crate) use directory::{check_directory, check_model_directory};
 pub use error::LoadError;
+pub(crate) use family::REWARD;
+pub use generation_config::GenerationConfig;
 pub(crate) use inventory::{Expected, is_optional, tensors};
 pub(crate) use json::Object;
 pub use scheme::{Fp8Scheme, Scheme};

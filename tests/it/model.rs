@@ -2,9 +2,12 @@
 //! The models are two tiny random ones (`scripts/make_golden.py`).
 
 pub mod checkpoints;
+mod configurations;
+mod contradictions;
 mod direct_file;
 mod errors;
 mod loading;
+mod quantization_configs;
 mod traps;
 
 use std::path::Path;

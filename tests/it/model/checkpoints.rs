@@ -14,9 +14,9 @@ use super::{copy, edit, load, logits};
 pub(super) type Tensor = (&'static str, Vec<usize>, Vec<u8>);
 pub(super) type Tensors = BTreeMap<String, Tensor>;
 /// Converts a module's row scales to a stored tensor.
-type Form = fn(&[f32]) -> Tensor;
+pub(super) type Form = fn(&[f32]) -> Tensor;
 
-const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
+pub(super) const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 
 pub(super) fn read(dir: &Path) -> Tensors {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
@@ -57,13 +57,13 @@ fn scale(name: &str, row: usize, per_row: bool) -> f32 {
 }
 
 /// A fixture with its linear weights quantised, and the same model dequantised to BF16.
-struct Quantised {
-    codes: Tensors,
-    dequantised: Tensors,
-    scales: BTreeMap<String, Vec<f32>>,
+pub(super) struct Quantised {
+    pub(super) codes: Tensors,
+    pub(super) dequantised: Tensors,
+    pub(super) scales: BTreeMap<String, Vec<f32>>,
 }
 
-fn quantise(name: &str, per_row: bool) -> Quantised {
+pub(super) fn quantise(name: &str, per_row: bool) -> Quantised {
     let original = read(copy(name).path());
     let mut q = Quantised { codes: original.clone(), dequantised: original.clone(), scales: BTreeMap::new() };
     for (name, (_, shape, bytes)) in original.into_iter().filter(|(name, _)| is_linear(name)) {
@@ -85,7 +85,7 @@ fn quantise(name: &str, per_row: bool) -> Quantised {
     q
 }
 
-fn f32s(values: &[f32]) -> Vec<u8> {
+pub(super) fn f32s(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|x| x.to_le_bytes()).collect()
 }
 
@@ -94,7 +94,7 @@ fn bf16s(values: &[f32]) -> Vec<u8> {
 }
 
 /// Adds the scales to the codes; `form` makes the tensor of a module's row scales.
-fn with_scales(q: &Quantised, form: impl Fn(&[f32]) -> Tensor) -> Tensors {
+pub(super) fn with_scales(q: &Quantised, form: impl Fn(&[f32]) -> Tensor) -> Tensors {
     let mut tensors = q.codes.clone();
     for (name, scales) in &q.scales {
         tensors.insert(format!("{name}_scale"), form(scales));
@@ -116,19 +116,19 @@ fn with_inputs(mut tensors: Tensors, value: f32, shape: &[usize]) -> Tensors {
     tensors
 }
 
-fn directory(name: &str, tensors: &Tensors, config: Value) -> tempfile::TempDir {
+pub(super) fn directory(name: &str, tensors: &Tensors, config: Value) -> tempfile::TempDir {
     let dir = copy(name);
     edit(dir.path(), config);
     write(&dir.path().join("model.safetensors"), tensors);
     dir
 }
 
-fn auto_fp8(scheme: &str) -> Value {
+pub(super) fn auto_fp8(scheme: &str) -> Value {
     json!({"quantization_config": {
         "quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": ["lm_head"]}})
 }
 
-fn compressed(strategy: &str, dynamic: bool) -> Value {
+pub(super) fn compressed(strategy: &str, dynamic: bool) -> Value {
     let activations = if dynamic { "token" } else { "tensor" };
     json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "float-quantized",
         "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"],
@@ -137,13 +137,13 @@ fn compressed(strategy: &str, dynamic: bool) -> Value {
             {"num_bits": 8, "type": "float", "strategy": activations, "dynamic": dynamic}}}}})
 }
 
-fn model_opt(algorithm: &str) -> Value {
+pub(super) fn model_opt(algorithm: &str) -> Value {
     json!({"quantization_config": {
         "quant_method": "modelopt", "quant_algo": algorithm, "ignore": ["lm_head*"]}})
 }
 
 /// Asserts that the quantised checkpoint gives the same bits as the dequantised one, with BF16 inputs.
-fn loads_exactly(name: &str, q: &Quantised, tensors: &Tensors, config: Value) {
+pub(super) fn loads_exactly(name: &str, q: &Quantised, tensors: &Tensors, config: Value) {
     let stored = directory(name, tensors, config.clone());
     let plain = directory(name, &q.dequantised, json!({}));
     let got = logits(stored.path(), Precision::None, KvDtype::Bf16, &IDS);

@@ -1,0 +1,79 @@
+//! The supported model families, and the values that are fixed for each.
+
+use super::error::LoadError;
+use super::json::Object;
+use crate::device::{Activation, NormKind};
+
+/// Class name of a checkpoint with `rm_head.weight` \[rewards, hidden\] and optionally `rm_head.bias`
+/// \[rewards\]. This is NeMo's head, which has a bias. The transformers class of the same name calls its head
+/// `score`.
+pub(crate) const REWARD: &str = "NemotronForSequenceClassification";
+
+/// A model family.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Family {
+    Nemotron,
+    Llama,
+}
+
+impl Family {
+    /// Reads the class name, and the family that it belongs to.
+    ///
+    /// # Errors
+    /// The class is not supported, or `model_type` names another family. Libraries differ in which of the two
+    /// they go by.
+    pub(super) fn read(config: &Object) -> Result<(&'static str, Self), LoadError> {
+        const KNOWN: [(&str, Family); 3] = [
+            ("NemotronForCausalLM", Family::Nemotron),
+            (REWARD, Family::Nemotron),
+            ("LlamaForCausalLM", Family::Llama),
+        ];
+        let names = config.texts("architectures")?;
+        let known = match names.as_slice() {
+            [name] => KNOWN.into_iter().find(|(known, _)| known == name),
+            _ => None,
+        };
+        let Some((architecture, family)) = known else {
+            let expected = KNOWN.map(|(name, _)| format!("[\"{name}\"]")).join(" or ");
+            return Err(config.error("architectures", format!("expected {expected}, got {names:?}")));
+        };
+        match config.text("model_type")? {
+            Some(name) if name != family.model_type() => {
+                let expected = family.model_type();
+                let message = format!("expected `{expected}` beside `{architecture}`, got `{name}`");
+                Err(config.error("model_type", message))
+            }
+            _ => Ok((architecture, family)),
+        }
+    }
+
+    fn model_type(self) -> &'static str {
+        match self {
+            Self::Nemotron => "nemotron",
+            Self::Llama => "llama",
+        }
+    }
+
+    pub(super) fn norm(self) -> NormKind {
+        match self {
+            Self::Nemotron => NormKind::LayerNorm1p,
+            Self::Llama => NormKind::RmsNorm,
+        }
+    }
+
+    /// Keys of the norms' epsilon, the first of which counts, and the value if all are absent.
+    pub(super) fn norm_eps(self) -> (&'static [&'static str], f64) {
+        match self {
+            Self::Nemotron => (&["norm_eps", "layer_norm_eps"], 1e-5),
+            Self::Llama => (&["rms_norm_eps"], 1e-6),
+        }
+    }
+
+    /// Value of `hidden_act`, and the activation that it means.
+    pub(super) fn activation(self) -> (&'static str, Activation) {
+        match self {
+            Self::Nemotron => ("relu2", Activation::SquaredRelu),
+            Self::Llama => ("silu", Activation::SwiGlu),
+        }
+    }
+}

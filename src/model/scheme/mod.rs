@@ -1,0 +1,152 @@
+//! Reads a checkpoint's quantisation scheme: the storage format of its linear weights, and the modules left
+//! unquantised.
+//!
+//! All supported FP8 schemes store E4M3 codes with one scale per tensor or per output row. They differ in the
+//! names and shapes of the scales, and in whether activations have a stored scale. What is not known is
+//! refused: it could change the result.
+
+mod auto_fp8;
+mod compressed_tensors;
+mod kv_cache;
+mod model_opt;
+mod module_list;
+mod python_regex;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+
+use module_list::{Covered, ModuleList, Syntax};
+
+use super::error::LoadError;
+use super::json::Object;
+
+/// Keys of a quantisation's arguments that only the calibration used.
+const CALIBRATION: &[&str] = &["observer", "observer_kwargs", "zp_dtype"];
+
+/// Types, as JSON, in which a scale may be stored.
+const SCALE_DTYPES: &[&str] = &[
+    "\"torch.bfloat16\"",
+    "\"torch.float16\"",
+    "\"torch.float32\"",
+    "\"bfloat16\"",
+    "\"float16\"",
+    "\"float32\"",
+];
+
+/// A checkpoint's quantisation scheme.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scheme {
+    /// Weights in BF16, F16 or F32.
+    None,
+    /// Weights in E4M3.
+    Fp8(Fp8Scheme),
+}
+
+/// Properties of an E4M3 checkpoint.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fp8Scheme {
+    /// Whether every quantised module has an `input_scale`. If not, activations are scaled per token.
+    pub static_activations: bool,
+    /// The quantised modules; `None` means all linear ones.
+    targets: Option<ModuleList>,
+    /// The unquantised modules.
+    ignored: ModuleList,
+}
+
+/// Storage format of a linear weight, by the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoredFormat {
+    /// BF16, F16 or F32.
+    Float,
+    /// E4M3 with scales.
+    Fp8,
+    /// Either: libraries differ in whether the configuration leaves the module unquantised.
+    Either,
+}
+
+impl Scheme {
+    /// Reads the scheme from `quantization_config` in `config.json`, or from ModelOpt's
+    /// `hf_quant_config.json`.
+    ///
+    /// # Errors
+    /// The scheme is not supported, a key is not known, or two places say different things.
+    pub(super) fn read(dir: &Path, config: &Object) -> Result<Self, LoadError> {
+        let inline = match (config.object("quantization_config")?, config.object("compression_config")?) {
+            (Some(_), Some(_)) => {
+                let message = "expected no such key beside `quantization_config`";
+                return Err(config.error("compression_config", message));
+            }
+            (quant, old) => quant.or(old),
+        };
+        let inline = inline.map(|quant| method(&quant)).transpose()?;
+        let path = dir.join("hf_quant_config.json");
+        let file = Object::read_if_exists(&path)?.map(|file| model_opt::read_file(&file)).transpose()?;
+        match (inline, file) {
+            (Some(inline), Some(file)) if inline.static_activations != file.static_activations => {
+                let name = |scheme: &Fp8Scheme| if scheme.static_activations { "static" } else { "dynamic" };
+                let (inline, file) = (name(&inline), name(&file));
+                let message = format!(
+                    "expected {inline} activation scales as in `quantization_config` of config.json, \
+                     got {file}"
+                );
+                Err(LoadError::config(&path, "quantization.quant_algo", message))
+            }
+            (inline, file) => Ok(inline.or(file).map_or(Self::None, Self::Fp8)),
+        }
+    }
+
+    /// Storage format of a module's weight, for example of `model.layers.0.mlp.up_proj`.
+    ///
+    /// # Errors
+    /// A pattern needs too many steps.
+    pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, String> {
+        let Self::Fp8(Fp8Scheme { targets, ignored, .. }) = self else { return Ok(StoredFormat::Float) };
+        let target = targets.as_ref().map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
+        Ok(match (target, ignored.excludes(module)?) {
+            (Covered::No, _) | (_, Covered::Yes) => StoredFormat::Float,
+            (Covered::Yes, Covered::No) => StoredFormat::Fp8,
+            _ => StoredFormat::Either,
+        })
+    }
+}
+
+/// Reads a quantisation configuration by the method that it names.
+fn method(quant: &Object) -> Result<Fp8Scheme, LoadError> {
+    // Old exports of ModelOpt name themselves elsewhere.
+    let producer = quant.object("producer").ok().flatten();
+    let producer = producer.as_ref().and_then(|producer| producer.text("name").ok().flatten());
+    let name = match quant.text("quant_method")? {
+        Some(name) => Some(name),
+        None => quant.text("quant_library")?.or(producer.filter(|name| *name == "modelopt")),
+    };
+    match name.map(|name| name.to_lowercase().replace('_', "-")).as_deref() {
+        Some("fp8") => auto_fp8::read(quant),
+        Some("compressed-tensors") => compressed_tensors::read(quant),
+        Some("modelopt") => model_opt::read(quant),
+        _ => {
+            let got = name.map_or_else(|| "none".to_owned(), |name| format!("`{name}`"));
+            let message = format!("expected `fp8`, `compressed-tensors` or `modelopt`, got {got}");
+            Err(quant.error("quant_method", message))
+        }
+    }
+}
+
+/// Compiles the list of modules at a key.
+fn module_list(quant: &Object, key: &str, syntax: Syntax) -> Result<ModuleList, LoadError> {
+    ModuleList::new(syntax, &quant.texts(key)?).map_err(|error| quant.error(key, error))
+}
+
+/// Compiles a list that has two names.
+///
+/// # Errors
+/// Both are there and differ.
+fn list_of_two_names(quant: &Object, keys: [&str; 2], syntax: Syntax) -> Result<ModuleList, LoadError> {
+    let [first, second] = keys;
+    let lists = (quant.texts(first)?, quant.texts(second)?);
+    if !lists.0.is_empty() && !lists.1.is_empty() && lists.0 != lists.1 {
+        let message = format!("expected the same list as `{first}`: {:?}, got {:?}", lists.0, lists.1);
+        return Err(quant.error(second, message));
+    }
+    module_list(quant, if lists.0.is_empty() { second } else { first }, syntax)
+}

@@ -1,0 +1,347 @@
+//! Regular expressions as Python's `re` reads them, translated for the `fancy-regex` crate. Syntax that the
+//! two read differently is translated, or refused by name.
+
+use std::fmt::Write;
+
+/// A compiled pattern that is matched from the start of a text.
+#[derive(Debug, Clone)]
+pub(super) struct PythonRegex {
+    source: String,
+    regex: fancy_regex::Regex,
+}
+
+impl PartialEq for PythonRegex {
+    fn eq(&self, other: &Self) -> bool {
+        self.regex.as_str() == other.regex.as_str()
+    }
+}
+
+impl PythonRegex {
+    /// Compiles a pattern for use as in `re.match`.
+    ///
+    /// # Errors
+    /// Python would not compile it, or it uses syntax that cannot be translated.
+    pub(super) fn new(pattern: &str) -> Result<Self, String> {
+        let chars: Vec<char> = pattern.chars().collect();
+        let mut translator = Translator { chars: &chars, at: 0, out: String::new() };
+        translator.pattern()?;
+        Self::compile(pattern, &format!("\\A(?:{})", translator.out))
+    }
+
+    /// Compiles a shell pattern for use as in `fnmatch.fnmatchcase`: it has to match the whole text.
+    ///
+    /// # Errors
+    /// A range in brackets is not valid.
+    pub(super) fn shell(pattern: &str) -> Result<Self, String> {
+        let chars: Vec<char> = pattern.chars().collect();
+        let mut out = String::from("(?s)\\A");
+        let mut at = 0;
+        while let Some(c) = chars.get(at) {
+            at += 1;
+            match c {
+                '*' => out.push_str(".*"),
+                '?' => out.push('.'),
+                '[' => match bracket(&chars[at..]) {
+                    Some(members) => {
+                        at += members.len() + 1;
+                        shell_class(members, &mut out);
+                    }
+                    None => literal('[', &mut out),
+                },
+                c => literal(*c, &mut out),
+            }
+        }
+        Self::compile(pattern, &format!("{out}\\z"))
+    }
+
+    fn compile(source: &str, translated: &str) -> Result<Self, String> {
+        let regex = fancy_regex::Regex::new(translated).map_err(|error| error.to_string())?;
+        Ok(Self { source: source.to_owned(), regex })
+    }
+
+    /// Whether a match starts at the start of the text.
+    ///
+    /// # Errors
+    /// The pattern needs too many steps.
+    pub(super) fn matches(&self, text: &str) -> Result<bool, String> {
+        self.regex.is_match(text).map_err(|error| format!("`{}` on `{text}`: {error}", self.source))
+    }
+}
+
+/// The members of a shell pattern's brackets, without the closing one; `None` if there is none. A bracket
+/// right after the opening one or its `!` is a member.
+fn bracket(rest: &[char]) -> Option<&[char]> {
+    let first = usize::from(rest.first() == Some(&'!'));
+    let first = first + usize::from(rest.get(first) == Some(&']'));
+    let end = first + rest.get(first..)?.iter().position(|c| *c == ']')?;
+    Some(&rest[..end])
+}
+
+fn shell_class(members: &[char], out: &mut String) {
+    out.push('[');
+    let (members, negated) = match members.split_first() {
+        Some(('!', rest)) => (rest, true),
+        _ => (members, false),
+    };
+    if negated {
+        out.push('^');
+    }
+    for (at, c) in members.iter().enumerate() {
+        let within = at > 0 && at + 1 < members.len();
+        if *c == '-' && within { out.push('-') } else { literal(*c, out) }
+    }
+    out.push(']');
+}
+
+/// Appends a character that stands for itself, within brackets too.
+fn literal(c: char, out: &mut String) {
+    if c.is_ascii_alphanumeric() || c == '_' || !c.is_ascii() {
+        out.push(c);
+    } else {
+        // Writing to a string does not fail.
+        let _ = write!(out, "\\x{{{:x}}}", u32::from(c));
+    }
+}
+
+/// A member of a character class, or an escape: one character, or a set such as `\d`.
+enum Member {
+    Char(char),
+    Set(char),
+}
+
+struct Translator<'a> {
+    chars: &'a [char],
+    at: usize,
+    out: String,
+}
+
+impl Translator<'_> {
+    fn peek(&self) -> Option<char> {
+        self.chars.get(self.at).copied()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.peek();
+        self.at += usize::from(c.is_some());
+        c
+    }
+
+    fn take(&mut self, text: &str) -> bool {
+        let found = text.chars().enumerate().all(|(i, c)| self.chars.get(self.at + i) == Some(&c));
+        self.at += if found { text.chars().count() } else { 0 };
+        found
+    }
+
+    /// The characters up to `end`, which is consumed.
+    fn until(&mut self, end: char) -> Result<String, String> {
+        let mut text = String::new();
+        loop {
+            match self.next() {
+                Some(c) if c == end => return Ok(text),
+                Some(c) => text.push(c),
+                None => return Err(format!("`{end}` is missing")),
+            }
+        }
+    }
+
+    fn pattern(&mut self) -> Result<(), String> {
+        while let Some(c) = self.next() {
+            match c {
+                '\\' => self.escape()?,
+                '[' => self.class()?,
+                '(' => self.group()?,
+                '{' => self.repetition(),
+                ')' | '|' | '.' | '*' | '+' | '?' | '^' | '$' => self.out.push(c),
+                c => literal(c, &mut self.out),
+            }
+        }
+        Ok(())
+    }
+
+    /// An escape outside brackets.
+    fn escape(&mut self) -> Result<(), String> {
+        match self.peek() {
+            Some(c @ ('A' | 'b' | 'B')) => {
+                self.at += 1;
+                self.out.extend(['\\', c]);
+            }
+            Some('Z') => {
+                self.at += 1;
+                self.out.push_str("\\z");
+            }
+            Some('1'..='9') => {
+                let digits: String =
+                    self.chars[self.at..].iter().take(3).take_while(|c| c.is_ascii_digit()).collect();
+                if digits.len() == 3 {
+                    return Err(format!("the escape `\\{digits}` is not supported"));
+                }
+                self.at += digits.len();
+                let _ = write!(self.out, "(?:\\{digits})");
+            }
+            _ => match self.member_escape()? {
+                Member::Char(c) => literal(c, &mut self.out),
+                Member::Set(c) => self.out.extend(['\\', c]),
+            },
+        }
+        Ok(())
+    }
+
+    /// An escape that may stand within brackets too.
+    fn member_escape(&mut self) -> Result<Member, String> {
+        let Some(c) = self.next() else { return Err("ends with `\\`".to_owned()) };
+        let char = match c {
+            'd' | 'D' | 'w' | 'W' | 's' | 'S' => return Ok(Member::Set(c)),
+            'n' => '\n',
+            't' => '\t',
+            'r' => '\r',
+            'f' => '\x0C',
+            'v' => '\x0B',
+            'a' => '\x07',
+            'x' => self.code_point(2)?,
+            'u' => self.code_point(4)?,
+            'U' => self.code_point(8)?,
+            c if c.is_ascii_alphanumeric() => return Err(format!("the escape `\\{c}` is not supported")),
+            c => c,
+        };
+        Ok(Member::Char(char))
+    }
+
+    fn code_point(&mut self, digits: usize) -> Result<char, String> {
+        let end = (self.at + digits).min(self.chars.len());
+        let text: String = self.chars[self.at..end].iter().collect();
+        self.at = end;
+        let hex = text.len() == digits && text.chars().all(|c| c.is_ascii_hexdigit());
+        let char = hex.then(|| u32::from_str_radix(&text, 16).ok().and_then(char::from_u32)).flatten();
+        char.ok_or_else(|| format!("expected {digits} hexadecimal digits of a character, got `{text}`"))
+    }
+
+    /// A class in brackets. Python knows no classes within classes and no operations on them.
+    fn class(&mut self) -> Result<(), String> {
+        self.out.push('[');
+        if self.take("^") {
+            self.out.push('^');
+        }
+        let first = self.at;
+        loop {
+            if self.at > first && self.take("]") {
+                self.out.push(']');
+                return Ok(());
+            }
+            let low = match self.class_member()? {
+                Member::Set(c) if self.is_range() => return Err(format!("the range begins with `\\{c}`")),
+                Member::Set(c) => {
+                    self.out.extend(['\\', c]);
+                    continue;
+                }
+                Member::Char(low) => low,
+            };
+            literal(low, &mut self.out);
+            let range = self.is_range();
+            if range {
+                self.at += 1;
+                match self.class_member()? {
+                    Member::Char(high) => {
+                        self.out.push('-');
+                        literal(high, &mut self.out);
+                    }
+                    Member::Set(c) => return Err(format!("the range ends with `\\{c}`")),
+                }
+            }
+        }
+    }
+
+    /// Whether the member of a class that was just read begins a range.
+    fn is_range(&self) -> bool {
+        self.peek() == Some('-') && !matches!(self.chars.get(self.at + 1), None | Some(']'))
+    }
+
+    fn class_member(&mut self) -> Result<Member, String> {
+        match self.next() {
+            None => Err("`]` is missing".to_owned()),
+            Some('\\') if self.take("b") => Ok(Member::Char('\x08')),
+            Some('\\') => self.member_escape(),
+            Some(c) => Ok(Member::Char(c)),
+        }
+    }
+
+    fn group(&mut self) -> Result<(), String> {
+        if !self.take("?") {
+            self.out.push('(');
+            return Ok(());
+        }
+        for same in [":", "=", "!", "<=", "<!", ">"] {
+            if self.take(same) {
+                let _ = write!(self.out, "(?{same}");
+                return Ok(());
+            }
+        }
+        if self.take("#") {
+            self.until(')')?;
+        } else if self.take("P<") {
+            let name = name(self.until('>')?)?;
+            let _ = write!(self.out, "(?P<{name}>");
+        } else if self.take("P=") {
+            let name = name(self.until(')')?)?;
+            let _ = write!(self.out, "(?P={name})");
+        } else {
+            self.flags()?;
+        }
+        Ok(())
+    }
+
+    /// Flags for the whole pattern or for a group. Of the flags `a`, `m` and `u`, none matters to the name of
+    /// a module, which is a line of ASCII characters.
+    fn flags(&mut self) -> Result<(), String> {
+        let start = self.at - 2;
+        let (mut on, mut off, mut negative) = (String::new(), String::new(), false);
+        loop {
+            match self.next() {
+                Some('a' | 'm' | 'u') => {}
+                Some(c @ ('i' | 's')) => if negative { &mut off } else { &mut on }.push(c),
+                Some('-') if !negative => negative = true,
+                Some(')') if start == 0 && !negative => {
+                    if !on.is_empty() {
+                        let _ = write!(self.out, "(?{on})");
+                    }
+                    return Ok(());
+                }
+                Some(':') => {
+                    let minus = if off.is_empty() { "" } else { "-" };
+                    let _ = write!(self.out, "(?{on}{minus}{off}:");
+                    return Ok(());
+                }
+                _ => {
+                    let group: String = self.chars[start..self.at].iter().collect();
+                    return Err(format!("the group `{group}` is not supported"));
+                }
+            }
+        }
+    }
+
+    /// A number of repetitions, or a brace that stands for itself because no number follows.
+    fn repetition(&mut self) {
+        let rest = &self.chars[self.at..];
+        let inner = rest.iter().position(|c| *c == '}').map(|end| rest[..end].iter().collect::<String>());
+        let bounds = inner.as_deref().filter(|inner| !inner.is_empty()).and_then(|inner| {
+            let (low, high) = inner.split_once(',').map_or((inner, None), |(low, high)| (low, Some(high)));
+            let numbers = [low, high.unwrap_or_default()];
+            let digits = numbers.iter().all(|text| text.chars().all(|c| c.is_ascii_digit()));
+            let low = if low.is_empty() { "0" } else { low };
+            digits.then(|| high.map_or(format!("{{{low}}}"), |high| format!("{{{low},{high}}}")))
+        });
+        match (bounds, inner) {
+            (Some(bounds), Some(inner)) => {
+                self.at += inner.chars().count() + 1;
+                self.out.push_str(&bounds);
+            }
+            _ => literal('{', &mut self.out),
+        }
+    }
+}
+
+/// Checks the name of a group.
+fn name(text: String) -> Result<String, String> {
+    let sound = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().next().is_some_and(|c| !c.is_ascii_digit());
+    if sound { Ok(text) } else { Err(format!("the group name `{text}` is not supported")) }
+}
