@@ -1,8 +1,7 @@
 //! Chat templates: a list of messages to the text that the model was trained to continue.
 //!
-//! Templates are written in Jinja as Hugging Face runs it, with its whitespace rules and extra functions, and
-//! with Python's methods and printing of values. They come with the weights. They run with limits on steps,
-//! depth and output, so that a broken template fails its request alone.
+//! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights. They
+//! run with limits on steps, work, depth and output, so that a broken template fails its request alone.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,6 +12,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::files::{TemplateSource, chat_templates, file_error};
+use super::jinja::{self, SyntaxError};
+use super::strftime::strftime;
 use super::tokenizer::Tokenizer;
 use super::turn_marker_guard::{self as guard, CUT, Rendered, TextKind, TurnMarkers};
 use super::{TextError, python};
@@ -84,7 +85,9 @@ enum CompileError {
     #[error("the chat template contains a reserved noncharacter")]
     Reserved,
     #[error("the chat template does not compile: {0}")]
-    Syntax(#[from] Error),
+    Syntax(#[from] SyntaxError),
+    #[error("the chat template does not compile: {0}")]
+    Engine(#[from] Error),
     #[error("the model has several chat templates and none is named \"default\"")]
     NoDefault,
 }
@@ -127,7 +130,7 @@ impl ChatTemplate {
                 return Err(CompileError::Reserved);
             }
             let name = if single { "default".to_owned() } else { name };
-            environment.add_template_owned(name, without_generation_tags(&source))?;
+            environment.add_template_owned(name, jinja::rewrite(&source)?)?;
         }
         if environment.get_template("default").is_err() {
             return Err(CompileError::NoDefault);
@@ -228,25 +231,28 @@ impl ChatTemplate {
     }
 }
 
-/// Jinja with Hugging Face's settings, functions and filters.
+/// Jinja2 with transformers' settings, functions and filters.
 fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let mut environment = Environment::empty();
+    // Rewritten templates have no whitespace control left.
+    environment.set_keep_trailing_newline(true);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_debug(false);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     // This also turns off HTML escaping.
-    environment.set_formatter(|out, _, value| Ok(out.write_str(&python::to_str(value))?));
-    environment.add_filter("tojson", python::to_json);
-    environment.add_filter("string", |value: &minijinja::Value| python::to_str(value));
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(TemplateRefusal(message)))
+    environment.set_formatter(|out, state, value| {
+        let text = python::to_str(value)?;
+        python::charge(state, text.len() as u64)?;
+        Ok(out.write_str(&text)?)
+    });
+    python::add_to(&mut environment);
+    environment.add_function("raise_exception", |message: minijinja::Value| -> Result<String, Error> {
+        let refusal = TemplateRefusal(python::to_str(&message)?);
+        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(refusal))
     });
     environment.add_function("strftime_now", |format: String| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-        python::strftime(&format, now)
+        strftime(&format, now)
     });
     environment
 }
@@ -265,31 +271,15 @@ fn explain(error: &Error) -> TextError {
         }
         source = cause.source();
     }
-    let message = match error.kind() {
-        ErrorKind::OutOfFuel => format!("rendering takes more than {FUEL} steps"),
-        ErrorKind::WriteFailure => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
+    let message = match (error.kind(), error.line()) {
+        (ErrorKind::OutOfFuel, _) => format!("rendering takes more than {FUEL} steps, or too much memory"),
+        (ErrorKind::WriteFailure, _) => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
+        (_, Some(line)) => {
+            format!("line {line}: {}", error.detail().map_or_else(|| error.kind().to_string(), str::to_owned))
+        }
         _ => error.to_string(),
     };
     TextError::Template(guard::without_breaks(&message))
-}
-
-/// Replaces `{% generation %}` tags by tags without effect. They mark the model's text for training and are
-/// not Jinja.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, end) = (&rest[start..start + length], start + length);
-        out.push_str(&rest[..start]);
-        match tag[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = &rest[end..];
-    }
-    out + rest
 }
 
 /// A buffer that fails when it would exceed [`MAX_RENDERED_BYTES`].
