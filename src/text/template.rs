@@ -59,6 +59,39 @@ pub struct ChatMessage {
     pub content: String,
     /// Name of the author. Most templates ignore it.
     pub name: Option<String>,
+    /// Other fields by name, such as `tool_call_id` and `reasoning_content`. The template gets them as they are.
+    pub fields: Map<String, Value>,
+}
+
+/// Fields with the model's reasoning. Templates read the first; clients send any.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+impl ChatMessage {
+    /// A message that has no other fields.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), name: None, fields: Map::new() }
+    }
+
+    /// Bytes of the text and of the fields that are text.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let fields = self.fields.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
+        self.content.len() + fields
+    }
+
+    /// The other fields as the template gets them. Reasoning has all names that templates read, as in
+    /// transformers.
+    fn template_fields(&self) -> Map<String, Value> {
+        let mut fields: Map<String, Value> = self.fields.clone();
+        fields.retain(|_, value| !value.is_null());
+        if let Some(name) = &self.name {
+            fields.insert("name".to_owned(), name.as_str().into());
+        }
+        if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
+            fields.insert("reasoning_content".to_owned(), reasoning.clone());
+            fields.entry("thinking").or_insert(reasoning);
+        }
+        fields
+    }
 }
 
 /// Options of a rendering.
@@ -90,6 +123,10 @@ enum CompileError {
     Engine(#[from] Error),
     #[error("the model has several chat templates and none is named \"default\"")]
     NoDefault,
+    #[error("the chat template cannot render messages of the roles {roles}: {message}")]
+    Fails { roles: String, message: String },
+    #[error(transparent)]
+    Context(#[from] TextError),
 }
 
 /// A compiled chat template.
@@ -106,11 +143,31 @@ impl ChatTemplate {
     /// `tool_use` renders requests that have tools, and `default` renders all others.
     ///
     /// # Errors
-    /// [`TextError::File`] if a file cannot be read or a template does not compile.
+    /// [`TextError::File`] if a file cannot be read, or a template does not compile or cannot render a plain
+    /// conversation.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
         let Some(file) = chat_templates(dir)? else { return Ok(None) };
         let template = Self::compile(file.templates, tokenizer);
-        template.map(Some).map_err(|error| file_error(&file.path, error))
+        let checked = template.and_then(|template| template.check().map(|()| template));
+        checked.map(Some).map_err(|error| file_error(&file.path, error))
+    }
+
+    /// Renders small conversations. A template may refuse them itself, for instance because it demands a system
+    /// message, but not fail.
+    fn check(&self) -> Result<(), CompileError> {
+        let message = |role: Role| ChatMessage::new(role, "Hello");
+        for roles in [&[Role::User][..], &[Role::User, Role::Assistant, Role::User]] {
+            let messages: Vec<ChatMessage> = roles.iter().map(|&role| message(role)).collect();
+            let context = self.context(&messages, &RenderOptions::default())?;
+            let template = self.environment.get_template("default")?;
+            if let Err(error) = template.render_captured_to(context, &mut LimitedWriter(Vec::new()))
+                && refusal(&error).is_none()
+            {
+                let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(CompileError::Fails { roles, message: failure(&error) });
+            }
+        }
+        Ok(())
     }
 
     /// Compiles the text of a template. Its variables for special tokens are those of the tokenizer.
@@ -194,15 +251,15 @@ impl ChatTemplate {
             if matches!(name.as_str(), "messages" | "add_generation_prompt") {
                 return Err(TextError::Template(format!("{name:?} cannot be set as a variable")));
             }
-            context.insert(name.clone(), self.protect(value));
+            context.insert(name.clone(), self.protect(value, TextKind::Variable));
         }
         let protect = |text: &str| self.markers.protect(text, TextKind::Message);
         let mut list: Vec<Value> = messages
             .iter()
             .map(|message| {
                 let mut value = json!({"role": message.role.as_str(), "content": protect(&message.content)});
-                if let Some(name) = &message.name {
-                    value["name"] = protect(name).into();
+                for (name, field) in message.template_fields() {
+                    value[name] = self.protect(&field, TextKind::Message);
                 }
                 value
             })
@@ -217,14 +274,14 @@ impl ChatTemplate {
         Ok(context)
     }
 
-    /// The value of a variable with all of its text protected.
-    fn protect(&self, value: &Value) -> Value {
+    /// A value with all of its text protected.
+    fn protect(&self, value: &Value, kind: TextKind) -> Value {
         match value {
-            Value::String(text) => self.markers.protect(text, TextKind::Variable).into(),
-            Value::Array(items) => items.iter().map(|item| self.protect(item)).collect(),
+            Value::String(text) => self.markers.protect(text, kind).into(),
+            Value::Array(items) => items.iter().map(|item| self.protect(item, kind)).collect(),
             Value::Object(map) => {
-                let protect = |key: &str| self.markers.protect(key, TextKind::Variable);
-                map.iter().map(|(key, item)| (protect(key), self.protect(item))).collect()
+                let protect = |key: &str| self.markers.protect(key, kind);
+                map.iter().map(|(key, item)| (protect(key), self.protect(item, kind))).collect()
             }
             simple => simple.clone(),
         }
@@ -264,22 +321,33 @@ struct TemplateRefusal(String);
 
 /// Converts an error of a rendering. A refusal by the template keeps the template's message.
 fn explain(error: &Error) -> TextError {
+    TextError::Template(guard::without_breaks(&refusal(error).unwrap_or_else(|| failure(error))))
+}
+
+/// The message with which the template refused the conversation; `None` if it failed.
+fn refusal(error: &Error) -> Option<String> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if let Some(TemplateRefusal(message)) = cause.downcast_ref() {
-            return TextError::Template(guard::without_breaks(message));
+            return Some(message.clone());
         }
         source = cause.source();
     }
-    let message = match (error.kind(), error.line()) {
-        (ErrorKind::OutOfFuel, _) => format!("rendering takes more than {FUEL} steps, or too much memory"),
+    None
+}
+
+/// The message of a failure, with the line of the template.
+fn failure(error: &Error) -> String {
+    match (error.kind(), error.line()) {
+        (ErrorKind::OutOfFuel, _) => {
+            format!("rendering takes more than {FUEL} steps, or works on more text than is allowed")
+        }
         (ErrorKind::WriteFailure, _) => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
-        (_, Some(line)) => {
-            format!("line {line}: {}", error.detail().map_or_else(|| error.kind().to_string(), str::to_owned))
+        (kind, Some(line)) => {
+            format!("line {line}: {}", error.detail().map_or_else(|| kind.to_string(), str::to_owned))
         }
         _ => error.to_string(),
-    };
-    TextError::Template(guard::without_breaks(&message))
+    }
 }
 
 /// A buffer that fails when it would exceed [`MAX_RENDERED_BYTES`].

@@ -26,7 +26,6 @@ pub(super) fn to_json(state: &State, args: &Args) -> Result<Value, Error> {
         },
     };
     let mut style = Style {
-        state,
         item: if indent.is_some() { "," } else { ", " }.to_owned(),
         key: ": ".to_owned(),
         indent,
@@ -46,8 +45,7 @@ pub(super) fn to_json(state: &State, args: &Args) -> Result<Value, Error> {
 }
 
 /// Arguments of `json.dumps`.
-struct Style<'a> {
-    state: &'a State<'a, 'a>,
+struct Style {
     /// Separator between items.
     item: String,
     /// Separator between a key and its value.
@@ -59,7 +57,7 @@ struct Style<'a> {
     sort_keys: bool,
 }
 
-impl Style<'_> {
+impl Style {
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
         if depth > MAX_NESTING {
             return Err(error(format!("tojson: a value has more than {MAX_NESTING} levels")));
