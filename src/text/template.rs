@@ -1,7 +1,7 @@
 //! Chat templates: a list of messages to the text that the model was trained to continue.
 //!
-//! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights. They
-//! run with limits on steps, work, depth and output, so that a broken template fails its request alone.
+//! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights.
+//! They run with limits on steps, work, depth and output, so that a broken template fails its request alone.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -59,7 +59,7 @@ pub struct ChatMessage {
     pub content: String,
     /// Name of the author. Most templates ignore it.
     pub name: Option<String>,
-    /// Other fields by name, such as `tool_call_id` and `reasoning_content`. The template gets them as they are.
+    /// Other fields by name, such as `tool_call_id` and `reasoning_content`.
     pub fields: Map<String, Value>,
 }
 
@@ -152,8 +152,8 @@ impl ChatTemplate {
         checked.map(Some).map_err(|error| file_error(&file.path, error))
     }
 
-    /// Renders small conversations. A template may refuse them itself, for instance because it demands a system
-    /// message, but not fail.
+    /// Renders small conversations. A template may refuse them itself, for instance because it demands a
+    /// system message, but not fail.
     fn check(&self) -> Result<(), CompileError> {
         let message = |role: Role| ChatMessage::new(role, "Hello");
         for roles in [&[Role::User][..], &[Role::User, Role::Assistant, Role::User]] {

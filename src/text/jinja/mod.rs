@@ -7,6 +7,7 @@
 
 mod expressions;
 mod lexer;
+mod parser;
 mod statements;
 
 /// A template that is not Jinja2, or uses a part of it that is not supported.

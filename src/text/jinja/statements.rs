@@ -1,8 +1,9 @@
 //! Statements of Jinja2 with the extensions of transformers: `break`, `continue`, `generation`.
 
 use super::SyntaxError;
-use super::expressions::{Parser, literal};
+use super::expressions::literal;
 use super::lexer::{Kind, Token};
+use super::parser::Parser;
 
 /// Most nested statements.
 const MAX_DEPTH: usize = 40;

@@ -87,7 +87,7 @@ fn namespace(args: &[Value]) -> Result<Value, Error> {
             return Err(error(format!("a namespace cannot have the attribute {name}")));
         }
     }
-    minijinja::functions::namespace(Some(attributes)).map(|namespace| namespace.into())
+    minijinja::functions::namespace(Some(attributes))
 }
 
 /// The global `dict`.

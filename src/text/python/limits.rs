@@ -11,7 +11,9 @@ use minijinja::{Error, ErrorKind, State};
 use super::objects::error;
 
 /// Most bytes that the operations of one rendering may read and write together.
-const WORK: u64 = 2 << 30;
+const WORK: u64 = 1 << 30;
+/// Most bytes that one operation may read and write.
+const MAX_OPERATION: u64 = 128 << 20;
 /// Most bytes of one padded or repeated string.
 const MAX_TEXT: usize = 64 << 20;
 
@@ -32,7 +34,11 @@ pub(in crate::text) fn charge(state: &State, bytes: u64) -> Result<(), Error> {
     let work: Arc<Work> = state.get_or_set_temp_object("work", Work::default);
     // Every operation costs something, and no sum overflows.
     let before = work.0.fetch_add(bytes.min(WORK).saturating_add(16), Ordering::Relaxed);
-    if before.saturating_add(bytes) > WORK { Err(Error::from(ErrorKind::OutOfFuel)) } else { Ok(()) }
+    if bytes > MAX_OPERATION || before.saturating_add(bytes) > WORK {
+        Err(Error::from(ErrorKind::OutOfFuel))
+    } else {
+        Ok(())
+    }
 }
 
 /// A string, repeated.

@@ -322,11 +322,7 @@ fn partition(text: &str, from_end: bool, args: &Args) -> Result<Value, Error> {
 
 /// The part of a string between two positions in characters, and its first position; `None` if it ends before
 /// it begins.
-fn range<'a>(
-    text: &'a str,
-    start: Option<Value>,
-    end: Option<Value>,
-) -> Result<Option<(&'a str, usize)>, Error> {
+fn range(text: &str, start: Option<Value>, end: Option<Value>) -> Result<Option<(&str, usize)>, Error> {
     let (start, end) = (given(start), given(end));
     if start.is_none() && end.is_none() {
         return Ok(Some((text, 0)));

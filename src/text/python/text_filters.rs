@@ -130,8 +130,8 @@ fn truncate(args: &Args) -> Result<String, Error> {
     Ok(cut.rsplit_once(' ').map_or(cut.as_str(), |(before, _)| before).to_owned() + &end)
 }
 
-/// Wraps paragraphs of words that are separated by single spaces and have no hyphens; Python's rules for others
-/// are not implemented.
+/// Wraps paragraphs of words that are separated by single spaces and have no hyphens. Python's rules for
+/// other text are not implemented.
 fn word_wrap(args: &Args) -> Result<String, Error> {
     let [value, width, break_long, joint, _] =
         args.bind(1, ["s", "width", "break_long_words", "wrapstring", "break_on_hyphens"])?;
