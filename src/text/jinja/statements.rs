@@ -16,7 +16,7 @@ pub(super) fn rewrite(tokens: Vec<Token>) -> Result<String, SyntaxError> {
     Ok(writer.out)
 }
 
-/// What a statement stands in, for `break` and `continue`.
+/// The kind of tag that a statement stands in, for `break` and `continue`.
 #[derive(Clone, Copy, PartialEq)]
 enum Scope {
     Loop,
