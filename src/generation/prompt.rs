@@ -61,7 +61,7 @@ impl Prompts {
     /// Bytes of the longest prompt's text; 0 for token ids.
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
-            Self::Chat { messages, .. } => messages.iter().map(|message| message.content.len()).sum(),
+            Self::Chat { messages, .. } => messages.iter().map(ChatMessage::text_bytes).sum(),
             Self::Texts { texts, .. } => texts.iter().map(String::len).max().unwrap_or(0),
             Self::Ids(_) => 0,
         }

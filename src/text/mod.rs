@@ -17,16 +17,18 @@
 mod decoding;
 mod detokenizer;
 mod files;
+mod jinja;
 mod python;
 mod stop;
+mod strftime;
 mod template;
 mod tokenizer;
 mod turn_marker_guard;
 mod vocabulary;
 
 pub use detokenizer::Detokenizer;
-pub use python::strftime;
 pub use stop::{StopMatcher, StopStep};
+pub use strftime::strftime;
 pub use template::{ChatMessage, ChatTemplate, RenderOptions, Role};
 pub use tokenizer::{Special, Tokenizer};
 pub use turn_marker_guard::Rendered;

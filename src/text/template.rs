@@ -1,8 +1,7 @@
 //! Chat templates: a list of messages to the text that the model was trained to continue.
 //!
-//! Templates are written in Jinja as Hugging Face runs it, with its whitespace rules and extra functions, and
-//! with Python's methods and printing of values. They come with the weights. They run with limits on steps,
-//! depth and output, so that a broken template fails its request alone.
+//! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights.
+//! They run with limits on steps, work, depth and output, so that a broken template fails its request alone.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,6 +12,8 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::files::{TemplateSource, chat_templates, file_error};
+use super::jinja::{self, SyntaxError};
+use super::strftime::strftime;
 use super::tokenizer::Tokenizer;
 use super::turn_marker_guard::{self as guard, CUT, Rendered, TextKind, TurnMarkers};
 use super::{TextError, python};
@@ -58,6 +59,39 @@ pub struct ChatMessage {
     pub content: String,
     /// Name of the author. Most templates ignore it.
     pub name: Option<String>,
+    /// Other fields by name, such as `tool_call_id` and `reasoning_content`.
+    pub fields: Map<String, Value>,
+}
+
+/// Fields with the model's reasoning. Templates read the first; clients send any.
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+impl ChatMessage {
+    /// A message that has no other fields.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), name: None, fields: Map::new() }
+    }
+
+    /// Bytes of the text and of the fields that are text.
+    pub(crate) fn text_bytes(&self) -> usize {
+        let fields = self.fields.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
+        self.content.len() + fields
+    }
+
+    /// The other fields as the template gets them. Reasoning has all names that templates read, as in
+    /// transformers.
+    fn template_fields(&self) -> Map<String, Value> {
+        let mut fields: Map<String, Value> = self.fields.clone();
+        fields.retain(|_, value| !value.is_null());
+        if let Some(name) = &self.name {
+            fields.insert("name".to_owned(), name.as_str().into());
+        }
+        if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
+            fields.insert("reasoning_content".to_owned(), reasoning.clone());
+            fields.entry("thinking").or_insert(reasoning);
+        }
+        fields
+    }
 }
 
 /// Options of a rendering.
@@ -84,9 +118,15 @@ enum CompileError {
     #[error("the chat template contains a reserved noncharacter")]
     Reserved,
     #[error("the chat template does not compile: {0}")]
-    Syntax(#[from] Error),
+    Syntax(#[from] SyntaxError),
+    #[error("the chat template does not compile: {0}")]
+    Engine(#[from] Error),
     #[error("the model has several chat templates and none is named \"default\"")]
     NoDefault,
+    #[error("the chat template cannot render messages of the roles {roles}: {message}")]
+    Fails { roles: String, message: String },
+    #[error(transparent)]
+    Context(#[from] TextError),
 }
 
 /// A compiled chat template.
@@ -103,11 +143,31 @@ impl ChatTemplate {
     /// `tool_use` renders requests that have tools, and `default` renders all others.
     ///
     /// # Errors
-    /// [`TextError::File`] if a file cannot be read or a template does not compile.
+    /// [`TextError::File`] if a file cannot be read, or a template does not compile or cannot render a plain
+    /// conversation.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
         let Some(file) = chat_templates(dir)? else { return Ok(None) };
         let template = Self::compile(file.templates, tokenizer);
-        template.map(Some).map_err(|error| file_error(&file.path, error))
+        let checked = template.and_then(|template| template.check().map(|()| template));
+        checked.map(Some).map_err(|error| file_error(&file.path, error))
+    }
+
+    /// Renders small conversations. A template may refuse them itself, for instance because it demands a
+    /// system message, but not fail.
+    fn check(&self) -> Result<(), CompileError> {
+        let message = |role: Role| ChatMessage::new(role, "Hello");
+        for roles in [&[Role::User][..], &[Role::User, Role::Assistant, Role::User]] {
+            let messages: Vec<ChatMessage> = roles.iter().map(|&role| message(role)).collect();
+            let context = self.context(&messages, &RenderOptions::default())?;
+            let template = self.environment.get_template("default")?;
+            if let Err(error) = template.render_captured_to(context, &mut LimitedWriter(Vec::new()))
+                && refusal(&error).is_none()
+            {
+                let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
+                return Err(CompileError::Fails { roles, message: failure(&error) });
+            }
+        }
+        Ok(())
     }
 
     /// Compiles the text of a template. Its variables for special tokens are those of the tokenizer.
@@ -127,7 +187,7 @@ impl ChatTemplate {
                 return Err(CompileError::Reserved);
             }
             let name = if single { "default".to_owned() } else { name };
-            environment.add_template_owned(name, without_generation_tags(&source))?;
+            environment.add_template_owned(name, jinja::rewrite(&source)?)?;
         }
         if environment.get_template("default").is_err() {
             return Err(CompileError::NoDefault);
@@ -191,15 +251,15 @@ impl ChatTemplate {
             if matches!(name.as_str(), "messages" | "add_generation_prompt") {
                 return Err(TextError::Template(format!("{name:?} cannot be set as a variable")));
             }
-            context.insert(name.clone(), self.protect(value));
+            context.insert(name.clone(), self.protect(value, TextKind::Variable));
         }
         let protect = |text: &str| self.markers.protect(text, TextKind::Message);
         let mut list: Vec<Value> = messages
             .iter()
             .map(|message| {
                 let mut value = json!({"role": message.role.as_str(), "content": protect(&message.content)});
-                if let Some(name) = &message.name {
-                    value["name"] = protect(name).into();
+                for (name, field) in message.template_fields() {
+                    value[name] = self.protect(&field, TextKind::Message);
                 }
                 value
             })
@@ -214,39 +274,42 @@ impl ChatTemplate {
         Ok(context)
     }
 
-    /// The value of a variable with all of its text protected.
-    fn protect(&self, value: &Value) -> Value {
+    /// A value with all of its text protected.
+    fn protect(&self, value: &Value, kind: TextKind) -> Value {
         match value {
-            Value::String(text) => self.markers.protect(text, TextKind::Variable).into(),
-            Value::Array(items) => items.iter().map(|item| self.protect(item)).collect(),
+            Value::String(text) => self.markers.protect(text, kind).into(),
+            Value::Array(items) => items.iter().map(|item| self.protect(item, kind)).collect(),
             Value::Object(map) => {
-                let protect = |key: &str| self.markers.protect(key, TextKind::Variable);
-                map.iter().map(|(key, item)| (protect(key), self.protect(item))).collect()
+                let protect = |key: &str| self.markers.protect(key, kind);
+                map.iter().map(|(key, item)| (protect(key), self.protect(item, kind))).collect()
             }
             simple => simple.clone(),
         }
     }
 }
 
-/// Jinja with Hugging Face's settings, functions and filters.
+/// Jinja2 with transformers' settings, functions and filters.
 fn environment() -> Environment<'static> {
-    let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
+    let mut environment = Environment::empty();
+    // Rewritten templates have no whitespace control left.
+    environment.set_keep_trailing_newline(true);
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_DEPTH);
     environment.set_debug(false);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     // This also turns off HTML escaping.
-    environment.set_formatter(|out, _, value| Ok(out.write_str(&python::to_str(value))?));
-    environment.add_filter("tojson", python::to_json);
-    environment.add_filter("string", |value: &minijinja::Value| python::to_str(value));
-    environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(TemplateRefusal(message)))
+    environment.set_formatter(|out, state, value| {
+        let text = python::to_str(value)?;
+        python::charge(state, text.len() as u64)?;
+        Ok(out.write_str(&text)?)
+    });
+    python::add_to(&mut environment);
+    environment.add_function("raise_exception", |message: minijinja::Value| -> Result<String, Error> {
+        let refusal = TemplateRefusal(python::to_str(&message)?);
+        Err(Error::new(ErrorKind::InvalidOperation, "refused").with_source(refusal))
     });
     environment.add_function("strftime_now", |format: String| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
-        python::strftime(&format, now)
+        strftime(&format, now)
     });
     environment
 }
@@ -258,38 +321,33 @@ struct TemplateRefusal(String);
 
 /// Converts an error of a rendering. A refusal by the template keeps the template's message.
 fn explain(error: &Error) -> TextError {
+    TextError::Template(guard::without_breaks(&refusal(error).unwrap_or_else(|| failure(error))))
+}
+
+/// The message with which the template refused the conversation; `None` if it failed.
+fn refusal(error: &Error) -> Option<String> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if let Some(TemplateRefusal(message)) = cause.downcast_ref() {
-            return TextError::Template(guard::without_breaks(message));
+            return Some(message.clone());
         }
         source = cause.source();
     }
-    let message = match error.kind() {
-        ErrorKind::OutOfFuel => format!("rendering takes more than {FUEL} steps"),
-        ErrorKind::WriteFailure => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
-        _ => error.to_string(),
-    };
-    TextError::Template(guard::without_breaks(&message))
+    None
 }
 
-/// Replaces `{% generation %}` tags by tags without effect. They mark the model's text for training and are
-/// not Jinja.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, end) = (&rest[start..start + length], start + length);
-        out.push_str(&rest[..start]);
-        match tag[2..].trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
+/// The message of a failure, with the line of the template.
+fn failure(error: &Error) -> String {
+    match (error.kind(), error.line()) {
+        (ErrorKind::OutOfFuel, _) => {
+            format!("rendering takes more than {FUEL} steps, or works on more text than is allowed")
         }
-        rest = &rest[end..];
+        (ErrorKind::WriteFailure, _) => format!("the prompt has more than {MAX_RENDERED_BYTES} bytes"),
+        (kind, Some(line)) => {
+            format!("line {line}: {}", error.detail().map_or_else(|| kind.to_string(), str::to_owned))
+        }
+        _ => error.to_string(),
     }
-    out + rest
 }
 
 /// A buffer that fails when it would exceed [`MAX_RENDERED_BYTES`].

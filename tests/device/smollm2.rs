@@ -120,7 +120,7 @@ fn chat_prompts_have_the_token_ids_of_transformers() {
     let tokenizer = Tokenizer::from_dir(&dir).unwrap();
     let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap().unwrap();
     for prompt in reference().prompts {
-        let message = ChatMessage { role: Role::User, content: prompt.question.clone(), name: None };
+        let message = ChatMessage::new(Role::User, prompt.question.clone());
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let rendered = template.render(&[message], &options).unwrap();
         assert_eq!(tokenizer.encode_prompt(&rendered).unwrap(), prompt.ids, "{}", prompt.question);

@@ -2,6 +2,7 @@
 //! (`scripts/make_text_fixtures.py`).
 
 mod detokenizer;
+mod jinja;
 mod models;
 mod safety;
 mod sentencepiece;
@@ -35,7 +36,7 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 fn message(role: Role, content: &str) -> ChatMessage {
-    ChatMessage { role, content: content.to_owned(), name: None }
+    ChatMessage::new(role, content)
 }
 
 /// Reads messages from a golden file.
@@ -48,7 +49,9 @@ fn messages(value: &Value) -> Vec<ChatMessage> {
             _ => Role::Tool,
         };
         let name = value["name"].as_str().map(str::to_owned);
-        ChatMessage { name, ..message(role, value["content"].as_str().unwrap()) }
+        let mut fields = value.as_object().unwrap().clone();
+        fields.retain(|name, _| !["role", "content", "name"].contains(&name.as_str()));
+        ChatMessage { name, fields, ..message(role, value["content"].as_str().unwrap()) }
     };
     value.as_array().unwrap().iter().map(one).collect()
 }

@@ -31,6 +31,9 @@ const RESERVED_KWARGS: [&str; 16] = [
     "return_dict",
 ];
 
+/// Fields of a message that only the template reads. As in vLLM, it does not get unknown fields.
+const TEMPLATE_FIELDS: [&str; 5] = ["reasoning_content", "reasoning", "thinking", "refusal", "annotations"];
+
 /// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.
 pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
     let most = i128::from(u32::MAX);
@@ -137,12 +140,12 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
         return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));
     }
     let name = fields.string("name")?;
-    // Clients send these fields of earlier answers back.
-    for known in ["refusal", "reasoning", "reasoning_content", "annotations"] {
-        let _unused = fields.value(known);
-    }
+    // Clients send fields of earlier answers back.
+    let mut others: Map<String, Value> =
+        TEMPLATE_FIELDS.into_iter().filter_map(|name| Some((name.to_owned(), fields.value(name)?))).collect();
+    others.extend(tool_call_id.map(|id| ("tool_call_id".to_owned(), Value::String(id))));
     ignored.extend(fields.rest());
-    Ok(ChatMessage { role, content, name })
+    Ok(ChatMessage { role, content, name, fields: others })
 }
 
 /// Reads the content of a message: a string, or an array of text parts, which are joined.

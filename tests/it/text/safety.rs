@@ -36,9 +36,8 @@ fn checked(
     let harmless: Vec<ChatMessage> = messages
         .iter()
         .map(|m| ChatMessage {
-            role: m.role,
-            content: "plain".into(),
             name: m.name.as_ref().map(|_| "plain".into()),
+            ..ChatMessage::new(m.role, "plain")
         })
         .collect();
     let encode = |messages: &[ChatMessage]| {

@@ -246,16 +246,16 @@ fn messages_become_text_with_a_role() {
     let Prompts::Chat { messages, options } = chat(&body).unwrap().ask.prompts else {
         panic!("expected a chat")
     };
-    let message = |role, content: &str, name: Option<&str>| ChatMessage {
-        role,
-        content: content.to_owned(),
+    let message = |role, content: &str, name: Option<&str>, fields: Value| ChatMessage {
         name: name.map(str::to_owned),
+        fields: fields.as_object().unwrap().clone(),
+        ..ChatMessage::new(role, content)
     };
     let expected = [
-        message(Role::System, "a", None),
-        message(Role::User, "bc", Some("me")),
-        message(Role::Assistant, "", None),
-        message(Role::Tool, "d", None),
+        message(Role::System, "a", None, json!({})),
+        message(Role::User, "bc", Some("me"), json!({})),
+        message(Role::Assistant, "", None, json!({ "reasoning_content": "x" })),
+        message(Role::Tool, "d", None, json!({ "tool_call_id": "1" })),
     ];
     assert_eq!(messages, expected);
     assert!(options.add_generation_prompt && !options.continue_final_message && options.kwargs.is_empty());
