@@ -151,9 +151,9 @@ fn host_library(out: &Path) {
     println!("cargo:rustc-env=OCTANT_HOST_KERNELS={}", library.display());
 }
 
-/// Returns the flags of `kernels/host/cuda.cpp`, which runs the kernels and accesses no memory of theirs. With
-/// the address sanitizer it is not instrumented, because the instructions it emulates would take three times as
-/// long; a macro tells it to report its changes of stack to the sanitizer.
+/// Returns the flags of `kernels/host/cuda.cpp`, which runs the kernels and accesses no memory of theirs.
+/// With the address sanitizer it is not instrumented, because the instructions that it emulates would take
+/// three times as long; a macro tells it to report its changes of stack to the sanitizer.
 fn emulator_flags(sanitize: &[String]) -> Vec<String> {
     match sanitize.iter().any(|flag| flag.contains("address")) {
         true => vec!["-DOCTANT_ADDRESS_SANITIZER".to_owned()],

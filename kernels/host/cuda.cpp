@@ -1,7 +1,7 @@
 // The fibers, warps and number formats behind cuda.h, and the entry point through which tests launch kernels.
 //
-// This file accesses no memory of a kernel. It is not instrumented when the kernels are built with the address
-// sanitizer, but it tells that sanitizer of every change of stack.
+// This file accesses no memory of a kernel. It is not instrumented when the kernels are built with the
+// address sanitizer, but it tells that sanitizer of every change of stack.
 #include "cuda.h"
 
 #include <array>
@@ -297,7 +297,9 @@ float float_of_e4m3(uint8_t code) {
 
 std::array<uint16_t, 256> e4m3_in_f16() {
     std::array<uint16_t, 256> table;
-    for (unsigned code = 0; code < 256; ++code) table[code] = f16_of(float_of_e4m3(static_cast<uint8_t>(code)));
+    for (unsigned code = 0; code < 256; ++code) {
+        table[code] = f16_of(float_of_e4m3(static_cast<uint8_t>(code)));
+    }
     return table;
 }
 

@@ -62,8 +62,8 @@ pub(crate) struct ModelArgs {
     /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
     #[arg(long, env = "OCTANT_MODEL", value_name = "DIR", aliases = ["model-path", "model-id"])]
     pub(crate) model: PathBuf,
-    /// Model names that clients may use, separated by commas or spaces, with or without a provider in front, as
-    /// in openai/NAME [default: the name of the directory]
+    /// Model names that clients may use, separated by commas or spaces, with or without a provider in front,
+    /// as in openai/NAME [default: the name of the directory]
     #[arg(
         long,
         env = "OCTANT_SERVED_MODEL_NAME",
@@ -381,8 +381,8 @@ impl ModelArgs {
 }
 
 impl NetworkArgs {
-    /// Host names under which clients without an API key may use the server: the allowed ones and the name that
-    /// the server listens on.
+    /// Host names under which clients without an API key may use the server: the allowed ones and the name
+    /// that the server listens on.
     pub(crate) fn allowed_hosts(&self) -> Vec<String> {
         let own = match &self.host {
             Host::Name(name) => Some(name.trim_end_matches('.').to_ascii_lowercase()),

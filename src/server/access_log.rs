@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn numbers_have_at_most_three_decimals() {
         for (value, text) in
-            [(0.1 + 0.2, "0.3"), (0.415_492, "0.415"), (1234.567_89, "1234.568"), (0.0, "0.0")]
+            [(0.1 + 0.2, "0.3"), (0.415_492, "0.415"), (1_234.567_89, "1234.568"), (0.0, "0.0")]
         {
             assert_eq!(format!("{:?}", thousandths(value)), text);
         }

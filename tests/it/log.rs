@@ -373,7 +373,7 @@ fn an_invalid_level_or_format_is_refused() {
     for (name, value, parts) in [
         ("OCTANT_LOG", "verbose", ["--log-level", "expected off, error, warn, info, debug or trace"]),
         ("OCTANT_LOG", "octant=loud", ["--log-level", "`loud`"]),
-        ("OCTANT_LOG_FORMAT", "xml", ["--log-format", "possible values: text, json"]),
+        ("OCTANT_LOG_FORMAT", "xml", ["OCTANT_LOG_FORMAT", "possible values: text, json"]),
     ] {
         let (status, text) = run(name, value);
         assert!(status == Some(2) && parts.iter().all(|part| text.contains(part)), "{name}={value}: {text}");

@@ -387,7 +387,7 @@ async fn bodies_take_a_bounded_memory_together() {
     assert!(refused.text().contains("at most 3000 bytes of request bodies"), "{}", refused.text());
     // A body that is still on its way takes its bytes from the others, and gives them back when it ends.
     let mut slow = Connection::open(server.address).await;
-    let head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9000\r\n\r\n";
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000\r\n\r\n";
     slow.write(format!("{head}{}", " ".repeat(1500)).as_bytes()).await.expect("open");
     let give_up = Instant::now() + Duration::from_secs(10);
     while post_raw(&server, &[], body(1800).as_bytes()).await.status != 429 {
