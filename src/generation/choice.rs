@@ -173,6 +173,9 @@ impl Choice {
                         delta.scored.push(scored(id, score(i), self.chars, &shown));
                     }
                     let piece = self.detokenizer.push(id);
+                    if let Some(scored) = delta.scored.last_mut() {
+                        scored.text_offset += ended_before(&piece, &scored.bytes);
+                    }
                     self.chars += piece.chars().count();
                     delta.text.push_str(&piece);
                 }
@@ -212,14 +215,14 @@ impl Choice {
     fn token(&mut self, token: SampledToken, is_stop: bool, delta: &mut Delta) {
         let SampledToken { id, logprob: score } = token;
         let silent = is_stop && !self.rules.include_stop;
-        if self.scores && (!silent || self.rules.score_stop_id) {
-            let scored = scored(id, score, self.chars, &|id| self.detokenizer.shown_bytes(id));
+        let scored = (self.scores && (!silent || self.rules.score_stop_id))
+            .then(|| scored(id, score, self.chars, &|id| self.detokenizer.shown_bytes(id)));
+        let piece = if silent { String::new() } else { self.detokenizer.push(id) };
+        if let Some(mut scored) = scored {
+            scored.text_offset += ended_before(&piece, &scored.bytes);
             self.held.push_back(Held { scored, begin: self.decoded, end: None });
         }
-        if !silent {
-            let piece = self.detokenizer.push(id);
-            self.release(&piece, delta);
-        }
+        self.release(&piece, delta);
     }
 
     /// Passes new text through the stop matcher, and releases the log-probabilities whose text is released.
@@ -287,6 +290,13 @@ fn find(text: &str, range: &Range<usize>, token: &[u8]) -> (usize, usize) {
     }
     let within = text.get(start..range.end).and_then(|part| part.find(&token[spaces..]));
     within.map_or((start, 0), |at| (start + at, spaces))
+}
+
+/// Characters of `piece` before the text of the token that the detokenizer returned it for: U+FFFD, if the token ends
+/// an incomplete character.
+fn ended_before(piece: &str, token: &[u8]) -> usize {
+    let own = std::str::from_utf8(token).ok().and_then(|text| piece.strip_suffix(text));
+    own.map_or(0, |before| before.chars().count())
 }
 
 /// A token with its log-probability. `shown_bytes` gives the bytes of a token as they stand in the text.

@@ -101,11 +101,13 @@ impl AddedTokens {
             {
                 normalizer.normalize(&mut text).map_err(|e| TokenizerJsonError::Normalizer(e.to_string()))?;
             }
+            if text.is_empty() {
+                return Err(TokenizerJsonError::EmptyToken(token.content.clone()));
+            }
             let ignored = inner.get_encode_special_tokens() && list.is_special(&token.content);
             let pattern = Pattern { id, text: text.get().to_owned(), ignored, single_word, lstrip, rstrip };
             let patterns = if token.normalized { &mut normalized } else { &mut plain };
-            // A normaliser can remove all of a token's text. Such a token matches nothing here.
-            patterns.extend(Some(pattern).filter(|pattern| !pattern.text.is_empty()));
+            patterns.push(pattern);
         }
         Ok(Self { plain: Matcher::new(plain)?, normalized: Matcher::new(normalized)? })
     }

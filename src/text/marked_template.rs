@@ -8,7 +8,7 @@
 use super::turn_marker_guard::TurnMarkers;
 
 /// Methods and filters whose argument is text to search for. `replace` searches for its first argument only.
-const SEARCHES: [&str; 16] = [
+const SEARCHES: [&str; 17] = [
     "split",
     "rsplit",
     "partition",
@@ -25,6 +25,7 @@ const SEARCHES: [&str; 16] = [
     "count",
     "removeprefix",
     "removesuffix",
+    "get",
 ];
 
 /// Which turn markers of a template are marked.
@@ -147,7 +148,10 @@ impl<'c> Code<'c> {
             "(" | "[" | "{" => {
                 let within = self.brackets.last().is_some_and(|bracket| bracket.searched);
                 let function = if token == "(" { self.before } else { "" };
-                let searched = within || SEARCHES.contains(&function) || self.before == "in";
+                // A text in brackets behind a value is a key.
+                let value = self.before.ends_with(|c: char| c.is_alphanumeric() || "_)]'\"".contains(c));
+                let key = token == "[" && value;
+                let searched = within || key || SEARCHES.contains(&function) || self.before == "in";
                 self.brackets.push(Bracket { function, argument: 0, searched });
             }
             ")" | "]" | "}" => {

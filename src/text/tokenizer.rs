@@ -85,7 +85,7 @@ impl Tokenizer {
         let mut tokenizer =
             Self { inner, added, vocabulary, added_texts, special_tokens, end_ids, prefix, suffix };
         tokenizer.end_ids.extend(tokenizer.bos().into_iter().chain(tokenizer.eos()));
-        tokenizer.find_affixes(&config)?;
+        tokenizer.find_affixes(config["add_bos_token"].as_bool())?;
         Ok(tokenizer)
     }
 
@@ -113,7 +113,7 @@ impl Tokenizer {
     /// never does.
     pub fn encode_prompt(&self, rendered: &Rendered) -> Result<Vec<u32>, TextError> {
         let counts = |id: u32, range: Range<usize>| rendered.counts(id, range);
-        let split = self.added.tokenize(&self.inner, rendered.text(), &counts).map_err(refused)?;
+        let split = self.added.tokenize(&self.inner, rendered.as_str(), &counts).map_err(refused)?;
         let parts = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
         Ok(parts
             .into_iter()
@@ -199,21 +199,21 @@ impl Tokenizer {
         self.token_id(self.special_tokens.get(name)?.as_str()?)
     }
 
-    /// Finds the ids that the post-processor adds, by encoding a text with and without it. `add_bos_token` and
-    /// `add_eos_token` of the configuration replace the post-processor.
-    fn find_affixes(&mut self, config: &Value) -> Result<(), TextError> {
-        let [add_bos, add_eos] = ["add_bos_token", "add_eos_token"].map(|name| config[name].as_bool());
-        if add_bos.is_some() || add_eos.is_some() {
-            self.prefix = self.bos().filter(|_| add_bos == Some(true)).into_iter().collect();
-            self.suffix = self.eos().filter(|_| add_eos == Some(true)).into_iter().collect();
-            return Ok(());
-        }
+    /// Finds the ids that the post-processor adds, by encoding a text with and without it. `add_bos` is
+    /// `add_bos_token` of `tokenizer_config.json`, which overrides the post-processor.
+    fn find_affixes(&mut self, add_bos: Option<bool>) -> Result<(), TextError> {
         let plain = self.inner.encode_fast("a", false).map_err(refused)?;
         let whole = self.inner.encode_fast("a", true).map_err(refused)?;
         let (plain, whole) = (plain.get_ids(), whole.get_ids());
         if let Some(at) = whole.windows(plain.len().max(1)).position(|window| window == plain) {
             self.prefix = whole[..at].to_vec();
             self.suffix = whole[at + plain.len()..].to_vec();
+        }
+        if let Some((bos, add)) = self.bos().zip(add_bos) {
+            self.prefix.retain(|&id| id != bos);
+            if add {
+                self.prefix.insert(0, bos);
+            }
         }
         Ok(())
     }

@@ -64,7 +64,11 @@ impl Rendered {
     /// The text as the template wrote it. To encode it, pass the value itself to
     /// [`Tokenizer::encode_prompt`](super::Tokenizer::encode_prompt), because this text has lost the
     /// distinction.
-    pub fn text(&self) -> &str {
+    pub fn text(&self) -> String {
+        self.text.clone()
+    }
+
+    pub(super) fn as_str(&self) -> &str {
         &self.text
     }
 

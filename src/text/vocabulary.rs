@@ -26,6 +26,8 @@ pub(super) enum TokenizerJsonError {
     Search(#[from] aho_corasick::BuildError),
     #[error("the added tokens cannot be searched for: {0}")]
     Normalizer(String),
+    #[error("the normalizer removes all of the added token {0:?}, which has \"normalized\": true")]
+    EmptyToken(String),
 }
 
 /// Bytes and kind of every token id.

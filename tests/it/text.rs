@@ -1,8 +1,10 @@
 //! Tests of `text`. Most compare with results of transformers in `tests/data/text`
-//! (`scripts/make_text_fixtures.py`).
+//! (`scripts/make_text_fixtures.py`, `scripts/compare_tokenization.py`).
 
+mod added_tokens;
 mod detokenizer;
 mod models;
+mod provenance;
 mod safety;
 mod sentencepiece;
 mod stop;
