@@ -276,8 +276,9 @@ struct Place {
     cut: usize,
 }
 
-/// The byte at which a token's text begins in `range` of a text, and the number of its leading spaces that the text
-/// does not have: the tokenizer can put a space before a text, and count spaces beside an added token to it.
+/// The byte at which a token's text begins in `range` of a text, and the number of its leading spaces that
+/// the text does not have: the tokenizer can put a space before a text, and count spaces beside an added
+/// token to it.
 fn find(text: &str, range: &Range<usize>, token: &[u8]) -> (usize, usize) {
     let mut start = range.start.min(text.len());
     while !text.is_char_boundary(start) {
@@ -292,8 +293,8 @@ fn find(text: &str, range: &Range<usize>, token: &[u8]) -> (usize, usize) {
     within.map_or((start, 0), |at| (start + at, spaces))
 }
 
-/// Characters of `piece` before the text of the token that the detokenizer returned it for: U+FFFD, if the token ends
-/// an incomplete character.
+/// Characters of `piece` before the text of the token that the detokenizer returned it for: U+FFFD, if the
+/// token ends an incomplete character.
 fn ended_before(piece: &str, token: &[u8]) -> usize {
     let own = std::str::from_utf8(token).ok().and_then(|text| piece.strip_suffix(text));
     own.map_or(0, |before| before.chars().count())

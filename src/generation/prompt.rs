@@ -70,8 +70,8 @@ impl Prompts {
         }
     }
 
-    /// Renders a conversation, and tokenises the prompts. `ranges`: whether to find where each token of a text
-    /// comes from.
+    /// Renders a conversation, and tokenises the prompts. `ranges`: whether to find where each token of a
+    /// text comes from.
     ///
     /// # Errors
     /// The model has no chat template, or the template or the tokenizer refuses the text.

@@ -1,9 +1,10 @@
 //! Added tokens: where they match in a text, with single matches left out.
 //!
-//! The rules are those of the `tokenizers` crate, which finds added tokens before the model sees the text: first
-//! the tokens with `normalized: false` in the text itself, then the others in the normalised text between them.
-//! The crate cannot leave out single matches, and the turn marker guard needs that, so they are written here
-//! again. If a match does not count, the text is read as if the tokenizer did not have this token there.
+//! The rules are those of the `tokenizers` crate, which finds added tokens before the model sees the text:
+//! first the tokens with `normalized: false` in the text itself, then the others in the normalised text
+//! between them. The crate cannot leave out single matches, and the turn marker guard needs that, so they are
+//! written here again. If a match does not count, the text is read as if the tokenizer did not have this
+//! token there.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -18,8 +19,8 @@ use tokenizers::{
 
 use super::vocabulary::TokenizerJsonError;
 
-/// Says whether a match of an added token counts, from its id and its bytes in the text. A token that the model
-/// makes from pieces of text is asked for too.
+/// Says whether a match of an added token counts, from its id and its bytes in the text. A token that the
+/// model makes from pieces of text is asked for too.
 pub(super) type Counts<'c> = &'c dyn Fn(u32, Range<usize>) -> bool;
 
 /// The added tokens of a tokenizer, in the order in which they were added.
@@ -176,8 +177,8 @@ fn original(part: &NormalizedString, range: Range<usize>) -> Option<Range<usize>
     part.convert_offsets(Span::Normalized(range)).map(|range| start + range.start..start + range.end)
 }
 
-/// The model's tokens of a piece that begins `offset` bytes into its part of the text. If some do not count, the
-/// piece is divided within them, and its parts become tokens each for itself.
+/// The model's tokens of a piece that begins `offset` bytes into its part of the text. If some do not count,
+/// the piece is divided within them, and its parts become tokens each for itself.
 fn piece_tokens(
     inner: &tokenizers::Tokenizer,
     piece: &str,

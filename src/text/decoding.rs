@@ -98,7 +98,8 @@ impl Decoding {
         bytes
     }
 
-    /// The bytes of a token without the leading spaces that are removed here, and what is to be removed after it.
+    /// The bytes of a token without the leading spaces that are removed here, and what is to be removed after
+    /// it.
     fn stripped<'v>(&self, vocabulary: &'v Vocabulary, id: u32) -> (Cow<'v, [u8]>, LeadingSpaces) {
         let bytes = vocabulary.bytes(id);
         match self.leading {

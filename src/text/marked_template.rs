@@ -1,9 +1,9 @@
-//! Marks the turn markers in the source of a chat template, so that its output tells which of them the template
-//! wrote.
+//! Marks the turn markers in the source of a chat template, so that its output tells which of them the
+//! template wrote.
 //!
-//! A marked template has a placeholder in place of each turn marker that it writes, and is otherwise the same. A
-//! marker that the template only searches for, as in `content.split('<|im_end|>')`, stays as it is: else the
-//! template would not find it in message text.
+//! A marked template has a placeholder in place of each turn marker that it writes, and is otherwise the
+//! same. A marker that the template only searches for, as in `content.split('<|im_end|>')`, stays as it is:
+//! else the template would not find it in message text.
 
 use super::turn_marker_guard::TurnMarkers;
 
@@ -37,8 +37,8 @@ pub(super) enum Marking {
     All,
 }
 
-/// The source of a template with its turn markers replaced by placeholders. Variables in `names` (`bos_token`,
-/// …), which contain turn markers, are replaced by those that [`marked_name`] gives.
+/// The source of a template with its turn markers replaced by placeholders. Variables in `names`
+/// (`bos_token`, …), which contain turn markers, are replaced by those that [`marked_name`] gives.
 pub(super) fn marked_source(source: &str, names: &[&str], markers: &TurnMarkers, marking: Marking) -> String {
     let mut out = String::with_capacity(source.len() + 256);
     let mut rest = source;
@@ -126,7 +126,8 @@ impl<'c> Code<'c> {
         }
     }
 
-    /// Whether a text or variable here is only searched for or compared. `behind` is the code that follows it.
+    /// Whether a text or variable here is only searched for or compared. `behind` is the code that follows
+    /// it.
     fn is_searched(&self, behind: &str) -> bool {
         if self.marking == Marking::All {
             return false;

@@ -1,5 +1,5 @@
-//! Which added tokens are the turn markers of a chat template: those that it writes between the texts of a small
-//! conversation.
+//! Which added tokens are the turn markers of a chat template: those that it writes between the texts of a
+//! small conversation.
 
 use std::ops::Range;
 
@@ -22,8 +22,8 @@ impl Probe {
     }
 }
 
-/// Conversations that a template may refuse: those of the first list that it renders are used, or else those of
-/// the next list.
+/// Conversations that a template may refuse: those of the first list that it renders are used, or else those
+/// of the next list.
 const PROBES: [&[Probe]; 3] = [
     &[
         Probe { roles: &["system", "user", "assistant", "user"] },
@@ -85,7 +85,8 @@ pub(super) fn probe_texts(
     (accepted.into_iter().find(|texts| !texts.is_empty()).unwrap_or_default(), one(&TOOL_PROBE))
 }
 
-/// The ids of the turn markers, from the renderings of the probes: the added tokens that open or close a turn.
+/// The ids of the turn markers, from the renderings of the probes: the added tokens that open or close a
+/// turn.
 pub(super) fn turn_markers(texts: &[ProbeText], tool: Option<&ProbeText>, tokenizer: &Tokenizer) -> Vec<u32> {
     let mut markers = Vec::new();
     for text in texts {
@@ -93,8 +94,8 @@ pub(super) fn turn_markers(texts: &[ProbeText], tool: Option<&ProbeText>, tokeni
         let (before, behind): (Vec<_>, Vec<_>) =
             text.outside.iter().partition(|(_, found)| found.start < tail);
         markers.extend(before.iter().map(|(id, _)| *id));
-        // Behind the last message, a token that the assistant's earlier turn does not have stands within the next
-        // turn if it follows a known one: it is the beginning of the answer, such as `<think>`.
+        // Behind the last message, a token that the assistant's earlier turn does not have stands within the
+        // next turn if it follows a known one: it is the beginning of the answer, such as `<think>`.
         let known = if text.probe.roles.contains(&"assistant") { markers.clone() } else { Vec::new() };
         markers.extend(behind.iter().map(|(id, _)| *id).take_while(|id| !known.contains(id)));
     }
@@ -125,8 +126,8 @@ fn tool_marker(text: &ProbeText, known: &[u32], tokenizer: &Tokenizer) -> Option
     None
 }
 
-/// Whether a token that a template writes can be a turn marker. Spaces and words are ordinary text, and tags of
-/// reasoning and of tool calls stand within turns.
+/// Whether a token that a template writes can be a turn marker. Spaces and words are ordinary text, and tags
+/// of reasoning and of tool calls stand within turns.
 fn is_marker(text: &str, special: bool) -> bool {
     let name = text.to_lowercase();
     let word = text.chars().all(|c| c.is_alphanumeric() || c.is_whitespace());

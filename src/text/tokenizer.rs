@@ -94,15 +94,15 @@ impl Tokenizer {
         self.vocabulary.size()
     }
 
-    /// Encodes a text, whose author may write whole prompts: text that spells an added token is encoded as that
-    /// token. Does not add a beginning-of-sequence token.
+    /// Encodes a text, whose author may write whole prompts: text that spells an added token is encoded as
+    /// that token. Does not add a beginning-of-sequence token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The bytes of a text that each of its tokens comes from, in the order of [`Tokenizer::encode`]. Tokens that
-    /// are parts of one character can all have its range.
+    /// The bytes of a text that each of its tokens comes from, in the order of [`Tokenizer::encode`]. Tokens
+    /// that are parts of one character can all have its range.
     pub fn ranges(&self, text: &str) -> Result<Vec<Range<usize>>, TextError> {
         let split = self.added.tokenize(&self.inner, text, &|_, _| true).map_err(refused)?;
         let encoding = split.into_encoding(None, 0, OffsetType::Byte).map_err(refused)?;
@@ -219,8 +219,8 @@ impl Tokenizer {
     }
 }
 
-/// The bytes of a token as OpenAI's log-probabilities show them: the text, or a form such as `bytes:\xf0\x9f` if
-/// they are not valid UTF-8.
+/// The bytes of a token as OpenAI's log-probabilities show them: the text, or a form such as `bytes:\xf0\x9f`
+/// if they are not valid UTF-8.
 pub fn shown(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),

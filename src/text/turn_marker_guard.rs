@@ -1,17 +1,18 @@
 //! Guard against injected turn markers: message text is never encoded as a turn marker.
 //!
-//! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. Of the matches,
-//! only those count that the template wrote; the others are encoded as the text that they are
+//! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. Of the
+//! matches, only those count that the template wrote; the others are encoded as the text that they are
 //! ([`Rendered::counts`]). Everything else is encoded as `transformers` does, whoever wrote it.
 //!
-//! To know what the template wrote, each conversation is rendered twice. The second template is marked: it has
-//! a placeholder ([`MARK`] and one more character) in place of every turn marker that it writes
-//! ([`super::marked_template`]). If the two outputs are equal after the placeholders are replaced, the places of
-//! the placeholders are the markers of the template ([`TurnMarkers::written`]).
+//! To know what the template wrote, each conversation is rendered twice. The second template is marked: it
+//! has a placeholder ([`MARK`] and one more character) in place of every turn marker that it writes
+//! ([`super::marked_template`]). If the two outputs are equal after the placeholders are replaced, the places
+//! of the placeholders are the markers of the template ([`TurnMarkers::written`]).
 //!
-//! Some templates put a marker together from parts (`'<|' + role + '|>'`), which have no placeholder. For such a
-//! marker the conversation is rendered again if a message has text that could be part of one. The messages have a
-//! [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in it.
+//! Some templates put a marker together from parts (`'<|' + role + '|>'`), which have no placeholder. For
+//! such a marker the conversation is rendered again if a message has text that could be part of one. The
+//! messages have a [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in
+//! it.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -186,8 +187,8 @@ impl TurnMarkers {
         marked + &text[done..]
     }
 
-    /// The places of the markers in `text` that have a placeholder in `marked`; `None` if the two texts are not
-    /// the same apart from the placeholders.
+    /// The places of the markers in `text` that have a placeholder in `marked`; `None` if the two texts are
+    /// not the same apart from the placeholders.
     pub(super) fn written(&self, text: &str, marked: &str) -> Option<Vec<Range<usize>>> {
         let (mut written, mut at) = (Vec::new(), 0);
         let mut parts = marked.split(MARK);
@@ -202,8 +203,8 @@ impl TurnMarkers {
         (at == text.len()).then_some(written)
     }
 
-    /// The places in `text` that have a break in `protected`; `None` if the two texts are not the same apart from
-    /// the breaks.
+    /// The places in `text` that have a break in `protected`; `None` if the two texts are not the same apart
+    /// from the breaks.
     pub(super) fn breaks(text: &str, protected: &str) -> Option<Vec<usize>> {
         let (mut breaks, mut at) = (Vec::new(), 0);
         for character in protected.chars() {

@@ -1,5 +1,5 @@
-//! Log-probabilities of text completions over every kind of tokenizer: where the tokens stand in the text, and how
-//! alternatives with the same text are told apart.
+//! Log-probabilities of text completions over every kind of tokenizer: where the tokens stand in the text,
+//! and how alternatives with the same text are told apart.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! Tests that the template gets message text as it is, that only turn markers are guarded, and that text which the
-//! template divides, compares or joins makes none.
+//! Tests that the template gets message text as it is, that only turn markers are guarded, and that text
+//! which the template divides, compares or joins makes none.
 
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use serde_json::{Value, json};
@@ -192,8 +192,8 @@ fn markers_put_together_from_parts_count_only_if_no_message_has_a_part() {
 #[test]
 fn keys_of_variables_make_no_marker() {
     let tokenizer = load("sentencepiece");
-    let source = "{{ bos_token }}{% for key, value in tool.items() %}<{{ key }}>{{ value }}</{{ key }}>{% endfor %}\
-                  {{ messages[0].content }}{{ eos_token }}";
+    let source = "{{ bos_token }}{% for key, value in tool.items() %}<{{ key }}>{{ value }}</{{ key }}>\
+                  {% endfor %}{{ messages[0].content }}{{ eos_token }}";
     let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
     let mut options = RenderOptions::default();
     options.kwargs.insert("tool".into(), json!({ "s": "</s>", "/s": 1, "bos_token": "<s>" }));
