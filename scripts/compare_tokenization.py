@@ -5,13 +5,13 @@
     python scripts/compare_tokenization.py                     makes tests/data/text/added_tokens.json
     python scripts/compare_tokenization.py --cases 3000 --seed 7     tries other cases, writes nothing
 
-Each case is one of the fixture tokenizers with another normalizer and random added tokens: all combinations of
-flags, contents that overlap, and texts made of their pieces. The expected ids are those of `tokenizers`. In
-addition each case has a conversation, `{bos}text{eos}`: the text is encoded by a tokenizer whose BOS and EOS have
-names that no text contains, so what it spells is encoded as text.
+Each case is one of the fixture tokenizers with another normalizer and random added tokens: all
+combinations of flags, contents that overlap, and texts made of their pieces. The expected ids are those of
+`tokenizers`. In addition each case has a conversation, `{bos}text{eos}`: it is encoded by a tokenizer whose
+BOS and EOS have names that no text contains, so what the text spells is encoded as text.
 
-Cases under `files` are directories in which tokens stand in other files than tokenizer.json. Their ids, and the
-text of all special tokens, are those of `transformers`.
+Cases under `files` are directories in which tokens stand in other files than tokenizer.json. Their ids, and
+the text of all special tokens, are those of `transformers`.
 """
 
 import argparse
@@ -29,15 +29,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data" / "text"
 FIXTURES = ["byte_level", "sentencepiece", "sentencepiece_legacy"]
 FLAGS = ["single_word", "lstrip", "rstrip", "normalized", "special"]
-NORMALIZERS = [None, {"type": "Lowercase"}, {"type": "NFKC"}, {"type": "Strip", "strip_left": True, "strip_right": True}]
+STRIP = {"type": "Strip", "strip_left": True, "strip_right": True}
+NORMALIZERS = [None, {"type": "Lowercase"}, {"type": "NFKC"}, STRIP]
 
 CONTENTS = [
-    "<ref>", "<a>", "a>b", "<a", "ab", "b", "<<a>>", "[X]", "x]", "A", "é", "<think>", "</think>", "  ", " \n", "b c",
-    "aa", "aab", "<|x|>", "|x|", "_", "1", "é<a>", "Ａ", "ﬁ",
+    "<ref>", "<a>", "a>b", "<a", "ab", "b", "<<a>>", "[X]", "x]", "A", "é", "<think>", "</think>", "  ",
+    " \n", "b c", "aa", "aab", "<|x|>", "|x|", "_", "1", "é<a>", "Ａ", "ﬁ",
 ]
 # The markers share no character with other contents, except within words.
 MARKERS = [("{m1}", "~end~"), ("{M1}", "{m1}{"), ("~", "{user}")]
-PIECES = ["a", "b", " ", "  ", "\n", "x", "<", ">", "|", "A", "é", "Ａ", "＜a＞", "ﬁ", "Hello", " world", "1", "_", "😀"]
+PIECES = ["a", "b", " ", "  ", "\n", "x", "<", ">", "|", "A", "é", "Ａ", "＜a＞", "ﬁ", "Hello"]
+PIECES += [" world", "1", "_", "😀"]
 # Names of markers that no text contains.
 NAMES = ["\ue000\ue001", "\ue002\ue003"]
 
@@ -78,7 +80,8 @@ def random_case(chance):
             token["id"] = new.pop(0)
     pieces = PIECES + contents * 2 + [piece for marker in markers for piece in (marker[:2], marker[2:])]
     texts = ["".join(chance.choice(pieces) for _ in range(chance.randint(1, 9))) for _ in range(4)]
-    return {"fixture": fixture, "normalizer": normalizer, "tokens": tokens, "markers": markers, "texts": texts}
+    case = {"fixture": fixture, "normalizer": normalizer, "tokens": tokens}
+    return {**case, "markers": markers, "texts": texts}
 
 
 def tokenizer_of(case, rename=False):
@@ -93,30 +96,35 @@ def tokenizer_of(case, rename=False):
 def solve(case):
     plain, renamed = tokenizer_of(case), tokenizer_of(case, rename=True)
     begin, end = NAMES
-    case["texts"] = [
-        {
-            "text": text,
-            "ids": plain.encode(text, add_special_tokens=False).ids,
-            "prompt": renamed.encode(begin + text + end, add_special_tokens=False).ids,
-        }
-        for text in case["texts"]
-    ]
-    return case
+    solved = []
+    for text in case["texts"]:
+        try:
+            ids = plain.encode(text, add_special_tokens=False).ids
+            prompt = renamed.encode(begin + text + end, add_special_tokens=False).ids
+        except BaseException as error:
+            # `tokenizers` panics if a token's `lstrip` reaches into spaces that `rstrip` of the one before took.
+            if "bad split" not in str(error):
+                raise
+            continue
+        solved.append({"text": text, "ids": ids, "prompt": prompt})
+    return {**case, "texts": solved}
 
 
 def extra(content="<extra>", **flags):
-    return {"content": content, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False, **flags}
+    plain = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    return {"content": content, **plain, **flags}
 
 
 def file_cases():
     """Directories with tokens outside tokenizer.json: the files that replace those of `byte_level`."""
     decoder = {"422": extra(special=True), "423": extra("<tag>", special=False, rstrip=True)}
     yield "added_tokens_decoder", {"tokenizer_config.json": {"added_tokens_decoder": decoder}}
-    yield "changed flags", {
-        "tokenizer_config.json": {"added_tokens_decoder": {"421": extra("<think>", lstrip=True, special=False)}}
-    }
+    changed = {"421": extra("<think>", lstrip=True, special=False)}
+    yield "changed flags", {"tokenizer_config.json": {"added_tokens_decoder": changed}}
     yield "the map is not read beside a decoder", {
-        "tokenizer_config.json": {"added_tokens_decoder": {"422": extra(special=True)}, "eos_token": "<|im_end|>"},
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"422": extra(special=True)}, "eos_token": "<|im_end|>",
+        },
         "special_tokens_map.json": {"pad_token": "<tag>", "eos_token": "<|endoftext|>"},
     }
     yield "added_tokens.json", {
@@ -128,8 +136,10 @@ def file_cases():
         "special_tokens_map.json": {"eos_token": "<|endoftext|>", "pad_token": extra("<tag>")},
     }
     yield "named tokens", {"tokenizer_config.json": {"pad_token": "<extra>", "image_token": "<tag>"}}
-    yield "additional_special_tokens", {"tokenizer_config.json": {"additional_special_tokens": ["<extra>", "<tag>"]}}
-    yield "extra_special_tokens, a map", {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<tag>"}}}
+    both = ["<extra>", "<tag>"]
+    yield "additional_special_tokens", {"tokenizer_config.json": {"additional_special_tokens": both}}
+    named = {"image_token": "<tag>"}
+    yield "extra_special_tokens, a map", {"tokenizer_config.json": {"extra_special_tokens": named}}
     yield "extra_special_tokens, a list", {
         "tokenizer_config.json": {"extra_special_tokens": ["<tag>"], "additional_special_tokens": ["<extra>"]}
     }
@@ -160,7 +170,8 @@ def solve_files(name, files):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--cases", type=int, default=120, help="number of random cases")
     parser.add_argument("--seed", type=int, help="tries other cases and writes nothing")
     arguments = parser.parse_args()
@@ -177,7 +188,8 @@ def main():
         file.write(text)
         file.flush()
         command = ["cargo", "test", "--test", "it", "text::added_tokens"]
-        subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OCTANT_TOKENIZATION_CASES": file.name})
+        environment = {**os.environ, "OCTANT_TOKENIZATION_CASES": file.name}
+        subprocess.run(command, cwd=ROOT, check=True, env=environment)
     print(f"{arguments.cases} random tokenizers and {len(cases['files'])} directories: the same ids")
 
 
