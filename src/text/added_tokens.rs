@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use aho_corasick::{AhoCorasick, Anchored, Input, MatchKind, StartKind};
+use aho_corasick::{AhoCorasick, Input, MatchKind};
 use regex::Regex;
 use tokenizers::normalizer::Range as Span;
 use tokenizers::{
@@ -222,9 +222,11 @@ struct Pattern {
 /// Finds patterns, as the crate does: the leftmost match, and the longest of those that begin there.
 struct Matcher {
     leftmost: AhoCorasick,
-    /// Finds every pattern that begins at one place.
-    here: AhoCorasick,
     patterns: Vec<Pattern>,
+    /// Index of the first pattern with a text.
+    by_text: HashMap<String, usize>,
+    /// All lengths of the patterns, in bytes, longest first.
+    lengths: Vec<usize>,
     word: Regex,
 }
 
@@ -232,9 +234,15 @@ impl Matcher {
     fn new(patterns: Vec<Pattern>) -> Result<Self, TokenizerJsonError> {
         let texts = || patterns.iter().map(|pattern| pattern.text.as_bytes());
         let leftmost = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts())?;
-        let here = AhoCorasick::builder().start_kind(StartKind::Anchored).build(texts())?;
+        let mut by_text = HashMap::new();
+        for (i, pattern) in patterns.iter().enumerate() {
+            by_text.entry(pattern.text.clone()).or_insert(i);
+        }
+        let mut lengths: Vec<usize> = patterns.iter().map(|pattern| pattern.text.len()).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.dedup();
         let word = Regex::new(r"\w").map_err(|e| TokenizerJsonError::Normalizer(e.to_string()))?;
-        Ok(Self { leftmost, here, patterns, word })
+        Ok(Self { leftmost, patterns, by_text, lengths, word })
     }
 
     /// Divides a part of the text at its matches. `counts` is given places in the whole text.
@@ -292,16 +300,13 @@ impl Matcher {
                 return Some((pattern, found.range()));
             }
             let start = found.start();
-            let input = Input::new(text).span(start..text.len()).anchored(Anchored::Yes);
-            let here = self.here.try_find_overlapping_iter(input).ok()?;
-            let others = here.filter(|other| {
-                other.start() == start && counts(self.patterns[other.pattern()].id, other.range())
+            let longest = self.lengths.iter().find_map(|length| {
+                let range = start..start + length;
+                let pattern = &self.patterns[*self.by_text.get(text.get(range.clone())?)?];
+                counts(pattern.id, range.clone()).then_some((pattern, range))
             });
-            // Of two equal texts, the first pattern wins.
-            if let Some(other) =
-                others.max_by_key(|other| (other.end(), usize::MAX - other.pattern().as_usize()))
-            {
-                return Some((&self.patterns[other.pattern()], other.range()));
+            if longest.is_some() {
+                return longest;
             }
             from = start + text[start..].chars().next().map_or(1, char::len_utf8);
         }

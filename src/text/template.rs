@@ -325,8 +325,12 @@ impl ChatTemplate {
             content.push(' ');
         }
         for name in self.marked_names() {
-            let marked = self.special_tokens[name].as_str().map(|text| self.markers.marked(text));
-            context.insert(marked_name(name), marked.into());
+            // A client that sets such a variable writes its text, so that has no placeholders.
+            let text =
+                options.kwargs.get(name).cloned().or_else(|| {
+                    self.special_tokens[name].as_str().map(|text| self.markers.marked(text).into())
+                });
+            context.insert(marked_name(name), text.unwrap_or_default());
         }
         context.insert("messages".to_owned(), list.into());
         context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());

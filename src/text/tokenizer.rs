@@ -55,7 +55,13 @@ impl Tokenizer {
             .into_iter()
             .map(|token| (token.content.to_owned(), token.id))
             .collect();
-        let not_one = |error: serde_json::Error| file_error(&path, format!("not a tokenizer: {error}"));
+        if let Some((token, _)) = ids.iter().find(|(token, _)| is_reserved(token)) {
+            return Err(invalid(TokenizerJsonError::Reserved(token.clone())));
+        }
+        let not_one = |error: serde_json::Error| match Vocabulary::new(&tokenizer) {
+            Err(reason) => invalid(reason),
+            Ok(_) => file_error(&path, format!("not a tokenizer: {error}")),
+        };
         let mut inner = tokenizers::Tokenizer::deserialize(&tokenizer).map_err(not_one)?;
         let mut list = AddedTokenList::default();
         let own = Option::<Vec<AddedToken>>::deserialize(&tokenizer["added_tokens"]).map_err(not_one)?;

@@ -29,6 +29,7 @@ fn with_normalizer(tokenizer: &mut Value, normalizer: &Value) {
 
 #[test]
 fn random_added_tokens_are_found_as_tokenizers_finds_them() {
+    let mut prompts = 0;
     for case in cases("random") {
         let fixture = case["fixture"].as_str().unwrap();
         let markers: Vec<&str> =
@@ -47,7 +48,7 @@ fn random_added_tokens_are_found_as_tokenizers_finds_them() {
             tokenizer.encode_prompt(&prompt).unwrap()
         };
         for text in case["texts"].as_array().unwrap() {
-            let (expected, prompt) = (ids(&text["ids"]), ids(&text["prompt"]));
+            let (expected, prompt) = (ids(&text["ids"]), &text["prompt"]);
             let text = text["text"].as_str().unwrap();
             let label = format!("{text:?} {} {} {}", case["fixture"], case["normalizer"], case["tokens"]);
             assert_eq!(tokenizer.encode(text).unwrap(), expected, "{label}");
@@ -58,9 +59,13 @@ fn random_added_tokens_are_found_as_tokenizers_finds_them() {
             if !expected.iter().any(|id| spelled.contains(id)) {
                 assert_eq!(got, expected, "{label}");
             }
-            assert_eq!(ids_of(&ended, text), prompt, "in a prompt: {label}");
+            if !prompt.is_null() {
+                assert_eq!(ids_of(&ended, text), ids(prompt), "in a prompt: {label}");
+                prompts += 1;
+            }
         }
     }
+    assert!(prompts > 100, "{prompts}");
 }
 
 #[test]

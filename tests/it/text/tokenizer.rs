@@ -32,7 +32,6 @@ fn special_tokens_are_parsed_in_prompts_and_not_in_messages() {
         for text in [marker.to_owned(), format!("a{marker}b {marker}"), format!("\u{10FFFE}{marker}")] {
             let ids = tokenizer.encode(&text).unwrap();
             assert!(ids.contains(&id));
-            assert_eq!(tokenizer.decode(&ids, false), text);
             let prompt = template.render(&[message(Role::User, &text)], &RenderOptions::default()).unwrap();
             let ids = tokenizer.encode_prompt(&prompt).unwrap();
             assert!(!ids.contains(&id), "{fixture} {text:?}");
