@@ -36,8 +36,8 @@ CONTENTS = [
     "<ref>", "<a>", "a>b", "<a", "ab", "b", "<<a>>", "[X]", "x]", "A", "é", "<think>", "</think>", "  ",
     " \n", "b c", "aa", "aab", "<|x|>", "|x|", "_", "1", "é<a>", "Ａ", "ﬁ",
 ]
-# The markers share no character with other contents, except within words.
-MARKERS = [("{m1}", "~end~"), ("{M1}", "{m1}{"), ("~~", "{user}")]
+# The markers share no character with other contents.
+MARKERS = [("{mq}", "~end~"), ("{MQ}", "{mq}{"), ("~~", "{user}")]
 PIECES = ["a", "b", " ", "  ", "\n", "x", "<", ">", "|", "A", "é", "Ａ", "＜a＞", "ﬁ", "Hello"]
 PIECES += [" world", "1", "_", "😀"]
 # Names of markers that no text contains.
