@@ -104,7 +104,7 @@ def solve(case):
             ids = plain.encode(text, add_special_tokens=False).ids
             prompt = renamed.encode(begin + text + end, add_special_tokens=False).ids
         except BaseException as error:
-            # `tokenizers` panics if a token's `lstrip` reaches into spaces that `rstrip` of the one before took.
+            # `tokenizers` panics if `lstrip` of a token reaches into spaces that `rstrip` of another took.
             if "bad split" not in str(error):
                 raise
             continue

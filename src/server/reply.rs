@@ -204,8 +204,9 @@ impl From<Vec<Scored>> for TextLogprobs {
 
 /// Log-probabilities by token text: the most probable alternatives in descending order, then the token itself
 /// if it is not among them. The token's value equals the one in `token_logprobs` exactly, because evaluation
-/// harnesses compare the two to find out whether the token was the greedy one. If several ids have the same text,
-/// it stands for the token itself, or else for the most probable of them; the others are named `token_id:65`.
+/// harnesses compare the two to find out whether the token was the greedy one. If several ids have the same
+/// text, it stands for the token itself, or else for the most probable of them; the others are named
+/// `token_id:65`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TopMap(Vec<(String, f32)>);
 

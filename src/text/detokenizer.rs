@@ -34,7 +34,7 @@ impl Detokenizer {
 
     /// The bytes of a token as they would stand in the text if it came now: without the leading spaces that
     /// are removed at the beginning of a text. Those of a special token are its name, even if it has no text.
-    pub fn shown_bytes(&self, id: u32) -> Vec<u8> {
+    pub(crate) fn shown_bytes(&self, id: u32) -> Vec<u8> {
         self.decoding.shown(self.tokenizer.vocabulary(), id).into_owned()
     }
 

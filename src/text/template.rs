@@ -109,7 +109,7 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// The turn markers of all templates.
     markers: Arc<TurnMarkers>,
-    /// What is known of the markers of each template, by the template's name.
+    /// How the markers of each template are told from message text, by the template's name.
     guards: HashMap<String, Guard>,
     /// Special tokens by name, as variables of the template.
     special_tokens: Map<String, Value>,

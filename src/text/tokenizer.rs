@@ -227,7 +227,7 @@ impl Tokenizer {
 
 /// The bytes of a token as OpenAI's log-probabilities show them: the text, or a form such as `bytes:\xf0\x9f`
 /// if they are not valid UTF-8.
-pub fn shown(bytes: &[u8]) -> String {
+pub(crate) fn shown(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => {

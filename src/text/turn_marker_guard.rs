@@ -2,7 +2,7 @@
 //!
 //! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. Of the
 //! matches, only those count that the template wrote; the others are encoded as the text that they are
-//! ([`Rendered::counts`]). Everything else is encoded as `transformers` does, whoever wrote it.
+//! ([`Rendered::counts`]). Everything else is encoded as `transformers` does.
 //!
 //! To know what the template wrote, each conversation is rendered twice. The second template is marked: it
 //! has a placeholder ([`MARK`] and one more character) in place of every turn marker that it writes
