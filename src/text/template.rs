@@ -24,6 +24,8 @@ use super::{TextError, python};
 
 /// Most template instructions per rendering. A long conversation takes about a hundred per message.
 const FUEL: u64 = 5_000_000;
+/// Most template instructions for one of the small conversations that show the turn markers.
+const PROBE_FUEL: u64 = 100_000;
 /// Most nested macros and loops.
 const MAX_DEPTH: usize = 200;
 /// Longest rendered text, in bytes.
@@ -156,7 +158,9 @@ impl ChatTemplate {
         let special_tokens = tokenizer.special_tokens().clone();
         let markers = Arc::new(TurnMarkers::new([])?);
         let mut template = Self { environment, markers, guards: HashMap::new(), special_tokens };
+        template.environment.set_fuel(Some(PROBE_FUEL));
         template.find_markers(&sources, tokenizer)?;
+        template.environment.set_fuel(Some(FUEL));
         Ok(template)
     }
 
