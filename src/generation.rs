@@ -206,12 +206,17 @@ impl Generator {
     /// # Errors
     /// A refusal of the text; never [`Refusal::Rejected`].
     pub async fn tokenize(&self, prompts: Prompts) -> Result<Vec<Prompt>, Refusal> {
+        self.tokenize_with(prompts, false).await
+    }
+
+    /// Does the same; `ranges`: whether to find where each token of a text comes from.
+    async fn tokenize_with(&self, prompts: Prompts, ranges: bool) -> Result<Vec<Prompt>, Refusal> {
         let bytes = prompts.text_bytes();
         if bytes > self.max_text_bytes {
             return Err(Refusal::TooManyBytes { bytes, limit: self.engine.config().max_sequence_tokens() });
         }
         let (tokenizer, template) = (Arc::clone(&self.tokenizer), self.template.clone());
-        self.blocking(move || prompts.tokenize(&tokenizer, template.as_deref())).await?
+        self.blocking(move || prompts.tokenize(&tokenizer, template.as_deref(), ranges)).await?
     }
 
     /// Decodes ids, special tokens included, off the async threads.
@@ -254,7 +259,8 @@ impl Generator {
         options.flush_every_token |= !ask.output.stop.is_empty();
         // Checked before tokenising, which is the most expensive part of a refusal.
         self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
-        let prompts = self.tokenize(std::mem::take(&mut ask.prompts)).await?;
+        let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
+        let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
         let mut most = 0;

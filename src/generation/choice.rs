@@ -3,11 +3,12 @@
 //! as long as its text, so that both are released together.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Ask, Delta, Failure, OutputRules, Prompt};
 use crate::request::{Finish, SampledToken, TokenLogprob, Update};
-use crate::text::{Detokenizer, StopMatcher, Tokenizer};
+use crate::text::{Detokenizer, StopMatcher, Tokenizer, shown};
 
 /// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +32,9 @@ impl FinishReason {
 /// An alternative to a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its text, or `bytes:\x..` if its bytes are not valid UTF-8.
+    /// Its id.
+    pub id: u32,
+    /// Its text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -42,7 +45,9 @@ pub struct Candidate {
 /// A token with its log-probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
-    /// Its text, or `bytes:\x..` if its bytes are not valid UTF-8.
+    /// Its id.
+    pub id: u32,
+    /// Its text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
     /// Its bytes.
     pub bytes: Vec<u8>,
@@ -144,39 +149,80 @@ impl Choice {
     /// Writes the echo, once, before the first token.
     fn begin(&mut self, delta: &mut Delta) {
         let Some(prompt) = self.echo.take() else { return };
-        let skip_special = self.rules.skip_special && prompt.text.is_none();
-        let mut detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), skip_special, &[]);
-        let (mut text, mut offset) = (String::new(), 0);
         let mut scores = std::mem::take(&mut self.prompt_scores).into_iter();
-        for (i, &id) in prompt.ids.iter().enumerate() {
-            if self.scores {
-                let score = if i == 0 { None } else { scores.next() };
-                delta.scored.push(self.scored(id, score, offset));
+        let mut score = |i: usize| if i == 0 { None } else { scores.next() };
+        match &prompt.text {
+            Some(text) => {
+                if self.scores {
+                    for (i, (&id, place)) in prompt.ids.iter().zip(self.places(&prompt, text)).enumerate() {
+                        delta
+                            .scored
+                            .push(scored(id, score(i), place.offset, &|id| self.cut_bytes(id, place.cut)));
+                    }
+                }
+                self.chars = text.chars().count();
+                delta.text.push_str(text);
             }
-            if i >= prompt.added {
-                let piece = detokenizer.push(id);
-                offset += piece.chars().count();
-                text.push_str(&piece);
+            None => {
+                // The answer continues this text: its first token can complete a character of the prompt.
+                let skip_special = self.rules.skip_special;
+                self.detokenizer = Detokenizer::new(Arc::clone(&self.tokenizer), skip_special, &[]);
+                for (i, &id) in prompt.ids.iter().enumerate() {
+                    if self.scores {
+                        let shown = |id| self.detokenizer.shown_bytes(id);
+                        delta.scored.push(scored(id, score(i), self.chars, &shown));
+                    }
+                    let piece = self.detokenizer.push(id);
+                    if let Some(scored) = delta.scored.last_mut() {
+                        scored.text_offset += ended_before(&piece, &scored.bytes);
+                    }
+                    self.chars += piece.chars().count();
+                    delta.text.push_str(&piece);
+                }
             }
         }
-        text.push_str(&detokenizer.finish());
-        let text = prompt.text.unwrap_or(text);
-        self.chars = text.chars().count();
-        delta.text.push_str(&text);
+    }
+
+    /// Where each token of a prompt stands in the client's text. Tokens that were added stand at its ends.
+    fn places(&self, prompt: &Prompt, text: &str) -> Vec<Place> {
+        let ranges = prompt.ranges.as_deref().unwrap_or_default();
+        let (mut byte, mut offset) = (0, 0);
+        let place = |(i, &id): (usize, &u32)| {
+            let found = match i.checked_sub(prompt.added) {
+                None => (0, 0),
+                Some(i) => ranges
+                    .get(i)
+                    .map_or((text.len(), 0), |range| find(text, range, &self.tokenizer.token_bytes(id))),
+            };
+            if found.0 < byte {
+                (byte, offset) = (0, 0);
+            }
+            offset += text[byte..found.0].chars().count();
+            byte = found.0;
+            Place { offset, cut: found.1 }
+        };
+        prompt.ids.iter().enumerate().map(place).collect()
+    }
+
+    /// The bytes of a token without at most `cut` leading spaces.
+    fn cut_bytes(&self, id: u32, cut: usize) -> Vec<u8> {
+        let mut bytes = self.tokenizer.token_bytes(id);
+        let spaces = bytes.iter().take(cut).take_while(|&&byte| byte == b' ').count();
+        bytes.split_off(spaces)
     }
 
     /// Applies one generated token.
     fn token(&mut self, token: SampledToken, is_stop: bool, delta: &mut Delta) {
         let SampledToken { id, logprob: score } = token;
         let silent = is_stop && !self.rules.include_stop;
-        if self.scores && (!silent || self.rules.score_stop_id) {
-            let scored = self.scored(id, score, self.chars);
+        let scored = (self.scores && (!silent || self.rules.score_stop_id))
+            .then(|| scored(id, score, self.chars, &|id| self.detokenizer.shown_bytes(id)));
+        let piece = if silent { String::new() } else { self.detokenizer.push(id) };
+        if let Some(mut scored) = scored {
+            scored.text_offset += ended_before(&piece, &scored.bytes);
             self.held.push_back(Held { scored, begin: self.decoded, end: None });
         }
-        if !silent {
-            let piece = self.detokenizer.push(id);
-            self.release(&piece, delta);
-        }
+        self.release(&piece, delta);
     }
 
     /// Passes new text through the stop matcher, and releases the log-probabilities whose text is released.
@@ -220,20 +266,59 @@ impl Choice {
             delta.scored.extend(self.held.drain(..).map(|held| held.scored));
         }
     }
+}
 
-    fn scored(&self, id: u32, score: Option<TokenLogprob>, text_offset: usize) -> Scored {
-        let candidate = |&(id, logprob): &(u32, f32)| Candidate {
-            token: self.tokenizer.token_str(id),
-            bytes: self.tokenizer.token_bytes(id),
-            logprob: floored(logprob),
-        };
-        Scored {
-            token: self.tokenizer.token_str(id),
-            bytes: self.tokenizer.token_bytes(id),
-            logprob: score.as_ref().map(|score| floored(score.logprob)),
-            top: score.map(|score| score.top.iter().map(candidate).collect()).unwrap_or_default(),
-            text_offset,
-        }
+/// A token of a prompt in the client's text.
+struct Place {
+    /// Characters before it.
+    offset: usize,
+    /// Leading spaces of the token that the text does not have.
+    cut: usize,
+}
+
+/// The byte at which a token's text begins in `range` of a text, and the number of its leading spaces that
+/// the text does not have: the tokenizer can put a space before a text, and count spaces beside an added
+/// token to it.
+fn find(text: &str, range: &Range<usize>, token: &[u8]) -> (usize, usize) {
+    let mut start = range.start.min(text.len());
+    while !text.is_char_boundary(start) {
+        start -= 1;
+    }
+    let Ok(token) = std::str::from_utf8(token) else { return (start, 0) };
+    let spaces = token.len() - token.trim_start_matches(' ').len();
+    if let Some(cut) = (0..=spaces).find(|&cut| text[start..].starts_with(&token[cut..])) {
+        return (start, cut);
+    }
+    let within = text.get(start..range.end).and_then(|part| part.find(&token[spaces..]));
+    within.map_or((start, 0), |at| (start + at, spaces))
+}
+
+/// Characters of `piece` before the text of the token that the detokenizer returned it for: U+FFFD, if the
+/// token ends an incomplete character.
+fn ended_before(piece: &str, token: &[u8]) -> usize {
+    let own = std::str::from_utf8(token).ok().and_then(|text| piece.strip_suffix(text));
+    own.map_or(0, |before| before.chars().count())
+}
+
+/// A token with its log-probability. `shown_bytes` gives the bytes of a token as they stand in the text.
+fn scored(
+    id: u32,
+    score: Option<TokenLogprob>,
+    text_offset: usize,
+    shown_bytes: &dyn Fn(u32) -> Vec<u8>,
+) -> Scored {
+    let candidate = |&(id, logprob): &(u32, f32)| {
+        let bytes = shown_bytes(id);
+        Candidate { id, token: shown(&bytes), bytes, logprob: floored(logprob) }
+    };
+    let bytes = shown_bytes(id);
+    Scored {
+        id,
+        token: shown(&bytes),
+        bytes,
+        logprob: score.as_ref().map(|score| floored(score.logprob)),
+        top: score.map(|score| score.top.iter().map(candidate).collect()).unwrap_or_default(),
+        text_offset,
     }
 }
 

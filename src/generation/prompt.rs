@@ -1,9 +1,10 @@
 //! Renders and tokenises prompts. Runs on a blocking thread.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::Refusal;
-use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Special, TextError, Tokenizer};
+use crate::text::{ChatMessage, ChatTemplate, RenderOptions, TextError, Tokenizer};
 
 /// The prompts of one request.
 #[derive(Debug, Clone)]
@@ -41,6 +42,8 @@ pub struct Prompt {
     pub text: Option<String>,
     /// Number of ids that were added before the client's text.
     pub added: usize,
+    /// The bytes of the client's text that the other ids come from, if they were asked for.
+    pub ranges: Option<Arc<[Range<usize>]>>,
 }
 
 impl Prompts {
@@ -67,7 +70,8 @@ impl Prompts {
         }
     }
 
-    /// Renders a conversation, and tokenises the prompts.
+    /// Renders a conversation, and tokenises the prompts. `ranges`: whether to find where each token of a
+    /// text comes from.
     ///
     /// # Errors
     /// The model has no chat template, or the template or the tokenizer refuses the text.
@@ -75,32 +79,44 @@ impl Prompts {
         self,
         tokenizer: &Tokenizer,
         template: Option<&ChatTemplate>,
+        ranges: bool,
     ) -> Result<Vec<Prompt>, Refusal> {
         match self {
             Self::Chat { messages, options } => {
                 let rendered =
                     template.ok_or(Refusal::NoTemplate)?.render(&messages, &options).map_err(text)?;
                 let ids = tokenizer.encode_prompt(&rendered).map_err(text)?;
-                Ok(vec![Prompt { ids: ids.into(), text: None, added: 0 }])
+                Ok(vec![Prompt::of_ids(ids)])
             }
             Self::Texts { texts, add_special } => {
-                texts.into_iter().map(|text| one_text(tokenizer, text, add_special)).collect()
+                texts.into_iter().map(|text| one_text(tokenizer, text, add_special, ranges)).collect()
             }
-            Self::Ids(prompts) => {
-                Ok(prompts.into_iter().map(|ids| Prompt { ids: ids.into(), text: None, added: 0 }).collect())
-            }
+            Self::Ids(prompts) => Ok(prompts.into_iter().map(Prompt::of_ids).collect()),
         }
     }
 }
 
-fn one_text(tokenizer: &Tokenizer, written: String, add_special: bool) -> Result<Prompt, Refusal> {
-    let bare = tokenizer.encode(&written, Special::Parse).map_err(text)?;
+impl Prompt {
+    /// A prompt without a text of the client.
+    fn of_ids(ids: Vec<u32>) -> Self {
+        Self { ids: ids.into(), text: None, added: 0, ranges: None }
+    }
+}
+
+fn one_text(
+    tokenizer: &Tokenizer,
+    written: String,
+    add_special: bool,
+    ranges: bool,
+) -> Result<Prompt, Refusal> {
+    let bare = tokenizer.encode(&written).map_err(text)?;
+    let ranges = ranges.then(|| tokenizer.ranges(&written)).transpose().map_err(text)?.map(Arc::from);
     if !add_special {
-        return Ok(Prompt { ids: bare.into(), text: Some(written), added: 0 });
+        return Ok(Prompt { ids: bare.into(), text: Some(written), added: 0, ranges });
     }
     let all = tokenizer.add_special(bare.clone());
     let added = all.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
-    Ok(Prompt { ids: all.into(), text: Some(written), added })
+    Ok(Prompt { ids: all.into(), text: Some(written), added, ranges })
 }
 
 fn text(error: TextError) -> Refusal {

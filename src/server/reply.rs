@@ -204,26 +204,24 @@ impl From<Vec<Scored>> for TextLogprobs {
 
 /// Log-probabilities by token text: the most probable alternatives in descending order, then the token itself
 /// if it is not among them. The token's value equals the one in `token_logprobs` exactly, because evaluation
-/// harnesses compare the two to find out whether the token was the greedy one.
+/// harnesses compare the two to find out whether the token was the greedy one. If several ids have the same
+/// text, it stands for the token itself, or else for the most probable of them; the others are named
+/// `token_id:65`.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct TopMap(Vec<(String, f32)>);
 
 impl TopMap {
     fn new(token: &Scored, logprob: f32) -> Self {
-        let mut map = Self(Vec::with_capacity(token.top.len() + 1));
-        for candidate in &token.top {
-            map.put(&candidate.token, candidate.logprob);
+        let mut map: Vec<(String, f32)> = Vec::with_capacity(token.top.len() + 1);
+        for candidate in token.top.iter().filter(|candidate| candidate.id != token.id) {
+            let text = &candidate.token;
+            let taken = *text == token.token || map.iter().any(|(known, _)| known == text);
+            let name = if taken { format!("token_id:{}", candidate.id) } else { text.clone() };
+            map.push((name, candidate.logprob));
         }
-        map.put(&token.token, logprob);
-        map
-    }
-
-    /// Two token ids can have the same text; the higher log-probability is kept.
-    fn put(&mut self, token: &str, logprob: f32) {
-        match self.0.iter_mut().find(|(known, _)| known == token) {
-            Some((_, known)) => *known = known.max(logprob),
-            None => self.0.push((token.to_owned(), logprob)),
-        }
+        let place = token.top.iter().position(|candidate| candidate.id == token.id).unwrap_or(map.len());
+        map.insert(place, (token.token.clone(), logprob));
+        Self(map)
     }
 }
 

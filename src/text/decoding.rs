@@ -1,5 +1,7 @@
 //! Incremental decoding of one sequence: token ids to whole characters.
 
+use std::borrow::Cow;
+
 use super::vocabulary::{LeadingSpaces, Vocabulary};
 
 /// State of decoding one sequence.
@@ -76,33 +78,44 @@ impl Decoding {
         }
     }
 
+    /// The bytes of a token as they would stand in the text if it came now: without leading spaces at the
+    /// beginning of the text. Those of a special token are its name, even if it has no text.
+    pub(super) fn shown<'v>(&self, vocabulary: &'v Vocabulary, id: u32) -> Cow<'v, [u8]> {
+        if self.skip_special && vocabulary.is_special(id) {
+            return vocabulary.bytes(id).into();
+        }
+        self.stripped(vocabulary, id).0
+    }
+
     /// The bytes that `id` adds to the text: those of the token, without leading spaces at the beginning of
     /// the text.
-    fn bytes<'v>(&mut self, vocabulary: &'v Vocabulary, id: u32) -> std::borrow::Cow<'v, [u8]> {
+    fn bytes<'v>(&mut self, vocabulary: &'v Vocabulary, id: u32) -> Cow<'v, [u8]> {
         if self.skip_special && vocabulary.is_special(id) {
             return (&[]).into();
         }
+        let (bytes, leading) = self.stripped(vocabulary, id);
+        self.leading = leading;
+        bytes
+    }
+
+    /// The bytes of a token without the leading spaces that are removed here, and what is to be removed after
+    /// it.
+    fn stripped<'v>(&self, vocabulary: &'v Vocabulary, id: u32) -> (Cow<'v, [u8]>, LeadingSpaces) {
         let bytes = vocabulary.bytes(id);
         match self.leading {
-            LeadingSpaces::Keep => bytes.into(),
+            LeadingSpaces::Keep => (bytes.into(), LeadingSpaces::Keep),
             LeadingSpaces::Strip(most) => {
                 let spaces = bytes.iter().take(most).take_while(|&&byte| byte == b' ').count();
-                let begun = spaces < bytes.len();
-                self.leading = if begun || spaces == most {
-                    LeadingSpaces::Keep
-                } else {
-                    LeadingSpaces::Strip(most - spaces)
-                };
-                bytes[spaces..].into()
+                let begun = spaces < bytes.len() || spaces == most;
+                let leading = if begun { LeadingSpaces::Keep } else { LeadingSpaces::Strip(most - spaces) };
+                (bytes[spaces..].into(), leading)
             }
             LeadingSpaces::StripFirstToken => {
-                if vocabulary.has(id) {
-                    self.leading = LeadingSpaces::Keep;
-                }
+                let leading = if vocabulary.has(id) { LeadingSpaces::Keep } else { self.leading };
                 if vocabulary.is_added(id) {
-                    return bytes.into();
+                    return (bytes.into(), leading);
                 }
-                bytes.iter().copied().filter(|&byte| byte != b' ').collect::<Vec<u8>>().into()
+                (bytes.iter().copied().filter(|&byte| byte != b' ').collect::<Vec<u8>>().into(), leading)
             }
         }
     }

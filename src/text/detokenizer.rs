@@ -32,6 +32,12 @@ impl Detokenizer {
         text
     }
 
+    /// The bytes of a token as they would stand in the text if it came now: without the leading spaces that
+    /// are removed at the beginning of a text. Those of a special token are its name, even if it has no text.
+    pub(crate) fn shown_bytes(&self, id: u32) -> Vec<u8> {
+        self.decoding.shown(self.tokenizer.vocabulary(), id).into_owned()
+    }
+
     /// Ends the text. Returns U+FFFD if it ends within a character, else an empty string.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();

@@ -5,19 +5,23 @@
 //! into text as they are generated, and [`StopMatcher`] ends the text at a stop string.
 //!
 //! # Invariant: message text is never encoded as a turn marker
-//! Turns are separated by a few special tokens (`<extra_id_1>`, `<|im_end|>`). A message that spells such a
+//! Turns are separated by a few added tokens (`<extra_id_1>`, `<|im_end|>`). A message that spells such a
 //! marker must not be encoded to its id; otherwise a client could write messages of the system.
-//! `turn_marker_guard.rs` prevents it: it inserts an invisible character into markers that message text
-//! spells before the template gets the text, it looks for markers only after rendering, and it gives the
-//! tokenizer names for the markers that no text can contain.
+//! `turn_marker_guard.rs` prevents it: the template gets the text as it is, and of the markers in its output
+//! only those are encoded as markers that the template wrote. Which added tokens are markers follows from
+//! what the template writes between the messages of a small conversation (`provenance.rs`). All other added
+//! tokens in message text (`<think>`, tags of tool calls) are encoded as `transformers` does.
 //!
-//! Three noncharacters of Unicode are reserved for this (U+FFFFF, U+10FFFE, U+10FFFF). Text should not
-//! contain them; if a client's text does, they are replaced by U+FFFD.
+//! A template with three noncharacters of Unicode, which are reserved for this, is refused (U+FFFFF,
+//! U+10FFFE, U+10FFFF). Message text may contain them.
 
+mod added_tokens;
 mod decoding;
 mod detokenizer;
 mod files;
 mod jinja;
+mod marked_template;
+mod provenance;
 mod python;
 mod stop;
 mod strftime;
@@ -30,7 +34,8 @@ pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopStep};
 pub use strftime::strftime;
 pub use template::{ChatMessage, ChatTemplate, RenderOptions, Role};
-pub use tokenizer::{Special, Tokenizer};
+pub use tokenizer::Tokenizer;
+pub(crate) use tokenizer::shown;
 pub use turn_marker_guard::Rendered;
 
 use std::path::PathBuf;

@@ -3,7 +3,9 @@
 //! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights.
 //! They run with limits on steps, work, depth and output, so that a broken template fails its request alone.
 
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,13 +15,18 @@ use serde_json::{Map, Value, json};
 
 use super::files::{TemplateSource, chat_templates, file_error};
 use super::jinja::{self, SyntaxError};
+use super::marked_template::{Marking, marked_name, marked_source};
+use super::provenance::{Probe, ProbeText, probe_texts, turn_markers};
 use super::strftime::strftime;
 use super::tokenizer::Tokenizer;
-use super::turn_marker_guard::{self as guard, CUT, Rendered, TextKind, TurnMarkers};
+use super::turn_marker_guard::{self as guard, Composed, Rendered, TextKind, TurnMarkers};
+use super::vocabulary::TokenizerJsonError;
 use super::{TextError, python};
 
 /// Most template instructions per rendering. A long conversation takes about a hundred per message.
 const FUEL: u64 = 5_000_000;
+/// Most template instructions for one of the small conversations that show the turn markers.
+const PROBE_FUEL: u64 = 100_000;
 /// Most nested macros and loops.
 const MAX_DEPTH: usize = 200;
 /// Longest rendered text, in bytes.
@@ -127,12 +134,25 @@ enum CompileError {
     Fails { roles: String, message: String },
     #[error(transparent)]
     Context(#[from] TextError),
+    #[error("the turn markers of the chat template cannot be searched for: {0}")]
+    Markers(#[from] TokenizerJsonError),
+}
+
+/// How the turn markers of one template are told from message text.
+struct Guard {
+    /// Whether the environment has the template with placeholders too.
+    marked: bool,
+    /// The markers that the template puts together from parts.
+    composed: TurnMarkers,
 }
 
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The turn markers of all templates.
     markers: Arc<TurnMarkers>,
+    /// How the markers of each template are told from message text, by the template's name.
+    guards: HashMap<String, Guard>,
     /// Special tokens by name, as variables of the template.
     special_tokens: Map<String, Value>,
 }
@@ -158,7 +178,7 @@ impl ChatTemplate {
         let message = |role: Role| ChatMessage::new(role, "Hello");
         for roles in [&[Role::User][..], &[Role::User, Role::Assistant, Role::User]] {
             let messages: Vec<ChatMessage> = roles.iter().map(|&role| message(role)).collect();
-            let context = self.context(&messages, &RenderOptions::default())?;
+            let context = self.context(&messages, &RenderOptions::default(), None)?;
             let template = self.environment.get_template("default")?;
             if let Err(error) = template.render_captured_to(context, &mut LimitedWriter(Vec::new()))
                 && refusal(&error).is_none()
@@ -180,6 +200,7 @@ impl ChatTemplate {
 
     fn compile(templates: Vec<TemplateSource>, tokenizer: &Tokenizer) -> Result<Self, CompileError> {
         let mut environment = environment();
+        let mut sources = Vec::new();
         // A single template is the default whatever its name is.
         let single = templates.len() == 1;
         for TemplateSource { name, source } in templates {
@@ -187,13 +208,80 @@ impl ChatTemplate {
                 return Err(CompileError::Reserved);
             }
             let name = if single { "default".to_owned() } else { name };
-            environment.add_template_owned(name, jinja::rewrite(&source)?)?;
+            environment.add_template_owned(name.clone(), jinja::rewrite(&source)?)?;
+            sources.push((name, source));
         }
         if environment.get_template("default").is_err() {
             return Err(CompileError::NoDefault);
         }
         let special_tokens = tokenizer.special_tokens().clone();
-        Ok(Self { environment, markers: tokenizer.markers().clone(), special_tokens })
+        let markers = Arc::new(TurnMarkers::new([])?);
+        let mut template = Self { environment, markers, guards: HashMap::new(), special_tokens };
+        template.environment.set_fuel(Some(PROBE_FUEL));
+        template.find_markers(&sources, tokenizer)?;
+        template.environment.set_fuel(Some(FUEL));
+        Ok(template)
+    }
+
+    /// Finds the turn markers of the templates by rendering small conversations, and adds a template with
+    /// placeholders for each. `sources` has names and sources.
+    fn find_markers(
+        &mut self,
+        sources: &[(String, String)],
+        tokenizer: &Tokenizer,
+    ) -> Result<(), TokenizerJsonError> {
+        let mut probes = Vec::new();
+        let mut ids = tokenizer.end_ids().to_vec();
+        for (name, _) in sources {
+            let (texts, tool) = probe_texts(tokenizer, &|probe| self.probe(name, probe));
+            ids.extend(turn_markers(&texts, tool.as_ref(), tokenizer));
+            probes.push(texts);
+        }
+        let named = |id: u32| tokenizer.added_token(id).map(|(text, _)| (text.to_owned(), id));
+        self.markers = Arc::new(TurnMarkers::new(ids.into_iter().filter_map(named))?);
+        for ((name, source), texts) in sources.iter().zip(probes) {
+            let marked = [Marking::Written, Marking::All].into_iter().any(|marking| {
+                let source = marked_source(source, &self.marked_names(), &self.markers, marking);
+                jinja::rewrite(&source).is_ok_and(|source| {
+                    self.environment.add_template_owned(marked_name(name), source).is_ok()
+                }) && texts.iter().all(|text| self.written(name, text).is_some())
+            });
+            let composed = texts.iter().flat_map(|text| {
+                let written = if marked { self.written(name, text) } else { None };
+                text.ids_without(&written.unwrap_or_default()).collect::<Vec<_>>()
+            });
+            let composed: HashSet<u32> = composed.collect();
+            let composed = self.markers.ids().filter(|id| !marked || composed.contains(id)).filter_map(named);
+            let composed = TurnMarkers::new(composed)?;
+            self.guards.insert(name.clone(), Guard { marked, composed });
+        }
+        Ok(())
+    }
+
+    /// Renders a small conversation; `None` if the template refuses it.
+    fn probe(&self, name: &str, probe: Probe) -> Option<String> {
+        let message = |(role, text): (&str, &str)| {
+            let role = match role {
+                "system" => Role::System,
+                "user" => Role::User,
+                "assistant" => Role::Assistant,
+                _ => Role::Tool,
+            };
+            ChatMessage::new(role, text)
+        };
+        let messages: Vec<_> = probe.messages().map(message).collect();
+        self.output(name, &messages, &RenderOptions::default(), None).ok()
+    }
+
+    /// The markers that a template with placeholders writes into a small conversation.
+    fn written(&self, name: &str, text: &ProbeText) -> Option<Vec<Range<usize>>> {
+        self.markers.written(&text.text, &self.probe(&marked_name(name), text.probe)?)
+    }
+
+    /// Names of the variables for special tokens whose text has turn markers.
+    fn marked_names(&self) -> Vec<&str> {
+        let marked = |value: &Value| value.as_str().is_some_and(|text| self.markers.occurs_in(text));
+        self.special_tokens.iter().filter(|(_, value)| marked(value)).map(|(name, _)| name.as_str()).collect()
     }
 
     /// Renders a conversation of at least one message.
@@ -210,32 +298,57 @@ impl ChatTemplate {
             return refuse("continue_final_message and add_generation_prompt cannot both be set");
         }
         let tools = options.kwargs.get("tools").is_some_and(|tools| !tools.is_null());
-        let template =
-            Some("tool_use").filter(|_| tools).and_then(|name| self.environment.get_template(name).ok());
-        let template = match template {
-            Some(template) => template,
-            None => {
-                self.environment.get_template("default").map_err(|e| TextError::Template(e.to_string()))?
-            }
-        };
+        let name = if tools && self.guards.contains_key("tool_use") { "tool_use" } else { "default" };
+        let text = self.output(name, messages, options, None)?;
+        let guard = self.guards.get(name).filter(|guard| guard.marked);
+        let marked = guard.and_then(|_| self.output(&marked_name(name), messages, options, None).ok());
+        let written = marked.and_then(|marked| self.markers.written(&text, &marked));
+        // If the placeholders change what the template does with these messages, no marker has a placeholder.
+        let composed = guard.filter(|_| written.is_some()).map_or(&*self.markers, |guard| &guard.composed);
+        let ids: Vec<u32> = composed.ids().collect();
+        let mut breaks = Vec::new();
+        if !ids.is_empty() {
+            let protected = self.output(name, messages, options, Some(composed)).ok();
+            let Some(found) = protected.and_then(|protected| TurnMarkers::breaks(&text, &protected)) else {
+                return Err(TextError::Template(spelled(messages, composed)));
+            };
+            breaks = found;
+        }
+        let composed = Composed { ids, breaks };
+        Ok(Rendered::new(text, self.markers.clone(), written.unwrap_or_default(), composed))
+    }
+
+    /// The output of a template, which ends with the last message if the model is to continue it. With
+    /// `protected`, the texts have breaks in what could be part of these markers.
+    fn output(
+        &self,
+        name: &str,
+        messages: &[ChatMessage],
+        options: &RenderOptions,
+        protected: Option<&TurnMarkers>,
+    ) -> Result<String, TextError> {
+        let template = self.environment.get_template(name).map_err(|e| TextError::Template(e.to_string()))?;
+        let cut = guard::cut_mark(messages.iter().map(|message| message.content.as_str()));
         let mut output = LimitedWriter(Vec::new());
         template
-            .render_captured_to(self.context(messages, options)?, &mut output)
+            .render_captured_to(self.context(messages, options, protected)?, &mut output)
             .map_err(|e| explain(&e))?;
-        let mut guarded = String::from_utf8_lossy(&output.0).into_owned();
+        let mut text = String::from_utf8_lossy(&output.0).into_owned();
         if options.continue_final_message {
-            let Some(end) = guarded.rfind(CUT) else {
-                return refuse("the template leaves out the final message, so it cannot be continued");
+            let Some(end) = text.rfind(&cut) else {
+                return Err(TextError::Template(
+                    "the template leaves out the final message, so it cannot be continued".to_owned(),
+                ));
             };
             // `context` put a space after the cut. If it is gone, the template trims messages, so the end is
             // trimmed.
-            let trimmed = !guarded[end + CUT.len_utf8()..].starts_with(' ');
-            guarded.truncate(end);
+            let trimmed = !text[end + cut.len()..].starts_with(' ');
+            text.truncate(end);
             if trimmed {
-                guarded.truncate(guarded.trim_end().len());
+                text.truncate(text.trim_end().len());
             }
         }
-        Ok(Rendered::new(guarded.replace(CUT, "")))
+        Ok(text)
     }
 
     /// The variables of the template.
@@ -243,6 +356,7 @@ impl ChatTemplate {
         &self,
         messages: &[ChatMessage],
         options: &RenderOptions,
+        protected: Option<&TurnMarkers>,
     ) -> Result<Map<String, Value>, TextError> {
         let mut context = self.special_tokens.clone();
         context.insert("tools".to_owned(), Value::Null);
@@ -251,15 +365,18 @@ impl ChatTemplate {
             if matches!(name.as_str(), "messages" | "add_generation_prompt") {
                 return Err(TextError::Template(format!("{name:?} cannot be set as a variable")));
             }
-            context.insert(name.clone(), self.protect(value, TextKind::Variable));
+            context.insert(name.clone(), guard::protect_value(value, protected, TextKind::Variable));
         }
-        let protect = |text: &str| self.markers.protect(text, TextKind::Message);
+        let protect = |text: &str| match protected {
+            Some(markers) => markers.protect(text, TextKind::Message),
+            None => text.to_owned(),
+        };
         let mut list: Vec<Value> = messages
             .iter()
             .map(|message| {
                 let mut value = json!({"role": message.role.as_str(), "content": protect(&message.content)});
                 for (name, field) in message.template_fields() {
-                    value[name] = self.protect(&field, TextKind::Message);
+                    value[name] = guard::protect_value(&field, protected, TextKind::Message);
                 }
                 value
             })
@@ -267,25 +384,38 @@ impl ChatTemplate {
         if let Some(Value::String(content)) =
             list.last_mut().filter(|_| options.continue_final_message).map(|last| &mut last["content"])
         {
-            content.extend([CUT, ' ']);
+            content.push_str(&guard::cut_mark(messages.iter().map(|message| message.content.as_str())));
+            content.push(' ');
+        }
+        for name in self.marked_names() {
+            // A client that sets such a variable writes its text, so that has no placeholders.
+            let text =
+                options.kwargs.get(name).cloned().or_else(|| {
+                    self.special_tokens[name].as_str().map(|text| self.markers.marked(text).into())
+                });
+            context.insert(marked_name(name), text.unwrap_or_default());
         }
         context.insert("messages".to_owned(), list.into());
         context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
         Ok(context)
     }
+}
 
-    /// A value with all of its text protected.
-    fn protect(&self, value: &Value, kind: TextKind) -> Value {
-        match value {
-            Value::String(text) => self.markers.protect(text, kind).into(),
-            Value::Array(items) => items.iter().map(|item| self.protect(item, kind)).collect(),
-            Value::Object(map) => {
-                let protect = |key: &str| self.markers.protect(key, kind);
-                map.iter().map(|(key, item)| (protect(key), self.protect(item, kind))).collect()
-            }
-            simple => simple.clone(),
-        }
-    }
+/// The error for messages that spell a turn marker which the template treats differently from other text.
+fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String {
+    let spells = |text: &str| markers.protect(text, TextKind::Message) != text;
+    let place = messages.iter().enumerate().find_map(|(i, message)| {
+        let field = spells(&message.content).then_some("content");
+        let mut fields = message.fields.iter();
+        let field =
+            field.or_else(|| fields.find(|(_, value)| spells(&value.to_string())).map(|(name, _)| &**name));
+        field.map(|field| format!("messages[{i}].{field}"))
+    });
+    let place = place.unwrap_or_else(|| "a variable".to_owned());
+    format!(
+        "{place} contains a turn marker of the chat template or a part of one, and the template treats it \
+         differently from other text, so it cannot be told from the template's own turn markers"
+    )
 }
 
 /// Jinja2 with transformers' settings, functions and filters.
@@ -321,7 +451,7 @@ struct TemplateRefusal(String);
 
 /// Converts an error of a rendering. A refusal by the template keeps the template's message.
 fn explain(error: &Error) -> TextError {
-    TextError::Template(guard::without_breaks(&refusal(error).unwrap_or_else(|| failure(error))))
+    TextError::Template(refusal(error).unwrap_or_else(|| failure(error)))
 }
 
 /// The message with which the template refused the conversation; `None` if it failed.

@@ -4,34 +4,32 @@
 //! [`super::decoding`]), because streams decode token by token and log-probabilities need the bytes of single
 //! tokens.
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokenizers::{AddedToken, OffsetReferential, OffsetType};
 
 use super::TextError;
+use super::added_tokens::{AddedTokenList, AddedTokens};
 use super::decoding::Decoding;
-use super::files::{TokenizerFiles, file_error};
-use super::turn_marker_guard::{self as guard, Rendered, TurnMarkers};
+use super::files::{ListedToken, TokenizerFiles, file_error};
+use super::turn_marker_guard::{Rendered, is_reserved};
 use super::vocabulary::{TokenizerJsonError, Vocabulary, added_tokens};
-
-/// How to encode text that spells a special token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Special {
-    /// Encode it as that token. For text whose author may write whole prompts.
-    Parse,
-    /// Encode it as ordinary text. For text whose author may not write turn markers.
-    AsText,
-}
 
 /// A tokenizer. Share it with `Arc`.
 pub struct Tokenizer {
-    /// Has the markers under their new names; see [`guard::rename_markers`].
     inner: tokenizers::Tokenizer,
-    markers: Arc<TurnMarkers>,
+    added: AddedTokens,
     vocabulary: Vocabulary,
+    /// Texts of the added tokens by id.
+    added_texts: HashMap<u32, String>,
     /// Special tokens by name, such as `bos_token`.
     special_tokens: Map<String, Value>,
+    /// The ids of all tokens that begin or end a sequence.
+    end_ids: Vec<u32>,
     /// Ids that the post-processor puts before a text, such as BOS.
     prefix: Vec<u32>,
     /// Ids that the post-processor puts after a text.
@@ -39,35 +37,60 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, and `tokenizer_config.json` and `special_tokens_map.json` if they exist.
+    /// Reads `tokenizer.json`, and the other files of a tokenizer if they exist: `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `added_tokens.json` and `generation_config.json`.
     ///
     /// # Errors
-    /// [`TextError::File`] if a file is missing, corrupt or not supported.
+    /// [`TextError::File`] if a file is missing, corrupt or not supported, or if the files contradict each
+    /// other.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
         let path = dir.join("tokenizer.json");
         let invalid = |error: TokenizerJsonError| file_error(&path, error);
-        let TokenizerFiles { mut tokenizer, config, special_tokens } = TokenizerFiles::read(dir)?;
-        let vocabulary = Vocabulary::new(&tokenizer).map_err(invalid)?;
-        let markers = Arc::new(TurnMarkers::new(&tokenizer).map_err(invalid)?);
+        let TokenizerFiles { mut tokenizer, config, added, special_tokens, special, end_ids } =
+            TokenizerFiles::read(dir)?;
+        tokenizer["truncation"] = Value::Null;
+        tokenizer["padding"] = Value::Null;
         let ids: Vec<(String, u32)> = added_tokens(&tokenizer)
             .map_err(invalid)?
             .into_iter()
             .map(|token| (token.content.to_owned(), token.id))
             .collect();
-        guard::rename_markers(&mut tokenizer, &markers);
-        tokenizer["truncation"] = Value::Null;
-        tokenizer["padding"] = Value::Null;
-        let inner: tokenizers::Tokenizer = serde_json::from_value(tokenizer)
-            .map_err(|e| file_error(&path, format!("not a tokenizer: {e}")))?;
-        let mut tokenizer =
-            Self { inner, markers, vocabulary, special_tokens, prefix: Vec::new(), suffix: Vec::new() };
+        if let Some((token, _)) = ids.iter().find(|(token, _)| is_reserved(token)) {
+            return Err(invalid(TokenizerJsonError::Reserved(token.clone())));
+        }
+        let not_one = |error: serde_json::Error| match Vocabulary::new(&tokenizer) {
+            Err(reason) => invalid(reason),
+            Ok(_) => file_error(&path, format!("not a tokenizer: {error}")),
+        };
+        let mut inner = tokenizers::Tokenizer::deserialize(&tokenizer).map_err(not_one)?;
+        let mut list = AddedTokenList::default();
+        let own = Option::<Vec<AddedToken>>::deserialize(&tokenizer["added_tokens"]).map_err(not_one)?;
+        list.add(&own.unwrap_or_default());
         for (token, id) in ids.into_iter().filter(|(token, _)| !token.is_empty()) {
-            let got = tokenizer.token_id(&token);
+            let got = inner.token_to_id(&token);
             if got != Some(id) {
                 let message = format!("added token {token:?}: its id is {id}, but it would get {got:?}");
                 return Err(file_error(&path, message));
             }
         }
+        inner.set_encode_special_tokens(config["split_special_tokens"] == true);
+        add_tokens(&mut inner, &mut list, added)?;
+        let id_of = |token: &AddedToken| inner.token_to_id(&token.content);
+        let tokens = list.tokens().filter_map(|token| Some((id_of(token)?, token.content.clone())));
+        let added_texts: HashMap<u32, String> = tokens.collect();
+        if let Some(token) = added_texts.values().find(|token| is_reserved(token)) {
+            return Err(invalid(TokenizerJsonError::Reserved(token.clone())));
+        }
+        let described = added_texts.iter().map(|(id, text)| {
+            json!({ "id": id, "content": text, "special": list.is_special(text) || special.contains(text) })
+        });
+        tokenizer["added_tokens"] = described.collect();
+        let vocabulary = Vocabulary::new(&tokenizer).map_err(invalid)?;
+        let added = AddedTokens::new(&list, &inner).map_err(invalid)?;
+        let (prefix, suffix) = (Vec::new(), Vec::new());
+        let mut tokenizer =
+            Self { inner, added, vocabulary, added_texts, special_tokens, end_ids, prefix, suffix };
+        tokenizer.end_ids.extend(tokenizer.bos().into_iter().chain(tokenizer.eos()));
         tokenizer.find_affixes(config["add_bos_token"].as_bool())?;
         Ok(tokenizer)
     }
@@ -77,19 +100,31 @@ impl Tokenizer {
         self.vocabulary.size()
     }
 
-    /// Encodes a text. Does not add a beginning-of-sequence token.
-    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, TextError> {
-        let text = guard::sanitize(text);
-        match special {
-            Special::Parse => self.encode_marked(&self.markers.mark(&text)),
-            Special::AsText => self.encode_marked(&text),
-        }
+    /// Encodes a text, whose author may write whole prompts: text that spells an added token is encoded as
+    /// that token. Does not add a beginning-of-sequence token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The bytes of a text that each of its tokens comes from, in the order of [`Tokenizer::encode`]. Tokens
+    /// that are parts of one character can all have its range.
+    pub fn ranges(&self, text: &str) -> Result<Vec<Range<usize>>, TextError> {
+        let split = self.added.tokenize(&self.inner, text, &|_, _| true).map_err(refused)?;
+        let encoding = split.into_encoding(None, 0, OffsetType::Byte).map_err(refused)?;
+        Ok(encoding.get_offsets().iter().map(|&(start, end)| start..end).collect())
     }
 
     /// Encodes a rendered conversation. Markers that the template wrote become special tokens; message text
     /// never does.
     pub fn encode_prompt(&self, rendered: &Rendered) -> Result<Vec<u32>, TextError> {
-        self.encode_marked(&self.markers.mark(rendered.guarded()))
+        let counts = |id: u32, range: Range<usize>| rendered.counts(id, range);
+        let split = self.added.tokenize(&self.inner, rendered.as_str(), &counts).map_err(refused)?;
+        let parts = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        Ok(parts
+            .into_iter()
+            .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
+            .collect())
     }
 
     /// Adds the special tokens that the tokenizer's post-processor puts around a text, such as a
@@ -118,16 +153,9 @@ impl Tokenizer {
         self.vocabulary.bytes(id).to_vec()
     }
 
-    /// The token as OpenAI's log-probabilities show it: its text, or a form such as `bytes:\xf0\x9f` if its
-    /// bytes are not valid UTF-8.
+    /// The token as OpenAI's log-probabilities show it; see [`shown`].
     pub fn token_str(&self, id: u32) -> String {
-        match std::str::from_utf8(self.vocabulary.bytes(id)) {
-            Ok(text) => text.to_owned(),
-            Err(_) => {
-                let escaped = self.vocabulary.bytes(id).iter().map(|byte| format!("\\x{byte:02x}"));
-                format!("bytes:{}", escaped.collect::<String>())
-            }
-        }
+        shown(self.vocabulary.bytes(id))
     }
 
     /// Whether the token is special, so that `skip_special` leaves it out.
@@ -137,11 +165,7 @@ impl Tokenizer {
 
     /// The id of the token whose name in `tokenizer.json` is exactly `token`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
-        if guard::is_reserved(token) {
-            return None;
-        }
-        let name = if self.markers.contains(token) { &guard::renamed(token) } else { token };
-        self.inner.token_to_id(name)
+        self.inner.token_to_id(token)
     }
 
     /// The id of the beginning-of-sequence token, if the files name one.
@@ -154,8 +178,19 @@ impl Tokenizer {
         self.special_id("eos_token")
     }
 
-    pub(super) fn markers(&self) -> &Arc<TurnMarkers> {
-        &self.markers
+    /// The added tokens in a text, with their ids and places.
+    pub(super) fn find_added_tokens(&self, text: &str) -> Vec<(u32, Range<usize>)> {
+        self.added.find(&self.inner, text).unwrap_or_default()
+    }
+
+    /// The text of an added token, and whether it is special.
+    pub(super) fn added_token(&self, id: u32) -> Option<(&str, bool)> {
+        Some((self.added_texts.get(&id)?.as_str(), self.is_special(id)))
+    }
+
+    /// The ids of the tokens that begin or end a sequence.
+    pub(super) fn end_ids(&self) -> &[u32] {
+        &self.end_ids
     }
 
     pub(super) fn vocabulary(&self) -> &Vocabulary {
@@ -170,18 +205,11 @@ impl Tokenizer {
         self.token_id(self.special_tokens.get(name)?.as_str()?)
     }
 
-    /// Encodes text in which markers have their new names.
-    fn encode_marked(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| TextError::Tokenize(e.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
-    }
-
     /// Finds the ids that the post-processor adds, by encoding a text with and without it. `add_bos` is
     /// `add_bos_token` of `tokenizer_config.json`, which overrides the post-processor.
     fn find_affixes(&mut self, add_bos: Option<bool>) -> Result<(), TextError> {
-        let error = |e: tokenizers::Error| TextError::Tokenize(e.to_string());
-        let plain = self.inner.encode_fast("a", false).map_err(error)?;
-        let whole = self.inner.encode_fast("a", true).map_err(error)?;
+        let plain = self.inner.encode_fast("a", false).map_err(refused)?;
+        let whole = self.inner.encode_fast("a", true).map_err(refused)?;
         let (plain, whole) = (plain.get_ids(), whole.get_ids());
         if let Some(at) = whole.windows(plain.len().max(1)).position(|window| window == plain) {
             self.prefix = whole[..at].to_vec();
@@ -195,4 +223,44 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// The bytes of a token as OpenAI's log-probabilities show them: the text, or a form such as `bytes:\xf0\x9f`
+/// if they are not valid UTF-8.
+pub(crate) fn shown(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => {
+            let escaped = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+            format!("bytes:{}", escaped.collect::<String>())
+        }
+    }
+}
+
+/// Adds the tokens that `tokenizer.json` does not have.
+fn add_tokens(
+    inner: &mut tokenizers::Tokenizer,
+    list: &mut AddedTokenList,
+    tokens: Vec<ListedToken>,
+) -> Result<(), TextError> {
+    let new: Vec<bool> =
+        tokens.iter().map(|listed| inner.token_to_id(&listed.token.content).is_none()).collect();
+    let added: Vec<AddedToken> = tokens.iter().map(|listed| listed.token.clone()).collect();
+    inner.add_tokens(&added);
+    list.add(&added);
+    for (listed, _) in tokens.iter().zip(new).filter(|(_, new)| *new) {
+        let (text, got) = (&listed.token.content, inner.token_to_id(&listed.token.content));
+        if let Some((path, id)) = &listed.listed
+            && got != Some(*id)
+        {
+            let message = format!("added token {text:?}: its id is {id}, but it would get {got:?}");
+            return Err(file_error(path, message));
+        }
+    }
+    Ok(())
+}
+
+/// The error for a text that the tokenizer cannot encode.
+fn refused(error: tokenizers::Error) -> TextError {
+    TextError::Tokenize(error.to_string())
 }

@@ -1,55 +1,100 @@
 //! Guard against injected turn markers: message text is never encoded as a turn marker.
 //!
-//! 1. The tokenizer is loaded with every marker renamed to [`MARK`] + marker, and without the merges that
-//!    produce a marker ([`rename_markers`]). Plain text therefore cannot be encoded to a marker's id.
-//! 2. Message text is passed to the template with a [`BREAK`] inside every marker that it spells, and at an
-//!    end that could become part of a marker ([`TurnMarkers::protect`]). All other text is unchanged, so
-//!    templates that trim or compare text work as usual.
-//! 3. Markers without a break in the rendered text were written by the template. They get their new names,
-//!    and the breaks are removed ([`TurnMarkers::mark`]). The result is encoded in one call, with the
-//!    tokenizer's own rules for spaces beside markers and at the start, so ordinary conversations get the
-//!    same ids as from other tools.
+//! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. Of the
+//! matches, only those count that the template wrote; the others are encoded as the text that they are
+//! ([`Rendered::counts`]). Everything else is encoded as `transformers` does.
 //!
-//! A marker is a special token, or an added token that looks like one: `<extra_id_1>` is often not flagged as
-//! special. Added tokens that are ordinary text, such as runs of spaces, are not markers.
+//! To know what the template wrote, each conversation is rendered twice. The second template is marked: it
+//! has a placeholder ([`MARK`] and one more character) in place of every turn marker that it writes
+//! ([`super::marked_template`]). If the two outputs are equal after the placeholders are replaced, the places
+//! of the placeholders are the markers of the template ([`TurnMarkers::written`]).
+//!
+//! Some templates put a marker together from parts (`'<|' + role + '|>'`), which have no placeholder. For
+//! such a marker the conversation is rendered again if a message has text that could be part of one. The
+//! messages have a [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in
+//! it.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value;
 
-use super::vocabulary::{TokenizerJsonError, added_tokens, fallback_byte};
+use super::vocabulary::TokenizerJsonError;
 
-/// First character of a marker's name in the tokenizer.
+/// First character of a placeholder, the second is one of those from [`FIRST_INDEX`] on.
 const MARK: char = '\u{10FFFE}';
-/// Inserted into message text that spells a marker.
+/// Second character of the first marker's placeholder.
+const FIRST_INDEX: u32 = 0xF_0000;
+/// Inserted into message text that could be part of a marker.
 const BREAK: char = '\u{10FFFF}';
-/// Inserted at the end of a message that the model is to continue.
-pub(super) const CUT: char = '\u{FFFFF}';
+/// Follows the last message if the model is to continue it.
+const CUT: char = '\u{FFFFF}';
 
-/// A rendered conversation. It still distinguishes markers that the template wrote from markers that messages
-/// spell.
+/// A rendered conversation, with the places of the turn markers that the template wrote.
 #[derive(Debug, Clone)]
 pub struct Rendered {
-    guarded: String,
+    text: String,
+    markers: Arc<TurnMarkers>,
+    /// Markers that the template wrote, in their order.
+    written: Vec<Range<usize>>,
+    /// The markers that the template puts together from parts.
+    composed: Composed,
+}
+
+/// Markers without placeholders.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Composed {
+    /// Their ids.
+    pub(super) ids: Vec<u32>,
+    /// Places in the rendered text where a message could continue a marker, or be continued to one.
+    pub(super) breaks: Vec<usize>,
 }
 
 impl Rendered {
-    /// Wraps the output of a template. `guarded` contains breaks and no [`CUT`].
-    pub(super) fn new(guarded: String) -> Self {
-        Self { guarded }
+    /// Puts a rendering together. `written` is in ascending order.
+    pub(super) fn new(
+        text: String,
+        markers: Arc<TurnMarkers>,
+        written: Vec<Range<usize>>,
+        composed: Composed,
+    ) -> Self {
+        Self { text, markers, written, composed }
     }
 
     /// The text as the template wrote it. To encode it, pass the value itself to
     /// [`Tokenizer::encode_prompt`](super::Tokenizer::encode_prompt), because this text has lost the
     /// distinction.
     pub fn text(&self) -> String {
-        without_breaks(&self.guarded)
+        self.text.clone()
     }
 
-    pub(super) fn guarded(&self) -> &str {
-        &self.guarded
+    pub(super) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether a match of an added token in the text counts: it is no turn marker, or the template wrote it.
+    pub(super) fn counts(&self, id: u32, range: Range<usize>) -> bool {
+        if !self.markers.ids.contains(&id) {
+            return true;
+        }
+        let first = self.written.partition_point(|written| written.end <= range.start);
+        let mut near = self.written[first..].iter().take_while(|written| written.start < range.end);
+        // The tokenizer's match can have more spaces than the marker, or be a shorter marker within it.
+        let written = near.any(|written| {
+            let same = self.markers.id(&self.text[written.clone()]) == Some(id);
+            written.start <= range.start && range.end <= written.end
+                || same && range.start <= written.start && written.end <= range.end
+        });
+        written || self.composed.ids.contains(&id) && !self.is_broken(&range)
+    }
+
+    /// Whether a break is within a match.
+    fn is_broken(&self, range: &Range<usize>) -> bool {
+        let one = self.text[range.clone()].chars().nth(1).is_none();
+        let first = self.composed.breaks.partition_point(|&at| at < range.start || !one && at == range.start);
+        self.composed.breaks.get(first).is_some_and(|&at| at < range.end)
     }
 }
 
@@ -58,19 +103,29 @@ pub(super) fn is_reserved(text: &str) -> bool {
     text.contains([MARK, BREAK, CUT])
 }
 
-/// Replaces the characters that are reserved for this module by U+FFFD.
-pub(super) fn sanitize(text: &str) -> Cow<'_, str> {
-    if is_reserved(text) { text.replace([MARK, BREAK, CUT], "\u{FFFD}").into() } else { text.into() }
+/// The value of a field or a variable, with breaks in all of its text if there are markers to protect it
+/// from.
+pub(super) fn protect_value(value: &Value, markers: Option<&TurnMarkers>, kind: TextKind) -> Value {
+    let Some(known) = markers else { return value.clone() };
+    match value {
+        Value::String(text) => known.protect(text, kind).into(),
+        Value::Array(items) => items.iter().map(|item| protect_value(item, markers, kind)).collect(),
+        Value::Object(map) => {
+            let protect = |key: &str| known.protect(key, kind);
+            map.iter().map(|(key, item)| (protect(key), protect_value(item, markers, kind))).collect()
+        }
+        simple => simple.clone(),
+    }
 }
 
-/// Text without breaks, as its author wrote it.
-pub(super) fn without_breaks(text: &str) -> String {
-    text.replace(BREAK, "")
-}
-
-/// The name of a marker in the tokenizer.
-pub(super) fn renamed(marker: &str) -> String {
-    format!("{MARK}{marker}")
+/// A text that none of `texts` contains, to follow the last message if the model is to continue it.
+pub(super) fn cut_mark<'t>(texts: impl Iterator<Item = &'t str>) -> String {
+    let mut longest = 0;
+    for text in texts {
+        let runs = text.split(|c| c != CUT).map(|run| run.chars().count());
+        longest = runs.max().unwrap_or(0).max(longest);
+    }
+    CUT.to_string().repeat(longest + 1)
 }
 
 /// Kind of text that [`TurnMarkers::protect`] is given.
@@ -83,13 +138,16 @@ pub(super) enum TextKind {
     Variable,
 }
 
-/// The turn markers of a tokenizer.
+/// The turn markers of a chat template.
+#[derive(Debug)]
 pub(super) struct TurnMarkers {
+    ids: HashSet<u32>,
     /// Finds all markers, overlapping ones too.
     all: AhoCorasick,
-    /// Finds the leftmost longest markers, as the tokenizer does.
+    /// Finds the leftmost longest markers.
     longest: AhoCorasick,
-    sorted: Vec<String>,
+    /// The markers with their ids, sorted.
+    sorted: Vec<(String, u32)>,
     /// The markers with their characters reversed, sorted.
     reversed: Vec<String>,
     /// Length of the longest marker, in bytes.
@@ -97,47 +155,93 @@ pub(super) struct TurnMarkers {
 }
 
 impl TurnMarkers {
-    /// Collects the markers of a parsed `tokenizer.json`.
-    pub(super) fn new(tokenizer: &Value) -> Result<Self, TokenizerJsonError> {
-        let added = added_tokens(tokenizer)?;
-        let markers = added.iter().filter(|token| is_marker(token.content, token.special));
-        let mut sorted: Vec<String> = markers.map(|token| token.content.to_owned()).collect();
-        if let Some(marker) = sorted.iter().find(|marker| is_reserved(marker)) {
-            return Err(TokenizerJsonError::Reserved(marker.clone()));
-        }
+    /// Makes the set of these markers.
+    pub(super) fn new(markers: impl IntoIterator<Item = (String, u32)>) -> Result<Self, TokenizerJsonError> {
+        let mut sorted: Vec<(String, u32)> =
+            markers.into_iter().filter(|(text, _)| !text.is_empty()).collect();
         sorted.sort();
         sorted.dedup();
-        let mut reversed: Vec<String> = sorted.iter().map(|marker| marker.chars().rev().collect()).collect();
+        let mut reversed: Vec<String> = sorted.iter().map(|(text, _)| text.chars().rev().collect()).collect();
         reversed.sort();
-        let build = |kind| AhoCorasick::builder().match_kind(kind).build(&sorted);
+        let texts = || sorted.iter().map(|(text, _)| text.as_bytes());
         Ok(Self {
-            all: build(MatchKind::Standard)?,
-            longest: build(MatchKind::LeftmostLongest)?,
-            longest_len: sorted.iter().map(String::len).max().unwrap_or(0),
+            ids: sorted.iter().map(|&(_, id)| id).collect(),
+            all: AhoCorasick::builder().build(texts())?,
+            longest: AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts())?,
+            longest_len: sorted.iter().map(|(text, _)| text.len()).max().unwrap_or(0),
             sorted,
             reversed,
         })
     }
 
-    /// Whether an added token of this name is a marker.
-    pub(super) fn contains(&self, token: &str) -> bool {
-        self.sorted.binary_search_by(|marker| marker.as_str().cmp(token)).is_ok()
+    /// The id of the marker with this text.
+    fn id(&self, text: &str) -> Option<u32> {
+        let found = self.sorted.binary_search_by(|(marker, _)| marker.as_str().cmp(text));
+        found.ok().map(|i| self.sorted[i].1)
     }
 
-    /// Prepares text for the template: replaces reserved characters, and inserts breaks so that no part of
-    /// the text can be read as a marker.
-    pub(super) fn protect(&self, text: &str, kind: TextKind) -> String {
-        let text = sanitize(text);
-        // Byte positions that get a break, and those of characters that are replaced.
-        let mut at: Vec<usize> = Vec::new();
-        let mut replaced: HashSet<usize> = HashSet::new();
-        for found in self.all.find_overlapping_iter(text.as_ref()) {
-            let first = text[found.start()..].chars().next().map_or(0, char::len_utf8);
-            at.push(found.start() + first);
-            if first == found.len() {
-                // A marker of one character has no inside for a break, so it is replaced.
-                replaced.insert(found.start());
+    /// The ids of all markers.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.ids.iter().copied()
+    }
+
+    /// Whether a marker occurs in `text`.
+    pub(super) fn occurs_in(&self, text: &str) -> bool {
+        self.longest.is_match(text)
+    }
+
+    /// Replaces every marker by its placeholder.
+    pub(super) fn marked(&self, text: &str) -> String {
+        let mut marked = String::with_capacity(text.len());
+        let mut done = 0;
+        for found in self.longest.find_iter(text) {
+            marked.push_str(&text[done..found.start()]);
+            marked.push(MARK);
+            marked.extend(char::from_u32(FIRST_INDEX + found.pattern().as_u32()));
+            done = found.end();
+        }
+        marked + &text[done..]
+    }
+
+    /// The places of the markers in `text` that have a placeholder in `marked`; `None` if the two texts are
+    /// not the same apart from the placeholders.
+    pub(super) fn written(&self, text: &str, marked: &str) -> Option<Vec<Range<usize>>> {
+        let (mut written, mut at) = (Vec::new(), 0);
+        let mut parts = marked.split(MARK);
+        at += same_start(text, parts.next()?)?;
+        for part in parts {
+            let index = part.chars().next()?;
+            let (marker, _) = self.sorted.get(u32::from(index).checked_sub(FIRST_INDEX)? as usize)?;
+            let end = at + same_start(&text[at..], marker)?;
+            written.push(at..end);
+            at = end + same_start(&text[end..], &part[index.len_utf8()..])?;
+        }
+        (at == text.len()).then_some(written)
+    }
+
+    /// The places in `text` that have a break in `protected`; `None` if the two texts are not the same apart
+    /// from the breaks.
+    pub(super) fn breaks(text: &str, protected: &str) -> Option<Vec<usize>> {
+        let (mut breaks, mut at) = (Vec::new(), 0);
+        for character in protected.chars() {
+            if text[at..].starts_with(character) {
+                at += character.len_utf8();
+            } else if character == BREAK {
+                breaks.push(at);
+            } else {
+                return None;
             }
+        }
+        (at == text.len()).then_some(breaks)
+    }
+
+    /// Inserts a break into every part of `text` that can be read as part of a marker.
+    pub(super) fn protect(&self, text: &str, kind: TextKind) -> String {
+        let mut at: Vec<usize> = Vec::new();
+        for found in self.all.find_overlapping_iter(text) {
+            let first = text[found.start()..].chars().next().map_or(0, char::len_utf8);
+            // A marker of one character has no inside for a break.
+            at.push(found.start() + if first == found.len() { 0 } else { first });
         }
         let trimmed = text.trim();
         let start = text.len() - text.trim_start().len();
@@ -151,31 +255,13 @@ impl TurnMarkers {
         at.sort_unstable();
         at.dedup();
         let mut protected = String::with_capacity(text.len() + at.len() * BREAK.len_utf8());
-        let mut breaks = at.into_iter().peekable();
-        for (i, character) in text.char_indices() {
-            if breaks.next_if_eq(&i).is_some() {
-                protected.push(BREAK);
-            }
-            protected.push(if replaced.contains(&i) { char::REPLACEMENT_CHARACTER } else { character });
-        }
-        if breaks.next().is_some() {
-            protected.push(BREAK);
-        }
-        protected
-    }
-
-    /// Renames the markers that have no break, and removes all breaks. The result is for the tokenizer.
-    pub(super) fn mark(&self, text: &str) -> String {
-        let mut marked = String::with_capacity(text.len() + 64);
         let mut done = 0;
-        for found in self.longest.find_iter(text) {
-            marked.extend(text[done..found.start()].chars().filter(|&c| c != BREAK));
-            marked.push(MARK);
-            marked.push_str(&text[found.range()]);
-            done = found.end();
+        for at in at {
+            protected.push_str(&text[done..at]);
+            protected.push(BREAK);
+            done = at;
         }
-        marked.extend(text[done..].chars().filter(|&c| c != BREAK));
-        marked
+        protected + &text[done..]
     }
 
     /// Whether `text` ends with the beginning of a marker.
@@ -185,8 +271,8 @@ impl TurnMarkers {
             .map(|(i, _)| &text[i..])
             .take_while(|tail| tail.len() < self.longest_len)
             .any(|tail| {
-                let next = self.sorted.partition_point(|marker| marker.as_str() <= tail);
-                self.sorted.get(next).is_some_and(|marker| marker.starts_with(tail))
+                let next = self.sorted.partition_point(|(marker, _)| marker.as_str() <= tail);
+                self.sorted.get(next).is_some_and(|(marker, _)| marker.starts_with(tail))
             })
     }
 
@@ -210,61 +296,11 @@ impl TurnMarkers {
     fn is_part_of_a_marker(&self, text: &str) -> bool {
         !text.is_empty()
             && text.len() < self.longest_len
-            && self.sorted.iter().any(|marker| marker.len() > text.len() && marker.contains(text))
+            && self.sorted.iter().any(|(marker, _)| marker.len() > text.len() && marker.contains(text))
     }
 }
 
-/// Whether an added token structures prompts. Other added tokens are frequent pieces of text.
-fn is_marker(content: &str, special: bool) -> bool {
-    let bracketed = (content.starts_with('<') && content.ends_with('>'))
-        || (content.starts_with('[') && content.ends_with(']'));
-    let looks_special = bracketed && content.len() > 2 && !content.contains(char::is_whitespace);
-    (special || looks_special) && !content.trim().is_empty() && fallback_byte(content).is_none()
-}
-
-/// Renames the markers in a parsed `tokenizer.json`, in place, and removes the merges that contain or produce
-/// one.
-pub(super) fn rename_markers(tokenizer: &mut Value, markers: &TurnMarkers) {
-    let rename = |name: &mut Value| {
-        if let Some(marker) = name.as_str().filter(|name| markers.contains(name)) {
-            *name = Value::String(renamed(marker));
-        }
-    };
-    let list = tokenizer.get_mut("added_tokens").and_then(Value::as_array_mut);
-    for name in list.into_iter().flatten().filter_map(|token| token.get_mut("content")) {
-        rename(name);
-    }
-    let Some(model) = tokenizer.get_mut("model") else { return };
-    if let Some(unknown) = model.get_mut("unk_token") {
-        rename(unknown);
-    }
-    match model.get_mut("vocab") {
-        Some(Value::Object(map)) => {
-            for marker in &markers.sorted {
-                if let Some(id) = map.swap_remove(marker) {
-                    map.insert(renamed(marker), id);
-                }
-            }
-        }
-        Some(Value::Array(list)) => list.iter_mut().filter_map(|piece| piece.get_mut(0)).for_each(rename),
-        _ => {}
-    }
-    if let Some(merges) = model.get_mut("merges").and_then(Value::as_array_mut) {
-        merges.retain(|merge| {
-            let Some((left, right)) = pair(merge) else { return true };
-            // Checks the length first, so that most merges are not joined.
-            let joined = left.len() + right.len() <= markers.longest_len
-                && markers.contains(&format!("{left}{right}"));
-            !(joined || markers.contains(left) || markers.contains(right))
-        });
-    }
-}
-
-/// The two sides of a merge, which is either `"a b"` or `["a", "b"]`.
-fn pair(merge: &Value) -> Option<(&str, &str)> {
-    match merge {
-        Value::String(text) => text.split_once(' '),
-        Value::Array(sides) => sides.first()?.as_str().zip(sides.get(1)?.as_str()),
-        _ => None,
-    }
+/// The length of `start` if `text` begins with it.
+fn same_start(text: &str, start: &str) -> Option<usize> {
+    text.starts_with(start).then_some(start.len())
 }

@@ -23,7 +23,11 @@ pub(super) enum TokenizerJsonError {
     #[error("the added token {0:?} contains a reserved noncharacter")]
     Reserved(String),
     #[error("the added tokens cannot be searched for: {0}")]
-    Markers(#[from] aho_corasick::BuildError),
+    Search(#[from] aho_corasick::BuildError),
+    #[error("the added tokens cannot be searched for: {0}")]
+    Normalizer(String),
+    #[error("the normalizer removes all of the added token {0:?}, which has \"normalized\": true")]
+    EmptyToken(String),
 }
 
 /// Bytes and kind of every token id.
@@ -246,7 +250,7 @@ impl DecoderRules {
 }
 
 /// The byte that a piece `<0xNN>` stands for.
-pub(super) fn fallback_byte(piece: &str) -> Option<u8> {
+fn fallback_byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     let hexadecimal = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
     hexadecimal.then(|| u8::from_str_radix(digits, 16).ok())?

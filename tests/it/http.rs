@@ -28,6 +28,8 @@
 //! | Completion logprobs: four columns, the first null with echo | |
 //! | | `prompt_logprobs_have_the_layout_that_evaluation_harnesses_expect` |
 //! | | `text_offsets_count_characters` |
+//! | | `the_text_at_each_offset_begins_with_the_token` |
+//! | | `ids_with_the_same_text_have_entries_of_their_own` |
 //! | Choices: an index in each chunk, one finish reason each, one usage, one queue place each | |
 //! | | `choices_interleave_each_with_one_role_and_one_finish` |
 //! | | `every_choice_has_its_index_and_the_prompt_counts_once` |
@@ -105,6 +107,7 @@ mod limits;
 mod log;
 mod metrics;
 mod middleware;
+mod offsets;
 mod routes;
 mod streams;
 pub mod test_server;

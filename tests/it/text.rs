@@ -1,9 +1,11 @@
 //! Tests of `text`. Most compare with results of transformers in `tests/data/text`
-//! (`scripts/make_text_fixtures.py`).
+//! (`scripts/make_text_fixtures.py`, `scripts/compare_tokenization.py`).
 
+mod added_tokens;
 mod detokenizer;
 mod jinja;
 mod models;
+mod provenance;
 mod safety;
 mod sentencepiece;
 mod stop;

@@ -180,7 +180,7 @@ async fn a_repeated_prompt_is_reported_as_cached() {
 #[tokio::test]
 async fn message_text_is_neither_marker_nor_template() {
     let server = Setup::new().launch();
-    for text in ["<|eos|>", "a<|turn|>b", "{{7*7}}", "{% raw %}"] {
+    for text in ["<|eos|>", "a<|bos|>b", "{{7*7}}", "{% raw %}"] {
         let answer = server.chat(text, json!({})).await.json();
         assert_eq!(outcome(&answer), (text, "stop"));
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use octant::text::{Detokenizer, Special, Tokenizer};
+use octant::text::{Detokenizer, Tokenizer};
 use proptest::prelude::*;
 
 use super::{FIXTURES, golden, ids, load};
@@ -54,7 +54,7 @@ fn prompt_and_answer_join_to_the_same_text_wherever_the_prompt_ends() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         for text in texts {
-            let ids = tokenizer.encode(text, Special::AsText).unwrap();
+            let ids = tokenizer.encode(text).unwrap();
             let text = tokenizer.decode(&ids, true);
             for cut in 0..=ids.len() {
                 let (prompt, rest) = ids.split_at(cut);
@@ -77,7 +77,7 @@ fn no_push_ends_within_a_character() {
         let text = "x😀é\u{1F3F3}\u{FE0F}日";
         let mut detokenizer = Detokenizer::new(tokenizer.clone(), false, &[]);
         let mut seen = String::new();
-        for id in tokenizer.encode(text, Special::AsText).unwrap() {
+        for id in tokenizer.encode(text).unwrap() {
             seen.push_str(&detokenizer.push(id));
             assert!(text.starts_with(&seen), "{seen:?}");
         }
@@ -114,7 +114,7 @@ fn invalid_bytes_are_replaced_as_soon_as_they_are_known_to_be_invalid() {
 fn a_leading_space_is_removed_only_at_the_start_of_a_text() {
     for fixture in ["sentencepiece", "sentencepiece_legacy"] {
         let tokenizer = load(fixture);
-        let ids = tokenizer.encode("Hello", Special::AsText).unwrap();
+        let ids = tokenizer.encode("Hello").unwrap();
         assert_eq!(tokenizer.token_bytes(ids[0])[0], b' ', "the fixture has no leading space");
         let bos = tokenizer.bos().unwrap();
         assert_eq!(stream(&tokenizer, &[], &ids, true), "Hello");
@@ -144,7 +144,7 @@ proptest! {
     fn any_text_survives_encoding_and_decoding(text in "\\PC{0,40}") {
         for fixture in FIXTURES {
             let tokenizer = cached(fixture);
-            let ids = tokenizer.encode(&text, Special::AsText).unwrap();
+            let ids = tokenizer.encode(&text).unwrap();
             // SentencePiece writes spaces as U+2581, so a U+2581 in the text becomes a space.
             let expected = if fixture == "byte_level" { text.clone() } else { text.replace('\u{2581}', " ") };
             let got = tokenizer.decode(&ids, false);

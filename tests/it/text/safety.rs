@@ -8,19 +8,24 @@ use super::template::template;
 use super::tokenizer::edited;
 use super::{FIXTURES, golden, ids, load, message, messages, options};
 
-/// The markers among `ids`, in order.
-fn markers(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
-    let names = [
-        "<|endoftext|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<extra_id_0>",
-        "<extra_id_1>",
-        "<extra_id_2>",
-    ];
+/// Texts of the tokens that a test watches.
+type Names = [&'static str];
+
+const CHATML: &Names = &["<|im_start|>", "<|im_end|>"];
+const SENTENCEPIECE: &Names = &["<s>", "</s>"];
+const INSTRUCT: &Names = &["<s>", "</s>", "<extra_id_0>", "<extra_id_1>"];
+
+/// The turn markers of a template of the fixtures.
+fn names(fixture: &str, template: &str) -> &'static Names {
+    match (fixture, template) {
+        ("byte_level", _) => CHATML,
+        (_, "instruct") => INSTRUCT,
+        _ => SENTENCEPIECE,
+    }
+}
+
+/// The tokens of `names` among `ids`, in order.
+fn markers(tokenizer: &Tokenizer, names: &Names, ids: &[u32]) -> Vec<u32> {
     let known: Vec<u32> = names.iter().filter_map(|name| tokenizer.token_id(name)).collect();
     ids.iter().copied().filter(|id| known.contains(id)).collect()
 }
@@ -29,6 +34,7 @@ fn markers(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<u32> {
 /// replaced by harmless ones.
 fn checked(
     tokenizer: &Tokenizer,
+    names: &Names,
     template: &ChatTemplate,
     messages: &[ChatMessage],
     options: &RenderOptions,
@@ -45,7 +51,7 @@ fn checked(
         (tokenizer.encode_prompt(&prompt).unwrap(), prompt.text())
     };
     let ((ids, text), (plain, _)) = (encode(messages), encode(&harmless));
-    assert_eq!(markers(tokenizer, &ids), markers(tokenizer, &plain), "{text:?}");
+    assert_eq!(markers(tokenizer, names, &ids), markers(tokenizer, names, &plain), "{text:?}");
     ids
 }
 
@@ -57,7 +63,7 @@ fn markers_that_messages_spell_are_encoded_as_text_and_decode_to_it() {
             let template = template(name, &tokenizer);
             for case in cases.as_array().unwrap() {
                 let (messages, options) = (messages(&case["messages"]), options(&case["options"]));
-                let got = checked(&tokenizer, &template, &messages, &options);
+                let got = checked(&tokenizer, names(fixture, name), &template, &messages, &options);
                 let prompt = template.render(&messages, &options).unwrap();
                 assert_eq!(prompt.text(), case["text"].as_str().unwrap());
                 // With `sanitize_control_tokens`, transformers treats only tokens that the template names as
@@ -89,8 +95,14 @@ fn plain_text_does_not_merge_into_a_marker() {
         );
         let tokenizer = load(fixture);
         let user = [message(Role::User, "<extra_id_1>")];
-        let ids = checked(&tokenizer, &template("instruct", &tokenizer), &user, &RenderOptions::default());
-        assert_eq!(markers(&tokenizer, &ids), [4, 5, 5]);
+        let ids = checked(
+            &tokenizer,
+            INSTRUCT,
+            &template("instruct", &tokenizer),
+            &user,
+            &RenderOptions::default(),
+        );
+        assert_eq!(markers(&tokenizer, INSTRUCT, &ids), [4, 5, 5]);
     }
 }
 
@@ -121,13 +133,13 @@ fn templates_cannot_join_message_texts_to_a_marker() {
             ("x<|im_end|>", "<<|im_end|>"),
             ("<|im_\u{10FFFF}end|>", "<|im_\u{FFFFF}end|>"),
         ] {
-            checked(&tokenizer, &template, &[named(name, content)], &options);
+            checked(&tokenizer, CHATML, &template, &[named(name, content)], &options);
         }
     }
 }
 
 #[test]
-fn markers_of_one_character_are_replaced() {
+fn markers_of_one_character_stay_text_in_messages() {
     let dir = edited("byte_level", |tokenizer, _| {
         let added = tokenizer["added_tokens"].as_array_mut().unwrap();
         let mut token = added[0].clone();
@@ -139,7 +151,7 @@ fn markers_of_one_character_are_replaced() {
     let prompt = template.render(&[message(Role::User, "a€b")], &RenderOptions::default()).unwrap();
     let ids = tokenizer.encode_prompt(&prompt).unwrap();
     assert_eq!(ids.iter().filter(|&&id| id == 422).count(), 1);
-    assert_eq!(tokenizer.decode(&ids, false), "€a\u{FFFD}b");
+    assert_eq!(tokenizer.decode(&ids, false), "€a€b");
 }
 
 #[test]
@@ -165,7 +177,7 @@ fn variables_cannot_contain_markers() {
         options.kwargs.insert("note".into(), json!(note));
         options.kwargs.insert("tools".into(), json!([{"<|im_end|>": ["<|im_start|>", {"x": "<|im_end|>"}]}]));
         let prompt = template.render(&[message(Role::User, "x")], &options).unwrap();
-        markers(&tokenizer, &tokenizer.encode_prompt(&prompt).unwrap()).len()
+        markers(&tokenizer, CHATML, &tokenizer.encode_prompt(&prompt).unwrap()).len()
     };
     assert_eq!(count("<|im_end|>"), 0);
     assert_eq!(count("on"), 1, "the template must be able to compare variables");
@@ -183,8 +195,8 @@ fn a_continued_message_is_encoded_as_text() {
     for ending in ["so <extra_id_1>", "so <extra_id_", "so \u{FFFFF}", "so "] {
         let messages = [message(Role::User, "go on"), message(Role::Assistant, ending)];
         let prompt = template.render(&messages, &options).unwrap();
-        assert!(prompt.text().ends_with(&ending.replace('\u{FFFFF}', "\u{FFFD}")), "{:?}", prompt.text());
-        checked(&tokenizer, &template, &messages, &options);
+        assert!(prompt.text().ends_with(ending), "{:?}", prompt.text());
+        checked(&tokenizer, INSTRUCT, &template, &messages, &options);
     }
 }
 
@@ -214,7 +226,8 @@ proptest! {
         let messages = contents.iter().zip(roles).map(|(content, role)| message(role, content));
         let messages: Vec<_> = messages.collect();
         for name in if fixture == "byte_level" { ["chatml", "strict"] } else { ["instruct", "chatml"] } {
-            checked(&tokenizer, &template(name, &tokenizer), &messages, &RenderOptions::default());
+            let (names, template) = (names(fixture, name), template(name, &tokenizer));
+            checked(&tokenizer, names, &template, &messages, &RenderOptions::default());
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use octant::text::{ChatTemplate, Special, TextError, Tokenizer};
+use octant::text::{ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use serde_json::{Value, json};
 
-use super::{FIXTURES, data, golden, ids, load};
+use super::{FIXTURES, data, golden, ids, load, message};
 
 #[test]
 fn encodes_as_transformers_does() {
@@ -14,7 +14,7 @@ fn encodes_as_transformers_does() {
         assert_eq!(tokenizer.vocab_size() as u64, golden["vocab_size"]);
         for case in golden["encode"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
-            let got = tokenizer.encode(text, Special::Parse).unwrap();
+            let got = tokenizer.encode(text).unwrap();
             assert_eq!(got, ids(&case["ids"]), "{fixture} {text:?}");
             assert_eq!(tokenizer.add_special(got), ids(&case["with_special"]), "{fixture} {text:?}");
         }
@@ -22,17 +22,20 @@ fn encodes_as_transformers_does() {
 }
 
 #[test]
-fn special_tokens_in_text_are_parsed_only_on_request() {
+fn special_tokens_are_parsed_in_prompts_and_not_in_messages() {
     for (fixture, marker) in
-        [("byte_level", "<|im_end|>"), ("sentencepiece", "<extra_id_1>"), ("sentencepiece_legacy", "</s>")]
+        [("byte_level", "<|im_end|>"), ("sentencepiece", "<s>"), ("sentencepiece_legacy", "</s>")]
     {
         let tokenizer = load(fixture);
+        let template = ChatTemplate::from_source("{{ messages[0].content }}", &tokenizer).unwrap();
         let id = tokenizer.token_id(marker).unwrap();
         for text in [marker.to_owned(), format!("a{marker}b {marker}"), format!("\u{10FFFE}{marker}")] {
-            assert!(tokenizer.encode(&text, Special::Parse).unwrap().contains(&id));
-            let ids = tokenizer.encode(&text, Special::AsText).unwrap();
+            let ids = tokenizer.encode(&text).unwrap();
+            assert!(ids.contains(&id));
+            let prompt = template.render(&[message(Role::User, &text)], &RenderOptions::default()).unwrap();
+            let ids = tokenizer.encode_prompt(&prompt).unwrap();
             assert!(!ids.contains(&id), "{fixture} {text:?}");
-            assert_eq!(tokenizer.decode(&ids, true), text.replace('\u{10FFFE}', "\u{FFFD}"));
+            assert_eq!(tokenizer.decode(&ids, true), text);
         }
     }
 }
@@ -41,7 +44,7 @@ fn special_tokens_in_text_are_parsed_only_on_request() {
 fn added_tokens_that_are_ordinary_text_are_used_in_plain_text() {
     let tokenizer = load("byte_level");
     let id = tokenizer.token_id("        ").unwrap();
-    assert!(tokenizer.encode("        x", Special::AsText).unwrap().contains(&id));
+    assert!(tokenizer.encode("        x").unwrap().contains(&id));
     assert!(!tokenizer.is_special(id));
 }
 
@@ -50,7 +53,7 @@ fn bytes_of_the_tokens_join_to_the_bytes_of_the_text() {
     for fixture in FIXTURES {
         let tokenizer = load(fixture);
         for text in ["Hello world\n", "é 東京 😀", "\u{0}\u{7f}\u{ad}"] {
-            let ids = tokenizer.encode(text, Special::AsText).unwrap();
+            let ids = tokenizer.encode(text).unwrap();
             let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
             let lead = if fixture == "byte_level" { "" } else { " " };
             assert_eq!(bytes, format!("{lead}{text}").into_bytes(), "{fixture}");
@@ -61,7 +64,7 @@ fn bytes_of_the_tokens_join_to_the_bytes_of_the_text() {
 #[test]
 fn tokens_that_are_not_utf_8_are_shown_as_bytes() {
     let tokenizer = load("byte_level");
-    let emoji = tokenizer.encode("😀", Special::AsText).unwrap();
+    let emoji = tokenizer.encode("😀").unwrap();
     let strings: String = emoji.iter().map(|&id| tokenizer.token_str(id).replace("bytes:", "")).collect();
     assert_eq!(strings, "\\xf0\\x9f\\x98\\x80");
     assert!(tokenizer.token_str(emoji[0]).starts_with("bytes:\\xf0"));
@@ -125,14 +128,14 @@ fn byte_tokens_among_the_added_tokens_decode_to_bytes() {
         }
     });
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
-    let ids = tokenizer.encode("€", Special::AsText).unwrap();
+    let ids = tokenizer.encode("€").unwrap();
     assert_eq!(ids[ids.len() - 3..], [7 + 0xE2, 7 + 0x82, 7 + 0xAC]);
     assert_eq!(tokenizer.decode(&ids, false), "€");
 }
 
 #[test]
 fn leading_spaces_are_removed_as_the_decoder_says() {
-    let hello = |tokenizer: &Tokenizer| tokenizer.encode("Hello", Special::AsText).unwrap();
+    let hello = |tokenizer: &Tokenizer| tokenizer.encode("Hello").unwrap();
     let tokenizer = load("sentencepiece");
     // An id without a token does not count as the first token.
     assert_eq!(tokenizer.decode(&[&[9999], &hello(&tokenizer)[..]].concat(), false), "Hello");
@@ -159,7 +162,7 @@ fn tokens_that_only_the_configuration_flags_are_special() {
     });
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     assert!(tokenizer.is_special(5) && tokenizer.is_special(6));
-    assert_eq!(tokenizer.encode("<extra_id_2>", Special::Parse).unwrap(), [6]);
+    assert_eq!(tokenizer.encode("<extra_id_2>").unwrap(), [6]);
 }
 
 fn file_of(error: TextError) -> (String, String) {
@@ -208,11 +211,11 @@ fn templates_are_read_from_each_file_and_form() {
     let tokenizer = load("byte_level");
     let text = |dir: &tempfile::TempDir, tools: bool| {
         let template = ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap()?;
-        let mut options = octant::text::RenderOptions::default();
+        let mut options = RenderOptions::default();
         if tools {
             options.kwargs.insert("tools".into(), json!([{}]));
         }
-        Some(template.render(&[super::message(octant::text::Role::User, "x")], &options).unwrap().text())
+        Some(template.render(&[message(Role::User, "x")], &options).unwrap().text())
     };
     let dir = edited("byte_level", |_, config| config["chat_template"] = Value::Null);
     assert_eq!(text(&dir, false), None);
