@@ -64,7 +64,7 @@ impl Server {
                 main = Some(address);
             }
         }
-        // The pipe is read on, so that the report has the warnings of the server.
+        // A thread reads the rest of the pipe and prints it, so that the report has the server's warnings.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| eprintln!("server: {line}")));
         let (main, health) = (main.expect("just found"), health.expect("printed before it is ready"));
         Self { child, main, health, _model: model }

@@ -27,7 +27,7 @@ pub struct BenchRankArgs {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceName,
     /// Use deterministic products only. With false, on CUDA only, cuBLASLt computes products of many rows
-    /// where it measured faster
+    /// if it was measured to be faster
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) deterministic: bool,
     /// Number of layers [default: the model's]

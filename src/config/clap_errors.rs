@@ -18,7 +18,7 @@ pub(super) struct Sentence {
     pub(super) message: String,
 }
 
-/// The error as a sentence about one setting; `None` if clap's own words have to do.
+/// The error as a sentence about one setting; `None` for an error that keeps clap's own message.
 pub(super) fn sentence(error: &clap::Error) -> Option<Sentence> {
     let context = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),

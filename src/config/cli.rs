@@ -77,7 +77,7 @@ pub enum BenchCommand {
     Rank(BenchRankArgs),
     /// Measure the host cost of scheduler, engine and server, with simulated steps that use no CPU.
     Host(BenchHostArgs),
-    /// Time loading a model as `octant serve` does, against only reading its files.
+    /// Compare the time to load a model as `octant serve` does with the time to only read its files.
     Load(BenchLoadArgs),
     /// Load-test any server with OpenAI's API, in an open or a closed loop: latencies, throughput, goodput.
     Serving(Box<BenchServingArgs>),

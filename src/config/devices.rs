@@ -56,7 +56,7 @@ pub(crate) struct DeviceArgs {
     #[arg(long, env = "OCTANT_THREADS", value_name = "N", value_parser = at_least_1)]
     pub(crate) threads: Option<usize>,
     /// Make the tokens of a request independent of the other requests in its batch. With false, on CUDA only,
-    /// cuBLASLt computes products of many rows where it measured faster
+    /// cuBLASLt computes products of many rows if it was measured to be faster
     #[arg(
         long,
         env = "OCTANT_DETERMINISTIC",

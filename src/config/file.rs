@@ -10,7 +10,7 @@ use clap::{Arg, Command};
 
 use super::{ConfigError, Size, clap_errors, other_servers, spellings};
 
-/// Arguments for the settings of the file that are not `given` by a flag or a variable. Keys have the same
+/// Arguments for the settings of the file, without those `given` by a flag or a variable. Keys have the same
 /// spellings as flags.
 ///
 /// # Errors
@@ -61,8 +61,8 @@ fn unknown(key: &str, spelled: &str) -> String {
     }
 }
 
-/// A TOML value as the flag's text. A flag that takes a list needs an array, any other a value of its own
-/// type.
+/// A TOML value as the text of a flag's value. A flag with a list of values needs an array; every other flag
+/// needs a value of its own type.
 fn text_of(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
     match value {
         toml::Value::Array(values) if arg.get_value_delimiter().is_some() => {

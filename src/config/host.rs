@@ -20,10 +20,10 @@ pub(crate) enum Host {
 }
 
 impl Host {
-    /// Socket addresses of this host: for a name all that the system knows, IPv4 and IPv6.
+    /// Socket addresses of this host. A name has every IPv4 and IPv6 address to which the system resolves it.
     ///
     /// # Errors
-    /// The name and the system's error.
+    /// The name cannot be resolved; the error has the name and the system's reason.
     pub(crate) fn resolve(&self, port: u16) -> io::Result<Vec<SocketAddr>> {
         let name = match self {
             Self::Address(address) => return Ok(vec![SocketAddr::new(*address, port)]),
@@ -88,7 +88,7 @@ impl FromStr for Host {
         {
             bail!("expected an address or a host name without a port, got `{text}`; --port sets the port");
         }
-        // Digits and dots alone are an address that went wrong, and no name.
+        // Text of only digits and dots is a mistyped address, not a name.
         let numeric = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let named = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
         // An IPv6 address may name its interface: fe80::1%eth0.

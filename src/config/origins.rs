@@ -1,5 +1,5 @@
-//! Value parsers of `--allowed-origins` and `--allowed-hosts`, which return the form in which requests are
-//! compared.
+//! Value parsers of `--allowed-origins` and `--allowed-hosts`. They return the form that requests are compared
+//! with.
 
 use anyhow::bail;
 
@@ -48,7 +48,7 @@ pub(super) fn host_name(text: &str) -> anyhow::Result<String> {
     }
 }
 
-/// An item of the list without the marks of vLLM's spelling of it: `["https://a.example", "https://b.test"]`.
+/// An item without the brackets and quotes of vLLM's lists: `["https://a.example", "https://b.test"]`.
 fn item(text: &str) -> &str {
     let text = text.trim();
     let text = text.strip_prefix("[\"").or_else(|| text.strip_prefix('"')).unwrap_or(text);

@@ -1,9 +1,9 @@
 //! Flags of vLLM, SGLang, TGI, TensorRT-LLM and llama.cpp's server for which Octant has no setting, and what
 //! an operator does instead.
 //!
-//! A flag whose effect is Octant's default is dropped with a note. Any other is refused: a server that
-//! ignored it would not do what its command line says. Other spellings of a setting that Octant has are no
-//! rows here but aliases of its field in `serve.rs`.
+//! A flag whose effect is Octant's default is dropped with a note. Any other flag is refused: a server that
+//! ignored it would not do what its command line says. Other spellings of a setting that Octant has are not
+//! in this table; they are aliases of the setting's field in `serve.rs`.
 
 /// A row of the table.
 pub(super) struct OtherFlag {

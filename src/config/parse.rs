@@ -22,9 +22,9 @@ const DIRECTORY: &str = "directory";
 /// Beginning of every variable's name.
 const PREFIX: &str = "OCTANT_";
 
-/// An argument that does not stand on the command line.
+/// A setting from another place than a flag.
 struct Appended {
-    /// The variable or file that it comes from.
+    /// Source of the argument: a variable, a file, or `DIR`.
     place: String,
     /// `--flag=value`.
     arg: OsString,
@@ -38,10 +38,10 @@ pub fn parse() -> Result<Cli, ParseError> {
     parse_from(std::env::args_os().collect())
 }
 
-/// Does the same with these arguments, the program's name first.
+/// Parses these arguments, the program's name first, and the same other places as [`parse`].
 ///
 /// # Errors
-/// The same.
+/// The same as those of [`parse`].
 pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let (command, mut notes) = without_service_links();
     let rewritten = spellings::rewrite(args, &command)?;
@@ -96,8 +96,8 @@ pub(crate) fn command() -> Clap {
     })
 }
 
-/// The command line, without the variable `OCTANT_PORT` if Kubernetes has set it to the address of a service
-/// named octant; and notes that say so.
+/// The command line, which ignores the variable `OCTANT_PORT` if Kubernetes has set it to the address of a
+/// service named octant; and a note if it does.
 fn without_service_links() -> (Clap, Vec<String>) {
     let command = command();
     let Some(link) = std::env::var("OCTANT_PORT").ok().filter(|value| value.starts_with("tcp://")) else {
@@ -109,7 +109,7 @@ fn without_service_links() -> (Clap, Vec<String>) {
     (command, vec![note])
 }
 
-/// The directory without a flag, unless `--model` gives the same.
+/// The directory without a flag, unless `--model` gives the same directory.
 fn directory(serve: &ArgMatches) -> Result<Option<PathBuf>, ConfigError> {
     let Some(directory) = serve.get_one::<PathBuf>(DIRECTORY) else { return Ok(None) };
     if serve.value_source(MODEL) != Some(ValueSource::CommandLine) {
@@ -187,8 +187,8 @@ fn same(one: &OsStr, other: &OsStr) -> bool {
     flag_name(one) == flag_name(other)
 }
 
-/// An error of clap about a setting, with the place where its value stands. Help, and errors whose words are
-/// clear, remain clap's.
+/// Converts an error of clap about a setting to one that names the place of its value. Help, and errors without
+/// a [`Sentence`], keep clap's text.
 fn refused(error: clap::Error, args: &[OsString], appended: &[Appended]) -> ParseError {
     let Some(Sentence { setting, message }) = clap_errors::sentence(&error) else { return error.into() };
     let name = OsStr::new(&setting);

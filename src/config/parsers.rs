@@ -41,7 +41,7 @@ pub(super) fn at_least_1(text: &str) -> anyhow::Result<usize> {
     }
 }
 
-/// A number of tokens, at least 1: whole, or with a unit as vLLM has them. A small letter is a power of 1000,
+/// A number of tokens, at least 1: a whole number, or a number with a unit of vLLM. A small letter is a power of 1000,
 /// which may have decimals (`1.5k` is 1500); a capital one is a power of 1024 (`4K` is 4096).
 pub(super) fn tokens(text: &str) -> anyhow::Result<usize> {
     const UNITS: [(char, f64); 6] = [
@@ -77,14 +77,14 @@ pub(super) fn seconds(text: &str) -> anyhow::Result<Duration> {
         .find_map(|(name, unit)| Some((trimmed.strip_suffix(*name)?, *unit)))
         .unwrap_or((trimmed, 1));
     let seconds = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    // A thousand years, so that a time that far from now can be computed.
+    // At most a thousand years, so that adding it to the current time does not overflow.
     let seconds = seconds.filter(|seconds| *seconds <= 31_536_000_000);
     let seconds = seconds
         .ok_or_else(|| anyhow!("expected whole seconds, or a time such as 30s, 5m or 1h, {}", got(text)))?;
     Ok(Duration::from_secs(seconds))
 }
 
-/// The same, at least 1 second.
+/// A length of time as for [`seconds`], at least 1 second.
 pub(super) fn at_least_1_second(text: &str) -> anyhow::Result<Duration> {
     let duration = seconds(text)?;
     ensure!(!duration.is_zero(), "expected at least 1, got 0");
@@ -125,7 +125,7 @@ pub(super) fn positive_fraction(text: &str) -> anyhow::Result<f64> {
     bail!("expected a fraction above 0, at most 1, {}{hint}", got(text))
 }
 
-/// A boolean, in the words that people use.
+/// A boolean: true, yes, on or 1, or false, no, off or 0, in any case.
 pub(super) fn boolean(text: &str) -> anyhow::Result<bool> {
     is_boolean(text).ok_or_else(|| anyhow!("expected true or false, {}", got(text)))
 }

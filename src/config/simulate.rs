@@ -37,7 +37,7 @@ impl FromStr for MeanAndCv {
     }
 }
 
-/// Help of a setting whose value is the recorded one with `--replay`, if none is given.
+/// Help text of a setting that defaults to the recorded value if `--replay` is given.
 fn or_recorded(help: &str, default: impl fmt::Display) -> String {
     format!("{help} [default: {default}, or as recorded]")
 }

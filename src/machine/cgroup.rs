@@ -30,8 +30,8 @@ struct Mount {
     point: PathBuf,
 }
 
-/// The hierarchies of a controller: that of version 1 which has it, and all mounts of version 2. `root` is
-/// the root of the file system. A process without control groups has none.
+/// The hierarchies that can have this controller: the one of version 1 that has it, and all mounts of
+/// version 2. `root` is the root of the file system. A process without control groups has none.
 pub(super) fn hierarchies(root: &Path, controller: &str) -> Vec<Hierarchy> {
     let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_default();
     let (groups, mounts) = (read("proc/self/cgroup"), read("proc/self/mountinfo"));
@@ -57,7 +57,7 @@ fn of_group(root: &Path, line: &str, controller: &str, mounts: &[Mount]) -> Vec<
         mounts.iter().filter_map(|mount| Some(up(root, mount, below(&path, &mount.root)?))).collect();
     if found.is_empty() {
         // The process's own group is outside every mount, as it is after a move out of a container's group.
-        // The mounted group is the nearest that can be seen.
+        // The mounted group is the nearest visible one.
         found.extend(mounts.iter().map(|mount| up(root, mount, &[])));
     }
     found.into_iter().map(|groups| Hierarchy { version, groups }).collect()

@@ -1,8 +1,8 @@
 //! Limits on the memory of this process: physical memory, control groups, resource limits and overcommitment.
 //!
-//! Each limit comes with the bytes that count against it already. Of a control group's use, the page cache
-//! and reclaimable kernel memory do not count, just as `MemAvailable` leaves them out: the system gives them
-//! up when a process needs memory. Swap does not count as memory.
+//! Each limit comes with the bytes that count against it already. Page cache and reclaimable kernel memory of
+//! a control group do not count, because the system frees them when a process needs memory; `MemAvailable`
+//! leaves them out too. Swap does not count as memory.
 
 use std::path::{Path, PathBuf};
 
@@ -28,8 +28,8 @@ impl MemoryLimit {
     }
 }
 
-/// All limits of this process that are below the physical memory, after the physical memory itself, which is
-/// the first. `root` is the root of the file system, so that tests can pass a made-up one.
+/// The physical memory, followed by every limit of this process that is below it. `root` is the root of the
+/// file system; tests pass a made-up one.
 ///
 /// # Errors
 /// `proc/meminfo` cannot be read.
@@ -94,7 +94,7 @@ fn group_limits_v1(root: &Path, hierarchy: &Hierarchy) -> Vec<MemoryLimit> {
         let (used, source) = (used_v1(group), shown(root, &file));
         limits.extend(number(&file).map(|bytes| MemoryLimit { source, bytes, used }));
     }
-    // A parent that is not mounted here, as in a container, shows in the group's statistics alone.
+    // In a container, parents are not mounted. Their limit is then in the group's statistics only.
     let visible = limits.iter().map(|limit| limit.bytes).min().unwrap_or(u64::MAX);
     if let Some(own) = hierarchy.groups.iter().find(|group| group.join("memory.stat").exists()) {
         let file = own.join("memory.stat");
@@ -116,7 +116,7 @@ fn used_v1(group: &Path) -> u64 {
 
 /// The resource limits that make an allocation fail: of the address space and of the data segment. The
 /// allocator reserves address space in large pieces, which count against both limits before they are touched.
-/// An allocation comes from such a piece or from what the limit leaves, so the larger of the two is left.
+/// An allocation uses such a piece or new address space, so the larger of the two counts as available.
 fn resource_limits(root: &Path) -> Vec<MemoryLimit> {
     let limits = read(&root.join("proc/self/limits")).unwrap_or_default();
     let status = read(&root.join("proc/self/status")).unwrap_or_default();

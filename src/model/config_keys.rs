@@ -1,5 +1,5 @@
-//! Every key that a `config.json` of the two families has been seen with: read, without an effect, or with an
-//! effect that is not supported. Others are warned about.
+//! Lists of the known keys of `config.json` in the two families: keys that are read, keys without an effect,
+//! and keys with an effect that is not supported. Other keys cause a warning.
 
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ const HARMLESS: [&str; 52] = [
     "_commit_hash",
     "_flash_attn_2_enabled",
     "_name_or_path",
-    // Divides before the softmax and multiplies within it.
+    // Divides the scores before the softmax, and multiplies them by the same number within it.
     "apply_query_key_layer_scaling",
     "attention_dropout",
     "attention_softmax_in_fp32",
@@ -168,7 +168,7 @@ const NEUTRAL: [Neutral; 65] = [
     ("use_sink", &["false"]),
 ];
 
-/// Keys that name the same as a key that is read, for other families. They must not contradict it.
+/// Names that other families have for a key that is read, with that key. Their values must be equal.
 const OTHER_NAMES: [(&str, &str); 7] = [
     ("hidden_activation", "hidden_act"),
     ("activation_function", "hidden_act"),

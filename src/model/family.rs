@@ -61,7 +61,7 @@ impl Family {
         }
     }
 
-    /// Keys of the norms' epsilon, the first of which counts, and the value if all are absent.
+    /// Keys of the norm's epsilon, the first of which takes precedence, and the default.
     pub(super) fn norm_eps(self) -> (&'static [&'static str], f64) {
         match self {
             Self::Nemotron => (&["norm_eps", "layer_norm_eps"], 1e-5),

@@ -1,15 +1,16 @@
-//! Reads the rotary embedding from `config.json`, in the old and the new Hugging Face format. Where the file
-//! says two things, the one counts that transformers goes by, and a warning names both.
+//! Reads the rotary embedding from `config.json`, in the old and the new Hugging Face format. If the file
+//! states a value twice, the one that transformers reads is used, and a warning names both.
 
 use super::error::LoadError;
 use super::family::Family;
 use super::json::Object;
 
-/// Keys of the fraction of dimensions that rotate. transformers reads the first; vLLM has read the others.
+/// Keys of the fraction of dimensions that rotate. transformers reads the first; versions of vLLM have read
+/// the others.
 pub(super) const FRACTIONS: [&str; 4] =
     ["partial_rotary_factor", "rope_percent", "rope_percentage", "rope_pct"];
 
-/// Key, at top level or with the scaling, of the number of positions before Llama 3's scaling.
+/// Key of the number of positions before Llama 3's scaling. It stands at top level or beside the scaling.
 pub(super) const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// Reads the inverse frequencies theta^(-2i / d) of the d rotated dimensions, rescaled if the configuration
@@ -48,7 +49,7 @@ fn non_empty(config: &Object, key: &str) -> Result<Option<Object>, LoadError> {
 struct RopeReader<'a> {
     /// The whole `config.json`.
     config: &'a Object,
-    /// `rope_scaling` or `rope_parameters`, if one is there.
+    /// The object `rope_scaling` or `rope_parameters`, if the file has one.
     object: Option<&'a Object>,
     family: Family,
     head_dim: usize,
@@ -76,7 +77,7 @@ impl RopeReader<'_> {
         Ok(frequencies)
     }
 
-    /// A number of the object, else of the top level.
+    /// The number at a key of the object or, if the object has none, of the top level.
     fn number(&self, key: &str) -> Result<Option<f64>, LoadError> {
         match self.object.map(|object| object.number(key)).transpose()?.flatten() {
             None => self.config.number(key),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::health;
 
-/// Status in the log of a request whose client disconnected before the response; nginx's.
+/// Status in the log of a request whose client disconnected before the response. nginx uses it too.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
-/// Characters of a path or a field's name in the log. Clients choose both.
+/// Maximum characters of a path or a field's name in the log. Clients choose both.
 const MAX_CHARS: usize = 200;
 
 /// Facts about one request for its line. The record is held by the middleware and by the generation;
@@ -18,7 +18,7 @@ const MAX_CHARS: usize = 200;
 pub(crate) struct AccessRecord {
     method: String,
     path: String,
-    /// `x-request-id` of the request, if it has got one.
+    /// `x-request-id` of the request, if it has one.
     request_id: Option<String>,
     began: Instant,
     outcome: Mutex<Outcome>,

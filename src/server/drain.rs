@@ -25,15 +25,15 @@ use super::status::{ServerStatus, ShutdownPhase};
 
 /// Time for sending the last bytes of a response.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// The same after Ctrl-C.
+/// Time for sending the last bytes of a response after Ctrl-C.
 const INTERRUPTED_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Durations of a shutdown's phases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DrainTimes {
-    /// From the request for a shutdown until new requests are refused.
+    /// Time between the request for a shutdown and the refusal of new requests.
     pub grace: Duration,
-    /// From the refusal of new requests until running requests are aborted.
+    /// Time between the refusal of new requests and the abort of running requests.
     pub timeout: Duration,
 }
 

@@ -1,5 +1,5 @@
 //! A bounded number of permits for clients that may stay silent. When all are held, a new holder evicts the
-//! oldest, so that silent clients keep no one else out.
+//! oldest, so that silent clients cannot block other clients.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -94,7 +94,7 @@ pub async fn while_starting<T>(
     }
 }
 
-/// Answers one request as before the start of the engine, and closes the connection.
+/// Answers the first request of a connection while the engine starts, and closes the connection.
 async fn answer_once(stream: TcpStream, status: Arc<ServerStatus>, origins: Arc<AllowedOrigins>) {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let response = before_start(&status, &origins, &request);

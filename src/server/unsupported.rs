@@ -92,8 +92,8 @@ const PARAMETER_OBJECTS: [&str; 12] = [
     "custom_params",
 ];
 
-/// Parts of the names of constraints, in lower case and without `_` and `-`: of the form, of the tokens, of
-/// the length, and of the end of an answer.
+/// Parts of the names of constraints on the form, the tokens, the length and the end of an answer, in lower
+/// case and without `_` and `-`.
 const CONSTRAINTS: [&str; 44] = [
     "guided",
     "grammar",

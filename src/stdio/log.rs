@@ -102,7 +102,7 @@ pub fn is_colored() -> bool {
     io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Logs a panic. The panic itself goes on.
+/// Logs a panic, which then continues.
 fn report_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
     let message = panic.payload_as_str().unwrap_or("no reason given");
     let thread = std::thread::current();
@@ -126,7 +126,7 @@ mod tests {
 
     use super::{LogFilter, LogFormat, Queue, dispatch, report_panic};
 
-    /// The lines of the log of a panic.
+    /// Returns the log lines of a panic.
     fn panic_lines(format: LogFormat, level: &str) -> String {
         let queue = Arc::new(Queue::default());
         let LogFilter(filter) = level.parse().unwrap();

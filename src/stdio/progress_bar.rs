@@ -41,7 +41,7 @@ impl ProgressBars {
     }
 }
 
-/// The terminal as a bar of one line needs it.
+/// A terminal that shows a bar of one line.
 #[derive(Debug)]
 struct BarTerminal {
     queue: Arc<Queue>,

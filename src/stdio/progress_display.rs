@@ -19,7 +19,7 @@ pub(crate) struct ProgressDisplay {
 }
 
 impl ProgressDisplay {
-    /// Starts the clock. The first position shows the bar, which has indicatif's `template`.
+    /// Starts the clock. The bar appears when its first position is set. `template` is in indicatif's syntax.
     pub(crate) fn start(bars: &ProgressBars, template: &str) -> Self {
         let now = Instant::now();
         Self { bar: bars.bar(None, template), bars: bars.clone(), start: now, last_shown: now }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::write::write_all;
 
-/// Bytes of lines that wait to be written. One more line is dropped.
+/// Largest number of bytes that wait to be written. A line that does not fit is dropped.
 const CAPACITY: usize = 1 << 20;
 /// Longest wait of [`Queue::flush`] for one write: a pipe that takes longer has no reader.
 const STALLED: Duration = Duration::from_millis(200);
@@ -34,7 +34,7 @@ struct State {
     lines: Vec<u8>,
     /// New text of the progress bar; empty to remove the bar.
     bar: Option<String>,
-    /// When the write began that is in progress.
+    /// Start of the write in progress, or the end of its last part.
     writing_since: Option<Instant>,
 }
 
@@ -142,7 +142,7 @@ impl Queue {
         }
         std::mem::swap(&mut state.lines, taken);
         state.writing_since = Some(Instant::now());
-        // A flush that waits has a limit for this write from now on.
+        // Wakes `flush`, so that it limits its wait for this write.
         self.written.notify_all();
         state.bar.take()
     }

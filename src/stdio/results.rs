@@ -37,7 +37,7 @@ pub(crate) fn print(text: &str) -> Result<(), OutputError> {
     }
 }
 
-/// Prints a line. An error ends a benchmark whose further lines have no reader.
+/// Prints a line. Closed standard output is an error, so that a benchmark whose output is not read ends.
 ///
 /// # Errors
 /// Standard output is closed or cannot be written.

@@ -1,4 +1,4 @@
-//! Writes to a descriptor until all bytes are written, in whatever mode another process has set it.
+//! Writes all bytes to a descriptor, also if another process has made it non-blocking.
 
 use std::io;
 use std::os::fd::AsFd;

@@ -22,8 +22,8 @@ impl Probe {
     }
 }
 
-/// Conversations that a template may refuse: those of the first list that it renders are used, or else those
-/// of the next list.
+/// Lists of conversations, each of which a template may refuse. The first list is used of which the template
+/// renders at least one.
 const PROBES: [&[Probe]; 3] = [
     &[
         Probe { roles: &["system", "user", "assistant", "user"] },
@@ -57,7 +57,7 @@ impl ProbeText {
         Self { probe, text, outside }
     }
 
-    /// Where the last message's text ends.
+    /// End of the last message's text, in bytes.
     fn tail(&self) -> usize {
         self.probe
             .messages()
@@ -66,7 +66,7 @@ impl ProbeText {
             .unwrap_or(0)
     }
 
-    /// The ids of the matches outside message text that `written` does not have.
+    /// The ids of the matches outside message text that overlap no range of `written`.
     pub(super) fn ids_without(&self, written: &[Range<usize>]) -> impl Iterator<Item = u32> {
         let known = |found: &Range<usize>| {
             written.iter().any(|written| written.start < found.end && found.start < written.end)
@@ -94,8 +94,8 @@ pub(super) fn turn_markers(texts: &[ProbeText], tool: Option<&ProbeText>, tokeni
         let (before, behind): (Vec<_>, Vec<_>) =
             text.outside.iter().partition(|(_, found)| found.start < tail);
         markers.extend(before.iter().map(|(id, _)| *id));
-        // Behind the last message, a token that the assistant's earlier turn does not have stands within the
-        // next turn if it follows a known one: it is the beginning of the answer, such as `<think>`.
+        // If the conversation has an assistant's turn, only the tokens before the first known marker can be
+        // markers here. A new token behind a known marker begins the answer, such as `<think>`.
         let known = if text.probe.roles.contains(&"assistant") { markers.clone() } else { Vec::new() };
         markers.extend(behind.iter().map(|(id, _)| *id).take_while(|id| !known.contains(id)));
     }

@@ -1,7 +1,7 @@
 //! Guard against injected turn markers: message text is never encoded as a turn marker.
 //!
-//! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. Of the
-//! matches, only those count that the template wrote; the others are encoded as the text that they are
+//! The tokenizer finds the turn markers of a rendered conversation as it finds all added tokens. A match of a
+//! turn marker counts only if the template wrote it; otherwise it is encoded as ordinary text
 //! ([`Rendered::counts`]). Everything else is encoded as `transformers` does.
 //!
 //! To know what the template wrote, each conversation is rendered twice. The second template is marked: it
@@ -23,7 +23,7 @@ use serde_json::Value;
 
 use super::vocabulary::TokenizerJsonError;
 
-/// First character of a placeholder, the second is one of those from [`FIRST_INDEX`] on.
+/// First character of a placeholder. The second is [`FIRST_INDEX`] plus the index of the marker.
 const MARK: char = '\u{10FFFE}';
 /// Second character of the first marker's placeholder.
 const FIRST_INDEX: u32 = 0xF_0000;
@@ -37,7 +37,7 @@ const CUT: char = '\u{FFFFF}';
 pub struct Rendered {
     text: String,
     markers: Arc<TurnMarkers>,
-    /// Markers that the template wrote, in their order.
+    /// Markers that the template wrote, in the order of the text.
     written: Vec<Range<usize>>,
     /// The markers that the template puts together from parts.
     composed: Composed,
@@ -48,12 +48,13 @@ pub struct Rendered {
 pub(super) struct Composed {
     /// Their ids.
     pub(super) ids: Vec<u32>,
-    /// Places in the rendered text where a message could continue a marker, or be continued to one.
+    /// Positions in the rendered text, in bytes, where text of a message could complete a marker or be
+    /// completed to one.
     pub(super) breaks: Vec<usize>,
 }
 
 impl Rendered {
-    /// Puts a rendering together. `written` is in ascending order.
+    /// Makes a rendering of its parts. `written` is in ascending order.
     pub(super) fn new(
         text: String,
         markers: Arc<TurnMarkers>,
@@ -64,8 +65,8 @@ impl Rendered {
     }
 
     /// The text as the template wrote it. To encode it, pass the value itself to
-    /// [`Tokenizer::encode_prompt`](super::Tokenizer::encode_prompt), because this text has lost the
-    /// distinction.
+    /// [`Tokenizer::encode_prompt`](super::Tokenizer::encode_prompt), because this text does
+    /// not tell which markers the template wrote.
     pub fn text(&self) -> String {
         self.text.clone()
     }
@@ -103,8 +104,8 @@ pub(super) fn is_reserved(text: &str) -> bool {
     text.contains([MARK, BREAK, CUT])
 }
 
-/// The value of a field or a variable, with breaks in all of its text if there are markers to protect it
-/// from.
+/// The value of a field or a variable. With `markers`, all of its text and keys have breaks
+/// ([`TurnMarkers::protect`]).
 pub(super) fn protect_value(value: &Value, markers: Option<&TurnMarkers>, kind: TextKind) -> Value {
     let Some(known) = markers else { return value.clone() };
     match value {

@@ -1,5 +1,5 @@
-//! The log of the binary: it stops neither requests, nor probes, nor the end of the process, whatever its
-//! reader does; and its form.
+//! The log of the binary: its form, and that it delays neither requests, nor probes, nor the end of the
+//! process when it is not read.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};

@@ -181,7 +181,7 @@ pub(super) fn run(
     unsafe { cuda.driver.launch(launch, &rescale) }
 }
 
-/// Finds the fastest algorithm for each shape and each of some numbers of rows: the powers of two from
+/// Finds the fastest algorithm for each shape and each number of rows that is a power of two, from
 /// [`MIN_ROWS`] to the first that is at least `rows`. Choices in the file are not measured again.
 pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> Result<(), DeviceError> {
     let Some(version) = cuda.driver.backend().library().map(ProductLibrary::version) else {

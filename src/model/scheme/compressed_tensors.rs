@@ -15,7 +15,7 @@ const ARGS: [Neutral; 7] = [
     ("symmetric", &["true"]),
     ("group_size", &["-1"]),
     ("block_structure", &[]),
-    // `weight`, which is also called `static`, ordered the columns during calibration alone.
+    // `weight`, also called `static`, orders the columns during calibration only.
     ("actorder", &["false", "\"weight\"", "\"static\""]),
     ("scale_dtype", SCALE_DTYPES),
     ("num_bits", &["8"]),
@@ -100,7 +100,7 @@ fn check_keys(quant: &Object) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Returns a group. One that is only a list of targets has a preset scheme's name.
+/// Returns the group at `name`. If `value` is only a list of targets, `name` is that of a preset scheme.
 fn preset(groups: &Object, name: &str, value: &Value) -> Result<Object, LoadError> {
     if !value.is_array() {
         return groups.object(name)?.ok_or_else(|| groups.error(name, "expected an object, got null"));

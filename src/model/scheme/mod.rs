@@ -2,8 +2,8 @@
 //! unquantised.
 //!
 //! All supported FP8 schemes store E4M3 codes with one scale per tensor or per output row. They differ in the
-//! names and shapes of the scales, and in whether activations have a stored scale. What is not known is
-//! refused: it could change the result.
+//! names and shapes of the scales, and in whether activations have a stored scale. Unknown keys and
+//! values are refused, because they could change the result.
 
 mod auto_fp8;
 mod compressed_tensors;

@@ -20,7 +20,7 @@ pub(super) enum Syntax {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Covered {
     No,
-    /// By the reading of some libraries, or because it covers a parent of the module.
+    /// Some libraries read the list so that it covers the module, or it covers a parent of the module.
     Perhaps,
     Yes,
 }
@@ -62,7 +62,7 @@ impl ModuleList {
         Ok(Self { syntax, entries: entries.iter().map(entry).collect::<Result<_, _>>()? })
     }
 
-    /// Whether the list covers a linear module, if its entries are those to leave unquantised.
+    /// Whether the list covers a linear module, if its entries name modules to leave unquantised.
     ///
     /// # Errors
     /// A pattern needs too many steps.
@@ -72,7 +72,7 @@ impl ModuleList {
         covered.into_iter().try_fold(Covered::No, |most, covered| Ok(most.max(covered?)))
     }
 
-    /// Whether the list covers a linear module, if its entries are those to quantise.
+    /// Whether the list covers a linear module, if its entries name modules to quantise.
     ///
     /// # Errors
     /// A pattern needs too many steps.
@@ -85,7 +85,7 @@ impl ModuleList {
         self.excludes(module)
     }
 
-    /// Whether an entry covers a module. `others` are the names of what the module is fused into or in.
+    /// Whether an entry covers a module. `others` are its parents and its fused matrix.
     fn entry_covers(&self, entry: &Entry, module: &str, others: &[String]) -> Result<Covered, String> {
         let Entry { text, pattern } = entry;
         let names = |name: &str| match pattern {
@@ -113,7 +113,7 @@ impl ModuleList {
     }
 }
 
-/// Whether a name has no characters of patterns, except for dots.
+/// Whether a text has only the characters of module names: letters, digits, `_` and dots.
 fn is_plain(text: &str) -> bool {
     text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
 }
@@ -129,7 +129,7 @@ fn fused(module: &str) -> Option<String> {
     Some(format!("{parent}.{fused}"))
 }
 
-/// The modules that a module is in, the innermost first.
+/// The parents of a module, the innermost first.
 fn parents(module: &str) -> impl Iterator<Item = String> {
     module.rmatch_indices('.').map(|(end, _)| module[..end].to_owned())
 }

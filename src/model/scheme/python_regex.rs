@@ -289,8 +289,8 @@ impl Translator<'_> {
         Ok(())
     }
 
-    /// Flags for the whole pattern or for a group. Of the flags `a`, `m` and `u`, none matters to the name of
-    /// a module, which is a line of ASCII characters.
+    /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter, because the name
+    /// of a module is one line of ASCII characters.
     fn flags(&mut self) -> Result<(), String> {
         let start = self.at - 2;
         let (mut on, mut off, mut negative) = (String::new(), String::new(), false);

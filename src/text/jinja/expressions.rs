@@ -8,7 +8,7 @@ use super::lexer::Kind;
 use super::parser::Parser;
 use crate::text::python::{UNSUPPORTED_FILTERS, is_filter, is_test};
 
-/// Words that end the operand of a test without parentheses.
+/// Words that do not begin an operand when they follow the name of a test.
 const AFTER_TEST: [&str; 3] = ["else", "or", "and"];
 
 impl Parser {

@@ -54,7 +54,7 @@ struct Lexer<'a> {
     /// Position in bytes.
     at: usize,
     line: usize,
-    /// Whether the last tag or comment ended with a line end, or there is none before.
+    /// Whether the text that follows is at the start of a line: after a line end, or first in the template.
     line_starts: bool,
     tokens: Vec<Token>,
 }
@@ -79,7 +79,7 @@ impl<'a> Lexer<'a> {
         Err(SyntaxError { line: self.line, message: message.into() })
     }
 
-    /// Reads text up to the next tag or comment, and all of that.
+    /// Reads text up to the next tag or comment, and then the whole tag or comment.
     fn root(&mut self) -> Result<(), SyntaxError> {
         let rest = self.rest();
         let begins = |i: &usize| ["{%", "{{", "{#"].iter().any(|tag| rest[*i..].starts_with(tag));
@@ -111,7 +111,8 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Reads `length` bytes of text before a tag that begins with `sign`.
+    /// Reads the `length` bytes of text before a tag. `sign` is the tag's whitespace control. `strips_line`
+    /// removes whitespace between the start of the tag's line and the tag.
     fn data(&mut self, length: usize, sign: Option<char>, strips_line: bool) {
         let text = &self.rest()[..length];
         let kept = match sign {
@@ -142,7 +143,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    /// Reads a raw block after its opening, and its end.
+    /// Reads the rest of a raw block after its opening tag, closing tag included.
     fn raw(&mut self) -> Result<(), SyntaxError> {
         let rest = self.rest();
         for (start, _) in rest.match_indices("{%") {
@@ -163,12 +164,12 @@ impl<'a> Lexer<'a> {
         self.unclosed("Missing end of raw directive")
     }
 
-    /// Jinja2 accepts what is not closed where nothing follows.
+    /// Refuses a comment or raw block without its end. Jinja2 accepts one if the template ends right there.
     fn unclosed(&self, message: &str) -> Result<(), SyntaxError> {
         if self.rest().is_empty() { Ok(()) } else { self.error(message) }
     }
 
-    /// Skips whitespace after a tag: all of it, or one line end.
+    /// Skips whitespace after a tag: all of it if `all`, else one line end if `newline`.
     fn after_tag(&mut self, all: bool, newline: bool) {
         let rest = self.rest();
         let length = match (all, newline) {
@@ -179,7 +180,7 @@ impl<'a> Lexer<'a> {
         self.line_starts = self.advance(length).ends_with('\n');
     }
 
-    /// Reads the tokens of a tag after its opening, and its end.
+    /// Reads the tokens of a tag after its opening, up to and including its end.
     fn tag(&mut self, end: Kind) -> Result<(), SyntaxError> {
         let close = if end == Kind::BlockEnd { "%}" } else { "}}" };
         let mut open: Vec<&str> = Vec::new();

@@ -12,10 +12,11 @@ pub(super) struct Parser {
     /// Position of the next token.
     pub(super) at: usize,
     depth: usize,
-    /// Number of conditions around the current place. Jinja2 reports an unknown filter or test there only
-    /// when it is used.
+    /// Number of conditions around the next token. Within a condition, Jinja2 reports an unknown filter or
+    /// test only when it is used.
     pub(super) conditions: usize,
-    /// Whether calls of methods are written as calls, because a `call` block needs one.
+    /// Whether a method call is written as a call of an attribute instead of the filter `_call`. A `call`
+    /// block needs a call.
     pub(super) plain_calls: bool,
     /// Whether the last thing that was read is a call.
     pub(super) ends_with_call: bool,
@@ -36,7 +37,7 @@ impl Parser {
         }
     }
 
-    /// Refuses unknown filters and tests that were read.
+    /// Returns an error if unknown filters or tests were read.
     pub(super) fn check_names(&mut self) -> Result<(), SyntaxError> {
         if self.unknown.is_empty() { Ok(()) } else { Err(self.unknown.swap_remove(0)) }
     }

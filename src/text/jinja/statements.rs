@@ -16,7 +16,7 @@ pub(super) fn rewrite(tokens: Vec<Token>) -> Result<String, SyntaxError> {
     Ok(writer.out)
 }
 
-/// The kind of tag that a statement stands in, for `break` and `continue`.
+/// The kind of block around a statement, which decides whether `break` and `continue` are possible.
 #[derive(Clone, Copy, PartialEq)]
 enum Scope {
     Loop,
@@ -184,7 +184,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes a statement that only has variables of its own.
+    /// Writes a statement whose only effect is a scope for variables.
     fn scope(&mut self, line: usize, end: &str) -> Result<(), SyntaxError> {
         self.statement(line, "with");
         self.scopes.push(Scope::Other);
@@ -213,7 +213,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Reads a variable or several. Returns its code, and whether there are several.
+    /// Reads one or more variables. Returns their code, and whether there are several.
     fn target(&mut self) -> Result<(String, bool), SyntaxError> {
         let mut targets = Vec::new();
         let mut several = false;
@@ -377,7 +377,7 @@ impl Writer {
         self.closed("endcall")
     }
 
-    /// A chat template stands alone: naming another one fails when the tag is reached.
+    /// Writes a tag that names another template. It fails when it runs: a chat template is a single file.
     fn other_template(&mut self, tag: &str, line: usize) -> Result<(), SyntaxError> {
         while !matches!(self.parser.peek(), Some(Kind::BlockEnd) | None) {
             self.parser.next();

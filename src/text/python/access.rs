@@ -197,7 +197,7 @@ impl Fields<'_> {
 
     /// One field: name, conversion and format.
     fn field(&mut self, field: &str, depth: usize) -> Result<String, Error> {
-        // A `]` encloses everything in an index.
+        // Within the brackets of an index, `!` and `:` do not end the name.
         let mut in_index = false;
         let end = field.find(|c| {
             in_index = (in_index || c == '[') && c != ']';

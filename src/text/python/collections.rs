@@ -65,7 +65,7 @@ fn simple(name: &str, value: &Value) -> Result<Value, Error> {
         "reverse" => {
             let mut items = iterate(value)?;
             items.reverse();
-            // A generator has to be read to its end, and becomes a list.
+            // A generator, which has to be read to its end, becomes a list.
             if kind == Kind::Iterator { Value::from(items) } else { Iter::value(items) }
         }
         _ => match kind {
@@ -76,7 +76,7 @@ fn simple(name: &str, value: &Value) -> Result<Value, Error> {
     })
 }
 
-/// How a filter gets the key of an item: along paths of attributes, each `None` for the item itself.
+/// How a filter gets the key of an item: by paths of attributes. An empty path is the item itself.
 struct Key {
     paths: Vec<Vec<Value>>,
     /// Whether strings are compared without regard to case.

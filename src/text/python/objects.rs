@@ -226,7 +226,7 @@ pub(super) fn length(value: &Value) -> Option<usize> {
     }
 }
 
-/// Size of a value in bytes, about: what an operation on it costs.
+/// Approximate size of a value in bytes, which is charged for an operation on it.
 pub(super) fn size(value: &Value) -> u64 {
     let bytes = match text(value) {
         Some(text) => text.len(),
@@ -235,7 +235,7 @@ pub(super) fn size(value: &Value) -> u64 {
     bytes as u64
 }
 
-/// An integer of a value that Python takes as an index.
+/// The integer of a value that Python accepts as an index; `None` for other values.
 pub(super) fn index(value: &Value) -> Option<i128> {
     match Kind::of(value) {
         Kind::Bool => Some(i128::from(value.is_true())),
@@ -244,7 +244,7 @@ pub(super) fn index(value: &Value) -> Option<i128> {
     }
 }
 
-/// A float of a number.
+/// A number as a float; `None` for other values.
 pub(super) fn float(value: &Value) -> Option<f64> {
     match Kind::of(value) {
         Kind::Float => f64::try_from(value.clone()).ok(),

@@ -80,7 +80,7 @@ fn write(value: &Value, out: &mut String, depth: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Python prints the bounds of a range; the items tell them up to the last one.
+/// Writes a range by its bounds, as Python does. They are computed from its items.
 fn write_range(items: &[Value], out: &mut String) {
     let number = |i: usize| items.get(i).and_then(super::objects::index);
     match (number(0), number(1), items.len()) {

@@ -127,7 +127,7 @@ pub(super) fn capitalize(text: &str) -> String {
     first + &characters.as_str().to_lowercase()
 }
 
-/// A character in title case. Digraphs and ligatures have a case of their own there.
+/// A character in title case. Digraphs and ligatures have a separate title case.
 fn title_case(character: char) -> String {
     match character {
         'Ǆ'..='ǆ' => "ǅ".to_owned(),
@@ -420,7 +420,7 @@ pub(super) fn pad(text: &str, name: &str, width: i128, fill: &str) -> Result<Str
     }
     let missing = width - text.chars().count() as i128;
     let Ok(missing) = usize::try_from(missing) else { return Ok(text.to_owned()) };
-    // An odd fill character stands on the left if the width is odd.
+    // An odd number of fill characters has one more on the left if the width is odd, else on the right.
     let left = match name {
         "ljust" => 0,
         "rjust" => missing,

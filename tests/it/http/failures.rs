@@ -119,8 +119,8 @@ fn every_error_has_a_label_that_metrics_know() {
 async fn a_full_queue_is_a_429_even_for_a_stream() {
     let mut setup = Setup::new();
     (setup.config.max_num_seqs, setup.config.max_queue_requests) = (1, 1);
-    // The forecast expects replies of two tokens, so a place is predicted to be free within a second on any
-    // machine.
+    // The forecast expects replies of two tokens, so on any machine it predicts that the queue has room again
+    // within a second.
     (0..200).for_each(|_| setup.start.forecast.answers(2, 1));
     let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
     let server = setup.launch_with(executor);
