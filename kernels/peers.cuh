@@ -7,9 +7,9 @@
 // that its inputs may be overwritten, and other ranks' writes to this rank's memory are visible.
 //
 // If a rank does not signal within the timeout, or has ended, the operation fails on the others: they write
-// its number to host memory and do not wait again. At the beginning a block waits only for the first block of
-// each rank, and at the end the last block of a rank waits only for the last block of each rank, so the
-// blocks of an operation need not all run at the same time.
+// its number to host memory and do not wait again. To begin, a block waits only for the first block of each
+// rank. To end, the last block of a rank waits only for the last block of each rank. Therefore the blocks of
+// an operation need not all run at the same time.
 #pragma once
 
 #include "device.cuh"

@@ -209,7 +209,8 @@ impl Generator {
         self.tokenize_with(prompts, false).await
     }
 
-    /// Does the same; `ranges`: whether to find where each token of a text comes from.
+    /// Renders and tokenises like [`Self::tokenize`]. `ranges` says whether to find the bytes of the text
+    /// that each token comes from.
     async fn tokenize_with(&self, prompts: Prompts, ranges: bool) -> Result<Vec<Prompt>, Refusal> {
         let bytes = prompts.text_bytes();
         if bytes > self.max_text_bytes {

@@ -3,7 +3,7 @@
 //!     cargo bench --bench soak -- [--minutes 10] [--streams 2000] [--pace 4] [--queued 10000] [--seed 1]
 //!
 //! First, `--streams` clients are connected at all times. One client in twenty sends a malformed or oversized
-//! request. Of the others 20 % disconnect after a random number of bytes, 10 % read slowly and 5 % do not
+//! request. Among the others, 20 % disconnect after a random number of bytes, 10 % read slowly and 5 % do not
 //! stream. Every complete response is compared with the text that the simulated model generates for its
 //! prompt. Health is probed every 50 ms, beside an echo server on this machine; memory and file descriptors
 //! of the server are recorded. Second, `--queued` requests wait in the queue of a slow server while health is

@@ -23,7 +23,7 @@ const DEFAULT_REQUESTS: u64 = 100;
 
 /// Runs the benchmark and writes its reports. Exits with status 1 if no request succeeded.
 pub fn run(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
-    // A single thread: see the header of the module `load`.
+    // A single thread: see the header of `load_client`.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(measure(args, log))
 }

@@ -69,7 +69,7 @@ impl Local {
         self.barrier()
     }
 
-    /// Waits until every rank is here. The error names a rank that is not.
+    /// Waits until every rank is at the barrier. The error names a rank that is not there.
     pub(super) fn barrier(&self) -> Result<(), DeviceError> {
         let ThreadGroup { barrier, changed, timeout, .. } = &*self.group;
         let mut state = locked(barrier);

@@ -1,7 +1,7 @@
 //! Groups whose ranks access one another's memory on GPUs and sum in rank order. With few rows every rank
 //! reduces all of them (one-shot); with more rows each rank reduces its share and writes it to the others
-//! (two-shot). Both give the same bits, so that the number of rows at which one takes over is a matter of
-//! speed, and measured.
+//! (two-shot). Both give the same bits. The number of rows from which two-shot mode is faster is
+//! measured at start.
 
 use std::time::{Duration, Instant};
 
@@ -77,10 +77,10 @@ impl P2p {
     }
 
     /// Measures reductions of each number of rows: seconds in one-shot and in two-shot mode. Every rank of
-    /// the group calls this, and gets figures of its own.
+    /// the group calls this, and gets its own figures.
     ///
     /// # Errors
-    /// If a rank does not come, or memory runs out.
+    /// If a rank does not take part, or memory runs out.
     pub fn measure(&self, cuda: &Cuda, counts: &[usize], cols: usize) -> Result<Vec<[f64; 2]>, DeviceError> {
         let most = counts.iter().copied().max().unwrap_or(1);
         let weight = upload_floats(cuda, cols, &vec![1.0; cols])?;

@@ -81,7 +81,7 @@ pub enum BenchCommand {
     Load(BenchLoadArgs),
     /// Load-test any server with OpenAI's API, in an open or a closed loop: latencies, throughput, goodput.
     Serving(Box<BenchServingArgs>),
-    /// Time all-reduces between GPUs by number of rows: fused with the norm (computed on every rank, or by
-    /// shares), alone, and NCCL's.
+    /// Time all-reduces between GPUs for several numbers of rows: fused with the norm, which every rank
+    /// computes whole or in shares; without the norm; and by NCCL.
     Reduce(BenchReduceArgs),
 }

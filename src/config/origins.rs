@@ -1,5 +1,5 @@
-//! Value parsers of `--allowed-origins` and `--allowed-hosts`. They return the form that requests are compared
-//! with.
+//! Value parsers of `--allowed-origins` and `--allowed-hosts`. They return the form that requests are
+//! compared with.
 
 use anyhow::bail;
 

@@ -187,8 +187,8 @@ fn same(one: &OsStr, other: &OsStr) -> bool {
     flag_name(one) == flag_name(other)
 }
 
-/// Converts an error of clap about a setting to one that names the place of its value. Help, and errors without
-/// a [`Sentence`], keep clap's text.
+/// Converts an error of clap about a setting to one that names the place of its value. Help, and errors
+/// without a [`Sentence`], keep clap's text.
 fn refused(error: clap::Error, args: &[OsString], appended: &[Appended]) -> ParseError {
     let Some(Sentence { setting, message }) = clap_errors::sentence(&error) else { return error.into() };
     let name = OsStr::new(&setting);

@@ -41,8 +41,8 @@ pub(super) fn at_least_1(text: &str) -> anyhow::Result<usize> {
     }
 }
 
-/// A number of tokens, at least 1: a whole number, or a number with a unit of vLLM. A small letter is a power of 1000,
-/// which may have decimals (`1.5k` is 1500); a capital one is a power of 1024 (`4K` is 4096).
+/// A number of tokens, at least 1: a whole number, or a number with one of vLLM's units. A small letter is a
+/// power of 1000 (`1.5k` is 1500); a capital one is a power of 1024 (`4K` is 4096).
 pub(super) fn tokens(text: &str) -> anyhow::Result<usize> {
     const UNITS: [(char, f64); 6] = [
         ('k', 1e3),

@@ -149,7 +149,7 @@ impl EngineCore {
     /// Gives a planned step to the executor.
     ///
     /// # Errors
-    /// The executor's.
+    /// The executor fails.
     pub fn launch(&mut self, step: PlannedStep, executor: &mut dyn Executor) -> Result<(), EngineError> {
         let PlannedStep { plan, rows } = step;
         let began = self.clock.now();
@@ -181,7 +181,7 @@ impl EngineCore {
     /// Waits for the earliest step in flight. `None` if the engine is idle.
     ///
     /// # Errors
-    /// The executor's; or requests are open and no step is in flight.
+    /// The executor fails, or requests are open and no step is in flight.
     pub fn collect(&mut self, executor: &mut dyn Executor) -> Result<Option<CollectedStep>, EngineError> {
         if self.in_flight.is_empty() {
             return match self.is_idle() {

@@ -33,7 +33,7 @@ pub(crate) fn check_directory(dir: &Path) -> Result<(), LoadError> {
 /// Checks that a path is a directory with a `config.json` that can be read.
 ///
 /// # Errors
-/// The same.
+/// The same as those of [`check_directory`].
 pub(crate) fn check_model_directory(dir: &Path) -> Result<(), LoadError> {
     check_directory(dir)?;
     let config = dir.join("config.json");

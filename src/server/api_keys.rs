@@ -16,8 +16,8 @@ impl KeyDigest {
         Self(Sha256::digest(key).into())
     }
 
-    /// The key's label in metrics and logs: 8 hexadecimal digits, enough to tell keys apart and too few to
-    /// find one.
+    /// The key's label in metrics and logs: 8 hexadecimal digits of its digest, enough to tell keys apart
+    /// and too few to reconstruct one.
     fn label(&self) -> String {
         self.0[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -100,7 +100,7 @@ impl ApiKeys {
 }
 
 /// The API key that a request carries: the token of `Authorization: Bearer`, or the value of `x-api-key`,
-/// which clients of Anthropic's API send. An `Authorization` of another scheme is a proxy's and no key.
+/// which clients of Anthropic's API send. An `Authorization` header of another scheme is ignored.
 ///
 /// # Errors
 /// [`ApiError::BadKey`] if the request carries different keys.

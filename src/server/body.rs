@@ -51,7 +51,7 @@ pub(crate) async fn parse(body: ReadBody, state: &ServerState) -> Result<Map<Str
         return parse_object(&body.bytes);
     }
     let internal = || ApiError::Internal("the server failed to read the request body".to_owned());
-    // The blocking thread owns the permit, since it works on after the client has disconnected.
+    // The blocking thread owns the permit, because it continues after the client has disconnected.
     let permit = Arc::clone(&state.parsing).acquire_owned().await.map_err(|_closed| internal())?;
     let work = tokio::task::spawn_blocking(move || {
         let (_permit, body) = (permit, body);

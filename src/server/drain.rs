@@ -6,8 +6,8 @@
 //! open and running requests go on until the drain timeout. Requests that still run at the timeout are
 //! aborted, and get an error as their status or as an event of their stream.
 //!
-//! SIGINT, which Ctrl-C sends, skips the grace period: an operator at a terminal waits, and no load balancer.
-//! A server without open requests then ends at once.
+//! SIGINT, which Ctrl-C sends, skips the grace period: it comes from an operator at a terminal, and no load
+//! balancer has to notice the shutdown. A server without open requests then ends at once.
 //!
 //! A second signal ends the process at once. If the admin port began the shutdown, the drained server waits
 //! for a first signal before it exits: the response of the admin port must be sent, and the supervisor

@@ -1,5 +1,5 @@
-//! Runs a validated request: admission, generation, metrics and log. Knows no transport; the reply is JSON,
-//! whole or in chunks.
+//! Runs a validated request: admission, generation, metrics and log. It knows no transport: the reply is
+//! JSON, whole or in chunks.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use crate::generation::{Delta, Failure, Generation, Refusal};
 /// How long to wait for the final cost of aborted choices, which the engine reports with its next step.
 const FINAL_COST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A request's place in the queue, with what its head said.
+/// A request's place in the queue, with the arrival time and the time limit of its head.
 pub(crate) struct Admission {
     /// One place in the queue.
     pub(crate) permit: QueuePermit,
@@ -73,7 +73,7 @@ pub(crate) async fn start(
     Ok(TrackedGeneration { generation, builder, tracker, state: Arc::clone(state) })
 }
 
-/// The error that a refusal is to a client.
+/// Returns the API error for a refusal.
 pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, format: ReplyFormat) -> ApiError {
     ApiError::from_refusal(refusal, format.prompt_param(), state.generator.engine().retry_after())
 }
@@ -133,7 +133,7 @@ impl TrackedGeneration {
 
 impl Drop for TrackedGeneration {
     /// Aborts the choices that still run. Their final cost, known after the engine's next step, is only
-    /// needed for the log, so a task of its own waits for it.
+    /// needed for the log, so a separate task waits for it.
     fn drop(&mut self) {
         let Some(mut tracker) = self.tracker.take() else { return };
         tracker.end(self.generation.costs());

@@ -34,8 +34,8 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::timeout_stream::{TimeoutStream, client_closed};
 
-/// Connections beyond the limit that wait to be served. A probe among them is answered at once; when one more
-/// comes, the oldest is closed.
+/// Connections beyond the limit that wait to be served. A probe among them is answered at once. If another
+/// connection comes, the oldest one is closed.
 const MAX_WAITING: usize = 128;
 /// Time for the first request of a new connection to arrive once the shutdown is over.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);

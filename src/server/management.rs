@@ -3,7 +3,7 @@
 //!
 //! The health port has the paths of [`ALIASES`](super::health::ALIASES). The admin port has those and
 //! `/admin/drain`. POST begins the shutdown, as a first signal does, and responds when no request is open any
-//! more, or at once with `?wait=false`. A server that is still starting gives that up. GET returns the
+//! more, or at once with `?wait=false`. A server that is still starting stops its start. GET returns the
 //! shutdown's progress. The admin port needs no key, so it listens on the loopback address by default.
 
 use std::convert::Infallible;
@@ -38,13 +38,13 @@ use super::status::{ServerStatus, ShutdownPhase};
 
 /// The admin port's own path.
 const DRAIN: &str = "/admin/drain";
-/// Connections of a port. One more closes the oldest, so that probes get in however many connections are
-/// open.
+/// Maximum connections of a port. A further connection closes the oldest one, so that probes always get in.
 const MAX_CONNECTIONS: usize = 64;
 /// Time for the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Age and number of responses after which a connection to the health port closes. The last response says so
-/// with `connection: close`: a supervisor that keeps its connection must not take its end for the server's.
+/// with `connection: close`: a supervisor that keeps its connection must not mistake its end for the
+/// end of the server.
 const MAX_CONNECTION_AGE: Duration = Duration::from_secs(60);
 const MAX_RESPONSES: usize = 1000;
 /// Time beyond [`MAX_CONNECTION_AGE`] for the last response.

@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::state::ServerState;
 
-/// ConnectionCounters of one connection's requests, shared by its socket and its service.
+/// Counters of one connection's requests, shared by its socket and its service.
 #[derive(Clone, Default)]
 pub(crate) struct ConnectionRequests(Arc<ConnectionCounters>);
 

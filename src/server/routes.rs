@@ -171,8 +171,8 @@ async fn respond(
     Ok(response)
 }
 
-/// A header value that lists field names as a client sent them, so bounded: at most 32 names, each of at most
-/// 64 characters, with `?` for every character that is not allowed there.
+/// A header value that lists field names which a client sent: at most 32 names, each of at most 64
+/// characters, with `?` for commas and for characters that are not visible ASCII.
 fn header_list(names: &[String]) -> Option<HeaderValue> {
     const MAX_NAMES: usize = 32;
     const MAX_CHARS: usize = 64;
@@ -193,7 +193,7 @@ async fn model(
     State(state): Shared,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    // Model names are UTF-8, so a path that is not names no model.
+    // Model names are UTF-8, so a path that is not valid UTF-8 names no model.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound("\u{FFFD}".to_owned()))?;
     let name = validate::served_model(Some(id), &state.limits)?;
     Ok(Json(describe(&state, &name)))

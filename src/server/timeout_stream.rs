@@ -145,7 +145,7 @@ impl AsyncWrite for TimeoutStream {
     }
 }
 
-/// Reads what the socket has received; pending if that is nothing.
+/// Reads what the socket has received; pending if it has received nothing.
 fn poll_read(stream: &TcpStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
     loop {
         ready!(stream.poll_read_ready(cx))?;

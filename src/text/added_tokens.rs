@@ -19,15 +19,15 @@ use tokenizers::{
 
 use super::vocabulary::TokenizerJsonError;
 
-/// Says whether a match of an added token counts, from its id and its bytes in the text. A token that the
-/// model makes from pieces of text is asked for too.
+/// Says whether a match of an added token counts, from its id and its bytes in the text. It is also called
+/// for tokens that the model makes from pieces of text.
 pub(super) type Counts<'c> = &'c dyn Fn(u32, Range<usize>) -> bool;
 
 /// The added tokens of a tokenizer, in the order in which they were added.
 #[derive(Default)]
 pub(super) struct AddedTokenList {
     special: Vec<AddedToken>,
-    /// Those that were not special when they were added.
+    /// Tokens that were not special when they were added.
     other: Vec<AddedToken>,
     /// Texts of the special tokens.
     names: HashSet<String>,
@@ -178,7 +178,7 @@ fn original(part: &NormalizedString, range: Range<usize>) -> Option<Range<usize>
 }
 
 /// The model's tokens of a piece that begins `offset` bytes into its part of the text. If some do not count,
-/// the piece is divided within them, and its parts become tokens each for itself.
+/// the piece is divided within them, and each part is tokenised separately.
 fn piece_tokens(
     inner: &tokenizers::Tokenizer,
     piece: &str,
@@ -245,7 +245,7 @@ impl Matcher {
         Ok(Self { leftmost, patterns, by_text, lengths, word })
     }
 
-    /// Divides a part of the text at its matches. `counts` is given places in the whole text.
+    /// Divides a part of the text at its matches. `counts` takes positions in the whole text.
     fn split(
         &self,
         part: &NormalizedString,

@@ -7,13 +7,13 @@
 //! # Invariant: message text is never encoded as a turn marker
 //! Turns are separated by a few added tokens (`<extra_id_1>`, `<|im_end|>`). A message that spells such a
 //! marker must not be encoded to its id; otherwise a client could write messages of the system.
-//! `turn_marker_guard.rs` prevents it: the template gets the text as it is, and of the markers in its output
-//! only those are encoded as markers that the template wrote. Which added tokens are markers follows from
+//! `turn_marker_guard.rs` prevents it: the template gets the text as it is, and a marker in its
+//! output is encoded as a marker only if the template wrote it. Which added tokens are markers follows from
 //! what the template writes between the messages of a small conversation (`provenance.rs`). All other added
 //! tokens in message text (`<think>`, tags of tool calls) are encoded as `transformers` does.
 //!
-//! A template with three noncharacters of Unicode, which are reserved for this, is refused (U+FFFFF,
-//! U+10FFFE, U+10FFFF). Message text may contain them.
+//! Three noncharacters of Unicode are reserved for this: U+FFFFF, U+10FFFE and U+10FFFF. A template that
+//! contains one of them is refused. Message text may contain them.
 
 mod added_tokens;
 mod decoding;

@@ -46,7 +46,7 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     Cuda::new(0, products).ok()
 }
 
-/// Devices of a group: all on the one GPU, or each on the host, every second with threads in descending
+/// Devices of a group: all on the one GPU, or each on the host, every second one with threads in descending
 /// order.
 pub fn ranks(count: usize) -> Vec<Dev> {
     #[cfg(feature = "host-kernels")]

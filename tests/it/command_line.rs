@@ -267,7 +267,7 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         assert!(error.starts_with(part), "{line}: {error}");
         assert!(!error.contains('\n'), "{line}: {error}");
     }
-    // What Octant does anyway is dropped, and said.
+    // A flag that asks for Octant's default is dropped with a note.
     for (line, note) in [
         ("--enable-chunked-prefill", "--enable-chunked-prefill: prompts are always computed in chunks"),
         ("--dtype auto", "--dtype: --quantization chooses the number format; its default is fp8"),
@@ -303,7 +303,7 @@ fn variables_and_files_have_the_same_spellings() {
         "OCTANT_ENABLE_PREFIX_CACHING: expected true or false, got `2`",
     );
     refused(&[("OCTANT_DEVICE", "tpu")], "OCTANT_DEVICE: got `tpu`; possible values: cpu, cuda, simulate");
-    // A flag comes before a variable of any spelling, and a variable before the file.
+    // A flag overrides a variable of any spelling, and a variable overrides the file.
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     let length = |args: &[&str], env: &[(&str, &str)], got: &str| {
@@ -332,7 +332,7 @@ fn variables_and_files_have_the_same_spellings() {
 
 #[test]
 fn variables_that_are_no_setting_are_reported() {
-    // The length is refused after the notes.
+    // The invalid length ends the server after it has logged the notes.
     let args = ["serve", &tiny(), "--max-model-len", "1000"];
     let env = [
         ("OCTANT_PORT", "tcp://10.0.0.1:80"),

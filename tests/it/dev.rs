@@ -8,15 +8,15 @@ pub type Dev = Cpu;
 /// Input features of a matrix must be a multiple of this.
 pub const INPUTS: usize = 2;
 
-/// Tokens per answer where whole models are tried in many ways.
+/// Tokens per answer in tests of whole models.
 pub const GENERATED: u32 = 40;
 
-/// Numbers of KV blocks so small that sequences are preempted.
+/// Numbers of KV blocks that are small enough for sequences to be preempted.
 pub const SCARCE: std::ops::RangeInclusive<usize> = 4..=8;
 
-/// Prompts, and tokens of each, for which the demo model is compared.
+/// The number of prompts, and of tokens of each, for which the demo model is compared.
 pub const SMOLLM2: (usize, usize) = (usize::MAX, usize::MAX);
-/// Whether whole texts can be scored.
+/// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = true;
 
 /// A device for each instruction set of this machine.
@@ -25,12 +25,12 @@ pub fn all() -> Vec<Dev> {
     Isa::available().into_iter().map(device).collect()
 }
 
-/// The one that people get.
+/// The device with the default instruction set.
 pub fn one() -> Dev {
     Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap()
 }
 
-/// One that must give the same bits.
+/// Another device that must give the same bits.
 pub fn other(device: &Dev) -> Dev {
     Cpu::new(CpuOptions { threads: 1, isa: Some(device.isa()) }).unwrap()
 }
@@ -44,7 +44,7 @@ pub fn random_weights(device: &Dev, weights: &RandomWeights<'_>) -> Result<Matri
     upload_random(device, weights)
 }
 
-/// Whether a product of this matrix takes inputs quantised so.
+/// Whether products with this matrix take inputs of this type.
 pub fn takes(_matrix: &HostMatrix<'_>, _quant: ActQuant) -> bool {
     true
 }

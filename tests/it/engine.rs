@@ -357,7 +357,7 @@ fn updates_are_sent_at_intervals_and_none_is_lost() {
             for token in 0..len {
                 post(&mut requests, Some(token), None);
                 let new: Vec<_> = std::iter::from_fn(|| first_token(&updates.try_recv().ok()?)).collect();
-                // The first token at once; then none, or as many as the interval.
+                // The first token is sent at once, later ones in groups of `interval`.
                 let wanted = match token as usize {
                     0 => 1,
                     later if later % interval == 0 => interval,

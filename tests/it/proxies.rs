@@ -24,7 +24,7 @@ use tempfile::TempDir;
 use crate::http::test_server::write_tokenizer;
 
 const CLIENTS: usize = 6;
-/// Tokens of a stream. At 17 ms each they take longer than the grace period of 1 s.
+/// Tokens of a stream. They take 17 ms each, and together longer than the grace period of 1 s.
 const STREAM_TOKENS: usize = 90;
 /// Time after which a wait or a read fails the test.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -96,7 +96,7 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
 /// Where unsafe code may be: vector kernels with what they share, and launches on a GPU.
 const UNSAFE_MODULES: [&str; 2] = ["src/device/cpu/", "src/device/cuda/"];
 
-/// The public traits. Private traits are free.
+/// The public traits. The number of private traits is not limited.
 const PUBLIC_TRAITS: [(&str, &str); 3] = [
     ("src/engine/executor.rs", "Executor"),
     ("src/device/mod.rs", "Device"),
@@ -274,7 +274,7 @@ fn named_files(path: &str, text: &str) -> Vec<String> {
     missing.map(|name| format!("{path}: names `{name}`, which does not exist")).collect()
 }
 
-/// Tests that a table in a module's header names and that are nowhere.
+/// Tests that a table in a module's header names and that do not exist.
 fn named_tests(path: &str, text: &str, all: &str) -> Vec<String> {
     let rows = text.lines().filter_map(|line| line.strip_prefix("//! |")?.rsplit('|').nth(1));
     let names =

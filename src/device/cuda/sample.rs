@@ -26,7 +26,7 @@ struct DeviceRow {
     seed: [u32; 2],
     logprobs: i32,
     target: u32,
-    /// The index of a list's first word, and its number of entries; so for all four lists.
+    /// The index of the list's first word, and its number of entries. The other lists have the same.
     bias: [u32; 2],
     barred: [u32; 2],
     prompt: [u32; 2],

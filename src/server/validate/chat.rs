@@ -31,7 +31,7 @@ const RESERVED_KWARGS: [&str; 16] = [
     "return_dict",
 ];
 
-/// Fields of a message that only the template reads. As in vLLM, it does not get unknown fields.
+/// Fields of a message that only the template reads. Like vLLM's, it does not get unknown fields.
 const TEMPLATE_FIELDS: [&str; 5] = ["reasoning_content", "reasoning", "thinking", "refusal", "annotations"];
 
 /// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.

@@ -37,7 +37,7 @@ fn the_smallest_limit_on_the_way_to_the_root_counts() {
     both.is_limited("/sys/fs/cgroup/a/b/memory.max", 200, 20);
     let root = tree().v2("sys/fs/cgroup", &mib(100), 0);
     root.is_limited("/sys/fs/cgroup/memory.max", 100, 0);
-    // A larger limit counts if more of it is in use.
+    // The larger limit leaves less memory if more of it is in use.
     let full =
         tree().v2("sys/fs/cgroup/a", &mib(300), 290 * MIB).v2("sys/fs/cgroup/a/b", &mib(200), 20 * MIB);
     full.is_limited("/sys/fs/cgroup/a/memory.max", 300, 290);

@@ -111,6 +111,6 @@ fn an_allocation_that_fails_is_an_error_with_its_bytes() {
     for (error, bytes) in errors {
         assert_eq!(error.to_string(), format!("cpu: cannot allocate {bytes} bytes"));
     }
-    // The device goes on.
+    // The device still works.
     assert_eq!(cpu.floats(2, 3).unwrap().cols(), 3);
 }

@@ -1,5 +1,5 @@
-//! Checkpoints that say two things give the logits that transformers would give: those of the same checkpoint
-//! spelled plainly.
+//! A checkpoint that states a value twice and differently gives the same logits as one that states only the
+//! value that transformers uses.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn rope_scaling_wins_over_rope_parameters() {
     let plain = golden("llama", json!({"rope_parameters": null, "rope_scaling": scaling, "rope_theta": 5e5}));
     let both = json!({"rope_parameters": wrong, "rope_scaling": scaling, "rope_theta": 5e5});
     assert!(golden("llama", both.clone()) == plain);
-    // Theta within the scaling; and both objects in the old spelling.
+    // First theta is within the scaling, then the scaling has the old name of its type.
     let mut inner = both.clone();
     inner["rope_theta"] = json!(7.0);
     inner["rope_scaling"]["rope_theta"] = json!(5e5);
@@ -37,7 +37,7 @@ fn rope_scaling_wins_over_rope_parameters() {
     old["rope_scaling"].as_object_mut().unwrap().remove("rope_type");
     old["rope_scaling"]["type"] = json!("llama3");
     assert!(golden("llama", old) == plain);
-    // An empty object is none.
+    // An empty object counts as absent.
     let mut empty = both;
     empty["rope_scaling"] = json!({});
     assert!(golden("llama", empty) == golden("llama", json!({"rope_parameters": wrong})));

@@ -68,7 +68,7 @@ fn ignored_modules_are_found_by_expressions_names_and_classes() {
         let config = with(compressed("channel", true), "/ignore", json!(ignore));
         loads_exactly("llama", &q, &partly_quantised(&q, float), config);
     }
-    // To the libraries, the class of a parent leaves its linear modules quantised. Those load too.
+    // The libraries quantise the linear modules of a parent whose class or name is in the list.
     for class in ["LlamaAttention", "LlamaMLP", "LlamaDecoderLayer", "model.layers.1.mlp"] {
         let config = with(compressed("channel", true), "/ignore", json!([class]));
         loads_exactly("llama", &q, &partly_quantised(&q, |_| false), config);

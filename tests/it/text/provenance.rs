@@ -1,5 +1,5 @@
-//! Tests that the template gets message text as it is, that only turn markers are guarded, and that text
-//! which the template divides, compares or joins makes none.
+//! Tests that the template gets message text as it is, that only turn markers are guarded, and that
+//! message text produces no turn marker when the template divides, compares or joins it.
 
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use serde_json::{Value, json};
@@ -55,7 +55,7 @@ fn templates_see_message_text_as_it_is() {
         assert_eq!(prompt.text(), expected, "{source}");
         let ids = tokenizer.encode_prompt(&prompt).unwrap();
         assert_eq!(tokenizer.decode(&ids, false), expected, "{source}");
-        // The template writes at most the one at its end.
+        // The only marker that the template may write is at its end.
         let written = usize::from(source.ends_with("<|im_end|>") || source.contains("}{{ eos_token }}"));
         assert_eq!(ids.iter().filter(|&&id| id == 2).count(), written, "{source}");
         assert_eq!(ids.iter().filter(|&&id| id == 1).count(), usize::from(source.ends_with("<|im_start|>")));

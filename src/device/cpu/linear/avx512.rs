@@ -215,7 +215,7 @@ fn dot(sum: __m512, weights: __m512i, values: __m512i) -> __m512 {
     _mm512_dpbf16_ps(sum, weights, values)
 }
 
-/// Decodes pairs of a panel, from pair `first` on, to F32. Of each pair, the 32 outputs of the second input
+/// Decodes pairs of a panel, from pair `first` on, to F32. In each pair the 32 outputs of the second input
 /// come first, since [`tile_floats`] adds them first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]

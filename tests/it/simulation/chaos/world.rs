@@ -306,7 +306,7 @@ impl World {
         Ok(Next::Turn)
     }
 
-    /// The phases of [`EngineCore::step`], with a look at each.
+    /// Runs the phases of [`EngineCore::step`], with checks between them.
     fn step(&mut self) -> Result<(), String> {
         while let Some(step) = self.core.schedule() {
             let (plan, ids) = (Arc::clone(&step.plan), step.rows.request_ids().collect::<Vec<_>>());
