@@ -1,5 +1,6 @@
-//! Time to render the metrics of a server with as many keys as are counted apart and with requests to every
-//! route. Prints the median and exits with status 1 if it is 1 ms or more. Run it on an idle machine.
+//! Measures the time to render a server's metrics, with the largest number of keys that have their own
+//! counters and with requests to every route. Prints the median and exits with status 1 if the median is
+//! 1 ms or more. Run it on an idle machine.
 //!
 //!     cargo bench --bench scrape
 

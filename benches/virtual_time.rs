@@ -98,8 +98,8 @@ fn in_virtual_time(requests: impl IntoIterator<Item = (f64, ScriptedRequest)>) -
     SimulationReport::new(&server.timelines(), server.samples(), SLO)
 }
 
-/// Random requests, each of which arrives in the middle of a step and no two in the same step: jitter of
-/// either clock then moves no arrival to another step.
+/// Random requests. Each arrives in the middle of a step, and no two arrive in the same step. Timing
+/// jitter then cannot move an arrival to another step.
 fn arrivals_within_steps() -> Vec<Arrival> {
     let spread = |mean, cv| Spread { mean, cv };
     let workload = SyntheticWorkload {

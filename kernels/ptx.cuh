@@ -1,5 +1,5 @@
-// Instructions that CUDA C++ has no function for, one function each. host/cuda.h has the same functions in
-// software.
+// One function for each PTX instruction that CUDA C++ has no function for. host/cuda.h implements the same
+// functions in software.
 #pragma once
 
 #include <cstdint>

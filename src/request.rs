@@ -220,7 +220,7 @@ pub enum Reject {
         prompt: usize,
         /// New tokens asked for.
         max_tokens: u32,
-        /// The most that fits.
+        /// The most tokens, of prompt and answer together, that fit.
         limit: usize,
     },
     /// The queue has no room for another request.

@@ -1,5 +1,4 @@
-//! A server in a process of its own, with its memory and file descriptors as the operating system counts
-//! them.
+//! A server in a separate process. The operating system counts the process's memory and file descriptors.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

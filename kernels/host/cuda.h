@@ -21,7 +21,7 @@
     static void name##_body(const Params& p);                                                    \
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
-// Per host thread, since each host thread is a GPU of its own.
+// Shared memory is thread-local, because each host thread stands for one GPU.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
 #define DEVICE_MEMBER inline

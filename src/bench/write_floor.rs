@@ -80,7 +80,7 @@ fn begin(listener: &TcpListener) -> anyhow::Result<TcpStream> {
     Ok(connection)
 }
 
-/// Whether the request has as many bytes of body as its content-length says.
+/// Whether the request's body is as long as its content-length says.
 fn is_whole(request: &[u8]) -> bool {
     let text = String::from_utf8_lossy(request);
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };

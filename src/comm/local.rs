@@ -29,7 +29,7 @@ struct ThreadGroup {
 /// The state of the barrier at which all ranks wait for one another.
 #[derive(Debug)]
 struct BarrierState {
-    /// By rank, whether it waits in the current round.
+    /// For each rank, whether it waits in the current round.
     arrived: Vec<bool>,
     /// The number of complete rounds.
     rounds: u64,

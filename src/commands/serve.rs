@@ -62,9 +62,15 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     for note in &config.notes {
         tracing::warn!("{note}");
     }
-    let ports = management_ports(&config.network)?;
-    // Names are resolved before the model is read, so that a wrong one fails early.
-    let addresses = config.network.host.resolve(config.network.port).context("--host")?;
+    // Names are resolved before the model is read, so that a wrong one fails early. A resolver may wait for
+    // minutes, so a signal ends the start meanwhile.
+    let network = config.network.clone();
+    let resolved = runtime.spawn_blocking(move || resolve(&network));
+    let Some(resolved) = runtime.block_on(server::unless_shutdown(&status, &mut signals, resolved)) else {
+        runtime.shutdown_background();
+        return Ok(stopped(Ended::Early, false));
+    };
+    let (ports, addresses) = resolved.context("resolving was interrupted")??;
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     log_management_ports(&management.ports);
@@ -267,6 +273,12 @@ fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
         tracing::info!("half of the {kept_free} kept free is for connections: at most {fit} of {possible}");
     }
     fit
+}
+
+/// Addresses of the management ports and of the server.
+fn resolve(network: &NetworkArgs) -> anyhow::Result<(ManagementPorts, Vec<SocketAddr>)> {
+    let ports = management_ports(network)?;
+    Ok((ports, network.host.resolve(network.port).context("--host")?))
 }
 
 /// Addresses of the health port and of the admin port.

@@ -232,7 +232,7 @@ fn scheduler_config(
     })
 }
 
-/// The given policy settings over those of `base`.
+/// Returns `base` with the policy settings that the command line gives.
 fn policy(args: &PolicyArgs, base: Policy) -> Policy {
     Policy {
         ageing_steps: args.ageing_steps.unwrap_or(base.ageing_steps),

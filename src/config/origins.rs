@@ -42,7 +42,8 @@ pub(super) fn host_name(text: &str) -> anyhow::Result<String> {
             && name.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c))
     };
     match name.strip_prefix("*.").unwrap_or(name) {
-        _ if name == "*" => Ok(name.to_owned()),
+        // Not `*.`, which may be a truncated `*.NAME`.
+        _ if host == "*" => Ok(host),
         bare if is_name(bare) => Ok(name.to_owned()),
         _ => bail!("expected a host name without scheme and port, such as chat.example, or *, got `{text}`"),
     }

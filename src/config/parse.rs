@@ -38,7 +38,7 @@ pub fn parse() -> Result<Cli, ParseError> {
     parse_from(std::env::args_os().collect())
 }
 
-/// Parses these arguments, the program's name first, and the same other places as [`parse`].
+/// Does what [`parse`] does, with these arguments as the command line. The first one is the program's name.
 ///
 /// # Errors
 /// The same as those of [`parse`].

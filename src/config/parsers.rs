@@ -41,6 +41,24 @@ pub(super) fn at_least_1(text: &str) -> anyhow::Result<usize> {
     }
 }
 
+/// A number as `parser` reads it, at most `max`.
+pub(super) fn at_most(
+    max: usize,
+    parser: fn(&str) -> anyhow::Result<usize>,
+) -> impl Fn(&str) -> anyhow::Result<usize> + Clone + Send + Sync {
+    move |text| {
+        // A number that no variable can hold is above the limit too.
+        let digits = text.trim();
+        let huge = !digits.is_empty()
+            && digits.bytes().all(|b| b.is_ascii_digit())
+            && digits.parse::<usize>().is_err();
+        ensure!(!huge, "expected at most {max}, {}", got(text));
+        let value = parser(text)?;
+        ensure!(value <= max, "expected at most {max}, {}", got(text));
+        Ok(value)
+    }
+}
+
 /// A number of tokens, at least 1: a whole number, or a number with one of vLLM's units. A small letter is a
 /// power of 1000 (`1.5k` is 1500); a capital one is a power of 1024 (`4K` is 4096).
 pub(super) fn tokens(text: &str) -> anyhow::Result<usize> {

@@ -16,8 +16,8 @@ use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
-    at_least_0, at_least_1, at_least_1_second, boolean, fraction, got, port, positive, seconds, tokens,
-    trimmed_name, trimmed_secret,
+    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, port, positive, seconds,
+    tokens, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
@@ -202,7 +202,7 @@ pub(crate) struct SchedulingArgs {
         env = "OCTANT_MAX_NUM_SEQS",
         value_name = "N",
         default_value_t = Self::MAX_NUM_SEQS,
-        value_parser = at_least_1,
+        value_parser = at_most(Self::MOST_SEQS, at_least_1),
         aliases = ["max-running-requests", "max-batch-size", "parallel"]
     )]
     pub(crate) max_num_seqs: usize,
@@ -212,7 +212,7 @@ pub(crate) struct SchedulingArgs {
         env = "OCTANT_MAX_NUM_BATCHED_TOKENS",
         value_name = "TOKENS",
         default_value_t = Self::MAX_NUM_BATCHED_TOKENS,
-        value_parser = tokens,
+        value_parser = at_most(Self::MOST_BATCHED_TOKENS, tokens),
         alias = "max-num-tokens"
     )]
     pub(crate) max_num_batched_tokens: usize,
@@ -397,6 +397,10 @@ impl SchedulingArgs {
     pub(crate) const MAX_NUM_SEQS: usize = 32;
     /// Default of `--max-num-batched-tokens`.
     pub(crate) const MAX_NUM_BATCHED_TOKENS: usize = 512;
+    /// Limit of `--max-num-seqs`.
+    const MOST_SEQS: usize = 1 << 16;
+    /// Limit of `--max-num-batched-tokens`.
+    const MOST_BATCHED_TOKENS: usize = 1 << 24;
     /// Default of `--enable-prefix-caching`.
     pub(crate) const PREFIX_CACHING: bool = true;
 

@@ -38,7 +38,7 @@ impl<D: Device> Floats<D> {
     /// Sets the number of valid rows. Operations do this themselves; a replayed graph does not.
     ///
     /// # Panics
-    /// If the buffer has no memory for as many.
+    /// If the buffer has no memory for that many rows.
     pub(crate) fn set_rows(&mut self, rows: usize) {
         assert!(rows <= self.max_rows, "{rows} rows of {} exceed the buffer's {}", self.cols, self.max_rows);
         self.rows = rows;

@@ -54,7 +54,7 @@ impl HostRows<'_> {
     /// Checks that `data` holds all elements of every row.
     ///
     /// # Panics
-    /// If it does not.
+    /// If elements are missing, the number of scales is not `rows`, or `input` exceeds `stride`.
     pub fn check(&self) {
         let Self { rows, input, stride, data } = *self;
         let least = if rows == 0 { 0 } else { (rows - 1) * stride + input };

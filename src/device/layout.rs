@@ -14,9 +14,9 @@ pub struct Layout {
     pub head_dim: usize,
     /// KV blocks that the device allocates in addition to those of sequences.
     pub spare_blocks: usize,
-    /// Per element of [`Device::Acts`](super::Device::Acts).
+    /// Bytes per element of [`Device::Acts`](super::Device::Acts).
     pub act_bytes: usize,
-    /// Per element of the largest `Acts`, once.
+    /// Bytes per element of the largest `Acts`, allocated once.
     pub act_stage: usize,
     /// Rows of a deterministic product that one pass over its weights computes.
     pub pass_rows: usize,
@@ -34,13 +34,13 @@ pub struct Layout {
     /// Tables of a step: in all, per row, per row and [`SPLIT_BLOCKS`] blocks of its context, and per row and
     /// block of its context.
     pub step: [usize; 4],
-    /// Sampling, per row of a call.
+    /// Sampling: bytes per row of a call.
     pub sample_row: usize,
-    /// Sampling, per row and call whose results have not been taken.
+    /// Sampling: bytes per row of each call whose results have not been taken.
     pub sample_result: usize,
-    /// Sampling, per row and logit.
+    /// Sampling: bytes per row and logit.
     pub sample_logit: usize,
-    /// Sampling, per row and 32 logits.
+    /// Sampling: bytes per row and 32 logits.
     pub sample_word: usize,
     /// A rank's mailbox.
     pub mailbox: usize,

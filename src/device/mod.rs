@@ -201,11 +201,11 @@ pub struct SampleRow<'a> {
     pub top_k: u32,
     /// 0 keeps all tokens.
     pub min_p: f32,
-    /// 1 turns it off.
+    /// 1 turns this penalty off.
     pub repetition_penalty: f32,
-    /// 0 turns it off.
+    /// 0 turns this penalty off.
     pub presence_penalty: f32,
-    /// 0 turns it off.
+    /// 0 turns this penalty off.
     pub frequency_penalty: f32,
     /// Pairs of an id and the bias added to its logit.
     pub logit_bias: &'a [(u32, f32)],
@@ -215,7 +215,7 @@ pub struct SampleRow<'a> {
     pub prompt: &'a [u32],
     /// Pairs of an id and its number of occurrences among the generated tokens.
     pub output: &'a [(u32, u32)],
-    /// With `position`, the key of the random number.
+    /// The seed; `seed` and `position` together are the key of the random number.
     pub seed: u64,
     /// The position that the sampled token will have.
     pub position: u32,

@@ -137,7 +137,7 @@ impl WaitEstimate {
 pub struct QueueSnapshot {
     /// Step times and answer lengths so far.
     pub forecast: Forecast,
-    /// A lower bound of the queue that any request finds.
+    /// A lower bound of the queue that a new request finds, for any tenant and priority.
     pub shortest: QueueState,
     /// The waiting requests, if all have the same tenant and priority.
     pub uniform: Option<UniformQueue>,

@@ -22,9 +22,9 @@ pub(super) struct InFlightStep {
 
 /// The times of one launch.
 pub(super) struct LaunchTimes {
-    /// Before the executor was given the step.
+    /// The time just before the engine passed the step to the executor.
     pub(super) began: Instant,
-    /// After the executor was given the step.
+    /// The time just after the engine passed the step to the executor.
     pub(super) ended: Instant,
     /// The executor's prediction of the step's device time, if it makes one.
     pub(super) predicted: Option<Duration>,

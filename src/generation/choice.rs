@@ -32,11 +32,11 @@ impl FinishReason {
 /// An alternative to a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
-    /// Its text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
+    /// The token's text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
-    /// Its bytes.
+    /// The token's bytes.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability, at least -9999.
     pub logprob: f32,
@@ -45,11 +45,11 @@ pub struct Candidate {
 /// A token with its log-probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scored {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
-    /// Its text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
+    /// The token's text as it stands in the choice's text, or `bytes:\x..` if its bytes are not valid UTF-8.
     pub token: String,
-    /// Its bytes.
+    /// The token's bytes.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability; `None` for the first token of a prompt.
     pub logprob: Option<f32>,
@@ -183,7 +183,7 @@ impl Choice {
         }
     }
 
-    /// Where each token of a prompt stands in the client's text. Tokens that were added stand at its ends.
+    /// The place of each prompt token in the client's text. Added tokens are at the text's start or end.
     fn places(&self, prompt: &Prompt, text: &str) -> Vec<Place> {
         let ranges = prompt.ranges.as_deref().unwrap_or_default();
         let (mut byte, mut offset) = (0, 0);
@@ -270,7 +270,7 @@ impl Choice {
 
 /// A token of a prompt in the client's text.
 struct Place {
-    /// Characters before it.
+    /// Number of characters before the token.
     offset: usize,
     /// Leading spaces of the token that the text does not have.
     cut: usize,

@@ -28,14 +28,14 @@ impl MemoryLimit {
     }
 }
 
-/// The physical memory, followed by every limit of this process that is below it. `root` is the root of the
-/// file system; tests pass a made-up one.
+/// The physical memory, followed by every limit of this process that is below it or leaves less than it. No
+/// other limit matters. `root` is the root of the file system; tests pass a made-up one.
 ///
 /// # Errors
 /// `proc/meminfo` cannot be read.
 pub fn memory_limits(root: &Path) -> anyhow::Result<Vec<MemoryLimit>> {
     let physical = physical(root)?;
-    let most = physical.bytes;
+    let (most, left) = (physical.bytes, physical.available());
     let mut limits = vec![physical];
     for hierarchy in hierarchies(root, "memory") {
         limits.extend(match hierarchy.version {
@@ -47,9 +47,12 @@ pub fn memory_limits(root: &Path) -> anyhow::Result<Vec<MemoryLimit>> {
     limits.extend(commit_limit(root));
     let mut kept: Vec<MemoryLimit> = Vec::new();
     for limit in limits {
-        // A hierarchy can be mounted twice. Version 1 reports almost 2^63 bytes where there is no limit.
+        // A hierarchy can be mounted twice. Version 1 reports almost 2^63 bytes where there is no limit. What
+        // counts against a limit may be more than what is in use: a commit limit or one on address space can
+        // be above the physical memory and leave the least.
         let known = kept.iter().any(|other| other.source == limit.source);
-        if !known && (kept.is_empty() || limit.bytes < most) {
+        let matters = limit.bytes < most || limit.available() < left;
+        if !known && (kept.is_empty() || matters) {
             kept.push(limit);
         }
     }

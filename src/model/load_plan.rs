@@ -240,7 +240,7 @@ impl LoadPlanner<'_> {
     /// stored type decides.
     fn is_fp8(&self, module: &str) -> Result<bool, LoadError> {
         let format = self.config.scheme.stored_format(module);
-        Ok(match format.map_err(|error| LoadError::file(self.checkpoint.dir(), error))? {
+        Ok(match format.map_err(|error| LoadError::file(self.checkpoint.dir(), error.to_string()))? {
             StoredFormat::Fp8 => true,
             StoredFormat::Float => false,
             StoredFormat::Either => {

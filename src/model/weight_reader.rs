@@ -83,7 +83,7 @@ struct Loader<'a, D: Device> {
     plan: &'a LoadPlan,
     tasks: &'a [ReadTask],
     devices: &'a [&'a D],
-    /// By rank, then by matrix.
+    /// The builder of each matrix, indexed by rank and then by matrix.
     builders: &'a [Vec<D::MatrixBuilder>],
     quantizer: Quantizer,
     next: AtomicUsize,

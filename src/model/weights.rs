@@ -27,7 +27,7 @@ impl<D: Device> Model<D> {
     }
 }
 
-/// Loads one rank.
+/// Loads one rank's part of the model.
 pub(super) fn load<D: Device>(
     dir: &Path,
     config: &ModelConfig,
@@ -74,7 +74,7 @@ struct ModelParts<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
     plans: &'a [MatrixPlan],
-    /// By index in the load plan; each is taken once.
+    /// The matrices, indexed as in the load plan. Each is taken once.
     matrices: Vec<Option<D::Matrix>>,
 }
 

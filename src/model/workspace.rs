@@ -97,40 +97,51 @@ impl StepBytes {
     pub fn new(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> Self {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;
-        let floats = |rows: usize, cols: usize| 4 * rows * cols;
-        let acts = |rows: usize, cols: usize| rows * (cols * layout.act_bytes + 4);
+        let floats = |rows: usize, cols: usize| product(rows, 4 * cols);
+        let acts = |rows: usize, cols: usize| product(rows, cols * layout.act_bytes + 4);
         // The residual stream, the outputs of attention and MLP, and the normalised input.
-        let exchanged = 3 * floats(rows, hidden) + acts(rows, hidden);
+        let exchanged = sum([floats(rows, 3 * hidden), acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, config.vocab * ranks);
-        let own = step_tables(layout, rows, config.max_positions)
-            + floats(rows, qkv + ffn)
-            + acts(rows, attended)
-            + acts(rows, activated)
-            + floats(LOGIT_ROWS, hidden)
-            + acts(LOGIT_ROWS, hidden)
-            + 4 * slots;
-        let part = floats(LOGIT_ROWS, config.vocab + 2 * SHORTLIST * (1 + ranks)) + layout.mailbox;
+        let own = sum([
+            step_tables(layout, rows, config.max_positions),
+            floats(rows, qkv + ffn),
+            acts(rows, attended),
+            acts(rows, activated),
+            floats(LOGIT_ROWS, hidden),
+            acts(LOGIT_ROWS, hidden),
+            product(slots, 4),
+        ]);
+        let shared = config.vocab + 2 * SHORTLIST * (1 + ranks);
+        let part = sum([floats(LOGIT_ROWS, shared), layout.mailbox as u64]);
         let (activations, communication) = match ranks {
-            1 => (own + exchanged + logits, 0),
-            _ => (own, exchanged + logits + part),
+            1 => (sum([own, exchanged, logits]), 0),
+            _ => (own, sum([exchanged, logits, part])),
         };
-        Self {
-            activations: activations as u64,
-            communication: communication as u64,
-            scratch: scratch(config, layout, room) as u64,
-        }
+        Self { activations, communication, scratch: scratch(config, layout, room) }
     }
 }
 
+/// Bytes of `count` things of `each` bytes. The counts of a command line may be too large to fit in memory,
+/// so the largest number stands for every product above it.
+fn product(count: usize, each: usize) -> u64 {
+    (count as u64).saturating_mul(each as u64)
+}
+
+/// The sum, with the same limit as [`product`].
+fn sum<const N: usize>(parts: [u64; N]) -> u64 {
+    parts.into_iter().fold(0, u64::saturating_add)
+}
+
 /// Bytes of a step's tables.
-fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> usize {
+fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> u64 {
     let [fixed, row, split, block] = layout.step;
     let blocks = max_positions.div_ceil(BLOCK_TOKENS);
-    fixed + rows * (row + split * blocks.div_ceil(SPLIT_BLOCKS) + block * blocks)
+    let of_row = sum([row as u64, product(blocks.div_ceil(SPLIT_BLOCKS), split), product(blocks, block)]);
+    (rows as u64).saturating_mul(of_row).saturating_add(fixed as u64)
 }
 
 /// Bytes of scratch memory of products, rotary embedding, sampling and quantisation.
-fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
+fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     let shapes = config.linear_shapes();
     let [(_, hidden), (_, attended), _, (_, activated)] = shapes;
     let widest = shapes.into_iter().map(|(out, _)| out).chain([config.vocab]).max().unwrap_or(0);
@@ -143,13 +154,14 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> usize {
     } else {
         largest + layout.library_workspace
     };
-    let stage = (room.rows * hidden.max(attended).max(activated)).max(LOGIT_ROWS * hidden) * layout.act_stage;
+    let stage = product(room.rows, hidden.max(attended).max(activated)).max((LOGIT_ROWS * hidden) as u64);
+    let stage = stage.saturating_mul(layout.act_stage as u64);
     let vocab = config.vocab * room.ranks;
-    let sample = layout.sample_row
-        + samples(room.slots) * layout.sample_result
-        + vocab * layout.sample_logit
-        + vocab.div_ceil(32) * layout.sample_word;
-    products + library + stage + LOGIT_ROWS * sample + config.heads.head_dim / 2 * layout.rope_pair
+    let logits = vocab * layout.sample_logit + vocab.div_ceil(32) * layout.sample_word;
+    let results = product(samples(room.slots), layout.sample_result);
+    let sample = sum([layout.sample_row as u64, results, logits as u64]).saturating_mul(LOGIT_ROWS as u64);
+    let rope = config.heads.head_dim / 2 * layout.rope_pair;
+    sum([products as u64, library as u64, stage, sample, rope as u64])
 }
 
 impl<D: Device> Workspace<D> {

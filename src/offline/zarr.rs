@@ -179,7 +179,7 @@ impl ZarrArray {
         self.dir.join(indices.join(self.separator))
     }
 
-    /// Checks that every chunk exists in full size, and returns the state of their files.
+    /// Checks that every chunk's file exists and has its full size. Returns the state of all these files.
     fn check_chunks(&self) -> Result<InputState, LoadError> {
         let width = if self.dtype == Dtype::F32 { 4 } else { 2 };
         let expected = (self.chunks.iter().product::<usize>() * width) as u64;

@@ -67,7 +67,7 @@ pub struct MemoryPlan {
     gib(*.need),
     gib(.needs.weights),
     gib(.needs.workspace()),
-    gib(.need - .needs.weights - .needs.workspace()),
+    gib(.need.saturating_sub(.needs.fixed())),
     gib(*.have)
 )]
 pub struct DoesNotFit {
@@ -120,14 +120,15 @@ impl MemoryNeeds {
     ) -> Self {
         let StepBytes { activations, communication, scratch } = StepBytes::new(config, layout, room);
         let HeadShape { q_heads, head_dim, .. } = config.heads;
-        let attention = room.rows * q_heads * (head_dim + 2) * layout.attention_scratch;
+        let per_row = q_heads * (head_dim + 2) * layout.attention_scratch;
+        let attention = (room.rows as u64).saturating_mul(per_row as u64);
         let block = block_bytes(config, layout, kv);
         let launches = graph_rows(room.slots.min(room.rows)).count() * config.layers * layout.graph_launches;
         Self {
             weights: WeightBytes::new(config, layout, precision).total(),
             activations,
             communication,
-            scratch: scratch + attention as u64 + layout.spare_blocks as u64 * block,
+            scratch: scratch.saturating_add(attention).saturating_add(layout.spare_blocks as u64 * block),
             graphs: launches as u64 * GRAPH_LAUNCH_BYTES,
             block,
         }
@@ -135,12 +136,18 @@ impl MemoryNeeds {
 
     /// Bytes of everything except weights and KV cache.
     pub fn workspace(&self) -> u64 {
-        self.activations + self.communication + self.scratch + self.graphs
+        let parts = [self.activations, self.communication, self.scratch, self.graphs];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+
+    /// Bytes of everything except the KV cache.
+    fn fixed(&self) -> u64 {
+        self.weights.saturating_add(self.workspace())
     }
 
     /// Number of KV blocks that fit into `available` bytes.
     pub fn blocks_within(&self, available: u64) -> u64 {
-        available.saturating_sub(self.weights + self.workspace()) / self.block
+        available.saturating_sub(self.fixed()) / self.block
     }
 }
 
@@ -176,19 +183,21 @@ impl MemoryPlan {
         max_num_seqs: usize,
     ) -> Result<Self, DoesNotFit> {
         let per_request = max_model_len.div_ceil(BLOCK_TOKENS) as u64;
-        let fixed = needs.weights + needs.workspace();
-        let wanted = kv_memory.map_or(per_request * max_num_seqs as u64, |bytes| bytes / needs.block);
-        let least = fixed + per_request * needs.block;
-        let explicit = kv_memory.map_or(0, |bytes| fixed + bytes);
+        let fixed = needs.fixed();
+        let all = per_request.saturating_mul(max_num_seqs as u64);
+        let wanted = kv_memory.map_or(all, |bytes| bytes / needs.block);
+        let least = fixed.saturating_add(per_request.saturating_mul(needs.block));
+        let explicit = kv_memory.map_or(0, |bytes| fixed.saturating_add(bytes));
         let need = least.max(explicit);
         if need > available {
             return Err(DoesNotFit { needs, need, have: available });
         }
         if wanted < per_request {
-            let have = fixed + wanted * needs.block;
+            let have = fixed.saturating_add(wanted.saturating_mul(needs.block));
             return Err(DoesNotFit { needs, need: least, have });
         }
-        let blocks = wanted.min(needs.blocks_within(available)) as usize;
+        // Block ids have 32 bits.
+        let blocks = wanted.min(needs.blocks_within(available)).min(u64::from(u32::MAX)) as usize;
         Ok(Self { needs, blocks, max_model_len })
     }
 

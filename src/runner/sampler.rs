@@ -6,7 +6,7 @@ use crate::device::{self, RowLogprob, SampleRow};
 use crate::request::{SampledToken, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
-/// The state of each scheduler slot; `None` until its first occupant.
+/// The state of each scheduler slot up to the highest one used; `None` until its first occupant.
 pub(super) struct SamplerSlots(Vec<Option<SlotState>>);
 
 /// The sampling state of a running sequence.
@@ -53,15 +53,20 @@ impl SlotState {
 }
 
 impl SamplerSlots {
+    /// Creates the states of `count` slots. Slots above the first few take memory when they are used.
     pub(super) fn new(count: usize) -> Self {
-        Self((0..count).map(|_| None).collect())
+        Self((0..count.min(1024)).map(|_| None).collect())
     }
 
     /// Sets the state of the slots that get a new occupant with this step.
     pub(super) fn admit(&mut self, plan: &StepPlan) {
         for row in &plan.rows {
             if let Some(start) = &row.start {
-                self.0[row.slot as usize] = Some(SlotState::new(start));
+                let slot = row.slot as usize;
+                if slot >= self.0.len() {
+                    self.0.resize_with(slot + 1, || None);
+                }
+                self.0[slot] = Some(SlotState::new(start));
             }
         }
     }

@@ -18,9 +18,12 @@ pub struct Pool {
 }
 
 struct PoolState {
-    /// Free block ids. `take` pops from the end, so low ids are used first.
+    /// Number of blocks.
+    total: usize,
+    /// Free block ids that have been used before. `take` pops from the end.
     free: Vec<u32>,
-    /// One weak handle per block id. It upgrades exactly while the block is used.
+    /// One weak handle per block id that has been used, in order of ids. It upgrades exactly while the block
+    /// is used. The ids behind them are free too, and take no memory.
     handles: Vec<Weak<BlockRef>>,
     used: usize,
     index: PrefixIndex,
@@ -33,6 +36,24 @@ pub struct Block(Rc<BlockRef>);
 struct BlockRef {
     id: u32,
     state: Rc<RefCell<PoolState>>,
+}
+
+impl PoolState {
+    /// The lowest id that has never been used.
+    fn fresh(&mut self) -> Option<u32> {
+        let id = self.handles.len();
+        if id == self.total {
+            return None;
+        }
+        self.handles.push(Weak::new());
+        self.index.add_block();
+        Some(id as u32)
+    }
+
+    /// Number of free blocks.
+    fn free(&self) -> usize {
+        self.free.len() + self.total - self.handles.len()
+    }
 }
 
 impl Drop for BlockRef {
@@ -62,12 +83,12 @@ impl Block {
 impl Pool {
     /// Creates a pool of the ids `0..blocks`, all free.
     pub fn new(blocks: usize) -> Self {
-        let count = u32::try_from(blocks).expect("block ids fit in 32 bits");
         let state = PoolState {
-            free: (0..count).rev().collect(),
-            handles: (0..count).map(|_| Weak::new()).collect(),
+            total: blocks,
+            free: Vec::new(),
+            handles: Vec::new(),
             used: 0,
-            index: PrefixIndex::new(blocks),
+            index: PrefixIndex::new(),
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
@@ -78,7 +99,10 @@ impl Pool {
         let mut state = self.state.borrow_mut();
         let id = match state.free.pop() {
             Some(id) => id,
-            None => state.index.evict()?,
+            None => match state.fresh() {
+                Some(id) => id,
+                None => state.index.evict()?,
+            },
         };
         Some(self.hand_out(&mut state, id))
     }
@@ -113,7 +137,7 @@ impl Pool {
 
     /// Number of free blocks.
     pub fn free(&self) -> usize {
-        self.state.borrow().free.len()
+        self.state.borrow().free()
     }
 
     /// Number of used blocks.
@@ -133,7 +157,7 @@ impl Pool {
 
     /// Number of blocks in all states.
     pub fn total(&self) -> usize {
-        self.state.borrow().handles.len()
+        self.state.borrow().total
     }
 
     /// Recounts all blocks. `held[id]` is the number of handles that the caller knows of.
@@ -144,11 +168,11 @@ impl Pool {
         let state = self.state.borrow();
         state.index.check()?;
         let mut free = vec![0usize; held.len()];
-        for &id in &state.free {
-            free[id as usize] += 1;
+        for id in state.free.iter().map(|id| *id as usize).chain(state.handles.len()..held.len()) {
+            free[id] += 1;
         }
         for (id, &expected) in (0u32..).zip(held) {
-            let holders = state.handles[id as usize].strong_count();
+            let holders = state.handles.get(id as usize).map_or(0, Weak::strong_count);
             if holders != expected {
                 return broken(format!("block {id} has {holders} handles, but sequences hold {expected}"));
             }
@@ -158,7 +182,7 @@ impl Pool {
             }
         }
         let used = held.iter().filter(|&&holders| holders > 0).count();
-        let sum = state.free.len() + state.used + state.index.evictable();
+        let sum = state.free() + state.used + state.index.evictable();
         if used != state.used || sum != held.len() {
             return broken(format!(
                 "{used} blocks are used, the total is {}; all states together have {sum} of {} blocks",

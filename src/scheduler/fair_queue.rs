@@ -56,7 +56,7 @@ pub(super) type QueueKey = (Arc<str>, i32);
 /// The waiting sequences, in one queue per tenant and priority.
 #[derive(Default)]
 pub(super) struct FairQueue {
-    /// By sequence number.
+    /// The waiting sequences, by sequence number.
     waiting: BTreeMap<u64, Sequence>,
     /// The queue of each tenant and priority: sequence numbers of `waiting`, in order of arrival.
     queues: BTreeMap<QueueKey, BTreeSet<u64>>,

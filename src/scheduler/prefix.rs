@@ -37,6 +37,7 @@ impl BlockKey {
 /// Key to block and block to key, and the order of eviction.
 pub(super) struct PrefixIndex {
     blocks: HashMap<BlockKey, u32>,
+    /// The key of each block id that has been added.
     keys: Vec<Option<BlockKey>>,
     /// Cached blocks without a handle, by the release number at which the last handle was dropped. The lowest
     /// number is evicted first.
@@ -46,15 +47,21 @@ pub(super) struct PrefixIndex {
 }
 
 impl PrefixIndex {
-    /// Creates an empty index for block ids below `blocks`.
-    pub fn new(blocks: usize) -> Self {
+    /// Creates an empty index without block ids.
+    pub fn new() -> Self {
         Self {
             blocks: HashMap::new(),
-            keys: vec![None; blocks],
+            keys: Vec::new(),
             evictable: BTreeMap::new(),
-            evictable_since: vec![None; blocks],
+            evictable_since: Vec::new(),
             releases: 0,
         }
+    }
+
+    /// Adds the next block id, without contents.
+    pub(super) fn add_block(&mut self) {
+        self.keys.push(None);
+        self.evictable_since.push(None);
     }
 
     /// The block with these contents.
@@ -112,7 +119,7 @@ impl PrefixIndex {
 
     /// Whether a block is evictable.
     pub(crate) fn is_evictable(&self, block: u32) -> bool {
-        self.evictable_since[block as usize].is_some()
+        self.evictable_since.get(block as usize).is_some_and(Option::is_some)
     }
 
     /// Checks that both directions and the eviction order agree.

@@ -190,8 +190,8 @@ impl Sequence {
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
 
-    /// Reads some of each object that the next commit and the next plan need, for
-    /// [`super::Scheduler::prefetch`]. The returned sum has no meaning.
+    /// Reads a part of each object that the next commit and the next plan use, so that
+    /// [`super::Scheduler::prefetch`] brings it into the CPU's cache. The returned sum has no meaning.
     pub(crate) fn read_state(&self) -> u64 {
         let Request { sampling, stop, tenant, .. } = &self.request;
         let far = [

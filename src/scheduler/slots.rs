@@ -1,12 +1,15 @@
 //! Slots as handles. A runner keeps a sequence's sampling state in its slot, so two sequences must never hold
 //! the same slot. Dropping the handle frees the slot.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
-/// The free slots.
+/// The free slots. Those from `fresh` on have never been held and take no memory.
 pub struct Slots {
+    count: usize,
+    fresh: Cell<usize>,
+    /// Free slots that have been held before.
     free: Rc<RefCell<BTreeSet<u32>>>,
 }
 
@@ -19,19 +22,29 @@ pub struct Slot {
 impl Slots {
     /// Creates the slots `0..count`, all free.
     pub fn new(count: usize) -> Self {
-        let count = u32::try_from(count).expect("slot indices fit in 32 bits");
-        Self { free: Rc::new(RefCell::new((0..count).collect())) }
+        Self { count, fresh: Cell::new(0), free: Rc::default() }
     }
 
     /// Takes the lowest free slot, or `None` if all are held.
     pub fn take(&self) -> Option<Slot> {
-        let index = self.free.borrow_mut().pop_first()?;
+        let used_before = self.free.borrow_mut().pop_first();
+        let index = match used_before {
+            Some(index) => index,
+            None => {
+                let fresh = self.fresh.get();
+                if fresh == self.count {
+                    return None;
+                }
+                self.fresh.set(fresh + 1);
+                fresh as u32
+            }
+        };
         Some(Slot { index, free: Rc::clone(&self.free) })
     }
 
     /// Number of free slots.
     pub fn free(&self) -> usize {
-        self.free.borrow().len()
+        self.free.borrow().len() + self.count - self.fresh.get()
     }
 }
 

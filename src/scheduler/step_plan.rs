@@ -13,7 +13,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// One forward pass over rows of several sequences. Decode rows come before prefill rows.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepPlan {
-    /// Counts up from 0. An output names its plan by this id.
+    /// The plan's number, counted from 0. An output names its plan by this id.
     pub id: u64,
     /// Rows to run, at most one per sequence.
     pub rows: Vec<Row>,

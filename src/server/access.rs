@@ -28,9 +28,9 @@ const VERSION: &str = "/version";
 
 /// How a request is answered.
 pub(super) enum Access {
-    /// With this response to a preflight request; no route is called.
+    /// The request is a preflight request and gets this response; no route is called.
     Preflight(Response<Body>),
-    /// With the response of its route.
+    /// The request gets the response of its route.
     Route {
         /// Tenant and priority, if the API key is a named one.
         caller: Option<Caller>,

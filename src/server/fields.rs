@@ -32,7 +32,7 @@ impl Fields {
     }
 
     /// Path of the field `name` of this object.
-    fn path_of(&self, name: &str) -> String {
+    pub(crate) fn path_of(&self, name: &str) -> String {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
@@ -100,7 +100,8 @@ impl Fields {
         self.map.iter().filter(|(_, value)| !value.is_null())
     }
 
-    /// Paths of the fields that were not taken. Fields that are null are left out.
+    /// Paths of the fields that were not taken. Fields that are null are left out. Only `unsupported` calls
+    /// it, which first refuses constraints among them.
     pub(crate) fn rest(self) -> Vec<String> {
         self.left().map(|(name, _)| self.path_of(name)).collect()
     }

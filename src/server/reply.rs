@@ -8,7 +8,7 @@ use crate::generation::{Candidate, Cost, Scored, Usage};
 /// A whole reply or a chunk of one, with choices of type `C`.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Reply<'a, C> {
-    /// The same in all chunks of a reply.
+    /// The reply's id, the same in all its chunks.
     pub(crate) id: &'a str,
     /// OpenAI's name of the type, such as `chat.completion.chunk`.
     pub(crate) object: &'static str,
@@ -107,9 +107,9 @@ pub(crate) struct Message {
 #[derive(Debug, serde::Serialize)]
 #[serde(untagged)]
 pub(crate) enum ChunkChoice {
-    /// For `chat.completion.chunk`.
+    /// A choice of a `chat.completion.chunk`.
     Chat(ChatChunkChoice),
-    /// For `text_completion`.
+    /// A choice of a `text_completion`.
     Text(TextChoice),
 }
 

@@ -118,7 +118,7 @@ impl CommonFields {
             None => None,
             Some(mut options) => {
                 let include_usage = options.bool("include_usage")?;
-                ignored.extend(options.rest());
+                ignored.extend(unsupported::ignored(options)?);
                 Some(include_usage)
             }
         };
@@ -151,8 +151,7 @@ impl CommonFields {
             return_cost: fields.bool("return_cost")?,
             ignored,
         };
-        unsupported::refuse_unknown(&fields)?;
-        common.ignored.extend(fields.rest());
+        common.ignored.extend(unsupported::ignored(fields)?);
         Ok(common)
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! A field that constrains the answer must never be ignored: a client that asks for JSON and gets free text
 //! has no way to notice. Servers spell such fields differently and put them into different objects, so
-//! unknown fields are refused too if their names look like a constraint, wherever they stand in the body.
+//! unknown fields are refused too if their names look like a constraint, wherever they stand among the
+//! request's parameters. Messages also carry data of earlier turns, such as arguments of tools; see
+//! [`ignored_in_message`].
 
 use serde_json::{Map, Value};
 
@@ -94,7 +96,7 @@ const PARAMETER_OBJECTS: [&str; 12] = [
 
 /// Parts of the names of constraints on the form, the tokens, the length and the end of an answer, in lower
 /// case and without `_` and `-`.
-const CONSTRAINTS: [&str; 44] = [
+const CONSTRAINTS: &[&str] = &[
     "guided",
     "grammar",
     "regex",
@@ -105,6 +107,17 @@ const CONSTRAINTS: [&str; 44] = [
     "constrain",
     "jsonmode",
     "jsonobject",
+    "jsonoutput",
+    "jsononly",
+    "jsonformat",
+    "jsonresponse",
+    "outputjson",
+    "responsejson",
+    "returnjson",
+    "forcejson",
+    "enforcejson",
+    "requirejson",
+    "strictjson",
     "responseformat",
     "responsetype",
     "responsemimetype",
@@ -115,6 +128,8 @@ const CONSTRAINTS: [&str; 44] = [
     "logitsprocessor",
     "logitprocessor",
     "logitbias",
+    "logitsbias",
+    "sequencebias",
     "allowedtoken",
     "allowlist",
     "whitelist",
@@ -130,6 +145,7 @@ const CONSTRAINTS: [&str; 44] = [
     "forceword",
     "forcedbos",
     "forcedeos",
+    "forceddecoder",
     "norepeatngram",
     "maxtoken",
     "maxnewtoken",
@@ -138,16 +154,26 @@ const CONSTRAINTS: [&str; 44] = [
     "maxgen",
     "mintoken",
     "minnewtoken",
+    "tokenlimit",
+    "tokenbudget",
+    "budgettoken",
+    "outputlen",
+    "responselen",
+    "answerlen",
+    "completionlen",
     "predict",
 ];
 
 /// Whole names of constraints, in the same form as [`CONSTRAINTS`].
-const CONSTRAINT_NAMES: [&str; 12] = [
+const CONSTRAINT_NAMES: &[&str] = &[
     "format",
+    "json",
     "choice",
     "choices",
     "pattern",
     "lark",
+    "maxlen",
+    "minlen",
     "maxlength",
     "minlength",
     "endid",
@@ -156,6 +182,11 @@ const CONSTRAINT_NAMES: [&str; 12] = [
     "thinkingbudget",
     "reasoningbudget",
 ];
+
+/// Names of message fields that look like constraints and describe an earlier answer or a tool's result, in
+/// the same form as [`CONSTRAINTS`].
+const DESCRIPTIONS: [&str; 6] =
+    ["stopreason", "stopsequence", "stopdetails", "stoptype", "stoppingword", "structuredcontent"];
 
 /// Refuses fields that no route supports.
 ///
@@ -187,20 +218,44 @@ pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError>
     refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
 }
 
-/// Refuses constraints among the unknown fields, and other spellings of known fields, such as `maxTokens`.
-/// Call it when every known field has been taken.
+/// Paths of the unknown fields of the body or of an object of parameters. Refuses constraints among them and
+/// within them, and other spellings of known fields, such as `maxTokens`. Call it when every known field has
+/// been taken.
 ///
 /// # Errors
 /// 400 that names the field.
-pub(super) fn refuse_unknown(fields: &Fields) -> Result<(), ApiError> {
+pub(super) fn ignored(fields: Fields) -> Result<Vec<String>, ApiError> {
     for (name, value) in fields.left() {
         let spelling = plain(name);
         if let Some(known) = fields.asked().iter().find(|known| plain(known) == spelling) {
             return Err(ApiError::unsupported(name, format!("unknown field; expected the name {known}")));
         }
-        refuse_constraint(name, name, value)?;
+        if let Some(rest) = constraint_at(name, value) {
+            return Err(unsupported(&format!("{}{rest}", fields.path_of(name))));
+        }
     }
-    Ok(())
+    Ok(fields.rest())
+}
+
+/// Paths of the unknown fields of a message or of a part of its content. Refuses constraints among them, and
+/// within objects of parameters. Other objects are data: arguments of tools have names such as `pattern`, and
+/// the details of an earlier answer's reasoning have a `format`.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn ignored_in_message(fields: Fields) -> Result<Vec<String>, ApiError> {
+    for (name, value) in fields.left() {
+        let rest = if PARAMETER_OBJECTS.contains(&name.as_str()) {
+            constraint_at(name, value)
+        } else {
+            let asks = is_constraint(&plain(name)) && !DESCRIPTIONS.contains(&plain(name).as_str());
+            (asks && !asks_nothing(value)).then(String::new)
+        };
+        if let Some(rest) = rest {
+            return Err(unsupported(&format!("{}{rest}", fields.path_of(name))));
+        }
+    }
+    Ok(fields.rest())
 }
 
 fn refuse_listed(fields: &mut Fields, listed: &[(&'static str, Harmless)]) -> Result<(), ApiError> {
@@ -227,13 +282,28 @@ fn refuse_parameters(path: &str, value: &Value) -> Result<(), ApiError> {
     }
 }
 
-/// Refuses an unknown field if it, or a field of the object that it holds, is a constraint.
-fn refuse_constraint(path: &str, name: &str, value: &Value) -> Result<(), ApiError> {
+/// Path from an unknown field to the first constraint: empty if the field itself is one, `None` if there is
+/// none within it either.
+fn constraint_at(name: &str, value: &Value) -> Option<String> {
     if is_constraint(&plain(name)) && !asks_nothing(value) {
-        return Err(unsupported(path));
+        return Some(String::new());
     }
-    let Value::Object(map) = value else { return Ok(()) };
-    members(map).try_for_each(|(name, value)| refuse_constraint(&format!("{path}.{name}"), name, value))
+    constraint_within(value)
+}
+
+/// Path from a value to the first constraint within it.
+fn constraint_within(value: &Value) -> Option<String> {
+    match value {
+        Value::Object(map) => members(map).find_map(|(name, value)| {
+            let rest = constraint_at(name, value)?;
+            Some(format!(".{name}{rest}"))
+        }),
+        Value::Array(items) => items.iter().enumerate().find_map(|(i, item)| {
+            let rest = constraint_within(item)?;
+            Some(format!("[{i}]{rest}"))
+        }),
+        _ => None,
+    }
 }
 
 fn unsupported(path: &str) -> ApiError {
@@ -252,8 +322,13 @@ fn plain(name: &str) -> String {
 
 /// Returns true for the name of a constraint, in the form of [`plain`].
 fn is_constraint(name: &str) -> bool {
+    // An annotation, which names the schema that the object itself follows.
+    if name == "$schema" {
+        return false;
+    }
     // Every field with such a beginning ends the answer early: `stop_sequences`, `stopWords`, `stop_regex`.
     name.starts_with("stop")
+        || (["max", "min"].iter().any(|bound| name.starts_with(bound)) && name.contains("token"))
         || CONSTRAINT_NAMES.contains(&name)
         || CONSTRAINTS.iter().any(|part| name.contains(part))
 }
@@ -301,10 +376,14 @@ fn is_text_format(value: &Value) -> bool {
     members(map).all(|(name, value)| name == "type" && value == "text") && map.contains_key("type")
 }
 
-/// Returns true for `text` of OpenAI's Responses API without a format of its own.
+/// Returns true for `text` of OpenAI's Responses API without a format of its own. The verbosity is a wish
+/// that no client can check.
 fn is_text_output(value: &Value) -> bool {
-    let format = value.get("format").filter(|format| !format.is_null());
-    value.is_object() && format.is_none_or(is_text_format)
+    let Value::Object(map) = value else { return false };
+    members(map).all(|(name, value)| match name.as_str() {
+        "format" => is_text_format(value),
+        name => name == "verbosity",
+    })
 }
 
 fn is_text_only(value: &Value) -> bool {

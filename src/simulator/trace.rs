@@ -57,11 +57,11 @@ pub struct TraceHeader {
 /// How a recording ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TraceEnd {
-    /// With the end of the engine.
+    /// The recording ends when the engine ends.
     Complete,
-    /// Earlier: the disk could not keep up with the engine.
+    /// The recording ends before the engine does, because the disk could not keep up.
     Incomplete,
-    /// In the middle of a frame, which begins at this byte: the process was killed.
+    /// The recording ends in the middle of the frame that begins at this byte: the process was killed.
     Cut(usize),
 }
 
@@ -254,7 +254,7 @@ fn header(payload: &[u8]) -> Option<TraceHeader> {
         _ => return None,
     };
     let c = &header.config;
-    // The scheduler allocates tables of these sizes.
+    // The scheduler counts in 32 bits.
     let sizes = [c.max_num_seqs, c.max_num_batched_tokens, c.max_model_len, c.num_blocks, c.vocab_size];
     let valid = sizes.iter().all(|size| (1..1 << 32).contains(size))
         && (0.0..=1.0).contains(&c.policy.kv_reserve)

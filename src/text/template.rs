@@ -3,7 +3,7 @@
 //! Templates are written in Jinja2 as transformers runs it (`jinja`, `python`). They come with the weights.
 //! They run with limits on steps, work, depth and output, so that a broken template fails its request alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::Path;
@@ -16,17 +16,15 @@ use serde_json::{Map, Value, json};
 use super::files::{TemplateSource, chat_templates, file_error};
 use super::jinja::{self, SyntaxError};
 use super::marked_template::{Marking, marked_name, marked_source};
-use super::provenance::{Probe, ProbeText, probe_texts, turn_markers};
+use super::provenance::{Guard, ProbeText, Probed, probe_options, probe_texts, turn_markers};
 use super::strftime::strftime;
 use super::tokenizer::Tokenizer;
-use super::turn_marker_guard::{self as guard, Composed, Rendered, TextKind, TurnMarkers};
+use super::turn_marker_guard::{self as guard, Composed, Rendered, TextKind, TurnMarkers, spelled};
 use super::vocabulary::TokenizerJsonError;
 use super::{TextError, python};
 
 /// Most template instructions per rendering. A long conversation takes about a hundred per message.
 const FUEL: u64 = 5_000_000;
-/// Most template instructions for one of the small conversations that show the turn markers.
-const PROBE_FUEL: u64 = 100_000;
 /// Most nested macros and loops.
 const MAX_DEPTH: usize = 200;
 /// Longest rendered text, in bytes.
@@ -138,14 +136,6 @@ enum CompileError {
     Markers(#[from] TokenizerJsonError),
 }
 
-/// How the turn markers of one template are told from message text.
-struct Guard {
-    /// Whether the environment has the template with placeholders too.
-    marked: bool,
-    /// The markers that the template puts together from parts.
-    composed: TurnMarkers,
-}
-
 /// A compiled chat template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -167,8 +157,10 @@ impl ChatTemplate {
     /// conversation.
     pub fn from_dir(dir: &Path, tokenizer: &Tokenizer) -> Result<Option<Self>, TextError> {
         let Some(file) = chat_templates(dir)? else { return Ok(None) };
-        let template = Self::compile(file.templates, tokenizer);
-        let checked = template.and_then(|template| template.check().map(|()| template));
+        let checked = Self::compile(file.templates, tokenizer).and_then(|(template, failed)| {
+            template.check()?;
+            failed.map_or(Ok(template), Err)
+        });
         checked.map(Some).map_err(|error| file_error(&file.path, error))
     }
 
@@ -177,28 +169,41 @@ impl ChatTemplate {
     fn check(&self) -> Result<(), CompileError> {
         let message = |role: Role| ChatMessage::new(role, "Hello");
         for roles in [&[Role::User][..], &[Role::User, Role::Assistant, Role::User]] {
-            let messages: Vec<ChatMessage> = roles.iter().map(|&role| message(role)).collect();
-            let context = self.context(&messages, &RenderOptions::default(), None)?;
-            let template = self.environment.get_template("default")?;
-            if let Err(error) = template.render_captured_to(context, &mut LimitedWriter(Vec::new()))
-                && refusal(&error).is_none()
-            {
-                let roles = roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ");
-                return Err(CompileError::Fails { roles, message: failure(&error) });
-            }
+            self.small("default", &roles.iter().map(|&role| message(role)).collect::<Vec<_>>())?;
         }
         Ok(())
     }
 
+    /// Renders a small conversation; `None` if the template refuses it itself.
+    fn small(&self, name: &str, messages: &[ChatMessage]) -> Result<Option<String>, CompileError> {
+        let context = self.context(messages, &probe_options(name), None)?;
+        let mut output = LimitedWriter(Vec::new());
+        let template = self.environment.get_template(name)?;
+        let Err(error) = template.render_captured_to(context, &mut output).map(|_| ()) else {
+            return Ok(Some(String::from_utf8_lossy(&output.0).into_owned()));
+        };
+        if refusal(&error).is_some() {
+            return Ok(None);
+        }
+        let roles = messages.iter().map(|message| message.role.as_str()).collect::<Vec<_>>().join(", ");
+        Err(CompileError::Fails { roles, message: failure(&error) })
+    }
+
     /// Compiles the text of a template. Its variables for special tokens are those of the tokenizer.
+    /// If it cannot render a plain conversation, it guards only the tokens that begin or end a sequence.
     ///
     /// # Errors
     /// [`TextError::Source`] if it does not compile.
     pub fn from_source(source: &str, tokenizer: &Tokenizer) -> Result<Self, TextError> {
-        Self::compile(TemplateSource::single(source), tokenizer).map_err(|e| TextError::Source(e.to_string()))
+        let compiled = Self::compile(TemplateSource::single(source), tokenizer);
+        compiled.map(|(template, _)| template).map_err(|e| TextError::Source(e.to_string()))
     }
 
-    fn compile(templates: Vec<TemplateSource>, tokenizer: &Tokenizer) -> Result<Self, CompileError> {
+    /// Compiles the templates. The error returned with them says why the turn markers are not known.
+    fn compile(
+        templates: Vec<TemplateSource>,
+        tokenizer: &Tokenizer,
+    ) -> Result<(Self, Option<CompileError>), CompileError> {
         let mut environment = environment();
         let mut sources = Vec::new();
         // A single template is the default whatever its name is.
@@ -217,65 +222,51 @@ impl ChatTemplate {
         let special_tokens = tokenizer.special_tokens().clone();
         let markers = Arc::new(TurnMarkers::new([])?);
         let mut template = Self { environment, markers, guards: HashMap::new(), special_tokens };
-        template.environment.set_fuel(Some(PROBE_FUEL));
-        template.find_markers(&sources, tokenizer)?;
-        template.environment.set_fuel(Some(FUEL));
-        Ok(template)
+        let failed = template.find_markers(&sources, tokenizer)?;
+        Ok((template, failed))
     }
 
     /// Finds the turn markers of the templates by rendering small conversations, and adds a template with
-    /// placeholders for each. `sources` has names and sources.
+    /// placeholders for each. `sources` has names and sources. Returns the first failure of a template that
+    /// is no refusal of its own.
     fn find_markers(
         &mut self,
         sources: &[(String, String)],
         tokenizer: &Tokenizer,
-    ) -> Result<(), TokenizerJsonError> {
-        let mut probes = Vec::new();
+    ) -> Result<Option<CompileError>, TokenizerJsonError> {
+        let (mut probes, mut failure) = (Vec::new(), None);
         let mut ids = tokenizer.end_ids().to_vec();
         for (name, _) in sources {
-            let (texts, tool) = probe_texts(tokenizer, &|probe| self.probe(name, probe));
+            let Probed { texts, tool, failed } =
+                probe_texts(tokenizer, &|probe| self.small(name, &probe.conversation()));
+            // Templates of other names are never rendered.
+            failure = failure.or(failed.filter(|_| matches!(name.as_str(), "default" | "tool_use")));
             ids.extend(turn_markers(&texts, tool.as_ref(), tokenizer));
-            probes.push(texts);
+            probes.push((texts, tool));
         }
         let named = |id: u32| tokenizer.added_token(id).map(|(text, _)| (text.to_owned(), id));
         self.markers = Arc::new(TurnMarkers::new(ids.into_iter().filter_map(named))?);
-        for ((name, source), texts) in sources.iter().zip(probes) {
+        for ((name, source), (texts, tool)) in sources.iter().zip(probes) {
             let marked = [Marking::Written, Marking::All].into_iter().any(|marking| {
                 let source = marked_source(source, &self.marked_names(), &self.markers, marking);
                 jinja::rewrite(&source).is_ok_and(|source| {
                     self.environment.add_template_owned(marked_name(name), source).is_ok()
                 }) && texts.iter().all(|text| self.written(name, text).is_some())
             });
-            let composed = texts.iter().flat_map(|text| {
+            let place = |text| {
                 let written = if marked { self.written(name, text) } else { None };
-                text.ids_without(&written.unwrap_or_default()).collect::<Vec<_>>()
-            });
-            let composed: HashSet<u32> = composed.collect();
-            let composed = self.markers.ids().filter(|id| !marked || composed.contains(id)).filter_map(named);
-            let composed = TurnMarkers::new(composed)?;
-            self.guards.insert(name.clone(), Guard { marked, composed });
-        }
-        Ok(())
-    }
-
-    /// Renders a small conversation; `None` if the template refuses it.
-    fn probe(&self, name: &str, probe: Probe) -> Option<String> {
-        let message = |(role, text): (&str, &str)| {
-            let role = match role {
-                "system" => Role::System,
-                "user" => Role::User,
-                "assistant" => Role::Assistant,
-                _ => Role::Tool,
+                (text, written.unwrap_or_default())
             };
-            ChatMessage::new(role, text)
-        };
-        let messages: Vec<_> = probe.messages().map(message).collect();
-        self.output(name, &messages, &RenderOptions::default(), None).ok()
+            let places: Vec<_> = texts.iter().chain(&tool).map(place).collect();
+            self.guards.insert(name.clone(), Guard::new(marked, &self.markers, &places, tokenizer)?);
+        }
+        Ok(failure)
     }
 
     /// The markers that a template with placeholders writes into a small conversation.
     fn written(&self, name: &str, text: &ProbeText) -> Option<Vec<Range<usize>>> {
-        self.markers.written(&text.text, &self.probe(&marked_name(name), text.probe)?)
+        let marked = self.small(&marked_name(name), &text.probe.conversation()).ok()??;
+        self.markers.written(&text.text, &marked)
     }
 
     /// Names of the variables for special tokens whose text has turn markers.
@@ -304,18 +295,45 @@ impl ChatTemplate {
         let marked = guard.and_then(|_| self.output(&marked_name(name), messages, options, None).ok());
         let written = marked.and_then(|marked| self.markers.written(&text, &marked));
         // If the placeholders change what the template does with these messages, no marker has a placeholder.
-        let composed = guard.filter(|_| written.is_some()).map_or(&*self.markers, |guard| &guard.composed);
-        let ids: Vec<u32> = composed.ids().collect();
-        let mut breaks = Vec::new();
-        if !ids.is_empty() {
-            let protected = self.output(name, messages, options, Some(composed)).ok();
-            let Some(found) = protected.and_then(|protected| TurnMarkers::breaks(&text, &protected)) else {
-                return Err(TextError::Template(spelled(messages, composed)));
-            };
-            breaks = found;
+        let guard = guard.filter(|_| written.is_some());
+        let composed = guard.map_or(&*self.markers, |guard| &guard.composed);
+        let written = written.unwrap_or_default();
+        // A marker that no small conversation has is not guaranteed a placeholder.
+        let wider = guard.and_then(|guard| guard.wider.as_ref());
+        let wider = wider.filter(|wider| wider.occurs_outside(&text, &written));
+        let tell = |markers| self.tell_apart(name, &text, messages, options, markers);
+        let Some(found) = wider.and_then(tell).or_else(|| tell(composed)) else {
+            return Err(TextError::Template(spelled(messages, composed)));
+        };
+        Ok(Rendered::new(text, self.markers.clone(), written, found))
+    }
+
+    /// Tells markers without placeholders from message text in `text`; `None` if that is impossible.
+    fn tell_apart(
+        &self,
+        name: &str,
+        text: &str,
+        messages: &[ChatMessage],
+        options: &RenderOptions,
+        markers: &TurnMarkers,
+    ) -> Option<Composed> {
+        let ids: Vec<u32> = markers.ids().collect();
+        if ids.is_empty() {
+            return Some(Composed::default());
         }
-        let composed = Composed { ids, breaks };
-        Ok(Rendered::new(text, self.markers.clone(), written.unwrap_or_default(), composed))
+        let protected = self.output(name, messages, options, Some(markers)).ok()?;
+        let breaks = TurnMarkers::breaks(text, &protected)?;
+        // A template that changes message text can make a marker of it that has no break.
+        let counted = markers.unbroken(&protected);
+        if counted.iter().any(|&count| count > 0) && guard::is_suspect(messages, &options.kwargs, markers) {
+            let (neutral, kwargs) = guard::neutral(messages, &options.kwargs, markers);
+            let options = RenderOptions { kwargs, ..options.clone() };
+            let own = markers.unbroken(&self.output(name, &neutral, &options, None).ok()?);
+            if counted.iter().zip(own).any(|(&counted, own)| counted > own) {
+                return None;
+            }
+        }
+        Some(Composed { ids, breaks })
     }
 
     /// The output of a template, which ends with the last message if the model is to continue it. With
@@ -399,23 +417,6 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".to_owned(), options.add_generation_prompt.into());
         Ok(context)
     }
-}
-
-/// The error for messages that spell a turn marker which the template treats differently from other text.
-fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String {
-    let spells = |text: &str| markers.protect(text, TextKind::Message) != text;
-    let place = messages.iter().enumerate().find_map(|(i, message)| {
-        let field = spells(&message.content).then_some("content");
-        let mut fields = message.fields.iter();
-        let field =
-            field.or_else(|| fields.find(|(_, value)| spells(&value.to_string())).map(|(name, _)| &**name));
-        field.map(|field| format!("messages[{i}].{field}"))
-    });
-    let place = place.unwrap_or_else(|| "a variable".to_owned());
-    format!(
-        "{place} contains a turn marker of the chat template or a part of one, and the template treats it \
-         differently from other text, so it cannot be told from the template's own turn markers"
-    )
 }
 
 /// Jinja2 with transformers' settings, functions and filters.

@@ -100,8 +100,8 @@ impl Tokenizer {
         self.vocabulary.size()
     }
 
-    /// Encodes a text, whose author may write whole prompts: text that spells an added token is encoded as
-    /// that token. Does not add a beginning-of-sequence token.
+    /// Encodes a text whose author may write whole prompts, including added tokens. Text that spells an added
+    /// token is encoded as that token. Does not add a beginning-of-sequence token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
         let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
         Ok(encoding.get_ids().to_vec())

@@ -12,15 +12,19 @@
 //! Some templates put a marker together from parts (`'<|' + role + '|>'`), which have no placeholder. For
 //! such a marker the conversation is rendered again if a message has text that could be part of one. The
 //! messages have a [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in
-//! it.
+//! it. A template can also change message text so that it becomes a marker without a break. So if text looks
+//! like part of a marker, the conversation is refused if it has more unbroken markers than the same
+//! conversation with neutral texts ([`neutral`]).
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
-use serde_json::Value;
+use serde_json::{Map, Value};
+use tokenizers::NormalizedString;
 
+use super::template::ChatMessage;
 use super::vocabulary::TokenizerJsonError;
 
 /// First character of a placeholder. The second is [`FIRST_INDEX`] plus the index of the marker.
@@ -143,8 +147,10 @@ pub(super) enum TextKind {
 #[derive(Debug)]
 pub(super) struct TurnMarkers {
     ids: HashSet<u32>,
-    /// Finds all markers, overlapping ones too.
+    /// Finds all markers, overlapping ones too, in upper or lower case.
     all: AhoCorasick,
+    /// Finds all markers in folded text ([`folded`]).
+    folded: AhoCorasick,
     /// Finds the leftmost longest markers.
     longest: AhoCorasick,
     /// The markers with their ids, sorted.
@@ -167,7 +173,8 @@ impl TurnMarkers {
         let texts = || sorted.iter().map(|(text, _)| text.as_bytes());
         Ok(Self {
             ids: sorted.iter().map(|&(_, id)| id).collect(),
-            all: AhoCorasick::builder().build(texts())?,
+            all: AhoCorasick::builder().ascii_case_insensitive(true).build(texts())?,
+            folded: AhoCorasick::builder().build(sorted.iter().map(|(text, _)| folded(text)))?,
             longest: AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts())?,
             longest_len: sorted.iter().map(|(text, _)| text.len()).max().unwrap_or(0),
             sorted,
@@ -211,6 +218,12 @@ impl TurnMarkers {
         let mut parts = marked.split(MARK);
         at += same_start(text, parts.next()?)?;
         for part in parts {
+            // A template cannot contain this character, so here it is text of a message.
+            if text[at..].starts_with(MARK) {
+                at += MARK.len_utf8();
+                at += same_start(&text[at..], part)?;
+                continue;
+            }
             let index = part.chars().next()?;
             let (marker, _) = self.sorted.get(u32::from(index).checked_sub(FIRST_INDEX)? as usize)?;
             let end = at + same_start(&text[at..], marker)?;
@@ -234,6 +247,51 @@ impl TurnMarkers {
             }
         }
         (at == text.len()).then_some(breaks)
+    }
+
+    /// Whether a marker occurs in `text` outside the ranges of `written`.
+    pub(super) fn occurs_outside(&self, text: &str, written: &[Range<usize>]) -> bool {
+        self.longest.find_iter(text).any(|found| {
+            let near = written.partition_point(|written| written.end <= found.start());
+            written.get(near).is_none_or(|written| found.end() <= written.start)
+        })
+    }
+
+    /// How often each marker is in a text in which breaks can be, in any spelling that a normaliser or a
+    /// template could change into the marker.
+    pub(super) fn unbroken(&self, protected: &str) -> Vec<usize> {
+        let text = folded(protected);
+        let mut counts = vec![0; self.sorted.len()];
+        for found in self.folded.find_overlapping_iter(&text) {
+            let one = text[found.range()].chars().nth(1).is_none();
+            if !found.is_empty() && !(one && text[..found.start()].ends_with(BREAK)) {
+                counts[found.pattern().as_usize()] += 1;
+            }
+        }
+        counts
+    }
+
+    /// Whether a template could make a part of a marker of `text`.
+    fn suspects(&self, text: &str) -> bool {
+        let sign = |c: char| !c.is_alphanumeric() && !c.is_whitespace();
+        let signs: HashSet<char> =
+            self.sorted.iter().flat_map(|(marker, _)| marker.chars()).filter(|&c| sign(c)).collect();
+        if text.chars().any(|c| !c.is_ascii() || signs.contains(&c)) {
+            return true;
+        }
+        let text = text.trim().to_lowercase();
+        self.sorted.iter().any(|(marker, _)| {
+            let marker = marker.to_lowercase();
+            let words = marker.split(|c: char| !c.is_alphanumeric());
+            !text.is_empty() && marker.contains(&text)
+                || words.filter(|word| !word.is_empty()).any(|word| text.contains(word))
+        })
+    }
+
+    /// A character that no marker has.
+    fn neutral_character(&self) -> char {
+        let known = |c: char| self.sorted.iter().any(|(marker, _)| folded(marker).contains(c));
+        "qzxjkvw0123456789".chars().find(|&c| !known(c)).unwrap_or('\u{2022}')
     }
 
     /// Inserts a break into every part of `text` that can be read as part of a marker.
@@ -304,4 +362,116 @@ impl TurnMarkers {
 /// The length of `start` if `text` begins with it.
 fn same_start(text: &str, start: &str) -> Option<usize> {
     text.starts_with(start).then_some(start.len())
+}
+
+/// Text as the most forgiving normaliser leaves it: in lower case, with compatible characters replaced, and
+/// without accents and invisible characters.
+fn folded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut run = String::new();
+    let flush = |run: &mut String, out: &mut String| {
+        let mut part = NormalizedString::from(std::mem::take(run));
+        part.nfkd();
+        let lower = part.get().chars().flat_map(char::to_lowercase);
+        let hidden = |c: char| matches!(c, '\u{AD}' | '\u{300}'..='\u{36F}' | '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}');
+        out.extend(lower.filter(|&c| !hidden(c)));
+    };
+    for character in text.chars() {
+        if !character.is_ascii() {
+            run.push(character);
+        }
+        // Short runs keep the normaliser's tables small.
+        if !run.is_empty() && (character.is_ascii() || run.len() > 4096) {
+            flush(&mut run, &mut out);
+        }
+        if character.is_ascii() && (!character.is_control() || character.is_whitespace()) {
+            out.push(character.to_ascii_lowercase());
+        }
+    }
+    if !run.is_empty() {
+        flush(&mut run, &mut out);
+    }
+    out
+}
+
+/// Whether any text of a conversation could become a part of a marker.
+pub(super) fn is_suspect(
+    messages: &[ChatMessage],
+    kwargs: &Map<String, Value>,
+    markers: &TurnMarkers,
+) -> bool {
+    let fields = messages.iter().flat_map(|message| message.fields.values());
+    let texts = messages.iter().flat_map(|message| message.name.iter().chain([&message.content]));
+    texts.into_iter().any(|text| markers.suspects(text))
+        || fields.chain(kwargs.values()).any(|value| has_suspect(value, markers))
+}
+
+fn has_suspect(value: &Value, markers: &TurnMarkers) -> bool {
+    match value {
+        Value::String(text) => markers.suspects(text),
+        Value::Array(items) => items.iter().any(|item| has_suspect(item, markers)),
+        Value::Object(map) => {
+            map.iter().any(|(key, item)| markers.suspects(key) || has_suspect(item, markers))
+        }
+        _ => false,
+    }
+}
+
+/// The same conversation and variables with neutral texts of the same lengths. Names that have nothing to do
+/// with a marker stay, because templates compare them.
+pub(super) fn neutral(
+    messages: &[ChatMessage],
+    kwargs: &Map<String, Value>,
+    markers: &TurnMarkers,
+) -> (Vec<ChatMessage>, Map<String, Value>) {
+    let filler = markers.neutral_character();
+    let word =
+        |text: &str| text.chars().map(|c| if c.is_whitespace() { c } else { filler }).collect::<String>();
+    let text = |text: &str| {
+        let name = text.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+        let part = text.to_lowercase();
+        let part = markers.sorted.iter().any(|(marker, _)| marker.to_lowercase().contains(&part));
+        if name && !part { text.to_owned() } else { word(text) }
+    };
+    let values = |map: &Map<String, Value>| {
+        map.iter().map(|(name, value)| (name.clone(), neutral_value(value, &text))).collect()
+    };
+    let neutral = messages.iter().map(|message| ChatMessage {
+        role: message.role,
+        content: word(&message.content),
+        name: message.name.as_deref().map(text),
+        fields: values(&message.fields),
+    });
+    (neutral.collect(), values(kwargs))
+}
+
+fn neutral_value(value: &Value, neutral: &dyn Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => neutral(text).into(),
+        Value::Array(items) => items.iter().map(|item| neutral_value(item, neutral)).collect(),
+        Value::Object(map) => {
+            map.iter().map(|(key, item)| (neutral(key), neutral_value(item, neutral))).collect()
+        }
+        simple => simple.clone(),
+    }
+}
+
+/// The error for messages that spell a turn marker which the template treats differently from other text.
+pub(super) fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String {
+    let place = |spells: &dyn Fn(&str) -> bool| {
+        messages.iter().enumerate().find_map(|(i, message)| {
+            let field = spells(&message.content).then_some("content");
+            let mut fields = message.fields.iter();
+            let field = field
+                .or_else(|| fields.find(|(_, value)| spells(&value.to_string())).map(|(name, _)| &**name));
+            field.map(|field| format!("messages[{i}].{field}"))
+        })
+    };
+    let place = place(&|text| markers.protect(text, TextKind::Message) != text)
+        .or_else(|| place(&|text| markers.suspects(text)))
+        .unwrap_or_else(|| "a variable".to_owned());
+    format!(
+        "{place} contains a turn marker of the chat template or a part of one, and the template treats it \
+         differently from other text, so it cannot be told from the template's own turn markers"
+    )
 }

@@ -26,7 +26,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
     (0..len).map(|_| next() + next() + next() + next() - 2.0).collect()
 }
 
-/// Uploads `x` and quantises it by a norm that leaves the values unchanged. Products take the result.
+/// Uploads `x` as the input of a matrix product. A norm that leaves the values unchanged quantises them.
 pub fn acts(device: &Dev, x: &[f32], cols: usize, quant: ActQuant) -> <Dev as Device>::Acts {
     let rows = x.len() / cols;
     let mut out = device.acts(rows, cols).unwrap();

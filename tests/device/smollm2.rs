@@ -21,7 +21,7 @@ use crate::dev;
 /// Results of transformers for the demo model.
 #[derive(Deserialize)]
 struct DemoReference {
-    /// The largest error of a log-probability in transformers' bfloat16.
+    /// The largest difference of a log-probability between transformers' bfloat16 and float32 runs.
     bf16_worst: f64,
     prompts: Vec<ChatPrompt>,
     /// Token ids of a text.
@@ -127,7 +127,7 @@ fn chat_prompts_have_the_token_ids_of_transformers() {
     }
 }
 
-/// Compares as many prompts and tokens as [`dev::SMOLLM2`] says.
+/// [`dev::SMOLLM2`] sets the number of prompts and of tokens per prompt.
 #[test]
 fn greedy_answers_are_equal_up_to_the_first_near_tie() {
     let Some(dir) = demo() else { return };

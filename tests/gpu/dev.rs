@@ -46,8 +46,8 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     Cuda::new(0, products).ok()
 }
 
-/// Devices of a group: all on the one GPU, or each on the host, every second one with threads in descending
-/// order.
+/// Makes the devices of a group. All are on GPU 0. With `host-kernels` all are on the host, and every second
+/// one runs threads in descending order.
 pub fn ranks(count: usize) -> Vec<Dev> {
     #[cfg(feature = "host-kernels")]
     return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, Products::default()).unwrap()).collect();

@@ -12,7 +12,7 @@ use crate::device::model::fixture;
 
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
-/// With the spare block these are whole splits of attention.
+/// KV blocks of sequences. Together with the spare block they fill whole splits of attention.
 const BLOCKS: usize = 7;
 /// Buffers of fewer than 16 bytes take 16.
 const SLACK: u64 = 64;

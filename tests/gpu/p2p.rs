@@ -288,7 +288,7 @@ fn a_rank_that_stalls_is_named_in_time() {
     }
 }
 
-/// An engine over a group.
+/// Starts an engine whose ranks run on `devices` and communicate through `group`.
 fn engine<C: Communicator<Cuda>>(
     dir: &Path,
     devices: Vec<Cuda>,
@@ -364,7 +364,7 @@ fn models_over_p2p_have_the_bits_of_the_group_of_threads() {
     }
 }
 
-/// Runs the kernels in a program of its own, compiled with ThreadSanitizer, which this test's binary is not.
+/// Runs the kernels in a separate program, because this test's binary is not compiled with ThreadSanitizer.
 #[cfg(feature = "host-kernels")]
 #[test]
 fn thread_sanitizer_finds_no_data_race() {

@@ -137,6 +137,21 @@ fn names_are_trimmed_and_lists_take_commas_spaces_and_repetition() {
 }
 
 #[test]
+fn counts_have_a_largest_value() {
+    for (flag, most, above) in [
+        ("--max-num-seqs", "65536", &["65537", "100000000", "5000000000", "99999999999999999999"][..]),
+        ("--max-num-batched-tokens", "16777216", &["16777217", "17M", "1G", "99999999999999999999"]),
+    ] {
+        assert!(parsed(&format!("serve DIR {flag} {most}")).is_ok(), "{flag}");
+        for got in above {
+            let error = format!("{flag}: expected at most {most}, got `{got}`");
+            assert_eq!(parsed(&format!("serve DIR {flag} {got}")), Err(error));
+        }
+    }
+    assert!(parsed("serve DIR --max-num-batched-tokens 16M").is_ok());
+}
+
+#[test]
 fn hosts_are_addresses_or_names() {
     for (host, expected) in [
         ("0.0.0.0", "Address(0.0.0.0)"),

@@ -268,6 +268,7 @@ fn origins_and_host_names_are_checked_at_start() {
         ("--allowed-hosts", "a,http://b", "got `http://b`"),
         ("--allowed-hosts", "a:8000", "without scheme and port"),
         ("--allowed-hosts", ".a", "got `.a`"),
+        ("--allowed-hosts", "*.", "got `*.`"),
         ("--allowed-hosts", "a.*", "got `a.*`"),
     ] {
         refuses(&serve(&["--model", &tiny(), flag, value], &[]), 2, &[flag, part]);

@@ -79,6 +79,8 @@
 //! | | `a_client_that_reads_too_slowly_is_disconnected` |
 //! | A field that constrains the answer is never ignored | |
 //! | | `a_constraint_is_refused_by_name_in_every_spelling` |
+//! | | `constraints_in_messages_are_refused_with_their_path` |
+//! | | `fields_that_clients_send_back_in_messages_are_accepted` |
 //! | Unknown fields are named in a header, or refused | `unknown_fields_are_named_in_a_header` |
 //! | | `unknown_fields_of_messages_and_parts_are_named_too` |
 //! | | `unknown_fields_are_refused_by_name_if_the_operator_chose_so` |

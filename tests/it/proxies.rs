@@ -349,6 +349,11 @@ fn web_pages_through_the_proxy(port: u16) {
     }
 }
 
+/// nginx passes a request of HTTP/1.0 on as HTTP/1.1, which must have a Host.
+fn a_client_without_a_host_through_nginx(port: u16) {
+    exchange(port, "GET /v1/models HTTP/1.0\r\n\r\n").expect("the Host is nginx's server_name");
+}
+
 /// Restarts both servers in turn, one by SIGTERM and one by the admin port: no request may fail. Then kills
 /// one by SIGKILL: no request may fail that is retried once.
 fn restarts_under_load(name: &str, start: Starter) {
@@ -360,6 +365,9 @@ fn restarts_under_load(name: &str, start: Starter) {
     let _proxy = start(&program, dir.path(), port, ports);
     until("the proxy serves", || get(port, "/health/ready").is_some());
     web_pages_through_the_proxy(port);
+    if name == "nginx" {
+        a_client_without_a_host_through_nginx(port);
+    }
 
     let clients = Clients::start(port, 0);
     until("both serve", || one.answered() > 0.0 && two.answered() > 0.0);

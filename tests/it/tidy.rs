@@ -1,5 +1,5 @@
-//! The project's rules as tests: each is a function from a file's path and text to its violations, and each
-//! is shown to find one.
+//! Tests of the project's rules. Each rule is a function that takes a file's path and text and returns its
+//! violations. A test shows that the function finds one.
 
 mod imports;
 mod prose;
@@ -93,7 +93,7 @@ const BOUNDARIES: [(&str, &[&str]); 23] = [
     ("main", &["config", "bench", "commands", "stdio"]),
 ];
 
-/// Where unsafe code may be: vector kernels with what they share, and launches on a GPU.
+/// The folders that may contain unsafe code: those of the CPU device and of the CUDA device.
 const UNSAFE_MODULES: [&str; 2] = ["src/device/cpu/", "src/device/cuda/"];
 
 /// The public traits. The number of private traits is not limited.
@@ -400,9 +400,8 @@ fn tables_of_rules_name_tests_that_exist() {
     assert!(!named_tests("tests/it/x.rs", "//! | a rule | `no_such_test` |", &all).is_empty());
 }
 
-/// Files of the server that know no HTTP library, so that a batch file's lines and another protocol's
-/// requests can go the same way: JSON to validated requests, generation, and JSON of replies. A folder's name
-/// stands for all of it.
+/// Files and folders of the server that use no HTTP library, so that batch files and other protocols can use
+/// them too. They turn JSON into validated requests, generate, and turn the results into JSON.
 const WITHOUT_TRANSPORT: [&str; 15] = [
     "src/server/api_keys.rs",
     "src/server/error.rs",

@@ -19,7 +19,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use crate::fake::{FakeExecutor, FakeModel, alone, config, request};
 use crate::scheduler::prompt;
 
-/// Counters of one key, at 0.
+/// New counters for one key, all 0.
 pub fn key_counters() -> Arc<KeyCounters> {
     let counter = || Counter::new("seconds", "of a test").unwrap();
     let tokens = || IntCounter::new("tokens", "of a test").unwrap();

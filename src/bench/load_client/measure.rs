@@ -100,7 +100,7 @@ impl RequestRecord {
         self.chunks.last().map(|last| last.saturating_sub(self.sent))
     }
 
-    /// Time by which it was sent later than due.
+    /// How long after its due time the request was sent.
     pub fn lag(&self) -> Duration {
         self.sent.saturating_sub(self.due)
     }
@@ -193,7 +193,7 @@ pub struct FailureCount {
     pub kind: FailureKind,
     /// Number of failures.
     pub count: u64,
-    /// Message of the first one.
+    /// Message of the first failure.
     pub first: String,
 }
 

@@ -52,7 +52,7 @@ impl Cache {
         ((layer * spec.blocks + block) * spec.heads.kv_heads + head) * part
     }
 
-    /// Elements of K of one block and head; V has as many.
+    /// The number of elements of K in one block and head. V has the same number.
     pub(super) fn half(&self) -> usize {
         BLOCK_TOKENS * self.spec.heads.head_dim
     }

@@ -30,7 +30,7 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     fn pci_address(&self) -> Result<String, DeviceError>;
     /// Lets this backend's kernels access memory of `other`.
     fn enable_access(&self, other: &dyn Backend) -> Result<(), DeviceError>;
-    /// Whether both run on the same GPU.
+    /// Whether this backend and `other` run on the same GPU.
     fn is_same_gpu(&self, other: &dyn Backend) -> bool;
 
     /// Allocates zeroed device memory.

@@ -40,7 +40,7 @@ pub(super) const SCRATCH_BYTES: usize = 4 * MAX_ROWS;
 #[derive(Debug, Default)]
 pub(super) struct LinearScratch {
     partials: Option<Buffer<[f32; 4]>>,
-    /// Per tile, the parts that have been written.
+    /// For each tile, the number of parts that have been written.
     counters: Option<Buffer<u32>>,
 }
 

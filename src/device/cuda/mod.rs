@@ -153,8 +153,8 @@ impl Cuda {
         self.with_scratch(random_weights::run(self, weights)?)
     }
 
-    /// Returns the error of an operation that another rank did not reach. Such an operation ends without an
-    /// error of its own; every call that waits for operations asks here afterwards.
+    /// Returns the error of an operation that another rank did not reach. Such an operation itself
+    /// ends without an error, so every call that waits for operations calls this function afterwards.
     fn check_peers(&self) -> Result<(), DeviceError> {
         locked(&self.groups).iter().filter_map(Weak::upgrade).try_for_each(|rank| rank.check())
     }

@@ -36,7 +36,7 @@ pub(super) struct Quantised {
 const _: () = assert!(size_of::<Quantised>() == 24);
 
 impl Quantised {
-    /// The same storage type at other addresses.
+    /// Returns the same storage format with its values and scales at other addresses.
     pub(super) fn at(self, values: u64, scales: u64) -> Self {
         Self { values, scales, ..self }
     }

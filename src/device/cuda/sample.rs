@@ -112,7 +112,7 @@ pub(super) struct Sampled {
 #[derive(Debug)]
 struct Results {
     mirror: Mirror<DeviceResult>,
-    /// Whether each row wants log-probabilities.
+    /// For each row, whether log-probabilities are reported.
     logprobs: Vec<bool>,
 }
 

@@ -51,7 +51,7 @@ pub(super) fn read(quant: &Object) -> Result<Fp8Scheme, LoadError> {
         return Err(quant.error("config_groups", "expected at least one group, got none"));
     };
     let targets = ModuleList::new(Syntax::Named, &targets);
-    let targets = targets.map_err(|error| quant.error("config_groups", error))?;
+    let targets = targets.map_err(|error| quant.error("config_groups", error.to_string()))?;
     let ignored = module_list(quant, "ignore", Syntax::Named)?;
     Ok(Fp8Scheme { static_activations: !dynamic, targets: Some(targets), ignored })
 }

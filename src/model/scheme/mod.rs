@@ -17,6 +17,7 @@ mod tests;
 use std::path::Path;
 
 use module_list::{Covered, ModuleList, Syntax};
+use python_regex::PatternError;
 
 use super::error::LoadError;
 use super::json::Object;
@@ -100,7 +101,7 @@ impl Scheme {
     ///
     /// # Errors
     /// A pattern needs too many steps.
-    pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, String> {
+    pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, PatternError> {
         let Self::Fp8(Fp8Scheme { targets, ignored, .. }) = self else { return Ok(StoredFormat::Float) };
         let target = targets.as_ref().map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
         Ok(match (target, ignored.excludes(module)?) {
@@ -134,7 +135,7 @@ fn method(quant: &Object) -> Result<Fp8Scheme, LoadError> {
 
 /// Compiles the list of modules at a key.
 fn module_list(quant: &Object, key: &str, syntax: Syntax) -> Result<ModuleList, LoadError> {
-    ModuleList::new(syntax, &quant.texts(key)?).map_err(|error| quant.error(key, error))
+    ModuleList::new(syntax, &quant.texts(key)?).map_err(|error| quant.error(key, error.to_string()))
 }
 
 /// Compiles a list that has two names.

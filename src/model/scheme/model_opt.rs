@@ -76,5 +76,5 @@ fn targets(quant: &Object) -> Result<Option<ModuleList>, LoadError> {
         return Ok(None);
     }
     let list = ModuleList::new(Syntax::Named, &targets);
-    list.map(Some).map_err(|error| quant.error("config_groups", error))
+    list.map(Some).map_err(|error| quant.error("config_groups", error.to_string()))
 }

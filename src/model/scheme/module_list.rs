@@ -1,7 +1,7 @@
 //! Lists of modules in quantisation configurations. Each library has its own syntax and its own idea of what
 //! an entry covers.
 
-use super::python_regex::PythonRegex;
+use super::python_regex::{PatternError, PythonRegex};
 
 /// Syntax of a list.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,7 +43,7 @@ impl ModuleList {
     ///
     /// # Errors
     /// An entry is not a valid pattern, or has syntax that is not supported; the error names both.
-    pub(super) fn new(syntax: Syntax, entries: &[String]) -> Result<Self, String> {
+    pub(super) fn new(syntax: Syntax, entries: &[String]) -> Result<Self, PatternError> {
         let entry = |text: &String| {
             let pattern = match syntax {
                 Syntax::Named => text.strip_prefix("re:").map(PythonRegex::new).transpose(),
@@ -56,8 +56,8 @@ impl ModuleList {
                 Syntax::Shell if is_plain(text) => Ok(None),
                 Syntax::Shell => PythonRegex::shell(text).map(Some),
             };
-            let pattern = pattern.map_err(|error| format!("`{text}`: {error}"))?;
-            Ok::<_, String>(Entry { text: text.clone(), pattern })
+            let pattern = pattern.map_err(|error| PatternError(format!("`{text}`: {error}")))?;
+            Ok::<_, PatternError>(Entry { text: text.clone(), pattern })
         };
         Ok(Self { syntax, entries: entries.iter().map(entry).collect::<Result<_, _>>()? })
     }
@@ -66,7 +66,7 @@ impl ModuleList {
     ///
     /// # Errors
     /// A pattern needs too many steps.
-    pub(super) fn excludes(&self, module: &str) -> Result<Covered, String> {
+    pub(super) fn excludes(&self, module: &str) -> Result<Covered, PatternError> {
         let others: Vec<String> = fused(module).into_iter().chain(parents(module)).collect();
         let covered = self.entries.iter().map(|entry| self.entry_covers(entry, module, &others));
         covered.into_iter().try_fold(Covered::No, |most, covered| Ok(most.max(covered?)))
@@ -76,7 +76,7 @@ impl ModuleList {
     ///
     /// # Errors
     /// A pattern needs too many steps.
-    pub(super) fn includes(&self, module: &str) -> Result<Covered, String> {
+    pub(super) fn includes(&self, module: &str) -> Result<Covered, PatternError> {
         // Every library finds a linear module by the name of its class.
         let of_class = |entry: &Entry| matches!(entry.text.as_str(), "Linear" | "Module");
         if self.syntax == Syntax::Named && self.entries.iter().any(of_class) {
@@ -86,7 +86,7 @@ impl ModuleList {
     }
 
     /// Whether an entry covers a module. `others` are its parents and its fused matrix.
-    fn entry_covers(&self, entry: &Entry, module: &str, others: &[String]) -> Result<Covered, String> {
+    fn entry_covers(&self, entry: &Entry, module: &str, others: &[String]) -> Result<Covered, PatternError> {
         let Entry { text, pattern } = entry;
         let names = |name: &str| match pattern {
             Some(pattern) if text != name => pattern.matches(name),

@@ -16,12 +16,17 @@ impl PartialEq for PythonRegex {
     }
 }
 
+/// The reason for which a pattern cannot be used or matched.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct PatternError(pub(super) String);
+
 impl PythonRegex {
     /// Compiles a pattern for use as in `re.match`.
     ///
     /// # Errors
     /// Python would not compile it, or it uses syntax that cannot be translated.
-    pub(super) fn new(pattern: &str) -> Result<Self, String> {
+    pub(super) fn new(pattern: &str) -> Result<Self, PatternError> {
         let chars: Vec<char> = pattern.chars().collect();
         let mut translator = Translator { chars: &chars, at: 0, out: String::new() };
         translator.pattern()?;
@@ -32,7 +37,7 @@ impl PythonRegex {
     ///
     /// # Errors
     /// A range in brackets is not valid.
-    pub(super) fn shell(pattern: &str) -> Result<Self, String> {
+    pub(super) fn shell(pattern: &str) -> Result<Self, PatternError> {
         let chars: Vec<char> = pattern.chars().collect();
         let mut out = String::from("(?s)\\A");
         let mut at = 0;
@@ -54,8 +59,8 @@ impl PythonRegex {
         Self::compile(pattern, &format!("{out}\\z"))
     }
 
-    fn compile(source: &str, translated: &str) -> Result<Self, String> {
-        let regex = fancy_regex::Regex::new(translated).map_err(|error| error.to_string())?;
+    fn compile(source: &str, translated: &str) -> Result<Self, PatternError> {
+        let regex = fancy_regex::Regex::new(translated).map_err(|error| PatternError(error.to_string()))?;
         Ok(Self { source: source.to_owned(), regex })
     }
 
@@ -63,8 +68,10 @@ impl PythonRegex {
     ///
     /// # Errors
     /// The pattern needs too many steps.
-    pub(super) fn matches(&self, text: &str) -> Result<bool, String> {
-        self.regex.is_match(text).map_err(|error| format!("`{}` on `{text}`: {error}", self.source))
+    pub(super) fn matches(&self, text: &str) -> Result<bool, PatternError> {
+        self.regex
+            .is_match(text)
+            .map_err(|error| PatternError(format!("`{}` on `{text}`: {error}", self.source)))
     }
 }
 
@@ -133,18 +140,18 @@ impl Translator<'_> {
     }
 
     /// The characters up to `end`, which is consumed.
-    fn until(&mut self, end: char) -> Result<String, String> {
+    fn until(&mut self, end: char) -> Result<String, PatternError> {
         let mut text = String::new();
         loop {
             match self.next() {
                 Some(c) if c == end => return Ok(text),
                 Some(c) => text.push(c),
-                None => return Err(format!("`{end}` is missing")),
+                None => return Err(PatternError(format!("`{end}` is missing"))),
             }
         }
     }
 
-    fn pattern(&mut self) -> Result<(), String> {
+    fn pattern(&mut self) -> Result<(), PatternError> {
         while let Some(c) = self.next() {
             match c {
                 '\\' => self.escape()?,
@@ -159,7 +166,7 @@ impl Translator<'_> {
     }
 
     /// An escape outside brackets.
-    fn escape(&mut self) -> Result<(), String> {
+    fn escape(&mut self) -> Result<(), PatternError> {
         match self.peek() {
             Some(c @ ('A' | 'b' | 'B')) => {
                 self.at += 1;
@@ -173,7 +180,7 @@ impl Translator<'_> {
                 let digits: String =
                     self.chars[self.at..].iter().take(3).take_while(|c| c.is_ascii_digit()).collect();
                 if digits.len() == 3 {
-                    return Err(format!("the escape `\\{digits}` is not supported"));
+                    return Err(PatternError(format!("the escape `\\{digits}` is not supported")));
                 }
                 self.at += digits.len();
                 let _ = write!(self.out, "(?:\\{digits})");
@@ -187,8 +194,8 @@ impl Translator<'_> {
     }
 
     /// An escape that may stand within brackets too.
-    fn member_escape(&mut self) -> Result<Member, String> {
-        let Some(c) = self.next() else { return Err("ends with `\\`".to_owned()) };
+    fn member_escape(&mut self) -> Result<Member, PatternError> {
+        let Some(c) = self.next() else { return Err(PatternError("ends with `\\`".to_owned())) };
         let char = match c {
             'd' | 'D' | 'w' | 'W' | 's' | 'S' => return Ok(Member::Set(c)),
             'n' => '\n',
@@ -200,23 +207,27 @@ impl Translator<'_> {
             'x' => self.code_point(2)?,
             'u' => self.code_point(4)?,
             'U' => self.code_point(8)?,
-            c if c.is_ascii_alphanumeric() => return Err(format!("the escape `\\{c}` is not supported")),
+            c if c.is_ascii_alphanumeric() => {
+                return Err(PatternError(format!("the escape `\\{c}` is not supported")));
+            }
             c => c,
         };
         Ok(Member::Char(char))
     }
 
-    fn code_point(&mut self, digits: usize) -> Result<char, String> {
+    fn code_point(&mut self, digits: usize) -> Result<char, PatternError> {
         let end = (self.at + digits).min(self.chars.len());
         let text: String = self.chars[self.at..end].iter().collect();
         self.at = end;
         let hex = text.len() == digits && text.chars().all(|c| c.is_ascii_hexdigit());
         let char = hex.then(|| u32::from_str_radix(&text, 16).ok().and_then(char::from_u32)).flatten();
-        char.ok_or_else(|| format!("expected {digits} hexadecimal digits of a character, got `{text}`"))
+        char.ok_or_else(|| {
+            PatternError(format!("expected {digits} hexadecimal digits of a character, got `{text}`"))
+        })
     }
 
     /// A class in brackets. Python knows no classes within classes and no operations on them.
-    fn class(&mut self) -> Result<(), String> {
+    fn class(&mut self) -> Result<(), PatternError> {
         self.out.push('[');
         if self.take("^") {
             self.out.push('^');
@@ -228,7 +239,9 @@ impl Translator<'_> {
                 return Ok(());
             }
             let low = match self.class_member()? {
-                Member::Set(c) if self.is_range() => return Err(format!("the range begins with `\\{c}`")),
+                Member::Set(c) if self.is_range() => {
+                    return Err(PatternError(format!("the range begins with `\\{c}`")));
+                }
                 Member::Set(c) => {
                     self.out.extend(['\\', c]);
                     continue;
@@ -244,7 +257,7 @@ impl Translator<'_> {
                         self.out.push('-');
                         literal(high, &mut self.out);
                     }
-                    Member::Set(c) => return Err(format!("the range ends with `\\{c}`")),
+                    Member::Set(c) => return Err(PatternError(format!("the range ends with `\\{c}`"))),
                 }
             }
         }
@@ -255,16 +268,16 @@ impl Translator<'_> {
         self.peek() == Some('-') && !matches!(self.chars.get(self.at + 1), None | Some(']'))
     }
 
-    fn class_member(&mut self) -> Result<Member, String> {
+    fn class_member(&mut self) -> Result<Member, PatternError> {
         match self.next() {
-            None => Err("`]` is missing".to_owned()),
+            None => Err(PatternError("`]` is missing".to_owned())),
             Some('\\') if self.take("b") => Ok(Member::Char('\x08')),
             Some('\\') => self.member_escape(),
             Some(c) => Ok(Member::Char(c)),
         }
     }
 
-    fn group(&mut self) -> Result<(), String> {
+    fn group(&mut self) -> Result<(), PatternError> {
         if !self.take("?") {
             self.out.push('(');
             return Ok(());
@@ -291,7 +304,7 @@ impl Translator<'_> {
 
     /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter, because the name
     /// of a module is one line of ASCII characters.
-    fn flags(&mut self) -> Result<(), String> {
+    fn flags(&mut self) -> Result<(), PatternError> {
         let start = self.at - 2;
         let (mut on, mut off, mut negative) = (String::new(), String::new(), false);
         loop {
@@ -312,7 +325,7 @@ impl Translator<'_> {
                 }
                 _ => {
                     let group: String = self.chars[start..self.at].iter().collect();
-                    return Err(format!("the group `{group}` is not supported"));
+                    return Err(PatternError(format!("the group `{group}` is not supported")));
                 }
             }
         }
@@ -340,8 +353,8 @@ impl Translator<'_> {
 }
 
 /// Checks the name of a group.
-fn name(text: String) -> Result<String, String> {
+fn name(text: String) -> Result<String, PatternError> {
     let sound = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
         && text.chars().next().is_some_and(|c| !c.is_ascii_digit());
-    if sound { Ok(text) } else { Err(format!("the group name `{text}` is not supported")) }
+    if sound { Ok(text) } else { Err(PatternError(format!("the group name `{text}` is not supported"))) }
 }

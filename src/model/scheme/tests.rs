@@ -40,7 +40,7 @@ fn expressions_match_as_in_python_or_are_refused() {
                 assert_eq!(got, expected, "`{pattern}`");
             }
             (Err(error), Some(_), Some((_, syntax))) => {
-                assert!(error.contains(syntax), "`{pattern}`: `{error}` lacks `{syntax}`");
+                assert!(error.0.contains(syntax), "`{pattern}`: `{error}` lacks `{syntax}`");
             }
             (Err(_), None, None) => {}
             (got, expected, _) => panic!("`{pattern}`: expected {expected:?}, got {got:?}"),

@@ -262,8 +262,8 @@ fn code_points() -> impl Iterator<Item = char> {
     ('\u{1}'..='\u{3FFFF}').chain('\u{E0000}'..='\u{E0FFF}')
 }
 
-/// Returns noncharacters for [`Rules::nfkc_steps`]; not those of planes 15 and 16, which `text` uses for
-/// other things.
+/// Returns the noncharacters that [`Rules::nfkc_steps`] uses. Those of planes 15 and 16 are left out, because
+/// `text` reserves some of them.
 fn placeholders() -> impl Iterator<Item = char> {
     (2..=14_u32).flat_map(|plane| [plane << 16 | 0xFFFE, plane << 16 | 0xFFFF]).filter_map(char::from_u32)
 }

@@ -73,8 +73,8 @@ impl KeyMetrics {
         table.by_label.entry(label.to_owned()).or_insert_with(|| self.new_usage(label, true));
     }
 
-    /// Label and counters of a key or user. A new user gets counters of its own. Beyond
-    /// [`MAX_USERS`] users, it gets those of [`OTHER_USERS`].
+    /// Returns the label and counters of a key or user. A new user gets new counters, or those of
+    /// [`OTHER_USERS`] if there are [`MAX_USERS`] users already.
     pub(super) fn counters(&self, name: &str) -> (String, Arc<KeyCounters>) {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let registered = table.by_label.get(name).is_some_and(|usage| usage.registered);

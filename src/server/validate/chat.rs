@@ -9,6 +9,7 @@ use crate::generation::{ChatMessage, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, wrong_type};
 use crate::server::types::ChatWire;
+use crate::server::unsupported;
 
 /// Variables and functions that the renderer sets, and arguments of `apply_chat_template`. A request cannot
 /// set them.
@@ -144,7 +145,7 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
     let mut others: Map<String, Value> =
         TEMPLATE_FIELDS.into_iter().filter_map(|name| Some((name.to_owned(), fields.value(name)?))).collect();
     others.extend(tool_call_id.map(|id| ("tool_call_id".to_owned(), Value::String(id))));
-    ignored.extend(fields.rest());
+    ignored.extend(unsupported::ignored_in_message(fields)?);
     Ok(ChatMessage { role, content, name, fields: others })
 }
 
@@ -172,6 +173,6 @@ fn text_part(path: &str, part: Value, ignored: &mut Vec<String>) -> Result<Strin
     }
     let text = fields.string("text")?;
     let _unused = fields.value("cache_control");
-    ignored.extend(fields.rest());
+    ignored.extend(unsupported::ignored_in_message(fields)?);
     text.ok_or_else(|| ApiError::invalid(format!("{path}.text"), "expected a string"))
 }

@@ -241,8 +241,10 @@ impl Fields<'_> {
         while !path.is_empty() {
             let close = if path.starts_with('[') {
                 path.find(']')
-            } else {
+            } else if path.starts_with('.') {
                 path[1..].find(['.', '[']).map(|i| i + 1)
+            } else {
+                return Err(error("ValueError: Only '.' or '[' may follow ']' in format field specifier"));
             };
             let part = &path[1..close.unwrap_or(path.len())];
             value = if path.starts_with('.') {

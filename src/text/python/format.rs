@@ -81,16 +81,16 @@ impl Spec {
     }
 }
 
+/// The largest width and precision. Rust's formatting panics above 65,535.
+const MAX_SIZE: usize = 50_000;
+
 /// A width or precision, bounded.
 fn size(digits: &str, default: usize) -> Result<usize, Error> {
     if digits.is_empty() {
         return Ok(default);
     }
-    digits
-        .parse()
-        .ok()
-        .filter(|&size| size <= 100_000)
-        .ok_or_else(|| error("a width or precision above 100000"))
+    let size = digits.parse().ok().filter(|&size| size <= MAX_SIZE);
+    size.ok_or_else(|| error(format!("a width or precision above {MAX_SIZE}")))
 }
 
 /// Python's `format(value, spec)`.

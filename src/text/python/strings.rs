@@ -398,14 +398,15 @@ fn replace(state: &State, text: &str, args: &Args) -> Result<Value, Error> {
     let [old, new, count] = args.unnamed(2)?;
     let (old, new) = (string(&old.unwrap_or_default())?, string(&new.unwrap_or_default())?);
     let count = usize::try_from(integer_or(count, -1)?).unwrap_or(usize::MAX);
-    replaced(state, text, (&old, &new), count).map(Value::from)
+    replaced(state, text, &old, &new, count).map(Value::from)
 }
 
 /// Python's `str.replace`.
 pub(super) fn replaced(
     state: &State,
     text: &str,
-    (old, new): (&str, &str),
+    old: &str,
+    new: &str,
     count: usize,
 ) -> Result<String, Error> {
     let found = text.matches(old).take(count).count();

@@ -33,7 +33,7 @@ pub(super) fn filter(state: &State, name: &str, args: &Args) -> Result<Value, Er
             let count = usize::try_from(integer_or(given(count), -1)?).unwrap_or(usize::MAX);
             let text = to_str(&value.unwrap_or_default())?;
             let (old, new) = (to_str(&old.unwrap_or_default())?, to_str(&new.unwrap_or_default())?);
-            replaced(state, &text, (&old, &new), count)?
+            replaced(state, &text, &old, &new, count)?
         }
         "indent" => indent(args)?,
         "truncate" => truncate(args)?,

@@ -305,8 +305,8 @@ async fn a_long_step_is_no_stall_once_step_times_are_known() {
         let executor = FakeExecutor::new(&setup.config).parrot(BOS).delay(Duration::from_millis(5));
         setup.launch_with(executor.per_token(Duration::from_millis(7)))
     };
-    // A step of 120 tokens takes 0.85 s. Before the first step that is unknown, unless `unknown_step` says
-    // it.
+    // A step of 120 tokens takes 0.85 s. While the server knows no step time, a step may take `unknown_step`
+    // longer than the stall timeout.
     let (live, bound) = liveness_during(&slow(Duration::ZERO), "y".repeat(119)).await;
     assert!(!live && bound == 0.25, "{bound}");
     let (live, bound) = liveness_during(&slow(Duration::from_secs(9)), "y".repeat(119)).await;
@@ -344,7 +344,8 @@ fn p99(mut times: Vec<Duration>) -> Duration {
     times[times.len() * 99 / 100 - 1]
 }
 
-/// 99th percentiles of 300 echoes and of as many probes on two connections. All probes must pass.
+/// Measures 300 echoes on the first connection and 300 probes on each of the other two. Returns the 99th
+/// percentile of each connection's response times. All probes must pass.
 fn measure([control, main, health]: &mut [TcpStream; 3]) -> [Duration; 3] {
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..300 {

@@ -367,8 +367,8 @@ async fn a_scrape_under_load_shows_one_snapshot() {
     assert_eq!(metric(reply.text(), "vllm:generation_tokens_total", &[]), 4.0 * 5.0 * 3.0 * 60.0);
 }
 
-/// More keys than are counted apart, and every handler. The time of such a scrape is measured by
-/// `benches/scrape.rs`.
+/// The server has more users than may have their own counters. `benches/scrape.rs` measures the time of
+/// such a scrape.
 #[tokio::test]
 async fn a_scrape_contains_every_key_and_every_handler() {
     let server = Setup::new().launch();

@@ -75,7 +75,8 @@ async fn serve(mut stream: TcpStream, log: Arc<Mutex<Log>>, scripts: Arc<Vec<Vec
         for step in steps {
             act(&mut stream, step).await;
         }
-        // Before the last bytes are sent, since the client may send its next request as soon as it has them.
+        // The count falls before the last bytes are sent, because the client may send its next request as
+        // soon as it has received them.
         log.lock().unwrap().open -= 1;
         if matches!(last, ScriptStep::Cut) {
             return;

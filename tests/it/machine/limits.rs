@@ -149,6 +149,34 @@ fn huge_limits_mean_none() {
 }
 
 #[test]
+fn a_limit_above_the_memory_of_the_machine_may_leave_the_least() {
+    // Committed memory and address space count whether they are touched or not.
+    let commit = |committed: u64| {
+        let meminfo = format!(
+            "MemTotal: 1024000 kB\nMemAvailable: 819200 kB\nCommitLimit: 1536000 kB\n\
+             Committed_AS: {committed} kB\n"
+        );
+        Tree::new().file("proc/meminfo", &meminfo).file("proc/sys/vm/overcommit_memory", "2\n")
+    };
+    let source = "CommitLimit of /proc/meminfo (vm.overcommit_memory is 2)";
+    commit(1_433_600).is_limited(source, 1500, 1400);
+    commit(102_400).is_unlimited();
+    let space = |bytes: &str, kib: u64| {
+        let limits = format!("Max address space  {bytes}  unlimited  bytes\n");
+        let status = format!("VmSize:\t  {kib} kB\nRssAnon:\t   40960 kB\nVmData:\t   51200 kB\n");
+        Tree::new().file("proc/self/limits", &limits).file("proc/self/status", &status)
+    };
+    space(&mib(1200), 1_126_400).is_limited("RLIMIT_AS (`ulimit -v`)", 1200, 1100);
+    space(&mib(1000), 1_013_760).is_limited("RLIMIT_AS (`ulimit -v`)", 1000, 990);
+    space("unlimited", 1_126_400).is_unlimited();
+    // A group may count memory that the machine has moved to swap since.
+    let group = |limit: &str| v2_in_abc().v2("sys/fs/cgroup/a", limit, 1150 * MIB);
+    group(&mib(1200)).is_limited("/sys/fs/cgroup/a/memory.max", 1200, 1150);
+    group("max").is_unlimited();
+    v1_in_ab().v1("sys/fs/cgroup/memory/a", NONE_V1, 1150 * MIB).is_unlimited();
+}
+
+#[test]
 fn resource_limits_count_with_what_the_process_has_taken() {
     let limits = |space: &str, data: &str| {
         format!(

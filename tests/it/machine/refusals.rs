@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, StepCapacity};
+use octant::scheduler::blocks::Pool;
 
 use crate::device::model::fixture;
 
@@ -53,7 +54,7 @@ fn a_server_under_a_limit_plans_a_smaller_kv_cache() {
         std::fs::copy(from.join(name), model.path().join(name)).unwrap();
     }
     let model = model.path().to_str().unwrap();
-    let args = ["serve", "--model", model, "--port", "0", "--max-num-seqs", "200000"];
+    let args = ["serve", "--model", model, "--port", "0", "--max-num-seqs", "65536"];
     let mut server = limited("ulimit -v 700000", &args).stderr(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
     let mut text = String::new();
@@ -66,6 +67,30 @@ fn a_server_under_a_limit_plans_a_smaller_kv_cache() {
     let _ended = server.kill();
     server.wait().unwrap();
     assert!(text.contains("ready in") && text.contains("RLIMIT_AS"), "{text}");
+}
+
+#[test]
+fn slots_and_blocks_take_memory_when_they_are_used() {
+    let model = fixture("llama");
+    let simulate = |seqs: &str| {
+        let args = ["simulate", "--config", model.to_str().unwrap(), "--tp", "1", "--poisson", "100"];
+        let sizes = ["--requests", "5", "--prompt-tokens", "20:0", "--answer-tokens", "5:0"];
+        let seqs = ["--kv-cache-memory", "64MiB", "--max-num-seqs", seqs];
+        limited("ulimit -v 700000", &[&args[..], &sizes, &seqs].concat()).output().unwrap()
+    };
+    let output = simulate("100000000");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // The plan has the sampling results of each slot.
+    for seqs in ["5000000000", "18446744073709551615"] {
+        refuses(&simulate(seqs), &["needs", "are available"]);
+    }
+
+    let pool = Pool::new(1 << 40);
+    let blocks: Vec<_> = (0..3).filter_map(|_| pool.take()).collect();
+    assert_eq!(blocks.iter().map(|block| block.id()).collect::<Vec<_>>(), [0, 1, 2]);
+    assert_eq!((pool.total(), pool.free(), pool.used()), (1 << 40, (1 << 40) - 3, 3));
+    drop(blocks);
+    assert_eq!((pool.available(), pool.used()), (1 << 40, 0));
 }
 
 #[test]

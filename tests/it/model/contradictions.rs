@@ -65,7 +65,7 @@ fn a_stored_head_that_differs_from_the_embedding_it_should_share_is_used() {
     assert!(config.tied && config.warnings.is_empty());
     assert!(run(tied.path()) == plain);
 
-    // One different element is enough.
+    // A head with one different element is a separate head.
     let mut one = embedding.clone();
     *one.2.last_mut().unwrap() ^= 1;
     tensors.insert("lm_head.weight".to_owned(), one);
@@ -83,7 +83,7 @@ fn a_stored_head_that_differs_from_the_embedding_it_should_share_is_used() {
     let contradicting = run(tied.path());
     edit(tied.path(), json!({"tie_word_embeddings": false}));
     assert!(run(tied.path()) == contradicting && contradicting != plain);
-    // Every logit doubles with the weights of the head.
+    // The head's weights are twice the embedding's, so every logit doubles.
     assert!(contradicting.iter().zip(&plain).all(|(double, single)| *double == 2.0 * single));
 }
 

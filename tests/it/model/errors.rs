@@ -159,7 +159,7 @@ fn a_wrong_index_entry_is_named() {
 #[test]
 fn float_weights_of_mixed_dtypes_are_named() {
     let first = "model.layers.0.self_attn.q_proj.weight";
-    // In one matrix with other modules, and in another layer.
+    // The first tensor shares a fused matrix with `first`; the second is in another layer.
     for name in ["model.layers.0.self_attn.v_proj.weight", "model.layers.1.mlp.down_proj.weight"] {
         for precision in [Precision::Fp8, Precision::None] {
             let dir = copy("llama");

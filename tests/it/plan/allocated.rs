@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{Device, KvDtype};
+use octant::device::{Device, KvDtype, Layout};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepBytes, StepRoom, Workspace};
 use octant::offline::{Conversion, Granularity};
 use octant::runner::{MemoryNeeds, MemoryPlan, WeightBytes};
@@ -46,6 +46,31 @@ fn allocations_match_the_memory_plan() {
             for kv in [KvDtype::Fp8, KvDtype::Bf16] {
                 agrees(&fixture(name), ranks, (precision, kv));
             }
+        }
+    }
+}
+
+#[test]
+fn counts_that_no_machine_can_hold_do_not_wrap() {
+    let share = ModelConfig::from_dir(&fixture("wide")).unwrap().share(2).unwrap();
+    for layout in [Layout::CPU, Layout::CUDA] {
+        let needs = |rows, slots| {
+            let room = StepRoom { ranks: 2, rows, slots, deterministic: true };
+            MemoryNeeds::new(&share, &layout, Precision::Fp8, KvDtype::Fp8, &room)
+        };
+        let plan = |needs, kv, len, seqs| MemoryPlan::new(needs, 1 << 40, kv, len, seqs);
+        for rows in [1 << 50, 1 << 60, 1 << 62, usize::MAX / 2 + 1, usize::MAX] {
+            let lack = plan(needs(rows, SLOTS), None, share.max_positions, SLOTS).unwrap_err();
+            assert!(lack.need >= rows as u64, "{rows}: {lack}");
+        }
+        // `* 4` of the bytes of a slot wrapped to less than one slot.
+        let lack = plan(needs(ROWS, (1 << 62) + 1), None, share.max_positions, SLOTS).unwrap_err();
+        assert!(lack.need > 1 << 62, "{lack}");
+        let small = needs(ROWS, SLOTS);
+        let blocks = plan(small, None, share.max_positions, usize::MAX).unwrap().blocks as u64;
+        assert_eq!(blocks, small.blocks_within(1 << 40));
+        for (kv, len) in [(Some(u64::MAX), share.max_positions), (None, usize::MAX)] {
+            assert!(plan(small, kv, len, SLOTS).unwrap_err().need > 1 << 40);
         }
     }
 }

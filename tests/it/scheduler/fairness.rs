@@ -93,7 +93,7 @@ fn service_by_weight_stays_within_the_bound() {
         let mut bench = Bench::new(config.clone());
         let mut served = Served::default();
         // One tenant sends many short requests. The other comes later with long ones that fill the KV cache.
-        // In order of arrival only the first would be served.
+        // If requests started in order of arrival, only the first tenant would be served.
         for (name, weight, len, answer, count) in
             [("short", weights[0], 20, 5, 1200), ("long", weights[1], 300, 60, 100)]
         {

@@ -128,7 +128,7 @@ proptest! {
     }
 }
 
-/// Random traces need not reach preemption and sharing; this one must.
+/// Random traces may contain no preemption and no shared blocks; this trace must contain both.
 #[test]
 fn small_pools_force_preemption_and_sharing() {
     let config = scarce((5, 100, 8), true);

@@ -175,3 +175,18 @@ fn a_template_may_refuse_a_plain_conversation_itself() {
         assert_eq!(start(source), Ok(()), "{source}");
     }
 }
+
+#[test]
+fn format_fields_of_the_wrong_shape_are_errors() {
+    for source in [
+        "{{ '{0[a]é}'.format({'a': 1}) }}",
+        "{{ '{0[a]b}'.format({'a': 1}) }}",
+        "{{ '{0[a'.format({'a': 1}) }}",
+        "{{ '%.70000f' % 1.5 }}",
+        "{{ '{:.70000e}'.format(1.5) }}",
+        "{{ '{:70000}'.format('a') }}",
+    ] {
+        assert!(one(source).is_err(), "{source}");
+    }
+    assert_eq!(one("{{ '{0[a]} {0[b][c]:.2f}'.format({'a': 1, 'b': {'c': 2}}) }}").unwrap(), "1 2.00");
+}

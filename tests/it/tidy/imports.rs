@@ -117,7 +117,7 @@ fn target(own: &[String], path: &[String], modules: &BTreeMap<Vec<String>, &str>
     (1..=base.len()).rev().map(|len| base[..len].to_vec()).find(|module| modules.contains_key(module))
 }
 
-/// All files that can be reached from `file`; `file` itself where it is part of a cycle.
+/// All files that `file` imports, directly or by a chain, including `file` itself if it is part of a cycle.
 fn reachable<'a>(file: &str, edges: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> BTreeSet<&'a str> {
     let mut found = BTreeSet::new();
     let mut todo: Vec<&str> = edges[file].iter().copied().collect();

@@ -1,4 +1,4 @@
-//! Public items are named outside the library: by the binary, a bench or a test.
+//! Checks that the binary, a bench or a test uses every public item of the library.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,9 +1,10 @@
 //! Fields that constrain the answer, as servers and client libraries spell them. Each is refused by name, and
 //! accepted if its value asks for nothing.
 
+use octant::server::error::ApiError;
 use serde_json::{Value, json};
 
-use super::{a_chat, a_completion, chat, completion};
+use super::{a_chat, a_completion, chat, completion, with};
 
 /// Asserts that both routes refuse these fields and name this one.
 fn refused(more: &Value, param: &str) {
@@ -84,8 +85,25 @@ fn a_constraint_is_refused_by_name_in_every_spelling() {
         ("eos_token_id", json!(5)),
         ("stop_words", json!(["x"])),
         ("bad_words_ids", json!([[1]])),
+        ("sequence_bias", json!([[[1], 5.0]])),
+        ("forced_decoder_ids", json!([[1, 2]])),
+        ("max_output_len", json!(5)),
+        ("max_len", json!(5)),
         // Others
         ("json_mode", json!(true)),
+        ("json", json!(true)),
+        ("json", json!({})),
+        ("json_output", json!(true)),
+        ("return_json", json!(true)),
+        ("force_json", json!(true)),
+        ("max_response_tokens", json!(5)),
+        ("max_response_output_tokens", json!(5)),
+        ("max_answer_tokens", json!(5)),
+        ("maxAnswerTokens", json!(5)),
+        ("min_answer_tokens", json!(5)),
+        ("token_limit", json!(5)),
+        ("budget_tokens", json!(5)),
+        ("logits_bias", json!({ "5": 1 })),
         ("Grammar", json!("x")),
         ("choice", json!(["a"])),
         ("pattern", json!("a")),
@@ -117,6 +135,18 @@ fn constraints_within_objects_are_refused_with_their_path() {
         (json!({ "output_config": { "format": { "type": "json_schema" } } }), "output_config.format"),
         (json!({ "mine": { "deep": { "guided_json": {} } } }), "mine.deep.guided_json"),
         (json!({ "mine": { "stop_words": ["a"] } }), "mine.stop_words"),
+        (json!({ "mine": [{ "regex": "a" }] }), "mine[0].regex"),
+        (json!({ "mine": [1, [{}, { "deep": [{ "json": {} }] }]] }), "mine[1][1].deep[0].json"),
+        (json!({ "thinking": { "type": "enabled", "budget_tokens": 5 } }), "thinking.budget_tokens"),
+        (json!({ "text": { "json_schema": {} } }), "text"),
+        (json!({ "text": { "max_tokens": 5 } }), "text"),
+        (json!({ "text": { "format": { "type": "text" }, "odd": 1 } }), "text"),
+        (json!({ "text": "a" }), "text"),
+        (json!({ "stream": true, "stream_options": { "guided_json": {} } }), "stream_options.guided_json"),
+        (
+            json!({ "stream": true, "stream_options": { "mine": [{ "regex": "a" }] } }),
+            "stream_options.mine[0].regex",
+        ),
     ] {
         refused(&more, param);
     }
@@ -126,12 +156,72 @@ fn constraints_within_objects_are_refused_with_their_path() {
         json!({ "extra_body": null, "options": {}, "sampling_params": {} }),
         json!({ "text": { "format": { "type": "text" } } }),
         json!({ "text": { "verbosity": "low" } }),
+        json!({ "text": { "format": null, "verbosity": null, "max_tokens": null } }),
+        json!({ "$schema": "https://a.example/request.json", "mine": { "$schema": "x" } }),
+        json!({ "mine": [{ "regex": null, "odd": 1 }, "regex", 1, null, []] }),
+        json!({ "json": false, "token_limit": 0 }),
+        json!({ "thinking": { "type": "disabled", "budget_tokens": 0 } }),
+        json!({ "stream": true, "stream_options": { "include_obfuscation": false, "guided_json": null } }),
+        json!({ "plugins": [{ "id": "web", "max_results": 5 }] }),
+        json!({ "provider": { "order": ["x"], "max_price": { "prompt": 1 } } }),
         json!({ "response_format": { "type": "text", "json_schema": null } }),
         json!({ "mine": { "deep": { "guided_json": null, "odd": 1 } } }),
         json!({ "grammar": "", "format": "", "json_mode": false, "stop_words": [], "max_length": null }),
         json!({ "no_repeat_ngram_size": 0, "min_length": 0, "banned_tokens": [] }),
     ] {
         accepted(&harmless);
+    }
+}
+
+/// Validates a chat whose only message, and then the only part of its content, has these fields too.
+fn in_messages(more: &Value) -> [(Result<(), ApiError>, &'static str); 2] {
+    let ask = |message: Value| chat(&json!({ "messages": [message] })).map(|_| ());
+    let part = with(json!({ "type": "text", "text": "a" }), more);
+    [
+        (ask(with(json!({ "role": "assistant", "content": "a" }), more)), "messages[0]"),
+        (ask(json!({ "role": "assistant", "content": [part] })), "messages[0].content[0]"),
+    ]
+}
+
+#[test]
+fn constraints_in_messages_are_refused_with_their_path() {
+    for (more, field) in [
+        (json!({ "guided_json": {} }), "guided_json"),
+        (json!({ "response_format": { "type": "json_object" } }), "response_format"),
+        (json!({ "json_schema": {} }), "json_schema"),
+        (json!({ "regex": "a" }), "regex"),
+        (json!({ "max_tokens": 5 }), "max_tokens"),
+        (json!({ "stop_sequences": ["a"] }), "stop_sequences"),
+        (json!({ "extra_body": { "guided_json": {} } }), "extra_body.guided_json"),
+        (json!({ "nvext": [{ "deep": { "guided_regex": "a" } }] }), "nvext[0].deep.guided_regex"),
+    ] {
+        for (result, place) in in_messages(&more) {
+            let error = result.expect_err(&more.to_string());
+            assert_eq!((error.status().as_u16(), error.code()), (400, None), "{more}");
+            assert_eq!(error.param(), Some(&*format!("{place}.{field}")));
+        }
+    }
+}
+
+#[test]
+fn fields_that_clients_send_back_in_messages_are_accepted() {
+    for more in [
+        json!({ "id": "1", "object": "message", "created_at": 1, "status": "completed", "model": "m" }),
+        json!({ "audio": null, "function_call": null, "tool_calls": null, "refusal": null, "parsed": null }),
+        json!({ "tool_calls": [], "invalid_tool_calls": [], "annotations": [], "refusal": "", "images": [] }),
+        json!({ "reasoning": "a", "reasoning_content": "a", "thinking": "a", "provider": "x" }),
+        json!({ "reasoning_details": [{ "type": "reasoning.text", "format": "anthropic-claude-v1" }] }),
+        json!({ "stop_reason": "end_turn", "stop_sequence": "x", "finish_reason": "stop" }),
+        json!({ "cache_control": { "type": "ephemeral" }, "metadata": { "json_schema": {} } }),
+        json!({ "prefix": false, "partial": false, "weight": 1, "guided_json": null, "stop": [] }),
+        json!({ "usage": { "completion_tokens_details": { "accepted_prediction_tokens": 3 } } }),
+        json!({ "timings": { "predicted_n": 5 }, "response_metadata": { "stop_reason": "stop" } }),
+        json!({ "toolInvocations": [{ "args": { "pattern": "a", "regex": "b" } }] }),
+        json!({ "structuredContent": { "a": 1 }, "$schema": "x", "extra_body": {}, "options": ["a"] }),
+    ] {
+        for (result, place) in in_messages(&more) {
+            result.unwrap_or_else(|error| panic!("{place} {more}: {error}"));
+        }
     }
 }
 

@@ -59,7 +59,7 @@ impl Cuda {
     }
 }
 
-/// A kernel's parameters, copied to where the driver reads as many bytes as the kernel takes.
+/// A copy of a kernel's parameters. The driver reads the number of bytes that the kernel's parameters have.
 #[repr(C, align(16))]
 struct Params([u8; MAX_PARAMS]);
 

@@ -10,9 +10,9 @@ use crate::fake::Answer;
 /// How a client's request ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
-    /// With the right answer.
+    /// The client got the right answer.
     Answered,
-    /// With an error.
+    /// The client got this error.
     Failed(String),
     /// Its deadline passed.
     Late,
@@ -52,7 +52,7 @@ pub struct Visit {
     /// Tokens that bound its time: its own, those of earlier requests, and those of later ones that may run
     /// first.
     pub work: usize,
-    /// The same bound for its start.
+    /// The part of these tokens that bounds the time until the request starts.
     pub start_work: usize,
     /// Total of recomputed tokens at its submission.
     pub recomputed: u64,

@@ -88,7 +88,7 @@ pub struct CostCheck {
     fed: u64,
     /// Tokens published.
     drawn: u64,
-    /// The time of the last look and the blocks used then; and the block-seconds before it.
+    /// The time of the last count of used blocks, that count, and the block-seconds before that time.
     blocks: (f64, usize),
     block_seconds: f64,
     /// Block-seconds at the last results, which the metrics show.
@@ -116,7 +116,7 @@ impl CostCheck {
         }
     }
 
-    /// Takes note of a launched plan with the requests of its rows.
+    /// Records a launched plan and the requests of its rows.
     pub fn launched(&mut self, plan: &StepPlan, ids: &[RequestId]) {
         self.fed += plan.rows.iter().map(|row| row.tokens.len() as u64).sum::<u64>();
         let now = self.clock.now();
@@ -125,13 +125,13 @@ impl CostCheck {
         }
     }
 
-    /// Takes note of a step's results.
+    /// Records a step's results.
     pub fn collected(&mut self) {
         let since = self.clock.now() - self.blocks.0;
         self.metered = self.block_seconds + since * self.blocks.1 as f64;
     }
 
-    /// Takes note of what the engine published.
+    /// Records the updates that the engine published.
     pub fn published(&mut self, published: &Published, core: &EngineCore) {
         self.drawn += published.tokens as u64;
         published.finished.iter().for_each(|(id, cost)| self.note(*id, *cost));
@@ -165,13 +165,13 @@ impl CostCheck {
         Arc::clone(&self.counters[tenant])
     }
 
-    /// A request has been taken.
+    /// Records that the engine has taken a request.
     pub fn open(&mut self, id: RequestId, prompt: usize) {
         self.open.insert(id, Entry { opened: self.clock.now(), started: None });
         self.prompts += prompt as u64;
     }
 
-    /// A request was aborted or cut off, with this cost, whether it had been answered or not.
+    /// Records the cost of a request that was aborted or cut off. It may have been answered already.
     pub fn left(&mut self, id: RequestId, cost: Cost) {
         if self.open.contains_key(&id) {
             self.note(id, cost);
@@ -207,7 +207,7 @@ impl CostCheck {
         let (prefill, decode) = (self.metrics.prefill.get(), self.metrics.decode.get());
         let block_seconds = self.block_seconds;
         close(prefill + decode, life.busy, EXACT, "the device's time")?;
-        // The engine records holdings after launches only.
+        // The engine records the blocks that requests hold only after launches.
         let seen = if life.host { NEAR } else { EXACT };
         close(self.metrics.kv_block_seconds.get(), self.metered, seen, "the blocks' time")?;
         let near = NEAR + BLOCK_STEP / block_seconds.max(BLOCK_STEP);

@@ -50,11 +50,11 @@ pub struct Device {
     pub lengths: HashMap<u64, usize>,
     /// Seeds whose answers a fault in a row must fail.
     pub spoiled: HashSet<u64>,
-    /// One row in this many gets a fault; 0 for none.
+    /// On average one row in `n` gets a fault, where `n` is this number; 0 turns faults off.
     pub spoils: usize,
     /// The fault, and the first step at which it may happen.
     pub fault: Option<(u64, Fault)>,
-    /// The beginning of the engine's failure, once the fault has happened.
+    /// The prefix of the engine's error message, once the fault has happened.
     pub broke: Option<&'static str>,
     pub steps: u64,
     /// Seeds whose last token the last collected step sampled.

@@ -25,9 +25,9 @@ struct Member {
     tenant: usize,
     priority: i32,
     prompt: usize,
-    /// Steps planned at its submission.
+    /// Number of steps that had been planned when the request was submitted.
     arrived: u64,
-    /// Number of its starts.
+    /// How often the request has started.
     starts: u32,
 }
 
@@ -51,9 +51,9 @@ pub struct QueueOrder {
     preemptions: u32,
     /// In this many of its first starts a request is preemptible, whatever blocks are reserved for it.
     preemptible_starts: u32,
-    /// The greatest allowed difference of service for a tenant of weight 1; `None` without such a bound.
+    /// The greatest difference of service that a tenant of weight 1 may have; `None` if there is no bound.
     bound: Option<f64>,
-    /// The most service of one step that the scheduler may have counted and this check has not yet.
+    /// The greatest service of one step that the scheduler may have counted before this check counts it.
     unseen: f64,
     /// The tenant of every request so far.
     tenants: BTreeMap<RequestId, usize>,
@@ -107,7 +107,8 @@ impl QueueOrder {
         self.waiting[tenant] += 1;
     }
 
-    /// A request was aborted or its deadline passed, with `unpublished` updates that its client does not get.
+    /// Records a request that was aborted or passed its deadline. Its client does not get the last
+    /// `unpublished` updates.
     pub fn leave(&mut self, id: RequestId, unpublished: usize) {
         self.serve(id, OUTPUT_COST * unpublished as u64);
         self.running.remove(&id);
@@ -147,7 +148,7 @@ impl QueueOrder {
         }
     }
 
-    /// Takes note of updates that are about to be published, and checks the plans made since the last ones.
+    /// Records updates that are about to be published, and checks the plans made since the previous updates.
     pub fn publishing(&mut self, updates: &[(RequestId, Update)], tally: &mut Tally) {
         for (id, update) in updates {
             self.serve(*id, OUTPUT_COST * update.tokens.len() as u64);
@@ -166,7 +167,7 @@ impl QueueOrder {
         self.compare(tally);
     }
 
-    /// Takes note of a launched plan with the requests of its rows.
+    /// Records a launched plan and the requests of its rows.
     pub fn launched(&mut self, scheduler: &Scheduler, plan: &StepPlan, ids: &[RequestId]) {
         let rows = plan.rows.iter().zip(ids);
         let starts: Vec<RequestId> = rows.filter(|(row, _)| row.start.is_some()).map(|(_, id)| *id).collect();

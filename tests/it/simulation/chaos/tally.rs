@@ -1,4 +1,4 @@
-//! Counts of what happened in worlds: shows that they reach the situations that they are made for.
+//! Counts the events of worlds, to show that the worlds reach the situations that they are made for.
 
 /// Counts of one world or of several.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -10,7 +10,7 @@ pub struct Tally {
     /// Updates that were committed and not published when their client aborted.
     pub left_unpublished: u64,
     pub refused: u64,
-    /// Groups that were refused since their predicted wait was too long.
+    /// Groups that were refused because their predicted wait was too long.
     pub predicted_late: u64,
     pub spoiled: u64,
     pub killed: u64,
@@ -22,17 +22,17 @@ pub struct Tally {
     pub retries: u64,
     pub preemptions: u64,
     pub prefix_hits: u64,
-    /// Starts before an earlier request of lower priority.
+    /// Requests that started before an earlier request of lower priority.
     pub passed: u64,
-    /// Starts before a request of higher priority, by ageing.
+    /// Requests that started before a request of higher priority because they had aged.
     pub aged: u64,
     /// Comparisons of two tenants' shares.
     pub compared: u64,
     /// The greatest difference of shares, relative to its bound.
     pub apart: f64,
-    /// The longest time of a request in steps, relative to the tokens that bound it.
+    /// The largest ratio of a request's steps to the tokens that bound their number.
     pub longest: f64,
-    /// The same for its start.
+    /// The same ratio for the steps until a request starts.
     pub longest_start: f64,
     /// Costs of requests in seconds and block-seconds, without and with predictions of step times, over
     /// engines that ended with no step in flight.
@@ -69,8 +69,8 @@ impl Tally {
         arrays.chain(ends).chain(lives).chain(turns).chain([&mut self.compared]).collect()
     }
 
-    /// Whether all has come about that worlds are made for, and costs add up, in all lives together still
-    /// better.
+    /// Checks that every counted event happened more than 10 times, and that the costs of all engines
+    /// together add up to the devices' totals within 0.2 %.
     pub fn check(&mut self) -> Result<(), String> {
         if let Some(place) = self.counts().iter().position(|count| **count <= 10) {
             return Err(format!("count {place} is too low to mean anything: {self:?}"));

@@ -28,11 +28,11 @@ const INTERVALS: [f64; 3] = [0.4, 0.1, 0.02];
 /// How an engine ends.
 #[derive(PartialEq)]
 enum Course {
-    /// When all clients are done.
+    /// The server runs until all clients are done.
     AllDone,
-    /// Refuses new requests from this step on.
+    /// The server refuses new requests from this step on.
     Drain(u64),
-    /// Is stopped in this step.
+    /// The server is stopped in this step.
     Stop(u64),
     /// The device fails.
     Fault,
@@ -492,6 +492,6 @@ enum Next {
     Turn,
     /// No client is left.
     Done,
-    /// The engine has ended with this.
+    /// The engine has ended for this reason.
     Death(String),
 }
