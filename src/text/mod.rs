@@ -16,6 +16,7 @@
 //! contains one of them is refused. Message text may contain them.
 
 mod added_tokens;
+mod chat_message;
 mod decoding;
 mod detokenizer;
 mod files;
@@ -30,10 +31,11 @@ mod tokenizer;
 mod turn_marker_guard;
 mod vocabulary;
 
+pub use chat_message::{ChatMessage, RenderOptions, Role};
 pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopStep};
 pub use strftime::strftime;
-pub use template::{ChatMessage, ChatTemplate, RenderOptions, Role};
+pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
 pub(crate) use tokenizer::shown;
 pub use turn_marker_guard::Rendered;

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use serde_json::json;
 
+use super::chat_message::{ChatMessage, RenderOptions, Role};
 use super::marked_template::marked_name;
-use super::template::{ChatMessage, RenderOptions, Role};
 use super::tokenizer::Tokenizer;
 use super::turn_marker_guard::TurnMarkers;
 use super::vocabulary::TokenizerJsonError;

@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
+use super::chat_message::{ChatMessage, RenderOptions, Role};
 use super::files::{TemplateSource, chat_templates, file_error};
 use super::jinja::{self, SyntaxError};
 use super::marked_template::{Marking, marked_name, marked_source};
@@ -29,93 +30,6 @@ const FUEL: u64 = 5_000_000;
 const MAX_DEPTH: usize = 200;
 /// Longest rendered text, in bytes.
 const MAX_RENDERED_BYTES: usize = 64 << 20;
-
-/// Author of a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// Instructions for the whole conversation.
-    System,
-    /// The user.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a tool that the model called.
-    Tool,
-}
-
-impl Role {
-    /// The name that templates use.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::Tool => "tool",
-        }
-    }
-}
-
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChatMessage {
-    /// Author of the message.
-    pub role: Role,
-    /// Text of the message. No part of it is ever encoded as a turn marker.
-    pub content: String,
-    /// Name of the author. Most templates ignore it.
-    pub name: Option<String>,
-    /// Other fields by name, such as `tool_call_id` and `reasoning_content`.
-    pub fields: Map<String, Value>,
-}
-
-/// Fields with the model's reasoning. Templates read the first; clients send any.
-const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
-
-impl ChatMessage {
-    /// A message that has no other fields.
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), name: None, fields: Map::new() }
-    }
-
-    /// Bytes of the text and of the fields that are text.
-    pub(crate) fn text_bytes(&self) -> usize {
-        let fields = self.fields.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
-        self.content.len() + fields
-    }
-
-    /// The other fields as the template gets them. Reasoning has all names that templates read, as in
-    /// transformers.
-    fn template_fields(&self) -> Map<String, Value> {
-        let mut fields: Map<String, Value> = self.fields.clone();
-        fields.retain(|_, value| !value.is_null());
-        if let Some(name) = &self.name {
-            fields.insert("name".to_owned(), name.as_str().into());
-        }
-        if let Some(reasoning) = REASONING.iter().find_map(|name| fields.get(*name)).cloned() {
-            fields.insert("reasoning_content".to_owned(), reasoning.clone());
-            fields.entry("thinking").or_insert(reasoning);
-        }
-        fields
-    }
-}
-
-/// Options of a rendering.
-#[derive(Debug, Clone)]
-pub struct RenderOptions {
-    /// Whether the text ends with the header of the assistant's next message.
-    pub add_generation_prompt: bool,
-    /// Whether the text ends within the last message, so that the model continues it. Cannot be combined with
-    /// `add_generation_prompt`.
-    pub continue_final_message: bool,
-    /// More variables for the template, such as `tools`. Their text cannot become a turn marker either.
-    pub kwargs: Map<String, Value>,
-}
-
-impl Default for RenderOptions {
-    fn default() -> Self {
-        Self { add_generation_prompt: true, continue_final_message: false, kwargs: Map::new() }
-    }
-}
 
 /// A chat template that cannot be used. The operator has to replace it.
 #[derive(Debug, thiserror::Error)]

@@ -24,7 +24,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::{Map, Value};
 use tokenizers::NormalizedString;
 
-use super::template::ChatMessage;
+use super::chat_message::ChatMessage;
 use super::vocabulary::TokenizerJsonError;
 
 /// First character of a placeholder. The second is [`FIRST_INDEX`] plus the index of the marker.
@@ -264,7 +264,7 @@ impl TurnMarkers {
         let mut counts = vec![0; self.sorted.len()];
         for found in self.folded.find_overlapping_iter(&text) {
             let one = text[found.range()].chars().nth(1).is_none();
-            if !found.is_empty() && !(one && text[..found.start()].ends_with(BREAK)) {
+            if !(found.is_empty() || one && text[..found.start()].ends_with(BREAK)) {
                 counts[found.pattern().as_usize()] += 1;
             }
         }
@@ -373,7 +373,10 @@ fn folded(text: &str) -> String {
         let mut part = NormalizedString::from(std::mem::take(run));
         part.nfkd();
         let lower = part.get().chars().flat_map(char::to_lowercase);
-        let hidden = |c: char| matches!(c, '\u{AD}' | '\u{300}'..='\u{36F}' | '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}');
+        let hidden = |c: char| match c {
+            '\u{AD}' | '\u{2060}' | '\u{FEFF}' => true,
+            c => ('\u{300}'..='\u{36F}').contains(&c) || ('\u{200B}'..='\u{200F}').contains(&c),
+        };
         out.extend(lower.filter(|&c| !hidden(c)));
     };
     for character in text.chars() {

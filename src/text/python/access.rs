@@ -241,8 +241,8 @@ impl Fields<'_> {
         while !path.is_empty() {
             let close = if path.starts_with('[') {
                 path.find(']')
-            } else if path.starts_with('.') {
-                path[1..].find(['.', '[']).map(|i| i + 1)
+            } else if let Some(name) = path.strip_prefix('.') {
+                name.find(['.', '[']).map(|i| i + 1)
             } else {
                 return Err(error("ValueError: Only '.' or '[' may follow ']' in format field specifier"));
             };
