@@ -271,6 +271,9 @@ async fn bad_requests_change_no_other_stream() {
         json!({ "regex": "a" }),
         json!({ "maxTokens": 5 }),
         json!({ "n": 1.5 }),
+        json!({ "stream": true, "stream_options": { "guided_json": {} } }),
+        json!({ "messages": [{ "role": "user", "content": "a", "extra_body": { "regex": "a" } }] }),
+        json!({ "chat_template_kwargs": { "messages": [] } }),
     ];
     let bad_requests = async {
         for round in 0..5 {
