@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,22 +12,13 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::simulation::binary::model;
+
 const INSTRUCT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nemotron-4-340b-instruct");
 /// Longest wait for the start of a process.
 const START: Duration = Duration::from_secs(60);
 /// Longest wait for an answer, and for the end of a process that was told to end.
 const SOON: Duration = Duration::from_secs(15);
-
-/// A model directory with configuration and tokenizer but no weights.
-fn model() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
-    std::fs::copy(data.join("golden/nemotron/config.json"), dir.path().join("config.json")).unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"] {
-        std::fs::copy(data.join("text/byte_level").join(name), dir.path().join(name)).unwrap();
-    }
-    dir
-}
 
 /// Ports that are free when this returns.
 fn free_ports() -> [SocketAddr; 2] {

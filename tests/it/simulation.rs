@@ -1,6 +1,6 @@
 //! Simulated GPUs: answers, step times, forecasts, recordings and their replay.
 
-mod binary;
+pub(crate) mod binary;
 mod chaos;
 mod content;
 mod forecasts;

@@ -17,7 +17,7 @@ fn octant(args: &[&str]) -> Output {
 }
 
 /// A model directory with configuration and tokenizer but no weights.
-fn model() -> tempfile::TempDir {
+pub(crate) fn model() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
     std::fs::copy(data.join("golden/nemotron/config.json"), dir.path().join("config.json")).unwrap();
