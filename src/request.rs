@@ -125,8 +125,9 @@ pub struct TokenLogprob {
 pub struct SampledToken {
     /// The token's id.
     pub id: u32,
-    /// Its log-probability, if the request asks for it.
-    pub logprob: Option<TokenLogprob>,
+    /// Its log-probability, if the request asks for it. In a box, since a token without one, which is the
+    /// common case, is copied several times a step.
+    pub logprob: Option<Box<TokenLogprob>>,
 }
 
 impl SampledToken {

@@ -214,6 +214,7 @@ impl Choice {
     /// Applies one generated token.
     fn token(&mut self, token: SampledToken, is_stop: bool, delta: &mut Delta) {
         let SampledToken { id, logprob: score } = token;
+        let score = score.map(|score| *score);
         let silent = is_stop && !self.rules.include_stop;
         let scored = (self.scores && (!silent || self.rules.score_stop_id))
             .then(|| scored(id, score, self.chars, &|id| self.detokenizer.shown_bytes(id)));

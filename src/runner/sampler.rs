@@ -117,7 +117,7 @@ impl SamplerSlots {
                 if let Some(slot) = slot {
                     slot.count(token);
                 }
-                let logprob = logprob.map(|logprob| with_token(token, logprob));
+                let logprob = logprob.map(|logprob| Box::new(with_token(token, logprob)));
                 out.tokens.push(SampledToken { id: token, logprob });
             }
         }

@@ -328,7 +328,7 @@ impl Scheduler {
         self.rows_in_flight -= rows.rows.len();
         let mut updates = Vec::with_capacity(rows.rows.len());
         for (row, output) in rows.rows.iter().zip(output.rows) {
-            updates.extend(self.commit_row(row, output));
+            self.commit_row(row, output, &mut updates);
         }
         self.waiting.flush_charges();
         Ok(updates)
@@ -338,40 +338,49 @@ impl Scheduler {
         (self.totals.steps - self.committed_steps) as usize
     }
 
-    /// Applies one row's output to its sequence. Returns the update for the client, if the output has one.
-    fn commit_row(&mut self, row: &PlannedRow, output: RowOutput) -> Option<(RequestId, Update)> {
-        if let Some(sequence) = self.running.get_mut(&row.order) {
-            let update = apply_output(sequence, row, output, &self.pool, &self.config)?;
-            let (id, prompt) = (sequence.id, sequence.prompt_len());
-            self.waiting.charge_output(sequence.tenant(), update.tokens.len());
-            if update.finish.is_some() {
-                let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
-                self.release(sequence, LeaveReason::Ended);
-            }
-            self.count_update(id, prompt, &update);
-            return Some((id, update));
+    /// Applies one row's output to its sequence. Adds the update for the client, if the output has one.
+    fn commit_row(&mut self, row: &PlannedRow, output: RowOutput, updates: &mut Vec<(RequestId, Update)>) {
+        let Some(sequence) = self.running.get_mut(&row.order) else {
+            return self.commit_leaving_row(row, output, updates);
+        };
+        let first = updates.len();
+        apply_output(sequence, row, output, &self.pool, &self.config, updates);
+        let Some((id, update)) = updates.get(first) else { return };
+        self.waiting.charge_output(sequence.tenant(), update.tokens.len());
+        let prompt = sequence.prompt_len();
+        if update.finish.is_some() {
+            let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
+            self.release(sequence, LeaveReason::Ended);
         }
+        self.count_update(*id, prompt, update);
+    }
+
+    /// Applies the output of a row whose sequence left while the row was in flight.
+    fn commit_leaving_row(
+        &mut self,
+        row: &PlannedRow,
+        output: RowOutput,
+        updates: &mut Vec<(RequestId, Update)>,
+    ) {
         let leaving =
             self.leaving.remove(&row.order).expect("a sequence with a row in flight runs or leaves");
         let LeavingSequence { mut sequence, mut reason } = leaving;
-        let update = match reason {
-            LeaveReason::Preempted => apply_output(&mut sequence, row, output, &self.pool, &self.config),
-            LeaveReason::Ended => {
-                sequence.discard();
-                None
+        let first = updates.len();
+        match reason {
+            LeaveReason::Preempted => {
+                apply_output(&mut sequence, row, output, &self.pool, &self.config, updates);
             }
-        };
-        let (id, prompt) = (sequence.id, sequence.prompt_len());
-        if let Some(update) = &update {
+            LeaveReason::Ended => sequence.discard(),
+        }
+        let prompt = sequence.prompt_len();
+        if let Some((id, update)) = updates.get(first) {
             self.waiting.charge_output(sequence.tenant(), update.tokens.len());
+            self.count_update(*id, prompt, update);
             if update.finish.is_some() {
                 reason = LeaveReason::Ended;
             }
         }
         self.release(sequence, reason);
-        let update = update?;
-        self.count_update(id, prompt, &update);
-        Some((id, update))
     }
 
     /// Releases the blocks and the slot of a sequence that no longer runs, now or when its last row in flight
@@ -441,20 +450,20 @@ impl Scheduler {
 
 /// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty,
 /// all blocks of the sequence leave the prefix cache: a prefill chunk that samples no token does not show
-/// whether its KV values are finite.
+/// whether its KV values are finite. Adds the update to `updates`, where it is not copied any more.
 fn apply_output(
     sequence: &mut Sequence,
     row: &PlannedRow,
     output: RowOutput,
     pool: &Pool,
     config: &SchedulerConfig,
-) -> Option<Update> {
-    let before = sequence.computed();
-    let update = sequence.apply_output(row, output, config.vocab_size);
-    if let Some(Update { finish: Some(Finish::Error(_)), .. }) = update {
+    updates: &mut Vec<(RequestId, Update)>,
+) {
+    let (computed, first) = (sequence.computed(), updates.len());
+    sequence.apply_output(row, output, config.vocab_size, updates);
+    if let Some((_, Update { finish: Some(Finish::Error(_)), .. })) = updates.get(first) {
         sequence.table.blocks().iter().for_each(|block| pool.forget(block));
     } else if config.prefix_caching {
-        sequence.publish(before, pool);
+        sequence.publish(computed, pool);
     }
-    update
 }

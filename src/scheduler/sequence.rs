@@ -269,17 +269,19 @@ impl Sequence {
         self.in_flight -= 1;
     }
 
-    /// Applies the output of one of the sequence's rows. `None` if the client gets no update.
+    /// Applies the output of one of the sequence's rows. Adds the update for the client, if there is one.
     pub(crate) fn apply_output(
         &mut self,
         row: &PlannedRow,
         output: RowOutput,
         vocab: usize,
-    ) -> Option<Update> {
+        updates: &mut Vec<(RequestId, Update)>,
+    ) {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
         if let Some(fault) = fault(row, &output, vocab) {
-            return Some(self.update(Update { finish: Some(Finish::Error(fault)), ..Update::default() }));
+            let (finish, cached_tokens) = (Some(Finish::Error(fault)), self.first_cached_tokens());
+            return updates.push((self.id, Update { finish, cached_tokens, ..Update::default() }));
         }
         self.computed = row.position + row.len;
         let again = self.scored.saturating_sub(row.position).min(output.scores.len());
@@ -297,18 +299,16 @@ impl Sequence {
         // Tokens sampled after the one that ends the request are dropped.
         tokens.truncate(accepted);
         if tokens.is_empty() && prompt_logprobs.is_empty() && finish.is_none() {
-            return None;
+            return;
         }
-        Some(self.update(Update { tokens, prompt_logprobs, finish, ..Update::default() }))
+        let cached_tokens = self.first_cached_tokens();
+        updates
+            .push((self.id, Update { tokens, prompt_logprobs, finish, cached_tokens, ..Update::default() }));
     }
 
-    /// Adds the number of cached prompt tokens to the first update.
-    fn update(&mut self, mut update: Update) -> Update {
-        if !self.answered {
-            update.cached_tokens = self.cached;
-        }
-        self.answered = true;
-        update
+    /// The number of cached prompt tokens for the first update; `None` for those after it.
+    fn first_cached_tokens(&mut self) -> Option<u32> {
+        if std::mem::replace(&mut self.answered, true) { None } else { self.cached }
     }
 
     /// How the request ends after a row that sampled no token; `None` if it goes on. Only a request with

@@ -93,7 +93,7 @@ impl SimulatedModel {
         // The position alone determines the number of the token in the answer.
         let generated = row.position as usize + row.tokens.len() - start.prompt_len;
         let token = self.answers.token(*key, generated, &start.sampling);
-        let logprob = start.sampling.logprobs.map(|top| self.answers.score(token, top));
+        let logprob = start.sampling.logprobs.map(|top| Box::new(self.answers.score(token, top)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
         RowOutput { tokens, scores, non_finite: false }
     }

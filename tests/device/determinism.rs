@@ -24,7 +24,7 @@ pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     let mut answer = Vec::new();
     loop {
         let update = stream.next().await;
-        answer.extend(update.tokens.into_iter().filter_map(|token| Some((token.id, token.logprob?))));
+        answer.extend(update.tokens.into_iter().filter_map(|token| Some((token.id, *token.logprob?))));
         if let Some(finish) = update.finish {
             assert_eq!(finish, octant::request::Finish::Length);
             return answer;

@@ -224,7 +224,7 @@ impl FakeModel {
             None => next(&history, &slot.start.sampling, generated, self.vocab),
         };
         slot.last = Some((token, step));
-        let logprob = slot.start.sampling.logprobs.map(|k| score(&history, token, k));
+        let logprob = slot.start.sampling.logprobs.map(|k| Box::new(score(&history, token, k)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
         RowOutput { tokens, scores, non_finite: false }
     }
