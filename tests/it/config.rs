@@ -129,7 +129,7 @@ fn an_invalid_setting_names_its_flag() {
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
         (
             &["--model", &model, "--device", "cuda", "--gpus", "0,1"],
-            &["--gpus", "one for each of 1 ranks", "got 2"],
+            &["--gpus", "one number for each rank of --tensor-parallel-size 1, got 2"],
         ),
         (&["--model", &model, "--communicator", "p2p"], &["--communicator", "--device cuda", "cpu"]),
         (
