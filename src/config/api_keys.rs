@@ -7,8 +7,8 @@ use anyhow::{anyhow, bail, ensure};
 use serde::Deserialize;
 
 /// The message for several values of `--api-key`. It quotes none of them.
-pub(super) const SEVERAL_KEYS: &str = "expected one key, got several; --api-keys FILE takes several keys, each \
-                                       in a table [[keys]] with name and key";
+pub(super) const SEVERAL_KEYS: &str = "expected one key, got several; --api-keys FILE takes several keys, \
+                                       each in a table [[keys]] with name and key";
 
 /// One client's key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

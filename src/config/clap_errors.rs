@@ -69,7 +69,7 @@ fn expected(error: &clap::Error, value: &str) -> String {
 }
 
 /// The message about an argument that the command does not have.
-pub(super) fn unknown(arg: &str, command: &Command) -> String {
+fn unknown(arg: &str, command: &Command) -> String {
     if !arg.starts_with('-') {
         return "expected no further argument here".to_owned();
     }

@@ -27,8 +27,8 @@ pub struct PlanArgs {
     /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
     #[arg(long, value_name = "NAME|FILE.toml", default_value = Hardware::H100)]
     pub(crate) gpu: String,
-    /// Fraction of the memory that is free when a server starts, for weights, workspace and KV cache together,
-    /// as for `octant serve` [default: that of the GPU model]
+    /// Fraction of the memory that is free when a server starts, for weights, workspace and KV cache
+    /// together, as for `octant serve` [default: that of the GPU model]
     #[arg(
         long,
         value_name = "FRACTION",

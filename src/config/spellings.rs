@@ -84,14 +84,19 @@ pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, 
                 rest.next();
             }
             rewritten.notes.push(format!("{typed}: {sentence}"));
-        } else if name.starts_with('-') && name.len() > 2 {
-            // clap would read the letters as flags of their own.
-            return Err(ConfigError::new(typed, clap_errors::unknown(typed, command)));
+        } else if let Some(advice) = one_hyphen(&name, command) {
+            return Err(ConfigError::new(typed, format!("unknown flag{advice}")));
         } else {
             rewritten.args.push(flag_arg(&name, value));
         }
     }
     Ok(rewritten)
+}
+
+/// The flag that an unknown name with one hyphen is like. clap would read its letters as flags of their own.
+fn one_hyphen(name: &str, command: &Command) -> Option<String> {
+    let long = name.strip_prefix('-').filter(|long| long.len() > 1)?;
+    clap_errors::advice(long, "--", command)
 }
 
 /// The command that the arguments name, with the flags that every command has, and how many arguments come

@@ -99,10 +99,11 @@ const WHOLE_NAMES: &[&str] = &[
 
 /// Words with which a bound begins; a word of [`BOUNDED`] follows, not always at once.
 const BOUNDS: [&str; 4] = ["max", "min", "maximum", "minimum"];
+/// Words of what [`BOUNDS`] limit.
 const BOUNDED: [&str; 5] = ["token", "tok", "gen", "generate", "generation"];
 
-/// Further words of names that are written without a separator, such as `maxnewtokens`; and `predicted`, which
-/// describes an answer, unlike "predict".
+/// Further words of names that are written without a separator, such as `maxnewtokens`; and "predicted",
+/// which describes an answer, unlike "predict".
 const OTHERS: [&str; 6] = ["predicted", "stop", "new", "num", "decoding", "size"];
 
 /// Length of the longest word that is searched for words written without a separator, in bytes.

@@ -209,6 +209,20 @@ fn an_incomplete_model_directory_names_the_missing_file() {
 }
 
 #[test]
+fn a_sampling_default_out_of_range_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
+    let sampling = r#"{"top_p": 0, "top_k": -1, "temperature": -1}"#;
+    std::fs::write(dir.path().join("generation_config.json"), sampling).unwrap();
+    // The tokenizer is read after the sampling defaults.
+    let output = serve(&["--model", dir.path().to_str().unwrap()], &[]);
+    let warning = "generation_config.json: temperature: expected a number from 0 to 2, got -1; not used";
+    refuses(&output, 1, &[warning, "tokenizer.json"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains("top_p") && !text.contains("top_k"), "{text}");
+}
+
+#[test]
 fn a_reward_model_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = std::fs::read_to_string(Path::new(&tiny()).join("config.json")).unwrap();

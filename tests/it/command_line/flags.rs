@@ -86,6 +86,7 @@ fn an_unknown_flag_gets_the_nearest_one() {
         ("DIR --max-model-length 5", "--max-model-length: unknown flag; did you mean --max-model-len?"),
         ("DIR --prot 5", "--prot: unknown flag; did you mean --port?"),
         ("DIR -port 5", "-port: unknown flag; did you mean --port?"),
+        ("DIR -max_model_len 5", "-max_model_len: unknown flag; did you mean --max-model-len?"),
         ("DIR --Port 5", "--Port: unknown flag; did you mean --port?"),
         (
             "DIR --gpu-mem-utilization .9",

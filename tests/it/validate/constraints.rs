@@ -127,7 +127,7 @@ fn a_constraint_is_refused_by_name_in_every_spelling() {
     }
 }
 
-/// Names of constraints that no server is known to use: other separators, letter cases, and words around them.
+/// Names of constraints in the spellings of no server in particular: other separators, letter cases and words.
 const CONSTRAINTS: [&str; 72] = [
     "guidedJson",
     "GuidedJSON",
