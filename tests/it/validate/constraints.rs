@@ -127,7 +127,7 @@ fn a_constraint_is_refused_by_name_in_every_spelling() {
     }
 }
 
-/// Names of constraints in the spellings of no server in particular: other separators, letter cases and words.
+/// Names of constraints in spellings of no server in particular: other separators, letter cases and words.
 const CONSTRAINTS: [&str; 72] = [
     "guidedJson",
     "GuidedJSON",
