@@ -72,8 +72,8 @@ impl UsableMemory {
         Self { bytes: usable / ranks as u64, kept_free, from }
     }
 
-    /// Memory of a GPU. The plan takes no host memory: page-locked buffers are allocated when a GPU is opened,
-    /// and loading uses a part of what is available.
+    /// Memory of a GPU. The plan takes no host memory: page-locked buffers are allocated when a GPU is
+    /// opened, and loading uses a part of what is available.
     ///
     /// # Errors
     /// Too little host memory is available.

@@ -1,6 +1,6 @@
-//! Messages of Rust's runtime just before it aborts the process: they are shown if standard error is read, and
-//! delay the end of the process only for a limited time if it is not. The process is this test again, with the
-//! log of the binary.
+//! Messages of Rust's runtime just before it aborts the process: they are shown if standard error is read,
+//! and delay the end of the process only for a limited time if it is not. The process is this test again,
+//! with the log of the binary.
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
@@ -80,7 +80,7 @@ fn a_process_aborts_although_standard_error_is_not_read() {
         assert!(!flags.contains(OFlags::NONBLOCK), "{cause}: other processes write to the pipe too");
         drop(reader);
     }
-    // The system does not open the pipe of another user again, nor one whose reader has closed it.
+    // Only root may open this pipe again, like the pipe of another user.
     let (reader, writer) = full_pipe();
     fchmod(&writer, Mode::empty()).unwrap();
     aborts(again(name, "allocation", writer), "a pipe that cannot be opened");
