@@ -61,7 +61,7 @@ const fn default(names: &'static [&'static str], note: &'static str) -> OtherFla
 }
 
 /// Flags, or values of flags, that ask for what Octant does by default.
-const DEFAULTS: [OtherFlag; 14] = [
+const DEFAULTS: [OtherFlag; 15] = [
     default(&["enable-chunked-prefill", "enable-mixed-chunk"], "prompts are always computed in chunks"),
     default(&["cont-batching", "-cb"], "requests are always batched continuously"),
     default(&["async-scheduling"], "the next step is always planned while one runs"),
@@ -92,6 +92,14 @@ const DEFAULTS: [OtherFlag; 14] = [
     OtherFlag {
         names: &["tokenizer-mode"],
         rule: Rule::DropIf(&["auto", "hf"], "tokenizer.json is used", "expected auto"),
+    },
+    OtherFlag {
+        names: &["chat-template-content-format"],
+        rule: Rule::DropIf(
+            &["auto"],
+            "the chat template gets strings or lists of parts, whichever it prints",
+            "expected auto",
+        ),
     },
     OtherFlag {
         names: &["generation-config"],

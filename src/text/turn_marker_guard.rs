@@ -438,9 +438,9 @@ pub(super) fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String
     };
     let place = place(&|text| markers.protect(text, TextKind::Message) != text)
         .or_else(|| place(&|text| markers.suspects(text)))
-        .unwrap_or_else(|| "a variable".to_owned());
+        .unwrap_or_else(|| "a message or a variable".to_owned());
     format!(
-        "{place} contains a turn marker of the chat template or a part of one, and the template treats it \
-         differently from other text, so it cannot be told from the template's own turn markers"
+        "{place} contains a turn marker of the chat template or a part of one, and the template or the \
+         tokenizer's normalizer changes it, so it cannot be told from the template's own turn markers"
     )
 }

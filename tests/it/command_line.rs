@@ -266,6 +266,10 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--data-parallel-size=2", "--data-parallel-size: expected 1; start one server for each replica"),
         ("-pp 4", "-pp: expected 1; --tensor-parallel-size divides a model"),
         ("--dtype float16", "--dtype: expected auto; --quantization none computes"),
+        (
+            "--chat-template-content-format string",
+            "--chat-template-content-format: expected auto, got `string`",
+        ),
         ("--dtype", "--dtype: expected auto; --quantization none computes"),
         ("--chat-template x.jinja", "--chat-template: write the template to chat_template.jinja"),
         ("--ctx-size 4096", "--ctx-size: use --max-model-len"),
@@ -293,6 +297,7 @@ fn flags_of_other_servers_say_what_to_do_instead() {
             "--disable-log-requests: neither requests' texts nor statistics are logged",
         ),
         ("--load-format safetensors", "--load-format: weights are read from safetensors files"),
+        ("--chat-template-content-format auto", "--chat-template-content-format: the chat template gets"),
     ] {
         let found =
             parsed(&format!("serve {line} DIR --port 5")).unwrap_or_else(|error| panic!("{line}: {error}"));
