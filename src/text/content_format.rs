@@ -37,26 +37,34 @@ impl ContentFormat {
                         let mut texts = [text].into_iter().chain(extra.into_iter().flatten().copied());
                         let as_code = ["'text'", "\"text\""].iter().any(|key| output.contains(key));
                         if texts.all(|text| output.contains(text)) && !(extra.is_some() && as_code) {
-                            return true;
+                            return Ok(true);
                         }
                     }
                     Ok(None) => {}
-                    Err(_) => return false,
+                    Err(error) => return Err(error),
                 }
             }
-            false
+            Ok(false)
         };
         let mut format = Self::default();
         for role in [Role::System, Role::User, Role::Assistant, Role::Tool] {
-            if !prints(role, Some(&[])) {
+            let list = prints(role, Some(&[]));
+            if matches!(list, Ok(false)) {
                 continue;
             }
             let string = prints(role, None);
+            match (list, &string) {
+                (Ok(_), _) => {}
+                (Err(_), Ok(_)) => continue,
+                // A template that renders neither is not asked again.
+                (Err(_), Err(_)) => break,
+            }
+            let string = matches!(string, Ok(true));
             if !string {
                 format.texts.push(role);
             }
             // vLLM joins the texts of a tool for all templates.
-            if (role != Role::Tool || !string) && prints(role, Some(&[SECOND])) {
+            if (role != Role::Tool || !string) && matches!(prints(role, Some(&[SECOND])), Ok(true)) {
                 format.lists.push(role);
             }
         }
