@@ -1,8 +1,7 @@
 //! Tests of the two forms of a message's content, a string and a list of parts, under templates that want
 //! either. What is right is what vLLM gives the template (`--chat-template-content-format auto`).
 
-use octant::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
-use serde_json::json;
+use octant::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError};
 
 use super::{load, message};
 
@@ -81,23 +80,6 @@ fn the_last_part_of_a_list_is_continued() {
         let messages = [message(Role::User, "u"), parts(Role::Assistant, &["a", "b "])];
         let text = rendered(&(each(body) + "!"), &messages, &options).unwrap();
         assert_eq!(text, format!("[user]u[assistant]{expected}"), "{body}");
-    }
-}
-
-#[test]
-fn a_model_whose_template_fails_on_strings_starts() {
-    for (body, expected) in [
-        ("{{ m.content[0].text + '|' }}", "[user]u|[user]a\nb|"),
-        ("{% for p in m.content %}{{ p.text + '|' }}{% endfor %}", "[user]u|[user]a|b|"),
-    ] {
-        let dir = super::tokenizer::edited("byte_level", |_, config| {
-            config["chat_template"] = json!(each(body));
-        });
-        let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
-        let template = ChatTemplate::from_dir(dir.path(), &tokenizer).unwrap().unwrap();
-        let messages = [message(Role::User, "u"), parts(Role::User, &["a", "b"])];
-        let prompt = template.render(&messages, &RenderOptions::default()).unwrap();
-        assert_eq!(prompt.text(), expected);
     }
 }
 
