@@ -24,7 +24,7 @@ use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, Up
 use crate::machine;
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
-pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
+pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
 
 /// A validated request, with every default resolved.

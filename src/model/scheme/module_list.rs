@@ -51,7 +51,7 @@ impl ModuleList {
                 Syntax::Parts if is_plain(text) => Ok(None),
                 Syntax::Parts => {
                     let pattern = text.strip_prefix("re:").unwrap_or(text);
-                    PythonRegex::new(&format!("(?:{pattern})(?:(?<=\\.)|(?=\\.|$))")).map(Some)
+                    PythonRegex::before(pattern, "(?:(?<=\\.)|(?=\\.|$))").map(Some)
                 }
                 Syntax::Shell if is_plain(text) => Ok(None),
                 Syntax::Shell => PythonRegex::shell(text).map(Some),

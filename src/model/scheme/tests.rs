@@ -27,9 +27,9 @@ fn single(syntax: Syntax, entry: &str) -> ModuleList {
 
 #[test]
 fn expressions_match_as_in_python_or_are_refused() {
-    // Python compiles these; the first two are octal escapes, then verbose mode and a condition.
+    // Python compiles these: an octal escape, verbose mode within a group, and a condition.
     const REFUSED: [(&str, &str); 3] =
-        [(r"model\056", r"\0"), ("(?x) model", "(?x"), ("(?P<a>m)(?(a)odel|x)", "(?(")];
+        [(r"model\056", r"\0"), ("(?x: model)", "(?x"), ("(?P<a>m)(?(a)odel|x)", "(?(")];
     let fixture = fixture();
     let modules = strings(&fixture["modules"]);
     for (pattern, expected) in fixture["re_match"].as_object().unwrap() {
@@ -78,6 +78,26 @@ fn what_transformers_does_not_convert_is_never_taken_for_quantised() {
 }
 
 #[test]
+fn flags_may_stand_at_the_start_of_an_entry() {
+    let (inside, outside) = ("model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj");
+    for entry in [
+        r"(?i)MODEL\.layers\.1",
+        r"(?i)x|MODEL\.LAYERS\.1",
+        r"re:(?is)Model.layers.1.MLP",
+        r"(?x) model \. layers \. 1 # the second layer",
+        r"(?i)(?x) MODEL \.LAYERS \.1",
+    ] {
+        let list = single(Syntax::Parts, entry);
+        assert_eq!(list.excludes(inside).unwrap(), Covered::Yes, "{entry}");
+        assert_eq!(list.excludes(outside).unwrap(), Covered::No, "{entry}");
+    }
+    for entry in [r"model(?i)", r"(?L)model", r"(?-i)model", r"(?au)model"] {
+        let error = ModuleList::new(Syntax::Parts, &[entry.to_owned()]).unwrap_err();
+        assert!(error.0.contains("(?"), "{error}");
+    }
+}
+
+#[test]
 fn lists_of_compressed_tensors_quantise_the_same_modules() {
     // Only a name of a parent or of a class leaves the choice to the stored type.
     let either = |list: &[String]| {
@@ -94,6 +114,7 @@ fn lists_of_compressed_tensors_quantise_the_same_modules() {
             static_activations: false,
             targets: Some(ModuleList::new(Syntax::Named, &targets).unwrap()),
             ignored: ModuleList::new(Syntax::Named, &ignore).unwrap(),
+            file: None,
         });
         let may_be_either = either(&ignore) || (either(&targets) && targets != ["Linear"]);
         let mut eithers = 0;

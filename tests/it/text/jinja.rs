@@ -125,6 +125,45 @@ fn work_on_long_text_is_limited() {
 }
 
 #[test]
+fn striptags_removes_tags_as_markupsafe_3_does_in_linear_time() {
+    let tokenizer = load("byte_level");
+    let strip = |text: &str| {
+        let user = [message(Role::User, text)];
+        render(&tokenizer, "{{ messages[0].content | striptags }}", &user, &json!({}))
+    };
+    for (text, expected) in [
+        ("a<!-- > -->b", "ab"),
+        ("a<!-->b", "a<!-->b"),
+        ("a<!b>c", "ac"),
+        ("a < b", "a < b"),
+        ("x<!---->y", "xy"),
+        ("a<b<c>d", "ad"),
+        ("a<!-- <b> c", "a<!-- <b> c"),
+        ("<a <!-- > x -->y", "x -->y"),
+    ] {
+        assert_eq!(strip(text).unwrap(), expected, "{text}");
+    }
+    let started = Instant::now();
+    for text in ["<b>", "<!-- -->", "<!--", "<", "<!-"] {
+        assert!(strip(&text.repeat(400_000)).is_ok(), "{text}");
+    }
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+#[test]
+fn pprint_of_deeply_nested_values_is_refused() {
+    for (wrap, deep) in [("[ns.x]", 5000), ("{'a': ns.x}", 5000), ("(ns.x,)", 5000), ("[ns.x]", 102)] {
+        let source = format!(
+            "{{% set ns = namespace(x=1) %}}{{% for i in range({deep}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}\
+             {{{{ ns.x | pprint }}}}"
+        );
+        let error = one(&source).unwrap_err().to_string();
+        assert!(error.contains("more than 100 levels"), "{wrap}: {error}");
+    }
+    assert_eq!(one("{{ [[[{'b': 1, 'a': 2}]]] | pprint }}").unwrap(), "[[[{'a': 2, 'b': 1}]]]");
+}
+
+#[test]
 fn deeply_nested_templates_are_refused() {
     for (open, close) in
         [("(", ")"), ("[", "]"), ("not ", ""), ("-", ""), ("{1: ", "}"), ("1 if 1 else ", "")]
