@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use octant::stdio::{Log, LogFormat};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -386,4 +387,40 @@ fn a_log_file_gets_the_last_lines() {
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(text.matches("status=404").count(), 2000);
     assert!(text.trim_end().lines().last().unwrap().contains("stopped"), "{text}");
+}
+
+/// Logs an event and panics. The log belongs to a process, so this test runs in one of its own.
+#[test]
+#[ignore = "`log_of_a_panic` runs it"]
+fn a_process_that_panics() {
+    let [format, level] = ["TEST_LOG_FORMAT", "TEST_LOG_LEVEL"].map(|name| std::env::var(name).unwrap());
+    let log = Log::start();
+    log.subscribe(if format == "json" { LogFormat::Json } else { LogFormat::Text }, level.parse().unwrap());
+    tracing::info!("a\nb\r\n");
+    assert!(std::panic::catch_unwind(|| panic!("two\nlines and a \"quote\"")).is_err());
+}
+
+/// The log of [`a_process_that_panics`].
+fn log_of_a_panic(format: &str, level: &str) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "log::a_process_that_panics", "--ignored", "--nocapture"]);
+    command.env("TEST_LOG_FORMAT", format).env("TEST_LOG_LEVEL", level);
+    let output = command.output().unwrap();
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[test]
+fn an_event_with_line_breaks_and_a_panic_are_one_line_each() {
+    let text = log_of_a_panic("text", "info");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    assert!(lines[0].ends_with("a\\nb\\r\\n"), "{text}");
+    assert!(lines[1].contains("ERROR") && lines[1].contains("two\\nlines"), "{text}");
+    let text = log_of_a_panic("json", "error");
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["message"], "a thread panicked: two\nlines and a \"quote\"");
+    let location = line["location"].as_str().unwrap();
+    assert!(location.contains("log.rs") && line["thread"].is_string(), "{line}");
+    assert!(log_of_a_panic("json", "off").contains("panicked at"), "a panic is never silent");
 }

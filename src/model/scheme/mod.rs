@@ -11,12 +11,11 @@ mod kv_cache;
 mod model_opt;
 mod module_list;
 mod python_regex;
-#[cfg(test)]
-mod tests;
 
 use std::path::Path;
 
-use module_list::{Covered, ModuleList, Syntax};
+pub(super) use module_list::StoredFormat;
+use module_list::{ModuleList, Syntax};
 use python_regex::PatternError;
 
 use super::error::LoadError;
@@ -53,17 +52,6 @@ pub struct Fp8Scheme {
     targets: Option<ModuleList>,
     /// The unquantised modules.
     ignored: ModuleList,
-}
-
-/// Storage format of a linear weight, by the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoredFormat {
-    /// BF16, F16 or F32.
-    Float,
-    /// E4M3 with scales.
-    Fp8,
-    /// Either: libraries differ in whether the configuration leaves the module unquantised.
-    Either,
 }
 
 impl Scheme {
@@ -103,12 +91,7 @@ impl Scheme {
     /// A pattern needs too many steps.
     pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, PatternError> {
         let Self::Fp8(Fp8Scheme { targets, ignored, .. }) = self else { return Ok(StoredFormat::Float) };
-        let target = targets.as_ref().map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
-        Ok(match (target, ignored.excludes(module)?) {
-            (Covered::No, _) | (_, Covered::Yes) => StoredFormat::Float,
-            (Covered::Yes, Covered::No) => StoredFormat::Fp8,
-            _ => StoredFormat::Either,
-        })
+        StoredFormat::of(module, targets.as_ref(), ignored)
     }
 }
 
