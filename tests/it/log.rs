@@ -389,22 +389,13 @@ fn a_log_file_gets_the_last_lines() {
     assert!(text.trim_end().lines().last().unwrap().contains("stopped"), "{text}");
 }
 
-/// Logs an event and panics. The log belongs to a process, so this test runs in one of its own.
-#[test]
-#[ignore = "`log_of_a_panic` runs it"]
-fn a_process_that_panics() {
-    let [format, level] = ["TEST_LOG_FORMAT", "TEST_LOG_LEVEL"].map(|name| std::env::var(name).unwrap());
-    let log = Log::start();
-    log.subscribe(if format == "json" { LogFormat::Json } else { LogFormat::Text }, level.parse().unwrap());
-    tracing::info!("a\nb\r\n");
-    assert!(std::panic::catch_unwind(|| panic!("two\nlines and a \"quote\"")).is_err());
-}
+/// Variable of a test that runs again as a process of its own: the format and the level of its log.
+const OWN_LOG: &str = "OCTANT_TEST_LOG";
 
-/// The log of [`a_process_that_panics`].
-fn log_of_a_panic(format: &str, level: &str) -> String {
+/// The log of this test's own process, which logs an event and panics.
+fn log_of_a_panic(test: &str, format_and_level: &str) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "log::a_process_that_panics", "--ignored", "--nocapture"]);
-    command.env("TEST_LOG_FORMAT", format).env("TEST_LOG_LEVEL", level);
+    command.args(["--exact", test, "--nocapture"]).env(OWN_LOG, format_and_level);
     let output = command.output().unwrap();
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("1 passed"));
     String::from_utf8(output.stderr).unwrap()
@@ -412,15 +403,27 @@ fn log_of_a_panic(format: &str, level: &str) -> String {
 
 #[test]
 fn an_event_with_line_breaks_and_a_panic_are_one_line_each() {
-    let text = log_of_a_panic("text", "info");
+    if let Ok(settings) = std::env::var(OWN_LOG) {
+        let (format, level) = settings.split_once(' ').unwrap();
+        let log = Log::start();
+        let format = if format == "json" { LogFormat::Json } else { LogFormat::Text };
+        log.subscribe(format, level.parse().unwrap());
+        tracing::info!("a\nb\r\n");
+        assert!(std::panic::catch_unwind(|| panic!("two\nlines and a \"quote\"")).is_err());
+        return;
+    }
+    let log_of = |settings: &str| {
+        log_of_a_panic("log::an_event_with_line_breaks_and_a_panic_are_one_line_each", settings)
+    };
+    let text = log_of("text info");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 2, "{text}");
     assert!(lines[0].ends_with("a\\nb\\r\\n"), "{text}");
     assert!(lines[1].contains("ERROR") && lines[1].contains("two\\nlines"), "{text}");
-    let text = log_of_a_panic("json", "error");
+    let text = log_of("json error");
     let line: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(line["message"], "a thread panicked: two\nlines and a \"quote\"");
     let location = line["location"].as_str().unwrap();
     assert!(location.contains("log.rs") && line["thread"].is_string(), "{line}");
-    assert!(log_of_a_panic("json", "off").contains("panicked at"), "a panic is never silent");
+    assert!(log_of("json off").contains("panicked at"), "a panic is never silent");
 }

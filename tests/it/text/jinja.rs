@@ -101,6 +101,36 @@ fn the_template_gets_all_fields_of_a_message() {
 }
 
 #[test]
+fn templates_of_public_reports_render_as_in_jinja2() {
+    let chat = messages(&json!([
+        {"role": "user", "content": "q"},
+        {"role": "tool", "tool_call_id": "c1", "content": "21"},
+    ]));
+    for (source, expected) in [
+        ("{% if tools is iterable and tools | length > 0 %}T{% endif %}{{ messages[0].content }}", "q"),
+        (
+            "{% for m in messages %}\r\n{{ m.role }}:\r\n{{ m.content }}\r\n{% endfor %}\r\n",
+            "user:\nq\ntool:\n21\n",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == \"tool\" %}[{{ m.tool_call_id }}] {% endif %}\
+             {{ m.content }}\n{% endfor %}",
+            "q\n[c1] 21\n",
+        ),
+        (
+            "{% if messages[0].content is sequence %}S{% else %}N{% endif %}\
+             {% if messages[0] is sequence %}S{% else %}N{% endif %}",
+            "SS",
+        ),
+        ("{{ 'a</t>b</t>c'.rsplit('</t>', 1)[-1] }}", "c"),
+        ("{{ '%s: %s' % ('a', 'b') }}", "a: b"),
+    ] {
+        let text = render(&load("byte_level"), source, &chat, &json!({}));
+        assert_eq!(text.unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
 fn work_on_long_text_is_limited() {
     let grow = |step: &str| {
         format!("{{% set ns = namespace(x='ab') %}}{{% for i in range(99999) %}}{step}{{% endfor %}}")
