@@ -125,8 +125,8 @@ pub(crate) enum StoredFormat {
 }
 
 impl StoredFormat {
-    /// Storage format of a linear module's weight, by the lists of quantised and of unquantised modules. Without
-    /// `targets` all linear modules are quantised.
+    /// Storage format of a linear module's weight, by the lists of quantised and of unquantised modules.
+    /// Without `targets` all linear modules are quantised.
     ///
     /// # Errors
     /// A pattern needs too many steps.

@@ -250,8 +250,8 @@ fn the_report_matches_rows_computed_by_hand() {
     random_model(model.path(), 64, 1, 64);
     let path = model.path().join("model.safetensors");
     let mut tensors = read(model.path());
-    // 448 and -448 are exact; 17 lies between 16 and 18 and rounds to the even code; 2^-11 is less than half of
-    // the smallest code, so it becomes 0. The squares of the other two rows overflow and underflow F32.
+    // 448 and -448 are exact; 17 lies between 16 and 18 and rounds to the even code; 2^-11 is less than half
+    // of the smallest code, so it becomes 0. The squares of the other two rows overflow and underflow F32.
     let rows: [(&str, &[f32]); 3] = [
         ("q", &[448.0, -448.0, 17.0, 0.000_488_2, 0.0, 1.0]),
         ("k", &[1e-28, 0.37e-28, 0.11e-28]),
