@@ -39,7 +39,7 @@ struct Host {
     allocations: Mutex<HashMap<u64, Layout>>,
     /// The launches captured so far; `None` unless launches are being captured.
     capture: Mutex<Option<Vec<CapturedLaunch>>>,
-    products: PlainProducts,
+    library_products: PlainProducts,
 }
 
 /// The clock of measurements, in microseconds. It does not run by itself: launches and products add fixed
@@ -73,9 +73,10 @@ impl Cuda {
         let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
         let library = library.map_err(|e| error("host kernels", e.to_string()))?;
         let clock = Clock::default();
-        let products = PlainProducts { clock: Arc::clone(&clock) };
+        let library_products = PlainProducts { clock: Arc::clone(&clock) };
         let kernels = Arc::new(Kernels { library, descending, clock });
-        let host = Host { kernels, allocations: Mutex::default(), capture: Mutex::default(), products };
+        let host =
+            Host { kernels, allocations: Mutex::default(), capture: Mutex::default(), library_products };
         Ok(Self::with_driver(Driver::new(host), products))
     }
 }
@@ -180,7 +181,7 @@ impl Backend for Host {
     }
 
     fn library(&self) -> Option<&dyn ProductLibrary> {
-        Some(&self.products)
+        Some(&self.library_products)
     }
 
     fn time(&self, operation: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
