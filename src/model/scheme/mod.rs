@@ -11,12 +11,11 @@ mod kv_cache;
 mod model_opt;
 mod module_list;
 mod python_regex;
-#[cfg(test)]
-mod tests;
 
 use std::path::Path;
 
-use module_list::{Covered, ModuleList, Syntax};
+pub(super) use module_list::StoredFormat;
+use module_list::{ModuleList, Syntax};
 use python_regex::PatternError;
 
 use super::error::LoadError;
@@ -70,17 +69,6 @@ pub(super) enum FormatError {
     Files { module: String, by: &'static str, other: &'static str },
 }
 
-/// Storage format of a linear weight, by the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoredFormat {
-    /// BF16, F16 or F32.
-    Float,
-    /// E4M3 with scales.
-    Fp8,
-    /// Either: libraries differ in whether the configuration leaves the module unquantised.
-    Either,
-}
-
 impl Scheme {
     /// Reads the scheme from `quantization_config` in `config.json`, or from ModelOpt's
     /// `hf_quant_config.json`.
@@ -129,12 +117,7 @@ impl Scheme {
 
 impl Fp8Scheme {
     fn stored_format(&self, module: &str) -> Result<StoredFormat, PatternError> {
-        let target = self.targets.as_ref().map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
-        Ok(match (target, self.ignored.excludes(module)?) {
-            (Covered::No, _) | (_, Covered::Yes) => StoredFormat::Float,
-            (Covered::Yes, Covered::No) => StoredFormat::Fp8,
-            _ => StoredFormat::Either,
-        })
+        StoredFormat::of(module, self.targets.as_ref(), &self.ignored)
     }
 }
 

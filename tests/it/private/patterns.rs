@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 
-use super::module_list::{Covered, ModuleList, Syntax};
+use super::module_list::{Covered, ModuleList, StoredFormat, Syntax};
 use super::python_regex::PythonRegex;
-use super::{Fp8Scheme, Scheme, StoredFormat};
 
 fn fixture() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/checkpoints/patterns.json");
@@ -110,16 +109,12 @@ fn lists_of_compressed_tensors_quantise_the_same_modules() {
     let modules = strings(&fixture["modules"]);
     for row in fixture["compressed_tensors"].as_array().unwrap() {
         let (targets, ignore) = (strings(&row["targets"]), strings(&row["ignore"]));
-        let scheme = Scheme::Fp8(Fp8Scheme {
-            static_activations: false,
-            targets: Some(ModuleList::new(Syntax::Named, &targets).unwrap()),
-            ignored: ModuleList::new(Syntax::Named, &ignore).unwrap(),
-            file: None,
-        });
+        let list = |entries: &[String]| ModuleList::new(Syntax::Named, entries).unwrap();
+        let (quantised, ignored) = (list(&targets), list(&ignore));
         let may_be_either = either(&ignore) || (either(&targets) && targets != ["Linear"]);
         let mut eithers = 0;
         for (module, digit) in modules.iter().zip(row["quantised"].as_str().unwrap().chars()) {
-            match scheme.stored_format(module).unwrap() {
+            match StoredFormat::of(module, Some(&quantised), &ignored).unwrap() {
                 StoredFormat::Fp8 => assert_eq!(digit, '1', "{row}, {module}"),
                 StoredFormat::Float => assert_eq!(digit, '0', "{row}, {module}"),
                 StoredFormat::Either => eithers += 1,
