@@ -2,8 +2,8 @@
 //! (`{"type": "text", "text": …}`), found by rendering small conversations with both.
 //!
 //! A list reaches a template that prints the texts of all parts; for other templates the texts are joined by
-//! line ends, as in vLLM. A text reaches a template as a list of one part only if the template would not print
-//! the string.
+//! line ends, as in vLLM. A text reaches a template as a list of one part only if the template would not
+//! print the string.
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,9 @@ use super::provenance::small_conversations;
 
 /// Text of a second part. No template has a special case for it.
 const SECOND: &str = "wvqjk";
+
+/// Renders a small conversation; `None` if the template refuses it.
+type RenderSmall<'a, E> = dyn Fn(&[ChatMessage]) -> Result<Option<String>, E> + 'a;
 
 /// The roles whose content a template gets as a list.
 #[derive(Debug, Clone, Default)]
@@ -23,9 +26,8 @@ pub(super) struct ContentFormat {
 }
 
 impl ContentFormat {
-    /// Finds the format. `render` gives lists as they are, and returns `None` if the template refuses a
-    /// conversation.
-    pub(super) fn find<E>(render: &dyn Fn(&[ChatMessage]) -> Result<Option<String>, E>) -> Self {
+    /// Finds the format. `render` gives lists to the template as they are.
+    pub(super) fn find<E>(render: &RenderSmall<'_, E>) -> Self {
         let prints = |role: Role, extra: Option<&[&str]>| {
             for (at, text, mut messages) in small_conversations(role) {
                 if let Some(extra) = extra {

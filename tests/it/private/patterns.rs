@@ -87,7 +87,8 @@ fn flags_may_stand_at_the_start_of_an_entry() {
         r"(?i)(?x) MODEL \.LAYERS \.1",
     ] {
         let list = single(Syntax::Parts, entry);
-        assert_eq!(list.excludes(inside).unwrap(), Covered::Yes, "{entry}");
+        // Libraries differ in how they match such an entry, so the type of the stored weight decides.
+        assert_eq!(list.excludes(inside).unwrap(), Covered::Perhaps, "{entry}");
         assert_eq!(list.excludes(outside).unwrap(), Covered::No, "{entry}");
     }
     for entry in [r"model(?i)", r"(?L)model", r"(?-i)model", r"(?au)model"] {

@@ -32,8 +32,8 @@ fn rendered(source: &str, messages: &[ChatMessage], options: &RenderOptions) -> 
 
 #[test]
 fn a_template_gets_the_form_of_content_that_it_can_render() {
-    let content = "{% macro show(content) %}{% if content is string %}{{ content }}{% else %}{% for p in content \
-                   %}{{ p.text }}{% endfor %}{% endif %}{% endmacro %}";
+    let content = "{% macro show(content) %}{% if content is string %}{{ content }}{% else %}\
+                   {% for p in content %}{{ p.text }}{% endfor %}{% endif %}{% endmacro %}";
     let with_macro = content.to_owned() + &each("{{ show(m.content) }}");
     for (source, string, list) in [
         (each(STRING), "[system]s[user]u", "[system]a\nb[user]c\nd\ne"),

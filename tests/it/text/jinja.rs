@@ -185,8 +185,8 @@ fn striptags_removes_tags_as_markupsafe_3_does_in_linear_time() {
 fn pprint_of_deeply_nested_values_is_refused() {
     for (wrap, deep) in [("[ns.x]", 5000), ("{'a': ns.x}", 5000), ("(ns.x,)", 5000), ("[ns.x]", 102)] {
         let source = format!(
-            "{{% set ns = namespace(x=1) %}}{{% for i in range({deep}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}\
-             {{{{ ns.x | pprint }}}}"
+            "{{% set ns = namespace(x=1) %}}\
+             {{% for i in range({deep}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}{{{{ ns.x | pprint }}}}"
         );
         let error = one(&source).unwrap_err().to_string();
         assert!(error.contains("more than 100 levels"), "{wrap}: {error}");
