@@ -6,13 +6,14 @@ mod aborts;
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use octant::stdio::{Log, LogFormat};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 use crate::simulation::binary::model;
@@ -155,14 +156,35 @@ fn full_pipe() -> (PipeReader, PipeWriter) {
     (reader, writer)
 }
 
+/// A terminal whose output nothing reads and that is full. The first descriptor is the side of the reader.
+fn full_terminal() -> (OwnedFd, File) {
+    let reader = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&reader).unwrap();
+    unlockpt(&reader).unwrap();
+    let path = ptsname(&reader, Vec::new()).unwrap();
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let mut writer = File::from(rustix::fs::open(&path, flags, Mode::empty()).unwrap());
+    while writer.write(b"\n").is_ok() {}
+    fcntl_setfl(&writer, flags - OFlags::NONBLOCK).unwrap();
+    (reader, writer)
+}
+
 /// Lines that a full queue of the log cannot hold: each has 200 characters of its path and more.
 const MORE_THAN_THE_QUEUE: usize = 4000;
 
 #[test]
 fn a_log_without_a_reader_stops_nothing() {
     let (reader, writer) = full_pipe();
+    serves_without_a_reader(writer.into());
+    drop(reader);
+    let (reader, writer) = full_terminal();
+    serves_without_a_reader(writer.into());
+    drop(reader);
+}
+
+fn serves_without_a_reader(full: OwnedFd) {
     let mut server = Server::start(&["--drain-grace", "60"], "", |command| {
-        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        command.stdout(full.try_clone().unwrap()).stderr(full);
     });
     server.send_many(MORE_THAN_THE_QUEUE);
     let answer =
@@ -181,7 +203,6 @@ fn a_log_without_a_reader_stops_nothing() {
     server.signal();
     // It fails after `SOON`, long before the grace period ends.
     assert_eq!(server.end().code(), Some(0));
-    drop(reader);
 }
 
 #[test]

@@ -73,6 +73,16 @@ fn tokens_that_are_no_turn_markers_are_encoded_as_transformers_does() {
         let prompt = prompt(&template, &messages);
         let ids = tokenizer.encode_prompt(&prompt).unwrap();
         assert_eq!(ids, tokenizer.encode(&prompt.text()).unwrap(), "{text:?}");
+        // The same where the answer continues the message.
+        let options = RenderOptions {
+            add_generation_prompt: false,
+            continue_final_message: true,
+            ..RenderOptions::default()
+        };
+        let prompt = template.render(&messages[..2], &options).unwrap();
+        assert!(prompt.text().ends_with(text), "{text:?}: {:?}", prompt.text());
+        let ids = tokenizer.encode_prompt(&prompt).unwrap();
+        assert_eq!(ids, tokenizer.encode(&prompt.text()).unwrap(), "{text:?} continued");
     }
 }
 
