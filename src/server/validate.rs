@@ -207,6 +207,7 @@ fn finish(
         priority,
         tenant,
         cache_salt,
+        grammar: None,
     };
     Ok(ValidRequest {
         model,

@@ -17,6 +17,7 @@ pub fn row() -> SampleRow<'static> {
         frequency_penalty: 0.0,
         logit_bias: &[],
         barred: &[],
+        allowed: None,
         prompt: &[],
         output: &[],
         seed: 1,

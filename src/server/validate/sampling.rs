@@ -44,6 +44,7 @@ pub(super) fn params(
         logprobs: None,
         min_tokens: 0,
         barred: Vec::new(),
+        grammar: None,
     })
 }
 
