@@ -133,9 +133,9 @@ fn json_schema(text: &str) -> Result<Value, GrammarError> {
     }
 }
 
-/// The first line of an error, cut to a readable length.
+/// An error on one line, cut to a readable length.
 fn short(error: &anyhow::Error) -> GrammarError {
     let text = error.to_string();
-    let line = text.lines().next().unwrap_or_default();
-    GrammarError(line.chars().take(ERROR_CHARS).collect())
+    let text: Vec<&str> = text.split_whitespace().collect();
+    GrammarError(text.join(" ").chars().take(ERROR_CHARS).collect())
 }
