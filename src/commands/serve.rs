@@ -19,7 +19,6 @@ use crate::model::{Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
 use crate::server::api_keys::Caller;
-use crate::server::validate::Defaults;
 use crate::server::{
     self, DrainTimes, Ended, Listener, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
@@ -172,7 +171,6 @@ async fn serve(
     let address = p.config.network.host.with_port(listener.local_addr()?.port());
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
-    let defaults = Defaults::default();
     let mut http = HttpLimits { write_stall: p.config.timeouts.write_timeout, ..HttpLimits::default() };
     http.max_connections = connections(http.max_connections, p.usable.kept_free);
     http.body = body_limits(http.body, p.usable.kept_free);
@@ -185,18 +183,12 @@ async fn serve(
         metrics_need_key: p.config.network.require_auth_for_metrics,
         allowed_origins: p.config.network.allowed_origins,
         allowed_hosts,
-        defaults: Defaults {
-            temperature: p.generation.temperature.unwrap_or(defaults.temperature),
-            top_p: p.generation.top_p.unwrap_or(defaults.top_p),
-            top_k: p.generation.top_k.unwrap_or(defaults.top_k),
-            min_p: p.generation.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: p.generation.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-        },
+        defaults: p.defaults,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,
         dropped_log_lines: Arc::clone(&p.log.dropped),
         http,
-        ..Settings::new(String::new(), p.generation.eos)
+        ..Settings::new(String::new(), p.eos)
     };
     let state = ServerState::new(generator, settings, p.status);
     tracing::info!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());

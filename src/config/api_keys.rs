@@ -6,6 +6,10 @@ use std::sync::Arc;
 use anyhow::{anyhow, bail, ensure};
 use serde::Deserialize;
 
+/// The message for several values of `--api-key`. It quotes none of them.
+pub(super) const SEVERAL_KEYS: &str = "expected one key, got several; --api-keys FILE takes several keys, \
+                                       each in a table [[keys]] with name and key";
+
 /// One client's key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -40,20 +44,27 @@ pub(super) fn is_valid(key: &str) -> bool {
 
 /// Reads and validates the keys. No error text contains a key.
 pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
-    let text = std::fs::read_to_string(path)?;
+    let text = std::fs::read_to_string(path).map_err(|e| anyhow!("cannot read {}: {e}", path.display()))?;
     // The TOML parser's own message quotes a line of the file, which may hold a key.
     let KeyFile { mut keys } = toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
-        anyhow!("line {line}: expected tables [[keys]] with name, key, weight and priority")
+        anyhow!(
+            "line {line}: expected tables [[keys]] with name and key, and with weight and priority or not"
+        )
     })?;
     ensure!(!keys.is_empty(), "expected at least one key");
     for ApiKey { name, key, .. } in &mut keys {
         (*name, *key) = (name.trim().to_owned(), key.trim().to_owned());
     }
     for (i, ApiKey { name, key, weight, .. }) in keys.iter().enumerate() {
-        ensure!((1..=64).contains(&name.len()), "key {}: expected a name of 1 to 64 bytes", i + 1);
+        ensure!(
+            (1..=64).contains(&name.len()),
+            "key {}: expected a name of 1 to 64 bytes, got {}",
+            i + 1,
+            name.len()
+        );
         ensure!((1..=1000).contains(weight), "{name}: expected a weight from 1 to 1000, got {weight}");
-        ensure!(is_valid(key), "{name}: expected a key of visible ASCII characters");
+        ensure!(is_valid(key), "{name}: expected a key of visible ASCII characters, got others or none");
         if let Some(twin) = keys[..i].iter().find(|other| other.name == *name || other.key == *key) {
             bail!("{name}: its name or key is also that of {}", twin.name);
         }

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
-use super::parsers::{at_least_1, positive};
+use super::parsers::{at_least_1, positive, whole};
 
 /// Arguments of `octant bench serving`.
 #[derive(Debug, Clone, Args)]
@@ -39,18 +38,13 @@ pub struct BenchServingArgs {
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub(crate) concurrency: Option<usize>,
     /// Maximum number of requests [default: 100; no limit with --duration]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..1 << 40))]
+    #[arg(long, value_name = "N", value_parser = whole::<u64>(1, 1 << 40))]
     pub(crate) requests: Option<u64>,
     /// Seconds during which requests are sent. Requests in flight at the end are waited for
     #[arg(long, value_name = "SECONDS", value_parser = positive)]
     pub(crate) duration: Option<f64>,
     /// Requests sent before the measured ones
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "0",
-        value_parser = clap::value_parser!(u64).range(..1 << 40)
-    )]
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole::<u64>(0, 1 << 40))]
     pub(crate) warm_up: u64,
     /// Maximum seconds of one request
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = positive)]
@@ -69,7 +63,7 @@ pub struct BenchServingArgs {
         value_name = "TOKENS",
         default_value = "128",
         conflicts_with = "prompts",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000_000)
+        value_parser = whole::<usize>(1, 10_000_000)
     )]
     pub(crate) prompt_tokens: usize,
     /// Approximate number of leading tokens that all synthetic prompts share
@@ -80,7 +74,7 @@ pub struct BenchServingArgs {
         long,
         value_name = "TOKENS",
         default_value = "128",
-        value_parser = clap::value_parser!(u64).range(1..)
+        value_parser = whole::<u64>(1, u64::MAX)
     )]
     pub(crate) max_tokens: u64,
     /// Generate exactly --max-tokens per answer, if the server supports `ignore_eos`

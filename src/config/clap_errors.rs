@@ -3,12 +3,17 @@
 use std::error::Error;
 use std::num::{ParseFloatError, ParseIntError};
 
+use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::api_keys::SEVERAL_KEYS;
+use super::other_servers;
 use super::parsers::got;
 
-/// Largest number of edits for which a flag is suggested in place of an unknown one.
-const MOST_EDITS: usize = 2;
+/// Least likeness, from 0 to 1, with which a flag is suggested in place of an unknown one.
+const LEAST_LIKENESS: f64 = 0.6;
+/// The same for a flag of another server, which is suggested for typing errors only.
+const LEAST_LIKENESS_OF_OTHERS: f64 = 0.8;
 
 /// An error about one setting.
 pub(super) struct Sentence {
@@ -18,8 +23,8 @@ pub(super) struct Sentence {
     pub(super) message: String,
 }
 
-/// The error as a sentence about one setting; `None` for an error that keeps clap's own message.
-pub(super) fn sentence(error: &clap::Error) -> Option<Sentence> {
+/// The error of a command as a sentence about one setting; `None` for an error that keeps clap's own message.
+pub(super) fn sentence(error: &clap::Error, command: &Command) -> Option<Sentence> {
     let context = |kind: ContextKind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
         _ => "",
@@ -38,15 +43,16 @@ pub(super) fn sentence(error: &clap::Error) -> Option<Sentence> {
                 _ => given,
             }
         }
-        ErrorKind::UnknownArgument => unknown(error, &setting),
+        ErrorKind::UnknownArgument => unknown(&setting, command),
+        ErrorKind::ArgumentConflict if setting == "--api-key" => SEVERAL_KEYS.to_owned(),
         _ => return None,
     };
     Some(Sentence { setting, message })
 }
 
 /// The sentence, or clap's message without its prefix and its hint about `--help`.
-pub(super) fn text(error: &clap::Error) -> String {
-    match sentence(error) {
+pub(super) fn text(error: &clap::Error, command: &Command) -> String {
+    match sentence(error, command) {
         Some(Sentence { setting, message }) => format!("{setting}: {message}"),
         None => first_paragraph(error),
     }
@@ -62,24 +68,34 @@ fn expected(error: &clap::Error, value: &str) -> String {
     }
 }
 
-/// Advice about an argument that the command does not have.
-fn unknown(error: &clap::Error, arg: &str) -> String {
+/// The message about an argument that the command does not have.
+fn unknown(arg: &str, command: &Command) -> String {
     if !arg.starts_with('-') {
         return "expected no further argument here".to_owned();
     }
-    let similar = match error.get(ContextKind::SuggestedArg) {
-        Some(ContextValue::String(similar)) => similar.split(' ').next(),
-        _ => None,
+    let advice = advice(arg.trim_start_matches('-'), "--", command);
+    format!("unknown flag{}", advice.unwrap_or_else(|| "; --help lists all flags".to_owned()))
+}
+
+/// The flag that an unknown name is like, written with `hyphens`, or what to do instead of it if it is one of
+/// another server.
+pub(super) fn advice(name: &str, hyphens: &str, command: &Command) -> Option<String> {
+    let likeness = |known: &str| {
+        strsim::normalized_damerau_levenshtein(name, known).max(strsim::sorensen_dice(name, known))
     };
-    let near = |similar: &&str| {
-        similar.starts_with(arg)
-            || arg.starts_with(*similar)
-            || strsim::damerau_levenshtein(similar, arg) <= MOST_EDITS
-    };
-    match similar.filter(near) {
-        Some(similar) => format!("unknown flag; did you mean {similar}?"),
-        None => "unknown flag; --help lists all flags".to_owned(),
-    }
+    let own = command.get_arguments().filter_map(|arg| {
+        let long = arg.get_long()?;
+        let aliases = arg.get_all_aliases().unwrap_or_default();
+        let likeness = aliases.into_iter().map(likeness).fold(likeness(long), f64::max);
+        Some((likeness, format!("; did you mean {hyphens}{long}?")))
+    });
+    let others = other_servers::flags().filter(|_| command.get_name() == "serve").map(|(known, flag)| {
+        let sentence = flag.judge("").map_or_else(|sentence| sentence, str::to_owned);
+        (likeness(known), format!(", like {hyphens}{known} of other servers: {sentence}"))
+    });
+    let own = own.filter(|(likeness, _)| *likeness >= LEAST_LIKENESS);
+    let others = others.filter(|(likeness, _)| *likeness >= LEAST_LIKENESS_OF_OTHERS);
+    own.chain(others).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, advice)| advice)
 }
 
 fn first_paragraph(error: &clap::Error) -> String {

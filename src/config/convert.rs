@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 
 use super::Size;
+use super::parsers::whole;
 
 /// Arguments of `octant quantize`.
 #[derive(Debug, Clone, Args)]
@@ -50,11 +50,7 @@ pub(crate) struct ConversionArgs {
     #[arg(long, value_name = "SIZE", default_value = "8GB")]
     pub(crate) shard_size: Size,
     /// Worker threads [default: all cores]
-    #[arg(
-        long,
-        value_name = "N",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
-    )]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>(1, 1024))]
     pub(crate) threads: Option<usize>,
 }
 

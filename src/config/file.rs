@@ -5,9 +5,10 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{bail, ensure};
+use anyhow::bail;
 use clap::{Arg, Command};
 
+use super::api_keys::SEVERAL_KEYS;
 use super::{ConfigError, Size, clap_errors, other_servers, spellings};
 
 /// Arguments for the settings of the file, without those `given` by a flag or a variable. Keys have the same
@@ -32,7 +33,7 @@ pub(super) fn file_args(
     for (key, value) in &table {
         let spelled = key.replace('_', "-");
         let arg = spellings::find(settings, &spelled).filter(|arg| arg.get_id() != "config");
-        let arg = arg.ok_or_else(|| wrong(unknown(key, &spelled)))?;
+        let arg = arg.ok_or_else(|| wrong(unknown(key, &spelled, settings)))?;
         let long = arg.get_long().unwrap_or_default();
         if let Some((_, twin)) = seen.iter().find(|(other, _)| *other == long) {
             return Err(wrong(format!("{twin} and {key}: both are --{long}; expected one of them")));
@@ -44,7 +45,7 @@ pub(super) fn file_args(
             // Not used, but a wrong value in the file is still an error.
             let alone = Command::new("serve").arg(arg.clone().required(false));
             let parsed = alone.try_get_matches_from([OsStr::new("serve"), &flag]);
-            parsed.map_err(|error| wrong(clap_errors::text(&error)))?;
+            parsed.map_err(|error| wrong(clap_errors::text(&error, settings)))?;
         } else {
             args.push(flag);
         }
@@ -53,12 +54,14 @@ pub(super) fn file_args(
 }
 
 /// The message for a key that is no setting.
-fn unknown(key: &str, spelled: &str) -> String {
-    match other_servers::find(spelled).map(|flag| flag.judge("")) {
-        Some(Err(sentence)) => format!("unknown field `{key}`: {sentence}"),
-        Some(Ok(note)) => format!("unknown field `{key}`: {note}; leave it out"),
-        None => format!("unknown field `{key}`"),
-    }
+fn unknown(key: &str, spelled: &str, settings: &Command) -> String {
+    let advice = match other_servers::find(spelled).map(|flag| flag.judge("")) {
+        Some(Err(sentence)) => format!(": {sentence}"),
+        Some(Ok(note)) => format!(": {note}; leave it out"),
+        None if spelled == "config" => "; a file cannot name another file".to_owned(),
+        None => clap_errors::advice(spelled, "", settings).unwrap_or_default(),
+    };
+    format!("unknown field `{key}`{advice}")
 }
 
 /// A TOML value as the text of a flag's value. A flag with a list of values needs an array; every other flag
@@ -68,9 +71,12 @@ fn text_of(value: &toml::Value, arg: &Arg) -> anyhow::Result<String> {
         toml::Value::Array(values) if arg.get_value_delimiter().is_some() => {
             let texts: Vec<String> =
                 values.iter().map(|value| scalar_text(value, arg)).collect::<anyhow::Result<_>>()?;
-            ensure!(texts.iter().all(|text| !text.contains(',')), "expected items without a comma");
-            Ok(texts.join(","))
+            match texts.iter().find(|text| text.contains(',')) {
+                Some(text) => bail!("expected items without a comma, got `{text}`"),
+                None => Ok(texts.join(",")),
+            }
         }
+        toml::Value::Array(_) if arg.get_id() == "api_key" => bail!(SEVERAL_KEYS),
         other if arg.get_value_delimiter().is_some() => bail!("expected an array, got {}", other.type_str()),
         scalar => scalar_text(scalar, arg),
     }

@@ -47,7 +47,13 @@ impl OtherFlag {
 
 /// The row of a flag: a long name without its hyphens, or a short one with its hyphen.
 pub(super) fn find(name: &str) -> Option<&'static OtherFlag> {
-    TABLES.iter().flat_map(|table| table.iter()).find(|flag| flag.names.contains(&name))
+    flags().find(|(known, _)| *known == name).map(|(_, flag)| flag)
+}
+
+/// All names, each with its row.
+pub(super) fn flags() -> impl Iterator<Item = (&'static str, &'static OtherFlag)> {
+    let rows = TABLES.iter().flat_map(|table| table.iter());
+    rows.flat_map(|flag| flag.names.iter().map(move |name| (*name, flag)))
 }
 
 const TABLES: [&[OtherFlag]; 5] = [&DEFAULTS, &MODEL, &PARALLEL, &SIZES, &SERVER];
@@ -61,7 +67,7 @@ const fn default(names: &'static [&'static str], note: &'static str) -> OtherFla
 }
 
 /// Flags, or values of flags, that ask for what Octant does by default.
-const DEFAULTS: [OtherFlag; 14] = [
+const DEFAULTS: [OtherFlag; 17] = [
     default(&["enable-chunked-prefill", "enable-mixed-chunk"], "prompts are always computed in chunks"),
     default(&["cont-batching", "-cb"], "requests are always batched continuously"),
     default(&["async-scheduling"], "the next step is always planned while one runs"),
@@ -72,6 +78,8 @@ const DEFAULTS: [OtherFlag; 14] = [
         "neither requests' texts nor statistics are logged unless a setting asks for them",
     ),
     default(&["enable-request-id-headers"], "every response has an x-request-id header"),
+    default(&["enable-deterministic-inference"], "--deterministic is true by default"),
+    default(&["disable-fastapi-docs"], "no documentation of the API is served"),
     OtherFlag {
         names: &["dtype"],
         rule: Rule::DropIf(
@@ -92,6 +100,10 @@ const DEFAULTS: [OtherFlag; 14] = [
     OtherFlag {
         names: &["tokenizer-mode"],
         rule: Rule::DropIf(&["auto", "hf"], "tokenizer.json is used", "expected auto"),
+    },
+    OtherFlag {
+        names: &["chat-template-content-format"],
+        rule: Rule::DropIf(&["auto", "string"], "templates get text as a string", "expected auto or string"),
     },
     OtherFlag {
         names: &["generation-config"],
@@ -131,11 +143,19 @@ const MODEL: [OtherFlag; 14] = [
         "write the template to chat_template.jinja in the model directory, which replaces the model's own",
     ),
     refuse(
-        &["tokenizer", "tokenizer-path", "hf-config-path"],
+        &["tokenizer", "tokenizer-path", "tokenizer-config-path", "hf-config-path"],
         "tokenizer.json and config.json are read from the model directory; put the file there",
     ),
     refuse(
-        &["hf-overrides", "json-model-override-args", "rope-scaling", "rope-theta", "rope-freq-base"],
+        &[
+            "hf-overrides",
+            "json-model-override-args",
+            "rope-scaling",
+            "rope-scale",
+            "rope-factor",
+            "rope-theta",
+            "rope-freq-base",
+        ],
         "edit config.json in the model directory",
     ),
     refuse(
@@ -177,7 +197,13 @@ const MODEL: [OtherFlag; 14] = [
         "speculative decoding is not supported; leave this flag out",
     ),
     refuse(
-        &["enable-auto-tool-choice", "tool-call-parser", "tool-parser-plugin", "reasoning-parser"],
+        &[
+            "enable-auto-tool-choice",
+            "tool-call-parser",
+            "tool-parser-plugin",
+            "reasoning-parser",
+            "reasoning-format",
+        ],
         "tool calls and reasoning are not parsed from answers yet; leave this flag out",
     ),
     refuse(
@@ -186,7 +212,12 @@ const MODEL: [OtherFlag; 14] = [
             "structured-outputs-config",
             "grammar-backend",
             "grammar",
+            "grammar-file",
             "json-schema",
+            "json-schema-file",
+            "-j",
+            "disable-grammar-support",
+            "constrained-json-whitespace-pattern",
         ],
         "answers cannot be constrained to a grammar or schema yet; leave this flag out",
     ),
@@ -202,7 +233,10 @@ const MODEL: [OtherFlag; 14] = [
         &["embedding", "embeddings", "is-embedding", "rerank", "reranking", "pooling"],
         "embeddings and rerankings are not served; leave this flag out",
     ),
-    refuse(&["seed"], "a seed belongs to one request: send it in the request's `seed` field"),
+    refuse(
+        &["seed", "random-seed", "-s"],
+        "a seed belongs to one request: send it in the request's `seed` field",
+    ),
     refuse(
         &[
             "override-generation-config",
@@ -214,6 +248,7 @@ const MODEL: [OtherFlag; 14] = [
             "repeat-penalty",
             "presence-penalty",
             "frequency-penalty",
+            "ignore-eos",
             "predict",
             "n-predict",
             "-n",
@@ -223,7 +258,7 @@ const MODEL: [OtherFlag; 14] = [
 ];
 
 /// Parallel work on several devices or machines.
-const PARALLEL: [OtherFlag; 7] = [
+const PARALLEL: [OtherFlag; 9] = [
     OtherFlag {
         names: &["data-parallel-size", "dp-size", "dp", "-dp", "data-parallel-size-local"],
         rule: Rule::DropIf(
@@ -278,6 +313,8 @@ const PARALLEL: [OtherFlag; 7] = [
         ],
         "--device cuda puts all layers on GPUs; --tensor-parallel-size and --gpus choose how many and which",
     ),
+    refuse(&["sharded"], "use --tensor-parallel-size N, the number of shards"),
+    refuse(&["base-gpu-id", "gpu-id-step"], "use --gpus, the number of each GPU"),
     refuse(&["disable-custom-all-reduce"], "use --communicator nccl with --deterministic false"),
 ];
 
@@ -339,6 +376,15 @@ const SIZES: [OtherFlag; 9] = [
         &[
             "enforce-eager",
             "disable-cuda-graph",
+            "cuda-graphs",
+            "cuda-graph-bs",
+            "cuda-graph-max-bs",
+            "max-seq-len-to-capture",
+            "disable-overlap-schedule",
+            "disable-custom-kernels",
+            "skip-server-warmup",
+            "warmup",
+            "no-warmup",
             "compilation-config",
             "-cc",
             "-O",
@@ -356,7 +402,7 @@ const SIZES: [OtherFlag; 9] = [
 ];
 
 /// HTTP and the process.
-const SERVER: [OtherFlag; 10] = [
+const SERVER: [OtherFlag; 21] = [
     refuse(
         &["ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "ssl-key-file", "ssl-cert-file"],
         "Octant speaks plain HTTP; put a proxy in front for TLS (deploy/haproxy.cfg, deploy/nginx.conf)",
@@ -368,6 +414,27 @@ const SERVER: [OtherFlag; 10] = [
         &["timeout", "-to"],
         "use --write-timeout for clients that do not read, or the request's `timeout`",
     ),
+    refuse(&["watchdog-timeout"], "use --step-timeout, the longest step after which the process exits"),
+    refuse(
+        &["graceful-termination-timeout", "shutdown-timeout"],
+        "use --drain-timeout, the seconds during which running requests may finish",
+    ),
+    refuse(&["allowed-methods", "allowed-headers", "allow-credentials"], "use --allowed-origins"),
+    refuse(
+        &["uvicorn-log-level", "log-level-http", "log-verbosity", "-lv", "verbosity", "verbose", "-v"],
+        "use --log-level, such as --log-level debug",
+    ),
+    refuse(&["json-output"], "use --log-format json"),
+    refuse(&["log-file"], "the log goes to standard error; redirect it to a file with 2>FILE"),
+    refuse(&["log-disable"], "use --log-level off"),
+    refuse(
+        &["log-requests", "log-requests-level", "enable-log-requests", "max-log-len"],
+        "each request has one line in the log, without its text; leave this flag out",
+    ),
+    refuse(
+        &["otlp-traces-endpoint", "otlp-endpoint", "otlp-service-name", "enable-trace"],
+        "no traces are exported; /metrics and the log have the times of requests; leave this flag out",
+    ),
     refuse(&["prometheus-port"], "/metrics is served on --port"),
     refuse(
         &["api-server-count", "-asc", "headless", "threads-http", "tokenizer-worker-num"],
@@ -377,6 +444,17 @@ const SERVER: [OtherFlag; 10] = [
         &["kv-transfer-config", "disaggregation-mode", "kv-offloading-size", "enable-hierarchical-cache"],
         "the KV cache stays on the devices of one server; leave this flag out",
     ),
-    refuse(&["middleware", "static-path", "path", "webui", "no-webui"], "Octant serves only its API"),
+    refuse(
+        &["middleware", "static-path", "path", "webui", "no-webui", "slots", "no-slots", "props"],
+        "Octant serves only its API",
+    ),
     refuse(&["max-logprobs"], "the API's own limit of 20 holds; leave this flag out"),
+    refuse(
+        &["max-best-of", "max-stop-sequences", "max-top-n-tokens", "max-client-batch-size", "payload-limit"],
+        "limits of a request are fixed; leave this flag out",
+    ),
+    refuse(
+        &["chat-template-kwargs", "default-chat-template-kwargs"],
+        "send it in the request's `chat_template_kwargs`",
+    ),
 ];

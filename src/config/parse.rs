@@ -7,9 +7,11 @@
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command as Clap, CommandFactory, FromArgMatches};
 
+use super::api_keys::SEVERAL_KEYS;
 use super::clap_errors::{self, Sentence};
 use super::file::file_args;
 use super::spellings::{self, Rewritten};
@@ -47,14 +49,14 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let rewritten = spellings::rewrite(args, &command)?;
     let Rewritten { mut args, notes: dropped } = rewritten;
     notes.extend(dropped);
-    let first = command.clone().try_get_matches_from(&args).map_err(|error| refused(error, &args, &[]))?;
+    let (settings, _) = spellings::named_command(&args, &command);
+    let first = command.clone().try_get_matches_from(&args);
+    let first = first.map_err(|error| refused(error, &settings, &args, &[]))?;
     let Some(serve) = first.subcommand_matches("serve") else {
         return Ok(Cli::from_arg_matches(&first)?);
     };
-    let everywhere = command.get_arguments().filter(|arg| arg.is_global_set());
-    let settings = command.find_subcommand("serve").cloned().unwrap_or_default().args(everywhere);
     let mut appended = other_variables(serve, &settings, &mut notes);
-    if let Some(directory) = directory(serve)? {
+    if let Some(directory) = directory(serve, &args)? {
         appended.push(Appended { place: "DIR".to_owned(), arg: flag(MODEL, directory.as_os_str()) });
     }
     if let Some(path) = serve.get_one::<PathBuf>("config") {
@@ -65,7 +67,8 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
         appended.extend(from_file.into_iter().map(|arg| Appended { place: place.clone(), arg }));
     }
     args.extend(appended.iter().map(|appended| appended.arg.clone()));
-    let matches = command.try_get_matches_from(&args).map_err(|error| refused(error, &args, &appended))?;
+    let matches = command.try_get_matches_from(&args);
+    let matches = matches.map_err(|error| refused(error, &settings, &args, &appended))?;
     let Some(serve) = matches.subcommand_matches("serve") else {
         return Ok(Cli::from_arg_matches(&matches)?);
     };
@@ -110,7 +113,7 @@ fn without_service_links() -> (Clap, Vec<String>) {
 }
 
 /// The directory without a flag, unless `--model` gives the same directory.
-fn directory(serve: &ArgMatches) -> Result<Option<PathBuf>, ConfigError> {
+fn directory(serve: &ArgMatches, args: &[OsString]) -> Result<Option<PathBuf>, ConfigError> {
     let Some(directory) = serve.get_one::<PathBuf>(DIRECTORY) else { return Ok(None) };
     if serve.value_source(MODEL) != Some(ValueSource::CommandLine) {
         return Ok(Some(directory.clone()));
@@ -119,6 +122,9 @@ fn directory(serve: &ArgMatches) -> Result<Option<PathBuf>, ConfigError> {
     let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.components().collect());
     if real(directory) == real(model) {
         return Ok(None);
+    }
+    if is_second_key(args, directory.as_os_str()) {
+        return Err(ConfigError::new("--api-key", SEVERAL_KEYS));
     }
     let message = format!(
         "expected one model, got --model `{}` and the directory `{}`",
@@ -187,11 +193,28 @@ fn same(one: &OsStr, other: &OsStr) -> bool {
     flag_name(one) == flag_name(other)
 }
 
-/// Converts an error of clap about a setting to one that names the place of its value. Help, and errors
-/// without a [`Sentence`], keep clap's text.
-fn refused(error: clap::Error, args: &[OsString], appended: &[Appended]) -> ParseError {
-    let Some(Sentence { setting, message }) = clap_errors::sentence(&error) else { return error.into() };
+/// Whether a word stands behind the value of `--api-key`, and so may be a second key. A directory is none.
+fn is_second_key(args: &[OsString], word: &OsStr) -> bool {
+    let Some(at) = args.iter().rposition(|arg| arg == word) else { return false };
+    let flag = args[..at].iter().rposition(|arg| arg.to_string_lossy().starts_with('-'));
+    flag.is_some_and(|flag| {
+        let first = if args[flag].to_string_lossy().contains('=') { flag + 1 } else { flag + 2 };
+        let further = args.get(first..=at).unwrap_or_default();
+        let directory = further.iter().any(|value| Path::new(value).is_dir());
+        flag_name(&args[flag]) == "api-key" && !further.is_empty() && !directory
+    })
+}
+
+/// Converts an error of clap about a setting of `command` to one that names the place of its value. Help, and
+/// errors without a [`Sentence`], keep clap's text.
+fn refused(error: clap::Error, command: &Clap, args: &[OsString], appended: &[Appended]) -> ParseError {
+    let Some(Sentence { setting, message }) = clap_errors::sentence(&error, command) else {
+        return error.into();
+    };
     let name = OsStr::new(&setting);
+    if error.kind() == ErrorKind::UnknownArgument && is_second_key(args, name) {
+        return ConfigError::new("--api-key", SEVERAL_KEYS).into();
+    }
     if let Some(Appended { place, .. }) = appended.iter().find(|appended| same(&appended.arg, name)) {
         return ConfigError::new(place, format!("{setting}: {message}")).into();
     }

@@ -96,7 +96,11 @@ pub(super) fn seconds(text: &str) -> anyhow::Result<Duration> {
         .unwrap_or((trimmed, 1));
     let seconds = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     // At most a thousand years, so that adding it to the current time does not overflow.
-    let seconds = seconds.filter(|seconds| *seconds <= 31_536_000_000);
+    ensure!(
+        seconds.is_none_or(|seconds| seconds <= 31_536_000_000),
+        "expected at most 1000 years, {}",
+        got(text)
+    );
     let seconds = seconds
         .ok_or_else(|| anyhow!("expected whole seconds, or a time such as 30s, 5m or 1h, {}", got(text)))?;
     Ok(Duration::from_secs(seconds))
@@ -121,6 +125,7 @@ pub(super) fn number(min: f64, max: f64) -> impl Fn(&str) -> anyhow::Result<f64>
 pub(super) fn positive(text: &str) -> anyhow::Result<f64> {
     match text.trim().parse::<f64>() {
         Ok(value) if (1e-6..=1e9).contains(&value) => Ok(value),
+        Ok(value) if value > 0.0 => bail!("expected a number from 1e-6 to 1e9, {}", got(text)),
         _ => bail!("expected a number above 0, {}", got(text)),
     }
 }

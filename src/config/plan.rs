@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::SchedulingArgs;
-use super::parsers::{boolean, position_count, whole};
+use super::parsers::{boolean, position_count, positive_fraction, whole};
 use crate::cost::Hardware;
 use crate::model::Precision;
 
@@ -27,6 +27,15 @@ pub struct PlanArgs {
     /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
     #[arg(long, value_name = "NAME|FILE.toml", default_value = Hardware::H100)]
     pub(crate) gpu: String,
+    /// Fraction of the memory that is free when a server starts, for weights, workspace and KV cache
+    /// together, as for `octant serve` [default: that of the GPU model]
+    #[arg(
+        long,
+        value_name = "FRACTION",
+        value_parser = positive_fraction,
+        aliases = ["mem-fraction-static", "cuda-memory-fraction"]
+    )]
+    pub(crate) gpu_memory_utilization: Option<f64>,
     /// Number format of linear layers: FP8, or the format of the checkpoint
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
     pub(crate) quantization: Precision,

@@ -27,7 +27,9 @@ impl ServeArgs {
         }
         let (ranks, gpus) = (self.device.ranks(), self.device.gpus().len());
         if gpus != ranks {
-            return wrong("--gpus", format!("expected one for each of {ranks} ranks, got {gpus}"));
+            let message =
+                format!("expected one number for each rank of --tensor-parallel-size {ranks}, got {gpus}");
+            return wrong("--gpus", message);
         }
         if !deterministic && device == DeviceName::Cpu {
             return wrong("--deterministic", "expected true with --device cpu, got false".to_owned());
@@ -41,7 +43,7 @@ impl ServeArgs {
         }
         // The value is a secret, so the message does not quote it.
         if self.network.api_key.as_ref().is_some_and(|key| !api_keys::is_valid(key)) {
-            return wrong("--api-key", "expected visible ASCII characters".to_owned());
+            return wrong("--api-key", "expected visible ASCII characters, got others or none".to_owned());
         }
         let no_key = self.network.api_key.is_none() && self.network.api_keys.is_none();
         if self.network.require_auth_for_metrics && no_key {

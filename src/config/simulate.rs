@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_1, boolean, rank_count};
+use super::parsers::{at_least_1, boolean, got, rank_count};
 use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
@@ -32,7 +32,11 @@ impl FromStr for MeanAndCv {
             (Ok(mean), Ok(cv)) if (1e-6..=1e9).contains(&mean) && (0.0..=100.0).contains(&cv) => {
                 Ok(Self { mean, cv })
             }
-            _ => bail!("expected MEAN or MEAN:CV, such as 512 or 512:0.5, got `{text}`"),
+            _ => bail!(
+                "expected MEAN or MEAN:CV, such as 512 or 512:0.5, with a mean above 0 and a CV from 0 to \
+                 100, {}",
+                got(text)
+            ),
         }
     }
 }

@@ -10,9 +10,8 @@ use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command};
 
-use super::ConfigError;
-use super::other_servers;
 use super::parsers::is_boolean;
+use super::{ConfigError, clap_errors, other_servers};
 
 /// Names with one hyphen, and the flags that they stand for.
 const SHORT: [(&str, &str); 7] = [
@@ -42,8 +41,7 @@ pub(super) struct Rewritten {
 /// Names a flag of another server, and says what to do instead.
 pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, ConfigError> {
     let (command, taken) = named_command(&args, root);
-    let everywhere = root.get_arguments().filter(|arg| arg.is_global_set());
-    let command = &command.clone().args(everywhere);
+    let command = &command;
     let takes_foreign = command.get_name() == "serve";
     let mut rewritten = Rewritten { args: args[..taken].to_vec(), notes: Vec::new() };
     let mut rest = args[taken..].iter().peekable();
@@ -86,6 +84,8 @@ pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, 
                 rest.next();
             }
             rewritten.notes.push(format!("{typed}: {sentence}"));
+        } else if let Some(advice) = one_hyphen(&name, command) {
+            return Err(ConfigError::new(typed, format!("unknown flag{advice}")));
         } else {
             rewritten.args.push(flag_arg(&name, value));
         }
@@ -93,15 +93,23 @@ pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, 
     Ok(rewritten)
 }
 
-/// The command that the arguments name, and how many arguments come before its own.
-fn named_command<'c>(args: &[OsString], root: &'c Command) -> (&'c Command, usize) {
+/// The flag that an unknown name with one hyphen is like. clap would read its letters as flags of their own.
+fn one_hyphen(name: &str, command: &Command) -> Option<String> {
+    let long = name.strip_prefix('-').filter(|long| long.len() > 1)?;
+    clap_errors::advice(long, "--", command)
+}
+
+/// The command that the arguments name, with the flags that every command has, and how many arguments come
+/// before its own.
+pub(super) fn named_command(args: &[OsString], root: &Command) -> (Command, usize) {
     // Flags that every command has may stand before its name.
     let first = args.iter().skip(1).position(|word| root.find_subcommand(word).is_some());
     let (mut command, mut taken) = (root, first.map_or(args.len(), |first| first + 1));
     while let Some(inner) = args.get(taken).and_then(|word| command.find_subcommand(word)) {
         (command, taken) = (inner, taken + 1);
     }
-    (command, taken)
+    let everywhere = root.get_arguments().filter(|arg| arg.is_global_set());
+    (command.clone().args(everywhere), taken)
 }
 
 /// A flag as typed.

@@ -12,6 +12,7 @@ use crate::engine::{Recorder, SchedulerConfig};
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::server::ServerStatus;
+use crate::server::validate::Defaults;
 use crate::stdio::LogHandle;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -21,8 +22,10 @@ pub(crate) struct Prepared {
     pub(crate) config: ServeArgs,
     /// The architecture. Its longest sequence is limited to `--max-model-len`.
     pub(crate) model: ModelConfig,
+    /// The ids that end a generation.
+    pub(crate) eos: Vec<u32>,
     /// The model's own sampling defaults.
-    pub(crate) generation: GenerationConfig,
+    pub(crate) defaults: Defaults,
     /// Number format of linear layers.
     pub(crate) precision: Precision,
     /// Element type of the KV cache.
@@ -74,13 +77,14 @@ pub(crate) fn prepare(
     // Refuses early, before the tokenizer is read.
     let fraction = config.device.gpu_memory_utilization;
     plan_memory(needs, &devices.memory(fraction)?, &model, scheduling)?;
-    let mut generation = GenerationConfig::from_dir(dir)?;
-    for warning in model.warnings.iter().chain(&generation.warnings) {
+    let generation = GenerationConfig::from_dir(dir)?;
+    let (defaults, unused) = Defaults::of_model(&generation.sampling);
+    for warning in model.warnings.iter().chain(&generation.warnings).chain(&unused) {
         tracing::warn!("{}: {warning}", dir.display());
     }
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
-    generation.eos = generation.eos_within(tokenizer.eos(), vocab)?;
+    let eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
     // Looks at the memory again, since tokenizer and template have taken theirs.
     let usable = devices.memory(fraction)?;
@@ -89,7 +93,8 @@ pub(crate) fn prepare(
     Ok(Prepared {
         config,
         model,
-        generation,
+        eos,
+        defaults,
         precision,
         kv,
         memory,

@@ -124,7 +124,7 @@ fn simulator(gpus: &SimulatedGpus, p: &Prepared) -> anyhow::Result<Simulator> {
     let vocab = p.model.vocab.min(p.tokenizer.vocab_size());
     let words = words(&p.tokenizer, vocab);
     let answer_tokens = gpus.settings.simulate_answer_tokens;
-    let answers = SyntheticAnswers::new(words, p.generation.eos.clone(), answer_tokens, vocab)
-        .context("--device simulate")?;
+    let answers =
+        SyntheticAnswers::new(words, p.eos.clone(), answer_tokens, vocab).context("--device simulate")?;
     Simulator::new(SimulatedModel::new(cost, answers), gpus.settings.simulate_pace).context("--simulate-pace")
 }

@@ -2,13 +2,16 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::error::LoadError;
 use super::json::Object;
 use super::key_rules::{Neutral, is_one_of};
 
-/// Keys that are read.
-const READ: [&str; 7] =
-    ["do_sample", "eos_token_id", "min_p", "repetition_penalty", "temperature", "top_k", "top_p"];
+/// Keys of sampling parameters, which requests have under the same names.
+const SAMPLING: [&str; 5] = ["min_p", "repetition_penalty", "temperature", "top_k", "top_p"];
+/// Further keys that are read.
+const READ: [&str; 2] = ["do_sample", "eos_token_id"];
 
 /// Keys without an effect on what is sampled.
 const HARMLESS: [&str; 18] = [
@@ -58,16 +61,9 @@ const UNUSED: [Neutral; 16] = [
 pub struct GenerationConfig {
     /// End-of-sequence ids.
     pub eos: Vec<u32>,
-    /// Default temperature.
-    pub temperature: Option<f32>,
-    /// Default top-p.
-    pub top_p: Option<f32>,
-    /// Default top-k.
-    pub top_k: Option<u32>,
-    /// Default min-p.
-    pub min_p: Option<f32>,
-    /// Default repetition penalty.
-    pub repetition_penalty: Option<f32>,
+    /// Default sampling parameters as the file has them: `temperature`, `top_p`, `top_k`, `min_p` and
+    /// `repetition_penalty`. The server checks them like those of a request.
+    pub sampling: Map<String, Value>,
     /// Warnings for the operator: keys that have no effect.
     pub warnings: Vec<String>,
 }
@@ -76,8 +72,7 @@ impl GenerationConfig {
     /// Reads `generation_config.json` if it exists. End-of-sequence ids fall back to `config.json`.
     ///
     /// # Errors
-    /// A value is outside the range that requests may use: every request without its own value would be
-    /// rejected.
+    /// A file is not JSON, or has no valid end-of-sequence ids.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         let config = Object::read(&dir.join("config.json"))?;
         let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
@@ -87,19 +82,18 @@ impl GenerationConfig {
         if eos.is_empty() {
             eos = ids(&config, "eos_token_id")?;
         }
-        // `do_sample: false` means greedy, whatever the other values are.
-        let greedy = file.flag("do_sample")? == Some(false);
-        let temperature = default_of(&file, "temperature", |x| x >= 0.0, "at least 0")?;
-        let top_k = default_of(&file, "top_k", |x| x >= 0.0 && x.fract() == 0.0, "an integer of at least 0")?;
-        Ok(Self {
-            eos,
-            temperature: if greedy { Some(0.0) } else { temperature },
-            top_p: default_of(&file, "top_p", |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
-            top_k: top_k.map(|x| x as u32),
-            min_p: default_of(&file, "min_p", |x| (0.0..=1.0).contains(&x), "from 0 to 1")?,
-            repetition_penalty: default_of(&file, "repetition_penalty", |x| x > 0.0, "above 0")?,
-            warnings: unused(&file).into_iter().collect(),
-        })
+        let sampling = SAMPLING.iter().filter_map(|key| Some(((*key).to_owned(), file.get(key)?.clone())));
+        let mut sampling: Map<String, Value> = sampling.collect();
+        let mut warnings: Vec<String> = unused(&file).into_iter().collect();
+        match file.get("do_sample") {
+            // Greedy, whatever the other values are.
+            Some(Value::Bool(false)) => _ = sampling.insert("temperature".to_owned(), 0.into()),
+            None | Some(Value::Bool(true)) => {}
+            Some(other) => warnings.push(format!(
+                "generation_config.json: do_sample: expected true or false, got {other}; not used"
+            )),
+        }
+        Ok(Self { eos, sampling, warnings })
     }
 }
 
@@ -125,32 +119,20 @@ impl GenerationConfig {
 fn unused(file: &Object) -> Option<String> {
     let unused = file.entries().filter(|(key, value)| {
         let neutral = UNUSED.iter().find(|(known, _)| known == key).is_some_and(|(_, n)| is_one_of(value, n));
-        !value.is_null() && !neutral && !READ.contains(key) && !HARMLESS.contains(key)
+        !value.is_null() && !neutral && ![&SAMPLING[..], &READ, &HARMLESS].concat().contains(key)
     });
     let unused: Vec<String> = unused.map(|(key, value)| format!("`{key}` = {value}")).collect();
     let list = unused.join(", ");
     (!unused.is_empty()).then(|| format!("generation_config.json has keys without an effect: {list}"))
 }
 
-/// Reads a default sampling parameter; an error if it is outside its range.
-fn default_of(
-    file: &Object,
-    key: &str,
-    sound: fn(f32) -> bool,
-    expected: &str,
-) -> Result<Option<f32>, LoadError> {
-    match file.number(key)?.map(|x| x as f32) {
-        Some(x) if !x.is_finite() || !sound(x) => {
-            Err(file.error(key, format!("expected {expected}, got {x}")))
-        }
-        value => Ok(value),
-    }
-}
-
 /// Reads one token id, or a list of them.
 fn ids(object: &Object, key: &str) -> Result<Vec<u32>, LoadError> {
     let Some(value) = object.get(key) else { return Ok(Vec::new()) };
     let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
-    let ids = items.iter().map(|i| i.as_u64().and_then(|i| u32::try_from(i).ok())).collect::<Option<_>>();
+    // Some files have 2.0 for 2, as some requests have.
+    let id =
+        |item: &Value| item.as_f64().filter(|id| id.fract() == 0.0 && (0.0..=u32::MAX.into()).contains(id));
+    let ids = items.iter().map(|item| id(item).map(|id| id as u32)).collect::<Option<_>>();
     ids.ok_or_else(|| object.error(key, format!("expected a token id or a list of them, got {value}")))
 }

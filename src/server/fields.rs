@@ -136,15 +136,24 @@ pub(crate) fn integer(value: &Value) -> Option<i128> {
     written.or_else(|| float().map(|float| float as i128))
 }
 
+/// The error for a field that is missing.
+pub(crate) fn missing(path: &str, expected: &str) -> ApiError {
+    ApiError::invalid(path, format!("expected {expected}, got nothing"))
+}
+
 /// The error for a value of the wrong type.
 pub(crate) fn wrong_type(path: &str, expected: &str, got: &Value) -> ApiError {
-    let got = match got {
+    ApiError::invalid(path, format!("expected {expected}, got {}", shown(got)))
+}
+
+/// A value in an error: its type alone if the value may be long.
+pub(super) fn shown(got: &Value) -> String {
+    match got {
         Value::Null => "null".to_owned(),
         Value::Bool(value) => value.to_string(),
         Value::Number(number) => number.to_string(),
         Value::String(_) => "a string".to_owned(),
         Value::Array(_) => "an array".to_owned(),
         Value::Object(_) => "an object".to_owned(),
-    };
-    ApiError::invalid(path, format!("expected {expected}, got {got}"))
+    }
 }

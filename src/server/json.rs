@@ -7,6 +7,7 @@
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
+use super::fields::shown;
 
 /// Maximum levels of nested arrays and objects.
 const MAX_JSON_DEPTH: usize = 32;
@@ -29,7 +30,10 @@ pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, ApiError> {
     }
     match serde_json::from_slice::<Value>(bytes) {
         Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(ApiError::Malformed("Expected the request body to be a JSON object.".to_owned())),
+        Ok(other) => {
+            let text = format!("Expected the request body to be a JSON object, got {}.", shown(&other));
+            Err(ApiError::Malformed(text))
+        }
         Err(error) => Err(ApiError::Malformed(format!(
             "The request body is not valid JSON (syntax, UTF-8, escapes or a number's range) at line {}, \
              column {}.",

@@ -199,11 +199,17 @@ async fn drain(request: &Request<Incoming>, status: &ServerStatus) -> Result<(),
     let wait = match request.uri().query() {
         None | Some("wait=true") => true,
         Some("wait=false") => false,
-        Some(_) => return Err(ApiError::invalid("wait", "expected true or false")),
+        Some(query) => {
+            let text = format!("expected ?wait=true or ?wait=false, got ?{query}");
+            return Err(ApiError::invalid("wait", text));
+        }
     };
     // A web page of any origin can send such a request from a browser on this machine.
     if request.headers().contains_key(ORIGIN) {
-        return Err(ApiError::invalid("origin", "a drain cannot be requested from a browser"));
+        return Err(ApiError::invalid(
+            "origin",
+            "expected no Origin header: a drain cannot be requested from a browser",
+        ));
     }
     status.request_drain();
     while wait && status.phase() < ShutdownPhase::Drained {

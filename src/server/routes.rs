@@ -141,7 +141,8 @@ fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
         let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
         let most = validate::MAX_TIMEOUT * 1000.0;
         ms.filter(|ms| (1..=most as u64).contains(ms)).ok_or_else(|| {
-            let text = format!("expected a whole number of milliseconds from 1 to {most}");
+            let got = String::from_utf8_lossy(value.as_bytes());
+            let text = format!("expected a whole number of milliseconds from 1 to {most}, got \"{got}\"");
             ApiError::invalid(DEADLINE_HEADER, text)
         })
     });

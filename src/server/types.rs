@@ -108,7 +108,10 @@ impl CompletionWire {
 
 impl CommonFields {
     /// Takes the shared fields. Call it last: every field that is left afterwards counts as unknown.
-    fn read(mut fields: Fields) -> Result<Self, ApiError> {
+    ///
+    /// # Errors
+    /// 400 if a field has the wrong type, or is known but not supported.
+    pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         unsupported::refuse(&mut fields)?;
         for (name, harmless) in WITHOUT_EFFECT {
             fields.drop_if(name, harmless);

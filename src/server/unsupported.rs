@@ -8,6 +8,7 @@
 
 use serde_json::{Map, Value};
 
+use super::constraint_names::is_constraint;
 use super::error::ApiError;
 use super::fields::Fields;
 
@@ -52,7 +53,7 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("kv_transfer_params", never),
     ("thinking_token_budget", never),
     ("min_new_tokens", never),
-    // Ollama, Anthropic and others; the names of most further constraints have a part of `CONSTRAINTS`.
+    // Ollama, Anthropic and others; `constraint_names` knows most further constraints.
     ("format", is_empty_text),
     ("template", is_empty_text),
     ("system", is_empty),
@@ -94,97 +95,8 @@ const PARAMETER_OBJECTS: [&str; 12] = [
     "custom_params",
 ];
 
-/// Parts of the names of constraints on the form, the tokens, the length and the end of an answer, in lower
-/// case and without `_` and `-`.
-const CONSTRAINTS: &[&str] = &[
-    "guided",
-    "grammar",
-    "regex",
-    "schema",
-    "bnf",
-    "structure",
-    "structural",
-    "constrain",
-    "jsonmode",
-    "jsonobject",
-    "jsonoutput",
-    "jsononly",
-    "jsonformat",
-    "jsonresponse",
-    "outputjson",
-    "responsejson",
-    "returnjson",
-    "forcejson",
-    "enforcejson",
-    "requirejson",
-    "strictjson",
-    "responseformat",
-    "responsetype",
-    "responsemimetype",
-    "outputformat",
-    "outputtype",
-    "toolchoice",
-    "toolconfig",
-    "logitsprocessor",
-    "logitprocessor",
-    "logitbias",
-    "logitsbias",
-    "sequencebias",
-    "allowedtoken",
-    "allowlist",
-    "whitelist",
-    "denylist",
-    "blacklist",
-    "banned",
-    "bantoken",
-    "tokenban",
-    "baneos",
-    "badword",
-    "suppresstoken",
-    "forcedtoken",
-    "forceword",
-    "forcedbos",
-    "forcedeos",
-    "forceddecoder",
-    "norepeatngram",
-    "maxtoken",
-    "maxnewtoken",
-    "maxoutputtoken",
-    "maxcompletiontoken",
-    "maxgen",
-    "mintoken",
-    "minnewtoken",
-    "tokenlimit",
-    "tokenbudget",
-    "budgettoken",
-    "outputlen",
-    "responselen",
-    "answerlen",
-    "completionlen",
-    "predict",
-];
-
-/// Whole names of constraints, in the same form as [`CONSTRAINTS`].
-const CONSTRAINT_NAMES: &[&str] = &[
-    "format",
-    "json",
-    "choice",
-    "choices",
-    "pattern",
-    "lark",
-    "maxlen",
-    "minlen",
-    "maxlength",
-    "minlength",
-    "endid",
-    "eostokenid",
-    "eostokenids",
-    "thinkingbudget",
-    "reasoningbudget",
-];
-
 /// Names of message fields that look like constraints and describe an earlier answer or a tool's result, in
-/// the same form as [`CONSTRAINTS`].
+/// the form of [`plain`].
 const DESCRIPTIONS: [&str; 6] =
     ["stopreason", "stopsequence", "stopdetails", "stoptype", "stoppingword", "structuredcontent"];
 
@@ -248,7 +160,7 @@ pub(super) fn ignored_in_message(fields: Fields) -> Result<Vec<String>, ApiError
         let rest = if PARAMETER_OBJECTS.contains(&name.as_str()) {
             constraint_at(name, value)
         } else {
-            let asks = is_constraint(&plain(name)) && !DESCRIPTIONS.contains(&plain(name).as_str());
+            let asks = is_constraint(name) && !DESCRIPTIONS.contains(&plain(name).as_str());
             (asks && !asks_nothing(value)).then(String::new)
         };
         if let Some(rest) = rest {
@@ -285,7 +197,7 @@ fn refuse_parameters(path: &str, value: &Value) -> Result<(), ApiError> {
 /// Path from an unknown field to the first constraint: empty if the field itself is one, `None` if there is
 /// none within it either.
 fn constraint_at(name: &str, value: &Value) -> Option<String> {
-    if is_constraint(&plain(name)) && !asks_nothing(value) {
+    if is_constraint(name) && !asks_nothing(value) {
         return Some(String::new());
     }
     constraint_within(value)
@@ -318,19 +230,6 @@ fn members(map: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> 
 /// A field name in lower case, without `_` and `-`: the same for `max_tokens`, `maxTokens` and `max-tokens`.
 fn plain(name: &str) -> String {
     name.chars().filter(|c| !matches!(c, '_' | '-')).map(|c| c.to_ascii_lowercase()).collect()
-}
-
-/// Returns true for the name of a constraint, in the form of [`plain`].
-fn is_constraint(name: &str) -> bool {
-    // An annotation, which names the schema that the object itself follows.
-    if name == "$schema" {
-        return false;
-    }
-    // Every field with such a beginning ends the answer early: `stop_sequences`, `stopWords`, `stop_regex`.
-    name.starts_with("stop")
-        || (["max", "min"].iter().any(|bound| name.starts_with(bound)) && name.contains("token"))
-        || CONSTRAINT_NAMES.contains(&name)
-        || CONSTRAINTS.iter().any(|part| name.contains(part))
 }
 
 fn never(_: &Value) -> bool {

@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use super::api_keys::Caller;
 use super::error::ApiError;
-use super::fields::{Fields, wrong_type};
+use super::fields::{Fields, missing, wrong_type};
 use super::types::{ChatWire, CommonFields, CompletionWire};
 use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
@@ -113,7 +113,7 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
     let Some(messages) = fields.array("messages")? else {
         let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
         let text = fields.string("prompt")?;
-        let text = text.ok_or_else(|| ApiError::invalid("prompt", "expected a string, or messages"))?;
+        let text = text.ok_or_else(|| missing("prompt", "a string, or messages instead"))?;
         return Ok((Prompts::Texts { texts: vec![text], add_special }, strings));
     };
     if fields.value("prompt").is_some() {
@@ -141,7 +141,7 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
 pub(crate) fn detokenize(mut fields: Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
     served_model(fields.string("model")?, limits)?;
     let items = fields.array("tokens")?;
-    let items = items.ok_or_else(|| ApiError::invalid("tokens", "expected an array of token ids"))?;
+    let items = items.ok_or_else(|| missing("tokens", "an array of token ids"))?;
     token_ids("tokens", Some(&items), MAX_DETOKENIZE, limits.vocab_size)
 }
 
@@ -167,7 +167,7 @@ fn finish(
     let n = choices(&wire, &route.prompts)?;
     let stream = wire.stream.unwrap_or(false);
     if wire.stream_options.is_some() && !stream {
-        return Err(ApiError::invalid("stream_options", "allowed only with stream = true"));
+        return Err(ApiError::invalid("stream_options", "expected stream = true with it"));
     }
     let stop = stop_strings(wire.stop.as_ref())?;
     let named = wire.stop_token_ids.as_deref();
@@ -253,7 +253,10 @@ fn choices(wire: &CommonFields, prompts: &Prompts) -> Result<u32, ApiError> {
             return Err(ApiError::invalid("best_of", text));
         }
         Some(1) => {}
-        Some(_) => return Err(ApiError::unsupported("best_of", "values above 1 are not supported")),
+        Some(best_of) => {
+            let text = format!("expected 1, since larger values are not supported, got {best_of}");
+            return Err(ApiError::unsupported("best_of", text));
+        }
     }
     let (count, n) = (prompts.count(), n as u32);
     if count * n as usize > MAX_SEQUENCES {
@@ -330,7 +333,8 @@ fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
 fn cache_salt(salt: Option<String>) -> Result<Option<Arc<str>>, ApiError> {
     match salt {
         Some(salt) if salt.is_empty() || salt.chars().count() > MAX_SALT_CHARS => {
-            Err(ApiError::invalid("cache_salt", format!("expected 1 to {MAX_SALT_CHARS} characters")))
+            let text = format!("expected 1 to {MAX_SALT_CHARS} characters, got {}", salt.chars().count());
+            Err(ApiError::invalid("cache_salt", text))
         }
         salt => Ok(salt.map(Arc::from)),
     }

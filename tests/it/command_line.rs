@@ -1,5 +1,6 @@
 //! Command lines as people type them: the settings that they give, or the exact error.
 
+mod flags;
 mod interrupt;
 mod models;
 
@@ -241,9 +242,12 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
         ("DIR --model OTHER", "--model: expected one model, got --model `OTHER` and the directory `DIR`"),
         ("", "--model: missing; expected a directory: octant serve DIR"),
         ("DIR OTHER", "OTHER: expected no further argument here"),
-        ("DIR --max-model-length 5", "--max-model-length: unknown flag; did you mean --max-model-len?"),
-        ("DIR --prot 5", "--prot: unknown flag; did you mean --port?"),
-        ("DIR --frobnicate", "--frobnicate: unknown flag; --help lists all flags"),
+        ("DIR --max-ttft 1e10", "--max-ttft: expected a number from 1e-6 to 1e9, got `1e10`"),
+        ("DIR --drain-grace 99999999999", "--drain-grace: expected at most 1000 years, got `99999999999`"),
+        (
+            "DIR --api-keys /nowhere",
+            "--api-keys: cannot read /nowhere: No such file or directory (os error 2)",
+        ),
     ] {
         assert_eq!(parsed(&format!("serve {line}")), Err(error.to_owned()), "{line}");
     }
@@ -254,54 +258,9 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
     let error = parsed("plan --config DIR --tp 9").unwrap_err();
     assert_eq!(error, "--tp: expected a whole number from 1 to 8, got `9`");
     let error = parsed("bench serving --rate 1 --warm-up many").unwrap_err();
-    assert_eq!(error, "--warm-up: expected a whole number, got `many`");
-}
-
-#[test]
-fn flags_of_other_servers_say_what_to_do_instead() {
-    for (line, part) in [
-        ("--trust-remote-code", "--trust-remote-code: Octant never runs code of a model directory"),
-        ("--trust_remote_code", "--trust_remote_code: Octant never runs code of a model directory"),
-        ("-dp 2", "-dp: expected 1; start one server for each replica behind a load balancer, got `2`"),
-        ("--data-parallel-size=2", "--data-parallel-size: expected 1; start one server for each replica"),
-        ("-pp 4", "-pp: expected 1; --tensor-parallel-size divides a model"),
-        ("--dtype float16", "--dtype: expected auto; --quantization none computes"),
-        ("--dtype", "--dtype: expected auto; --quantization none computes"),
-        ("--chat-template x.jinja", "--chat-template: write the template to chat_template.jinja"),
-        ("--ctx-size 4096", "--ctx-size: use --max-model-len"),
-        ("-c 4096", "-c: use --max-model-len"),
-        ("-ngl 99", "-ngl: --device cuda puts all layers on GPUs"),
-        ("--chunked-prefill-size 2048", "--chunked-prefill-size: use --max-num-batched-tokens"),
-        ("--ssl-keyfile k", "--ssl-keyfile: Octant speaks plain HTTP"),
-        ("--seed 1", "--seed: a seed belongs to one request"),
-        ("--enable-auto-tool-choice", "--enable-auto-tool-choice: tool calls"),
-        ("--max-input-tokens 9", "--max-input-tokens: use --max-model-len"),
-        ("--api-key-file f", "--api-key-file: use --api-keys FILE"),
-    ] {
-        let error = parsed(&format!("serve DIR {line}")).unwrap_err();
-        assert!(error.starts_with(part), "{line}: {error}");
-        assert!(!error.contains('\n'), "{line}: {error}");
-    }
-    // A flag that asks for Octant's default is dropped with a note.
-    for (line, note) in [
-        ("--enable-chunked-prefill", "--enable-chunked-prefill: prompts are always computed in chunks"),
-        ("--dtype auto", "--dtype: --quantization chooses the number format; its default is fp8"),
-        ("--dtype=auto", "--dtype: --quantization chooses the number format; its default is fp8"),
-        ("-pp 1", "-pp: every rank has a part of every layer"),
-        (
-            "--disable-log-requests",
-            "--disable-log-requests: neither requests' texts nor statistics are logged",
-        ),
-        ("--load-format safetensors", "--load-format: weights are read from safetensors files"),
-    ] {
-        let found =
-            parsed(&format!("serve {line} DIR --port 5")).unwrap_or_else(|error| panic!("{line}: {error}"));
-        assert!(found.contains(&format!("notes: [\"{note}")), "{line}: {found}");
-        assert!(found.contains("model: \"DIR\"") && found.contains("port: 5"), "{line}: {found}");
-    }
-    // A note is for `serve`; other commands do not have the flags.
-    let error = parsed("plan --config DIR --enable-chunked-prefill").unwrap_err();
-    assert_eq!(error, "--enable-chunked-prefill: unknown flag; --help lists all flags");
+    assert_eq!(error, "--warm-up: expected a whole number from 0 to 1099511627776, got `many`");
+    let error = parsed("quantize IN OUT --threads 0").unwrap_err();
+    assert_eq!(error, "--threads: expected a whole number from 1 to 1024, got `0`");
 }
 
 #[test]
@@ -335,6 +294,17 @@ fn variables_and_files_have_the_same_spellings() {
         ("tp = 3\n", "--tensor-parallel-size: expected 1, 2, 4 or 8, got `3`"),
         ("tp = 2\ntensor-parallel-size = 2\n", "both are --tensor-parallel-size; expected one of them"),
         ("trust_remote_code = true\n", "unknown field `trust_remote_code`: Octant never runs code"),
+        ("max_seqs = 5\n", "unknown field `max_seqs`; did you mean max-num-seqs?"),
+        (
+            "trust-remote-cod = 1\n",
+            "unknown field `trust-remote-cod`, like trust-remote-code of other servers: ",
+        ),
+        ("config = \"a\"\n", "unknown field `config`; a file cannot name another file"),
+        ("allowed-origins = [\"a,b\"]\n", "allowed-origins: expected items without a comma, got `a,b`"),
+        (
+            "api-key = [\"k1\", \"k2\"]\n",
+            "api-key: expected one key, got several; --api-keys FILE takes several",
+        ),
         ("drain-timeout = \"5x\"\n", "--drain-timeout: expected whole seconds, or a time such as 30s"),
         ("host = \"\"\n", "--host: expected an address or a host name, got an empty value"),
         ("help = true\n", "unknown field `help`"),

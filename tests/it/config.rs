@@ -129,7 +129,7 @@ fn an_invalid_setting_names_its_flag() {
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
         (
             &["--model", &model, "--device", "cuda", "--gpus", "0,1"],
-            &["--gpus", "one for each of 1 ranks", "got 2"],
+            &["--gpus", "one number for each rank of --tensor-parallel-size 1, got 2"],
         ),
         (&["--model", &model, "--communicator", "p2p"], &["--communicator", "--device cuda", "cpu"]),
         (
@@ -206,6 +206,20 @@ fn an_incomplete_model_directory_names_the_missing_file() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
     refuses(&serve(&["--model", dir.path().to_str().unwrap()], &[]), 1, &["tokenizer.json"]);
+}
+
+#[test]
+fn a_sampling_default_out_of_range_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(Path::new(&tiny()).join("config.json"), dir.path().join("config.json")).unwrap();
+    let sampling = r#"{"top_p": 0, "top_k": -1, "temperature": -1}"#;
+    std::fs::write(dir.path().join("generation_config.json"), sampling).unwrap();
+    // The tokenizer is read after the sampling defaults.
+    let output = serve(&["--model", dir.path().to_str().unwrap()], &[]);
+    let warning = "generation_config.json: temperature: expected a number from 0 to 2, got -1; not used";
+    refuses(&output, 1, &[warning, "tokenizer.json"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!text.contains("top_p") && !text.contains("top_k"), "{text}");
 }
 
 #[test]

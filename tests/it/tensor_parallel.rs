@@ -314,6 +314,21 @@ fn an_indivisible_dimension_is_named() {
     assert_eq!(uneven.share(4).unwrap_err().to_string(), "ranks: expected a multiple of 3 KV heads, got 4");
 }
 
+/// A model directory with everything that `octant serve` needs.
+pub fn served_model() -> tempfile::TempDir {
+    let model = tempfile::tempdir().unwrap();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
+    for (from, name) in [
+        (&fixture("wide"), "config.json"),
+        (&fixture("wide"), "model.safetensors"),
+        (&text, "tokenizer.json"),
+        (&text, "tokenizer_config.json"),
+    ] {
+        std::fs::copy(from.join(name), model.path().join(name)).unwrap();
+    }
+    model
+}
+
 /// A running `octant serve` process; killed when dropped.
 struct Served {
     server: Child,
@@ -341,15 +356,7 @@ impl Drop for Served {
 
 #[tokio::test]
 async fn a_server_of_eight_ranks_answers_like_one_rank() {
-    let model = tempfile::tempdir().unwrap();
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
-    for (from, name) in [
-        (&fixture("wide"), "config.json"),
-        (&fixture("wide"), "model.safetensors"),
-        (&text, "tokenizer.json"),
-    ] {
-        std::fs::copy(from.join(name), model.path().join(name)).unwrap();
-    }
+    let model = served_model();
     let mut greedy = Vec::new();
     let mut sampled = Vec::new();
     for ranks in ["1", "8"] {

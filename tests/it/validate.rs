@@ -2,6 +2,7 @@
 
 mod accepted;
 mod constraints;
+mod defaults;
 mod refused;
 
 use octant::server::error::ApiError;
@@ -26,8 +27,12 @@ fn limits() -> Limits {
 }
 
 fn chat(body: &Value) -> Result<ValidRequest, ApiError> {
+    chat_within(body, &limits())
+}
+
+fn chat_within(body: &Value, limits: &Limits) -> Result<ValidRequest, ApiError> {
     let map = parse_object(body.to_string().as_bytes())?;
-    validate::chat(Fields::new(map), &limits(), 4711)
+    validate::chat(Fields::new(map), limits, 4711)
 }
 
 fn completion(body: &Value) -> Result<ValidRequest, ApiError> {

@@ -122,7 +122,8 @@ pub(super) struct Prefill {
 /// An argument is invalid, and the error names its flag; or a file cannot be read.
 pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut model = ModelConfig::from_dir(&args.config)?;
-    let hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
+    let mut hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
+    hardware.usable = args.gpu_memory_utilization.unwrap_or(hardware.usable);
     limit_length(&mut model, args.max_model_len)?;
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
     let precision = args.quantization;

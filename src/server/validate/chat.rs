@@ -7,7 +7,7 @@ use super::limits::MAX_MESSAGES;
 use super::values::{alternatives, in_range};
 use crate::generation::{ChatMessage, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
-use crate::server::fields::{Fields, wrong_type};
+use crate::server::fields::{Fields, missing, wrong_type};
 use crate::server::types::ChatWire;
 use crate::server::unsupported;
 
@@ -31,6 +31,11 @@ const RESERVED_KWARGS: [&str; 16] = [
     "strftime_now",
     "return_dict",
 ];
+
+/// Roles of messages.
+const ROLES: &str = "one of system, developer, user, assistant, tool";
+/// Forms of a message's content.
+const CONTENT: &str = "a string or an array of text parts";
 
 /// Fields of a message that only the template reads. Like vLLM's, it does not get unknown fields.
 const TEMPLATE_FIELDS: [&str; 5] = ["reasoning_content", "reasoning", "thinking", "refusal", "annotations"];
@@ -56,7 +61,7 @@ pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     match (wire.logprobs.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "allowed only with logprobs = true")),
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs = true with it")),
     }
 }
 
@@ -65,11 +70,11 @@ pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
     let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
-        let text = "cannot be true together with add_generation_prompt";
+        let text = "expected add_generation_prompt = false with it, got true";
         return Err(ApiError::invalid("continue_final_message", text));
     }
     if continues && !messages.last().is_some_and(|last| last.role == Role::Assistant) {
-        let text = "allowed only if the last message has the role assistant";
+        let text = "expected a last message with the role assistant, got another role";
         return Err(ApiError::invalid("continue_final_message", text));
     }
     let options = RenderOptions {
@@ -86,7 +91,7 @@ fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiErr
     match map.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
         Some(key) => Err(ApiError::invalid(
             "chat_template_kwargs",
-            format!("{key} is a reserved name and cannot be set"),
+            format!("expected names that the server does not set itself, got {key}"),
         )),
         None => Ok(map),
     }
@@ -96,7 +101,7 @@ fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiErr
 fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<ChatMessage>, ApiError> {
     let items = items.unwrap_or_default();
     if items.is_empty() {
-        return Err(ApiError::invalid("messages", "expected at least one message"));
+        return Err(ApiError::invalid("messages", "expected at least one message, got none"));
     }
     if items.len() > MAX_MESSAGES {
         let text = format!("expected at most {MAX_MESSAGES} messages, got {}", items.len());
@@ -126,19 +131,20 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
         Some("tool") => Role::Tool,
-        _ => {
-            let text = "expected one of system, developer, user, assistant, tool";
+        Some(other) => {
+            let text = format!("expected {ROLES}, got \"{other}\"");
             return Err(ApiError::invalid(format!("{path}.role"), text));
         }
+        None => return Err(missing(&format!("{path}.role"), ROLES)),
     };
     let content_path = format!("{path}.content");
     let content = match fields.value("content") {
         Some(value) => content(&content_path, value, ignored)?,
-        None => return Err(ApiError::invalid(content_path, "expected a string or an array of text parts")),
+        None => return Err(missing(&content_path, CONTENT)),
     };
     let tool_call_id = fields.string("tool_call_id")?;
     if role == Role::Tool && tool_call_id.is_none() {
-        return Err(ApiError::invalid(format!("{path}.tool_call_id"), "expected a string, got nothing"));
+        return Err(missing(&format!("{path}.tool_call_id"), "a string"));
     }
     let name = fields.string("name")?;
     // Clients send fields of earlier answers back.
@@ -157,7 +163,7 @@ fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<String
             let part = |(i, part)| text_part(&format!("{path}[{i}]"), part, ignored);
             parts.into_iter().enumerate().map(part).collect()
         }
-        other => Err(wrong_type(path, "a string or an array of text parts", &other)),
+        other => Err(wrong_type(path, CONTENT, &other)),
     }
 }
 
@@ -165,14 +171,14 @@ fn text_part(path: &str, part: Value, ignored: &mut Vec<String>) -> Result<Strin
     let mut fields = Fields::at(path, part)?;
     match fields.string("type")?.as_deref() {
         Some("text") => {}
-        Some(_) => {
-            let text = "only content parts of type text are supported";
+        Some(other) => {
+            let text = format!("expected \"text\", the only type that is supported, got \"{other}\"");
             return Err(ApiError::unsupported(format!("{path}.type"), text));
         }
-        None => return Err(ApiError::invalid(format!("{path}.type"), "expected \"text\", got nothing")),
+        None => return Err(missing(&format!("{path}.type"), "\"text\"")),
     }
     let text = fields.string("text")?;
     let _unused = fields.value("cache_control");
     ignored.extend(unsupported::ignored_in_message(fields)?);
-    text.ok_or_else(|| ApiError::invalid(format!("{path}.text"), "expected a string"))
+    text.ok_or_else(|| missing(&format!("{path}.text"), "a string"))
 }

@@ -6,7 +6,7 @@ use super::limits::MAX_SEQUENCES;
 use super::values::token_id;
 use crate::generation::Prompts;
 use crate::server::error::ApiError;
-use crate::server::fields::wrong_type;
+use crate::server::fields::{missing, wrong_type};
 
 const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such arrays";
 
@@ -19,7 +19,7 @@ pub(super) fn prompts(
     vocab_size: usize,
 ) -> Result<Prompts, ApiError> {
     match prompt {
-        None => Err(ApiError::invalid("prompt", format!("expected {EXPECTED}, got nothing"))),
+        None => Err(missing("prompt", EXPECTED)),
         Some(Value::String(text)) => Ok(Prompts::Texts { texts: vec![text], add_special }),
         Some(Value::Array(items)) => match items.first() {
             None => Err(ApiError::invalid("prompt", "expected at least one prompt, got an empty array")),

@@ -30,7 +30,7 @@ pub(super) const MAX_DETOKENIZE: usize = 1 << 20;
 pub struct Defaults {
     /// 1 if the model sets none.
     pub temperature: f32,
-    /// 1 if the model sets none.
+    /// 1 if the model sets none; 0 means greedy decoding.
     pub top_p: f32,
     /// 0, which means all tokens, if the model sets none.
     pub top_k: u32,

@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::limits::{Limits, MAX_LOGIT_BIAS};
+use super::limits::{Defaults, Limits, MAX_LOGIT_BIAS};
 use super::values::in_range;
 use crate::request::SamplingParams;
 use crate::server::error::ApiError;
-use crate::server::fields::wrong_type;
+use crate::server::fields::{Fields, wrong_type};
 use crate::server::types::CommonFields;
 
 /// Smallest temperature above 0, as in vLLM. Logits are divided by the temperature and could overflow with a
@@ -19,25 +19,20 @@ pub(super) fn params(
     limits: &Limits,
     fresh_seed: u64,
 ) -> Result<SamplingParams, ApiError> {
-    let defaults = &limits.defaults;
-    let or = |value: Option<f32>, default: f32| value.unwrap_or(default);
-    let temperature = number("temperature", wire.temperature.map(raised), 0.0, 2.0)?;
-    let top_p = number("top_p", wire.top_p, 0.0, 1.0)?;
+    let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } =
+        or_defaults(wire, &limits.defaults)?;
     // The most probable token alone, as with temperature 0.
-    let greedy = top_p == Some(0.0);
-    let min_p = number("min_p", wire.min_p, 0.0, 1.0)?;
-    let repetition = number("repetition_penalty", wire.repetition_penalty, 0.01, 100.0)?;
+    let greedy = top_p == 0.0;
     let penalty = |param, value| number(param, value, -2.0, 2.0);
-    let top_k = in_range("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
     let seed = in_range("seed", wire.seed, i128::from(i64::MIN), i128::from(u64::MAX))?;
     Ok(SamplingParams {
-        temperature: if greedy { 0.0 } else { or(temperature, raised(defaults.temperature.into()) as f32) },
-        top_p: if greedy { 1.0 } else { or(top_p, defaults.top_p) },
-        top_k: top_k.map_or(defaults.top_k, |k| k.max(0) as u32),
-        min_p: or(min_p, defaults.min_p),
-        repetition_penalty: or(repetition, defaults.repetition_penalty),
-        presence_penalty: or(penalty("presence_penalty", wire.presence_penalty)?, 0.0),
-        frequency_penalty: or(penalty("frequency_penalty", wire.frequency_penalty)?, 0.0),
+        temperature: if greedy { 0.0 } else { temperature },
+        top_p: if greedy { 1.0 } else { top_p },
+        top_k,
+        min_p,
+        repetition_penalty,
+        presence_penalty: penalty("presence_penalty", wire.presence_penalty)?.unwrap_or(0.0),
+        frequency_penalty: penalty("frequency_penalty", wire.frequency_penalty)?.unwrap_or(0.0),
         logit_bias: logit_bias(wire.logit_bias.as_ref(), limits.vocab_size)?,
         // A negative seed is used as its 64 bits in two's complement.
         seed: seed.map_or(fresh_seed, |seed| seed as u64),
@@ -46,6 +41,45 @@ pub(super) fn params(
         barred: Vec::new(),
         grammar: None,
     })
+}
+
+/// The parameters that have defaults: those of the request, or else the defaults.
+fn or_defaults(wire: &CommonFields, defaults: &Defaults) -> Result<Defaults, ApiError> {
+    let in_bounds = |param, value, least, most, default| {
+        number(param, value, least, most).map(|value| value.unwrap_or(default))
+    };
+    let top_k = in_range("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
+    let temperature = wire.temperature.map(raised);
+    Ok(Defaults {
+        temperature: in_bounds("temperature", temperature, 0.0, 2.0, defaults.temperature)?,
+        top_p: in_bounds("top_p", wire.top_p, 0.0, 1.0, defaults.top_p)?,
+        top_k: top_k.map_or(defaults.top_k, |k| k.max(0) as u32),
+        min_p: in_bounds("min_p", wire.min_p, 0.0, 1.0, defaults.min_p)?,
+        repetition_penalty: in_bounds(
+            "repetition_penalty",
+            wire.repetition_penalty,
+            0.01,
+            100.0,
+            defaults.repetition_penalty,
+        )?,
+    })
+}
+
+impl Defaults {
+    /// The defaults of a model: sampling parameters of its `generation_config.json`, which have the names and
+    /// ranges of those of requests. A value that a request could not have is not used, and a warning names
+    /// it.
+    pub fn of_model(sampling: &Map<String, Value>) -> (Self, Vec<String>) {
+        let (mut used, mut warnings) = (Self::default(), Vec::new());
+        for (key, value) in sampling {
+            let alone = Map::from_iter([(key.clone(), value.clone())]);
+            match CommonFields::read(Fields::new(alone)).and_then(|wire| or_defaults(&wire, &used)) {
+                Ok(more) => used = more,
+                Err(error) => warnings.push(format!("generation_config.json: {error}; not used")),
+            }
+        }
+        (used, warnings)
+    }
 }
 
 /// A temperature between 0 and the least one becomes the least one: clients that want nearly greedy decoding
@@ -82,7 +116,8 @@ fn bias_id(key: &str, vocab_size: usize) -> Result<u32, ApiError> {
         Ok(id) if canonical && (id as usize) < vocab_size => Ok(id),
         _ => {
             let most = vocab_size.saturating_sub(1);
-            Err(ApiError::invalid("logit_bias", format!("expected token ids from 0 to {most} as keys")))
+            let text = format!("expected token ids from 0 to {most} as keys, got \"{key}\"");
+            Err(ApiError::invalid("logit_bias", text))
         }
     }
 }

@@ -1,15 +1,13 @@
 //! An HTTP/1.1 client that returns status, headers and body, and tells if the body is complete.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Time after which a read fails the test.
-const READ_TIMEOUT: Duration = Duration::from_secs(20);
+use crate::HANG_GUARD;
 
 /// A response.
 #[derive(Debug, Clone)]
@@ -93,7 +91,7 @@ impl Connection {
 
     /// Reads more bytes. Returns false at the end of the connection.
     async fn read_more(&mut self) -> bool {
-        let read = timeout(READ_TIMEOUT, self.stream.read_buf(&mut self.buffer)).await;
+        let read = timeout(HANG_GUARD, self.stream.read_buf(&mut self.buffer)).await;
         matches!(read.expect("the server answers in time"), Ok(1..))
     }
 

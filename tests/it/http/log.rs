@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use octant::server::{DrainTimes, Ended, Signal};
 use serde_json::{Value, json};
+use tracing::Level;
+use tracing::subscriber::DefaultGuard;
 
 use super::client::{Connection, send};
 use super::test_server::{BOS, Setup, chat_body, merged};
@@ -26,13 +28,24 @@ impl Write for Lines {
     }
 }
 
+impl Lines {
+    /// Receives the log of this thread, down to a level, as long as the guard lives.
+    fn capture(level: Level) -> (Self, DefaultGuard) {
+        let lines = Self::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt().with_max_level(level).with_ansi(false);
+        let subscriber = subscriber.with_writer(move || writer.clone()).finish();
+        (lines, tracing::subscriber::set_default(subscriber))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 #[tokio::test]
 async fn the_log_has_one_line_for_each_request() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
-    let subscriber = subscriber.with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (lines, _guard) = Lines::capture(Level::DEBUG);
     let server = Setup::new().launch();
     let send_chat = async |id: &str, body: Value| {
         let headers = [("x-request-id", id), ("content-type", "application/json")];
@@ -45,7 +58,7 @@ async fn the_log_has_one_line_for_each_request() {
         send_chat("mine-3", merged(chat_body("abc", json!({})), json!({ "model": "another" }))).await.status,
         404
     );
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = lines.text();
     let about: Vec<&str> = log.lines().filter(|line| line.contains(" request ")).collect();
     assert_eq!(about.len(), 3, "{log}");
     assert!(about.iter().all(|line| line.contains("INFO")), "{log}");
@@ -82,10 +95,7 @@ fn logged(line: &str, name: &str) -> f64 {
 
 #[tokio::test]
 async fn the_log_has_the_cost_of_every_request_however_it_ends() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (lines, _guard) = Lines::capture(Level::INFO);
     let mut setup = Setup::new();
     setup.config.max_num_seqs = 1;
     setup.times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_millis(300) };
@@ -119,7 +129,7 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
     server.until(|stats| stats.counts.waiting == 1).await;
     server.signals.send(Signal::Terminate).await.unwrap();
     assert_eq!(server.served.await.unwrap(), Ended::Aborted(2));
-    let log = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let log = lines.text();
     for (user, ran) in [("leaves", true), ("queued", false), ("late", true), ("cut", true), ("waits", false)]
     {
         let key = format!("key=\"{user}\"");
@@ -137,15 +147,11 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
 
 /// The log at level debug of what `requests` sends to a server.
 async fn log_of(requests: impl AsyncFnOnce(SocketAddr)) -> String {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
-    let subscriber = subscriber.with_writer(move || writer.clone()).finish();
-    let _guard = tracing::subscriber::set_default(subscriber);
+    let (lines, _guard) = Lines::capture(Level::DEBUG);
     let server = Setup::new().launch();
     requests(server.address).await;
     server.until_empty().await;
-    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    lines.text()
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::client::{self, Reply};
+use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
 
 pub const EOS: u32 = 257;
@@ -126,7 +127,7 @@ impl TestServer {
 
     /// Waits until the engine's stats meet a condition.
     pub async fn until(&self, wanted: impl Fn(&Stats) -> bool) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + HANG_GUARD;
         loop {
             let stats = self.engine.stats();
             if wanted(&stats) {

@@ -2,7 +2,6 @@
 //! fails is an error.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
@@ -10,6 +9,7 @@ use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, StepCap
 use octant::scheduler::blocks::Pool;
 
 use crate::device::model::fixture;
+use crate::tensor_parallel::served_model;
 
 /// `octant` with these arguments under limits set by `sh`, such as `ulimit -v 1000000`.
 fn limited(limits: &str, args: &[&str]) -> Command {
@@ -43,16 +43,7 @@ fn a_limit_on_the_address_space_is_named_with_both_numbers() {
 
 #[test]
 fn a_server_under_a_limit_plans_a_smaller_kv_cache() {
-    let model = tempfile::tempdir().unwrap();
-    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text/byte_level");
-    for (from, name) in [
-        (&fixture("wide"), "config.json"),
-        (&fixture("wide"), "model.safetensors"),
-        (&text, "tokenizer.json"),
-        (&text, "tokenizer_config.json"),
-    ] {
-        std::fs::copy(from.join(name), model.path().join(name)).unwrap();
-    }
+    let model = served_model();
     let model = model.path().to_str().unwrap();
     let args = ["serve", "--model", model, "--port", "0", "--max-num-seqs", "65536"];
     let mut server = limited("ulimit -v 700000", &args).stderr(Stdio::piped()).spawn().unwrap();

@@ -144,7 +144,16 @@ fn end_of_sequence_ids_come_from_the_generation_config_first() {
     let text = json!({"eos_token_id": [5, 3], "temperature": 0.5, "top_k": 7}).to_string();
     std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
     let generation = GenerationConfig::from_dir(dir.path()).unwrap();
-    assert_eq!((generation.eos, generation.temperature, generation.top_k), (vec![5, 3], Some(0.5), Some(7)));
+    assert_eq!(generation.eos, [5, 3]);
+    assert_eq!(json!(generation.sampling), json!({"temperature": 0.5, "top_k": 7}));
+    std::fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": [5.0, 3]}"#).unwrap();
+    assert_eq!(GenerationConfig::from_dir(dir.path()).unwrap().eos, [5, 3]);
+    for bad in [json!(-1), json!([2, 1.5]), json!("2"), json!(4_294_967_296_u64)] {
+        let text = json!({ "eos_token_id": bad }).to_string();
+        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
+        let error = GenerationConfig::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("eos_token_id") && error.contains(&bad.to_string()), "{error}");
+    }
 }
 
 #[test]
@@ -157,14 +166,15 @@ fn end_of_sequence_ids_must_be_in_the_vocabulary() {
 }
 
 #[test]
-fn out_of_range_sampling_defaults_are_rejected_by_key() {
+fn a_model_without_sampling_is_greedy() {
     let dir = copy("llama");
-    for (key, bad) in
-        [("temperature", -1.0), ("top_p", 0.0), ("top_k", 1.5), ("min_p", 1.1), ("repetition_penalty", 0.0)]
-    {
-        let text = json!({ key: bad }).to_string();
-        std::fs::write(dir.path().join("generation_config.json"), text).unwrap();
-        let error = GenerationConfig::from_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("generation_config.json") && error.contains(key), "{error}");
-    }
+    let read = |value: serde_json::Value| {
+        std::fs::write(dir.path().join("generation_config.json"), value.to_string()).unwrap();
+        let generation = GenerationConfig::from_dir(dir.path()).unwrap();
+        (json!(generation.sampling), generation.warnings)
+    };
+    let sampling = json!({"do_sample": false, "temperature": 0.6, "top_p": 0.9});
+    assert_eq!(read(sampling), (json!({"temperature": 0, "top_p": 0.9}), Vec::new()));
+    let warning = "generation_config.json: do_sample: expected true or false, got \"no\"; not used";
+    assert_eq!(read(json!({"do_sample": "no"})), (json!({}), vec![warning.to_owned()]));
 }

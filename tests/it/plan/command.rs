@@ -145,6 +145,9 @@ fn every_setting_changes_the_plan() {
     differs(&["--max-num-seqs", "64"], "/kv/0/server_blocks");
     differs(&["--max-num-batched-tokens", "2048"], "/kv/0/prefill/1/steps");
     differs(&["--max-num-batched-tokens", "2048"], "/kv/0/blocks");
+    // The driver's context is no part of the memory that is free when a server starts.
+    let smaller = differs(&["--gpu-memory-utilization", "0.8"], "/kv/0/blocks");
+    assert_eq!(smaller["available"], (((81_559_u64 << 20) - 600_000_000) as f64 * 0.8) as u64);
     differs(&["--quantization", "none"], "/kv/0/decode/0/terms/products");
     differs(&["--deterministic", "false"], "/kv/0/prefill/0/terms/weights");
     differs(&["--deterministic", "false"], "/kv/0/scratch");
@@ -159,7 +162,8 @@ fn every_setting_changes_the_plan() {
 
 #[test]
 fn an_invalid_argument_names_its_flag() {
-    let cases: [(&[&str], &[&str]); 8] = [
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["--gpu-memory-utilization", "90"], &["--gpu-memory-utilization", "at most 1, got `90`"]),
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
         (&["--tp", "9"], &["--tp", "9"]),
         (&["--gpu", "b200"], &["--gpu", "h100-80gb", "`b200`"]),
