@@ -11,7 +11,7 @@ mod choice;
 mod prompt;
 
 use std::future::poll_fn;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -178,7 +178,7 @@ pub struct Generator {
     /// slow the engine's thread.
     tokenizing: Arc<Semaphore>,
     /// Compiles constraints; made by the first request with one.
-    grammars: Arc<OnceLock<Result<GrammarCompiler, GrammarError>>>,
+    grammars: Arc<Mutex<Option<Arc<GrammarCompiler>>>>,
 }
 
 impl Generator {
@@ -242,8 +242,14 @@ impl Generator {
         let (tokenizer, grammars) = (Arc::clone(&self.tokenizer), Arc::clone(&self.grammars));
         let vocab = self.vocab_size();
         let compiled = self.blocking(move || {
-            let compiler = grammars.get_or_init(|| GrammarCompiler::new(vocabulary(&tokenizer, vocab)));
-            compiler.as_ref().map_err(Clone::clone)?.compile(&source)
+            let mut compiler = grammars.lock().unwrap_or_else(PoisonError::into_inner);
+            let compiler = match &*compiler {
+                Some(made) => Arc::clone(made),
+                None => Arc::clone(
+                    compiler.insert(Arc::new(GrammarCompiler::new(vocabulary(&tokenizer, vocab))?)),
+                ),
+            };
+            compiler.compile(&source)
         });
         Ok(compiled.await??)
     }

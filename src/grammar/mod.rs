@@ -4,13 +4,15 @@
 //! own [`GrammarMatcher`]: it follows the tokens of the answer and says which tokens may come next. All ranks
 //! of a step share one matcher, and the first rank that needs a mask computes it.
 //!
-//! Work is bounded by counts and sizes, never by time, so that the same request gets the same answer on a busy
-//! machine.
+//! Work is bounded by counts and sizes, never by time, so that the same request gets the same answer on a
+//! busy machine.
 
 mod compiler;
+mod gbnf;
 mod matcher;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
+pub use gbnf::gbnf_to_lark;
 pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
 
 use std::fmt;

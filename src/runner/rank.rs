@@ -184,8 +184,8 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         self.model.forward(inputs, &mut self.space, pass)
     }
 
-    /// Whether a plan cannot be sampled until the tokens of the previous step are read: a penalty counts them,
-    /// or a grammar follows them. The forward pass does not need them on the host: it runs meanwhile.
+    /// Whether a plan cannot be sampled until the tokens of the previous step are read: a penalty counts
+    /// them, or a grammar follows them. The forward pass does not need them on the host: it runs meanwhile.
     fn needs_last_tokens(&self, plan: &StepPlan) -> bool {
         let feeds_last = |row: &&Row| row.tokens == TokenSource::LastSampled && row.start.is_none();
         plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).needs_last_token())
@@ -239,8 +239,8 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         Ok(())
     }
 
-    /// The masks of the rows that sample, by row. Ranks share the masks: each begins with another row, so that
-    /// they divide the work.
+    /// The masks of the rows that sample, by row. Ranks share the masks: each begins with another row, so
+    /// that they divide the work.
     fn masks(&self, plan: &StepPlan) -> Vec<Option<TokenMask>> {
         let mut masks = vec![None; plan.rows.len()];
         let first = plan.rows.len() * self.place.rank / self.place.ranks;

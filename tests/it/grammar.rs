@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use octant::grammar::{
-    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, TokenMask, Vocabulary,
+    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, TokenMask, Vocabulary, gbnf_to_lark,
 };
 use octant::random::Random;
 use serde_json::{Value, json};
@@ -183,7 +183,7 @@ fn what_cannot_be_compiled_is_named() {
         (GrammarSource::Regex("a(".to_owned()), "a("),
         (GrammarSource::Regex("(?=a)b".to_owned()), "look"),
         (GrammarSource::Lark("start: missing".to_owned()), "missing"),
-        (GrammarSource::Lark("root ::= \"a\"".to_owned()), "::="),
+        (GrammarSource::Lark("start = a".to_owned()), "="),
     ];
     for (source, part) in cases {
         let error = compiler.compile(&source).expect_err(&format!("{source:?}")).0;
@@ -224,4 +224,45 @@ fn a_constraint_is_compiled_once() {
         compiler.compile(&GrammarSource::Choice(vec![i.to_string()])).unwrap();
     }
     assert!(!Arc::ptr_eq(&first, &compiler.compile(&source).unwrap()), "it was used longest ago");
+}
+
+#[test]
+fn grammars_in_gbnf_allow_what_they_say() {
+    let compiler = bytes();
+    let cases = [
+        ("root ::= \"a\" b-c+ # comment\nb-c ::= [x-z] | \"\\n\"", "^a([x-z]|\n)+$"),
+        ("root ::= (\"yes\" | \"no\") [^a-z\\]]{2}\n", "^(yes|no)[^a-z\\]]{2}$"),
+        (
+            "root ::= item (\",\" item)?\n  | \"none\"\nitem ::= [0-9]{1,3}",
+            "^([0-9]{1,3}(,[0-9]{1,3})?|none)$",
+        ),
+        ("Root-1 ::= \"x\"\nroot_1 ::= \"y\"\nroot ::= Root-1 root_1", "^xy$"),
+    ];
+    let mut random = Random::new(11);
+    for (gbnf, expected) in cases {
+        let source = GrammarSource::Lark(gbnf_to_lark(gbnf).unwrap());
+        let expected = regex::Regex::new(expected).unwrap();
+        let mut complete = 0;
+        for _ in 0..20 {
+            let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 400);
+            let bytes: Vec<u8> = answer.iter().filter(|id| **id < 256).map(|id| *id as u8).collect();
+            if progress == GrammarProgress::Complete && answer.iter().all(|id| *id <= EOS) {
+                let text = String::from_utf8(bytes).unwrap();
+                assert!(expected.is_match(&text), "{gbnf}: {text:?}");
+                complete += 1;
+            }
+        }
+        assert!(complete > 0, "{gbnf}");
+    }
+    for (gbnf, part) in [
+        ("a ::= \"x\"", "root"),
+        ("root ::= \"x", "line 1"),
+        ("root ::= \"x\"\n%", "line 2"),
+        ("::= \"x\"", "name"),
+        ("root ::= [a", "line 1"),
+        ("root ::= \"a\"{x}", "{1,3}"),
+    ] {
+        let error = gbnf_to_lark(gbnf).expect_err(gbnf).0;
+        assert!(error.contains(part), "{gbnf}: {error}");
+    }
 }

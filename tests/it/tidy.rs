@@ -19,7 +19,7 @@ const BOUNDARIES: [(&str, &[&str]); 24] = [
     ("request", &["grammar"]),
     ("engine", &["request", "scheduler", "grammar"]),
     ("scheduler", &["request", "grammar"]),
-    ("runner", &["engine", "scheduler", "model", "comm", "device", "request"]),
+    ("runner", &["engine", "scheduler", "model", "comm", "device", "request", "grammar"]),
     ("model", &["comm", "device", "machine", "random"]),
     ("comm", &["device"]),
     ("device", &["machine", "random"]),
