@@ -28,7 +28,8 @@ const REPETITIONS: usize = 101;
 
 fn main() -> ExitCode {
     let options = EngineOptions { metrics: engine_metrics(), ..EngineOptions::new(1) };
-    let (engine, _thread) = Engine::start_with(config(), Box::new(executor()), options);
+    let (engine, _thread) =
+        Engine::start_with(config(), Box::new(executor()), options).expect("the engine starts");
     let status = ServerStatus::new(Duration::from_secs(60));
     let metrics = Metrics::new("model", &engine);
     let cost = Cost { queue: 0.123, prefill: 4.0 / 3.0, decode: 2.0 / 3.0, ..Cost::default() };

@@ -129,7 +129,8 @@ async fn on_the_wall_clock(arrivals: &[Arrival]) -> (Vec<f64>, SimulationReport)
     let (recorder, listener) = Recorder::new(1 << 20);
     let begin = tokio::time::Instant::now();
     let start = EngineOptions { recorder: Some(recorder), ..EngineOptions::new(2) };
-    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), start);
+    let (handle, thread) =
+        Engine::start_with(config(), Box::new(simulator), start).expect("the engine starts");
     let client = |arrival: Arrival| {
         let handle = handle.clone();
         tokio::spawn(async move {

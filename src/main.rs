@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use octant::config::{BenchCommand, Cli, Command, ParseError};
-use octant::stdio::{Log, closed_by_reader, is_colored};
+use octant::stdio::{Log, closed_by_reader};
 use octant::{bench, commands, config};
 
 /// Tokens are allocated on one thread and freed on others. With the system's allocator these frees delay the
@@ -63,7 +63,7 @@ fn not_parsed(error: &ParseError, log: &Log) -> ExitCode {
         }
         ParseError::CommandLine(error) => {
             let text = error.render();
-            log.print(&if is_colored() { text.ansi().to_string() } else { text.to_string() });
+            log.print(&if log.is_colored() { text.ansi().to_string() } else { text.to_string() });
             ExitCode::from(BAD_CONFIGURATION)
         }
         ParseError::Setting(error) => {

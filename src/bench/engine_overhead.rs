@@ -145,7 +145,7 @@ pub(super) fn gaps(rows: usize, tokens: u32, step: f64) -> anyhow::Result<Vec<f6
         gaps,
         rows,
     };
-    let (engine, thread) = Engine::start(config(rows, 512, rows), 2, Box::new(executor));
+    let (engine, thread) = Engine::start(config(rows, 512, rows), 2, Box::new(executor))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let streams = (0..rows).map(|id| {

@@ -228,8 +228,8 @@ async fn engine_death(state: &ServerState) {
 
 /// Limits request bodies to parts of the memory that is kept free: all that arrive at once to a quarter, each
 /// to a 64th, since a parsed body takes many times its bytes.
-fn body_limits(limits: BodyLimits, kept_free: Option<u64>) -> BodyLimits {
-    let most = |part: u64| usize::try_from(kept_free.unwrap_or(u64::MAX) / part).unwrap_or(usize::MAX);
+fn body_limits(limits: BodyLimits, kept_free: u64) -> BodyLimits {
+    let most = |part: u64| usize::try_from(kept_free / part).unwrap_or(usize::MAX);
     BodyLimits {
         max_bytes: limits.max_bytes.min(most(64)),
         max_total_bytes: limits.max_total_bytes.min(most(4)),
@@ -240,7 +240,7 @@ fn body_limits(limits: BodyLimits, kept_free: Option<u64>) -> BodyLimits {
 /// Returns the number of connections for which there are file descriptors and memory, at most `wanted`. Half
 /// of the memory that is kept free is for connections. Raises the process's soft limit of open files as far
 /// as needed and allowed.
-fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
+fn connections(wanted: usize, kept_free: u64) -> usize {
     let needed = wanted as u64 + OTHER_FILES;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < needed) {
@@ -258,10 +258,9 @@ fn connections(wanted: usize, kept_free: Option<u64>) -> usize {
              of {wanted}"
         );
     }
-    let memory = kept_free.unwrap_or(u64::MAX) / 2 / CONNECTION_BYTES;
-    let fit = usize::try_from(memory).unwrap_or(usize::MAX).clamp(1, possible);
+    let fit = usize::try_from(kept_free / 2 / CONNECTION_BYTES).unwrap_or(usize::MAX).clamp(1, possible);
     if fit < possible {
-        let kept_free = gib(kept_free.unwrap_or_default());
+        let kept_free = gib(kept_free);
         tracing::info!("half of the {kept_free} kept free is for connections: at most {fit} of {possible}");
     }
     fit

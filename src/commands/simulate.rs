@@ -172,22 +172,14 @@ fn scheduler_config(
     inputs: &CostInputs,
     recorded: Option<&SchedulerConfig>,
 ) -> anyhow::Result<SchedulerConfig> {
-    let pick = |flag: &str, given: Option<usize>, recorded: Option<usize>, default: usize| {
-        ensure!(given != Some(0), "{flag}: expected at least 1, got 0");
-        Ok(given.or(recorded).unwrap_or(default))
-    };
     let r = recorded;
     let model = &inputs.model;
-    let max_num_seqs =
-        pick("--max-num-seqs", args.max_num_seqs, r.map(|c| c.max_num_seqs), SchedulingArgs::MAX_NUM_SEQS)?;
-    let max_num_batched_tokens = pick(
-        "--max-num-batched-tokens",
-        args.max_num_batched_tokens,
-        r.map(|c| c.max_num_batched_tokens),
-        SchedulingArgs::MAX_NUM_BATCHED_TOKENS,
-    )?;
+    let max_num_seqs = args.max_num_seqs.or(r.map(|c| c.max_num_seqs));
+    let max_num_seqs = max_num_seqs.unwrap_or(SchedulingArgs::MAX_NUM_SEQS);
+    let max_num_batched_tokens = args.max_num_batched_tokens.or(r.map(|c| c.max_num_batched_tokens));
+    let max_num_batched_tokens = max_num_batched_tokens.unwrap_or(SchedulingArgs::MAX_NUM_BATCHED_TOKENS);
     let limit = model.max_positions;
-    let max_model_len = pick("--max-model-len", args.max_model_len, r.map(|c| c.max_model_len), limit)?;
+    let max_model_len = args.max_model_len.or(r.map(|c| c.max_model_len)).unwrap_or(limit);
     ensure!(
         max_model_len <= limit,
         "--max-model-len: expected at most the model's {limit}, got {max_model_len}"

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_1, boolean, got, rank_count};
+use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, rank_count};
 use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
@@ -40,6 +40,11 @@ impl FromStr for MeanAndCv {
         }
     }
 }
+
+/// The scheduler counts in 32 bits.
+const MOST: usize = u32::MAX as usize;
+/// More random requests do not fit in memory.
+const MOST_REQUESTS: usize = 100_000_000;
 
 /// Help text of a setting that defaults to the recorded value if `--replay` is given.
 fn or_recorded(help: &str, default: impl fmt::Display) -> String {
@@ -176,7 +181,8 @@ pub struct SimulateArgs {
     )]
     pub(crate) replay: Option<PathBuf>,
     /// Number of random requests
-    #[arg(long, value_name = "N", default_value = "1000", requires = "poisson", value_parser = at_least_1)]
+    #[arg(long, value_name = "N", default_value = "1000", requires = "poisson",
+        value_parser = at_most(MOST_REQUESTS, at_least_1))]
     pub(crate) requests: usize,
     /// Prompt length of random requests, in tokens
     #[arg(long, value_name = "MEAN[:CV]", default_value = "512", requires = "poisson")]
@@ -192,6 +198,7 @@ pub struct SimulateArgs {
     #[arg(
         long,
         value_name = "N",
+        value_parser = at_most(MOST, at_least_1),
         help = or_recorded("Maximum sequences that run at once", SchedulingArgs::MAX_NUM_SEQS)
     )]
     pub(crate) max_num_seqs: Option<usize>,
@@ -199,11 +206,12 @@ pub struct SimulateArgs {
     #[arg(
         long,
         value_name = "TOKENS",
+        value_parser = at_most(MOST, at_least_1),
         help = or_recorded("Maximum tokens per step", SchedulingArgs::MAX_NUM_BATCHED_TOKENS)
     )]
     pub(crate) max_num_batched_tokens: Option<usize>,
     /// Maximum tokens of a sequence [default: the model's own limit, or as recorded]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = at_most(MOST, at_least_1))]
     pub(crate) max_model_len: Option<usize>,
     /// Memory of each GPU for the KV cache [default: enough for --max-num-seqs full-length requests, at most
     /// the memory left; or as recorded]
@@ -213,6 +221,7 @@ pub struct SimulateArgs {
     #[arg(
         long,
         value_name = "N",
+        value_parser = at_most(MOST, at_least_0),
         help = or_recorded("Maximum waiting requests", AdmissionArgs::MAX_QUEUE_REQUESTS)
     )]
     pub(crate) max_queue_requests: Option<usize>,
@@ -220,6 +229,7 @@ pub struct SimulateArgs {
     #[arg(
         long,
         value_name = "TOKENS",
+        value_parser = at_most(MOST, at_least_0),
         help = or_recorded("Maximum prompt tokens of all waiting requests", AdmissionArgs::MAX_QUEUE_TOKENS)
     )]
     pub(crate) max_queue_tokens: Option<usize>,

@@ -1,6 +1,7 @@
 //! Buffers of F32 rows on a device.
 
 use super::{Device, DeviceError, HostMatrix, HostRows, MatrixData, MatrixShape};
+use crate::machine;
 
 /// F32 \[rows, cols\] on a device, row-major: the residual stream, outputs of products, weights of norms.
 ///
@@ -72,8 +73,7 @@ pub fn upload_matrix<D: Device>(device: &D, host: HostMatrix<'_>) -> Result<D::M
     };
     assert_eq!(elements, out * input, "elements of a [{out}, {input}] matrix");
     let builder = device.begin_matrix(MatrixShape { out, input, bf16 })?;
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let part_rows = out.div_ceil(threads).next_multiple_of(TILE);
+    let part_rows = out.div_ceil(machine::cores()).next_multiple_of(TILE);
     let write_part = |first: usize| {
         let rows = part_rows.min(out - first);
         let range = first * input..(first + rows) * input;

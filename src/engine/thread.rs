@@ -30,34 +30,36 @@ enum Next {
 impl Engine<'_> {
     /// Starts an engine with default options and at most `in_flight` steps in flight.
     ///
-    /// # Panics
+    /// # Errors
     /// See [`Engine::start_with`].
     pub fn start(
         config: SchedulerConfig,
         in_flight: usize,
         executor: Box<dyn Executor>,
-    ) -> (EngineHandle, EngineThread) {
+    ) -> Result<(EngineHandle, EngineThread), EngineError> {
         Self::start_with(config, executor, EngineOptions::new(in_flight))
     }
 
     /// Starts an engine on its own thread.
     ///
+    /// # Errors
+    /// The system cannot start a thread.
+    ///
     /// # Panics
-    /// If a limit of `config` is 0, `options.in_flight` is neither 1 nor 2, or the system cannot start a
-    /// thread.
+    /// If a limit of `config` is 0, or `options.in_flight` is neither 1 nor 2.
     pub fn start_with(
         config: SchedulerConfig,
         executor: Box<dyn Executor>,
         options: EngineOptions,
-    ) -> (EngineHandle, EngineThread) {
+    ) -> Result<(EngineHandle, EngineThread), EngineError> {
         let (sender, commands) = flume::unbounded();
         let shared = Arc::new(SharedState::new(config, &options));
         let handle = EngineHandle::new(Arc::clone(&shared), sender);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || run_engine_thread(shared, options, executor, &commands))
-            .expect("the system can start a thread");
-        (handle, EngineThread { thread })
+            .map_err(|error| EngineError { message: format!("cannot start the engine's thread: {error}") })?;
+        Ok((handle, EngineThread { thread }))
     }
 
     /// Takes commands and runs steps in turns. Returns after [`EngineCommand::Stop`].

@@ -14,9 +14,9 @@ pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs c
 /// Fraction of the available memory that a server on CPUs uses at most.
 const CPU_MEMORY_FRACTION: f64 = 0.8;
 
-/// Memory that a server on CPUs leaves free at least, for what the plan does not list: connections, request
+/// Host memory that a server leaves free at least, for what the plan does not list: connections, request
 /// bodies, queued requests, the scheduler's tables, stacks, and what the allocator keeps.
-const CPU_MEMORY_RESERVE: u64 = 64 << 20;
+const HOST_MEMORY_RESERVE: u64 = 64 << 20;
 
 /// Steps in flight on a CPU: planning a step would compete for the cores with the step that runs.
 const CPU_IN_FLIGHT: usize = 1;
@@ -51,8 +51,8 @@ pub(crate) struct DeviceChoice {
 pub(crate) struct UsableMemory {
     /// Bytes of each rank.
     pub(crate) bytes: u64,
-    /// Bytes of host memory that the plan leaves free; `None` if the plan is for memory of GPUs.
-    pub(crate) kept_free: Option<u64>,
+    /// Bytes of host memory that the plan leaves free.
+    pub(crate) kept_free: u64,
     /// Explanation of the number, for logs and errors.
     pub(crate) from: String,
 }
@@ -62,14 +62,32 @@ impl UsableMemory {
     fn of_cpus(limit: &MemoryLimit, ranks: usize, fraction: f64) -> Self {
         let available = limit.available();
         let usable = (available as f64 * fraction) as u64;
-        let usable = usable.min(available.saturating_sub(CPU_MEMORY_RESERVE));
+        let usable = usable.min(available.saturating_sub(HOST_MEMORY_RESERVE));
         let mut from = describe_limit(limit);
         let kept_free = available - usable;
         from += &format!(", {} kept free", gib(kept_free));
         if ranks > 1 {
             from += &format!(", the rest divided by {ranks} ranks");
         }
-        Self { bytes: usable / ranks as u64, kept_free: Some(kept_free), from }
+        Self { bytes: usable / ranks as u64, kept_free, from }
+    }
+
+    /// Memory of a GPU. The plan takes no host memory: page-locked buffers are allocated when a GPU is
+    /// opened, and loading uses a part of what is available.
+    ///
+    /// # Errors
+    /// Too little host memory is available.
+    fn of_gpu(bytes: u64) -> anyhow::Result<Self> {
+        let limit = machine::memory_limit()?;
+        let kept_free = limit.available();
+        anyhow::ensure!(
+            kept_free >= HOST_MEMORY_RESERVE,
+            "a server needs {} of host memory, but {} are available ({})",
+            gib(HOST_MEMORY_RESERVE),
+            gib(kept_free),
+            describe_limit(&limit)
+        );
+        Ok(Self { bytes, kept_free, from: "memory of a GPU".to_owned() })
     }
 }
 
@@ -139,14 +157,13 @@ impl Devices {
 
     /// Memory that each rank may use now: this fraction of what is free, or the device's own default.
     pub(crate) fn memory(&self, fraction: Option<f64>) -> anyhow::Result<UsableMemory> {
-        let gpu = |bytes| UsableMemory { bytes, kept_free: None, from: "memory of a GPU".to_owned() };
         match self {
             Self::Cpu(cpus) => {
                 let fraction = fraction.unwrap_or(CPU_MEMORY_FRACTION);
                 Ok(UsableMemory::of_cpus(&machine::memory_limit()?, cpus.len(), fraction))
             }
-            Self::Cuda(gpus) => gpus.memory(fraction).map(gpu),
-            Self::Simulated(gpus) => Ok(gpu(gpus.memory(fraction))),
+            Self::Cuda(gpus) => UsableMemory::of_gpu(gpus.memory(fraction)?),
+            Self::Simulated(gpus) => UsableMemory::of_gpu(gpus.memory(fraction)),
         }
     }
 

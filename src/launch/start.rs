@@ -49,7 +49,7 @@ pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHan
             let cost = CostInputs::of_server(&gpus, p).cost()?;
             let forecast = forecast(&cost, &scheduler_config(p), gpus.settings.simulate_pace);
             let executor = Box::new(simulator(&gpus, p)?);
-            Ok(Engine::start_with(scheduler_config(p), executor, options(p, in_flight, forecast)))
+            Ok(Engine::start_with(scheduler_config(p), executor, options(p, in_flight, forecast))?)
         }
     }
 }
@@ -102,7 +102,7 @@ fn start_runner<D: Device, C: Communicator<D>>(
     let mut runner = Runner::start(ranks.collect(), p.config.timeouts.step_timeout);
     // Waits for graph capture, so that no request does after the server is ready.
     runner.prepared()?;
-    Ok(Engine::start_with(scheduler, Box::new(runner), options))
+    Ok(Engine::start_with(scheduler, Box::new(runner), options)?)
 }
 
 /// Loads the weights of all ranks onto their devices in parallel.

@@ -99,6 +99,9 @@ impl SyntheticWorkload {
     }
 }
 
+/// The most tokens of a prompt or of an answer in a file, the most of a step of `octant serve`.
+const MOST_TOKENS: usize = 1 << 24;
+
 /// One request of a file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +119,12 @@ impl RequestLine {
     /// `number`.
     fn arrival(self, number: usize, vocab: usize, random: &mut Random) -> Result<Arrival, SettingsError> {
         let wrong = |message: &str| wrong_line(number, message);
+        let most = self.prompt_tokens.unwrap_or_default().max(self.answer_tokens);
+        if most > MOST_TOKENS {
+            return Err(wrong(&format!(
+                "expected at most {MOST_TOKENS} tokens of a prompt or answer, got {most}"
+            )));
+        }
         let prompt: Arc<[u32]> = match (self.prompt, self.prompt_tokens) {
             (Some(prompt), None) => prompt.into(),
             (None, Some(count)) => tokens(random, count, vocab),

@@ -9,6 +9,9 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogFilter(pub(super) Targets);
 
+/// Target of the lines for a person who has pressed Ctrl-C, which every level shows.
+const INTERRUPT: &str = "octant::interrupt";
+
 const EXPECTED: &str =
     "expected off, error, warn, info, debug or trace, or MODULE=LEVEL, such as info,octant=debug";
 
@@ -19,7 +22,7 @@ impl FromStr for LogFilter {
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
         if text.trim().is_empty() {
-            return Ok(Self(Targets::new().with_default(LevelFilter::INFO)));
+            return "info".parse();
         }
         let mut targets = Targets::new().with_default(LevelFilter::ERROR);
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
@@ -29,7 +32,7 @@ impl FromStr for LogFilter {
                 Some((module, wanted)) => targets = targets.with_target(module.trim(), level(wanted.trim())?),
             }
         }
-        Ok(Self(targets))
+        Ok(Self(targets.with_target(INTERRUPT, LevelFilter::WARN)))
     }
 }
 

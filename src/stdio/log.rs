@@ -1,7 +1,6 @@
 //! The log: lines with a timestamp on standard error, as text or as JSON.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{self, IsTerminal};
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -11,6 +10,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 
+use super::descriptor::split_off_stderr;
 use super::filter::LogFilter;
 use super::progress_bar::ProgressBars;
 use super::queue::Queue;
@@ -40,12 +40,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the thread that writes to standard error.
+    /// Starts the thread that writes to standard error, which nothing else then waits for.
     ///
     /// # Panics
-    /// If the system cannot start a thread.
+    /// If the system cannot start a thread, or the process has no descriptor left.
     pub fn start() -> Self {
-        let queue = Arc::new(Queue::default());
+        let stream = split_off_stderr().expect("the process has a descriptor left");
+        let queue = Arc::new(Queue::new(stream));
         let lines = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("log".to_owned());
         thread.spawn(move || lines.write_on()).expect("the system can start a thread");
@@ -68,6 +69,11 @@ impl Log {
         self.queue.push(text.as_bytes());
     }
 
+    /// Whether standard error shows colours.
+    pub fn is_colored(&self) -> bool {
+        is_colored(&self.queue)
+    }
+
     /// The parts for a running server.
     pub(crate) fn handle(&self) -> LogHandle {
         LogHandle { bars: ProgressBars::new(&self.queue), dropped: Arc::clone(self.queue.dropped()) }
@@ -76,7 +82,7 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if io::stderr().is_terminal() {
+        if self.queue.is_terminal() {
             self.queue.set_bar(String::new());
         }
         self.queue.flush();
@@ -89,7 +95,7 @@ fn dispatch(queue: &Arc<Queue>, format: LogFormat, filter: Targets) -> Dispatch 
     let lines = fmt::layer().with_writer(Arc::clone(queue)).log_internal_errors(false);
     let filtered = tracing_subscriber::registry().with(filter);
     match format {
-        LogFormat::Text => Dispatch::new(filtered.with(lines.with_ansi(is_colored()))),
+        LogFormat::Text => Dispatch::new(filtered.with(lines.with_ansi(is_colored(queue)))),
         LogFormat::Json => {
             let json = lines.json().flatten_event(true);
             Dispatch::new(filtered.with(json.with_current_span(false).with_span_list(false)))
@@ -98,8 +104,8 @@ fn dispatch(queue: &Arc<Queue>, format: LogFormat, filter: Targets) -> Dispatch 
 }
 
 /// Whether standard error shows colours: on a terminal, unless `NO_COLOR` is set.
-pub fn is_colored() -> bool {
-    io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+fn is_colored(queue: &Queue) -> bool {
+    queue.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Logs a panic, which then continues.
@@ -108,14 +114,19 @@ fn report_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("unnamed");
     let location = panic.location().map(ToString::to_string);
-    if !tracing::enabled!(Level::ERROR) {
+    if tracing::enabled!(Level::ERROR) {
+        // Captured if RUST_BACKTRACE asks for it.
+        let backtrace = Backtrace::capture();
+        let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
+        tracing::error!(thread = name, location, backtrace, "a thread panicked: {message}");
+    } else {
         let at = location.unwrap_or_default();
-        return queue.push(format!("thread {name} panicked at {at}: {message}\n").as_bytes());
+        queue.push(format!("thread {name} panicked at {at}: {message}\n").as_bytes());
     }
-    // Captured if RUST_BACKTRACE asks for it.
-    let backtrace = Backtrace::capture();
-    let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
-    tracing::error!(thread = name, location, backtrace, "a thread panicked: {message}");
+    // After this panic, in a destructor or a function that cannot unwind, the runtime aborts the process.
+    if message.starts_with("panic in a ") {
+        queue.flush();
+    }
 }
 
 #[cfg(test)]
@@ -128,7 +139,7 @@ mod tests {
 
     /// Returns the log lines of a panic.
     fn panic_lines(format: LogFormat, level: &str) -> String {
-        let queue = Arc::new(Queue::default());
+        let queue = Arc::new(Queue::unwritten());
         let LogFilter(filter) = level.parse().unwrap();
         tracing::dispatcher::with_default(&dispatch(&queue, format, filter), || {
             let lines = Arc::clone(&queue);

@@ -1,6 +1,6 @@
 //! Progress bars on a terminal, drawn by the log's thread below the lines of the log.
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
@@ -18,7 +18,7 @@ pub(crate) struct ProgressBars(Option<Arc<Queue>>);
 
 impl ProgressBars {
     pub(super) fn new(queue: &Arc<Queue>) -> Self {
-        Self(io::stderr().is_terminal().then(|| Arc::clone(queue)))
+        Self(queue.is_terminal().then(|| Arc::clone(queue)))
     }
 
     /// A bar with this template; `None` if standard error is not a terminal.
@@ -57,7 +57,7 @@ impl BarTerminal {
 
 impl TermLike for BarTerminal {
     fn width(&self) -> u16 {
-        let size = rustix::termios::tcgetwinsize(io::stderr());
+        let size = rustix::termios::tcgetwinsize(self.queue.stream());
         size.map(|size| size.ws_col).ok().filter(|columns| *columns > 0).unwrap_or(DEFAULT_WIDTH)
     }
 

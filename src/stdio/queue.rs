@@ -1,6 +1,7 @@
 //! The bounded queue of log lines, and the thread that writes them to standard error.
 
-use std::io;
+use std::io::{self, IsTerminal};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,8 +18,10 @@ const FLUSH: Duration = Duration::from_secs(1);
 const CLEAR_LINE: &[u8] = b"\r\x1b[2K";
 
 /// Lines on their way to standard error, and the text of the progress bar below them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Queue {
+    /// Standard error.
+    stream: OwnedFd,
     state: Mutex<State>,
     /// Notified when there is something to write.
     added: Condvar,
@@ -45,6 +48,21 @@ impl State {
 }
 
 impl Queue {
+    pub(super) fn new(stream: OwnedFd) -> Self {
+        let (added, written, dropped) = (Condvar::new(), Condvar::new(), Arc::default());
+        Self { stream, state: Mutex::default(), added, written, dropped }
+    }
+
+    /// Standard error.
+    pub(super) fn stream(&self) -> &OwnedFd {
+        &self.stream
+    }
+
+    /// Whether standard error is a terminal.
+    pub(super) fn is_terminal(&self) -> bool {
+        self.stream.is_terminal()
+    }
+
     /// The state. The lock is never held during a write to the stream.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -90,6 +108,12 @@ impl Queue {
         }
     }
 
+    /// A queue that is not written.
+    #[cfg(test)]
+    pub(super) fn unwritten() -> Self {
+        Self::new(std::fs::File::open("/dev/null").unwrap().into())
+    }
+
     /// The text that waits to be written.
     #[cfg(test)]
     pub(super) fn waiting(&self) -> String {
@@ -120,7 +144,7 @@ impl Queue {
             bar = new_bar.unwrap_or(bar);
             out.extend_from_slice(bar.as_bytes());
             let mut count = 0;
-            let outcome = write_all(io::stderr(), &out, |part| {
+            let outcome = write_all(&self.stream, &out, |part| {
                 count += part;
                 self.lock().writing_since = Some(Instant::now());
             });
@@ -185,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops_and_counts_lines() {
-        let queue = Queue::default();
+        let queue = Queue::unwritten();
         let line = [b"x".repeat(99), b"\n".to_vec()].concat();
         for _ in 0..CAPACITY / line.len() {
             queue.push(&line);
@@ -199,7 +223,7 @@ mod tests {
 
     #[test]
     fn an_event_stays_one_line() {
-        let queue = Queue::default();
+        let queue = Queue::unwritten();
         (&queue).write_all(b"a\nb\r\n").unwrap();
         assert_eq!(queue.waiting(), "a\\nb\\r\n");
     }

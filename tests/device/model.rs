@@ -102,6 +102,7 @@ pub fn engine(
         vocab: model_config.vocab,
     };
     Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
+        .unwrap()
 }
 
 /// A request with penalties and top-2 log-probabilities.

@@ -83,7 +83,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: config.vocab,
     };
-    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
+    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank], Duration::from_secs(600)))).unwrap()
 }
 
 fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {

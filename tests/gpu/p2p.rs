@@ -329,7 +329,7 @@ fn engine<C: Communicator<Cuda>>(
         }
     });
     let runner = Runner::start(parts.collect(), TIMEOUT);
-    Engine::start(scheduler, 2, Box::new(runner))
+    Engine::start(scheduler, 2, Box::new(runner)).unwrap()
 }
 
 /// Answers to three prompts that arrive together: two greedy, one sampled.

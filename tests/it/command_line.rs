@@ -150,6 +150,21 @@ fn counts_have_a_largest_value() {
         }
     }
     assert!(parsed("serve DIR --max-num-batched-tokens 16M").is_ok());
+    for (flag, most) in [
+        ("--max-num-seqs", u32::MAX),
+        ("--max-num-batched-tokens", u32::MAX),
+        ("--max-model-len", u32::MAX),
+        ("--max-queue-requests", u32::MAX),
+        ("--max-queue-tokens", u32::MAX),
+        ("--requests", 100_000_000),
+    ] {
+        let line = format!("simulate --config DIR --poisson 1 {flag}");
+        assert!(parsed(&format!("{line} {most}")).is_ok(), "{flag}");
+        for got in [&*(u64::from(most) + 1).to_string(), "18446744073709551615", "99999999999999999999"] {
+            let error = format!("{flag}: expected at most {most}, got `{got}`");
+            assert_eq!(parsed(&format!("{line} {got}")), Err(error));
+        }
+    }
 }
 
 #[test]
@@ -254,7 +269,7 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
     let twice = parsed("serve DIR --tp 2 -tp 4").unwrap_err();
     assert!(twice.contains("'--tensor-parallel-size <N>' cannot be used multiple times"), "{twice}");
     let error = parsed("simulate --config DIR --poisson 1 --max-num-seqs x").unwrap_err();
-    assert_eq!(error, "--max-num-seqs: expected a whole number, got `x`");
+    assert_eq!(error, "--max-num-seqs: expected a whole number of at least 1, got `x`");
     let error = parsed("plan --config DIR --tp 9").unwrap_err();
     assert_eq!(error, "--tp: expected a whole number from 1 to 8, got `9`");
     let error = parsed("bench serving --rate 1 --warm-up many").unwrap_err();

@@ -54,7 +54,8 @@ fn error(reason: &str) -> Finish {
 #[tokio::test]
 async fn an_answer_has_the_tokens_of_the_model_and_one_finish() {
     for in_flight in [1, 2] {
-        let (handle, _thread) = Engine::start(config(), in_flight, Box::new(FakeExecutor::new(&config())));
+        let (handle, _thread) =
+            Engine::start(config(), in_flight, Box::new(FakeExecutor::new(&config()))).unwrap();
         let asked = request(prompt(0, 150), 20);
         let mut stream = submit(&handle, asked.clone()).await;
         assert_eq!(read(&mut stream).await, (alone(&asked, 100).tokens, Finish::Length));
@@ -64,7 +65,7 @@ async fn an_answer_has_the_tokens_of_the_model_and_one_finish() {
 #[tokio::test]
 #[should_panic(expected = "read after its finish")]
 async fn reading_after_the_finish_panics() {
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config()))).unwrap();
     let mut stream = submit(&handle, request(vec![1], 1)).await;
     read(&mut stream).await;
     stream.next().await;
@@ -73,7 +74,7 @@ async fn reading_after_the_finish_panics() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixty_four_clients_at_once_get_their_own_answers() {
     let small = SchedulerConfig { num_blocks: 12, ..config() };
-    let (handle, thread) = Engine::start(small.clone(), 2, Box::new(FakeExecutor::new(&small)));
+    let (handle, thread) = Engine::start(small.clone(), 2, Box::new(FakeExecutor::new(&small))).unwrap();
     let clients: Vec<_> = (0..64u32)
         .map(|i| {
             let handle = handle.clone();
@@ -96,7 +97,7 @@ async fn sixty_four_clients_at_once_get_their_own_answers() {
 
 #[tokio::test]
 async fn the_stats_show_a_finish_before_it_is_read() {
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config()))).unwrap();
     for round in 1..200 {
         let mut stream = submit(&handle, request(prompt(0, 70), 3)).await;
         read(&mut stream).await;
@@ -109,7 +110,7 @@ async fn the_stats_show_a_finish_before_it_is_read() {
 async fn a_dropped_stream_frees_its_blocks_within_the_step() {
     for in_flight in [1, 2] {
         let (executor, permits) = FakeExecutor::new(&config()).gated();
-        let (handle, _thread) = Engine::start(config(), in_flight, Box::new(executor));
+        let (handle, _thread) = Engine::start(config(), in_flight, Box::new(executor)).unwrap();
         let stream = submit(&handle, request(prompt(0, 150), 500)).await;
         until(&handle, |stats| stats.counts.blocks_used == 3).await;
         drop(stream);
@@ -123,7 +124,7 @@ async fn a_dropped_stream_frees_its_blocks_within_the_step() {
 #[tokio::test]
 async fn a_submit_dropped_before_its_answer_is_aborted() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor)).unwrap();
     let mut first = submit(&handle, request(vec![1], 2)).await;
     until(&handle, |stats| stats.in_flight == 1).await;
     // The engine waits for the step, so this submit cannot be answered before it is dropped.
@@ -141,7 +142,7 @@ async fn a_submit_dropped_before_its_answer_is_aborted() {
 async fn a_permit_counts_its_requests_until_the_scheduler_does() {
     let narrow = SchedulerConfig { max_num_seqs: 1, max_queue_requests: 3, ..config() };
     let (executor, permits) = FakeExecutor::new(&narrow).gated();
-    let (handle, _thread) = Engine::start(narrow, 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(narrow, 1, Box::new(executor)).unwrap();
     let _running = submit(&handle, request(vec![1], 500)).await;
     until(&handle, |stats| stats.counts.running == 1).await;
     let full = |waiting| Some(Reject::QueueFull { waiting, limit: 3 });
@@ -161,7 +162,7 @@ async fn a_permit_counts_its_requests_until_the_scheduler_does() {
 
 #[tokio::test]
 async fn a_refusal_leaves_the_engine_alive() {
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config()))).unwrap();
     let refused = submit_group(&handle, vec![request(vec![1], 2), request(vec![100], 2)]).await.err();
     assert!(matches!(refused, Some(Reject::Invalid { field: "prompt", .. })), "{refused:?}");
     let refused = submit_group(&handle, vec![request(vec![1], 2000)]).await.err();
@@ -175,7 +176,7 @@ async fn a_failing_executor_ends_every_request_with_its_message() {
     for in_flight in [1, 2] {
         let executor = FakeExecutor::new(&config()).fail_at(3, "the device caught fire");
         let (executor, permits) = executor.gated();
-        let (handle, thread) = Engine::start(config(), in_flight, Box::new(executor));
+        let (handle, thread) = Engine::start(config(), in_flight, Box::new(executor)).unwrap();
         let mut streams = submit_group(&handle, vec![request(prompt(0, 30), 50); 6]).await.unwrap();
         drop(permits);
         for stream in &mut streams {
@@ -191,7 +192,7 @@ async fn a_failing_executor_ends_every_request_with_its_message() {
 #[tokio::test]
 async fn a_submit_in_the_channel_is_answered_when_the_executor_fails() {
     let (executor, permits) = FakeExecutor::new(&config()).fail_at(0, "out of memory").gated();
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor)).unwrap();
     let _first = submit(&handle, request(vec![1], 2)).await;
     until(&handle, |stats| stats.in_flight == 1).await;
     // The engine waits for the step that will fail. The submit is sent, then the step is released.
@@ -219,7 +220,7 @@ impl octant::engine::Executor for Panicking {
 
 #[tokio::test]
 async fn a_panic_ends_every_request_with_its_message() {
-    let (handle, thread) = Engine::start(config(), 1, Box::new(Panicking));
+    let (handle, thread) = Engine::start(config(), 1, Box::new(Panicking)).unwrap();
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     let reason = "the engine panicked: index out of bounds";
     assert_eq!(read(&mut stream).await.1, error(reason));
@@ -230,7 +231,7 @@ async fn a_panic_ends_every_request_with_its_message() {
 #[tokio::test]
 async fn a_request_with_nan_logits_fails_alone() {
     let executor = FakeExecutor::new(&config()).poison(99);
-    let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 2, Box::new(executor)).unwrap();
     let good = request(vec![1], 4);
     let mut bad_stream = submit(&handle, request(vec![99], 4)).await;
     let mut good_stream = submit(&handle, good.clone()).await;
@@ -241,7 +242,7 @@ async fn a_request_with_nan_logits_fails_alone() {
 #[tokio::test]
 async fn draining_refuses_new_requests_and_completes_old_ones() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor)).unwrap();
     let mut stream = submit(&handle, request(vec![1], 9)).await;
     handle.drain();
     assert_eq!(submit_group(&handle, vec![request(vec![1], 2)]).await.err(), Some(Reject::Draining));
@@ -252,7 +253,7 @@ async fn draining_refuses_new_requests_and_completes_old_ones() {
 #[tokio::test]
 async fn stopping_ends_every_request_and_refuses_later_ones() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(2));
-    let (handle, thread) = Engine::start(config(), 2, Box::new(executor));
+    let (handle, thread) = Engine::start(config(), 2, Box::new(executor)).unwrap();
     let mut stream = submit(&handle, request(vec![1], 900)).await;
     handle.stop();
     assert_eq!(read(&mut stream).await.1, error("the server is shutting down"));
@@ -269,7 +270,7 @@ async fn stopping_ends_every_request_and_refuses_later_ones() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn submits_during_a_stop_are_all_answered() {
     for _ in 0..30 {
-        let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+        let (handle, _thread) = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config()))).unwrap();
         let client = |i| {
             let handle = handle.clone();
             tokio::spawn(async move {
@@ -291,7 +292,7 @@ async fn submits_during_a_stop_are_all_answered() {
 #[tokio::test]
 async fn stats_show_a_step_that_hangs() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor)).unwrap();
     assert!(!handle.stats().pending());
     let mut stream = submit(&handle, request(vec![1], 2)).await;
     let stats = until(&handle, |stats| stats.in_flight == 1).await;
@@ -306,7 +307,7 @@ async fn a_stream_interval_buffers_tokens_unless_every_token_is_flushed() {
     for (each, held) in [(false, true), (true, false)] {
         let (executor, permits) = FakeExecutor::new(&config()).gated();
         let options = EngineOptions { stream_interval: 100, ..EngineOptions::new(1) };
-        let (handle, _thread) = Engine::start_with(config(), Box::new(executor), options);
+        let (handle, _thread) = Engine::start_with(config(), Box::new(executor), options).unwrap();
         let options = SubmitOptions { flush_every_token: each, ..SubmitOptions::default() };
         let group = vec![request(vec![1], 9)];
         let mut stream = handle.enter(1).unwrap().submit(group, options).await.unwrap().remove(0);
@@ -449,7 +450,7 @@ async fn the_expected_step_time_is_bounded() {
         let (free, slow) = flume::bounded::<()>(0);
         let longest_step = Duration::from_secs(longest);
         let options = EngineOptions { longest_step, ..EngineOptions::new(1) };
-        let (handle, thread) = Engine::start_with(config(), Box::new(Slow(slow)), options);
+        let (handle, thread) = Engine::start_with(config(), Box::new(Slow(slow)), options).unwrap();
         let mut stream = submit(&handle, request(vec![1], 2)).await;
         until(&handle, |stats| stats.in_flight == 1).await;
         assert_eq!(handle.heartbeat().snapshot().expected_step, Duration::from_secs(expected));
@@ -476,7 +477,7 @@ impl Executor for Stuck {
 #[tokio::test]
 async fn work_is_pending_as_soon_as_it_is_sent() {
     let (free, stuck) = flume::bounded::<()>(0);
-    let (handle, thread) = Engine::start(config(), 1, Box::new(Stuck(stuck)));
+    let (handle, thread) = Engine::start(config(), 1, Box::new(Stuck(stuck))).unwrap();
     let heartbeat = Arc::clone(handle.heartbeat());
     assert_eq!(heartbeat.snapshot(), Snapshot::default(), "no request was sent");
     let before = Instant::now();

@@ -1,6 +1,8 @@
 //! The log of the binary: its form, and that it delays neither requests, nor probes, nor the end of the
 //! process when it is not read.
 
+mod aborts;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Read, Write, pipe};
 use std::net::{SocketAddr, TcpListener, TcpStream};

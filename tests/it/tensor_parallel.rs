@@ -123,7 +123,7 @@ fn engine(dir: &Path, ranks: usize) -> (EngineHandle, EngineThread) {
     let scheduler = scheduler(ModelConfig::from_dir(dir).unwrap().vocab);
     let parts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
     let parts = parts.map(|(comm, shard)| parts_of(dir, comm, shard, &scheduler)).collect();
-    Engine::start(scheduler, 1, Box::new(Runner::start(parts, PATIENCE)))
+    Engine::start(scheduler, 1, Box::new(Runner::start(parts, PATIENCE))).unwrap()
 }
 
 fn parts_of<C: Communicator<Cpu>>(

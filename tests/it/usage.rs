@@ -393,7 +393,7 @@ async fn run(handle: &EngineHandle, group: Vec<Request>, counters: &Arc<KeyCount
 #[tokio::test]
 async fn costs_key_counters_and_engine_metrics_have_the_same_sums() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(1));
-    let (handle, _thread) = Engine::start(config(), 2, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 2, Box::new(executor)).unwrap();
     let counters = key_counters();
     let group = (0..4).map(|i| request(prompt(i, 100), 20)).collect();
     let costs = run(&handle, group, &counters).await;
@@ -418,7 +418,7 @@ async fn costs_key_counters_and_engine_metrics_have_the_same_sums() {
 #[tokio::test]
 async fn an_aborted_request_is_charged_to_its_key() {
     let (executor, permits) = FakeExecutor::new(&config()).gated();
-    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor));
+    let (handle, _thread) = Engine::start(config(), 1, Box::new(executor)).unwrap();
     let counters = key_counters();
     let group = vec![request(prompt(0, 100), 500)];
     let stream = handle.enter(1).unwrap().submit(group, charged_to(&counters)).await.unwrap();

@@ -59,7 +59,7 @@ impl Setup {
 
     /// Starts a server over this executor and tokenizer.
     pub fn launch_over(self, executor: impl Executor + 'static, tokenizer: Tokenizer) -> TestServer {
-        let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start);
+        let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start).unwrap();
         let tokenizer = Arc::new(tokenizer);
         let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);

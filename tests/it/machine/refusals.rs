@@ -6,9 +6,11 @@ use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{CacheSpec, Device, HeadShape, KvDtype, MatrixShape, StepCapacity};
+use octant::engine::Engine;
 use octant::scheduler::blocks::Pool;
 
 use crate::device::model::fixture;
+use crate::fake::{FakeExecutor, config};
 use crate::tensor_parallel::served_model;
 
 /// `octant` with these arguments under limits set by `sh`, such as `ulimit -v 1000000`.
@@ -72,9 +74,7 @@ fn slots_and_blocks_take_memory_when_they_are_used() {
     let output = simulate("100000000");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     // The plan has the sampling results of each slot.
-    for seqs in ["5000000000", "18446744073709551615"] {
-        refuses(&simulate(seqs), &["needs", "are available"]);
-    }
+    refuses(&simulate("4294967295"), &["needs", "are available"]);
 
     let pool = Pool::new(1 << 40);
     let blocks: Vec<_> = (0..3).filter_map(|_| pool.take()).collect();
@@ -88,6 +88,22 @@ fn slots_and_blocks_take_memory_when_they_are_used() {
 fn a_limit_on_threads_is_an_error() {
     let output = serve("ulimit -v 1200000", &["--threads", "4000"]);
     refuses(&output, &["4013 more threads are needed", "starts only", "RLIMIT_AS (`ulimit -v`): 1228800000"]);
+}
+
+#[test]
+fn a_refused_thread_of_the_engine_is_an_error() {
+    // More address space than a process has. This test is run again with such stacks.
+    const STACK: &str = "140737488355328";
+    if std::env::var("RUST_MIN_STACK").is_ok_and(|size| size == STACK) {
+        let started = Engine::start(config(), 1, Box::new(FakeExecutor::new(&config())));
+        let error = started.err().unwrap().to_string();
+        return assert!(error.starts_with("cannot start the engine's thread: "), "{error}");
+    }
+    let name = "machine::refusals::a_refused_thread_of_the_engine_is_an_error";
+    let mut again = Command::new(std::env::current_exe().unwrap());
+    let output = again.args(["--exact", name]).env("RUST_MIN_STACK", STACK).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
 }
 
 #[test]

@@ -127,7 +127,7 @@ fn damage_is_detected_and_located() {
 async fn a_slow_disk_ends_the_recording_and_not_the_engine() {
     let (recorder, listener) = Recorder::new(5);
     let executor = Box::new(FakeExecutor::new(&config()));
-    let (handle, thread) = Engine::start_with(config(), executor, recorded(recorder));
+    let (handle, thread) = Engine::start_with(config(), executor, recorded(recorder)).unwrap();
     let mut stream = handle
         .enter(1)
         .unwrap()

@@ -119,7 +119,7 @@ async fn a_replay_with_fewer_slots_has_the_same_answers_later() {
     let (recorder, listener) = Recorder::new(1 << 20);
     let answers = SyntheticAnswers::new((1..1000).collect(), vec![0], 1e9, 1000).unwrap();
     let simulator = Simulator::new(SimulatedModel::new(cost(), answers), 0.0).unwrap();
-    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), recorded(recorder));
+    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), recorded(recorder)).unwrap();
     let group = (0..8).map(|i| request((0..300).map(|t| (t * 7 + i) % 1000).collect(), 20 + i)).collect();
     let mut streams = handle.enter(8).unwrap().submit(group, SubmitOptions::default()).await.unwrap();
     for stream in &mut streams {

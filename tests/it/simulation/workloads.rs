@@ -89,6 +89,11 @@ fn errors_of_request_files_name_the_line() {
         ("{\"at\": 1, \"answer_tokens\": 4}", ["line 1", "prompt_tokens"]),
         ("{\"at\": 1, \"prompt_tokens\": 3, \"answer_tokens\": 4}\n{\"at\": 1}", ["line 2", "answer_tokens"]),
         ("{\"at\": 1, \"prompt\": [10], \"answer_tokens\": 4}", ["line 1", "below 10"]),
+        (
+            "{\"at\": 1, \"prompt_tokens\": 18446744073709551615, \"answer_tokens\": 4}",
+            ["line 1", "at most 16777216"],
+        ),
+        ("TIMESTAMP,ContextTokens,GeneratedTokens\n1,1,16777217", ["line 2", "at most 16777216"]),
         ("{\"at\": 1, \"prompt_tokens\": 0, \"answer_tokens\": 4}", ["line 1", "at least one"]),
         ("when,ContextTokens,GeneratedTokens\n", ["line 1", "timestamp"]),
         ("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,1", ["line 2", "yesterday"]),
