@@ -191,7 +191,11 @@ PATTERNS = [
     r"(?x) model", r"(?P<a>m)(?(a)odel|x)", r"(", r")", r"[", r"*", r"a**", r"\q", r"\p{L}odel",
     r"(?<n>m)odel", r"mod(?i)EL", r"model\z", r"\Q", r"(?<=m.*)o", r"\h", r"[\d-\w]odel", r"[z-a]",
     r"m{2,1}", r"model\Z.", r"model(\.layers)?(\.1)?\.", r"model\.layers\.(?=1)1?1", r"m.d.l.l.y.r.",
-    r"mod[e-e]l", r"~model", r"#model", r"\-", r"\ ",
+    r"mod[e-e]l", r"~model", r"#model", r"\-", r"\ ", r"(?i)MODEL\.layers\.0", r"(?i)x|MODEL\.layers\.1\.",
+    r"(?is)MODEL.layers.11", r"(?i)(?s)MODEL.LAYERS.0", r"(?#c)(?i)MODEL.layers.1\.", r"(?aimsu)x",
+    r"(?ai)MODEL",
+    "(?x) model [.] # a comment\n layers (?: \\. 1 ) \\.", r"(?x) (?i) MODEL\.layers\.0 [ ]?", r"(?x: model)",
+    r"(?i) MODEL", r" (?i)MODEL", r"(?i)*", r"(?-i)model", r"(?L)model", r"(?ix)M o d e l \.lay",
 ]
 
 SHELL = [

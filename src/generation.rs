@@ -25,7 +25,7 @@ use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Voca
 use crate::machine;
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
-pub use crate::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
+pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
 
 /// A validated request, with every default resolved.

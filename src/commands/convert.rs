@@ -75,7 +75,7 @@ impl ConversionDisplay {
         *done = progress.done.max(*done);
         display.set_position(*done, Some(progress.total));
         if display.is_due(Duration::ZERO) {
-            let line = line(*done, progress, display.elapsed());
+            let line = progress_line(*done, progress, display.elapsed());
             display.show(&line, &format!("{} {line}", self.verb));
         }
     }
@@ -117,7 +117,7 @@ impl ConversionDisplay {
 }
 
 /// One line: bytes done, the rate of this run, and the time left.
-fn line(done: u64, progress: &ConversionProgress<'_>, elapsed: Duration) -> String {
+pub fn progress_line(done: u64, progress: &ConversionProgress<'_>, elapsed: Duration) -> String {
     let ConversionProgress { earlier, total, tensor, .. } = progress;
     let rate = (done - earlier.min(&done)) as f64 / elapsed.as_secs_f64().max(1e-9);
     let left = Duration::from_secs(((total - done.min(*total)) as f64 / rate.max(1.0)) as u64);
@@ -134,20 +134,4 @@ fn line(done: u64, progress: &ConversionProgress<'_>, elapsed: Duration) -> Stri
 
 fn gb(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::line;
-    use crate::offline::ConversionProgress;
-
-    #[test]
-    fn the_rate_is_that_of_this_run() {
-        let (done, earlier, total) = (60_000_000_000, 40_000_000_000, 100_000_000_000);
-        let progress = ConversionProgress { done, earlier, total, tensor: "w" };
-        let text = line(done, &progress, Duration::from_secs(10));
-        assert_eq!(text, "60 % of 100.0 GB, 2.00 GB/s, 0:00:20 left: w");
-    }
 }

@@ -103,7 +103,11 @@ const DEFAULTS: [OtherFlag; 17] = [
     },
     OtherFlag {
         names: &["chat-template-content-format"],
-        rule: Rule::DropIf(&["auto", "string"], "templates get text as a string", "expected auto or string"),
+        rule: Rule::DropIf(
+            &["auto"],
+            "the chat template gets strings or lists of parts, whichever it prints",
+            "expected auto",
+        ),
     },
     OtherFlag {
         names: &["generation-config"],

@@ -12,7 +12,7 @@ pub(crate) mod cuda;
 pub(crate) mod cost_inputs;
 pub(crate) mod devices;
 pub mod loading_progress;
-#[cfg(any(feature = "cuda", test))]
+#[cfg(feature = "cuda")]
 mod numa;
 #[cfg(feature = "cuda")]
 pub(crate) mod nvml;

@@ -4,13 +4,12 @@ use std::path::Path;
 
 /// CPUs of the NUMA node of the PCI device at this address, such as `00000000:1b:00.0`. Empty if the system
 /// does not say.
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only tests call it without CUDA"))]
 pub(super) fn nearby_cpus(pci: &str) -> Vec<usize> {
     cpus_of_node(Path::new("/sys"), pci).unwrap_or_default()
 }
 
 /// Reads sysfs: Linux, Documentation/ABI/testing/sysfs-bus-pci and sysfs-devices-node.
-fn cpus_of_node(sys: &Path, pci: &str) -> Option<Vec<usize>> {
+pub(super) fn cpus_of_node(sys: &Path, pci: &str) -> Option<Vec<usize>> {
     // NVIDIA writes eight digits of the domain, Linux writes four.
     let (domain, rest) = pci.split_once(':')?;
     let domain = u32::from_str_radix(domain, 16).ok()?;
@@ -22,34 +21,11 @@ fn cpus_of_node(sys: &Path, pci: &str) -> Option<Vec<usize>> {
 }
 
 /// Parses a list such as `0-27,56-83`.
-fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+pub(super) fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
     let mut all = Vec::new();
     for part in list.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         all.extend(first.parse::<usize>().ok()?..=last.parse().ok()?);
     }
     Some(all)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{cpus_of_node, parse_cpu_list};
-
-    #[test]
-    fn cpus_near_a_gpu_are_found() {
-        let sys = tempfile::tempdir().expect("a folder");
-        let file = |path: &str, text: &str| {
-            let path = sys.path().join(path);
-            std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-            std::fs::write(path, text).expect("a file");
-        };
-        file("bus/pci/devices/0000:1b:00.0/numa_node", "1\n");
-        file("bus/pci/devices/0000:9a:00.0/numa_node", "-1\n");
-        file("devices/system/node/node1/cpulist", "2-4,9\n");
-        assert_eq!(cpus_of_node(sys.path(), "00000000:1B:00.0"), Some(vec![2, 3, 4, 9]));
-        assert_eq!(cpus_of_node(sys.path(), "00000000:9A:00.0"), None);
-        assert_eq!(cpus_of_node(sys.path(), "00000000:33:00.0"), None);
-        assert_eq!(parse_cpu_list("0"), Some(vec![0]));
-        assert_eq!(parse_cpu_list("0-"), None);
-    }
 }

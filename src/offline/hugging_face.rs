@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use super::conversion::{Conversion, Converted, OnProgress};
 use super::granularity::Granularity;
 use super::identity::{ConversionIdentity, InputState, hex};
-use super::output_weight::{OutputWeight, RowMap, WeightSource};
+use super::output_weight::{OutputWeight, WeightSource};
+use super::row_map::RowMap;
 use super::writer::{CONFIG, ConversionOutput, FileContents, REPORT, SmallFile, write};
 use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored, check_model_directory};
 

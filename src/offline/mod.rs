@@ -20,6 +20,7 @@ mod nemo;
 mod nemo_config;
 mod output_weight;
 mod quantization_report;
+mod row_map;
 pub mod sentencepiece;
 mod shard_layout;
 mod writer;

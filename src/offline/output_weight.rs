@@ -9,6 +9,7 @@ use std::sync::Arc;
 use safetensors::tensor::Dtype;
 
 use super::granularity::Granularity;
+use super::row_map::RowMap;
 use super::zarr::ZarrArray;
 use crate::model::LoadError;
 
@@ -35,31 +36,6 @@ pub(super) enum WeightSource {
     File { path: PathBuf, offset: u64 },
     /// One layer of a zarr array.
     Zarr { array: Arc<ZarrArray>, layer: usize },
-}
-
-/// The rows of a source that belong to a weight: from `first` on, the first `block` of every `stride` rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct RowMap {
-    pub(super) first: usize,
-    pub(super) block: usize,
-    pub(super) stride: usize,
-}
-
-impl RowMap {
-    /// All rows.
-    pub(super) const ALL: Self = Self { first: 0, block: usize::MAX, stride: 0 };
-
-    /// Returns the runs of source rows that hold a range of the weight's rows.
-    fn runs(self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let mut next = rows.start;
-        std::iter::from_fn(move || {
-            let within = next % self.block;
-            let len = (self.block - within).min(rows.end - next);
-            let start = self.first + next / self.block * self.stride + within;
-            next += len;
-            (len > 0).then_some(start..start + len)
-        })
-    }
 }
 
 /// Reads the rows of a weight from its opened source.
@@ -140,21 +116,5 @@ impl WeightReader<'_> {
             out = rest;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::RowMap;
-
-    #[test]
-    fn a_row_map_selects_the_key_rows_of_grouped_qkv() {
-        // Keys of two groups; each group has 3 query heads, 1 key head and 1 value head of 2 rows.
-        let keys = RowMap { first: 6, block: 2, stride: 10 };
-        assert_eq!(keys.runs(0..4).collect::<Vec<_>>(), [6..8, 16..18]);
-        assert_eq!(keys.runs(1..3).collect::<Vec<_>>(), [7..8, 16..17]);
-        assert_eq!(RowMap::ALL.runs(5..9).next(), Some(5..9));
-        assert_eq!(RowMap::ALL.runs(5..9).count(), 1);
-        assert_eq!(keys.runs(2..2).count(), 0);
     }
 }

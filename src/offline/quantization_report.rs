@@ -132,37 +132,3 @@ pub(super) fn json(granularity: Granularity, reports: &[TensorReport]) -> Value 
     let tensors: Map<String, Value> = reports.iter().map(tensor).collect();
     json!({ "scheme": granularity.strategy(), "tensors": tensors })
 }
-
-#[cfg(test)]
-mod tests {
-    use super::ErrorSums;
-    use crate::device::fp8;
-
-    #[test]
-    fn error_sums_match_a_row_computed_by_hand() {
-        // 448 and -448 are exact; 17 lies between 16 and 18 and rounds to the even code; 2^-11 is less than
-        // half of the smallest code, so it becomes 0.
-        let row = [448.0, -448.0, 17.0, 0.0004882, 0.0, 1.0];
-        let codes = row.map(fp8::encode);
-        let mut errors = ErrorSums::default();
-        errors.add_row(&row, &codes, 1.0);
-        assert_eq!((errors.saturated, errors.zeroed), (2, 1));
-        assert_eq!(errors.max_abs_error, 1.0);
-        assert!((errors.square_error - 1.0).abs() < 1e-6, "{errors:?}");
-        assert!((errors.square - (2.0 * 448.0 * 448.0 + 290.0)).abs() < 1.0, "{errors:?}");
-        assert_eq!(ErrorSums::from_bits(errors.bits()), errors);
-    }
-
-    #[test]
-    fn error_sums_of_very_large_and_very_small_weights_do_not_overflow() {
-        for size in [1e-28f32, 1e30] {
-            let row = [size, size * 0.37, size * 0.11];
-            let mut codes = [0; 3];
-            let scale = fp8::quantize_row(&row, &mut codes);
-            let mut errors = ErrorSums::default();
-            errors.add_row(&row, &codes, scale);
-            let relative = (errors.square_error / errors.square).sqrt();
-            assert!(relative > 1e-4 && relative < 0.05, "{size}: {relative}");
-        }
-    }
-}

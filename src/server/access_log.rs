@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::health;
+use super::log_values::{bounded, thousandths};
 
 /// Status in the log of a request whose client disconnected before the response. nginx uses it too.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
-/// Maximum characters of a path or a field's name in the log. Clients choose both.
-const MAX_CHARS: usize = 200;
 
 /// Facts about one request for its line. The record is held by the middleware and by the generation;
 /// the line is written when the last one drops it.
@@ -138,37 +137,4 @@ impl Drop for AccessRecord {
 /// Logs a request whose head could not be read.
 pub(crate) fn malformed(status: u16, code: &'static str) {
     tracing::info!(status, code, "request");
-}
-
-/// Rounds to three decimals. The log prints the shortest number that reads back as the same.
-fn thousandths(value: f64) -> f64 {
-    (value * 1e3).round() / 1e3
-}
-
-/// Cuts a text of the client after [`MAX_CHARS`].
-fn bounded(text: &str) -> String {
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{bounded, thousandths};
-
-    #[test]
-    fn numbers_have_at_most_three_decimals() {
-        for (value, text) in
-            [(0.1 + 0.2, "0.3"), (0.415_492, "0.415"), (1_234.567_89, "1234.568"), (0.0, "0.0")]
-        {
-            assert_eq!(format!("{:?}", thousandths(value)), text);
-        }
-    }
-
-    #[test]
-    fn texts_of_clients_are_cut() {
-        assert_eq!(bounded(&"é".repeat(300)), format!("{}…", "é".repeat(200)));
-        assert_eq!(bounded("/v1/models"), "/v1/models");
-    }
 }

@@ -26,6 +26,7 @@ mod hyper_errors;
 pub mod json;
 mod listen;
 mod listener;
+mod log_values;
 pub mod management;
 pub mod metrics;
 mod middleware;

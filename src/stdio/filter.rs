@@ -52,39 +52,3 @@ fn level(text: &str) -> anyhow::Result<LevelFilter> {
 fn is_module(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_:".contains(&byte))
 }
-
-#[cfg(test)]
-mod tests {
-    use tracing::Level;
-
-    use super::LogFilter;
-
-    fn enabled(filter: &str, module: &str, level: Level) -> bool {
-        filter.parse::<LogFilter>().unwrap().0.would_enable(module, &level)
-    }
-
-    #[test]
-    fn levels_apply_to_all_modules_or_to_one() {
-        assert!(enabled("", "a::server", Level::INFO) && !enabled("", "a::server", Level::DEBUG));
-        assert!(enabled(" DEBUG ", "hyper", Level::DEBUG));
-        let mixed = "warn,a::server=debug";
-        assert!(enabled(mixed, "a::server::routes", Level::DEBUG));
-        assert!(!enabled(mixed, "a::engine", Level::INFO) && enabled(mixed, "a::engine", Level::WARN));
-        let alone = "a::server=debug";
-        assert!(enabled(alone, "a::engine", Level::ERROR) && !enabled(alone, "a::engine", Level::WARN));
-        assert!(!enabled("off", "octant", Level::ERROR));
-    }
-
-    #[test]
-    fn an_invalid_filter_is_quoted() {
-        for (filter, part) in [
-            ("verbose", "`verbose`"),
-            ("octant", "`octant`"),
-            ("info,octant=loud", "`loud`"),
-            ("=info", "`=info`"),
-        ] {
-            let error = filter.parse::<LogFilter>().unwrap_err().to_string();
-            assert!(error.contains(part) && error.contains("expected off, error, warn"), "{error}");
-        }
-    }
-}

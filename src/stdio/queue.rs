@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::write::write_all;
 
 /// Largest number of bytes that wait to be written. A line that does not fit is dropped.
-const CAPACITY: usize = 1 << 20;
+pub(super) const CAPACITY: usize = 1 << 20;
 /// Longest wait of [`Queue::flush`] for one write: a pipe that takes longer has no reader.
 const STALLED: Duration = Duration::from_millis(200);
 /// Longest wait of [`Queue::flush`] in all.
@@ -108,18 +108,6 @@ impl Queue {
         }
     }
 
-    /// A queue that is not written.
-    #[cfg(test)]
-    pub(super) fn unwritten() -> Self {
-        Self::new(std::fs::File::open("/dev/null").unwrap().into())
-    }
-
-    /// The text that waits to be written.
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> String {
-        String::from_utf8_lossy(&self.lock().lines).into_owned()
-    }
-
     /// Writes lines to standard error for ever.
     pub(super) fn write_on(&self) -> ! {
         let (mut bar, mut out, mut taken) = (String::new(), Vec::new(), Vec::new());
@@ -197,34 +185,5 @@ impl io::Write for &Queue {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write;
-    use std::sync::atomic::Ordering;
-
-    use super::{CAPACITY, Queue};
-
-    #[test]
-    fn a_full_queue_drops_and_counts_lines() {
-        let queue = Queue::unwritten();
-        let line = [b"x".repeat(99), b"\n".to_vec()].concat();
-        for _ in 0..CAPACITY / line.len() {
-            queue.push(&line);
-        }
-        assert_eq!(queue.dropped().load(Ordering::Relaxed), 0);
-        queue.push(&line.repeat(3));
-        assert_eq!(queue.dropped().load(Ordering::Relaxed), 3);
-        queue.push(b"short\n");
-        assert_eq!(queue.dropped().load(Ordering::Relaxed), 3, "there is room for a short line");
-    }
-
-    #[test]
-    fn an_event_stays_one_line() {
-        let queue = Queue::unwritten();
-        (&queue).write_all(b"a\nb\r\n").unwrap();
-        assert_eq!(queue.waiting(), "a\\nb\\r\n");
     }
 }

@@ -160,12 +160,12 @@ impl AddedTokens {
         counts: Counts<'_>,
     ) -> tokenizers::Result<PreTokenizedString> {
         let mut split = PreTokenizedString::from(text);
-        split.split(|_, part| Ok(self.plain.split(&part, counts)))?;
+        split.split(|_, part| self.plain.split(&part, counts))?;
         split.split(|_, mut part| {
             if let Some(normalizer) = inner.get_normalizer() {
                 normalizer.normalize(&mut part)?;
             }
-            Ok(self.normalized.split(&part, counts))
+            self.normalized.split(&part, counts)
         })?;
         Ok(split)
     }
@@ -246,20 +246,24 @@ impl Matcher {
     }
 
     /// Divides a part of the text at its matches. `counts` takes positions in the whole text.
+    ///
+    /// # Errors
+    /// A match lies within the spaces that another match takes. The crate panics there.
     fn split(
         &self,
         part: &NormalizedString,
         counts: Counts<'_>,
-    ) -> Vec<(NormalizedString, Option<Vec<Token>>)> {
+    ) -> tokenizers::Result<Vec<(NormalizedString, Option<Vec<Token>>)>> {
         let counts =
             |id: u32, range: Range<usize>| original(part, range).is_some_and(|range| counts(id, range));
         let slice = |(id, range): (Option<u32>, Range<usize>)| {
-            let slice = part.slice(Span::Normalized(range))?;
+            let slice = part.slice(Span::Normalized(range));
+            let slice = slice.ok_or("an added token lies within the spaces that another one takes")?;
             let token = |id| vec![Token::new(id, slice.get().to_owned(), (0, slice.get().len()))];
             let tokens = id.map(token);
-            Some((slice, tokens))
+            Ok((slice, tokens))
         };
-        self.ranges(part.get(), &counts).into_iter().filter_map(slice).collect()
+        self.ranges(part.get(), &counts).into_iter().map(slice).collect()
     }
 
     /// The matches in a text with their ids, and the ranges between them.

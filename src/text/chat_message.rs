@@ -27,13 +27,41 @@ impl Role {
     }
 }
 
+/// Content of a message, as the client wrote it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// A string.
+    Text(String),
+    /// The texts of a list of parts.
+    Parts(Vec<String>),
+}
+
+impl Content {
+    /// All texts.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        let texts = match self {
+            Self::Text(text) => std::slice::from_ref(text),
+            Self::Parts(texts) => texts,
+        };
+        texts.iter().map(String::as_str)
+    }
+
+    /// The same form with other texts.
+    pub(super) fn map(&self, text: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::Text(own) => Self::Text(text(own)),
+            Self::Parts(parts) => Self::Parts(parts.iter().map(|own| text(own)).collect()),
+        }
+    }
+}
+
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChatMessage {
     /// Author of the message.
     pub role: Role,
     /// Text of the message. No part of it is ever encoded as a turn marker.
-    pub content: String,
+    pub content: Content,
     /// Name of the author. Most templates ignore it.
     pub name: Option<String>,
     /// Other fields by name, such as `tool_call_id` and `reasoning_content`.
@@ -46,13 +74,13 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 impl ChatMessage {
     /// A message that has no other fields.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into(), name: None, fields: Map::new() }
+        Self { role, content: Content::Text(content.into()), name: None, fields: Map::new() }
     }
 
     /// Bytes of the text and of the fields that are text.
     pub(crate) fn text_bytes(&self) -> usize {
         let fields = self.fields.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
-        self.content.len() + fields
+        self.content.texts().map(str::len).sum::<usize>() + fields
     }
 
     /// The other fields as the template gets them. Reasoning has all names that templates read, as in

@@ -17,6 +17,7 @@
 
 mod added_tokens;
 mod chat_message;
+mod content_format;
 mod decoding;
 mod detokenizer;
 mod files;
@@ -31,7 +32,7 @@ mod tokenizer;
 mod turn_marker_guard;
 mod vocabulary;
 
-pub use chat_message::{ChatMessage, RenderOptions, Role};
+pub use chat_message::{ChatMessage, Content, RenderOptions, Role};
 pub use detokenizer::Detokenizer;
 pub use stop::{StopMatcher, StopStep};
 pub use strftime::strftime;

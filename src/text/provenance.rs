@@ -66,6 +66,18 @@ const PROBES: [&[Probe]; 3] = [
     &[Probe::new(&[Role::System, Role::User, Role::Assistant]), Probe::new(&[Role::User, Role::Assistant])],
 ];
 
+/// The small conversations that have a message of `role`, with its index and text.
+pub(super) fn small_conversations(
+    role: Role,
+) -> impl Iterator<Item = (usize, &'static str, Vec<ChatMessage>)> {
+    let tools = [TOOL_PROBE, Probe { calls: true, ..TOOL_PROBE }];
+    let probes = PROBES.into_iter().flatten().copied().chain(tools);
+    probes.filter_map(move |probe| {
+        let at = probe.roles.iter().position(|&own| own == role)?;
+        Some((at, TEXTS[at], probe.conversation()))
+    })
+}
+
 /// A conversation with a tool's answer.
 const TOOL_PROBE: Probe = Probe::new(&[Role::User, Role::Assistant, Role::Tool]);
 

@@ -14,6 +14,7 @@ use minijinja::{Environment, Error, ErrorKind};
 use serde_json::{Map, Value, json};
 
 use super::chat_message::{ChatMessage, RenderOptions, Role};
+use super::content_format::ContentFormat;
 use super::files::{TemplateSource, chat_templates, file_error};
 use super::jinja::{self, SyntaxError};
 use super::marked_template::{Marking, marked_name, marked_source};
@@ -57,8 +58,12 @@ pub struct ChatTemplate {
     markers: Arc<TurnMarkers>,
     /// How the markers of each template are told from message text, by the template's name.
     guards: HashMap<String, Guard>,
+    /// How each template takes the content of messages, by the template's name.
+    formats: HashMap<String, ContentFormat>,
     /// Special tokens by name, as variables of the template.
     special_tokens: Map<String, Value>,
+    /// Whether the tokenizer's normaliser can make any text of any other.
+    rewrites: bool,
 }
 
 impl ChatTemplate {
@@ -90,7 +95,7 @@ impl ChatTemplate {
 
     /// Renders a small conversation; `None` if the template refuses it itself.
     fn small(&self, name: &str, messages: &[ChatMessage]) -> Result<Option<String>, CompileError> {
-        let context = self.context(messages, &probe_options(name), None)?;
+        let context = self.context(name, messages, &probe_options(name), None)?;
         let mut output = LimitedWriter(Vec::new());
         let template = self.environment.get_template(name)?;
         let Err(error) = template.render_captured_to(context, &mut output).map(|_| ()) else {
@@ -135,7 +140,19 @@ impl ChatTemplate {
         }
         let special_tokens = tokenizer.special_tokens().clone();
         let markers = Arc::new(TurnMarkers::new([])?);
-        let mut template = Self { environment, markers, guards: HashMap::new(), special_tokens };
+        let mut template = Self {
+            environment,
+            markers,
+            guards: HashMap::new(),
+            formats: HashMap::new(),
+            special_tokens,
+            rewrites: tokenizer.rewrites_text(),
+        };
+        for (name, _) in &sources {
+            let format = ContentFormat::find(&|messages| template.small(name, messages));
+            template.formats.insert(marked_name(name), format.clone());
+            template.formats.insert(name.clone(), format);
+        }
         let failed = template.find_markers(&sources, tokenizer)?;
         Ok((template, failed))
     }
@@ -216,10 +233,13 @@ impl ChatTemplate {
         let wider = guard.and_then(|guard| guard.wider.as_ref());
         let wider = wider.filter(|wider| wider.occurs_outside(&text, &written));
         let tell = |markers| self.tell_apart(name, &text, messages, options, markers);
-        let Some(found) = wider.and_then(tell).or_else(|| tell(composed)) else {
-            return Err(TextError::Template(spelled(messages, composed)));
-        };
-        Ok(Rendered::new(text, self.markers.clone(), written, found))
+        let readings: Vec<Composed> = wider.into_iter().chain([composed]).filter_map(tell).collect();
+        let doubtful = readings.iter().all(|reading| reading.neutral.is_some());
+        let refusal = if doubtful { spelled(messages, composed) } else { String::new() };
+        if readings.is_empty() {
+            return Err(TextError::Template(refusal));
+        }
+        Ok(Rendered::new(text, self.markers.clone(), written, readings, refusal))
     }
 
     /// Tells markers without placeholders from message text in `text`; `None` if that is impossible.
@@ -237,17 +257,15 @@ impl ChatTemplate {
         }
         let protected = self.output(name, messages, options, Some(markers)).ok()?;
         let breaks = TurnMarkers::breaks(text, &protected)?;
-        // A template that changes message text can make a marker of it that has no break.
-        let counted = markers.unbroken(&protected);
-        if counted.iter().any(|&count| count > 0) && guard::is_suspect(messages, &options.kwargs, markers) {
+        // A template or a normaliser that changes message text can make a marker of it that has no break.
+        let neutral = if self.rewrites || guard::is_suspect(messages, &options.kwargs, markers) {
             let (neutral, kwargs) = guard::neutral(messages, &options.kwargs, markers);
             let options = RenderOptions { kwargs, ..options.clone() };
-            let own = markers.unbroken(&self.output(name, &neutral, &options, None).ok()?);
-            if counted.iter().zip(own).any(|(&counted, own)| counted > own) {
-                return None;
-            }
-        }
-        Some(Composed { ids, breaks })
+            Some(self.output(name, &neutral, &options, None).ok()?)
+        } else {
+            None
+        };
+        Some(Composed { ids, breaks, neutral })
     }
 
     /// The output of a template, which ends with the last message if the model is to continue it. With
@@ -260,10 +278,10 @@ impl ChatTemplate {
         protected: Option<&TurnMarkers>,
     ) -> Result<String, TextError> {
         let template = self.environment.get_template(name).map_err(|e| TextError::Template(e.to_string()))?;
-        let cut = guard::cut_mark(messages.iter().map(|message| message.content.as_str()));
+        let cut = guard::cut_mark(messages.iter().flat_map(|message| message.content.texts()));
         let mut output = LimitedWriter(Vec::new());
         template
-            .render_captured_to(self.context(messages, options, protected)?, &mut output)
+            .render_captured_to(self.context(name, messages, options, protected)?, &mut output)
             .map_err(|e| explain(&e))?;
         let mut text = String::from_utf8_lossy(&output.0).into_owned();
         if options.continue_final_message {
@@ -286,6 +304,7 @@ impl ChatTemplate {
     /// The variables of the template.
     fn context(
         &self,
+        name: &str,
         messages: &[ChatMessage],
         options: &RenderOptions,
         protected: Option<&TurnMarkers>,
@@ -303,21 +322,27 @@ impl ChatTemplate {
             Some(markers) => markers.protect(text, TextKind::Message),
             None => text.to_owned(),
         };
+        let format = self.formats.get(name);
         let mut list: Vec<Value> = messages
             .iter()
             .map(|message| {
-                let mut value = json!({"role": message.role.as_str(), "content": protect(&message.content)});
+                let content = ContentFormat::value(format, message, &protect);
+                let mut value = json!({ "role": message.role.as_str(), "content": content });
                 for (name, field) in message.template_fields() {
                     value[name] = guard::protect_value(&field, protected, TextKind::Message);
                 }
                 value
             })
             .collect();
-        if let Some(Value::String(content)) =
-            list.last_mut().filter(|_| options.continue_final_message).map(|last| &mut last["content"])
-        {
-            content.push_str(&guard::cut_mark(messages.iter().map(|message| message.content.as_str())));
-            content.push(' ');
+        if let Some(last) = list.last_mut().filter(|_| options.continue_final_message) {
+            let content = match &mut last["content"] {
+                Value::Array(parts) => parts.last_mut().map(|part| &mut part["text"]),
+                text => Some(text),
+            };
+            if let Some(Value::String(text)) = content {
+                text.push_str(&guard::cut_mark(messages.iter().flat_map(|message| message.content.texts())));
+                text.push(' ');
+            }
         }
         for name in self.marked_names() {
             // A client that sets such a variable writes its text, so that has no placeholders.

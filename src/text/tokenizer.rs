@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokenizers::{AddedToken, OffsetReferential, OffsetType};
 
 use super::TextError;
-use super::added_tokens::{AddedTokenList, AddedTokens};
+use super::added_tokens::{AddedTokenList, AddedTokens, Counts};
 use super::decoding::Decoding;
 use super::files::{ListedToken, TokenizerFiles, file_error};
 use super::turn_marker_guard::{Rendered, is_reserved};
@@ -103,8 +103,7 @@ impl Tokenizer {
     /// Encodes a text whose author may write whole prompts, including added tokens. Text that spells an added
     /// token is encoded as that token. Does not add a beginning-of-sequence token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(refused)?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, &|_, _| true)
     }
 
     /// The bytes of a text that each of its tokens comes from, in the order of [`Tokenizer::encode`]. Tokens
@@ -117,14 +116,30 @@ impl Tokenizer {
 
     /// Encodes a rendered conversation. Markers that the template wrote become special tokens; message text
     /// never does.
+    ///
+    /// # Errors
+    /// [`TextError::Tokenize`], or [`TextError::Template`] if markers that the template wrote cannot be told
+    /// from message text.
     pub fn encode_prompt(&self, rendered: &Rendered) -> Result<Vec<u32>, TextError> {
-        let counts = |id: u32, range: Range<usize>| rendered.counts(id, range);
-        let split = self.added.tokenize(&self.inner, rendered.as_str(), &counts).map_err(refused)?;
+        for composed in rendered.readings() {
+            let ids = self.ids(rendered.as_str(), &|id, range| rendered.counts(composed, id, range))?;
+            let own = composed.neutral.as_deref().map(|neutral| self.find_added_tokens(neutral));
+            let more = |id: &u32, own: &[(u32, Range<usize>)]| {
+                ids.iter().filter(|got| *got == id).count() > own.iter().filter(|(own, _)| own == id).count()
+            };
+            if own.is_none_or(|own| !composed.ids.iter().any(|id| more(id, &own))) {
+                return Ok(ids);
+            }
+        }
+        Err(TextError::Template(rendered.refusal()))
+    }
+
+    /// The ids of a text, without the matches of added tokens that do not count.
+    fn ids(&self, text: &str, counts: Counts<'_>) -> Result<Vec<u32>, TextError> {
+        let split = self.added.tokenize(&self.inner, text, counts).map_err(refused)?;
         let parts = split.get_splits(OffsetReferential::Original, OffsetType::Byte);
-        Ok(parts
-            .into_iter()
-            .flat_map(|(_, _, tokens)| tokens.iter().flatten().map(|token| token.id))
-            .collect())
+        let tokens = parts.into_iter().flat_map(|(_, _, tokens)| tokens.iter().flatten());
+        Ok(tokens.map(|token| token.id).collect())
     }
 
     /// Adds the special tokens that the tokenizer's post-processor puts around a text, such as a
@@ -181,6 +196,29 @@ impl Tokenizer {
     /// The added tokens in a text, with their ids and places.
     pub(super) fn find_added_tokens(&self, text: &str) -> Vec<(u32, Range<usize>)> {
         self.added.find(&self.inner, text).unwrap_or_default()
+    }
+
+    /// Whether the normaliser has rules of its own, which can make any text of any other. The others replace
+    /// and remove single characters that are not ASCII, or change the case.
+    pub(super) fn rewrites_text(&self) -> bool {
+        const PLAIN: [&str; 10] = [
+            "Sequence",
+            "NFC",
+            "NFD",
+            "NFKC",
+            "NFKD",
+            "Nmt",
+            "Lowercase",
+            "Strip",
+            "StripAccents",
+            "BertNormalizer",
+        ];
+        fn is_plain(normalizer: &Value) -> bool {
+            normalizer["type"].as_str().is_some_and(|kind| PLAIN.contains(&kind))
+                && normalizer["normalizers"].as_array().into_iter().flatten().all(is_plain)
+        }
+        let normalizer = json!(self.inner.get_normalizer());
+        !normalizer.is_null() && !is_plain(&normalizer)
     }
 
     /// The text of an added token, and whether it is special.

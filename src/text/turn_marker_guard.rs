@@ -12,9 +12,9 @@
 //! Some templates put a marker together from parts (`'<|' + role + '|>'`), which have no placeholder. For
 //! such a marker the conversation is rendered again if a message has text that could be part of one. The
 //! messages have a [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in
-//! it. A template can also change message text so that it becomes a marker without a break. So if text looks
-//! like part of a marker, the conversation is refused if it has more unbroken markers than the same
-//! conversation with neutral texts ([`neutral`]).
+//! it. A template or the tokenizer's normaliser can also change message text so that it becomes a marker
+//! without a break. So if a text could do so, the conversation is refused if the tokenizer finds more markers
+//! in it than in the same conversation with neutral texts ([`neutral`]).
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -22,7 +22,6 @@ use std::sync::Arc;
 
 use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::{Map, Value};
-use tokenizers::NormalizedString;
 
 use super::chat_message::ChatMessage;
 use super::vocabulary::TokenizerJsonError;
@@ -43,8 +42,11 @@ pub struct Rendered {
     markers: Arc<TurnMarkers>,
     /// Markers that the template wrote, in the order of the text.
     written: Vec<Range<usize>>,
-    /// The markers that the template puts together from parts.
-    composed: Composed,
+    /// The sets of markers that the template may have put together from parts. The first holds with which
+    /// message text makes no marker.
+    readings: Vec<Composed>,
+    /// The error's message if none of them holds.
+    refusal: String,
 }
 
 /// Markers without placeholders.
@@ -55,6 +57,8 @@ pub(super) struct Composed {
     /// Positions in the rendered text, in bytes, where text of a message could complete a marker or be
     /// completed to one.
     pub(super) breaks: Vec<usize>,
+    /// The same conversation with neutral texts, if message text could be a marker without a break.
+    pub(super) neutral: Option<String>,
 }
 
 impl Rendered {
@@ -63,9 +67,10 @@ impl Rendered {
         text: String,
         markers: Arc<TurnMarkers>,
         written: Vec<Range<usize>>,
-        composed: Composed,
+        readings: Vec<Composed>,
+        refusal: String,
     ) -> Self {
-        Self { text, markers, written, composed }
+        Self { text, markers, written, readings, refusal }
     }
 
     /// The text as the template wrote it. To encode it, pass the value itself to
@@ -79,8 +84,16 @@ impl Rendered {
         &self.text
     }
 
+    pub(super) fn readings(&self) -> &[Composed] {
+        &self.readings
+    }
+
+    pub(super) fn refusal(&self) -> String {
+        self.refusal.clone()
+    }
+
     /// Whether a match of an added token in the text counts: it is no turn marker, or the template wrote it.
-    pub(super) fn counts(&self, id: u32, range: Range<usize>) -> bool {
+    pub(super) fn counts(&self, composed: &Composed, id: u32, range: Range<usize>) -> bool {
         if !self.markers.ids.contains(&id) {
             return true;
         }
@@ -92,14 +105,14 @@ impl Rendered {
             written.start <= range.start && range.end <= written.end
                 || same && range.start <= written.start && written.end <= range.end
         });
-        written || self.composed.ids.contains(&id) && !self.is_broken(&range)
+        written || composed.ids.contains(&id) && !self.is_broken(composed, &range)
     }
 
     /// Whether a break is within a match.
-    fn is_broken(&self, range: &Range<usize>) -> bool {
+    fn is_broken(&self, composed: &Composed, range: &Range<usize>) -> bool {
         let one = self.text[range.clone()].chars().nth(1).is_none();
-        let first = self.composed.breaks.partition_point(|&at| at < range.start || !one && at == range.start);
-        self.composed.breaks.get(first).is_some_and(|&at| at < range.end)
+        let first = composed.breaks.partition_point(|&at| at < range.start || !one && at == range.start);
+        composed.breaks.get(first).is_some_and(|&at| at < range.end)
     }
 }
 
@@ -149,8 +162,6 @@ pub(super) struct TurnMarkers {
     ids: HashSet<u32>,
     /// Finds all markers, overlapping ones too, in upper or lower case.
     all: AhoCorasick,
-    /// Finds all markers in folded text ([`folded`]).
-    folded: AhoCorasick,
     /// Finds the leftmost longest markers.
     longest: AhoCorasick,
     /// The markers with their ids, sorted.
@@ -174,7 +185,6 @@ impl TurnMarkers {
         Ok(Self {
             ids: sorted.iter().map(|&(_, id)| id).collect(),
             all: AhoCorasick::builder().ascii_case_insensitive(true).build(texts())?,
-            folded: AhoCorasick::builder().build(sorted.iter().map(|(text, _)| folded(text)))?,
             longest: AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(texts())?,
             longest_len: sorted.iter().map(|(text, _)| text.len()).max().unwrap_or(0),
             sorted,
@@ -257,26 +267,13 @@ impl TurnMarkers {
         })
     }
 
-    /// How often each marker is in a text in which breaks can be, in any spelling that a normaliser or a
-    /// template could change into the marker.
-    pub(super) fn unbroken(&self, protected: &str) -> Vec<usize> {
-        let text = folded(protected);
-        let mut counts = vec![0; self.sorted.len()];
-        for found in self.folded.find_overlapping_iter(&text) {
-            let one = text[found.range()].chars().nth(1).is_none();
-            if !(found.is_empty() || one && text[..found.start()].ends_with(BREAK)) {
-                counts[found.pattern().as_usize()] += 1;
-            }
-        }
-        counts
-    }
-
-    /// Whether a template could make a part of a marker of `text`.
+    /// Whether a template or a normaliser without rules of its own could make a part of a marker of `text`.
     fn suspects(&self, text: &str) -> bool {
         let sign = |c: char| !c.is_alphanumeric() && !c.is_whitespace();
         let signs: HashSet<char> =
             self.sorted.iter().flat_map(|(marker, _)| marker.chars()).filter(|&c| sign(c)).collect();
-        if text.chars().any(|c| !c.is_ascii() || signs.contains(&c)) {
+        let removable = |c: char| c.is_control() && !c.is_whitespace();
+        if text.chars().any(|c| !c.is_ascii() || removable(c) || signs.contains(&c)) {
             return true;
         }
         let text = text.trim().to_lowercase();
@@ -290,7 +287,7 @@ impl TurnMarkers {
 
     /// A character that no marker has.
     fn neutral_character(&self) -> char {
-        let known = |c: char| self.sorted.iter().any(|(marker, _)| folded(marker).contains(c));
+        let known = |c: char| self.sorted.iter().any(|(marker, _)| marker.to_lowercase().contains(c));
         "qzxjkvw0123456789".chars().find(|&c| !known(c)).unwrap_or('\u{2022}')
     }
 
@@ -364,39 +361,6 @@ fn same_start(text: &str, start: &str) -> Option<usize> {
     text.starts_with(start).then_some(start.len())
 }
 
-/// Text as the most forgiving normaliser leaves it: in lower case, with compatible characters replaced, and
-/// without accents and invisible characters.
-fn folded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut run = String::new();
-    let flush = |run: &mut String, out: &mut String| {
-        let mut part = NormalizedString::from(std::mem::take(run));
-        part.nfkd();
-        let lower = part.get().chars().flat_map(char::to_lowercase);
-        let hidden = |c: char| match c {
-            '\u{AD}' | '\u{2060}' | '\u{FEFF}' => true,
-            c => ('\u{300}'..='\u{36F}').contains(&c) || ('\u{200B}'..='\u{200F}').contains(&c),
-        };
-        out.extend(lower.filter(|&c| !hidden(c)));
-    };
-    for character in text.chars() {
-        if !character.is_ascii() {
-            run.push(character);
-        }
-        // Short runs keep the normaliser's tables small.
-        if !run.is_empty() && (character.is_ascii() || run.len() > 4096) {
-            flush(&mut run, &mut out);
-        }
-        if character.is_ascii() && (!character.is_control() || character.is_whitespace()) {
-            out.push(character.to_ascii_lowercase());
-        }
-    }
-    if !run.is_empty() {
-        flush(&mut run, &mut out);
-    }
-    out
-}
-
 /// Whether any text of a conversation could become a part of a marker.
 pub(super) fn is_suspect(
     messages: &[ChatMessage],
@@ -404,8 +368,10 @@ pub(super) fn is_suspect(
     markers: &TurnMarkers,
 ) -> bool {
     let fields = messages.iter().flat_map(|message| message.fields.values());
-    let texts = messages.iter().flat_map(|message| message.name.iter().chain([&message.content]));
-    texts.into_iter().any(|text| markers.suspects(text))
+    let mut texts = messages
+        .iter()
+        .flat_map(|message| message.name.as_deref().into_iter().chain(message.content.texts()));
+    texts.any(|text| markers.suspects(text))
         || fields.chain(kwargs.values()).any(|value| has_suspect(value, markers))
 }
 
@@ -441,7 +407,7 @@ pub(super) fn neutral(
     };
     let neutral = messages.iter().map(|message| ChatMessage {
         role: message.role,
-        content: word(&message.content),
+        content: message.content.map(word),
         name: message.name.as_deref().map(text),
         fields: values(&message.fields),
     });
@@ -463,7 +429,7 @@ fn neutral_value(value: &Value, neutral: &dyn Fn(&str) -> String) -> Value {
 pub(super) fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String {
     let place = |spells: &dyn Fn(&str) -> bool| {
         messages.iter().enumerate().find_map(|(i, message)| {
-            let field = spells(&message.content).then_some("content");
+            let field = message.content.texts().any(spells).then_some("content");
             let mut fields = message.fields.iter();
             let field = field
                 .or_else(|| fields.find(|(_, value)| spells(&value.to_string())).map(|(name, _)| &**name));
@@ -472,9 +438,9 @@ pub(super) fn spelled(messages: &[ChatMessage], markers: &TurnMarkers) -> String
     };
     let place = place(&|text| markers.protect(text, TextKind::Message) != text)
         .or_else(|| place(&|text| markers.suspects(text)))
-        .unwrap_or_else(|| "a variable".to_owned());
+        .unwrap_or_else(|| "a message or a variable".to_owned());
     format!(
-        "{place} contains a turn marker of the chat template or a part of one, and the template treats it \
-         differently from other text, so it cannot be told from the template's own turn markers"
+        "{place} contains a turn marker of the chat template or a part of one, and the template or the \
+         tokenizer's normalizer changes it, so it cannot be told from the template's own turn markers"
     )
 }

@@ -114,6 +114,8 @@ fn the_help_shows_defaults() {
         ("quantization", "fp8"),
         ("step-timeout", "600"),
         ("gpu", "h100-80gb"),
+        ("log-format", "text"),
+        ("log-level", "info"),
     ] {
         let rest = &words[words.find(&format!(" --{flag} <")).unwrap()..];
         let rest = &rest[..rest[3..].find(" --").map_or(rest.len(), |end| end + 3)];

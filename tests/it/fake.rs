@@ -113,13 +113,14 @@ fn parrot(history: &[u32], generated: usize, skip: u32) -> u32 {
 }
 
 /// Log-probabilities of the repeating model. Even ids are more probable than their successor, odd ids are
-/// less probable than theirs. The successor of `z` has probability 0.
+/// less probable than theirs, and the id after that is the third. The successor of `z` has probability 0.
 fn parrot_score(token: u32, alternatives: u8, vocab: usize) -> TokenLogprob {
     let (next, sure) = ((token + 1) % vocab as u32, token.is_multiple_of(2));
     let (logprob, other): (f32, f32) = if sure { (-0.25, -1.75) } else { (-1.5, -0.3) };
     let other = if token == u32::from(b'z') { f32::NEG_INFINITY } else { other };
     let mut top = vec![(token, logprob), (next, other)];
     top.sort_by(|a, b| b.1.total_cmp(&a.1));
+    top.push(((token + 2) % vocab as u32, other.min(-3.5)));
     top.truncate(alternatives.into());
     TokenLogprob { token, logprob, top }
 }

@@ -24,6 +24,7 @@ mod machine;
 mod model;
 mod offline;
 mod plan;
+mod private;
 mod proxies;
 mod runner;
 mod scheduler;

@@ -4,13 +4,16 @@ mod nemo;
 mod quantize;
 mod refused;
 mod resume;
+mod shards;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
+use octant::commands::convert::progress_line;
 use octant::device::fp8;
 use octant::model::LoadError;
-use octant::offline::{Conversion, Converted, Granularity};
+use octant::offline::{Conversion, ConversionProgress, Converted, Granularity};
 use serde_json::{Value, json};
 
 use crate::device::model::fixture;
@@ -132,4 +135,12 @@ fn random_model(dir: &Path, hidden: usize, layers: usize, vocab: usize) {
         }
     }
     write(&dir.join("model.safetensors"), &tensors);
+}
+
+#[test]
+fn the_rate_is_that_of_this_run() {
+    let (done, earlier, total) = (60_000_000_000, 40_000_000_000, 100_000_000_000);
+    let progress = ConversionProgress { done, earlier, total, tensor: "w" };
+    let text = progress_line(done, &progress, Duration::from_secs(10));
+    assert_eq!(text, "60 % of 100.0 GB, 2.00 GB/s, 0:00:20 left: w");
 }

@@ -2,6 +2,8 @@
 //! (`scripts/make_text_fixtures.py`, `scripts/compare_tokenization.py`).
 
 mod added_tokens;
+mod content_format;
+pub mod demo;
 mod detokenizer;
 mod jinja;
 mod models;

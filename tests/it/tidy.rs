@@ -238,6 +238,16 @@ fn traits(path: &str, text: &str) -> Vec<String> {
     found
 }
 
+/// Tests within the library: `cargo test` would compile all of it a second time.
+fn unit_tests(path: &str, text: &str) -> Vec<String> {
+    let is_test = |line: &&str| {
+        let is_condition = ["#[", "cfg"].iter().any(|start| code(line).contains(start));
+        is_condition && public::words(line).contains("test")
+    };
+    let found = text.lines().enumerate().filter(|(_, line)| is_test(line));
+    found.map(|(number, _)| format!("{path}:{}: a test outside tests/", number + 1)).collect()
+}
+
 /// Names of the machine that the project was written on. Each is spelled in pieces, so that this file does
 /// not match.
 fn foreign(path: &str, text: &str) -> Vec<String> {
@@ -341,6 +351,17 @@ fn there_is_no_global_state() {
         assert!(!globals("src/a.rs", bad).is_empty(), "{bad}");
     }
     assert!(globals("src/a.rs", "fn f(x: &'static str) {}").is_empty());
+}
+
+#[test]
+fn all_tests_are_outside_the_library() {
+    check(&sources(), unit_tests);
+    for bad in
+        ["#[cfg(test)]", "    #[cfg(any(feature = \"cuda\", test))]", "if cfg!( test ) {", "#[tokio::test]"]
+    {
+        assert!(!unit_tests("src/a.rs", bad).is_empty(), "{bad}");
+    }
+    assert!(unit_tests("src/a.rs", "#[cfg(feature = \"cuda\")]\nfn test(test: u8) {}").is_empty());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::time::{Duration, Instant};
 
 use crate::device::{DeviceError, Graph};
 
@@ -72,6 +73,12 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
     /// The library of matrix products, if it was asked for and could be loaded.
     fn library(&self) -> Option<&dyn ProductLibrary>;
+    /// Runs an operation and returns its duration. The operation waits for what it enqueues.
+    fn time(&self, operation: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
+        let start = Instant::now();
+        operation()?;
+        Ok(start.elapsed())
+    }
 }
 
 /// Host memory to which results are copied while the device keeps running.

@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -231,13 +230,13 @@ fn fastest(
     let w = random_weights::run(cuda, &random(out, 1))?;
     let x = inputs(cuda, &random(rows, 2))?;
     let mut floats = Floats::empty(rows, out, cuda.driver.buffer(rows * out)?);
-    let own = time(&mut floats, &mut |floats| linear::run(cuda, &x, &w, floats))?;
+    let own = time(cuda, &mut floats, &mut |floats| linear::run(cuda, &x, &w, floats))?;
     let expected = floats.data.read(rows * out)?;
     let mut best = (own, None);
     let library = cuda.driver.backend().library();
     for algorithm in library.map_or(Ok(Vec::new()), |library| library.algorithms(shape))? {
         let mut product = |floats: &mut Floats| run(cuda, products, algorithm, &x, &w, floats);
-        let Ok(seconds) = time(&mut floats, &mut product) else { continue };
+        let Ok(seconds) = time(cuda, &mut floats, &mut product) else { continue };
         if seconds < best.0 && agrees(&expected, &floats.data.read(rows * out)?) {
             best = (seconds, Some(algorithm));
         }
@@ -265,6 +264,7 @@ fn inputs(cuda: &Cuda, random: &RandomWeights<'_>) -> Result<Acts, DeviceError> 
 
 /// The median duration of an operation in seconds.
 fn time(
+    cuda: &Cuda,
     floats: &mut Floats,
     operation: &mut dyn FnMut(&mut Floats) -> Result<(), DeviceError>,
 ) -> Result<f64, DeviceError> {
@@ -272,10 +272,11 @@ fn time(
     for _ in 0..TIMES {
         // A read waits for all enqueued work.
         floats.data.read(1)?;
-        let start = Instant::now();
-        operation(floats)?;
-        floats.data.read(1)?;
-        times.push(start.elapsed().as_secs_f64());
+        let duration = cuda.driver.backend().time(&mut || {
+            operation(floats)?;
+            floats.data.read(1).map(drop)
+        })?;
+        times.push(duration.as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
     Ok(times[TIMES / 2])

@@ -5,7 +5,9 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::ffi::{CString, c_char, c_void};
 use std::slice;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use libloading::Library;
 
@@ -37,7 +39,12 @@ struct Host {
     allocations: Mutex<HashMap<u64, Layout>>,
     /// The launches captured so far; `None` unless launches are being captured.
     capture: Mutex<Option<Vec<CapturedLaunch>>>,
+    library_products: PlainProducts,
 }
+
+/// The clock of measurements, in microseconds. It does not run by itself: launches and products add fixed
+/// durations, so that what is chosen by its speed does not depend on the machine.
+type Clock = Arc<AtomicU64>;
 
 /// The library of kernels.
 #[derive(Debug)]
@@ -45,6 +52,7 @@ struct Kernels {
     library: Library,
     /// Whether the threads of a block start from the last to the first.
     descending: bool,
+    clock: Clock,
 }
 
 /// A launch with the bytes of its parameters.
@@ -64,8 +72,11 @@ impl Cuda {
         // SAFETY: the library is our own and runs nothing on loading.
         let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
         let library = library.map_err(|e| error("host kernels", e.to_string()))?;
-        let kernels = Arc::new(Kernels { library, descending });
-        let host = Host { kernels, allocations: Mutex::default(), capture: Mutex::default() };
+        let clock = Clock::default();
+        let library_products = PlainProducts { clock: Arc::clone(&clock) };
+        let kernels = Arc::new(Kernels { library, descending, clock });
+        let host =
+            Host { kernels, allocations: Mutex::default(), capture: Mutex::default(), library_products };
         Ok(Self::with_driver(Driver::new(host), products))
     }
 }
@@ -170,7 +181,14 @@ impl Backend for Host {
     }
 
     fn library(&self) -> Option<&dyn ProductLibrary> {
-        Some(&PlainProducts)
+        Some(&self.library_products)
+    }
+
+    fn time(&self, operation: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Duration, DeviceError> {
+        let now = || self.kernels.clock.load(Ordering::Relaxed);
+        let start = now();
+        operation()?;
+        Ok(Duration::from_micros(now() - start))
     }
 }
 
@@ -191,14 +209,20 @@ impl HostCopy for Copied {
     }
 }
 
-/// Replaces cuBLASLt with two algorithms: a wrong one, which must never be chosen, and a right one.
+/// Replaces cuBLASLt with a wrong algorithm, which must never be chosen, and three right ones.
 #[derive(Debug)]
-struct PlainProducts;
+struct PlainProducts {
+    clock: Clock,
+}
 
 /// The algorithm that computes the negated product.
 const WRONG: Algorithm = [7; 8];
-/// The algorithm that computes the product.
-const RIGHT: Algorithm = [1; 8];
+/// All algorithms, with their durations in microseconds.
+const ALGORITHMS: [(Algorithm, u64); 4] = [(WRONG, 1), ([2; 8], 50), ([1; 8], 10), ([3; 8], 30)];
+/// Microseconds of a launch of the `linear` kernel, and of any other kernel.
+const LAUNCH: (u64, u64) = (100, 1);
+/// Outputs and microseconds of products for which the library is slower than the `linear` kernel.
+const FEW_OUTPUTS: (usize, u64) = (32, 1_000_000);
 
 impl ProductLibrary for PlainProducts {
     fn version(&self) -> usize {
@@ -206,11 +230,15 @@ impl ProductLibrary for PlainProducts {
     }
 
     fn algorithms(&self, _shape: ProductShape) -> Result<Vec<Algorithm>, DeviceError> {
-        Ok(vec![WRONG, RIGHT])
+        Ok(ALGORITHMS.map(|(algorithm, _)| algorithm).to_vec())
     }
 
     unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError> {
         let ProductShape { m, n, k } = product.shape;
+        let known = ALGORITHMS.iter().find(|(known, _)| *known == algorithm);
+        let duration = known.map_or(0, |(_, duration)| *duration);
+        let more = if n <= FEW_OUTPUTS.0 { FEW_OUTPUTS.1 } else { 0 };
+        self.clock.fetch_add(duration + more, Ordering::Relaxed);
         // SAFETY: the caller keeps this function's contract.
         let (x, w, out) = unsafe {
             (
@@ -239,6 +267,8 @@ impl Kernels {
     /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
     /// accesses.
     unsafe fn run(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
+        let duration = if launch.kernel.starts_with("linear") { LAUNCH.0 } else { LAUNCH.1 };
+        self.clock.fetch_add(duration, Ordering::Relaxed);
         // Bytes have no alignment; the kernel's parameters are aligned to 8 bytes.
         let words: Vec<u64> = params
             .chunks(8)

@@ -30,5 +30,5 @@ pub(super) fn read(quant: &Object) -> Result<Fp8Scheme, LoadError> {
         }
     };
     let ignored = list_of_two_names(quant, ["ignored_layers", "modules_to_not_convert"], Syntax::Parts)?;
-    Ok(Fp8Scheme { static_activations, targets: None, ignored })
+    Ok(Fp8Scheme { static_activations, targets: None, ignored, file: None })
 }

@@ -53,7 +53,7 @@ pub(super) fn read(quant: &Object) -> Result<Fp8Scheme, LoadError> {
     let targets = ModuleList::new(Syntax::Named, &targets);
     let targets = targets.map_err(|error| quant.error("config_groups", error.to_string()))?;
     let ignored = module_list(quant, "ignore", Syntax::Named)?;
-    Ok(Fp8Scheme { static_activations: !dynamic, targets: Some(targets), ignored })
+    Ok(Fp8Scheme { static_activations: !dynamic, targets: Some(targets), ignored, file: None })
 }
 
 /// Checks the keys outside the groups.

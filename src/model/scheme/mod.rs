@@ -11,12 +11,11 @@ mod kv_cache;
 mod model_opt;
 mod module_list;
 mod python_regex;
-#[cfg(test)]
-mod tests;
 
 use std::path::Path;
 
-use module_list::{Covered, ModuleList, Syntax};
+pub(super) use module_list::StoredFormat;
+use module_list::{ModuleList, Syntax};
 use python_regex::PatternError;
 
 use super::error::LoadError;
@@ -34,6 +33,10 @@ const SCALE_DTYPES: &[&str] = &[
     "\"float16\"",
     "\"float32\"",
 ];
+
+/// The places of a scheme, as in errors.
+const INLINE: &str = "`quantization_config` of config.json";
+const FILE: &str = "hf_quant_config.json";
 
 /// A checkpoint's quantisation scheme.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,17 +56,17 @@ pub struct Fp8Scheme {
     targets: Option<ModuleList>,
     /// The unquantised modules.
     ignored: ModuleList,
+    /// The scheme of `hf_quant_config.json`, if `config.json` has this one.
+    file: Option<Box<Fp8Scheme>>,
 }
 
-/// Storage format of a linear weight, by the configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum StoredFormat {
-    /// BF16, F16 or F32.
-    Float,
-    /// E4M3 with scales.
-    Fp8,
-    /// Either: libraries differ in whether the configuration leaves the module unquantised.
-    Either,
+/// The reason for which the storage format of a module is not known.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FormatError {
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error("`{module}` is quantised by {by} and left unquantised by {other}")]
+    Files { module: String, by: &'static str, other: &'static str },
 }
 
 impl Scheme {
@@ -81,34 +84,40 @@ impl Scheme {
             (quant, old) => quant.or(old),
         };
         let inline = inline.map(|quant| method(&quant)).transpose()?;
-        let path = dir.join("hf_quant_config.json");
+        let path = dir.join(FILE);
         let file = Object::read_if_exists(&path)?.map(|file| model_opt::read_file(&file)).transpose()?;
         match (inline, file) {
             (Some(inline), Some(file)) if inline.static_activations != file.static_activations => {
                 let name = |scheme: &Fp8Scheme| if scheme.static_activations { "static" } else { "dynamic" };
                 let (inline, file) = (name(&inline), name(&file));
-                let message = format!(
-                    "expected {inline} activation scales as in `quantization_config` of config.json, \
-                     got {file}"
-                );
+                let message = format!("expected {inline} activation scales as in {INLINE}, got {file}");
                 Err(LoadError::config(&path, "quantization.quant_algo", message))
             }
-            (inline, file) => Ok(inline.or(file).map_or(Self::None, Self::Fp8)),
+            (Some(inline), file) => Ok(Self::Fp8(Fp8Scheme { file: file.map(Box::new), ..inline })),
+            (None, file) => Ok(file.map_or(Self::None, Self::Fp8)),
         }
     }
 
     /// Storage format of a module's weight, for example of `model.layers.0.mlp.up_proj`.
     ///
     /// # Errors
-    /// A pattern needs too many steps.
-    pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, PatternError> {
-        let Self::Fp8(Fp8Scheme { targets, ignored, .. }) = self else { return Ok(StoredFormat::Float) };
-        let target = targets.as_ref().map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
-        Ok(match (target, ignored.excludes(module)?) {
-            (Covered::No, _) | (_, Covered::Yes) => StoredFormat::Float,
-            (Covered::Yes, Covered::No) => StoredFormat::Fp8,
-            _ => StoredFormat::Either,
-        })
+    /// A pattern needs too many steps, or two files contradict each other.
+    pub(super) fn stored_format(&self, module: &str) -> Result<StoredFormat, FormatError> {
+        let Self::Fp8(scheme) = self else { return Ok(StoredFormat::Float) };
+        let inline = scheme.stored_format(module)?;
+        let file = scheme.file.as_ref().map(|file| file.stored_format(module)).transpose()?;
+        let (by, other) = match (inline, file) {
+            (StoredFormat::Fp8, Some(StoredFormat::Float)) => (INLINE, FILE),
+            (StoredFormat::Float, Some(StoredFormat::Fp8)) => (FILE, INLINE),
+            _ => return Ok(inline),
+        };
+        Err(FormatError::Files { module: module.to_owned(), by, other })
+    }
+}
+
+impl Fp8Scheme {
+    fn stored_format(&self, module: &str) -> Result<StoredFormat, PatternError> {
+        StoredFormat::of(module, self.targets.as_ref(), &self.ignored)
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn read(quant: &Object) -> Result<Fp8Scheme, LoadError> {
     };
     let targets = targets(quant)?;
     let ignored = list_of_two_names(quant, ["ignore", "exclude_modules"], Syntax::Shell)?;
-    Ok(Fp8Scheme { static_activations, targets, ignored })
+    Ok(Fp8Scheme { static_activations, targets, ignored, file: None })
 }
 
 /// Reads the quantised modules of `config_groups`, which repeat what `quant_algo` says.

@@ -51,7 +51,7 @@ impl ModuleList {
                 Syntax::Parts if is_plain(text) => Ok(None),
                 Syntax::Parts => {
                     let pattern = text.strip_prefix("re:").unwrap_or(text);
-                    PythonRegex::new(&format!("(?:{pattern})(?:(?<=\\.)|(?=\\.|$))")).map(Some)
+                    PythonRegex::before(pattern, "(?:(?<=\\.)|(?=\\.|$))").map(Some)
                 }
                 Syntax::Shell if is_plain(text) => Ok(None),
                 Syntax::Shell => PythonRegex::shell(text).map(Some),
@@ -110,6 +110,37 @@ impl ModuleList {
             }
         }
         Ok(Covered::No)
+    }
+}
+
+/// Storage format of a linear weight, by the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StoredFormat {
+    /// BF16, F16 or F32.
+    Float,
+    /// E4M3 with scales.
+    Fp8,
+    /// Either: libraries differ in whether the configuration leaves the module unquantised.
+    Either,
+}
+
+impl StoredFormat {
+    /// Storage format of a linear module's weight, by the lists of quantised and of unquantised modules.
+    /// Without `targets` all linear modules are quantised.
+    ///
+    /// # Errors
+    /// A pattern needs too many steps.
+    pub(super) fn of(
+        module: &str,
+        targets: Option<&ModuleList>,
+        ignored: &ModuleList,
+    ) -> Result<Self, PatternError> {
+        let target = targets.map_or(Ok(Covered::Yes), |targets| targets.includes(module))?;
+        Ok(match (target, ignored.excludes(module)?) {
+            (Covered::No, _) | (_, Covered::Yes) => Self::Float,
+            (Covered::Yes, Covered::No) => Self::Fp8,
+            _ => Self::Either,
+        })
     }
 }
 

@@ -27,10 +27,20 @@ impl PythonRegex {
     /// # Errors
     /// Python would not compile it, or it uses syntax that cannot be translated.
     pub(super) fn new(pattern: &str) -> Result<Self, PatternError> {
+        Self::before(pattern, "")
+    }
+
+    /// Compiles a pattern for use as in `re.match`. `end`, in the syntax of `fancy-regex`, has to match
+    /// behind it.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub(super) fn before(pattern: &str, end: &str) -> Result<Self, PatternError> {
         let chars: Vec<char> = pattern.chars().collect();
-        let mut translator = Translator { chars: &chars, at: 0, out: String::new() };
+        let mut translator =
+            Translator { chars: &chars, at: 0, flags_end: 0, verbose: false, out: String::new() };
         translator.pattern()?;
-        Self::compile(pattern, &format!("\\A(?:{})", translator.out))
+        Self::compile(pattern, &format!("\\A(?:{}){end}", translator.out))
     }
 
     /// Compiles a shell pattern for use as in `fnmatch.fnmatchcase`: it has to match the whole text.
@@ -119,6 +129,10 @@ enum Member {
 struct Translator<'a> {
     chars: &'a [char],
     at: usize,
+    /// End of the flags and comments at the start.
+    flags_end: usize,
+    /// Whether spaces and comments behind `#` are left out.
+    verbose: bool,
     out: String,
 }
 
@@ -154,6 +168,8 @@ impl Translator<'_> {
     fn pattern(&mut self) -> Result<(), PatternError> {
         while let Some(c) = self.next() {
             match c {
+                ' ' | '\t' | '\n' | '\r' | '\x0B' | '\x0C' if self.verbose => self.skipped(self.at - 1),
+                '#' if self.verbose => while self.next().is_some_and(|c| c != '\n') {},
                 '\\' => self.escape()?,
                 '[' => self.class()?,
                 '(' => self.group()?,
@@ -289,7 +305,9 @@ impl Translator<'_> {
             }
         }
         if self.take("#") {
+            let start = self.at - 3;
             self.until(')')?;
+            self.skipped(start);
         } else if self.take("P<") {
             let name = name(self.until('>')?)?;
             let _ = write!(self.out, "(?P<{name}>");
@@ -302,33 +320,53 @@ impl Translator<'_> {
         Ok(())
     }
 
+    /// Moves the end of the flags at the start, if what was just read from `start` on stands there.
+    fn skipped(&mut self, start: usize) {
+        if self.flags_end == start {
+            self.flags_end = self.at;
+        }
+    }
+
     /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter, because the name
     /// of a module is one line of ASCII characters.
     fn flags(&mut self) -> Result<(), PatternError> {
         let start = self.at - 2;
-        let (mut on, mut off, mut negative) = (String::new(), String::new(), false);
-        loop {
-            match self.next() {
-                Some('a' | 'm' | 'u') => {}
-                Some(c @ ('i' | 's')) => if negative { &mut off } else { &mut on }.push(c),
-                Some('-') if !negative => negative = true,
-                Some(')') if start == 0 && !negative => {
-                    if !on.is_empty() {
-                        let _ = write!(self.out, "(?{on})");
-                    }
-                    return Ok(());
+        let on = self.letters();
+        let off = self.take("-").then(|| self.letters());
+        let known = on.chars().all(|c| "aimsux".contains(c)) && !(on.contains('a') && on.contains('u'));
+        let off_known =
+            off.as_ref().is_none_or(|off| !off.is_empty() && off.chars().all(|c| "ims".contains(c)));
+        let kept = |flags: &str| flags.chars().filter(|c| matches!(c, 'i' | 's')).collect::<String>();
+        let (verbose, kept_on) = (on.contains('x'), kept(&on));
+        let kept_off = kept(off.as_deref().unwrap_or_default());
+        match self.next() {
+            Some(')') if known && start == self.flags_end && !on.is_empty() && off.is_none() => {
+                if !kept_on.is_empty() {
+                    let _ = write!(self.out, "(?{kept_on})");
                 }
-                Some(':') => {
-                    let minus = if off.is_empty() { "" } else { "-" };
-                    let _ = write!(self.out, "(?{on}{minus}{off}:");
-                    return Ok(());
-                }
-                _ => {
-                    let group: String = self.chars[start..self.at].iter().collect();
-                    return Err(PatternError(format!("the group `{group}` is not supported")));
-                }
+                self.verbose |= verbose;
+                self.skipped(start);
+                Ok(())
+            }
+            Some(':') if known && off_known && !verbose => {
+                let minus = if kept_off.is_empty() { "" } else { "-" };
+                let _ = write!(self.out, "(?{kept_on}{minus}{kept_off}:");
+                Ok(())
+            }
+            _ => {
+                let group: String = self.chars[start..self.at].iter().collect();
+                Err(PatternError(format!("the group `{group}` is not supported")))
             }
         }
+    }
+
+    fn letters(&mut self) -> String {
+        let mut letters = String::new();
+        while let Some(c) = self.peek().filter(char::is_ascii_alphabetic) {
+            self.at += 1;
+            letters.push(c);
+        }
+        letters
     }
 
     /// A number of repetitions, or a brace that stands for itself because no number follows.

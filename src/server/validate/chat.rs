@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::limits::MAX_MESSAGES;
 use super::values::{alternatives, in_range};
-use crate::generation::{ChatMessage, MaxTokens, Prompts, RenderOptions, Role};
+use crate::generation::{ChatMessage, Content, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, missing, wrong_type};
 use crate::server::types::ChatWire;
@@ -155,13 +155,13 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
     Ok(ChatMessage { role, content, name, fields: others })
 }
 
-/// Reads the content of a message: a string, or an array of text parts, which are joined.
-fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<String, ApiError> {
+/// Reads the content of a message: a string, or an array of text parts.
+fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<Content, ApiError> {
     match value {
-        Value::String(text) => Ok(text),
+        Value::String(text) => Ok(Content::Text(text)),
         Value::Array(parts) => {
             let part = |(i, part)| text_part(&format!("{path}[{i}]"), part, ignored);
-            parts.into_iter().enumerate().map(part).collect()
+            parts.into_iter().enumerate().map(part).collect::<Result<_, _>>().map(Content::Parts)
         }
         other => Err(wrong_type(path, CONTENT, &other)),
     }

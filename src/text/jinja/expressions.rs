@@ -456,18 +456,7 @@ fn operand(code: String) -> String {
     if constant { code + "|_id" } else { code }
 }
 
-/// A string literal of minijinja. It contains no line ends.
+/// A string literal of minijinja, which reads JSON's. It contains no line ends.
 pub(super) fn literal(text: &str) -> String {
-    let mut out = String::with_capacity(text.len() + 2);
-    out.push('"');
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => out.extend(['\\', character]),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            _ => out.push(character),
-        }
-    }
-    out.push('"');
-    out
+    serde_json::Value::from(text).to_string()
 }

@@ -13,7 +13,7 @@ use super::objects::{
     Iter, Kind, Sequence, SequenceKind, error, first, index, iterate, length, pairs, size, type_error,
     undefined_error,
 };
-use super::repr::to_str;
+use super::repr::{MAX_NESTING, to_str};
 use super::tests::test;
 
 /// Runs one filter.
@@ -351,13 +351,16 @@ fn slices(args: &Args) -> Result<Value, Error> {
     Ok(Iter::value(slices))
 }
 
-/// A value with the keys of its dictionaries in order, as `pprint` prints them.
-pub(super) fn with_sorted_keys(value: &Value) -> Result<Value, Error> {
+/// A value with the keys of its dictionaries in order, as `pprint` prints them. It is at `depth`.
+pub(super) fn with_sorted_keys(value: &Value, depth: usize) -> Result<Value, Error> {
+    if depth > MAX_NESTING {
+        return Err(error(format!("pprint: a value has more than {MAX_NESTING} levels")));
+    }
     let kind = Kind::of(value);
     if kind == Kind::Dict {
         let mut entries = Vec::new();
         for (key, item) in pairs(value) {
-            entries.push((key.clone(), Value::from(vec![key, with_sorted_keys(&item)?])));
+            entries.push((key.clone(), Value::from(vec![key, with_sorted_keys(&item, depth + 1)?])));
         }
         let mut sorted = Vec::new();
         for entry in sort(entries, false)? {
@@ -369,6 +372,7 @@ pub(super) fn with_sorted_keys(value: &Value) -> Result<Value, Error> {
     if !nested || length(value).is_none_or(|length| length > 1000) || index(value).is_some() {
         return Ok(value.clone());
     }
-    let items: Result<Vec<Value>, Error> = iterate(value)?.iter().map(with_sorted_keys).collect();
+    let items: Result<Vec<Value>, Error> =
+        iterate(value)?.iter().map(|item| with_sorted_keys(item, depth + 1)).collect();
     Ok(if kind == Kind::List { Value::from(items?) } else { Sequence::value(SequenceKind::Tuple, items?) })
 }

@@ -134,7 +134,7 @@ fn filter(state: &State, name: &str, args: &Args) -> Result<Value, Error> {
         "abs" | "round" | "int" | "float" => number_filter(name, args),
         "pprint" => {
             let value = single()?;
-            let text = repr(&collections::with_sorted_keys(&value)?)?;
+            let text = repr(&collections::with_sorted_keys(&value, 0)?)?;
             let is_short = text.chars().count() <= 80 && !text.contains('\n');
             if is_short {
                 Ok(Value::from(text))

@@ -139,27 +139,18 @@ impl Style {
     }
 
     fn write_string(&self, text: &str, out: &mut String) {
-        out.push('"');
-        for character in text.chars() {
-            match character {
-                '"' | '\\' => out.extend(['\\', character]),
-                '\n' => out.push_str("\\n"),
-                '\r' => out.push_str("\\r"),
-                '\t' => out.push_str("\\t"),
-                '\u{8}' => out.push_str("\\b"),
-                '\u{c}' => out.push_str("\\f"),
-                // The characters that the turn marker guard inserts are not part of the message: they stay
-                // unescaped.
-                _ if is_reserved(character.encode_utf8(&mut [0; 4])) => out.push(character),
-                _ if character < ' ' || (self.ascii && !matches!(character, ' '..='~')) => {
-                    for unit in character.encode_utf16(&mut [0; 2]) {
-                        out.push_str(&format!("\\u{unit:04x}"));
-                    }
+        for character in serde_json::Value::from(text).to_string().chars() {
+            // The characters that the turn marker guard inserts are not part of the message: they stay
+            // unescaped.
+            let plain = matches!(character, ' '..='~') || is_reserved(character.encode_utf8(&mut [0; 4]));
+            if plain || !self.ascii {
+                out.push(character);
+            } else {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    out.push_str(&format!("\\u{unit:04x}"));
                 }
-                _ => out.push(character),
             }
         }
-        out.push('"');
     }
 }
 

@@ -162,14 +162,18 @@ fn word_wrap(args: &Args) -> Result<String, Error> {
 }
 
 fn strip_tags(text: &str) -> String {
-    let mut text = text.to_owned();
-    for (open, close) in [("<!--", "-->"), ("<", ">")] {
-        while let Some(start) = text.find(open) {
-            let Some(length) = text[start..].find(close) else { break };
-            text.replace_range(start..start + length + close.len(), "");
-        }
+    let (mut kept, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, tag)) = rest.split_once('<') {
+        let end = match tag.strip_prefix("!--") {
+            Some(comment) => comment.split_once("-->"),
+            None => tag.split_once('>'),
+        };
+        let Some((_, after)) = end else { break };
+        kept.push_str(before);
+        rest = after;
     }
-    let text = text.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    kept.push_str(rest);
+    let text = kept.split(is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
     let entities =
         [("&lt;", "<"), ("&gt;", ">"), ("&#39;", "'"), ("&#34;", "\""), ("&quot;", "\""), ("&amp;", "&")];
     entities.iter().fold(text, |text, (entity, character)| text.replace(entity, character))

@@ -44,6 +44,10 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--ssl-keyfile k", "--ssl-keyfile: Octant speaks plain HTTP"),
         ("--seed 1", "--seed: a seed belongs to one request"),
         ("--enable-auto-tool-choice", "--enable-auto-tool-choice: tool calls"),
+        (
+            "--chat-template-content-format string",
+            "--chat-template-content-format: expected auto, got `string`",
+        ),
         ("--max-input-tokens 9", "--max-input-tokens: use --max-model-len"),
         ("--api-key-file f", "--api-key-file: use --api-keys FILE"),
         ("--watchdog-timeout 300", "--watchdog-timeout: use --step-timeout"),
@@ -71,7 +75,7 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ),
         ("--load-format safetensors", "--load-format: weights are read from safetensors files"),
         ("--enable-deterministic-inference", "--enable-deterministic-inference: --deterministic is true"),
-        ("--chat-template-content-format auto", "--chat-template-content-format: templates get text"),
+        ("--chat-template-content-format auto", "--chat-template-content-format: the chat template gets"),
     ] {
         let found =
             parsed(&format!("serve {line} DIR --port 5")).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::StatusCode;
+use octant::generation::Tokenizer;
 use octant::server::error::ApiError;
 use octant::server::{ServerStatus, bind, while_starting};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::client::{self, Connection};
-use super::test_server::{BOS, Setup, chat_body, config, metric};
+use super::test_server::{BOS, Setup, chat_body, config, metric, write_tokenizer};
 use crate::fake::FakeExecutor;
 
 /// Token for which the fake model computes NaN.
@@ -31,6 +32,49 @@ async fn a_failed_request_is_a_500_with_x_should_retry_false() {
 }
 
 #[tokio::test]
+async fn a_prompt_on_which_the_tokenizer_s_library_panics_is_a_400_and_a_stream_beside_it_goes_on() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    write_tokenizer(dir.path());
+    let path = dir.path().join("tokenizer.json");
+    let file = std::fs::read_to_string(&path).expect("it is there");
+    let mut file: Value = serde_json::from_str(&file).expect("it is JSON");
+    // The first token takes the spaces behind it. The second is within them, and takes those before it.
+    for (id, content, lstrip) in [(260, "<a>", false), (261, "  ", true)] {
+        file["added_tokens"].as_array_mut().expect("a list").push(json!({
+            "id": id, "content": content, "special": false, "single_word": false,
+            "lstrip": lstrip, "rstrip": !lstrip, "normalized": false,
+        }));
+    }
+    std::fs::write(&path, file.to_string()).expect("it can be written");
+    let library = tokenizers::Tokenizer::from_file(&path).expect("it is sound");
+    let panics =
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| library.encode("<a>    x", false).is_ok()));
+    assert!(panics.is_err(), "the test needs another input");
+    let tokenizer = Tokenizer::from_dir(dir.path()).expect("it is sound");
+    let (executor, permits) = FakeExecutor::new(&config()).parrot(BOS).gated();
+    let server = Setup::new().launch_over(executor, tokenizer);
+    let mut stream = Connection::open(server.address).await;
+    let body = chat_body("abcdef", json!({ "stream": true })).to_string();
+    stream.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
+    server.until(|stats| stats.counts.running > 0).await;
+    for prompt in ["<a>    x", "b <a>   ", "<a>\n   <a>    "] {
+        let reply = server.complete(prompt, json!({ "echo": true, "logprobs": 1 })).await;
+        assert_eq!(reply.status, 400, "{prompt:?}");
+        assert!(reply.text().contains("cannot be tokenized"), "{}", reply.text());
+        assert_eq!(server.chat(prompt, json!({})).await.status, 400, "{prompt:?}");
+    }
+    drop(permits);
+    let reply = stream.reply().await;
+    let text = reply
+        .chunks()
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .collect::<String>();
+    assert_eq!((reply.status, reply.complete, text.as_str()), (200, true, "abcdef"));
+    assert_eq!(server.complete("<a> x", json!({ "max_tokens": 1 })).await.status, 200);
+}
+
+#[tokio::test]
 async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
     let (executor, permits) =
         FakeExecutor::new(&config()).parrot(BOS).fail_at(3, "the device is lost").gated();
@@ -43,7 +87,7 @@ async fn a_failed_stream_ends_with_an_error_event_and_without_done() {
     let reply = connection.reply().await;
     assert_eq!((reply.status, reply.complete), (200, false));
     let events = reply.events();
-    let last: serde_json::Value = serde_json::from_str(events.last().expect("events")).expect("JSON");
+    let last: Value = serde_json::from_str(events.last().expect("events")).expect("JSON");
     let expected = json!({ "error": {
         "message": "The engine is unavailable: the device is lost",
         "type": "server_error", "param": null, "code": "engine_unavailable",

@@ -143,6 +143,14 @@ async fn the_log_has_the_cost_of_every_request_however_it_ends() {
             false => assert!(queue >= 40.0 && decode == 0.0, "{line}"),
         }
     }
+    for (user, outcome) in [
+        ("late", "status=504 code=\"deadline_exceeded\""),
+        ("waits", "status=500 code=\"engine_unavailable\""),
+    ] {
+        let key = format!("key=\"{user}\"");
+        let line = log.lines().find(|line| line.contains(&key)).unwrap_or_default();
+        assert!(line.contains("INFO") && line.contains(outcome), "{outcome} in {line}");
+    }
 }
 
 /// The log at level debug of what `requests` sends to a server.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::test_server::{Setup, TestServer};
 use crate::fake::FakeExecutor;
+use crate::text::demo;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/text").join(name)
@@ -123,4 +124,39 @@ async fn ids_with_the_same_text_have_entries_of_their_own() {
     let asked = json!({ "echo": true, "logprobs": 1, "max_tokens": 1 });
     let reply = server.complete(json!([[300, byte]]), asked).await;
     assert_eq!(reply.json()["choices"][0]["logprobs"]["top_logprobs"][1], json!({ "A": -0.25 }));
+}
+
+#[tokio::test]
+async fn every_alternative_of_the_demo_tokenizer_has_an_entry() {
+    // Each piece, and an added token with the same text, which gets the next id.
+    for (piece, token) in [("A", "<0x41>"), ("Ġthe", " the"), ("Ċ", "\n")] {
+        let mut first = 0;
+        let dir = demo::edited(|file, _| {
+            let fallback = json!({ "type": "ByteFallback" });
+            file["decoder"] = json!({ "type": "Sequence", "decoders": [fallback, file["decoder"]] });
+            let vocab = file["model"]["vocab"].as_object_mut().expect("a vocabulary");
+            first = vocab[piece].as_u64().expect("an id");
+            let moved = vocab.iter().find(|(_, id)| **id == first + 1).expect("it is there").0.clone();
+            vocab.shift_remove("<file_sep>");
+            vocab[&moved] = 5.into();
+            vocab.insert(token.to_owned(), (first + 1).into());
+            let added = file["added_tokens"].as_array_mut().expect("a list");
+            let mut flags = added.remove(5);
+            (flags["id"], flags["content"]) = ((first + 1).into(), token.into());
+            added.push(flags);
+        });
+        let Some(dir) = dir else { return };
+        let tokenizer = Tokenizer::from_dir(dir.path()).expect("it is sound");
+        assert_eq!(tokenizer.token_str(first as u32), tokenizer.token_str(first as u32 + 1));
+        let mut setup = Setup { settings: Settings::new("parrot", vec![]), ..Setup::new() };
+        setup.config.vocab_size = tokenizer.vocab_size();
+        let executor = FakeExecutor::new(&setup.config).parrot(u32::MAX);
+        let server = setup.launch_over(executor, tokenizer);
+        for prompt in [json!([[300, first]]), json!([[300, first - 1]])] {
+            let asked = json!({ "echo": true, "logprobs": 3, "max_tokens": 1 });
+            let reply = server.complete(prompt.clone(), asked).await.json();
+            let top = &reply["choices"][0]["logprobs"]["top_logprobs"][1];
+            assert_eq!(top.as_object().map(serde_json::Map::len), Some(3), "{piece} {prompt}: {top}");
+        }
+    }
 }

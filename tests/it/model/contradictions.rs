@@ -152,6 +152,38 @@ fn the_scheme_may_be_stated_twice_but_not_differently() {
 }
 
 #[test]
+fn two_files_may_name_unquantised_modules_differently_but_must_mean_the_same() {
+    let q = quantise("nemotron", false);
+    let tensors = with_scales(&q, |s| ("F32", vec![], f32s(&s[..1])));
+    let dir = directory("nemotron", &tensors, auto_fp8("dynamic"));
+    let inline = run(dir.path());
+    let write = |excluded: Value| {
+        let text = json!({"quantization": {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN",
+            "exclude_modules": excluded}});
+        std::fs::write(dir.path().join("hf_quant_config.json"), text.to_string()).unwrap();
+    };
+    let refused = || load(dir.path(), Precision::None).err().map(|e| e.to_string()).unwrap_or_default();
+    for same in [json!([]), json!(["*lm_head*"]), json!(["lm_head", "model.layers.9*"])] {
+        write(same.clone());
+        assert!(run(dir.path()) == inline, "{same}");
+    }
+    for other in [json!(["lm_head", "model.layers.1*"]), json!(["*"]), json!(["*.down_proj"])] {
+        write(other.clone());
+        let error = refused();
+        for part in ["model.layers.", "`quantization_config` of config.json", "hf_quant_config.json"] {
+            assert!(error.contains(part), "{other}: `{error}` lacks `{part}`");
+        }
+    }
+    // And the other way round.
+    let mut ignored = auto_fp8("dynamic");
+    ignored["quantization_config"]["ignored_layers"] = json!(["lm_head", "model.layers.0.mlp.down_proj"]);
+    edit(dir.path(), ignored);
+    write(json!(["lm_head"]));
+    let error = refused();
+    assert!(error.contains("`model.layers.0.mlp.down_proj` is quantised by hf_quant_config.json"), "{error}");
+}
+
+#[test]
 fn the_server_logs_what_it_makes_of_a_checkpoint_once() {
     let dir = copy("llama");
     let mut tensors = read(dir.path());

@@ -79,12 +79,12 @@ fn ignored_modules_are_found_by_expressions_names_and_classes() {
 fn an_expression_is_matched_from_the_start_of_the_name() {
     let q = quantise("llama", true);
     let tensors = partly_quantised(&q, |name| name.contains("down_proj"));
-    for pattern in ["re:down_proj", "re:mlp.down_proj", r"re:layers\.\d", "down_proj"] {
+    for pattern in ["re:down_proj", "re:mlp.down_proj", r"re:layers\.\d", "down_proj", "re:(?x) mlp"] {
         let config = with(compressed("channel", true), "/ignore", json!([pattern]));
         refused(&tensors, config, &["down_proj.weight", "expected F8_E4M3, got BF16"]);
     }
     for (pattern, syntax) in
-        [("re:(?x) mlp", "(?x"), ("re:[", "`]` is missing"), (r"re:\p{L}", r"\p"), ("re:*", "re:*")]
+        [("re:(?L)mlp", "(?L"), ("re:[", "`]` is missing"), (r"re:\p{L}", r"\p"), ("re:*", "re:*")]
     {
         let config = with(compressed("channel", true), "/ignore", json!([pattern]));
         refused(&tensors, config, &["quantization_config.ignore", pattern, syntax]);

@@ -5,7 +5,7 @@ use octant::model::{ModelConfig, Precision, Scheme};
 use octant::offline::{Conversion, Granularity};
 use serde_json::json;
 
-use super::{conversion, files, floats, is_linear, json_of, quantize, read, same, write};
+use super::{conversion, files, floats, is_linear, json_of, quantize, random_model, read, same, write};
 use crate::device::model::{fixture, logits};
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
@@ -185,7 +185,7 @@ fn f16_and_f32_weights_give_the_same_codes_as_bf16() {
 fn the_number_of_threads_changes_no_byte() {
     let model = tempfile::tempdir().unwrap();
     // The largest weights have 8 MiB, more than one band.
-    super::random_model(model.path(), 1024, 1, 64);
+    random_model(model.path(), 1024, 1, 64);
     for granularity in [Granularity::Channel, Granularity::Tensor] {
         let outs = [1, 3].map(|threads| {
             let out = tempfile::tempdir().unwrap();
@@ -241,5 +241,41 @@ fn the_report_matches_the_written_weights() {
             // The error of rounding to 3 mantissa bits.
             assert!((0.01..0.04).contains(&entry["relative_rms_error"].as_f64().unwrap()), "{name}: {entry}");
         }
+    }
+}
+
+#[test]
+fn the_report_matches_rows_computed_by_hand() {
+    let (model, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    random_model(model.path(), 64, 1, 64);
+    let path = model.path().join("model.safetensors");
+    let mut tensors = read(model.path());
+    // 448 and -448 are exact; 17 lies between 16 and 18 and rounds to the even code; 2^-11 is less than half
+    // of the smallest code, so it becomes 0. The squares of the other two rows overflow and underflow F32.
+    let rows: [(&str, &[f32]); 3] = [
+        ("q", &[448.0, -448.0, 17.0, 0.000_488_2, 0.0, 1.0]),
+        ("k", &[1e-28, 0.37e-28, 0.11e-28]),
+        ("v", &[1e30, 0.37e30, 0.11e30]),
+    ];
+    let weight = |name: &str| format!("model.layers.0.self_attn.{name}_proj.weight");
+    for (name, row) in rows {
+        // The other rows are zeros.
+        let bytes = &mut tensors.get_mut(&weight(name)).unwrap().2;
+        bytes.fill(0);
+        for (bytes, x) in bytes.chunks_exact_mut(2).zip(row) {
+            bytes.copy_from_slice(&fp8::bf16_bits(*x).to_le_bytes());
+        }
+    }
+    write(&path, &tensors);
+    let reports = quantize(model.path(), out.path(), Granularity::Channel).unwrap().reports;
+    let [by_hand, small, large] =
+        rows.map(|(name, _)| reports.iter().find(|report| report.name == weight(name)).unwrap());
+    assert_eq!((by_hand.saturated, by_hand.zeroed), (2, 1));
+    assert_eq!(by_hand.max_abs_error, 1.0);
+    let expected = (1.0f64 / (2.0 * 448.0 * 448.0 + 290.0)).sqrt();
+    assert!((by_hand.relative_rms_error / expected - 1.0).abs() < 1e-6, "{by_hand:?}");
+    for report in [small, large] {
+        let relative = report.relative_rms_error;
+        assert!(relative > 1e-4 && relative < 0.05, "{report:?}");
     }
 }

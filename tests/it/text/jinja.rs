@@ -2,12 +2,13 @@
 //! (`scripts/make_jinja_fixtures.py`), and templates that the start refuses.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, TextError, Tokenizer};
 use serde_json::{Map, Value, json};
 
 use super::{data, load, message, messages};
+use crate::HANG_GUARD;
 
 /// Renders the conversation `chat` with the variables `kwargs`.
 fn render(
@@ -101,6 +102,36 @@ fn the_template_gets_all_fields_of_a_message() {
 }
 
 #[test]
+fn templates_of_public_reports_render_as_in_jinja2() {
+    let chat = messages(&json!([
+        {"role": "user", "content": "q"},
+        {"role": "tool", "tool_call_id": "c1", "content": "21"},
+    ]));
+    for (source, expected) in [
+        ("{% if tools is iterable and tools | length > 0 %}T{% endif %}{{ messages[0].content }}", "q"),
+        (
+            "{% for m in messages %}\r\n{{ m.role }}:\r\n{{ m.content }}\r\n{% endfor %}\r\n",
+            "user:\nq\ntool:\n21\n",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == \"tool\" %}[{{ m.tool_call_id }}] {% endif %}\
+             {{ m.content }}\n{% endfor %}",
+            "q\n[c1] 21\n",
+        ),
+        (
+            "{% if messages[0].content is sequence %}S{% else %}N{% endif %}\
+             {% if messages[0] is sequence %}S{% else %}N{% endif %}",
+            "SS",
+        ),
+        ("{{ 'a</t>b</t>c'.rsplit('</t>', 1)[-1] }}", "c"),
+        ("{{ '%s: %s' % ('a', 'b') }}", "a: b"),
+    ] {
+        let text = render(&load("byte_level"), source, &chat, &json!({}));
+        assert_eq!(text.unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
 fn work_on_long_text_is_limited() {
     let grow = |step: &str| {
         format!("{{% set ns = namespace(x='ab') %}}{{% for i in range(99999) %}}{step}{{% endfor %}}")
@@ -121,7 +152,46 @@ fn work_on_long_text_is_limited() {
         let error = one(source).unwrap_err();
         assert!(error.is_client(), "{source}: {error}");
     }
-    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    assert!(started.elapsed() < HANG_GUARD, "{:?}", started.elapsed());
+}
+
+#[test]
+fn striptags_removes_tags_as_markupsafe_3_does_in_linear_time() {
+    let tokenizer = load("byte_level");
+    let strip = |text: &str| {
+        let user = [message(Role::User, text)];
+        render(&tokenizer, "{{ messages[0].content | striptags }}", &user, &json!({}))
+    };
+    for (text, expected) in [
+        ("a<!-- > -->b", "ab"),
+        ("a<!-->b", "a<!-->b"),
+        ("a<!b>c", "ac"),
+        ("a < b", "a < b"),
+        ("x<!---->y", "xy"),
+        ("a<b<c>d", "ad"),
+        ("a<!-- <b> c", "a<!-- <b> c"),
+        ("<a <!-- > x -->y", "x -->y"),
+    ] {
+        assert_eq!(strip(text).unwrap(), expected, "{text}");
+    }
+    let started = Instant::now();
+    for text in ["<b>", "<!-- -->", "<!--", "<", "<!-"] {
+        assert!(strip(&text.repeat(400_000)).is_ok(), "{text}");
+    }
+    assert!(started.elapsed() < HANG_GUARD, "{:?}", started.elapsed());
+}
+
+#[test]
+fn pprint_of_deeply_nested_values_is_refused() {
+    for (wrap, deep) in [("[ns.x]", 5000), ("{'a': ns.x}", 5000), ("(ns.x,)", 5000), ("[ns.x]", 102)] {
+        let source = format!(
+            "{{% set ns = namespace(x=1) %}}\
+             {{% for i in range({deep}) %}}{{% set ns.x = {wrap} %}}{{% endfor %}}{{{{ ns.x | pprint }}}}"
+        );
+        let error = one(&source).unwrap_err().to_string();
+        assert!(error.contains("more than 100 levels"), "{wrap}: {error}");
+    }
+    assert_eq!(one("{{ [[[{'b': 1, 'a': 2}]]] | pprint }}").unwrap(), "[[[{'a': 2, 'b': 1}]]]");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Accepted bodies: every field has a value in the validated request.
 
-use octant::generation::{ChatMessage, MaxTokens, Prompts, Role};
+use octant::generation::{ChatMessage, Content, MaxTokens, Prompts, Role};
 use serde_json::{Value, json};
 
 use super::{a_chat, a_completion, chat, completion, with};
@@ -190,7 +190,9 @@ fn content_may_be_empty() {
             else {
                 panic!("expected a chat")
             };
-            assert_eq!(messages[0].content, "", "{role}");
+            let parts = content.as_array().map(|parts| vec![String::new(); parts.len()]);
+            let expected = parts.map_or_else(|| Content::Text(String::new()), Content::Parts);
+            assert_eq!(messages[0].content, expected, "{role}");
         }
     }
 }
@@ -253,7 +255,10 @@ fn messages_become_text_with_a_role() {
     };
     let expected = [
         message(Role::System, "a", None, json!({})),
-        message(Role::User, "bc", Some("me"), json!({})),
+        ChatMessage {
+            content: Content::Parts(vec!["b".to_owned(), "c".to_owned()]),
+            ..message(Role::User, "", Some("me"), json!({}))
+        },
         message(Role::Assistant, "", None, json!({ "reasoning_content": "x" })),
         message(Role::Tool, "d", None, json!({ "tool_call_id": "1" })),
     ];

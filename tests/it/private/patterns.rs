@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 
-use super::module_list::{Covered, ModuleList, Syntax};
+use super::module_list::{Covered, ModuleList, StoredFormat, Syntax};
 use super::python_regex::PythonRegex;
-use super::{Fp8Scheme, Scheme, StoredFormat};
 
 fn fixture() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/checkpoints/patterns.json");
@@ -27,9 +26,9 @@ fn single(syntax: Syntax, entry: &str) -> ModuleList {
 
 #[test]
 fn expressions_match_as_in_python_or_are_refused() {
-    // Python compiles these; the first two are octal escapes, then verbose mode and a condition.
+    // Python compiles these: an octal escape, verbose mode within a group, and a condition.
     const REFUSED: [(&str, &str); 3] =
-        [(r"model\056", r"\0"), ("(?x) model", "(?x"), ("(?P<a>m)(?(a)odel|x)", "(?(")];
+        [(r"model\056", r"\0"), ("(?x: model)", "(?x"), ("(?P<a>m)(?(a)odel|x)", "(?(")];
     let fixture = fixture();
     let modules = strings(&fixture["modules"]);
     for (pattern, expected) in fixture["re_match"].as_object().unwrap() {
@@ -78,6 +77,27 @@ fn what_transformers_does_not_convert_is_never_taken_for_quantised() {
 }
 
 #[test]
+fn flags_may_stand_at_the_start_of_an_entry() {
+    let (inside, outside) = ("model.layers.1.mlp.up_proj", "model.layers.11.mlp.up_proj");
+    for entry in [
+        r"(?i)MODEL\.layers\.1",
+        r"(?i)x|MODEL\.LAYERS\.1",
+        r"re:(?is)Model.layers.1.MLP",
+        r"(?x) model \. layers \. 1 # the second layer",
+        r"(?i)(?x) MODEL \.LAYERS \.1",
+    ] {
+        let list = single(Syntax::Parts, entry);
+        // Libraries differ in how they match such an entry, so the type of the stored weight decides.
+        assert_eq!(list.excludes(inside).unwrap(), Covered::Perhaps, "{entry}");
+        assert_eq!(list.excludes(outside).unwrap(), Covered::No, "{entry}");
+    }
+    for entry in [r"model(?i)", r"(?L)model", r"(?-i)model", r"(?au)model"] {
+        let error = ModuleList::new(Syntax::Parts, &[entry.to_owned()]).unwrap_err();
+        assert!(error.0.contains("(?"), "{error}");
+    }
+}
+
+#[test]
 fn lists_of_compressed_tensors_quantise_the_same_modules() {
     // Only a name of a parent or of a class leaves the choice to the stored type.
     let either = |list: &[String]| {
@@ -90,15 +110,12 @@ fn lists_of_compressed_tensors_quantise_the_same_modules() {
     let modules = strings(&fixture["modules"]);
     for row in fixture["compressed_tensors"].as_array().unwrap() {
         let (targets, ignore) = (strings(&row["targets"]), strings(&row["ignore"]));
-        let scheme = Scheme::Fp8(Fp8Scheme {
-            static_activations: false,
-            targets: Some(ModuleList::new(Syntax::Named, &targets).unwrap()),
-            ignored: ModuleList::new(Syntax::Named, &ignore).unwrap(),
-        });
+        let list = |entries: &[String]| ModuleList::new(Syntax::Named, entries).unwrap();
+        let (quantised, ignored) = (list(&targets), list(&ignore));
         let may_be_either = either(&ignore) || (either(&targets) && targets != ["Linear"]);
         let mut eithers = 0;
         for (module, digit) in modules.iter().zip(row["quantised"].as_str().unwrap().chars()) {
-            match scheme.stored_format(module).unwrap() {
+            match StoredFormat::of(module, Some(&quantised), &ignored).unwrap() {
                 StoredFormat::Fp8 => assert_eq!(digit, '1', "{row}, {module}"),
                 StoredFormat::Float => assert_eq!(digit, '0', "{row}, {module}"),
                 StoredFormat::Either => eithers += 1,
