@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::HANG_GUARD;
+
 /// A server over simulated GPUs, with the settings' own defaults.
 struct Server {
     process: Child,
@@ -47,7 +49,7 @@ impl Server {
     fn end(mut self) -> Duration {
         let start = Instant::now();
         while self.process.try_wait().unwrap().is_none() {
-            if start.elapsed() > Duration::from_secs(10) {
+            if start.elapsed() > HANG_GUARD {
                 self.process.kill().unwrap();
                 self.process.wait().unwrap();
                 panic!("the server did not end");
@@ -86,12 +88,12 @@ fn stream(port: u16) -> TcpStream {
 
 #[test]
 fn ctrl_c_ends_an_idle_server_at_once() {
-    let server = Server::start(&["--host", "localhost"]);
+    // A server that waited for load balancers would not end before the guard of this test.
+    let server = Server::start(&["--host", "localhost", "--drain-grace", "600"]);
     // A connection that is kept open and idle, as a browser does, delays nothing.
     let _idle = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
     server.signal(Signal::INT);
-    let took = server.end();
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    server.end();
 }
 
 #[test]
@@ -118,8 +120,7 @@ fn a_signal_ends_a_start_that_waits_for_a_name() {
         let mut server = Server { process, log, port: 0, _dir: tempfile::tempdir().unwrap() };
         line_with(&mut server.log, "looking up");
         server.signal(signal);
-        let took = server.end();
-        assert!(took < Duration::from_secs(2), "{signal:?}: {took:?}");
+        server.end();
     }
 }
 
@@ -128,7 +129,8 @@ fn a_second_ctrl_c_ends_a_server_with_open_requests() {
     // The module that logs the port has a level of its own.
     for level in ["info", "error,octant::commands=info", "off,octant=off,octant::commands=info"] {
         // Simulated steps of 1,000 times their length: the stream would take minutes.
-        let mut server = Server::start(&["--simulate-pace", "1000", "--log-level", level]);
+        let pace = ["--simulate-pace", "1000", "--drain-timeout", "600"];
+        let mut server = Server::start(&[&pace[..], &["--log-level", level]].concat());
         let _open = stream(server.port);
         let _other = stream(server.port);
         server.signal(Signal::INT);
@@ -139,8 +141,7 @@ fn a_second_ctrl_c_ends_a_server_with_open_requests() {
         );
         assert!(server.process.try_wait().unwrap().is_none());
         server.signal(Signal::INT);
-        let took = server.end();
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        server.end();
     }
 }
 

@@ -206,15 +206,14 @@ async fn every_outcome_has_one_line_with_its_path_and_status() {
 
 #[tokio::test]
 async fn a_client_that_leaves_before_the_response_has_a_line() {
-    let log = log_of(async |address| {
-        let mut connection = Connection::open(address).await;
-        let head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{";
-        connection.write(head).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        drop(connection);
-        tokio::time::sleep(Duration::from_millis(400)).await;
-    })
-    .await;
+    let (lines, _guard) = Lines::capture(Level::DEBUG);
+    let server = Setup::new().launch();
+    let mut connection = Connection::open(server.address).await;
+    let head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{";
+    connection.write(head).await.unwrap();
+    drop(connection);
+    server.until(|_| lines.text().contains("path=\"/v1/completions\"")).await;
+    let log = lines.text();
     let line = log.lines().find(|line| line.contains("path=\"/v1/completions\""));
     assert!(line.is_some_and(|line| line.contains("INFO") && line.contains("status=")), "{log}");
 }

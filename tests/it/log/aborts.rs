@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use octant::stdio::{Log, LogFormat};
 use rustix::fs::{Mode, OFlags, fchmod, fcntl_getfl};
@@ -60,12 +60,10 @@ fn deeper(depth: u64) -> u64 {
     if black_box(depth) == 0 { 0 } else { black_box(deeper(depth + 1)) + 1 }
 }
 
-/// Asserts that a process aborts soon.
+/// Asserts that a process aborts.
 fn aborts(mut child: Child, case: &str) {
-    let began = Instant::now();
     let status = wait(&mut child);
     assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{case}: {status}");
-    assert!(began.elapsed() < Duration::from_secs(5), "{case}: {:?}", began.elapsed());
 }
 
 #[test]

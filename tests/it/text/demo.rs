@@ -117,7 +117,8 @@ fn a_template_splits_message_text_at_an_added_token() {
     let Some(dir) = dir else { return };
     let tokenizer = Tokenizer::from_dir(dir.path()).unwrap();
     let source = "{% for m in messages %}{% set c = m.content %}\
-                  {% if m.role == 'assistant' and '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ c }}|{% endfor %}";
+                  {% if m.role == 'assistant' and '</think>' in c %}\
+                  {% set c = c.split('</think>')[-1] %}{% endif %}{{ c }}|{% endfor %}";
     let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
     for (answer, expected) in
         [("<think>hm</think>ans", "q|ans|"), ("ans</think>", "q||"), ("a<think>b", "q|a<think>b|")]
