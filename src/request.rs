@@ -131,8 +131,8 @@ pub struct TokenLogprob {
 pub struct SampledToken {
     /// The token's id.
     pub id: u32,
-    /// Its log-probability, if the request asks for it. In a box, since a token without one, which is the
-    /// common case, is copied several times a step.
+    /// Its log-probability, if the request asks for it. It is boxed because most tokens
+    /// have none, and a step copies a token several times.
     pub logprob: Option<Box<TokenLogprob>>,
 }
 

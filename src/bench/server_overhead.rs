@@ -140,7 +140,7 @@ struct ProcessUsage {
     user: f64,
     /// Seconds of CPU time in the kernel.
     system: f64,
-    /// Peak bytes of memory.
+    /// Peak memory in bytes.
     memory: f64,
 }
 

@@ -56,7 +56,7 @@ pub trait Communicator<D: Device>: Send + 'static {
     }
 }
 
-/// The buffers of a rank that operations of its group take.
+/// Buffers of one rank for the operations of its group.
 #[derive(Debug)]
 pub struct GroupBuffers<'a, D: Device> {
     /// Operands of reductions and parts of gathers, in the same order on every rank.

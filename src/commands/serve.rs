@@ -261,7 +261,9 @@ fn connections(wanted: usize, kept_free: u64) -> usize {
     let fit = usize::try_from(kept_free / 2 / CONNECTION_BYTES).unwrap_or(usize::MAX).clamp(1, possible);
     if fit < possible {
         let kept_free = gib(kept_free);
-        tracing::info!("half of the {kept_free} kept free is for connections: at most {fit} of {possible}");
+        tracing::info!(
+            "half of the {kept_free} kept free has room for {fit} connections instead of {possible}"
+        );
     }
     fit
 }

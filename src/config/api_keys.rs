@@ -48,9 +48,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
     // The TOML parser's own message quotes a line of the file, which may hold a key.
     let KeyFile { mut keys } = toml::from_str(&text).map_err(|e| {
         let line = e.span().map_or(0, |span| text[..span.start].lines().count()).max(1);
-        anyhow!(
-            "line {line}: expected tables [[keys]] with name and key, and with weight and priority or not"
-        )
+        anyhow!("line {line}: expected tables [[keys]] with name and key, and optionally weight and priority")
     })?;
     ensure!(!keys.is_empty(), "expected at least one key");
     for ApiKey { name, key, .. } in &mut keys {
@@ -64,7 +62,10 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Arc<[ApiKey]>> {
             name.len()
         );
         ensure!((1..=1000).contains(weight), "{name}: expected a weight from 1 to 1000, got {weight}");
-        ensure!(is_valid(key), "{name}: expected a key of visible ASCII characters, got others or none");
+        ensure!(
+            is_valid(key),
+            "{name}: expected a key of visible ASCII characters, got other characters or none"
+        );
         if let Some(twin) = keys[..i].iter().find(|other| other.name == *name || other.key == *key) {
             bail!("{name}: its name or key is also that of {}", twin.name);
         }

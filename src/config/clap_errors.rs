@@ -10,9 +10,9 @@ use super::api_keys::SEVERAL_KEYS;
 use super::other_servers;
 use super::parsers::got;
 
-/// Least likeness, from 0 to 1, with which a flag is suggested in place of an unknown one.
+/// Minimum similarity, from 0 to 1, of a flag that is suggested in place of an unknown one.
 const LEAST_LIKENESS: f64 = 0.6;
-/// The same for a flag of another server, which is suggested for typing errors only.
+/// The same for a flag of another server. Only a spelling mistake is that similar.
 const LEAST_LIKENESS_OF_OTHERS: f64 = 0.8;
 
 /// An error about one setting.
@@ -77,8 +77,8 @@ fn unknown(arg: &str, command: &Command) -> String {
     format!("unknown flag{}", advice.unwrap_or_else(|| "; --help lists all flags".to_owned()))
 }
 
-/// The flag that an unknown name is like, written with `hyphens`, or what to do instead of it if it is one of
-/// another server.
+/// Advice about an unknown name: the most similar flag, written with `hyphens`, and what to do instead if it
+/// is a flag of another server. `None` if no flag is similar enough.
 pub(super) fn advice(name: &str, hyphens: &str, command: &Command) -> Option<String> {
     let likeness = |known: &str| {
         strsim::normalized_damerau_levenshtein(name, known).max(strsim::sorensen_dice(name, known))

@@ -193,7 +193,8 @@ fn same(one: &OsStr, other: &OsStr) -> bool {
     flag_name(one) == flag_name(other)
 }
 
-/// Whether a word stands behind the value of `--api-key`, and so may be a second key. A directory is none.
+/// Whether an argument may be a second key: it follows the value of `--api-key`, and neither it nor an
+/// argument between them is a directory.
 fn is_second_key(args: &[OsString], word: &OsStr) -> bool {
     let Some(at) = args.iter().rposition(|arg| arg == word) else { return false };
     let flag = args[..at].iter().rposition(|arg| arg.to_string_lossy().starts_with('-'));
@@ -205,8 +206,8 @@ fn is_second_key(args: &[OsString], word: &OsStr) -> bool {
     })
 }
 
-/// Converts an error of clap about a setting of `command` to one that names the place of its value. Help, and
-/// errors without a [`Sentence`], keep clap's text.
+/// Converts an error of clap about a setting of `command` to one that names the flag, variable or file that
+/// gives the value. Help, and errors without a [`Sentence`], keep clap's text.
 fn refused(error: clap::Error, command: &Clap, args: &[OsString], appended: &[Appended]) -> ParseError {
     let Some(Sentence { setting, message }) = clap_errors::sentence(&error, command) else {
         return error.into();

@@ -43,7 +43,10 @@ impl ServeArgs {
         }
         // The value is a secret, so the message does not quote it.
         if self.network.api_key.as_ref().is_some_and(|key| !api_keys::is_valid(key)) {
-            return wrong("--api-key", "expected visible ASCII characters, got others or none".to_owned());
+            return wrong(
+                "--api-key",
+                "expected visible ASCII characters, got other characters or none".to_owned(),
+            );
         }
         let no_key = self.network.api_key.is_none() && self.network.api_keys.is_none();
         if self.network.require_auth_for_metrics && no_key {

@@ -43,7 +43,7 @@ impl FromStr for MeanAndCv {
 
 /// The scheduler counts in 32 bits.
 const MOST: usize = u32::MAX as usize;
-/// More random requests do not fit in memory.
+/// Maximum number of random requests. More do not fit in memory.
 const MOST_REQUESTS: usize = 100_000_000;
 
 /// Help text of a setting that defaults to the recorded value if `--replay` is given.

@@ -93,7 +93,7 @@ pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, 
     Ok(rewritten)
 }
 
-/// The flag that an unknown name with one hyphen is like. clap would read its letters as flags of their own.
+/// Advice about an unknown name with one hyphen. clap would read its letters as separate flags.
 fn one_hyphen(name: &str, command: &Command) -> Option<String> {
     let long = name.strip_prefix('-').filter(|long| long.len() > 1)?;
     clap_errors::advice(long, "--", command)

@@ -85,10 +85,10 @@ fn unreserved_blocks(counts: &Counts) -> usize {
 /// Seconds that a group of requests must wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct WaitEstimate {
-    /// Until the group's first token.
+    /// Seconds until the group's first token.
     pub first_token: f64,
-    /// Until all answers of the group can be complete at the earliest: the last request has its first token
-    /// and `min_tokens` - 1 more.
+    /// Seconds until all answers of the group can be complete at the earliest: until the last request has its
+    /// first token and `min_tokens` - 1 more.
     pub all_answers: f64,
     /// The same as `all_answers`, on an idle server.
     pub all_answers_idle: f64,

@@ -8,7 +8,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource};
+use super::{Grammar, GrammarError, GrammarSource, is_dead_end, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
@@ -16,9 +16,6 @@ const CACHED: usize = 128;
 /// The most whitespace between two parts of a JSON text. Without a limit a model may generate whitespace
 /// until `max_tokens`.
 const JSON_WHITESPACE: &str = r"[ \t\r\n]{1,20}";
-
-/// The longest error text, in characters.
-const ERROR_CHARS: usize = 400;
 
 /// The tokens that a grammar is matched with.
 #[derive(Debug, Clone)]
@@ -81,13 +78,14 @@ impl GrammarCompiler {
         if let Some(found) = self.cached(source) {
             return Ok(found);
         }
-        let parser = self.factory.create_parser(grammar(source)?).map_err(|error| short(&error))?;
+        let parser =
+            self.factory.create_parser(grammar(source)?).map_err(|error| GrammarError(short(&error)))?;
         let mut initial = Matcher::new(Ok(parser));
         // Finds what the parser does not: a grammar without any answer.
-        let first = initial.compute_mask_or_eos().map_err(|error| short(&error))?;
-        if first.is_zero() {
-            return Err(GrammarError("no text satisfies it".to_owned()));
-        }
+        initial.compute_mask_or_eos().map_err(|error| match is_dead_end(&error) {
+            true => GrammarError("no text of this model's tokens satisfies it".to_owned()),
+            false => GrammarError(short(&error)),
+        })?;
         let initial = Mutex::new(initial);
         let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
@@ -131,11 +129,4 @@ fn json_schema(text: &str) -> Result<Value, GrammarError> {
         Value::Bool(false) => Err(GrammarError("no text satisfies the schema false".to_owned())),
         other => Err(GrammarError(format!("expected a JSON schema, got {other}"))),
     }
-}
-
-/// An error on one line, cut to a readable length.
-fn short(error: &anyhow::Error) -> GrammarError {
-    let text = error.to_string();
-    let text: Vec<&str> = text.split_whitespace().collect();
-    GrammarError(text.join(" ").chars().take(ERROR_CHARS).collect())
 }

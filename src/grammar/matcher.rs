@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 
-use super::Grammar;
+use super::{Grammar, is_dead_end, short};
 
 /// A bit for each token id, in words of 32 ids, lowest bit first: whether the token may come next.
 pub type TokenMask = Arc<[u32]>;
@@ -111,7 +111,7 @@ impl GrammarMatcher {
         }
         match state.matcher.consume_token(token) {
             Ok(()) => state.progress = progress(&state.matcher),
-            Err(error) => state.progress = GrammarProgress::Failed(error.to_string()),
+            Err(error) => state.progress = GrammarProgress::Failed(short(&error)),
         }
     }
 
@@ -122,7 +122,10 @@ impl GrammarMatcher {
         let (mut mask, accepting) = match computed {
             Ok(computed) => computed,
             Err(error) => {
-                state.progress = GrammarProgress::Failed(error.to_string());
+                state.progress = match is_dead_end(&error) {
+                    true => GrammarProgress::Stuck,
+                    false => GrammarProgress::Failed(short(&error)),
+                };
                 return None;
             }
         };
@@ -130,10 +133,6 @@ impl GrammarMatcher {
             if accepting {
                 mask.allow_token(*id);
             }
-        }
-        if mask.is_zero() {
-            state.progress = GrammarProgress::Stuck;
-            return None;
         }
         Some(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].into())
     }

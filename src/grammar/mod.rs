@@ -19,6 +19,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use llguidance::Matcher;
+use llguidance::api::StopReason;
 
 /// A constraint on an answer, as a client states it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -77,4 +78,20 @@ impl PartialEq for Grammar {
     fn eq(&self, other: &Self) -> bool {
         self.source == other.source
     }
+}
+
+/// The longest error text, in characters.
+const ERROR_CHARS: usize = 400;
+
+/// An error of `llguidance` on one line, cut to a readable length.
+fn short(error: &anyhow::Error) -> String {
+    let text = error.to_string().replace("<non-verbose/>", "");
+    let text: Vec<&str> = text.split_whitespace().collect();
+    text.join(" ").chars().take(ERROR_CHARS).collect()
+}
+
+/// Whether a mask could not be computed because no token is allowed. The error has no type of its own: its
+/// text begins with the reason.
+fn is_dead_end(error: &anyhow::Error) -> bool {
+    error.to_string().starts_with(&StopReason::NoExtensionBias.to_string())
 }

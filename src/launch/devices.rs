@@ -14,7 +14,7 @@ pub(crate) const NOTHING_TO_MEASURE: &str = "--device simulate: simulated GPUs c
 /// Fraction of the available memory that a server on CPUs uses at most.
 const CPU_MEMORY_FRACTION: f64 = 0.8;
 
-/// Host memory that a server leaves free at least, for what the plan does not list: connections, request
+/// Minimum host memory that a server leaves free, for what the plan does not list: connections, request
 /// bodies, queued requests, the scheduler's tables, stacks, and what the allocator keeps.
 const HOST_MEMORY_RESERVE: u64 = 64 << 20;
 

@@ -17,7 +17,7 @@ pub fn cpu_quota(root: &Path) -> Option<usize> {
 /// The quota of one group.
 fn quota(version: Version, group: &Path) -> Option<usize> {
     let read = |name: &str| std::fs::read_to_string(group.join(name)).ok();
-    // Microseconds of CPU time, and of the period that they are for. `max` and -1 mean no quota.
+    // Microseconds of CPU time per period, and microseconds of the period. `max` and -1 mean no quota.
     let text = match version {
         Version::V1 => format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?),
         Version::V2 => read("cpu.max")?,

@@ -68,8 +68,8 @@ fn physical(root: &Path) -> anyhow::Result<MemoryLimit> {
     Ok(MemoryLimit { source, bytes, used: bytes.saturating_sub(free) })
 }
 
-/// The limits of version 2. A group that exceeds `memory.high` is not killed, but slowed down until it takes
-/// less, so a server must stay below that too.
+/// The limits of control groups of version 2. A group above `memory.high` is not killed, but slowed down
+/// until it takes less, so a server must stay below `memory.high` too.
 fn group_limits_v2(root: &Path, hierarchy: &Hierarchy) -> Vec<MemoryLimit> {
     let mut limits = Vec::new();
     for group in &hierarchy.groups {

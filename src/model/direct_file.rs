@@ -35,8 +35,8 @@ pub struct ReadBuffer {
 }
 
 impl ReadBuffer {
-    /// Prepares for a read that starts at an aligned address and asks for the bytes `wanted`. Returns room
-    /// for all bytes of the read.
+    /// Prepares for a read that starts at an aligned offset of the file. `wanted` is the range of its bytes
+    /// that the caller asks for. Returns an aligned buffer for all bytes of the read.
     ///
     /// # Errors
     /// The system has no memory for them.

@@ -8,7 +8,7 @@ use super::error::LoadError;
 use super::json::Object;
 use super::key_rules::{Neutral, is_one_of};
 
-/// Keys of sampling parameters, which requests have under the same names.
+/// Keys of sampling parameters. Fields of requests have the same names.
 const SAMPLING: [&str; 5] = ["min_p", "repetition_penalty", "temperature", "top_k", "top_p"];
 /// Further keys that are read.
 const READ: [&str; 2] = ["do_sample", "eos_token_id"];
@@ -64,7 +64,7 @@ pub struct GenerationConfig {
     /// Default sampling parameters as the file has them: `temperature`, `top_p`, `top_k`, `min_p` and
     /// `repetition_penalty`. The server checks them like those of a request.
     pub sampling: Map<String, Value>,
-    /// Warnings for the operator: keys that have no effect.
+    /// Warnings for the operator: keys that have no effect, and a `do_sample` of the wrong type.
     pub warnings: Vec<String>,
 }
 
@@ -72,7 +72,7 @@ impl GenerationConfig {
     /// Reads `generation_config.json` if it exists. End-of-sequence ids fall back to `config.json`.
     ///
     /// # Errors
-    /// A file is not JSON, or has no valid end-of-sequence ids.
+    /// A file is not JSON, or its `eos_token_id` is neither a token id nor a list of them.
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         let config = Object::read(&dir.join("config.json"))?;
         let Some(file) = Object::read_if_exists(&dir.join("generation_config.json"))? else {
@@ -86,7 +86,7 @@ impl GenerationConfig {
         let mut sampling: Map<String, Value> = sampling.collect();
         let mut warnings: Vec<String> = unused(&file).into_iter().collect();
         match file.get("do_sample") {
-            // Greedy, whatever the other values are.
+            // Decoding is greedy, whatever the other values are.
             Some(Value::Bool(false)) => _ = sampling.insert("temperature".to_owned(), 0.into()),
             None | Some(Value::Bool(true)) => {}
             Some(other) => warnings.push(format!(
@@ -130,7 +130,7 @@ fn unused(file: &Object) -> Option<String> {
 fn ids(object: &Object, key: &str) -> Result<Vec<u32>, LoadError> {
     let Some(value) = object.get(key) else { return Ok(Vec::new()) };
     let items = value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
-    // Some files have 2.0 for 2, as some requests have.
+    // Some files have 2.0 in place of 2.
     let id =
         |item: &Value| item.as_f64().filter(|id| id.fract() == 0.0 && (0.0..=u32::MAX.into()).contains(id));
     let ids = items.iter().map(|item| id(item).map(|id| id as u32)).collect::<Option<_>>();

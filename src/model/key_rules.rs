@@ -24,11 +24,12 @@ impl Object {
         Ok(())
     }
 
-    /// Checks that the object has no keys but those that are read, those with a value that changes nothing,
-    /// and those that change nothing whatever their value.
+    /// Checks all keys of the object. `read` are the keys that are read, `neutral` those that change nothing
+    /// with some values, and `harmless` those that change nothing with any value.
     ///
     /// # Errors
-    /// A key is not known, and is neither `null` nor empty; or it has a value that changes the result.
+    /// A key of `neutral` has a value that changes the result, or a key of no list has a value that is
+    /// neither `null` nor empty.
     pub(super) fn require_known(
         &self,
         read: &[&str],

@@ -35,8 +35,8 @@ const ROWS: usize = 32;
 /// Bytes that the system is asked to prefetch.
 const PREFETCH_BYTES: usize = 64 << 20;
 
-/// The fraction of the available memory that buffers and stacks of the threads may take, as its inverse: less
-/// than a server's memory plan leaves free.
+/// Inverse of the fraction of the available memory that buffers and stacks of the threads may take. By
+/// default a server's memory plan leaves more than this fraction free.
 const BUFFER_SHARE: u64 = 8;
 
 /// Address space of a thread's stack.

@@ -152,7 +152,7 @@ impl Executor for Runner {
 }
 
 impl Rank {
-    /// Waits for the output of the earliest step until `deadline`.
+    /// Waits until `deadline` for the output of the earliest step.
     fn outcome(&mut self, deadline: Instant) -> RankOutcome {
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,

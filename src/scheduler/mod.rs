@@ -450,7 +450,7 @@ impl Scheduler {
 
 /// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty,
 /// all blocks of the sequence leave the prefix cache: a prefill chunk that samples no token does not show
-/// whether its KV values are finite. Adds the update to `updates`, where it is not copied any more.
+/// whether its KV values are finite. Adds the update to `updates`, so that it is not copied again.
 fn apply_output(
     sequence: &mut Sequence,
     row: &PlannedRow,

@@ -1,4 +1,4 @@
-//! Names of fields that constrain the answer, in the spellings of all servers and client libraries.
+//! Names of fields that constrain the answer, in the spellings of servers and client libraries.
 //!
 //! A name is compared word by word: `max_tokens`, `maxTokens`, `MAX-TOKENS` and `maxtokens` have the words
 //! "max" and "token". `admin_token` and `infrastructure` contain the letters of a constraint and none of its
@@ -97,13 +97,13 @@ const WHOLE_NAMES: &[&str] = &[
     "reasoning budget",
 ];
 
-/// Words with which a bound begins; a word of [`BOUNDED`] follows, not always at once.
+/// First words of a bound. A word of [`BOUNDED`] follows, directly or after other words.
 const BOUNDS: [&str; 4] = ["max", "min", "maximum", "minimum"];
-/// Words of what [`BOUNDS`] limit.
+/// Words for the quantity that a bound limits.
 const BOUNDED: [&str; 5] = ["token", "tok", "gen", "generate", "generation"];
 
-/// Further words of names that are written without a separator, such as `maxnewtokens`; and "predicted",
-/// which describes an answer, unlike "predict".
+/// Further words of names that are written without a separator, such as `maxnewtokens`. "predicted" describes
+/// an answer, unlike "predict".
 const OTHERS: [&str; 6] = ["predicted", "stop", "new", "num", "decoding", "size"];
 
 /// Length of the longest word that is searched for words written without a separator, in bytes.
@@ -111,7 +111,7 @@ const MOST_JOINED: usize = 40;
 
 /// Returns true for the name of a constraint.
 pub(super) fn is_constraint(name: &str) -> bool {
-    // Labels, which name the schema that the object itself follows.
+    // These labels name the schema that the object itself follows.
     if matches!(name, "$schema" | "schema_version" | "schemaVersion") {
         return false;
     }
@@ -160,7 +160,7 @@ fn joined(text: &str) -> Option<Vec<&'static str>> {
     let mut known = OTHERS.into_iter().chain(BOUNDS).chain(BOUNDED).chain(constraints);
     known.find_map(|word| {
         let rest = text.strip_prefix(word).filter(|_| text.len() <= MOST_JOINED)?;
-        // Plurals and participles, except those of bounds: `mins` are minutes.
+        // A word may be a plural or a participle. A bound may not: `mins` are minutes.
         let endings = if BOUNDS.contains(&word) { &[""][..] } else { &["", "s", "es", "d", "ed"] };
         let mut parts = endings.iter().find_map(|ending| joined(rest.strip_prefix(ending)?))?;
         parts.insert(0, word);

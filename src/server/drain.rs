@@ -170,7 +170,7 @@ pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: Dra
     let open_now = *open.borrow();
     tracing::info!(open = open_now, timeout = ?times.timeout, "shutting down: refusing new requests");
     if let Some(notice) = open_requests_notice(cause, open_now) {
-        // At every --log-level (`src/stdio/filter.rs`).
+        // Every --log-level shows this line (`src/stdio/filter.rs`).
         tracing::warn!(target: "octant::interrupt", "{notice}");
     }
     let completed = async { timeout(times.timeout, open.wait_for(|&open| open == 0)).await.is_ok() };

@@ -151,7 +151,7 @@ pub(crate) fn wrong_type(path: &str, expected: &str, got: &Value) -> ApiError {
     ApiError::invalid(path, format!("expected {expected}, got {}", shown(got)))
 }
 
-/// A value in an error: its type alone if the value may be long.
+/// A value as an error shows it: only its type if the value may be long.
 pub(super) fn shown(got: &Value) -> String {
     match got {
         Value::Null => "null".to_owned(),

@@ -8,7 +8,7 @@ pub(super) fn thousandths(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
 
-/// Cuts a text of the client after [`MAX_CHARS`].
+/// Cuts a text of the client after [`MAX_CHARS`] characters.
 pub(super) fn bounded(text: &str) -> String {
     match text.char_indices().nth(MAX_CHARS) {
         Some((end, _)) => format!("{}…", &text[..end]),

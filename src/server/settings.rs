@@ -9,8 +9,8 @@ use http::StatusCode;
 use super::api_keys::Caller;
 use super::validate::Defaults;
 
-/// `/tokenize` and `/detokenize` requests that are served or wait their turn at the same time; one more gets
-/// a 429.
+/// Maximum number of `/tokenize` and `/detokenize` requests that are served or wait at the same time. Further
+/// requests get status 429.
 pub(crate) const MAX_TOKENIZE_REQUESTS: usize = 64;
 /// Large request bodies parsed at the same time: a parsed body takes many times the memory of its bytes.
 pub(crate) const MAX_PARSING: usize = 4;

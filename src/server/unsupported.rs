@@ -46,7 +46,7 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("kv_transfer_params", never),
     ("thinking_token_budget", never),
     ("min_new_tokens", never),
-    // Ollama, Anthropic and others; `constraint_names` knows most further constraints.
+    // Ollama, Anthropic and others; most further constraints are in `constraint_names`.
     ("format", is_empty_text),
     ("template", is_empty_text),
     ("system", is_empty),

@@ -170,7 +170,7 @@ fn finish(
     let n = choices(&wire, &route.prompts)?;
     let stream = wire.stream.unwrap_or(false);
     if wire.stream_options.is_some() && !stream {
-        return Err(ApiError::invalid("stream_options", "expected stream = true with it"));
+        return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
     let stop = stop_strings(wire.stop.as_ref())?;
     let named = wire.stop_token_ids.as_deref();

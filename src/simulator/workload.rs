@@ -99,7 +99,7 @@ impl SyntheticWorkload {
     }
 }
 
-/// The most tokens of a prompt or of an answer in a file, the most of a step of `octant serve`.
+/// Maximum tokens of a prompt or of an answer in a file; also the limit of `--max-num-batched-tokens`.
 const MOST_TOKENS: usize = 1 << 24;
 
 /// One request of a file.

@@ -1,5 +1,5 @@
-//! Descriptor 2 for those who write to it without the log: Rust's runtime, just before it aborts the process,
-//! and C libraries. Their writes must not wait for a reader either.
+//! Descriptor 2 for writes that bypass the log: those of Rust's runtime, just before it aborts the process,
+//! and of C libraries. These writes must not wait for a reader either.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,13 +20,13 @@ const SOCKET_WAIT: Duration = Duration::from_millis(200);
 pub(super) fn split_off_stderr() -> io::Result<OwnedFd> {
     let given = io::stderr().as_fd().try_clone_to_owned()?;
     match FileType::from_raw_mode(fstat(&given)?.st_mode) {
-        // A file has no reader to wait for. Opened again, it would be overwritten from its beginning.
+        // A file has no reader to wait for. A second opening would overwrite it from its beginning.
         FileType::RegularFile => {}
         // A socket, such as that of systemd's journal, cannot be opened again.
         FileType::Socket => _ = SockRef::from(&given).set_write_timeout(Some(SOCKET_WAIT)),
         _ => {
             // Other processes that have the same pipe or terminal open do not share the flags of this second
-            // opening. The system refuses it for a pipe of another user: then the messages are lost.
+            // opening. The system refuses to open a pipe of another user: then the messages are lost.
             let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
             let paths = ["/proc/self/fd/2", "/dev/null"];
             if let Some(own) = paths.into_iter().find_map(|path| open(path, flags, Mode::empty()).ok()) {

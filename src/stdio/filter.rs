@@ -9,7 +9,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 #[derive(Debug, Clone, PartialEq)]
 pub struct LogFilter(pub(super) Targets);
 
-/// Target of the lines for a person who has pressed Ctrl-C, which every level shows.
+/// Target of the lines that answer Ctrl-C. Every level shows them.
 const INTERRUPT: &str = "octant::interrupt";
 
 const EXPECTED: &str =

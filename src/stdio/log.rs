@@ -40,7 +40,8 @@ pub struct Log {
 }
 
 impl Log {
-    /// Starts the thread that writes to standard error, which nothing else then waits for.
+    /// Starts the thread that writes to standard error. No other thread waits for the reader of standard
+    /// error from then on.
     ///
     /// # Panics
     /// If the system cannot start a thread, or the process has no descriptor left.
@@ -115,7 +116,7 @@ fn report_panic(panic: &PanicHookInfo<'_>, queue: &Queue) {
     let name = thread.name().unwrap_or("unnamed");
     let location = panic.location().map(ToString::to_string);
     if tracing::enabled!(Level::ERROR) {
-        // Captured if RUST_BACKTRACE asks for it.
+        // The backtrace is captured only if RUST_BACKTRACE asks for it.
         let backtrace = Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         tracing::error!(thread = name, location, backtrace, "a thread panicked: {message}");

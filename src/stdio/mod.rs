@@ -2,9 +2,9 @@
 //!
 //! Only the thread of the [`Log`] writes to standard error. All other threads put lines into a bounded queue,
 //! which drops lines while it is full: a pipe without a reader, a stopped terminal or a full disk delays
-//! neither a request nor a probe nor the end of the process. What Rust's runtime and C libraries write to
-//! descriptor 2 by themselves is dropped too if it is not read (`descriptor`). A command that prints a result
-//! waits for the reader of standard output ([`results`]).
+//! neither a request nor a probe nor the end of the process. Rust's runtime and C libraries write to
+//! descriptor 2 by themselves; this text too is dropped if it is not read (`descriptor`). A command that
+//! prints a result waits for the reader of standard output ([`results`]).
 
 mod descriptor;
 mod filter;

@@ -248,7 +248,7 @@ impl Matcher {
     /// Divides a part of the text at its matches. `counts` takes positions in the whole text.
     ///
     /// # Errors
-    /// A match lies within the spaces that another match takes. The crate panics there.
+    /// A match with `lstrip` lies within the spaces that the match before it takes. The crate panics there.
     fn split(
         &self,
         part: &NormalizedString,

@@ -1,9 +1,9 @@
-//! Whether a chat template takes the content of a message as a string or as a list of parts
-//! (`{"type": "text", "text": …}`), found by rendering small conversations with both.
+//! Finds whether a chat template takes the content of a message as a string or as a list of parts
+//! (`{"type": "text", "text": …}`): small conversations are rendered with strings and with lists.
 //!
-//! A list reaches a template that prints the texts of all parts; for other templates the texts are joined by
-//! line ends, as in vLLM. A text reaches a template as a list of one part only if the template would not
-//! print the string.
+//! A template that prints the texts of all parts gets a client's list. For other templates, and for tool
+//! messages under a template that prints strings, the texts are joined by line ends, as in vLLM. A template
+//! gets a client's string as a list of one part only if it would not print the string.
 
 use serde_json::{Value, json};
 
@@ -19,9 +19,9 @@ type RenderSmall<'a, E> = dyn Fn(&[ChatMessage]) -> Result<Option<String>, E> + 
 /// The roles whose content a template gets as a list.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ContentFormat {
-    /// Roles for which lists stay lists.
+    /// Roles whose lists the template gets as lists.
     lists: Vec<Role>,
-    /// Roles for which a text is a list of one part.
+    /// Roles whose text the template gets as a list of one part.
     texts: Vec<Role>,
 }
 
@@ -58,7 +58,7 @@ impl ContentFormat {
             match (list, &string) {
                 (Ok(_), _) => {}
                 (Err(_), Ok(_)) => continue,
-                // A template that renders neither is not asked again.
+                // If the template renders neither, the remaining roles are not tried.
                 (Err(_), Err(_)) => break,
             }
             let string = matches!(string, Ok(true));

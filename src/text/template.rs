@@ -62,7 +62,7 @@ pub struct ChatTemplate {
     formats: HashMap<String, ContentFormat>,
     /// Special tokens by name, as variables of the template.
     special_tokens: Map<String, Value>,
-    /// Whether the tokenizer's normaliser can make any text of any other.
+    /// Whether the tokenizer's normaliser can turn any text into any other text.
     rewrites: bool,
 }
 
@@ -257,7 +257,7 @@ impl ChatTemplate {
         }
         let protected = self.output(name, messages, options, Some(markers)).ok()?;
         let breaks = TurnMarkers::breaks(text, &protected)?;
-        // A template or a normaliser that changes message text can make a marker of it that has no break.
+        // A template or a normaliser can change message text to a marker that has no break.
         let neutral = if self.rewrites || guard::is_suspect(messages, &options.kwargs, markers) {
             let (neutral, kwargs) = guard::neutral(messages, &options.kwargs, markers);
             let options = RenderOptions { kwargs, ..options.clone() };

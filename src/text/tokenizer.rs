@@ -198,8 +198,9 @@ impl Tokenizer {
         self.added.find(&self.inner, text).unwrap_or_default()
     }
 
-    /// Whether the normaliser has rules of its own, which can make any text of any other. The others replace
-    /// and remove single characters that are not ASCII, or change the case.
+    /// Whether the normaliser has rules of its own, which can turn any text into any other text. Without them
+    /// it only replaces or removes single characters that are not ASCII, control characters and spaces, or
+    /// changes the case.
     pub(super) fn rewrites_text(&self) -> bool {
         const PLAIN: [&str; 10] = [
             "Sequence",

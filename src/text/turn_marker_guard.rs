@@ -13,8 +13,8 @@
 //! such a marker the conversation is rendered again if a message has text that could be part of one. The
 //! messages have a [`BREAK`] in such text ([`TurnMarkers::protect`]), and a match counts if no break is in
 //! it. A template or the tokenizer's normaliser can also change message text so that it becomes a marker
-//! without a break. So if a text could do so, the conversation is refused if the tokenizer finds more markers
-//! in it than in the same conversation with neutral texts ([`neutral`]).
+//! without a break. A conversation with such a text is also rendered with neutral texts ([`neutral`]). It is
+//! refused if the tokenizer finds more markers in it than in the neutral rendering.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -42,10 +42,10 @@ pub struct Rendered {
     markers: Arc<TurnMarkers>,
     /// Markers that the template wrote, in the order of the text.
     written: Vec<Range<usize>>,
-    /// The sets of markers that the template may have put together from parts. The first holds with which
-    /// message text makes no marker.
+    /// The sets of markers that the template may have put together from parts. The first set for which
+    /// message text makes no marker is used.
     readings: Vec<Composed>,
-    /// The error's message if none of them holds.
+    /// The error's message if message text makes a marker for every set.
     refusal: String,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Composed {
     /// Positions in the rendered text, in bytes, where text of a message could complete a marker or be
     /// completed to one.
     pub(super) breaks: Vec<usize>,
-    /// The same conversation with neutral texts, if message text could be a marker without a break.
+    /// The same conversation with neutral texts, if message text could become a marker without a break.
     pub(super) neutral: Option<String>,
 }
 
@@ -267,7 +267,7 @@ impl TurnMarkers {
         })
     }
 
-    /// Whether a template or a normaliser without rules of its own could make a part of a marker of `text`.
+    /// Whether a template, or a normaliser without rules of its own, could turn `text` into part of a marker.
     fn suspects(&self, text: &str) -> bool {
         let sign = |c: char| !c.is_alphanumeric() && !c.is_whitespace();
         let signs: HashSet<char> =

@@ -45,7 +45,7 @@ const DECODE_BLOCKS: usize = 528;
 /// Warps per block of both kernels.
 const WARPS: usize = 4;
 
-/// The rows' parts before they are combined.
+/// Partial results of the rows' attention, before they are combined.
 #[derive(Debug, Default)]
 pub(super) struct AttentionScratch {
     /// Rows of the largest step.

@@ -43,7 +43,7 @@ struct Host {
 }
 
 /// The clock of measurements, in microseconds. It does not run by itself: launches and products add fixed
-/// durations, so that what is chosen by its speed does not depend on the machine.
+/// durations, so that the choice of the fastest product does not depend on the machine.
 type Clock = Arc<AtomicU64>;
 
 /// The library of kernels.
@@ -221,7 +221,8 @@ const WRONG: Algorithm = [7; 8];
 const ALGORITHMS: [(Algorithm, u64); 4] = [(WRONG, 1), ([2; 8], 50), ([1; 8], 10), ([3; 8], 30)];
 /// Microseconds of a launch of the `linear` kernel, and of any other kernel.
 const LAUNCH: (u64, u64) = (100, 1);
-/// Outputs and microseconds of products for which the library is slower than the `linear` kernel.
+/// Products with at most this many outputs take this many microseconds more, so that the `linear` kernel is
+/// faster than the library.
 const FEW_OUTPUTS: (usize, u64) = (32, 1_000_000);
 
 impl ProductLibrary for PlainProducts {

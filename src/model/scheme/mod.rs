@@ -34,7 +34,7 @@ const SCALE_DTYPES: &[&str] = &[
     "\"float32\"",
 ];
 
-/// The places of a scheme, as in errors.
+/// The two places of a scheme, as errors name them.
 const INLINE: &str = "`quantization_config` of config.json";
 const FILE: &str = "hf_quant_config.json";
 
@@ -56,7 +56,7 @@ pub struct Fp8Scheme {
     targets: Option<ModuleList>,
     /// The unquantised modules.
     ignored: ModuleList,
-    /// The scheme of `hf_quant_config.json`, if `config.json` has this one.
+    /// The scheme of `hf_quant_config.json`, if that file exists beside this scheme of `config.json`.
     file: Option<Box<Fp8Scheme>>,
 }
 

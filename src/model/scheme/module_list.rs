@@ -20,7 +20,8 @@ pub(super) enum Syntax {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Covered {
     No,
-    /// Some libraries read the list so that it covers the module, or it covers a parent of the module.
+    /// Only some libraries read the list so that it covers the module, or the list covers a parent or the
+    /// fused matrix of the module.
     Perhaps,
     Yes,
 }
@@ -113,7 +114,7 @@ impl ModuleList {
     }
 }
 
-/// Storage format of a linear weight, by the configuration.
+/// Storage format of a linear weight according to the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoredFormat {
     /// BF16, F16 or F32.

@@ -30,11 +30,11 @@ impl PythonRegex {
         Self::before(pattern, "")
     }
 
-    /// Compiles a pattern for use as in `re.match`. `end`, in the syntax of `fancy-regex`, has to match
-    /// behind it.
+    /// Compiles a pattern for use as in `re.match`. `end`, in the syntax of `fancy-regex`, has to match the
+    /// text after the match of the pattern.
     ///
     /// # Errors
-    /// As for [`Self::new`].
+    /// The same as those of [`Self::new`].
     pub(super) fn before(pattern: &str, end: &str) -> Result<Self, PatternError> {
         let chars: Vec<char> = pattern.chars().collect();
         let mut translator =
@@ -320,7 +320,7 @@ impl Translator<'_> {
         Ok(())
     }
 
-    /// Moves the end of the flags at the start, if what was just read from `start` on stands there.
+    /// Moves `flags_end` to the current position, if the text that was just read begins there, at `start`.
     fn skipped(&mut self, start: usize) {
         if self.flags_end == start {
             self.flags_end = self.at;

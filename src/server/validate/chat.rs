@@ -61,7 +61,9 @@ pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     match (wire.logprobs.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs = true with it")),
+        (false, Some(_)) => {
+            Err(ApiError::invalid("top_logprobs", "expected logprobs = true with this field"))
+        }
     }
 }
 
@@ -70,7 +72,7 @@ pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
     let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
-        let text = "expected add_generation_prompt = false with it, got true";
+        let text = "expected add_generation_prompt = false with this field, got true";
         return Err(ApiError::invalid("continue_final_message", text));
     }
     if continues && !messages.last().is_some_and(|last| last.role == Role::Assistant) {

@@ -66,9 +66,9 @@ fn or_defaults(wire: &CommonFields, defaults: &Defaults) -> Result<Defaults, Api
 }
 
 impl Defaults {
-    /// The defaults of a model: sampling parameters of its `generation_config.json`, which have the names and
-    /// ranges of those of requests. A value that a request could not have is not used, and a warning names
-    /// it.
+    /// The defaults of a model, and warnings. `sampling` has the sampling parameters of its
+    /// `generation_config.json`, which have the names and ranges of a request's fields. A value that a
+    /// request could not have is not used, and a warning names it.
     pub fn of_model(sampling: &Map<String, Value>) -> (Self, Vec<String>) {
         let (mut used, mut warnings) = (Self::default(), Vec::new());
         for (key, value) in sampling {

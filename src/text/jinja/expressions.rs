@@ -456,7 +456,7 @@ fn operand(code: String) -> String {
     if constant { code + "|_id" } else { code }
 }
 
-/// A string literal of minijinja, which reads JSON's. It contains no line ends.
+/// A string literal for minijinja, which reads the escapes of JSON. It contains no line ends.
 pub(super) fn literal(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -351,7 +351,7 @@ fn slices(args: &Args) -> Result<Value, Error> {
     Ok(Iter::value(slices))
 }
 
-/// A value with the keys of its dictionaries in order, as `pprint` prints them. It is at `depth`.
+/// A value with the keys of its dictionaries in order, as `pprint` prints them. `depth` is its nesting level.
 pub(super) fn with_sorted_keys(value: &Value, depth: usize) -> Result<Value, Error> {
     if depth > MAX_NESTING {
         return Err(error(format!("pprint: a value has more than {MAX_NESTING} levels")));

@@ -1,4 +1,4 @@
-//! Flags that Octant does not have, and values that a flag does not take: what to write instead.
+//! Flags that Octant does not have, and values that a flag does not take: errors say what to write instead.
 
 use super::parsed;
 

@@ -109,7 +109,9 @@ async fn a_constraint_that_cannot_be_compiled_is_a_400_that_names_the_field_and_
 #[tokio::test]
 async fn constrained_requests_change_no_other_stream() {
     let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(1));
-    let server = Setup::new().launch_with(executor);
+    let mut setup = Setup::new();
+    setup.config.max_queue_requests = 200;
+    let server = setup.launch_with(executor);
     let alone = super::limits::stream_choices(&server).await;
     server.until_empty().await;
     let more = |i: usize| match i % 5 {
@@ -122,8 +124,9 @@ async fn constrained_requests_change_no_other_stream() {
     let constrained = async {
         let all = (0..64).map(|i| server.chat("guilty", more(i)));
         for (i, reply) in futures_util::future::join_all(all).await.into_iter().enumerate() {
-            // A full queue may refuse some.
-            assert!(matches!(reply.status, 200 | 400 | 429), "{i}: {}", reply.text());
+            // The fourth kind is too large, or is cut.
+            let expected = [&[200][..], &[200], &[400], &[200, 400], &[200]][i % 5];
+            assert!(expected.contains(&reply.status), "{i}: {}", reply.text());
         }
     };
     let (beside, ()) = tokio::join!(super::limits::stream_choices(&server), constrained);

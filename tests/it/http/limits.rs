@@ -161,7 +161,7 @@ fn tokenize_requests_are_bounded() {
         }
         let reply = server.post("/detokenize", json!({ "tokens": [97] })).await;
         assert_eq!(reply.error(), (429, Some("queue_full".into()), None));
-        // Requests that generate have no part in this limit.
+        // Requests that generate do not count towards this limit.
         let mut beside = Connection::open(server.address).await;
         beside.request("POST", CHAT, &[], chat_body("ab", json!({})).to_string().as_bytes()).await;
         while server.status.snapshot().open_requests != 65 {

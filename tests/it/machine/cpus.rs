@@ -34,7 +34,7 @@ fn the_smallest_quota_on_the_way_to_the_root_counts() {
     assert_eq!(quota(v2_in_abc().file("sys/fs/cgroup/cpu.max", "600000 100000\n")), Some(6));
     // Other groups do not count.
     assert_eq!(quota(own("max 100000\n").file("sys/fs/cgroup/a/b/d/cpu.max", "100000 100000\n")), None);
-    // Parts of a core are rounded down, but one is left.
+    // Parts of a core are rounded down, but at least one core is left.
     assert_eq!(quota(own("199999 100000\n")), Some(1));
     assert_eq!(quota(own("1000 100000\n")), Some(1));
     for damaged in ["", "100000\n", "x 100000\n", "100000 0\n", "-1 100000\n"] {

@@ -1,11 +1,11 @@
 //! Tests of the two forms of a message's content, a string and a list of parts, under templates that want
-//! either. What is right is what vLLM gives the template (`--chat-template-content-format auto`).
+//! either. Templates must get the form that vLLM gives them (`--chat-template-content-format auto`).
 
 use octant::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError};
 
 use super::{load, message};
 
-/// Templates whose loop body is given.
+/// A template that loops over the messages, with the given body of the loop.
 fn each(body: &str) -> String {
     format!("{{% for m in messages %}}[{{{{ m.role }}}}]{body}{{% endfor %}}")
 }
@@ -15,7 +15,7 @@ const CONCATENATED: &str = "{{ '' + m['content'] + '' }}";
 const LIST: &str = "{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}";
 const BOTH: &str = "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}\
                     {{ p['text'] }}{% endfor %}{% endif %}";
-/// Prints the list itself for the system's role.
+/// Prints the content itself for the role system, and parts for other roles.
 const MIXED: &str = "{% if m.role == 'system' %}{{ m.content | trim }}{% elif m.content is string %}\
                      {{ m.content }}{% else %}{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}";
 const JSON: &str = "{{ m.content | tojson }}";

@@ -208,7 +208,7 @@ fn with_normalizer(normalizer: &serde_json::Value, normalized: bool) -> Tokenize
     Tokenizer::from_dir(dir.path()).unwrap()
 }
 
-/// Writes its markers as they are, and puts them together from parts.
+/// Two templates: the first contains its markers as they are, the second puts them together from parts.
 const TURNS: [&str; 2] = [
     "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}",
     "{% for m in messages %}{{ '<|im_' ~ 'start|>' }}{{ m.content }}{{ '<|im_' ~ 'end|>' }}{% endfor %}",

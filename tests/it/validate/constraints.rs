@@ -281,7 +281,6 @@ fn constraints_within_objects_are_refused_with_their_path() {
     for (more, param) in [
         (json!({ "nvext": { "top_k": 1 } }), "nvext.top_k"),
         (json!({ "nvext": { "guided_json": {}, "top_k": 1 } }), "nvext.top_k"),
-        (json!({ "nvext": "x" }), "nvext"),
         (json!({ "extra_body": { "guided_json": {} } }), "extra_body.guided_json"),
         (json!({ "extra_body": { "nvext": { "guided_json": {} } } }), "extra_body.nvext"),
         (json!({ "options": { "num_predict": 5 } }), "options.num_predict"),

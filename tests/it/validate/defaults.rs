@@ -8,7 +8,7 @@ use super::{a_chat, chat, chat_within, limits};
 
 const KEYS: [&str; 5] = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"];
 
-/// A model whose file has only these parameters, and the warnings.
+/// The limits of a model whose `generation_config.json` has only these parameters, and the warnings.
 fn model(sampling: Value) -> (Limits, Vec<String>) {
     let sampling: Map<String, Value> = serde_json::from_value(sampling).unwrap();
     let (defaults, warnings) = Defaults::of_model(&sampling);

@@ -128,6 +128,7 @@ fn what_is_not_understood_completely_is_refused_by_name() {
         (json!({ "guided_choice": "a" }), "guided_choice"),
         (json!({ "guided_choice": ["a", 1] }), "guided_choice[1]"),
         (json!({ "nvext": { "guided_choice": [1] } }), "nvext.guided_choice[0]"),
+        (json!({ "nvext": "x" }), "nvext"),
         (json!({ "ebnf": "a ::= \"x\"" }), "ebnf"),
         (json!({ "regex": "a", "guided_regex": "a" }), "regex"),
         (json!({ "guided_json": {}, "nvext": { "guided_json": {} } }), "nvext.guided_json"),
