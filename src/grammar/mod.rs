@@ -61,6 +61,11 @@ impl Grammar {
         &self.source
     }
 
+    /// Token ids that the grammar's masks have a bit for.
+    pub(crate) fn vocab(&self) -> usize {
+        self.vocab
+    }
+
     /// A matcher at the start of an answer, which shares no state with others: the work that a mask may take
     /// is bounded, and must not depend on what other requests have computed.
     fn start(&self) -> Matcher {

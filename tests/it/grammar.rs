@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 const EOS: u32 = 256;
 
 /// A token for each byte, some longer tokens, and an end.
-fn bytes() -> GrammarCompiler {
+pub fn bytes() -> GrammarCompiler {
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     tokens.push(b"<|end|>".to_vec());
     tokens.extend(["{\"", "\":", "true", "\", \"", "  ", "\n\n"].map(|text| text.as_bytes().to_vec()));
