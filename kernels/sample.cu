@@ -33,10 +33,13 @@ struct SampleRow {
     // For each list, the index of its first word in `lists` and its number of entries.
     uint32_t bias_begin, bias_count, barred_begin, barred_count;
     uint32_t prompt_begin, prompt_count, output_begin, output_count;
+    // Words of 32 ids, lowest bit first: ids whose bit is 0 are masked; no words mask none. The bit of the
+    // first logit is number `allowed_bit` of the first word.
+    uint32_t allowed_begin, allowed_count, allowed_bit;
     // The index in `last` at which the token is stored for the next step.
     uint32_t slot;
 };
-static_assert(sizeof(SampleRow) == 84);
+static_assert(sizeof(SampleRow) == 96);
 
 struct SampleResult {
     uint32_t token;
@@ -148,6 +151,13 @@ DEVICE void adjust(const SampleParams& p, const SampleRow& row, const float* raw
     __syncthreads();
     for (uint32_t i = threadIdx.x; i < row.barred_count; i += blockDim.x) {
         x[p.lists[row.barred_begin + i]] = -INFINITY;
+    }
+    if (row.allowed_count > 0) {
+        const uint32_t* allowed = p.lists + row.allowed_begin;
+        for (uint32_t i = threadIdx.x; i < p.vocab; i += blockDim.x) {
+            const uint32_t bit = i + row.allowed_bit;
+            if ((allowed[bit / 32] >> bit % 32 & 1) == 0) x[i] = -INFINITY;
+        }
     }
     __syncthreads();
 }

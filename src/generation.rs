@@ -11,7 +11,7 @@ mod choice;
 mod prompt;
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -21,6 +21,7 @@ pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
+use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
 use crate::machine;
 pub use crate::request::Cost;
 use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
@@ -48,6 +49,8 @@ pub struct Ask {
     pub tenant: Tenant,
     /// Requests share cached prefixes only within one salt.
     pub cache_salt: Option<Arc<str>>,
+    /// The constraint on the answer.
+    pub grammar: Option<GrammarSource>,
 }
 
 /// The most tokens of a choice.
@@ -113,6 +116,9 @@ pub enum Refusal {
         /// Tokens that fit.
         max: u32,
     },
+    /// The constraint on the answer cannot be compiled.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The engine's refusal.
     #[error(transparent)]
     Rejected(#[from] Reject),
@@ -171,6 +177,8 @@ pub struct Generator {
     /// Limits how many texts are tokenised at once. Tokenising is CPU work, and more of it at once would only
     /// slow the engine's thread.
     tokenizing: Arc<Semaphore>,
+    /// Compiles constraints; made by the first request with one.
+    grammars: Arc<Mutex<Option<Arc<GrammarCompiler>>>>,
 }
 
 impl Generator {
@@ -182,8 +190,8 @@ impl Generator {
         max_text_bytes: usize,
     ) -> Self {
         let template = template.map(Arc::new);
-        let cores = machine::cores();
-        Self { engine, tokenizer, template, max_text_bytes, tokenizing: Arc::new(Semaphore::new(cores)) }
+        let tokenizing = Arc::new(Semaphore::new(machine::cores()));
+        Self { engine, tokenizer, template, max_text_bytes, tokenizing, grammars: Arc::default() }
     }
 
     /// The engine.
@@ -229,6 +237,23 @@ impl Generator {
         self.blocking(move || tokenizer.decode(&ids, false)).await
     }
 
+    /// Compiles a constraint off the async threads.
+    async fn compile(&self, source: GrammarSource) -> Result<Arc<Grammar>, Refusal> {
+        let (tokenizer, grammars) = (Arc::clone(&self.tokenizer), Arc::clone(&self.grammars));
+        let vocab = self.vocab_size();
+        let compiled = self.blocking(move || {
+            let mut compiler = grammars.lock().unwrap_or_else(PoisonError::into_inner);
+            let compiler = match &*compiler {
+                Some(made) => Arc::clone(made),
+                None => Arc::clone(
+                    compiler.insert(Arc::new(GrammarCompiler::new(vocabulary(&tokenizer, vocab))?)),
+                ),
+            };
+            compiler.compile(&source)
+        });
+        Ok(compiled.await??)
+    }
+
     /// Runs work of the tokenizer on a blocking thread, when one of the permits is free.
     async fn blocking<T: Send + 'static>(
         &self,
@@ -262,6 +287,9 @@ impl Generator {
         self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
         let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        if let Some(source) = ask.grammar.take() {
+            ask.sampling.grammar = Some(self.compile(source).await?);
+        }
         let mut requests = Vec::new();
         let mut choices = Vec::new();
         let mut most = 0;
@@ -312,6 +340,16 @@ impl Generator {
             return Err(Refusal::MinTokens { min, max: max_tokens });
         }
         Ok(max_tokens)
+    }
+}
+
+/// The first `vocab` tokens of the tokenizer.
+fn vocabulary(tokenizer: &Tokenizer, vocab: usize) -> Vocabulary {
+    let ids = 0..vocab as u32;
+    Vocabulary {
+        tokens: ids.clone().map(|id| tokenizer.token_bytes(id)).collect(),
+        special: ids.map(|id| tokenizer.is_special(id)).collect(),
+        eos: tokenizer.eos().into_iter().collect(),
     }
 }
 

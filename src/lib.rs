@@ -24,6 +24,9 @@ pub mod generation;
 /// Strings to tokens and back: chat template, tokenizer, incremental detokenizer, stop strings.
 pub mod text;
 
+/// Grammars that constrain answers: structured output.
+pub mod grammar;
+
 /// Requests to the engine and updates from it, as plain data.
 pub mod request;
 

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use crate::grammar::Grammar;
+
 /// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not
 /// at all.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -77,6 +79,9 @@ pub struct SamplingParams {
     pub min_tokens: u32,
     /// The ids that may not be sampled before `min_tokens`: end-of-sequence and stop ids.
     pub barred: Vec<u32>,
+    /// The grammar that the answer follows. A recording does not keep it, only the tokens that it allowed.
+    #[serde(skip)]
+    pub grammar: Option<Arc<Grammar>>,
 }
 
 impl SamplingParams {
@@ -95,6 +100,7 @@ impl SamplingParams {
             logprobs: None,
             min_tokens: 0,
             barred: Vec::new(),
+            grammar: None,
         }
     }
 }
@@ -195,7 +201,9 @@ impl Cost {
 pub enum Finish {
     /// A stop id was sampled; it is the last token of the output.
     Stop(u32),
-    /// `max_tokens` were generated.
+    /// The grammar allows no further text after the last token, which is part of the output.
+    Complete,
+    /// `max_tokens` were generated, or the grammar allows no token of the vocabulary.
     Length,
     /// The server failed; the text says why.
     Error(String),

@@ -74,6 +74,7 @@ impl Steps {
             prompt_len: 1,
             tokens: prompt.clone(),
             prompt_logprobs: None,
+            grammar: None,
         };
         self.row(slot, Some(Arc::new(start)), TokenSource::Host(prompt), 0)
     }

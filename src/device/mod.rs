@@ -211,6 +211,9 @@ pub struct SampleRow<'a> {
     pub logit_bias: &'a [(u32, f32)],
     /// Masked ids.
     pub barred: &'a [u32],
+    /// A bit for each id of the vocabulary, in words of 32 ids, lowest bit first; ids whose bit is 0 are
+    /// masked. `None` masks none.
+    pub allowed: Option<&'a [u32]>,
     /// Tokens of the prompt, for the repetition penalty, in any order and possibly repeated.
     pub prompt: &'a [u32],
     /// Pairs of an id and its number of occurrences among the generated tokens.

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use smallvec::SmallVec;
 
+use crate::grammar::GrammarProgress;
 use crate::request::Request;
 use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::StepOutput;
@@ -46,6 +47,8 @@ pub struct RecordedRow {
     pub non_finite: bool,
     /// Number of prompt tokens scored.
     pub scores: usize,
+    /// How far the answer has come in its grammar.
+    pub grammar: GrammarProgress,
 }
 
 impl Event {
@@ -54,6 +57,7 @@ impl Event {
             tokens: row.tokens.iter().map(|token| token.id).collect(),
             non_finite: row.non_finite,
             scores: row.scores.len(),
+            grammar: row.grammar.clone(),
         };
         Self::Commit { id: output.id, rows: output.rows.iter().map(recorded).collect() }
     }

@@ -67,14 +67,16 @@ impl Runner {
     /// If `parts` is empty.
     pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, step_timeout: Duration) -> Self {
         assert!(!parts.is_empty(), "a runner needs a rank");
+        let ranks = parts.len();
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
+            let place = rank::RankPlace { rank: index, ranks };
             let (plans, inbox) = flume::unbounded();
             let (outbox, outcomes) = flume::unbounded();
             let (done, prepared) = flume::bounded(1);
             let refused = outbox.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("rank-{index}"))
-                .spawn(move || rank::run_rank(parts, &inbox, &outbox, done));
+                .spawn(move || rank::run_rank(parts, place, &inbox, &outbox, done));
             if let Err(error) = &thread {
                 let failure = RankFailure::Own(format!("the system cannot start its thread: {error}"));
                 let _unread = refused.send(Err(failure));

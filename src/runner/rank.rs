@@ -13,6 +13,7 @@ use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::Communicator;
 use crate::device::{CacheSpec, Device, DeviceError, Graph, PEER, SampleSource, StepInputs};
 use crate::engine::panic_text;
+use crate::grammar::TokenMask;
 use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
@@ -37,6 +38,15 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
     pub vocab: usize,
 }
 
+/// A rank's place in its group.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RankPlace {
+    /// Counted from 0.
+    pub(super) rank: usize,
+    /// The size of the group.
+    pub(super) ranks: usize,
+}
+
 /// A started rank.
 pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
     // Fields are dropped in this order. NCCL waits for the graphs that use it, so graphs go first. Then
@@ -51,6 +61,16 @@ pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
     space: Workspace<D>,
     cache: D::Cache,
     slots: SamplerSlots,
+    place: RankPlace,
+}
+
+/// A step whose forward pass has been launched.
+struct ForwardPass {
+    plan: Arc<StepPlan>,
+    /// Scores of prompt tokens.
+    rows: Vec<RowOutput>,
+    /// The first input token of each row.
+    firsts: Vec<usize>,
 }
 
 /// A step that has been launched, and whose tokens have been sampled but not read back.
@@ -65,13 +85,14 @@ struct PendingOutput {
 /// before the results of the previous step are read, so an asynchronous device never waits for the host.
 pub(super) fn run_rank<D: Device, C: Communicator<D>>(
     parts: RankParts<D, C>,
+    place: RankPlace,
     plans: &flume::Receiver<Arc<StepPlan>>,
     outcomes: &flume::Sender<RankOutcome>,
     prepared: flume::Sender<()>,
 ) {
     let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DeviceError> {
         pin_to(&parts.processors);
-        let mut rank = RankWorker::new(parts)?;
+        let mut rank = RankWorker::new(parts, place)?;
         let _ignored = prepared.send(());
         let mut previous: Option<PendingOutput> = None;
         loop {
@@ -80,10 +101,11 @@ pub(super) fn run_rank<D: Device, C: Communicator<D>>(
                 return Ok(());
             }
             let mut outputs = Vec::new();
-            if next.as_deref().is_some_and(|plan| rank.needs_last_tokens(plan)) {
+            let forward = next.map(|plan| rank.launch_forward(plan)).transpose()?;
+            if forward.as_ref().is_some_and(|step| rank.needs_last_tokens(&step.plan)) {
                 outputs.extend(previous.take().map(|step| rank.finish(step)));
             }
-            let launched = next.map(|plan| rank.launch(plan)).transpose()?;
+            let launched = forward.map(|step| rank.launch_sampling(step)).transpose()?;
             outputs.extend(previous.take().map(|step| rank.finish(step)));
             previous = launched;
             for output in outputs {
@@ -113,7 +135,7 @@ fn pin_to(processors: &[usize]) {
 }
 
 impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
-    fn new(parts: RankParts<D, C>) -> Result<Self, DeviceError> {
+    fn new(parts: RankParts<D, C>, place: RankPlace) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
         let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
         let name = format!("KV cache of {} blocks", parts.cache.blocks);
@@ -121,6 +143,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
             space,
             cache: parts.device.cache(parts.cache).map_err(|error| error.at(&name))?,
             slots: SamplerSlots::new(parts.max_num_seqs),
+            place,
             vocab: parts.vocab.min(parts.model.vocab()),
             device: parts.device,
             comm: parts.comm,
@@ -161,22 +184,29 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         self.model.forward(inputs, &mut self.space, pass)
     }
 
-    /// Whether a plan cannot be launched until the tokens of the previous step are read: a penalty counts
-    /// them.
+    /// Whether a plan cannot be sampled until the tokens of the previous step are read: a penalty counts
+    /// them, or a grammar follows them. The forward pass does not need them on the host: it runs meanwhile.
     fn needs_last_tokens(&self, plan: &StepPlan) -> bool {
         let feeds_last = |row: &&Row| row.tokens == TokenSource::LastSampled && row.start.is_none();
-        plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).has_penalty())
+        plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).needs_last_token())
     }
 
-    /// Launches one step: forward pass, scores of prompt tokens, sampling.
-    fn launch(&mut self, plan: Arc<StepPlan>) -> Result<PendingOutput, DeviceError> {
+    /// Launches the forward pass of a step, and scores prompt tokens.
+    fn launch_forward(&mut self, plan: Arc<StepPlan>) -> Result<ForwardPass, DeviceError> {
         self.slots.admit(&plan);
         let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
         self.score(&plan, &firsts, &mut rows)?;
-        let pieces = self.sample(&plan, &firsts)?;
+        Ok(ForwardPass { plan, rows, firsts })
+    }
+
+    /// Launches the sampling of a step.
+    fn launch_sampling(&mut self, step: ForwardPass) -> Result<PendingOutput, DeviceError> {
+        let ForwardPass { plan, rows, firsts } = step;
+        let masks = self.masks(&plan);
+        let pieces = self.sample(&plan, &firsts, &masks)?;
         let sampled = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
         let sampled = pieces.into_iter().map(|piece| piece.into_iter().map(sampled).collect()).collect();
         Ok(PendingOutput { sampled, plan, rows })
@@ -188,7 +218,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         for piece in &sampled {
             let tokens = self.device.take_sampled(&mut self.space.step)?;
             for ((index, start), token) in piece.iter().zip(tokens) {
-                self.slots.add_sampled(plan.rows[*index].slot, start, token, &mut rows[*index]);
+                self.slots.add_sampled(&plan.rows[*index], start, token, &mut rows[*index]);
             }
         }
         Ok(StepOutput { id: plan.id, rows })
@@ -209,20 +239,38 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         Ok(())
     }
 
+    /// The masks of the rows that sample, by row. Ranks share the masks: each begins with another row, so
+    /// that they divide the work.
+    fn masks(&self, plan: &StepPlan) -> Vec<Option<TokenMask>> {
+        let mut masks = vec![None; plan.rows.len()];
+        let first = plan.rows.len() * self.place.rank / self.place.ranks;
+        for index in (first..plan.rows.len()).chain(0..first) {
+            let row = &plan.rows[index];
+            masks[index] = if row.sample { self.slots.mask(row) } else { None };
+        }
+        masks
+    }
+
     /// Samples a token for each row that wants one. Returns the rows of each sampling launch.
-    fn sample(&mut self, plan: &StepPlan, firsts: &[usize]) -> Result<Vec<Vec<usize>>, DeviceError> {
+    fn sample(
+        &mut self,
+        plan: &StepPlan,
+        firsts: &[usize],
+        masks: &[Option<TokenMask>],
+    ) -> Result<Vec<Vec<usize>>, DeviceError> {
         let wanting = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample);
         // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
         // allow it, not all of them.
         let divided = self.model.is_divided();
-        let is_short = |index: &usize| divided && self.slots.sample_row(&plan.rows[*index]).is_short();
+        let row = |index: &usize| self.slots.sample_row(&plan.rows[*index], masks[*index].as_ref());
+        let is_short = |index: &usize| divided && row(index).is_short();
         let (short, whole): (Vec<usize>, Vec<usize>) = wanting.partition(is_short);
         let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
         let pieces: Vec<_> = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false))).collect();
         for (piece, is_short) in &pieces {
             let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
             let wanted: Vec<u32> = piece.iter().map(last).collect();
-            let rows: Vec<_> = piece.iter().map(|index| self.slots.sample_row(&plan.rows[*index])).collect();
+            let rows: Vec<_> = piece.iter().map(row).collect();
             let space = &mut self.space;
             if *is_short {
                 let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::{self, RowLogprob, SampleRow};
+use crate::grammar::{GrammarProgress, TokenMask};
 use crate::request::{SampledToken, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
@@ -30,8 +31,13 @@ impl SlotState {
         &self.start
     }
 
+    /// Whether the tokens generated before must be known before the next one is sampled.
+    pub(super) fn needs_last_token(&self) -> bool {
+        self.has_penalty() || self.start.grammar.is_some()
+    }
+
     /// Whether a penalty makes the next token depend on the tokens generated before.
-    pub(super) fn has_penalty(&self) -> bool {
+    fn has_penalty(&self) -> bool {
         let p = &self.start.sampling;
         p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
     }
@@ -75,13 +81,22 @@ impl SamplerSlots {
         self.0[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
     }
 
-    /// The sampling parameters of a row's next token.
-    pub(super) fn sample_row<'a>(&'a self, row: &Row) -> SampleRow<'a> {
+    /// The grammar's mask for the token that a row samples; `None` if the slot has no grammar, or if its
+    /// grammar allows no token.
+    pub(super) fn mask(&self, row: &Row) -> Option<TokenMask> {
+        let start = &self.get(row.slot).start;
+        start.grammar.as_ref()?.mask(generated(row, start))
+    }
+
+    /// The sampling parameters of a row's next token, with its grammar's mask.
+    pub(super) fn sample_row<'a>(&'a self, row: &Row, mask: Option<&'a TokenMask>) -> SampleRow<'a> {
         let slot = self.get(row.slot);
         let p = &slot.start.sampling;
         let position = row.position + row.tokens.len() as u32;
-        let generated = position as usize - slot.start.prompt_len;
-        let barred: &[u32] = if generated < p.min_tokens as usize { &p.barred } else { &[] };
+        let too_early = generated(row, &slot.start) < p.min_tokens as usize;
+        // A grammar that allows only an end has precedence over the least number of tokens.
+        let goes_on = mask.is_none_or(|mask| allows_another(mask, &p.barred));
+        let barred: &[u32] = if too_early && goes_on { &p.barred } else { &[] };
         SampleRow {
             temperature: p.temperature,
             top_p: p.top_p,
@@ -92,6 +107,7 @@ impl SamplerSlots {
             frequency_penalty: p.frequency_penalty,
             logit_bias: &p.logit_bias,
             barred,
+            allowed: mask.map(|mask| &**mask),
             prompt: &slot.start.tokens[..slot.start.prompt_len],
             output: &slot.output,
             seed: p.seed,
@@ -102,10 +118,10 @@ impl SamplerSlots {
     }
 
     /// Adds a sampled token to the row's output, and to the slot's counts unless the slot has another
-    /// occupant by now.
+    /// occupant by now. The sequence's grammar consumes the token.
     pub(super) fn add_sampled(
         &mut self,
-        slot: u32,
+        row: &Row,
         start: &Arc<SlotStart>,
         sampled: device::SampleResult,
         out: &mut RowOutput,
@@ -113,7 +129,13 @@ impl SamplerSlots {
         match sampled {
             device::SampleResult::NonFinite => out.non_finite = true,
             device::SampleResult::Token(token, logprob) => {
-                let slot = self.0[slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
+                if let Some(grammar) = &start.grammar {
+                    out.grammar = grammar.advance(generated(row, start), token);
+                    if out.grammar == GrammarProgress::Stuck {
+                        return;
+                    }
+                }
+                let slot = self.0[row.slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
                 if let Some(slot) = slot {
                     slot.count(token);
                 }
@@ -122,6 +144,19 @@ impl SamplerSlots {
             }
         }
     }
+}
+
+/// The number of tokens generated before the one that a row samples.
+fn generated(row: &Row, start: &SlotStart) -> usize {
+    row.position as usize + row.tokens.len() - start.prompt_len
+}
+
+/// Whether a mask allows an id that is not barred.
+fn allows_another(mask: &TokenMask, barred: &[u32]) -> bool {
+    let allowed: u32 = mask.iter().map(|word| word.count_ones()).sum();
+    let is_allowed =
+        |id: &&u32| mask.get(**id as usize / 32).is_some_and(|word| word >> (**id % 32) & 1 == 1);
+    allowed as usize > barred.iter().filter(is_allowed).count()
 }
 
 /// Adds the scores of one chunk of a prompt to the row's output.

@@ -54,6 +54,11 @@ fn check_sampling(sampling: &SamplingParams, vocab: usize) -> Result<(), Reject>
         check_float("logit_bias", bias, (-100.0..=100.0).contains(&bias), "from -100 to 100")?;
     }
     check_ids("stop_token_ids", s.barred.iter().copied(), vocab)?;
+    // A mask has a bit for each id, and devices have a logit for each.
+    if let Some(ids) = s.grammar.as_ref().map(|grammar| grammar.vocab()).filter(|ids| *ids > vocab) {
+        let message = format!("expected a grammar over at most {vocab} token ids, got {ids}");
+        return Err(Reject::Invalid { field: "structured_outputs", message });
+    }
     check_alternatives("logprobs", s.logprobs, vocab)
 }
 

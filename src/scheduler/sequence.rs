@@ -7,6 +7,7 @@ use super::blocks::{BlockTable, Pool};
 use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
+use crate::grammar::{GrammarMatcher, GrammarProgress};
 use crate::request::{Finish, Request, Tenant, Update};
 
 /// The order of running sequences: the first is planned first, and the last is preempted when blocks run out.
@@ -251,6 +252,10 @@ impl Sequence {
             prompt_len: self.prompt_len(),
             tokens: self.tokens.clone(),
             prompt_logprobs: self.request.prompt_logprobs,
+            grammar: self.request.sampling.grammar.as_ref().map(|grammar| {
+                let (stop_ids, before) = (&self.request.stop.stop_ids, &self.tokens[self.prompt_len()..]);
+                GrammarMatcher::new(Arc::clone(grammar), stop_ids.clone(), before.to_vec())
+            }),
         })
     }
 
@@ -289,12 +294,15 @@ impl Sequence {
         prompt_logprobs.drain(..again);
         self.scored += prompt_logprobs.len();
         let mut tokens = output.tokens;
-        let mut finish = if tokens.is_empty() { self.finish_unsampled() } else { None };
+        let mut finish = if tokens.is_empty() { self.finish_unsampled(&output.grammar) } else { None };
         let mut accepted = 0;
         while accepted < tokens.len() && finish.is_none() {
             self.tokens.push(tokens[accepted].id);
             finish = self.finish(tokens[accepted].id);
             accepted += 1;
+        }
+        if accepted == tokens.len() && output.grammar == GrammarProgress::Complete {
+            finish = finish.filter(|finish| matches!(finish, Finish::Stop(_))).or(Some(Finish::Complete));
         }
         // Tokens sampled after the one that ends the request are dropped.
         tokens.truncate(accepted);
@@ -311,9 +319,12 @@ impl Sequence {
         if std::mem::replace(&mut self.answered, true) { None } else { self.cached }
     }
 
-    /// How the request ends after a row that sampled no token; `None` if it goes on. Only a request with
-    /// `max_tokens` 0 ends here, once its prompt is computed.
-    fn finish_unsampled(&self) -> Option<Finish> {
+    /// How the request ends after a row that sampled no token; `None` if it goes on. A request with
+    /// `max_tokens` 0 ends here, once its prompt is computed, and one whose grammar allows no token.
+    fn finish_unsampled(&self, grammar: &GrammarProgress) -> Option<Finish> {
+        if *grammar == GrammarProgress::Stuck {
+            return Some(Finish::Length);
+        }
         let scored_only = self.request.stop.max_tokens == 0 && self.computed == self.tokens.len();
         scored_only.then_some(Finish::Length)
     }
@@ -355,6 +366,9 @@ fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
     }
+    if let GrammarProgress::Failed(reason) = &output.grammar {
+        return Some(reason.clone());
+    }
     if output.scores.len() != row.scores {
         return Some(format!(
             "the executor returned {} scores, expected {}",
@@ -365,6 +379,7 @@ fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
     if let Some(token) = output.tokens.iter().find(|token| token.id as usize >= vocab) {
         return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));
     }
-    let (got, expected) = (output.tokens.len(), usize::from(row.sample));
+    let stuck = output.grammar == GrammarProgress::Stuck;
+    let (got, expected) = (output.tokens.len(), usize::from(row.sample && !stuck));
     (got != expected).then(|| format!("the executor sampled {got} tokens, expected {expected}"))
 }

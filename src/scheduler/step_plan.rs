@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use crate::grammar::{GrammarMatcher, GrammarProgress};
 use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 
 /// Tokens per KV block.
@@ -67,7 +68,7 @@ impl TokenSource {
 }
 
 /// A sequence's data that a runner needs for as long as the sequence holds its slot.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct SlotStart {
     /// Sampling parameters of the sequence.
     pub sampling: Arc<SamplingParams>,
@@ -77,6 +78,8 @@ pub struct SlotStart {
     pub tokens: Vec<u32>,
     /// Number of alternatives to report with each scored prompt token.
     pub prompt_logprobs: Option<u8>,
+    /// The state of the sequence's grammar, which all ranks share.
+    pub grammar: Option<GrammarMatcher>,
 }
 
 /// The output of one step: one entry per row of its plan, in the same order.
@@ -98,4 +101,6 @@ pub struct RowOutput {
     pub scores: Vec<TokenLogprob>,
     /// NaN or infinity in this row's logits: this request fails, other requests do not.
     pub non_finite: bool,
+    /// How far the answer has come in its grammar. A row samples no token where the grammar allows none.
+    pub grammar: GrammarProgress,
 }

@@ -51,6 +51,11 @@ impl Fields {
         }
     }
 
+    /// Puts back a value, or a part of it, that was taken.
+    pub(crate) fn put(&mut self, name: &str, value: Value) {
+        self.map.insert(name.to_owned(), value);
+    }
+
     /// Takes an integer from -2^63 to 2^64 - 1.
     pub(crate) fn int(&mut self, name: &'static str) -> Result<Option<i128>, ApiError> {
         self.take(name, "an integer", integer)

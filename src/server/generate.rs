@@ -53,7 +53,9 @@ pub(crate) async fn start(
     format: ReplyFormat,
     record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
-    let ValidRequest { model, ask, timeout: within, include_usage, include_cost, logprobs, .. } = valid;
+    let ValidRequest {
+        model, ask, timeout: within, include_usage, include_cost, logprobs, grammar_path, ..
+    } = valid;
     let id = format!("{}-{:016x}{:016x}", format.id_prefix(), random_u64()?, random_u64()?);
     let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
     let Admission { permit, received_at, timeout } = admission;
@@ -67,7 +69,10 @@ pub(crate) async fn start(
     let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {
         state.metrics.refused(&refusal);
-        refusal_error(state, refusal, format)
+        match refusal {
+            Refusal::Grammar(error) => ApiError::invalid(grammar_path, error.to_string()),
+            refusal => refusal_error(state, refusal, format),
+        }
     })?;
     let tracker = Some(state.metrics.track(admitted, &generation));
     Ok(TrackedGeneration { generation, builder, tracker, state: Arc::clone(state) })

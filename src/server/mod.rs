@@ -11,6 +11,7 @@ mod access_log;
 pub mod api_keys;
 mod body;
 mod byte_budget;
+mod constraint;
 mod constraint_names;
 mod cors;
 mod drain;

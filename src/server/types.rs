@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value};
 
+use super::constraint::{self, Constraint};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::unsupported;
@@ -37,6 +38,8 @@ pub(crate) struct CommonFields {
     pub(crate) user: Option<String>,
     pub(crate) timeout: Option<f64>,
     pub(crate) return_cost: Option<bool>,
+    /// The constraint on the answer, from any of its fields.
+    pub(crate) constraint: Option<Constraint>,
     /// Paths of unknown fields.
     pub(crate) ignored: Vec<String>,
 }
@@ -112,6 +115,7 @@ impl CommonFields {
     /// # Errors
     /// 400 if a field has the wrong type, or is known but not supported.
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
+        let constraint = constraint::take(&mut fields)?;
         unsupported::refuse(&mut fields)?;
         for (name, harmless) in WITHOUT_EFFECT {
             fields.drop_if(name, harmless);
@@ -152,6 +156,7 @@ impl CommonFields {
             user: fields.string("user")?,
             timeout: fields.float("timeout")?,
             return_cost: fields.bool("return_cost")?,
+            constraint,
             ignored,
         };
         common.ignored.extend(unsupported::ignored(fields)?);

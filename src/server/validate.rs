@@ -23,6 +23,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::api_keys::Caller;
+use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, missing, wrong_type};
 use super::types::{ChatWire, CommonFields, CompletionWire};
@@ -54,6 +55,8 @@ pub struct ValidRequest {
     pub include_cost: bool,
     /// Whether the answer has log-probabilities.
     pub logprobs: bool,
+    /// The path of the field that constrains the answer.
+    pub(crate) grammar_path: String,
     /// Paths of unknown fields. Private, so that only this module can make a `ValidRequest`.
     ignored: Vec<String>,
 }
@@ -197,6 +200,10 @@ fn finish(
     let cache_salt = cache_salt(wire.cache_salt)?;
     let tenant = tenant(wire.user)?;
     let timeout = timeout(wire.timeout)?;
+    let (grammar, grammar_path) = match wire.constraint {
+        Some(Constraint { path, source }) => (Some(source), path),
+        None => (None, String::new()),
+    };
     let ask = Ask {
         prompts: route.prompts,
         n,
@@ -207,6 +214,7 @@ fn finish(
         priority,
         tenant,
         cache_salt,
+        grammar,
     };
     Ok(ValidRequest {
         model,
@@ -216,6 +224,7 @@ fn finish(
         include_usage: wire.stream_options.flatten().unwrap_or(false),
         include_cost: wire.return_cost.unwrap_or(false),
         logprobs: route.logprobs.is_some(),
+        grammar_path,
         ignored: wire.ignored,
     })
 }

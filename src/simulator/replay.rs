@@ -209,5 +209,5 @@ fn output(row: &RecordedRow) -> RowOutput {
     // The scheduler rejects any number of scores that the plan does not ask for; the limit bounds memory.
     let scores = vec![score; row.scores.min(1 << 24)];
     let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();
-    RowOutput { tokens, scores, non_finite: row.non_finite }
+    RowOutput { tokens, scores, non_finite: row.non_finite, grammar: row.grammar.clone() }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::answers::{AnswerKey, SyntheticAnswers};
 use crate::cost::{CostModel, RowShape, StepTime};
+use crate::grammar::{GrammarProgress, next_allowed};
 use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepOutput, StepPlan};
 
@@ -92,10 +93,20 @@ impl SimulatedModel {
         }
         // The position alone determines the number of the token in the answer.
         let generated = row.position as usize + row.tokens.len() - start.prompt_len;
-        let token = self.answers.token(*key, generated, &start.sampling);
+        let chosen = self.answers.token(*key, generated, &start.sampling);
+        let mask = start.grammar.as_ref().map(|grammar| grammar.mask(generated));
+        let token = match mask.as_ref().map(Option::as_deref) {
+            None | Some(None) => chosen,
+            Some(Some(mask)) => next_allowed(mask, chosen),
+        };
+        let grammar = start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
+        let grammar = grammar.unwrap_or_default();
+        if grammar == GrammarProgress::Stuck {
+            return RowOutput { scores, grammar, ..RowOutput::default() };
+        }
         let logprob = start.sampling.logprobs.map(|top| Box::new(self.answers.score(token, top)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, non_finite: false }
+        RowOutput { tokens, scores, non_finite: false, grammar }
     }
 }
 

@@ -5,10 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use octant::engine::{EngineHandle, SchedulerConfig, SubmitOptions};
+use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, Vocabulary};
 use octant::request::{Request, SamplingParams, TokenLogprob};
 
 use super::model::{engine, fixture, request};
 use crate::dev;
+
+/// Token ids of the models.
+const VOCAB: usize = 384;
 
 /// The ids and log-probabilities of the generated tokens.
 pub type Answer = Vec<(u32, TokenLogprob)>;
@@ -32,8 +36,19 @@ pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
     }
 }
 
+/// A grammar of letters in pairs, for which token `i` is letter number `i` modulo 26. It has no end before
+/// all tokens are generated.
+fn pairs(vocab: usize) -> Arc<Grammar> {
+    let letter = |id: usize| vec![b'a' + (id % 26) as u8];
+    let mut tokens: Vec<Vec<u8>> = (0..vocab).map(letter).collect();
+    tokens[0] = b"<end>".to_vec();
+    let special = (0..vocab).map(|id| id == 0).collect();
+    let compiler = GrammarCompiler::new(Vocabulary { tokens, special, eos: vec![0] }).unwrap();
+    compiler.compile(&GrammarSource::Regex("([a-m][n-z]){500}".to_owned())).unwrap()
+}
+
 /// Greedy and random requests with prompts of up to three blocks. The last prompt shares two blocks with the
-/// first. Every second request has no penalties.
+/// first. Every second request has no penalties. Two requests follow a grammar.
 fn requests() -> Vec<Request> {
     let prompt =
         |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
@@ -54,6 +69,11 @@ fn requests() -> Vec<Request> {
             ..SamplingParams::clone(&request.sampling)
         };
         request.sampling = Arc::new(plain);
+    }
+    let grammar = pairs(VOCAB);
+    for i in [2, 8] {
+        let grammar = Some(Arc::clone(&grammar));
+        all[i].sampling = Arc::new(SamplingParams { grammar, ..SamplingParams::clone(&all[i].sampling) });
     }
     all
 }
@@ -94,6 +114,10 @@ fn a_request_has_the_same_bits_in_any_batch() {
     for name in ["nemotron", "llama"] {
         let dir = fixture(name);
         let expected = alone(&dir);
+        for constrained in [2, 8] {
+            let letters = expected[constrained].iter().map(|(token, _)| token % 26);
+            assert!(letters.enumerate().all(|(i, letter)| (letter < 13) == (i % 2 == 0)), "{name}: pairs");
+        }
         assert!(together(&dir, |_| {}, 1).0 == expected, "{name}: in a full batch");
         assert!(together(&dir, |_| {}, 2).0 == expected, "{name}: with two steps in flight");
         // Without penalties, a step may be launched before the host knows its input tokens.

@@ -4,6 +4,7 @@
 mod attention;
 pub mod determinism;
 pub mod golden;
+mod grammars;
 mod linear;
 mod matrix_builder;
 pub mod model;

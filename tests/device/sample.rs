@@ -17,6 +17,7 @@ pub fn row() -> SampleRow<'static> {
         frequency_penalty: 0.0,
         logit_bias: &[],
         barred: &[],
+        allowed: None,
         prompt: &[],
         output: &[],
         seed: 1,
@@ -78,6 +79,9 @@ fn bias_penalties_and_mask_change_the_choice() {
     let logits = [1.0, 2.0, 3.0, 2.5];
     assert_eq!(token(&logits, &SampleRow { logit_bias: &[(0, 5.0)], ..row() }), 0);
     assert_eq!(token(&logits, &SampleRow { barred: &[2], ..row() }), 3);
+    assert_eq!(token(&logits, &SampleRow { allowed: Some(&[0b1011]), ..row() }), 3);
+    assert_eq!(token(&logits, &SampleRow { allowed: Some(&[0b1011]), barred: &[3], ..row() }), 1);
+    assert_eq!(token(&logits, &SampleRow { allowed: Some(&[0b0001]), logit_bias: &[(3, 50.0)], ..row() }), 0);
     assert_eq!(token(&logits, &SampleRow { presence_penalty: 1.0, output: &[(2, 1)], ..row() }), 3);
     assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 1)], ..row() }), 2);
     assert_eq!(token(&logits, &SampleRow { frequency_penalty: 0.4, output: &[(2, 2)], ..row() }), 3);
@@ -261,6 +265,7 @@ fn shortlists_give_the_same_tokens_as_all_logits() {
     let bias = [(3, 2.5), (650, 4.0), (3, 1.0)];
     let (prompt, output) = ([5, 600, 5, 77], [(650, 3), (9, 1)]);
     let barred: Vec<u32> = (100..690).collect();
+    let allowed: Vec<u32> = (0..cols as u32).step_by(32).map(|id| 0x9249_2492_u32.rotate_left(id)).collect();
     for (i, top_k) in [0, 1, 7, 64, 64, 3].into_iter().enumerate() {
         for variant in 0..4 {
             // Rounding makes ties.
@@ -282,18 +287,23 @@ fn shortlists_give_the_same_tokens_as_all_logits() {
             if variant >= 2 {
                 row.barred = &barred;
             }
+            if variant == 3 {
+                row.allowed = Some(&allowed);
+            }
             rows.push(row);
         }
     }
-    // Three rows without a token: all ids masked, a NaN, an infinity.
+    // Four rows without a token: all ids barred, no id allowed, a NaN, an infinity.
     let all: Vec<u32> = (0..vocab as u32).collect();
     rows[2].barred = &all;
+    let nothing = [0; 22];
+    rows[9].allowed = Some(&nothing);
     logits[5 * cols + 300] = f32::NAN;
     logits[6 * cols + 690] = f32::INFINITY;
     // A NaN in the padding does not matter.
     logits[7 * cols + 695] = f32::NAN;
     let expected = sample_on(&dev::one(), &logits, cols, vocab, &rows);
-    assert_eq!(expected.iter().filter(|result| **result == SampleResult::NonFinite).count(), 3);
+    assert_eq!(expected.iter().filter(|result| **result == SampleResult::NonFinite).count(), 4);
     for ranks in [1, 2, 3, 8] {
         assert_eq!(sample_from_shortlists(&logits, cols, vocab, ranks, &rows), expected, "{ranks} ranks");
     }

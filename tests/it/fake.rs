@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::engine::{EngineError, Executor};
+use octant::grammar::{GrammarProgress, next_allowed};
 use octant::request::{Finish, Request, SampledToken, SamplingParams, StopRules, TokenLogprob};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{
@@ -224,10 +225,17 @@ impl FakeModel {
             Some(skip) => parrot(&history, generated, skip),
             None => next(&history, &slot.start.sampling, generated, self.vocab),
         };
+        let mask = slot.start.grammar.as_ref().and_then(|grammar| grammar.mask(generated));
+        let token = mask.map_or(token, |mask| next_allowed(&mask, token));
+        let grammar = slot.start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
+        let grammar = grammar.unwrap_or_default();
+        if grammar == GrammarProgress::Stuck {
+            return RowOutput { scores, grammar, ..RowOutput::default() };
+        }
         slot.last = Some((token, step));
         let logprob = slot.start.sampling.logprobs.map(|k| Box::new(score(&history, token, k)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, non_finite: false }
+        RowOutput { tokens, scores, non_finite: false, grammar }
     }
 }
 

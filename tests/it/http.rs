@@ -103,6 +103,7 @@ mod completions;
 mod context;
 mod drain;
 mod failures;
+mod grammars;
 mod health;
 mod keys;
 mod limits;

@@ -16,6 +16,7 @@ mod device;
 mod engine;
 mod fake;
 mod fp8;
+mod grammar;
 mod http;
 mod load;
 mod log;

@@ -66,7 +66,13 @@ fn runner_with_meeting(
 
 fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
     let (prompt_len, tokens) = (prompt.len(), prompt.to_vec());
-    Some(Arc::new(SlotStart { sampling: sampling.into(), prompt_len, tokens, prompt_logprobs: None }))
+    Some(Arc::new(SlotStart {
+        sampling: sampling.into(),
+        prompt_len,
+        tokens,
+        prompt_logprobs: None,
+        grammar: None,
+    }))
 }
 
 fn step(id: u64, start: Option<Arc<SlotStart>>, position: u32, tokens: &[u32], sample: bool) -> StepPlan {

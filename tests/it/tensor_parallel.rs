@@ -253,6 +253,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         prompt_len: 2,
         tokens: vec![5, 6],
         prompt_logprobs: None,
+        grammar: None,
     };
     let row = Row {
         slot: 0,

@@ -11,19 +11,20 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 23] = [
-    ("server", &["generation", "engine", "request"]),
-    ("generation", &["engine", "request", "text", "machine"]),
+const BOUNDARIES: [(&str, &[&str]); 24] = [
+    ("server", &["generation", "engine", "request", "grammar"]),
+    ("generation", &["engine", "request", "text", "machine", "grammar"]),
     ("text", &[]),
-    ("request", &[]),
-    ("engine", &["request", "scheduler"]),
-    ("scheduler", &["request"]),
-    ("runner", &["engine", "scheduler", "model", "comm", "device", "request"]),
+    ("grammar", &[]),
+    ("request", &["grammar"]),
+    ("engine", &["request", "scheduler", "grammar"]),
+    ("scheduler", &["request", "grammar"]),
+    ("runner", &["engine", "scheduler", "model", "comm", "device", "request", "grammar"]),
     ("model", &["comm", "device", "machine", "random"]),
     ("comm", &["device"]),
     ("device", &["machine", "random"]),
     ("cost", &["model", "device"]),
-    ("simulator", &["engine", "scheduler", "request", "cost", "plot", "random", "statistics"]),
+    ("simulator", &["engine", "scheduler", "request", "cost", "plot", "random", "statistics", "grammar"]),
     ("offline", &["model", "device"]),
     ("plot", &["statistics"]),
     ("random", &[]),

@@ -3,6 +3,7 @@
 mod accepted;
 mod constraints;
 mod defaults;
+mod grammars;
 mod refused;
 
 use octant::server::error::ApiError;

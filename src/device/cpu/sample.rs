@@ -190,6 +190,14 @@ fn adjust(row: &SampleRow<'_>, logits: &mut [f32], ids: &Range<u32>) {
     for i in row.barred.iter().filter_map(index) {
         logits[i] = f32::NEG_INFINITY;
     }
+    if let Some(allowed) = row.allowed {
+        for (id, logit) in ids.clone().zip(logits) {
+            let word = allowed.get(id as usize / 32).copied().unwrap_or(0);
+            if word >> (id % 32) & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
 }
 
 /// The index of the largest logit, ties by lower index; `None` if all are masked.

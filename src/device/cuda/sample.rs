@@ -31,9 +31,12 @@ struct DeviceRow {
     barred: [u32; 2],
     prompt: [u32; 2],
     output: [u32; 2],
+    /// Words of bits, and the number of bits before that of the first id.
+    allowed: [u32; 2],
+    allowed_bit: u32,
     slot: u32,
 }
-const _: () = assert!(size_of::<DeviceRow>() == 84);
+const _: () = assert!(size_of::<DeviceRow>() == 96);
 
 /// `SampleResult` of `kernels/sample.cu`.
 #[repr(C)]
@@ -185,6 +188,7 @@ fn without_adjustments<'a>(row: &SampleRow<'a>) -> SampleRow<'a> {
         frequency_penalty: 0.0,
         logit_bias: &[],
         barred: &[],
+        allowed: None,
         prompt: &[],
         output: &[],
         ..*row
@@ -346,6 +350,12 @@ fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> De
     let prompt = if row.repetition_penalty == 1.0 { &[] } else { row.prompt };
     let bias = row.logit_bias.iter().filter_map(|(id, bias)| Some([offset(*id)?, bias.to_bits()]));
     let output = row.output.iter().filter_map(|(id, count)| Some([offset(*id)?, *count]));
+    let words = ids.start as usize / 32..ids.end.div_ceil(32) as usize;
+    let allowed = row.allowed.map_or(&[] as &[u32], |allowed| {
+        // The kernel reads a word for each id.
+        assert!(allowed.len() >= words.end, "a mask of {} words for ids {ids:?}", allowed.len());
+        &allowed[words]
+    });
     DeviceRow {
         temperature: row.temperature,
         top_p: row.top_p,
@@ -362,6 +372,8 @@ fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> De
         barred: list(&mut row.barred.iter().filter_map(|id| offset(*id)), 1),
         prompt: list(&mut prompt.iter().filter_map(|id| offset(*id)), 1),
         output: list(&mut output.flatten(), 2),
+        allowed: list(&mut allowed.iter().copied(), 1),
+        allowed_bit: ids.start % 32,
         slot: row.slot,
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn params(
         logprobs: None,
         min_tokens: 0,
         barred: Vec::new(),
+        grammar: None,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use octant::grammar::GrammarSource;
 use octant::request::{Finish, Reject, Request, SamplingParams};
 use octant::scheduler::SchedulerConfig;
 
@@ -33,6 +34,9 @@ fn token_ids_beyond_the_vocabulary_are_rejected_in_every_field() {
     assert_eq!(rejected_field(request(vec![1, 100], 4)), "prompt");
     assert_eq!(rejected_field(sampling(|s| s.logit_bias = vec![(100, 1.0)])), "logit_bias");
     assert_eq!(rejected_field(sampling(|s| s.barred = vec![u32::MAX])), "stop_token_ids");
+    // This grammar has more than 256 ids.
+    let grammar = crate::grammar::bytes().compile(&GrammarSource::Regex("a".to_owned())).unwrap();
+    assert_eq!(rejected_field(sampling(|s| s.grammar = Some(grammar))), "structured_outputs");
     let mut stop = request(vec![1], 4);
     stop.stop.stop_ids = vec![100];
     assert_eq!(rejected_field(stop), "stop_token_ids");

@@ -1,5 +1,5 @@
-//! Fields that constrain the answer, as servers and client libraries spell them. Each is refused by name, and
-//! accepted if its value asks for nothing.
+//! Fields that constrain the answer and are not supported, as servers and client libraries spell them. Each
+//! is refused by name, and accepted if its value asks for nothing. `grammars` has those that are supported.
 
 use octant::server::error::ApiError;
 use serde_json::{Value, json};
@@ -29,11 +29,6 @@ fn accepted(more: &Value) {
 fn fields_of_local_servers(schema: &Value) -> Vec<(&'static str, Value)> {
     vec![
         // SGLang
-        ("regex", json!("a+")),
-        ("json_schema", schema.clone()),
-        ("json_schema", json!({})),
-        ("json_schema", json!("{}")),
-        ("ebnf", json!("root ::= \"a\"")),
         ("structural_tag", json!("x")),
         ("stop_regex", json!("a")),
         ("custom_logit_processor", json!("x")),
@@ -55,12 +50,8 @@ fn fields_of_local_servers(schema: &Value) -> Vec<(&'static str, Value)> {
         ("max_new_tokens", json!(5)),
         ("stop_sequences", json!(["x"])),
         // vLLM
-        ("guided_json", schema.clone()),
-        ("guided_choice", json!(["a", "b"])),
-        ("guided_grammar", json!("x")),
         ("guided_whitespace_pattern", json!("x")),
         ("guided_something_new", json!(1)),
-        ("structured_outputs", json!({ "regex": "a" })),
         ("structured_output", json!({ "json": {} })),
         ("allowed_token_ids", json!([1])),
         ("logits_processor_pattern", json!("x")),
@@ -71,8 +62,6 @@ fn fields_of_local_servers(schema: &Value) -> Vec<(&'static str, Value)> {
 fn fields_of_services_and_libraries(schema: &Value) -> Vec<(&'static str, Value)> {
     vec![
         // OpenAI, Anthropic, Gemini, Mistral
-        ("response_format", json!({ "type": "json_object" })),
-        ("response_format", json!({ "type": "text", "json_schema": { "schema": {} } })),
         ("output_format", json!({ "type": "json_schema" })),
         ("responseSchema", schema.clone()),
         ("response_mime_type", json!("application/json")),
@@ -290,11 +279,8 @@ fn names_are_compared_by_their_words() {
 #[test]
 fn constraints_within_objects_are_refused_with_their_path() {
     for (more, param) in [
-        (json!({ "nvext": { "guided_json": {} } }), "nvext.guided_json"),
-        (json!({ "nvext": { "guided_regex": "a", "ignore_eos": null } }), "nvext.guided_regex"),
-        (json!({ "nvext": { "guided_choice": ["a"] } }), "nvext.guided_choice"),
         (json!({ "nvext": { "top_k": 1 } }), "nvext.top_k"),
-        (json!({ "nvext": "x" }), "nvext"),
+        (json!({ "nvext": { "guided_json": {}, "top_k": 1 } }), "nvext.top_k"),
         (json!({ "extra_body": { "guided_json": {} } }), "extra_body.guided_json"),
         (json!({ "extra_body": { "nvext": { "guided_json": {} } } }), "extra_body.nvext"),
         (json!({ "options": { "num_predict": 5 } }), "options.num_predict"),

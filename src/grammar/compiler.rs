@@ -1,0 +1,132 @@
+//! Compilation of constraints, with a cache.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
+
+use super::{Grammar, GrammarError, GrammarSource, is_dead_end, short};
+
+/// Compiled grammars that are kept.
+const CACHED: usize = 128;
+
+/// The most whitespace between two parts of a JSON text. Without a limit a model may generate whitespace
+/// until `max_tokens`.
+const JSON_WHITESPACE: &str = r"[ \t\r\n]{1,20}";
+
+/// The tokens that a grammar is matched with.
+#[derive(Debug, Clone)]
+pub struct Vocabulary {
+    /// The bytes of each token; empty for an id without a token.
+    pub tokens: Vec<Vec<u8>>,
+    /// Whether a token is special, so that its bytes are no text.
+    pub special: Vec<bool>,
+    /// Ids that end an answer.
+    pub eos: Vec<u32>,
+}
+
+/// Compiles constraints for one vocabulary.
+pub struct GrammarCompiler {
+    factory: ParserFactory,
+    vocab: usize,
+    /// Used last first.
+    cache: Mutex<VecDeque<Arc<Grammar>>>,
+}
+
+impl std::fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrammarCompiler").field("vocab", &self.vocab).finish_non_exhaustive()
+    }
+}
+
+impl GrammarCompiler {
+    /// Builds the trie of a vocabulary: about 1 s for 256,000 tokens.
+    ///
+    /// # Errors
+    /// The vocabulary is empty or has no id that ends an answer.
+    pub fn new(vocabulary: Vocabulary) -> Result<Self, GrammarError> {
+        let Vocabulary { tokens, special, eos } = vocabulary;
+        let vocab = tokens.len();
+        let Some(&tok_eos) = eos.first() else {
+            return Err(GrammarError("the model has no token that ends an answer".to_owned()));
+        };
+        let word = |(bytes, special): (Vec<u8>, bool)| match special {
+            true => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes.as_slice()].concat(),
+            false => bytes,
+        };
+        let words: Vec<Vec<u8>> = tokens.into_iter().zip(special).map(word).collect();
+        let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, tok_eos), &words).with_eos_tokens(&eos);
+        // The environment is not canonical: the model chooses every token, none is forced without it.
+        let environment: toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let factory = ParserFactory::new_simple(&environment);
+        let mut factory = factory.map_err(|error| GrammarError(error.to_string()))?;
+        factory.quiet();
+        // Verbose errors contain the tokens of the answer.
+        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        Ok(Self { factory, vocab, cache: Mutex::default() })
+    }
+
+    /// Compiles a constraint, or takes it from the cache. Takes milliseconds, and longer for large schemas:
+    /// not for a thread that serves others.
+    ///
+    /// # Errors
+    /// The constraint is invalid, uses a feature that is not supported, or is too large.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Arc<Grammar>, GrammarError> {
+        if let Some(found) = self.cached(source) {
+            return Ok(found);
+        }
+        let parser =
+            self.factory.create_parser(grammar(source)?).map_err(|error| GrammarError(short(&error)))?;
+        let mut initial = Matcher::new(Ok(parser));
+        // Finds what the parser does not: a grammar without any answer.
+        initial.compute_mask_or_eos().map_err(|error| match is_dead_end(&error) {
+            true => GrammarError("no text of this model's tokens satisfies it".to_owned()),
+            false => GrammarError(short(&error)),
+        })?;
+        let initial = Mutex::new(initial);
+        let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.push_front(Arc::clone(&grammar));
+        cache.truncate(CACHED);
+        Ok(grammar)
+    }
+
+    fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = cache.iter().position(|grammar| grammar.source() == source)?;
+        let found = cache.remove(at)?;
+        cache.push_front(Arc::clone(&found));
+        Some(found)
+    }
+}
+
+fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
+    let grammar = match source {
+        GrammarSource::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text)?),
+        GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
+        GrammarSource::Choice(texts) => {
+            let texts: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
+            GrammarWithLexer::from_regex(&texts.join("|"))
+        }
+        GrammarSource::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
+    };
+    Ok(TopLevelGrammar::from_grammar(grammar))
+}
+
+/// The schema, with a limit on whitespace unless it sets one itself.
+fn json_schema(text: &str) -> Result<Value, GrammarError> {
+    let schema: Value = serde_json::from_str(text).map_err(|error| GrammarError(error.to_string()))?;
+    let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
+    match schema {
+        Value::Object(mut schema) => {
+            schema.entry("x-guidance").or_insert(options);
+            Ok(Value::Object(schema))
+        }
+        Value::Bool(true) => Ok(json!({ "x-guidance": options })),
+        Value::Bool(false) => Err(GrammarError("no text satisfies the schema false".to_owned())),
+        other => Err(GrammarError(format!("expected a JSON schema, got {other}"))),
+    }
+}

@@ -1,0 +1,161 @@
+//! The state of one sequence's grammar.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use llguidance::Matcher;
+use llguidance::api::StopReason;
+
+use super::{Grammar, is_dead_end, short};
+
+/// A bit for each token id, in words of 32 ids, lowest bit first: whether the token may come next.
+pub type TokenMask = Arc<[u32]>;
+
+/// The token, or the next higher id that a mask allows; after the highest id the lowest. For models that do
+/// not compute logits.
+pub fn next_allowed(mask: &[u32], token: u32) -> u32 {
+    let ids = mask.len() as u32 * 32;
+    let mut from_there = (token..ids).chain(0..token.min(ids));
+    from_there.find(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).unwrap_or(token)
+}
+
+/// Masks that are kept. Ranks are at most one step apart.
+const KEPT: usize = 2;
+
+/// How far an answer has come in its grammar.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum GrammarProgress {
+    /// The answer can go on, or there is no grammar.
+    #[default]
+    Open,
+    /// The answer is complete, and no text can follow.
+    Complete,
+    /// No token of the vocabulary can follow, and the answer is not complete.
+    Stuck,
+    /// The grammar became too complex; the text says how.
+    Failed(String),
+}
+
+/// Follows the tokens of one sequence. Its state is made when it is first used.
+pub struct GrammarMatcher {
+    grammar: Arc<Grammar>,
+    /// Ids that end the answer where it is complete.
+    stop_ids: Vec<u32>,
+    /// Tokens generated before the sequence was preempted.
+    before: Vec<u32>,
+    state: Mutex<Option<State>>,
+}
+
+struct State {
+    matcher: Matcher,
+    /// Tokens of the answer that the matcher has consumed.
+    consumed: usize,
+    progress: GrammarProgress,
+    /// (the index of the token in the answer, its mask), latest last.
+    masks: VecDeque<(usize, TokenMask)>,
+}
+
+impl GrammarMatcher {
+    /// A matcher after the tokens `before` of the answer. `stop_ids` end the answer where the grammar allows
+    /// an end.
+    pub fn new(grammar: Arc<Grammar>, stop_ids: Vec<u32>, before: Vec<u32>) -> Self {
+        Self { grammar, stop_ids, before, state: Mutex::new(None) }
+    }
+
+    /// The mask of token `index` of the answer; `None` where no token can be chosen by the grammar: its
+    /// progress is not open. All tokens before `index` must have been given to [`Self::advance`].
+    pub fn mask(&self, index: usize) -> Option<TokenMask> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.started(&mut state);
+        if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
+            return Some(Arc::clone(mask));
+        }
+        if state.progress != GrammarProgress::Open || state.consumed != index {
+            return None;
+        }
+        let mask = self.compute(state)?;
+        state.masks.push_back((index, Arc::clone(&mask)));
+        if state.masks.len() > KEPT {
+            state.masks.pop_front();
+        }
+        Some(mask)
+    }
+
+    /// Consumes token `index` of the answer, unless another rank has given it already. Returns how far the
+    /// answer has come with it.
+    pub fn advance(&self, index: usize, token: u32) -> GrammarProgress {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.started(&mut state);
+        if index == state.consumed && state.progress == GrammarProgress::Open {
+            self.consume(state, token);
+        }
+        state.progress.clone()
+    }
+
+    fn started<'a>(&self, state: &'a mut Option<State>) -> &'a mut State {
+        state.get_or_insert_with(|| {
+            let (matcher, masks) = (self.grammar.start(), VecDeque::new());
+            let mut state = State { matcher, consumed: 0, progress: GrammarProgress::Open, masks };
+            for token in &self.before {
+                self.consume(&mut state, *token);
+            }
+            state
+        })
+    }
+
+    fn consume(&self, state: &mut State, token: u32) {
+        state.consumed += 1;
+        if self.stop_ids.contains(&token) {
+            state.progress = GrammarProgress::Complete;
+            return;
+        }
+        match state.matcher.consume_token(token) {
+            Ok(()) => state.progress = progress(&state.matcher),
+            Err(error) => state.progress = GrammarProgress::Failed(short(&error)),
+        }
+    }
+
+    /// Computes the next mask. Without one, the state's progress says why.
+    fn compute(&self, state: &mut State) -> Option<TokenMask> {
+        let computed =
+            state.matcher.compute_mask().and_then(|mask| Ok((mask, state.matcher.is_accepting()?)));
+        let (mut mask, accepting) = match computed {
+            Ok(computed) => computed,
+            Err(error) => {
+                state.progress = match is_dead_end(&error) {
+                    true => GrammarProgress::Stuck,
+                    false => GrammarProgress::Failed(short(&error)),
+                };
+                return None;
+            }
+        };
+        for id in self.stop_ids.iter().filter(|id| (**id as usize) < self.grammar.vocab) {
+            if accepting {
+                mask.allow_token(*id);
+            }
+        }
+        Some(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].into())
+    }
+}
+
+fn progress(matcher: &Matcher) -> GrammarProgress {
+    match matcher.stop_reason() {
+        StopReason::NotStopped => GrammarProgress::Open,
+        StopReason::NoExtension | StopReason::NoExtensionBias | StopReason::EndOfSentence => {
+            GrammarProgress::Complete
+        }
+        reason => GrammarProgress::Failed(format!("the grammar stopped: {reason}")),
+    }
+}
+
+impl std::fmt::Debug for GrammarMatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GrammarMatcher").field("grammar", &self.grammar).finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for GrammarMatcher {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.grammar, &self.stop_ids, &self.before) == (&other.grammar, &other.stop_ids, &other.before)
+    }
+}

@@ -1,0 +1,102 @@
+//! Grammars that constrain answers (structured output), by the crate `llguidance`.
+//!
+//! [`GrammarCompiler`] compiles a [`GrammarSource`], which is text, into a [`Grammar`]. Each sequence has its
+//! own [`GrammarMatcher`]: it follows the tokens of the answer and says which tokens may come next. All ranks
+//! of a step share one matcher, and the first rank that needs a mask computes it.
+//!
+//! Work is bounded by counts and sizes, never by time, so that the same request gets the same answer on a
+//! busy machine.
+
+mod compiler;
+mod gbnf;
+mod matcher;
+
+pub use compiler::{GrammarCompiler, Vocabulary};
+pub use gbnf::gbnf_to_lark;
+pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use llguidance::Matcher;
+use llguidance::api::StopReason;
+
+/// A constraint on an answer, as a client states it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum GrammarSource {
+    /// A JSON schema, as JSON text.
+    JsonSchema(String),
+    /// A regular expression that the whole answer matches.
+    Regex(String),
+    /// The answer is one of these texts.
+    Choice(Vec<String>),
+    /// A context-free grammar in the Lark syntax of `llguidance`.
+    Lark(String),
+}
+
+impl GrammarSource {
+    /// The constraint to any JSON object.
+    pub fn json_object() -> Self {
+        Self::JsonSchema(r#"{"type":"object"}"#.to_owned())
+    }
+}
+
+/// A constraint that cannot be compiled. The client has to act.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct GrammarError(pub String);
+
+/// A compiled constraint.
+pub struct Grammar {
+    source: GrammarSource,
+    /// A matcher at the start of an answer. It never advances.
+    initial: Mutex<Matcher>,
+    /// Ids that the tokenizer knows.
+    vocab: usize,
+}
+
+impl Grammar {
+    /// The text that was compiled.
+    pub fn source(&self) -> &GrammarSource {
+        &self.source
+    }
+
+    /// Token ids that the grammar's masks have a bit for.
+    pub(crate) fn vocab(&self) -> usize {
+        self.vocab
+    }
+
+    /// A matcher at the start of an answer, which shares no state with others: the work that a mask may take
+    /// is bounded, and must not depend on what other requests have computed.
+    fn start(&self) -> Matcher {
+        self.initial.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()
+    }
+}
+
+impl fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Grammar").field(&self.source).finish()
+    }
+}
+
+impl PartialEq for Grammar {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+/// The longest error text, in characters.
+const ERROR_CHARS: usize = 400;
+
+/// An error of `llguidance` on one line, cut to a readable length.
+fn short(error: &anyhow::Error) -> String {
+    let text = error.to_string().replace("<non-verbose/>", "");
+    let text: Vec<&str> = text.split_whitespace().collect();
+    text.join(" ").chars().take(ERROR_CHARS).collect()
+}
+
+/// Whether a mask could not be computed because no token is allowed. The error has no type of its own: its
+/// text begins with the reason.
+fn is_dead_end(error: &anyhow::Error) -> bool {
+    error.to_string().starts_with(&StopReason::NoExtensionBias.to_string())
+}

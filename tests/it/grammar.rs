@@ -1,0 +1,268 @@
+//! Grammars: what they compile from, which tokens they allow, and how an answer ends.
+
+use std::sync::Arc;
+
+use octant::grammar::{
+    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, TokenMask, Vocabulary, gbnf_to_lark,
+};
+use octant::random::Random;
+use serde_json::{Value, json};
+
+/// The id of the end of an answer in [`bytes`].
+const EOS: u32 = 256;
+
+/// A token for each byte, some longer tokens, and an end.
+pub fn bytes() -> GrammarCompiler {
+    let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+    tokens.push(b"<|end|>".to_vec());
+    tokens.extend(["{\"", "\":", "true", "\", \"", "  ", "\n\n"].map(|text| text.as_bytes().to_vec()));
+    let special = (0..tokens.len()).map(|id| id == EOS as usize).collect();
+    GrammarCompiler::new(Vocabulary { tokens, special, eos: vec![EOS] }).unwrap()
+}
+
+fn schema(schema: Value) -> GrammarSource {
+    GrammarSource::JsonSchema(schema.to_string())
+}
+
+fn matcher(compiler: &GrammarCompiler, source: &GrammarSource) -> GrammarMatcher {
+    GrammarMatcher::new(compiler.compile(source).unwrap(), vec![EOS], Vec::new())
+}
+
+fn allowed(mask: &TokenMask) -> Vec<u32> {
+    (0..mask.len() as u32 * 32).filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).collect()
+}
+
+/// An answer of random allowed tokens, at most `most`, and how it ended.
+fn random_answer(matcher: &GrammarMatcher, random: &mut Random, most: usize) -> (Vec<u32>, GrammarProgress) {
+    let mut answer = Vec::new();
+    while answer.len() < most {
+        let Some(mask) = matcher.mask(answer.len()) else { break };
+        let allowed = allowed(&mask);
+        let token = allowed[random.bits() as usize % allowed.len()];
+        answer.push(token);
+        let progress = matcher.advance(answer.len() - 1, token);
+        if progress != GrammarProgress::Open {
+            return (answer, progress);
+        }
+    }
+    (answer, GrammarProgress::Open)
+}
+
+fn text(compiler_tokens: &[u32]) -> String {
+    let tokens = ["{\"", "\":", "true", "\", \"", "  ", "\n\n"];
+    let bytes = compiler_tokens.iter().flat_map(|id| match *id {
+        0..256 => vec![*id as u8],
+        EOS => Vec::new(),
+        id => tokens[id as usize - 257].as_bytes().to_vec(),
+    });
+    String::from_utf8(bytes.collect()).unwrap()
+}
+
+#[test]
+fn random_answers_to_a_schema_are_valid_and_end() {
+    let compiler = bytes();
+    let source = schema(json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 10 },
+            "age": { "type": "integer", "minimum": 0, "maximum": 150 },
+            "tags": { "type": "array", "items": { "enum": ["a", "b"] }, "maxItems": 3 },
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": false,
+    }));
+    let mut random = Random::new(7);
+    for _ in 0..50 {
+        let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 2000);
+        assert_eq!(progress, GrammarProgress::Complete, "{:?}", text(&answer));
+        let value: Value = serde_json::from_str(&text(&answer)).unwrap();
+        assert!(value["name"].as_str().unwrap().chars().count() <= 10, "{value}");
+        assert!((0..=150).contains(&value["age"].as_i64().unwrap()), "{value}");
+        let tags = value["tags"].as_array().unwrap();
+        assert!(tags.len() <= 3 && tags.iter().all(|tag| tag == "a" || tag == "b"), "{value}");
+        assert_eq!(value.as_object().unwrap().len(), 3, "{value}");
+    }
+}
+
+#[test]
+fn whitespace_in_json_is_bounded() {
+    let compiler = bytes();
+    let matcher = matcher(&compiler, &GrammarSource::json_object());
+    assert_eq!(matcher.advance(0, u32::from(b'{')), GrammarProgress::Open);
+    for index in 1..30 {
+        let mask = matcher.mask(index).unwrap();
+        if !allowed(&mask).contains(&u32::from(b' ')) {
+            assert!(index > 10, "{index}");
+            return;
+        }
+        assert_eq!(matcher.advance(index, u32::from(b' ')), GrammarProgress::Open);
+    }
+    panic!("30 spaces are allowed");
+}
+
+#[test]
+fn expressions_choices_and_grammars_allow_what_they_say() {
+    let compiler = bytes();
+    let cases = [
+        (GrammarSource::Regex("[a-c]{2,4}!".to_owned()), r"^[a-c]{2,4}!$"),
+        (GrammarSource::Choice(vec!["a".into(), "ab".into(), "x.y\n\"".into()]), "^(a|ab|x\\.y\n\")$"),
+        (GrammarSource::Lark("start: \"a\" (\"b\" | \"c\")+ \"d\"".to_owned()), "^a[bc]+d$"),
+    ];
+    let mut random = Random::new(3);
+    for (source, expected) in cases {
+        let expected = regex::Regex::new(expected).unwrap();
+        for _ in 0..20 {
+            let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 200);
+            assert_eq!(progress, GrammarProgress::Complete, "{source:?}: {:?}", text(&answer));
+            assert!(expected.is_match(&text(&answer)), "{source:?}: {:?}", text(&answer));
+        }
+    }
+}
+
+/// The end is allowed where the text may end, and there every stop id ends it.
+#[test]
+fn every_stop_id_ends_a_complete_answer_and_no_other() {
+    let compiler = bytes();
+    let grammar = compiler.compile(&GrammarSource::Regex("ab+".to_owned())).unwrap();
+    let stop_ids = vec![EOS, u32::from(b'z')];
+    let matcher = GrammarMatcher::new(grammar, stop_ids.clone(), Vec::new());
+    for (index, byte) in b"ab".iter().enumerate() {
+        let mask = allowed(&matcher.mask(index).unwrap());
+        assert!(stop_ids.iter().all(|id| !mask.contains(id)), "{mask:?}");
+        assert_eq!(matcher.advance(index, u32::from(*byte)), GrammarProgress::Open);
+    }
+    assert_eq!(allowed(&matcher.mask(2).unwrap()), [u32::from(b'b'), u32::from(b'z'), EOS]);
+    assert_eq!(matcher.advance(2, u32::from(b'z')), GrammarProgress::Complete);
+    assert!(matcher.mask(3).is_none());
+}
+
+/// Ranks ask for the same mask and give the same token, one up to a step behind the other.
+#[test]
+fn a_matcher_serves_ranks_that_are_a_step_apart() {
+    let compiler = bytes();
+    let matcher = matcher(&compiler, &GrammarSource::Regex("abc".to_owned()));
+    let first = matcher.mask(0).unwrap();
+    assert_eq!(matcher.mask(0).unwrap(), first);
+    assert_eq!(matcher.advance(0, u32::from(b'a')), GrammarProgress::Open);
+    let second = matcher.mask(1).unwrap();
+    assert_eq!(matcher.mask(0).unwrap(), first, "a slower rank still gets the mask of the step before");
+    assert_eq!(matcher.advance(0, u32::from(b'a')), GrammarProgress::Open);
+    assert_eq!(matcher.mask(1).unwrap(), second);
+}
+
+/// A preempted sequence starts again with the tokens that it had generated.
+#[test]
+fn a_matcher_that_starts_again_goes_on_where_it_was() {
+    let compiler = bytes();
+    let source = schema(json!({ "type": "object", "properties": { "a": { "type": "integer" } },
+        "required": ["a"], "additionalProperties": false }));
+    let whole = matcher(&compiler, &source);
+    let answer: Vec<u32> = b"{\"a\": 1".iter().map(|byte| u32::from(*byte)).collect();
+    for (index, token) in answer.iter().enumerate() {
+        let grammar = compiler.compile(&source).unwrap();
+        let again = GrammarMatcher::new(grammar, vec![EOS], answer[..index].to_vec());
+        let mask = whole.mask(index).unwrap();
+        assert_eq!(again.mask(index).unwrap(), mask, "after {index} tokens");
+        assert!(allowed(&mask).contains(token), "after {index} tokens");
+        assert_eq!(whole.advance(index, *token), GrammarProgress::Open);
+    }
+}
+
+#[test]
+fn what_cannot_be_compiled_is_named() {
+    let compiler = bytes();
+    let cases = [
+        (schema(json!({ "not": { "type": "string" } })), "not"),
+        (schema(json!({ "type": "array", "uniqueItems": true })), "uniqueItems"),
+        (schema(json!({ "if": {}, "then": {} })), "then"),
+        (schema(json!({ "type": "strange" })), "strange"),
+        (schema(json!({ "$ref": "https://example.com/schema" })), "example.com"),
+        (schema(json!(false)), "false"),
+        (schema(json!([1])), "[1]"),
+        (GrammarSource::JsonSchema("{".to_owned()), "EOF"),
+        (GrammarSource::Regex("a(".to_owned()), "a("),
+        (GrammarSource::Regex("(?=a)b".to_owned()), "look"),
+        (GrammarSource::Lark("start: missing".to_owned()), "missing"),
+        (GrammarSource::Lark("start = a".to_owned()), "="),
+    ];
+    for (source, part) in cases {
+        let error = compiler.compile(&source).expect_err(&format!("{source:?}")).0;
+        assert!(error.contains(part), "{source:?}: {error}");
+        assert!(!error.contains('\n') && error.chars().count() <= 400, "{source:?}: {error}");
+    }
+}
+
+#[test]
+fn large_constraints_are_bounded() {
+    let compiler = bytes();
+    let properties: Value = (0..20_000)
+        .map(|i| (format!("p{i}"), json!({ "type": "string" })))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let cases = [
+        GrammarSource::Regex("(a{1,1000}){1,1000}{1,1000}".to_owned()),
+        GrammarSource::Regex("(x+x+)+y".repeat(200)),
+        schema(json!({ "type": "object", "properties": properties })),
+        schema(json!({ "type": "array", "items": { "type": "integer" }, "minItems": 1_000_000 })),
+    ];
+    for source in cases {
+        // Compiled or refused: neither takes long nor much memory.
+        let Ok(grammar) = compiler.compile(&source) else { continue };
+        let matcher = GrammarMatcher::new(grammar, vec![EOS], Vec::new());
+        let (_, progress) = random_answer(&matcher, &mut Random::new(1), 100);
+        assert!(!matches!(progress, GrammarProgress::Stuck), "{progress:?}");
+    }
+}
+
+#[test]
+fn a_constraint_is_compiled_once() {
+    let compiler = bytes();
+    let source = GrammarSource::Regex("a+".to_owned());
+    let first = compiler.compile(&source).unwrap();
+    assert!(Arc::ptr_eq(&first, &compiler.compile(&source).unwrap()));
+    for i in 0..200 {
+        compiler.compile(&GrammarSource::Choice(vec![i.to_string()])).unwrap();
+    }
+    assert!(!Arc::ptr_eq(&first, &compiler.compile(&source).unwrap()), "it was used longest ago");
+}
+
+#[test]
+fn grammars_in_gbnf_allow_what_they_say() {
+    let compiler = bytes();
+    let cases = [
+        ("root ::= \"a\" b-c+ # comment\nb-c ::= [x-z] | \"\\n\"", "^a([x-z]|\n)+$"),
+        ("root ::= (\"yes\" | \"no\") [^a-z\\]]{2}\n", "^(yes|no)[^a-z\\]]{2}$"),
+        (
+            "root ::= item (\",\" item)?\n  | \"none\"\nitem ::= [0-9]{1,3}",
+            "^([0-9]{1,3}(,[0-9]{1,3})?|none)$",
+        ),
+        ("Root-1 ::= \"x\"\nroot_1 ::= \"y\"\nroot ::= Root-1 root_1", "^xy$"),
+    ];
+    let mut random = Random::new(11);
+    for (gbnf, expected) in cases {
+        let source = GrammarSource::Lark(gbnf_to_lark(gbnf).unwrap());
+        let expected = regex::Regex::new(expected).unwrap();
+        let mut complete = 0;
+        for _ in 0..20 {
+            let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 400);
+            let bytes: Vec<u8> = answer.iter().filter(|id| **id < 256).map(|id| *id as u8).collect();
+            if progress == GrammarProgress::Complete && answer.iter().all(|id| *id <= EOS) {
+                let text = String::from_utf8(bytes).unwrap();
+                assert!(expected.is_match(&text), "{gbnf}: {text:?}");
+                complete += 1;
+            }
+        }
+        assert!(complete > 0, "{gbnf}");
+    }
+    for (gbnf, part) in [
+        ("a ::= \"x\"", "root"),
+        ("root ::= \"x", "line 1"),
+        ("root ::= \"x\"\n%", "line 2"),
+        ("::= \"x\"", "name"),
+        ("root ::= [a", "line 1"),
+        ("root ::= \"a\"{x}", "{1,3}"),
+    ] {
+        let error = gbnf_to_lark(gbnf).expect_err(gbnf).0;
+        assert!(error.contains(part), "{gbnf}: {error}");
+    }
+}
