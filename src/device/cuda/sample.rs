@@ -69,8 +69,8 @@ struct SampleParams {
 }
 const _: () = assert!(size_of::<SampleParams>() == 80);
 
-/// Words of lists per row that are allocated at start-up. Only a long prompt with a repetition penalty needs
-/// more.
+/// Words of lists per row that are allocated at start-up. A mask of 256,000 ids has 8,000 words. Only a long
+/// prompt with a repetition penalty, or a mask of more ids, needs more.
 const LISTS: usize = 8192;
 
 /// Bytes of a result.
