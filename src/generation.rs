@@ -251,7 +251,10 @@ impl Generator {
             };
             compiler.compile(&source)
         });
-        Ok(compiled.await??)
+        compiled.await?.map_err(|error| match error {
+            GrammarError::Internal(_) => Refusal::Internal(error.to_string()),
+            GrammarError::Invalid(_) => Refusal::Grammar(error),
+        })
     }
 
     /// Runs work of the tokenizer on a blocking thread, when one of the permits is free.

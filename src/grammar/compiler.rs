@@ -8,10 +8,14 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource, is_dead_end, short};
+use super::{Grammar, GrammarError, GrammarSource, is_dead_end, limits, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
+
+/// Bytes of the stack on which a grammar is compiled. The deepest grammar within the limits needs an eighth
+/// of it.
+const STACK: usize = 64 << 20;
 
 /// The most whitespace between two parts of a JSON text. Without a limit a model may generate whitespace
 /// until `max_tokens`.
@@ -51,7 +55,7 @@ impl GrammarCompiler {
         let Vocabulary { tokens, special, eos } = vocabulary;
         let vocab = tokens.len();
         let Some(&tok_eos) = eos.first() else {
-            return Err(GrammarError("the model has no token that ends an answer".to_owned()));
+            return Err(GrammarError::Internal("the model has no token that ends an answer".to_owned()));
         };
         let word = |(bytes, special): (Vec<u8>, bool)| match special {
             true => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes.as_slice()].concat(),
@@ -62,36 +66,50 @@ impl GrammarCompiler {
         // The environment is not canonical: the model chooses every token, none is forced without it.
         let environment: toktrie::TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let factory = ParserFactory::new_simple(&environment);
-        let mut factory = factory.map_err(|error| GrammarError(error.to_string()))?;
+        let mut factory = factory.map_err(|error| GrammarError::Internal(error.to_string()))?;
         factory.quiet();
         // Verbose errors contain the tokens of the answer.
         *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
         Ok(Self { factory, vocab, cache: Mutex::default() })
     }
 
-    /// Compiles a constraint, or takes it from the cache. Takes milliseconds, and longer for large schemas:
-    /// not for a thread that serves others.
+    /// Compiles a constraint, or takes it from the cache. Takes milliseconds, and longer for large ones: not
+    /// for a thread that serves others.
     ///
     /// # Errors
-    /// The constraint is invalid, uses a feature that is not supported, or is too large.
+    /// See [`GrammarError`].
     pub fn compile(&self, source: &GrammarSource) -> Result<Arc<Grammar>, GrammarError> {
         if let Some(found) = self.cached(source) {
             return Ok(found);
         }
-        let parser =
-            self.factory.create_parser(grammar(source)?).map_err(|error| GrammarError(short(&error)))?;
-        let mut initial = Matcher::new(Ok(parser));
-        // Finds what the parser does not: a grammar without any answer.
-        initial.compute_mask_or_eos().map_err(|error| match is_dead_end(&error) {
-            true => GrammarError("no text of this model's tokens satisfies it".to_owned()),
-            false => GrammarError(short(&error)),
-        })?;
-        let initial = Mutex::new(initial);
+        limits::check(source)?;
+        let grammar = grammar(source)?;
+        // Compiling recurses as deep as rules and definitions refer to one another.
+        let compiled = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
+            let thread = thread.spawn_scoped(scope, || self.initial_matcher(grammar));
+            let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
+            thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
+        });
+        let initial = Mutex::new(compiled?);
         let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.push_front(Arc::clone(&grammar));
         cache.truncate(CACHED);
         Ok(grammar)
+    }
+
+    /// A matcher at the start of an answer.
+    fn initial_matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, GrammarError> {
+        let parser =
+            self.factory.create_parser(grammar).map_err(|error| GrammarError::Invalid(short(&error)))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        // Finds what the parser does not: a grammar without any answer.
+        matcher.compute_mask_or_eos().map_err(|error| match is_dead_end(&error) {
+            true => GrammarError::invalid("no text of this model's tokens satisfies it"),
+            false => GrammarError::Invalid(short(&error)),
+        })?;
+        Ok(matcher)
     }
 
     fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
@@ -118,7 +136,8 @@ fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
 
 /// The schema, with a limit on whitespace unless it sets one itself.
 fn json_schema(text: &str) -> Result<Value, GrammarError> {
-    let schema: Value = serde_json::from_str(text).map_err(|error| GrammarError(error.to_string()))?;
+    let schema: Value =
+        serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?;
     let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
     match schema {
         Value::Object(mut schema) => {
@@ -126,7 +145,7 @@ fn json_schema(text: &str) -> Result<Value, GrammarError> {
             Ok(Value::Object(schema))
         }
         Value::Bool(true) => Ok(json!({ "x-guidance": options })),
-        Value::Bool(false) => Err(GrammarError("no text satisfies the schema false".to_owned())),
-        other => Err(GrammarError(format!("expected a JSON schema, got {other}"))),
+        Value::Bool(false) => Err(GrammarError::invalid("no text satisfies the schema false")),
+        other => Err(GrammarError::Invalid(format!("expected a JSON schema, got {other}"))),
     }
 }

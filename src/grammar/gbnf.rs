@@ -29,7 +29,7 @@ pub fn gbnf_to_lark(text: &str) -> Result<String, GrammarError> {
         }
     }
     if !names.0.contains_key("root") {
-        return Err(GrammarError("expected a rule with the name root".to_owned()));
+        return Err(GrammarError::invalid("expected a rule with the name root"));
     }
     Ok(lark)
 }
@@ -59,7 +59,7 @@ impl Names {
 }
 
 fn fault(line: usize, text: &str) -> GrammarError {
-    GrammarError(format!("line {line}: {text}"))
+    GrammarError::Invalid(format!("line {line}: {text}"))
 }
 
 /// The parts of a grammar, with their lines.

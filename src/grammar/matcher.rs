@@ -86,8 +86,13 @@ impl GrammarMatcher {
     pub fn advance(&self, index: usize, token: u32) -> GrammarProgress {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = self.started(&mut state);
-        if index == state.consumed && state.progress == GrammarProgress::Open {
-            self.consume(state, token);
+        if state.progress == GrammarProgress::Open && index >= state.consumed {
+            if index == state.consumed {
+                self.consume(state, token);
+            } else {
+                // A token before it was not sampled, or was not given to the matcher.
+                state.progress = GrammarProgress::Failed("a token of the answer is missing".to_owned());
+            }
         }
         state.progress.clone()
     }

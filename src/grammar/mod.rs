@@ -9,6 +9,7 @@
 
 mod compiler;
 mod gbnf;
+mod limits;
 mod matcher;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
@@ -41,10 +42,22 @@ impl GrammarSource {
     }
 }
 
-/// A constraint that cannot be compiled. The client has to act.
+/// Why a constraint was not compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct GrammarError(pub String);
+pub enum GrammarError {
+    /// The constraint is invalid, is not supported, or is too large. The client has to act.
+    #[error("{0}")]
+    Invalid(String),
+    /// The machine cannot start a thread, or the compiler failed. The operator has to act.
+    #[error("cannot compile the constraint: {0}")]
+    Internal(String),
+}
+
+impl GrammarError {
+    fn invalid(text: impl Into<String>) -> Self {
+        Self::Invalid(text.into())
+    }
+}
 
 /// A compiled constraint.
 pub struct Grammar {

@@ -159,7 +159,7 @@ fn regex(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
 fn grammar(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
     let text = text(path, value)?;
     if text.contains("::=") {
-        let lark = gbnf_to_lark(&text).map_err(|error| ApiError::invalid(path, error.0))?;
+        let lark = gbnf_to_lark(&text).map_err(|error| ApiError::invalid(path, error.to_string()))?;
         return Ok(GrammarSource::Lark(lark));
     }
     Ok(GrammarSource::Lark(text))

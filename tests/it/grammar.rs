@@ -186,31 +186,67 @@ fn what_cannot_be_compiled_is_named() {
         (GrammarSource::Lark("start = a".to_owned()), "="),
     ];
     for (source, part) in cases {
-        let error = compiler.compile(&source).expect_err(&format!("{source:?}")).0;
+        let error = compiler.compile(&source).expect_err(&format!("{source:?}")).to_string();
         assert!(error.contains(part), "{source:?}: {error}");
         assert!(!error.contains('\n') && error.chars().count() <= 400, "{source:?}: {error}");
     }
 }
 
+/// A chain of `count` rules or definitions, each of which refers to the next.
+fn chain(count: usize, rule: impl Fn(usize) -> String) -> String {
+    (0..count).map(rule).collect()
+}
+
+/// Compiled or refused: neither ends the process, and no answer is stuck.
 #[test]
 fn large_constraints_are_bounded() {
     let compiler = bytes();
-    let properties: Value = (0..20_000)
-        .map(|i| (format!("p{i}"), json!({ "type": "string" })))
-        .collect::<serde_json::Map<_, _>>()
-        .into();
-    let cases = [
-        GrammarSource::Regex("(a{1,1000}){1,1000}{1,1000}".to_owned()),
-        GrammarSource::Regex("(x+x+)+y".repeat(200)),
-        schema(json!({ "type": "object", "properties": properties })),
+    let many = |count: usize, value: &dyn Fn(usize) -> Value| -> Value {
+        (0..count).map(|i| (format!("p{i}"), value(i))).collect::<serde_json::Map<_, _>>().into()
+    };
+    let references = |count: usize| {
+        let next = |i: usize| json!({ "$ref": format!("#/$defs/p{}", (i + 1) % count) });
+        schema(json!({ "$ref": "#/$defs/p0", "$defs": many(count, &next) }))
+    };
+    let deepest = [
+        GrammarSource::Lark(format!(
+            "start: A0\nA1998: \"a\"\n{}",
+            chain(1998, |i| format!("A{i}: \"b\" A{}\n", i + 1))
+        )),
+        GrammarSource::Lark(format!(
+            "start: a0\na1998: \"a\"\n{}",
+            chain(1998, |i| format!("a{i}: \"b\" a{}\n", i + 1))
+        )),
+        schema(json!({ "type": "object", "properties": many(5000, &|_| json!({ "type": "string" })) })),
         schema(json!({ "type": "array", "items": { "type": "integer" }, "minItems": 1_000_000 })),
+        GrammarSource::Regex("(a{1,1000}){1,1000}{1,1000}".to_owned()),
+        GrammarSource::Regex("(a|b)?".repeat(1365)),
+        GrammarSource::Choice((0..10_000).map(|i| format!("text number {i}")).collect()),
+        references(1999),
     ];
-    for source in cases {
-        // Compiled or refused: neither takes long nor much memory.
+    for source in deepest {
         let Ok(grammar) = compiler.compile(&source) else { continue };
         let matcher = GrammarMatcher::new(grammar, vec![EOS], Vec::new());
-        let (_, progress) = random_answer(&matcher, &mut Random::new(1), 100);
+        let (_, progress) = random_answer(&matcher, &mut Random::new(1), 20);
         assert!(!matches!(progress, GrammarProgress::Stuck), "{progress:?}");
+    }
+    for (source, part) in [
+        (
+            GrammarSource::Lark("start: \"a\"\n".repeat(2001)),
+            "lines of a grammar: expected at most 2000, got 2001",
+        ),
+        (GrammarSource::Lark(format!("start: {}\"a\"", "(".repeat(20_000))), "bytes of a line"),
+        (GrammarSource::Lark(format!("start: {}\"a\"", "(".repeat(10_000))), "nested"),
+        (GrammarSource::Lark("# comment\n".repeat(10_000)), "bytes of a grammar"),
+        (GrammarSource::Regex("(a|b)?".repeat(1366)), "bytes of a regular expression: expected at most 8192"),
+        (GrammarSource::Choice(vec!["x".repeat(300_000)]), "bytes of all texts"),
+        (references(2001), "references ($ref): expected at most 2000, got 2002"),
+        (schema(json!({ "enum": ["x".repeat(300_000)] })), "bytes of a JSON schema"),
+        (schema(json!({ "items": { "pattern": "a".repeat(9000) } })), "bytes of a pattern"),
+        (schema(json!({ "patternProperties": { "a".repeat(9000): {} } })), "bytes of a pattern"),
+    ] {
+        let error = compiler.compile(&source).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
     }
 }
 
@@ -262,7 +298,7 @@ fn grammars_in_gbnf_allow_what_they_say() {
         ("root ::= [a", "line 1"),
         ("root ::= \"a\"{x}", "{1,3}"),
     ] {
-        let error = gbnf_to_lark(gbnf).expect_err(gbnf).0;
+        let error = gbnf_to_lark(gbnf).expect_err(gbnf).to_string();
         assert!(error.contains(part), "{gbnf}: {error}");
     }
 }

@@ -1,0 +1,71 @@
+//! Limits on the size of a constraint. They bound the time and the depth of its compilation: `llguidance`
+//! recurses along rules and definitions, and its time grows with the square of an expression's length.
+
+use serde_json::Value;
+
+use super::{GrammarError, GrammarSource};
+
+/// Bytes of a schema, and of all texts of a choice together.
+const MAX_BYTES: usize = 256 << 10;
+/// Bytes of a grammar.
+const MAX_GRAMMAR_BYTES: usize = 64 << 10;
+/// Bytes of a line of a grammar, which may be an expression.
+const MAX_LINE_BYTES: usize = 16 << 10;
+/// Lines of a grammar. Each is one rule at most.
+const MAX_LINES: usize = 2000;
+/// Bytes of a regular expression.
+const MAX_REGEX_BYTES: usize = 8 << 10;
+/// References in a schema.
+const MAX_REFERENCES: usize = 2000;
+
+/// Refuses a constraint that is too large.
+///
+/// # Errors
+/// [`GrammarError::Invalid`] with the limit and the size.
+pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
+    match source {
+        GrammarSource::JsonSchema(text) => {
+            at_most("bytes of a JSON schema", text.len(), MAX_BYTES)?;
+            // What is not JSON is refused later.
+            let schema = serde_json::from_str(text).unwrap_or_default();
+            let mut references = 0;
+            check_schema(&schema, &mut references)?;
+            at_most("references ($ref)", references, MAX_REFERENCES)
+        }
+        GrammarSource::Regex(text) => at_most("bytes of a regular expression", text.len(), MAX_REGEX_BYTES),
+        GrammarSource::Choice(texts) => {
+            at_most("bytes of all texts", texts.iter().map(String::len).sum(), MAX_BYTES)
+        }
+        GrammarSource::Lark(text) => {
+            at_most("bytes of a grammar", text.len(), MAX_GRAMMAR_BYTES)?;
+            at_most("lines of a grammar", text.lines().count(), MAX_LINES)?;
+            let longest = text.lines().map(str::len).max().unwrap_or(0);
+            at_most("bytes of a line of a grammar", longest, MAX_LINE_BYTES)
+        }
+    }
+}
+
+/// Checks the regular expressions of a schema and counts its references.
+fn check_schema(schema: &Value, references: &mut usize) -> Result<(), GrammarError> {
+    match schema {
+        Value::Object(map) => {
+            *references += usize::from(map.contains_key("$ref"));
+            let pattern = map.get("pattern").and_then(Value::as_str);
+            let names = map.get("patternProperties").and_then(Value::as_object);
+            let names = names.into_iter().flat_map(|names| names.keys().map(String::as_str));
+            for pattern in names.chain(pattern) {
+                at_most("bytes of a pattern", pattern.len(), MAX_REGEX_BYTES)?;
+            }
+            map.values().try_for_each(|value| check_schema(value, references))
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| check_schema(item, references)),
+        _ => Ok(()),
+    }
+}
+
+fn at_most(what: &str, got: usize, most: usize) -> Result<(), GrammarError> {
+    if got <= most {
+        return Ok(());
+    }
+    Err(GrammarError::Invalid(format!("{what}: expected at most {most}, got {got}")))
+}
