@@ -200,10 +200,7 @@ fn finish(
     let cache_salt = cache_salt(wire.cache_salt)?;
     let tenant = tenant(wire.user)?;
     let timeout = timeout(wire.timeout)?;
-    let (grammar, grammar_path) = match wire.constraint {
-        Some(Constraint { path, source }) => (Some(source), path),
-        None => (None, String::new()),
-    };
+    let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
         n,
@@ -224,7 +221,7 @@ fn finish(
         include_usage: wire.stream_options.flatten().unwrap_or(false),
         include_cost: wire.return_cost.unwrap_or(false),
         logprobs: route.logprobs.is_some(),
-        grammar_path,
+        grammar_path: path.unwrap_or_default(),
         ignored: wire.ignored,
     })
 }
