@@ -177,6 +177,8 @@ pub struct Generator {
     /// Limits how many texts are tokenised at once. Tokenising is CPU work, and more of it at once would only
     /// slow the engine's thread.
     tokenizing: Arc<Semaphore>,
+    /// Limits how many constraints are compiled at once, so that slow ones delay no other text.
+    compiling: Arc<Semaphore>,
     /// Compiles constraints; made by the first request with one.
     grammars: Arc<Mutex<Option<Arc<GrammarCompiler>>>>,
 }
@@ -191,7 +193,9 @@ impl Generator {
     ) -> Self {
         let template = template.map(Arc::new);
         let tokenizing = Arc::new(Semaphore::new(machine::cores()));
-        Self { engine, tokenizer, template, max_text_bytes, tokenizing, grammars: Arc::default() }
+        let compiling = Arc::new(Semaphore::new(machine::cores().div_ceil(2)));
+        let grammars = Arc::default();
+        Self { engine, tokenizer, template, max_text_bytes, tokenizing, compiling, grammars }
     }
 
     /// The engine.
@@ -225,7 +229,7 @@ impl Generator {
             return Err(Refusal::TooManyBytes { bytes, limit: self.engine.config().max_sequence_tokens() });
         }
         let (tokenizer, template) = (Arc::clone(&self.tokenizer), self.template.clone());
-        self.blocking(move || prompts.tokenize(&tokenizer, template.as_deref(), ranges)).await?
+        blocking(&self.tokenizing, move || prompts.tokenize(&tokenizer, template.as_deref(), ranges)).await?
     }
 
     /// Decodes ids, special tokens included, off the async threads.
@@ -234,42 +238,28 @@ impl Generator {
     /// [`Refusal::Internal`].
     pub async fn detokenize(&self, ids: Vec<u32>) -> Result<String, Refusal> {
         let tokenizer = Arc::clone(&self.tokenizer);
-        self.blocking(move || tokenizer.decode(&ids, false)).await
+        blocking(&self.tokenizing, move || tokenizer.decode(&ids, false)).await
     }
 
     /// Compiles a constraint off the async threads.
     async fn compile(&self, source: GrammarSource) -> Result<Arc<Grammar>, Refusal> {
         let (tokenizer, grammars) = (Arc::clone(&self.tokenizer), Arc::clone(&self.grammars));
         let vocab = self.vocab_size();
-        let compiled = self.blocking(move || {
-            let mut compiler = grammars.lock().unwrap_or_else(PoisonError::into_inner);
-            let compiler = match &*compiler {
-                Some(made) => Arc::clone(made),
-                None => Arc::clone(
-                    compiler.insert(Arc::new(GrammarCompiler::new(vocabulary(&tokenizer, vocab))?)),
-                ),
+        let compiled = blocking(&self.compiling, move || {
+            let mut made = grammars.lock().unwrap_or_else(PoisonError::into_inner);
+            let compiler = match &*made {
+                Some(compiler) => Arc::clone(compiler),
+                None => {
+                    Arc::clone(made.insert(Arc::new(GrammarCompiler::new(vocabulary(&tokenizer, vocab))?)))
+                }
             };
+            drop(made);
             compiler.compile(&source)
         });
         compiled.await?.map_err(|error| match error {
             GrammarError::Internal(_) => Refusal::Internal(error.to_string()),
             GrammarError::Invalid(_) => Refusal::Grammar(error),
         })
-    }
-
-    /// Runs work of the tokenizer on a blocking thread, when one of the permits is free.
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let permit = Arc::clone(&self.tokenizing).acquire_owned().await;
-        let permit = permit.map_err(|e| Refusal::Internal(e.to_string()))?;
-        let work = tokio::task::spawn_blocking(move || {
-            // The work holds the permit, since it goes on if the client leaves.
-            let _permit = permit;
-            work()
-        });
-        work.await.map_err(|_| Refusal::Internal("the tokenizer failed".to_owned()))
     }
 
     /// Starts a generation with one place in the queue. Returns when the scheduler has taken every choice of
@@ -344,6 +334,22 @@ impl Generator {
         }
         Ok(max_tokens)
     }
+}
+
+/// Runs work on a blocking thread, when one of the permits is free.
+async fn blocking<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    let permit = Arc::clone(permits).acquire_owned().await;
+    let permit = permit.map_err(|e| Refusal::Internal(e.to_string()))?;
+    let work = tokio::task::spawn_blocking(move || {
+        // The work holds the permit, since it goes on if the client leaves.
+        let _permit = permit;
+        work()
+    });
+    work.await
+        .map_err(|_| Refusal::Internal("the tokenizer or the compiler of constraints failed".to_owned()))
 }
 
 /// The first `vocab` tokens of the tokenizer.

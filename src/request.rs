@@ -50,8 +50,8 @@ impl Default for Tenant {
     }
 }
 
-/// How the next token is chosen. A row of logits undergoes, in this order: bias, minimum-length mask,
-/// penalties, temperature, top-k, top-p, min-p, random choice.
+/// How the next token is chosen. A row of logits undergoes, in this order: bias, penalties, the masks of the
+/// least length and of the grammar, temperature, top-k, top-p, min-p, random choice.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct SamplingParams {
     /// 0 is greedy decoding (argmax, the lowest id on ties); otherwise the divisor of the logits.

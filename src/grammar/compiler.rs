@@ -82,7 +82,6 @@ impl GrammarCompiler {
         if let Some(found) = self.cached(source) {
             return Ok(found);
         }
-        limits::check(source)?;
         let grammar = grammar(source)?;
         // Compiling recurses as deep as rules and definitions refer to one another.
         let compiled = std::thread::scope(|scope| {
@@ -122,6 +121,7 @@ impl GrammarCompiler {
 }
 
 fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
+    limits::check(source)?;
     let grammar = match source {
         GrammarSource::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text)?),
         GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
@@ -138,6 +138,7 @@ fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
 fn json_schema(text: &str) -> Result<Value, GrammarError> {
     let schema: Value =
         serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?;
+    limits::check_schema(&schema)?;
     let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
     match schema {
         Value::Object(mut schema) => {

@@ -18,20 +18,13 @@ const MAX_REGEX_BYTES: usize = 8 << 10;
 /// References in a schema.
 const MAX_REFERENCES: usize = 2000;
 
-/// Refuses a constraint that is too large.
+/// Refuses a constraint whose text is too large.
 ///
 /// # Errors
 /// [`GrammarError::Invalid`] with the limit and the size.
 pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
     match source {
-        GrammarSource::JsonSchema(text) => {
-            at_most("bytes of a JSON schema", text.len(), MAX_BYTES)?;
-            // What is not JSON is refused later.
-            let schema = serde_json::from_str(text).unwrap_or_default();
-            let mut references = 0;
-            check_schema(&schema, &mut references)?;
-            at_most("references ($ref)", references, MAX_REFERENCES)
-        }
+        GrammarSource::JsonSchema(text) => at_most("bytes of a JSON schema", text.len(), MAX_BYTES),
         GrammarSource::Regex(text) => at_most("bytes of a regular expression", text.len(), MAX_REGEX_BYTES),
         GrammarSource::Choice(texts) => {
             at_most("bytes of all texts", texts.iter().map(String::len).sum(), MAX_BYTES)
@@ -45,8 +38,18 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
     }
 }
 
+/// Refuses a schema with too many references or with a regular expression that is too long.
+///
+/// # Errors
+/// [`GrammarError::Invalid`] with the limit and the size.
+pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
+    let mut references = 0;
+    check_patterns(schema, &mut references)?;
+    at_most("references ($ref)", references, MAX_REFERENCES)
+}
+
 /// Checks the regular expressions of a schema and counts its references.
-fn check_schema(schema: &Value, references: &mut usize) -> Result<(), GrammarError> {
+fn check_patterns(schema: &Value, references: &mut usize) -> Result<(), GrammarError> {
     match schema {
         Value::Object(map) => {
             *references += usize::from(map.contains_key("$ref"));
@@ -56,9 +59,9 @@ fn check_schema(schema: &Value, references: &mut usize) -> Result<(), GrammarErr
             for pattern in names.chain(pattern) {
                 at_most("bytes of a pattern", pattern.len(), MAX_REGEX_BYTES)?;
             }
-            map.values().try_for_each(|value| check_schema(value, references))
+            map.values().try_for_each(|value| check_patterns(value, references))
         }
-        Value::Array(items) => items.iter().try_for_each(|item| check_schema(item, references)),
+        Value::Array(items) => items.iter().try_for_each(|item| check_patterns(item, references)),
         _ => Ok(()),
     }
 }

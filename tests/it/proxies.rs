@@ -435,6 +435,30 @@ fn flag(arguments: &[String], name: &str) -> u64 {
 }
 
 #[test]
+fn the_systemd_unit_matches_the_servers_drain_times_and_exit_statuses() {
+    let text = std::fs::read_to_string(root().join("deploy/octant.service")).unwrap();
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or_else(|| panic!("no {name}"))
+    };
+    let octant = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_octant")).env_clear().args(arguments).output().unwrap()
+    };
+    // The flags are known. Only the file of settings is missing here, which a restart does not mend.
+    let output = octant(&value("ExecStart").split(' ').skip(1).collect::<Vec<_>>());
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("/etc/octant.toml: No such file"), "{error}");
+    assert_eq!(output.status.code().unwrap().to_string(), value("RestartPreventExitStatus"));
+    let help = String::from_utf8(octant(&["serve", "--help"]).stdout).unwrap();
+    let default = |flag: &str| -> u64 {
+        let rest = &help[help.find(&format!("{flag} <SECONDS>")).unwrap()..];
+        rest.split("[default: ").nth(1).unwrap().split(']').next().unwrap().parse().unwrap()
+    };
+    let stop: u64 = value("TimeoutStopSec").parse().unwrap();
+    assert!(stop > default("--drain-grace") + default("--drain-timeout"), "{stop} s");
+}
+
+#[test]
 fn the_kubernetes_manifest_matches_the_servers_probes_and_drain_times() {
     let text = std::fs::read_to_string(root().join("deploy/kubernetes.yaml")).unwrap();
     let deployment = text.split("\n---\n").next().unwrap();

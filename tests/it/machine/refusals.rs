@@ -2,6 +2,7 @@
 //! fails is an error.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use octant::device::cpu::{Cpu, CpuOptions};
@@ -41,6 +42,30 @@ fn a_limit_on_the_address_space_is_named_with_both_numbers() {
     refuses(&output, &["needs 3.", "are available", "683.6 MiB by RLIMIT_AS (`ulimit -v`)", "kept free"]);
     let output = serve("ulimit -d 600000", &["--kv-cache-memory", "3GiB"]);
     refuses(&output, &["needs 3.", "are available", "585.9 MiB by RLIMIT_DATA (`ulimit -d`)"]);
+}
+
+/// Where this machine lets the test make a control group.
+#[test]
+fn a_limit_of_a_real_control_group_is_named_with_both_numbers() {
+    let versions = [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")];
+    for (parent, file) in versions {
+        let group = Path::new(parent).join(format!("octant-test-{}", std::process::id()));
+        if std::fs::create_dir(&group).is_err() {
+            continue;
+        }
+        // The system makes the file if this is a control group with this controller.
+        let limit = group.join(file);
+        let limited = limit.exists() && std::fs::write(&limit, (160_u32 << 20).to_string()).is_ok();
+        let output = limited.then(|| {
+            let enter = format!("echo $$ > {}/cgroup.procs || exit 77", group.display());
+            serve(&enter, &["--kv-cache-memory", "3GiB"])
+        });
+        std::fs::remove_dir(&group).unwrap();
+        // 77: the system does not let the process into the group.
+        if let Some(output) = output.filter(|output| output.status.code() != Some(77)) {
+            refuses(&output, &["needs 3.", "are available", "160.0 MiB by", file]);
+        }
+    }
 }
 
 #[test]
