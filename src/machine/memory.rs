@@ -158,7 +158,7 @@ fn number(path: &Path) -> Option<u64> {
 }
 
 /// The bytes of a line `key: N kB`.
-fn kib_field(text: &str, key: &str) -> Option<u64> {
+pub(super) fn kib_field(text: &str, key: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = rest.trim().trim_end_matches("kB").trim().parse().ok()?;
     kib.checked_mul(1024)
