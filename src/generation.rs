@@ -7,6 +7,7 @@
 //! Nothing here waits for a client: the caller pulls a [`Generation`]. Dropping it, or a stop string, aborts
 //! the engine's requests, which frees their KV blocks within the step.
 
+mod ask;
 mod choice;
 mod prompt;
 
@@ -17,6 +18,7 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
+pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls};
 pub use choice::{Candidate, FinishReason, Scored};
 pub use prompt::{Prompt, Prompts};
 
@@ -24,59 +26,10 @@ use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, Up
 use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
 use crate::machine;
 pub use crate::request::Cost;
-use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
+use crate::request::{Reject, Request, StopRules, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
+use crate::tools::ToolCallDelta;
 use choice::Choice;
-
-/// A validated request, with every default resolved.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    /// One conversation, or one or more texts.
-    pub prompts: Prompts,
-    /// Choices per prompt. Choice `i` samples with the seed plus `i`; greedy choices are equal.
-    pub n: u32,
-    /// Sampling parameters; the seed is that of choice 0.
-    pub sampling: SamplingParams,
-    /// The most tokens of a choice.
-    pub max_tokens: MaxTokens,
-    /// Token ids that end a choice.
-    pub stop_ids: Vec<u32>,
-    /// Rules for the output text.
-    pub output: OutputRules,
-    /// A smaller priority runs first.
-    pub priority: i32,
-    /// The tenant of the request.
-    pub tenant: Tenant,
-    /// Requests share cached prefixes only within one salt.
-    pub cache_salt: Option<Arc<str>>,
-    /// The constraint on the answer.
-    pub grammar: Option<GrammarSource>,
-}
-
-/// The most tokens of a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxTokens {
-    /// This number; a prompt that leaves less room in the context is refused.
-    Exactly(u32),
-    /// This number or the rest of the context, whichever is less; a prompt that leaves no room is refused.
-    UpTo(u32),
-}
-
-/// Rules for a choice's output text.
-#[derive(Debug, Clone)]
-pub struct OutputRules {
-    /// Stop strings: texts that end a choice. They match only after `min_tokens` tokens.
-    pub stop: Vec<String>,
-    /// Includes the stop string, or the text of the stop id, in the output.
-    pub include_stop: bool,
-    /// Leaves special tokens out of the text.
-    pub skip_special: bool,
-    /// Puts the prompt before the output, with its log-probabilities if they are asked for.
-    pub echo: bool,
-    /// Reports the log-probability of a stop id too, whose text is not part of the output. Clients that score
-    /// prompts by echo expect one entry per generated token.
-    pub score_stop_id: bool,
-}
 
 /// Why a request was refused before anything was generated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -147,6 +100,8 @@ pub struct Delta {
     pub tokens: u32,
     /// New text, in whole characters and without a possible beginning of a stop string.
     pub text: String,
+    /// New parts of tool calls.
+    pub calls: Vec<ToolCallDelta>,
     /// Log-probabilities of the tokens whose text is complete now.
     pub scored: Vec<Scored>,
     /// Set on the choice's last delta.
@@ -201,6 +156,11 @@ impl Generator {
     /// The engine.
     pub fn engine(&self) -> &EngineHandle {
         &self.engine
+    }
+
+    /// The chat template.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.template.as_deref()
     }
 
     /// The tokenizer.

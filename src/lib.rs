@@ -27,6 +27,9 @@ pub mod text;
 /// Grammars that constrain answers: structured output.
 pub mod grammar;
 
+/// Tools that a model can call: formats, parser, grammar.
+pub mod tools;
+
 /// Requests to the engine and updates from it, as plain data.
 pub mod request;
 

@@ -67,7 +67,8 @@ const fn default(names: &'static [&'static str], note: &'static str) -> OtherFla
 }
 
 /// Flags, or values of flags, that ask for what Octant does by default.
-const DEFAULTS: [OtherFlag; 17] = [
+const DEFAULTS: [OtherFlag; 18] = [
+    default(&["enable-auto-tool-choice"], "requests with tools always may call them"),
     default(&["enable-chunked-prefill", "enable-mixed-chunk"], "prompts are always computed in chunks"),
     default(&["cont-batching", "-cb"], "requests are always batched continuously"),
     default(&["async-scheduling"], "the next step is always planned while one runs"),
@@ -201,14 +202,8 @@ const MODEL: [OtherFlag; 14] = [
         "speculative decoding is not supported; leave this flag out",
     ),
     refuse(
-        &[
-            "enable-auto-tool-choice",
-            "tool-call-parser",
-            "tool-parser-plugin",
-            "reasoning-parser",
-            "reasoning-format",
-        ],
-        "tool calls and reasoning are not parsed from answers yet; leave this flag out",
+        &["tool-parser-plugin", "reasoning-parser", "reasoning-format"],
+        "reasoning is not parsed from answers yet, and tool calls in the formats of --tool-call-parser only; leave this flag out",
     ),
     refuse(
         &[

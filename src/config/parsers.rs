@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail, ensure};
 
+use crate::tools::ToolFormat;
+
 /// A value in an error message.
 pub(super) fn got(text: &str) -> String {
     if text.trim().is_empty() { "got an empty value".to_owned() } else { format!("got `{text}`") }
@@ -183,4 +185,10 @@ pub(super) fn rank_count() -> impl Fn(&str) -> anyhow::Result<usize> + Clone + S
 /// A count of at least 1 and below 2^31, so that the sum of two counts is a valid position.
 pub(super) fn position_count() -> impl Fn(&str) -> anyhow::Result<usize> + Clone + Send + Sync {
     whole(1, (1 << 31) - 1)
+}
+
+/// The name of a format of tool calls.
+pub(super) fn tool_format(text: &str) -> anyhow::Result<ToolFormat> {
+    let names = ToolFormat::NAMES.map(|(name, _)| name).join(", ");
+    ToolFormat::named(text.trim()).ok_or_else(|| anyhow!("expected one of {names}, {}", got(text)))
 }

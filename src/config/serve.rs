@@ -17,12 +17,13 @@ use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
     at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, port, positive, seconds,
-    tokens, trimmed_name, trimmed_secret,
+    tokens, tool_format, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
 use crate::model::Precision;
 use crate::scheduler::Policy;
+use crate::tools::ToolFormat;
 
 /// All settings of `octant serve`.
 #[derive(Debug, Clone, Args)]
@@ -181,6 +182,9 @@ pub(crate) struct NetworkArgs {
         action = ArgAction::Set
     )]
     pub(crate) reject_unknown_fields: bool,
+    /// Format of tool calls in answers. Found in the chat template if not set
+    #[arg(long, env = "OCTANT_TOOL_CALL_PARSER", value_name = "FORMAT", value_parser = tool_format)]
+    pub(crate) tool_call_parser: Option<ToolFormat>,
     /// Tokens per stream event after the first. Higher values use less CPU on server and client. Requests
     /// with `stop` strings always get one token per event
     #[arg(

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::{Ask, Delta, Failure, OutputRules, Prompt};
 use crate::request::{Finish, SampledToken, TokenLogprob, Update};
 use crate::text::{Detokenizer, StopMatcher, Tokenizer, shown};
+use crate::tools::ToolCallParser;
 
 /// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` tokens were generated.
     Length,
+    /// The same as [`Self::Stop`], after tool calls.
+    ToolCalls,
 }
 
 impl FinishReason {
@@ -25,6 +28,7 @@ impl FinishReason {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
         }
     }
 }
@@ -87,6 +91,8 @@ pub(super) struct Choice {
     decoded: usize,
     /// Bytes of generated text that have been released.
     released: usize,
+    /// Finds tool calls in the text.
+    parser: Option<ToolCallParser>,
 }
 
 impl Choice {
@@ -106,6 +112,7 @@ impl Choice {
             chars: 0,
             decoded: 0,
             released: 0,
+            parser: ask.tools.as_ref().map(|tools| ToolCallParser::new(tools.format, tools.names.clone())),
         }
     }
 
@@ -143,7 +150,21 @@ impl Choice {
             let reason = if finish == Finish::Length { FinishReason::Length } else { FinishReason::Stop };
             delta.finish = delta.finish.or(Some(reason));
         }
+        self.find_calls(&mut delta);
         Ok(delta)
+    }
+
+    /// Takes tool calls out of the text of a delta.
+    fn find_calls(&mut self, delta: &mut Delta) {
+        let Some(parser) = &mut self.parser else { return };
+        let text = std::mem::take(&mut delta.text);
+        parser.push(&text, &mut delta.text, &mut delta.calls);
+        if let Some(finish) = &mut delta.finish {
+            parser.finish(&mut delta.text);
+            if *finish == FinishReason::Stop && parser.calls() > 0 {
+                *finish = FinishReason::ToolCalls;
+            }
+        }
     }
 
     /// Writes the echo, once, before the first token.

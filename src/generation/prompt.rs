@@ -64,7 +64,10 @@ impl Prompts {
     /// Bytes of the longest prompt's text; 0 for token ids.
     pub(crate) fn text_bytes(&self) -> usize {
         match self {
-            Self::Chat { messages, .. } => messages.iter().map(ChatMessage::text_bytes).sum(),
+            Self::Chat { messages, options } => {
+                let tools = options.kwargs.get("tools").map_or(0, |tools| tools.to_string().len());
+                messages.iter().map(ChatMessage::text_bytes).sum::<usize>() + tools
+            }
             Self::Texts { texts, .. } => texts.iter().map(String::len).max().unwrap_or(0),
             Self::Ids(_) => 0,
         }

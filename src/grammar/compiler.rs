@@ -1,6 +1,7 @@
 //! Compilation of constraints, with a cache.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
@@ -8,7 +9,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource, is_dead_end, limits, short};
+use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, limits, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
@@ -86,7 +87,9 @@ impl GrammarCompiler {
         // Compiling recurses as deep as rules and definitions refer to one another.
         let compiled = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, || self.initial_matcher(grammar));
+            let thread = thread.spawn_scoped(scope, || {
+                self.initial_matcher(grammar).map_err(|error| self.of_a_schema(source).unwrap_or(error))
+            });
             let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
             thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
         });
@@ -111,6 +114,17 @@ impl GrammarCompiler {
         Ok(matcher)
     }
 
+    /// The error of the first schema within a grammar that cannot be compiled by itself.
+    fn of_a_schema(&self, source: &GrammarSource) -> Option<GrammarError> {
+        let GrammarSource::WithSchemas { schemas, .. } = source else { return None };
+        schemas.iter().find_map(|rule| {
+            let schema = schema_of(rule).map(GrammarWithLexer::from_json_schema);
+            let compiled =
+                schema.and_then(|schema| self.initial_matcher(TopLevelGrammar::from_grammar(schema)));
+            compiled.err().map(|error| error.at(&rule.path))
+        })
+    }
+
     fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let at = cache.iter().position(|grammar| grammar.source() == source)?;
@@ -130,8 +144,25 @@ fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
             GrammarWithLexer::from_regex(&texts.join("|"))
         }
         GrammarSource::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
+        GrammarSource::WithSchemas { lark, schemas } => {
+            let mut lark = lark.clone();
+            for rule in schemas {
+                let schema = schema_of(rule).map_err(|error| error.at(&rule.path))?;
+                _ = write!(lark, "\n{}: %json {schema}", rule.rule);
+            }
+            GrammarWithLexer::from_lark(lark)
+        }
     };
     Ok(TopLevelGrammar::from_grammar(grammar))
+}
+
+/// The schema of a rule, as the compiler takes it.
+fn schema_of(rule: &SchemaRule) -> Result<Value, GrammarError> {
+    let mut schema = json_schema(&rule.schema)?;
+    if rule.lenient {
+        schema["x-guidance"]["lenient"] = true.into();
+    }
+    Ok(schema)
 }
 
 /// The schema, with a limit on whitespace unless it sets one itself.

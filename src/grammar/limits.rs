@@ -29,13 +29,20 @@ pub(super) fn check(source: &GrammarSource) -> Result<(), GrammarError> {
         GrammarSource::Choice(texts) => {
             at_most("bytes of all texts", texts.iter().map(String::len).sum(), MAX_BYTES)
         }
-        GrammarSource::Lark(text) => {
-            at_most("bytes of a grammar", text.len(), MAX_GRAMMAR_BYTES)?;
-            at_most("lines of a grammar", text.lines().count(), MAX_LINES)?;
-            let longest = text.lines().map(str::len).max().unwrap_or(0);
-            at_most("bytes of a line of a grammar", longest, MAX_LINE_BYTES)
+        GrammarSource::Lark(text) => check_lark(text),
+        GrammarSource::WithSchemas { lark, schemas } => {
+            check_lark(lark)?;
+            let bytes = schemas.iter().map(|rule| rule.schema.len()).sum();
+            at_most("bytes of all schemas", bytes, MAX_BYTES)
         }
     }
+}
+
+fn check_lark(text: &str) -> Result<(), GrammarError> {
+    at_most("bytes of a grammar", text.len(), MAX_GRAMMAR_BYTES)?;
+    at_most("lines of a grammar", text.lines().count(), MAX_LINES)?;
+    let longest = text.lines().map(str::len).max().unwrap_or(0);
+    at_most("bytes of a line of a grammar", longest, MAX_LINE_BYTES)
 }
 
 /// Refuses a schema with too many references or with a regular expression that is too long.

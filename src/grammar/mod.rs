@@ -33,6 +33,26 @@ pub enum GrammarSource {
     Choice(Vec<String>),
     /// A context-free grammar in the Lark syntax of `llguidance`.
     Lark(String),
+    /// A grammar in the same syntax with rules that are JSON schemas.
+    WithSchemas {
+        /// The other rules.
+        lark: String,
+        /// The rules that are schemas.
+        schemas: Vec<SchemaRule>,
+    },
+}
+
+/// A rule of a grammar that is a JSON schema.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SchemaRule {
+    /// Name of the rule.
+    pub rule: String,
+    /// Path of the schema in the request, for errors.
+    pub path: String,
+    /// The schema, as JSON text.
+    pub schema: String,
+    /// Whether keywords that cannot be enforced are ignored. If not, they are errors.
+    pub lenient: bool,
 }
 
 impl GrammarSource {
@@ -56,6 +76,14 @@ pub enum GrammarError {
 impl GrammarError {
     fn invalid(text: impl Into<String>) -> Self {
         Self::Invalid(text.into())
+    }
+
+    /// The error with the path of the schema that it is about.
+    fn at(self, path: &str) -> Self {
+        match self {
+            Self::Invalid(text) => Self::Invalid(format!("{path}: {text}")),
+            internal @ Self::Internal(_) => internal,
+        }
     }
 }
 

@@ -99,8 +99,34 @@ pub(crate) struct ChatChoice {
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Message {
     pub(crate) role: &'static str,
-    pub(crate) content: String,
+    /// Null if the message has tool calls alone.
+    pub(crate) content: Option<String>,
     pub(crate) refusal: Option<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<ToolCallWire>,
+}
+
+/// A tool call, whole or in a chunk.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct ToolCallWire {
+    /// Index of the call in the message, in chunks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) index: Option<usize>,
+    /// Id of the call, in its first chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<&'static str>,
+    pub(crate) function: FunctionWire,
+}
+
+/// Part of [`ToolCallWire`].
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct FunctionWire {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) name: Option<String>,
+    /// JSON of the arguments, or a piece of it.
+    pub(crate) arguments: String,
 }
 
 /// A choice of a chunk, of either kind.
@@ -130,6 +156,8 @@ pub(crate) struct ChatDelta {
     pub(crate) role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<ToolCallWire>,
 }
 
 /// Log-probabilities of a chat's tokens.

@@ -6,10 +6,11 @@ use std::mem::take;
 use serde::Serialize;
 
 use super::reply::{
-    ChatChoice, ChatChunkChoice, ChatDelta, ChunkChoice, CostWire, Message, Reply, TextChoice, TextLogprobs,
-    UsageWire,
+    ChatChoice, ChatChunkChoice, ChatDelta, ChunkChoice, CostWire, FunctionWire, Message, Reply, TextChoice,
+    TextLogprobs, ToolCallWire, UsageWire,
 };
 use crate::generation::{Cost, Delta, FinishReason, Scored, Usage};
+use crate::tools::ToolCallDelta;
 
 /// OpenAI's family of objects that a reply uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,8 +91,8 @@ impl ReplyBuilder {
         &self.id
     }
 
-    /// Returns the chunks for a delta, at most three: the role, if a chat's choice begins; the text with its
-    /// log-probabilities; and the finish reason. `role_sent` belongs to the delta's choice, is false at
+    /// Returns the chunks for a delta, at most four: the role, if a chat's choice begins; the text with its
+    /// log-probabilities; tool calls; and the finish reason. `role_sent` belongs to the delta's choice, is false at
     /// first, and is set when the choice begins.
     pub(crate) fn chunks(
         &self,
@@ -103,15 +104,34 @@ impl ReplyBuilder {
         if !*role_sent && (delta.tokens > 0 || delta.finish.is_some()) {
             *role_sent = true;
             role = (format == ReplyFormat::Chat).then(|| {
-                let delta = ChatDelta { role: Some("assistant"), content: Some(String::new()) };
+                let content = Some(String::new());
+                let delta = ChatDelta { role: Some("assistant"), content, ..ChatDelta::default() };
                 ChunkChoice::Chat(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None })
             });
         }
         let (text, scored) = (take(&mut delta.text), take(&mut delta.scored));
         let has_content = !text.is_empty() || !scored.is_empty();
         let content = has_content.then(|| content_chunk(format, index, text, scored));
+        let calls = take(&mut delta.calls);
+        let calls = (!calls.is_empty()).then(|| {
+            let call = |call: ToolCallDelta| ToolCallWire {
+                index: Some(call.call),
+                id: call.name.is_some().then(|| self.call_id(index, call.call)),
+                kind: call.name.is_some().then_some("function"),
+                function: FunctionWire { name: call.name, arguments: call.arguments },
+            };
+            let tool_calls = calls.into_iter().map(call).collect();
+            let delta = ChatDelta { tool_calls, ..ChatDelta::default() };
+            ChunkChoice::Chat(ChatChunkChoice { index, delta, logprobs: None, finish_reason: None })
+        });
         let finish = delta.finish.map(|finish| finish_chunk(format, index, finish));
-        [role, content, finish].into_iter().flatten()
+        [role, content, calls, finish].into_iter().flatten()
+    }
+
+    /// The id of a tool call. Clients send it back with the result.
+    pub(crate) fn call_id(&self, choice: usize, call: usize) -> String {
+        let random = self.id.rsplit('-').next().unwrap_or_default();
+        format!("call_{}{choice:x}_{call:x}", random.get(..24).unwrap_or(random))
     }
 
     /// Appends the JSON of a chunk. Everything except the choice is the same in every chunk; the part before
@@ -142,7 +162,7 @@ impl ReplyBuilder {
                 let chat = choices.map(|(index, choice)| ChatChoice {
                     index,
                     finish_reason: choice.finish_reason(),
-                    message: Message { role: "assistant", content: choice.text, refusal: None },
+                    message: self.message(index, choice.text, choice.calls),
                     logprobs: with_logprobs.then(|| choice.scored.into()),
                 });
                 self.reply(false, chat.collect(), usage, cost)
@@ -157,6 +177,18 @@ impl ReplyBuilder {
                 self.reply(false, text.collect(), usage, cost)
             }
         }
+    }
+
+    fn message(&self, choice: usize, text: String, calls: Vec<ToolCallDelta>) -> Message {
+        let call = |call: ToolCallDelta| ToolCallWire {
+            index: None,
+            id: Some(self.call_id(choice, call.call)),
+            kind: Some("function"),
+            function: FunctionWire { name: call.name, arguments: call.arguments },
+        };
+        let content = (!text.is_empty() || calls.is_empty()).then_some(text);
+        let tool_calls = calls.into_iter().map(call).collect();
+        Message { role: "assistant", content, refusal: None, tool_calls }
     }
 
     fn reply<C: Serialize>(
@@ -177,6 +209,7 @@ impl ReplyBuilder {
 #[derive(Default)]
 pub(crate) struct CompleteChoice {
     text: String,
+    calls: Vec<ToolCallDelta>,
     scored: Vec<Scored>,
     finish: Option<FinishReason>,
 }
@@ -185,6 +218,12 @@ impl CompleteChoice {
     /// Appends a delta of this choice.
     pub(crate) fn push(&mut self, delta: Delta) {
         self.text.push_str(&delta.text);
+        for part in delta.calls {
+            match self.calls.get_mut(part.call) {
+                Some(call) => call.arguments.push_str(&part.arguments),
+                None => self.calls.push(part),
+            }
+        }
         self.scored.extend(delta.scored);
         self.finish = delta.finish.or(self.finish);
     }
@@ -198,7 +237,7 @@ fn content_chunk(format: ReplyFormat, index: usize, text: String, scored: Vec<Sc
     let has_scores = !scored.is_empty();
     match format {
         ReplyFormat::Chat => {
-            let delta = ChatDelta { role: None, content: Some(text) };
+            let delta = ChatDelta { content: Some(text), ..ChatDelta::default() };
             let logprobs = has_scores.then(|| scored.into());
             ChunkChoice::Chat(ChatChunkChoice { index, delta, logprobs, finish_reason: None })
         }

@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use super::api_keys::Caller;
 use super::validate::Defaults;
+use crate::tools::ToolFormat;
 
 /// Maximum number of `/tokenize` and `/detokenize` requests that are served or wait at the same time. Further
 /// requests get status 429.
@@ -37,6 +38,8 @@ pub struct Settings {
     pub defaults: Defaults,
     /// Token ids that end a generation.
     pub eos_ids: Vec<u32>,
+    /// The format of tool calls; `None` stands for that of the chat template.
+    pub tool_format: Option<ToolFormat>,
     /// Unknown fields of a request are errors. If false, a response header lists them.
     pub reject_unknown_fields: bool,
     /// Status of a response that refuses a request because the queue is full. Default: 429.
@@ -60,6 +63,7 @@ impl Settings {
             allowed_hosts: Vec::new(),
             defaults: Defaults::default(),
             eos_ids,
+            tool_format: None,
             reject_unknown_fields: false,
             queue_full_status: StatusCode::TOO_MANY_REQUESTS,
             dropped_log_lines: Arc::default(),

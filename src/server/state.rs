@@ -15,7 +15,8 @@ use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
 use super::system::unix_time;
 use super::validate::Limits;
-use crate::generation::Generator;
+use crate::generation::{ChatTemplate, Generator};
+use crate::tools::{ToolFormat, ToolSupport};
 
 /// State shared by all request handlers.
 pub struct ServerState {
@@ -48,6 +49,17 @@ pub struct ServerState {
     pub(crate) abort: CancellationToken,
 }
 
+/// How a model with this chat template calls tools. `format` is the operator's.
+fn tool_support(template: &ChatTemplate, format: Option<ToolFormat>) -> ToolSupport {
+    let (source, in_template) = (template.tool_source(), template.shows_tools());
+    let found = if in_template {
+        ToolFormat::of_template(source)
+    } else {
+        Some(ToolFormat::for_plain_template(source))
+    };
+    ToolSupport { format: format.or(found), in_template }
+}
+
 impl ServerState {
     /// Makes the state and sets `status` to started.
     ///
@@ -60,6 +72,7 @@ impl ServerState {
             model_paths: settings.model_paths.clone(),
             vocab_size: generator.vocab_size(),
             eos_ids: settings.eos_ids.clone(),
+            tools: generator.template().map(|template| tool_support(template, settings.tool_format)),
             defaults: settings.defaults.clone(),
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),

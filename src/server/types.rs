@@ -55,6 +55,9 @@ pub(crate) struct ChatWire {
     pub(crate) add_generation_prompt: Option<bool>,
     pub(crate) continue_final_message: Option<bool>,
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
+    pub(crate) tools: Option<Vec<Value>>,
+    pub(crate) tool_choice: Option<Value>,
+    pub(crate) parallel_tool_calls: Option<bool>,
 }
 
 /// Body of `POST /v1/completions`; each field has the name of its JSON field.
@@ -83,6 +86,9 @@ impl ChatWire {
             add_generation_prompt: fields.bool("add_generation_prompt")?,
             continue_final_message: fields.bool("continue_final_message")?,
             chat_template_kwargs: object(fields.object("chat_template_kwargs")?),
+            tools: fields.array("tools")?,
+            tool_choice: fields.value("tool_choice"),
+            parallel_tool_calls: fields.bool("parallel_tool_calls")?,
             ..Self::default()
         };
         wire.common = CommonFields::read(fields)?;
@@ -168,7 +174,7 @@ impl CommonFields {
 const WITHOUT_EFFECT: [(&str, Harmless); 4] = [
     // The client's own labels.
     ("metadata", |_| true),
-    // There are no tools to call.
+    // A text completion has no tools to call.
     ("parallel_tool_calls", |_| true),
     ("store", |value| value == &Value::Bool(false)),
     ("service_tier", |value| value == "auto" || value == "default"),

@@ -19,8 +19,6 @@ type Harmless = fn(&Value) -> bool;
 /// Fields that no route supports.
 const UNSUPPORTED: &[(&str, Harmless)] = &[
     // OpenAI
-    ("tools", is_empty),
-    ("tool_choice", is_none),
     ("functions", is_empty),
     ("function_call", is_none),
     ("text", is_text_output),
@@ -68,8 +66,13 @@ const UNSUPPORTED_IN_CHAT: &[(&str, Harmless)] = &[
 ];
 
 /// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
-const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] =
-    &[("messages", never), ("max_completion_tokens", never), ("top_logprobs", never)];
+const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
+    ("messages", never),
+    ("max_completion_tokens", never),
+    ("top_logprobs", never),
+    ("tools", is_empty),
+    ("tool_choice", is_none),
+];
 
 /// Objects in which other servers or their client libraries put parameters of a request: NIM and Dynamo,
 /// `extra_body` of OpenAI's Python library written out, Ollama, SGLang, TGI, Gemini, vLLM, TensorRT-LLM.

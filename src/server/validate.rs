@@ -15,6 +15,7 @@ mod chat;
 mod completion;
 mod limits;
 mod sampling;
+mod tools;
 mod values;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use super::error::ApiError;
 use super::fields::{Fields, missing, wrong_type};
 use super::types::{ChatWire, CommonFields, CompletionWire};
 use super::unsupported;
-use crate::generation::{Ask, MaxTokens, OutputRules, Prompts};
+use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, ToolCalls};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub(crate) use limits::MAX_TIMEOUT;
 pub use limits::{Defaults, Limits};
@@ -36,6 +37,7 @@ use limits::{
     MAX_DETOKENIZE, MAX_N, MAX_SALT_CHARS, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOP_STRINGS,
     MAX_USER_BYTES,
 };
+use tools::ToolUse;
 use values::{alternatives, in_range, token_ids};
 
 /// A validated request: every value is in range and every default is filled in.
@@ -85,9 +87,14 @@ pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidReq
     let mut wire = ChatWire::read(fields)?;
     let asked = chat::max_tokens(&wire)?;
     let logprobs = chat::logprobs(&wire)?;
-    let prompts = chat::prompts(&mut wire)?;
+    let tools = tools::read(&mut wire, limits.tools)?;
+    let prompts = chat::prompts(&mut wire, limits.tools, tools.as_ref())?;
+    if let Some(tools) = &tools {
+        wire.common.constraint = tools.constraint(wire.common.constraint)?;
+    }
     let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
-    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo: false }, limits, fresh_seed)
+    let tools = tools.as_ref().map(ToolUse::calls);
+    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
 }
 
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.
@@ -103,7 +110,7 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
     let least = i128::from(!echo);
     let asked = in_range("max_tokens", wire.common.max_tokens, least, i128::from(u32::MAX))?;
     let max_tokens = asked.map_or(MaxTokens::UpTo(16), |tokens| MaxTokens::Exactly(tokens as u32));
-    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo }, limits, fresh_seed)
+    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo, tools: None }, limits, fresh_seed)
 }
 
 /// Validates the body of `POST /tokenize`. Returns the prompt, and whether to return the text of each token.
@@ -126,15 +133,18 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
         let text = "not supported with messages, whose chat template adds special tokens itself";
         return Err(ApiError::unsupported("add_special_tokens", text));
     }
-    unsupported::refuse(&mut fields)?;
     let mut wire = ChatWire {
         messages: Some(messages),
         add_generation_prompt: fields.bool("add_generation_prompt")?,
         continue_final_message: fields.bool("continue_final_message")?,
         chat_template_kwargs: fields.object("chat_template_kwargs")?.map(Fields::into_map),
+        tools: fields.array("tools")?,
+        tool_choice: fields.value("tool_choice"),
         ..ChatWire::default()
     };
-    Ok((chat::prompts(&mut wire)?, strings))
+    unsupported::refuse(&mut fields)?;
+    let tools = tools::read(&mut wire, limits.tools)?;
+    Ok((chat::prompts(&mut wire, limits.tools, tools.as_ref())?, strings))
 }
 
 /// Validates the body of `POST /detokenize`. Returns the token ids.
@@ -154,6 +164,7 @@ struct RouteFields {
     logprobs: Option<u8>,
     max_tokens: MaxTokens,
     echo: bool,
+    tools: Option<ToolCalls>,
 }
 
 /// Validates the shared fields and puts the request together.
@@ -212,6 +223,7 @@ fn finish(
         tenant,
         cache_salt,
         grammar,
+        tools: route.tools,
     };
     Ok(ValidRequest {
         model,

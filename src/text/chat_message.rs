@@ -77,10 +77,10 @@ impl ChatMessage {
         Self { role, content: Content::Text(content.into()), name: None, fields: Map::new() }
     }
 
-    /// Bytes of the text and of the fields that are text.
+    /// Bytes of the text and of the fields, as JSON unless they are text.
     pub(crate) fn text_bytes(&self) -> usize {
-        let fields = self.fields.values().filter_map(Value::as_str).map(str::len).sum::<usize>();
-        self.content.texts().map(str::len).sum::<usize>() + fields
+        let bytes = |field: &Value| field.as_str().map_or_else(|| field.to_string().len(), str::len);
+        self.content.texts().map(str::len).sum::<usize>() + self.fields.values().map(bytes).sum::<usize>()
     }
 
     /// The other fields as the template gets them. Reasoning has all names that templates read, as in

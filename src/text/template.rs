@@ -64,6 +64,8 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Value>,
     /// Whether the tokenizer's normaliser can turn any text into any other text.
     rewrites: bool,
+    /// Source of the template that renders requests with tools.
+    tool_source: String,
 }
 
 impl ChatTemplate {
@@ -147,7 +149,11 @@ impl ChatTemplate {
             formats: HashMap::new(),
             special_tokens,
             rewrites: tokenizer.rewrites_text(),
+            tool_source: String::new(),
         };
+        let source = |wanted: &str| sources.iter().find(|(name, _)| name == wanted);
+        let tool_source = source("tool_use").or_else(|| source("default"));
+        template.tool_source = tool_source.map(|(_, source)| source.clone()).unwrap_or_default();
         for (name, _) in &sources {
             let format = ContentFormat::find(&|messages| template.small(name, messages));
             template.formats.insert(marked_name(name), format.clone());
@@ -204,6 +210,21 @@ impl ChatTemplate {
     fn marked_names(&self) -> Vec<&str> {
         let marked = |value: &Value| value.as_str().is_some_and(|text| self.markers.occurs_in(text));
         self.special_tokens.iter().filter(|(_, value)| marked(value)).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Source of the template that renders requests with tools.
+    pub fn tool_source(&self) -> &str {
+        &self.tool_source
+    }
+
+    /// Whether the template shows the tools of a request to the model.
+    pub fn shows_tools(&self) -> bool {
+        const NAME: &str = "kvqxz_tool";
+        let function = json!({ "name": NAME, "description": NAME, "parameters": { "type": "object" } });
+        let mut options = RenderOptions::default();
+        options.kwargs.insert("tools".to_owned(), json!([{ "type": "function", "function": function }]));
+        let shown = self.render(&[ChatMessage::new(Role::User, "Hello")], &options);
+        shown.is_ok_and(|rendered| rendered.text().contains(NAME))
     }
 
     /// Renders a conversation of at least one message.

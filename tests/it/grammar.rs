@@ -24,7 +24,7 @@ fn schema(schema: Value) -> GrammarSource {
     GrammarSource::JsonSchema(schema.to_string())
 }
 
-fn matcher(compiler: &GrammarCompiler, source: &GrammarSource) -> GrammarMatcher {
+pub fn matcher(compiler: &GrammarCompiler, source: &GrammarSource) -> GrammarMatcher {
     GrammarMatcher::new(compiler.compile(source).unwrap(), vec![EOS], Vec::new())
 }
 
@@ -33,7 +33,11 @@ fn allowed(mask: &TokenMask) -> Vec<u32> {
 }
 
 /// An answer of random allowed tokens, at most `most`, and how it ended.
-fn random_answer(matcher: &GrammarMatcher, random: &mut Random, most: usize) -> (Vec<u32>, GrammarProgress) {
+pub fn random_answer(
+    matcher: &GrammarMatcher,
+    random: &mut Random,
+    most: usize,
+) -> (Vec<u32>, GrammarProgress) {
     let mut answer = Vec::new();
     while answer.len() < most {
         let Some(mask) = matcher.mask(answer.len()) else { break };
@@ -48,7 +52,7 @@ fn random_answer(matcher: &GrammarMatcher, random: &mut Random, most: usize) -> 
     (answer, GrammarProgress::Open)
 }
 
-fn text(compiler_tokens: &[u32]) -> String {
+pub fn text(compiler_tokens: &[u32]) -> String {
     let tokens = ["{\"", "\":", "true", "\", \"", "  ", "\n\n"];
     let bytes = compiler_tokens.iter().flat_map(|id| match *id {
         0..256 => vec![*id as u8],

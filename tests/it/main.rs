@@ -32,5 +32,6 @@ mod simulation;
 mod tensor_parallel;
 mod text;
 mod tidy;
+mod tools;
 mod usage;
 mod validate;

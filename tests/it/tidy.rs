@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 24] = [
-    ("server", &["generation", "engine", "request", "grammar"]),
-    ("generation", &["engine", "request", "text", "machine", "grammar"]),
+const BOUNDARIES: [(&str, &[&str]); 25] = [
+    ("server", &["generation", "engine", "request", "grammar", "tools"]),
+    ("generation", &["engine", "request", "text", "machine", "grammar", "tools"]),
     ("text", &[]),
     ("grammar", &[]),
+    ("tools", &["grammar"]),
     ("request", &["grammar"]),
     ("engine", &["request", "scheduler", "grammar"]),
     ("scheduler", &["request", "grammar"]),
@@ -31,7 +32,7 @@ const BOUNDARIES: [(&str, &[&str]); 24] = [
     ("statistics", &[]),
     ("machine", &[]),
     ("stdio", &[]),
-    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio"]),
+    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "tools"]),
     (
         "launch",
         &[

@@ -10,6 +10,7 @@ use octant::server::error::ApiError;
 use octant::server::fields::Fields;
 use octant::server::json::parse_object;
 use octant::server::validate::{self, Defaults, Limits, ValidRequest};
+use octant::tools::{ToolFormat, ToolSupport};
 use serde_json::{Value, json};
 
 /// Limits of a model with 100 token ids, of which 99 ends a generation.
@@ -21,6 +22,7 @@ fn limits() -> Limits {
         model_paths: vec!["/models/a".to_owned(), "a".to_owned()],
         vocab_size: 100,
         eos_ids: vec![99],
+        tools: Some(ToolSupport { format: Some(ToolFormat::Hermes), in_template: true }),
         defaults,
         reject_unknown_fields: false,
         keys_have_priorities: false,

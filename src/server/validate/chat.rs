@@ -4,12 +4,14 @@
 use serde_json::{Map, Value};
 
 use super::limits::MAX_MESSAGES;
+use super::tools::{self, ToolUse};
 use super::values::{alternatives, in_range};
 use crate::generation::{ChatMessage, Content, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, missing, wrong_type};
 use crate::server::types::ChatWire;
 use crate::server::unsupported;
+use crate::tools::ToolSupport;
 
 /// Variables and functions that the renderer sets, and arguments of `apply_chat_template`. A request cannot
 /// set them.
@@ -67,8 +69,13 @@ pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
     }
 }
 
-/// The conversation and its render options. Paths of unknown fields are added to `wire.common.ignored`.
-pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
+/// The conversation and its render options, with these tools. Paths of unknown fields are added to
+/// `wire.common.ignored`.
+pub(super) fn prompts(
+    wire: &mut ChatWire,
+    support: Option<ToolSupport>,
+    tools: Option<&ToolUse>,
+) -> Result<Prompts, ApiError> {
     let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
@@ -79,10 +86,19 @@ pub(super) fn prompts(wire: &mut ChatWire) -> Result<Prompts, ApiError> {
         let text = "expected a last message with the role assistant, got another role";
         return Err(ApiError::invalid("continue_final_message", text));
     }
+    let mut kwargs = kwargs(wire.chat_template_kwargs.as_ref())?;
+    let tools = tools.map(ToolUse::for_template).unwrap_or_default();
+    let messages = match support {
+        Some(support) => tools::as_text(messages, support, &tools),
+        None => messages,
+    };
+    if support.is_some_and(|support| support.in_template) && !tools.is_empty() {
+        kwargs.insert("tools".to_owned(), tools.into());
+    }
     let options = RenderOptions {
         add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
         continue_final_message: continues,
-        kwargs: kwargs(wire.chat_template_kwargs.as_ref())?,
+        kwargs,
     };
     Ok(Prompts::Chat { messages, options })
 }
@@ -122,7 +138,7 @@ fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<Ch
 /// Reads one message. Paths of unknown fields are added to `ignored`.
 fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMessage, ApiError> {
     let mut fields = Fields::at(path, item.clone())?;
-    for name in ["tool_calls", "function_call", "audio"] {
+    for name in ["function_call", "audio"] {
         let asks = |value: &Value| value.as_array().is_none_or(|items| !items.is_empty());
         if fields.value(name).is_some_and(|value| asks(&value)) {
             return Err(ApiError::unsupported(format!("{path}.{name}"), "this field is not supported"));
@@ -139,9 +155,15 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
         }
         None => return Err(missing(&format!("{path}.role"), ROLES)),
     };
+    let calls = fields.array("tool_calls")?.filter(|calls| !calls.is_empty());
+    if calls.is_some() && role != Role::Assistant {
+        let text = "expected tool calls in messages of the assistant only";
+        return Err(ApiError::invalid(format!("{path}.tool_calls"), text));
+    }
     let content_path = format!("{path}.content");
     let content = match fields.value("content") {
         Some(value) => content(&content_path, value, ignored)?,
+        None if calls.is_some() => Content::Text(String::new()),
         None => return Err(missing(&content_path, CONTENT)),
     };
     let tool_call_id = fields.string("tool_call_id")?;
@@ -152,6 +174,9 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
     // Clients send fields of earlier answers back.
     let mut others: Map<String, Value> =
         TEMPLATE_FIELDS.into_iter().filter_map(|name| Some((name.to_owned(), fields.value(name)?))).collect();
+    if let Some(calls) = calls {
+        others.insert("tool_calls".to_owned(), tools::earlier_calls(&format!("{path}.tool_calls"), calls)?);
+    }
     others.extend(tool_call_id.map(|id| ("tool_call_id".to_owned(), Value::String(id))));
     ignored.extend(unsupported::ignored_in_message(fields)?);
     Ok(ChatMessage { role, content, name, fields: others })

@@ -1,5 +1,7 @@
 //! Limits and defaults that requests are validated against.
 
+use crate::tools::ToolSupport;
+
 /// Most stop strings per request.
 pub(super) const MAX_STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
@@ -57,6 +59,8 @@ pub struct Limits {
     pub vocab_size: usize,
     /// Token ids that end a generation.
     pub eos_ids: Vec<u32>,
+    /// How the model calls tools; `None` if it has no chat template.
+    pub tools: Option<ToolSupport>,
     /// Values for fields that the client leaves out.
     pub defaults: Defaults,
     /// Whether an unknown field is an error.

@@ -1,0 +1,69 @@
+//! A validated request, as the server gives it to the generator.
+
+use std::sync::Arc;
+
+use super::Prompts;
+use crate::grammar::GrammarSource;
+use crate::request::{SamplingParams, Tenant};
+use crate::tools::ToolFormat;
+
+/// A validated request, with every default resolved.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// One conversation, or one or more texts.
+    pub prompts: Prompts,
+    /// Choices per prompt. Choice `i` samples with the seed plus `i`; greedy choices are equal.
+    pub n: u32,
+    /// Sampling parameters; the seed is that of choice 0.
+    pub sampling: SamplingParams,
+    /// The most tokens of a choice.
+    pub max_tokens: MaxTokens,
+    /// Token ids that end a choice.
+    pub stop_ids: Vec<u32>,
+    /// Rules for the output text.
+    pub output: OutputRules,
+    /// A smaller priority runs first.
+    pub priority: i32,
+    /// The tenant of the request.
+    pub tenant: Tenant,
+    /// Requests share cached prefixes only within one salt.
+    pub cache_salt: Option<Arc<str>>,
+    /// The constraint on the answer.
+    pub grammar: Option<GrammarSource>,
+    /// How tool calls are found in the answer; `None` if all of it is text.
+    pub tools: Option<ToolCalls>,
+}
+
+/// How tool calls are found in an answer.
+#[derive(Debug, Clone)]
+pub struct ToolCalls {
+    /// The format of calls.
+    pub format: ToolFormat,
+    /// Names of the tools.
+    pub names: Arc<[String]>,
+}
+
+/// The most tokens of a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxTokens {
+    /// This number; a prompt that leaves less room in the context is refused.
+    Exactly(u32),
+    /// This number or the rest of the context, whichever is less; a prompt that leaves no room is refused.
+    UpTo(u32),
+}
+
+/// Rules for a choice's output text.
+#[derive(Debug, Clone)]
+pub struct OutputRules {
+    /// Stop strings: texts that end a choice. They match only after `min_tokens` tokens.
+    pub stop: Vec<String>,
+    /// Includes the stop string, or the text of the stop id, in the output.
+    pub include_stop: bool,
+    /// Leaves special tokens out of the text.
+    pub skip_special: bool,
+    /// Puts the prompt before the output, with its log-probabilities if they are asked for.
+    pub echo: bool,
+    /// Reports the log-probability of a stop id too, whose text is not part of the output. Clients that score
+    /// prompts by echo expect one entry per generated token.
+    pub score_stop_id: bool,
+}

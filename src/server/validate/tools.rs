@@ -1,0 +1,354 @@
+//! Validation of tools: their definitions, the choice among them, and what both mean for the prompt and for
+//! the answer.
+
+use serde_json::{Map, Value, json};
+
+use crate::generation::{ChatMessage, Content, Role, ToolCalls};
+use crate::grammar::GrammarSource;
+use crate::server::constraint::Constraint;
+use crate::server::error::ApiError;
+use crate::server::fields::{Fields, missing, wrong_type};
+use crate::server::types::ChatWire;
+use crate::tools::{
+    AllowedTool, AnswerWithoutCalls, Tool, ToolFormat, ToolSupport, call_grammar, call_text, describe_tools,
+    result_text,
+};
+
+/// Most tools of a request.
+const MAX_TOOLS: usize = 128;
+/// Longest name of a tool, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+
+/// The tools of a request and how the answer may use them.
+#[derive(Debug, Clone)]
+pub(super) struct ToolUse {
+    tools: Vec<Tool>,
+    /// Whether each tool may be called.
+    allowed: Vec<bool>,
+    mode: Mode,
+    /// Whether the answer may have several calls.
+    parallel: bool,
+    format: ToolFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Auto,
+    Required,
+}
+
+/// Reads the tools and the choice among them. `None` if the answer may not call any: then the model does not
+/// see them either.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn read(wire: &mut ChatWire, support: Option<ToolSupport>) -> Result<Option<ToolUse>, ApiError> {
+    let items = wire.tools.take().unwrap_or_default();
+    if items.len() > MAX_TOOLS {
+        let text = format!("expected at most {MAX_TOOLS} tools, got {}", items.len());
+        return Err(ApiError::invalid("tools", text));
+    }
+    let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
+    for (i, item) in items.into_iter().enumerate() {
+        let tool = tool(&format!("tools[{i}]"), item)?;
+        if tools.iter().any(|other| other.name == tool.name) {
+            let text = format!("expected different names, got \"{}\" twice", tool.name);
+            return Err(ApiError::invalid(format!("tools[{i}].function.name"), text));
+        }
+        tools.push(tool);
+    }
+    let choice = choice(wire.tool_choice.take(), &tools)?;
+    let Some(Choice { mode, allowed }) = choice.filter(|_| !tools.is_empty()) else { return Ok(None) };
+    let Some(support) = support else { return Ok(None) };
+    let Some(format) = support.format else {
+        let text = "the format in which this model's chat template writes tool calls is not known; \
+                    the operator can name one with --tool-call-parser";
+        return Err(ApiError::unsupported("tools", text));
+    };
+    let parallel = wire.parallel_tool_calls.unwrap_or(true);
+    Ok(Some(ToolUse { tools, allowed, mode, parallel, format }))
+}
+
+impl ToolUse {
+    /// The tools as the chat template gets them.
+    pub(super) fn for_template(&self) -> Vec<Value> {
+        self.tools.iter().map(Tool::for_template).collect()
+    }
+
+    /// How calls are found in the answer.
+    pub(super) fn calls(&self) -> ToolCalls {
+        ToolCalls { format: self.format, names: self.tools.iter().map(|tool| tool.name.clone()).collect() }
+    }
+
+    /// The constraint on the whole answer. `other` constrains the answer without calls.
+    ///
+    /// # Errors
+    /// 400 if `other` cannot be combined with tools.
+    pub(super) fn constraint(&self, other: Option<Constraint>) -> Result<Option<Constraint>, ApiError> {
+        let allowed: Vec<(usize, &Tool)> =
+            self.tools.iter().enumerate().filter(|(i, _)| self.allowed[*i]).collect();
+        let (path, without) = match (self.mode, other) {
+            (Mode::Required, None) => ("tools".to_owned(), AnswerWithoutCalls::Never),
+            (Mode::Required, Some(other)) => {
+                let text =
+                    "expected no other constraint on the answer with a tool_choice that requires a call";
+                return Err(ApiError::invalid(other.path, text));
+            }
+            (Mode::Auto, Some(Constraint { path, source: GrammarSource::JsonSchema(schema) })) => {
+                (path.clone(), AnswerWithoutCalls::Json { schema, path })
+            }
+            (Mode::Auto, Some(other)) => {
+                let text = "only a JSON schema can be combined with tools; expected tool_choice = \"none\"";
+                return Err(ApiError::unsupported(other.path, text));
+            }
+            (Mode::Auto, None) => {
+                let strict = allowed.iter().any(|(_, tool)| tool.strict);
+                if !strict && self.parallel && allowed.len() == self.tools.len() {
+                    return Ok(None);
+                }
+                ("tools".to_owned(), AnswerWithoutCalls::Text)
+            }
+        };
+        let paths: Vec<String> =
+            allowed.iter().map(|(i, _)| format!("tools[{i}].function.parameters")).collect();
+        let tools: Vec<AllowedTool<'_>> =
+            allowed.iter().zip(&paths).map(|((_, tool), path)| AllowedTool { tool, path }).collect();
+        let source = call_grammar(self.format, &tools, self.parallel, &without);
+        Ok(Some(Constraint { path, source }))
+    }
+}
+
+/// Reads the definition of a tool.
+fn tool(path: &str, item: Value) -> Result<Tool, ApiError> {
+    let mut fields = Fields::at(path, item)?;
+    let kind_path = fields.path_of("type");
+    match fields.string("type")?.as_deref() {
+        Some("function") | None => {}
+        Some(other) => {
+            let text = format!("expected \"function\", the only type that is supported, got \"{other}\"");
+            return Err(ApiError::unsupported(kind_path, text));
+        }
+    }
+    let function_path = fields.path_of("function");
+    let mut function =
+        fields.object("function")?.ok_or_else(|| missing(&function_path, "an object with a name"))?;
+    let name_path = function.path_of("name");
+    let name = function.string("name")?.ok_or_else(|| missing(&name_path, "a string"))?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(plain) {
+        let text = format!(
+            "expected 1 to {MAX_NAME_BYTES} letters, digits and characters of _-.:/, got {}",
+            Value::from(name)
+        );
+        return Err(ApiError::invalid(name_path, text));
+    }
+    let description = function.string("description")?;
+    let strict = function.bool("strict")?.unwrap_or(false);
+    let parameters_path = function.path_of("parameters");
+    let parameters = match function.value("parameters") {
+        None => Map::new(),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(wrong_type(&parameters_path, "a JSON schema, an object", &other)),
+    };
+    Ok(Tool { name, description, parameters: of_object(parameters, &parameters_path)?, strict })
+}
+
+/// Reads the calls of an earlier answer. Chat templates expect arguments as an object, not as text.
+pub(super) fn earlier_calls(path: &str, items: Vec<Value>) -> Result<Value, ApiError> {
+    let call = |(i, item): (usize, Value)| {
+        let mut fields = Fields::at(&format!("{path}[{i}]"), item)?;
+        let id = fields.string("id")?;
+        let function_path = fields.path_of("function");
+        let function = fields.object("function")?;
+        let mut function = function.ok_or_else(|| missing(&function_path, "an object with a name"))?;
+        let name_path = function.path_of("name");
+        let name = function.string("name")?.ok_or_else(|| missing(&name_path, "a string"))?;
+        let arguments_path = function.path_of("arguments");
+        let arguments = match function.value("arguments") {
+            None => json!({}),
+            Some(Value::String(text)) if text.trim().is_empty() => json!({}),
+            // Arguments that were cut off are no JSON.
+            Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            Some(object @ Value::Object(_)) => object,
+            Some(other) => return Err(wrong_type(&arguments_path, "a string with JSON", &other)),
+        };
+        let mut call = json!({ "type": "function", "function": { "name": name, "arguments": arguments } });
+        if let Some(id) = id {
+            call["id"] = id.into();
+        }
+        Ok(call)
+    };
+    items.into_iter().enumerate().map(call).collect()
+}
+
+/// The messages for a template that shows no tools: tools, calls and results become text.
+pub(super) fn as_text(messages: Vec<ChatMessage>, support: ToolSupport, tools: &[Value]) -> Vec<ChatMessage> {
+    let (Some(format), false) = (support.format, support.in_template) else { return messages };
+    let mut adapted: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
+    let mut after_result = false;
+    for mut message in messages {
+        let text = joined(&message.content);
+        match message.role {
+            Role::Assistant => {
+                if let Some(Value::Array(calls)) = message.fields.remove("tool_calls") {
+                    let calls = calls.iter().map(|call| {
+                        let function = &call["function"];
+                        let name = function["name"].as_str().unwrap_or_default();
+                        call_text(format, name, &function["arguments"].to_string())
+                    });
+                    let parts: Vec<String> =
+                        Some(text).filter(|text| !text.is_empty()).into_iter().chain(calls).collect();
+                    message.content = Content::Text(parts.join("\n"));
+                }
+                adapted.push(message);
+            }
+            Role::Tool | Role::User => {
+                let is_result = message.role == Role::Tool;
+                let text = if is_result { result_text(&text) } else { text };
+                match adapted.last_mut().filter(|_| after_result) {
+                    // Many templates expect that user and assistant alternate.
+                    Some(last) => last.content = Content::Text(format!("{}\n{text}", joined(&last.content))),
+                    None if is_result => adapted.push(ChatMessage::new(Role::User, text)),
+                    None => adapted.push(message),
+                }
+                after_result = is_result;
+                continue;
+            }
+            Role::System => adapted.push(message),
+        }
+        after_result = false;
+    }
+    if !tools.is_empty() {
+        let description = describe_tools(format, tools);
+        match adapted.first_mut().filter(|first| first.role == Role::System) {
+            Some(first) => {
+                first.content = Content::Text(format!("{}\n\n{description}", joined(&first.content)));
+            }
+            None => adapted.insert(0, ChatMessage::new(Role::System, description)),
+        }
+    }
+    adapted
+}
+
+fn joined(content: &Content) -> String {
+    match content {
+        Content::Text(text) => text.clone(),
+        Content::Parts(parts) => parts.join("\n"),
+    }
+}
+
+/// The schema of a tool's parameters, which are always an object.
+fn of_object(mut schema: Map<String, Value>, path: &str) -> Result<Map<String, Value>, ApiError> {
+    let combined = ["$ref", "anyOf", "oneOf", "allOf"].iter().any(|key| schema.contains_key(*key));
+    match schema.get("type") {
+        None if combined => {}
+        None => {
+            schema.insert("type".to_owned(), "object".into());
+        }
+        Some(kind) if kind == "object" => {}
+        Some(other) => {
+            let text = format!("expected \"object\", got {other}");
+            return Err(ApiError::invalid(format!("{path}.type"), text));
+        }
+    }
+    if !combined {
+        schema.entry("properties").or_insert_with(|| json!({}));
+    }
+    Ok(schema)
+}
+
+/// The choice of a request that may call tools.
+struct Choice {
+    mode: Mode,
+    allowed: Vec<bool>,
+}
+
+const CHOICES: &str = "none, auto, required, or an object that names a function or allowed_tools";
+
+/// Reads the field `tool_choice`; `None` means that no tool may be called.
+fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiError> {
+    let all = |mode| Choice { mode, allowed: vec![true; tools.len()] };
+    let choice = match value {
+        None => Some(all(Mode::Auto)),
+        Some(Value::String(word)) => match word.as_str() {
+            "none" => None,
+            "auto" => Some(all(Mode::Auto)),
+            "required" | "any" => Some(all(Mode::Required)),
+            other => {
+                let text = format!("expected {CHOICES}, got \"{other}\"");
+                return Err(ApiError::invalid("tool_choice", text));
+            }
+        },
+        Some(value @ Value::Object(_)) => {
+            let mut fields = Fields::at("tool_choice", value)?;
+            match fields.string("type")?.as_deref() {
+                Some("function") | None => {
+                    let name = function_name(&mut fields)?;
+                    let at = position(tools, &name, "tool_choice.function.name")?;
+                    let allowed = (0..tools.len()).map(|i| i == at).collect();
+                    Some(Choice { mode: Mode::Required, allowed })
+                }
+                Some("allowed_tools") => Some(allowed_tools(fields, tools)?),
+                Some(other) => {
+                    let text = format!("expected \"function\" or \"allowed_tools\", got \"{other}\"");
+                    return Err(ApiError::unsupported("tool_choice.type", text));
+                }
+            }
+        }
+        Some(other) => return Err(wrong_type("tool_choice", CHOICES, &other)),
+    };
+    let required = choice.as_ref().is_some_and(|choice| choice.mode == Mode::Required);
+    if required && tools.is_empty() {
+        return Err(ApiError::invalid("tool_choice", "expected tools with this choice, got none"));
+    }
+    Ok(choice)
+}
+
+/// Reads `tool_choice` of the type `allowed_tools`. Its fields may stand in an object of that name.
+fn allowed_tools(mut fields: Fields, tools: &[Tool]) -> Result<Choice, ApiError> {
+    let mut inner = fields.object("allowed_tools")?.unwrap_or(fields);
+    let mode_path = inner.path_of("mode");
+    let mode = match inner.string("mode")?.as_deref() {
+        Some("auto") | None => Mode::Auto,
+        Some("required") => Mode::Required,
+        Some(other) => {
+            let text = format!("expected \"auto\" or \"required\", got \"{other}\"");
+            return Err(ApiError::invalid(mode_path, text));
+        }
+    };
+    let tools_path = inner.path_of("tools");
+    let items = inner.array("tools")?.ok_or_else(|| missing(&tools_path, "an array of tools"))?;
+    let mut allowed = vec![false; tools.len()];
+    for (i, item) in items.into_iter().enumerate() {
+        let path = format!("{tools_path}[{i}]");
+        let mut item = Fields::at(&path, item)?;
+        let name = function_name(&mut item)?;
+        allowed[position(tools, &name, &path)?] = true;
+    }
+    if !allowed.contains(&true) {
+        return Err(ApiError::invalid(tools_path, "expected at least one tool, got none"));
+    }
+    Ok(Choice { mode, allowed })
+}
+
+/// The name in `{"function": {"name": …}}` or in `{"name": …}`.
+fn function_name(fields: &mut Fields) -> Result<String, ApiError> {
+    let path = fields.path_of("function.name");
+    let name = match fields.object("function")? {
+        Some(mut function) => function.string("name")?,
+        None => fields.string("name")?,
+    };
+    name.ok_or_else(|| missing(&path, "the name of a tool"))
+}
+
+fn position(tools: &[Tool], name: &str, path: &str) -> Result<usize, ApiError> {
+    let at = tools.iter().position(|tool| tool.name == name);
+    at.ok_or_else(|| {
+        let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
+        let text = format!("expected one of {}, got {}", names.join(", "), Value::from(name));
+        ApiError::invalid(
+            path,
+            if tools.is_empty() { "expected tools with this choice, got none".into() } else { text },
+        )
+    })
+}

@@ -1,0 +1,165 @@
+//! The grammar of an answer that may or must call tools.
+
+use serde_json::{Map, Value, json};
+
+use super::format::Markers;
+use super::{Tool, ToolFormat};
+use crate::grammar::{GrammarSource, SchemaRule};
+
+/// The answer without a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnswerWithoutCalls {
+    /// There must be a call.
+    Never,
+    /// Any text, which may also stand before, between and after calls.
+    Text,
+    /// A text that follows a JSON schema.
+    Json {
+        /// The schema, as JSON text.
+        schema: String,
+        /// Path of the schema in the request.
+        path: String,
+    },
+}
+
+/// A tool that the answer may call, with the path of its parameters in the request.
+#[derive(Debug, Clone, Copy)]
+pub struct AllowedTool<'a> {
+    /// The tool.
+    pub tool: &'a Tool,
+    /// Path of its parameters.
+    pub path: &'a str,
+}
+
+/// The grammar of an answer with calls of these tools, several if `several` is set.
+pub fn call_grammar(
+    format: ToolFormat,
+    tools: &[AllowedTool<'_>],
+    several: bool,
+    without: &AnswerWithoutCalls,
+) -> GrammarSource {
+    let mut schemas = Vec::new();
+    let mut rules = match format {
+        ToolFormat::Llama3 => bare_calls(tools, several, without, &mut schemas),
+        _ => marked_calls(format, tools, several, without, &mut schemas),
+    };
+    if let AnswerWithoutCalls::Json { schema, path } = without {
+        rules[0].push_str(" | json");
+        let (rule, schema) = ("json".to_owned(), schema.clone());
+        schemas.push(SchemaRule { rule, path: path.clone(), schema, lenient: false });
+    }
+    GrammarSource::WithSchemas { lark: rules.join("\n"), schemas }
+}
+
+/// The rules of calls between markers; the first is `start`.
+fn marked_calls(
+    format: ToolFormat,
+    tools: &[AllowedTool<'_>],
+    several: bool,
+    without: &AnswerWithoutCalls,
+    schemas: &mut Vec<SchemaRule>,
+) -> Vec<String> {
+    let Markers { begin, end, space, separator, arguments } = format.markers();
+    let in_array = format == ToolFormat::NemotronNano;
+    let (open, close) = if in_array { ("[", "]") } else { (space, space) };
+    let free = *without == AnswerWithoutCalls::Text;
+    let start = match (free, several) {
+        (true, true) => "call* TEXT".to_owned(),
+        (true, false) => "call | TEXT".to_owned(),
+        (false, true) if !in_array => format!("call ({} call)*", quoted(separator)),
+        (false, _) => "call".to_owned(),
+    };
+    let objects = if in_array && several { "object (\", \" object)*" } else { "object" };
+    let named: Vec<String> = (0..tools.len()).map(|i| format!("tool{i}")).collect();
+    let mut rules = vec![
+        format!("start: {start}"),
+        format!("call: head {objects} {}", quoted(&format!("{close}{end}"))),
+        format!("object: {} ({}) \"}}\"", quoted("{\"name\": \""), named.join(" | ")),
+    ];
+    if free {
+        // The text before a call ends where its marker is complete.
+        rules.push("TEXT: /(?s:.)*/".to_owned());
+        rules.push(format!("head: marker {}", quoted(open)));
+        rules.push(format!("marker[lazy]: TEXT {}", quoted(begin)));
+    } else {
+        rules.push(format!("head: {}", quoted(&format!("{begin}{open}"))));
+    }
+    for (i, AllowedTool { tool, path }) in tools.iter().enumerate() {
+        let name = Value::from(tool.name.as_str()).to_string();
+        let before = format!("{}\", \"{arguments}\": ", name.trim_matches('"'));
+        rules.push(format!("tool{i}: {} args{i}", quoted(&before)));
+        schemas.push(SchemaRule {
+            rule: format!("args{i}"),
+            path: (*path).to_owned(),
+            schema: Value::Object(tool.parameters.clone()).to_string(),
+            lenient: !tool.strict,
+        });
+    }
+    rules
+}
+
+/// The rules of calls without markers; the first is `start`. A call and another JSON text begin alike, so a
+/// call is a schema too.
+fn bare_calls(
+    tools: &[AllowedTool<'_>],
+    several: bool,
+    without: &AnswerWithoutCalls,
+    schemas: &mut Vec<SchemaRule>,
+) -> Vec<String> {
+    let Markers { separator, arguments, .. } = ToolFormat::Llama3.markers();
+    let mut start = "start: call".to_owned();
+    if several {
+        start.push_str(&format!(" ({} call)*", quoted(separator)));
+    }
+    let mut rules = Vec::new();
+    if *without == AnswerWithoutCalls::Text {
+        start.push_str(" | TEXT");
+        rules.push(r"TEXT: /\s*[^{\s](?s:.)*/".to_owned());
+    }
+    rules.insert(0, start);
+    let call = |(i, allowed): (usize, &AllowedTool<'_>)| {
+        let mut parameters = allowed.tool.parameters.clone();
+        // The schema is moved from the root of its document.
+        parameters.retain(|key, _| key != "$schema" && key != "$id");
+        let parameters = moved(Value::Object(parameters), &format!("#/anyOf/{i}/properties/{arguments}"));
+        json!({
+            "type": "object",
+            "properties": { "name": { "const": allowed.tool.name }, arguments: parameters },
+            "required": ["name", arguments],
+            "additionalProperties": false,
+        })
+    };
+    let calls: Vec<Value> = tools.iter().enumerate().map(call).collect();
+    schemas.push(SchemaRule {
+        rule: "call".to_owned(),
+        path: "tools".to_owned(),
+        schema: json!({ "anyOf": calls }).to_string(),
+        lenient: tools.iter().any(|allowed| !allowed.tool.strict),
+    });
+    rules
+}
+
+/// A schema whose references to its own root point to `place`.
+fn moved(schema: Value, place: &str) -> Value {
+    match schema {
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| {
+                let value = match value {
+                    Value::String(to) if key == "$ref" && (to == "#" || to.starts_with("#/")) => {
+                        format!("{place}{}", &to[1..]).into()
+                    }
+                    other => moved(other, place),
+                };
+                (key, value)
+            };
+            Value::Object(map.into_iter().map(entry).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => items.into_iter().map(|item| moved(item, place)).collect(),
+        other => other,
+    }
+}
+
+/// A text in the notation of Lark.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
