@@ -134,7 +134,8 @@ fn bare_calls(
         rule: "call".to_owned(),
         path: "tools".to_owned(),
         schema: json!({ "anyOf": calls }).to_string(),
-        lenient: tools.iter().any(|allowed| !allowed.tool.strict),
+        // One schema has all calls, so one strict tool makes all of them strict.
+        lenient: tools.iter().all(|allowed| !allowed.tool.strict),
     });
     rules
 }
