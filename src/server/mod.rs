@@ -18,6 +18,7 @@ mod drain;
 pub mod error;
 mod error_response;
 mod evicting_permits;
+mod field_table;
 pub mod fields;
 mod generate;
 pub mod health;
