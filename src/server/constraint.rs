@@ -6,10 +6,10 @@
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::field_table::{
-    Any, FieldRow, Flag, List, Object, Table, Text, Word, any, exact_object, flag, list, request_fields,
-    supported_word, text,
+use super::field_kinds::{
+    Any, Flag, List, Object, Text, Word, any, exact_object, flag, list, supported_word, text,
 };
+use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, missing, wrong_type};
 use crate::grammar::{GrammarSource, gbnf_to_lark};
 

@@ -19,6 +19,7 @@ mod drain;
 pub mod error;
 mod error_response;
 mod evicting_permits;
+mod field_kinds;
 mod field_table;
 pub mod fields;
 mod generate;

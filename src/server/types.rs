@@ -1,14 +1,15 @@
-//! Tables of the request fields of chat and text completions. Each value that they read is in the range of its
-//! row; `validate` checks what depends on other fields or on the model.
+//! Tables of the request fields of chat and text completions. Each value that they read is in the range of
+//! its row; `validate` checks what depends on other fields or on the model.
 
 use serde_json::{Value, json};
 
 use super::constraint::{self, Constraint};
 use super::error::ApiError;
-use super::field_table::{
-    Any, FieldRow, Flag, Int, List, Number, Object, Pairs, Table, Text, Word, any, flag, int, list, number,
-    number_above, object, pairs, request_fields, supported_word, text, text_of, word,
+use super::field_kinds::{
+    Any, Flag, Int, List, Number, Object, Pairs, Text, Word, any, flag, int, list, number, number_above,
+    object, pairs, supported_word, text, text_of, word,
 };
+use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, wrong_type};
 use super::unsupported;
 use crate::request::MAX_PRIORITY;
@@ -222,11 +223,11 @@ request_fields! {
         add_special_tokens: Flag = flag();
         /// Whether the reply has the text of each token.
         return_token_strs: Flag = flag().default("false");
-        /// As in a chat completion.
+        /// Has the same meaning as in a chat completion.
         add_generation_prompt: Flag = flag();
-        /// As in a chat completion.
+        /// Has the same meaning as in a chat completion.
         continue_final_message: Flag = flag().default("false");
-        /// As in a chat completion.
+        /// Has the same meaning as in a chat completion.
         chat_template_kwargs: Pairs = pairs(usize::MAX, anything).default("{}");
     }
 }
@@ -320,7 +321,7 @@ fn label() -> Value {
     json!({ "type": "string", "maxLength": MAX_LABEL })
 }
 
-/// What a prompt can be.
+/// The forms of a prompt.
 pub(crate) const PROMPT: &str =
     "a string, an array of strings, an array of token ids, or an array of such arrays";
 

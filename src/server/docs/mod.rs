@@ -20,7 +20,7 @@ use super::state::ServerState;
 /// The paths of [`routes`], which need no API key.
 pub(super) const PATHS: [&str; 4] = ["/openapi.json", "/docs", "/docs/docs.js", "/docs/docs.css"];
 
-/// What the page may load and do: its own script and style, and requests to this server.
+/// The things that the page may load and do: its own script and style, and requests to this server.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
