@@ -13,6 +13,7 @@ use axum::http::{HeaderValue, Method, Response};
 
 use super::api_keys::{self, Caller};
 use super::cors::{is_preflight, is_same_origin};
+use super::docs;
 use super::error::ApiError;
 use super::health;
 use super::host::{self, Authority};
@@ -119,7 +120,9 @@ fn check_key(
     if is_preflight(request) {
         check_origin(state, request, host)?;
     }
-    let is_open = path == VERSION || (path == METRICS && !state.settings.metrics_need_key);
+    let is_open = path == VERSION
+        || docs::PATHS.contains(&path)
+        || (path == METRICS && !state.settings.metrics_need_key);
     match api_keys::given(request.headers())? {
         None if is_open => Ok(Access::Route { caller: None, usage: UsageAccess(false) }),
         key => Ok(Access::Route { caller: state.keys.authenticate(key)?, usage: UsageAccess(true) }),

@@ -3,9 +3,13 @@
 //! A field that is not understood completely is refused: the answer must never be less constrained than the
 //! client asked for.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::field_kinds::{
+    Any, Flag, List, Object, Text, Word, any, exact_object, flag, list, supported_word, text,
+};
+use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, missing, wrong_type};
 use crate::grammar::{GrammarSource, gbnf_to_lark};
 
@@ -19,23 +23,117 @@ pub(crate) struct Constraint {
 /// The most texts of a choice.
 const MAX_CHOICES: usize = 10_000;
 
+request_fields! {
+    /// Fields of the body that constrain the answer, without [`GuidedFields`].
+    ConstraintFields {
+        /// Form of the answer, as in OpenAI's API.
+        response_format: Object<ResponseFormat> = exact_object();
+        /// Constraint on the answer, as in vLLM. One of `json`, `regex`, `choice`, `grammar` and
+        /// `json_object` must be set.
+        structured_outputs: Object<StructuredOutputs> = exact_object();
+        /// Fields of NVIDIA's NIM.
+        nvext: Object<GuidedFields> = exact_object();
+        /// SGLang's name of `structured_outputs.regex`.
+        regex: Text = text();
+        /// SGLang's name of `structured_outputs.json`.
+        json_schema: Any = any(SCHEMA, schema_schema);
+        /// SGLang's name of `structured_outputs.grammar`.
+        ebnf: Text = text();
+    }
+}
+
+request_fields! {
+    /// vLLM's older fields, which NIM has within `nvext`.
+    GuidedFields {
+        /// Older name of `structured_outputs.json`.
+        guided_json: Any = any(SCHEMA, schema_schema);
+        /// Older name of `structured_outputs.regex`.
+        guided_regex: Text = text();
+        /// Older name of `structured_outputs.choice`.
+        guided_choice: List = list(1, MAX_CHOICES, "texts", text_schema);
+        /// Older name of `structured_outputs.grammar`.
+        guided_grammar: Text = text();
+    }
+    checked {
+        /// Name of a library. Every one gives the same language.
+        guided_decoding_backend: Text = text().without_effect();
+    }
+}
+
+request_fields! {
+    /// `response_format` of a request.
+    ResponseFormat {
+        /// `text` for no constraint, `json_object` for any JSON object, `json_schema` for a schema.
+        kind as "type": Word = supported_word(&["text", "json_object", "json_schema"]).required();
+        /// The schema. Needed for the type `json_schema`.
+        json_schema: Object<JsonSchemaFormat> = exact_object();
+        /// Schema for the type `json_object`.
+        schema: Any = any(SCHEMA, schema_schema);
+    }
+}
+
+request_fields! {
+    /// `response_format.json_schema` of a request.
+    JsonSchemaFormat {
+        /// JSON schema that the answer follows, as an object or as JSON text.
+        schema: Any = any(SCHEMA, schema_schema).required();
+    }
+    checked {
+        /// The client's label.
+        name: Text = text().without_effect();
+        /// The client's label.
+        description: Text = text().without_effect();
+        /// The answer follows the schema whether or not `strict` asks for it.
+        strict: Flag = flag().without_effect();
+    }
+}
+
+request_fields! {
+    /// `structured_outputs` of a request.
+    StructuredOutputs {
+        /// JSON schema that the answer follows, as an object or as JSON text.
+        json: Any = any(SCHEMA, schema_schema);
+        /// Regular expression that the whole answer matches.
+        regex: Text = text();
+        /// Texts of which the answer is one.
+        choice: List = list(1, MAX_CHOICES, "texts", text_schema);
+        /// Context-free grammar in the syntax of Lark or of GBNF.
+        grammar: Text = text();
+        /// Whether the answer is any JSON object.
+        json_object: Flag = flag().default("false");
+        /// Not supported if true.
+        disable_any_whitespace: Flag = flag().default("false");
+        /// Not supported if true.
+        disable_additional_properties: Flag = flag().default("false");
+    }
+    checked {
+        /// Accepted because there is one library, and so no other to fall back to.
+        disable_fallback: Flag = flag().without_effect();
+    }
+}
+
+/// The rows of the body's fields that constrain the answer.
+pub(super) fn rows() -> Vec<FieldRow> {
+    [ConstraintFields::rows(), GuidedFields::rows()].into_iter().flatten().collect()
+}
+
 /// Takes the fields that constrain the answer. `None` if it may be any text.
 ///
 /// # Errors
 /// 400 that names the field: a value of the wrong type, more than one constraint, or an option that is not
 /// supported.
 pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
-    let mut found: Vec<Constraint> = Vec::new();
-    found.extend(response_format(fields)?);
-    found.extend(structured_outputs(fields)?);
-    guided(fields, &mut found)?;
-    if let Some(mut nvext) = fields.object("nvext")? {
-        guided(&mut nvext, &mut found)?;
-        fields.put("nvext", Value::Object(nvext.into_map()));
+    let wire = ConstraintFields::take(fields)?;
+    let mut found = Vec::new();
+    found.extend(wire.response_format.map(response_format).transpose()?.flatten());
+    found.extend(wire.structured_outputs.map(structured_outputs).transpose()?);
+    guided("", GuidedFields::take(fields)?, &mut found)?;
+    if let Some(nvext) = wire.nvext {
+        guided("nvext.", nvext, &mut found)?;
     }
-    read(fields, "regex", &mut found, regex)?;
-    read(fields, "json_schema", &mut found, schema)?;
-    read(fields, "ebnf", &mut found, grammar)?;
+    add(&mut found, "regex", some_text(wire.regex), regex)?;
+    add(&mut found, "json_schema", some_value(wire.json_schema), schema)?;
+    add(&mut found, "ebnf", some_text(wire.ebnf), grammar)?;
     match found.as_slice() {
         [first, second, ..] => {
             let text = format!("expected one constraint on the answer, got {} as well", first.path);
@@ -45,97 +143,94 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
     }
 }
 
-/// vLLM's older fields, which NIM has within `nvext`.
-fn guided(fields: &mut Fields, found: &mut Vec<Constraint>) -> Result<(), ApiError> {
-    read(fields, "guided_json", found, schema)?;
-    read(fields, "guided_regex", found, regex)?;
-    read(fields, "guided_choice", found, choice)?;
-    read(fields, "guided_grammar", found, grammar)?;
-    // The name of a library: every one gives the same language.
-    let _backend = fields.string("guided_decoding_backend")?;
-    Ok(())
+/// Adds the constraints among vLLM's older fields. `object` is the path of their object.
+fn guided(object: &str, wire: GuidedFields, found: &mut Vec<Constraint>) -> Result<(), ApiError> {
+    let path = |name: &str| format!("{object}{name}");
+    add(found, &path("guided_json"), some_value(wire.guided_json), schema)?;
+    add(found, &path("guided_regex"), some_text(wire.guided_regex), regex)?;
+    add(found, &path("guided_choice"), wire.guided_choice, choice)?;
+    add(found, &path("guided_grammar"), some_text(wire.guided_grammar), grammar)
 }
 
-/// Reads one field, unless it asks for nothing.
-fn read(
-    fields: &mut Fields,
-    name: &'static str,
+/// Adds the constraint of a field, if it is set.
+fn add<T>(
     found: &mut Vec<Constraint>,
-    source: impl Fn(&str, Value) -> Result<GrammarSource, ApiError>,
+    path: &str,
+    value: Option<T>,
+    source: impl Fn(&str, T) -> Result<GrammarSource, ApiError>,
 ) -> Result<(), ApiError> {
-    let path = fields.path_of(name);
-    let value = fields.value(name).filter(|value| value.as_str() != Some(""));
-    found.extend(
-        value.map(|value| source(&path, value)).transpose()?.map(|source| Constraint { path, source }),
-    );
+    let Some(value) = value else { return Ok(()) };
+    found.push(Constraint { path: path.to_owned(), source: source(path, value)? });
     Ok(())
 }
 
-fn response_format(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
-    let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
-    let path = |name: &str| format!("response_format.{name}");
-    let constraint = match format.string("type")?.as_deref() {
-        Some("text") => None,
-        Some("json_object") => {
-            let source = match format.value("schema") {
-                Some(value) => schema(&path("schema"), value)?,
-                None => GrammarSource::json_object(),
-            };
-            Some(Constraint { path: "response_format".to_owned(), source })
-        }
-        Some("json_schema") => {
-            let expected = "an object with the schema";
-            let inner = format.object("json_schema")?;
-            let mut inner = inner.ok_or_else(|| missing(&path("json_schema"), expected))?;
-            let path = path("json_schema.schema");
-            let value = inner.value("schema").ok_or_else(|| missing(&path, "a JSON schema"))?;
-            let source = schema(&path, value)?;
-            // The answer follows the schema whether or not `strict` asks for it.
-            let _strict = inner.bool("strict")?;
-            let _labels = (inner.string("name")?, inner.string("description")?);
-            nothing_left(&inner)?;
-            Some(Constraint { path, source })
-        }
-        Some(_) => {
-            let text = "expected one of text, json_object, json_schema";
-            return Err(ApiError::unsupported(path("type"), text));
-        }
-        None => return Err(missing(&path("type"), "text, json_object or json_schema")),
-    };
-    nothing_left(&format)?;
-    Ok(constraint)
+/// An empty text asks for nothing.
+fn some_text(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
 }
 
-fn structured_outputs(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> {
-    let Some(mut outputs) = fields.object("structured_outputs")? else { return Ok(None) };
+fn some_value(value: Option<Value>) -> Option<Value> {
+    value.filter(|value| value != "")
+}
+
+fn response_format(format: ResponseFormat) -> Result<Option<Constraint>, ApiError> {
+    const PATH: &str = "response_format.json_schema";
+    let unused = match format.kind {
+        Some("json_schema") => format.schema.as_ref().map(|_| "response_format.schema"),
+        Some("json_object") => format.json_schema.as_ref().map(|_| PATH),
+        _ => {
+            let schema = format.schema.as_ref().map(|_| "response_format.schema");
+            schema.or(format.json_schema.as_ref().map(|_| PATH))
+        }
+    };
+    if let Some(path) = unused {
+        return Err(ApiError::unsupported(path, "this field is not supported with this type"));
+    }
     let mut found = Vec::new();
-    read(&mut outputs, "json", &mut found, schema)?;
-    read(&mut outputs, "regex", &mut found, regex)?;
-    read(&mut outputs, "choice", &mut found, choice)?;
-    read(&mut outputs, "grammar", &mut found, grammar)?;
-    if outputs.bool("json_object")?.unwrap_or(false) {
-        let path = "structured_outputs.json_object".to_owned();
-        found.push(Constraint { path, source: GrammarSource::json_object() });
-    }
-    for name in ["disable_any_whitespace", "disable_additional_properties", "disable_fallback"] {
-        outputs.drop_if(name, |value| value == &Value::Bool(false));
-    }
-    // There is one library, and so no other to fall back to.
-    outputs.drop_if("disable_fallback", Value::is_boolean);
-    nothing_left(&outputs)?;
-    if found.len() != 1 {
-        let text = format!("expected one of json, regex, choice, grammar, json_object, got {}", found.len());
-        return Err(ApiError::invalid("structured_outputs", text));
+    match format.kind {
+        Some("json_schema") => {
+            let inner = format.json_schema.ok_or_else(|| missing(PATH, "an object with the schema"))?;
+            add(&mut found, "response_format.json_schema.schema", inner.schema, schema)?;
+        }
+        Some("json_object") => match format.schema {
+            Some(value) => add(&mut found, "response_format.schema", Some(value), schema)?,
+            None => found.push(json_object("response_format")),
+        },
+        _ => {}
     }
     Ok(found.pop())
 }
 
-/// Refuses what is left of an object whose every field matters.
-fn nothing_left(fields: &Fields) -> Result<(), ApiError> {
-    match fields.left().next() {
-        Some((name, _)) => Err(ApiError::unsupported(fields.path_of(name), "this field is not supported")),
-        None => Ok(()),
+fn structured_outputs(wire: StructuredOutputs) -> Result<Constraint, ApiError> {
+    let path = |name: &str| format!("structured_outputs.{name}");
+    for (name, asked) in [
+        ("disable_any_whitespace", wire.disable_any_whitespace),
+        ("disable_additional_properties", wire.disable_additional_properties),
+    ] {
+        if asked == Some(true) {
+            return Err(ApiError::unsupported(path(name), "this field is not supported"));
+        }
     }
+    let mut found = Vec::new();
+    add(&mut found, &path("json"), some_value(wire.json), schema)?;
+    add(&mut found, &path("regex"), some_text(wire.regex), regex)?;
+    add(&mut found, &path("choice"), wire.choice, choice)?;
+    add(&mut found, &path("grammar"), some_text(wire.grammar), grammar)?;
+    if wire.json_object == Some(true) {
+        found.push(json_object(&path("json_object")));
+    }
+    match (found.pop(), found.len()) {
+        (Some(one), 0) => Ok(one),
+        (last, others) => {
+            let got = others + usize::from(last.is_some());
+            let text = format!("expected one of json, regex, choice, grammar, json_object, got {got}");
+            Err(ApiError::invalid("structured_outputs", text))
+        }
+    }
+}
+
+fn json_object(path: &str) -> Constraint {
+    Constraint { path: path.to_owned(), source: GrammarSource::json_object() }
 }
 
 /// A JSON schema: an object, or its text.
@@ -151,13 +246,12 @@ fn schema(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
     }
 }
 
-fn regex(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
-    text(path, value).map(GrammarSource::Regex)
+fn regex(_: &str, text: String) -> Result<GrammarSource, ApiError> {
+    Ok(GrammarSource::Regex(text))
 }
 
 /// A grammar in the syntax of Lark or of GBNF.
-fn grammar(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
-    let text = text(path, value)?;
+fn grammar(path: &str, text: String) -> Result<GrammarSource, ApiError> {
     if text.contains("::=") {
         let lark = gbnf_to_lark(&text).map_err(|error| ApiError::invalid(path, error.to_string()))?;
         return Ok(GrammarSource::Lark(lark));
@@ -165,19 +259,20 @@ fn grammar(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
     Ok(GrammarSource::Lark(text))
 }
 
-fn choice(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
-    let Value::Array(items) = value else { return Err(wrong_type(path, "an array of strings", &value)) };
-    if items.is_empty() || items.len() > MAX_CHOICES {
-        let text = format!("expected 1 to {MAX_CHOICES} texts, got {}", items.len());
-        return Err(ApiError::invalid(path, text));
-    }
-    let item = |(i, item)| text(&format!("{path}[{i}]"), item);
+fn choice(path: &str, items: Vec<Value>) -> Result<GrammarSource, ApiError> {
+    let item = |(i, item)| match item {
+        Value::String(text) => Ok(text),
+        other => Err(wrong_type(&format!("{path}[{i}]"), "a string", &other)),
+    };
     Ok(GrammarSource::Choice(items.into_iter().enumerate().map(item).collect::<Result<_, _>>()?))
 }
 
-fn text(path: &str, value: Value) -> Result<String, ApiError> {
-    match value {
-        Value::String(text) => Ok(text),
-        other => Err(wrong_type(path, "a string", &other)),
-    }
+const SCHEMA: &str = "a JSON schema";
+
+fn schema_schema() -> Value {
+    json!({ "anyOf": [{ "type": "object" }, { "type": "boolean" }, { "type": "string" }] })
+}
+
+fn text_schema() -> Value {
+    json!({ "type": "string" })
 }

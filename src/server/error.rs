@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::engine::admission::retry_after;
@@ -361,16 +362,23 @@ fn truncated(mut text: String) -> String {
     text
 }
 
-#[derive(Serialize)]
-struct ErrorBody {
+/// The body of every error.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ErrorBody {
     error: ErrorObject,
 }
 
-#[derive(Serialize)]
+/// An error in the form of OpenAI's API.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
 struct ErrorObject {
+    /// Text for people. It names the field, and the expected and the received value.
     message: String,
+    /// Kind of error.
     #[serde(rename = "type")]
     kind: &'static str,
+    /// Path of the field that caused the error.
     param: Option<String>,
+    /// Code for programs.
     code: Option<&'static str>,
 }

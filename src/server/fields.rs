@@ -1,5 +1,5 @@
-//! Reader of a JSON object, field by field. Each read removes the field. `null` counts as absent. A value of
-//! the wrong type is an error that names the field. Fields that are left at the end are unknown.
+//! A JSON object whose fields are taken by name. `null` counts as absent. Fields that are left at the end are
+//! unknown.
 
 use serde_json::{Map, Value};
 
@@ -7,17 +7,20 @@ use super::error::ApiError;
 
 /// A JSON object from which fields are taken by name.
 pub struct Fields {
+    /// A field that was taken is null.
     map: Map<String, Value>,
     /// Path from the body to this object, such as `messages[0]`; empty for the body itself.
     path: String,
     /// Names of the body's fields that were looked for.
     asked: Vec<&'static str>,
+    /// Paths of unknown fields within the fields that were taken.
+    ignored: Vec<String>,
 }
 
 impl Fields {
     /// Wraps the whole body.
     pub fn new(map: Map<String, Value>) -> Self {
-        Self { map, path: String::new(), asked: Vec::new() }
+        Self { map, path: String::new(), asked: Vec::new(), ignored: Vec::new() }
     }
 
     /// Wraps an object at `path` within the body.
@@ -26,7 +29,7 @@ impl Fields {
     /// 400 if `value` is not an object.
     pub(crate) fn at(path: &str, value: Value) -> Result<Self, ApiError> {
         match value {
-            Value::Object(map) => Ok(Self { map, path: path.to_owned(), asked: Vec::new() }),
+            Value::Object(map) => Ok(Self { path: path.to_owned(), ..Self::new(map) }),
             other => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -36,63 +39,23 @@ impl Fields {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
-    /// Takes a value of any type but null.
+    /// Takes a value of any type but null. Tables (`field_table`) read fields by it, and `unsupported` those
+    /// that are refused.
     pub(crate) fn value(&mut self, name: &'static str) -> Option<Value> {
         if self.path.is_empty() {
             self.asked.push(name);
         }
-        self.map.shift_remove(name).filter(|value| !value.is_null())
+        self.map.get_mut(name).map(Value::take).filter(|value| !value.is_null())
     }
 
-    /// Drops the field if its value meets the condition.
-    pub(crate) fn drop_if(&mut self, name: &str, condition: impl Fn(&Value) -> bool) {
-        if self.map.get(name).is_some_and(condition) {
-            self.map.shift_remove(name);
-        }
-    }
-
-    /// Puts back a value, or a part of it, that was taken.
+    /// Puts back a value, or a part of it, that was taken. It counts as unknown if it is not taken again.
     pub(crate) fn put(&mut self, name: &str, value: Value) {
         self.map.insert(name.to_owned(), value);
     }
 
-    /// Takes an integer from -2^63 to 2^64 - 1.
-    pub(crate) fn int(&mut self, name: &'static str) -> Result<Option<i128>, ApiError> {
-        self.take(name, "an integer", integer)
-    }
-
-    /// Takes a number.
-    pub(crate) fn float(&mut self, name: &'static str) -> Result<Option<f64>, ApiError> {
-        self.take(name, "a number", Value::as_f64)
-    }
-
-    /// Takes `true` or `false`.
-    pub(crate) fn bool(&mut self, name: &'static str) -> Result<Option<bool>, ApiError> {
-        self.take(name, "true or false", Value::as_bool)
-    }
-
-    /// Takes a string.
-    pub(crate) fn string(&mut self, name: &'static str) -> Result<Option<String>, ApiError> {
-        match self.value(name) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong_type(&self.path_of(name), "a string", &other)),
-        }
-    }
-
-    /// Takes an array.
-    pub(crate) fn array(&mut self, name: &'static str) -> Result<Option<Vec<Value>>, ApiError> {
-        match self.value(name) {
-            None => Ok(None),
-            Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(wrong_type(&self.path_of(name), "an array", &other)),
-        }
-    }
-
-    /// Takes an object.
-    pub(crate) fn object(&mut self, name: &'static str) -> Result<Option<Self>, ApiError> {
-        let path = self.path_of(name);
-        self.value(name).map(|value| Self::at(&path, value)).transpose()
+    /// Paths of unknown fields within the fields that were taken.
+    pub(crate) fn ignored(&mut self) -> &mut Vec<String> {
+        &mut self.ignored
     }
 
     /// Names of the body's fields that were looked for.
@@ -105,30 +68,12 @@ impl Fields {
         self.map.iter().filter(|(_, value)| !value.is_null())
     }
 
-    /// Paths of the fields that were not taken. Fields that are null are left out. Only `unsupported` calls
-    /// it, which first refuses constraints among them.
-    pub(crate) fn rest(self) -> Vec<String> {
-        self.left().map(|(name, _)| self.path_of(name)).collect()
-    }
-
-    /// The fields that were not taken, with their values.
-    pub(crate) fn into_map(self) -> Map<String, Value> {
-        self.map
-    }
-
-    fn take<T>(
-        &mut self,
-        name: &'static str,
-        expected: &str,
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ApiError> {
-        match self.value(name) {
-            None => Ok(None),
-            Some(value) => match read(&value) {
-                Some(read) => Ok(Some(read)),
-                None => Err(wrong_type(&self.path_of(name), expected, &value)),
-            },
-        }
+    /// Paths of the fields that were not taken, and of unknown fields within those that were. Fields that are
+    /// null are left out. Only `unsupported` calls it, which first refuses constraints among them.
+    pub(crate) fn rest(mut self) -> Vec<String> {
+        let mut paths = std::mem::take(&mut self.ignored);
+        paths.extend(self.left().map(|(name, _)| self.path_of(name)));
+        paths
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderValue, Response, StatusCode};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
 
 use super::status::{ServerStatus, ShutdownPhase, Stage, StatusSnapshot};
 
@@ -169,7 +169,9 @@ pub(crate) fn respond(status: &ServerStatus, probe: Probe) -> Response<Body> {
     let now = Instant::now();
     let snapshot = status.snapshot();
     let health = assess(&snapshot, now);
-    let mut response = Response::new(Body::from(describe(&snapshot, &health, probe, now).to_string()));
+    let reply = describe(&snapshot, &health, probe, now);
+    let json = serde_json::to_vec(&reply).expect("text and finite numbers can be written as JSON");
+    let mut response = Response::new(Body::from(json));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -180,8 +182,40 @@ pub(crate) fn respond(status: &ServerStatus, probe: Probe) -> Response<Body> {
     response
 }
 
-/// JSON of a probe's response. `object`, `message` and `status` are NVIDIA NIM's.
-fn describe(snapshot: &StatusSnapshot, health: &Health, probe: Probe, now: Instant) -> Value {
+/// Body of a probe's response. `object`, `message` and `status` are NVIDIA NIM's.
+#[derive(Debug, serde::Serialize, JsonSchema)]
+pub(super) struct HealthReply {
+    object: &'static str,
+    /// Result of the probe.
+    status: &'static str,
+    /// The same as `reason`.
+    message: String,
+    /// Reason for people.
+    reason: String,
+    /// Phase of the server.
+    phase: &'static str,
+    /// Running sequences.
+    running: usize,
+    /// Waiting sequences.
+    waiting: usize,
+    /// Requests whose response is not complete.
+    open_requests: usize,
+    /// Seconds since the last step ended.
+    last_step_age_s: Option<f64>,
+    /// Seconds without a step, while there is work, after which the server counts as stalled.
+    stall_bound_s: f64,
+    /// Percentage of the weights that is loaded, while the server starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    percent: Option<f64>,
+    /// Seconds until all weights are loaded, while the server starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    eta_s: Option<Option<f64>>,
+    /// Seconds until running requests are aborted, while the server shuts down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_remaining_s: Option<f64>,
+}
+
+fn describe(snapshot: &StatusSnapshot, health: &Health, probe: Probe, now: Instant) -> HealthReply {
     let status = match (probe, health.passes(probe)) {
         (Probe::Startup, true) => "started",
         (Probe::Startup, false) => "starting",
@@ -190,28 +224,28 @@ fn describe(snapshot: &StatusSnapshot, health: &Health, probe: Probe, now: Insta
         (Probe::Ready, true) => "ready",
         (Probe::Ready, false) => "not_ready",
     };
-    let reason = health.reason();
-    let engine = &snapshot.engine;
-    let age = engine.last_step.map(|step| now.saturating_duration_since(step).as_secs_f64());
-    let mut body = json!({
-        "object": "health.response",
-        "status": status,
-        "message": reason,
-        "reason": reason,
-        "phase": health.phase(),
-        "running": engine.running,
-        "waiting": engine.waiting,
-        "open_requests": snapshot.open_requests,
-        "last_step_age_s": age,
-        "stall_bound_s": (snapshot.stall_margin + engine.expected_step).as_secs_f64(),
-    });
-    match health {
+    let tenths = |value: f64| (value * 10.0).round() / 10.0;
+    let (percent, eta_s, drain_remaining_s) = match health {
         Health::Starting { percent, eta, .. } => {
-            body["percent"] = json!((percent * 10.0).round() / 10.0);
-            body["eta_s"] = json!(eta.map(|eta| (eta.as_secs_f64() * 10.0).round() / 10.0));
+            (Some(tenths(*percent)), Some(eta.map(|eta| tenths(eta.as_secs_f64()))), None)
         }
-        Health::Draining { left } => body["drain_remaining_s"] = json!(left.as_secs_f64()),
-        _ => {}
+        Health::Draining { left } => (None, None, Some(left.as_secs_f64())),
+        _ => (None, None, None),
+    };
+    let (engine, reason) = (&snapshot.engine, health.reason());
+    HealthReply {
+        object: "health.response",
+        status,
+        message: reason.clone(),
+        reason,
+        phase: health.phase(),
+        running: engine.running,
+        waiting: engine.waiting,
+        open_requests: snapshot.open_requests,
+        last_step_age_s: engine.last_step.map(|step| now.saturating_duration_since(step).as_secs_f64()),
+        stall_bound_s: (snapshot.stall_margin + engine.expected_step).as_secs_f64(),
+        percent,
+        eta_s,
+        drain_remaining_s,
     }
-    body
 }

@@ -1,12 +1,15 @@
 //! JSON types of replies: OpenAI's objects for chat and text completions, whole and in chunks. Fields are
 //! written in the order in which they stand here.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::generation::{Candidate, Cost, Scored, Usage};
 
 /// A whole reply or a chunk of one, with choices of type `C`.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct Reply<'a, C> {
     /// The reply's id, the same in all its chunks.
     pub(crate) id: &'a str,
@@ -27,7 +30,7 @@ pub(crate) struct Reply<'a, C> {
 }
 
 /// Cost of all choices of a request together.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Copy, serde::Serialize, JsonSchema)]
 pub(crate) struct CostWire {
     pub(crate) queue_seconds: f64,
     pub(crate) prefill_seconds: f64,
@@ -53,7 +56,7 @@ impl From<Cost> for CostWire {
 }
 
 /// Token counts.
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Copy, serde::Serialize, JsonSchema)]
 pub(crate) struct UsageWire {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
@@ -63,13 +66,13 @@ pub(crate) struct UsageWire {
 }
 
 /// Part of [`UsageWire`].
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Copy, serde::Serialize, JsonSchema)]
 pub(crate) struct PromptDetails {
     pub(crate) cached_tokens: usize,
 }
 
 /// Part of [`UsageWire`].
-#[derive(Debug, Clone, Copy, serde::Serialize)]
+#[derive(Debug, Clone, Copy, serde::Serialize, JsonSchema)]
 pub(crate) struct CompletionDetails {
     pub(crate) reasoning_tokens: usize,
 }
@@ -87,7 +90,7 @@ impl From<Usage> for UsageWire {
 }
 
 /// A choice of a whole chat completion.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatChoice {
     pub(crate) index: usize,
     pub(crate) message: Message,
@@ -96,7 +99,7 @@ pub(crate) struct ChatChoice {
 }
 
 /// The assistant's message.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct Message {
     pub(crate) role: &'static str,
     /// Null if the message has tool calls alone.
@@ -107,7 +110,7 @@ pub(crate) struct Message {
 }
 
 /// A tool call, whole or in a chunk.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct ToolCallWire {
     /// Index of the call in the message, in chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,7 +124,7 @@ pub(crate) struct ToolCallWire {
 }
 
 /// Part of [`ToolCallWire`].
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct FunctionWire {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) name: Option<String>,
@@ -130,7 +133,7 @@ pub(crate) struct FunctionWire {
 }
 
 /// A choice of a chunk, of either kind.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum ChunkChoice {
     /// A choice of a `chat.completion.chunk`.
@@ -140,7 +143,7 @@ pub(crate) enum ChunkChoice {
 }
 
 /// A choice of a chat chunk.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatChunkChoice {
     pub(crate) index: usize,
     pub(crate) delta: ChatDelta,
@@ -150,7 +153,7 @@ pub(crate) struct ChatChunkChoice {
 
 /// Text that a chunk adds to the message. Clients concatenate the strings of all deltas, so only the first
 /// has the role.
-#[derive(Debug, Default, serde::Serialize)]
+#[derive(Debug, Default, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
@@ -161,14 +164,14 @@ pub(crate) struct ChatDelta {
 }
 
 /// Log-probabilities of a chat's tokens.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatLogprobs {
     pub(crate) content: Vec<ChatToken>,
     pub(crate) refusal: Option<&'static str>,
 }
 
 /// Log-probability of a token, with the most probable alternatives.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -177,7 +180,7 @@ pub(crate) struct ChatToken {
 }
 
 /// Log-probability of an alternative to a token.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct TopToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -200,7 +203,7 @@ impl From<Vec<Scored>> for ChatLogprobs {
 }
 
 /// A choice of a text completion, whole or in a chunk.
-#[derive(Debug, serde::Serialize)]
+#[derive(Debug, serde::Serialize, JsonSchema)]
 pub(crate) struct TextChoice {
     pub(crate) index: usize,
     pub(crate) text: String,
@@ -209,7 +212,7 @@ pub(crate) struct TextChoice {
 }
 
 /// Log-probabilities of a text's tokens, as columns. The first token of an echoed prompt has none.
-#[derive(Debug, Default, serde::Serialize)]
+#[derive(Debug, Default, serde::Serialize, JsonSchema)]
 pub(crate) struct TextLogprobs {
     pub(crate) text_offset: Vec<usize>,
     pub(crate) token_logprobs: Vec<Option<f32>>,
@@ -250,6 +253,20 @@ impl TopMap {
         let place = token.top.iter().position(|candidate| candidate.id == token.id).unwrap_or(map.len());
         map.insert(place, (token.token.clone(), logprob));
         Self(map)
+    }
+}
+
+impl JsonSchema for TopMap {
+    fn schema_name() -> Cow<'static, str> {
+        "TopMap".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "description": "Log-probabilities by token text.",
+            "additionalProperties": { "type": "number" },
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Json, Router};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::access::UsageAccess;
 use super::access_log::AccessRecord;
@@ -23,13 +23,14 @@ use super::cors::AllowedOrigins;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Admission;
+use super::info_reply::{ModelList, ModelReply, VersionReply};
 use super::metrics::exposition::Format;
 use super::reply_builder::ReplyFormat;
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, generate, health, host, middleware, sse, tokenize, validate};
+use super::{body, docs, generate, health, host, middleware, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -54,6 +55,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/version", get(version)),
     ];
     routes.extend(health::ALIASES.map(probe));
+    routes.extend(docs::routes());
     routes
 }
 
@@ -185,29 +187,29 @@ fn header_list(names: &[String]) -> Option<HeaderValue> {
     if list.is_empty() { None } else { HeaderValue::from_str(&list.join(",")).ok() }
 }
 
-async fn models(State(state): Shared) -> Json<Value> {
-    let data: Vec<Value> = state.limits.models.iter().map(|name| describe(&state, name)).collect();
-    Json(json!({ "object": "list", "data": data }))
+async fn models(State(state): Shared) -> Json<ModelList> {
+    let data = state.limits.models.iter().map(|name| describe(&state, name)).collect();
+    Json(ModelList { object: "list", data })
 }
 
 async fn model(
     State(state): Shared,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<ModelReply>, ApiError> {
     // Model names are UTF-8, so a path that is not valid UTF-8 names no model.
     let Path(id) = id.map_err(|_| ApiError::ModelNotFound("\u{FFFD}".to_owned()))?;
     let name = validate::served_model(Some(id), &state.limits)?;
     Ok(Json(describe(&state, &name)))
 }
 
-fn describe(state: &ServerState, name: &str) -> Value {
-    json!({
-        "id": name,
-        "object": "model",
-        "created": state.started,
-        "owned_by": "octant",
-        "max_model_len": state.max_model_len(),
-    })
+fn describe(state: &ServerState, name: &str) -> ModelReply {
+    ModelReply {
+        id: name.to_owned(),
+        object: "model",
+        created: state.started,
+        owned_by: "octant",
+        max_model_len: state.max_model_len(),
+    }
 }
 
 async fn metrics(
@@ -224,8 +226,8 @@ async fn metrics(
     ([(CONTENT_TYPE, format.content_type())], text)
 }
 
-async fn version() -> Json<Value> {
-    Json(json!({ "version": env!("CARGO_PKG_VERSION") }))
+async fn version() -> Json<VersionReply> {
+    Json(VersionReply { version: env!("CARGO_PKG_VERSION") })
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {

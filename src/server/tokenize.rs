@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use serde_json::{Value, json};
 use tokio::sync::SemaphorePermit;
 
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::refusal_error;
+use super::info_reply::{DetokenizeReply, TokenizeReply};
 use super::reply_builder::ReplyFormat;
 use super::settings::MAX_TOKENIZE_REQUESTS;
 use super::state::ServerState;
@@ -31,7 +31,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(crate) async fn tokenize(
     State(state): State<Arc<ServerState>>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<TokenizeReply>, ApiError> {
     let body = body::read(request, &state).await?;
     let _permit = acquire_permit(&state)?;
     let map = body::parse(body, &state).await?;
@@ -43,12 +43,12 @@ pub(crate) async fn tokenize(
     let ids: &[u32] = prompts.first().map_or(&[], |prompt| &prompt.ids);
     let tokenizer = state.generator.tokenizer();
     let token_strs = strings.then(|| ids.iter().map(|&id| tokenizer.token_str(id)).collect::<Vec<_>>());
-    Ok(Json(json!({
-        "count": ids.len(),
-        "max_model_len": state.max_model_len(),
-        "tokens": ids,
-        "token_strs": token_strs,
-    })))
+    Ok(Json(TokenizeReply {
+        count: ids.len(),
+        max_model_len: state.max_model_len(),
+        tokens: ids.to_vec(),
+        token_strs,
+    }))
 }
 
 /// `POST /detokenize`: text of token ids, special tokens included.
@@ -58,7 +58,7 @@ pub(crate) async fn tokenize(
 pub(crate) async fn detokenize(
     State(state): State<Arc<ServerState>>,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<DetokenizeReply>, ApiError> {
     let body = body::read(request, &state).await?;
     let _permit = acquire_permit(&state)?;
     let map = body::parse(body, &state).await?;
@@ -66,7 +66,7 @@ pub(crate) async fn detokenize(
     let _turn = state.tokenize_turn.lock().await;
     let text = state.generator.detokenize(ids).await;
     let text = text.map_err(|refusal| refusal_error(&state, refusal, ReplyFormat::Text))?;
-    Ok(Json(json!({ "prompt": text })))
+    Ok(Json(DetokenizeReply { prompt: text }))
 }
 
 fn acquire_permit(state: &ServerState) -> Result<SemaphorePermit<'_>, ApiError> {

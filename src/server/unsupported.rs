@@ -135,7 +135,9 @@ pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError>
 pub(super) fn ignored(fields: Fields) -> Result<Vec<String>, ApiError> {
     for (name, value) in fields.left() {
         let spelling = plain(name);
-        if let Some(known) = fields.asked().iter().find(|known| plain(known) == spelling) {
+        // A field that was put back has the known name itself.
+        let other = |known: &&&str| name != **known && plain(known) == spelling;
+        if let Some(known) = fields.asked().iter().find(other) {
             return Err(ApiError::unsupported(name, format!("unknown field; expected the name {known}")));
         }
         if let Some(rest) = constraint_at(name, value) {
@@ -212,6 +214,20 @@ fn constraint_within(value: &Value) -> Option<String> {
         }),
         _ => None,
     }
+}
+
+/// Refuses what is left of an object whose every field matters.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn nothing_left(fields: &Fields) -> Result<(), ApiError> {
+    fields.left().next().map_or(Ok(()), |(name, _)| Err(unsupported(&fields.path_of(name))))
+}
+
+/// Names of the fields that are refused for chat completions, and for text completions.
+pub(super) fn refused_names() -> [Vec<&'static str>; 2] {
+    [UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS]
+        .map(|own| own.iter().chain(UNSUPPORTED).map(|(name, _)| *name).collect())
 }
 
 fn unsupported(path: &str) -> ApiError {

@@ -26,19 +26,19 @@ use serde_json::Value;
 use super::api_keys::Caller;
 use super::constraint::Constraint;
 use super::error::ApiError;
+use super::field_table::Table;
 use super::fields::{Fields, missing, wrong_type};
-use super::types::{ChatWire, CommonFields, CompletionWire};
+pub(crate) use super::types::MAX_TIMEOUT;
+use super::types::{
+    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
+    TokenizeWire,
+};
 use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, ToolCalls};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
-pub(crate) use limits::MAX_TIMEOUT;
 pub use limits::{Defaults, Limits};
-use limits::{
-    MAX_DETOKENIZE, MAX_N, MAX_SALT_CHARS, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOP_STRINGS,
-    MAX_USER_BYTES,
-};
 use tools::ToolUse;
-use values::{alternatives, in_range, token_ids};
+use values::token_ids;
 
 /// A validated request: every value is in range and every default is filled in.
 #[derive(Debug, Clone)]
@@ -106,10 +106,11 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
     let prompt = wire.prompt.take();
     let prompts = completion::prompts(prompt, wire.add_special_tokens.unwrap_or(true), limits.vocab_size)?;
     let echo = wire.echo.unwrap_or(false);
-    let logprobs = alternatives("logprobs", wire.logprobs)?;
-    let least = i128::from(!echo);
-    let asked = in_range("max_tokens", wire.common.max_tokens, least, i128::from(u32::MAX))?;
-    let max_tokens = asked.map_or(MaxTokens::UpTo(16), |tokens| MaxTokens::Exactly(tokens as u32));
+    let logprobs = wire.logprobs.map(|count| count as u8);
+    if wire.max_tokens == Some(0) && !echo {
+        return Err(ApiError::invalid("max_tokens", "expected at least 1, or echo = true, got 0"));
+    }
+    let max_tokens = wire.max_tokens.map_or(MaxTokens::UpTo(16), |tokens| MaxTokens::Exactly(tokens as u32));
     finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo, tools: None }, limits, fresh_seed)
 }
 
@@ -118,28 +119,28 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, bool), ApiError> {
-    served_model(fields.string("model")?, limits)?;
-    let strings = fields.bool("return_token_strs")?.unwrap_or(false);
-    let Some(messages) = fields.array("messages")? else {
-        let add_special = fields.bool("add_special_tokens")?.unwrap_or(true);
-        let text = fields.string("prompt")?;
-        let text = text.ok_or_else(|| missing("prompt", "a string, or messages instead"))?;
+    let wire = TokenizeWire::take(&mut fields)?;
+    served_model(wire.model, limits)?;
+    let strings = wire.return_token_strs.unwrap_or(false);
+    let Some(messages) = wire.messages else {
+        let add_special = wire.add_special_tokens.unwrap_or(true);
+        let text = wire.prompt.ok_or_else(|| missing("prompt", "a string, or messages instead"))?;
         return Ok((Prompts::Texts { texts: vec![text], add_special }, strings));
     };
-    if fields.value("prompt").is_some() {
+    if wire.prompt.is_some() {
         return Err(ApiError::invalid("prompt", "expected either prompt or messages, got both"));
     }
-    if fields.bool("add_special_tokens")?.unwrap_or(false) {
+    if wire.add_special_tokens == Some(true) {
         let text = "not supported with messages, whose chat template adds special tokens itself";
         return Err(ApiError::unsupported("add_special_tokens", text));
     }
     let mut wire = ChatWire {
         messages: Some(messages),
-        add_generation_prompt: fields.bool("add_generation_prompt")?,
-        continue_final_message: fields.bool("continue_final_message")?,
-        chat_template_kwargs: fields.object("chat_template_kwargs")?.map(Fields::into_map),
-        tools: fields.array("tools")?,
-        tool_choice: fields.value("tool_choice"),
+        add_generation_prompt: wire.add_generation_prompt,
+        continue_final_message: wire.continue_final_message,
+        chat_template_kwargs: wire.chat_template_kwargs,
+        tools: wire.tools,
+        tool_choice: wire.tool_choice,
         ..ChatWire::default()
     };
     unsupported::refuse(&mut fields)?;
@@ -152,10 +153,9 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub(crate) fn detokenize(mut fields: Fields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
-    served_model(fields.string("model")?, limits)?;
-    let items = fields.array("tokens")?;
-    let items = items.ok_or_else(|| missing("tokens", "an array of token ids"))?;
-    token_ids("tokens", Some(&items), MAX_DETOKENIZE, limits.vocab_size)
+    let wire = DetokenizeWire::take(&mut fields)?;
+    served_model(wire.model, limits)?;
+    token_ids("tokens", &wire.tokens.unwrap_or_default(), limits.vocab_size)
 }
 
 /// Validated fields that chat and text completions spell differently.
@@ -184,8 +184,8 @@ fn finish(
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
     let stop = stop_strings(wire.stop.as_ref())?;
-    let named = wire.stop_token_ids.as_deref();
-    let mut stop_ids = token_ids("stop_token_ids", named, MAX_STOP_IDS, limits.vocab_size)?;
+    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
+    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
     if !wire.ignore_eos.unwrap_or(false) {
         stop_ids.extend(&limits.eos_ids);
     }
@@ -197,10 +197,12 @@ fn finish(
         logprobs: route.logprobs,
         ..sampling::params(&wire, limits, fresh_seed)?
     };
+    let priority = wire.priority.unwrap_or(0) as i32;
     // Where keys have priorities, a request can lower its own priority and cannot raise it.
-    let first = if limits.keys_have_priorities { 0 } else { -MAX_PRIORITY };
-    let priority =
-        in_range("priority", wire.priority, first.into(), MAX_PRIORITY.into())?.unwrap_or(0) as i32;
+    if limits.keys_have_priorities && priority < 0 {
+        let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
+        return Err(ApiError::invalid("priority", text));
+    }
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
@@ -208,9 +210,6 @@ fn finish(
         echo: route.echo,
         score_stop_id: !matches!(route.prompts, Prompts::Chat { .. }),
     };
-    let cache_salt = cache_salt(wire.cache_salt)?;
-    let tenant = tenant(wire.user)?;
-    let timeout = timeout(wire.timeout)?;
     let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
@@ -220,8 +219,8 @@ fn finish(
         stop_ids,
         output,
         priority,
-        tenant,
-        cache_salt,
+        tenant: tenant(wire.user),
+        cache_salt: wire.cache_salt.map(Arc::from),
         grammar,
         tools: route.tools,
     };
@@ -229,8 +228,8 @@ fn finish(
         model,
         ask,
         stream,
-        timeout,
-        include_usage: wire.stream_options.flatten().unwrap_or(false),
+        timeout: wire.timeout.map(Duration::from_secs_f64),
+        include_usage: wire.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
         include_cost: wire.return_cost.unwrap_or(false),
         logprobs: route.logprobs.is_some(),
         grammar_path: path.unwrap_or_default(),
@@ -262,7 +261,7 @@ pub(crate) fn served_model(asked: Option<String>, limits: &Limits) -> Result<Str
 
 /// The number of choices per prompt.
 fn choices(wire: &CommonFields, prompts: &Prompts) -> Result<u32, ApiError> {
-    let n = in_range("n", wire.n, 1, i128::from(MAX_N))?.unwrap_or(1);
+    let n = wire.n.unwrap_or(1);
     match wire.best_of {
         None => {}
         Some(best_of) if best_of < n => {
@@ -285,7 +284,7 @@ fn choices(wire: &CommonFields, prompts: &Prompts) -> Result<u32, ApiError> {
 }
 
 fn min_tokens(wire: &CommonFields, max_tokens: MaxTokens) -> Result<u32, ApiError> {
-    let min = in_range("min_tokens", wire.min_tokens, 0, i128::from(u32::MAX))?.unwrap_or(0) as u32;
+    let min = wire.min_tokens.unwrap_or(0) as u32;
     let (MaxTokens::Exactly(max) | MaxTokens::UpTo(max)) = max_tokens;
     if min > max {
         return Err(ApiError::invalid(
@@ -321,38 +320,8 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
 
 /// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the
 /// server.
-fn tenant(user: Option<String>) -> Result<Tenant, ApiError> {
-    match user {
-        Some(user) if user.len() > MAX_USER_BYTES => {
-            let text = format!("expected at most {MAX_USER_BYTES} bytes, got {}", user.len());
-            Err(ApiError::invalid("user", text))
-        }
-        // Requests without a `user`, or with an empty one, share one tenant without a name.
-        user => {
-            let name = user.filter(|user| !user.is_empty()).map(|user| format!("user:{user}"));
-            Ok(Tenant { name: name.unwrap_or_default().into(), weight: 1 })
-        }
-    }
-}
-
-/// Checks the field `timeout`, given in seconds.
-fn timeout(seconds: Option<f64>) -> Result<Option<Duration>, ApiError> {
-    match seconds {
-        Some(seconds) if !(seconds > 0.0 && seconds <= MAX_TIMEOUT) => {
-            let text =
-                format!("expected a number of seconds above 0 and at most {MAX_TIMEOUT}, got {seconds}");
-            Err(ApiError::invalid("timeout", text))
-        }
-        seconds => Ok(seconds.map(Duration::from_secs_f64)),
-    }
-}
-
-fn cache_salt(salt: Option<String>) -> Result<Option<Arc<str>>, ApiError> {
-    match salt {
-        Some(salt) if salt.is_empty() || salt.chars().count() > MAX_SALT_CHARS => {
-            let text = format!("expected 1 to {MAX_SALT_CHARS} characters, got {}", salt.chars().count());
-            Err(ApiError::invalid("cache_salt", text))
-        }
-        salt => Ok(salt.map(Arc::from)),
-    }
+fn tenant(user: Option<String>) -> Tenant {
+    // Requests without a `user`, or with an empty one, share one tenant without a name.
+    let name = user.filter(|user| !user.is_empty()).map(|user| format!("user:{user}"));
+    Tenant { name: name.unwrap_or_default().into(), weight: 1 }
 }

@@ -3,13 +3,12 @@
 
 use serde_json::{Map, Value};
 
-use super::limits::MAX_MESSAGES;
 use super::tools::{self, ToolUse};
-use super::values::{alternatives, in_range};
 use crate::generation::{ChatMessage, Content, MaxTokens, Prompts, RenderOptions, Role};
 use crate::server::error::ApiError;
+use crate::server::field_table::Table;
 use crate::server::fields::{Fields, missing, wrong_type};
-use crate::server::types::ChatWire;
+use crate::server::types::{ChatWire, MessageWire, PartWire};
 use crate::server::unsupported;
 use crate::tools::ToolSupport;
 
@@ -34,32 +33,24 @@ const RESERVED_KWARGS: [&str; 16] = [
     "return_dict",
 ];
 
-/// Roles of messages.
-const ROLES: &str = "one of system, developer, user, assistant, tool";
 /// Forms of a message's content.
 const CONTENT: &str = "a string or an array of text parts";
 
-/// Fields of a message that only the template reads. Like vLLM's, it does not get unknown fields.
-const TEMPLATE_FIELDS: [&str; 5] = ["reasoning_content", "reasoning", "thinking", "refusal", "annotations"];
-
 /// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.
 pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
-    let most = i128::from(u32::MAX);
-    let old = in_range("max_tokens", wire.common.max_tokens, 1, most)?;
-    let new = in_range("max_completion_tokens", wire.max_completion_tokens, 1, most)?;
-    match (old, new) {
+    match (wire.max_tokens, wire.max_completion_tokens) {
         (Some(old), Some(new)) if old != new => {
             let text = format!("expected the same value as max_tokens = {old}, got {new}");
             Err(ApiError::invalid("max_completion_tokens", text))
         }
-        _ => Ok(new.or(old).map(|tokens| MaxTokens::Exactly(tokens as u32))),
+        (old, new) => Ok(new.or(old).map(|tokens| MaxTokens::Exactly(tokens as u32))),
     }
 }
 
 /// The number of alternatives to report per token. `None` means no log-probabilities at all, 0 those of the
 /// sampled tokens alone.
 pub(super) fn logprobs(wire: &ChatWire) -> Result<Option<u8>, ApiError> {
-    let top = alternatives("top_logprobs", wire.top_logprobs)?;
+    let top = wire.top_logprobs.map(|top| top as u8);
     match (wire.logprobs.unwrap_or(false), top) {
         (true, top) => Ok(Some(top.unwrap_or(0))),
         (false, None | Some(0)) => Ok(None),
@@ -121,10 +112,6 @@ fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<Ch
     if items.is_empty() {
         return Err(ApiError::invalid("messages", "expected at least one message, got none"));
     }
-    if items.len() > MAX_MESSAGES {
-        let text = format!("expected at most {MAX_MESSAGES} messages, got {}", items.len());
-        return Err(ApiError::invalid("messages", text));
-    }
     // DeepSeek's and Moonshot's fields of a last message that the answer continues.
     let last = items.len() - 1;
     let asks = |name: &&str| items[last].get(*name).is_some_and(|value| !value.is_null() && value != false);
@@ -144,42 +131,42 @@ fn message(path: &str, item: &Value, ignored: &mut Vec<String>) -> Result<ChatMe
             return Err(ApiError::unsupported(format!("{path}.{name}"), "this field is not supported"));
         }
     }
-    let role = match fields.string("role")?.as_deref() {
-        Some("system" | "developer") => Role::System,
+    let wire = MessageWire::take(&mut fields)?;
+    let role = match wire.role {
         Some("user") => Role::User,
         Some("assistant") => Role::Assistant,
         Some("tool") => Role::Tool,
-        Some(other) => {
-            let text = format!("expected {ROLES}, got \"{other}\"");
-            return Err(ApiError::invalid(format!("{path}.role"), text));
-        }
-        None => return Err(missing(&format!("{path}.role"), ROLES)),
+        _ => Role::System,
     };
-    let calls = fields.array("tool_calls")?.filter(|calls| !calls.is_empty());
+    let calls = wire.tool_calls.filter(|calls| !calls.is_empty());
     if calls.is_some() && role != Role::Assistant {
         let text = "expected tool calls in messages of the assistant only";
         return Err(ApiError::invalid(format!("{path}.tool_calls"), text));
     }
     let content_path = format!("{path}.content");
-    let content = match fields.value("content") {
+    let content = match wire.content {
         Some(value) => content(&content_path, value, ignored)?,
         None if calls.is_some() => Content::Text(String::new()),
         None => return Err(missing(&content_path, CONTENT)),
     };
-    let tool_call_id = fields.string("tool_call_id")?;
-    if role == Role::Tool && tool_call_id.is_none() {
+    let calls_path = format!("{path}.tool_calls");
+    let calls = calls.map(|calls| tools::earlier_calls(&calls_path, calls)).transpose()?;
+    if role == Role::Tool && wire.tool_call_id.is_none() {
         return Err(missing(&format!("{path}.tool_call_id"), "a string"));
     }
-    let name = fields.string("name")?;
-    // Clients send fields of earlier answers back.
-    let mut others: Map<String, Value> =
-        TEMPLATE_FIELDS.into_iter().filter_map(|name| Some((name.to_owned(), fields.value(name)?))).collect();
-    if let Some(calls) = calls {
-        others.insert("tool_calls".to_owned(), tools::earlier_calls(&format!("{path}.tool_calls"), calls)?);
-    }
-    others.extend(tool_call_id.map(|id| ("tool_call_id".to_owned(), Value::String(id))));
+    // Fields of earlier answers that only the template reads. Like vLLM's, it does not get unknown fields.
+    let others = [
+        ("reasoning_content", wire.reasoning_content),
+        ("reasoning", wire.reasoning),
+        ("thinking", wire.thinking),
+        ("refusal", wire.refusal),
+        ("annotations", wire.annotations),
+        ("tool_calls", calls),
+        ("tool_call_id", wire.tool_call_id.map(Value::String)),
+    ];
+    let others = others.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
     ignored.extend(unsupported::ignored_in_message(fields)?);
-    Ok(ChatMessage { role, content, name, fields: others })
+    Ok(ChatMessage { role, content, name: wire.name, fields: others })
 }
 
 /// Reads the content of a message: a string, or an array of text parts.
@@ -196,16 +183,7 @@ fn content(path: &str, value: Value, ignored: &mut Vec<String>) -> Result<Conten
 
 fn text_part(path: &str, part: Value, ignored: &mut Vec<String>) -> Result<String, ApiError> {
     let mut fields = Fields::at(path, part)?;
-    match fields.string("type")?.as_deref() {
-        Some("text") => {}
-        Some(other) => {
-            let text = format!("expected \"text\", the only type that is supported, got \"{other}\"");
-            return Err(ApiError::unsupported(format!("{path}.type"), text));
-        }
-        None => return Err(missing(&format!("{path}.type"), "\"text\"")),
-    }
-    let text = fields.string("text")?;
-    let _unused = fields.value("cache_control");
+    let wire = PartWire::take(&mut fields)?;
     ignored.extend(unsupported::ignored_in_message(fields)?);
-    text.ok_or_else(|| missing(&format!("{path}.text"), "a string"))
+    Ok(wire.text.unwrap_or_default())
 }

@@ -2,13 +2,11 @@
 
 use serde_json::Value;
 
-use super::limits::MAX_SEQUENCES;
-use super::values::token_id;
+use super::values::token_ids;
 use crate::generation::Prompts;
 use crate::server::error::ApiError;
 use crate::server::fields::{missing, wrong_type};
-
-const EXPECTED: &str = "a string, an array of strings, an array of token ids, or an array of such arrays";
+use crate::server::types::{MAX_SEQUENCES, PROMPT};
 
 /// Reads the prompts: one string, an array of strings, an array of token ids, or an array of such arrays.
 /// Arrays must not be empty or mixed. `add_special`: whether text gets the tokenizer's special tokens, such
@@ -19,7 +17,7 @@ pub(super) fn prompts(
     vocab_size: usize,
 ) -> Result<Prompts, ApiError> {
     match prompt {
-        None => Err(missing("prompt", EXPECTED)),
+        None => Err(missing("prompt", PROMPT)),
         Some(Value::String(text)) => Ok(Prompts::Texts { texts: vec![text], add_special }),
         Some(Value::Array(items)) => match items.first() {
             None => Err(ApiError::invalid("prompt", "expected at least one prompt, got an empty array")),
@@ -29,9 +27,9 @@ pub(super) fn prompts(
                 Value::Array(list) => ids(&list, vocab_size),
                 other => Err(wrong_type("prompt", "an array of token ids", &other)),
             })?)),
-            Some(other) => Err(wrong_type("prompt", EXPECTED, other)),
+            Some(other) => Err(wrong_type("prompt", PROMPT, other)),
         },
-        Some(other) => Err(wrong_type("prompt", EXPECTED, &other)),
+        Some(other) => Err(wrong_type("prompt", PROMPT, &other)),
     }
 }
 
@@ -54,5 +52,5 @@ fn ids(items: &[Value], vocab_size: usize) -> Result<Vec<u32>, ApiError> {
     if items.is_empty() {
         return Err(ApiError::invalid("prompt", "expected at least one token id, got an empty array"));
     }
-    items.iter().map(|item| token_id("prompt", item, vocab_size)).collect()
+    token_ids("prompt", items, vocab_size)
 }

@@ -1,31 +1,6 @@
-//! Limits and defaults that requests are validated against.
+//! Properties of the server that requests are validated against. Fixed limits are in the tables of fields.
 
 use crate::tools::ToolSupport;
-
-/// Most stop strings per request.
-pub(super) const MAX_STOP_STRINGS: usize = 16;
-/// Longest stop string, in bytes.
-pub(super) const MAX_STOP_BYTES: usize = 1024;
-/// Most ids in `stop_token_ids`.
-pub(super) const MAX_STOP_IDS: usize = 64;
-/// Most entries in `logit_bias`.
-pub(super) const MAX_LOGIT_BIAS: usize = 1024;
-/// Most choices per prompt.
-pub(super) const MAX_N: u32 = 128;
-/// Most sequences per request: prompts times choices.
-pub(super) const MAX_SEQUENCES: usize = 256;
-/// Most messages in a conversation.
-pub(super) const MAX_MESSAGES: usize = 2048;
-/// Most alternatives reported per token.
-pub(super) const MAX_TOP_LOGPROBS: u8 = 20;
-/// Longest `cache_salt`, in characters.
-pub(super) const MAX_SALT_CHARS: usize = 1024;
-/// Longest `user`, in bytes.
-pub(super) const MAX_USER_BYTES: usize = 512;
-/// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
-pub(crate) const MAX_TIMEOUT: f64 = 86_400.0;
-/// Most ids in one `/detokenize` request.
-pub(super) const MAX_DETOKENIZE: usize = 1 << 20;
 
 /// Sampling values for fields that the client leaves out, from the model's `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]

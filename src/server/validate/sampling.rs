@@ -2,8 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::limits::{Defaults, Limits, MAX_LOGIT_BIAS};
-use super::values::in_range;
+use super::limits::{Defaults, Limits};
 use crate::request::SamplingParams;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, wrong_type};
@@ -20,22 +19,21 @@ pub(super) fn params(
     fresh_seed: u64,
 ) -> Result<SamplingParams, ApiError> {
     let Defaults { temperature, top_p, top_k, min_p, repetition_penalty } =
-        or_defaults(wire, &limits.defaults)?;
+        or_defaults(wire, &limits.defaults);
     // The most probable token alone, as with temperature 0.
     let greedy = top_p == 0.0;
-    let penalty = |param, value| number(param, value, -2.0, 2.0);
-    let seed = in_range("seed", wire.seed, i128::from(i64::MIN), i128::from(u64::MAX))?;
+    let penalty = |value: Option<f64>| value.map_or(0.0, |value| value as f32);
     Ok(SamplingParams {
         temperature: if greedy { 0.0 } else { temperature },
         top_p: if greedy { 1.0 } else { top_p },
         top_k,
         min_p,
         repetition_penalty,
-        presence_penalty: penalty("presence_penalty", wire.presence_penalty)?.unwrap_or(0.0),
-        frequency_penalty: penalty("frequency_penalty", wire.frequency_penalty)?.unwrap_or(0.0),
+        presence_penalty: penalty(wire.presence_penalty),
+        frequency_penalty: penalty(wire.frequency_penalty),
         logit_bias: logit_bias(wire.logit_bias.as_ref(), limits.vocab_size)?,
         // A negative seed is used as its 64 bits in two's complement.
-        seed: seed.map_or(fresh_seed, |seed| seed as u64),
+        seed: wire.seed.map_or(fresh_seed, |seed| seed as u64),
         logprobs: None,
         min_tokens: 0,
         barred: Vec::new(),
@@ -44,25 +42,15 @@ pub(super) fn params(
 }
 
 /// The parameters that have defaults: those of the request, or else the defaults.
-fn or_defaults(wire: &CommonFields, defaults: &Defaults) -> Result<Defaults, ApiError> {
-    let in_bounds = |param, value, least, most, default| {
-        number(param, value, least, most).map(|value| value.unwrap_or(default))
-    };
-    let top_k = in_range("top_k", wire.top_k, -1, i128::from(i32::MAX))?;
-    let temperature = wire.temperature.map(raised);
-    Ok(Defaults {
-        temperature: in_bounds("temperature", temperature, 0.0, 2.0, defaults.temperature)?,
-        top_p: in_bounds("top_p", wire.top_p, 0.0, 1.0, defaults.top_p)?,
-        top_k: top_k.map_or(defaults.top_k, |k| k.max(0) as u32),
-        min_p: in_bounds("min_p", wire.min_p, 0.0, 1.0, defaults.min_p)?,
-        repetition_penalty: in_bounds(
-            "repetition_penalty",
-            wire.repetition_penalty,
-            0.01,
-            100.0,
-            defaults.repetition_penalty,
-        )?,
-    })
+fn or_defaults(wire: &CommonFields, defaults: &Defaults) -> Defaults {
+    let or = |value: Option<f64>, default| value.map_or(default, |value| value as f32);
+    Defaults {
+        temperature: or(wire.temperature.map(raised), defaults.temperature),
+        top_p: or(wire.top_p, defaults.top_p),
+        top_k: wire.top_k.map_or(defaults.top_k, |k| k.max(0) as u32),
+        min_p: or(wire.min_p, defaults.min_p),
+        repetition_penalty: or(wire.repetition_penalty, defaults.repetition_penalty),
+    }
 }
 
 impl Defaults {
@@ -73,8 +61,8 @@ impl Defaults {
         let (mut used, mut warnings) = (Self::default(), Vec::new());
         for (key, value) in sampling {
             let alone = Map::from_iter([(key.clone(), value.clone())]);
-            match CommonFields::read(Fields::new(alone)).and_then(|wire| or_defaults(&wire, &used)) {
-                Ok(more) => used = more,
+            match CommonFields::read(Fields::new(alone)) {
+                Ok(wire) => used = or_defaults(&wire, &used),
                 Err(error) => warnings.push(format!("generation_config.json: {error}; not used")),
             }
         }
@@ -88,23 +76,8 @@ fn raised(temperature: f64) -> f64 {
     if temperature > 0.0 { temperature.max(LEAST_TEMPERATURE) } else { temperature }
 }
 
-/// Checks that a number is from `least` to `most`, and converts it to `f32`.
-fn number(param: &str, value: Option<f64>, least: f64, most: f64) -> Result<Option<f32>, ApiError> {
-    match value {
-        Some(value) if !(least..=most).contains(&value) => {
-            let text = format!("expected a number from {least} to {most}, got {value}");
-            Err(ApiError::invalid(param, text))
-        }
-        value => Ok(value.map(|value| value as f32)),
-    }
-}
-
 fn logit_bias(map: Option<&Map<String, Value>>, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
     let Some(map) = map else { return Ok(Vec::new()) };
-    if map.len() > MAX_LOGIT_BIAS {
-        let text = format!("expected at most {MAX_LOGIT_BIAS} entries, got {}", map.len());
-        return Err(ApiError::invalid("logit_bias", text));
-    }
     map.iter().map(|(key, value)| Ok((bias_id(key, vocab_size)?, bias(value)?))).collect()
 }
 

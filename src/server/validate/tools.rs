@@ -7,17 +7,16 @@ use crate::generation::{ChatMessage, Content, Role, ToolCalls};
 use crate::grammar::GrammarSource;
 use crate::server::constraint::Constraint;
 use crate::server::error::ApiError;
+use crate::server::field_table::Table;
 use crate::server::fields::{Fields, missing, wrong_type};
+use crate::server::tool_types::{
+    AllowedToolsWire, CallWire, NamedWire, TOOL_CHOICES, ToolChoiceWire, ToolWire,
+};
 use crate::server::types::ChatWire;
 use crate::tools::{
     AllowedTool, AnswerWithoutCalls, Tool, ToolFormat, ToolSupport, call_grammar, call_text, describe_tools,
     result_text,
 };
-
-/// Most tools of a request.
-const MAX_TOOLS: usize = 128;
-/// Longest name of a tool, in bytes.
-const MAX_NAME_BYTES: usize = 128;
 
 /// The tools of a request and how the answer may use them.
 #[derive(Debug, Clone)]
@@ -44,10 +43,6 @@ enum Mode {
 /// 400 that names the field.
 pub(super) fn read(wire: &mut ChatWire, support: Option<ToolSupport>) -> Result<Option<ToolUse>, ApiError> {
     let items = wire.tools.take().unwrap_or_default();
-    if items.len() > MAX_TOOLS {
-        let text = format!("expected at most {MAX_TOOLS} tools, got {}", items.len());
-        return Err(ApiError::invalid("tools", text));
-    }
     let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
     for (i, item) in items.into_iter().enumerate() {
         let tool = tool(&format!("tools[{i}]"), item)?;
@@ -121,59 +116,41 @@ impl ToolUse {
 /// Reads the definition of a tool.
 fn tool(path: &str, item: Value) -> Result<Tool, ApiError> {
     let mut fields = Fields::at(path, item)?;
-    let kind_path = fields.path_of("type");
-    match fields.string("type")?.as_deref() {
-        Some("function") | None => {}
-        Some(other) => {
-            let text = format!("expected \"function\", the only type that is supported, got \"{other}\"");
-            return Err(ApiError::unsupported(kind_path, text));
-        }
-    }
-    let function_path = fields.path_of("function");
-    let mut function =
-        fields.object("function")?.ok_or_else(|| missing(&function_path, "an object with a name"))?;
-    let name_path = function.path_of("name");
-    let name = function.string("name")?.ok_or_else(|| missing(&name_path, "a string"))?;
+    let function = ToolWire::take(&mut fields)?.function.unwrap_or_default();
+    let name = function.name.unwrap_or_default();
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(plain) {
-        let text = format!(
-            "expected 1 to {MAX_NAME_BYTES} letters, digits and characters of _-.:/, got {}",
-            Value::from(name)
-        );
-        return Err(ApiError::invalid(name_path, text));
+    if !name.chars().all(plain) {
+        let text = format!("expected letters, digits and characters of _-.:/, got {}", Value::from(name));
+        return Err(ApiError::invalid(format!("{path}.function.name"), text));
     }
-    let description = function.string("description")?;
-    let strict = function.bool("strict")?.unwrap_or(false);
-    let parameters_path = function.path_of("parameters");
-    let parameters = match function.value("parameters") {
-        None => Map::new(),
-        Some(Value::Object(map)) => map,
-        Some(other) => return Err(wrong_type(&parameters_path, "a JSON schema, an object", &other)),
-    };
-    Ok(Tool { name, description, parameters: of_object(parameters, &parameters_path)?, strict })
+    let parameters_path = format!("{path}.function.parameters");
+    Ok(Tool {
+        name,
+        description: function.description,
+        parameters: of_object(function.parameters.unwrap_or_default(), &parameters_path)?,
+        strict: function.strict.unwrap_or(false),
+    })
 }
 
 /// Reads the calls of an earlier answer. Chat templates expect arguments as an object, not as text.
 pub(super) fn earlier_calls(path: &str, items: Vec<Value>) -> Result<Value, ApiError> {
     let call = |(i, item): (usize, Value)| {
-        let mut fields = Fields::at(&format!("{path}[{i}]"), item)?;
-        let id = fields.string("id")?;
-        let function_path = fields.path_of("function");
-        let function = fields.object("function")?;
-        let mut function = function.ok_or_else(|| missing(&function_path, "an object with a name"))?;
-        let name_path = function.path_of("name");
-        let name = function.string("name")?.ok_or_else(|| missing(&name_path, "a string"))?;
-        let arguments_path = function.path_of("arguments");
-        let arguments = match function.value("arguments") {
+        let wire = CallWire::take(&mut Fields::at(&format!("{path}[{i}]"), item)?)?;
+        let function = wire.function.unwrap_or_default();
+        let arguments = match function.arguments {
             None => json!({}),
             Some(Value::String(text)) if text.trim().is_empty() => json!({}),
             // Arguments that were cut off are no JSON.
             Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
             Some(object @ Value::Object(_)) => object,
-            Some(other) => return Err(wrong_type(&arguments_path, "a string with JSON", &other)),
+            Some(other) => {
+                let path = format!("{path}[{i}].function.arguments");
+                return Err(wrong_type(&path, "a string with JSON, or an object", &other));
+            }
         };
-        let mut call = json!({ "type": "function", "function": { "name": name, "arguments": arguments } });
-        if let Some(id) = id {
+        let function = json!({ "name": function.name.unwrap_or_default(), "arguments": arguments });
+        let mut call = json!({ "type": "function", "function": function });
+        if let Some(id) = wire.id {
             call["id"] = id.into();
         }
         Ok(call)
@@ -263,8 +240,6 @@ struct Choice {
     allowed: Vec<bool>,
 }
 
-const CHOICES: &str = "none, auto, required, or an object that names a function or allowed_tools";
-
 /// Reads the field `tool_choice`; `None` means that no tool may be called.
 fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiError> {
     let all = |mode| Choice { mode, allowed: vec![true; tools.len()] };
@@ -275,27 +250,29 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
             "auto" => Some(all(Mode::Auto)),
             "required" | "any" => Some(all(Mode::Required)),
             other => {
-                let text = format!("expected {CHOICES}, got \"{other}\"");
+                let text = format!("expected {TOOL_CHOICES}, got \"{other}\"");
                 return Err(ApiError::invalid("tool_choice", text));
             }
         },
         Some(value @ Value::Object(_)) => {
-            let mut fields = Fields::at("tool_choice", value)?;
-            match fields.string("type")?.as_deref() {
-                Some("function") | None => {
-                    let name = function_name(&mut fields)?;
-                    let at = position(tools, &name, "tool_choice.function.name")?;
+            let wire = ToolChoiceWire::take(&mut Fields::at("tool_choice", value)?)?;
+            match wire.kind.as_deref() {
+                Some("allowed_tools") => {
+                    let (place, wire) = match wire.allowed_tools {
+                        Some(inner) => ("tool_choice.allowed_tools", inner),
+                        None => ("tool_choice", AllowedToolsWire { mode: wire.mode, tools: wire.tools }),
+                    };
+                    Some(allowed_tools(place, wire, tools)?)
+                }
+                _ => {
+                    let named = NamedWire { name: wire.name, function: wire.function };
+                    let at = position(tools, named, "tool_choice.function.name")?;
                     let allowed = (0..tools.len()).map(|i| i == at).collect();
                     Some(Choice { mode: Mode::Required, allowed })
                 }
-                Some("allowed_tools") => Some(allowed_tools(fields, tools)?),
-                Some(other) => {
-                    let text = format!("expected \"function\" or \"allowed_tools\", got \"{other}\"");
-                    return Err(ApiError::unsupported("tool_choice.type", text));
-                }
             }
         }
-        Some(other) => return Err(wrong_type("tool_choice", CHOICES, &other)),
+        Some(other) => return Err(wrong_type("tool_choice", TOOL_CHOICES, &other)),
     };
     let required = choice.as_ref().is_some_and(|choice| choice.mode == Mode::Required);
     if required && tools.is_empty() {
@@ -304,51 +281,28 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
     Ok(choice)
 }
 
-/// Reads `tool_choice` of the type `allowed_tools`. Its fields may stand in an object of that name.
-fn allowed_tools(mut fields: Fields, tools: &[Tool]) -> Result<Choice, ApiError> {
-    let mut inner = fields.object("allowed_tools")?.unwrap_or(fields);
-    let mode_path = inner.path_of("mode");
-    let mode = match inner.string("mode")?.as_deref() {
-        Some("auto") | None => Mode::Auto,
-        Some("required") => Mode::Required,
-        Some(other) => {
-            let text = format!("expected \"auto\" or \"required\", got \"{other}\"");
-            return Err(ApiError::invalid(mode_path, text));
-        }
-    };
-    let tools_path = inner.path_of("tools");
-    let items = inner.array("tools")?.ok_or_else(|| missing(&tools_path, "an array of tools"))?;
+/// The choice of some of the tools. `place` is the path of the object.
+fn allowed_tools(place: &str, wire: AllowedToolsWire, tools: &[Tool]) -> Result<Choice, ApiError> {
+    let mode = if wire.mode.as_deref() == Some("required") { Mode::Required } else { Mode::Auto };
+    let path = format!("{place}.tools");
+    let items = wire.tools.ok_or_else(|| missing(&path, "an array of tools"))?;
     let mut allowed = vec![false; tools.len()];
     for (i, item) in items.into_iter().enumerate() {
-        let path = format!("{tools_path}[{i}]");
-        let mut item = Fields::at(&path, item)?;
-        let name = function_name(&mut item)?;
-        allowed[position(tools, &name, &path)?] = true;
-    }
-    if !allowed.contains(&true) {
-        return Err(ApiError::invalid(tools_path, "expected at least one tool, got none"));
+        let path = format!("{path}[{i}]");
+        let named = NamedWire::take(&mut Fields::at(&path, item)?)?;
+        allowed[position(tools, named, &path)?] = true;
     }
     Ok(Choice { mode, allowed })
 }
 
-/// The name in `{"function": {"name": …}}` or in `{"name": …}`.
-fn function_name(fields: &mut Fields) -> Result<String, ApiError> {
-    let path = fields.path_of("function.name");
-    let name = match fields.object("function")? {
-        Some(mut function) => function.string("name")?,
-        None => fields.string("name")?,
-    };
-    name.ok_or_else(|| missing(&path, "the name of a tool"))
-}
-
-fn position(tools: &[Tool], name: &str, path: &str) -> Result<usize, ApiError> {
+/// The index of the tool that is named.
+fn position(tools: &[Tool], named: NamedWire, path: &str) -> Result<usize, ApiError> {
+    let name = named.name.or(named.function.and_then(|function| function.name));
+    let name = name.ok_or_else(|| missing(path, "the name of a tool"))?;
     let at = tools.iter().position(|tool| tool.name == name);
     at.ok_or_else(|| {
         let names: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
-        let text = format!("expected one of {}, got {}", names.join(", "), Value::from(name));
-        ApiError::invalid(
-            path,
-            if tools.is_empty() { "expected tools with this choice, got none".into() } else { text },
-        )
+        let names = if names.is_empty() { "tools with this choice".to_owned() } else { names.join(", ") };
+        ApiError::invalid(path, format!("expected one of {names}, got {}", Value::from(name)))
     })
 }

@@ -1,0 +1,123 @@
+//! Writes the OpenAPI 3.1 document.
+
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value, json};
+
+use super::errors::Errors;
+use super::operations::{Answer, Operation, operations};
+use crate::server::error::ErrorBody;
+
+/// Where the document has its schemas.
+const SCHEMAS: &str = "#/components/schemas/";
+
+/// The document.
+pub(super) fn document() -> Value {
+    let mut schemas = reply_schemas();
+    let mut bodies = Map::new();
+    let mut paths: Map<String, Value> = Map::new();
+    schemas.subschema_for::<ErrorBody>();
+    for operation in operations() {
+        let path = paths.entry(operation.path.replace("{*", "{")).or_insert_with(|| json!({}));
+        path[operation.method] = describe(&operation, &mut schemas);
+        if let Some(body) = operation.body {
+            bodies.insert(body.name.to_owned(), body.schema);
+        }
+    }
+    bodies.extend(schemas.take_definitions(true));
+    let key =
+        json!({ "type": "http", "scheme": "bearer", "description": "Needed if the server has --api-key." });
+    json!({
+        "openapi": "3.1.0",
+        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
+        "info": {
+            "title": "Octant",
+            "version": env!("CARGO_PKG_VERSION"),
+            "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
+            "description": "A field that is null counts as absent. An unknown field is named in the \
+                            response header x-ignored-fields, or refused if it looks like a constraint on \
+                            the answer.",
+        },
+        "servers": [{ "url": "/" }],
+        "paths": paths,
+        "components": { "schemas": bodies, "securitySchemes": { "key": key } },
+    })
+}
+
+/// A generator of the schemas of replies.
+fn reply_schemas() -> SchemaGenerator {
+    let place = |settings: &mut SchemaSettings| settings.definitions_path = "/components/schemas".into();
+    SchemaSettings::draft2020_12().for_serialize().with(place).into_generator()
+}
+
+fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+    let name = format!("{} {}", operation.method, operation.path.trim_matches('/'));
+    let mut described = json!({
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        "operationId": name.replace(|c: char| !c.is_ascii_alphanumeric(), "_"),
+        "parameters": parameters(operation),
+        "responses": responses(operation, schemas),
+    });
+    if let Some(body) = &operation.body {
+        let schema = json!({ "$ref": format!("{SCHEMAS}{}", body.name) });
+        let content = json!({ "application/json": { "schema": schema, "example": body.example } });
+        described["requestBody"] = json!({ "required": true, "content": content });
+    }
+    if operation.errors.is_some() {
+        described["security"] = json!([{}, { "key": [] }]);
+    }
+    described
+}
+
+fn parameters(operation: &Operation) -> Value {
+    let mut all = Vec::new();
+    if operation.path.contains("{*id}") {
+        all.push(json!({
+            "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 },
+            "description": "A name of the model. It may contain slashes.",
+        }));
+    }
+    if operation.errors == Some(Errors::Generation) {
+        all.push(json!({
+            "name": "x-request-deadline-ms", "in": "header",
+            "schema": { "type": "integer", "minimum": 1, "maximum": 86_400_000 },
+            "description": "Milliseconds within which the whole answer must be sent.",
+        }));
+    }
+    json!(all)
+}
+
+fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
+    let mut all = operation.errors.map(Errors::responses).unwrap_or_default();
+    let mut ok = json!({ "description": "Success.", "content": content(&operation.answer, schemas) });
+    if operation.errors == Some(Errors::Generation) {
+        let about = "Names of the request's fields that were ignored, separated by commas.";
+        ok["headers"] =
+            json!({ "x-ignored-fields": { "schema": { "type": "string" }, "description": about } });
+    }
+    if operation.errors.is_none() {
+        let mut failed = ok.clone();
+        failed["description"] = json!("The answer is no; the body says why.");
+        all.insert("503".to_owned(), failed);
+    }
+    all.insert("200".to_owned(), ok);
+    json!(all)
+}
+
+/// The media types of an answer, with their schemas.
+fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
+    match answer {
+        Answer::Json(schema) => json!({ "application/json": { "schema": schema(schemas) } }),
+        Answer::Text(kind) => json!({ *kind: { "schema": { "type": "string" } } }),
+        Answer::JsonOrEvents(reply, chunk) => {
+            let about = "Server-sent events: `data: ` and a chunk as JSON, and `data: [DONE]` at the end. \
+                         If the generation fails, the last event is an error instead.";
+            let events = json!({ "type": "string", "description": about, "x-octant-event": chunk(schemas) });
+            json!({
+                "application/json": { "schema": reply(schemas) },
+                "text/event-stream": { "schema": events },
+            })
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The errors that a route can return, by status. Statuses and codes are those of [`ApiError`] itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::server::error::ApiError;
+
+/// Which errors a route can return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Errors {
+    /// Those of a request's head, which every route but the probes can return.
+    Head,
+    /// Also an unknown model in the path.
+    Model,
+    /// Also those of a body.
+    Body,
+    /// Also those of the engine.
+    Generation,
+}
+
+impl Errors {
+    /// An error of each kind.
+    fn examples(self) -> Vec<ApiError> {
+        let none = String::new;
+        let mut all = vec![
+            ApiError::Malformed(none()),
+            ApiError::BadKey,
+            ApiError::HostNotAllowed(none()),
+            ApiError::OriginNotAllowed(none()),
+            ApiError::HeadersTooLarge(0, 0),
+            ApiError::NotReady,
+            ApiError::Draining,
+        ];
+        if self >= Self::Model {
+            all.push(ApiError::ModelNotFound(none()));
+        }
+        if self >= Self::Body {
+            all.extend([
+                ApiError::invalid("", ""),
+                ApiError::unsupported("", ""),
+                ApiError::TooSlow(0),
+                ApiError::TooLarge(0),
+                ApiError::MediaType(none()),
+                ApiError::QueueFull { message: none(), retry_after: None },
+                ApiError::TooManyBodies(0),
+                ApiError::TooManyBytes(0),
+                ApiError::ContextBytes { param: "", limit: 0, bytes: 0 },
+                ApiError::Internal(none()),
+            ]);
+        }
+        if self >= Self::Generation {
+            all.extend([
+                ApiError::ContextLength { param: "", limit: 0, prompt: 0, completion: 0 },
+                ApiError::DeadlineUnmet { message: none(), retry_after: Some(Duration::ZERO) },
+                ApiError::DeadlineExceeded,
+                ApiError::EngineDown(none()),
+                ApiError::EngineFailed(none()),
+            ]);
+        }
+        all
+    }
+
+    /// The responses of these errors, by status.
+    pub(super) fn responses(self) -> BTreeMap<String, Value> {
+        let mut statuses: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+        for error in self.examples() {
+            let codes = statuses.entry(error.status().as_u16()).or_default();
+            let code = error.code().unwrap_or("null").to_owned();
+            if !codes.contains(&code) {
+                codes.push(code);
+            }
+        }
+        statuses.into_iter().map(|(status, codes)| (status.to_string(), response(status, &codes))).collect()
+    }
+}
+
+fn response(status: u16, codes: &[String]) -> Value {
+    let mut response = json!({
+        "description": format!("{}. Codes: {}.", meaning(status), codes.join(", ")),
+        "content": { "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } },
+        "x-octant-codes": codes,
+    });
+    if matches!(status, 429 | 503) {
+        let seconds = json!({ "schema": { "type": "integer" }, "description": "Seconds to wait." });
+        response["headers"] = json!({ "Retry-After": seconds });
+    }
+    response
+}
+
+fn meaning(status: u16) -> &'static str {
+    match status {
+        400 => "The request is not valid, or asks for something that is not supported",
+        401 => "The API key is missing or wrong",
+        403 => "The request's host or origin is not allowed",
+        404 => "The model is not served",
+        408 => "The body did not arrive in time",
+        413 => "The body is too large",
+        415 => "The body's type or encoding is not supported",
+        429 => "The server is busy; another status can be configured",
+        431 => "The request's head is too large",
+        500 => "The server failed on this request",
+        503 => "The server is starting, is shutting down, or its engine has stopped",
+        504 => "The deadline of the request has passed",
+        _ => "Another error",
+    }
+}

@@ -1,0 +1,177 @@
+//! The operations of the API: for each route its method, request body and answers.
+
+use schemars::{Schema, SchemaGenerator};
+use serde_json::{Value, json};
+
+use super::PATHS;
+use super::errors::Errors;
+use crate::server::field_table::{Table, object_schema};
+use crate::server::health::{ALIASES, HealthReply, Probe};
+use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
+use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
+use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
+use crate::server::unsupported;
+
+/// One method of a path.
+pub(super) struct Operation {
+    pub(super) method: &'static str,
+    /// The path as the router writes it.
+    pub(super) path: &'static str,
+    /// Group of operations on the page.
+    pub(super) tag: &'static str,
+    pub(super) summary: String,
+    pub(super) body: Option<RequestBody>,
+    pub(super) answer: Answer,
+    /// `None` for probes, which answer with their own body always.
+    pub(super) errors: Option<Errors>,
+}
+
+/// The body of a request.
+pub(super) struct RequestBody {
+    /// Name of the schema.
+    pub(super) name: &'static str,
+    pub(super) schema: Value,
+    pub(super) example: Value,
+}
+
+/// The successful answer.
+pub(super) enum Answer {
+    Json(fn(&mut SchemaGenerator) -> Schema),
+    /// A reply, or events with chunks if the request asks for a stream.
+    JsonOrEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
+    /// Text of this type.
+    Text(&'static str),
+}
+
+/// All operations, in the order of the page.
+pub(super) fn operations() -> Vec<Operation> {
+    let mut all = vec![chat(), completion(), tokenize(), detokenize()];
+    all.extend([models(), model(), version(), metrics()]);
+    all.extend(ALIASES.map(probe));
+    all.extend(description());
+    all
+}
+
+fn chat() -> Operation {
+    let [refused, _] = unsupported::refused_names();
+    let mut schema = object_schema(ChatWire::body_rows());
+    schema["x-octant-refused"] = json!(refused);
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/chat/completions",
+            "Generates the next message of a conversation.",
+            RequestBody {
+                name: "ChatCompletionRequest",
+                schema,
+                example: json!({ "messages": messages, "max_completion_tokens": 50 }),
+            },
+            Answer::JsonOrEvents(
+                |schemas| schemas.subschema_for::<Reply<'static, ChatChoice>>(),
+                |schemas| schemas.subschema_for::<Reply<'static, ChatChunkChoice>>(),
+            ),
+        )
+    }
+}
+
+fn completion() -> Operation {
+    let [_, refused] = unsupported::refused_names();
+    let mut schema = object_schema(CompletionWire::body_rows());
+    schema["x-octant-refused"] = json!(refused);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/completions",
+            "Continues a text or token ids.",
+            RequestBody {
+                name: "CompletionRequest",
+                schema,
+                example: json!({ "prompt": "Three fruits:", "max_tokens": 20 }),
+            },
+            Answer::JsonOrEvents(
+                |schemas| schemas.subschema_for::<Reply<'static, TextChoice>>(),
+                |schemas| schemas.subschema_for::<Reply<'static, TextChoice>>(),
+            ),
+        )
+    }
+}
+
+fn tokenize() -> Operation {
+    post(
+        "/tokenize",
+        "Returns the token ids that a completion would use for a text or for messages.",
+        RequestBody {
+            name: "TokenizeRequest",
+            schema: TokenizeWire::schema(),
+            example: json!({ "prompt": "Three fruits:", "return_token_strs": true }),
+        },
+        Answer::Json(|schemas| schemas.subschema_for::<TokenizeReply>()),
+    )
+}
+
+fn detokenize() -> Operation {
+    post(
+        "/detokenize",
+        "Returns the text of token ids, special tokens included.",
+        RequestBody {
+            name: "DetokenizeRequest",
+            schema: DetokenizeWire::schema(),
+            example: json!({ "tokens": [1, 2, 3] }),
+        },
+        Answer::Json(|schemas| schemas.subschema_for::<DetokenizeReply>()),
+    )
+}
+
+fn models() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<ModelList>());
+    get("/v1/models", "models", "Lists the model under each of its names.", answer)
+}
+
+fn model() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<ModelReply>());
+    let operation = get("/v1/models/{*id}", "models", "Describes the model under one of its names.", answer);
+    Operation { errors: Some(Errors::Model), ..operation }
+}
+
+fn version() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<VersionReply>());
+    get("/version", "server", "Returns the version of Octant. Needs no key.", answer)
+}
+
+fn metrics() -> Operation {
+    let summary = "Returns the metrics in the text format of Prometheus.";
+    get("/metrics", "server", summary, Answer::Text("text/plain"))
+}
+
+fn probe((path, probe, software): (&'static str, Probe, &'static str)) -> Operation {
+    let question = match probe {
+        Probe::Startup => "Has the server started?",
+        Probe::Live => "Is the process healthy?",
+        Probe::Ready => "Does the server accept requests?",
+    };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<HealthReply>());
+    let summary = format!("{question} Needs no key. The path is that of {software}.");
+    Operation { errors: None, summary, ..get(path, "health", "", answer) }
+}
+
+fn description() -> [Operation; 4] {
+    let [document, page, script, style] = PATHS;
+    [
+        get(document, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default())),
+        get(page, "server", "Shows this document as a page. Needs no key.", Answer::Text("text/html")),
+        get(script, "server", "Returns the page's script.", Answer::Text("text/javascript")),
+        get(style, "server", "Returns the page's style.", Answer::Text("text/css")),
+    ]
+}
+
+fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {
+    let (summary, errors) = (summary.to_owned(), Some(Errors::Head));
+    Operation { method: "get", path, tag, summary, body: None, answer, errors }
+}
+
+fn post(path: &'static str, summary: &str, body: RequestBody, answer: Answer) -> Operation {
+    let tag = if path.starts_with("/v1/") { "generation" } else { "tokens" };
+    let (summary, errors) = (summary.to_owned(), Some(Errors::Body));
+    Operation { method: "post", path, tag, summary, body: Some(body), answer, errors }
+}

@@ -1,0 +1,53 @@
+//! JSON types of replies about the server, its models and their tokens.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Reply of `GET /v1/models`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ModelList {
+    pub(super) object: &'static str,
+    /// The model under each of its names.
+    pub(super) data: Vec<ModelReply>,
+}
+
+/// The model under one of its names.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Model")]
+pub(super) struct ModelReply {
+    /// The name.
+    pub(super) id: String,
+    pub(super) object: &'static str,
+    /// Unix time in seconds at which the server started.
+    pub(super) created: u64,
+    pub(super) owned_by: &'static str,
+    /// The most tokens of prompt and answer together.
+    pub(super) max_model_len: usize,
+}
+
+/// Reply of `GET /version`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct VersionReply {
+    /// Version of Octant.
+    pub(super) version: &'static str,
+}
+
+/// Reply of `POST /tokenize`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct TokenizeReply {
+    /// Number of tokens.
+    pub(super) count: usize,
+    /// The most tokens of prompt and answer together.
+    pub(super) max_model_len: usize,
+    /// Token ids.
+    pub(super) tokens: Vec<u32>,
+    /// Text of each token, if `return_token_strs` asks for it.
+    pub(super) token_strs: Option<Vec<String>>,
+}
+
+/// Reply of `POST /detokenize`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct DetokenizeReply {
+    /// The text, special tokens included.
+    pub(super) prompt: String,
+}

@@ -1,0 +1,218 @@
+//! The document at `/openapi.json` says what the server does: its routes, the fields that it reads, their
+//! types, ranges and defaults. `/docs` shows it.
+
+use std::collections::BTreeSet;
+
+use octant::server::error::ApiError;
+use octant::server::fields::Fields;
+use octant::server::routes::routes;
+use octant::server::validate::{self, Limits, ValidRequest};
+use serde_json::{Value, json};
+
+use super::client::send;
+use super::test_server::{Setup, TestServer, merged};
+
+/// A way to read a body.
+type Read = fn(Fields, &Limits, u64) -> Result<ValidRequest, ApiError>;
+
+async fn document(server: &TestServer) -> Value {
+    server.get("/openapi.json").await.json()
+}
+
+/// Name, method and least body of each route that reads a body.
+fn bodies() -> [(&'static str, &'static str, Value); 4] {
+    let messages = json!([{ "role": "user", "content": "a" }]);
+    [
+        ("ChatCompletionRequest", "/v1/chat/completions", json!({ "messages": messages, "max_tokens": 1 })),
+        ("CompletionRequest", "/v1/completions", json!({ "prompt": "a", "max_tokens": 1 })),
+        ("TokenizeRequest", "/tokenize", json!({ "prompt": "a" })),
+        ("DetokenizeRequest", "/detokenize", json!({ "tokens": [] })),
+    ]
+}
+
+/// The two bodies that have ranges and defaults, each with its reader.
+fn readers(document: &Value) -> Vec<(Value, Value, Read)> {
+    let schema = |name: &str| document["components"]["schemas"][name]["properties"].clone();
+    let [(chat, _, chat_body), (text, _, text_body), ..] = bodies();
+    vec![(schema(chat), chat_body, validate::chat), (schema(text), text_body, validate::completion)]
+}
+
+fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
+    let limits = Limits {
+        models: vec!["parrot".to_owned()],
+        model_paths: Vec::new(),
+        vocab_size: 100,
+        eos_ids: vec![99],
+        defaults: Default::default(),
+        reject_unknown_fields: false,
+        keys_have_priorities: false,
+    };
+    read(Fields::new(body.as_object().unwrap().clone()), &limits, 7)
+}
+
+/// The types that a schema allows; `None` if it allows any.
+fn types(schema: &Value) -> Option<BTreeSet<String>> {
+    match (&schema["type"], &schema["anyOf"]) {
+        (Value::String(one), _) => Some(BTreeSet::from([one.clone()])),
+        (Value::Array(several), _) => several.iter().map(|one| one.as_str().map(str::to_owned)).collect(),
+        (_, Value::Array(options)) => {
+            let all: Option<Vec<_>> = options.iter().map(types).collect();
+            Some(all?.into_iter().flatten().collect())
+        }
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn the_document_has_every_route_and_no_other() {
+    let server = Setup::new().launch();
+    let document = document(&server).await;
+    let documented = document["paths"].as_object().unwrap();
+    let expected: BTreeSet<String> = routes().into_iter().map(|(path, _)| path.replace("{*", "{")).collect();
+    assert_eq!(documented.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    for (path, methods) in documented {
+        let path = path.replace("{id}", "parrot");
+        for method in ["get", "post", "put", "delete", "patch"] {
+            let status = send(server.address, &method.to_uppercase(), &path, &[], b"").await.status;
+            assert_eq!(status != 405, methods.get(method).is_some(), "{method} {path}: {status}");
+        }
+        let ids = methods.as_object().unwrap().values().map(|operation| &operation["operationId"]);
+        assert!(ids.clone().all(Value::is_string), "{path}");
+    }
+    assert_eq!(document["openapi"], "3.1.0");
+}
+
+#[tokio::test]
+async fn every_reference_of_the_document_leads_to_a_schema() {
+    let document = document(&Setup::new().launch()).await;
+    let mut open = vec![&document];
+    let mut found = 0;
+    while let Some(value) = open.pop() {
+        if let Some(Value::String(target)) = value.get("$ref") {
+            let schema = document.pointer(target.trim_start_matches('#'));
+            assert!(schema.is_some_and(|schema| schema.get("type").is_some()), "{target}");
+            found += 1;
+        }
+        match value {
+            Value::Array(items) => open.extend(items),
+            Value::Object(map) => open.extend(map.values()),
+            _ => {}
+        }
+    }
+    assert!(found > 30, "{found} references");
+}
+
+#[tokio::test]
+async fn every_field_of_the_document_is_read_and_has_a_description() {
+    let server = Setup::new().launch();
+    let document = document(&server).await;
+    let examples = [json!(true), json!(7), json!(1.5), json!("x"), json!([]), json!({})];
+    let named = ["boolean", "integer", "number", "string", "array", "object"];
+    for (name, path, body) in bodies() {
+        let schema = &document["components"]["schemas"][name];
+        for (field, schema) in schema["properties"].as_object().unwrap() {
+            assert!(schema["description"].as_str().is_some_and(|about| about.len() > 5), "{name}.{field}");
+            let Some(types) = types(schema) else { panic!("{name}.{field} has no type") };
+            let allowed = |kind: &str| types.contains(kind) || kind == "integer" && types.contains("number");
+            let wrong = named.iter().zip(&examples).filter(|(kind, _)| !allowed(kind));
+            for (_, wrong) in wrong {
+                let reply = server.post(path, merged(body.clone(), json!({ field: wrong }))).await;
+                let (status, _, param) = reply.error();
+                let within = param.as_ref().is_some_and(|param| param.starts_with(field.as_str()));
+                assert!(status == 400 && within, "{name}.{field} = {wrong}: {status} {param:?}");
+            }
+            let null = merged(json!({ field: null }), body.clone());
+            assert_eq!(server.post(path, null).await.status, 200, "{name}.{field} = null");
+        }
+        for field in schema["x-octant-refused"].as_array().into_iter().flatten() {
+            let field = field.as_str().unwrap();
+            let reply = server.post(path, merged(body.clone(), json!({ field: 7 }))).await;
+            assert_eq!(reply.error(), (400, None, Some(field.to_owned())), "{name}.{field}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_ranges_of_the_document_are_those_of_the_server() {
+    let document = document(&Setup::new().launch()).await;
+    let mut bounds = 0;
+    for (properties, body, reader) in readers(&document) {
+        for (field, schema) in properties.as_object().unwrap() {
+            let whole = types(schema).is_some_and(|types| types.contains("integer"));
+            let exclusive = schema.get("exclusiveMinimum").is_some();
+            let least = schema.get("minimum").or(schema.get("exclusiveMinimum"));
+            let [Some(least), Some(most)] = [least, schema.get("maximum")] else { continue };
+            let step = if whole { 1.0 } else { 0.001 };
+            let next = |bound: &Value, step: f64| match bound.as_i64() {
+                Some(bound) if whole => json!(i128::from(bound) as i64 + step as i64),
+                _ => json!(bound.as_f64().unwrap() + step),
+            };
+            let is_refused = |value: &Value| {
+                let result = read(reader, &merged(body.clone(), json!({ field: value })));
+                let ranged = |error: &ApiError| error.to_string().contains(" to ") || exclusive;
+                result.is_err_and(|error| error.param() == Some(field) && ranged(&error))
+            };
+            // The seed has all integers of 64 bits.
+            if field != "seed" {
+                assert!(is_refused(&next(least, -step)), "{field} below {least}");
+                assert!(is_refused(&next(most, step)), "{field} above {most}");
+            }
+            assert_eq!(is_refused(least), exclusive, "{field} = {least}");
+            let most_alone = field == "min_tokens" || field == "best_of";
+            assert!(most_alone || !is_refused(most), "{field} = {most}");
+            bounds += 2;
+        }
+    }
+    assert!(bounds >= 50, "{bounds} bounds");
+}
+
+#[tokio::test]
+async fn the_defaults_of_the_document_change_nothing() {
+    let document = document(&Setup::new().launch()).await;
+    let mut defaults = 0;
+    for (properties, body, reader) in readers(&document) {
+        let plain = format!("{:?}", read(reader, &body).unwrap());
+        for (field, schema) in properties.as_object().unwrap() {
+            let Some(default) = schema.get("default") else { continue };
+            // The least body sets this field.
+            if field == "max_tokens" {
+                continue;
+            }
+            let set = read(reader, &merged(body.clone(), json!({ field: default })));
+            assert_eq!(format!("{:?}", set.unwrap()), plain, "{field} = {default}");
+            defaults += 1;
+        }
+    }
+    assert!(defaults >= 20, "{defaults} defaults");
+    let limit = |body: Value| read(validate::completion, &body).unwrap().ask.max_tokens;
+    let documented = &document["components"]["schemas"]["CompletionRequest"]["properties"]["max_tokens"];
+    let set = limit(json!({ "prompt": "a", "max_tokens": documented["default"] }));
+    assert_eq!(format!("{set:?}"), "Exactly(16)");
+    assert_eq!(format!("{:?}", limit(json!({ "prompt": "a" }))), "UpTo(16)");
+}
+
+#[tokio::test]
+async fn the_page_loads_nothing_from_elsewhere_and_needs_no_key() {
+    let mut setup = Setup::new();
+    setup.settings.api_key = Some("secret".to_owned());
+    let server = setup.launch();
+    for (path, kind) in [
+        ("/docs", "text/html; charset=utf-8"),
+        ("/docs/docs.js", "text/javascript; charset=utf-8"),
+        ("/docs/docs.css", "text/css; charset=utf-8"),
+        ("/openapi.json", "application/json"),
+    ] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)), "{path}");
+        let policy = reply.header("content-security-policy").unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; "), "{policy}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        let text = reply.text();
+        assert!(
+            !["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("]
+                .iter()
+                .any(|word| text.contains(word))
+        );
+        assert!(path == "/openapi.json" || !text.contains("://"), "{path} names another server");
+    }
+}
