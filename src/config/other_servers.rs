@@ -137,7 +137,7 @@ const DEFAULTS: [OtherFlag; 18] = [
 ];
 
 /// The model and its files.
-const MODEL: [OtherFlag; 14] = [
+const MODEL: [OtherFlag; 15] = [
     refuse(
         &["trust-remote-code"],
         "Octant never runs code of a model directory; leave this flag out (the supported architectures \
@@ -202,8 +202,12 @@ const MODEL: [OtherFlag; 14] = [
         "speculative decoding is not supported; leave this flag out",
     ),
     refuse(
-        &["tool-parser-plugin", "reasoning-parser", "reasoning-format"],
-        "reasoning is not parsed from answers yet, and tool calls in the formats of --tool-call-parser only; leave this flag out",
+        &["tool-parser-plugin"],
+        "see --tool-call-parser for the formats of tool calls; leave this flag out",
+    ),
+    refuse(
+        &["reasoning-parser", "reasoning-format"],
+        "reasoning is not parsed from answers yet; leave this flag out",
     ),
     refuse(
         &[

@@ -11,7 +11,7 @@ use super::field_kinds::{
 };
 use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, wrong_type};
-use super::tool_types::{CallWire, MAX_TOOLS, TOOL_CHOICES, ToolWire};
+use super::tool_types::{CallWire, MAX_TOOLS, TOOL_CHOICES, ToolWire, tool_choice};
 use super::unsupported;
 use crate::request::MAX_PRIORITY;
 
@@ -63,7 +63,7 @@ request_fields! {
         /// Whether the answer may or must call functions, and which: "none", "auto", "required", an object
         /// that names a function, or an object of the type "allowed_tools". With "none" the model does not
         /// see the functions. The default is "auto".
-        tool_choice: Any = any(TOOL_CHOICES, anything);
+        tool_choice: Any = any(TOOL_CHOICES, tool_choice);
         /// Whether the answer may have several calls.
         parallel_tool_calls: Flag = flag().default("true");
     }
@@ -243,7 +243,7 @@ request_fields! {
         /// Has the same meaning as in a chat completion.
         tools: List = list(0, MAX_TOOLS, "tools", ToolWire::schema).default("[]");
         /// Has the same meaning as in a chat completion.
-        tool_choice: Any = any(TOOL_CHOICES, anything);
+        tool_choice: Any = any(TOOL_CHOICES, tool_choice);
     }
 }
 

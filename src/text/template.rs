@@ -213,12 +213,12 @@ impl ChatTemplate {
     }
 
     /// Source of the template that renders requests with tools.
-    pub fn tool_source(&self) -> &str {
+    pub(crate) fn tool_source(&self) -> &str {
         &self.tool_source
     }
 
     /// Whether the template shows the tools of a request to the model.
-    pub fn shows_tools(&self) -> bool {
+    pub(crate) fn shows_tools(&self) -> bool {
         const NAME: &str = "kvqxz_tool";
         let function = json!({ "name": NAME, "description": NAME, "parameters": { "type": "object" } });
         let mut options = RenderOptions::default();

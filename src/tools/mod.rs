@@ -30,7 +30,7 @@ pub struct Tool {
 
 impl Tool {
     /// The tool as chat templates expect it, in OpenAI's form.
-    pub fn for_template(&self) -> Value {
+    pub(crate) fn for_template(&self) -> Value {
         let mut function = json!({ "name": self.name });
         if let Some(description) = &self.description {
             function["description"] = description.as_str().into();

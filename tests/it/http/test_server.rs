@@ -32,6 +32,8 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|
 
 /// Settings of a test server.
 pub struct Setup {
+    /// Source of the chat template.
+    pub template: &'static str,
     pub config: SchedulerConfig,
     pub settings: Settings,
     pub times: DrainTimes,
@@ -44,6 +46,7 @@ impl Setup {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
         let settings = Settings::new("parrot", vec![EOS]);
         Self {
+            template: TEMPLATE,
             config: config(),
             settings,
             times,
@@ -61,7 +64,7 @@ impl Setup {
     pub fn launch_over(self, executor: impl Executor + 'static, tokenizer: Tokenizer) -> TestServer {
         let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start).unwrap();
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_source(TEMPLATE, &tokenizer).expect("the template compiles");
+        let template = ChatTemplate::from_source(self.template, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
         let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));

@@ -1,6 +1,8 @@
 //! Accepted bodies: every field has a value in the validated request.
 
-use octant::generation::{ChatMessage, Content, MaxTokens, Prompts, Role};
+use octant::generation::{Ask, ChatMessage, Content, MaxTokens, Prompts, Role};
+use octant::grammar::GrammarSource;
+use octant::tools::{ToolFormat, ToolSupport};
 use serde_json::{Value, json};
 
 use super::{a_chat, a_completion, chat, completion, with};
@@ -296,4 +298,108 @@ fn the_last_of_two_equal_fields_counts() {
     let map = octant::server::json::parse_object(body).unwrap();
     let fields = octant::server::fields::Fields::new(map);
     assert_eq!(octant::server::validate::chat(fields, &super::limits(), 0).unwrap().ask.n, 2);
+}
+
+#[test]
+fn tools_reach_the_template_the_answer_and_the_grammar() {
+    let tool = |name: &str, strict: bool| {
+        json!({ "type": "function", "function": { "name": name, "description": "d",
+        "parameters": { "type": "object", "properties": {} }, "strict": strict } })
+    };
+    let ask = |more: Value| chat(&a_chat(&more)).unwrap().ask;
+    let shown = |ask: &Ask| match &ask.prompts {
+        Prompts::Chat { options, .. } => options.kwargs.get("tools").cloned(),
+        _ => None,
+    };
+    let plain = ask(json!({ "tools": [tool("f", false), tool("g", false)] }));
+    let function =
+        json!({ "name": "f", "description": "d", "parameters": { "type": "object", "properties": {} } });
+    assert_eq!(shown(&plain).unwrap()[0], json!({ "type": "function", "function": function }));
+    assert_eq!(&*plain.tools.clone().unwrap().names, ["f", "g"]);
+    assert_eq!(plain.grammar, None);
+    let none = ask(json!({ "tools": [tool("f", true)], "tool_choice": "none" }));
+    assert!(shown(&none).is_none() && none.tools.is_none() && none.grammar.is_none());
+    // Whether a grammar is needed, and which calls it has.
+    let allowed = |mode: &str| {
+        json!({ "type": "allowed_tools", "allowed_tools": { "mode": mode, "tools": [
+        { "type": "function", "function": { "name": "g" } }] } })
+    };
+    for (more, calls) in [
+        (json!({ "tool_choice": "auto" }), None),
+        (json!({ "tool_choice": "required" }), Some(vec!["f", "g"])),
+        (json!({ "tool_choice": { "type": "function", "function": { "name": "g" } } }), Some(vec!["g"])),
+        (json!({ "tool_choice": { "type": "function", "name": "g" } }), Some(vec!["g"])),
+        (json!({ "tool_choice": allowed("auto") }), Some(vec!["g"])),
+        (json!({ "tool_choice": allowed("required") }), Some(vec!["g"])),
+        (json!({ "parallel_tool_calls": false }), Some(vec!["f", "g"])),
+        (json!({ "response_format": { "type": "json_object" } }), Some(vec!["f", "g"])),
+    ] {
+        let ask = ask(with(json!({ "tools": [tool("f", false), tool("g", false)] }), &more));
+        let found = ask.grammar.map(|grammar| match grammar {
+            GrammarSource::WithSchemas { lark, .. } => {
+                ["f", "g"].into_iter().filter(|name| lark.contains(&format!("\"{name}\\\", "))).collect()
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(found, calls, "{more}");
+    }
+    let strict = ask(json!({ "tools": [tool("f", true)] }));
+    assert!(strict.grammar.is_some());
+}
+
+#[test]
+fn earlier_calls_reach_the_template_as_objects() {
+    let call = |arguments: Value| json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } });
+    let messages = json!([
+        { "role": "user", "content": "q" },
+        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")), call(json!({ "a": 2 })),
+            call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
+        { "role": "tool", "tool_call_id": "c", "content": "r" },
+    ]);
+    let ask = chat(&json!({ "messages": messages })).unwrap().ask;
+    let Prompts::Chat { messages, .. } = ask.prompts else { panic!("a chat") };
+    let calls = messages[1].fields["tool_calls"].as_array().unwrap();
+    let arguments: Vec<&Value> = calls.iter().map(|call| &call["function"]["arguments"]).collect();
+    assert_eq!(json!(arguments), json!([{ "a": 1 }, { "a": 2 }, {}, "{\"a", {}]));
+    assert_eq!(messages[1].content, Content::Text(String::new()));
+}
+
+#[test]
+fn a_template_without_tools_gets_them_as_text() {
+    let mut limits = super::limits();
+    limits.tools = Some(ToolSupport { format: Some(ToolFormat::Nemotron), in_template: false });
+    let tool = json!({ "type": "function", "function": { "name": "f" } });
+    let call =
+        json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": "{\"a\":1}" } });
+    let messages = json!([
+        { "role": "system", "content": "S" },
+        { "role": "user", "content": "q" },
+        { "role": "assistant", "content": "w", "tool_calls": [call, call] },
+        { "role": "tool", "tool_call_id": "c", "content": "r1" },
+        { "role": "tool", "tool_call_id": "c", "content": "r2" },
+        { "role": "user", "content": "and?" },
+    ]);
+    let body = json!({ "messages": messages, "tools": [tool] });
+    let ask = super::chat_within(&body, &limits).unwrap().ask;
+    let Prompts::Chat { messages, options } = ask.prompts else { panic!("a chat") };
+    assert!(!options.kwargs.contains_key("tools"));
+    let texts: Vec<(Role, &Content)> =
+        messages.iter().map(|message| (message.role, &message.content)).collect();
+    let Content::Text(system) = texts[0].1 else { panic!("a text") };
+    assert!(
+        system.starts_with("S\n\n") && system.contains("<tool> {") && system.contains("<toolcall> {"),
+        "{system}"
+    );
+    let call = "<toolcall> {\"name\": \"f\", \"arguments\": {\"a\":1}} </toolcall>";
+    let results = "<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response>\nand?";
+    assert_eq!(texts[2], (Role::Assistant, &Content::Text(format!("w\n{call}\n{call}"))));
+    assert_eq!(texts[3], (Role::User, &Content::Text(results.to_owned())));
+    assert_eq!(texts.len(), 4);
+    assert!(messages.iter().all(|message| !message.fields.contains_key("tool_calls")));
+    // Without tools nothing is added.
+    let body = json!({ "messages": [{ "role": "user", "content": "q" }] });
+    let Prompts::Chat { messages, .. } = super::chat_within(&body, &limits).unwrap().ask.prompts else {
+        panic!("a chat")
+    };
+    assert_eq!(messages.len(), 1);
 }

@@ -1,5 +1,6 @@
 //! Refused bodies: status, code and the field that the error names.
 
+use octant::tools::ToolSupport;
 use serde_json::{Value, json};
 
 use super::{a_chat, a_completion, chat, completion};
@@ -151,6 +152,11 @@ fn unsupported_fields_are_refused_by_name() {
         ("tool_choice", json!("auto")),
         ("tool_choice", json!("required")),
         ("tool_choice", json!({ "type": "function" })),
+    ] {
+        let more = json!({ field: value });
+        expect(completion(&a_completion(&more)), &more, None, field);
+    }
+    for (field, value) in [
         ("functions", tool),
         ("function_call", json!("auto")),
         ("audio", json!({})),
@@ -217,7 +223,27 @@ fn messages_of_the_wrong_shape() {
         (json!([{ "role": "assistant", "content": null }]), INVALID, "messages[0].content"),
         (
             json!([{ "role": "assistant", "content": "a", "tool_calls": [{}] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "function": { "arguments": "{}" } }] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function.name",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": 5 } }] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
             None,
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            json!([{ "role": "user", "content": "a", "tool_calls": [{ "function": { "name": "f" } }] }]),
+            INVALID,
             "messages[0].tool_calls",
         ),
         (
@@ -326,4 +352,83 @@ fn the_context_length_error_has_the_text_that_clients_match() {
         "code": "context_length_exceeded",
     } });
     assert_eq!((error.status().as_u16(), body), (400, expected));
+}
+
+#[test]
+fn tools_and_the_choice_among_them() {
+    let function = |function: Value| json!({ "tools": [{ "type": "function", "function": function }] });
+    let f = json!({ "type": "function", "function": { "name": "f" } });
+    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
+    let long = "x".repeat(129);
+    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
+    for (more, code, param) in [
+        (json!({ "tools": {} }), INVALID, "tools"),
+        (json!({ "tools": [5] }), INVALID, "tools[0]"),
+        (json!({ "tools": vec![f.clone(); 129] }), INVALID, "tools"),
+        (json!({ "tools": [f, f] }), INVALID, "tools[1].function.name"),
+        (json!({ "tools": [{ "type": "custom", "custom": { "name": "f" } }] }), None, "tools[0].type"),
+        (json!({ "tools": [{ "type": "web_search" }] }), None, "tools[0].type"),
+        (json!({ "tools": [{ "type": "function" }] }), INVALID, "tools[0].function"),
+        (function(json!({})), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": 5 })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "a b" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "f\"" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": long })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "f", "description": 5 })), INVALID, "tools[0].function.description"),
+        (function(json!({ "name": "f", "parameters": [] })), INVALID, "tools[0].function.parameters"),
+        (
+            function(json!({ "name": "f", "parameters": { "type": "string" } })),
+            INVALID,
+            "tools[0].function.parameters.type",
+        ),
+        (function(json!({ "name": "f", "strict": "yes" })), INVALID, "tools[0].function.strict"),
+        (chosen(json!("sometimes")), INVALID, "tool_choice"),
+        (chosen(json!(true)), INVALID, "tool_choice"),
+        (
+            chosen(json!({ "type": "function", "function": { "name": "g" } })),
+            INVALID,
+            "tool_choice.function.name",
+        ),
+        (chosen(json!({ "type": "function", "function": {} })), INVALID, "tool_choice.function.name"),
+        (chosen(json!({ "type": "function" })), INVALID, "tool_choice.function.name"),
+        (chosen(json!({ "type": "custom" })), None, "tool_choice.type"),
+        (chosen(json!({ "type": "allowed_tools" })), INVALID, "tool_choice.tools"),
+        (
+            chosen(json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [] } })),
+            INVALID,
+            "tool_choice.allowed_tools.tools",
+        ),
+        (
+            chosen(json!({ "type": "allowed_tools", "allowed_tools": { "mode": "all", "tools": [f] } })),
+            INVALID,
+            "tool_choice.allowed_tools.mode",
+        ),
+        (
+            chosen(json!({ "type": "allowed_tools", "mode": "auto", "tools": [{ "name": "g" }] })),
+            INVALID,
+            "tool_choice.tools[0]",
+        ),
+        (json!({ "tool_choice": "required" }), INVALID, "tool_choice"),
+        (
+            json!({ "tools": [], "tool_choice": { "function": { "name": "f" } } }),
+            INVALID,
+            "tool_choice.function.name",
+        ),
+        (json!({ "tools": [f], "parallel_tool_calls": 1 }), INVALID, "parallel_tool_calls"),
+        // A constraint on the answer that calls cannot be combined with.
+        (json!({ "tools": [f], "regex": "a" }), None, "regex"),
+        (
+            json!({ "tools": [f], "tool_choice": "required", "response_format": schema }),
+            INVALID,
+            "response_format.json_schema.schema",
+        ),
+    ] {
+        expect(chat(&a_chat(&more)), &more, code, param);
+    }
+    let mut limits = super::limits();
+    limits.tools = Some(ToolSupport { format: None, in_template: true });
+    let more = json!({ "tools": [f] });
+    expect(super::chat_within(&a_chat(&more), &limits), &more, None, "tools");
+    super::chat_within(&a_chat(&json!({ "tools": [f], "tool_choice": "none" })), &limits).unwrap();
 }
