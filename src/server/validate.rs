@@ -122,6 +122,8 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
     let wire = TokenizeWire::take(&mut fields)?;
     served_model(wire.model, limits)?;
     let strings = wire.return_token_strs.unwrap_or(false);
+    let mut chat = ChatWire { tools: wire.tools, tool_choice: wire.tool_choice, ..ChatWire::default() };
+    let tools = tools::read(&mut chat, limits.tools)?;
     let Some(messages) = wire.messages else {
         let add_special = wire.add_special_tokens.unwrap_or(true);
         let text = wire.prompt.ok_or_else(|| missing("prompt", "a string, or messages instead"))?;
@@ -134,18 +136,12 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
         let text = "not supported with messages, whose chat template adds special tokens itself";
         return Err(ApiError::unsupported("add_special_tokens", text));
     }
-    let mut wire = ChatWire {
-        messages: Some(messages),
-        add_generation_prompt: wire.add_generation_prompt,
-        continue_final_message: wire.continue_final_message,
-        chat_template_kwargs: wire.chat_template_kwargs,
-        tools: wire.tools,
-        tool_choice: wire.tool_choice,
-        ..ChatWire::default()
-    };
     unsupported::refuse(&mut fields)?;
-    let tools = tools::read(&mut wire, limits.tools)?;
-    Ok((chat::prompts(&mut wire, limits.tools, tools.as_ref())?, strings))
+    chat.messages = Some(messages);
+    chat.add_generation_prompt = wire.add_generation_prompt;
+    chat.continue_final_message = wire.continue_final_message;
+    chat.chat_template_kwargs = wire.chat_template_kwargs;
+    Ok((chat::prompts(&mut chat, limits.tools, tools.as_ref())?, strings))
 }
 
 /// Validates the body of `POST /detokenize`. Returns the token ids.

@@ -11,7 +11,8 @@ mod prompt;
 pub use format::ToolFormat;
 pub use grammar::{AllowedTool, AnswerWithoutCalls, call_grammar};
 pub use parser::{ToolCallDelta, ToolCallParser};
-pub use prompt::{call_text, describe_tools, result_text};
+pub use prompt::call_text;
+pub(crate) use prompt::{describe_tools, result_text};
 
 use serde_json::{Map, Value, json};
 

@@ -175,10 +175,11 @@ async fn a_template_that_shows_tools_gets_them_and_its_format_is_used() {
     setup.config.max_model_len = 2048;
     setup.config.num_blocks = 128;
     let server = setup.launch();
+    let function = json!({ "name": "weather", "arguments": PARIS });
+    let calls = json!([{ "id": "c", "type": "function", "function": function }]);
     let history = json!([
         { "role": "user", "content": "q" },
-        { "role": "assistant", "content": null,
-          "tool_calls": [{ "id": "c", "type": "function", "function": { "name": "weather", "arguments": PARIS } }] },
+        { "role": "assistant", "content": null, "tool_calls": calls },
         { "role": "tool", "tool_call_id": "c", "content": "sunny" },
     ]);
     let body = json!({ "model": "parrot", "messages": history, "tools": tools() });
