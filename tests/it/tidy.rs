@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 24] = [
+const BOUNDARIES: [(&str, &[&str]); 25] = [
     ("server", &["generation", "engine", "request", "grammar"]),
     ("generation", &["engine", "request", "text", "machine", "grammar"]),
     ("text", &[]),
@@ -31,7 +31,8 @@ const BOUNDARIES: [(&str, &[&str]); 24] = [
     ("statistics", &[]),
     ("machine", &[]),
     ("stdio", &[]),
-    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio"]),
+    ("hub", &["stdio"]),
+    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "hub"]),
     (
         "launch",
         &[
@@ -87,6 +88,7 @@ const BOUNDARIES: [(&str, &[&str]); 24] = [
             "offline",
             "machine",
             "stdio",
+            "hub",
             "config",
             "launch",
         ],

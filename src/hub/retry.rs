@@ -1,0 +1,73 @@
+//! Attempts after temporary errors.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::error::HubError;
+
+/// Pause after the first attempt. It doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause that the server has not asked for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Interval in which a pause looks whether the download has failed elsewhere.
+const POLL: Duration = Duration::from_millis(50);
+
+/// The attempts that are left.
+pub(super) struct Attempts {
+    made: u32,
+    most: u32,
+}
+
+impl Attempts {
+    /// For a question that takes one short answer: about 3 s in all.
+    pub(super) fn of_question() -> Self {
+        Self { made: 0, most: 5 }
+    }
+
+    /// For a file, of which hours may have arrived: about 45 s without a byte.
+    pub(super) fn of_file() -> Self {
+        Self { made: 0, most: 10 }
+    }
+
+    /// Pauses after a temporary error. Returns the error if it is none or no attempt is left.
+    pub(super) fn wait(&mut self, error: HubError, stop: &AtomicBool) -> Result<(), HubError> {
+        self.made += 1;
+        let HubError::Temporary { message, wait } = error else { return Err(error) };
+        if self.made >= self.most {
+            let message = format!("{message} ({} attempts)", self.made);
+            return Err(HubError::Temporary { message, wait });
+        }
+        let pause = FIRST_PAUSE.saturating_mul(1 << (self.made - 1)).min(LONGEST_PAUSE);
+        tracing::debug!("attempt {} failed: {message}", self.made);
+        sleep(wait.unwrap_or(pause), stop)
+    }
+}
+
+/// Asks until there is an answer or the attempts are over.
+pub(super) fn ask<T>(stop: &AtomicBool, question: impl Fn() -> Result<T, HubError>) -> Result<T, HubError> {
+    let mut attempts = Attempts::of_question();
+    loop {
+        match question() {
+            Ok(answer) => return Ok(answer),
+            Err(error) => attempts.wait(error, stop)?,
+        }
+    }
+}
+
+/// Sleeps unless the download has failed elsewhere.
+pub(super) fn sleep(time: Duration, stop: &AtomicBool) -> Result<(), HubError> {
+    let start = Instant::now();
+    loop {
+        check(stop)?;
+        let left = time.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(POLL));
+    }
+}
+
+/// Fails if the download has failed elsewhere.
+pub(super) fn check(stop: &AtomicBool) -> Result<(), HubError> {
+    if stop.load(Ordering::Relaxed) { Err(HubError::fatal("the download has stopped")) } else { Ok(()) }
+}
