@@ -106,9 +106,9 @@ impl ServerStatus {
 
     /// Sets the stage of startup. Use [`ServerStatus::started`] for [`Stage::Started`].
     pub fn starting(&self, stage: Stage) {
-        if matches!(stage, Stage::Downloading | Stage::Loading) {
+        if matches!(stage, Stage::Downloading | Stage::Reading | Stage::Loading) {
             self.loading(0, 0);
-            self.loading_since.set(Some(Instant::now()));
+            self.loading_since.set((stage != Stage::Reading).then(Instant::now));
         }
         self.begin_stage(stage);
     }
