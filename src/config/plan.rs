@@ -12,8 +12,8 @@ use crate::model::Precision;
 /// Arguments of `octant plan`.
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
-    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub; weights are not
-    /// needed
+    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub;
+    /// weights are not needed
     #[arg(long, value_name = "DIR|NAME", alias = "model", value_parser = model())]
     pub(crate) config: PathBuf,
     /// GPUs that share the model

@@ -115,8 +115,8 @@ pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Re
 /// Arguments of `octant simulate`; exactly one of `--poisson`, `--trace` and `--replay` is given.
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
-    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub; not needed with
-    /// --replay
+    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub;
+    /// not needed with --replay
     #[arg(
         long,
         value_name = "DIR|NAME",

@@ -1,8 +1,8 @@
 //! The cache that Hugging Face's Python libraries share: `models--ORG--NAME` with `blobs` named after their
 //! hashes, `snapshots` of links to them, and `refs` from a branch or tag to its snapshot.
 //!
-//! Partial files and locks have the names that `huggingface_hub` gives them, and the locks are the same system
-//! call, so that programs of both kinds may download at once.
+//! Partial files and locks have the names that `huggingface_hub` gives them, and the locks are the same
+//! system call, so that programs of both kinds may download at once.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};

@@ -54,7 +54,7 @@ impl FileInfo {
     }
 }
 
-/// What a request is about, for errors.
+/// The subject of a request, for errors.
 #[derive(Clone, Copy)]
 enum Subject<'a> {
     Model,
@@ -320,8 +320,8 @@ impl Client {
                 token.from
             ),
             None => format!(
-                "the hub refuses access without a token (status {status}{detail}): accept the terms at {page} \
-                 and set HF_TOKEN to a token of your account"
+                "the hub refuses access without a token (status {status}{detail}): accept the terms at \
+                 {page} and set HF_TOKEN to a token of your account"
             ),
         }
     }

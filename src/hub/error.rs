@@ -9,7 +9,7 @@ pub(crate) enum HubError {
     /// The same request may succeed later: a broken connection, a timeout, an overloaded server.
     #[error("{message}")]
     Temporary {
-        /// What happened.
+        /// The fault.
         message: String,
         /// The time that the server asks to wait.
         wait: Option<Duration>,

@@ -1,10 +1,10 @@
 //! Models by name: `ORG/NAME[@REVISION]` from the Hugging Face hub, through the cache that its Python
 //! libraries use. A download that was cut off continues, also in another process.
 //!
-//! The crate hf-hub 0.5 does parts of this, and none of it is used: its client has no timeouts, takes no token
-//! or cache directory from the environment, appends a whole file to a partial one where a server ignores
-//! `Range`, checks neither size nor hash, and locks other files than `huggingface_hub` does. Requests are made
-//! with ureq, the client below hf-hub.
+//! The crate hf-hub 0.5 does parts of this, and none of it is used: its client has no timeouts, takes neither
+//! `HF_TOKEN` nor `HF_HUB_CACHE` from the environment, appends a whole file to a partial one where a server
+//! ignores `Range`, checks neither size nor hash, and locks other files than `huggingface_hub` does. Requests
+//! are made with ureq, the client below hf-hub.
 //!
 //! | file | what it does |
 //! |---|---|
@@ -228,8 +228,8 @@ impl Download {
         }
         if needed > free {
             return Err(HubError::Final(format!(
-                "the download needs {:.2} GB, and {:.2} GB are free in {}; HF_HUB_CACHE names another directory \
-                 for the cache",
+                "the download needs {:.2} GB, and {:.2} GB are free in {}; HF_HUB_CACHE names another \
+                 directory for the cache",
                 gb(needed),
                 gb(free),
                 self.cache.folder().display()

@@ -392,6 +392,6 @@ fn the_help_fits_the_terminal() {
         let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
         assert!(widest.chars().count() <= columns, "{columns} columns: {widest}");
         assert!(help.starts_with("Serve a model"), "{help}");
-        assert!(help.contains("Usage: octant serve [OPTIONS] [DIR]"), "{help}");
+        assert!(help.contains("Usage: octant serve [OPTIONS] [MODEL]"), "{help}");
     }
 }

@@ -65,7 +65,7 @@ fn two_processes_download_each_file_once() {
     wait_for(&setup.partial(FIRST), 50_000);
     let mut second = quantize("two");
     second.line_with("waiting for another process that downloads model-00001-of-00002.safetensors");
-    drop(open);
+    open.send(()).unwrap();
     for process in [first, second] {
         let (status, text) = process.end();
         assert_eq!(status, 0, "{text}");

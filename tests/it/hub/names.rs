@@ -105,7 +105,7 @@ fn a_model_without_access_names_the_token_and_the_page() {
     let path = file.to_str().unwrap();
     assert_eq!(setup.refused(&[("HF_TOKEN_PATH", path)]), with(path));
     let error = setup.refused(&[("HF_TOKEN", "hf_s\u{e9}cret")]);
-    assert_eq!(error, "org/tiny: HF_TOKEN: expected a token in visible ASCII characters");
+    assert_eq!(error, "HF_TOKEN: expected a token in visible ASCII characters");
     // The file that `hf auth login` writes.
     let home = setup.home.path().join(".cache/huggingface");
     fs::create_dir_all(&home).unwrap();
@@ -131,7 +131,7 @@ fn a_model_that_does_not_exist_is_named() {
     let error = setup.refused(&[]);
     assert_eq!(error, format!("org/tiny: {}", expected.replace("org/none", "org/tiny")));
     let error = setup.refused(&[("HF_ENDPOINT", "huggingface.co")]);
-    assert_eq!(error, "org/tiny: HF_ENDPOINT: expected https://HOST or http://HOST, got `huggingface.co`");
+    assert_eq!(error, "HF_ENDPOINT: expected https://HOST or http://HOST, got `huggingface.co`");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn a_repository_without_a_model_says_what_it_has() {
     );
     setup.hub.add("model_config.yaml", Vec::new());
     let error = setup.refused(&[]);
-    let convert = "run `hf download org/tiny --local-dir IN`, convert it with `octant import-nemo IN OUT`, and \
-                   serve OUT";
+    let convert = "run `hf download org/tiny --local-dir IN`, convert it with `octant import-nemo IN OUT`, \
+                   and serve OUT";
     assert_eq!(error, format!("org/tiny: a NeMo repository without config.json: {convert}"));
 }

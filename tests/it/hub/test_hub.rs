@@ -32,14 +32,14 @@ pub struct Seen {
     pub sent: usize,
 }
 
-/// What goes wrong with one request whose path ends with a text.
+/// A fault of one request whose path ends with a text.
 pub enum Fault {
     /// An answer with this status and headers.
     Status(u16, Vec<(&'static str, &'static str)>),
     /// The connection ends after these bytes of the file.
     Cut(usize),
-    /// The connection stays open and silent after these bytes, until the other end of the channel is dropped.
-    /// Then the rest is sent.
+    /// The connection stays open and silent after these bytes. The rest is sent when the channel says so; if
+    /// the sender is dropped, the connection ends.
     Stall(usize, Receiver<()>),
     /// `Range` is ignored.
     WholeFile,
@@ -121,7 +121,7 @@ impl TestHub {
         self.state.faults.lock().unwrap().push((host, path.to_owned(), fault));
     }
 
-    /// The next request for a large file is silent after some bytes, until the sender is dropped.
+    /// The next request for a large file is silent after some bytes, until the sender is used or dropped.
     pub fn stall(&self, name: &str, after: usize) -> Sender<()> {
         let (sender, receiver) = channel();
         self.fail(Host::Storage, name, Fault::Stall(after, receiver));
@@ -203,7 +203,10 @@ impl State {
         match &fault {
             Some(Fault::Status(status, headers)) => {
                 let headers: String = headers.iter().map(|(k, v)| format!("{k}: {v}\r\n")).collect();
-                return write!(stream, "HTTP/1.1 {status} Fault\r\n{headers}content-length: 0\r\n\r\n");
+                return write!(
+                    stream,
+                    "HTTP/1.1 {status} Fault\r\n{headers}connection: close\r\ncontent-length: 0\r\n\r\n"
+                );
             }
             Some(Fault::Moved(path)) => return redirect(stream, path, ""),
             _ => {}
@@ -217,7 +220,10 @@ impl State {
         if token.is_some() && header("authorization") != token {
             let code =
                 "x-error-code: GatedRepo\r\nx-error-message: Access to model org/tiny is restricted.\r\n";
-            return write!(stream, "HTTP/1.1 401 Unauthorized\r\n{code}content-length: 0\r\n\r\n");
+            return write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\n{code}connection: close\r\ncontent-length: 0\r\n\r\n"
+            );
         }
         self.answer_of_hub(stream, &request, (at, fault))
     }
@@ -228,17 +234,24 @@ impl State {
         request: &Request,
         (at, fault): (usize, Option<Fault>),
     ) -> std::io::Result<()> {
-        let not_found = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        let not_found = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
         if let Some(revision) = request.path.strip_prefix("/api/models/org/tiny/revision/") {
             let known = ["main", "v1", "refs%2Fpr%2F1", COMMIT].contains(&revision);
             if !known {
                 let code = "x-error-code: RevisionNotFound\r\n";
-                return write!(stream, "HTTP/1.1 404 Not Found\r\n{code}content-length: 0\r\n\r\n");
+                return write!(
+                    stream,
+                    "HTTP/1.1 404 Not Found\r\n{code}connection: close\r\ncontent-length: 0\r\n\r\n"
+                );
             }
             let files = self.files.lock().unwrap();
             let siblings: Vec<_> = files.keys().map(|name| json!({ "rfilename": name })).collect();
             let text = json!({ "id": "org/tiny", "sha": COMMIT, "siblings": siblings }).to_string();
-            return write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}", text.len());
+            return write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
+                text.len()
+            );
         }
         let Some(name) = request.path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")) else {
             return stream.write_all(not_found.as_bytes());
@@ -254,7 +267,8 @@ impl State {
         }
         let size = self.claimed.lock().unwrap().unwrap_or(bytes.len() as u64);
         let headers = format!(
-            "x-linked-etag: \"{hash}\"\r\nx-linked-size: {size}\r\nx-repo-commit: {COMMIT}\r\netag: \"other\"\r\n"
+            "x-linked-etag: \"{hash}\"\r\nx-linked-size: {size}\r\nx-repo-commit: {COMMIT}\r\n\
+             etag: \"other\"\r\n"
         );
         redirect(stream, &format!("http://{}/{name}", self.storage), &headers)
     }
@@ -281,9 +295,15 @@ impl State {
         if range.is_some() {
             let (last, all) = (bytes.len() - 1, bytes.len());
             let range = format!("content-range: bytes {from}-{last}/{all}\r\n");
-            write!(stream, "HTTP/1.1 206 Partial\r\n{headers}{range}content-length: {size}\r\n\r\n")?;
+            write!(
+                stream,
+                "HTTP/1.1 206 Partial\r\n{headers}{range}connection: close\r\ncontent-length: {size}\r\n\r\n"
+            )?;
         } else {
-            write!(stream, "HTTP/1.1 200 OK\r\n{headers}content-length: {size}\r\n\r\n")?;
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\n{headers}connection: close\r\ncontent-length: {size}\r\n\r\n"
+            )?;
         }
         if request.method == "HEAD" {
             return Ok(());
@@ -295,7 +315,9 @@ impl State {
         stream.write_all(&part[..end])?;
         self.seen.lock().unwrap()[at].sent += end;
         if let Some(Fault::Stall(_, wait)) = fault {
-            let _dropped = wait.recv();
+            if wait.recv().is_err() {
+                return Ok(());
+            }
             stream.write_all(&part[end..])?;
             self.seen.lock().unwrap()[at].sent += size - end;
         }
@@ -304,5 +326,8 @@ impl State {
 }
 
 fn redirect(mut stream: &TcpStream, to: &str, headers: &str) -> std::io::Result<()> {
-    write!(stream, "HTTP/1.1 302 Found\r\nlocation: {to}\r\n{headers}content-length: 0\r\n\r\n")
+    write!(
+        stream,
+        "HTTP/1.1 302 Found\r\nlocation: {to}\r\n{headers}connection: close\r\ncontent-length: 0\r\n\r\n"
+    )
 }
