@@ -74,8 +74,13 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     log_management_ports(&management.ports);
+    // Before the model is read or downloaded, so that an address in use fails early and probes are answered
+    // meanwhile.
+    let listener = runtime.block_on(async { server::bind(&addresses) }).context("cannot listen")?;
     let (opened, bars) = (Arc::clone(&status), log.handle().bars);
+    let origins = config.network.allowed_origins.clone();
     let open = runtime.spawn_blocking(move || open(config, opened, &bars));
+    let open = server::while_starting(&listener, &status, &origins, open);
     let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
         runtime.shutdown_background();
         return Ok(stopped(Ended::Early, false));
@@ -84,7 +89,7 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     prepared.log = log.handle();
     let recording = record(&mut prepared, &devices)?;
     log_banner(&prepared, &devices);
-    let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
+    let outcome = runtime.block_on(load_and_serve(prepared, devices, listener, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
@@ -169,16 +174,14 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the addresses before loading, so that one in use fails early and probes are answered during the
-/// load.
+/// Loads the weights, while probes are answered, and serves.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
-    addresses: &[SocketAddr],
+    listener: Listener,
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
-    let listener = server::bind(addresses).context("cannot listen")?;
     let status = Arc::clone(&p.status);
     let origins = p.config.network.allowed_origins.clone();
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));

@@ -85,7 +85,6 @@ impl BlobDownload<'_> {
         let io = |error: std::io::Error| HubError::io(&path, &error);
         let mut partial = self.open(&path)?;
         let resumed = partial.length;
-        self.counters.done.fetch_add(resumed, Ordering::Relaxed);
         self.complete(&mut partial, &path)?;
         if let Err(error) = self.check(&partial) {
             if resumed == 0 {
@@ -127,6 +126,7 @@ impl BlobDownload<'_> {
             }
             partial.hash.update(&buffer[..read]);
             partial.length += read as u64;
+            self.counters.done.fetch_add(read as u64, Ordering::Relaxed);
         }
         Ok(partial)
     }
@@ -141,12 +141,12 @@ impl BlobDownload<'_> {
     /// Reads until the file has its size. A connection that breaks is replaced; the attempts are counted from
     /// the last byte that arrived.
     fn complete(&self, partial: &mut Partial, path: &Path) -> Result<(), HubError> {
-        let mut attempts = Attempts::of_file();
+        let mut attempts = Attempts::of_file(&self.info.path);
         while partial.length < self.info.bytes {
             let before = partial.length;
             let Err(error) = self.read(partial, path) else { continue };
             if partial.length > before {
-                attempts = Attempts::of_file();
+                attempts = Attempts::of_file(&self.info.path);
             }
             attempts.wait(error, &self.counters.stop)?;
         }

@@ -154,7 +154,7 @@ impl Cache {
         match needed.first() {
             None => Ok(snapshot),
             Some(first) => Err(format!(
-                "the cache lacks {} of {count} files of it, such as {first}, in {}",
+                "the cache lacks {} of the {count} files that are needed, such as {first}, in {}",
                 needed.len(),
                 snapshot.display()
             )),

@@ -137,7 +137,7 @@ impl Client {
     }
 
     /// Asks for hash and size of a file. The hub's own answer has them, also where it redirects to another
-    /// host; this host is asked only if the size is missing.
+    /// host; this host is asked only if one is missing.
     pub(super) fn file_info(&self, commit: &str, path: &str) -> Result<FileInfo, HubError> {
         let (mut etag, mut bytes) = (None, None);
         let mut url = self.address(commit, path);
@@ -145,24 +145,17 @@ impl Client {
             let answer = self.send(Method::Head, url, None, Subject::File(path))?;
             let header = |name: &str| text_of_header(answer.response.headers(), name);
             let target = self.redirected(&answer)?;
-            etag = etag.or_else(|| header("x-linked-etag").or_else(|| header("etag")));
-            let own = || target.is_none().then(|| header("content-length")).flatten();
-            bytes = bytes.or_else(|| header("x-linked-size").or_else(own));
-            let leaves = target.as_ref().is_none_or(|target| !self.is_hub(target));
+            // A redirect within the hub has headers of its own.
+            let stays = target.as_ref().is_some_and(|target| self.is_hub(target));
+            let plain = |name: &str| if stays { None } else { header(name) };
+            etag = etag.or_else(|| header("x-linked-etag").or_else(|| plain("etag")));
+            bytes = bytes.or_else(|| header("x-linked-size"));
             match target {
-                Some(target) if !leaves || etag.is_none() || bytes.is_none() => url = target,
-                _ => {
-                    let wrong = |what: &str, got: &Option<String>| {
-                        HubError::fatal(format!("{path}: expected {what} from {}, got {got:?}", answer.url))
-                    };
-                    let name = etag.as_deref().map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
-                    let Some(name) = name.filter(|name| is_blob_name(name)) else {
-                        return Err(wrong("an ETag", &etag));
-                    };
-                    let Some(count) = bytes.as_deref().and_then(|bytes| bytes.parse().ok()) else {
-                        return Err(wrong("a size", &bytes));
-                    };
-                    return Ok(FileInfo { path: path.to_owned(), etag: name.to_owned(), bytes: count });
+                Some(target) if stays || etag.is_none() || bytes.is_none() => url = target,
+                Some(_) => return file_of(path, etag.as_deref(), bytes.as_deref()),
+                None => {
+                    let bytes = bytes.or_else(|| header("content-length"));
+                    return file_of(path, etag.as_deref(), bytes.as_deref());
                 }
             }
         }
@@ -185,9 +178,10 @@ impl Client {
             Some(range) if status == StatusCode::PARTIAL_CONTENT => {
                 let expected = format!("bytes {from}-{}/{}", info.bytes.saturating_sub(1), info.bytes);
                 if range != expected {
-                    let message =
-                        format!("{}: expected `{expected}` from {}, got `{range}`", info.path, answer.url);
-                    return Err(HubError::temporary(message));
+                    let host = host(&answer.url);
+                    return Err(HubError::temporary(format!(
+                        "expected `{expected}` from {host}, got `{range}`"
+                    )));
                 }
                 from
             }
@@ -262,10 +256,11 @@ impl Client {
             full if full.starts_with("http://") || full.starts_with("https://") => full.to_owned(),
             host if host.starts_with("//") => format!("{scheme}{host}"),
             path if path.starts_with('/') => format!("{origin}{path}"),
-            _ => return Err(HubError::fatal(format!("{}: a redirect to {location:?}", answer.url))),
+            _ => return Err(HubError::fatal(format!("{}: a redirect to {location:?}", host(&answer.url)))),
         };
         if scheme == "https:" && !target.starts_with("https://") {
-            let message = format!("{}: a redirect to {}, which is not encrypted", answer.url, host(&target));
+            let message =
+                format!("{}: a redirect to {}, which is not encrypted", host(&answer.url), host(&target));
             return Err(HubError::fatal(message));
         }
         Ok(Some(target))
@@ -307,7 +302,7 @@ impl Client {
             }
             401 | 403 if code != "RepoNotFound" => HubError::fatal(self.no_access(status, &detail)),
             404 | 401 | 403 => HubError::fatal(self.not_found(&code, subject)),
-            _ => HubError::fatal(format!("status {status}{detail} from {}", answer.url)),
+            _ => HubError::fatal(format!("{} answers with status {status}{detail}", host(&answer.url))),
         }
     }
 
@@ -351,9 +346,30 @@ impl Client {
             ureq::Error::HostNotFound => "no such host".to_owned(),
             ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
             ureq::Error::Timeout(_) => format!("no answer within {} s", self.settings.timeout.as_secs()),
-            error => error.to_string(),
+            error => {
+                let text = error.to_string();
+                let hint = match text.contains("certificate") {
+                    true => "; SSL_CERT_FILE names a file of other root certificates",
+                    false => "",
+                };
+                format!("{text}{hint}")
+            }
         }
     }
+}
+
+/// Reads the headers of a file's hash and size.
+fn file_of(path: &str, etag: Option<&str>, bytes: Option<&str>) -> Result<FileInfo, HubError> {
+    let name = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
+    let Some(name) = name.filter(|name| is_blob_name(name)) else {
+        return Err(HubError::fatal(format!("{path}: expected a hash in the header ETag, got {etag:?}")));
+    };
+    let Some(count) = bytes.and_then(|bytes| bytes.parse().ok()) else {
+        return Err(HubError::fatal(format!(
+            "{path}: expected a size in the answer's headers, got {bytes:?}"
+        )));
+    };
+    Ok(FileInfo { path: path.to_owned(), etag: name.to_owned(), bytes: count })
 }
 
 /// Scheme, host and port of an address.

@@ -110,7 +110,7 @@ impl Download {
     fn run(&self, bars: &ProgressBars, on_progress: OnProgress<'_>) -> Result<PathBuf, HubError> {
         let _stop = StopOnDrop(Arc::clone(&self.counters));
         let (name, settings) = (&self.client.name, &self.client.settings);
-        let listing = match retry::ask(&self.counters.stop, || self.client.listing()) {
+        let listing = match retry::ask(&name.id, &self.counters.stop, || self.client.listing()) {
             Ok(listing) => listing,
             Err(error) if error.is_temporary() => return self.without_hub(error),
             Err(error) => return Err(error),
@@ -181,7 +181,8 @@ impl Download {
     fn transfer(&self, commit: &Arc<str>, files: Vec<String>, show: OnProgress<'_>) -> Result<(), HubError> {
         let (client, counters) = (Arc::clone(&self.client), Arc::clone(&self.counters));
         let own_commit = Arc::clone(commit);
-        let ask = move |file: String| retry::ask(&counters.stop, || client.file_info(&own_commit, &file));
+        let ask =
+            move |file: String| retry::ask(&file, &counters.stop, || client.file_info(&own_commit, &file));
         let mut missing = parallel::each(files, ask, || {})?;
         missing.retain(|info| !self.cache.has(commit, &info.path, info.bytes));
         if missing.is_empty() {

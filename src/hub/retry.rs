@@ -13,20 +13,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
 
 /// The attempts that are left.
-pub(super) struct Attempts {
+pub(super) struct Attempts<'a> {
+    /// The subject of the attempts, for the log.
+    what: &'a str,
     made: u32,
     most: u32,
 }
 
-impl Attempts {
+impl<'a> Attempts<'a> {
     /// For a question that takes one short answer: about 3 s in all.
-    pub(super) fn of_question() -> Self {
-        Self { made: 0, most: 5 }
+    pub(super) fn of_question(what: &'a str) -> Self {
+        Self { what, made: 0, most: 5 }
     }
 
     /// For a file, of which hours may have arrived: about 45 s without a byte.
-    pub(super) fn of_file() -> Self {
-        Self { made: 0, most: 10 }
+    pub(super) fn of_file(what: &'a str) -> Self {
+        Self { what, made: 0, most: 10 }
     }
 
     /// Pauses after a temporary error. Returns the error if it is none or no attempt is left.
@@ -38,14 +40,15 @@ impl Attempts {
             return Err(HubError::Temporary { message, wait });
         }
         let pause = FIRST_PAUSE.saturating_mul(1 << (self.made - 1)).min(LONGEST_PAUSE);
-        tracing::debug!("attempt {} failed: {message}", self.made);
-        sleep(wait.unwrap_or(pause), stop)
+        let pause = wait.unwrap_or(pause);
+        tracing::info!("{}: {message}; trying again in {:.1} s", self.what, pause.as_secs_f64());
+        sleep(pause, stop)
     }
 }
 
 /// Asks until there is an answer or the attempts are over.
 pub(super) fn ask<T>(stop: &AtomicBool, question: impl Fn() -> Result<T, HubError>) -> Result<T, HubError> {
-    let mut attempts = Attempts::of_question();
+    let mut attempts = Attempts::of_question(what);
     loop {
         match question() {
             Ok(answer) => return Ok(answer),

@@ -217,6 +217,34 @@ async fn a_model_is_downloaded_and_served_by_its_name() {
     }
 }
 
+#[tokio::test]
+async fn probes_are_answered_during_the_download() {
+    let setup = Setup::new();
+    let open = setup.hub.stall(FIRST, 50_000);
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let number = port.port().to_string();
+    let mut server =
+        Process::spawn(setup.command(&["serve", "org/tiny", "--port", &number, "-tp", "1"], &[]));
+    wait_for(&setup.partial(FIRST), 50_000);
+    let start = Instant::now();
+    loop {
+        let probe = client::get(port, "/health/startup").await;
+        assert_eq!(probe.status, 503);
+        let body = probe.json();
+        assert_eq!(body["phase"], "downloading_model", "{body}");
+        // The second file arrives meanwhile, and the progress is noted several times a second.
+        if body["percent"].as_f64().unwrap() > 25.0 {
+            break;
+        }
+        assert!(start.elapsed() < HANG_GUARD, "{body}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(client::get(port, "/health/live").await.status, 200);
+    open.send(()).unwrap();
+    server.line_with("ready in");
+    assert_eq!(client::get(port, "/health/ready").await.status, 200);
+}
+
 #[test]
 fn a_second_download_reads_nothing_and_offline_mode_asks_nothing() {
     let setup = Setup::new();
@@ -252,7 +280,10 @@ fn offline_mode_says_what_the_cache_lacks() {
     fs::remove_file(cache.join("blobs").join(setup.hub.sha256(SECOND))).unwrap();
     let error = setup.refused(&[("TRANSFORMERS_OFFLINE", "yes")]);
     let snapshot = cache.join("snapshots").join(COMMIT);
-    let expected = format!("the cache lacks 1 of 3 files of it, such as {SECOND}, in {}", snapshot.display());
+    let expected = format!(
+        "the cache lacks 1 of the 3 files that are needed, such as {SECOND}, in {}",
+        snapshot.display()
+    );
     assert_eq!(error, format!("org/tiny: TRANSFORMERS_OFFLINE forbids downloads, and {expected}"));
     assert_eq!(setup.hub.reads(SECOND).len(), 1);
     // Any other value does not forbid it.

@@ -208,7 +208,7 @@ impl State {
                     "HTTP/1.1 {status} Fault\r\n{headers}connection: close\r\ncontent-length: 0\r\n\r\n"
                 );
             }
-            Some(Fault::Moved(path)) => return redirect(stream, path, ""),
+            Some(Fault::Moved(path)) => return redirect(stream, path, "etag: \"none\"\r\n"),
             _ => {}
         }
         if host == Host::Storage {
