@@ -47,7 +47,11 @@ impl<'a> Attempts<'a> {
 }
 
 /// Asks until there is an answer or the attempts are over.
-pub(super) fn ask<T>(stop: &AtomicBool, question: impl Fn() -> Result<T, HubError>) -> Result<T, HubError> {
+pub(super) fn ask<T>(
+    what: &str,
+    stop: &AtomicBool,
+    question: impl Fn() -> Result<T, HubError>,
+) -> Result<T, HubError> {
     let mut attempts = Attempts::of_question(what);
     loop {
         match question() {
