@@ -75,6 +75,9 @@ pub mod machine;
 /// The log on standard error, and results on standard output.
 pub mod stdio;
 
+/// Models by name from the Hugging Face hub, and the cache that they are stored in.
+pub mod hub;
+
 /// Settings from the command line, the environment and a file.
 pub mod config;
 

@@ -13,6 +13,7 @@ use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
+use crate::hub::{self, HubError, ModelName, Part};
 use crate::launch::{self, Devices, Prepared, prepare, recording};
 use crate::machine::check_threads;
 use crate::model::{Precision, check_directory};
@@ -24,7 +25,7 @@ use crate::server::{
 };
 use crate::server::{BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
-use crate::stdio::Log;
+use crate::stdio::{Log, ProgressBars};
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
 /// shorter on average.
@@ -73,8 +74,13 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     log_management_ports(&management.ports);
-    let opened = Arc::clone(&status);
-    let open = runtime.spawn_blocking(move || open(config, opened));
+    // Before the model is read or downloaded, so that an address in use fails early and probes are answered
+    // meanwhile.
+    let listener = runtime.block_on(async { server::bind(&addresses) }).context("cannot listen")?;
+    let (opened, bars) = (Arc::clone(&status), log.handle().bars);
+    let origins = config.network.allowed_origins.clone();
+    let open = runtime.spawn_blocking(move || open(config, opened, &bars));
+    let open = server::while_starting(&listener, &status, &origins, open);
     let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
         runtime.shutdown_background();
         return Ok(stopped(Ended::Early, false));
@@ -83,7 +89,7 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     prepared.log = log.handle();
     let recording = record(&mut prepared, &devices)?;
     log_banner(&prepared, &devices);
-    let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
+    let outcome = runtime.block_on(load_and_serve(prepared, devices, listener, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
@@ -103,12 +109,45 @@ fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Opens the devices and reads everything but the weights.
-fn open(config: ServeArgs, status: Arc<ServerStatus>) -> anyhow::Result<(Prepared, Devices)> {
-    check_directory(&config.model.model).context("--model")?;
+/// Opens the devices, downloads a model given by name, and reads everything but the weights.
+fn open(
+    mut config: ServeArgs,
+    status: Arc<ServerStatus>,
+    bars: &ProgressBars,
+) -> anyhow::Result<(Prepared, Devices)> {
+    let name = ModelName::from_path(&config.model.model).map_err(anyhow::Error::msg).context("--model")?;
+    if name.is_none() {
+        check_directory(&config.model.model).context("--model")?;
+    }
+    // Before the download, which may take hours.
     let devices = Devices::for_server(&config)?;
+    if let Some(name) = name {
+        download(&name, &mut config, &status, bars).context("--model")?;
+    }
+    if let Some(simulated) = &mut config.simulation.simulate_config {
+        *simulated = hub::directory(simulated, Part::Configuration, bars).context("--simulate-config")?;
+    }
     status.starting(Stage::Reading);
     Ok((prepare(config, &devices, status)?, devices))
+}
+
+/// Downloads the model as far as it is not in the cache. Its name stays the name that clients use.
+fn download(
+    name: &ModelName,
+    config: &mut ServeArgs,
+    status: &ServerStatus,
+    bars: &ProgressBars,
+) -> Result<(), HubError> {
+    let part = match config.device.device {
+        DeviceName::Simulate => Part::WithoutWeights,
+        _ => Part::Model,
+    };
+    status.starting(Stage::Downloading);
+    let snapshot =
+        hub::fetch(name, part, bars, &mut |progress| status.loading(progress.done, progress.total))?;
+    config.model.served_model_name.get_or_insert_with(|| vec![name.id.clone()]);
+    config.model.model = snapshot;
+    Ok(())
 }
 
 /// Starts the recording of `--record`.
@@ -135,16 +174,14 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the addresses before loading, so that one in use fails early and probes are answered during the
-/// load.
+/// Loads the weights, while probes are answered, and serves.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
-    addresses: &[SocketAddr],
+    listener: Listener,
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
-    let listener = server::bind(addresses).context("cannot listen")?;
     let status = Arc::clone(&p.status);
     let origins = p.config.network.allowed_origins.clone();
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));

@@ -16,8 +16,8 @@ use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
-    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, port, positive, seconds,
-    tokens, tool_format, trimmed_name, trimmed_secret,
+    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port, positive,
+    seconds, tokens, tool_format, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
@@ -60,11 +60,20 @@ pub struct ServeArgs {
 /// The model and its number formats.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
-    #[arg(long, env = "OCTANT_MODEL", value_name = "DIR", aliases = ["model-path", "model-id"])]
+    /// Hugging Face directory with config.json, *.safetensors and tokenizer.json, or a model's name
+    /// ORG/NAME[@REVISION], which is downloaded from the Hugging Face hub as far as its cache lacks it. A
+    /// directory of this name is preferred. The variables HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
+    /// HF_HUB_OFFLINE have their usual meaning
+    #[arg(
+        long,
+        env = "OCTANT_MODEL",
+        value_name = "DIR|NAME",
+        value_parser = model(),
+        aliases = ["model-path", "model-id"]
+    )]
     pub(crate) model: PathBuf,
     /// Model names that clients may use, separated by commas or spaces, with or without a provider in front,
-    /// as in openai/NAME [default: the name of the directory]
+    /// as in openai/NAME [default: ORG/NAME, or the name of the directory]
     #[arg(
         long,
         env = "OCTANT_SERVED_MODEL_NAME",

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 25] = [
+const BOUNDARIES: [(&str, &[&str]); 26] = [
     ("server", &["generation", "engine", "request", "grammar", "tools"]),
     ("generation", &["engine", "request", "text", "machine", "grammar", "tools"]),
     ("text", &[]),
@@ -32,7 +32,8 @@ const BOUNDARIES: [(&str, &[&str]); 25] = [
     ("statistics", &[]),
     ("machine", &[]),
     ("stdio", &[]),
-    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "tools"]),
+    ("hub", &["stdio"]),
+    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "hub", "tools"]),
     (
         "launch",
         &[
@@ -88,6 +89,7 @@ const BOUNDARIES: [(&str, &[&str]); 25] = [
             "offline",
             "machine",
             "stdio",
+            "hub",
             "config",
             "launch",
         ],
