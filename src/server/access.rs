@@ -16,6 +16,7 @@ use super::cors::{is_preflight, is_same_origin};
 use super::error::ApiError;
 use super::health;
 use super::host::{self, Authority};
+use super::page;
 use super::state::ServerState;
 use crate::generation::Refusal;
 use crate::request::Reject;
@@ -119,7 +120,8 @@ fn check_key(
     if is_preflight(request) {
         check_origin(state, request, host)?;
     }
-    let is_open = path == VERSION || (path == METRICS && !state.settings.metrics_need_key);
+    let is_open =
+        path == VERSION || page::has(path) || (path == METRICS && !state.settings.metrics_need_key);
     match api_keys::given(request.headers())? {
         None if is_open => Ok(Access::Route { caller: None, usage: UsageAccess(false) }),
         key => Ok(Access::Route { caller: state.keys.authenticate(key)?, usage: UsageAccess(true) }),

@@ -31,6 +31,7 @@ pub mod management;
 pub mod metrics;
 mod middleware;
 mod open_responses;
+mod page;
 mod reply;
 mod reply_builder;
 pub mod routes;

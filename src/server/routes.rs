@@ -29,7 +29,7 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, generate, health, host, middleware, sse, tokenize, validate};
+use super::{body, generate, health, host, middleware, page, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -54,6 +54,10 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/version", get(version)),
     ];
     routes.extend(health::ALIASES.map(probe));
+    let part = |file: page::PageFile| {
+        (file.path, get(move |headers: HeaderMap| async move { file.respond(&headers) }))
+    };
+    routes.extend(page::FILES.map(part));
     routes
 }
 
