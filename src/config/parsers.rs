@@ -184,3 +184,8 @@ pub(super) fn rank_count() -> impl Fn(&str) -> anyhow::Result<usize> + Clone + S
 pub(super) fn position_count() -> impl Fn(&str) -> anyhow::Result<usize> + Clone + Send + Sync {
     whole(1, (1 << 31) - 1)
 }
+
+/// A JSON object.
+pub(super) fn json_object(text: &str) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_str(text).map_err(|error| anyhow!("expected a JSON object, {}: {error}", got(text)))
+}

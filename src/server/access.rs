@@ -120,8 +120,7 @@ fn check_key(
     if is_preflight(request) {
         check_origin(state, request, host)?;
     }
-    let is_open =
-        path == VERSION || page::has(path) || (path == METRICS && !state.settings.metrics_need_key);
+    let is_open = path == VERSION || page::has(path) || (path == METRICS && !state.settings.metrics_need_key);
     match api_keys::given(request.headers())? {
         None if is_open => Ok(Access::Route { caller: None, usage: UsageAccess(false) }),
         key => Ok(Access::Route { caller: state.keys.authenticate(key)?, usage: UsageAccess(true) }),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "chrome"]
 # Key codes of keys that are pressed as such, and not as text.
-KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, "ArrowRight": 39, "ArrowLeft": 37, "Home": 36, "End": 35, " ": 32}
+KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, " ": 32, "ArrowRight": 39, "ArrowLeft": 37}
 SHIFT = 8
 PATIENCE_S = 60
 
@@ -69,6 +69,13 @@ class Browser:
         message, self.buffer = self.buffer.split(b"\0", 1)
         return json.loads(message)
 
+    def event(self, method: str) -> dict:
+        """Parameters of the next event with this name. Takes it out of the kept events."""
+        while not (found := [event for event in self.events if event.get("method") == method]):
+            self.events.append(self.receive())
+        self.events.remove(found[0])
+        return found[0]["params"]
+
     def size(self, width: int, height: int, scale: float = 1) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -96,7 +103,8 @@ class Browser:
         """Waits until the expression has a true value, and returns it."""
         deadline = time.monotonic() + PATIENCE_S
         while not (value := self.value(condition)):
-            assert time.monotonic() < deadline, f"not reached: {condition}\n{self.value('document.body.innerText')}"
+            text = "" if time.monotonic() < deadline else self.value("document.body.innerText")
+            assert time.monotonic() < deadline, f"not reached: {condition}\n{text}"
             time.sleep(0.02)
         return value
 

@@ -111,6 +111,7 @@ mod log;
 mod metrics;
 mod middleware;
 mod offsets;
+mod page;
 mod routes;
 mod streams;
 pub mod test_server;

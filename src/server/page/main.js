@@ -217,7 +217,8 @@ async function loadModels() {
     model.replaceChildren(new Option("no model", ""));
     model.disabled = true;
     const isKey = fault.status === 401;
-    notice(isKey && !settings.key ? "This server needs an API key: enter it in the settings." : fault.message);
+    const needed = isKey && !settings.key;
+    notice(needed ? "This server needs an API key: enter it in the settings." : fault.message);
     if (isKey) settings.askForKey();
   }
 }

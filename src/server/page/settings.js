@@ -41,7 +41,8 @@ export class Settings {
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("keydown", (event) => {
       // Enter in a field applies it, as leaving the field does.
-      if (event.key === "Enter" && event.target.matches("input")) event.target.dispatchEvent(new Event("change"));
+      const { key: pressed, target } = event;
+      if (pressed === "Enter" && target.matches("input")) target.dispatchEvent(new Event("change"));
     });
     form.addEventListener("input", (event) => {
       event.target.removeAttribute("aria-invalid");

@@ -22,14 +22,16 @@ async fn with(server: &TestServer, method: &str, path: &str, authorization: Opti
 }
 
 #[tokio::test]
-async fn every_route_but_probes_metrics_and_the_version_needs_the_key() {
+async fn every_route_but_probes_metrics_the_version_and_the_page_needs_the_key() {
     let server = server();
-    let mut protected = 0;
+    let (mut protected, mut files) = (0, 0);
     let paths: Vec<String> = routes().into_iter().map(|(path, _)| path.replace("{*id}", "parrot")).collect();
     for path in paths.iter().map(String::as_str).chain(["/no/such/route", "/v1/models/", "/metrics/"]) {
         for method in ["GET", "POST", "HEAD", "DELETE", "OPTIONS"] {
             let reply = with(&server, method, path, None).await;
-            if probe(path).is_some() || ["/metrics", "/version"].contains(&path) {
+            let is_page = path == "/" || path.starts_with("/page/");
+            files += usize::from(is_page);
+            if probe(path).is_some() || ["/metrics", "/version"].contains(&path) || is_page {
                 assert!([200, 405].contains(&reply.status), "{method} {path}: {}", reply.status);
                 continue;
             }
@@ -40,7 +42,7 @@ async fn every_route_but_probes_metrics_and_the_version_needs_the_key() {
             assert_ne!(open.status, 401, "{method} {path}");
         }
     }
-    assert_eq!(protected, 5 * (routes().len() - ALIASES.len() - 2 + 3), "all others need it");
+    assert_eq!(protected + files, 5 * (routes().len() - ALIASES.len() - 2 + 3), "all others need it");
 }
 
 #[tokio::test]
