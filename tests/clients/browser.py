@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -63,18 +64,12 @@ class Browser:
 
     def receive(self):
         while b"\0" not in self.buffer:
+            assert select.select([self.replies], [], [], PATIENCE_S)[0], "the browser does not answer"
             received = os.read(self.replies, 1 << 16)
             assert received, "the browser has ended"
             self.buffer += received
         message, self.buffer = self.buffer.split(b"\0", 1)
         return json.loads(message)
-
-    def event(self, method: str) -> dict:
-        """Parameters of the next event with this name. Takes it out of the kept events."""
-        while not (found := [event for event in self.events if event.get("method") == method]):
-            self.events.append(self.receive())
-        self.events.remove(found[0])
-        return found[0]["params"]
 
     def size(self, width: int, height: int, scale: float = 1) -> None:
         self.call(

@@ -7,7 +7,6 @@ The server simulates GPUs with the model's tokenizer and template. If Chromium i
 skipped, or fails if OCTANT_REQUIRE_PROGRAMS is 1. OCTANT_SKIP_BROWSER=1 skips the test.
 """
 
-import base64
 import http.server
 import json
 import os
@@ -124,7 +123,7 @@ def sampling_settings_reach_the_server(tab: Browser, server: Server) -> None:
     tab.type("9007199254740993")
     tab.value("document.querySelector('[name=temperature]').focus()")
     tab.type("0,5")
-    sent = intercepted(tab, server, {}, lambda: regenerate(tab))
+    sent = intercepted(tab, {}, lambda: regenerate(tab))
     assert (sent["max_tokens"], sent["seed"], sent["temperature"]) == (12, 9007199254740993, 0.5), sent
     assert "top_p" not in sent and "logprobs" not in sent, sent
     tab.until(f"{IDLE} && {FIGURES}.includes('12 out')")
@@ -177,7 +176,7 @@ def markup_stays_text(tab: Browser, server: Server) -> None:
         tab.value("document.getElementById('prompt').focus()")
         tab.type(MARKUP)
         # The model has to answer with markup too.
-        sent = intercepted(tab, server, {"guided_choice": [MARKUP]}, lambda: tab.press("Enter"))
+        sent = intercepted(tab, {"guided_choice": [MARKUP]}, lambda: tab.press("Enter"))
         assert sent["messages"][-1] == {"role": "user", "content": MARKUP}
         tab.until(f"{IDLE} && {TEXT} !== ''")
         assert tab.value(TEXT) == MARKUP
@@ -285,16 +284,21 @@ def regenerate(tab: Browser) -> None:
     tab.press("Enter")
 
 
-def intercepted(tab: Browser, server: Server, more: dict, act) -> dict:
+def intercepted(tab: Browser, more: dict, act) -> dict:
     """Adds fields to the next chat request of the page, and returns the page's own body."""
-    tab.call("Fetch.enable", patterns=[{"urlPattern": "*/v1/chat/completions"}])
+    catch = """(() => {
+      const real = window.fetch;
+      window.sent = '';
+      window.fetch = (path, options) => {
+        if (path !== '/v1/chat/completions') return real(path, options);
+        window.fetch = real;
+        window.sent = options.body;
+        return real(path, {...options, body: JSON.stringify({...JSON.parse(options.body), ...MORE})});
+      };
+    })()"""
+    tab.value(catch.replace("MORE", json.dumps(more)))
     act()
-    paused = tab.event("Fetch.requestPaused")
-    body = json.loads(paused["request"]["postData"])
-    changed = base64.b64encode(json.dumps({**body, **more}).encode()).decode()
-    tab.call("Fetch.continueRequest", requestId=paused["requestId"], postData=changed)
-    tab.call("Fetch.disable")
-    return body
+    return json.loads(tab.until("window.sent"))
 
 
 # The least contrast of text against its background, over all elements with text of their own.
