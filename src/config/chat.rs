@@ -1,9 +1,9 @@
 //! Arguments of `octant chat`.
 
 use clap::Args;
+use serde_json::{Map, Value};
 
 use super::parsers::{at_least_1, json_object};
-use serde_json::{Map, Value};
 
 /// Arguments of `octant chat`.
 #[derive(Debug, Clone, Args)]

@@ -109,7 +109,9 @@ export class Popover {
     transcript.addEventListener("focusin", (event) => colours() && this.#show(token(event)));
     transcript.addEventListener("focusout", () => this.hide());
     transcript.addEventListener("keydown", (event) => token(event) && move(event));
-    document.addEventListener("scroll", () => this.hide(), true);
+    // The focus on a token may scroll it into view.
+    const scrolled = () => (this.#shown === document.activeElement ? this.#place() : this.hide());
+    document.addEventListener("scroll", () => this.#shown && scrolled(), true);
   }
 
   /** A span for a piece of text with its tokens. */
@@ -144,6 +146,12 @@ export class Popover {
     span.setAttribute("aria-describedby", this.#box.id);
     this.#box.replaceChildren(...tokens.map(table));
     this.#box.hidden = false;
+    this.#place();
+  }
+
+  /** Puts the box above the token, or below it where there is no room. */
+  #place() {
+    const span = this.#shown;
     const at = span.getClientRects()[0] ?? span.getBoundingClientRect();
     const own = this.#box.getBoundingClientRect();
     const left = Math.max(8, Math.min(at.left, window.innerWidth - own.width - 8));

@@ -23,7 +23,8 @@ class Turn {
   constructor(role, who) {
     this.role = role;
     this.text = "";
-    this.element = element("li", `turn ${role}`);
+    this.element = element("article", `turn ${role}`);
+    this.element.setAttribute("aria-label", who);
     this.body = element("div", "text");
     this.foot = element("div", "foot");
     this.element.append(element("p", "who", who), this.body, this.foot);
