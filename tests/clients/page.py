@@ -146,6 +146,27 @@ def a_refused_field_is_named_and_marked(tab: Browser, server: Server) -> None:
 
 
 @test
+def a_full_queue_shows_the_wait(tab: Browser, server: Server) -> None:
+    # The response of a server whose queue is full, which would take a hundred clients to cause.
+    tab.value("""(() => {
+      const real = window.fetch;
+      const error = {message: 'The queue is full.', type: 'rate_limit_error', param: null, code: 'queue_full'};
+      window.fetch = (path, options) => {
+        if (path !== '/v1/chat/completions') return real(path, options);
+        window.fetch = real;
+        return new Response(JSON.stringify({error}), {status: 429, headers: {'retry-after': '2'}});
+      };
+    })()""")
+    regenerate(tab)
+    tab.until("document.querySelector('.fault .detail')?.textContent.includes('HTTP 429 · queue_full')")
+    assert "The queue is full." in tab.value("document.querySelector('.fault').textContent")
+    tab.until("document.querySelector('.fault .detail').textContent.endsWith('try again now')")
+    tab.tab_to("Try again")
+    tab.press("Enter")
+    tab.until(f"{IDLE} && {FIGURES}.includes('12 out')")
+
+
+@test
 def tokens_show_their_alternatives(tab: Browser, server: Server) -> None:
     tab.tab_to("colour")
     tab.press(" ")
@@ -195,10 +216,10 @@ def the_load_is_drawn(tab: Browser, server: Server) -> None:
 
 @test
 def the_page_is_shown_in_both_themes_and_on_a_phone(tab: Browser, server: Server) -> None:
-    for theme in ["light", "dark"]:
-        tab.theme(theme)
-        for name, width, height in [("desktop", 1280, 800), ("phone", 390, 844)]:
-            tab.size(width, height)
+    for name, width, height in [("desktop", 1280, 800), ("phone", 390, 844)]:
+        tab.size(width, height)
+        for theme in ["light", "dark"]:
+            tab.theme(theme)
             # A page wider than the window would scroll sideways.
             assert tab.value("document.documentElement.scrollWidth <= window.innerWidth"), name
             tab.screenshot(SCREENSHOTS / f"{name}-{theme}.png")

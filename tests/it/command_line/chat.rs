@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -141,7 +140,7 @@ impl Terminal {
             .stderr(terminal())
             .spawn()
             .unwrap();
-        let keys = File::from(OwnedFd::from(keys));
+        let keys = File::from(keys);
         let mut reader = keys.try_clone().unwrap();
         let (sender, screen) = channel();
         std::thread::spawn(move || {
