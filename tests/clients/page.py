@@ -150,7 +150,7 @@ def a_full_queue_shows_the_wait(tab: Browser, server: Server) -> None:
     # The response of a server whose queue is full, which would take a hundred clients to cause.
     tab.value("""(() => {
       const real = window.fetch;
-      const error = {message: 'The queue is full.', type: 'rate_limit_error', param: null, code: 'queue_full'};
+      const error = {message: 'The queue is full.', param: null, code: 'queue_full'};
       window.fetch = (path, options) => {
         if (path !== '/v1/chat/completions') return real(path, options);
         window.fetch = real;
