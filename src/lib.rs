@@ -72,6 +72,9 @@ pub mod statistics;
 /// CPU cores and available memory of this machine.
 pub mod machine;
 
+/// HTTP client for servers with OpenAI's API.
+pub mod http_client;
+
 /// The log on standard error, and results on standard output.
 pub mod stdio;
 

@@ -8,6 +8,7 @@
 mod api_keys;
 mod bench;
 mod bench_serving;
+mod chat;
 mod clap_errors;
 mod cli;
 mod convert;
@@ -32,6 +33,7 @@ pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
+pub use chat::ChatArgs;
 pub use cli::{BenchCommand, Cli, Command, CompletionsArgs, DrainArgs};
 pub(crate) use convert::ScaleScheme;
 pub use convert::{ImportNemoArgs, QuantizeArgs};

@@ -35,6 +35,7 @@ pub mod management;
 pub mod metrics;
 mod middleware;
 mod open_responses;
+mod page;
 mod reply;
 mod reply_builder;
 pub mod routes;

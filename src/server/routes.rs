@@ -30,7 +30,7 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, docs, generate, health, host, middleware, sse, tokenize, validate};
+use super::{body, docs, generate, health, host, middleware, page, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -55,7 +55,11 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/version", get(version)),
     ];
     routes.extend(health::ALIASES.map(probe));
-    routes.extend(docs::routes());
+    let part = |file: page::PageFile| {
+        (file.path, get(move |headers: HeaderMap| async move { file.respond(&headers) }))
+    };
+    routes.extend(page::FILES.map(part));
+    routes.push(docs::route());
     routes
 }
 

@@ -113,6 +113,7 @@ mod metrics;
 mod middleware;
 mod offsets;
 mod openapi;
+mod page;
 mod routes;
 mod streams;
 pub mod test_server;
