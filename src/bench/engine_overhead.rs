@@ -99,7 +99,7 @@ fn output(plan: &StepPlan) -> StepOutput {
         tokens: row.sample.then(|| SampledToken::new(1 + row.slot)).into_iter().collect(),
         ..RowOutput::default()
     };
-    StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect() }
+    StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect(), ..StepOutput::default() }
 }
 
 /// An executor with steps of one length. It measures the time from the results of a step to the next launch.

@@ -1,7 +1,7 @@
 //! The state of one sequence's grammar.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
@@ -79,6 +79,20 @@ impl GrammarMatcher {
             state.masks.pop_front();
         }
         Some(mask)
+    }
+
+    /// Whether [`Self::mask`] returns the mask of token `index` at once. `false` as well while another thread
+    /// uses the matcher.
+    pub fn is_ready(&self, index: usize) -> bool {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        state.as_ref().is_some_and(|state| {
+            let is_next = state.progress == GrammarProgress::Open && state.consumed == index;
+            !is_next || state.masks.iter().any(|(at, _)| *at == index)
+        })
     }
 
     /// Consumes token `index` of the answer, unless another rank has given it already. Returns how far the
