@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::{Fields, missing, wrong_type};
-use crate::grammar::{GrammarSource, gbnf_to_lark};
+use crate::grammar::{GrammarSource, JsonOptions, gbnf_to_lark};
 
 /// A constraint, with the path of its field.
 #[derive(Debug)]
@@ -28,9 +28,9 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
     let mut found: Vec<Constraint> = Vec::new();
     found.extend(response_format(fields)?);
     found.extend(structured_outputs(fields)?);
-    guided(fields, &mut found)?;
+    found.extend(guided(fields)?);
     if let Some(mut nvext) = fields.object("nvext")? {
-        guided(&mut nvext, &mut found)?;
+        found.extend(guided(&mut nvext)?);
         fields.put("nvext", Value::Object(nvext.into_map()));
     }
     read(fields, "regex", &mut found, regex)?;
@@ -46,14 +46,78 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
 }
 
 /// vLLM's older fields, which NIM has within `nvext`.
-fn guided(fields: &mut Fields, found: &mut Vec<Constraint>) -> Result<(), ApiError> {
-    read(fields, "guided_json", found, schema)?;
-    read(fields, "guided_regex", found, regex)?;
-    read(fields, "guided_choice", found, choice)?;
-    read(fields, "guided_grammar", found, grammar)?;
-    // The name of a library: every one gives the same language.
-    let _backend = fields.string("guided_decoding_backend")?;
-    Ok(())
+fn guided(fields: &mut Fields) -> Result<Vec<Constraint>, ApiError> {
+    let mut found = Vec::new();
+    read(fields, "guided_json", &mut found, schema)?;
+    read(fields, "guided_regex", &mut found, regex)?;
+    read(fields, "guided_choice", &mut found, choice)?;
+    read(fields, "guided_grammar", &mut found, grammar)?;
+    let mut options = OptionFields::default();
+    // The name of a library, which does not matter, and its options.
+    if let Some(backend) = fields.string("guided_decoding_backend")? {
+        let path = fields.path_of("guided_decoding_backend");
+        let names = backend.split_once(':').map(|(_library, options)| options);
+        for name in names.into_iter().flat_map(|names| names.split(',')) {
+            match name.trim() {
+                "no-fallback" => {}
+                "disable-any-whitespace" => options.compact = Some(path.clone()),
+                "no-additional-properties" => options.closes = Some(path.clone()),
+                other => return Err(ApiError::unsupported(path, format!("unknown option {other}"))),
+            }
+        }
+    }
+    options.read_pattern(fields, "guided_whitespace_pattern")?;
+    options.apply(&mut found)?;
+    Ok(found)
+}
+
+/// The fields of [`JsonOptions`], each as the path of the field that sets it.
+#[derive(Default)]
+struct OptionFields {
+    /// The path and the expression.
+    pattern: Option<(String, String)>,
+    compact: Option<String>,
+    closes: Option<String>,
+}
+
+impl OptionFields {
+    fn read_pattern(&mut self, fields: &mut Fields, name: &'static str) -> Result<(), ApiError> {
+        let path = fields.path_of(name);
+        self.pattern = fields.string(name)?.map(|pattern| (path, pattern));
+        Ok(())
+    }
+
+    /// Writes the options into a constraint to JSON.
+    fn apply(self, found: &mut [Constraint]) -> Result<(), ApiError> {
+        let Self { pattern, compact, closes } = self;
+        let paths = pattern.as_ref().map(|(path, _)| path).into_iter().chain(&compact).chain(&closes);
+        let Some(path) = paths.last().cloned() else { return Ok(()) };
+        if let (Some((path, pattern)), true) = (&pattern, compact.is_some()) {
+            let text = format!("expected no expression where no whitespace is allowed, got {pattern:?}");
+            return Err(ApiError::invalid(path.clone(), text));
+        }
+        let pattern_path = pattern.as_ref().map_or_else(String::new, |(path, _)| path.clone());
+        let options = JsonOptions {
+            whitespace_pattern: pattern.map(|(_, pattern)| pattern),
+            is_compact: compact.is_some(),
+            closes_objects: closes.is_some(),
+        };
+        let texts = found.iter_mut().filter_map(|found| match &mut found.source {
+            GrammarSource::JsonSchema(text) => Some(text),
+            _ => None,
+        });
+        let mut count = 0;
+        for text in texts {
+            let schema = serde_json::from_str(text).unwrap_or_default();
+            let schema = options.apply(schema);
+            *text = schema.map_err(|error| ApiError::invalid(&*pattern_path, error.to_string()))?.to_string();
+            count += 1;
+        }
+        match count {
+            0 => Err(ApiError::invalid(path, "expected a constraint to JSON beside it")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Reads one field, unless it asks for nothing.
@@ -117,16 +181,23 @@ fn structured_outputs(fields: &mut Fields) -> Result<Option<Constraint>, ApiErro
         let path = "structured_outputs.json_object".to_owned();
         found.push(Constraint { path, source: GrammarSource::json_object() });
     }
-    for name in ["disable_any_whitespace", "disable_additional_properties", "disable_fallback"] {
-        outputs.drop_if(name, |value| value == &Value::Bool(false));
+    let mut options = OptionFields::default();
+    options.read_pattern(&mut outputs, "whitespace_pattern")?;
+    for (name, set) in [
+        ("disable_any_whitespace", &mut options.compact),
+        ("disable_additional_properties", &mut options.closes),
+    ] {
+        let path = outputs.path_of(name);
+        *set = outputs.bool(name)?.unwrap_or(false).then_some(path);
     }
     // There is one library, and so no other to fall back to.
-    outputs.drop_if("disable_fallback", Value::is_boolean);
+    let _fallback = outputs.bool("disable_fallback")?;
     nothing_left(&outputs)?;
     if found.len() != 1 {
         let text = format!("expected one of json, regex, choice, grammar, json_object, got {}", found.len());
         return Err(ApiError::invalid("structured_outputs", text));
     }
+    options.apply(&mut found)?;
     Ok(found.pop())
 }
 

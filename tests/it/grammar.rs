@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use octant::grammar::{
-    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, TokenMask, Vocabulary, gbnf_to_lark,
+    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, JsonOptions, TokenMask, Vocabulary,
+    gbnf_to_lark,
 };
 use octant::random::Random;
 use serde_json::{Value, json};
@@ -98,6 +99,54 @@ fn whitespace_in_json_is_bounded() {
         assert_eq!(matcher.advance(index, u32::from(b' ')), GrammarProgress::Open);
     }
     panic!("30 spaces are allowed");
+}
+
+#[test]
+fn whitespace_and_further_properties_follow_their_options() {
+    let compiler = bytes();
+    let source = |options: JsonOptions| {
+        let properties = json!({ "a": { "type": "integer", "maximum": 99 }, "b": { "type": "boolean" } });
+        let open = json!({ "type": "object", "properties": properties, "required": ["a", "b"] });
+        schema(options.apply(open).unwrap())
+    };
+    let closed = || JsonOptions { closes_objects: true, ..JsonOptions::default() };
+    let compact = || JsonOptions { is_compact: true, ..closed() };
+    let spaces = |pattern: &str| JsonOptions { whitespace_pattern: Some(pattern.to_owned()), ..closed() };
+    let mut random = Random::new(5);
+    for (options, expected) in [
+        (compact(), r#"^\{"a":-?\d+,"b":(true|false)\}$"#),
+        (spaces(""), r#"^\{"a":-?\d+,"b":(true|false)\}$"#),
+        (spaces("[ ]?"), r#"^\{ ?"a" ?: ?-?\d+ ?, ?"b" ?: ?(true|false) ?\}$"#),
+        (spaces(r"(\n *)?"), "^\\{(\n *)?\"a\"(\n *)?:(\n *)?-?\\d+(\n *)?,(\n *)?\"b\""),
+    ] {
+        let source = source(options.clone());
+        let expected = regex::Regex::new(expected).unwrap();
+        for _ in 0..40 {
+            let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 500);
+            assert_eq!(progress, GrammarProgress::Complete, "{options:?}: {:?}", text(&answer));
+            assert!(expected.is_match(&text(&answer)), "{options:?}: {:?}", text(&answer));
+        }
+    }
+    let may_have = |options: JsonOptions| {
+        let matcher = matcher(&compiler, &source(JsonOptions { is_compact: true, ..options }));
+        let begin = br#"{"a":1,"b":true"#;
+        for (index, byte) in begin.iter().enumerate() {
+            matcher.advance(index, u32::from(*byte));
+        }
+        allowed(&matcher.mask(begin.len()).unwrap())
+    };
+    assert_eq!(may_have(closed()), [u32::from(b'}')]);
+    assert!(may_have(JsonOptions::default()).contains(&u32::from(b',')));
+}
+
+/// A token that the vocabulary does not have fails the answer, and not the thread.
+#[test]
+fn an_impossible_token_fails_its_answer_only() {
+    let compiler = bytes();
+    let matcher = matcher(&compiler, &GrammarSource::Regex("abc".to_owned()));
+    assert!(matches!(matcher.advance(0, 1_000_000), GrammarProgress::Failed(_)));
+    assert!(matcher.mask(1).is_none() && matcher.is_ready(1));
+    assert!(matches!(matcher.advance(1, u32::from(b'a')), GrammarProgress::Failed(_)));
 }
 
 #[test]
