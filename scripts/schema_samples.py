@@ -39,6 +39,13 @@ def keys(schema):
         yield json.dumps(schema)
 
 
+def has_repeated_names(text):
+    """Whether an object of the answer has a name twice, which JSON schemas say nothing about."""
+    found = []
+    json.loads(text, object_pairs_hook=lambda pairs: found.append(len(dict(pairs)) < len(pairs)))
+    return any(found)
+
+
 def fault(text, validator):
     """Why an answer is invalid, or None."""
     try:
@@ -57,7 +64,7 @@ def report(named_schemas, draft, formats, shown):
     checker = draft.FORMAT_CHECKER if formats else None
     ends, refusals, unnamed, invalid = collections.Counter(), collections.Counter(), [], []
     unchecked = {}
-    accepted = valid = 0
+    accepted = valid = repeated = 0
     for (name, schema), answer in zip(named_schemas, answers, strict=True):
         if "error" in answer:
             error = answer["error"]
@@ -77,12 +84,14 @@ def report(named_schemas, draft, formats, shown):
                 unchecked[name] = repr(error)
                 continue
             valid += why is None
+            repeated += why is None and has_repeated_names(text)
             if why:
                 invalid.append((name, why, text, schema))
     complete = ends["complete"]
     print(f"schemas {len(schemas)}, accepted {accepted}, refused {len(schemas) - accepted}")
     print(f"samples {ends.total()}, complete {complete}, other ends {dict(ends - collections.Counter(complete=complete))}")
     print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
+    print(f"valid answers with a repeated name in an object: {repeated}")
     for name, error in unchecked.items():
         print(f"  the validator cannot read it: {name}: {error}")
     for text, count in refusals.most_common():
