@@ -54,6 +54,9 @@ const BOUNDARIES: [(&str, &[&str]); 24] = [
     (
         "bench",
         &[
+            "text",
+            "grammar",
+            "simulator",
             "request",
             "engine",
             "scheduler",
