@@ -1,6 +1,7 @@
 """Samples answers to JSON schemas by `benches/json_schemas.rs` and validates them with `jsonschema`."""
 
 import collections
+import decimal
 import json
 import pathlib
 import re
@@ -46,10 +47,20 @@ def has_repeated_names(text):
     return any(found)
 
 
+def exact(value):
+    """A schema or an answer with decimal numbers: binary fractions are no multiples of 0.01."""
+    return json.loads(json.dumps(value), parse_float=decimal.Decimal)
+
+
+def is_integer(_checker, value):
+    whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
+    return isinstance(value, int) and not isinstance(value, bool) or whole
+
+
 def fault(text, validator):
     """Why an answer is invalid, or None."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=decimal.Decimal)
     except ValueError as error:
         return f"no JSON: {error}"
     error = jsonschema.exceptions.best_match(validator.iter_errors(value))
@@ -62,6 +73,8 @@ def report(named_schemas, draft, formats, shown):
     schemas = [schema for _, schema in named_schemas]
     answers = sample(schemas)
     checker = draft.FORMAT_CHECKER if formats else None
+    types = draft.TYPE_CHECKER.redefine("integer", is_integer)
+    exact_draft = jsonschema.validators.extend(draft, type_checker=types)
     ends, refusals, unnamed, invalid = collections.Counter(), collections.Counter(), [], []
     unchecked = {}
     accepted = valid = repeated = 0
@@ -73,7 +86,7 @@ def report(named_schemas, draft, formats, shown):
                 unnamed.append((name, error, schema))
             continue
         accepted += 1
-        validator = draft(schema, format_checker=checker)
+        validator = exact_draft(exact(schema), format_checker=checker)
         for text, end in answer["samples"]:
             ends[end] += 1
             if end != "complete":

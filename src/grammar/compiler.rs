@@ -8,7 +8,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource, is_dead_end, limits, short};
+use super::{Grammar, GrammarError, GrammarSource, is_dead_end, keywords, limits, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
@@ -90,7 +90,7 @@ impl GrammarCompiler {
             let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
             thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
         });
-        let initial = Mutex::new(compiled?);
+        let initial = Mutex::new(compiled.map_err(|error| explained(error, source))?);
         let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.push_front(Arc::clone(&grammar));
@@ -134,11 +134,23 @@ fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
     Ok(TopLevelGrammar::from_grammar(grammar))
 }
 
+/// The error of a constraint, with the keyword and its path in a schema.
+fn explained(error: GrammarError, source: &GrammarSource) -> GrammarError {
+    match (error, source) {
+        (GrammarError::Invalid(text), GrammarSource::JsonSchema(schema)) => {
+            let schema = serde_json::from_str(schema).unwrap_or_default();
+            GrammarError::Invalid(keywords::explain(text, &schema))
+        }
+        (error, _) => error,
+    }
+}
+
 /// The schema, with a limit on whitespace unless it sets one itself.
 fn json_schema(text: &str) -> Result<Value, GrammarError> {
-    let schema: Value =
+    let mut schema: Value =
         serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?;
     limits::check_schema(&schema)?;
+    keywords::prepare(&mut schema)?;
     let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
     match schema {
         Value::Object(mut schema) => {

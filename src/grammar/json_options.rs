@@ -3,27 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::GrammarError;
-
-/// Keywords whose value is a schema.
-const SCHEMA: [&str; 11] = [
-    "items",
-    "additionalItems",
-    "additionalProperties",
-    "unevaluatedItems",
-    "unevaluatedProperties",
-    "contains",
-    "propertyNames",
-    "not",
-    "if",
-    "then",
-    "else",
-];
-/// Keywords whose value is an array of schemas; `items` may be one.
-const SCHEMAS: [&str; 5] = ["items", "prefixItems", "allOf", "anyOf", "oneOf"];
-/// Keywords whose value is an object of schemas by name.
-const NAMED_SCHEMAS: [&str; 5] =
-    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas"];
+use super::{GrammarError, keywords};
 
 /// The longest expression for whitespace, in bytes.
 const MAX_WHITESPACE_BYTES: usize = 1000;
@@ -68,20 +48,11 @@ impl JsonOptions {
 
 /// Forbids properties that are not named, in all objects of a schema that name some.
 fn close_objects(schema: &mut Value) {
-    let Value::Object(map) = schema else { return };
-    if ["properties", "patternProperties"].iter().any(|name| map.contains_key(*name)) {
-        map.entry("additionalProperties").or_insert(Value::Bool(false));
-    }
-    for name in SCHEMA {
-        map.get_mut(name).into_iter().for_each(close_objects);
-    }
-    for name in SCHEMAS {
-        map.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten().for_each(close_objects);
-    }
-    for name in NAMED_SCHEMAS {
-        let named = map.get_mut(name).and_then(Value::as_object_mut);
-        named.into_iter().flat_map(Map::values_mut).for_each(close_objects);
-    }
+    keywords::for_each_schema(schema, &mut |_, map| {
+        if ["properties", "patternProperties"].iter().any(|name| map.contains_key(*name)) {
+            map.entry("additionalProperties").or_insert(Value::Bool(false));
+        }
+    });
 }
 
 /// The expression with `\s` written out; empty if it allows no whitespace.

@@ -10,6 +10,7 @@
 mod compiler;
 mod gbnf;
 mod json_options;
+mod keywords;
 mod limits;
 mod matcher;
 

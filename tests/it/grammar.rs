@@ -139,6 +139,44 @@ fn whitespace_and_further_properties_follow_their_options() {
     assert!(may_have(JsonOptions::default()).contains(&u32::from(b',')));
 }
 
+/// Times without leap seconds and days that exist, which `llguidance` alone does not ensure.
+#[test]
+fn dates_and_times_are_valid() {
+    let compiler = bytes();
+    let accepts = |format: &str, more: Value, text: &str| {
+        let mut source = json!({ "type": "string", "format": format });
+        source.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let matcher = matcher(&compiler, &schema(source));
+        let text = format!("\"{text}\"");
+        text.bytes().enumerate().all(|(index, byte)| {
+            let token = u32::from(byte);
+            let is_allowed = allowed(&matcher.mask(index).unwrap()).contains(&token);
+            is_allowed && matcher.advance(index, token) != GrammarProgress::Stuck
+        })
+    };
+    for (format, text, valid) in [
+        ("date", "2024-02-29", true),
+        ("date", "2023-02-29", false),
+        ("date", "1900-02-29", false),
+        ("date", "2000-02-29", true),
+        ("date", "2023-02-28", true),
+        ("date", "2023-12-31", true),
+        ("date", "2023-11-31", false),
+        ("date", "2023-13-01", false),
+        ("time", "23:59:59Z", true),
+        ("time", "10:36:60+08:00", false),
+        ("date-time", "2024-02-29T23:59:59.5+01:00", true),
+        ("date-time", "2023-02-29T23:59:59Z", false),
+        ("date-time", "2023-02-20T23:59:60Z", false),
+    ] {
+        assert_eq!(accepts(format, json!({}), text), valid, "{format}: {text}");
+        let further = json!({ "pattern": "^[012]", "allOf": [{ "minLength": 3 }] });
+        assert_eq!(accepts(format, further, text), valid, "{format}: {text}");
+    }
+    let further = json!({ "allOf": [{ "pattern": "^3" }] });
+    assert!(!accepts("date", further, "2024-02-28"));
+}
+
 /// A token that the vocabulary does not have fails the answer, and not the thread.
 #[test]
 fn an_impossible_token_fails_its_answer_only() {
@@ -221,9 +259,13 @@ fn a_matcher_that_starts_again_goes_on_where_it_was() {
 fn what_cannot_be_compiled_is_named() {
     let compiler = bytes();
     let cases = [
-        (schema(json!({ "not": { "type": "string" } })), "not"),
-        (schema(json!({ "type": "array", "uniqueItems": true })), "uniqueItems"),
-        (schema(json!({ "if": {}, "then": {} })), "then"),
+        (schema(json!({ "not": { "type": "string" } })), "not: not supported in a JSON schema (at #)"),
+        (schema(json!({ "properties": { "a/b": { "uniqueItems": true } } })), "(at #/properties/a~1b)"),
+        (schema(json!({ "anyOf": [{}, { "items": { "if": {}, "then": {} } }] })), "(at #/anyOf/1/items)"),
+        (schema(json!({ "items": [{ "contains": {} }] })), "contains"),
+        (schema(json!({ "type": "object", "minProperties": 2 })), "minProperties"),
+        (schema(json!({ "items": { "minProperties": 3, "required": ["a"] } })), "(at #/items)"),
+        (schema(json!({ "maximum": 18446744073709551615u64 })), "maximum"),
         (schema(json!({ "type": "strange" })), "strange"),
         (schema(json!({ "$ref": "https://example.com/schema" })), "example.com"),
         (schema(json!(false)), "false"),
