@@ -17,6 +17,7 @@ use crate::grammar::{Grammar, GrammarCompiler, GrammarSource, Vocabulary};
 use crate::model::{ModelConfig, Precision};
 use crate::random::Random;
 use crate::request::{Request, SamplingParams};
+use crate::scheduler::step_plan::{Row, SlotStart};
 use crate::scheduler::{PlannedStep, Scheduler};
 use crate::simulator::{SimulatedModel, SyntheticAnswers};
 use crate::statistics::Distribution;
@@ -52,7 +53,7 @@ pub(super) struct ConstrainedRows {
 #[derive(Debug, Serialize)]
 pub(super) struct MaskFigures {
     rows: usize,
-    /// CPU time of the masks of a step, with the matchers' progress.
+    /// CPU time of the masks of a step.
     masks: f64,
     /// The 99th percentile of that.
     p99: f64,
@@ -81,28 +82,19 @@ impl ConstrainedRows {
         Ok(Self { cost, answers, grammar, steps: args.tokens, synthetic })
     }
 
+    /// Measures steps of `rows` decoding rows. Answers that end are followed by others.
+    ///
     /// # Errors
     /// The scheduler fails.
     pub(super) fn measure(&self, rows: usize) -> anyhow::Result<MaskFigures> {
-        let (plain, _) = self.run(rows, None)?;
-        let plain = plain.iter().sum::<f64>() / plain.len() as f64;
-        let (times, step) = self.run(rows, Some(&self.grammar))?;
-        let masks = times.iter().sum::<f64>() / times.len() as f64 - plain;
-        let p99 = Distribution::of(times).p99 - plain;
-        Ok(MaskFigures { rows, masks, p99, step, cores: masks / step })
-    }
-
-    /// The CPU time of the model in each step of `rows` decoding rows, and the mean of the modelled times.
-    fn run(&self, rows: usize, grammar: Option<&Arc<Grammar>>) -> anyhow::Result<(Vec<f64>, f64)> {
         let mut model = SimulatedModel::new(self.cost.clone(), self.answers.clone());
         let mut scheduler = Scheduler::new(config(rows, PROMPT, rows));
+        let mut slots: Vec<Option<Arc<SlotStart>>> = vec![None; rows];
         let mut ids = 0..;
         let mut submit = |scheduler: &mut Scheduler, count: usize| {
             for id in ids.by_ref().take(count) {
-                let request = constrained(request(id, PROMPT, 2 * self.steps), grammar);
-                scheduler
-                    .submit(vec![(RequestId(id as u64), request)])
-                    .map_err(|_| anyhow::anyhow!("full"))?;
+                let group = vec![(RequestId(id as u64), self.request(id))];
+                scheduler.submit(group).map_err(|_| anyhow::anyhow!("the queue is full"))?;
             }
             anyhow::Ok(())
         };
@@ -110,19 +102,41 @@ impl ConstrainedRows {
         let (mut times, mut modelled) = (Vec::new(), 0.0);
         while times.len() < self.steps as usize {
             let PlannedStep { plan, rows: planned } = scheduler.plan().context("a request waits")?;
-            let decodes = plan.rows.iter().filter(|row| row.start.is_none() && row.sample).count();
+            for row in plan.rows.iter().filter(|row| row.start.is_some()) {
+                slots[row.slot as usize].clone_from(&row.start);
+            }
             let began = cpu_ms();
+            plan.rows.iter().filter(|row| row.sample).for_each(|row| compute(row, &slots));
+            let took = cpu_ms() - began;
+            // The model finds the masks computed.
             let (output, time) = model.step(&plan);
-            // Answers end in most steps; others take their places.
+            let decodes = plan.rows.iter().filter(|row| row.start.is_none()).count();
             if plan.rows.len() == rows && decodes * 20 >= rows * 19 {
-                times.push(cpu_ms() - began);
+                times.push(took);
                 modelled += time.total() * 1e3;
             }
             let updates = scheduler.commit(planned, output)?;
             submit(&mut scheduler, updates.iter().filter(|(_, update)| update.finish.is_some()).count())?;
         }
         let steps = times.len() as f64;
-        Ok((times, modelled / steps))
+        let (masks, step) = (times.iter().sum::<f64>() / steps, modelled / steps);
+        Ok(MaskFigures { rows, masks, p99: Distribution::of(times).p99, step, cores: masks / step })
+    }
+
+    /// A request with the grammar and with a seed of its own.
+    fn request(&self, id: usize) -> Request {
+        let request = request(id, PROMPT, 2 * self.steps);
+        let (grammar, seed) = (Some(Arc::clone(&self.grammar)), id as u64);
+        let sampling = SamplingParams { grammar, seed, ..SamplingParams::clone(&request.sampling) };
+        Request { sampling: Arc::new(sampling), ..request }
+    }
+}
+
+/// Computes the mask of a row's next token.
+fn compute(row: &Row, slots: &[Option<Arc<SlotStart>>]) {
+    if let Some(start) = &slots[row.slot as usize] {
+        let index = row.position as usize + row.tokens.len() - start.prompt_len;
+        std::hint::black_box(start.grammar.as_ref().and_then(|grammar| grammar.mask(index)));
     }
 }
 
@@ -131,13 +145,6 @@ impl std::fmt::Display for MaskFigures {
         let Self { rows, masks, p99, step, cores } = self;
         write!(f, "{rows:>8} {masks:>10.2} {p99:>10.2} {step:>10.2} {cores:>8.2}")
     }
-}
-
-/// The request with a grammar and a seed of its own.
-fn constrained(mut request: Request, grammar: Option<&Arc<Grammar>>) -> Request {
-    let sampling = SamplingParams { grammar: grammar.cloned(), ..SamplingParams::clone(&request.sampling) };
-    request.sampling = Arc::new(sampling);
-    request
 }
 
 /// The tokenizer's tokens, and pairs of them up to [`VOCAB`]; and the number of these pairs.
