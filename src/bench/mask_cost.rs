@@ -17,7 +17,7 @@ use crate::grammar::{Grammar, GrammarCompiler, GrammarSource, Vocabulary};
 use crate::model::{ModelConfig, Precision};
 use crate::random::Random;
 use crate::request::{Request, SamplingParams};
-use crate::scheduler::step_plan::{Row, SlotStart};
+use crate::scheduler::step_plan::{Row, SlotStart, StepPlan};
 use crate::scheduler::{PlannedStep, Scheduler};
 use crate::simulator::{SimulatedModel, SyntheticAnswers};
 use crate::statistics::Distribution;
@@ -57,7 +57,7 @@ pub(super) struct MaskFigures {
     masks: f64,
     /// The 99th percentile of that.
     p99: f64,
-    /// The modelled time of the step.
+    /// The modelled time of the step's decoding rows.
     step: f64,
     /// Cores that are busy with masks: `masks` divided by `step`.
     cores: f64,
@@ -109,11 +109,12 @@ impl ConstrainedRows {
             plan.rows.iter().filter(|row| row.sample).for_each(|row| compute(row, &slots));
             let took = cpu_ms() - began;
             // The model finds the masks computed.
-            let (output, time) = model.step(&plan);
-            let decodes = plan.rows.iter().filter(|row| row.start.is_none()).count();
-            if plan.rows.len() == rows && decodes * 20 >= rows * 19 {
+            let (output, _) = model.step(&plan);
+            let decodes: Vec<Row> = plan.rows.iter().filter(|row| row.start.is_none()).cloned().collect();
+            // Rows that begin are prompts, without which the device would be faster.
+            if plan.rows.len() == rows && decodes.len() * 2 >= rows {
                 times.push(took);
-                modelled += time.total() * 1e3;
+                modelled += model.predict(&StepPlan { id: plan.id, rows: decodes }).total() * 1e3;
             }
             let updates = scheduler.commit(planned, output)?;
             submit(&mut scheduler, updates.iter().filter(|(_, update)| update.finish.is_some()).count())?;
