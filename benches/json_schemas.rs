@@ -1,12 +1,12 @@
-//! Samples answers to JSON schemas, without a model: at each step the grammar's mask gives the allowed tokens,
-//! and a seeded generator takes one. `scripts/json_schema_suite.py` and `scripts/realistic_schemas.py` run it
+//! Samples answers to JSON schemas, without a model: at each step the grammar's mask gives the allowed
+//! tokens, and a seeded generator takes one. `scripts/json_schema_suite.py` and `scripts/realistic_schemas.py` run it
 //! and validate the answers.
 //!
 //!     cargo bench --bench json_schemas -- MODEL-DIR SCHEMAS OUTPUT
 //!
 //! SCHEMAS is a file of JSON lines, each with a `schema`. OUTPUT has as many lines, each with the `error` of
-//! the compiler, or with `samples`: arrays of the answer's text and of how it ended (`complete`, `cut`, or the
-//! fault).
+//! the compiler, or with `samples`: arrays of the answer's text and of how it ended (`complete`, `cut`, or
+//! the fault).
 
 use std::fmt::Write as _;
 use std::path::Path;

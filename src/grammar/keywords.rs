@@ -95,8 +95,8 @@ pub(super) fn prepare(schema: &mut Value) -> Result<(), GrammarError> {
 fn counts_repeated_names(map: &Map<String, Value>) -> bool {
     let least = map.get("minProperties").and_then(Value::as_u64).unwrap_or(0);
     let required = map.get("required").and_then(Value::as_array).map_or(0, Vec::len) as u64;
-    let is_closed = map.get("additionalProperties") == Some(&Value::Bool(false));
-    least > required + 1 && !(is_closed && !map.contains_key("patternProperties"))
+    let has_more = map.get("additionalProperties") != Some(&Value::Bool(false));
+    least > required + 1 && (has_more || map.contains_key("patternProperties"))
 }
 
 /// The compiler's error for a schema, with the keyword and its path where the text has none.

@@ -116,11 +116,11 @@ pub(super) fn run_rank<D: Device, C: Communicator<D>>(
             let mut outputs = Vec::new();
             let is_last_known = previous.is_none();
             let forward = next.map(|plan| rank.launch_forward(plan, is_last_known)).transpose()?;
-            if let Some(step) = forward.as_ref().filter(|step| rank.needs_last_tokens(&step.plan)) {
-                if let Some(previous) = previous.take() {
-                    outputs.push(rank.finish(previous));
-                    rank.submit_masks(&step.plan, |row| row.tokens == TokenSource::LastSampled);
-                }
+            if let Some(step) = forward.as_ref().filter(|step| rank.needs_last_tokens(&step.plan))
+                && let Some(previous) = previous.take()
+            {
+                outputs.push(rank.finish(previous));
+                rank.submit_masks(&step.plan, |row| row.tokens == TokenSource::LastSampled);
             }
             let launched = forward.map(|step| rank.launch_sampling(step)).transpose()?;
             outputs.extend(previous.take().map(|step| rank.finish(step)));
