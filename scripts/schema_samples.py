@@ -102,9 +102,8 @@ def report(named_schemas, draft, formats, shown):
                 invalid.append((name, why, text, schema))
     complete = ends["complete"]
     print(f"schemas {len(schemas)}, accepted {accepted}, refused {len(schemas) - accepted}")
-    print(
-        f"samples {ends.total()}, complete {complete}, other ends {dict(ends - collections.Counter(complete=complete))}"
-    )
+    others = dict(ends - collections.Counter(complete=complete))
+    print(f"samples {ends.total()}, complete {complete}, other ends {others}")
     print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
     print(f"valid answers with a repeated name in an object: {repeated}")
     for name, error in unchecked.items():
