@@ -33,7 +33,7 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and
+/// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port, recorder, and
 /// the runtime's threads for blocking work.
 const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
@@ -49,7 +49,9 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
         use_one_malloc_arena();
     }
     let workers = config.device.threads().clamp(1, 4);
-    check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
+    let device = &config.device;
+    let device_threads = device.ranks() + device.threads() + device.mask_threads();
+    check_threads(workers + device_threads + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()

@@ -30,7 +30,7 @@ mod size;
 mod spellings;
 
 pub(crate) use api_keys::ApiKey;
-pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
+pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
 pub use chat::ChatArgs;

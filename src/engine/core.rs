@@ -194,6 +194,7 @@ impl EngineCore {
         let output = executor.collect()?;
         let InFlightStep { rows, launched } = self.in_flight.pop_front().expect("a step is in flight");
         self.step_clock.collected(launched, self.clock.now());
+        self.step_clock.waited_for_masks(output.mask_wait);
         Ok(Some(CollectedStep { rows, output }))
     }
 

@@ -106,6 +106,14 @@ impl StepClock {
         self.uncharged = Some((step, now));
     }
 
+    /// Counts a step's wait for masks; 0 if none was late.
+    pub(super) fn waited_for_masks(&self, wait: Duration) {
+        if !wait.is_zero() {
+            self.metrics.late_masks.inc();
+            self.metrics.mask_wait.inc_by(wait.as_secs_f64());
+        }
+    }
+
     /// Charges the step collected last, if that has not been done.
     pub(super) fn charge_collected(&mut self) {
         let Some((step, results_at)) = self.uncharged.take() else { return };

@@ -1,7 +1,8 @@
 //! The state of one sequence's grammar.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
@@ -65,36 +66,64 @@ impl GrammarMatcher {
     /// The mask of token `index` of the answer; `None` where no token can be chosen by the grammar: its
     /// progress is not open. All tokens before `index` must have been given to [`Self::advance`].
     pub fn mask(&self, index: usize) -> Option<TokenMask> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.started(&mut state);
-        if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
-            return Some(Arc::clone(mask));
-        }
-        if state.progress != GrammarProgress::Open || state.consumed != index {
-            return None;
-        }
-        let mask = self.compute(state)?;
-        state.masks.push_back((index, Arc::clone(&mask)));
-        if state.masks.len() > KEPT {
-            state.masks.pop_front();
-        }
-        Some(mask)
+        let next = self.with_state(|state| {
+            if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
+                return Some(Arc::clone(mask));
+            }
+            if state.progress != GrammarProgress::Open || state.consumed != index {
+                return None;
+            }
+            let mask = self.compute(state)?;
+            state.masks.push_back((index, Arc::clone(&mask)));
+            if state.masks.len() > KEPT {
+                state.masks.pop_front();
+            }
+            Some(mask)
+        });
+        next.ok().flatten()
+    }
+
+    /// Whether [`Self::mask`] returns the mask of token `index` at once. `false` as well while another thread
+    /// uses the matcher.
+    pub fn is_ready(&self, index: usize) -> bool {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        state.as_ref().is_some_and(|state| {
+            let is_next = state.progress == GrammarProgress::Open && state.consumed == index;
+            !is_next || state.masks.iter().any(|(at, _)| *at == index)
+        })
     }
 
     /// Consumes token `index` of the answer, unless another rank has given it already. Returns how far the
     /// answer has come with it.
     pub fn advance(&self, index: usize, token: u32) -> GrammarProgress {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.started(&mut state);
-        if state.progress == GrammarProgress::Open && index >= state.consumed {
-            if index == state.consumed {
-                self.consume(state, token);
-            } else {
-                // A token before it was not sampled, or was not given to the matcher.
-                state.progress = GrammarProgress::Failed("a token of the answer is missing".to_owned());
+        let progress = self.with_state(|state| {
+            if state.progress == GrammarProgress::Open && index >= state.consumed {
+                if index == state.consumed {
+                    self.consume(state, token);
+                } else {
+                    // A token before it was not sampled, or was not given to the matcher.
+                    state.progress = failed("a token of the answer is missing");
+                }
             }
-        }
-        state.progress.clone()
+            state.progress.clone()
+        });
+        progress.unwrap_or_else(|failed| failed)
+    }
+
+    /// Works on the state. A panic fails this answer, and not the thread, which works for others as well.
+    fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> Result<T, GrammarProgress> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = catch_unwind(AssertUnwindSafe(|| work(self.started(&mut state))));
+        done.map_err(|_panic| {
+            let text = "the matcher panicked";
+            let (matcher, progress) = (Matcher::new(Err(anyhow::anyhow!(text))), failed(text));
+            *state = Some(State { matcher, consumed: 0, progress: progress.clone(), masks: VecDeque::new() });
+            progress
+        })
     }
 
     fn started<'a>(&self, state: &'a mut Option<State>) -> &'a mut State {
@@ -141,6 +170,10 @@ impl GrammarMatcher {
         }
         Some(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].into())
     }
+}
+
+fn failed(text: &str) -> GrammarProgress {
+    GrammarProgress::Failed(text.to_owned())
 }
 
 fn progress(matcher: &Matcher) -> GrammarProgress {

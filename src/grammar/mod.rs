@@ -9,11 +9,14 @@
 
 mod compiler;
 mod gbnf;
+mod json_options;
+mod keywords;
 mod limits;
 mod matcher;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
 pub use gbnf::gbnf_to_lark;
+pub use json_options::JsonOptions;
 pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
 
 use std::fmt;

@@ -174,7 +174,7 @@ impl FakeModel {
             self.write(row, plan.id);
         }
         let rows = plan.rows.iter().map(|row| self.read(row, plan.id)).collect();
-        StepOutput { id: plan.id, rows }
+        StepOutput { id: plan.id, rows, ..StepOutput::default() }
     }
 
     fn write(&mut self, row: &Row, step: u64) {

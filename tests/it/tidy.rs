@@ -58,6 +58,9 @@ const BOUNDARIES: [(&str, &[&str]); 27] = [
     (
         "bench",
         &[
+            "text",
+            "grammar",
+            "simulator",
             "request",
             "engine",
             "scheduler",

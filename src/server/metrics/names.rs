@@ -136,6 +136,16 @@ pub const NAMES: &[MetricInfo] = &[
         "Time of a step divided by its predicted time, from the cost model or, without one, from \
          earlier steps",
     ),
+    counter(
+        "octant_grammar_late_steps_total",
+        &[],
+        "Steps for which the device waited because the mask of a constrained answer was late",
+    ),
+    counter(
+        "octant_grammar_wait_seconds_total",
+        &[],
+        "Time for which the device waited for masks of constrained answers",
+    ),
     counter("octant_prefill_seconds_total", &[], "Device time for prompts and recomputation"),
     counter("octant_decode_seconds_total", &[], "Device time for generation"),
     counter(
