@@ -7,6 +7,7 @@
 //! Nothing here waits for a client: the caller pulls a [`Generation`]. Dropping it, or a stop string, aborts
 //! the engine's requests, which frees their KV blocks within the step.
 
+mod ask;
 mod choice;
 mod prompt;
 
@@ -17,66 +18,17 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-pub use choice::{Candidate, FinishReason, Scored};
+pub use ask::{Ask, MaxTokens, OutputRules, Truncate};
+pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
-use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
+use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, TokenRules, Vocabulary};
 use crate::machine;
 pub use crate::request::Cost;
-use crate::request::{Reject, Request, SamplingParams, StopRules, Tenant, Update};
+use crate::request::{Reject, Request, StopRules, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
 use choice::Choice;
-
-/// A validated request, with every default resolved.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    /// One conversation, or one or more texts.
-    pub prompts: Prompts,
-    /// Choices per prompt. Choice `i` samples with the seed plus `i`; greedy choices are equal.
-    pub n: u32,
-    /// Sampling parameters; the seed is that of choice 0.
-    pub sampling: SamplingParams,
-    /// The most tokens of a choice.
-    pub max_tokens: MaxTokens,
-    /// Token ids that end a choice.
-    pub stop_ids: Vec<u32>,
-    /// Rules for the output text.
-    pub output: OutputRules,
-    /// A smaller priority runs first.
-    pub priority: i32,
-    /// The tenant of the request.
-    pub tenant: Tenant,
-    /// Requests share cached prefixes only within one salt.
-    pub cache_salt: Option<Arc<str>>,
-    /// The constraint on the answer.
-    pub grammar: Option<GrammarSource>,
-}
-
-/// The most tokens of a choice.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MaxTokens {
-    /// This number; a prompt that leaves less room in the context is refused.
-    Exactly(u32),
-    /// This number or the rest of the context, whichever is less; a prompt that leaves no room is refused.
-    UpTo(u32),
-}
-
-/// Rules for a choice's output text.
-#[derive(Debug, Clone)]
-pub struct OutputRules {
-    /// Stop strings: texts that end a choice. They match only after `min_tokens` tokens.
-    pub stop: Vec<String>,
-    /// Includes the stop string, or the text of the stop id, in the output.
-    pub include_stop: bool,
-    /// Leaves special tokens out of the text.
-    pub skip_special: bool,
-    /// Puts the prompt before the output, with its log-probabilities if they are asked for.
-    pub echo: bool,
-    /// Reports the log-probability of a stop id too, whose text is not part of the output. Clients that score
-    /// prompts by echo expect one entry per generated token.
-    pub score_stop_id: bool,
-}
 
 /// Why a request was refused before anything was generated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -149,6 +101,10 @@ pub struct Delta {
     pub text: String,
     /// Log-probabilities of the tokens whose text is complete now.
     pub scored: Vec<Scored>,
+    /// Ids of the tokens generated, if they are asked for.
+    pub ids: Vec<u32>,
+    /// Set on the first delta with a token or with the finish, if anything of it is asked for.
+    pub prompt: Option<Box<PromptReport>>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
     /// The choice's cost so far.
@@ -206,6 +162,11 @@ impl Generator {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// Whether the chat template reads a variable of this name.
+    pub fn template_reads(&self, variable: &str) -> bool {
+        self.template.as_ref().is_some_and(|template| template.reads(variable))
     }
 
     /// Number of token ids that both the tokenizer and the model have.
@@ -279,10 +240,15 @@ impl Generator {
         // Checked before tokenising, which is the most expensive part of a refusal.
         self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
-        let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        if let Some(truncate) = ask.truncate {
+            let most = self.kept_tokens(truncate, ask.max_tokens);
+            prompts.iter_mut().for_each(|prompt| prompt.keep_last(most));
+        }
         if let Some(source) = ask.grammar.take() {
             ask.sampling.grammar = Some(self.compile(source).await?);
         }
+        self.add_token_rules(&mut ask).await?;
         let mut requests = Vec::new();
         let mut choices = Vec::new();
         let mut most = 0;
@@ -291,7 +257,7 @@ impl Generator {
             most = max_tokens.max(most);
             for i in 0..ask.n {
                 requests.push(request(prompt, i, max_tokens, &ask));
-                choices.push(Choice::new(&self.tokenizer, prompt, &ask));
+                choices.push(Choice::new(&self.tokenizer, prompt, &ask, i == 0));
             }
         }
         let submitted = Instant::now();
@@ -312,6 +278,30 @@ impl Generator {
             submitted,
             max_tokens: most,
         })
+    }
+
+    /// Adds `bad_words` and `allowed_tokens` to the constraint on the answer.
+    async fn add_token_rules(&self, ask: &mut Ask) -> Result<(), Refusal> {
+        let (words, allowed) = (std::mem::take(&mut ask.bad_words), ask.allowed_tokens.take());
+        if words.is_empty() && allowed.is_none() {
+            return Ok(());
+        }
+        let (tokenizer, vocab) = (Arc::clone(&self.tokenizer), self.vocab_size());
+        let sequences = blocking(&self.tokenizing, move || prompt::bad_words(&tokenizer, &words)).await??;
+        let rules = TokenRules::new(vocab, allowed.as_deref(), sequences);
+        let grammar = Grammar::with_rules(ask.sampling.grammar.as_deref(), rules, vocab);
+        ask.sampling.grammar = Some(Arc::new(grammar));
+        Ok(())
+    }
+
+    /// The most tokens that are kept of a prompt.
+    fn kept_tokens(&self, truncate: Truncate, max_tokens: MaxTokens) -> usize {
+        let limit = self.engine.config().max_sequence_tokens();
+        match (truncate, max_tokens) {
+            (Truncate::Last(tokens), _) => tokens as usize,
+            (Truncate::Fit, MaxTokens::Exactly(tokens)) => limit.saturating_sub(tokens as usize).max(1),
+            (Truncate::Fit, MaxTokens::UpTo(_)) => limit.saturating_sub(1).max(1),
+        }
     }
 
     /// The most tokens of each choice of a prompt with `prompt` tokens.
@@ -368,9 +358,12 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
     sampling.seed = sampling.seed.wrapping_add(u64::from(choice));
     // The engine takes a request for no tokens only if it scores the prompt.
     let score_only = (max_tokens == 0).then_some(0);
+    let echo = ask.output.echo.then_some(sampling.logprobs.or(score_only)).flatten();
+    // All choices of a prompt would report the same.
+    let report = ask.prompt_logprobs.filter(|_| choice == 0);
     Request {
         prompt: Arc::clone(&prompt.ids),
-        prompt_logprobs: ask.output.echo.then_some(sampling.logprobs.or(score_only)).flatten(),
+        prompt_logprobs: echo.max(report),
         sampling: Arc::new(sampling),
         stop: StopRules { max_tokens, stop_ids: ask.stop_ids.clone() },
         priority: ask.priority,

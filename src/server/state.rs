@@ -14,7 +14,7 @@ use super::metrics::Metrics;
 use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
 use super::system::unix_time;
-use super::validate::Limits;
+use super::validate::{Limits, TEMPLATE_FIELDS};
 use crate::generation::Generator;
 
 /// State shared by all request handlers.
@@ -61,6 +61,10 @@ impl ServerState {
             vocab_size: generator.vocab_size(),
             eos_ids: settings.eos_ids.clone(),
             defaults: settings.defaults.clone(),
+            template_fields: TEMPLATE_FIELDS
+                .into_iter()
+                .filter(|name| generator.template_reads(name))
+                .collect(),
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),
         };

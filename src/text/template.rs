@@ -206,6 +206,12 @@ impl ChatTemplate {
         self.special_tokens.iter().filter(|(_, value)| marked(value)).map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Whether the template that renders requests without tools reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template("default");
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// Renders a conversation of at least one message.
     ///
     /// # Errors

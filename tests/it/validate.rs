@@ -22,6 +22,7 @@ fn limits() -> Limits {
         vocab_size: 100,
         eos_ids: vec![99],
         defaults,
+        template_fields: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     }

@@ -44,6 +44,7 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         vocab_size: 100,
         eos_ids: vec![99],
         defaults: Default::default(),
+        template_fields: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     };
