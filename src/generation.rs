@@ -165,7 +165,7 @@ impl Generator {
     }
 
     /// Whether the chat template reads a variable of this name.
-    pub fn template_reads(&self, variable: &str) -> bool {
+    pub(crate) fn template_reads(&self, variable: &str) -> bool {
         self.template.as_ref().is_some_and(|template| template.reads(variable))
     }
 

@@ -51,9 +51,9 @@ pub enum MaxTokens {
 /// How many tokens of a prompt are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Truncate {
-    /// The last so many.
+    /// This number of tokens.
     Last(u32),
-    /// As many as fit the context beside the answer.
+    /// The most tokens that fit the context beside the answer.
     Fit,
 }
 

@@ -126,8 +126,8 @@ fn one_text(
     Ok(Prompt { ids: all.into(), text: Some(written), added, ranges })
 }
 
-/// The tokens of each word, as vLLM takes them: those of the word alone, and those after a space if they are as
-/// many and begin otherwise.
+/// The tokens of each word, as vLLM takes them: those of the word alone, and those after a space if their
+/// number is the same and the first one is another.
 pub(super) fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<u32>>, Refusal> {
     let mut all = Vec::with_capacity(2 * words.len());
     for word in words {

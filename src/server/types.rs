@@ -130,8 +130,8 @@ request_fields! {
         stop: Any = any("a string or an array of strings", stop);
         /// Token ids that end the answer.
         stop_token_ids: List = list(0, 64, "token ids", token_id).default("[]");
-        /// Texts that never occur in the answer, as vLLM finds them: the tokens of each text alone and after a
-        /// space.
+        /// Texts that never occur in the answer, found as in vLLM: by the tokens that each has alone and after
+        /// a space.
         bad_words: List = list(0, MAX_BAD_WORDS, "texts", bad_word).default("[]");
         /// The only token ids that may occur in the answer. It ends before `max_tokens` only if they contain
         /// an id that ends it.
@@ -157,8 +157,8 @@ request_fields! {
         /// The variable `reasoning_effort` of the chat template. Named in `x-ignored-fields` if the template
         /// does not read it.
         reasoning_effort: Text = text_of(1, MAX_LEVEL_CHARS);
-        /// The variable `verbosity` of the chat template. Named in `x-ignored-fields` if the template does not
-        /// read it.
+        /// The variable `verbosity` of the chat template. Named in `x-ignored-fields` if the template does
+        /// not read it.
         verbosity: Text = text_of(1, MAX_LEVEL_CHARS);
         /// Whether the reply is a stream of server-sent events.
         stream: Flag = flag().default("false");

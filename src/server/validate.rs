@@ -35,7 +35,8 @@ use super::types::{
 use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, Truncate};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
-pub use limits::{Defaults, Limits, TEMPLATE_FIELDS};
+pub(crate) use limits::TEMPLATE_FIELDS;
+pub use limits::{Defaults, Limits};
 use values::token_ids;
 
 /// A validated request: every value is in range and every default is filled in.

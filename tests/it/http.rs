@@ -115,3 +115,4 @@ mod openapi;
 mod routes;
 mod streams;
 pub mod test_server;
+mod token_fields;

@@ -1,7 +1,7 @@
 //! Properties of the server that requests are validated against. Fixed limits are in the tables of fields.
 
 /// Fields that are variables of chat templates.
-pub const TEMPLATE_FIELDS: [&str; 2] = ["reasoning_effort", "verbosity"];
+pub(crate) const TEMPLATE_FIELDS: [&str; 2] = ["reasoning_effort", "verbosity"];
 
 /// Sampling values for fields that the client leaves out, from the model's `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]
