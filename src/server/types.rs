@@ -130,8 +130,8 @@ request_fields! {
         stop: Any = any("a string or an array of strings", stop);
         /// Token ids that end the answer.
         stop_token_ids: List = list(0, 64, "token ids", token_id).default("[]");
-        /// Texts that never occur in the answer, found as in vLLM: by the tokens that each has alone and after
-        /// a space.
+        /// Texts that never occur in the answer, found as in vLLM: by the tokens that each text has alone and
+        /// after a space.
         bad_words: List = list(0, MAX_BAD_WORDS, "texts", bad_word).default("[]");
         /// The only token ids that may occur in the answer. It ends before `max_tokens` only if they contain
         /// an id that ends it.

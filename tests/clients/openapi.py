@@ -1,5 +1,6 @@
-"""Checks the OpenAPI document of an Octant server, started here over simulated GPUs: it is valid, and for bodies that
-schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has the documented form.
+"""Checks the OpenAPI document of an Octant server, started here over simulated GPUs: it is valid, and for
+bodies that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has
+the documented form.
 
     openapi.py OCTANT_BINARY MODEL_DIRECTORY
 
@@ -17,8 +18,8 @@ import urllib.request
 
 from openapi_spec_validator import validate
 
-# Most bodies that the document allows are served. Ids beyond the model's vocabulary and names of other models are not,
-# which the document cannot say.
+# Most bodies that the document allows are served. Ids beyond the model's vocabulary and names of other models
+# are not, which the document cannot say.
 CHECKS = [
     "not_a_server_error",
     "status_code_conformance",
@@ -38,7 +39,7 @@ def main() -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [binary, "serve", "--model", model, "--device", "simulate", "-tp", "1", "--simulate-pace", "0"]
-    command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0", "--log", "warn"]
+    command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0", "--log-level", "error"]
     server = subprocess.Popen(command)
     try:
         url = f"http://127.0.0.1:{port}/openapi.json"
@@ -49,7 +50,7 @@ def main() -> int:
         tester = pathlib.Path(sys.executable).with_name("schemathesis")
         run = [tester, "--config-file", CONFIG, "run", url, "--checks", ",".join(CHECKS), "--no-color"]
         run += ["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"]
-        run += ["--include-method", "POST", "--continue-on-failure", "--warnings", "off", "--workers", "2"]
+        run += ["--include-method", "POST", "--continue-on-failure", "--warnings", "off"]
         return subprocess.run(run, timeout=300).returncode
     finally:
         server.send_signal(signal.SIGTERM)
