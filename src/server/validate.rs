@@ -183,25 +183,14 @@ fn finish(
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
     let stop = stop_strings(wire.stop.as_ref())?;
-    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
-    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
-    if !wire.ignore_eos.unwrap_or(false) {
-        stop_ids.extend(&limits.eos_ids);
-    }
-    stop_ids.sort_unstable();
-    stop_ids.dedup();
+    let stop_ids = stop_ids(&wire, limits)?;
     let sampling = SamplingParams {
         min_tokens: min_tokens(&wire, route.max_tokens)?,
         barred: stop_ids.clone(),
         logprobs: route.logprobs,
         ..sampling::params(&wire, limits, fresh_seed)?
     };
-    let priority = wire.priority.unwrap_or(0) as i32;
-    // Where keys have priorities, a request can lower its own priority and cannot raise it.
-    if limits.keys_have_priorities && priority < 0 {
-        let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
-        return Err(ApiError::invalid("priority", text));
-    }
+    let priority = priority(&wire, limits)?;
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
@@ -250,6 +239,29 @@ fn finish(
         grammar_path: path.unwrap_or_default(),
         ignored: wire.ignored,
     })
+}
+
+/// The ids that end an answer, in order.
+fn stop_ids(wire: &CommonFields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
+    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
+    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
+    if !wire.ignore_eos.unwrap_or(false) {
+        stop_ids.extend(&limits.eos_ids);
+    }
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    Ok(stop_ids)
+}
+
+/// The request's priority. Where keys have priorities, a request can lower its own and cannot raise it.
+fn priority(wire: &CommonFields, limits: &Limits) -> Result<i32, ApiError> {
+    match wire.priority.unwrap_or(0) as i32 {
+        priority if limits.keys_have_priorities && priority < 0 => {
+            let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
+            Err(ApiError::invalid("priority", text))
+        }
+        priority => Ok(priority),
+    }
 }
 
 /// The served name of the model that the client asks for; the first one if it names none. Clients made for
