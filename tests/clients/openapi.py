@@ -52,7 +52,8 @@ def main() -> int:
         run = [tester, "run", url, "--checks", ",".join(CHECKS), "--no-color"]
         run += ["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"]
         run += ["--include-method", "POST", "--continue-on-failure", "--warnings", "off"]
-        return subprocess.run(run, env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}, timeout=300).returncode
+        environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
+        return subprocess.run(run, env=environment, timeout=300).returncode
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
