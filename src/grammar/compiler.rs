@@ -93,8 +93,10 @@ impl GrammarCompiler {
             let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
             thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
         });
-        let initial = Mutex::new(compiled.map_err(|error| explained(error, source))?);
-        let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
+        let initial = compiled.map_err(|error| explained(error, source))?;
+        let initial = Some(Arc::new(Mutex::new(initial)));
+        let (source, vocab) = (Some(source.clone()), self.vocab);
+        let grammar = Arc::new(Grammar { source, initial, rules: None, vocab });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.push_front(Arc::clone(&grammar));
         cache.truncate(CACHED);
@@ -130,7 +132,7 @@ impl GrammarCompiler {
 
     fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = cache.iter().position(|grammar| grammar.source() == source)?;
+        let at = cache.iter().position(|grammar| grammar.source() == Some(source))?;
         let found = cache.remove(at)?;
         cache.push_front(Arc::clone(&found));
         Some(found)

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 
+use super::token_rules::all;
 use super::{Grammar, is_dead_end, short};
 
 /// A bit for each token id, in words of 32 ids, lowest bit first: whether the token may come next.
@@ -48,7 +49,10 @@ pub struct GrammarMatcher {
 }
 
 struct State {
-    matcher: Matcher,
+    /// `None` if only rules constrain the answer.
+    matcher: Option<Matcher>,
+    /// The end of the answer, as far as rules depend on it.
+    end: Vec<u32>,
     /// Tokens of the answer that the matcher has consumed.
     consumed: usize,
     progress: GrammarProgress,
@@ -119,9 +123,14 @@ impl GrammarMatcher {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let done = catch_unwind(AssertUnwindSafe(|| work(self.started(&mut state))));
         done.map_err(|_panic| {
-            let text = "the matcher panicked";
-            let (matcher, progress) = (Matcher::new(Err(anyhow::anyhow!(text))), failed(text));
-            *state = Some(State { matcher, consumed: 0, progress: progress.clone(), masks: VecDeque::new() });
+            let progress = failed("the matcher panicked");
+            *state = Some(State {
+                matcher: None,
+                consumed: 0,
+                end: Vec::new(),
+                progress: progress.clone(),
+                masks: VecDeque::new(),
+            });
             progress
         })
     }
@@ -129,7 +138,8 @@ impl GrammarMatcher {
     fn started<'a>(&self, state: &'a mut Option<State>) -> &'a mut State {
         state.get_or_insert_with(|| {
             let (matcher, masks) = (self.grammar.start(), VecDeque::new());
-            let mut state = State { matcher, consumed: 0, progress: GrammarProgress::Open, masks };
+            let mut state =
+                State { matcher, end: Vec::new(), consumed: 0, progress: GrammarProgress::Open, masks };
             for token in &self.before {
                 self.consume(&mut state, *token);
             }
@@ -143,32 +153,52 @@ impl GrammarMatcher {
             state.progress = GrammarProgress::Complete;
             return;
         }
-        match state.matcher.consume_token(token) {
-            Ok(()) => state.progress = progress(&state.matcher),
+        if let Some(rules) = &self.grammar.rules {
+            state.end.push(token);
+            state.end.drain(..state.end.len().saturating_sub(rules.depth()));
+        }
+        let Some(matcher) = &mut state.matcher else { return };
+        match matcher.consume_token(token) {
+            Ok(()) => state.progress = progress(matcher),
             Err(error) => state.progress = GrammarProgress::Failed(short(&error)),
         }
     }
 
     /// Computes the next mask. Without one, the state's progress says why.
     fn compute(&self, state: &mut State) -> Option<TokenMask> {
-        let computed =
-            state.matcher.compute_mask().and_then(|mask| Ok((mask, state.matcher.is_accepting()?)));
-        let (mut mask, accepting) = match computed {
-            Ok(computed) => computed,
-            Err(error) => {
-                state.progress = match is_dead_end(&error) {
-                    true => GrammarProgress::Stuck,
-                    false => GrammarProgress::Failed(short(&error)),
-                };
+        let mut mask = match &mut state.matcher {
+            None => all(self.grammar.vocab),
+            Some(matcher) => match self.compute_grammar(matcher) {
+                Ok(mask) => mask,
+                Err(progress) => {
+                    state.progress = progress;
+                    return None;
+                }
+            },
+        };
+        if let Some(rules) = &self.grammar.rules {
+            rules.apply(&mut mask, &state.end);
+            if mask.iter().all(|word| *word == 0) {
+                state.progress = GrammarProgress::Stuck;
                 return None;
             }
-        };
+        }
+        Some(mask.into())
+    }
+
+    /// Computes the mask of the grammar alone.
+    fn compute_grammar(&self, matcher: &mut Matcher) -> Result<Vec<u32>, GrammarProgress> {
+        let computed = matcher.compute_mask().and_then(|mask| Ok((mask, matcher.is_accepting()?)));
+        let (mut mask, accepting) = computed.map_err(|error| match is_dead_end(&error) {
+            true => GrammarProgress::Stuck,
+            false => GrammarProgress::Failed(short(&error)),
+        })?;
         for id in self.stop_ids.iter().filter(|id| (**id as usize) < self.grammar.vocab) {
             if accepting {
                 mask.allow_token(*id);
             }
         }
-        Some(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].into())
+        Ok(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].to_vec())
     }
 }
 

@@ -15,7 +15,7 @@ use super::state::ServerState;
 use super::system::{random_u64, unix_time};
 use super::validate::ValidRequest;
 use crate::engine::{QueuePermit, SubmitOptions};
-use crate::generation::{Delta, Failure, Generation, Refusal};
+use crate::generation::{Delta, Failure, Generation, Refusal, Usage};
 
 /// How long to wait for the final cost of aborted choices, which the engine reports with its next step.
 const FINAL_COST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +54,16 @@ pub(crate) async fn start(
     record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
     let ValidRequest {
-        model, ask, timeout: within, include_usage, include_cost, logprobs, grammar_path, ..
+        model,
+        ask,
+        timeout: within,
+        include_usage,
+        continuous_usage,
+        names_ids,
+        include_cost,
+        logprobs,
+        grammar_path,
+        ..
     } = valid;
     let id = format!("{}-{:016x}{:016x}", format.id_prefix(), random_u64()?, random_u64()?);
     let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
@@ -65,7 +74,7 @@ pub(crate) async fn start(
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
     let admitted = AdmittedRequest { id: id.clone(), record, key, arrived: Instant::now() };
-    let options = ReplyOptions { logprobs, include_usage, include_cost };
+    let options = ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost };
     let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {
         state.metrics.refused(&refusal);
@@ -103,6 +112,13 @@ impl TrackedGeneration {
         self.generation.choices()
     }
 
+    /// Token counts of a choice that has generated this many tokens.
+    pub(crate) fn usage_of(&self, index: usize, completion_tokens: usize) -> Usage {
+        let prompt_tokens = self.generation.prompt_lengths().nth(index).unwrap_or_default();
+        let cached_tokens = self.generation.usage().cached_tokens.min(prompt_tokens);
+        Usage { prompt_tokens, completion_tokens, cached_tokens }
+    }
+
     /// JSON of the chunk with usage and cost so far, if the request asked for either.
     pub(crate) fn final_chunk(&self) -> Option<String> {
         self.builder.final_chunk(self.generation.usage(), self.generation.cost())
@@ -119,7 +135,10 @@ impl TrackedGeneration {
             let delta = step?;
             choices[delta.index].push(delta);
         }
-        Ok(self.builder.complete(choices, self.generation.usage(), self.generation.cost()))
+        Ok({
+            let (n, usage) = (self.generation.n(), self.generation.usage());
+            self.builder.complete(choices, n, usage, self.generation.cost())
+        })
     }
 
     /// Records a failure and returns its error. [`ApiError::EngineFailed`], which clients retry, is used only

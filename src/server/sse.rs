@@ -35,6 +35,7 @@ const MAX_PIECE: usize = 16 << 10;
 pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Response<Body> {
     let events = EventStream {
         role_sent: vec![false; generation.choices()],
+        generated: vec![0; generation.choices()],
         generation,
         stage: StreamStage::Running,
         keep_alive,
@@ -63,6 +64,8 @@ struct EventStream {
     generation: TrackedGeneration,
     /// For each choice, whether a chunk with its role has been sent.
     role_sent: Vec<bool>,
+    /// For each choice, the number of its tokens so far.
+    generated: Vec<usize>,
     stage: StreamStage,
     keep_alive: Duration,
     /// Fires at or before `last_sent + keep_alive`. To reset the timer for every event would cost more.
@@ -124,10 +127,12 @@ impl EventStream {
         let builder = &self.generation.builder;
         match step {
             Some(Ok(delta)) => {
-                let role_sent = &mut self.role_sent[delta.index];
-                for choice in builder.chunks(delta, role_sent) {
+                let index = delta.index;
+                self.generated[index] += delta.tokens as usize;
+                let usage = self.generation.usage_of(index, self.generated[index]);
+                for chunk in builder.chunks(delta, &mut self.role_sent[index]) {
                     out.extend_from_slice(b"data: ");
-                    builder.write_chunk(&choice, out);
+                    builder.write_chunk(&chunk, usage, out);
                     out.extend_from_slice(b"\n\n");
                 }
             }

@@ -14,7 +14,7 @@ use super::metrics::Metrics;
 use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
 use super::system::unix_time;
-use super::validate::Limits;
+use super::validate::{Limits, TEMPLATE_FIELDS};
 use crate::generation::{ChatTemplate, Generator};
 use crate::tools::{ToolFormat, ToolSupport};
 
@@ -74,6 +74,10 @@ impl ServerState {
             eos_ids: settings.eos_ids.clone(),
             tools: generator.template().map(|template| tool_support(template, settings.tool_format)),
             defaults: settings.defaults.clone(),
+            template_fields: TEMPLATE_FIELDS
+                .into_iter()
+                .filter(|name| generator.template_reads(name))
+                .collect(),
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),
         };

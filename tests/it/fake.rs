@@ -230,6 +230,8 @@ impl FakeModel {
         let grammar = slot.start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
         let grammar = grammar.unwrap_or_default();
         if grammar == GrammarProgress::Stuck {
+            // The sequence's next row may be in flight.
+            slot.last = Some((0, step));
             return RowOutput { scores, grammar, ..RowOutput::default() };
         }
         slot.last = Some((token, step));

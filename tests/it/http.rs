@@ -117,4 +117,5 @@ mod page;
 mod routes;
 mod streams;
 pub mod test_server;
+mod token_fields;
 mod tools;

@@ -111,9 +111,19 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Answer::Json(schema) => json!({ "application/json": { "schema": schema(schemas) } }),
         Answer::Text(kind) => json!({ *kind: { "schema": { "type": "string" } } }),
         Answer::JsonOrEvents(reply, chunk) => {
-            let about = "Server-sent events: `data: ` and a chunk as JSON, and `data: [DONE]` at the end. \
-                         If the generation fails, the last event is an error instead.";
-            let events = json!({ "type": "string", "description": about, "x-octant-event": chunk(schemas) });
+            let about = "Server-sent events, each of this form: a chunk as JSON, and `[DONE]` at the end. If \
+                         the generation fails, the last event is an error instead.";
+            let data = json!({
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": chunk(schemas),
+            });
+            let events = json!({
+                "type": "object",
+                "description": about,
+                "properties": { "data": data },
+                "required": ["data"],
+            });
             json!({
                 "application/json": { "schema": reply(schemas) },
                 "text/event-stream": { "schema": events },

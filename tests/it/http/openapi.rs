@@ -45,6 +45,7 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         eos_ids: vec![99],
         tools: None,
         defaults: Default::default(),
+        template_fields: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     };
