@@ -277,7 +277,7 @@ impl Generator {
         // Tokens that the engine computes after a stop string are wasted.
         options.flush_every_token |= !ask.output.stop.is_empty();
         // Checked before tokenising, which is the most expensive part of a refusal.
-        self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
+        permit.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
         let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
         if let Some(source) = ask.grammar.take() {
@@ -376,6 +376,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
         priority: ask.priority,
         tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
+        batch: false,
     }
 }
 

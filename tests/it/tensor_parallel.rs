@@ -159,6 +159,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
     };
     let prompts = golden(name).prompts;
     let all = prompts.iter().map(|prompt| answer(&handle, ask(prompt)));
@@ -253,6 +254,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         prompt_len: 2,
         tokens: vec![5, 6],
         prompt_logprobs: None,
+        batch: false,
         grammar: None,
     };
     let row = Row {
