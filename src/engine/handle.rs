@@ -177,6 +177,11 @@ impl QueuePermit {
         Ok(self)
     }
 
+    /// Whether the permit is for a line of a batch.
+    pub(crate) fn is_batch(&self) -> bool {
+        self.batch
+    }
+
     /// Refuses a request that must wait too long even if its prompt has one token, by the last published
     /// stats. The engine's thread checks again with the prompt's tokens.
     ///

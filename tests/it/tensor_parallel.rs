@@ -254,7 +254,6 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         prompt_len: 2,
         tokens: vec![5, 6],
         prompt_logprobs: None,
-        batch: false,
         grammar: None,
     };
     let row = Row {

@@ -1,0 +1,183 @@
+//! The routes of batches: creation, list, cancellation.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+
+use super::body;
+use super::error::ApiError;
+use super::fields::{Fields, missing};
+use super::files::{QueryPairs, blocking, list, no_file, owner, page, pairs, path_id, settings};
+use super::state::ServerState;
+use crate::batch::{BatchRecord, Endpoint, LineError, NewBatch, Purpose, Runner, Status};
+
+type Shared = State<Arc<ServerState>>;
+type PathId = Result<Path<String>, PathRejection>;
+/// The runner; `None` if the server keeps no batches.
+pub(super) type RunnerExtension = Extension<Option<Arc<Runner>>>;
+
+/// Batches of a page, if the client does not say how many, and at most.
+const PAGE: (usize, usize) = (20, 100);
+/// The most pairs of a batch's metadata.
+const MAX_PAIRS: usize = 16;
+/// The most characters of a key and of a value of the metadata.
+const MAX_KEY: usize = 64;
+const MAX_VALUE: usize = 512;
+
+fn no_batch(id: &str) -> String {
+    format!("No batch found with id '{id}'.")
+}
+
+fn describe(batch: &BatchRecord) -> Value {
+    let error = |error: &LineError| json!({ "code": error.code, "message": error.message, "line": error.line, "param": error.param });
+    let errors: Vec<Value> = batch.errors.iter().map(error).collect();
+    let errors = (!errors.is_empty()).then(|| json!({ "object": "list", "data": errors }));
+    json!({
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint.as_str(),
+        "errors": errors,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": batch.status.as_str(),
+        "output_file_id": batch.has_output.then_some(&batch.output_file_id),
+        "error_file_id": batch.has_errors.then_some(&batch.error_file_id),
+        "created_at": batch.created_at,
+        "in_progress_at": batch.entered(Status::InProgress),
+        "expires_at": batch.expires_at,
+        "finalizing_at": batch.entered(Status::Finalizing),
+        "completed_at": batch.entered(Status::Completed),
+        "failed_at": batch.entered(Status::Failed),
+        "expired_at": batch.entered(Status::Expired),
+        "cancelling_at": batch.entered(Status::Cancelling),
+        "cancelled_at": batch.entered(Status::Cancelled),
+        "request_counts": { "total": batch.total, "completed": batch.completed, "failed": batch.failed },
+        "metadata": batch.metadata,
+    })
+}
+
+pub(super) async fn create(
+    State(state): Shared,
+    Extension(runner): RunnerExtension,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let settings = settings(&state)?;
+    let owner = owner(request.extensions());
+    let body = body::parse(body::read(request, &state).await?, &state).await?;
+    let new = read(Fields::new(body), owner)?;
+    let (store, now, input) = (Arc::clone(&settings.store), (settings.clock)(), new.input_file_id.clone());
+    let created = blocking(
+        move || {
+            let purpose = store.file(&new.owner, &new.input_file_id)?.purpose;
+            if purpose == Purpose::Batch { store.create_batch(new, now).map(Some) } else { Ok(None) }
+        },
+        || no_file(&input),
+    );
+    let batch = created.await?.ok_or_else(|| {
+        ApiError::invalid("input_file_id", "expected a file of the purpose batch, got batch_output")
+    })?;
+    if let Some(runner) = runner {
+        runner.start(batch.id.clone());
+    }
+    Ok(Json(describe(&batch)))
+}
+
+/// Reads the body of a creation.
+fn read(mut fields: Fields, owner: String) -> Result<NewBatch, ApiError> {
+    let input_file_id = fields.string("input_file_id")?;
+    let input_file_id = input_file_id.ok_or_else(|| missing("input_file_id", "the id of a file"))?;
+    let known = Endpoint::ALL.map(Endpoint::as_str).join(" or ");
+    let endpoint = fields.string("endpoint")?.ok_or_else(|| missing("endpoint", &known))?;
+    let endpoint = Endpoint::ALL.into_iter().find(|known| known.as_str() == endpoint).ok_or_else(|| {
+        let got: String = endpoint.chars().take(100).collect();
+        ApiError::invalid("endpoint", format!("expected {known}, got \"{got}\""))
+    })?;
+    let window = fields.string("completion_window")?.ok_or_else(|| missing("completion_window", "24h"))?;
+    if window != "24h" {
+        let got: String = window.chars().take(100).collect();
+        return Err(ApiError::invalid("completion_window", format!("expected 24h, got \"{got}\"")));
+    }
+    if fields.value("output_expires_after").is_some() {
+        let text = "files of results do not expire; delete them";
+        return Err(ApiError::unsupported("output_expires_after", text));
+    }
+    let metadata = fields.object("metadata")?.map(metadata).transpose()?;
+    Ok(NewBatch { owner, endpoint, input_file_id, metadata })
+}
+
+fn metadata(fields: Fields) -> Result<BTreeMap<String, String>, ApiError> {
+    let map = fields.into_map();
+    if map.len() > MAX_PAIRS {
+        let text = format!("expected at most {MAX_PAIRS} pairs, got {}", map.len());
+        return Err(ApiError::invalid("metadata", text));
+    }
+    let pair = |(key, value): (String, Value)| {
+        let Value::String(value) = value else {
+            return Err(ApiError::invalid("metadata", "expected values that are strings"));
+        };
+        if key.chars().count() > MAX_KEY || value.chars().count() > MAX_VALUE {
+            let text =
+                format!("expected keys of at most {MAX_KEY} and values of at most {MAX_VALUE} characters");
+            return Err(ApiError::invalid("metadata", text));
+        }
+        Ok((key, value))
+    };
+    map.into_iter().map(pair).collect()
+}
+
+pub(super) async fn list_batches(
+    State(state): Shared,
+    query: QueryPairs,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let store = Arc::clone(&settings(&state)?.store);
+    let owner = owner(request.extensions());
+    let page = page(&pairs(query)?, PAGE.0, PAGE.1)?;
+    let after = page.after.clone().unwrap_or_default();
+    let (batches, has_more) = blocking(move || store.batches(&owner, &page), || no_batch(&after)).await?;
+    Ok(list(batches.iter().map(describe).collect(), has_more))
+}
+
+pub(super) async fn batch(
+    State(state): Shared,
+    id: PathId,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let store = Arc::clone(&settings(&state)?.store);
+    let (id, owner) = (path_id(id), owner(request.extensions()));
+    let found = blocking(
+        {
+            let id = id.clone();
+            move || store.batch(&owner, &id)
+        },
+        || no_batch(&id),
+    );
+    Ok(Json(describe(&found.await?)))
+}
+
+pub(super) async fn cancel(
+    State(state): Shared,
+    Extension(runner): RunnerExtension,
+    id: PathId,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let settings = settings(&state)?;
+    let (store, now) = (Arc::clone(&settings.store), (settings.clock)());
+    let (id, owner) = (path_id(id), owner(request.extensions()));
+    let marked = blocking(
+        {
+            let id = id.clone();
+            move || store.cancel(&owner, &id, now)
+        },
+        || no_batch(&id),
+    );
+    let batch = marked.await?;
+    if let Some(runner) = runner {
+        runner.cancel(&id);
+    }
+    Ok(Json(describe(&batch)))
+}
