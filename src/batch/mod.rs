@@ -13,14 +13,16 @@
 
 mod disk;
 mod input;
+mod lines;
 mod records;
 mod results;
 mod runner;
 mod store;
 mod upload;
 
+pub(crate) use lines::{Line, Outcome, RunLine};
 pub use records::{BatchRecord, Endpoint, FileRecord, LineError, Purpose, Status};
-pub(crate) use runner::{Line, Outcome, RunLine, Runner};
+pub(crate) use runner::Runner;
 pub use store::Store;
 pub(crate) use store::{NewBatch, PageQuery, StoreError};
 pub(crate) use upload::{MAX_FILE_BYTES, NewFile, Upload};

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::value::RawValue;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::input::{Input, LinePlace};
-use super::records::{BatchRecord, Endpoint, LineError, Status};
+use super::lines::{Line, LineIds, RunLine, RunningLines};
+use super::records::{BatchRecord, LineError, Status};
 use super::results::{Batched, LineOutcome, LineResult, Results};
 use super::store::{Store, new_id};
 
@@ -30,36 +30,6 @@ const DISK_RETRY: Duration = Duration::from_secs(10);
 /// Starts of the server in a row that may end without a shutdown and without a new result of a batch. After
 /// that one of its lines is taken to be the cause, and the rest is not run.
 const MAX_STALLED_STARTS: u32 = 10;
-
-/// A line to run.
-pub(crate) struct Line {
-    /// The route that it is a request to.
-    pub(crate) endpoint: Endpoint,
-    /// JSON of the request's body.
-    pub(crate) body: String,
-    /// The owner of the batch.
-    pub(crate) owner: String,
-    /// An id for logs, and of the result.
-    pub(crate) request_id: String,
-}
-
-/// How a line's run ended.
-pub(crate) enum Outcome {
-    /// With this status and this JSON.
-    Answered {
-        /// An HTTP status.
-        status: u16,
-        /// JSON of the reply or of the error.
-        body: String,
-    },
-    /// It cannot be run by this process any more.
-    Parked,
-}
-
-/// The future of a line's run.
-pub(crate) type LineFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
-/// Runs one line.
-pub(crate) type RunLine = Arc<dyn Fn(Line) -> LineFuture + Send + Sync>;
 
 /// Runs batches.
 pub(crate) struct Runner {
@@ -102,14 +72,6 @@ struct OpenBatch {
     record: BatchRecord,
     input: Arc<Input>,
     results: Arc<Mutex<Results>>,
-}
-
-/// The lines of a batch that run.
-#[derive(Default)]
-struct RunningLines {
-    set: JoinSet<Outcome>,
-    /// The `custom_id` and the result's id of each.
-    of: HashMap<Id, (String, String)>,
 }
 
 impl Runner {
@@ -295,23 +257,13 @@ impl Runner {
         let mut running = RunningLines::default();
         let mut left = batch.input.pending.iter();
         let mut next = left.next();
-        while next.is_some() || !running.set.is_empty() {
+        while next.is_some() || !running.is_empty() {
             tokio::select! {
                 biased;
                 stop = stop.as_mut() => return Ok(Some(stop)),
-                Some(ended) = running.set.join_next_with_id() => {
-                    let mut results = Vec::new();
-                    let mut ended = Some(ended);
-                    let mut parked = false;
-                    while let Some(line) = ended {
-                        match running.result(line) {
-                            Some(result) => results.push(result),
-                            None => parked = true,
-                        }
-                        ended = running.set.try_join_next_with_id();
-                    }
-                    self.append(batch, results).await?;
-                    if parked {
+                Some(ended) = running.next() => {
+                    self.append(batch, ended.results).await?;
+                    if ended.parked {
                         return Ok(Some(Stop::EngineGone));
                     }
                 }
@@ -337,14 +289,9 @@ impl Runner {
         let (input, endpoint) = (Arc::clone(&batch.input), batch.record.endpoint);
         let read = blocking(move || input.read(line, endpoint)).await?;
         let request_id = new_id("batch_req_")?;
-        let ids = (read.custom_id, request_id.clone());
+        let ids = LineIds { custom_id: read.custom_id, id: request_id.clone() };
         let line = Line { endpoint, body: read.body, owner: batch.record.owner.clone(), request_id };
-        let answer = (self.run_line)(line);
-        let task = running.set.spawn(async move {
-            let _place = place;
-            answer.await
-        });
-        running.of.insert(task.id(), ids);
+        running.spawn((self.run_line)(line), place, ids);
         Ok(())
     }
 
@@ -412,34 +359,6 @@ impl Runner {
         let (store, id) = (Arc::clone(&self.store), id.to_owned());
         blocking(move || store.update(&id, change)).await
     }
-}
-
-impl RunningLines {
-    /// The result of a line that has ended; `None` if it was parked.
-    fn result(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Option<LineResult> {
-        let (task, outcome) = match ended {
-            Ok((task, outcome)) => (task, outcome),
-            // The line's task panicked.
-            Err(error) => (error.id(), internal_error()),
-        };
-        let (custom_id, id) = self.of.remove(&task)?;
-        let Outcome::Answered { status, body } = outcome else { return None };
-        let outcome = match RawValue::from_string(body) {
-            Ok(body) => LineOutcome::Answered { status, body },
-            Err(error) => LineOutcome::NotRun {
-                code: "internal",
-                message: format!("The reply is not valid JSON: {error}"),
-            },
-        };
-        Some(LineResult { id, custom_id, outcome })
-    }
-}
-
-fn internal_error() -> Outcome {
-    let body = serde_json::json!({ "error": {
-        "message": "The server failed on this request.", "type": "server_error", "param": null, "code": null,
-    } });
-    Outcome::Answered { status: 500, body: body.to_string() }
 }
 
 /// Adds a result's record. If it does not fit on the disk, a short one takes its place, for which the line has

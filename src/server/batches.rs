@@ -68,7 +68,7 @@ pub(super) async fn create(
     let settings = settings(&state)?;
     let owner = owner(request.extensions());
     let body = body::parse(body::read(request, &state).await?, &state).await?;
-    let new = read(Fields::new(body), owner)?;
+    let new = read(Fields::new(body), owner, state.limits.reject_unknown_fields)?;
     let (store, now, input) = (Arc::clone(&settings.store), (settings.clock)(), new.input_file_id.clone());
     let created = blocking(
         move || {
@@ -87,7 +87,7 @@ pub(super) async fn create(
 }
 
 /// Reads the body of a creation.
-fn read(mut fields: Fields, owner: String) -> Result<NewBatch, ApiError> {
+fn read(mut fields: Fields, owner: String, reject_unknown: bool) -> Result<NewBatch, ApiError> {
     let input_file_id = fields.string("input_file_id")?;
     let input_file_id = input_file_id.ok_or_else(|| missing("input_file_id", "the id of a file"))?;
     let known = Endpoint::ALL.map(Endpoint::as_str).join(" or ");
@@ -106,6 +106,9 @@ fn read(mut fields: Fields, owner: String) -> Result<NewBatch, ApiError> {
         return Err(ApiError::unsupported("output_expires_after", text));
     }
     let metadata = fields.object("metadata")?.map(metadata).transpose()?;
+    if let (true, Some((name, _))) = (reject_unknown, fields.left().next()) {
+        return Err(ApiError::unsupported(name, "this field is unknown or has no effect here"));
+    }
     Ok(NewBatch { owner, endpoint, input_file_id, metadata })
 }
 

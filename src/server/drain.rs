@@ -28,6 +28,8 @@ use crate::batch::Runner;
 
 /// Time for sending the last bytes of a response.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for the results of batches that are being written to reach the disk.
+const PARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for sending the last bytes of a response after Ctrl-C.
 const INTERRUPTED_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -176,7 +178,7 @@ pub(crate) async fn drain(
     // Lines of batches are not waited for: they run again after the next start.
     let park = async {
         if let Some(runner) = runner {
-            runner.park().await
+            let _disk_hangs = timeout(PARK_TIMEOUT, runner.park()).await;
         }
     };
     if !signals.wait_unless_forced(park).await {

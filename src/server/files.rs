@@ -15,7 +15,7 @@ use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{Extensions, HeaderMap, HeaderValue, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{StreamExt, try_unfold};
-use multer::{Field, Multipart};
+use multer::{Constraints, Field, Multipart, SizeLimit};
 use serde_json::{Value, json};
 
 use super::api_keys::Caller;
@@ -32,6 +32,8 @@ pub(super) type QueryPairs = Result<Query<HashMap<String, String>>, QueryRejecti
 const MIN_RATE: u64 = 64 << 10;
 /// Bytes that are written or read at a time.
 const PIECE: usize = 256 << 10;
+/// The most bytes of a form beside its file.
+const MAX_FORM: u64 = 1 << 20;
 /// The most bytes of a text field, and the most characters of a file's name that are kept.
 const MAX_TEXT: usize = 1024;
 /// The most files of a page.
@@ -241,8 +243,10 @@ pub(super) async fn upload(State(state): Shared, request: Request) -> Result<Jso
         let bytes = piece.as_ref().map_or(0, Bytes::len);
         counter.fetch_add(bytes as u64, Ordering::Relaxed);
     });
+    // Fields that are not read must not go on for ever.
+    let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(MAX_FILE_BYTES + MAX_FORM));
     let record = tokio::select! {
-        record = receive(&state, owner, Multipart::new(stream, boundary)) => record?,
+        record = receive(&state, owner, Multipart::with_constraints(stream, boundary, limits)) => record?,
         () = too_slow(&received, deadline) => return Err(ApiError::TooSlow(deadline.as_secs())),
         () = permit.evicted() => return Err(ApiError::TooManyBodies(MAX_UPLOADS)),
         () = state.abort.cancelled() => return Err(ApiError::Draining),
@@ -340,6 +344,9 @@ async fn store_field(state: &ServerState, mut field: Field<'_>) -> Result<Upload
     }
 }
 
-fn form_error(_error: multer::Error) -> ApiError {
+fn form_error(error: multer::Error) -> ApiError {
+    if matches!(error, multer::Error::StreamSizeExceeded { .. }) {
+        return ApiError::TooLarge(MAX_FILE_BYTES as usize);
+    }
     ApiError::Malformed("The request body is not complete multipart/form-data.".to_owned())
 }
