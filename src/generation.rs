@@ -276,15 +276,14 @@ impl Generator {
         let permit = permit.for_group(ask.prompts.count() * ask.n as usize)?;
         // Tokens that the engine computes after a stop string are wasted.
         options.flush_every_token |= !ask.output.stop.is_empty();
-        // Checked before tokenising, which is the most expensive part of a refusal.
+        // Tokenising is the most expensive part of a refusal.
         permit.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
         let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
         if let Some(source) = ask.grammar.take() {
             ask.sampling.grammar = Some(self.compile(source).await?);
         }
-        let mut requests = Vec::new();
-        let mut choices = Vec::new();
+        let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
         for prompt in &prompts {
             let max_tokens = self.room(prompt.ids.len(), &ask)?;

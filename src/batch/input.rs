@@ -181,8 +181,8 @@ fn parse(line: &[u8], number: u64, endpoint: Endpoint) -> Result<InputLine, Line
 fn duplicate(custom_id: &str, number: u64, first: u64) -> LineError {
     let custom_id = shortened(custom_id);
     let message = format!(
-        "The custom_id '{custom_id}' of this request is that of line {first} too. Expected a custom_id that is \
-         unique in the batch."
+        "The custom_id '{custom_id}' of this request is that of line {first} too. Expected a custom_id that \
+         is unique in the batch."
     );
     error("duplicate_custom_id", message, Some(number), Some("custom_id"))
 }

@@ -56,7 +56,7 @@ pub(super) struct LineIds {
     pub(super) id: String,
 }
 
-/// What came of the lines that ended together.
+/// The lines that ended together.
 #[derive(Default)]
 pub(super) struct EndedLines {
     pub(super) results: Vec<LineResult>,

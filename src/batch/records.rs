@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// What a file is for.
+/// The use of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Purpose {
+pub(crate) enum Purpose {
     /// The lines of a batch.
     Batch,
     /// The results of a batch.
@@ -16,7 +16,7 @@ pub enum Purpose {
 
 impl Purpose {
     /// The purpose's name in the API.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Batch => "batch",
             Self::BatchOutput => "batch_output",
@@ -26,14 +26,14 @@ impl Purpose {
 
 /// A file whose content is whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileRecord {
+pub(crate) struct FileRecord {
     /// The file's id: `file-` and hexadecimal digits.
     pub id: String,
     /// The API key that the file belongs to; empty for clients without a named key.
     pub owner: String,
     /// The name that the client gave.
     pub filename: String,
-    /// What the file is for.
+    /// The file's use.
     pub purpose: Purpose,
     /// Size in bytes.
     pub bytes: u64,
@@ -47,7 +47,7 @@ pub struct FileRecord {
 
 /// The route that a batch's lines are requests to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Endpoint {
+pub(crate) enum Endpoint {
     /// Chat completions.
     #[serde(rename = "/v1/chat/completions")]
     Chat,
@@ -58,10 +58,10 @@ pub enum Endpoint {
 
 impl Endpoint {
     /// All endpoints.
-    pub const ALL: [Self; 2] = [Self::Chat, Self::Completions];
+    pub(crate) const ALL: [Self; 2] = [Self::Chat, Self::Completions];
 
     /// The route's path.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
@@ -72,7 +72,7 @@ impl Endpoint {
 /// How far a batch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub(crate) enum Status {
     /// The input file is still to be checked.
     Validating,
     /// The input file is invalid: no line was run.
@@ -93,7 +93,7 @@ pub enum Status {
 
 impl Status {
     /// The status's name in the API.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Validating => "validating",
             Self::Failed => "failed",
@@ -107,14 +107,14 @@ impl Status {
     }
 
     /// Whether the batch has ended: its record does not change any more.
-    pub fn is_final(self) -> bool {
+    pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Failed | Self::Completed | Self::Expired | Self::Cancelled)
     }
 }
 
 /// A fault of a batch's input file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LineError {
+pub(crate) struct LineError {
     /// A code for programs.
     pub code: String,
     /// The fault.
@@ -127,7 +127,7 @@ pub struct LineError {
 
 /// A batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BatchRecord {
+pub(crate) struct BatchRecord {
     /// The batch's id: `batch_` and hexadecimal digits.
     pub id: String,
     /// The API key that the batch belongs to; empty for clients without a named key.
@@ -180,7 +180,7 @@ impl BatchRecord {
     }
 
     /// Unix time at which the batch entered this status.
-    pub fn entered(&self, status: Status) -> Option<u64> {
+    pub(crate) fn entered(&self, status: Status) -> Option<u64> {
         self.since.get(status.as_str()).copied()
     }
 }

@@ -1,7 +1,7 @@
 //! Runs the lines of batches, and takes each batch from status to status.
 //!
-//! Each batch has a task. At most [`MAX_ACTIVE`] batches are open at once, oldest first, and their lines share
-//! the places for lines in turns. The results of lines that end together reach the disk together.
+//! Each batch has a task. At most [`MAX_ACTIVE`] batches are open at once, oldest first, and their lines
+//! share the places for lines in turns. The results of lines that end together reach the disk together.
 
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
@@ -189,7 +189,8 @@ impl Runner {
         }
     }
 
-    /// Reads results and input, for the `first` time since the start of the server or again. `None` if the input is invalid, which ends the batch.
+    /// Reads results and input, for the `first` time since the start of the server or again. `None` if the
+    /// input is invalid, which ends the batch.
     async fn open(&self, record: BatchRecord, first: bool) -> io::Result<Option<OpenBatch>> {
         let store = Arc::clone(&self.store);
         let opened = blocking(move || {
@@ -361,8 +362,8 @@ impl Runner {
     }
 }
 
-/// Adds a result's record. If it does not fit on the disk, a short one takes its place, for which the line has
-/// held room.
+/// Adds a result's record. If it does not fit on the disk, a short one takes its place, for which the line
+/// has held room.
 fn add(store: &Store, batch: &str, records: &mut Batched, result: LineResult) {
     let mut alone = Batched::default();
     let bytes = alone.add(&result);
@@ -371,8 +372,8 @@ fn add(store: &Store, batch: &str, records: &mut Batched, result: LineResult) {
         return;
     }
     let message = format!(
-        "The result of {bytes} bytes does not fit into the server's --data-dir-max-bytes. Delete files and run \
-         this request again."
+        "The result of {bytes} bytes does not fit into the server's --data-dir-max-bytes. Delete files and \
+         run this request again."
     );
     let outcome = LineOutcome::NotRun { code: "insufficient_storage", message };
     let bytes = records.add(&LineResult { outcome, ..result });

@@ -26,7 +26,7 @@ pub(crate) struct Upload {
     room: u64,
 }
 
-/// What is known of a file when it is complete.
+/// The facts about a file that is complete.
 pub(crate) struct NewFile {
     pub(crate) owner: String,
     pub(crate) filename: String,

@@ -164,7 +164,7 @@ async fn load_and_serve(
     Ok((ended, Some(thread)))
 }
 
-/// What a server needs beside its settings.
+/// The parts of a server beside its settings.
 struct Started {
     listener: Listener,
     engine: EngineHandle,

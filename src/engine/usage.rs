@@ -54,7 +54,7 @@ pub struct DeviceTotals {
     pub recomputed_tokens: u64,
 }
 
-/// What is known of a request when the scheduler takes it.
+/// The facts about a request when the scheduler takes it.
 pub(super) struct OpenedUsage {
     /// Prompt tokens.
     pub(super) prompt: usize,

@@ -33,7 +33,10 @@ fn no_batch(id: &str) -> String {
 }
 
 fn describe(batch: &BatchRecord) -> Value {
-    let error = |error: &LineError| json!({ "code": error.code, "message": error.message, "line": error.line, "param": error.param });
+    let error = |error: &LineError| {
+        let LineError { code, message, line, param } = error;
+        json!({ "code": code, "message": message, "line": line, "param": param })
+    };
     let errors: Vec<Value> = batch.errors.iter().map(error).collect();
     let errors = (!errors.is_empty()).then(|| json!({ "object": "list", "data": errors }));
     json!({

@@ -11,7 +11,7 @@ use octant::server::api_keys::Caller;
 use octant::server::{BatchSettings, Ended, Signal};
 use serde_json::{Value, json};
 
-use super::client::{self, Reply, send};
+use super::client::{Reply, send};
 use super::test_server::{BOS, Setup, TestServer, metric};
 use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
@@ -387,23 +387,10 @@ async fn an_expired_batch_keeps_what_was_done() {
     let (server, gate) = gated(setup);
     let id = created(&server, &many(6)).await;
     server.until(|stats| stats.counts.batch_running > 0).await;
-    let delete = |id: String| async move {
-        send(server.address, "DELETE", &format!("/v1/files/{id}"), &[], b"").await.status
-    };
     CLOCK.store(NOW + 86_400, Ordering::Relaxed);
-    let end = Instant::now() + HANG_GUARD;
-    let path = format!("/v1/batches/{id}");
-    let batch = loop {
-        let batch = client::get(server.address, &path).await.json();
-        if batch["status"] == "expired" {
-            break batch;
-        }
-        assert!(Instant::now() < end, "{batch}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    };
+    let batch = until_status(&server, &id, "expired").await;
     assert_eq!((&batch["expired_at"], &batch["request_counts"]["failed"]), (&json!(NOW + 86_400), &json!(6)));
     drop(gate);
-    assert_eq!(delete(batch["input_file_id"].as_str().unwrap().to_owned()).await, 200);
 }
 
 #[tokio::test]
@@ -492,7 +479,7 @@ async fn a_live_request_overtakes_a_batch_that_fills_the_engine() {
     setup.config.max_queue_requests = 1;
     let (server, gate) = gated(setup);
     let id = created(&server, &many(40)).await;
-    server.until(|stats| stats.counts.batch_running + stats.counts.batch_waiting == 4).await;
+    server.until(|stats| stats.counts.batch_running == 1).await;
     let stats = server.engine.stats();
     assert_eq!((stats.counts.running, stats.counts.waiting), (0, 0), "gauges of live requests are 0");
     drop(gate);
