@@ -134,7 +134,7 @@ fn tear_results(data: &Path, batch: &str, random: &mut Random) {
         let path = entry.unwrap().path();
         let content = std::fs::read(&path).unwrap();
         let is_result = content.starts_with(b"{\"id\":\"batch_req_");
-        if is_result && random.bits() % 2 == 0 {
+        if is_result && random.bits().is_multiple_of(2) {
             let cut = content.len() - 1 - (random.bits() % 20) as usize;
             std::fs::write(&path, &content[..cut]).unwrap();
         }
