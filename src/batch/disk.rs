@@ -1,9 +1,14 @@
 //! Writes to disk that survive a crash.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+
+/// Creates a directory that no other user can read, with those above it, if it does not exist.
+pub(super) fn create_directory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
 
 /// Creates a file for writing that no other user can read: prompts and answers are confidential.
 pub(super) fn create(path: &Path) -> io::Result<File> {

@@ -126,7 +126,7 @@ impl Store {
         };
         for name in ["files", "batches", "uploads"] {
             let path = directory.join(name);
-            std::fs::create_dir_all(&path).map_err(|error| about(&path, error))?;
+            disk::create_directory(&path).map_err(|error| about(&path, error))?;
         }
         let path = directory.join("lock");
         let lock = disk::create(&path).map_err(|error| about(&path, error))?;
@@ -261,7 +261,11 @@ impl Store {
         let record = {
             let mut index = self.index();
             let open = index.batches.values().filter(|batch| !batch.status.is_final());
-            let user = open.filter(|batch| batch.owner == owner).find(|batch| batch.input_file_id == id);
+            let uses = |batch: &&BatchRecord| {
+                let own = [&batch.input_file_id, &batch.output_file_id, &batch.error_file_id];
+                own.into_iter().any(|own| own == id)
+            };
+            let user = open.filter(|batch| batch.owner == owner).find(uses);
             if let Some(batch) = user {
                 return Err(StoreError::InUse(batch.id.clone()));
             }

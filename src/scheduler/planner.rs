@@ -130,8 +130,8 @@ impl Scheduler {
                 draft.promised -= 1;
                 return false;
             }
-            // `last` is preemptible, or of a batch while `order` is live: non-preemptible sequences sort first
-            // in their kind and never need a block.
+            // `last` is preemptible, or of a batch while `order` is live: non-preemptible sequences sort
+            // first in their kind and never need a block.
             let (&last, _) = self.running.last_key_value().expect("the sequence of `order` runs");
             draft.promised += self.preempt(last);
         }

@@ -1,4 +1,4 @@
-//! What sequences of batches leave to live ones.
+//! Rules by which sequences of batches give way to live ones.
 //!
 //! - A live request that waits gets the slot and the blocks of running sequences of batches, last in order
 //!   first. They are free at once, or after the step in flight if that has a row of the sequence.

@@ -245,7 +245,8 @@ def a_batch_runs_from_upload_to_results(server):
     counts = batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (2, 1, 1), batch
     good = json.loads(client.files.content(batch.output_file_id).text)
-    assert good["custom_id"] == "line-0" and good["response"]["body"]["choices"][0]["message"]["content"], good
+    answer = good["response"]["body"]["choices"][0]["message"]["content"]
+    assert good["custom_id"] == "line-0" and answer, good
     bad = json.loads(client.files.content(batch.error_file_id).text)
     assert bad["custom_id"] == "line-1" and bad["response"]["status_code"] == 400, bad
     assert [listed.id for listed in client.batches.list(limit=1)] == [batch.id]

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use octant::batch::Store;
 use octant::random::Random;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ use crate::HANG_GUARD;
 use crate::simulation::binary::model;
 
 const INSTRUCT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nemotron-4-340b-instruct");
-const LINES: usize = 300;
+const LINES: usize = 1500;
 /// Processes that are killed; the one after them may finish.
 const KILLS: usize = 6;
 
@@ -62,6 +63,22 @@ impl Drop for Server {
     }
 }
 
+/// Number of whole records on disk.
+fn results(data: &Path) -> usize {
+    let files = std::fs::read_dir(data.join("files")).unwrap();
+    let contents = files.map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    contents.map(|text| text.matches("{\"id\":\"batch_req_").count()).sum()
+}
+
+/// Waits for this many results on disk.
+async fn until_results(data: &Path, wanted: usize) {
+    let end = Instant::now() + HANG_GUARD;
+    while results(data) < wanted {
+        assert!(Instant::now() < end, "no line ended");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 /// Lines of which every seventh is invalid.
 fn lines() -> String {
     let line = |i: usize| {
@@ -93,10 +110,14 @@ async fn a_batch_survives_kills_with_every_line_once() {
     let batch = post(server.address, "/v1/batches", &asked).await.json();
     let path = format!("/v1/batches/{}", batch["id"].as_str().expect("a batch has an id"));
     let mut random = Random::new(7);
+    let mut before = 0;
     for _ in 0..KILLS {
-        tokio::time::sleep(Duration::from_millis(random.bits() % 150)).await;
+        until_results(data.path(), before + 1).await;
+        tokio::time::sleep(Duration::from_millis(random.bits() % 20)).await;
         server.kill();
-        tear_results(data.path(), batch["id"].as_str().unwrap(), &mut random);
+        before = results(data.path());
+        assert!(before < LINES, "the batch ended before it was killed");
+        tear_results(data.path(), &mut random);
         server = Server::start(model.path(), data.path());
     }
     let end = Instant::now() + HANG_GUARD;
@@ -124,12 +145,21 @@ async fn a_batch_survives_kills_with_every_line_once() {
     assert!(seen.values().all(|count| *count == 1), "{seen:?}");
 }
 
+#[test]
+fn a_directory_is_used_by_one_process_at_a_time_and_damage_is_named() {
+    let data = tempfile::tempdir().unwrap();
+    let store = Store::open(data.path(), 1 << 20).unwrap();
+    let error = Store::open(data.path(), 1 << 20).unwrap_err().to_string();
+    assert!(error.contains("another process") && error.contains("lock"), "{error}");
+    drop(store);
+    let record = data.path().join("batches/batch_1.json");
+    std::fs::write(&record, b"{").unwrap();
+    let error = Store::open(data.path(), 1 << 20).unwrap_err().to_string();
+    assert!(error.contains("batch_1.json is damaged"), "{error}");
+}
+
 /// Cuts the last record of a result file in two, sometimes: a kill within a write or a loss of power does so.
-fn tear_results(data: &Path, batch: &str, random: &mut Random) {
-    let record = std::fs::read(data.join(format!("batches/{batch}.json"))).unwrap();
-    if serde_json::from_slice::<Value>(&record).unwrap()["status"] != "in_progress" {
-        return;
-    }
+fn tear_results(data: &Path, random: &mut Random) {
     for entry in std::fs::read_dir(data.join("files")).unwrap() {
         let path = entry.unwrap().path();
         let content = std::fs::read(&path).unwrap();
