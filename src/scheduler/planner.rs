@@ -65,6 +65,7 @@ impl Scheduler {
         self.plan_decodes(&mut draft, OF_BATCHES);
         // A first token of a live request does not wait for a batch's prompt.
         if !live_prompts {
+            draft.budget = draft.budget.min(self.batch_prompt_tokens());
             self.plan_prefills(&mut draft, OF_BATCHES);
             if self.waiting.is_empty() {
                 self.plan_starts(&mut draft, true);

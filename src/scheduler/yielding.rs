@@ -5,6 +5,8 @@
 //! - So that this seldom takes a step, one slot and one block in [`SPARE_SHARE`] are kept free of batches.
 //! - A batch gets the tokens of a step that live sequences leave. A step that computes a live prompt computes
 //!   no prompt of a batch, and none starts while a live request waits.
+//! - Beside live sequences, prompts of batches get one token of a step in [`PROMPT_SHARE`]: long steps would
+//!   delay the next token of each, and the first one of a request that arrives.
 //! - A sequence of a batch takes a block only if no live request waits.
 //!
 //! A batch that has the device alone may use all slots and blocks but the spare ones, and one sequence alone
@@ -21,6 +23,8 @@ use super::step_plan::BLOCK_TOKENS;
 const FREE_SHARE: usize = 100;
 /// One slot and one block in this many are kept free of batches.
 const SPARE_SHARE: usize = 16;
+/// Beside live sequences, prompts of batches get one token of a step in this many.
+const PROMPT_SHARE: usize = 8;
 
 impl Scheduler {
     /// The running live sequences.
@@ -41,6 +45,12 @@ impl Scheduler {
     /// Whether sequences of batches run, and no live one waits or runs.
     pub(super) fn batches_alone(&self) -> bool {
         !self.running.is_empty() && !self.has_live()
+    }
+
+    /// The most tokens of a step that are of prompts of batches.
+    pub(super) fn batch_prompt_tokens(&self) -> usize {
+        let most = self.config.max_num_batched_tokens;
+        if self.has_live() { most.div_ceil(PROMPT_SHARE) } else { most }
     }
 
     fn spare_slots(&self) -> usize {
