@@ -17,7 +17,7 @@ use crate::HANG_GUARD;
 use crate::simulation::binary::model;
 
 const INSTRUCT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/nemotron-4-340b-instruct");
-const LINES: usize = 600;
+const LINES: usize = 300;
 /// Processes that are killed; the one after them may finish.
 const KILLS: usize = 6;
 
@@ -31,7 +31,7 @@ impl Server {
     fn start(model: &Path, data: &Path) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_octant"))
             .args(["serve", "--model", &model.to_string_lossy(), "--served-model-name", "m", "--port", "0"])
-            .args(["--device", "simulate", "--simulate-config", INSTRUCT, "--simulate-pace", "0"])
+            .args(["--device", "simulate", "--simulate-config", INSTRUCT, "--simulate-pace", "0.1"])
             .args(["--data-dir", &data.to_string_lossy(), "--max-batch-lines", "3"])
             .env_clear()
             .stderr(Stdio::piped())
