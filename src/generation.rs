@@ -245,8 +245,8 @@ impl Generator {
         let permit = permit.for_group(ask.prompts.count() * ask.n as usize)?;
         // Tokens that the engine computes after a stop string are wasted.
         options.flush_every_token |= !ask.output.stop.is_empty();
-        // Checked before tokenising, which is the most expensive part of a refusal.
-        self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
+        // Tokenising is the most expensive part of a refusal.
+        permit.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
         let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
         if let Some(truncate) = ask.truncate {
@@ -257,8 +257,7 @@ impl Generator {
             ask.sampling.grammar = Some(self.compile(source).await?);
         }
         self.add_token_rules(&mut ask).await?;
-        let mut requests = Vec::new();
-        let mut choices = Vec::new();
+        let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
         for prompt in &prompts {
             let max_tokens = self.room(prompt.ids.len(), &ask)?;
@@ -377,6 +376,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
         priority: ask.priority,
         tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
+        batch: false,
     }
 }
 

@@ -18,6 +18,9 @@
 /// The HTTP server: the only module that knows axum and OpenAI's JSON.
 pub mod server;
 
+/// Files and batches on disk, and what runs their lines.
+pub mod batch;
+
 /// The data path of one request: chat template, tokenizer, engine, detokenizer.
 pub mod generation;
 

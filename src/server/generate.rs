@@ -73,7 +73,8 @@ pub(crate) async fn start(
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
-    let admitted = AdmittedRequest { id: id.clone(), record, key, arrived: Instant::now() };
+    let batch = permit.is_batch();
+    let admitted = AdmittedRequest { id: id.clone(), record, key, batch, arrived: Instant::now() };
     let options = ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost };
     let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {

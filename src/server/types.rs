@@ -289,6 +289,34 @@ request_fields! {
     }
 }
 
+request_fields! {
+    /// Body of `POST /v1/batches`.
+    BatchWire {
+        /// Id of a file with one request in each line.
+        input_file_id: Text = text().required();
+        /// The route that all requests are for.
+        endpoint: Word = word(&["/v1/chat/completions", "/v1/completions"]).required();
+        /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
+        metadata: Pairs = pairs(16, label);
+    }
+    checked {
+        /// Time after which requests that have not been answered expire.
+        completion_window: Word = word(&["24h"]).required();
+    }
+}
+
+impl BatchWire {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// 400 if a field is missing, has the wrong type or is out of range.
+    pub(crate) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        let wire = Self::take(fields)?;
+        wire.metadata.iter().flatten().try_for_each(check_label)?;
+        Ok(wire)
+    }
+}
+
 impl ChatWire {
     /// Reads the body of a chat completion.
     ///

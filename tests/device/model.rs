@@ -123,6 +123,7 @@ pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> 
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        batch: false,
         cache_salt: None,
         prompt_logprobs: None,
     }

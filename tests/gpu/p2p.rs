@@ -345,6 +345,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         stop: StopRules { max_tokens: dev::GENERATED.min(8), stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        batch: false,
         cache_salt: None,
         prompt_logprobs: None,
     };

@@ -26,6 +26,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
     }
 }
 

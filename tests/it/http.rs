@@ -98,6 +98,8 @@
 mod abort;
 mod access;
 mod admission;
+mod batch_crashes;
+mod batches;
 mod chat;
 pub mod client;
 mod completions;

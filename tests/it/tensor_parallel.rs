@@ -160,6 +160,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
     };
     let prompts = golden(name).prompts;
     let all = prompts.iter().map(|prompt| answer(&handle, ask(prompt)));
