@@ -1,6 +1,6 @@
 //! Samples answers to JSON schemas, without a model: at each step the grammar's mask gives the allowed
-//! tokens, and a seeded generator takes one. `scripts/json_schema_suite.py` and `scripts/realistic_schemas.py` run it
-//! and validate the answers.
+//! tokens, and a seeded generator takes one. `scripts/json_schema_suite.py` and
+//! `scripts/realistic_schemas.py` run it and validate the answers.
 //!
 //!     cargo bench --bench json_schemas -- MODEL-DIR SCHEMAS OUTPUT
 //!

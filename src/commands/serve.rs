@@ -32,8 +32,8 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port, recorder, and
-/// the runtime's threads for blocking work.
+/// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port,
+/// recorder, and the runtime's threads for blocking work.
 const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
 const CONNECTION_BYTES: u64 = 64 << 10;
