@@ -1,6 +1,6 @@
 //! Samples answers to JSON schemas, without a model: at each step the grammar's mask gives the allowed
-//! tokens, and a seeded generator takes one. `scripts/json_schema_suite.py` and `scripts/realistic_schemas.py` run it
-//! and validate the answers.
+//! tokens, and a seeded generator takes one. `scripts/json_schema_suite.py` and
+//! `scripts/realistic_schemas.py` run it and validate the answers.
 //!
 //!     cargo bench --bench json_schemas -- MODEL-DIR SCHEMAS OUTPUT
 //!
@@ -119,7 +119,7 @@ impl Setup {
         }
         let structural: Vec<u32> = self.structural.iter().copied().filter(is_allowed).collect();
         let bits = random.bits();
-        match bits % 2 == 0 && !structural.is_empty() {
+        match bits.is_multiple_of(2) && !structural.is_empty() {
             true => structural.get((bits >> 1) as usize % structural.len()).copied(),
             false => any(mask, bits >> 1),
         }

@@ -39,7 +39,7 @@ const SCHEMA: &str = r#"{"type":"object","properties":{
         "pattern":"^[0-9]{5}$"}},"required":["street","zip"],"additionalProperties":false}},
     "required":["id","name","kind","score","tags","address"],"additionalProperties":false}"#;
 
-/// What the rows of a measurement share.
+/// The model, the grammar and the length of a measurement, whatever its number of rows.
 pub(super) struct ConstrainedRows {
     cost: CostModel,
     answers: SyntheticAnswers,

@@ -71,8 +71,8 @@ pub struct BenchHostArgs {
     /// Tokens of each answer, which is also the number of engine steps
     #[arg(long, value_name = "TOKENS", default_value = "300")]
     pub(crate) tokens: u32,
-    /// Measure only the CPU time of the masks of constrained answers, for a vocabulary of 256,000 tokens: those
-    /// of the tokenizer, and pairs of them
+    /// Measure only the CPU time of the masks of constrained answers, for a vocabulary of 256,000 tokens:
+    /// those of the tokenizer, and pairs of them
     #[arg(long, value_name = "BY")]
     pub(crate) constrained: Option<ConstrainedBy>,
     /// Tokens per stream event, as --stream-interval of `octant serve`

@@ -8,7 +8,7 @@ use super::{GrammarError, keywords};
 /// The longest expression for whitespace, in bytes.
 const MAX_WHITESPACE_BYTES: usize = 1000;
 
-/// What a client asks for beside a schema.
+/// Wishes of a client beside a schema.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct JsonOptions {
     /// A regular expression of the whitespace between two parts of the JSON text. Without one, at most 20

@@ -267,8 +267,8 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     /// its share of them.
     fn submit_masks(&self, plan: &StepPlan, is_known: impl Fn(&Row) -> bool) {
         let share = plan.rows.iter().skip(self.place.rank).step_by(self.place.ranks);
-        let wanted = share.filter(|row| row.sample && is_known(row));
-        self.place.masks.submit(wanted.filter_map(|row| self.slots.mask_of(row)));
+        let known = share.filter(|row| is_known(row));
+        self.place.masks.submit(known.filter_map(|row| self.slots.mask_of(row)));
     }
 
     /// The masks of the rows that sample, by row. Those that the pool has not begun are computed here, from
@@ -280,7 +280,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let first = plan.rows.len() * (self.place.rank + 1) / self.place.ranks;
         for index in (0..first).rev().chain((first..plan.rows.len()).rev()) {
             let Some((start, token)) = self.slots.mask_of(&plan.rows[index]) else { continue };
-            let Some(grammar) = start.grammar.as_ref().filter(|_| plan.rows[index].sample) else { continue };
+            let Some(grammar) = &start.grammar else { continue };
             if device_waits_since.is_none() && !grammar.is_ready(token) && self.device.is_idle()? {
                 device_waits_since = Some(Instant::now());
             }

@@ -444,7 +444,7 @@ impl Executor for LateMasks {
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let output = self.0.collect()?;
-        let mask_wait = if output.id % 3 == 0 { Duration::from_millis(2) } else { Duration::ZERO };
+        let mask_wait = if output.id.is_multiple_of(3) { Duration::from_millis(2) } else { Duration::ZERO };
         Ok(StepOutput { mask_wait, ..output })
     }
 }
