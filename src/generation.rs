@@ -9,6 +9,7 @@
 
 mod ask;
 mod choice;
+mod parts;
 mod prompt;
 
 use std::future::poll_fn;
@@ -20,6 +21,7 @@ use tokio::sync::Semaphore;
 
 pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls};
 pub use choice::{Candidate, FinishReason, Scored};
+pub use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
@@ -106,6 +108,8 @@ pub struct Delta {
     pub scored: Vec<Scored>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
+    /// The stop string that ended the choice.
+    pub stop_string: Option<String>,
     /// The choice's cost so far.
     pub cost: Cost,
     /// When the step's results came, which may be before the update is read.

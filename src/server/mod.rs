@@ -37,6 +37,8 @@ mod middleware;
 mod open_responses;
 mod reply;
 mod reply_builder;
+mod reply_writer;
+mod responses;
 pub mod routes;
 mod settings;
 mod sse;

@@ -171,7 +171,7 @@ pub(crate) struct ChatLogprobs {
 }
 
 /// Log-probability of a token, with the most probable alternatives.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -180,7 +180,7 @@ pub(crate) struct ChatToken {
 }
 
 /// Log-probability of an alternative to a token.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct TopToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,

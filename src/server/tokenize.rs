@@ -39,7 +39,7 @@ pub(crate) async fn tokenize(
     let _turn = state.tokenize_turn.lock().await;
     let format = if prompts.is_chat() { ReplyFormat::Chat } else { ReplyFormat::Text };
     let tokenized = state.generator.tokenize(prompts).await;
-    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, format))?;
+    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, format.prompt_param()))?;
     let ids: &[u32] = prompts.first().map_or(&[], |prompt| &prompt.ids);
     let tokenizer = state.generator.tokenizer();
     let token_strs = strings.then(|| ids.iter().map(|&id| tokenizer.token_str(id)).collect::<Vec<_>>());
@@ -65,7 +65,7 @@ pub(crate) async fn detokenize(
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
     let _turn = state.tokenize_turn.lock().await;
     let text = state.generator.detokenize(ids).await;
-    let text = text.map_err(|refusal| refusal_error(&state, refusal, ReplyFormat::Text))?;
+    let text = text.map_err(|refusal| refusal_error(&state, refusal, "tokens"))?;
     Ok(Json(DetokenizeReply { prompt: text }))
 }
 

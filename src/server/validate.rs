@@ -14,6 +14,7 @@
 mod chat;
 mod completion;
 mod limits;
+mod responses;
 mod sampling;
 mod tools;
 mod values;
@@ -28,13 +29,15 @@ use super::constraint::Constraint;
 use super::error::ApiError;
 use super::field_table::Table;
 use super::fields::{Fields, missing, wrong_type};
+use super::responses::reply::RequestEcho;
+use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
     ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
     TokenizeWire,
 };
 use super::unsupported;
-use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, ToolCalls};
+use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub use limits::{Defaults, Limits};
 use tools::ToolUse;
@@ -89,12 +92,63 @@ pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidReq
     let logprobs = chat::logprobs(&wire)?;
     let tools = tools::read(&mut wire, limits.tools)?;
     let prompts = chat::prompts(&mut wire, limits.tools, tools.as_ref())?;
-    if let Some(tools) = &tools {
-        wire.common.constraint = tools.constraint(wire.common.constraint)?;
-    }
     let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
-    let tools = tools.as_ref().map(ToolUse::calls);
-    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    let answer = ChatAnswer { logprobs, max_tokens, tools };
+    answer.finish(wire.common, prompts, limits, fresh_seed)
+}
+
+/// What a request of any chat protocol says about its answer, beside the shared fields.
+struct ChatAnswer {
+    logprobs: Option<u8>,
+    max_tokens: MaxTokens,
+    tools: Option<ToolUse>,
+}
+
+impl ChatAnswer {
+    /// Validates the shared fields and puts the request together.
+    fn finish(
+        self,
+        mut wire: CommonFields,
+        prompts: Prompts,
+        limits: &Limits,
+        fresh_seed: u64,
+    ) -> Result<ValidRequest, ApiError> {
+        let Self { logprobs, max_tokens, tools } = self;
+        if let Some(tools) = &tools {
+            wire.constraint = tools.constraint(wire.constraint)?;
+        }
+        let tools = tools.as_ref().map(ToolUse::calls);
+        finish(wire, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    }
+}
+
+/// Validates the body of `POST /v1/responses`. Returns the fields that the reply repeats, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn response(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, RequestEcho), ApiError> {
+    let mut wire = ResponsesWire::read(fields)?;
+    let asked = wire.max_output_tokens.map(|tokens| MaxTokens::Exactly(tokens as u32));
+    let logprobs = responses::logprobs(&mut wire)?;
+    let request = responses::tools(&mut wire)?;
+    let echo = responses::echo(&wire, &request.tools);
+    let tools = request.check(limits.tools)?;
+    let format = wire.text.take().and_then(|text| text.format);
+    wire.common.constraint = responses::constraint(format, wire.common.constraint)?;
+    let kwargs = chat::kwargs(wire.chat_template_kwargs.as_ref())?;
+    let options = RenderOptions { kwargs, ..RenderOptions::default() };
+    let messages = responses::messages(&mut wire)?;
+    let prompts = chat::conversation(messages, options, limits.tools, tools.as_ref());
+    let fields = wire.common;
+    let temperature = fields.temperature.map_or(limits.defaults.temperature, |value| value as f32);
+    let top_p = fields.top_p.map_or(limits.defaults.top_p, |value| value as f32);
+    let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
+    let valid = ChatAnswer { logprobs, max_tokens, tools }.finish(fields, prompts, limits, fresh_seed)?;
+    Ok((valid, RequestEcho { temperature, top_p, ..echo }))
 }
 
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.

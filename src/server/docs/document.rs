@@ -1,7 +1,7 @@
 //! Writes the OpenAPI 3.1 document.
 
-use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
+use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::errors::Errors;
@@ -113,11 +113,18 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Answer::JsonOrEvents(reply, chunk) => {
             let about = "Server-sent events: `data: ` and a chunk as JSON, and `data: [DONE]` at the end. \
                          If the generation fails, the last event is an error instead.";
-            let events = json!({ "type": "string", "description": about, "x-octant-event": chunk(schemas) });
-            json!({
-                "application/json": { "schema": reply(schemas) },
-                "text/event-stream": { "schema": events },
-            })
+            json_or_events(reply(schemas), about, chunk(schemas))
+        }
+        Answer::JsonOrNamedEvents(reply, event) => {
+            let about = "Server-sent events: `event: ` and the event's type, then `data: ` and the event as \
+                         JSON. The last event says whether the answer is complete, was cut off or failed.";
+            json_or_events(reply(schemas), about, event(schemas))
         }
     }
+}
+
+/// The media types of an answer that can be a stream.
+fn json_or_events(reply: Schema, about: &str, event: Schema) -> Value {
+    let events = json!({ "type": "string", "description": about, "x-octant-event": event });
+    json!({ "application/json": { "schema": reply }, "text/event-stream": { "schema": events } })
 }

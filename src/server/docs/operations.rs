@@ -9,8 +9,10 @@ use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
+use crate::server::responses::reply::{NumberedEvent, ResponseReply};
+use crate::server::responses::types::ResponsesWire;
 use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
-use crate::server::unsupported;
+use crate::server::unsupported::RefusedNames;
 
 /// One method of a path.
 pub(super) struct Operation {
@@ -39,13 +41,15 @@ pub(super) enum Answer {
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// A reply, or events with chunks if the request asks for a stream.
     JsonOrEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
+    /// A reply, or events with names and without `[DONE]` if the request asks for a stream.
+    JsonOrNamedEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
     /// Text of this type.
     Text(&'static str),
 }
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), response(), tokenize(), detokenize()];
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -53,9 +57,8 @@ pub(super) fn operations() -> Vec<Operation> {
 }
 
 fn chat() -> Operation {
-    let [refused, _] = unsupported::refused_names();
     let mut schema = object_schema(ChatWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().chat);
     let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
     Operation {
         errors: Some(Errors::Generation),
@@ -76,9 +79,8 @@ fn chat() -> Operation {
 }
 
 fn completion() -> Operation {
-    let [_, refused] = unsupported::refused_names();
     let mut schema = object_schema(CompletionWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().completions);
     Operation {
         errors: Some(Errors::Generation),
         ..post(
@@ -92,6 +94,27 @@ fn completion() -> Operation {
             Answer::JsonOrEvents(
                 |schemas| schemas.subschema_for::<Reply<'static, TextChoice>>(),
                 |schemas| schemas.subschema_for::<Reply<'static, TextChoice>>(),
+            ),
+        )
+    }
+}
+
+fn response() -> Operation {
+    let mut schema = object_schema(ResponsesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().responses);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/responses",
+            "Generates a response: messages and function calls. Nothing is stored.",
+            RequestBody {
+                name: "ResponseRequest",
+                schema,
+                example: json!({ "input": "Name three fruits.", "max_output_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<ResponseReply>(),
+                |schemas| schemas.subschema_for::<NumberedEvent<'static>>(),
             ),
         )
     }

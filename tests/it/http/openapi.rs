@@ -43,6 +43,7 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         model_paths: Vec::new(),
         vocab_size: 100,
         eos_ids: vec![99],
+        tools: None,
         defaults: Default::default(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
