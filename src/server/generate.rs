@@ -102,7 +102,7 @@ impl TrackedGeneration {
 
     /// Writes the events that precede the answer.
     pub(crate) fn write_begin(&mut self, out: &mut Vec<u8>) {
-        self.writer.begin(out);
+        self.writer.begin(self.generation.usage(), out);
     }
 
     /// Writes the events of a delta.

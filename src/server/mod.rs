@@ -8,6 +8,7 @@
 
 mod access;
 mod access_log;
+mod anthropic;
 pub mod api_keys;
 mod body;
 mod byte_budget;

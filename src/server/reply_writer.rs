@@ -1,5 +1,6 @@
 //! Writes the reply of a generation in the form of its protocol: whole, or as server-sent events.
 
+use super::anthropic::builder::{MessageBuilder, PING};
 use super::error::ApiError;
 use super::reply_builder::{CompleteChoice, ReplyBuilder, ReplyFormat, ReplyOptions};
 use super::responses::builder::ResponseBuilder;
@@ -14,6 +15,8 @@ pub(crate) enum ReplyKind {
     Completion(ReplyFormat),
     /// A response of OpenAI's Responses API.
     Response(Box<RequestEcho>),
+    /// A message of Anthropic's Messages API, with at most this number of tokens.
+    Message(u32),
 }
 
 impl ReplyKind {
@@ -23,6 +26,7 @@ impl ReplyKind {
             Self::Completion(ReplyFormat::Chat) => "chatcmpl-",
             Self::Completion(ReplyFormat::Text) => "cmpl-",
             Self::Response(_) => "resp_",
+            Self::Message(_) => "msg_",
         }
     }
 
@@ -31,6 +35,7 @@ impl ReplyKind {
         match self {
             Self::Completion(format) => format.prompt_param(),
             Self::Response(_) => "input",
+            Self::Message(_) => "messages",
         }
     }
 }
@@ -39,6 +44,7 @@ impl ReplyKind {
 pub(crate) enum ReplyWriter {
     Completion(CompletionWriter),
     Response(Box<ResponseBuilder>),
+    Message(Box<MessageBuilder>),
 }
 
 /// Writes a chat or text completion.
@@ -62,6 +68,7 @@ impl ReplyWriter {
             ReplyKind::Response(echo) => {
                 Self::Response(Box::new(ResponseBuilder::new(id, created, model, *echo)))
             }
+            ReplyKind::Message(most) => Self::Message(Box::new(MessageBuilder::new(id, model, most))),
         }
     }
 
@@ -70,14 +77,16 @@ impl ReplyWriter {
         match self {
             Self::Completion(writer) => writer.builder.id(),
             Self::Response(builder) => builder.id(),
+            Self::Message(builder) => builder.id(),
         }
     }
 
     /// Writes the events that precede the answer.
-    pub(crate) fn begin(&mut self, out: &mut Vec<u8>) {
+    pub(crate) fn begin(&mut self, usage: Usage, out: &mut Vec<u8>) {
         match self {
             Self::Completion(_) => {}
             Self::Response(builder) => builder.begin(out),
+            Self::Message(builder) => builder.begin(usage, out),
         }
     }
 
@@ -86,6 +95,7 @@ impl ReplyWriter {
         match self {
             Self::Completion(writer) => writer.delta(delta, out),
             Self::Response(builder) => builder.push(delta, Some(out)),
+            Self::Message(builder) => builder.push(delta, Some(out)),
         }
     }
 
@@ -100,6 +110,9 @@ impl ReplyWriter {
             }
             Self::Response(builder) => {
                 builder.end(usage, unix_time(), Some(out));
+            }
+            Self::Message(builder) => {
+                builder.end(usage, Some(out));
             }
         }
     }
@@ -116,6 +129,10 @@ impl ReplyWriter {
                 builder.failed(error, usage, out);
                 true
             }
+            Self::Message(builder) => {
+                builder.failed(error, out);
+                false
+            }
         }
     }
 
@@ -124,6 +141,7 @@ impl ReplyWriter {
         match self {
             Self::Completion(writer) => writer.collect(delta),
             Self::Response(builder) => builder.push(delta, None),
+            Self::Message(builder) => builder.push(delta, None),
         }
     }
 
@@ -134,12 +152,16 @@ impl ReplyWriter {
                 writer.builder.complete(std::mem::take(&mut writer.choices), usage, cost)
             }
             Self::Response(builder) => builder.end(usage, unix_time(), None),
+            Self::Message(builder) => builder.end(usage, None),
         }
     }
 
     /// The bytes that a stream without news gets, so that no proxy closes it as idle.
     pub(crate) fn keep_alive(&self) -> &'static [u8] {
-        b": keep-alive\n\n"
+        match self {
+            Self::Completion(_) | Self::Response(_) => b": keep-alive\n\n",
+            Self::Message(_) => PING,
+        }
     }
 }
 

@@ -31,7 +31,7 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, docs, generate, health, host, middleware, sse, tokenize, validate};
+use super::{body, docs, error_response, generate, health, host, middleware, sse, tokenize, validate};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -49,6 +49,8 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/chat/completions", post(chat)),
         ("/v1/completions", post(completions)),
         ("/v1/responses", post(responses)),
+        ("/v1/messages", post(messages)),
+        ("/v1/messages/count_tokens", post(tokenize::count_tokens)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
         ("/tokenize", post(tokenize::tokenize)),
@@ -84,6 +86,7 @@ pub(super) fn before_start<B>(
         }
         _ => origins.preflight(request).unwrap_or_else(|| ApiError::NotReady.into_response()),
     };
+    error_response::adapt(request.uri().path(), None, &mut response);
     origins.add_headers(request.headers().get(ORIGIN), response.headers_mut());
     middleware::answered(&record, &response);
     response
@@ -108,6 +111,13 @@ async fn responses(State(state): Shared, request: Request) -> Result<Response<Bo
     let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "input").await?;
     let (valid, echo) = validate::response(Fields::new(body), &state.limits, random_u64()?)?;
     respond(&state, admission, valid.of(caller), ReplyKind::Response(Box::new(echo)), record).await
+}
+
+async fn messages(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
+    let (valid, most) = validate::message(Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Message(most), record).await
 }
 
 /// A request that holds a place in the queue and whose body has been read, but not validated.

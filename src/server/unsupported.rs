@@ -82,6 +82,22 @@ const UNSUPPORTED_IN_RESPONSES: &[(&str, Harmless)] = &[
     ("add_special_tokens", is_false),
 ];
 
+/// Fields that are refused for messages, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_MESSAGES: &[(&str, Harmless)] = &[
+    ("container", never),
+    ("mcp_servers", is_empty),
+    ("context_management", is_empty),
+    ("max_completion_tokens", never),
+    ("stop", is_empty),
+    ("n", is_one),
+    ("best_of", is_one),
+    ("prompt", never),
+    ("echo", is_false),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("add_special_tokens", is_false),
+];
+
 /// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
 const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
     ("messages", never),
@@ -141,6 +157,14 @@ pub(super) fn refuse_in_chat(fields: &mut Fields) -> Result<(), ApiError> {
 /// 400 that names the field.
 pub(super) fn refuse_in_responses(fields: &mut Fields) -> Result<(), ApiError> {
     refuse_listed(fields, UNSUPPORTED_IN_RESPONSES)
+}
+
+/// Refuses fields that messages do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_messages(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_MESSAGES)
 }
 
 /// Refuses fields that text completions do not support, in addition to those of [`refuse`].
@@ -255,6 +279,7 @@ pub(super) struct RefusedNames {
     pub(super) chat: Vec<&'static str>,
     pub(super) completions: Vec<&'static str>,
     pub(super) responses: Vec<&'static str>,
+    pub(super) messages: Vec<&'static str>,
 }
 
 impl RefusedNames {
@@ -267,6 +292,7 @@ impl RefusedNames {
             chat: all(UNSUPPORTED_IN_CHAT).collect(),
             completions: all(UNSUPPORTED_IN_COMPLETIONS).collect(),
             responses: all(UNSUPPORTED_IN_RESPONSES).filter(|name| !read.contains(name)).collect(),
+            messages: all(UNSUPPORTED_IN_MESSAGES).filter(|name| *name != "system").collect(),
         }
     }
 }

@@ -11,6 +11,7 @@
 //! - `top_k` of 0 or -1 means all tokens.
 //! - `top_p` of 0 means greedy decoding, and a temperature between 0 and 0.01 becomes 0.01.
 
+mod anthropic;
 mod chat;
 mod completion;
 mod limits;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::anthropic::types::{CountTokensWire, MessagesWire};
 use super::api_keys::Caller;
 use super::constraint::Constraint;
 use super::error::ApiError;
@@ -151,6 +153,42 @@ pub(crate) fn response(
     Ok((valid, RequestEcho { temperature, top_p, ..echo }))
 }
 
+/// Validates the body of `POST /v1/messages`. Returns the greatest number of tokens of the answer, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn message(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, u32), ApiError> {
+    let MessagesWire { max_tokens, stop_sequences, metadata, mut conversation, mut common } =
+        MessagesWire::read(fields)?;
+    let most = max_tokens.unwrap_or(1) as u32;
+    common.user = metadata.and_then(|data| data.user_id).or(common.user);
+    if let Some(stop) = stop_sequences {
+        let stop = stop_strings("stop_sequences", Some(&Value::Array(stop)))?;
+        common.stop = Some(stop.into());
+    }
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    common.constraint = anthropic::constraint(&mut conversation, common.constraint)?;
+    let prompts = anthropic::prompts(&mut conversation, &mut common.ignored, limits.tools, tools.as_ref())?;
+    let answer = ChatAnswer { logprobs: None, max_tokens: MaxTokens::UpTo(most), tools };
+    Ok((answer.finish(common, prompts, limits, fresh_seed)?, most))
+}
+
+/// Validates the body of `POST /v1/messages/count_tokens`. Returns the prompt.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompts, ApiError> {
+    let CountTokensWire { model, mut conversation } = CountTokensWire::read(&mut fields)?;
+    served_model(model, limits)?;
+    unsupported::refuse(&mut fields)?;
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    anthropic::prompts(&mut conversation, &mut Vec::new(), limits.tools, tools.as_ref())
+}
+
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.
 ///
 /// # Errors
@@ -237,7 +275,7 @@ fn finish(
     if wire.stream_options.is_some() && !stream {
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
-    let stop = stop_strings(wire.stop.as_ref())?;
+    let stop = stop_strings("stop", wire.stop.as_ref())?;
     let named = wire.stop_token_ids.as_deref().unwrap_or_default();
     let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
     if !wire.ignore_eos.unwrap_or(false) {
@@ -349,7 +387,7 @@ fn min_tokens(wire: &CommonFields, max_tokens: MaxTokens) -> Result<u32, ApiErro
     Ok(min)
 }
 
-fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
+fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items = match stop {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) => items.as_slice(),
@@ -359,15 +397,15 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items: Vec<&Value> = items.iter().filter(|item| *item != "").collect();
     if items.len() > MAX_STOP_STRINGS {
         let text = format!("expected at most {MAX_STOP_STRINGS} strings, got {}", items.len());
-        return Err(ApiError::invalid("stop", text));
+        return Err(ApiError::invalid(path, text));
     }
     let one = |item: &Value| match item {
         Value::String(text) if text.len() > MAX_STOP_BYTES => {
             let text = format!("expected strings of at most {MAX_STOP_BYTES} bytes, got {}", text.len());
-            Err(ApiError::invalid("stop", text))
+            Err(ApiError::invalid(path, text))
         }
         Value::String(text) => Ok(text.clone()),
-        other => Err(wrong_type("stop", "a string or an array of strings", other)),
+        other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::errors::Errors;
 use super::operations::{Answer, Operation, operations};
+use crate::server::anthropic::{self, reply::AnthropicErrorBody};
 use crate::server::error::ErrorBody;
 
 /// Where the document has its schemas.
@@ -17,6 +18,7 @@ pub(super) fn document() -> Value {
     let mut bodies = Map::new();
     let mut paths: Map<String, Value> = Map::new();
     schemas.subschema_for::<ErrorBody>();
+    schemas.subschema_for::<AnthropicErrorBody<'static>>();
     for operation in operations() {
         let path = paths.entry(operation.path.replace("{*", "{")).or_insert_with(|| json!({}));
         path[operation.method] = describe(&operation, &mut schemas);
@@ -89,7 +91,9 @@ fn parameters(operation: &Operation) -> Value {
 }
 
 fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
-    let mut all = operation.errors.map(Errors::responses).unwrap_or_default();
+    let body = if anthropic::is_path(operation.path) { "AnthropicErrorBody" } else { "ErrorBody" };
+    let body = format!("{SCHEMAS}{body}");
+    let mut all = operation.errors.map(|errors| errors.responses(&body)).unwrap_or_default();
     let mut ok = json!({ "description": "Success.", "content": content(&operation.answer, schemas) });
     if operation.errors == Some(Errors::Generation) {
         let about = "Names of the request's fields that were ignored, separated by commas.";

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::PATHS;
 use super::errors::Errors;
+use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
+use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
@@ -49,7 +51,7 @@ pub(super) enum Answer {
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), response(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), response(), message(), count_tokens(), tokenize(), detokenize()];
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -118,6 +120,42 @@ fn response() -> Operation {
             ),
         )
     }
+}
+
+fn message() -> Operation {
+    let mut schema = object_schema(MessagesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().messages);
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/messages",
+            "Generates the next message of a conversation, in the form of Anthropic's API.",
+            RequestBody {
+                name: "MessageRequest",
+                schema,
+                example: json!({ "messages": messages, "max_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<MessageReply>(),
+                |schemas| schemas.subschema_for::<MessageEvent<'static>>(),
+            ),
+        )
+    }
+}
+
+fn count_tokens() -> Operation {
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    post(
+        "/v1/messages/count_tokens",
+        "Counts the tokens of a conversation, in the form of Anthropic's API.",
+        RequestBody {
+            name: "CountTokensRequest",
+            schema: object_schema(CountTokensWire::body_rows()),
+            example: json!({ "messages": messages }),
+        },
+        Answer::Json(|schemas| schemas.subschema_for::<TokenCount>()),
+    )
 }
 
 fn tokenize() -> Operation {
