@@ -1,5 +1,5 @@
-//! Writes an [`ApiError`] as an HTTP response: status, headers, and the JSON object as body, in the form of the
-//! route's protocol.
+//! Writes an [`ApiError`] as an HTTP response: status, headers, and the JSON object as body, in the form of
+//! the route's protocol.
 
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};

@@ -84,8 +84,8 @@ impl ReplyBuilder {
     }
 
     /// Returns the chunks for a delta, at most four: the role, if a chat's choice begins; the text with its
-    /// log-probabilities; tool calls; and the finish reason. `role_sent` belongs to the delta's choice, is false at
-    /// first, and is set when the choice begins.
+    /// log-probabilities; tool calls; and the finish reason. `role_sent` belongs to the delta's choice, is false
+    /// at first, and is set when the choice begins.
     pub(crate) fn chunks(
         &self,
         mut delta: Delta,

@@ -1,5 +1,5 @@
-//! Validation of fields that only `/v1/responses` has: the items of the input, flat tools, and the form of the
-//! text.
+//! Validation of fields that only `/v1/responses` has: the items of the input, flat tools, and the form of
+//! the text.
 
 use serde_json::{Value, json};
 

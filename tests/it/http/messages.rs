@@ -1,5 +1,5 @@
-//! `/v1/messages` and `/v1/messages/count_tokens`: turns, tools, replies, the events of streams and errors, over
-//! an executor that repeats the prompt.
+//! `/v1/messages` and `/v1/messages/count_tokens`: turns, tools, replies, the events of streams and errors,
+//! over an executor that repeats the prompt.
 
 use serde_json::{Value, json};
 
@@ -310,7 +310,8 @@ async fn fields_that_cannot_be_served_are_refused_by_name() {
         (tool(json!({ "input_schema": {} })), "tools[0].name"),
         (
             tool(
-                json!({ "name": "f", "strict": true, "input_schema": { "properties": { "a": { "not": {} } } } }),
+                json!({ "name": "f", "strict": true,
+                        "input_schema": { "properties": { "a": { "not": {} } } } }),
             ),
             "tools[0].input_schema",
         ),
@@ -325,7 +326,8 @@ async fn fields_that_cannot_be_served_are_refused_by_name() {
             "output_config.format.schema",
         ),
         (
-            json!({ "guided_regex": "a", "output_config": { "format": { "type": "json_schema", "schema": {} } } }),
+            json!({ "guided_regex": "a",
+                    "output_config": { "format": { "type": "json_schema", "schema": {} } } }),
             "guided_regex",
         ),
     ] {
@@ -351,7 +353,8 @@ async fn fields_without_effect_are_named() {
     assert_eq!(names, ["output_config.effort", "service_tier", "speed"]);
     let harmless = json!({
         "system": "s", "metadata": { "user_id": "u" }, "thinking": { "type": "disabled" }, "tools": [],
-        "service_tier": "auto", "stop_sequences": [], "temperature": 1, "top_p": 1, "top_k": 5, "stream": false,
+        "service_tier": "auto", "stop_sequences": [], "temperature": 1, "top_p": 1, "top_k": 5,
+        "stream": false,
     });
     let reply = say(&server, "a", harmless).await;
     assert_eq!((reply.status, reply.header("x-ignored-fields")), (200, None), "{}", reply.text());

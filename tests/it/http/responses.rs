@@ -1,4 +1,5 @@
-//! `/v1/responses`: inputs, tools, replies and the events of streams, over an executor that repeats the prompt.
+//! `/v1/responses`: inputs, tools, replies and the events of streams, over an executor that repeats the
+//! prompt.
 
 use serde_json::{Value, json};
 
@@ -54,7 +55,8 @@ async fn a_whole_response_has_every_field() {
             "id": null, "object": "response", "created_at": null, "completed_at": null,
             "status": "completed", "error": null, "incomplete_details": null, "model": "parrot",
             "output": [message("hello", "completed")],
-            "usage": { "input_tokens": 6, "input_tokens_details": { "cached_tokens": 0, "cache_write_tokens": 0 },
+            "usage": { "input_tokens": 6,
+                       "input_tokens_details": { "cached_tokens": 0, "cache_write_tokens": 0 },
                        "output_tokens": 5, "output_tokens_details": { "reasoning_tokens": 0 },
                        "total_tokens": 11 },
             "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true,
@@ -116,7 +118,8 @@ async fn items_of_every_kind_become_messages() {
         { "type": "function_call", "id": "fc", "call_id": "c2", "name": "g", "arguments": "",
           "status": "completed" },
         { "type": "function_call_output", "call_id": "c1", "output": "sun" },
-        { "type": "function_call_output", "call_id": "c2", "output": [{ "type": "input_text", "text": "rain" }] },
+        { "type": "function_call_output", "call_id": "c2",
+          "output": [{ "type": "input_text", "text": "rain" }] },
     ]);
     let reply = respond(&server, input, json!({})).await;
     assert_eq!(reply.header("x-ignored-fields"), None);
@@ -335,7 +338,8 @@ async fn fields_that_cannot_be_served_are_refused_by_name() {
         (json!({ "truncation": "some" }), "truncation"),
         (json!({ "temperature": 3 }), "temperature"),
         (
-            json!({ "response_format": { "type": "json_object" }, "text": { "format": { "type": "json_object" } } }),
+            json!({ "response_format": { "type": "json_object" },
+                    "text": { "format": { "type": "json_object" } } }),
             "response_format",
         ),
     ] {
