@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls};
 pub use choice::{Candidate, FinishReason, Scored};
-pub use parts::AnswerPart;
+pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};

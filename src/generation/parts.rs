@@ -5,7 +5,7 @@ use crate::tools::ToolCallDelta;
 
 /// A piece of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AnswerPart {
+pub(crate) enum AnswerPart {
     /// New text.
     Text(String),
     /// A new part of a tool call.
@@ -14,7 +14,7 @@ pub enum AnswerPart {
 
 impl Delta {
     /// Takes the text and the parts of calls, in the order in which the model wrote them.
-    pub fn take_parts(&mut self) -> Vec<AnswerPart> {
+    pub(crate) fn take_parts(&mut self) -> Vec<AnswerPart> {
         let mut parts = Vec::new();
         let (text, mut taken) = (std::mem::take(&mut self.text), 0);
         for call in std::mem::take(&mut self.calls) {

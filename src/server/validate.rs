@@ -99,7 +99,7 @@ pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidReq
     answer.finish(wire.common, prompts, limits, fresh_seed)
 }
 
-/// What a request of any chat protocol says about its answer, beside the shared fields.
+/// The fields of any chat protocol that describe the answer, without the shared ones.
 struct ChatAnswer {
     logprobs: Option<u8>,
     max_tokens: MaxTokens,

@@ -64,6 +64,7 @@ impl From<Usage> for MessageUsage {
 /// An event of a stream.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline)]
 pub(crate) enum MessageEvent<'a> {
     MessageStart { message: &'a MessageReply },
     ContentBlockStart { index: usize, content_block: &'a ContentBlock },

@@ -55,10 +55,10 @@ async fn a_whole_response_has_every_field() {
             "id": null, "object": "response", "created_at": null, "completed_at": null,
             "status": "completed", "error": null, "incomplete_details": null, "model": "parrot",
             "output": [message("hello", "completed")],
-            "usage": { "input_tokens": 6,
+            "usage": { "input_tokens": 5,
                        "input_tokens_details": { "cached_tokens": 0, "cache_write_tokens": 0 },
                        "output_tokens": 5, "output_tokens_details": { "reasoning_tokens": 0 },
-                       "total_tokens": 11 },
+                       "total_tokens": 10 },
             "instructions": null, "max_output_tokens": null, "metadata": {}, "parallel_tool_calls": true,
             "temperature": 0.5, "top_p": 1.0, "top_logprobs": 0, "text": { "format": { "type": "text" } },
             "tool_choice": "auto", "tools": [], "user": null, "prompt_cache_key": null,
@@ -227,7 +227,7 @@ async fn answers_that_are_cut_off_are_incomplete() {
     assert_eq!(reply["incomplete_details"], json!({ "reason": "max_output_tokens" }));
     assert_eq!(reply["output"], json!([message("hell", "incomplete")]));
     let input = "<tool_call>{\"name\": \"weather\", \"arguments\": {\"city\": \"Rome\"}}</tool_call>";
-    let more = json!({ "tools": weather(), "max_output_tokens": 46, "stream": true });
+    let more = json!({ "tools": weather(), "max_output_tokens": 50, "stream": true });
     let events = respond(&server, input, more).await.named_events();
     let (name, last) = events.last().unwrap();
     assert_eq!(name, "response.incomplete");
@@ -324,7 +324,7 @@ async fn fields_that_cannot_be_served_are_refused_by_name() {
         (
             tool(json!({ "type": "function", "name": "f", "strict": true,
                       "parameters": { "properties": { "a": { "not": {} } } } })),
-            "tools[0].parameters",
+            "tools",
         ),
         (
             json!({ "tools": weather(), "tool_choice": { "type": "function", "name": "g" } }),
