@@ -39,8 +39,9 @@ fn main() -> ExitCode {
 fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => commands::serve::run(*args, log),
-        Command::Plan(args) => commands::plan::run(&args),
-        Command::Simulate(args) => commands::simulate::run(&args),
+        Command::Chat(args) => commands::chat::run(&args, log),
+        Command::Plan(args) => commands::plan::run(args, log),
+        Command::Simulate(args) => commands::simulate::run(*args, log),
         Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args, log),
         Command::Bench(BenchCommand::Host(args)) => bench::host_overhead::run(&args),
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),

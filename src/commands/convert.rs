@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::config::{ImportNemoArgs, QuantizeArgs, ScaleScheme};
+use crate::hub::{self, Part};
 use crate::machine::cores;
 use crate::offline::{self, Conversion, ConversionProgress, Converted, Granularity};
 use crate::stdio::{Log, ProgressDisplay};
@@ -15,7 +16,7 @@ const WORST: usize = 3;
 /// Quantises a Hugging Face directory to FP8.
 pub fn quantize(args: QuantizeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let conversion = Conversion {
-        input: args.input,
+        input: hub::directory(&args.input, Part::Model, &log.handle().bars)?,
         output: args.output,
         granularity: Some(granularity(args.scheme)),
         tokenizer: true,

@@ -9,12 +9,14 @@ mod tables;
 use std::process::ExitCode;
 
 use crate::config::PlanArgs;
-use crate::stdio::results;
+use crate::hub::{self, Part};
+use crate::stdio::{Log, results};
 
 /// Prints the plan. Exits with status 1 if a full-length request does not fit, whatever the element type of
 /// the KV cache.
-pub fn run(args: &PlanArgs) -> anyhow::Result<ExitCode> {
-    let report = report::report(args)?;
+pub fn run(mut args: PlanArgs, log: &Log) -> anyhow::Result<ExitCode> {
+    args.config = hub::directory(&args.config, Part::Configuration, &log.handle().bars)?;
+    let report = report::report(&args)?;
     let text = match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&report)?),
         false => tables::tables(&report),

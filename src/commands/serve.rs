@@ -3,16 +3,18 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::batch::Store;
 use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
+use crate::hub::{self, HubError, ModelName, Part};
 use crate::launch::{self, Devices, Prepared, prepare, recording};
 use crate::machine::check_threads;
 use crate::model::{Precision, check_directory};
@@ -22,9 +24,9 @@ use crate::server::api_keys::Caller;
 use crate::server::{
     self, DrainTimes, Ended, Listener, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
-use crate::server::{BodyLimits, HttpLimits};
+use crate::server::{BatchSettings, BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
-use crate::stdio::Log;
+use crate::stdio::{Log, ProgressBars};
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
 /// shorter on average.
@@ -32,8 +34,8 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and
-/// the runtime's threads for blocking work.
+/// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port,
+/// recorder, and the runtime's threads for blocking work.
 const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
 const CONNECTION_BYTES: u64 = 64 << 10;
@@ -48,7 +50,9 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
         use_one_malloc_arena();
     }
     let workers = config.device.threads().clamp(1, 4);
-    check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
+    let device = &config.device;
+    let device_threads = device.ranks() + device.threads() + device.mask_threads();
+    check_threads(workers + device_threads + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()
@@ -73,8 +77,13 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // The ports stay open until the end, so that probes are answered during start and shutdown.
     let management = server::management::start(ports, &status).context("cannot listen for probes")?;
     log_management_ports(&management.ports);
-    let opened = Arc::clone(&status);
-    let open = runtime.spawn_blocking(move || open(config, opened));
+    // Before the model is read or downloaded, so that an address in use fails early and probes are answered
+    // meanwhile.
+    let listener = runtime.block_on(async { server::bind(&addresses) }).context("cannot listen")?;
+    let (opened, bars) = (Arc::clone(&status), log.handle().bars);
+    let origins = config.network.allowed_origins.clone();
+    let open = runtime.spawn_blocking(move || open(config, opened, &bars));
+    let open = server::while_starting(&listener, &status, &origins, open);
     let Some(opened) = runtime.block_on(server::unless_shutdown(&status, &mut signals, open)) else {
         runtime.shutdown_background();
         return Ok(stopped(Ended::Early, false));
@@ -83,7 +92,7 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     prepared.log = log.handle();
     let recording = record(&mut prepared, &devices)?;
     log_banner(&prepared, &devices);
-    let outcome = runtime.block_on(load_and_serve(prepared, devices, &addresses, &mut signals, start));
+    let outcome = runtime.block_on(load_and_serve(prepared, devices, listener, &mut signals, start));
     match outcome {
         Ok((Ended::Forced | Ended::Early, _)) => runtime.shutdown_background(),
         _ => runtime.shutdown_timeout(Duration::from_secs(1)),
@@ -103,12 +112,45 @@ fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Opens the devices and reads everything but the weights.
-fn open(config: ServeArgs, status: Arc<ServerStatus>) -> anyhow::Result<(Prepared, Devices)> {
-    check_directory(&config.model.model).context("--model")?;
+/// Opens the devices, downloads a model given by name, and reads everything but the weights.
+fn open(
+    mut config: ServeArgs,
+    status: Arc<ServerStatus>,
+    bars: &ProgressBars,
+) -> anyhow::Result<(Prepared, Devices)> {
+    let name = ModelName::from_path(&config.model.model).map_err(anyhow::Error::msg).context("--model")?;
+    if name.is_none() {
+        check_directory(&config.model.model).context("--model")?;
+    }
+    // Before the download, which may take hours.
     let devices = Devices::for_server(&config)?;
+    if let Some(name) = name {
+        download(&name, &mut config, &status, bars).context("--model")?;
+    }
+    if let Some(simulated) = &mut config.simulation.simulate_config {
+        *simulated = hub::directory(simulated, Part::Configuration, bars).context("--simulate-config")?;
+    }
     status.starting(Stage::Reading);
     Ok((prepare(config, &devices, status)?, devices))
+}
+
+/// Downloads the model as far as it is not in the cache. Its name stays the name that clients use.
+fn download(
+    name: &ModelName,
+    config: &mut ServeArgs,
+    status: &ServerStatus,
+    bars: &ProgressBars,
+) -> Result<(), HubError> {
+    let part = match config.device.device {
+        DeviceName::Simulate => Part::WithoutWeights,
+        _ => Part::Model,
+    };
+    status.starting(Stage::Downloading);
+    let snapshot =
+        hub::fetch(name, part, bars, &mut |progress| status.loading(progress.done, progress.total))?;
+    config.model.served_model_name.get_or_insert_with(|| vec![name.id.clone()]);
+    config.model.model = snapshot;
+    Ok(())
 }
 
 /// Starts the recording of `--record`.
@@ -135,16 +177,15 @@ async fn last_step(thread: &EngineThread) {
     }
 }
 
-/// Binds the addresses before loading, so that one in use fails early and probes are answered during the
-/// load.
+/// Loads the weights, while probes are answered, and serves.
 async fn load_and_serve(
     p: Prepared,
     devices: Devices,
-    addresses: &[SocketAddr],
+    listener: Listener,
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
-    let listener = server::bind(addresses).context("cannot listen")?;
+    let batches = batch_settings(&p.config)?;
     let status = Arc::clone(&p.status);
     let origins = p.config.network.allowed_origins.clone();
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));
@@ -153,7 +194,8 @@ async fn load_and_serve(
         return Ok((Ended::Early, None));
     };
     let ((engine, thread), p) = loaded.context("loading was interrupted")??;
-    let mut ended = serve(p, listener, engine.clone(), signals, start).await?;
+    let started = Started { listener, engine: engine.clone(), batches, start };
+    let mut ended = serve(p, started, signals).await?;
     engine.stop();
     if ended != Ended::Forced && !signals.wait_unless_forced(last_step(&thread)).await {
         ended = Ended::Forced;
@@ -161,13 +203,31 @@ async fn load_and_serve(
     Ok((ended, Some(thread)))
 }
 
-async fn serve(
-    p: Prepared,
+/// The parts of a server beside its settings.
+struct Started {
     listener: Listener,
     engine: EngineHandle,
-    signals: &mut Signals,
+    batches: Option<BatchSettings>,
+    /// When the process started.
     start: Instant,
-) -> anyhow::Result<Ended> {
+}
+
+/// Opens the directory of files and batches, before the weights are loaded.
+fn batch_settings(config: &ServeArgs) -> anyhow::Result<Option<BatchSettings>> {
+    let args = &config.batches;
+    let Some(directory) = &args.data_dir else { return Ok(None) };
+    let store = Store::open(directory, args.data_dir_max_bytes.0).context("--data-dir")?;
+    let max_lines = args.max_batch_lines.unwrap_or(config.scheduling.max_num_seqs);
+    Ok(Some(BatchSettings { store: Arc::new(store), max_lines, clock: unix_time }))
+}
+
+/// The Unix time in seconds.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::Result<Ended> {
+    let Started { listener, engine, batches, start } = started;
     let address = p.config.network.host.with_port(listener.local_addr()?.port());
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
@@ -187,6 +247,7 @@ async fn serve(
         tool_format: p.config.network.tool_call_parser,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,
+        batches,
         dropped_log_lines: Arc::clone(&p.log.dropped),
         http,
         ..Settings::new(String::new(), p.eos)

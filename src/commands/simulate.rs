@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs};
 use crate::device::Layout;
 use crate::engine::SchedulerConfig;
+use crate::hub::{self, Part};
 use crate::launch::cost_inputs::{CostInputs, Overrides, forecast};
 use crate::launch::devices::GPU_IN_FLIGHT;
 use crate::launch::simulated::usable_memory;
@@ -22,6 +23,7 @@ use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
 use crate::simulator::{RequestTimeline, ServerSample, SimulatedModel};
+use crate::stdio::Log;
 use crate::stdio::results::print;
 
 /// A finished run.
@@ -32,8 +34,12 @@ struct FinishedRun {
 }
 
 /// Simulates and reports. Exits with status 1 if a replay differs from its recording.
-pub fn run(args: &SimulateArgs) -> anyhow::Result<ExitCode> {
+pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
     args.policy.check()?;
+    if let Some(config) = &mut args.config {
+        *config = hub::directory(config, Part::Configuration, &log.handle().bars)?;
+    }
+    let args = &args;
     let runs = match &args.replay {
         Some(path) => match recorded(args, path)? {
             Some(runs) => runs,

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::Size;
-use super::parsers::whole;
+use super::parsers::{model, whole};
 
 /// Arguments of `octant quantize`.
 #[derive(Debug, Clone, Args)]
 pub struct QuantizeArgs {
-    /// Hugging Face directory with BF16, F16 or F32 weights
-    #[arg(value_name = "IN")]
+    /// Hugging Face directory with BF16, F16 or F32 weights, or ORG/NAME[@REVISION] on the Hugging Face hub
+    #[arg(value_name = "IN", value_parser = model())]
     pub(crate) input: PathBuf,
     /// Output directory: absent, empty, or left by an interrupted run of the same command
     #[arg(value_name = "OUT")]

@@ -5,11 +5,14 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{ArgAction, Args, ValueEnum};
 
-use super::parsers::{at_least_0, at_least_1, boolean, got, number, positive_fraction};
+use super::parsers::{at_least_0, at_least_1, boolean, got, model, number, positive_fraction};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
 use crate::machine;
 use crate::model::Precision;
+
+/// The most threads for masks. They are enough for 256 rows of a vocabulary of 256,000 ids.
+const MAX_MASK_THREADS: usize = 16;
 
 /// Devices and their ranks.
 #[derive(Debug, Clone, Args)]
@@ -74,9 +77,9 @@ pub(crate) struct SimulationArgs {
     /// Simulated GPU: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
     #[arg(long, env = "OCTANT_GPU", value_name = "NAME", default_value = Hardware::H100)]
     pub(crate) gpu: String,
-    /// Directory with the config.json of the simulated model; --model provides the tokenizer [default:
-    /// --model]
-    #[arg(long, env = "OCTANT_SIMULATE_CONFIG", value_name = "DIR")]
+    /// Directory with the config.json of the simulated model, or its name ORG/NAME[@REVISION]; --model
+    /// provides the tokenizer [default: --model]
+    #[arg(long, env = "OCTANT_SIMULATE_CONFIG", value_name = "DIR|NAME", value_parser = model())]
     pub(crate) simulate_config: Option<PathBuf>,
     /// Factor on the length of simulated steps: 1 is real time, 0 does not wait
     #[arg(
@@ -137,6 +140,11 @@ impl DeviceArgs {
     /// Threads of the CPU device, of all ranks together.
     pub(crate) fn threads(&self) -> usize {
         self.threads.unwrap_or_else(machine::cores)
+    }
+
+    /// Threads that compute the masks of constrained answers, beside the ranks' own.
+    pub(crate) fn mask_threads(&self) -> usize {
+        machine::cores().saturating_sub(self.ranks()).clamp(1, MAX_MASK_THREADS)
     }
 }
 

@@ -137,7 +137,7 @@ const DEFAULTS: [OtherFlag; 18] = [
 ];
 
 /// The model and its files.
-const MODEL: [OtherFlag; 14] = [
+const MODEL: [OtherFlag; 20] = [
     refuse(
         &["trust-remote-code"],
         "Octant never runs code of a model directory; leave this flag out (the supported architectures \
@@ -164,24 +164,22 @@ const MODEL: [OtherFlag; 14] = [
         "edit config.json in the model directory",
     ),
     refuse(
-        &[
-            "download-dir",
-            "huggingface-hub-cache",
-            "revision",
-            "tokenizer-revision",
-            "code-revision",
-            "hf-token",
-            "-hft",
-            "hf-repo",
-            "-hf",
-            "-hfr",
-            "hf-file",
-            "-hff",
-            "model-url",
-            "-mu",
-            "offline",
-        ],
-        "Octant downloads nothing; get the model with `hf download ORG/NAME --local-dir DIR` and serve DIR",
+        &["revision", "hf-repo", "-hf", "-hfr"],
+        "write the model as `octant serve ORG/NAME@REVISION`; without @REVISION it is `main`",
+    ),
+    refuse(
+        &["tokenizer-revision", "code-revision"],
+        "the tokenizer is the model's own; write the model as `octant serve ORG/NAME@REVISION`",
+    ),
+    refuse(
+        &["download-dir", "huggingface-hub-cache"],
+        "set HF_HUB_CACHE to the directory for downloads, or HF_HOME to the one that holds `hub`",
+    ),
+    refuse(&["hf-token", "-hft"], "set HF_TOKEN, or run `hf auth login`"),
+    refuse(&["offline"], "set HF_HUB_OFFLINE=1"),
+    refuse(
+        &["hf-file", "-hff", "model-url", "-mu"],
+        "Octant downloads whole models: write `octant serve ORG/NAME`",
     ),
     refuse(
         &["enable-lora", "lora-modules", "lora-paths", "lora", "max-loras", "max-lora-rank", "lora-adapters"],
@@ -202,8 +200,12 @@ const MODEL: [OtherFlag; 14] = [
         "speculative decoding is not supported; leave this flag out",
     ),
     refuse(
-        &["tool-parser-plugin", "reasoning-parser", "reasoning-format"],
-        "reasoning is not parsed from answers yet, and tool calls in the formats of --tool-call-parser only; leave this flag out",
+        &["tool-parser-plugin"],
+        "see --tool-call-parser for the formats of tool calls; leave this flag out",
+    ),
+    refuse(
+        &["reasoning-parser", "reasoning-format"],
+        "reasoning is not parsed from answers yet; leave this flag out",
     ),
     refuse(
         &[

@@ -14,6 +14,7 @@ use clap::{ArgMatches, Command as Clap, CommandFactory, FromArgMatches};
 use super::api_keys::SEVERAL_KEYS;
 use super::clap_errors::{self, Sentence};
 use super::file::file_args;
+use super::parsers::model;
 use super::spellings::{self, Rewritten};
 use super::{Cli, Command, ConfigError, ParseError};
 
@@ -86,10 +87,10 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
 /// The whole command line for clap.
 pub(crate) fn command() -> Clap {
     let directory = clap::Arg::new(DIRECTORY)
-        .value_name("DIR")
-        .help("Directory of the model; the same as --model DIR")
+        .value_name("MODEL")
+        .help("Directory or name of the model; the same as --model MODEL")
         .help_heading(None::<&str>)
-        .value_parser(clap::value_parser!(PathBuf));
+        .value_parser(model());
     Cli::command().mut_subcommand("serve", |serve| {
         let serve = serve.mut_arg(MODEL, |model| model.required(false)).arg(directory);
         serve.after_help(
@@ -142,7 +143,7 @@ fn missing_model(serve: &ArgMatches) -> ConfigError {
         }
         _ => String::new(),
     };
-    ConfigError::new("--model", format!("missing; expected a directory: octant serve DIR{taken}"))
+    ConfigError::new("--model", format!("missing; expected a directory or a name: octant serve MODEL{taken}"))
 }
 
 /// Settings from variables that are named after another spelling of their flag. Adds notes about variables

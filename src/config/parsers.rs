@@ -1,8 +1,21 @@
 //! Value parsers that several commands share. Each error says what was expected and what was given.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail, ensure};
+use clap::builder::{PathBufValueParser, TypedValueParser};
+
+use crate::hub::ModelName;
+
+/// A model as operators name it: a directory, or `ORG/NAME[@REVISION]` on the Hugging Face hub. A name that
+/// cannot be one is refused, unless a directory or file has it.
+pub(super) fn model() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match ModelName::from_path(&path) {
+        Ok(_) => Ok(path),
+        Err(message) => Err(anyhow!(message)),
+    })
+}
 
 use crate::tools::ToolFormat;
 
@@ -191,4 +204,9 @@ pub(super) fn position_count() -> impl Fn(&str) -> anyhow::Result<usize> + Clone
 pub(super) fn tool_format(text: &str) -> anyhow::Result<ToolFormat> {
     let names = ToolFormat::NAMES.map(|(name, _)| name).join(", ");
     ToolFormat::named(text.trim()).ok_or_else(|| anyhow!("expected one of {names}, {}", got(text)))
+}
+
+/// A JSON object.
+pub(super) fn json_object(text: &str) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_str(text).map_err(|error| anyhow!("expected a JSON object, {}: {error}", got(text)))
 }

@@ -5,15 +5,16 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::SchedulingArgs;
-use super::parsers::{boolean, position_count, positive_fraction, whole};
+use super::parsers::{boolean, model, position_count, positive_fraction, whole};
 use crate::cost::Hardware;
 use crate::model::Precision;
 
 /// Arguments of `octant plan`.
 #[derive(Debug, Clone, Args)]
 pub struct PlanArgs {
-    /// Directory with the model's config.json; weights are not needed
-    #[arg(long, value_name = "DIR", alias = "model")]
+    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub;
+    /// weights are not needed
+    #[arg(long, value_name = "DIR|NAME", alias = "model", value_parser = model())]
     pub(crate) config: PathBuf,
     /// GPUs that share the model
     #[arg(

@@ -16,8 +16,8 @@ use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
-    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, port, positive, seconds,
-    tokens, tool_format, trimmed_name, trimmed_secret,
+    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port, positive,
+    seconds, tokens, tool_format, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
@@ -43,6 +43,9 @@ pub struct ServeArgs {
     /// Limits of the queue.
     #[command(flatten, next_help_heading = "Admission")]
     pub(crate) admission: AdmissionArgs,
+    /// Files and batches.
+    #[command(flatten, next_help_heading = "Batches")]
+    pub(crate) batches: BatchArgs,
     /// Devices and their ranks.
     #[command(flatten, next_help_heading = "Device")]
     pub(crate) device: DeviceArgs,
@@ -60,11 +63,20 @@ pub struct ServeArgs {
 /// The model and its number formats.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Hugging Face directory with config.json, *.safetensors and tokenizer.json
-    #[arg(long, env = "OCTANT_MODEL", value_name = "DIR", aliases = ["model-path", "model-id"])]
+    /// Hugging Face directory with config.json, *.safetensors and tokenizer.json, or a model's name
+    /// ORG/NAME[@REVISION], which is downloaded from the Hugging Face hub as far as its cache lacks it. A
+    /// directory of this name is preferred. The variables HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT and
+    /// HF_HUB_OFFLINE have their usual meaning
+    #[arg(
+        long,
+        env = "OCTANT_MODEL",
+        value_name = "DIR|NAME",
+        value_parser = model(),
+        aliases = ["model-path", "model-id"]
+    )]
     pub(crate) model: PathBuf,
     /// Model names that clients may use, separated by commas or spaces, with or without a provider in front,
-    /// as in openai/NAME [default: the name of the directory]
+    /// as in openai/NAME [default: ORG/NAME, or the name of the directory]
     #[arg(
         long,
         env = "OCTANT_SERVED_MODEL_NAME",
@@ -304,6 +316,22 @@ pub(crate) struct AdmissionArgs {
         value_parser = queue_full_status
     )]
     pub(crate) queue_full_status: u16,
+}
+
+/// Files and batches.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BatchArgs {
+    /// Directory that keeps the files and batches of /v1/files and /v1/batches [default: none; these routes
+    /// are refused]
+    #[arg(long, env = "OCTANT_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Maximum size of --data-dir, in bytes or with a unit. Batches reserve room for their results
+    #[arg(long, env = "OCTANT_DATA_DIR_MAX_BYTES", value_name = "SIZE", default_value = "10GiB")]
+    pub(crate) data_dir_max_bytes: Size,
+    /// Maximum lines of batches in the scheduler at once. They run behind all other requests [default:
+    /// --max-num-seqs]
+    #[arg(long, env = "OCTANT_MAX_BATCH_LINES", value_name = "N", value_parser = at_least_1)]
+    pub(crate) max_batch_lines: Option<usize>,
 }
 
 /// Timeouts and shutdown.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, rank_count};
+use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, model, rank_count};
 use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
@@ -115,8 +115,15 @@ pub(super) fn check_policy(max_ttft: Option<f64>, kv_reserve: Option<f32>) -> Re
 /// Arguments of `octant simulate`; exactly one of `--poisson`, `--trace` and `--replay` is given.
 #[derive(Debug, Clone, Args)]
 pub struct SimulateArgs {
-    /// Directory with the model's config.json; not needed with --replay
-    #[arg(long, value_name = "DIR", required_unless_present = "replay", alias = "model")]
+    /// Directory with the model's config.json, or ORG/NAME[@REVISION] on the Hugging Face hub;
+    /// not needed with --replay
+    #[arg(
+        long,
+        value_name = "DIR|NAME",
+        required_unless_present = "replay",
+        alias = "model",
+        value_parser = model()
+    )]
     pub(crate) config: Option<PathBuf>,
     /// GPUs that share the model.
     #[arg(

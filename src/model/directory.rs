@@ -9,8 +9,6 @@ use super::error::LoadError;
 
 /// Files that a model directory must have.
 const EXPECTED: &str = "expected a Hugging Face directory with config.json, *.safetensors and tokenizer.json";
-/// Beginnings of a model's address on Hugging Face.
-const HUB: [&str; 3] = ["https://huggingface.co/", "https://hf.co/", "hf://"];
 
 /// Checks that a path is a directory that can be read.
 ///
@@ -53,37 +51,20 @@ fn about_missing(dir: &Path) -> String {
         return message;
     }
     let text = dir.to_string_lossy();
-    let text = text.trim_end_matches('/');
-    let on_hub = HUB.iter().find_map(|site| text.strip_prefix(site)).map(|rest| {
-        let rest = rest.split("/tree/").next().unwrap_or(rest);
-        rest.trim_end_matches('/')
-    });
-    if let Some(id) = on_hub.or(is_hub_id(text).then_some(text)).filter(|id| is_hub_id(id)) {
-        let (_organisation, name) = id.split_once('/').unwrap_or(("", id));
-        return format!(
-            "no such directory, and Octant downloads nothing: run `hf download {id} --local-dir {name}`, \
-             then `octant serve {name}`"
-        );
-    }
     if text.contains("://") {
-        return "expected a local directory, got a URL; Octant downloads nothing".to_owned();
+        return "expected a local directory or ORG/NAME on Hugging Face, got a URL".to_owned();
     }
     if text.starts_with('~') {
         return "no such directory: the shell did not replace `~`; write the whole path".to_owned();
     }
+    let hint = match text.contains('/') {
+        true => "",
+        false => "; a model on Hugging Face is named ORG/NAME",
+    };
     match std::env::current_dir() {
-        Ok(current) if dir.is_relative() => format!("no such directory in {}", current.display()),
+        Ok(current) if dir.is_relative() => format!("no such directory in {}{hint}", current.display()),
         _ => "no such directory".to_owned(),
     }
-}
-
-/// Whether a text has the form ORGANISATION/NAME of a model on Hugging Face.
-fn is_hub_id(text: &str) -> bool {
-    let valid = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-    };
-    text.split_once('/').is_some_and(|(organisation, name)| valid(organisation) && valid(name))
 }
 
 /// The sentence about a symbolic link whose target does not exist; `None` if the path is none.

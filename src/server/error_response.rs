@@ -71,6 +71,7 @@ fn closes_connection(error: &ApiError) -> bool {
             | ApiError::TooManyBodies(_)
             | ApiError::TooManyBytes(_)
             | ApiError::HeadersTooLarge(..)
+            | ApiError::StorageFull(_)
             | ApiError::NotReady
             | ApiError::Draining
     )

@@ -53,9 +53,9 @@ pub(crate) fn object_schema(rows: Vec<FieldRow>) -> Value {
 
 /// Makes a struct, its reader and the rows of its document from a table.
 ///
-/// A row is `name: Type = constructor;`. `name as "json": …` gives a JSON name that is no Rust name. Rows after
-/// `checked` are checked and dropped: the struct has no member for them. Members after `plus` are no fields of
-/// the request; the reader gives them their default.
+/// A row is `name: Type = constructor;`. `name as "json": …` gives a JSON name that is no Rust name. Rows
+/// after `checked` are checked and dropped: the struct has no member for them. Members after `plus` are no
+/// fields of the request; the reader gives them their default.
 macro_rules! request_fields {
     (
         $(#[$table_doc:meta])*

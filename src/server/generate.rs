@@ -16,7 +16,7 @@ use super::state::ServerState;
 use super::system::random_u64;
 use super::validate::ValidRequest;
 use crate::engine::{QueuePermit, SubmitOptions};
-use crate::generation::{Delta, Failure, Generation, Refusal};
+use crate::generation::{Delta, Failure, Generation, Refusal, Usage};
 
 /// How long to wait for the final cost of aborted choices, which the engine reports with its next step.
 const FINAL_COST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +55,16 @@ pub(crate) async fn start(
     record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
     let ValidRequest {
-        model, ask, timeout: within, include_usage, include_cost, logprobs, grammar_path, ..
+        model,
+        ask,
+        timeout: within,
+        include_usage,
+        continuous_usage,
+        names_ids,
+        include_cost,
+        logprobs,
+        grammar_path,
+        ..
     } = valid;
     let id = format!("{}{:016x}{:016x}", kind.id_prefix(), random_u64()?, random_u64()?);
     let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
@@ -65,8 +74,9 @@ pub(crate) async fn start(
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
-    let admitted = AdmittedRequest { id: id.clone(), record, key, arrived: Instant::now() };
-    let options = ReplyOptions { logprobs, include_usage, include_cost };
+    let batch = permit.is_batch();
+    let admitted = AdmittedRequest { id: id.clone(), record, key, batch, arrived: Instant::now() };
+    let options = ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost };
     let param = kind.prompt_param();
     let writer = ReplyWriter::new(kind, id, model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {
@@ -107,7 +117,9 @@ impl TrackedGeneration {
 
     /// Writes the events of a delta.
     pub(crate) fn write_delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
-        self.writer.delta(delta, out);
+        let prompt_tokens = self.generation.prompt_lengths().nth(delta.index).unwrap_or_default();
+        let cached_tokens = self.generation.usage().cached_tokens.min(prompt_tokens);
+        self.writer.delta(delta, Usage { prompt_tokens, cached_tokens, completion_tokens: 0 }, out);
     }
 
     /// Writes the last events of a complete answer.
@@ -134,7 +146,8 @@ impl TrackedGeneration {
         while let Some(step) = self.next().await {
             self.writer.collect(step?);
         }
-        Ok(self.writer.whole(self.generation.usage(), self.generation.cost()))
+        let (n, usage) = (self.generation.n(), self.generation.usage());
+        Ok(self.writer.whole(n, usage, self.generation.cost()))
     }
 
     /// Records a failure and returns its error. [`ApiError::EngineFailed`], which clients retry, is used only

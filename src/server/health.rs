@@ -132,6 +132,7 @@ impl Health {
         match self {
             Self::Starting { stage, .. } => match stage {
                 Stage::Opening => "opening_devices",
+                Stage::Downloading => "downloading_model",
                 Stage::Reading => "reading_model",
                 Stage::Loading => "loading_weights",
                 Stage::Preparing | Stage::Started => "preparing_steps",
@@ -146,10 +147,11 @@ impl Health {
     /// The field `reason` of a probe's response, for people.
     fn reason(&self) -> String {
         match self {
-            Self::Starting { percent, eta, .. } => {
+            Self::Starting { stage, percent, eta } => {
                 let phase = self.phase().replace('_', " ");
+                let what = if *stage == Stage::Downloading { "downloaded" } else { "of the weights loaded" };
                 let eta = eta.map(|eta| format!(", {:.0} s left", eta.as_secs_f64())).unwrap_or_default();
-                format!("the server is starting: {phase}, {percent:.0} % of the weights loaded{eta}")
+                format!("the server is starting: {phase}, {percent:.0} % {what}{eta}")
             }
             Self::Healthy => "ok".to_owned(),
             Self::Draining { left } => {

@@ -50,8 +50,8 @@ pub(crate) enum ReplyWriter {
 /// Writes a chat or text completion.
 pub(crate) struct CompletionWriter {
     builder: ReplyBuilder,
-    /// For each choice, whether a chunk with its role has been written.
-    role_sent: Vec<bool>,
+    /// For each choice, whether a chunk with its role has been written, and the number of its tokens so far.
+    written: Vec<(bool, usize)>,
     /// The choices of a whole reply.
     choices: Vec<CompleteChoice>,
 }
@@ -63,7 +63,7 @@ impl ReplyWriter {
         match kind {
             ReplyKind::Completion(format) => {
                 let builder = ReplyBuilder::new(format, id, created, model, options);
-                Self::Completion(CompletionWriter { builder, role_sent: Vec::new(), choices: Vec::new() })
+                Self::Completion(CompletionWriter { builder, written: Vec::new(), choices: Vec::new() })
             }
             ReplyKind::Response(echo) => {
                 Self::Response(Box::new(ResponseBuilder::new(id, created, model, *echo)))
@@ -90,10 +90,10 @@ impl ReplyWriter {
         }
     }
 
-    /// Writes the events of a delta.
-    pub(crate) fn delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
+    /// Writes the events of a delta. `prompt` is the usage of its choice before the answer.
+    pub(crate) fn delta(&mut self, delta: Delta, prompt: Usage, out: &mut Vec<u8>) {
         match self {
-            Self::Completion(writer) => writer.delta(delta, out),
+            Self::Completion(writer) => writer.delta(delta, prompt, out),
             Self::Response(builder) => builder.push(delta, Some(out)),
             Self::Message(builder) => builder.push(delta, Some(out)),
         }
@@ -145,11 +145,11 @@ impl ReplyWriter {
         }
     }
 
-    /// The JSON of the whole reply.
-    pub(crate) fn whole(&mut self, usage: Usage, cost: Cost) -> String {
+    /// The JSON of the whole reply, which has `n` choices for each prompt.
+    pub(crate) fn whole(&mut self, n: usize, usage: Usage, cost: Cost) -> String {
         match self {
             Self::Completion(writer) => {
-                writer.builder.complete(std::mem::take(&mut writer.choices), usage, cost)
+                writer.builder.complete(std::mem::take(&mut writer.choices), n, usage, cost)
             }
             Self::Response(builder) => builder.end(usage, unix_time(), None),
             Self::Message(builder) => builder.end(usage, None),
@@ -166,15 +166,17 @@ impl ReplyWriter {
 }
 
 impl CompletionWriter {
-    fn delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
-        let Self { builder, role_sent, .. } = self;
-        if role_sent.len() <= delta.index {
-            role_sent.resize(delta.index + 1, false);
+    fn delta(&mut self, delta: Delta, prompt: Usage, out: &mut Vec<u8>) {
+        let Self { builder, written, .. } = self;
+        if written.len() <= delta.index {
+            written.resize(delta.index + 1, (false, 0));
         }
-        let sent = &mut role_sent[delta.index];
-        for choice in builder.chunks(delta, sent) {
+        let (role_sent, completion_tokens) = &mut written[delta.index];
+        *completion_tokens += delta.tokens as usize;
+        let usage = Usage { completion_tokens: *completion_tokens, ..prompt };
+        for chunk in builder.chunks(delta, role_sent) {
             out.extend_from_slice(b"data: ");
-            builder.write_chunk(&choice, out);
+            builder.write_chunk(&chunk, usage, out);
             out.extend_from_slice(b"\n\n");
         }
     }

@@ -31,7 +31,11 @@ use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, docs, error_response, generate, health, host, middleware, sse, tokenize, validate};
+use super::{
+    batches, body, docs, error_response, files, generate, health, host, middleware, page, sse, tokenize,
+    validate,
+};
+use crate::batch::Runner;
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -53,23 +57,36 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/messages/count_tokens", post(tokenize::count_tokens)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
+        ("/v1/files", get(files::list_files).post(files::upload)),
+        ("/v1/files/{id}", get(files::file).delete(files::delete)),
+        ("/v1/files/{id}/content", get(files::content)),
+        ("/v1/batches", get(batches::list_batches).post(batches::create)),
+        ("/v1/batches/{id}", get(batches::batch)),
+        ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
     ];
     routes.extend(health::ALIASES.map(probe));
-    routes.extend(docs::routes());
+    let part = |file: page::PageFile| {
+        (file.path, get(move |headers: HeaderMap| async move { file.respond(&headers) }))
+    };
+    routes.extend(page::FILES.map(part));
+    routes.push(docs::route());
     routes
 }
 
-/// Returns the router of all routes, with the middleware around it.
-pub(crate) fn router(state: Arc<ServerState>) -> Router {
+/// Returns the router of all routes, with the middleware around it. `runner` runs the server's batches.
+pub(crate) fn router(state: Arc<ServerState>, runner: Option<Arc<Runner>>) -> Router {
     let add = |router: Router<_>, (path, handler)| router.route(path, handler);
     let router = routes().into_iter().fold(Router::new(), add);
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
     // The middleware covers the fallbacks too.
-    router.layer(from_fn_with_state(Arc::clone(&state), middleware::handle)).with_state(state)
+    router
+        .layer(Extension(runner))
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::handle))
+        .with_state(state)
 }
 
 /// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
@@ -234,10 +251,12 @@ fn describe(state: &ServerState, name: &str) -> ModelReply {
 async fn metrics(
     State(state): Shared,
     Extension(usage): Extension<UsageAccess>,
+    Extension(runner): batches::RunnerExtension,
     headers: HeaderMap,
 ) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::from_accept(accept);
+    state.metrics.batch_lines(runner.map(|runner| runner.ended()).unwrap_or_default());
     state.metrics.reading(state.body_permits.held());
     state.metrics.dropped_log_lines(state.settings.dropped_log_lines.load(Ordering::Relaxed));
     let stats = state.generator.engine().stats();

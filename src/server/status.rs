@@ -15,6 +15,8 @@ use crate::engine::{AtomicInstant, Heartbeat, Snapshot};
 pub enum Stage {
     /// Devices are opened.
     Opening,
+    /// A model that was given by name is downloaded.
+    Downloading,
     /// The model's configuration, tokenizer and weight headers are read.
     Reading,
     /// Weights are loaded.
@@ -48,7 +50,7 @@ pub struct ServerStatus {
     stall_margin: Duration,
     stage: AtomicU8,
     /// When each stage began.
-    stage_began: [AtomicInstant; 5],
+    stage_began: [AtomicInstant; 6],
     bytes_loaded: AtomicU64,
     bytes_total: AtomicU64,
     loading_since: AtomicInstant,
@@ -66,11 +68,11 @@ pub struct StatusSnapshot {
     pub stall_margin: Duration,
     /// Stage of startup.
     pub stage: Stage,
-    /// Bytes of weights loaded.
+    /// Bytes of weights loaded, or of files downloaded in [`Stage::Downloading`].
     pub bytes_loaded: u64,
-    /// Bytes of weights to load in all; 0 while unknown.
+    /// Bytes to load or download in all; 0 while unknown.
     pub bytes_total: u64,
-    /// When loading began.
+    /// When loading, or downloading, began.
     pub loading_since: Option<Instant>,
     /// Phase of the shutdown.
     pub phase: ShutdownPhase,
@@ -85,7 +87,7 @@ pub struct StatusSnapshot {
 impl ServerStatus {
     /// Makes the status of a server that begins to start.
     pub fn new(stall_margin: Duration) -> Arc<Self> {
-        let stage_began: [AtomicInstant; 5] = Default::default();
+        let stage_began: [AtomicInstant; 6] = Default::default();
         stage_began[Stage::Opening as usize].set_if_none(Instant::now());
         Arc::new(Self {
             stall_margin,
@@ -104,8 +106,9 @@ impl ServerStatus {
 
     /// Sets the stage of startup. Use [`ServerStatus::started`] for [`Stage::Started`].
     pub fn starting(&self, stage: Stage) {
-        if stage == Stage::Loading {
-            self.loading_since.set_if_none(Instant::now());
+        if matches!(stage, Stage::Downloading | Stage::Reading | Stage::Loading) {
+            self.loading(0, 0);
+            self.loading_since.set((stage != Stage::Reading).then(Instant::now));
         }
         self.begin_stage(stage);
     }
@@ -117,7 +120,7 @@ impl ServerStatus {
 
     /// Durations of the stages of startup: the time so far for the current stage, and 0 for a stage that was
     /// skipped or has not begun.
-    pub(crate) fn startup(&self) -> [(&'static str, Duration); 4] {
+    pub(crate) fn startup(&self) -> [(&'static str, Duration); 5] {
         let began: Vec<Option<Instant>> = self.stage_began.iter().map(AtomicInstant::get).collect();
         let duration = |stage: Stage| {
             let Some(begin) = began[stage as usize] else { return Duration::ZERO };
@@ -126,13 +129,14 @@ impl ServerStatus {
         };
         [
             ("opening", duration(Stage::Opening)),
+            ("downloading", duration(Stage::Downloading)),
             ("reading", duration(Stage::Reading)),
             ("loading", duration(Stage::Loading)),
             ("preparing", duration(Stage::Preparing)),
         ]
     }
 
-    /// Sets the bytes of weights that are loaded and their total.
+    /// Sets the bytes of weights that are loaded, or of files that are downloaded, and their total.
     pub fn loading(&self, done: u64, total: u64) {
         self.bytes_total.store(total, Ordering::Release);
         self.bytes_loaded.store(done, Ordering::Release);
@@ -186,9 +190,10 @@ impl ServerStatus {
     pub fn snapshot(&self) -> StatusSnapshot {
         let stage = match self.stage.load(Ordering::Acquire) {
             0 => Stage::Opening,
-            1 => Stage::Reading,
-            2 => Stage::Loading,
-            3 => Stage::Preparing,
+            1 => Stage::Downloading,
+            2 => Stage::Reading,
+            3 => Stage::Loading,
+            4 => Stage::Preparing,
             _ => Stage::Started,
         };
         StatusSnapshot {

@@ -65,6 +65,11 @@ request_fields! {
     }
 }
 
+/// JSON schema of `tool_choice`.
+pub(crate) fn tool_choice() -> Value {
+    json!({ "type": ["string", "object"] })
+}
+
 fn arguments() -> Value {
     json!({ "type": ["string", "object"] })
 }
@@ -80,9 +85,9 @@ request_fields! {
         name: Text = text();
         /// The functions that may be called.
         allowed_tools: Object<AllowedToolsWire> = object();
-        /// As in `allowed_tools`.
+        /// The same as in `allowed_tools`.
         mode: Word = word(&["auto", "required"]);
-        /// As in `allowed_tools`.
+        /// The same as in `allowed_tools`.
         tools: List = list(1, MAX_TOOLS, "tools", named);
     }
 }

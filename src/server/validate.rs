@@ -35,12 +35,13 @@ use super::responses::reply::RequestEcho;
 use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
-    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    TokenizeWire,
+    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_BAD_WORD_BYTES, MAX_SEQUENCES,
+    MAX_STOP_BYTES, MAX_STOP_STRINGS, TokenizeWire,
 };
 use super::unsupported;
-use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls};
+use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls, Truncate};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
+pub(crate) use limits::TEMPLATE_FIELDS;
 pub use limits::{Defaults, Limits};
 use tools::ToolUse;
 use values::token_ids;
@@ -58,6 +59,10 @@ pub struct ValidRequest {
     pub stream: bool,
     /// Whether the last event carries the usage.
     pub include_usage: bool,
+    /// Whether every event carries the usage of its choice so far.
+    pub continuous_usage: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    pub names_ids: bool,
     /// Whether the answer ends with its cost.
     pub include_cost: bool,
     /// Whether the answer has log-probabilities.
@@ -90,6 +95,7 @@ impl ValidRequest {
 /// 400, or 404 for an unknown model.
 pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
     let mut wire = ChatWire::read(fields)?;
+    chat::template_fields(&mut wire, &limits.template_fields);
     let asked = chat::max_tokens(&wire)?;
     let logprobs = chat::logprobs(&wire)?;
     let tools = tools::read(&mut wire, limits.tools)?;
@@ -195,6 +201,10 @@ pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompt
 /// 400, or 404 for an unknown model.
 pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
     let mut wire = CompletionWire::read(fields)?;
+    // There is no template.
+    for (name, value) in wire.common.take_template_fields() {
+        wire.common.ignored.extend(value.map(|_| name.to_owned()));
+    }
     let prompt = wire.prompt.take();
     let prompts = completion::prompts(prompt, wire.add_special_tokens.unwrap_or(true), limits.vocab_size)?;
     let echo = wire.echo.unwrap_or(false);
@@ -214,6 +224,8 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
     let wire = TokenizeWire::take(&mut fields)?;
     served_model(wire.model, limits)?;
     let strings = wire.return_token_strs.unwrap_or(false);
+    let mut chat = ChatWire { tools: wire.tools, tool_choice: wire.tool_choice, ..ChatWire::default() };
+    let tools = tools::read(&mut chat, limits.tools)?;
     let Some(messages) = wire.messages else {
         let add_special = wire.add_special_tokens.unwrap_or(true);
         let text = wire.prompt.ok_or_else(|| missing("prompt", "a string, or messages instead"))?;
@@ -226,18 +238,12 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
         let text = "not supported with messages, whose chat template adds special tokens itself";
         return Err(ApiError::unsupported("add_special_tokens", text));
     }
-    let mut wire = ChatWire {
-        messages: Some(messages),
-        add_generation_prompt: wire.add_generation_prompt,
-        continue_final_message: wire.continue_final_message,
-        chat_template_kwargs: wire.chat_template_kwargs,
-        tools: wire.tools,
-        tool_choice: wire.tool_choice,
-        ..ChatWire::default()
-    };
     unsupported::refuse(&mut fields)?;
-    let tools = tools::read(&mut wire, limits.tools)?;
-    Ok((chat::prompts(&mut wire, limits.tools, tools.as_ref())?, strings))
+    chat.messages = Some(messages);
+    chat.add_generation_prompt = wire.add_generation_prompt;
+    chat.continue_final_message = wire.continue_final_message;
+    chat.chat_template_kwargs = wire.chat_template_kwargs;
+    Ok((chat::prompts(&mut chat, limits.tools, tools.as_ref())?, strings))
 }
 
 /// Validates the body of `POST /detokenize`. Returns the token ids.
@@ -276,32 +282,31 @@ fn finish(
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
     let stop = stop_strings("stop", wire.stop.as_ref())?;
-    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
-    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
-    if !wire.ignore_eos.unwrap_or(false) {
-        stop_ids.extend(&limits.eos_ids);
-    }
-    stop_ids.sort_unstable();
-    stop_ids.dedup();
+    let stop_ids = stop_ids(&wire, limits)?;
     let sampling = SamplingParams {
         min_tokens: min_tokens(&wire, route.max_tokens)?,
         barred: stop_ids.clone(),
         logprobs: route.logprobs,
         ..sampling::params(&wire, limits, fresh_seed)?
     };
-    let priority = wire.priority.unwrap_or(0) as i32;
-    // Where keys have priorities, a request can lower its own priority and cannot raise it.
-    if limits.keys_have_priorities && priority < 0 {
-        let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
-        return Err(ApiError::invalid("priority", text));
-    }
+    let priority = priority(&wire, limits)?;
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
         skip_special: wire.skip_special_tokens.unwrap_or(true),
         echo: route.echo,
         score_stop_id: !matches!(route.prompts, Prompts::Chat { .. }),
+        token_ids: wire.return_token_ids.unwrap_or(false),
     };
+    let allowed = wire.allowed_token_ids.as_deref();
+    let allowed_tokens =
+        allowed.map(|ids| token_ids("allowed_token_ids", ids, limits.vocab_size)).transpose()?;
+    if wire.prompt_logprobs.is_some() && stream {
+        return Err(ApiError::invalid(
+            "prompt_logprobs",
+            "expected stream = false with this field, got true",
+        ));
+    }
     let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
@@ -315,18 +320,48 @@ fn finish(
         cache_salt: wire.cache_salt.map(Arc::from),
         grammar,
         tools: route.tools,
+        bad_words: bad_words(wire.bad_words)?,
+        allowed_tokens,
+        truncate: truncate(wire.truncate_prompt_tokens)?,
+        prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
     };
+    let stream_options = wire.stream_options.unwrap_or_default();
     Ok(ValidRequest {
         model,
         ask,
         stream,
         timeout: wire.timeout.map(Duration::from_secs_f64),
-        include_usage: wire.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+        include_usage: stream_options.include_usage.unwrap_or(false),
+        continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
+        names_ids: wire.return_tokens_as_token_ids.unwrap_or(false),
         include_cost: wire.return_cost.unwrap_or(false),
         logprobs: route.logprobs.is_some(),
         grammar_path: path.unwrap_or_default(),
         ignored: wire.ignored,
     })
+}
+
+/// The ids that end an answer, in order.
+fn stop_ids(wire: &CommonFields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
+    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
+    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
+    if !wire.ignore_eos.unwrap_or(false) {
+        stop_ids.extend(&limits.eos_ids);
+    }
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    Ok(stop_ids)
+}
+
+/// The request's priority. Where keys have priorities, a request can lower its own and cannot raise it.
+fn priority(wire: &CommonFields, limits: &Limits) -> Result<i32, ApiError> {
+    match wire.priority.unwrap_or(0) as i32 {
+        priority if limits.keys_have_priorities && priority < 0 => {
+            let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
+            Err(ApiError::invalid("priority", text))
+        }
+        priority => Ok(priority),
+    }
 }
 
 /// The served name of the model that the client asks for; the first one if it names none. Clients made for
@@ -408,6 +443,31 @@ fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiErro
         other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
+}
+
+/// Reads `bad_words`. A text of spaces alone has no token of its own and stands for none.
+fn bad_words(items: Option<Vec<Value>>) -> Result<Vec<String>, ApiError> {
+    let mut words = Vec::new();
+    for (i, item) in items.unwrap_or_default().into_iter().enumerate() {
+        let path = format!("bad_words[{i}]");
+        let Value::String(word) = item else { return Err(wrong_type(&path, "a string", &item)) };
+        if word.len() > MAX_BAD_WORD_BYTES {
+            let text = format!("expected at most {MAX_BAD_WORD_BYTES} bytes, got {}", word.len());
+            return Err(ApiError::invalid(path, text));
+        }
+        if !word.trim().is_empty() {
+            words.push(word);
+        }
+    }
+    Ok(words)
+}
+
+fn truncate(tokens: Option<i128>) -> Result<Option<Truncate>, ApiError> {
+    match tokens {
+        Some(0) => Err(ApiError::invalid("truncate_prompt_tokens", "expected -1 or at least 1, got 0")),
+        Some(-1) => Ok(Some(Truncate::Fit)),
+        tokens => Ok(tokens.map(|tokens| Truncate::Last(tokens as u32))),
+    }
 }
 
 /// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the

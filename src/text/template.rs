@@ -213,18 +213,24 @@ impl ChatTemplate {
     }
 
     /// Source of the template that renders requests with tools.
-    pub fn tool_source(&self) -> &str {
+    pub(crate) fn tool_source(&self) -> &str {
         &self.tool_source
     }
 
     /// Whether the template shows the tools of a request to the model.
-    pub fn shows_tools(&self) -> bool {
+    pub(crate) fn shows_tools(&self) -> bool {
         const NAME: &str = "kvqxz_tool";
         let function = json!({ "name": NAME, "description": NAME, "parameters": { "type": "object" } });
         let mut options = RenderOptions::default();
         options.kwargs.insert("tools".to_owned(), json!([{ "type": "function", "function": function }]));
         let shown = self.render(&[ChatMessage::new(Role::User, "Hello")], &options);
         shown.is_ok_and(|rendered| rendered.text().contains(NAME))
+    }
+
+    /// Whether the template that renders requests without tools reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template("default");
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
     }
 
     /// Renders a conversation of at least one message.

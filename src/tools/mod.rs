@@ -11,7 +11,8 @@ mod prompt;
 pub use format::ToolFormat;
 pub use grammar::{AllowedTool, AnswerWithoutCalls, call_grammar};
 pub use parser::{ToolCallDelta, ToolCallParser};
-pub use prompt::{call_text, describe_tools, result_text};
+pub use prompt::call_text;
+pub(crate) use prompt::{describe_tools, result_text};
 
 use serde_json::{Map, Value, json};
 
@@ -30,7 +31,7 @@ pub struct Tool {
 
 impl Tool {
     /// The tool as chat templates expect it, in OpenAI's form.
-    pub fn for_template(&self) -> Value {
+    pub(crate) fn for_template(&self) -> Value {
         let mut function = json!({ "name": self.name });
         if let Some(description) = &self.description {
             function["description"] = description.as_str().into();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::ToolFormat;
 
 /// The text that a system message gets for these tools.
-pub fn describe_tools(format: ToolFormat, tools: &[Value]) -> String {
+pub(crate) fn describe_tools(format: ToolFormat, tools: &[Value]) -> String {
     let (open, close) = match format {
         ToolFormat::Nemotron | ToolFormat::NemotronNano => ("<tool> ", " </tool>"),
         ToolFormat::Hermes | ToolFormat::Llama3 => ("", ""),
@@ -35,6 +35,6 @@ pub fn call_text(format: ToolFormat, name: &str, arguments: &str) -> String {
 }
 
 /// The result of a call as text of the user.
-pub fn result_text(text: &str) -> String {
+pub(crate) fn result_text(text: &str) -> String {
     format!("<tool_response>\n{text}\n</tool_response>")
 }

@@ -1,5 +1,6 @@
 //! Command lines as people type them: the settings that they give, or the exact error.
 
+mod chat;
 mod flags;
 mod interrupt;
 mod models;
@@ -255,7 +256,7 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
         ("DIR --kv-cache-dtype=", "--kv-cache-dtype: expected a value, got none; possible values: fp8, bf16"),
         ("DIR --device gpu", "--device: got `gpu`; possible values: cpu, cuda, simulate"),
         ("DIR --model OTHER", "--model: expected one model, got --model `OTHER` and the directory `DIR`"),
-        ("", "--model: missing; expected a directory: octant serve DIR"),
+        ("", "--model: missing; expected a directory or a name: octant serve MODEL"),
         ("DIR OTHER", "OTHER: expected no further argument here"),
         ("DIR --max-ttft 1e10", "--max-ttft: expected a number from 1e-6 to 1e9, got `1e10`"),
         ("DIR --drain-grace 99999999999", "--drain-grace: expected at most 1000 years, got `99999999999`"),
@@ -392,6 +393,6 @@ fn the_help_fits_the_terminal() {
         let widest = help.lines().max_by_key(|line| line.chars().count()).unwrap_or_default();
         assert!(widest.chars().count() <= columns, "{columns} columns: {widest}");
         assert!(help.starts_with("Serve a model"), "{help}");
-        assert!(help.contains("Usage: octant serve [OPTIONS] [DIR]"), "{help}");
+        assert!(help.contains("Usage: octant serve [OPTIONS] [MODEL]"), "{help}");
     }
 }

@@ -18,8 +18,9 @@
 //! | | `choices_interleave_each_with_one_role_and_one_finish` |
 //! | Usage only on request: in the last chunk, with empty choices, and null before | |
 //! | | `usage_comes_last_without_choices_and_is_null_before` |
-//! | `finish_reason` is `stop` or `length`; tools are refused by name | |
+//! | `finish_reason` is `stop`, `length` or `tool_calls`, the last with calls only | |
 //! | | `max_tokens_ends_an_answer_under_both_of_its_names` |
+//! | | `calls_of_an_answer_are_in_the_message_and_in_deltas` |
 //! | | `unsupported_fields_are_refused_by_name` |
 //! | Chat logprobs: `content` and `refusal`, true bytes, `bytes:` form, no infinity | |
 //! | | `logprobs_have_true_bytes_and_a_form_for_half_characters` |
@@ -103,6 +104,8 @@
 mod abort;
 mod access;
 mod admission;
+mod batch_crashes;
+mod batches;
 mod chat;
 pub mod client;
 mod completions;
@@ -119,7 +122,10 @@ mod metrics;
 mod middleware;
 mod offsets;
 mod openapi;
+mod page;
 mod responses;
 mod routes;
 mod streams;
 pub mod test_server;
+mod token_fields;
+mod tools;

@@ -69,14 +69,18 @@ fn calls_are_found_in_every_format_whatever_the_pieces() {
         (
             Hermes,
             "I look.\n\n<tool_call>{\"name\":\"add\",\"arguments\":{}}</tool_call>\n\
-             <tool_call>{\"arguments\": {\"city\": \"Paris\"}, \"name\": \"get_weather\"}</tool_call>\nDone.\n",
+             <tool_call>{\"arguments\": {\"city\": \"Paris\"}, \"name\": \"get_weather\"}</tool_call>\n\
+             Done.\n",
             "I look.Done.\n",
             &[("add", "{}"), ("get_weather", weather)],
         ),
         // A marker within a string, escapes, nested values, other members.
         (
             Hermes,
-            r#"<tool_call>{"id": [1, {"x": "}"}], "name": "a\u0062", "arguments": {"s": "</tool_call>\"}", "l": [[{}]]}, "type": null}</tool_call>"#,
+            concat!(
+                r#"<tool_call>{"id": [1, {"x": "}"}], "name": "a\u0062", "arguments": "#,
+                r#"{"s": "</tool_call>\"}", "l": [[{}]]}, "type": null}</tool_call>"#
+            ),
             "",
             &[("ab", r#"{"s": "</tool_call>\"}", "l": [[{}]]}"#)],
         ),
@@ -119,8 +123,8 @@ fn calls_are_found_in_every_format_whatever_the_pieces() {
         ),
         (
             Llama3,
-            "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}; {\"name\": \"get_weather\", \"parameters\": \
-             {\"city\": \"Paris\"}}",
+            "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}; {\"name\": \"get_weather\", \
+             \"parameters\": {\"city\": \"Paris\"}}",
             "",
             &[("add", "{}"), ("get_weather", weather)],
         ),

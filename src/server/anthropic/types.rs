@@ -54,7 +54,7 @@ request_fields! {
         /// Only answers without thinking are supported.
         thinking: Object<ThinkingWire> = object();
         /// A hint. Prefixes are cached without it.
-        cache_control: Any = any("any value", anything).without_effect();
+        cache_control: Pairs = pairs(usize::MAX, anything).without_effect();
     }
 }
 

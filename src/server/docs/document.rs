@@ -115,20 +115,30 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Answer::Json(schema) => json!({ "application/json": { "schema": schema(schemas) } }),
         Answer::Text(kind) => json!({ *kind: { "schema": { "type": "string" } } }),
         Answer::JsonOrEvents(reply, chunk) => {
-            let about = "Server-sent events: `data: ` and a chunk as JSON, and `data: [DONE]` at the end. \
-                         If the generation fails, the last event is an error instead.";
-            json_or_events(reply(schemas), about, chunk(schemas))
+            let about = "Server-sent events, each of this form: a chunk as JSON, and `[DONE]` at the end. If \
+                         the generation fails, the last event is an error instead.";
+            json_or_events(reply(schemas), about, &[("data", json_string(chunk(schemas)))])
         }
         Answer::JsonOrNamedEvents(reply, event) => {
-            let about = "Server-sent events: `event: ` and the event's type, then `data: ` and the event as \
-                         JSON. The last event says whether the answer is complete, was cut off or failed.";
-            json_or_events(reply(schemas), about, event(schemas))
+            let about = "Server-sent events, each of this form: the type of the event, and the event as JSON. \
+                         The last event says whether the answer is complete, was cut off or failed.";
+            let name = json!({ "type": "string" });
+            json_or_events(reply(schemas), about, &[("event", name), ("data", json_string(event(schemas)))])
         }
     }
 }
 
-/// The media types of an answer that can be a stream.
-fn json_or_events(reply: Schema, about: &str, event: Schema) -> Value {
-    let events = json!({ "type": "string", "description": about, "x-octant-event": event });
+/// The media types of an answer that can be a stream of events with these fields.
+fn json_or_events(reply: Schema, about: &str, fields: &[(&str, Value)]) -> Value {
+    let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let properties: Map<String, Value> =
+        fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    let events =
+        json!({ "type": "object", "description": about, "properties": properties, "required": names });
     json!({ "application/json": { "schema": reply }, "text/event-stream": { "schema": events } })
+}
+
+/// A string that holds JSON of this schema.
+fn json_string(schema: Schema) -> Value {
+    json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": schema })
 }

@@ -3,13 +3,14 @@
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::PATHS;
+use super::PATH;
 use super::errors::Errors;
 use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
 use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
+use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
 use crate::server::responses::reply::{NumberedEvent, ResponseReply};
 use crate::server::responses::types::ResponsesWire;
@@ -216,14 +217,18 @@ fn probe((path, probe, software): (&'static str, Probe, &'static str)) -> Operat
     Operation { errors: None, summary, ..get(path, "health", "", answer) }
 }
 
-fn description() -> [Operation; 4] {
-    let [document, page, script, style] = PATHS;
-    [
-        get(document, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default())),
-        get(page, "server", "Shows this document as a page. Needs no key.", Answer::Text("text/html")),
-        get(script, "server", "Returns the page's script.", Answer::Text("text/javascript")),
-        get(style, "server", "Returns the page's style.", Answer::Text("text/css")),
-    ]
+fn description() -> Vec<Operation> {
+    let file = |file: &PageFile| {
+        let summary = match file.path {
+            "/" => "Returns a page for chatting with the model.",
+            "/docs" => "Returns a page that shows this document.",
+            _ => "Returns a script or a style of a page.",
+        };
+        get(file.path, "pages", &format!("{summary} Needs no key."), Answer::Text(file.content_type()))
+    };
+    let document =
+        get(PATH, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default()));
+    std::iter::once(document).chain(FILES.iter().map(file)).collect()
 }
 
 fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {

@@ -10,7 +10,7 @@ use crate::server::field_kinds::{
 };
 use crate::server::field_table::{FieldRow, Table, request_fields};
 use crate::server::fields::Fields;
-use crate::server::tool_types::{CalledWire, MAX_TOOLS, TOOL_CHOICES};
+use crate::server::tool_types::{CalledWire, MAX_TOOLS, TOOL_CHOICES, tool_choice};
 use crate::server::types::{CommonFields, MAX_TOKENS, MAX_TOP_LOGPROBS};
 use crate::server::unsupported;
 
@@ -33,7 +33,7 @@ request_fields! {
         tools: List = list(0, MAX_TOOLS, "tools", FlatToolWire::schema).default("[]");
         /// Whether the answer may or must call functions, and which: "none", "auto", "required", an object
         /// that names a function, or an object of the type "allowed_tools". The default is "auto".
-        tool_choice: Any = any(TOOL_CHOICES, || json!({}));
+        tool_choice: Any = any(TOOL_CHOICES, tool_choice);
         /// Whether the answer may have several calls.
         parallel_tool_calls: Flag = flag().default("true");
         /// Form of the answer's text.

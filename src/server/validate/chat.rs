@@ -36,6 +36,20 @@ const RESERVED_KWARGS: [&str; 16] = [
 /// Forms of a message's content.
 const CONTENT: &str = "a string or an array of text parts";
 
+/// Makes fields variables of the template if it reads them. The others are named as ignored.
+/// `chat_template_kwargs` has precedence.
+pub(super) fn template_fields(wire: &mut ChatWire, read: &[&str]) {
+    for (name, value) in wire.common.take_template_fields() {
+        let Some(value) = value else { continue };
+        if read.contains(&name) {
+            let kwargs = wire.chat_template_kwargs.get_or_insert_default();
+            kwargs.entry(name).or_insert(Value::String(value));
+        } else {
+            wire.common.ignored.push(name.to_owned());
+        }
+    }
+}
+
 /// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.
 pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
     match (wire.max_tokens, wire.max_completion_tokens) {

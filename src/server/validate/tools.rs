@@ -219,9 +219,13 @@ pub(super) fn earlier_call(path: &str, id: Option<String>, called: CalledWire) -
     Ok(call)
 }
 
-/// The messages for a template that shows no tools: tools, calls and results become text.
+/// The messages for a template that shows no tools: tools, calls and results become text. Messages without
+/// tools and calls are left as they are.
 pub(super) fn as_text(messages: Vec<ChatMessage>, support: ToolSupport, tools: &[Value]) -> Vec<ChatMessage> {
     let (Some(format), false) = (support.format, support.in_template) else { return messages };
+    if tools.is_empty() && !messages.iter().any(|message| message.fields.contains_key("tool_calls")) {
+        return messages;
+    }
     let mut adapted: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
     let mut after_result = false;
     for mut message in messages {

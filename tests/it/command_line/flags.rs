@@ -43,7 +43,7 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--chunked-prefill-size 2048", "--chunked-prefill-size: use --max-num-batched-tokens"),
         ("--ssl-keyfile k", "--ssl-keyfile: Octant speaks plain HTTP"),
         ("--seed 1", "--seed: a seed belongs to one request"),
-        ("--enable-auto-tool-choice", "--enable-auto-tool-choice: tool calls"),
+        ("--reasoning-parser", "--reasoning-parser: reasoning"),
         (
             "--chat-template-content-format string",
             "--chat-template-content-format: expected auto, got `string`",

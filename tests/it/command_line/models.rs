@@ -16,21 +16,10 @@ fn refused(model: &str) -> String {
 }
 
 #[test]
-fn a_name_on_hugging_face_gets_the_command_that_downloads_it() {
-    let download = "no such directory, and Octant downloads nothing: run `hf download \
-                    nvidia/Nemotron-4-340B-Instruct --local-dir Nemotron-4-340B-Instruct`, then \
-                    `octant serve Nemotron-4-340B-Instruct`";
-    for name in [
-        "nvidia/Nemotron-4-340B-Instruct",
-        "https://huggingface.co/nvidia/Nemotron-4-340B-Instruct",
-        "https://huggingface.co/nvidia/Nemotron-4-340B-Instruct/tree/main",
-        "hf://nvidia/Nemotron-4-340B-Instruct",
-    ] {
-        assert_eq!(refused(name), download, "{name}");
-    }
+fn an_address_of_another_place_is_refused() {
     assert_eq!(
         refused("s3://bucket/model"),
-        "expected a local directory, got a URL; Octant downloads nothing"
+        "expected a local directory or ORG/NAME on Hugging Face, got a URL"
     );
 }
 
@@ -39,7 +28,8 @@ fn a_missing_path_is_named_once() {
     assert_eq!(refused("/nowhere"), "no such directory");
     assert_eq!(refused("/nowhere/at/all"), "no such directory");
     let current = std::env::current_dir().unwrap();
-    assert_eq!(refused("gpt2"), format!("no such directory in {}", current.display()));
+    let hint = "a model on Hugging Face is named ORG/NAME";
+    assert_eq!(refused("gpt2"), format!("no such directory in {}; {hint}", current.display()));
     assert_eq!(refused("./a/b"), format!("no such directory in {}", current.display()));
     assert_eq!(refused("~/model"), "no such directory: the shell did not replace `~`; write the whole path");
     // The same words for every command that reads a model directory.

@@ -161,9 +161,9 @@ async fn without_a_seed_requests_sample_differently() {
 #[tokio::test]
 async fn tokenize_refuses_fields_that_it_does_not_support() {
     let server = Setup::new().launch();
-    let body = json!({ "messages": [{ "role": "user", "content": "a" }], "tools": [{ "type": "function" }] });
+    let body = json!({ "messages": [{ "role": "user", "content": "a" }], "functions": [{ "name": "f" }] });
     let reply = server.post("/tokenize", body).await;
-    assert_eq!(reply.error(), (400, None, Some("tools".into())));
+    assert_eq!(reply.error(), (400, None, Some("functions".into())));
 }
 
 #[tokio::test]

@@ -212,9 +212,14 @@ fn probes_report_the_progress_of_startup() {
         assert_eq!(body["eta_s"].is_number(), eta, "{body}");
     };
     expect("opening_devices", 0.0, false);
+    status.starting(Stage::Downloading);
+    expect("downloading_model", 0.0, false);
+    status.loading(3_000, 4_000);
+    expect("downloading_model", 75.0, true);
     status.starting(Stage::Reading);
     expect("reading_model", 0.0, false);
     status.starting(Stage::Loading);
+    expect("loading_weights", 0.0, false);
     status.loading(0, 340_000_000_000);
     expect("loading_weights", 0.0, false);
     status.loading(85_000_000_000, 340_000_000_000);

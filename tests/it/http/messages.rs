@@ -92,7 +92,7 @@ async fn a_message_says_why_it_ended() {
 #[tokio::test]
 async fn turns_and_blocks_become_messages() {
     let mut setup = Setup::new();
-    setup.template = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}<|eos|>".to_owned();
+    setup.template = "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}<|eos|>";
     let server = setup.launch();
     let send = |more: Value| server.post(MESSAGES, merged(json!({ "max_tokens": 400 }), more));
     let text = |reply: Reply| {
@@ -140,8 +140,7 @@ async fn turns_and_blocks_become_messages() {
 async fn an_answer_continues_a_last_message_of_the_assistant() {
     let mut setup = Setup::new();
     setup.template = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}\
-                      {% if add_generation_prompt %}A{% endif %}"
-        .to_owned();
+                      {% if add_generation_prompt %}A{% endif %}";
     let server = setup.launch();
     let turns =
         |last: Value| json!([{ "role": "user", "content": "q" }, { "role": "assistant", "content": last }]);

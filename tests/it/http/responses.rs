@@ -94,8 +94,7 @@ async fn items_of_every_kind_become_messages() {
     let mut setup = Setup::new();
     setup.template = "{% for m in messages %}{{ m.role }}={{ m.content }}\
                       {% for c in m.tool_calls or [] %}+{{ c.function.name }}{{ c.function.arguments.city }}\
-                      {% endfor %};{% endfor %}<|eos|>"
-        .to_owned();
+                      {% endfor %};{% endfor %}<|eos|>";
     let server = setup.launch();
     let text = |reply: Reply| reply.json()["output"][0]["content"][0]["text"].as_str().unwrap().to_owned();
     let input = json!([

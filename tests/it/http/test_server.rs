@@ -32,12 +32,12 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|
 
 /// Settings of a test server.
 pub struct Setup {
+    /// Source of the chat template.
+    pub template: &'static str,
     pub config: SchedulerConfig,
     pub settings: Settings,
     pub times: DrainTimes,
     pub stall_margin: Duration,
-    /// The chat template.
-    pub template: String,
     pub start: EngineOptions,
 }
 
@@ -46,18 +46,18 @@ impl Setup {
         let times = DrainTimes { grace: Duration::ZERO, timeout: Duration::from_secs(10) };
         let settings = Settings::new("parrot", vec![EOS]);
         Self {
+            template: TEMPLATE,
             config: config(),
             settings,
             times,
             stall_margin: Duration::from_secs(60),
-            template: TEMPLATE.to_owned(),
             start: EngineOptions { metrics: engine_metrics(), ..EngineOptions::new(2) },
         }
     }
 
     /// Settings of a server whose answer to a chat is the text of the last message.
     pub fn last_message() -> Self {
-        Self { template: "{{ messages[-1].content }}<|eos|>".to_owned(), ..Self::new() }
+        Self { template: "{{ messages[-1].content }}<|eos|>", ..Self::new() }
     }
 
     /// Starts a server over this executor.
@@ -69,7 +69,7 @@ impl Setup {
     pub fn launch_over(self, executor: impl Executor + 'static, tokenizer: Tokenizer) -> TestServer {
         let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start).unwrap();
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_source(&self.template, &tokenizer).expect("the template compiles");
+        let template = ChatTemplate::from_source(self.template, &tokenizer).expect("the template compiles");
         let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
         let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));

@@ -1,9 +1,12 @@
 //! Accepted bodies: every field has a value in the validated request.
 
-use octant::generation::{ChatMessage, Content, MaxTokens, Prompts, Role};
+use octant::generation::{Ask, ChatMessage, Content, MaxTokens, Prompts, Role, Truncate};
+use octant::grammar::GrammarSource;
+use octant::server::validate::Limits;
+use octant::tools::{ToolFormat, ToolSupport};
 use serde_json::{Value, json};
 
-use super::{a_chat, a_completion, chat, completion, with};
+use super::{a_chat, a_completion, chat, chat_within, completion, limits, with};
 
 #[test]
 fn fields_left_out_get_the_models_defaults() {
@@ -86,7 +89,17 @@ fn both_ends_of_every_range_are_accepted() {
         ("cache_salt", json!(["x", "é".repeat(1024)])),
         ("best_of", json!([1])),
         ("tools", json!([[]])),
-        ("bad_words", json!([[]])),
+        ("bad_words", json!([[], ["a"], ["", " b"], vec!["a"; 1024], ["x".repeat(1024)]])),
+        ("allowed_token_ids", json!([[5], [0, 99], [7, 7]])),
+        ("truncate_prompt_tokens", json!([-1, 1, 4_294_967_295_u32])),
+        ("prompt_logprobs", json!([0, 20, 1.0])),
+        ("return_token_ids", json!([true, false])),
+        ("return_tokens_as_token_ids", json!([true, false])),
+        ("reasoning_effort", json!(["low", "x".repeat(64)])),
+        ("verbosity", json!(["high"])),
+        ("store", json!([true, false])),
+        ("metadata", json!([{}, { "a": "", "é".repeat(64): "é".repeat(512) }])),
+        ("user", json!(["", "é".repeat(512)])),
         ("use_beam_search", json!([false])),
     ] {
         for value in values.as_array().unwrap() {
@@ -122,6 +135,42 @@ fn values_reach_the_validated_request_unchanged() {
     assert!(ask.output.include_stop && !ask.output.skip_special && !ask.output.echo);
     assert!(request.stream && request.include_usage && !request.logprobs);
     assert_eq!(request.model, "alias");
+}
+
+#[test]
+fn fields_about_tokens_reach_the_validated_request() {
+    let more = json!({ "bad_words": ["a", "", " "], "allowed_token_ids": [3, 99], "truncate_prompt_tokens": 7,
+        "prompt_logprobs": 4, "return_token_ids": true, "return_tokens_as_token_ids": true });
+    for request in [chat(&a_chat(&more)), completion(&a_completion(&more))] {
+        let request = request.unwrap();
+        let ask = &request.ask;
+        assert_eq!((&ask.bad_words, &ask.allowed_tokens), (&vec!["a".to_owned()], &Some(vec![3, 99])));
+        assert_eq!((ask.truncate, ask.prompt_logprobs), (Some(Truncate::Last(7)), Some(4)));
+        assert!(ask.output.token_ids && request.names_ids && !request.logprobs);
+    }
+    let fit = chat(&a_chat(&json!({ "truncate_prompt_tokens": -1 }))).unwrap();
+    assert_eq!(fit.ask.truncate, Some(Truncate::Fit));
+    let options = json!({ "stream": true, "stream_options": { "continuous_usage_stats": true } });
+    let request = chat(&a_chat(&options)).unwrap();
+    assert!(request.continuous_usage && !request.include_usage);
+}
+
+#[test]
+fn template_fields_reach_templates_that_read_them() {
+    let limits = Limits { template_fields: vec!["reasoning_effort"], ..limits() };
+    let kwargs = |more: Value| {
+        let request = chat_within(&a_chat(&more), &limits).unwrap();
+        let ignored = request.ignored().to_vec();
+        let Prompts::Chat { options, .. } = request.ask.prompts else { panic!("expected a chat") };
+        (Value::Object(options.kwargs), ignored)
+    };
+    let both = json!({ "reasoning_effort": "low", "verbosity": "high" });
+    assert_eq!(kwargs(both.clone()), (json!({ "reasoning_effort": "low" }), vec!["verbosity".to_owned()]));
+    let own = json!({ "chat_template_kwargs": { "reasoning_effort": "none", "x": 1 } });
+    let expected = json!({ "reasoning_effort": "none", "x": 1 });
+    assert_eq!(kwargs(with(both.clone(), &own)), (expected, vec!["verbosity".to_owned()]));
+    let text = completion(&a_completion(&both)).unwrap();
+    assert_eq!(text.ignored(), ["reasoning_effort", "verbosity"]);
 }
 
 #[test]
@@ -296,4 +345,108 @@ fn the_last_of_two_equal_fields_counts() {
     let map = octant::server::json::parse_object(body).unwrap();
     let fields = octant::server::fields::Fields::new(map);
     assert_eq!(octant::server::validate::chat(fields, &super::limits(), 0).unwrap().ask.n, 2);
+}
+
+#[test]
+fn tools_reach_the_template_the_answer_and_the_grammar() {
+    let tool = |name: &str, strict: bool| {
+        json!({ "type": "function", "function": { "name": name, "description": "d",
+        "parameters": { "type": "object", "properties": {} }, "strict": strict } })
+    };
+    let ask = |more: Value| chat(&a_chat(&more)).unwrap().ask;
+    let shown = |ask: &Ask| match &ask.prompts {
+        Prompts::Chat { options, .. } => options.kwargs.get("tools").cloned(),
+        _ => None,
+    };
+    let plain = ask(json!({ "tools": [tool("f", false), tool("g", false)] }));
+    let function =
+        json!({ "name": "f", "description": "d", "parameters": { "type": "object", "properties": {} } });
+    assert_eq!(shown(&plain).unwrap()[0], json!({ "type": "function", "function": function }));
+    assert_eq!(&*plain.tools.clone().unwrap().names, ["f", "g"]);
+    assert_eq!(plain.grammar, None);
+    let none = ask(json!({ "tools": [tool("f", true)], "tool_choice": "none" }));
+    assert!(shown(&none).is_none() && none.tools.is_none() && none.grammar.is_none());
+    // Whether a grammar is needed, and which calls it has.
+    let allowed = |mode: &str| {
+        json!({ "type": "allowed_tools", "allowed_tools": { "mode": mode, "tools": [
+        { "type": "function", "function": { "name": "g" } }] } })
+    };
+    for (more, calls) in [
+        (json!({ "tool_choice": "auto" }), None),
+        (json!({ "tool_choice": "required" }), Some(vec!["f", "g"])),
+        (json!({ "tool_choice": { "type": "function", "function": { "name": "g" } } }), Some(vec!["g"])),
+        (json!({ "tool_choice": { "type": "function", "name": "g" } }), Some(vec!["g"])),
+        (json!({ "tool_choice": allowed("auto") }), Some(vec!["g"])),
+        (json!({ "tool_choice": allowed("required") }), Some(vec!["g"])),
+        (json!({ "parallel_tool_calls": false }), Some(vec!["f", "g"])),
+        (json!({ "response_format": { "type": "json_object" } }), Some(vec!["f", "g"])),
+    ] {
+        let ask = ask(with(json!({ "tools": [tool("f", false), tool("g", false)] }), &more));
+        let found = ask.grammar.map(|grammar| match grammar {
+            GrammarSource::WithSchemas { lark, .. } => {
+                ["f", "g"].into_iter().filter(|name| lark.contains(&format!("\"{name}\\\", "))).collect()
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(found, calls, "{more}");
+    }
+    let strict = ask(json!({ "tools": [tool("f", true)] }));
+    assert!(strict.grammar.is_some());
+}
+
+#[test]
+fn earlier_calls_reach_the_template_as_objects() {
+    let call = |arguments: Value| json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } });
+    let messages = json!([
+        { "role": "user", "content": "q" },
+        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")), call(json!({ "a": 2 })),
+            call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
+        { "role": "tool", "tool_call_id": "c", "content": "r" },
+    ]);
+    let ask = chat(&json!({ "messages": messages })).unwrap().ask;
+    let Prompts::Chat { messages, .. } = ask.prompts else { panic!("a chat") };
+    let calls = messages[1].fields["tool_calls"].as_array().unwrap();
+    let arguments: Vec<&Value> = calls.iter().map(|call| &call["function"]["arguments"]).collect();
+    assert_eq!(json!(arguments), json!([{ "a": 1 }, { "a": 2 }, {}, "{\"a", {}]));
+    assert_eq!(messages[1].content, Content::Text(String::new()));
+}
+
+#[test]
+fn a_template_without_tools_gets_them_as_text() {
+    let mut limits = super::limits();
+    limits.tools = Some(ToolSupport { format: Some(ToolFormat::Nemotron), in_template: false });
+    let tool = json!({ "type": "function", "function": { "name": "f" } });
+    let call =
+        json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": "{\"a\":1}" } });
+    let messages = json!([
+        { "role": "system", "content": "S" },
+        { "role": "user", "content": "q" },
+        { "role": "assistant", "content": "w", "tool_calls": [call, call] },
+        { "role": "tool", "tool_call_id": "c", "content": "r1" },
+        { "role": "tool", "tool_call_id": "c", "content": "r2" },
+        { "role": "user", "content": "and?" },
+    ]);
+    let body = json!({ "messages": messages, "tools": [tool] });
+    let ask = super::chat_within(&body, &limits).unwrap().ask;
+    let Prompts::Chat { messages, options } = ask.prompts else { panic!("a chat") };
+    assert!(!options.kwargs.contains_key("tools"));
+    let texts: Vec<(Role, &Content)> =
+        messages.iter().map(|message| (message.role, &message.content)).collect();
+    let Content::Text(system) = texts[0].1 else { panic!("a text") };
+    assert!(
+        system.starts_with("S\n\n") && system.contains("<tool> {") && system.contains("<toolcall> {"),
+        "{system}"
+    );
+    let call = "<toolcall> {\"name\": \"f\", \"arguments\": {\"a\":1}} </toolcall>";
+    let results = "<tool_response>\nr1\n</tool_response>\n<tool_response>\nr2\n</tool_response>\nand?";
+    assert_eq!(texts[2], (Role::Assistant, &Content::Text(format!("w\n{call}\n{call}"))));
+    assert_eq!(texts[3], (Role::User, &Content::Text(results.to_owned())));
+    assert_eq!(texts.len(), 4);
+    assert!(messages.iter().all(|message| !message.fields.contains_key("tool_calls")));
+    // Without tools nothing is added.
+    let body = json!({ "messages": [{ "role": "user", "content": "q" }] });
+    let Prompts::Chat { messages, .. } = super::chat_within(&body, &limits).unwrap().ask.prompts else {
+        panic!("a chat")
+    };
+    assert_eq!(messages.len(), 1);
 }

@@ -1,5 +1,6 @@
 //! Refused bodies: status, code and the field that the error names.
 
+use octant::tools::ToolSupport;
 use serde_json::{Value, json};
 
 use super::{a_chat, a_completion, chat, completion};
@@ -49,6 +50,17 @@ fn numbers_out_of_range_or_of_the_wrong_type() {
         ("stream", json!([1, "true", {}])),
         ("cache_salt", json!(["", "x".repeat(1025), 7])),
         ("model", json!([7, [], {}])),
+        ("prompt_logprobs", json!([-1, 21, 1.5, true, "1"])),
+        ("truncate_prompt_tokens", json!([0, -2, 4_294_967_296_i64, 1.5, "5", true])),
+        ("return_token_ids", json!([0, "true"])),
+        ("return_tokens_as_token_ids", json!([1, []])),
+        ("reasoning_effort", json!(["", "x".repeat(65), 1, ["low"]])),
+        ("verbosity", json!(["", 7, {}])),
+        ("store", json!([1, "yes"])),
+        ("allowed_token_ids", json!([[], [100], [-1], [1.5], ["1"], [[1]], [null], 5, {}])),
+        ("bad_words", json!(["a", vec!["a"; 1025], {}])),
+        ("metadata", json!([[], "a", 5])),
+        ("user", json!(["é".repeat(513), 5])),
     ] {
         for value in values.as_array().unwrap() {
             both(json!({ field: value }), INVALID, field);
@@ -115,6 +127,16 @@ fn fields_that_contradict_each_other() {
         "stream_options.include_usage",
     );
     both(json!({ "stream_options": true, "stream": true }), INVALID, "stream_options");
+    let stats = json!({ "stream_options": { "continuous_usage_stats": 1 }, "stream": true });
+    both(stats, INVALID, "stream_options.continuous_usage_stats");
+    both(json!({ "prompt_logprobs": 0, "stream": true }), INVALID, "prompt_logprobs");
+    both(json!({ "bad_words": ["a", 1] }), INVALID, "bad_words[1]");
+    both(json!({ "bad_words": ["x".repeat(1025)] }), INVALID, "bad_words[0]");
+    both(json!({ "metadata": { "a": "b", "c": 1 } }), INVALID, "metadata.c");
+    both(json!({ "metadata": { "a": "x".repeat(513) } }), INVALID, "metadata.a");
+    both(json!({ "metadata": { "x".repeat(65): "" } }), INVALID, "metadata");
+    let labels: serde_json::Map<_, _> = (0..17).map(|i| (i.to_string(), json!(""))).collect();
+    both(json!({ "metadata": labels }), INVALID, "metadata");
     both(json!({ "best_of": 1, "n": 2 }), INVALID, "best_of");
     both(json!({ "best_of": 0 }), INVALID, "best_of");
     let only_chat = |more: Value, param: &str| expect(chat(&a_chat(&more)), &more, INVALID, param);
@@ -151,6 +173,11 @@ fn unsupported_fields_are_refused_by_name() {
         ("tool_choice", json!("auto")),
         ("tool_choice", json!("required")),
         ("tool_choice", json!({ "type": "function" })),
+    ] {
+        let more = json!({ field: value });
+        expect(completion(&a_completion(&more)), &more, None, field);
+    }
+    for (field, value) in [
         ("functions", tool),
         ("function_call", json!("auto")),
         ("audio", json!({})),
@@ -159,13 +186,7 @@ fn unsupported_fields_are_refused_by_name() {
         ("best_of", json!(2)),
         ("suffix", json!("end")),
         ("use_beam_search", json!(true)),
-        ("prompt_logprobs", json!(0)),
-        ("prompt_logprobs", json!(1)),
-        ("truncate_prompt_tokens", json!(5)),
-        ("allowed_token_ids", json!([1])),
-        ("bad_words", json!(["a"])),
         ("prompt_embeds", json!("x")),
-        ("return_token_ids", json!(true)),
     ] {
         both(json!({ field: value }), None, field);
     }
@@ -217,7 +238,27 @@ fn messages_of_the_wrong_shape() {
         (json!([{ "role": "assistant", "content": null }]), INVALID, "messages[0].content"),
         (
             json!([{ "role": "assistant", "content": "a", "tool_calls": [{}] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "function": { "arguments": "{}" } }] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function.name",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": 5 } }] }]),
+            INVALID,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            json!([{ "role": "assistant", "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
             None,
+            "messages[0].tool_calls[0].type",
+        ),
+        (
+            json!([{ "role": "user", "content": "a", "tool_calls": [{ "function": { "name": "f" } }] }]),
+            INVALID,
             "messages[0].tool_calls",
         ),
         (
@@ -326,4 +367,83 @@ fn the_context_length_error_has_the_text_that_clients_match() {
         "code": "context_length_exceeded",
     } });
     assert_eq!((error.status().as_u16(), body), (400, expected));
+}
+
+#[test]
+fn tools_and_the_choice_among_them() {
+    let function = |function: Value| json!({ "tools": [{ "type": "function", "function": function }] });
+    let f = json!({ "type": "function", "function": { "name": "f" } });
+    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
+    let long = "x".repeat(129);
+    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
+    for (more, code, param) in [
+        (json!({ "tools": {} }), INVALID, "tools"),
+        (json!({ "tools": [5] }), INVALID, "tools[0]"),
+        (json!({ "tools": vec![f.clone(); 129] }), INVALID, "tools"),
+        (json!({ "tools": [f, f] }), INVALID, "tools[1].function.name"),
+        (json!({ "tools": [{ "type": "custom", "custom": { "name": "f" } }] }), None, "tools[0].type"),
+        (json!({ "tools": [{ "type": "web_search" }] }), None, "tools[0].type"),
+        (json!({ "tools": [{ "type": "function" }] }), INVALID, "tools[0].function"),
+        (function(json!({})), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": 5 })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "a b" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "f\"" })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": long })), INVALID, "tools[0].function.name"),
+        (function(json!({ "name": "f", "description": 5 })), INVALID, "tools[0].function.description"),
+        (function(json!({ "name": "f", "parameters": [] })), INVALID, "tools[0].function.parameters"),
+        (
+            function(json!({ "name": "f", "parameters": { "type": "string" } })),
+            INVALID,
+            "tools[0].function.parameters.type",
+        ),
+        (function(json!({ "name": "f", "strict": "yes" })), INVALID, "tools[0].function.strict"),
+        (chosen(json!("sometimes")), INVALID, "tool_choice"),
+        (chosen(json!(true)), INVALID, "tool_choice"),
+        (
+            chosen(json!({ "type": "function", "function": { "name": "g" } })),
+            INVALID,
+            "tool_choice.function.name",
+        ),
+        (chosen(json!({ "type": "function", "function": {} })), INVALID, "tool_choice.function.name"),
+        (chosen(json!({ "type": "function" })), INVALID, "tool_choice.function.name"),
+        (chosen(json!({ "type": "custom" })), None, "tool_choice.type"),
+        (chosen(json!({ "type": "allowed_tools" })), INVALID, "tool_choice.tools"),
+        (
+            chosen(json!({ "type": "allowed_tools", "allowed_tools": { "mode": "auto", "tools": [] } })),
+            INVALID,
+            "tool_choice.allowed_tools.tools",
+        ),
+        (
+            chosen(json!({ "type": "allowed_tools", "allowed_tools": { "mode": "all", "tools": [f] } })),
+            INVALID,
+            "tool_choice.allowed_tools.mode",
+        ),
+        (
+            chosen(json!({ "type": "allowed_tools", "mode": "auto", "tools": [{ "name": "g" }] })),
+            INVALID,
+            "tool_choice.tools[0]",
+        ),
+        (json!({ "tool_choice": "required" }), INVALID, "tool_choice"),
+        (
+            json!({ "tools": [], "tool_choice": { "function": { "name": "f" } } }),
+            INVALID,
+            "tool_choice.function.name",
+        ),
+        (json!({ "tools": [f], "parallel_tool_calls": 1 }), INVALID, "parallel_tool_calls"),
+        // A constraint on the answer that calls cannot be combined with.
+        (json!({ "tools": [f], "regex": "a" }), None, "regex"),
+        (
+            json!({ "tools": [f], "tool_choice": "required", "response_format": schema }),
+            INVALID,
+            "response_format.json_schema.schema",
+        ),
+    ] {
+        expect(chat(&a_chat(&more)), &more, code, param);
+    }
+    let mut limits = super::limits();
+    limits.tools = Some(ToolSupport { format: None, in_template: true });
+    let more = json!({ "tools": [f] });
+    expect(super::chat_within(&a_chat(&more), &limits), &more, None, "tools");
+    super::chat_within(&a_chat(&json!({ "tools": [f], "tool_choice": "none" })), &limits).unwrap();
 }
