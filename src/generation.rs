@@ -11,6 +11,7 @@ mod ask;
 mod choice;
 mod parts;
 mod prompt;
+mod refusal;
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,75 +24,16 @@ pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls, Truncate};
 pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
 pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
+pub use refusal::{Failure, Refusal};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
 use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, TokenRules, Vocabulary};
 use crate::machine;
 pub use crate::request::Cost;
-use crate::request::{Reject, Request, StopRules, Update};
+use crate::request::{Request, StopRules, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
 use crate::tools::ToolCallDelta;
 use choice::Choice;
-
-/// Why a request was refused before anything was generated.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// The model has no chat template.
-    #[error("this model has no chat template; use /v1/completions")]
-    NoTemplate,
-    /// The template or the tokenizer refused the messages.
-    #[error("{0}")]
-    Text(String),
-    /// The text is too long for the context, whatever its tokens.
-    #[error("{bytes} bytes of text do not fit {limit} tokens")]
-    TooManyBytes {
-        /// Bytes of the prompt.
-        bytes: usize,
-        /// Tokens that fit.
-        limit: usize,
-    },
-    /// The prompt has no token.
-    #[error("expected at least one token, got an empty prompt")]
-    EmptyPrompt,
-    /// Prompt and answer do not fit the context.
-    #[error("{prompt} + {completion} tokens do not fit {limit}")]
-    TooLong {
-        /// Tokens of the prompt.
-        prompt: usize,
-        /// The tokens asked for; at least 1.
-        completion: u32,
-        /// Tokens that fit.
-        limit: usize,
-    },
-    /// `min_tokens` exceeds the rest of the context.
-    #[error("expected at most max_tokens = {max}, got {min}")]
-    MinTokens {
-        /// The `min_tokens` asked for.
-        min: u32,
-        /// Tokens that fit.
-        max: u32,
-    },
-    /// The constraint on the answer cannot be compiled.
-    #[error(transparent)]
-    Grammar(#[from] GrammarError),
-    /// The engine's refusal.
-    #[error(transparent)]
-    Rejected(#[from] Reject),
-    /// A bug of the server.
-    #[error("{0}")]
-    Internal(String),
-}
-
-/// Why a request failed after it was taken.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Failure {
-    /// The engine failed the request.
-    #[error("{0}")]
-    Engine(String),
-    /// The client's deadline passed.
-    #[error("the request's deadline has passed")]
-    Late,
-}
 
 /// The addition of one update to one choice.
 #[derive(Debug, Clone, Default)]

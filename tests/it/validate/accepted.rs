@@ -396,11 +396,14 @@ fn tools_reach_the_template_the_answer_and_the_grammar() {
 
 #[test]
 fn earlier_calls_reach_the_template_as_objects() {
-    let call = |arguments: Value| json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } });
+    let call = |arguments: Value| {
+        let function = json!({ "name": "f", "arguments": arguments });
+        json!({ "id": "c", "type": "function", "function": function })
+    };
     let messages = json!([
         { "role": "user", "content": "q" },
-        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")), call(json!({ "a": 2 })),
-            call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
+        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")),
+            call(json!({ "a": 2 })), call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
         { "role": "tool", "tool_call_id": "c", "content": "r" },
     ]);
     let ask = chat(&json!({ "messages": messages })).unwrap().ask;

@@ -252,7 +252,8 @@ fn messages_of_the_wrong_shape() {
             "messages[0].tool_calls[0].function.arguments",
         ),
         (
-            json!([{ "role": "assistant", "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
+            json!([{ "role": "assistant",
+                "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
             None,
             "messages[0].tool_calls[0].type",
         ),
