@@ -9,6 +9,7 @@
 
 mod ask;
 mod choice;
+mod parts;
 mod prompt;
 mod refusal;
 
@@ -21,6 +22,7 @@ use tokio::sync::Semaphore;
 
 pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls, Truncate};
 pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
+pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
 pub use refusal::{Failure, Refusal};
 
@@ -52,6 +54,8 @@ pub struct Delta {
     pub prompt: Option<Box<PromptReport>>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
+    /// The stop string that ended the choice.
+    pub stop_string: Option<String>,
     /// The choice's cost so far.
     pub cost: Cost,
     /// When the step's results came, which may be before the update is read.

@@ -336,6 +336,7 @@ impl Choice {
             delta.text.push_str(&step.text);
             if step.matched.is_some() {
                 delta.finish = Some(FinishReason::Stop);
+                delta.stop_string = step.matched;
                 // Tokens that lie wholly within or behind the stop string are not part of the output.
                 let released = self.released;
                 self.held.retain(|held| held.begin < released);

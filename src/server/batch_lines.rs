@@ -9,6 +9,7 @@ use super::fields::Fields;
 use super::generate::{self, Admission};
 use super::json::parse_object;
 use super::reply_builder::ReplyFormat;
+use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::system::random_u64;
 use super::validate;
@@ -50,10 +51,10 @@ async fn run(state: &Arc<ServerState>, line: Line) -> Outcome {
 
 async fn answer(state: &Arc<ServerState>, line: Line, record: Arc<AccessRecord>) -> Result<String, ApiError> {
     let received_at = Instant::now();
-    let format = match line.endpoint {
+    let kind = ReplyKind::Completion(match line.endpoint {
         Endpoint::Chat => ReplyFormat::Chat,
         Endpoint::Completions => ReplyFormat::Text,
-    };
+    });
     let body = parse(state, line.body).await?;
     if body.get("stream").and_then(serde_json::Value::as_bool) == Some(true) {
         return Err(ApiError::unsupported("stream", "expected false in a batch, got true"));
@@ -64,10 +65,11 @@ async fn answer(state: &Arc<ServerState>, line: Line, record: Arc<AccessRecord>)
         Endpoint::Completions => validate::completion(fields, &state.limits, seed),
     }?;
     let valid = valid.of(state.keys.caller_named(&line.owner));
-    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), format);
+    let param = kind.prompt_param();
+    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), param);
     let permit = state.generator.engine().enter_batch().map_err(refuse)?;
     let admission = Admission { permit, received_at, timeout: None };
-    generate::start(state, admission, valid, format, record).await?.complete().await
+    generate::start(state, admission, valid, kind, record).await?.complete().await
 }
 
 /// Parses a body on a blocking thread.

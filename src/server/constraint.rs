@@ -20,6 +20,21 @@ pub(crate) struct Constraint {
     pub(crate) source: GrammarSource,
 }
 
+impl Constraint {
+    /// The constraint to a JSON schema, given as an object or as its text.
+    ///
+    /// # Errors
+    /// 400 if `value` is no schema.
+    pub(crate) fn json_schema(path: &str, value: Value) -> Result<Self, ApiError> {
+        Ok(Self { path: path.to_owned(), source: schema(path, value)? })
+    }
+
+    /// The constraint to any JSON object.
+    pub(crate) fn json_object(path: &str) -> Self {
+        Self { path: path.to_owned(), source: GrammarSource::json_object() }
+    }
+}
+
 /// The most texts of a choice.
 const MAX_CHOICES: usize = 10_000;
 
@@ -260,7 +275,7 @@ fn response_format(format: ResponseFormat) -> Result<Option<Constraint>, ApiErro
         }
         Some("json_object") => match format.schema {
             Some(value) => add(&mut found, "response_format.schema", Some(value), schema)?,
-            None => found.push(json_object("response_format")),
+            None => found.push(Constraint::json_object("response_format")),
         },
         _ => {}
     }
@@ -275,7 +290,7 @@ fn structured_outputs(wire: StructuredOutputs) -> Result<Constraint, ApiError> {
     add(&mut found, &path("choice"), wire.choice, choice)?;
     add(&mut found, &path("grammar"), some_text(wire.grammar), grammar)?;
     if wire.json_object == Some(true) {
-        found.push(json_object(&path("json_object")));
+        found.push(Constraint::json_object(&path("json_object")));
     }
     let set = |name: &str, asked: Option<bool>| (asked == Some(true)).then(|| path(name));
     let options = OptionFields {
@@ -294,10 +309,6 @@ fn structured_outputs(wire: StructuredOutputs) -> Result<Constraint, ApiError> {
             Err(ApiError::invalid("structured_outputs", text))
         }
     }
-}
-
-fn json_object(path: &str) -> Constraint {
-    Constraint { path: path.to_owned(), source: GrammarSource::json_object() }
 }
 
 /// A JSON schema: an object, or its text.

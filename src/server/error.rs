@@ -300,11 +300,16 @@ impl ApiError {
         }
     }
 
+    /// The text for people.
+    pub(crate) fn message(&self) -> String {
+        truncated(self.to_string())
+    }
+
     /// `{"error": {...}}`: the body of a response, or the data of a stream event.
     pub fn to_json(&self) -> String {
         let row = self.row();
         let error = ErrorObject {
-            message: truncated(self.to_string()),
+            message: self.message(),
             kind: row.kind,
             param: self.param().map(|param| truncated(param.to_owned())),
             code: row.code,

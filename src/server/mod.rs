@@ -9,6 +9,7 @@
 
 mod access;
 mod access_log;
+mod anthropic;
 pub mod api_keys;
 mod batch_lines;
 mod batches;
@@ -42,6 +43,8 @@ mod open_responses;
 mod page;
 mod reply;
 mod reply_builder;
+mod reply_writer;
+mod responses;
 pub mod routes;
 mod settings;
 mod sse;

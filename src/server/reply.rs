@@ -185,7 +185,7 @@ pub(crate) struct ChatLogprobs {
 }
 
 /// Log-probability of a token, with the most probable alternatives.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -194,7 +194,7 @@ pub(crate) struct ChatToken {
 }
 
 /// Log-probability of an alternative to a token.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct TopToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,

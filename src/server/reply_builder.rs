@@ -23,14 +23,6 @@ pub(crate) enum ReplyFormat {
 }
 
 impl ReplyFormat {
-    /// Prefix of a reply's id.
-    pub(crate) fn id_prefix(self) -> &'static str {
-        match self {
-            Self::Chat => "chatcmpl",
-            Self::Text => "cmpl",
-        }
-    }
-
     /// Name of the request's field that holds the prompt, for error messages.
     pub(crate) fn prompt_param(self) -> &'static str {
         match self {

@@ -26,11 +26,15 @@ use super::generate::Admission;
 use super::info_reply::{ModelList, ModelReply, VersionReply};
 use super::metrics::exposition::Format;
 use super::reply_builder::ReplyFormat;
+use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{batches, body, docs, files, generate, health, host, middleware, page, sse, tokenize, validate};
+use super::{
+    batches, body, docs, error_response, files, generate, health, host, middleware, page, sse, tokenize,
+    validate,
+};
 use crate::batch::Runner;
 use crate::generation::Refusal;
 
@@ -48,6 +52,9 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     let mut routes = vec![
         ("/v1/chat/completions", post(chat)),
         ("/v1/completions", post(completions)),
+        ("/v1/responses", post(responses)),
+        ("/v1/messages", post(messages)),
+        ("/v1/messages/count_tokens", post(tokenize::count_tokens)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
         ("/v1/files", get(files::list_files).post(files::upload)),
@@ -96,6 +103,7 @@ pub(super) fn before_start<B>(
         }
         _ => origins.preflight(request).unwrap_or_else(|| ApiError::NotReady.into_response()),
     };
+    error_response::adapt(request.uri().path(), None, &mut response);
     origins.add_headers(request.headers().get(ORIGIN), response.headers_mut());
     middleware::answered(&record, &response);
     response
@@ -103,16 +111,30 @@ pub(super) fn before_start<B>(
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
     let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Chat, record).await
+    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Chat), record).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "prompt").await?;
     let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Text, record).await
+    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Text), record).await
+}
+
+async fn responses(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "input").await?;
+    let (valid, echo) = validate::response(Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Response(Box::new(echo)), record).await
+}
+
+async fn messages(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
+    let (valid, most) = validate::message(Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Message(most), record).await
 }
 
 /// A request that holds a place in the queue and whose body has been read, but not validated.
@@ -126,17 +148,17 @@ struct UnvalidatedRequest {
 /// Takes a place in the queue and reads the body.
 ///
 /// A full queue refuses the request before its body is read. The place is taken only when the whole body has
-/// arrived, so that a client that sends nothing holds none.
+/// arrived, so that a client that sends nothing holds none. `param` is the field that holds the prompt.
 async fn enter(
     state: &ServerState,
     request: Request,
-    format: ReplyFormat,
+    param: &'static str,
 ) -> Result<UnvalidatedRequest, ApiError> {
     let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
-        generate::refusal_error(state, refusal, format)
+        generate::refusal_error(state, refusal, param)
     };
     let timeout = deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
@@ -171,11 +193,11 @@ async fn respond(
     state: &Arc<ServerState>,
     admission: Admission,
     valid: ValidRequest,
-    format: ReplyFormat,
+    kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<Response<Body>, ApiError> {
     let (ignored, stream) = (header_list(valid.ignored()), valid.stream);
-    let generation = generate::start(state, admission, valid, format, record).await?;
+    let generation = generate::start(state, admission, valid, kind, record).await?;
     let mut response = if stream {
         sse::respond(generation, state.settings.http.keep_alive)
     } else {

@@ -20,11 +20,11 @@ pub(crate) const MAX_N: i128 = 128;
 /// Most sequences per request: prompts times choices.
 pub(crate) const MAX_SEQUENCES: usize = 256;
 /// Most messages in a conversation.
-const MAX_MESSAGES: usize = 2048;
+pub(crate) const MAX_MESSAGES: usize = 2048;
 /// Most alternatives reported per token.
-const MAX_TOP_LOGPROBS: i128 = 20;
+pub(crate) const MAX_TOP_LOGPROBS: i128 = 20;
 /// Most tokens that a request can ask for.
-const MAX_TOKENS: i128 = u32::MAX as i128;
+pub(crate) const MAX_TOKENS: i128 = u32::MAX as i128;
 /// Most stop strings per request.
 pub(crate) const MAX_STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.

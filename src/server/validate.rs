@@ -11,9 +11,11 @@
 //! - `top_k` of 0 or -1 means all tokens.
 //! - `top_p` of 0 means greedy decoding, and a temperature between 0 and 0.01 becomes 0.01.
 
+mod anthropic;
 mod chat;
 mod completion;
 mod limits;
+mod responses;
 mod sampling;
 mod tools;
 mod values;
@@ -23,18 +25,21 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::anthropic::types::{CountTokensWire, MessagesWire};
 use super::api_keys::Caller;
 use super::constraint::Constraint;
 use super::error::ApiError;
 use super::field_table::Table;
 use super::fields::{Fields, missing, wrong_type};
+use super::responses::reply::RequestEcho;
+use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
     ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_BAD_WORD_BYTES, MAX_SEQUENCES,
     MAX_STOP_BYTES, MAX_STOP_STRINGS, TokenizeWire,
 };
 use super::unsupported;
-use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, ToolCalls, Truncate};
+use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls, Truncate};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub(crate) use limits::TEMPLATE_FIELDS;
 pub use limits::{Defaults, Limits};
@@ -95,12 +100,99 @@ pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidReq
     let logprobs = chat::logprobs(&wire)?;
     let tools = tools::read(&mut wire, limits.tools)?;
     let prompts = chat::prompts(&mut wire, limits.tools, tools.as_ref())?;
-    if let Some(tools) = &tools {
-        wire.common.constraint = tools.constraint(wire.common.constraint)?;
-    }
     let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
-    let tools = tools.as_ref().map(ToolUse::calls);
-    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    let answer = ChatAnswer { logprobs, max_tokens, tools };
+    answer.finish(wire.common, prompts, limits, fresh_seed)
+}
+
+/// The fields of any chat protocol that describe the answer, without the shared ones.
+struct ChatAnswer {
+    logprobs: Option<u8>,
+    max_tokens: MaxTokens,
+    tools: Option<ToolUse>,
+}
+
+impl ChatAnswer {
+    /// Validates the shared fields and puts the request together.
+    fn finish(
+        self,
+        mut wire: CommonFields,
+        prompts: Prompts,
+        limits: &Limits,
+        fresh_seed: u64,
+    ) -> Result<ValidRequest, ApiError> {
+        let Self { logprobs, max_tokens, tools } = self;
+        if let Some(tools) = &tools {
+            wire.constraint = tools.constraint(wire.constraint)?;
+        }
+        let tools = tools.as_ref().map(ToolUse::calls);
+        finish(wire, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    }
+}
+
+/// Validates the body of `POST /v1/responses`. Returns the fields that the reply repeats, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn response(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, RequestEcho), ApiError> {
+    let mut wire = ResponsesWire::read(fields)?;
+    let asked = wire.max_output_tokens.map(|tokens| MaxTokens::Exactly(tokens as u32));
+    let logprobs = responses::logprobs(&mut wire)?;
+    let request = responses::tools(&mut wire)?;
+    let echo = responses::echo(&wire, &request.tools);
+    let tools = request.check(limits.tools)?;
+    let format = wire.text.take().and_then(|text| text.format);
+    wire.common.constraint = responses::constraint(format, wire.common.constraint)?;
+    let kwargs = chat::kwargs(wire.chat_template_kwargs.as_ref())?;
+    let options = RenderOptions { kwargs, ..RenderOptions::default() };
+    let messages = responses::messages(&mut wire)?;
+    let prompts = chat::conversation(messages, options, limits.tools, tools.as_ref());
+    let fields = wire.common;
+    let temperature = fields.temperature.map_or(limits.defaults.temperature, |value| value as f32);
+    let top_p = fields.top_p.map_or(limits.defaults.top_p, |value| value as f32);
+    let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
+    let valid = ChatAnswer { logprobs, max_tokens, tools }.finish(fields, prompts, limits, fresh_seed)?;
+    Ok((valid, RequestEcho { temperature, top_p, ..echo }))
+}
+
+/// Validates the body of `POST /v1/messages`. Returns the greatest number of tokens of the answer, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn message(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, u32), ApiError> {
+    let MessagesWire { max_tokens, stop_sequences, metadata, mut conversation, mut common } =
+        MessagesWire::read(fields)?;
+    let most = max_tokens.unwrap_or(1) as u32;
+    common.user = metadata.and_then(|data| data.user_id).or(common.user);
+    if let Some(stop) = stop_sequences {
+        let stop = stop_strings("stop_sequences", Some(&Value::Array(stop)))?;
+        common.stop = Some(stop.into());
+    }
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    common.constraint = anthropic::constraint(&mut conversation, common.constraint)?;
+    let prompts = anthropic::prompts(&mut conversation, &mut common.ignored, limits.tools, tools.as_ref())?;
+    let answer = ChatAnswer { logprobs: None, max_tokens: MaxTokens::UpTo(most), tools };
+    Ok((answer.finish(common, prompts, limits, fresh_seed)?, most))
+}
+
+/// Validates the body of `POST /v1/messages/count_tokens`. Returns the prompt.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompts, ApiError> {
+    let CountTokensWire { model, mut conversation } = CountTokensWire::read(&mut fields)?;
+    served_model(model, limits)?;
+    unsupported::refuse(&mut fields)?;
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    anthropic::prompts(&mut conversation, &mut Vec::new(), limits.tools, tools.as_ref())
 }
 
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.
@@ -189,7 +281,7 @@ fn finish(
     if wire.stream_options.is_some() && !stream {
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
-    let stop = stop_strings(wire.stop.as_ref())?;
+    let stop = stop_strings("stop", wire.stop.as_ref())?;
     let stop_ids = stop_ids(&wire, limits)?;
     let sampling = SamplingParams {
         min_tokens: min_tokens(&wire, route.max_tokens)?,
@@ -330,7 +422,7 @@ fn min_tokens(wire: &CommonFields, max_tokens: MaxTokens) -> Result<u32, ApiErro
     Ok(min)
 }
 
-fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
+fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items = match stop {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) => items.as_slice(),
@@ -340,15 +432,15 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items: Vec<&Value> = items.iter().filter(|item| *item != "").collect();
     if items.len() > MAX_STOP_STRINGS {
         let text = format!("expected at most {MAX_STOP_STRINGS} strings, got {}", items.len());
-        return Err(ApiError::invalid("stop", text));
+        return Err(ApiError::invalid(path, text));
     }
     let one = |item: &Value| match item {
         Value::String(text) if text.len() > MAX_STOP_BYTES => {
             let text = format!("expected strings of at most {MAX_STOP_BYTES} bytes, got {}", text.len());
-            Err(ApiError::invalid("stop", text))
+            Err(ApiError::invalid(path, text))
         }
         Value::String(text) => Ok(text.clone()),
-        other => Err(wrong_type("stop", "a string or an array of strings", other)),
+        other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
 }

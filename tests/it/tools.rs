@@ -24,7 +24,8 @@ fn parse<'a>(format: ToolFormat, pieces: impl IntoIterator<Item = &'a str>) -> P
     let mut calls: Vec<(String, String)> = Vec::new();
     for piece in pieces {
         parser.push(piece, &mut text, &mut deltas);
-        for ToolCallDelta { call, name, arguments } in deltas.drain(..) {
+        for ToolCallDelta { call, name, arguments, text_before } in deltas.drain(..) {
+            assert!(text.is_char_boundary(text_before));
             if let Some(name) = name {
                 assert_eq!(call, calls.len(), "calls come in order");
                 calls.push((name, String::new()));

@@ -5,13 +5,17 @@ use serde_json::{Value, json};
 
 use super::PATH;
 use super::errors::Errors;
+use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
+use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
 use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
+use crate::server::responses::reply::{NumberedEvent, ResponseReply};
+use crate::server::responses::types::ResponsesWire;
 use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
-use crate::server::unsupported;
+use crate::server::unsupported::RefusedNames;
 
 /// One method of a path.
 pub(super) struct Operation {
@@ -40,13 +44,15 @@ pub(super) enum Answer {
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// A reply, or events with chunks if the request asks for a stream.
     JsonOrEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
+    /// A reply, or events with names and without `[DONE]` if the request asks for a stream.
+    JsonOrNamedEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
     /// Text of this type.
     Text(&'static str),
 }
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), response(), message(), count_tokens(), tokenize(), detokenize()];
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -54,9 +60,8 @@ pub(super) fn operations() -> Vec<Operation> {
 }
 
 fn chat() -> Operation {
-    let [refused, _] = unsupported::refused_names();
     let mut schema = object_schema(ChatWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().chat);
     let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
     Operation {
         errors: Some(Errors::Generation),
@@ -77,9 +82,8 @@ fn chat() -> Operation {
 }
 
 fn completion() -> Operation {
-    let [_, refused] = unsupported::refused_names();
     let mut schema = object_schema(CompletionWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().completions);
     Operation {
         errors: Some(Errors::Generation),
         ..post(
@@ -96,6 +100,63 @@ fn completion() -> Operation {
             ),
         )
     }
+}
+
+fn response() -> Operation {
+    let mut schema = object_schema(ResponsesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().responses);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/responses",
+            "Generates a response: messages and function calls. Nothing is stored.",
+            RequestBody {
+                name: "ResponseRequest",
+                schema,
+                example: json!({ "input": "Name three fruits.", "max_output_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<ResponseReply>(),
+                |schemas| schemas.subschema_for::<NumberedEvent<'static>>(),
+            ),
+        )
+    }
+}
+
+fn message() -> Operation {
+    let mut schema = object_schema(MessagesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().messages);
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/messages",
+            "Generates the next message of a conversation, in the form of Anthropic's API.",
+            RequestBody {
+                name: "MessageRequest",
+                schema,
+                example: json!({ "messages": messages, "max_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<MessageReply>(),
+                |schemas| schemas.subschema_for::<MessageEvent<'static>>(),
+            ),
+        )
+    }
+}
+
+fn count_tokens() -> Operation {
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    post(
+        "/v1/messages/count_tokens",
+        "Counts the tokens of a conversation, in the form of Anthropic's API.",
+        RequestBody {
+            name: "CountTokensRequest",
+            schema: object_schema(CountTokensWire::body_rows()),
+            example: json!({ "messages": messages }),
+        },
+        Answer::Json(|schemas| schemas.subschema_for::<TokenCount>()),
+    )
 }
 
 fn tokenize() -> Operation {

@@ -91,25 +91,34 @@ pub(super) fn prompts(
         let text = "expected a last message with the role assistant, got another role";
         return Err(ApiError::invalid("continue_final_message", text));
     }
-    let mut kwargs = kwargs(wire.chat_template_kwargs.as_ref())?;
+    let options = RenderOptions {
+        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
+        continue_final_message: continues,
+        kwargs: kwargs(wire.chat_template_kwargs.as_ref())?,
+    };
+    Ok(conversation(messages, options, support, tools))
+}
+
+/// The prompt of these messages, with these tools.
+pub(super) fn conversation(
+    messages: Vec<ChatMessage>,
+    mut options: RenderOptions,
+    support: Option<ToolSupport>,
+    tools: Option<&ToolUse>,
+) -> Prompts {
     let tools = tools.map(ToolUse::for_template).unwrap_or_default();
     let messages = match support {
         Some(support) => tools::as_text(messages, support, &tools),
         None => messages,
     };
     if support.is_some_and(|support| support.in_template) && !tools.is_empty() {
-        kwargs.insert("tools".to_owned(), tools.into());
+        options.kwargs.insert("tools".to_owned(), tools.into());
     }
-    let options = RenderOptions {
-        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
-        continue_final_message: continues,
-        kwargs,
-    };
-    Ok(Prompts::Chat { messages, options })
+    Prompts::Chat { messages, options }
 }
 
 /// Additional variables for the template.
-fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
+pub(super) fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
     let map = map.cloned().unwrap_or_default();
     match map.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
         Some(key) => Err(ApiError::invalid(
