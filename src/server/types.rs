@@ -36,7 +36,7 @@ pub(crate) const MAX_BAD_WORD_BYTES: usize = 1024;
 /// Most ids in `allowed_token_ids`.
 const MAX_ALLOWED_IDS: usize = 1 << 20;
 /// Longest `reasoning_effort` and `verbosity`, in characters.
-const MAX_LEVEL_CHARS: usize = 64;
+pub(crate) const MAX_LEVEL_CHARS: usize = 64;
 /// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
 pub(crate) const MAX_TIMEOUT: f64 = 86_400.0;
 /// Longest name in `metadata`, in characters.

@@ -145,6 +145,7 @@ pub(crate) fn response(
     let request = responses::tools(&mut wire)?;
     let echo = responses::echo(&wire, &request.tools);
     let tools = request.check(limits.tools)?;
+    responses::template_fields(&mut wire, &limits.template_fields);
     let format = wire.text.take().and_then(|text| text.format);
     wire.common.constraint = responses::constraint(format, wire.common.constraint)?;
     let kwargs = chat::kwargs(wire.chat_template_kwargs.as_ref())?;
@@ -177,8 +178,11 @@ pub(crate) fn message(
         common.stop = Some(stop.into());
     }
     let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    let kwargs = anthropic::template_fields(&mut conversation, &mut common, &limits.template_fields);
     common.constraint = anthropic::constraint(&mut conversation, common.constraint)?;
-    let prompts = anthropic::prompts(&mut conversation, &mut common.ignored, limits.tools, tools.as_ref())?;
+    let (messages, options) = anthropic::messages(&mut conversation, &mut common.ignored)?;
+    let options = RenderOptions { kwargs, ..options };
+    let prompts = chat::conversation(messages, options, limits.tools, tools.as_ref());
     let answer = ChatAnswer { logprobs: None, max_tokens: MaxTokens::UpTo(most), tools };
     Ok((answer.finish(common, prompts, limits, fresh_seed)?, most))
 }
@@ -192,7 +196,11 @@ pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompt
     served_model(model, limits)?;
     unsupported::refuse(&mut fields)?;
     let tools = anthropic::tools(&mut conversation, limits.tools)?;
-    anthropic::prompts(&mut conversation, &mut Vec::new(), limits.tools, tools.as_ref())
+    let mut unknown = CommonFields::default();
+    let kwargs = anthropic::template_fields(&mut conversation, &mut unknown, &limits.template_fields);
+    let (messages, options) = anthropic::messages(&mut conversation, &mut unknown.ignored)?;
+    let options = RenderOptions { kwargs, ..options };
+    Ok(chat::conversation(messages, options, limits.tools, tools.as_ref()))
 }
 
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.

@@ -11,8 +11,10 @@ use crate::server::field_kinds::{
 use crate::server::field_table::{FieldRow, Table, request_fields};
 use crate::server::fields::Fields;
 use crate::server::tool_types::MAX_TOOLS;
-use crate::server::types::{CommonFields, MAX_MESSAGES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKENS};
-use crate::server::unsupported;
+use crate::server::types::{
+    CommonFields, MAX_LEVEL_CHARS, MAX_MESSAGES, MAX_STOP_BYTES, MAX_STOP_STRINGS, MAX_TOKENS,
+};
+use crate::server::unsupported::{self, RefusedNames};
 
 /// Forms of a message's content.
 pub(crate) const CONTENT: &str = "a string or an array of content blocks";
@@ -92,6 +94,9 @@ request_fields! {
     OutputConfigWire {
         /// JSON schema that the answer follows.
         format: Object<OutputFormat> = exact_object();
+        /// The variable `reasoning_effort` of the chat template. Named in `x-ignored-fields` if the template
+        /// does not read it.
+        effort: Text = text_of(1, MAX_LEVEL_CHARS);
     }
 }
 
@@ -226,8 +231,9 @@ impl MessagesWire {
 
     /// All rows of the body.
     pub(crate) fn body_rows() -> Vec<FieldRow> {
-        // Fields that have another form or name here.
-        let others = ["n", "best_of", "stop", "metadata"];
+        // Fields that are refused or have another form here.
+        let mut others = RefusedNames::new().messages;
+        others.push("metadata");
         let shared = CommonFields::rows().into_iter().filter(|row| !others.contains(&row.name));
         [Self::rows(), ConversationWire::rows()]
             .into_iter()

@@ -11,8 +11,8 @@ use crate::server::field_kinds::{
 use crate::server::field_table::{FieldRow, Table, request_fields};
 use crate::server::fields::Fields;
 use crate::server::tool_types::{CalledWire, MAX_TOOLS, TOOL_CHOICES, tool_choice};
-use crate::server::types::{CommonFields, MAX_TOKENS, MAX_TOP_LOGPROBS};
-use crate::server::unsupported;
+use crate::server::types::{CommonFields, MAX_LEVEL_CHARS, MAX_TOKENS, MAX_TOP_LOGPROBS};
+use crate::server::unsupported::{self, RefusedNames};
 
 /// Most items of an input.
 pub(crate) const MAX_ITEMS: usize = 4096;
@@ -38,6 +38,8 @@ request_fields! {
         parallel_tool_calls: Flag = flag().default("true");
         /// Form of the answer's text.
         text: Object<TextWire> = object();
+        /// Reasoning of the answer.
+        reasoning: Object<ReasoningWire> = object();
         /// Further parts of the reply: "message.output_text.logprobs". Others are named in
         /// `x-ignored-fields`.
         include: List = list(0, 64, "names", || json!({ "type": "string" })).default("[]");
@@ -68,6 +70,18 @@ request_fields! {
     TextWire {
         /// Form of the text.
         format: Object<TextFormat> = exact_object();
+        /// The variable `verbosity` of the chat template. Named in `x-ignored-fields` if the template does
+        /// not read it.
+        verbosity: Text = text_of(1, MAX_LEVEL_CHARS);
+    }
+}
+
+request_fields! {
+    /// `reasoning` of a request.
+    ReasoningWire {
+        /// The variable `reasoning_effort` of the chat template. Named in `x-ignored-fields` if the template
+        /// does not read it.
+        effort: Text = text_of(1, MAX_LEVEL_CHARS);
     }
 }
 
@@ -189,7 +203,8 @@ impl ResponsesWire {
 
     /// All rows of the body.
     pub(crate) fn body_rows() -> Vec<FieldRow> {
-        let shared = CommonFields::rows().into_iter().filter(|row| row.name != "n" && row.name != "best_of");
+        let refused = RefusedNames::new().responses;
+        let shared = CommonFields::rows().into_iter().filter(|row| !refused.contains(&row.name));
         Self::rows().into_iter().chain(shared).chain(constraint::rows()).collect()
     }
 }

@@ -1,12 +1,12 @@
 //! Validation of fields that only `/v1/messages` has: blocks of messages, tools with an input schema, and the
 //! choice among them.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::chat;
+use super::chat::TemplateVariable;
 use super::responses::add_call;
 use super::tools::{self, OfferedTool, ToolRequest, ToolUse};
-use crate::generation::{ChatMessage, Content, Prompts, RenderOptions, Role};
+use crate::generation::{ChatMessage, Content, RenderOptions, Role};
 use crate::server::anthropic::types::{
     AnthropicToolWire, CONTENT, ChoiceWire, ConversationWire, TextBlock, ThinkingBlock, ToolResultBlock,
     ToolUseBlock, TurnWire,
@@ -16,6 +16,7 @@ use crate::server::error::ApiError;
 use crate::server::field_table::Table;
 use crate::server::fields::{Fields, missing, wrong_type};
 use crate::server::tool_types::{CalledWire, FunctionWire};
+use crate::server::types::CommonFields;
 use crate::server::unsupported;
 use crate::tools::ToolSupport;
 
@@ -49,6 +50,26 @@ pub(super) fn tools(
     request.check(support)
 }
 
+/// The fields that are variables of the template. Those that it does not read are named as ignored.
+pub(super) fn template_fields(
+    wire: &mut ConversationWire,
+    common: &mut CommonFields,
+    read: &[&str],
+) -> Map<String, Value> {
+    let mut variables: Vec<_> = common
+        .take_template_fields()
+        .map(|(name, value)| TemplateVariable { name, path: name, value })
+        .into();
+    let effort = wire.output_config.as_mut().and_then(|config| config.effort.take());
+    let (name, path) = ("reasoning_effort", "output_config.effort");
+    variables.push(TemplateVariable { name, path, value: effort });
+    let mut kwargs = None;
+    for variable in variables {
+        variable.set(&mut kwargs, &mut common.ignored, read);
+    }
+    kwargs.unwrap_or_default()
+}
+
 /// The constraint of `output_config.format`. `other` is that of another field.
 ///
 /// # Errors
@@ -57,7 +78,7 @@ pub(super) fn constraint(
     wire: &mut ConversationWire,
     other: Option<Constraint>,
 ) -> Result<Option<Constraint>, ApiError> {
-    let format = wire.output_config.take().and_then(|config| config.format);
+    let format = wire.output_config.as_mut().and_then(|config| config.format.take());
     let Some(schema) = format.and_then(|format| format.schema) else { return Ok(other) };
     match other {
         Some(other) => {
@@ -68,16 +89,14 @@ pub(super) fn constraint(
     }
 }
 
-/// The conversation with these tools. Paths of unknown fields are added to `ignored`.
+/// The messages of a conversation and how to render them. Paths of unknown fields are added to `ignored`.
 ///
 /// # Errors
 /// 400 that names the field.
-pub(super) fn prompts(
+pub(super) fn messages(
     wire: &mut ConversationWire,
     ignored: &mut Vec<String>,
-    support: Option<ToolSupport>,
-    tools: Option<&ToolUse>,
-) -> Result<Prompts, ApiError> {
+) -> Result<(Vec<ChatMessage>, RenderOptions), ApiError> {
     let mut turns = Turns { messages: Vec::new(), ignored };
     if let Some(system) = wire.system.take() {
         for text in texts("system", system, turns.ignored)? {
@@ -112,7 +131,7 @@ pub(super) fn prompts(
         continue_final_message: continues,
         ..RenderOptions::default()
     };
-    Ok(chat::conversation(messages, options, support, tools))
+    Ok((messages, options))
 }
 
 /// Messages so far. Neighbours of one author are one message.

@@ -40,12 +40,33 @@ const CONTENT: &str = "a string or an array of text parts";
 /// `chat_template_kwargs` has precedence.
 pub(super) fn template_fields(wire: &mut ChatWire, read: &[&str]) {
     for (name, value) in wire.common.take_template_fields() {
-        let Some(value) = value else { continue };
-        if read.contains(&name) {
-            let kwargs = wire.chat_template_kwargs.get_or_insert_default();
-            kwargs.entry(name).or_insert(Value::String(value));
+        let variable = TemplateVariable { name, path: name, value };
+        variable.set(&mut wire.chat_template_kwargs, &mut wire.common.ignored, read);
+    }
+}
+
+/// A field that is a variable of the template if the template reads it.
+pub(super) struct TemplateVariable {
+    /// Name of the variable.
+    pub(super) name: &'static str,
+    /// Path of the field.
+    pub(super) path: &'static str,
+    pub(super) value: Option<String>,
+}
+
+impl TemplateVariable {
+    /// Sets the variable, or names the field as ignored. `read` has the variables that the template reads.
+    pub(super) fn set(
+        self,
+        kwargs: &mut Option<Map<String, Value>>,
+        ignored: &mut Vec<String>,
+        read: &[&str],
+    ) {
+        let Some(value) = self.value else { return };
+        if read.contains(&self.name) {
+            kwargs.get_or_insert_default().entry(self.name).or_insert(Value::String(value));
         } else {
-            wire.common.ignored.push(name.to_owned());
+            ignored.push(self.path.to_owned());
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::chat::TemplateVariable;
 use super::tools::{self, OfferedTool, ToolRequest};
 use crate::generation::{ChatMessage, Content, Role};
 use crate::server::constraint::Constraint;
@@ -92,6 +93,24 @@ pub(super) fn logprobs(wire: &mut ResponsesWire) -> Result<Option<u8>, ApiError>
         }
     }
     Ok(asked.then_some(top))
+}
+
+/// Makes fields variables of the template if it reads them. The others are named as ignored.
+pub(super) fn template_fields(wire: &mut ResponsesWire, read: &[&str]) {
+    let mut variables: Vec<_> = wire
+        .common
+        .take_template_fields()
+        .map(|(name, value)| TemplateVariable { name, path: name, value })
+        .into();
+    let effort = wire.reasoning.as_mut().and_then(|reasoning| reasoning.effort.take());
+    let verbosity = wire.text.as_mut().and_then(|text| text.verbosity.take());
+    variables.extend([
+        TemplateVariable { name: "reasoning_effort", path: "reasoning.effort", value: effort },
+        TemplateVariable { name: "verbosity", path: "text.verbosity", value: verbosity },
+    ]);
+    for variable in variables {
+        variable.set(&mut wire.chat_template_kwargs, &mut wire.common.ignored, read);
+    }
 }
 
 /// The constraint of `text.format`. `other` is that of another field.

@@ -300,6 +300,8 @@ async fn fields_that_cannot_be_served_are_refused_by_name() {
         (json!({ "messages": [] }), "messages"),
         (json!({ "max_tokens": 5 }), "max_tokens"),
         (json!({ "n": 2 }), "n"),
+        (json!({ "return_token_ids": true }), "return_token_ids"),
+        (json!({ "prompt_logprobs": 1 }), "prompt_logprobs"),
         (json!({ "input": [] }), "input"),
         (json!({ "input": null }), "input"),
         (json!({ "input": 7 }), "input"),
@@ -363,7 +365,10 @@ async fn fields_without_effect_are_named() {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let mut names: Vec<&str> = reply.header("x-ignored-fields").unwrap().split(',').collect();
     names.sort_unstable();
-    assert_eq!(names, ["include[0]", "reasoning", "service_tier", "store", "text.verbosity", "truncation"]);
+    assert_eq!(
+        names,
+        ["include[0]", "reasoning.effort", "service_tier", "store", "text.verbosity", "truncation"]
+    );
     let harmless = json!({
         "store": false, "truncation": "disabled", "background": false, "previous_response_id": null,
         "max_tool_calls": 3, "metadata": {}, "service_tier": "auto", "include": [], "tools": [],
