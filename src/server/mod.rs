@@ -11,6 +11,7 @@ mod access;
 mod access_log;
 pub mod api_keys;
 mod batch_lines;
+mod batch_reply;
 mod batches;
 mod body;
 mod byte_budget;

@@ -311,6 +311,7 @@ impl BatchWire {
     /// # Errors
     /// 400 if a field is missing, has the wrong type or is out of range.
     pub(crate) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        unsupported::refuse_in_batches(fields)?;
         let wire = Self::take(fields)?;
         wire.metadata.iter().flatten().try_for_each(check_label)?;
         Ok(wire)

@@ -68,6 +68,9 @@ const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
     ("tool_choice", is_none),
 ];
 
+/// Fields that are refused for batches.
+const UNSUPPORTED_IN_BATCHES: [&str; 1] = ["output_expires_after"];
+
 /// Objects in which other servers or their client libraries put parameters of a request: NIM and Dynamo,
 /// `extra_body` of OpenAI's Python library written out, Ollama, SGLang, TGI, Gemini, vLLM, TensorRT-LLM.
 const PARAMETER_OBJECTS: [&str; 12] = [
@@ -118,6 +121,19 @@ pub(super) fn refuse_in_chat(fields: &mut Fields) -> Result<(), ApiError> {
 /// 400 that names the field.
 pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError> {
     refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
+}
+
+/// Refuses fields that the creation of a batch does not support.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_batches(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in UNSUPPORTED_IN_BATCHES {
+        if fields.value(name).is_some() {
+            return Err(ApiError::unsupported(name, "files of results do not expire; delete them"));
+        }
+    }
+    Ok(())
 }
 
 /// Paths of the unknown fields of the body or of an object of parameters. Refuses constraints among them and
@@ -218,10 +234,11 @@ pub(super) fn nothing_left(fields: &Fields) -> Result<(), ApiError> {
     fields.left().next().map_or(Ok(()), |(name, _)| Err(unsupported(&fields.path_of(name))))
 }
 
-/// Names of the fields that are refused for chat completions, and for text completions.
-pub(super) fn refused_names() -> [Vec<&'static str>; 2] {
-    [UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS]
-        .map(|own| own.iter().chain(UNSUPPORTED).map(|(name, _)| *name).collect())
+/// Names of the fields that are refused for chat completions, for text completions and for batches.
+pub(super) fn refused_names() -> [Vec<&'static str>; 3] {
+    let [chat, text] = [UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS]
+        .map(|own| own.iter().chain(UNSUPPORTED).map(|(name, _)| *name).collect());
+    [chat, text, UNSUPPORTED_IN_BATCHES.to_vec()]
 }
 
 fn unsupported(path: &str) -> ApiError {

@@ -5,13 +5,18 @@ use serde_json::{Value, json};
 
 use super::PATH;
 use super::errors::Errors;
+use crate::batch::MAX_FILE_BYTES;
+use crate::server::batch_reply::{BatchReply, DeletedReply, FileReply, List};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
 use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
-use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
-use crate::server::unsupported;
+use crate::server::types::{BatchWire, ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
+use crate::server::{batches, files, unsupported};
+
+/// Media type of most bodies.
+const JSON: &str = "application/json";
 
 /// One method of a path.
 pub(super) struct Operation {
@@ -21,14 +26,24 @@ pub(super) struct Operation {
     /// Group of operations on the page.
     pub(super) tag: &'static str,
     pub(super) summary: String,
+    /// Parameters in the query of the URL.
+    pub(super) query: Vec<QueryParameter>,
     pub(super) body: Option<RequestBody>,
     pub(super) answer: Answer,
     /// `None` for probes, which answer with their own body always.
     pub(super) errors: Option<Errors>,
 }
 
+/// A parameter in the query of the URL.
+pub(super) struct QueryParameter {
+    pub(super) name: &'static str,
+    pub(super) schema: Value,
+    pub(super) about: &'static str,
+}
+
 /// The body of a request.
 pub(super) struct RequestBody {
+    pub(super) media_type: &'static str,
     /// Name of the schema.
     pub(super) name: &'static str,
     pub(super) schema: Value,
@@ -47,6 +62,8 @@ pub(super) enum Answer {
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
     let mut all = vec![chat(), completion(), tokenize(), detokenize()];
+    all.extend([list_files(), upload_file(), file(), delete_file(), file_content()]);
+    all.extend([list_batches(), create_batch(), batch(), cancel_batch()]);
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -54,7 +71,7 @@ pub(super) fn operations() -> Vec<Operation> {
 }
 
 fn chat() -> Operation {
-    let [refused, _] = unsupported::refused_names();
+    let [refused, ..] = unsupported::refused_names();
     let mut schema = object_schema(ChatWire::body_rows());
     schema["x-octant-refused"] = json!(refused);
     let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
@@ -64,6 +81,7 @@ fn chat() -> Operation {
             "/v1/chat/completions",
             "Generates the next message of a conversation.",
             RequestBody {
+                media_type: JSON,
                 name: "ChatCompletionRequest",
                 schema,
                 example: json!({ "messages": messages, "max_completion_tokens": 50 }),
@@ -77,7 +95,7 @@ fn chat() -> Operation {
 }
 
 fn completion() -> Operation {
-    let [_, refused] = unsupported::refused_names();
+    let [_, refused, _] = unsupported::refused_names();
     let mut schema = object_schema(CompletionWire::body_rows());
     schema["x-octant-refused"] = json!(refused);
     Operation {
@@ -86,6 +104,7 @@ fn completion() -> Operation {
             "/v1/completions",
             "Continues a text or token ids.",
             RequestBody {
+                media_type: JSON,
                 name: "CompletionRequest",
                 schema,
                 example: json!({ "prompt": "Three fruits:", "max_tokens": 20 }),
@@ -103,6 +122,7 @@ fn tokenize() -> Operation {
         "/tokenize",
         "Returns the token ids that a completion would use for a text or for messages.",
         RequestBody {
+            media_type: JSON,
             name: "TokenizeRequest",
             schema: TokenizeWire::schema(),
             example: json!({ "prompt": "Three fruits:", "return_token_strs": true }),
@@ -116,12 +136,129 @@ fn detokenize() -> Operation {
         "/detokenize",
         "Returns the text of token ids, special tokens included.",
         RequestBody {
+            media_type: JSON,
             name: "DetokenizeRequest",
             schema: DetokenizeWire::schema(),
             example: json!({ "tokens": [1, 2, 3] }),
         },
         Answer::Json(|schemas| schemas.subschema_for::<DetokenizeReply>()),
     )
+}
+
+fn list_files() -> Operation {
+    let purpose = QueryParameter {
+        name: "purpose",
+        schema: json!({ "type": "string", "enum": ["batch", "batch_output"] }),
+        about: "Lists only files of this purpose.",
+    };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<List<FileReply>>());
+    let summary = "Lists the caller's files. Needs --data-dir, like all routes of files and batches.";
+    Operation {
+        query: std::iter::once(purpose).chain(page(files::MAX_PAGE, files::MAX_PAGE)).collect(),
+        ..get("/v1/files", "", summary, answer).of_files()
+    }
+}
+
+fn upload_file() -> Operation {
+    let file = json!({
+        "type": "string", "contentMediaType": "application/octet-stream",
+        "description": format!("The content, of at most {MAX_FILE_BYTES} bytes: a JSON object in each line, \
+                                with custom_id, method, url and body."),
+    });
+    let purpose = json!({ "type": "string", "enum": ["batch"], "description": "The use of the file." });
+    let body = RequestBody {
+        media_type: "multipart/form-data",
+        name: "FileUpload",
+        schema: json!({
+            "type": "object",
+            "properties": { "purpose": purpose, "file": file },
+            "required": ["purpose", "file"],
+            "x-octant-refused": ["expires_after"],
+        }),
+        example: json!({ "purpose": "batch", "file": "@requests.jsonl" }),
+    };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<FileReply>());
+    Operation {
+        errors: Some(Errors::Upload),
+        ..post("/v1/files", "Stores a file of requests for a batch.", body, answer).of_files()
+    }
+}
+
+fn file() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<FileReply>());
+    get("/v1/files/{id}", "", "Describes a file.", answer).of_files()
+}
+
+fn delete_file() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<DeletedReply>());
+    let summary = "Deletes a file that no unfinished batch uses.";
+    let operation = get("/v1/files/{id}", "", summary, answer).of_files();
+    Operation { method: "delete", errors: Some(Errors::ObjectChange), ..operation }
+}
+
+fn file_content() -> Operation {
+    let answer = Answer::Text("application/octet-stream");
+    get("/v1/files/{id}/content", "", "Returns the content of a file.", answer).of_files()
+}
+
+fn list_batches() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<List<BatchReply>>());
+    let operation = get("/v1/batches", "", "Lists the caller's batches.", answer).of_files();
+    let (usual, most) = batches::PAGE;
+    Operation { query: page(usual, most).into(), ..operation }
+}
+
+fn create_batch() -> Operation {
+    let [.., refused] = unsupported::refused_names();
+    let mut schema = BatchWire::schema();
+    schema["x-octant-refused"] = json!(refused);
+    let example = json!({
+        "input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    });
+    let body = RequestBody { media_type: JSON, name: "BatchRequest", schema, example };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    let summary = "Runs the requests of a file behind live ones.";
+    Operation { errors: Some(Errors::NewBatch), ..post("/v1/batches", summary, body, answer).of_files() }
+}
+
+fn batch() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    get("/v1/batches/{id}", "", "Describes a batch and its progress.", answer).of_files()
+}
+
+fn cancel_batch() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    let summary = "Cancels a batch. Results that it has are kept.";
+    let operation = get("/v1/batches/{id}/cancel", "", summary, answer).of_files();
+    Operation { method: "post", errors: Some(Errors::ObjectChange), ..operation }
+}
+
+/// The parameters of a page. `usual` and `most` are limits of its length.
+fn page(usual: usize, most: usize) -> [QueryParameter; 3] {
+    [
+        QueryParameter {
+            name: "limit",
+            schema: json!({ "type": "integer", "minimum": 1, "maximum": most, "default": usual }),
+            about: "The most entries.",
+        },
+        QueryParameter {
+            name: "after",
+            schema: json!({ "type": "string" }),
+            about: "The list begins after the entry with this id.",
+        },
+        QueryParameter {
+            name: "order",
+            schema: json!({ "type": "string", "enum": ["asc", "desc"], "default": "desc" }),
+            about: "Order of the creation: oldest first, or newest first.",
+        },
+    ]
+}
+
+impl Operation {
+    /// Makes it an operation on files and batches.
+    fn of_files(self) -> Self {
+        Self { tag: "files and batches", errors: Some(Errors::Object), ..self }
+    }
 }
 
 fn models() -> Operation {
@@ -172,11 +309,11 @@ fn description() -> Vec<Operation> {
 
 fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {
     let (summary, errors) = (summary.to_owned(), Some(Errors::Head));
-    Operation { method: "get", path, tag, summary, body: None, answer, errors }
+    Operation { method: "get", path, tag, summary, query: Vec::new(), body: None, answer, errors }
 }
 
 fn post(path: &'static str, summary: &str, body: RequestBody, answer: Answer) -> Operation {
     let tag = if path.starts_with("/v1/") { "generation" } else { "tokens" };
     let (summary, errors) = (summary.to_owned(), Some(Errors::Body));
-    Operation { method: "post", path, tag, summary, body: Some(body), answer, errors }
+    Operation { method: "post", path, tag, summary, query: Vec::new(), body: Some(body), answer, errors }
 }
