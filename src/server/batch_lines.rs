@@ -14,7 +14,7 @@ use super::reply_builder::ReplyFormat;
 use super::state::ServerState;
 use super::system::random_u64;
 use super::validate;
-use crate::batch::{Endpoint, Line, Outcome, RunLine, Runner};
+use crate::batch::{Endpoint, Line, RunLine, RunOutcome, Runner};
 use crate::generation::Refusal;
 
 /// The runner of the server's batches; `None` if the server keeps none.
@@ -30,24 +30,24 @@ pub(super) fn runner(state: &Arc<ServerState>) -> Option<Arc<Runner>> {
     Some(Runner::new(Arc::clone(&settings.store), run_line, settings.max_lines, settings.clock))
 }
 
-async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> Outcome {
+async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> RunOutcome {
     let request_id = Some(line.request_id.clone());
     let record = AccessRecord::new("POST", line.endpoint.as_str(), request_id);
     match answer(state, parsing, line, Arc::clone(&record)).await {
         Ok(body) => {
             record.responded(200);
-            Outcome::Answered { status: 200, body }
+            RunOutcome::Answered { status: 200, body }
         }
         // The line has not failed: it is run after the next start.
         Err(
             ApiError::NotReady | ApiError::Draining | ApiError::EngineDown(_) | ApiError::EngineFailed(_),
-        ) => Outcome::Parked,
+        ) => RunOutcome::Parked,
         Err(error) => {
             let status = error.status().as_u16();
             record.responded(status);
             record.failed(error.label(), error.param());
             state.metrics.error(error.label());
-            Outcome::Answered { status, body: error.to_json() }
+            RunOutcome::Answered { status, body: error.to_json() }
         }
     }
 }
