@@ -7,8 +7,11 @@ use octant::generation::CpuWork;
 use octant::server::Signal;
 use serde_json::{Value, json};
 
-use super::batches::{created, ends, gated, jsonl, lines_of, many, setup, until, until_status, uploaded};
+use super::batches::{
+    created, creation, ends, form, gated, jsonl, lines_of, many, setup, until, until_status, uploaded,
+};
 use super::client::send;
+use super::test_server::merged;
 use crate::HANG_GUARD;
 use crate::device::model::{fixture, runner};
 
@@ -27,16 +30,18 @@ async fn a_live_stream_beside_a_batch_keeps_its_bits() {
                 "return_token_ids": true })
     };
     // The answers must not come from blocks that another request computed.
-    let salted = |salt: &str| super::test_server::merged(body(0, 40), json!({ "cache_salt": salt }));
+    let salted = |salt: &str| merged(body(0, 40), json!({ "cache_salt": salt }));
     let alone = server.post("/v1/completions", salted("alone")).await;
     assert_eq!(alone.status, 200, "{}", alone.text());
     let alone = alone.json()["choices"].clone();
     assert_eq!(alone[0]["logprobs"]["token_logprobs"].as_array().unwrap().len(), 40);
-    let line = |i: usize, body: Value| json!({ "custom_id": format!("{i:03}"), "method": "POST", "url": "/v1/completions", "body": body });
+    let url = "/v1/completions";
+    let line = |i: usize, body: Value| json!({ "custom_id": format!("{i:03}"), "method": "POST", "url": url, "body": body });
     let mut lines = vec![line(0, salted("batch"))];
     lines.extend((1..200).map(|i| line(i, body(i, 120))));
     let file = uploaded(&server, &jsonl(&lines)).await;
-    let asked = json!({ "input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h" });
+    let mut asked = creation(&file);
+    asked["endpoint"] = json!(url);
     let id = server.post("/v1/batches", asked).await.json()["id"].as_str().unwrap().to_owned();
     server.until(|stats| stats.counts.batch_running > 1).await;
     for salt in ["first", "second"] {
@@ -118,21 +123,19 @@ async fn a_batch_that_stops_the_server_eleven_times_in_a_row_is_given_up() {
 #[tokio::test]
 async fn unknown_fields_of_batches_and_uploads_are_named_or_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let mut strict = false;
-    for _ in 0..2 {
+    for strict in [false, true] {
         let path = dir.path().join(if strict { "strict" } else { "lenient" });
         let mut setup = setup(&path, 1 << 30);
         setup.settings.reject_unknown_fields = strict;
         let server = setup.launch();
-        let (kind, form) = super::batches::form("batch", &jsonl(&many(1)));
-        let file = send(server.address, "POST", "/v1/files", &[("content-type", &kind)], &form).await;
-        let file_id = file.json()["id"].clone();
-        let (kind, mut form) = super::batches::form("batch", &jsonl(&many(1)));
+        let (kind, plain) = form("batch", &jsonl(&many(1)));
+        let headers = [("content-type", kind.as_str())];
+        let file = send(server.address, "POST", "/v1/files", &headers, &plain).await;
+        let file_id = file.json()["id"].as_str().unwrap().to_owned();
         let more = "--limit\r\ncontent-disposition: form-data; name=\"colour\"\r\n\r\nred\r\n";
-        form.splice(0..0, more.bytes());
-        let upload = send(server.address, "POST", "/v1/files", &[("content-type", &kind)], &form).await;
-        let asked = json!({ "input_file_id": file_id, "endpoint": "/v1/chat/completions",
-                            "completion_window": "24h", "colour": "red", "nothing": null });
+        let coloured = [more.as_bytes(), &plain].concat();
+        let upload = send(server.address, "POST", "/v1/files", &headers, &coloured).await;
+        let asked = merged(creation(&file_id), json!({ "colour": "red", "nothing": null }));
         let batch = server.post("/v1/batches", asked).await;
         for reply in [&upload, &batch] {
             if strict {
@@ -142,10 +145,8 @@ async fn unknown_fields_of_batches_and_uploads_are_named_or_refused() {
             }
         }
         assert_eq!(file.header("x-ignored-fields"), None);
-        let asked = json!({ "input_file_id": file_id, "endpoint": "/v1/chat/completions",
-                            "completion_window": "24h", "response_format": { "type": "json_object" } });
+        let asked = merged(creation(&file_id), json!({ "response_format": { "type": "json_object" } }));
         let refused = server.post("/v1/batches", asked).await;
         assert_eq!(refused.error(), (400, None, Some("response_format".into())));
-        strict = true;
     }
 }

@@ -58,7 +58,7 @@ pub async fn uploaded(server: &TestServer, content: &[u8]) -> String {
     reply.json()["id"].as_str().expect("a file has an id").to_owned()
 }
 
-fn creation(file: &str) -> Value {
+pub fn creation(file: &str) -> Value {
     json!({ "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h" })
 }
 
