@@ -2,7 +2,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use octant::batch::Store;
 use octant::generation::CpuWork;
 use octant::server::Signal;
 use serde_json::{Value, json};
@@ -36,7 +38,10 @@ async fn a_live_stream_beside_a_batch_keeps_its_bits() {
     let alone = alone.json()["choices"].clone();
     assert_eq!(alone[0]["logprobs"]["token_logprobs"].as_array().unwrap().len(), 40);
     let url = "/v1/completions";
-    let line = |i: usize, body: Value| json!({ "custom_id": format!("{i:03}"), "method": "POST", "url": url, "body": body });
+    let line = |i: usize, body: Value| {
+        let custom_id = format!("{i:03}");
+        json!({ "custom_id": custom_id, "method": "POST", "url": url, "body": body })
+    };
     let mut lines = vec![line(0, salted("batch"))];
     lines.extend((1..200).map(|i| line(i, body(i, 120))));
     let file = uploaded(&server, &jsonl(&lines)).await;
@@ -90,6 +95,15 @@ async fn texts_of_batches_that_take_long_delay_no_live_text() {
     }
 }
 
+/// Waits until no server holds a directory.
+async fn until_free(directory: &Path) {
+    let end = Instant::now() + HANG_GUARD;
+    while Store::open(directory, 1 << 30).is_err() {
+        assert!(Instant::now() < end, "the directory is not free");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Changes the record of a batch, as if the server had been killed `stalled` times in a row.
 fn killed(directory: &Path, id: &str, stalled: u32) {
     let path = directory.join(format!("batches/{id}.json"));
@@ -109,6 +123,7 @@ async fn a_batch_that_stops_the_server_eleven_times_in_a_row_is_given_up() {
         server.until(|stats| stats.counts.batch_running > 0).await;
         server.signals.send(Signal::Interrupt).await.unwrap();
         tokio::time::timeout(HANG_GUARD, server.served).await.expect("it ends").unwrap();
+        until_free(dir.path()).await;
         killed(dir.path(), &id, stalled);
         let server = setup(dir.path(), 1 << 30).launch();
         let batch = until_status(&server, &id, if runs { "completed" } else { "expired" }).await;
