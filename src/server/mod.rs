@@ -12,6 +12,7 @@ mod access_log;
 mod anthropic;
 pub mod api_keys;
 mod batch_lines;
+mod batch_reply;
 mod batches;
 mod body;
 mod byte_budget;

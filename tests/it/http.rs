@@ -105,6 +105,7 @@ mod abort;
 mod access;
 mod admission;
 mod batch_crashes;
+mod batch_lines;
 mod batches;
 mod chat;
 pub mod client;
