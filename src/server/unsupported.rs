@@ -31,7 +31,6 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("previous_response_id", is_empty),
     // vLLM
     ("use_beam_search", is_false),
-    ("guided_whitespace_pattern", never),
     ("structural_tag", never),
     ("logits_processors", is_empty),
     ("prompt_embeds", never),
