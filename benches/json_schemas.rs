@@ -119,7 +119,7 @@ impl Setup {
         }
         let structural: Vec<u32> = self.structural.iter().copied().filter(is_allowed).collect();
         let bits = random.bits();
-        match bits % 2 == 0 && !structural.is_empty() {
+        match bits.is_multiple_of(2) && !structural.is_empty() {
             true => structural.get((bits >> 1) as usize % structural.len()).copied(),
             false => any(mask, bits >> 1),
         }
