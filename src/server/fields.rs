@@ -1,7 +1,6 @@
 //! A JSON object whose fields are taken by name. `null` counts as absent. Fields that are left at the end are
 //! unknown.
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -76,21 +75,6 @@ impl Fields {
         paths.extend(self.left().map(|(name, _)| self.path_of(name)));
         paths
     }
-}
-
-/// The response header `x-ignored-fields`, with field names which a client sent: at most 32 names, each of at
-/// most 64 characters, with `?` for commas and for characters that are not visible ASCII. Empty if there are
-/// no names.
-pub(super) fn ignored_header(names: &[String]) -> HeaderMap {
-    const MAX_NAMES: usize = 32;
-    const MAX_CHARS: usize = 64;
-    let clean = |name: &String| -> String {
-        let replace = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-        name.chars().take(MAX_CHARS).map(replace).collect()
-    };
-    let list: Vec<String> = names.iter().take(MAX_NAMES).map(clean).collect();
-    let value = HeaderValue::from_str(&list.join(",")).ok().filter(|_| !list.is_empty());
-    value.into_iter().map(|value| (HeaderName::from_static("x-ignored-fields"), value)).collect()
 }
 
 /// The value if it is an integer from -2^63 to 2^64 - 1. Some clients write `16.0` or `1e2`, which is an

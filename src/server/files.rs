@@ -20,7 +20,7 @@ use multer::{Constraints, Field, Multipart, SizeLimit};
 use super::api_keys::Caller;
 use super::batch_reply::{DeletedReply, FileReply, List};
 use super::error::ApiError;
-use super::fields::ignored_header;
+use super::ignored_header::ignored_header;
 use super::settings::{BatchSettings, MAX_UPLOADS};
 use super::state::ServerState;
 use crate::batch::{FileRecord, MAX_FILE_BYTES, NewFile, PageQuery, Purpose, StoreError, Upload};

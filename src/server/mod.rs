@@ -32,6 +32,7 @@ mod generate;
 pub mod health;
 mod host;
 mod hyper_errors;
+mod ignored_header;
 mod info_reply;
 pub mod json;
 mod listen;

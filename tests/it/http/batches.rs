@@ -12,7 +12,7 @@ use octant::server::{BatchSettings, Ended, Signal};
 use serde_json::{Value, json};
 
 use super::client::{Reply, send};
-use super::test_server::{BOS, Setup, TestServer, metric};
+use super::test_server::{BOS, Setup, TestServer, merged, metric};
 use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
 
@@ -255,11 +255,11 @@ async fn invalid_requests_name_the_field_and_what_is_expected() {
         (
             "endpoint",
             json!("/v1/embeddings"),
-            "/v1/chat/completions or /v1/completions, got \"/v1/embeddings\"",
+            "/v1/chat/completions, /v1/completions, got \"/v1/embeddings\"",
         ),
-        ("completion_window", json!("48h"), "expected 24h, got \"48h\""),
+        ("completion_window", json!("48h"), "expected \"24h\", got \"48h\""),
         ("input_file_id", json!(7), "expected a string, got 7"),
-        ("metadata", json!({ "a": 1 }), "strings"),
+        ("metadata", json!(["a"]), "expected an object, got an array"),
         ("output_expires_after", json!({ "anchor": "created_at", "seconds": 3600 }), "do not expire"),
     ] {
         let mut asked = creation(&file);
@@ -268,6 +268,8 @@ async fn invalid_requests_name_the_field_and_what_is_expected() {
         assert_eq!((reply.status, reply.error().2.as_deref()), (400, Some(field)));
         assert!(reply.text().contains(&part.replace('"', "\\\"")), "{}", reply.text());
     }
+    let reply = server.post("/v1/batches", merged(creation(&file), json!({ "metadata": { "a": 1 } }))).await;
+    assert_eq!(reply.error().2.as_deref(), Some("metadata.a"));
     for field in ["input_file_id", "endpoint", "completion_window"] {
         let mut asked = creation(&file);
         asked.as_object_mut().unwrap().remove(field);

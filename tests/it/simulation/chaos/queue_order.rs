@@ -8,8 +8,8 @@
 //! - No request is preempted more often than allowed, and never if all its blocks are reserved.
 //! - Requests of batches start only when no live request waits. They do not age, and live requests preempt
 //!   them as often as they need. They are preempted before any live request.
-//! - If all requests have one priority, two tenants with live requests that wait for their first start are served
-//!   in proportion to their weights, within the documented bound.
+//! - If all requests have one priority, two tenants with live requests that wait for their first start are
+//!   served in proportion to their weights, within the documented bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 
