@@ -51,6 +51,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/models/{*id}", get(model)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::tokenizer_info)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
     ];

@@ -1,7 +1,7 @@
 //! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages,
-//! and back.
+//! and back. `/tokenizer_info`: the tokenizer's configuration.
 //!
-//! These requests take no place in the engine's queue. Their number is bounded by permits of their own, taken
+//! The first two take no place in the engine's queue. Their number is bounded by permits of their own, taken
 //! before a body is parsed. They use the tokenizer one at a time, so that they delay requests that generate
 //! as little as possible.
 
@@ -15,7 +15,7 @@ use tokio::sync::SemaphorePermit;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::refusal_error;
-use super::info_reply::{DetokenizeReply, TokenizeReply};
+use super::info_reply::{DetokenizeReply, TokenizeReply, TokenizerInfoReply};
 use super::reply_builder::ReplyFormat;
 use super::settings::MAX_TOKENIZE_REQUESTS;
 use super::state::ServerState;
@@ -67,6 +67,18 @@ pub(crate) async fn detokenize(
     let text = state.generator.detokenize(ids).await;
     let text = text.map_err(|refusal| refusal_error(&state, refusal, ReplyFormat::Text))?;
     Ok(Json(DetokenizeReply { prompt: text }))
+}
+
+/// `GET /tokenizer_info`: the configuration that evaluation harnesses read to use the other two routes.
+pub(crate) async fn tokenizer_info(State(state): State<Arc<ServerState>>) -> Json<TokenizerInfoReply> {
+    let mut others = state.generator.tokenizer().configuration().clone();
+    let class = others.remove("tokenizer_class");
+    others.remove("chat_template");
+    Json(TokenizerInfoReply {
+        tokenizer_class: class.and_then(|class| class.as_str().map(str::to_owned)),
+        chat_template: state.generator.template().map(|template| template.source().to_owned()),
+        others,
+    })
 }
 
 fn acquire_permit(state: &ServerState) -> Result<SemaphorePermit<'_>, ApiError> {

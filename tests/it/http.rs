@@ -114,6 +114,7 @@ mod middleware;
 mod offsets;
 mod openapi;
 mod routes;
+mod scripted;
 mod streams;
 pub mod test_server;
 mod tools;

@@ -7,7 +7,9 @@ use super::PATHS;
 use super::errors::Errors;
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
-use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
+use crate::server::info_reply::{
+    DetokenizeReply, ModelList, ModelReply, TokenizeReply, TokenizerInfoReply, VersionReply,
+};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
 use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
 use crate::server::unsupported;
@@ -45,7 +47,7 @@ pub(super) enum Answer {
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), tokenize(), detokenize(), tokenizer_info()];
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -121,6 +123,11 @@ fn detokenize() -> Operation {
         },
         Answer::Json(|schemas| schemas.subschema_for::<DetokenizeReply>()),
     )
+}
+
+fn tokenizer_info() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<TokenizerInfoReply>());
+    get("/tokenizer_info", "tokens", "Returns the tokenizer's configuration and the chat template.", answer)
 }
 
 fn models() -> Operation {
