@@ -18,7 +18,7 @@ SCHEMA = {
 }
 
 
-class Fruit(BaseModel):
+class Fruit(BaseModel, extra="forbid"):
     name: Literal["apple", "banana", "cherry"]
     count: int = Field(ge=0, le=99)
 
@@ -92,7 +92,7 @@ def test_a_schema_that_cannot_be_enforced_names_its_keyword(demo, _scripted):
     try:
         client(demo).chat.completions.create(model=demo.model, messages=ASK, response_format=form)
     except openai.BadRequestError as error:
-        assert error.param == "response_format" and "uniqueItems" in error.message, error
+        assert error.param == "response_format.json_schema.schema" and "uniqueItems" in error.message, error
         return
     raise AssertionError("the schema was accepted")
 

@@ -35,7 +35,7 @@ test("json_object, and a schema that cannot be enforced", async () => {
   assert.match(answer.choices[0].message.content, /^\s*\{/);
   const format = { type: "json_schema", json_schema: { name: "x", schema: { not: {} } } };
   const refused = client(demo).chat.completions.create({ ...request, response_format: format });
-  await assert.rejects(refused, (error) => error.status === 400 && error.param === "response_format");
+  await assert.rejects(refused, (error) => error.status === 400 && error.param === "response_format.json_schema.schema");
 });
 
 test("every tool_choice", async () => {
