@@ -1,6 +1,7 @@
 """Runs the tests of clients: those of a module in Python, or of every file in `node/`.
 
     run.py OCTANT_BINARY TEST_BINARY MODEL_DIRECTORY [MODULE…]
+    run.py --modules        lists the modules
 
 A module is a file beside this one whose functions `test_…` take the server with the demo model and the
 scripted one. The module `node` stands for `node/*.test.mjs`. `requirements.txt` and `node/package-lock.json`
@@ -48,6 +49,8 @@ def run_node(demo: Endpoint, scripted: Endpoint) -> bool:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--modules"]:
+        sys.exit(print(*MODULES, sep="\n"))
     binary, test_binary, model, *modules = sys.argv[1:]
     failed = []
     server = Server(binary, model, "demo", "--max-model-len", "2048", "--drain-grace", "0")
