@@ -15,7 +15,7 @@ use octant::comm::SingleDeviceGroup;
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{BLOCK_TOKENS, Device, KvDtype};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
-use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner};
+use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, RunnerOptions};
 use octant::statistics::Distribution;
 
 const PREFILL: usize = 512;
@@ -83,7 +83,8 @@ fn main() {
         max_num_batched_tokens: PREFILL,
         vocab,
     };
-    let runner = Runner::start(vec![parts], Duration::from_secs(600));
+    let runner =
+        Runner::start(vec![parts], RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 });
     let mut steps = Steps::new(runner, vocab, plan.blocks);
     steps.prefill(0, 1).expect("a step");
     let rate = |seconds: f64| PREFILL as f64 / seconds;

@@ -9,7 +9,9 @@
 
 mod ask;
 mod choice;
+mod parts;
 mod prompt;
+mod refusal;
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,78 +20,20 @@ use std::time::Instant;
 
 use tokio::sync::Semaphore;
 
-pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls};
-pub use choice::{Candidate, FinishReason, Scored};
+pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls, Truncate};
+pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
+pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
+pub use refusal::{Failure, Refusal};
 
 use crate::engine::{AbortedRequest, EngineHandle, QueuePermit, SubmitOptions, UpdateStream};
-use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, Vocabulary};
+use crate::grammar::{Grammar, GrammarCompiler, GrammarError, GrammarSource, TokenRules, Vocabulary};
 use crate::machine;
 pub use crate::request::Cost;
-use crate::request::{Reject, Request, StopRules, Update};
+use crate::request::{Request, StopRules, Update};
 pub use crate::text::{ChatMessage, ChatTemplate, Content, RenderOptions, Role, TextError, Tokenizer};
 use crate::tools::ToolCallDelta;
 use choice::Choice;
-
-/// Why a request was refused before anything was generated.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Refusal {
-    /// The model has no chat template.
-    #[error("this model has no chat template; use /v1/completions")]
-    NoTemplate,
-    /// The template or the tokenizer refused the messages.
-    #[error("{0}")]
-    Text(String),
-    /// The text is too long for the context, whatever its tokens.
-    #[error("{bytes} bytes of text do not fit {limit} tokens")]
-    TooManyBytes {
-        /// Bytes of the prompt.
-        bytes: usize,
-        /// Tokens that fit.
-        limit: usize,
-    },
-    /// The prompt has no token.
-    #[error("expected at least one token, got an empty prompt")]
-    EmptyPrompt,
-    /// Prompt and answer do not fit the context.
-    #[error("{prompt} + {completion} tokens do not fit {limit}")]
-    TooLong {
-        /// Tokens of the prompt.
-        prompt: usize,
-        /// The tokens asked for; at least 1.
-        completion: u32,
-        /// Tokens that fit.
-        limit: usize,
-    },
-    /// `min_tokens` exceeds the rest of the context.
-    #[error("expected at most max_tokens = {max}, got {min}")]
-    MinTokens {
-        /// The `min_tokens` asked for.
-        min: u32,
-        /// Tokens that fit.
-        max: u32,
-    },
-    /// The constraint on the answer cannot be compiled.
-    #[error(transparent)]
-    Grammar(#[from] GrammarError),
-    /// The engine's refusal.
-    #[error(transparent)]
-    Rejected(#[from] Reject),
-    /// A bug of the server.
-    #[error("{0}")]
-    Internal(String),
-}
-
-/// Why a request failed after it was taken.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum Failure {
-    /// The engine failed the request.
-    #[error("{0}")]
-    Engine(String),
-    /// The client's deadline passed.
-    #[error("the request's deadline has passed")]
-    Late,
-}
 
 /// The addition of one update to one choice.
 #[derive(Debug, Clone, Default)]
@@ -104,8 +48,14 @@ pub struct Delta {
     pub calls: Vec<ToolCallDelta>,
     /// Log-probabilities of the tokens whose text is complete now.
     pub scored: Vec<Scored>,
+    /// Ids of the tokens generated, if they are asked for.
+    pub ids: Vec<u32>,
+    /// Set on the first delta with a token or with the finish, if anything of it is asked for.
+    pub prompt: Option<Box<PromptReport>>,
     /// Set on the choice's last delta.
     pub finish: Option<FinishReason>,
+    /// The stop string that ended the choice.
+    pub stop_string: Option<String>,
     /// The choice's cost so far.
     pub cost: Cost,
     /// When the step's results came, which may be before the update is read.
@@ -166,6 +116,11 @@ impl Generator {
     /// The tokenizer.
     pub fn tokenizer(&self) -> &Arc<Tokenizer> {
         &self.tokenizer
+    }
+
+    /// Whether the chat template reads a variable of this name.
+    pub(crate) fn template_reads(&self, variable: &str) -> bool {
+        self.template.as_ref().is_some_and(|template| template.reads(variable))
     }
 
     /// Number of token ids that both the tokenizer and the model have.
@@ -236,22 +191,26 @@ impl Generator {
         let permit = permit.for_group(ask.prompts.count() * ask.n as usize)?;
         // Tokens that the engine computes after a stop string are wasted.
         options.flush_every_token |= !ask.output.stop.is_empty();
-        // Checked before tokenising, which is the most expensive part of a refusal.
-        self.engine.check_wait(&ask.tenant, ask.priority, &options)?;
+        // Tokenising is the most expensive part of a refusal.
+        permit.check_wait(&ask.tenant, ask.priority, &options)?;
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
-        let prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        if let Some(truncate) = ask.truncate {
+            let most = self.kept_tokens(truncate, ask.max_tokens);
+            prompts.iter_mut().for_each(|prompt| prompt.keep_last(most));
+        }
         if let Some(source) = ask.grammar.take() {
             ask.sampling.grammar = Some(self.compile(source).await?);
         }
-        let mut requests = Vec::new();
-        let mut choices = Vec::new();
+        self.add_token_rules(&mut ask).await?;
+        let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
         for prompt in &prompts {
             let max_tokens = self.room(prompt.ids.len(), &ask)?;
             most = max_tokens.max(most);
             for i in 0..ask.n {
                 requests.push(request(prompt, i, max_tokens, &ask));
-                choices.push(Choice::new(&self.tokenizer, prompt, &ask));
+                choices.push(Choice::new(&self.tokenizer, prompt, &ask, i == 0));
             }
         }
         let submitted = Instant::now();
@@ -272,6 +231,30 @@ impl Generator {
             submitted,
             max_tokens: most,
         })
+    }
+
+    /// Adds `bad_words` and `allowed_tokens` to the constraint on the answer.
+    async fn add_token_rules(&self, ask: &mut Ask) -> Result<(), Refusal> {
+        let (words, allowed) = (std::mem::take(&mut ask.bad_words), ask.allowed_tokens.take());
+        if words.is_empty() && allowed.is_none() {
+            return Ok(());
+        }
+        let (tokenizer, vocab) = (Arc::clone(&self.tokenizer), self.vocab_size());
+        let sequences = blocking(&self.tokenizing, move || prompt::bad_words(&tokenizer, &words)).await??;
+        let rules = TokenRules::new(vocab, allowed.as_deref(), sequences);
+        let grammar = Grammar::with_rules(ask.sampling.grammar.as_deref(), rules, vocab);
+        ask.sampling.grammar = Some(Arc::new(grammar));
+        Ok(())
+    }
+
+    /// The most tokens that are kept of a prompt.
+    fn kept_tokens(&self, truncate: Truncate, max_tokens: MaxTokens) -> usize {
+        let limit = self.engine.config().max_sequence_tokens();
+        match (truncate, max_tokens) {
+            (Truncate::Last(tokens), _) => tokens as usize,
+            (Truncate::Fit, MaxTokens::Exactly(tokens)) => limit.saturating_sub(tokens as usize).max(1),
+            (Truncate::Fit, MaxTokens::UpTo(_)) => limit.saturating_sub(1).max(1),
+        }
     }
 
     /// The most tokens of each choice of a prompt with `prompt` tokens.
@@ -328,14 +311,18 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
     sampling.seed = sampling.seed.wrapping_add(u64::from(choice));
     // The engine takes a request for no tokens only if it scores the prompt.
     let score_only = (max_tokens == 0).then_some(0);
+    let echo = ask.output.echo.then_some(sampling.logprobs.or(score_only)).flatten();
+    // All choices of a prompt would report the same.
+    let report = ask.prompt_logprobs.filter(|_| choice == 0);
     Request {
         prompt: Arc::clone(&prompt.ids),
-        prompt_logprobs: ask.output.echo.then_some(sampling.logprobs.or(score_only)).flatten(),
+        prompt_logprobs: echo.max(report),
         sampling: Arc::new(sampling),
         stop: StopRules { max_tokens, stop_ids: ask.stop_ids.clone() },
         priority: ask.priority,
         tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
+        batch: false,
     }
 }
 

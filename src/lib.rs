@@ -18,6 +18,9 @@
 /// The HTTP server: the only module that knows axum and OpenAI's JSON.
 pub mod server;
 
+/// Files and batches on disk, and what runs their lines.
+pub mod batch;
+
 /// The data path of one request: chat template, tokenizer, engine, detokenizer.
 pub mod generation;
 
@@ -71,6 +74,9 @@ pub mod statistics;
 
 /// CPU cores and available memory of this machine.
 pub mod machine;
+
+/// HTTP client for servers with OpenAI's API.
+pub mod http_client;
 
 /// The log on standard error, and results on standard output.
 pub mod stdio;

@@ -29,6 +29,10 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
+    /// Whether the request is a line of a batch, which its permit for the queue decides. Such a request runs
+    /// behind all live requests: it gives up slot and KV blocks to a live request that waits for them, and
+    /// never ages.
+    pub batch: bool,
 }
 
 /// The greatest priority of a request and of a key; the smallest is its negative. The range bounds how long a

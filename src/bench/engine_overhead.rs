@@ -13,7 +13,7 @@ use crate::scheduler::{PlannedStep, Policy, Scheduler};
 use crate::statistics::{percentile, sorted};
 
 /// Size of the vocabulary.
-const VOCAB: usize = 256_000;
+pub(super) const VOCAB: usize = 256_000;
 
 /// Steps per median.
 const STEPS: usize = 101;
@@ -65,7 +65,7 @@ fn median(times: Vec<Duration>) -> f64 {
 }
 
 /// A configuration with room for `running` and `waiting` requests.
-fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
+pub(super) fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
     let len = prompt + 8 * STEPS;
     SchedulerConfig {
         max_num_seqs: running,
@@ -81,7 +81,7 @@ fn config(running: usize, prompt: usize, waiting: usize) -> SchedulerConfig {
 }
 
 /// A request whose prompt has no prefix in common with another.
-fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
+pub(super) fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
     Request {
         prompt: (0..prompt).map(|i| ((id * 7919 + i * 31) % VOCAB) as u32).collect(),
         sampling: Arc::new(SamplingParams::greedy()),
@@ -89,6 +89,7 @@ fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
         priority: 0,
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
         tenant: Tenant::default(),
     }
 }
@@ -99,7 +100,7 @@ fn output(plan: &StepPlan) -> StepOutput {
         tokens: row.sample.then(|| SampledToken::new(1 + row.slot)).into_iter().collect(),
         ..RowOutput::default()
     };
-    StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect() }
+    StepOutput { id: plan.id, rows: plan.rows.iter().map(row).collect(), ..StepOutput::default() }
 }
 
 /// An executor with steps of one length. It measures the time from the results of a step to the next launch.

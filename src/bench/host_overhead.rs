@@ -1,12 +1,13 @@
 //! `octant bench host`: measures the host cost of everything above the device, with simulated steps that use
 //! no CPU.
 //!
-//! Four measurements:
+//! Measurements:
 //! - The scheduler alone: the times of a plan and of a commit, by number of running sequences, number of
 //!   waiting sequences and prompt length.
 //! - The engine: the time from the results of a step to the next launch, while clients receive tokens.
 //! - The server: a second process of this program with steps of a fixed length, loaded by a client in this
 //!   process.
+//! - With `--constrained`, the CPU time of masks alone.
 //! - A lower bound of the server's cost: a thread that only writes one event per token, loaded by the same
 //!   client.
 
@@ -14,14 +15,18 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use super::mask_cost::ConstrainedRows;
 use super::server_overhead::SETTLED;
 use super::{engine_overhead, server_overhead, write_floor};
-use crate::config::BenchHostArgs;
+use crate::config::{BenchHostArgs, ConstrainedBy};
 use crate::statistics::Distribution;
 use crate::stdio::results::print_line;
 
 /// Runs the benchmark. With `--json`, prints all figures as one object at the end.
 pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
+    if let Some(by) = args.constrained {
+        return masks(args, by);
+    }
     let mut all = serde_json::Map::new();
     all.insert("growth".to_owned(), growth()?);
     print_line!("\nFrom a step's results to the next launch, steps of {} ms, us", args.step)?;
@@ -69,6 +74,24 @@ pub fn run(args: &BenchHostArgs) -> anyhow::Result<ExitCode> {
     )?;
     if args.json {
         print_line!("{}", serde_json::to_string_pretty(&all)?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The CPU time of masks by number of rows.
+fn masks(args: &BenchHostArgs, by: ConstrainedBy) -> anyhow::Result<ExitCode> {
+    let constrained = ConstrainedRows::new(args, by)?;
+    print_line!("Masks of a step, core-ms; {} of the tokens are synthetic", constrained.synthetic)?;
+    print_line!("{:>8} {:>10} {:>10} {:>10} {:>8}", "rows", "mean", "p99", "step ms", "cores")?;
+    let mut all = Vec::new();
+    for &rows in &args.streams {
+        let figures = constrained.measure(rows)?;
+        print_line!("{figures}")?;
+        all.push(serde_json::to_value(&figures)?);
+    }
+    print_line!("step: the modelled time of a step on 8 H100. cores: mean / step")?;
+    if args.json {
+        print_line!("{}", serde_json::to_string_pretty(&json!({ "masks": all }))?)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ pub mod all_reduce;
 mod engine_overhead;
 pub mod host_overhead;
 pub mod load_client;
+mod mask_cost;
 pub mod model_loading;
 pub mod rank;
 mod read_bandwidth;

@@ -22,7 +22,7 @@ use crate::device::{BLOCK_TOKENS, Device, KvDtype, MakeRandomMatrix, upload_rand
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
-use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, gib};
+use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, RunnerOptions, gib};
 use crate::statistics::{percentile, sorted};
 use crate::stdio::results::print_line;
 use crate::stdio::{Log, ProgressBars};
@@ -170,7 +170,8 @@ impl Setup {
             max_num_batched_tokens: rows,
             vocab,
         };
-        let runner = Runner::start(vec![parts], STEP_TIMEOUT);
+        let runner =
+            Runner::start(vec![parts], RunnerOptions { step_timeout: STEP_TIMEOUT, mask_threads: 0 });
         // A step reads only a few rows of the embedding, which are negligible, unless the embedding is also
         // the head.
         let embedding = if config.tied { 0 } else { (config.vocab * config.hidden * 2) as u64 };

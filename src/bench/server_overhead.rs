@@ -10,11 +10,11 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::bench::load_client::body::{Bodies, Endpoint};
-use crate::bench::load_client::client::Target;
 use crate::bench::load_client::drive::{self, LoadTestPlan, Pace};
 use crate::bench::load_client::measure::{LoadRun, ms};
 use crate::bench::load_client::prompts::PromptSource;
 use crate::config::BenchHostArgs;
+use crate::http_client::Target;
 use crate::statistics::Distribution;
 
 /// Approximate tokens of a prompt.

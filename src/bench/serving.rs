@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 
 use crate::bench::load_client::arrivals::{Rate, Spacing};
 use crate::bench::load_client::body::{Bodies, Endpoint};
-use crate::bench::load_client::client::{Client, Target};
+use crate::bench::load_client::client::Client;
 use crate::bench::load_client::drive::{self, LoadTestPlan, LoadTestProgress, Pace};
 use crate::bench::load_client::measure::{Objectives, Summary};
 use crate::bench::load_client::prompts::PromptSource;
 use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
+use crate::http_client::Target;
 use crate::stdio::results::print;
 use crate::stdio::{Log, ProgressDisplay};
 

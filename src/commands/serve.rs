@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use axum::http::StatusCode;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::batch::Store;
 use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
@@ -23,7 +24,7 @@ use crate::server::api_keys::Caller;
 use crate::server::{
     self, DrainTimes, Ended, Listener, ManagementPorts, ServerState, ServerStatus, Settings, Signals, Stage,
 };
-use crate::server::{BodyLimits, HttpLimits};
+use crate::server::{BatchSettings, BodyLimits, HttpLimits};
 use crate::simulator::trace::Recording;
 use crate::stdio::{Log, ProgressBars};
 
@@ -33,8 +34,8 @@ const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Threads beside the async runtime's, the ranks' and the CPU device's: engine, health port, recorder, and
-/// the runtime's threads for blocking work.
+/// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port,
+/// recorder, and the runtime's threads for blocking work.
 const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
 const CONNECTION_BYTES: u64 = 64 << 10;
@@ -49,7 +50,9 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
         use_one_malloc_arena();
     }
     let workers = config.device.threads().clamp(1, 4);
-    check_threads(workers + config.device.ranks() + config.device.threads() + OTHER_THREADS)?;
+    let device = &config.device;
+    let device_threads = device.ranks() + device.threads() + device.mask_threads();
+    check_threads(workers + device_threads + OTHER_THREADS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()
@@ -182,6 +185,7 @@ async fn load_and_serve(
     signals: &mut Signals,
     start: Instant,
 ) -> anyhow::Result<(Ended, Option<EngineThread>)> {
+    let batches = batch_settings(&p.config)?;
     let status = Arc::clone(&p.status);
     let origins = p.config.network.allowed_origins.clone();
     let load = tokio::task::spawn_blocking(move || launch::start(devices, &p).map(|engine| (engine, p)));
@@ -190,7 +194,8 @@ async fn load_and_serve(
         return Ok((Ended::Early, None));
     };
     let ((engine, thread), p) = loaded.context("loading was interrupted")??;
-    let mut ended = serve(p, listener, engine.clone(), signals, start).await?;
+    let started = Started { listener, engine: engine.clone(), batches, start };
+    let mut ended = serve(p, started, signals).await?;
     engine.stop();
     if ended != Ended::Forced && !signals.wait_unless_forced(last_step(&thread)).await {
         ended = Ended::Forced;
@@ -198,13 +203,31 @@ async fn load_and_serve(
     Ok((ended, Some(thread)))
 }
 
-async fn serve(
-    p: Prepared,
+/// The parts of a server beside its settings.
+struct Started {
     listener: Listener,
     engine: EngineHandle,
-    signals: &mut Signals,
+    batches: Option<BatchSettings>,
+    /// When the process started.
     start: Instant,
-) -> anyhow::Result<Ended> {
+}
+
+/// Opens the directory of files and batches, before the weights are loaded.
+fn batch_settings(config: &ServeArgs) -> anyhow::Result<Option<BatchSettings>> {
+    let args = &config.batches;
+    let Some(directory) = &args.data_dir else { return Ok(None) };
+    let store = Store::open(directory, args.data_dir_max_bytes.0).context("--data-dir")?;
+    let max_lines = args.max_batch_lines.unwrap_or(config.scheduling.max_num_seqs);
+    Ok(Some(BatchSettings { store: Arc::new(store), max_lines, clock: unix_time }))
+}
+
+/// The Unix time in seconds.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::Result<Ended> {
+    let Started { listener, engine, batches, start } = started;
     let address = p.config.network.host.with_port(listener.local_addr()?.port());
     let max_bytes = p.model.max_positions.saturating_mul(BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
@@ -224,6 +247,7 @@ async fn serve(
         tool_format: p.config.network.tool_call_parser,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,
+        batches,
         dropped_log_lines: Arc::clone(&p.log.dropped),
         http,
         ..Settings::new(String::new(), p.eos)

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Args};
+use clap::{ArgAction, Args, ValueEnum};
 
 use super::DeviceName;
 use super::parsers::{at_least_1, boolean, rank_count};
@@ -71,12 +71,25 @@ pub struct BenchHostArgs {
     /// Tokens of each answer, which is also the number of engine steps
     #[arg(long, value_name = "TOKENS", default_value = "300")]
     pub(crate) tokens: u32,
+    /// Measure only the CPU time of the masks of constrained answers, for a vocabulary of 256,000 tokens:
+    /// those of the tokenizer, and pairs of them
+    #[arg(long, value_name = "BY")]
+    pub(crate) constrained: Option<ConstrainedBy>,
     /// Tokens per stream event, as --stream-interval of `octant serve`
     #[arg(long, value_name = "TOKENS", default_value = "1", value_parser = at_least_1)]
     pub(crate) stream_interval: usize,
     /// Print all figures as JSON at the end
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// The constraint on all answers of `octant bench host --constrained`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum ConstrainedBy {
+    /// Any JSON object
+    Json,
+    /// A JSON schema of six properties
+    Schema,
 }
 
 /// Arguments of `octant bench load`.

@@ -5,8 +5,8 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ImportNemoArgs, LogArgs,
-    PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
+    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs, ImportNemoArgs,
+    LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -26,6 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM or Ctrl-C.
     Serve(Box<ServeArgs>),
+    /// Chat in the terminal with the model of a running server. In a pipe, standard input is the message.
+    Chat(ChatArgs),
     /// Compute the memory plan and the predicted speed of a model on GPUs, without weights or GPUs. Exits
     /// with status 1 if the model does not fit.
     Plan(PlanArgs),

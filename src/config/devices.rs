@@ -11,6 +11,9 @@ use crate::device::KvDtype;
 use crate::machine;
 use crate::model::Precision;
 
+/// The most threads for masks. They are enough for 256 rows of a vocabulary of 256,000 ids.
+const MAX_MASK_THREADS: usize = 16;
+
 /// Devices and their ranks.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArgs {
@@ -137,6 +140,11 @@ impl DeviceArgs {
     /// Threads of the CPU device, of all ranks together.
     pub(crate) fn threads(&self) -> usize {
         self.threads.unwrap_or_else(machine::cores)
+    }
+
+    /// Threads that compute the masks of constrained answers, beside the ranks' own.
+    pub(crate) fn mask_threads(&self) -> usize {
+        machine::cores().saturating_sub(self.ranks()).clamp(1, MAX_MASK_THREADS)
     }
 }
 

@@ -8,6 +8,7 @@
 mod api_keys;
 mod bench;
 mod bench_serving;
+mod chat;
 mod clap_errors;
 mod cli;
 mod convert;
@@ -29,9 +30,10 @@ mod size;
 mod spellings;
 
 pub(crate) use api_keys::ApiKey;
-pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs};
+pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
+pub use chat::ChatArgs;
 pub use cli::{BenchCommand, Cli, Command, CompletionsArgs, DrainArgs};
 pub(crate) use convert::ScaleScheme;
 pub use convert::{ImportNemoArgs, QuantizeArgs};

@@ -205,3 +205,8 @@ pub(super) fn tool_format(text: &str) -> anyhow::Result<ToolFormat> {
     let names = ToolFormat::NAMES.map(|(name, _)| name).join(", ");
     ToolFormat::named(text.trim()).ok_or_else(|| anyhow!("expected one of {names}, {}", got(text)))
 }
+
+/// A JSON object.
+pub(super) fn json_object(text: &str) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    serde_json::from_str(text).map_err(|error| anyhow!("expected a JSON object, {}: {error}", got(text)))
+}

@@ -43,6 +43,9 @@ pub struct ServeArgs {
     /// Limits of the queue.
     #[command(flatten, next_help_heading = "Admission")]
     pub(crate) admission: AdmissionArgs,
+    /// Files and batches.
+    #[command(flatten, next_help_heading = "Batches")]
+    pub(crate) batches: BatchArgs,
     /// Devices and their ranks.
     #[command(flatten, next_help_heading = "Device")]
     pub(crate) device: DeviceArgs,
@@ -313,6 +316,22 @@ pub(crate) struct AdmissionArgs {
         value_parser = queue_full_status
     )]
     pub(crate) queue_full_status: u16,
+}
+
+/// Files and batches.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BatchArgs {
+    /// Directory that keeps the files and batches of /v1/files and /v1/batches [default: none; these routes
+    /// are refused]
+    #[arg(long, env = "OCTANT_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Maximum size of --data-dir, in bytes or with a unit. Batches reserve room for their results
+    #[arg(long, env = "OCTANT_DATA_DIR_MAX_BYTES", value_name = "SIZE", default_value = "10GiB")]
+    pub(crate) data_dir_max_bytes: Size,
+    /// Maximum lines of batches in the scheduler at once. They run behind all other requests [default:
+    /// --max-num-seqs]
+    #[arg(long, env = "OCTANT_MAX_BATCH_LINES", value_name = "N", value_parser = at_least_1)]
+    pub(crate) max_batch_lines: Option<usize>,
 }
 
 /// Timeouts and shutdown.

@@ -427,6 +427,8 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// Waits for the earliest call of [`Device::sample`] whose results have not been taken, but not for work
     /// enqueued after it.
     fn take_sampled(&self, step: &mut Self::Step) -> Result<Vec<SampleResult>, DeviceError>;
+    /// Whether all work enqueued so far has ended, as far as can be said without waiting.
+    fn is_idle(&self) -> Result<bool, DeviceError>;
     /// Log-probabilities of `targets[r]` under row r of the logits, with `top` alternatives. `None` for a row
     /// with NaN or infinity.
     fn score(

@@ -47,7 +47,8 @@ pub(crate) fn check_group(
     queue_limits::check_requests(config, counts.waiting + permits, requests)
 }
 
-/// The queue that `request` would find if it arrived now.
+/// The queue that `request` would find if it arrived now. Sequences of batches are no part of it, since they
+/// give way.
 pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Request) -> QueueState {
     let (counts, config) = (scheduler.counts(), scheduler.config());
     let ahead = scheduler.ahead(&request.tenant, request.priority);
@@ -60,7 +61,7 @@ pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Requ
         tokens_ahead: ahead.tokens + scheduler.unfed_tokens(),
         prompt_tokens: request.prompt.len(),
         running: counts.running,
-        can_start: free_slots.min(unreserved_blocks(&counts) / mean_blocks),
+        can_start: free_slots.min(startable_blocks(&counts) / mean_blocks),
         step_tokens: config.max_num_batched_tokens,
         steps_in_flight,
     }
@@ -71,15 +72,17 @@ pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Requ
 fn shortest_queue_state(config: &SchedulerConfig, counts: &Counts, steps_in_flight: usize) -> QueueState {
     QueueState {
         running: counts.running,
-        can_start: config.max_num_seqs.saturating_sub(counts.running).min(unreserved_blocks(counts)),
+        can_start: config.max_num_seqs.saturating_sub(counts.running).min(startable_blocks(counts)),
         step_tokens: config.max_num_batched_tokens,
         steps_in_flight: steps_in_flight.saturating_sub(1),
         ..QueueState::default()
     }
 }
 
-fn unreserved_blocks(counts: &Counts) -> usize {
-    counts.blocks_total - counts.blocks_used - counts.blocks_reserved
+/// Blocks that live requests may start with: those that no live sequence holds or has reserved.
+fn startable_blocks(counts: &Counts) -> usize {
+    let taken = counts.blocks_used + counts.blocks_reserved;
+    counts.blocks_total - taken.saturating_sub(counts.batch_blocks)
 }
 
 /// Seconds that a group of requests must wait.

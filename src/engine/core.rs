@@ -20,7 +20,7 @@ use super::recorder::{Event, Recorder};
 use super::shared::SharedState;
 use super::stats::Stats;
 use super::step_clock::{InFlightStep, LaunchTimes, Published, StepClock};
-use super::usage::DeviceTotals;
+use super::usage::{DeviceTotals, OpenedUsage};
 use crate::request::{Cost, Finish, Reject, Request, Update};
 use crate::scheduler::step_plan::StepOutput;
 use crate::scheduler::{PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig};
@@ -194,6 +194,7 @@ impl EngineCore {
         let output = executor.collect()?;
         let InFlightStep { rows, launched } = self.in_flight.pop_front().expect("a step is in flight");
         self.step_clock.collected(launched, self.clock.now());
+        self.step_clock.waited_for_masks(output.mask_wait);
         Ok(Some(CollectedStep { rows, output }))
     }
 
@@ -224,15 +225,19 @@ impl EngineCore {
     ) -> Result<(), Reject> {
         let requests = |group: &[Submission]| group.iter().map(|s| (s.id, s.request.clone())).collect();
         let copy: Option<Vec<_>> = self.recorder.is_some().then(|| requests(&group));
-        let (channels, requests): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|s| ((s.id, s.request.prompt.len(), s.updates), (s.id, s.request))).unzip();
+        let (channels, requests): (Vec<_>, Vec<_>) = group
+            .into_iter()
+            .map(|s| ((s.id, s.request.prompt.len(), s.request.batch, s.updates), (s.id, s.request)))
+            .unzip();
         self.scheduler.submit(requests)?;
         // A refusal changes nothing, and so is not recorded.
         if let Some(group) = copy {
             self.record(|| Event::Submit(group));
         }
-        for (id, prompt, updates) in channels {
-            self.step_clock.costs.open(id, prompt, submitted_at, options.counters.clone());
+        for (id, prompt, batch, updates) in channels {
+            let usage =
+                OpenedUsage { prompt, batch, submitted: submitted_at, counters: options.counters.clone() };
+            self.step_clock.costs.open(id, usage);
             self.open_requests.open(id, updates, options.flush_every_token);
             if let Some(deadline) = options.deadline {
                 self.deadlines.set(id, deadline);
@@ -253,7 +258,7 @@ impl EngineCore {
         let requests = group.iter().map(|submission| &submission.request);
         let forecast = &self.step_clock.forecast;
         let estimate = WaitEstimate::of_group(requests, &self.scheduler, self.in_flight.len(), forecast);
-        limits.check(&estimate, self.is_idle(), self.clock.now())
+        limits.check(&estimate, !self.scheduler.has_live(), self.clock.now())
     }
 
     /// Ends a request whose client has left. Returns its cost; 0 for a request that was answered or never

@@ -62,7 +62,17 @@ impl EngineHandle {
     /// [`Reject::QueueFull`], [`Reject::QueueTokensFull`], or the refusal of all requests.
     pub fn enter(&self, requests: usize) -> Result<QueuePermit, Reject> {
         self.shared.take_places(requests)?;
-        Ok(QueuePermit { engine: self.clone(), requests })
+        Ok(QueuePermit { engine: self.clone(), requests, batch: false })
+    }
+
+    /// Returns a permit for a line of a batch. Its requests run behind all live ones. They take no place in
+    /// the queue, and no predicted wait refuses them.
+    ///
+    /// # Errors
+    /// The refusal of all requests.
+    pub(crate) fn enter_batch(&self) -> Result<QueuePermit, Reject> {
+        self.shared.check_open()?;
+        Ok(QueuePermit { engine: self.clone(), requests: 0, batch: true })
     }
 
     /// Checks the queue's room for `requests` more without taking a place.
@@ -71,26 +81,6 @@ impl EngineHandle {
     /// See [`Self::enter`].
     pub(crate) fn check_room(&self, requests: usize) -> Result<(), Reject> {
         self.shared.check_room(requests)
-    }
-
-    /// Refuses a request that must wait too long even if its prompt has one token, by the last published
-    /// stats. The engine's thread checks again with the prompt's tokens.
-    ///
-    /// # Errors
-    /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
-    pub(crate) fn check_wait(
-        &self,
-        tenant: &Tenant,
-        priority: i32,
-        options: &SubmitOptions,
-    ) -> Result<(), Reject> {
-        let limits = self.wait_limits(options);
-        if !limits.any() {
-            return Ok(());
-        }
-        let estimate = |stats: &Stats| (stats.queue.wait_at_least(tenant, priority), !stats.pending());
-        let (estimate, idle) = self.shared.with_stats(estimate);
-        limits.check(&estimate, idle, Instant::now())
     }
 
     fn wait_limits(&self, options: &SubmitOptions) -> WaitLimits {
@@ -159,7 +149,9 @@ impl EngineHandle {
 /// counts them. Dropping the permit gives the places back.
 pub struct QueuePermit {
     engine: EngineHandle,
+    /// Places held; 0 for a batch.
     requests: usize,
+    batch: bool,
 }
 
 impl Drop for QueuePermit {
@@ -177,14 +169,46 @@ impl QueuePermit {
     /// # Errors
     /// [`Reject::QueueFull`]; the places are given back.
     pub fn for_group(mut self, requests: usize) -> Result<Self, Reject> {
+        if self.batch {
+            return Ok(self);
+        }
         self.engine.shared.change_places(self.requests, requests)?;
         self.requests = requests;
         Ok(self)
     }
 
-    /// The longest acceptable wait of a group with these options.
+    /// Whether the permit is for a line of a batch.
+    pub(crate) fn is_batch(&self) -> bool {
+        self.batch
+    }
+
+    /// Refuses a request that must wait too long even if its prompt has one token, by the last published
+    /// stats. The engine's thread checks again with the prompt's tokens.
+    ///
+    /// # Errors
+    /// [`Reject::DeadlineUnmet`] or [`Reject::Busy`].
+    pub(crate) fn check_wait(
+        &self,
+        tenant: &Tenant,
+        priority: i32,
+        options: &SubmitOptions,
+    ) -> Result<(), Reject> {
+        let limits = self.wait_limits(options);
+        if !limits.any() {
+            return Ok(());
+        }
+        let estimate = |stats: &Stats| {
+            let live = stats.counts.running + stats.counts.waiting;
+            (stats.queue.wait_at_least(tenant, priority), !stats.pending() || live == 0)
+        };
+        let (estimate, idle) = self.engine.shared.with_stats(estimate);
+        limits.check(&estimate, idle, Instant::now())
+    }
+
+    /// The longest acceptable wait of a group with these options. A batch waits as long as it must.
     pub(super) fn wait_limits(&self, options: &SubmitOptions) -> WaitLimits {
-        self.engine.wait_limits(options)
+        let limits = self.engine.wait_limits(options);
+        if self.batch { WaitLimits { deadline: None, max_ttft: None, ..limits } } else { limits }
     }
 
     /// Ends the permit without giving its places back, since the scheduler counts the requests now. Returns
@@ -206,12 +230,13 @@ impl QueuePermit {
         group: Vec<Request>,
         options: SubmitOptions,
     ) -> Result<Vec<UpdateStream>, Reject> {
-        assert_eq!(group.len(), self.requests, "a group has as many requests as its permit has places");
+        let places = if self.batch { 0 } else { group.len() };
+        assert_eq!(places, self.requests, "a live group has as many requests as its permit has places");
         let (reply, answer) = flume::bounded(1);
-        let engine = self.engine.clone();
+        let (engine, batch) = (self.engine.clone(), self.batch);
         // The streams exist before the command is sent: dropping them aborts the group at any time after it.
         let (group, mut streams): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|request| engine.open(request)).unzip();
+            group.into_iter().map(|request| engine.open(Request { batch, ..request })).unzip();
         let submitted_at = Instant::now();
         let command = SubmitCommand { group, options, permit: self, submitted_at, reply };
         let outcome = match engine.send(EngineCommand::Submit(Box::new(command))) {

@@ -27,6 +27,10 @@ pub struct EngineMetrics {
     pub decode: Counter,
     /// Total of KV blocks held times seconds.
     pub kv_block_seconds: Counter,
+    /// Steps for which the device had to wait because a mask of a grammar was late.
+    pub late_masks: IntCounter,
+    /// Total time of these waits, in seconds.
+    pub mask_wait: Counter,
     /// Total of tokens fed again after preemptions.
     pub recomputed: IntCounter,
 }
@@ -47,6 +51,8 @@ impl Default for EngineMetrics {
             prefill: counter("prefill_seconds"),
             decode: counter("decode_seconds"),
             kv_block_seconds: counter("kv_block_seconds"),
+            late_masks: IntCounter::new("late_masks", help).expect("a valid name"),
+            mask_wait: counter("mask_wait_seconds"),
             recomputed: IntCounter::new("recomputed_tokens", help).expect("a valid name"),
         }
     }

@@ -72,6 +72,14 @@ impl SharedState {
         lock(&self.refusal)
     }
 
+    /// Returns the refusal of every submit, if set.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub(super) fn check_open(&self) -> Result<(), Reject> {
+        self.refusal().clone().map_or(Ok(()), Err)
+    }
+
     /// Checks the queue's room for `requests` more.
     ///
     /// # Errors
@@ -89,9 +97,7 @@ impl SharedState {
     }
 
     fn with_room<T>(&self, requests: usize, then: impl FnOnce(&mut PermitQueue) -> T) -> Result<T, Reject> {
-        if let Some(reject) = &*lock(&self.refusal) {
-            return Err(reject.clone());
-        }
+        self.check_open()?;
         let mut queue = lock(&self.queue);
         admission::check_room(&self.config, &queue.stats.counts, queue.permits, requests)?;
         Ok(then(&mut queue))
@@ -143,6 +149,7 @@ impl SharedState {
         let mut stats = self.stats();
         let counts = &mut stats.counts;
         (counts.running, counts.waiting, counts.waiting_tokens) = (0, 0, 0);
+        (counts.batch_running, counts.batch_waiting, counts.batch_blocks) = (0, 0, 0);
         (counts.blocks_used, counts.blocks_reserved) = (0, 0);
         counts.blocks_free = counts.blocks_total - counts.blocks_cached;
         (stats.in_flight, stats.busy_since) = (0, None);

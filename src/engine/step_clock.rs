@@ -106,6 +106,14 @@ impl StepClock {
         self.uncharged = Some((step, now));
     }
 
+    /// Counts a step's wait for masks; 0 if none was late.
+    pub(super) fn waited_for_masks(&self, wait: Duration) {
+        if !wait.is_zero() {
+            self.metrics.late_masks.inc();
+            self.metrics.mask_wait.inc_by(wait.as_secs_f64());
+        }
+    }
+
     /// Charges the step collected last, if that has not been done.
     pub(super) fn charge_collected(&mut self) {
         let Some((step, results_at)) = self.uncharged.take() else { return };
@@ -134,8 +142,14 @@ impl StepClock {
     ) -> Published {
         self.charge_collected();
         let mut published = Published::default();
+        // Answers of batches do not change what live requests are predicted to take.
+        let (mut live_tokens, mut live_ends) = (0, 0);
         for (id, update) in updates {
             published.tokens += update.tokens.len();
+            if !self.costs.is_of_batch(*id) {
+                live_tokens += update.tokens.len();
+                live_ends += usize::from(update.finish.is_some());
+            }
             update.cost = self.costs.add_generated(*id, update.tokens.len());
             update.made = self.last_step;
             if update.finish.is_some() {
@@ -143,7 +157,7 @@ impl StepClock {
                 published.finished.push((*id, update.cost));
             }
         }
-        self.forecast.answers(published.tokens, published.finished.len());
+        self.forecast.answers(live_tokens, live_ends);
         published
     }
 

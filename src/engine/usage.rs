@@ -54,12 +54,22 @@ pub struct DeviceTotals {
     pub recomputed_tokens: u64,
 }
 
+/// The facts about a request when the scheduler takes it.
+pub(super) struct OpenedUsage {
+    /// Prompt tokens.
+    pub(super) prompt: usize,
+    /// Whether it is a line of a batch.
+    pub(super) batch: bool,
+    /// When it was submitted.
+    pub(super) submitted: Instant,
+    /// The counters that it is charged to.
+    pub(super) counters: Option<Arc<KeyCounters>>,
+}
+
 /// The usage of one open request so far.
 struct RequestUsage {
+    opened: OpenedUsage,
     cost: Cost,
-    counters: Option<Arc<KeyCounters>>,
-    submitted: Instant,
-    prompt: usize,
     /// Whether it has had a row.
     started: bool,
     /// Positions below this have been fed, or were cached at its first start.
@@ -106,16 +116,14 @@ pub(super) struct ExpectedTime {
 
 impl StepCosts {
     /// Opens the usage of a request that the scheduler has taken.
-    pub(super) fn open(
-        &mut self,
-        id: RequestId,
-        prompt: usize,
-        submitted: Instant,
-        counters: Option<Arc<KeyCounters>>,
-    ) {
+    pub(super) fn open(&mut self, id: RequestId, opened: OpenedUsage) {
         let cost = Cost::default();
-        let usage = RequestUsage { cost, counters, submitted, prompt, started: false, fed: 0, generated: 0 };
-        self.open.insert(id, usage);
+        self.open.insert(id, RequestUsage { opened, cost, started: false, fed: 0, generated: 0 });
+    }
+
+    /// Whether an open request is of a batch.
+    pub(super) fn is_of_batch(&self, id: RequestId) -> bool {
+        self.open.get(&id).is_some_and(|usage| usage.opened.batch)
     }
 
     /// Records a launch at `launched_at`. `request_ids` are the requests of the plan's rows.
@@ -211,10 +219,10 @@ impl StepCosts {
             self.held.retain(|(holder, _)| *holder != id);
         }
         if !usage.started {
-            usage.cost.queue = now.saturating_duration_since(usage.submitted).as_secs_f64();
+            usage.cost.queue = now.saturating_duration_since(usage.opened.submitted).as_secs_f64();
         }
-        if let Some(counters) = &usage.counters {
-            counters.charge(&usage.cost, usage.prompt as u64, usage.generated);
+        if let Some(counters) = &usage.opened.counters {
+            counters.charge(&usage.cost, usage.opened.prompt as u64, usage.generated);
         }
         usage.cost
     }
@@ -238,7 +246,7 @@ impl RequestUsage {
         let end = position + tokens;
         if !self.started {
             self.started = true;
-            self.cost.queue = now.saturating_duration_since(self.submitted).as_secs_f64();
+            self.cost.queue = now.saturating_duration_since(self.opened.submitted).as_secs_f64();
             self.cost.cached_tokens = position as u64;
             self.fed = position;
         }
@@ -246,7 +254,7 @@ impl RequestUsage {
         self.cost.recomputed_tokens += again as u64;
         self.cost.computed_tokens += (tokens - again) as u64;
         self.fed = self.fed.max(end);
-        tokens == 1 && again == 0 && position >= self.prompt
+        tokens == 1 && again == 0 && position >= self.opened.prompt
     }
 
     fn device_time(&mut self, decode: bool) -> &mut f64 {

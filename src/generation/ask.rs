@@ -32,6 +32,14 @@ pub struct Ask {
     pub grammar: Option<GrammarSource>,
     /// How tool calls are found in the answer; `None` if all of it is text.
     pub tools: Option<ToolCalls>,
+    /// Texts that never occur in an answer, each as the tokens that it has alone and after a space.
+    pub bad_words: Vec<String>,
+    /// The only tokens that may occur in an answer.
+    pub allowed_tokens: Option<Vec<u32>>,
+    /// The number of tokens that are kept of a prompt: its last ones.
+    pub truncate: Option<Truncate>,
+    /// `Some(k)`: report the log-probability of each prompt token and of `k` alternatives.
+    pub prompt_logprobs: Option<u8>,
 }
 
 /// How tool calls are found in an answer.
@@ -52,6 +60,15 @@ pub enum MaxTokens {
     UpTo(u32),
 }
 
+/// How many tokens of a prompt are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncate {
+    /// This number of tokens.
+    Last(u32),
+    /// The most tokens that fit the context beside the answer.
+    Fit,
+}
+
 /// Rules for a choice's output text.
 #[derive(Debug, Clone)]
 pub struct OutputRules {
@@ -66,4 +83,6 @@ pub struct OutputRules {
     /// Reports the log-probability of a stop id too, whose text is not part of the output. Clients that score
     /// prompts by echo expect one entry per generated token.
     pub score_stop_id: bool,
+    /// Reports the ids of the prompt and of the generated tokens.
+    pub token_ids: bool,
 }

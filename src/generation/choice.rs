@@ -63,6 +63,30 @@ pub struct Scored {
     pub text_offset: usize,
 }
 
+/// The part of a reply that is about the prompt.
+#[derive(Debug, Clone, Default)]
+pub struct PromptReport {
+    /// Ids of the prompt, if they are asked for.
+    pub ids: Option<Arc<[u32]>>,
+    /// For each prompt token its candidates, the token itself first, if they are asked for. The first token
+    /// has none.
+    pub scores: Option<Vec<Vec<RankedCandidate>>>,
+}
+
+/// A token of a prompt, or an alternative to it.
+#[derive(Debug, Clone)]
+pub struct RankedCandidate {
+    /// The token's id.
+    pub id: u32,
+    /// The token's text, with U+FFFD for bytes that are not valid UTF-8.
+    pub token: String,
+    /// Natural logarithm of its probability, at least -9999.
+    pub logprob: f32,
+    /// The number of tokens that are at least as probable; `None` if the token is not among the
+    /// alternatives, beyond which ranks are not computed.
+    pub rank: Option<usize>,
+}
+
 /// A log-probability whose text has not been released.
 struct Held {
     scored: Scored,
@@ -81,9 +105,15 @@ pub(super) struct Choice {
     min_tokens: u32,
     generated: u32,
     scores: bool,
+    /// Number of alternatives to report for each token of an echoed prompt.
+    echo_top: usize,
     /// The prompt to echo; taken with the first token.
     echo: Option<Prompt>,
     prompt_scores: Vec<TokenLogprob>,
+    /// The prompt to report; taken with the first token.
+    report: Option<Arc<[u32]>>,
+    /// Number of alternatives to report for each prompt token.
+    report_top: Option<usize>,
     held: VecDeque<Held>,
     /// Characters of echoed and generated text that the detokenizer has returned.
     chars: usize,
@@ -96,8 +126,10 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    pub(super) fn new(tokenizer: &Arc<Tokenizer>, prompt: &Prompt, ask: &Ask) -> Self {
+    /// `is_first`: whether it is the first choice of its prompt, which alone reports the prompt's scores.
+    pub(super) fn new(tokenizer: &Arc<Tokenizer>, prompt: &Prompt, ask: &Ask, is_first: bool) -> Self {
         let rules = Arc::new(ask.output.clone());
+        let report_top = ask.prompt_logprobs.filter(|_| is_first).map(usize::from);
         Self {
             tokenizer: Arc::clone(tokenizer),
             detokenizer: Detokenizer::new(Arc::clone(tokenizer), rules.skip_special, &prompt.ids),
@@ -105,6 +137,9 @@ impl Choice {
             min_tokens: ask.sampling.min_tokens,
             generated: 0,
             scores: ask.sampling.logprobs.is_some(),
+            echo_top: ask.sampling.logprobs.map_or(0, usize::from),
+            report: (rules.token_ids || report_top.is_some()).then(|| Arc::clone(&prompt.ids)),
+            report_top,
             echo: rules.echo.then(|| prompt.clone()),
             rules,
             prompt_scores: Vec::new(),
@@ -130,6 +165,7 @@ impl Choice {
             return Err(Failure::Engine(reason));
         }
         if !update.tokens.is_empty() || update.finish.is_some() {
+            self.report_prompt(&mut delta);
             self.begin(&mut delta);
         }
         let stopped_by_id = matches!(update.finish, Some(Finish::Stop(_)));
@@ -137,6 +173,9 @@ impl Choice {
         for (i, token) in update.tokens.into_iter().enumerate() {
             delta.tokens += 1;
             self.generated += 1;
+            if self.rules.token_ids {
+                delta.ids.push(token.id);
+            }
             self.token(token, stopped_by_id && i == last, &mut delta);
             if delta.finish.is_some() {
                 // Tokens after a stop string are not part of the choice.
@@ -167,11 +206,42 @@ impl Choice {
         }
     }
 
+    /// Reports the prompt, once, with the first token.
+    fn report_prompt(&mut self, delta: &mut Delta) {
+        let Some(prompt) = self.report.take() else { return };
+        let scores = self.report_top.map(|top| {
+            let scores = self.prompt_scores.iter().map(|score| self.ranked(score, top));
+            std::iter::once(Vec::new()).chain(scores).collect()
+        });
+        let ids = self.rules.token_ids.then_some(prompt);
+        delta.prompt = Some(Box::new(PromptReport { ids, scores }));
+    }
+
+    /// A prompt token and its `top` alternatives, the token itself first.
+    fn ranked(&self, score: &TokenLogprob, top: usize) -> Vec<RankedCandidate> {
+        let candidate = |id: u32, logprob: f32, rank: Option<usize>| RankedCandidate {
+            id,
+            token: String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned(),
+            logprob: floored(logprob),
+            rank,
+        };
+        let place = score.top.iter().position(|(id, _)| *id == score.token);
+        let own = candidate(score.token, score.logprob, place.map(|place| place + 1));
+        let others = score.top.iter().take(top).enumerate().filter(|(_, (id, _))| *id != score.token);
+        let others = others.map(|(i, (id, logprob))| candidate(*id, *logprob, Some(i + 1)));
+        std::iter::once(own).chain(others).collect()
+    }
+
     /// Writes the echo, once, before the first token.
     fn begin(&mut self, delta: &mut Delta) {
         let Some(prompt) = self.echo.take() else { return };
         let mut scores = std::mem::take(&mut self.prompt_scores).into_iter();
-        let mut score = |i: usize| if i == 0 { None } else { scores.next() };
+        let top = self.echo_top;
+        let mut score = |i: usize| {
+            let mut score = if i == 0 { None } else { scores.next() };
+            score.iter_mut().for_each(|score: &mut TokenLogprob| score.top.truncate(top));
+            score
+        };
         match &prompt.text {
             Some(text) => {
                 if self.scores {
@@ -266,6 +336,7 @@ impl Choice {
             delta.text.push_str(&step.text);
             if step.matched.is_some() {
                 delta.finish = Some(FinishReason::Stop);
+                delta.stop_string = step.matched;
                 // Tokens that lie wholly within or behind the stop string are not part of the output.
                 let released = self.released;
                 self.held.retain(|held| held.begin < released);

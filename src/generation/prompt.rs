@@ -104,6 +104,13 @@ impl Prompt {
     fn of_ids(ids: Vec<u32>) -> Self {
         Self { ids: ids.into(), text: None, added: 0, ranges: None }
     }
+
+    /// Keeps the last tokens. What is left of a text is known by its tokens alone.
+    pub(super) fn keep_last(&mut self, most: usize) {
+        if let Some(cut) = self.ids.len().checked_sub(most).filter(|cut| *cut > 0) {
+            *self = Self::of_ids(self.ids[cut..].to_vec());
+        }
+    }
 }
 
 fn one_text(
@@ -120,6 +127,22 @@ fn one_text(
     let all = tokenizer.add_special(bare.clone());
     let added = all.windows(bare.len().max(1)).position(|window| window == bare).unwrap_or(0);
     Ok(Prompt { ids: all.into(), text: Some(written), added, ranges })
+}
+
+/// The tokens of each word, as vLLM takes them: those of the word alone, and those after a space if their
+/// number is the same and the first one is another.
+pub(super) fn bad_words(tokenizer: &Tokenizer, words: &[String]) -> Result<Vec<Vec<u32>>, Refusal> {
+    let mut all = Vec::with_capacity(2 * words.len());
+    for word in words {
+        let word = word.trim_start();
+        let alone = tokenizer.encode(word).map_err(text)?;
+        let spaced = tokenizer.encode(&format!(" {word}")).map_err(text)?;
+        if spaced.first() != alone.first() && spaced.len() == alone.len() {
+            all.push(spaced);
+        }
+        all.push(alone);
+    }
+    Ok(all)
 }
 
 fn text(error: TextError) -> Refusal {

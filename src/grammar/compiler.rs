@@ -9,7 +9,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, limits, short};
+use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, keywords, limits, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
@@ -93,8 +93,10 @@ impl GrammarCompiler {
             let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
             thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
         });
-        let initial = Mutex::new(compiled?);
-        let grammar = Arc::new(Grammar { source: source.clone(), initial, vocab: self.vocab });
+        let initial = compiled.map_err(|error| explained(error, source))?;
+        let initial = Some(Arc::new(Mutex::new(initial)));
+        let (source, vocab) = (Some(source.clone()), self.vocab);
+        let grammar = Arc::new(Grammar { source, initial, rules: None, vocab });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.push_front(Arc::clone(&grammar));
         cache.truncate(CACHED);
@@ -121,13 +123,16 @@ impl GrammarCompiler {
             let schema = schema_of(rule).map(GrammarWithLexer::from_json_schema);
             let compiled =
                 schema.and_then(|schema| self.initial_matcher(TopLevelGrammar::from_grammar(schema)));
-            compiled.err().map(|error| error.at(&rule.path))
+            compiled.err().map(|error| {
+                let source = GrammarSource::JsonSchema(rule.schema.clone());
+                explained(error, &source).at(&rule.path)
+            })
         })
     }
 
     fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = cache.iter().position(|grammar| grammar.source() == source)?;
+        let at = cache.iter().position(|grammar| grammar.source() == Some(source))?;
         let found = cache.remove(at)?;
         cache.push_front(Arc::clone(&found));
         Some(found)
@@ -137,7 +142,7 @@ impl GrammarCompiler {
 fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
     limits::check(source)?;
     let grammar = match source {
-        GrammarSource::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text)?),
+        GrammarSource::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text, false)?),
         GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
         GrammarSource::Choice(texts) => {
             let texts: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
@@ -158,18 +163,34 @@ fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
 
 /// The schema of a rule, as the compiler takes it.
 fn schema_of(rule: &SchemaRule) -> Result<Value, GrammarError> {
-    let mut schema = json_schema(&rule.schema)?;
+    let mut schema = json_schema(&rule.schema, rule.lenient)?;
     if rule.lenient {
         schema["x-guidance"]["lenient"] = true.into();
     }
     Ok(schema)
 }
 
-/// The schema, with a limit on whitespace unless it sets one itself.
-fn json_schema(text: &str) -> Result<Value, GrammarError> {
-    let schema: Value =
+/// The error of a constraint, with the keyword and its path in a schema.
+fn explained(error: GrammarError, source: &GrammarSource) -> GrammarError {
+    match (error, source) {
+        (GrammarError::Invalid(text), GrammarSource::JsonSchema(schema)) => {
+            let schema = serde_json::from_str(schema).unwrap_or_default();
+            GrammarError::Invalid(keywords::explain(text, &schema))
+        }
+        (error, _) => error,
+    }
+}
+
+/// The schema, with a limit on whitespace unless it sets one itself. With `lenient`, keywords that cannot be
+/// enforced are ignored.
+fn json_schema(text: &str, lenient: bool) -> Result<Value, GrammarError> {
+    let mut schema: Value =
         serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?;
     limits::check_schema(&schema)?;
+    let prepared = keywords::prepare(&mut schema);
+    if !lenient {
+        prepared?;
+    }
     let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
     match schema {
         Value::Object(mut schema) => {

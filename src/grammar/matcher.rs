@@ -1,11 +1,13 @@
 //! The state of one sequence's grammar.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 
+use super::token_rules::all;
 use super::{Grammar, is_dead_end, short};
 
 /// A bit for each token id, in words of 32 ids, lowest bit first: whether the token may come next.
@@ -47,7 +49,10 @@ pub struct GrammarMatcher {
 }
 
 struct State {
-    matcher: Matcher,
+    /// `None` if only rules constrain the answer.
+    matcher: Option<Matcher>,
+    /// The end of the answer, as far as rules depend on it.
+    end: Vec<u32>,
     /// Tokens of the answer that the matcher has consumed.
     consumed: usize,
     progress: GrammarProgress,
@@ -65,42 +70,76 @@ impl GrammarMatcher {
     /// The mask of token `index` of the answer; `None` where no token can be chosen by the grammar: its
     /// progress is not open. All tokens before `index` must have been given to [`Self::advance`].
     pub fn mask(&self, index: usize) -> Option<TokenMask> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.started(&mut state);
-        if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
-            return Some(Arc::clone(mask));
-        }
-        if state.progress != GrammarProgress::Open || state.consumed != index {
-            return None;
-        }
-        let mask = self.compute(state)?;
-        state.masks.push_back((index, Arc::clone(&mask)));
-        if state.masks.len() > KEPT {
-            state.masks.pop_front();
-        }
-        Some(mask)
+        let next = self.with_state(|state| {
+            if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
+                return Some(Arc::clone(mask));
+            }
+            if state.progress != GrammarProgress::Open || state.consumed != index {
+                return None;
+            }
+            let mask = self.compute(state)?;
+            state.masks.push_back((index, Arc::clone(&mask)));
+            if state.masks.len() > KEPT {
+                state.masks.pop_front();
+            }
+            Some(mask)
+        });
+        next.ok().flatten()
+    }
+
+    /// Whether [`Self::mask`] returns the mask of token `index` at once. `false` as well while another thread
+    /// uses the matcher.
+    pub fn is_ready(&self, index: usize) -> bool {
+        let state = match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        state.as_ref().is_some_and(|state| {
+            let is_next = state.progress == GrammarProgress::Open && state.consumed == index;
+            !is_next || state.masks.iter().any(|(at, _)| *at == index)
+        })
     }
 
     /// Consumes token `index` of the answer, unless another rank has given it already. Returns how far the
     /// answer has come with it.
     pub fn advance(&self, index: usize, token: u32) -> GrammarProgress {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = self.started(&mut state);
-        if state.progress == GrammarProgress::Open && index >= state.consumed {
-            if index == state.consumed {
-                self.consume(state, token);
-            } else {
-                // A token before it was not sampled, or was not given to the matcher.
-                state.progress = GrammarProgress::Failed("a token of the answer is missing".to_owned());
+        let progress = self.with_state(|state| {
+            if state.progress == GrammarProgress::Open && index >= state.consumed {
+                if index == state.consumed {
+                    self.consume(state, token);
+                } else {
+                    // A token before it was not sampled, or was not given to the matcher.
+                    state.progress = failed("a token of the answer is missing");
+                }
             }
-        }
-        state.progress.clone()
+            state.progress.clone()
+        });
+        progress.unwrap_or_else(|failed| failed)
+    }
+
+    /// Works on the state. A panic fails this answer, and not the thread, which works for others as well.
+    fn with_state<T>(&self, work: impl FnOnce(&mut State) -> T) -> Result<T, GrammarProgress> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = catch_unwind(AssertUnwindSafe(|| work(self.started(&mut state))));
+        done.map_err(|_panic| {
+            let progress = failed("the matcher panicked");
+            *state = Some(State {
+                matcher: None,
+                consumed: 0,
+                end: Vec::new(),
+                progress: progress.clone(),
+                masks: VecDeque::new(),
+            });
+            progress
+        })
     }
 
     fn started<'a>(&self, state: &'a mut Option<State>) -> &'a mut State {
         state.get_or_insert_with(|| {
             let (matcher, masks) = (self.grammar.start(), VecDeque::new());
-            let mut state = State { matcher, consumed: 0, progress: GrammarProgress::Open, masks };
+            let mut state =
+                State { matcher, end: Vec::new(), consumed: 0, progress: GrammarProgress::Open, masks };
             for token in &self.before {
                 self.consume(&mut state, *token);
             }
@@ -114,33 +153,57 @@ impl GrammarMatcher {
             state.progress = GrammarProgress::Complete;
             return;
         }
-        match state.matcher.consume_token(token) {
-            Ok(()) => state.progress = progress(&state.matcher),
+        if let Some(rules) = &self.grammar.rules {
+            state.end.push(token);
+            state.end.drain(..state.end.len().saturating_sub(rules.depth()));
+        }
+        let Some(matcher) = &mut state.matcher else { return };
+        match matcher.consume_token(token) {
+            Ok(()) => state.progress = progress(matcher),
             Err(error) => state.progress = GrammarProgress::Failed(short(&error)),
         }
     }
 
     /// Computes the next mask. Without one, the state's progress says why.
     fn compute(&self, state: &mut State) -> Option<TokenMask> {
-        let computed =
-            state.matcher.compute_mask().and_then(|mask| Ok((mask, state.matcher.is_accepting()?)));
-        let (mut mask, accepting) = match computed {
-            Ok(computed) => computed,
-            Err(error) => {
-                state.progress = match is_dead_end(&error) {
-                    true => GrammarProgress::Stuck,
-                    false => GrammarProgress::Failed(short(&error)),
-                };
+        let mut mask = match &mut state.matcher {
+            None => all(self.grammar.vocab),
+            Some(matcher) => match self.compute_grammar(matcher) {
+                Ok(mask) => mask,
+                Err(progress) => {
+                    state.progress = progress;
+                    return None;
+                }
+            },
+        };
+        if let Some(rules) = &self.grammar.rules {
+            rules.apply(&mut mask, &state.end);
+            if mask.iter().all(|word| *word == 0) {
+                state.progress = GrammarProgress::Stuck;
                 return None;
             }
-        };
+        }
+        Some(mask.into())
+    }
+
+    /// Computes the mask of the grammar alone.
+    fn compute_grammar(&self, matcher: &mut Matcher) -> Result<Vec<u32>, GrammarProgress> {
+        let computed = matcher.compute_mask().and_then(|mask| Ok((mask, matcher.is_accepting()?)));
+        let (mut mask, accepting) = computed.map_err(|error| match is_dead_end(&error) {
+            true => GrammarProgress::Stuck,
+            false => GrammarProgress::Failed(short(&error)),
+        })?;
         for id in self.stop_ids.iter().filter(|id| (**id as usize) < self.grammar.vocab) {
             if accepting {
                 mask.allow_token(*id);
             }
         }
-        Some(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].into())
+        Ok(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].to_vec())
     }
+}
+
+fn failed(text: &str) -> GrammarProgress {
+    GrammarProgress::Failed(text.to_owned())
 }
 
 fn progress(matcher: &Matcher) -> GrammarProgress {

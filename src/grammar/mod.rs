@@ -9,15 +9,20 @@
 
 mod compiler;
 mod gbnf;
+mod json_options;
+mod keywords;
 mod limits;
 mod matcher;
+mod token_rules;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
 pub use gbnf::gbnf_to_lark;
+pub use json_options::JsonOptions;
 pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
+pub use token_rules::TokenRules;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
@@ -87,19 +92,28 @@ impl GrammarError {
     }
 }
 
-/// A compiled constraint.
+/// A compiled constraint: a grammar, rules on tokens, or both.
 pub struct Grammar {
-    source: GrammarSource,
-    /// A matcher at the start of an answer. It never advances.
-    initial: Mutex<Matcher>,
+    /// `None` if only rules constrain the answer.
+    source: Option<GrammarSource>,
+    /// A matcher of the grammar at the start of an answer. It never advances.
+    initial: Option<Arc<Mutex<Matcher>>>,
+    rules: Option<TokenRules>,
     /// Ids that the tokenizer knows.
     vocab: usize,
 }
 
 impl Grammar {
+    /// Adds rules over the same `vocab` ids to a grammar, if there is one.
+    pub fn with_rules(grammar: Option<&Self>, rules: TokenRules, vocab: usize) -> Self {
+        let source = grammar.and_then(|grammar| grammar.source.clone());
+        let initial = grammar.and_then(|grammar| grammar.initial.clone());
+        Self { source, initial, rules: Some(rules), vocab }
+    }
+
     /// The text that was compiled.
-    pub fn source(&self) -> &GrammarSource {
-        &self.source
+    pub fn source(&self) -> Option<&GrammarSource> {
+        self.source.as_ref()
     }
 
     /// Token ids that the grammar's masks have a bit for.
@@ -109,20 +123,21 @@ impl Grammar {
 
     /// A matcher at the start of an answer, which shares no state with others: the work that a mask may take
     /// is bounded, and must not depend on what other requests have computed.
-    fn start(&self) -> Matcher {
-        self.initial.lock().unwrap_or_else(PoisonError::into_inner).deep_clone()
+    fn start(&self) -> Option<Matcher> {
+        let initial = self.initial.as_ref()?;
+        Some(initial.lock().unwrap_or_else(PoisonError::into_inner).deep_clone())
     }
 }
 
 impl fmt::Debug for Grammar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Grammar").field(&self.source).finish()
+        f.debug_tuple("Grammar").field(&self.source).field(&self.rules).finish()
     }
 }
 
 impl PartialEq for Grammar {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source
+        (&self.source, &self.rules) == (&other.source, &other.rules)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::comm::{Communicator, Local};
 use crate::device::Device;
 use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast};
 use crate::model::Model;
-use crate::runner::{RankParts, Runner};
+use crate::runner::{RankParts, Runner, RunnerOptions};
 use crate::server::Stage;
 use crate::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 
@@ -99,7 +99,9 @@ fn start_runner<D: Device, C: Communicator<D>>(
                 vocab: scheduler.vocab_size,
             }
         });
-    let mut runner = Runner::start(ranks.collect(), p.config.timeouts.step_timeout);
+    let step_timeout = p.config.timeouts.step_timeout;
+    let mask_threads = p.config.device.mask_threads();
+    let mut runner = Runner::start(ranks.collect(), RunnerOptions { step_timeout, mask_threads });
     // Waits for graph capture, so that no request does after the server is ready.
     runner.prepared()?;
     Ok(Engine::start_with(scheduler, Box::new(runner), options)?)

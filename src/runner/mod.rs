@@ -3,9 +3,10 @@
 //!
 //! A plan is sent to every rank before any output is awaited. The first rank's output is the step's output. A
 //! rank that fails or panics sends the reason instead. A rank that does not answer in time is abandoned, and
-//! named in the error.
+//! named in the error. One pool of threads computes the masks of grammars for all ranks.
 
 mod inputs;
+mod mask_pool;
 mod memory;
 mod rank;
 mod sampler;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
 pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
 pub use rank::RankParts;
+
+use mask_pool::MaskPool;
 
 use crate::comm::Communicator;
 use crate::device::Device;
@@ -43,8 +46,20 @@ enum RankFailure {
 /// The ranks of one model, as an [`Executor`].
 #[derive(Debug)]
 pub struct Runner {
+    // Dropped first: the ranks use the pool.
     ranks: Vec<Rank>,
+    _mask_pool: MaskPool,
     step_timeout: Duration,
+}
+
+/// Settings of a [`Runner`].
+#[derive(Debug, Clone, Copy)]
+pub struct RunnerOptions {
+    /// A step that takes longer is an error.
+    pub step_timeout: Duration,
+    /// Threads that compute the masks of grammars beside the forward pass. Without any, the ranks compute
+    /// them after it.
+    pub mask_threads: usize,
 }
 
 /// The engine's handle on a rank.
@@ -60,16 +75,17 @@ struct Rank {
 }
 
 impl Runner {
-    /// Starts a thread per rank. A step that takes longer than `step_timeout` is an error. A thread that
-    /// cannot be started is a failed rank.
+    /// Starts a thread per rank, and the threads for masks. A rank whose thread cannot be started is a failed
+    /// rank.
     ///
     /// # Panics
     /// If `parts` is empty.
-    pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, step_timeout: Duration) -> Self {
+    pub fn start<D: Device, C: Communicator<D>>(parts: Vec<RankParts<D, C>>, options: RunnerOptions) -> Self {
         assert!(!parts.is_empty(), "a runner needs a rank");
+        let mask_pool = MaskPool::start(options.mask_threads);
         let ranks = parts.len();
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
-            let place = rank::RankPlace { rank: index, ranks };
+            let place = rank::RankPlace { rank: index, ranks, masks: mask_pool.submitter() };
             let (plans, inbox) = flume::unbounded();
             let (outbox, outcomes) = flume::unbounded();
             let (done, prepared) = flume::bounded(1);
@@ -83,7 +99,7 @@ impl Runner {
             }
             Rank { plans: Some(plans), outcomes, prepared, thread: thread.ok() }
         });
-        Self { ranks: ranks.collect(), step_timeout }
+        Self { ranks: ranks.collect(), _mask_pool: mask_pool, step_timeout: options.step_timeout }
     }
 
     /// Waits until every rank has allocated its buffers, registered them with the other ranks and captured

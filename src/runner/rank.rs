@@ -3,10 +3,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::inputs;
+use super::mask_pool::MaskSubmitter;
 use super::memory::graph_rows;
 use super::sampler::{self, SamplerSlots};
 use super::{RankFailure, RankOutcome, StepOutput};
@@ -39,12 +41,14 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
 }
 
 /// A rank's place in its group.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct RankPlace {
     /// Counted from 0.
     pub(super) rank: usize,
     /// The size of the group.
     pub(super) ranks: usize,
+    /// The pool of masks, which the group shares.
+    pub(super) masks: MaskSubmitter,
 }
 
 /// A started rank.
@@ -79,6 +83,15 @@ struct PendingOutput {
     rows: Vec<RowOutput>,
     /// Rows that sample, grouped by sampling launch, each with the slot's occupant at that time.
     sampled: Vec<Vec<(usize, Arc<SlotStart>)>>,
+    /// Time for which the device had to wait for masks.
+    mask_wait: Duration,
+}
+
+/// The masks of a step's rows.
+struct StepMasks {
+    rows: Vec<Option<TokenMask>>,
+    /// Time for which the device had to wait for them.
+    wait: Duration,
 }
 
 /// Runs plans until the channel closes or a plan fails. If the next plan is already there, it is launched
@@ -101,9 +114,13 @@ pub(super) fn run_rank<D: Device, C: Communicator<D>>(
                 return Ok(());
             }
             let mut outputs = Vec::new();
-            let forward = next.map(|plan| rank.launch_forward(plan)).transpose()?;
-            if forward.as_ref().is_some_and(|step| rank.needs_last_tokens(&step.plan)) {
-                outputs.extend(previous.take().map(|step| rank.finish(step)));
+            let is_last_known = previous.is_none();
+            let forward = next.map(|plan| rank.launch_forward(plan, is_last_known)).transpose()?;
+            if let Some(step) = forward.as_ref().filter(|step| rank.needs_last_tokens(&step.plan))
+                && let Some(previous) = previous.take()
+            {
+                outputs.push(rank.finish(previous));
+                rank.submit_masks(&step.plan, |row| row.tokens == TokenSource::LastSampled);
             }
             let launched = forward.map(|step| rank.launch_sampling(step)).transpose()?;
             outputs.extend(previous.take().map(|step| rank.finish(step)));
@@ -191,9 +208,16 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         plan.rows.iter().filter(feeds_last).any(|row| self.slots.get(row.slot).needs_last_token())
     }
 
-    /// Launches the forward pass of a step, and scores prompt tokens.
-    fn launch_forward(&mut self, plan: Arc<StepPlan>) -> Result<ForwardPass, DeviceError> {
+    /// Launches the forward pass of a step, and scores prompt tokens. `is_last_known`: the results of all
+    /// earlier steps have been read.
+    fn launch_forward(
+        &mut self,
+        plan: Arc<StepPlan>,
+        is_last_known: bool,
+    ) -> Result<ForwardPass, DeviceError> {
         self.slots.admit(&plan);
+        // On a device that runs the pass within its launch, these masks are computed meanwhile.
+        self.submit_masks(&plan, |row| is_last_known || row.tokens != TokenSource::LastSampled);
         let mut inputs = inputs::flatten(&plan);
         self.forward(&mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
@@ -205,23 +229,23 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     /// Launches the sampling of a step.
     fn launch_sampling(&mut self, step: ForwardPass) -> Result<PendingOutput, DeviceError> {
         let ForwardPass { plan, rows, firsts } = step;
-        let masks = self.masks(&plan);
-        let pieces = self.sample(&plan, &firsts, &masks)?;
+        let masks = self.masks(&plan)?;
+        let pieces = self.sample(&plan, &firsts, &masks.rows)?;
         let sampled = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
         let sampled = pieces.into_iter().map(|piece| piece.into_iter().map(sampled).collect()).collect();
-        Ok(PendingOutput { sampled, plan, rows })
+        Ok(PendingOutput { sampled, plan, rows, mask_wait: masks.wait })
     }
 
     /// Waits for the sampled tokens of a step and returns its output.
     fn finish(&mut self, step: PendingOutput) -> Result<StepOutput, DeviceError> {
-        let PendingOutput { plan, mut rows, sampled } = step;
+        let PendingOutput { plan, mut rows, sampled, mask_wait } = step;
         for piece in &sampled {
             let tokens = self.device.take_sampled(&mut self.space.step)?;
             for ((index, start), token) in piece.iter().zip(tokens) {
                 self.slots.add_sampled(&plan.rows[*index], start, token, &mut rows[*index]);
             }
         }
-        Ok(StepOutput { id: plan.id, rows })
+        Ok(StepOutput { id: plan.id, rows, mask_wait })
     }
 
     /// Computes log-probabilities of prompt tokens for the rows that ask for them.
@@ -239,16 +263,31 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         Ok(())
     }
 
-    /// The masks of the rows that sample, by row. Ranks share the masks: each begins with another row, so
-    /// that they divide the work.
-    fn masks(&self, plan: &StepPlan) -> Vec<Option<TokenMask>> {
-        let mut masks = vec![None; plan.rows.len()];
-        let first = plan.rows.len() * self.place.rank / self.place.ranks;
-        for index in (first..plan.rows.len()).chain(0..first) {
-            let row = &plan.rows[index];
-            masks[index] = if row.sample { self.slots.mask(row) } else { None };
+    /// Submits the masks of the rows that sample and that `is_known` accepts to the pool. Each rank submits
+    /// its share of them.
+    fn submit_masks(&self, plan: &StepPlan, is_known: impl Fn(&Row) -> bool) {
+        let share = plan.rows.iter().skip(self.place.rank).step_by(self.place.ranks);
+        let known = share.filter(|row| is_known(row));
+        self.place.masks.submit(known.filter_map(|row| self.slots.mask_of(row)));
+    }
+
+    /// The masks of the rows that sample, by row. Those that the pool has not begun are computed here, from
+    /// the last row on, since the pool begins with the first. Ranks share the masks: each begins with another
+    /// row, so that they divide the work.
+    fn masks(&self, plan: &StepPlan) -> Result<StepMasks, DeviceError> {
+        let mut rows = vec![None; plan.rows.len()];
+        let mut device_waits_since = None;
+        let first = plan.rows.len() * (self.place.rank + 1) / self.place.ranks;
+        for index in (0..first).rev().chain((first..plan.rows.len()).rev()) {
+            let Some((start, token)) = self.slots.mask_of(&plan.rows[index]) else { continue };
+            let Some(grammar) = &start.grammar else { continue };
+            if device_waits_since.is_none() && !grammar.is_ready(token) && self.device.is_idle()? {
+                device_waits_since = Some(Instant::now());
+            }
+            rows[index] = grammar.mask(token);
         }
-        masks
+        let wait = device_waits_since.map(|since| since.elapsed());
+        Ok(StepMasks { rows, wait: wait.unwrap_or_default() })
     }
 
     /// Samples a token for each row that wants one. Returns the rows of each sampling launch.

@@ -81,11 +81,11 @@ impl SamplerSlots {
         self.0[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
     }
 
-    /// The grammar's mask for the token that a row samples; `None` if the slot has no grammar, or if its
-    /// grammar allows no token.
-    pub(super) fn mask(&self, row: &Row) -> Option<TokenMask> {
+    /// The sequence of a row that samples by a grammar, and the index in its answer of the token that the row
+    /// samples.
+    pub(super) fn mask_of(&self, row: &Row) -> Option<(Arc<SlotStart>, usize)> {
         let start = &self.get(row.slot).start;
-        start.grammar.as_ref()?.mask(generated(row, start))
+        start.grammar.as_ref().filter(|_| row.sample).map(|_| (Arc::clone(start), generated(row, start)))
     }
 
     /// The sampling parameters of a row's next token, with its grammar's mask.

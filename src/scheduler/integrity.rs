@@ -18,6 +18,7 @@ impl Scheduler {
         self.check_slots()?;
         self.check_queue_sums()?;
         self.waiting.check()?;
+        self.waiting_batch.check()?;
         self.check_reservations()?;
         self.check_rows_in_flight()?;
         if self.is_idle() && self.pool.used() + self.orders.len() + self.leaving.len() != 0 {
@@ -93,12 +94,18 @@ impl Scheduler {
                 self.waiting_tokens
             ));
         }
-        if let Some(sequence) = self.waiting.values().find(|s| !s.table.is_empty() || s.slot().is_some()) {
+        let waiting = || self.waiting.values().chain(self.waiting_batch.values());
+        if let Some(sequence) = waiting().find(|s| !s.table.is_empty() || s.slot().is_some()) {
             return broken(format!("request {} waits but holds blocks or a slot", sequence.id.0));
         }
         let requeued =
             self.leaving.values().filter(|leaving| leaving.reason == LeaveReason::Preempted).count();
-        let owed = self.waiting.len() + self.running.len() + requeued;
+        let misplaced = self.waiting.values().any(|s| s.order.batch)
+            || self.waiting_batch.values().any(|s| !s.order.batch);
+        if misplaced {
+            return broken("a sequence waits in the queue of the other kind".to_owned());
+        }
+        let owed = waiting().count() + self.running.len() + requeued;
         if owed != self.orders.len() {
             return broken(format!("{owed} requests wait or run, {} are open", self.orders.len()));
         }

@@ -12,12 +12,17 @@
 //! be planned in between; its decode rows feed tokens that are not known yet. A sequence that ends or is
 //! preempted while it has a row in flight keeps its blocks and its slot until that row is committed.
 //!
+//! Requests of batches run behind live ones: they wait in a queue of their own, without ageing, and get what
+//! live requests leave (see `yielding`). Limits of the queue, forecasts and the counters of fairness between
+//! live requests do not see them.
+//!
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
 //! `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
+mod counts;
 mod error;
 pub mod fair_queue;
 mod fingerprint;
@@ -30,12 +35,14 @@ mod request_check;
 mod sequence;
 mod slots;
 pub mod step_plan;
+mod yielding;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
+pub use counts::Counts;
 pub use error::SchedulerError;
 use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, PlannedRow, Sequence};
@@ -116,46 +123,6 @@ impl SchedulerConfig {
     }
 }
 
-/// Current numbers of sequences and blocks, and totals since the start.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Counts {
-    /// Running sequences.
-    pub running: usize,
-    /// Waiting sequences, preempted ones included.
-    pub waiting: usize,
-    /// Prompt tokens of waiting sequences.
-    pub waiting_tokens: usize,
-    /// Empty KV blocks.
-    pub blocks_free: usize,
-    /// KV blocks that sequences hold.
-    pub blocks_used: usize,
-    /// KV blocks of cached prefixes that no sequence holds: evicted when needed.
-    pub blocks_cached: usize,
-    /// All KV blocks: free, used and cached.
-    pub blocks_total: usize,
-    /// Free or cached KV blocks that are reserved for running sequences.
-    pub blocks_reserved: usize,
-    /// Total: planned steps.
-    pub steps: u64,
-    /// Total: preemptions.
-    pub preemptions: u64,
-    /// Total: tokens looked up in the prefix cache.
-    pub prefix_queries: u64,
-    /// Total: tokens found in the prefix cache.
-    pub prefix_hits: u64,
-    /// Total: prompt tokens of requests that had their first update.
-    pub prompt_tokens: u64,
-    /// Total: generated tokens.
-    pub generated_tokens: u64,
-}
-
-impl Counts {
-    /// The counts of a scheduler without requests.
-    pub fn empty(config: &SchedulerConfig) -> Self {
-        Self { blocks_free: config.num_blocks, blocks_total: config.num_blocks, ..Self::default() }
-    }
-}
-
 /// A step as [`Scheduler::plan`] returns it.
 pub struct PlannedStep {
     /// The plan that the executor runs.
@@ -183,14 +150,17 @@ pub struct Scheduler {
     config: SchedulerConfig,
     pool: Pool,
     slots: Slots,
-    /// Sequences without blocks and without a slot.
+    /// Live sequences without blocks and without a slot.
     waiting: FairQueue,
+    /// Sequences of batches without blocks and without a slot.
+    waiting_batch: FairQueue,
     /// Sequences with a slot and the blocks of all tokens planned.
     running: BTreeMap<Order, Sequence>,
     /// Sequences that have left `running` and keep blocks and slot for a row in flight.
     leaving: BTreeMap<Order, LeavingSequence>,
     /// Every request that still gets an update.
     orders: HashMap<RequestId, Order>,
+    /// Prompt tokens of waiting live sequences.
     waiting_tokens: usize,
     /// The sum of all sequences' reserved blocks.
     reserved: usize,
@@ -228,6 +198,7 @@ impl Scheduler {
             pool: Pool::new(config.num_blocks),
             slots: Slots::new(config.max_num_seqs),
             waiting: FairQueue::default(),
+            waiting_batch: FairQueue::default(),
             running: BTreeMap::new(),
             leaving: BTreeMap::new(),
             orders: HashMap::new(),
@@ -252,21 +223,45 @@ impl Scheduler {
         for (_, request) in &group {
             request_check::check(request, &self.config)?;
         }
-        let tokens: usize = group.iter().map(|(_, request)| request.prompt.len()).sum();
-        queue_limits::check_requests(&self.config, self.waiting.len(), group.len())?;
-        queue_limits::check_tokens(&self.config, self.waiting_tokens, tokens)?;
+        let live = || group.iter().filter(|(_, request)| !request.batch);
+        if live().next().is_some() {
+            let tokens: usize = live().map(|(_, request)| request.prompt.len()).sum();
+            queue_limits::check_requests(&self.config, self.waiting.len(), live().count())?;
+            queue_limits::check_tokens(&self.config, self.waiting_tokens, tokens)?;
+        }
         if self.orders.is_empty() {
             self.waiting.reset_counters();
+            self.waiting_batch.reset_counters();
         }
         for (id, request) in group {
             let sequence = Sequence::new(id, self.next_sequence_number, self.totals.steps, request);
             self.next_sequence_number += 1;
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
-            self.waiting_tokens += sequence.prompt_len();
-            self.waiting.push(sequence);
+            self.enqueue(sequence);
         }
         Ok(())
+    }
+
+    /// The queue of live sequences or that of batches.
+    fn queue(&mut self, batch: bool) -> &mut FairQueue {
+        if batch { &mut self.waiting_batch } else { &mut self.waiting }
+    }
+
+    fn enqueue(&mut self, sequence: Sequence) {
+        if !sequence.order.batch {
+            self.waiting_tokens += sequence.prompt_len();
+        }
+        self.queue(sequence.order.batch).push(sequence);
+    }
+
+    /// Takes a sequence out of its queue; `None` if it does not wait.
+    fn dequeue(&mut self, order: &Order) -> Option<Sequence> {
+        let sequence = self.queue(order.batch).remove(order)?;
+        if !order.batch {
+            self.waiting_tokens -= sequence.prompt_len();
+        }
+        Some(sequence)
     }
 
     /// Requests that would start before a new request of this tenant and priority.
@@ -284,9 +279,10 @@ impl Scheduler {
     /// committed. An unknown or ended request is not an error.
     pub fn abort(&mut self, id: RequestId) {
         let Some(order) = self.orders.remove(&id) else { return };
-        if let Some(sequence) = self.waiting.remove(&order) {
-            self.waiting_tokens -= sequence.prompt_len();
-        } else if let Some(sequence) = self.running.remove(&order) {
+        if self.dequeue(&order).is_some() {
+            return;
+        }
+        if let Some(sequence) = self.running.remove(&order) {
             self.release(sequence, LeaveReason::Ended);
         } else if let Some(leaving) = self.leaving.get_mut(&order) {
             leaving.reason = LeaveReason::Ended;
@@ -294,8 +290,11 @@ impl Scheduler {
     }
 
     /// Plans the next step. `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
+    /// While batches have the device alone, one step is in flight: a live request that arrives then waits for
+    /// the rest of that step and for no other.
     pub fn plan(&mut self) -> Option<PlannedStep> {
-        if self.steps_in_flight() == MAX_IN_FLIGHT {
+        let most = if self.batches_alone() { 1 } else { MAX_IN_FLIGHT };
+        if self.steps_in_flight() >= most {
             return None;
         }
         let (rows, planned) = self.plan_rows();
@@ -331,6 +330,7 @@ impl Scheduler {
             self.commit_row(row, output, &mut updates);
         }
         self.waiting.flush_charges();
+        self.waiting_batch.flush_charges();
         Ok(updates)
     }
 
@@ -346,7 +346,8 @@ impl Scheduler {
         let first = updates.len();
         apply_output(sequence, row, output, &self.pool, &self.config, updates);
         let Some((id, update)) = updates.get(first) else { return };
-        self.waiting.charge_output(sequence.tenant(), update.tokens.len());
+        let queue = if row.order.batch { &mut self.waiting_batch } else { &mut self.waiting };
+        queue.charge_output(sequence.tenant(), update.tokens.len());
         let prompt = sequence.prompt_len();
         if update.finish.is_some() {
             let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
@@ -374,7 +375,7 @@ impl Scheduler {
         }
         let prompt = sequence.prompt_len();
         if let Some((id, update)) = updates.get(first) {
-            self.waiting.charge_output(sequence.tenant(), update.tokens.len());
+            self.queue(row.order.batch).charge_output(sequence.tenant(), update.tokens.len());
             self.count_update(*id, prompt, update);
             if update.finish.is_some() {
                 reason = LeaveReason::Ended;
@@ -391,8 +392,7 @@ impl Scheduler {
             self.leaving.insert(sequence.order, LeavingSequence { sequence, reason });
         } else if reason == LeaveReason::Preempted {
             sequence.give_up();
-            self.waiting_tokens += sequence.prompt_len();
-            self.waiting.push(sequence);
+            self.enqueue(sequence);
         }
     }
 
@@ -406,22 +406,28 @@ impl Scheduler {
         }
     }
 
-    /// Prompt tokens of running sequences that are not planned yet.
+    /// Prompt tokens of running live sequences that are not planned yet.
     pub(crate) fn unfed_tokens(&self) -> usize {
-        self.running.values().map(Sequence::pending).filter(|pending| *pending > 1).sum()
+        self.running_live().map(Sequence::pending).filter(|pending| *pending > 1).sum()
     }
 
     /// Whether no request waits or runs, and no step is in flight.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty() && self.steps_in_flight() == 0
+        let none_wait = self.waiting.is_empty() && self.waiting_batch.is_empty();
+        none_wait && self.running.is_empty() && self.steps_in_flight() == 0
     }
 
     /// Current numbers and totals.
     pub fn counts(&self) -> Counts {
+        let batch_running = self.running_batch().count();
+        let batch_blocks = self.running_batch().map(|sequence| sequence.table.len() + sequence.reserved);
         Counts {
-            running: self.running.len(),
+            running: self.running.len() - batch_running,
             waiting: self.waiting.len(),
             waiting_tokens: self.waiting_tokens,
+            batch_running,
+            batch_waiting: self.waiting_batch.len(),
+            batch_blocks: batch_blocks.sum(),
             blocks_free: self.pool.free(),
             blocks_used: self.pool.used(),
             blocks_cached: self.pool.cached(),

@@ -12,15 +12,24 @@ use crate::request::{Finish, Request, Tenant, Update};
 
 /// The order of running sequences: the first is planned first, and the last is preempted when blocks run out.
 /// Every sequence has a different order. It is set each time the sequence starts and does not change while it
-/// runs. Sequences that may not be preempted sort first, because `false < true`.
+/// runs. Because `false < true`, live sequences sort before those of batches, and within each kind sequences
+/// that may not be preempted sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Order {
-    /// Whether the sequence may be preempted.
+    /// Whether the sequence is of a batch.
+    pub batch: bool,
+    /// Whether the sequence may be preempted. A live sequence may preempt any sequence of a batch.
     pub preemptible: bool,
     /// The class of its priority after ageing; a lower class goes first.
     pub class: i64,
     /// The request's number in order of submission, counted over all requests.
     pub sequence_number: u64,
+}
+
+impl Order {
+    /// Sorts after all live sequences and before those of batches.
+    pub(super) const FIRST_OF_BATCHES: Self =
+        Self { batch: true, preemptible: false, class: i64::MIN, sequence_number: 0 };
 }
 
 /// A request that waits or runs.
@@ -79,7 +88,12 @@ impl Sequence {
     pub fn new(id: RequestId, sequence_number: u64, arrived_at_step: u64, request: Request) -> Self {
         Self {
             id,
-            order: Order { preemptible: true, class: i64::from(request.priority), sequence_number },
+            order: Order {
+                batch: request.batch,
+                preemptible: true,
+                class: i64::from(request.priority),
+                sequence_number,
+            },
             table: BlockTable::default(),
             in_flight: 0,
             arrived_at_step,

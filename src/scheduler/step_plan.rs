@@ -2,6 +2,7 @@
 //! and the output that comes back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -89,6 +90,8 @@ pub struct StepOutput {
     pub id: u64,
     /// One entry per row.
     pub rows: Vec<RowOutput>,
+    /// Time for which the device was idle because a mask of a grammar was late.
+    pub mask_wait: Duration,
 }
 
 /// The output of one row.

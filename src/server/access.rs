@@ -17,12 +17,13 @@ use super::docs;
 use super::error::ApiError;
 use super::health;
 use super::host::{self, Authority};
+use super::page;
 use super::state::ServerState;
 use crate::generation::Refusal;
 use crate::request::Reject;
 
 /// Routes whose requests are counted as admitted or refused.
-const GENERATE: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
+const GENERATE: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
 /// The scrape by Prometheus, which has no key, comes under any name, and goes on during the shutdown.
 const METRICS: &str = "/metrics";
 const VERSION: &str = "/version";
@@ -120,8 +121,8 @@ fn check_key(
     if is_preflight(request) {
         check_origin(state, request, host)?;
     }
-    let is_open = path == VERSION
-        || docs::PATHS.contains(&path)
+    let is_open = [VERSION, docs::PATH].contains(&path)
+        || page::has(path)
         || (path == METRICS && !state.settings.metrics_need_key);
     match api_keys::given(request.headers())? {
         None if is_open => Ok(Access::Route { caller: None, usage: UsageAccess(false) }),

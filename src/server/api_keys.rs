@@ -75,6 +75,14 @@ impl ApiKeys {
         }
     }
 
+    /// The caller whose tenant has this name. A key that was removed since has weight 1 and priority 0.
+    pub(crate) fn caller_named(&self, name: &str) -> Option<Caller> {
+        let known = self.0.iter().filter_map(|(_, caller)| caller.as_ref());
+        let found = known.into_iter().find(|caller| &*caller.tenant.name == name).cloned();
+        let removed = || Caller { tenant: Tenant { name: name.into(), weight: 1 }, priority: 0 };
+        (!name.is_empty()).then(|| found.unwrap_or_else(removed))
+    }
+
     /// Returns true if every client has access.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -11,13 +11,28 @@ use super::field_kinds::{
 };
 use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, missing, wrong_type};
-use crate::grammar::{GrammarSource, gbnf_to_lark};
+use crate::grammar::{GrammarSource, JsonOptions, gbnf_to_lark};
 
 /// A constraint, with the path of its field.
 #[derive(Debug)]
 pub(crate) struct Constraint {
     pub(crate) path: String,
     pub(crate) source: GrammarSource,
+}
+
+impl Constraint {
+    /// The constraint to a JSON schema, given as an object or as its text.
+    ///
+    /// # Errors
+    /// 400 if `value` is no schema.
+    pub(crate) fn json_schema(path: &str, value: Value) -> Result<Self, ApiError> {
+        Ok(Self { path: path.to_owned(), source: schema(path, value)? })
+    }
+
+    /// The constraint to any JSON object.
+    pub(crate) fn json_object(path: &str) -> Self {
+        Self { path: path.to_owned(), source: GrammarSource::json_object() }
+    }
 }
 
 /// The most texts of a choice.
@@ -53,10 +68,11 @@ request_fields! {
         guided_choice: List = list(1, MAX_CHOICES, "texts", text_schema);
         /// Older name of `structured_outputs.grammar`.
         guided_grammar: Text = text();
-    }
-    checked {
-        /// Name of a library. Every one gives the same language.
-        guided_decoding_backend: Text = text().without_effect();
+        /// Name of a library, which has no effect, and its options after a colon: `no-fallback`,
+        /// `disable-any-whitespace` and `no-additional-properties`.
+        guided_decoding_backend: Text = text();
+        /// Older name of `structured_outputs.whitespace_pattern`.
+        guided_whitespace_pattern: Text = text();
     }
 }
 
@@ -101,9 +117,12 @@ request_fields! {
         grammar: Text = text();
         /// Whether the answer is any JSON object.
         json_object: Flag = flag().default("false");
-        /// Not supported if true.
+        /// Regular expression of the whitespace between the parts of a JSON text. The default allows up to
+        /// 20 characters.
+        whitespace_pattern: Text = text();
+        /// Whether a JSON text has no whitespace between its parts.
         disable_any_whitespace: Flag = flag().default("false");
-        /// Not supported if true.
+        /// Whether objects of a schema have no properties that it does not name.
         disable_additional_properties: Flag = flag().default("false");
     }
     checked {
@@ -127,9 +146,9 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
     let mut found = Vec::new();
     found.extend(wire.response_format.map(response_format).transpose()?.flatten());
     found.extend(wire.structured_outputs.map(structured_outputs).transpose()?);
-    guided("", GuidedFields::take(fields)?, &mut found)?;
+    found.extend(guided("", GuidedFields::take(fields)?)?);
     if let Some(nvext) = wire.nvext {
-        guided("nvext.", nvext, &mut found)?;
+        found.extend(guided("nvext.", nvext)?);
     }
     add(&mut found, "regex", some_text(wire.regex), regex)?;
     add(&mut found, "json_schema", some_value(wire.json_schema), schema)?;
@@ -143,13 +162,75 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<Constraint>, ApiError> 
     }
 }
 
-/// Adds the constraints among vLLM's older fields. `object` is the path of their object.
-fn guided(object: &str, wire: GuidedFields, found: &mut Vec<Constraint>) -> Result<(), ApiError> {
+/// vLLM's older fields, which NIM has within `nvext`.
+fn guided(object: &str, wire: GuidedFields) -> Result<Vec<Constraint>, ApiError> {
     let path = |name: &str| format!("{object}{name}");
-    add(found, &path("guided_json"), some_value(wire.guided_json), schema)?;
-    add(found, &path("guided_regex"), some_text(wire.guided_regex), regex)?;
-    add(found, &path("guided_choice"), wire.guided_choice, choice)?;
-    add(found, &path("guided_grammar"), some_text(wire.guided_grammar), grammar)
+    let mut found = Vec::new();
+    add(&mut found, &path("guided_json"), some_value(wire.guided_json), schema)?;
+    add(&mut found, &path("guided_regex"), some_text(wire.guided_regex), regex)?;
+    add(&mut found, &path("guided_choice"), wire.guided_choice, choice)?;
+    add(&mut found, &path("guided_grammar"), some_text(wire.guided_grammar), grammar)?;
+    let mut options = OptionFields::default();
+    // The name of a library, which does not matter, and its options.
+    if let Some(backend) = wire.guided_decoding_backend {
+        let path = path("guided_decoding_backend");
+        let names = backend.split_once(':').map(|(_library, options)| options);
+        for name in names.into_iter().flat_map(|names| names.split(',')) {
+            match name.trim() {
+                "no-fallback" => {}
+                "disable-any-whitespace" => options.compact = Some(path.clone()),
+                "no-additional-properties" => options.closes = Some(path.clone()),
+                other => return Err(ApiError::unsupported(path, format!("unknown option {other}"))),
+            }
+        }
+    }
+    options.pattern =
+        wire.guided_whitespace_pattern.map(|pattern| (path("guided_whitespace_pattern"), pattern));
+    options.apply(&mut found)?;
+    Ok(found)
+}
+
+/// The fields of [`JsonOptions`], each as the path of the field that sets it.
+#[derive(Default)]
+struct OptionFields {
+    /// The path and the expression.
+    pattern: Option<(String, String)>,
+    compact: Option<String>,
+    closes: Option<String>,
+}
+
+impl OptionFields {
+    /// Writes the options into a constraint to JSON.
+    fn apply(self, found: &mut [Constraint]) -> Result<(), ApiError> {
+        let Self { pattern, compact, closes } = self;
+        let paths = pattern.as_ref().map(|(path, _)| path).into_iter().chain(&compact).chain(&closes);
+        let Some(path) = paths.last().cloned() else { return Ok(()) };
+        if let (Some((path, pattern)), true) = (&pattern, compact.is_some()) {
+            let text = format!("expected no expression where no whitespace is allowed, got {pattern:?}");
+            return Err(ApiError::invalid(path.clone(), text));
+        }
+        let pattern_path = pattern.as_ref().map_or_else(String::new, |(path, _)| path.clone());
+        let options = JsonOptions {
+            whitespace_pattern: pattern.map(|(_, pattern)| pattern),
+            is_compact: compact.is_some(),
+            closes_objects: closes.is_some(),
+        };
+        let texts = found.iter_mut().filter_map(|found| match &mut found.source {
+            GrammarSource::JsonSchema(text) => Some(text),
+            _ => None,
+        });
+        let mut count = 0;
+        for text in texts {
+            let schema = serde_json::from_str(text).unwrap_or_default();
+            let schema = options.apply(schema);
+            *text = schema.map_err(|error| ApiError::invalid(&*pattern_path, error.to_string()))?.to_string();
+            count += 1;
+        }
+        match count {
+            0 => Err(ApiError::invalid(path, "expected a constraint to JSON beside it")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Adds the constraint of a field, if it is set.
@@ -194,7 +275,7 @@ fn response_format(format: ResponseFormat) -> Result<Option<Constraint>, ApiErro
         }
         Some("json_object") => match format.schema {
             Some(value) => add(&mut found, "response_format.schema", Some(value), schema)?,
-            None => found.push(json_object("response_format")),
+            None => found.push(Constraint::json_object("response_format")),
         },
         _ => {}
     }
@@ -203,21 +284,22 @@ fn response_format(format: ResponseFormat) -> Result<Option<Constraint>, ApiErro
 
 fn structured_outputs(wire: StructuredOutputs) -> Result<Constraint, ApiError> {
     let path = |name: &str| format!("structured_outputs.{name}");
-    for (name, asked) in [
-        ("disable_any_whitespace", wire.disable_any_whitespace),
-        ("disable_additional_properties", wire.disable_additional_properties),
-    ] {
-        if asked == Some(true) {
-            return Err(ApiError::unsupported(path(name), "this field is not supported"));
-        }
-    }
     let mut found = Vec::new();
     add(&mut found, &path("json"), some_value(wire.json), schema)?;
     add(&mut found, &path("regex"), some_text(wire.regex), regex)?;
     add(&mut found, &path("choice"), wire.choice, choice)?;
     add(&mut found, &path("grammar"), some_text(wire.grammar), grammar)?;
     if wire.json_object == Some(true) {
-        found.push(json_object(&path("json_object")));
+        found.push(Constraint::json_object(&path("json_object")));
+    }
+    let set = |name: &str, asked: Option<bool>| (asked == Some(true)).then(|| path(name));
+    let options = OptionFields {
+        pattern: wire.whitespace_pattern.map(|pattern| (path("whitespace_pattern"), pattern)),
+        compact: set("disable_any_whitespace", wire.disable_any_whitespace),
+        closes: set("disable_additional_properties", wire.disable_additional_properties),
+    };
+    if found.len() == 1 {
+        options.apply(&mut found)?;
     }
     match (found.pop(), found.len()) {
         (Some(one), 0) => Ok(one),
@@ -227,10 +309,6 @@ fn structured_outputs(wire: StructuredOutputs) -> Result<Constraint, ApiError> {
             Err(ApiError::invalid("structured_outputs", text))
         }
     }
-}
-
-fn json_object(path: &str) -> Constraint {
-    Constraint { path: path.to_owned(), source: GrammarSource::json_object() }
 }
 
 /// A JSON schema: an object, or its text.

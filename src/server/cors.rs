@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, 
 use super::host::Authority;
 
 /// Methods of all routes.
-const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, OPTIONS");
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, DELETE, OPTIONS");
 /// Request headers that pages may send, for a preflight request that names none. One that names headers gets
 /// exactly those: client libraries send several whose names vary, such as `x-stainless-retry-count`.
 const REQUEST_HEADERS: HeaderValue = HeaderValue::from_static(

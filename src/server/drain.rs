@@ -9,6 +9,8 @@
 //! SIGINT, which Ctrl-C sends, skips the grace period: it comes from an operator at a terminal, and no load
 //! balancer has to notice the shutdown. A server without open requests then ends at once.
 //!
+//! Batches are parked when new requests are refused: their lines run again after the next start.
+//!
 //! A second signal ends the process at once. If the admin port began the shutdown, the drained server waits
 //! for a first signal before it exits: the response of the admin port must be sent, and the supervisor
 //! decides when the process ends. Before the model is loaded, the first signal ends the process.
@@ -22,9 +24,12 @@ use tokio::time::{sleep, timeout};
 
 use super::state::ServerState;
 use super::status::{ServerStatus, ShutdownPhase};
+use crate::batch::Runner;
 
 /// Time for sending the last bytes of a response.
 pub(crate) const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for the results of batches that are being written to reach the disk.
+const PARK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for sending the last bytes of a response after Ctrl-C.
 const INTERRUPTED_FLUSH_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -150,7 +155,12 @@ pub async fn unless_shutdown<T>(
 }
 
 /// Waits until a shutdown is requested, and runs its phases.
-pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: DrainTimes) -> Ended {
+pub(crate) async fn drain(
+    state: &ServerState,
+    runner: Option<&Runner>,
+    signals: &mut Signals,
+    times: DrainTimes,
+) -> Ended {
     let status = &state.status;
     let cause = tokio::select! {
         _first = signals.next() => signals.first.map_or(Cause::AdminPort, Cause::Signal),
@@ -165,6 +175,15 @@ pub(crate) async fn drain(state: &ServerState, signals: &mut Signals, times: Dra
         return Ended::Forced;
     }
     status.enter_phase(ShutdownPhase::Refusing, Instant::now() + times.timeout);
+    // Lines of batches are not waited for: they run again after the next start.
+    let park = async {
+        if let Some(runner) = runner {
+            let _disk_hangs = timeout(PARK_TIMEOUT, runner.park()).await;
+        }
+    };
+    if !signals.wait_unless_forced(park).await {
+        return Ended::Forced;
+    }
     state.generator.engine().drain();
     let mut open = state.open_requests.subscribe();
     let open_now = *open.borrow();

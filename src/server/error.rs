@@ -84,6 +84,15 @@ pub enum ApiError {
     /// The model is not served here.
     #[error("The model `{0}` does not exist.")]
     ModelNotFound(String),
+    /// The caller has no such file or batch.
+    #[error("{0}")]
+    NoObject(String),
+    /// The state of a file or batch does not allow the request.
+    #[error("{0}")]
+    Conflict(String),
+    /// The server's directory of files has no room.
+    #[error("The server has no room for this: {0}.")]
+    StorageFull(String),
     /// No route has this path.
     #[error("Unknown request URL: {0}")]
     NoRoute(String),
@@ -183,6 +192,12 @@ impl ApiError {
             Self::HostNotAllowed(_) => (StatusCode::FORBIDDEN, REQUEST, Some("host_not_allowed"), None),
             Self::OriginNotAllowed(_) => (StatusCode::FORBIDDEN, REQUEST, Some("origin_not_allowed"), None),
             Self::ModelNotFound(_) => (StatusCode::NOT_FOUND, REQUEST, Some("model_not_found"), None),
+            Self::NoObject(_) => (StatusCode::NOT_FOUND, REQUEST, None, None),
+            // Client libraries retry a 409, and the state would be the same.
+            Self::Conflict(_) => (StatusCode::CONFLICT, REQUEST, None, Some(false)),
+            Self::StorageFull(_) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, REQUEST, Some("insufficient_storage"), None)
+            }
             Self::NoRoute(_) => (StatusCode::NOT_FOUND, REQUEST, None, None),
             Self::NoMethod(_) => (StatusCode::METHOD_NOT_ALLOWED, REQUEST, None, None),
             // Client libraries retry a 408, and the next upload would be as slow.
@@ -238,7 +253,7 @@ impl ApiError {
     }
 
     /// Every value that [`label`](Self::label) returns.
-    pub const LABELS: [&str; 14] = [
+    pub const LABELS: [&str; 15] = [
         "invalid_request",
         "invalid_value",
         "context_length_exceeded",
@@ -252,6 +267,7 @@ impl ApiError {
         "not_ready",
         "draining",
         "engine_unavailable",
+        "insufficient_storage",
         "internal",
     ];
 
@@ -284,11 +300,16 @@ impl ApiError {
         }
     }
 
+    /// The text for people.
+    pub(crate) fn message(&self) -> String {
+        truncated(self.to_string())
+    }
+
     /// `{"error": {...}}`: the body of a response, or the data of a stream event.
     pub fn to_json(&self) -> String {
         let row = self.row();
         let error = ErrorObject {
-            message: truncated(self.to_string()),
+            message: self.message(),
             kind: row.kind,
             param: self.param().map(|param| truncated(param.to_owned())),
             code: row.code,

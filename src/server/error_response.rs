@@ -1,10 +1,12 @@
-//! Writes an [`ApiError`] as an HTTP response: status, headers, and the JSON object as body.
+//! Writes an [`ApiError`] as an HTTP response: status, headers, and the JSON object as body, in the form of
+//! the route's protocol.
 
 use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response};
 use axum::response::IntoResponse;
 
+use super::anthropic::{self, reply::error_json};
 use super::error::ApiError;
 
 /// Extension of an error's response, for metrics and log.
@@ -14,15 +16,32 @@ pub(crate) struct ErrorLabel {
     pub(crate) code: &'static str,
     /// [`ApiError::param`].
     pub(crate) param: Option<String>,
+    error: ApiError,
+}
+
+/// Gives the response of an error the body that clients of this path expect. `id` is the request's.
+pub(super) fn adapt(path: &str, id: Option<&str>, response: &mut Response<Body>) {
+    if !anthropic::is_path(path) {
+        return;
+    }
+    if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
+        response.headers_mut().insert("request-id", id);
+    }
+    if let Some(ErrorLabel { error, .. }) = response.extensions().get() {
+        let body = error_json(error, response.status().as_u16(), id);
+        *response.body_mut() = Body::from(body);
+    }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::from(self.to_json()));
         *response.status_mut() = self.status();
-        response
-            .extensions_mut()
-            .insert(ErrorLabel { code: self.label(), param: self.param().map(str::to_owned) });
+        response.extensions_mut().insert(ErrorLabel {
+            code: self.label(),
+            param: self.param().map(str::to_owned),
+            error: self.clone(),
+        });
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(retry) = self.should_retry() {
@@ -52,6 +71,7 @@ fn closes_connection(error: &ApiError) -> bool {
             | ApiError::TooManyBodies(_)
             | ApiError::TooManyBytes(_)
             | ApiError::HeadersTooLarge(..)
+            | ApiError::StorageFull(_)
             | ApiError::NotReady
             | ApiError::Draining
     )

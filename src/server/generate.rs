@@ -10,12 +10,13 @@ use tokio::time::timeout;
 use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::metrics::{AdmittedRequest, Tracker};
-use super::reply_builder::{CompleteChoice, ReplyBuilder, ReplyFormat, ReplyOptions};
+use super::reply_builder::ReplyOptions;
+use super::reply_writer::{ReplyKind, ReplyWriter};
 use super::state::ServerState;
-use super::system::{random_u64, unix_time};
+use super::system::random_u64;
 use super::validate::ValidRequest;
 use crate::engine::{QueuePermit, SubmitOptions};
-use crate::generation::{Delta, Failure, Generation, Refusal};
+use crate::generation::{Delta, Failure, Generation, Refusal, Usage};
 
 /// How long to wait for the final cost of aborted choices, which the engine reports with its next step.
 const FINAL_COST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,8 +35,8 @@ pub(crate) struct Admission {
 /// runs.
 pub(crate) struct TrackedGeneration {
     generation: Generation,
-    /// Builds the reply's JSON.
-    pub(crate) builder: ReplyBuilder,
+    /// Writes the reply.
+    writer: ReplyWriter,
     /// Taken when this is dropped.
     tracker: Option<Tracker>,
     state: Arc<ServerState>,
@@ -50,13 +51,22 @@ pub(crate) async fn start(
     state: &Arc<ServerState>,
     admission: Admission,
     valid: ValidRequest,
-    format: ReplyFormat,
+    kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
     let ValidRequest {
-        model, ask, timeout: within, include_usage, include_cost, logprobs, grammar_path, ..
+        model,
+        ask,
+        timeout: within,
+        include_usage,
+        continuous_usage,
+        names_ids,
+        include_cost,
+        logprobs,
+        grammar_path,
+        ..
     } = valid;
-    let id = format!("{}-{:016x}{:016x}", format.id_prefix(), random_u64()?, random_u64()?);
+    let id = format!("{}{:016x}{:016x}", kind.id_prefix(), random_u64()?, random_u64()?);
     let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
     let Admission { permit, received_at, timeout } = admission;
     // The shorter of the limits in the headers and in the body holds.
@@ -64,23 +74,25 @@ pub(crate) async fn start(
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
     let counters = Some(counters);
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
-    let admitted = AdmittedRequest { id: id.clone(), record, key, arrived: Instant::now() };
-    let options = ReplyOptions { logprobs, include_usage, include_cost };
-    let builder = ReplyBuilder::new(format, id, unix_time(), model, options);
+    let batch = permit.is_batch();
+    let admitted = AdmittedRequest { id: id.clone(), record, key, batch, arrived: Instant::now() };
+    let options = ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost };
+    let param = kind.prompt_param();
+    let writer = ReplyWriter::new(kind, id, model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {
         state.metrics.refused(&refusal);
         match refusal {
             Refusal::Grammar(error) => ApiError::invalid(grammar_path, error.to_string()),
-            refusal => refusal_error(state, refusal, format),
+            refusal => refusal_error(state, refusal, param),
         }
     })?;
     let tracker = Some(state.metrics.track(admitted, &generation));
-    Ok(TrackedGeneration { generation, builder, tracker, state: Arc::clone(state) })
+    Ok(TrackedGeneration { generation, writer, tracker, state: Arc::clone(state) })
 }
 
-/// Returns the API error for a refusal.
-pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, format: ReplyFormat) -> ApiError {
-    ApiError::from_refusal(refusal, format.prompt_param(), state.generator.engine().retry_after())
+/// Returns the API error for a refusal. `param` is the request's field that holds the prompt.
+pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, param: &'static str) -> ApiError {
+    ApiError::from_refusal(refusal, param, state.generator.engine().retry_after())
 }
 
 impl TrackedGeneration {
@@ -98,14 +110,32 @@ impl TrackedGeneration {
         }
     }
 
-    /// Number of choices, over all prompts.
-    pub(crate) fn choices(&self) -> usize {
-        self.generation.choices()
+    /// Writes the events that precede the answer.
+    pub(crate) fn write_begin(&mut self, out: &mut Vec<u8>) {
+        self.writer.begin(self.generation.usage(), out);
     }
 
-    /// JSON of the chunk with usage and cost so far, if the request asked for either.
-    pub(crate) fn final_chunk(&self) -> Option<String> {
-        self.builder.final_chunk(self.generation.usage(), self.generation.cost())
+    /// Writes the events of a delta.
+    pub(crate) fn write_delta(&mut self, delta: Delta, out: &mut Vec<u8>) {
+        let prompt_tokens = self.generation.prompt_lengths().nth(delta.index).unwrap_or_default();
+        let cached_tokens = self.generation.usage().cached_tokens.min(prompt_tokens);
+        self.writer.delta(delta, Usage { prompt_tokens, cached_tokens, completion_tokens: 0 }, out);
+    }
+
+    /// Writes the last events of a complete answer.
+    pub(crate) fn write_end(&mut self, out: &mut Vec<u8>) {
+        self.writer.end(self.generation.usage(), self.generation.cost(), out);
+    }
+
+    /// Writes the last event of an answer that failed. Returns whether it ends the stream as one of its
+    /// protocol.
+    pub(crate) fn write_failure(&mut self, error: &ApiError, out: &mut Vec<u8>) -> bool {
+        self.writer.failed(error, self.generation.usage(), out)
+    }
+
+    /// The bytes that a stream without news gets.
+    pub(crate) fn keep_alive(&self) -> &'static [u8] {
+        self.writer.keep_alive()
     }
 
     /// Waits for all choices and returns the JSON of the whole reply.
@@ -113,13 +143,11 @@ impl TrackedGeneration {
     /// # Errors
     /// The error that the generation failed with.
     pub(crate) async fn complete(mut self) -> Result<String, ApiError> {
-        let mut choices: Vec<CompleteChoice> =
-            (0..self.choices()).map(|_| CompleteChoice::default()).collect();
         while let Some(step) = self.next().await {
-            let delta = step?;
-            choices[delta.index].push(delta);
+            self.writer.collect(step?);
         }
-        Ok(self.builder.complete(choices, self.generation.usage(), self.generation.cost()))
+        let (n, usage) = (self.generation.n(), self.generation.usage());
+        Ok(self.writer.whole(n, usage, self.generation.cost()))
     }
 
     /// Records a failure and returns its error. [`ApiError::EngineFailed`], which clients retry, is used only
@@ -130,7 +158,7 @@ impl TrackedGeneration {
         if self.state.engine_is_gone() {
             ApiError::EngineFailed(reason)
         } else {
-            tracing::error!(id = self.builder.id(), reason, "a request failed");
+            tracing::error!(id = self.writer.id(), reason, "a request failed");
             ApiError::Internal(reason)
         }
     }

@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
+use super::batch_lines;
 use super::cors::AllowedOrigins;
 use super::drain::{DrainTimes, Ended, FLUSH_TIMEOUT, Signal, Signals, drain};
 use super::evicting_permits::{EvictingPermit, EvictingPermits};
@@ -114,9 +115,14 @@ pub async fn serve(
     times: DrainTimes,
 ) -> Ended {
     let end = watch::Sender::new(false);
+    let runner = batch_lines::runner(&state);
+    if let Some(runner) = &runner {
+        runner.resume();
+    }
+    let router = router(Arc::clone(&state), runner.clone());
     let ended = tokio::select! {
-        never = accept(listener, &state, &end) => match never {},
-        ended = drain(&state, signals, times) => ended,
+        never = accept(listener, router, &state, &end) => match never {},
+        ended = drain(&state, runner.as_deref(), signals, times) => ended,
     };
     // Idle connections are closed now; the others close when their last response is sent.
     end.send_replace(true);
@@ -129,8 +135,12 @@ pub async fn serve(
 
 /// Accepts connections forever. Each holds a receiver of `end` until it is closed, and ends when `end`
 /// becomes true.
-async fn accept(listener: Listener, state: &Arc<ServerState>, end: &watch::Sender<bool>) -> Infallible {
-    let router = router(Arc::clone(state));
+async fn accept(
+    listener: Listener,
+    router: Router,
+    state: &Arc<ServerState>,
+    end: &watch::Sender<bool>,
+) -> Infallible {
     let permits = Arc::new(Semaphore::new(state.settings.http.max_connections));
     let waiting_permits = EvictingPermits::new(MAX_WAITING);
     loop {

@@ -74,6 +74,8 @@ struct CopiedMetrics {
     prefix_hits: IntCounter,
     cached: IntCounter,
     steps: IntCounter,
+    batch_requests: GaugeVec,
+    batch_lines: IntCounterVec,
     startup: GaugeVec,
     dropped_log_lines: IntCounter,
     memory: Gauge,
@@ -131,7 +133,9 @@ impl Metrics {
 
     /// Counts an admitted request and starts to measure it.
     pub(crate) fn track(&self, admitted: AdmittedRequest, generation: &Generation) -> Tracker {
-        self.admissions.with_label_values(&["admitted"]).inc();
+        if !admitted.batch {
+            self.admissions.with_label_values(&["admitted"]).inc();
+        }
         Tracker::new(Arc::clone(&self.requests), admitted, generation)
     }
 
@@ -144,6 +148,15 @@ impl Metrics {
     pub(crate) fn dropped_log_lines(&self, total: u64) {
         let counter = &self.copied.lock().unwrap_or_else(PoisonError::into_inner).dropped_log_lines;
         counter.inc_by(total.saturating_sub(counter.get()));
+    }
+
+    /// Sets the totals of lines of batches that were completed and that failed.
+    pub(crate) fn batch_lines(&self, totals: [u64; 2]) {
+        let counters = &self.copied.lock().unwrap_or_else(PoisonError::into_inner).batch_lines;
+        for (result, total) in ["completed", "failed"].into_iter().zip(totals) {
+            let counter = counters.with_label_values(&[result]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 
     /// Counts a refused request.
@@ -240,6 +253,8 @@ impl CopiedMetrics {
             prefix_hits: make.counter("vllm:prefix_cache_hits_total"),
             cached: make.counter("vllm:prompt_tokens_cached_total"),
             steps: make.counter("octant_steps_total"),
+            batch_requests: make.gauges("octant_batch_requests"),
+            batch_lines: make.counters("octant_batch_lines_total"),
             startup: make.gauges("octant_startup_seconds"),
             dropped_log_lines: make.counter("octant_log_lines_dropped_total"),
             memory: make.gauge("process_resident_memory_bytes"),
@@ -254,6 +269,9 @@ impl CopiedMetrics {
         self.waiting.set(counts.waiting as f64);
         self.waiting_by_reason.with_label_values(&["capacity"]).set(counts.waiting as f64);
         self.waiting_by_reason.with_label_values(&["deferred"]).set(0.0);
+        for (state, count) in [("running", counts.batch_running), ("waiting", counts.batch_waiting)] {
+            self.batch_requests.with_label_values(&[state]).set(count as f64);
+        }
         self.lora.set(unix_time() as f64);
         self.kv_usage.set(counts.blocks_used as f64 / counts.blocks_total.max(1) as f64);
         // Reserved blocks are taken out of the free blocks first and out of the cached blocks when no free

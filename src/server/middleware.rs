@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 
 use super::access::{self, Access};
 use super::access_log::AccessRecord;
-use super::error_response::ErrorLabel;
+use super::error_response::{self, ErrorLabel};
 use super::state::ServerState;
 use super::system::random_u64;
 
@@ -32,6 +32,7 @@ pub(crate) async fn handle(
         _ => "OTHER".to_owned(),
     };
     let origin = request.headers().get(ORIGIN).cloned();
+    let path = request.uri().path().to_owned();
     let mut response = match access::check(&state, &request) {
         Ok(Access::Route { caller, usage }) => {
             request.extensions_mut().insert(Arc::clone(&record));
@@ -47,6 +48,7 @@ pub(crate) async fn handle(
     if response.status() == StatusCode::TOO_MANY_REQUESTS {
         *response.status_mut() = state.settings.queue_full_status;
     }
+    error_response::adapt(&path, Some(&id), &mut response);
     if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", id);
     }
@@ -74,7 +76,7 @@ pub(crate) fn record_of(request: &Request) -> Arc<AccessRecord> {
 /// Puts a response into the record of its request.
 pub(crate) fn answered(record: &AccessRecord, response: &Response<Body>) {
     record.responded(response.status().as_u16());
-    if let Some(ErrorLabel { code, param }) = response.extensions().get() {
+    if let Some(ErrorLabel { code, param, .. }) = response.extensions().get() {
         record.failed(code, param.as_deref());
     }
 }

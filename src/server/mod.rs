@@ -4,11 +4,15 @@
 //! `routes`, `body` (bytes), `json` (JSON object), `types` (wire struct), `validate` (validated request),
 //! `generate` (admission and generation) and `reply_builder` (JSON of the reply), which `routes` and `sse`
 //! write to the client. A request that fails gets an [`error::ApiError`]. Everything from `json` to
-//! `reply_builder` knows no transport.
+//! `reply_builder` knows no transport, and `batch_lines` runs the lines of batches through it. `files` and
+//! `batches` are the routes of these.
 
 mod access;
 mod access_log;
+mod anthropic;
 pub mod api_keys;
+mod batch_lines;
+mod batches;
 mod body;
 mod byte_budget;
 mod constraint;
@@ -22,6 +26,7 @@ mod evicting_permits;
 mod field_kinds;
 mod field_table;
 pub mod fields;
+mod files;
 mod generate;
 pub mod health;
 mod host;
@@ -35,8 +40,11 @@ pub mod management;
 pub mod metrics;
 mod middleware;
 mod open_responses;
+mod page;
 mod reply;
 mod reply_builder;
+mod reply_writer;
+mod responses;
 pub mod routes;
 mod settings;
 mod sse;
@@ -55,6 +63,6 @@ pub use listen::{serve, signals, while_starting};
 pub use listener::{Listener, bind};
 pub use management::{ManagementPorts, ManagementThread};
 pub(crate) use settings::BodyLimits;
-pub use settings::{HttpLimits, Settings};
+pub use settings::{BatchSettings, HttpLimits, Settings};
 pub use state::ServerState;
 pub use status::{ServerStatus, Stage};

@@ -2,14 +2,16 @@
 //! written in the order in which they stand here.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::generation::{Candidate, Cost, Scored, Usage};
+use crate::generation::{Candidate, Cost, RankedCandidate, Scored, Usage};
 
 /// A whole reply or a chunk of one, with choices of type `C`.
 #[derive(Debug, serde::Serialize, JsonSchema)]
+#[schemars(rename = "Reply_of_{C}")]
 pub(crate) struct Reply<'a, C> {
     /// The reply's id, the same in all its chunks.
     pub(crate) id: &'a str,
@@ -21,6 +23,12 @@ pub(crate) struct Reply<'a, C> {
     pub(crate) model: &'a str,
     /// Empty in the chunk that carries the usage.
     pub(crate) choices: Vec<C>,
+    /// Candidates of each token of a chat's prompt, if `prompt_logprobs` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<Option<PromptToken>>>,
+    /// Token ids of a chat's prompt, if `return_token_ids` asks for them. A stream has them once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Arc<[u32]>>,
     /// `None` leaves the field out; `Some(None)` is null, as in all chunks before the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Option<UsageWire>>,
@@ -96,6 +104,9 @@ pub(crate) struct ChatChoice {
     pub(crate) message: Message,
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: &'static str,
+    /// Token ids of the answer, if `return_token_ids` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
 }
 
 /// The assistant's message.
@@ -143,12 +154,15 @@ pub(crate) enum ChunkChoice {
 }
 
 /// A choice of a chat chunk.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Default, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatChunkChoice {
     pub(crate) index: usize,
     pub(crate) delta: ChatDelta,
     pub(crate) logprobs: Option<ChatLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
+    /// Token ids of the delta, if `return_token_ids` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
 }
 
 /// Text that a chunk adds to the message. Clients concatenate the strings of all deltas, so only the first
@@ -171,7 +185,7 @@ pub(crate) struct ChatLogprobs {
 }
 
 /// Log-probability of a token, with the most probable alternatives.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct ChatToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -180,7 +194,7 @@ pub(crate) struct ChatToken {
 }
 
 /// Log-probability of an alternative to a token.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Clone, serde::Serialize, JsonSchema)]
 pub(crate) struct TopToken {
     pub(crate) token: String,
     pub(crate) logprob: f32,
@@ -203,12 +217,21 @@ impl From<Vec<Scored>> for ChatLogprobs {
 }
 
 /// A choice of a text completion, whole or in a chunk.
-#[derive(Debug, serde::Serialize, JsonSchema)]
+#[derive(Debug, Default, serde::Serialize, JsonSchema)]
 pub(crate) struct TextChoice {
     pub(crate) index: usize,
     pub(crate) text: String,
     pub(crate) logprobs: Option<TextLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
+    /// Candidates of each token of the prompt, if `prompt_logprobs` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs: Option<Vec<Option<PromptToken>>>,
+    /// Token ids of the answer or of the chunk, if `return_token_ids` asks for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token_ids: Option<Vec<u32>>,
+    /// Token ids of the prompt, if `return_token_ids` asks for them. A stream has them once for each choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_token_ids: Option<Arc<[u32]>>,
 }
 
 /// Log-probabilities of a text's tokens, as columns. The first token of an echoed prompt has none.
@@ -230,6 +253,50 @@ impl From<Vec<Scored>> for TextLogprobs {
             columns.tokens.push(token.token);
         }
         columns
+    }
+}
+
+/// Candidates for a place in the prompt, by token id: the prompt's token first, then the most probable ones.
+#[derive(Debug, Clone)]
+pub(crate) struct PromptToken(Vec<RankedCandidate>);
+
+impl PromptToken {
+    /// The first token of a prompt has no candidates.
+    pub(crate) fn new(candidates: &[RankedCandidate]) -> Option<Self> {
+        (!candidates.is_empty()).then(|| Self(candidates.to_vec()))
+    }
+}
+
+/// A candidate of [`PromptToken`].
+#[derive(serde::Serialize, JsonSchema)]
+struct PromptLogprob<'a> {
+    logprob: f32,
+    /// Number of tokens that are at least as probable; null if the token is not among the alternatives.
+    rank: Option<usize>,
+    decoded_token: &'a str,
+}
+
+impl JsonSchema for PromptToken {
+    fn schema_name() -> Cow<'static, str> {
+        "PromptToken".into()
+    }
+
+    fn json_schema(schemas: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "object",
+            "description": "Candidates for a place in the prompt by token id: the prompt's token first.",
+            "additionalProperties": schemas.subschema_for::<PromptLogprob<'static>>(),
+        })
+    }
+}
+
+impl Serialize for PromptToken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for RankedCandidate { id, token, logprob, rank } in &self.0 {
+            map.serialize_entry(id, &PromptLogprob { logprob: *logprob, rank: *rank, decoded_token: token })?;
+        }
+        map.end()
     }
 }
 

@@ -26,11 +26,16 @@ use super::generate::Admission;
 use super::info_reply::{ModelList, ModelReply, VersionReply};
 use super::metrics::exposition::Format;
 use super::reply_builder::ReplyFormat;
+use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
 use super::validate::ValidRequest;
-use super::{body, docs, generate, health, host, middleware, sse, tokenize, validate};
+use super::{
+    batches, body, docs, error_response, files, generate, health, host, middleware, page, sse, tokenize,
+    validate,
+};
+use crate::batch::Runner;
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -47,8 +52,17 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     let mut routes = vec![
         ("/v1/chat/completions", post(chat)),
         ("/v1/completions", post(completions)),
+        ("/v1/responses", post(responses)),
+        ("/v1/messages", post(messages)),
+        ("/v1/messages/count_tokens", post(tokenize::count_tokens)),
         ("/v1/models", get(models)),
         ("/v1/models/{*id}", get(model)),
+        ("/v1/files", get(files::list_files).post(files::upload)),
+        ("/v1/files/{id}", get(files::file).delete(files::delete)),
+        ("/v1/files/{id}/content", get(files::content)),
+        ("/v1/batches", get(batches::list_batches).post(batches::create)),
+        ("/v1/batches/{id}", get(batches::batch)),
+        ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
         ("/tokenizer_info", get(tokenize::tokenizer_info)),
@@ -56,17 +70,24 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/version", get(version)),
     ];
     routes.extend(health::ALIASES.map(probe));
-    routes.extend(docs::routes());
+    let part = |file: page::PageFile| {
+        (file.path, get(move |headers: HeaderMap| async move { file.respond(&headers) }))
+    };
+    routes.extend(page::FILES.map(part));
+    routes.push(docs::route());
     routes
 }
 
-/// Returns the router of all routes, with the middleware around it.
-pub(crate) fn router(state: Arc<ServerState>) -> Router {
+/// Returns the router of all routes, with the middleware around it. `runner` runs the server's batches.
+pub(crate) fn router(state: Arc<ServerState>, runner: Option<Arc<Runner>>) -> Router {
     let add = |router: Router<_>, (path, handler)| router.route(path, handler);
     let router = routes().into_iter().fold(Router::new(), add);
     let router = router.fallback(no_route).method_not_allowed_fallback(no_method);
     // The middleware covers the fallbacks too.
-    router.layer(from_fn_with_state(Arc::clone(&state), middleware::handle)).with_state(state)
+    router
+        .layer(Extension(runner))
+        .layer(from_fn_with_state(Arc::clone(&state), middleware::handle))
+        .with_state(state)
 }
 
 /// Responds to a request that arrives before the model is loaded: probes are answered, all else gets a 503.
@@ -83,6 +104,7 @@ pub(super) fn before_start<B>(
         }
         _ => origins.preflight(request).unwrap_or_else(|| ApiError::NotReady.into_response()),
     };
+    error_response::adapt(request.uri().path(), None, &mut response);
     origins.add_headers(request.headers().get(ORIGIN), response.headers_mut());
     middleware::answered(&record, &response);
     response
@@ -90,16 +112,30 @@ pub(super) fn before_start<B>(
 
 async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Chat).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
     let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Chat, record).await
+    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Chat), record).await
 }
 
 async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, ReplyFormat::Text).await?;
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "prompt").await?;
     let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyFormat::Text, record).await
+    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Text), record).await
+}
+
+async fn responses(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "input").await?;
+    let (valid, echo) = validate::response(Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Response(Box::new(echo)), record).await
+}
+
+async fn messages(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
+    let (valid, most) = validate::message(Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Message(most), record).await
 }
 
 /// A request that holds a place in the queue and whose body has been read, but not validated.
@@ -113,17 +149,17 @@ struct UnvalidatedRequest {
 /// Takes a place in the queue and reads the body.
 ///
 /// A full queue refuses the request before its body is read. The place is taken only when the whole body has
-/// arrived, so that a client that sends nothing holds none.
+/// arrived, so that a client that sends nothing holds none. `param` is the field that holds the prompt.
 async fn enter(
     state: &ServerState,
     request: Request,
-    format: ReplyFormat,
+    param: &'static str,
 ) -> Result<UnvalidatedRequest, ApiError> {
     let (received_at, engine) = (Instant::now(), state.generator.engine());
     let refuse = |reject| {
         let refusal = Refusal::Rejected(reject);
         state.metrics.refused(&refusal);
-        generate::refusal_error(state, refusal, format)
+        generate::refusal_error(state, refusal, param)
     };
     let timeout = deadline(request.headers())?;
     let caller = request.extensions().get::<Caller>().cloned();
@@ -158,11 +194,11 @@ async fn respond(
     state: &Arc<ServerState>,
     admission: Admission,
     valid: ValidRequest,
-    format: ReplyFormat,
+    kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<Response<Body>, ApiError> {
     let (ignored, stream) = (header_list(valid.ignored()), valid.stream);
-    let generation = generate::start(state, admission, valid, format, record).await?;
+    let generation = generate::start(state, admission, valid, kind, record).await?;
     let mut response = if stream {
         sse::respond(generation, state.settings.http.keep_alive)
     } else {
@@ -216,10 +252,12 @@ fn describe(state: &ServerState, name: &str) -> ModelReply {
 async fn metrics(
     State(state): Shared,
     Extension(usage): Extension<UsageAccess>,
+    Extension(runner): batches::RunnerExtension,
     headers: HeaderMap,
 ) -> impl IntoResponse {
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let format = Format::from_accept(accept);
+    state.metrics.batch_lines(runner.map(|runner| runner.ended()).unwrap_or_default());
     state.metrics.reading(state.body_permits.held());
     state.metrics.dropped_log_lines(state.settings.dropped_log_lines.load(Ordering::Relaxed));
     let stats = state.generator.engine().stats();

@@ -8,6 +8,7 @@ use http::StatusCode;
 
 use super::api_keys::Caller;
 use super::validate::Defaults;
+use crate::batch::Store;
 use crate::tools::ToolFormat;
 
 /// Maximum number of `/tokenize` and `/detokenize` requests that are served or wait at the same time. Further
@@ -15,6 +16,9 @@ use crate::tools::ToolFormat;
 pub(crate) const MAX_TOKENIZE_REQUESTS: usize = 64;
 /// Large request bodies parsed at the same time: a parsed body takes many times the memory of its bytes.
 pub(crate) const MAX_PARSING: usize = 4;
+
+/// Files that arrive at the same time. One more refuses the file that has been on its way for the longest.
+pub(crate) const MAX_UPLOADS: usize = 8;
 
 /// Settings of the front end.
 #[derive(Debug, Clone)]
@@ -44,6 +48,8 @@ pub struct Settings {
     pub reject_unknown_fields: bool,
     /// Status of a response that refuses a request because the queue is full. Default: 429.
     pub queue_full_status: StatusCode,
+    /// Where files and batches are kept; `None` refuses their routes.
+    pub batches: Option<BatchSettings>,
     /// Counter of lost lines of the log, for the metrics.
     pub dropped_log_lines: Arc<AtomicU64>,
     /// Limits of HTTP.
@@ -66,10 +72,22 @@ impl Settings {
             tool_format: None,
             reject_unknown_fields: false,
             queue_full_status: StatusCode::TOO_MANY_REQUESTS,
+            batches: None,
             dropped_log_lines: Arc::default(),
             http: HttpLimits::default(),
         }
     }
+}
+
+/// Settings of files and batches.
+#[derive(Debug, Clone)]
+pub struct BatchSettings {
+    /// Keeps them.
+    pub store: Arc<Store>,
+    /// Lines of batches that run at the same time.
+    pub max_lines: usize,
+    /// Returns the Unix time in seconds.
+    pub clock: fn() -> u64,
 }
 
 /// Limits on what a client may send, and on how long it may take.

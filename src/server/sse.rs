@@ -1,5 +1,5 @@
-//! A reply as server-sent events: `data: {json}` and an empty line for each chunk, and `data: [DONE]` at the
-//! end.
+//! A reply as server-sent events, which `reply_writer` writes: for chat and text completions `data: {json}`
+//! and an empty line for each chunk, and `data: [DONE]` at the end.
 //!
 //! The connection asks for one piece of the body after another. If a client reads slowly, the connection
 //! stops asking. The engine does not wait for the client: the request's tokens are buffered, at most
@@ -7,7 +7,8 @@
 //! generation, which aborts the request.
 //!
 //! A failure after the headers is sent as an event with an `error` object. The connection then ends without
-//! `[DONE]` and without the last chunk of the HTTP body, so that no client takes it for a complete reply.
+//! `[DONE]` and without the last chunk of the HTTP body, so that no client takes it for a complete reply. A
+//! response of the Responses API ends with an event of its own instead, which no client can mistake.
 
 use std::io;
 use std::pin::Pin;
@@ -34,9 +35,8 @@ const MAX_PIECE: usize = 16 << 10;
 /// sends a comment, so that no proxy between server and client closes the connection as idle.
 pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Response<Body> {
     let events = EventStream {
-        role_sent: vec![false; generation.choices()],
         generation,
-        stage: StreamStage::Running,
+        stage: StreamStage::Beginning,
         keep_alive,
         timer: Box::pin(tokio::time::sleep(keep_alive)),
         last_sent: Instant::now(),
@@ -54,6 +54,7 @@ pub(crate) fn respond(generation: TrackedGeneration, keep_alive: Duration) -> Re
 }
 
 enum StreamStage {
+    Beginning,
     Running,
     Failed,
     Ended,
@@ -61,8 +62,6 @@ enum StreamStage {
 
 struct EventStream {
     generation: TrackedGeneration,
-    /// For each choice, whether a chunk with its role has been sent.
-    role_sent: Vec<bool>,
     stage: StreamStage,
     keep_alive: Duration,
     /// Fires at or before `last_sent + keep_alive`. To reset the timer for every event would cost more.
@@ -73,6 +72,16 @@ struct EventStream {
 impl EventStream {
     async fn next_piece(&mut self) -> Option<io::Result<Bytes>> {
         match self.stage {
+            StreamStage::Beginning => {
+                self.stage = StreamStage::Running;
+                let mut events = Vec::new();
+                self.generation.write_begin(&mut events);
+                if events.is_empty() {
+                    events = self.next_events().await.into();
+                }
+                self.last_sent = Instant::now();
+                Some(Ok(Bytes::from(events)))
+            }
             StreamStage::Running => {
                 let events = self.next_events().await;
                 self.last_sent = Instant::now();
@@ -100,7 +109,7 @@ impl EventStream {
                     let due = self.last_sent + self.keep_alive;
                     if Instant::now() >= due {
                         self.timer.as_mut().reset(Instant::now() + self.keep_alive);
-                        return Bytes::from_static(b": keep-alive\n\n");
+                        return Bytes::from_static(self.generation.keep_alive());
                     }
                     self.timer.as_mut().reset(due);
                 }
@@ -121,33 +130,16 @@ impl EventStream {
 
     /// Writes the events for `step`, a result of [`TrackedGeneration::next`].
     fn write_step(&mut self, step: Option<Result<Delta, ApiError>>, out: &mut Vec<u8>) {
-        let builder = &self.generation.builder;
         match step {
-            Some(Ok(delta)) => {
-                let role_sent = &mut self.role_sent[delta.index];
-                for choice in builder.chunks(delta, role_sent) {
-                    out.extend_from_slice(b"data: ");
-                    builder.write_chunk(&choice, out);
-                    out.extend_from_slice(b"\n\n");
-                }
-            }
+            Some(Ok(delta)) => self.generation.write_delta(delta, out),
             Some(Err(error)) => {
-                write_event(&error.to_json(), out);
-                self.stage = StreamStage::Failed;
+                let ended = self.generation.write_failure(&error, out);
+                self.stage = if ended { StreamStage::Ended } else { StreamStage::Failed };
             }
             None => {
-                if let Some(chunk) = self.generation.final_chunk() {
-                    write_event(&chunk, out);
-                }
-                write_event("[DONE]", out);
+                self.generation.write_end(out);
                 self.stage = StreamStage::Ended;
             }
         }
     }
-}
-
-fn write_event(data: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"data: ");
-    out.extend_from_slice(data.as_bytes());
-    out.extend_from_slice(b"\n\n");
 }

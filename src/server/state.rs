@@ -11,10 +11,10 @@ use super::cors::AllowedOrigins;
 use super::evicting_permits::EvictingPermits;
 use super::host::AllowedHosts;
 use super::metrics::Metrics;
-use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, Settings};
+use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, MAX_UPLOADS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
 use super::system::unix_time;
-use super::validate::Limits;
+use super::validate::{Limits, TEMPLATE_FIELDS};
 use crate::generation::{ChatTemplate, Generator};
 use crate::tools::{ToolFormat, ToolSupport};
 
@@ -41,6 +41,8 @@ pub struct ServerState {
     pub(crate) status: Arc<ServerStatus>,
     /// Permits for reading a request body.
     pub(crate) body_permits: EvictingPermits,
+    /// Permits for receiving a file.
+    pub(crate) upload_permits: EvictingPermits,
     /// Bytes of the request bodies that are read or parsed.
     pub(crate) body_bytes: Arc<ByteBudget>,
     /// Number of requests whose response is not complete.
@@ -74,6 +76,10 @@ impl ServerState {
             eos_ids: settings.eos_ids.clone(),
             tools: generator.template().map(|template| tool_support(template, settings.tool_format)),
             defaults: settings.defaults.clone(),
+            template_fields: TEMPLATE_FIELDS
+                .into_iter()
+                .filter(|name| generator.template_reads(name))
+                .collect(),
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),
         };
@@ -97,6 +103,7 @@ impl ServerState {
             tokenize_turn: Mutex::default(),
             status,
             body_permits: EvictingPermits::new(max_reading),
+            upload_permits: EvictingPermits::new(MAX_UPLOADS),
             body_bytes,
             open_requests: watch::Sender::new(0),
             abort: CancellationToken::new(),

@@ -1,8 +1,8 @@
 //! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages,
-//! and back. `/tokenizer_info`: the tokenizer's configuration.
+//! and back. `/v1/messages/count_tokens`: their number. `/tokenizer_info`: the tokenizer's configuration.
 //!
-//! The first two take no place in the engine's queue. Their number is bounded by permits of their own, taken
-//! before a body is parsed. They use the tokenizer one at a time, so that they delay requests that generate
+//! These requests take no place in the engine's queue. Those with a body are bounded by permits of their own,
+//! taken before it is parsed. They use the tokenizer one at a time, so that they delay requests that generate
 //! as little as possible.
 
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use tokio::sync::SemaphorePermit;
 
+use super::anthropic::reply::TokenCount;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::refusal_error;
@@ -39,7 +40,7 @@ pub(crate) async fn tokenize(
     let _turn = state.tokenize_turn.lock().await;
     let format = if prompts.is_chat() { ReplyFormat::Chat } else { ReplyFormat::Text };
     let tokenized = state.generator.tokenize(prompts).await;
-    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, format))?;
+    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, format.prompt_param()))?;
     let ids: &[u32] = prompts.first().map_or(&[], |prompt| &prompt.ids);
     let tokenizer = state.generator.tokenizer();
     let token_strs = strings.then(|| ids.iter().map(|&id| tokenizer.token_str(id)).collect::<Vec<_>>());
@@ -49,6 +50,24 @@ pub(crate) async fn tokenize(
         tokens: ids.to_vec(),
         token_strs,
     }))
+}
+
+/// `POST /v1/messages/count_tokens`: the number of tokens of a conversation.
+///
+/// # Errors
+/// Status 400, 404 for the model, or 429.
+pub(crate) async fn count_tokens(
+    State(state): State<Arc<ServerState>>,
+    request: Request,
+) -> Result<Json<TokenCount>, ApiError> {
+    let body = body::read(request, &state).await?;
+    let _permit = acquire_permit(&state)?;
+    let map = body::parse(body, &state).await?;
+    let prompts = validate::count_tokens(Fields::new(map), &state.limits)?;
+    let _turn = state.tokenize_turn.lock().await;
+    let tokenized = state.generator.tokenize(prompts).await;
+    let prompts = tokenized.map_err(|refusal| refusal_error(&state, refusal, "messages"))?;
+    Ok(Json(TokenCount { input_tokens: prompts.iter().map(|prompt| prompt.ids.len()).sum() }))
 }
 
 /// `POST /detokenize`: text of token ids, special tokens included.
@@ -65,7 +84,7 @@ pub(crate) async fn detokenize(
     let ids = validate::detokenize(Fields::new(map), &state.limits)?;
     let _turn = state.tokenize_turn.lock().await;
     let text = state.generator.detokenize(ids).await;
-    let text = text.map_err(|refusal| refusal_error(&state, refusal, ReplyFormat::Text))?;
+    let text = text.map_err(|refusal| refusal_error(&state, refusal, "tokens"))?;
     Ok(Json(DetokenizeReply { prompt: text }))
 }
 

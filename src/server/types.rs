@@ -20,15 +20,23 @@ pub(crate) const MAX_N: i128 = 128;
 /// Most sequences per request: prompts times choices.
 pub(crate) const MAX_SEQUENCES: usize = 256;
 /// Most messages in a conversation.
-const MAX_MESSAGES: usize = 2048;
+pub(crate) const MAX_MESSAGES: usize = 2048;
 /// Most alternatives reported per token.
-const MAX_TOP_LOGPROBS: i128 = 20;
+pub(crate) const MAX_TOP_LOGPROBS: i128 = 20;
 /// Most tokens that a request can ask for.
-const MAX_TOKENS: i128 = u32::MAX as i128;
+pub(crate) const MAX_TOKENS: i128 = u32::MAX as i128;
 /// Most stop strings per request.
 pub(crate) const MAX_STOP_STRINGS: usize = 16;
 /// Longest stop string, in bytes.
 pub(crate) const MAX_STOP_BYTES: usize = 1024;
+/// Most texts in `bad_words`.
+const MAX_BAD_WORDS: usize = 1024;
+/// Longest text in `bad_words`, in bytes.
+pub(crate) const MAX_BAD_WORD_BYTES: usize = 1024;
+/// Most ids in `allowed_token_ids`.
+const MAX_ALLOWED_IDS: usize = 1 << 20;
+/// Longest `reasoning_effort` and `verbosity`, in characters.
+const MAX_LEVEL_CHARS: usize = 64;
 /// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
 pub(crate) const MAX_TIMEOUT: f64 = 86_400.0;
 /// Longest name in `metadata`, in characters.
@@ -135,6 +143,12 @@ request_fields! {
         stop: Any = any("a string or an array of strings", stop);
         /// Token ids that end the answer.
         stop_token_ids: List = list(0, 64, "token ids", token_id).default("[]");
+        /// Texts that never occur in the answer, found as in vLLM: by the tokens that each text has alone and
+        /// after a space.
+        bad_words: List = list(0, MAX_BAD_WORDS, "texts", bad_word).default("[]");
+        /// The only token ids that may occur in the answer. It ends before `max_tokens` only if they contain
+        /// an id that ends it.
+        allowed_token_ids: List = list(1, MAX_ALLOWED_IDS, "token ids", token_id);
         /// Tokens that are generated before the answer may end.
         min_tokens: Int = int(0, MAX_TOKENS).default("0");
         /// Whether the answer goes on after the model's end tokens.
@@ -143,6 +157,22 @@ request_fields! {
         skip_special_tokens: Flag = flag().default("true");
         /// Whether the answer contains the text that ended it.
         include_stop_str_in_output: Flag = flag().default("false");
+        /// The number of tokens that are kept of the prompt: its last ones. -1 keeps as many as fit the
+        /// context. 0 is refused.
+        truncate_prompt_tokens: Int = int(-1, MAX_TOKENS);
+        /// Number of alternatives to report for each token of the prompt, beside its own log-probability. Not
+        /// for streams.
+        prompt_logprobs: Int = int(0, MAX_TOP_LOGPROBS);
+        /// Whether the reply has the token ids of the prompt and of the answer.
+        return_token_ids: Flag = flag().default("false");
+        /// Whether log-probabilities name tokens `token_id:N` instead of by their text.
+        return_tokens_as_token_ids: Flag = flag().default("false");
+        /// The variable `reasoning_effort` of the chat template. Named in `x-ignored-fields` if the template
+        /// does not read it.
+        reasoning_effort: Text = text_of(1, MAX_LEVEL_CHARS);
+        /// The variable `verbosity` of the chat template. Named in `x-ignored-fields` if the template does
+        /// not read it.
+        verbosity: Text = text_of(1, MAX_LEVEL_CHARS);
         /// Whether the reply is a stream of server-sent events.
         stream: Flag = flag().default("false");
         /// Options of a stream. Needs `stream`.
@@ -177,6 +207,8 @@ request_fields! {
     StreamOptions {
         /// Whether the last event has the usage.
         include_usage: Flag = flag().default("false");
+        /// Whether every event has the usage of its choice so far.
+        continuous_usage_stats: Flag = flag().default("false");
     }
 }
 
@@ -257,6 +289,34 @@ request_fields! {
     }
 }
 
+request_fields! {
+    /// Body of `POST /v1/batches`.
+    BatchWire {
+        /// Id of a file with one request in each line.
+        input_file_id: Text = text().required();
+        /// The route that all requests are for.
+        endpoint: Word = word(&["/v1/chat/completions", "/v1/completions"]).required();
+        /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
+        metadata: Pairs = pairs(16, label);
+    }
+    checked {
+        /// Time after which requests that have not been answered expire.
+        completion_window: Word = word(&["24h"]).required();
+    }
+}
+
+impl BatchWire {
+    /// Reads the body.
+    ///
+    /// # Errors
+    /// 400 if a field is missing, has the wrong type or is out of range.
+    pub(crate) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        let wire = Self::take(fields)?;
+        wire.metadata.iter().flatten().try_for_each(check_label)?;
+        Ok(wire)
+    }
+}
+
 impl ChatWire {
     /// Reads the body of a chat completion.
     ///
@@ -315,6 +375,13 @@ impl CommonFields {
     }
 }
 
+impl CommonFields {
+    /// Takes the fields that are variables of the chat template.
+    pub(crate) fn take_template_fields(&mut self) -> [(&'static str, Option<String>); 2] {
+        [("reasoning_effort", self.reasoning_effort.take()), ("verbosity", self.verbosity.take())]
+    }
+}
+
 /// Checks a name of `metadata` and its value.
 fn check_label((name, value): (&String, &Value)) -> Result<(), ApiError> {
     if name.chars().count() > MAX_LABEL_NAME {
@@ -342,6 +409,10 @@ pub(crate) const PROMPT: &str =
 
 fn anything() -> Value {
     json!({})
+}
+
+fn bad_word() -> Value {
+    json!({ "type": "string", "maxLength": MAX_BAD_WORD_BYTES })
 }
 
 fn token_id() -> Value {

@@ -31,16 +31,9 @@ const UNSUPPORTED: &[(&str, Harmless)] = &[
     ("previous_response_id", is_empty),
     // vLLM
     ("use_beam_search", is_false),
-    ("guided_whitespace_pattern", never),
     ("structural_tag", never),
-    ("prompt_logprobs", never),
-    ("truncate_prompt_tokens", never),
-    ("allowed_token_ids", never),
-    ("bad_words", is_empty),
     ("logits_processors", is_empty),
     ("prompt_embeds", never),
-    ("return_token_ids", is_false),
-    ("return_tokens_as_token_ids", is_false),
     ("kv_transfer_params", never),
     ("thinking_token_budget", never),
     ("min_new_tokens", never),
@@ -63,6 +56,39 @@ const UNSUPPORTED_IN_CHAT: &[(&str, Harmless)] = &[
     ("add_special_tokens", is_false),
     ("mm_processor_kwargs", is_empty),
     ("prompt", never),
+];
+
+/// Fields that are refused for responses, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_RESPONSES: &[(&str, Harmless)] = &[
+    ("background", is_false),
+    ("conversation", never),
+    ("prompt", never),
+    ("context_management", is_empty),
+    ("messages", never),
+    ("max_tokens", never),
+    ("max_completion_tokens", never),
+    ("n", is_one),
+    ("best_of", is_one),
+    ("echo", is_false),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("add_special_tokens", is_false),
+];
+
+/// Fields that are refused for messages, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_MESSAGES: &[(&str, Harmless)] = &[
+    ("container", never),
+    ("mcp_servers", is_empty),
+    ("context_management", is_empty),
+    ("max_completion_tokens", never),
+    ("stop", is_empty),
+    ("n", is_one),
+    ("best_of", is_one),
+    ("prompt", never),
+    ("echo", is_false),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("add_special_tokens", is_false),
 ];
 
 /// Fields that are refused for text completions, in addition to [`UNSUPPORTED`].
@@ -116,6 +142,22 @@ pub(super) fn refuse(fields: &mut Fields) -> Result<(), ApiError> {
 /// 400 that names the field.
 pub(super) fn refuse_in_chat(fields: &mut Fields) -> Result<(), ApiError> {
     refuse_listed(fields, UNSUPPORTED_IN_CHAT)
+}
+
+/// Refuses fields that responses do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_responses(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_RESPONSES)
+}
+
+/// Refuses fields that messages do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_messages(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_MESSAGES)
 }
 
 /// Refuses fields that text completions do not support, in addition to those of [`refuse`].
@@ -224,10 +266,28 @@ pub(super) fn nothing_left(fields: &Fields) -> Result<(), ApiError> {
     fields.left().next().map_or(Ok(()), |(name, _)| Err(unsupported(&fields.path_of(name))))
 }
 
-/// Names of the fields that are refused for chat completions, and for text completions.
-pub(super) fn refused_names() -> [Vec<&'static str>; 2] {
-    [UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS]
-        .map(|own| own.iter().chain(UNSUPPORTED).map(|(name, _)| *name).collect())
+/// Names of the fields that a route refuses.
+#[derive(Debug)]
+pub(super) struct RefusedNames {
+    pub(super) chat: Vec<&'static str>,
+    pub(super) completions: Vec<&'static str>,
+    pub(super) responses: Vec<&'static str>,
+    pub(super) messages: Vec<&'static str>,
+}
+
+impl RefusedNames {
+    /// The names of each route.
+    pub(super) fn new() -> Self {
+        let all = |own: &'static [(&str, Harmless)]| own.iter().chain(UNSUPPORTED).map(|(name, _)| *name);
+        // Fields of responses that other routes do not have.
+        let read = ["text", "instructions"];
+        Self {
+            chat: all(UNSUPPORTED_IN_CHAT).collect(),
+            completions: all(UNSUPPORTED_IN_COMPLETIONS).collect(),
+            responses: all(UNSUPPORTED_IN_RESPONSES).filter(|name| !read.contains(name)).collect(),
+            messages: all(UNSUPPORTED_IN_MESSAGES).filter(|name| *name != "system").collect(),
+        }
+    }
 }
 
 fn unsupported(path: &str) -> ApiError {
@@ -246,6 +306,10 @@ fn plain(name: &str) -> String {
 
 fn never(_: &Value) -> bool {
     false
+}
+
+fn is_one(value: &Value) -> bool {
+    value.as_f64() == Some(1.0)
 }
 
 fn is_false(value: &Value) -> bool {

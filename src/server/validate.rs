@@ -11,9 +11,11 @@
 //! - `top_k` of 0 or -1 means all tokens.
 //! - `top_p` of 0 means greedy decoding, and a temperature between 0 and 0.01 becomes 0.01.
 
+mod anthropic;
 mod chat;
 mod completion;
 mod limits;
+mod responses;
 mod sampling;
 mod tools;
 mod values;
@@ -23,19 +25,23 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::anthropic::types::{CountTokensWire, MessagesWire};
 use super::api_keys::Caller;
 use super::constraint::Constraint;
 use super::error::ApiError;
 use super::field_table::Table;
 use super::fields::{Fields, missing, wrong_type};
+use super::responses::reply::RequestEcho;
+use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
-    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
-    TokenizeWire,
+    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_BAD_WORD_BYTES, MAX_SEQUENCES,
+    MAX_STOP_BYTES, MAX_STOP_STRINGS, TokenizeWire,
 };
 use super::unsupported;
-use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, ToolCalls};
+use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls, Truncate};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
+pub(crate) use limits::TEMPLATE_FIELDS;
 pub use limits::{Defaults, Limits};
 use tools::ToolUse;
 use values::token_ids;
@@ -53,6 +59,10 @@ pub struct ValidRequest {
     pub stream: bool,
     /// Whether the last event carries the usage.
     pub include_usage: bool,
+    /// Whether every event carries the usage of its choice so far.
+    pub continuous_usage: bool,
+    /// Whether log-probabilities name tokens by their ids.
+    pub names_ids: bool,
     /// Whether the answer ends with its cost.
     pub include_cost: bool,
     /// Whether the answer has log-probabilities.
@@ -85,16 +95,104 @@ impl ValidRequest {
 /// 400, or 404 for an unknown model.
 pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
     let mut wire = ChatWire::read(fields)?;
+    chat::template_fields(&mut wire, &limits.template_fields);
     let asked = chat::max_tokens(&wire)?;
     let logprobs = chat::logprobs(&wire)?;
     let tools = tools::read(&mut wire, limits.tools)?;
     let prompts = chat::prompts(&mut wire, limits.tools, tools.as_ref())?;
-    if let Some(tools) = &tools {
-        wire.common.constraint = tools.constraint(wire.common.constraint)?;
-    }
     let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
-    let tools = tools.as_ref().map(ToolUse::calls);
-    finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    let answer = ChatAnswer { logprobs, max_tokens, tools };
+    answer.finish(wire.common, prompts, limits, fresh_seed)
+}
+
+/// The fields of any chat protocol that describe the answer, without the shared ones.
+struct ChatAnswer {
+    logprobs: Option<u8>,
+    max_tokens: MaxTokens,
+    tools: Option<ToolUse>,
+}
+
+impl ChatAnswer {
+    /// Validates the shared fields and puts the request together.
+    fn finish(
+        self,
+        mut wire: CommonFields,
+        prompts: Prompts,
+        limits: &Limits,
+        fresh_seed: u64,
+    ) -> Result<ValidRequest, ApiError> {
+        let Self { logprobs, max_tokens, tools } = self;
+        if let Some(tools) = &tools {
+            wire.constraint = tools.constraint(wire.constraint)?;
+        }
+        let tools = tools.as_ref().map(ToolUse::calls);
+        finish(wire, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)
+    }
+}
+
+/// Validates the body of `POST /v1/responses`. Returns the fields that the reply repeats, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn response(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, RequestEcho), ApiError> {
+    let mut wire = ResponsesWire::read(fields)?;
+    let asked = wire.max_output_tokens.map(|tokens| MaxTokens::Exactly(tokens as u32));
+    let logprobs = responses::logprobs(&mut wire)?;
+    let request = responses::tools(&mut wire)?;
+    let echo = responses::echo(&wire, &request.tools);
+    let tools = request.check(limits.tools)?;
+    let format = wire.text.take().and_then(|text| text.format);
+    wire.common.constraint = responses::constraint(format, wire.common.constraint)?;
+    let kwargs = chat::kwargs(wire.chat_template_kwargs.as_ref())?;
+    let options = RenderOptions { kwargs, ..RenderOptions::default() };
+    let messages = responses::messages(&mut wire)?;
+    let prompts = chat::conversation(messages, options, limits.tools, tools.as_ref());
+    let fields = wire.common;
+    let temperature = fields.temperature.map_or(limits.defaults.temperature, |value| value as f32);
+    let top_p = fields.top_p.map_or(limits.defaults.top_p, |value| value as f32);
+    let max_tokens = asked.unwrap_or(MaxTokens::UpTo(u32::MAX));
+    let valid = ChatAnswer { logprobs, max_tokens, tools }.finish(fields, prompts, limits, fresh_seed)?;
+    Ok((valid, RequestEcho { temperature, top_p, ..echo }))
+}
+
+/// Validates the body of `POST /v1/messages`. Returns the greatest number of tokens of the answer, too.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn message(
+    fields: Fields,
+    limits: &Limits,
+    fresh_seed: u64,
+) -> Result<(ValidRequest, u32), ApiError> {
+    let MessagesWire { max_tokens, stop_sequences, metadata, mut conversation, mut common } =
+        MessagesWire::read(fields)?;
+    let most = max_tokens.unwrap_or(1) as u32;
+    common.user = metadata.and_then(|data| data.user_id).or(common.user);
+    if let Some(stop) = stop_sequences {
+        let stop = stop_strings("stop_sequences", Some(&Value::Array(stop)))?;
+        common.stop = Some(stop.into());
+    }
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    common.constraint = anthropic::constraint(&mut conversation, common.constraint)?;
+    let prompts = anthropic::prompts(&mut conversation, &mut common.ignored, limits.tools, tools.as_ref())?;
+    let answer = ChatAnswer { logprobs: None, max_tokens: MaxTokens::UpTo(most), tools };
+    Ok((answer.finish(common, prompts, limits, fresh_seed)?, most))
+}
+
+/// Validates the body of `POST /v1/messages/count_tokens`. Returns the prompt.
+///
+/// # Errors
+/// 400, or 404 for an unknown model.
+pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompts, ApiError> {
+    let CountTokensWire { model, mut conversation } = CountTokensWire::read(&mut fields)?;
+    served_model(model, limits)?;
+    unsupported::refuse(&mut fields)?;
+    let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    anthropic::prompts(&mut conversation, &mut Vec::new(), limits.tools, tools.as_ref())
 }
 
 /// Validates the body of `POST /v1/completions`. `fresh_seed` is the seed if the client sets none.
@@ -103,6 +201,10 @@ pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidReq
 /// 400, or 404 for an unknown model.
 pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
     let mut wire = CompletionWire::read(fields)?;
+    // There is no template.
+    for (name, value) in wire.common.take_template_fields() {
+        wire.common.ignored.extend(value.map(|_| name.to_owned()));
+    }
     let prompt = wire.prompt.take();
     let prompts = completion::prompts(prompt, wire.add_special_tokens.unwrap_or(true), limits.vocab_size)?;
     let echo = wire.echo.unwrap_or(false);
@@ -179,33 +281,32 @@ fn finish(
     if wire.stream_options.is_some() && !stream {
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
-    let stop = stop_strings(wire.stop.as_ref())?;
-    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
-    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
-    if !wire.ignore_eos.unwrap_or(false) {
-        stop_ids.extend(&limits.eos_ids);
-    }
-    stop_ids.sort_unstable();
-    stop_ids.dedup();
+    let stop = stop_strings("stop", wire.stop.as_ref())?;
+    let stop_ids = stop_ids(&wire, limits)?;
     let sampling = SamplingParams {
         min_tokens: min_tokens(&wire, route.max_tokens)?,
         barred: stop_ids.clone(),
         logprobs: route.logprobs,
         ..sampling::params(&wire, limits, fresh_seed)?
     };
-    let priority = wire.priority.unwrap_or(0) as i32;
-    // Where keys have priorities, a request can lower its own priority and cannot raise it.
-    if limits.keys_have_priorities && priority < 0 {
-        let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
-        return Err(ApiError::invalid("priority", text));
-    }
+    let priority = priority(&wire, limits)?;
     let output = OutputRules {
         stop,
         include_stop: wire.include_stop_str_in_output.unwrap_or(false),
         skip_special: wire.skip_special_tokens.unwrap_or(true),
         echo: route.echo,
         score_stop_id: !matches!(route.prompts, Prompts::Chat { .. }),
+        token_ids: wire.return_token_ids.unwrap_or(false),
     };
+    let allowed = wire.allowed_token_ids.as_deref();
+    let allowed_tokens =
+        allowed.map(|ids| token_ids("allowed_token_ids", ids, limits.vocab_size)).transpose()?;
+    if wire.prompt_logprobs.is_some() && stream {
+        return Err(ApiError::invalid(
+            "prompt_logprobs",
+            "expected stream = false with this field, got true",
+        ));
+    }
     let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
@@ -219,18 +320,48 @@ fn finish(
         cache_salt: wire.cache_salt.map(Arc::from),
         grammar,
         tools: route.tools,
+        bad_words: bad_words(wire.bad_words)?,
+        allowed_tokens,
+        truncate: truncate(wire.truncate_prompt_tokens)?,
+        prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
     };
+    let stream_options = wire.stream_options.unwrap_or_default();
     Ok(ValidRequest {
         model,
         ask,
         stream,
         timeout: wire.timeout.map(Duration::from_secs_f64),
-        include_usage: wire.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
+        include_usage: stream_options.include_usage.unwrap_or(false),
+        continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
+        names_ids: wire.return_tokens_as_token_ids.unwrap_or(false),
         include_cost: wire.return_cost.unwrap_or(false),
         logprobs: route.logprobs.is_some(),
         grammar_path: path.unwrap_or_default(),
         ignored: wire.ignored,
     })
+}
+
+/// The ids that end an answer, in order.
+fn stop_ids(wire: &CommonFields, limits: &Limits) -> Result<Vec<u32>, ApiError> {
+    let named = wire.stop_token_ids.as_deref().unwrap_or_default();
+    let mut stop_ids = token_ids("stop_token_ids", named, limits.vocab_size)?;
+    if !wire.ignore_eos.unwrap_or(false) {
+        stop_ids.extend(&limits.eos_ids);
+    }
+    stop_ids.sort_unstable();
+    stop_ids.dedup();
+    Ok(stop_ids)
+}
+
+/// The request's priority. Where keys have priorities, a request can lower its own and cannot raise it.
+fn priority(wire: &CommonFields, limits: &Limits) -> Result<i32, ApiError> {
+    match wire.priority.unwrap_or(0) as i32 {
+        priority if limits.keys_have_priorities && priority < 0 => {
+            let text = format!("expected an integer from 0 to {MAX_PRIORITY}, got {priority}");
+            Err(ApiError::invalid("priority", text))
+        }
+        priority => Ok(priority),
+    }
 }
 
 /// The served name of the model that the client asks for; the first one if it names none. Clients made for
@@ -291,7 +422,7 @@ fn min_tokens(wire: &CommonFields, max_tokens: MaxTokens) -> Result<u32, ApiErro
     Ok(min)
 }
 
-fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
+fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items = match stop {
         None => return Ok(Vec::new()),
         Some(Value::Array(items)) => items.as_slice(),
@@ -301,17 +432,42 @@ fn stop_strings(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
     let items: Vec<&Value> = items.iter().filter(|item| *item != "").collect();
     if items.len() > MAX_STOP_STRINGS {
         let text = format!("expected at most {MAX_STOP_STRINGS} strings, got {}", items.len());
-        return Err(ApiError::invalid("stop", text));
+        return Err(ApiError::invalid(path, text));
     }
     let one = |item: &Value| match item {
         Value::String(text) if text.len() > MAX_STOP_BYTES => {
             let text = format!("expected strings of at most {MAX_STOP_BYTES} bytes, got {}", text.len());
-            Err(ApiError::invalid("stop", text))
+            Err(ApiError::invalid(path, text))
         }
         Value::String(text) => Ok(text.clone()),
-        other => Err(wrong_type("stop", "a string or an array of strings", other)),
+        other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
+}
+
+/// Reads `bad_words`. A text of spaces alone has no token of its own and stands for none.
+fn bad_words(items: Option<Vec<Value>>) -> Result<Vec<String>, ApiError> {
+    let mut words = Vec::new();
+    for (i, item) in items.unwrap_or_default().into_iter().enumerate() {
+        let path = format!("bad_words[{i}]");
+        let Value::String(word) = item else { return Err(wrong_type(&path, "a string", &item)) };
+        if word.len() > MAX_BAD_WORD_BYTES {
+            let text = format!("expected at most {MAX_BAD_WORD_BYTES} bytes, got {}", word.len());
+            return Err(ApiError::invalid(path, text));
+        }
+        if !word.trim().is_empty() {
+            words.push(word);
+        }
+    }
+    Ok(words)
+}
+
+fn truncate(tokens: Option<i128>) -> Result<Option<Truncate>, ApiError> {
+    match tokens {
+        Some(0) => Err(ApiError::invalid("truncate_prompt_tokens", "expected -1 or at least 1, got 0")),
+        Some(-1) => Ok(Some(Truncate::Fit)),
+        tokens => Ok(tokens.map(|tokens| Truncate::Last(tokens as u32))),
+    }
 }
 
 /// The tenant of a request without a named API key: its `user`. Each tenant gets an equal share of the

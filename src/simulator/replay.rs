@@ -154,7 +154,8 @@ impl Replayer {
                 Ok(())
             }
             Event::Commit { id, rows } => {
-                let output = StepOutput { id: *id, rows: rows.iter().map(output).collect() };
+                let rows = rows.iter().map(output).collect();
+                let output = StepOutput { id: *id, rows, ..StepOutput::default() };
                 let step = self.in_flight.pop_front().ok_or("a step is committed that was never planned")?;
                 let updates = self.scheduler.commit(step, output).map_err(|e| e.to_string())?;
                 for (id, update) in updates {

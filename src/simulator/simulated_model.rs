@@ -62,7 +62,7 @@ impl SimulatedModel {
     pub fn step(&mut self, plan: &StepPlan) -> (StepOutput, StepTime) {
         let time = self.predict(plan);
         let rows = plan.rows.iter().map(|row| self.row(row)).collect();
-        (StepOutput { id: plan.id, rows }, time)
+        (StepOutput { id: plan.id, rows, ..StepOutput::default() }, time)
     }
 
     /// Time that a step would take.

@@ -2,7 +2,7 @@
 //! panic.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IsTerminal};
 
 use super::write::write_all;
 
@@ -45,12 +45,20 @@ pub(crate) fn line(text: fmt::Arguments<'_>) -> Result<(), OutputError> {
     write(&format!("{text}\n"))
 }
 
-/// Writes text. Waits for the reader.
-fn write(text: &str) -> Result<(), OutputError> {
+/// Writes a part of a result. Waits for the reader.
+///
+/// # Errors
+/// Standard output is closed or cannot be written.
+pub(crate) fn write(text: &str) -> Result<(), OutputError> {
     write_all(io::stdout(), text.as_bytes(), |_| {}).map_err(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => OutputError::Closed,
         _ => OutputError::Failed(error),
     })
+}
+
+/// Whether standard output is a terminal.
+pub(crate) fn is_terminal() -> bool {
+    io::stdout().is_terminal()
 }
 
 /// Whether a command failed only because the reader of its result has closed standard output.

@@ -236,6 +236,12 @@ impl ChatTemplate {
         shown.is_ok_and(|rendered| rendered.text().contains(NAME))
     }
 
+    /// Whether the template that renders requests without tools reads a variable of this name.
+    pub fn reads(&self, variable: &str) -> bool {
+        let template = self.environment.get_template("default");
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(variable))
+    }
+
     /// Renders a conversation of at least one message.
     ///
     /// # Errors

@@ -18,6 +18,8 @@ pub struct ToolCallDelta {
     pub name: Option<String>,
     /// New characters of the arguments, which are JSON.
     pub arguments: String,
+    /// Bytes of text that were passed on before the part.
+    pub text_before: usize,
 }
 
 /// Finds the calls of one answer.
@@ -203,7 +205,8 @@ impl ToolCallParser {
             open.index = Some(self.calls);
             open.raw.clear();
             let name = Some(name.clone());
-            calls.push(ToolCallDelta { call: self.calls, name, arguments: String::new() });
+            let (arguments, text_before) = (String::new(), text.len());
+            calls.push(ToolCallDelta { call: self.calls, name, arguments, text_before });
             self.calls += 1;
         }
         if let Some(call) = open.index {
@@ -211,7 +214,7 @@ impl ToolCallParser {
             if scanned == Scanned::Closed && !open.scanner.has_arguments {
                 arguments.push_str("{}");
             }
-            add_arguments(calls, call, arguments);
+            add_arguments(calls, call, arguments, text.len());
         }
         let foreign = self.format == ToolFormat::Llama3 && open.scanner.unknown_member;
         match (scanned, open.index) {
@@ -252,10 +255,10 @@ impl ToolCallParser {
 }
 
 /// Appends characters to the arguments of a call.
-fn add_arguments(calls: &mut Vec<ToolCallDelta>, call: usize, arguments: String) {
+fn add_arguments(calls: &mut Vec<ToolCallDelta>, call: usize, arguments: String, text_before: usize) {
     match calls.last_mut() {
         _ if arguments.is_empty() => {}
         Some(last) if last.call == call => last.arguments.push_str(&arguments),
-        _ => calls.push(ToolCallDelta { call, name: None, arguments }),
+        _ => calls.push(ToolCallDelta { call, name: None, arguments, text_before }),
     }
 }

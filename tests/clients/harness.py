@@ -12,11 +12,13 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 import traceback
 import urllib.request
 from dataclasses import dataclass
 
+NAME = "demo"
 KEY = "a-key"
 
 
@@ -36,7 +38,7 @@ class Endpoint:
 class Server:
     """A server process with the demo model, on a free port."""
 
-    def __init__(self, binary: str, model: str, name: str = "demo", *flags: str) -> None:
+    def __init__(self, binary: str, model: str, name: str = NAME, *flags: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -93,3 +95,22 @@ def run_tests(tests: list, *arguments) -> int:
                 traceback.print_exc()
     print(f"{len(tests) - failed} passed, {failed} failed", flush=True)
     return failed
+
+
+def run(tests: list) -> None:
+    """Runs the tests against a server of their own. Exits with status 1 if any fails."""
+    server = Server(sys.argv[1], sys.argv[2], NAME, "--max-model-len", "2048", "--drain-grace", "0")
+    try:
+        sys.exit(1 if run_tests(tests, server) else 0)
+    finally:
+        server.process.kill()
+
+
+def expect(kind, part, call):
+    """Checks that a call raises an error of this class whose text has this part. Returns the error."""
+    try:
+        call()
+    except kind as error:
+        assert part in str(error), error
+        return error
+    raise AssertionError(f"expected {kind.__name__}")

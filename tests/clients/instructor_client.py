@@ -29,7 +29,7 @@ def test_json_and_markdown(_demo, scripted):
         (instructor.Mode.MD_JSON, [{"role": "user", "content": 'ANSWER:```json\n{"name": "cherry", "count": 3}\n```'}]),
     ]:
         fruit = client(scripted, mode).create(response_model=Fruit, **request(scripted, messages))
-        assert fruit == Fruit(name="cherry", count=3), (mode, fruit)
+        assert fruit.model_dump() == {"name": "cherry", "count": 3}, (mode, fruit)
 
 
 async def test_partial_objects(demo, _scripted):

@@ -3,18 +3,19 @@
     openai_client.py OCTANT_BINARY MODEL_DIRECTORY
 """
 
+import json
 import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 
 import openai
-from harness import KEY, Server, run_tests
+from harness import KEY, NAME, Server, run_tests
 from openai import OpenAI
 
-NAME = "demo"
 FRUITS = [{"role": "user", "content": "Name three fruits."}]
 TESTS = []
 
@@ -197,6 +198,45 @@ def an_aborted_plain_request_frees_its_blocks(server):
 
 
 @test
+def a_batch_runs_from_upload_to_results(server):
+    client = server.client()
+    bodies = [{"model": NAME, "messages": FRUITS, "max_tokens": 8}, {"model": NAME, "messages": []}]
+    lines = [
+        {"custom_id": f"line-{i}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+        for i, body in enumerate(bodies)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    file = client.files.create(file=("lines.jsonl", text.encode()), purpose="batch")
+    assert client.files.content(file.id).text == text and client.files.retrieve(file.id).bytes == len(text)
+    batch = client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"run": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while client.batches.retrieve(batch.id).status != "completed":
+        assert time.monotonic() < deadline, client.batches.retrieve(batch.id)
+        time.sleep(0.05)
+    batch = client.batches.retrieve(batch.id)
+    counts = batch.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (2, 1, 1), batch
+    good = json.loads(client.files.content(batch.output_file_id).text)
+    answer = good["response"]["body"]["choices"][0]["message"]["content"]
+    assert good["custom_id"] == "line-0" and answer, good
+    bad = json.loads(client.files.content(batch.error_file_id).text)
+    assert bad["custom_id"] == "line-1" and bad["response"]["status_code"] == 400, bad
+    assert [listed.id for listed in client.batches.list(limit=1)] == [batch.id]
+    assert len(list(client.files.list())) == 3
+    assert client.files.delete(file.id).deleted
+    try:
+        client.batches.cancel(batch.id)
+        raise AssertionError("a batch that has ended was cancelled")
+    except openai.ConflictError:
+        pass
+
+
+@test
 def a_stream_under_way_survives_sigterm_and_the_server_exits_0(server):
     stream = chat(server.client(), stream=True, max_tokens=300, extra_body={"ignore_eos": True})
     chunks = [next(iter(stream))]
@@ -207,11 +247,13 @@ def a_stream_under_way_survives_sigterm_and_the_server_exits_0(server):
 
 
 def main() -> None:
-    server = TestedServer(sys.argv[1], sys.argv[2], NAME, "--max-model-len", "1024", "--drain-grace", "1")
-    try:
-        sys.exit(1 if run_tests(TESTS, server) else 0)
-    finally:
-        server.process.kill()
+    with tempfile.TemporaryDirectory() as data:
+        flags = ["--max-model-len", "1024", "--drain-grace", "1", "--data-dir", data]
+        server = TestedServer(sys.argv[1], sys.argv[2], NAME, *flags)
+        try:
+            sys.exit(1 if run_tests(TESTS, server) else 0)
+        finally:
+            server.process.kill()
 
 
 if __name__ == "__main__":

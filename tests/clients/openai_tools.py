@@ -134,7 +134,7 @@ def test_two_calls_then_their_results(_demo, scripted):
     for wanted, result in zip(message.tool_calls, ("sunny", "rainy")):
         messages.append({"role": "tool", "tool_call_id": wanted.id, "content": result})
     answer = connection.chat.completions.create(messages=messages, **request).choices[0]
-    assert (answer.message.content, answer.finish_reason) == ("The tools say: sunny, rainy", "stop")
+    assert (answer.message.content, answer.finish_reason) == ("The tools say: sunny rainy", "stop")
 
 
 def test_calls_are_streamed(_demo, scripted):

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use octant::engine::{EngineHandle, SchedulerConfig, SubmitOptions};
-use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, Vocabulary};
+use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, TokenRules, Vocabulary};
 use octant::request::{Request, SamplingParams, TokenLogprob};
 
 use super::model::{engine, fixture, request};
@@ -47,8 +47,29 @@ fn pairs(vocab: usize) -> Arc<Grammar> {
     compiler.compile(&GrammarSource::Regex("([a-m][n-z]){500}".to_owned())).unwrap()
 }
 
+/// Sequences that [`few_tokens`] forbids. With so few tokens each of them would occur.
+const FORBIDDEN: [&[u32]; 4] = [&[3, 3], &[4, 5], &[5, 3, 4], &[7]];
+
+/// Rules that allow four tokens.
+fn few_tokens() -> Arc<Grammar> {
+    let sequences = FORBIDDEN.iter().map(|ids| ids.to_vec()).collect();
+    let rules = TokenRules::new(VOCAB, Some(&[3, 4, 5, 6, 7]), sequences);
+    Arc::new(Grammar::with_rules(None, rules, VOCAB))
+}
+
+#[test]
+fn rules_on_tokens_hold_in_a_batch() {
+    let (answers, _) = together(&fixture("nemotron"), |_| {}, 2);
+    for answer in [&answers[4], &answers[5]] {
+        let tokens: Vec<u32> = answer.iter().map(|(token, _)| *token).collect();
+        assert_eq!(tokens.len(), dev::GENERATED as usize);
+        assert!(tokens.iter().all(|token| (3..=6).contains(token)), "{tokens:?}");
+        assert!(!FORBIDDEN.iter().any(|ids| tokens.windows(ids.len()).any(|run| run == *ids)), "{tokens:?}");
+    }
+}
+
 /// Greedy and random requests with prompts of up to three blocks. The last prompt shares two blocks with the
-/// first. Every second request has no penalties. Two requests follow a grammar.
+/// first. Every second request has no penalties. Two requests follow a grammar, and two have rules on tokens.
 fn requests() -> Vec<Request> {
     let prompt =
         |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
@@ -73,6 +94,10 @@ fn requests() -> Vec<Request> {
     let grammar = pairs(VOCAB);
     for i in [2, 8] {
         let grammar = Some(Arc::clone(&grammar));
+        all[i].sampling = Arc::new(SamplingParams { grammar, ..SamplingParams::clone(&all[i].sampling) });
+    }
+    for i in [4, 5] {
+        let grammar = Some(few_tokens());
         all[i].sampling = Arc::new(SamplingParams { grammar, ..SamplingParams::clone(&all[i].sampling) });
     }
     all

@@ -12,10 +12,10 @@ use super::model::{engine, fixture, request};
 /// Token ids of the model.
 const VOCAB: usize = 384;
 /// The end of an answer.
-const END: u32 = 0;
+pub const END: u32 = 0;
 
 /// A grammar over a vocabulary of lower-case letters: token `i` is letter number `i` modulo 26.
-fn letters(regex: &str) -> Arc<Grammar> {
+pub fn letters(regex: &str) -> Arc<Grammar> {
     let mut tokens: Vec<Vec<u8>> = (0..VOCAB).map(|id| vec![b'a' + (id % 26) as u8]).collect();
     tokens[END as usize] = b"<end>".to_vec();
     let special = (0..VOCAB).map(|id| id == END as usize).collect();

@@ -4,7 +4,7 @@
 mod attention;
 pub mod determinism;
 pub mod golden;
-mod grammars;
+pub mod grammars;
 mod linear;
 mod matrix_builder;
 pub mod model;

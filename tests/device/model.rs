@@ -9,7 +9,7 @@ use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace};
 use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner};
+use octant::runner::{RankParts, Runner, RunnerOptions};
 
 use crate::dev::{self, Dev};
 
@@ -101,8 +101,8 @@ pub fn engine(
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: model_config.vocab,
     };
-    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], Duration::from_secs(600))))
-        .unwrap()
+    let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 1 };
+    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], options))).unwrap()
 }
 
 /// A request with penalties and top-2 log-probabilities.
@@ -123,6 +123,7 @@ pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> 
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        batch: false,
         cache_salt: None,
         prompt_logprobs: None,
     }

@@ -11,7 +11,7 @@ use octant::device::{CacheSpec, KvDtype};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig, SubmitOptions};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules, Update};
-use octant::runner::{RankParts, Runner};
+use octant::runner::{RankParts, Runner, RunnerOptions};
 use octant::text::{ChatMessage, ChatTemplate, RenderOptions, Role, Tokenizer};
 use serde::Deserialize;
 
@@ -83,7 +83,8 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: config.vocab,
     };
-    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank], Duration::from_secs(600)))).unwrap()
+    let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 };
+    Engine::start(scheduler, 1, Box::new(Runner::start(vec![rank], options))).unwrap()
 }
 
 fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
@@ -95,6 +96,7 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: score.then_some(0),
+        batch: false,
     }
 }
 

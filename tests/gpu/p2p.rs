@@ -15,7 +15,7 @@ use octant::device::{
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner};
+use octant::runner::{RankParts, Runner, RunnerOptions};
 
 use crate::dev;
 use crate::device::determinism::{Answer, answer, block_on};
@@ -328,7 +328,7 @@ fn engine<C: Communicator<Cuda>>(
             vocab: config.vocab,
         }
     });
-    let runner = Runner::start(parts.collect(), TIMEOUT);
+    let runner = Runner::start(parts.collect(), RunnerOptions { step_timeout: TIMEOUT, mask_threads: 1 });
     Engine::start(scheduler, 2, Box::new(runner)).unwrap()
 }
 
@@ -345,6 +345,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         stop: StopRules { max_tokens: dev::GENERATED.min(8), stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        batch: false,
         cache_salt: None,
         prompt_logprobs: None,
     };

@@ -26,6 +26,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
     }
 }
 
@@ -174,7 +175,7 @@ impl FakeModel {
             self.write(row, plan.id);
         }
         let rows = plan.rows.iter().map(|row| self.read(row, plan.id)).collect();
-        StepOutput { id: plan.id, rows }
+        StepOutput { id: plan.id, rows, ..StepOutput::default() }
     }
 
     fn write(&mut self, row: &Row, step: u64) {
@@ -230,6 +231,8 @@ impl FakeModel {
         let grammar = slot.start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
         let grammar = grammar.unwrap_or_default();
         if grammar == GrammarProgress::Stuck {
+            // The sequence's next row may be in flight.
+            slot.last = Some((0, step));
             return RowOutput { scores, grammar, ..RowOutput::default() };
         }
         slot.last = Some((token, step));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use octant::grammar::{
-    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, TokenMask, Vocabulary, gbnf_to_lark,
+    GrammarCompiler, GrammarMatcher, GrammarProgress, GrammarSource, JsonOptions, TokenMask, Vocabulary,
+    gbnf_to_lark,
 };
 use octant::random::Random;
 use serde_json::{Value, json};
@@ -105,6 +106,92 @@ fn whitespace_in_json_is_bounded() {
 }
 
 #[test]
+fn whitespace_and_further_properties_follow_their_options() {
+    let compiler = bytes();
+    let source = |options: JsonOptions| {
+        let properties = json!({ "a": { "type": "integer", "maximum": 99 }, "b": { "type": "boolean" } });
+        let open = json!({ "type": "object", "properties": properties, "required": ["a", "b"] });
+        schema(options.apply(open).unwrap())
+    };
+    let closed = || JsonOptions { closes_objects: true, ..JsonOptions::default() };
+    let compact = || JsonOptions { is_compact: true, ..closed() };
+    let spaces = |pattern: &str| JsonOptions { whitespace_pattern: Some(pattern.to_owned()), ..closed() };
+    let mut random = Random::new(5);
+    for (options, expected) in [
+        (compact(), r#"^\{"a":-?\d+,"b":(true|false)\}$"#),
+        (spaces(""), r#"^\{"a":-?\d+,"b":(true|false)\}$"#),
+        (spaces("[ ]?"), r#"^\{ ?"a" ?: ?-?\d+ ?, ?"b" ?: ?(true|false) ?\}$"#),
+        (spaces(r"(\n *)?"), "^\\{(\n *)?\"a\"(\n *)?:(\n *)?-?\\d+(\n *)?,(\n *)?\"b\""),
+    ] {
+        let source = source(options.clone());
+        let expected = regex::Regex::new(expected).unwrap();
+        for _ in 0..40 {
+            let (answer, progress) = random_answer(&matcher(&compiler, &source), &mut random, 500);
+            assert_eq!(progress, GrammarProgress::Complete, "{options:?}: {:?}", text(&answer));
+            assert!(expected.is_match(&text(&answer)), "{options:?}: {:?}", text(&answer));
+        }
+    }
+    let may_have = |options: JsonOptions| {
+        let matcher = matcher(&compiler, &source(JsonOptions { is_compact: true, ..options }));
+        let begin = br#"{"a":1,"b":true"#;
+        for (index, byte) in begin.iter().enumerate() {
+            matcher.advance(index, u32::from(*byte));
+        }
+        allowed(&matcher.mask(begin.len()).unwrap())
+    };
+    assert_eq!(may_have(closed()), [u32::from(b'}')]);
+    assert!(may_have(JsonOptions::default()).contains(&u32::from(b',')));
+}
+
+/// Times without leap seconds and days that exist, which `llguidance` alone does not ensure.
+#[test]
+fn dates_and_times_are_valid() {
+    let compiler = bytes();
+    let accepts = |format: &str, more: Value, text: &str| {
+        let mut source = json!({ "type": "string", "format": format });
+        source.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let matcher = matcher(&compiler, &schema(source));
+        let text = format!("\"{text}\"");
+        text.bytes().enumerate().all(|(index, byte)| {
+            let token = u32::from(byte);
+            let is_allowed = allowed(&matcher.mask(index).unwrap()).contains(&token);
+            is_allowed && matcher.advance(index, token) != GrammarProgress::Stuck
+        })
+    };
+    for (format, text, valid) in [
+        ("date", "2024-02-29", true),
+        ("date", "2023-02-29", false),
+        ("date", "1900-02-29", false),
+        ("date", "2000-02-29", true),
+        ("date", "2023-02-28", true),
+        ("date", "2023-12-31", true),
+        ("date", "2023-11-31", false),
+        ("date", "2023-13-01", false),
+        ("time", "23:59:59Z", true),
+        ("time", "10:36:60+08:00", false),
+        ("date-time", "2024-02-29T23:59:59.5+01:00", true),
+        ("date-time", "2023-02-29T23:59:59Z", false),
+        ("date-time", "2023-02-20T23:59:60Z", false),
+    ] {
+        assert_eq!(accepts(format, json!({}), text), valid, "{format}: {text}");
+        let further = json!({ "pattern": "^[012]", "allOf": [{ "minLength": 3 }] });
+        assert_eq!(accepts(format, further, text), valid, "{format}: {text}");
+    }
+    let further = json!({ "allOf": [{ "pattern": "^3" }] });
+    assert!(!accepts("date", further, "2024-02-28"));
+}
+
+/// A token that the vocabulary does not have fails the answer, and not the thread.
+#[test]
+fn an_impossible_token_fails_its_answer_only() {
+    let compiler = bytes();
+    let matcher = matcher(&compiler, &GrammarSource::Regex("abc".to_owned()));
+    assert!(matches!(matcher.advance(0, 1_000_000), GrammarProgress::Failed(_)));
+    assert!(matcher.mask(1).is_none() && matcher.is_ready(1));
+    assert!(matches!(matcher.advance(1, u32::from(b'a')), GrammarProgress::Failed(_)));
+}
+
+#[test]
 fn expressions_choices_and_grammars_allow_what_they_say() {
     let compiler = bytes();
     let cases = [
@@ -176,9 +263,13 @@ fn a_matcher_that_starts_again_goes_on_where_it_was() {
 fn what_cannot_be_compiled_is_named() {
     let compiler = bytes();
     let cases = [
-        (schema(json!({ "not": { "type": "string" } })), "not"),
-        (schema(json!({ "type": "array", "uniqueItems": true })), "uniqueItems"),
-        (schema(json!({ "if": {}, "then": {} })), "then"),
+        (schema(json!({ "not": { "type": "string" } })), "not: not supported in a JSON schema (at #)"),
+        (schema(json!({ "properties": { "a/b": { "uniqueItems": true } } })), "(at #/properties/a~1b)"),
+        (schema(json!({ "anyOf": [{}, { "items": { "if": {}, "then": {} } }] })), "(at #/anyOf/1/items)"),
+        (schema(json!({ "items": [{ "contains": {} }] })), "contains"),
+        (schema(json!({ "type": "object", "minProperties": 2 })), "minProperties"),
+        (schema(json!({ "items": { "minProperties": 3, "required": ["a"] } })), "(at #/items)"),
+        (schema(json!({ "maximum": 18446744073709551615u64 })), "maximum"),
         (schema(json!({ "type": "strange" })), "strange"),
         (schema(json!({ "$ref": "https://example.com/schema" })), "example.com"),
         (schema(json!(false)), "false"),

@@ -68,6 +68,12 @@
 //! | | `a_server_that_loads_its_model_is_live_and_not_ready` |
 //! | | `the_admin_port_drains_and_a_signal_ends_the_server` |
 //! | | `shutdown_drops_readiness_then_refuses_requests_then_completes_streams` |
+//! | Responses: every event in its order with its number, no `[DONE]`, a failure as `response.failed` | |
+//! | | `a_stream_has_every_event_in_order_with_its_number` |
+//! | | `a_failure_after_the_headers_is_response_failed` |
+//! | Messages: every event in its order, errors in Anthropic's form | `a_stream_has_every_event_in_order` |
+//! | | `errors_have_the_form_of_the_api_wherever_they_arise` |
+//! | | `a_failure_after_the_headers_is_an_error_event` |
 //! | Probes answer at any load and give a reason | `health_follows_from_the_status_snapshot` |
 //! | | `every_alias_answers_on_every_port` |
 //! | | `the_health_port_reports_a_stall_while_all_workers_are_blocked` |
@@ -98,6 +104,8 @@
 mod abort;
 mod access;
 mod admission;
+mod batch_crashes;
+mod batches;
 mod chat;
 pub mod client;
 mod completions;
@@ -109,12 +117,16 @@ mod health;
 mod keys;
 mod limits;
 mod log;
+mod messages;
 mod metrics;
 mod middleware;
 mod offsets;
 mod openapi;
+mod page;
+mod responses;
 mod routes;
 mod scripted;
 mod streams;
 pub mod test_server;
+mod token_fields;
 mod tools;

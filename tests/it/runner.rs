@@ -1,4 +1,4 @@
-//! The runner's rank threads: ready, failing and hanging ranks.
+//! The runner's threads: ready, failing and hanging ranks, and masks beside the forward pass.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -8,12 +8,14 @@ use octant::comm::{Communicator, GroupBuffers};
 use octant::device::cpu::{Cpu, Floats};
 use octant::device::{CacheSpec, DeviceError, KvDtype};
 use octant::engine::Executor;
+use octant::grammar::{GrammarMatcher, GrammarProgress};
 use octant::model::Precision;
 use octant::request::SamplingParams;
-use octant::runner::{RankParts, Runner};
+use octant::runner::{RankParts, Runner, RunnerOptions};
 use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::HANG_GUARD;
+use crate::device::grammars::{END, letters};
 use crate::device::model::{fixture, load};
 
 /// A group of one rank whose all-reduces the test controls: each waits for a result to return. Meeting can
@@ -41,12 +43,22 @@ impl Communicator<Cpu> for ControlledGroup {
     }
 }
 
-fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
-    runner_with_meeting(step_timeout, None)
+/// A plan with a row whose answer follows the expression, and the row's sequence.
+fn constrained_plan(regex: &str) -> (StepPlan, Arc<SlotStart>) {
+    let grammar = GrammarMatcher::new(letters(regex), vec![END], Vec::new());
+    let sampling = SamplingParams::greedy().into();
+    let (tokens, prompt_logprobs) = (vec![5, 6], None);
+    let start = SlotStart { sampling, prompt_len: 2, tokens, prompt_logprobs, grammar: Some(grammar) };
+    let start = Arc::new(start);
+    (step(0, Some(Arc::clone(&start)), 0, &[5, 6], true), start)
 }
 
-fn runner_with_meeting(
-    step_timeout: Duration,
+fn runner(step_timeout: Duration) -> (Runner, Sender<Result<(), String>>) {
+    runner_with(RunnerOptions { step_timeout, mask_threads: 0 }, None)
+}
+
+fn runner_with(
+    options: RunnerOptions,
     failure: Option<&'static str>,
 ) -> (Runner, Sender<Result<(), String>>) {
     let (control, results) = channel();
@@ -61,7 +73,7 @@ fn runner_with_meeting(
         max_num_batched_tokens: 8,
         vocab: config.vocab,
     };
-    (Runner::start(vec![parts], step_timeout), control)
+    (Runner::start(vec![parts], options), control)
 }
 
 fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
@@ -132,7 +144,48 @@ fn a_hanging_rank_is_abandoned_after_the_step_timeout() {
 fn ranks_report_that_they_are_ready_or_why_not() {
     let (mut ready, _control) = runner(Duration::from_secs(20));
     assert_eq!(ready.prepared(), Ok(()));
-    let (mut broken, _control) = runner_with_meeting(Duration::from_secs(20), Some("no peer"));
+    let options = RunnerOptions { step_timeout: Duration::from_secs(20), mask_threads: 0 };
+    let (mut broken, _control) = runner_with(options, Some("no peer"));
     let error = broken.prepared().expect_err("the rank is not ready");
     assert!(error.message.contains("rank 0 failed") && error.message.contains("no peer"), "{error}");
+}
+
+/// The forward pass cannot end before the mask is computed, since the test holds it until then.
+#[test]
+fn masks_are_computed_beside_the_forward_pass() {
+    let options = RunnerOptions { step_timeout: HANG_GUARD, mask_threads: 1 };
+    let (mut runner, control) = runner_with(options, None);
+    runner.prepared().unwrap();
+    let (plan, start) = constrained_plan("[x-z]");
+    runner.enqueue(&Arc::new(plan)).unwrap();
+    let begun = Instant::now();
+    while !start.grammar.as_ref().unwrap().is_ready(0) {
+        assert!(begun.elapsed() < HANG_GUARD, "the mask is not computed before the pass ends");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(control);
+    let output = runner.collect().unwrap();
+    assert_eq!(output.mask_wait, Duration::ZERO);
+    assert_eq!(output.rows[0].grammar, GrammarProgress::Complete);
+}
+
+/// Without threads the rank computes the mask itself, the device waits, and the answer is the same.
+#[test]
+fn a_late_mask_is_counted_and_changes_no_answer() {
+    let answer = |mask_threads: usize| {
+        let options = RunnerOptions { step_timeout: HANG_GUARD, mask_threads };
+        let (mut runner, control) = runner_with(options, None);
+        drop(control);
+        runner.enqueue(&Arc::new(constrained_plan("[x-z]").0)).unwrap();
+        let output = runner.collect().unwrap();
+        (output.mask_wait, output.rows)
+    };
+    let (wait, late) = answer(0);
+    assert!(wait > Duration::ZERO);
+    assert_eq!(late, answer(3).1);
+    // A step of an answer without a grammar waits for nothing.
+    let (mut runner, control) = runner(HANG_GUARD);
+    drop(control);
+    runner.enqueue(&Arc::new(plan())).unwrap();
+    assert_eq!(runner.collect().unwrap().mask_wait, Duration::ZERO);
 }

@@ -1,6 +1,7 @@
 //! Tests of the scheduler: scripted runs, each with one fact, and random runs compared with a naive model.
 
 mod admission;
+mod batches;
 mod fairness;
 mod preemption;
 pub mod random;

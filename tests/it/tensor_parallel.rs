@@ -15,7 +15,7 @@ use octant::device::{CacheSpec, Device, DeviceError, KvDtype, Segment, StepInput
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, SchedulerConfig};
 use octant::model::{LOGIT_ROWS, Model, ModelConfig, Pass, Precision, Shard, Workspace};
 use octant::request::{Request, SamplingParams, StopRules, TokenLogprob};
-use octant::runner::{RankParts, Runner};
+use octant::runner::{RankParts, Runner, RunnerOptions};
 use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::determinism::{answer, block_on};
@@ -123,7 +123,8 @@ fn engine(dir: &Path, ranks: usize) -> (EngineHandle, EngineThread) {
     let scheduler = scheduler(ModelConfig::from_dir(dir).unwrap().vocab);
     let parts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
     let parts = parts.map(|(comm, shard)| parts_of(dir, comm, shard, &scheduler)).collect();
-    Engine::start(scheduler, 1, Box::new(Runner::start(parts, PATIENCE))).unwrap()
+    let options = RunnerOptions { step_timeout: PATIENCE, mask_threads: 1 };
+    Engine::start(scheduler, 1, Box::new(Runner::start(parts, options))).unwrap()
 }
 
 fn parts_of<C: Communicator<Cpu>>(
@@ -159,6 +160,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        batch: false,
     };
     let prompts = golden(name).prompts;
     let all = prompts.iter().map(|prompt| answer(&handle, ask(prompt)));
@@ -247,7 +249,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         let comm = FaultyGroup { local, calls: AtomicUsize::new(0), fault, stall: Arc::clone(&stall) };
         parts_of(&dir, comm, shard, &scheduler)
     });
-    let mut runner = Runner::start(parts.collect(), step_timeout);
+    let mut runner = Runner::start(parts.collect(), RunnerOptions { step_timeout, mask_threads: 0 });
     let start = SlotStart {
         sampling: SamplingParams::greedy().into(),
         prompt_len: 2,

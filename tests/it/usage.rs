@@ -433,3 +433,30 @@ async fn an_aborted_request_is_charged_to_its_key() {
     }
     assert!(counters.prefill.get() > 0.0 && counters.computed_tokens.get() > 100);
 }
+
+/// An executor whose masks are late in every third step, by 2 ms.
+struct LateMasks(FakeExecutor);
+
+impl Executor for LateMasks {
+    fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError> {
+        self.0.enqueue(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        let output = self.0.collect()?;
+        let mask_wait = if output.id.is_multiple_of(3) { Duration::from_millis(2) } else { Duration::ZERO };
+        Ok(StepOutput { mask_wait, ..output })
+    }
+}
+
+#[tokio::test]
+async fn late_masks_are_counted() {
+    let executor = Box::new(LateMasks(FakeExecutor::new(&config())));
+    let (handle, thread) = Engine::start(config(), 2, executor).unwrap();
+    run(&handle, vec![request(prompt(1, 10), 20)], &key_counters()).await;
+    handle.stop();
+    thread.join().unwrap();
+    let (metrics, late) = (handle.metrics(), handle.stats().counts.steps.div_ceil(3));
+    assert_eq!(metrics.late_masks.get(), late);
+    close(metrics.mask_wait.get(), late as f64 * 0.002, "wait");
+}

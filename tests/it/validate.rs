@@ -24,6 +24,7 @@ fn limits() -> Limits {
         eos_ids: vec![99],
         tools: Some(ToolSupport { format: Some(ToolFormat::Hermes), in_template: true }),
         defaults,
+        template_fields: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     }

@@ -6,6 +6,8 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, Visitor};
 
+use crate::http_client::message;
+
 /// Token counts of a request as the server reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct ReportedUsage {
@@ -111,12 +113,4 @@ impl Chunk {
             error: wire.error.map(|error| message(&error)),
         })
     }
-}
-
-/// Message of an error response in any common form: `error.message`, `message`, `detail`, or the value
-/// itself.
-pub fn message(error: &serde_json::Value) -> String {
-    let inner = error.get("error").unwrap_or(error);
-    let text = inner.get("message").or_else(|| inner.get("detail")).unwrap_or(inner);
-    text.as_str().map_or_else(|| text.to_string(), str::to_owned)
 }

@@ -11,67 +11,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Response};
 
 use super::SetupError;
-use super::chunk::{self, Chunk, ReportedUsage};
+use super::chunk::{Chunk, ReportedUsage};
 use super::measure::{FailureKind, RequestFailure};
-use super::sse::{SseEvent, SseParser};
-
-/// Bytes of an error body that are read.
-const ERROR_BODY: usize = 64 << 10;
+use crate::http_client::{self, Refusal, SseEvent, SseParser, Target};
 
 /// Characters of an error message that are kept.
 const ERROR_TEXT: usize = 300;
 
 /// Wait for the end of a body after `[DONE]`. A connection whose body has ended can be used again.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// Address, base path and API key of a server.
-#[derive(Debug, Clone)]
-pub struct Target {
-    authority: String,
-    address: String,
-    /// Path before `/v1`.
-    prefix: String,
-    key: Option<HeaderValue>,
-}
-
-impl Target {
-    /// Parses the URL of a server, with or without `/v1` at its end.
-    ///
-    /// # Errors
-    /// The URL is not valid or is https, or the key is not a valid header value.
-    pub fn parse(url: &str, key: Option<&str>) -> Result<Self, SetupError> {
-        let bad = |why: &str| SetupError::Url { url: url.to_owned(), why: why.to_owned() };
-        let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| bad(&error.to_string()))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(SetupError::Https),
-            _ => return Err(bad("expected http:// at the start")),
-        }
-        let authority = uri.authority().ok_or_else(|| bad("expected a host"))?;
-        if uri.query().is_some() || authority.as_str().contains('@') {
-            return Err(bad("expected neither query nor password"));
-        }
-        let path = uri.path().trim_end_matches('/');
-        let key = key.map(|key| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| SetupError::Key)?;
-            value.set_sensitive(true);
-            Ok(value)
-        });
-        Ok(Self {
-            authority: authority.to_string(),
-            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)),
-            prefix: path.strip_suffix("/v1").unwrap_or(path).to_owned(),
-            key: key.transpose()?,
-        })
-    }
-}
 
 /// Chunks of an answer received so far.
 #[derive(Debug, Default)]
@@ -239,7 +192,7 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), RequestFailure> {
-        let mut request = self.request(method.clone(), path, body.clone());
+        let mut request = self.target.request(method.clone(), path, body.clone());
         loop {
             let idle = self.idle().pop();
             let old = idle.is_some();
@@ -258,7 +211,7 @@ impl Client {
                     // answered: send the request again over a new connection.
                     None if old => {
                         self.idle().clear();
-                        request = self.request(method.clone(), path, body.clone());
+                        request = self.target.request(method.clone(), path, body.clone());
                     }
                     _ => return Err(RequestFailure::new(FailureKind::Cut, error.into_error().to_string())),
                 },
@@ -266,33 +219,9 @@ impl Client {
         }
     }
 
-    fn request(&self, method: Method, path: &str, body: Bytes) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() =
-            format!("{}{path}", self.target.prefix).parse().expect("the prefix is a path of a valid URL");
-        let headers = request.headers_mut();
-        let host =
-            HeaderValue::from_str(&self.target.authority).expect("an authority is a valid header value");
-        headers.insert(HOST, host);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json"));
-        if let Some(key) = &self.target.key {
-            headers.insert(AUTHORIZATION, key.clone());
-        }
-        request
-    }
-
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, RequestFailure> {
-        let failed =
-            |error: &dyn std::fmt::Display| RequestFailure::new(FailureKind::Connect, error.to_string());
-        let stream = TcpStream::connect(&self.target.address).await.map_err(|error| failed(&error))?;
-        stream.set_nodelay(true).map_err(|error| failed(&error))?;
-        let (sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-        // Errors of the connection are also returned by the request that it carries.
-        tokio::spawn(connection);
-        Ok(sender)
+        let opened = http_client::connect(&self.target).await;
+        opened.map_err(|error| RequestFailure::new(FailureKind::Connect, error.to_string()))
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<SendRequest<Full<Bytes>>>> {
@@ -302,18 +231,12 @@ impl Client {
 
 /// Failure for a response whose status is not a success: status, message and Retry-After.
 async fn refusal(response: Response<Incoming>) -> RequestFailure {
-    let status = response.status().as_u16();
-    let retry = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let body = Limited::new(response.into_body(), ERROR_BODY).collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-    let mut text = match serde_json::from_slice(&body) {
-        Ok(value) => excerpt(chunk::message(&value).as_bytes()),
-        Err(_) => excerpt(&body),
-    };
-    if let Some(retry) = retry {
+    let refusal = Refusal::read(response).await;
+    let mut text = excerpt(refusal.message().as_bytes());
+    if let Some(retry) = refusal.retry_after {
         text.push_str(&format!(" (Retry-After: {retry})"));
     }
-    RequestFailure::new(FailureKind::Status(status), text)
+    RequestFailure::new(FailureKind::Status(refusal.status), text)
 }
 
 fn excerpt(bytes: &[u8]) -> String {

@@ -14,8 +14,9 @@ use tokio::task::JoinSet;
 
 use super::arrivals::{Arrivals, Rate, Spacing};
 use super::body::Bodies;
-use super::client::{Client, Target};
+use super::client::Client;
 use super::measure::{LoadRun, RequestRecord};
+use crate::http_client::Target;
 
 /// Interval of progress reports.
 const REPORT_EVERY: Duration = Duration::from_millis(200);

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`arrivals`] | due times of requests |
 //! | [`prompts`], [`body`] | prompts and request bodies |
-//! | [`client`], [`sse`], [`chunk`] | HTTP, server-sent events, chunks |
+//! | [`client`], [`chunk`] | HTTP, chunks |
 //! | [`drive`] | the run |
 //! | [`measure`] | latencies and other figures |
 //! | [`load_report`], [`load_plot`] | the figures as text, JSON and SVG |
@@ -47,28 +47,12 @@ pub mod load_report;
 pub mod measure;
 /// Prompts.
 pub mod prompts;
-/// Server-sent events.
-pub mod sse;
 
 use std::path::PathBuf;
 
 /// A run cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The URL is not valid.
-    #[error("{url}: {why}")]
-    Url {
-        /// The URL.
-        url: String,
-        /// Reason.
-        why: String,
-    },
-    /// The URL is https.
-    #[error("https is not supported: use http, or put a TLS proxy between client and server")]
-    Https,
-    /// The API key is not a valid header value.
-    #[error("the API key has characters that are not allowed in a header")]
-    Key,
     /// The server did not list a model.
     #[error("/v1/models: {why}; --model names a model without this request")]
     Models {

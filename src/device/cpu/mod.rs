@@ -411,6 +411,10 @@ impl Device for Cpu {
         Ok(step.sampled.pending.pop_front().expect("a result of sampling that has not been taken"))
     }
 
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
     fn score(
         &self,
         logits: &Floats,

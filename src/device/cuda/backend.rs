@@ -59,6 +59,8 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     /// # Safety
     /// `to.len()` bytes from `address` on belong to one allocation of this backend.
     unsafe fn read(&self, address: u64, to: &mut [u8]) -> Result<(), DeviceError>;
+    /// Whether all enqueued work has ended. Does not wait.
+    fn is_idle(&self) -> Result<bool, DeviceError>;
     /// Host memory of `bytes` bytes for asynchronous copies from the device.
     fn host_copy(&self, bytes: usize) -> Result<Box<dyn HostCopy>, DeviceError>;
 

@@ -386,6 +386,10 @@ impl Device for Cuda {
         Ok(results)
     }
 
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        self.driver.backend().is_idle()
+    }
+
     fn score(
         &self,
         logits: &Floats,

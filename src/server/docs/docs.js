@@ -20,7 +20,8 @@ function resolve(api, schema) {
 /** The types of a schema without null, since a field that is null counts as absent. */
 function typesOf(api, schema) {
   const found = resolve(api, schema);
-  const options = found.anyOf ?? (Array.isArray(found.type) ? found.type.map((type) => ({ ...found, type })) : [found]);
+  const byType = Array.isArray(found.type) ? found.type.map((type) => ({ ...found, type })) : [found];
+  const options = found.anyOf ?? byType;
   return options.map((option) => resolve(api, option)).filter((option) => option.type !== "null");
 }
 
@@ -65,14 +66,18 @@ function fieldRows(api, schema, path, depth = 0) {
 }
 
 function fieldTable(api, schema) {
-  const head = make("tr", "", ...["Field", "Type and range", "Default", ""].map((text) => make("th", "", text)));
+  const titles = ["Field", "Type and range", "Default", ""];
+  const head = make("tr", "", ...titles.map((text) => make("th", "", text)));
   const rows = fieldRows(api, schema, "");
-  return rows.length ? make("div", "scroll", make("table", "", make("thead", "", head), make("tbody", "", ...rows))) : undefined;
+  if (rows.length === 0) return undefined;
+  const table = make("table", "", make("thead", "", head), make("tbody", "", ...rows));
+  return make("div", "scroll", table);
 }
 
 /** A command line that sends the example. */
 function curl(method, path, example) {
-  const url = new URL(`.${path}`, location.href.replace(/\/docs.*$/, "/")).href.replace("%7B", "{").replace("%7D", "}");
+  const base = location.href.replace(/\/docs.*$/, "/");
+  const url = new URL(`.${path}`, base).href.replace("%7B", "{").replace("%7D", "}");
   if (method === "get") return `curl ${url}`;
   const body = JSON.stringify(example).replaceAll("'", "'\\''");
   return `curl ${url} -H 'Content-Type: application/json' -d '${body}'`;
@@ -83,7 +88,7 @@ function answers(api, operation) {
     make("tr", "", make("td", "", make("code", "", status)), make("td", "", response.description)));
   const parts = [make("h3", "", "Statuses"), make("table", "", make("tbody", "", ...rows))];
   for (const [type, media] of Object.entries(operation.responses["200"].content ?? {})) {
-    const event = media.schema["x-octant-event"];
+    const event = type === "text/event-stream" ? media.schema.properties.data.contentSchema : undefined;
     const table = fieldTable(api, event ?? media.schema);
     parts.push(make("h3", "", `Answer: ${type}`));
     if (media.schema.description) parts.push(make("p", "soft", media.schema.description));
@@ -99,7 +104,8 @@ function section(api, method, path, operation) {
   const details = make("details", "", summary);
   const media = operation.requestBody?.content["application/json"];
   const body = resolve(api, media?.schema);
-  details.dataset.search = `${method} ${path} ${operation.summary} ${Object.keys(body.properties ?? {}).join(" ")}`.toLowerCase();
+  const fields = Object.keys(body.properties ?? {}).join(" ");
+  details.dataset.search = `${method} ${path} ${operation.summary} ${fields}`.toLowerCase();
   details.addEventListener("toggle", () => {
     if (details.children.length > 1) return;
     details.append(make("pre", "", curl(method, path, media?.example)));
@@ -131,7 +137,8 @@ function show(api) {
       groups.get(tag).push(section(api, method, path, operation));
     }
   }
-  const sections = [...groups].map(([tag, operations]) => make("section", "", make("h2", "", tag), ...operations));
+  const section = ([tag, operations]) => make("section", "", make("h2", "", tag), ...operations);
+  const sections = [...groups].map(section);
   byId("routes").replaceChildren(...sections);
   byId("filter").addEventListener("input", (event) => {
     const wanted = event.target.value.trim().toLowerCase();
@@ -142,6 +149,12 @@ function show(api) {
 }
 
 fetch("openapi.json")
-  .then((response) => (response.ok ? response.json() : Promise.reject(new Error(`status ${response.status}`))))
+  .then((response) => {
+    if (!response.ok) throw new Error(`status ${response.status}`);
+    return response.json();
+  })
   .then(show)
-  .catch((error) => byId("routes").replaceChildren(make("p", "error", `Cannot load openapi.json: ${error.message}`)));
+  .catch((error) => {
+    const text = `Cannot load openapi.json: ${error.message}`;
+    byId("routes").replaceChildren(make("p", "error", text));
+  });

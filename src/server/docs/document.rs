@@ -1,11 +1,12 @@
 //! Writes the OpenAPI 3.1 document.
 
-use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
+use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::errors::Errors;
 use super::operations::{Answer, Operation, operations};
+use crate::server::anthropic::{self, reply::AnthropicErrorBody};
 use crate::server::error::ErrorBody;
 
 /// Where the document has its schemas.
@@ -17,6 +18,7 @@ pub(super) fn document() -> Value {
     let mut bodies = Map::new();
     let mut paths: Map<String, Value> = Map::new();
     schemas.subschema_for::<ErrorBody>();
+    schemas.subschema_for::<AnthropicErrorBody<'static>>();
     for operation in operations() {
         let path = paths.entry(operation.path.replace("{*", "{")).or_insert_with(|| json!({}));
         path[operation.method] = describe(&operation, &mut schemas);
@@ -89,7 +91,9 @@ fn parameters(operation: &Operation) -> Value {
 }
 
 fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
-    let mut all = operation.errors.map(Errors::responses).unwrap_or_default();
+    let body = if anthropic::is_path(operation.path) { "AnthropicErrorBody" } else { "ErrorBody" };
+    let body = format!("{SCHEMAS}{body}");
+    let mut all = operation.errors.map(|errors| errors.responses(&body)).unwrap_or_default();
     let mut ok = json!({ "description": "Success.", "content": content(&operation.answer, schemas) });
     if operation.errors == Some(Errors::Generation) {
         let about = "Names of the request's fields that were ignored, separated by commas.";
@@ -111,13 +115,30 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Answer::Json(schema) => json!({ "application/json": { "schema": schema(schemas) } }),
         Answer::Text(kind) => json!({ *kind: { "schema": { "type": "string" } } }),
         Answer::JsonOrEvents(reply, chunk) => {
-            let about = "Server-sent events: `data: ` and a chunk as JSON, and `data: [DONE]` at the end. \
-                         If the generation fails, the last event is an error instead.";
-            let events = json!({ "type": "string", "description": about, "x-octant-event": chunk(schemas) });
-            json!({
-                "application/json": { "schema": reply(schemas) },
-                "text/event-stream": { "schema": events },
-            })
+            let about = "Server-sent events, each of this form: a chunk as JSON, and `[DONE]` at the end. If \
+                         the generation fails, the last event is an error instead.";
+            json_or_events(reply(schemas), about, &[("data", json_string(chunk(schemas)))])
+        }
+        Answer::JsonOrNamedEvents(reply, event) => {
+            let about = "Server-sent events, each of this form: the type of the event, and the event as JSON. \
+                         The last event says whether the answer is complete, was cut off or failed.";
+            let name = json!({ "type": "string" });
+            json_or_events(reply(schemas), about, &[("event", name), ("data", json_string(event(schemas)))])
         }
     }
+}
+
+/// The media types of an answer that can be a stream of events with these fields.
+fn json_or_events(reply: Schema, about: &str, fields: &[(&str, Value)]) -> Value {
+    let names: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let properties: Map<String, Value> =
+        fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    let events =
+        json!({ "type": "object", "description": about, "properties": properties, "required": names });
+    json!({ "application/json": { "schema": reply }, "text/event-stream": { "schema": events } })
+}
+
+/// A string that holds JSON of this schema.
+fn json_string(schema: Schema) -> Value {
+    json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": schema })
 }

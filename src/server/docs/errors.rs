@@ -62,8 +62,8 @@ impl Errors {
         all
     }
 
-    /// The responses of these errors, by status.
-    pub(super) fn responses(self) -> BTreeMap<String, Value> {
+    /// The responses of these errors, by status. `body` is the reference to the schema of their bodies.
+    pub(super) fn responses(self, body: &str) -> BTreeMap<String, Value> {
         let mut statuses: BTreeMap<u16, Vec<String>> = BTreeMap::new();
         for error in self.examples() {
             let codes = statuses.entry(error.status().as_u16()).or_default();
@@ -72,14 +72,17 @@ impl Errors {
                 codes.push(code);
             }
         }
-        statuses.into_iter().map(|(status, codes)| (status.to_string(), response(status, &codes))).collect()
+        statuses
+            .into_iter()
+            .map(|(status, codes)| (status.to_string(), response(status, &codes, body)))
+            .collect()
     }
 }
 
-fn response(status: u16, codes: &[String]) -> Value {
+fn response(status: u16, codes: &[String], body: &str) -> Value {
     let mut response = json!({
         "description": format!("{}. Codes: {}.", meaning(status), codes.join(", ")),
-        "content": { "application/json": { "schema": { "$ref": "#/components/schemas/ErrorBody" } } },
+        "content": { "application/json": { "schema": { "$ref": body } } },
         "x-octant-codes": codes,
     });
     if matches!(status, 429 | 503) {

@@ -3,16 +3,21 @@
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Value, json};
 
-use super::PATHS;
+use super::PATH;
 use super::errors::Errors;
+use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
+use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
 use crate::server::info_reply::{
     DetokenizeReply, ModelList, ModelReply, TokenizeReply, TokenizerInfoReply, VersionReply,
 };
+use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
+use crate::server::responses::reply::{NumberedEvent, ResponseReply};
+use crate::server::responses::types::ResponsesWire;
 use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
-use crate::server::unsupported;
+use crate::server::unsupported::RefusedNames;
 
 /// One method of a path.
 pub(super) struct Operation {
@@ -41,13 +46,16 @@ pub(super) enum Answer {
     Json(fn(&mut SchemaGenerator) -> Schema),
     /// A reply, or events with chunks if the request asks for a stream.
     JsonOrEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
+    /// A reply, or events with names and without `[DONE]` if the request asks for a stream.
+    JsonOrNamedEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
     /// Text of this type.
     Text(&'static str),
 }
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), tokenize(), detokenize(), tokenizer_info()];
+    let mut all = vec![chat(), completion(), response(), message(), count_tokens()];
+    all.extend([tokenize(), detokenize(), tokenizer_info()]);
     all.extend([models(), model(), version(), metrics()]);
     all.extend(ALIASES.map(probe));
     all.extend(description());
@@ -55,9 +63,8 @@ pub(super) fn operations() -> Vec<Operation> {
 }
 
 fn chat() -> Operation {
-    let [refused, _] = unsupported::refused_names();
     let mut schema = object_schema(ChatWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().chat);
     let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
     Operation {
         errors: Some(Errors::Generation),
@@ -78,9 +85,8 @@ fn chat() -> Operation {
 }
 
 fn completion() -> Operation {
-    let [_, refused] = unsupported::refused_names();
     let mut schema = object_schema(CompletionWire::body_rows());
-    schema["x-octant-refused"] = json!(refused);
+    schema["x-octant-refused"] = json!(RefusedNames::new().completions);
     Operation {
         errors: Some(Errors::Generation),
         ..post(
@@ -97,6 +103,63 @@ fn completion() -> Operation {
             ),
         )
     }
+}
+
+fn response() -> Operation {
+    let mut schema = object_schema(ResponsesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().responses);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/responses",
+            "Generates a response: messages and function calls. Nothing is stored.",
+            RequestBody {
+                name: "ResponseRequest",
+                schema,
+                example: json!({ "input": "Name three fruits.", "max_output_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<ResponseReply>(),
+                |schemas| schemas.subschema_for::<NumberedEvent<'static>>(),
+            ),
+        )
+    }
+}
+
+fn message() -> Operation {
+    let mut schema = object_schema(MessagesWire::body_rows());
+    schema["x-octant-refused"] = json!(RefusedNames::new().messages);
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    Operation {
+        errors: Some(Errors::Generation),
+        ..post(
+            "/v1/messages",
+            "Generates the next message of a conversation, in the form of Anthropic's API.",
+            RequestBody {
+                name: "MessageRequest",
+                schema,
+                example: json!({ "messages": messages, "max_tokens": 50 }),
+            },
+            Answer::JsonOrNamedEvents(
+                |schemas| schemas.subschema_for::<MessageReply>(),
+                |schemas| schemas.subschema_for::<MessageEvent<'static>>(),
+            ),
+        )
+    }
+}
+
+fn count_tokens() -> Operation {
+    let messages = json!([{ "role": "user", "content": "Name three fruits." }]);
+    post(
+        "/v1/messages/count_tokens",
+        "Counts the tokens of a conversation, in the form of Anthropic's API.",
+        RequestBody {
+            name: "CountTokensRequest",
+            schema: object_schema(CountTokensWire::body_rows()),
+            example: json!({ "messages": messages }),
+        },
+        Answer::Json(|schemas| schemas.subschema_for::<TokenCount>()),
+    )
 }
 
 fn tokenize() -> Operation {
@@ -162,14 +225,18 @@ fn probe((path, probe, software): (&'static str, Probe, &'static str)) -> Operat
     Operation { errors: None, summary, ..get(path, "health", "", answer) }
 }
 
-fn description() -> [Operation; 4] {
-    let [document, page, script, style] = PATHS;
-    [
-        get(document, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default())),
-        get(page, "server", "Shows this document as a page. Needs no key.", Answer::Text("text/html")),
-        get(script, "server", "Returns the page's script.", Answer::Text("text/javascript")),
-        get(style, "server", "Returns the page's style.", Answer::Text("text/css")),
-    ]
+fn description() -> Vec<Operation> {
+    let file = |file: &PageFile| {
+        let summary = match file.path {
+            "/" => "Returns a page for chatting with the model.",
+            "/docs" => "Returns a page that shows this document.",
+            _ => "Returns a script or a style of a page.",
+        };
+        get(file.path, "pages", &format!("{summary} Needs no key."), Answer::Text(file.content_type()))
+    };
+    let document =
+        get(PATH, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default()));
+    std::iter::once(document).chain(FILES.iter().map(file)).collect()
 }
 
 fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {

@@ -24,7 +24,8 @@ pub fn engine_metrics() -> EngineMetrics {
         Histogram::with_opts(options).expect("the name and the buckets are valid")
     };
     let counter = |name: &str| Counter::with_opts(MetricFactory::options(name).0).expect("the name is valid");
-    let recomputed = MetricFactory::options("vllm:prompt_tokens_recomputed_total").0;
+    let integer =
+        |name: &str| IntCounter::with_opts(MetricFactory::options(name).0).expect("the name is valid");
     EngineMetrics {
         host: histogram("octant_step_host_seconds", &HOST),
         idle: histogram("octant_step_device_idle_seconds", &HOST),
@@ -34,7 +35,9 @@ pub fn engine_metrics() -> EngineMetrics {
         prefill: counter("octant_prefill_seconds_total"),
         decode: counter("octant_decode_seconds_total"),
         kv_block_seconds: counter("octant_kv_block_seconds_total"),
-        recomputed: IntCounter::with_opts(recomputed).expect("the name is valid"),
+        late_masks: integer("octant_grammar_late_steps_total"),
+        mask_wait: counter("octant_grammar_wait_seconds_total"),
+        recomputed: integer("vllm:prompt_tokens_recomputed_total"),
     }
 }
 
@@ -44,8 +47,10 @@ pub(super) fn register(make: &MetricFactory<'_>, metrics: &EngineMetrics) {
     for histogram in [m.host, m.idle, m.step, m.ratio, m.tokens] {
         make.register(Ok(histogram));
     }
-    for counter in [m.prefill, m.decode, m.kv_block_seconds] {
+    for counter in [m.prefill, m.decode, m.kv_block_seconds, m.mask_wait] {
         make.register(Ok(counter));
     }
-    make.register(Ok(m.recomputed));
+    for counter in [m.late_masks, m.recomputed] {
+        make.register(Ok(counter));
+    }
 }

@@ -63,6 +63,8 @@ pub const NAMES: &[MetricInfo] = &[
         &["block_size", "num_gpu_blocks", "enable_prefix_caching"],
         "Configuration of the KV cache, as labels; the value is always 1",
     ),
+    gauge("octant_batch_requests", &["state"], "Sequences of batches that are running or waiting"),
+    counter("octant_batch_lines_total", &["result"], "Lines of batches that ended, completed or failed"),
     counter("vllm:prompt_tokens_total", &[], "Prompt tokens of choices whose answer has begun"),
     counter("vllm:generation_tokens_total", &[], "Generated tokens"),
     counter("vllm:prompt_tokens_cached_total", &[], "Tokens found in the prefix cache and not computed"),
@@ -135,6 +137,16 @@ pub const NAMES: &[MetricInfo] = &[
         "octant_step_prediction_ratio",
         "Time of a step divided by its predicted time, from the cost model or, without one, from \
          earlier steps",
+    ),
+    counter(
+        "octant_grammar_late_steps_total",
+        &[],
+        "Steps for which the device waited because the mask of a constrained answer was late",
+    ),
+    counter(
+        "octant_grammar_wait_seconds_total",
+        &[],
+        "Time for which the device waited for masks of constrained answers",
     ),
     counter("octant_prefill_seconds_total", &[], "Device time for prompts and recomputation"),
     counter("octant_decode_seconds_total", &[], "Device time for generation"),

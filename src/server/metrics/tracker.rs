@@ -90,6 +90,9 @@ pub(crate) struct AdmittedRequest {
     pub(crate) record: Arc<AccessRecord>,
     /// Label of the API key or user whose counters are charged.
     pub(crate) key: String,
+    /// Whether it is a line of a batch, which waits behind live requests: the latencies of the latter do not
+    /// count it.
+    pub(crate) batch: bool,
     /// Time at which the body had been read and validated.
     pub(crate) arrived: Instant,
 }
@@ -125,8 +128,10 @@ impl Tracker {
         admitted: AdmittedRequest,
         generation: &Generation,
     ) -> Self {
-        metrics.n.observe(generation.n() as f64);
-        metrics.max_tokens.observe(f64::from(generation.max_tokens()));
+        if !admitted.batch {
+            metrics.n.observe(generation.n() as f64);
+            metrics.max_tokens.observe(f64::from(generation.max_tokens()));
+        }
         let choice = |prompt| ChoiceProgress {
             prompt,
             tokens: 0,
@@ -150,6 +155,7 @@ impl Tracker {
         if delta.tokens > 0 {
             choice.first_token.get_or_insert(now);
             match choice.last_token.replace(now) {
+                _ if self.admitted.batch => {}
                 None => {
                     let arrived = self.admitted.arrived;
                     self.metrics.ttft.observe(now.saturating_duration_since(arrived).as_secs_f64());
@@ -204,6 +210,9 @@ impl Tracker {
             return;
         }
         choice.ended = Some(reason);
+        if self.admitted.batch {
+            return;
+        }
         let metrics = &self.metrics;
         metrics.finished.with_label_values(&[reason]).inc();
         metrics.e2e.observe(self.admitted.arrived.elapsed().as_secs_f64());

@@ -36,6 +36,20 @@ const RESERVED_KWARGS: [&str; 16] = [
 /// Forms of a message's content.
 const CONTENT: &str = "a string or an array of text parts";
 
+/// Makes fields variables of the template if it reads them. The others are named as ignored.
+/// `chat_template_kwargs` has precedence.
+pub(super) fn template_fields(wire: &mut ChatWire, read: &[&str]) {
+    for (name, value) in wire.common.take_template_fields() {
+        let Some(value) = value else { continue };
+        if read.contains(&name) {
+            let kwargs = wire.chat_template_kwargs.get_or_insert_default();
+            kwargs.entry(name).or_insert(Value::String(value));
+        } else {
+            wire.common.ignored.push(name.to_owned());
+        }
+    }
+}
+
 /// The token limit, from `max_tokens` or `max_completion_tokens`. If both are set they must be equal.
 pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError> {
     match (wire.max_tokens, wire.max_completion_tokens) {
@@ -77,25 +91,34 @@ pub(super) fn prompts(
         let text = "expected a last message with the role assistant, got another role";
         return Err(ApiError::invalid("continue_final_message", text));
     }
-    let mut kwargs = kwargs(wire.chat_template_kwargs.as_ref())?;
+    let options = RenderOptions {
+        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
+        continue_final_message: continues,
+        kwargs: kwargs(wire.chat_template_kwargs.as_ref())?,
+    };
+    Ok(conversation(messages, options, support, tools))
+}
+
+/// The prompt of these messages, with these tools.
+pub(super) fn conversation(
+    messages: Vec<ChatMessage>,
+    mut options: RenderOptions,
+    support: Option<ToolSupport>,
+    tools: Option<&ToolUse>,
+) -> Prompts {
     let tools = tools.map(ToolUse::for_template).unwrap_or_default();
     let messages = match support {
         Some(support) => tools::as_text(messages, support, &tools),
         None => messages,
     };
     if support.is_some_and(|support| support.in_template) && !tools.is_empty() {
-        kwargs.insert("tools".to_owned(), tools.into());
+        options.kwargs.insert("tools".to_owned(), tools.into());
     }
-    let options = RenderOptions {
-        add_generation_prompt: wire.add_generation_prompt.unwrap_or(!continues),
-        continue_final_message: continues,
-        kwargs,
-    };
-    Ok(Prompts::Chat { messages, options })
+    Prompts::Chat { messages, options }
 }
 
 /// Additional variables for the template.
-fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
+pub(super) fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Value>, ApiError> {
     let map = map.cloned().unwrap_or_default();
     match map.keys().find(|key| RESERVED_KWARGS.contains(&key.as_str())) {
         Some(key) => Err(ApiError::invalid(

@@ -2,6 +2,9 @@
 
 use crate::tools::ToolSupport;
 
+/// Fields that are variables of chat templates.
+pub(crate) const TEMPLATE_FIELDS: [&str; 2] = ["reasoning_effort", "verbosity"];
+
 /// Sampling values for fields that the client leaves out, from the model's `generation_config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Defaults {
@@ -38,6 +41,8 @@ pub struct Limits {
     pub tools: Option<ToolSupport>,
     /// Values for fields that the client leaves out.
     pub defaults: Defaults,
+    /// Those of [`TEMPLATE_FIELDS`] that the chat template reads.
+    pub template_fields: Vec<&'static str>,
     /// Whether an unknown field is an error.
     pub reject_unknown_fields: bool,
     /// Whether the operator gave API keys priorities. If so, a request's own `priority` cannot be negative,

@@ -10,7 +10,7 @@ use crate::server::error::ApiError;
 use crate::server::field_table::Table;
 use crate::server::fields::{Fields, missing, wrong_type};
 use crate::server::tool_types::{
-    AllowedToolsWire, CallWire, NamedWire, TOOL_CHOICES, ToolChoiceWire, ToolWire,
+    AllowedToolsWire, CallWire, CalledWire, FunctionWire, NamedWire, TOOL_CHOICES, ToolChoiceWire, ToolWire,
 };
 use crate::server::types::ChatWire;
 use crate::tools::{
@@ -22,6 +22,8 @@ use crate::tools::{
 #[derive(Debug, Clone)]
 pub(super) struct ToolUse {
     tools: Vec<Tool>,
+    /// Path of the parameters of each tool.
+    paths: Vec<String>,
     /// Whether each tool may be called.
     allowed: Vec<bool>,
     mode: Mode,
@@ -42,26 +44,95 @@ enum Mode {
 /// # Errors
 /// 400 that names the field.
 pub(super) fn read(wire: &mut ChatWire, support: Option<ToolSupport>) -> Result<Option<ToolUse>, ApiError> {
-    let items = wire.tools.take().unwrap_or_default();
-    let mut tools: Vec<Tool> = Vec::with_capacity(items.len());
-    for (i, item) in items.into_iter().enumerate() {
-        let tool = tool(&format!("tools[{i}]"), item)?;
-        if tools.iter().any(|other| other.name == tool.name) {
-            let text = format!("expected different names, got \"{}\" twice", tool.name);
-            return Err(ApiError::invalid(format!("tools[{i}].function.name"), text));
-        }
-        tools.push(tool);
-    }
-    let choice = choice(wire.tool_choice.take(), &tools)?;
-    let Some(Choice { mode, allowed }) = choice.filter(|_| !tools.is_empty()) else { return Ok(None) };
-    let Some(support) = support else { return Ok(None) };
-    let Some(format) = support.format else {
-        let text = "the format in which this model's chat template writes tool calls is not known; \
-                    the operator can name one with --tool-call-parser";
-        return Err(ApiError::unsupported("tools", text));
+    let request = ToolRequest {
+        tools: read_each(wire.tools.take(), tool)?,
+        choice: wire.tool_choice.take(),
+        parallel: wire.parallel_tool_calls,
     };
-    let parallel = wire.parallel_tool_calls.unwrap_or(true);
-    Ok(Some(ToolUse { tools, allowed, mode, parallel, format }))
+    request.check(support)
+}
+
+/// The tools of a request in any protocol.
+#[derive(Default)]
+pub(super) struct ToolRequest {
+    pub(super) tools: Vec<OfferedTool>,
+    /// `tool_choice` in the form of a chat completion or of a response.
+    pub(super) choice: Option<Value>,
+    /// Whether the answer may have several calls; true if it is not set.
+    pub(super) parallel: Option<bool>,
+}
+
+/// The definition of a tool, with the paths of its fields.
+pub(super) struct OfferedTool {
+    pub(super) tool: Tool,
+    pub(super) name_path: String,
+    pub(super) parameters_path: String,
+}
+
+impl OfferedTool {
+    /// Checks a definition. `path` is that of the object with the name, `parameters` the name of the field
+    /// that holds the schema of the arguments.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub(super) fn check(path: &str, function: FunctionWire, parameters: &str) -> Result<Self, ApiError> {
+        let (name_path, parameters_path) = (format!("{path}.name"), format!("{path}.{parameters}"));
+        let name = function.name.unwrap_or_default();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
+        if !name.chars().all(plain) {
+            let text = format!("expected letters, digits and characters of _-.:/, got {}", Value::from(name));
+            return Err(ApiError::invalid(name_path, text));
+        }
+        let tool = Tool {
+            name,
+            description: function.description,
+            parameters: of_object(function.parameters.unwrap_or_default(), &parameters_path)?,
+            strict: function.strict.unwrap_or(false),
+        };
+        Ok(Self { tool, name_path, parameters_path })
+    }
+}
+
+/// Reads each definition of the field `tools`.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn read_each(
+    items: Option<Vec<Value>>,
+    read: impl Fn(&str, Value) -> Result<OfferedTool, ApiError>,
+) -> Result<Vec<OfferedTool>, ApiError> {
+    let items = items.unwrap_or_default().into_iter().enumerate();
+    items.map(|(i, item)| read(&format!("tools[{i}]"), item)).collect()
+}
+
+impl ToolRequest {
+    /// Checks the tools and the choice among them. `None` if the answer may not call any: then the model does
+    /// not see them either.
+    ///
+    /// # Errors
+    /// 400 that names the field.
+    pub(super) fn check(self, support: Option<ToolSupport>) -> Result<Option<ToolUse>, ApiError> {
+        let (mut tools, mut paths): (Vec<Tool>, Vec<String>) = (Vec::new(), Vec::new());
+        for OfferedTool { tool, name_path, parameters_path } in self.tools {
+            if tools.iter().any(|other| other.name == tool.name) {
+                let text = format!("expected different names, got \"{}\" twice", tool.name);
+                return Err(ApiError::invalid(name_path, text));
+            }
+            tools.push(tool);
+            paths.push(parameters_path);
+        }
+        let choice = choice(self.choice, &tools)?;
+        let Some(choice) = choice.filter(|_| !tools.is_empty()) else { return Ok(None) };
+        let Choice { mode, allowed, single } = choice;
+        let Some(support) = support else { return Ok(None) };
+        let Some(format) = support.format else {
+            let text = "the format in which this model's chat template writes tool calls is not known; \
+                        the operator can name one with --tool-call-parser";
+            return Err(ApiError::unsupported("tools", text));
+        };
+        let parallel = !single && self.parallel.unwrap_or(true);
+        Ok(Some(ToolUse { tools, paths, allowed, mode, parallel, format }))
+    }
 }
 
 impl ToolUse {
@@ -104,58 +175,49 @@ impl ToolUse {
                 ("tools".to_owned(), AnswerWithoutCalls::Text)
             }
         };
-        let paths: Vec<String> =
-            allowed.iter().map(|(i, _)| format!("tools[{i}].function.parameters")).collect();
         let tools: Vec<AllowedTool<'_>> =
-            allowed.iter().zip(&paths).map(|((_, tool), path)| AllowedTool { tool, path }).collect();
+            allowed.iter().map(|&(i, tool)| AllowedTool { tool, path: &self.paths[i] }).collect();
         let source = call_grammar(self.format, &tools, self.parallel, &without);
         Ok(Some(Constraint { path, source }))
     }
 }
 
 /// Reads the definition of a tool.
-fn tool(path: &str, item: Value) -> Result<Tool, ApiError> {
-    let mut fields = Fields::at(path, item)?;
-    let function = ToolWire::take(&mut fields)?.function.unwrap_or_default();
-    let name = function.name.unwrap_or_default();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.:/".contains(c);
-    if !name.chars().all(plain) {
-        let text = format!("expected letters, digits and characters of _-.:/, got {}", Value::from(name));
-        return Err(ApiError::invalid(format!("{path}.function.name"), text));
-    }
-    let parameters_path = format!("{path}.function.parameters");
-    Ok(Tool {
-        name,
-        description: function.description,
-        parameters: of_object(function.parameters.unwrap_or_default(), &parameters_path)?,
-        strict: function.strict.unwrap_or(false),
-    })
+fn tool(path: &str, item: Value) -> Result<OfferedTool, ApiError> {
+    let function = ToolWire::take(&mut Fields::at(path, item)?)?.function.unwrap_or_default();
+    OfferedTool::check(&format!("{path}.function"), function, "parameters")
 }
 
 /// Reads the calls of an earlier answer. Chat templates expect arguments as an object, not as text.
 pub(super) fn earlier_calls(path: &str, items: Vec<Value>) -> Result<Value, ApiError> {
     let call = |(i, item): (usize, Value)| {
         let wire = CallWire::take(&mut Fields::at(&format!("{path}[{i}]"), item)?)?;
-        let function = wire.function.unwrap_or_default();
-        let arguments = match function.arguments {
-            None => json!({}),
-            Some(Value::String(text)) if text.trim().is_empty() => json!({}),
-            // Arguments that were cut off are no JSON.
-            Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            Some(object @ Value::Object(_)) => object,
-            Some(other) => {
-                let path = format!("{path}[{i}].function.arguments");
-                return Err(wrong_type(&path, "a string with JSON, or an object", &other));
-            }
-        };
-        let function = json!({ "name": function.name.unwrap_or_default(), "arguments": arguments });
-        let mut call = json!({ "type": "function", "function": function });
-        if let Some(id) = wire.id {
-            call["id"] = id.into();
-        }
-        Ok(call)
+        earlier_call(&format!("{path}[{i}].function"), wire.id, wire.function.unwrap_or_default())
     };
     items.into_iter().enumerate().map(call).collect()
+}
+
+/// A call of an earlier answer as chat templates expect it. `path` is that of the object with the arguments.
+///
+/// # Errors
+/// 400 if the arguments have the wrong type.
+pub(super) fn earlier_call(path: &str, id: Option<String>, called: CalledWire) -> Result<Value, ApiError> {
+    let arguments = match called.arguments {
+        None => json!({}),
+        Some(Value::String(text)) if text.trim().is_empty() => json!({}),
+        // Arguments that were cut off are no JSON.
+        Some(Value::String(text)) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+        Some(object @ Value::Object(_)) => object,
+        Some(other) => {
+            return Err(wrong_type(&format!("{path}.arguments"), "a string with JSON, or an object", &other));
+        }
+    };
+    let function = json!({ "name": called.name.unwrap_or_default(), "arguments": arguments });
+    let mut call = json!({ "type": "function", "function": function });
+    if let Some(id) = id {
+        call["id"] = id.into();
+    }
+    Ok(call)
 }
 
 /// The messages for a template that shows no tools: tools, calls and results become text. Messages without
@@ -242,11 +304,13 @@ fn of_object(mut schema: Map<String, Value>, path: &str) -> Result<Map<String, V
 struct Choice {
     mode: Mode,
     allowed: Vec<bool>,
+    /// Whether the answer is a single call, because the choice names its tool.
+    single: bool,
 }
 
 /// Reads the field `tool_choice`; `None` means that no tool may be called.
 fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiError> {
-    let all = |mode| Choice { mode, allowed: vec![true; tools.len()] };
+    let all = |mode| Choice { mode, allowed: vec![true; tools.len()], single: false };
     let choice = match value {
         None => Some(all(Mode::Auto)),
         Some(Value::String(word)) => match word.as_str() {
@@ -260,7 +324,7 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
         },
         Some(value @ Value::Object(_)) => {
             let wire = ToolChoiceWire::take(&mut Fields::at("tool_choice", value)?)?;
-            match wire.kind.as_deref() {
+            match wire.kind {
                 Some("allowed_tools") => {
                     let (place, wire) = match wire.allowed_tools {
                         Some(inner) => ("tool_choice.allowed_tools", inner),
@@ -270,9 +334,11 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
                 }
                 _ => {
                     let named = NamedWire { name: wire.name, function: wire.function };
-                    let at = position(tools, named, "tool_choice.function.name")?;
+                    let is_flat = named.function.is_none() && named.name.is_some();
+                    let path = if is_flat { "tool_choice.name" } else { "tool_choice.function.name" };
+                    let at = position(tools, named, path)?;
                     let allowed = (0..tools.len()).map(|i| i == at).collect();
-                    Some(Choice { mode: Mode::Required, allowed })
+                    Some(Choice { mode: Mode::Required, allowed, single: true })
                 }
             }
         }
@@ -287,7 +353,7 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
 
 /// The choice of some of the tools. `place` is the path of the object.
 fn allowed_tools(place: &str, wire: AllowedToolsWire, tools: &[Tool]) -> Result<Choice, ApiError> {
-    let mode = if wire.mode.as_deref() == Some("required") { Mode::Required } else { Mode::Auto };
+    let mode = if wire.mode == Some("required") { Mode::Required } else { Mode::Auto };
     let path = format!("{place}.tools");
     let items = wire.tools.ok_or_else(|| missing(&path, "an array of tools"))?;
     let mut allowed = vec![false; tools.len()];
@@ -296,7 +362,7 @@ fn allowed_tools(place: &str, wire: AllowedToolsWire, tools: &[Tool]) -> Result<
         let named = NamedWire::take(&mut Fields::at(&path, item)?)?;
         allowed[position(tools, named, &path)?] = true;
     }
-    Ok(Choice { mode, allowed })
+    Ok(Choice { mode, allowed, single: false })
 }
 
 /// The index of the tool that is named.

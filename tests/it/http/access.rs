@@ -251,7 +251,10 @@ async fn a_preflight_request_needs_no_key_on_any_route() {
             assert_eq!(reply.header("access-control-allow-origin"), Some(PAGE));
             let headers = "authorization,content-type,x-stainless-new";
             assert_eq!(reply.header("access-control-allow-headers"), Some(headers));
-            assert_eq!(reply.header("access-control-allow-methods"), Some("GET, HEAD, POST, OPTIONS"));
+            assert_eq!(
+                reply.header("access-control-allow-methods"),
+                Some("GET, HEAD, POST, DELETE, OPTIONS")
+            );
             assert_eq!(reply.header("access-control-max-age"), Some("600"));
             let vary = reply.header("vary").expect("caches must keep origins apart");
             assert!(vary.starts_with("origin, access-control-request-method"), "{vary}");

@@ -41,6 +41,19 @@ impl Reply {
         text.split_terminator("\n\n").map(data).collect()
     }
 
+    /// Name and JSON of each server-sent event; comments are left out.
+    pub fn named_events(&self) -> Vec<(String, Value)> {
+        let text = self.text();
+        assert!(text.is_empty() || text.ends_with("\n\n"), "events end with an empty line: {text:?}");
+        let named = |event: &str| {
+            let (name, data) =
+                event.strip_prefix("event: ").and_then(|event| event.split_once("\ndata: "))?;
+            Some((name.to_owned(), serde_json::from_str(data).expect("an event is JSON")))
+        };
+        let events = text.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        events.map(|event| named(event).unwrap_or_else(|| panic!("no name and data: {event}"))).collect()
+    }
+
     /// JSON of each event except `[DONE]`, in order.
     pub fn chunks(&self) -> Vec<Value> {
         let json = self.events().into_iter().filter(|data| data != "[DONE]");

@@ -22,15 +22,17 @@ async fn with(server: &TestServer, method: &str, path: &str, authorization: Opti
 }
 
 #[tokio::test]
-async fn every_route_but_probes_metrics_version_and_documents_needs_the_key() {
+async fn every_route_but_probes_metrics_version_pages_and_document_needs_the_key() {
     let server = server();
-    let open = ["/metrics", "/version", "/openapi.json", "/docs", "/docs/docs.js", "/docs/docs.css"];
-    let mut protected = 0;
+    let (mut protected, mut files) = (0, 0);
     let paths: Vec<String> = routes().into_iter().map(|(path, _)| path.replace("{*id}", "parrot")).collect();
     for path in paths.iter().map(String::as_str).chain(["/no/such/route", "/v1/models/", "/metrics/"]) {
         for method in ["GET", "POST", "HEAD", "DELETE", "OPTIONS"] {
             let reply = with(&server, method, path, None).await;
-            if probe(path).is_some() || open.contains(&path) {
+            let is_page = path == "/" || ["/page/", "/docs"].iter().any(|start| path.starts_with(start));
+            files += usize::from(is_page);
+            let is_open = ["/metrics", "/version", "/openapi.json"].contains(&path) || is_page;
+            if probe(path).is_some() || is_open {
                 assert!([200, 405].contains(&reply.status), "{method} {path}: {}", reply.status);
                 continue;
             }
@@ -41,7 +43,7 @@ async fn every_route_but_probes_metrics_version_and_documents_needs_the_key() {
             assert_ne!(allowed.status, 401, "{method} {path}");
         }
     }
-    assert_eq!(protected, 5 * (routes().len() - ALIASES.len() - open.len() + 3), "all others need it");
+    assert_eq!(protected + files, 5 * (routes().len() - ALIASES.len() - 3 + 3), "all others need it");
 }
 
 #[tokio::test]

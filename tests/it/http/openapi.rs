@@ -20,11 +20,14 @@ async fn document(server: &TestServer) -> Value {
 }
 
 /// Name, method and least body of each route that reads a body.
-fn bodies() -> [(&'static str, &'static str, Value); 4] {
+fn bodies() -> [(&'static str, &'static str, Value); 7] {
     let messages = json!([{ "role": "user", "content": "a" }]);
     [
         ("ChatCompletionRequest", "/v1/chat/completions", json!({ "messages": messages, "max_tokens": 1 })),
         ("CompletionRequest", "/v1/completions", json!({ "prompt": "a", "max_tokens": 1 })),
+        ("ResponseRequest", "/v1/responses", json!({ "input": "a", "max_output_tokens": 1 })),
+        ("MessageRequest", "/v1/messages", json!({ "messages": messages, "max_tokens": 1 })),
+        ("CountTokensRequest", "/v1/messages/count_tokens", json!({ "messages": messages })),
         ("TokenizeRequest", "/tokenize", json!({ "prompt": "a" })),
         ("DetokenizeRequest", "/detokenize", json!({ "tokens": [] })),
     ]
@@ -45,6 +48,7 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         eos_ids: vec![99],
         tools: None,
         defaults: Default::default(),
+        template_fields: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     };
@@ -118,9 +122,9 @@ async fn every_field_of_the_document_is_read_and_has_a_description() {
             let wrong = named.iter().zip(&examples).filter(|(kind, _)| !allowed(kind));
             for (_, wrong) in wrong {
                 let reply = server.post(path, merged(body.clone(), json!({ field: wrong }))).await;
-                let (status, _, param) = reply.error();
-                let within = param.as_ref().is_some_and(|param| param.starts_with(field.as_str()));
-                assert!(status == 400 && within, "{name}.{field} = {wrong}: {status} {param:?}");
+                let text = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+                let within = text.starts_with(field.as_str());
+                assert!(reply.status == 400 && within, "{name}.{field} = {wrong}: {} {text}", reply.status);
             }
             let null = merged(json!({ field: null }), body.clone());
             assert_eq!(server.post(path, null).await.status, 200, "{name}.{field} = null");
@@ -128,7 +132,12 @@ async fn every_field_of_the_document_is_read_and_has_a_description() {
         for field in schema["x-octant-refused"].as_array().into_iter().flatten() {
             let field = field.as_str().unwrap();
             let reply = server.post(path, merged(body.clone(), json!({ field: 7 }))).await;
-            assert_eq!(reply.error(), (400, None, Some(field.to_owned())), "{name}.{field}");
+            let text = reply.json()["error"]["message"].as_str().unwrap().to_owned();
+            assert_eq!(reply.status, 400, "{name}.{field}");
+            assert!(
+                text.starts_with(&format!("{field}: ")) && text.contains("not supported"),
+                "{name}.{field}: {text}"
+            );
         }
     }
 }
@@ -205,9 +214,14 @@ async fn the_page_loads_nothing_from_elsewhere_and_needs_no_key() {
     ] {
         let reply = server.get(path).await;
         assert_eq!((reply.status, reply.header("content-type")), (200, Some(kind)), "{path}");
-        let policy = reply.header("content-security-policy").unwrap();
-        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; "), "{policy}");
-        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        if path != "/openapi.json" {
+            let policy = reply.header("content-security-policy").unwrap();
+            assert!(
+                policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; "),
+                "{policy}"
+            );
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
+        }
         let text = reply.text();
         assert!(
             !["innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval("]

@@ -8,16 +8,19 @@ use super::client::Reply;
 use super::test_server::{Setup, TestServer};
 
 /// The prompt, which the executor repeats, is the answer: what follows `ANSWER:` in the last message of the
-/// user, or the results of tools after it. Nothing else of the conversation is shown.
+/// user, or the words of the tools' results after it. Nothing else of the conversation is shown. The results
+/// are messages of the user, because the template does not know of tools.
 const TEMPLATE: &str = "\
     {%- set ns = namespace(answer='', results=false) -%}
-    {%- for m in messages -%}
-    {%- if m.role == 'user' -%}
+    {%- for m in messages if m.role == 'user' -%}
+    {%- if '<tool_response>' in m.content -%}
+        {%- set said = m.content.replace('<tool_response>', '').replace('</tool_response>', '') -%}
+        {%- set before = ns.answer + ' ' if ns.results else 'The tools say: ' -%}
+        {%- set ns.answer = before + (said.split() | join(' ')) -%}
+        {%- set ns.results = true -%}
+    {%- else -%}
         {%- set ns.answer = m.content.split('ANSWER:')[-1] -%}
         {%- set ns.results = false -%}
-    {%- elif m.role == 'tool' -%}
-        {%- set ns.answer = (ns.answer + ', ' if ns.results else 'The tools say: ') + m.content -%}
-        {%- set ns.results = true -%}
     {%- endif -%}
     {%- endfor -%}
     {{- ns.answer }}<|eos|>";
@@ -52,5 +55,5 @@ async fn the_script_is_the_answer_and_results_of_tools_follow_it() {
     let assistant = json!({ "role": "assistant", "tool_calls": [call("a"), call("b")] });
     let result = |id: &str| json!({ "role": "tool", "tool_call_id": id, "content": id });
     let messages = json!([user, assistant, result("a"), result("b")]);
-    assert_eq!(content(ask(messages).await), "The tools say: a, b");
+    assert_eq!(content(ask(messages).await), "The tools say: a b");
 }

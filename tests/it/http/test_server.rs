@@ -55,6 +55,11 @@ impl Setup {
         }
     }
 
+    /// Settings of a server whose answer to a chat is the text of the last message.
+    pub fn last_message() -> Self {
+        Self { template: "{{ messages[-1].content }}<|eos|>", ..Self::new() }
+    }
+
     /// Starts a server over this executor.
     pub fn launch_with(self, executor: impl Executor + 'static) -> TestServer {
         self.launch_over(executor, tokenizer())

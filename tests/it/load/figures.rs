@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use octant::bench::load_client::SetupError;
 use octant::bench::load_client::body::{Bodies, Endpoint};
 use octant::bench::load_client::chunk::ReportedUsage;
-use octant::bench::load_client::client::Target;
 use octant::bench::load_client::measure::{
     FailureKind, LoadRun, Objectives, RequestFailure, RequestRecord, Summary, TokensCountedBy,
 };
 use octant::bench::load_client::prompts::{PromptContent, PromptSource};
 use octant::bench::load_client::{load_plot, load_report};
+use octant::http_client::{Target, TargetError};
 use octant::statistics::Distribution;
 use serde_json::{Value, json};
 
@@ -221,10 +220,10 @@ fn extra_fields_replace_fields_of_the_body() {
 
 #[test]
 fn invalid_urls_and_https_are_refused() {
-    assert!(matches!(Target::parse("https://example.org", None), Err(SetupError::Https)));
+    assert!(matches!(Target::parse("https://example.org", None), Err(TargetError::Https)));
     for bad in ["example.org", "ftp://a", "http://", "http://a/?q=1", "http://u:p@a"] {
-        assert!(matches!(Target::parse(bad, None), Err(SetupError::Url { .. })), "{bad}");
+        assert!(matches!(Target::parse(bad, None), Err(TargetError::Url { .. })), "{bad}");
     }
-    assert!(matches!(Target::parse("http://a", Some("a\nb")), Err(SetupError::Key)));
+    assert!(matches!(Target::parse("http://a", Some("a\nb")), Err(TargetError::Key)));
     assert!(Target::parse("http://[::1]:80/base/v1/", Some("k")).is_ok());
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use octant::bench::load_client::arrivals::{Arrivals, Rate, Spacing};
 use octant::bench::load_client::body::{Bodies, Endpoint};
-use octant::bench::load_client::client::{Client, Target};
+use octant::bench::load_client::client::Client;
 use octant::bench::load_client::drive::{LoadTestPlan, Pace, run};
 use octant::bench::load_client::measure::{FailureKind, LoadRun, Objectives, Summary, TokensCountedBy};
 use octant::bench::load_client::prompts::PromptSource;
+use octant::http_client::Target;
 
 use super::server::{ScriptStep, Server, answer, end, head, piece, token, whole};
 

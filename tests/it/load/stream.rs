@@ -1,7 +1,7 @@
 //! Server-sent events and chunks, for any division of the bytes.
 
-use octant::bench::load_client::chunk::{Chunk, ReportedUsage, message};
-use octant::bench::load_client::sse::SseParser;
+use octant::bench::load_client::chunk::{Chunk, ReportedUsage};
+use octant::http_client::{SseParser, message};
 use proptest::prelude::*;
 
 /// Name and data of all events, with the bytes fed in pieces that end at these offsets.

@@ -281,12 +281,13 @@ fn requests_ahead_are_counted_by_alternating_tenants() {
     assert_eq!(ahead("new", 1).requests, 6);
 }
 
-/// Assigns the requests of a trace to three tenants.
+/// Assigns the requests of a trace to three tenants. None is of a batch: live requests preempt those without
+/// bound.
 fn with_tenants(events: Vec<Event>) -> Vec<Event> {
     let mut count = 0u32;
     let mut name = |request: Request| {
         count += 1;
-        by(["a", "b", "c"][(count % 3) as usize], 1 + count % 2, request)
+        by(["a", "b", "c"][(count % 3) as usize], 1 + count % 2, Request { batch: false, ..request })
     };
     let mut one = |event| match event {
         Event::Submit(group) => Event::Submit(group.into_iter().map(&mut name).collect()),

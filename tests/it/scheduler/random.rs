@@ -45,6 +45,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         request.priority = priority;
         request.cache_salt = salt.map(|salt| Arc::from(salt.to_string()));
         request.prompt_logprobs = prompt_logprobs;
+        request.batch = zero > 6;
         request
     })
 }

@@ -235,7 +235,7 @@ fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
     let PlannedStep { plan, rows } = bench.scheduler.plan().expect("a request waits");
-    let output = StepOutput { id: plan.id, rows: vec![output] };
+    let output = StepOutput { id: plan.id, rows: vec![output], ..StepOutput::default() };
     let updates = bench.scheduler.commit(rows, output).expect("the output fits its plan");
     updates[0].1.finish.clone()
 }
@@ -260,7 +260,7 @@ fn an_output_that_fits_no_plan_is_refused() {
         let mut bench = Bench::new(config());
         bench.submit(request(vec![1], 9));
         let PlannedStep { plan, rows } = bench.scheduler.plan().unwrap();
-        let mut output = StepOutput { id: plan.id, rows: vec![sampled(1)] };
+        let mut output = StepOutput { id: plan.id, rows: vec![sampled(1)], ..StepOutput::default() };
         change(&mut output);
         bench.scheduler.commit(rows, output)
     };
@@ -270,7 +270,8 @@ fn an_output_that_fits_no_plan_is_refused() {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
     let (first, second) = (bench.scheduler.plan().unwrap(), bench.scheduler.plan().unwrap());
-    let output = |step: &PlannedStep| StepOutput { id: step.plan.id, rows: vec![sampled(1)] };
+    let output =
+        |step: &PlannedStep| StepOutput { id: step.plan.id, rows: vec![sampled(1)], ..StepOutput::default() };
     let outputs = [output(&first), output(&second)];
     assert!(bench.scheduler.commit(second.rows, outputs[1].clone()).is_err(), "not the earliest step");
     assert!(bench.scheduler.commit(first.rows, outputs[0].clone()).is_ok());

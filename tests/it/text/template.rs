@@ -110,6 +110,22 @@ fn contradicting_options_are_refused() {
 }
 
 #[test]
+fn a_template_says_which_variables_it_reads() {
+    let tokenizer = load("byte_level");
+    for (source, expected) in [
+        ("{{ reasoning_effort }}", true),
+        ("{% if reasoning_effort is defined %}a{% endif %}", true),
+        ("{{ reasoning_effort | default('low') }}", true),
+        ("{% set reasoning_effort = 'low' %}{{ reasoning_effort }}", false),
+        ("{{ 'reasoning_effort' }}{# reasoning_effort #}", false),
+        ("{{ messages[0].reasoning_effort }}", false),
+    ] {
+        let template = ChatTemplate::from_source(source, &tokenizer).unwrap();
+        assert_eq!(template.reads("reasoning_effort"), expected, "{source}");
+    }
+}
+
+#[test]
 fn tojson_equals_python_s_json_dumps() {
     let value = json!({"b": [1, 1.5, 1e20, 1e-7, []], "a": "é<'\u{1}😀"});
     let render = |arguments: &str| {

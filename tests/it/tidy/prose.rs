@@ -59,7 +59,7 @@ pub fn riddles(path: &str, text: &str) -> Vec<String> {
 
 #[test]
 fn lines_fit_the_columns() {
-    check(&files(&[".rs", ".py", ".cu", ".cuh", ".cpp", ".h", ".md"]), wide);
+    check(&files(&[".rs", ".py", ".cu", ".cuh", ".cpp", ".h", ".md", ".js", ".css", ".html"]), wide);
     assert!(!wide("a.md", &"x".repeat(MAX_COLUMNS + 1)).is_empty());
     assert!(wide("a.md", &format!("|{}", "x".repeat(MAX_COLUMNS))).is_empty());
 }

@@ -1,11 +1,12 @@
 //! Accepted bodies: every field has a value in the validated request.
 
-use octant::generation::{Ask, ChatMessage, Content, MaxTokens, Prompts, Role};
+use octant::generation::{Ask, ChatMessage, Content, MaxTokens, Prompts, Role, Truncate};
 use octant::grammar::GrammarSource;
+use octant::server::validate::Limits;
 use octant::tools::{ToolFormat, ToolSupport};
 use serde_json::{Value, json};
 
-use super::{a_chat, a_completion, chat, completion, with};
+use super::{a_chat, a_completion, chat, chat_within, completion, limits, with};
 
 #[test]
 fn fields_left_out_get_the_models_defaults() {
@@ -88,7 +89,17 @@ fn both_ends_of_every_range_are_accepted() {
         ("cache_salt", json!(["x", "é".repeat(1024)])),
         ("best_of", json!([1])),
         ("tools", json!([[]])),
-        ("bad_words", json!([[]])),
+        ("bad_words", json!([[], ["a"], ["", " b"], vec!["a"; 1024], ["x".repeat(1024)]])),
+        ("allowed_token_ids", json!([[5], [0, 99], [7, 7]])),
+        ("truncate_prompt_tokens", json!([-1, 1, 4_294_967_295_u32])),
+        ("prompt_logprobs", json!([0, 20, 1.0])),
+        ("return_token_ids", json!([true, false])),
+        ("return_tokens_as_token_ids", json!([true, false])),
+        ("reasoning_effort", json!(["low", "x".repeat(64)])),
+        ("verbosity", json!(["high"])),
+        ("store", json!([true, false])),
+        ("metadata", json!([{}, { "a": "", "é".repeat(64): "é".repeat(512) }])),
+        ("user", json!(["", "é".repeat(512)])),
         ("use_beam_search", json!([false])),
     ] {
         for value in values.as_array().unwrap() {
@@ -124,6 +135,42 @@ fn values_reach_the_validated_request_unchanged() {
     assert!(ask.output.include_stop && !ask.output.skip_special && !ask.output.echo);
     assert!(request.stream && request.include_usage && !request.logprobs);
     assert_eq!(request.model, "alias");
+}
+
+#[test]
+fn fields_about_tokens_reach_the_validated_request() {
+    let more = json!({ "bad_words": ["a", "", " "], "allowed_token_ids": [3, 99], "truncate_prompt_tokens": 7,
+        "prompt_logprobs": 4, "return_token_ids": true, "return_tokens_as_token_ids": true });
+    for request in [chat(&a_chat(&more)), completion(&a_completion(&more))] {
+        let request = request.unwrap();
+        let ask = &request.ask;
+        assert_eq!((&ask.bad_words, &ask.allowed_tokens), (&vec!["a".to_owned()], &Some(vec![3, 99])));
+        assert_eq!((ask.truncate, ask.prompt_logprobs), (Some(Truncate::Last(7)), Some(4)));
+        assert!(ask.output.token_ids && request.names_ids && !request.logprobs);
+    }
+    let fit = chat(&a_chat(&json!({ "truncate_prompt_tokens": -1 }))).unwrap();
+    assert_eq!(fit.ask.truncate, Some(Truncate::Fit));
+    let options = json!({ "stream": true, "stream_options": { "continuous_usage_stats": true } });
+    let request = chat(&a_chat(&options)).unwrap();
+    assert!(request.continuous_usage && !request.include_usage);
+}
+
+#[test]
+fn template_fields_reach_templates_that_read_them() {
+    let limits = Limits { template_fields: vec!["reasoning_effort"], ..limits() };
+    let kwargs = |more: Value| {
+        let request = chat_within(&a_chat(&more), &limits).unwrap();
+        let ignored = request.ignored().to_vec();
+        let Prompts::Chat { options, .. } = request.ask.prompts else { panic!("expected a chat") };
+        (Value::Object(options.kwargs), ignored)
+    };
+    let both = json!({ "reasoning_effort": "low", "verbosity": "high" });
+    assert_eq!(kwargs(both.clone()), (json!({ "reasoning_effort": "low" }), vec!["verbosity".to_owned()]));
+    let own = json!({ "chat_template_kwargs": { "reasoning_effort": "none", "x": 1 } });
+    let expected = json!({ "reasoning_effort": "none", "x": 1 });
+    assert_eq!(kwargs(with(both.clone(), &own)), (expected, vec!["verbosity".to_owned()]));
+    let text = completion(&a_completion(&both)).unwrap();
+    assert_eq!(text.ignored(), ["reasoning_effort", "verbosity"]);
 }
 
 #[test]
@@ -349,11 +396,14 @@ fn tools_reach_the_template_the_answer_and_the_grammar() {
 
 #[test]
 fn earlier_calls_reach_the_template_as_objects() {
-    let call = |arguments: Value| json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": arguments } });
+    let call = |arguments: Value| {
+        let function = json!({ "name": "f", "arguments": arguments });
+        json!({ "id": "c", "type": "function", "function": function })
+    };
     let messages = json!([
         { "role": "user", "content": "q" },
-        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")), call(json!({ "a": 2 })),
-            call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
+        { "role": "assistant", "content": null, "tool_calls": [call(json!("{\"a\": 1}")),
+            call(json!({ "a": 2 })), call(json!("")), call(json!("{\"a")), { "function": { "name": "g" } }] },
         { "role": "tool", "tool_call_id": "c", "content": "r" },
     ]);
     let ask = chat(&json!({ "messages": messages })).unwrap().ask;

@@ -50,10 +50,8 @@ fn fields_of_local_servers(schema: &Value) -> Vec<(&'static str, Value)> {
         ("max_new_tokens", json!(5)),
         ("stop_sequences", json!(["x"])),
         // vLLM
-        ("guided_whitespace_pattern", json!("x")),
         ("guided_something_new", json!(1)),
         ("structured_output", json!({ "json": {} })),
-        ("allowed_token_ids", json!([1])),
         ("logits_processor_pattern", json!("x")),
     ]
 }

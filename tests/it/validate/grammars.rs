@@ -77,6 +77,61 @@ fn every_spelling_gives_the_same_constraint() {
     }
 }
 
+/// The options stand in the schema, where the compiler finds them.
+#[test]
+fn options_of_json_are_part_of_the_constraint() {
+    let schema = json!({ "type": "object", "properties": { "a": { "properties": { "b": {} } } } });
+    let closed = json!({ "type": "object", "properties": {
+        "a": { "properties": { "b": {} }, "additionalProperties": false } }, "additionalProperties": false });
+    let with = |schema: &Value, options: Option<Value>| {
+        let mut schema = schema.clone();
+        if let Some(options) = options {
+            schema["x-guidance"] = options;
+        }
+        GrammarSource::JsonSchema(schema.to_string())
+    };
+    let compact = || Some(json!({ "whitespace_flexible": false }));
+    let spaces = |pattern: &str| Some(json!({ "whitespace_flexible": true, "whitespace_pattern": pattern }));
+    let outputs = |options: Value| {
+        let json = json!({ "json": schema });
+        json!({ "structured_outputs": crate::http::test_server::merged(json, options) })
+    };
+    for (more, expected) in [
+        (outputs(json!({ "disable_any_whitespace": true })), with(&schema, compact())),
+        (outputs(json!({ "disable_any_whitespace": false })), with(&schema, None)),
+        (outputs(json!({ "disable_any_whitespace": null, "disable_fallback": false })), with(&schema, None)),
+        (outputs(json!({ "disable_additional_properties": true })), with(&closed, None)),
+        (outputs(json!({ "whitespace_pattern": "[ ]?" })), with(&schema, spaces("[ ]?"))),
+        (outputs(json!({ "whitespace_pattern": r"\s*" })), with(&schema, spaces(r"[ \t\r\n]*"))),
+        (outputs(json!({ "whitespace_pattern": r"[\s]{0,3}" })), with(&schema, spaces(r"[ \t\r\n]{0,3}"))),
+        (outputs(json!({ "whitespace_pattern": r"(?:\n *)?" })), with(&schema, spaces(r"(?:\n *)?"))),
+        (outputs(json!({ "whitespace_pattern": "" })), with(&schema, compact())),
+        (
+            outputs(json!({ "disable_any_whitespace": true, "disable_additional_properties": true })),
+            with(&closed, compact()),
+        ),
+        (
+            json!({ "guided_json": schema, "guided_whitespace_pattern": " {0,2}" }),
+            with(&schema, spaces(" {0,2}")),
+        ),
+        (
+            json!({ "nvext": { "guided_json": schema, "guided_whitespace_pattern": "" } }),
+            with(&schema, compact()),
+        ),
+        (
+            json!({ "guided_json": schema, "guided_decoding_backend":
+                "guidance:disable-any-whitespace,no-additional-properties,no-fallback" }),
+            with(&closed, compact()),
+        ),
+        (
+            json!({ "structured_outputs": { "json_object": true, "disable_any_whitespace": true } }),
+            with(&json!({ "type": "object" }), compact()),
+        ),
+    ] {
+        reads(&more, Some(&expected));
+    }
+}
+
 #[test]
 fn a_field_that_asks_for_nothing_is_no_constraint() {
     for more in [
@@ -113,14 +168,6 @@ fn what_is_not_understood_completely_is_refused_by_name() {
         (json!({ "structured_outputs": {} }), "structured_outputs"),
         (json!({ "structured_outputs": { "json": {}, "regex": "a" } }), "structured_outputs"),
         (json!({ "structured_outputs": { "json": {}, "odd": 1 } }), "structured_outputs.odd"),
-        (
-            json!({ "structured_outputs": { "json": {}, "whitespace_pattern": " " } }),
-            "structured_outputs.whitespace_pattern",
-        ),
-        (
-            json!({ "structured_outputs": { "json": {}, "disable_any_whitespace": true } }),
-            "structured_outputs.disable_any_whitespace",
-        ),
         (json!({ "guided_json": "{" }), "guided_json"),
         (json!({ "guided_json": 1 }), "guided_json"),
         (json!({ "guided_regex": ["a"] }), "guided_regex"),
@@ -133,6 +180,52 @@ fn what_is_not_understood_completely_is_refused_by_name() {
         (json!({ "regex": "a", "guided_regex": "a" }), "regex"),
         (json!({ "guided_json": {}, "nvext": { "guided_json": {} } }), "nvext.guided_json"),
         (json!({ "response_format": { "type": "json_object" }, "guided_choice": ["a"] }), "guided_choice"),
+    ] {
+        refuses(&more, param);
+    }
+}
+
+#[test]
+fn options_of_json_that_cannot_be_honoured_are_refused_by_name() {
+    for (more, param) in [
+        (
+            json!({ "structured_outputs": { "json": {}, "whitespace_pattern": " " } }),
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            json!({ "structured_outputs": { "json": {}, "whitespace_pattern": "[a ]*" } }),
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            json!({ "structured_outputs": { "json": {}, "whitespace_pattern": ["\n"] } }),
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            json!({ "structured_outputs":
+                { "json": {}, "whitespace_pattern": " *", "disable_any_whitespace": true } }),
+            "structured_outputs.whitespace_pattern",
+        ),
+        (
+            json!({ "structured_outputs": { "regex": "a", "disable_any_whitespace": true } }),
+            "structured_outputs.disable_any_whitespace",
+        ),
+        (
+            json!({ "structured_outputs": { "choice": ["a"], "disable_additional_properties": true } }),
+            "structured_outputs.disable_additional_properties",
+        ),
+        (
+            json!({ "structured_outputs": { "json": {}, "disable_any_whitespace": 1 } }),
+            "structured_outputs.disable_any_whitespace",
+        ),
+        (json!({ "structured_outputs": { "structural_tag": "{}" } }), "structured_outputs.structural_tag"),
+        (json!({ "guided_json": {}, "guided_whitespace_pattern": "." }), "guided_whitespace_pattern"),
+        (json!({ "guided_regex": "a", "guided_whitespace_pattern": " *" }), "guided_whitespace_pattern"),
+        (json!({ "guided_whitespace_pattern": " *" }), "guided_whitespace_pattern"),
+        (
+            json!({ "nvext": { "guided_json": {}, "guided_whitespace_pattern": "(" } }),
+            "nvext.guided_whitespace_pattern",
+        ),
+        (json!({ "guided_json": {}, "guided_decoding_backend": "xgrammar:odd" }), "guided_decoding_backend"),
     ] {
         refuses(&more, param);
     }

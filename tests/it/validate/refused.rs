@@ -50,6 +50,17 @@ fn numbers_out_of_range_or_of_the_wrong_type() {
         ("stream", json!([1, "true", {}])),
         ("cache_salt", json!(["", "x".repeat(1025), 7])),
         ("model", json!([7, [], {}])),
+        ("prompt_logprobs", json!([-1, 21, 1.5, true, "1"])),
+        ("truncate_prompt_tokens", json!([0, -2, 4_294_967_296_i64, 1.5, "5", true])),
+        ("return_token_ids", json!([0, "true"])),
+        ("return_tokens_as_token_ids", json!([1, []])),
+        ("reasoning_effort", json!(["", "x".repeat(65), 1, ["low"]])),
+        ("verbosity", json!(["", 7, {}])),
+        ("store", json!([1, "yes"])),
+        ("allowed_token_ids", json!([[], [100], [-1], [1.5], ["1"], [[1]], [null], 5, {}])),
+        ("bad_words", json!(["a", vec!["a"; 1025], {}])),
+        ("metadata", json!([[], "a", 5])),
+        ("user", json!(["é".repeat(513), 5])),
     ] {
         for value in values.as_array().unwrap() {
             both(json!({ field: value }), INVALID, field);
@@ -116,6 +127,16 @@ fn fields_that_contradict_each_other() {
         "stream_options.include_usage",
     );
     both(json!({ "stream_options": true, "stream": true }), INVALID, "stream_options");
+    let stats = json!({ "stream_options": { "continuous_usage_stats": 1 }, "stream": true });
+    both(stats, INVALID, "stream_options.continuous_usage_stats");
+    both(json!({ "prompt_logprobs": 0, "stream": true }), INVALID, "prompt_logprobs");
+    both(json!({ "bad_words": ["a", 1] }), INVALID, "bad_words[1]");
+    both(json!({ "bad_words": ["x".repeat(1025)] }), INVALID, "bad_words[0]");
+    both(json!({ "metadata": { "a": "b", "c": 1 } }), INVALID, "metadata.c");
+    both(json!({ "metadata": { "a": "x".repeat(513) } }), INVALID, "metadata.a");
+    both(json!({ "metadata": { "x".repeat(65): "" } }), INVALID, "metadata");
+    let labels: serde_json::Map<_, _> = (0..17).map(|i| (i.to_string(), json!(""))).collect();
+    both(json!({ "metadata": labels }), INVALID, "metadata");
     both(json!({ "best_of": 1, "n": 2 }), INVALID, "best_of");
     both(json!({ "best_of": 0 }), INVALID, "best_of");
     let only_chat = |more: Value, param: &str| expect(chat(&a_chat(&more)), &more, INVALID, param);
@@ -165,13 +186,7 @@ fn unsupported_fields_are_refused_by_name() {
         ("best_of", json!(2)),
         ("suffix", json!("end")),
         ("use_beam_search", json!(true)),
-        ("prompt_logprobs", json!(0)),
-        ("prompt_logprobs", json!(1)),
-        ("truncate_prompt_tokens", json!(5)),
-        ("allowed_token_ids", json!([1])),
-        ("bad_words", json!(["a"])),
         ("prompt_embeds", json!("x")),
-        ("return_token_ids", json!(true)),
     ] {
         both(json!({ field: value }), None, field);
     }
@@ -237,7 +252,8 @@ fn messages_of_the_wrong_shape() {
             "messages[0].tool_calls[0].function.arguments",
         ),
         (
-            json!([{ "role": "assistant", "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
+            json!([{ "role": "assistant",
+                "tool_calls": [{ "type": "custom", "function": { "name": "f" } }] }]),
             None,
             "messages[0].tool_calls[0].type",
         ),
@@ -355,12 +371,10 @@ fn the_context_length_error_has_the_text_that_clients_match() {
 }
 
 #[test]
-fn tools_and_the_choice_among_them() {
+fn tools_and_their_functions() {
     let function = |function: Value| json!({ "tools": [{ "type": "function", "function": function }] });
     let f = json!({ "type": "function", "function": { "name": "f" } });
-    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
     let long = "x".repeat(129);
-    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
     for (more, code, param) in [
         (json!({ "tools": {} }), INVALID, "tools"),
         (json!({ "tools": [5] }), INVALID, "tools[0]"),
@@ -383,6 +397,17 @@ fn tools_and_the_choice_among_them() {
             "tools[0].function.parameters.type",
         ),
         (function(json!({ "name": "f", "strict": "yes" })), INVALID, "tools[0].function.strict"),
+    ] {
+        expect(chat(&a_chat(&more)), &more, code, param);
+    }
+}
+
+#[test]
+fn the_choice_among_tools() {
+    let f = json!({ "type": "function", "function": { "name": "f" } });
+    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
+    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
+    for (more, code, param) in [
         (chosen(json!("sometimes")), INVALID, "tool_choice"),
         (chosen(json!(true)), INVALID, "tool_choice"),
         (

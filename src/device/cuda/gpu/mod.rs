@@ -209,6 +209,16 @@ impl Backend for Gpu {
         copied.and_then(|()| self.stream.synchronize()).map_err(failed)
     }
 
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        const OP: &str = "query";
+        self.enter(OP)?;
+        // SAFETY: the stream lives as long as `self`.
+        match unsafe { sys::cuStreamQuery(self.stream.cu_stream()) } {
+            sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            other => other.result().map(|()| true).map_err(|e| driver(OP, e)),
+        }
+    }
+
     fn host_copy(&self, bytes: usize) -> Result<Box<dyn HostCopy>, DeviceError> {
         let pinned = Pinned::new(&self.context, bytes).map_err(|e| driver("pinned memory", e))?;
         Ok(Box::new(PinnedCopy { pinned, context: self.context.clone(), stream: self.stream.clone() }))

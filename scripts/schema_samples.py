@@ -1,0 +1,127 @@
+"""Samples answers to JSON schemas by `benches/json_schemas.rs` and validates them with `jsonschema`."""
+
+import collections
+import decimal
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import jsonschema
+import referencing.exceptions
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+MODEL = ROOT / "demo" / "smollm2-135m-instruct"
+
+
+def sample(schemas):
+    """The program's answer to each schema: {"error"} or {"samples"}."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, output = pathlib.Path(folder, "schemas"), pathlib.Path(folder, "answers")
+        source.write_text("".join(json.dumps({"schema": schema}) + "\n" for schema in schemas))
+        command = ["cargo", "bench", "--quiet", "--profile", "dev", "--bench", "json_schemas", "--"]
+        subprocess.run([*command, MODEL, source, output], cwd=ROOT, check=True)
+        return [json.loads(line) for line in output.read_text().rstrip("\n").split("\n")]
+
+
+def keys(schema):
+    """All keys and all texts of types in a schema: what an error may name."""
+    if isinstance(schema, dict):
+        for key, value in schema.items():
+            yield key
+            yield from keys(value)
+    elif isinstance(schema, list):
+        for item in schema:
+            yield from keys(item)
+    elif isinstance(schema, str):
+        yield schema
+    else:
+        yield json.dumps(schema)
+
+
+def has_repeated_names(text):
+    """Whether an object of the answer has a name twice, which JSON schemas say nothing about."""
+    found = []
+    json.loads(text, object_pairs_hook=lambda pairs: found.append(len(dict(pairs)) < len(pairs)))
+    return any(found)
+
+
+def exact(value):
+    """A schema or an answer with decimal numbers: binary fractions are no multiples of 0.01."""
+    return json.loads(json.dumps(value), parse_float=decimal.Decimal)
+
+
+def is_integer(_checker, value):
+    whole = isinstance(value, decimal.Decimal) and value == value.to_integral_value()
+    return isinstance(value, int) and not isinstance(value, bool) or whole
+
+
+def fault(text, validator):
+    """Why an answer is invalid, or None."""
+    try:
+        value = json.loads(text, parse_float=decimal.Decimal)
+    except ValueError as error:
+        return f"no JSON: {error}"
+    error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    return error and f"{error.validator}: {error.message[:200]}"
+
+
+def report(named_schemas, draft, formats, shown):
+    """Samples and validates, prints counts, and returns whether every answer is valid and every refusal names
+    a part of its schema."""
+    schemas = [schema for _, schema in named_schemas]
+    answers = sample(schemas)
+    checker = draft.FORMAT_CHECKER if formats else None
+    types = draft.TYPE_CHECKER.redefine("integer", is_integer)
+    exact_draft = jsonschema.validators.extend(draft, type_checker=types)
+    ends, refusals, unnamed, invalid = collections.Counter(), collections.Counter(), [], []
+    unchecked = {}
+    accepted = valid = repeated = 0
+    for (name, schema), answer in zip(named_schemas, answers, strict=True):
+        if "error" in answer:
+            error = answer["error"]
+            refusals[reason(error)] += 1
+            if not any(key and key in error for key in keys(schema)):
+                unnamed.append((name, error, schema))
+            continue
+        accepted += 1
+        validator = exact_draft(exact(schema), format_checker=checker)
+        for text, end in answer["samples"]:
+            ends[end] += 1
+            if end != "complete":
+                continue
+            try:
+                why = fault(text, validator)
+            except (referencing.exceptions.Unresolvable, re.error) as error:
+                unchecked[name] = repr(error)
+                continue
+            valid += why is None
+            repeated += why is None and has_repeated_names(text)
+            if why:
+                invalid.append((name, why, text, schema))
+    complete = ends["complete"]
+    print(f"schemas {len(schemas)}, accepted {accepted}, refused {len(schemas) - accepted}")
+    others = dict(ends - collections.Counter(complete=complete))
+    print(f"samples {ends.total()}, complete {complete}, other ends {others}")
+    print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
+    print(f"valid answers with a repeated name in an object: {repeated}")
+    for name, error in unchecked.items():
+        print(f"  the validator cannot read it: {name}: {error}")
+    for text, count in refusals.most_common():
+        print(f"  refused {count:4}: {text}")
+    for name, error, schema in unnamed:
+        print(f"  names nothing: {name}: {error}: {json.dumps(schema)[:300]}")
+    seen = collections.Counter()
+    for name, why, text, schema in invalid:
+        seen[name] += 1
+        if seen[name] <= shown:
+            print(f"  invalid: {name}: {why}\n    {text[:300]!r}\n    {json.dumps(schema)[:400]}")
+    return not invalid and not unnamed and set(ends) <= {"complete", "cut"}
+
+
+def reason(error):
+    """An error without the parts that differ between schemas."""
+    for mark in (" at ", " in ", " while "):
+        error = error.split(mark)[0]
+    return error[:90]

@@ -1,0 +1,210 @@
+//! Fields about tokens: which may occur in an answer, which the reply names, and how many the prompt keeps.
+//! The executor repeats the prompt where that is allowed, and else takes the next allowed id.
+
+use serde_json::{Value, json};
+
+use super::test_server::{EOS, Setup, TestServer, merged};
+
+/// The first answer's text and its finish reason.
+fn answer(reply: &Value) -> (&str, &str) {
+    let choice = &reply["choices"][0];
+    let text = choice.get("text").unwrap_or(&choice["message"]["content"]);
+    (text.as_str().unwrap(), choice["finish_reason"].as_str().unwrap())
+}
+
+async fn chat(server: &TestServer, text: &str, more: Value) -> Value {
+    server.chat(text, more).await.json()
+}
+
+#[tokio::test]
+async fn bad_words_never_occur_and_their_beginnings_do() {
+    let server = Setup::new().launch();
+    for (words, expected) in [
+        (json!(["h"]), "iello"),
+        // The last of several tokens is masked, and only where the others precede it.
+        (json!(["he"]), "hfllo"),
+        (json!(["hel"]), "hello"),
+        (json!(["o", "he", "zz", " ", ""]), "hfllp"),
+        // "f" is what the first word leaves, so the second one holds too.
+        (json!(["he", "hf"]), "hgllo"),
+        (json!([]), "hello"),
+    ] {
+        let reply = chat(&server, "hello", json!({ "bad_words": words })).await;
+        assert_eq!(answer(&reply), (expected, "stop"), "{words}");
+    }
+    // The end of the prompt is not part of the answer.
+    let reply = server.complete("h", json!({ "bad_words": ["he"], "max_tokens": 1 })).await.json();
+    assert_eq!(answer(&reply).0, "h");
+    // A grammar that allows nothing else ends the answer.
+    let stuck = json!({ "bad_words": ["ab"], "regex": "ab" });
+    assert_eq!(answer(&chat(&server, "ab", stuck).await), ("a", "length"));
+    let two = json!({ "bad_words": ["a"], "regex": "[ab]{2}", "n": 2 });
+    assert_eq!(answer(&chat(&server, "ab", two).await), ("bb", "stop"));
+    server.until_empty().await;
+}
+
+#[tokio::test]
+async fn only_allowed_token_ids_occur_and_the_end_must_be_among_them() {
+    let server = Setup::new().launch();
+    let ids = |ids: Value| json!({ "allowed_token_ids": ids, "max_tokens": 3 });
+    assert_eq!(answer(&chat(&server, "hello", ids(json!([97, 98]))).await), ("aaa", "length"));
+    assert_eq!(answer(&chat(&server, "bab", ids(json!([97, 98]))).await), ("bab", "length"));
+    assert_eq!(answer(&chat(&server, "ba", ids(json!([97, 98, EOS]))).await), ("ba", "stop"));
+    let both = json!({ "allowed_token_ids": [98, EOS], "regex": "[ab]{2}" });
+    assert_eq!(answer(&chat(&server, "ab", both).await), ("bb", "stop"));
+    let least = json!({ "allowed_token_ids": [98, EOS], "min_tokens": 2, "logit_bias": { "98": 1 } });
+    assert_eq!(chat(&server, "ab", least).await["choices"][0]["finish_reason"], "stop");
+    let never = json!({ "allowed_token_ids": [98], "regex": "a" });
+    assert_eq!(answer(&chat(&server, "ab", never).await), ("", "length"));
+    let stopped = json!({ "allowed_token_ids": [98], "stop_token_ids": [98] });
+    assert_eq!(answer(&chat(&server, "ab", stopped).await), ("", "stop"));
+}
+
+#[tokio::test]
+async fn a_reply_has_the_token_ids_that_are_asked_for_whole_and_in_chunks() {
+    let server = Setup::new().launch();
+    let ids = json!({ "return_token_ids": true });
+    let expected = json!([104, 105, EOS]);
+    let reply = chat(&server, "hi", ids.clone()).await;
+    assert_eq!((&reply["prompt_token_ids"], &reply["choices"][0]["token_ids"]), (&expected, &expected));
+    let more = merged(ids.clone(), json!({ "max_tokens": 2, "n": 2 }));
+    let reply = server.complete(json!([[97, 98], [99]]), more).await.json();
+    for (i, (prompt, tokens)) in [([97, 98].as_slice(), [97, 98]), (&[99], [99, 99])].into_iter().enumerate()
+    {
+        for choice in [&reply["choices"][2 * i], &reply["choices"][2 * i + 1]] {
+            assert_eq!((&choice["prompt_token_ids"], &choice["token_ids"]), (&json!(prompt), &json!(tokens)));
+        }
+    }
+    // The bytes of "é" are two tokens, and the first one makes no text.
+    let more = merged(ids, json!({ "stream": true }));
+    let chunks = server.chat("é", more.clone()).await.chunks();
+    assert_eq!(chunks[0]["prompt_token_ids"], json!([195, 169, EOS]));
+    assert!(chunks[1..].iter().all(|chunk| chunk.get("prompt_token_ids").is_none()));
+    let streamed = |chunks: &[Value]| -> Vec<Value> {
+        let ids = chunks.iter().filter_map(|chunk| chunk["choices"][0]["token_ids"].as_array());
+        ids.flatten().cloned().collect()
+    };
+    assert_eq!(streamed(&chunks), [json!(195), json!(169), json!(EOS)]);
+    let chunks = server.complete("é", merged(more, json!({ "max_tokens": 1 }))).await.chunks();
+    assert_eq!(chunks[0]["choices"][0]["prompt_token_ids"], json!([258, 195, 169]));
+    assert_eq!(streamed(&chunks), [json!(195)]);
+    let plain = chat(&server, "hi", json!({})).await;
+    assert!(plain.get("prompt_token_ids").is_none() && plain["choices"][0].get("token_ids").is_none());
+}
+
+#[tokio::test]
+async fn log_probabilities_can_name_tokens_by_their_ids() {
+    let server = Setup::new().launch();
+    let named = json!({ "return_tokens_as_token_ids": true, "logprobs": true, "top_logprobs": 2 });
+    for chunks in [
+        vec![chat(&server, "é", named.clone()).await],
+        server.chat("é", merged(named, json!({ "stream": true }))).await.chunks(),
+    ] {
+        let entries = chunks.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
+        let entries: Vec<&Value> = entries.flatten().collect();
+        let names: Vec<&str> = entries.iter().map(|entry| entry["token"].as_str().unwrap()).collect();
+        assert_eq!(names, ["token_id:195", "token_id:169"]);
+        assert_eq!(entries[0]["bytes"], json!([195]));
+        let top = entries.iter().flat_map(|entry| entry["top_logprobs"].as_array().unwrap());
+        assert!(top.clone().count() > 0);
+        assert!(top.into_iter().all(|other| other["token"].as_str().unwrap().starts_with("token_id:")));
+    }
+    let named = json!({ "return_tokens_as_token_ids": true, "logprobs": 1, "max_tokens": 1, "echo": true });
+    let logprobs = server.complete(json!([97, 98]), named).await.json()["choices"][0]["logprobs"].clone();
+    assert_eq!(logprobs["tokens"], json!(["token_id:97", "token_id:98", "token_id:97"]));
+    assert!(logprobs["top_logprobs"][1].get("token_id:98").is_some(), "{logprobs}");
+}
+
+#[tokio::test]
+async fn prompt_logprobs_have_the_form_of_vllm() {
+    let server = Setup::new().launch();
+    let scores = |more: Value| merged(json!({ "prompt_logprobs": 1, "max_tokens": 1 }), more);
+    let check = |scores: &Value| {
+        let entries = scores.as_array().unwrap();
+        assert_eq!((entries.len(), &entries[0]), (3, &Value::Null));
+        // The fake executor gives even ids the highest score.
+        let even = json!({ "98": { "logprob": -0.25, "rank": 1, "decoded_token": "b" } });
+        assert_eq!(entries[1], even);
+        let odd = entries[2].as_object().unwrap();
+        assert_eq!(odd.keys().next().unwrap(), "99");
+        assert_eq!(odd["99"], json!({ "logprob": -1.5, "rank": null, "decoded_token": "c" }));
+        assert_eq!(odd.len(), 2);
+        assert_eq!(odd.values().nth(1).unwrap()["rank"], 1);
+    };
+    let ids = json!([[97, 98, 99]]);
+    let reply = server.complete(ids.clone(), scores(json!({ "n": 2 }))).await.json();
+    for choice in reply["choices"].as_array().unwrap() {
+        check(&choice["prompt_logprobs"]);
+        assert_eq!(choice["logprobs"], Value::Null);
+    }
+    // An echo has its own number of alternatives.
+    let echo = json!({ "echo": true, "logprobs": 0 });
+    let reply = server.complete(ids.clone(), scores(echo)).await.json();
+    check(&reply["choices"][0]["prompt_logprobs"]);
+    assert_eq!(reply["choices"][0]["logprobs"]["top_logprobs"][2], json!({ "c": -1.5 }));
+    let none = server.complete(ids, scores(json!({ "prompt_logprobs": 0 }))).await.json();
+    assert_eq!(none["choices"][0]["prompt_logprobs"][2].as_object().unwrap().len(), 1);
+    let reply = chat(&server, "bc", scores(json!({}))).await;
+    assert_eq!(reply["prompt_logprobs"].as_array().unwrap().len(), 3, "two letters and the end");
+    assert_eq!(reply["prompt_logprobs"][0], Value::Null);
+    let refused = server.chat("bc", scores(json!({ "stream": true }))).await.error();
+    assert_eq!(refused, (400, Some("invalid_value".into()), Some("prompt_logprobs".into())));
+}
+
+#[tokio::test]
+async fn a_truncated_prompt_keeps_its_last_tokens() {
+    let server = Setup::new().launch();
+    let last = |tokens: i64| json!({ "truncate_prompt_tokens": tokens, "max_tokens": 2 });
+    let reply = server.complete("abcdef", last(2)).await.json();
+    assert_eq!((answer(&reply).0, &reply["usage"]["prompt_tokens"]), ("ef", &json!(2)));
+    let echo = merged(last(3), json!({ "echo": true, "logprobs": 0 }));
+    let reply = server.complete("abcdef", echo).await.json();
+    assert_eq!(answer(&reply).0, "defde");
+    assert_eq!(reply["choices"][0]["logprobs"]["tokens"], json!(["d", "e", "f", "d", "e"]));
+    let reply = server.complete("abc", last(100)).await.json();
+    assert_eq!(reply["usage"]["prompt_tokens"], 4, "a short prompt is whole");
+    let long = "x".repeat(600);
+    let reply = server.complete(long.as_str(), last(-1)).await.json();
+    assert_eq!(reply["usage"]["prompt_tokens"], 510, "the answer has two of 512");
+    let reply = chat(&server, &long, json!({ "truncate_prompt_tokens": -1 })).await;
+    assert_eq!((&reply["usage"]["prompt_tokens"], answer(&reply).1), (&json!(511), "length"));
+    let refused = server.complete(long.as_str(), last(511)).await.error();
+    assert_eq!(refused.1.as_deref(), Some("context_length_exceeded"));
+}
+
+#[tokio::test]
+async fn every_chunk_can_have_the_usage_of_its_choice() {
+    let server = Setup::new().launch();
+    for include in [true, false] {
+        let options = json!({ "include_usage": include, "continuous_usage_stats": true });
+        let more = json!({ "stream": true, "stream_options": options, "n": 2 });
+        let chunks = server.chat("abc", more).await.chunks();
+        let mut most = [0, 0];
+        for chunk in chunks.iter().filter(|chunk| !chunk["choices"].as_array().unwrap().is_empty()) {
+            let index = chunk["choices"][0]["index"].as_u64().unwrap() as usize;
+            let usage = &chunk["usage"];
+            let tokens = usage["completion_tokens"].as_u64().unwrap();
+            assert!(tokens >= most[index] && tokens > 0, "{chunk}");
+            assert_eq!(
+                (&usage["prompt_tokens"], usage["total_tokens"].as_u64()),
+                (&json!(4), Some(4 + tokens))
+            );
+            most[index] = tokens;
+        }
+        assert_eq!(most, [4, 4]);
+        let last = chunks.last().unwrap();
+        let whole = last["choices"].as_array().unwrap().is_empty() && last["usage"]["completion_tokens"] == 8;
+        assert_eq!(whole, include, "{last}");
+    }
+}
+
+#[tokio::test]
+async fn fields_without_an_effect_are_named() {
+    let server = Setup::new().launch();
+    let more = json!({ "store": true, "reasoning_effort": "low", "verbosity": "high",
+        "metadata": { "a": "b" }, "service_tier": "auto" });
+    let reply = server.chat("a", more.clone()).await;
+    assert_eq!(reply.header("x-ignored-fields"), Some("store,reasoning_effort,verbosity"));
+    let reply = server.complete("a", more).await;
+    assert_eq!(reply.header("x-ignored-fields"), Some("store,reasoning_effort,verbosity"));
+}
