@@ -44,7 +44,12 @@ async def test_structured_output(demo, _scripted):
 def test_tools(demo, scripted):
     for provider in PROVIDERS:
         forced = litellm.completion(
-            messages=ASK, tools=[tool()], tool_choice="required", max_tokens=200, **to(demo, provider)
+            messages=ASK,
+            tools=[tool()],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            max_tokens=200,
+            **to(demo, provider),
         )
         names = [c.function.name for c in forced.choices[0].message.tool_calls]
         assert set(names) == {"weather"}, forced

@@ -6,6 +6,7 @@ from pydantic_ai import Agent, NativeOutput, PromptedOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
+SETTINGS = {"max_tokens": 200, "temperature": 0, "parallel_tool_calls": False}
 ASK = "Which fruit do you like, and how many?"
 
 
@@ -14,7 +15,7 @@ def model(server: Endpoint) -> OpenAIChatModel:
 
 
 def agent(server: Endpoint, **more) -> Agent:
-    return Agent(model(server), model_settings={"max_tokens": 200, "temperature": 0}, retries=0, **more)
+    return Agent(model(server), model_settings=SETTINGS, retries=0, **more)
 
 
 def test_output_by_tool_and_by_schema(demo, _scripted):

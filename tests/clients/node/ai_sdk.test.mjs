@@ -65,7 +65,7 @@ for (const [name, provider] of Object.entries(providers)) {
 
   test(`${name}: forced tools`, async () => {
     for (const toolChoice of ["required", { type: "tool", toolName: "weather" }]) {
-      const request = { ...brief, maxOutputTokens: 200, prompt: ASK, tools: { weather }, toolChoice };
+      const request = { ...brief, maxOutputTokens: 80, prompt: ASK, tools: { weather }, toolChoice };
       const { toolCalls } = await generateText(request);
       Place.parse(toolCalls[0].input);
     }

@@ -42,6 +42,7 @@ test("every tool_choice", async () => {
   const choose = async (server, content, tool_choice) => {
     const tools = [weather()];
     const request = { model: server.model, messages: user(content), tools, tool_choice, max_tokens: 200 };
+    if (tool_choice === "required") request.parallel_tool_calls = false;
     return (await client(server).chat.completions.parse(request)).choices[0];
   };
   for (const choice of ["required", { type: "function", function: { name: "weather" } }]) {
