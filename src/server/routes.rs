@@ -66,6 +66,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::tokenizer_info)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
     ];

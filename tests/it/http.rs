@@ -126,6 +126,7 @@ mod openapi;
 mod page;
 mod responses;
 mod routes;
+mod scripted;
 mod streams;
 pub mod test_server;
 mod token_fields;

@@ -11,7 +11,9 @@ use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::batch_reply::{BatchReply, DeletedReply, FileReply, List};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
-use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
+use crate::server::info_reply::{
+    DetokenizeReply, ModelList, ModelReply, TokenizeReply, TokenizerInfoReply, VersionReply,
+};
 use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
 use crate::server::responses::reply::{NumberedEvent, ResponseReply};
@@ -68,7 +70,8 @@ pub(super) enum Answer {
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), response(), message(), count_tokens(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), response(), message(), count_tokens()];
+    all.extend([tokenize(), detokenize(), tokenizer_info()]);
     all.extend([list_files(), upload_file(), file(), delete_file(), file_content()]);
     all.extend([list_batches(), create_batch(), batch(), cancel_batch()]);
     all.extend([models(), model(), version(), metrics()]);
@@ -323,6 +326,11 @@ impl Operation {
     fn of_files(self) -> Self {
         Self { tag: "files and batches", errors: Some(Errors::Object), ..self }
     }
+}
+
+fn tokenizer_info() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<TokenizerInfoReply>());
+    get("/tokenizer_info", "tokens", "Returns the tokenizer's configuration and the chat template.", answer)
 }
 
 fn models() -> Operation {
