@@ -1,4 +1,4 @@
-"""An Octant server that a test of a client starts."""
+"""An Octant server that a test of a client starts. Arguments after the model are flags of the server."""
 
 import socket
 import subprocess
@@ -19,7 +19,7 @@ class Server:
             self.port = probe.getsockname()[1]
         command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", NAME]
         command += ["--api-key", KEY, "--max-num-seqs", "8", "--max-model-len", "2048", "--drain-grace", "0"]
-        self.process = subprocess.Popen(command)
+        self.process = subprocess.Popen(command + sys.argv[3:])
         self.root = f"http://127.0.0.1:{self.port}"
         deadline = time.monotonic() + 60
         while not self.ready():

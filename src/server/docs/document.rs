@@ -120,8 +120,8 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
             json_or_events(reply(schemas), about, &[("data", json_string(chunk(schemas)))])
         }
         Answer::JsonOrNamedEvents(reply, event) => {
-            let about = "Server-sent events, each of this form: the type of the event, and the event as JSON. \
-                         The last event says whether the answer is complete, was cut off or failed.";
+            let about = "Server-sent events, each of this form: the type of the event, and the event as \
+                         JSON. The last event says whether the answer is complete, was cut off or failed.";
             let name = json!({ "type": "string" });
             json_or_events(reply(schemas), about, &[("event", name), ("data", json_string(event(schemas)))])
         }
