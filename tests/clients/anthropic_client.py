@@ -33,7 +33,9 @@ def client(server, key=KEY) -> Anthropic:
 
 
 def options(messages=FRUITS, **more):
-    return {"model": NAME, "max_tokens": 24, "temperature": 0, "messages": messages} | more
+    # The client's newest types have no sampling parameters.
+    body = {"temperature": 0}
+    return {"model": NAME, "max_tokens": 24, "messages": messages, "extra_body": body} | more
 
 
 def create(server, messages=FRUITS, **more):
@@ -47,7 +49,8 @@ def answers_a_question(server):
     assert "Shakespeare" in answer.content[0].text, answer
     assert (answer.stop_reason, answer.stop_sequence) == ("stop_sequence", ".")
     assert answer.usage.output_tokens > 0 and answer.id.startswith("msg_")
-    assert anthropic.types.Message.model_validate_json(answer.model_dump_json()) == answer
+    again = anthropic.types.Message.model_validate_json(answer.model_dump_json())
+    assert again.model_dump() == answer.model_dump()
 
 
 @test
