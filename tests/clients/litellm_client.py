@@ -9,6 +9,7 @@ import litellm
 from harness import Endpoint, call
 from openai_tools import ASK, PARIS, Fruit, ask, tool
 
+litellm.suppress_debug_info = True
 PROVIDERS = ("openai", "hosted_vllm")
 
 

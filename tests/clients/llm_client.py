@@ -17,13 +17,15 @@ def run(server: Endpoint, *arguments: str) -> str:
         "model_id": "here",
         "model_name": server.model,
         "api_base": server.url,
+        "api_key_name": "here",
         "supports_schema": True,
         "supports_tools": True,
     }
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "extra-openai-models.yaml").write_text(json.dumps([model]))
+        Path(folder, "keys.json").write_text(json.dumps({"here": server.key}))
         command = [sys.executable, "-m", "llm", "prompt", "-m", "here", "--no-log", *arguments]
-        environment = {**os.environ, "LLM_USER_PATH": folder, "OPENAI_API_KEY": server.key}
+        environment = {**os.environ, "LLM_USER_PATH": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return done.stdout

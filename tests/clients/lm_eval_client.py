@@ -35,8 +35,9 @@ def test_log_likelihoods_by_the_remote_tokenizer(demo, _scripted):
 def test_generation_with_the_chat_template(demo, _scripted):
     lm = completions(demo)
     until = {"until": ["."], "max_gen_toks": 24, "temperature": 0}
-    prompt = lm.apply_chat_template([{"role": "user", "content": "Who wrote Romeo and Juliet?"}])
-    assert "<|im_start|>user" in prompt
+    question = [{"role": "user", "content": "Who wrote Romeo and Juliet?"}]
+    prompt = lm.tokenizer.apply_chat_template(question)
+    assert "<|im_start|>user" in prompt, prompt
     (answer,) = lm.generate_until(requests("generate_until", (prompt, until)))
     assert "Shakespeare" in answer and "." not in answer, answer
 
