@@ -24,9 +24,10 @@ def test_tools_and_json_schema(demo, _scripted):
 
 def test_json_and_markdown(_demo, scripted):
     # In these modes the schema is a part of the prompt, and the model has to follow it.
+    fenced = 'ANSWER:```json\n{"name": "cherry", "count": 3}\n```'
     for mode, messages in [
         (instructor.Mode.JSON, SCRIPT),
-        (instructor.Mode.MD_JSON, [{"role": "user", "content": 'ANSWER:```json\n{"name": "cherry", "count": 3}\n```'}]),
+        (instructor.Mode.MD_JSON, [{"role": "user", "content": fenced}]),
     ]:
         fruit = client(scripted, mode).create(response_model=Fruit, **request(scripted, messages))
         assert fruit.model_dump() == {"name": "cherry", "count": 3}, (mode, fruit)

@@ -26,7 +26,8 @@ def run(server: Endpoint, *arguments: str) -> str:
         Path(folder, "keys.json").write_text(json.dumps({"here": server.key}))
         command = [sys.executable, "-m", "llm", "prompt", "-m", "here", "--no-log", *arguments]
         environment = {**os.environ, "LLM_USER_PATH": folder}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        streams = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run(command, env=environment, **streams)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -88,7 +88,8 @@ def test_json_object_and_json_schema(demo, _scripted):
 
 
 def test_a_schema_that_cannot_be_enforced_names_its_keyword(demo, _scripted):
-    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    schema = {"type": "array", "uniqueItems": True}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     try:
         client(demo).chat.completions.create(model=demo.model, messages=ASK, response_format=form)
     except openai.BadRequestError as error:
