@@ -321,7 +321,7 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
         },
         Some(value @ Value::Object(_)) => {
             let wire = ToolChoiceWire::take(&mut Fields::at("tool_choice", value)?)?;
-            match wire.kind.as_deref() {
+            match wire.kind {
                 Some("allowed_tools") => {
                     let (place, wire) = match wire.allowed_tools {
                         Some(inner) => ("tool_choice.allowed_tools", inner),
@@ -350,7 +350,7 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
 
 /// The choice of some of the tools. `place` is the path of the object.
 fn allowed_tools(place: &str, wire: AllowedToolsWire, tools: &[Tool]) -> Result<Choice, ApiError> {
-    let mode = if wire.mode.as_deref() == Some("required") { Mode::Required } else { Mode::Auto };
+    let mode = if wire.mode == Some("required") { Mode::Required } else { Mode::Auto };
     let path = format!("{place}.tools");
     let items = wire.tools.ok_or_else(|| missing(&path, "an array of tools"))?;
     let mut allowed = vec![false; tools.len()];
