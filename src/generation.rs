@@ -9,6 +9,7 @@
 
 mod ask;
 mod choice;
+mod cpu_work;
 mod parts;
 mod prompt;
 mod refusal;
@@ -18,10 +19,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use tokio::sync::Semaphore;
-
 pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls, Truncate};
 pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
+pub use cpu_work::CpuWork;
 pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
 pub use refusal::{Failure, Refusal};
@@ -79,11 +79,9 @@ pub struct Generator {
     tokenizer: Arc<Tokenizer>,
     template: Option<Arc<ChatTemplate>>,
     max_text_bytes: usize,
-    /// Limits how many texts are tokenised at once. Tokenising is CPU work, and more of it at once would only
-    /// slow the engine's thread.
-    tokenizing: Arc<Semaphore>,
-    /// Limits how many constraints are compiled at once, so that slow ones delay no other text.
-    compiling: Arc<Semaphore>,
+    tokenizing: CpuWork,
+    /// Apart from `tokenizing`, so that slow constraints delay no text.
+    compiling: CpuWork,
     /// Compiles constraints; made by the first request with one.
     grammars: Arc<Mutex<Option<Arc<GrammarCompiler>>>>,
 }
@@ -97,8 +95,8 @@ impl Generator {
         max_text_bytes: usize,
     ) -> Self {
         let template = template.map(Arc::new);
-        let tokenizing = Arc::new(Semaphore::new(machine::cores()));
-        let compiling = Arc::new(Semaphore::new(machine::cores().div_ceil(2)));
+        let tokenizing = CpuWork::new(machine::cores());
+        let compiling = CpuWork::new(machine::cores().div_ceil(2));
         let grammars = Arc::default();
         Self { engine, tokenizer, template, max_text_bytes, tokenizing, compiling, grammars }
     }
@@ -133,18 +131,24 @@ impl Generator {
     /// # Errors
     /// A refusal of the text; never [`Refusal::Rejected`].
     pub async fn tokenize(&self, prompts: Prompts) -> Result<Vec<Prompt>, Refusal> {
-        self.tokenize_with(prompts, false).await
+        self.tokenize_with(prompts, false, false).await
     }
 
-    /// Renders and tokenises like [`Self::tokenize`]. `ranges` says whether to find the bytes of the text
-    /// that each token comes from.
-    async fn tokenize_with(&self, prompts: Prompts, ranges: bool) -> Result<Vec<Prompt>, Refusal> {
+    /// Renders and tokenises like [`Self::tokenize`], for a line of a `batch` or a live request. `ranges`
+    /// says whether to find the bytes of the text that each token comes from.
+    async fn tokenize_with(
+        &self,
+        prompts: Prompts,
+        batch: bool,
+        ranges: bool,
+    ) -> Result<Vec<Prompt>, Refusal> {
         let bytes = prompts.text_bytes();
         if bytes > self.max_text_bytes {
             return Err(Refusal::TooManyBytes { bytes, limit: self.engine.config().max_sequence_tokens() });
         }
         let (tokenizer, template) = (Arc::clone(&self.tokenizer), self.template.clone());
-        blocking(&self.tokenizing, move || prompts.tokenize(&tokenizer, template.as_deref(), ranges)).await?
+        let work = move || prompts.tokenize(&tokenizer, template.as_deref(), ranges);
+        self.tokenizing.run(batch, work).await?
     }
 
     /// Decodes ids, special tokens included, off the async threads.
@@ -153,14 +157,14 @@ impl Generator {
     /// [`Refusal::Internal`].
     pub async fn detokenize(&self, ids: Vec<u32>) -> Result<String, Refusal> {
         let tokenizer = Arc::clone(&self.tokenizer);
-        blocking(&self.tokenizing, move || tokenizer.decode(&ids, false)).await
+        self.tokenizing.run(false, move || tokenizer.decode(&ids, false)).await
     }
 
     /// Compiles a constraint off the async threads.
-    async fn compile(&self, source: GrammarSource) -> Result<Arc<Grammar>, Refusal> {
+    async fn compile(&self, source: GrammarSource, batch: bool) -> Result<Arc<Grammar>, Refusal> {
         let (tokenizer, grammars) = (Arc::clone(&self.tokenizer), Arc::clone(&self.grammars));
         let vocab = self.vocab_size();
-        let compiled = blocking(&self.compiling, move || {
+        let compiled = self.compiling.run(batch, move || {
             let mut made = grammars.lock().unwrap_or_else(PoisonError::into_inner);
             let compiler = match &*made {
                 Some(compiler) => Arc::clone(compiler),
@@ -193,16 +197,17 @@ impl Generator {
         options.flush_every_token |= !ask.output.stop.is_empty();
         // Tokenising is the most expensive part of a refusal.
         permit.check_wait(&ask.tenant, ask.priority, &options)?;
+        let batch = permit.is_batch();
         let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
-        let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), ranges).await?;
+        let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), batch, ranges).await?;
         if let Some(truncate) = ask.truncate {
             let most = self.kept_tokens(truncate, ask.max_tokens);
             prompts.iter_mut().for_each(|prompt| prompt.keep_last(most));
         }
         if let Some(source) = ask.grammar.take() {
-            ask.sampling.grammar = Some(self.compile(source).await?);
+            ask.sampling.grammar = Some(self.compile(source, batch).await?);
         }
-        self.add_token_rules(&mut ask).await?;
+        self.add_token_rules(&mut ask, batch).await?;
         let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
         for prompt in &prompts {
@@ -234,13 +239,13 @@ impl Generator {
     }
 
     /// Adds `bad_words` and `allowed_tokens` to the constraint on the answer.
-    async fn add_token_rules(&self, ask: &mut Ask) -> Result<(), Refusal> {
+    async fn add_token_rules(&self, ask: &mut Ask, batch: bool) -> Result<(), Refusal> {
         let (words, allowed) = (std::mem::take(&mut ask.bad_words), ask.allowed_tokens.take());
         if words.is_empty() && allowed.is_none() {
             return Ok(());
         }
         let (tokenizer, vocab) = (Arc::clone(&self.tokenizer), self.vocab_size());
-        let sequences = blocking(&self.tokenizing, move || prompt::bad_words(&tokenizer, &words)).await??;
+        let sequences = self.tokenizing.run(batch, move || prompt::bad_words(&tokenizer, &words)).await??;
         let rules = TokenRules::new(vocab, allowed.as_deref(), sequences);
         let grammar = Grammar::with_rules(ask.sampling.grammar.as_deref(), rules, vocab);
         ask.sampling.grammar = Some(Arc::new(grammar));
@@ -277,22 +282,6 @@ impl Generator {
         }
         Ok(max_tokens)
     }
-}
-
-/// Runs work on a blocking thread, when one of the permits is free.
-async fn blocking<T: Send + 'static>(
-    permits: &Arc<Semaphore>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Refusal> {
-    let permit = Arc::clone(permits).acquire_owned().await;
-    let permit = permit.map_err(|e| Refusal::Internal(e.to_string()))?;
-    let work = tokio::task::spawn_blocking(move || {
-        // The work holds the permit, since it goes on if the client leaves.
-        let _permit = permit;
-        work()
-    });
-    work.await
-        .map_err(|_| Refusal::Internal("the tokenizer or the compiler of constraints failed".to_owned()))
 }
 
 /// The first `vocab` tokens of the tokenizer.

@@ -25,7 +25,7 @@ pub(crate) struct Line {
 }
 
 /// How a line's run ended.
-pub(crate) enum Outcome {
+pub(crate) enum RunOutcome {
     /// With this status and this JSON.
     Answered {
         /// An HTTP status.
@@ -33,20 +33,22 @@ pub(crate) enum Outcome {
         /// JSON of the reply or of the error.
         body: String,
     },
-    /// It cannot be run by this process any more.
+    /// It has no answer, because the server shuts down or its engine has stopped. It is run after the next
+    /// start.
     Parked,
 }
 
 /// The future of a line's run.
-pub(crate) type LineFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+pub(crate) type LineFuture = Pin<Box<dyn Future<Output = RunOutcome> + Send>>;
 /// Runs one line.
 pub(crate) type RunLine = Arc<dyn Fn(Line) -> LineFuture + Send + Sync>;
 
 /// The lines of a batch that run.
 #[derive(Default)]
 pub(super) struct RunningLines {
-    set: JoinSet<Outcome>,
-    of: HashMap<Id, LineIds>,
+    set: JoinSet<RunOutcome>,
+    /// The line of each task.
+    ids: HashMap<Id, LineIds>,
 }
 
 /// The ids of a line.
@@ -60,7 +62,7 @@ pub(super) struct LineIds {
 #[derive(Default)]
 pub(super) struct EndedLines {
     pub(super) results: Vec<LineResult>,
-    /// Whether a line cannot be run by this process any more.
+    /// Whether a line was [`RunOutcome::Parked`].
     pub(super) parked: bool,
 }
 
@@ -75,7 +77,7 @@ impl RunningLines {
             let _place = place;
             answer.await
         });
-        self.of.insert(task.id(), ids);
+        self.ids.insert(task.id(), ids);
     }
 
     /// Waits until a line ends, and takes all that have ended by then. `None` if no line runs.
@@ -93,14 +95,14 @@ impl RunningLines {
     }
 
     /// The result of a line that has ended; `None` if it was parked.
-    fn result(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Option<LineResult> {
+    fn result(&mut self, ended: Result<(Id, RunOutcome), JoinError>) -> Option<LineResult> {
         let (task, outcome) = match ended {
             Ok((task, outcome)) => (task, outcome),
             // The line's task panicked.
             Err(error) => (error.id(), internal_error()),
         };
-        let LineIds { custom_id, id } = self.of.remove(&task)?;
-        let Outcome::Answered { status, body } = outcome else { return None };
+        let LineIds { custom_id, id } = self.ids.remove(&task)?;
+        let RunOutcome::Answered { status, body } = outcome else { return None };
         let outcome = match RawValue::from_string(body) {
             Ok(body) => LineOutcome::Answered { status, body },
             Err(error) => LineOutcome::NotRun {
@@ -112,9 +114,9 @@ impl RunningLines {
     }
 }
 
-fn internal_error() -> Outcome {
+fn internal_error() -> RunOutcome {
     let body = serde_json::json!({ "error": {
         "message": "The server failed on this request.", "type": "server_error", "param": null, "code": null,
     } });
-    Outcome::Answered { status: 500, body: body.to_string() }
+    RunOutcome::Answered { status: 500, body: body.to_string() }
 }

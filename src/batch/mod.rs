@@ -20,7 +20,7 @@ mod runner;
 mod store;
 mod upload;
 
-pub(crate) use lines::{Line, Outcome, RunLine};
+pub(crate) use lines::{Line, RunLine, RunOutcome};
 pub(crate) use records::{BatchRecord, Endpoint, FileRecord, LineError, Purpose, Status};
 pub(crate) use runner::Runner;
 pub use store::Store;

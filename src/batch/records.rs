@@ -29,7 +29,7 @@ impl Purpose {
 pub(crate) struct FileRecord {
     /// The file's id: `file-` and hexadecimal digits.
     pub id: String,
-    /// The API key that the file belongs to; empty for clients without a named key.
+    /// The name of the API key that the file belongs to; empty for clients without a named key.
     pub owner: String,
     /// The name that the client gave.
     pub filename: String,
@@ -130,15 +130,15 @@ pub(crate) struct LineError {
 pub(crate) struct BatchRecord {
     /// The batch's id: `batch_` and hexadecimal digits.
     pub id: String,
-    /// The API key that the batch belongs to; empty for clients without a named key.
+    /// The name of the API key that the batch belongs to; empty for clients without a named key.
     pub owner: String,
     /// The route of its lines.
     pub endpoint: Endpoint,
     /// The file of its lines.
     pub input_file_id: String,
-    /// Lines of that file, at most.
+    /// Lines of that file, empty ones included. `total` counts the requests.
     pub lines: u64,
-    /// Further facts that the client gave.
+    /// The client's own labels.
     pub metadata: Option<BTreeMap<String, String>>,
     /// How far the batch is.
     pub status: Status,
@@ -158,11 +158,11 @@ pub(crate) struct BatchRecord {
     pub expires_at: u64,
     /// Unix time at which each further status began.
     pub since: BTreeMap<String, u64>,
-    /// Lines of the input file; 0 before it is checked.
+    /// Requests in the input file; 0 before it is checked.
     pub total: u64,
-    /// Lines with a successful result.
+    /// Requests with a successful result.
     pub completed: u64,
-    /// Lines that failed or were not run.
+    /// Requests that failed or were not run.
     pub failed: u64,
     /// Orders all records by creation.
     pub order: u64,

@@ -75,7 +75,7 @@ struct RecordKey {
     custom_id: String,
 }
 
-/// Both files of a batch that is not finished.
+/// Both files of results of a batch that has not ended.
 pub(super) struct Results {
     output: ResultFile,
     errors: ResultFile,
@@ -89,16 +89,16 @@ struct ResultFile {
     records: u64,
 }
 
-/// The records of several lines that ended together.
+/// Records of lines that ended together, to be appended at once.
 #[derive(Default)]
-pub(super) struct Batched {
+pub(super) struct NewRecords {
     output: Vec<u8>,
     errors: Vec<u8>,
     pub(super) completed: u64,
     pub(super) failed: u64,
 }
 
-impl Batched {
+impl NewRecords {
     /// Adds a line's record. Returns its size in bytes.
     pub(super) fn add(&mut self, result: &LineResult) -> u64 {
         let record = match &result.outcome {
@@ -136,7 +136,7 @@ impl Results {
     }
 
     /// Appends records, and returns when they are on disk.
-    pub(super) fn append(&mut self, records: &Batched) -> io::Result<()> {
+    pub(super) fn append(&mut self, records: &NewRecords) -> io::Result<()> {
         self.output.append(&records.output, records.completed)?;
         self.errors.append(&records.errors, records.failed)
     }

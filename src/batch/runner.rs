@@ -18,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 use super::input::{Input, LinePlace};
 use super::lines::{Line, LineIds, RunLine, RunningLines};
 use super::records::{BatchRecord, LineError, Status};
-use super::results::{Batched, LineOutcome, LineResult, Results};
+use super::results::{LineOutcome, LineResult, NewRecords, Results};
 use super::store::{Store, new_id};
 
 /// The most batches whose files are open.
 const MAX_ACTIVE: usize = 16;
 /// Time between two looks at the end of the completion window.
 const CLOCK_INTERVAL: Duration = Duration::from_millis(250);
-/// Time after which a batch goes on that the disk has stopped.
+/// Time after which a batch that a disk error stopped goes on.
 const DISK_RETRY: Duration = Duration::from_secs(10);
 /// Starts of the server in a row that may end without a shutdown and without a new result of a batch. After
 /// that one of its lines is taken to be the cause, and the rest is not run.
@@ -174,7 +174,7 @@ impl Runner {
         }
     }
 
-    /// Resolves when the batch has to stop.
+    /// Resolves with the reason when the batch has to stop.
     async fn stop(&self, expires_at: u64, cancelled: &Notify) -> Stop {
         let expired = async {
             while (self.clock)() < expires_at {
@@ -302,7 +302,7 @@ impl Runner {
             (Arc::clone(&self.store), Arc::clone(&batch.results), batch.record.id.clone());
         let counts = blocking(move || {
             let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut records = Batched::default();
+            let mut records = NewRecords::default();
             for result in ended {
                 add(&store, &id, &mut records, result);
             }
@@ -364,8 +364,8 @@ impl Runner {
 
 /// Adds a result's record. If it does not fit on the disk, a short one takes its place, for which the line
 /// has held room.
-fn add(store: &Store, batch: &str, records: &mut Batched, result: LineResult) {
-    let mut alone = Batched::default();
+fn add(store: &Store, batch: &str, records: &mut NewRecords, result: LineResult) {
+    let mut alone = NewRecords::default();
     let bytes = alone.add(&result);
     if store.take_result_room(batch, bytes) {
         records.add(&result);
@@ -393,7 +393,7 @@ fn write_unrun(
     *results = store.results(record, &mut done)?;
     let mut written = 0;
     for lines in input.pending.chunks(RECORDS_AT_ONCE) {
-        let mut records = Batched::default();
+        let mut records = NewRecords::default();
         for line in lines {
             let custom_id = input.read(*line, record.endpoint)?.custom_id;
             if !done.contains(&custom_id) {

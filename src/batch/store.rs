@@ -49,10 +49,10 @@ pub(crate) enum StoreError {
         limit: u64,
     },
     /// A batch that has not ended uses the file.
-    #[error("the batch {0} uses this file and has not ended")]
+    #[error("The batch {0} uses this file and has not ended.")]
     InUse(String),
-    /// The batch has ended.
-    #[error("the batch is {0}")]
+    /// The batch has ended, with this status.
+    #[error("The batch has ended: its status is {0}.")]
     Ended(&'static str),
     /// The disk failed.
     #[error(transparent)]

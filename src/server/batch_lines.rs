@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::sync::Semaphore;
+
 use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::fields::Fields;
@@ -13,49 +15,56 @@ use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::system::random_u64;
 use super::validate;
-use crate::batch::{Endpoint, Line, Outcome, RunLine, Runner};
+use crate::batch::{Endpoint, Line, RunLine, RunOutcome, Runner};
 use crate::generation::Refusal;
 
 /// The runner of the server's batches; `None` if the server keeps none.
 pub(super) fn runner(state: &Arc<ServerState>) -> Option<Arc<Runner>> {
     let settings = state.settings.batches.as_ref()?;
     let state = Arc::clone(state);
+    // Apart from the permits of live bodies, which do not wait for lines.
+    let parsing = Arc::new(Semaphore::new(1));
     let run_line: RunLine = Arc::new(move |line| {
-        let state = Arc::clone(&state);
-        Box::pin(async move { run(&state, line).await })
+        let (state, parsing) = (Arc::clone(&state), Arc::clone(&parsing));
+        Box::pin(async move { run(&state, &parsing, line).await })
     });
     Some(Runner::new(Arc::clone(&settings.store), run_line, settings.max_lines, settings.clock))
 }
 
-async fn run(state: &Arc<ServerState>, line: Line) -> Outcome {
+async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> RunOutcome {
     let request_id = Some(line.request_id.clone());
     let record = AccessRecord::new("POST", line.endpoint.as_str(), request_id);
-    match answer(state, line, Arc::clone(&record)).await {
+    match answer(state, parsing, line, Arc::clone(&record)).await {
         Ok(body) => {
             record.responded(200);
-            Outcome::Answered { status: 200, body }
+            RunOutcome::Answered { status: 200, body }
         }
         // The line has not failed: it is run after the next start.
         Err(
             ApiError::NotReady | ApiError::Draining | ApiError::EngineDown(_) | ApiError::EngineFailed(_),
-        ) => Outcome::Parked,
+        ) => RunOutcome::Parked,
         Err(error) => {
             let status = error.status().as_u16();
             record.responded(status);
             record.failed(error.label(), error.param());
             state.metrics.error(error.label());
-            Outcome::Answered { status, body: error.to_json() }
+            RunOutcome::Answered { status, body: error.to_json() }
         }
     }
 }
 
-async fn answer(state: &Arc<ServerState>, line: Line, record: Arc<AccessRecord>) -> Result<String, ApiError> {
+async fn answer(
+    state: &Arc<ServerState>,
+    parsing: &Arc<Semaphore>,
+    line: Line,
+    record: Arc<AccessRecord>,
+) -> Result<String, ApiError> {
     let received_at = Instant::now();
     let kind = ReplyKind::Completion(match line.endpoint {
         Endpoint::Chat => ReplyFormat::Chat,
         Endpoint::Completions => ReplyFormat::Text,
     });
-    let body = parse(state, line.body).await?;
+    let body = parse(parsing, line.body).await?;
     if body.get("stream").and_then(serde_json::Value::as_bool) == Some(true) {
         return Err(ApiError::unsupported("stream", "expected false in a batch, got true"));
     }
@@ -74,11 +83,11 @@ async fn answer(state: &Arc<ServerState>, line: Line, record: Arc<AccessRecord>)
 
 /// Parses a body on a blocking thread.
 async fn parse(
-    state: &ServerState,
+    parsing: &Arc<Semaphore>,
     body: String,
 ) -> Result<serde_json::Map<String, serde_json::Value>, ApiError> {
     let internal = || ApiError::Internal("the server failed to read the request body".to_owned());
-    let permit = Arc::clone(&state.parsing).acquire_owned().await.map_err(|_closed| internal())?;
+    let permit = Arc::clone(parsing).acquire_owned().await.map_err(|_closed| internal())?;
     let work = tokio::task::spawn_blocking(move || {
         let _permit = permit;
         parse_object(body.as_bytes())

@@ -4,16 +4,20 @@ use std::sync::Arc;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
 use axum::{Extension, Json};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::batch_reply::{BatchReply, List};
 use super::body;
 use super::error::ApiError;
 use super::fields::{Fields, missing};
-use super::files::{QueryPairs, blocking, list, no_file, owner, page, pairs, path_id, settings};
+use super::files::{QueryPairs, blocking, no_file, owner, page, pairs, path_id, settings};
+use super::ignored_header::ignored_header;
 use super::state::ServerState;
 use super::types::BatchWire;
-use crate::batch::{BatchRecord, Endpoint, LineError, NewBatch, Purpose, Runner, Status};
+use super::unsupported;
+use crate::batch::{Endpoint, NewBatch, Purpose, Runner};
 
 type Shared = State<Arc<ServerState>>;
 type PathId = Result<Path<String>, PathRejection>;
@@ -21,51 +25,21 @@ type PathId = Result<Path<String>, PathRejection>;
 pub(super) type RunnerExtension = Extension<Option<Arc<Runner>>>;
 
 /// Batches of a page, if the client does not say how many, and at most.
-const PAGE: (usize, usize) = (20, 100);
+pub(super) const PAGE: (usize, usize) = (20, 100);
+
 fn no_batch(id: &str) -> String {
     format!("No batch found with id '{id}'.")
-}
-
-fn describe(batch: &BatchRecord) -> Value {
-    let error = |error: &LineError| {
-        let LineError { code, message, line, param } = error;
-        json!({ "code": code, "message": message, "line": line, "param": param })
-    };
-    let errors: Vec<Value> = batch.errors.iter().map(error).collect();
-    let errors = (!errors.is_empty()).then(|| json!({ "object": "list", "data": errors }));
-    json!({
-        "id": batch.id,
-        "object": "batch",
-        "endpoint": batch.endpoint.as_str(),
-        "errors": errors,
-        "input_file_id": batch.input_file_id,
-        "completion_window": "24h",
-        "status": batch.status.as_str(),
-        "output_file_id": batch.has_output.then_some(&batch.output_file_id),
-        "error_file_id": batch.has_errors.then_some(&batch.error_file_id),
-        "created_at": batch.created_at,
-        "in_progress_at": batch.entered(Status::InProgress),
-        "expires_at": batch.expires_at,
-        "finalizing_at": batch.entered(Status::Finalizing),
-        "completed_at": batch.entered(Status::Completed),
-        "failed_at": batch.entered(Status::Failed),
-        "expired_at": batch.entered(Status::Expired),
-        "cancelling_at": batch.entered(Status::Cancelling),
-        "cancelled_at": batch.entered(Status::Cancelled),
-        "request_counts": { "total": batch.total, "completed": batch.completed, "failed": batch.failed },
-        "metadata": batch.metadata,
-    })
 }
 
 pub(super) async fn create(
     State(state): Shared,
     Extension(runner): RunnerExtension,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<(HeaderMap, Json<BatchReply>), ApiError> {
     let settings = settings(&state)?;
     let owner = owner(request.extensions());
     let body = body::parse(body::read(request, &state).await?, &state).await?;
-    let new = read(Fields::new(body), owner, state.limits.reject_unknown_fields)?;
+    let (new, ignored) = read(Fields::new(body), owner, state.limits.reject_unknown_fields)?;
     let (store, now, input) = (Arc::clone(&settings.store), (settings.clock)(), new.input_file_id.clone());
     let created = blocking(
         move || {
@@ -80,46 +54,48 @@ pub(super) async fn create(
     if let Some(runner) = runner {
         runner.start(batch.id.clone());
     }
-    Ok(Json(describe(&batch)))
+    Ok((ignored_header(&ignored), Json(batch.into())))
 }
 
-/// Reads the body of a creation.
-fn read(mut fields: Fields, owner: String, reject_unknown: bool) -> Result<NewBatch, ApiError> {
+/// Reads the body of a creation. Also returns the paths of its unknown fields.
+fn read(
+    mut fields: Fields,
+    owner: String,
+    reject_unknown: bool,
+) -> Result<(NewBatch, Vec<String>), ApiError> {
     let wire = BatchWire::read(&mut fields)?;
     let endpoint =
         wire.endpoint.and_then(|path| Endpoint::ALL.into_iter().find(|known| known.as_str() == path));
     let endpoint = endpoint.ok_or_else(|| missing("endpoint", "a route"))?;
-    if fields.value("output_expires_after").is_some() {
-        let text = "files of results do not expire; delete them";
-        return Err(ApiError::unsupported("output_expires_after", text));
-    }
-    if let (true, Some((name, _))) = (reject_unknown, fields.left().next()) {
+    let ignored = unsupported::ignored(fields)?;
+    if let (true, Some(name)) = (reject_unknown, ignored.first()) {
         return Err(ApiError::unsupported(name, "this field is unknown or has no effect here"));
     }
     // Every value is a string, which the table has checked.
     let label = |(name, value): (String, Value)| Some((name, value.as_str()?.to_owned()));
     let metadata = wire.metadata.map(|labels| labels.into_iter().filter_map(label).collect());
-    Ok(NewBatch { owner, endpoint, input_file_id: wire.input_file_id.unwrap_or_default(), metadata })
+    let input_file_id = wire.input_file_id.unwrap_or_default();
+    Ok((NewBatch { owner, endpoint, input_file_id, metadata }, ignored))
 }
 
 pub(super) async fn list_batches(
     State(state): Shared,
     query: QueryPairs,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<List<BatchReply>>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let owner = owner(request.extensions());
     let page = page(&pairs(query)?, PAGE.0, PAGE.1)?;
     let after = page.after.clone().unwrap_or_default();
     let (batches, has_more) = blocking(move || store.batches(&owner, &page), || no_batch(&after)).await?;
-    Ok(list(batches.iter().map(describe).collect(), has_more))
+    Ok(Json(List::new(batches.into_iter().map(BatchReply::from).collect(), has_more)))
 }
 
 pub(super) async fn batch(
     State(state): Shared,
     id: PathId,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<BatchReply>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let (id, owner) = (path_id(id), owner(request.extensions()));
     let found = blocking(
@@ -129,7 +105,7 @@ pub(super) async fn batch(
         },
         || no_batch(&id),
     );
-    Ok(Json(describe(&found.await?)))
+    Ok(Json(found.await?.into()))
 }
 
 pub(super) async fn cancel(
@@ -137,7 +113,7 @@ pub(super) async fn cancel(
     Extension(runner): RunnerExtension,
     id: PathId,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<BatchReply>, ApiError> {
     let settings = settings(&state)?;
     let (store, now) = (Arc::clone(&settings.store), (settings.clock)());
     let (id, owner) = (path_id(id), owner(request.extensions()));
@@ -152,5 +128,5 @@ pub(super) async fn cancel(
     if let Some(runner) = runner {
         runner.cancel(&id);
     }
-    Ok(Json(describe(&batch)))
+    Ok(Json(batch.into()))
 }

@@ -16,10 +16,11 @@ use axum::http::{Extensions, HeaderMap, HeaderValue, Response};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{StreamExt, try_unfold};
 use multer::{Constraints, Field, Multipart, SizeLimit};
-use serde_json::{Value, json};
 
 use super::api_keys::Caller;
+use super::batch_reply::{DeletedReply, FileReply, List};
 use super::error::ApiError;
+use super::ignored_header::ignored_header;
 use super::settings::{BatchSettings, MAX_UPLOADS};
 use super::state::ServerState;
 use crate::batch::{FileRecord, MAX_FILE_BYTES, NewFile, PageQuery, Purpose, StoreError, Upload};
@@ -37,7 +38,7 @@ const MAX_FORM: u64 = 1 << 20;
 /// The most bytes of a text field, and the most characters of a file's name that are kept.
 const MAX_TEXT: usize = 1024;
 /// The most files of a page.
-const MAX_PAGE: usize = 10_000;
+pub(super) const MAX_PAGE: usize = 10_000;
 
 /// The settings of files and batches.
 ///
@@ -110,32 +111,11 @@ pub(super) fn pairs(query: QueryPairs) -> Result<HashMap<String, String>, ApiErr
     query.map(|Query(pairs)| pairs).map_err(malformed)
 }
 
-/// A list as OpenAI's clients read it.
-pub(super) fn list(data: Vec<Value>, has_more: bool) -> Json<Value> {
-    let id = |entry: Option<&Value>| entry.map(|entry| entry["id"].clone());
-    let (first, last) = (id(data.first()), id(data.last()));
-    Json(json!({ "object": "list", "data": data, "first_id": first, "last_id": last, "has_more": has_more }))
-}
-
-fn describe(file: &FileRecord) -> Value {
-    json!({
-        "id": file.id,
-        "object": "file",
-        "bytes": file.bytes,
-        "created_at": file.created_at,
-        "expires_at": null,
-        "filename": file.filename,
-        "purpose": file.purpose.as_str(),
-        "status": "processed",
-        "status_details": null,
-    })
-}
-
 pub(super) async fn list_files(
     State(state): Shared,
     query: QueryPairs,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<List<FileReply>>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let (query, owner) = (pairs(query)?, owner(request.extensions()));
     let purpose = match query.get("purpose").map(String::as_str) {
@@ -151,14 +131,14 @@ pub(super) async fn list_files(
     let after = page.after.clone().unwrap_or_default();
     let listed = blocking(move || store.files(&owner, purpose, &page), || no_file(&after));
     let (files, has_more) = listed.await?;
-    Ok(list(files.iter().map(describe).collect(), has_more))
+    Ok(Json(List::new(files.into_iter().map(FileReply::from).collect(), has_more)))
 }
 
 pub(super) async fn file(
     State(state): Shared,
     id: PathId,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<FileReply>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let (id, owner) = (path_id(id), owner(request.extensions()));
     let found = blocking(
@@ -168,14 +148,14 @@ pub(super) async fn file(
         },
         || no_file(&id),
     );
-    Ok(Json(describe(&found.await?)))
+    Ok(Json(found.await?.into()))
 }
 
 pub(super) async fn delete(
     State(state): Shared,
     id: PathId,
     request: Request,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Json<DeletedReply>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let (id, owner) = (path_id(id), owner(request.extensions()));
     blocking(
@@ -186,7 +166,7 @@ pub(super) async fn delete(
         || no_file(&id),
     )
     .await?;
-    Ok(Json(json!({ "id": id, "object": "file", "deleted": true })))
+    Ok(Json(DeletedReply::new(id)))
 }
 
 pub(super) async fn content(
@@ -231,7 +211,10 @@ fn read_piece(mut file: File, left: u64) -> std::io::Result<Option<(Bytes, (File
     Ok(Some((piece.into(), (file, left - wanted as u64))))
 }
 
-pub(super) async fn upload(State(state): Shared, request: Request) -> Result<Json<Value>, ApiError> {
+pub(super) async fn upload(
+    State(state): Shared,
+    request: Request,
+) -> Result<(HeaderMap, Json<FileReply>), ApiError> {
     settings(&state)?;
     let boundary = boundary(request.headers())?;
     let owner = owner(request.extensions());
@@ -245,13 +228,13 @@ pub(super) async fn upload(State(state): Shared, request: Request) -> Result<Jso
     });
     // Fields that are not read must not go on for ever.
     let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(MAX_FILE_BYTES + MAX_FORM));
-    let record = tokio::select! {
-        record = receive(&state, owner, Multipart::with_constraints(stream, boundary, limits)) => record?,
+    let (record, ignored) = tokio::select! {
+        received = receive(&state, owner, Multipart::with_constraints(stream, boundary, limits)) => received?,
         () = too_slow(&received, deadline) => return Err(ApiError::TooSlow(deadline.as_secs())),
         () = permit.evicted() => return Err(ApiError::TooManyBodies(MAX_UPLOADS)),
         () = state.abort.cancelled() => return Err(ApiError::Draining),
     };
-    Ok(Json(describe(&record)))
+    Ok((ignored_header(&ignored), Json(record.into())))
 }
 
 fn boundary(headers: &HeaderMap) -> Result<String, ApiError> {
@@ -271,14 +254,14 @@ async fn too_slow(received: &AtomicU64, grace: Duration) {
     }
 }
 
-/// Receives the form of an upload.
+/// Receives the form of an upload. Also returns the names of its unknown fields.
 async fn receive(
     state: &ServerState,
     owner: String,
     mut form: Multipart<'_>,
-) -> Result<FileRecord, ApiError> {
+) -> Result<(FileRecord, Vec<String>), ApiError> {
     let settings = settings(state)?;
-    let (mut purpose, mut arrived) = (None, None);
+    let (mut purpose, mut arrived, mut ignored) = (None, None, Vec::new());
     while let Some(field) = form.next_field().await.map_err(form_error)? {
         match field.name() {
             Some("purpose") => {
@@ -298,8 +281,11 @@ async fn receive(
             Some(name) if name.starts_with("expires_after") => {
                 return Err(ApiError::unsupported("expires_after", "files do not expire; delete them"));
             }
-            _ => {}
+            name => ignored.push(name.unwrap_or_default().to_owned()),
         }
+    }
+    if let (true, Some(name)) = (state.limits.reject_unknown_fields, ignored.first()) {
+        return Err(ApiError::unsupported(name, "this field is unknown or has no effect here"));
     }
     if purpose.is_none() {
         return Err(ApiError::invalid("purpose", "expected batch, got nothing"));
@@ -307,7 +293,8 @@ async fn receive(
     let (filename, upload) =
         arrived.ok_or_else(|| ApiError::invalid("file", "expected a file, got nothing"))?;
     let created_at = (settings.clock)();
-    blocking(move || upload.finish(NewFile { owner, filename, created_at }), String::new).await
+    let new = NewFile { owner, filename, created_at };
+    Ok((blocking(move || upload.finish(new), String::new).await?, ignored))
 }
 
 /// Reads a field of the form that is a short text.

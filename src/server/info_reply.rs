@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 /// Reply of `GET /v1/models`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -50,4 +51,17 @@ pub(super) struct TokenizeReply {
 pub(super) struct DetokenizeReply {
     /// The text, special tokens included.
     pub(super) prompt: String,
+}
+
+/// Reply of `GET /tokenizer_info`: the tokenizer's configuration.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "TokenizerInfo")]
+pub(super) struct TokenizerInfoReply {
+    /// The class of the tokenizer in `transformers`.
+    pub(super) tokenizer_class: Option<String>,
+    /// Source of the chat template, if the model has one.
+    pub(super) chat_template: Option<String>,
+    /// The other keys of `tokenizer_config.json`, such as `eos_token`; special tokens are text.
+    #[serde(flatten)]
+    pub(super) others: Map<String, Value>,
 }

@@ -23,6 +23,7 @@ use super::cors::AllowedOrigins;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::Admission;
+use super::ignored_header::ignored_header;
 use super::info_reply::{ModelList, ModelReply, VersionReply};
 use super::metrics::exposition::Format;
 use super::reply_builder::ReplyFormat;
@@ -65,6 +66,7 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
         ("/v1/batches/{id}/cancel", post(batches::cancel)),
         ("/tokenize", post(tokenize::tokenize)),
         ("/detokenize", post(tokenize::detokenize)),
+        ("/tokenizer_info", get(tokenize::tokenizer_info)),
         ("/metrics", get(metrics)),
         ("/version", get(version)),
     ];
@@ -196,7 +198,7 @@ async fn respond(
     kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<Response<Body>, ApiError> {
-    let (ignored, stream) = (header_list(valid.ignored()), valid.stream);
+    let (ignored, stream) = (ignored_header(valid.ignored()), valid.stream);
     let generation = generate::start(state, admission, valid, kind, record).await?;
     let mut response = if stream {
         sse::respond(generation, state.settings.http.keep_alive)
@@ -204,23 +206,8 @@ async fn respond(
         let body = generation.complete().await?;
         ([(CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(body)).into_response()
     };
-    if let Some(names) = ignored {
-        response.headers_mut().insert("x-ignored-fields", names);
-    }
+    response.headers_mut().extend(ignored);
     Ok(response)
-}
-
-/// A header value that lists field names which a client sent: at most 32 names, each of at most 64
-/// characters, with `?` for commas and for characters that are not visible ASCII.
-fn header_list(names: &[String]) -> Option<HeaderValue> {
-    const MAX_NAMES: usize = 32;
-    const MAX_CHARS: usize = 64;
-    let clean = |name: &String| -> String {
-        let replace = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
-        name.chars().take(MAX_CHARS).map(replace).collect()
-    };
-    let list: Vec<String> = names.iter().take(MAX_NAMES).map(clean).collect();
-    if list.is_empty() { None } else { HeaderValue::from_str(&list.join(",")).ok() }
 }
 
 async fn models(State(state): Shared) -> Json<ModelList> {

@@ -1,8 +1,8 @@
 //! `/tokenize` and `/detokenize`: the token ids that a completion would use for the same text or messages,
-//! and back. `/v1/messages/count_tokens`: their number.
+//! and back. `/v1/messages/count_tokens`: their number. `/tokenizer_info`: the tokenizer's configuration.
 //!
-//! These requests take no place in the engine's queue. Their number is bounded by permits of their own, taken
-//! before a body is parsed. They use the tokenizer one at a time, so that they delay requests that generate
+//! These requests take no place in the engine's queue. Those with a body are bounded by permits of their own,
+//! taken before it is parsed. They use the tokenizer one at a time, so that they delay requests that generate
 //! as little as possible.
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::anthropic::reply::TokenCount;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::refusal_error;
-use super::info_reply::{DetokenizeReply, TokenizeReply};
+use super::info_reply::{DetokenizeReply, TokenizeReply, TokenizerInfoReply};
 use super::reply_builder::ReplyFormat;
 use super::settings::MAX_TOKENIZE_REQUESTS;
 use super::state::ServerState;
@@ -86,6 +86,18 @@ pub(crate) async fn detokenize(
     let text = state.generator.detokenize(ids).await;
     let text = text.map_err(|refusal| refusal_error(&state, refusal, "tokens"))?;
     Ok(Json(DetokenizeReply { prompt: text }))
+}
+
+/// `GET /tokenizer_info`: the configuration that evaluation harnesses read to use the other two routes.
+pub(crate) async fn tokenizer_info(State(state): State<Arc<ServerState>>) -> Json<TokenizerInfoReply> {
+    let mut others = state.generator.tokenizer().configuration().clone();
+    let class = others.remove("tokenizer_class");
+    others.remove("chat_template");
+    Json(TokenizerInfoReply {
+        tokenizer_class: class.and_then(|class| class.as_str().map(str::to_owned)),
+        chat_template: state.generator.template().map(|template| template.source().to_owned()),
+        others,
+    })
 }
 
 fn acquire_permit(state: &ServerState) -> Result<SemaphorePermit<'_>, ApiError> {

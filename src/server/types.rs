@@ -311,8 +311,9 @@ impl BatchWire {
     /// # Errors
     /// 400 if a field is missing, has the wrong type or is out of range.
     pub(crate) fn read(fields: &mut Fields) -> Result<Self, ApiError> {
+        unsupported::refuse_in_batches(fields)?;
         let wire = Self::take(fields)?;
-        wire.metadata.iter().flatten().try_for_each(check_label)?;
+        wire.metadata.iter().flatten().try_for_each(|(name, value)| check_label(name, value))?;
         Ok(wire)
     }
 }
@@ -362,7 +363,7 @@ impl CommonFields {
         let constraint = constraint::take(&mut fields)?;
         unsupported::refuse(&mut fields)?;
         let mut common = Self { constraint, ..Self::take(&mut fields)? };
-        common.metadata.iter().flatten().try_for_each(check_label)?;
+        common.metadata.iter().flatten().try_for_each(|(name, value)| check_label(name, value))?;
         // Fields that ask for what is not done count as unknown.
         if common.store == Some(true) {
             fields.put("store", Value::Bool(true));
@@ -383,7 +384,7 @@ impl CommonFields {
 }
 
 /// Checks a name of `metadata` and its value.
-fn check_label((name, value): (&String, &Value)) -> Result<(), ApiError> {
+fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
     if name.chars().count() > MAX_LABEL_NAME {
         let text =
             format!("expected names of at most {MAX_LABEL_NAME} characters, got {}", name.chars().count());

@@ -108,6 +108,9 @@ const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
     ("tool_choice", is_none),
 ];
 
+/// Fields that are refused for batches.
+const UNSUPPORTED_IN_BATCHES: [&str; 1] = ["output_expires_after"];
+
 /// Objects in which other servers or their client libraries put parameters of a request: NIM and Dynamo,
 /// `extra_body` of OpenAI's Python library written out, Ollama, SGLang, TGI, Gemini, vLLM, TensorRT-LLM.
 const PARAMETER_OBJECTS: [&str; 12] = [
@@ -174,6 +177,19 @@ pub(super) fn refuse_in_messages(fields: &mut Fields) -> Result<(), ApiError> {
 /// 400 that names the field.
 pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError> {
     refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
+}
+
+/// Refuses fields that the creation of a batch does not support.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_batches(fields: &mut Fields) -> Result<(), ApiError> {
+    for name in UNSUPPORTED_IN_BATCHES {
+        if fields.value(name).is_some() {
+            return Err(ApiError::unsupported(name, "files of results do not expire; delete them"));
+        }
+    }
+    Ok(())
 }
 
 /// Paths of the unknown fields of the body or of an object of parameters. Refuses constraints among them and
@@ -281,6 +297,7 @@ pub(super) struct RefusedNames {
     pub(super) completions: Vec<&'static str>,
     pub(super) responses: Vec<&'static str>,
     pub(super) messages: Vec<&'static str>,
+    pub(super) batches: Vec<&'static str>,
 }
 
 impl RefusedNames {
@@ -294,6 +311,7 @@ impl RefusedNames {
             completions: all(UNSUPPORTED_IN_COMPLETIONS).collect(),
             responses: all(UNSUPPORTED_IN_RESPONSES).filter(|name| !read.contains(name)).collect(),
             messages: all(UNSUPPORTED_IN_MESSAGES).filter(|name| *name != "system").collect(),
+            batches: UNSUPPORTED_IN_BATCHES.to_vec(),
         }
     }
 }

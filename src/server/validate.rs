@@ -289,7 +289,6 @@ fn finish(
     if wire.stream_options.is_some() && !stream {
         return Err(ApiError::invalid("stream_options", "expected stream = true with this field"));
     }
-    let stop = stop_strings("stop", wire.stop.as_ref())?;
     let stop_ids = stop_ids(&wire, limits)?;
     let sampling = SamplingParams {
         min_tokens: min_tokens(&wire, route.max_tokens)?,
@@ -298,14 +297,7 @@ fn finish(
         ..sampling::params(&wire, limits, fresh_seed)?
     };
     let priority = priority(&wire, limits)?;
-    let output = OutputRules {
-        stop,
-        include_stop: wire.include_stop_str_in_output.unwrap_or(false),
-        skip_special: wire.skip_special_tokens.unwrap_or(true),
-        echo: route.echo,
-        score_stop_id: !matches!(route.prompts, Prompts::Chat { .. }),
-        token_ids: wire.return_token_ids.unwrap_or(false),
-    };
+    let output = output_rules(&wire, &route)?;
     let allowed = wire.allowed_token_ids.as_deref();
     let allowed_tokens =
         allowed.map(|ids| token_ids("allowed_token_ids", ids, limits.vocab_size)).transpose()?;
@@ -370,6 +362,18 @@ fn priority(wire: &CommonFields, limits: &Limits) -> Result<i32, ApiError> {
         }
         priority => Ok(priority),
     }
+}
+
+/// The rules for the output text of each choice.
+fn output_rules(wire: &CommonFields, route: &RouteFields) -> Result<OutputRules, ApiError> {
+    Ok(OutputRules {
+        stop: stop_strings("stop", wire.stop.as_ref())?,
+        include_stop: wire.include_stop_str_in_output.unwrap_or(false),
+        skip_special: wire.skip_special_tokens.unwrap_or(true),
+        echo: route.echo,
+        score_stop_id: !matches!(route.prompts, Prompts::Chat { .. }),
+        token_ids: wire.return_token_ids.unwrap_or(false),
+    })
 }
 
 /// The served name of the model that the client asks for; the first one if it names none. Clients made for

@@ -64,6 +64,8 @@ pub struct ChatTemplate {
     special_tokens: Map<String, Value>,
     /// Whether the tokenizer's normaliser can turn any text into any other text.
     rewrites: bool,
+    /// Source of the template that renders requests without tools.
+    source: String,
     /// Source of the template that renders requests with tools.
     tool_source: String,
 }
@@ -149,11 +151,13 @@ impl ChatTemplate {
             formats: HashMap::new(),
             special_tokens,
             rewrites: tokenizer.rewrites_text(),
+            source: String::new(),
             tool_source: String::new(),
         };
         let source = |wanted: &str| sources.iter().find(|(name, _)| name == wanted);
-        let tool_source = source("tool_use").or_else(|| source("default"));
-        template.tool_source = tool_source.map(|(_, source)| source.clone()).unwrap_or_default();
+        template.source = source("default").map(|(_, source)| source.clone()).unwrap_or_default();
+        template.tool_source =
+            source("tool_use").map_or_else(|| template.source.clone(), |(_, source)| source.clone());
         for (name, _) in &sources {
             let format = ContentFormat::find(&|messages| template.small(name, messages));
             template.formats.insert(marked_name(name), format.clone());
@@ -210,6 +214,11 @@ impl ChatTemplate {
     fn marked_names(&self) -> Vec<&str> {
         let marked = |value: &Value| value.as_str().is_some_and(|text| self.markers.occurs_in(text));
         self.special_tokens.iter().filter(|(_, value)| marked(value)).map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Source of the template that renders requests without tools.
+    pub(crate) fn source(&self) -> &str {
+        &self.source
     }
 
     /// Source of the template that renders requests with tools.

@@ -28,6 +28,8 @@ pub struct Tokenizer {
     added_texts: HashMap<u32, String>,
     /// Special tokens by name, such as `bos_token`.
     special_tokens: Map<String, Value>,
+    /// `tokenizer_config.json`, with the other files' values and special tokens as text.
+    configuration: Map<String, Value>,
     /// The ids of all tokens that begin or end a sequence.
     end_ids: Vec<u32>,
     /// Ids that the post-processor puts before a text, such as BOS.
@@ -74,6 +76,8 @@ impl Tokenizer {
             }
         }
         inner.set_encode_special_tokens(config["split_special_tokens"] == true);
+        let add_bos = config["add_bos_token"].as_bool();
+        let configuration = configuration(config, &special_tokens);
         add_tokens(&mut inner, &mut list, added)?;
         let id_of = |token: &AddedToken| inner.token_to_id(&token.content);
         let tokens = list.tokens().filter_map(|token| Some((id_of(token)?, token.content.clone())));
@@ -88,10 +92,19 @@ impl Tokenizer {
         let vocabulary = Vocabulary::new(&tokenizer).map_err(invalid)?;
         let added = AddedTokens::new(&list, &inner).map_err(invalid)?;
         let (prefix, suffix) = (Vec::new(), Vec::new());
-        let mut tokenizer =
-            Self { inner, added, vocabulary, added_texts, special_tokens, end_ids, prefix, suffix };
+        let mut tokenizer = Self {
+            inner,
+            added,
+            vocabulary,
+            added_texts,
+            special_tokens,
+            configuration,
+            end_ids,
+            prefix,
+            suffix,
+        };
         tokenizer.end_ids.extend(tokenizer.bos().into_iter().chain(tokenizer.eos()));
-        tokenizer.find_affixes(config["add_bos_token"].as_bool())?;
+        tokenizer.find_affixes(add_bos)?;
         Ok(tokenizer)
     }
 
@@ -240,6 +253,11 @@ impl Tokenizer {
         &self.special_tokens
     }
 
+    /// `tokenizer_config.json`, with the values that other files override and with special tokens as text.
+    pub(crate) fn configuration(&self) -> &Map<String, Value> {
+        &self.configuration
+    }
+
     fn special_id(&self, name: &str) -> Option<u32> {
         self.token_id(self.special_tokens.get(name)?.as_str()?)
     }
@@ -262,6 +280,14 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// The tokenizer's configuration, with its special tokens as text and without the names of files.
+fn configuration(mut config: Value, special_tokens: &Map<String, Value>) -> Map<String, Value> {
+    let mut all = config.as_object_mut().map(std::mem::take).unwrap_or_default();
+    all.retain(|name, _| !matches!(name.as_str(), "vocab_file" | "merges_file"));
+    all.extend(special_tokens.clone());
+    all
 }
 
 /// The bytes of a token as OpenAI's log-probabilities show them: the text, or a form such as `bytes:\xf0\x9f`

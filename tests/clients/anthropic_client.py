@@ -1,15 +1,13 @@
 """Tests `/v1/messages` of an Octant server, started here, with the `anthropic` client.
 
     anthropic_client.py OCTANT_BINARY MODEL_DIRECTORY
-
-Pinned: anthropic==2.14.0
 """
 
 import asyncio
 
 import anthropic
 from anthropic import Anthropic, AsyncAnthropic
-from octant_server import KEY, NAME, expect, run
+from harness import KEY, NAME, expect, run
 
 TESTS = []
 FRUITS = [{"role": "user", "content": "Name three fruits."}]

@@ -6,8 +6,6 @@
 import json
 import re
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -15,10 +13,9 @@ import time
 import urllib.request
 
 import openai
+from harness import KEY, NAME, Server, run_tests
 from openai import OpenAI
 
-NAME = "demo"
-KEY = "a-key"
 FRUITS = [{"role": "user", "content": "Name three fruits."}]
 TESTS = []
 
@@ -28,30 +25,8 @@ def test(function):
     return function
 
 
-class Server:
-    """A server process on a free port."""
-
-    def __init__(self, binary: str, model: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", NAME]
-        command += ["--api-key", KEY, "--max-num-seqs", "8", "--max-model-len", "1024", "--drain-grace", "1"]
-        self.data = tempfile.TemporaryDirectory()
-        command += ["--data-dir", self.data.name]
-        self.process = subprocess.Popen(command)
-        self.root = f"http://127.0.0.1:{self.port}"
-        deadline = time.monotonic() + 60
-        while not self.ready():
-            assert self.process.poll() is None, "the server ended while starting"
-            assert time.monotonic() < deadline, "the server is not ready after a minute"
-            time.sleep(0.05)
-
-    def ready(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"{self.root}/health/ready", timeout=2).status == 200
-        except OSError:
-            return False
+class TestedServer(Server):
+    """A server whose metrics show what clients cause."""
 
     def client(self, key: str = KEY) -> OpenAI:
         return OpenAI(base_url=f"{self.root}/v1", api_key=key, max_retries=0, timeout=60)
@@ -170,8 +145,10 @@ def several_prompts_give_several_choices(server):
 def errors_have_the_expected_class_code_and_param(server):
     client = server.client()
     expect(openai.BadRequestError, None, "temperature", lambda: chat(client, temperature=-1))
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    expect(openai.BadRequestError, None, "tools", lambda: chat(client, tools=tools))
+    tools = [{"type": "function", "function": {"name": "not a name"}}]
+    expect(openai.BadRequestError, None, "tools[0].function.name", lambda: chat(client, tools=tools))
+    audio = {"voice": "alloy", "format": "wav"}
+    expect(openai.BadRequestError, None, "audio", lambda: chat(client, audio=audio))
     long = [{"role": "user", "content": "word " * 2000}]
     expect(openai.BadRequestError, "context_length_exceeded", "messages", lambda: chat(client, long))
     expect(openai.NotFoundError, "model_not_found", "model", lambda: client.models.retrieve("other"))
@@ -270,20 +247,13 @@ def a_stream_under_way_survives_sigterm_and_the_server_exits_0(server):
 
 
 def main() -> None:
-    server = Server(sys.argv[1], sys.argv[2])
-    failed = 0
-    try:
-        for function in TESTS:
-            try:
-                function(server)
-                print(f"ok      {function.__name__}", flush=True)
-            except Exception as error:  # noqa: BLE001
-                failed += 1
-                print(f"FAILED  {function.__name__}: {type(error).__name__}: {error}", flush=True)
-    finally:
-        server.process.kill()
-    print(f"{len(TESTS) - failed} passed, {failed} failed")
-    sys.exit(1 if failed else 0)
+    with tempfile.TemporaryDirectory() as data:
+        flags = ["--max-model-len", "1024", "--drain-grace", "1", "--data-dir", data]
+        server = TestedServer(sys.argv[1], sys.argv[2], NAME, *flags)
+        try:
+            sys.exit(1 if run_tests(TESTS, server) else 0)
+        finally:
+            server.process.kill()
 
 
 if __name__ == "__main__":

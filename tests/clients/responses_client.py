@@ -1,8 +1,6 @@
 """Tests `/v1/responses` of an Octant server, started here, with the `openai` client and with `openai-agents`.
 
     responses_client.py OCTANT_BINARY MODEL_DIRECTORY
-
-Pinned: openai==3.57.0 openai-agents==0.24.0
 """
 
 import asyncio
@@ -12,7 +10,7 @@ from typing import Literal
 import openai
 from agents import Agent, ModelSettings, Runner, function_tool, set_tracing_disabled
 from agents.models.openai_responses import OpenAIResponsesModel
-from octant_server import KEY, NAME, expect, run
+from harness import KEY, NAME, expect, run
 from openai import AsyncOpenAI, OpenAI
 from pydantic import BaseModel
 

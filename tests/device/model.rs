@@ -72,7 +72,7 @@ pub fn engine(
     config: impl FnOnce(&mut SchedulerConfig),
     in_flight: usize,
 ) -> (EngineHandle, EngineThread) {
-    let (model_config, device, model) = load(dir, Precision::Fp8).unwrap();
+    let model_config = ModelConfig::from_dir(dir).unwrap();
     let mut scheduler = SchedulerConfig {
         max_num_seqs: 16,
         max_num_batched_tokens: 512,
@@ -85,6 +85,13 @@ pub fn engine(
         policy: Default::default(),
     };
     config(&mut scheduler);
+    let runner = runner(dir, &scheduler);
+    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+}
+
+/// A fixture's model in FP8, for an engine with this configuration.
+pub fn runner(dir: &Path, scheduler: &SchedulerConfig) -> Runner {
+    let (model_config, device, model) = load(dir, Precision::Fp8).unwrap();
     let spec = CacheSpec {
         layers: model_config.layers,
         blocks: scheduler.num_blocks,
@@ -102,7 +109,7 @@ pub fn engine(
         vocab: model_config.vocab,
     };
     let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 1 };
-    Engine::start(scheduler, in_flight, Box::new(Runner::start(vec![rank], options))).unwrap()
+    Runner::start(vec![rank], options)
 }
 
 /// A request with penalties and top-2 log-probabilities.

@@ -128,7 +128,8 @@ fn root() -> &'static Path {
 
 /// All files with one of these endings below the root, as (relative path, text).
 fn files(endings: &[&str]) -> Vec<(String, String)> {
-    const SKIPPED: [&str; 7] = ["target", "demo", ".git", ".venv", ".cuda", "__pycache__", "data"];
+    const SKIPPED: [&str; 8] =
+        ["target", "demo", ".git", ".venv", ".cuda", "__pycache__", "data", "node_modules"];
     let mut found = Vec::new();
     let mut folders = vec![root().to_owned()];
     while let Some(folder) = folders.pop() {

@@ -54,91 +54,101 @@ fn calls(calls: &[(&str, &str)]) -> Vec<(String, String)> {
     calls.iter().map(|(name, arguments)| ((*name).to_owned(), (*arguments).to_owned())).collect()
 }
 
+const WEATHER: &str = r#"{"city": "Paris"}"#;
+
+/// A format, an answer, its text and its calls.
+type Case = (ToolFormat, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Calls in one format.
+const CALLS: &[Case] = &[
+    (Hermes, "plain text", "plain text", &[]),
+    (Hermes, "", "", &[]),
+    (
+        Hermes,
+        "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>",
+        "",
+        &[("get_weather", WEATHER)],
+    ),
+    (
+        Hermes,
+        "I look.\n\n<tool_call>{\"name\":\"add\",\"arguments\":{}}</tool_call>\n\
+         <tool_call>{\"arguments\": {\"city\": \"Paris\"}, \"name\": \"get_weather\"}</tool_call>\n\
+         Done.\n",
+        "I look.Done.\n",
+        &[("add", "{}"), ("get_weather", WEATHER)],
+    ),
+    // A marker within a string, escapes, nested values, other members.
+    (
+        Hermes,
+        concat!(
+            r#"<tool_call>{"id": [1, {"x": "}"}], "name": "a\u0062", "arguments": "#,
+            r#"{"s": "</tool_call>\"}", "l": [[{}]]}, "type": null}</tool_call>"#
+        ),
+        "",
+        &[("ab", r#"{"s": "</tool_call>\"}", "l": [[{}]]}"#)],
+    ),
+    // No arguments, arguments as a string, null and empty ones.
+    (Hermes, r#"<tool_call>{"name": "add"}</tool_call>"#, "", &[("add", "{}")]),
+    (
+        Hermes,
+        r#"<tool_call>{"name": "add", "arguments": "{\"a\": 1}"}</tool_call>"#,
+        "",
+        &[("add", r#"{"a": 1}"#)],
+    ),
+    (Hermes, r#"<tool_call>{"name": "add", "arguments": null }</tool_call>"#, "", &[("add", "{}")]),
+    (Hermes, r#"<tool_call>{"name": "add", "arguments": ""}</tool_call>"#, "", &[("add", "{}")]),
+];
+
+/// Answers that are no calls, broken calls, and the other formats.
+const OTHERS: &[Case] = &[
+    // What is no call is text, with its marker.
+    (Hermes, "a <tool_call> b", "a <tool_call> b", &[]),
+    (Hermes, "<tool_call><tool_call>{\"name\": \"add\"}</tool_call>", "<tool_call>", &[("add", "{}")]),
+    (Hermes, "<tool_call>{\"x\": 1}</tool_call>", "<tool_call>{\"x\": 1}</tool_call>", &[]),
+    (Hermes, "1 < 2 and <tool_", "1 < 2 and <tool_", &[]),
+    (Hermes, "</tool_call> x", "</tool_call> x", &[]),
+    // A call that is cut off, and one that breaks off.
+    (Hermes, "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\"", "", &[("add", "{\"a\"")]),
+    (
+        Hermes,
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1</tool_call> x",
+        "x",
+        &[("add", "{\"a\": 1")],
+    ),
+    (
+        Nemotron,
+        "<toolcall> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}} </toolcall> ",
+        "",
+        &[("get_weather", WEATHER)],
+    ),
+    (
+        NemotronNano,
+        "<TOOLCALL>[{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"get_weather\", \"arguments\": \
+         {\"city\": \"Paris\"}}]</TOOLCALL>",
+        "",
+        &[("add", "{}"), ("get_weather", WEATHER)],
+    ),
+    (
+        Llama3,
+        "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}; {\"name\": \"get_weather\", \
+         \"parameters\": {\"city\": \"Paris\"}}",
+        "",
+        &[("add", "{}"), ("get_weather", WEATHER)],
+    ),
+    // Text before an object, and objects that are no calls.
+    (
+        Llama3,
+        "Use {\"name\": \"add\", \"parameters\": {}}",
+        "Use {\"name\": \"add\", \"parameters\": {}}",
+        &[],
+    ),
+    (Llama3, " {\"name\": \"Ada\", \"age\": 36}", " {\"name\": \"Ada\", \"age\": 36}", &[]),
+    (Llama3, "{\"answer\": {\"name\": \"add\"}}", "{\"answer\": {\"name\": \"add\"}}", &[]),
+];
+
 #[test]
 fn calls_are_found_in_every_format_whatever_the_pieces() {
-    let weather = r#"{"city": "Paris"}"#;
-    let cases: [(ToolFormat, &str, &str, &[(&str, &str)]); 22] = [
-        (Hermes, "plain text", "plain text", &[]),
-        (Hermes, "", "", &[]),
-        (
-            Hermes,
-            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>",
-            "",
-            &[("get_weather", weather)],
-        ),
-        (
-            Hermes,
-            "I look.\n\n<tool_call>{\"name\":\"add\",\"arguments\":{}}</tool_call>\n\
-             <tool_call>{\"arguments\": {\"city\": \"Paris\"}, \"name\": \"get_weather\"}</tool_call>\n\
-             Done.\n",
-            "I look.Done.\n",
-            &[("add", "{}"), ("get_weather", weather)],
-        ),
-        // A marker within a string, escapes, nested values, other members.
-        (
-            Hermes,
-            concat!(
-                r#"<tool_call>{"id": [1, {"x": "}"}], "name": "a\u0062", "arguments": "#,
-                r#"{"s": "</tool_call>\"}", "l": [[{}]]}, "type": null}</tool_call>"#
-            ),
-            "",
-            &[("ab", r#"{"s": "</tool_call>\"}", "l": [[{}]]}"#)],
-        ),
-        // No arguments, arguments as a string, null and empty ones.
-        (Hermes, r#"<tool_call>{"name": "add"}</tool_call>"#, "", &[("add", "{}")]),
-        (
-            Hermes,
-            r#"<tool_call>{"name": "add", "arguments": "{\"a\": 1}"}</tool_call>"#,
-            "",
-            &[("add", r#"{"a": 1}"#)],
-        ),
-        (Hermes, r#"<tool_call>{"name": "add", "arguments": null }</tool_call>"#, "", &[("add", "{}")]),
-        (Hermes, r#"<tool_call>{"name": "add", "arguments": ""}</tool_call>"#, "", &[("add", "{}")]),
-        // What is no call is text, with its marker.
-        (Hermes, "a <tool_call> b", "a <tool_call> b", &[]),
-        (Hermes, "<tool_call><tool_call>{\"name\": \"add\"}</tool_call>", "<tool_call>", &[("add", "{}")]),
-        (Hermes, "<tool_call>{\"x\": 1}</tool_call>", "<tool_call>{\"x\": 1}</tool_call>", &[]),
-        (Hermes, "1 < 2 and <tool_", "1 < 2 and <tool_", &[]),
-        (Hermes, "</tool_call> x", "</tool_call> x", &[]),
-        // A call that is cut off, and one that breaks off.
-        (Hermes, "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\"", "", &[("add", "{\"a\"")]),
-        (
-            Hermes,
-            "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1</tool_call> x",
-            "x",
-            &[("add", "{\"a\": 1")],
-        ),
-        (
-            Nemotron,
-            "<toolcall> {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}} </toolcall> ",
-            "",
-            &[("get_weather", weather)],
-        ),
-        (
-            NemotronNano,
-            "<TOOLCALL>[{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"get_weather\", \"arguments\": \
-             {\"city\": \"Paris\"}}]</TOOLCALL>",
-            "",
-            &[("add", "{}"), ("get_weather", weather)],
-        ),
-        (
-            Llama3,
-            "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}; {\"name\": \"get_weather\", \
-             \"parameters\": {\"city\": \"Paris\"}}",
-            "",
-            &[("add", "{}"), ("get_weather", weather)],
-        ),
-        // Text before an object, and objects that are no calls.
-        (
-            Llama3,
-            "Use {\"name\": \"add\", \"parameters\": {}}",
-            "Use {\"name\": \"add\", \"parameters\": {}}",
-            &[],
-        ),
-        (Llama3, " {\"name\": \"Ada\", \"age\": 36}", " {\"name\": \"Ada\", \"age\": 36}", &[]),
-        (Llama3, "{\"answer\": {\"name\": \"add\"}}", "{\"answer\": {\"name\": \"add\"}}", &[]),
-    ];
-    for (format, answer, expected_text, expected_calls) in cases {
+    for &(format, answer, expected_text, expected_calls) in CALLS.iter().chain(OTHERS) {
         let expected = (expected_text.to_owned(), calls(expected_calls));
         assert_eq!(parse_in_every_way(format, answer), expected, "{format:?}: {answer}");
     }

@@ -75,10 +75,14 @@ function fieldTable(api, schema) {
 }
 
 /** A command line that sends the example. */
-function curl(method, path, example) {
+function curl(method, path, type, example) {
   const base = location.href.replace(/\/docs.*$/, "/");
   const url = new URL(`.${path}`, base).href.replace("%7B", "{").replace("%7D", "}");
-  if (method === "get") return `curl ${url}`;
+  if (!example) return method === "get" ? `curl ${url}` : `curl -X ${method.toUpperCase()} ${url}`;
+  if (type === "multipart/form-data") {
+    const fields = Object.entries(example).map(([name, value]) => ` -F ${name}=${value}`);
+    return `curl ${url}${fields.join("")}`;
+  }
   const body = JSON.stringify(example).replaceAll("'", "'\\''");
   return `curl ${url} -H 'Content-Type: application/json' -d '${body}'`;
 }
@@ -102,18 +106,18 @@ function section(api, method, path, operation) {
   const summary = make("summary", "", make("span", "method", method.toUpperCase()), make("code", "", path),
     make("span", "about", operation.summary));
   const details = make("details", "", summary);
-  const media = operation.requestBody?.content["application/json"];
+  const [type, media] = Object.entries(operation.requestBody?.content ?? {})[0] ?? [];
   const body = resolve(api, media?.schema);
   const fields = Object.keys(body.properties ?? {}).join(" ");
   details.dataset.search = `${method} ${path} ${operation.summary} ${fields}`.toLowerCase();
   details.addEventListener("toggle", () => {
     if (details.children.length > 1) return;
-    details.append(make("pre", "", curl(method, path, media?.example)));
+    details.append(make("pre", "", curl(method, path, type, media?.example)));
     const parameters = operation.parameters ?? [];
     if (parameters.length) {
       const properties = Object.fromEntries(parameters.map((each) =>
         [each.name, { ...each.schema, description: `${each.description} (${each.in})` }]));
-      details.append(make("h3", "", "Path and headers"), fieldTable(api, { properties }));
+      details.append(make("h3", "", "Path, query and headers"), fieldTable(api, { properties }));
     }
     if (media) details.append(make("h3", "", "Body"), fieldTable(api, body) ?? "");
     const refused = body["x-octant-refused"] ?? [];

@@ -63,7 +63,7 @@ fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     });
     if let Some(body) = &operation.body {
         let schema = json!({ "$ref": format!("{SCHEMAS}{}", body.name) });
-        let content = json!({ "application/json": { "schema": schema, "example": body.example } });
+        let content = json!({ body.media_type: { "schema": schema, "example": body.example } });
         described["requestBody"] = json!({ "required": true, "content": content });
     }
     if operation.errors.is_some() {
@@ -74,12 +74,20 @@ fn describe(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
 
 fn parameters(operation: &Operation) -> Value {
     let mut all = Vec::new();
-    if operation.path.contains("{*id}") {
+    if operation.path.contains("id}") {
+        let slashes = operation.path.contains("{*id}");
+        let about = if slashes { "A name of the model. It may contain slashes." } else { "The id." };
         all.push(json!({
             "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 },
-            "description": "A name of the model. It may contain slashes.",
+            "description": about,
         }));
     }
+    all.extend(operation.query.iter().map(|parameter| {
+        json!({
+            "name": parameter.name, "in": "query", "schema": parameter.schema,
+            "description": parameter.about,
+        })
+    }));
     if operation.errors == Some(Errors::Generation) {
         all.push(json!({
             "name": "x-request-deadline-ms", "in": "header",
@@ -95,7 +103,7 @@ fn responses(operation: &Operation, schemas: &mut SchemaGenerator) -> Value {
     let body = format!("{SCHEMAS}{body}");
     let mut all = operation.errors.map(|errors| errors.responses(&body)).unwrap_or_default();
     let mut ok = json!({ "description": "Success.", "content": content(&operation.answer, schemas) });
-    if operation.errors == Some(Errors::Generation) {
+    if matches!(operation.errors, Some(Errors::Generation | Errors::NewBatch | Errors::Upload)) {
         let about = "Names of the request's fields that were ignored, separated by commas.";
         ok["headers"] =
             json!({ "x-ignored-fields": { "schema": { "type": "string" }, "description": about } });

@@ -5,17 +5,25 @@ use serde_json::{Value, json};
 
 use super::PATH;
 use super::errors::Errors;
+use crate::batch::MAX_FILE_BYTES;
 use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
 use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
+use crate::server::batch_reply::{BatchReply, DeletedReply, FileReply, List};
 use crate::server::field_table::{Table, object_schema};
 use crate::server::health::{ALIASES, HealthReply, Probe};
-use crate::server::info_reply::{DetokenizeReply, ModelList, ModelReply, TokenizeReply, VersionReply};
+use crate::server::info_reply::{
+    DetokenizeReply, ModelList, ModelReply, TokenizeReply, TokenizerInfoReply, VersionReply,
+};
 use crate::server::page::{FILES, PageFile};
 use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
 use crate::server::responses::reply::{NumberedEvent, ResponseReply};
 use crate::server::responses::types::ResponsesWire;
-use crate::server::types::{ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
+use crate::server::types::{BatchWire, ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
 use crate::server::unsupported::RefusedNames;
+use crate::server::{batches, files};
+
+/// Media type of most bodies.
+const JSON: &str = "application/json";
 
 /// One method of a path.
 pub(super) struct Operation {
@@ -25,14 +33,24 @@ pub(super) struct Operation {
     /// Group of operations on the page.
     pub(super) tag: &'static str,
     pub(super) summary: String,
+    /// Parameters in the query of the URL.
+    pub(super) query: Vec<QueryParameter>,
     pub(super) body: Option<RequestBody>,
     pub(super) answer: Answer,
     /// `None` for probes, which answer with their own body always.
     pub(super) errors: Option<Errors>,
 }
 
+/// A parameter in the query of the URL.
+pub(super) struct QueryParameter {
+    pub(super) name: &'static str,
+    pub(super) schema: Value,
+    pub(super) about: &'static str,
+}
+
 /// The body of a request.
 pub(super) struct RequestBody {
+    pub(super) media_type: &'static str,
     /// Name of the schema.
     pub(super) name: &'static str,
     pub(super) schema: Value,
@@ -52,9 +70,12 @@ pub(super) enum Answer {
 
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
-    let mut all = vec![chat(), completion(), response(), message(), count_tokens(), tokenize(), detokenize()];
+    let mut all = vec![chat(), completion(), response(), message(), count_tokens()];
+    all.extend([tokenize(), detokenize(), tokenizer_info()]);
+    all.extend([list_files(), upload_file(), file(), delete_file(), file_content()]);
+    all.extend([list_batches(), create_batch(), batch(), cancel_batch()]);
     all.extend([models(), model(), version(), metrics()]);
-    all.extend(ALIASES.map(probe));
+    all.extend(ALIASES.map(|(path, question, software)| probe(path, question, software)));
     all.extend(description());
     all
 }
@@ -69,6 +90,7 @@ fn chat() -> Operation {
             "/v1/chat/completions",
             "Generates the next message of a conversation.",
             RequestBody {
+                media_type: JSON,
                 name: "ChatCompletionRequest",
                 schema,
                 example: json!({ "messages": messages, "max_completion_tokens": 50 }),
@@ -90,6 +112,7 @@ fn completion() -> Operation {
             "/v1/completions",
             "Continues a text or token ids.",
             RequestBody {
+                media_type: JSON,
                 name: "CompletionRequest",
                 schema,
                 example: json!({ "prompt": "Three fruits:", "max_tokens": 20 }),
@@ -111,6 +134,7 @@ fn response() -> Operation {
             "/v1/responses",
             "Generates a response: messages and function calls. Nothing is stored.",
             RequestBody {
+                media_type: JSON,
                 name: "ResponseRequest",
                 schema,
                 example: json!({ "input": "Name three fruits.", "max_output_tokens": 50 }),
@@ -133,6 +157,7 @@ fn message() -> Operation {
             "/v1/messages",
             "Generates the next message of a conversation, in the form of Anthropic's API.",
             RequestBody {
+                media_type: JSON,
                 name: "MessageRequest",
                 schema,
                 example: json!({ "messages": messages, "max_tokens": 50 }),
@@ -151,6 +176,7 @@ fn count_tokens() -> Operation {
         "/v1/messages/count_tokens",
         "Counts the tokens of a conversation, in the form of Anthropic's API.",
         RequestBody {
+            media_type: JSON,
             name: "CountTokensRequest",
             schema: object_schema(CountTokensWire::body_rows()),
             example: json!({ "messages": messages }),
@@ -164,6 +190,7 @@ fn tokenize() -> Operation {
         "/tokenize",
         "Returns the token ids that a completion would use for a text or for messages.",
         RequestBody {
+            media_type: JSON,
             name: "TokenizeRequest",
             schema: TokenizeWire::schema(),
             example: json!({ "prompt": "Three fruits:", "return_token_strs": true }),
@@ -177,12 +204,133 @@ fn detokenize() -> Operation {
         "/detokenize",
         "Returns the text of token ids, special tokens included.",
         RequestBody {
+            media_type: JSON,
             name: "DetokenizeRequest",
             schema: DetokenizeWire::schema(),
             example: json!({ "tokens": [1, 2, 3] }),
         },
         Answer::Json(|schemas| schemas.subschema_for::<DetokenizeReply>()),
     )
+}
+
+fn list_files() -> Operation {
+    let purpose = QueryParameter {
+        name: "purpose",
+        schema: json!({ "type": "string", "enum": ["batch", "batch_output"] }),
+        about: "Lists only files of this purpose.",
+    };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<List<FileReply>>());
+    let summary = "Lists the caller's files. Needs --data-dir, like all routes of files and batches.";
+    Operation {
+        query: std::iter::once(purpose).chain(page(files::MAX_PAGE, files::MAX_PAGE)).collect(),
+        ..get("/v1/files", "", summary, answer).of_files()
+    }
+}
+
+fn upload_file() -> Operation {
+    let file = json!({
+        "type": "string", "contentMediaType": "application/octet-stream",
+        "description": format!("The content, of at most {MAX_FILE_BYTES} bytes: a JSON object in each line, \
+                                with custom_id, method, url and body."),
+    });
+    let purpose = json!({ "type": "string", "enum": ["batch"], "description": "The use of the file." });
+    let body = RequestBody {
+        media_type: "multipart/form-data",
+        name: "FileUpload",
+        schema: json!({
+            "type": "object",
+            "properties": { "purpose": purpose, "file": file },
+            "required": ["purpose", "file"],
+            "x-octant-refused": ["expires_after"],
+        }),
+        example: json!({ "purpose": "batch", "file": "@requests.jsonl" }),
+    };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<FileReply>());
+    Operation {
+        errors: Some(Errors::Upload),
+        ..post("/v1/files", "Stores a file of requests for a batch.", body, answer).of_files()
+    }
+}
+
+fn file() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<FileReply>());
+    get("/v1/files/{id}", "", "Describes a file.", answer).of_files()
+}
+
+fn delete_file() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<DeletedReply>());
+    let summary = "Deletes a file that no unfinished batch uses.";
+    let operation = get("/v1/files/{id}", "", summary, answer).of_files();
+    Operation { method: "delete", errors: Some(Errors::ObjectChange), ..operation }
+}
+
+fn file_content() -> Operation {
+    let answer = Answer::Text("application/octet-stream");
+    get("/v1/files/{id}/content", "", "Returns the content of a file.", answer).of_files()
+}
+
+fn list_batches() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<List<BatchReply>>());
+    let operation = get("/v1/batches", "", "Lists the caller's batches.", answer).of_files();
+    let (usual, most) = batches::PAGE;
+    Operation { query: page(usual, most).into(), ..operation }
+}
+
+fn create_batch() -> Operation {
+    let mut schema = BatchWire::schema();
+    schema["x-octant-refused"] = json!(RefusedNames::new().batches);
+    let example = json!({
+        "input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h",
+    });
+    let body = RequestBody { media_type: JSON, name: "BatchRequest", schema, example };
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    let summary = "Runs the requests of a file behind live ones.";
+    Operation { errors: Some(Errors::NewBatch), ..post("/v1/batches", summary, body, answer).of_files() }
+}
+
+fn batch() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    get("/v1/batches/{id}", "", "Describes a batch and its progress.", answer).of_files()
+}
+
+fn cancel_batch() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<BatchReply>());
+    let summary = "Cancels a batch. Results that it has are kept.";
+    let operation = get("/v1/batches/{id}/cancel", "", summary, answer).of_files();
+    Operation { method: "post", errors: Some(Errors::ObjectChange), ..operation }
+}
+
+/// The parameters of a page. `usual` and `most` are limits of its length.
+fn page(usual: usize, most: usize) -> [QueryParameter; 3] {
+    [
+        QueryParameter {
+            name: "limit",
+            schema: json!({ "type": "integer", "minimum": 1, "maximum": most, "default": usual }),
+            about: "The most entries.",
+        },
+        QueryParameter {
+            name: "after",
+            schema: json!({ "type": "string" }),
+            about: "The list begins after the entry with this id.",
+        },
+        QueryParameter {
+            name: "order",
+            schema: json!({ "type": "string", "enum": ["asc", "desc"], "default": "desc" }),
+            about: "Order of the creation: oldest first, or newest first.",
+        },
+    ]
+}
+
+impl Operation {
+    /// Makes it an operation on files and batches.
+    fn of_files(self) -> Self {
+        Self { tag: "files and batches", errors: Some(Errors::Object), ..self }
+    }
+}
+
+fn tokenizer_info() -> Operation {
+    let answer = Answer::Json(|schemas| schemas.subschema_for::<TokenizerInfoReply>());
+    get("/tokenizer_info", "tokens", "Returns the tokenizer's configuration and the chat template.", answer)
 }
 
 fn models() -> Operation {
@@ -206,7 +354,7 @@ fn metrics() -> Operation {
     get("/metrics", "server", summary, Answer::Text("text/plain"))
 }
 
-fn probe((path, probe, software): (&'static str, Probe, &'static str)) -> Operation {
+fn probe(path: &'static str, probe: Probe, software: &str) -> Operation {
     let question = match probe {
         Probe::Startup => "Has the server started?",
         Probe::Live => "Is the process healthy?",
@@ -233,11 +381,11 @@ fn description() -> Vec<Operation> {
 
 fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {
     let (summary, errors) = (summary.to_owned(), Some(Errors::Head));
-    Operation { method: "get", path, tag, summary, body: None, answer, errors }
+    Operation { method: "get", path, tag, summary, query: Vec::new(), body: None, answer, errors }
 }
 
 fn post(path: &'static str, summary: &str, body: RequestBody, answer: Answer) -> Operation {
     let tag = if path.starts_with("/v1/") { "generation" } else { "tokens" };
     let (summary, errors) = (summary.to_owned(), Some(Errors::Body));
-    Operation { method: "post", path, tag, summary, body: Some(body), answer, errors }
+    Operation { method: "post", path, tag, summary, query: Vec::new(), body: Some(body), answer, errors }
 }

@@ -122,14 +122,15 @@ impl ToolRequest {
             paths.push(parameters_path);
         }
         let choice = choice(self.choice, &tools)?;
-        let Some(Choice { mode, allowed }) = choice.filter(|_| !tools.is_empty()) else { return Ok(None) };
+        let Some(choice) = choice.filter(|_| !tools.is_empty()) else { return Ok(None) };
+        let Choice { mode, allowed, single } = choice;
         let Some(support) = support else { return Ok(None) };
         let Some(format) = support.format else {
             let text = "the format in which this model's chat template writes tool calls is not known; \
                         the operator can name one with --tool-call-parser";
             return Err(ApiError::unsupported("tools", text));
         };
-        let parallel = self.parallel.unwrap_or(true);
+        let parallel = !single && self.parallel.unwrap_or(true);
         Ok(Some(ToolUse { tools, paths, allowed, mode, parallel, format }))
     }
 }
@@ -303,11 +304,13 @@ fn of_object(mut schema: Map<String, Value>, path: &str) -> Result<Map<String, V
 struct Choice {
     mode: Mode,
     allowed: Vec<bool>,
+    /// Whether the answer is a single call, because the choice names its tool.
+    single: bool,
 }
 
 /// Reads the field `tool_choice`; `None` means that no tool may be called.
 fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiError> {
-    let all = |mode| Choice { mode, allowed: vec![true; tools.len()] };
+    let all = |mode| Choice { mode, allowed: vec![true; tools.len()], single: false };
     let choice = match value {
         None => Some(all(Mode::Auto)),
         Some(Value::String(word)) => match word.as_str() {
@@ -335,7 +338,7 @@ fn choice(value: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>, ApiErr
                     let path = if is_flat { "tool_choice.name" } else { "tool_choice.function.name" };
                     let at = position(tools, named, path)?;
                     let allowed = (0..tools.len()).map(|i| i == at).collect();
-                    Some(Choice { mode: Mode::Required, allowed })
+                    Some(Choice { mode: Mode::Required, allowed, single: true })
                 }
             }
         }
@@ -359,7 +362,7 @@ fn allowed_tools(place: &str, wire: AllowedToolsWire, tools: &[Tool]) -> Result<
         let named = NamedWire::take(&mut Fields::at(&path, item)?)?;
         allowed[position(tools, named, &path)?] = true;
     }
-    Ok(Choice { mode, allowed })
+    Ok(Choice { mode, allowed, single: false })
 }
 
 /// The index of the tool that is named.

@@ -12,7 +12,7 @@ use octant::server::{BatchSettings, Ended, Signal};
 use serde_json::{Value, json};
 
 use super::client::{Reply, send};
-use super::test_server::{BOS, Setup, TestServer, metric};
+use super::test_server::{BOS, Setup, TestServer, merged, metric};
 use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
 
@@ -20,7 +20,7 @@ use crate::fake::FakeExecutor;
 const NOW: u64 = 1_800_000_000;
 
 /// A server that keeps files and batches in a directory of at most `limit` bytes.
-fn setup(directory: &Path, limit: u64) -> Setup {
+pub fn setup(directory: &Path, limit: u64) -> Setup {
     let mut setup = Setup::new();
     let store = Arc::new(Store::open(directory, limit).expect("the directory is free"));
     setup.settings.batches = Some(BatchSettings { store, max_lines: 4, clock: || NOW });
@@ -52,18 +52,18 @@ async fn upload(server: &TestServer, content: &[u8]) -> Reply {
 }
 
 /// Uploads lines and returns the file's id.
-async fn uploaded(server: &TestServer, content: &[u8]) -> String {
+pub async fn uploaded(server: &TestServer, content: &[u8]) -> String {
     let reply = upload(server, content).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     reply.json()["id"].as_str().expect("a file has an id").to_owned()
 }
 
-fn creation(file: &str) -> Value {
+pub fn creation(file: &str) -> Value {
     json!({ "input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h" })
 }
 
 /// Creates a batch of these lines and returns its id.
-async fn created(server: &TestServer, lines: &[Value]) -> String {
+pub async fn created(server: &TestServer, lines: &[Value]) -> String {
     let file = uploaded(server, &jsonl(lines)).await;
     let reply = server.post("/v1/batches", creation(&file)).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -72,7 +72,7 @@ async fn created(server: &TestServer, lines: &[Value]) -> String {
     batch["id"].as_str().expect("a batch has an id").to_owned()
 }
 
-fn jsonl(lines: &[Value]) -> Vec<u8> {
+pub fn jsonl(lines: &[Value]) -> Vec<u8> {
     lines.iter().flat_map(|line| format!("{line}\n").into_bytes()).collect()
 }
 
@@ -82,7 +82,7 @@ fn line(custom_id: &str, text: &str, more: Value) -> Value {
 }
 
 /// Waits until a batch meets a condition.
-async fn until(server: &TestServer, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+pub async fn until(server: &TestServer, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let end = Instant::now() + HANG_GUARD;
     loop {
         let batch = server.get(&format!("/v1/batches/{id}")).await.json();
@@ -94,12 +94,12 @@ async fn until(server: &TestServer, id: &str, wanted: impl Fn(&Value) -> bool) -
     }
 }
 
-async fn until_status(server: &TestServer, id: &str, status: &str) -> Value {
+pub async fn until_status(server: &TestServer, id: &str, status: &str) -> Value {
     until(server, id, |batch| batch["status"] == status).await
 }
 
 /// The lines of a file.
-async fn lines_of(server: &TestServer, id: &Value) -> Vec<Value> {
+pub async fn lines_of(server: &TestServer, id: &Value) -> Vec<Value> {
     let id = id.as_str().expect("there is a file");
     let reply = server.get(&format!("/v1/files/{id}/content")).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
@@ -255,11 +255,11 @@ async fn invalid_requests_name_the_field_and_what_is_expected() {
         (
             "endpoint",
             json!("/v1/embeddings"),
-            "/v1/chat/completions or /v1/completions, got \"/v1/embeddings\"",
+            "/v1/chat/completions, /v1/completions, got \"/v1/embeddings\"",
         ),
-        ("completion_window", json!("48h"), "expected 24h, got \"48h\""),
+        ("completion_window", json!("48h"), "expected \"24h\", got \"48h\""),
         ("input_file_id", json!(7), "expected a string, got 7"),
-        ("metadata", json!({ "a": 1 }), "strings"),
+        ("metadata", json!(["a"]), "expected an object, got an array"),
         ("output_expires_after", json!({ "anchor": "created_at", "seconds": 3600 }), "do not expire"),
     ] {
         let mut asked = creation(&file);
@@ -268,6 +268,8 @@ async fn invalid_requests_name_the_field_and_what_is_expected() {
         assert_eq!((reply.status, reply.error().2.as_deref()), (400, Some(field)));
         assert!(reply.text().contains(&part.replace('"', "\\\"")), "{}", reply.text());
     }
+    let reply = server.post("/v1/batches", merged(creation(&file), json!({ "metadata": { "a": 1 } }))).await;
+    assert_eq!(reply.error().2.as_deref(), Some("metadata.a"));
     for field in ["input_file_id", "endpoint", "completion_window"] {
         let mut asked = creation(&file);
         asked.as_object_mut().unwrap().remove(field);
@@ -326,17 +328,17 @@ async fn the_directorys_limit_counts_files_and_the_room_for_results() {
 }
 
 /// A server whose steps wait for a message.
-fn gated(setup: Setup) -> (TestServer, flume::Sender<()>) {
+pub fn gated(setup: Setup) -> (TestServer, flume::Sender<()>) {
     let (executor, gate) = FakeExecutor::new(&setup.config).parrot(BOS).gated();
     (setup.launch_with(executor), gate)
 }
 
-fn many(count: usize) -> Vec<Value> {
+pub fn many(count: usize) -> Vec<Value> {
     (0..count).map(|i| line(&format!("line-{i:02}"), "one", json!({}))).collect()
 }
 
 /// The `custom_id` of each result with its error's code; the output file's have none.
-async fn ends(server: &TestServer, batch: &Value) -> Vec<(String, Option<String>)> {
+pub async fn ends(server: &TestServer, batch: &Value) -> Vec<(String, Option<String>)> {
     let mut all = Vec::new();
     for file in ["output_file_id", "error_file_id"] {
         if batch[file].is_string() {

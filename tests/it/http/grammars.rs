@@ -114,18 +114,24 @@ async fn constrained_requests_change_no_other_stream() {
     let server = setup.launch_with(executor);
     let alone = super::limits::stream_choices(&server).await;
     server.until_empty().await;
-    let more = |i: usize| match i % 5 {
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": schema() } });
+    let more = |i: usize| match i % 7 {
         0 => json!({ "guided_json": schema(), "max_tokens": 20 + i }),
         1 => json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 30 }),
         2 => json!({ "guided_json": { "not": { "type": "string" } } }),
         3 => json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 30 }),
-        _ => json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1 }),
+        4 => json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1 }),
+        // A call that is cut in half, and a schema that cannot be enforced.
+        5 => json!({ "tools": [tool], "tool_choice": "required", "max_tokens": 20 + i % 20 }),
+        _ => {
+            json!({ "tools": [{ "function": { "name": "f", "parameters": { "not": {} }, "strict": true } }] })
+        }
     };
     let constrained = async {
         let all = (0..64).map(|i| server.chat("guilty", more(i)));
         for (i, reply) in futures_util::future::join_all(all).await.into_iter().enumerate() {
             // The fourth kind is too large, or is cut.
-            let expected = [&[200][..], &[200], &[400], &[200, 400], &[200]][i % 5];
+            let expected = [&[200][..], &[200], &[400], &[200, 400], &[200], &[200], &[400]][i % 7];
             assert!(expected.contains(&reply.status), "{i}: {}", reply.text());
         }
     };

@@ -231,3 +231,53 @@ async fn the_page_loads_nothing_from_elsewhere_and_needs_no_key() {
         assert!(path == "/openapi.json" || !text.contains("://"), "{path} names another server");
     }
 }
+
+#[tokio::test]
+async fn files_and_batches_are_documented_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = super::batches::setup(dir.path(), 1 << 30).launch();
+    let document = document(&server).await;
+    let fields = |name: &str| {
+        let properties = document["components"]["schemas"][name]["properties"].as_object();
+        properties.unwrap_or_else(|| panic!("{name} has no fields")).keys().cloned().collect::<BTreeSet<_>>()
+    };
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let id = super::batches::created(&server, &super::batches::many(1)).await;
+    let batch = super::batches::until_status(&server, &id, "completed").await;
+    assert_eq!(keys(&batch), fields("Batch"));
+    let counts = document.pointer("/components/schemas/Batch/properties/request_counts/$ref").unwrap();
+    assert_eq!(counts, "#/components/schemas/BatchRequestCounts");
+    for (path, list, entry) in [("/v1/files", "ListOfFile", "File"), ("/v1/batches", "ListOfBatch", "Batch")]
+    {
+        let reply = server.get(path).await.json();
+        assert_eq!((keys(&reply), keys(&reply["data"][0])), (fields(list), fields(entry)));
+        for parameter in document["paths"][path]["get"]["parameters"].as_array().unwrap() {
+            let (name, schema) = (parameter["name"].as_str().unwrap(), &parameter["schema"]);
+            let ok = match (&schema["maximum"], &schema["enum"]) {
+                (Value::Number(most), _) => {
+                    let above = most.as_u64().unwrap() + 1;
+                    let reply = server.get(&format!("{path}?{name}={above}")).await;
+                    assert_eq!(reply.error().2.as_deref(), Some(name), "{path}");
+                    most.to_string()
+                }
+                (_, Value::Array(words)) => words[0].as_str().unwrap().to_owned(),
+                _ => reply["first_id"].as_str().unwrap().to_owned(),
+            };
+            assert_eq!(server.get(&format!("{path}?{name}={ok}")).await.status, 200, "{path} {name}");
+        }
+    }
+    let body = &document["components"]["schemas"]["BatchRequest"];
+    assert_eq!(body["required"], json!(["input_file_id", "endpoint", "completion_window"]));
+    assert_eq!(body["x-octant-refused"], json!(["output_expires_after"]));
+    let content = &document["paths"]["/v1/files"]["post"]["requestBody"]["content"];
+    assert_eq!(content["multipart/form-data"]["schema"]["$ref"], "#/components/schemas/FileUpload");
+    for (path, method, status) in [
+        ("/v1/files", "post", "413"),
+        ("/v1/files/{id}", "delete", "409"),
+        ("/v1/batches", "post", "404"),
+        ("/v1/batches/{id}/cancel", "post", "409"),
+    ] {
+        let responses = &document["paths"][path][method]["responses"];
+        assert!(responses[status].is_object(), "{method} {path} {status}: {responses}");
+    }
+}

@@ -41,6 +41,17 @@ async fn probes_answer_get_and_head_with_a_reason() {
 }
 
 #[tokio::test]
+async fn the_tokenizers_configuration_has_its_special_tokens_as_text_and_the_template() {
+    let setup = Setup::new();
+    let template = setup.template;
+    let server = setup.launch();
+    let info = server.get("/tokenizer_info").await.json();
+    let expected = json!({ "tokenizer_class": null, "chat_template": template, "bos_token": "<|bos|>",
+        "eos_token": "<|eos|>" });
+    assert_eq!(info, expected);
+}
+
+#[tokio::test]
 async fn unknown_paths_and_methods_get_an_error_object() {
     let server = Setup::new().launch();
     for path in ["/v1", "/page", "/v1/embeddings", "/v1/chat/completions/", "/admin", "/v1/models/"] {

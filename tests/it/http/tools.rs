@@ -122,6 +122,11 @@ async fn required_named_and_strict_calls_are_valid_whatever_the_model_would_say(
             assert!(calls[0].0 == "now" || cities.contains(&arguments["city"]), "{calls:?}");
         }
     }
+    // A choice that names a tool is a single call, whatever the model would go on with.
+    let named = json!({ "type": "function", "function": { "name": "weather" } });
+    let two = [call("weather", PARIS), call("weather", PARIS)].concat();
+    let (_, calls, finish) = answer(&ask(&server, &two, json!({ "tool_choice": named })).await);
+    assert_eq!((calls.len(), finish.as_str()), (1, "tool_calls"));
     // With "auto", a strict tool's call is valid too, and text stays free.
     let mut strict = tools();
     strict[0]["function"]["strict"] = true.into();

@@ -5,9 +5,9 @@
 //! A world has a server with few blocks, slots and places in the queue, and some policy of ageing, preemption
 //! and reservation. Its clients belong to tenants of several weights. They share prefixes, ask for several
 //! choices, for log-probabilities or for invalid requests, set priorities and deadlines, read slowly, and
-//! abort at any time. Its device computes NaN, returns incomplete outputs, or fails. The server drains,
-//! refuses requests whose predicted wait is too long, is stopped and is started again; clients that were cut
-//! off try again.
+//! abort at any time. In every second world some requests are lines of batches, which live ones overtake. The
+//! device computes NaN, returns incomplete outputs, or fails. The server drains, refuses requests whose
+//! predicted wait is too long, is stopped and is started again; clients that were cut off try again.
 //!
 //! After every step the test recounts blocks, slots and rows in flight. Every open request has a channel, and
 //! no other has. Each client has received a prefix of the answer that it would get alone, and nothing after a

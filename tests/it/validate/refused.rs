@@ -371,12 +371,10 @@ fn the_context_length_error_has_the_text_that_clients_match() {
 }
 
 #[test]
-fn tools_and_the_choice_among_them() {
+fn tools_and_their_functions() {
     let function = |function: Value| json!({ "tools": [{ "type": "function", "function": function }] });
     let f = json!({ "type": "function", "function": { "name": "f" } });
-    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
     let long = "x".repeat(129);
-    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
     for (more, code, param) in [
         (json!({ "tools": {} }), INVALID, "tools"),
         (json!({ "tools": [5] }), INVALID, "tools[0]"),
@@ -399,6 +397,17 @@ fn tools_and_the_choice_among_them() {
             "tools[0].function.parameters.type",
         ),
         (function(json!({ "name": "f", "strict": "yes" })), INVALID, "tools[0].function.strict"),
+    ] {
+        expect(chat(&a_chat(&more)), &more, code, param);
+    }
+}
+
+#[test]
+fn the_choice_among_tools() {
+    let f = json!({ "type": "function", "function": { "name": "f" } });
+    let chosen = |choice: Value| json!({ "tools": [f], "tool_choice": choice });
+    let schema = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
+    for (more, code, param) in [
         (chosen(json!("sometimes")), INVALID, "tool_choice"),
         (chosen(json!(true)), INVALID, "tool_choice"),
         (

@@ -8,6 +8,9 @@ use super::asked::{self, below, one_in};
 use super::client::{End, Visit};
 use super::world::World;
 
+/// Steps after which a live request has the slot and the blocks of batches whose rows are in flight.
+const YIELD_STEPS: usize = 2;
+
 type Inbox = mpsc::UnboundedReceiver<Update>;
 
 /// Whether the channel is empty and closed.
@@ -38,9 +41,12 @@ impl World {
         let counts = self.core.scheduler().counts();
         let sound = group.iter().all(|i| asked::sound(&self.clients[*i].request, &self.config));
         let tokens: usize = group.iter().map(|i| self.clients[*i].request.prompt.len()).sum();
-        let full = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
+        let batch = self.clients[group[0]].request.batch;
+        // Batches take no place in the queue and wait as long as they must.
+        let too_many = counts.waiting > 0 && counts.waiting + group.len() > self.config.max_queue_requests
             || counts.waiting_tokens > 0 && counts.waiting_tokens + tokens > self.config.max_queue_tokens;
-        if sound && self.is_too_late(group[0])? {
+        let full = !batch && too_many;
+        if sound && self.is_too_late(group[0])? && !batch {
             self.tally.predicted_late += 1;
             if !self.again(group) {
                 self.refuse(group);
@@ -103,24 +109,31 @@ impl World {
     fn open_visit(&mut self, i: usize, id: RequestId, inbox: Inbox) {
         let client = &self.clients[i];
         let (priority, tenant, own) = (client.request.priority, client.tenant, client.work());
+        let batch = client.request.batch;
         let counts = self.core.scheduler().counts();
         let mut visit = Visit::new(id, inbox, self.turn);
-        (visit.work, visit.start_work, visit.recomputed) = (own, own, self.costs.recomputed());
-        let may_age = self.config.policy.ageing_steps > 0 && !self.flat;
+        let own_bound = if self.load.with_batches && !batch { own + YIELD_STEPS } else { own };
+        (visit.work, visit.start_work, visit.recomputed) = (own_bound, own_bound, self.costs.recomputed());
         for other in &mut self.clients {
             let before = other.work();
-            if let Some(earlier) = &mut other.now {
+            let Some(earlier) = &mut other.now else { continue };
+            // A live request does not wait for those of batches.
+            if batch || !other.request.batch {
                 visit.work += before;
                 visit.start_work += before;
-                let anothers = other.tenant != tenant;
-                // A running request may sort after a later one: of another tenant, of better priority, or by
-                // ageing.
-                if anothers || other.request.priority > priority || may_age {
-                    earlier.work += own;
-                }
-                if anothers || self.queue_order.may_pass(earlier.id, priority, counts.steps) {
-                    earlier.start_work += own;
-                }
+            }
+            if batch && !other.request.batch {
+                continue;
+            }
+            // A running request may sort after a later one: of another tenant, of better priority, by ageing,
+            // or because it is of a batch and the later one is not.
+            let may_age = self.config.policy.ageing_steps > 0 && !self.flat && !batch;
+            let apart = other.tenant != tenant || other.request.batch != batch;
+            if apart || other.request.priority > priority || may_age {
+                earlier.work += own;
+            }
+            if apart || self.queue_order.may_pass(earlier.id, priority, counts.steps) {
+                earlier.start_work += own;
             }
         }
         let client = &mut self.clients[i];

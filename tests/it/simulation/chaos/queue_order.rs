@@ -6,8 +6,10 @@
 //!   starts first once the earlier has waited `ageing_steps` times the difference of their priorities, in
 //!   steps.
 //! - No request is preempted more often than allowed, and never if all its blocks are reserved.
-//! - If all requests have one priority, two tenants with requests that wait for their first start are served
-//!   in proportion to their weights, within the documented bound.
+//! - Requests of batches start only when no live request waits. They do not age, and live requests preempt
+//!   them as often as they need. They are preempted before any live request.
+//! - If all requests have one priority, two tenants with live requests that wait for their first start are
+//!   served in proportion to their weights, within the documented bound.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +24,7 @@ use super::tally::Tally;
 
 /// An open request.
 struct Member {
+    batch: bool,
     tenant: usize,
     priority: i32,
     prompt: usize,
@@ -55,11 +58,11 @@ pub struct QueueOrder {
     bound: Option<f64>,
     /// The greatest service of one step that the scheduler may have counted before this check counts it.
     unseen: f64,
-    /// The tenant of every request so far.
+    /// The tenant of every live request so far.
     tenants: BTreeMap<RequestId, usize>,
     open: BTreeMap<RequestId, Member>,
     /// Running requests with their order: the last ones are preempted first.
-    running: BTreeMap<RequestId, (bool, i64, RequestId)>,
+    running: BTreeMap<RequestId, (bool, bool, i64, RequestId)>,
     /// Whether no step is in flight when a step is planned: a preempted sequence then frees its blocks at
     /// once.
     at_once: bool,
@@ -102,9 +105,11 @@ impl QueueOrder {
 
     pub fn arrive(&mut self, id: RequestId, request: &Request, tenant: usize, arrived: u64) {
         let (priority, prompt) = (request.priority, request.prompt.len());
-        self.tenants.insert(id, tenant);
-        self.open.insert(id, Member { tenant, priority, prompt, arrived, starts: 0 });
-        self.waiting[tenant] += 1;
+        self.open.insert(id, Member { batch: request.batch, tenant, priority, prompt, arrived, starts: 0 });
+        if !request.batch {
+            self.tenants.insert(id, tenant);
+            self.waiting[tenant] += 1;
+        }
     }
 
     /// Records a request that was aborted or passed its deadline. Its client does not get the last
@@ -112,7 +117,7 @@ impl QueueOrder {
     pub fn leave(&mut self, id: RequestId, unpublished: usize) {
         self.serve(id, OUTPUT_COST * unpublished as u64);
         self.running.remove(&id);
-        if let Some(member) = self.open.remove(&id).filter(|member| member.starts == 0) {
+        if let Some(member) = self.open.remove(&id).filter(|member| member.starts == 0 && !member.batch) {
             self.wait_less(member.tenant);
         }
     }
@@ -127,16 +132,16 @@ impl QueueOrder {
         self.restarted.contains(&id)
     }
 
-    /// Whether a new request of this priority and of the same tenant may start before request `id`.
+    /// Whether a new request of this priority, of the same tenant and kind, may start before request `id`.
     pub fn may_pass(&self, id: RequestId, priority: i32, steps: u64) -> bool {
         let Some(member) = self.open.get(&id) else { return true };
         let apart = i64::from(member.priority) - i64::from(priority);
-        let lifted = (steps - member.arrived).checked_div(self.ageing);
+        let lifted = (steps - member.arrived).checked_div(self.ageing).filter(|_| !member.batch);
         apart > 0 && lifted.is_none_or(|lifts| (lifts as i64) < apart)
     }
 
     fn serve(&mut self, id: RequestId, cost: u64) {
-        let tenant = self.tenants[&id];
+        let Some(&tenant) = self.tenants.get(&id) else { return };
         self.served[tenant] += cost as f64 / f64::from(TENANTS[tenant].1);
     }
 
@@ -184,12 +189,15 @@ impl QueueOrder {
                 self.restarted.insert(*id);
                 continue;
             }
-            let (tenant, cost) = (member.tenant, PROMPT_COST * member.prompt as u64);
+            let (batch, tenant, cost) = (member.batch, member.tenant, PROMPT_COST * member.prompt as u64);
             self.serve(*id, cost);
-            self.wait_less(tenant);
+            if !batch {
+                self.wait_less(tenant);
+            }
         }
         let holders = scheduler.holdings().map(|(id, _)| id).collect();
-        self.made.push(Made { step: plan.id, preempts, starts, holders, waiting: counts.waiting });
+        let waiting = counts.waiting + counts.batch_waiting;
+        self.made.push(Made { step: plan.id, preempts, starts, holders, waiting });
     }
 
     /// Checks that every preempted sequence was behind all sequences that kept their blocks.
@@ -220,17 +228,32 @@ impl QueueOrder {
         }
         for id in made.starts.iter().rev() {
             let Some(member) = self.open.get(id) else { return Err(format!("request {} starts", id.0)) };
-            if member.starts > 1 + self.preemptions {
+            if member.starts > 1 + self.preemptions && !member.batch {
                 return Err(format!("request {} starts {} times", id.0, member.starts));
             }
             waiting.insert(*id, member);
-            let top = waiting.values().map(|member| member.priority).min().unwrap_or(0);
+            let live = waiting.values().filter(|member| !member.batch);
+            let top = live.map(|member| member.priority).min().unwrap_or(0);
             let class = |member: &Member| {
+                if member.batch {
+                    return i64::from(member.priority);
+                }
                 let lifts = (made.step - member.arrived).checked_div(self.ageing).unwrap_or(0);
                 (i64::from(member.priority) - lifts as i64).max(top.into())
             };
-            self.running.insert(*id, (member.starts <= self.preemptible_starts, class(member), *id));
+            let preemptible = member.starts <= self.preemptible_starts;
+            self.running.insert(*id, (member.batch, preemptible, class(member), *id));
             for (other, behind) in waiting.iter().filter(|(other, _)| *other != id) {
+                if member.batch && !behind.batch {
+                    return Err(format!(
+                        "request {} of a batch starts in step {} while {} waits",
+                        id.0, made.step, other.0
+                    ));
+                }
+                if behind.batch && !member.batch {
+                    tally.overtaken += u64::from(other < id);
+                    continue;
+                }
                 let came_before = behind.tenant == member.tenant && other < id;
                 if class(behind) < class(member) || came_before && class(behind) == class(member) {
                     return Err(format!(

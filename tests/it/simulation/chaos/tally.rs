@@ -6,6 +6,10 @@ pub struct Tally {
     pub worlds: u64,
     pub steps: u64,
     pub answered: u64,
+    /// Requests of batches among them.
+    pub batch_answered: u64,
+    /// Live requests that started before an earlier request of a batch, once for each such request.
+    pub overtaken: u64,
     pub left: u64,
     /// Updates that were committed and not published when their client aborted.
     pub left_unpublished: u64,
@@ -66,7 +70,12 @@ impl Tally {
         let ends = ends.into_iter().chain([&mut self.predicted_late, &mut self.spoiled, &mut self.killed]);
         let lives = [&mut self.worlds, &mut self.steps, &mut self.stops, &mut self.drains, &mut self.retries];
         let turns = [&mut self.preemptions, &mut self.prefix_hits, &mut self.passed, &mut self.aged];
-        arrays.chain(ends).chain(lives).chain(turns).chain([&mut self.compared]).collect()
+        arrays
+            .chain(ends)
+            .chain(lives)
+            .chain(turns)
+            .chain([&mut self.compared, &mut self.batch_answered, &mut self.overtaken])
+            .collect()
     }
 
     /// Checks that every counted event happened more than 10 times, and that the costs of all engines

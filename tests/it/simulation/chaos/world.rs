@@ -39,7 +39,7 @@ enum Course {
 }
 
 /// The clients of a world.
-struct Load {
+pub(super) struct Load {
     clients: usize,
     /// Number of tenants with requests.
     tenants: usize,
@@ -49,6 +49,8 @@ struct Load {
     apart: f64,
     /// One group in this many has a deadline; 0 for none.
     with_deadline: usize,
+    /// Whether some groups are lines of batches.
+    pub(super) with_batches: bool,
 }
 
 pub struct World {
@@ -60,7 +62,7 @@ pub struct World {
     interval: usize,
     /// Whether all requests have one priority.
     pub(super) flat: bool,
-    load: Load,
+    pub(super) load: Load,
     /// The most predicted seconds to a first token; requests beyond it are refused.
     pub(super) promised: Option<f64>,
     voice: Option<SyntheticAnswers>,
@@ -100,6 +102,7 @@ impl World {
             at_once,
             apart: below(&mut draws, 300) as f64 / 100.0,
             with_deadline: if at_once || one_in(&mut draws, 3) { 0 } else { 1 + below(&mut draws, 5) },
+            with_batches: one_in(&mut draws, 2),
         };
         let promised = one_in(&mut draws, 4).then(|| below(&mut draws, 400) as f64 / 100.0);
         let (clock, metrics) = (Clock::new(), EngineMetrics::default());
@@ -142,6 +145,7 @@ impl World {
             let mut like = asked::any(draws, first as u64, &self.config);
             let tenant = below(draws, self.load.tenants);
             like.tenant = asked::tenant(tenant);
+            like.batch = self.load.with_batches && one_in(draws, 3);
             // Some requests arrive before the others of their tenant.
             let before = if one_in(draws, 12) { below(draws, 100) as f64 / 100.0 } else { 1.0 };
             at = match self.load.at_once {
@@ -354,6 +358,7 @@ impl World {
             Some(End::Answered) if spoiled => Err(format!("client {i} was answered from a spoilt row")),
             Some(End::Answered) => {
                 self.tally.answered += 1;
+                self.tally.batch_answered += u64::from(self.clients[i].request.batch);
                 Ok(())
             }
             Some(End::Failed(reason)) => {
@@ -419,17 +424,14 @@ impl World {
         if counts.blocks_free + counts.blocks_used + counts.blocks_cached != counts.blocks_total {
             return Err(format!("blocks are lost: {counts:?}"));
         }
-        let mut visits = self.clients.iter().filter_map(|client| client.now.as_ref());
-        if let Some(visit) = visits.find(|visit| visit.overdue && !visit.inbox.is_closed()) {
+        let visits = self.clients.iter().filter_map(|client| client.now.as_ref());
+        let owed = visits.filter(|visit| !visit.inbox.is_closed());
+        if let Some(visit) = owed.clone().find(|visit| visit.overdue) {
             return Err(format!("the deadline of request {} passed without a finish", visit.id.0));
         }
-        let owed = self.clients.iter().filter_map(|client| client.now.as_ref());
-        let owed = owed.filter(|visit| !visit.inbox.is_closed()).count();
-        if owed != self.core.open_requests() {
-            return Err(format!(
-                "{owed} wait for an answer, {} requests are open",
-                self.core.open_requests()
-            ));
+        let (owed, open) = (owed.count(), self.core.open_requests());
+        if owed != open {
+            return Err(format!("{owed} wait for an answer, {open} requests are open"));
         }
         self.check_fairness()
     }

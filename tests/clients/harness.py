@@ -1,0 +1,116 @@
+"""Shared by the tests of clients: the servers that they use, and what runs them.
+
+The demo model answers within the limits of a schema or of a forced tool call. What it says there is its own
+business, so tests look at the form. The scripted server is the same HTTP front end and engine over a model
+that repeats a script: it answers with what follows `ANSWER:` in the last message of the user, and with
+"The tools say: …" to results of tools.
+"""
+
+import asyncio
+import inspect
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import urllib.request
+from dataclasses import dataclass
+
+NAME = "demo"
+KEY = "a-key"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a client finds a server."""
+
+    root: str
+    model: str
+    key: str = KEY
+
+    @property
+    def url(self) -> str:
+        return f"{self.root}/v1"
+
+
+class Server:
+    """A server process with the demo model, on a free port."""
+
+    def __init__(self, binary: str, model: str, name: str = NAME, *flags: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", name]
+        command += ["--api-key", KEY, "--max-num-seqs", "8", *flags]
+        self.process = subprocess.Popen(command)
+        self.root = f"http://127.0.0.1:{self.port}"
+        self.endpoint = Endpoint(self.root, name)
+        deadline = time.monotonic() + 60
+        while not self.ready():
+            assert self.process.poll() is None, "the server ended while starting"
+            assert time.monotonic() < deadline, "the server is not ready after a minute"
+            time.sleep(0.05)
+
+    def ready(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self.root}/health/ready", timeout=2).status == 200
+        except OSError:
+            return False
+
+
+class ScriptedServer:
+    """The server of `tests/it/http/scripted.rs`, which the test binary runs until its standard input ends."""
+
+    def __init__(self, binary: str) -> None:
+        command = [binary, "--ignored", "--exact", "http::scripted::serve_scripted_answers", "--nocapture"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for line in self.process.stdout:
+            if found := re.match(r"listening on (\S+)", line):
+                self.endpoint = Endpoint(f"http://{found.group(1)}", "parrot")
+                return
+        raise AssertionError("the scripted server ended while starting")
+
+
+def call(name: str, arguments: str) -> str:
+    """A tool call as the scripted model writes it."""
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def run_tests(tests: list, *arguments) -> int:
+    """Runs each test, prints its outcome and time, and returns the number of failures."""
+    failed = 0
+    for function in tests:
+        began = time.monotonic()
+        try:
+            result = function(*arguments)
+            if inspect.isawaitable(result):
+                asyncio.run(result)
+            print(f"ok      {function.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
+        except Exception as error:  # noqa: BLE001
+            failed += 1
+            print(f"FAILED  {function.__name__}: {type(error).__name__}: {error}", flush=True)
+            if os.environ.get("OCTANT_TRACEBACKS"):
+                traceback.print_exc()
+    print(f"{len(tests) - failed} passed, {failed} failed", flush=True)
+    return failed
+
+
+def run(tests: list) -> None:
+    """Runs the tests against a server of their own. Exits with status 1 if any fails."""
+    server = Server(sys.argv[1], sys.argv[2], NAME, "--max-model-len", "2048", "--drain-grace", "0")
+    try:
+        sys.exit(1 if run_tests(tests, server) else 0)
+    finally:
+        server.process.kill()
+
+
+def expect(kind, part, call):
+    """Checks that a call raises an error of this class whose text has this part. Returns the error."""
+    try:
+        call()
+    except kind as error:
+        assert part in str(error), error
+        return error
+    raise AssertionError(f"expected {kind.__name__}")

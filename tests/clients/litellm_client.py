@@ -1,0 +1,78 @@
+"""LiteLLM, by its providers `openai/` and `hosted_vllm/`."""
+
+import json
+import os
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # Else it downloads a table of prices.
+
+import litellm
+from harness import Endpoint, call
+from openai_tools import ASK, PARIS, Fruit, ask, tool
+
+litellm.suppress_debug_info = True
+PROVIDERS = ("openai", "hosted_vllm")
+
+
+def to(server: Endpoint, provider: str) -> dict:
+    where = {"api_base": server.url, "api_key": server.key, "num_retries": 0}
+    return {"model": f"{provider}/{server.model}", **where}
+
+
+def test_completions_whole_and_streamed(demo, _scripted):
+    for provider in PROVIDERS:
+        answer = litellm.completion(messages=ASK, max_tokens=12, temperature=0, **to(demo, provider))
+        chunks = list(
+            litellm.completion(messages=ASK, max_tokens=12, temperature=0, stream=True, **to(demo, provider))
+        )
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert text == answer.choices[0].message.content and text, (provider, text)
+    answer = litellm.text_completion(prompt="One, two,", max_tokens=4, **to(demo, "text-completion-openai"))
+    assert answer.choices[0].text
+
+
+async def test_structured_output(demo, _scripted):
+    for provider in PROVIDERS:
+        answer = litellm.completion(messages=ASK, max_tokens=60, response_format=Fruit, **to(demo, provider))
+        Fruit.model_validate_json(answer.choices[0].message.content)
+        form = {"type": "json_object"}
+        answer = litellm.completion(messages=ASK, max_tokens=20, response_format=form, **to(demo, provider))
+        assert answer.choices[0].message.content.lstrip().startswith("{"), answer
+    request = {"messages": ASK, "max_tokens": 60, "response_format": Fruit}
+    answer = await litellm.acompletion(**request, **to(demo, "hosted_vllm"))
+    Fruit.model_validate_json(answer.choices[0].message.content)
+
+
+def test_tools(demo, scripted):
+    for provider in PROVIDERS:
+        forced = litellm.completion(
+            messages=ASK,
+            tools=[tool()],
+            tool_choice="required",
+            parallel_tool_calls=False,
+            max_tokens=200,
+            **to(demo, provider),
+        )
+        names = [c.function.name for c in forced.choices[0].message.tool_calls]
+        assert set(names) == {"weather"}, forced
+        messages = ask(call("weather", PARIS))
+        answer = litellm.completion(messages=messages, tools=[tool()], **to(scripted, provider))
+        message = answer.choices[0].message
+        assert json.loads(message.tool_calls[0].function.arguments) == {"city": "Paris"}, answer
+        assert answer.choices[0].finish_reason == "tool_calls"
+        chunks = list(
+            litellm.completion(messages=messages, tools=[tool()], stream=True, **to(scripted, provider))
+        )
+        rebuilt = litellm.stream_chunk_builder(chunks).choices[0].message.tool_calls
+        assert [c.function.arguments for c in rebuilt] == [PARIS], rebuilt
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
+        messages += [message.model_dump(), result]
+        answer = litellm.completion(messages=messages, tools=[tool()], **to(scripted, provider))
+        assert answer.choices[0].message.content == "The tools say: sunny"
+
+
+def test_errors_keep_their_class(demo, _scripted):
+    try:
+        litellm.completion(messages=[{"role": "user", "content": "word " * 9000}], **to(demo, "openai"))
+    except litellm.ContextWindowExceededError:
+        return
+    raise AssertionError("the prompt was accepted")
