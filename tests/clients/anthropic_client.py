@@ -86,10 +86,11 @@ def the_asynchronous_client_streams(server):
 def a_required_call_has_valid_input_and_its_result_can_be_sent_back(server):
     question = [{"role": "user", "content": "What is the weather in Rome?"}]
     tools = {"tools": [WEATHER], "max_tokens": 100}
-    answer = create(server, question, tool_choice={"type": "any"}, **tools)
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    answer = create(server, question, tool_choice=choice, **tools)
     call = answer.content[-1]
     assert answer.stop_reason == "tool_use" and call.input["city"] in ("Rome", "Oslo"), answer
-    with client(server).messages.stream(**options(question, tool_choice={"type": "any"}, **tools)) as stream:
+    with client(server).messages.stream(**options(question, tool_choice=choice, **tools)) as stream:
         final = stream.get_final_message()
     assert final.content[-1].input == call.input and final.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}

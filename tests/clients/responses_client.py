@@ -110,7 +110,7 @@ def a_parsed_answer_is_an_object(server):
 @test
 def a_required_call_comes_with_valid_arguments_and_its_result_can_be_sent_back(server):
     question = [{"role": "user", "content": "What is the weather in Rome?"}]
-    options = {"tools": [WEATHER], "max_output_tokens": 100}
+    options = {"tools": [WEATHER], "max_output_tokens": 100, "parallel_tool_calls": False}
     answer = create(server, question, tool_choice="required", **options)
     call = answer.output[-1]
     assert call.type == "function_call" and json.loads(call.arguments)["city"] in ("Rome", "Oslo"), answer
@@ -164,7 +164,8 @@ def an_agent_answers(server):
 @test
 def an_agent_calls_a_tool_and_goes_on(server):
     # The first turn must call the tool; then the agent sets the choice back.
-    helper = agent(server, tools=[weather], settings={"tool_choice": "required"})
+    settings = {"tool_choice": "required", "parallel_tool_calls": False}
+    helper = agent(server, tools=[weather], settings=settings)
     result = asyncio.run(Runner.run(helper, "What is the weather in Rome?", max_turns=8))
     kinds = [item.type for item in result.new_items]
     assert "tool_call_item" in kinds and "tool_call_output_item" in kinds, kinds
