@@ -196,6 +196,8 @@ pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompt
     served_model(model, limits)?;
     unsupported::refuse(&mut fields)?;
     let tools = anthropic::tools(&mut conversation, limits.tools)?;
+    // A constraint does not change the prompt, but must be valid.
+    let _unused = anthropic::constraint(&mut conversation, None)?;
     let mut unknown = CommonFields::default();
     let kwargs = anthropic::template_fields(&mut conversation, &mut unknown, &limits.template_fields);
     let (messages, options) = anthropic::messages(&mut conversation, &mut unknown.ignored)?;

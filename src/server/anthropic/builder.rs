@@ -12,8 +12,8 @@ use crate::generation::{AnswerPart, Delta, FinishReason, Usage};
 use crate::server::error::ApiError;
 use crate::tools::ToolCallDelta;
 
-/// An event that says only that the stream goes on.
-pub(crate) const PING: &[u8] = b"event: ping\ndata: {\"type\": \"ping\"}\n\n";
+/// The event [`MessageEvent::Ping`] as it is sent.
+pub(crate) const PING: &[u8] = b"event: ping\ndata: {\"type\":\"ping\"}\n\n";
 
 /// Builds one message.
 pub(crate) struct MessageBuilder {
@@ -60,7 +60,7 @@ impl MessageBuilder {
     pub(crate) fn begin(&mut self, usage: Usage, out: &mut Vec<u8>) {
         self.reply.usage = usage.into();
         emit(&mut Some(out), &MessageEvent::MessageStart { message: &self.reply });
-        out.extend_from_slice(PING);
+        emit(&mut Some(out), &MessageEvent::Ping);
     }
 
     /// Adds a delta.

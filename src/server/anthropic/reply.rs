@@ -66,12 +66,27 @@ impl From<Usage> for MessageUsage {
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline)]
 pub(crate) enum MessageEvent<'a> {
-    MessageStart { message: &'a MessageReply },
-    ContentBlockStart { index: usize, content_block: &'a ContentBlock },
-    ContentBlockDelta { index: usize, delta: BlockDelta<'a> },
-    ContentBlockStop { index: usize },
-    MessageDelta { delta: MessageEnd<'a>, usage: MessageUsage },
+    MessageStart {
+        message: &'a MessageReply,
+    },
+    ContentBlockStart {
+        index: usize,
+        content_block: &'a ContentBlock,
+    },
+    ContentBlockDelta {
+        index: usize,
+        delta: BlockDelta<'a>,
+    },
+    ContentBlockStop {
+        index: usize,
+    },
+    MessageDelta {
+        delta: MessageEnd<'a>,
+        usage: MessageUsage,
+    },
     MessageStop,
+    /// Keeps the connection open.
+    Ping,
 }
 
 impl MessageEvent<'_> {
@@ -84,6 +99,7 @@ impl MessageEvent<'_> {
             Self::ContentBlockStop { .. } => "content_block_stop",
             Self::MessageDelta { .. } => "message_delta",
             Self::MessageStop => "message_stop",
+            Self::Ping => "ping",
         }
     }
 }

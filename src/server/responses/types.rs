@@ -223,8 +223,11 @@ fn item() -> Value {
     for (name, schema) in CalledWire::schema()["properties"].as_object().into_iter().flatten() {
         call["properties"][name] = schema.clone();
     }
+    let mut message = MessageItem::schema();
+    // An item without a type is a message.
+    message["properties"]["type"] = json!({ "enum": ["message", null] });
     json!({ "anyOf": [
-        typed(MessageItem::schema(), "message"),
+        message,
         typed(call, "function_call"),
         typed(CallOutputItem::schema(), "function_call_output"),
         typed(json!({ "type": "object", "properties": {} }), "reasoning"),
