@@ -43,7 +43,7 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", name]
-        command += ["--api-key", KEY, "--max-num-seqs", "8", *flags]
+        command += ["--api-key", KEY, "--max-num-seqs", "8", "--log-level", "warn", *flags]
         self.process = subprocess.Popen(command)
         self.root = f"http://127.0.0.1:{self.port}"
         self.endpoint = Endpoint(self.root, name)
