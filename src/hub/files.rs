@@ -85,17 +85,17 @@ pub(super) fn shards(index: &[u8]) -> Result<Vec<String>, HubError> {
         #[serde(flatten)]
         _others: std::collections::BTreeMap<String, IgnoredAny>,
     }
-    let index: Index =
-        serde_json::from_slice(index).map_err(|error| HubError::fatal(format!("{INDEX}: {error}")))?;
+    let wrong = |text: String| HubError::fatal(format!("{INDEX}: {text}"));
+    let index: Index = serde_json::from_slice(index).map_err(|error| wrong(error.to_string()))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     if files.is_empty() || files.len() > MAX_SHARDS {
-        let message = format!("expected from 1 to {MAX_SHARDS} files, got {}", files.len());
-        return Err(HubError::fatal(format!("{INDEX}: `weight_map`: {message}")));
+        let got = files.len();
+        return Err(wrong(format!("`weight_map`: expected from 1 to {MAX_SHARDS} files, got {got}")));
     }
     match files.iter().find(|file| !is_shard(file)) {
-        Some(file) => Err(HubError::fatal(format!(
-            "{INDEX}: `weight_map`: expected *.safetensors beside the index, got {file:?}"
-        ))),
+        Some(file) => {
+            Err(wrong(format!("`weight_map`: expected *.safetensors beside the index, got {file:?}")))
+        }
         None => Ok(files.into_iter().collect()),
     }
 }

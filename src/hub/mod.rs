@@ -171,7 +171,7 @@ impl Download {
         let shards = shards(&index)?;
         match shards.iter().find(|shard| !listed.contains(shard)) {
             Some(shard) => {
-                Err(HubError::Final(format!("{INDEX} names {shard}, which is not in the repository")))
+                Err(HubError::fatal(format!("{INDEX} names {shard}, which is not in the repository")))
             }
             None => Ok(shards),
         }
@@ -228,7 +228,7 @@ impl Download {
             needed = needed.saturating_add(info.bytes - stored);
         }
         if needed > free {
-            return Err(HubError::Final(format!(
+            return Err(HubError::fatal(format!(
                 "the download needs {:.2} GB, and {:.2} GB are free in {}; HF_HUB_CACHE names another \
                  directory for the cache",
                 gb(needed),
