@@ -53,6 +53,8 @@ pub(crate) struct ReplyOptions {
     pub(crate) names_ids: bool,
     /// The reply ends with the request's cost.
     pub(crate) include_cost: bool,
+    /// Nothing in the reply depends on the time or on other requests.
+    pub(crate) reproducible: bool,
 }
 
 /// Builds the JSON of one reply.
@@ -190,7 +192,9 @@ impl ReplyBuilder {
         usage: Usage,
         cost: Cost,
     ) -> String {
-        let (usage, cost) = (Some(Some(usage.into())), self.options.include_cost.then_some(cost.into()));
+        let cached_tokens = if self.options.reproducible { 0 } else { usage.cached_tokens };
+        let usage = Some(Some(Usage { cached_tokens, ..usage }.into()));
+        let cost = self.options.include_cost.then_some(cost.into());
         let with_logprobs = self.options.logprobs;
         match self.format {
             ReplyFormat::Chat => {

@@ -7,7 +7,7 @@ use octant::request::{Request, SamplingParams, Tenant};
 use octant::scheduler::{Policy, SchedulerConfig};
 use octant::simulator::SyntheticAnswers;
 
-use crate::fake::{Answer, alone, request, scarce};
+use crate::fake::{Answer, alone, request, scarce, scored_from};
 
 pub use crate::fake::SCARCE_VOCAB as VOCAB;
 

@@ -1,0 +1,52 @@
+//! Faults of the files of an offline run.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why an offline run cannot begin or go on. Faults of single lines are records of the error file instead.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OfflineError {
+    /// A file cannot be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The input is not a file that can be read twice.
+    #[error("{0}: expected a regular file, which is read twice, got another kind", .0.display())]
+    NotAFile(PathBuf),
+    /// Two of the three files are the same.
+    #[error("{0}: expected three different files for input, output and errors, got this one twice", .0.display())]
+    SameFile(PathBuf),
+    /// Another process writes to the file.
+    #[error("{0}: another process writes to this file", .0.display())]
+    InUse(PathBuf),
+    /// The input has no request.
+    #[error("{0}: expected at least one request, got an empty file", .0.display())]
+    Empty(PathBuf),
+    /// The input file was written to while it was read.
+    #[error("{0}: the file has changed since the run began", .0.display())]
+    Changed(PathBuf),
+    /// A file of results has a line that this command did not write.
+    #[error("{path}: line {line}: {why}", path = path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: u64,
+        /// What was expected, and what the line has.
+        why: String,
+    },
+    /// A task of this process failed.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl OfflineError {
+    /// Names the file of an error.
+    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+        |source| Self::Io { path: path.to_owned(), source }
+    }
+}
