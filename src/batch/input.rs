@@ -135,11 +135,7 @@ impl Input {
 ///
 /// # Errors
 /// The line's fault, with its number.
-pub(super) fn parse(
-    line: &[u8],
-    number: u64,
-    endpoint: Option<Endpoint>,
-) -> Result<InputLine, LineError> {
+pub(super) fn parse(line: &[u8], number: u64, endpoint: Option<Endpoint>) -> Result<InputLine, LineError> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
     let fault = |code, message, param| error(code, message, Some(number), param);
     let written: Written = serde_json::from_slice(line).map_err(|problem| {

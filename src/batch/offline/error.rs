@@ -39,6 +39,14 @@ pub(crate) enum OfflineError {
         /// What was expected, and what the line has.
         why: String,
     },
+    /// A file of results has two records of a line that is no valid request.
+    #[error("{path}: expected one record of line {number} of the input, got two", path = path.display())]
+    Twice {
+        /// The file.
+        path: PathBuf,
+        /// The line of the input, counted from 1.
+        number: u64,
+    },
     /// A task of this process failed.
     #[error("{0}")]
     Internal(String),

@@ -39,8 +39,7 @@ pub(super) fn open(output: &Path, errors: &Path, index: &mut Index) -> Result<Re
         errors: read(errors, errors_file, index, &mut refused)?,
     };
     if let Some(number) = index.mark_refused(refused) {
-        let why = format!("expected one record of line {number} of the input, got two");
-        return Err(OfflineError::Record { path: errors.to_owned(), line: 0, why });
+        return Err(OfflineError::Twice { path: errors.to_owned(), number });
     }
     for path in [output, errors] {
         disk::sync_directory_of(path).map_err(OfflineError::io(path))?;
@@ -73,7 +72,9 @@ fn read(
             break;
         }
         let wrong = |why| OfflineError::Record { path: path.to_owned(), line: records + 1, why };
-        mark(&line, index, refused).map_err(wrong)?;
+        if let Some(why) = mark(&line, index, refused) {
+            return Err(wrong(why));
+        }
         bytes += read as u64;
         records += 1;
     }
@@ -85,27 +86,35 @@ fn read(
     Ok(ResultFile { path: path.to_owned(), file, bytes, records })
 }
 
-/// Notes which line a record belongs to. The error says why it is no record of this input.
-fn mark(record: &[u8], index: &mut Index, refused: &mut Vec<u64>) -> Result<(), String> {
+/// Notes which line a record belongs to. Returns why it is no record of this input.
+fn mark(record: &[u8], index: &mut Index, refused: &mut Vec<u64>) -> Option<String> {
     let foreign = |id: &str| {
         format!(
             "expected a record of this input file, got `{id}`, which is of another one; use another output \
              file, or delete this one"
         )
     };
-    let RecordKey { id, custom_id, error } = serde_json::from_slice(record)
-        .map_err(|error| format!("expected a record that this command wrote, got another line ({error})"))?;
+    let RecordKey { id, custom_id, error } = match serde_json::from_slice(record) {
+        Ok(key) => key,
+        Err(error) => {
+            return Some(format!("expected a record that this command wrote, got another line ({error})"));
+        }
+    };
     if let Some(number) = error.and_then(|error| error.line) {
         refused.push(number);
-        return if index.hash.refused(number) == id { Ok(()) } else { Err(foreign(&id)) };
+        return (index.hash.refused(number) != id).then(|| foreign(&id));
     }
-    let custom_id = custom_id.ok_or("expected a record with a custom_id, got one without")?;
+    let Some(custom_id) = custom_id else {
+        return Some("expected a record with a custom_id, got one without".to_owned());
+    };
     if index.hash.line(&custom_id).id != id {
-        return Err(foreign(&id));
+        return Some(foreign(&id));
     }
     match index.mark(&custom_id) {
-        Marked::First => Ok(()),
-        Marked::Again => Err(format!("expected one record of the custom_id `{custom_id}`, got a second one")),
-        Marked::Unknown => Err(foreign(&id)),
+        Marked::First => None,
+        Marked::Again => {
+            Some(format!("expected one record of the custom_id `{custom_id}`, got a second one"))
+        }
+        Marked::Unknown => Some(foreign(&id)),
     }
 }

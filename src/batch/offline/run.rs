@@ -198,13 +198,6 @@ impl Run {
                     ended = Ended::Stopped;
                     break;
                 }
-                Some(done) = self.running.next(), if !self.running.is_empty() => {
-                    if done.parked {
-                        (reading, ended) = (false, Ended::NoEngine);
-                    }
-                    self.write(done.results).await?;
-                    show(&self.progress);
-                }
                 () = signals.stop.cancelled(), if reading => {}
                 found = self.lines.recv(), if reading && places.available_permits() > 0 => match found {
                     None => reading = false,
@@ -218,6 +211,14 @@ impl Run {
                     }
                     Some(Found::Line(line)) => self.begin(line, &run_line, &places).await?,
                 },
+                // After the lines to begin, so that the places are filled while records are written.
+                Some(done) = self.running.next(), if !self.running.is_empty() => {
+                    if done.parked {
+                        (reading, ended) = (false, Ended::NoEngine);
+                    }
+                    self.write(done.results).await?;
+                    show(&self.progress);
+                }
             }
         }
         self.write(Vec::new()).await?;
