@@ -49,15 +49,16 @@ pub fn run(args: BatchFileArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let left = found.lines - found.succeeded - found.failed;
     tracing::info!("{}: {} requests, {left} of them to run", files.input.display(), found.lines);
     let summary = if left == 0 {
-        Summary { ended: Ended::Complete, progress: found }
+        Ok(Summary { ended: Ended::Complete, progress: found })
     } else if let Some(model) = model {
-        local::run(*model, &run, batch, &signals, &runtime, log)?
+        local::run(*model, &run, batch, &signals, &runtime, log)
     } else {
         let targets = targets(&run, api_key.as_deref())?;
-        let summary = runtime.block_on(ask_servers(targets, &run, batch, &signals, log));
-        runtime.shutdown_timeout(CLOSING);
-        summary?
+        runtime.block_on(ask_servers(targets, &run, batch, &signals, log))
     };
+    // After a signal the model may still be being loaded.
+    runtime.shutdown_timeout(CLOSING);
+    let summary = summary?;
     report(&summary, &files, log);
     Ok(match summary.ended {
         Ended::Complete if summary.progress.failed == 0 => ExitCode::SUCCESS,
@@ -74,13 +75,13 @@ fn watch_signals(runtime: &Runtime, signals: &StopSignals) -> anyhow::Result<()>
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
     let signals = signals.clone();
     runtime.spawn(async move {
-        for (next, token) in [(false, &signals.stop), (true, &signals.abandon)] {
+        for (is_second, token) in [(false, &signals.stop), (true, &signals.abandon)] {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
             token.cancel();
-            if !next {
+            if !is_second {
                 tracing::info!("stopping: requests that run may end; a second signal gives them up");
             }
         }

@@ -42,7 +42,7 @@ pub(super) struct Rewritten {
 pub(super) fn rewrite(args: Vec<OsString>, root: &Command) -> Result<Rewritten, ConfigError> {
     let (command, taken) = named_command(&args, root);
     let command = &command;
-    let takes_foreign = ["serve", "batch"].contains(&command.get_name());
+    let takes_foreign = command.get_name() == "serve";
     let mut rewritten = Rewritten { args: args[..taken].to_vec(), notes: Vec::new() };
     let mut rest = args[taken..].iter().peekable();
     while let Some(arg) = rest.next() {

@@ -7,30 +7,30 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OfflineError {
     /// A file cannot be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {error}", path = .path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// The input is not a file that can be read twice.
-    #[error("{0}: expected a regular file, which is read twice, got another kind", .0.display())]
+    #[error("{path}: expected a regular file, which is read twice, got another kind", path = .0.display())]
     NotAFile(PathBuf),
     /// Two of the three files are the same.
-    #[error("{0}: expected three different files for input, output and errors, got this one twice", .0.display())]
+    #[error("{path}: expected three different files for input, output and errors, got this one twice", path = .0.display())]
     SameFile(PathBuf),
     /// Another process writes to the file.
-    #[error("{0}: another process writes to this file", .0.display())]
+    #[error("{path}: another process writes to this file", path = .0.display())]
     InUse(PathBuf),
     /// The input has no request.
-    #[error("{0}: expected at least one request, got an empty file", .0.display())]
+    #[error("{path}: expected at least one request, got an empty file", path = .0.display())]
     Empty(PathBuf),
     /// The input file was written to while it was read.
-    #[error("{0}: the file has changed since the run began", .0.display())]
+    #[error("{path}: the file has changed since the run began", path = .0.display())]
     Changed(PathBuf),
     /// A file of results has a line that this command did not write.
-    #[error("{path}: line {line}: {why}", path = path.display())]
+    #[error("{path}: line {line}: {why}", path = .path.display())]
     Record {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub(crate) enum OfflineError {
         why: String,
     },
     /// A file of results has two records of a line that is no valid request.
-    #[error("{path}: expected one record of line {number} of the input, got two", path = path.display())]
+    #[error("{path}: expected one record of line {number} of the input, got two", path = .path.display())]
     Twice {
         /// The file.
         path: PathBuf,
@@ -55,6 +55,6 @@ pub(crate) enum OfflineError {
 impl OfflineError {
     /// Names the file of an error.
     pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        |source| Self::Io { path: path.to_owned(), source }
+        |error| Self::Io { path: path.to_owned(), error }
     }
 }

@@ -96,8 +96,9 @@ impl Index {
     pub(super) fn todo(&mut self, number: u64, custom_id: &str) -> Todo {
         let key = key(custom_id);
         let Ok(at) = self.keys.binary_search(&key) else { return Todo::Changed };
+        let is_refused = self.is_refused(number);
         match self.repeated.get_mut(&key) {
-            Some(Some(_)) if self.is_refused(number) => return Todo::Nothing,
+            Some(Some(_)) if is_refused => return Todo::Nothing,
             Some(Some(first)) => return Todo::Repeats(*first),
             Some(first) => *first = Some(number),
             None => {}

@@ -202,6 +202,8 @@ impl Fleet {
         let (now, name) = (Instant::now(), self.servers[server].name());
         let mut state = self.state();
         let without_answer = now - state.answered;
+        // A server that still works on a line may answer it.
+        let is_idle = state.loads.iter().all(|load| load.in_flight == 0);
         let load = &mut state.loads[server];
         if load.rests_until.is_none_or(|until| until <= now) {
             load.failures += 1;
@@ -210,7 +212,7 @@ impl Fleet {
             tracing::warn!("{name}: {why}; it gets no request for {rest:.1?}");
         }
         drop(state);
-        if without_answer >= self.limits.give_up {
+        if is_idle && without_answer >= self.limits.give_up {
             let seconds = without_answer.as_secs();
             self.stop(format!("no server has answered for {seconds} s; {name} failed last: {why}"));
         }

@@ -6,19 +6,18 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::runtime::Runtime;
 
-use super::BatchProgress;
-use crate::batch::offline::Ended;
-use crate::batch::offline::{Batch, StopSignals, Summary};
+use super::progress::BatchProgress;
+use crate::batch::offline::{Batch, Ended, StopSignals, Summary};
 use crate::commands::serve;
 use crate::config::{AdmissionArgs, BatchRunArgs, DeviceName, ServeArgs};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
-use crate::launch::{self, Devices, Prepared};
+use crate::launch::{self, Prepared};
 use crate::machine::check_threads;
 use crate::server::{ServerState, ServerStatus, Settings, line_runner};
 use crate::simulator::trace::Recording;
-use crate::stdio::Log;
+use crate::stdio::{Log, LogHandle};
 
 /// Requests in flight for each sequence that runs: while one half runs, the other waits with its prompt
 /// tokenised.
@@ -89,20 +88,16 @@ struct Loaded {
     recording: Option<Recording>,
 }
 
-fn load(config: ServeArgs, log: crate::stdio::LogHandle) -> anyhow::Result<Loaded> {
+fn load(config: ServeArgs, log: LogHandle) -> anyhow::Result<Loaded> {
     let start = Instant::now();
     let status = ServerStatus::new(config.timeouts.stall_timeout);
     let (mut prepared, devices) = serve::open(config, status, &log.bars)?;
     prepared.log = log;
     let recording = serve::record(&mut prepared, &devices)?;
     serve::log_banner(&prepared, &devices);
-    let (engine, thread) = start_engine(devices, &prepared)?;
+    let (engine, thread) = launch::start(devices, &prepared)?;
     tracing::info!("ready in {:.2} s", start.elapsed().as_secs_f64());
     Ok(Loaded { engine, thread, prepared, recording })
-}
-
-fn start_engine(devices: Devices, prepared: &Prepared) -> anyhow::Result<(EngineHandle, EngineThread)> {
-    launch::start(devices, prepared)
 }
 
 /// The server's state without a server: it validates requests and writes replies.
