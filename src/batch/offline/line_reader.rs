@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use super::identity::FileHash;
@@ -11,6 +12,13 @@ use crate::batch::records::LineError;
 
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 20;
+
+/// A line that is no valid request.
+pub(super) struct BadLine {
+    pub(super) fault: LineError,
+    /// Its `custom_id`, if it has one.
+    pub(super) custom_id: Option<String>,
+}
 
 /// Reads lines.
 pub(super) struct LineReader {
@@ -28,7 +36,7 @@ impl LineReader {
     }
 
     /// The next line that is not blank, with its number: a request or its fault. `None` at the end.
-    pub(super) fn next(&mut self) -> io::Result<Option<(u64, Result<InputLine, LineError>)>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<(u64, Result<InputLine, BadLine>)>> {
         loop {
             let bytes = self.read_line()?;
             if bytes == 0 {
@@ -38,10 +46,12 @@ impl LineReader {
             if bytes > MAX_LINE_BYTES {
                 let message = format!("Expected lines of at most {MAX_LINE_BYTES} bytes, got {bytes}.");
                 let fault = input::error("line_too_long", message, Some(self.number), None);
-                return Ok(Some((self.number, Err(fault))));
+                return Ok(Some((self.number, Err(BadLine { fault, custom_id: None }))));
             }
             if !self.line.trim_ascii().is_empty() {
-                return Ok(Some((self.number, input::parse(&self.line, self.number, None))));
+                let line = input::parse(&self.line, self.number, None);
+                let bad = |fault| BadLine { fault, custom_id: custom_id(&self.line) };
+                return Ok(Some((self.number, line.map_err(bad))));
             }
         }
     }
@@ -72,4 +82,13 @@ impl LineReader {
             }
         }
     }
+}
+
+/// The `custom_id` of a line that is no valid request, if it can be found.
+fn custom_id(line: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Named {
+        custom_id: String,
+    }
+    serde_json::from_slice::<Named>(line).ok().map(|line| line.custom_id)
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::OfflineError;
 use super::identity::FileHash;
 use super::index::{Index, Todo};
-use super::line_reader::LineReader;
+use super::line_reader::{BadLine, LineReader};
 use super::records;
 use crate::batch::input::{InputLine, duplicate};
 use crate::batch::lines::{Line, LineIds, RunLine, RunningLines};
@@ -286,7 +286,7 @@ fn send_lines(path: &Path, index: &mut Index, found: &mpsc::Sender<Found>) -> Re
     while let Some((number, line)) = reader.next().map_err(OfflineError::io(path))? {
         let item = match line {
             Err(_) if index.is_refused(number) => continue,
-            Err(fault) => Found::Refused(Refused { number, custom_id: None, fault }),
+            Err(BadLine { fault, custom_id }) => Found::Refused(Refused { number, custom_id, fault }),
             Ok(line) => match index.todo(number, &line.custom_id) {
                 Todo::Nothing => continue,
                 Todo::Run => Found::Line(line),

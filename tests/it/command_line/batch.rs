@@ -69,7 +69,7 @@ impl Files {
             "--max-model-len",
             "256",
         ]);
-        command.args(["--simulate-config", INSTRUCT, "--simulate-pace", "0.02", "--concurrency", "3"]);
+        command.args(["--simulate-config", INSTRUCT, "--simulate-pace", "0.05", "--concurrency", "3"]);
         command
     }
 
