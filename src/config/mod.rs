@@ -32,6 +32,7 @@ mod spellings;
 
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
+pub(crate) use batch::BatchRunArgs;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};
