@@ -23,5 +23,4 @@ mod line_reader;
 mod records;
 mod run;
 
-pub(crate) use error::OfflineError;
 pub(crate) use run::{Batch, BatchFiles, Ended, Progress, StopSignals, Summary};
