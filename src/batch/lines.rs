@@ -26,8 +26,8 @@ pub(crate) struct Line {
     pub(crate) offline: Option<OfflineLine>,
 }
 
-/// What the answer to a line of an offline run is made with in place of random numbers, so that it has the
-/// same bytes in each run.
+/// Bits in place of random numbers for the answer to a line of an offline run, which has the same bytes in
+/// each run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OfflineLine {
     /// Bits of the answer's id.

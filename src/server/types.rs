@@ -51,7 +51,7 @@ request_fields! {
     ChatWire {
         /// The conversation, oldest message first.
         messages: List = list(1, MAX_MESSAGES, "messages", MessageWire::schema).required();
-        /// The most tokens to generate; 0 is allowed with `prompt_logprobs` and scores the conversation alone.
+        /// The most tokens to generate; 0 is allowed with `prompt_logprobs` and scores the conversation.
         /// Without it, an answer can fill the rest of the context.
         max_completion_tokens: Int = int(0, MAX_TOKENS);
         /// Older name of `max_completion_tokens`. If both are set they must be equal.

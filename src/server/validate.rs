@@ -15,6 +15,7 @@ mod anthropic;
 mod chat;
 mod completion;
 mod limits;
+mod prompt_scores;
 mod responses;
 mod sampling;
 mod tools;
@@ -304,7 +305,7 @@ fn finish(
     let allowed = wire.allowed_token_ids.as_deref();
     let allowed_tokens =
         allowed.map(|ids| token_ids("allowed_token_ids", ids, limits.vocab_size)).transpose()?;
-    let prompt_logprobs_start = prompt_logprobs_start(&wire, stream)?;
+    let prompt_logprobs_start = prompt_scores::start(&wire, stream)?;
     let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
@@ -338,20 +339,6 @@ fn finish(
         grammar_path: path.unwrap_or_default(),
         ignored: wire.ignored,
     })
-}
-
-/// The index of the first prompt token in `prompt_logprobs`.
-fn prompt_logprobs_start(wire: &CommonFields, stream: bool) -> Result<u32, ApiError> {
-    if wire.prompt_logprobs.is_some() && stream {
-        return Err(ApiError::invalid(
-            "prompt_logprobs",
-            "expected stream = false with this field, got true",
-        ));
-    }
-    if wire.prompt_logprobs.is_none() && wire.prompt_logprobs_start.is_some() {
-        return Err(ApiError::invalid("prompt_logprobs_start", "expected prompt_logprobs with this field"));
-    }
-    Ok(wire.prompt_logprobs_start.unwrap_or(0) as u32)
 }
 
 /// The ids that end an answer, in order.

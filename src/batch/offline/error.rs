@@ -18,7 +18,7 @@ pub(crate) enum OfflineError {
     #[error("{path}: expected a regular file, which is read twice, got another kind", path = .0.display())]
     NotAFile(PathBuf),
     /// Two of the three files are the same.
-    #[error("{path}: expected three different files for input, output and errors, got this one twice", path = .0.display())]
+    #[error("{path}: expected three different files, got this one twice", path = .0.display())]
     SameFile(PathBuf),
     /// Another process writes to the file.
     #[error("{path}: another process writes to this file", path = .0.display())]
@@ -36,7 +36,7 @@ pub(crate) enum OfflineError {
         path: PathBuf,
         /// The line, counted from 1.
         line: u64,
-        /// What was expected, and what the line has.
+        /// Expected and actual content.
         why: String,
     },
     /// A file of results has two records of a line that is no valid request.

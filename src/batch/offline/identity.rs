@@ -8,7 +8,7 @@ use crate::batch::lines::OfflineLine;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileHash([u8; 32]);
 
-/// What the record of a line, its answer and its sampling are made with.
+/// Ids and seed of a line, its record and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LineIdentity {
     /// Id of the record.

@@ -24,7 +24,7 @@ pub(super) struct Index {
     refused: Vec<u64>,
 }
 
-/// What a record says about the line with its `custom_id`.
+/// The state of a line when another record of it is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Marked {
     /// The line has a record now.
@@ -35,7 +35,7 @@ pub(super) enum Marked {
     Unknown,
 }
 
-/// What is to be done with a line.
+/// The work that a line needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Todo {
     /// It has a record.
@@ -92,7 +92,7 @@ impl Index {
         self.refused.binary_search(&number).is_ok()
     }
 
-    /// What is to be done with a line. It must be called for all lines with a valid request, in their order.
+    /// The work that a line needs. It must be called for all lines with a valid request, in their order.
     pub(super) fn todo(&mut self, number: u64, custom_id: &str) -> Todo {
         let key = key(custom_id);
         let Ok(at) = self.keys.binary_search(&key) else { return Todo::Changed };

@@ -85,7 +85,7 @@ pub(crate) struct StopSignals {
     pub(crate) abandon: CancellationToken,
 }
 
-/// What the reading thread found.
+/// A finding of the reading thread.
 enum Found {
     /// A line to run.
     Line(InputLine),

@@ -103,7 +103,8 @@ fn requests() -> String {
         8 => line(&format!("line-{}", i / 100 * 100), "/v1/completions", &json!({ "prompt": "again" })),
         9 => line(&format!("line-{i}"), "/v1/images", &json!({})),
         _ => {
-            let body = json!({ "model": "m", "prompt": format!("text {i}"), "max_tokens": 1 + i % 5, "n": 1 + i % 2 });
+            let (prompt, tokens, n) = (format!("text {i}"), 1 + i % 5, 1 + i % 2);
+            let body = json!({ "model": "m", "prompt": prompt, "max_tokens": tokens, "n": n });
             line(&format!("line-{i}"), "/v1/completions", &body)
         }
     };
@@ -268,7 +269,7 @@ fn settings_without_a_meaning_are_refused() {
         ("batch in out m --api-key k", "--api-key: expected --endpoint with it"),
         ("batch in out m --endpoint a", "MODEL: expected no model with --endpoint"),
         ("batch in out --endpoint a --device cpu", "--device: expected no setting of a model here"),
-        ("batch in out m --concurrency 0", "--concurrency: expected at least 1, got `0`"),
+        ("batch in out m --concurrency 0", "--concurrency: expected at least 1, got 0"),
         ("batch in out m --gpus 0,1", "--gpus: expected --device cuda"),
     ] {
         let got = parsed(line).unwrap_err();

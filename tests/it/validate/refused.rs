@@ -131,7 +131,7 @@ fn fields_that_contradict_each_other() {
     let stats = json!({ "stream_options": { "continuous_usage_stats": 1 }, "stream": true });
     both(stats, INVALID, "stream_options.continuous_usage_stats");
     both(json!({ "prompt_logprobs": 0, "stream": true }), INVALID, "prompt_logprobs");
-    both(json!({ "prompt_logprobs_start": 0 }), INVALID, "prompt_logprobs_start");
+    both(json!({ "prompt_logprobs_start": 1 }), INVALID, "prompt_logprobs_start");
     both(json!({ "bad_words": ["a", 1] }), INVALID, "bad_words[1]");
     both(json!({ "bad_words": ["x".repeat(1025)] }), INVALID, "bad_words[0]");
     both(json!({ "metadata": { "a": "b", "c": 1 } }), INVALID, "metadata.c");
