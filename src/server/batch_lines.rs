@@ -102,9 +102,7 @@ fn validated(
 ) -> Result<(ValidRequest, ReplyKind), ApiError> {
     let limits = &state.limits;
     Ok(match endpoint {
-        Endpoint::Chat => {
-            (validate::chat(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Chat))
-        }
+        Endpoint::Chat => (validate::chat(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Chat)),
         Endpoint::Completions => {
             (validate::completion(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Text))
         }
