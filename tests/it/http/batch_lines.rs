@@ -14,7 +14,7 @@ use super::batches::{
     created, creation, ends, form, gated, jsonl, lines_of, many, setup, until, until_status, uploaded,
 };
 use super::client::send;
-use super::test_server::merged;
+use super::test_server::{TestServer, merged};
 use crate::HANG_GUARD;
 use crate::device::model::{fixture, runner};
 
