@@ -13,6 +13,10 @@ import referencing.exceptions
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "demo" / "smollm2-135m-instruct"
+# The greatest exponent of a number that is validated as it stands. Python's decimal numbers end at another.
+MOST_EXPONENT = 4000
+# Digits of a quotient of such a number and of one of a schema.
+decimal.getcontext().prec = 3 * MOST_EXPONENT
 
 
 def sample(schemas):
@@ -57,10 +61,25 @@ def is_integer(_checker, value):
     return isinstance(value, int) and not isinstance(value, bool) or whole
 
 
+def number(text):
+    """A number of an answer. A greater exponent counts as MOST_EXPONENT: it is beyond every bound too, and
+    leaves an integer an integer and a multiple of a power of ten one."""
+    digits, _, exponent = text.lower().partition("e")
+    exponent = max(-MOST_EXPONENT, min(int(exponent or 0), MOST_EXPONENT))
+    return decimal.Decimal(f"{digits}e{exponent}")
+
+
+def pattern(validator, expression, value, schema):
+    r"""`pattern` as ECMA-262 reads it: `\d` and `\w` are ASCII, unlike `\s`."""
+    flags = 0 if "\\s" in expression.lower() else re.ASCII
+    if validator.is_type(value, "string") and not re.search(expression, value, flags):
+        yield jsonschema.ValidationError(f"{value!r} does not match {expression!r}")
+
+
 def fault(text, validator):
     """Why an answer is invalid, or None."""
     try:
-        value = json.loads(text, parse_float=decimal.Decimal)
+        value = json.loads(text, parse_float=number)
     except ValueError as error:
         return f"no JSON: {error}"
     error = jsonschema.exceptions.best_match(validator.iter_errors(value))
@@ -74,7 +93,7 @@ def report(named_schemas, draft, formats, shown):
     answers = sample(schemas)
     checker = draft.FORMAT_CHECKER if formats else None
     types = draft.TYPE_CHECKER.redefine("integer", is_integer)
-    exact_draft = jsonschema.validators.extend(draft, type_checker=types)
+    exact_draft = jsonschema.validators.extend(draft, {"pattern": pattern}, type_checker=types)
     ends, refusals, unnamed, invalid = collections.Counter(), collections.Counter(), [], []
     unchecked = {}
     accepted = valid = repeated = 0

@@ -44,6 +44,8 @@ pub(crate) enum RunOutcome {
         status: u16,
         /// JSON of the reply or of the error.
         body: String,
+        /// Names of the request's fields that had no effect.
+        ignored: Vec<String>,
     },
     /// It has no answer, because the server shuts down or its engine has stopped. It is run after the next
     /// start.
@@ -115,9 +117,9 @@ impl RunningLines {
             Err(error) => (error.id(), internal_error()),
         };
         let LineIds { custom_id, id } = self.ids.remove(&task)?;
-        let RunOutcome::Answered { status, body } = outcome else { return None };
+        let RunOutcome::Answered { status, body, ignored } = outcome else { return None };
         let outcome = match RawValue::from_string(body) {
-            Ok(body) => LineOutcome::Answered { status, body },
+            Ok(body) => LineOutcome::Answered { status, body, ignored },
             Err(error) => LineOutcome::NotRun {
                 code: "internal",
                 message: format!("The reply is not valid JSON: {error}"),
@@ -131,5 +133,5 @@ fn internal_error() -> RunOutcome {
     let body = serde_json::json!({ "error": {
         "message": "The server failed on this request.", "type": "server_error", "param": null, "code": null,
     } });
-    RunOutcome::Answered { status: 500, body: body.to_string() }
+    RunOutcome::Answered { status: 500, body: body.to_string(), ignored: Vec::new() }
 }

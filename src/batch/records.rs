@@ -54,17 +54,21 @@ pub(crate) enum Endpoint {
     /// Text completions.
     #[serde(rename = "/v1/completions")]
     Completions,
+    /// OpenAI's Responses API.
+    #[serde(rename = "/v1/responses")]
+    Responses,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub(crate) const ALL: [Self; 2] = [Self::Chat, Self::Completions];
+    pub(crate) const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
 
     /// The route's path.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
         }
     }
 }
@@ -177,6 +181,11 @@ impl BatchRecord {
     pub(super) fn enter(&mut self, status: Status, now: u64) {
         self.status = status;
         self.since.insert(status.as_str().to_owned(), now);
+    }
+
+    /// Unix time at which the batch ended; `None` if it has not.
+    pub(super) fn ended_at(&self) -> Option<u64> {
+        if self.status.is_final() { self.entered(self.status) } else { None }
     }
 
     /// Unix time at which the batch entered this status.

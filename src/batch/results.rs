@@ -31,6 +31,8 @@ pub(super) enum LineOutcome {
         status: u16,
         /// JSON of the reply.
         body: Box<RawValue>,
+        /// Names of the request's fields that had no effect.
+        ignored: Vec<String>,
     },
     /// It was not run, or its result is lost.
     NotRun {
@@ -61,6 +63,9 @@ struct Record<'a> {
 struct Response<'a> {
     status_code: u16,
     request_id: &'a str,
+    /// Names of the request's fields that had no effect, as in the header `x-ignored-fields`.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    ignored_fields: &'a [String],
     body: &'a RawValue,
 }
 
@@ -110,10 +115,15 @@ impl NewRecords {
     /// Adds a line's record. Returns its size in bytes.
     pub(super) fn add(&mut self, result: &LineResult) -> u64 {
         let record = match &result.outcome {
-            LineOutcome::Answered { status, body } => Record {
+            LineOutcome::Answered { status, body, ignored } => Record {
                 id: &result.id,
                 custom_id: Some(&result.custom_id),
-                response: Some(Response { status_code: *status, request_id: &result.id, body }),
+                response: Some(Response {
+                    status_code: *status,
+                    request_id: &result.id,
+                    ignored_fields: ignored,
+                    body,
+                }),
                 error: None,
             },
             LineOutcome::NotRun { code, message } => Record {

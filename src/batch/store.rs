@@ -24,8 +24,10 @@ use serde::de::DeserializeOwned;
 
 use super::disk;
 use super::input::MAX_LINES;
+use super::page::PageQuery;
 use super::records::{BatchRecord, Endpoint, FileRecord, Purpose, Status};
 use super::results::{LINE_ROOM, Results};
+use super::retention;
 
 /// Bytes that a record counts.
 pub(super) const RECORD_ROOM: u64 = 4096;
@@ -86,17 +88,6 @@ pub(crate) struct NewBatch {
     pub(crate) endpoint: Endpoint,
     pub(crate) input_file_id: String,
     pub(crate) metadata: Option<BTreeMap<String, String>>,
-}
-
-/// A page of a list.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub(crate) struct PageQuery {
-    /// The most entries.
-    pub(crate) limit: usize,
-    /// The page begins after this id.
-    pub(crate) after: Option<String>,
-    /// Oldest first instead of newest first.
-    pub(crate) ascending: bool,
 }
 
 impl Index {
@@ -230,7 +221,7 @@ impl Store {
         let index = self.index();
         let own = index.files.values().filter(|file| file.owner == owner);
         let wanted = own.filter(|file| purpose.is_none_or(|purpose| file.purpose == purpose));
-        take_page(wanted.map(|file| (file.order, &file.id, file)).collect(), page)
+        page.take(wanted.map(|file| (file.order, &file.id, file)).collect()).ok_or(StoreError::NotFound)
     }
 
     /// The owner's batches. Returns whether there are more.
@@ -241,7 +232,7 @@ impl Store {
     ) -> Result<(Vec<BatchRecord>, bool), StoreError> {
         let index = self.index();
         let own = index.batches.values().filter(|batch| batch.owner == owner);
-        take_page(own.map(|batch| (batch.order, &batch.id, batch)).collect(), page)
+        page.take(own.map(|batch| (batch.order, &batch.id, batch)).collect()).ok_or(StoreError::NotFound)
     }
 
     /// One of the owner's files.
@@ -278,8 +269,25 @@ impl Store {
         Ok(())
     }
 
+    /// Removes records of batches whose time is over (`retention`).
+    fn forget_batches(&self, now: u64) -> io::Result<()> {
+        let forgotten = {
+            let mut index = self.index();
+            let exists = |id: &String| index.files.contains_key(id);
+            let forgotten = retention::over(index.batches.values(), exists, now);
+            forgotten.iter().for_each(|id| _ = index.batches.remove(id));
+            forgotten
+        };
+        for id in forgotten {
+            disk::remove(&self.record_path("batches", &id))?;
+            self.give_room_back(RECORD_ROOM);
+        }
+        Ok(())
+    }
+
     /// Creates a batch, and reserves room for the results of its lines.
     pub(crate) fn create_batch(&self, new: NewBatch, now: u64) -> Result<BatchRecord, StoreError> {
+        self.forget_batches(now)?;
         let record = {
             let mut index = self.index();
             let file = index.files.get(&new.input_file_id).filter(|file| file.owner == new.owner);
@@ -451,21 +459,6 @@ impl Store {
         }
         Ok(exist)
     }
-}
-
-/// A page of entries, each given with its order and its id.
-fn take_page<T: Clone>(
-    mut entries: Vec<(u64, &String, &T)>,
-    page: &PageQuery,
-) -> Result<(Vec<T>, bool), StoreError> {
-    entries.sort_by_key(|(order, ..)| if page.ascending { *order } else { u64::MAX - *order });
-    let first = match &page.after {
-        None => 0,
-        Some(after) => 1 + entries.iter().position(|(_, id, _)| *id == after).ok_or(StoreError::NotFound)?,
-    };
-    let rest = &entries[first..];
-    let taken = rest.iter().take(page.limit).map(|(.., entry)| (*entry).clone()).collect();
-    Ok((taken, rest.len() > page.limit))
 }
 
 /// An id with 128 random bits.

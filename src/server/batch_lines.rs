@@ -9,12 +9,13 @@ use super::access_log::AccessRecord;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::{self, Admission};
+use super::ignored_header::shown_names;
 use super::json::parse_object;
 use super::reply_builder::ReplyFormat;
 use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::system::random_u64;
-use super::validate;
+use super::validate::{self, ValidRequest};
 use crate::batch::{Endpoint, Line, RunLine, RunOutcome, Runner};
 use crate::generation::Refusal;
 
@@ -41,9 +42,9 @@ async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> 
     let is_logged = line.offline.is_none();
     let record = AccessRecord::of_line(line.endpoint.as_str(), request_id, is_logged);
     match answer(state, parsing, line, Arc::clone(&record)).await {
-        Ok(body) => {
+        Ok((body, ignored)) => {
             record.responded(200);
-            RunOutcome::Answered { status: 200, body }
+            RunOutcome::Answered { status: 200, body, ignored }
         }
         // The line has not failed: it is run after the next start.
         Err(
@@ -54,22 +55,19 @@ async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> 
             record.responded(status);
             record.failed(error.label(), error.param());
             state.metrics.error(error.label());
-            RunOutcome::Answered { status, body: error.to_json() }
+            RunOutcome::Answered { status, body: error.to_json(), ignored: Vec::new() }
         }
     }
 }
 
+/// Returns the JSON of the reply, and the names of the request's fields that had no effect.
 async fn answer(
     state: &Arc<ServerState>,
     parsing: &Arc<Semaphore>,
     line: Line,
     record: Arc<AccessRecord>,
-) -> Result<String, ApiError> {
+) -> Result<(String, Vec<String>), ApiError> {
     let received_at = Instant::now();
-    let kind = ReplyKind::Completion(match line.endpoint {
-        Endpoint::Chat => ReplyFormat::Chat,
-        Endpoint::Completions => ReplyFormat::Text,
-    });
     let body = parse(parsing, line.body).await?;
     if body.get("stream").and_then(serde_json::Value::as_bool) == Some(true) {
         return Err(ApiError::unsupported("stream", "expected false in a batch, got true"));
@@ -80,12 +78,9 @@ async fn answer(
         return Err(ApiError::unsupported("return_cost", text));
     }
     let seed = offline.map_or_else(random_u64, |line| Ok(line.seed))?;
-    let fields = Fields::new(body);
-    let valid = match line.endpoint {
-        Endpoint::Chat => validate::chat(fields, &state.limits, seed),
-        Endpoint::Completions => validate::completion(fields, &state.limits, seed),
-    }?;
+    let (valid, kind) = validated(line.endpoint, Fields::new(body), state, seed)?;
     let valid = valid.of(state.keys.caller_named(&line.owner));
+    let ignored = shown_names(valid.ignored());
     let param = kind.prompt_param();
     let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), param);
     let engine = state.generator.engine();
@@ -94,7 +89,28 @@ async fn answer(
     let permit = permit.map_err(refuse)?;
     let fixed_id = offline.map(|line| line.id);
     let admission = Admission { permit, received_at, timeout: None, fixed_id };
-    generate::start(state, admission, valid, kind, record).await?.complete().await
+    let generation = generate::start(state, admission, valid, kind, record).await?;
+    Ok((generation.complete().await?, ignored))
+}
+
+/// Validates a body as a request to a route. Returns the kind of its reply, too.
+fn validated(
+    endpoint: Endpoint,
+    fields: Fields,
+    state: &ServerState,
+    seed: u64,
+) -> Result<(ValidRequest, ReplyKind), ApiError> {
+    let limits = &state.limits;
+    Ok(match endpoint {
+        Endpoint::Chat => (validate::chat(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Chat)),
+        Endpoint::Completions => {
+            (validate::completion(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Text))
+        }
+        Endpoint::Responses => {
+            let (valid, echo) = validate::response(fields, limits, seed)?;
+            (valid, ReplyKind::Response(Box::new(echo)))
+        }
+    })
 }
 
 /// Parses a body on a blocking thread.

@@ -62,6 +62,7 @@ pub mod validate;
 
 pub(crate) use batch_lines::line_runner;
 pub use drain::{DrainTimes, Ended, Signal, Signals, unless_shutdown};
+pub(crate) use ignored_header::IGNORED_FIELDS;
 pub use listen::{serve, signals, while_starting};
 pub use listener::{Listener, bind};
 pub use management::{ManagementPorts, ManagementThread};

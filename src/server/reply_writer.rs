@@ -57,7 +57,7 @@ pub(crate) struct CompletionWriter {
 }
 
 impl ReplyWriter {
-    /// `options` are those of a chat or text completion.
+    /// A response heeds only `reproducible` of the options, a message none.
     pub(crate) fn new(kind: ReplyKind, id: String, model: String, options: ReplyOptions) -> Self {
         let created = if options.reproducible { 0 } else { unix_time() };
         match kind {
@@ -66,7 +66,8 @@ impl ReplyWriter {
                 Self::Completion(CompletionWriter { builder, written: Vec::new(), choices: Vec::new() })
             }
             ReplyKind::Response(echo) => {
-                Self::Response(Box::new(ResponseBuilder::new(id, created, model, *echo)))
+                let builder = ResponseBuilder::new(id, created, model, *echo, options.reproducible);
+                Self::Response(Box::new(builder))
             }
             ReplyKind::Message(most) => Self::Message(Box::new(MessageBuilder::new(id, model, most))),
         }

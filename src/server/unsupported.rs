@@ -113,6 +113,11 @@ const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
 /// Fields that are refused for batches.
 const UNSUPPORTED_IN_BATCHES: [&str; 1] = ["output_expires_after"];
 
+/// The constraints that a client can use instead of one that is refused.
+const SUPPORTED_CONSTRAINTS: &str = "expected response_format with the type json_object or json_schema, or \
+                                     structured_outputs with one of json, regex, choice, grammar and \
+                                     json_object";
+
 /// Objects in which other servers or their client libraries put parameters of a request: NIM and Dynamo,
 /// `extra_body` of OpenAI's Python library written out, Ollama, SGLang, TGI, Gemini, vLLM, TensorRT-LLM.
 const PARAMETER_OBJECTS: [&str; 12] = [
@@ -319,6 +324,10 @@ impl RefusedNames {
 }
 
 fn unsupported(path: &str) -> ApiError {
+    let name = plain(path.rsplit('.').next().unwrap_or(path));
+    if name.starts_with("structuraltag") || name.starts_with("guided") {
+        return ApiError::unsupported(path, format!("this field is not supported; {SUPPORTED_CONSTRAINTS}"));
+    }
     ApiError::unsupported(path, "this field is not supported")
 }
 

@@ -35,6 +35,13 @@ def test(function):
     return function
 
 
+def fetched(url: str) -> str:
+    try:
+        return urllib.request.urlopen(url, timeout=5).read().decode()
+    except OSError:
+        return ""
+
+
 class Server:
     """A server process on a free port, whose answers are long. A step takes about as long as on a GPU."""
 
@@ -54,10 +61,7 @@ class Server:
             time.sleep(0.05)
 
     def get(self, path: str) -> str:
-        try:
-            return urllib.request.urlopen(self.root + path, timeout=5).read().decode()
-        except OSError:
-            return ""
+        return fetched(self.root + path)
 
     def metric(self, name: str) -> float:
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name + "{")]
@@ -152,7 +156,7 @@ def a_full_queue_shows_the_wait(tab: Browser, server: Server) -> None:
       const real = window.fetch;
       const error = {message: 'The queue is full.', param: null, code: 'queue_full'};
       window.fetch = (path, options) => {
-        if (path !== '/v1/chat/completions') return real(path, options);
+        if (path !== 'v1/chat/completions') return real(path, options);
         window.fetch = real;
         return new Response(JSON.stringify({error}), {status: 429, headers: {'retry-after': '2'}});
       };
@@ -262,8 +266,64 @@ def a_model_without_a_template_continues_text(tab: Browser, binary: str, model: 
         tab.press("Enter")
         tab.until(f"{IDLE} && {FIGURES}.includes('5 out')")
         assert "no chat template" in tab.value("document.getElementById('notice').textContent")
+        the_page_works_below_a_path_of_a_proxy(tab, server)
         a_foreign_page_reaches_nothing(tab, server)
         server.stop()
+
+
+NGINX = """
+daemon off; pid FOLDER/pid; error_log stderr warn; events {}
+http {
+    access_log off;
+    client_body_temp_path FOLDER/body; proxy_temp_path FOLDER/proxy; fastcgi_temp_path FOLDER/fastcgi;
+    uwsgi_temp_path FOLDER/uwsgi; scgi_temp_path FOLDER/scgi;
+    server {
+        listen 127.0.0.1:PORT;
+        location /models/octant/ {
+            proxy_pass ROOT/;
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_buffering off;
+        }
+    }
+}
+"""
+
+
+def the_page_works_below_a_path_of_a_proxy(tab: Browser, server: Server) -> None:
+    nginx = shutil.which("nginx")
+    if not nginx:
+        assert os.environ.get("OCTANT_REQUIRE_PROGRAMS") != "1", "nginx is not installed"
+        return
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        config = Path(folder, "nginx.conf")
+        text = NGINX.replace("FOLDER", folder).replace("PORT", str(port)).replace("ROOT", server.root)
+        config.write_text(text)
+        process = subprocess.Popen([nginx, "-e", "stderr", "-p", folder, "-c", str(config)])
+        try:
+            root = f"http://127.0.0.1:{port}/models/octant"
+            deadline = time.monotonic() + 30
+            while not fetched(root + "/health/ready"):
+                assert time.monotonic() < deadline, "nginx does not answer"
+                time.sleep(0.05)
+            # nginx sends a browser without the last slash to the address with it.
+            tab.open(root)
+            tab.until("document.getElementById('model').value === 'demo'")
+            assert tab.value("location.pathname") == "/models/octant/"
+            tab.value("document.querySelector('[name=max_tokens]').value = '5'")
+            tab.value("document.getElementById('prompt').focus()")
+            tab.type("Once upon")
+            tab.press("Enter")
+            tab.until(f"{IDLE} && {FIGURES}.includes('5 out')")
+            tab.until("document.querySelectorAll('#plots .line[d]').length === 4")
+            tab.open(root + "/docs")
+            tab.until("document.querySelectorAll('details').length > 10")
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def a_foreign_page_reaches_nothing(tab: Browser, server: Server) -> None:
@@ -311,7 +371,7 @@ def intercepted(tab: Browser, more: dict, act) -> dict:
       const real = window.fetch;
       window.sent = '';
       window.fetch = (path, options) => {
-        if (path !== '/v1/chat/completions') return real(path, options);
+        if (path !== 'v1/chat/completions') return real(path, options);
         window.fetch = real;
         window.sent = options.body;
         return real(path, {...options, body: JSON.stringify({...JSON.parse(options.body), ...MORE})});

@@ -326,9 +326,9 @@ fn check_different(files: &BatchFiles) -> Result<(), OfflineError> {
 /// Token counts of an answer.
 #[derive(Debug, Default, Deserialize)]
 struct AnswerUsage {
-    #[serde(default)]
+    #[serde(default, alias = "input_tokens")]
     prompt_tokens: u64,
-    #[serde(default)]
+    #[serde(default, alias = "output_tokens")]
     completion_tokens: u64,
 }
 

@@ -29,13 +29,37 @@ impl RawFields {
     /// Replaces the value at a path of names, if it exists.
     pub(super) fn replace(&mut self, path: &[&str], value: &impl Serialize) -> serde_json::Result<()> {
         let Some((first, rest)) = path.split_first() else { return Ok(()) };
-        let Some(old) = self.get(first) else { return Ok(()) };
+        if self.get(first).is_none() {
+            return Ok(());
+        }
         if rest.is_empty() {
             return self.set(first, value);
         }
-        let Ok(mut inner) = serde_json::from_str::<Self>(old) else { return Ok(()) };
-        inner.replace(rest, value)?;
-        self.set(first, &inner)
+        self.within(first, |inner| inner.replace(rest, value))
+    }
+
+    /// Changes the object of a field, if it is one.
+    pub(super) fn within(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut Self) -> serde_json::Result<()>,
+    ) -> serde_json::Result<()> {
+        let Some(Ok(mut inner)) = self.get(name).map(serde_json::from_str::<Self>) else { return Ok(()) };
+        change(&mut inner)?;
+        self.set(name, &inner)
+    }
+
+    /// Changes each object of a field that is an array of objects. `change` gets its index, too.
+    pub(super) fn each(
+        &mut self,
+        name: &str,
+        mut change: impl FnMut(usize, &mut Self) -> serde_json::Result<()>,
+    ) -> serde_json::Result<()> {
+        let Some(Ok(mut items)) = self.get(name).map(serde_json::from_str::<Vec<Self>>) else {
+            return Ok(());
+        };
+        items.iter_mut().enumerate().try_for_each(|(i, item)| change(i, item))?;
+        self.set(name, &items)
     }
 }
 

@@ -157,12 +157,12 @@ impl Fleet {
                 self.failed(server, &why, None);
                 None
             }
-            Exchange::Reply(Reply { status, body, .. }) => {
+            Exchange::Reply(Reply { status, body, ignored, .. }) => {
                 self.answered(server);
                 let offline = line.offline.filter(|_| (200..300).contains(&status));
                 let text = request::reply(line.endpoint, offline, &body);
                 Some(match text {
-                    Some(body) => RunOutcome::Answered { status, body },
+                    Some(body) => RunOutcome::Answered { status, body, ignored },
                     None => {
                         let got = String::from_utf8_lossy(&body);
                         let text = format!("{name} answered no JSON object: {}", shortened(&got));
@@ -279,7 +279,8 @@ fn rest(failures: u32) -> Duration {
 
 /// The record of a line that no server has answered.
 fn refused(error: &ApiError) -> RunOutcome {
-    RunOutcome::Answered { status: error.status().as_u16(), body: error.to_json() }
+    let status = error.status().as_u16();
+    RunOutcome::Answered { status, body: error.to_json(), ignored: Vec::new() }
 }
 
 /// The first characters of a server's text.

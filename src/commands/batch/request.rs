@@ -32,10 +32,37 @@ pub(super) fn reply(endpoint: Endpoint, line: Option<OfflineLine>, reply: &[u8])
         let prefix = match endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Completions => "cmpl-",
+            Endpoint::Responses => "resp_",
         };
-        fields.replace(&["id"], &format!("{prefix}{high:016x}{low:016x}")).ok()?;
-        fields.replace(&["created"], &0).ok()?;
-        fields.replace(&["usage", "prompt_tokens_details", "cached_tokens"], &0).ok()?;
+        let random = format!("{high:016x}{low:016x}");
+        fields.replace(&["id"], &format!("{prefix}{random}")).ok()?;
+        for time in ["created", "created_at", "completed_at"] {
+            fields.replace(&[time], &0).ok()?;
+        }
+        for details in ["prompt_tokens_details", "input_tokens_details"] {
+            fields.replace(&["usage", details, "cached_tokens"], &0).ok()?;
+        }
+        name_parts(&mut fields, &random[..24]).ok()?;
     }
     serde_json::to_string(&fields).ok()
+}
+
+/// Gives the tool calls of a chat and the items of a response the ids that Octant derives from the reply's.
+fn name_parts(reply: &mut RawFields, random: &str) -> serde_json::Result<()> {
+    reply.each("choices", |choice, fields| {
+        fields.within("message", |message| {
+            message.each("tool_calls", |call, fields| {
+                fields.replace(&["id"], &format!("call_{random}{choice:x}_{call:x}"))
+            })
+        })
+    })?;
+    let mut calls = 0;
+    reply.each("output", |i, item| {
+        let is_call = item.get("type") == Some("\"function_call\"");
+        let prefix = if is_call { "fc" } else { "msg" };
+        item.replace(&["id"], &format!("{prefix}_{random}_{i}"))?;
+        item.replace(&["call_id"], &format!("call_{random}_{calls}"))?;
+        calls += usize::from(is_call);
+        Ok(())
+    })
 }

@@ -19,6 +19,11 @@ const MAX_LIST: usize = 1 << 20;
 /// Characters of an unexpected response that an error shows.
 const EXCERPT: usize = 200;
 
+/// The remedies for a model without a chat template.
+const NO_TEMPLATE: &str = "; octant chat needs one: write it to chat_template.jinja in the model's directory \
+                           and start the server again, or serve the model's variant for chats, whose name \
+                           often ends in -Instruct or -Chat; the page at / continues plain text";
+
 /// An answer failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AnswerError {
@@ -252,9 +257,14 @@ fn describe_refusal(refusal: &Refusal) -> String {
     let error: Value = serde_json::from_slice(&refusal.body).unwrap_or_default();
     let code = error.pointer("/error/code").and_then(Value::as_str).map(|code| format!(", {code}"));
     let wait = refusal.retry_after.as_ref().map(|wait| format!("; try again in {wait} s"));
-    let hint = if refusal.status == 401 { "; --api-key or OCTANT_API_KEY gives the key" } else { "" };
+    let message = refusal.message();
+    let hint = match refusal.status {
+        401 => "; --api-key or OCTANT_API_KEY gives the key",
+        400 if message.contains("no chat template") => NO_TEMPLATE,
+        _ => "",
+    };
     let (code, wait) = (code.unwrap_or_default(), wait.unwrap_or_default());
-    let text = format!("{} (HTTP {}{code}){wait}{hint}", refusal.message(), refusal.status);
+    let text = format!("{message} (HTTP {}{code}){wait}{hint}", refusal.status);
     visible(&text).into_owned()
 }
 

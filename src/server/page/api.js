@@ -1,4 +1,5 @@
-// Requests to the server: JSON, and answers streamed as server-sent events.
+// Requests to the server: JSON, and answers streamed as server-sent events. Paths are relative to the page,
+// which a proxy may serve below a path of its own.
 
 /** A failure to show: the server's own error, or a broken connection. */
 export class Fault extends Error {
@@ -43,13 +44,13 @@ async function refusal(response) {
 
 /** The models that the server lists. */
 export async function models(key) {
-  const list = await (await call("/v1/models", key)).json();
+  const list = await (await call("v1/models", key)).json();
   return list.data;
 }
 
 /** The text of the server's metrics. */
 export async function metrics(key) {
-  return (await call("/metrics", key)).text();
+  return (await call("metrics", key)).text();
 }
 
 /** A number as JSON, digit by digit as typed: a seed may have more digits than a JavaScript number. Text that

@@ -95,13 +95,13 @@ function request(answer) {
   if (plain) {
     body.prompt = system + told.map((turn) => turn.text).join("");
     if (colour) body.logprobs = ALTERNATIVES;
-    return { path: "/v1/completions", body };
+    return { path: "v1/completions", body };
   }
   const first = system.trim() ? [{ role: "system", content: system }] : [];
   body.messages = first.concat(told.map(({ role, text }) => ({ role, content: text })));
   if (continues) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
   if (colour) Object.assign(body, { logprobs: true, top_logprobs: ALTERNATIVES });
-  return { path: "/v1/chat/completions", body };
+  return { path: "v1/chat/completions", body };
 }
 
 /** Streams an answer into a turn. */

@@ -24,13 +24,22 @@ pub(crate) struct ResponseBuilder {
     finish: Option<FinishReason>,
     /// Number of the next event.
     next_event: u64,
+    /// Whether nothing in the response depends on the time or on other requests.
+    reproducible: bool,
 }
 
 /// Where events are written; `None` if the reply is whole.
 pub(crate) type Events<'a> = Option<&'a mut Vec<u8>>;
 
 impl ResponseBuilder {
-    pub(crate) fn new(id: String, created_at: u64, model: String, request: RequestEcho) -> Self {
+    /// A `reproducible` response says neither when it ended nor how much of its prompt was cached.
+    pub(crate) fn new(
+        id: String,
+        created_at: u64,
+        model: String,
+        request: RequestEcho,
+        reproducible: bool,
+    ) -> Self {
         let reply = ResponseReply {
             id,
             object: "response",
@@ -44,7 +53,8 @@ impl ResponseBuilder {
             usage: None,
             request,
         };
-        Self { reply, items: Vec::new(), open: false, held: Vec::new(), finish: None, next_event: 0 }
+        let (items, held) = (Vec::new(), Vec::new());
+        Self { reply, items, open: false, held, finish: None, next_event: 0, reproducible }
     }
 
     /// The response's id.
@@ -83,7 +93,7 @@ impl ResponseBuilder {
         if cut {
             self.reply.incomplete_details = Some(IncompleteDetails { reason: "max_output_tokens" });
         } else {
-            self.reply.completed_at = Some(now);
+            self.reply.completed_at = Some(if self.reproducible { 0 } else { now });
         }
         let response = &self.reply;
         let event =
@@ -107,6 +117,8 @@ impl ResponseBuilder {
 
     fn finished(&mut self, usage: Usage, status: &'static str) {
         self.reply.status = status;
+        let cached_tokens = if self.reproducible { 0 } else { usage.cached_tokens };
+        let usage = Usage { cached_tokens, ..usage };
         self.reply.usage = Some(usage.into());
         self.reply.output = std::mem::take(&mut self.items);
     }

@@ -99,6 +99,10 @@ fn requests() -> String {
                                "prompt_logprobs": 0, "prompt_logprobs_start": 20 });
             line(&format!("line-{i}"), "/v1/chat/completions", &body)
         }
+        6 => {
+            let body = json!({ "model": "m", "input": format!("text {i}"), "max_output_tokens": 1 + i % 7 });
+            line(&format!("line-{i}"), "/v1/responses", &body)
+        }
         7 => format!("{{\"custom_id\": \"line-{i}\"\n"),
         8 => line(&format!("line-{}", i / 100 * 100), "/v1/completions", &json!({ "prompt": "again" })),
         9 => line(&format!("line-{i}"), "/v1/images", &json!({})),
@@ -174,8 +178,12 @@ fn check_records(files: &Files) {
     for answer in &answers {
         let body = &answer["response"]["body"];
         assert_eq!(answer["response"]["status_code"], 200);
-        assert_eq!((&body["created"], &answer["error"]), (&json!(0), &Value::Null));
-        assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+        let [created, details] = match body["object"].as_str() {
+            Some("response") => ["created_at", "input_tokens_details"],
+            _ => ["created", "prompt_tokens_details"],
+        };
+        assert_eq!((&body[created], &answer["error"]), (&json!(0), &Value::Null));
+        assert_eq!(body["usage"][details]["cached_tokens"], 0);
     }
     let scored = answers.iter().find(|answer| answer["custom_id"] == "line-5").expect("it succeeded");
     let body = &scored["response"]["body"];
@@ -325,6 +333,44 @@ async fn servers_share_a_file_also_if_one_is_dead_and_one_refuses() {
     let again = files.by_servers("again.jsonl", &urls[..1], &[]).await;
     assert_eq!(status(&again), Some(0));
     assert_eq!(files.sorted("again.jsonl"), records);
+}
+
+/// Requests for responses and chats whose answers are tool calls, each with a field that has no effect.
+fn requests_of_calls() -> String {
+    let call = "<tool_call>\n{\"name\": \"now\", \"arguments\": {}}\n</tool_call>";
+    let script = format!("a\n{call}\n{call}");
+    let message = json!([{ "role": "user", "content": script }]);
+    let chat = json!({ "messages": message, "tools": [{ "type": "function", "function": { "name": "now" } }],
+                       "max_tokens": 150, "odd": 1 });
+    let response = json!({ "input": message, "tools": [{ "type": "function", "name": "now" }],
+                           "max_output_tokens": 150, "odd": 1 });
+    line("chat", "/v1/chat/completions", &chat) + &line("response", "/v1/responses", &response)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_and_responses_of_servers_have_the_same_bytes_in_each_run() {
+    let files = Files::new(&requests_of_calls());
+    let template =
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}<|eos|>";
+    let server = Setup { template, ..Setup::new() }.launch();
+    for output in ["out.jsonl", "again.jsonl"] {
+        let run = files.by_servers(output, &[url(server.address)], &[]).await;
+        assert_eq!(status(&run), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+    }
+    let records = files.sorted("out.jsonl");
+    assert_eq!(files.sorted("again.jsonl"), records);
+    for record in &records {
+        let record: Value = serde_json::from_str(record).unwrap();
+        assert_eq!(record["response"]["ignored_fields"], json!(["odd"]));
+        let body = &record["response"]["body"];
+        let (calls, id) = match record["custom_id"].as_str().unwrap() {
+            "chat" => (body["choices"][0]["message"]["tool_calls"].as_array().unwrap().clone(), "id"),
+            _ => (body["output"].as_array().unwrap()[1..].to_vec(), "call_id"),
+        };
+        assert_eq!(calls.len(), 2, "{record}");
+        assert!(calls.iter().all(|call| call[id].as_str().unwrap().starts_with("call_")), "{record}");
+        assert_ne!(calls[0][id], calls[1][id]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

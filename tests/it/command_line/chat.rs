@@ -111,6 +111,17 @@ async fn errors_name_what_is_wrong_and_end_with_status_1() {
     assert_eq!(texts(&pipe(&[&url, "--api-key", "secret"], &[], b"a").await, 0).0, "a\n");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_chat_template_the_error_says_what_to_do() {
+    let server = Setup { template: "", ..Setup::new() }.launch();
+    let (out, err) = texts(&pipe(&[&url(&server)], &[], b"hi").await, 1);
+    assert_eq!(out, "");
+    for part in ["no chat template", "(HTTP 400", "chat_template.jinja in the model's directory", "-Instruct"]
+    {
+        assert!(err.contains(part), "{part}: {err}");
+    }
+}
+
 /// A chat on a terminal of its own.
 struct Terminal {
     process: Child,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use octant::batch::Store;
@@ -13,7 +14,7 @@ use super::batches::{
     created, creation, ends, form, gated, jsonl, lines_of, many, setup, until, until_status, uploaded,
 };
 use super::client::send;
-use super::test_server::merged;
+use super::test_server::{TestServer, merged};
 use crate::HANG_GUARD;
 use crate::device::model::{fixture, runner};
 
@@ -164,4 +165,149 @@ async fn unknown_fields_of_batches_and_uploads_are_named_or_refused() {
         let refused = server.post("/v1/batches", asked).await;
         assert_eq!(refused.error(), (400, None, Some("response_format".into())));
     }
+}
+
+/// Runs a batch of these lines, each a custom_id and a body, to its end. Returns the results.
+async fn results(server: &TestServer, url: &str, bodies: &[(&str, Value)]) -> Vec<Value> {
+    let line =
+        |(id, body): &(&str, Value)| json!({ "custom_id": id, "method": "POST", "url": url, "body": body });
+    let lines: Vec<Value> = bodies.iter().map(line).collect();
+    let mut asked = creation(&uploaded(server, &jsonl(&lines)).await);
+    asked["endpoint"] = json!(url);
+    let batch = server.post("/v1/batches", asked).await;
+    assert_eq!(batch.status, 200, "{}", batch.text());
+    let batch = until_status(server, batch.json()["id"].as_str().unwrap(), "completed").await;
+    let mut results = Vec::new();
+    for file in ["output_file_id", "error_file_id"] {
+        if batch[file].is_string() {
+            results.extend(lines_of(server, &batch[file]).await);
+        }
+    }
+    results.sort_by_key(|result| result["custom_id"].to_string());
+    results
+}
+
+#[tokio::test]
+async fn unknown_fields_of_lines_are_named_or_refused_as_those_of_live_requests_are() {
+    let dir = tempfile::tempdir().unwrap();
+    for strict in [false, true] {
+        let path = dir.path().join(if strict { "strict" } else { "lenient" });
+        let mut setup = setup(&path, 1 << 30);
+        setup.settings.reject_unknown_fields = strict;
+        let server = setup.launch();
+        let plain = json!({ "messages": [{ "role": "user", "content": "a" }] });
+        let message = json!({ "messages": [{ "role": "user", "content": "a", "shade": 1 }] });
+        let bodies = [
+            ("a", plain.clone()),
+            ("b", merged(plain.clone(), json!({ "colour": "red", "größe, x": 1, "store": true }))),
+            ("c", message),
+            ("d", merged(plain, json!({ "guided_thing": "a" }))),
+        ];
+        let results = results(&server, "/v1/chat/completions", &bodies).await;
+        for (result, (id, body)) in results.iter().zip(bodies) {
+            let live = server.post("/v1/chat/completions", body).await;
+            let response = &result["response"];
+            assert_eq!((&result["custom_id"], &response["status_code"]), (&json!(id), &json!(live.status)));
+            let param = &response["body"]["error"]["param"];
+            if live.status == 200 {
+                let names: Option<Vec<&str>> =
+                    live.header("x-ignored-fields").map(|names| names.split(',').collect());
+                assert_eq!(response.get("ignored_fields"), names.map(|names| json!(names)).as_ref(), "{id}");
+                assert_eq!(id == "a", response.get("ignored_fields").is_none(), "{result}");
+            } else {
+                assert_eq!((Some(param), strict || id == "d"), (live.json()["error"].get("param"), true));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn responses_run_in_batches_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = setup(dir.path(), 1 << 30).launch();
+    let bodies = [
+        ("a", json!({ "input": "hello", "instructions": "be ", "metadata": { "x": "y" }, "odd": 1 })),
+        ("b", json!({ "input": "abcdef", "max_output_tokens": 3 })),
+        ("c", json!({ "input": "x", "previous_response_id": "resp_1" })),
+        ("d", json!({ "input": "x", "stream": true })),
+        ("e", json!({ "messages": [] })),
+    ];
+    let results = results(&server, "/v1/responses", &bodies).await;
+    let bodies: Vec<&Value> = results.iter().map(|result| &result["response"]["body"]).collect();
+    for (body, text, status) in [(bodies[0], "be hello", "completed"), (bodies[1], "abc", "incomplete")] {
+        assert_eq!((&body["object"], &body["status"]), (&json!("response"), &json!(status)));
+        assert_eq!(body["output"][0]["content"][0]["text"], text);
+        assert!(body["id"].as_str().unwrap().starts_with("resp_") && body["created_at"] != 0, "{body}");
+    }
+    assert_eq!(bodies[0]["metadata"]["x"], "y");
+    assert_eq!(results[0]["response"]["ignored_fields"], json!(["odd"]));
+    let params: Vec<&Value> = bodies[2..].iter().map(|body| &body["error"]["param"]).collect();
+    assert_eq!(params, ["previous_response_id", "stream", "messages"]);
+}
+
+/// Unix time of the next test's server in seconds.
+static LATER: AtomicU64 = AtomicU64::new(0);
+
+#[tokio::test]
+async fn the_record_of_a_batch_is_removed_thirty_days_after_its_end_if_its_results_are() {
+    const DAY: u64 = 24 * 3600;
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = setup(dir.path(), 1 << 30);
+    if let Some(batches) = &mut setup.settings.batches {
+        batches.clock = || LATER.load(Ordering::Relaxed);
+    }
+    let server = setup.launch();
+    let mut deleted = Vec::new();
+    let ids = [created(&server, &many(1)).await, created(&server, &many(1)).await];
+    for id in &ids {
+        let batch = until_status(&server, id, "completed").await;
+        deleted.push(format!("/v1/files/{}", batch["output_file_id"].as_str().unwrap()));
+    }
+    let failed = created(&server, &[json!({})]).await;
+    until_status(&server, &failed, "failed").await;
+    let of_first = async || send(server.address, "DELETE", &deleted[0], &[], b"").await.status;
+    assert_eq!(of_first().await, 200);
+    let status = async |id: &str| server.get(&format!("/v1/batches/{id}")).await.status;
+    for (time, first, of_failed) in [(30 * DAY - 1, 200, 200), (30 * DAY, 404, 404)] {
+        LATER.store(time, Ordering::Relaxed);
+        created(&server, &many(1)).await;
+        let found = (status(&ids[0]).await, status(&ids[1]).await, status(&failed).await);
+        assert_eq!(found, (first, 200, of_failed), "{time}");
+        let on_disk = dir.path().join(format!("batches/{}.json", ids[0])).exists();
+        assert_eq!(on_disk, first == 200);
+    }
+    let list = server.get("/v1/batches").await.json();
+    assert_eq!(list["data"].as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn of_batches_without_results_only_the_newest_thousand_of_each_owner_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let launched = setup(dir.path(), 1 << 30).launch();
+    let failed = created(&launched, &[json!({})]).await;
+    until_status(&launched, &failed, "failed").await;
+    launched.signals.send(Signal::Interrupt).await.unwrap();
+    tokio::time::timeout(HANG_GUARD, launched.served).await.expect("it ends").unwrap();
+    until_free(dir.path()).await;
+    let path = |id: &str| dir.path().join(format!("batches/{id}.json"));
+    let record: Value = serde_json::from_slice(&std::fs::read(path(&failed)).unwrap()).unwrap();
+    let add = |id: String, owner: &str, order: u64| {
+        let copy = merged(record.clone(), json!({ "id": id, "owner": owner, "order": order }));
+        std::fs::write(path(&id), copy.to_string()).unwrap();
+    };
+    // The older, the smaller the order: batch_0 is the oldest, and the failed one the newest.
+    (0..1009).for_each(|i| add(format!("batch_{i}"), record["owner"].as_str().unwrap(), 10 + i));
+    (0..9).for_each(|i| add(format!("batch_other_{i}"), "key:other", i));
+    let before = |store: &Path| std::fs::read_dir(store.join("batches")).unwrap().count();
+    assert_eq!(before(dir.path()), 1019);
+    let server = setup(dir.path(), 1 << 30).launch();
+    let new = created(&server, &many(1)).await;
+    assert_eq!(before(dir.path()), 1000 + 9 + 1);
+    for (id, kept) in
+        [("batch_9", false), ("batch_10", true), ("batch_other_0", true), (&*failed, true), (&*new, true)]
+    {
+        assert_eq!(path(id).exists(), kept, "{id}");
+    }
+    assert_eq!(server.get("/v1/batches/batch_9").await.error(), (404, None, None));
+    assert_eq!(server.get("/v1/batches/batch_10").await.status, 200);
 }

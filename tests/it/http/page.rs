@@ -131,8 +131,10 @@ async fn every_file_that_the_page_names_exists() {
     for path in &files {
         let text = send(server.address, "GET", path, &[], b"").await.text().to_owned();
         let quoted = text.split('"').skip(1).step_by(2);
+        // A name is relative to the file that has it.
+        let folder = &path[..=path.rfind('/').expect("a path has a slash")];
         for name in quoted.filter(|name| name.ends_with(".js") || name.ends_with(".css")) {
-            named.push(name.replace("./", "/page/"));
+            named.push(format!("{folder}{}", name.trim_start_matches("./")));
         }
     }
     for name in &named {
@@ -141,4 +143,32 @@ async fn every_file_that_the_page_names_exists() {
     let unused: Vec<_> =
         files.iter().filter(|path| **path != "/" && !named.contains(&(**path).to_owned())).collect();
     assert!(unused.is_empty(), "{unused:?}");
+}
+
+/// Texts in quotes, and targets of `url(`, that are paths from the root of a host.
+fn rooted_paths(text: &str) -> Vec<String> {
+    let starts = ["\"/", "'/", "`/", "url(/", "=/"]
+        .into_iter()
+        .flat_map(|start| text.match_indices(start).map(move |(at, start)| at + start.len()));
+    let paths = starts.filter(|at| text[*at..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '/'));
+    paths.map(|at| text[at - 1..].chars().take(30).collect()).collect()
+}
+
+#[tokio::test]
+async fn the_pages_name_no_path_from_the_root_so_that_a_proxy_can_serve_them_below_a_path() {
+    let server = Setup::new().launch();
+    for path in [&files()[..], &["/docs", "/docs/docs.js", "/docs/docs.css"]].concat() {
+        let text = send(server.address, "GET", path, &[], b"").await;
+        assert_eq!((text.status, rooted_paths(text.text())), (200, Vec::new()), "{path}");
+    }
+    for bad in [
+        "fetch(\"/v1/models\")",
+        "<script src='/page/a.js'>",
+        "url(/a.png)",
+        "`/v1/${name}`",
+        "<a href=/docs>",
+    ] {
+        assert_eq!(rooted_paths(bad).len(), 1, "{bad}");
+    }
+    assert!(rooted_paths("fetch(\"v1/models\") \"./a.js\" 1 / 2 \"/\"").is_empty());
 }

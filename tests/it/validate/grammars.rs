@@ -230,3 +230,28 @@ fn options_of_json_that_cannot_be_honoured_are_refused_by_name() {
         refuses(&more, param);
     }
 }
+
+#[test]
+fn structural_tags_are_refused_with_the_kinds_that_are_supported() {
+    let tag = json!({ "begin": "<f>", "schema": {}, "end": "</f>" });
+    let older = json!({ "type": "structural_tag", "structures": [tag], "triggers": ["<f"] });
+    let newer = json!({ "type": "structural_tag", "format": { "type": "json_schema", "json_schema": {} } });
+    for (more, param) in [
+        (json!({ "response_format": older }), "response_format.type"),
+        (json!({ "response_format": newer }), "response_format.type"),
+        (json!({ "structured_outputs": { "structural_tag": newer } }), "structured_outputs.structural_tag"),
+        (
+            json!({ "structured_outputs": { "json": {}, "structural_tag": newer.to_string() } }),
+            "structured_outputs.structural_tag",
+        ),
+        (json!({ "structural_tag": older.to_string() }), "structural_tag"),
+        (json!({ "guided_structural_tag": older.to_string() }), "guided_structural_tag"),
+        (json!({ "nvext": { "guided_structural_tag": older } }), "nvext.guided_structural_tag"),
+        (json!({ "guided_json_object": true }), "guided_json_object"),
+    ] {
+        refuses(&more, param);
+        let error = chat(&a_chat(&more)).map(|_| ()).expect_err("it is refused");
+        let text = error.to_string();
+        assert!(text.contains("json_object") && text.contains("json_schema"), "{more}: {text}");
+    }
+}

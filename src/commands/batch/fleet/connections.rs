@@ -11,6 +11,7 @@ use hyper::header::RETRY_AFTER;
 use hyper::{Method, Response};
 
 use crate::http_client::{Target, connect};
+use crate::server::IGNORED_FIELDS;
 
 /// The most bytes of a reply.
 const MAX_REPLY: usize = 256 << 20;
@@ -36,6 +37,8 @@ pub(super) struct Reply {
     pub(super) status: u16,
     /// `Retry-After`, if it is a number of seconds.
     pub(super) retry_after: Option<Duration>,
+    /// Names of the request's fields that had no effect.
+    pub(super) ignored: Vec<String>,
     pub(super) body: Bytes,
 }
 
@@ -76,10 +79,12 @@ impl Connections {
         let status = response.status().as_u16();
         let retry = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let ignored = response.headers().get(IGNORED_FIELDS).and_then(|value| value.to_str().ok());
+        let ignored = ignored.into_iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
         match Limited::new(response.into_body(), MAX_REPLY).collect().await {
             Ok(body) => {
                 self.idle().push(connection);
-                Exchange::Reply(Reply { status, retry_after, body: body.to_bytes() })
+                Exchange::Reply(Reply { status, retry_after, ignored, body: body.to_bytes() })
             }
             Err(error) => Exchange::Cut(error.to_string()),
         }
