@@ -311,6 +311,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
         priority: ask.priority,
         tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
+        reward: false,
         batch: false,
     }
 }

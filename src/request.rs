@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::grammar::Grammar;
 
-/// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not
+/// One sequence to generate, or to score. A wire request with `n` choices becomes `n` of these, admitted together or not
 /// at all.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
@@ -29,6 +29,9 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
+    /// Report the values of the reward head at the last prompt token and generate nothing. Set in every
+    /// request to a model with a reward head, and in no other.
+    pub reward: bool,
     /// Whether the request is a line of a batch, which its permit for the queue decides. Such a request runs
     /// behind all live requests: it gives up slot and KV blocks to a live request that waits for them, and
     /// never ages.
@@ -113,7 +116,8 @@ impl SamplingParams {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StopRules {
     /// The most tokens to generate; at least 1, and prompt + max_tokens ≤ the model's context. 0 is allowed
-    /// only together with `prompt_logprobs`: the prompt is scored and nothing is generated.
+    /// together with `prompt_logprobs` and required together with `reward`: the prompt is scored and nothing
+    /// is generated.
     pub max_tokens: u32,
     /// Generation ends with [`Finish::Stop`] after any of these.
     pub stop_ids: Vec<u32>,
@@ -155,6 +159,9 @@ pub struct Update {
     /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them. Prompt
     /// token 0 has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
+    /// The values of the reward head in the order of its rows, neither scaled nor weighted. Set on the last
+    /// update of a request that asks for them, unless it failed.
+    pub reward: Option<Arc<[f32]>>,
     /// Prompt tokens found in the prefix cache. Set on the first update only.
     pub cached_tokens: Option<u32>,
     /// Set on the last update and on no other.

@@ -61,8 +61,12 @@ pub(crate) fn prepare(
         None => ("--model", dir),
     };
     let mut model = ModelConfig::from_dir(config_dir).context(flag)?;
-    // A reward model has an untrained language head: it would generate noise.
-    anyhow::ensure!(!model.reward, "--model: {} is a reward model, which is not served yet", dir.display());
+    // The routes that would answer with scores are not there yet.
+    anyhow::ensure!(
+        model.reward.is_none(),
+        "--model: {} is a reward model, which is not served yet",
+        dir.display()
+    );
     limit_length(&mut model, config.model.max_model_len)?;
     let (precision, kv) = (config.model.quantization, config.model.kv_dtype());
     let share = model.share(devices.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
@@ -151,6 +155,7 @@ pub(crate) fn scheduler_config(p: &Prepared) -> SchedulerConfig {
         max_queue_requests: p.config.admission.max_queue_requests,
         max_queue_tokens: p.config.admission.max_queue_tokens,
         prefix_caching: p.config.scheduling.enable_prefix_caching,
+        reward_width: p.model.reward_width(),
         policy: p.config.scheduling.policy(),
     }
 }

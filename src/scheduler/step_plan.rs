@@ -40,6 +40,8 @@ pub struct Row {
     /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens
     /// fed at the prompt's end; empty unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
+    /// Whether to compute the reward head after the last token fed, which is the last of the prompt.
+    pub reward: bool,
 }
 
 /// The source of a row's tokens.
@@ -102,7 +104,9 @@ pub struct RowOutput {
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
-    /// NaN or infinity in this row's logits: this request fails, other requests do not.
+    /// The values of the reward head, if [`Row::reward`] asks for them.
+    pub reward: Option<Arc<[f32]>>,
+    /// NaN or infinity in this row's logits or reward: this request fails, other requests do not.
     pub non_finite: bool,
     /// How far the answer has come in its grammar. A row samples no token where the grammar allows none.
     pub grammar: GrammarProgress,

@@ -40,6 +40,7 @@ impl ScriptedRequest {
             tenant: Tenant::default(),
             cache_salt: None,
             prompt_logprobs: None,
+            reward: false,
             batch: false,
         };
         Self { request, answer }

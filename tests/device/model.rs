@@ -82,6 +82,7 @@ pub fn engine(
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     };
     config(&mut scheduler);
@@ -130,6 +131,7 @@ pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> 
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        reward: false,
         batch: false,
         cache_salt: None,
         prompt_logprobs: None,

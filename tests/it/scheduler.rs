@@ -123,7 +123,8 @@ impl Bench {
         let finish = self.finish(id)?;
         let scores: Vec<TokenLogprob> =
             self.updates(id).iter().flat_map(|update| update.prompt_logprobs.clone()).collect();
-        Some(Answer { tokens: self.tokens(id), finish, scores })
+        let reward = self.updates(id).last().and_then(|update| update.reward.clone());
+        Some(Answer { tokens: self.tokens(id), finish, scores, reward })
     }
 }
 

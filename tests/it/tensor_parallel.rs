@@ -114,6 +114,7 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }
@@ -160,6 +161,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        reward: false,
         batch: false,
     };
     let prompts = golden(name).prompts;
@@ -265,6 +267,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         blocks: [0].into(),
         sample: true,
         score: Vec::new(),
+        reward: false,
     };
     runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
     let message = runner.collect().unwrap_err().message;

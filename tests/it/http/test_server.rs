@@ -109,6 +109,7 @@ pub fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }
