@@ -72,22 +72,27 @@ pub fn engine(
     config: impl FnOnce(&mut SchedulerConfig),
     in_flight: usize,
 ) -> (EngineHandle, EngineThread) {
-    let model_config = ModelConfig::from_dir(dir).unwrap();
-    let mut scheduler = SchedulerConfig {
+    let mut scheduler = scheduler_config(dir);
+    config(&mut scheduler);
+    let runner = runner(dir, &scheduler);
+    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+}
+
+/// A configuration for a fixture's model.
+pub fn scheduler_config(dir: &Path) -> SchedulerConfig {
+    let model = ModelConfig::from_dir(dir).unwrap();
+    SchedulerConfig {
         max_num_seqs: 16,
         max_num_batched_tokens: 512,
         max_model_len: 256,
         num_blocks: 64,
-        vocab_size: model_config.vocab,
+        vocab_size: model.vocab,
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
-        reward_width: 0,
+        reward_width: model.reward_width(),
         policy: Default::default(),
-    };
-    config(&mut scheduler);
-    let runner = runner(dir, &scheduler);
-    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+    }
 }
 
 /// A fixture's model in FP8, for an engine with this configuration.

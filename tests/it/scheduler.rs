@@ -5,6 +5,7 @@ mod batches;
 mod fairness;
 mod preemption;
 pub mod random;
+mod reward;
 mod steps;
 
 use std::collections::{HashMap, VecDeque};

@@ -3,14 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
-use octant::device::KvDtype;
-use octant::model::{LoadError, ModelConfig, Precision};
+use octant::device::{KvDtype, fp8};
+use octant::model::{LoadError, ModelConfig, Precision, RewardHead};
 use octant::offline::{Conversion, Converted, Granularity};
 use serde_json::json;
 
 use super::resume::runs_until_finished;
 use super::{conversion, files, floats, json_of, quantize, read, same};
 use crate::device::model::{fixture, load, logits, root};
+use crate::device::reward::{RewardGolden, scores};
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 const LAYERS: &str = "model_weights/model.decoder.layers.";
@@ -76,13 +77,39 @@ fn imported_tensors_equal_those_of_the_original_model() {
         for (tensor, stored) in &expected {
             assert!(&imported[tensor] == stored, "{name}: {tensor} differs");
         }
-        for (precision, kv) in [(Precision::None, KvDtype::Bf16), (Precision::Fp8, KvDtype::Fp8)] {
+        let forms = [(Precision::None, KvDtype::Bf16), (Precision::Fp8, KvDtype::Fp8)];
+        for (precision, kv) in forms.into_iter().filter(|_| name != "reward") {
             let original = logits(&fixture(golden), precision, kv, &IDS);
             assert!(logits(out.path(), precision, kv, &IDS) == original, "{name}, {precision:?}");
         }
         let model = std::fs::read(source(name).join("0123456789abcdef_nemotron.model")).unwrap();
         assert_eq!(std::fs::read(out.path().join("tokenizer.model")).unwrap(), model);
     }
+}
+
+/// The checkpoint of the original layers with the head that NeMo's directory has.
+fn original_reward() -> tempfile::TempDir {
+    let widened = |bytes: Vec<u8>| -> Vec<f32> {
+        bytes.as_chunks::<2>().0.iter().map(|b| fp8::bf16_value(u16::from_le_bytes(*b))).collect()
+    };
+    let weight = widened(std::fs::read(source("reward").join("rm_head.expected")).unwrap());
+    let bias = std::fs::read(source("reward").join("model_weights/model.rm_head.bias/0")).unwrap();
+    RewardGolden::of_nemo("nemotron", &weight, widened(bias)).checkpoint()
+}
+
+#[test]
+fn an_imported_reward_model_gives_the_scores_of_the_original() {
+    let (out, original) = (tempfile::tempdir().unwrap(), original_reward());
+    import(&source("reward"), out.path(), None).unwrap();
+    for (precision, kv) in [(Precision::None, KvDtype::Bf16), (Precision::Fp8, KvDtype::Fp8)] {
+        let expected = scores(original.path(), precision, kv, &IDS);
+        assert_eq!(expected.len(), 9);
+        assert!(scores(out.path(), precision, kv, &IDS) == expected, "{precision:?}");
+    }
+    let quantised = tempfile::tempdir().unwrap();
+    quantize(out.path(), quantised.path(), Granularity::Channel).unwrap();
+    let expected = scores(original.path(), Precision::Fp8, KvDtype::Fp8, &IDS);
+    assert!(scores(quantised.path(), Precision::Fp8, KvDtype::Fp8, &IDS) == expected, "quantised on disk");
 }
 
 #[test]
@@ -92,7 +119,13 @@ fn the_imported_configuration_equals_that_of_the_original_model() {
         import(&source(name), out.path(), None).unwrap();
         let reward = name == "reward";
         let mut expected = ModelConfig::from_dir(&fixture(golden)).unwrap();
-        expected.reward = reward;
+        let names =
+            "quality toxicity humor creativity helpfulness correctness coherence complexity verbosity";
+        expected.reward = reward.then(|| RewardHead {
+            module: "rm_head",
+            width: 9,
+            attributes: names.split(' ').map(str::to_owned).collect(),
+        });
         expected.architecture =
             if reward { "NemotronForSequenceClassification" } else { "NemotronForCausalLM" };
         assert_eq!(ModelConfig::from_dir(out.path()).unwrap(), expected);
