@@ -273,6 +273,7 @@ fn heads() -> Vec<RewardGolden> {
     let mut all = reward_golden();
     all.retain(|golden| [("nemotron", 9), ("llama", 1)].contains(&(&*golden.trunk, golden.weight.len())));
     assert_eq!(all.len(), 2);
+    all.truncate(if dev::FAST { 2 } else { 1 });
     all
 }
 
