@@ -350,7 +350,7 @@ fn one_of_a_batch_and_a_live_one(dir: &Path, prompts: [&[u32]; 2]) -> ([Arc<[f32
     };
     let mut executor = runner(dir, &config);
     let mut core = EngineCore::new(config, EngineOptions::new(1));
-    let mut submit = |core: &mut EngineCore, batch: bool| {
+    let submit = |core: &mut EngineCore, batch: bool| {
         let (updates, stream) = tokio::sync::mpsc::unbounded_channel();
         let request = Request { batch, ..score_request(prompts[usize::from(!batch)]) };
         let group = vec![Submission { id: RequestId(u64::from(batch)), request, updates }];
