@@ -46,6 +46,7 @@ KERNEL(reward_head, RewardHeadParams, ROW_THREADS) {
             product += row[2 * pair + 1] * weight[2 * pair + 1];
         }
         const float total = block_sum(product);
-        if (threadIdx.x == 0) p.out[static_cast<size_t>(blockIdx.x) * p.width + value] = total + p.bias[value];
+        const size_t at = static_cast<size_t>(blockIdx.x) * p.width + value;
+        if (threadIdx.x == 0) p.out[at] = total + p.bias[value];
     }
 }

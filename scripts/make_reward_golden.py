@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes tests/data/golden/rewards.json: reward heads after the layers of two models of scripts/make_golden.py.
+"""Makes tests/data/golden/rewards.json: reward heads after the layers of models of scripts/make_golden.py.
 
-    python3 scripts/make_reward_golden.py     (requires torch, transformers, safetensors; run make_golden.py first)
+    python3 scripts/make_reward_golden.py            (requires torch, transformers, safetensors)
 
 Every case has the head's weight and bias, prompts, and the values that transformers'
-`NemotronForSequenceClassification` and `LlamaForSequenceClassification` compute for them in float32. Heads with
-a bias, which these classes do not have, replace the class's `score`. `fp8_mean_error` is the mean error of a
-value in the simulation of FP8 of make_golden.py, with the head in float32. The prompts are answers to one
-question: they begin with the same tokens.
+`NemotronForSequenceClassification` and `LlamaForSequenceClassification` compute for them in float32. Heads
+with a bias, which these classes do not have, replace the class's `score`. `fp8_mean_error` is the mean error
+of a value in the simulation of FP8 of make_golden.py, with the head in float32. The prompts are answers to
+one question: they begin with the same tokens.
 """
 
 import json
@@ -50,7 +50,8 @@ def main() -> None:
         error = (values(model, prompts) - exact).abs().mean().item()
         worst = (half - exact).abs().max().item()
         spread = exact[:, 0].std().item()
-        print(f"{trunk} {module} {width}: bfloat16 worst {worst:.5f}, FP8 mean {error:.5f}, spread {spread:.3f}")
+        figures = f"bfloat16 worst {worst:.5f}, FP8 mean {error:.5f}, spread {spread:.3f}"
+        print(f"{trunk} {module} {width}: {figures}")
         text.append(json.dumps({
             "trunk": trunk,
             "architecture": CLASSES[trunk].__name__,

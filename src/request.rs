@@ -10,8 +10,8 @@ use smallvec::SmallVec;
 
 use crate::grammar::Grammar;
 
-/// One sequence to generate, or to score. A wire request with `n` choices becomes `n` of these, admitted together or not
-/// at all.
+/// One sequence to generate, or to score. A wire request with `n` choices becomes `n` of these, admitted
+/// together or not at all.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
