@@ -29,6 +29,9 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
+    /// Index of the first prompt token that is reported, below the prompt's length; 0 without
+    /// `prompt_logprobs`. What lies before the token ahead of it may come from the prefix cache.
+    pub prompt_logprobs_start: u32,
     /// Report the values of the reward head at the last prompt token and generate nothing. Set in every
     /// request to a model with a reward head, and in no other.
     pub reward: bool,
@@ -156,8 +159,8 @@ impl SampledToken {
 pub struct Update {
     /// The tokens generated, in order; at most one without speculative decoding.
     pub tokens: SmallVec<[SampledToken; 1]>,
-    /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them. Prompt
-    /// token 0 has none.
+    /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them, from
+    /// its first one to report on. Prompt token 0 has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// The values of the reward head in the order of its rows, neither scaled nor weighted. Set on the last
     /// update of a request that asks for them, unless it failed.

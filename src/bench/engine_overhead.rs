@@ -90,6 +90,7 @@ pub(super) fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
         priority: 0,
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         reward: false,
         batch: false,
         tenant: Tenant::default(),

@@ -17,6 +17,7 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
     check_ids("stop_token_ids", request.stop.stop_ids.iter().copied(), vocab)?;
     check_sampling(&request.sampling, vocab)?;
     check_alternatives("prompt_logprobs", request.prompt_logprobs, vocab)?;
+    check_start(request)?;
     check_reward(request, config)?;
     let max_tokens = request.stop.max_tokens;
     if max_tokens == 0 && request.prompt_logprobs.is_none() && !request.reward {
@@ -28,6 +29,17 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
         return Err(Reject::Invalid { field: "min_tokens", message });
     }
     check_length(request, config)
+}
+
+/// Checks the first prompt token to report on.
+fn check_start(request: &Request) -> Result<(), Reject> {
+    let (start, prompt) = (request.prompt_logprobs_start, request.prompt.len());
+    let most = if request.prompt_logprobs.is_some() { prompt - 1 } else { 0 };
+    if start as usize > most {
+        let message = format!("expected at most {most}, got {start}");
+        return Err(Reject::Invalid { field: "prompt_logprobs_start", message });
+    }
+    Ok(())
 }
 
 /// Checks that a model with a reward head only scores, and another one only generates.

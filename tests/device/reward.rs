@@ -253,6 +253,7 @@ pub fn score_request(prompt: &[u32]) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         reward: true,
         batch: false,
     }

@@ -190,6 +190,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         reward: false,
         batch: false,
     };
@@ -296,6 +297,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         blocks: [0].into(),
         sample: true,
         score: Vec::new(),
+        score_from: 0,
         reward: false,
     };
     runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
