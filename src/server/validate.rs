@@ -40,8 +40,8 @@ use super::responses::reply::RequestEcho;
 use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
-    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_BAD_WORD_BYTES, MAX_SEQUENCES,
-    MAX_STOP_BYTES, MAX_STOP_STRINGS, TokenizeWire,
+    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
+    TokenizeWire,
 };
 use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls, Truncate};
@@ -331,7 +331,7 @@ fn finish(
         cache_salt: wire.cache_salt.map(Arc::from),
         grammar,
         tools: route.tools,
-        bad_words: bad_words(wire.bad_words)?,
+        bad_words: sampling::bad_words(wire.bad_words)?,
         allowed_tokens,
         truncate: truncate(wire.truncate_prompt_tokens)?,
         prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
@@ -468,23 +468,6 @@ fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiErro
         other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
-}
-
-/// Reads `bad_words`. A text of spaces alone has no token of its own and stands for none.
-fn bad_words(items: Option<Vec<Value>>) -> Result<Vec<String>, ApiError> {
-    let mut words = Vec::new();
-    for (i, item) in items.unwrap_or_default().into_iter().enumerate() {
-        let path = format!("bad_words[{i}]");
-        let Value::String(word) = item else { return Err(wrong_type(&path, "a string", &item)) };
-        if word.len() > MAX_BAD_WORD_BYTES {
-            let text = format!("expected at most {MAX_BAD_WORD_BYTES} bytes, got {}", word.len());
-            return Err(ApiError::invalid(path, text));
-        }
-        if !word.trim().is_empty() {
-            words.push(word);
-        }
-    }
-    Ok(words)
 }
 
 fn truncate(tokens: Option<i128>) -> Result<Option<Truncate>, ApiError> {

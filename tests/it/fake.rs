@@ -77,7 +77,7 @@ pub struct Answer {
     pub reward: Option<Arc<[f32]>>,
 }
 
-/// Values of the fake model's reward head, if the configuration says that it has one.
+/// Values of the fake model's reward head in tests of the scheduler.
 pub const REWARDS: usize = 3;
 
 /// Computes the answer to a request from the definition of the fake model, without blocks, steps or slots.
@@ -87,7 +87,7 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
         Some(_) => (scored_from(request)..history.len()).map(|i| score(&history[..i], history[i])).collect(),
         None => Vec::new(),
     };
-    let reward = request.reward.then(|| rewards(&history));
+    let reward = request.reward.then(|| rewards(&history, REWARDS));
     let mut tokens = Vec::new();
     while tokens.len() < request.stop.max_tokens as usize {
         let token = next(&history, &request.sampling, tokens.len(), vocab);
@@ -102,8 +102,8 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
 }
 
 /// The values of the reward head after a history.
-fn rewards(history: &[u32]) -> Arc<[f32]> {
-    (0..REWARDS as u64).map(|i| (hash(history, i + 7) % 1000) as f32 / 100.0).collect()
+pub fn rewards(history: &[u32], width: usize) -> Arc<[f32]> {
+    (0..width as u64).map(|i| (hash(history, i + 7) % 1000) as f32 / 100.0).collect()
 }
 
 /// Index of the first prompt token that has a score.
@@ -152,6 +152,7 @@ fn score(history: &[u32], token: u32) -> TokenLogprob {
 /// The fake model, with the state that a device keeps between steps.
 pub struct FakeModel {
     vocab: usize,
+    reward_width: usize,
     max_rows_tokens: usize,
     blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
     slots: Vec<Option<SlotState>>,
@@ -171,6 +172,7 @@ impl FakeModel {
     pub fn new(config: &SchedulerConfig) -> Self {
         Self {
             vocab: config.vocab_size,
+            reward_width: config.reward_width,
             max_rows_tokens: config.max_num_batched_tokens,
             blocks: vec![[None; BLOCK_TOKENS]; config.num_blocks],
             slots: (0..config.max_num_seqs).map(|_| None).collect(),
@@ -238,7 +240,7 @@ impl FakeModel {
         };
         let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
         if !row.sample {
-            let reward = row.reward.then(|| rewards(&history));
+            let reward = row.reward.then(|| rewards(&history, self.reward_width));
             return RowOutput { scores, reward, ..RowOutput::default() };
         }
         let generated = history.len() - slot.start.prompt_len;

@@ -85,9 +85,9 @@ request_fields! {
     }
     checked {
         /// Reference answers, which a reward model has no use for.
-        labels: Any = any("any value", || json!({})).without_effect();
+        labels: Any = any("any value", anything).without_effect();
         /// The client's own labels.
-        metadata: Any = any("any value", || json!({})).without_effect();
+        metadata: Any = any("any value", anything).without_effect();
     }
     plus {
         /// The shared fields.
@@ -194,6 +194,10 @@ impl ScoreFields {
             ..CommonFields::default()
         }
     }
+}
+
+fn anything() -> Value {
+    json!({ "type": ["array", "boolean", "number", "object", "string"] })
 }
 
 fn string() -> Value {
