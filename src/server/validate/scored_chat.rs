@@ -82,7 +82,6 @@ fn name_unused(wire: &mut ChatWire) {
         ("presence_penalty", common.presence_penalty.is_some()),
         ("frequency_penalty", common.frequency_penalty.is_some()),
         ("repetition_penalty", common.repetition_penalty.is_some()),
-        ("seed", common.seed.is_some()),
         ("stop", common.stop.is_some()),
         ("stop_token_ids", common.stop_token_ids.is_some()),
         ("min_tokens", common.min_tokens.is_some()),
