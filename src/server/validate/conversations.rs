@@ -21,6 +21,8 @@ pub(super) struct Read {
     /// The messages; without the answer, if `answer` has it.
     pub(super) messages: Arc<[ChatMessage]>,
     pub(super) answer: Option<ChatMessage>,
+    /// The client's index of each answer, those within the messages first.
+    pub(super) answers: Vec<usize>,
 }
 
 /// Reads a conversation that ends with an answer.
@@ -39,7 +41,8 @@ pub(super) fn conversation(
         );
         return Err(ApiError::invalid(path, text));
     }
-    Ok(Read { path: path.to_owned(), messages: plain(messages, limits).into(), answer: None })
+    let answers = answers_of(&messages).collect();
+    Ok(Read { path: path.to_owned(), messages: plain(messages, limits).into(), answer: None, answers })
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -49,6 +52,12 @@ fn role_name(role: Role) -> &'static str {
         Role::Assistant => "assistant",
         Role::Tool => "tool",
     }
+}
+
+/// Indices of the answers among messages.
+pub(super) fn answers_of(messages: &[ChatMessage]) -> impl Iterator<Item = usize> {
+    let is_answer = |message: &ChatMessage| message.role == Role::Assistant;
+    messages.iter().enumerate().filter(move |(_, message)| is_answer(message)).map(|(i, _)| i)
 }
 
 /// The messages with tool calls as text, if the template shows none.
@@ -71,12 +80,13 @@ pub(super) fn answered(
         Value::Array(items) => chat::messages("prompt", &items, ignored)?,
         other => return Err(wrong_type("prompt", PROMPT, &other)),
     };
+    let before: Vec<usize> = answers_of(&messages).chain([messages.len()]).collect();
     let shared: Arc<[ChatMessage]> = plain(messages, limits).into();
     let one = |(i, answer): (usize, Value)| {
         let path = format!("answers[{i}]");
         let Value::String(text) = answer else { return Err(wrong_type(&path, "a string", &answer)) };
         let answer = Some(ChatMessage::new(Role::Assistant, text));
-        Ok(Read { path, messages: Arc::clone(&shared), answer })
+        Ok(Read { path, messages: Arc::clone(&shared), answer, answers: before.clone() })
     };
     answers.into_iter().enumerate().map(one).collect()
 }
@@ -89,29 +99,23 @@ pub(super) fn ends(
     limits: &Limits,
 ) -> Result<(Prompts, Vec<Subject>), ApiError> {
     let (mut prompts, mut subjects) = (Vec::new(), Vec::new());
-    for Read { path, messages, answer } in conversations {
+    for Read { path, messages, answer, answers } in conversations {
         if limits.tools.is_none() {
             let text = "this model has no chat template; send text as input of /classify or /pooling";
             return Err(ApiError::invalid(path, text));
         }
-        let answers = messages.iter().enumerate().filter(|(_, message)| message.role == Role::Assistant);
-        let mut ends: Vec<usize> = answers.map(|(i, _)| i).collect();
-        ends.extend(answer.as_ref().map(|_| messages.len()));
-        if !every_turn {
-            ends.drain(..ends.len() - 1);
-        }
-        for end in &ends {
-            prompts.push(match &answer {
-                Some(answer) if *end == messages.len() => Conversation::answered(&messages, answer.clone()),
-                _ => Conversation::beginning(&messages, end + 1),
-            });
-        }
+        // Not the client's indices where results of tools have become one message.
+        let places: Vec<usize> = answers_of(&messages).collect();
+        let within = places.iter().map(|place| Conversation::beginning(&messages, place + 1));
+        let last = answer.map(|answer| Conversation::answered(&messages, answer));
+        let skipped = if every_turn { 0 } else { answers.len() - 1 };
+        prompts.extend(within.chain(last).skip(skipped));
         if prompts.len() > MAX_SEQUENCES {
             let got = prompts.len();
             let text = format!("expected at most {MAX_SEQUENCES} answers to score in a request, got {got}");
             return Err(ApiError::invalid(if every_turn { "every_turn" } else { &path }, text));
         }
-        subjects.push(Subject { path, ends });
+        subjects.push(Subject { path, ends: answers[skipped..].to_vec() });
     }
     Ok((Prompts::Conversations { conversations: prompts, kwargs }, subjects))
 }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::Limits;
-use super::conversations::{Read, ends};
+use super::conversations::{Read, answers_of, ends};
 use super::values::token_ids;
 use crate::generation::{ChatMessage, Content, Prompts, Role};
 use crate::server::error::ApiError;
@@ -128,5 +128,6 @@ fn turns(input: InputText, limits: &Limits) -> Result<Read, ApiError> {
         }
         messages.remove(at);
     }
-    Ok(Read { path, messages: messages.into(), answer: None })
+    let answers = answers_of(&messages).collect();
+    Ok(Read { path, messages: messages.into(), answer: None, answers })
 }

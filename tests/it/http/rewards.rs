@@ -335,13 +335,15 @@ async fn metrics_costs_deadlines_and_cancellation_hold_for_scores() {
     gone.request("POST", "/v1/reward", &[], body.to_string().as_bytes()).await;
     server.until(|stats| stats.counts.running == 1).await;
     drop(gone);
-    let late = merged(body.clone(), json!({ "timeout": 0.05 }));
-    let late = server.post("/v1/reward", late).await;
-    assert!(matches!(late.status, 429 | 504), "{}", late.text());
+    let mut late = Connection::open(server.address).await;
+    let hasty = merged(body.clone(), json!({ "timeout": 1e-6 }));
+    late.request("POST", "/v1/reward", &[], hasty.to_string().as_bytes()).await;
     let headers = [("x-request-deadline-ms", "0")];
     let refused = send(server.address, "POST", "/classify", &headers, b"{}").await;
     assert_eq!(refused.error().2.as_deref(), Some("x-request-deadline-ms"));
     drop(permits);
+    let late = late.reply_to("POST").await;
+    assert!(matches!(late.status, 429 | 504), "{}", late.text());
     server.until_empty().await;
     let reply = server.post("/v1/reward", body).await.json();
     let tokens = ids(&["Why?", "Because."]).len();
