@@ -364,6 +364,9 @@ pub(super) fn log_banner(p: &Prepared, devices: &Devices) {
     tracing::info!("model       {} ({})", p.config.model.served_names().join(", "), p.model.architecture);
     tracing::info!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
     tracing::info!("precision   {precision}, KV cache {:?}", p.kv);
+    if let Some(scoring) = &p.scoring {
+        tracing::info!("score       {scoring}");
+    }
     tracing::info!("device      {}", devices.describe());
     let each = if devices.ranks() == 1 { "" } else { "of each rank: " };
     let needs = &p.memory.needs;

@@ -4,6 +4,8 @@
 //! value. Other heads have no default: no weights of theirs are published, and a sum with weights that nobody
 //! chose would be a plausible wrong number. The operator or the request sets them.
 
+use std::fmt;
+
 use serde_json::{Map, Value};
 
 use crate::server::error::ApiError;
@@ -92,13 +94,8 @@ impl Scoring {
     }
 
     /// Names of the values, in the order of replies.
-    pub fn names(&self) -> &[String] {
+    pub(crate) fn names(&self) -> &[String] {
         &self.names
-    }
-
-    /// The weights of the values in a score; `None` if only requests have weights.
-    pub fn weights(&self) -> Option<&[f64]> {
-        self.weights.as_deref()
     }
 
     fn index(&self, name: &str) -> Result<usize, WeightError> {
@@ -138,6 +135,20 @@ impl Scoring {
     /// The reported values of all values of the head.
     pub(crate) fn reported(&self, head: &[f32]) -> Vec<f32> {
         self.rows.iter().filter_map(|&row| head.get(row).copied()).collect()
+    }
+}
+
+impl fmt::Display for Scoring {
+    /// The values and how a score is made of them, for the log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(weights) = &self.weights else {
+            return write!(f, "{}; requests give their weights", self.names.join(", "));
+        };
+        for (i, (name, weight)) in self.names.iter().zip(weights).enumerate() {
+            let separator = if i > 0 { ", " } else { "" };
+            write!(f, "{separator}{name} × {weight}")?;
+        }
+        Ok(())
     }
 }
 

@@ -184,7 +184,7 @@ pub(crate) fn is_default_system(text: &str) -> bool {
 }
 
 /// The text without the tokens before and after the conversation.
-fn without_edges(text: &str) -> &str {
+pub(crate) fn without_edges(text: &str) -> &str {
     let mut inner = text;
     loop {
         let (start, end) = (inner.trim_start(), inner.trim_end());

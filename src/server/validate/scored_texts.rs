@@ -8,7 +8,7 @@ use super::values::token_ids;
 use crate::generation::{ChatMessage, Content, Prompts, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::wrong_type;
-use crate::server::reward::templated_text::{self, is_default_system, turn_markers};
+use crate::server::reward::templated_text::{self, is_default_system, turn_markers, without_edges};
 use crate::server::reward::writer::Subject;
 use crate::server::types::MAX_SEQUENCES;
 
@@ -106,9 +106,9 @@ fn turns(input: InputText, limits: &Limits) -> Result<Read, ApiError> {
     let mut messages = match messages {
         Some(messages) => messages,
         None => {
-            let prompt = prompt.filter(|prompt| !prompt.is_empty());
-            let parts = prompt.and_then(|prompt| Some((text.strip_prefix(&prompt)?.to_owned(), prompt)));
-            let (answer, prompt) = parts.ok_or_else(|| {
+            let prompt = prompt.as_deref().map(without_edges).filter(|prompt| !prompt.is_empty());
+            let parts = prompt.and_then(|prompt| Some((prompt, without_edges(&text).strip_prefix(prompt)?)));
+            let (prompt, answer) = parts.ok_or_else(|| {
                 invalid(
                     "expected text with turn markers of Nemotron, ChatML, Llama 3 or Llama 2, got text \
                      without any; the model scores conversations, which messages and token ids express too"

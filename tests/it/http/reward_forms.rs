@@ -148,8 +148,9 @@ async fn classify_ends_with_the_score_and_get_reward_has_columns() {
         json!({ "rewards": [total, total], "scores": [total, total], "extra_logs": columns })
     );
     // Without turn markers, the prompt tells where the answer begins.
-    let plain = json!({ "query": "Why?Because.", "prompts": "Why?" });
-    assert_eq!(server.post("/get_reward", plain).await.json()["rewards"], json!([total]));
+    let plain =
+        json!({ "query": ["Why?Because.", "<pad><s>Why?Because.</s>"], "prompts": ["Why?", "<s>Why?"] });
+    assert_eq!(server.post("/get_reward", plain).await.json()["rewards"], json!([total, total]));
     for (path, body, param, part) in [
         ("/classify", json!({}), "input", "or messages instead"),
         ("/classify", json!({ "input": "a", "messages": messages }), "input", "got both"),
