@@ -36,10 +36,12 @@ pub struct RewardGolden {
     labels: Option<Vec<String>>,
     /// The mean error of a value in a simulation of FP8.
     fp8_mean_error: f64,
+    /// The values of the head after each prompt, in float32.
+    values: Vec<Vec<f64>>,
+    #[serde(skip)]
     pub prompts: Vec<RewardPrompt>,
 }
 
-#[derive(Deserialize)]
 pub struct RewardPrompt {
     pub ids: Vec<u32>,
     /// The values of the head at the last token, in float32.
@@ -47,8 +49,19 @@ pub struct RewardPrompt {
 }
 
 pub fn reward_golden() -> Vec<RewardGolden> {
+    #[derive(Deserialize)]
+    struct File {
+        prompts: Vec<Vec<u32>>,
+        cases: Vec<RewardGolden>,
+    }
     let text = std::fs::read_to_string(root().join("tests/data/golden/rewards.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    let File { prompts, mut cases } = serde_json::from_str(&text).unwrap();
+    for case in &mut cases {
+        assert_eq!(case.values.len(), prompts.len());
+        let pairs = prompts.iter().cloned().zip(std::mem::take(&mut case.values));
+        case.prompts = pairs.map(|(ids, values)| RewardPrompt { ids, values }).collect();
+    }
+    cases
 }
 
 impl RewardGolden {
@@ -63,6 +76,7 @@ impl RewardGolden {
             bias: Some(bias),
             labels: None,
             fp8_mean_error: 0.0,
+            values: Vec::new(),
             prompts: Vec::new(),
         }
     }
