@@ -3,11 +3,11 @@
 
     python3 scripts/make_reward_golden.py            (requires torch, transformers, safetensors)
 
-Every case has the head's weight and bias, prompts, and the values that transformers'
-`NemotronForSequenceClassification` and `LlamaForSequenceClassification` compute for them in float32. Heads
-with a bias, which these classes do not have, replace the class's `score`. `fp8_mean_error` is the mean error
-of a value in the simulation of FP8 of make_golden.py, with the head in float32. The prompts are answers to
-one question: they begin with the same tokens.
+The prompts are answers to one question: they begin with the same tokens. Every case has the head's weight
+and bias, and the values that transformers' `NemotronForSequenceClassification` and
+`LlamaForSequenceClassification` compute for each prompt in float32. Heads with a bias, which these classes do
+not have, replace the class's `score`. `fp8_mean_error` is the mean error of a value in the simulation of FP8
+of make_golden.py, with the head in float32.
 """
 
 import json
@@ -30,8 +30,10 @@ CASES = [
     ("llama", "score", 5, False, ["truth", "style", "tone", "order", "length"]),
     ("llama", "score", 9, True, None),
 ]
-# Standard deviation of the head's weights, which makes values of about 0.5 around the bias.
-DEVIATION = 0.06
+# Standard deviation of the head's weights, which makes values of about 0.25 around the bias, and the number
+# whose multiples they are. Such weights are exact in bfloat16 and short in JSON.
+DEVIATION = 0.03
+UNIT = 1 / 256
 
 
 @torch.no_grad()
@@ -60,20 +62,19 @@ def main() -> None:
             "bias": head.bias.tolist() if bias else None,
             "labels": labels,
             "fp8_mean_error": error,
-            "prompts": [
-                {"ids": ids[0].tolist(), "values": [round(x, 7) for x in row.tolist()]}
-                for ids, row in zip(prompts, exact)
-            ],
+            "values": [[round(x, 6) for x in row] for row in exact.tolist()],
         }))
-    (OUT / "rewards.json").write_text("[\n" + ",\n".join(text) + "\n]\n")
+    ids = ",\n".join(str(prompt[0].tolist()) for prompt in prompts)
+    cases = ",\n".join(text)
+    (OUT / "rewards.json").write_text(f'{{"prompts": [\n{ids}\n],\n"cases": [\n{cases}\n]}}\n')
 
 
 def make_head(width: int, bias: bool):
     """Returns a random head whose elements are exact in bfloat16."""
     head = torch.nn.Linear(HIDDEN, width, bias=bias)
-    head.weight.copy_((torch.randn_like(head.weight) * DEVIATION).to(torch.bfloat16))
+    head.weight.copy_((torch.randn_like(head.weight) * DEVIATION / UNIT).round() * UNIT)
     if bias:
-        head.bias.copy_((torch.rand_like(head.bias) * 4).to(torch.bfloat16))
+        head.bias.copy_((torch.rand_like(head.bias) * 4 * 16).round() / 16)
     return head
 
 

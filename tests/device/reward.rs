@@ -1,6 +1,7 @@
 //! Reward heads: the operation against F64, whole models against transformers
 //! (`scripts/make_reward_golden.py`), and the same bits of a score alone and in any batch.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,10 +37,12 @@ pub struct RewardGolden {
     labels: Option<Vec<String>>,
     /// The mean error of a value in a simulation of FP8.
     fp8_mean_error: f64,
+    /// The values of the head after each prompt, in float32.
+    values: Vec<Vec<f64>>,
+    #[serde(skip)]
     pub prompts: Vec<RewardPrompt>,
 }
 
-#[derive(Deserialize)]
 pub struct RewardPrompt {
     pub ids: Vec<u32>,
     /// The values of the head at the last token, in float32.
@@ -47,8 +50,19 @@ pub struct RewardPrompt {
 }
 
 pub fn reward_golden() -> Vec<RewardGolden> {
+    #[derive(Deserialize)]
+    struct File {
+        prompts: Vec<Vec<u32>>,
+        cases: Vec<RewardGolden>,
+    }
     let text = std::fs::read_to_string(root().join("tests/data/golden/rewards.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
+    let File { prompts, mut cases } = serde_json::from_str(&text).unwrap();
+    for case in &mut cases {
+        assert_eq!(case.values.len(), prompts.len());
+        let pairs = prompts.iter().cloned().zip(std::mem::take(&mut case.values));
+        case.prompts = pairs.map(|(ids, values)| RewardPrompt { ids, values }).collect();
+    }
+    cases
 }
 
 impl RewardGolden {
@@ -63,6 +77,7 @@ impl RewardGolden {
             bias: Some(bias),
             labels: None,
             fp8_mean_error: 0.0,
+            values: Vec::new(),
             prompts: Vec::new(),
         }
     }
@@ -214,32 +229,38 @@ fn unquantised_scores_agree_with_transformers() {
 
 #[test]
 fn fp8_scores_have_the_error_of_a_simulation_and_keep_the_order_of_answers() {
+    // By the layers: the error of the values, and that of the simulation.
+    let mut errors: HashMap<String, [f64; 2]> = HashMap::new();
     for golden in reward_golden() {
-        let dir = golden.checkpoint();
-        let (mut sum, mut count) = (0.0, 0.0);
+        let (dir, name) = (golden.checkpoint(), golden.name());
         let prompts = if dev::FAST { &golden.prompts[..] } else { &golden.prompts[..2] };
-        let mut firsts = Vec::new();
-        for prompt in prompts {
-            let got = scores(dir.path(), Precision::Fp8, KvDtype::Fp8, &prompt.ids);
-            for (got, expected) in got.iter().zip(&prompt.values) {
-                sum += (f64::from(*got) - expected).abs();
-                count += 1.0;
-            }
-            firsts.push((f64::from(got[0]), prompt.values[0]));
-        }
-        let (mean, name) = (sum / count, golden.name());
-        assert!(mean > 0.0, "{name}: FP8 must change the scores");
-        if dev::FAST {
-            assert!(mean <= 1.5 * golden.fp8_mean_error, "{name}: {mean}, {}", golden.fp8_mean_error);
+        let got = prompts.iter().map(|p| scores(dir.path(), Precision::Fp8, KvDtype::Fp8, &p.ids));
+        let got: Vec<Vec<f32>> = got.collect();
+        let sums = errors.entry(golden.trunk.clone()).or_default();
+        for (got, prompt) in got.iter().zip(prompts) {
+            let error = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs();
+            sums[0] += got.iter().zip(&prompt.values).map(error).sum::<f64>();
+            sums[1] += golden.fp8_mean_error * got.len() as f64;
         }
         // Four standard deviations of the difference of two values, if the errors are Gaussian.
         let margin = 4.0 * 1.25 * golden.fp8_mean_error * 2.0f64.sqrt();
-        for (one, exact_one) in &firsts {
-            for (two, exact_two) in &firsts {
-                let ordered = exact_one - exact_two <= margin || one > two;
-                assert!(ordered, "{name}: {one} and {two} for {exact_one} and {exact_two}");
+        let mut compared = 0;
+        for (one, exact_one) in got.iter().zip(prompts) {
+            for (two, exact_two) in got.iter().zip(prompts) {
+                let (exact, difference) = (exact_one.values[0] - exact_two.values[0], one[0] - two[0]);
+                let apart = exact > margin;
+                compared += usize::from(apart);
+                assert!(!apart || difference > 0.0, "{name}: {difference} for {exact}");
             }
         }
+        assert!(!dev::FAST || compared >= 8, "{name}: only {compared} pairs are further apart than {margin}");
+    }
+    for (trunk, [error, simulated]) in errors {
+        assert!(error > 0.0, "{trunk}: FP8 must change the scores");
+        assert!(
+            !dev::FAST || error <= 1.5 * simulated,
+            "{trunk}: {error} where a simulation has {simulated}"
+        );
     }
 }
 
@@ -337,6 +358,34 @@ fn a_prefix_hit_computes_the_last_token_and_keeps_the_bits() {
             let found = handle.stats().counts.prefix_hits - hits;
             assert_eq!(found as usize, (prompt.len() - 1) / 64 * 64, "{name}: prompt of {}", prompt.len());
         }
+    }
+}
+
+/// A conversation of three turns. Each assistant turn is scored after what comes before it and an end marker,
+/// which the next turn begins with.
+#[test]
+fn scores_of_every_turn_equal_those_of_the_conversations_cut_there() {
+    const ENDS: [usize; 3] = [70, 140, 215];
+    let tokens: Vec<u32> = (0..ENDS[2] as u32).map(|i| 3 + (i * 53 + 29) % 380).collect();
+    let turns = ENDS.map(|end| [&tokens[..end], &[2]].concat());
+    for golden in heads() {
+        let (dir, name) = (golden.checkpoint(), golden.name());
+        let cut = turns.each_ref().map(|turn| {
+            let (handle, _thread) = engine(dir.path(), |config| config.prefix_caching = false, 1);
+            block_on(score(&handle, score_request(turn)))
+        });
+        let (handle, _thread) = engine(dir.path(), |config| config.max_num_batched_tokens = 96, 2);
+        let scores = block_on(async {
+            let permit = handle.enter(turns.len()).unwrap();
+            let group = turns.iter().map(|turn| score_request(turn)).collect();
+            let mut streams = permit.submit(group, SubmitOptions::default()).await.unwrap();
+            futures_util::future::join_all(streams.iter_mut().map(|stream| stream.next())).await
+        });
+        for (update, cut) in scores.iter().zip(&cut) {
+            assert_eq!(update.reward.as_ref(), Some(cut), "{name}");
+        }
+        // One block of the first turn and two of the second are computed once.
+        assert_eq!(handle.stats().counts.prefix_hits, 64 + 128, "{name}");
     }
 }
 

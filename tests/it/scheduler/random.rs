@@ -72,7 +72,8 @@ pub fn scored(config: SchedulerConfig, mut events: Vec<Event>) -> (SchedulerConf
     for event in &mut events {
         let Event::Submit(group) = event else { continue };
         for request in group {
-            (request.reward, request.stop.max_tokens, request.prompt_logprobs) = (true, 0, None);
+            (request.reward, request.stop.max_tokens) = (true, 0);
+            (request.prompt_logprobs, request.prompt_logprobs_start) = (None, 0);
             let sampling = SamplingParams::clone(&request.sampling);
             request.sampling = Arc::new(SamplingParams { min_tokens: 0, ..sampling });
         }
