@@ -134,7 +134,7 @@ mod page;
 mod responses;
 mod reward_forms;
 mod reward_texts;
-mod rewards;
+pub mod rewards;
 mod routes;
 mod scripted;
 mod streams;
