@@ -1,4 +1,4 @@
-//! What the document says of an operation: its method, request body and answers.
+//! An operation of the document: method, request body and answers.
 
 use schemars::{Schema, SchemaGenerator};
 use serde_json::Value;

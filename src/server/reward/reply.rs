@@ -146,7 +146,7 @@ impl JsonSchema for ColumnsByName<'_> {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",
-            "description": "For each value of the reward head, by name, an array with an entry for each query.",
+            "description": "For each value of the head, by name, an array with an entry for each query.",
             "additionalProperties": { "type": "array", "items": { "type": "number" } },
         })
     }

@@ -49,7 +49,7 @@ pub(crate) struct Subject {
     pub(crate) ends: Vec<usize>,
 }
 
-/// What a reply with scores needs to know of its request.
+/// The parts of a request for scores that its reply needs.
 #[derive(Debug, Clone)]
 pub(crate) struct ScorePlan {
     pub(crate) form: ScoreForm,

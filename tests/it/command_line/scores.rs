@@ -127,8 +127,9 @@ async fn octant_batch_scores_lines_without_and_with_a_server() {
         lines.sort_unstable();
         lines
     };
-    let local = [&*model.path().to_string_lossy()].into_iter().chain(SIMULATED).map(str::to_owned);
-    let local = run("local.jsonl", local.collect());
+    let mut args = vec![model.path().to_string_lossy().into_owned()];
+    args.extend(SIMULATED.map(str::to_owned));
+    let local = run("local.jsonl", args);
     // A server that refuses unknown fields shows that nothing is added to lines that are scored.
     let server = Server::start(model.path(), &["--reject-unknown-fields", "true"]);
     let remote = run("remote.jsonl", vec!["--endpoint".to_owned(), format!("http://{}", server.address)]);

@@ -13,10 +13,13 @@ async fn a_chat_has_the_form_of_nvidias_hosted_api() {
     let expected = values(&["Why?", "Because."], 5);
     let content: Vec<String> =
         FIVE.iter().zip(&expected).map(|(name, value)| format!("{name}:{value:?}")).collect();
-    let entry = |(name, value): (&&str, &f32)| json!({ "token": name, "logprob": number(*value), "bytes": null, "top_logprobs": [] });
+    let entry = |(name, value): (&&str, &f32)| {
+        let value = number(*value);
+        json!({ "token": name, "logprob": value, "bytes": null, "top_logprobs": [] })
+    };
     let entries: Vec<Value> = FIVE.iter().zip(&expected).map(entry).collect();
     let tokens = ids(&["Why?", "Because."]).len();
-    // Nobody asks for log-probabilities, and clients take a reply without them for one of another model.
+    // Clients do not ask for log-probabilities, and take a reply without them for one of another model.
     for (round, more) in
         [json!({}), json!({ "logprobs": true }), json!({ "logprobs": false })].iter().enumerate()
     {

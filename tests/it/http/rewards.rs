@@ -371,27 +371,27 @@ async fn a_full_queue_and_a_wrong_key_refuse_scores_as_they_refuse_answers() {
     setup.settings.api_key = Some("sesame".to_owned());
     let (executor, permits) = FakeExecutor::new(&setup.config).gated();
     let server = setup.launch_with(executor);
-    let body = json!({ "messages": turns(&["Why?", "Because."]) }).to_string();
+    let body = json!({ "prompt": "Why?", "answers": ["Because.", "No.", "So."] }).to_string();
     let post = async |path: &str, key: &str| {
         let mut connection = Connection::open(server.address).await;
         let bearer = format!("Bearer {key}");
         connection.request("POST", path, &[("authorization", &bearer)], body.as_bytes()).await;
         connection
     };
-    for path in ["/v1/reward", "/pooling", "/classify", "/get_reward"] {
+    let routes = ["/v1/reward", "/pooling", "/classify", "/get_reward", "/v1/chat/completions"];
+    for path in routes {
         assert_eq!(post(path, "wrong").await.reply_to("POST").await.status, 401, "{path}");
     }
+    // An empty queue takes a request of any size.
     let mut first = post("/v1/reward", "sesame").await;
-    server.until(|stats| stats.counts.running == 1).await;
-    let mut second = post("/classify", "sesame").await;
-    server.until(|stats| stats.counts.waiting == 1).await;
-    for path in ["/v1/reward", "/pooling", "/classify", "/get_reward", "/v1/chat/completions"] {
+    server.until(|stats| (stats.counts.running, stats.counts.waiting) == (1, 2)).await;
+    for path in routes {
         let full = post(path, "sesame").await.reply_to("POST").await;
         assert_eq!((full.status, full.header("retry-after").is_some()), (429, true), "{path}");
     }
     drop(permits);
-    assert_eq!(first.reply_to("POST").await.status, 200);
-    assert_eq!(second.reply_to("POST").await.status, 200);
+    let scored = first.reply_to("POST").await;
+    assert_eq!((scored.status, scored.json()["data"].as_array().map(Vec::len)), (200, Some(3)));
 }
 
 #[tokio::test]
@@ -401,7 +401,10 @@ async fn lines_of_batches_are_scored_like_live_requests() {
     setup.settings.batches = batch_setup(dir.path(), 1 << 30).settings.batches;
     let executor = FakeExecutor::new(&setup.config);
     let server = setup.launch_with(executor);
-    let line = |id: &str, body: Value| json!({ "custom_id": id, "method": "POST", "url": "/v1/reward", "body": body });
+    let line = |id: &str, body: Value| {
+        let url = "/v1/reward";
+        json!({ "custom_id": id, "method": "POST", "url": url, "body": body })
+    };
     let good = json!({ "prompt": "Why?", "answers": ["Because.", "No."], "every_turn": true });
     let lines = [line("good", good.clone()), line("bad", json!({ "messages": turns(&["Why?"]) }))];
     let id = created_for(&server, &lines).await;
