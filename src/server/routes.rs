@@ -40,6 +40,8 @@ use crate::batch::{Endpoint, Runner};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
+/// Validates the body of a request for scores.
+type ReadScores = fn(Fields, &Limits) -> Result<(ValidRequest, ScorePlan), ApiError>;
 
 /// Header with the time in milliseconds within which the whole answer must be sent.
 const DEADLINE_HEADER: &str = "x-request-deadline-ms";
@@ -157,7 +159,7 @@ async fn scores(
     State(state): Shared,
     request: Request,
     param: &'static str,
-    read: fn(Fields, &Limits) -> Result<(ValidRequest, ScorePlan), ApiError>,
+    read: ReadScores,
 ) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
     let UnvalidatedRequest { admission, caller, body } = enter(&state, request, param).await?;

@@ -391,7 +391,7 @@ impl CommonFields {
 }
 
 /// Checks a name of `metadata` and its value.
-fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
+pub(crate) fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
     if name.chars().count() > MAX_LABEL_NAME {
         let text =
             format!("expected names of at most {MAX_LABEL_NAME} characters, got {}", name.chars().count());
@@ -407,7 +407,8 @@ fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
     }
 }
 
-fn label() -> Value {
+/// A value of `metadata`.
+pub(crate) fn label() -> Value {
     json!({ "type": "string", "maxLength": MAX_LABEL })
 }
 

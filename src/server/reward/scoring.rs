@@ -22,7 +22,7 @@ const CARD: [(&str, f64); 5] = [
 /// The first values of NeMo's heads of nine. They are not trained, so they are not reported.
 const UNTRAINED: [&str; 4] = ["quality", "toxicity", "humor", "creativity"];
 /// Greatest magnitude of a weight.
-const MAX_WEIGHT: f64 = 1e6;
+pub(crate) const MAX_WEIGHT: f64 = 1e6;
 /// Most weights in a request.
 pub(crate) const MAX_WEIGHTS: usize = 1024;
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::scoring::MAX_WEIGHTS;
+use super::scoring::{MAX_WEIGHT, MAX_WEIGHTS};
 use crate::request::MAX_PRIORITY;
 use crate::server::error::ApiError;
 use crate::server::field_kinds::{
@@ -11,7 +11,9 @@ use crate::server::field_kinds::{
 };
 use crate::server::field_table::{FieldRow, Table, request_fields};
 use crate::server::fields::Fields;
-use crate::server::types::{CommonFields, MAX_MESSAGES, MAX_SEQUENCES, MAX_TIMEOUT, MessageWire};
+use crate::server::types::{
+    CommonFields, MAX_MESSAGES, MAX_SEQUENCES, MAX_TIMEOUT, MessageWire, check_label, label,
+};
 use crate::server::unsupported;
 
 /// Forms of the prompt of several answers.
@@ -35,10 +37,8 @@ request_fields! {
         answers: List = list(1, MAX_SEQUENCES, "answers", string);
         /// Whether each answer within a conversation is scored too, as the end of the conversation up to it.
         every_turn: Flag = flag().default("false");
-    }
-    checked {
-        /// The client's own labels.
-        metadata: Pairs = pairs(16, string).without_effect();
+        /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
+        metadata: Pairs = pairs(16, label).without_effect();
     }
     plus {
         /// The shared fields.
@@ -61,12 +61,12 @@ request_fields! {
         /// Whether a text gets the tokenizer's special tokens, such as BOS, if the model has no chat
         /// template. A template writes them itself.
         add_special_tokens: Flag = flag().default("true");
+        /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
+        metadata: Pairs = pairs(16, label).without_effect();
     }
     checked {
         /// Form of the values. Only numbers are supported.
         encoding_format: Word = supported_word(&["float"]).default("\"float\"");
-        /// The client's own labels.
-        metadata: Pairs = pairs(16, string).without_effect();
     }
     plus {
         /// The shared fields.
@@ -102,7 +102,7 @@ request_fields! {
         model: Text = text();
         /// Weights of the values in the score, by their names; values without one do not count. The default
         /// is the server's.
-        weights: Pairs = pairs(MAX_WEIGHTS, || json!({ "type": "number" }));
+        weights: Pairs = pairs(MAX_WEIGHTS, weight);
         /// Further variables for the chat template.
         chat_template_kwargs: Pairs = pairs(usize::MAX, || json!({})).default("{}");
         /// Requests share cached prefixes only with requests of the same salt.
@@ -130,6 +130,7 @@ impl RewardWire {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         unsupported::refuse_in_scores(&mut fields)?;
         let wire = Self::take(&mut fields)?;
+        wire.metadata.iter().flatten().try_for_each(|(name, value)| check_label(name, value))?;
         Ok(Self { common: ScoreFields::read(fields)?, ..wire })
     }
 
@@ -147,6 +148,7 @@ impl PoolingWire {
     pub(crate) fn read(mut fields: Fields) -> Result<Self, ApiError> {
         unsupported::refuse_in_pooling(&mut fields)?;
         let wire = Self::take(&mut fields)?;
+        wire.metadata.iter().flatten().try_for_each(|(name, value)| check_label(name, value))?;
         Ok(Self { common: ScoreFields::read(fields)?, ..wire })
     }
 
@@ -194,6 +196,10 @@ impl ScoreFields {
             ..CommonFields::default()
         }
     }
+}
+
+fn weight() -> Value {
+    json!({ "type": "number", "minimum": -MAX_WEIGHT, "maximum": MAX_WEIGHT })
 }
 
 fn anything() -> Value {

@@ -32,7 +32,7 @@ struct Scored {
 /// 400, or 404 for an unknown model.
 pub(crate) fn reward(fields: Fields, limits: &Limits) -> Result<(ValidRequest, ScorePlan), ApiError> {
     let scoring = limits.must_score()?;
-    let RewardWire { messages, messages_list, prompt, answers, every_turn, mut common } =
+    let RewardWire { messages, messages_list, prompt, answers, every_turn, metadata: _, mut common } =
         RewardWire::read(fields)?;
     let ignored = &mut common.ignored;
     let conversations = match (messages, messages_list, prompt, answers) {
@@ -93,7 +93,7 @@ fn pooled(
     form: fn(bool) -> ScoreForm,
 ) -> Result<(ValidRequest, ScorePlan), ApiError> {
     let scoring = limits.must_score()?;
-    let PoolingWire { input, messages, return_attributes, add_special_tokens, mut common } =
+    let PoolingWire { input, messages, return_attributes, add_special_tokens, metadata: _, mut common } =
         PoolingWire::read(fields)?;
     let kwargs = chat::kwargs(common.chat_template_kwargs.as_ref())?;
     let (prompts, subjects) = match (input, messages) {

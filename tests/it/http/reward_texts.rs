@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::rewards::{CARD, FIVE, launch, number, score, setup, turns, values};
-use crate::fake::FakeExecutor;
+use super::test_server::{merged, tokenizer};
+use crate::fake::{self, FakeExecutor};
 
 /// A conversation of four turns.
 const TEXTS: [&str; 4] = ["Two\n\nlines?", "Yes:\n1\n2", "More?", "No."];
@@ -158,4 +159,34 @@ async fn markers_in_messages_are_text_and_open_no_turn() {
     let text = format!("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>");
     let by_text = server.post("/classify", json!({ "input": text })).await.json();
     assert_eq!(by_text["data"][0]["probs"], json!([reply["data"][0]["score"]]));
+}
+
+#[tokio::test]
+async fn a_model_without_a_template_takes_text_as_it_is() {
+    let mut setup = setup(&FIVE);
+    setup.template = "";
+    let executor = FakeExecutor::new(&setup.config);
+    let server = setup.launch_with(executor);
+    let text = "Human: a<|turn|>Judge: b";
+    let ids = tokenizer().encode(text).unwrap();
+    let with_bos = tokenizer().add_special(ids.clone());
+    assert_eq!(with_bos.len(), ids.len() + 1);
+    for (more, ids) in [(json!({ "add_special_tokens": false }), ids), (json!({}), with_bos.clone())] {
+        let reply = server.post("/classify", merged(json!({ "input": [text, text] }), more)).await.json();
+        let expected = score(&fake::rewards(&ids, 5), &CARD);
+        assert_eq!(reply["data"][0]["probs"], json!([expected]));
+        assert_eq!(reply["data"][1]["probs"], json!([expected]));
+    }
+    let reply = server.post("/get_reward", json!({ "query": text })).await.json();
+    assert_eq!(reply["rewards"], json!([score(&fake::rewards(&with_bos, 5), &CARD)]));
+    for (path, body, param, part) in [
+        ("/v1/reward", json!({ "messages": turns(&["a", "b"]) }), "messages", "no chat template"),
+        ("/v1/chat/completions", json!({ "messages": turns(&["a", "b"]) }), "messages", "no chat template"),
+        ("/classify", json!({ "input": "<|im_start|>user\na" }), "input", "another model, got <|im_start|>"),
+    ] {
+        let refused = server.post(path, body).await;
+        let error = refused.json()["error"].clone();
+        assert_eq!((refused.status, &error["param"]), (400, &json!(param)), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{error}");
+    }
 }

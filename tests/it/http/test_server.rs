@@ -32,7 +32,7 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|
 
 /// Settings of a test server.
 pub struct Setup {
-    /// Source of the chat template.
+    /// Source of the chat template; an empty one stands for a model without a template.
     pub template: &'static str,
     pub config: SchedulerConfig,
     pub settings: Settings,
@@ -69,8 +69,10 @@ impl Setup {
     pub fn launch_over(self, executor: impl Executor + 'static, tokenizer: Tokenizer) -> TestServer {
         let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start).unwrap();
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_source(self.template, &tokenizer).expect("the template compiles");
-        let generator = Generator::new(engine.clone(), tokenizer, Some(template), 1 << 20);
+        let source = Some(self.template).filter(|source| !source.is_empty());
+        let template = source
+            .map(|source| ChatTemplate::from_source(source, &tokenizer).expect("the template compiles"));
+        let generator = Generator::new(engine.clone(), tokenizer, template, 1 << 20);
         let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));
         let listener = bind(&[SocketAddr::from(([127, 0, 0, 1], 0))]).expect("a port is free");
