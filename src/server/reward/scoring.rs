@@ -1,8 +1,8 @@
 //! The values of a reward head under their names, and their weighted sum, the score.
 //!
 //! The default weights are those of NVIDIA's model card for HelpSteer2's attributes, and 1 for a head of one
-//! value. Other heads have no default: no weights of theirs are published, and a sum with assumed weights would
-//! be a plausible wrong number. The operator or the request sets them.
+//! value. Other heads have no default: no weights of theirs are published, and a sum with assumed weights
+//! would be a plausible wrong number. The operator or the request sets them.
 
 use std::fmt;
 

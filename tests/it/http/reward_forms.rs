@@ -154,6 +154,13 @@ async fn classify_ends_with_the_score_and_get_reward_has_columns() {
     let plain =
         json!({ "query": ["Why?Because.", "<pad><s>Why?Because.</s>"], "prompts": ["Why?", "<s>Why?"] });
     assert_eq!(server.post("/get_reward", plain).await.json()["rewards"], json!([total, total]));
+}
+
+#[tokio::test]
+async fn inputs_that_cannot_be_scored_are_refused_by_name() {
+    let server = launch(&FIVE);
+    let messages = turns(&["Why?", "Because."]);
+    let text = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\nBecause.<|im_end|>\n";
     for (path, body, param, part) in [
         ("/classify", json!({}), "input", "or messages instead"),
         ("/classify", json!({ "input": "a", "messages": messages }), "input", "got both"),
