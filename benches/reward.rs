@@ -1,11 +1,11 @@
-//! Measures scores of a reward model on the CPU: how much faster the prefix cache makes several answers to one
-//! prompt, and how many pairs of answers keep their order in FP8.
+//! Measures scores of a reward model on the CPU: how much faster the prefix cache makes several answers to
+//! one prompt, and how many pairs of answers keep their order in FP8.
 //!
 //!     cargo bench --bench reward -- DIR [--text FILE] [--threads N]
 //!
 //! DIR is a reward model, or any other model, which gets a random head of 32 values in place of its LM head.
-//! With `--text` the answers are passages of that file, by the model's tokenizer; without, random tokens after
-//! the same question.
+//! With `--text` the answers are passages of that file, by the model's tokenizer; without, random tokens
+//! after the same question.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -193,8 +193,8 @@ fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| (random.bits() % vocab as u64) as u32).collect()
 }
 
-/// Times the scores of several answers to one prompt with and without the prefix cache. Every repetition has a
-/// prompt of its own.
+/// Times the scores of several answers to one prompt with and without the prefix cache. Every repetition has
+/// a prompt of its own.
 fn throughput(config: &ModelConfig, cached: Bench, uncached: Bench) {
     let mut random = Random::new(7);
     let (mut with, mut without) = (Vec::new(), Vec::new());

@@ -291,7 +291,7 @@ pub async fn score(engine: &EngineHandle, request: Request) -> Arc<[f32]> {
 }
 
 /// A head of nine values with a bias, and one of a single value, after layers of both families.
-fn heads() -> Vec<RewardGolden> {
+pub fn heads() -> Vec<RewardGolden> {
     let mut all = reward_golden();
     all.retain(|golden| [("nemotron", 9), ("llama", 1)].contains(&(&*golden.trunk, golden.weight.len())));
     assert_eq!(all.len(), 2);

@@ -21,7 +21,7 @@ use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 use crate::device::determinism::{answer, block_on};
 use crate::device::golden::{Prompt, fp8_logits_are_near, golden};
 use crate::device::model::fixture;
-use crate::device::reward::{reward_golden, score, score_request};
+use crate::device::reward::{heads, score, score_request};
 use crate::http::client::post;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -108,7 +108,7 @@ fn quantised_ranks_stay_within_the_tolerance_of_one_rank() {
 /// Sums within a layer are divided among the ranks, the reward head is not.
 #[test]
 fn several_ranks_compute_the_scores_of_one_rank() {
-    for golden in reward_golden() {
+    for golden in heads() {
         let dir = golden.checkpoint();
         let vocab = ModelConfig::from_dir(dir.path()).unwrap().vocab;
         let scores = |ranks: usize| -> Vec<Arc<[f32]>> {
