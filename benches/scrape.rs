@@ -62,6 +62,7 @@ fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }

@@ -139,6 +139,9 @@ def per_row(x):
 def simulate_fp8(model) -> None:
     """Simulates FP8 serving: quantises weights in place, and inputs, keys and values with hooks."""
     for key, module in model.named_modules():
+        # The head of a reward model is not quantised.
+        if key.startswith("score"):
+            continue
         if isinstance(module, torch.nn.Linear) and "lm_head" not in key:
             module.weight.copy_(per_row(module.weight))
             module.register_forward_pre_hook(lambda _, inputs: (per_row(inputs[0]),))

@@ -10,8 +10,8 @@ use smallvec::SmallVec;
 
 use crate::grammar::Grammar;
 
-/// One sequence to generate. A wire request with `n` choices becomes `n` of these, admitted together or not
-/// at all.
+/// One sequence to generate, or to score. A wire request with `n` choices becomes `n` of these, admitted
+/// together or not at all.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Request {
     /// Token ids of the prompt; at least one, each below the model's vocabulary size.
@@ -32,6 +32,9 @@ pub struct Request {
     /// Index of the first prompt token that is reported, below the prompt's length; 0 without
     /// `prompt_logprobs`. What lies before the token ahead of it may come from the prefix cache.
     pub prompt_logprobs_start: u32,
+    /// Report the values of the reward head at the last prompt token and generate nothing. Set in every
+    /// request to a model with a reward head, and in no other.
+    pub reward: bool,
     /// Whether the request is a line of a batch, which its permit for the queue decides. Such a request runs
     /// behind all live requests: it gives up slot and KV blocks to a live request that waits for them, and
     /// never ages.
@@ -116,7 +119,8 @@ impl SamplingParams {
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StopRules {
     /// The most tokens to generate; at least 1, and prompt + max_tokens ≤ the model's context. 0 is allowed
-    /// only together with `prompt_logprobs`: the prompt is scored and nothing is generated.
+    /// together with `prompt_logprobs` and required together with `reward`: the prompt is scored and nothing
+    /// is generated.
     pub max_tokens: u32,
     /// Generation ends with [`Finish::Stop`] after any of these.
     pub stop_ids: Vec<u32>,
@@ -158,6 +162,9 @@ pub struct Update {
     /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them, from
     /// its first one to report on. Prompt token 0 has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
+    /// The values of the reward head in the order of its rows, neither scaled nor weighted. Set on the last
+    /// update of a request that asks for them, unless it failed.
+    pub reward: Option<Arc<[f32]>>,
     /// Prompt tokens found in the prefix cache. Set on the first update only.
     pub cached_tokens: Option<u32>,
     /// Set on the last update and on no other.

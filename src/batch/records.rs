@@ -57,11 +57,14 @@ pub(crate) enum Endpoint {
     /// OpenAI's Responses API.
     #[serde(rename = "/v1/responses")]
     Responses,
+    /// Scores of a reward model.
+    #[serde(rename = "/v1/reward")]
+    Reward,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub(crate) const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Responses];
+    pub(crate) const ALL: [Self; 4] = [Self::Chat, Self::Completions, Self::Responses, Self::Reward];
 
     /// The route's path.
     pub(crate) fn as_str(self) -> &'static str {
@@ -69,6 +72,7 @@ impl Endpoint {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Responses => "/v1/responses",
+            Self::Reward => "/v1/reward",
         }
     }
 }

@@ -76,6 +76,7 @@ pub(super) fn config(running: usize, prompt: usize, waiting: usize) -> Scheduler
         max_queue_requests: running + waiting,
         max_queue_tokens: (running + waiting) * prompt,
         prefix_caching: true,
+        reward_width: 0,
         policy: Policy::default(),
     }
 }
@@ -90,6 +91,7 @@ pub(super) fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
         cache_salt: None,
         prompt_logprobs: None,
         prompt_logprobs_start: 0,
+        reward: false,
         batch: false,
         tenant: Tenant::default(),
     }

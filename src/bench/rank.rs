@@ -36,7 +36,8 @@ const PROJECTED_RANKS: usize = 8;
 /// Runs the benchmark. Prints a line per measurement, and with `--json` one object with all of them at the
 /// end.
 pub fn run(args: &BenchRankArgs, log: &Log) -> anyhow::Result<ExitCode> {
-    let whole = ModelConfig::from_dir(&args.config)?;
+    // Decode steps need an LM head, also where the model has a reward head in its place.
+    let whole = ModelConfig { reward: None, ..ModelConfig::from_dir(&args.config)? };
     let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
     let devices = Devices::open(&DeviceChoice {

@@ -91,6 +91,7 @@ impl Steps {
             sample: true,
             score: Vec::new(),
             score_from: 0,
+            reward: false,
         }
     }
 

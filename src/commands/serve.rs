@@ -244,6 +244,7 @@ async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::
         allowed_origins: p.config.network.allowed_origins,
         allowed_hosts,
         defaults: p.defaults,
+        scoring: p.scoring,
         tool_format: p.config.network.tool_call_parser,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,
@@ -363,6 +364,9 @@ pub(super) fn log_banner(p: &Prepared, devices: &Devices) {
     tracing::info!("model       {} ({})", p.config.model.served_names().join(", "), p.model.architecture);
     tracing::info!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
     tracing::info!("precision   {precision}, KV cache {:?}", p.kv);
+    if let Some(scoring) = &p.scoring {
+        tracing::info!("score       {scoring}");
+    }
     tracing::info!("device      {}", devices.describe());
     let each = if devices.ranks() == 1 { "" } else { "of each rank: " };
     let needs = &p.memory.needs;

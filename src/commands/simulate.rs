@@ -152,7 +152,8 @@ impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
         let forecast = forecast(&cost, &self.config, 1.0);
-        let mut server = VirtualTime::new(self.config, in_flight, SimulatedModel::scripted(cost));
+        let model = SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width);
+        let mut server = VirtualTime::new(self.config, in_flight, model);
         server.set_forecast(forecast);
         server.set_max_ttft(self.max_ttft);
         replay::resimulate(replayed, &mut server);
@@ -226,6 +227,8 @@ fn scheduler_config(
         max_queue_requests: requests.unwrap_or(AdmissionArgs::MAX_QUEUE_REQUESTS),
         max_queue_tokens: tokens.unwrap_or(AdmissionArgs::MAX_QUEUE_TOKENS),
         prefix_caching: prefix_caching.unwrap_or(SchedulingArgs::PREFIX_CACHING),
+        // Workloads generate; a recording may be of a model with a reward head.
+        reward_width: r.map_or(0, |c| c.reward_width),
         policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
     })
 }

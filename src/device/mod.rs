@@ -68,6 +68,15 @@ pub struct Norm<D: Device> {
     pub eps: f32,
 }
 
+/// The weights of a reward head, which are never quantised.
+#[derive(Debug)]
+pub struct RewardWeights<D: Device> {
+    /// \[width, hidden\].
+    pub weight: Floats<D>,
+    /// \[1, width\].
+    pub bias: Floats<D>,
+}
+
 /// The nonlinearity between the two products of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -399,6 +408,15 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         &self,
         residual: &Floats<Self>,
         rows: &[u32],
+        out: &mut Floats<Self>,
+    ) -> Result<(), DeviceError>;
+
+    /// out = norm(hidden) · weightᵀ + bias, \[rows, width\], all in F32. `hidden` are selected rows.
+    fn reward_head(
+        &self,
+        hidden: &Floats<Self>,
+        norm: &Norm<Self>,
+        head: &RewardWeights<Self>,
         out: &mut Floats<Self>,
     ) -> Result<(), DeviceError>;
 

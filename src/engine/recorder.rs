@@ -43,10 +43,12 @@ pub enum Event {
 pub struct RecordedRow {
     /// Ids of the sampled tokens.
     pub tokens: SmallVec<[u32; 2]>,
-    /// Whether a logit was NaN or infinite.
+    /// Whether a logit or a value of the reward head was NaN or infinite.
     pub non_finite: bool,
     /// Number of prompt tokens scored.
     pub scores: usize,
+    /// Number of values of the reward head.
+    pub rewards: usize,
     /// How far the answer has come in its grammar.
     pub grammar: GrammarProgress,
 }
@@ -57,6 +59,7 @@ impl Event {
             tokens: row.tokens.iter().map(|token| token.id).collect(),
             non_finite: row.non_finite,
             scores: row.scores.len(),
+            rewards: row.reward.as_ref().map_or(0, |values| values.len()),
             grammar: row.grammar.clone(),
         };
         Self::Commit { id: output.id, rows: output.rows.iter().map(recorded).collect() }

@@ -128,5 +128,6 @@ fn simulator(gpus: &SimulatedGpus, p: &Prepared) -> anyhow::Result<Simulator> {
     let answer_tokens = gpus.settings.simulate_answer_tokens;
     let answers =
         SyntheticAnswers::new(words, p.eos.clone(), answer_tokens, vocab).context("--device simulate")?;
-    Simulator::new(SimulatedModel::new(cost, answers), gpus.settings.simulate_pace).context("--simulate-pace")
+    let model = SimulatedModel::new(cost, answers).with_reward_head(p.model.reward_width());
+    Simulator::new(model, gpus.settings.simulate_pace).context("--simulate-pace")
 }

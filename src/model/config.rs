@@ -5,8 +5,9 @@ use std::path::Path;
 use super::config_keys::{self, Facts};
 use super::directory::check_model_directory;
 use super::error::LoadError;
-use super::family::{Family, REWARD};
+use super::family::{self, Family};
 use super::json::Object;
+use super::reward_head::RewardHead;
 use super::scheme::Scheme;
 use super::{rope, tied_head};
 use crate::device::{Activation, HeadShape, NormKind};
@@ -38,8 +39,8 @@ pub struct ModelConfig {
     pub tied: bool,
     /// Inverse frequencies of the rotary embedding, one per pair of rotated dimensions.
     pub inv_freq: Vec<f32>,
-    /// Whether the checkpoint has a reward head in addition to the LM head.
-    pub reward: bool,
+    /// The reward head, which a model has instead of an LM head.
+    pub reward: Option<RewardHead>,
     /// Storage format of the checkpoint's linear weights.
     pub scheme: Scheme,
     /// Warnings for the operator: keys that have no effect or contradict others.
@@ -52,7 +53,7 @@ impl ModelConfig {
     pub fn from_dir(dir: &Path) -> Result<Self, LoadError> {
         check_model_directory(dir)?;
         let mut config = Self::from_object(dir, &Object::read(&dir.join("config.json"))?)?;
-        if config.tied && tied_head::differs(dir)? {
+        if config.tied && config.reward.is_none() && tied_head::differs(dir)? {
             config.tied = false;
             let warning = "`tie_word_embeddings` is true, but the stored `lm_head.weight` differs from the \
                            embedding and is used";
@@ -76,6 +77,8 @@ impl ModelConfig {
         let (architecture, family) = Family::read(config)?;
         let hidden = config.require_count("hidden_size")?;
         let heads = heads(config, hidden)?;
+        let has_reward = family::has_reward_head(architecture);
+        let reward = has_reward.then(|| RewardHead::read(dir, config, family)).transpose()?;
         let mut warnings = Vec::new();
         let max_positions = config.require_count("max_position_embeddings")?;
         config_keys::check(
@@ -96,7 +99,7 @@ impl ModelConfig {
             activation: activation(config, family)?,
             tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
             inv_freq: rope::inverse_frequencies(config, family, heads.head_dim, &mut warnings)?,
-            reward: architecture == REWARD,
+            reward,
             scheme: Scheme::read(dir, config)?,
             warnings,
         })
@@ -132,14 +135,23 @@ impl ModelConfig {
         })
     }
 
+    /// Values of the reward head; 0 for a model without one, which generates.
+    pub fn reward_width(&self) -> usize {
+        self.reward.as_ref().map_or(0, |head| head.width)
+    }
+
     /// Number of parameters of the whole model, including biases and norms. An LM head that shares the
-    /// embedding's weights adds none, and a reward head is not counted.
+    /// embedding's weights adds none. A reward head counts with a bias.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
         let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
         let table = (self.vocab * self.hidden) as u64;
-        let tables = if self.tied { table } else { 2 * table };
-        self.layers as u64 * (qkv + o + up + down + 2 * per_norm) + per_norm + tables
+        let head = match &self.reward {
+            Some(head) => head.elements(self.hidden) as u64,
+            None if self.tied => 0,
+            None => table,
+        };
+        self.layers as u64 * (qkv + o + up + down + 2 * per_norm) + per_norm + table + head
     }
 
     /// (outputs, inputs) of a layer's linear weights: merged QKV, O, merged gate and up, down.

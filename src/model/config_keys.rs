@@ -10,7 +10,7 @@ use super::key_rules::{Neutral, is_one_of, is_same};
 use super::rope::{FRACTIONS, ORIGINAL};
 
 /// Keys that are read.
-const READ: [&str; 28] = [
+const READ: [&str; 30] = [
     ORIGINAL,
     "architectures",
     "attention_chunk_size",
@@ -20,6 +20,7 @@ const READ: [&str; 28] = [
     "head_dim",
     "hidden_act",
     "hidden_size",
+    "id2label",
     "intermediate_size",
     "kv_channels",
     "layer_types",
@@ -30,6 +31,7 @@ const READ: [&str; 28] = [
     "num_attention_heads",
     "num_hidden_layers",
     "num_key_value_heads",
+    "num_labels",
     "quantization_config",
     "query_pre_attn_scalar",
     "rope_parameters",
@@ -43,7 +45,7 @@ const READ: [&str; 28] = [
 
 /// Keys without an effect on inference, whatever their value: those of training, of other tasks, of Python
 /// objects, and notes about the file.
-const HARMLESS: [&str; 52] = [
+const HARMLESS: [&str; 50] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
@@ -65,7 +67,6 @@ const HARMLESS: [&str; 52] = [
     "finetuning_task",
     "gradient_checkpointing",
     "hidden_dropout",
-    "id2label",
     "initializer_range",
     "is_decoder",
     "keys_to_ignore_at_inference",
@@ -74,7 +75,6 @@ const HARMLESS: [&str; 52] = [
     "max_window_layers",
     "model_max_length",
     "name_or_path",
-    "num_labels",
     "output_attentions",
     "output_hidden_states",
     "output_router_logits",

@@ -4,10 +4,15 @@ use super::error::LoadError;
 use super::json::Object;
 use crate::device::{Activation, NormKind};
 
-/// Class name of a checkpoint with `rm_head.weight` \[rewards, hidden\] and optionally `rm_head.bias`
-/// \[rewards\]. This is NeMo's head, which has a bias. The transformers class of the same name calls its head
-/// `score`.
-pub(crate) const REWARD: &str = "NemotronForSequenceClassification";
+/// Class name of a Nemotron model with a reward head instead of an LM head.
+pub(crate) const NEMOTRON_REWARD: &str = "NemotronForSequenceClassification";
+/// Class name of a Llama model with a reward head instead of an LM head.
+const LLAMA_REWARD: &str = "LlamaForSequenceClassification";
+
+/// Whether a model of this class has a reward head.
+pub(super) fn has_reward_head(architecture: &str) -> bool {
+    [NEMOTRON_REWARD, LLAMA_REWARD].contains(&architecture)
+}
 
 /// A model family.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,10 +28,11 @@ impl Family {
     /// The class is not supported, or `model_type` names another family. Libraries differ in which of the two
     /// they go by.
     pub(super) fn read(config: &Object) -> Result<(&'static str, Self), LoadError> {
-        const KNOWN: [(&str, Family); 3] = [
+        const KNOWN: [(&str, Family); 4] = [
             ("NemotronForCausalLM", Family::Nemotron),
-            (REWARD, Family::Nemotron),
+            (NEMOTRON_REWARD, Family::Nemotron),
             ("LlamaForCausalLM", Family::Llama),
+            (LLAMA_REWARD, Family::Llama),
         ];
         let names = config.texts("architectures")?;
         let known = match names.as_slice() {

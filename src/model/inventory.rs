@@ -13,8 +13,7 @@ pub(crate) struct Expected {
     pub(crate) linear: bool,
 }
 
-/// All required tensors with their unquantised shapes, in the order of the forward pass. The reward head is
-/// not included: the configuration does not give its size.
+/// All required tensors with their unquantised shapes, in the order of the forward pass.
 pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
     let HeadShape { q_heads, kv_heads, head_dim } = config.heads;
     let (hidden, ffn, q, kv) = (config.hidden, config.ffn, q_heads * head_dim, kv_heads * head_dim);
@@ -39,16 +38,26 @@ pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
         all.push(linear("mlp.down_proj", hidden, ffn));
     }
     all.extend(Expected::norm("model.norm", config));
-    if !config.tied {
-        all.push(Expected::table("lm_head", config));
+    match &config.reward {
+        Some(head) => {
+            all.push(Expected { name: head.weight(), shape: vec![head.width, config.hidden], linear: false })
+        }
+        None if !config.tied => all.push(lm_head(config)),
+        None => {}
     }
     all
 }
 
+/// The LM head. A reward model may have one, which nothing uses.
+pub(crate) fn lm_head(config: &ModelConfig) -> Expected {
+    Expected::table("lm_head", config)
+}
+
 /// Whether a checkpoint may have this tensor in addition to the required ones.
 pub(crate) fn is_optional(name: &str, config: &ModelConfig) -> bool {
-    let ignored = name.ends_with("rotary_emb.inv_freq") || (config.tied && name == "lm_head.weight");
-    ignored || (config.reward && matches!(name, "rm_head.weight" | "rm_head.bias"))
+    let unused_head = (config.tied || config.reward.is_some()) && name == "lm_head.weight";
+    let ignored = name.ends_with("rotary_emb.inv_freq") || unused_head;
+    ignored || config.reward.as_ref().is_some_and(|head| name == head.bias())
 }
 
 impl Expected {

@@ -85,8 +85,18 @@ pub(super) struct LoadPlan {
     pub(super) layers: Vec<LayerPlan>,
     pub(super) final_norm: NormPlan,
     pub(super) embedding: usize,
-    /// `None` if the embedding is the LM head.
-    pub(super) head: Option<usize>,
+    pub(super) head: HeadPlan,
+}
+
+/// The head of a model.
+#[derive(Debug)]
+pub(super) enum HeadPlan {
+    /// The embedding is the LM head.
+    Embedding,
+    /// An LM head of its own.
+    Matrix(usize),
+    /// A reward head \[width, hidden\] with a bias \[width\], in F32; every rank has all of it.
+    Reward { weight: Vec<f32>, bias: Vec<f32> },
 }
 
 /// A stored module that is part of a matrix: its name, its outputs, and each rank's rows of them.
@@ -135,16 +145,7 @@ impl LoadPlan {
         let layers = (0..config.layers).map(|layer| planner.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = planner.norm("model.norm")?;
         let embedding = planner.embedding()?;
-        let head = if config.tied {
-            // Some exports store the tied LM head a second time.
-            planner.checkpoint.skip("lm_head.weight");
-            None
-        } else {
-            Some(planner.table("lm_head")?)
-        };
-        if config.reward {
-            planner.reward_head()?;
-        }
+        let head = planner.head()?;
         planner.checkpoint.finish()?;
         let LoadPlanner { matrices, sources, .. } = planner;
         Ok(Self { matrices, sources, layers, final_norm, embedding, head })
@@ -322,26 +323,25 @@ impl LoadPlanner<'_> {
         Ok(matrix)
     }
 
-    /// Checks the shape of the reward head. Nothing uses it yet.
-    fn reward_head(&mut self) -> Result<(), LoadError> {
-        let hidden = self.config.hidden;
-        let weight = self.checkpoint.take("rm_head.weight")?;
-        let rewards = match weight.shape[..] {
-            [rewards, input] if input == hidden => rewards,
-            [rewards, _] => {
-                let message = format!("expected shape [{rewards}, {hidden}], got {:?}", weight.shape);
-                return Err(weight.error(message));
+    /// Plans the LM head or the reward head.
+    fn head(&mut self) -> Result<HeadPlan, LoadError> {
+        let Some(head) = &self.config.reward else {
+            if !self.config.tied {
+                return Ok(HeadPlan::Matrix(self.table("lm_head")?));
             }
-            _ => {
-                let message = format!("expected shape [rewards, {hidden}], got {:?}", weight.shape);
-                return Err(weight.error(message));
-            }
+            // Some exports store the tied LM head a second time.
+            self.checkpoint.skip("lm_head.weight");
+            return Ok(HeadPlan::Embedding);
         };
-        convert::floats(&weight)?;
-        if self.checkpoint.has("rm_head.bias") {
-            convert::floats(&self.checkpoint.take_shaped("rm_head.bias", &[rewards])?)?;
-        }
-        Ok(())
+        // NeMo stores the LM head that the reward model was trained from.
+        self.checkpoint.skip("lm_head.weight");
+        let shape = [head.width, self.config.hidden];
+        let weight = convert::floats(&self.checkpoint.take_shaped(&head.weight(), &shape)?)?;
+        let bias = match self.checkpoint.has(&head.bias()) {
+            true => convert::floats(&self.checkpoint.take_shaped(&head.bias(), &[head.width])?)?,
+            false => vec![0.0; head.width],
+        };
+        Ok(HeadPlan::Reward { weight, bias })
     }
 
     fn norm(&mut self, module: &str) -> Result<NormPlan, LoadError> {

@@ -20,6 +20,7 @@ mod json;
 mod key_rules;
 mod load_plan;
 mod random_model;
+mod reward_head;
 mod rope;
 mod scheme;
 mod shard;
@@ -36,10 +37,11 @@ pub(crate) use convert::{quantize_row, widen};
 pub use direct_file::{DirectFile, ReadBuffer};
 pub(crate) use directory::{check_directory, check_model_directory};
 pub use error::LoadError;
-pub(crate) use family::REWARD;
+pub(crate) use family::NEMOTRON_REWARD;
 pub use generation_config::GenerationConfig;
-pub(crate) use inventory::{Expected, is_optional, tensors};
+pub(crate) use inventory::{Expected, is_optional, lm_head, tensors};
 pub(crate) use json::Object;
+pub use reward_head::RewardHead;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
 pub use weight_reader::LoadProgress;
@@ -48,8 +50,8 @@ pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
-    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, Graph, LayerKv, Norm, Rope, SampleRow,
-    StepInputs, Token,
+    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, Graph, LayerKv, Norm, RewardWeights, Rope,
+    SampleRow, StepInputs, Token,
 };
 
 /// Number format of the linear weights and of the inputs of their products.
@@ -82,6 +84,17 @@ struct Layer<D: Device> {
     down: Linear<D::Matrix>,
 }
 
+/// The weights after the final norm.
+#[derive(Debug)]
+enum Head<D: Device> {
+    /// The embedding is the LM head.
+    Embedding,
+    /// An LM head of its own.
+    Own(Linear<D::Matrix>),
+    /// A reward head, of which every rank has all weights.
+    Reward(RewardWeights<D>),
+}
+
 /// A decoder's weights on a device, or one rank's shard of them.
 #[derive(Debug)]
 pub struct Model<D: Device> {
@@ -93,8 +106,7 @@ pub struct Model<D: Device> {
     embedding: Linear<D::Matrix>,
     layers: Vec<Layer<D>>,
     final_norm: Norm<D>,
-    /// `None` if the embedding is the LM head.
-    head: Option<Linear<D::Matrix>>,
+    head: Head<D>,
     rope: Rope,
 }
 
@@ -250,7 +262,7 @@ impl<D: Device> Model<D> {
         rows: &[u32],
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.head(device, rows, space)?;
+        self.lm_head(device, rows, space)?;
         match &space.part {
             None => Ok(()),
             Some(part) => comm.all_gather(device, part, &mut space.logits),
@@ -271,7 +283,7 @@ impl<D: Device> Model<D> {
         rows: &RowsToSample<'_>,
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.head(device, rows.rows, space)?;
+        self.lm_head(device, rows.rows, space)?;
         let Workspace { part: Some(part), shortlists: Some(lists), .. } = space else {
             unreachable!("a divided model has buffers for a rank's part of the logits")
         };
@@ -282,11 +294,32 @@ impl<D: Device> Model<D> {
     }
 
     /// Computes this rank's logits into `space.part`, or into `space.logits` if there is one rank.
-    fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
-        let head = self.head.as_ref().unwrap_or(&self.embedding);
+    fn lm_head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
+        let head = match &self.head {
+            Head::Embedding => &self.embedding,
+            Head::Own(head) => head,
+            Head::Reward(_) => unreachable!("a model with a reward head has no logits"),
+        };
         device.select(&space.residual, rows, &mut space.selected)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
         let own = space.part.as_mut().unwrap_or(&mut space.logits);
         device.linear(&space.last, &head.matrix, own)
+    }
+    /// Computes the reward head after some rows of the last forward pass, at most [`LOGIT_ROWS`]. Returns its
+    /// values row by row, after waiting for them. Every rank has the whole head and the same residual stream,
+    /// so every rank returns the same bits.
+    ///
+    /// # Panics
+    /// If the model has no reward head.
+    pub fn rewards(
+        &self,
+        device: &D,
+        rows: &[u32],
+        space: &mut Workspace<D>,
+    ) -> Result<Vec<f32>, DeviceError> {
+        let Head::Reward(head) = &self.head else { panic!("a model with an LM head has no rewards") };
+        device.select(&space.residual, rows, &mut space.selected)?;
+        device.reward_head(&space.selected, &self.final_norm, head, &mut space.logits)?;
+        device.read(&space.logits)
     }
 }

@@ -2,10 +2,10 @@
 //! distributed and quantised like real ones. Every layer is different, so that no cache makes the result look
 //! better.
 
-use super::{Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
+use super::{Head, Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::{
-    ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, NormKind, RandomWeights, Rope, fp8,
-    upload_floats,
+    ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, NormKind, RandomWeights, RewardWeights,
+    Rope, fp8, upload_floats,
 };
 use crate::random::Random;
 
@@ -47,7 +47,7 @@ impl<D: Device> Model<D> {
         Ok(Self {
             embedding: generator.table()?,
             final_norm: generator.norm()?,
-            head: if config.tied { None } else { Some(generator.table()?) },
+            head: generator.head()?,
             layers,
             rope: Rope { inv_freq: config.inv_freq.clone() },
             shard: Shard::WHOLE,
@@ -99,6 +99,19 @@ impl<D: Device> WeightGenerator<'_, D> {
         let bf16 = self.precision == Precision::None;
         let quant = if bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
         Ok(Linear { matrix: self.matrix(out, input, scale, bf16)?, quant })
+    }
+
+    /// The LM head, or a reward head whose values are all 0.
+    fn head(&mut self) -> Result<Head<D>, DeviceError> {
+        let (hidden, width) = (self.config.hidden, self.config.reward_width());
+        Ok(match (width, self.config.tied) {
+            (0, true) => Head::Embedding,
+            (0, false) => Head::Own(self.table()?),
+            _ => Head::Reward(RewardWeights {
+                weight: upload_floats(self.device, hidden, &vec![0.0; width * hidden])?,
+                bias: upload_floats(self.device, width, &vec![0.0; width])?,
+            }),
+        })
     }
 
     /// An embedding or LM head.

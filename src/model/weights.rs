@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::config::ModelConfig;
 use super::error::LoadError;
-use super::load_plan::{LayerPlan, LoadPlan, MatrixPlan, NormPlan};
+use super::load_plan::{HeadPlan, LayerPlan, LoadPlan, MatrixPlan, NormPlan};
 use super::weight_reader::{self, LoadProgress};
-use super::{Layer, Linear, Model, Precision, Shard};
-use crate::device::{Device, Norm, Rope, upload_floats};
+use super::{Head, Layer, Linear, Model, Precision, Shard};
+use crate::device::{Device, Norm, RewardWeights, Rope, upload_floats};
 
 impl<D: Device> Model<D> {
     /// Loads the weights of a Hugging Face directory for all ranks, each onto its device, at the same time.
@@ -59,7 +59,7 @@ fn load_ranks<D: Device>(
             layers: plan.layers.iter().map(|layer| parts.layer(layer)).collect::<Result<_, _>>()?,
             final_norm: parts.norm(&plan.final_norm)?,
             embedding: parts.linear(plan.embedding),
-            head: plan.head.map(|head| parts.linear(head)),
+            head: parts.head(&plan.head)?,
             config: share.clone(),
             shard: *shard,
             vocab: config.vocab,
@@ -94,6 +94,17 @@ impl<D: Device> ModelParts<'_, D> {
     fn linear(&mut self, index: usize) -> Linear<D::Matrix> {
         let matrix = self.matrices[index].take().expect("the model uses each matrix once");
         Linear { matrix, quant: self.plans[index].quant }
+    }
+
+    fn head(&mut self, plan: &HeadPlan) -> Result<Head<D>, LoadError> {
+        Ok(match plan {
+            HeadPlan::Embedding => Head::Embedding,
+            HeadPlan::Matrix(index) => Head::Own(self.linear(*index)),
+            HeadPlan::Reward { weight, bias } => Head::Reward(RewardWeights {
+                weight: upload_floats(self.device, self.config.hidden, weight)?,
+                bias: upload_floats(self.device, bias.len(), bias)?,
+            }),
+        })
     }
 
     fn norm(&self, plan: &NormPlan) -> Result<Norm<D>, LoadError> {

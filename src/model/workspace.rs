@@ -33,12 +33,18 @@ pub struct Workspace<D: Device> {
     /// Rows selected for logits \[LOGIT_ROWS, hidden\].
     pub(super) selected: Floats<D>,
     pub(super) last: D::Acts,
-    /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank.
+    /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank or a reward head.
     pub(super) part: Option<Floats<D>>,
-    /// The largest logits; `None` with one rank.
+    /// The largest logits; `None` with one rank or a reward head.
     pub(crate) shortlists: Option<Shortlists<D>>,
-    /// Logits \[LOGIT_ROWS, vocab\]; a little wider if the ranks' shares are padded.
+    /// Logits \[LOGIT_ROWS, vocab\], a little wider if the ranks' shares are padded; or the values of the
+    /// reward head \[LOGIT_ROWS, width\].
     pub logits: Floats<D>,
+}
+
+/// Columns of [`Workspace::logits`]. `config` is one rank's share.
+fn output_cols(config: &ModelConfig, ranks: usize) -> usize {
+    config.reward.as_ref().map_or(config.vocab * ranks, |head| head.width)
 }
 
 /// The largest logits of each rank, in the format of [`Device::shortlist`].
@@ -101,7 +107,7 @@ impl StepBytes {
         let acts = |rows: usize, cols: usize| product(rows, cols * layout.act_bytes + 4);
         // The residual stream, the outputs of attention and MLP, and the normalised input.
         let exchanged = sum([floats(rows, 3 * hidden), acts(rows, hidden)]);
-        let logits = floats(LOGIT_ROWS, config.vocab * ranks);
+        let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
         let own = sum([
             step_tables(layout, rows, config.max_positions),
             floats(rows, qkv + ffn),
@@ -111,7 +117,10 @@ impl StepBytes {
             acts(LOGIT_ROWS, hidden),
             product(slots, 4),
         ]);
-        let shared = config.vocab + 2 * SHORTLIST * (1 + ranks);
+        let shared = match &config.reward {
+            Some(_) => 0,
+            None => config.vocab + 2 * SHORTLIST * (1 + ranks),
+        };
         let part = sum([floats(LOGIT_ROWS, shared), layout.mailbox as u64]);
         let (activations, communication) = match ranks {
             1 => (sum([own, exchanged, logits]), 0),
@@ -156,7 +165,7 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     };
     let stage = product(room.rows, hidden.max(attended).max(activated)).max((LOGIT_ROWS * hidden) as u64);
     let stage = stage.saturating_mul(layout.act_stage as u64);
-    let vocab = config.vocab * room.ranks;
+    let vocab = output_cols(config, room.ranks);
     let logits = vocab * layout.sample_logit + vocab.div_ceil(32) * layout.sample_word;
     let results = product(samples(room.slots), layout.sample_result);
     let sample = sum([layout.sample_row as u64, results, logits as u64]).saturating_mul(LOGIT_ROWS as u64);
@@ -168,7 +177,7 @@ impl<D: Device> Workspace<D> {
     /// Allocates the buffers for steps of at most `rows` tokens of at most `slots` sequences.
     pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
-        let (vocab, divided) = (config.vocab * ranks, ranks > 1);
+        let (vocab, divided) = (output_cols(config, ranks), ranks > 1 && config.reward.is_none());
         let capacity = StepCapacity {
             rows,
             max_positions: config.max_positions,

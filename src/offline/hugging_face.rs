@@ -13,7 +13,9 @@ use super::identity::{ConversionIdentity, InputState, hex};
 use super::output_weight::{OutputWeight, WeightSource};
 use super::row_map::RowMap;
 use super::writer::{CONFIG, ConversionOutput, FileContents, REPORT, SmallFile, write};
-use crate::model::{self, Checkpoint, LoadError, ModelConfig, Object, Scheme, Stored, check_model_directory};
+use crate::model::{
+    self, Checkpoint, LoadError, ModelConfig, Object, RewardHead, Scheme, Stored, check_model_directory,
+};
 
 /// Largest file that is copied beside the weights, in bytes; a larger one is taken for weights.
 const MAX_SMALL_FILE_BYTES: u64 = 64 << 20;
@@ -24,7 +26,7 @@ const WEIGHT_ENDINGS: [&str; 9] =
 
 /// Quantises the linear weights of a Hugging Face checkpoint in BF16, F16 or F32 to E4M3, with the scales
 /// that serving would compute on load. Writes the `float-quantized` format of compressed-tensors with
-/// activations scaled per token. Embeddings, LM head and norms are copied as they are stored.
+/// activations scaled per token. Embeddings, LM head, reward head and norms are copied as they are stored.
 ///
 /// # Errors
 /// If the input is not a supported unquantised model, an element is not finite, the input or the settings
@@ -43,7 +45,7 @@ pub fn quantize(conversion: &Conversion, on_progress: OnProgress<'_>) -> Result<
     let (small_files, not_copied) = small_files(dir)?;
     let mut map = config.into_map();
     if let Some(granularity) = conversion.granularity {
-        map.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
+        map.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward.as_ref()));
     }
     let identity = ConversionIdentity::new(settings("quantize", conversion), input_states(dir, &stored)?);
     let config = Value::Object(map);
@@ -65,8 +67,8 @@ pub(super) fn settings(command: &str, conversion: &Conversion) -> Map<String, Va
 
 /// Returns the `quantization_config` by which compressed-tensors and vLLM read E4M3 weights, with E4M3
 /// activations scaled per token.
-pub(super) fn quantization_config(granularity: Granularity, reward: bool) -> Value {
-    let ignore: &[&str] = if reward { &["lm_head", "rm_head"] } else { &["lm_head"] };
+pub(super) fn quantization_config(granularity: Granularity, reward: Option<&RewardHead>) -> Value {
+    let ignore: Vec<&str> = ["lm_head"].into_iter().chain(reward.map(|head| head.module)).collect();
     json!({
         "quant_method": "compressed-tensors",
         "format": "float-quantized",

@@ -23,11 +23,12 @@ use super::sentencepiece::{self, SentencePieceError};
 use super::writer::{ConversionOutput, FileContents, SmallFile, write};
 use super::zarr::ZarrArray;
 use crate::device::HeadShape;
-use crate::model::{self, LoadError, ModelConfig, Object};
+use crate::model::{self, LoadError, ModelConfig, Object, RewardHead};
 
 const NEMO_CONFIG: &str = "model_config.yaml";
 const WEIGHTS: &str = "model_weights";
 const LAYERS: &str = "model.decoder.layers.";
+const REWARD_HEAD: &str = "model.rm_head.weight";
 
 /// Converts an unpacked `.nemo` directory of a Nemotron model to a Hugging Face one. Weights are copied as
 /// they are stored, or the linear ones are quantised to E4M3 as by [`super::quantize`]. The SentencePiece
@@ -54,7 +55,10 @@ pub fn import_nemo(conversion: &Conversion, on_progress: OnProgress<'_>) -> Resu
     let mut config = config;
     let small_files = tokenizer_files(dir, &yaml, conversion.tokenizer.then_some(&config))?;
     if let Some(granularity) = conversion.granularity {
-        config.insert("quantization_config".to_owned(), quantization_config(granularity, model.reward));
+        config.insert(
+            "quantization_config".to_owned(),
+            quantization_config(granularity, model.reward.as_ref()),
+        );
     }
     let mut inputs: BTreeMap<String, InputState> = BTreeMap::new();
     let text = std::fs::read(dir.join(NEMO_CONFIG)).map_err(|e| LoadError::io(&dir.join(NEMO_CONFIG), e))?;
@@ -136,7 +140,10 @@ fn configuration(
         Dtype::F32 => "float32",
         _ => "bfloat16",
     };
-    let reward = arrays.has("model.rm_head.weight");
+    let reward = match arrays.has(REWARD_HEAD) {
+        true => Some(RewardHead::nemo(arrays.open(REWARD_HEAD)?.shape()[0])),
+        false => None,
+    };
     let facts = ArrayFacts { vocab: embedding.shape()[0], dtype, reward };
     let config = nemo_config::hugging_face(yaml, &facts)?;
     let object = Object::from_map(&dir.join(NEMO_CONFIG), config.clone());
@@ -150,14 +157,16 @@ fn output_weights(
     arrays: &mut Arrays<'_>,
     conversion: &Conversion,
 ) -> Result<Vec<OutputWeight>, LoadError> {
+    let mut expected = model::tensors(model);
+    if let Some(head) = &model.reward {
+        // A reward model may keep the LM head that it was trained from, and may lack a bias.
+        let bias = model::Expected { name: head.bias(), shape: vec![head.width], linear: false };
+        let stored = |tensor: &model::Expected| arrays.has(&array_of(&tensor.name).0);
+        expected.extend([bias, model::lm_head(model)].into_iter().filter(stored));
+    }
     let mut weights = Vec::new();
-    for expected in model::tensors(model) {
-        let model::Expected { name, shape, linear } = expected;
+    for model::Expected { name, shape, linear } in expected {
         let (array, layer) = array_of(&name);
-        // A reward model may lack the LM head.
-        if model.reward && name == "lm_head.weight" && !arrays.has(&array) {
-            continue;
-        }
         let array = arrays.open(&array)?;
         let (rows, stored) = rows(&name, &shape, model.heads);
         let stacked = if array.name().starts_with(LAYERS) { vec![model.layers] } else { Vec::new() };
@@ -170,31 +179,6 @@ fn output_weights(
             source: WeightSource::Zarr { array, layer },
             rows,
         });
-    }
-    if model.reward {
-        weights.extend(reward_head(model, arrays)?);
-    }
-    Ok(weights)
-}
-
-/// Returns the weights of the reward head: a matrix and, if the checkpoint has one, a bias.
-fn reward_head(model: &ModelConfig, arrays: &mut Arrays<'_>) -> Result<Vec<OutputWeight>, LoadError> {
-    let head = |name: &str, array: Arc<ZarrArray>| OutputWeight {
-        name: name.to_owned(),
-        shape: array.shape().to_vec(),
-        dtype: array.dtype(),
-        granularity: None,
-        source: WeightSource::Zarr { array, layer: 0 },
-        rows: RowMap::ALL,
-    };
-    let weight = arrays.open("model.rm_head.weight")?;
-    let rewards = weight.shape()[0];
-    weight.expect(&[rewards, model.hidden])?;
-    let mut weights = vec![head("rm_head.weight", weight)];
-    if arrays.has("model.rm_head.bias") {
-        let bias = arrays.open("model.rm_head.bias")?;
-        bias.expect(&[rewards])?;
-        weights.push(head("rm_head.bias", bias));
     }
     Ok(weights)
 }
@@ -210,6 +194,8 @@ fn array_of(name: &str) -> (String, usize) {
             "model.embed_tokens.weight" => "model.embedding.word_embeddings.weight",
             "lm_head.weight" => "model.output_layer.weight",
             "model.norm.weight" => "model.decoder.final_layernorm.weight",
+            "rm_head.weight" => REWARD_HEAD,
+            "rm_head.bias" => "model.rm_head.bias",
             _ => "model.decoder.final_layernorm.bias",
         };
         return (array.to_owned(), 0);

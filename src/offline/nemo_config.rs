@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::model::{LoadError, Object, REWARD};
+use crate::model::{LoadError, NEMOTRON_REWARD, Object, RewardHead};
 
 /// Keys that must be present, with the value (in JSON) that this model family requires.
 const REQUIRED: [(&str, &str); 5] = [
@@ -48,8 +48,8 @@ pub(super) struct ArrayFacts {
     pub(super) vocab: usize,
     /// Type of the weights, by transformers' name.
     pub(super) dtype: &'static str,
-    /// Whether the checkpoint has a reward head.
-    pub(super) reward: bool,
+    /// The reward head, if the checkpoint has one.
+    pub(super) reward: Option<RewardHead>,
 }
 
 /// Reads a YAML file that holds one mapping.
@@ -135,7 +135,7 @@ pub(super) fn hugging_face(yaml: &Object, facts: &ArrayFacts) -> Result<Map<Stri
         return Err(yaml.error("rotary_percentage", format!("expected above 0 and at most 1, got {rotary}")));
     }
     let config = json!({
-        "architectures": [if facts.reward { REWARD } else { "NemotronForCausalLM" }],
+        "architectures": [if facts.reward.is_some() { NEMOTRON_REWARD } else { "NemotronForCausalLM" }],
         "attention_bias": false,
         "bos_token_id": BOS,
         "eos_token_id": EOS,
@@ -162,5 +162,12 @@ pub(super) fn hugging_face(yaml: &Object, facts: &ArrayFacts) -> Result<Map<Stri
     });
     let Value::Object(mut config) = config else { unreachable!("the value above is an object") };
     config.retain(|key, value| !value.is_null() || key == "rope_scaling");
+    if let Some(head) = &facts.reward {
+        let names = || head.attributes.iter().enumerate();
+        let id2label: Map<String, Value> = names().map(|(i, name)| (i.to_string(), json!(name))).collect();
+        let label2id: Map<String, Value> = names().map(|(i, name)| (name.clone(), json!(i))).collect();
+        config.insert("id2label".to_owned(), Value::Object(id2label));
+        config.insert("label2id".to_owned(), Value::Object(label2id));
+    }
     Ok(config)
 }

@@ -15,7 +15,7 @@ pub struct WeightBytes {
     pub layers: u64,
     /// Embedding table.
     pub embedding: u64,
-    /// LM head; 0 if it is the embedding.
+    /// LM head, 0 if it is the embedding; or reward head.
     pub head: u64,
     /// All norm weights.
     pub norms: u64,
@@ -96,7 +96,11 @@ impl WeightBytes {
             scales: if fp8 { scales as u64 } else { 0 },
             layers: config.layers as u64,
             embedding: table,
-            head: if config.tied { 0 } else { table },
+            head: match &config.reward {
+                Some(head) => head.elements(config.hidden) as u64 * 4,
+                None if config.tied => 0,
+                None => table,
+            },
             norms: ((2 * config.layers + 1) * vectors * config.hidden * 4) as u64,
         }
     }

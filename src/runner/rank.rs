@@ -71,7 +71,7 @@ pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
 /// A step whose forward pass has been launched.
 struct ForwardPass {
     plan: Arc<StepPlan>,
-    /// Scores of prompt tokens.
+    /// Scores of prompt tokens, and values of the reward head.
     rows: Vec<RowOutput>,
     /// The first input token of each row.
     firsts: Vec<usize>,
@@ -223,6 +223,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
         self.score(&plan, &firsts, &mut rows)?;
+        self.rewards(&plan, &firsts, &mut rows)?;
         Ok(ForwardPass { plan, rows, firsts })
     }
 
@@ -258,6 +259,25 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
                 let top = self.slots.get(row.slot).prompt_top();
                 let scores = self.device.score(&self.space.logits, self.vocab, targets, top)?;
                 sampler::add_scores(targets, scores, &mut out[index]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes the reward head for the rows that ask for it.
+    fn rewards(
+        &mut self,
+        plan: &StepPlan,
+        firsts: &[usize],
+        out: &mut [RowOutput],
+    ) -> Result<(), DeviceError> {
+        let wanting: Vec<usize> = (0..plan.rows.len()).filter(|index| plan.rows[*index].reward).collect();
+        for piece in wanting.chunks(LOGIT_ROWS) {
+            let wanted: Vec<u32> = piece.iter().map(|index| last_row(plan, firsts, *index)).collect();
+            let values = self.model.rewards(&self.device, &wanted, &mut self.space)?;
+            for (index, values) in piece.iter().zip(values.chunks_exact(values.len() / piece.len())) {
+                out[*index].non_finite |= values.iter().any(|value| !value.is_finite());
+                out[*index].reward = Some(values.into());
             }
         }
         Ok(())
@@ -307,8 +327,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
         let pieces: Vec<_> = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false))).collect();
         for (piece, is_short) in &pieces {
-            let last = |index: &usize| (firsts[*index] + plan.rows[*index].tokens.len() - 1) as u32;
-            let wanted: Vec<u32> = piece.iter().map(last).collect();
+            let wanted: Vec<u32> = piece.iter().map(|index| last_row(plan, firsts, *index)).collect();
             let rows: Vec<_> = piece.iter().map(row).collect();
             let space = &mut self.space;
             if *is_short {
@@ -324,4 +343,9 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         }
         Ok(pieces.into_iter().map(|(piece, _)| piece.to_vec()).collect())
     }
+}
+
+/// The last row of the residual stream that belongs to row `index` of a plan.
+fn last_row(plan: &StepPlan, firsts: &[usize], index: usize) -> u32 {
+    (firsts[index] + plan.rows[index].tokens.len() - 1) as u32
 }

@@ -52,6 +52,7 @@ impl Fingerprint {
         self.add(u64::from(row.sample));
         self.ids(&row.score);
         self.add(u64::from(row.score_from));
+        self.add(u64::from(row.reward));
     }
 
     fn start(&mut self, start: &SlotStart) {

@@ -75,6 +75,8 @@ pub struct SchedulerConfig {
     pub max_queue_tokens: usize,
     /// Enables sharing of KV blocks between requests with equal prefixes.
     pub prefix_caching: bool,
+    /// Values of the model's reward head. 0: the model has none and generates.
+    pub reward_width: usize,
     /// Rules for ageing, preemption and reservation.
     pub policy: Policy,
 }
@@ -466,7 +468,7 @@ fn apply_output(
     updates: &mut Vec<(RequestId, Update)>,
 ) {
     let (computed, first) = (sequence.computed(), updates.len());
-    sequence.apply_output(row, output, config.vocab_size, updates);
+    sequence.apply_output(row, output, config, updates);
     if let Some((_, Update { finish: Some(Finish::Error(_)), .. })) = updates.get(first) {
         sequence.table.blocks().iter().for_each(|block| pool.forget(block));
     } else if config.prefix_caching {

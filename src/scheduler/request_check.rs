@@ -18,8 +18,9 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
     check_sampling(&request.sampling, vocab)?;
     check_alternatives("prompt_logprobs", request.prompt_logprobs, vocab)?;
     check_start(request)?;
+    check_reward(request, config)?;
     let max_tokens = request.stop.max_tokens;
-    if max_tokens == 0 && request.prompt_logprobs.is_none() {
+    if max_tokens == 0 && request.prompt_logprobs.is_none() && !request.reward {
         return Err(invalid("max_tokens", "expected at least 1, got 0"));
     }
     let min_tokens = request.sampling.min_tokens;
@@ -37,6 +38,36 @@ fn check_start(request: &Request) -> Result<(), Reject> {
     if start as usize > most {
         let message = format!("expected at most {most}, got {start}");
         return Err(Reject::Invalid { field: "prompt_logprobs_start", message });
+    }
+    Ok(())
+}
+
+/// Checks that a model with a reward head only scores, and another one only generates.
+fn check_reward(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {
+    match (config.reward_width > 0, request.reward) {
+        (false, false) => return Ok(()),
+        (true, true) => {}
+        (true, false) => {
+            let message = "expected true, got false: the model has a reward head and does not generate";
+            return Err(invalid("reward", message));
+        }
+        (false, true) => {
+            let message = "expected false, got true: the model has no reward head";
+            return Err(invalid("reward", message));
+        }
+    }
+    if request.stop.max_tokens != 0 {
+        let message = format!("expected 0 with a reward head, got {}", request.stop.max_tokens);
+        return Err(Reject::Invalid { field: "max_tokens", message });
+    }
+    if request.prompt_logprobs.is_some() {
+        return Err(invalid("prompt_logprobs", "expected none: a model with a reward head has no logits"));
+    }
+    if request.sampling.grammar.is_some() {
+        return Err(invalid(
+            "structured_outputs",
+            "expected none: a model with a reward head writes nothing",
+        ));
     }
     Ok(())
 }

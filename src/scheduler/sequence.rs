@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::RequestId;
 use super::blocks::{BlockTable, Pool};
 use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
+use super::{RequestId, SchedulerConfig};
 use crate::grammar::{GrammarMatcher, GrammarProgress};
 use crate::request::{Finish, Request, Tenant, Update};
 
@@ -81,6 +81,7 @@ pub struct PlannedRow {
     len: usize,
     sample: bool,
     scores: usize,
+    reward: bool,
 }
 
 impl Sequence {
@@ -237,8 +238,9 @@ impl Sequence {
         let end = position + len;
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
         let (score_from, score) = self.targets(position, end);
+        let reward = self.request.reward && end == self.prompt_len();
         let (order, id, scores) = (self.order, self.id, score.len());
-        let planned = PlannedRow { order, id, position, len, sample, scores };
+        let planned = PlannedRow { order, id, position, len, sample, scores, reward };
         let tokens = if position < self.tokens.len() {
             TokenSource::Host(self.tokens[position..end].to_vec())
         } else {
@@ -253,6 +255,7 @@ impl Sequence {
             sample,
             score,
             score_from: u32::try_from(score_from).expect("positions fit in 32 bits"),
+            reward,
         };
         self.starting = false;
         self.planned = end;
@@ -296,12 +299,12 @@ impl Sequence {
         &mut self,
         row: &PlannedRow,
         output: RowOutput,
-        vocab: usize,
+        config: &SchedulerConfig,
         updates: &mut Vec<(RequestId, Update)>,
     ) {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
-        if let Some(fault) = fault(row, &output, vocab) {
+        if let Some(fault) = fault(row, &output, config) {
             let (finish, cached_tokens) = (Some(Finish::Error(fault)), self.first_cached_tokens());
             return updates.push((self.id, Update { finish, cached_tokens, ..Update::default() }));
         }
@@ -324,9 +327,9 @@ impl Sequence {
         if tokens.is_empty() && prompt_logprobs.is_empty() && finish.is_none() {
             return;
         }
-        let cached_tokens = self.first_cached_tokens();
-        updates
-            .push((self.id, Update { tokens, prompt_logprobs, finish, cached_tokens, ..Update::default() }));
+        let (cached_tokens, reward) = (self.first_cached_tokens(), output.reward);
+        let update = Update { tokens, prompt_logprobs, reward, finish, cached_tokens, ..Update::default() };
+        updates.push((self.id, update));
     }
 
     /// The number of cached prompt tokens for the first update; `None` for those after it.
@@ -335,7 +338,7 @@ impl Sequence {
     }
 
     /// How the request ends after a row that sampled no token; `None` if it goes on. A request with
-    /// `max_tokens` 0 ends here, once its prompt is computed, and one whose grammar allows no token.
+    /// `max_tokens` 0 ends here, once its prompt is scored, and one whose grammar allows no token.
     fn finish_unsampled(&self, grammar: &GrammarProgress) -> Option<Finish> {
         if *grammar == GrammarProgress::Stuck {
             return Some(Finish::Length);
@@ -377,7 +380,8 @@ impl Sequence {
 }
 
 /// Why a row's output cannot be used.
-fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
+fn fault(row: &PlannedRow, output: &RowOutput, config: &SchedulerConfig) -> Option<String> {
+    let vocab = config.vocab_size;
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
     }
@@ -390,6 +394,11 @@ fn fault(row: &PlannedRow, output: &RowOutput, vocab: usize) -> Option<String> {
             output.scores.len(),
             row.scores
         ));
+    }
+    let rewards = if row.reward { config.reward_width } else { 0 };
+    let got = output.reward.as_ref().map_or(0, |values| values.len());
+    if got != rewards {
+        return Some(format!("the executor returned {got} values of a reward head, expected {rewards}"));
     }
     if let Some(token) = output.tokens.iter().find(|token| token.id as usize >= vocab) {
         return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));

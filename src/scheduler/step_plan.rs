@@ -42,6 +42,8 @@ pub struct Row {
     pub score: Vec<u32>,
     /// Number of tokens fed before the one whose logits score the first entry of `score`.
     pub score_from: u32,
+    /// Whether to compute the reward head after the last token fed, which is the last of the prompt.
+    pub reward: bool,
 }
 
 /// The source of a row's tokens.
@@ -104,7 +106,9 @@ pub struct RowOutput {
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
-    /// NaN or infinity in this row's logits: this request fails, other requests do not.
+    /// The values of the reward head, if [`Row::reward`] asks for them.
+    pub reward: Option<Arc<[f32]>>,
+    /// NaN or infinity in this row's logits or reward: this request fails, other requests do not.
     pub non_finite: bool,
     /// How far the answer has come in its grammar. A row samples no token where the grammar allows none.
     pub grammar: GrammarProgress,

@@ -6,17 +6,15 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 use super::access_log::AccessRecord;
+use super::endpoint_requests;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::{self, Admission};
 use super::ignored_header::shown_names;
 use super::json::parse_object;
-use super::reply_builder::ReplyFormat;
-use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::system::random_u64;
-use super::validate::{self, ValidRequest};
-use crate::batch::{Endpoint, Line, RunLine, RunOutcome, Runner};
+use crate::batch::{Line, RunLine, RunOutcome, Runner};
 use crate::generation::Refusal;
 
 /// The runner of the server's batches; `None` if the server keeps none.
@@ -78,11 +76,11 @@ async fn answer(
         return Err(ApiError::unsupported("return_cost", text));
     }
     let seed = offline.map_or_else(random_u64, |line| Ok(line.seed))?;
-    let (valid, kind) = validated(line.endpoint, Fields::new(body), state, seed)?;
+    let (valid, kind) = endpoint_requests::read(line.endpoint, Fields::new(body), &state.limits, seed)?;
     let valid = valid.of(state.keys.caller_named(&line.owner));
     let ignored = shown_names(valid.ignored());
-    let param = kind.prompt_param();
-    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), param);
+    let paths = kind.prompt_paths();
+    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), paths.of(None));
     let engine = state.generator.engine();
     // Nothing else runs beside an offline run, so its lines are ordinary requests.
     let permit = if offline.is_some() { engine.enter(1) } else { engine.enter_batch() };
@@ -91,26 +89,6 @@ async fn answer(
     let admission = Admission { permit, received_at, timeout: None, fixed_id };
     let generation = generate::start(state, admission, valid, kind, record).await?;
     Ok((generation.complete().await?, ignored))
-}
-
-/// Validates a body as a request to a route. Returns the kind of its reply, too.
-fn validated(
-    endpoint: Endpoint,
-    fields: Fields,
-    state: &ServerState,
-    seed: u64,
-) -> Result<(ValidRequest, ReplyKind), ApiError> {
-    let limits = &state.limits;
-    Ok(match endpoint {
-        Endpoint::Chat => (validate::chat(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Chat)),
-        Endpoint::Completions => {
-            (validate::completion(fields, limits, seed)?, ReplyKind::Completion(ReplyFormat::Text))
-        }
-        Endpoint::Responses => {
-            let (valid, echo) = validate::response(fields, limits, seed)?;
-            (valid, ReplyKind::Response(Box::new(echo)))
-        }
-    })
 }
 
 /// Parses a body on a blocking thread.

@@ -302,7 +302,8 @@ request_fields! {
         /// Id of a file with one request in each line.
         input_file_id: Text = text().required();
         /// The route that all requests are for.
-        endpoint: Word = word(&["/v1/chat/completions", "/v1/completions", "/v1/responses"]).required();
+        endpoint: Word =
+            word(&["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/reward"]).required();
         /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
         metadata: Pairs = pairs(16, label);
     }
@@ -391,7 +392,7 @@ impl CommonFields {
 }
 
 /// Checks a name of `metadata` and its value.
-fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
+pub(crate) fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
     if name.chars().count() > MAX_LABEL_NAME {
         let text =
             format!("expected names of at most {MAX_LABEL_NAME} characters, got {}", name.chars().count());
@@ -407,7 +408,8 @@ fn check_label(name: &str, value: &Value) -> Result<(), ApiError> {
     }
 }
 
-fn label() -> Value {
+/// A value of `metadata`.
+pub(crate) fn label() -> Value {
     json!({ "type": "string", "maxLength": MAX_LABEL })
 }
 

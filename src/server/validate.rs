@@ -14,10 +14,14 @@
 mod anthropic;
 mod chat;
 mod completion;
+mod conversations;
 mod limits;
 mod prompt_scores;
 mod responses;
 mod sampling;
+mod scored_chat;
+mod scored_texts;
+mod scores;
 mod tools;
 mod values;
 
@@ -36,14 +40,16 @@ use super::responses::reply::RequestEcho;
 use super::responses::types::ResponsesWire;
 pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
-    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_BAD_WORD_BYTES, MAX_SEQUENCES,
-    MAX_STOP_BYTES, MAX_STOP_STRINGS, TokenizeWire,
+    ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
+    TokenizeWire,
 };
 use super::unsupported;
 use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, ToolCalls, Truncate};
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub(crate) use limits::TEMPLATE_FIELDS;
 pub use limits::{Defaults, Limits};
+pub(crate) use scored_chat::scored_chat;
+pub(crate) use scores::{classify, get_reward, pooling, reward};
 use tools::ToolUse;
 use values::token_ids;
 
@@ -95,6 +101,7 @@ impl ValidRequest {
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
+    limits.must_generate()?;
     let mut wire = ChatWire::read(fields)?;
     chat::template_fields(&mut wire, &limits.template_fields);
     let asked = chat::max_tokens(&wire)?;
@@ -140,6 +147,7 @@ pub(crate) fn response(
     limits: &Limits,
     fresh_seed: u64,
 ) -> Result<(ValidRequest, RequestEcho), ApiError> {
+    limits.must_generate()?;
     let mut wire = ResponsesWire::read(fields)?;
     let asked = wire.max_output_tokens.map(|tokens| MaxTokens::Exactly(tokens as u32));
     let logprobs = responses::logprobs(&mut wire)?;
@@ -170,6 +178,7 @@ pub(crate) fn message(
     limits: &Limits,
     fresh_seed: u64,
 ) -> Result<(ValidRequest, u32), ApiError> {
+    limits.must_generate()?;
     let MessagesWire { max_tokens, stop_sequences, metadata, mut conversation, mut common } =
         MessagesWire::read(fields)?;
     let most = max_tokens.unwrap_or(1) as u32;
@@ -211,6 +220,7 @@ pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompt
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
+    limits.must_generate()?;
     let mut wire = CompletionWire::read(fields)?;
     // There is no template.
     for (name, value) in wire.common.take_template_fields() {
@@ -252,7 +262,9 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
     }
     unsupported::refuse(&mut fields)?;
     chat.messages = Some(messages);
-    chat.add_generation_prompt = wire.add_generation_prompt;
+    // A score has no turn after the answer.
+    let add = wire.add_generation_prompt.or(limits.scoring.as_ref().map(|_| false));
+    chat.add_generation_prompt = add;
     chat.continue_final_message = wire.continue_final_message;
     chat.chat_template_kwargs = wire.chat_template_kwargs;
     Ok((chat::prompts(&mut chat, limits.tools, tools.as_ref())?, strings))
@@ -319,11 +331,12 @@ fn finish(
         cache_salt: wire.cache_salt.map(Arc::from),
         grammar,
         tools: route.tools,
-        bad_words: bad_words(wire.bad_words)?,
+        bad_words: sampling::bad_words(wire.bad_words)?,
         allowed_tokens,
         truncate: truncate(wire.truncate_prompt_tokens)?,
         prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
         prompt_logprobs_start,
+        reward: false,
     };
     let stream_options = wire.stream_options.unwrap_or_default();
     Ok(ValidRequest {
@@ -455,23 +468,6 @@ fn stop_strings(path: &str, stop: Option<&Value>) -> Result<Vec<String>, ApiErro
         other => Err(wrong_type(path, "a string or an array of strings", other)),
     };
     items.into_iter().map(one).collect()
-}
-
-/// Reads `bad_words`. A text of spaces alone has no token of its own and stands for none.
-fn bad_words(items: Option<Vec<Value>>) -> Result<Vec<String>, ApiError> {
-    let mut words = Vec::new();
-    for (i, item) in items.unwrap_or_default().into_iter().enumerate() {
-        let path = format!("bad_words[{i}]");
-        let Value::String(word) = item else { return Err(wrong_type(&path, "a string", &item)) };
-        if word.len() > MAX_BAD_WORD_BYTES {
-            let text = format!("expected at most {MAX_BAD_WORD_BYTES} bytes, got {}", word.len());
-            return Err(ApiError::invalid(path, text));
-        }
-        if !word.trim().is_empty() {
-            words.push(word);
-        }
-    }
-    Ok(words)
 }
 
 fn truncate(tokens: Option<i128>) -> Result<Option<Truncate>, ApiError> {

@@ -12,11 +12,15 @@
 //!   below `min_tokens`. It applies only if one of the end-of-sequence ids can end the answer, which means
 //!   that [`SamplingParams::barred`] contains it: the server lists these ids there even if `min_tokens` is 0,
 //!   unless the client set `ignore_eos`. Otherwise only `max_tokens` ends the answer.
+//! - Value number `i` of a reward head, counted from 0, for the key `k` of a greedy answer: the upper 24 bits
+//!   of `mix(k + (i + 1) * 0x9e3779b97f4a7c15)`, divided by 2^22; so from 0 to below 4.
 //!
 //! An answer therefore does not depend on the rest of the batch, on KV blocks or on preemption. Penalties,
 //! bias and truncation (top-k, top-p, min-p) have no effect, since the simulator computes no logits.
 //! Log-probabilities are those of a model that gives its choice probability 1/2, the next candidate 1/4, and
 //! so on.
+
+use std::sync::Arc;
 
 use super::error::SettingsError;
 use crate::random::{STEP, mix, unit};
@@ -59,9 +63,15 @@ impl SyntheticAnswers {
 
     /// Key of the answer to a prompt.
     pub fn key(prompt: &[u32], sampling: &SamplingParams) -> AnswerKey {
-        let fold = |key, token: &u32| mix(key ^ u64::from(*token));
-        let key = prompt.iter().fold(mix(prompt.len() as u64), fold);
+        let key = prompt_key(prompt);
         AnswerKey(if sampling.temperature > 0.0 { mix(key ^ mix(sampling.seed)) } else { key })
+    }
+
+    /// Values of a reward head for a prompt.
+    pub fn rewards(prompt: &[u32], width: usize) -> Arc<[f32]> {
+        let key = prompt_key(prompt);
+        let bits = |i: usize| mix(key.wrapping_add(STEP.wrapping_mul(i as u64 + 1))) >> 40;
+        (0..width).map(|i| bits(i) as f32 / (1u32 << 22) as f32).collect()
     }
 
     /// Length of an answer in tokens, including its end-of-sequence token, before `min_tokens` and other
@@ -112,4 +122,9 @@ impl SyntheticAnswers {
         let top = std::iter::once(token).chain(rest).zip((0..alternatives).map(half)).collect();
         TokenLogprob { token, logprob: half(0), top }
     }
+}
+
+/// Key of the greedy answer to a prompt.
+fn prompt_key(prompt: &[u32]) -> u64 {
+    prompt.iter().fold(mix(prompt.len() as u64), |key, token| mix(key ^ u64::from(*token)))
 }

@@ -210,5 +210,7 @@ fn output(row: &RecordedRow) -> RowOutput {
     // The scheduler rejects any number of scores that the plan does not ask for; the limit bounds memory.
     let scores = vec![score; row.scores.min(1 << 24)];
     let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();
-    RowOutput { tokens, scores, non_finite: row.non_finite, grammar: row.grammar.clone() }
+    // The same holds for values of a reward head. A recording does not keep them.
+    let reward = (row.rewards > 0).then(|| vec![0.0; row.rewards.min(1 << 24)].into());
+    RowOutput { tokens, scores, reward, non_finite: row.non_finite, grammar: row.grammar.clone() }
 }

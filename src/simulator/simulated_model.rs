@@ -15,6 +15,8 @@ pub struct SimulatedModel {
     cost: CostModel,
     answers: AnswerSource,
     slots: Vec<Option<SimulatedSlot>>,
+    /// Values of the reward head; 0 without one.
+    reward_width: usize,
 }
 
 /// Source of the generated tokens.
@@ -35,12 +37,17 @@ struct SimulatedSlot {
 impl SimulatedModel {
     /// A model that generates synthetic answers. All slots are empty.
     pub fn new(cost: CostModel, answers: SyntheticAnswers) -> Self {
-        Self { cost, answers: AnswerSource::Synthetic(answers), slots: Vec::new() }
+        Self { cost, answers: AnswerSource::Synthetic(answers), slots: Vec::new(), reward_width: 0 }
     }
 
     /// A model that generates the answers given to [`SimulatedModel::add_answer`].
     pub fn scripted(cost: CostModel) -> Self {
-        Self { cost, answers: AnswerSource::Scripted(Vec::new()), slots: Vec::new() }
+        Self { cost, answers: AnswerSource::Scripted(Vec::new()), slots: Vec::new(), reward_width: 0 }
+    }
+
+    /// Gives the model a reward head of this many values; 0 for none.
+    pub fn with_reward_head(self, reward_width: usize) -> Self {
+        Self { reward_width, ..self }
     }
 
     /// Adds an answer and returns the sampling seed that selects it. Token 0 follows the end of the answer. A
@@ -89,7 +96,9 @@ impl SimulatedModel {
         let prompt_top = start.prompt_logprobs.unwrap_or_default();
         let scores = row.score.iter().map(|token| self.answers.score(*token, prompt_top)).collect();
         if !row.sample {
-            return RowOutput { scores, ..RowOutput::default() };
+            let prompt = &start.tokens[..start.prompt_len];
+            let reward = row.reward.then(|| SyntheticAnswers::rewards(prompt, self.reward_width));
+            return RowOutput { scores, reward, ..RowOutput::default() };
         }
         // The position alone determines the number of the token in the answer.
         let generated = row.position as usize + row.tokens.len() - start.prompt_len;
@@ -106,7 +115,7 @@ impl SimulatedModel {
         }
         let logprob = start.sampling.logprobs.map(|top| Box::new(self.answers.score(token, top)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, non_finite: false, grammar }
+        RowOutput { tokens, scores, grammar, ..RowOutput::default() }
     }
 }
 

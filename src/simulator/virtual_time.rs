@@ -41,6 +41,7 @@ impl ScriptedRequest {
             cache_salt: None,
             prompt_logprobs: None,
             prompt_logprobs_start: 0,
+            reward: false,
             batch: false,
         };
         Self { request, answer }

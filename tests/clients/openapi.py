@@ -1,6 +1,6 @@
 """Checks the OpenAPI document of an Octant server, started here over simulated GPUs: it is valid, and for
 bodies that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has
-the documented form.
+the documented form. A second server, with a reward head, gets those of the routes for scores.
 
     openapi.py OCTANT_BINARY MODEL_DIRECTORY
 
@@ -32,16 +32,25 @@ CHECKS = [
     "unsupported_method",
 ]
 HOOKS = pathlib.Path(__file__).with_name("schemathesis_hooks.py")
+REWARD = pathlib.Path(__file__).parents[2] / "models/nemotron-4-340b-reward"
 
 
 def main() -> int:
     binary, model = sys.argv[1:]
+    status = check(binary, model, ["-tp", "1"], ["--include-method", "POST", "--max-examples", "10"])
+    # The routes that a model with a reward head answers and another one refuses.
+    scores = ["--include-path-regex", "^/(v1/reward|pooling|classify|get_reward)$", "--max-examples", "5"]
+    reward = ["-tp", "8", "--simulate-config", str(REWARD)]
+    return status or check(binary, model, reward, scores)
+
+
+def check(binary: str, model: str, settings: list[str], selection: list[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [binary, "serve", "--model", model, "--device", "simulate", "-tp", "1", "--simulate-pace", "0"]
+    command = [binary, "serve", "--model", model, "--device", "simulate", "--simulate-pace", "0"]
     command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0", "--log-level", "error"]
-    server = subprocess.Popen(command)
+    server = subprocess.Popen(command + settings)
     try:
         url = f"http://127.0.0.1:{port}/openapi.json"
         wait(url, server)
@@ -50,8 +59,8 @@ def main() -> int:
         print(f"the document is valid: {len(document['paths'])} paths", flush=True)
         tester = pathlib.Path(sys.executable).with_name("schemathesis")
         run = [tester, "run", url, "--checks", ",".join(CHECKS), "--no-color"]
-        run += ["--phases", "examples,coverage,fuzzing", "--max-examples", "10", "--seed", "1"]
-        run += ["--include-method", "POST", "--continue-on-failure", "--warnings", "off"]
+        run += ["--phases", "examples,coverage,fuzzing", "--seed", "1", *selection]
+        run += ["--continue-on-failure", "--warnings", "off"]
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
         return subprocess.run(run, env=environment, timeout=300).returncode
     finally:

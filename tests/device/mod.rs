@@ -9,6 +9,7 @@ mod linear;
 mod matrix_builder;
 pub mod model;
 mod random_weights;
+pub mod reward;
 mod rows;
 mod sample;
 mod smollm2;

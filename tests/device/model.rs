@@ -72,21 +72,27 @@ pub fn engine(
     config: impl FnOnce(&mut SchedulerConfig),
     in_flight: usize,
 ) -> (EngineHandle, EngineThread) {
-    let model_config = ModelConfig::from_dir(dir).unwrap();
-    let mut scheduler = SchedulerConfig {
+    let mut scheduler = scheduler_config(dir);
+    config(&mut scheduler);
+    let runner = runner(dir, &scheduler);
+    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+}
+
+/// A configuration for a fixture's model.
+pub fn scheduler_config(dir: &Path) -> SchedulerConfig {
+    let model = ModelConfig::from_dir(dir).unwrap();
+    SchedulerConfig {
         max_num_seqs: 16,
         max_num_batched_tokens: 512,
         max_model_len: 256,
         num_blocks: 64,
-        vocab_size: model_config.vocab,
+        vocab_size: model.vocab,
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        reward_width: model.reward_width(),
         policy: Default::default(),
-    };
-    config(&mut scheduler);
-    let runner = runner(dir, &scheduler);
-    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+    }
 }
 
 /// A fixture's model in FP8, for an engine with this configuration.
@@ -130,6 +136,7 @@ pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> 
         stop: StopRules { max_tokens, stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        reward: false,
         batch: false,
         cache_salt: None,
         prompt_logprobs: None,

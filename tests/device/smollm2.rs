@@ -71,6 +71,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         max_queue_requests: 10,
         max_queue_tokens: 10_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     };
     let rank = RankParts {
@@ -97,6 +98,7 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
         cache_salt: None,
         prompt_logprobs: score.then_some(0),
         prompt_logprobs_start: 0,
+        reward: false,
         batch: false,
     }
 }

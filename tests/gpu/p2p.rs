@@ -304,6 +304,7 @@ fn engine<C: Communicator<Cuda>>(
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     };
     let count = devices.len();
@@ -345,6 +346,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         stop: StopRules { max_tokens: dev::GENERATED.min(8), stop_ids: Vec::new() },
         priority: 0,
         tenant: Default::default(),
+        reward: false,
         batch: false,
         cache_salt: None,
         prompt_logprobs: None,

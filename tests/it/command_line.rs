@@ -5,6 +5,7 @@ mod chat;
 mod flags;
 mod interrupt;
 mod models;
+mod scores;
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -225,14 +225,30 @@ fn a_sampling_default_out_of_range_is_a_warning() {
 }
 
 #[test]
-fn a_reward_model_is_refused() {
+fn weights_of_scores_are_those_of_the_models_values() {
+    refuses(
+        &serve(&["--model", &tiny(), "--reward-weights", "helpfulness=1"], &[]),
+        1,
+        &["--reward-weights", "expected a model with a reward head"],
+    );
     let dir = tempfile::tempdir().unwrap();
     let config = std::fs::read_to_string(Path::new(&tiny()).join("config.json")).unwrap();
     assert!(config.contains("NemotronForCausalLM"));
     let config = config.replace("NemotronForCausalLM", "NemotronForSequenceClassification");
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let model = dir.path().to_str().unwrap();
-    refuses(&serve(&["--model", model], &[]), 1, &["--model", "reward model, which is not served yet"]);
+    for (weights, status, part) in [
+        ("beauty=1", 1, "expected names of helpfulness, correctness, coherence, complexity, verbosity"),
+        ("humor=1", 1, "got `humor`"),
+        ("helpfulness=1,helpfulness=2", 1, "got `helpfulness` twice"),
+        ("helpfulness=1e300", 1, "expected a weight from -1000000"),
+        ("helpfulness", 2, "expected NAME=WEIGHT with a finite number, got `helpfulness`"),
+        ("=1", 2, "expected NAME=WEIGHT"),
+        ("helpfulness=nan", 2, "expected NAME=WEIGHT with a finite number"),
+    ] {
+        let output = serve(&["--model", model, "--reward-weights", weights], &[]);
+        refuses(&output, status, &["--reward-weights", part]);
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         cache_salt: None,
         prompt_logprobs: None,
         prompt_logprobs_start: 0,
+        reward: false,
         batch: false,
     }
 }
@@ -42,6 +43,7 @@ pub fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }
@@ -61,6 +63,7 @@ pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: boo
         max_queue_requests: 1000,
         max_queue_tokens: 1_000_000,
         prefix_caching,
+        reward_width: 0,
         policy: Default::default(),
     }
 }
@@ -71,7 +74,11 @@ pub struct Answer {
     pub tokens: Vec<u32>,
     pub finish: Finish,
     pub scores: Vec<TokenLogprob>,
+    pub reward: Option<Arc<[f32]>>,
 }
+
+/// Values of the fake model's reward head in tests of the scheduler.
+pub const REWARDS: usize = 3;
 
 /// Computes the answer to a request from the definition of the fake model, without blocks, steps or slots.
 pub fn alone(request: &Request, vocab: usize) -> Answer {
@@ -80,6 +87,7 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
         Some(_) => (scored_from(request)..history.len()).map(|i| score(&history[..i], history[i])).collect(),
         None => Vec::new(),
     };
+    let reward = request.reward.then(|| rewards(&history, REWARDS));
     let mut tokens = Vec::new();
     while tokens.len() < request.stop.max_tokens as usize {
         let token = next(&history, &request.sampling, tokens.len(), vocab);
@@ -87,10 +95,15 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
         history.push(token);
         let long_enough = tokens.len() >= request.sampling.min_tokens as usize;
         if long_enough && request.stop.stop_ids.contains(&token) {
-            return Answer { tokens, finish: Finish::Stop(token), scores };
+            return Answer { tokens, finish: Finish::Stop(token), scores, reward };
         }
     }
-    Answer { tokens, finish: Finish::Length, scores }
+    Answer { tokens, finish: Finish::Length, scores, reward }
+}
+
+/// The values of the reward head after a history.
+pub fn rewards(history: &[u32], width: usize) -> Arc<[f32]> {
+    (0..width as u64).map(|i| (hash(history, i + 7) % 1000) as f32 / 100.0).collect()
 }
 
 /// Index of the first prompt token that has a score.
@@ -139,6 +152,7 @@ fn score(history: &[u32], token: u32) -> TokenLogprob {
 /// The fake model, with the state that a device keeps between steps.
 pub struct FakeModel {
     vocab: usize,
+    reward_width: usize,
     max_rows_tokens: usize,
     blocks: Vec<[Option<u32>; BLOCK_TOKENS]>,
     slots: Vec<Option<SlotState>>,
@@ -158,6 +172,7 @@ impl FakeModel {
     pub fn new(config: &SchedulerConfig) -> Self {
         Self {
             vocab: config.vocab_size,
+            reward_width: config.reward_width,
             max_rows_tokens: config.max_num_batched_tokens,
             blocks: vec![[None; BLOCK_TOKENS]; config.num_blocks],
             slots: (0..config.max_num_seqs).map(|_| None).collect(),
@@ -208,7 +223,7 @@ impl FakeModel {
         let cell = |p: usize| self.blocks[row.blocks[p / BLOCK_TOKENS] as usize][p % BLOCK_TOKENS];
         let history: Vec<u32> =
             (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
-        let seen = row.sample || !row.score.is_empty();
+        let seen = row.sample || row.reward || !row.score.is_empty();
         if seen && self.poison.is_some_and(|poison| history.contains(&poison)) {
             // The sequence's next row may be in flight and is fed some token; its output is discarded.
             let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
@@ -225,7 +240,8 @@ impl FakeModel {
         };
         let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
         if !row.sample {
-            return RowOutput { scores, ..RowOutput::default() };
+            let reward = row.reward.then(|| rewards(&history, self.reward_width));
+            return RowOutput { scores, reward, ..RowOutput::default() };
         }
         let generated = history.len() - slot.start.prompt_len;
         let token = match self.parrot {
@@ -244,7 +260,7 @@ impl FakeModel {
         slot.last = Some((token, step));
         let logprob = slot.start.sampling.logprobs.map(|k| Box::new(score(&history, token, k)));
         let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, non_finite: false, grammar }
+        RowOutput { tokens, scores, grammar, ..RowOutput::default() }
     }
 }
 

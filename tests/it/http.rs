@@ -99,6 +99,13 @@
 //! | | `silent_connections_do_not_block_probes` |
 //! | | `silent_connections_do_not_block_the_health_port` |
 //! | | `an_unfinished_body_gets_a_503_and_delays_no_shutdown` |
+//! | Scores are in the forms that their clients read; a model answers the routes of its kind alone | |
+//! | | `a_chat_has_the_form_of_nvidias_hosted_api` |
+//! | | `classify_ends_with_the_score_and_get_reward_has_columns` |
+//! | | `each_kind_of_model_refuses_the_routes_of_the_other` |
+//! | Text of another model's template is read into turns, or refused | |
+//! | | `text_of_every_known_template_scores_as_its_messages` |
+//! | | `text_that_is_no_conversation_is_refused_by_name` |
 //! | Every response has an `x-request-id` | `a_valid_request_id_of_the_client_is_kept` |
 
 mod abort;
@@ -125,6 +132,9 @@ mod offsets;
 mod openapi;
 mod page;
 mod responses;
+mod reward_forms;
+mod reward_texts;
+pub mod rewards;
 mod routes;
 mod scripted;
 mod streams;

@@ -8,6 +8,7 @@ mod direct_file;
 mod errors;
 mod loading;
 mod quantization_configs;
+mod reward_heads;
 mod traps;
 
 use std::path::Path;

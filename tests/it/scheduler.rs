@@ -5,6 +5,7 @@ mod batches;
 mod fairness;
 mod preemption;
 pub mod random;
+mod reward;
 mod steps;
 
 use std::collections::{HashMap, VecDeque};
@@ -123,7 +124,8 @@ impl Bench {
         let finish = self.finish(id)?;
         let scores: Vec<TokenLogprob> =
             self.updates(id).iter().flat_map(|update| update.prompt_logprobs.clone()).collect();
-        Some(Answer { tokens: self.tokens(id), finish, scores })
+        let reward = self.updates(id).last().and_then(|update| update.reward.clone());
+        Some(Answer { tokens: self.tokens(id), finish, scores, reward })
     }
 }
 

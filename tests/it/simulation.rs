@@ -5,6 +5,7 @@ mod chaos;
 mod content;
 mod forecasts;
 mod replays;
+mod scores;
 mod virtual_time;
 mod workloads;
 

@@ -21,6 +21,7 @@ use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 use crate::device::determinism::{answer, block_on};
 use crate::device::golden::{Prompt, fp8_logits_are_near, golden};
 use crate::device::model::fixture;
+use crate::device::reward::{heads, score, score_request};
 use crate::http::client::post;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -104,6 +105,31 @@ fn quantised_ranks_stay_within_the_tolerance_of_one_rank() {
     }
 }
 
+/// Sums within a layer are divided among the ranks, the reward head is not.
+#[test]
+fn several_ranks_compute_the_scores_of_one_rank() {
+    for golden in heads() {
+        let dir = golden.checkpoint();
+        let vocab = ModelConfig::from_dir(dir.path()).unwrap().vocab;
+        let scores = |ranks: usize| -> Vec<Arc<[f32]>> {
+            let scheduler = SchedulerConfig { reward_width: golden.width(), ..scheduler(vocab) };
+            let (handle, _thread) = engine_with(dir.path(), ranks, scheduler);
+            let all = golden.prompts.iter().map(|prompt| score(&handle, score_request(&prompt.ids)));
+            block_on(futures_util::future::join_all(all))
+        };
+        let alone = scores(1);
+        for ranks in [2, 4] {
+            for ((got, alone), prompt) in scores(ranks).iter().zip(&alone).zip(&golden.prompts) {
+                for ((got, alone), exact) in got.iter().zip(&**alone).zip(&prompt.values) {
+                    let name = format!("{} over {ranks}", golden.name());
+                    assert!((got - alone).abs() <= 5e-3, "{name}: {got} for {alone}");
+                    assert!((f64::from(*got) - exact).abs() <= 1e-2, "{name}: {got} for {exact}");
+                }
+            }
+        }
+    }
+}
+
 fn scheduler(vocab_size: usize) -> SchedulerConfig {
     SchedulerConfig {
         max_num_seqs: 16,
@@ -114,13 +140,17 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }
 
 /// An engine without quantisation on a group of ranks.
 fn engine(dir: &Path, ranks: usize) -> (EngineHandle, EngineThread) {
-    let scheduler = scheduler(ModelConfig::from_dir(dir).unwrap().vocab);
+    engine_with(dir, ranks, scheduler(ModelConfig::from_dir(dir).unwrap().vocab))
+}
+
+fn engine_with(dir: &Path, ranks: usize, scheduler: SchedulerConfig) -> (EngineHandle, EngineThread) {
     let parts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
     let parts = parts.map(|(comm, shard)| parts_of(dir, comm, shard, &scheduler)).collect();
     let options = RunnerOptions { step_timeout: PATIENCE, mask_threads: 1 };
@@ -161,6 +191,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         cache_salt: None,
         prompt_logprobs: None,
         prompt_logprobs_start: 0,
+        reward: false,
         batch: false,
     };
     let prompts = golden(name).prompts;
@@ -267,6 +298,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         sample: true,
         score: Vec::new(),
         score_from: 0,
+        reward: false,
     };
     runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
     let message = runner.collect().unwrap_err().message;

@@ -202,7 +202,11 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
         line(name, layers * weights.products[index], format!("{layers} layers × [{out}, {input}]"))
     };
     let table = format!("BF16 [{}, {}]", share.vocab, share.hidden);
-    let head = if weights.head == 0 { "the embedding".to_owned() } else { table.clone() };
+    let head = match (&share.reward, weights.head) {
+        (Some(head), _) => format!("F32 [{}, {}] and a bias, whole on every GPU", head.width, share.hidden),
+        (None, 0) => "the embedding".to_owned(),
+        (None, _) => table.clone(),
+    };
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
     let launches = Layout::CUDA.graph_launches;
     let graphs =

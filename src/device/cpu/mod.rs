@@ -21,6 +21,7 @@ mod philox;
 mod pool;
 mod quant;
 mod quantizer;
+mod reward_head;
 mod rope;
 mod sample;
 
@@ -33,8 +34,8 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
-    Graph, HostRows, Layout, MatrixShape, Norm, RowLogprob, SampleResult, SampleRow, SampleSource, Segment,
-    StepCapacity, StepInputs,
+    Graph, HostRows, Layout, MatrixShape, Norm, RewardWeights, RowLogprob, SampleResult, SampleRow,
+    SampleSource, Segment, StepCapacity, StepInputs,
 };
 use isa::DetectedIsa;
 use parts::Parts;
@@ -379,6 +380,17 @@ impl Device for Cpu {
         for (row, target) in rows.iter().zip(target.chunks_exact_mut(cols)) {
             target.copy_from_slice(residual.row(*row as usize));
         }
+        Ok(())
+    }
+
+    fn reward_head(
+        &self,
+        hidden: &Floats,
+        norm: &Norm<Self>,
+        head: &RewardWeights<Self>,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        reward_head::run(self, hidden, norm, head, out);
         Ok(())
     }
 

@@ -56,8 +56,9 @@ fn rows_of<const FMA: bool>(job: &NormJob<'_>, range: Range<usize>, scratch: &mu
     }
 }
 
+/// Normalises the row `x` to `out`.
 #[inline(always)]
-fn normalise<const FMA: bool>(norm: &Norm<Cpu>, x: &[f32], out: &mut [f32]) {
+pub(super) fn normalise<const FMA: bool>(norm: &Norm<Cpu>, x: &[f32], out: &mut [f32]) {
     let count = x.len() as f32;
     let (mean, offset) = match norm.kind {
         NormKind::LayerNorm1p => (fold_lanes(x, |sum, x| sum + x) / count, 1.0),

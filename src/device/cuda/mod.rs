@@ -25,6 +25,7 @@ mod peers;
 mod random_weights;
 mod reduce;
 mod reduce_norm;
+mod reward_head;
 mod rope;
 mod row;
 mod sample;
@@ -52,8 +53,8 @@ use step::StepTables;
 
 use super::{
     ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
-    Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RowLogprob, SampleResult, SampleRow,
-    SampleSource, StepCapacity, StepInputs,
+    Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RewardWeights, RowLogprob,
+    SampleResult, SampleRow, SampleSource, StepCapacity, StepInputs,
 };
 
 /// Heads in the cache are padded to a multiple of this many elements, since the kernels are compiled for
@@ -355,6 +356,16 @@ impl Device for Cuda {
 
     fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
         select::run(self, residual, rows, out)
+    }
+
+    fn reward_head(
+        &self,
+        hidden: &Floats,
+        norm: &Norm<Self>,
+        head: &RewardWeights<Self>,
+        out: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        reward_head::run(self, hidden, norm, head, out)
     }
 
     fn sample(

@@ -10,7 +10,7 @@ pub(super) fn threads(cols: usize) -> u32 {
 }
 
 /// Columns of the longest row that fits a block's shared memory.
-const MAX_COLS: usize = 56_000;
+pub(super) const MAX_COLS: usize = 56_000;
 
 /// Inputs of products \[rows, cols\]: BF16, or E4M3 with a scale per row.
 #[derive(Debug)]

@@ -5,7 +5,8 @@ use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::errors::Errors;
-use super::operations::{Answer, Operation, operations};
+use super::operation::{Answer, Operation};
+use super::operations::operations;
 use crate::server::anthropic::{self, reply::AnthropicErrorBody};
 use crate::server::error::ErrorBody;
 

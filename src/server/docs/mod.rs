@@ -5,7 +5,9 @@
 
 mod document;
 mod errors;
+mod operation;
 mod operations;
+mod reward_operations;
 
 use std::sync::Arc;
 

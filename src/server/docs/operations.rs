@@ -1,10 +1,12 @@
 //! The operations of the API: for each route its method, request body and answers.
 
-use schemars::{Schema, SchemaGenerator};
-use serde_json::{Value, json};
+use schemars::Schema;
+use serde_json::json;
 
 use super::PATH;
 use super::errors::Errors;
+use super::operation::{Answer, JSON, Operation, QueryParameter, RequestBody, get, post};
+use super::reward_operations;
 use crate::batch::MAX_FILE_BYTES;
 use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
 use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
@@ -15,62 +17,17 @@ use crate::server::info_reply::{
     DetokenizeReply, ModelList, ModelReply, TokenizeReply, TokenizerInfoReply, VersionReply,
 };
 use crate::server::page::{FILES, PageFile};
-use crate::server::reply::{ChatChoice, ChatChunkChoice, Reply, TextChoice};
+use crate::server::reply::{ChatChunkChoice, Reply, TextChoice};
 use crate::server::responses::reply::{NumberedEvent, ResponseReply};
 use crate::server::responses::types::ResponsesWire;
 use crate::server::types::{BatchWire, ChatWire, CompletionWire, DetokenizeWire, TokenizeWire};
 use crate::server::unsupported::RefusedNames;
 use crate::server::{batches, files};
 
-/// Media type of most bodies.
-const JSON: &str = "application/json";
-
-/// One method of a path.
-pub(super) struct Operation {
-    pub(super) method: &'static str,
-    /// The path as the router writes it.
-    pub(super) path: &'static str,
-    /// Group of operations on the page.
-    pub(super) tag: &'static str,
-    pub(super) summary: String,
-    /// Parameters in the query of the URL.
-    pub(super) query: Vec<QueryParameter>,
-    pub(super) body: Option<RequestBody>,
-    pub(super) answer: Answer,
-    /// `None` for probes, which answer with their own body always.
-    pub(super) errors: Option<Errors>,
-}
-
-/// A parameter in the query of the URL.
-pub(super) struct QueryParameter {
-    pub(super) name: &'static str,
-    pub(super) schema: Value,
-    pub(super) about: &'static str,
-}
-
-/// The body of a request.
-pub(super) struct RequestBody {
-    pub(super) media_type: &'static str,
-    /// Name of the schema.
-    pub(super) name: &'static str,
-    pub(super) schema: Value,
-    pub(super) example: Value,
-}
-
-/// The successful answer.
-pub(super) enum Answer {
-    Json(fn(&mut SchemaGenerator) -> Schema),
-    /// A reply, or events with chunks if the request asks for a stream.
-    JsonOrEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
-    /// A reply, or events with names and without `[DONE]` if the request asks for a stream.
-    JsonOrNamedEvents(fn(&mut SchemaGenerator) -> Schema, fn(&mut SchemaGenerator) -> Schema),
-    /// Text of this type.
-    Text(&'static str),
-}
-
 /// All operations, in the order of the page.
 pub(super) fn operations() -> Vec<Operation> {
     let mut all = vec![chat(), completion(), response(), message(), count_tokens()];
+    all.extend(reward_operations::operations());
     all.extend([tokenize(), detokenize(), tokenizer_info()]);
     all.extend([list_files(), upload_file(), file(), delete_file(), file_content()]);
     all.extend([list_batches(), create_batch(), batch(), cancel_batch()]);
@@ -88,17 +45,16 @@ fn chat() -> Operation {
         errors: Some(Errors::Generation),
         ..post(
             "/v1/chat/completions",
-            "Generates the next message of a conversation.",
+            "Generates the next message of a conversation, or scores its last one with a reward model.",
             RequestBody {
                 media_type: JSON,
                 name: "ChatCompletionRequest",
                 schema,
                 example: json!({ "messages": messages, "max_completion_tokens": 50 }),
             },
-            Answer::JsonOrEvents(
-                |schemas| schemas.subschema_for::<Reply<'static, ChatChoice>>(),
-                |schemas| schemas.subschema_for::<Reply<'static, ChatChunkChoice>>(),
-            ),
+            Answer::JsonOrEvents(reward_operations::chat_reply, |schemas| {
+                schemas.subschema_for::<Reply<'static, ChatChunkChoice>>()
+            }),
         )
     }
 }
@@ -377,15 +333,4 @@ fn description() -> Vec<Operation> {
     let document =
         get(PATH, "server", "Returns this document. Needs no key.", Answer::Json(|_| Schema::default()));
     std::iter::once(document).chain(FILES.iter().map(file)).collect()
-}
-
-fn get(path: &'static str, tag: &'static str, summary: &str, answer: Answer) -> Operation {
-    let (summary, errors) = (summary.to_owned(), Some(Errors::Head));
-    Operation { method: "get", path, tag, summary, query: Vec::new(), body: None, answer, errors }
-}
-
-fn post(path: &'static str, summary: &str, body: RequestBody, answer: Answer) -> Operation {
-    let tag = if path.starts_with("/v1/") { "generation" } else { "tokens" };
-    let (summary, errors) = (summary.to_owned(), Some(Errors::Body));
-    Operation { method: "post", path, tag, summary, query: Vec::new(), body: Some(body), answer, errors }
 }

@@ -212,7 +212,8 @@ async function loadModels() {
     model.replaceChildren(...list.map(({ id }) => new Option(id, id, id === list[0].id, id === chosen)));
     model.disabled = list.length < 2;
     model.title = `Context: ${list[0].max_model_len.toLocaleString()} tokens`;
-    notice("");
+    const scores = list[0].task === "reward";
+    notice(scores ? "This model scores answers and does not chat; /docs has its routes." : "");
   } catch (fault) {
     model.replaceChildren(new Option("no model", ""));
     model.disabled = true;

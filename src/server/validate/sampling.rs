@@ -6,7 +6,7 @@ use super::limits::{Defaults, Limits};
 use crate::request::SamplingParams;
 use crate::server::error::ApiError;
 use crate::server::fields::{Fields, wrong_type};
-use crate::server::types::CommonFields;
+use crate::server::types::{CommonFields, MAX_BAD_WORD_BYTES};
 
 /// Smallest temperature above 0, as in vLLM. Logits are divided by the temperature and could overflow with a
 /// smaller one. Temperature 0 means greedy decoding.
@@ -100,4 +100,21 @@ fn bias(value: &Value) -> Result<f32, ApiError> {
         Some(bias) if (-100.0..=100.0).contains(&bias) => Ok(bias as f32),
         _ => Err(wrong_type("logit_bias", "values from -100 to 100", value)),
     }
+}
+
+/// Reads `bad_words`. A text of spaces alone has no token of its own and stands for none.
+pub(super) fn bad_words(items: Option<Vec<Value>>) -> Result<Vec<String>, ApiError> {
+    let mut words = Vec::new();
+    for (i, item) in items.unwrap_or_default().into_iter().enumerate() {
+        let path = format!("bad_words[{i}]");
+        let Value::String(word) = item else { return Err(wrong_type(&path, "a string", &item)) };
+        if word.len() > MAX_BAD_WORD_BYTES {
+            let text = format!("expected at most {MAX_BAD_WORD_BYTES} bytes, got {}", word.len());
+            return Err(ApiError::invalid(path, text));
+        }
+        if !word.trim().is_empty() {
+            words.push(word);
+        }
+    }
+    Ok(words)
 }

@@ -255,7 +255,7 @@ async fn invalid_requests_name_the_field_and_what_is_expected() {
         (
             "endpoint",
             json!("/v1/embeddings"),
-            "/v1/chat/completions, /v1/completions, /v1/responses, got \"/v1/embeddings\"",
+            "/v1/chat/completions, /v1/completions, /v1/responses, /v1/reward, got \"/v1/embeddings\"",
         ),
         ("completion_window", json!("48h"), "expected \"24h\", got \"48h\""),
         ("input_file_id", json!(7), "expected a string, got 7"),

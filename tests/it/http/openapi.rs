@@ -10,18 +10,34 @@ use octant::server::validate::{self, Limits, ValidRequest};
 use serde_json::{Value, json};
 
 use super::client::send;
+use super::rewards::{self, FIVE, turns};
 use super::test_server::{Setup, TestServer, merged};
 
 /// A way to read a body.
 type Read = fn(Fields, &Limits, u64) -> Result<ValidRequest, ApiError>;
+
+/// A conversation as text.
+const QUERY: &str = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n";
+
+/// A server that generates, and one that scores.
+fn servers() -> [TestServer; 2] {
+    [Setup::new().launch(), rewards::launch(&FIVE)]
+}
+
+/// The server of the kind that answers a route.
+fn of_route<'s>(servers: &'s [TestServer; 2], path: &str) -> &'s TestServer {
+    let scores = ["/v1/reward", "/pooling", "/classify", "/get_reward"];
+    &servers[usize::from(scores.contains(&path))]
+}
 
 async fn document(server: &TestServer) -> Value {
     server.get("/openapi.json").await.json()
 }
 
 /// Name, method and least body of each route that reads a body.
-fn bodies() -> [(&'static str, &'static str, Value); 7] {
+fn bodies() -> [(&'static str, &'static str, Value); 11] {
     let messages = json!([{ "role": "user", "content": "a" }]);
+    let scored = turns(&["a", "b"]);
     [
         ("ChatCompletionRequest", "/v1/chat/completions", json!({ "messages": messages, "max_tokens": 1 })),
         ("CompletionRequest", "/v1/completions", json!({ "prompt": "a", "max_tokens": 1 })),
@@ -30,6 +46,10 @@ fn bodies() -> [(&'static str, &'static str, Value); 7] {
         ("CountTokensRequest", "/v1/messages/count_tokens", json!({ "messages": messages })),
         ("TokenizeRequest", "/tokenize", json!({ "prompt": "a" })),
         ("DetokenizeRequest", "/detokenize", json!({ "tokens": [] })),
+        ("RewardRequest", "/v1/reward", json!({ "messages": scored })),
+        ("PoolingRequest", "/pooling", json!({ "messages": scored })),
+        ("ClassifyRequest", "/classify", json!({ "messages": scored })),
+        ("GetRewardRequest", "/get_reward", json!({ "query": [QUERY] })),
     ]
 }
 
@@ -49,6 +69,9 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         tools: None,
         defaults: Default::default(),
         template_fields: Vec::new(),
+        scoring: None,
+        takes_system: true,
+        own_markers: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     };
@@ -109,11 +132,12 @@ async fn every_reference_of_the_document_leads_to_a_schema() {
 
 #[tokio::test]
 async fn every_field_of_the_document_is_read_and_has_a_description() {
-    let server = Setup::new().launch();
-    let document = document(&server).await;
+    let servers = servers();
+    let document = document(&servers[0]).await;
     let examples = [json!(true), json!(7), json!(1.5), json!("x"), json!([]), json!({})];
     let named = ["boolean", "integer", "number", "string", "array", "object"];
     for (name, path, body) in bodies() {
+        let server = of_route(&servers, path);
         let schema = &document["components"]["schemas"][name];
         for (field, schema) in schema["properties"].as_object().unwrap() {
             assert!(schema["description"].as_str().is_some_and(|about| about.len() > 5), "{name}.{field}");

@@ -32,7 +32,7 @@ const TEMPLATE: &str = "{% for m in messages %}{{ m.content }}{% endfor %}<|eos|
 
 /// Settings of a test server.
 pub struct Setup {
-    /// Source of the chat template. There is none if it is empty.
+    /// Source of the chat template; an empty one stands for a model without a template.
     pub template: &'static str,
     pub config: SchedulerConfig,
     pub settings: Settings,
@@ -69,8 +69,9 @@ impl Setup {
     pub fn launch_over(self, executor: impl Executor + 'static, tokenizer: Tokenizer) -> TestServer {
         let (engine, thread) = Engine::start_with(self.config, Box::new(executor), self.start).unwrap();
         let tokenizer = Arc::new(tokenizer);
-        let template = ChatTemplate::from_source(self.template, &tokenizer).expect("the template compiles");
-        let template = Some(template).filter(|_| !self.template.is_empty());
+        let source = Some(self.template).filter(|source| !source.is_empty());
+        let template = source
+            .map(|source| ChatTemplate::from_source(source, &tokenizer).expect("the template compiles"));
         let generator = Generator::new(engine.clone(), tokenizer, template, 1 << 20);
         let status = ServerStatus::new(self.stall_margin);
         let state = ServerState::new(generator, self.settings, Arc::clone(&status));
@@ -110,6 +111,7 @@ pub fn config() -> SchedulerConfig {
         max_queue_requests: 64,
         max_queue_tokens: 65_536,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }

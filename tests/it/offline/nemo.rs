@@ -3,16 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
-use octant::device::KvDtype;
-use octant::model::{LoadError, ModelConfig, Precision};
+use octant::device::{KvDtype, fp8};
+use octant::model::{LoadError, ModelConfig, Precision, RewardHead};
 use octant::offline::{Conversion, Converted, Granularity};
 use serde_json::json;
 
 use super::resume::runs_until_finished;
 use super::{conversion, files, floats, json_of, quantize, read, same};
 use crate::device::model::{fixture, load, logits, root};
+use crate::device::reward::{RewardGolden, scores};
 
 const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
+const FORMS: [(Precision, KvDtype); 2] = [(Precision::None, KvDtype::Bf16), (Precision::Fp8, KvDtype::Fp8)];
 const LAYERS: &str = "model_weights/model.decoder.layers.";
 
 fn source(name: &str) -> PathBuf {
@@ -76,13 +78,68 @@ fn imported_tensors_equal_those_of_the_original_model() {
         for (tensor, stored) in &expected {
             assert!(&imported[tensor] == stored, "{name}: {tensor} differs");
         }
-        for (precision, kv) in [(Precision::None, KvDtype::Bf16), (Precision::Fp8, KvDtype::Fp8)] {
+        for (precision, kv) in FORMS.into_iter().filter(|_| name != "reward") {
             let original = logits(&fixture(golden), precision, kv, &IDS);
             assert!(logits(out.path(), precision, kv, &IDS) == original, "{name}, {precision:?}");
         }
         let model = std::fs::read(source(name).join("0123456789abcdef_nemotron.model")).unwrap();
         assert_eq!(std::fs::read(out.path().join("tokenizer.model")).unwrap(), model);
     }
+}
+
+/// The weight \[9, 64\] and the bias of the head that NeMo's directory has, in BF16.
+fn nemo_head() -> [Vec<u8>; 2] {
+    ["rm_head.expected", "model_weights/model.rm_head.bias/0"]
+        .map(|file| std::fs::read(source("reward").join(file)).unwrap())
+}
+
+/// The checkpoint of the original layers with NeMo's head, or with some of its rows. `bias` returns the bias
+/// of a row, given the stored one, and `None` for a row to leave out.
+fn original_reward(bias: impl Fn(usize, f32) -> Option<f32>) -> tempfile::TempDir {
+    let [weight, biases] = nemo_head().map(|bytes| -> Vec<f32> {
+        bytes.as_chunks::<2>().0.iter().map(|b| fp8::bf16_value(u16::from_le_bytes(*b))).collect()
+    });
+    let rows = weight.chunks_exact(64).zip(biases.iter().enumerate().map(|(row, stored)| bias(row, *stored)));
+    let rows: Vec<(&[f32], f32)> = rows.filter_map(|(row, bias)| bias.map(|bias| (row, bias))).collect();
+    let weight: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).copied().collect();
+    RewardGolden::of_nemo("nemotron", &weight, rows.iter().map(|(_, bias)| *bias).collect()).checkpoint()
+}
+
+#[test]
+fn an_imported_reward_model_gives_the_scores_of_the_original() {
+    let (out, original) = (tempfile::tempdir().unwrap(), original_reward(|_, bias| Some(bias)));
+    import(&source("reward"), out.path(), None).unwrap();
+    for (precision, kv) in FORMS {
+        let expected = scores(original.path(), precision, kv, &IDS);
+        assert_eq!(expected.len(), 9);
+        assert!(scores(out.path(), precision, kv, &IDS) == expected, "{precision:?}");
+    }
+    let quantised = tempfile::tempdir().unwrap();
+    quantize(out.path(), quantised.path(), Granularity::Channel).unwrap();
+    let expected = scores(original.path(), Precision::Fp8, KvDtype::Fp8, &IDS);
+    assert!(scores(quantised.path(), Precision::Fp8, KvDtype::Fp8, &IDS) == expected, "quantised on disk");
+}
+
+/// The last five rows of the head, without a bias, written as an array of NeMo's.
+#[test]
+fn an_imported_head_of_five_values_has_the_names_of_the_trained_ones() {
+    let (dir, out) = (copy("reward"), tempfile::tempdir().unwrap());
+    let weights = dir.path().join("model_weights");
+    std::fs::remove_dir_all(weights.join("model.rm_head.bias")).unwrap();
+    let (head, [bytes, _]) = (weights.join("model.rm_head.weight"), nemo_head());
+    std::fs::remove_dir_all(head.join("0")).unwrap();
+    std::fs::create_dir(head.join("0")).unwrap();
+    std::fs::write(head.join("0/0"), &bytes[4 * 128..]).unwrap();
+    let zarray = "model_weights/model.rm_head.weight/.zarray";
+    replace(dir.path(), zarray, "\"shape\":[9,64]", "\"shape\":[5,64]");
+    replace(dir.path(), zarray, "\"chunks\":[9,16]", "\"chunks\":[5,64]");
+    import(dir.path(), out.path(), Some(Granularity::Channel)).unwrap();
+    let names = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"];
+    assert_eq!(ModelConfig::from_dir(out.path()).unwrap().reward.unwrap().attributes, names);
+    let original = original_reward(|row, _| (row >= 4).then_some(0.0));
+    let expected = scores(original.path(), Precision::Fp8, KvDtype::Fp8, &IDS);
+    assert_eq!(expected.len(), 5);
+    assert!(scores(out.path(), Precision::Fp8, KvDtype::Fp8, &IDS) == expected);
 }
 
 #[test]
@@ -92,7 +149,13 @@ fn the_imported_configuration_equals_that_of_the_original_model() {
         import(&source(name), out.path(), None).unwrap();
         let reward = name == "reward";
         let mut expected = ModelConfig::from_dir(&fixture(golden)).unwrap();
-        expected.reward = reward;
+        let names =
+            "quality toxicity humor creativity helpfulness correctness coherence complexity verbosity";
+        expected.reward = reward.then(|| RewardHead {
+            module: "rm_head",
+            width: 9,
+            attributes: names.split(' ').map(str::to_owned).collect(),
+        });
         expected.architecture =
             if reward { "NemotronForSequenceClassification" } else { "NemotronForCausalLM" };
         assert_eq!(ModelConfig::from_dir(out.path()).unwrap(), expected);
@@ -264,12 +327,15 @@ fn a_reward_model_may_lack_its_bias_and_the_lm_head() {
     let weights = dir.path().join("model_weights");
     std::fs::remove_dir_all(weights.join("model.rm_head.bias")).unwrap();
     std::fs::remove_dir_all(weights.join("model.output_layer.weight")).unwrap();
-    import(dir.path(), out.path(), Some(Granularity::Channel)).unwrap();
+    import(dir.path(), out.path(), None).unwrap();
     let imported = read(out.path());
     assert_eq!(imported["rm_head.weight"].1, [9, 64]);
     assert!(!imported.contains_key("rm_head.bias") && !imported.contains_key("lm_head.weight"));
-    let error = load(out.path(), Precision::Fp8).err().unwrap().to_string();
-    assert!(error.contains("lm_head.weight") && error.contains("missing"), "{error}");
+    let unbiased = original_reward(|_, _| Some(0.0));
+    for (precision, kv) in FORMS {
+        let expected = scores(unbiased.path(), precision, kv, &IDS);
+        assert!(scores(out.path(), precision, kv, &IDS) == expected, "{precision:?}");
+    }
     // Every other model needs the LM head.
     let dir = copy("base");
     std::fs::remove_dir_all(dir.path().join("model_weights/model.output_layer.weight")).unwrap();

@@ -133,7 +133,7 @@ fn a_reward_head_needs_the_reward_architecture_and_the_right_shape() {
     let architecture = "NemotronForSequenceClassification";
     for tensors in [&[weight][..], &[weight, bias]] {
         let dir = reward(tensors, architecture);
-        assert!(ModelConfig::from_dir(dir.path()).unwrap().reward);
+        assert_eq!(ModelConfig::from_dir(dir.path()).unwrap().reward_width(), 9);
         load(dir.path(), Precision::Fp8).unwrap();
         let out = tempfile::tempdir().unwrap();
         quantize(dir.path(), out.path(), Granularity::Channel).unwrap();

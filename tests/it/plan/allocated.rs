@@ -9,6 +9,7 @@ use octant::offline::{Conversion, Granularity};
 use octant::runner::{MemoryNeeds, MemoryPlan, WeightBytes};
 
 use crate::device::model::fixture;
+use crate::device::reward::reward_golden;
 
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
@@ -47,6 +48,15 @@ fn allocations_match_the_memory_plan() {
                 agrees(&fixture(name), ranks, (precision, kv));
             }
         }
+    }
+}
+
+#[test]
+fn allocations_of_reward_models_match_the_memory_plan() {
+    for golden in reward_golden() {
+        let dir = golden.checkpoint();
+        agrees(dir.path(), 1, (Precision::Fp8, KvDtype::Fp8));
+        agrees(dir.path(), 2, (Precision::None, KvDtype::Bf16));
     }
 }
 

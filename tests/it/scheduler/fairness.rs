@@ -60,6 +60,7 @@ fn fair_config() -> SchedulerConfig {
         max_queue_requests: 10_000,
         max_queue_tokens: 10_000_000,
         prefix_caching: false,
+        reward_width: 0,
         ..config()
     }
 }

@@ -8,7 +8,7 @@ use octant::scheduler::SchedulerConfig;
 use proptest::prelude::*;
 
 use super::Bench;
-use crate::fake::{SCARCE_VOCAB as VOCAB, alone, request, scarce};
+use crate::fake::{REWARDS, SCARCE_VOCAB as VOCAB, alone, request, scarce};
 
 /// An event before a step.
 #[derive(Debug, Clone)]
@@ -65,6 +65,20 @@ pub fn any_event() -> impl Strategy<Value = Event> {
 pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     let sizes = (1..6usize, 1..150usize, 6..20usize);
     (sizes, any::<bool>()).prop_map(|(sizes, prefix_caching)| scarce(sizes, prefix_caching))
+}
+
+/// The same trace for a model with a reward head: every request asks for its values.
+pub fn scored(config: SchedulerConfig, mut events: Vec<Event>) -> (SchedulerConfig, Vec<Event>) {
+    for event in &mut events {
+        let Event::Submit(group) = event else { continue };
+        for request in group {
+            (request.reward, request.stop.max_tokens) = (true, 0);
+            (request.prompt_logprobs, request.prompt_logprobs_start) = (None, 0);
+            let sampling = SamplingParams::clone(&request.sampling);
+            request.sampling = Arc::new(SamplingParams { min_tokens: 0, ..sampling });
+        }
+    }
+    (SchedulerConfig { reward_width: REWARDS, ..config }, events)
 }
 
 /// Runs a trace to its end. Returns the bench, the submitted (id, request, aborted), and the number of steps.
@@ -129,6 +143,29 @@ proptest! {
         prop_assert_eq!(counts.blocks_free + counts.blocks_cached, counts.blocks_total);
         let work: usize = all.iter().map(|(_, r, _)| r.prompt.len() + r.stop.max_tokens as usize + 2).sum();
         prop_assert!(steps <= 2 * work, "{steps} steps for {work} tokens");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_request_gets_the_same_score_as_alone(
+        config in any_config(),
+        events in prop::collection::vec(any_event(), 1..60),
+        in_flight in 1..3usize,
+    ) {
+        let (config, events) = scored(config, events);
+        let (bench, all, _) = play(config, events, in_flight);
+        for (id, request, aborted) in &all {
+            match bench.answer(*id) {
+                Some(answer) => prop_assert_eq!(answer, alone(request, VOCAB), "request {}", id),
+                None => prop_assert!(aborted, "request {id} was never answered"),
+            }
+        }
+        let counts = bench.scheduler.counts();
+        prop_assert_eq!(counts.blocks_used, 0);
+        prop_assert_eq!(counts.generated_tokens, 0);
     }
 }
 

@@ -143,6 +143,7 @@ fn run(rate: f64) -> Vec<(f64, f64)> {
         max_queue_requests: 10_000,
         max_queue_tokens: 10_000_000,
         prefix_caching: false,
+        reward_width: 0,
         policy: Default::default(),
     };
     let spread = |mean, cv| Spread { mean, cv };

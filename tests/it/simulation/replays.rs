@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use super::recorded;
 use crate::fake::{FakeExecutor, config, request};
 use crate::scheduler::prompt;
-use crate::scheduler::random::{Event, any_config, any_event};
+use crate::scheduler::random::{Event, any_config, any_event, scored};
 
 /// Applies events to a recorded pipeline; returns the recording and the number of plans.
 fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Vec<u8>, u64) {
@@ -67,6 +67,22 @@ proptest! {
         prop_assert_eq!((&trace.header.config, trace.header.in_flight), (&config, in_flight));
         prop_assert_eq!(trace.end, TraceEnd::Complete);
         let replayed = replay(&trace).unwrap();
+        prop_assert_eq!(replayed.plans, plans);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20, ..ProptestConfig::default() })]
+
+    #[test]
+    fn replayed_plans_of_scores_are_equal_bit_for_bit(
+        config in any_config(),
+        events in prop::collection::vec(any_event(), 1..60),
+        in_flight in 1..3usize,
+    ) {
+        let (config, events) = scored(config, events);
+        let (file, plans) = record(&config, events, in_flight);
+        let replayed = replay(&Trace::parse(&file).unwrap()).unwrap();
         prop_assert_eq!(replayed.plans, plans);
     }
 }

@@ -24,6 +24,7 @@ fn config() -> SchedulerConfig {
         max_queue_requests: 20_000,
         max_queue_tokens: 100_000_000,
         prefix_caching: true,
+        reward_width: 0,
         policy: Default::default(),
     }
 }

@@ -135,5 +135,5 @@ pub fn answer(asked: &Request, voice: Option<&SyntheticAnswers>) -> Answer {
     let (tokens, finish) = voice.answer(asked);
     let scored = asked.prompt_logprobs.map_or(&[][..], |_| &asked.prompt[scored_from(asked)..]);
     let scores = scored.iter().map(|token| voice.score(*token, asked.prompt_logprobs.unwrap_or(0)));
-    Answer { tokens, finish, scores: scores.collect() }
+    Answer { tokens, finish, scores: scores.collect(), reward: None }
 }

@@ -170,7 +170,7 @@ impl World {
     fn client(&mut self, request: Request, tenant: usize, due_after: Option<f64>) -> Client {
         let expected = match asked::sound(&request, &self.config) {
             true => asked::answer(&request, self.voice.as_ref()),
-            false => Answer { tokens: Vec::new(), finish: Finish::Length, scores: Vec::new() },
+            false => Answer { tokens: Vec::new(), finish: Finish::Length, scores: Vec::new(), reward: None },
         };
         let draws = &mut self.draws;
         Client {
