@@ -10,12 +10,12 @@ mod compressed_tensors;
 mod kv_cache;
 mod model_opt;
 mod module_list;
-mod python_regex;
 
 use std::path::Path;
 
 pub(super) use module_list::StoredFormat;
 use module_list::{ModuleList, Syntax};
+use crate::python_regex;
 use python_regex::PatternError;
 
 use super::error::LoadError;
