@@ -91,7 +91,7 @@ impl PythonRegex {
         Ok(Self { source: source.to_owned(), regex })
     }
 
-    /// Whether a match starts at the start of the text.
+    /// Whether a match starts at the start of the text; for [`Self::in_text`], whether there is one anywhere.
     ///
     /// # Errors
     /// The pattern needs too many steps.
@@ -422,8 +422,8 @@ impl Translator<'_> {
         }
     }
 
-    /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter where the name
-    /// of a module is one line of ASCII characters.
+    /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter for the name of a
+    /// module; in other texts `a` and `m` are refused.
     fn flags(&mut self) -> Result<(), PatternError> {
         let start = self.at - 2;
         let on = self.letters();

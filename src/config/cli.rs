@@ -5,8 +5,8 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs, ImportNemoArgs,
-    LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
+    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs, EvalCommand,
+    ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -36,6 +36,9 @@ pub enum Command {
     /// Run a benchmark.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Measure a served model by RewardBench, IFEval or perplexity.
+    #[command(subcommand)]
+    Eval(EvalCommand),
     /// Convert a BF16, F16 or F32 checkpoint to FP8. After an interruption, the same command resumes.
     Quantize(QuantizeArgs),
     /// Convert NVIDIA NeMo files to a Hugging Face directory. After an interruption, the same command

@@ -10,8 +10,8 @@ use hyper::Method;
 use hyper::client::conn::http1::SendRequest;
 use serde_json::Value;
 
-use super::request_error::RequestError;
 use super::OnProgress;
+use super::request_error::RequestError;
 use crate::http_client::{Refusal, Target, connect};
 
 /// Bytes of an answer that are read.
@@ -55,9 +55,7 @@ impl EvalClient {
     pub async fn first_model(&self) -> Result<String, RequestError> {
         let list = self.get("/v1/models").await?;
         let name = list.pointer("/data/0/id").and_then(Value::as_str).map(str::to_owned);
-        name.ok_or_else(|| {
-            RequestError::malformed("/v1/models", "a list with a model", &list.to_string())
-        })
+        name.ok_or_else(|| RequestError::malformed("/v1/models", "a list with a model", &list.to_string()))
     }
 
     /// The answer to a GET request.
@@ -97,12 +95,7 @@ impl EvalClient {
         Ok(results.into_iter().flatten().collect())
     }
 
-    async fn exchange(
-        &self,
-        method: Method,
-        path: &'static str,
-        body: Bytes,
-    ) -> Result<Value, RequestError> {
+    async fn exchange(&self, method: Method, path: &'static str, body: Bytes) -> Result<Value, RequestError> {
         let (mut failures, mut busy, mut waited) = (0, 0, Duration::ZERO);
         loop {
             let attempt = self.attempt(method.clone(), path, body.clone());
@@ -146,8 +139,10 @@ impl EvalClient {
         if !response.status().is_success() {
             let refusal = Refusal::read(response).await;
             let wait = refusal.retry_after.as_deref().and_then(|text| text.trim().parse::<u64>().ok());
-            let error =
-                RequestError::Refused { status: refusal.status, message: super::request_error::excerpt(&refusal.message()) };
+            let error = RequestError::Refused {
+                status: refusal.status,
+                message: super::request_error::excerpt(&refusal.message()),
+            };
             self.idle().push(connection);
             return Err(Failure { error, wait: wait.map(Duration::from_secs) });
         }

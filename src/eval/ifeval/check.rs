@@ -133,7 +133,10 @@ impl Checker {
     }
 
     fn highlights(&self, text: &str) -> usize {
-        let single = self.highlight.find_iter(text).filter(|found| !strip(found.as_str().trim_matches('*')).is_empty());
+        let single = self
+            .highlight
+            .find_iter(text)
+            .filter(|found| !strip(found.as_str().trim_matches('*')).is_empty());
         let double = self.double_highlight.find_iter(text).filter(|found| {
             let inner = found.as_str();
             let inner = inner.strip_prefix("**").unwrap_or(inner);

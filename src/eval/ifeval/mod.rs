@@ -23,10 +23,10 @@ use serde_json::{Value, json};
 
 use self::check::Checker;
 use self::prompts::Prompt;
+use super::OnProgress;
 use super::client::EvalClient;
 use super::error::EvalError;
 use super::request_error::RequestError;
-use super::OnProgress;
 
 /// Path of the requests.
 const PATH: &str = "/v1/chat/completions";
@@ -120,9 +120,9 @@ async fn answer(prompt: &Prompt, answerer: &Answerer<'_>) -> Result<Answer, Eval
     let reply = answerer.client.post(PATH, &body).await;
     let text = reply.and_then(|reply| {
         let content = reply.pointer("/choices/0/message/content").and_then(Value::as_str);
-        content.map(str::to_owned).ok_or_else(|| {
-            RequestError::malformed(PATH, "`choices[0].message.content`", &reply.to_string())
-        })
+        content
+            .map(str::to_owned)
+            .ok_or_else(|| RequestError::malformed(PATH, "`choices[0].message.content`", &reply.to_string()))
     });
     match text {
         Ok(text) => Ok(Ok(text)),

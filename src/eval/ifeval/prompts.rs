@@ -36,11 +36,14 @@ fn prompt(row: &Row, notes: &mut Vec<String>) -> Result<Prompt, EvalError> {
     let ids = row.strings("instruction_id_list")?;
     let kwargs = row.array("kwargs", "an array of objects, one for each rule")?;
     if ids.is_empty() {
-        return Err(row.error(format!("key {key}: instruction_id_list: expected at least one rule, got none")));
+        return Err(
+            row.error(format!("key {key}: instruction_id_list: expected at least one rule, got none"))
+        );
     }
     if kwargs.len() != ids.len() {
         let (rules, objects) = (ids.len(), kwargs.len());
-        let message = format!("key {key}: kwargs: expected {rules} objects, one for each rule, got {objects}");
+        let message =
+            format!("key {key}: kwargs: expected {rules} objects, one for each rule, got {objects}");
         return Err(row.error(message));
     }
     let empty = Map::new();

@@ -80,10 +80,7 @@ const RULES: [(&str, &[&str]); 25] = [
     ("length_constraints:number_sentences", &["num_sentences", "relation"]),
     ("length_constraints:number_paragraphs", &["num_paragraphs"]),
     ("length_constraints:number_words", &["num_words", "relation"]),
-    (
-        "length_constraints:nth_paragraph_first_word",
-        &["num_paragraphs", "nth_paragraph", "first_word"],
-    ),
+    ("length_constraints:nth_paragraph_first_word", &["num_paragraphs", "nth_paragraph", "first_word"]),
     ("detectable_content:number_placeholders", &["num_placeholders"]),
     ("detectable_content:postscript", &["postscript_marker"]),
     ("detectable_format:number_bullet_lists", &["num_bullets"]),

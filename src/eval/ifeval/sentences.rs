@@ -108,7 +108,12 @@ struct Token {
 /// Whether a sentence ends within a context, before its last word.
 fn has_break(context: &[char]) -> bool {
     let mut tokens: Vec<Token> = context
-        .split(|c| matches!(c, '\n' | '\r' | '\u{B}' | '\u{C}' | '\u{1C}'..='\u{1E}' | '\u{85}' | '\u{2028}' | '\u{2029}'))
+        .split(|c| {
+            matches!(
+                c,
+                '\n' | '\r' | '\u{B}' | '\u{C}' | '\u{1C}'..='\u{1E}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+            )
+        })
         .flat_map(words)
         .map(first_pass)
         .collect();

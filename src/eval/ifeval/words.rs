@@ -10,10 +10,8 @@ use super::python_text::{is_upper, split};
 /// Characters that are words of their own.
 const ALONE: &str = "«»“”‘’„`\";@#$%&?!*[](){}<>\u{2012}\u{2013}\u{2014}\u{2015}";
 /// Endings that are words of their own, in these spellings only.
-const CLITICS: [&[&str]; 2] = [
-    &["'s", "'S", "'m", "'M", "'d", "'D"],
-    &["'ll", "'LL", "'re", "'RE", "'ve", "'VE", "n't", "N'T"],
-];
+const CLITICS: [&[&str]; 2] =
+    [&["'s", "'S", "'m", "'M", "'d", "'D"], &["'ll", "'LL", "'re", "'RE", "'ve", "'VE", "n't", "N'T"]];
 /// Words that are split after the first group.
 const CONTRACTIONS: &str =
     r"(?i)\b(?:(can)(not)|(d)('ye)|(gim)(me)|(gon)(na)|(got)(ta)|(lem)(me)|(more)('n))\b";

@@ -55,9 +55,8 @@ pub(super) fn score(rows: &[BenchRow<'_>], scored: &[Scored]) -> Result<Option<T
     if refs.is_empty() && tied.is_empty() {
         return Ok(None);
     }
-    let accuracy = |questions: &BTreeMap<u64, Question>| {
-        share(questions.values().map(|question| question.margin > 0.0))
-    };
+    let accuracy =
+        |questions: &BTreeMap<u64, Question>| share(questions.values().map(|question| question.margin > 0.0));
     let pairs: Vec<(Question, f64)> = tied
         .iter()
         .filter_map(|(number, tied)| Some((*tied, tied.margin.min(refs.get(number)?.margin))))

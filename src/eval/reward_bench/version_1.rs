@@ -81,7 +81,6 @@ fn result(section: &'static Section, rows: &[BenchRow<'_>], scored: &[Scored]) -
     SectionResult { section, subsets, score: (weights > 0.0).then(|| sum / weights) }
 }
 
-
 /// The subsets of a section that have no row.
 fn missing_of(section: &SectionResult) -> Vec<&'static str> {
     let named = section.section.subsets.iter().zip(&section.subsets);
@@ -98,7 +97,13 @@ fn add_section(table: &mut Table, section: &SectionResult) {
     let rows: usize = section.subsets.iter().map(|credit| credit.rows).sum();
     let ties: usize = section.subsets.iter().map(|credit| credit.ties).sum();
     let score = section.score.map(percent).unwrap_or_default();
-    table.row(vec![section.section.name.to_owned(), rows.to_string(), ties.to_string(), String::new(), score]);
+    table.row(vec![
+        section.section.name.to_owned(),
+        rows.to_string(),
+        ties.to_string(),
+        String::new(),
+        score,
+    ]);
 }
 
 fn subset_rows(section: &SectionResult) -> Vec<Value> {

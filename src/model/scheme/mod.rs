@@ -13,9 +13,9 @@ mod module_list;
 
 use std::path::Path;
 
+use crate::python_regex;
 pub(super) use module_list::StoredFormat;
 use module_list::{ModuleList, Syntax};
-use crate::python_regex;
 use python_regex::PatternError;
 
 use super::error::LoadError;
