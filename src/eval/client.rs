@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A client of one server, with a pool of idle connections.
 #[derive(Debug)]
-pub struct EvalClient {
+pub(crate) struct EvalClient {
     target: Target,
     timeout: Duration,
     concurrency: usize,
@@ -44,7 +44,7 @@ struct Failure {
 impl EvalClient {
     /// A client without connections. `timeout` limits one attempt; `concurrency` is the number of requests
     /// that [`Self::all`] has open at once.
-    pub fn new(target: Target, timeout: Duration, concurrency: usize) -> Self {
+    pub(crate) fn new(target: Target, timeout: Duration, concurrency: usize) -> Self {
         Self { target, timeout, concurrency, idle: Mutex::new(Vec::new()) }
     }
 
@@ -52,7 +52,7 @@ impl EvalClient {
     ///
     /// # Errors
     /// The request failed, or the list is empty.
-    pub async fn first_model(&self) -> Result<String, RequestError> {
+    pub(crate) async fn first_model(&self) -> Result<String, RequestError> {
         let list = self.get("/v1/models").await?;
         let name = list.pointer("/data/0/id").and_then(Value::as_str).map(str::to_owned);
         name.ok_or_else(|| RequestError::malformed("/v1/models", "a list with a model", &list.to_string()))

@@ -7,7 +7,7 @@ use super::request_error::RequestError;
 
 /// A row of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// The file, as it was named.
     pub(super) file: String,
     /// Line in the file; the first is 1.
@@ -22,7 +22,7 @@ impl fmt::Display for Place {
 
 /// An evaluation has no result.
 #[derive(Debug, thiserror::Error)]
-pub enum EvalError {
+pub(crate) enum EvalError {
     /// A file cannot be read.
     #[error("{file}: {error}")]
     Read {

@@ -11,15 +11,15 @@ mod rows;
 mod table;
 
 /// IFEval: 25 rules on the form of an answer, checked by programs.
-pub mod ifeval;
+pub(crate) mod ifeval;
 /// Perplexity of texts over rolling windows.
-pub mod perplexity;
+pub(crate) mod perplexity;
 /// RewardBench, versions 1 and 2: whether a reward model prefers the better answer.
-pub mod reward_bench;
+pub(crate) mod reward_bench;
 
-pub use client::EvalClient;
-pub use error::EvalError;
-pub use request_error::RequestError;
+pub(crate) use client::EvalClient;
+pub(crate) use error::EvalError;
+pub(crate) use request_error::RequestError;
 
 /// Called with the number of requests that have ended and the number of all.
-pub type OnProgress<'a> = &'a mut dyn FnMut(usize, usize);
+pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(usize, usize);

@@ -5,7 +5,7 @@ const EXCERPT: usize = 400;
 
 /// A request has failed, also after further attempts where they make sense.
 #[derive(Debug, thiserror::Error)]
-pub enum RequestError {
+pub(crate) enum RequestError {
     /// The server cannot be reached, or the connection was lost.
     #[error("{authority}: {why}")]
     Connection {

@@ -33,22 +33,22 @@ const PATH: &str = "/v1/chat/completions";
 
 /// The result of an evaluation.
 #[derive(Debug)]
-pub struct IfEvalReport {
+pub(crate) struct IfEvalReport {
     /// A table for people.
-    pub table: String,
+    pub(crate) table: String,
     /// All figures, and the answer to every prompt with the rules that it follows.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 /// The model whose answers are scored.
 #[derive(Debug)]
-pub struct Answerer<'a> {
+pub(crate) struct Answerer<'a> {
     /// Client of its server.
-    pub client: &'a EvalClient,
+    pub(crate) client: &'a EvalClient,
     /// Its name.
-    pub model: &'a str,
+    pub(crate) model: &'a str,
     /// The most tokens of an answer.
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
 }
 
 /// An answer, or the message with which the server has refused the prompt.
@@ -59,7 +59,7 @@ type Answer = Result<String, String>;
 /// # Errors
 /// The file is not what was expected, or the server does not answer. A prompt that the server refuses counts
 /// as not followed and is named in the report.
-pub async fn generate(
+pub(crate) async fn generate(
     path: &Path,
     answerer: &Answerer<'_>,
     on_progress: OnProgress<'_>,
@@ -77,7 +77,7 @@ pub async fn generate(
 ///
 /// # Errors
 /// A file is not what was expected, or a prompt has no answer.
-pub fn score_given(path: &Path, responses: &Path) -> Result<IfEvalReport, EvalError> {
+pub(crate) fn score_given(path: &Path, responses: &Path) -> Result<IfEvalReport, EvalError> {
     let (prompts, mut notes) = prompts::read(path)?;
     let (answers, unused) = prompts::answers(responses, &prompts)?;
     if unused > 0 {

@@ -25,22 +25,22 @@ const TOKENIZER: &str = "/tokenizer_info";
 
 /// The result of an evaluation.
 #[derive(Debug)]
-pub struct PerplexityReport {
+pub(crate) struct PerplexityReport {
     /// A table for people.
-    pub table: String,
+    pub(crate) table: String,
     /// All figures, and those of every text.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 /// Settings of an evaluation.
 #[derive(Debug)]
-pub struct PerplexitySettings<'a> {
+pub(crate) struct PerplexitySettings<'a> {
     /// Name of the model.
-    pub model: &'a str,
+    pub(crate) model: &'a str,
     /// The most tokens of a window; without it, the server's longest context.
-    pub max_length: Option<usize>,
+    pub(crate) max_length: Option<usize>,
     /// Token before each text; without it, the tokenizer's BOS, or else its EOS.
-    pub prefix: Option<u32>,
+    pub(crate) prefix: Option<u32>,
 }
 
 /// A window of a text.
@@ -61,7 +61,7 @@ struct Tokenized {
 ///
 /// # Errors
 /// The file is not what was expected, or a request has failed.
-pub async fn run(
+pub(crate) async fn run(
     path: &Path,
     settings: &PerplexitySettings<'_>,
     client: &EvalClient,

@@ -26,20 +26,20 @@ const PATH: &str = "/v1/reward";
 
 /// The result of an evaluation.
 #[derive(Debug)]
-pub struct RewardBenchReport {
+pub(crate) struct RewardBenchReport {
     /// A table for people.
-    pub table: String,
+    pub(crate) table: String,
     /// All figures, and the scores of every row.
-    pub json: Value,
+    pub(crate) json: Value,
 }
 
 /// Settings of an evaluation.
 #[derive(Debug)]
-pub struct RewardBenchSettings<'a> {
+pub(crate) struct RewardBenchSettings<'a> {
     /// Name of the model.
-    pub model: &'a str,
+    pub(crate) model: &'a str,
     /// Weights of the attributes in the score; without them the server's own count.
-    pub weights: Option<&'a Map<String, Value>>,
+    pub(crate) weights: Option<&'a Map<String, Value>>,
 }
 
 /// The scores of a row: `None` if the server has refused the conversation, with its message.
@@ -54,7 +54,7 @@ struct Scored {
 /// # Errors
 /// The file is not what was expected, or the server does not answer. A conversation that the server refuses,
 /// because it is too long for example, counts as wrong and is named in the report.
-pub async fn run(
+pub(crate) async fn run(
     path: &Path,
     settings: &RewardBenchSettings<'_>,
     client: &EvalClient,
