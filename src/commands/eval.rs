@@ -53,8 +53,8 @@ async fn reward_bench(
     let (client, model) = connect(&args.server).await?;
     let settings = RewardBenchSettings { model: &model, weights: args.weights.as_ref() };
     let mut progress = EvalProgress::start(log, "rows");
-    let report = reward_bench::run(&args.file, &settings, &client, &mut |done, all| progress.set(done, all));
-    let report = report.await;
+    let mut on_progress = |done, all| progress.set(done, all);
+    let report = reward_bench::run(&args.file, &settings, &client, &mut on_progress).await;
     progress.display.finish();
     Ok(report?)
 }
@@ -73,8 +73,8 @@ async fn perplexity(args: &EvalPerplexityArgs, log: &Log) -> anyhow::Result<perp
     let settings =
         PerplexitySettings { model: &model, max_length: args.max_length, prefix: args.prefix_token };
     let mut progress = EvalProgress::start(log, "windows");
-    let report = perplexity::run(&args.file, &settings, &client, &mut |done, all| progress.set(done, all));
-    let report = report.await;
+    let mut on_progress = |done, all| progress.set(done, all);
+    let report = perplexity::run(&args.file, &settings, &client, &mut on_progress).await;
     progress.display.finish();
     Ok(report?)
 }

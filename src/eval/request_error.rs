@@ -15,7 +15,7 @@ pub(crate) enum RequestError {
         why: String,
     },
     /// The server has refused the request.
-    #[error("{message} (HTTP {status}){hint}", hint = hint(*status))]
+    #[error("{message} (HTTP {status}){hint}", hint = hint(.status))]
     Refused {
         /// HTTP status.
         status: u16,
@@ -53,7 +53,7 @@ impl RequestError {
     }
 }
 
-fn hint(status: u16) -> &'static str {
+fn hint(status: &u16) -> &'static str {
     match status {
         401 => "; --api-key or OCTANT_API_KEY gives the key",
         _ => "",

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::rule::{Relation, Threshold};
+use super::threshold::{Relation, Threshold};
 use crate::eval::error::EvalError;
 use crate::eval::rows::{Row, describe};
 use crate::python_regex::PythonRegex;

@@ -15,6 +15,7 @@ mod report;
 mod rule;
 mod score;
 mod sentences;
+mod threshold;
 mod words;
 
 use std::path::Path;

@@ -5,32 +5,10 @@ use serde_json::{Map, Value};
 use super::kwargs::Kwargs;
 use super::language::LANGUAGES;
 use super::python_text::strip;
+use super::threshold::Threshold;
 use crate::eval::error::EvalError;
 use crate::eval::rows::{Row, describe};
 use crate::python_regex::PythonRegex;
-
-/// How a count relates to a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Relation {
-    LessThan,
-    AtLeast,
-}
-
-/// A number and how a count has to relate to it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Threshold {
-    pub(super) relation: Relation,
-    pub(super) number: u64,
-}
-
-impl Threshold {
-    pub(super) fn allows(self, count: usize) -> bool {
-        match self.relation {
-            Relation::LessThan => (count as u64) < self.number,
-            Relation::AtLeast => count as u64 >= self.number,
-        }
-    }
-}
 
 /// A rule with its arguments.
 #[derive(Debug)]
@@ -108,7 +86,7 @@ impl Rule {
         map: &Map<String, Value>,
         notes: &mut Vec<String>,
     ) -> Result<Self, EvalError> {
-        let Some((id, names)) = RULES.iter().find(|(known, _)| *known == id) else {
+        let Some(&(id, names)) = RULES.iter().find(|(known, _)| *known == id) else {
             let known = RULES.map(|(name, _)| name).join(", ");
             return Err(row.error(format!("key {key}, rule `{id}`: expected one of the 25 rules: {known}")));
         };

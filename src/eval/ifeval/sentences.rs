@@ -110,7 +110,7 @@ fn has_break(context: &[char]) -> bool {
     let mut tokens: Vec<Token> = context
         .split(|c| {
             matches!(
-                c,
+                *c,
                 '\n' | '\r' | '\u{B}' | '\u{C}' | '\u{1C}'..='\u{1E}' | '\u{85}' | '\u{2028}' | '\u{2029}'
             )
         })

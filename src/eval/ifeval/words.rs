@@ -52,8 +52,8 @@ impl CapitalWords {
                 words.push(' ');
             }
         }
-        let words = self.contractions.replace_all(&words, "$1$3$5$7$9$11$13 $2$4$6$8$10$12$14");
-        let words = self.wanna.replace_all(&words, "$1 $2");
+        let words = self.contractions.replace_all(&words, " $1$3$5$7$9$11$13 $2$4$6$8$10$12$14 ");
+        let words = self.wanna.replace_all(&words, " $1 $2 ");
         split(&words).filter(|word| is_upper(word)).count()
     }
 }
@@ -84,7 +84,7 @@ fn separate(text: &str) -> String {
 /// Cuts one of the clitics off a word. A character other than an apostrophe has to stand before it.
 fn cut<'a>(word: &'a str, clitics: &[&str]) -> (&'a str, &'a str) {
     for clitic in clitics {
-        if let Some(start) = word.strip_suffix(clitic)
+        if let Some(start) = word.strip_suffix(*clitic)
             && !start.is_empty()
             && !start.ends_with('\'')
         {

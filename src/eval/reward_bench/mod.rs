@@ -15,7 +15,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use self::row::{BenchRow, Version};
+use self::row::BenchRow;
+use self::sections::Version;
 use super::client::EvalClient;
 use super::error::{EvalError, Place};
 use super::request_error::RequestError;
@@ -77,7 +78,7 @@ pub(crate) async fn run(
         figures.insert("model".to_owned(), json!(settings.model));
         figures.insert("weights".to_owned(), json!(settings.weights));
         figures.insert("refused".to_owned(), refused.collect());
-        figures.insert("rows".to_owned(), bench.iter().zip(&scored).map(row_json).collect());
+        figures.insert("rows".to_owned(), bench.iter().zip(&scored).map(|(row, scored)| row_json(row, scored)).collect());
     }
     Ok(report)
 }
@@ -101,7 +102,7 @@ fn refused<'a>(
     }
 }
 
-fn row_json((row, scored): (&BenchRow<'_>, &Scored)) -> Value {
+fn row_json(row: &BenchRow<'_>, scored: &Scored) -> Value {
     let scores = scored.scores.as_deref().unwrap_or_default();
     let (chosen, rejected) = scores.split_at(row.chosen.len().min(scores.len()));
     json!({

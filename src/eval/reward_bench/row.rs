@@ -2,16 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::sections;
+use super::sections::{self, Version};
 use crate::eval::error::{EvalError, Place};
 use crate::eval::rows::Row;
-
-/// The version of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Version {
-    One,
-    Two,
-}
 
 /// A prompt with better and worse answers.
 #[derive(Debug)]

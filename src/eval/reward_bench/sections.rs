@@ -1,6 +1,11 @@
 //! The subsets of RewardBench, the sections that they belong to, and their weights.
 
-use super::row::Version;
+/// The version of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Version {
+    One,
+    Two,
+}
 
 /// A section of version 1: its name and its subsets.
 pub(super) struct Section {
@@ -11,7 +16,7 @@ pub(super) struct Section {
 
 /// The sections of version 1. A weight is the number of rows, but for `math-prm`, which weighs as much as the
 /// six subsets of code together.
-pub(super) const SECTIONS: [Section; 4] = [
+pub(super) const SECTIONS: &[Section] = &[
     Section {
         name: "Chat",
         subsets: &[
@@ -58,7 +63,7 @@ pub(super) const SECTIONS: [Section; 4] = [
 ];
 
 /// The older data sets that the leaderboard adds as a fifth section with half the weight of the others.
-pub(super) const PRIOR_SETS: Section = Section {
+pub(super) const PRIOR_SETS: &Section = &Section {
     name: "Prior Sets",
     subsets: &[("anthropic_helpful", 1), ("anthropic_hhh", 1), ("shp", 1), ("summarize", 1)],
 };
@@ -78,7 +83,7 @@ pub(super) fn is_known(version: Version, subset: &str) -> bool {
 pub(super) fn names(version: Version) -> Vec<&'static str> {
     match version {
         Version::One => {
-            let sections = SECTIONS.iter().chain([&PRIOR_SETS]);
+            let sections = SECTIONS.iter().chain([PRIOR_SETS]);
             sections.flat_map(|section| section.subsets.iter().map(|(name, _)| *name)).collect()
         }
         Version::Two => SUBSETS_2.to_vec(),

@@ -22,7 +22,7 @@ struct SectionResult {
 /// The report of all rows.
 pub(super) fn report(rows: &[BenchRow<'_>], scored: &[Scored]) -> RewardBenchReport {
     let four: Vec<SectionResult> = SECTIONS.iter().map(|section| result(section, rows, scored)).collect();
-    let prior = result(&PRIOR_SETS, rows, scored);
+    let prior = result(PRIOR_SETS, rows, scored);
     let scores: Vec<f64> = four.iter().filter_map(|section| section.score).collect();
     let mean = (!scores.is_empty()).then(|| scores.iter().sum::<f64>() / scores.len() as f64);
     let with_prior = prior.score.map(|prior| {
