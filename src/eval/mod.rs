@@ -18,7 +18,6 @@ pub(crate) mod perplexity;
 pub(crate) mod reward_bench;
 
 pub(crate) use client::EvalClient;
-pub(crate) use error::EvalError;
 pub(crate) use request_error::RequestError;
 
 /// Called with the number of requests that have ended and the number of all.

@@ -8,7 +8,7 @@ use super::python_text::{is_lower, is_space, is_upper, split, strip};
 use super::rule::{Check, Rule};
 use super::sentences;
 use super::words::CapitalWords;
-use crate::python_regex::PatternError;
+use crate::python_regex::{PatternError, PythonRegex};
 
 /// Answers of which a constrained response has to contain one.
 const CONSTRAINED: [&str; 3] = ["My answer is yes.", "My answer is no.", "My answer is maybe."];
@@ -158,7 +158,7 @@ fn at_least(count: usize, number: u64) -> bool {
     count as u64 >= number
 }
 
-fn all_found(keywords: &[crate::python_regex::PythonRegex], text: &str) -> Result<bool, PatternError> {
+fn all_found(keywords: &[PythonRegex], text: &str) -> Result<bool, PatternError> {
     for keyword in keywords {
         if !keyword.matches(text)? {
             return Ok(false);
@@ -167,7 +167,7 @@ fn all_found(keywords: &[crate::python_regex::PythonRegex], text: &str) -> Resul
     Ok(true)
 }
 
-fn none_found(words: &[crate::python_regex::PythonRegex], text: &str) -> Result<bool, PatternError> {
+fn none_found(words: &[PythonRegex], text: &str) -> Result<bool, PatternError> {
     for word in words {
         if word.matches(text)? {
             return Ok(false);
@@ -176,8 +176,8 @@ fn none_found(words: &[crate::python_regex::PythonRegex], text: &str) -> Result<
     Ok(true)
 }
 
-/// Whether a text has this number of paragraphs, and the nth begins with this word. A blank paragraph does not
-/// count, yet has an index, as in the reference.
+/// Whether a text has this number of paragraphs, and the nth begins with this word. A blank paragraph does
+/// not count, yet has an index, as in the reference.
 fn nth_paragraph(text: &str, number: u64, nth: u64, first_word: &str) -> bool {
     let paragraphs: Vec<&str> = text.split("\n\n").collect();
     let count = paragraphs.iter().filter(|paragraph| !strip(paragraph).is_empty()).count() as u64;

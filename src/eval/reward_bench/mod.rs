@@ -78,7 +78,10 @@ pub(crate) async fn run(
         figures.insert("model".to_owned(), json!(settings.model));
         figures.insert("weights".to_owned(), json!(settings.weights));
         figures.insert("refused".to_owned(), refused.collect());
-        figures.insert("rows".to_owned(), bench.iter().zip(&scored).map(|(row, scored)| row_json(row, scored)).collect());
+        figures.insert(
+            "rows".to_owned(),
+            bench.iter().zip(&scored).map(|(row, scored)| row_json(row, scored)).collect(),
+        );
     }
     Ok(report)
 }
