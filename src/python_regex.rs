@@ -7,9 +7,9 @@
 
 use std::fmt::Write;
 
-/// What Python's `\w` matches in text: letters, numbers of all kinds, and `_`.
+/// Characters that Python's `\w` matches in text: letters, numbers of all kinds, and `_`.
 const WORD: &str = "\\p{L}\\p{N}_";
-/// What Python's `\s` matches in text.
+/// Characters that Python's `\s` matches in text.
 const SPACE: &str = "\\s\\x1C-\\x1F";
 
 /// A compiled pattern.

@@ -36,7 +36,7 @@ pub(crate) enum EvalError {
     File {
         /// The file.
         file: String,
-        /// What was expected and what was found.
+        /// Expected and found content.
         message: String,
     },
     /// A row is not what was expected.

@@ -35,7 +35,7 @@ pub(crate) enum RequestError {
         path: &'static str,
         /// The expected part of the answer.
         expected: String,
-        /// What was there instead.
+        /// Text that was there instead.
         got: String,
     },
 }

@@ -12,7 +12,7 @@ use crate::python_regex::{PatternError, PythonRegex};
 
 /// Answers of which a constrained response has to contain one.
 const CONSTRAINED: [&str; 3] = ["My answer is yes.", "My answer is no.", "My answer is maybe."];
-/// What begins and ends a block of code, in the order in which it is removed.
+/// Marks that begin a block of code, in the order in which they are removed.
 const FENCES: [&str; 4] = ["```json", "```Json", "```JSON", "```"];
 /// Mark between two responses.
 const BETWEEN_RESPONSES: &str = "******";

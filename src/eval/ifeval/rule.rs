@@ -18,7 +18,7 @@ pub(super) struct Rule {
     pub(super) check: Check,
 }
 
-/// What an answer has to satisfy.
+/// The condition on an answer.
 #[derive(Debug)]
 pub(super) enum Check {
     Existence(Vec<PythonRegex>),

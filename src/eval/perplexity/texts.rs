@@ -11,7 +11,7 @@ use crate::eval::rows;
 #[derive(Debug)]
 pub(super) struct Text {
     pub(super) place: Place,
-    /// What the model scores.
+    /// The text that the model scores.
     pub(super) scored: String,
     pub(super) words: usize,
     pub(super) bytes: usize,
