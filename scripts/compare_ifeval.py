@@ -32,7 +32,7 @@ GOLDEN = 5
 
 
 def reference():
-    """lm-eval's registry and scoring, without the rest of lm-eval, and with NLTK's model of sentences from a package."""
+    """lm-eval's scoring without the rest of lm-eval, with NLTK's model of sentences from a package."""
     import nltk
     import punkt
     from nltk.tokenize.destructive import NLTKWordTokenizer

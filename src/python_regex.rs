@@ -112,12 +112,9 @@ impl PythonRegex {
             let found = found.map_err(|error| PatternError(format!("`{}`: {error}", self.source)))?;
             let Some(found) = found else { break };
             count += 1;
-            at = if found.end() > found.start() {
-                found.end()
-            } else {
-                let next = text[found.end()..].chars().next();
-                found.end() + next.map_or(1, char::len_utf8)
-            };
+            let next = text[found.end()..].chars().next();
+            let step = if found.end() > found.start() { 0 } else { next.map_or(1, char::len_utf8) };
+            at = found.end() + step;
         }
         Ok(count)
     }
@@ -191,9 +188,8 @@ struct Translator<'a> {
 
 impl Translator<'_> {
     fn translate(pattern: &str, subject: Subject) -> Result<String, PatternError> {
-        let chars: Vec<char> = pattern.chars().collect();
-        let (at, flags_end, verbose, out) = (0, 0, false, String::new());
-        let mut translator = Translator { chars: &chars, subject, at, flags_end, verbose, out };
+        let (chars, out): (Vec<char>, _) = (pattern.chars().collect(), String::new());
+        let mut translator = Translator { chars: &chars, subject, at: 0, flags_end: 0, verbose: false, out };
         translator.pattern()?;
         Ok(translator.out)
     }
@@ -288,6 +284,7 @@ impl Translator<'_> {
                 self.out.push_str("\\z");
             }
             Some('1'..='9') => {
+                self.refuse_reference()?;
                 let digits: String =
                     self.chars[self.at..].iter().take(3).take_while(|c| c.is_ascii_digit()).collect();
                 if digits.len() == 3 {
@@ -335,6 +332,12 @@ impl Translator<'_> {
         char.ok_or_else(|| {
             PatternError(format!("expected {digits} hexadecimal digits of a character, got `{text}`"))
         })
+    }
+
+    /// Refuses references to groups in any text: without regard to case, `fancy-regex` compares them exactly.
+    fn refuse_reference(&self) -> Result<(), PatternError> {
+        let is_name = self.subject == Subject::Name;
+        is_name.then_some(()).ok_or_else(|| PatternError("references to groups are not supported".to_owned()))
     }
 
     /// A class in brackets. Python knows no classes within classes and no operations on them.
@@ -407,6 +410,7 @@ impl Translator<'_> {
             let name = name(self.until('>')?)?;
             let _ = write!(self.out, "(?P<{name}>");
         } else if self.take("P=") {
+            self.refuse_reference()?;
             let name = name(self.until(')')?)?;
             let _ = write!(self.out, "(?P={name})");
         } else {

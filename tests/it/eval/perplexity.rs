@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::server::{ScriptedRequest, ScriptedServer};
 use super::{Folder, failure, near, report};
+use crate::http::test_server::Setup;
 
 const BOS: u64 = 256;
 
@@ -112,4 +113,20 @@ fn an_answer_without_the_log_probabilities_is_an_error() {
     });
     let error = failure(&["perplexity", &file, "--url", &server.url()]);
     assert!(error.contains("a.txt, line 1: /v1/completions: expected 4 numbers"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_octant_server_scores_windows_of_token_ids() {
+    let server = Setup::new().launch();
+    let url = format!("http://{}", server.address);
+    let folder = Folder::new();
+    let text = "two windows of this text".repeat(3);
+    let file = folder.text("a.txt", &text);
+    let output = folder.output();
+    let run = tokio::task::spawn_blocking(move || {
+        report(&["perplexity", &file, "--url", &url, "--max-length", "60", "--prefix-token", "258"], &output)
+    });
+    let (_, json) = run.await.unwrap();
+    assert_eq!((&json["tokens"], &json["windows"]), (&json!(text.len()), &json!(2)));
+    assert!(json["log_likelihood"].as_f64().unwrap() < 0.0, "{json}");
 }
