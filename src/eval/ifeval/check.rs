@@ -53,7 +53,7 @@ impl Checker {
             divider: compile(r"\s?\*\*\*\s?"),
             title: compile(r"<<[^\n]+>>"),
             capital_words: CapitalWords::new(),
-            languages: LanguageDetector::new(),
+            languages: LanguageDetector::default(),
         }
     }
 
