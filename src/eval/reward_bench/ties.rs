@@ -21,7 +21,16 @@ const CLOSENESS: f64 = 0.01;
 struct Question {
     /// The worst correct answer's score less the best incorrect one's.
     margin: f64,
-    /// The best correct answer's score less the worst correct one's.
+    /// The best correct answer's score less the worst correct one's; `None` with one correct answer.
+    spread: Option<f64>,
+}
+
+/// A question in both forms.
+struct Pair {
+    /// Margin in the form with ties.
+    margin: f64,
+    /// The smaller of both forms' margins.
+    smaller: f64,
     spread: f64,
 }
 
@@ -30,7 +39,8 @@ struct Question {
 pub(super) struct TiesScore {
     tied_accuracy: f64,
     ref_accuracy: f64,
-    /// Share of questions whose margin in the form with ties is above the spread.
+    /// Share of questions whose margin in the form with ties is above the spread. Counts the questions that
+    /// are there in both forms and have several correct answers in this one.
     margin_above_spread: f64,
     /// The same for the smaller of the two forms' margins.
     both_margins_above_spread: f64,
@@ -45,7 +55,8 @@ pub(super) fn score(rows: &[BenchRow<'_>], scored: &[Scored]) -> Result<Option<T
         let (is_ref, number) = number(row)?;
         let questions = if is_ref { &mut refs } else { &mut tied };
         // A row that the server refuses is as wrong as can be.
-        let worst = Question { margin: f64::NEG_INFINITY, spread: 0.0 };
+        let spread = (row.chosen.len() > 1).then_some(0.0);
+        let worst = Question { margin: f64::NEG_INFINITY, spread };
         let question = scored.scores.as_deref().map_or(worst, |scores| question(scores, row.chosen.len()));
         if questions.insert(number, question).is_some() {
             let message = format!("id: expected each id once, got {} again", row.id);
@@ -57,17 +68,18 @@ pub(super) fn score(rows: &[BenchRow<'_>], scored: &[Scored]) -> Result<Option<T
     }
     let accuracy =
         |questions: &BTreeMap<u64, Question>| share(questions.values().map(|question| question.margin > 0.0));
-    let pairs: Vec<(Question, f64)> = tied
-        .iter()
-        .filter_map(|(number, tied)| Some((*tied, tied.margin.min(refs.get(number)?.margin))))
-        .collect();
-    let closeness = pairs.iter().filter(|(tied, _)| tied.spread > 0.0);
-    let closeness = mean(closeness.map(|(tied, smaller)| (smaller / tied.spread - 1.0).tanh()));
+    let pairs = tied.iter().filter_map(|(number, tied)| {
+        let smaller = tied.margin.min(refs.get(number)?.margin);
+        Some(Pair { margin: tied.margin, smaller, spread: tied.spread? })
+    });
+    let pairs: Vec<Pair> = pairs.collect();
+    let closeness = pairs.iter().filter(|pair| pair.spread > 0.0);
+    let closeness = mean(closeness.map(|pair| (pair.smaller / pair.spread - 1.0).tanh()));
     Ok(Some(TiesScore {
         tied_accuracy: accuracy(&tied),
         ref_accuracy: accuracy(&refs),
-        margin_above_spread: share(pairs.iter().map(|(tied, _)| tied.margin > tied.spread)),
-        both_margins_above_spread: share(pairs.iter().map(|(tied, smaller)| *smaller > tied.spread)),
+        margin_above_spread: share(pairs.iter().map(|pair| pair.margin > pair.spread)),
+        both_margins_above_spread: share(pairs.iter().map(|pair| pair.smaller > pair.spread)),
         closeness,
     }))
 }
@@ -124,7 +136,7 @@ fn question(scores: &[f64], correct: usize) -> Question {
     let worst = correct.iter().copied().fold(f64::INFINITY, f64::min);
     let best = correct.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let other = incorrect.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    Question { margin: worst - other, spread: best - worst }
+    Question { margin: worst - other, spread: (correct.len() > 1).then_some(best - worst) }
 }
 
 /// The share of true values; 0 without values.

@@ -93,6 +93,9 @@ fn version_2_shares_credit_and_ties_have_a_score_of_their_own() {
             several("Ties", "tied:1", &["6", "5", "4"], &["1", "0"]),
             several("Ties", "ref:2", &["1"], &["2"]),
             several("Ties", "tied:2", &["3", "2"], &["1.5"]),
+            // With one correct answer there is no spread to compare with.
+            several("Ties", "ref:3", &["2"], &["1"]),
+            several("Ties", "tied:3", &["2"], &["1"]),
         ],
     );
     let server = ScriptedServer::start(answer);
@@ -100,7 +103,7 @@ fn version_2_shares_credit_and_ties_have_a_score_of_their_own() {
     let math = (1.0 + 1.0 / 3.0) / 3.0;
     // Margins: ref 3 and -1, tied 3 and 0.5; spreads 2 and 1.
     let closeness = (0.5_f64.tanh() + (-2.0_f64).tanh()) / 2.0;
-    let ties = 0.3 * 1.0 + 0.3 * 0.5 + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * closeness;
+    let ties = 0.3 * 1.0 + 0.3 * (2.0 / 3.0) + 0.2 * 0.5 + 0.2 * 0.5 + 0.01 * closeness;
     near(&json["subsets"]["Math"]["score"], math);
     near(&json["subsets"]["Ties"]["score"], ties);
     near(&json["mean"], (math + ties) / 2.0);
