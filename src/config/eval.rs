@@ -90,7 +90,8 @@ pub struct EvalPerplexityArgs {
     /// `original` if a row has it
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
-    /// Maximum tokens of a window, with its context [default: the server's longest context]
+    /// Maximum tokens of a window, with its context; lm-eval's local-completions takes its max_length less 1
+    /// [default: the server's longest context]
     #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>(2, 1 << 31))]
     pub(crate) max_length: Option<usize>,
     /// Id of the token before each text [default: the tokenizer's BOS, or else its EOS]

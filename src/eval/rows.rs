@@ -37,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, EvalError> {
                 return Err(EvalError::Row { place, message });
             }
             Err(error) => {
-                return Err(EvalError::Row { place, message: format!("expected a JSON object: {error}") });
+                return Err(EvalError::Row { place, message: not_json(&error) });
             }
         }
     }
@@ -45,6 +45,13 @@ pub(super) fn read(path: &Path) -> Result<Vec<Row>, EvalError> {
         return Err(EvalError::File { file, message: "expected at least one row, got none".to_owned() });
     }
     Ok(rows)
+}
+
+/// The message of a line that is not JSON. The parser counts lines from this one.
+fn not_json(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let reason = text.split_once(" at line ").map_or(text.as_str(), |(reason, _)| reason);
+    format!("expected a JSON object: {reason} (column {})", error.column())
 }
 
 /// Reads a file of text.

@@ -90,7 +90,11 @@ fn a_row_that_is_not_what_was_expected_is_named() {
     for (name, text, expected) in [
         ("empty.jsonl", "\n", "expected at least one row, got none"),
         ("array.jsonl", "[{}]", "line 1: expected one JSON object a line (JSON Lines), got a JSON array"),
-        ("broken.jsonl", "{\"text\": \"a\"}\n{\"text\"", "line 2: expected a JSON object: EOF"),
+        (
+            "broken.jsonl",
+            "{\"text\": \"a\"}\n{\"text\"",
+            "line 2: expected a JSON object: EOF while parsing an object (column 7)",
+        ),
         ("missing.jsonl", "{\"text\": \"a\"}\n\n{}", "line 3: text: expected a string, got no such field"),
         ("number.jsonl", "{\"text\": 7}", "line 1: text: expected a string, got the number 7"),
     ] {

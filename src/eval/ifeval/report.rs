@@ -59,8 +59,8 @@ pub(super) fn report(
     for (id, count) in &rules {
         table.row(count.row(id));
     }
-    table.row(by_rule.row("all rules"));
-    table.row(by_prompt.row("all prompts"));
+    table.row(by_rule.row("all rules (instruction level)"));
+    table.row(by_prompt.row("all prompts (prompt level)"));
     let mut text = table.text();
     for note in notes {
         text.push_str(&format!("note: {note}\n"));

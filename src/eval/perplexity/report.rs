@@ -68,9 +68,10 @@ pub(super) fn report(texts: &[Text], tokens: &[usize], likelihoods: &[f64]) -> P
     add("word perplexity", format!("{:.4}", all.perplexity(all.words)));
     add("byte perplexity", format!("{:.4}", all.perplexity(all.bytes)));
     add("bits per byte", format!("{:.4}", all.bits_per_byte()));
-    let mut json = all.json();
-    json["benchmark"] = json!("perplexity");
-    json["texts"] = json!(texts.len());
+    let mut json = json!({ "benchmark": "perplexity", "texts": texts.len() });
+    if let (Value::Object(json), Value::Object(figures)) = (&mut json, all.json()) {
+        json.extend(figures);
+    }
     json["rows"] = json!(rows);
     PerplexityReport { table: table.text(), json }
 }
