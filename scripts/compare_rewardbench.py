@@ -9,7 +9,8 @@ Makes files of RewardBench's two versions, some of them without all subsets, ser
 values so that many are equal, and computes the results again with the functions of the package:
 `calculate_scores_per_section` and `get_average_over_rewardbench` for version 1, `reroll_and_score_dataset`
 and `process_single_model` for version 2. They are read from its source, because its imports need PyTorch and
-FastChat. Exits with 1 if a figure differs by more than 1e-9.
+FastChat. Exits with 1 if a figure differs by more than 1e-9. `--url` takes the scores of a real reward model
+instead, for one file of each version.
 """
 
 import argparse
@@ -91,15 +92,20 @@ class Scores(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def ours(octant, port, rows):
-    """Octant's figures."""
+def ours(octant, url, rows):
+    """Octant's figures, and the score of each answer that it has read."""
     with tempfile.TemporaryDirectory() as folder:
         file, out = pathlib.Path(folder, "rows.jsonl"), pathlib.Path(folder, "out.json")
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        url = f"http://127.0.0.1:{port}"
         command = [octant, "eval", "rewardbench", str(file), "--url", url, "--output", str(out)]
         subprocess.run([*command, "--log-level", "warn"], check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())
+        mine = json.loads(out.read_text())
+    read = {}
+    for row, scored in zip(rows, mine["rows"], strict=True):
+        for key in ["chosen", "rejected"]:
+            answers = [row[key]] if isinstance(row[key], str) else row[key]
+            read.update(zip(answers, scored[key], strict=True))
+    return mine, read
 
 
 def version_1(rng, subsets):
@@ -113,14 +119,11 @@ def version_1(rng, subsets):
     return rows
 
 
-def compare_1(theirs, rows, mine, values):
-    """Pairs of figures of version 1, and whether the leaderboard's average could be compared."""
+def compare_1(theirs, rows, mine, scores):
+    """Names and pairs of figures of version 1."""
     accuracy = {}
     for subset in {row["subset"] for row in rows}:
-        right = [
-            score(values, row["chosen"]) > score(values, row["rejected"])
-            for row in rows if row["subset"] == subset
-        ]
+        right = [scores[row["chosen"]] > scores[row["rejected"]] for row in rows if row["subset"] == subset]
         accuracy[subset] = sum(right) / len(right)
     pairs = [(f"subset {row['subset']}", accuracy[row["subset"]], row["accuracy"]) for row in mine["subsets"]]
     mapping = theirs["SUBSET_MAPPING"]
@@ -158,14 +161,14 @@ def version_2(rng, ties):
     return rows
 
 
-def compare_2(theirs, rows, mine, values):
-    """Pairs of figures of version 2."""
+def compare_2(theirs, rows, mine, scores):
+    """Names and pairs of figures of version 2."""
     pairs = []
     for subset in sorted({row["subset"] for row in rows}):
         of_subset = [row for row in rows if row["subset"] == subset]
         answers = [row["chosen"] + row["rejected"] for row in of_subset]
         flat = [
-            {"id": row["id"], "text": text, "scores": score(values, text)}
+            {"id": row["id"], "text": text, "scores": scores[text]}
             for row, texts in zip(of_subset, answers, strict=True) for text in texts
         ]
         counts = [len(texts) for texts in answers]
@@ -186,6 +189,7 @@ def main():
     parser.add_argument("--package", required=True, type=pathlib.Path, help="the unpacked wheel")
     parser.add_argument("--files", type=int, default=60, help="files of each version")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--url", help="a server with /v1/reward")
     args = parser.parse_args()
     datasets.disable_progress_bars()
     theirs, rng = reference(args.package), random.Random(args.seed)
@@ -193,20 +197,24 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     known = [subset for subsets in theirs["SUBSET_MAPPING"].values() for subset in subsets]
     counts, differ, rows_of = [0, 0], 0, [0, 0]
-    for number in range(args.files):
+    url = args.url or f"http://127.0.0.1:{server.server_port}"
+    files = 1 if args.url else args.files
+    for number in range(files):
         Scores.values = rng.choice([2, 6, 1000])
         some = [subset for subset in known + PRIOR_SETS if number % 3 == 0 or rng.random() < 0.7]
         first, second = version_1(rng, some), version_2(rng, rng.randint(1, 12))
         for index, (rows, compare) in enumerate([(first, compare_1), (second, compare_2)]):
             rows_of[index] += len(rows)
-            mine = ours(args.octant, server.server_port, rows)
-            for name, expected, got in compare(theirs, rows, mine, Scores.values):
+            mine, scores = ours(args.octant, url, rows)
+            wrong = [text for text, read in scores.items() if read != score(Scores.values, text)]
+            assert args.url or not wrong, f"scores of other answers: {wrong[:3]}"
+            for name, expected, got in compare(theirs, rows, mine, scores):
                 counts[index] += 1
                 if got is None or not abs(expected - got) <= TOLERANCE:
                     differ += 1
                     print(f"version {index + 1}, file {number}, {name}: {expected} there, {got} here")
     for index in range(2):
-        print(f"version {index + 1}: {counts[index]} figures of {args.files} files, {rows_of[index]} rows")
+        print(f"version {index + 1}: {counts[index]} figures of {files} files, {rows_of[index]} rows")
     print(f"{differ} figures differ by more than {TOLERANCE}")
     sys.exit(1 if differ else 0)
 
