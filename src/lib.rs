@@ -72,11 +72,17 @@ pub mod random;
 /// Mean, standard deviation and percentiles of values.
 pub mod statistics;
 
+/// Regular expressions as Python's `re` reads them.
+pub mod python_regex;
+
 /// CPU cores and available memory of this machine.
 pub mod machine;
 
 /// HTTP client for servers with OpenAI's API.
 pub mod http_client;
+
+/// Measures of a served model: RewardBench, IFEval, perplexity.
+pub mod eval;
 
 /// The log on standard error, and results on standard output.
 pub mod stdio;

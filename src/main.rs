@@ -48,6 +48,7 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),
         Command::Bench(BenchCommand::Serving(args)) => bench::serving::run(&args, log),
         Command::Bench(BenchCommand::Reduce(args)) => bench::all_reduce::run(&args),
+        Command::Eval(command) => commands::eval::run(&command, log),
         Command::Quantize(args) => commands::convert::quantize(args, log),
         Command::ImportNemo(args) => commands::convert::import_nemo(args, log),
         Command::Drain(args) => commands::drain::run(&args),

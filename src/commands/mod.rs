@@ -6,6 +6,7 @@ pub mod completions;
 pub mod convert;
 pub mod doctor;
 pub mod drain;
+pub mod eval;
 pub mod plan;
 pub mod serve;
 pub mod simulate;

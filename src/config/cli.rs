@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use super::parsers::boolean;
 use super::{
     BatchFileArgs, BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs,
-    ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
+    EvalCommand, ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -42,6 +42,9 @@ pub enum Command {
     /// Run a benchmark.
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Measure a served model by RewardBench, IFEval or perplexity.
+    #[command(subcommand)]
+    Eval(EvalCommand),
     /// Convert a BF16, F16 or F32 checkpoint to FP8. After an interruption, the same command resumes.
     Quantize(QuantizeArgs),
     /// Convert NVIDIA NeMo files to a Hugging Face directory. After an interruption, the same command

@@ -14,6 +14,7 @@ mod dev;
 #[path = "../device/mod.rs"]
 mod device;
 mod engine;
+mod eval;
 mod fake;
 mod fp8;
 mod grammar;

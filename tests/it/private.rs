@@ -14,7 +14,7 @@ mod module_list;
 mod numa;
 #[path = "../../src/device/cpu/philox.rs"]
 mod philox;
-#[path = "../../src/model/scheme/python_regex.rs"]
+#[path = "../../src/python_regex.rs"]
 mod python_regex;
 #[path = "../../src/stdio/queue.rs"]
 mod queue;

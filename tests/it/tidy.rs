@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use imports::{code, file_cycles, imports};
 
 /// The modules that each module may import, in data-path order.
-const BOUNDARIES: [(&str, &[&str]); 28] = [
+const BOUNDARIES: [(&str, &[&str]); 30] = [
     ("server", &["batch", "generation", "engine", "request", "grammar", "tools"]),
     ("batch", &[]),
     ("generation", &["engine", "request", "text", "machine", "grammar", "tools"]),
@@ -23,7 +23,7 @@ const BOUNDARIES: [(&str, &[&str]); 28] = [
     ("engine", &["request", "scheduler", "grammar"]),
     ("scheduler", &["request", "grammar"]),
     ("runner", &["engine", "scheduler", "model", "comm", "device", "request", "grammar"]),
-    ("model", &["comm", "device", "machine", "random"]),
+    ("model", &["comm", "device", "machine", "random", "python_regex"]),
     ("comm", &["device"]),
     ("device", &["machine", "random"]),
     ("cost", &["model", "device"]),
@@ -32,8 +32,10 @@ const BOUNDARIES: [(&str, &[&str]); 28] = [
     ("plot", &["statistics"]),
     ("random", &[]),
     ("statistics", &[]),
+    ("python_regex", &[]),
     ("machine", &[]),
     ("http_client", &[]),
+    ("eval", &["http_client", "python_regex"]),
     ("stdio", &[]),
     ("hub", &["stdio"]),
     ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "hub", "tools"]),
@@ -97,6 +99,7 @@ const BOUNDARIES: [(&str, &[&str]); 28] = [
             "offline",
             "machine",
             "http_client",
+            "eval",
             "stdio",
             "hub",
             "config",

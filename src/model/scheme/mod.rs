@@ -10,10 +10,10 @@ mod compressed_tensors;
 mod kv_cache;
 mod model_opt;
 mod module_list;
-mod python_regex;
 
 use std::path::Path;
 
+use crate::python_regex;
 pub(super) use module_list::StoredFormat;
 use module_list::{ModuleList, Syntax};
 use python_regex::PatternError;

@@ -48,6 +48,29 @@ fn expressions_match_as_in_python_or_are_refused() {
 }
 
 #[test]
+fn expressions_in_any_text_find_what_python_finds() {
+    // Numbers of matches of `re.findall(pattern, text, re.IGNORECASE)` in Python 3.11.
+    for (pattern, text, expected) in [
+        (r"\w+", "n\u{303}o ½ _", 4),
+        (r"[^\W\d]+", "a1b", 2),
+        (r"\bcat\b", "Cat, cat\u{301} concat", 2),
+        (r"\B", "ab c", 1),
+        (r"a\s", "a\u{1C}a\u{85}a", 2),
+        ("end$", "the end\n", 1),
+        ("end$", "the end\n\n", 0),
+        ("a*", "aab", 3),
+        ("C++", "ccc C", 2),
+    ] {
+        let regex = PythonRegex::in_text(pattern, "i").unwrap();
+        assert_eq!(regex.count(text).unwrap(), expected, "`{pattern}` in {text:?}");
+        assert_eq!(regex.matches(text).unwrap(), expected > 0, "`{pattern}` in {text:?}");
+    }
+    for pattern in ["(?a)x", "(?m)x$", r"(.)\1", "(?P<a>.)(?P=a)", "(", "*"] {
+        assert!(PythonRegex::in_text(pattern, "").is_err(), "`{pattern}`");
+    }
+}
+
+#[test]
 fn shell_patterns_match_as_in_python() {
     let fixture = fixture();
     let modules = strings(&fixture["modules"]);

