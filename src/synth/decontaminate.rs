@@ -50,7 +50,7 @@ pub enum DecontaminationError {
         ngram: usize,
     },
     /// The file's ending is none that is known.
-    #[error("{}: expected a test set ending in .jsonl, .ndjson, .txt, .text or .md; got {ending:?}", path.display())]
+    #[error("{}: expected .jsonl, .ndjson, .txt, .text or .md; got {ending}", path.display())]
     Ending {
         /// The file.
         path: PathBuf,

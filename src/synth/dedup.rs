@@ -113,8 +113,8 @@ impl Deduplicator {
         Ok(Self { options, sketch, index, exact: HashMap::new(), kept: Vec::new() })
     }
 
-    /// Keeps a text that repeats none of the kept ones. Otherwise, the most similar kept text is returned, the
-    /// earliest of several.
+    /// Keeps a text that repeats none of the kept ones. Otherwise, the most similar kept text is returned,
+    /// the earliest of several.
     pub fn keep(&mut self, id: &str, text: &str) -> Option<Duplicate> {
         let words: Arc<str> = normalize(text).into();
         if let Some(number) = self.exact.get(&words) {

@@ -1,8 +1,8 @@
 //! Preference pairs: which of several responses to one prompt is chosen and which is rejected.
 //!
-//! Where the recipe has an answer checker, its verdicts decide and scores only rank the responses of equal
-//! verdict: a wrong answer is never chosen, and two right answers make no pair. Elsewhere the highest score is
-//! chosen and the lowest rejected. Equal scores make no pair. Ties go to the earlier response, so the result
+//! Where the recipe has an answer checker, its verdicts decide and scores only rank responses of the same
+//! verdict: a wrong answer is never chosen, and two right answers make no pair. Elsewhere the highest score
+//! is chosen and the lowest rejected. Equal scores make no pair. Ties go to the earlier response, so the result
 //! depends on the responses' order alone.
 
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,7 @@
 //! Normalised words of a text, which deduplication and decontamination compare.
 //!
 //! A text is brought to NFKC, folded in case, freed of invisible characters and cut at Unicode's word
-//! boundaries (UAX 29), so that scripts without spaces have words too. Spaces and the punctuation of sentences
+//! boundaries (UAX 29), so that scripts without spaces have words too. Spaces and punctuation of sentences
 //! vanish. Brackets and operators are words of their own: two problems that differ in a sign stay different.
 
 use txtfp::Canonicalizer;

@@ -1,4 +1,4 @@
-//! Data sets for trainers: one JSONL file per trainer's format, with exactly the columns that its loader reads.
+//! Data sets for trainers: one JSONL file per format, with exactly the columns that its loader reads.
 //!
 //! | format | file | read by |
 //! |---|---|---|
@@ -7,7 +7,7 @@
 //! | `trl-preference-implicit` | `trl_preference_implicit.jsonl` | TRL `RewardTrainer`, implicit prompt |
 //! | `trl-kto` | `trl_kto.jsonl` | TRL `KTOTrainer`, unpaired preference |
 //! | `nemo-aligner-sft` | `nemo_aligner_sft.jsonl` | NeMo-Aligner `GPTSFTChatDataset` |
-//! | `nemo-aligner-steerlm` | `nemo_aligner_steerlm.jsonl` | NeMo-Aligner SteerLM, attribute-conditioned SFT |
+//! | `nemo-aligner-steerlm` | `nemo_aligner_steerlm.jsonl` | NeMo-Aligner SteerLM |
 //! | `nemo-aligner-dpo` | `nemo_aligner_dpo.jsonl` | NeMo-Aligner DPO and RPO |
 //! | `nemo-rl-preference` | `nemo_rl_preference.jsonl` | NeMo-RL `PreferenceDataset` |
 //! | `nemo-rl-binary-preference` | `nemo_rl_binary_preference.jsonl` | NeMo-RL `BinaryPreferenceDataset` |
@@ -77,7 +77,7 @@ pub struct Preference {
 }
 
 impl Preference {
-    /// Both scores, where they rank the responses like the pair does. They may not where ground truth decided.
+    /// Both scores, where they rank the responses like the pair does. They may not if ground truth decided.
     fn agreeing_scores(&self) -> Option<Scores> {
         let scores = Scores { chosen: self.chosen_score?, rejected: self.rejected_score? };
         let finite = scores.chosen.is_finite() && scores.rejected.is_finite();

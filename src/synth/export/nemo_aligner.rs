@@ -43,8 +43,8 @@ pub(super) fn steerlm(dialogue: &Dialogue) -> Rows {
     Ok(vec![row(dialogue, &json!("VALUE_TO_TEXT"), label_of)])
 }
 
-/// `prompt` and responses as strings in the Nemotron-4 template, with the rewards that RPO compares. Where the
-/// scores do not rank the responses like the pair does, the rewards are NeMo-Aligner's defaults, 1 and 0:
+/// `prompt` and responses as strings in the Nemotron-4 template, with the rewards that RPO compares. Where
+/// the scores do not rank the responses like the pair does, the rewards are NeMo-Aligner's defaults, 1 and 0:
 /// RPO would otherwise learn the reverse.
 pub(super) fn dpo(preference: &Preference) -> Rows {
     let responses = [&preference.chosen, &preference.rejected];

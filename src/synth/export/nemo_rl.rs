@@ -14,7 +14,7 @@ pub(super) fn preference(preference: &Preference) -> Rows {
     })])
 }
 
-/// `prompt` as messages; `chosen` and `rejected` as strings, because the loader puts them into messages itself.
+/// `prompt` as messages; `chosen` and `rejected` as strings, because the loader makes messages of them.
 pub(super) fn binary_preference(preference: &Preference) -> Rows {
     Ok(vec![json!({
         "prompt": preference.prompt,

@@ -18,9 +18,9 @@ pub(super) fn preference(preference: &Preference) -> Rows {
     })])
 }
 
-/// `chosen` and `rejected`: whole conversations, and the `margin` that the reward model's loss subtracts. It is
-/// 0 where the scores do not rank the responses like the pair does: a negative margin would ask for less than
-/// no difference.
+/// `chosen` and `rejected`: whole conversations, and the `margin` that the reward model's loss subtracts. It
+/// is 0 where the scores do not rank the responses like the pair does: a negative margin would ask for less
+/// than no difference.
 pub(super) fn preference_implicit(preference: &Preference) -> Rows {
     let margin = preference.agreeing_scores().map_or(0.0, |scores| scores.chosen - scores.rejected);
     Ok(vec![json!({
@@ -32,7 +32,10 @@ pub(super) fn preference_implicit(preference: &Preference) -> Rows {
 
 /// `prompt`, `completion`, `label`: two rows for each pair.
 pub(super) fn kto(preference: &Preference) -> Rows {
-    let row = |response: &str, label: bool| json!({ "prompt": preference.prompt, "completion": [assistant(response)], "label": label });
+    let row = |response: &str, label: bool| {
+        let completion = [assistant(response)];
+        json!({ "prompt": preference.prompt, "completion": completion, "label": label })
+    };
     Ok(vec![row(&preference.chosen, true), row(&preference.rejected, false)])
 }
 

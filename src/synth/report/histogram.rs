@@ -15,6 +15,9 @@ const RIGHT: f64 = 12.0;
 const TOP: f64 = 22.0;
 const BOTTOM: f64 = 28.0;
 
+/// Height of the plotting area.
+const HIGH: f64 = HEIGHT - TOP - BOTTOM;
+
 /// About this number of labels along the x axis.
 const LABELS: usize = 8;
 
@@ -59,74 +62,59 @@ impl Histogram {
     /// Draws the bins; those below the threshold have a colour of their own, and a line marks it.
     pub(super) fn svg(&self, name: &str, threshold: Option<f64>) -> String {
         let most = self.counts.iter().copied().max().unwrap_or(0).max(1) as f64;
-        let bins = self.counts.len().max(1);
-        let (wide, high) = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM);
-        let x = |value: f64| LEFT + wide * (value - self.start) / (self.step * bins as f64);
-        let y = |count: f64| TOP + high * (1.0 - count / most);
         let mut out = format!(
             "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"Histogram of {}\">\n",
             escape(name)
         );
+        let right = WIDTH - RIGHT;
         for count in [most, (most / 2.0).round()] {
-            let line = y(count);
-            _ = writeln!(
-                out,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{line:.1}\" y2=\"{line:.1}\"/>",
-                WIDTH - RIGHT
-            );
-            _ = writeln!(
-                out,
-                "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{count}</text>",
-                LEFT - 6.0,
-                line + 4.0
-            );
+            let y = TOP + HIGH * (1.0 - count / most);
+            _ = writeln!(out, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{right}\"/>");
+            label(&mut out, Label { x: LEFT - 6.0, y: y + 4.0, anchor: "end", text: &number(count) });
         }
         for (bin, count) in self.counts.iter().enumerate() {
-            let (from, to) = (self.border(bin), self.border(bin + 1));
-            let class = if threshold.is_some_and(|least| to <= least) { "bar dropped" } else { "bar" };
-            _ = writeln!(
-                out,
-                "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} to {}: {count}</title></rect>",
-                x(from) + 0.5,
-                y(*count as f64),
-                (x(to) - x(from) - 1.0).max(0.5),
-                high * *count as f64 / most,
-                number(from),
-                number(to)
-            );
+            self.bar(&mut out, bin, HIGH * *count as f64 / most, threshold);
         }
-        let bottom = TOP + high;
-        _ = writeln!(
-            out,
-            "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{bottom:.1}\" y2=\"{bottom:.1}\"/>",
-            WIDTH - RIGHT
-        );
+        let bottom = TOP + HIGH;
+        _ = writeln!(out, "<path class=\"axis\" d=\"M{LEFT} {bottom}H{right}\"/>");
+        let bins = self.counts.len();
         for bin in (0..=bins).step_by(bins.div_ceil(LABELS).max(1)) {
-            let at = x(self.border(bin));
-            _ = writeln!(
-                out,
-                "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
-                bottom + 17.0,
-                number(self.border(bin))
-            );
+            let border = self.border(bin);
+            let text = &number(border);
+            label(&mut out, Label { x: self.x(border), y: bottom + 17.0, anchor: "middle", text });
         }
         let inside = |least: &f64| (self.start..=self.border(bins)).contains(least);
         if let Some(least) = threshold.filter(inside) {
-            let at = x(least);
-            let anchor = if at > WIDTH / 2.0 { "end" } else { "start" };
-            _ = writeln!(
-                out,
-                "<line class=\"threshold\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{TOP}\" y2=\"{bottom:.1}\"/>"
-            );
-            _ = writeln!(
-                out,
-                "<text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">threshold {}</text>",
-                TOP - 7.0,
-                number(least)
-            );
+            let x = self.x(least);
+            let anchor = if x > WIDTH / 2.0 { "end" } else { "start" };
+            _ = writeln!(out, "<path class=\"threshold\" d=\"M{x:.1} {TOP}V{bottom}\"/>");
+            label(&mut out, Label { x, y: TOP - 7.0, anchor, text: &format!("threshold {}", number(least)) });
         }
         out.push_str("</svg>\n");
         out
+    }
+
+    /// The x coordinate of a value.
+    fn x(&self, value: f64) -> f64 {
+        let bins = self.counts.len().max(1);
+        LEFT + (WIDTH - LEFT - RIGHT) * (value - self.start) / (self.step * bins as f64)
+    }
+
+    fn bar(&self, out: &mut String, bin: usize, height: f64, threshold: Option<f64>) {
+        let (from, to) = (self.border(bin), self.border(bin + 1));
+        // A border is computed with a rounding error, so a tiny part of a bin may lie above the threshold.
+        let is_dropped = threshold.is_some_and(|least| to <= least + 1e-9 * self.step);
+        let class = if is_dropped { "bar dropped" } else { "bar" };
+        let (x, y) = (self.x(from) + 0.5, TOP + HIGH - height);
+        let width = (self.x(to) - self.x(from) - 1.0).max(0.5);
+        _ = writeln!(
+            out,
+            "<rect class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\">\
+             <title>{} to {}: {}</title></rect>",
+            number(from),
+            number(to),
+            self.counts[bin]
+        );
     }
 
     /// One line per bin: its lower border, its count and a bar.
@@ -140,6 +128,20 @@ impl Histogram {
         }
         out
     }
+}
+
+/// Text in a drawing.
+struct Label<'a> {
+    x: f64,
+    y: f64,
+    /// The side of the text that stands at `x`.
+    anchor: &'a str,
+    text: &'a str,
+}
+
+fn label(out: &mut String, label: Label<'_>) {
+    let Label { x, y, anchor, text } = label;
+    _ = writeln!(out, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>");
 }
 
 /// The smallest of 1, 2, 2.5 and 5 times a power of ten that is at least `step`; 0.1 where all values are the

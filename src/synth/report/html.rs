@@ -1,7 +1,7 @@
 //! Text in HTML.
 
-/// Text as HTML shows it, in elements and in quoted attributes. Control characters, which HTML forbids, become
-/// U+FFFD.
+/// Text as HTML shows it, in elements and in quoted attributes. Control characters, which HTML forbids,
+/// become U+FFFD.
 pub(super) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -23,7 +23,8 @@ pub fn page(report: &Report) -> String {
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{title}: synthetic data</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+         <title>{title}: synthetic data</title>\n<style>\n{STYLE}</style>\n</head>\n\
+         <body>\n<h1>{title}</h1>\n"
     );
     for line in &report.subtitle {
         _ = writeln!(out, "<p class=\"subtitle\">{}</p>", escape(line));
@@ -63,7 +64,8 @@ fn notices(out: &mut String, report: &Report) {
         let wanted = stage.wanted.unwrap_or_default();
         _ = writeln!(
             out,
-            "<p class=\"notice\"><strong>Underfilled:</strong> {} made {} of {} wanted items; {} are missing.</p>",
+            "<p class=\"notice\"><strong>Underfilled:</strong> {} made {} of {} wanted items; \
+             {} are missing.</p>",
             escape(&stage.name),
             grouped(stage.made),
             grouped(wanted),
