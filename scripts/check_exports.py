@@ -4,8 +4,8 @@
     pip install datasets
     python scripts/check_exports.py RUN/exports
 
-The columns are those of TRL's documentation ("Dataset formats and types"), of NeMo-Aligner's user guide and of
-NeMo-RL's guides. If `trl` is installed, its own functions classify the conversational data sets too. Exits
+The columns are those of TRL's documentation ("Dataset formats and types"), of NeMo-Aligner's user guide and
+of NeMo-RL's guides. If `trl` is installed, its own functions classify the conversational data sets too. Exits
 with status 1 if a file is missing from the folder, a column is missing or too many, or a value has the wrong
 type.
 """

@@ -2,8 +2,8 @@
 //!
 //! Where the recipe has an answer checker, its verdicts decide and scores only rank responses of the same
 //! verdict: a wrong answer is never chosen, and two right answers make no pair. Elsewhere the highest score
-//! is chosen and the lowest rejected. Equal scores make no pair. Ties go to the earlier response, so the result
-//! depends on the responses' order alone.
+//! is chosen and the lowest rejected. Equal scores make no pair. Ties go to the earlier response, so the
+//! result depends on the responses' order alone.
 
 use serde::{Deserialize, Serialize};
 

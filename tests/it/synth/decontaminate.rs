@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use octant::synth::decontaminate::{Contamination, DecontaminationOptions, TestSetSummary, TestSets};
 use tempfile::TempDir;
 
-const QUESTION: &str = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips \
-                        in May. How many clips did she sell altogether?";
+const QUESTION: &str = "Natalia sold clips to 48 of her friends in April, and then she sold half as many \
+                        clips in May. How many clips did she sell altogether?";
 
 /// A folder with one test set.
 fn folder(file: &str, text: &str) -> TempDir {

@@ -3,7 +3,8 @@
 use octant::synth::dedup::{DedupError, DedupOptions, Deduplicator, Duplicate};
 
 const PROMPT: &str = "Write a short newsletter for the members of a community garden that explains how to \
-                      prepare raised beds for the winter, which plants can stay, and when the next meeting is.";
+                      prepare raised beds for the winter, which plants can stay, and when the next meeting \
+                      is.";
 
 fn deduplicator() -> Deduplicator {
     Deduplicator::new(DedupOptions::default()).unwrap()
