@@ -191,8 +191,8 @@ pub struct Kept {
     pub id: String,
     /// Id of the prompt.
     pub parent: String,
-    /// Its score.
-    pub score: f64,
+    /// Its score, if there is a judge.
+    pub score: Option<f64>,
     /// The turns, the last by the assistant.
     pub messages: Vec<Turn>,
     /// Attribute values of each assistant turn, empty for turns that were not rated.
