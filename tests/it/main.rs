@@ -30,6 +30,7 @@ mod proxies;
 mod runner;
 mod scheduler;
 mod simulation;
+mod synth;
 mod tensor_parallel;
 mod text;
 mod tidy;

@@ -45,8 +45,8 @@ pub struct Dialogue {
     pub id: String,
     /// The turns, the last by the assistant.
     pub turns: Vec<Turn>,
-    /// Attribute values of the assistant's turns, in order, in the order of the reward head. Turns without
-    /// values have an empty list; missing lists are empty ones.
+    /// Attribute values of the assistant's turns, in order. Turns without values have an empty list; missing
+    /// lists are empty ones.
     pub ratings: Vec<Vec<Rating>>,
 }
 

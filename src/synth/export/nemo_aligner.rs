@@ -81,14 +81,15 @@ fn row(dialogue: &Dialogue, kind: &Value, label_of: impl Fn(usize) -> Option<Str
     json!({ "system": system, "mask": "User", "type": kind, "conversations": conversations })
 }
 
-/// The label of a turn: `helpfulness:4,correctness:3`. Only SteerLM's attributes count: the one value of a
+/// The label of a turn: `helpfulness:4,correctness:3`, in the order of [`ATTRIBUTES`]. Only SteerLM's attributes count: the one value of a
 /// head one wide has another scale.
 fn label(ratings: &[Rating]) -> Option<String> {
-    let known = ratings.iter().filter(|rating| ATTRIBUTES.contains(&rating.name.as_str()));
-    let known = known.filter(|rating| rating.value.is_finite());
-    let labels: Vec<String> = known
-        .map(|rating| format!("{}:{}", rating.name, rating.value.round().clamp(0.0, MAX_LABEL) as u8))
-        .collect();
+    let value_of =
+        |name: &&str| ratings.iter().find(|rating| rating.name == **name).map(|rating| rating.value);
+    let known = ATTRIBUTES.iter().filter_map(|name| Some((name, value_of(name)?)));
+    let known = known.filter(|(_, value)| value.is_finite());
+    let labels: Vec<String> =
+        known.map(|(name, value)| format!("{name}:{}", value.round().clamp(0.0, MAX_LABEL) as u8)).collect();
     (!labels.is_empty()).then(|| labels.join(","))
 }
 

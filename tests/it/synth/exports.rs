@@ -119,7 +119,7 @@ fn nemo_aligner_conversations_have_its_fields() {
 
 #[test]
 fn labels_are_rounded_and_clamped_and_only_of_known_attributes() {
-    let values = [("reward", 2.0), ("helpfulness", 9.0), ("coherence", 2.49), ("toxicity", f64::NAN)];
+    let values = [("reward", 2.0), ("coherence", 2.49), ("helpfulness", 9.0), ("toxicity", f64::NAN)];
     let ratings = values.map(|(name, value)| rating(name, value)).to_vec();
     let one = Dialogue { ratings: vec![ratings], ..dialogue() };
     let (rows, _) = export(Format::NemoAlignerSteerlm, &[one], &[]);

@@ -1,0 +1,7 @@
+//! Synthetic data: choices that need no model, data sets for trainers, and the report.
+
+mod decontaminate;
+mod dedup;
+mod exports;
+mod pairs;
+mod report;
