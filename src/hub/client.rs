@@ -3,6 +3,7 @@
 //! Redirects are followed here, since the token must reach the hub alone.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -75,32 +76,8 @@ struct Answer {
 
 impl Client {
     pub(super) fn new(settings: HubSettings, name: ModelName) -> Result<Self, HubError> {
-        let mut tls = TlsConfig::builder();
-        if let Some((variable, path)) = &settings.certificates {
-            let wrong = |text: String| HubError::fatal(format!("{variable}: {}: {text}", path.display()));
-            let pem = std::fs::read(path).map_err(|error| wrong(text_of(&error)))?;
-            let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
-                .filter_map(|item| match item {
-                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                    _ => None,
-                })
-                .collect();
-            if certificates.is_empty() {
-                return Err(wrong("expected certificates in PEM format, got none".to_owned()));
-            }
-            tls = tls.root_certs(RootCerts::from(certificates));
-        }
-        let agent = Agent::config_builder()
-            .tls_config(tls.build())
-            .user_agent(concat!("octant/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_connect(Some(settings.timeout))
-            .timeout_recv_response(Some(settings.timeout))
-            .timeout_per_read(Some(settings.timeout))
-            .build();
-        Ok(Self { agent: agent.into(), settings, name })
+        let options = AgentOptions { timeout: settings.timeout, connections: None, is_direct: false };
+        Ok(Self { agent: agent(&options, settings.certificates.as_ref())?, settings, name })
     }
 
     /// The page of the model, for people.
@@ -356,6 +333,55 @@ impl Client {
             }
         }
     }
+}
+
+/// Settings of an HTTP client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentOptions {
+    /// Time to connect, and time without a byte after which a connection counts as broken.
+    pub(crate) timeout: Duration,
+    /// Connections that stay open for the next requests; absent, the client's default.
+    pub(crate) connections: Option<usize>,
+    /// Whether the proxy of the environment is passed over.
+    pub(crate) is_direct: bool,
+}
+
+/// An HTTP and HTTPS client that returns every status and follows no redirect.
+pub(super) fn agent(
+    options: &AgentOptions,
+    certificates: Option<&(&'static str, PathBuf)>,
+) -> Result<Agent, HubError> {
+    let mut tls = TlsConfig::builder();
+    if let Some((variable, path)) = certificates {
+        let wrong = |text: String| HubError::fatal(format!("{variable}: {}: {text}", path.display()));
+        let pem = std::fs::read(path).map_err(|error| wrong(text_of(&error)))?;
+        let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
+            .filter_map(|item| match item {
+                Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                _ => None,
+            })
+            .collect();
+        if certificates.is_empty() {
+            return Err(wrong("expected certificates in PEM format, got none".to_owned()));
+        }
+        tls = tls.root_certs(RootCerts::from(certificates));
+    }
+    let mut agent = Agent::config_builder()
+        .tls_config(tls.build())
+        .user_agent(concat!("octant/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_connect(Some(options.timeout))
+        .timeout_recv_response(Some(options.timeout))
+        .timeout_per_read(Some(options.timeout));
+    if let Some(connections) = options.connections {
+        agent = agent.max_idle_connections(connections).max_idle_connections_per_host(connections);
+    }
+    if options.is_direct {
+        agent = agent.proxy(None);
+    }
+    Ok(agent.build().into())
 }
 
 /// Reads the headers of a file's hash and size.

@@ -58,14 +58,7 @@ impl HubSettings {
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
         let user = variable("HOME").map(PathBuf::from);
-        // A leading `~` reaches this process where no shell has replaced it, such as in a unit file.
-        let path = |name: &str| {
-            let path = PathBuf::from(variable(name)?);
-            match (path.strip_prefix("~"), &user) {
-                (Ok(rest), Some(user)) => Some(user.join(rest)),
-                _ => Some(path),
-            }
-        };
+        let path = |name: &str| path_of(variable, name);
         let home = path("HF_HOME").or_else(|| {
             let caches = path("XDG_CACHE_HOME").or_else(|| Some(user.as_ref()?.join(".cache")))?;
             Some(caches.join("huggingface"))
@@ -81,15 +74,34 @@ impl HubSettings {
             true => None,
             false => token(&text, path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token"))))?,
         };
-        let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"];
         Ok(Self {
             endpoint: endpoint(text("HF_ENDPOINT"))?,
             cache,
             token,
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name)),
             timeout: timeout(text("HF_HUB_DOWNLOAD_TIMEOUT"))?,
-            certificates: certificates.into_iter().find_map(|name| Some((name, path(name)?))),
+            certificates: certificates(&path),
         })
+    }
+}
+
+/// The variable that names a file of root certificates, and the file.
+pub(super) fn own_certificates() -> Option<(&'static str, PathBuf)> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    certificates(&|name| path_of(&variable, name))
+}
+
+fn certificates(path: &dyn Fn(&str) -> Option<PathBuf>) -> Option<(&'static str, PathBuf)> {
+    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"].into_iter().find_map(|name| Some((name, path(name)?)))
+}
+
+/// The path in a variable. A leading `~` reaches this process where no shell has replaced it, such as in a
+/// unit file.
+fn path_of(variable: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(variable(name)?);
+    match (path.strip_prefix("~"), variable("HOME")) {
+        (Ok(rest), Some(user)) => Some(PathBuf::from(user).join(rest)),
+        _ => Some(path),
     }
 }
 

@@ -130,8 +130,11 @@ impl Templates {
     /// Renders each template with all of its variables.
     pub(super) fn check(&self) -> Result<(), TemplateError> {
         for (name, template, variables) in self.all() {
-            if let Err(message) = rendered(template, &variables) {
-                return Err(TemplateError { name, message });
+            if let Err(error) = rendered(template, &variables) {
+                let known = variables.try_iter().into_iter().flatten().map(|name| name.to_string());
+                let known = known.collect::<Vec<_>>().join(", ");
+                let message = format!("expected a Jinja template with the variables {known}; {error:#}");
+                return Err(TemplateError { name, message: message.replace('\n', " ") });
             }
         }
         Ok(())
@@ -146,19 +149,12 @@ impl Templates {
 /// Renders a template that [`Templates::check`] has tried. A value for which it fails is a fault of the
 /// template that the trial cannot find, such as an index; its place has the error's text.
 pub(super) fn render(template: &str, variables: &Value) -> String {
-    rendered(template, variables).unwrap_or_else(|message| message)
+    rendered(template, variables).unwrap_or_else(|error| error.to_string())
 }
 
-fn rendered(template: &str, variables: &Value) -> Result<String, String> {
+fn rendered(template: &str, variables: &Value) -> Result<String, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_keep_trailing_newline(true);
-    let text = environment.render_str(template, variables);
-    text.map_err(|error| {
-        let known = match variables.try_iter() {
-            Ok(names) => names.map(|name| name.to_string()).collect::<Vec<_>>().join(", "),
-            Err(_) => String::new(),
-        };
-        format!("expected a Jinja template with the variables {known}; {error:#}").replace('\n', " ")
-    })
+    environment.render_str(template, variables)
 }
