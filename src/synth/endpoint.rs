@@ -92,6 +92,8 @@ pub(super) struct Endpoint {
     sampling: Map<String, Value>,
     attempts: u32,
     pub(super) api: JudgeApi,
+    /// Most requests at once.
+    pub(super) concurrency: usize,
 }
 
 impl Endpoint {
@@ -127,6 +129,7 @@ impl Endpoint {
             sampling: role.sampling.clone(),
             attempts: role.attempts,
             api: role.api,
+            concurrency: role.concurrency,
         })
     }
 
