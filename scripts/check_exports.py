@@ -65,7 +65,7 @@ def is_label(value):
     if value is None:
         return True
     parts = [part.split(":") for part in value.split(",")]
-    return all(name in ATTRIBUTES and number in "01234" for name, number in parts)
+    return all(name in ATTRIBUTES and number in list("01234") for name, number in parts)
 
 
 def is_turns(value):

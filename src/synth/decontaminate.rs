@@ -58,22 +58,22 @@ pub enum DecontaminationError {
         ending: String,
     },
     /// The file cannot be read.
-    #[error("{}: cannot read the test set: {source}", path.display())]
+    #[error("{}: cannot read the test set: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: io::Error,
+        error: io::Error,
     },
     /// A line is no JSON.
-    #[error("{}:{line}: expected a JSON value: {source}", path.display())]
+    #[error("{}:{line}: expected a JSON value: {error}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
         /// The parser's error.
-        source: serde_json::Error,
+        error: serde_json::Error,
     },
     /// A row has none of the fields.
     #[error("{}:{line}: expected one of the fields {wanted}; got {got}", path.display())]
@@ -188,7 +188,7 @@ impl TestSets {
                 return Err(DecontaminationError::Ending { path: path.to_owned(), ending });
             }
         };
-        let failed = |source| DecontaminationError::Read { path: path.to_owned(), source };
+        let failed = |error| DecontaminationError::Read { path: path.to_owned(), error };
         let lines = BufReader::new(File::open(path).map_err(failed)?).lines();
         for (line, text) in (1..).zip(lines) {
             let text = text.map_err(failed)?;
@@ -245,7 +245,7 @@ struct At<'a> {
 fn row_texts(row: &str, fields: &[String], at: At<'_>) -> Result<Vec<String>, DecontaminationError> {
     let path = || at.path.to_owned();
     let row: Value = serde_json::from_str(row.trim_start_matches('\u{feff}'))
-        .map_err(|source| DecontaminationError::Json { path: path(), line: at.line, source })?;
+        .map_err(|error| DecontaminationError::Json { path: path(), line: at.line, error })?;
     let mut texts = Vec::new();
     if fields.is_empty() {
         collect_strings(&row, &mut texts);
