@@ -101,8 +101,9 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself.
-        _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        if matches!(self.child.try_wait(), Ok(None)) {
+            _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < GRACE {
             sleep(POLL);
