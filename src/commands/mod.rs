@@ -8,3 +8,4 @@ pub mod drain;
 pub mod plan;
 pub mod serve;
 pub mod simulate;
+pub mod synth;

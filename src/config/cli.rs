@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use super::parsers::boolean;
 use super::{
     BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs, ImportNemoArgs,
-    LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
+    LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -33,6 +33,9 @@ pub enum Command {
     Plan(PlanArgs),
     /// Simulate serving on a modelled GPU, in virtual time.
     Simulate(Box<SimulateArgs>),
+    /// Make synthetic data by a recipe: topics, prompts, dialogues, responses, scores, preference pairs, and data
+    /// sets for trainers. After an interruption, the same command continues.
+    Synth(SynthArgs),
     /// Run a benchmark.
     #[command(subcommand)]
     Bench(BenchCommand),

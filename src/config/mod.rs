@@ -28,6 +28,7 @@ mod serve;
 mod simulate;
 mod size;
 mod spellings;
+mod synth;
 
 pub(crate) use api_keys::ApiKey;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
@@ -50,3 +51,4 @@ pub(crate) use serve::{AdmissionArgs, NetworkArgs, SchedulingArgs};
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
+pub use synth::SynthArgs;

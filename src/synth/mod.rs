@@ -40,3 +40,4 @@ mod workers;
 
 pub use error::SynthError;
 pub use run::{RunOptions, run};
+pub use servers::Stop;

@@ -1,7 +1,9 @@
 //! One stage: its items run on threads, and its files are written in the items' order.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,6 +32,8 @@ pub(super) struct Context<'a> {
     pub(super) restart: bool,
     /// Prints a line of the run.
     pub(super) say: &'a (dyn Fn(&str) + Sync),
+    /// What the stages of this run did, in their order.
+    pub(super) summaries: Mutex<Vec<StageSummary>>,
 }
 
 /// An item of a stage.
@@ -52,6 +56,15 @@ pub(super) struct StagePlan<T> {
 }
 
 impl Context<'_> {
+    /// What the stages of this run did.
+    pub(super) fn summaries(&self) -> Vec<StageSummary> {
+        self.summaries.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, summary: StageSummary) {
+        self.summaries.lock().unwrap_or_else(PoisonError::into_inner).push(summary);
+    }
+
     /// The seed of a request, from the recipe's and from what it is about.
     pub(super) fn seed(&self, about: &str) -> u64 {
         let hash = hash(&(self.recipe.seed, about));
@@ -69,7 +82,10 @@ impl Context<'_> {
         let files = StageFiles::new(self.folder, plan.stage);
         if let Some(summary) = files.complete()? {
             match check_depends(&summary.depends, &plan.depends, &files.records()) {
-                Ok(()) => return read_lines(&files.records()),
+                Ok(()) => {
+                    self.note(summary);
+                    return read_lines(&files.records());
+                }
                 Err(_) if self.restart => files.remove()?,
                 Err(error) => return Err(error),
             }
@@ -191,6 +207,7 @@ impl Context<'_> {
         }
         files.finish(&records, &rejects, &summary)?;
         self.tell(&summary);
+        self.note(summary);
         Ok(records)
     }
 
@@ -207,6 +224,7 @@ impl Context<'_> {
         count(&mut summary, records.len(), rejects);
         StageFiles::new(self.folder, stage).finish(records, rejects, &summary)?;
         self.tell(&summary);
+        self.note(summary);
         Ok(())
     }
 
@@ -237,7 +255,7 @@ impl Context<'_> {
 fn one<T, R, W>(
     item: &Item<T>,
     endpoints: &[Endpoint],
-    stop: &std::sync::atomic::AtomicBool,
+    stop: &AtomicBool,
     work: &W,
 ) -> Result<Finished<R>, SynthError>
 where
@@ -266,7 +284,7 @@ fn empty_summary(stage: Stage, depends: &Depends, wanted: Option<u64>) -> StageS
         wanted,
         taken: 0,
         made: 0,
-        rejects: std::collections::BTreeMap::new(),
+        rejects: BTreeMap::new(),
         missing: 0,
         requests: 0,
         prompt_tokens: 0,

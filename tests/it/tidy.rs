@@ -102,6 +102,7 @@ const BOUNDARIES: [(&str, &[&str]); 29] = [
             "hub",
             "config",
             "launch",
+            "synth",
         ],
     ),
     ("main", &["config", "bench", "commands", "stdio"]),

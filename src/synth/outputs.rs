@@ -1,0 +1,160 @@
+//! What a run leaves for trainers and for people: exports and the report.
+
+use super::error::SynthError;
+use super::export::{DataSet, Dialogue, Export, Preference, Rating, write_exports};
+use super::journal::StageSummary;
+use super::records::{Kept, Pair, Reward};
+use super::report::{
+    ExportReport, LabelledText, RejectCount, Report, Sample, ScoreReport, StageReport, write_report,
+};
+use super::workers::Context;
+
+/// Samples of each kind in the report.
+const SAMPLES: usize = 5;
+
+/// The scores with the threshold, then each attribute of the last turns.
+pub(super) fn score_reports(context: &Context<'_>, rewards: &[Reward]) -> Vec<ScoreReport> {
+    let Some(options) = &context.recipe.reward else { return Vec::new() };
+    let score = ScoreReport {
+        name: "score".to_owned(),
+        values: rewards.iter().map(|reward| reward.score).collect(),
+        threshold: Some(options.threshold),
+    };
+    let mut names: Vec<&String> =
+        rewards.iter().filter_map(|reward| reward.turns.last()).flat_map(|values| values.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let attribute = |name: &String| ScoreReport {
+        name: name.clone(),
+        values: rewards.iter().filter_map(|reward| reward.turns.last()?.get(name).copied()).collect(),
+        threshold: None,
+    };
+    [score].into_iter().chain(names.into_iter().map(attribute)).collect()
+}
+
+/// Everything that the outputs show.
+pub(super) struct Results<'a> {
+    pub(super) kept: &'a [Kept],
+    pub(super) pairs: &'a [Pair],
+    pub(super) scores: Vec<ScoreReport>,
+    pub(super) stages: &'a [StageSummary],
+}
+
+/// Writes the files for trainers and the report, and says where they are.
+pub(super) fn write(context: &Context<'_>, results: Results<'_>) -> Result<(), SynthError> {
+    let dialogues: Vec<Dialogue> = results.kept.iter().map(dialogue).collect();
+    let preferences: Vec<Preference> = results.pairs.iter().map(preference).collect();
+    let folder = context.folder.join("exports");
+    let data = DataSet { dialogues: &dialogues, preferences: &preferences };
+    let exports = write_exports(&folder, &context.recipe.export.formats, data);
+    let exports = exports.map_err(SynthError::file(&folder))?;
+    for export in &exports {
+        let mut line = format!("{}: {} rows", folder.join(export.format.file()).display(), export.rows);
+        if let Some(first) = export.left_out.first() {
+            let count = export.left_out.len();
+            line += &format!("; {count} items left out, the first {}: {}", first.id, first.reason);
+        }
+        (context.say)(&format!("{line}\n"));
+    }
+    let path = context.folder.join("report.html");
+    let report = report(context, results, &exports);
+    write_report(&report, &path).map_err(SynthError::file(&path))?;
+    (context.say)(&format!("{}\n", path.display()));
+    Ok(())
+}
+
+fn dialogue(kept: &Kept) -> Dialogue {
+    let rating = |(name, value): (&String, &f64)| Rating { name: name.clone(), value: *value };
+    let ratings = kept.turns.iter().map(|values| values.iter().map(rating).collect());
+    Dialogue { id: kept.id.clone(), turns: kept.messages.clone(), ratings: ratings.collect() }
+}
+
+fn preference(pair: &Pair) -> Preference {
+    Preference {
+        id: pair.id.clone(),
+        prompt: pair.prompt.clone(),
+        chosen: pair.chosen.clone(),
+        rejected: pair.rejected.clone(),
+        chosen_score: pair.chosen_score,
+        rejected_score: pair.rejected_score,
+    }
+}
+
+fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Report {
+    let recipe = context.recipe;
+    let roles = &recipe.roles;
+    let single =
+        [("prompt writer", &roles.prompt_writer), ("user", &roles.user), ("judge", &roles.judge)];
+    let mut models: Vec<String> = single
+        .iter()
+        .filter_map(|(name, role)| Some(format!("{name}: {}", role.as_ref()?.model)))
+        .collect();
+    models.extend(roles.responders.iter().map(|role| format!("responder: {}", role.model)));
+    let short: u64 = results.stages.iter().map(|stage| stage.missing).sum();
+    let mut notes = Vec::new();
+    if short > 0 {
+        notes.push(format!("Lists were {short} items shorter than asked for; what they have was used."));
+    }
+    if let Some(reward) = &recipe.reward {
+        let weights = reward.weights.iter().map(|(name, weight)| format!("{weight} {name}"));
+        let weights = weights.collect::<Vec<_>>().join(" + ");
+        notes.push(format!("The score is {weights}; conversations from {} are kept.", reward.threshold));
+    }
+    Report {
+        title: recipe.name.clone(),
+        subtitle: models,
+        stages: results.stages.iter().map(stage).collect(),
+        scores: results.scores,
+        samples: samples(results.pairs, results.kept),
+        exports: exports.iter().map(export).collect(),
+        notes,
+    }
+}
+
+fn export(export: &Export) -> ExportReport {
+    ExportReport {
+        file: export.format.file().to_owned(),
+        trainer: export.format.trainer().to_owned(),
+        rows: export.rows,
+    }
+}
+
+fn stage(summary: &StageSummary) -> StageReport {
+    let mut rejects: Vec<RejectCount> = summary
+        .rejects
+        .iter()
+        .map(|(reason, count)| RejectCount { reason: reason.clone(), count: *count })
+        .collect();
+    rejects.sort_by_key(|reject| std::cmp::Reverse(reject.count));
+    StageReport {
+        name: summary.stage.name().to_owned(),
+        wanted: summary.wanted,
+        taken: summary.taken,
+        made: summary.made,
+        rejects,
+        requests: summary.requests,
+        prompt_tokens: summary.prompt_tokens,
+        completion_tokens: summary.completion_tokens,
+        seconds: summary.seconds,
+    }
+}
+
+fn samples(pairs: &[Pair], kept: &[Kept]) -> Vec<Sample> {
+    let text = |label: &str, text: &str| LabelledText { label: label.to_owned(), text: text.to_owned() };
+    let mut all = Vec::new();
+    for pair in pairs.iter().take(SAMPLES) {
+        let mut texts: Vec<LabelledText> =
+            pair.prompt.iter().map(|turn| text(&turn.role, &turn.content)).collect();
+        texts.extend([text("chosen", &pair.chosen), text("rejected", &pair.rejected)]);
+        let remark = pair.margin.map_or("decided by ground truth".to_owned(), |m| format!("margin {m:.3}"));
+        let heading = "pair".to_owned();
+        all.push(Sample { heading, id: pair.id.clone(), rejected: false, remark, texts });
+    }
+    for kept in kept.iter().take(SAMPLES) {
+        let texts = kept.messages.iter().map(|turn| text(&turn.role, &turn.content)).collect();
+        let remark = kept.score.map_or(String::new(), |score| format!("score {score:.3}"));
+        let heading = "conversation".to_owned();
+        all.push(Sample { heading, id: kept.id.clone(), rejected: false, remark, texts });
+    }
+    all
+}
