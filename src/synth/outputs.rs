@@ -95,6 +95,14 @@ fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Re
     if short > 0 {
         notes.push(format!("Lists were {short} items shorter than asked for; what they have was used."));
     }
+    let against = |pair: &&Pair| pair.margin.is_some_and(|margin| margin <= 0.0);
+    let against = results.pairs.iter().filter(against).count();
+    if against > 0 {
+        notes.push(format!(
+            "In {against} pairs ground truth decided against the scores; their exports have no margin and the \
+             trainer's default rewards."
+        ));
+    }
     if let Some(reward) = &recipe.reward {
         let weights = reward.weights.iter().map(|(name, weight)| format!("{weight} {name}"));
         let weights = weights.collect::<Vec<_>>().join(" + ");
