@@ -71,7 +71,10 @@ pub(super) enum CallError {
 /// The reason why one attempt has no answer.
 enum Attempt {
     /// The server is full.
-    Full { message: String, wait: Option<Duration> },
+    Full {
+        message: String,
+        wait: Option<Duration>,
+    },
     /// The connection or the server fails; a later attempt may succeed.
     Failed(String),
     Refused(String),
@@ -116,7 +119,8 @@ impl Endpoint {
             },
         };
         let base = base.trim_end_matches('/');
-        let is_direct = ["http://127.", "http://localhost", "http://[::1]"].iter().any(|p| base.starts_with(p));
+        let is_direct =
+            ["http://127.", "http://localhost", "http://[::1]"].iter().any(|p| base.starts_with(p));
         let timeout = Duration::from_secs(role.timeout);
         let options = AgentOptions { timeout, connections: Some(role.concurrency), is_direct };
         Ok(Self {
@@ -215,9 +219,8 @@ impl Endpoint {
         let text = text.map_err(|error| failed(&error))?;
         let answer: Result<Value, _> = serde_json::from_slice(&text);
         if status == 200 {
-            return answer.map_err(|error| {
-                Attempt::Failed(format!("{}{path}: expected JSON; {error}", self.base))
-            });
+            return answer
+                .map_err(|error| Attempt::Failed(format!("{}{path}: expected JSON; {error}", self.base)));
         }
         let said = match &answer {
             Ok(value) => message(value),

@@ -163,8 +163,10 @@ fn answer(role: Option<&Role>) -> u64 {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut out =
-        format!("{:<12} {:>10} {:>14} {:>18} {:>12}\n", "stage", "requests", "prompt tokens", "completion tokens", "seconds");
+    let mut out = format!(
+        "{:<12} {:>10} {:>14} {:>18} {:>12}\n",
+        "stage", "requests", "prompt tokens", "completion tokens", "seconds"
+    );
     let mut line = |name: &str, row: &Row, note: &str| {
         let seconds = row.seconds.map_or("unknown".to_owned(), |seconds| format!("{seconds:.0}"));
         let (requests, prompt, completion) = (row.requests, row.prompt, row.completion);

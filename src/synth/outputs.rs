@@ -83,12 +83,9 @@ fn preference(pair: &Pair) -> Preference {
 fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Report {
     let recipe = context.recipe;
     let roles = &recipe.roles;
-    let single =
-        [("prompt writer", &roles.prompt_writer), ("user", &roles.user), ("judge", &roles.judge)];
-    let mut models: Vec<String> = single
-        .iter()
-        .filter_map(|(name, role)| Some(format!("{name}: {}", role.as_ref()?.model)))
-        .collect();
+    let single = [("prompt writer", &roles.prompt_writer), ("user", &roles.user), ("judge", &roles.judge)];
+    let mut models: Vec<String> =
+        single.iter().filter_map(|(name, role)| Some(format!("{name}: {}", role.as_ref()?.model))).collect();
     models.extend(roles.responders.iter().map(|role| format!("responder: {}", role.model)));
     let short: u64 = results.stages.iter().map(|stage| stage.missing).sum();
     let mut notes = Vec::new();

@@ -86,7 +86,10 @@ impl Who {
             Self::Responder(number) => roles.responders.get(number),
             Self::Judge => roles.judge.as_ref(),
         };
-        role.ok_or_else(|| SynthError::Endpoint { role: self.key(), message: "expected this role".to_owned() })
+        role.ok_or_else(|| SynthError::Endpoint {
+            role: self.key(),
+            message: "expected this role".to_owned(),
+        })
     }
 }
 
@@ -236,6 +239,7 @@ fn log_end(log: &Path) -> String {
     if let Ok(mut file) = File::open(log) {
         _ = file.read_to_end(&mut bytes);
     }
-    let end = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_END)..]).trim().replace('\n', " | ");
+    let end =
+        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_END)..]).trim().replace('\n', " | ");
     if end.is_empty() { log.display().to_string() } else { end }
 }

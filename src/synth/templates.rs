@@ -109,7 +109,8 @@ pub(super) struct TemplateError {
 impl Templates {
     fn all(&self) -> [(&'static str, &str, Value); 13] {
         let keyword = context! { keyword => "k", level => "l", language => "p", n => 1 };
-        let messages = context! { personality => "p", messages => vec![context! { role => "user", content => "c" }] };
+        let messages =
+            context! { personality => "p", messages => vec![context! { role => "user", content => "c" }] };
         [
             ("topics", &self.topics, context! { n => 1 }),
             ("subtopics", &self.subtopics, context! { topic => "t", n => 1 }),

@@ -4,4 +4,5 @@ mod decontaminate;
 mod dedup;
 mod exports;
 mod pairs;
+mod pipeline;
 mod report;

@@ -94,7 +94,10 @@ fn check_role(key: &str, role: &Role) -> Checked {
     between(&at("timeout"), usize::try_from(role.timeout).unwrap_or(usize::MAX), 1, 86_400)?;
     between(&at("attempts"), role.attempts as usize, 1, 1000)?;
     if let Some(field) = role.sampling.keys().find(|field| OWN_FIELDS.contains(&field.as_str())) {
-        return wrong(&at("sampling"), format!("expected sampling fields; got `{field}`, which the stage sets"));
+        return wrong(
+            &at("sampling"),
+            format!("expected sampling fields; got `{field}`, which the stage sets"),
+        );
     }
     match role.tokens_per_second {
         Some(rate) if !(rate > 0.0 && rate.is_finite()) => {

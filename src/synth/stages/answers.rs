@@ -148,9 +148,9 @@ pub(in super::super) fn responses(
 ) -> Result<Vec<Response>, SynthError> {
     let recipe = context.recipe;
     let Some(responses) = &recipe.responses else { return Ok(Vec::new()) };
-    let single = prompts.iter().map(|prompt| {
-        (prompt.id.clone(), vec![turn("user", &prompt.prompt)], prompt.answer.clone())
-    });
+    let single = prompts
+        .iter()
+        .map(|prompt| (prompt.id.clone(), vec![turn("user", &prompt.prompt)], prompt.answer.clone()));
     let two_turn = dialogues.iter().filter(|dialogue| responses.two_turn && dialogue.messages.len() > 3);
     let two_turn = two_turn.map(|dialogue| (dialogue.id.clone(), dialogue.messages[..3].to_vec(), None));
     let mut items = Vec::new();

@@ -72,9 +72,8 @@ pub(in super::super) fn topics(context: &Context<'_>) -> Result<Vec<Topic>, Synt
         topic: topic.to_owned(),
     };
     let mut all: Vec<Topic> = given.map(|(number, text)| topic(number, text)).collect();
-    let mut items = Vec::new();
-    if needed && topics.generate > 0 {
-        items.push(Item { id: "topics".to_owned(), group: 0, input: () });
+    if !needed || topics.generate == 0 {
+        return Ok(all);
     }
     let plan = StagePlan {
         stage: Stage::Topics,
@@ -84,9 +83,9 @@ pub(in super::super) fn topics(context: &Context<'_>) -> Result<Vec<Topic>, Synt
             ("templates", json!([recipe.templates.topics, recipe.templates.list])),
             ("roles.prompt_writer", of_role(recipe.roles.prompt_writer.as_ref())),
         ]),
-        wanted: Some(topics.generate as u64).filter(|_| needed),
+        wanted: Some(topics.generate as u64),
         groups: vec![vec![Who::PromptWriter]],
-        items,
+        items: vec![Item { id: "topics".to_owned(), group: 0, input: () }],
     };
     let first = all.len();
     let made = context.run_stage(&plan, |item, endpoints, job, finished| {
@@ -123,7 +122,10 @@ pub(in super::super) fn subtopics(
         ]),
         wanted: Some((count * topics.len()) as u64),
         groups: vec![vec![Who::PromptWriter]],
-        items: topics.into_iter().map(|topic| Item { id: topic.id.clone(), group: 0, input: topic }).collect(),
+        items: topics
+            .into_iter()
+            .map(|topic| Item { id: topic.id.clone(), group: 0, input: topic })
+            .collect(),
     };
     context.run_stage(&plan, |item, endpoints, job, finished| {
         let variables = context! { topic => item.input.topic, n => count };
@@ -166,10 +168,7 @@ pub(in super::super) fn keywords(context: &Context<'_>) -> Result<Vec<Keyword>, 
             ("seed", json!(recipe.seed)),
             ("mathematics", json!(recipe.mathematics.as_ref().map(without_count))),
             ("coding", json!(recipe.coding.as_ref().map(without_count))),
-            (
-                "templates",
-                json!([templates.mathematics_keywords, templates.coding_keywords, templates.list]),
-            ),
+            ("templates", json!([templates.mathematics_keywords, templates.coding_keywords, templates.list])),
             ("roles.prompt_writer", of_role(recipe.roles.prompt_writer.as_ref())),
         ]),
         wanted: Some(wanted),

@@ -21,9 +21,10 @@ use super::records::Reject;
 
 /// What of a role decides its answers. Its address, key and limits do not.
 fn of_role(role: Option<&Role>) -> Value {
-    role.map_or(Value::Null, |role| {
-        json!({ "model": role.model, "sampling": role.sampling, "api": role.api })
-    })
+    role.map_or(
+        Value::Null,
+        |role| json!({ "model": role.model, "sampling": role.sampling, "api": role.api }),
+    )
 }
 
 /// The hashes of what a stage depends on.

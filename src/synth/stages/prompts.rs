@@ -191,9 +191,9 @@ pub(in super::super) fn refined(
     let recipe = context.recipe;
     let Some(refine) = &recipe.refine else { return Ok(prompts) };
     let is_refined = |prompt: &Prompt| matches!(prompt.kind, PromptKind::OpenQuestion | PromptKind::Writing);
-    let (sources, mut all): (Vec<Prompt>, Vec<Prompt>) = prompts.into_iter().partition(is_refined);
+    let (sources, others): (Vec<Prompt>, Vec<Prompt>) = prompts.into_iter().partition(is_refined);
     if sources.is_empty() {
-        return Ok(all);
+        return Ok(others);
     }
     let count = refine.per_prompt;
     let templates = &recipe.templates;
@@ -210,7 +210,7 @@ pub(in super::super) fn refined(
         groups: vec![vec![Who::PromptWriter]],
         items: sources.into_iter().map(|p| Item { id: p.id.clone(), group: 0, input: p }).collect(),
     };
-    let made = context.run_stage(&plan, |item, endpoints, job, finished| {
+    let mut all = context.run_stage(&plan, |item, endpoints, job, finished| {
         let variables = context! { prompt => item.input.prompt, n => count };
         let text = templates.list_request(&templates.refine, &variables, count);
         let seed = context.seed(&format!("{}.r", item.id));
@@ -221,6 +221,6 @@ pub(in super::super) fn refined(
         }
         Ok(())
     })?;
-    all.extend(made);
+    all.extend(others);
     Ok(all)
 }

@@ -41,7 +41,8 @@ pub(in super::super) fn rewards(
     let recipe = context.recipe;
     let Some(options) = &recipe.reward else { return Ok(Vec::new()) };
     let each = dialogues.iter().map(|dialogue| (dialogue.id.clone(), Subject::Dialogue(dialogue)));
-    let together = by_prompt(responses).into_iter().map(|(id, all)| (format!("{id}.a"), Subject::Responses(all)));
+    let together =
+        by_prompt(responses).into_iter().map(|(id, all)| (format!("{id}.a"), Subject::Responses(all)));
     let items: Vec<_> =
         each.chain(together).map(|(id, subject)| Item { id, group: 0, input: subject }).collect();
     let plan = StagePlan {
@@ -277,8 +278,10 @@ pub(in super::super) fn pairs(context: &Context<'_>, scored: &Scored<'_>) -> Res
                 });
             }
             Err(why) => {
-                let scores: Vec<_> =
-                    responses.iter().map(|r| json!({ "id": r.id, "score": score(r), "correct": r.correct })).collect();
+                let scores: Vec<_> = responses
+                    .iter()
+                    .map(|r| json!({ "id": r.id, "score": score(r), "correct": r.correct }))
+                    .collect();
                 let raw = responses.iter().map(|r| &r.response).collect::<Vec<_>>();
                 rejects.push(Reject {
                     id,
