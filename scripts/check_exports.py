@@ -18,6 +18,8 @@ import tempfile
 
 import datasets
 
+datasets.disable_progress_bars()
+
 ROLES = ("system", "user", "assistant")
 ATTRIBUTES = {
     "quality", "toxicity", "humor", "creativity", "helpfulness",
