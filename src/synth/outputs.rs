@@ -96,8 +96,8 @@ fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Re
     let against = results.pairs.iter().filter(against).count();
     if against > 0 {
         notes.push(format!(
-            "In {against} pairs ground truth decided against the scores; their exports have no margin and the \
-             trainer's default rewards."
+            "In {against} pairs ground truth decided against the scores; their exports have no margin and \
+             the trainer's default rewards."
         ));
     }
     if let Some(reward) = &recipe.reward {

@@ -81,8 +81,8 @@ fn row(dialogue: &Dialogue, kind: &Value, label_of: impl Fn(usize) -> Option<Str
     json!({ "system": system, "mask": "User", "type": kind, "conversations": conversations })
 }
 
-/// The label of a turn: `helpfulness:4,correctness:3`, in the order of [`ATTRIBUTES`]. Only SteerLM's attributes count: the one value of a
-/// head one wide has another scale.
+/// The label of a turn: `helpfulness:4,correctness:3`, in the order of [`ATTRIBUTES`]. Only SteerLM's
+/// attributes count: the one value of a head one wide has another scale.
 fn label(ratings: &[Rating]) -> Option<String> {
     let value_of =
         |name: &&str| ratings.iter().find(|rating| rating.name == **name).map(|rating| rating.value);
