@@ -33,8 +33,8 @@ pub enum Command {
     Plan(PlanArgs),
     /// Simulate serving on a modelled GPU, in virtual time.
     Simulate(Box<SimulateArgs>),
-    /// Make synthetic data by a recipe: topics, prompts, dialogues, responses, scores, preference pairs, and data
-    /// sets for trainers. After an interruption, the same command continues.
+    /// Make synthetic data by a recipe: topics, prompts, dialogues, responses, scores, preference pairs, and
+    /// data sets for trainers. After an interruption, the same command continues.
     Synth(SynthArgs),
     /// Run a benchmark.
     #[command(subcommand)]

@@ -62,13 +62,13 @@ impl Default for Templates {
                  understood by itself and differs from the others in what it is after.",
             ),
             writing: text(
-                "Write {{ n }} tasks that ask an assistant to write a text of the type \"{{ document_type }}\" \
-                 about \"{{ topic }}\". Each task says for whom the text is and names at least one demand on \
+                "Write {{ n }} tasks that ask an assistant to write a text of the type \
+                 \"{{ document_type }}\" about \"{{ topic }}\". Each task says for whom the text is and names at least one demand on \
                  its content or form.",
             ),
             closed_questions: text(
-                "Read this text:\n\n{{ document }}\n\nWrite {{ n }} questions or tasks that the text alone is \
-                 enough for: facts, summaries, conclusions, comparisons, rewriting. None of them repeats the \
+                "Read this text:\n\n{{ document }}\n\nWrite {{ n }} questions or tasks that the text alone \
+                 is enough for: facts, summaries, conclusions, comparisons, rewriting. None of them repeats the \
                  text.",
             ),
             closed_prompt: text("{{ document }}\n\n{{ question }}"),
@@ -87,9 +87,9 @@ impl Default for Templates {
                  request is about, and do not answer it.",
             ),
             user_turn: text(
-                "You play a person who talks with an assistant. You are {{ personality }}.\n\nThe conversation \
-                 so far:\n\n{% for message in messages %}{{ 'You' if message.role == 'user' else 'Assistant' }}\
-                 : {{ message.content }}\n\n{% endfor %}Write your next message and nothing else. Go on from \
+                "You play a person who talks with an assistant. You are {{ personality }}.\n\nThe \
+                 conversation so far:\n\n{% for message in messages %}\
+                 {{ 'You' if message.role == 'user' else 'Assistant' }}: {{ message.content }}\n\n{% endfor %}Write your next message and nothing else. Go on from \
                  the assistant's last message with a question or a request. Neither thank nor praise.",
             ),
             list: text("Answer with a JSON object: {\"items\": [{{ n }} strings]}."),

@@ -51,7 +51,8 @@ impl Reply {
     }
 
     pub fn finished(text: &str, reason: &str) -> Self {
-        let choice = json!({ "index": 0, "message": { "role": "assistant", "content": text }, "finish_reason": reason });
+        let message = json!({ "role": "assistant", "content": text });
+        let choice = json!({ "index": 0, "message": message, "finish_reason": reason });
         let usage = json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15 });
         Self { status: 200, retry_after: None, body: json!({ "choices": [choice], "usage": usage }) }
     }
