@@ -20,7 +20,7 @@ pub enum Checker {
 
 /// A checker that is ready to use.
 #[derive(Debug)]
-pub struct CompiledChecker {
+pub(super) struct CompiledChecker {
     expression: Regex,
     is_number: bool,
 }
@@ -33,7 +33,7 @@ impl Checker {
     ///
     /// # Errors
     /// The expression is wrong.
-    pub fn compile(&self) -> Result<CompiledChecker, regex::Error> {
+    pub(super) fn compile(&self) -> Result<CompiledChecker, regex::Error> {
         let (pattern, is_number) = match self {
             Self::Number => (NUMBER, true),
             Self::Regex { pattern } => (pattern.as_str(), false),
@@ -44,7 +44,7 @@ impl Checker {
 
 impl CompiledChecker {
     /// Whether a response gives the answer.
-    pub fn is_right(&self, response: &str, answer: &str) -> bool {
+    pub(super) fn is_right(&self, response: &str, answer: &str) -> bool {
         if self.is_number {
             let (got, expected) = (self.number(response), self.number(answer));
             return got.is_some() && got == expected;
@@ -53,7 +53,7 @@ impl CompiledChecker {
     }
 
     /// Whether a right answer can be compared at all.
-    pub fn can_check(&self, answer: &str) -> bool {
+    pub(super) fn can_check(&self, answer: &str) -> bool {
         !self.is_number || self.number(answer).is_some()
     }
 

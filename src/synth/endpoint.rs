@@ -28,7 +28,7 @@ const MAX_ANSWER: u64 = 64 << 20;
 /// Most characters of a server's message.
 const MAX_MESSAGE: usize = 300;
 
-/// What requests have used.
+/// Requests and their tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     pub(super) requests: u64,
@@ -241,12 +241,12 @@ impl Endpoint {
     }
 }
 
-/// What the requests of one item share.
+/// The state that the requests of one item share.
 #[derive(Debug)]
 pub(super) struct Job<'a> {
     /// Ends waits when the run ends.
     pub(super) stop: &'a AtomicBool,
-    /// What they have used.
+    /// Requests so far, with their tokens.
     pub(super) usage: Usage,
 }
 

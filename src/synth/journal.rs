@@ -23,7 +23,7 @@ use super::records::{Reject, Stage};
 /// Hashes of what a stage depends on, by key of the recipe.
 pub(super) type Depends = BTreeMap<String, String>;
 
-/// What one item of a stage became.
+/// The outcome of one item of a stage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Finished<R> {
     /// The item's id.
@@ -67,31 +67,31 @@ impl<R> Finished<R> {
     }
 }
 
-/// What a stage did.
+/// Counts of a complete stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StageSummary {
+pub(super) struct StageSummary {
     /// The stage.
-    pub stage: Stage,
+    pub(super) stage: Stage,
     /// Hashes of what it depends on, by key of the recipe.
-    pub depends: BTreeMap<String, String>,
+    pub(super) depends: BTreeMap<String, String>,
     /// Records that the recipe asks for, where it states a number.
-    pub wanted: Option<u64>,
+    pub(super) wanted: Option<u64>,
     /// Items it started from.
-    pub taken: u64,
+    pub(super) taken: u64,
     /// Records it made.
-    pub made: u64,
+    pub(super) made: u64,
     /// Number of rejects by reason.
-    pub rejects: BTreeMap<String, u64>,
+    pub(super) rejects: BTreeMap<String, u64>,
     /// Items that lists lack.
-    pub missing: u64,
+    pub(super) missing: u64,
     /// Requests it sent.
-    pub requests: u64,
+    pub(super) requests: u64,
     /// Prompt tokens.
-    pub prompt_tokens: u64,
+    pub(super) prompt_tokens: u64,
     /// Completion tokens.
-    pub completion_tokens: u64,
+    pub(super) completion_tokens: u64,
     /// Time it ran, over all starts.
-    pub seconds: f64,
+    pub(super) seconds: f64,
 }
 
 /// The first line of a journal.

@@ -16,7 +16,7 @@
 //! | `pairs`, `dedup`, `decontaminate` | choices that need no model |
 //! | `export`, `report` | files for trainers and for people |
 
-pub mod checker;
+mod checker;
 pub mod decontaminate;
 pub mod dedup;
 mod endpoint;
@@ -29,7 +29,7 @@ mod list;
 mod outputs;
 pub mod pairs;
 pub mod recipe;
-pub mod records;
+mod records;
 pub mod report;
 mod run;
 mod servers;

@@ -1,4 +1,4 @@
-//! What a run leaves for trainers and for people: exports and the report.
+//! Exports for trainers and the report for people.
 
 use super::error::SynthError;
 use super::export::{DataSet, Dialogue, Export, Preference, Rating, write_exports};
@@ -32,7 +32,7 @@ pub(super) fn score_reports(context: &Context<'_>, rewards: &[Reward]) -> Vec<Sc
     [score].into_iter().chain(names.into_iter().map(attribute)).collect()
 }
 
-/// Everything that the outputs show.
+/// The content of the outputs.
 pub(super) struct Results<'a> {
     pub(super) kept: &'a [Kept],
     pub(super) pairs: &'a [Pair],

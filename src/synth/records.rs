@@ -7,7 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::export::Turn;
 use super::pairs::DecidedBy;
@@ -15,7 +16,7 @@ use super::pairs::DecidedBy;
 /// A stage, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub(super) enum Stage {
     /// Topics, from general ones.
     Topics,
     /// Subtopics of each topic.
@@ -41,23 +42,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// All stages.
-    pub const ALL: [Self; 11] = [
-        Self::Topics,
-        Self::Subtopics,
-        Self::Keywords,
-        Self::Prompts,
-        Self::Refined,
-        Self::Selected,
-        Self::Dialogues,
-        Self::Responses,
-        Self::Rewards,
-        Self::Filtered,
-        Self::Pairs,
-    ];
-
     /// The name in files and messages.
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Topics => "topics",
             Self::Subtopics => "subtopics",
@@ -74,37 +60,37 @@ impl Stage {
     }
 
     /// The file's name without its ending: the stage's number from 1, and its name.
-    pub fn stem(self) -> String {
+    pub(super) fn stem(self) -> String {
         format!("{:02}-{}", self as usize + 1, self.name())
     }
 }
 
 /// A subject of prompts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Topic {
+pub(super) struct Topic {
     /// Its id.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the topic that it is part of.
-    pub parent: Option<String>,
+    pub(super) parent: Option<String>,
     /// Its words.
-    pub topic: String,
+    pub(super) topic: String,
 }
 
 /// A keyword of mathematics or coding.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Keyword {
+pub(super) struct Keyword {
     /// Its id.
-    pub id: String,
+    pub(super) id: String,
     /// The kind of the prompts that it is for.
-    pub kind: PromptKind,
+    pub(super) kind: PromptKind,
     /// Its words.
-    pub keyword: String,
+    pub(super) keyword: String,
 }
 
 /// The kind of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum PromptKind {
+pub(super) enum PromptKind {
     /// An open question about a topic.
     OpenQuestion,
     /// A task to write a document about a topic.
@@ -121,122 +107,142 @@ pub enum PromptKind {
 
 /// A prompt or a more detailed version of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Prompt {
+pub(super) struct Prompt {
     /// Its id.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the topic, keyword, document or prompt that it comes from.
-    pub parent: String,
+    pub(super) parent: String,
     /// Its kind.
-    pub kind: PromptKind,
+    pub(super) kind: PromptKind,
     /// The text.
-    pub prompt: String,
+    pub(super) prompt: String,
     /// Id of the document that the prompt is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub document: Option<String>,
+    pub(super) document: Option<String>,
     /// The right answer, where it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answer: Option<String>,
+    pub(super) answer: Option<String>,
 }
 
 /// A conversation with a simulated user.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DialogueRecord {
+pub(super) struct DialogueRecord {
     /// Its id.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the prompt that it begins with.
-    pub parent: String,
+    pub(super) parent: String,
     /// The user's personality.
-    pub personality: String,
+    pub(super) personality: String,
     /// The model of the assistant's turns.
-    pub model: String,
+    pub(super) model: String,
     /// The turns, the last by the assistant.
-    pub messages: Vec<Turn>,
+    pub(super) messages: Vec<Turn>,
 }
 
 /// A response to a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Response {
+pub(super) struct Response {
     /// Its id.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the prompt.
-    pub parent: String,
+    pub(super) parent: String,
     /// The model that wrote it.
-    pub model: String,
+    pub(super) model: String,
     /// The turns before the response.
-    pub prompt: Vec<Turn>,
+    pub(super) prompt: Vec<Turn>,
     /// The text.
-    pub response: String,
+    pub(super) response: String,
     /// The reason why the response ended, as the server gives it.
-    pub finish_reason: Option<String>,
+    pub(super) finish_reason: Option<String>,
     /// The answer checker's verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub correct: Option<bool>,
+    pub(super) correct: Option<bool>,
 }
 
 /// The score of a dialogue or a response.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Reward {
+pub(super) struct Reward {
     /// Id of the dialogue or the response.
-    pub id: String,
+    pub(super) id: String,
     /// Weighted sum of the values of the last turn; in a dialogue, the mean over the assistant's turns.
-    pub score: f64,
+    #[serde(deserialize_with = "exact")]
+    pub(super) score: f64,
     /// Attribute values of each assistant turn that was rated, the last turn last.
-    pub turns: Vec<BTreeMap<String, f64>>,
+    #[serde(deserialize_with = "exact_turns")]
+    pub(super) turns: Vec<BTreeMap<String, f64>>,
 }
 
 /// A conversation that reaches the threshold.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Kept {
+pub(super) struct Kept {
     /// Id of the dialogue or the response.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the prompt.
-    pub parent: String,
+    pub(super) parent: String,
     /// Its score, if there is a judge.
-    pub score: Option<f64>,
+    pub(super) score: Option<f64>,
     /// The turns, the last by the assistant.
-    pub messages: Vec<Turn>,
+    pub(super) messages: Vec<Turn>,
     /// Attribute values of each assistant turn, empty for turns that were not rated.
-    pub turns: Vec<BTreeMap<String, f64>>,
+    pub(super) turns: Vec<BTreeMap<String, f64>>,
 }
 
 /// A preference pair.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Pair {
+pub(super) struct Pair {
     /// Its id: the prompt's id with `.p` at its end.
-    pub id: String,
+    pub(super) id: String,
     /// Id of the prompt.
-    pub parent: String,
+    pub(super) parent: String,
     /// The turns before the response.
-    pub prompt: Vec<Turn>,
+    pub(super) prompt: Vec<Turn>,
     /// Id of the better response.
-    pub chosen_id: String,
+    pub(super) chosen_id: String,
     /// Id of the worse response.
-    pub rejected_id: String,
+    pub(super) rejected_id: String,
     /// The better response.
-    pub chosen: String,
+    pub(super) chosen: String,
     /// The worse response.
-    pub rejected: String,
+    pub(super) rejected: String,
     /// Score of the better response.
-    pub chosen_score: Option<f64>,
+    pub(super) chosen_score: Option<f64>,
     /// Score of the worse response.
-    pub rejected_score: Option<f64>,
+    pub(super) rejected_score: Option<f64>,
     /// The first score less the second.
-    pub margin: Option<f64>,
-    /// What decided.
-    pub decided_by: DecidedBy,
+    pub(super) margin: Option<f64>,
+    /// The reason of the choice.
+    pub(super) decided_by: DecidedBy,
 }
 
 /// Something that a stage did not keep.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Reject {
+pub(super) struct Reject {
     /// Id of what was rejected, or of what the request was about.
-    pub id: String,
+    pub(super) id: String,
     /// The kind of the reason, the same words for all of a kind.
-    pub reason: String,
+    pub(super) reason: String,
     /// More about this one: the server's message, the id of the repeated prompt, the shared n-gram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
+    pub(super) detail: Option<String>,
     /// The model's text, or the text that was dropped, unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub raw: Option<String>,
+    pub(super) raw: Option<String>,
+}
+
+/// Reads a number to the value that was written. serde_json reads some numbers of many digits to a neighbour,
+/// and a resumed run must write the same bytes.
+fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    number(&<Box<RawValue>>::deserialize(deserializer)?)
+}
+
+fn exact_turns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<BTreeMap<String, f64>>, D::Error> {
+    let turns: Vec<BTreeMap<String, Box<RawValue>>> = Vec::deserialize(deserializer)?;
+    let values = |turn: BTreeMap<String, Box<RawValue>>| {
+        turn.into_iter().map(|(name, text)| Ok((name, number(&text)?))).collect()
+    };
+    turns.into_iter().map(values).collect()
+}
+
+fn number<E: serde::de::Error>(text: &RawValue) -> Result<f64, E> {
+    text.get().parse().map_err(|_| E::custom(format!("expected a number; got {}", text.get())))
 }

@@ -63,13 +63,13 @@ impl Default for Templates {
             ),
             writing: text(
                 "Write {{ n }} tasks that ask an assistant to write a text of the type \
-                 \"{{ document_type }}\" about \"{{ topic }}\". Each task says for whom the text is and names at least one demand on \
-                 its content or form.",
+                 \"{{ document_type }}\" about \"{{ topic }}\". Each task says for whom the text is and \
+                 names at least one demand on its content or form.",
             ),
             closed_questions: text(
                 "Read this text:\n\n{{ document }}\n\nWrite {{ n }} questions or tasks that the text alone \
-                 is enough for: facts, summaries, conclusions, comparisons, rewriting. None of them repeats the \
-                 text.",
+                 is enough for: facts, summaries, conclusions, comparisons, rewriting. None of them repeats \
+                 the text.",
             ),
             closed_prompt: text("{{ document }}\n\n{{ question }}"),
             mathematics: text(
@@ -86,12 +86,13 @@ impl Default for Templates {
                  each more specific: add a situation, a purpose, a limit or a wished-for form. Keep what the \
                  request is about, and do not answer it.",
             ),
-            user_turn: text(
-                "You play a person who talks with an assistant. You are {{ personality }}.\n\nThe \
-                 conversation so far:\n\n{% for message in messages %}\
-                 {{ 'You' if message.role == 'user' else 'Assistant' }}: {{ message.content }}\n\n{% endfor %}Write your next message and nothing else. Go on from \
-                 the assistant's last message with a question or a request. Neither thank nor praise.",
-            ),
+            user_turn: text(concat!(
+                "You play a person who talks with an assistant. You are {{ personality }}.\n\n",
+                "The conversation so far:\n\n{% for message in messages %}",
+                "{{ 'You' if message.role == 'user' else 'Assistant' }}: {{ message.content }}\n\n",
+                "{% endfor %}Write your next message and nothing else. Go on from the assistant's last ",
+                "message with a question or a request. Neither thank nor praise.",
+            )),
             list: text("Answer with a JSON object: {\"items\": [{{ n }} strings]}."),
         }
     }

@@ -22,7 +22,7 @@ use super::servers::{Servers, Who};
 /// Interval of the lines about progress.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// What all stages of a run share.
+/// The state that all stages of a run share.
 pub(super) struct Context<'a> {
     pub(super) recipe: &'a Recipe,
     pub(super) recipe_folder: PathBuf,
@@ -32,7 +32,7 @@ pub(super) struct Context<'a> {
     pub(super) restart: bool,
     /// Prints a line of the run.
     pub(super) say: &'a (dyn Fn(&str) + Sync),
-    /// What the stages of this run did, in their order.
+    /// Counts of the stages of this run, in their order.
     pub(super) summaries: Mutex<Vec<StageSummary>>,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct StagePlan<T> {
 }
 
 impl Context<'_> {
-    /// What the stages of this run did.
+    /// Counts of the stages of this run.
     pub(super) fn summaries(&self) -> Vec<StageSummary> {
         self.summaries.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

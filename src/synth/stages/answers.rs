@@ -73,7 +73,7 @@ pub(in super::super) fn dialogues(
 struct Talk<'a> {
     context: &'a Context<'a>,
     options: &'a Dialogues,
-    /// What is cut from the user's turns.
+    /// Texts that are cut from the user's turns.
     cut: &'a [Regex],
     id: &'a str,
     messages: Vec<Turn>,

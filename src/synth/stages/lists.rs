@@ -195,7 +195,7 @@ pub(in super::super) fn keywords(context: &Context<'_>) -> Result<Vec<Keyword>, 
     Ok(all)
 }
 
-/// What the keywords depend on: all but the number of problems.
+/// The settings that keywords depend on: all but the number of problems.
 fn without_count(problems: &Problems) -> Problems {
     Problems { per_keyword: 0, ..problems.clone() }
 }

@@ -19,7 +19,7 @@ use super::journal::{Depends, hash};
 use super::recipe::Role;
 use super::records::Reject;
 
-/// What of a role decides its answers. Its address, key and limits do not.
+/// The settings of a role that decide its answers. Its address, key and limits do not.
 fn of_role(role: Option<&Role>) -> Value {
     role.map_or(
         Value::Null,

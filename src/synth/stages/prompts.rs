@@ -14,7 +14,7 @@ use super::super::workers::{Context, Item, StagePlan};
 use super::lists::{ListRequest, ask};
 use super::{depends, input, of_role};
 
-/// What a list of prompts is asked for.
+/// A list of prompts to ask for.
 struct Source {
     kind: PromptKind,
     parent: String,

@@ -17,7 +17,7 @@ use super::{depends, input, of_role, reject};
 /// Attribute values of one turn.
 type Values = BTreeMap<String, f64>;
 
-/// What is scored together: a dialogue with each of its turns, or the responses to one prompt, whose shared
+/// A request to the judge: a dialogue with each of its turns, or the responses to one prompt, whose shared
 /// turns the judge computes once.
 enum Subject<'a> {
     Dialogue(&'a DialogueRecord),

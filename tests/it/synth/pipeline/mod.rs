@@ -92,12 +92,12 @@ pub struct Setup {
 /// The outcome of a run.
 pub struct Outcome {
     pub result: Result<(), SynthError>,
-    /// What was printed.
+    /// The printed text.
     pub said: String,
 }
 
 impl Outcome {
-    /// What was printed by a run without an error.
+    /// The printed text of a run without an error.
     pub fn said(self) -> String {
         self.result.unwrap();
         self.said

@@ -1,4 +1,4 @@
-//! What the stages make and reject.
+//! Records and rejects of the stages.
 
 use std::fs;
 
