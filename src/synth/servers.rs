@@ -171,19 +171,26 @@ impl Servers<'_> {
             path if path.exists() => path,
             _ => PathBuf::from(&role.model),
         };
+        let base = format!("http://127.0.0.1:{port}");
         let mut command = Command::new(self.binary);
         command.arg("serve").arg(&model).args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-        command.args(["--served-model-name", LOCAL]).args(&role.serve_args);
+        command.args(["--served-model-name", LOCAL, "--drain-grace", "0"]).args(&role.serve_args);
         for variable in OWN_VARIABLES {
             command.env_remove(variable);
         }
         command.stdin(Stdio::null()).stdout(out).stderr(err);
-        let child = command.spawn().map_err(|error| wrong(format!("cannot start octant serve: {error}")))?;
+        {
+            // Under the lock, so that a stop ends this child too or comes before it.
+            let mut children = self.stop.children();
+            if self.stop.flag.load(Ordering::Relaxed) {
+                return Err(SynthError::Interrupted);
+            }
+            let child = command.spawn();
+            let child = child.map_err(|error| wrong(format!("cannot start octant serve: {error}")))?;
+            let (model, args) = (role.model.clone(), role.serve_args.clone());
+            children.push(Running { model, args, base: base.clone(), child });
+        }
         tracing::info!("{name}: octant serve starts on port {port}; its log is {}", log.display());
-        let base = format!("http://127.0.0.1:{port}");
-        let running =
-            Running { model: role.model.clone(), args: role.serve_args.clone(), base: base.clone(), child };
-        self.stop.children().push(running);
         self.until_ready(&base, &log).map_err(wrong_or(name))?;
         Ok(base)
     }

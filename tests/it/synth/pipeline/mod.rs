@@ -1,5 +1,6 @@
 //! `octant synth` against a scripted server: what it makes, rejects, repeats and resumes.
 
+mod children;
 mod recipes;
 mod resume;
 mod script;
