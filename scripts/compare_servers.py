@@ -230,29 +230,24 @@ def memory_mib(running: Running, key: str) -> list[float]:
     return totals
 
 
-def bench(args: argparse.Namespace, running: Running, case: Case, requests: int, seed: int) -> dict:
-    """Runs the client and returns its summary."""
+def client_summary(octant: str, flags: list[str], cores: set[int] | None = None) -> dict:
+    """Runs `octant bench serving` with these flags, on these cores only, and returns its summary."""
+    pin = (lambda: os.sched_setaffinity(0, cores)) if cores else None
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        command = [
-            args.octant,
-            "bench",
-            "serving",
-            "--url",
-            running.url,
-            "--model",
-            running.model,
-            "--json",
-            str(out),
-        ]
-        command += ["--concurrency", str(case.concurrency), "--requests", str(requests), "--seed", str(seed)]
-        command += ["--prompt-tokens", str(case.prompt_tokens), "--max-tokens", str(case.max_tokens)]
-        command += ["--ignore-eos", "--temperature", "0"]
-        pin = lambda: os.sched_setaffinity(0, args.cores)  # noqa: E731
+        command = [octant, "bench", "serving", "--json", str(out), *flags]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=pin)
         if not out.exists():
             sys.exit(f"the client failed: {done.stderr.decode(errors='replace')[-2000:]}")
-        summary = json.loads(out.read_text())["summary"]
+        return json.loads(out.read_text())["summary"]
+
+
+def bench(args: argparse.Namespace, running: Running, case: Case, requests: int, seed: int) -> dict:
+    """Sends the requests of a case and returns the client's summary."""
+    flags = ["--url", running.url, "--model", running.model, "--seed", str(seed)]
+    flags += ["--concurrency", str(case.concurrency), "--requests", str(requests)]
+    flags += ["--prompt-tokens", str(case.prompt_tokens), "--max-tokens", str(case.max_tokens)]
+    summary = client_summary(args.octant, [*flags, "--ignore-eos", "--temperature", "0"], args.cores)
     if summary["ok"] != requests:
         sys.exit(f"{case.name}: {summary['failed']} of {requests} requests failed: {summary['failures']}")
     if summary["output_tokens"] != requests * case.max_tokens:

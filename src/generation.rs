@@ -198,7 +198,7 @@ impl Generator {
         // Tokenising is the most expensive part of a refusal.
         permit.check_wait(&ask.tenant, ask.priority, &options)?;
         let batch = permit.is_batch();
-        let ranges = ask.output.echo && ask.sampling.logprobs.is_some();
+        let ranges = ask.echoes_scores();
         let mut prompts = self.tokenize_with(std::mem::take(&mut ask.prompts), batch, ranges).await?;
         if let Some(truncate) = ask.truncate {
             let most = self.kept_tokens(truncate, ask.max_tokens);
@@ -280,6 +280,10 @@ impl Generator {
         if min > max_tokens {
             return Err(Refusal::MinTokens { min, max: max_tokens });
         }
+        let start = ask.prompt_logprobs_start;
+        if start as usize >= prompt {
+            return Err(Refusal::PromptLogprobsStart { start, prompt });
+        }
         Ok(max_tokens)
     }
 }
@@ -298,14 +302,20 @@ fn vocabulary(tokenizer: &Tokenizer, vocab: usize) -> Vocabulary {
 fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request {
     let mut sampling = ask.sampling.clone();
     sampling.seed = sampling.seed.wrapping_add(u64::from(choice));
-    // The engine takes a request for no tokens only if it scores the prompt.
-    let score_only = (max_tokens == 0).then_some(0);
-    let echo = ask.output.echo.then_some(sampling.logprobs.or(score_only)).flatten();
     // All choices of a prompt would report the same.
     let report = ask.prompt_logprobs.filter(|_| choice == 0);
+    let echo = sampling.logprobs.filter(|_| ask.output.echo);
+    let (top, start) = match echo.max(report) {
+        scores if echo.is_some() => (scores, 0),
+        Some(top) => (Some(top), ask.prompt_logprobs_start),
+        // The engine takes a request for no tokens only if it scores the prompt.
+        None if max_tokens == 0 => (Some(0), (prompt.ids.len() - 1) as u32),
+        None => (None, 0),
+    };
     Request {
         prompt: Arc::clone(&prompt.ids),
-        prompt_logprobs: echo.max(report),
+        prompt_logprobs: top,
+        prompt_logprobs_start: start,
         sampling: Arc::new(sampling),
         stop: StopRules { max_tokens, stop_ids: ask.stop_ids.clone() },
         priority: ask.priority,

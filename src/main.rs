@@ -39,6 +39,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Serve(args) => commands::serve::run(*args, log),
+        Command::Batch(args) => commands::batch::run(*args, log),
         Command::Chat(args) => commands::chat::run(&args, log),
         Command::Plan(args) => commands::plan::run(args, log),
         Command::Simulate(args) => commands::simulate::run(*args, log),

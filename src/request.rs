@@ -29,6 +29,9 @@ pub struct Request {
     pub cache_salt: Option<Arc<str>>,
     /// `Some(k)`: report each prompt token's log-probability and `k` alternatives (`echo` with `logprobs`).
     pub prompt_logprobs: Option<u8>,
+    /// Index of the first prompt token that is reported, below the prompt's length; 0 without
+    /// `prompt_logprobs`. What lies before the token ahead of it may come from the prefix cache.
+    pub prompt_logprobs_start: u32,
     /// Whether the request is a line of a batch, which its permit for the queue decides. Such a request runs
     /// behind all live requests: it gives up slot and KV blocks to a live request that waits for them, and
     /// never ages.
@@ -152,8 +155,8 @@ impl SampledToken {
 pub struct Update {
     /// The tokens generated, in order; at most one without speculative decoding.
     pub tokens: SmallVec<[SampledToken; 1]>,
-    /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them. Prompt
-    /// token 0 has none.
+    /// Log-probabilities of the prompt tokens that this step scored, if the request asks for them, from
+    /// its first one to report on. Prompt token 0 has none.
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// Prompt tokens found in the prefix cache. Set on the first update only.
     pub cached_tokens: Option<u32>,

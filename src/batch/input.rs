@@ -14,7 +14,7 @@ use super::records::{Endpoint, LineError};
 /// The most requests of a batch.
 pub(crate) const MAX_LINES: usize = 50_000;
 /// The most bytes of a line.
-const MAX_LINE_BYTES: u64 = 16 << 20;
+pub(super) const MAX_LINE_BYTES: u64 = 16 << 20;
 /// The most bytes of a `custom_id`.
 const MAX_CUSTOM_ID: usize = 512;
 /// The most faults that are reported. The check ends at the last of them.
@@ -39,6 +39,8 @@ pub(super) struct LinePlace {
 /// A request of the input file.
 pub(super) struct InputLine {
     pub(super) custom_id: String,
+    /// The route that it is a request to.
+    pub(super) endpoint: Endpoint,
     /// JSON of the request's body.
     pub(super) body: String,
 }
@@ -83,7 +85,7 @@ impl Input {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            match parse(&line, number, endpoint) {
+            match parse(&line, number, Some(endpoint)) {
                 Err(error) => errors.push(error),
                 Ok(InputLine { custom_id, .. }) => {
                     if let Some(first) = lines_of.get(&custom_id) {
@@ -120,7 +122,7 @@ impl Input {
     pub(super) fn read(&self, place: LinePlace, endpoint: Endpoint) -> io::Result<InputLine> {
         let mut line = vec![0; place.bytes];
         self.file.read_exact_at(&mut line, place.offset)?;
-        parse(&line, 0, endpoint).map_err(|error| {
+        parse(&line, 0, Some(endpoint)).map_err(|error| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("the input file has changed: {}", error.message),
@@ -129,7 +131,11 @@ impl Input {
     }
 }
 
-fn parse(line: &[u8], number: u64, endpoint: Endpoint) -> Result<InputLine, LineError> {
+/// Reads a line as a request to `endpoint`, or to any endpoint if it is `None`.
+///
+/// # Errors
+/// The line's fault, with its number.
+pub(super) fn parse(line: &[u8], number: u64, endpoint: Option<Endpoint>) -> Result<InputLine, LineError> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
     let fault = |code, message, param| error(code, message, Some(number), param);
     let written: Written = serde_json::from_slice(line).map_err(|problem| {
@@ -162,11 +168,15 @@ fn parse(line: &[u8], number: u64, endpoint: Endpoint) -> Result<InputLine, Line
         return Err(fault("invalid_method", message, Some("method")));
     }
     let url = text(written.url, "url")?;
-    if url != endpoint.as_str() {
-        let expected = endpoint.as_str();
-        let message = format!("url: expected the batch's endpoint {expected}, got {}", shortened(&url));
+    let found = Endpoint::ALL.into_iter().find(|known| known.as_str() == url);
+    let Some(endpoint) = found.filter(|found| endpoint.is_none_or(|endpoint| endpoint == *found)) else {
+        let expected = match endpoint {
+            Some(endpoint) => format!("the batch's endpoint {}", endpoint.as_str()),
+            None => Endpoint::ALL.map(Endpoint::as_str).join(" or "),
+        };
+        let message = format!("url: expected {expected}, got {}", shortened(&url));
         return Err(fault("invalid_url", message, Some("url")));
-    }
+    };
     let body = written.body.filter(|body| body.get() != "null").ok_or_else(|| {
         let message = "body: expected an object, got nothing".to_owned();
         fault("missing_required_parameter", message, Some("body"))
@@ -175,10 +185,11 @@ fn parse(line: &[u8], number: u64, endpoint: Endpoint) -> Result<InputLine, Line
         let message = "body: expected an object, got another type".to_owned();
         return Err(fault("invalid_type", message, Some("body")));
     }
-    Ok(InputLine { custom_id, body: Box::<str>::from(body).into_string() })
+    Ok(InputLine { custom_id, endpoint, body: Box::<str>::from(body).into_string() })
 }
 
-fn duplicate(custom_id: &str, number: u64, first: u64) -> LineError {
+/// The fault of a line whose `custom_id` an earlier one has.
+pub(super) fn duplicate(custom_id: &str, number: u64, first: u64) -> LineError {
     let custom_id = shortened(custom_id);
     let message = format!(
         "The custom_id '{custom_id}' of this request is that of line {first} too. Expected a custom_id that \
@@ -194,6 +205,7 @@ fn shortened(text: &str) -> String {
     if start.len() < text.len() { start + "…" } else { start }
 }
 
-fn error(code: &str, message: String, line: Option<u64>, param: Option<&str>) -> LineError {
+/// A fault of a line.
+pub(super) fn error(code: &str, message: String, line: Option<u64>, param: Option<&str>) -> LineError {
     LineError { code: code.to_owned(), message, line, param: param.map(str::to_owned) }
 }

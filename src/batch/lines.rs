@@ -22,6 +22,18 @@ pub(crate) struct Line {
     pub(crate) owner: String,
     /// An id for logs, and of the result.
     pub(crate) request_id: String,
+    /// Set for a line of an offline run.
+    pub(crate) offline: Option<OfflineLine>,
+}
+
+/// Bits in place of random numbers for the answer to a line of an offline run, which has the same bytes in
+/// each run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OfflineLine {
+    /// Bits of the answer's id.
+    pub(crate) id: [u64; 2],
+    /// Seed of the sampling if the request has none; below 2^63.
+    pub(crate) seed: u64,
 }
 
 /// How a line's run ended.
@@ -67,6 +79,7 @@ pub(super) struct EndedLines {
 }
 
 impl RunningLines {
+    /// Whether no line runs.
     pub(super) fn is_empty(&self) -> bool {
         self.set.is_empty()
     }

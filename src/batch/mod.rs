@@ -2,8 +2,8 @@
 //!
 //! `store` keeps files, batches and results in a directory. `input` reads the lines of a batch's file,
 //! `results` appends a record for each finished line, and `runner` runs the lines. The runner does not know a
-//! line's meaning: it calls a function that turns a request's body into a status and a reply, so an offline
-//! command can run the same files as the server.
+//! line's meaning: it calls a function that turns a request's body into a status and a reply. `offline` runs
+//! a file with such a function too, without a store.
 //!
 //! # What survives a crash
 //! Input files never change. A batch's record is replaced as a whole. A finished line is one record at the
@@ -14,13 +14,14 @@
 mod disk;
 mod input;
 mod lines;
+pub(crate) mod offline;
 mod records;
 mod results;
 mod runner;
 mod store;
 mod upload;
 
-pub(crate) use lines::{Line, RunLine, RunOutcome};
+pub(crate) use lines::{Line, OfflineLine, RunLine, RunOutcome};
 pub(crate) use records::{BatchRecord, Endpoint, FileRecord, LineError, Purpose, Status};
 pub(crate) use runner::Runner;
 pub use store::Store;

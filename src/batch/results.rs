@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::disk;
+use super::records::LineError;
 
 /// Room on disk that every line without a result holds, in bytes. A record of a line that was not run is
 /// shorter, so each line can get one.
@@ -51,7 +52,7 @@ impl LineOutcome {
 #[derive(Serialize)]
 struct Record<'a> {
     id: &'a str,
-    custom_id: &'a str,
+    custom_id: Option<&'a str>,
     response: Option<Response<'a>>,
     error: Option<NotRun<'a>>,
 }
@@ -67,6 +68,12 @@ struct Response<'a> {
 struct NotRun<'a> {
     code: &'a str,
     message: &'a str,
+    /// The line, counted from 1, if it is no valid request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+    /// The line's field that is at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    param: Option<&'a str>,
 }
 
 /// The part of a record that says which line it belongs to.
@@ -77,16 +84,17 @@ struct RecordKey {
 
 /// Both files of results of a batch that has not ended.
 pub(super) struct Results {
-    output: ResultFile,
-    errors: ResultFile,
+    pub(super) output: ResultFile,
+    pub(super) errors: ResultFile,
 }
 
 /// One of the files.
-struct ResultFile {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    records: u64,
+pub(super) struct ResultFile {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// Bytes of all records.
+    pub(super) bytes: u64,
+    pub(super) records: u64,
 }
 
 /// Records of lines that ended together, to be appended at once.
@@ -104,22 +112,32 @@ impl NewRecords {
         let record = match &result.outcome {
             LineOutcome::Answered { status, body } => Record {
                 id: &result.id,
-                custom_id: &result.custom_id,
+                custom_id: Some(&result.custom_id),
                 response: Some(Response { status_code: *status, request_id: &result.id, body }),
                 error: None,
             },
             LineOutcome::NotRun { code, message } => Record {
                 id: &result.id,
-                custom_id: &result.custom_id,
+                custom_id: Some(&result.custom_id),
                 response: None,
-                error: Some(NotRun { code, message }),
+                error: Some(NotRun { code, message, line: None, param: None }),
             },
         };
-        let success = result.outcome.is_success();
+        self.write(&record, result.outcome.is_success())
+    }
+
+    /// Adds the record of a line that is no valid request.
+    pub(super) fn add_refused(&mut self, id: &str, custom_id: Option<&str>, fault: &LineError) {
+        let LineError { code, message, line, param } = fault;
+        let error = NotRun { code, message, line: *line, param: param.as_deref() };
+        self.write(&Record { id, custom_id, response: None, error: Some(error) }, false);
+    }
+
+    fn write(&mut self, record: &Record<'_>, success: bool) -> u64 {
         *(if success { &mut self.completed } else { &mut self.failed }) += 1;
         let bytes = if success { &mut self.output } else { &mut self.errors };
         let before = bytes.len();
-        serde_json::to_writer(&mut *bytes, &record).expect("a record can be written as JSON");
+        serde_json::to_writer(&mut *bytes, record).expect("a record can be written as JSON");
         bytes.push(b'\n');
         (bytes.len() - before) as u64
     }

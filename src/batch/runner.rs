@@ -291,7 +291,8 @@ impl Runner {
         let read = blocking(move || input.read(line, endpoint)).await?;
         let request_id = new_id("batch_req_")?;
         let ids = LineIds { custom_id: read.custom_id, id: request_id.clone() };
-        let line = Line { endpoint, body: read.body, owner: batch.record.owner.clone(), request_id };
+        let owner = batch.record.owner.clone();
+        let line = Line { endpoint, body: read.body, owner, request_id, offline: None };
         running.spawn((self.run_line)(line), place, ids);
         Ok(())
     }

@@ -89,6 +89,7 @@ pub(super) fn request(id: usize, prompt: usize, max_tokens: u32) -> Request {
         priority: 0,
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         batch: false,
         tenant: Tenant::default(),
     }

@@ -90,6 +90,7 @@ impl Steps {
             blocks: (first..first + blocks).map(|b| b as u32).collect(),
             sample: true,
             score: Vec::new(),
+            score_from: 0,
         }
     }
 

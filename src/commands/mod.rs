@@ -1,5 +1,6 @@
 //! The commands of the binary other than `octant bench`, one file each: from arguments to calls.
 
+pub mod batch;
 pub mod chat;
 pub mod completions;
 pub mod convert;

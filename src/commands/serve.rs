@@ -30,13 +30,13 @@ use crate::stdio::{Log, ProgressBars};
 
 /// Maximum length of a request's text, in bytes per token of the context. Tokens of real tokenizers are
 /// shorter on average.
-const BYTES_PER_TOKEN: usize = 64;
+pub(super) const BYTES_PER_TOKEN: usize = 64;
 
 /// Maximum wait for the last step at shutdown, when no client waits for it any more.
 const LAST_STEP_TIMEOUT: Duration = Duration::from_secs(5);
 /// Threads beside the async runtime's, the ranks', the CPU device's and those for masks: engine, health port,
 /// recorder, and the runtime's threads for blocking work.
-const OTHER_THREADS: usize = 8;
+pub(super) const OTHER_THREADS: usize = 8;
 /// Memory of a connection with its request. With 2,000 streams of 300 tokens, 58 KB were measured.
 const CONNECTION_BYTES: u64 = 64 << 10;
 /// File descriptors for everything except connections; at most a quarter of the allowed ones.
@@ -113,7 +113,7 @@ fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {
 }
 
 /// Opens the devices, downloads a model given by name, and reads everything but the weights.
-fn open(
+pub(super) fn open(
     mut config: ServeArgs,
     status: Arc<ServerStatus>,
     bars: &ProgressBars,
@@ -154,7 +154,7 @@ fn download(
 }
 
 /// Starts the recording of `--record`.
-fn record(p: &mut Prepared, devices: &Devices) -> anyhow::Result<Option<Recording>> {
+pub(super) fn record(p: &mut Prepared, devices: &Devices) -> anyhow::Result<Option<Recording>> {
     let Some(path) = &p.config.simulation.record else { return Ok(None) };
     let (recorder, recording) = recording::record(p, devices, path)?;
     p.recorder = Some(recorder);
@@ -163,14 +163,14 @@ fn record(p: &mut Prepared, devices: &Devices) -> anyhow::Result<Option<Recordin
 
 /// Joins the engine's thread if it has ended, and returns whether it has. Otherwise the thread ends with the
 /// process.
-fn join(thread: Option<EngineThread>) -> anyhow::Result<bool> {
+pub(super) fn join(thread: Option<EngineThread>) -> anyhow::Result<bool> {
     let Some(thread) = thread.filter(EngineThread::is_finished) else { return Ok(false) };
     thread.join().map_err(|reason| anyhow::anyhow!("the engine failed: {reason}"))?;
     Ok(true)
 }
 
 /// Waits for the engine's last step, at most [`LAST_STEP_TIMEOUT`].
-async fn last_step(thread: &EngineThread) {
+pub(super) async fn last_step(thread: &EngineThread) {
     let give_up = Instant::now() + LAST_STEP_TIMEOUT;
     while !thread.is_finished() && Instant::now() < give_up {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -355,7 +355,7 @@ fn log_management_ports(ports: &ManagementPorts) {
     }
 }
 
-fn log_banner(p: &Prepared, devices: &Devices) {
+pub(super) fn log_banner(p: &Prepared, devices: &Devices) {
     let precision = match p.precision {
         Precision::Fp8 => "FP8 (E4M3 weights and inputs)",
         Precision::None => "unquantised (BF16 inputs)",

@@ -5,8 +5,8 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs, ImportNemoArgs,
-    LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs,
+    BatchFileArgs, BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs,
+    ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -26,6 +26,12 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model over HTTP until SIGTERM or Ctrl-C.
     Serve(Box<ServeArgs>),
+    /// Run a file of requests in the format of OpenAI's Batch API, without HTTP, or by running servers
+    /// (--endpoint). After an interruption, the same command resumes: each request gets one record in OUT or
+    /// in the error file. The same file gets the same records again, apart from their order. Exits with
+    /// status 0 if all requests succeeded, with 3 if some did not, and with 4 after SIGTERM or Ctrl-C, once
+    /// the requests that ran have ended.
+    Batch(Box<BatchFileArgs>),
     /// Chat in the terminal with the model of a running server. In a pipe, standard input is the message.
     Chat(ChatArgs),
     /// Compute the memory plan and the predicted speed of a model on GPUs, without weights or GPUs. Exits

@@ -6,6 +6,7 @@
 //! the file overrides the default ([`parse`]).
 
 mod api_keys;
+mod batch;
 mod bench;
 mod bench_serving;
 mod chat;
@@ -31,6 +32,8 @@ mod spellings;
 mod synth;
 
 pub(crate) use api_keys::ApiKey;
+pub use batch::BatchFileArgs;
+pub(crate) use batch::BatchRunArgs;
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};

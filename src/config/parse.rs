@@ -22,6 +22,8 @@ use super::{Cli, Command, ConfigError, ParseError};
 const MODEL: &str = "model";
 /// The directory without a flag.
 const DIRECTORY: &str = "directory";
+/// Commands that take the settings of a server.
+const WITH_SETTINGS: [&str; 2] = ["serve", "batch"];
 /// Beginning of every variable's name.
 const PREFIX: &str = "OCTANT_";
 
@@ -53,7 +55,7 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let (settings, _) = spellings::named_command(&args, &command);
     let first = command.clone().try_get_matches_from(&args);
     let first = first.map_err(|error| refused(error, &settings, &args, &[]))?;
-    let Some(serve) = first.subcommand_matches("serve") else {
+    let Some((name, serve)) = first.subcommand().filter(|(name, _)| WITH_SETTINGS.contains(name)) else {
         return Ok(Cli::from_arg_matches(&first)?);
     };
     let mut appended = other_variables(serve, &settings, &mut notes);
@@ -70,16 +72,25 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     args.extend(appended.iter().map(|appended| appended.arg.clone()));
     let matches = command.try_get_matches_from(&args);
     let matches = matches.map_err(|error| refused(error, &settings, &args, &appended))?;
-    let Some(serve) = matches.subcommand_matches("serve") else {
+    let typed = |field: &str| serve.value_source(field) == Some(ValueSource::CommandLine);
+    let Some(serve) = matches.subcommand_matches(name) else {
         return Ok(Cli::from_arg_matches(&matches)?);
     };
-    if !given(serve, MODEL) {
-        return Err(missing_model(serve).into());
+    let needs_model = name == "serve" || serve.get_many::<String>("endpoint").is_none();
+    if needs_model && !given(serve, MODEL) {
+        return Err(missing_model(name, serve).into());
     }
     let mut cli = Cli::from_arg_matches(&matches)?;
-    if let Command::Serve(args) = &mut cli.command {
-        args.check(|field| given(serve, field))?;
-        args.notes = notes;
+    match &mut cli.command {
+        Command::Serve(args) => {
+            args.check(|field| given(serve, field))?;
+            args.notes = notes;
+        }
+        Command::Batch(args) => {
+            args.check(typed, |field| given(serve, field))?;
+            args.model.iter_mut().for_each(|model| model.notes.append(&mut notes));
+        }
+        _ => {}
     }
     Ok(cli)
 }
@@ -91,7 +102,9 @@ pub(crate) fn command() -> Clap {
         .help("Directory or name of the model; the same as --model MODEL")
         .help_heading(None::<&str>)
         .value_parser(model());
-    Cli::command().mut_subcommand("serve", |serve| {
+    let model_last = directory.clone();
+    let command = Cli::command().mut_subcommand("batch", |batch| batch.arg(model_last));
+    command.mut_subcommand("serve", |serve| {
         let serve = serve.mut_arg(MODEL, |model| model.required(false)).arg(directory);
         serve.after_help(
             "Flags of vLLM, SGLang, TGI and llama.cpp's server for these settings are taken too, with \
@@ -108,8 +121,8 @@ fn without_service_links() -> (Clap, Vec<String>) {
         return (command, Vec::new());
     };
     let note = format!("OCTANT_PORT: not used: Kubernetes set it to `{link}` for a service named octant");
-    let command =
-        command.mut_subcommand("serve", |serve| serve.mut_arg("port", |port| port.env(None::<&'static str>)));
+    let unset = |command: Clap| command.mut_arg("port", |port| port.env(None::<&'static str>));
+    let command = WITH_SETTINGS.into_iter().fold(command, |all, name| all.mut_subcommand(name, unset));
     (command, vec![note])
 }
 
@@ -135,7 +148,7 @@ fn directory(serve: &ArgMatches, args: &[OsString]) -> Result<Option<PathBuf>, C
     Err(ConfigError::new("--model", message))
 }
 
-fn missing_model(serve: &ArgMatches) -> ConfigError {
+fn missing_model(command: &str, serve: &ArgMatches) -> ConfigError {
     let names = serve.get_many::<String>("served_model_name").into_iter().flatten();
     let taken = match names.last() {
         Some(last) if Path::new(last).is_dir() => {
@@ -143,7 +156,12 @@ fn missing_model(serve: &ArgMatches) -> ConfigError {
         }
         _ => String::new(),
     };
-    ConfigError::new("--model", format!("missing; expected a directory or a name: octant serve MODEL{taken}"))
+    let message = if command == "batch" {
+        "missing; expected a directory or a name, octant batch IN OUT MODEL, or --endpoint URL".to_owned()
+    } else {
+        format!("missing; expected a directory or a name: octant serve MODEL{taken}")
+    };
+    ConfigError::new("--model", message)
 }
 
 /// Settings from variables that are named after another spelling of their flag. Adds notes about variables

@@ -40,6 +40,15 @@ pub struct Ask {
     pub truncate: Option<Truncate>,
     /// `Some(k)`: report the log-probability of each prompt token and of `k` alternatives.
     pub prompt_logprobs: Option<u8>,
+    /// Index of the first prompt token that `prompt_logprobs` reports; it must be below each prompt's length.
+    pub prompt_logprobs_start: u32,
+}
+
+impl Ask {
+    /// Whether log-probabilities of the whole prompt stand in the echo.
+    pub(super) fn echoes_scores(&self) -> bool {
+        self.output.echo && self.sampling.logprobs.is_some()
+    }
 }
 
 /// How tool calls are found in an answer.

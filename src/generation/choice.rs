@@ -68,8 +68,8 @@ pub struct Scored {
 pub struct PromptReport {
     /// Ids of the prompt, if they are asked for.
     pub ids: Option<Arc<[u32]>>,
-    /// For each prompt token its candidates, the token itself first, if they are asked for. The first token
-    /// has none.
+    /// For each prompt token from the first to report on its candidates, the token itself first, if they are
+    /// asked for. The first token of the prompt has none.
     pub scores: Option<Vec<Vec<RankedCandidate>>>,
 }
 
@@ -114,6 +114,8 @@ pub(super) struct Choice {
     report: Option<Arc<[u32]>>,
     /// Number of alternatives to report for each prompt token.
     report_top: Option<usize>,
+    /// Index of the first prompt token to report on.
+    report_start: usize,
     held: VecDeque<Held>,
     /// Characters of echoed and generated text that the detokenizer has returned.
     chars: usize,
@@ -140,6 +142,7 @@ impl Choice {
             echo_top: ask.sampling.logprobs.map_or(0, usize::from),
             report: (rules.token_ids || report_top.is_some()).then(|| Arc::clone(&prompt.ids)),
             report_top,
+            report_start: ask.prompt_logprobs_start as usize,
             echo: rules.echo.then(|| prompt.clone()),
             rules,
             prompt_scores: Vec::new(),
@@ -210,8 +213,12 @@ impl Choice {
     fn report_prompt(&mut self, delta: &mut Delta) {
         let Some(prompt) = self.report.take() else { return };
         let scores = self.report_top.map(|top| {
-            let scores = self.prompt_scores.iter().map(|score| self.ranked(score, top));
-            std::iter::once(Vec::new()).chain(scores).collect()
+            // The engine has scored the whole prompt if the echo shows it too.
+            let start = self.report_start;
+            let unasked = if self.echo.is_some() && self.scores { start.saturating_sub(1) } else { 0 };
+            let scores = self.prompt_scores.iter().skip(unasked).map(|score| self.ranked(score, top));
+            let first = (start == 0).then(Vec::new);
+            first.into_iter().chain(scores).collect()
         });
         let ids = self.rules.token_ids.then_some(prompt);
         delta.prompt = Some(Box::new(PromptReport { ids, scores }));

@@ -41,6 +41,14 @@ pub enum Refusal {
         /// Tokens that fit.
         max: u32,
     },
+    /// `prompt_logprobs_start` is not the index of a prompt token.
+    #[error("expected the index of a token of the prompt, at most {}, got {start}", prompt - 1)]
+    PromptLogprobsStart {
+        /// The index.
+        start: u32,
+        /// Tokens of the prompt; at least 1.
+        prompt: usize,
+    },
     /// The constraint on the answer cannot be compiled.
     #[error(transparent)]
     Grammar(#[from] GrammarError),

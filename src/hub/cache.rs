@@ -135,29 +135,31 @@ impl Cache {
     ///
     /// # Errors
     /// Says what is missing.
-    pub(super) fn complete(&self, name: &ModelName, part: Part) -> Result<PathBuf, String> {
+    pub(super) fn complete(&self, name: &ModelName, part: Part) -> Result<PathBuf, HubError> {
         let folder = self.folder.display();
         let Some(commit) = self.commit(name) else {
-            return Err(format!("the cache has no revision `{}` in {folder}", name.revision));
+            let message = format!("the cache has no revision `{}` in {folder}", name.revision);
+            return Err(HubError::fatal(message));
         };
         let snapshot = self.snapshot(&commit);
         let mut needed = vec![CONFIG.to_owned()];
         if part == Part::Model {
-            match fs::read(snapshot.join(INDEX)) {
-                Ok(index) => needed.extend(shards(&index).map_err(|error| format!("{INDEX}: {error}"))?),
+            let index = snapshot.join(INDEX);
+            match fs::read(&index) {
+                Ok(bytes) => needed.extend(shards(&bytes)?),
                 Err(error) if error.kind() == ErrorKind::NotFound => needed.push(SINGLE.to_owned()),
-                Err(error) => return Err(format!("{}: {error}", snapshot.join(INDEX).display())),
+                Err(error) => return Err(HubError::io(&index, &error)),
             }
         }
         let count = needed.len();
         needed.retain(|file| !snapshot.join(file).is_file());
         match needed.first() {
             None => Ok(snapshot),
-            Some(first) => Err(format!(
+            Some(first) => Err(HubError::fatal(format!(
                 "the cache lacks {} of the {count} files that are needed, such as {first}, in {}",
                 needed.len(),
                 snapshot.display()
-            )),
+            ))),
         }
     }
 }

@@ -78,20 +78,24 @@ pub(super) fn small_files(
 ///
 /// # Errors
 /// If it is no index, or a name is not that of a safetensors file in the same directory or below it.
-pub(super) fn shards(index: &[u8]) -> Result<Vec<String>, String> {
+pub(super) fn shards(index: &[u8]) -> Result<Vec<String>, HubError> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
         #[serde(flatten)]
         _others: std::collections::BTreeMap<String, IgnoredAny>,
     }
-    let index: Index = serde_json::from_slice(index).map_err(|error| error.to_string())?;
+    let wrong = |text: String| HubError::fatal(format!("{INDEX}: {text}"));
+    let index: Index = serde_json::from_slice(index).map_err(|error| wrong(error.to_string()))?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     if files.is_empty() || files.len() > MAX_SHARDS {
-        return Err(format!("`weight_map`: expected from 1 to {MAX_SHARDS} files, got {}", files.len()));
+        let got = files.len();
+        return Err(wrong(format!("`weight_map`: expected from 1 to {MAX_SHARDS} files, got {got}")));
     }
     match files.iter().find(|file| !is_shard(file)) {
-        Some(file) => Err(format!("`weight_map`: expected *.safetensors beside the index, got {file:?}")),
+        Some(file) => {
+            Err(wrong(format!("`weight_map`: expected *.safetensors beside the index, got {file:?}")))
+        }
         None => Ok(files.into_iter().collect()),
     }
 }

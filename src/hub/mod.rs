@@ -63,7 +63,7 @@ pub(crate) fn agent(options: &AgentOptions) -> Result<ureq::Agent, HubError> {
 /// # Errors
 /// The reason, with the name before it.
 pub(crate) fn directory(path: &Path, part: Part, bars: &ProgressBars) -> Result<PathBuf, HubError> {
-    match ModelName::from_path(path).map_err(HubError::Final)? {
+    match ModelName::from_path(path)? {
         Some(name) => fetch(&name, part, bars, &mut |_| {}),
         None => Ok(path.to_owned()),
     }
@@ -85,7 +85,7 @@ pub(crate) fn fetch(
     let found = match settings.offline {
         Some(variable) => cache
             .complete(name, part)
-            .map_err(|missing| HubError::Final(format!("{variable} forbids downloads, and {missing}"))),
+            .map_err(|missing| missing.worded(|text| format!("{variable} forbids downloads, and {text}"))),
         None => {
             Download::new(settings, cache, name, part).and_then(|download| download.run(bars, on_progress))
         }
@@ -177,10 +177,10 @@ impl Download {
         }
         let path = self.cache.snapshot(commit).join(INDEX);
         let index = fs::read(&path).map_err(|error| HubError::io(&path, &error))?;
-        let shards = shards(&index).map_err(|error| HubError::Final(format!("{INDEX}: {error}")))?;
+        let shards = shards(&index)?;
         match shards.iter().find(|shard| !listed.contains(shard)) {
             Some(shard) => {
-                Err(HubError::Final(format!("{INDEX} names {shard}, which is not in the repository")))
+                Err(HubError::fatal(format!("{INDEX} names {shard}, which is not in the repository")))
             }
             None => Ok(shards),
         }
@@ -237,7 +237,7 @@ impl Download {
             needed = needed.saturating_add(info.bytes - stored);
         }
         if needed > free {
-            return Err(HubError::Final(format!(
+            return Err(HubError::fatal(format!(
                 "the download needs {:.2} GB, and {:.2} GB are free in {}; HF_HUB_CACHE names another \
                  directory for the cache",
                 gb(needed),

@@ -4,6 +4,8 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
+use super::error::HubError;
+
 /// Beginnings of a model's address on Hugging Face.
 const SITES: [&str; 5] = [
     "https://huggingface.co/",
@@ -32,7 +34,7 @@ impl ModelName {
     ///
     /// # Errors
     /// If it has the form of a name and is none, as expected versus got.
-    pub(crate) fn from_path(path: &Path) -> Result<Option<Self>, String> {
+    pub(crate) fn from_path(path: &Path) -> Result<Option<Self>, HubError> {
         let absent = matches!(fs::symlink_metadata(path), Err(error) if error.kind() == ErrorKind::NotFound);
         let Some(text) = path.to_str().filter(|_| absent) else { return Ok(None) };
         match SITES.iter().find_map(|site| text.strip_prefix(site)) {
@@ -43,7 +45,7 @@ impl ModelName {
     }
 
     /// Reads the rest of an address, such as `ORG/NAME/tree/REVISION`.
-    fn from_address(rest: &str) -> Result<Self, String> {
+    fn from_address(rest: &str) -> Result<Self, HubError> {
         let rest = rest.trim_end_matches('/');
         match rest.split_once("/tree/") {
             Some((id, revision)) => Self::from_text(&format!("{id}@{revision}")),
@@ -51,20 +53,20 @@ impl ModelName {
         }
     }
 
-    fn from_text(text: &str) -> Result<Self, String> {
+    fn from_text(text: &str) -> Result<Self, HubError> {
         let (id, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let is_valid = id.split_once('/').is_some_and(|(org, name)| is_part(org) && is_part(name));
         if !is_valid || id.ends_with(".git") {
-            return Err(format!(
+            return Err(HubError::fatal(format!(
                 "expected a directory, or a model's name ORG/NAME[@REVISION] in which ORG and NAME are \
                  letters, digits, `-`, `_` and `.`, got `{text}`, which is neither"
-            ));
+            )));
         }
         if !is_revision(revision) {
-            return Err(format!(
+            return Err(HubError::fatal(format!(
                 "expected a branch, a tag or a commit behind `{id}@`, got {}",
                 if revision.is_empty() { "nothing".to_owned() } else { format!("`{revision}`") }
-            ));
+            )));
         }
         Ok(Self { id: id.to_owned(), revision: revision.to_owned() })
     }

@@ -252,7 +252,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn score(&mut self, plan: &StepPlan, firsts: &[usize], out: &mut [RowOutput]) -> Result<(), DeviceError> {
         for (index, row) in plan.rows.iter().enumerate() {
             for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
-                let start = firsts[index] + piece * LOGIT_ROWS;
+                let start = firsts[index] + row.score_from as usize + piece * LOGIT_ROWS;
                 let wanted: Vec<u32> = (start..start + targets.len()).map(|r| r as u32).collect();
                 self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
                 let top = self.slots.get(row.slot).prompt_top();

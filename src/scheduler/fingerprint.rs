@@ -51,6 +51,7 @@ impl Fingerprint {
         self.ids(&row.blocks);
         self.add(u64::from(row.sample));
         self.ids(&row.score);
+        self.add(u64::from(row.score_from));
     }
 
     fn start(&mut self, start: &SlotStart) {

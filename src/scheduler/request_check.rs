@@ -17,6 +17,7 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
     check_ids("stop_token_ids", request.stop.stop_ids.iter().copied(), vocab)?;
     check_sampling(&request.sampling, vocab)?;
     check_alternatives("prompt_logprobs", request.prompt_logprobs, vocab)?;
+    check_start(request)?;
     let max_tokens = request.stop.max_tokens;
     if max_tokens == 0 && request.prompt_logprobs.is_none() {
         return Err(invalid("max_tokens", "expected at least 1, got 0"));
@@ -27,6 +28,17 @@ pub fn check(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> 
         return Err(Reject::Invalid { field: "min_tokens", message });
     }
     check_length(request, config)
+}
+
+/// Checks the first prompt token to report on.
+fn check_start(request: &Request) -> Result<(), Reject> {
+    let (start, prompt) = (request.prompt_logprobs_start, request.prompt.len());
+    let most = if request.prompt_logprobs.is_some() { prompt - 1 } else { 0 };
+    if start as usize > most {
+        let message = format!("expected at most {most}, got {start}");
+        return Err(Reject::Invalid { field: "prompt_logprobs_start", message });
+    }
+    Ok(())
 }
 
 fn check_length(request: &Request, config: &SchedulerConfig) -> Result<(), Reject> {

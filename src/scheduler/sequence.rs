@@ -62,7 +62,7 @@ pub struct Sequence {
     computed: usize,
     /// Tokens that rows in flight will sample.
     ahead: usize,
-    /// Prompt tokens whose log-probability has been reported.
+    /// Index of the last prompt token whose log-probability has been reported or is not asked for.
     scored: usize,
     /// Prompt tokens found in the prefix cache at the first start; `None` before that.
     cached: Option<u32>,
@@ -100,6 +100,7 @@ impl Sequence {
             preemptions: 0,
             reserved: 0,
             tokens: request.prompt.to_vec(),
+            scored: (request.prompt_logprobs_start as usize).saturating_sub(1),
             request,
             keys: Vec::new(),
             slot: None,
@@ -107,7 +108,6 @@ impl Sequence {
             planned: 0,
             computed: 0,
             ahead: 0,
-            scored: 0,
             cached: None,
             answered: false,
         }
@@ -173,12 +173,12 @@ impl Sequence {
     }
 
     /// Keys of the blocks that a prefix hit may cover. At least one token is left to compute, because its
-    /// logits are needed. Empty if prompt tokens must be scored: cached positions have no logits.
+    /// logits are needed. If prompt tokens must be scored, all from the one before the first of them are left
+    /// to compute: cached positions have no logits.
     pub(crate) fn lookup_keys(&mut self) -> &[BlockKey] {
-        if self.request.prompt_logprobs.is_some() {
-            return &[];
-        }
-        let blocks = (self.tokens.len() - 1) / BLOCK_TOKENS;
+        let scores = self.request.prompt_logprobs.is_some() && self.scored + 1 < self.prompt_len();
+        let most = if scores { self.scored } else { self.tokens.len() - 1 };
+        let blocks = most / BLOCK_TOKENS;
         self.extend_keys(blocks);
         &self.keys[..blocks]
     }
@@ -236,7 +236,7 @@ impl Sequence {
         let position = self.planned;
         let end = position + len;
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
-        let score = self.targets(position, end);
+        let (score_from, score) = self.targets(position, end);
         let (order, id, scores) = (self.order, self.id, score.len());
         let planned = PlannedRow { order, id, position, len, sample, scores };
         let tokens = if position < self.tokens.len() {
@@ -252,6 +252,7 @@ impl Sequence {
             blocks: self.table.ids(end).into(),
             sample,
             score,
+            score_from: u32::try_from(score_from).expect("positions fit in 32 bits"),
         };
         self.starting = false;
         self.planned = end;
@@ -273,14 +274,16 @@ impl Sequence {
         })
     }
 
-    /// Prompt tokens to score for the positions `position..end`: the token after each position, as far as the
-    /// prompt goes. Empty if no scores are wanted or all of these have been reported before a preemption.
-    fn targets(&self, position: usize, end: usize) -> Vec<u32> {
+    /// Prompt tokens to score for the positions `position..end`, with the number of positions before the
+    /// first that scores one: the token after each position, as far as the prompt goes, without those that
+    /// are not asked for or were reported before a preemption.
+    fn targets(&self, position: usize, end: usize) -> (usize, Vec<u32>) {
+        let first = self.scored.max(position) + 1;
         let last = (end + 1).min(self.prompt_len());
-        if self.request.prompt_logprobs.is_none() || last <= self.scored + 1 {
-            return Vec::new();
+        if self.request.prompt_logprobs.is_none() || first >= last {
+            return (0, Vec::new());
         }
-        self.tokens.get(position + 1..last).unwrap_or_default().to_vec()
+        (first - 1 - position, self.tokens[first..last].to_vec())
     }
 
     /// Counts a row as committed without using its output.
@@ -303,9 +306,7 @@ impl Sequence {
             return updates.push((self.id, Update { finish, cached_tokens, ..Update::default() }));
         }
         self.computed = row.position + row.len;
-        let again = self.scored.saturating_sub(row.position).min(output.scores.len());
-        let mut prompt_logprobs = output.scores;
-        prompt_logprobs.drain(..again);
+        let prompt_logprobs = output.scores;
         self.scored += prompt_logprobs.len();
         let mut tokens = output.tokens;
         let mut finish = if tokens.is_empty() { self.finish_unsampled(&output.grammar) } else { None };

@@ -37,9 +37,11 @@ pub struct Row {
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
-    /// Prompt tokens to score: entry i is the token that follows the i-th token fed. Shorter than the tokens
-    /// fed at the prompt's end; empty unless prompt log-probabilities were asked for.
+    /// Prompt tokens to score: entry i is the token that follows token `score_from` + i of those fed. Empty
+    /// unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
+    /// Number of tokens fed before the one whose logits score the first entry of `score`.
+    pub score_from: u32,
 }
 
 /// The source of a row's tokens.

@@ -20,6 +20,8 @@ pub(crate) struct AccessRecord {
     /// `x-request-id` of the request, if it has one.
     request_id: Option<String>,
     began: Instant,
+    /// Whether the record is written to the log.
+    is_logged: bool,
     outcome: Mutex<Outcome>,
 }
 
@@ -61,11 +63,21 @@ pub(crate) struct GenerationRecord {
 impl AccessRecord {
     /// Starts the record of a request whose head has been read.
     pub(crate) fn new(method: &str, path: &str, request_id: Option<String>) -> Arc<Self> {
+        Self::make(method, path, request_id, true)
+    }
+
+    /// Starts the record of a batch's line.
+    pub(crate) fn of_line(path: &str, request_id: Option<String>, is_logged: bool) -> Arc<Self> {
+        Self::make("POST", path, request_id, is_logged)
+    }
+
+    fn make(method: &str, path: &str, request_id: Option<String>, is_logged: bool) -> Arc<Self> {
         Arc::new(Self {
             method: bounded(method),
             path: bounded(path),
             request_id,
             began: Instant::now(),
+            is_logged,
             outcome: Mutex::default(),
         })
     }
@@ -94,6 +106,9 @@ impl AccessRecord {
 
 impl Drop for AccessRecord {
     fn drop(&mut self) {
+        if !self.is_logged {
+            return;
+        }
         let outcome = std::mem::take(&mut *self.outcome());
         let Outcome { status, code, param, ended, generation } = outcome;
         let status = status.unwrap_or(CLIENT_CLOSED_REQUEST);

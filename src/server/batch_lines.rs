@@ -21,19 +21,25 @@ use crate::generation::Refusal;
 /// The runner of the server's batches; `None` if the server keeps none.
 pub(super) fn runner(state: &Arc<ServerState>) -> Option<Arc<Runner>> {
     let settings = state.settings.batches.as_ref()?;
-    let state = Arc::clone(state);
-    // Apart from the permits of live bodies, which do not wait for lines.
-    let parsing = Arc::new(Semaphore::new(1));
-    let run_line: RunLine = Arc::new(move |line| {
+    let run_line = line_runner(state, 1);
+    Some(Runner::new(Arc::clone(&settings.store), run_line, settings.max_lines, settings.clock))
+}
+
+/// Runs lines as requests to the server's routes. `parsing` is the number of bodies that are parsed at once;
+/// live requests have permits of their own for this and do not wait for lines.
+pub(crate) fn line_runner(state: &Arc<ServerState>, parsing: usize) -> RunLine {
+    let (state, parsing) = (Arc::clone(state), Arc::new(Semaphore::new(parsing)));
+    Arc::new(move |line| {
         let (state, parsing) = (Arc::clone(&state), Arc::clone(&parsing));
         Box::pin(async move { run(&state, &parsing, line).await })
-    });
-    Some(Runner::new(Arc::clone(&settings.store), run_line, settings.max_lines, settings.clock))
+    })
 }
 
 async fn run(state: &Arc<ServerState>, parsing: &Arc<Semaphore>, line: Line) -> RunOutcome {
     let request_id = Some(line.request_id.clone());
-    let record = AccessRecord::new("POST", line.endpoint.as_str(), request_id);
+    // An offline run shows its progress instead.
+    let is_logged = line.offline.is_none();
+    let record = AccessRecord::of_line(line.endpoint.as_str(), request_id, is_logged);
     match answer(state, parsing, line, Arc::clone(&record)).await {
         Ok(body) => {
             record.responded(200);
@@ -68,7 +74,13 @@ async fn answer(
     if body.get("stream").and_then(serde_json::Value::as_bool) == Some(true) {
         return Err(ApiError::unsupported("stream", "expected false in a batch, got true"));
     }
-    let (fields, seed) = (Fields::new(body), random_u64()?);
+    let offline = line.offline;
+    if offline.is_some() && body.get("return_cost").and_then(serde_json::Value::as_bool) == Some(true) {
+        let text = "expected false in an offline run, whose output has no measured times, got true";
+        return Err(ApiError::unsupported("return_cost", text));
+    }
+    let seed = offline.map_or_else(random_u64, |line| Ok(line.seed))?;
+    let fields = Fields::new(body);
     let valid = match line.endpoint {
         Endpoint::Chat => validate::chat(fields, &state.limits, seed),
         Endpoint::Completions => validate::completion(fields, &state.limits, seed),
@@ -76,8 +88,12 @@ async fn answer(
     let valid = valid.of(state.keys.caller_named(&line.owner));
     let param = kind.prompt_param();
     let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), param);
-    let permit = state.generator.engine().enter_batch().map_err(refuse)?;
-    let admission = Admission { permit, received_at, timeout: None };
+    let engine = state.generator.engine();
+    // Nothing else runs beside an offline run, so its lines are ordinary requests.
+    let permit = if offline.is_some() { engine.enter(1) } else { engine.enter_batch() };
+    let permit = permit.map_err(refuse)?;
+    let fixed_id = offline.map(|line| line.id);
+    let admission = Admission { permit, received_at, timeout: None, fixed_id };
     generate::start(state, admission, valid, kind, record).await?.complete().await
 }
 

@@ -360,6 +360,9 @@ impl ApiError {
             Refusal::TooManyBytes { bytes, limit } => Self::ContextBytes { param, limit, bytes },
             Refusal::Rejected(reject) => Self::from_reject(reject, param).or_retry_after(retry_after),
             Refusal::MinTokens { .. } => Self::invalid("min_tokens", refusal.to_string()),
+            Refusal::PromptLogprobsStart { .. } => {
+                Self::invalid("prompt_logprobs_start", refusal.to_string())
+            }
             Refusal::Internal(_) => Self::Internal(refusal.to_string()),
             Refusal::NoTemplate | Refusal::Text(_) | Refusal::EmptyPrompt | Refusal::Grammar(_) => {
                 Self::invalid(param, refusal.to_string())

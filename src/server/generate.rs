@@ -29,6 +29,9 @@ pub(crate) struct Admission {
     pub(crate) received_at: Instant,
     /// The time limit of the request's headers.
     pub(crate) timeout: Option<Duration>,
+    /// Bits of the reply's id, if the reply must have the same bytes whenever the request is made. Its time
+    /// is then 0, and it does not say how much of the prompt was cached.
+    pub(crate) fixed_id: Option<[u64; 2]>,
 }
 
 /// An admitted request whose deltas are measured on their way to the client. Dropping it aborts what still
@@ -66,9 +69,13 @@ pub(crate) async fn start(
         grammar_path,
         ..
     } = valid;
-    let id = format!("{}{:016x}{:016x}", kind.id_prefix(), random_u64()?, random_u64()?);
+    let Admission { permit, received_at, timeout, fixed_id } = admission;
+    let [high, low] = match fixed_id {
+        Some(id) => id,
+        None => [random_u64()?, random_u64()?],
+    };
+    let id = format!("{}{high:016x}{low:016x}", kind.id_prefix());
     let (key, counters) = state.metrics.key_counters(&state.keys.usage_label(&ask.tenant));
-    let Admission { permit, received_at, timeout } = admission;
     // The shorter of the limits in the headers and in the body holds.
     let timeout = timeout.into_iter().chain(within).min();
     let deadline = timeout.and_then(|timeout| received_at.checked_add(timeout));
@@ -76,7 +83,9 @@ pub(crate) async fn start(
     let submit = SubmitOptions { received_at, deadline, counters, ..SubmitOptions::default() };
     let batch = permit.is_batch();
     let admitted = AdmittedRequest { id: id.clone(), record, key, batch, arrived: Instant::now() };
-    let options = ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost };
+    let reproducible = fixed_id.is_some();
+    let options =
+        ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost, reproducible };
     let param = kind.prompt_param();
     let writer = ReplyWriter::new(kind, id, model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {

@@ -60,6 +60,7 @@ mod types;
 mod unsupported;
 pub mod validate;
 
+pub(crate) use batch_lines::line_runner;
 pub use drain::{DrainTimes, Ended, Signal, Signals, unless_shutdown};
 pub use listen::{serve, signals, while_starting};
 pub use listener::{Listener, bind};

@@ -23,9 +23,14 @@ pub(crate) struct Reply<'a, C> {
     pub(crate) model: &'a str,
     /// Empty in the chunk that carries the usage.
     pub(crate) choices: Vec<C>,
-    /// Candidates of each token of a chat's prompt, if `prompt_logprobs` asks for them.
+    /// Candidates of each token of a chat's prompt, from `prompt_logprobs_start` on, if `prompt_logprobs`
+    /// asks for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_logprobs: Option<Vec<Option<PromptToken>>>,
+    /// Sum of the log-probabilities of the prompt tokens in `prompt_logprobs`, added in double precision and
+    /// rounded once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs_sum: Option<f32>,
     /// Token ids of a chat's prompt, if `return_token_ids` asks for them. A stream has them once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_token_ids: Option<Arc<[u32]>>,
@@ -223,9 +228,14 @@ pub(crate) struct TextChoice {
     pub(crate) text: String,
     pub(crate) logprobs: Option<TextLogprobs>,
     pub(crate) finish_reason: Option<&'static str>,
-    /// Candidates of each token of the prompt, if `prompt_logprobs` asks for them.
+    /// Candidates of each token of the prompt, from `prompt_logprobs_start` on, if `prompt_logprobs` asks for
+    /// them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt_logprobs: Option<Vec<Option<PromptToken>>>,
+    /// Sum of the log-probabilities of the prompt tokens in `prompt_logprobs`, added in double precision and
+    /// rounded once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt_logprobs_sum: Option<f32>,
     /// Token ids of the answer or of the chunk, if `return_token_ids` asks for them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) token_ids: Option<Vec<u32>>,
@@ -264,6 +274,11 @@ impl PromptToken {
     /// The first token of a prompt has no candidates.
     pub(crate) fn new(candidates: &[RankedCandidate]) -> Option<Self> {
         (!candidates.is_empty()).then(|| Self(candidates.to_vec()))
+    }
+
+    /// The log-probability of the prompt's token.
+    pub(crate) fn logprob(&self) -> f32 {
+        self.0.first().map_or(0.0, |own| own.logprob)
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct ReplyOptions {
     pub(crate) names_ids: bool,
     /// The reply ends with the request's cost.
     pub(crate) include_cost: bool,
+    /// Nothing in the reply depends on the time or on other requests.
+    pub(crate) reproducible: bool,
 }
 
 /// Builds the JSON of one reply.
@@ -190,7 +192,9 @@ impl ReplyBuilder {
         usage: Usage,
         cost: Cost,
     ) -> String {
-        let (usage, cost) = (Some(Some(usage.into())), self.options.include_cost.then_some(cost.into()));
+        let cached_tokens = if self.options.reproducible { 0 } else { usage.cached_tokens };
+        let usage = Some(Some(Usage { cached_tokens, ..usage }.into()));
+        let cost = self.options.include_cost.then_some(cost.into());
         let with_logprobs = self.options.logprobs;
         match self.format {
             ReplyFormat::Chat => {
@@ -213,6 +217,7 @@ impl ReplyBuilder {
                     finish_reason: Some(choice.finish_reason()),
                     text: choice.text,
                     logprobs: with_logprobs.then(|| TextLogprobs::from(self.named(choice.scored))),
+                    prompt_logprobs_sum: scores[index / n.max(1)].as_deref().map(logprobs_sum),
                     prompt_logprobs: scores[index / n.max(1)].clone(),
                     prompt_token_ids: choice.prompt.and_then(|prompt| prompt.ids),
                     token_ids: choice.ids,
@@ -246,8 +251,18 @@ impl ReplyBuilder {
         let object = self.format.object(chunk);
         let prompt_logprobs = prompt.as_ref().and_then(|prompt| prompt_logprobs(prompt));
         let prompt_token_ids = prompt.and_then(|prompt| prompt.ids);
-        let reply =
-            Reply { id, object, created, model, choices, prompt_logprobs, prompt_token_ids, usage, octant };
+        let reply = Reply {
+            id,
+            object,
+            created,
+            model,
+            choices,
+            prompt_logprobs_sum: prompt_logprobs.as_deref().map(logprobs_sum),
+            prompt_logprobs,
+            prompt_token_ids,
+            usage,
+            octant,
+        };
         serde_json::to_string(&reply).expect("text and finite numbers can be written as JSON")
     }
 }
@@ -273,6 +288,11 @@ fn write_json(value: &impl Serialize, out: &mut Vec<u8>) {
 
 fn prompt_logprobs(prompt: &PromptReport) -> Option<Vec<Option<PromptToken>>> {
     Some(prompt.scores.as_ref()?.iter().map(|candidates| PromptToken::new(candidates)).collect())
+}
+
+/// The sum of the log-probabilities of a prompt's tokens.
+fn logprobs_sum(tokens: &[Option<PromptToken>]) -> f32 {
+    tokens.iter().flatten().map(|token| f64::from(token.logprob())).sum::<f64>() as f32
 }
 
 /// A choice of a whole reply, collected from its deltas.

@@ -59,7 +59,7 @@ pub(crate) struct CompletionWriter {
 impl ReplyWriter {
     /// `options` are those of a chat or text completion.
     pub(crate) fn new(kind: ReplyKind, id: String, model: String, options: ReplyOptions) -> Self {
-        let created = unix_time();
+        let created = if options.reproducible { 0 } else { unix_time() };
         match kind {
             ReplyKind::Completion(format) => {
                 let builder = ReplyBuilder::new(format, id, created, model, options);

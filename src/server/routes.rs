@@ -167,7 +167,7 @@ async fn enter(
     engine.check_room(1).map_err(refuse)?;
     let body = body::read(request, state).await?;
     let permit = engine.enter(1).map_err(refuse)?;
-    let admission = Admission { permit, received_at, timeout };
+    let admission = Admission { permit, received_at, timeout, fixed_id: None };
     Ok(UnvalidatedRequest { admission, caller, body: body::parse(body, state).await? })
 }
 

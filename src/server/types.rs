@@ -51,10 +51,11 @@ request_fields! {
     ChatWire {
         /// The conversation, oldest message first.
         messages: List = list(1, MAX_MESSAGES, "messages", MessageWire::schema).required();
-        /// The most tokens to generate. Without it, an answer can fill the rest of the context.
-        max_completion_tokens: Int = int(1, MAX_TOKENS);
+        /// The most tokens to generate; 0 is allowed with `prompt_logprobs` and scores the conversation.
+        /// Without it, an answer can fill the rest of the context.
+        max_completion_tokens: Int = int(0, MAX_TOKENS);
         /// Older name of `max_completion_tokens`. If both are set they must be equal.
-        max_tokens: Int = int(1, MAX_TOKENS);
+        max_tokens: Int = int(0, MAX_TOKENS);
         /// Whether the reply has the log-probability of each generated token.
         logprobs: Flag = flag().default("false");
         /// Number of alternatives to report for each token. Needs `logprobs`.
@@ -87,7 +88,8 @@ request_fields! {
         /// The prompt: a text, several texts, token ids, or several arrays of token ids. Several prompts get
         /// `n` choices each.
         prompt: Any = any(PROMPT, prompt).required();
-        /// The most tokens to generate; 0 is allowed with `echo` and scores the prompt alone.
+        /// The most tokens to generate; 0 is allowed with `echo` or `prompt_logprobs` and scores the prompt
+        /// alone.
         max_tokens: Int = int(0, MAX_TOKENS).default("16");
         /// Whether the answer begins with the prompt.
         echo: Flag = flag().default("false");
@@ -163,6 +165,11 @@ request_fields! {
         /// Number of alternatives to report for each token of the prompt, beside its own log-probability. Not
         /// for streams.
         prompt_logprobs: Int = int(0, MAX_TOP_LOGPROBS);
+        /// Index of the first prompt token in `prompt_logprobs`, below the number of prompt tokens. Tokens
+        /// before it may come from the prefix cache, and `prompt_logprobs_sum` is the sum from it on: with
+        /// the number of tokens of a conversation without its last answer, that of the answer alone. Needs
+        /// `prompt_logprobs`.
+        prompt_logprobs_start: Int = int(0, MAX_TOKENS).default("0");
         /// Whether the reply has the token ids of the prompt and of the answer.
         return_token_ids: Flag = flag().default("false");
         /// Whether log-probabilities name tokens `token_id:N` instead of by their text.

@@ -15,6 +15,7 @@ mod anthropic;
 mod chat;
 mod completion;
 mod limits;
+mod prompt_scores;
 mod responses;
 mod sampling;
 mod tools;
@@ -219,8 +220,9 @@ pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<Va
     let prompts = completion::prompts(prompt, wire.add_special_tokens.unwrap_or(true), limits.vocab_size)?;
     let echo = wire.echo.unwrap_or(false);
     let logprobs = wire.logprobs.map(|count| count as u8);
-    if wire.max_tokens == Some(0) && !echo {
-        return Err(ApiError::invalid("max_tokens", "expected at least 1, or echo = true, got 0"));
+    if wire.max_tokens == Some(0) && !echo && wire.common.prompt_logprobs.is_none() {
+        let text = "expected at least 1, or echo = true or prompt_logprobs with it, got 0";
+        return Err(ApiError::invalid("max_tokens", text));
     }
     let max_tokens = wire.max_tokens.map_or(MaxTokens::UpTo(16), |tokens| MaxTokens::Exactly(tokens as u32));
     finish(wire.common, RouteFields { prompts, logprobs, max_tokens, echo, tools: None }, limits, fresh_seed)
@@ -303,12 +305,7 @@ fn finish(
     let allowed = wire.allowed_token_ids.as_deref();
     let allowed_tokens =
         allowed.map(|ids| token_ids("allowed_token_ids", ids, limits.vocab_size)).transpose()?;
-    if wire.prompt_logprobs.is_some() && stream {
-        return Err(ApiError::invalid(
-            "prompt_logprobs",
-            "expected stream = false with this field, got true",
-        ));
-    }
+    let prompt_logprobs_start = prompt_scores::start(&wire, stream)?;
     let (grammar, path) = wire.constraint.map(|Constraint { path, source }| (source, path)).unzip();
     let ask = Ask {
         prompts: route.prompts,
@@ -326,6 +323,7 @@ fn finish(
         allowed_tokens,
         truncate: truncate(wire.truncate_prompt_tokens)?,
         prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
+        prompt_logprobs_start,
     };
     let stream_options = wire.stream_options.unwrap_or_default();
     Ok(ValidRequest {

@@ -28,8 +28,9 @@ use crate::engine::{Recorder, SchedulerConfig};
 /// Magic without the version.
 const MAGIC: &[u8; 6] = b"OCTREC";
 /// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
-/// events, version 3 no progress of grammars, version 4 no batches.
-const VERSION: &[u8; 2] = b"05";
+/// events, version 3 no progress of grammars, version 4 no batches, version 5 no start of the scores of a
+/// prompt.
+const VERSION: &[u8; 2] = b"06";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;
 /// Bytes of a frame after its payload.

@@ -40,6 +40,7 @@ impl ScriptedRequest {
             tenant: Tenant::default(),
             cache_salt: None,
             prompt_logprobs: None,
+            prompt_logprobs_start: 0,
             batch: false,
         };
         Self { request, answer }

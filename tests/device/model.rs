@@ -133,5 +133,6 @@ pub fn request(prompt: &[u32], max_tokens: u32, temperature: f32, seed: u64) -> 
         batch: false,
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
     }
 }

@@ -96,6 +96,7 @@ fn request(prompt: &[u32], max_tokens: u32, score: bool) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: score.then_some(0),
+        prompt_logprobs_start: 0,
         batch: false,
     }
 }

@@ -348,6 +348,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         batch: false,
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
     };
     let all = (0..3).map(|index| answer(&engine.0, ask(index)));
     block_on(futures_util::future::join_all(all))

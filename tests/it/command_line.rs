@@ -1,5 +1,6 @@
 //! Command lines as people type them: the settings that they give, or the exact error.
 
+mod batch;
 mod chat;
 mod flags;
 mod interrupt;

@@ -26,6 +26,7 @@ pub fn request(prompt: Vec<u32>, max_tokens: u32) -> Request {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         batch: false,
     }
 }
@@ -76,7 +77,7 @@ pub struct Answer {
 pub fn alone(request: &Request, vocab: usize) -> Answer {
     let mut history = request.prompt.to_vec();
     let scores = match request.prompt_logprobs {
-        Some(_) => (1..history.len()).map(|i| score(&history[..i], history[i])).collect(),
+        Some(_) => (scored_from(request)..history.len()).map(|i| score(&history[..i], history[i])).collect(),
         None => Vec::new(),
     };
     let mut tokens = Vec::new();
@@ -90,6 +91,11 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
         }
     }
     Answer { tokens, finish: Finish::Length, scores }
+}
+
+/// Index of the first prompt token that has a score.
+pub fn scored_from(request: &Request) -> usize {
+    request.prompt_logprobs_start.max(1) as usize
 }
 
 fn hash(history: &[u32], seed: u64) -> u64 {
@@ -209,7 +215,7 @@ impl FakeModel {
             slot.last = Some((0, step));
             return RowOutput { non_finite: true, ..RowOutput::default() };
         }
-        let after = |i: usize| &history[..row.position as usize + i + 1];
+        let after = |i: usize| &history[..(row.position + row.score_from) as usize + i + 1];
         let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
         let (parrots, vocab) = (self.parrot, self.vocab);
         let asked = slot.start.prompt_logprobs.unwrap_or(0);

@@ -160,6 +160,7 @@ fn continuations(name: &str, ranks: usize) -> Vec<Vec<(u32, f32)>> {
         tenant: Default::default(),
         cache_salt: None,
         prompt_logprobs: None,
+        prompt_logprobs_start: 0,
         batch: false,
     };
     let prompts = golden(name).prompts;
@@ -265,6 +266,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         blocks: [0].into(),
         sample: true,
         score: Vec::new(),
+        score_from: 0,
     };
     runner.enqueue(&Arc::new(StepPlan { id: 0, rows: vec![row] })).unwrap();
     let message = runner.collect().unwrap_err().message;

@@ -78,6 +78,10 @@ pub(super) fn max_tokens(wire: &ChatWire) -> Result<Option<MaxTokens>, ApiError>
             let text = format!("expected the same value as max_tokens = {old}, got {new}");
             Err(ApiError::invalid("max_completion_tokens", text))
         }
+        (old, new) if new.or(old) == Some(0) && wire.common.prompt_logprobs.is_none() => {
+            let field = if new.is_some() { "max_completion_tokens" } else { "max_tokens" };
+            Err(ApiError::invalid(field, "expected at least 1, or prompt_logprobs with it, got 0"))
+        }
         (old, new) => Ok(new.or(old).map(|tokens| MaxTokens::Exactly(tokens as u32))),
     }
 }

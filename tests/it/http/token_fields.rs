@@ -152,6 +152,86 @@ async fn prompt_logprobs_have_the_form_of_vllm() {
 }
 
 #[tokio::test]
+async fn prompt_logprobs_begin_at_a_token_and_have_a_sum() {
+    let server = Setup::new().launch();
+    let prompt: Vec<u32> = (0..200).map(|i| 97 + i % 9).collect();
+    let echo = json!({ "echo": true, "logprobs": 0, "max_tokens": 0 });
+    let echo = server.complete(json!([prompt]), echo).await.json();
+    let echoed = echo["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
+    // The last two blocks of 64 tokens that lie before token 128 are cached by now.
+    for (start, cached) in [(0, 0), (1, 0), (65, 64), (150, 128), (199, 192)] {
+        let asked = json!({ "prompt_logprobs": 0, "prompt_logprobs_start": start, "max_tokens": 0 });
+        let reply = server.complete(json!([prompt]), asked).await.json();
+        assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "from {start}");
+        let choice = &reply["choices"][0];
+        let entries = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!(entries.len(), 200 - start);
+        for (entry, i) in entries.iter().zip(start..) {
+            let own = &entry[prompt[i].to_string()]["logprob"];
+            assert_eq!(own, &echoed[i], "token {i} from {start}");
+        }
+        let sum: f64 = echoed[start..].iter().filter_map(Value::as_f64).sum();
+        assert_eq!(choice["prompt_logprobs_sum"].as_f64().unwrap(), sum, "from {start}");
+    }
+    // An echo shows the scores of the whole prompt beside them.
+    let both = json!({ "echo": true, "logprobs": 0, "prompt_logprobs": 0, "prompt_logprobs_start": 198,
+                       "max_tokens": 1, "n": 2 });
+    let reply = server.complete(json!([prompt]), both).await.json();
+    for choice in reply["choices"].as_array().unwrap() {
+        assert_eq!(choice["logprobs"]["token_logprobs"].as_array().unwrap()[..200], echoed[..]);
+        let entries = choice["prompt_logprobs"].as_array().unwrap();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[1][prompt[199].to_string()]["logprob"], echoed[199]);
+    }
+    for (start, more) in [(200, json!({})), (3, json!({ "truncate_prompt_tokens": 3 }))] {
+        let asked = merged(json!({ "prompt_logprobs": 0, "prompt_logprobs_start": start }), more);
+        let refused = server.complete(json!([prompt]), asked).await;
+        assert_eq!(refused.error().2.as_deref(), Some("prompt_logprobs_start"));
+        assert_eq!(refused.status, 400);
+        assert!(
+            refused.text().contains(&format!("at most {}, got {start}", start - 1)),
+            "{}",
+            refused.text()
+        );
+    }
+}
+
+/// A template with turns, as trainers of preferences use it: a closed turn ends with `/`.
+const TURNS: &str = "\
+    {%- for m in messages %}{{ m.role[0] }}:{{ m.content }}/\
+    {%- endfor %}{% if add_generation_prompt %}a:{% endif %}";
+
+#[tokio::test]
+async fn a_conversation_that_ends_with_an_answer_is_scored_with_its_closed_turn() {
+    let server = Setup { template: TURNS, ..Setup::new() }.launch();
+    let question = json!([{ "role": "user", "content": "hi" }]);
+    let answered = json!([{ "role": "user", "content": "hi" }, { "role": "assistant", "content": "yes" }]);
+    let before = server.post("/tokenize", json!({ "messages": question })).await.json();
+    let start = before["count"].as_u64().expect("a number of tokens");
+    let ask = |more: Value| {
+        let asked = json!({ "messages": answered, "prompt_logprobs": 0, "prompt_logprobs_start": start,
+                            "max_tokens": 0 });
+        server.post("/v1/chat/completions", merged(asked, more))
+    };
+    let text = |reply: &Value| -> String {
+        let entries = reply["prompt_logprobs"].as_array().expect("scores").iter();
+        let own = entries.map(|entry| entry.as_object().unwrap().values().next().unwrap().clone());
+        own.map(|own| own["decoded_token"].as_str().unwrap().to_owned()).collect()
+    };
+    let closed = ask(json!({ "add_generation_prompt": false })).await.json();
+    assert_eq!(text(&closed), "yes/", "the answer and the end of its turn");
+    assert_eq!(closed["choices"][0]["message"]["content"], "");
+    assert_eq!(closed["usage"]["completion_tokens"], 0);
+    let sum = closed["prompt_logprobs_sum"].as_f64().unwrap();
+    // The fake executor gives even ids -0.25 and odd ones -1.5: y, e, s and the slash.
+    assert_eq!(sum, -1.5 * 4.0);
+    let open = ask(json!({ "continue_final_message": true })).await.json();
+    assert_eq!(text(&open), "yes", "the answer alone");
+    // By default the template begins another turn.
+    assert_eq!(text(&ask(json!({})).await.json()), "yes/a:");
+}
+
+#[tokio::test]
 async fn a_truncated_prompt_keeps_its_last_tokens() {
     let server = Setup::new().launch();
     let last = |tokens: i64| json!({ "truncate_prompt_tokens": tokens, "max_tokens": 2 });

@@ -80,6 +80,13 @@ fn invalid_lengths_are_rejected_by_field() {
     assert_eq!(rejected_field(sampling(|s| s.logprobs = Some(101))), "logprobs");
     let scored = Request { prompt_logprobs: Some(101), ..request(vec![1], 4) };
     assert_eq!(rejected_field(scored), "prompt_logprobs");
+    let from = |prompt_logprobs, start| Request {
+        prompt_logprobs,
+        prompt_logprobs_start: start,
+        ..request(vec![1, 2], 4)
+    };
+    assert_eq!(rejected_field(from(Some(0), 2)), "prompt_logprobs_start");
+    assert_eq!(rejected_field(from(None, 1)), "prompt_logprobs_start");
 }
 
 #[test]

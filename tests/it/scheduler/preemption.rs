@@ -80,6 +80,22 @@ fn a_scored_prompt_skips_the_prefix_cache() {
 }
 
 #[test]
+fn what_lies_before_the_scored_part_of_a_prompt_comes_from_the_prefix_cache() {
+    let asked = request(prompt(0, 200), 2);
+    // Scores begin with the logits of the position before the start.
+    for (start, cached) in [(1, 0), (64, 0), (65, 64), (128, 64), (129, 128), (199, 192)] {
+        let mut bench = Bench::new(config());
+        bench.submit(asked.clone());
+        bench.run(100);
+        let scored = Request { prompt_logprobs: Some(0), prompt_logprobs_start: start, ..asked.clone() };
+        let id = bench.submit(scored.clone());
+        bench.run(100);
+        assert_eq!(bench.cached(id), cached, "start {start}");
+        assert_eq!(bench.answer(id), Some(alone(&scored, 100)), "start {start}");
+    }
+}
+
+#[test]
 fn nothing_is_shared_without_prefix_caching() {
     let mut bench = Bench::new(SchedulerConfig { prefix_caching: false, ..config() });
     bench.submit(request(prompt(0, 130), 2));

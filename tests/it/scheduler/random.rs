@@ -45,6 +45,9 @@ fn any_request() -> impl Strategy<Value = Request> {
         request.priority = priority;
         request.cache_salt = salt.map(|salt| Arc::from(salt.to_string()));
         request.prompt_logprobs = prompt_logprobs;
+        if prompt_logprobs.is_some() && zero % 2 == 0 {
+            request.prompt_logprobs_start = (seed as u32 * 61 + zero * 17) % request.prompt.len() as u32;
+        }
         request.batch = zero > 6;
         request
     })

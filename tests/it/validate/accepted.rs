@@ -56,6 +56,7 @@ fn a_null_field_counts_as_left_out() {
         "user",
         "suffix",
         "prompt_logprobs",
+        "prompt_logprobs_start",
         "unheard_of",
     ]
     .into_iter()

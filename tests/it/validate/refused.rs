@@ -51,6 +51,7 @@ fn numbers_out_of_range_or_of_the_wrong_type() {
         ("cache_salt", json!(["", "x".repeat(1025), 7])),
         ("model", json!([7, [], {}])),
         ("prompt_logprobs", json!([-1, 21, 1.5, true, "1"])),
+        ("prompt_logprobs_start", json!([-1, 1.5, 4_294_967_296_i64, "1", true])),
         ("truncate_prompt_tokens", json!([0, -2, 4_294_967_296_i64, 1.5, "5", true])),
         ("return_token_ids", json!([0, "true"])),
         ("return_tokens_as_token_ids", json!([1, []])),
@@ -130,6 +131,7 @@ fn fields_that_contradict_each_other() {
     let stats = json!({ "stream_options": { "continuous_usage_stats": 1 }, "stream": true });
     both(stats, INVALID, "stream_options.continuous_usage_stats");
     both(json!({ "prompt_logprobs": 0, "stream": true }), INVALID, "prompt_logprobs");
+    both(json!({ "prompt_logprobs_start": 1 }), INVALID, "prompt_logprobs_start");
     both(json!({ "bad_words": ["a", 1] }), INVALID, "bad_words[1]");
     both(json!({ "bad_words": ["x".repeat(1025)] }), INVALID, "bad_words[0]");
     both(json!({ "metadata": { "a": "b", "c": 1 } }), INVALID, "metadata.c");

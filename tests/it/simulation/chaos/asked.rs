@@ -7,7 +7,7 @@ use octant::request::{Request, SamplingParams, Tenant};
 use octant::scheduler::{Policy, SchedulerConfig};
 use octant::simulator::SyntheticAnswers;
 
-use crate::fake::{Answer, alone, request, scarce};
+use crate::fake::{Answer, alone, request, scarce, scored_from};
 
 pub use crate::fake::SCARCE_VOCAB as VOCAB;
 
@@ -83,6 +83,7 @@ pub fn any(draws: &mut Random, seed: u64, config: &SchedulerConfig) -> Request {
     let room = config.max_sequence_tokens().saturating_sub(len) as u32;
     if one_in(draws, 6) {
         asked.prompt_logprobs = Some(below(draws, 3) as u8);
+        asked.prompt_logprobs_start = if one_in(draws, 2) { below(draws, len) as u32 } else { 0 };
     }
     asked.stop.max_tokens = match below(draws, 24) {
         0 => 1,
@@ -97,6 +98,10 @@ pub fn any(draws: &mut Random, seed: u64, config: &SchedulerConfig) -> Request {
     }
     if one_in(draws, 60) {
         asked.prompt = Arc::from([1, VOCAB as u32]);
+    }
+    if one_in(draws, 60) {
+        // Valid only with `prompt_logprobs` and a longer prompt.
+        asked.prompt_logprobs_start = 3;
     }
     let eos = VOCAB as u32 - 1;
     asked.stop.stop_ids = [vec![], vec![eos], vec![3], vec![5, 17, eos]][below(draws, 4)].clone();
@@ -119,6 +124,8 @@ pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
     !asked.prompt.is_empty()
         && asked.prompt.iter().all(|id| (*id as usize) < VOCAB)
         && (asked.stop.max_tokens > 0 || asked.prompt_logprobs.is_some())
+        && (asked.prompt_logprobs.is_some() || asked.prompt_logprobs_start == 0)
+        && (asked.prompt_logprobs_start as usize) < asked.prompt.len()
         && total <= config.max_model_len.min(config.num_blocks * 64)
 }
 
@@ -126,7 +133,7 @@ pub fn sound(asked: &Request, config: &SchedulerConfig) -> bool {
 pub fn answer(asked: &Request, voice: Option<&SyntheticAnswers>) -> Answer {
     let Some(voice) = voice else { return alone(asked, VOCAB) };
     let (tokens, finish) = voice.answer(asked);
-    let scored = asked.prompt_logprobs.map_or(&[][..], |_| &asked.prompt[1..]);
+    let scored = asked.prompt_logprobs.map_or(&[][..], |_| &asked.prompt[scored_from(asked)..]);
     let scores = scored.iter().map(|token| voice.score(*token, asked.prompt_logprobs.unwrap_or(0)));
     Answer { tokens, finish, scores: scores.collect() }
 }

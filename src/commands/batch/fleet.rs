@@ -1,0 +1,290 @@
+//! Running servers that share the lines of one file.
+//!
+//! A line goes to the server with the most free places. A server that refuses a line for lack of capacity
+//! rests for its `Retry-After` and then gets fewer lines at a time; a server that cannot be reached rests for
+//! a time that doubles. The lines of both go to the other servers meanwhile.
+
+mod connections;
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::request;
+use crate::batch::{Line, RunLine, RunOutcome};
+use crate::http_client::Target;
+use crate::server::error::ApiError;
+use connections::{Connections, Exchange, Reply};
+
+/// The first rest of a server that failed. Each further one is twice as long.
+const FIRST_REST: Duration = Duration::from_millis(500);
+/// The longest rest.
+const LONGEST_REST: Duration = Duration::from_secs(30);
+/// The longest `Retry-After` that is followed.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
+/// How often a line may lose its connection after it was sent. After that the line is taken to be the cause.
+const MAX_CUTS: u32 = 5;
+/// Factor of the number of lines in flight after a refusal for lack of capacity.
+const DECREASE: f64 = 0.7;
+
+/// Limits of a fleet.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FleetLimits {
+    /// Lines in flight of each server.
+    pub(super) each: usize,
+    /// Time of a request.
+    pub(super) request: Duration,
+    /// Time without an answer of any server after which the run ends.
+    pub(super) give_up: Duration,
+}
+
+/// Servers that share the lines of one file.
+pub(super) struct Fleet {
+    servers: Vec<Connections>,
+    limits: FleetLimits,
+    state: Mutex<FleetState>,
+    /// Notified when a place becomes free.
+    freed: Notify,
+}
+
+struct FleetState {
+    loads: Vec<Load>,
+    /// When a server answered last.
+    answered: Instant,
+    /// Why no line is run any more.
+    fault: Option<String>,
+}
+
+/// The load of a server.
+#[derive(Debug, Clone)]
+struct Load {
+    in_flight: usize,
+    /// Lines that may be in flight.
+    most: f64,
+    /// End of its rest.
+    rests_until: Option<Instant>,
+    /// Failures without an answer between them.
+    failures: u32,
+}
+
+/// How long to wait for a place.
+enum Place {
+    /// The server's index.
+    Free(usize),
+    /// Until a server's rest ends, or until a place becomes free.
+    Wait(Option<Duration>),
+    /// No line is run any more.
+    Never,
+}
+
+impl Fleet {
+    pub(super) fn new(targets: Vec<Target>, limits: FleetLimits) -> Arc<Self> {
+        let load = Load { in_flight: 0, most: limits.each as f64, rests_until: None, failures: 0 };
+        let state = FleetState { loads: vec![load; targets.len()], answered: Instant::now(), fault: None };
+        let servers = targets.into_iter().map(Connections::new).collect();
+        Arc::new(Self { servers, limits, state: Mutex::new(state), freed: Notify::new() })
+    }
+
+    /// Runs lines by these servers.
+    pub(super) fn run_line(self: Arc<Self>) -> RunLine {
+        Arc::new(move |line| {
+            let fleet = Arc::clone(&self);
+            Box::pin(async move { fleet.run(line).await })
+        })
+    }
+
+    /// Why no line is run any more.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.state().fault.clone()
+    }
+
+    fn state(&self) -> MutexGuard<'_, FleetState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run(&self, line: Line) -> RunOutcome {
+        let body = match request::body(&line) {
+            Ok(body) => body,
+            Err(error) => return refused(&error),
+        };
+        let mut cuts = 0;
+        loop {
+            let Some(server) = self.place().await else { return RunOutcome::Parked };
+            let outcome = self.attempt(server, &line, body.clone()).await;
+            let cut = matches!(outcome, Exchange::Cut(_));
+            if let Some(ended) = self.ended(server, &line, outcome) {
+                return ended;
+            }
+            cuts += u32::from(cut);
+            if cuts >= MAX_CUTS {
+                let text = format!("the servers ended the connection of this request {cuts} times");
+                return refused(&ApiError::Internal(text));
+            }
+        }
+    }
+
+    async fn attempt(&self, server: usize, line: &Line, body: Bytes) -> Exchange {
+        // Gives the place back also if the line is given up.
+        let _place = TakenPlace { fleet: self, server };
+        let exchange = self.servers[server].post(line.endpoint.as_str(), body);
+        match tokio::time::timeout(self.limits.request, exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Exchange::Cut(format!("no answer within {:?}", self.limits.request)),
+        }
+    }
+
+    /// Notes what an attempt says about its server. `None` if the line has to be tried again.
+    fn ended(&self, server: usize, line: &Line, outcome: Exchange) -> Option<RunOutcome> {
+        let name = self.servers[server].name();
+        match outcome {
+            Exchange::Reply(Reply { status: status @ (401 | 403), body, .. }) => {
+                let body = String::from_utf8_lossy(&body);
+                self.stop(format!("{name} refuses access with status {status}: {}", shortened(&body)));
+                Some(RunOutcome::Parked)
+            }
+            Exchange::Reply(Reply { status: 429, retry_after, .. }) => {
+                self.busy(server, retry_after);
+                None
+            }
+            Exchange::Reply(Reply { status: status @ (408 | 502..=504), retry_after, .. }) => {
+                self.failed(server, &format!("status {status}"), retry_after);
+                None
+            }
+            Exchange::Unreachable(why) | Exchange::Cut(why) => {
+                self.failed(server, &why, None);
+                None
+            }
+            Exchange::Reply(Reply { status, body, .. }) => {
+                self.answered(server);
+                let offline = line.offline.filter(|_| (200..300).contains(&status));
+                let text = request::reply(line.endpoint, offline, &body);
+                Some(match text {
+                    Some(body) => RunOutcome::Answered { status, body },
+                    None => {
+                        let got = String::from_utf8_lossy(&body);
+                        let text = format!("{name} answered no JSON object: {}", shortened(&got));
+                        refused(&ApiError::Internal(text))
+                    }
+                })
+            }
+        }
+    }
+
+    fn answered(&self, server: usize) {
+        let each = self.limits.each as f64;
+        let mut state = self.state();
+        state.answered = Instant::now();
+        let load = &mut state.loads[server];
+        load.failures = 0;
+        load.most = (load.most + 1.0 / load.most).min(each);
+    }
+
+    /// Lets a server rest that has no capacity.
+    fn busy(&self, server: usize, retry_after: Option<Duration>) {
+        let now = Instant::now();
+        let mut state = self.state();
+        state.answered = now;
+        let load = &mut state.loads[server];
+        // Refusals of requests that were sent before the rest began say nothing new.
+        if load.rests_until.is_none_or(|until| until <= now) {
+            load.failures += 1;
+            load.most = (load.most * DECREASE).max(1.0);
+            let rest = retry_after.map_or_else(|| rest(load.failures), |rest| rest.min(LONGEST_RETRY_AFTER));
+            load.rests_until = Some(now + rest);
+        }
+    }
+
+    /// Lets a server rest that has failed. If no server has answered for too long, the run ends.
+    fn failed(&self, server: usize, why: &str, retry_after: Option<Duration>) {
+        let (now, name) = (Instant::now(), self.servers[server].name());
+        let mut state = self.state();
+        let without_answer = now - state.answered;
+        // A server that still works on a line may answer it.
+        let is_idle = state.loads.iter().all(|load| load.in_flight == 0);
+        let load = &mut state.loads[server];
+        if load.rests_until.is_none_or(|until| until <= now) {
+            load.failures += 1;
+            let rest = retry_after.map_or_else(|| rest(load.failures), |rest| rest.min(LONGEST_RETRY_AFTER));
+            load.rests_until = Some(now + rest);
+            tracing::warn!("{name}: {why}; it gets no request for {rest:.1?}");
+        }
+        drop(state);
+        if is_idle && without_answer >= self.limits.give_up {
+            let seconds = without_answer.as_secs();
+            self.stop(format!("no server has answered for {seconds} s; {name} failed last: {why}"));
+        }
+    }
+
+    fn stop(&self, fault: String) {
+        self.state().fault.get_or_insert(fault);
+        self.freed.notify_waiters();
+    }
+
+    /// Takes a place of a server. `None` if no line is run any more.
+    async fn place(&self) -> Option<usize> {
+        loop {
+            let mut freed = pin!(self.freed.notified());
+            // From here on a notification is not missed.
+            freed.as_mut().enable();
+            match self.find_place() {
+                Place::Free(server) => return Some(server),
+                Place::Never => return None,
+                Place::Wait(None) => freed.await,
+                Place::Wait(Some(rest)) => {
+                    let _either = tokio::time::timeout(rest, freed).await;
+                }
+            }
+        }
+    }
+
+    fn find_place(&self) -> Place {
+        let now = Instant::now();
+        let mut state = self.state();
+        if state.fault.is_some() {
+            return Place::Never;
+        }
+        let free =
+            |load: &Load| load.most.max(1.0) as usize - load.in_flight.min(load.most.max(1.0) as usize);
+        let awake = |load: &Load| load.rests_until.is_none_or(|until| until <= now);
+        let open = state.loads.iter().enumerate().filter(|(_, load)| awake(load) && free(load) > 0);
+        if let Some(server) = open.max_by_key(|(_, load)| free(load)).map(|(server, _)| server) {
+            state.loads[server].in_flight += 1;
+            return Place::Free(server);
+        }
+        let ends = state.loads.iter().filter_map(|load| load.rests_until).filter(|until| *until > now);
+        Place::Wait(ends.min().map(|until| until - now))
+    }
+}
+
+/// A place of a server, which is free again when this is dropped.
+struct TakenPlace<'a> {
+    fleet: &'a Fleet,
+    server: usize,
+}
+
+impl Drop for TakenPlace<'_> {
+    fn drop(&mut self) {
+        self.fleet.state().loads[self.server].in_flight -= 1;
+        self.fleet.freed.notify_one();
+    }
+}
+
+/// The rest after this number of failures.
+fn rest(failures: u32) -> Duration {
+    FIRST_REST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_REST)
+}
+
+/// The record of a line that no server has answered.
+fn refused(error: &ApiError) -> RunOutcome {
+    RunOutcome::Answered { status: error.status().as_u16(), body: error.to_json() }
+}
+
+/// The first characters of a server's text.
+fn shortened(text: &str) -> String {
+    const MOST: usize = 200;
+    let start: String = text.chars().take(MOST).collect();
+    if start.len() < text.len() { start + "…" } else { start }
+}
