@@ -3,17 +3,17 @@
 //! Redirects are followed here, since the token must reach the hub alone.
 
 use std::io::Read;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::environment::HubSettings;
 use super::error::{HubError, text_of};
 use super::name::{MAIN, ModelName, is_commit, is_lower_hex};
+use crate::http_client::{CertificateFile, with_hint};
 
 /// Most redirects of one request.
 const MAX_REDIRECTS: usize = 10;
@@ -323,14 +323,7 @@ impl Client {
             ureq::Error::HostNotFound => "no such host".to_owned(),
             ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
             ureq::Error::Timeout(_) => format!("no answer within {} s", self.settings.timeout.as_secs()),
-            error => {
-                let text = error.to_string();
-                let hint = match text.contains("certificate") {
-                    true => "; SSL_CERT_FILE names a file of other root certificates",
-                    false => "",
-                };
-                format!("{text}{hint}")
-            }
+            error => with_hint(error.to_string()),
         }
     }
 }
@@ -349,22 +342,13 @@ pub(crate) struct AgentOptions {
 /// An HTTP and HTTPS client that returns every status and follows no redirect.
 pub(super) fn agent(
     options: &AgentOptions,
-    certificates: Option<&(&'static str, PathBuf)>,
+    certificates: Option<&CertificateFile>,
 ) -> Result<Agent, HubError> {
     let mut tls = TlsConfig::builder();
-    if let Some((variable, path)) = certificates {
-        let wrong = |text: String| HubError::fatal(format!("{variable}: {}: {text}", path.display()));
-        let pem = std::fs::read(path).map_err(|error| wrong(text_of(&error)))?;
-        let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
-            .filter_map(|item| match item {
-                Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                _ => None,
-            })
-            .collect();
-        if certificates.is_empty() {
-            return Err(wrong("expected certificates in PEM format, got none".to_owned()));
-        }
-        tls = tls.root_certs(RootCerts::from(certificates));
+    if let Some(file) = certificates {
+        let roots = file.read().map_err(|error| HubError::fatal(error.to_string()))?;
+        let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+        tls = tls.root_certs(RootCerts::from(roots));
     }
     let mut agent = Agent::config_builder()
         .tls_config(tls.build())

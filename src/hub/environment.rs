@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{HubError, text_of};
+use crate::http_client::{CertificateFile, path_of};
 
 /// The hub without `HF_ENDPOINT`.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -24,8 +25,8 @@ pub(crate) struct HubSettings {
     pub(super) offline: Option<&'static str>,
     /// Time without a byte after which a connection counts as broken.
     pub(super) timeout: Duration,
-    /// The variable that names the file of root certificates, and the file.
-    pub(super) certificates: Option<(&'static str, PathBuf)>,
+    /// The file of root certificates, if a variable names one.
+    pub(super) certificates: Option<CertificateFile>,
 }
 
 /// An access token and its place.
@@ -80,28 +81,8 @@ impl HubSettings {
             token,
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name)),
             timeout: timeout(text("HF_HUB_DOWNLOAD_TIMEOUT"))?,
-            certificates: certificates(&path),
+            certificates: CertificateFile::named_by(&path),
         })
-    }
-}
-
-/// The variable that names a file of root certificates, and the file.
-pub(super) fn own_certificates() -> Option<(&'static str, PathBuf)> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    certificates(&|name| path_of(&variable, name))
-}
-
-fn certificates(path: &dyn Fn(&str) -> Option<PathBuf>) -> Option<(&'static str, PathBuf)> {
-    ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"].into_iter().find_map(|name| Some((name, path(name)?)))
-}
-
-/// The path in a variable. A leading `~` reaches this process where no shell has replaced it, such as in a
-/// unit file.
-fn path_of(variable: &dyn Fn(&str) -> Option<OsString>, name: &str) -> Option<PathBuf> {
-    let path = PathBuf::from(variable(name)?);
-    match (path.strip_prefix("~"), variable("HOME")) {
-        (Ok(rest), Some(user)) => Some(PathBuf::from(user).join(rest)),
-        _ => Some(path),
     }
 }
 

@@ -44,6 +44,7 @@ pub(crate) use name::ModelName;
 pub(crate) use progress::DownloadProgress;
 use progress::{DownloadDisplay, gb};
 
+use crate::http_client::CertificateFile;
 use crate::stdio::ProgressBars;
 
 /// Receives the progress of a download.
@@ -54,7 +55,7 @@ pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(DownloadProgress);
 /// # Errors
 /// The file of root certificates cannot be used.
 pub(crate) fn agent(options: &AgentOptions) -> Result<ureq::Agent, HubError> {
-    client::agent(options, environment::own_certificates().as_ref())
+    client::agent(options, CertificateFile::of_environment().as_ref())
 }
 
 /// The directory of what an operator gave as a model: the path itself, or the snapshot of the model that it

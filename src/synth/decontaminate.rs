@@ -58,7 +58,7 @@ pub enum DecontaminationError {
         ending: String,
     },
     /// The file cannot be read.
-    #[error("{}: cannot read the test set: {error}", path.display())]
+    #[error("{}: cannot read this file of decontaminate.files: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -100,7 +100,7 @@ pub struct Contamination {
     pub line: usize,
 }
 
-/// What was read of one test set.
+/// Counts of one test set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TestSetSummary {
     /// The file, spelled as in the recipe.
@@ -154,7 +154,7 @@ impl TestSets {
         Ok(sets)
     }
 
-    /// What was read, one entry per file.
+    /// Counts of the texts that were read, one entry per file.
     pub fn summaries(&self) -> &[TestSetSummary] {
         &self.files
     }

@@ -11,7 +11,7 @@ use super::error::SynthError;
 use super::export::Turn;
 use super::limiter::Limiter;
 use super::recipe::{JudgeApi, Role};
-use crate::http_client::message;
+use crate::http_client::{message, with_hint};
 use crate::hub::{self, AgentOptions};
 
 /// Pause after a full server's answer without `Retry-After`, and after the first failed attempt. It doubles
@@ -210,7 +210,12 @@ impl Endpoint {
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let failed = |error: &ureq::Error| Attempt::Failed(format!("{}: {error}", self.base));
+        let failed = |error: &ureq::Error| {
+            let text = error.to_string();
+            let is_final = text.contains("certificate");
+            let text = format!("{}: {}", self.base, with_hint(text));
+            if is_final { Attempt::Fatal(text) } else { Attempt::Failed(text) }
+        };
         let mut response = request.send(body.to_string().as_bytes()).map_err(|error| failed(&error))?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use super::endpoint::Usage;
 use super::error::SynthError;
 use super::export::write_whole;
-use super::records::{Reject, Stage};
+use super::records::{Reject, ShortList, Stage};
 
 /// Hashes of what a stage depends on, by key of the recipe.
 pub(super) type Depends = BTreeMap<String, String>;
@@ -30,20 +30,14 @@ pub(super) struct Finished<R> {
     pub(super) item: String,
     pub(super) records: Vec<R>,
     pub(super) rejects: Vec<Reject>,
-    /// Items that a list lacks.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub(super) missing: u64,
+    /// Lists with fewer items than were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) short: Vec<ShortList>,
     pub(super) requests: u64,
     pub(super) prompt_tokens: u64,
     pub(super) completion_tokens: u64,
     /// Time since the line before, or since the stage began.
     pub(super) seconds: f64,
-}
-
-// Serde passes a reference.
-#[allow(clippy::trivially_copy_pass_by_ref)]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 impl<R> Finished<R> {
@@ -52,7 +46,7 @@ impl<R> Finished<R> {
             item: item.to_owned(),
             records: Vec::new(),
             rejects: Vec::new(),
-            missing: 0,
+            short: Vec::new(),
             requests: 0,
             prompt_tokens: 0,
             completion_tokens: 0,
@@ -125,6 +119,11 @@ impl StageFiles {
         self.path(".rejects.jsonl")
     }
 
+    /// Lists with fewer items than were asked for; absent if all are full.
+    pub(super) fn short(&self) -> PathBuf {
+        self.path(".short.jsonl")
+    }
+
     fn journal(&self) -> PathBuf {
         self.path(".journal.jsonl")
     }
@@ -147,34 +146,51 @@ impl StageFiles {
 
     /// Removes what the stage has written.
     pub(super) fn remove(&self) -> Result<(), SynthError> {
-        for path in [self.summary(), self.journal(), self.records(), self.rejects()] {
-            match remove_file(&path) {
-                Err(source) if source.kind() != ErrorKind::NotFound => {
-                    return Err(SynthError::File { path, source });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        let paths = [self.summary(), self.journal(), self.records(), self.rejects(), self.short()];
+        paths.into_iter().try_for_each(remove)
     }
 
-    /// Writes records, rejects and summary, and removes the journal.
+    /// Writes records, rejects, short lists and summary, and removes the journal.
     pub(super) fn finish<R: Serialize>(
         &self,
-        records: &[R],
-        rejects: &[Reject],
+        output: &StageOutput<R>,
         summary: &StageSummary,
     ) -> Result<(), SynthError> {
-        write_lines(&self.records(), records)?;
-        write_lines(&self.rejects(), rejects)?;
+        write_lines(&self.records(), &output.records)?;
+        self.write_faults(output)?;
         let text = to_text(summary, true) + "\n";
         write_whole(&self.summary(), &text).map_err(SynthError::file(self.summary()))?;
-        match remove_file(self.journal()) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(SynthError::File { path: self.journal(), source })
-            }
-            _ => Ok(()),
+        remove(self.journal())
+    }
+
+    /// Writes the rejects and short lists of a stage that made nothing. The next run begins it again.
+    pub(super) fn fail<R: Serialize>(&self, output: &StageOutput<R>) -> Result<(), SynthError> {
+        self.remove()?;
+        self.write_faults(output)
+    }
+
+    fn write_faults<R>(&self, output: &StageOutput<R>) -> Result<(), SynthError> {
+        write_lines(&self.rejects(), &output.rejects)?;
+        match output.short.is_empty() {
+            true => remove(self.short()),
+            false => write_lines(&self.short(), &output.short),
         }
+    }
+}
+
+/// Everything that a stage made.
+#[derive(Debug)]
+pub(super) struct StageOutput<R> {
+    pub(super) records: Vec<R>,
+    pub(super) rejects: Vec<Reject>,
+    pub(super) short: Vec<ShortList>,
+}
+
+/// Removes a file if it exists.
+fn remove(path: PathBuf) -> Result<(), SynthError> {
+    match remove_file(&path) {
+        Err(source) if source.kind() != ErrorKind::NotFound => Err(SynthError::File { path, source }),
+        _ => Ok(()),
     }
 }
 

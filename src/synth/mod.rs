@@ -13,10 +13,11 @@
 //! | `servers` | local models as child processes |
 //! | `stages` | the stages |
 //! | `run` | a whole run and its summary |
-//! | `pairs`, `dedup`, `decontaminate` | choices that need no model |
+//! | `choice`, `pairs`, `dedup`, `decontaminate` | choices that need no model |
 //! | `export`, `report` | files for trainers and for people |
 
 mod checker;
+mod choice;
 pub mod decontaminate;
 pub mod dedup;
 mod endpoint;
@@ -32,6 +33,7 @@ pub mod recipe;
 mod records;
 pub mod report;
 mod run;
+mod samples;
 mod servers;
 mod stages;
 mod templates;

@@ -3,14 +3,10 @@
 use super::error::SynthError;
 use super::export::{DataSet, Dialogue, Export, Preference, Rating, write_exports};
 use super::journal::StageSummary;
-use super::records::{Kept, Pair, Reward};
-use super::report::{
-    ExportReport, LabelledText, RejectCount, Report, Sample, ScoreReport, StageReport, write_report,
-};
+use super::records::{Kept, Pair, Response, Reward};
+use super::report::{ExportReport, RejectCount, Report, ScoreReport, StageReport, write_report};
+use super::samples::samples;
 use super::workers::Context;
-
-/// Samples of each kind in the report.
-const SAMPLES: usize = 5;
 
 /// The scores with the threshold, then each attribute of the last turns.
 pub(super) fn score_reports(context: &Context<'_>, rewards: &[Reward]) -> Vec<ScoreReport> {
@@ -36,6 +32,7 @@ pub(super) fn score_reports(context: &Context<'_>, rewards: &[Reward]) -> Vec<Sc
 pub(super) struct Results<'a> {
     pub(super) kept: &'a [Kept],
     pub(super) pairs: &'a [Pair],
+    pub(super) responses: &'a [Response],
     pub(super) scores: Vec<ScoreReport>,
     pub(super) stages: &'a [StageSummary],
 }
@@ -57,7 +54,7 @@ pub(super) fn write(context: &Context<'_>, results: Results<'_>) -> Result<(), S
         (context.say)(&format!("{line}\n"));
     }
     let path = context.folder.join("report.html");
-    let report = report(context, results, &exports);
+    let report = report(context, results, &exports)?;
     write_report(&report, &path).map_err(SynthError::file(&path))?;
     (context.say)(&format!("{}\n", path.display()));
     Ok(())
@@ -80,7 +77,8 @@ fn preference(pair: &Pair) -> Preference {
     }
 }
 
-fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Report {
+fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Result<Report, SynthError> {
+    let samples = samples(context, &results)?;
     let recipe = context.recipe;
     let roles = &recipe.roles;
     let single = [("prompt writer", &roles.prompt_writer), ("user", &roles.user), ("judge", &roles.judge)];
@@ -105,15 +103,15 @@ fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Re
         let weights = weights.collect::<Vec<_>>().join(" + ");
         notes.push(format!("The score is {weights}; conversations from {} are kept.", reward.threshold));
     }
-    Report {
+    Ok(Report {
         title: recipe.name.clone(),
         subtitle: models,
         stages: results.stages.iter().map(stage).collect(),
         scores: results.scores,
-        samples: samples(results.pairs, results.kept),
+        samples,
         exports: exports.iter().map(export).collect(),
         notes,
-    }
+    })
 }
 
 fn export(export: &Export) -> ExportReport {
@@ -121,6 +119,8 @@ fn export(export: &Export) -> ExportReport {
         file: export.format.file().to_owned(),
         trainer: export.format.trainer().to_owned(),
         rows: export.rows,
+        left_out: export.left_out.len() as u64,
+        why: export.left_out.first().map(|first| first.reason.to_string()).unwrap_or_default(),
     }
 }
 
@@ -142,24 +142,4 @@ fn stage(summary: &StageSummary) -> StageReport {
         completion_tokens: summary.completion_tokens,
         seconds: summary.seconds,
     }
-}
-
-fn samples(pairs: &[Pair], kept: &[Kept]) -> Vec<Sample> {
-    let text = |label: &str, text: &str| LabelledText { label: label.to_owned(), text: text.to_owned() };
-    let mut all = Vec::new();
-    for pair in pairs.iter().take(SAMPLES) {
-        let mut texts: Vec<LabelledText> =
-            pair.prompt.iter().map(|turn| text(&turn.role, &turn.content)).collect();
-        texts.extend([text("chosen", &pair.chosen), text("rejected", &pair.rejected)]);
-        let remark = pair.margin.map_or("decided by ground truth".to_owned(), |m| format!("margin {m:.3}"));
-        let heading = "pair".to_owned();
-        all.push(Sample { heading, id: pair.id.clone(), rejected: false, remark, texts });
-    }
-    for kept in kept.iter().take(SAMPLES) {
-        let texts = kept.messages.iter().map(|turn| text(&turn.role, &turn.content)).collect();
-        let remark = kept.score.map_or(String::new(), |score| format!("score {score:.3}"));
-        let heading = "conversation".to_owned();
-        all.push(Sample { heading, id: kept.id.clone(), rejected: false, remark, texts });
-    }
-    all
 }

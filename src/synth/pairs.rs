@@ -75,7 +75,7 @@ pub struct Choice {
     /// Score of the chosen response less that of the rejected one, if both have one. It can be negative where
     /// ground truth decided.
     pub margin: Option<f64>,
-    /// What decided.
+    /// The reason of the choice.
     pub decided_by: DecidedBy,
 }
 

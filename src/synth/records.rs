@@ -229,6 +229,19 @@ pub(super) struct Reject {
     pub(super) raw: Option<String>,
 }
 
+/// A list with fewer items than were asked for. Its items are used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct ShortList {
+    /// Id of what the list is about.
+    pub(super) id: String,
+    /// Items that were asked for.
+    pub(super) wanted: u64,
+    /// Different items that it has.
+    pub(super) made: u64,
+    /// The model's text, unchanged.
+    pub(super) raw: String,
+}
+
 /// Reads a number to the value that was written. serde_json reads some numbers of many digits to a neighbour,
 /// and a resumed run must write the same bytes.
 fn exact<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {

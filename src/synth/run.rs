@@ -91,7 +91,10 @@ fn all_stages(context: &Context<'_>) -> Result<(), SynthError> {
     let kept = stages::filtered(context, &scored)?;
     let pairs = stages::pairs(context, &scored)?;
     let stages = context.summaries();
-    outputs::write(context, Results { kept: &kept, pairs: &pairs, scores, stages: &stages })
+    outputs::write(
+        context,
+        Results { kept: &kept, pairs: &pairs, responses: &responses, scores, stages: &stages },
+    )
 }
 
 /// Keeps other processes out of the folder while the file is open.

@@ -174,11 +174,14 @@ impl Servers<'_> {
         let base = format!("http://127.0.0.1:{port}");
         let mut command = Command::new(self.binary);
         command.arg("serve").arg(&model).args(["--host", "127.0.0.1", "--port", &port.to_string()]);
-        command.args(["--served-model-name", LOCAL, "--drain-grace", "0"]).args(&role.serve_args);
+        command
+            .args(["--served-model-name", LOCAL, "--drain-grace", "0", "--stop-with-stdin", "true"])
+            .args(&role.serve_args);
         for variable in OWN_VARIABLES {
             command.env_remove(variable);
         }
-        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        // The pipe's other end closes with this process, even if it is killed, and the child then ends.
+        command.stdin(Stdio::piped()).stdout(out).stderr(err);
         {
             // Under the lock, so that a stop ends this child too or comes before it.
             let mut children = self.stop.children();

@@ -13,7 +13,8 @@ use serde::de::DeserializeOwned;
 use super::endpoint::{CallError, Endpoint, Job, Usage};
 use super::error::SynthError;
 use super::journal::{
-    Depends, Finished, Journal, Opened, StageFiles, StageSummary, check_depends, hash, read_lines,
+    Depends, Finished, Journal, Opened, StageFiles, StageOutput, StageSummary, check_depends, hash,
+    read_lines,
 };
 use super::recipe::Recipe;
 use super::records::{Reject, Stage};
@@ -185,30 +186,31 @@ impl Context<'_> {
     ) -> Result<Vec<R>, SynthError> {
         let mut summary = empty_summary(plan.stage, &plan.depends, plan.wanted);
         summary.taken = plan.items.len() as u64;
-        let (mut records, mut rejects) = (Vec::new(), Vec::new());
+        let mut output = StageOutput { records: Vec::new(), rejects: Vec::new(), short: Vec::new() };
         for item in done {
-            summary.missing += item.missing;
+            summary.missing += item.short.iter().map(|list| list.wanted - list.made).sum::<u64>();
             summary.requests += item.requests;
             summary.prompt_tokens += item.prompt_tokens;
             summary.completion_tokens += item.completion_tokens;
             summary.seconds += item.seconds;
-            records.extend(item.records);
-            rejects.extend(item.rejects);
+            output.records.extend(item.records);
+            output.rejects.extend(item.rejects);
+            output.short.extend(item.short);
         }
-        count(&mut summary, records.len(), &rejects);
-        if records.is_empty() && summary.taken > 0 {
-            let example = rejects.first().and_then(|reject| reject.detail.clone()).unwrap_or_default();
-            let reason = rejects.first().map_or("", |reject| reject.reason.as_str());
-            let why = format!("{reason}: {example}");
-            // The next run begins the stage again.
-            files.remove()?;
+        count(&mut summary, output.records.len(), &output.rejects);
+        if output.records.is_empty() && summary.taken > 0 {
+            let first = output.rejects.first();
+            let example = first.and_then(|reject| reject.detail.clone()).unwrap_or_default();
+            let reason = first.map_or("", |reject| reject.reason.as_str());
+            let why = format!("{reason}: {example}; the answers are in {}", files.rejects().display());
+            files.fail(&output)?;
             let taken = plan.items.len();
             return Err(SynthError::Empty { stage: plan.stage.name(), taken, why });
         }
-        files.finish(&records, &rejects, &summary)?;
+        files.finish(&output, &summary)?;
         self.tell(&summary);
         self.note(summary);
-        Ok(records)
+        Ok(output.records)
     }
 
     /// Writes a stage that needs no model, which is computed in each run.
@@ -216,16 +218,17 @@ impl Context<'_> {
         &self,
         stage: Stage,
         taken: usize,
-        records: &[R],
-        rejects: &[Reject],
-    ) -> Result<(), SynthError> {
+        records: Vec<R>,
+        rejects: Vec<Reject>,
+    ) -> Result<Vec<R>, SynthError> {
         let mut summary = empty_summary(stage, &Depends::new(), None);
         summary.taken = taken as u64;
-        count(&mut summary, records.len(), rejects);
-        StageFiles::new(self.folder, stage).finish(records, rejects, &summary)?;
+        count(&mut summary, records.len(), &rejects);
+        let output = StageOutput { records, rejects, short: Vec::new() };
+        StageFiles::new(self.folder, stage).finish(&output, &summary)?;
         self.tell(&summary);
         self.note(summary);
-        Ok(())
+        Ok(output.records)
     }
 
     fn tell(&self, summary: &StageSummary) {

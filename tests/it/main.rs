@@ -18,6 +18,7 @@ mod fake;
 mod fp8;
 mod grammar;
 mod http;
+mod https;
 mod hub;
 mod load;
 mod log;

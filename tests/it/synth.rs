@@ -4,5 +4,5 @@ mod decontaminate;
 mod dedup;
 mod exports;
 mod pairs;
-mod pipeline;
+pub mod pipeline;
 mod report;

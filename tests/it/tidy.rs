@@ -35,7 +35,7 @@ const BOUNDARIES: [(&str, &[&str]); 29] = [
     ("machine", &[]),
     ("http_client", &[]),
     ("stdio", &[]),
-    ("hub", &["stdio"]),
+    ("hub", &["http_client", "stdio"]),
     ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "hub", "tools"]),
     ("synth", &["http_client", "hub", "random", "statistics", "stdio"]),
     (

@@ -175,7 +175,7 @@ impl Format {
     }
 }
 
-/// What is exported.
+/// The data that is exported.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct DataSet<'a> {
     /// The conversations that were kept.
@@ -246,7 +246,7 @@ fn alternating(turns: &[Turn], last: &'static str) -> Result<(), Unfit> {
     if spoken.last() == Some(&last) { Ok(()) } else { Err(Unfit::Last { expected: last, got: got() }) }
 }
 
-/// What was written of one format.
+/// The result of one format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
     /// The format.

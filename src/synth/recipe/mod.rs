@@ -248,7 +248,7 @@ pub struct Select {
     pub dedup: Option<DedupOptions>,
     /// Decontamination; absent, no test set is read.
     pub decontaminate: Option<DecontaminationOptions>,
-    /// Most prompts that are used.
+    /// Most prompts that are used: chosen by the seed, evenly over kinds, and within a kind over topics.
     pub most: Option<usize>,
 }
 
@@ -259,7 +259,7 @@ pub struct Dialogues {
     /// Turns of the user, each with an answer.
     #[serde(default = "turns")]
     pub turns: usize,
-    /// Most conversations; absent, one for each prompt.
+    /// Most conversations, of prompts that are chosen as by `select.most`; absent, one for each prompt.
     pub most: Option<usize>,
     /// The user's personalities, which take turns.
     #[serde(default = "personalities")]

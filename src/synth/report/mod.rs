@@ -15,7 +15,7 @@ pub use histogram::Histogram;
 pub use page::page;
 pub use table::score_table;
 
-/// What the report shows.
+/// The content of a report.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
     /// The recipe's name.
@@ -26,7 +26,7 @@ pub struct Report {
     pub stages: Vec<StageReport>,
     /// The scores, the one that decides first.
     pub scores: Vec<ScoreReport>,
-    /// Items to read.
+    /// Items to read: kept, rejected and short ones.
     pub samples: Vec<Sample>,
     /// The files that were written for trainers.
     pub exports: Vec<ExportReport>,
@@ -77,6 +77,18 @@ pub struct ScoreReport {
     pub threshold: Option<f64>,
 }
 
+/// The fate of an item.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// It was kept.
+    #[default]
+    Kept,
+    /// It was rejected.
+    Rejected,
+    /// A list that is shorter than asked for, whose items were used.
+    Short,
+}
+
 /// An item to read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
@@ -84,9 +96,9 @@ pub struct Sample {
     pub heading: String,
     /// Its id, which its JSONL file has too.
     pub id: String,
-    /// Whether it was rejected.
-    pub rejected: bool,
-    /// Score, margin or reason of the rejection.
+    /// The part of the report that it stands in.
+    pub fate: Fate,
+    /// Score, margin or detail of the rejection.
     pub remark: String,
     /// Its texts, in order.
     pub texts: Vec<LabelledText>,
@@ -95,7 +107,7 @@ pub struct Sample {
 /// A text with what it is: a role, `chosen`, `rejected` or a topic.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LabelledText {
-    /// What the text is.
+    /// The kind of the text, such as a role.
     pub label: String,
     /// The text.
     pub text: String,
@@ -110,6 +122,10 @@ pub struct ExportReport {
     pub trainer: String,
     /// Rows of the file.
     pub rows: u64,
+    /// Items that the format cannot express.
+    pub left_out: u64,
+    /// The reason of the first of these.
+    pub why: String,
 }
 
 impl StageReport {

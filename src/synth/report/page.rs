@@ -6,7 +6,7 @@ use crate::statistics::Distribution;
 
 use super::histogram::Histogram;
 use super::html::{duration, escape, grouped, number};
-use super::{ExportReport, Report, Sample, ScoreReport, StageReport};
+use super::{ExportReport, Fate, Report, ScoreReport, StageReport};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -32,10 +32,12 @@ pub fn page(report: &Report) -> String {
     totals(&mut out, report);
     notices(&mut out, report);
     stages(&mut out, &report.stages);
-    rejects(&mut out, &report.stages);
     scores(&mut out, &report.scores);
     exports(&mut out, &report.exports);
-    samples(&mut out, &report.samples);
+    samples(&mut out, "Samples", report, Fate::Kept);
+    rejects(&mut out, &report.stages);
+    samples(&mut out, "Rejected items", report, Fate::Rejected);
+    samples(&mut out, "Short lists", report, Fate::Short);
     out.push_str("</body>\n</html>\n");
     out
 }
@@ -58,7 +60,7 @@ fn totals(out: &mut String, report: &Report) {
     out.push_str("</div>\n");
 }
 
-/// What a reader must not overlook: targets that were not reached, and the notes.
+/// Targets that were not reached, and the notes.
 fn notices(out: &mut String, report: &Report) {
     for stage in report.stages.iter().filter(|stage| stage.missing() > 0) {
         let wanted = stage.wanted.unwrap_or_default();
@@ -163,28 +165,41 @@ fn exports(out: &mut String, exports: &[ExportReport]) {
     }
     out.push_str(
         "<h2>Data sets</h2>\n<div class=\"scroll\"><table>\n\
-         <tr><th>file</th><th>trainer</th><th class=\"n\">rows</th></tr>\n",
+         <tr><th>file</th><th>trainer</th><th class=\"n\">rows</th><th>left out</th></tr>\n",
     );
     for export in exports {
         let (file, trainer) = (escape(&export.file), escape(&export.trainer));
         let rows = grouped(export.rows);
-        _ = writeln!(out, "<tr><td>{file}</td><td>{trainer}</td><td class=\"n\">{rows}</td></tr>");
+        let left_out = match export.left_out {
+            0 => "–".to_owned(),
+            count => format!("{}, the first: {}", grouped(count), escape(&export.why)),
+        };
+        _ = writeln!(
+            out,
+            "<tr><td>{file}</td><td>{trainer}</td><td class=\"n\">{rows}</td><td>{left_out}</td></tr>"
+        );
     }
     out.push_str("</table></div>\n");
 }
 
-fn samples(out: &mut String, samples: &[Sample]) {
-    if samples.is_empty() {
+/// The items of one fate, under their headings.
+fn samples(out: &mut String, title: &str, report: &Report, fate: Fate) {
+    let mut samples = report.samples.iter().filter(|sample| sample.fate == fate).peekable();
+    if samples.peek().is_none() {
         return;
     }
-    out.push_str("<h2>Samples</h2>\n");
+    _ = writeln!(out, "<h2>{title}</h2>");
     let mut heading = "";
     for sample in samples {
         if heading != sample.heading {
             heading = &sample.heading;
             _ = writeln!(out, "<h3>{}</h3>", escape(heading));
         }
-        let fate = if sample.rejected { "rejected" } else { "kept" };
+        let fate = match sample.fate {
+            Fate::Kept => "kept",
+            Fate::Rejected => "rejected",
+            Fate::Short => "short",
+        };
         _ = writeln!(
             out,
             "<details><summary><span class=\"{fate}\">{fate}</span> {} {}</summary><div>",

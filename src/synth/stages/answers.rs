@@ -4,6 +4,7 @@ use minijinja::context;
 use regex::Regex;
 use serde_json::json;
 
+use super::super::choice::chosen;
 use super::super::endpoint::{CallError, Endpoint, Job};
 use super::super::error::SynthError;
 use super::super::export::Turn;
@@ -27,7 +28,9 @@ pub(in super::super) fn dialogues(
     let recipe = context.recipe;
     let Some(dialogues) = &recipe.dialogues else { return Ok(Vec::new()) };
     let most = dialogues.most.unwrap_or(usize::MAX);
-    let chosen: Vec<&Prompt> = prompts.iter().take(most).collect();
+    let picked = chosen(prompts, most, |id| context.seed(&format!("dialogues.most {id}")));
+    let chosen: Vec<&Prompt> =
+        prompts.iter().zip(picked).filter(|(_, is_picked)| *is_picked).map(|(prompt, _)| prompt).collect();
     let assistant = recipe.roles.responders.first();
     let depends = depends([
         ("seed", json!(recipe.seed)),

@@ -9,7 +9,7 @@ use super::super::export::Turn;
 use super::super::journal::Finished;
 use super::super::list;
 use super::super::recipe::Problems;
-use super::super::records::{Keyword, PromptKind, Reject, Stage, Topic};
+use super::super::records::{Keyword, PromptKind, Reject, ShortList, Stage, Topic};
 use super::super::servers::Who;
 use super::super::workers::{Context, Item, StagePlan};
 use super::{depends, of_role, reject};
@@ -24,7 +24,7 @@ pub(super) struct ListRequest<'a> {
 }
 
 /// The items of a list, trimmed. Empty, repeated and surplus items are rejected, and a list that is short is
-/// accepted: `missing` counts what it lacks.
+/// accepted and noted.
 pub(super) fn ask<R>(
     request: &ListRequest<'_>,
     writer: &Endpoint,
@@ -56,7 +56,11 @@ pub(super) fn ask<R>(
         };
         finished.rejects.push(reject(request.id, reason, Some(&item)));
     }
-    finished.missing = (request.count - items.len()) as u64;
+    if items.len() < request.count {
+        let (id, raw) = (request.id.to_owned(), answer.text);
+        let (wanted, made) = (request.count as u64, items.len() as u64);
+        finished.short.push(ShortList { id, wanted, made, raw });
+    }
     Ok(items)
 }
 

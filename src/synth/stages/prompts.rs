@@ -38,8 +38,7 @@ pub(in super::super) fn prompts(
     let mut all = given(context)?;
     let items = sources(context, topics, keywords)?;
     if items.is_empty() {
-        context.write_local(Stage::Prompts, all.len(), &all, &[])?;
-        return Ok(all);
+        return context.write_local(Stage::Prompts, all.len(), all, Vec::new());
     }
     let wanted: usize = items.iter().map(|item| item.input.count).sum();
     let requests: Vec<_> = items.iter().map(|item| (&item.id, &item.input.request)).collect();

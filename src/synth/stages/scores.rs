@@ -235,8 +235,7 @@ pub(in super::super) fn filtered(
             judge(&best.id, parent, conversation(best));
         }
     }
-    context.write_local(Stage::Filtered, taken, &kept, &rejects)?;
-    Ok(kept)
+    context.write_local(Stage::Filtered, taken, kept, rejects)
 }
 
 /// Values for each assistant turn; turns before the rated ones have none.
@@ -292,6 +291,5 @@ pub(in super::super) fn pairs(context: &Context<'_>, scored: &Scored<'_>) -> Res
             }
         }
     }
-    context.write_local(Stage::Pairs, taken, &pairs, &rejects)?;
-    Ok(pairs)
+    context.write_local(Stage::Pairs, taken, pairs, rejects)
 }

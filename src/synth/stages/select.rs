@@ -1,5 +1,6 @@
 //! Prompts without duplicates and without texts of test sets.
 
+use super::super::choice::chosen;
 use super::super::decontaminate::TestSets;
 use super::super::dedup::Deduplicator;
 use super::super::error::SynthError;
@@ -32,12 +33,19 @@ pub(in super::super) fn selected(
         } else if let Some(same) = kept.as_mut().and_then(|kept| kept.keep(&prompt.id, &prompt.prompt)) {
             let detail = format!("{} with similarity {:.3}", same.of, same.similarity);
             rejects.push(rejected("duplicate", Some(detail)));
-        } else if select.most.is_some_and(|most| selected.len() >= most) {
-            rejects.push(rejected("more than select.most", None));
         } else {
             selected.push(prompt);
         }
     }
-    context.write_local(Stage::Selected, taken, &selected, &rejects)?;
-    Ok(selected)
+    if let Some(most) = select.most {
+        let is_chosen = chosen(&selected, most, |id| context.seed(&format!("select.most {id}")));
+        let mut left_out = Vec::new();
+        for (prompt, is_chosen) in std::mem::take(&mut selected).into_iter().zip(is_chosen) {
+            let stays = if is_chosen { &mut selected } else { &mut left_out };
+            stays.push(prompt);
+        }
+        let reason = "more than select.most";
+        rejects.extend(left_out.iter().map(|prompt| reject(&prompt.id, reason, Some(&prompt.prompt))));
+    }
+    context.write_local(Stage::Selected, taken, selected, rejects)
 }

@@ -3,7 +3,7 @@
 mod children;
 mod recipes;
 mod resume;
-mod script;
+pub mod script;
 mod stages;
 
 use std::collections::BTreeMap;
