@@ -17,6 +17,8 @@ use crate::hub::{self, AgentOptions};
 /// Pause after a full server's answer without `Retry-After`, and after the first failed attempt. It doubles
 /// with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Part of a pause.
+const PART: Duration = Duration::from_millis(100);
 /// Longest pause that the server has not asked for.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause that a server may ask for.
@@ -200,7 +202,11 @@ impl Endpoint {
                 Err(Attempt::Refused(message)) => return Err(CallError::Refused(message)),
                 Err(Attempt::Fatal(message)) => return Err(self.fatal(message)),
             };
-            sleep(pause);
+            // In parts, so that a run that ends does not wait.
+            let until = Instant::now() + pause;
+            while Instant::now() < until && !stopped() {
+                sleep(PART);
+            }
         }
     }
 

@@ -7,12 +7,16 @@ use serde_json::{Value, json};
 use super::super::endpoint::{CallError, Endpoint, Job, short};
 use super::super::error::SynthError;
 use super::super::export::Turn;
+use super::super::journal::Finished;
 use super::super::pairs::{Candidate, choose_pair};
 use super::super::recipe::{JudgeApi, RewardOptions};
 use super::super::records::{DialogueRecord, Kept, Pair, Reject, Response, Reward, Stage};
 use super::super::servers::Who;
 use super::super::workers::{Context, Item, StagePlan};
 use super::{depends, input, of_role, reject};
+
+/// Most responses in one request to the judge.
+const MOST_TOGETHER: usize = 32;
 
 /// Attribute values of one turn.
 type Values = BTreeMap<String, f64>;
@@ -61,33 +65,95 @@ pub(in super::super) fn rewards(
         let judge = &endpoints[0];
         match &item.input {
             Subject::Dialogue(dialogue) => {
-                let turns = match judge.api {
-                    JudgeApi::Reward => every_turn(judge, &dialogue.messages, job)?,
-                    JudgeApi::Chat => {
-                        // Assistant turns are the second, the fourth and so on.
-                        let ends = (2..=dialogue.messages.len()).step_by(2);
-                        let rated = ends.map(|end| by_chat(judge, &dialogue.messages[..end], job));
-                        rated.collect::<Result<Vec<_>, _>>()?
-                    }
-                };
-                finished.records.push(reward(judge, options, &dialogue.id, turns)?);
+                let turns = dialogue_values(judge, &dialogue.messages, job);
+                let raw = dialogue.messages.last().map_or("", |turn| &turn.content);
+                let subject = Scoring { judge, options, id: &dialogue.id, raw };
+                subject.finish(turns, finished)?;
             }
             Subject::Responses(responses) => {
-                let conversations: Vec<Vec<Turn>> = responses.iter().map(|r| conversation(r)).collect();
-                let values = match judge.api {
-                    JudgeApi::Reward => last_turns(judge, &conversations, job)?,
-                    JudgeApi::Chat => {
-                        let rated = conversations.iter().map(|turns| by_chat(judge, turns, job));
-                        rated.collect::<Result<Vec<_>, _>>()?
+                for responses in responses.chunks(MOST_TOGETHER) {
+                    let all = response_values(judge, responses, job)?;
+                    for (response, values) in responses.iter().zip(all) {
+                        let (id, raw) = (&response.id, &response.response);
+                        let subject = Scoring { judge, options, id, raw };
+                        subject.finish(values.map(|values| vec![values]), finished)?;
                     }
-                };
-                for (response, values) in responses.iter().zip(values) {
-                    finished.records.push(reward(judge, options, &response.id, vec![values])?);
                 }
             }
         }
         Ok(())
     })
+}
+
+/// The conversation of a score.
+struct Scoring<'a> {
+    judge: &'a Endpoint,
+    options: &'a RewardOptions,
+    id: &'a str,
+    /// The text that is scored.
+    raw: &'a str,
+}
+
+impl Scoring<'_> {
+    /// Adds the reward, or a reject if the judge refuses the conversation.
+    fn finish(
+        &self,
+        turns: Result<Vec<Values>, CallError>,
+        finished: &mut Finished<Reward>,
+    ) -> Result<(), CallError> {
+        let scored = turns.and_then(|turns| reward(self.judge, self.options, self.id, turns));
+        match scored {
+            Ok(reward) => finished.records.push(reward),
+            Err(CallError::Refused(message)) => finished.rejects.push(Reject {
+                detail: Some(message),
+                ..reject(self.id, "refused by the server", Some(self.raw))
+            }),
+            Err(fatal) => return Err(fatal),
+        }
+        Ok(())
+    }
+}
+
+/// The values of each assistant turn.
+fn dialogue_values(judge: &Endpoint, messages: &[Turn], job: &mut Job<'_>) -> Result<Vec<Values>, CallError> {
+    match judge.api {
+        JudgeApi::Reward => every_turn(judge, messages, job),
+        // Assistant turns are the second, the fourth and so on.
+        JudgeApi::Chat => {
+            (2..=messages.len()).step_by(2).map(|end| by_chat(judge, &messages[..end], job)).collect()
+        }
+    }
+}
+
+/// The values of responses. If the judge refuses all of them together, each is asked about alone, so that
+/// one that is too long does not take the others with it.
+fn response_values(
+    judge: &Endpoint,
+    responses: &[&Response],
+    job: &mut Job<'_>,
+) -> Result<Vec<Result<Values, CallError>>, CallError> {
+    let conversations: Vec<Vec<Turn>> = responses.iter().map(|response| conversation(response)).collect();
+    if judge.api == JudgeApi::Reward {
+        match last_turns(judge, &conversations, job) {
+            Ok(values) => return Ok(values.into_iter().map(Ok).collect()),
+            Err(CallError::Refused(message)) if conversations.len() == 1 => {
+                return Ok(vec![Err(CallError::Refused(message))]);
+            }
+            Err(CallError::Refused(_)) => {}
+            Err(fatal) => return Err(fatal),
+        }
+    }
+    let alone = |turns: &Vec<Turn>| match judge.api {
+        JudgeApi::Reward => {
+            last_turns(judge, std::slice::from_ref(turns), job).and_then(|values| first(judge, values))
+        }
+        JudgeApi::Chat => by_chat(judge, turns, job),
+    };
+    Ok(conversations.iter().map(alone).collect())
+}
+
+fn first(judge: &Endpoint, values: Vec<Values>) -> Result<Values, CallError> {
+    values.into_iter().next().ok_or_else(|| judge.fatal("expected one reward; got none".to_owned()))
 }
 
 /// Responses by the ids of their prompts, in the order of the first response to each.

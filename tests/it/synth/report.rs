@@ -1,7 +1,7 @@
 //! The report's page and the table of scores: counts, escaping, histograms, and nothing from elsewhere.
 
 use octant::synth::report::{
-    ExportReport, Histogram, LabelledText, RejectCount, Report, Sample, ScoreReport, StageReport, page,
+    ExportReport, Fate, Histogram, LabelledText, RejectCount, Report, Sample, ScoreReport, StageReport, page,
     score_table, write_report,
 };
 
@@ -34,11 +34,17 @@ fn report() -> Report {
     let sample = Sample {
         heading: "Pairs".to_owned(),
         id: "pair-1".to_owned(),
-        rejected: true,
+        fate: Fate::Rejected,
         remark: "the scores are equal".to_owned(),
         texts: vec![text],
     };
-    let export = ExportReport { file: "trl_sft.jsonl".to_owned(), trainer: "TRL".to_owned(), rows: 12 };
+    let export = ExportReport {
+        file: "trl_sft.jsonl".to_owned(),
+        trainer: "TRL".to_owned(),
+        rows: 12,
+        left_out: 2,
+        why: "turns: <odd>".to_owned(),
+    };
     Report {
         title: "Garden <recipe>".to_owned(),
         subtitle: vec!["judge: reward-demo".to_owned()],
@@ -102,13 +108,29 @@ fn counts_rejects_and_totals_are_shown() {
         "<strong>1\u{202f}234\u{202f}567</strong><span>prompt tokens</span>",
         "<strong>13</strong><span>rejected items</span>",
         "<strong>1 min 15 s</strong><span>time of all stages</span>",
-        "<td>trl_sft.jsonl</td><td>TRL</td><td class=\"n\">12</td>",
+        "<td>trl_sft.jsonl</td><td>TRL</td><td class=\"n\">12</td><td>2, the first: turns: &lt;odd&gt;</td>",
         "2 pairs were decided by ground truth against the scores.",
         "<span class=\"rejected\">rejected</span> pair-1 the scores are equal",
     ] {
         assert!(html.contains(shown), "{shown}");
     }
     assert!(page(&Report::default()).contains("No item was rejected."));
+}
+
+#[test]
+fn kept_rejected_and_short_items_have_parts_of_their_own() {
+    let mut report = report();
+    let sample = |fate, id: &str| Sample { fate, id: id.to_owned(), ..report.samples[0].clone() };
+    report.samples =
+        vec![sample(Fate::Short, "s-1"), sample(Fate::Rejected, "r-1"), sample(Fate::Kept, "k-1")];
+    let html = page(&report);
+    let at = |text: &str| html.find(text).unwrap_or_else(|| panic!("{text}"));
+    let order =
+        ["<h2>Samples", "k-1", "<h2>Rejects by", "<h2>Rejected items", "r-1", "<h2>Short lists", "s-1"];
+    assert!(order.map(at).is_sorted());
+    report.samples.truncate(1);
+    let html = page(&report);
+    assert!(!html.contains("<h2>Samples") && !html.contains("<h2>Rejected items"));
 }
 
 #[test]

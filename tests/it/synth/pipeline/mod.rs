@@ -8,7 +8,8 @@ mod stages;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use octant::synth::{RunOptions, Stop, SynthError, run};
@@ -133,11 +134,24 @@ impl Setup {
         self.run_with(&format!("http://{}", server.address), false)
     }
 
-    pub fn run_with(&self, server: &str, dry_run: bool) -> Outcome {
+    /// Writes the recipe for this server.
+    fn write(&self, server: &str) -> PathBuf {
         let path = self.path().join("recipe.toml");
         let concurrency = self.concurrency.to_string();
         let text = self.recipe.replace("SERVER", server).replace("CONCURRENCY", &concurrency);
         fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// `octant synth` as a process.
+    pub fn spawn(&self, server: &str) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+        command.env_clear().arg("synth").arg(self.write(server)).arg("--out").arg(self.path().join("out"));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    pub fn run_with(&self, server: &str, dry_run: bool) -> Outcome {
+        let path = self.write(server);
         let said = Mutex::new(String::new());
         let result = run(&RunOptions {
             recipe: &path,

@@ -2,6 +2,13 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use super::script::{Reply, usual};
 use super::{ScriptServer, Setup, usual_but};
@@ -22,6 +29,66 @@ fn a_run_interrupted_at_any_request_continues_to_the_same_files() {
         // Only a dialogue has several requests, which all are sent again; two run side by side.
         let again = server.calls().len() + stop - calls.len();
         assert!(again < 5, "{again} requests were sent again after {stop}");
+    }
+}
+
+/// A number of a request within each stage that asks a model, by the stage.
+fn requests_of_stages(setup: &Setup) -> Vec<(String, usize)> {
+    let mut summaries: Vec<PathBuf> = fs::read_dir(setup.path().join("out"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().ends_with(".summary.json"))
+        .collect();
+    summaries.sort();
+    let (mut before, mut found) = (0, Vec::new());
+    for path in summaries {
+        let summary: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let requests = summary["requests"].as_u64().unwrap() as usize;
+        if requests > 0 {
+            found.push((summary["stage"].as_str().unwrap().to_owned(), before + requests / 2));
+        }
+        before += requests;
+    }
+    found
+}
+
+#[test]
+fn a_run_that_is_killed_within_any_stage_continues_to_the_same_files() {
+    let whole = Setup::new();
+    whole.run(&ScriptServer::start(usual)).said();
+    let stages = requests_of_stages(&whole);
+    let names: Vec<&str> = stages.iter().map(|(name, _)| name.as_str()).collect();
+    let expected =
+        ["topics", "subtopics", "keywords", "prompts", "refined", "dialogues", "responses", "rewards"];
+    assert_eq!(names, expected);
+    for (stage, request) in stages {
+        let mut setup = Setup::new();
+        setup.concurrency = 2;
+        let pid = Arc::new(AtomicI32::new(0));
+        let victim = Arc::clone(&pid);
+        let server = usual_but(move |call| {
+            if call.number != request {
+                return None;
+            }
+            while victim.load(Ordering::Acquire) == 0 {
+                std::thread::yield_now();
+            }
+            kill_process(Pid::from_raw(victim.load(Ordering::Acquire)).unwrap(), Signal::KILL).unwrap();
+            None
+        });
+        let mut process = setup.spawn(&format!("http://{}", server.address));
+        pid.store(process.id() as i32, Ordering::Release);
+        assert_eq!(process.wait().unwrap().signal(), Some(9), "{stage}");
+        let begun = format!("-{stage}.journal.jsonl");
+        let left: Vec<String> = fs::read_dir(setup.path().join("out"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        assert!(left.iter().any(|name| name.ends_with(&begun)), "{stage}: {left:?}");
+        let server = ScriptServer::start(usual);
+        let mut process = setup.spawn(&format!("http://{}", server.address));
+        assert!(process.wait().unwrap().success(), "{stage}");
+        assert_eq!(setup.files(), whole.files(), "{stage}");
     }
 }
 

@@ -82,6 +82,37 @@ fn a_short_list_is_used_and_said() {
     assert_eq!(setup.reasons("04-prompts").get("repeated item"), Some(&2));
     let report = fs::read_to_string(setup.path().join("out/report.html")).unwrap();
     assert!(report.contains("Lists were 3 items shorter than asked for"));
+    let short = setup.lines("01-topics.short.jsonl");
+    let expected = json!({ "id": "topics", "wanted": 2, "made": 1, "raw": "{\"items\": [\"Tides\", \"Moo" });
+    assert_eq!(short, [expected]);
+    let part = report.split("<h2>Short lists</h2>").nth(1).unwrap();
+    assert!(part.contains("topics (1 of 1)") && part.contains("topics 1 of 2 items"), "{part}");
+    assert!(part.contains("[&quot;Tides&quot;, &quot;Moo"), "{part}");
+}
+
+#[test]
+fn a_limited_number_of_prompts_is_chosen_evenly_and_by_the_seed() {
+    let selected = |most: usize, seed: usize| {
+        let mut setup = Setup::new();
+        setup.replace("seed = 7", &format!("seed = {seed}"));
+        setup.replace("per_topic = 2", "per_topic = 20");
+        setup.replace("[dialogues]", &format!("[select]\nmost = {most}\n\n[dialogues]"));
+        setup.run(&ScriptServer::start(usual)).said();
+        let reasons = setup.reasons("06-selected");
+        assert_eq!(reasons.get("more than select.most"), Some(&(62 - most)));
+        let lines = setup.lines("06-selected.jsonl");
+        lines.iter().map(|prompt| prompt["id"].as_str().unwrap().to_owned()).collect::<Vec<String>>()
+    };
+    let chosen = selected(8, 7);
+    // Both kinds have their turns; the two problems are all there are. Then three topics take turns.
+    let of = |start: &str| chosen.iter().filter(|id| id.starts_with(start)).count();
+    assert_eq!(["m", "t0.", "t1.", "t2."].map(of), [2, 2, 2, 2], "{chosen:?}");
+    assert!(chosen.iter().any(|id| !id.contains(".q0.")), "{chosen:?}");
+    assert_eq!(selected(8, 7), chosen);
+    // One prompt more keeps the others, and another seed chooses others.
+    let more = selected(9, 7);
+    assert!(more.len() == 9 && chosen.iter().all(|id| more.contains(id)), "{more:?}");
+    assert_ne!(selected(8, 8), chosen);
 }
 
 #[test]
@@ -108,6 +139,26 @@ fn a_reject_has_its_reason_and_the_raw_text() {
             _ => assert!(reject["detail"].as_str().unwrap().contains("status 400: too long")),
         }
     }
+    let report = fs::read_to_string(setup.path().join("out/report.html")).unwrap();
+    let part = report.split("<h2>Rejected items</h2>").nth(1).unwrap();
+    assert!(part.contains("subtopics: no list (1 of 1)"), "{part}");
+    assert!(part.contains("<pre>I cannot list that.</pre>") && part.contains("<pre>cut of</pre>"));
+    assert!(part.contains("status 400: too long"));
+}
+
+#[test]
+fn a_stage_that_makes_nothing_keeps_the_answers() {
+    let setup = Setup::new();
+    let refusing = usual_but(|call| call.list().map(|_| Reply::text("I will not.")));
+    let error = setup.run(&refusing).error();
+    assert!(
+        error.contains("topics: nothing was made of 1 items; no list: expected a JSON object"),
+        "{error}"
+    );
+    assert!(error.contains("01-topics.rejects.jsonl"), "{error}");
+    assert_eq!(setup.lines("01-topics.rejects.jsonl")[0]["raw"], "I will not.");
+    setup.run(&ScriptServer::start(usual)).said();
+    assert!(setup.lines("01-topics.rejects.jsonl").is_empty());
 }
 
 #[test]
@@ -124,6 +175,30 @@ fn equal_scores_make_no_pair() {
     // 2 - 0.5 reaches the threshold.
     assert_eq!(setup.lines("10-filtered.jsonl").len(), 12);
     assert_eq!(setup.lines("10-filtered.jsonl")[0]["score"], 1.5);
+    let report = fs::read_to_string(setup.path().join("out/report.html")).unwrap();
+    let part = report.split("pairs: the scores are equal (3 of 10)").nth(1).unwrap();
+    assert!(part.contains(".a0.0, score 1.500") && part.contains(".a1.0, score 1.500"), "{part}");
+}
+
+#[test]
+fn a_response_that_the_judge_refuses_does_not_take_the_others_with_it() {
+    let setup = Setup::new();
+    let server = usual_but(|call| {
+        let is_long = call.body.to_string().contains("Too long.");
+        match call.path.as_str() {
+            "/v1/reward" if is_long => Some(Reply::error(400, "messages: too many tokens")),
+            "/v1/reward" => None,
+            _ if call.body["model"] == "strong" && call.number % 4 == 0 => Some(Reply::text("Too long.")),
+            _ => None,
+        }
+    });
+    setup.run(&server).said();
+    let long = setup.lines("08-responses.jsonl").iter().filter(|r| r["response"] == "Too long.").count();
+    assert!(long > 0);
+    let rejects = setup.lines("09-rewards.rejects.jsonl");
+    assert_eq!((rejects.len(), setup.lines("09-rewards.jsonl").len()), (long, 22 - long));
+    assert!(rejects.iter().all(|reject| reject["raw"] == "Too long."), "{rejects:?}");
+    assert!(rejects[0]["detail"].as_str().unwrap().contains("messages: too many tokens"));
 }
 
 #[test]
