@@ -14,3 +14,4 @@ pub(crate) use refusal::Refusal;
 pub use refusal::message;
 pub use sse::{SseEvent, SseParser};
 pub use target::{Target, TargetError};
+pub use tls::TlsError;

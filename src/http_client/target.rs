@@ -5,8 +5,7 @@ use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Uri};
 
-use super::certificates::CertificateError;
-use super::tls::Tls;
+use super::tls::{Tls, TlsError};
 
 /// A server cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,17 +18,9 @@ pub enum TargetError {
         /// Reason.
         why: String,
     },
-    /// No certificate can have this name.
-    #[error("{host}: expected a host name or an address; {why}")]
-    Host {
-        /// The host.
-        host: String,
-        /// Reason.
-        why: String,
-    },
-    /// The root certificates cannot be used.
+    /// The URL is https, and TLS cannot be used.
     #[error(transparent)]
-    Certificates(#[from] CertificateError),
+    Tls(#[from] TlsError),
     /// The API key is not a valid header value.
     #[error("the API key has characters that are not allowed in a header")]
     Key,

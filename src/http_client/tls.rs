@@ -10,8 +10,23 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::certificates::{CertificateFile, with_hint};
-use super::target::TargetError;
+use super::certificates::{CertificateError, CertificateFile, with_hint};
+
+/// TLS cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No certificate can have this name.
+    #[error("{host}: expected a host name or an address; {why}")]
+    Host {
+        /// The host.
+        host: String,
+        /// Reason.
+        why: String,
+    },
+    /// The root certificates cannot be used.
+    #[error(transparent)]
+    Certificates(#[from] CertificateError),
+}
 
 /// Settings of TLS to one server.
 #[derive(Clone)]
@@ -29,11 +44,10 @@ impl std::fmt::Debug for Tls {
 
 impl Tls {
     /// Reads the root certificates. `host` is a name or an address; an IPv6 address may have brackets.
-    pub(super) fn new(host: &str) -> Result<Self, TargetError> {
+    pub(super) fn new(host: &str) -> Result<Self, TlsError> {
         let bare = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let name = ServerName::try_from(bare);
-        let name =
-            name.map_err(|error| TargetError::Host { host: host.to_owned(), why: error.to_string() })?;
+        let name = name.map_err(|error| TlsError::Host { host: host.to_owned(), why: error.to_string() })?;
         let mut roots = RootCertStore::empty();
         match CertificateFile::of_environment() {
             Some(file) => {

@@ -3,9 +3,9 @@
 use super::error::SynthError;
 use super::export::{DataSet, Dialogue, Export, Preference, Rating, write_exports};
 use super::journal::StageSummary;
-use super::records::{Kept, Pair, Response, Reward};
+use super::records::{Kept, Pair, Reward};
 use super::report::{ExportReport, RejectCount, Report, ScoreReport, StageReport, write_report};
-use super::samples::samples;
+use super::samples::{Products, samples};
 use super::workers::Context;
 
 /// The scores with the threshold, then each attribute of the last turns.
@@ -28,19 +28,14 @@ pub(super) fn score_reports(context: &Context<'_>, rewards: &[Reward]) -> Vec<Sc
     [score].into_iter().chain(names.into_iter().map(attribute)).collect()
 }
 
-/// The content of the outputs.
-pub(super) struct Results<'a> {
-    pub(super) kept: &'a [Kept],
-    pub(super) pairs: &'a [Pair],
-    pub(super) responses: &'a [Response],
-    pub(super) scores: Vec<ScoreReport>,
-    pub(super) stages: &'a [StageSummary],
-}
-
 /// Writes the files for trainers and the report, and says where they are.
-pub(super) fn write(context: &Context<'_>, results: Results<'_>) -> Result<(), SynthError> {
-    let dialogues: Vec<Dialogue> = results.kept.iter().map(dialogue).collect();
-    let preferences: Vec<Preference> = results.pairs.iter().map(preference).collect();
+pub(super) fn write(
+    context: &Context<'_>,
+    products: Products<'_>,
+    scores: Vec<ScoreReport>,
+) -> Result<(), SynthError> {
+    let dialogues: Vec<Dialogue> = products.kept.iter().map(dialogue).collect();
+    let preferences: Vec<Preference> = products.pairs.iter().map(preference).collect();
     let folder = context.folder.join("exports");
     let data = DataSet { dialogues: &dialogues, preferences: &preferences };
     let exports = write_exports(&folder, &context.recipe.export.formats, data);
@@ -54,7 +49,7 @@ pub(super) fn write(context: &Context<'_>, results: Results<'_>) -> Result<(), S
         (context.say)(&format!("{line}\n"));
     }
     let path = context.folder.join("report.html");
-    let report = report(context, results, &exports)?;
+    let report = Report { scores, ..report(context, products, &exports)? };
     write_report(&report, &path).map_err(SynthError::file(&path))?;
     (context.say)(&format!("{}\n", path.display()));
     Ok(())
@@ -77,21 +72,21 @@ fn preference(pair: &Pair) -> Preference {
     }
 }
 
-fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Result<Report, SynthError> {
-    let samples = samples(context, &results)?;
+fn report(context: &Context<'_>, products: Products<'_>, exports: &[Export]) -> Result<Report, SynthError> {
+    let samples = samples(context, products)?;
     let recipe = context.recipe;
     let roles = &recipe.roles;
     let single = [("prompt writer", &roles.prompt_writer), ("user", &roles.user), ("judge", &roles.judge)];
     let mut models: Vec<String> =
         single.iter().filter_map(|(name, role)| Some(format!("{name}: {}", role.as_ref()?.model))).collect();
     models.extend(roles.responders.iter().map(|role| format!("responder: {}", role.model)));
-    let short: u64 = results.stages.iter().map(|stage| stage.missing).sum();
+    let short: u64 = products.stages.iter().map(|stage| stage.missing).sum();
     let mut notes = Vec::new();
     if short > 0 {
         notes.push(format!("Lists were {short} items shorter than asked for; what they have was used."));
     }
     let against = |pair: &&Pair| pair.margin.is_some_and(|margin| margin <= 0.0);
-    let against = results.pairs.iter().filter(against).count();
+    let against = products.pairs.iter().filter(against).count();
     if against > 0 {
         notes.push(format!(
             "In {against} pairs ground truth decided against the scores; their exports have no margin and \
@@ -106,8 +101,8 @@ fn report(context: &Context<'_>, results: Results<'_>, exports: &[Export]) -> Re
     Ok(Report {
         title: recipe.name.clone(),
         subtitle: models,
-        stages: results.stages.iter().map(stage).collect(),
-        scores: results.scores,
+        stages: products.stages.iter().map(stage).collect(),
+        scores: Vec::new(),
         samples,
         exports: exports.iter().map(export).collect(),
         notes,

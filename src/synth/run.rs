@@ -9,9 +9,10 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::error::SynthError;
 use super::estimate::estimate;
-use super::outputs::{self, Results};
+use super::outputs;
 use super::recipe::Recipe;
 use super::report::score_table;
+use super::samples::Products;
 use super::servers::{Servers, Stop};
 use super::stages::{self, Scored};
 use super::workers::Context;
@@ -91,10 +92,8 @@ fn all_stages(context: &Context<'_>) -> Result<(), SynthError> {
     let kept = stages::filtered(context, &scored)?;
     let pairs = stages::pairs(context, &scored)?;
     let stages = context.summaries();
-    outputs::write(
-        context,
-        Results { kept: &kept, pairs: &pairs, responses: &responses, scores, stages: &stages },
-    )
+    let products = Products { kept: &kept, pairs: &pairs, responses: &responses, stages: &stages };
+    outputs::write(context, products, scores)
 }
 
 /// Keeps other processes out of the folder while the file is open.

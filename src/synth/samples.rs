@@ -7,7 +7,6 @@ use serde::Deserialize;
 use super::error::SynthError;
 use super::export::Turn;
 use super::journal::{StageFiles, StageSummary, read_lines};
-use super::outputs::Results;
 use super::records::{Kept, Pair, Reject, Response, ShortList, Stage};
 use super::report::{Fate, LabelledText, Sample};
 use super::workers::Context;
@@ -17,13 +16,22 @@ const KEPT: usize = 5;
 /// Rejects of each stage and reason, and short lists of each stage.
 const OTHERS: usize = 3;
 
+/// The products of a run.
+#[derive(Clone, Copy)]
+pub(super) struct Products<'a> {
+    pub(super) kept: &'a [Kept],
+    pub(super) pairs: &'a [Pair],
+    pub(super) responses: &'a [Response],
+    pub(super) stages: &'a [StageSummary],
+}
+
 /// The items of the report. Of many of a kind, some are taken at equal distances.
-pub(super) fn samples(context: &Context<'_>, results: &Results<'_>) -> Result<Vec<Sample>, SynthError> {
-    let mut all: Vec<Sample> = spread(results.pairs, KEPT).map(pair).collect();
-    all.extend(spread(results.kept, KEPT).map(conversation));
-    let prompts = results.responses.iter().map(|response| (&*response.parent, response));
+pub(super) fn samples(context: &Context<'_>, products: Products<'_>) -> Result<Vec<Sample>, SynthError> {
+    let mut all: Vec<Sample> = spread(products.pairs, KEPT).map(pair).collect();
+    all.extend(spread(products.kept, KEPT).map(conversation));
+    let prompts = products.responses.iter().map(|response| (&*response.parent, response));
     let prompts: HashMap<&str, &Response> = prompts.collect();
-    for summary in results.stages {
+    for summary in products.stages {
         let files = StageFiles::new(context.folder, summary.stage);
         if !summary.rejects.is_empty() {
             all.extend(rejects(summary, &read_lines(&files.rejects())?, &prompts));
@@ -35,7 +43,7 @@ pub(super) fn samples(context: &Context<'_>, results: &Results<'_>) -> Result<Ve
     Ok(all)
 }
 
-/// At most `most` items, at equal distances.
+/// Some items at equal distances, at most `most`.
 fn spread<T>(items: &[T], most: usize) -> impl Iterator<Item = &T> {
     let count = items.len().min(most);
     (0..count).map(move |number| &items[number * items.len() / count])

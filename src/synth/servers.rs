@@ -98,8 +98,15 @@ impl Who {
 struct Running {
     model: String,
     args: Vec<String>,
-    base: String,
+    address: LocalAddress,
     child: Child,
+}
+
+/// The address of a child process.
+#[derive(Debug, Clone)]
+struct LocalAddress {
+    base: String,
+    log: PathBuf,
 }
 
 impl Drop for Running {
@@ -144,7 +151,11 @@ impl Servers<'_> {
             let name = format!("{} ({})", who.key(), role.model);
             match &role.endpoint {
                 Some(base) => Endpoint::new(&name, role, base, role.model.clone()),
-                None => Endpoint::new(&name, role, &self.local(&name, role)?, LOCAL.to_owned()),
+                None => {
+                    let LocalAddress { base, log } = self.local(&name, role)?;
+                    let name = format!("{name}, log {}", log.display());
+                    Endpoint::new(&name, role, &base, LOCAL.to_owned())
+                }
             }
         };
         wanted.iter().map(endpoint).collect()
@@ -156,10 +167,10 @@ impl Servers<'_> {
     }
 
     /// The address of a child process, which is started if none serves the model.
-    fn local(&self, name: &str, role: &Role) -> Result<String, SynthError> {
-        let running = self.stop.children().iter().find(|running| is_same(running, role)).map(base_of);
-        if let Some(base) = running {
-            return Ok(base);
+    fn local(&self, name: &str, role: &Role) -> Result<LocalAddress, SynthError> {
+        let running = self.stop.children().iter().find(|running| is_same(running, role)).map(address_of);
+        if let Some(address) = running {
+            return Ok(address);
         }
         let wrong = |message: String| SynthError::Endpoint { role: name.to_owned(), message };
         let free = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
@@ -171,7 +182,7 @@ impl Servers<'_> {
             path if path.exists() => path,
             _ => PathBuf::from(&role.model),
         };
-        let base = format!("http://127.0.0.1:{port}");
+        let address = LocalAddress { base: format!("http://127.0.0.1:{port}"), log };
         let mut command = Command::new(self.binary);
         command.arg("serve").arg(&model).args(["--host", "127.0.0.1", "--port", &port.to_string()]);
         command
@@ -191,14 +202,14 @@ impl Servers<'_> {
             let child = command.spawn();
             let child = child.map_err(|error| wrong(format!("cannot start octant serve: {error}")))?;
             let (model, args) = (role.model.clone(), role.serve_args.clone());
-            children.push(Running { model, args, base: base.clone(), child });
+            children.push(Running { model, args, address: address.clone(), child });
         }
-        tracing::info!("{name}: octant serve starts on port {port}; its log is {}", log.display());
-        self.until_ready(&base, &log).map_err(wrong_or(name))?;
-        Ok(base)
+        tracing::info!("{name}: octant serve starts on port {port}; its log is {}", address.log.display());
+        self.until_ready(&address).map_err(wrong_or(name))?;
+        Ok(address)
     }
 
-    fn until_ready(&self, base: &str, log: &Path) -> Result<(), NotReady> {
+    fn until_ready(&self, address: &LocalAddress) -> Result<(), NotReady> {
         let options = AgentOptions { timeout: Duration::from_secs(5), connections: None, is_direct: true };
         let agent = hub::agent(&options).map_err(|error| NotReady::Failed(error.to_string()))?;
         loop {
@@ -207,13 +218,13 @@ impl Servers<'_> {
             }
             let ended = {
                 let mut children = self.stop.children();
-                let running = children.iter_mut().find(|running| running.base == base);
+                let running = children.iter_mut().find(|running| running.address.base == address.base);
                 running.is_none_or(|running| !matches!(running.child.try_wait(), Ok(None)))
             };
             if ended {
-                return Err(NotReady::Failed(format!("octant serve ended: {}", log_end(log))));
+                return Err(NotReady::Failed(format!("octant serve ended: {}", log_end(&address.log))));
             }
-            match agent.get(format!("{base}/health/ready")).call() {
+            match agent.get(format!("{}/health/ready", address.base)).call() {
                 Ok(response) if response.status().as_u16() == 200 => return Ok(()),
                 _ => sleep(POLL),
             }
@@ -239,8 +250,8 @@ fn is_same(running: &Running, role: &Role) -> bool {
     running.model == role.model && running.args == role.serve_args
 }
 
-fn base_of(running: &Running) -> String {
-    running.base.clone()
+fn address_of(running: &Running) -> LocalAddress {
+    running.address.clone()
 }
 
 /// The last lines of a log, on one line.

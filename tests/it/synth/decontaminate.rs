@@ -115,7 +115,10 @@ fn errors_name_the_file_and_the_line() {
         error("a.parquet", "PAR1", &options("a.parquet")),
         "FOLDER/a.parquet: expected .jsonl, .ndjson, .txt, .text or .md; got .parquet"
     );
-    assert!(error("a.txt", "x", &options("b.txt")).starts_with("FOLDER/b.txt: cannot read the test set: "));
+    assert!(
+        error("a.txt", "x", &options("b.txt"))
+            .starts_with("FOLDER/b.txt: cannot read this file of decontaminate.files: ")
+    );
     let words = DecontaminationOptions { min_words: 14, ..options("a.txt") };
     assert_eq!(
         error("a.txt", "x", &words),
